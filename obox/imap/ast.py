@@ -1,0 +1,501 @@
+"""What a client may ask: one frozen struct per command, its arguments decoded.
+
+Parsed once, here nothing is wire any more: mailbox names are str (NFC, `INBOX` in capitals, hierarchy separators as
+sent), flags are str with system flags spelt as in RFC 9051 (`\\Seen`) and keywords as sent, dates and sets are values.
+Search strings are str, decoded from their charset; message data, passwords and SASL responses are bytes. Secrets do
+not appear in `repr`. Knows no state: whether a command is allowed now is the session's question.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from typing import ClassVar, TypeAlias
+
+import msgspec
+
+from obox.imap.sets import SequenceSet
+
+
+class Command(msgspec.Struct, frozen=True):
+    """Base of all commands. NAME is the command's word, for tables, logs and metrics."""
+
+    NAME: ClassVar[str] = ""
+    tag: bytes
+
+
+# -- any state ---------------------------------------------------------------------------------------------------------
+
+
+class Capability(Command, frozen=True):
+    NAME: ClassVar[str] = "CAPABILITY"
+
+
+class Noop(Command, frozen=True):
+    NAME: ClassVar[str] = "NOOP"
+
+
+class Logout(Command, frozen=True):
+    NAME: ClassVar[str] = "LOGOUT"
+
+
+class Id(Command, frozen=True):
+    """RFC 2971. params: pairs in the client's order, None for `ID NIL`; a value may be NIL."""
+
+    NAME: ClassVar[str] = "ID"
+    params: tuple[tuple[str, str | None], ...] | None
+
+
+# -- not authenticated -------------------------------------------------------------------------------------------------
+
+
+class StartTls(Command, frozen=True):
+    """The session must call `Parser.discard_buffer` before it starts TLS: what came in clear does not count."""
+
+    NAME: ClassVar[str] = "STARTTLS"
+
+
+class Authenticate(Command, frozen=True):
+    """mechanism: in capitals. initial: the decoded initial response, b"" for `=`, None if there is none (RFC 4959)."""
+
+    NAME: ClassVar[str] = "AUTHENTICATE"
+    mechanism: str
+    initial: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"Authenticate(tag={self.tag!r}, mechanism={self.mechanism!r}, initial=...)"
+
+
+class Login(Command, frozen=True):
+    NAME: ClassVar[str] = "LOGIN"
+    username: str
+    password: bytes
+
+    def __repr__(self) -> str:
+        return f"Login(tag={self.tag!r}, username={self.username!r}, password=...)"
+
+
+# -- authenticated -----------------------------------------------------------------------------------------------------
+
+
+class Enable(Command, frozen=True):
+    """RFC 5161. capabilities: in capitals, unknown ones included; the session ignores those."""
+
+    NAME: ClassVar[str] = "ENABLE"
+    capabilities: tuple[str, ...]
+
+
+class QResync(msgspec.Struct, frozen=True):
+    """What the client knew when it was last here. RFC 7162 §3.2.5.
+
+    seq_match: (sequence numbers, UIDs) of equal length when expanded; the session compares, not the parser.
+    """
+
+    uidvalidity: int
+    modseq: int
+    known_uids: SequenceSet | None = None
+    seq_match: tuple[SequenceSet, SequenceSet] | None = None
+
+
+class Select(Command, frozen=True):
+    """SELECT, or EXAMINE where `read_only`."""
+
+    NAME: ClassVar[str] = "SELECT"
+    mailbox: str
+    read_only: bool = False
+    condstore: bool = False
+    qresync: QResync | None = None
+
+
+class Create(Command, frozen=True):
+    """special_use: attributes of `(USE (\\Sent))`, RFC 6154 §3. A trailing separator is still in the name."""
+
+    NAME: ClassVar[str] = "CREATE"
+    mailbox: str
+    special_use: tuple[str, ...] = ()
+
+
+class Delete(Command, frozen=True):
+    NAME: ClassVar[str] = "DELETE"
+    mailbox: str
+
+
+class Rename(Command, frozen=True):
+    NAME: ClassVar[str] = "RENAME"
+    source: str
+    target: str
+
+
+class Subscribe(Command, frozen=True):
+    NAME: ClassVar[str] = "SUBSCRIBE"
+    mailbox: str
+
+
+class Unsubscribe(Command, frozen=True):
+    NAME: ClassVar[str] = "UNSUBSCRIBE"
+    mailbox: str
+
+
+class StatusItem(enum.Enum):
+    MESSAGES = "MESSAGES"
+    UIDNEXT = "UIDNEXT"
+    UIDVALIDITY = "UIDVALIDITY"
+    UNSEEN = "UNSEEN"
+    RECENT = "RECENT"
+    HIGHESTMODSEQ = "HIGHESTMODSEQ"
+    SIZE = "SIZE"
+    DELETED = "DELETED"
+    APPENDLIMIT = "APPENDLIMIT"
+
+
+class ListSelect(enum.Enum):
+    """Selection options of LIST. RFC 5258 §3.1, RFC 6154 §2."""
+
+    SUBSCRIBED = "SUBSCRIBED"
+    REMOTE = "REMOTE"
+    RECURSIVEMATCH = "RECURSIVEMATCH"
+    SPECIAL_USE = "SPECIAL-USE"
+
+
+class ListReturn(enum.Enum):
+    """Return options of LIST; STATUS is `List.status`. RFC 5258 §3.2, RFC 6154 §2."""
+
+    SUBSCRIBED = "SUBSCRIBED"
+    CHILDREN = "CHILDREN"
+    SPECIAL_USE = "SPECIAL-USE"
+
+
+class List(Command, frozen=True):
+    """LIST, plain or extended. RFC 5258; RFC 5819 (status).
+
+    patterns: with `*` and `%` as sent; may hold one empty pattern, which asks for the separator in plain LIST.
+    extended: any part of the extended syntax was used; answers then follow RFC 5258 (no answer for a "" pattern).
+    """
+
+    NAME: ClassVar[str] = "LIST"
+    reference: str
+    patterns: tuple[str, ...]
+    select: frozenset[ListSelect] = frozenset()
+    returns: frozenset[ListReturn] = frozenset()
+    status: tuple[StatusItem, ...] = ()
+    extended: bool = False
+
+
+class Lsub(Command, frozen=True):
+    NAME: ClassVar[str] = "LSUB"
+    reference: str
+    pattern: str
+
+
+class Namespace(Command, frozen=True):
+    NAME: ClassVar[str] = "NAMESPACE"
+
+
+class Status(Command, frozen=True):
+    NAME: ClassVar[str] = "STATUS"
+    mailbox: str
+    items: tuple[StatusItem, ...]
+
+
+class InternalDate(msgspec.Struct, frozen=True):
+    """An instant with the zone it was written in."""
+
+    seconds: int
+    """Unix time."""
+    zone_minutes: int
+    """East of Greenwich."""
+
+
+class AppendMessage(msgspec.Struct, frozen=True):
+    """One mail of an APPEND. binary: it came as literal8, `~{n}`, and may hold NUL."""
+
+    data: bytes
+    flags: tuple[str, ...] = ()
+    date: InternalDate | None = None
+    binary: bool = False
+
+    def __repr__(self) -> str:
+        return f"AppendMessage({len(self.data)} bytes, flags={self.flags!r}, date={self.date!r}, binary={self.binary})"
+
+
+class Append(Command, frozen=True):
+    """messages: one, or several to be stored all or none (MULTIAPPEND, RFC 3502)."""
+
+    NAME: ClassVar[str] = "APPEND"
+    mailbox: str
+    messages: tuple[AppendMessage, ...]
+
+
+class Idle(Command, frozen=True):
+    """RFC 2177. The session answers `+` and calls `Parser.expect_done`."""
+
+    NAME: ClassVar[str] = "IDLE"
+
+
+# -- selected ----------------------------------------------------------------------------------------------------------
+
+
+class Check(Command, frozen=True):
+    NAME: ClassVar[str] = "CHECK"
+
+
+class Close(Command, frozen=True):
+    NAME: ClassVar[str] = "CLOSE"
+
+
+class Unselect(Command, frozen=True):
+    NAME: ClassVar[str] = "UNSELECT"
+
+
+class Expunge(Command, frozen=True):
+    """uids: None for EXPUNGE, the set of UID EXPUNGE (RFC 4315 §2.1) otherwise."""
+
+    NAME: ClassVar[str] = "EXPUNGE"
+    uids: SequenceSet | None = None
+
+
+# Search keys. RFC 9051 §6.4.4.
+
+
+class All(msgspec.Struct, frozen=True):
+    """Every mail."""
+
+
+class InSet(msgspec.Struct, frozen=True):
+    """uid: the set names UIDs (`UID 1:5`), else sequence numbers. A saved `$` is a set of either."""
+
+    sequence: SequenceSet
+    uid: bool
+
+
+class HasFlag(msgspec.Struct, frozen=True):
+    """SEEN, UNSEEN, KEYWORD x, …; present=False for the UN- forms. RECENT, OLD and NEW use `\\Recent`."""
+
+    flag: str
+    present: bool = True
+
+
+class DateField(enum.Enum):
+    INTERNAL = "INTERNAL"
+    SENT = "SENT"
+    SAVED = "SAVED"
+
+
+class DateTest(enum.Enum):
+    BEFORE = "BEFORE"
+    ON = "ON"
+    SINCE = "SINCE"
+
+
+class OnDate(msgspec.Struct, frozen=True):
+    """BEFORE, SENTON, SAVEDSINCE, …: dates compare without time and zone. RFC 8514 for the saved date."""
+
+    field: DateField
+    test: DateTest
+    date: dt.date
+
+
+class SaveDateSupported(msgspec.Struct, frozen=True):
+    """SAVEDATESUPPORTED, RFC 8514 §4.3: all mails or none."""
+
+
+class Size(msgspec.Struct, frozen=True):
+    """LARGER n where `larger`, else SMALLER n; both exclude n."""
+
+    larger: bool
+    size: int
+
+
+class Header(msgspec.Struct, frozen=True):
+    """HEADER name value; BCC, CC, FROM, SUBJECT, TO likewise. name: in lower case. An empty value: the field exists."""
+
+    name: str
+    value: str
+
+
+class Text(msgspec.Struct, frozen=True):
+    """TEXT, or BODY where `body_only`."""
+
+    value: str
+    body_only: bool = False
+
+
+class ModSeqFrom(msgspec.Struct, frozen=True):
+    """MODSEQ n: mails of this modseq or above. The entry, if any, is kept and may be ignored. RFC 7162 §3.1.5."""
+
+    modseq: int
+    entry: str | None = None
+    entry_type: str | None = None
+
+
+class Within(msgspec.Struct, frozen=True):
+    """OLDER n where `older`, else YOUNGER n, seconds before now. RFC 5032."""
+
+    older: bool
+    seconds: int
+
+
+class Not(msgspec.Struct, frozen=True):
+    key: SearchKey
+
+
+class Or(msgspec.Struct, frozen=True):
+    """At least two keys: `OR a OR b c` is one Or of three, so that a long chain of ORs is not deep."""
+
+    keys: tuple[SearchKey, ...]
+
+
+class And(msgspec.Struct, frozen=True):
+    keys: tuple[SearchKey, ...]
+
+
+SearchKey: TypeAlias = (
+    All | InSet | HasFlag | OnDate | SaveDateSupported | Size | Header | Text | ModSeqFrom | Within | Not | Or | And
+)
+
+
+class SearchReturn(enum.Enum):
+    """Result options of SEARCH. RFC 4731, RFC 5182 (SAVE)."""
+
+    MIN = "MIN"
+    MAX = "MAX"
+    ALL = "ALL"
+    COUNT = "COUNT"
+    SAVE = "SAVE"
+
+
+class Search(Command, frozen=True):
+    """returns: None for the old `* SEARCH` answer; `RETURN ()` is {ALL}. uid: answer with UIDs."""
+
+    NAME: ClassVar[str] = "SEARCH"
+    uid: bool
+    key: SearchKey
+    returns: frozenset[SearchReturn] | None = None
+
+
+class SortField(enum.Enum):
+    """RFC 5256 §3; RFC 5957 for DISPLAYFROM and DISPLAYTO."""
+
+    ARRIVAL = "ARRIVAL"
+    CC = "CC"
+    DATE = "DATE"
+    FROM = "FROM"
+    SIZE = "SIZE"
+    SUBJECT = "SUBJECT"
+    TO = "TO"
+    DISPLAYFROM = "DISPLAYFROM"
+    DISPLAYTO = "DISPLAYTO"
+
+
+class Sort(Command, frozen=True):
+    """RFC 5256. criteria: (field, reverse), the most significant first. returns: as for Search."""
+
+    NAME: ClassVar[str] = "SORT"
+    uid: bool
+    criteria: tuple[tuple[SortField, bool], ...]
+    key: SearchKey
+    returns: frozenset[SearchReturn] | None = None
+
+
+class Thread(Command, frozen=True):
+    """RFC 5256. algorithm: in capitals, unchecked; the session knows which ones it advertises."""
+
+    NAME: ClassVar[str] = "THREAD"
+    uid: bool
+    algorithm: str
+    key: SearchKey
+
+
+class FetchAttr(enum.Enum):
+    """FETCH items without arguments; the value is the name in the answer. RFC 9051 §6.4.5, RFC 8514 (SAVEDATE)."""
+
+    ENVELOPE = "ENVELOPE"
+    FLAGS = "FLAGS"
+    INTERNALDATE = "INTERNALDATE"
+    RFC822 = "RFC822"
+    RFC822_SIZE = "RFC822.SIZE"
+    RFC822_HEADER = "RFC822.HEADER"
+    RFC822_TEXT = "RFC822.TEXT"
+    BODY = "BODY"
+    BODYSTRUCTURE = "BODYSTRUCTURE"
+    UID = "UID"
+    MODSEQ = "MODSEQ"
+    SAVEDATE = "SAVEDATE"
+
+
+class SectionText(enum.Enum):
+    """The word of a section; ALL is `BODY[]` or, with a part, the part's content."""
+
+    ALL = ""
+    HEADER = "HEADER"
+    HEADER_FIELDS = "HEADER.FIELDS"
+    HEADER_FIELDS_NOT = "HEADER.FIELDS.NOT"
+    TEXT = "TEXT"
+    MIME = "MIME"
+
+
+class BodySection(msgspec.Struct, frozen=True):
+    """`BODY[section]<start.count>`.
+
+    label: the item's name in the answer, ready: `BODY[1.HEADER.FIELDS (Subject)]<0>`. fields: as sent.
+    part: part numbers, () for the whole mail. peek: do not set `\\Seen`. start, count: None without `<>`.
+    """
+
+    label: bytes
+    part: tuple[int, ...] = ()
+    text: SectionText = SectionText.ALL
+    fields: tuple[bytes, ...] = ()
+    peek: bool = False
+    start: int | None = None
+    count: int | None = None
+
+
+FetchItem: TypeAlias = FetchAttr | BodySection
+
+
+class Fetch(Command, frozen=True):
+    """items: macros expanded, repetitions dropped. The session adds UID to the answer of a UID FETCH.
+
+    changed_since, vanished: RFC 7162 §3.1.4.1, §3.2.6; `vanished` only with `uid` and `changed_since`.
+    """
+
+    NAME: ClassVar[str] = "FETCH"
+    uid: bool
+    sequence: SequenceSet
+    items: tuple[FetchItem, ...]
+    changed_since: int | None = None
+    vanished: bool = False
+
+
+class StoreMode(enum.Enum):
+    REPLACE = "FLAGS"
+    ADD = "+FLAGS"
+    REMOVE = "-FLAGS"
+
+
+class Store(Command, frozen=True):
+    """unchanged_since: RFC 7162 §3.1.3; 0 is a value of its own, not absence."""
+
+    NAME: ClassVar[str] = "STORE"
+    uid: bool
+    sequence: SequenceSet
+    mode: StoreMode
+    flags: tuple[str, ...]
+    silent: bool = False
+    unchanged_since: int | None = None
+
+
+class Copy(Command, frozen=True):
+    NAME: ClassVar[str] = "COPY"
+    uid: bool
+    sequence: SequenceSet
+    mailbox: str
+
+
+class Move(Command, frozen=True):
+    """RFC 6851."""
+
+    NAME: ClassVar[str] = "MOVE"
+    uid: bool
+    sequence: SequenceSet
+    mailbox: str

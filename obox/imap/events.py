@@ -1,0 +1,80 @@
+"""What the parser answers to bytes: commands (obox.imap.ast), and the events here.
+
+`next()` is called until it says NEED_DATA. Events hold no wire form beyond what the peer must see; obox.imap.wire
+turns a refusal into its response line.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import msgspec
+
+from obox.imap.ast import Command
+
+
+class NeedData(msgspec.Struct, frozen=True):
+    """Nothing more can be said before `feed`."""
+
+
+NEED_DATA: Final = NeedData()
+
+
+class NeedContinuation(msgspec.Struct, frozen=True):
+    """The client waits for `+` before it sends a literal: send it, or call `Parser.refuse` and answer NO.
+
+    Only for synchronising literals (`{n}`); `{n+}` is read without an event. command: the command's word in capitals.
+    """
+
+    tag: bytes
+    command: str
+    size: int
+
+
+class BadCommand(msgspec.Struct, frozen=True):
+    """The command was not understood, the parser is at the next line: answer `tag STATUS [code] reason`.
+
+    tag: None where there was none to be read: answer `* BAD reason`.
+    status: "BAD" for a syntax error, "NO" where the syntax is right and a value cannot be served.
+    code: a response code without brackets, such as `BADCHARSET (US-ASCII UTF-8)`.
+    """
+
+    tag: bytes | None
+    reason: str
+    status: str = "BAD"
+    code: str | None = None
+
+
+class TooBig(msgspec.Struct, frozen=True):
+    """A literal was refused for its size, unread or thrown away: answer NO [TOOBIG] (RFC 7889 §4).
+
+    fatal: the client goes on sending more than is ever thrown away; say BYE and close. The parser gives nothing more.
+    """
+
+    tag: bytes
+    command: str
+    size: int
+    size_max: int
+    fatal: bool = False
+
+
+class SaslResponse(msgspec.Struct, frozen=True):
+    """After `expect_sasl`: the decoded response, or None where the client cancelled with `*`. RFC 9051 §6.2.2."""
+
+    data: bytes | None
+
+    def __repr__(self) -> str:
+        return "SaslResponse(None)" if self.data is None else "SaslResponse(...)"
+
+
+class IdleDone(msgspec.Struct, frozen=True):
+    """After `expect_done`: the client sent DONE."""
+
+
+class BadLine(msgspec.Struct, frozen=True):
+    """After `expect_sasl` or `expect_done`: another line than expected; answer the waiting command's tag with BAD."""
+
+    reason: str
+
+
+Event: TypeAlias = NeedData | NeedContinuation | Command | BadCommand | TooBig | SaslResponse | IdleDone | BadLine

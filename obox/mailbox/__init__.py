@@ -1,0 +1,24 @@
+"""The index model: what a mailbox and a user's list of mailboxes are, as pure values.
+
+No bucket, no clock, no awaits. Everything is a join-semilattice: two states, or a state and a delta, are joined by
+elementwise maximum and union, so that histories written by two backends merge to one state from either side, in any
+order, any number of times (docs/format.md, "Merge").
+"""
+
+from ._delta import Delta, Rows
+from ._root import MailboxEntry, Root, RootDelta, Totals
+from ._state import Changed, State
+from ._uidset import pack_ranges, unpack_ranges
+
+__all__ = [
+    "Changed",
+    "Delta",
+    "MailboxEntry",
+    "Root",
+    "RootDelta",
+    "Rows",
+    "State",
+    "Totals",
+    "pack_ranges",
+    "unpack_ranges",
+]

@@ -1,0 +1,228 @@
+"""A change to one mailbox as a value: what the journal, the local copy and a COPY's claim carry.
+
+A delta is a fragment of a state; applying it is a join, so that applying it twice, late, or beside another writer's
+deltas gives the same state (docs/format.md, "Delta").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ..types import Guid
+from ._uidset import UidArray, pack_ranges, unpack_ranges
+
+SYSTEM_FLAGS: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
+"""RFC 3501 §2.3.2, in the order of their bits; \\Recent is a property of a session, not of a mail."""
+
+KEYWORDS_MAX: Final = 59
+"""Keywords a mailbox can hold, so that the flags of a mail fit the 64 bits of one column with the system's five."""
+
+CLAIM_PURGED: Final = 1 << 32
+"""A claim's count after its object has been deleted: larger than any count, so that it wins the join."""
+
+_COLUMNS: Final = (
+    ("uid", "<u4"),
+    ("size", "<u4"),
+    ("internaldate", "<i8"),
+    ("zone", "<i2"),
+    ("savedate", "<i8"),
+    ("modseq", "<u8"),
+    ("home", "<i4"),
+    ("home_uid", "<u4"),
+)
+
+
+@dataclass(slots=True)
+class Rows:
+    """Index records in columns, in ascending UID order.
+
+    uid; size (octets, RFC822.SIZE); internaldate (unix seconds) and zone (minutes east of UTC); savedate (unix
+    milliseconds); modseq; home (-1: the object lies in this mailbox, else an index into `homes`) and home_uid: the object
+    that holds the mail; oid: (n, 16) bytes of that object; stamps: by flag name, modseq * 2 + value, 0 where never set.
+    """
+
+    uid: UidArray
+    size: npt.NDArray[np.uint32]
+    internaldate: npt.NDArray[np.int64]
+    zone: npt.NDArray[np.int16]
+    savedate: npt.NDArray[np.int64]
+    modseq: npt.NDArray[np.uint64]
+    home: npt.NDArray[np.int32]
+    home_uid: npt.NDArray[np.uint32]
+    oid: npt.NDArray[np.uint8]
+    stamps: dict[str, npt.NDArray[np.uint64]]
+    homes: list[Guid] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.uid)
+
+    @classmethod
+    def empty(cls) -> Rows:
+        columns = {name: np.empty(0, dtype=kind) for name, kind in _COLUMNS}
+        return cls(**columns, oid=np.empty((0, 16), dtype=np.uint8), stamps={})  # type: ignore[arg-type]
+
+    @classmethod
+    def one(
+        cls,
+        uid: int,
+        *,
+        size: int,
+        internaldate: int,
+        zone: int,
+        savedate: int,
+        modseq: int,
+        oid: bytes,
+        flags: tuple[str, ...] = (),
+        home: Guid | None = None,
+        home_uid: int = 0,
+    ) -> Rows:
+        """The record of one mail, new at `modseq` with `flags`."""
+        return cls(
+            uid=np.array([uid], dtype="<u4"),
+            size=np.array([size], dtype="<u4"),
+            internaldate=np.array([internaldate], dtype="<i8"),
+            zone=np.array([zone], dtype="<i2"),
+            savedate=np.array([savedate], dtype="<i8"),
+            modseq=np.array([modseq], dtype="<u8"),
+            home=np.array([-1 if home is None else 0], dtype="<i4"),
+            home_uid=np.array([home_uid or uid], dtype="<u4"),
+            oid=np.frombuffer(oid, dtype=np.uint8).reshape(1, 16),
+            stamps={flag: np.array([modseq * 2 + 1], dtype="<u8") for flag in flags},
+            homes=[] if home is None else [home],
+        )
+
+    def take(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> Rows:
+        """The records at `index` (positions, a mask or a slice), as copies unless a slice."""
+        return Rows(
+            self.uid[index],
+            self.size[index],
+            self.internaldate[index],
+            self.zone[index],
+            self.savedate[index],
+            self.modseq[index],
+            self.home[index],
+            self.home_uid[index],
+            self.oid[index],
+            {flag: stamps[index] for flag, stamps in self.stamps.items()},
+            self.homes,
+        )
+
+    def pack(self) -> dict[str, object]:
+        """The columns as a map of byte strings; all-zero stamps are left out."""
+        out: dict[str, object] = {name: getattr(self, name).astype(kind).tobytes() for name, kind in _COLUMNS}
+        out["oid"] = self.oid.tobytes()
+        out["homes"] = [bytes.fromhex(guid) for guid in self.homes]
+        out["stamps"] = {flag: s.astype("<u8").tobytes() for flag, s in self.stamps.items() if s.any()}
+        return out
+
+    @classmethod
+    def unpack(cls, data: dict[str, object]) -> Rows:
+        """The inverse of `pack`. Raises ValueError, KeyError or TypeError on columns that do not fit each other."""
+        columns = {name: np.frombuffer(data[name], dtype=kind) for name, kind in _COLUMNS}  # type: ignore[call-overload]
+        count = len(columns["uid"])
+        oid = np.frombuffer(data["oid"], dtype=np.uint8).reshape(-1, 16)  # type: ignore[call-overload]
+        stamps = {flag: np.frombuffer(s, dtype="<u8") for flag, s in data["stamps"].items()}  # type: ignore[attr-defined]
+        lengths = {len(column) for column in (*columns.values(), oid, *stamps.values())}
+        if lengths != {count}:
+            raise ValueError(f"index columns of different lengths: {sorted(lengths)}")
+        homes = [Guid(guid.hex()) for guid in data["homes"]]  # type: ignore[attr-defined]
+        return cls(**columns, oid=oid, stamps=stamps, homes=homes)  # type: ignore[arg-type]
+
+
+Holder = tuple[int, Guid, int]
+"""(home UID, mailbox guid, uid): a record elsewhere that shares the object of `home UID`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Expunged UIDs, sorted, and the modseq at which each went."""
+
+    uid: UidArray
+    modseq: npt.NDArray[np.uint64]
+
+    @classmethod
+    def at(cls, modseq: int, uids: UidArray) -> Gone:
+        return cls(uids, np.full(len(uids), modseq, dtype=np.uint64))
+
+
+@dataclass(slots=True)
+class Delta:
+    """A fragment of a mailbox's state.
+
+    rows: records that are new (or whole, in a bundle); flags: (flag, stamp, uids); gone: expunged UIDs;
+    holders: records elsewhere that share an object of ours, 0 while they do, else the modseq at which they ceased;
+    claims: first UID to count, of ranges that a COPY claimed and of burnt UIDs (count 1), CLAIM_PURGED once the object is
+    deleted; purged: expunged UIDs that have
+    no object in the bucket (any more); gaps: (low, high] intervals of MODSEQ in which a client's value cannot be
+    trusted; uidnext, highestmodseq, recent (the lowest UID that no session has been told of): each joins by maximum.
+    """
+
+    rows: Rows | None = None
+    flags: list[tuple[str, int, UidArray]] = field(default_factory=list)
+    gone: Gone | None = None
+    holders: dict[Holder, int] = field(default_factory=dict)
+    claims: dict[int, int] = field(default_factory=dict)
+    purged: UidArray | None = None
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    uidnext: int = 0
+    highestmodseq: int = 0
+    recent: int = 0
+
+    def encode(self) -> bytes:
+        """MessagePack map of the fields that say something; unknown fields are for newer minor versions."""
+        out: dict[str, object] = {}
+        if self.rows is not None and len(self.rows):
+            out["rows"] = self.rows.pack()
+        if self.flags:
+            out["flags"] = [[flag, stamp, pack_ranges(uids)] for flag, stamp, uids in self.flags]
+        if self.gone is not None and len(self.gone.uid):
+            one = int(self.gone.modseq[0])
+            same = bool((self.gone.modseq == one).all())
+            out["gone"] = [one if same else self.gone.modseq.astype("<u8").tobytes(), pack_ranges(self.gone.uid)]
+        if self.holders:
+            out["holders"] = [[u, bytes.fromhex(g), n, m] for (u, g, n), m in sorted(self.holders.items())]
+        if self.claims:
+            out["claims"] = sorted(self.claims.items())
+        if self.purged is not None and len(self.purged):
+            out["purged"] = pack_ranges(self.purged)
+        if self.gaps:
+            out["gaps"] = sorted(self.gaps)
+        for name in ("uidnext", "highestmodseq", "recent"):
+            if getattr(self, name):
+                out[name] = getattr(self, name)
+        return msgspec.msgpack.encode(out)
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> Delta:
+        """The inverse of `encode`. Raises ValueError on bytes that are no delta."""
+        try:
+            raw = msgspec.msgpack.decode(data)
+            return cls(
+                rows=Rows.unpack(raw["rows"]) if "rows" in raw else None,
+                flags=[(flag, int(stamp), unpack_ranges(uids)) for flag, stamp, uids in raw.get("flags", ())],
+                gone=_unpack_gone(*raw["gone"]) if "gone" in raw else None,
+                holders={(int(u), Guid(g.hex()), int(n)): int(m) for u, g, n, m in raw.get("holders", ())},
+                claims={int(uid): int(count) for uid, count in raw.get("claims", ())},
+                purged=unpack_ranges(raw["purged"]) if "purged" in raw else None,
+                gaps=[(int(low), int(high)) for low, high in raw.get("gaps", ())],
+                uidnext=int(raw.get("uidnext", 0)),
+                highestmodseq=int(raw.get("highestmodseq", 0)),
+                recent=int(raw.get("recent", 0)),
+            )
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError) as exc:
+            raise ValueError(f"not a mailbox delta: {exc}") from exc
+
+
+def _unpack_gone(modseq: int | bytes, ranges: bytes) -> Gone:
+    uids = unpack_ranges(ranges)
+    if isinstance(modseq, int):
+        return Gone.at(modseq, uids)
+    column = np.frombuffer(modseq, dtype="<u8").astype(np.uint64)
+    if len(column) != len(uids):
+        raise ValueError("expunged UIDs and their modseqs differ in number")
+    return Gone(uids, column)

@@ -1,0 +1,164 @@
+"""A user's mailboxes: names, subscriptions, totals.
+
+Names and subscriptions are last-write-wins registers stamped with a modseq; a deleted mailbox never comes back; a name
+that two mailboxes claim goes to the older, the other gets a suffix, the same from either side. Totals are derived from
+each mailbox's state, never merged: the higher modseq is the later truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ..types import Guid
+
+
+class Totals(NamedTuple):
+    """What STATUS and quota need of a mailbox that is not open."""
+
+    modseq: int = 0
+    messages: int = 0
+    unseen: int = 0
+    bytes: int = 0
+    uidnext: int = 1
+    recent: int = 1
+    deleted: int = 0
+
+
+class MailboxEntry(msgspec.Struct, array_like=True, frozen=True):
+    """One mailbox of a user.
+
+    guid: 32 hex digits; name: full, decoded, `/` between levels, INBOX in capitals; stamp: modseq of the name; created: unix
+    milliseconds; special_use: as "\\\\Sent" or ""; deleted: modseq of the deletion, 0 while it lives.
+    """
+
+    guid: str
+    name: str
+    stamp: int
+    created: int
+    uidvalidity: int
+    special_use: str = ""
+    deleted: int = 0
+
+    def join(self, other: MailboxEntry) -> MailboxEntry:
+        newer = max(self, other, key=lambda entry: (entry.stamp, entry.name))
+        return msgspec.structs.replace(newer, deleted=max(self.deleted, other.deleted))
+
+
+@dataclass(slots=True)
+class RootDelta:
+    """A fragment of a root: entries by mailbox, subscriptions by name (stamp * 2 + value), totals, highest modseq."""
+
+    entries: list[MailboxEntry] = field(default_factory=list)
+    subscriptions: dict[str, int] = field(default_factory=dict)
+    totals: dict[Guid, Totals] = field(default_factory=dict)
+    highestmodseq: int = 0
+    uidvalidity: int = 0
+
+    def encode(self) -> bytes:
+        """MessagePack map; unknown fields are for newer minor versions."""
+        out: dict[str, Any] = {}
+        if self.entries:
+            out["entries"] = self.entries
+        if self.subscriptions:
+            out["subscriptions"] = self.subscriptions
+        if self.totals:
+            out["totals"] = self.totals
+        out["highestmodseq"] = self.highestmodseq
+        out["uidvalidity"] = self.uidvalidity
+        return msgspec.msgpack.encode(out)
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> RootDelta:
+        """The inverse of `encode`. Raises ValueError on bytes that are no root delta."""
+        try:
+            raw = msgspec.msgpack.decode(data)
+            return cls(
+                entries=msgspec.convert(raw.get("entries", []), list[MailboxEntry]),
+                subscriptions=msgspec.convert(raw.get("subscriptions", {}), dict[str, int]),
+                totals={Guid(g): Totals(*t) for g, t in raw.get("totals", {}).items()},
+                highestmodseq=int(raw.get("highestmodseq", 0)),
+                uidvalidity=int(raw.get("uidvalidity", 0)),
+            )
+        except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as exc:
+            raise ValueError(f"not a root delta: {exc}") from exc
+
+
+class Root:
+    """A user's list of mailboxes; only `join` changes it."""
+
+    def __init__(self) -> None:
+        self.entries: dict[Guid, MailboxEntry] = {}
+        self.subscriptions: dict[str, int] = {}
+        self.totals: dict[Guid, Totals] = {}
+        self.highestmodseq = 1
+        self.uidvalidity = 0
+        self._names: dict[str, MailboxEntry] | None = None
+
+    def join(self, delta: RootDelta) -> None:
+        """Take `delta` in: commutative, associative, idempotent."""
+        for entry in delta.entries:
+            guid = Guid(entry.guid)
+            known = self.entries.get(guid)
+            self.entries[guid] = entry if known is None else known.join(entry)
+            self.highestmodseq = max(self.highestmodseq, entry.stamp, entry.deleted)
+            self.uidvalidity = max(self.uidvalidity, entry.uidvalidity)
+        for name, stamp in delta.subscriptions.items():
+            self.subscriptions[name] = max(self.subscriptions.get(name, 0), stamp)
+            self.highestmodseq = max(self.highestmodseq, stamp >> 1)
+        for guid, totals in delta.totals.items():
+            self.totals[guid] = max(self.totals.get(guid, Totals()), totals)
+        self.highestmodseq = max(self.highestmodseq, delta.highestmodseq)
+        self.uidvalidity = max(self.uidvalidity, delta.uidvalidity)
+        self._names = None
+
+    def names(self) -> dict[str, MailboxEntry]:
+        """Live mailboxes by the name that clients see. The older of two that claim a name keeps it."""
+        if self._names is None:
+            names: dict[str, MailboxEntry] = {}
+            live = [entry for entry in self.entries.values() if not entry.deleted]
+            for entry in sorted(live, key=lambda e: (e.created, e.guid)):
+                name = entry.name
+                if name in names:
+                    name = f"{name}-{entry.guid[:8]}"
+                names[name] = entry
+            self._names = names
+        return self._names
+
+    def name_of(self, guid: Guid) -> str | None:
+        return next((name for name, entry in self.names().items() if entry.guid == guid), None)
+
+    def subscribed(self, name: str) -> bool:
+        return bool(self.subscriptions.get(name, 0) & 1)
+
+    def subscribed_names(self) -> list[str]:
+        return sorted(name for name, stamp in self.subscriptions.items() if stamp & 1)
+
+    def usage(self) -> tuple[int, int]:
+        """(octets, messages) of all live mailboxes: the quota's sum."""
+        live = [self.totals.get(Guid(entry.guid), Totals()) for entry in self.entries.values() if not entry.deleted]
+        return sum(t.bytes for t in live), sum(t.messages for t in live)
+
+    def next_modseq(self, now_ms: int) -> int:
+        return max(self.highestmodseq + 1, now_ms)
+
+    def next_uidvalidity(self, now_s: int) -> int:
+        """Grows with each mailbox made, so that a name made anew never shows an old value. RFC 3501 §2.3.1.1."""
+        return max(self.uidvalidity + 1, now_s)
+
+    def extract(self) -> RootDelta:
+        """All of it, as a delta."""
+        return RootDelta(
+            list(self.entries.values()), dict(self.subscriptions), dict(self.totals), self.highestmodseq, self.uidvalidity
+        )
+
+    def fingerprint(self) -> tuple[object, ...]:
+        return (
+            tuple(sorted((e.guid, e.name, e.stamp, e.uidvalidity, e.deleted, e.special_use) for e in self.entries.values())),
+            tuple(sorted(self.subscriptions.items())),
+            tuple(sorted(self.totals.items())),
+            self.highestmodseq,
+            self.uidvalidity,
+        )

@@ -1,0 +1,442 @@
+"""One mailbox in memory: numpy columns shared by all its sessions.
+
+Invariant: `rows` is sorted by UID; a UID is either a row, or gone, or was never given; nothing that is gone comes back.
+`uid` arrays are never changed in place for positions that exist, so a session may hold one and see the mailbox as it
+was. Only `join` changes a state; what a command wants to change it first makes into a `Delta`.
+
+Refuses to know: the bucket, the journal, who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import Limit
+from ..types import Guid
+from ._delta import CLAIM_PURGED, KEYWORDS_MAX, SYSTEM_FLAGS, Delta, Gone, Rows
+from ._uidset import UidArray
+
+ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
+_EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
+MODSEQ_MAX: Final = 2**53 - 1
+
+FlagOp = Literal["add", "remove", "replace"]
+_FIXED: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home", "home_uid", "oid")
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a join did: UIDs that are new, whose flags differ, that are gone; each sorted."""
+
+    new: UidArray
+    flags: UidArray
+    gone: UidArray
+
+    def __bool__(self) -> bool:
+        return bool(len(self.new) or len(self.flags) or len(self.gone))
+
+
+class State:
+    """The state of one mailbox; see the module's text."""
+
+    def __init__(self, guid: Guid) -> None:
+        self.guid = guid
+        self.uidnext = 1
+        self.highestmodseq = 1
+        self.recent = 1
+        self.homes: list[Guid] = []
+        self.flag_names: list[str] = list(SYSTEM_FLAGS)
+        """Names by bit of `bits`; the first five are the system's."""
+        self._n = 0
+        empty = Rows.empty()
+        self._columns: dict[str, npt.NDArray[np.generic]] = {
+            name: getattr(empty, name).astype(getattr(empty, name).dtype.newbyteorder("=")) for name in _FIXED
+        }
+        self._columns["bits"] = np.empty(0, dtype=np.uint64)
+        self._stamps: dict[str, npt.NDArray[np.uint64]] = {}
+        self.gone_uid: UidArray = _EMPTY
+        self.gone_modseq: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
+        self.gone_purged: npt.NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
+        self.holders: dict[tuple[int, Guid, int], int] = {}
+        self.claims: dict[int, int] = {}
+        self.gaps: list[tuple[int, int]] = []
+        self.bytes = 0
+        self.unseen = 0
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self._n
+
+    def column(self, name: str) -> npt.NDArray[np.generic]:
+        """One of uid size internaldate zone savedate modseq home home_uid oid bits, a view of the rows that exist now."""
+        return self._columns[name][: self._n]
+
+    @property
+    def uids(self) -> UidArray:
+        return self._columns["uid"][: self._n]  # type: ignore[return-value]
+
+    @property
+    def bits(self) -> npt.NDArray[np.uint64]:
+        """Flags of each row: bit i stands for `flag_names[i]`."""
+        return self._columns["bits"][: self._n]  # type: ignore[return-value]
+
+    @property
+    def modseqs(self) -> npt.NDArray[np.uint64]:
+        return self._columns["modseq"][: self._n]  # type: ignore[return-value]
+
+    def positions(self, uids: UidArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+        """For each of `uids` its row and whether it exists; the row is meaningless where it does not."""
+        mine = self.uids
+        where = np.searchsorted(mine, uids)
+        if self._n == 0:
+            return where, np.zeros(len(uids), dtype=np.bool_)
+        where = np.minimum(where, self._n - 1)
+        return where, mine[where] == uids
+
+    def position(self, uid: int) -> int | None:
+        """The row of one UID, or None."""
+        where = int(np.searchsorted(self.uids, uid))
+        return where if where < self._n and int(self.uids[where]) == uid else None
+
+    def mask_of(self, flags: Iterable[str]) -> int:
+        """The bits of those of `flags` that this mailbox has ever seen."""
+        mask = 0
+        for flag in flags:
+            name = self.known_flag(flag)
+            if name is not None:
+                mask |= 1 << self.flag_names.index(name)
+        return mask
+
+    def known_flag(self, flag: str) -> str | None:
+        """The spelling under which this mailbox knows a flag; names are case-insensitive."""
+        if flag in self.flag_names:
+            return flag
+        low = flag.lower()
+        return next((name for name in self.flag_names if name.lower() == low), None)
+
+    def flags_of_bits(self, bits: int) -> list[str]:
+        return [name for i, name in enumerate(self.flag_names) if bits >> i & 1]
+
+    @property
+    def keywords(self) -> list[str]:
+        return self.flag_names[len(SYSTEM_FLAGS) :]
+
+    def home_of(self, position: int) -> tuple[Guid, int]:
+        """(mailbox guid, uid) of the object that holds the mail of a row."""
+        home = int(self._columns["home"][position])
+        return (self.guid if home < 0 else self.homes[home]), int(self._columns["home_uid"][position])
+
+    def gone_since(self, modseq: int, known: UidArray | None = None) -> UidArray:
+        """UIDs expunged after `modseq`, of those in `known` if given. RFC 7162 §3.2.5.2."""
+        uids = self.gone_uid[self.gone_modseq > np.uint64(self.trusted(modseq))]
+        return uids if known is None else uids[np.isin(uids, known, assume_unique=True)]
+
+    def trusted(self, modseq: int) -> int:
+        """`modseq` as a client presents it, lowered out of every gap that a takeover or a merge has left."""
+        for low, high in sorted(self.gaps, reverse=True):
+            if low < modseq <= high:
+                modseq = low
+        return modseq
+
+    def next_modseq(self, now_ms: int) -> int:
+        """max(last + 1, unix milliseconds), so that it grows across owners without asking anyone."""
+        return min(max(self.highestmodseq + 1, now_ms), MODSEQ_MAX)
+
+    def active_holders(self) -> set[int]:
+        """Home UIDs that some record elsewhere still shares."""
+        return {uid for (uid, _, _), released in self.holders.items() if not released}
+
+    def dead(self, before_modseq: int) -> UidArray:
+        """Expunged UIDs whose object nobody has referred to since before `before_modseq` (unix milliseconds)."""
+        mask = ~self.gone_purged & (self.gone_modseq < np.uint64(max(before_modseq, 0)))
+        uids = self.gone_uid[mask]
+        if len(uids) and self.holders:
+            kept = [uid for (uid, _, _), released in self.holders.items() if not released or released >= before_modseq]
+            uids = uids[~np.isin(uids, np.array(kept, dtype=np.uint32))]
+        return uids
+
+    # -- commands: what would have to change -----------------------------------------------------------------------
+
+    def spell(self, flags: Iterable[str]) -> list[str]:
+        """`flags` without repeats in this mailbox's spelling. Raises Limit when the keywords would not fit."""
+        out: list[str] = []
+        fresh = 0
+        for flag in flags:
+            name = self.known_flag(flag)
+            if name is None:
+                name = flag
+                fresh += 1
+            if name.lower() not in (known.lower() for known in out):
+                out.append(name)
+        if fresh and len(self.keywords) + fresh > KEYWORDS_MAX:
+            raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords")
+        return out
+
+    def flag_delta(self, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int) -> tuple[Delta | None, UidArray]:
+        """The change that adds, removes or replaces `flags` on those of `uids` that exist, and the UIDs it alters.
+
+        None when every mail has them so already: a STORE that changes nothing costs nothing. Raises Limit.
+        """
+        names = self.spell(flags)
+        where, there = self.positions(uids)
+        where, uids = where[there], uids[there]
+        bits = self.bits[where]
+        modseq = self.next_modseq(now_ms)
+        changes: list[tuple[str, int, UidArray]] = []
+        altered = np.zeros(len(uids), dtype=np.bool_)
+        turn_on = names if op != "remove" else []
+        turn_off = names if op == "remove" else []
+        if op == "replace":
+            turn_off = [name for name in self.flag_names if name not in names]
+        for value, group in ((1, turn_on), (0, turn_off)):
+            for name in group:
+                if name in self.flag_names:
+                    has = (bits >> np.uint64(self.flag_names.index(name)) & np.uint64(1)).astype(np.bool_)
+                else:
+                    has = np.zeros(len(uids), dtype=np.bool_)
+                todo = ~has if value else has
+                if todo.any():
+                    altered |= todo
+                    changes.append((name, modseq * 2 + value, uids[todo]))
+        if not changes:
+            return None, _EMPTY
+        return Delta(flags=changes, highestmodseq=modseq), uids[altered]
+
+    def expunge_delta(self, uids: UidArray, now_ms: int) -> tuple[Delta | None, UidArray]:
+        """The change that expunges those of `uids` that exist, and those UIDs. Records of other mailboxes' objects are
+        purged at once: nothing of theirs lies here."""
+        where, there = self.positions(uids)
+        uids, where = uids[there], where[there]
+        if len(uids) == 0:
+            return None, _EMPTY
+        modseq = self.next_modseq(now_ms)
+        foreign = uids[self._columns["home"][where] >= 0]
+        return Delta(gone=Gone.at(modseq, uids), highestmodseq=modseq, purged=foreign if len(foreign) else None), uids
+
+    def takeover_delta(self, now_ms: int, ahead_ms: int = 60_000) -> Delta:
+        """The gap that an unclean takeover leaves: the dead owner may have shown modseqs that are in no journal."""
+        high = max(self.highestmodseq, now_ms + ahead_ms)
+        return Delta(gaps=[(self.highestmodseq, high)], highestmodseq=high)
+
+    # -- joining ---------------------------------------------------------------------------------------------------
+
+    def join(self, delta: Delta) -> Changed:
+        """Take `delta` in. Commutative, associative and idempotent over deltas; returns what it altered here."""
+        changed_new = changed_flags = changed_gone = _EMPTY
+        if delta.gone is not None and len(delta.gone.uid):
+            changed_gone = self._join_gone(delta.gone)
+        if delta.purged is not None and len(delta.purged):
+            self.gone_purged = self.gone_purged | np.isin(self.gone_uid, delta.purged, assume_unique=True)
+        if delta.rows is not None and len(delta.rows):
+            changed_new, changed_flags = self._join_rows(delta.rows)
+        for flag, stamp, uids in delta.flags:
+            touched = self._join_flag(flag, stamp, uids)
+            if len(touched):
+                changed_flags = touched if len(changed_flags) == 0 else np.union1d(changed_flags, touched).astype(np.uint32)
+        for holder, released in delta.holders.items():
+            self.holders[holder] = max(self.holders.get(holder, 0), released)
+        for uid, count in delta.claims.items():
+            self.claims[uid] = max(self.claims.get(uid, 0), count)
+        if delta.gaps:
+            self.gaps = sorted({*self.gaps, *delta.gaps})
+        self.uidnext = max(self.uidnext, delta.uidnext)
+        self.highestmodseq = max(self.highestmodseq, delta.highestmodseq)
+        self.recent = max(self.recent, delta.recent)
+        return Changed(changed_new, changed_flags, changed_gone)
+
+    def _join_gone(self, gone: Gone) -> UidArray:
+        """Remove rows for good; returns those that were live."""
+        self.highestmodseq = max(self.highestmodseq, int(gone.modseq.max()))
+        self.uidnext = max(self.uidnext, int(gone.uid[-1]) + 1)
+        known = np.isin(gone.uid, self.gone_uid, assume_unique=True)
+        if known.any():
+            at = np.searchsorted(self.gone_uid, gone.uid[known])
+            self.gone_modseq = self.gone_modseq.copy()
+            self.gone_modseq[at] = np.maximum(self.gone_modseq[at], gone.modseq[known])
+        fresh = gone.uid[~known]
+        if len(fresh) == 0:
+            return _EMPTY
+        at = np.searchsorted(self.gone_uid, fresh)
+        self.gone_uid = np.insert(self.gone_uid, at, fresh)
+        self.gone_modseq = np.insert(self.gone_modseq, at, gone.modseq[~known])
+        self.gone_purged = np.insert(self.gone_purged, at, False)
+        where, there = self.positions(fresh)
+        where = where[there]
+        if len(where) == 0:
+            return _EMPTY
+        self.bytes -= int(self._columns["size"][where].sum(dtype=np.uint64))
+        self.unseen -= int(np.count_nonzero(self.bits[where] & np.uint64(SEEN) == 0))
+        keep = np.ones(self._n, dtype=np.bool_)
+        keep[where] = False
+        for name, column in self._columns.items():
+            self._columns[name] = column[: self._n][keep]
+        for flag, stamps in self._stamps.items():
+            self._stamps[flag] = stamps[: self._n][keep]
+        self._n -= len(where)
+        return fresh[there]
+
+    def _join_rows(self, rows: Rows) -> tuple[UidArray, UidArray]:
+        """Add records that are neither here nor gone, join the stamps of those that are here."""
+        self.highestmodseq = max(self.highestmodseq, int(rows.modseq.max()))
+        self.uidnext = max(self.uidnext, int(rows.uid[-1]) + 1)
+        if self._n and int(rows.uid[0]) <= int(self.uids[-1]) or len(self.gone_uid) and int(rows.uid[0]) <= int(self.gone_uid[-1]):
+            rows = rows.take(~np.isin(rows.uid, self.gone_uid, assume_unique=True))
+            _, here = self.positions(rows.uid)
+            old, rows = rows.take(here), rows.take(~here)
+        else:
+            old = None
+        flags = _EMPTY
+        if old is not None and len(old):
+            where, _ = self.positions(old.uid)
+            before = self.bits[where].copy()
+            modseq = self._columns["modseq"]
+            modseq[where] = np.maximum(modseq[where], old.modseq)
+            for flag, stamps in old.stamps.items():
+                column = self._stamp_column(flag)
+                column[where] = np.maximum(column[where], stamps)
+                self._rebit(flag, where)
+            flags = old.uid[self.bits[where] != before].astype(np.uint32)
+            self._count_seen(before, self.bits[where])
+        if len(rows):
+            self._append(rows)
+        return rows.uid.astype(np.uint32), flags
+
+    def _append(self, rows: Rows) -> None:
+        count = len(rows)
+        for flag in rows.stamps:
+            self._stamp_column(flag)
+        home = rows.home
+        if rows.homes:
+            table = [self._home_index(guid) for guid in rows.homes]
+            home = np.where(home < 0, -1, np.array([*table, -1], dtype=np.int32)[home]).astype(np.int32)
+        bits = np.zeros(count, dtype=np.uint64)
+        for flag, stamps in rows.stamps.items():
+            bits |= (stamps & np.uint64(1)) << np.uint64(self.flag_names.index(flag))
+        at_end = self._n == 0 or int(rows.uid[0]) > int(self.uids[-1])
+        self._reserve(self._n + count)
+        n = self._n
+        for name in _FIXED:
+            self._columns[name][n : n + count] = home if name == "home" else getattr(rows, name)
+        self._columns["bits"][n : n + count] = bits
+        for flag, column in self._stamps.items():
+            column[n : n + count] = rows.stamps.get(flag, 0)  # type: ignore[arg-type]
+        self._n += count
+        self.bytes += int(rows.size.sum(dtype=np.uint64))
+        self.unseen += int(np.count_nonzero(bits & np.uint64(SEEN) == 0))
+        if not at_end:
+            order = np.argsort(self.uids, kind="stable")
+            for name, array in self._columns.items():
+                self._columns[name] = array[: self._n][order]
+            for flag, stamps in self._stamps.items():
+                self._stamps[flag] = stamps[: self._n][order]
+
+    def _join_flag(self, flag: str, stamp: int, uids: UidArray) -> UidArray:
+        where, there = self.positions(uids)
+        self.highestmodseq = max(self.highestmodseq, stamp >> 1)
+        where = where[there]
+        if len(where) == 0:
+            return _EMPTY
+        column = self._stamp_column(flag)
+        before = self.bits[where].copy()
+        column[where] = np.maximum(column[where], np.uint64(stamp))
+        modseq = self._columns["modseq"]
+        modseq[where] = np.maximum(modseq[where], np.uint64(stamp >> 1))
+        self._rebit(flag, where)
+        after = self.bits[where]
+        self._count_seen(before, after)
+        return uids[there][after != before]
+
+    def _rebit(self, flag: str, where: npt.NDArray[np.intp]) -> None:
+        bit = np.uint64(self.flag_names.index(flag))
+        bits = self._columns["bits"]
+        value = (self._stamps[flag][where] & np.uint64(1)) << bit
+        bits[where] = bits[where] & ~(np.uint64(1) << bit) | value
+
+    def _count_seen(self, before: npt.NDArray[np.uint64], after: npt.NDArray[np.uint64]) -> None:
+        seen = np.uint64(SEEN)
+        self.unseen += int(np.count_nonzero(before & seen)) - int(np.count_nonzero(after & seen))
+
+    def _stamp_column(self, flag: str) -> npt.NDArray[np.uint64]:
+        """The stamps of a flag, made at its first use."""
+        column = self._stamps.get(flag)
+        if column is None:
+            if flag not in self.flag_names:
+                if len(self.flag_names) >= 64:  # two writers' keywords together: keep what fits, deterministically by name
+                    raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords; {flag!r} is one more")
+                self.flag_names.append(flag)
+            column = self._stamps[flag] = np.zeros(len(self._columns["uid"]), dtype=np.uint64)
+        return column
+
+    def _home_index(self, guid: Guid) -> int:
+        if guid == self.guid:
+            return -1
+        if guid not in self.homes:
+            self.homes.append(guid)
+        return self.homes.index(guid)
+
+    def _reserve(self, count: int) -> None:
+        """Room for `count` rows; grows by half, so that n deliveries copy O(n) rows."""
+        have = len(self._columns["uid"])
+        if count <= have:
+            return
+        room = max(count, have + have // 2, 16)
+        for table in (self._columns, self._stamps):
+            for name, old in table.items():
+                shape = (room, *old.shape[1:])
+                grown = np.zeros(shape, dtype=old.dtype)
+                grown[: self._n] = old[: self._n]
+                table[name] = grown  # type: ignore[assignment]
+
+    # -- bundles ---------------------------------------------------------------------------------------------------
+
+    def rows(self, mask: npt.NDArray[np.bool_] | None = None) -> Rows:
+        """The records, those of `mask` only if given."""
+        index: npt.NDArray[np.bool_] | slice = slice(0, self._n) if mask is None else mask
+        fixed = {name: self._columns[name][: self._n][index] for name in _FIXED}
+        stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
+        return Rows(**fixed, stamps=stamps, homes=self.homes)  # type: ignore[arg-type]
+
+    def extract(self, since: int = 0) -> Delta:
+        """Everything that was changed after modseq `since`, as a delta: a base bundle with 0, a diff bundle else."""
+        fresh = self.gone_modseq > np.uint64(since)
+        return Delta(
+            rows=self.rows(self.modseqs > np.uint64(since) if since else None),
+            gone=Gone(self.gone_uid[fresh], self.gone_modseq[fresh]),
+            holders=dict(self.holders),
+            claims={uid: count for uid, count in self.claims.items() if since or count < CLAIM_PURGED},
+            purged=self.gone_uid[self.gone_purged],
+            gaps=list(self.gaps),
+            uidnext=self.uidnext,
+            highestmodseq=self.highestmodseq,
+            recent=self.recent,
+        )
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """What two states that are the same agree in, whatever order they were joined in."""
+        flags = {}
+        for position, uid in enumerate(self.uids.tolist()):
+            flags[uid] = (
+                tuple(sorted(self.flags_of_bits(int(self.bits[position])))),
+                int(self.modseqs[position]),
+                self.home_of(position),
+                bytes(self._columns["oid"][position]),
+            )
+        gone = tuple(zip(self.gone_uid.tolist(), self.gone_modseq.tolist(), self.gone_purged.tolist(), strict=True))
+        rest = (tuple(sorted(self.holders.items())), tuple(sorted(self.claims.items())), tuple(self.gaps))
+        return self.uidnext, self.highestmodseq, self.recent, flags, gone, rest
+
+    def check(self) -> None:
+        """Assert the invariants; for tests and `force-resync`. Raises AssertionError naming the first that does not hold."""
+        uids = self.uids
+        assert bool((uids[1:] > uids[:-1]).all()), "rows are not sorted by UID"
+        assert not len(uids) or int(uids[-1]) < self.uidnext, "a UID at or above UIDNEXT"
+        assert not np.isin(uids, self.gone_uid).any(), "a UID is both live and gone"
+        assert not len(uids) or int(self.modseqs.max()) <= self.highestmodseq, "a modseq above HIGHESTMODSEQ"
+        assert self.bytes == int(self.column("size").sum(dtype=np.uint64)), "byte count"  # type: ignore[call-overload]
+        assert self.unseen == int(np.count_nonzero(self.bits & np.uint64(SEEN) == 0)), "unseen count"

@@ -1,0 +1,40 @@
+"""Sets of UIDs as sorted numpy arrays in memory and as ranges of two u32 on disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+UidArray = npt.NDArray[np.uint32]
+
+
+def uid_array(uids: object) -> UidArray:
+    """`uids` (any iterable or array of ints) as a sorted array without repeats."""
+    array = np.asarray(uids if isinstance(uids, np.ndarray) else list(uids), dtype=np.uint32)  # type: ignore[call-overload]
+    if len(array) > 1 and not bool((array[1:] > array[:-1]).all()):
+        array = np.unique(array)
+    return array
+
+
+def pack_ranges(uids: UidArray) -> bytes:
+    """Sorted UIDs as little-endian pairs (first, last), 8 bytes a range: 10,000 neighbours cost 8 bytes."""
+    if len(uids) == 0:
+        return b""
+    breaks = np.flatnonzero(np.diff(uids) != 1)
+    firsts = np.concatenate((uids[:1], uids[breaks + 1]))
+    lasts = np.concatenate((uids[breaks], uids[-1:]))
+    return np.column_stack((firsts, lasts)).astype("<u4").tobytes()
+
+
+def unpack_ranges(data: bytes) -> UidArray:
+    """The inverse of `pack_ranges`. Raises ValueError on bytes that are no sorted ranges."""
+    pairs = np.frombuffer(data, dtype="<u4").reshape(-1, 2).astype(np.int64)
+    if len(pairs) == 0:
+        return np.empty(0, dtype=np.uint32)
+    lengths = pairs[:, 1] - pairs[:, 0] + 1
+    if bool((lengths <= 0).any()) or bool((pairs[1:, 0] <= pairs[:-1, 1]).any()):
+        raise ValueError("UID ranges are not sorted")
+    if len(pairs) == 1:
+        return np.arange(pairs[0, 0], pairs[0, 1] + 1, dtype=np.uint32)
+    starts = np.repeat(pairs[:, 0] - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths)
+    return (starts + np.arange(int(lengths.sum()))).astype(np.uint32)

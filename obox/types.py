@@ -1,0 +1,24 @@
+"""The field's nouns as distinct types, so that a UID is never passed where a sequence number is meant.
+
+A leaf: imports nothing of obox.
+"""
+
+from typing import NewType
+
+Uid = NewType("Uid", int)
+"""Unique identifier of a mail in its mailbox, 1 to 2**32 - 1. RFC 9051 §2.3.1.1."""
+
+Seq = NewType("Seq", int)
+"""Message sequence number as one client sees it, from 1. RFC 9051 §2.3.1.2."""
+
+ModSeq = NewType("ModSeq", int)
+"""Modification sequence, 1 to 2**53 - 1. RFC 7162 §3.1."""
+
+Guid = NewType("Guid", str)
+"""GUID of a mailbox: 32 lower-case hex digits."""
+
+Oid = NewType("Oid", bytes)
+"""Object id of a stored object: 16 random bytes, unique for ever; also the salt of its encryption key."""
+
+StorageId = NewType("StorageId", str)
+"""A user in the bucket: normalised, escaped, safe as one path element (obox.auth.normalise, docs/format.md)."""

@@ -548,7 +548,8 @@ def _parse(row: Setting, value: _Given | None, base: Path, file: Path | None) ->
 
 
 def _refusal(row: Setting, value: _Given, why: str) -> str:
-    shown = repr(value.raw) if not isinstance(value.raw, str) else kinds.quote(kinds.mask_url(value.raw))
+    raw = str(value.raw).lower() if isinstance(value.raw, bool) else value.raw
+    shown = kinds.quote(kinds.mask_url(raw)) if isinstance(raw, str) and raw is value.raw else str(raw)
     shown = kinds.MASK if row.kind.secret else shown if len(shown) <= 200 else shown[:200] + "…"
     return f"{row.key} = {shown} ({value.origin}): {why}"
 

@@ -1,0 +1,57 @@
+"""What the manual says is what the program does."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from obox.config import SECTIONS, Setting, load, settings
+
+ROOT = Path(__file__).parent.parent
+MANUAL = (ROOT / "docs/config.md").read_text()
+EXAMPLE = (ROOT / "obox.toml").read_text()
+
+
+@pytest.mark.parametrize("row", settings(), ids=lambda row: row.key)
+def test_each_setting_is_in_the_manual_with_default_and_reason(row: Setting) -> None:
+    part = re.split(r"^## ", MANUAL, flags=re.M)
+    title = f"[{row.section}]" if row.section else "Top level"
+    section = next(text for text in part if text.startswith(title))
+    cells = next((line for line in section.splitlines() if line.startswith(f"| `{row.name}` |")), "")
+    assert cells, f"{row.key} is not in docs/config.md"
+    _, _, default, allowed, doc, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", cells))
+    assert default == f"`{row.default_toml()}`"
+    assert allowed
+    assert doc == row.doc
+
+
+def test_the_manual_names_nothing_else() -> None:
+    named = re.findall(r"^\| `(\w+)` \|", MANUAL, flags=re.M)
+    assert sorted(named) == sorted(row.name for row in settings())
+
+
+def uncommented() -> str:
+    """`#key = value` and `#[section]` are settings, `# text` is prose."""
+    return re.sub(r"^#(?=[\[a-z])", "", EXAMPLE, flags=re.M)
+
+
+def test_the_example_names_each_setting_and_its_default() -> None:
+    document = tomllib.loads(uncommented())
+    for row in settings():
+        if row.key == "storage.url":
+            continue
+        place = document[row.section] if row.section else document
+        assert row.name in place, f"{row.key} is not in obox.toml"
+        shown = row.kind.show(row.kind.parse(place[row.name], Path()))
+        assert shown == row.default_toml(), row.key
+    assert set(SECTIONS) <= set(document)
+
+
+def test_the_example_is_a_valid_start(tmp_path: Path) -> None:
+    for text in (EXAMPLE, uncommented()):
+        file = tmp_path / "obox.toml"
+        file.write_text(text)
+        got = load(str(file), {})
+        assert got.imap
+        assert got.lmtp

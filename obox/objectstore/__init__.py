@@ -1,0 +1,81 @@
+"""The bucket: create-only PUT, ranged GET, ordered LIST, bulk DELETE, over S3, a directory or memory.
+
+The rooms above see ObjectStore, the helpers put_once and settle, the layout in `keys` and the bytes in `codec`.
+
+Invariant: an object is written once and never modified. What `put` returned for is durable.
+
+Refuses to know: mail, indexes, users.
+
+Diagnostics: every failure is a StoreError with `permanent`; retries are logged at info, slow requests at warning; a bad
+setting is ConfigError. See the modules.
+"""
+
+from obox.objectstore._driver import REQUEST_KEYS_MAX, Driver, Kind, ObjectInfo, ObjectStore, Page
+from obox.objectstore._errors import (
+    AlreadyExists,
+    CorruptObject,
+    Missing,
+    NewerFormat,
+    OutcomeUnknown,
+    Refused,
+    StoreError,
+    Truncated,
+    Unreachable,
+)
+from obox.objectstore._file import FileDriver
+from obox.objectstore._memory import MemoryDriver
+from obox.objectstore._open import OpenStore, Settings, open_store, probe
+from obox.objectstore.codec import (
+    FRAME_BYTES,
+    HEADER_BYTES,
+    Codec,
+    Decoded,
+    Header,
+    ObjectKind,
+    ShortPrefix,
+    UnknownKey,
+    load_keys,
+    new_oid,
+    oid_of,
+)
+from obox.objectstore.put_once import Outcome, put_once, settle
+from obox.objectstore.stats import Stats
+
+__all__ = [
+    "FRAME_BYTES",
+    "HEADER_BYTES",
+    "REQUEST_KEYS_MAX",
+    "AlreadyExists",
+    "Codec",
+    "CorruptObject",
+    "Decoded",
+    "Driver",
+    "FileDriver",
+    "Header",
+    "Kind",
+    "MemoryDriver",
+    "Missing",
+    "NewerFormat",
+    "ObjectInfo",
+    "ObjectKind",
+    "ObjectStore",
+    "OpenStore",
+    "Outcome",
+    "OutcomeUnknown",
+    "Page",
+    "Refused",
+    "Settings",
+    "ShortPrefix",
+    "Stats",
+    "StoreError",
+    "Truncated",
+    "UnknownKey",
+    "Unreachable",
+    "load_keys",
+    "new_oid",
+    "oid_of",
+    "open_store",
+    "probe",
+    "put_once",
+    "settle",
+]

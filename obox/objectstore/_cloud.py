@@ -1,0 +1,196 @@
+"""`s3://`, `gs://`, `az://`: object stores over HTTP, through obstore.
+
+Credentials for S3 are those given in the settings, else what boto3's own chain finds (environment, files, container,
+instance): refreshable ones are asked for again every few minutes, boto3 renews them in time. They are looked up at the
+first request, in a thread: a metadata service that is slow or down delays no start.
+
+A custom endpoint is addressed in path style (`http://host:port/bucket/key`), AWS itself in virtual-host style.
+`gs://` and `az://` use obstore's own credential chain. They are accepted and untested.
+
+Invariant: one call is one HTTP request (obstore's own retries are off), but for a copy before the store is known to
+make them create-only (see Driver). put sends `If-None-Match: *`.
+
+Refuses to know: retries, statistics, our prefix.
+
+Diagnostics: what the store says is turned into StoreError kinds by `translate`; 401, 403, 400 and a missing bucket are
+Refused, 5xx, 429, SlowDown, timeouts and broken connections Unreachable, and only those that cannot have reached the
+store (no connection, 429, SlowDown) say so. 409 ConditionalRequestConflict is S3's "somebody else is writing this key
+at this moment": Unreachable, so that the retry gets the real answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import obstore
+from obstore import exceptions
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from obox.objectstore._driver import REQUEST_KEYS_MAX, Kind, ObjectInfo, Page
+from obox.objectstore._errors import AlreadyExists, Missing, Refused, StoreError, Truncated, Unreachable
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential
+
+_CREDENTIALS_FOR = timedelta(minutes=4)
+"""How long obstore keeps refreshable credentials; boto3 renews them 10 to 15 minutes before they end."""
+
+_NOT_SENT = ("error trying to connect", "Connection refused", "ConnectError", "dns error", "SlowDown", "429 ")
+_PASSING = ("ConditionalRequestConflict", "RequestTimeout", "OperationAborted", "SlowDown", "RequestTimeTooSkewed429")
+_STATUS = re.compile(
+    r"\b(?:status code:?|status|Status)[: ]+\(?(\d{3})|Server returned (?:non-2xx|error) status code: (\d{3})"
+)
+
+
+def translate(op: str, key: str, error: Exception) -> StoreError:
+    """Return the StoreError that an error of obstore's means."""
+    text = str(error).split("\n\nDebug source", 1)[0].replace("\n", " ")[:500]
+    whole = str(error)
+    what = f"{op} {key}: {text}"
+    if any(word in whole for word in _PASSING):
+        return Unreachable(what, maybe_done=not any(word in whole for word in _NOT_SENT))
+    if isinstance(error, (exceptions.AlreadyExistsError, exceptions.PreconditionError)):
+        return AlreadyExists(what)
+    if isinstance(error, FileNotFoundError):
+        if op in ("get", "copy") and "NoSuchBucket" not in whole:
+            return Missing(what)
+        return Refused(what)
+    if isinstance(
+        error,
+        (
+            exceptions.PermissionDeniedError,
+            exceptions.UnauthenticatedError,
+            exceptions.InvalidPathError,
+            exceptions.NotSupportedError,
+            NotImplementedError,
+        ),
+    ):
+        return Refused(what)
+    status = _status(whole)
+    if status is not None and 400 <= status < 500 and status not in (408, 429):
+        return Refused(what)
+    return Unreachable(what, maybe_done=not any(word in whole for word in _NOT_SENT))
+
+
+def _status(text: str) -> int | None:
+    found = _STATUS.search(text)
+    return int(found[1] or found[2]) if found else None
+
+
+class CloudDriver:
+    """A bucket behind HTTP."""
+
+    page_keys = REQUEST_KEYS_MAX
+
+    def __init__(self, store: S3Store | GCSStore | AzureStore, *, create_only: bool, copies_create_only: bool) -> None:
+        """create_only: False drops `If-None-Match`, for stores that reject it (conditional_put = "off")."""
+        self._store = store
+        self._mode: Literal["create", "overwrite"] = "create" if create_only else "overwrite"
+        self.copies_create_only = copies_create_only
+
+    async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
+        try:
+            await obstore.put_async(self._store, key, data, mode=self._mode, use_multipart=False)
+        except (exceptions.BaseError, OSError, ValueError) as error:
+            raise translate("put", key, error) from error
+
+    async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
+        try:
+            if start == 0 and end is None:
+                answer = await obstore.get_async(self._store, key)
+            elif end is None:
+                answer = await obstore.get_async(self._store, key, options={"range": {"offset": start}})
+            else:
+                answer = await obstore.get_async(self._store, key, options={"range": (start, end)})
+            first, after = answer.range
+            data = bytes(await answer.bytes_async())
+        except (exceptions.BaseError, OSError, ValueError) as error:
+            if "416" in str(error) or "InvalidRange" in str(error) or "Requested range" in str(error):
+                return b""  # nothing there: an empty object, or a start at or behind its end
+            raise translate("get", key, error) from error
+        if len(data) != after - first:
+            raise Truncated(f"get {key}: {len(data)} of {after - first} bytes")
+        return data
+
+    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
+        try:
+            stream = obstore.list(
+                self._store, prefix.rstrip("/") or None, offset=after or None, chunk_size=REQUEST_KEYS_MAX
+            )
+            try:
+                rows = await stream.__anext__()
+            except StopAsyncIteration:
+                return Page([], False)
+        except (exceptions.BaseError, OSError, ValueError) as error:
+            raise translate("list", prefix, error) from error
+        items = [ObjectInfo(row["path"], row["size"], row["last_modified"].timestamp()) for row in rows]
+        items.sort()  # within the page; S3 has sorted them, some of its imitations put `/` first
+        return Page(items[:limit], len(rows) >= REQUEST_KEYS_MAX or len(rows) > limit)
+
+    async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
+        try:
+            await obstore.delete_async(self._store, list(keys))
+        except FileNotFoundError:
+            await self._delete_one_by_one(keys)
+        except (exceptions.BaseError, OSError, ValueError) as error:
+            raise translate("delete", keys[0], error) from error
+
+    async def _delete_one_by_one(self, keys: Sequence[str]) -> None:
+        """GCS and Azure stop at a key that is not there: go on behind it."""
+        for key in keys:
+            try:
+                await obstore.delete_async(self._store, key)
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise translate("delete", key, error) from error
+            except (exceptions.BaseError, OSError, ValueError) as error:
+                raise translate("delete", key, error) from error
+
+    async def copy(self, source: str, target: str, *, kind: Kind) -> None:
+        try:
+            await obstore.copy_async(self._store, source, target, overwrite=self._mode == "overwrite")
+        except (exceptions.BaseError, OSError, ValueError) as error:
+            raise translate("copy", target, error) from error
+
+    async def close(self) -> None:
+        """obstore closes its connections when it is collected."""
+
+
+def boto3_credentials() -> Callable[[], Coroutine[Any, Any, S3Credential]]:
+    """Return a credential provider over boto3's chain."""
+    import boto3
+
+    session = boto3.Session()
+    found: list[Any] = []
+
+    def look() -> S3Credential:
+        if not found:
+            credentials = session.get_credentials()
+            if credentials is None:
+                raise PermissionError("no credentials: none in the settings, boto3's chain finds none")
+            found.append(credentials)
+        frozen = found[0].get_frozen_credentials()
+        refreshable = hasattr(found[0], "refresh_needed")
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_FOR if refreshable else None,
+        }
+
+    async def provide() -> S3Credential:
+        return await asyncio.to_thread(look)
+
+    return provide
+
+
+def boto3_region() -> str | None:
+    """Return the region that boto3's chain finds, or None."""
+    import boto3
+
+    region: str | None = boto3.Session().region_name
+    return region

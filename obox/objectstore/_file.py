@@ -1,0 +1,425 @@
+"""`file:///dir`: a bucket in a local directory, durable and create-only.
+
+A key is a path below the directory. A PUT is: temporary file in `.tmp`, write, fsync, link(2) to the final name (which
+fails if that exists: create-only, atomic, also between processes), unlink the temporary name, fsync of the directory.
+PUTs that come at the same time are written by one thread as a group: one fsync per directory serves them all.
+Directories that are new are made durable from the parent down; one that this process has not seen yet is treated as
+new.
+
+An element of a key longer than ELEMENT_BYTES_MAX becomes nested directories, each but the last with `~` at its end.
+
+Invariant: what put returned for is on the disk; a name never shows a partial object; LIST sees no temporary files.
+Crash gaps: before the link, a leftover in `.tmp` that is swept when it is TEMP_AGE_S old (another process may be busy
+with a younger one); between link and answer, an object that was not acknowledged, as with any store.
+
+Refuses to know: what is stored; other file systems' lack of link(2) (a PUT there is Refused).
+
+Diagnostics: ENOSPC, EDQUOT, EIO and whatever else may pass are Unreachable; EACCES, EPERM, EROFS and a key that is a
+directory of other keys are Refused. Sweeping fails silently: it is tried again at the next start. Nothing is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import heapq
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from obox.objectstore._driver import Kind, ObjectInfo, Page
+from obox.objectstore._errors import AlreadyExists, Missing, Refused, StoreError, Truncated, Unreachable
+
+ELEMENT_BYTES_MAX = 240
+"""Longest name of one directory entry: file systems allow 255."""
+
+TEMP_AGE_S = 3600.0
+"""Age at which a temporary file is a leftover: no PUT lives that long."""
+
+_TEMP = ".tmp"
+_GROUP_MAX = 64
+"""PUTs in one group: bounds open files and the time that the first of them waits."""
+_READERS = 4
+_WRITERS = 2
+"""Groups at a time: while one waits for its fsync, the next is written."""
+_KNOWN_DIRECTORIES_MAX = 65536
+
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
+
+T = TypeVar("T")
+
+
+class _Put:
+    """One PUT on its way through a group."""
+
+    __slots__ = ("data", "directory", "error", "fd", "future", "key", "linked", "loop", "path", "temp")
+
+    def __init__(self, key: str, path: str, data: bytes) -> None:
+        self.key = key
+        self.path = path
+        self.directory = os.path.dirname(path)
+        self.data = data
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.temp = ""
+        self.fd = -1
+        self.linked = False
+        self.error: StoreError | None = None
+
+    def answer(self) -> None:
+        """Wake the caller; in its loop."""
+        if self.future.done():  # cancelled meanwhile
+            return
+        if self.error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(self.error)
+
+
+class FileDriver:
+    """A bucket in a directory, shared by any number of processes of one host."""
+
+    copies_create_only = True
+    page_keys = 16384
+    """More than S3's, because each page scans its directory from the start."""
+
+    def __init__(self, root: str, *, rng: random.Random, wall: Callable[[], float] = time.time) -> None:
+        """root: absolute; made at the first PUT. rng: names temporary files. wall: unix time, for the sweep."""
+        self._root = root.rstrip("/") or "/"
+        self._temp = os.path.join(self._root, _TEMP)
+        self._wall = wall
+        self._token = f"{os.getpid():x}-{rng.randbytes(8).hex()}"
+        self._serial = 0
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="obox-file-get")
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="obox-file-put")
+        self._lock = threading.Lock()
+        self._pending: deque[_Put] = deque()
+        self._writing = 0
+        self._known: dict[str, int] = {}  # directory -> inode, durable with all its parents
+        self._swept = False
+
+    async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
+        put = _Put(key, self._path(key), data)
+        with self._lock:
+            self._pending.append(put)
+            start = self._writing < _WRITERS
+            self._writing += start
+        if start:
+            self._writers.submit(self._write)
+        await put.future
+
+    async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
+        return await self._run(_read, key, self._path(key), start, end)
+
+    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
+        return await self._run(self._page, prefix, after, limit)
+
+    async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
+        await self._run(self._delete, [(key, self._path(key)) for key in keys])
+
+    async def copy(self, source: str, target: str, *, kind: Kind) -> None:
+        await self.put(target, await self.get(source, kind=kind), kind=kind)
+
+    async def close(self) -> None:
+        """Finish what is being written and stop the threads."""
+        await asyncio.get_running_loop().run_in_executor(None, self._writers.shutdown)
+        self._readers.shutdown(wait=False)
+
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
+
+    def _path(self, key: str) -> str:
+        """Return the path of a key. Raises: Refused for keys that a path cannot hold safely."""
+        parts = [self._root]
+        for element in key.split("/"):
+            if not element or element[0] == "." or not element.isascii() or not element.isprintable():
+                raise Refused(f"key {key[:200]!r}: a directory holds elements of printable ASCII without a leading dot")
+            if len(element) <= ELEMENT_BYTES_MAX:
+                parts.append(element)
+                continue
+            chunks = [element[at : at + ELEMENT_BYTES_MAX] for at in range(0, len(element), ELEMENT_BYTES_MAX)]
+            parts += [chunk + "~" for chunk in chunks[:-1]]
+            parts.append(chunks[-1])
+        return "/".join(parts)
+
+    # Writing: in a writer thread.
+
+    def _write(self) -> None:
+        """Write groups until nothing is pending."""
+        while True:
+            with self._lock:
+                group = [self._pending.popleft() for _ in range(min(len(self._pending), _GROUP_MAX))]
+                if not group:
+                    self._writing -= 1
+                    return
+            try:
+                self._write_group(group)
+            except BaseException as error:  # a bug must not leave callers waiting for ever
+                for put in group:
+                    put.error = put.error or Unreachable(f"put {put.key}: {error!r}")
+                raise
+            finally:
+                for loop in {put.loop for put in group}:
+                    answers = [put for put in group if put.loop is loop]
+                    try:
+                        loop.call_soon_threadsafe(_answer_all, answers)
+                    except RuntimeError:  # the caller's loop is closed: nobody waits
+                        continue
+
+    def _write_group(self, group: list[_Put]) -> None:
+        self._prepare()
+        for put in group:
+            self._step(put, self._write_temp)
+        for put in group:
+            self._step(put, self._sync_temp)
+        directories: dict[str, list[_Put]] = {}
+        for put in group:
+            self._step(put, self._link)
+            if put.linked:
+                directories.setdefault(put.directory, []).append(put)
+        for directory, puts in directories.items():
+            try:
+                self._sync_directory(directory)
+            except OSError as error:
+                for put in puts:
+                    put.error = _failure(f"put {put.key}", error, maybe_done=True)
+
+    def _prepare(self) -> None:
+        """Make `.tmp`, and sweep it once."""
+        if self._swept:
+            return
+        self._swept = True
+        try:
+            os.makedirs(self._temp, exist_ok=True)
+            with os.scandir(self._temp) as entries:
+                for entry in entries:
+                    if entry.stat().st_mtime < self._wall() - TEMP_AGE_S:
+                        os.unlink(entry.path)
+        except OSError:
+            self._swept = os.path.isdir(self._temp)
+
+    def _step(self, put: _Put, step: Callable[[_Put], None]) -> None:
+        if put.error is not None:
+            return
+        try:
+            step(put)
+        except OSError as error:
+            put.error = _failure(f"put {put.key}", error, maybe_done=False)
+        if put.error is not None and put.temp and not put.linked:
+            self._drop_temp(put)
+
+    def _write_temp(self, put: _Put) -> None:
+        with self._lock:
+            self._serial += 1
+            serial = self._serial
+        path = f"{self._temp}/{self._token}-{serial:x}"
+        try:
+            put.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            self._swept = False  # .tmp was removed under us: make it again
+            self._prepare()
+            put.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        put.temp = path
+        view = memoryview(put.data)
+        while view:
+            view = view[os.write(put.fd, view) :]
+
+    def _sync_temp(self, put: _Put) -> None:
+        os.fsync(put.fd)
+        os.close(put.fd)
+        put.fd = -1
+
+    def _link(self, put: _Put) -> None:
+        """Give the file its name. linked: the directory must be synced before the answer, whatever that is."""
+        try:
+            try:
+                os.link(put.temp, put.path)
+            except FileNotFoundError:
+                self._forget(put.directory)
+                os.makedirs(put.directory, exist_ok=True)
+                os.link(put.temp, put.path)
+        except FileExistsError:
+            if os.path.isdir(put.path):
+                put.error = Refused(f"put {put.key}: other keys lie below it")
+            elif os.path.isdir(put.directory):
+                put.error = AlreadyExists(f"put {put.key}: there is an object already")
+                self._drop_temp(put)  # what is there may be another process's, not yet synced
+            else:
+                put.error = Refused(f"put {put.key}: it lies below another key")
+                return
+        except NotADirectoryError:
+            put.error = Refused(f"put {put.key}: it lies below another key")
+            return
+        put.linked = True
+        self._drop_temp(put)
+
+    def _forget(self, directory: str) -> None:
+        """A directory is missing: what is made in its place, and above it, is to be synced anew."""
+        while not os.path.isdir(directory) and len(directory) > len(self._root):
+            self._known.pop(directory, None)
+            directory = os.path.dirname(directory)
+
+    def _drop_temp(self, put: _Put) -> None:
+        if put.fd >= 0:
+            os.close(put.fd)
+            put.fd = -1
+        if put.temp:
+            try:
+                os.unlink(put.temp)
+            except OSError:
+                pass  # a leftover: swept later
+            put.temp = ""
+
+    def _sync_directory(self, directory: str) -> None:
+        """fsync a directory; its parents too when it is not known to be durable itself."""
+        while True:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+                inode = os.fstat(fd).st_ino
+            finally:
+                os.close(fd)
+            if self._known.get(directory) == inode:  # another inode: removed and made again since
+                return
+            if len(self._known) >= _KNOWN_DIRECTORIES_MAX:
+                self._known.clear()
+            self._known[directory] = inode
+            if directory == self._root:
+                parent = os.path.dirname(self._root)
+                fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                return
+            directory = os.path.dirname(directory)
+
+    # Deleting and listing: in a reader thread.
+
+    def _delete(self, keys: list[tuple[str, str]]) -> None:
+        """Remove files and the directories that become empty."""
+        directories: set[str] = set()
+        for key, path in keys:
+            try:
+                os.unlink(path)
+                directories.add(os.path.dirname(path))
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                continue
+            except OSError as error:
+                raise _failure(f"delete {key}", error, maybe_done=True) from error
+        for touched in directories:
+            directory = touched
+            try:
+                while directory != self._root:
+                    os.rmdir(directory)
+                    self._known.pop(directory, None)
+                    directory = os.path.dirname(directory)
+            except OSError:
+                pass  # not empty, or gone: both fine
+            self._sync_quietly(directory)
+
+    def _sync_quietly(self, directory: str) -> None:
+        """fsync after a removal; one that is lost with the power is only removed again."""
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            os.fsync(fd)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+
+    def _page(self, prefix: str, after: str, limit: int) -> Page:
+        directory = os.path.dirname(self._path(prefix + "x")) if prefix else self._root
+        items: list[ObjectInfo] = []
+        try:
+            for key, path in _walk(directory, prefix, after):
+                if len(items) == limit:
+                    return Page(items, True)
+                try:
+                    found = os.stat(path)
+                except FileNotFoundError:
+                    continue  # deleted since
+                items.append(ObjectInfo(key, found.st_size, found.st_mtime))
+        except OSError as error:
+            raise _failure(f"list {prefix}", error, maybe_done=False) from error
+        return Page(items, False)
+
+
+def _answer_all(puts: list[_Put]) -> None:
+    for put in puts:
+        put.answer()
+
+
+def _failure(what: str, error: OSError, *, maybe_done: bool) -> StoreError:
+    text = f"{what}: {error.strerror or error}"
+    if error.errno in _REFUSED:
+        return Refused(text)
+    return Unreachable(text, maybe_done=maybe_done)
+
+
+def _read(key: str, path: str, start: int, end: int | None) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Missing(f"get {key}: no such object") from None
+    except OSError as error:
+        raise _failure(f"get {key}", error, maybe_done=False) from error
+    try:
+        size = os.fstat(fd).st_size
+        wanted = max(min(size, size if end is None else end) - start, 0)
+        data = os.pread(fd, wanted, start)
+        while data and len(data) < wanted:
+            more = os.pread(fd, wanted - len(data), start + len(data))
+            if not more:
+                break
+            data += more
+    except IsADirectoryError:
+        raise Missing(f"get {key}: no such object") from None
+    except OSError as error:
+        raise _failure(f"get {key}", error, maybe_done=False) from error
+    finally:
+        os.close(fd)
+    if len(data) != wanted:
+        raise Truncated(f"get {key}: {len(data)} of {wanted} bytes")
+    return data
+
+
+def _walk(directory: str, prefix: str, after: str) -> Iterator[tuple[str, str]]:
+    """Yield (key, path) below directory, in key order, key > after; skips directories that lie before it."""
+    try:
+        with os.scandir(directory) as scan:
+            entries = [(e.name, e.is_dir(follow_symlinks=False)) for e in scan if e.name[0] != "."]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    rows: list[tuple[str, str, bool]] = []  # key or key prefix, name, is a directory
+    parts_of_elements = False
+    for name, is_directory in entries:
+        key = prefix + name
+        if is_directory:
+            if len(name) == ELEMENT_BYTES_MAX + 1 and name[-1] == "~":
+                parts_of_elements = True
+                key = key[:-1]
+            else:
+                key += "/"
+            if key > after or after.startswith(key):
+                rows.append((key, name, True))
+        elif key > after:
+            rows.append((key, name, False))
+    rows.sort()
+    streams = (
+        _walk(f"{directory}/{name}", key, after) if is_directory else iter([(key, f"{directory}/{name}")])
+        for key, name, is_directory in rows
+    )
+    if parts_of_elements:  # keys below "aa…~" and those below "aa…" itself interleave
+        yield from heapq.merge(*streams)
+    else:
+        for stream in streams:
+            yield from stream

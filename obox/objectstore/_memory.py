@@ -1,0 +1,65 @@
+"""`memory://`: a dict and a sorted list of its keys, for tests and for trying things out.
+
+Invariant: as the other drivers, so that a test on this one means something: create-only, key order, ranges.
+Each MemoryDriver is a bucket of its own; hand one driver to two stores to let two backends share it.
+
+Refuses to know: durability. It is gone with the process.
+
+Diagnostics: AlreadyExists and Missing are its only failures.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right, insort
+from collections.abc import Callable, Sequence
+
+from obox.objectstore._driver import REQUEST_KEYS_MAX, Kind, ObjectInfo, Page
+from obox.objectstore._errors import AlreadyExists, Missing
+
+
+class MemoryDriver:
+    """A bucket in memory."""
+
+    copies_create_only = True
+    page_keys = REQUEST_KEYS_MAX
+
+    def __init__(self, *, wall: Callable[[], float] = time.time) -> None:
+        self._objects: dict[str, tuple[bytes, float]] = {}
+        self._keys: list[str] = []
+        self._wall = wall
+
+    async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
+        if key in self._objects:
+            raise AlreadyExists(f"put {key}: there is an object already")
+        self._objects[key] = (bytes(data), self._wall())
+        insort(self._keys, key)
+
+    async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
+        found = self._objects.get(key)
+        if found is None:
+            raise Missing(f"get {key}: no such object")
+        return found[0][start:end]
+
+    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
+        items: list[ObjectInfo] = []
+        at = bisect_right(self._keys, max(after, prefix))
+        while at < len(self._keys) and self._keys[at].startswith(prefix):
+            key = self._keys[at]
+            if len(items) == limit:
+                return Page(items, True)
+            data, modified = self._objects[key]
+            items.append(ObjectInfo(key, len(data), modified))
+            at += 1
+        return Page(items, False)
+
+    async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
+        gone = {key for key in keys if self._objects.pop(key, None) is not None}
+        if gone:
+            self._keys = [key for key in self._keys if key not in gone]
+
+    async def copy(self, source: str, target: str, *, kind: Kind) -> None:
+        await self.put(target, await self.get(source, kind=kind), kind=kind)
+
+    async def close(self) -> None:
+        """Keep everything: a test may open the same driver again."""

@@ -1,0 +1,236 @@
+"""Opens the bucket that the settings name: driver -> faults -> statistics -> deadline and retries -> key prefix.
+
+Invariant: every ObjectStore that obox uses is composed here, in this order: statistics see each attempt, faults hit
+below both, and no layer but the last knows the prefix of the url.
+
+Refuses to know: configuration files; what is stored.
+
+Diagnostics: a bad setting is ConfigError, one line. Opening makes no request: an unreachable bucket does not stop a
+start. `probe` is fatal (ConfigError) when the store overwrites what must be create-only, else raises StoreError kinds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import structlog
+
+from obox.errors import ConfigError
+from obox.objectstore._driver import Driver, Kind, ObjectInfo
+from obox.objectstore._errors import AlreadyExists, Refused
+from obox.objectstore._file import FileDriver
+from obox.objectstore._memory import MemoryDriver
+from obox.objectstore._retry import Retrying, Sleep
+from obox.objectstore.stats import Counted, Stats
+
+_URLS = "memory://, file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The [storage] settings that concern the store itself."""
+
+    url: str
+    endpoint_url: str = ""
+    access_key_id: str = ""
+    secret_access_key: str = ""
+    region: str = ""
+    conditional_put: Literal["on", "off"] = "on"
+    """off: PUT overwrites. For one backend alone: two that write the same user lose mails."""
+    deadline_s: float = 10.0
+    """Of one request, retries included."""
+    slow_s: float = 5.0
+    connections_idle_max: int = 256
+    """HTTP connections kept open; as many are opened as there are requests at a time."""
+
+
+class OpenStore:
+    """An ObjectStore below a key prefix, with the counters of all requests that it sent.
+
+    stats: see stats.py. driver: the innermost driver, for tests.
+    """
+
+    def __init__(self, inner: Retrying, *, prefix: str, stats: Stats, driver: Driver, settings: Settings) -> None:
+        """prefix: "" or ends with `/`."""
+        self.stats = stats
+        self.driver = driver
+        self.settings = settings
+        self._inner = inner
+        self._prefix = prefix
+        self._cut = len(prefix)
+
+    async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
+        """See ObjectStore."""
+        await self._inner.put(self._prefix + key, data, kind=kind)
+
+    async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
+        """See ObjectStore."""
+        return await self._inner.get(self._prefix + key, kind=kind, start=start, end=end)
+
+    async def list(self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None) -> list[ObjectInfo]:
+        """See ObjectStore."""
+        start = self._prefix + after if after else ""
+        found = await self._inner.list(self._prefix + prefix, kind=kind, after=start, limit=limit)
+        if not self._cut:
+            return found
+        return [ObjectInfo(info.key[self._cut :], info.size, info.modified) for info in found]
+
+    async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
+        """See ObjectStore."""
+        await self._inner.delete([self._prefix + key for key in keys], kind=kind)
+
+    async def copy(self, source: str, target: str, *, kind: Kind) -> None:
+        """See ObjectStore."""
+        await self._inner.copy(self._prefix + source, self._prefix + target, kind=kind)
+
+    async def close(self) -> None:
+        """See ObjectStore."""
+        await self._inner.close()
+
+
+def open_store(
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Sleep = asyncio.sleep,
+    wall: Callable[[], float] = time.time,
+    rng: random.Random | None = None,
+    log: Any = None,
+    driver: Driver | None = None,
+    wrap: Callable[[Driver], Driver] | None = None,
+) -> OpenStore:
+    """Open the bucket of settings.url; sends no request.
+
+    clock, sleep: time of deadlines, pauses and statistics; wall: unix time. rng: jitter and temporary names.
+    driver: instead of the url's, so that several stores share one memory bucket. wrap: puts faults around the driver.
+    Raises: ConfigError.
+    """
+    if settings.conditional_put not in ("on", "off"):
+        raise ConfigError(f'storage.conditional_put = "{settings.conditional_put}"; allowed: "on", "off"')
+    if not settings.deadline_s > 0:
+        raise ConfigError(f"storage.deadline = {settings.deadline_s}; allowed: more than 0 s")
+    rng = rng if rng is not None else random.SystemRandom()
+    log = log if log is not None else structlog.get_logger("obox.objectstore")
+    opened, prefix = _driver(settings, rng, wall)
+    base = driver if driver is not None else opened
+    stats = Stats()
+    counted = Counted(wrap(base) if wrap else base, stats, clock=clock, slow_s=settings.slow_s, log=log)
+    retrying = Retrying(counted, deadline_s=settings.deadline_s, clock=clock, sleep=sleep, rng=rng, log=log)
+    return OpenStore(retrying, prefix=prefix, stats=stats, driver=counted, settings=settings)
+
+
+async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
+    """Check that the store honours create-only PUT, and learn whether it does so for copies; cleans up behind itself.
+
+    Raises: ConfigError when a PUT overwrites and conditional_put is not "off"; StoreError kinds when there is no answer.
+    """
+    name = f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}"
+    first, second = f"{name}.a", f"{name}.b"
+    try:
+        honoured = await _second_put_is_refused(store, first)
+        if not honoured and store.settings.conditional_put == "on":
+            raise ConfigError(
+                f'storage.url = "{store.settings.url}": the store overwrites on PUT with If-None-Match; allowed: '
+                'a store that refuses, or storage.conditional_put = "off" with one backend alone'
+            )
+        if honoured and not store.driver.copies_create_only:
+            await store.put(second, b"2", kind="format")
+            store.driver.copies_create_only = True
+            try:
+                await store.copy(first, second, kind="format")
+                store.driver.copies_create_only = False
+            except AlreadyExists:
+                pass
+            except Refused:
+                store.driver.copies_create_only = False
+            except BaseException:
+                store.driver.copies_create_only = False
+                raise
+    finally:
+        await store.delete([first, second], kind="format")
+
+
+async def _second_put_is_refused(store: OpenStore, key: str) -> bool:
+    await store.put(key, b"1", kind="format")
+    try:
+        await store.put(key, b"2", kind="format")
+    except AlreadyExists:
+        return True
+    return False
+
+
+def _driver(settings: Settings, rng: random.Random, wall: Callable[[], float]) -> tuple[Driver, str]:
+    """Return the driver of settings.url and the key prefix in it."""
+    url = settings.url
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _bad_url(url) from None
+    if parts.query or parts.fragment:
+        raise _bad_url(url)
+    prefix = parts.path.strip("/")
+    if "//" in prefix or any(element in (".", "..") for element in prefix.split("/")):
+        raise _bad_url(url)
+    match parts.scheme:
+        case "memory" if not prefix and not parts.netloc:
+            return MemoryDriver(wall=wall), ""
+        case "file" if parts.netloc in ("", "localhost") and prefix:
+            return FileDriver(os.path.normpath(parts.path), rng=rng, wall=wall), ""
+        case "s3" | "gs" | "az" if parts.netloc:
+            return _cloud(settings, parts.scheme, parts.netloc), f"{prefix}/" if prefix else ""
+    raise _bad_url(url)
+
+
+def _bad_url(url: str) -> ConfigError:
+    return ConfigError(f'storage.url = "{url}"; allowed: {_URLS}')
+
+
+def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    from obox.objectstore._cloud import CloudDriver, boto3_credentials, boto3_region
+
+    endpoint = settings.endpoint_url.rstrip("/")
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(
+            f'storage.endpoint_url = "{settings.endpoint_url}"; allowed: http://host:port, https://host:port'
+        )
+    if bool(settings.access_key_id) != bool(settings.secret_access_key):
+        raise ConfigError("storage.access_key_id and storage.secret_access_key; allowed: both or none")
+    options: Any = {
+        "allow_http": endpoint.startswith("http://"),
+        "connect_timeout": timedelta(seconds=min(settings.deadline_s / 2, 5.0)),
+        "timeout": timedelta(seconds=settings.deadline_s),
+        "pool_max_idle_per_host": str(settings.connections_idle_max),
+    }
+    no_retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=settings.deadline_s)}
+    create_only = settings.conditional_put == "on"
+    if scheme == "gs":
+        gcs = GCSStore(bucket, client_options=options, retry_config=no_retries)
+        return CloudDriver(gcs, create_only=create_only, copies_create_only=True)
+    if scheme == "az":
+        azure = AzureStore(bucket, client_options=options, retry_config=no_retries)
+        return CloudDriver(azure, create_only=create_only, copies_create_only=True)
+    config: Any = {
+        "region": settings.region or boto3_region() or "us-east-1",
+        "virtual_hosted_style_request": not endpoint,
+        "copy_if_not_exists": "header-with-status:if-none-match:*:412",
+        "conditional_put": "etag",
+    }
+    if endpoint:
+        config["endpoint"] = endpoint
+    if settings.access_key_id:
+        config["access_key_id"] = settings.access_key_id
+        config["secret_access_key"] = settings.secret_access_key
+    else:
+        config["credential_provider"] = boto3_credentials()
+    s3 = S3Store(bucket, client_options=options, retry_config=no_retries, **config)
+    return CloudDriver(s3, create_only=create_only, copies_create_only=False)

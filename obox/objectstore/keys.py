@@ -1,0 +1,214 @@
+"""The layout of the bucket: every key that obox writes is made and read here.
+
+```
+<hh>/<sid>/m/<mailbox-guid>/<uid:08x>                              mail, claim or burnt claim
+<hh>/<sid>/x/<mailbox-guid|root>/<version:016x>.<writer>.<form>    index bundle; form: base, diff, cache
+_journal/<backend>/<boot>/<seq:016x>                               journal object
+_format                                                            version of the whole
+```
+
+hh: the first two hex digits of the SHA-256 of sid, which spreads users over the store's partitions. Numbers have fixed
+width, so that key order is number order. Elements (sid, backend, boot, writer) are names that went through `escape`:
+one safe path element of lower-case ASCII. Functions here refuse elements that did not; they never escape by themselves,
+so that nothing is escaped twice.
+
+Invariant: parse_x(x_key(...)) gives the arguments back; a parse function raises ValueError on every other string.
+
+Refuses to know: what lies under a key.
+
+Diagnostics: ValueError only. A foreign key in the bucket is for the caller to log and to leave alone.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from hashlib import sha256
+from typing import Literal, NamedTuple, cast
+
+from obox.types import Guid, StorageId, Uid
+
+FORMAT_KEY = "_format"
+ROOT = "root"
+FIRST_WRITER = "first"
+ESCAPED_BYTES_MAX = 600
+"""Of a 1,024-byte S3 key; the rest of the longest key (a bundle's) takes about 150 and a url prefix may come before
+it."""
+
+Form = Literal["base", "diff", "cache"]
+FORMS: tuple[Form, ...] = ("base", "diff", "cache")
+
+_UID_MAX = 2**32 - 1
+_U64_MAX = 2**64 - 1
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789@._+-")
+_ELEMENT = re.compile(r"(?:[a-z0-9@+-]|%[0-9a-f]{2})(?:[a-z0-9@._+-]|%[0-9a-f]{2})*", re.ASCII)
+_GUID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_MAIL = re.compile(r"([0-9a-f]{2})/([^/]+)/m/([0-9a-f]{32})/([0-9a-f]{8})", re.ASCII)
+_BUNDLE = re.compile(
+    r"([0-9a-f]{2})/([^/]+)/x/([0-9a-f]{32}|root)/([0-9a-f]{16})\.([^/]+)\.(base|diff|cache)", re.ASCII
+)
+_JOURNAL = re.compile(r"_journal/([^/]+)/([^/]+)/([0-9a-f]{16})", re.ASCII)
+
+
+class MailKey(NamedTuple):
+    """What a mail's key says."""
+
+    sid: StorageId
+    guid: Guid
+    uid: Uid
+
+
+class BundleKey(NamedTuple):
+    """What a bundle's key says. box: a mailbox GUID or ROOT."""
+
+    sid: StorageId
+    box: str
+    version: int
+    writer: str
+    form: Form
+
+
+class JournalKey(NamedTuple):
+    """What a journal object's key says."""
+
+    backend: str
+    boot: str
+    seq: int
+
+
+def escape(name: str) -> str:
+    """Return name as one safe path element: lower-case ASCII, injective.
+
+    Bytes of its UTF-8 outside [a-z0-9@._+-], and a leading `.` or `_`, become `%xx`.
+    Raises: ValueError when name is empty or the result is longer than ESCAPED_BYTES_MAX.
+    """
+    raw = name.encode("utf-8")
+    if not raw:
+        raise ValueError("an empty name has no escaped form")
+    parts = [chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in raw]
+    if parts[0] in "._":
+        parts[0] = f"%{raw[0]:02x}"
+    escaped = "".join(parts)
+    if len(escaped) > ESCAPED_BYTES_MAX:
+        raise ValueError(f"a name of {len(escaped)} bytes when escaped; allowed: {ESCAPED_BYTES_MAX}")
+    return escaped
+
+
+def unescape(escaped: str) -> str:
+    """Return the name that escape made this of. Raises: ValueError on anything that escape never makes."""
+    _element(escaped)
+    raw = re.sub(r"%([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), escaped).encode("latin-1")
+    name = raw.decode("utf-8")  # UnicodeDecodeError is a ValueError
+    if escape(name) != escaped:
+        raise ValueError(f"not an escaped name: {escaped!r}")
+    return name
+
+
+@lru_cache(maxsize=4096)
+def _element(text: str) -> str:
+    """Return text if it is an escaped element, else raise ValueError."""
+    if len(text) > ESCAPED_BYTES_MAX or _ELEMENT.fullmatch(text) is None:
+        raise ValueError(f"not an escaped path element: {text[:80]!r}")
+    return text
+
+
+def _box(box: str) -> str:
+    if box != ROOT and _GUID.fullmatch(box) is None:
+        raise ValueError(f"not a mailbox guid: {box[:80]!r}; allowed: 32 lower-case hex digits")
+    return box
+
+
+@lru_cache(maxsize=4096)
+def _home(sid: str) -> str:
+    return f"{hh(sid)}/{_element(sid)}"
+
+
+def hh(sid: str) -> str:
+    """Return the two hex digits that spread storage ids."""
+    return sha256(sid.encode("ascii")).hexdigest()[:2]
+
+
+def mail_key(sid: StorageId, guid: Guid, uid: Uid) -> str:
+    """Return the key of a mail; the key is its UID."""
+    if not 1 <= uid <= _UID_MAX:
+        raise ValueError(f"not a UID: {uid}; allowed: 1 to {_UID_MAX}")
+    return f"{mail_prefix(sid, guid)}{uid:08x}"
+
+
+def mail_prefix(sid: StorageId, guid: Guid) -> str:
+    """Return the prefix of all mails whose home is this mailbox."""
+    if _GUID.fullmatch(guid) is None:
+        raise ValueError(f"not a mailbox guid: {guid[:80]!r}; allowed: 32 lower-case hex digits")
+    return f"{_home(sid)}/m/{guid}/"
+
+
+def mails_prefix(sid: StorageId) -> str:
+    """Return the prefix of all mails of a user."""
+    return f"{_home(sid)}/m/"
+
+
+def user_prefix(sid: StorageId) -> str:
+    """Return the prefix of everything of a user but the journal."""
+    return f"{_home(sid)}/"
+
+
+def fts_prefix(sid: StorageId) -> str:
+    """Return the prefix of a user's full-text index."""
+    return f"{_home(sid)}/t/"
+
+
+def parse_mail_key(key: str) -> MailKey:
+    """Return what mail_key was given. Raises: ValueError on any other key."""
+    m = _MAIL.fullmatch(key)
+    if m is None or hh(_element(m[2])) != m[1] or (uid := int(m[4], 16)) == 0:
+        raise ValueError(f"not the key of a mail: {key[:200]!r}")
+    return MailKey(StorageId(m[2]), Guid(m[3]), Uid(uid))
+
+
+def bundle_key(sid: StorageId, box: str, version: int, writer: str, form: Form) -> str:
+    """Return the key of an index bundle. box: a mailbox GUID or ROOT."""
+    if not 0 <= version <= _U64_MAX or form not in FORMS:
+        raise ValueError(f"not a bundle: version {version}, form {form!r}")
+    return f"{_home(sid)}/x/{_box(box)}/{version:016x}.{_element(writer)}.{form}"
+
+
+def bundles_prefix(sid: StorageId, box: str | None = None) -> str:
+    """Return the prefix of all bundles of a user, or of one mailbox (or ROOT)."""
+    return f"{_home(sid)}/x/" if box is None else f"{_home(sid)}/x/{_box(box)}/"
+
+
+def first_root_key(sid: StorageId) -> str:
+    """Return the fixed name of a user's first root bundle: whoever writes it decides what INBOX is."""
+    return bundle_key(sid, ROOT, 0, FIRST_WRITER, "base")
+
+
+def parse_bundle_key(key: str) -> BundleKey:
+    """Return what bundle_key was given. Raises: ValueError on any other key."""
+    m = _BUNDLE.fullmatch(key)
+    if m is None or hh(_element(m[2])) != m[1]:
+        raise ValueError(f"not the key of a bundle: {key[:200]!r}")
+    return BundleKey(StorageId(m[2]), m[3], int(m[4], 16), _element(m[5]), cast(Form, m[6]))
+
+
+def journal_key(backend: str, boot: str, seq: int) -> str:
+    """Return the key of one journal object."""
+    if not 0 <= seq <= _U64_MAX:
+        raise ValueError(f"not a journal seq: {seq}")
+    return f"{journal_prefix(backend, boot)}{seq:016x}"
+
+
+def journal_prefix(backend: str | None = None, boot: str | None = None) -> str:
+    """Return the prefix of all journals, of one backend's, or of one boot's."""
+    if backend is None:
+        return "_journal/"
+    if boot is None:
+        return f"_journal/{_element(backend)}/"
+    return f"_journal/{_element(backend)}/{_element(boot)}/"
+
+
+def parse_journal_key(key: str) -> JournalKey:
+    """Return what journal_key was given. Raises: ValueError on any other key."""
+    m = _JOURNAL.fullmatch(key)
+    if m is None:
+        raise ValueError(f"not the key of a journal object: {key[:200]!r}")
+    return JournalKey(_element(m[1]), _element(m[2]), int(m[3], 16))

@@ -1,0 +1,70 @@
+"""Create-only PUTs whose answer may be lost: who owns the key now?
+
+put_once  1. PUT the object. Stored: ours.
+          2. Refused as existing: GET the first HEADER_BYTES. Our oid: an earlier attempt of ours had landed: ours.
+             Another oid, or no bytes: somebody else's, or burnt: take the next key.
+settle    for a PUT of unknown outcome (OutcomeUnknown), which may also land late, minutes from now:
+          1. PUT an empty object under the same key. Stored: the key is burnt, and the late PUT is refused for ever.
+          2. Refused as existing: GET what is there, as above. Empty: burnt already (by us or by somebody else).
+
+A crash between the steps leaves the key unknown to this process; whoever lists it later sees what landed: a mail that
+was never acknowledged, or a burnt claim. Both are legal.
+
+Invariant: after settle has returned, the answer never changes. True and "ours" mean durable.
+
+Refuses to know: what is in the object but its oid; which key comes next.
+
+Diagnostics: raises OutcomeUnknown and Unreachable (try again later: the key must stay pending), Refused. A damaged
+header is "other": the object is not touched, the caller takes another key. Missing where an object had just been seen
+(deleted between the two requests) is Unreachable: nothing is known, ask again.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from obox.objectstore._driver import Kind, ObjectStore
+from obox.objectstore._errors import AlreadyExists, CorruptObject, Missing, NewerFormat, Unreachable
+from obox.objectstore.codec import HEADER_BYTES, oid_of
+from obox.types import Oid
+
+Outcome = Literal["ours", "burnt", "other"]
+
+
+async def put_once(store: ObjectStore, key: str, data: bytes, oid: Oid, kind: Kind) -> bool:
+    """Store an encoded object; True: it is stored, False: somebody else's object, or a burnt claim, is under the key.
+
+    oid: the one that data was encoded with.
+    Raises: OutcomeUnknown (then `settle`), Unreachable (nothing was stored), Refused.
+    """
+    try:
+        await store.put(key, data, kind=kind)
+    except AlreadyExists:
+        return await _look(store, key, oid, kind) == "ours"
+    return True
+
+
+async def settle(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
+    """Decide a PUT of unknown outcome, for good.
+
+    "ours": it had landed. "burnt": it never will, the key is lost. "other": somebody else's object is there.
+    Raises: OutcomeUnknown, Unreachable: still unknown, call again.
+    """
+    try:
+        await store.put(key, b"", kind=kind)
+    except AlreadyExists:
+        return await _look(store, key, oid, kind)
+    return "burnt"
+
+
+async def _look(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
+    """Say whose object is under the key, after a PUT was refused there."""
+    try:
+        prefix = await store.get(key, kind=kind, end=HEADER_BYTES)
+        if not prefix:
+            return "burnt"
+        return "ours" if oid_of(prefix) == oid else "other"
+    except (CorruptObject, NewerFormat):
+        return "other"
+    except Missing as error:
+        raise Unreachable(f"put {key}: refused as existing, then gone") from error

@@ -1,0 +1,415 @@
+"""SEARCH as a value, and its evaluation in three-valued logic: no, yes, not known yet.
+
+A query is a tree of the nodes below. `evaluate` answers from the columns all that columns can answer, for all mails at
+once, and leaves two masks: mails that match, and mails for which it depends on text. For one of those `matches` asks a
+`TextSource`, which may again say "not known from what I have": first one with the cached header, then one with the
+whole mail, so that a mail is read only when nothing cheaper decides.
+
+Text compares as under i;unicode-casemap (RFC 5051): both sides normalised by `normalise`, then substring. Decoding of
+charsets and MIME is the source's.
+
+Refuses to know: MIME, IMAP, where text comes from. Sequence numbers and \\Recent are the session's: it resolves both to
+a `UidSet`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import operator
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ._state import State
+from ._uidset import UidArray
+
+Mask = npt.NDArray[np.bool_]
+
+_EPOCH: Final = dt.date(1970, 1, 1).toordinal()
+_DAY_S: Final = 86_400
+
+
+class DateField(enum.Enum):
+    INTERNAL = "INTERNAL"
+    SENT = "SENT"
+    SAVED = "SAVED"
+
+
+class DateTest(enum.Enum):
+    BEFORE = "BEFORE"
+    ON = "ON"
+    SINCE = "SINCE"
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every mail."""
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """All of `keys`; of none: every mail."""
+
+    keys: tuple[Query, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """Any of `keys`; of none: no mail."""
+
+    keys: tuple[Query, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    key: Query
+
+
+@dataclass(frozen=True, slots=True)
+class UidSet:
+    """UIDs in inclusive ranges, in any order, overlaps allowed. RECENT, OLD, `$` and sequence sets end up here."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, uids: UidArray) -> UidSet:
+        """The set of `uids`, which are sorted without repeats."""
+        if len(uids) == 0:
+            return cls(())
+        breaks = np.flatnonzero(np.diff(uids) != 1)
+        firsts = np.concatenate((uids[:1], uids[breaks + 1])).tolist()
+        lasts = np.concatenate((uids[breaks], uids[-1:])).tolist()
+        return cls(tuple(zip(firsts, lasts, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """The mail has the flag or keyword, or lacks it with on=False. Names compare without case."""
+
+    name: str
+    on: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Larger:
+    """More than `size` octets."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Smaller:
+    """Fewer than `size` octets."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnDate:
+    """BEFORE, ON, SINCE and their SENT and SAVED forms: dates compare without time and zone. RFC 3501 §6.4.4.
+
+    The INTERNALDATE's day is that of the zone it was given with, the sent day the one that the Date field spells; a
+    mail without a readable Date field has no sent day and matches none. RFC 8514 for the saved date (a day in UTC).
+    """
+
+    field: DateField
+    test: DateTest
+    date: dt.date
+
+
+@dataclass(frozen=True, slots=True)
+class Older:
+    """INTERNALDATE at or before now - `seconds`. RFC 5032."""
+
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Younger:
+    """INTERNALDATE at or after now - `seconds`. RFC 5032."""
+
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModSeqFrom:
+    """modseq at or above `modseq`. RFC 7162 §3.1.5."""
+
+    modseq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A field of this name whose value contains `value`; an empty value: the field exists."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The header or the body contains `value`."""
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body contains `value`."""
+
+    value: str
+
+
+Query: TypeAlias = (
+    All
+    | And
+    | Or
+    | Not
+    | UidSet
+    | Flag
+    | Larger
+    | Smaller
+    | OnDate
+    | Older
+    | Younger
+    | ModSeqFrom
+    | Header
+    | Text
+    | Body
+)
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def normalise(text: str) -> str:
+    """`text` as it compares: no case, compatibility forms decomposed (RFC 5051), each run of white space one space.
+
+    White space is folded because a header or a paragraph may be wrapped anywhere. Marks are kept but come apart from
+    their letters, so that `cafe` finds `café` and not the other way round.
+    """
+    if text.isascii():
+        out = text.lower()
+    else:
+        # Twice: folding may compose (U+0345), decomposing may bring capitals (U+1D400).
+        out = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    words = out.split()
+    if not words:
+        return " " if out else ""
+    return f"{' ' if out[0].isspace() else ''}{' '.join(words)}{' ' if out[-1].isspace() else ''}"
+
+
+class Needle:
+    """A search string, normalised once.
+
+    raw: what must occur in the lower-cased bytes of a text that is pure ASCII and not encoded, if the text matches: the
+    longest word of the needle; None when the needle is not ASCII, so that no such text matches.
+    whole: `raw` is all of the needle, so that an occurrence in such a text is a match.
+    """
+
+    __slots__ = ("raw", "text", "whole")
+
+    def __init__(self, value: str) -> None:
+        self.text = normalise(value)
+        self.raw: bytes | None = None
+        self.whole = False
+        if self.text.isascii():
+            self.raw = max(self.text.split(), key=len, default="").encode("ascii")
+            self.whole = len(self.raw) == len(self.text)
+
+    def inside(self, normalised: str) -> bool:
+        return self.text in normalised
+
+
+class TextSource(Protocol):
+    """The text of one mail, as far as it is at hand; each answers None for "not known from what I have"."""
+
+    def header(self, name: str, needle: Needle) -> bool | None:
+        """Whether a field `name` (lower case) contains `needle`."""
+
+    def sent_day(self) -> dt.date | bool | None:
+        """The day that the Date field spells; False when there is none that can be read."""
+
+    def contains(self, needle: Needle, body_only: bool) -> bool | None:
+        """Whether the body, or the header unless `body_only`, contains `needle`."""
+
+
+_COMPARE: Final[dict[DateTest, Callable[[Any, Any], Any]]] = {
+    DateTest.BEFORE: operator.lt,
+    DateTest.ON: operator.eq,
+    DateTest.SINCE: operator.ge,
+}
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------
+
+_Ask = Callable[[int, TextSource], bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What the columns say of each row: `yes` matches, `unknown` depends on text; `matches` asks for one such row."""
+
+    yes: Mask
+    unknown: Mask
+    matches: Callable[[int, TextSource], bool | None]
+
+
+def evaluate(query: Query, state: State, where: npt.NDArray[np.intp] | slice, now: float) -> Evaluation:
+    """Evaluate `query` for the rows of `state` at `where`; index i below is the i-th of these.
+
+    now: unix seconds. The columns are read here only: the evaluation stays right when the state changes.
+    """
+    node = _Evaluator(state, where, now).node(query)
+    return Evaluation(node.yes, node.maybe & ~node.yes, node.ask or (lambda i, _: bool(node.yes[i])))
+
+
+def needs_text(query: Query) -> bool:
+    """Whether any mail's text might have to be looked at."""
+    match query:
+        case Header() | Text() | Body():
+            return True
+        case OnDate(field=DateField.SENT):
+            return True
+        case And(keys) | Or(keys):
+            return any(needs_text(key) for key in keys)
+        case Not(key):
+            return needs_text(key)
+    return False
+
+
+@dataclass(slots=True)
+class _Node:
+    """yes is a part of maybe; `ask` is None when both are the same; cost: 0 columns, 1 header, 2 the whole mail."""
+
+    yes: Mask
+    maybe: Mask
+    ask: _Ask | None = None
+    cost: int = 0
+
+
+class _Evaluator:
+    def __init__(self, state: State, where: npt.NDArray[np.intp] | slice, now: float) -> None:
+        self.state = state
+        self.where = where
+        self.now = now
+        self.count = len(state.uids[where])
+
+    def column(self, name: str) -> npt.NDArray[np.int64]:
+        return self.state.column(name)[self.where].astype(np.int64)
+
+    def known(self, mask: Mask) -> _Node:
+        return _Node(mask, mask)
+
+    def text(self, ask: _Ask, cost: int) -> _Node:
+        return _Node(np.zeros(self.count, dtype=np.bool_), np.ones(self.count, dtype=np.bool_), ask, cost)
+
+    def node(self, query: Query) -> _Node:
+        match query:
+            case All():
+                return self.known(np.ones(self.count, dtype=np.bool_))
+            case And(keys):
+                return self._all_of([self.node(key) for key in keys])
+            case Or(keys):
+                # By De Morgan: one way to order, fold and ask.
+                return _negate(self._all_of([_negate(self.node(key)) for key in keys]))
+            case Not(key):
+                return _negate(self.node(key))
+            case UidSet(ranges):
+                return self.known(self._in_ranges(ranges))
+            case Flag(name, on):
+                bits = self.state.bits[self.where]
+                return self.known((bits & np.uint64(self.state.mask_of((name,))) != 0) == on)
+            case Larger(size):
+                return self.known(self.column("size") > size)
+            case Smaller(size):
+                return self.known(self.column("size") < size)
+            case OnDate(DateField.SENT, test, date):
+                return self.text(_ask_sent(test, date), 1)
+            case OnDate(field, test, date):
+                if field is DateField.INTERNAL:
+                    days = (self.column("internaldate") + self.column("zone") * 60) // _DAY_S
+                else:
+                    days = self.column("savedate") // (_DAY_S * 1000)
+                day = date.toordinal() - _EPOCH
+                return self.known(_COMPARE[test](days, day))
+            case Older(seconds):
+                return self.known(self.column("internaldate") <= self.now - seconds)
+            case Younger(seconds):
+                return self.known(self.column("internaldate") >= self.now - seconds)
+            case ModSeqFrom(modseq):
+                return self.known(self.column("modseq") >= modseq)
+            case Header(name, value):
+                return self.text(_ask_header(name.lower(), Needle(value)), 1)
+            case Text(value):
+                return self.text(_ask_contains(Needle(value), False), 2)
+            case Body(value):
+                return self.text(_ask_contains(Needle(value), True), 2)
+
+    def _in_ranges(self, ranges: Sequence[tuple[int, int]]) -> Mask:
+        """Which UIDs lie in a range: each range adds one where it begins and takes one where it ends."""
+        uids = self.state.uids[self.where]
+        bounds = np.array([r for r in ranges if r[0] <= r[1]], dtype=np.int64).reshape(-1, 2)
+        steps = np.zeros(self.count + 1, dtype=np.int64)
+        np.add.at(steps, np.searchsorted(uids, bounds[:, 0], side="left"), 1)
+        np.add.at(steps, np.searchsorted(uids, bounds[:, 1], side="right"), -1)
+        return np.cumsum(steps[:-1]) > 0
+
+    def _all_of(self, nodes: list[_Node]) -> _Node:
+        yes = np.ones(self.count, dtype=np.bool_)
+        maybe = np.ones(self.count, dtype=np.bool_)
+        for node in nodes:
+            yes &= node.yes
+            maybe &= node.maybe
+        open_nodes = sorted((node for node in nodes if node.ask is not None), key=lambda node: node.cost)
+        if not open_nodes:
+            return _Node(yes, maybe)
+        asks = [node.ask for node in open_nodes if node.ask is not None]
+
+        def ask(row: int, source: TextSource) -> bool | None:
+            if not maybe[row]:
+                return False
+            answer: bool | None = True
+            for one in asks:
+                got = one(row, source)
+                if got is False:
+                    return False
+                if got is None:
+                    answer = None
+            return answer
+
+        return _Node(yes, maybe, asks[0] if len(nodes) == 1 else ask, open_nodes[-1].cost)
+
+
+def _negate(node: _Node) -> _Node:
+    inner = node.ask
+
+    def ask(row: int, source: TextSource) -> bool | None:
+        assert inner is not None
+        got = inner(row, source)
+        return None if got is None else not got
+
+    return _Node(~node.maybe, ~node.yes, None if inner is None else ask, node.cost)
+
+
+def _ask_header(name: str, needle: Needle) -> _Ask:
+    return lambda _, source: source.header(name, needle)
+
+
+def _ask_contains(needle: Needle, body_only: bool) -> _Ask:
+    return lambda _, source: source.contains(needle, body_only)
+
+
+def _ask_sent(test: DateTest, date: dt.date) -> _Ask:
+    def ask(_: int, source: TextSource) -> bool | None:
+        day = source.sent_day()
+        if day is None or isinstance(day, bool):
+            return None if day is None else False
+        return bool(_COMPARE[test](day, date))
+
+    return ask

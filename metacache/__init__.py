@@ -1,0 +1,28 @@
+"""Local copies of index bundles in one LMDB environment.
+
+Invariant: what `commit()` has answered for is there after a kill at any time; what is only staged is seen by reads.
+Refuses to know: IMAP, the bucket, what a base, a delta, a stamp or a record means. All of them are bytes.
+Diagnostics: see `metacache._cache`.
+"""
+
+from metacache._cache import Metacache
+from metacache._types import (
+    BoxSpace,
+    Change,
+    Copy,
+    MetacacheBusy,
+    MetacacheError,
+    MetacacheFull,
+    UserSpace,
+)
+
+__all__ = [
+    "BoxSpace",
+    "Change",
+    "Copy",
+    "Metacache",
+    "MetacacheBusy",
+    "MetacacheError",
+    "MetacacheFull",
+    "UserSpace",
+]

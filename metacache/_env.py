@@ -1,0 +1,175 @@
+"""Opening the LMDB environment: one process at a time, damage moved aside, never trusted after an unsynced boot.
+
+Invariant: what `open_env` returns can be read and belongs to this process alone.
+Refuses to know: what is stored, beyond the layout's version.
+Diagnostics: an environment that LMDB or the layout refuses is renamed `<path>.broken-<n>` with one warning, and a new
+one started; only the newest broken one is kept, because the cache's bound is on the disk as a whole. A path that cannot
+be opened for other reasons (rights, no space, in use) is `MetacacheError`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import structlog
+
+from metacache._layout import FORMAT, PAGE_BYTES, u32
+from metacache._types import MetacacheBusy, MetacacheError
+
+log = structlog.get_logger()
+
+# The stubs give `bytes | memoryview` for every value, whatever `buffers` says, and do not export the handle.
+Txn = Any
+Db = Any
+
+MAP_BYTES_MIN = 8 << 20
+_DATABASES = (b"users", b"boxes", b"blobs", b"fields", b"state")
+_FORMAT_KEY = b"\0format"
+_DAMAGE = (
+    lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PageNotFoundError, lmdb.PanicError,
+    lmdb.IncompatibleError,
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Env:
+    """The open environment with its databases; `close` gives it up."""
+
+    path: Path
+    owner: int
+    lmdb: lmdb.Environment
+    users: Db
+    boxes: Db
+    blobs: Db
+    fields: Db
+    state: Db
+
+    def close(self) -> None:
+        """Sync and close; the mark of an unsynced environment goes only after the sync."""
+        try:
+            self.lmdb.sync(True)
+            _unsynced(self.path).unlink(missing_ok=True)
+        finally:
+            self.lmdb.close()
+            os.close(self.owner)
+
+
+class _Damaged(Exception):
+    pass
+
+
+def open_env(path: Path, *, map_bytes: int, sync: bool) -> Env:
+    """Open the environment at directory `path`, create it if it is not there.
+
+    Raises: MetacacheBusy (another process has it), MetacacheError (no rights, no space).
+    """
+    try:
+        return _open_once(path, map_bytes, sync)
+    except _Damaged as damage:
+        reason = str(damage)
+    except OSError as error:
+        raise MetacacheError(f"metacache {path}: cannot open: {error}") from error
+    aside = _move_aside(path)
+    log.warning("metacache unreadable, starting an empty one", path=str(path), moved_to=str(aside), reason=reason)
+    try:
+        return _open_once(path, map_bytes, sync)
+    except (_Damaged, OSError) as error:
+        raise MetacacheError(f"metacache {path}: cannot create: {error}") from error
+
+
+def _open_once(path: Path, map_bytes: int, sync: bool) -> Env:
+    path.mkdir(parents=True, exist_ok=True)
+    owner = os.open(path / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    env: lmdb.Environment | None = None
+    try:
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MetacacheBusy(f"metacache {path}: another process has it open") from error
+        _check_boot(path, sync)
+        try:
+            env = lmdb.open(
+                str(path), map_size=max(MAP_BYTES_MIN, map_bytes), max_dbs=len(_DATABASES), sync=sync, mode=0o600,
+                max_readers=64,
+            )  # fmt: skip
+            env.reader_check()
+            _stretch(path / "data.mdb", env)
+            handles = [env.open_db(name) for name in _DATABASES]
+            _check_format(env, handles[-1])
+        except _DAMAGE as error:
+            raise _Damaged(str(error)) from error
+        except lmdb.Error as error:
+            raise MetacacheError(f"metacache {path}: cannot open: {error}") from error
+        return Env(path, owner, env, *handles)
+    except BaseException:
+        if env is not None:
+            env.close()
+        os.close(owner)
+        raise
+
+
+def _stretch(data: Path, env: lmdb.Environment) -> None:
+    """Let a file that was cut short read as zeros, which LMDB reports, instead of killing the process by SIGBUS.
+
+    A sound file may be short as well: pages that were taken and given back in one transaction are never written.
+    """
+    want = (env.info()["last_pgno"] + 1) * PAGE_BYTES
+    if data.stat().st_size < want:
+        os.truncate(data, want)
+
+
+def _check_format(env: lmdb.Environment, state: Db) -> None:
+    with env.begin() as txn:
+        found = txn.get(_FORMAT_KEY, db=state)
+        if found is None and txn.stat(state)["entries"]:
+            raise _Damaged("no format version")
+    if found is None:
+        with env.begin(write=True) as txn:
+            txn.put(_FORMAT_KEY, u32(FORMAT), db=state)
+    elif found != u32(FORMAT):
+        raise _Damaged(f"format {found.hex()}, this version reads {FORMAT}")
+
+
+def _unsynced(path: Path) -> Path:
+    return path / "unsynced"
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _check_boot(path: Path, sync: bool) -> None:
+    """Without syncs a killed process loses nothing, a machine that went down leaves pages in any order: start anew."""
+    mark = _unsynced(path)
+    try:
+        written_under: str | None = mark.read_text().strip()
+    except FileNotFoundError:
+        written_under = None
+    if written_under is not None and (written_under != _boot_id() or written_under == "unknown"):
+        raise _Damaged("the machine went down while the environment was open without sync")
+    if sync:
+        return  # a mark of this boot stays until a close has synced everything
+    with open(mark, "w") as file:
+        file.write(_boot_id())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _move_aside(path: Path) -> Path:
+    pattern = re.compile(re.escape(path.name) + r"\.broken-(\d+)")
+    found = {int(m[1]): p for p in path.parent.iterdir() if (m := pattern.fullmatch(p.name))}
+    for old in found.values():
+        shutil.rmtree(old, ignore_errors=True)
+    aside = path.with_name(f"{path.name}.broken-{max(found, default=0) + 1}")
+    path.rename(aside)
+    return aside

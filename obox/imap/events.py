@@ -49,9 +49,10 @@ class TooBig(msgspec.Struct, frozen=True):
     """A literal was refused for its size, unread or thrown away: answer NO [TOOBIG] (RFC 7889 §4).
 
     fatal: the client goes on sending more than is ever thrown away; say BYE and close. The parser gives nothing more.
+    tag: None only where `fatal`.
     """
 
-    tag: bytes
+    tag: bytes | None
     command: str
     size: int
     size_max: int

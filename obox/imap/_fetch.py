@@ -1,0 +1,155 @@
+"""FETCH, UID FETCH: items, sections, modifiers. RFC 9051 §6.4.5, RFC 7162 §3.1.4 and §3.2.6."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from obox.imap._scan import NUMBER64_MAX, Scan
+from obox.imap.ast import BodySection, Fetch, FetchAttr, FetchItem, SectionText
+from obox.imap.wire import astring
+
+_ITEM: Final = re.compile(rb"[A-Za-z0-9.]++")
+_ATTRS: Final = {attr.value.encode(): attr for attr in FetchAttr}
+_FAST: Final = (FetchAttr.FLAGS, FetchAttr.INTERNALDATE, FetchAttr.RFC822_SIZE)
+_MACROS: Final[dict[bytes, tuple[FetchItem, ...]]] = {
+    b"FAST": _FAST,
+    b"ALL": (*_FAST, FetchAttr.ENVELOPE),
+    b"FULL": (*_FAST, FetchAttr.ENVELOPE, FetchAttr.BODY),
+}
+_TEXTS: Final = {text.value: text for text in SectionText}
+_FIELD: Final = re.compile(rb"[\x21-\x39\x3b-\x7e]+")  # RFC 5322 §3.6.8 ftext: printable, no colon
+_PART: Final = re.compile(rb"([0-9]++(?:\.[0-9]++)*+)(\.?)")
+
+
+def fetch(scan: Scan, tag: bytes, uid: bool) -> Fetch:
+    scan.sp("a set")
+    sequence = scan.sequence()
+    scan.sp("FETCH items")
+    items: tuple[FetchItem, ...]
+    if scan.peek() == b"(":
+        items = tuple(dict.fromkeys(scan.items("FETCH items", lambda: _item(scan))))
+    else:
+        match = _ITEM.match(scan.line, scan.at)
+        macro = _MACROS.get(match[0].upper()) if match else None
+        if match and macro:
+            scan.at = match.end()
+            items = macro
+        else:
+            items = (_item(scan),)
+    changed_since, vanished = None, False
+    if scan.peek() == b" " and scan.line[scan.at + 1 : scan.at + 2] == b"(":
+        changed_since, vanished = _modifiers(scan, uid)
+    scan.end()
+    return Fetch(tag, uid, sequence, items, changed_since, vanished)
+
+
+def _modifiers(scan: Scan, uid: bool) -> tuple[int | None, bool]:
+    """fetch-modifiers = SP "(" fetch-modifier *(SP fetch-modifier) ")". RFC 4466 §2.4."""
+    changed_since: int | None = None
+    vanished = False
+
+    def modifier() -> None:
+        nonlocal changed_since, vanished
+        word = scan.word("a FETCH modifier")
+        if word == "CHANGEDSINCE":
+            scan.sp("the mod-sequence of CHANGEDSINCE")
+            changed_since = scan.modseq()
+        elif word == "VANISHED":
+            vanished = True
+        else:
+            scan.fail(f'Unknown FETCH modifier "{word}": allowed are CHANGEDSINCE VANISHED')
+
+    scan.sp("FETCH modifiers")
+    scan.items("FETCH modifiers", modifier)
+    if vanished and not uid:
+        scan.fail("VANISHED is allowed in UID FETCH only")
+    if vanished and changed_since is None:
+        scan.fail("VANISHED is allowed only with CHANGEDSINCE")
+    return changed_since, vanished
+
+
+def _item(scan: Scan) -> FetchItem:
+    match = _ITEM.match(scan.line, scan.at)
+    if match is None:
+        scan.expected("a FETCH item")
+    name = match[0].upper()
+    end = match.end()
+    if scan.line[end : end + 1] == b"[":
+        if name not in {b"BODY", b"BODY.PEEK"}:
+            scan.fail(f'FETCH item "{name.decode()}" takes no section: BODY and BODY.PEEK do')
+        scan.at = end + 1
+        return _section(scan, name == b"BODY.PEEK")
+    attr = _ATTRS.get(name)
+    if attr is None:
+        if name == b"BODY.PEEK":
+            scan.fail("BODY.PEEK needs a section: BODY.PEEK[]")
+        if name in _MACROS:
+            scan.fail(f'The macro "{name.decode()}" stands alone, not in a list')
+        scan.fail(f"Unknown FETCH item {scan.shown()}: allowed are {' '.join(_known())}")
+    scan.at = end
+    return attr
+
+
+def _known() -> list[str]:
+    return [*(attr.value for attr in FetchAttr), "BODY[]", "BODY.PEEK[]"]
+
+
+def _section(scan: Scan, peek: bool) -> BodySection:
+    """section = "[" [section-spec] "]"; section-spec = section-msgtext / (section-part ["." section-text])"""
+    part: tuple[int, ...] = ()
+    dotted = True
+    match = _PART.match(scan.line, scan.at)
+    if match is not None:
+        numbers = match[1].split(b".")
+        if len(numbers) > scan.limits.depth_max * 4:
+            scan.fail("Section part nested too deeply")
+        if any(len(digits) > 9 or int(digits) == 0 for digits in numbers):
+            scan.fail("Bad section part: part numbers start at 1")
+        part = tuple(map(int, numbers))
+        dotted = bool(match[2])
+        scan.at = match.end()
+    text = SectionText.ALL
+    fields: tuple[bytes, ...] = ()
+    if dotted and (part or scan.peek() != b"]"):
+        text, fields = _section_text(scan, part)
+    scan.need(b"]", "at the end of a section")
+    start, count = _partial(scan) if scan.peek() == b"<" else (None, None)
+    spec = ".".join([*map(str, part), *([text.value] if text.value else [])]).encode()
+    if fields:
+        spec += b" (" + b" ".join(map(astring, fields)) + b")"
+    label = b"BODY[" + spec + b"]" + (b"<%d>" % start if start is not None else b"")
+    return BodySection(label, part, text, fields, peek, start, count)
+
+
+def _section_text(scan: Scan, part: tuple[int, ...]) -> tuple[SectionText, tuple[bytes, ...]]:
+    """section-msgtext = "HEADER" / "HEADER.FIELDS" [".NOT"] SP header-list / "TEXT"; section-text adds "MIME"."""
+    match = _ITEM.match(scan.line, scan.at)
+    word = match[0].upper().decode() if match else ""
+    text = _TEXTS.get(word) if word else None
+    if text is None:
+        scan.fail(f"Unknown section {scan.shown()}: allowed are HEADER HEADER.FIELDS HEADER.FIELDS.NOT TEXT MIME")
+    if text is SectionText.MIME and not part:
+        scan.fail("Section MIME needs a part: BODY[1.MIME]")
+    scan.at += len(word)
+    if text not in {SectionText.HEADER_FIELDS, SectionText.HEADER_FIELDS_NOT}:
+        return text, ()
+
+    def field() -> bytes:
+        name = scan.astring("a header field name")
+        if not _FIELD.fullmatch(name):
+            scan.fail("Bad header field name: printable ASCII without a colon")
+        return name
+
+    scan.sp("header field names")
+    return text, tuple(scan.items("header field names", field))
+
+
+def _partial(scan: Scan) -> tuple[int, int]:
+    """partial = "<" number64 "." nz-number64 ">". RFC 9051 §9."""
+    scan.at += 1
+    start = scan.number("start of a partial", most=NUMBER64_MAX)
+    scan.need(b".", "in a partial such as <0.1024>")
+    count = scan.number("length of a partial", least=1, most=NUMBER64_MAX)
+    scan.need(b">", "at the end of a partial")
+    return start, count

@@ -1,0 +1,370 @@
+"""A cursor over one complete command: the ABNF's terminals, each a compiled pattern.
+
+A command is its line fragments with the literals between them: [line, literal, line, literal, …, line]. Every line but
+the last ends with the mark of the literal behind it. Each method takes its terminal and moves on, or raises Malformed
+with a reason for the client: what is wrong, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn, TypeVar
+
+from obox.errors import Invalid
+from obox.imap import utf7
+from obox.imap.ast import InternalDate
+from obox.imap.sets import SequenceSet, parse_set
+from obox.imap.wire import MONTHS
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may make the parser hold. Sizes in bytes."""
+
+    line_bytes_max: int = 65_536
+    """A command without its literals. Clients send long UID sets; 64 KiB is what they are used to (Dovecot)."""
+    literal_bytes_max: int = 65_536
+    """One literal that is not a mail: a name, a password, a search string."""
+    literals_bytes_max: int = 262_144
+    """All such literals of one command."""
+    append_bytes_max: int = 64 * 1024 * 1024
+    """One mail of an APPEND. The session sets it from limits.mail_bytes_max, and 0 before login."""
+    multiappend_bytes_max: int = 128 * 1024 * 1024
+    """All mails of one APPEND: they are held in memory together."""
+    discard_bytes_max: int = 1024 * 1024 * 1024
+    """A `{n+}` beyond its limit is read and thrown away up to here; beyond this the connection is at its end."""
+    arguments_max: int = 8_192
+    """Elements of one list, and search keys of one SEARCH."""
+    depth_max: int = 32
+    """Parentheses and NOTs within each other; the parser, and whoever walks its result, recurses."""
+
+
+class Malformed(Invalid):
+    """The command breaks the grammar (BAD), or asks for a value that cannot be served (NO)."""
+
+    def __init__(self, reason: str, status: str = "BAD", code: str | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.code = code
+
+
+# Possessive and with disjoint alternatives: no input makes them backtrack.
+#   astring = 1*ASTRING-CHAR / string;  ASTRING-CHAR = ATOM-CHAR / "]"
+#   quoted = DQUOTE *QUOTED-CHAR DQUOTE; QUOTED-CHAR = <any TEXT-CHAR except quoted-specials> / "\" quoted-specials
+# 8-bit in an atom is not in the ABNF; clients send names that way.
+_QUOTED_BODY: Final = rb'"((?:[^"\\\r\n\x00]++|\\["\\])*+)"'
+_ASTRING: Final = re.compile(rb'([^\x00-\x20\x7f(){%*"\\]++)|' + _QUOTED_BODY)
+_LIST: Final = re.compile(rb'([^\x00-\x20\x7f(){"\\]++)|' + _QUOTED_BODY)  # list-char adds the wildcards
+_QUOTED: Final = re.compile(_QUOTED_BODY)
+_WORD: Final = re.compile(rb"[A-Za-z0-9.+\-_/=:]++")
+_ATOM: Final = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\\]]++""")
+_FLAG: Final = re.compile(rb"""\\?[^\x00-\x20\x7f-\xff(){%*"\\\]]++""")
+_SET: Final = re.compile(rb"[0-9:,*$]++")
+_NUMBER: Final = re.compile(rb"[0-9]++")
+_ESCAPE: Final = re.compile(rb'\\(["\\])')
+_SHOW: Final = re.compile(rb"[^ ]?[^ ()\[]*")
+_DATE: Final = re.compile(rb'("?)([0-9]{1,2})-([A-Za-z]{3})-([0-9]{4})\1')
+_DATE_TIME: Final = re.compile(
+    rb'" ?([0-9]{1,2})-([A-Za-z]{3})-([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) ([+-][0-9]{4})"'
+)
+_MARK: Final = re.compile(rb"(~?)\{[0-9]+\+?\}\Z")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
+
+_MONTH: Final = {name.upper().encode(): number for number, name in enumerate(MONTHS, 1)}
+_SYSTEM_FLAGS: Final = {name.upper(): name for name in ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")}
+_EPOCH: Final = dt.datetime(1970, 1, 1)
+
+MODSEQ_MAX: Final = 2**63 - 1
+"""RFC 7162 §7."""
+NUMBER_MAX: Final = 2**32 - 1
+NUMBER64_MAX: Final = 2**63 - 1
+
+
+class Scan:
+    """The cursor. `charset` is what `text` decodes from; `utf8` says that names are UTF-8 (RFC 6855)."""
+
+    __slots__ = ("_keys", "_parts", "at", "charset", "index", "limits", "line", "utf8")
+
+    def __init__(self, parts: Sequence[bytes], at: int, limits: Limits, *, utf8: bool = False) -> None:
+        self._parts = parts
+        self.index = 0
+        self.line = parts[0]
+        self.at = at
+        self.limits = limits
+        self.utf8 = utf8
+        self.charset = "utf-8"
+        self._keys = 0
+
+    # -- reasons -------------------------------------------------------------------------------------------------------
+
+    def shown(self) -> str:
+        """What stands at the cursor, short and printable."""
+        match = _SHOW.match(self.line, self.at)
+        found = match[0] if match else b""
+        if not found:
+            return "a space" if self.at < len(self.line) else "the end of the line"
+        short = "".join(chr(c) if 32 <= c < 127 else "?" for c in found[:32])
+        return f'"{short}"' + ("..." if len(found) > 32 else "")
+
+    def fail(self, reason: str) -> NoReturn:
+        raise Malformed(reason)
+
+    def expected(self, what: str) -> NoReturn:
+        raise Malformed(f"Expected {what}, found {self.shown()}")
+
+    # -- punctuation ---------------------------------------------------------------------------------------------------
+
+    def peek(self) -> bytes:
+        """The next byte; empty at the end of a line."""
+        return self.line[self.at : self.at + 1]
+
+    def take(self, char: bytes) -> bool:
+        """Move over `char`, one byte, if it is next."""
+        if self.line[self.at : self.at + 1] == char:
+            self.at += 1
+            return True
+        return False
+
+    def need(self, char: bytes, where: str) -> None:
+        if self.line[self.at : self.at + 1] != char:
+            self.expected(f'"{char.decode()}" {where}')
+        self.at += 1
+
+    def sp(self, before: str) -> None:
+        """Take the one space before an argument. before: the argument, for the reason."""
+        if self.line[self.at : self.at + 1] != b" ":
+            if self.at >= len(self.line):
+                self.fail(f"Missing argument: {before}")
+            self.expected(f"a space before {before}")
+        self.at += 1
+
+    def more(self) -> bool:
+        """Whether another argument follows; the parser has cut spaces at the end, which some clients send."""
+        return self.line[self.at : self.at + 1] == b" "
+
+    def end(self) -> None:
+        """Assert that the command ends here."""
+        if self.at < len(self.line):
+            self.take(b" ")
+            self.fail(f"Unexpected argument at the end: {self.shown()}")
+
+    # -- words and numbers ---------------------------------------------------------------------------------------------
+
+    def word(self, what: str) -> str:
+        """Take a keyword of the protocol, returned in capitals."""
+        match = _WORD.match(self.line, self.at)
+        if match is None:
+            self.expected(what)
+        self.at = match.end()
+        return match[0].upper().decode()
+
+    def peek_word(self) -> str:
+        match = _WORD.match(self.line, self.at)
+        return match[0].upper().decode() if match else ""
+
+    def atom(self, what: str) -> bytes:
+        match = _ATOM.match(self.line, self.at)
+        if match is None:
+            self.expected(what)
+        self.at = match.end()
+        return match[0]
+
+    def number(self, what: str, *, least: int = 0, most: int = NUMBER_MAX) -> int:
+        match = _NUMBER.match(self.line, self.at)
+        if match is None:
+            self.expected(what)
+        value = int(match[0]) if len(match[0]) <= 19 else most + 1  # int() of many digits is quadratic
+        if not least <= value <= most:
+            self.fail(f"Bad {what} {self.shown()}: allowed are {least} to {most}")
+        self.at = match.end()
+        return value
+
+    def modseq(self, what: str = "mod-sequence", *, least: int = 0) -> int:
+        return self.number(what, least=least, most=MODSEQ_MAX)
+
+    def sequence(self, *, star: bool = True, saved: bool = True) -> SequenceSet:
+        match = _SET.match(self.line, self.at)
+        if match is None:
+            self.expected("a set such as 1:5,7,9:*")
+        found = parse_set(match[0], star=star, saved=saved)
+        self.at = match.end()
+        return found
+
+    # -- strings -------------------------------------------------------------------------------------------------------
+
+    def _literal(self, what: str) -> tuple[bytes, bool]:
+        match = _MARK.match(self.line, self.at)
+        if match is None or self.index + 2 >= len(self._parts):
+            self.expected(what)
+        self.index += 2
+        data = self._parts[self.index - 1]
+        self.line = self._parts[self.index]
+        self.at = 0
+        return data, bool(match[1])
+
+    def _string(self, pattern: re.Pattern[bytes], what: str) -> bytes:
+        match = pattern.match(self.line, self.at)
+        if match is not None:
+            self.at = match.end()
+            if match.lastindex == pattern.groups:
+                body = match[match.lastindex]
+                return _ESCAPE.sub(rb"\1", body) if b"\\" in body else body
+            return match[0]
+        head = self.line[self.at : self.at + 1]
+        if head == b"{":
+            data, _ = self._literal(what)
+            if b"\0" in data:
+                self.fail(f"NUL in a literal for {what}")
+            return data
+        if head == b'"':
+            self.fail(f'Bad quoted string for {what}: no closing quote, or a \\ not before \\ or "')
+        self.expected(what)
+
+    def astring(self, what: str) -> bytes:
+        return self._string(_ASTRING, what)
+
+    def string(self, what: str) -> bytes:
+        """Take a quoted string or a literal; an atom is not one."""
+        return self._string(_QUOTED, what)
+
+    def nstring(self, what: str) -> bytes | None:
+        if self.line[self.at : self.at + 3].upper() == b"NIL":
+            self.at += 3
+            return None
+        return self.string(what)
+
+    def mail(self) -> tuple[bytes, bool]:
+        """Take the literal that holds a mail; True if it came as literal8."""
+        return self._literal("a literal with the mail, {bytes}")
+
+    def text(self, what: str) -> str:
+        """Take a string to search for, decoded from `charset`."""
+        data = self.astring(what)
+        try:
+            return data.decode(self.charset)
+        except UnicodeDecodeError:
+            raise Malformed(f"{what[:1].upper()}{what[1:]} is not in {self.charset.upper()}") from None
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def _name(self, data: bytes) -> str:
+        name = data.decode() if self.utf8 else utf7.decode(data)
+        if _CONTROL.search(name):
+            raise Malformed("Control characters in a mailbox name", "NO", "CANNOT")
+        return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+    def mailbox(self, what: str = "a mailbox name") -> str:
+        """Take a mailbox name: decoded, NFC, not empty; INBOX in capitals."""
+        name = self._decoded(self.astring(what))
+        if not name:
+            raise Malformed("Empty mailbox name", "NO", "CANNOT")
+        return "INBOX" if len(name) == 5 and name.upper() == "INBOX" else name
+
+    def reference(self) -> str:
+        return self._decoded(self.astring("a reference name"))
+
+    def pattern(self) -> str:
+        """Take list-mailbox: a name that may hold `*` and `%`."""
+        return self._decoded(self._string(_LIST, "a mailbox pattern"))
+
+    def _decoded(self, data: bytes) -> str:
+        try:
+            return self._name(data)
+        except UnicodeDecodeError:
+            raise Malformed("Mailbox name is not in UTF-8") from None
+
+    def flag(self) -> str:
+        match = _FLAG.match(self.line, self.at)
+        if match is None:
+            self.expected("a flag")
+        name = match[0].decode()
+        if name[0] == "\\":
+            found = _SYSTEM_FLAGS.get(name.upper())
+            if found is None:
+                self.fail(f"Unknown system flag {self.shown()}: allowed are {' '.join(_SYSTEM_FLAGS.values())}")
+            name = found
+        self.at = match.end()
+        return name
+
+    def flags(self) -> tuple[str, ...]:
+        """Take a flag list in parentheses, which may be empty; repetitions are dropped."""
+        return tuple(dict.fromkeys(self.items("flags", self.flag, empty=True)))
+
+    # -- dates ---------------------------------------------------------------------------------------------------------
+
+    def date(self) -> dt.date:
+        """date = date-text / DQUOTE date-text DQUOTE; date-text = date-day "-" date-month "-" date-year"""
+        match = _DATE.match(self.line, self.at)
+        if match is None:
+            self.expected("a date such as 1-Feb-1994")
+        try:
+            found = dt.date(int(match[4]), self._month(match[3]), int(match[2]))
+        except ValueError:
+            self.fail(f"Bad date {self.shown()}: no such day")
+        self.at = match.end()
+        return found
+
+    def date_time(self) -> InternalDate:
+        """date-time = DQUOTE date-day-fixed "-" date-month "-" date-year SP time SP zone DQUOTE"""
+        match = _DATE_TIME.match(self.line, self.at)
+        if match is None:
+            self.expected('a date such as "17-Jul-1996 02:44:25 -0700"')
+        zone = self._zone(match[7])
+        second = min(int(match[6]), 59) if match[6] == b"60" else int(match[6])  # a leap second is its neighbour
+        try:
+            moment = dt.datetime(
+                int(match[3]), self._month(match[2]), int(match[1]), int(match[4]), int(match[5]), second
+            )
+        except ValueError:
+            self.fail("Bad date: no such day or time")
+        self.at = match.end()
+        since = moment - _EPOCH
+        return InternalDate(since.days * 86_400 + since.seconds - zone * 60, zone)
+
+    def _zone(self, zone: bytes) -> int:
+        hours, minutes = int(zone[1:3]), int(zone[3:5])
+        if hours > 23 or minutes > 59:
+            self.fail(f"Bad zone {zone.decode()}: expected +hhmm or -hhmm")
+        return (hours * 60 + minutes) * (-1 if zone[:1] == b"-" else 1)
+
+    def _month(self, name: bytes) -> int:
+        month = _MONTH.get(name.upper())
+        if month is None:
+            self.fail(f'Bad month "{name.decode()}": allowed are {" ".join(MONTHS)}')
+        return month
+
+    # -- lists ---------------------------------------------------------------------------------------------------------
+
+    def items(self, what: str, one: Callable[[], T], *, empty: bool = False) -> list[T]:
+        """Take `(one SP one …)`."""
+        self.need(b"(", f"before {what}")
+        found: list[T] = []
+        if self.take(b")"):
+            if not empty:
+                self.fail(f"Empty list of {what}")
+            return found
+        while True:
+            found.append(one())
+            if len(found) > self.limits.arguments_max:
+                self.fail(f"Too many {what}: at most {self.limits.arguments_max}")
+            if self.take(b")"):
+                return found
+            if not self.take(b" "):
+                self.expected(f'a space or ")" in the list of {what}')
+
+    def count_key(self) -> None:
+        """Count one search key against the limit."""
+        self._keys += 1
+        if self._keys > self.limits.arguments_max:
+            self.fail(f"Too many search keys: at most {self.limits.arguments_max}")
+
+    def deeper(self, depth: int) -> int:
+        if depth >= self.limits.depth_max:
+            self.fail(f"Nested too deeply: at most {self.limits.depth_max} levels")
+        return depth + 1

@@ -1,0 +1,362 @@
+"""IMAP from the server's side: bytes in, events out; no socket, no clock.
+
+Theory of operation. A command is lines with literals between them. The parser gathers it whole, then hands the pieces
+to the grammar (obox.imap._commands), so that the grammar never waits and each byte is looked at once while it arrives:
+
+    LINE     looking for the end of a line
+    LITERAL  gathering the announced number of bytes; then LINE
+    SKIP     throwing away the announced number of bytes; then DRAIN
+    DRAIN    throwing away up to the end of a line; if that announces a literal without waiting for `+`, SKIP;
+             else the broken command is over, its event is given, and LINE begins anew
+    DEAD     nothing more is read
+
+A line may be the client's answer to a SASL challenge or its DONE instead: the session says so (`expect_sasl`,
+`expect_done`) before it asks for the next event.
+
+Invariant: the same bytes give the same events however they were cut. What is held is bounded by Limits, and by what the
+session feeds at once. Refuses to know: state, users, mailboxes, and what a server advertises.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Final
+
+from obox.errors import Invalid
+from obox.imap._commands import COMMANDS, base64, parse_command
+from obox.imap._scan import Limits, Malformed
+from obox.imap.events import (
+    NEED_DATA,
+    BadCommand,
+    BadLine,
+    Event,
+    IdleDone,
+    NeedContinuation,
+    NeedData,
+    SaslResponse,
+    TooBig,
+)
+
+__all__ = ["Limits", "Parser"]
+
+TAG_BYTES_MAX: Final = 256
+"""A tag is echoed in each answer; clients use up to a dozen bytes."""
+
+# tag = 1*<any ASTRING-CHAR except "+">
+_TAG: Final = re.compile(rb"""([^\x00-\x20\x7f-\xff(){%*"\\+]++)(?: |\Z)""")
+_COMMAND: Final = re.compile(rb"[A-Za-z0-9]++(?= |\Z)")
+# literal = "{" number64 ["+"] "}" CRLF *CHAR8; literal8 = "~" literal. At the end of a line only.
+_MARK: Final = re.compile(rb"~?\{([0-9]{1,20})(\+?)\}\Z")
+_MARK_BYTES: Final = 32
+"""The tail of a line that holds any mark, its CR included: 1 + 1 + 20 + 1 + 1 + 1, rounded up."""
+
+_CHUNK: Final = 65_536
+"""Pieces of a literal are gathered to this size, so that single bytes do not each cost an object."""
+_REASON_MAX: Final = 600
+
+
+class _State(enum.Enum):
+    LINE = 0
+    LITERAL = 1
+    SKIP = 2
+    DRAIN = 3
+    DEAD = 4
+
+
+class _Expect(enum.Enum):
+    COMMAND = 0
+    SASL = 1
+    DONE = 2
+
+
+class Parser:
+    """One connection's parser: `feed` bytes, then call `next` until it returns NeedData.
+
+    limits: may be replaced between commands, as by login. utf8: mailbox names are UTF-8, from ENABLE UTF8=ACCEPT on.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.utf8 = False
+        self._state = _State.LINE
+        self._expect = _Expect.COMMAND
+        self._buffer = bytearray()
+        self._seen = 0  # bytes of the buffer known to hold no LF
+        self._parts: list[bytes] = []
+        self._tag = b""
+        self._word = ""
+        self._word_end = 0
+        self._line_left = self.limits.line_bytes_max
+        self._strings = 0  # bytes of this command in literals that are not mails
+        self._mails = 0
+        self._missing = 0  # bytes of the present literal still to come
+        self._chunks: list[bytes] = []
+        self._tail = bytearray()
+        self._pending: Event | None = None
+        self._marks = True  # whether a line being drained may announce a literal
+
+    # -- bytes in ------------------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes from the client. Inside a literal they are kept as they are, not copied into the buffer."""
+        if self._state is _State.LITERAL and not self._buffer and data:
+            if len(data) <= self._missing:
+                self._gather(bytes(data))
+                return
+            view = memoryview(data)
+            rest = view[self._missing :]
+            self._gather(bytes(view[: self._missing]))
+            self._buffer += rest
+        elif self._state is not _State.DEAD:
+            self._buffer += data
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were fed and not used yet, literals in the making included; for the session's own limit."""
+        return len(self._buffer) + len(self._tail) + sum(map(len, self._chunks)) + sum(map(len, self._parts))
+
+    def discard_buffer(self) -> int:
+        """Forget all that was fed and not used: before TLS starts, what came in clear must not count. Returns bytes."""
+        size = self.buffered
+        self._buffer.clear()
+        self._reset()
+        return size
+
+    def refuse(self) -> None:
+        """Drop the command that asked for a continuation: the session answers its tag, the client does not send it."""
+        if self._state is _State.LITERAL:
+            self._reset()
+
+    def expect_sasl(self) -> None:
+        """The next line is a SASL response: SaslResponse or BadLine. Call it for each challenge sent."""
+        self._expect = _Expect.SASL
+
+    def expect_done(self) -> None:
+        """The next line is DONE: IdleDone or BadLine; then come commands again."""
+        self._expect = _Expect.DONE
+
+    # -- events out ----------------------------------------------------------------------------------------------------
+
+    def next(self) -> Event:
+        """Return the next event; NeedData when all that was fed has been used. Never raises for what a client sends."""
+        while True:
+            if self._state is _State.LINE:
+                event = self._line() if self._expect is _Expect.COMMAND else self._answer()
+            elif self._state is _State.LITERAL:
+                event = self._literal()
+            elif self._state is _State.SKIP:
+                event = self._skip()
+            elif self._state is _State.DRAIN:
+                event = self._drain()
+            else:
+                return NEED_DATA
+            if event is not None:
+                return event
+
+    def _reset(self) -> None:
+        self._state = _State.LINE
+        self._seen = 0
+        self._parts = []
+        self._tag, self._word = b"", ""
+        self._line_left = self.limits.line_bytes_max
+        self._strings = self._mails = self._missing = 0
+        self._chunks = []
+        self._tail.clear()
+        self._pending = None
+        self._marks = True
+
+    def _take_line(self) -> bytes | NeedData | None:
+        """Take a line from the buffer, without its end; None if it is too long, and the buffer as it was."""
+        if not self._parts:
+            self._line_left = self.limits.line_bytes_max  # it may have been replaced since the last command
+        end = self._buffer.find(b"\n", self._seen)
+        if end < 0:
+            self._seen = len(self._buffer)
+            return NEED_DATA if self._seen <= self._line_left else None
+        if end > self._line_left:
+            return None
+        stop = end - 1 if end and self._buffer[end - 1] == 13 else end
+        line = bytes(memoryview(self._buffer)[:stop])
+        del self._buffer[: end + 1]
+        self._seen = 0
+        self._line_left -= end
+        return line
+
+    def _line(self) -> Event | None:
+        line = self._take_line()
+        if isinstance(line, NeedData):
+            return line
+        if line is None:
+            return self._too_long()
+        if not self._parts:
+            problem = self._begin(line)
+            if problem is not None:
+                return self._abandon(problem, line)
+        mark = _MARK.search(line, max(0, len(line) - _MARK_BYTES)) if line.endswith(b"}") else None
+        if mark is None:
+            return self._finish(line)
+        return self._announced(line, mark)
+
+    def _begin(self, line: bytes) -> BadCommand | None:
+        """Read tag and command word off the first line, before any literal is asked for."""
+        tag = _TAG.match(line)
+        if tag is None or len(tag[1]) > TAG_BYTES_MAX:
+            return BadCommand(None, "Expected a tag: letters and digits before the command" if line else "Empty line")
+        self._tag = tag[1]
+        word = _COMMAND.match(line, tag.end())
+        self._word = word[0].upper().decode() if word else ""
+        if word is None or self._word not in COMMANDS:
+            if not line[tag.end() :].strip(b" "):
+                return BadCommand(self._tag, "Missing command after the tag")
+            shown = f' "{self._word[:32]}"' if word else ""
+            return BadCommand(self._tag, f"Unknown command{shown}")
+        self._word_end = word.end()
+        return None
+
+    def _announced(self, line: bytes, mark: re.Match[bytes]) -> Event | None:
+        size, waits = int(mark[1]), not mark[2]
+        # In APPEND each literal is a mail, but for one that stands where the mailbox name does.
+        is_mail = self._word == "APPEND" and (bool(self._parts) or mark.start() > self._word_end + 1)
+        limits = self.limits
+        if is_mail:
+            size_max = min(limits.append_bytes_max, limits.multiappend_bytes_max - self._mails)
+        else:
+            size_max = min(limits.literal_bytes_max, limits.literals_bytes_max - self._strings)
+        if size > size_max:
+            return self._abandon(TooBig(self._tag, self._word, size, max(0, size_max)), line)
+        if is_mail:
+            self._mails += size
+        else:
+            self._strings += size
+        self._parts.append(line)
+        self._missing = size
+        self._state = _State.LITERAL
+        return NeedContinuation(self._tag, self._word, size) if waits else None
+
+    def _finish(self, line: bytes) -> Event:
+        parts = [*self._parts, line.rstrip(b" ")]
+        tag, word, at = self._tag, self._word, self._word_end
+        self._reset()
+        try:
+            return parse_command(parts, word, at, tag, self.limits, utf8=self.utf8)
+        except Malformed as error:
+            return BadCommand(tag, _short(str(error)), error.status, error.code)
+        except Invalid as error:
+            return BadCommand(tag, _short(str(error)))
+
+    # -- literals ------------------------------------------------------------------------------------------------------
+
+    def _gather(self, data: bytes) -> None:
+        self._missing -= len(data)
+        if len(data) >= _CHUNK // 4 and not self._tail:
+            self._chunks.append(data)
+            return
+        self._tail += data
+        if len(self._tail) >= _CHUNK:
+            self._chunks.append(bytes(self._tail))
+            self._tail.clear()
+
+    def _literal(self) -> Event | None:
+        if self._buffer and self._missing:
+            data = bytes(memoryview(self._buffer)[: self._missing])
+            del self._buffer[: len(data)]
+            self._gather(data)
+        if self._missing:
+            return NEED_DATA
+        if self._tail:
+            self._chunks.append(bytes(self._tail))
+            self._tail.clear()
+        self._parts.append(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
+        self._chunks = []
+        self._state = _State.LINE
+        return None
+
+    # -- broken commands -----------------------------------------------------------------------------------------------
+
+    def _abandon(self, problem: Event, line: bytes) -> Event | None:
+        """Give up the command whose present line has been taken; a literal that comes unasked is thrown away first."""
+        self._reset()
+        self._pending = problem
+        return self._after(line)
+
+    def _after(self, line: bytes) -> Event | None:
+        """At the end of a line of a broken command: throw away the literal it announces, or be done."""
+        mark = _MARK.search(line, max(0, len(line) - _MARK_BYTES)) if self._marks else None
+        if mark is not None and mark[2]:
+            self._missing = int(mark[1])
+            self._state = _State.SKIP
+            return self._give_up() if self._missing > self.limits.discard_bytes_max else None
+        problem = self._pending
+        self._reset()
+        return problem
+
+    def _give_up(self) -> Event:
+        """The client sends more than is ever thrown away: nothing more is read."""
+        pending, size = self._pending, self._missing
+        self._buffer.clear()
+        self._reset()
+        self._state = _State.DEAD
+        tag, word = (pending.tag, pending.command) if isinstance(pending, TooBig) else (None, "")
+        return TooBig(tag, word, size, self.limits.discard_bytes_max, fatal=True)
+
+    def _too_long(self) -> Event:
+        """A line is beyond its limit: say so at once, since its end may never come, and drain it."""
+        reason = f"Line too long: at most {self.limits.line_bytes_max} bytes"
+        problem: Event
+        if self._expect is not _Expect.COMMAND:
+            problem = BadLine(reason)
+        else:
+            if not self._parts:  # no further than the limit: the tag must not depend on how much came at once
+                match = _TAG.match(self._buffer, 0, min(TAG_BYTES_MAX, self._line_left) + 1)
+                self._tag = bytes(match[1]) if match and match[0].endswith(b" ") else b""
+            problem = BadCommand(self._tag or None, reason)
+        self._reset()
+        self._marks = self._expect is _Expect.COMMAND
+        self._expect = _Expect.COMMAND
+        self._state = _State.DRAIN
+        return problem
+
+    def _skip(self) -> Event | None:
+        size = min(self._missing, len(self._buffer))
+        del self._buffer[:size]
+        self._missing -= size
+        if self._missing:
+            return NEED_DATA
+        self._state = _State.DRAIN
+        self._seen = 0
+        return None
+
+    def _drain(self) -> Event | None:
+        end = self._buffer.find(b"\n", self._seen)
+        if end < 0:
+            del self._buffer[: max(0, len(self._buffer) - _MARK_BYTES)]
+            self._seen = len(self._buffer)
+            return NEED_DATA
+        stop = end - 1 if end and self._buffer[end - 1] == 13 else end
+        line = bytes(self._buffer[max(0, stop - _MARK_BYTES) : stop])
+        del self._buffer[: end + 1]
+        self._seen = 0
+        return self._after(line)
+
+    # -- the client's answers ------------------------------------------------------------------------------------------
+
+    def _answer(self) -> Event | None:
+        line = self._take_line()
+        if isinstance(line, NeedData):
+            return line
+        if line is None:
+            return self._too_long()
+        expect, self._expect = self._expect, _Expect.COMMAND
+        if expect is _Expect.DONE:
+            return IdleDone() if line.rstrip(b" ").upper() == b"DONE" else BadLine("Expected DONE")
+        if line == b"*":
+            return SaslResponse(None)
+        try:
+            return SaslResponse(base64(line))
+        except Invalid as error:
+            return BadLine(str(error))
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= _REASON_MAX else reason[:_REASON_MAX] + "..."

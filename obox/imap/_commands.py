@@ -90,8 +90,11 @@ def _login(scan: Scan, tag: bytes) -> Command:
     scan.sp("a user name")
     name = scan.astring("a user name")
     scan.sp("a password")
-    password = scan.astring("a password")
-    scan.end()
+    try:
+        password = scan.astring("a password")
+        scan.end()
+    except Malformed:  # the reason would show a piece of it
+        raise Malformed("Bad password argument: quote it, or send it as a literal") from None
     try:
         return ast.Login(tag, name.decode(), password)
     except UnicodeDecodeError:

@@ -42,16 +42,14 @@ def decode(data: bytes) -> str:
     """Return the name that `data` encodes; data with any byte above 127 is UTF-8 as it stands, `&` included.
 
     Raises: Invalid for a shift that does not end or does not decode, for half a surrogate pair, and for any encoding
-    but the one `encode` gives (printable ASCII in base64, two shifts in a row, stray bits).
+    but the one `encode` gives (ASCII in base64, raw control characters, two shifts in a row, stray bits).
     """
     try:
         if not data.isascii():
-            return data.decode()
-        if b"&" not in data:
             return data.decode()
         name = _DECODE.sub(_unshift, data).decode()
     except (Base64Error, UnicodeDecodeError):
         raise Invalid("Mailbox name is neither modified UTF-7 nor UTF-8") from None
     if encode(name) != data:
-        raise Invalid("Mailbox name is not in modified UTF-7: a plain & is written &-")
+        raise Invalid("Mailbox name is not in modified UTF-7: & is written &-, control characters in base64")
     return name

@@ -1,0 +1,202 @@
+"""Mailbox names: their canonical form, what a valid one is, and LIST's wildcards, at one place.
+
+A name is decoded text, NFC, `/` between levels, without one at either end. INBOX is written in any case as a whole name
+and as the first level of one (`inbox/Lists` is `INBOX/Lists`); all else compares exactly. RFC 3501 §5.1, RFC 9051 §5.1.
+
+`%` and `*` may occur in names, discouraged as they are (RFC 3501 §5.1): people call mailboxes `50%`, and a name as a
+pattern always matches at least itself. The bucket and the caches know mailboxes by GUID: no character has a meaning
+there.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+
+from ..errors import Invalid
+
+SEPARATOR: Final = "/"
+INBOX: Final = "INBOX"
+
+LEVEL_BYTES_MAX: Final = 255
+"""UTF-8 bytes of one level: what a file name holds, so that every name can be exported to any file system."""
+NAME_BYTES_MAX: Final = 1000
+"""UTF-8 bytes of a whole name: a LIST line stays well below the lengths at which clients give up."""
+LEVELS_MAX: Final = 50
+"""Levels of a name: an answer to LIST may hold one line for each."""
+
+_REFUSED: Final = {"Cc": "a control character", "Cs": "half a surrogate pair", "Zl": "a line end", "Zp": "a line end"}
+"""By Unicode category; RFC 9051 §5.1 asks for Net-Unicode (RFC 5198), which has none of these."""
+
+
+def canonical(name: str) -> str:
+    """The one spelling of a name: NFC, no separator at its end, INBOX in capitals. Does not check."""
+    return _fold(name).removesuffix(SEPARATOR)
+
+
+def _fold(name: str) -> str:
+    if not name.isascii():
+        name = unicodedata.normalize("NFC", name)
+    if name[: len(INBOX)].upper() == INBOX and name[len(INBOX) : len(INBOX) + 1] in ("", SEPARATOR):
+        return INBOX + name[len(INBOX) :]
+    return name
+
+
+def check_name(name: str) -> str:
+    """Return the canonical form of a name that a mailbox may be given.
+
+    One separator at the end, with which a client says that it wants children (RFC 3501 §6.3.3), is dropped.
+    Raises Invalid with the reason.
+    """
+    name = canonical(name)
+    if not name:
+        raise Invalid("a mailbox name may not be empty")
+    for char in name:
+        reason = _REFUSED.get(unicodedata.category(char))
+        if reason is not None:
+            raise Invalid(f"a mailbox name may not contain {reason} (U+{ord(char):04X})")
+    if len(name.encode()) > NAME_BYTES_MAX:
+        raise Invalid(f"a mailbox name may have at most {NAME_BYTES_MAX} bytes in UTF-8")
+    levels = name.split(SEPARATOR)
+    if "" in levels:
+        raise Invalid(f"a mailbox name may not have an empty level (a {SEPARATOR!r} at its start, or two in a row)")
+    if len(levels) > LEVELS_MAX:
+        raise Invalid(f"a mailbox name may have at most {LEVELS_MAX} levels")
+    for level in levels:
+        if len(level.encode()) > LEVEL_BYTES_MAX:
+            raise Invalid(f"a level of a mailbox name may have at most {LEVEL_BYTES_MAX} bytes in UTF-8")
+    return name
+
+
+# -- the tree ----------------------------------------------------------------------------------------------------------
+
+
+def parents(name: str) -> list[str]:
+    """The levels above a name, the topmost first: `a`, `a/b` for `a/b/c`."""
+    out = []
+    at = name.find(SEPARATOR)
+    while at >= 0:
+        out.append(name[:at])
+        at = name.find(SEPARATOR, at + 1)
+    return out
+
+
+def with_children(names: Iterable[str]) -> set[str]:
+    """Every name, given or only implied, that has one of `names` below it."""
+    out: set[str] = set()
+    for name in names:
+        at = name.rfind(SEPARATOR)
+        while at >= 0:
+            name = name[:at]  # noqa: PLW2901 - climbing
+            if name in out:
+                break
+            out.add(name)
+            at = name.rfind(SEPARATOR)
+    return out
+
+
+def is_below(name: str, ancestor: str) -> bool:
+    """Whether `name` lies at any depth below `ancestor`."""
+    return name.startswith(ancestor + SEPARATOR)
+
+
+def moved(name: str, old: str, new: str) -> str | None:
+    """What RENAME of `old` to `new` makes of `name`; None if that is neither `old` nor below it."""
+    if name == old:
+        return new
+    return new + name[len(old) :] if is_below(name, old) else None
+
+
+def sort_key(name: str) -> tuple[bool, list[str]]:
+    """INBOX first, then by level, so that children follow their parent."""
+    return (name != INBOX and not is_below(name, INBOX), name.split(SEPARATOR))
+
+
+# -- LIST --------------------------------------------------------------------------------------------------------------
+
+
+class Pattern:
+    """A LIST pattern: `*` stands for anything, `%` for anything within one level. RFC 3501 §6.3.8.
+
+    A pattern with wildcards elsewhere than at its end runs as a non-deterministic automaton whose states are the bits
+    of one int: time is linear in the name whatever the pattern, where a regular expression with several wildcards may
+    backtrack for hours. Bit i: the first i signs of the pattern have been matched.
+    """
+
+    __slots__ = ("_across", "_by_char", "_final", "_prefix", "_tail", "_within", "ends_in_percent")
+
+    def __init__(self, pattern: str) -> None:
+        signs = _collapse(_fold(pattern))
+        self.ends_in_percent = signs[-1:] == "%"
+        """Matching levels above a mailbox are wanted as well, also where they are no mailboxes."""
+        self._tail = signs[-1:] if signs[-1:] in ("*", "%") else ""
+        head = signs[: len(signs) - len(self._tail)]
+        self._prefix = None if "*" in head or "%" in head or _touches_inbox(head) else head
+        self._by_char: dict[str, int] = {}
+        self._across = self._within = 0
+        literals = 0
+        for sign in signs:
+            here = 1 << literals
+            if sign == "*":
+                self._across |= here
+            elif sign == "%":
+                self._within |= here
+            else:
+                self._by_char[sign] = self._by_char.get(sign, 0) | here
+                literals += 1
+        self._final = 1 << literals
+
+    def matches(self, name: str) -> bool:
+        """Whether the pattern covers the whole of `name`, which is canonical."""
+        if self._prefix is not None:
+            if not name.startswith(self._prefix):
+                return False
+            if self._tail == "%":
+                return SEPARATOR not in name[len(self._prefix) :]
+            return self._tail == "*" or len(name) == len(self._prefix)
+        # A wildcard is not a state of its own but a loop at the state before the sign that follows it.
+        inbox = len(INBOX) if name == INBOX or is_below(name, INBOX) else 0
+        by_char, across, within = self._by_char, self._across, self._across | self._within
+        states = 1
+        for at, char in enumerate(name):
+            step = by_char.get(char, 0)
+            if at < inbox:
+                step |= by_char.get(char.lower(), 0)
+            states = (states & step) << 1 | states & (across if char == SEPARATOR else within)
+            if not states:
+                return False
+        return bool(states & self._final)
+
+
+def _collapse(pattern: str) -> str:
+    """Each run of wildcards as one: `*` if it has one, else `%`."""
+    out: list[str] = []
+    for sign in pattern:
+        if sign in "*%" and out and out[-1] in ("*", "%"):
+            if sign == "*":
+                out[-1] = "*"
+        else:
+            out.append(sign)
+    return "".join(out)
+
+
+def _touches_inbox(head: str) -> bool:
+    """Whether a literal start is one of INBOX only without case: `inb*` has to find it, `work*` need not look."""
+    return head[: len(INBOX)].upper() == INBOX[: len(head)] and not INBOX.startswith(head[: len(INBOX)])
+
+
+def match(pattern: str, names: Iterable[str]) -> dict[str, bool]:
+    """Those of `names` that a LIST or LSUB pattern matches, in their order, each with True.
+
+    If the pattern ends in `%`, also the levels above them that match and are not among `names`, each with False
+    (\\Noselect, RFC 3501 §6.3.8 and §6.3.9).
+    """
+    compiled = Pattern(pattern)
+    names = list(names)
+    out = {name: True for name in names if compiled.matches(name)}
+    if compiled.ends_in_percent:
+        for level in sorted(with_children(names).difference(names), key=sort_key):
+            if compiled.matches(level):
+                out[level] = False
+    return out

@@ -116,6 +116,7 @@ def test_refusals() -> None:
     assert wire.refusal(TooBig(b"a", "APPEND", 9, 8)) == (
         b"a NO [TOOBIG] Literal of 9 bytes is too big: at most 8 in APPEND\r\n"
     )
+    assert wire.refusal(TooBig(b"a", "LOGIN", 9, 8)).startswith(b"a NO [LIMIT] ")
     assert wire.refusal(TooBig(None, "", 9, 8, True)).startswith(b"* BYE ")
 
 

@@ -46,7 +46,7 @@ class BadCommand(msgspec.Struct, frozen=True):
 
 
 class TooBig(msgspec.Struct, frozen=True):
-    """A literal was refused for its size, unread or thrown away: answer NO [TOOBIG] to APPEND (RFC 7889 §4), NO [LIMIT] else.
+    """A literal was refused for its size, unread or thrown away: NO [TOOBIG] to APPEND (RFC 7889 §4), else NO [LIMIT].
 
     fatal: the client goes on sending more than is ever thrown away; say BYE and close. The parser gives nothing more.
     tag: None only where `fatal`.

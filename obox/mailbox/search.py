@@ -269,17 +269,15 @@ def evaluate(query: Query, state: State, where: npt.NDArray[np.intp] | slice, no
     return Evaluation(node.yes, node.maybe & ~node.yes, node.ask or (lambda i, _: bool(node.yes[i])))
 
 
-def needs_text(query: Query) -> bool:
-    """Whether any mail's text might have to be looked at."""
+def needs_header(query: Query) -> bool:
+    """Whether a mail's header alone may decide something."""
     match query:
-        case Header() | Text() | Body():
-            return True
-        case OnDate(field=DateField.SENT):
+        case Header() | Text() | OnDate(field=DateField.SENT):
             return True
         case And(keys) | Or(keys):
-            return any(needs_text(key) for key in keys)
+            return any(needs_header(key) for key in keys)
         case Not(key):
-            return needs_text(key)
+            return needs_header(key)
     return False
 
 

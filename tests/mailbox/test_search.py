@@ -1,0 +1,405 @@
+"""SEARCH: the columns, the three-valued logic, text; and the search over a mailbox that counts what it reads."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from obox.mailbox import Delta, Rows, State
+from obox.mailbox.search import (
+    All,
+    And,
+    Body,
+    DateField,
+    DateTest,
+    Flag,
+    Header,
+    Larger,
+    ModSeqFrom,
+    Needle,
+    Not,
+    Older,
+    OnDate,
+    Or,
+    Query,
+    Smaller,
+    Text,
+    UidSet,
+    Younger,
+    evaluate,
+    needs_header,
+    normalise,
+)
+from obox.mime import header_end
+from obox.store import _search
+from obox.store.api import Fields
+from obox.types import Guid
+
+DAY = 86_400
+NOW = 1_000 * DAY
+
+
+class Mail(NamedTuple):
+    uid: int
+    size: int = 100
+    internaldate: int = 0
+    zone: int = 0
+    flags: tuple[str, ...] = ()
+    modseq: int = 5
+    source: bytes = b""
+
+
+def state_of(*mails: Mail) -> State:
+    state = State(Guid("0" * 32))
+    for mail in mails:
+        row = Rows.one(
+            mail.uid,
+            size=mail.size,
+            internaldate=mail.internaldate,
+            zone=mail.zone,
+            savedate=mail.internaldate * 1000,
+            modseq=mail.modseq,
+            oid=bytes(16),
+            flags=mail.flags,
+        )
+        state.join(Delta(rows=row))
+    return state
+
+
+def columns(query: Query, *mails: Mail) -> list[int]:
+    state = state_of(*mails)
+    evaluation = evaluate(query, state, slice(None), NOW)
+    assert not evaluation.unknown.any()
+    for i in range(len(state)):
+        assert evaluation.matches(i, NOTHING) is bool(evaluation.yes[i])
+    return [int(uid) for uid in state.uids[evaluation.yes]]
+
+
+class Nothing:
+    """A source that knows nothing."""
+
+    def header(self, name: str, needle: Needle) -> bool | None:
+        return None
+
+    def sent_day(self) -> dt.date | bool | None:
+        return None
+
+    def contains(self, needle: Needle, body_only: bool) -> bool | None:
+        return None
+
+
+NOTHING = Nothing()
+
+
+@pytest.mark.parametrize(
+    ("query", "want"),
+    [
+        (All(), [1, 2, 5, 9]),
+        (And(()), [1, 2, 5, 9]),
+        (Or(()), []),
+        (Not(All()), []),
+        (UidSet(((2, 5),)), [2, 5]),
+        (UidSet(((5, 5), (1, 3), (2, 5))), [1, 2, 5]),
+        (UidSet(((3, 4), (9, 4_294_967_295))), [9]),
+        (UidSet(((5, 2),)), []),
+        (UidSet(()), []),
+        (UidSet.of(np.array([1, 2, 9], dtype=np.uint32)), [1, 2, 9]),
+        (Flag("\\Seen"), [2, 9]),
+        (Flag("\\seen", on=False), [1, 5]),
+        (Flag("$forwarded"), [5]),
+        (Flag("nosuch"), []),
+        (Flag("nosuch", on=False), [1, 2, 5, 9]),
+        (Larger(100), [5, 9]),
+        (Smaller(100), [1]),
+        (Larger(2**32), []),
+        (ModSeqFrom(7), [5, 9]),
+        (ModSeqFrom(2**63), []),
+        (Younger(10), [9]),
+        (Older(10), [1, 2, 5, 9]),
+        (Older(11), [1, 2, 5]),
+        (And((Flag("\\Seen"), Not(Larger(100)))), [2]),
+        (Or((Smaller(100), Larger(200), Larger(1000))), [1, 9]),
+    ],
+)
+def test_columns(query: Query, want: list[int]) -> None:
+    mails = (
+        Mail(1, size=99),
+        Mail(2, flags=("\\Seen",)),
+        Mail(5, size=101, flags=("$Forwarded",), modseq=7),
+        Mail(9, size=1000, flags=("\\Seen", "\\Deleted"), modseq=8, internaldate=NOW - 10),
+    )
+    assert columns(query, *mails) == want
+    assert columns(query) == []
+
+
+@pytest.mark.parametrize("field", [DateField.INTERNAL, DateField.SAVED])
+def test_dates_disregard_the_time(field: DateField) -> None:
+    mails = (Mail(1, internaldate=9 * DAY - 1), Mail(2, internaldate=9 * DAY), Mail(3, internaldate=10 * DAY))
+    day = dt.date(1970, 1, 10)
+    assert columns(OnDate(field, DateTest.BEFORE, day), *mails) == [1]
+    assert columns(OnDate(field, DateTest.ON, day), *mails) == [2]
+    assert columns(OnDate(field, DateTest.SINCE, day), *mails) == [2, 3]
+
+
+def test_internaldate_counts_in_its_own_zone() -> None:
+    mails = (
+        Mail(1, internaldate=9 * DAY - 1, zone=60),
+        Mail(2, internaldate=9 * DAY, zone=-60),
+        Mail(3, internaldate=-1),
+    )
+    assert columns(OnDate(DateField.INTERNAL, DateTest.ON, dt.date(1970, 1, 10)), *mails) == [1]
+    assert columns(OnDate(DateField.INTERNAL, DateTest.ON, dt.date(1970, 1, 9)), *mails) == [2]
+    assert columns(OnDate(DateField.INTERNAL, DateTest.ON, dt.date(1969, 12, 31)), *mails) == [3]
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("", ""),
+        ("Straße", "strasse"),
+        ("STRASSE", "strasse"),
+        ("ﬁn", "fin"),
+        ("Ａ", "a"),
+        ("\u212a", "k"),
+        ("É", "e\u0301"),
+        ("a \r\n\t b", "a b"),
+        (" a\n", " a "),
+        ("\n", " "),
+        ("\u00a0x", " x"),
+    ],
+)
+def test_normalise(text: str, want: str) -> None:
+    assert normalise(text) == want
+
+
+@given(st.text())
+def test_normalise_is_idempotent(text: str) -> None:
+    once = normalise(text)
+    assert normalise(once) == once
+    assert normalise(text.lower()) == once or not text.isascii()
+
+
+# -- three-valued logic ------------------------------------------------------------------------------------------------
+
+
+class Answers:
+    """A source that answers HEADER by the field's name: y, n, or not known."""
+
+    def __init__(self, known: dict[str, bool]) -> None:
+        self.known = known
+
+    def header(self, name: str, needle: Needle) -> bool | None:
+        return self.known.get(name)
+
+    def sent_day(self) -> dt.date | bool | None:
+        return None
+
+    def contains(self, needle: Needle, body_only: bool) -> bool | None:
+        return None
+
+
+_leaf = st.one_of(
+    st.sampled_from([Header("a", "x"), Header("b", "x"), Header("c", "x")]),
+    st.sampled_from([UidSet(((1, 1),)), Flag("\\Seen"), All(), Larger(100)]),
+)
+_query = st.recursive(
+    _leaf,
+    lambda inner: st.one_of(
+        st.builds(Not, inner),
+        st.builds(And, st.lists(inner, max_size=3).map(tuple)),
+        st.builds(Or, st.lists(inner, max_size=3).map(tuple)),
+    ),
+    max_leaves=8,
+)
+
+
+def _truth(query: Query, mail: Mail, known: dict[str, bool]) -> bool:
+    match query:
+        case Header(name, _):
+            return known[name]
+        case UidSet(ranges):
+            return any(low <= mail.uid <= high for low, high in ranges)
+        case Flag(name, on):
+            return (name in mail.flags) == on
+        case Larger(size):
+            return mail.size > size
+        case Not(key):
+            return not _truth(key, mail, known)
+        case And(keys):
+            return all(_truth(key, mail, known) for key in keys)
+        case Or(keys):
+            return any(_truth(key, mail, known) for key in keys)
+    return True
+
+
+@given(
+    _query,
+    st.fixed_dictionaries({"a": st.booleans(), "b": st.booleans(), "c": st.booleans()}),
+    st.sets(st.sampled_from("abc")),
+)
+def test_logic_agrees_with_two_values(query: Query, known: dict[str, bool], hidden: set[str]) -> None:
+    mails = (Mail(1, flags=("\\Seen",)), Mail(2, size=200), Mail(3))
+    evaluation = evaluate(query, state_of(*mails), slice(None), NOW)
+    assert not (evaluation.yes & evaluation.unknown).any()
+    for i, mail in enumerate(mails):
+        truth = _truth(query, mail, known)
+        assert evaluation.matches(i, Answers(known)) is truth
+        if not evaluation.unknown[i]:
+            assert bool(evaluation.yes[i]) == truth
+        partly = evaluation.matches(i, Answers({name: v for name, v in known.items() if name not in hidden}))
+        assert partly is None or partly is truth
+
+
+def test_needs_header() -> None:
+    assert needs_header(Not(Or((Body("a"), Header("subject", "x")))))
+    assert needs_header(OnDate(DateField.SENT, DateTest.ON, dt.date(2000, 1, 1)))
+    assert not needs_header(And((Body("a"), OnDate(DateField.SAVED, DateTest.ON, dt.date(2000, 1, 1)), All())))
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+PLAIN = (
+    b"From: Ann <ann@example.org>\r\nSubject: The quick\r\n brown Fox\r\nDate: Mon, 1 Jan 2024 23:30:00 -0500\r\n"
+    b"X-Empty:\r\n\r\nLazy dogs\r\nsleep.\r\n"
+)
+CODED = (
+    b"From: =?utf-8?q?J=C3=BCrgen?= <j@example.org>\r\nSubject: =?utf-8?b?R3LDvMOfZQ==?=\r\n =?utf-8?q?_aus?= Wien\r\n"
+    b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
+    b"sch=C3=B6ne Gr=\r\n=C3=BC=C3=9Fe\r\n"
+    b"--b\r\nContent-Type: application/pdf; name=Invoice.pdf\r\nContent-Transfer-Encoding: base64\r\n\r\nSGlkZGVu\r\n"
+    b"--b\r\nContent-Type: message/rfc822\r\n\r\nSubject: inner one\r\n\r\ndeep text\r\n--b--\r\n"
+)
+EIGHT = "Subject: Grüße\r\n\r\nbody ÄÖ\r\n".encode()
+
+
+class Box:
+    """A mailbox that counts the fields and mails that it was asked for."""
+
+    def __init__(self, *sources: bytes | None, header_max: int = 8192) -> None:
+        self.state = state_of(*(Mail(uid) for uid in range(1, len(sources) + 1)))
+        self.sources = dict(enumerate(sources, 1))
+        self.header_max = header_max
+        self.asked_fields: list[int] = []
+        self.asked_mails: list[int] = []
+
+    async def fields(self, uids: Sequence[int]) -> list[Fields | None]:
+        self.asked_fields += uids
+        out: list[Fields | None] = []
+        for uid in uids:
+            source = self.sources[uid]
+            header = None if source is None else source[: header_end(source)]
+            if header is not None and len(header) > self.header_max:
+                header = None
+            out.append(None if source is None else Fields(b"", b"", b"", header))
+        return out
+
+    async def mails(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
+        for uid in uids:
+            self.asked_mails.append(uid)
+            yield uid, self.sources[uid]
+
+    async def search(self, query: Query) -> list[int]:
+        found = await _search.search(self, query, self.state.uids, now=NOW)
+        return [int(uid) for uid in found]
+
+
+@pytest.mark.parametrize(
+    ("query", "want"),
+    [
+        (Header("Subject", "quick brown"), [1]),
+        (Header("SUBJECT", "BROWN FOX"), [1]),
+        (Header("subject", "ann"), []),
+        (Header("from", "ann"), [1]),
+        (Header("from", "<ann@EXAMPLE.org>"), [1]),
+        (Header("subject", "grüsse"), [2, 3]),
+        (Header("subject", "GRÜẞE AUS wien"), [2]),
+        (Header("subject", "utf-8"), []),
+        (Header("subject", ""), [1, 2, 3]),
+        (Header("x-empty", ""), [1]),
+        (Header("x-empty", "a"), []),
+        (Header("x-none", ""), []),
+        (Header("", ""), []),
+        (Header("ü", "x"), []),
+        (Header("from", "jürgen"), [2]),
+        (Text("ann@"), [1]),
+        (Text("lazy"), [1]),
+        (Text("jürgen"), [2]),
+        (Text("x-empty"), [1]),
+        (Body("ann"), []),
+        (Body("dogs sleep"), [1]),
+        (Body("DOGS\nSLEEP"), [1]),
+        (Body("schöne grüsse"), [2]),
+        (Body("äö"), [3]),
+        (Body("hidden"), []),
+        (Body("SGlkZGVu"), []),
+        (Body("invoice.pdf"), [2]),
+        (Body("inner one"), [2]),
+        (Body("deep text"), [2]),
+        (Text(""), [1, 2, 3]),
+        (OnDate(DateField.SENT, DateTest.ON, dt.date(2024, 1, 1)), [1]),
+        (OnDate(DateField.SENT, DateTest.SINCE, dt.date(2024, 1, 2)), []),
+        (OnDate(DateField.SENT, DateTest.BEFORE, dt.date(2024, 1, 2)), [1]),
+        (Not(OnDate(DateField.SENT, DateTest.BEFORE, dt.date(2024, 1, 2))), [2, 3]),
+        (Not(Header("subject", "quick")), [2, 3]),
+        (Or((Header("subject", "quick"), Body("äö"))), [1, 3]),
+        (And((Header("subject", "quick"), Body("nothing"))), []),
+    ],
+)
+@pytest.mark.parametrize("header_max", [8192, 0])
+async def test_text(query: Query, want: list[int], header_max: int) -> None:
+    assert await Box(PLAIN, CODED, EIGHT, None, header_max=header_max).search(query) == want
+
+
+async def test_reads_only_what_is_left() -> None:
+    box = Box(*[PLAIN] * 1200)
+    assert await box.search(And((UidSet(((1, 3),)), Flag("\\Seen", on=False)))) == [1, 2, 3]
+    assert (box.asked_fields, box.asked_mails) == ([], [])
+    assert await box.search(And((UidSet(((1, 3),)), Header("from", "ann")))) == [1, 2, 3]
+    assert (box.asked_fields, box.asked_mails) == ([1, 2, 3], [])
+    box.asked_fields.clear()
+    assert await box.search(Or((Not(UidSet(((1, 3),))), And((Body("dogs"), Header("from", "bob")))))) == [
+        *range(4, 1201)
+    ]
+    assert (box.asked_fields, box.asked_mails) == ([1, 2, 3], [])
+    box.asked_fields.clear()
+    assert len(await box.search(Text("brown"))) == 1200
+    assert (len(box.asked_fields), box.asked_mails) == (1200, [])
+    box.asked_fields.clear()
+    assert await box.search(And((UidSet(((7, 8),)), Body("dogs")))) == [7, 8]
+    assert (box.asked_fields, box.asked_mails) == ([], [7, 8])
+
+
+async def test_a_large_mail_is_searched_as_well() -> None:
+    large = PLAIN + b"filler words\r\n" * 50_000 + b"needle\r\n"
+    assert await Box(PLAIN, large).search(Body("needle")) == [2]
+
+
+async def test_memo_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_search, "MEMO_BYTES_MAX", 5_000)
+    box = Box(*(b"Subject: =?utf-8?q?n=C3=BCmber_%d?=\r\n\r\n" % i for i in range(100)))
+    for _ in range(2):
+        assert await box.search(Header("subject", "nümber 42")) == [43]
+    assert len(_search._memo) < 25
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "B", "ä", "Ä", " ", "\r\n ", "=?utf-8?q?=C3=84?=", "\t", "ss", "ß", "K"]), max_size=8
+    ),
+    st.text("abäß sk", max_size=3),
+)
+def test_the_fast_path_changes_no_answer(value: list[str], needle: str) -> None:
+    block = b"X-A: 1\r\nSubject: " + "".join(value).encode() + b"\r\n\r\n"
+    (raw,) = _search.header_values(block, b"subject")
+    slow = normalise(needle) in normalise(_search.decode_header(raw))
+    assert _search.HeaderSource(block).header("subject", Needle(needle)) is slow
+    mail = _search.MailSource(block + b"nothing")
+    whole = normalise(_search.decode_header(block)) + "\n" + "nothing"
+    assert mail.contains(Needle(needle), False) is (normalise(needle) in whole)

@@ -1,0 +1,32 @@
+"""The process around the protocols: addresses, TLS, signals, log, metrics, HTTP.
+
+Knows no IMAP, no LMTP and no mail: it is handed callables. `obox.main` wires it.
+"""
+
+from obox.server.http import HttpServer, application
+from obox.server.lifecycle import Lifecycle, LoopLag
+from obox.server.listeners import Factory, ListenError, Listeners, inherited_sockets
+from obox.server.log import once_a_minute, set_up_logging
+from obox.server.metrics import Metrics
+from obox.server.notify import Notifier
+from obox.server.proxy import ProxyError, Via
+from obox.server.tls import Certificates, TlsError
+
+__all__ = [
+    "Certificates",
+    "Factory",
+    "HttpServer",
+    "Lifecycle",
+    "ListenError",
+    "Listeners",
+    "LoopLag",
+    "Metrics",
+    "Notifier",
+    "ProxyError",
+    "TlsError",
+    "Via",
+    "application",
+    "inherited_sockets",
+    "once_a_minute",
+    "set_up_logging",
+]

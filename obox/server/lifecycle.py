@@ -1,0 +1,155 @@
+"""From start to stop: signals, reload, drain, watchdog; and how late the loop is.
+
+    starting --run()--> serving --SIGTERM, SIGINT--> draining --all drained or out of time--> stopped
+                        serving --SIGHUP--> serving: all is loaded and checked, then all is used, or nothing is
+
+Invariant: what was acknowledged is durable before it was said, so a drain that is cut short loses work, not mail.
+Drains run in the order of registration under one time limit; a second signal ends the drain at hand and gives each
+later one `HURRY_S`. The exit code is 0 either way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from obox.server.notify import Notifier
+
+HURRY_S = 2.0  # for each drain after a second signal: one more round trip to the bucket, no more
+LAG_INTERVAL_S = 0.25  # between measurements of the loop
+LAG_LOG_S = 0.5  # later than this is worth a line; the goal is 50 ms
+
+Drain = Callable[[], Awaitable[None]]
+Prepare = Callable[[], Callable[[], None]]
+
+
+class Lifecycle:
+    """State of the process. `draining` is what /readyz tells."""
+
+    def __init__(self, *, log: Any, notifier: Notifier, drain_timeout_s: float) -> None:
+        self.draining = False
+        self._log = log
+        self._notifier = notifier
+        self._drain_timeout_s = drain_timeout_s
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._drains: list[tuple[str, Drain]] = []
+        self._reloads: list[tuple[str, Prepare]] = []
+
+    def on_stop(self, name: str, drain: Drain) -> None:
+        """Register work for the stop, in order: stop accepting, finish commands, flush, close."""
+        self._drains.append((name, drain))
+
+    def on_reload(self, name: str, prepare: Prepare) -> None:
+        """Register for SIGHUP. prepare: loads and checks in a thread, returns what uses it; raises to keep the old."""
+        self._reloads.append((name, prepare))
+
+    def stop(self) -> None:
+        """What SIGTERM does: drain, and hurry when it comes again."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def reload(self) -> None:
+        """What SIGHUP does."""
+        self._reload.set()
+
+    async def run(self, *, signals: bool = True, status: str = "") -> int:
+        """Say READY, serve until told to stop, drain. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload} if signals else {}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            self._notifier.ready(status)
+            async with asyncio.TaskGroup() as tasks:
+                watchdog = tasks.create_task(self._watchdog())
+                reloads = tasks.create_task(self._reload_loop(status))
+                await self._stop.wait()
+                reloads.cancel()
+                await self._drain()
+                watchdog.cancel()
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+        return 0
+
+    async def _drain(self) -> None:
+        self.draining = True
+        self._notifier.stopping("draining")
+        self._log.info("stopping", drain_timeout_s=self._drain_timeout_s)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_timeout_s
+        for name, drain in self._drains:
+            hurried = self._hurry.is_set()
+            left = max(deadline - loop.time(), HURRY_S)
+            try:
+                async with asyncio.timeout(HURRY_S if hurried else left):
+                    await self._until_hurried(drain, hurried)
+            except TimeoutError:
+                self._log.warning("drain cut short", what=name)
+            except Exception:
+                self._log.exception("drain failed", what=name)
+        self._log.info("stopped")
+
+    async def _until_hurried(self, drain: Drain, hurried: bool) -> None:
+        if hurried:
+            return await drain()
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(_awaited(drain))
+            signalled = tasks.create_task(self._hurry.wait())
+            done, _ = await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
+            signalled.cancel()
+            work.cancel()  # no effect on one that is done
+        if work not in done:
+            raise TimeoutError
+
+    async def _reload_loop(self, status: str) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            self._notifier.reloading()
+            name = ""
+            try:
+                uses = []
+                for name, prepare in self._reloads:  # noqa: B007 - the name is for the log line
+                    uses.append(await asyncio.to_thread(prepare))
+                for use in uses:
+                    use()
+                self._log.info("reloaded")
+            except Exception as error:
+                self._log.error("reload failed, the old configuration stays", what=name, error=str(error))
+            self._notifier.ready(status)
+
+    async def _watchdog(self) -> None:
+        """Pet the service manager's dog from the loop: a loop that hangs is restarted."""
+        while self._notifier.watchdog_interval_s:
+            self._notifier.watchdog()
+            await asyncio.sleep(self._notifier.watchdog_interval_s)
+
+
+async def _awaited(drain: Drain) -> None:
+    await drain()
+
+
+class LoopLag:
+    """Measures how late the loop wakes a sleeper. observe: gets each lag, in seconds (a histogram)."""
+
+    def __init__(self, *, observe: Callable[[float], None], log: Any, interval_s: float = LAG_INTERVAL_S) -> None:
+        self._observe = observe
+        self._log = log
+        self._interval_s = interval_s
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + self._interval_s
+            await asyncio.sleep(self._interval_s)
+            lag = max(0.0, loop.time() - due)
+            self._observe(lag)
+            if lag > LAG_LOG_S:
+                self._log.warning("event loop was late", ms=round(lag * 1000))

@@ -1,0 +1,309 @@
+"""Listening addresses: bound all or none, then accepting, then closed.
+
+Invariant: after `bind` the address is ours and the kernel queues connections; nothing is accepted before `start`,
+nothing after `stop`. A protocol factory gets the `Listen` entry and the `Via` of the PROXY header, or None where there
+is none; what the protocol then sees is a transport past the header, and past the handshake on a "/tls" entry.
+
+Diagnostics: an address that cannot be had is fatal, `ListenError` names it. A bad PROXY header ends its connection,
+logged as info. Out of file descriptors: accepting pauses, logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from obox.config import Listen
+from obox.server import proxy
+from obox.server.proxy import ProxyError, Via
+
+Factory = Callable[[Listen, Via | None], asyncio.BaseProtocol]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+BACKLOG = 1024  # connections that wait in the kernel; a burst of logins after a restart
+PENDING_HEADERS_MAX = 1024  # connections whose PROXY header has not come yet, on one address
+PAUSE_S = 0.5  # of accepting, when file descriptors are out
+_FIRST_FD = 3  # sd_listen_fds(3)
+_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class ListenError(Exception):
+    """An address that cannot be listened on; one line that names the setting, the address and the reason."""
+
+
+@dataclass(slots=True)
+class _Bound:
+    name: str
+    entry: Listen
+    sock: socket.socket
+    factory: Factory
+    inode: tuple[int, int] | None = None  # of a unix socket that we made: only ours is removed
+
+
+def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
+    """The sockets that the service manager opened for this process. sd_listen_fds(3)."""
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not environ.get("LISTEN_FDS", "").isdigit():
+        return []
+    return [socket.socket(fileno=fd) for fd in range(_FIRST_FD, _FIRST_FD + int(environ["LISTEN_FDS"]))]
+
+
+class Listeners:
+    """All listening sockets of the process.
+
+    inherited: sockets to use instead of binding, where the address is the same. tls: for "/tls" entries.
+    proxy_networks: who may send a PROXY header; a unix socket always may.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Any,
+        tls: ssl.SSLContext | None = None,
+        unix_mode: int = 0o660,
+        proxy_networks: Iterable[Network] = (),
+        proxy_timeout_s: float = 3.0,
+        inherited: Iterable[socket.socket] = (),
+    ) -> None:
+        self._log = log
+        self._tls = tls
+        self._unix_mode = unix_mode
+        self._proxy_networks = tuple(proxy_networks)
+        self._proxy_timeout_s = proxy_timeout_s
+        self._inherited = list(inherited)
+        self._bound: list[_Bound] = []
+        self._servers: list[asyncio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def bind(self, name: str, entries: Sequence[Listen], factory: Factory) -> None:
+        """Take the addresses of one protocol. Raises: ListenError."""
+        for entry in entries:
+            if entry.tls and self._tls is None:
+                raise ListenError(f"{name}.listen {entry}: no certificate")
+            if entry.path is not None:
+                self._bind_unix(name, entry, entry.path, factory)
+            else:
+                self._bind_tcp(name, entry, factory)
+
+    def addresses(self, name: str) -> list[str]:
+        """Where a protocol listens, with the port that a 0 became, as `Listen` writes it."""
+        return [_address(bound) for bound in self._bound if bound.name == name]
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Accept on all addresses. tasks: of the process; it holds the accepting of "/proxy" entries."""
+        loop = asyncio.get_running_loop()
+        for bound in self._bound:
+            if bound.entry.proxy:
+                self._tasks.append(tasks.create_task(self._accept(bound), name=f"accept {bound.entry}"))
+                continue
+            entry, factory = bound.entry, bound.factory
+            context = self._tls if entry.tls else None
+            self._servers.append(
+                await loop.create_server(
+                    lambda entry=entry, factory=factory: factory(entry, None),
+                    sock=bound.sock,
+                    ssl=context,
+                    backlog=BACKLOG,
+                )
+            )
+        for sock in self._inherited:
+            self._log.warning("inherited socket matches no listen entry", address=str(sock.getsockname()))
+
+    def stop(self) -> None:
+        """Accept no more; open connections go on."""
+        for bound in self._bound:
+            if bound.inode is not None and bound.entry.path is not None:
+                _remove(bound.entry.path, bound.inode)
+        for server in self._servers:
+            server.close()
+        for task in self._tasks:
+            task.cancel()
+        for bound in self._bound:
+            if not (self._tasks and bound.entry.proxy):  # theirs closes at the end of `_accept`
+                bound.sock.close()
+        self._bound, self._servers, self._tasks = [], [], []
+
+    def _bind_tcp(self, name: str, entry: Listen, factory: Factory) -> None:
+        try:
+            found = socket.getaddrinfo(entry.host, entry.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            raise ListenError(f"{name}.listen {entry}: {error.strerror}") from error
+        made = 0
+        for family, kind, number, _, address in dict.fromkeys(found):
+            sock = self._take(lambda s, a=address: s.getsockname()[:2] == a[:2])  # type: ignore[misc]
+            if sock is None:
+                try:
+                    sock = _listen_tcp(family, kind, number, address)
+                except OSError as error:
+                    # A name such as localhost may have an address of a family that the machine does not speak.
+                    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
+                        continue
+                    raise ListenError(f"{name}.listen {entry}: {_reason(error)}") from error
+            self._bound.append(_Bound(name, entry, sock, factory))
+            made += 1
+        if not made:
+            raise ListenError(f"{name}.listen {entry}: no address of this machine")
+
+    def _bind_unix(self, name: str, entry: Listen, path: Path, factory: Factory) -> None:
+        sock = self._take(lambda s: s.family == socket.AF_UNIX and s.getsockname() == str(path))
+        if sock is not None:
+            self._bound.append(_Bound(name, entry, sock, factory))
+            return
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _remove_stale(path)
+            # Nobody gets in between bind and chmod: a socket that does not listen yet refuses.
+            sock.bind(str(path))
+            path.chmod(self._unix_mode)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+            info = path.stat()
+        except OSError as error:
+            sock.close()
+            raise ListenError(f"{name}.listen {entry}: {_reason(error)}") from error
+        self._bound.append(_Bound(name, entry, sock, factory, (info.st_dev, info.st_ino)))
+
+    def _take(self, same: Callable[[socket.socket], bool]) -> socket.socket | None:
+        for sock in self._inherited:
+            if same(sock):
+                self._inherited.remove(sock)
+                sock.setblocking(False)
+                return sock
+        return None
+
+    async def _accept(self, bound: _Bound) -> None:
+        """Accept on a "/proxy" address: the header is read before there is a transport, so not a byte too many."""
+        loop = asyncio.get_running_loop()
+        pending = asyncio.Semaphore(PENDING_HEADERS_MAX)
+        with bound.sock:
+            await self._accept_all(bound, loop, pending)
+
+    async def _accept_all(self, bound: _Bound, loop: asyncio.AbstractEventLoop, pending: asyncio.Semaphore) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await pending.acquire()
+                try:
+                    sock, _ = await loop.sock_accept(bound.sock)
+                except OSError as error:
+                    pending.release()
+                    if error.errno in _OUT_OF:
+                        self._log.error("cannot accept", address=str(bound.entry), error=error.strerror)
+                        await asyncio.sleep(PAUSE_S)
+                    continue
+                task = tasks.create_task(self._greet(bound, sock))
+                task.add_done_callback(lambda _: pending.release())
+
+    async def _greet(self, bound: _Bound, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        peer = sock.getpeername()[0] if bound.entry.path is None else "unix"
+        try:
+            sock.setblocking(False)
+            if bound.entry.path is None and not self._trusted(peer):
+                raise ProxyError("not from haproxy_trusted_networks")
+            async with asyncio.timeout(self._proxy_timeout_s):
+                via = proxy.parse(await _read_header(sock))
+        except (ProxyError, TimeoutError, OSError) as error:
+            self._log.info(
+                "connection refused", address=str(bound.entry), peer=peer, error=str(error) or "no PROXY header in time"
+            )
+            sock.close()
+            return
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+        context = self._tls if bound.entry.tls else None
+        with suppress(OSError, ssl.SSLError):  # the handshake is the client's to lose
+            await loop.connect_accepted_socket(lambda: bound.factory(bound.entry, via), sock, ssl=context)
+
+    def _trusted(self, peer: str) -> bool:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self._proxy_networks)
+
+
+async def _read_header(sock: socket.socket) -> bytes:
+    """Read a PROXY header and nothing behind it: look first, then take what belongs to it."""
+    header = b""
+    while not proxy.complete(header):
+        await _readable(sock)
+        try:
+            ahead = sock.recv(proxy.V2_BYTES_MAX, socket.MSG_PEEK)
+        except BlockingIOError:
+            continue
+        if not ahead:
+            raise ProxyError("closed before the PROXY header")
+        header += sock.recv(proxy.need(header, ahead))
+    return header
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
+
+
+def _listen_tcp(family: int, kind: int, number: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, kind, number)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # so that 0.0.0.0 and [::] can both be listed
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket that a dead process left; one that answers is in use."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError(errno.EEXIST, "is there and no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        answer = probe.connect_ex(str(path))
+    if answer not in (errno.ECONNREFUSED, errno.ENOENT):  # EAGAIN: its backlog is full, somebody has it
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    path.unlink(missing_ok=True)
+
+
+def _remove(path: Path, inode: tuple[int, int]) -> None:
+    with suppress(OSError):
+        info = path.lstat()
+        if (info.st_dev, info.st_ino) == inode:
+            path.unlink()
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "address in use: another process listens there"
+    if error.errno == errno.EACCES:
+        return "permission denied: ports below 1024 need CAP_NET_BIND_SERVICE, a unix socket a writable directory"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "no address of this machine"
+    return os.strerror(error.errno) if error.errno and not error.strerror else str(error.strerror or error)
+
+
+def _address(bound: _Bound) -> str:
+    if bound.entry.path is not None:
+        return str(bound.entry)
+    host, port = bound.sock.getsockname()[:2]
+    return str(Listen(host, port, tls=bound.entry.tls, proxy=bound.entry.proxy))

@@ -1,0 +1,136 @@
+"""The log: one event per line on stderr, UTC, as JSON, logfmt or for a console.
+
+Invariant: a secret does not get here. Values under a name that means a secret are masked, `Secret` masks itself, and
+control characters are escaped, so that what a client sends cannot forge a line.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any, Protocol, TextIO
+
+import structlog
+
+MASK = "********"
+KEYS_MAX = 1024  # of one `once_a_minute`: beyond it, all that are older than a minute are forgotten
+
+_SECRET = re.compile(r"pass(word|wd)?|secret(_access_key)?|token|authorization|api_key|credentials?|master_key", re.I)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+Event = MutableMapping[str, Any]
+
+
+def _mask(_: Any, __: str, event: Event) -> Event:
+    for key in event:
+        if _SECRET.fullmatch(key) and event[key] not in (None, ""):
+            event[key] = MASK
+    return event
+
+
+def _one_line(_: Any, __: str, event: Event) -> Event:
+    for key, value in event.items():
+        if isinstance(value, bytes):
+            event[key] = value.decode("utf-8", "backslashreplace")
+        if isinstance(event[key], str):
+            event[key] = _CONTROL.sub(lambda match: repr(match[0])[1:-1], event[key])
+    return event
+
+
+def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO | None = None) -> None:
+    """Send structlog and the standard library's logging to one place.
+
+    level: debug, info, warning, error. format: json, logfmt, console; auto: console on a terminal, else json.
+    """
+    out = stream or sys.stderr
+    if format == "auto":
+        format = "console" if out.isatty() else "json"
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        _mask,
+        _one_line,
+    ]
+    end: list[structlog.typing.Processor]
+    if format == "console":
+        end = [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+    else:
+        order = ["timestamp", "level", "event"]
+        render: structlog.typing.Processor = (
+            structlog.processors.JSONRenderer(sort_keys=False, default=str, ensure_ascii=False)
+            if format == "json"
+            else structlog.processors.LogfmtRenderer(key_order=order, drop_missing=True)
+        )
+        end = [structlog.processors.format_exc_info, structlog.processors.EventRenamer("event"), render]
+    structlog.configure(
+        processors=[*shared, *end],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        cache_logger_on_first_use=stream is None,
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *end],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    # Libraries are chatty below warning (one line per request of an SDK), and that is for debugging only.
+    root.setLevel(logging.DEBUG if level == "debug" else max(logging.WARNING, _LEVELS[level]))
+    for name in ("asyncio", "uvicorn", "uvicorn.error", "botocore", "urllib3"):
+        logging.getLogger(name).setLevel(max(logging.INFO if level == "debug" else logging.WARNING, _LEVELS[level]))
+
+
+class _Logs(Protocol):
+    def info(self, event: str, **values: Any) -> Any: ...
+    def warning(self, event: str, **values: Any) -> Any: ...
+    def error(self, event: str, **values: Any) -> Any: ...
+
+
+class OnceAMinute:
+    """A logger that says the same thing once a minute, with how often it kept silent."""
+
+    def __init__(self, logger: _Logs, interval_s: float, clock: Callable[[], float]) -> None:
+        self._logger = logger
+        self._interval_s = interval_s
+        self._clock = clock
+        self._said: dict[str, list[float]] = {}  # key -> [when, how many since]
+
+    def info(self, event: str, *, key: str = "", **values: Any) -> None:
+        self._log(self._logger.info, event, key, values)
+
+    def warning(self, event: str, *, key: str = "", **values: Any) -> None:
+        self._log(self._logger.warning, event, key, values)
+
+    def error(self, event: str, *, key: str = "", **values: Any) -> None:
+        self._log(self._logger.error, event, key, values)
+
+    def _log(self, say: Callable[..., Any], event: str, key: str, values: dict[str, Any]) -> None:
+        now, key = self._clock(), f"{event}\0{key}"
+        last = self._said.get(key)
+        if last is not None and now - last[0] < self._interval_s:
+            last[1] += 1
+            return
+        if last is not None and last[1]:
+            values["suppressed"] = int(last[1])
+        if len(self._said) >= KEYS_MAX:
+            self._said = {k: v for k, v in self._said.items() if now - v[0] < self._interval_s}
+            if len(self._said) >= KEYS_MAX:
+                self._said.clear()
+        self._said[key] = [now, 0]
+        say(event, **values)
+
+
+def once_a_minute(
+    logger: _Logs, *, interval_s: float = 60.0, clock: Callable[[], float] = time.monotonic
+) -> OnceAMinute:
+    """Wrap a logger for errors that repeat, such as an unreachable bucket. key: tells things of one event apart."""
+    return OnceAMinute(logger, interval_s, clock)

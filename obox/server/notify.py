@@ -1,0 +1,48 @@
+"""Messages to the service manager over $NOTIFY_SOCKET. sd_notify(3), systemd.service(5) Type=notify-reload.
+
+Without the variable all of it does nothing. A message that cannot be sent is lost in silence: mail matters more.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+
+class Notifier:
+    """environ: as the process got it. watchdog_interval_s: how often `watchdog` is due, None if nobody watches."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        path = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        usec = environ.get("WATCHDOG_USEC", "")
+        mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        # Half of the limit, as sd_watchdog_enabled(3) recommends.
+        self.watchdog_interval_s = int(usec) / 2e6 if self._address and mine and usec.isdigit() and int(usec) else None
+
+    def ready(self, status: str = "") -> None:
+        self._send("READY=1", f"STATUS={status}" if status else "")
+
+    def reloading(self) -> None:
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self, status: str = "") -> None:
+        self._send("STOPPING=1", f"STATUS={status}" if status else "")
+
+    def watchdog(self) -> None:
+        self._send("WATCHDOG=1")
+
+    def status(self, text: str) -> None:
+        self._send(f"STATUS={text}")
+
+    def _send(self, *lines: str) -> None:
+        if not self._address:
+            return
+        message = "\n".join(" ".join(line.split("\n")) for line in lines if line)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+                sock.sendto(message.encode(), self._address)
+        except OSError:
+            pass  # nobody listens, or its queue is full

@@ -1,0 +1,105 @@
+"""Certificates: contexts for "/tls" addresses and STARTTLS, chosen by name, replaced while running.
+
+Invariant: what is in use has been checked: it reads, the key matches, the names are known. Connections get one context
+object for ever; its handshake callback takes the certificates of the moment, so a reload touches no listener and
+no open connection. A client that names no host, or one that no certificate has, gets the first.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+TICKETS = 2  # TLS 1.3 session tickets per handshake: the library's default, said so that it is known
+
+
+class TlsError(Exception):
+    """A certificate or key that cannot be used; one line that names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """All certificates of one load. by_name: lower case, a wildcard as `*.domain`."""
+
+    first: ssl.SSLContext
+    by_name: dict[str, ssl.SSLContext]
+
+    def choose(self, name: str | None) -> ssl.SSLContext:
+        name = (name or "").lower().rstrip(".")
+        wildcard = "*." + name.partition(".")[2]
+        return self.by_name.get(name) or self.by_name.get(wildcard) or self.first
+
+
+def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
+    contexts: list[ssl.SSLContext] = []
+    by_name: dict[str, ssl.SSLContext] = {}
+    for cert, key in pairs:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+        context.num_tickets = TICKETS
+        try:
+            # An empty pass phrase: an encrypted key is refused instead of asked for on a terminal.
+            context.load_cert_chain(cert, key, password="")
+            leaf = x509.load_pem_x509_certificate(cert.read_bytes())
+        except ssl.SSLError as error:
+            why = (
+                "does not match"
+                if error.reason == "KEY_VALUES_MISMATCH"
+                else f"cannot be used ({error.reason or error})"
+            )
+            raise TlsError(f"tls.key {key} for tls.cert {cert}: {why}") from error
+        except OSError as error:
+            bad = next((path for path in (cert, key) if not path.is_file()), cert)
+            raise TlsError(f"tls: {bad}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise TlsError(f"tls.cert {cert}: {error}") from error
+        contexts.append(context)
+        for name in _names(leaf):
+            by_name.setdefault(name.lower(), context)
+    return _Set(contexts[0], by_name)
+
+
+def _names(leaf: x509.Certificate) -> list[str]:
+    """DNS names of a certificate; the subject only where there are none. RFC 9525 §2."""
+    try:
+        return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
+            x509.DNSName
+        )
+    except x509.ExtensionNotFound:
+        return [str(part.value) for part in leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+
+
+class Certificates:
+    """The certificates of the process.
+
+    context: for listeners and STARTTLS, the same object through all reloads.
+    Raises: TlsError, at making and at `prepare`.
+    """
+
+    def __init__(self, certs: Sequence[Path], keys: Sequence[Path]) -> None:
+        self._set = self.prepare(certs, keys)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+        self.context.num_tickets = TICKETS
+        self.context.load_cert_chain(certs[0], keys[0], password="")  # a handshake starts with some certificate
+        self.context.sni_callback = self._choose
+
+    @staticmethod
+    def prepare(certs: Sequence[Path], keys: Sequence[Path]) -> _Set:
+        """Read and check, use nothing yet. Blocks on the files."""
+        if not certs or len(certs) != len(keys):
+            raise TlsError("tls.cert: one key for each certificate")
+        return _load(list(zip(certs, keys, strict=True)))
+
+    def use(self, loaded: _Set) -> None:
+        """Serve what `prepare` has read to every handshake from now on."""
+        self._set = loaded
+
+    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
+        connection.context = self._set.choose(name)

@@ -1,0 +1,180 @@
+"""Signals, drain, reload, and what the service manager hears."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obox.server import Lifecycle, LoopLag, Notifier
+from obox.server import lifecycle as module
+
+
+class Manager:
+    """The service manager's end of the socket."""
+
+    def __init__(self, address: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind("\0" + address[1:] if address.startswith("@") else address)
+        self.sock.setblocking(False)
+        self.environ = {"NOTIFY_SOCKET": address}
+
+    def messages(self) -> list[list[str]]:
+        out = []
+        while True:
+            try:
+                out.append(self.sock.recv(4096).decode().split("\n"))
+            except BlockingIOError:
+                return out
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    got = Manager(str(tmp_path / "notify") if request.param == "path" else f"@obox-test-{os.getpid()}-{time.time_ns()}")
+    yield got
+    got.sock.close()
+
+
+def make(log: Any, *, environ: dict[str, str] | None = None, timeout_s: float = 5) -> Lifecycle:
+    return Lifecycle(log=log, notifier=Notifier(environ or {}), drain_timeout_s=timeout_s)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0.01)
+
+
+async def test_signals_reload_and_drain_in_order(log: Any, manager: Manager) -> None:
+    life, done = make(log, environ=manager.environ), []
+
+    def drain(name: str) -> Callable[[], Awaitable[None]]:
+        async def work() -> None:
+            assert life.draining
+            done.append(name)
+
+        return work
+
+    def prepare() -> Callable[[], None]:
+        done.append("checked")
+        return lambda: done.append("used")
+
+    life.on_stop("listeners", drain("listeners"))
+    life.on_stop("flush", drain("flush"))
+    life.on_reload("tls", prepare)
+    running = asyncio.create_task(life.run(status="serving"))
+    await asyncio.sleep(0.05)
+    assert not life.draining
+    os.kill(os.getpid(), signal.SIGHUP)
+    await until(lambda: "used" in done)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 5) == 0
+    assert done == ["checked", "used", "listeners", "flush"]
+    first, reloading, again, stopping = manager.messages()
+    assert first == again == ["READY=1", "STATUS=serving"]
+    assert reloading[0] == "RELOADING=1"
+    assert (
+        0
+        <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 - int(reloading[1].removeprefix("MONOTONIC_USEC="))
+        < 5e6
+    )
+    assert stopping[0] == "STOPPING=1"
+
+
+async def test_a_failed_reload_keeps_everything(log: Any) -> None:
+    life, used = make(log), []
+
+    def bad() -> Callable[[], None]:
+        raise ValueError("imap.listen = 7: no")
+
+    life.on_reload("good", lambda: lambda: used.append("good"))
+    life.on_reload("config", bad)
+    running = asyncio.create_task(life.run(signals=False))
+    life.reload()
+    await until(lambda: log.lines)
+    life.stop()
+    await running
+    assert used == []
+    assert log.lines[0] == (
+        "error",
+        "reload failed, the old configuration stays",
+        {"what": "config", "error": "imap.listen = 7: no"},
+    )
+
+
+async def test_a_drain_that_hangs_is_cut_and_the_next_runs(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HURRY_S", 0.05)
+    life, done = make(log, timeout_s=0.05), []
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    async def fail() -> None:
+        raise OSError("disk")
+
+    async def flush() -> None:
+        done.append("flush")
+
+    for work in (hang, fail, flush):
+        life.on_stop(work.__name__, work)
+    life.stop()
+    assert await asyncio.wait_for(life.run(signals=False), 5) == 0
+    assert done == ["flush"]
+    assert [(event, values.get("what")) for _, event, values in log.lines[1:-1]] == [
+        ("drain cut short", "hang"),
+        ("drain failed", "fail"),
+    ]
+
+
+async def test_a_second_signal_hurries(log: Any) -> None:
+    life, done = make(log, timeout_s=60), []
+
+    async def sessions() -> None:
+        done.append("sessions")
+        await asyncio.Event().wait()
+
+    async def flush() -> None:
+        done.append("flush")
+
+    life.on_stop("sessions", sessions)
+    life.on_stop("flush", flush)
+    running = asyncio.create_task(life.run())
+    await asyncio.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await until(lambda: done)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 5) == 0
+    assert done == ["sessions", "flush"]
+
+
+async def test_watchdog(log: Any, manager: Manager) -> None:
+    notifier = Notifier({**manager.environ, "WATCHDOG_USEC": "20000"})
+    assert notifier.watchdog_interval_s == 0.01
+    assert Notifier({**manager.environ, "WATCHDOG_USEC": "20000", "WATCHDOG_PID": "1"}).watchdog_interval_s is None
+    life = Lifecycle(log=log, notifier=notifier, drain_timeout_s=1)
+    running = asyncio.create_task(life.run(signals=False))
+    await asyncio.sleep(0.1)
+    life.stop()
+    await running
+    assert manager.messages().count(["WATCHDOG=1"]) >= 3
+
+
+async def test_nobody_listens() -> None:
+    Notifier({"NOTIFY_SOCKET": "/nowhere/notify"}).ready("x")
+    Notifier({}).ready()
+
+
+async def test_loop_lag(log: Any) -> None:
+    seen: list[float] = []
+    task = asyncio.create_task(LoopLag(observe=seen.append, log=log, interval_s=0.01).run())
+    await asyncio.sleep(0)
+    time.sleep(0.6)  # noqa: ASYNC251 - the very thing to be seen
+    await until(lambda: seen)
+    task.cancel()
+    assert seen[0] > 0.5
+    assert log.lines[0][1] == "event loop was late"

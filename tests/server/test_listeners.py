@@ -1,0 +1,201 @@
+"""Addresses: TCP, unix sockets, TLS and PROXY headers on them; what cannot be had says so."""
+
+import asyncio
+import os
+import socket
+import ssl
+import stat
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obox.config import Listen
+from obox.server import Certificates, ListenError, Listeners, TlsError, inherited_sockets
+
+LOCAL = (ip_network("127.0.0.0/8"), ip_network("::1"))
+
+
+def port(listeners: Listeners, name: str = "imap") -> int:
+    return int(listeners.addresses(name)[0].split("/")[0].rpartition(":")[2])
+
+
+@asynccontextmanager
+async def listening(listeners: Listeners) -> AsyncIterator[Listeners]:
+    async with asyncio.TaskGroup() as tasks:
+        await listeners.start(tasks)
+        try:
+            yield listeners
+        finally:
+            listeners.stop()
+
+
+async def greeting(*where: Any, send: bytes = b"", **how: Any) -> bytes:
+    reader, writer = await (asyncio.open_unix_connection if "path" in how else asyncio.open_connection)(*where, **how)
+    writer.write(send)
+    try:
+        return await asyncio.wait_for(reader.readline(), 5)
+    except ConnectionResetError:  # refused with our bytes unread
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_tcp_accepts_between_start_and_stop(log: Any, greeter: Any) -> None:
+    listeners = Listeners(log=log)
+    listeners.bind("imap", [Listen("127.0.0.1", 0)], greeter)
+    at = port(listeners)
+    async with listening(listeners):
+        assert await greeting("127.0.0.1", at) == b"hello direct\r\n"
+    with pytest.raises(ConnectionRefusedError):
+        await greeting("127.0.0.1", at)
+
+
+async def test_v4_and_v6_on_the_same_port(log: Any, greeter: Any) -> None:
+    listeners = Listeners(log=log)
+    listeners.bind("imap", [Listen("0.0.0.0", 0)], greeter)
+    try:
+        listeners.bind("imap", [Listen("::", port(listeners))], greeter)
+    except ListenError as error:
+        pytest.skip(f"needs IPv6: {error}") if "no address" in str(error) else pytest.fail(str(error))
+    async with listening(listeners):
+        assert await greeting("::1", port(listeners)) == b"hello direct\r\n"
+
+
+async def test_an_address_in_use_is_named(log: Any, greeter: Any, tmp_path: Path) -> None:
+    first, second = Listeners(log=log), Listeners(log=log)
+    first.bind("imap", [Listen("127.0.0.1", 0), Listen(path=tmp_path / "s")], greeter)
+    try:
+        for entry in (Listen("127.0.0.1", port(first)), Listen(path=tmp_path / "s")):
+            with pytest.raises(ListenError) as caught:
+                second.bind("lmtp", [entry], greeter)
+            assert str(caught.value) == f"lmtp.listen {entry}: address in use: another process listens there"
+        with pytest.raises(ListenError, match="no address of this machine"):
+            second.bind("lmtp", [Listen("192.0.2.1", 0)], greeter)
+        with pytest.raises(ListenError, match="no certificate"):
+            second.bind("imap", [Listen("127.0.0.1", 0, tls=True)], greeter)
+    finally:
+        first.stop()
+        second.stop()
+
+
+async def test_unix_socket(log: Any, greeter: Any, tmp_path: Path) -> None:
+    path = tmp_path / "imap.sock"
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(path))
+    dead.close()
+    listeners = Listeners(log=log, unix_mode=0o600)
+    listeners.bind("imap", [Listen(path=path)], greeter)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    async with listening(listeners):
+        assert await greeting(path=str(path)) == b"hello direct\r\n"
+    assert not path.exists()
+    path.write_text("mine")
+    with pytest.raises(ListenError, match="is there and no socket"):
+        listeners.bind("imap", [Listen(path=path)], greeter)
+    assert path.read_text() == "mine"
+
+
+async def test_a_socket_that_somebody_replaced_is_left(log: Any, greeter: Any, tmp_path: Path) -> None:
+    listeners = Listeners(log=log)
+    listeners.bind("imap", [Listen(path=tmp_path / "s")], greeter)
+    (tmp_path / "s").rename(tmp_path / "old")
+    (tmp_path / "s").write_text("other")
+    async with listening(listeners):
+        pass
+    assert (tmp_path / "s").read_text() == "other"
+
+
+async def test_proxy_header(log: Any, greeter: Any, tmp_path: Path) -> None:
+    listeners = Listeners(log=log, proxy_networks=LOCAL, proxy_timeout_s=0.2)
+    listeners.bind("imap", [Listen("127.0.0.1", 0, proxy=True), Listen(path=tmp_path / "s", proxy=True)], greeter)
+    header = b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 143\r\n"
+    async with listening(listeners):
+        at = port(listeners)
+        assert await greeting("127.0.0.1", at, send=header) == b"hello ('192.0.2.7', 4000)\r\n"
+        assert await greeting(path=str(tmp_path / "s"), send=header) == b"hello ('192.0.2.7', 4000)\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", at)
+        for byte in header + b"more":
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        assert await reader.readline() == b"hello ('192.0.2.7', 4000)\r\n"
+        assert await reader.readexactly(4) == b"more", "not a byte too many was read"
+        writer.close()
+        assert await greeting("127.0.0.1", at, send=b"a LOGIN x y\r\n") == b""
+        assert await greeting("127.0.0.1", at) == b"", "silence is cut after the timeout"
+    assert [line[2]["error"] for line in log.lines] == ["no PROXY header", "no PROXY header in time"]
+
+
+async def test_proxy_header_from_a_stranger(log: Any, greeter: Any) -> None:
+    listeners = Listeners(log=log, proxy_networks=[ip_network("10.0.0.0/8")])
+    listeners.bind("imap", [Listen("127.0.0.1", 0, proxy=True)], greeter)
+    async with listening(listeners):
+        assert await greeting("127.0.0.1", port(listeners)) == b""
+    assert "haproxy_trusted_networks" in str(log.lines)
+
+
+def trusting(*certs: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    for cert in certs:
+        context.load_verify_locations(cert)
+    return context
+
+
+async def test_tls_by_name_and_reload(log: Any, greeter: Any, make_cert: Any) -> None:
+    one, two = make_cert("one", "one.example"), make_cert("two", "two.example", "*.two.example")
+    certificates = Certificates([one[0], two[0]], [one[1], two[1]])
+    listeners = Listeners(log=log, tls=certificates.context, proxy_networks=LOCAL)
+    listeners.bind("imap", [Listen("127.0.0.1", 0, tls=True)], greeter)
+    listeners.bind("both", [Listen("127.0.0.1", 0, tls=True, proxy=True)], greeter)
+    async with listening(listeners):
+        at = port(listeners)
+        for name, cert in (("one.example", one), ("two.example", two), ("mx.two.example", two)):
+            got = await greeting("127.0.0.1", at, ssl=trusting(cert[0]), server_hostname=name)
+            assert got == b"hello direct\r\n"
+
+        plain = socket.create_connection(("127.0.0.1", port(listeners, "both")))
+        plain.send(b"PROXY TCP4 192.0.2.7 1.2.3.4 4000 143\r\n")
+        got = await greeting(sock=plain, ssl=trusting(one[0]), server_hostname="one.example")
+        assert got == b"hello ('192.0.2.7', 4000)\r\n"
+
+        new = make_cert("new", "one.example")
+        with pytest.raises(TlsError, match="does not match"):
+            certificates.prepare([new[0]], [one[1]])
+        with pytest.raises(TlsError, match="nowhere: No such file"):
+            certificates.prepare([new[0]], [Path("/nowhere")])
+        assert await greeting("127.0.0.1", at, ssl=trusting(one[0]), server_hostname="one.example")
+        certificates.use(certificates.prepare([new[0]], [new[1]]))
+        assert await greeting("127.0.0.1", at, ssl=trusting(new[0]), server_hostname="one.example")
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await greeting("127.0.0.1", at, ssl=trusting(one[0]), server_hostname="one.example")
+        anyone = trusting(new[0])
+        anyone.check_hostname = False
+        assert await greeting("127.0.0.1", at, ssl=anyone, server_hostname=""), "no name: the first"
+        old = trusting(new[0])
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await greeting("127.0.0.1", at, ssl=old, server_hostname="one.example")
+
+
+async def test_broken_certificates(make_cert: Any, tmp_path: Path) -> None:
+    cert, key = make_cert("a", "a.example")
+    (tmp_path / "rubbish").write_text("rubbish")
+    for pair in ((cert, tmp_path / "rubbish"), (tmp_path / "rubbish", key)):
+        with pytest.raises(TlsError, match="rubbish"):
+            Certificates([pair[0]], [pair[1]])
+
+
+async def test_inherited_sockets(log: Any, greeter: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        at = sock.getsockname()[1]
+        listeners = Listeners(log=log, inherited=[sock])
+        listeners.bind("imap", [Listen("127.0.0.1", at)], greeter)
+        async with listening(listeners):
+            assert await greeting("127.0.0.1", at) == b"hello direct\r\n"
+    assert inherited_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == []
+    assert inherited_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "0"}) == []

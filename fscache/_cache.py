@@ -107,7 +107,7 @@ class Fscache:
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._pending_bytes = 0
         self._doomed: dict[str, int] = {}  # files to be removed, with the bytes that they are still counted
-        self._writing: set[str] = set()  # names in the current round
+        self._busy: set[str] = set()  # names that the current round writes or removes on demand
         self._round = asyncio.Event()  # set when the current round has ended
         self._flights: dict[str, _Flight] = {}
         self._writer: asyncio.Task[None] | None = None
@@ -208,7 +208,7 @@ class Fscache:
             flight.store = False
         self._forget(name)
         self._kick()
-        while self._writer is not None and (name in self._doomed or name in self._writing):
+        while self._writer is not None and (name in self._doomed or name in self._busy):
             await self._round.wait()
 
     async def flush(self) -> None:
@@ -368,12 +368,12 @@ class Fscache:
                 steps = [item.step for item in plan]
                 done = await loop.run_in_executor(self._changer, self._files.run, steps)
                 more = self._settle(plan, done)
-                self._writing = set()
+                self._busy = set()
                 self._round.set()
                 self._round = asyncio.Event()
         finally:
             self._writer = None
-            self._writing = set()
+            self._busy = set()
             self._round.set()
             self._round = asyncio.Event()
 
@@ -395,14 +395,15 @@ class Fscache:
         doomed = dict(list(self._doomed.items())[:BATCH_REMOVE])
         for name in doomed:
             del self._doomed[name]
+        self._busy.update(doomed)
         planned -= sum(doomed.values())
         # One step each: that one file cannot be removed shall not keep the others.
         plan.extend(_Planned(Step([name]), doomed={name: space}) for name, space in doomed.items())
         if evicted := evict(0, BATCH_REMOVE):
             plan.append(_Planned(Step([name for name, _ in evicted]), evicted=evicted))
-        size = 0
+        size = count = 0
         for name, obj in self._pending.items():
-            if name in self._doomed or len(self._writing) >= BATCH_FILES or size >= BATCH_BYTES:
+            if name in self._doomed or count >= BATCH_FILES or size >= BATCH_BYTES:
                 break
             evicted = evict(obj.space, len(self._index))
             remove = [victim for victim, _ in evicted]
@@ -411,7 +412,8 @@ class Fscache:
                 continue
             planned += obj.space
             size += len(obj.data)
-            self._writing.add(name)
+            count += 1
+            self._busy.add(name)
             plan.append(_Planned(Step(remove, name, obj.key, obj.data, now), evicted=evicted, pending=obj))
         return plan
 

@@ -130,17 +130,20 @@ class Metacache:
     def put_fields(self, user: str, box: str, items: Iterable[tuple[int, bytes]]) -> None:
         """Stage records by uid; one that is there is replaced. A box may have fields and no copy."""
         _check_names(user, box)
-        piece: dict[int, bytes] = {}
-        nbytes = 0
+        pieces: list[dict[int, bytes]] = [{}]
+        total = nbytes = 0
         for uid, value in items:
             _check_uid(uid)
-            piece[uid] = bytes(value)
-            nbytes += len(value) + OP_BYTES
             if nbytes >= FIELDS_OP_BYTES:
-                self._stage(PutFields(user, box, piece), nbytes)
-                piece, nbytes = {}, 0
-        if piece:
-            self._stage(PutFields(user, box, piece), nbytes)
+                pieces.append({})
+                nbytes = 0
+            pieces[-1][uid] = bytes(value)
+            nbytes += len(value) + OP_BYTES
+            total += len(value)
+        if pieces[0]:
+            self._admit(total)  # all of it or nothing
+            for piece in pieces:
+                self._stage(PutFields(user, box, piece), 0)
 
     def drop_fields(self, user: str, box: str, uids: Iterable[int]) -> None:
         _check_names(user, box)
@@ -155,13 +158,16 @@ class Metacache:
             raise ValueError(f"state of {len(value)} bytes, at most {CHUNK_BYTES}")
         self._stage(PutState(key, bytes(value)), 0)
 
-    def _stage(self, op: Op, nbytes: int) -> None:
+    def _admit(self, nbytes: int) -> None:
         if self._closed:
             raise MetacacheError("metacache: closed")
         if nbytes > self._disk.limit:
             raise MetacacheFull(f"metacache: {nbytes} bytes at once, at most {self._disk.limit} in all")
         if self._failing and nbytes and self.staged() + nbytes > STAGED_BYTES_MAX:
             raise MetacacheFull("metacache: commits fail and too much waits in memory; clean, or look at the log")
+
+    def _stage(self, op: Op, nbytes: int) -> None:
+        self._admit(nbytes)
         if not self._layers or self._layers[-1].sealed:
             self._layers.append(Layer())
         self._layers[-1].add(op)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -329,3 +333,46 @@ async def test_drop_and_put_win_over_a_fetch_in_flight(cache: Fscache) -> None:
         await cache.flush()
     assert not cache.peek("drop")
     assert await cache.read("put", 0, 9) == b"new"
+
+
+CHILD = """
+import asyncio, os, sys
+sys.path.insert(0, sys.argv[2])
+from fscache import Fscache
+
+async def main():
+    cache = Fscache(sys.argv[1], max_size=64 * 4096, clock=lambda: 1.0)
+    n = 0
+    while True:
+        n += 1
+        await cache.put("k%d" % (n % 300), b"%d " % (n % 300) * 2000)
+        if n % 5 == 0:
+            await cache.flush()
+            os.write(1, b"x")
+
+asyncio.run(main())
+"""
+
+
+def test_killed_at_any_time_the_files_are_whole_and_counted(tmp_path: Path) -> None:
+    async def look() -> None:
+        assert disk_use(tmp_path) <= 64 * BLOCK_BYTES
+        cache = Fscache(tmp_path / "fc", max_size=64 * BLOCK_BYTES, clock=lambda: 1.0)
+        await cache.put("k", b"")
+        await cache.flush()
+        assert disk_use(tmp_path) == cache.stats().bytes <= 64 * BLOCK_BYTES
+        for n in range(300):
+            assert await cache.read(f"k{n}", 0, 10000) in {None, b"%d " % n * 2000}
+        assert cache.stats().errors == 0
+        assert cache.stats().hits > 0
+        await cache.close()
+
+    for n in range(4):
+        root = Path(__file__).resolve().parents[2]
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "fc"), str(root)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.read(n * 3 + 1)
+        time.sleep(0.003 * n)
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate()
+        asyncio.run(look())

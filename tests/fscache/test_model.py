@@ -1,0 +1,178 @@
+"""The fscache against a dict: random operations, files removed and damaged by hand, reopen; the bound after each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from fscache import Fscache
+from fscache._files import BLOCK_BYTES, name_of
+
+KEYS = [f"key-{n}" for n in range(12)] + ["long/" + "ü" * 200]
+KEY = st.sampled_from(KEYS)
+SIZES = st.sampled_from([0, 10, 4000, 5000, 8000, 16000])
+BLOCKS_MAX = 16
+
+
+class FscacheMachine(RuleBasedStateMachine):
+    """`get` gives the newest data of a key whatever happened to the files; the files never pass the limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dir = Path(tempfile.mkdtemp())
+        self.runner = asyncio.Runner()
+        self.objects = {key: key.encode() * 10 for key in KEYS}  # what the source has
+        self.dropped: set[str] = set()  # keys that must not be found without a fetch
+        self.fetched: list[str] = []
+        self.now = 1000.0
+        self.blocks_max = BLOCKS_MAX
+        self.passed: list[int] = []  # what the files took when it was too much
+        self.open()
+
+    def open(self) -> None:
+        self.cache = Fscache(self.dir / "fc", max_size=self.blocks_max * BLOCK_BYTES, clock=self.clock)
+
+        step = self.cache._files._step
+
+        def watched(*args: object) -> object:
+            """In the one thread that changes files, so nothing moves while they are measured."""
+            done = step(*args)  # type: ignore[arg-type]
+            if args[0].name and (use := self.use()) > self.blocks_max * BLOCK_BYTES:  # type: ignore[attr-defined]
+                self.passed.append(use)
+            return done
+
+        self.cache._files._step = watched  # type: ignore[method-assign, assignment]
+
+    def clock(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    def teardown(self) -> None:
+        self.runner.run(self.cache.close())
+        self.check_accounts()
+        self.runner.close()
+        shutil.rmtree(self.dir)
+
+    async def fetch(self, key: str) -> bytes:
+        self.fetched.append(key)
+        data = self.objects[key]
+        await asyncio.sleep(0)
+        return data
+
+    def of(self, key: str) -> Callable[[], Awaitable[bytes]]:
+        return lambda: self.fetch(key)
+
+    def file_of(self, key: str) -> Path:
+        name = name_of(key)
+        return self.dir / "fc" / name[:2] / name
+
+    def use(self) -> int:
+        blocks = 0
+        for root, _, names in os.walk(self.dir / "fc"):
+            for name in names:
+                try:
+                    blocks += -(-os.stat(os.path.join(root, name)).st_size // BLOCK_BYTES)
+                except FileNotFoundError:
+                    pass  # removed by a reader, or by hand
+        return blocks * BLOCK_BYTES
+
+    def check_accounts(self) -> None:
+        """With nothing under way: never fewer bytes counted than there are."""
+        stats = self.cache.stats()
+        assert self.use() <= stats.bytes <= self.blocks_max * BLOCK_BYTES
+        assert stats.bytes == sum(entry.space for entry in self.cache._index.values())
+
+    @rule(key=KEY)
+    def get(self, key: str) -> None:
+        before = len(self.fetched)
+        assert self.runner.run(self.cache.get(key, self.of(key))) == self.objects[key]
+        assert key not in self.dropped or self.fetched[before:] == [key]
+        self.dropped.discard(key)
+
+    @rule(keys=st.lists(KEY, max_size=10), parallel=st.integers(1, 4))
+    def get_many(self, keys: list[str], parallel: int) -> None:
+        found = self.runner.run(self.cache.get_many(keys, self.fetch, parallel=parallel))
+        assert found == [self.objects[key] for key in keys]
+        self.dropped.difference_update(keys)
+
+    @rule(keys=st.lists(KEY, min_size=2, max_size=6))
+    def get_at_once(self, keys: list[str]) -> None:
+        async def all_of_them() -> list[bytes]:
+            return await asyncio.gather(*(self.cache.get(key, self.of(key)) for key in keys))
+
+        before = len(self.fetched)
+        assert self.runner.run(all_of_them()) == [self.objects[key] for key in keys]
+        fetched = self.fetched[before:]
+        assert len(fetched) == len(set(fetched))
+        self.dropped.difference_update(keys)
+
+    @rule(key=KEY, start=st.integers(0, 20000), count=st.integers(0, 9000))
+    def read(self, key: str, start: int, count: int) -> None:
+        found = self.runner.run(self.cache.read(key, start, start + count))
+        assert found is None or found == self.objects[key][start : start + count]
+        assert key not in self.dropped or found is None
+
+    @rule(key=KEY, size=SIZES, fill=st.integers(0, 255))
+    def put(self, key: str, size: int, fill: int) -> None:
+        self.objects[key] = bytes([fill]) * size
+        self.runner.run(self.cache.put(key, self.objects[key]))
+        self.dropped.discard(key)
+
+    @rule(key=KEY)
+    def drop(self, key: str) -> None:
+        self.runner.run(self.cache.drop(key))
+        self.dropped.add(key)
+        assert not self.file_of(key).exists()
+
+    @rule()
+    def flush(self) -> None:
+        self.runner.run(self.cache.flush())
+        self.check_accounts()
+
+    @rule(key=KEY)
+    def remove_by_hand(self, key: str) -> None:
+        self.file_of(key).unlink(missing_ok=True)
+
+    @rule(key=KEY, at=st.integers(0, 10000))
+    def damage(self, key: str, at: int) -> None:
+        self.runner.run(self.cache.flush())
+        if not self.file_of(key).exists() or self.cache._scan is not None:
+            return
+        if (entry := self.cache._index.get(name_of(key))) is not None:
+            entry.verified = False  # what was seen whole in this process is not checked again for a range
+        raw = bytearray(self.file_of(key).read_bytes())
+        raw[at % len(raw)] ^= 0x55
+        self.file_of(key).write_bytes(raw)
+
+    @rule()
+    def remove_all_by_hand(self) -> None:
+        self.runner.run(self.cache.flush())
+        shutil.rmtree(self.dir / "fc", ignore_errors=True)
+
+    @rule(blocks=st.sampled_from([4, 8, BLOCKS_MAX]))
+    def reopen(self, blocks: int) -> None:
+        self.runner.run(self.cache.close())
+        self.blocks_max = max(self.blocks_max, blocks)
+        self.check_accounts()
+        self.blocks_max = blocks
+        self.open()
+        self.runner.run(self.cache.put("none", b""))  # wakes the writer, which makes the files fit
+        self.runner.run(self.cache.flush())
+
+    @invariant()
+    def bounded(self) -> None:
+        assert self.passed == []
+
+
+FscacheMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+)
+TestFscache = FscacheMachine.TestCase

@@ -209,18 +209,15 @@ class Needle:
 
     raw: what must occur in the lower-cased bytes of a text that is pure ASCII and not encoded, if the text matches: the
     longest word of the needle; None when the needle is not ASCII, so that no such text matches.
-    whole: `raw` is all of the needle, so that an occurrence in such a text is a match.
     """
 
-    __slots__ = ("raw", "text", "whole")
+    __slots__ = ("raw", "text")
 
     def __init__(self, value: str) -> None:
         self.text = normalise(value)
         self.raw: bytes | None = None
-        self.whole = False
         if self.text.isascii():
             self.raw = max(self.text.split(), key=len, default="").encode("ascii")
-            self.whole = len(self.raw) == len(self.text)
 
     def inside(self, normalised: str) -> bool:
         return self.text in normalised

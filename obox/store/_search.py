@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -26,12 +27,12 @@ CHUNK: Final = 500
 """Mails whose cached fields are asked for at once: about 5 ms of work."""
 SLICE_BYTES: Final = 256 * 1024
 """Octets of mails looked through before the loop is given up: at most 20 ms of work."""
-MEMO_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Memory for decoded header values of this process: those of some 15,000 mails."""
-_MEMO_VALUE_MAX: Final = 2000
-"""Longer values are decoded each time: lists of recipients, seldom searched."""
-_MEMO_ENTRY_BYTES: Final = 200
-"""What an entry costs beside its characters: two objects' heads and a slot of the table."""
+MEMO_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Memory of this process for normalised header fields: one field of some 150,000 mails."""
+_MEMO_VALUE_MAX: Final = 4000
+"""Longer values are decoded each time: lists of recipients, a few in a mailbox."""
+_MEMO_ENTRY_BYTES: Final = 150
+"""What an entry costs beside its characters: a string's head, a number, a slot of the table."""
 
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
 _ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"=?", b"\x1b", b"\x00", b"utf-7", b"hz-gb")
@@ -49,75 +50,192 @@ class Searchable(Protocol):
     def mails(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]: ...
 
 
-async def search(mailbox: Searchable, query: Query, uids: UidArray, *, now: float) -> UidArray:
+async def search(
+    mailbox: Searchable, query: Query, uids: UidArray, *, now: float, memo: Memo | None = None
+) -> UidArray:
     """Those of `uids` (sorted) that match, in order. now: unix seconds, for OLDER and YOUNGER.
 
+    memo: remembered header fields, by default those of the process.
     Raises Unavailable when mails have to be read and the bucket does not answer.
     """
     state = mailbox.state
     where, there = state.positions(uids)
     uids = uids[there]
     evaluation = evaluate(query, state, slice(None) if len(uids) == len(state) else where[there], now)
-    found = evaluation.yes
     rest: list[int] = np.flatnonzero(evaluation.unknown).tolist()
-    if not rest:
-        return uids[found]
-    matches = evaluation.matches
-    if needs_header(query):
-        rest = await _by_headers(mailbox, uids, rest, matches, found)
+    found = evaluation.yes.copy()
     if rest:
-        await _by_mails(mailbox, uids, rest, matches, found)
+        run = _Run(mailbox, uids, evaluation.matches, found, MEMO if memo is None else memo)
+        if needs_header(query):
+            rest = await run.by_memo(rest)
+            rest = await run.by_headers(rest)
+        await run.by_mails(rest)
     return uids[found]
 
 
 _Matches = Callable[[int, TextSource], "bool | None"]
 
 
-async def _by_headers(
-    mailbox: Searchable, uids: UidArray, rows: list[int], matches: _Matches, found: Mask
-) -> list[int]:
-    """Mark in `found` what header blocks decide; returns the rows that they do not."""
-    left: list[int] = []
-    for start in range(0, len(rows), CHUNK):
-        if start:
-            await asyncio.sleep(0)
-        chunk = rows[start : start + CHUNK]
-        for row, fields in zip(chunk, await mailbox.fields(uids[chunk].tolist()), strict=True):
-            if fields is None:
-                continue
-            answer = None if fields.header is None else matches(row, HeaderSource(fields.header))
-            if answer:
-                found[row] = True
-            elif answer is None:
-                left.append(row)
-    return left
+class _Run:
+    """One search of text. Each step marks in `found` the rows that match and returns those that it cannot decide."""
 
+    def __init__(self, mailbox: Searchable, uids: UidArray, matches: _Matches, found: Mask, memo: Memo) -> None:
+        self.mailbox = mailbox
+        self.uids = uids
+        self.matches = matches
+        self.found = found
+        self.memo = memo
+        self.guid = mailbox.state.guid
 
-async def _by_mails(mailbox: Searchable, uids: UidArray, rows: list[int], matches: _Matches, found: Mask) -> None:
-    row_of = dict(zip(uids[rows].tolist(), rows, strict=True))
-    done = 0
-    async for uid, mail in mailbox.mails(list(row_of)):
-        if mail is None:
-            continue
-        row = row_of[uid]
-        source = MailSource(mail)
-        if len(mail) > SLICE_BYTES:
-            answer = await asyncio.to_thread(matches, row, source)
+    def decide(self, row: int, source: TextSource, left: list[int]) -> None:
+        answer = self.matches(row, source)
+        if answer is None:
+            left.append(row)
         else:
-            answer = matches(row, source)
+            self.found[row] = answer
+
+    async def by_memo(self, rows: list[int]) -> list[int]:
+        left: list[int] = []
+        source = _Remembering(self.memo, self.guid)
+        for start in range(0, len(rows), 10 * CHUNK):
+            if start:
+                await asyncio.sleep(0)
+            chunk = rows[start : start + 10 * CHUNK]
+            for row, source.uid in zip(chunk, self.uids[chunk].tolist(), strict=True):
+                self.decide(row, source, left)
+        return left
+
+    async def by_headers(self, rows: list[int]) -> list[int]:
+        left: list[int] = []
+        source = _Remembering(self.memo, self.guid)
+        for start in range(0, len(rows), CHUNK):
+            if start:
+                await asyncio.sleep(0)
+            chunk = rows[start : start + CHUNK]
+            uids = self.uids[chunk].tolist()
+            for row, source.uid, fields in zip(chunk, uids, await self.mailbox.fields(uids), strict=True):
+                if fields is not None:
+                    source.inner = None if fields.header is None else HeaderSource(fields.header)
+                    self.decide(row, source, left)
+            self.memo.trim()
+        return left
+
+    async def by_mails(self, rows: list[int]) -> None:
+        if not rows:
+            return
+        row_of = dict(zip(self.uids[rows].tolist(), rows, strict=True))
+        done = 0
+        left: list[int] = []
+        async for uid, mail in self.mailbox.mails(list(row_of)):
+            if mail is None:
+                continue
+            source = _Remembering(self.memo, self.guid)
+            source.uid = uid
+            source.inner = MailSource(mail)
+            if len(mail) > SLICE_BYTES:
+                await asyncio.to_thread(self.decide, row_of[uid], source, left)
+                continue
+            self.decide(row_of[uid], source, left)
             done += len(mail)
             if done >= SLICE_BYTES:
                 done = 0
                 await asyncio.sleep(0)
-        assert answer is not None, "a whole mail decides"
-        found[row] = answer
+        self.memo.trim()
+        assert not left, "a whole mail decides"
+
+
+# -- memo --------------------------------------------------------------------------------------------------------------
+
+
+class Memo:
+    """Header fields of mails as they compare, by (mailbox, field) and UID; bounded, the least recently used go first.
+
+    A mail never changes and a UID is never given twice, so nothing here grows stale. A search that has been made once
+    costs less than a microsecond a mail the next time, and no read of the cached header.
+    """
+
+    def __init__(self, bytes_max: int = MEMO_BYTES_MAX) -> None:
+        self.bytes_max = bytes_max
+        self._columns: OrderedDict[tuple[str, str], MemoColumn] = OrderedDict()
+
+    def column(self, guid: str, name: str) -> MemoColumn:
+        column = self._columns.setdefault((guid, name), MemoColumn())
+        self._columns.move_to_end((guid, name))
+        return column
+
+    def trim(self) -> None:
+        """Drop what is too much."""
+        total = sum(column.bytes for column in self._columns.values())
+        while total > self.bytes_max:
+            _, column = self._columns.popitem(last=False)
+            total -= column.bytes
+            column.clear()  # a search may hold it
+
+
+class MemoColumn(dict[int, "str | dt.date | bool"]):
+    """By UID: the values of a field, normalised, a line each; False where the mail has none."""
+
+    bytes = 0
+
+    def put(self, uid: int, value: str | dt.date | bool) -> None:
+        length = len(value) * (1 if value.isascii() else 2) if isinstance(value, str) else 0
+        if length <= _MEMO_VALUE_MAX:
+            self[uid] = value
+            self.bytes += _MEMO_ENTRY_BYTES + length
+
+    def clear(self) -> None:
+        super().clear()
+        self.bytes = 0
+
+
+MEMO: Final = Memo()
+
+
+class _Remembering:
+    """A TextSource before another one, or before none yet: what it has been asked once, it knows."""
+
+    _SENT = ":sent"  # no field has this name
+
+    def __init__(self, memo: Memo, guid: str) -> None:
+        self.uid = 0
+        self.inner: HeaderSource | MailSource | None = None
+        self._memo = memo
+        self._guid = guid
+        self._columns: dict[str, MemoColumn] = {}
+
+    def _column(self, name: str) -> MemoColumn:
+        column = self._columns.get(name)
+        if column is None:
+            column = self._columns[name] = self._memo.column(self._guid, name)
+        return column
+
+    def header(self, name: str, needle: Needle) -> bool | None:
+        column = self._columns.get(name) or self._column(name)
+        value = column.get(self.uid)
+        if value is None:
+            if self.inner is None:
+                return None
+            value = self.inner.value(name)
+            column.put(self.uid, value)
+        return isinstance(value, str) and needle.text in value
+
+    def sent_day(self) -> dt.date | bool | None:
+        column = self._column(self._SENT)
+        day = column.get(self.uid)
+        if day is None and self.inner is not None:
+            day = self.inner.sent_day()
+            column.put(self.uid, day)
+        return None if isinstance(day, str) else day
+
+    def contains(self, needle: Needle, body_only: bool) -> bool | None:
+        return None if self.inner is None else self.inner.contains(needle, body_only)
 
 
 # -- text sources ------------------------------------------------------------------------------------------------------
 
 
 class HeaderSource:
-    """A TextSource that has the whole header block of a mail and nothing of its body."""
+    """The whole header block of a mail and nothing of its body."""
 
     __slots__ = ("_lower", "_plain", "block")
 
@@ -126,32 +244,17 @@ class HeaderSource:
         self._lower: bytes | None = None
         self._plain = False
 
-    def _without(self, needle: Needle) -> bool:
-        """Whether a look at the bytes shows that no field has the needle; most mails of a search end here."""
-        if self._lower is None:
-            self._lower = self.block.lower()
-            self._plain = self.block.isascii() and b"=?" not in self.block
-        return self._plain and (needle.raw is None or needle.raw not in self._lower)
+    def value(self, name: str) -> str | bool:
+        """The values of the fields `name`, decoded and normalised, a line each; False if there is none."""
+        values = header_values(self.block, name.encode())
+        return "\n".join(map(_normalised, values)) if values else False
 
-    def header(self, name: str, needle: Needle) -> bool | None:
-        if self._without(needle):
-            return False
-        for value in header_values(self.block, name.encode()):
-            if needle.whole and b"=?" not in value and value.isascii():
-                assert needle.raw is not None
-                if needle.raw in value.lower():
-                    return True
-            elif needle.inside(normalised_value(value)):
-                return True
-        return False
-
-    def sent_day(self) -> dt.date | bool | None:
+    def sent_day(self) -> dt.date | bool:
         values = header_values(self.block, b"date")
         found = parse_date(values[-1]) if values else None
         if found is None:
             return False
-        days = (found.seconds + 60 * found.zone_min) // 86_400
-        return dt.date.fromordinal(_EPOCH + days)
+        return dt.date.fromordinal(_EPOCH + (found.seconds + 60 * found.zone_min) // 86_400)
 
     def contains(self, needle: Needle, body_only: bool) -> bool | None:
         if body_only:
@@ -160,11 +263,16 @@ class HeaderSource:
 
     def in_header(self, needle: Needle) -> bool:
         """Whether the header, names of fields included, has the needle anywhere."""
-        return not self._without(needle) and needle.inside(normalise(decode_header(self.block)))
+        if self._lower is None:
+            self._lower = self.block.lower()
+            self._plain = self.block.isascii() and b"=?" not in self.block
+        if self._plain and (needle.raw is None or needle.raw not in self._lower):
+            return False
+        return needle.inside(normalise(decode_header(self.block)))
 
 
 class MailSource:
-    """A TextSource that has the whole mail: it always decides.
+    """The whole mail: it always decides.
 
     Body means the text parts, decoded, and the headers of parts (names of attachments), also in embedded messages.
     """
@@ -176,10 +284,10 @@ class MailSource:
         self._plain = False
         self._body: list[str] | None = None
 
-    def header(self, name: str, needle: Needle) -> bool | None:
-        return self.top.header(name, needle)
+    def value(self, name: str) -> str | bool:
+        return self.top.value(name)
 
-    def sent_day(self) -> dt.date | bool | None:
+    def sent_day(self) -> dt.date | bool:
         return self.top.sent_day()
 
     def contains(self, needle: Needle, body_only: bool) -> bool | None:
@@ -211,23 +319,5 @@ def _body_texts(mail: bytes) -> list[str]:
     return [*text_of(mail, root), *headers]
 
 
-_memo: dict[bytes, str] = {}
-_memo_bytes = 0
-
-
-def normalised_value(value: bytes) -> str:
-    """A header value decoded and normalised. Remembered where that was work: the same searches come again."""
-    global _memo_bytes  # noqa: PLW0603 - a pure function's memo, bounded
-    if b"=?" not in value and value.isascii():
-        return normalise(value.decode("ascii"))
-    text = _memo.get(value)
-    if text is None:
-        text = normalise(decode_header(value))
-        if len(value) <= _MEMO_VALUE_MAX:
-            _memo_bytes += _MEMO_ENTRY_BYTES + len(value) + 2 * len(text)
-            if _memo_bytes > MEMO_BYTES_MAX:
-                # A search walks through all mails: throwing out the oldest would forget each just before its turn.
-                _memo.clear()
-                _memo_bytes = 0
-            _memo[value] = text
-    return text
+def _normalised(value: bytes) -> str:
+    return normalise(decode_header(value) if b"=?" in value or not value.isascii() else value.decode("ascii"))

@@ -25,8 +25,8 @@ _NAMED = re.compile(
     rb'\s*+(?:"([^"\\]*+)"\s*+|([^\x00-\x08\x0e-\x1f"(),:;<>@\[\\\]]*+))<' + _MAILBOX + rb">\s*+(?:,|\Z)"
 )
 _BARE = re.compile(rb"\s*+" + _MAILBOX + rb"\s*+(?:,|\Z)")
-_BLANK = re.compile(rb"\s*+")
-_ATOM = re.compile(rb'[^\s"(),.:;<>@\[\\\]]++|[\\\]]')
+_BLANK = re.compile(rb"(?:\s++|\([^()\\]*+\))*+")  # with the comments that are simple, which is nearly all
+_ATOM = re.compile(rb'[^\s"(),.:;<>@\[\\\]]++|[\\\]]++')
 _QUOTED = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)("|\\?\Z)', re.DOTALL)
 _DOMAIN_LITERAL = re.compile(rb"\[[^\[\]\\]*+(?:\\.[^\[\]\\]*+)*+\]", re.DOTALL)
 _NOTHING = re.compile(rb"[\s,]*+")
@@ -98,16 +98,24 @@ class _Reader:
         """The next byte behind blanks and comments; the last comment is kept, it may be the name."""
         while True:
             blank = _BLANK.match(self.value, self.at)
-            self.at = blank.end() if blank else self.at
+            if blank is not None and blank.end() > self.at:
+                start = self.value.rfind(b"(", self.at, blank.end())
+                if start >= 0:
+                    self.keep(start, blank.end())
+                self.at = blank.end()
             c = self.value[self.at : self.at + 1]
             if c != b"(":
                 return c
             start = self.at
             self.at = skip_comment(self.value, start)
-            inside = self.value[start + 1 : self.at]
-            if inside.endswith(b")"):
-                inside = inside[:-1]
-            self.comment = b" ".join(unquote(inside).split()) or None
+            self.keep(start, self.at)
+
+    def keep(self, start: int, end: int) -> None:
+        """Remember the comment that stands there; blanks may follow it."""
+        inside = self.value[start + 1 : end].rstrip()
+        if inside.endswith(b")"):
+            inside = inside[:-1]
+        self.comment = b" ".join(unquote(inside).split()) or None
 
     def words(self) -> tuple[bytes, bytes | None]:
         """A run of words and dots: as a phrase, and as a local part or None where two words have no dot between."""

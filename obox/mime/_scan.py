@@ -8,7 +8,8 @@ until passed. So each byte is searched at most once per level, by the C search o
 Invariant: no input raises; offsets are ordered and inside the mail; children lie inside their parents; time is linear.
 RFC 2046 §5.1.1 (delimiters: a line that *starts* with a boundary counts; the line end before it belongs to it),
 RFC 2046 §5.1.5 (digest), RFC 2045 §5.2 (text/plain where there is no readable type). As the Dovecot server does: the
-longest boundary wins where several match, the innermost of equals; a boundary inside a part's header ends that part;
+longest boundary wins where several match, but an inner one that is the whole line, and the innermost of equals; a
+delimiter of an open multipart inside a part's header ends that part, and a multipart whose header it cut has no parts;
 Content-* fields of a message with neither MIME-Version nor Content-Type do not count.
 """
 
@@ -25,6 +26,7 @@ _BOUNDARY_MAX = 256  # bytes compared of a boundary; RFC 2046 §5.1.1 allows 70.
 
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _CONTENT = re.compile(rb"\n[Cc][Oo][Nn][Tt][Ee][Nn][Tt]-([A-Za-z0-9-]++)[ \t]*+:" + FIELD_VALUE)
+_WHOLE_LINE = re.compile(rb"(?:--)?[ \t]*+(?:\r?\n|\Z)")
 _MIME_VERSION = re.compile(rb"\n[Mm][Ii][Mm][Ee]-[Vv][Ee][Rr][Ss][Ii][Oo][Nn][ \t]*+:")
 _TYPE = re.compile(rb"""\s*+"?([^\s/;="(]++)\s*+/\s*+([^\s/;="(]++)"?""")
 _TOKEN = re.compile(rb"""[\s"]*+([^\s;,"]++)""")
@@ -85,7 +87,7 @@ def parse_with_fields(mail: bytes, header_end: int, fields: Fields) -> Part:
 class _Scanner:
     """The position-independent state of one scan: the stack of boundaries and what is known ahead of them."""
 
-    __slots__ = ("ahead", "count", "found", "length", "mail", "needles", "stop")
+    __slots__ = ("ahead", "count", "cut", "found", "length", "mail", "needles", "stop")
 
     def __init__(self, mail: bytes) -> None:
         self.mail = mail
@@ -94,6 +96,7 @@ class _Scanner:
         self.ahead: list[int] = []  # per needle: no match before this offset
         self.found: list[bool] = []  # per needle: and one at this offset
         self.count = 0
+        self.cut = False  # the last header was ended by a delimiter
         self.stop = 0  # where the last part ended: the LF before a delimiter, or the end of the mail
 
     def delimiter(self, at: int) -> tuple[int, int]:
@@ -109,7 +112,9 @@ class _Scanner:
                 if ahead < 0:
                     ahead = best
                 self.ahead[i] = ahead
-            if self.found[i] and (ahead < best or (ahead == best and len(needle) >= longest)):
+            if self.found[i] and (
+                ahead < best or len(needle) >= longest or _WHOLE_LINE.match(self.mail, ahead + len(needle)) is not None
+            ):
                 best, level, longest = ahead, i, len(needle)
         return level, best
 
@@ -127,6 +132,7 @@ class _Scanner:
             fields = content_fields(mail, start, header_end, top)
         else:
             header_end, fields = known
+            self.cut = False
         end = self.content_end(header_end, limit)
         part = Part(start, header_end, header_end, end)
         if fields or digest:
@@ -158,6 +164,7 @@ class _Scanner:
             if mail.startswith(b"\n"):
                 return 1
         blank = _BLANK_LINE.search(mail, start - 1 if start else 0, limit + 1)
+        self.cut = blank is None
         return blank.end() if blank else self.content_end(start, limit)
 
     def content_end(self, start: int, stop: int) -> int:
@@ -169,7 +176,7 @@ class _Scanner:
     def multipart(self, part: Part, depth: int) -> None:
         """Read the body parts of a multipart and set its end."""
         boundary = part.param(b"boundary")
-        if boundary is not None:
+        if boundary is not None and not self.cut:
             mail = self.mail
             level = len(self.needles)
             needle = b"\n--" + boundary[:_BOUNDARY_MAX]

@@ -117,7 +117,9 @@ def decoded(mail: bytes, part: Part) -> bytes:
     if part.encoding == b"base64":
         return _base64(data)
     if part.encoding == b"quoted-printable":
-        return binascii.a2b_qp(_BLANKS_BEFORE_LINE_END.sub(b"", data))
+        if b" \n" in data or b" \r\n" in data or b"\t\n" in data or b"\t\r\n" in data:  # RFC 2045 §6.7 (3)
+            data = _BLANKS_BEFORE_LINE_END.sub(b"", data)
+        return binascii.a2b_qp(data)
     return data
 
 

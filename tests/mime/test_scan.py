@@ -77,6 +77,15 @@ SHAPES = {
         + b"--b\r\nContent-Type: multipart/x; boundary=b\r\n\r\n--b\r\n\r\none\r\n--b--\r\n\r\n--b\r\n\r\ntwo\r\n--b--",
         (b"mixed", (b"x", b"one"), b"two"),
     ),
+    "nested, whole line of the inner, start of the outer": (
+        b"Content-Type: multipart/mixed; boundary=a-\r\n\r\n--a-\r\nContent-Type: multipart/x; boundary=a\r\n\r\n"
+        b"--a\r\n\r\none\r\n--a--\r\n--a-\r\n\r\ntwo\r\n--a---",
+        (b"mixed", (b"x", b"one"), b"two"),
+    ),
+    "multipart cut in its header": (
+        MIXED + b"--b\r\nContent-Type: multipart/x; boundary=b\r\n--b\r\n\r\none\r\n--b--",
+        (b"mixed", (b"x", b""), b"one"),
+    ),
     "inner boundary in the inner epilogue": (
         MIXED
         + b"--b\r\nContent-Type: multipart/x; boundary=c\r\n\r\n--c\r\n\r\none\r\n--c--\r\n--c\r\n\r\nno\r\n--b--",

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# Else `tests/admintool` and its like, as namespace packages, hide the packages that they test.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 # Debian keeps servers in sbin; wheels put programs beside the interpreter.
 PLACES = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 PACKAGES = {

@@ -1,0 +1,46 @@
+# install  .venv with the package and its test extras; nothing outside the checkout
+# serve    install, then a demo backend on an embedded bucket: prints how to connect
+# test     install, then the suite; a skip names the package that it wants
+# test-all what CI runs: the Debian packages too, and any skip fails
+# check    lint, types and the fast tests, in a minute
+# bench    measure, against Dovecot where it is installed
+
+PYTHON ?= $(shell for p in python3.11 python3.14 python3.13 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+PACKAGES := curl dovecot-imapd dovecot-lmtpd isync nginx-light openssl postfix python3 python3-venv
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: install serve test test-all packages check bench
+
+install: $(STAMP)
+
+# Editable: a change of the code needs no second install, a change of the dependencies does.
+$(STAMP): pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "make install: no Python 3.11 or newer found; set PYTHON=" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --editable '.[test]'
+	@touch $@
+
+serve: install
+	$(BIN)/obox serve --demo demo
+
+test: install
+	$(BIN)/python -m pytest
+
+test-all: packages
+	OBOX_TEST_NO_SKIP=1 $(MAKE) test
+
+# RUNLEVEL=1: install the programs without starting their services.
+packages:
+	$(SUDO) apt-get update -q
+	$(SUDO) env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not needs' --ignore=tests/sim --ignore=tests/fuzz --ignore=tests/model
+
+bench: install
+	$(BIN)/python -m bench

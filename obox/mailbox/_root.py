@@ -16,14 +16,14 @@ from ..types import Guid
 
 
 class Totals(NamedTuple):
-    """What STATUS and quota need of a mailbox that is not open."""
+    """What STATUS and quota need of a mailbox that is not open; recent: mails that no session was told of."""
 
     modseq: int = 0
     messages: int = 0
     unseen: int = 0
     bytes: int = 0
     uidnext: int = 1
-    recent: int = 1
+    recent: int = 0
     deleted: int = 0
 
 
@@ -41,10 +41,13 @@ class MailboxEntry(msgspec.Struct, array_like=True, frozen=True):
     uidvalidity: int
     special_use: str = ""
     deleted: int = 0
+    cleared: int = 0
 
     def join(self, other: MailboxEntry) -> MailboxEntry:
         newer = max(self, other, key=lambda entry: (entry.stamp, entry.name))
-        return msgspec.structs.replace(newer, deleted=max(self.deleted, other.deleted))
+        return msgspec.structs.replace(
+            newer, deleted=max(self.deleted, other.deleted), cleared=max(self.cleared, other.cleared)
+        )
 
 
 @dataclass(slots=True)

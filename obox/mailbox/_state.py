@@ -132,6 +132,12 @@ class State:
         home = int(self._columns["home"][position])
         return (self.guid if home < 0 else self.homes[home]), int(self._columns["home_uid"][position])
 
+    def foreign(self) -> npt.NDArray[np.bool_]:
+        """Which rows' mail is not in the object under their own UID: copies."""
+        home: npt.NDArray[np.int32] = self._columns["home"][: self._n]  # type: ignore[assignment]
+        home_uid: npt.NDArray[np.uint32] = self._columns["home_uid"][: self._n]  # type: ignore[assignment]
+        return (home >= 0) | (home_uid != self.uids)
+
     def gone_since(self, modseq: int, known: UidArray | None = None) -> UidArray:
         """UIDs expunged after `modseq`, of those in `known` if given. RFC 7162 §3.2.5.2."""
         uids = self.gone_uid[self.gone_modseq > np.uint64(self.trusted(modseq))]
@@ -216,7 +222,7 @@ class State:
         if len(uids) == 0:
             return None, _EMPTY
         modseq = self.next_modseq(now_ms)
-        foreign = uids[self._columns["home"][where] >= 0]
+        foreign = uids[self.foreign()[where]]
         return Delta(gone=Gone.at(modseq, uids), highestmodseq=modseq, purged=foreign if len(foreign) else None), uids
 
     def takeover_delta(self, now_ms: int, ahead_ms: int = 60_000) -> Delta:

@@ -78,7 +78,8 @@ class Copied(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """changed: UIDs that have a new modseq; refused: UIDs beyond UNCHANGEDSINCE; modseq: the new one, 0 without change."""
+    """changed: UIDs that have a new modseq; refused: UIDs beyond UNCHANGEDSINCE; modseq: the new one, 0 without
+    change."""
 
     changed: UidArray
     refused: UidArray
@@ -115,7 +116,8 @@ class Mailbox(Protocol):
         """The lowest UID that no session was told of, and claim all from there on as told (SELECT; \\Recent)."""
 
     async def fields(self, uids: Sequence[int]) -> list[Fields | None]:
-        """Ready bytes for each UID; None for one that is gone. Reads mails whose fields are not cached, and caches them."""
+        """Ready bytes for each UID; None for one that is gone. Reads mails whose fields are not cached, and caches
+        them."""
 
     async def mail(self, uid: int) -> bytes:
         """The whole mail. Raises Expunged, NotFound (lost from the bucket), Corrupt."""
@@ -132,7 +134,8 @@ class Mailbox(Protocol):
     async def store_flags(
         self, uids: UidArray, op: FlagOp, flags: Iterable[str], unchanged_since: int | None = None
     ) -> Stored:
-        """Change flags; in the synced local commit on return. Raises Limit (keywords). RFC 3501 §6.4.6, RFC 7162 §3.1.3."""
+        """Change flags; in the synced local commit on return. Raises Limit (keywords). RFC 3501 §6.4.6, RFC 7162
+        §3.1.3."""
 
     async def expunge(self, uids: UidArray) -> UidArray:
         """Expunge those of `uids` that exist and say which; in the synced local commit on return."""
@@ -160,7 +163,8 @@ class User(Protocol):
         """Delete a mailbox; its children stay. Raises NotFound, NoPerm (INBOX). RFC 3501 §6.3.4."""
 
     async def rename(self, old: str, new: str) -> None:
-        """Rename with all children; INBOX's mails move to a new mailbox. Raises NotFound, Exists, Invalid. RFC 3501 §6.3.5."""
+        """Rename with all children; INBOX's mails move to a new mailbox. Raises NotFound, Exists, Invalid. RFC 3501
+        §6.3.5."""
 
     async def subscribe(self, name: str, on: bool) -> None:
         """Subscribe or unsubscribe a name; in the bucket on return."""

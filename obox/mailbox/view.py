@@ -1,0 +1,207 @@
+"""What one client has been told of a mailbox, against what is true now: sequence numbers live here.
+
+Theory of operation. A client counts mails by sequence number, so the server may change those numbers only when it says
+so: `* n EXPUNGE` (or VANISHED) and `* n EXISTS`. The view holds the UIDs in the client's order, the modseq up to which
+it knows all flags, and its own changes since. `poll` compares that with the state and returns what is to be said; from
+then on the client is taken to know it.
+
+    told        state           poll(expunge=False)      poll(expunge=True)
+    1 2 3       1 3 4           EXISTS 4 (1 2 3 4)       EXPUNGE 2, EXISTS 3 (1 3 4)
+
+Invariants: `uids` is sorted; a UID enters only at the end, and leaves only in a poll that may expunge. `uids` is the
+state's own array while both agree, so that a view of 100,000 mails costs nothing. A poll without change is three
+comparisons.
+
+A mail that another writer's history brings in below UIDs that the client knows stays unseen until it selects again: in
+the middle it would move the numbers of others. Knows no wire, no flag names but their count.
+RFC 3501 §7.4.1, RFC 9051 §7.5.1, RFC 7162 §3.2.10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ._state import State
+from ._uidset import UidArray
+
+_EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
+RECENT_RANGES_MAX: Final = 256
+"""Stretches of \\Recent mails that one session holds; beyond, the oldest mails lose it. RFC 9051 has dropped it."""
+
+Ranges = Sequence[tuple[int, int]]
+
+
+class Updates(NamedTuple):
+    """What the client does not know yet. Sent in this order: names, expunged, exists, recent, changed."""
+
+    expunged: list[int]
+    """Sequence numbers, descending: each is right when all before it have been sent."""
+    vanished: UidArray
+    """The same mails by UID."""
+    exists: int | None
+    """The number of mails, where it grew."""
+    recent: int | None
+    changed: UidArray
+    """Mails with other flags than the client knows."""
+    names: bool
+    """The mailbox has new keywords."""
+
+
+class View:
+    """One session's view of one mailbox; see the module's text."""
+
+    __slots__ = ("_hidden", "_key", "_modseq", "_names", "_own", "_recent", "_told_recent", "_uidnext", "uids")
+
+    def __init__(self, state: State) -> None:
+        self.uids: UidArray = state.uids
+        self._uidnext = state.uidnext
+        self._modseq = state.highestmodseq
+        self._names = len(state.flag_names)
+        self._key = (state.highestmodseq, state.uidnext, len(state))
+        self._hidden = False  # expunges that the client was not told of
+        self._own: list[tuple[int, UidArray]] = []
+        self._recent: list[tuple[int, int]] = []
+        self._told_recent = 0
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    def seqs(self, uids: UidArray) -> npt.NDArray[np.intp]:
+        """The sequence numbers of `uids`, all of which the client knows."""
+        return np.searchsorted(self.uids, uids) + 1
+
+    def by_seq(self, ranges: Ranges) -> UidArray:
+        """The UIDs at sequence numbers in `ranges`: ascending, apart. Numbers beyond the last name nothing."""
+        return _joined([self.uids[low - 1 : high] for low, high in ranges])
+
+    def by_uid(self, ranges: Ranges) -> UidArray:
+        """The UIDs in `ranges`: ascending, apart. UIDs that are not there are ignored. RFC 9051 §6.4.9."""
+        if len(ranges) == 1:
+            low, high = ranges[0]
+            first, last = np.searchsorted(self.uids, np.array((low, high + 1), dtype=np.uint64))
+            return self.uids[first:last]
+        edges = np.array(ranges, dtype=np.uint64).reshape(-1, 2)
+        firsts = np.searchsorted(self.uids, edges[:, 0])
+        lasts = np.searchsorted(self.uids, edges[:, 1], side="right")
+        pairs = zip(firsts.tolist(), lasts.tolist(), strict=True)
+        return _joined([self.uids[first:last] for first, last in pairs if first < last])
+
+    # -- \Recent ---------------------------------------------------------------------------------------------------
+
+    def add_recent(self, low: int, high: int) -> None:
+        """Mails of UIDs from `low` to below `high` are recent to this session."""
+        if low >= high:
+            return
+        if self._recent and self._recent[-1][1] >= low:
+            self._recent[-1] = (self._recent[-1][0], high)
+            return
+        self._recent.append((low, high))
+        del self._recent[:-RECENT_RANGES_MAX]
+
+    def recent_uids(self) -> UidArray:
+        """The mails that are recent to this session."""
+        if not self._recent:
+            return _EMPTY
+        return self.by_uid([(low, high - 1) for low, high in self._recent])
+
+    def recent_count(self) -> int:
+        """The number to say in RECENT; the client is taken to know it."""
+        self._told_recent = len(self.recent_uids()) if self._recent else 0
+        return self._told_recent
+
+    # -- changes ---------------------------------------------------------------------------------------------------
+
+    def untold(self, state: State, uids: UidArray) -> npt.NDArray[np.bool_]:
+        """Which of `uids`, all in the state, have changes of others that the client was not told of."""
+        where, _ = state.positions(uids)
+        modseqs = state.modseqs[where]
+        mask = modseqs > np.uint64(self._modseq)
+        for modseq, own in self._own:
+            mask &= ~((modseqs == np.uint64(modseq)) & np.isin(uids, own, assume_unique=True))
+        return mask
+
+    def note_own(self, modseq: int, uids: UidArray) -> None:
+        """This session gave `uids` the modseq, and the client knows their flags: no poll is to tell it."""
+        if modseq and len(uids):
+            self._own.append((modseq, uids))
+
+    def pending(self, state: State) -> bool:
+        """Is there anything that a poll could say?"""
+        return self._hidden or self._key != (state.highestmodseq, state.uidnext, len(state))
+
+    def poll(self, state: State, *, expunge: bool, take_recent: Callable[[], int] | None = None) -> Updates | None:
+        """What has changed, to be told now; None if there is nothing.
+
+        expunge: may numbers change now. take_recent: claims new mails for this session (`Mailbox.take_recent`); None
+        where the mailbox is open for reading only: \\Recent is then shown and left to others.
+        """
+        key = (state.highestmodseq, state.uidnext, len(state))
+        if key == self._key and not (self._hidden and expunge):
+            self._own.clear()
+            return None
+        self._key = key
+        told = len(self.uids)
+        vanished, expunged = _EMPTY, []
+        kept = self.uids
+        same = len(state) >= told and np.array_equal(state.uids[:told], kept)
+        self._hidden = False
+        if not same:
+            _, there = state.positions(kept)
+            if not there.all():
+                if expunge:
+                    expunged = (np.flatnonzero(~there)[::-1] + 1).tolist()
+                    vanished, kept = kept[~there], kept[there]
+                else:
+                    self._hidden = True
+        first = int(np.searchsorted(state.uids, self._uidnext))
+        fresh = state.uids[first:]
+        total = len(kept) + len(fresh)
+        # Both sorted, kept a part of the state unless hidden: of equal length they are the same.
+        self.uids = state.uids if total == len(state) and not self._hidden else np.concatenate((kept, fresh))
+        changed = self._changed(state, first)
+        if len(fresh):
+            self.add_recent(state.recent if take_recent is None else take_recent(), state.uidnext)
+        self._uidnext = max(self._uidnext, state.uidnext)
+        recent_before = self._told_recent
+        recent = self.recent_count() if len(fresh) or expunged else recent_before
+        names = len(state.flag_names) != self._names
+        self._names = len(state.flag_names)
+        if not (expunged or len(fresh) or len(changed) or names or recent != recent_before):
+            return None
+        return Updates(
+            expunged,
+            vanished,
+            total if len(fresh) else None,
+            recent if recent != recent_before or len(fresh) else None,
+            changed,
+            names,
+        )
+
+    def _changed(self, state: State, first: int) -> UidArray:
+        """Mails before row `first`, those that the client knows, whose flags differ from what it was told."""
+        low, self._modseq = self._modseq, max(self._modseq, state.highestmodseq)
+        own, self._own = self._own, []
+        modseqs = state.modseqs[:first]
+        rows = np.flatnonzero(modseqs > np.uint64(low))
+        if len(rows) == 0:
+            return _EMPTY
+        uids = state.uids[rows]
+        keep = np.ones(len(rows), dtype=np.bool_)
+        for modseq, mine in own:
+            keep &= ~((modseqs[rows] == np.uint64(modseq)) & np.isin(uids, mine, assume_unique=True))
+        uids = uids[keep]
+        if len(self.uids) != len(state):
+            uids = uids[np.isin(uids, self.uids, assume_unique=True)]
+        return uids
+
+
+def _joined(pieces: list[UidArray]) -> UidArray:
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces) if pieces else _EMPTY

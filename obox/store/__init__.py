@@ -1,0 +1,37 @@
+"""A user's mail over bucket, metacache and fscache: what the protocols talk to.
+
+`api` is the contract; `MailStore` keeps it. See docs/flow.md for the order of steps and docs/format.md for the bytes.
+"""
+
+from ._env import Env, StoreSettings
+from .api import (
+    Appended,
+    Copied,
+    Fields,
+    Mailbox,
+    MailboxInfo,
+    NewMail,
+    Status,
+    Store,
+    Stored,
+    Usage,
+    User,
+)
+from .store import MailStore
+
+__all__ = [
+    "Appended",
+    "Copied",
+    "Env",
+    "Fields",
+    "MailStore",
+    "Mailbox",
+    "MailboxInfo",
+    "NewMail",
+    "Status",
+    "Store",
+    "StoreSettings",
+    "Stored",
+    "Usage",
+    "User",
+]

@@ -1,0 +1,222 @@
+"""Bundles of one box (a mailbox, or a user's root) in the bucket: which there are, reading, writing, clearing away.
+
+A base is the whole state, a diff everything that changed since its base; a new diff replaces the one before it, so
+that a
+cold open reads two objects. A bundle's meta names the bundles that it covers: those that no other covers are the heads,
+and the state is the join of the heads. A covered bundle is deleted when the one that covers it has been in the bucket
+for `delete_delay`.
+
+Invariant: a bundle is PUT before the local copy says so, and nothing that a reader may need is deleted before its
+delay.
+Diagnostics: a bundle that does not decode is `Corrupt` and names its key; the operator rebuilds (`oboxadm
+force-resync`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from ..errors import Corrupt
+from ..objectstore import CorruptObject, ObjectInfo, ObjectKind
+from ..objectstore.keys import BundleKey, Form, bundle_key, bundles_prefix, parse_bundle_key
+from ..types import StorageId
+from ._env import Env
+
+DIFF_SHARE: Final = 4
+"""A diff that would be larger than 1/4 of its base becomes a new base."""
+
+DIFF_FREE_BYTES: Final = 16 * 1024
+"""... but a diff below this is always worth it: a base costs the same request and more bytes."""
+
+
+class BundleMeta(msgspec.Struct, omit_defaults=True):
+    """covers: names (the last key element) of the bundles that this one makes superfluous; clean: root only, everything
+    of the user was flushed with it, so that its totals are exact."""
+
+    covers: list[str] = []
+    clean: bool = False
+
+
+class Known(msgspec.Struct):
+    """What this backend knows of a box's bundles; kept with the local copy as its stamp.
+
+    generation: of the local caches under which the copy was last checked against the bucket; heads: names, the base
+    first; base_modseq, base_bytes: of that base; superseded: (name, unix seconds when it became so); segments: cache
+    segments by name; cached_uid: fields up to here are in segments.
+    """
+
+    generation: int = 0
+    version: int = 0
+    heads: list[str] = []
+    base_modseq: int = 0
+    base_uidnext: int = 0
+    base_at: float = 0.0
+    base_bytes: int = 0
+    need_base: bool = True
+    superseded: list[tuple[str, float]] = []
+    segments: list[str] = []
+    cached_uid: int = 0
+    clean: bool = False
+    unclean: bool = False
+
+    def encode(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Known | None:
+        try:
+            return msgspec.msgpack.decode(data, type=cls)
+        except msgspec.MsgspecError:
+            return None
+
+
+@dataclass
+class Loaded:
+    """What the bucket knows of a box: the payloads of its heads, oldest first."""
+
+    known: Known
+    payloads: list[bytes] = field(default_factory=list)
+
+
+def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
+    """A LIST of a user's bundles, by box; foreign keys are left alone."""
+    boxes: dict[str, list[ObjectInfo]] = {}
+    for info in infos:
+        try:
+            boxes.setdefault(parse_bundle_key(info.key).box, []).append(info)
+        except ValueError:
+            continue
+    return boxes
+
+
+def name_of(key: str) -> str:
+    return key.rsplit("/", 1)[1]
+
+
+class Bundles:
+    """The bundles of one box."""
+
+    def __init__(self, env: Env, sid: StorageId, box: str) -> None:
+        self._env = env
+        self._sid = sid
+        self._box = box
+        self._prefix = bundles_prefix(sid, box)
+
+    async def listing(self) -> list[ObjectInfo]:
+        return await self._env.listing(self._prefix, kind="index")
+
+    async def load(self, infos: list[ObjectInfo]) -> Loaded:
+        """Read the heads among `infos`, this box's part of a LIST. Newest first, so that most are never read."""
+        known = Known(need_base=False)
+        loaded = Loaded(known)
+        parsed = sorted(((parse_bundle_key(info.key), info) for info in infos), key=lambda p: (p[0].version,
+        p[0].writer))
+        bundles = [(key, info) for key, info in parsed if key.form != "cache"]
+        known.segments = [name_of(info.key) for key, info in parsed if key.form == "cache"]
+        known.cached_uid = max((segment_range(name)[1] for name in known.segments), default=0)
+        covered: set[str] = set()
+        heads: list[tuple[BundleKey, ObjectInfo, bytes]] = []
+        pending = list(bundles)
+        while pending:
+            wave = pending[-2:]  # a base and its diff, as nearly always; both at once
+            pending = pending[:-2]
+            wanted = [(key, info) for key, info in wave if name_of(info.key) not in covered]
+            bodies = await self._env.get_all([info.key for _, info in wanted], kind="index")
+            for (key, info), body in sorted(zip(wanted, bodies, strict=True), key=lambda p: -p[0][0].version):
+                if body is None or name_of(info.key) in covered:
+                    continue
+                meta, payload = self._decode(info.key, body)
+                covered.update(meta.covers)
+                heads.append((key, info, payload))
+                if key.version == parsed[-1][0].version:
+                    known.clean = meta.clean
+            pending = [(key, info) for key, info in pending if name_of(info.key) not in covered]
+        heads.sort(key=lambda head: (head[0].version, head[0].writer))
+        bases = [head for head in heads if head[0].form == "base"]
+        known.version = max((key.version for key, _ in bundles), default=0)
+        known.heads = [name_of(info.key) for _, info, _ in heads]
+        if bases:
+            known.base_at = bases[-1][1].modified
+        known.need_base = len(bases) != 1 or len(heads) > 2 or heads[0][0].form != "base"
+        names = set(known.heads)
+        known.superseded = [
+            (name_of(info.key), self._covered_at(info, bundles)) for _, info in bundles if name_of(info.key) not in
+            names
+        ]
+        loaded.payloads = [payload for _, _, payload in heads]
+        return loaded
+
+    def _covered_at(self, info: ObjectInfo, bundles: list[tuple[BundleKey, ObjectInfo]]) -> float:
+        """Not before the newest bundle came: whichever covers it has been there at most that long."""
+        return max(other.modified for _, other in bundles)
+
+    def _decode(self, key: str, body: bytes) -> tuple[BundleMeta, bytes]:
+        try:
+            decoded = self._env.codec.decode(body)
+            return msgspec.msgpack.decode(decoded.meta, type=BundleMeta), decoded.payload
+        except (CorruptObject, msgspec.MsgspecError) as exc:
+            raise Corrupt(f"index bundle {key} does not decode: {exc}") from exc
+
+    async def put(self, known: Known, form: Form, payload: bytes, *, modseq: int, uidnext: int = 0, clean: bool =
+    False) -> None:
+        """Write one bundle and note what it makes superfluous. Raises Unavailable: nothing is changed then."""
+        keep = [] if form == "base" else known.heads[:1]
+        covers = [name for name in known.heads if name not in keep]
+        version = known.version + 1
+        key = bundle_key(self._sid, self._box, version, self._env.writer, form)
+        kind = ObjectKind.BASE if form == "base" else ObjectKind.DIFF
+        meta = msgspec.msgpack.encode(BundleMeta(covers, clean))
+        await self._env.put_new(key, kind, meta, payload)
+        known.version = version
+        now = self._env.now()
+        known.superseded += [(name, now) for name in covers]
+        known.heads = [*keep, name_of(key)]
+        known.clean = clean
+        if form == "base":
+            known.base_modseq, known.base_uidnext = modseq, uidnext
+            known.base_at, known.base_bytes, known.need_base = now, len(payload), False
+
+    async def put_segment(self, known: Known, low: int, high: int, payload: bytes) -> None:
+        """Write the fields of the UIDs low..high; segments inside that range are superseded."""
+        key = bundle_key(self._sid, self._box, low << 32 | high, self._env.writer, "cache")
+        await self._env.put_new(key, ObjectKind.CACHE, b"", payload)
+        inside = [name for name in known.segments if low <= segment_range(name)[0] and segment_range(name)[1] <= high]
+        now = self._env.now()
+        known.superseded += [(name, now) for name in inside]
+        known.segments = [*(name for name in known.segments if name not in inside), name_of(key)]
+        known.cached_uid = max(known.cached_uid, high)
+
+    async def get_segments(self, names: list[str]) -> list[bytes | None]:
+        """Payloads of cache segments; None for one that is lost or damaged: its fields are made anew."""
+        bodies = await self._env.get_all([self._prefix + name for name in names], kind="index")
+        out: list[bytes | None] = []
+        for body in bodies:
+            try:
+                out.append(None if body is None else self._env.codec.decode(body).payload)
+            except CorruptObject:
+                out.append(None)
+        return out
+
+    async def clear(self, known: Known) -> bool:
+        """Delete what has been superseded for the delay. True if anything was."""
+        limit = self._env.now() - self._env.delete_delay_s
+        old = [name for name, since in known.superseded if since < limit]
+        if old:
+            await self._env.delete([self._prefix + name for name in old], kind="index")
+            known.superseded = [(name, since) for name, since in known.superseded if name not in old]
+        return bool(old)
+
+    async def clear_all(self, known: Known) -> None:
+        """Delete every bundle of a box that is gone for good."""
+        names = {*known.heads, *known.segments, *(name for name, _ in known.superseded)}
+        await self._env.delete([self._prefix + name for name in sorted(names)], kind="index")
+
+
+def segment_range(name: str) -> tuple[int, int]:
+    """The UIDs that a cache segment holds, out of its name: low and high are its version's two halves."""
+    version = int(name[:16], 16)
+    return version >> 32, version & 0xFFFFFFFF

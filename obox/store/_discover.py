@@ -1,0 +1,248 @@
+"""Opening a mailbox: from the local copy, from the bundles, and by LIST what no bundle knows.
+
+One LIST from `uidnext` names every mail and claim that was written since, in UID order. A UID below a listed one that
+has no object may still be on its way from a writer that is frozen: it is burnt (an empty object under its key), so
+that it
+can never appear later. A mail inside the range of a lower claim is void.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from metacache import Change
+
+from ..errors import Corrupt
+from ..mailbox import Delta
+from ..objectstore import CorruptObject, ObjectInfo, ShortPrefix, StoreError, settle
+from ..objectstore.codec import ObjectKind
+from ..objectstore.keys import mail_key, mail_prefix, parse_mail_key
+from ..types import Uid
+from ._bundles import Known, name_of
+from ._mail import MailMeta
+from ._slots import Slot
+from ._writer import stamp
+
+if TYPE_CHECKING:
+    from .mailbox import Mailbox
+
+log = structlog.get_logger()
+
+PREFIX_BYTES: Final = 4096
+"""Read of each new mail: its header and meta, in one request."""
+
+HOLES_MAX: Final = 10_000
+"""Undecided UIDs that one open burns; more are a sign of something else and left to `oboxadm rebuild`."""
+
+
+async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[bytes], *, unclean: bool) -> None:
+    """See `Mailbox.load`."""
+    env, state, sid = mailbox.env, mailbox.state, mailbox.user.storage_id
+    copy = env.metacache.load(sid, mailbox.guid)
+    known = Known.decode(copy.stamp) if copy is not None else None
+    if copy is not None and known is not None:
+        try:
+            for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
+                state.join(Delta.decode(data))
+        except ValueError as exc:
+            log.warning("local index copy damaged, dropped", user=mailbox.user.name, mailbox=mailbox.guid,
+            error=str(exc))
+            env.metacache.drop(sid, mailbox.guid)
+            mailbox.state = state = type(state)(mailbox.guid)
+            known = None
+        else:
+            mailbox.known, mailbox.change = known, copy.change
+            mailbox.local_deltas = len(copy.deltas)
+    if known is None and mailbox.guid in mailbox.user.born:
+        mailbox.user.born.discard(mailbox.guid)
+        mailbox.known.generation = env.generation
+        mailbox.save()
+        return
+    if known is None:
+        await _from_bundles(mailbox, infos)
+        known = mailbox.known
+        known.generation = -1
+    for data in pending:
+        if state.join(_decode(mailbox, data)):
+            mailbox.change = Change.IMPORTANT
+            known.need_base = True
+    if known.generation == env.generation and not pending:
+        if mailbox.change is not Change.NONE:
+            mailbox.changed(mailbox.change)
+        return
+    if unclean and state.uidnext > 1:
+        state.join(state.takeover_delta(env.now_ms()))
+        mailbox.change = Change.IMPORTANT
+    deltas, _ = await discover(mailbox, [])
+    for delta in deltas:
+        _take_in(mailbox, delta)
+        mailbox.change = max(mailbox.change, Change.UNIMPORTANT)
+    known.generation = env.generation
+    mailbox.save()
+    if mailbox.change is not Change.NONE:
+        mailbox.changed(mailbox.change, sum(1 for delta in deltas if delta.rows is not None))
+
+
+async def _from_bundles(mailbox: Mailbox, infos: list[ObjectInfo] | None) -> None:
+    """Join the heads of the bundles in the bucket."""
+    loaded = await mailbox.bundles.load(await mailbox.bundles.listing() if infos is None else infos)
+    mailbox.known = loaded.known
+    for number, payload in enumerate(loaded.payloads):
+        mailbox.state.join(_decode(mailbox, payload))
+        if number == 0:
+            loaded.known.base_modseq = mailbox.state.highestmodseq
+            loaded.known.base_uidnext = mailbox.state.uidnext
+            loaded.known.base_bytes = len(payload)
+
+
+def _decode(mailbox: Mailbox, data: bytes) -> Delta:
+    try:
+        return Delta.decode(data)
+    except ValueError as exc:
+        raise Corrupt(f"the index of a mailbox does not decode ({mailbox.guid}): {exc}") from exc
+
+
+def _take_in(mailbox: Mailbox, delta: Delta) -> None:
+    """Join one delta that LIST has found, under a modseq of its own."""
+    modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
+    stamp(delta, modseq)
+    delta.highestmodseq = modseq
+    mailbox.state.join(delta)
+    if delta.rows is not None:
+        mailbox.user.adopt(mailbox, delta.rows)
+
+
+async def discover(mailbox: Mailbox, ours: list[Slot]) -> tuple[list[Delta], int]:
+    """LIST from `uidnext` and say what was written there, in UID order, and the UIDNEXT that follows.
+
+    ours: our own slots in flight, which are left out. Raises Unavailable.
+    """
+    env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
+    start = mailbox.state.uidnext
+    skip = {slot.uid: slot.count for slot in ours if slot.fate in ("landed", "void")}
+    while True:
+        after = mail_prefix(sid, guid) + f"{start - 1:08x}"
+        found: dict[int, int] = {}
+        for info in await env.listing(mail_prefix(sid, guid), kind="mail", after=after):
+            try:
+                found[parse_mail_key(info.key).uid] = info.size
+            except ValueError:
+                log.warning("foreign object among the mails, left alone", key=info.key)
+        deltas, end, holes = await _read(mailbox, start, found, skip)
+        landed = False
+        for uid in holes[:HOLES_MAX]:
+            key = mail_key(sid, guid, Uid(uid))
+            try:
+                landed |= await settle(env.bucket, key, env.new_oid(), kind="mail") == "other"
+            except StoreError as exc:
+                raise env.unavailable("put", key, exc) from exc
+            deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
+        if not landed:
+            return sorted(deltas, key=_first_uid), end
+
+
+def _first_uid(delta: Delta) -> int:
+    return min(delta.claims, default=0) or (int(delta.rows.uid[0]) if delta.rows is not None else 0)
+
+
+async def _read(
+    mailbox: Mailbox, start: int, found: dict[int, int], skip: dict[int, int]
+) -> tuple[list[Delta], int, list[int]]:
+    """Read the headers of what was listed; returns deltas, UIDNEXT, and the UIDs that nothing decides."""
+    env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
+    wanted = [uid for uid, size in sorted(found.items()) if size and uid not in skip]
+    prefixes = await env.get_all([mail_key(sid, guid, Uid(uid)) for uid in wanted], kind="mail", end=PREFIX_BYTES)
+    bodies = dict(zip(wanted, prefixes, strict=True))
+    deltas: list[Delta] = []
+    holes: list[int] = []
+    uid = start
+    last = max([*found, *skip], default=start - 1)
+    void_until = 0
+    while uid <= last:
+        if uid in skip and uid >= void_until:
+            void_until = max(void_until, uid + skip[uid])
+        elif uid < void_until:
+            if uid in found:
+                deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
+        elif uid not in found:
+            holes.append(uid)
+        elif not found[uid] or bodies.get(uid) is None:
+            deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
+        else:
+            delta, count = await _read_one(mailbox, uid, bodies[uid] or b"")
+            deltas.append(delta)
+            void_until = uid + count
+        uid += 1
+    return deltas, max(uid, void_until), holes
+
+
+async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, int]:
+    """What the object under a UID says: one mail, or a claim of a range. A damaged one is skipped and logged."""
+    env = mailbox.env
+    key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
+    try:
+        try:
+            header = env.codec.decode_header(prefix)
+        except ShortPrefix as short:
+            header = env.codec.decode_header(await env.get(key, kind="mail", end=short.need) or b"")
+        if header.kind == ObjectKind.MAIL:
+            meta = MailMeta.decode(header.meta)
+            meta.uid = uid
+            return Delta(rows=meta.row(header.oid, 0), uidnext=uid + 1), 1
+        if header.kind == ObjectKind.CLAIM:
+            body = prefix if len(prefix) == header.object_bytes else await env.get(key, kind="mail") or b""
+            delta = Delta.decode(env.codec.decode(body).payload)
+            return delta, max(delta.claims.values(), default=1)
+        raise CorruptObject(f"an object of kind {header.kind} among the mails")
+    except (CorruptObject, Corrupt, ShortPrefix, ValueError) as exc:
+        log.error("mail object does not decode, skipped", user=mailbox.user.name, key=key, error=str(exc))
+        return Delta(claims={uid: 1}, uidnext=uid + 1), 1
+
+
+async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:
+    """See `Mailbox.recheck`."""
+    known = mailbox.known
+    names = {name_of(info.key) for info in infos if not info.key.endswith(".cache")}
+    if names - {*known.heads, *(name for name, _ in known.superseded)}:
+        loaded = await mailbox.bundles.load(infos)
+        for payload in loaded.payloads:
+            mailbox.state.join(_decode(mailbox, payload))
+        loaded.known.need_base = True
+        mailbox.known = loaded.known
+    mailbox.state.join(mailbox.state.takeover_delta(mailbox.env.now_ms()))
+    await mailbox.slots.settled()
+    await refresh(mailbox)
+    mailbox.known.generation = mailbox.env.generation
+    mailbox.known.need_base = True
+    mailbox.change = Change.IMPORTANT
+    mailbox.save()
+    mailbox.changed(Change.IMPORTANT)
+
+
+async def refresh(mailbox: Mailbox) -> None:
+    """After a UID was lost to another writer: take in what it wrote, then let our own mails stand or try again."""
+    while True:
+        try:
+            deltas, uidnext = await discover(mailbox, mailbox.slots.in_flight())
+            break
+        except Exception as exc:
+            log.warning("refresh after a lost UID", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc))
+            await mailbox.env.sleep(1.0)
+    claimed = [
+        (uid, uid + count) for delta in deltas if delta.rows is not None for uid, count in delta.claims.items()
+    ]
+    lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
+    for delta in deltas:
+        modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
+        stamp(delta, modseq)
+        delta.highestmodseq = modseq
+        delta.uidnext = 0
+        mailbox.apply(delta, Change.UNIMPORTANT)
+        if delta.rows is not None:
+            mailbox.user.adopt(mailbox, delta.rows)
+    mailbox.slots.refreshed(uidnext, lambda slot: slot.uid in lost)
+    mailbox.known.need_base = True
+
+

@@ -1,0 +1,140 @@
+"""What every part of the store shares: the bucket with errors translated, the codec, the caches, time and chance.
+
+The one place where storage errors become the closed set: transient ones `Unavailable`, refusals `Unavailable` too (a
+client can do nothing about a bucket's policy), missing objects None or `NotFound`, damaged ones `Corrupt`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import structlog
+
+from fscache import Fscache
+from metacache import Metacache
+
+from ..errors import Temporary, Unavailable
+from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, OutcomeUnknown, StoreError, put_once, settle
+from ..objectstore.codec import Codec, ObjectKind
+from ..types import Oid
+
+log = structlog.get_logger()
+
+GETS_AT_ONCE: Final = 16
+"""Requests in flight for one caller: enough to hide the bucket's latency, few enough to leave room for others."""
+
+TRY_LATER: Final = "the storage does not answer; try again later"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """What the store is told by the configuration; sizes in bytes, times in seconds."""
+
+    backend: str
+    durability: Literal["local", "bucket"] = "local"
+    journal_interval_s: float = 1.0
+    delete_delay_s: float = 86400.0
+    upload_interval_s: float = 300.0
+    max_rescan_mail_count: int = 10
+    max_mail_size: int = 50 << 20
+    mailboxes: tuple[tuple[str, str], ...] = (
+        ("Drafts", "\\Drafts"),
+        ("Sent", "\\Sent"),
+        ("Trash", "\\Trash"),
+        ("Junk", "\\Junk"),
+        ("Archive", "\\Archive"),
+    )
+    idle_s: float = 60.0
+    """A mailbox without sessions leaves memory after this."""
+
+
+@dataclass(slots=True)
+class Env:
+    """Shared by all users of one store. now: unix seconds; clock: seconds that count suspend; random_bytes: chance."""
+
+    bucket: ObjectStore
+    codec: Codec
+    metacache: Metacache
+    fscache: Fscache
+    settings: StoreSettings
+    now: Callable[[], float]
+    clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    random_bytes: Callable[[int], bytes]
+    writer: str = ""
+    generation: int = 0
+
+    @property
+    def delete_delay_s(self) -> float:
+        return self.settings.delete_delay_s
+
+    def now_ms(self) -> int:
+        return int(self.now() * 1000)
+
+    def new_oid(self) -> Oid:
+        return Oid(self.random_bytes(16))
+
+    async def listing(self, prefix: str, *, kind: Kind, after: str = "") -> list[ObjectInfo]:
+        try:
+            return await self.bucket.list(prefix, kind=kind, after=after)
+        except StoreError as exc:
+            raise self.unavailable("list", prefix, exc) from exc
+
+    async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes | None:
+        """The object's bytes, None if there is none."""
+        try:
+            return await self.bucket.get(key, kind=kind, start=start, end=end)
+        except Missing:
+            return None
+        except StoreError as exc:
+            raise self.unavailable("get", key, exc) from exc
+
+    async def get_all(self, keys: Sequence[str], *, kind: Kind, end: int | None = None) -> list[bytes | None]:
+        """Several at once, in order."""
+        if len(keys) == 1:
+            return [await self.get(keys[0], kind=kind, end=end)]
+        gate = asyncio.Semaphore(GETS_AT_ONCE)
+
+        async def one(key: str) -> bytes | None:
+            async with gate:
+                return await self.get(key, kind=kind, end=end)
+
+        return list(await asyncio.gather(*(one(key) for key in keys)))
+
+    async def put_new(self, key: str, kind: ObjectKind, meta: bytes, payload: bytes) -> int:
+        """Encode and PUT an object under a key that is ours alone (a bundle); returns its size."""
+        oid = self.new_oid()
+        if len(payload) > 64 * 1024:
+            data = await asyncio.to_thread(self.codec.encode, kind, oid, meta, payload)
+        else:
+            data = self.codec.encode(kind, oid, meta, payload)
+        try:
+            if not await put_once(self.bucket, key, data, oid, kind="index"):
+                raise Temporary(f"index bundle {key} was written by someone else")
+        except OutcomeUnknown as exc:
+            if await self._settled(key, oid) != "ours":
+                raise Unavailable(TRY_LATER) from exc
+        except StoreError as exc:
+            raise self.unavailable("put", key, exc) from exc
+        return len(data)
+
+    async def _settled(self, key: str, oid: Oid) -> str:
+        try:
+            return await settle(self.bucket, key, oid, kind="index")
+        except StoreError as exc:
+            raise self.unavailable("put", key, exc) from exc
+
+    async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
+        try:
+            if keys:
+                await self.bucket.delete(keys, kind=kind)
+        except StoreError as exc:
+            raise self.unavailable("delete", keys[0], exc) from exc
+
+    def unavailable(self, op: str, key: str, exc: StoreError) -> Unavailable:
+        if exc.permanent:
+            log.error("the storage refuses", op=op, key=key, error=str(exc))
+        return Unavailable(TRY_LATER)

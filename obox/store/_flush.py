@@ -1,0 +1,134 @@
+"""Uploading a mailbox's index (docs/format.md, "Flush").
+
+Steps; the commit point is 2:
+ 1. under the mailbox's flush lock, in one go on the loop: note the journal's position, encode what has changed since
+    the base (or everything);
+ 2. PUT the bundle;
+ 3. local copy: its stamp names the bundle, its change mark is cleared if nothing came meanwhile;
+ 4. the journal is told what is covered; cached fields follow as a segment when there are enough;
+ 5. objects and bundles that have been superfluous for `delete_delay` are deleted.
+A crash after 2 leaves a bundle that covers what the journal still says: joined again, nothing changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+
+from metacache import Change
+
+from ..mailbox import Delta
+from ..mailbox._delta import CLAIM_PURGED
+from ..objectstore.keys import mail_key
+from ..types import Uid
+from ._bundles import DIFF_FREE_BYTES, DIFF_SHARE, segment_range
+
+if TYPE_CHECKING:
+    from .mailbox import Mailbox
+
+SEGMENT_MAILS_MIN: Final = 100
+"""New mails before their ready fields are uploaded beside an index flush: a hundredth of a request a mail."""
+
+SEGMENT_MAILS_MAX: Final = 2000
+"""Mails in one segment: about 1 MiB, some 300 KiB compressed."""
+
+SEGMENTS_MERGED: Final = 8
+"""Small segments that are merged into one."""
+
+
+async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
+    """See `Mailbox.flush`. Raises Unavailable: nothing is lost, the next one tries again."""
+    async with mailbox.flushing:
+        known, state = mailbox.known, mailbox.state
+        if mailbox.deleted and not len(state.gone_uid):
+            return False
+        wrote = False
+        if mailbox.change is Change.IMPORTANT or (mailbox.change is not Change.NONE and (everything or
+        mailbox.is_due())):
+            await _flush_index(mailbox)
+            wrote = True
+        if everything or _uncached(mailbox) >= SEGMENT_MAILS_MIN:
+            wrote |= await _flush_fields(mailbox)
+        if await mailbox.bundles.clear(known) or wrote:
+            mailbox.save_stamp()
+        return wrote
+
+
+async def _flush_index(mailbox: Mailbox) -> None:
+    env, known, state = mailbox.env, mailbox.known, mailbox.state
+    journal = mailbox.user.journal
+    position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
+    before_ms = int((env.now() - env.delete_delay_s) * 1000)
+    dead = state.dead(before_ms)
+    claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= known.base_uidnext]
+    if known.base_at >= env.now() - env.delete_delay_s:
+        claims = []  # the base that knows these UIDs has not been in the bucket for the delay
+    modseq, uidnext = state.highestmodseq, state.uidnext
+    base = known.need_base or not known.heads
+    payload = state.extract(0 if base else known.base_modseq).encode()
+    if not base and len(payload) > max(DIFF_FREE_BYTES, known.base_bytes // DIFF_SHARE):
+        base, payload = True, state.extract().encode()
+    await mailbox.bundles.put(known, "base" if base else "diff", payload, modseq=modseq, uidnext=uidnext)
+    more = mailbox.changes != seen
+    mailbox.unflushed_mails -= mails
+    mailbox.due_at = None
+    if more:
+        mailbox.changed(mailbox.change)
+    else:
+        mailbox.change = Change.NONE
+    journal.flushed(mailbox.user.storage_id, mailbox.guid, position, more=more)
+    await _purge(mailbox, dead.tolist(), claims)
+
+
+async def _purge(mailbox: Mailbox, dead: list[int], claims: list[int]) -> None:
+    """Delete mails whose expunge is in a bundle and whose delay has passed, and claims that a base has long known."""
+    if not dead and not claims:
+        return
+    env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
+    keys = [mail_key(sid, guid, Uid(uid)) for uid in sorted({*dead, *claims})]
+    await env.delete(keys, kind="mail")
+    for key in keys:
+        await env.fscache.drop(key)
+    env.metacache.drop_fields(sid, guid, dead)
+    purged = np.array(dead, dtype=np.uint32)
+    mailbox.apply(Delta(purged=purged, claims=dict.fromkeys(claims, CLAIM_PURGED)), Change.UNIMPORTANT, journal=False)
+
+
+def _uncached(mailbox: Mailbox) -> int:
+    return len(mailbox.state.uids) - int(np.searchsorted(mailbox.state.uids, mailbox.known.cached_uid, side="right"))
+
+
+async def _flush_fields(mailbox: Mailbox) -> bool:
+    """Upload the ready fields of mails that no segment holds; merge small neighbours."""
+    known = mailbox.known
+    uids = mailbox.state.uids
+    todo = uids[np.searchsorted(uids, known.cached_uid, side="right") :].tolist()
+    for at in range(0, len(todo), SEGMENT_MAILS_MAX):
+        await _put_segment(mailbox, todo[at], todo[min(at + SEGMENT_MAILS_MAX, len(todo)) - 1])
+    small = [
+        span
+        for span in sorted(map(segment_range, known.segments))
+        if mailbox.count_between(*span) < SEGMENT_MAILS_MAX // SEGMENTS_MERGED
+    ]
+    if len(small) >= SEGMENTS_MERGED and all(record is not None for record in _local(mailbox, small)):
+        await _put_segment(mailbox, small[0][0], small[-1][1])
+    return bool(todo)
+
+
+def _local(mailbox: Mailbox, spans: list[tuple[int, int]]) -> list[bytes | None]:
+    """Records of live mails in these ranges that the local copy has."""
+    uids = mailbox.state.uids
+    inside = uids[np.searchsorted(uids, spans[0][0]) : np.searchsorted(uids, spans[-1][1], side="right")].tolist()
+    return mailbox.env.metacache.get_fields(mailbox.user.storage_id, mailbox.guid, inside)
+
+
+async def _put_segment(mailbox: Mailbox, low: int, high: int) -> None:
+    uids = mailbox.state.uids
+    inside = uids[np.searchsorted(uids, low) : np.searchsorted(uids, high, side="right")].tolist()
+    records = mailbox.env.metacache.get_fields(mailbox.user.storage_id, mailbox.guid, inside)
+    pairs = [(uid, record) for uid, record in zip(inside, records, strict=True) if record is not None]
+    await mailbox.bundles.put_segment(mailbox.known, low, high, msgspec.msgpack.encode(pairs))
+    await asyncio.sleep(0)

@@ -1,0 +1,168 @@
+"""Making, renaming, deleting and listing mailboxes; the records of a COPY. For `user.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+import structlog
+
+from metacache import Change
+
+from ..errors import Exists, Invalid, Limit, NoPerm, NotFound
+from ..mailbox import MailboxEntry, Root, RootDelta, Rows
+from ..mailbox._uidset import UidArray
+from ..mailbox.names import check_name
+from ..types import Guid
+from ._env import Env
+from .api import MailboxInfo
+
+if TYPE_CHECKING:
+    from .mailbox import Mailbox
+    from .user import User
+
+log = structlog.get_logger()
+
+MAILBOXES_MAX: Final = 10_000
+"""Mailboxes of one user: the root bundle is read whole at a cold login."""
+
+
+def infos(root: Root) -> list[MailboxInfo]:
+    """See `api.User.mailboxes`."""
+    names = root.names()
+    every: set[str] = set(names)
+    parents: set[str] = set()
+    for name in names:
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            parents.add("/".join(parts[:depth]))
+    every |= parents
+    out = []
+    for name in sorted(every, key=lambda n: (n != "INBOX", n)):
+        entry = names.get(name)
+        out.append(
+            MailboxInfo(
+                name=name,
+                guid=None if entry is None else Guid(entry.guid),
+                special_use="" if entry is None else entry.special_use,
+                subscribed=root.subscribed(name),
+                has_children=name in parents,
+            )
+        )
+    return out
+
+
+async def create(user: User, name: str, special_use: str) -> Guid:
+    """See `api.User.create`."""
+    name = check_name(name)
+    if name in user.root.names():
+        raise Exists(f"mailbox {name!r} exists already")
+    if len(user.root.names()) >= MAILBOXES_MAX:
+        raise Limit(f"a user has at most {MAILBOXES_MAX} mailboxes")
+    if special_use and any(entry.special_use == special_use for entry in user.root.names().values()):
+        raise Exists(f"there is a mailbox for {special_use} already")
+    entry = _new_entry(user, name, special_use)
+    user.journal.check()
+    user.fresh(entry)
+    await user.change_root(RootDelta([entry], highestmodseq=entry.stamp, uidvalidity=entry.uidvalidity))
+    return Guid(entry.guid)
+
+
+def _new_entry(user: User, name: str, special_use: str = "") -> MailboxEntry:
+    now = user.env.now_ms()
+    return MailboxEntry(
+        guid=user.env.random_bytes(16).hex(),
+        name=name,
+        stamp=user.root.next_modseq(now),
+        created=now,
+        uidvalidity=user.root.next_uidvalidity(now // 1000),
+        special_use=special_use,
+    )
+
+
+async def delete(user: User, name: str) -> None:
+    """See `api.User.delete`: all mails expunged, the name gone; the index stays hidden while copies need its
+    objects."""
+    if name == "INBOX":
+        raise NoPerm("INBOX cannot be deleted")
+    entry = user.entry(name)
+    box = await user.box(Guid(entry.guid))
+    user.journal.check()
+    await box.expunge(box.state.uids)
+    box.deleted = True
+    modseq = user.root.next_modseq(user.env.now_ms())
+    box.wake()
+    await user.change_root(RootDelta([msgspec.structs.replace(entry, deleted=modseq)], highestmodseq=modseq))
+
+
+async def rename(user: User, old: str, new: str) -> None:
+    """See `api.User.rename`."""
+    new = check_name(new)
+    names = user.root.names()
+    if old == "INBOX":
+        await _rename_inbox(user, new)
+        return
+    moved = {name: entry for name, entry in names.items() if name == old or name.startswith(old + "/")}
+    if not moved:
+        raise NotFound(f"no mailbox {old!r}")
+    if new == old or new.startswith(old + "/"):
+        raise Invalid(f"{old!r} cannot be renamed into itself")
+    modseq = user.root.next_modseq(user.env.now_ms())
+    entries = []
+    for name, entry in moved.items():
+        target = check_name(new + name[len(old) :])
+        if target in names:
+            raise Exists(f"mailbox {target!r} exists already")
+        entries.append(msgspec.structs.replace(entry, name=target, stamp=modseq))
+    await user.change_root(RootDelta(entries, highestmodseq=modseq))
+
+
+async def _rename_inbox(user: User, new: str) -> None:
+    """INBOX stays, its mails move to a new mailbox; its children stay. RFC 3501 §6.3.5."""
+    await create(user, new, "")
+    inbox = await user.box(Guid(user.entry("INBOX").guid))
+    await user.copy(inbox, inbox.state.uids, new, move=True)
+
+
+async def clear_deleted(user: User, entry: MailboxEntry) -> None:
+    """Delete what is left of a mailbox that was deleted longer than the delay ago, once no copy needs it."""
+    box = await user.box(Guid(entry.guid))
+    box.changed(Change.IMPORTANT)
+    await box.flush(everything=False)
+    if bool((~box.state.gone_purged).any()) or box.state.active_holders():
+        return
+    await box.bundles.clear_all(box.known)
+    user.boxes.pop(box.guid, None)
+    user.env.metacache.drop(user.storage_id, box.guid)
+    modseq = user.root.next_modseq(user.env.now_ms())
+    await user.change_root(RootDelta([msgspec.structs.replace(entry, cleared=1)], highestmodseq=modseq))
+    log.info("deleted mailbox cleared", user=user.name, mailbox=entry.name)
+
+
+def rows_for_copy(source: Mailbox, target: Mailbox, uids: UidArray) -> tuple[Rows, list[tuple[Guid, int]]]:
+    """The records that a COPY makes in `target`, without UIDs and modseqs yet, and the object that each refers to."""
+    state = source.state
+    where, _ = state.positions(uids)
+    rows = state.rows(np.isin(state.uids, uids, assume_unique=True))
+    homes = [state.home_of(int(at)) for at in where]
+    table = sorted({guid for guid, _ in homes if guid != target.guid})
+    rows.homes = table
+    rows.home = np.array([-1 if guid == target.guid else table.index(guid) for guid, _ in homes], dtype=np.int32)
+    rows.home_uid = np.array([uid for _, uid in homes], dtype=np.uint32)
+    rows.savedate = np.full(len(rows), source.env.now_ms(), dtype=np.int64)
+    rows.stamps = {
+        target.state.spell([flag])[0]: stamps & np.uint64(1) for flag, stamps in rows.stamps.items() if stamps.any()
+    }
+    rows.modseq = np.zeros(len(rows), dtype=np.uint64)
+    return rows, homes
+
+
+def copy_fields(env: Env, source: Mailbox, target: Mailbox, uids: UidArray, new: UidArray) -> None:
+    """Give the copies the ready fields of their originals, as far as they are local."""
+    sid = source.user.storage_id
+    records = env.metacache.get_fields(sid, source.guid, uids.tolist())
+    pairs = [(uid, record) for uid, record in zip(new.tolist(), records, strict=True) if record is not None]
+    env.metacache.put_fields(sid, target.guid, pairs)
+
+

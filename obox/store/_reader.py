@@ -1,0 +1,160 @@
+"""Reading mails and their ready fields: local copy, then segments, then the mails themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+
+from ..errors import Corrupt, Expunged, NotFound
+from ..objectstore import CorruptObject, ShortPrefix
+from ..objectstore.keys import mail_key
+from ..types import Uid
+from ._bundles import segment_range
+from ._mail import make_fields, pack_fields, unpack_fields
+from .api import Fields
+
+if TYPE_CHECKING:
+    from .mailbox import Mailbox
+
+log = structlog.get_logger()
+
+AHEAD: Final = 32
+"""Mails read at once: one hop to the disk, or so many GETs in parallel."""
+
+WHOLE_MAX: Final = 1 << 20
+"""Octets up to which a part is cut out of the whole mail; of a larger one only the frames needed are read."""
+
+SLICE: Final = 200
+"""Records unpacked between two looks at the loop: well below a millisecond."""
+
+
+async def fields(mailbox: Mailbox, uids: Sequence[int]) -> list[Fields | None]:
+    """See `api.Mailbox.fields`."""
+    sid, guid, metacache = mailbox.user.storage_id, mailbox.guid, mailbox.env.metacache
+    records = metacache.get_fields(sid, guid, uids)
+    out: list[Fields | None] = [None if record is None else unpack_fields(record) for record in records]
+    missing = [at for at, record in enumerate(out) if record is None and mailbox.state.position(uids[at]) is not None]
+    if missing and await _load_segments(mailbox, [uids[at] for at in missing]):
+        records = metacache.get_fields(sid, guid, [uids[at] for at in missing])
+        for at, record in zip(missing, records, strict=True):
+            out[at] = None if record is None else unpack_fields(record)
+        missing = [at for at in missing if out[at] is None]
+    if missing:
+        where = {uids[at]: at for at in missing}
+        made: list[tuple[int, bytes]] = []
+        async for uid, source in mails(mailbox, list(where)):
+            if source is not None:
+                ready = await asyncio.to_thread(make_fields, source) if len(source) > 1 << 16 else make_fields(source)
+                out[where[uid]] = ready
+                made.append((uid, pack_fields(ready)))
+        metacache.put_fields(sid, guid, made)
+    return out
+
+
+async def _load_segments(mailbox: Mailbox, uids: list[int]) -> bool:
+    """Read the cache segments that hold some of `uids` and were not read before; True if any came."""
+    names = [
+        name
+        for name in mailbox.known.segments
+        if name not in mailbox.segments_read
+        and any(low <= uid <= high for low, high in (segment_range(name),) for uid in uids)
+    ]
+    if not names:
+        return False
+    mailbox.segments_read.update(names)
+    for payload in await mailbox.bundles.get_segments(names):
+        if payload is not None:
+            try:
+                pairs = msgspec.msgpack.decode(payload, type=list[tuple[int, bytes]])
+            except msgspec.MsgspecError as exc:
+                log.warning("cache segment damaged, its fields are made anew", mailbox=mailbox.guid, error=str(exc))
+                continue
+            mailbox.env.metacache.put_fields(mailbox.user.storage_id, mailbox.guid, pairs)
+    return True
+
+
+async def mails(mailbox: Mailbox, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
+    """See `api.Mailbox.mails`."""
+    env, state, sid = mailbox.env, mailbox.state, mailbox.user.storage_id
+    for begin in range(0, len(uids), AHEAD):
+        batch: list[tuple[int, str, bytes]] = []
+        gone: set[int] = set()
+        for uid in uids[begin : begin + AHEAD]:
+            position = state.position(uid)
+            if position is None:
+                gone.add(uid)
+                continue
+            home, home_uid = state.home_of(position)
+            batch.append((uid, mail_key(sid, home, Uid(home_uid)), bytes(state.column("oid")[position])))
+        keys = [key for _, key, _ in batch]
+        bodies = dict(zip(keys, await _read_all(mailbox, keys), strict=True))
+        found = {uid: (key, oid) for uid, key, oid in batch}
+        for uid in uids[begin : begin + AHEAD]:
+            if uid in gone:
+                yield uid, None
+                continue
+            key, oid = found[uid]
+            data = bodies[key]
+            try:
+                yield uid, None if data is None else mailbox.decode(key, oid, data)
+            except Corrupt:
+                await env.fscache.drop(key)
+                yield uid, None
+
+
+async def _read_all(mailbox: Mailbox, keys: list[str]) -> list[bytes | None]:
+    """Encoded objects, None for a lost one."""
+    lost: set[str] = set()
+
+    async def fetch(key: str) -> bytes:
+        try:
+            return await mailbox.fetch(key)
+        except NotFound:
+            lost.add(key)
+            raise
+
+    try:
+        return list(await mailbox.env.fscache.get_many(keys, fetch))
+    except NotFound:
+        out: list[bytes | None] = []
+        for key in keys:
+            try:
+                out.append(await mailbox.env.fscache.get(key, lambda key=key: mailbox.fetch(key)))  # type: ignore[misc]
+            except NotFound:
+                out.append(None)
+        return out
+
+
+async def part(mailbox: Mailbox, uid: int, start: int, end: int) -> bytes:
+    """See `api.Mailbox.part`."""
+    position = mailbox.state.position(uid)
+    if position is None:
+        raise Expunged("the mail has been expunged")
+    if int(mailbox.state.column("size")[position]) <= WHOLE_MAX:
+        return (await mailbox.read(uid, position))[start:end]
+    env = mailbox.env
+    home, home_uid = mailbox.state.home_of(position)
+    key = mail_key(mailbox.user.storage_id, home, Uid(home_uid))
+
+    async def read(low: int, high: int) -> bytes:
+        data = await env.fscache.read(key, low, high)
+        if data is None:
+            data = await env.get(key, kind="mail", start=low, end=high)
+        if data is None:
+            raise NotFound("the mail is lost from the storage")
+        return data
+
+    try:
+        try:
+            header = env.codec.decode_header(await read(0, 8192))
+        except ShortPrefix as short:
+            header = env.codec.decode_header(await read(0, short.need))
+        low, high = header.frames_for(start, end)
+        return header.decode_range(await read(low, high) if high > low else b"", start, end)
+    except CorruptObject as exc:
+        await env.fscache.drop(key)
+        raise Corrupt("the mail is damaged in the storage") from exc

@@ -1,0 +1,113 @@
+"""UIDs that are being written: handed out in order, made visible in order.
+
+Theory of operation. `take` hands out the next UIDs; the key of the PUT is the first of them. Each slot ends settled,
+one
+of: landed (with what it adds to the state), void (nothing of ours is there, or what is there counts for nothing), taken
+(somebody else's object is under the key). Slots become visible from the lowest on, as far as they are settled: so a new
+UID shows only when every lower one is decided. A taken slot stops the hand-out: when all slots in flight are settled
+the
+owner LISTs what the others wrote, and whoever lost its UID takes another.
+
+    taken out -> landed -> visible
+              -> void   -> skipped (a burnt claim)
+              -> taken  -> refresh; every slot in flight above it is tried again
+
+Invariant: visible UIDs are a prefix of those handed out. Refuses to know: the bucket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+from ..mailbox import Delta
+
+Fate = Literal["pending", "landed", "void", "taken"]
+
+
+class Slot:
+    """`count` UIDs from `uid` on, under one key."""
+
+    __slots__ = ("count", "delta", "done", "fate", "uid")
+
+    def __init__(self, uid: int, count: int, done: asyncio.Future[bool]) -> None:
+        self.uid = uid
+        self.count = count
+        self.fate: Fate = "pending"
+        self.delta: Delta | None = None
+        self.done = done
+        """True when visible (or skipped), False when the UID was lost and another must be taken."""
+
+
+class Slots:
+    """The slots of one mailbox."""
+
+    def __init__(self, show: Callable[[Slot], None], taken: Callable[[], None]) -> None:
+        """show: a slot's turn has come (its fate is landed or void); taken: call `refreshed` after a LIST."""
+        self._show = show
+        self._taken = taken
+        self._queue: deque[Slot] = deque()
+        self._next = 0
+        self._open = asyncio.Event()
+        self._open.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def pending(self) -> bool:
+        """Some UID handed out is not settled."""
+        return bool(self._queue)
+
+    async def take(self, uidnext: int, counts: list[int]) -> list[Slot]:
+        """Hand out slots of so many UIDs each, neighbours; waits while a refresh is under way."""
+        await self._open.wait()
+        loop = asyncio.get_running_loop()
+        self._next = max(self._next, uidnext)
+        slots = []
+        for count in counts:
+            slot = Slot(self._next, count, loop.create_future())
+            self._next += count
+            self._queue.append(slot)
+            slots.append(slot)
+        self._idle.clear()
+        return slots
+
+    def settle(self, slot: Slot, fate: Fate, delta: Delta | None = None) -> None:
+        """Say what became of a slot; shows what can be shown."""
+        slot.fate, slot.delta = fate, delta
+        if fate == "taken":
+            self._open.clear()
+        if not self._open.is_set():
+            if all(other.fate != "pending" for other in self._queue):
+                self._taken()
+            return
+        while self._queue and self._queue[0].fate != "pending":
+            self._finish(self._queue.popleft(), True)
+
+    def refreshed(self, uidnext: int, lost: Callable[[Slot], bool]) -> None:
+        """After a LIST that took in what others wrote: show our slots that stand, fail those that `lost` names."""
+        queue, self._queue = self._queue, deque()
+        for slot in queue:
+            self._finish(slot, not (slot.fate == "taken" or lost(slot)))
+        self._next = uidnext
+        self._open.set()
+
+    def _finish(self, slot: Slot, visible: bool) -> None:
+        if visible:
+            self._show(slot)
+        if not slot.done.done():
+            slot.done.set_result(visible and slot.fate == "landed")
+        if not self._queue:
+            self._idle.set()
+
+    def in_flight(self) -> list[Slot]:
+        return list(self._queue)
+
+    async def settled(self) -> None:
+        """Return when nothing is in flight."""
+        await self._idle.wait()

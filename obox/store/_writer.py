@@ -1,0 +1,193 @@
+"""Writing mails and claims under new UIDs (docs/format.md, "Delivery", "COPY and MOVE").
+
+Steps of a delivery; the commit point is 3:
+ 1. a UID is taken (`Slots.take`), the mail encoded under it with a fresh oid;
+ 2. the journal's lease is renewed beside it when it is old;
+ 3. PUT, create-only, under the UID's key;
+ 4. when every lower UID is settled: index record into memory, local copy and journal;
+ 5. the acknowledgement.
+
+The PUT runs in a task of the store, so that a client that hangs up cannot leave a UID undecided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import structlog
+
+from ..errors import Unavailable
+from ..mailbox import Delta, Rows
+from ..objectstore import StoreError, put_once, settle
+from ..objectstore.codec import ObjectKind
+from ..objectstore.keys import mail_key
+from ..types import Oid, Uid
+from ._env import TRY_LATER
+from ._mail import MailMeta, make_fields, pack_fields
+from ._slots import Slot
+from .api import Fields
+
+if TYPE_CHECKING:
+    from .mailbox import Mailbox
+
+log = structlog.get_logger()
+
+PUTS_AT_ONCE: Final = 8
+"""PUTs in flight for one MULTIAPPEND."""
+
+INLINE_MAX: Final = 64 * 1024
+"""Octets up to which a mail is parsed and compressed on the loop: about a millisecond."""
+
+VISIBLE_S: Final = 15.0
+"""How long a mail that has landed waits for the lower UIDs, before the sender is told to try again."""
+
+ATTEMPTS_MAX: Final = 8
+"""UIDs lost in a row to other writers before we give up for now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A mail to be written; internaldate None: now."""
+
+    source: bytes
+    flags: tuple[str, ...]
+    internaldate: int | None
+    zone: int
+
+
+def stamp(delta: Delta, modseq: int) -> None:
+    """Give the rows of a new delta their modseq, known only when their turn comes."""
+    rows = delta.rows
+    if rows is not None:
+        rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
+        on = np.uint64(modseq * 2 + 1)
+        rows.stamps = {flag: np.where(stamps & np.uint64(1), on, np.uint64(0)) for flag, stamps in rows.stamps.items()}
+
+
+async def write_mails(mailbox: Mailbox, drafts: list[Draft]) -> list[Uid]:
+    """Write mails under neighbouring UIDs, all visible at once or none; durable on return. Raises Unavailable."""
+    journal = mailbox.user.journal
+    journal.check()
+    lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
+    fields = [await _fields(draft.source) for draft in drafts]
+    for _ in range(ATTEMPTS_MAX):
+        slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
+        task = mailbox.user.spawn(_put_group(mailbox, slots, drafts, fields))
+        await asyncio.shield(task)
+        if await _visible(slots):
+            await (journal.lease() if lease is None else asyncio.shield(lease))
+            return [Uid(slot.uid) for slot in slots]
+    raise Unavailable(TRY_LATER)
+
+
+async def _visible(slots: list[Slot]) -> bool:
+    try:
+        async with asyncio.timeout(VISIBLE_S):
+            return all([await asyncio.shield(slot.done) for slot in slots])
+    except TimeoutError:
+        raise Unavailable(TRY_LATER) from None
+
+
+async def _fields(source: bytes) -> Fields:
+    if len(source) <= INLINE_MAX:
+        return make_fields(source)
+    return await asyncio.to_thread(make_fields, source)
+
+
+async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft], fields: list[Fields]) -> None:
+    """PUT every mail of a group and settle its slots: all landed, or none counts. Raises Unavailable."""
+    gate = asyncio.Semaphore(PUTS_AT_ONCE)
+
+    async def one(slot: Slot, draft: Draft) -> tuple[str, Delta | None]:
+        async with gate:
+            return await _put_mail(mailbox, slot, draft)
+
+    if len(slots) == 1:
+        results = [await _put_mail(mailbox, slots[0], drafts[0])]
+    else:
+        results = list(await asyncio.gather(*(one(slot, draft) for slot, draft in zip(slots, drafts, strict=True))))
+    all_landed = all(outcome == "landed" for outcome, _ in results)
+    if all_landed:
+        sid, guid = mailbox.user.storage_id, mailbox.guid
+        packed = [(slot.uid, pack_fields(f)) for slot, f in zip(slots, fields, strict=True)]
+        mailbox.env.metacache.put_fields(sid, guid, packed)
+    for slot, (outcome, delta) in zip(slots, results, strict=True):
+        if outcome == "landed":
+            mailbox.slots.settle(slot, "landed" if all_landed else "void", delta if all_landed else None)
+        elif outcome == "taken":
+            mailbox.slots.settle(slot, "taken")
+    if any(outcome == "unknown" for outcome, _ in results):
+        raise Unavailable(TRY_LATER)
+
+
+async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[str, Delta | None]:
+    env = mailbox.env
+    now = env.now()
+    meta = MailMeta(
+        guid=mailbox.guid,
+        uid=slot.uid,
+        size=len(draft.source),
+        internaldate=int(now) if draft.internaldate is None else draft.internaldate,
+        zone=draft.zone,
+        savedate=int(now * 1000),
+        flags=draft.flags,
+    )
+    oid = env.new_oid()
+    if len(draft.source) <= INLINE_MAX:
+        data = env.codec.encode(ObjectKind.MAIL, oid, meta.encode(), draft.source)
+    else:
+        data = await asyncio.to_thread(env.codec.encode, ObjectKind.MAIL, oid, meta.encode(), draft.source)
+    outcome = await put_slot(mailbox, slot, data, oid)
+    if outcome != "landed":
+        return outcome, None
+    await env.fscache.put(mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid)), data)
+    return outcome, Delta(rows=meta.row(oid, 0))
+
+
+async def put_slot(mailbox: Mailbox, slot: Slot, data: bytes, oid: Oid) -> str:
+    """PUT under a slot's UID: "landed", "taken", or "unknown": then a task decides the UID, however long it takes."""
+    key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
+    try:
+        return "landed" if await put_once(mailbox.env.bucket, key, data, oid, kind="mail") else "taken"
+    except StoreError as exc:
+        log.warning("delivery undecided", user=mailbox.user.name, key=key, error=str(exc))
+        mailbox.user.spawn(_decide(mailbox, slot, key, oid))
+        return "unknown"
+
+
+async def _decide(mailbox: Mailbox, slot: Slot, key: str, oid: Oid) -> None:
+    """Settle a UID whose PUT has no known outcome. What landed was never acknowledged: it counts for nothing."""
+    pause = 0.5
+    while True:
+        try:
+            outcome = await settle(mailbox.env.bucket, key, oid, kind="mail")
+        except StoreError:
+            await mailbox.env.sleep(pause)
+            pause = min(pause * 2, 10.0)
+            continue
+        mailbox.slots.settle(slot, "taken" if outcome == "other" else "void")
+        return
+
+
+async def write_claim(mailbox: Mailbox, rows: Rows) -> tuple[Slot, Delta]:
+    """Claim `len(rows)` UIDs with one PUT that holds the records. The slot is not settled yet: the caller forces the
+    journal first, then settles it "landed" with the delta. Raises Unavailable."""
+    env = mailbox.env
+    for _ in range(ATTEMPTS_MAX):
+        (slot,) = await mailbox.slots.take(mailbox.state.uidnext, [len(rows)])
+        numbered = rows.take(slice(None))
+        numbered.uid = np.arange(slot.uid, slot.uid + len(rows), dtype=np.uint32)
+        delta = Delta(rows=numbered, claims={slot.uid: len(rows)}, uidnext=slot.uid + len(rows))
+        oid = env.new_oid()
+        data = env.codec.encode(ObjectKind.CLAIM, oid, b"", delta.encode())
+        outcome = await asyncio.shield(mailbox.user.spawn(put_slot(mailbox, slot, data, oid)))
+        if outcome == "landed":
+            return slot, delta
+        if outcome == "unknown":
+            raise Unavailable(TRY_LATER)
+        mailbox.slots.settle(slot, "taken")
+        await asyncio.shield(slot.done)
+    raise Unavailable(TRY_LATER)

@@ -1,0 +1,5 @@
+"""What the protocols need of a mail's content: the mime room, through the store's door."""
+
+from ..mime import Section, header_fields, parse, section
+
+__all__ = ["Section", "header_fields", "parse", "section"]

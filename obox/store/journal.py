@@ -1,0 +1,299 @@
+"""The journal: what all users of this backend changed in one interval, in one object.
+
+Theory of operation. `add` stages a delta; one task writes what is staged, an object at a time, each under the next
+`seq`, create-only. An object that may or may not have landed is written again, the same bytes, until it is known: the
+create-only PUT makes that safe. A refused PUT means that another backend has fenced this boot off (it believes us
+dead):
+`Fenced` is told to the owner, which starts a new boot; what was staged or in flight goes into that boot's first object.
+
+    add -> staged -> in flight -> in the bucket
+                        |
+                        +-- refused: fenced -> new boot, staged again
+
+Lease. Nothing is acknowledged unless a journal PUT that began in the last LEASE_S seconds has succeeded, by a clock
+that
+counts while the machine sleeps: a frozen machine that wakes up learns first whether it has been replaced.
+
+Coverage. For each box (a user's root or mailbox) the journal remembers the first `seq` that holds a change which no
+bundle covers; the lowest of all is the watermark, written into every object: a reader needs nothing below it.
+
+Invariant: `sync()` returns only when everything added before the call is in the bucket under a boot that is not fenced.
+Refuses to know: what a delta says.
+Diagnostics: bucket trouble is logged once a minute and retried for ever; `late` says for how long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from ..errors import Unavailable
+from ..objectstore import ObjectStore, StoreError, put_once
+from ..objectstore.codec import Codec, ObjectKind
+from ..objectstore.keys import journal_key
+from ..types import Oid
+from ._once import EveryMinute
+
+LEASE_S: Final = 30.0
+"""An acknowledgement needs a journal PUT begun within this time: what a takeover must wait for at most."""
+
+RENEW_S: Final = 15.0
+"""An idle backend renews its lease when it is older than this, beside the mail's own PUT."""
+
+LATE_S: Final = 10.0
+"""While the journal is this late, changes are refused: the most that a crash may lose stays bounded."""
+
+log = structlog.get_logger()
+
+
+class Line(msgspec.Struct, array_like=True):
+    """The changes of one user in an object: (box, delta) in order."""
+
+    sid: str
+    changes: list[tuple[str, bytes]]
+
+
+class JournalObject(msgspec.Struct, omit_defaults=True):
+    """One journal object. closed: a fence, or an orderly end; clean: everything in this boot is in bundles."""
+
+    backend: str
+    boot: str
+    seq: int
+    watermark: int
+    lines: list[Line] = []
+    closed: bool = False
+    clean: bool = False
+
+    def encode(self, codec: Codec, oid: Oid) -> bytes:
+        return codec.encode(ObjectKind.JOURNAL, oid, b"", msgspec.msgpack.encode(self))
+
+    @classmethod
+    def decode(cls, codec: Codec, data: bytes) -> JournalObject:
+        return msgspec.msgpack.decode(codec.decode(data).payload, type=cls)
+
+
+class Journal:
+    """The writer of one backend's journal; see the module's text."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        codec: Codec,
+        backend: str,
+        boot: str,
+        *,
+        interval_s: float,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+        new_oid: Callable[[], Oid],
+        before_put: Callable[[str, int], Awaitable[None]],
+        fenced: Callable[[], str],
+    ) -> None:
+        """clock: seconds, counting suspend; before_put(boot, seq): remember it locally; fenced(): a new boot's name."""
+        self._store = store
+        self._codec = codec
+        self.backend = backend
+        self.boot = boot
+        self._interval_s = interval_s
+        self._clock = clock
+        self._sleep = sleep
+        self._new_oid = new_oid
+        self._before_put = before_put
+        self._fenced = fenced
+        self._staged: dict[str, list[tuple[str, bytes]]] = {}
+        self._staged_at: float | None = None
+        self._seq = 0
+        self._lease_at = -LEASE_S
+        self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._writes = 0
+        self._busy = False
+        self._stopping = False
+        self._first: dict[tuple[str, str], int] = {}
+        self.covered: list[tuple[str, int, float]] = []
+        """(boot, seq below which all is covered, since when by `clock`): what may be deleted after a delay."""
+        self._trouble = EveryMinute(clock)
+
+    # -- writers ---------------------------------------------------------------------------------------------------
+
+    def add(self, sid: str, box: str, delta: bytes) -> None:
+        """Stage one change; it is in the bucket within the interval while the bucket answers."""
+        self._staged.setdefault(sid, []).append((box, delta))
+        self._first.setdefault((sid, box), self._seq)
+        if self._staged_at is None:
+            self._staged_at = self._clock()
+            self._wake.set()
+
+    async def sync(self) -> None:
+        """Return when everything added before is in the bucket. Raises Unavailable after LATE_S."""
+        if self._staged or self._busy:
+            await self._wait(self._writes + bool(self._staged) + self._busy)
+
+    async def lease(self) -> None:
+        """Return when an acknowledgement is allowed. Raises Unavailable."""
+        if self.stale():
+            await self._wait(self._writes + 1)
+
+    def stale(self) -> bool:
+        """The lease needs renewing: `lease` would make a request."""
+        return self._clock() - self._lease_at > RENEW_S
+
+    def check(self) -> None:
+        """Raises Unavailable while the journal is LATE_S late."""
+        if self.late() > LATE_S:
+            raise Unavailable("the storage does not answer; try again later")
+
+    def late(self) -> float:
+        """Seconds for which the oldest change has waited."""
+        return 0.0 if self._staged_at is None else self._clock() - self._staged_at
+
+    async def _wait(self, write: int) -> None:
+        """Until that many writes have been made."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((write, future))
+        self._urgent.set()
+        self._wake.set()
+        try:
+            async with asyncio.timeout(LATE_S):
+                await future
+        except TimeoutError:
+            raise Unavailable("the storage does not answer; try again later") from None
+
+    # -- coverage --------------------------------------------------------------------------------------------------
+
+    def position(self) -> int:
+        """The seq that a change added now will be in; for `flushed`."""
+        return self._seq
+
+    def flushed(self, sid: str, box: str, position: int, *, more: bool) -> None:
+        """A bundle covers what was added of a box before `position` was taken; `more`: changes have come since."""
+        key = (sid, box)
+        if not more:
+            self._first.pop(key, None)
+        elif key in self._first:
+            self._first[key] = max(self._first[key], position)
+
+    def watermark(self) -> int:
+        """The first seq that a reader needs."""
+        return min(self._first.values(), default=self._seq)
+
+    # -- the writing task ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write until `stop`, and then what is left; the store owns this task."""
+        while True:
+            await self._wake.wait()
+            if self._stopping and not self._staged and not self._waiting:
+                return
+            if not self._urgent.is_set() and self._staged_at is not None:
+                rest = self._interval_s - (self._clock() - self._staged_at)
+                if rest > 0:
+                    await self._nap(rest)
+            await self._write_staged()
+
+    def stop(self) -> None:
+        """Let `run` write what is staged and return."""
+        self._stopping = True
+        self._urgent.set()
+        self._wake.set()
+
+    async def _nap(self, seconds: float) -> None:
+        """Sleep, or until someone waits."""
+        sleeping = asyncio.ensure_future(self._sleep(seconds))
+        urgent = asyncio.ensure_future(self._urgent.wait())
+        try:
+            await asyncio.wait((sleeping, urgent), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            urgent.cancel()
+
+    async def _write_staged(self) -> None:
+        self._wake.clear()
+        self._urgent.clear()
+        if not self._staged and not self._waiting:
+            if self._stopping:
+                self._wake.set()
+            return
+        staged, self._staged = self._staged, {}
+        began_waiting = self._staged_at
+        self._busy = True
+        try:
+            await self._write(staged)
+        except BaseException:
+            self._staged = self._merge(staged, self._staged)
+            self._staged_at = began_waiting
+            raise
+        finally:
+            self._busy = False
+        self._writes += 1
+        self._staged_at = self._clock() if self._staged else None
+        left = []
+        for write, future in self._waiting:
+            if write > self._writes:
+                left.append((write, future))
+            elif not future.done():
+                future.set_result(None)
+        self._waiting = left
+        if self._staged or left or self._stopping:
+            self._wake.set()
+        if left or self._stopping:
+            self._urgent.set()
+
+    async def _write(
+        self, staged: dict[str, list[tuple[str, bytes]]], *, closed: bool = False, clean: bool = False
+    ) -> None:
+        """Put one object, again and again the same bytes, until it is known to be there; through fences."""
+        seq, data, oid = self._encode(staged, closed, clean)
+        while True:
+            begun = self._clock()
+            try:
+                await self._before_put(self.boot, seq)
+                ours = await put_once(
+                    self._store, journal_key(self.backend, self.boot, seq), data, oid, kind="journal"
+                )
+            except StoreError as exc:
+                if self._trouble.due():
+                    more = self._trouble.skipped()
+                    log.warning("journal late", seconds=round(self.late(), 1), error=str(exc), more=more)
+                await self._sleep(min(1.0, self._interval_s))
+                continue
+            if ours:
+                self._lease_at = begun
+                return
+            self.boot = self._fenced()
+            self._seq = 0
+            self._first = dict.fromkeys(self._first, 0)
+            seq, data, oid = self._encode(staged, closed, clean)
+
+    def _encode(
+        self, staged: dict[str, list[tuple[str, bytes]]], closed: bool, clean: bool
+    ) -> tuple[int, bytes, Oid]:
+        seq = self._seq
+        self._seq += 1
+        oid = self._new_oid()
+        lines = [Line(sid, changes) for sid, changes in staged.items()]
+        watermark = min(self.watermark(), seq)
+        journal = JournalObject(self.backend, self.boot, seq, watermark, lines, closed, clean)
+        if watermark and (not self.covered or self.covered[-1][:2] != (self.boot, watermark)):
+            self.covered.append((self.boot, watermark, self._clock()))
+        return seq, journal.encode(self._codec, oid), oid
+
+    @staticmethod
+    def _merge(
+        first: dict[str, list[tuple[str, bytes]]], then: dict[str, list[tuple[str, bytes]]]
+    ) -> dict[str, list[tuple[str, bytes]]]:
+        for sid, changes in then.items():
+            first.setdefault(sid, []).extend(changes)
+        return first
+
+    async def close(self) -> None:
+        """Write the end of this boot; `run` has ended before. Clean if bundles cover all."""
+        staged, self._staged = self._staged, {}
+        clean = not self._first and not staged
+        await self._write(staged, closed=True, clean=clean)
+        self._staged_at = None

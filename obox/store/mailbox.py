@@ -1,0 +1,298 @@
+"""One mailbox of one user over bucket, metacache and fscache; shared by all sessions.
+
+Invariant: `state` is what is acknowledged or settled; every change of it is a delta that was first handed to the local
+copy and the journal. Sessions never see a UID of which a lower one may still land.
+Refuses to know: protocols, other users.
+Diagnostics: a lost mail (its object is gone) is `NotFound` and logged with its key; a damaged one `Corrupt`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import structlog
+
+from metacache import Change
+
+from ..errors import Corrupt, Expunged, NotFound
+from ..mailbox import Changed, Delta, State, Totals
+from ..mailbox._state import DELETED, FlagOp
+from ..mailbox._uidset import UidArray
+from ..mailbox.search import Query
+from ..objectstore import CorruptObject, ObjectInfo
+from ..objectstore.codec import Decoded
+from ..objectstore.keys import mail_key
+from ..types import Guid, Uid
+from . import _discover, _flush, _reader, _writer
+from ._bundles import Bundles, Known
+from ._env import Env
+from ._search import search
+from ._slots import Slot, Slots
+from .api import Fields, Stored
+
+if TYPE_CHECKING:
+    from .user import User
+
+log = structlog.get_logger()
+
+PRIORITY_INBOX: Final = 2
+PRIORITY_OTHER: Final = 3
+
+LOCAL_DELTAS_MAX: Final = 64
+"""Deltas behind the base of a local copy, above which a flush folds them into it."""
+
+UNIMPORTANT_INTERVALS: Final = 12
+"""A few new mails wait so many upload intervals (an hour) for a bundle: the journal must not keep them for ever."""
+
+
+class Mailbox:
+    """A mailbox in memory; see the module's text and `api.Mailbox`."""
+
+    def __init__(self, env: Env, user: User, guid: Guid, uidvalidity: int, priority: int) -> None:
+        self.env = env
+        self.user = user
+        self.guid = guid
+        self.uidvalidity = uidvalidity
+        self.priority = priority
+        self.state = State(guid)
+        self.known = Known()
+        self.bundles = Bundles(env, user.storage_id, guid)
+        self.deleted = False
+        self.sessions = 0
+        self.used_at = env.clock()
+        self.changes = 0
+        """Counts changes since load, so that a flush sees whether more came meanwhile."""
+        self.change = Change.NONE
+        self.unflushed_mails = 0
+        self.due_at: float | None = None
+        self.local_deltas = 0
+        self.segments_read: set[str] = set()
+        self.flushing = asyncio.Lock()
+        self.slots = Slots(self._show, self._taken)
+        self._watchers: list[Callable[[], None]] = []
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def load(self, infos: list[ObjectInfo] | None, pending: list[bytes], *, unclean: bool) -> None:
+        """Take the state from the local copy if it is to be trusted, else from the bucket; then what is new there.
+
+        infos: this mailbox's part of a LIST of bundles, None if there was none; pending: deltas out of the journal of a
+        backend that did not flush. Raises Unavailable, Corrupt.
+        """
+        await _discover.load(self, infos, pending, unclean=unclean)
+
+    async def recheck(self, infos: list[ObjectInfo]) -> None:
+        """Take in what other backends have written: their bundles, and mails by LIST. Raises Unavailable, Corrupt."""
+        await _discover.recheck(self, infos)
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
+        self._watchers.append(wake)
+
+        def end() -> None:
+            if wake in self._watchers:
+                self._watchers.remove(wake)
+
+        return end
+
+    def wake(self) -> None:
+        for wake in tuple(self._watchers):
+            wake()
+
+    async def release(self) -> None:
+        self.sessions -= 1
+        self.used_at = self.env.clock()
+
+    def totals(self) -> Totals:
+        state = self.state
+        recent = self.count_between(state.recent, state.uidnext)
+        deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
+        return Totals(state.highestmodseq, len(state), state.unseen, state.bytes, state.uidnext, recent, deleted)
+
+    def check_consistency(self) -> None:
+        """Assert the state's invariants."""
+        self.state.check()
+
+    # -- changing --------------------------------------------------------------------------------------------------
+
+    def apply(self, delta: Delta, change: Change, *, journal: bool = True) -> Changed:
+        """Take a delta in: memory, local copy (staged), journal (staged); wakes the sessions."""
+        data = delta.encode()
+        self.env.metacache.append(self.user.storage_id, self.guid, data, change, priority=self.priority)
+        self.local_deltas += 1
+        if journal:
+            self.user.journal.add(self.user.storage_id, self.guid, data)
+        changed = self.state.join(delta)
+        self.changed(change, len(changed.new))
+        return changed
+
+    def changed(self, change: Change, mails: int = 0) -> None:
+        """Note that the bucket's bundles are behind, and when that must end."""
+        self.changes += 1
+        self.change = max(self.change, change)
+        self.unflushed_mails += mails
+        settings = self.env.settings
+        soon = change is Change.IMPORTANT or self.unflushed_mails > settings.max_rescan_mail_count
+        due = self.env.clock() + settings.upload_interval_s * (1 if soon else UNIMPORTANT_INTERVALS)
+        self.due_at = due if self.due_at is None else min(self.due_at, due)
+        self.wake()
+
+    def take_recent(self) -> int:
+        first = self.state.recent
+        if first < self.state.uidnext:
+            self.apply(Delta(recent=self.state.uidnext), Change.UNIMPORTANT, journal=False)
+        return first
+
+    async def store_flags(
+        self, uids: UidArray, op: FlagOp, flags: Iterable[str], unchanged_since: int | None = None
+    ) -> Stored:
+        self.require_live()
+        refused = np.empty(0, dtype=np.uint32)
+        if unchanged_since is not None:
+            where, there = self.state.positions(uids)
+            uids, where = uids[there], where[there]
+            stale = self.state.modseqs[where] > np.uint64(unchanged_since)
+            refused, uids = uids[stale], uids[~stale]
+        delta, changed = self.state.flag_delta(uids, op, flags, self.env.now_ms())
+        if delta is None:
+            return Stored(changed, refused, 0)
+        self.apply(delta, Change.IMPORTANT)
+        await self._commit()
+        return Stored(changed, refused, delta.highestmodseq)
+
+    async def expunge(self, uids: UidArray) -> UidArray:
+        self.require_live()
+        foreign = self.foreign(uids)
+        delta, gone = self.state.expunge_delta(uids, self.env.now_ms())
+        if delta is None:
+            return gone
+        self.apply(delta, Change.IMPORTANT)
+        for home, holders in foreign.items():
+            released = {(home_uid, self.guid, uid): delta.highestmodseq for uid, home_uid in holders}
+            await self.user.apply_to(home, Delta(holders=released))
+        await self._commit()
+        return gone
+
+    def foreign(self, uids: UidArray) -> dict[Guid, list[tuple[int, int]]]:
+        """Of live `uids`, those whose mail is not in the object of their own UID: home -> [(uid, home uid)]."""
+        state = self.state
+        where, there = state.positions(uids)
+        where = where[there]
+        out: dict[Guid, list[tuple[int, int]]] = {}
+        for at in np.flatnonzero(state.foreign()[where]).tolist():
+            guid, far = state.home_of(int(where[at]))
+            out.setdefault(guid, []).append((int(state.uids[where[at]]), far))
+        return out
+
+    def require_live(self) -> None:
+        """Raises NotFound when the mailbox is deleted, Unavailable while the journal is late."""
+        if self.deleted:
+            raise NotFound("the mailbox has been deleted")
+        self.user.journal.check()
+
+    async def _commit(self) -> None:
+        await self.user.commit()
+
+    # -- new UIDs --------------------------------------------------------------------------------------------------
+
+    def _show(self, slot: Slot) -> None:
+        """A slot's turn: what it holds becomes part of the state, or its UIDs are skipped for ever."""
+        end = slot.uid + slot.count
+        if slot.fate == "landed" and slot.delta is not None:
+            delta = slot.delta
+            modseq = self.state.next_modseq(self.env.now_ms())
+            _writer.stamp(delta, modseq)
+            delta.uidnext = end
+            delta.highestmodseq = modseq
+            self.apply(delta, Change.IMPORTANT if delta.claims else Change.UNIMPORTANT)
+        else:
+            self.apply(Delta(claims={slot.uid: 1}, uidnext=end), Change.UNIMPORTANT)
+
+    def _taken(self) -> None:
+        self.user.spawn(_discover.refresh(self))
+
+    async def deliver(self, source: bytes, flags: tuple[str, ...], internaldate: int | None, zone: int) -> Uid:
+        """Store one mail; durable and visible on return. Raises Unavailable."""
+        uids = await _writer.write_mails(self, [_writer.Draft(source, flags, internaldate, zone)])
+        return uids[0]
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def fields(self, uids: Sequence[int]) -> list[Fields | None]:
+        return await _reader.fields(self, uids)
+
+    async def mail(self, uid: int) -> bytes:
+        position = self.state.position(uid)
+        if position is None:
+            raise Expunged("the mail has been expunged")
+        return await self.read(uid, position)
+
+    async def read(self, uid: int, position: int) -> bytes:
+        home, home_uid = self.state.home_of(position)
+        oid = bytes(self.state.column("oid")[position])
+        key = mail_key(self.user.storage_id, home, Uid(home_uid))
+        return self.decode(key, oid, await self.env.fscache.get(key, lambda: self.fetch(key)))
+
+    async def fetch(self, key: str) -> bytes:
+        """GET one mail's object. Raises NotFound when it is lost."""
+        data = await self.env.get(key, kind="mail")
+        if data is None:
+            log.error("mail lost", key=key, user=self.user.name, next_step="restore it, or oboxadm force-resync")
+            raise NotFound("the mail is lost from the storage")
+        return data
+
+    def decode(self, key: str, oid: bytes, data: bytes) -> bytes:
+        """The mail in an object; never another one's. Raises Corrupt."""
+        try:
+            decoded: Decoded = self.env.codec.decode(data)
+        except CorruptObject as exc:
+            log.error("mail damaged", key=key, user=self.user.name, error=str(exc))
+            raise Corrupt("the mail is damaged in the storage") from exc
+        if decoded.oid != oid:
+            log.error("another mail under this key", key=key, user=self.user.name)
+            raise Corrupt("the mail is damaged in the storage")
+        return decoded.payload
+
+    def mails(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
+        return _reader.mails(self, uids)
+
+    async def part(self, uid: int, start: int, end: int) -> bytes:
+        return await _reader.part(self, uid, start, end)
+
+    async def search(self, query: Query, uids: UidArray) -> UidArray:
+        return await search(self, query, uids, now=self.env.now())
+
+    # -- upkeep ----------------------------------------------------------------------------------------------------
+
+    async def flush(self, *, everything: bool = False) -> bool:
+        """Upload what the bucket's bundles lack; `everything`: unimportant changes and cached fields too."""
+        return await _flush.flush(self, everything=everything)
+
+    def is_due(self) -> bool:
+        """The time for an upload has come."""
+        return self.due_at is not None and self.env.clock() >= self.due_at
+
+    def save(self) -> None:
+        """Make the local copy one base of the whole state, under the present stamp."""
+        data, stamp = self.state.extract().encode(), self.known.encode()
+        self.env.metacache.replace(
+            self.user.storage_id, self.guid, data, stamp, change=self.change, priority=self.priority
+        )
+        self.local_deltas = 0
+
+    def save_stamp(self) -> None:
+        """Note the bundles and the change mark with the local copy; fold it when it has many deltas."""
+        if self.local_deltas > LOCAL_DELTAS_MAX:
+            self.save()
+        else:
+            self.env.metacache.mark(self.user.storage_id, self.guid, self.change, self.known.encode())
+
+    def count_between(self, low: int, high: int) -> int:
+        """Live mails with low <= UID <= high."""
+        uids = self.state.uids
+        return int(np.searchsorted(uids, high, side="right")) - int(np.searchsorted(uids, low))
+
+    def busy(self) -> bool:
+        return bool(self.sessions or self.slots.pending or self._watchers or self.flushing.locked())

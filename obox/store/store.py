@@ -1,0 +1,363 @@
+"""All users of one backend over one bucket, one metacache and one fscache.
+
+Life: `start` (format, fences, replay), `run` (the journal's writer, uploads when they are due, idle users let go, old
+objects deleted), `close` (everything flushed, the journal's end written). While the bucket does not answer at start,
+`start` tries again and users get `Unavailable`.
+
+Diagnostics: a newer format in the bucket is fatal (`ConfigError`); bucket trouble is logged once a minute and retried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+import structlog
+
+from metacache import Change, MetacacheError
+
+from ..errors import ConfigError, OboxError, Unavailable
+from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
+from ..objectstore.codec import ObjectKind
+from ..objectstore.keys import FORMAT_KEY, ROOT, journal_key
+from ..types import Guid, StorageId
+from ._bundles import Known
+from ._env import TRY_LATER, Env
+from ._once import EveryMinute
+from .journal import Journal
+from .takeover import LastBoot, Takeover, mark_clean, take_over
+from .user import User
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+TICK_S: Final = 1.0
+"""How often the upkeep looks for what is due."""
+
+FLUSHES_AT_ONCE: Final = 8
+"""Uploads in flight at once, so that a flush of many users leaves room for deliveries."""
+
+STOP_S: Final = 30.0
+"""For the journal's end at a stop; what it could not write is in the local state."""
+
+_LAST_BOOT: Final = "boot"
+_GENERATION: Final = "generation"
+
+
+class MailStore:
+    """See the module's text and `api.Store`."""
+
+    def __init__(self, env: Env, *, live: Callable[[str], bool] = lambda backend: False) -> None:
+        """live: whether another running backend claims a name (the cluster directory)."""
+        self.env = env
+        self._live = live
+        self.users: dict[StorageId, User] = {}
+        self._opening: dict[StorageId, asyncio.Task[User]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._running: list[asyncio.Task[Any]] = []
+        self._takeover = Takeover()
+        self._deleted_below: dict[str, int] = {}
+        self._trouble = EveryMinute(env.clock)
+        self._gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
+        self.started = False
+        self.unclean = False
+        self.journal = self._new_journal(self._new_boot())
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task of the store: `close` waits for it; its failure is logged unless somebody awaits it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None and not isinstance(exc, OboxError):
+            log.error("a task of the store failed", error=repr(exc), exc_info=exc)
+
+    def _new_boot(self) -> str:
+        return f"{self.env.now_ms():012x}{self.env.random_bytes(2).hex()}"
+
+    def _new_journal(self, boot: str) -> Journal:
+        env = self.env
+        env.writer = boot
+        return Journal(
+            env.bucket,
+            env.codec,
+            env.settings.backend,
+            boot,
+            interval_s=env.settings.journal_interval_s,
+            clock=env.clock,
+            sleep=env.sleep,
+            new_oid=env.new_oid,
+            before_put=self._remember,
+            fenced=self._fenced,
+        )
+
+    async def _remember(self, boot: str, seq: int) -> None:
+        """Before a journal PUT: so that the bucket never knows more of us than our own disk, unless that was
+        restored."""
+        self._note(LastBoot(boot, seq, clean=False))
+        try:
+            await self.env.metacache.commit()
+        except MetacacheError as exc:
+            if self._trouble.due():
+                log.warning("local state cannot be written", error=str(exc))
+
+    def _note(self, last: LastBoot) -> None:
+        self.env.metacache.put_state(_LAST_BOOT, msgspec.msgpack.encode(last))
+
+    def _fenced(self) -> str:
+        """Another backend believes us dead: a new boot, and nothing local is trusted before it was checked."""
+        boot = self._new_boot()
+        log.error("fenced off by another backend; continuing as a new boot", old=self.journal.boot, new=boot)
+        self.env.writer = boot
+        self.unclean = True
+        self._bump_generation()
+        for user in self.users.values():
+            self.spawn(user.recheck())
+        return boot
+
+    def _bump_generation(self) -> None:
+        self.env.generation += 1
+        self.env.metacache.put_state(_GENERATION, str(self.env.generation).encode())
+
+    async def start(self) -> None:
+        """Check the format, fence what is dead, read what it left; tries until the bucket answers. Raises
+        ConfigError."""
+        env = self.env
+        raw = env.metacache.get_state(_GENERATION)
+        env.generation = int(raw) if raw else 1
+        raw = env.metacache.get_state(_LAST_BOOT)
+        last = msgspec.msgpack.decode(raw, type=LastBoot) if raw else None
+        while True:
+            try:
+                await self._check_format()
+                self._takeover = await take_over(env, last, self._live)
+                break
+            except Unavailable:
+                if self._trouble.due():
+                    log.warning("waiting for the bucket", skipped=self._trouble.skipped())
+                await env.sleep(1.0)
+        if self._takeover.trust == "none":
+            env.metacache.drop_all()
+        if self._takeover.trust != "all":
+            self._bump_generation()
+        self.unclean = self._takeover.unclean or (last is not None and not last.clean)
+        self._running = [self.spawn(self.journal.run()), self.spawn(self._upkeep())]
+        self.started = True
+        log.info("store ready", boot=self.journal.boot, local_copies=self._takeover.trust,
+        users=len(self._takeover.pending))
+        if self._takeover.pending or self._takeover.boots:
+            self.spawn(self._adopt())
+        self.spawn(self._flush_dirty())
+
+    async def _check_format(self) -> None:
+        env = self.env
+        data = await env.get(FORMAT_KEY, kind="format")
+        if data is None:
+            oid = env.new_oid()
+            data = env.codec.encode(ObjectKind.FORMAT, oid, b"", msgspec.msgpack.encode({"major": 1, "minor": 0}))
+            try:
+                await put_once(env.bucket, FORMAT_KEY, data, oid, kind="format")
+            except StoreError as exc:
+                raise env.unavailable("put", FORMAT_KEY, exc) from exc
+            return
+        try:
+            major = msgspec.msgpack.decode(env.codec.decode(data).payload)["major"]
+        except NewerFormat as exc:
+            raise ConfigError(f"storage.url: the bucket was written by a newer obox: {exc}") from exc
+        except (CorruptObject, msgspec.MsgspecError, KeyError, TypeError) as exc:
+            raise ConfigError(f"storage.url: {FORMAT_KEY} in the bucket does not decode: {exc}") from exc
+        if major > 1:
+            raise ConfigError(f"storage.url: the bucket has format {major}; allowed: 1")
+
+    async def _adopt(self) -> None:
+        """Load and flush every box that a dead boot's journal speaks of, then mark those boots clean."""
+        env = self.env
+        while True:
+            try:
+                for sid in list(self._takeover.pending):
+                    user = await self._user(StorageId(sid), sid)
+                    for box in list(user.pending):
+                        await user.box(Guid(box))
+                    await user.flush()
+                break
+            except OboxError as exc:
+                if self._trouble.due():
+                    log.warning("taking over, will try again", error=str(exc))
+                await env.sleep(5.0)
+        for backend, boot, seq in self._takeover.boots:
+            await mark_clean(env, backend, boot, seq)
+        self._takeover.boots.clear()
+
+    async def _flush_dirty(self) -> None:
+        """Local copies with changes that an earlier process did not upload."""
+        for user, box in [(space.user, box) for space in self.env.metacache.users() for box in self._dirty(space.user)]:
+            try:
+                opened = await self._user(StorageId(user), user)
+                await opened.flush_root() if box == ROOT else await (await opened.box(Guid(box))).flush()
+            except OboxError as exc:
+                log.warning("an unflushed mailbox waits", user=user, mailbox=box, error=str(exc))
+
+    def _dirty(self, sid: str) -> list[str]:
+        """Boxes of a user whose local copy has important changes."""
+        out = []
+        for box in self.env.metacache.boxes(sid):
+            copy = self.env.metacache.load(sid, box)
+            if copy is not None and copy.change is Change.IMPORTANT and Known.decode(copy.stamp) is not None:
+                out.append(box)
+        return out
+
+    async def close(self) -> None:
+        """Flush everything and write the journal's end; what the bucket refuses now stays in the local copies."""
+        if not self.started:
+            return
+        self.started = False
+        await self._settle()
+        for task in self._running[1:]:
+            task.cancel()
+        clean = True
+        for user in list(self.users.values()):
+            try:
+                await user.flush(everything=True)
+                user.leave()
+            except OboxError as exc:
+                clean = False
+                log.error("not flushed at stop; it is in the local state and the journal", user=user.name,
+                error=str(exc))
+        self.journal.stop()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._running[0]
+                await self.journal.close()
+        except TimeoutError:
+            clean = False
+            log.error("the journal's end could not be written")
+        if clean:
+            self._note(LastBoot(self.journal.boot, self.journal.position() - 1, clean=True))
+        await self.env.metacache.commit()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _settle(self) -> None:
+        """Wait, within reason, for the UIDs in flight."""
+        boxes = [box for user in self.users.values() for box in user.boxes.values()]
+        try:
+            async with asyncio.timeout(30):
+                await asyncio.gather(*(box.slots.settled() for box in boxes))
+        except TimeoutError:
+            log.warning("some deliveries are still undecided; they were not acknowledged")
+
+    # -- users -----------------------------------------------------------------------------------------------------
+
+    async def open_user(
+        self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
+    ) -> User:
+        """See `api.Store.open_user`."""
+        user = await self._user(storage_id, name)
+        user.name = name
+        user.quota_bytes, user.quota_messages = quota_bytes, quota_messages
+        user.sessions += 1
+        return user
+
+    async def _user(self, sid: StorageId, name: str) -> User:
+        if not self.started:
+            raise Unavailable(TRY_LATER)
+        user = self.users.get(sid)
+        if user is not None:
+            user.used_at = self.env.clock()
+            return user
+        task = self._opening.get(sid)
+        if task is None:
+            if sid not in self._takeover.pending and self.env.metacache.full():
+                raise Unavailable("no room for another user's index; try again later")
+            task = self._opening[sid] = self.spawn(self._open(sid, name))
+            task.add_done_callback(lambda _: self._opening.pop(sid, None))
+        return await asyncio.shield(task)
+
+    async def _open(self, sid: StorageId, name: str) -> User:
+        user = User(self, self.env, name, sid)
+        await user.open(dict(self._takeover.pending.get(sid, {})))
+        self._takeover.pending.pop(sid, None)
+        self.users[sid] = user
+        return user
+
+    def metadata(self) -> Mapping[str, object]:
+        """Figures for logs and metrics."""
+        return {
+            "users": len(self.users),
+            "mailboxes": sum(len(user.boxes) for user in self.users.values()),
+            "journal_late_seconds": self.journal.late(),
+            "boot": self.journal.boot,
+        }
+
+    # -- upkeep ----------------------------------------------------------------------------------------------------
+
+    async def _upkeep(self) -> None:
+        while True:
+            await self.env.sleep(TICK_S)
+            try:
+                await self._tick()
+            except OboxError as exc:
+                if self._trouble.due():
+                    log.warning("upkeep will try again", error=str(exc))
+
+    async def _tick(self) -> None:
+        """Flush what is due, let go of what is idle, delete what is old."""
+        due: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            box.flush for user in self.users.values() for box in user.boxes.values() if box.is_due()
+        ]
+        due += [user.flush_root for user in self.users.values() if user.is_due()]
+
+        async def one(flush: Callable[[], Coroutine[Any, Any, object]]) -> None:
+            async with self._gate:
+                await flush()
+
+        results = await asyncio.gather(*(one(flush) for flush in due), return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        before = self.env.clock() - self.env.settings.idle_s
+        for sid, user in list(self.users.items()):
+            user.unload_idle(before)
+            if not user.busy() and user.used_at < before:
+                user.leave()
+                del self.users[sid]
+        self._make_room()
+        await self._clear_journal()
+
+    def _make_room(self) -> None:
+        """First form of the cleaner: the local copies of users who are not in memory, the longest unused first."""
+        metacache = self.env.metacache
+        if not metacache.full():
+            return
+        spaces = sorted(metacache.users(), key=lambda space: space.accessed)
+        for space in spaces:
+            if StorageId(space.user) not in self.users and not self._dirty(space.user):
+                metacache.drop_user(space.user)
+                log.info("metacache clean", user=space.user)
+                if not metacache.full():
+                    return
+
+    async def _clear_journal(self) -> None:
+        """Delete journal objects that bundles have covered for the delay."""
+        env, journal = self.env, self.journal
+        keys: list[str] = []
+        limit = env.clock() - env.delete_delay_s
+        while journal.covered and journal.covered[0][2] < limit:
+            boot, seq, _ = journal.covered.pop(0)
+            keys += [journal_key(journal.backend, boot, n) for n in range(self._deleted_below.get(boot, 0), seq)]
+            self._deleted_below[boot] = seq
+        if not self._takeover.boots:
+            old = [(key, at) for key, at in self._takeover.old if at < env.now() - env.delete_delay_s]
+            if old:
+                keys += [key for key, _ in old]
+                self._takeover.old = [pair for pair in self._takeover.old if pair not in old]
+        await env.delete(keys, kind="journal")

@@ -1,0 +1,167 @@
+"""At start: which boots left a journal, which of them are over, and what they say that no bundle knows.
+
+Theory of operation. One LIST of `_journal/` shows every boot of every backend, each with its last `seq`. A boot that no
+live backend claims is fenced: the next `seq` is PUT as `closed`, repeated until it wins; from then on its owner,
+should it
+wake up, can acknowledge nothing. What lies between the last object's watermark and the fence is read and kept, by user
+and box, until each box has been loaded and flushed; then the boot is marked `clean` and never read again.
+
+Our own last boot tells what the local copies are worth:
+- closed and clean, and the local state remembers it: every copy is current;
+- not closed, and the bucket knows no later boot or seq of ours than we do (a crash): copies hold all that was
+acknowledged
+  but the last deliveries, so each mailbox is LISTed once when it is opened;
+- anything else (disks restored from a backup, another backend fenced us, an empty state directory): no copy is trusted.
+
+Diagnostics: an unreadable journal object is fatal for its boot's replay and logged with its key; the operator decides
+(`oboxadm rebuild`); the rest goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from ..errors import Corrupt
+from ..objectstore import CorruptObject, StoreError, put_once
+from ..objectstore.keys import journal_key, journal_prefix, parse_journal_key
+from ._env import Env
+from .journal import JournalObject
+
+log = structlog.get_logger()
+
+
+class LastBoot(msgspec.Struct):
+    """What the local state remembers of this backend: its boot, the last `seq` it began to PUT, and if it ended
+    well."""
+
+    boot: str
+    seq: int
+    clean: bool
+
+
+@dataclass
+class Takeover:
+    """What a start has found. pending: deltas by storage id and box; boots: (backend, boot, next seq) to mark clean
+    when
+    all that is flushed; old: journal keys with the time they were written, to be deleted after the delay."""
+
+    pending: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
+    boots: list[tuple[str, str, int]] = field(default_factory=list)
+    old: list[tuple[str, float]] = field(default_factory=list)
+    unclean: bool = False
+    trust: str = "none"
+    """"all", "check" (LIST each mailbox once) or "none"."""
+
+
+async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]) -> Takeover:
+    """Fence what is dead and read what it left. live: does another running backend claim this name. Raises
+    Unavailable."""
+    found = Takeover()
+    backend = env.settings.backend
+    boots: dict[tuple[str, str], list[int]] = {}
+    for info in await env.listing(journal_prefix(), kind="journal"):
+        try:
+            key = parse_journal_key(info.key)
+        except ValueError:
+            log.warning("foreign object in the journal, left alone", key=info.key)
+            continue
+        boots.setdefault((key.backend, key.boot), []).append(key.seq)
+        found.old.append((info.key, info.modified))
+    own = sorted(boot for name, boot in boots if name == backend)
+    fenced_by_other = False
+    for (name, boot), seqs in sorted(boots.items()):
+        if name != backend and live(name):
+            keep = journal_prefix(name, boot)
+            found.old = [(key, at) for key, at in found.old if not key.startswith(keep)]
+            continue
+        end = await _read(env, name, boot, max(seqs))
+        if end.closed and end.clean:
+            continue
+        if name == backend and end.closed and last is not None and boot == last.boot:
+            fenced_by_other = True
+        found.unclean = True
+        last_seq, watermark = (end.seq, end.watermark) if end.closed else await _fence(env, name, boot, end)
+        await _replay(env, found, name, boot, [seq for seq in range(watermark, last_seq) if seq >= min(seqs)])
+        found.boots.append((name, boot, last_seq + 1))
+    found.trust = _trust(last, own, boots, backend, fenced_by_other)
+    return found
+
+
+def _trust(
+    last: LastBoot | None, own: list[str], boots: dict[tuple[str, str], list[int]], backend: str, fenced: bool
+) -> str:
+    """What the local copies are worth; see the module's text."""
+    if last is None or fenced:
+        return "none"
+    if own and own[-1] > last.boot:
+        log.warning("the bucket knows a later boot of ours: local state is from a backup, dropped", boot=own[-1])
+        return "none"
+    known = boots.get((backend, last.boot), [])
+    if known and max(known) > last.seq + last.clean:
+        log.warning("the bucket knows later changes of ours: local state is from a backup, dropped", boot=last.boot)
+        return "none"
+    return "all" if last.clean else "check"
+
+
+async def _read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
+    key = journal_key(backend, boot, seq)
+    data = await env.get(key, kind="journal")
+    try:
+        if data is None:
+            raise CorruptObject("is not there")
+        return JournalObject.decode(env.codec, data)
+    except (CorruptObject, msgspec.MsgspecError) as exc:
+        raise Corrupt(f"journal object {key}: {exc}") from exc
+
+
+async def _fence(env: Env, backend: str, boot: str, end: JournalObject) -> tuple[int, int]:
+    """Close a boot's journal after its last object; returns the fence's seq and the watermark."""
+    while not end.closed:
+        seq = end.seq + 1
+        fence = JournalObject(backend, boot, seq, end.watermark, closed=True)
+        oid = env.new_oid()
+        key = journal_key(backend, boot, seq)
+        try:
+            if await put_once(env.bucket, key, fence.encode(env.codec, oid), oid, kind="journal"):
+                log.info("fenced", backend=backend, boot=boot, seq=seq)
+                return seq, end.watermark
+        except StoreError as exc:
+            raise env.unavailable("put", key, exc) from exc
+        end = await _read(env, backend, boot, seq)
+    return end.seq, end.watermark
+
+
+async def _replay(env: Env, found: Takeover, backend: str, boot: str, seqs: list[int]) -> None:
+    """Collect what these objects say, in order."""
+    for begin in range(0, len(seqs), 64):
+        batch = seqs[begin : begin + 64]
+        objects = await asyncio.gather(*(_read_or_skip(env, backend, boot, seq) for seq in batch))
+        for journal in objects:
+            for line in journal.lines if journal is not None else ():
+                boxes = found.pending.setdefault(line.sid, {})
+                for box, delta in line.changes:
+                    boxes.setdefault(box, []).append(delta)
+    log.info("journal replayed", backend=backend, boot=boot, objects=len(seqs), users=len(found.pending))
+
+
+async def _read_or_skip(env: Env, backend: str, boot: str, seq: int) -> JournalObject | None:
+    try:
+        return await _read(env, backend, boot, seq)
+    except Corrupt as exc:
+        log.error("journal object skipped", error=str(exc), next_step="restore it, or oboxadm rebuild the users named")
+        return None
+
+
+async def mark_clean(env: Env, backend: str, boot: str, seq: int) -> None:
+    """Say that everything in a fenced boot is in bundles now."""
+    done = JournalObject(backend, boot, seq, seq, closed=True, clean=True)
+    oid = env.new_oid()
+    try:
+        await put_once(env.bucket, journal_key(backend, boot, seq), done.encode(env.codec, oid), oid, kind="journal")
+    except StoreError as exc:
+        raise env.unavailable("put", journal_key(backend, boot, seq), exc) from exc

@@ -1,0 +1,458 @@
+"""One user's mail: the list of mailboxes, and what concerns several of them.
+
+The list is a box like a mailbox is (`root`): a local copy, deltas in the journal, a bundle in the bucket. Making,
+renaming
+and deleting mailboxes hand out names: they are in the bucket before they are acknowledged.
+
+Invariant: a mailbox is in memory at most once, and one whose bundles are behind is not dropped from memory.
+Refuses to know: protocols; other users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import numpy as np
+import structlog
+
+from metacache import Change, MetacacheError
+
+from ..errors import Corrupt, NotFound, OverQuota, TooBig, Unavailable
+from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals
+from ..mailbox._uidset import UidArray
+from ..mailbox.names import check_name
+from ..objectstore import ObjectInfo, StoreError, put_once
+from ..objectstore.codec import ObjectKind
+from ..objectstore.keys import ROOT, bundles_prefix, first_root_key
+from ..types import Guid, StorageId
+from . import _mailboxes
+from ._bundles import BundleMeta, Bundles, Known, by_box
+from ._env import Env
+from ._writer import Draft, write_claim, write_mails
+from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
+from .journal import Journal
+from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
+
+if TYPE_CHECKING:
+    from .store import MailStore
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+class User:
+    """See the module's text and `api.User`."""
+
+    def __init__(self, store: MailStore, env: Env, name: str, storage_id: StorageId) -> None:
+        self._store = store
+        self.env = env
+        self.name = name
+        self.storage_id = storage_id
+        self.quota_bytes: int | None = None
+        self.quota_messages: int | None = None
+        self.root = Root()
+        self.known = Known()
+        self.change = Change.NONE
+        self.changes = 0
+        self.due_at: float | None = None
+        self.sessions = 0
+        self.used_at = env.clock()
+        self.boxes: dict[Guid, Mailbox] = {}
+        self.born: set[Guid] = set()
+        """Mailboxes that this process made and has not loaded: there is nothing to load."""
+        self.pending: dict[str, list[bytes]] = {}
+        self._bundles = Bundles(env, storage_id, ROOT)
+        self._infos: dict[str, list[ObjectInfo]] | None = None
+        self._loading: dict[Guid, asyncio.Task[Mailbox]] = {}
+        self._exact: set[Guid] = set()
+        self._flushing = asyncio.Lock()
+
+    @property
+    def journal(self) -> Journal:
+        return self._store.journal
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run to its end whatever becomes of the session; the store waits for it when it closes."""
+        return self._store.spawn(work)
+
+    async def commit(self) -> None:
+        """What was handed to the local copy is synced; with `durability = "bucket"`, in the bucket.
+
+        A local disk that fails costs time only: then the bucket is waited for.
+        """
+        if self.env.settings.durability == "bucket":
+            await self.journal.sync()
+            return
+        try:
+            await self.env.metacache.commit()
+        except MetacacheError as exc:
+            log.warning("local commit failed, waiting for the bucket", user=self.name, error=str(exc))
+            await self.journal.sync()
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    async def open(self, pending: dict[str, list[bytes]]) -> None:
+        """Load the list of mailboxes, made at first use. Raises Unavailable, Corrupt."""
+        env = self.env
+        self.pending = pending
+        copy = env.metacache.load(self.storage_id, ROOT)
+        known = Known.decode(copy.stamp) if copy is not None else None
+        exact = False
+        if copy is not None and known is not None:
+            for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
+                self.root.join(_decode(data))
+            self.known, self.change = known, copy.change
+            exact = known.generation == env.generation
+        else:
+            self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
+            if ROOT not in self._infos and not await self._create():
+                self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
+            if ROOT in self._infos:
+                loaded = await self._bundles.load(self._infos[ROOT])
+                self.known = loaded.known
+                for data in loaded.payloads:
+                    self.root.join(_decode(data))
+                exact = loaded.known.clean and not pending and not self._store.unclean
+        for data in pending.pop(ROOT, []):
+            self.root.join(_decode(data))
+            self.change = Change.IMPORTANT
+        if not self.root.entries:
+            raise Corrupt("the list of mailboxes is empty")
+        self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
+        self.known.generation = env.generation
+        self._save()
+        if self.change is not Change.NONE:
+            self._changed(self.change)
+        if not exact and (self.quota_bytes is not None or self.quota_messages is not None):
+            self.spawn(self._count_all())
+        for entry in self.root.entries.values():
+            if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
+                self.spawn(_mailboxes.clear_deleted(self, entry))
+
+    async def _create(self) -> bool:
+        """Write the first root bundle under its fixed name; False if another backend was first."""
+        env = self.env
+        now = env.now_ms()
+        validity = now // 1000
+        wanted = [("INBOX", ""), *env.settings.mailboxes]
+        entries = [
+            MailboxEntry(env.random_bytes(16).hex(), name, now, now + i, validity + i, use)
+            for i, (name, use) in enumerate(wanted)
+        ]
+        subscriptions = {name: now * 2 + 1 for name, _ in wanted}
+        delta = RootDelta(entries, subscriptions, {}, now, validity + len(wanted))
+        oid = env.new_oid()
+        key = first_root_key(self.storage_id)
+        data = env.codec.encode(ObjectKind.BASE, oid, _EMPTY_META, delta.encode())
+        try:
+            if not await put_once(env.bucket, key, data, oid, kind="index"):
+                return False
+        except StoreError as exc:
+            raise env.unavailable("put", key, exc) from exc
+        self.root.join(delta)
+        self.known = Known(heads=[key.rsplit("/", 1)[1]], need_base=False)
+        self.born = {Guid(entry.guid) for entry in entries}
+        log.info("user made", user=self.name, storage_id=self.storage_id)
+        return True
+
+    async def _count_all(self) -> None:
+        """After an unclean end, make every mailbox's totals exact, for the quota."""
+        for entry in list(self.root.names().values()):
+            if Guid(entry.guid) not in self._exact:
+                await self.box(Guid(entry.guid))
+
+    def adopt(self, mailbox: Mailbox, rows: Rows) -> None:
+        """Rows that LIST found and that refer to other mailboxes' objects: make sure that those know."""
+        held: dict[Guid, Delta] = {}
+        for uid, home, home_uid in zip(rows.uid.tolist(), rows.home.tolist(), rows.home_uid.tolist(), strict=True):
+            if home >= 0 or home_uid != uid:
+                guid = rows.homes[home] if home >= 0 else mailbox.guid
+                held.setdefault(guid, Delta()).holders[home_uid, mailbox.guid, uid] = 0
+        for guid, delta in held.items():
+            self.spawn(self.apply_to(guid, delta))
+
+    async def apply_to(self, guid: Guid, delta: Delta) -> None:
+        """Apply a change to a mailbox of this user that may not be open."""
+        if guid in self.root.entries:
+            (await self.box(guid)).apply(delta, Change.IMPORTANT)
+
+    async def box(self, guid: Guid) -> Mailbox:
+        """The mailbox, loaded once however many ask. Raises NotFound, Unavailable, Corrupt."""
+        box = self.boxes.get(guid)
+        if box is not None:
+            box.used_at = self.env.clock()
+            return box
+        task = self._loading.get(guid)
+        if task is None:
+            task = self._loading[guid] = self.spawn(self._load(guid))
+            task.add_done_callback(lambda _: self._loading.pop(guid, None))
+        return await asyncio.shield(task)
+
+    async def _load(self, guid: Guid) -> Mailbox:
+        entry = self.root.entries.get(guid)
+        if entry is None:
+            raise NotFound("no such mailbox")
+        box = self._make(entry)
+        infos = None if self._infos is None else self._infos.get(guid, [])
+        pending = self.pending.get(guid, [])
+        await box.load(infos, pending, unclean=self._store.unclean)
+        self.pending.pop(guid, None)
+        self.boxes[guid] = box
+        self._exact.add(guid)
+        if self._infos is not None:
+            self._infos.pop(guid, None)
+            self._infos = self._infos if self._infos else None
+        return box
+
+    def _make(self, entry: MailboxEntry) -> Mailbox:
+        first = entry.name == "INBOX" or entry.special_use == "\\Junk"
+        box = Mailbox(
+            self.env, self, Guid(entry.guid), entry.uidvalidity, PRIORITY_INBOX if first else PRIORITY_OTHER
+        )
+        box.deleted = bool(entry.deleted)
+        return box
+
+    def fresh(self, entry: MailboxEntry) -> Mailbox:
+        """A mailbox that was made just now: there is nothing to load."""
+        box = self._make(entry)
+        box.known.generation = self.env.generation
+        box.save()
+        self.boxes[box.guid] = box
+        self._exact.add(box.guid)
+        return box
+
+    async def release(self) -> None:
+        self.sessions -= 1
+        self.used_at = self.env.clock()
+
+    # -- the list of mailboxes -------------------------------------------------------------------------------------
+
+    def _changed(self, change: Change) -> None:
+        self.changes += 1
+        self.change = max(self.change, change)
+        if self.due_at is None:
+            self.due_at = self.env.clock() + self.env.settings.upload_interval_s
+
+    async def change_root(self, delta: RootDelta) -> None:
+        """Take a change of the list in; in the bucket on return."""
+        self.journal.check()
+        data = delta.encode()
+        self.env.metacache.append(self.storage_id, ROOT, data, Change.IMPORTANT, priority=0)
+        self.journal.add(self.storage_id, ROOT, data)
+        self.root.join(delta)
+        self._changed(Change.IMPORTANT)
+        await self.journal.sync()
+
+    def entry(self, name: str) -> MailboxEntry:
+        """Raises NotFound."""
+        entry = self.root.names().get(name)
+        if entry is None:
+            raise NotFound(f"no mailbox {name!r}")
+        return entry
+
+    def mailboxes(self) -> list[MailboxInfo]:
+        return _mailboxes.infos(self.root)
+
+    def subscriptions(self) -> list[str]:
+        return self.root.subscribed_names()
+
+    async def create(self, name: str, special_use: str = "") -> Guid:
+        return await _mailboxes.create(self, name, special_use)
+
+    async def delete(self, name: str) -> None:
+        await _mailboxes.delete(self, name)
+
+    async def rename(self, old: str, new: str) -> None:
+        await _mailboxes.rename(self, old, new)
+
+    async def subscribe(self, name: str, on: bool) -> None:
+        name = check_name(name)
+        if self.root.subscribed(name) == on:
+            return
+        modseq = self.root.next_modseq(self.env.now_ms())
+        await self.change_root(RootDelta(subscriptions={name: modseq * 2 + on}, highestmodseq=modseq))
+
+    async def status(self, name: str) -> Status:
+        entry = self.entry(name)
+        guid = Guid(entry.guid)
+        if guid not in self.boxes and guid in self._exact:
+            totals = self.root.totals.get(guid, Totals())
+        else:
+            totals = (await self.box(guid)).totals()
+        return Status(
+            messages=totals.messages,
+            recent=totals.recent,
+            unseen=totals.unseen,
+            deleted=totals.deleted,
+            uidnext=totals.uidnext,
+            uidvalidity=entry.uidvalidity,
+            highestmodseq=max(totals.modseq, 1),
+            size=totals.bytes,
+        )
+
+    async def select(self, name: str) -> Mailbox:
+        box = await self.box(Guid(self.entry(name).guid))
+        box.sessions += 1
+        return box
+
+    # -- mails -----------------------------------------------------------------------------------------------------
+
+    def usage(self) -> Usage:
+        self.sync_totals()
+        size, messages = self.root.usage()
+        return Usage(size, messages, self.quota_bytes, self.quota_messages)
+
+    def check_quota(self, size: int, messages: int) -> None:
+        """Raises OverQuota when so much more does not fit."""
+        if self.quota_bytes is None and self.quota_messages is None:
+            return
+        usage = self.usage()
+        if self.quota_bytes is not None and usage.storage_bytes + size > self.quota_bytes:
+            raise OverQuota(f"quota exceeded: {usage.storage_bytes} of {self.quota_bytes} bytes are in use")
+        if self.quota_messages is not None and usage.messages + messages > self.quota_messages:
+            raise OverQuota(f"quota exceeded: {usage.messages} of {self.quota_messages} mails are stored")
+
+    def check_size(self, size: int) -> None:
+        """Raises TooBig."""
+        if size > self.env.settings.max_mail_size:
+            raise TooBig(f"a mail of {size} bytes; allowed: {self.env.settings.max_mail_size}")
+
+    async def append(self, name: str, mails: Sequence[NewMail]) -> Appended:
+        entry = self.entry(name)
+        for mail in mails:
+            self.check_size(len(mail.source))
+        self.check_quota(sum(len(mail.source) for mail in mails), len(mails))
+        box = await self.box(Guid(entry.guid))
+        box.require_live()
+        drafts = [
+            Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone) for mail in mails
+        ]
+        return Appended(entry.uidvalidity, await write_mails(box, drafts))
+
+    async def copy(self, source: Mailbox, uids: UidArray, name: str, *, move: bool = False) -> Copied:
+        entry = self.entry(name)
+        target = await self.box(Guid(entry.guid))
+        source.require_live()
+        target.require_live()
+        where, there = source.state.positions(uids)
+        uids = uids[there]
+        if len(uids) == 0:
+            return Copied(entry.uidvalidity, uids, uids)
+        size = int(source.state.column("size")[where[there]].sum(dtype=np.uint64))
+        if not move:
+            self.check_quota(size, len(uids))
+        copied = await asyncio.shield(self.spawn(self._copy(source, target, uids, move)))
+        return Copied(entry.uidvalidity, *copied)
+
+    async def _copy(self, source: Mailbox, target: Mailbox, uids: UidArray, move: bool) -> tuple[UidArray, UidArray]:
+        """Claim, journal, then both mailboxes (docs/format.md, "COPY and MOVE"); not to be cut short."""
+        rows, homes = _mailboxes.rows_for_copy(source, target, uids)
+        lease = self.spawn(self.journal.lease()) if self.journal.stale() else None
+        slot, delta = await write_claim(target, rows)
+        first = slot.uid
+        new = np.arange(first, first + len(rows), dtype=np.uint32)
+        _mailboxes.copy_fields(self.env, source, target, uids, new)
+        held: dict[Guid, Delta] = {}
+        for at, (guid, home_uid) in enumerate(homes):
+            held.setdefault(guid, Delta()).holders[home_uid, target.guid, first + at] = 0
+        for guid, holders in held.items():
+            await self.apply_to(guid, holders)
+        target.slots.settle(slot, "landed", delta)
+        await asyncio.shield(slot.done)
+        if move:
+            await source.expunge(uids)
+        await self.journal.sync()
+        if lease is not None:
+            await lease
+        return uids, new
+
+    async def recheck(self) -> None:
+        """After we were fenced off: take in what the bucket has and we do not, without closing what is open."""
+        while True:
+            try:
+                infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
+                names = {info.key.rsplit("/", 1)[1] for info in infos.get(ROOT, [])}
+                if names - {*self.known.heads, *(name for name, _ in self.known.superseded)}:
+                    loaded = await self._bundles.load(infos[ROOT])
+                    for data in loaded.payloads:
+                        self.root.join(_decode(data))
+                    self.known = loaded.known
+                    self._changed(Change.IMPORTANT)
+                for guid, box in list(self.boxes.items()):
+                    await box.recheck(infos.get(guid, []))
+                self.known.generation = self.env.generation
+                return
+            except Unavailable:
+                await self.env.sleep(1.0)
+
+    # -- upkeep ----------------------------------------------------------------------------------------------------
+
+    def sync_totals(self) -> bool:
+        """Bring the totals of the mailboxes in memory into the root; True if any differed."""
+        fresh = {}
+        for guid, box in self.boxes.items():
+            totals = box.totals()
+            if self.root.totals.get(guid) != totals:
+                fresh[guid] = totals
+        if fresh:
+            self.root.join(RootDelta(totals=fresh))
+        return bool(fresh)
+
+    def is_due(self) -> bool:
+        return self.due_at is not None and self.env.clock() >= self.due_at
+
+    async def flush_root(self, *, clean: bool = False) -> None:
+        """Upload the list of mailboxes with its totals. clean: everything of the user has been flushed before."""
+        async with self._flushing:
+            stale = self.sync_totals()
+            if self.change is Change.NONE and not stale and self.known.clean >= clean:
+                return
+            position, seen = self.journal.position(), self.changes
+            payload = self.root.extract().encode()
+            await self._bundles.put(self.known, "base", payload, modseq=self.root.highestmodseq, clean=clean)
+            more = self.changes != seen
+            self.change = self.change if more else Change.NONE
+            self.due_at = self.env.clock() + self.env.settings.upload_interval_s if more else None
+            self.journal.flushed(self.storage_id, ROOT, position, more=more)
+            await self._bundles.clear(self.known)
+            self._save()
+
+    async def flush(self, *, everything: bool = False) -> None:
+        """Upload all that is behind. Raises Unavailable."""
+        for box in list(self.boxes.values()):
+            await box.flush(everything=everything)
+        await self.flush_root(clean=everything and not self.pending)
+
+    def unload_idle(self, before: float) -> None:
+        """Let go of mailboxes that nobody has used since; never of one whose bundles are behind."""
+        for guid, box in list(self.boxes.items()):
+            if not box.busy() and box.used_at < before and box.change is Change.NONE:
+                self.sync_totals()
+                del self.boxes[guid]
+
+    def busy(self) -> bool:
+        return bool(self.sessions or self.boxes or self._loading or self.change is not Change.NONE or self.pending)
+
+    def _save(self) -> None:
+        data, stamp = self.root.extract().encode(), self.known.encode()
+        self.env.metacache.replace(self.storage_id, ROOT, data, stamp, change=self.change, priority=0)
+
+    def leave(self) -> None:
+        """Before the user leaves memory: keep what is derived."""
+        self.sync_totals()
+        self._save()
+
+
+_EMPTY_META = msgspec.msgpack.encode(BundleMeta())
+
+
+def _decode(data: bytes) -> RootDelta:
+    try:
+        return RootDelta.decode(data)
+    except ValueError as exc:
+        raise Corrupt(f"the list of mailboxes does not decode: {exc}") from exc
+

@@ -1,0 +1,36 @@
+"""Who may come in: user names, the passwd-file as passdb and userdb, password schemes, SASL.
+
+The invariant: a name is normalised by `normalise` before anything else sees it. Knows no protocol: IMAP, POP3 and the
+proxy hand it names, passwords and addresses; LMTP asks the passwd-file alone.
+"""
+
+from obox.auth.authenticator import Authenticator, AuthFailed, AuthUnavailable, Disabled, Penalties, UserDb
+from obox.auth.names import normalise
+from obox.auth.passwdfile import PasswdFile, Problem, add_user, list_users
+from obox.auth.sasl import Challenge, Credentials, SaslCancelled, SaslError, SaslServer, mechanisms
+from obox.auth.schemes import SCHEMES, hash_password
+from obox.auth.users import Quota, UserEntry
+
+__all__ = [
+    "SCHEMES",
+    "AuthFailed",
+    "AuthUnavailable",
+    "Authenticator",
+    "Challenge",
+    "Credentials",
+    "Disabled",
+    "PasswdFile",
+    "Penalties",
+    "Problem",
+    "Quota",
+    "SaslCancelled",
+    "SaslError",
+    "SaslServer",
+    "UserDb",
+    "UserEntry",
+    "add_user",
+    "hash_password",
+    "list_users",
+    "mechanisms",
+    "normalise",
+]

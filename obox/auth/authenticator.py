@@ -1,0 +1,258 @@
+"""Does this user hold this password? Checked in threads, behind a short cache and a growing delay.
+
+The invariants:
+- The line in force decides: the cache holds an HMAC over name, password and the line's own secret under a key of this
+  process, so that a changed line fits no old answer; disabled and nologin are read anew each time.
+- An unknown user costs the same work as a known one (a hash of the file's commonest scheme). Files of mixed schemes
+  still show a difference; one scheme per file does not.
+- That a user is disabled is told only to who knows the password.
+- Every queue and table has a limit: hashes under way and waiting, cache entries, remembered addresses.
+
+Delays follow Dovecot's auth penalty: 0, 2, 4, 8, 15 s before the next attempt from an address (IPv6: /48) after each
+failure, forgotten after two quiet minutes or a success; the same wrong password once more (a phone with an old one)
+does not add.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from obox.auth.schemes import PASSWORD_BYTES_MAX, SchemeError, verify_secret
+from obox.auth.users import UserEntry
+from obox.errors import Invalid, NoPerm, Unavailable
+
+log = structlog.get_logger("obox.auth")
+
+CACHE_TTL_S = 60.0
+CACHE_ENTRIES_MAX = 10_000
+HASHES_WAITING_MAX = 256
+"""With more at once the client is told to try later: at 50 ms a hash the last would wait 6 s on two cores."""
+
+PENALTY_DELAYS_S = (0.0, 2.0, 4.0, 8.0, 15.0)
+PENALTY_FORGET_S = 120.0
+PENALTY_ADDRESSES_MAX = 10_000
+_PENALTY_SEEN_MAX = 10
+
+_FALLBACK_SECRET = (
+    "{SHA512-CRYPT}$6$rounds=100000$oboxoboxoboxobox$"
+    "jzGZWYEfLZoe3nTqHcZUeVvrzGxbNJl6m9Vvsw3o7JwBR4kgCtdpG2PzQxVKGqLDnPQJhqk7b2YQ3yJdG1bHM0"
+)
+"""Work for a file without any secret; fits nothing that matters, its answer is not read."""
+
+
+class AuthFailed(NoPerm):
+    """Unknown user or wrong password; which one is not said."""
+
+
+class Disabled(NoPerm):
+    """The password fits, the user may not log in; the text is the line's `reason`."""
+
+
+class AuthUnavailable(Unavailable):
+    """It cannot be said now: no user database, too many waiting, or a hash that nothing here can check."""
+
+
+class UserDb(Protocol):
+    """What the authenticator needs of a passwd-file."""
+
+    @property
+    def typical_secret(self) -> str:
+        """A secret that takes as long to check as most."""
+
+    def normalise(self, user: str) -> str:
+        """The normal form. Raises: Invalid."""
+
+    async def lookup_async(self, user: str) -> UserEntry | None:
+        """The entry or None. Raises: Unavailable."""
+
+
+@dataclass(slots=True)
+class _Penalty:
+    failures: int = 0
+    last_at: float = 0.0
+    seen: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+
+
+class Penalties:
+    """Failures per remote address, bounded: the address that failed longest ago is forgotten first."""
+
+    def __init__(
+        self,
+        delays_s: Sequence[float] = PENALTY_DELAYS_S,
+        *,
+        exempt: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+        addresses_max: int = PENALTY_ADDRESSES_MAX,
+    ) -> None:
+        """exempt: networks that never wait, such as a webmail's, whose users would wait for each other."""
+        self._delays_s = tuple(delays_s)
+        self._exempt = tuple(ipaddress.ip_network(network) for network in exempt)
+        self._clock = clock
+        self._addresses_max = addresses_max
+        self._table: OrderedDict[str, _Penalty] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def delay_s(self, remote: str) -> float:
+        """How long the next attempt from there has to wait."""
+        penalty = self._table.get(key) if (key := self._key(remote)) else None
+        if penalty is None or self._clock() - penalty.last_at >= PENALTY_FORGET_S:
+            return 0.0
+        return self._delays_s[min(penalty.failures, len(self._delays_s) - 1)]
+
+    def failed(self, remote: str, attempt: bytes) -> None:
+        """One more failure. attempt: a keyed digest of what was tried."""
+        if not (key := self._key(remote)):
+            return
+        now = self._clock()
+        penalty = self._table.pop(key, None)
+        if penalty is None or now - penalty.last_at >= PENALTY_FORGET_S:
+            penalty = _Penalty()
+        if attempt not in penalty.seen:
+            penalty.failures = min(penalty.failures + 1, len(self._delays_s))
+            penalty.seen[attempt] = None
+            if len(penalty.seen) > _PENALTY_SEEN_MAX:
+                penalty.seen.popitem(last=False)
+        penalty.last_at = now
+        self._table[key] = penalty
+        if len(self._table) > self._addresses_max:
+            self._table.popitem(last=False)
+
+    def succeeded(self, remote: str) -> None:
+        """Forget the failures, as Dovecot does."""
+        if key := self._key(remote):
+            self._table.pop(key, None)
+
+    def _key(self, remote: str) -> str:
+        """The address that is counted; "" for a unix socket or an exempt network."""
+        try:
+            address = ipaddress.ip_address(remote.partition("%")[0])
+        except ValueError:
+            return ""
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
+        if any(address in network for network in self._exempt):
+            return ""
+        if isinstance(address, ipaddress.IPv6Address):
+            return str(ipaddress.ip_network((address, 48), strict=False))
+        return str(address)
+
+
+class Authenticator:
+    """Checks passwords for all protocols of a process. `close` when done."""
+
+    def __init__(
+        self,
+        users: UserDb,
+        *,
+        threads: int = 2,
+        cache_ttl_s: float = CACHE_TTL_S,
+        cache_entries_max: int = CACHE_ENTRIES_MAX,
+        waiting_max: int = HASHES_WAITING_MAX,
+        penalties: Penalties | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        check: Callable[[str, str], bool] = verify_secret,
+    ) -> None:
+        self._users = users
+        self._cache_ttl_s = cache_ttl_s
+        self._cache_entries_max = cache_entries_max
+        self._waiting_max = waiting_max
+        self._penalties = Penalties(clock=clock) if penalties is None else penalties
+        self._clock = clock
+        self._sleep = sleep
+        self._check = check
+        self._key = secrets.token_bytes(32)
+        self._cache: OrderedDict[bytes, float] = OrderedDict()  # digest -> expiry
+        self._waiting = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="obox-auth")
+
+    async def verify(self, user: str, password: str, *, remote: str) -> UserEntry:
+        """The entry of a user who may log in. remote: the client's address, or "" for a unix socket.
+
+        Raises: AuthFailed, Disabled, AuthUnavailable; after a delay if that address has failed before.
+        """
+        if (delay_s := self._penalties.delay_s(remote)) > 0:
+            await self._sleep(delay_s)
+        try:
+            name = self._users.normalise(user)
+            entry = await self._users.lookup_async(name)
+        except Invalid:
+            name, entry = user, None
+        except Unavailable as error:
+            raise AuthUnavailable("Authentication is temporarily unavailable") from error
+        usable = bool(password) and len(password.encode("utf-8", "surrogatepass")) <= PASSWORD_BYTES_MAX
+        secret = entry.password if entry is not None else ""
+        digest = self._digest(name, password if usable else "", secret)
+        if entry is not None and (entry.nopassword or (usable and self._cached(digest))):
+            fits = True
+        else:
+            fits = await self._hash(secret, password if usable else "") and entry is not None and usable
+            if fits:
+                self._remember(digest)
+        if not fits or entry is None:
+            self._penalties.failed(remote, digest)
+            log.info("auth_failed", user=name[:200], remote=remote, known=entry is not None)
+            raise AuthFailed("Authentication failed")
+        self._penalties.succeeded(remote)
+        if entry.disabled or entry.nologin:
+            log.info("auth_refused", user=entry.user, remote=remote, disabled=entry.disabled)
+            raise Disabled(entry.reason or "Login is disabled for this user")
+        return entry
+
+    def close(self) -> None:
+        """Stop the threads; hashes under way end by themselves."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _hash(self, secret: str, password: str) -> bool:
+        """Does the secret fit, or, where there is none, False after the same work."""
+        if self._waiting >= self._waiting_max:
+            raise AuthUnavailable("Too many authentications are under way")
+        self._waiting += 1
+        try:
+            work = functools.partial(self._check, secret or self._users.typical_secret or _FALLBACK_SECRET, password)
+            fits = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except SchemeError as error:
+            if not secret:
+                return False
+            log.error("auth_scheme", problem=str(error))
+            raise AuthUnavailable("Authentication is temporarily unavailable") from error
+        finally:
+            self._waiting -= 1
+        return fits and bool(secret)
+
+    def _digest(self, name: str, password: str, secret: str) -> bytes:
+        parts = [part.encode("utf-8", "surrogatepass") for part in (name, password, secret)]
+        message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+        return hmac.digest(self._key, message, hashlib.sha256)
+
+    def _cached(self, digest: bytes) -> bool:
+        expiry = self._cache.get(digest)
+        if expiry is None:
+            return False
+        if expiry <= self._clock():
+            del self._cache[digest]
+            return False
+        return True
+
+    def _remember(self, digest: bytes) -> None:
+        if self._cache_ttl_s <= 0:
+            return
+        self._cache[digest] = self._clock() + self._cache_ttl_s
+        self._cache.move_to_end(digest)
+        if len(self._cache) > self._cache_entries_max:
+            self._cache.popitem(last=False)

@@ -1,0 +1,294 @@
+"""The passwd-file: users looked up by name, reloaded when the file changes, edited without ever being half written.
+
+The invariant: once read, there is always a table. A file that cannot be read, or that an editor has just emptied,
+leaves the old one in force and is logged; before the first success every lookup is Unavailable, so that no mail bounces
+because a mount came late. A bad line costs that line alone.
+
+Diagnostics: one warning per load with the bad lines' numbers; one per unreadable state, not per lookup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from obox.auth.names import normalise
+from obox.auth.schemes import split_secret
+from obox.auth.users import UserEntry, parse_line
+from obox.errors import Exists, Invalid, NotFound, Temporary, Unavailable
+
+log = structlog.get_logger("obox.auth")
+
+CHECK_INTERVAL_S = 1.0
+"""A changed file is seen after at most this long: one stat a second, whatever the load."""
+
+PROBLEMS_LOGGED_MAX = 20
+
+_Stamp = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one line, counted from 1."""
+
+    line: int
+    text: str
+    skipped: bool = True
+    """False: the user is there, the detail is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    users: dict[str, UserEntry]
+    problems: tuple[Problem, ...]
+    typical_secret: str
+
+
+def parse(data: bytes, default_domain: str = "") -> tuple[dict[str, UserEntry], tuple[Problem, ...]]:
+    """All users of a file by name, and what is wrong with its lines. The first of two lines for one user counts."""
+    users: dict[str, UserEntry] = {}
+    problems: list[Problem] = []
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        try:
+            found = parse_line(raw.decode("utf-8"), default_domain)
+        except UnicodeDecodeError:
+            problems.append(Problem(number, "not UTF-8"))
+            continue
+        except Invalid as error:
+            problems.append(Problem(number, str(error)))
+            continue
+        if found is None:
+            continue
+        entry, details = found
+        if entry.user in users:
+            problems.append(Problem(number, f"user {entry.user} exists more than once"))
+            continue
+        users[entry.user] = entry
+        problems.extend(Problem(number, text, skipped=False) for text in details)
+    return users, tuple(problems)
+
+
+class PasswdFile:
+    """The users of one file. `clock` counts seconds and never goes back."""
+
+    def __init__(
+        self, path: str | Path, default_domain: str = "", *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.path = Path(path)
+        self.default_domain = default_domain
+        self._clock = clock
+        self._checked_at = 0.0
+        self._stamp: _Stamp | None = None
+        self._table: _Table | None = None
+        self._complaint = ""
+        self._loading: asyncio.Lock | None = None
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What was wrong with the lines of the table in force."""
+        return self._table.problems if self._table else ()
+
+    @property
+    def typical_secret(self) -> str:
+        """A secret of the commonest scheme: hashing against it takes as long as against a user's own."""
+        return self._table.typical_secret if self._table else ""
+
+    def normalise(self, user: str) -> str:
+        """`obox.auth.normalise` with this file's default domain."""
+        return normalise(user, self.default_domain)
+
+    def lookup(self, user: str) -> UserEntry | None:
+        """The entry of a user, in any spelling; None where there is none. Reads a changed file here and now.
+
+        Raises: Unavailable while the file has never been readable.
+        """
+        if (stamp := self._changed()) is not None:
+            self._load(stamp)
+        return self._find(user)
+
+    async def lookup_async(self, user: str) -> UserEntry | None:
+        """`lookup` for the event loop: a changed file is read in a thread, once for all who wait."""
+        await self.refresh()
+        return self._find(user)
+
+    async def refresh(self) -> None:
+        """See whether the file has changed, at most once a second once it was read, and read it in a thread."""
+        if (stamp := self._changed()) is None:
+            return
+        self._loading = self._loading or asyncio.Lock()
+        async with self._loading:
+            if stamp != self._stamp:
+                await asyncio.to_thread(self._load, stamp)
+
+    def users(self) -> list[UserEntry]:
+        """All entries, by name. Raises: Unavailable while the file has never been readable."""
+        if (stamp := self._changed()) is not None:
+            self._load(stamp)
+        return [entry for _, entry in sorted(self._required().users.items())]
+
+    def _find(self, user: str) -> UserEntry | None:
+        table = self._required()
+        try:
+            return table.users.get(self.normalise(user))
+        except Invalid:
+            return None
+
+    def _required(self) -> _Table:
+        if self._table is None:
+            raise Unavailable("user database is not available")
+        return self._table
+
+    def _changed(self) -> _Stamp | None:
+        now = self._clock()
+        if self._table is not None and now - self._checked_at < CHECK_INTERVAL_S:
+            return None
+        self._checked_at = now
+        try:
+            stamp = _stamp(os.stat(self.path))
+        except OSError as error:
+            self._complain(f"cannot be read: {error.strerror}")
+            return None
+        return None if stamp == self._stamp else stamp
+
+    def _load(self, stamp: _Stamp) -> None:
+        try:
+            with open(self.path, "rb") as file:
+                stamp = _stamp(os.fstat(file.fileno()))
+                data = file.read()
+        except OSError as error:
+            self._complain(f"cannot be read: {error.strerror}")
+            return
+        if not data and self._table is not None and self._table.users:
+            self._complain("is empty: half written, or remove its users one by one")
+            return
+        users, problems = parse(data, self.default_domain)
+        self._table = _Table(users, problems, _typical_secret(users))
+        self._stamp = stamp
+        self._complaint = ""
+        log.info("passwd_file_loaded", path=str(self.path), users=len(users), problems=len(problems))
+        for problem in problems[:PROBLEMS_LOGGED_MAX]:
+            log.warning(
+                "passwd_file_bad_line",
+                path=str(self.path),
+                line=problem.line,
+                problem=problem.text,
+                skipped=problem.skipped,
+            )
+
+    def _complain(self, text: str) -> None:
+        if text != self._complaint:
+            self._complaint = text
+            log.error(
+                "passwd_file_unreadable", path=str(self.path), problem=text, old_users_kept=self._table is not None
+            )
+
+
+def _stamp(stat: os.stat_result) -> _Stamp:
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _typical_secret(users: dict[str, UserEntry]) -> str:
+    schemes: Counter[str] = Counter()
+    sample: dict[str, str] = {}
+    for entry in users.values():
+        with contextlib.suppress(ValueError):
+            scheme, _, rest = split_secret(entry.password)
+            if rest:
+                schemes[scheme] += 1
+                sample.setdefault(scheme, entry.password)
+    return sample[schemes.most_common(1)[0][0]] if schemes else ""
+
+
+def list_users(path: str | Path, default_domain: str = "") -> list[UserEntry]:
+    """All users of a file, by name, for the command line. Raises: NotFound, Temporary."""
+    users, _ = parse(_read(Path(path)), default_domain)
+    return [entry for _, entry in sorted(users.items())]
+
+
+def add_user(path: str | Path, user: str, secret: str, *, default_domain: str = "", extra: str = "") -> UserEntry:
+    """Append `user:secret` to the file, made with mode 0600 if it is not there; on disk on return.
+
+    secret: as `hash_password` gives it. extra: the extra fields, if any.
+    Other lines, the file's mode and its owner stay as they are; a symbolic link stays one. Two that add at once wait
+    for each other.
+    Raises: Exists for a user that is there in any spelling; Invalid; Temporary where the file cannot be written.
+    """
+    name = normalise(user)
+    if ":" in name or name.startswith("#"):
+        raise Invalid("user name has a ':' or begins with '#', which a passwd-file cannot hold")
+    if any(char in secret for char in ":\r\n") or any(char in extra for char in "\r\n"):
+        raise Invalid("password field has a ':' or a line end")
+    line = f"{name}:{secret}:::::" + (f":{extra}" if extra else "")
+    parsed = parse_line(line, default_domain)
+    assert parsed is not None
+    entry, problems = parsed
+    if problems:
+        raise Invalid(problems[0])
+    target = Path(os.path.realpath(path))
+    try:
+        with _locked(target) as data:
+            users, _ = parse(data, default_domain)
+            if entry.user in users:
+                raise Exists(f"user {entry.user} exists already")
+            ending = b"" if not data or data.endswith(b"\n") else b"\n"
+            _replace(target, data + ending + line.encode("utf-8") + b"\n")
+    except OSError as error:
+        raise Temporary(f"passwd-file cannot be written: {error.strerror}") from error
+    return entry
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFound("passwd-file is not there") from error
+    except OSError as error:
+        raise Temporary(f"passwd-file cannot be read: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bytes]:
+    """The file's bytes while no other editor of ours can replace it."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with open(fd, "rb") as file:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                current = os.stat(path)
+            except FileNotFoundError:
+                continue
+            if current.st_ino == os.fstat(fd).st_ino:  # else it was replaced while we waited: lock the new one
+                yield file.read()
+                return
+
+
+def _replace(path: Path, data: bytes) -> None:
+    stat = path.stat()
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            os.fchmod(fd, stat.st_mode & 0o7777)
+            if (stat.st_uid, stat.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(fd, stat.st_uid, stat.st_gid)
+            file.flush()
+            os.fsync(fd)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

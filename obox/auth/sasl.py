@@ -1,0 +1,122 @@
+"""SASL server side without I/O: base64 lines in, a challenge or credentials out. RFC 4422.
+
+PLAIN (RFC 4616) and LOGIN (draft-murchison-sasl-login, what old Outlook speaks). The exchange checks form only: who the
+user is and whether the password fits is `obox.auth.authenticator`'s work. One object serves one exchange.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+
+LINE_BYTES_MAX = 8192
+"""Longest base64 line: a user name of 200 and a password of 1024 bytes, four times over."""
+
+_MECHANISMS = ("PLAIN", "LOGIN")
+
+
+class SaslError(Exception):
+    """The client's mistake; the text may be shown to it. IMAP answers BAD, POP3 -ERR, SMTP kin 501."""
+
+
+class SaslCancelled(SaslError):
+    """The client sent `*`. RFC 4422 §3.5; RFC 9051 §6.2.2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What the server asks next: `data` as the mechanism means it, `wire` as it is sent, without `+ ` and CRLF."""
+
+    data: bytes
+
+    @property
+    def wire(self) -> bytes:
+        """In base64."""
+        return base64.b64encode(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the client claims to be, as it wrote it: not yet normalised, not yet checked."""
+
+    user: str
+    password: str = field(repr=False)
+
+
+def mechanisms(tls: bool) -> tuple[str, ...]:
+    """Names to advertise: both mechanisms show the password to the line, so none without TLS.
+
+    The caller decides what counts as TLS; Dovecot takes a loopback peer as secured.
+    """
+    return _MECHANISMS if tls else ()
+
+
+class SaslServer:
+    """One exchange: `start`, then `step` for each line of the client until Credentials come or SaslError is raised."""
+
+    def __init__(self) -> None:
+        self._mechanism = ""
+        self._user: str | None = None
+
+    def start(self, mechanism: str, initial: bytes | None = None) -> Challenge | Credentials:
+        """Begin. `initial`: the initial response in base64, `=` for an empty one (RFC 4959 §3), None for none."""
+        name = mechanism.upper()
+        if name not in _MECHANISMS:
+            raise SaslError("Unsupported authentication mechanism")
+        if self._mechanism:
+            raise SaslError("Authentication is already under way")
+        self._mechanism = name
+        if initial is None:
+            return Challenge(b"" if name == "PLAIN" else b"Username:")
+        return self._respond(b"" if initial == b"=" else _decode(initial))
+
+    def step(self, data: bytes) -> Challenge | Credentials:
+        """The client's next line, without CRLF."""
+        if not self._mechanism:
+            raise SaslError("No authentication is under way")
+        if data == b"*":
+            raise SaslCancelled("Authentication cancelled")
+        return self._respond(_decode(data))
+
+    def _respond(self, data: bytes) -> Challenge | Credentials:
+        if self._mechanism == "PLAIN":
+            return _plain(data)
+        text = _text(data)
+        if self._user is None:
+            if not text:
+                raise SaslError("User name is empty")
+            self._user = text
+            return Challenge(b"Password:")
+        return Credentials(self._user, text)
+
+
+def _plain(data: bytes) -> Credentials:
+    # RFC 4616 §2: message = [authzid] UTF8NUL authcid UTF8NUL passwd
+    parts = data.split(b"\0")
+    if len(parts) != 3:
+        raise SaslError("PLAIN response does not have three parts")
+    authzid, authcid, password = (_text(part) for part in parts)
+    if not authcid:
+        raise SaslError("User name is empty")
+    if authzid and authzid != authcid:
+        raise SaslError("Authorization as another user is not supported")
+    return Credentials(authcid, password)
+
+
+def _decode(line: bytes) -> bytes:
+    if len(line) > LINE_BYTES_MAX:
+        raise SaslError("Authentication data is too long")
+    try:
+        return base64.b64decode(line, validate=True)
+    except binascii.Error as error:
+        raise SaslError("Invalid base64 data") from error
+
+
+def _text(data: bytes) -> str:
+    if b"\0" in data:
+        raise SaslError("Authentication data has a NUL")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SaslError("Authentication data is not UTF-8") from error

@@ -1,0 +1,147 @@
+"""A user as the passwd-file describes it: entry, quota, and the parser of one line.
+
+    user:{SCHEME}secret:uid:gid:gecos:home:shell:extra_fields
+
+Dovecot's passwd-file; uid to shell are read over. Extra fields are separated by spaces, with or without Dovecot's
+`userdb_` prefix: `quota_rule=*:storage=1G:messages=100000`, `nologin`, `disabled`, `reason=…`, `nopassword`,
+`storage_id=…`; any other is kept in `extra` and means nothing here.
+
+The invariant: a line that names a user and has a password field gives an entry. A bad quota or an unknown password
+scheme is a problem to report, not a reason to lose the user: its mails would bounce. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from obox.auth.names import normalise
+from obox.auth.schemes import scheme_problem
+from obox.errors import Invalid
+
+_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d{1,18})([bkmgt]?)i?b?", re.IGNORECASE)
+_QUOTA_RULE = re.compile(r"quota_rule\d*")
+_NO_EXTRA: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a user may store; None is without limit."""
+
+    storage_bytes: int | None = None
+    messages: int | None = None
+
+
+UNLIMITED = Quota()
+
+
+@dataclass(frozen=True, slots=True)
+class UserEntry:
+    """One line. `user` is normalised; `password` is `{SCHEME}secret` and stays out of every repr."""
+
+    user: str
+    password: str = field(repr=False)
+    storage_id: str | None = None
+    """Another name than the user's in the bucket, before escaping; None: the user's."""
+    nologin: bool = False
+    """No login; mail is still delivered."""
+    disabled: bool = False
+    """No login and no delivery."""
+    reason: str = ""
+    """Shown to a client that is refused because of either."""
+    nopassword: bool = False
+    """Any password fits. Holds only where the password field is empty, as in Dovecot."""
+    quota: Quota = UNLIMITED
+    extra: Mapping[str, str] = field(default_factory=lambda: _NO_EXTRA)
+    """Fields without a meaning here, and quota rules of single mailboxes; a flag has the value ""."""
+
+
+def parse_line(line: str, default_domain: str = "") -> tuple[UserEntry, tuple[str, ...]] | None:
+    """The entry of one line and what is wrong with its details; None for a comment or an empty line.
+
+    Raises: Invalid where no user comes out of it.
+    """
+    line = line.rstrip("\r\n")
+    if not line.strip() or line.startswith("#"):
+        return None
+    fields = line.split(":", 7)
+    if len(fields) < 2:
+        raise Invalid("no ':' and no password field")
+    user = normalise(fields[0], default_domain)
+    password = fields[1]
+    if len(fields) < 8:
+        problem = scheme_problem(password)
+        return UserEntry(user, password), (problem,) if problem else ()
+    return _with_extra(user, password, fields[7])
+
+
+def _with_extra(user: str, password: str, text: str) -> tuple[UserEntry, tuple[str, ...]]:
+    problems = []
+    if problem := scheme_problem(password):
+        problems.append(problem)
+    storage_bytes: int | None = None
+    messages: int | None = None
+    known: dict[str, str] = {}
+    extra: dict[str, str] = {}
+    for item in text.split():
+        raw, _, value = item.partition("=")
+        name = raw.removeprefix("userdb_")
+        if _QUOTA_RULE.fullmatch(name):
+            if not value.startswith("*:"):
+                extra[name] = value
+                continue
+            try:
+                rule = parse_quota_rule(value)
+            except Invalid as error:
+                problems.append(str(error))
+                continue
+            storage_bytes = storage_bytes if rule.storage_bytes is None else rule.storage_bytes
+            messages = messages if rule.messages is None else rule.messages
+        elif name in {"nologin", "disabled", "nopassword", "reason", "storage_id"}:
+            known[name] = value
+        else:
+            extra[raw] = value
+    if "nopassword" in known and password:
+        problems.append("nopassword next to a password is ignored")
+    storage_id: str | None = None
+    if known.get("storage_id"):
+        storage_id = normalise(known["storage_id"])  # a wrong one would open another's mail: the line is bad
+    entry = UserEntry(
+        user=user,
+        password=password,
+        storage_id=storage_id,
+        nologin="nologin" in known,
+        disabled="disabled" in known,
+        reason=known.get("reason", ""),
+        nopassword="nopassword" in known and not password,
+        quota=Quota(storage_bytes or None, messages or None),
+        extra=MappingProxyType(extra) if extra else _NO_EXTRA,
+    )
+    return entry, tuple(problems)
+
+
+def parse_quota_rule(rule: str) -> Quota:
+    """`*:storage=1G:messages=1000` as in Dovecot: storage without a unit counts kilobytes, `bytes=` bytes.
+
+    0 is no limit. The zero stays a zero here, so that a later rule can lift an earlier one. Raises: Invalid.
+    """
+    mailbox, _, limits = rule.partition(":")
+    if mailbox != "*":
+        raise Invalid(f"quota rule for mailbox {mailbox!r} is not supported")
+    storage_bytes: int | None = None
+    messages: int | None = None
+    for limit in limits.split(":"):
+        name, _, value = limit.partition("=")
+        match = _SIZE.fullmatch(value)
+        if name == "storage" and match:
+            storage_bytes = int(match[1]) * _UNITS[match[2].lower() or "k"]
+        elif name == "bytes" and match:
+            storage_bytes = int(match[1]) * _UNITS[match[2].lower() or "b"]
+        elif name == "messages" and match and not match[2]:
+            messages = int(match[1])
+        else:
+            raise Invalid(f"quota rule has a bad limit {limit!r}")
+    return Quota(storage_bytes, messages)

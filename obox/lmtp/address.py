@@ -1,0 +1,81 @@
+"""Paths and parameters of MAIL and RCPT; user and detail of a recipient. Pure.
+
+    Path       = "<" [ A-d-l ":" ] Mailbox ">"            ; RFC 5321 §4.1.2
+    Mailbox    = Local-part "@" ( Domain / address-literal )
+    Local-part = Dot-string / Quoted-string
+
+More is accepted than that: dots anywhere (senders have them), UTF-8 (RFC 6531 §3.3), a local part without a domain
+(the default domain follows in `obox.auth.normalise`), a space before the "<". Control characters never. A source
+route is read over (RFC 5321 appendix C).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+ADDRESS_BYTES_MAX = 512
+"""RFC 5321 §4.5.3.1.3 has 256; twice that for UTF-8."""
+
+_ATOM = r'[^\s\x00-\x20\x7f-\x9f<>()\[\]\\,;:@"]+'
+_QUOTED = r'"(?:[^\x00-\x1f\x7f-\x9f"\\]|\\[\x20-\x7e])*"'
+_PATH = re.compile(
+    rf"\s*<(?:@[^\s:<>]+:)?(?P<address>(?P<local>{_ATOM}|{_QUOTED})(?:@(?P<domain>{_ATOM}|\[[^\s\[\]\\<>]+\]))?)>"
+    r"(?:\s+(?P<parameters>.*))?"
+)
+_NULL = re.compile(r"\s*<\s*>(?:\s+(?P<parameters>.*))?")
+_QUOTED_PAIR = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`text` as the client wrote it, without brackets and route; `local` without quotes; `domain` may be empty."""
+
+    text: str
+    local: str
+    domain: str
+
+
+NULL_ADDRESS = Address("", "", "")
+"""The null reverse-path of a bounce. RFC 5321 §4.5.5."""
+
+
+def parse_path(text: str) -> tuple[Address, str] | None:
+    """What follows `FROM:` or `TO:`: the address and the parameters; None if it is no path."""
+    match = _PATH.fullmatch(text)
+    if match is None:
+        null = _NULL.fullmatch(text)
+        return (NULL_ADDRESS, null["parameters"] or "") if null else None
+    address, local = match["address"], match["local"]
+    if len(address) > ADDRESS_BYTES_MAX or (not address.isascii() and len(address.encode()) > ADDRESS_BYTES_MAX):
+        return None
+    if local[0] == '"':
+        local = _QUOTED_PAIR.sub(r"\1", local[1:-1])
+        if not local:
+            return None
+    return Address(address, local, match["domain"] or ""), match["parameters"] or ""
+
+
+def parse_parameters(text: str) -> dict[str, str] | None:
+    """`KEY=value KEY …` with keys in upper case and "" for no value; None if one comes twice or has no key."""
+    found: dict[str, str] = {}
+    for item in text.split():
+        key, _, value = item.partition("=")
+        key = key.upper()
+        if not key or key in found:
+            return None
+        found[key] = value
+    return found
+
+
+def split_detail(address: Address, delimiters: str) -> tuple[str, str]:
+    """(user, detail): `bob+work@x` is user `bob@x`, detail `work`. Any character of `delimiters` separates.
+
+    A local part that begins with a delimiter has no detail. RFC 5233 §1.
+    """
+    user, detail = address.local, ""
+    for index, char in enumerate(user):
+        if index and char in delimiters:
+            user, detail = user[:index], user[index + 1 :]
+            break
+    return (f"{user}@{address.domain}" if address.domain else user), detail

@@ -1,0 +1,524 @@
+"""LMTP without I/O: bytes in, events and reply bytes out. RFC 2033 over RFC 5321.
+
+Theory of operation. `feed` appends to a buffer, `next_event` works on it until it has something that the driver must
+do, or NEED_DATA. Two events stop the machine until they are answered, because what follows depends on the answer:
+`RecipientAsked` (`answer_recipient`) and `MailReceived` (`answer_mail`). Meanwhile pipelined commands wait in the
+buffer (RFC 2920). Replies gather in order until `take_output`.
+
+    NEW --LHLO--> READY --MAIL--> MAIL --RCPT accepted--> RCPT --DATA--> DATA --CRLF.CRLF--> READY
+                                                           `---BDAT n--> CHUNK --n bytes--> BDAT --LAST--> READY
+
+The invariants:
+- After the mail there is one reply for each accepted recipient, in their order (RFC 2033 §4.2), and only then.
+- DATA ends at CRLF.CRLF and at nothing else; a bare CR or LF is content and is kept. So no two servers can see
+  different mails in what we take ("SMTP smuggling").
+- The events and replies do not depend on how the bytes were cut.
+- Nothing is unbounded: line, recipients, mail, bad commands.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from obox.lmtp.address import NULL_ADDRESS, Address, parse_parameters, parse_path, split_detail
+from obox.lmtp.replies import Reply
+from obox.lmtp.settings import Settings
+
+
+class State(enum.Enum):
+    """Where a session stands; see the picture above."""
+
+    NEW = enum.auto()
+    READY = enum.auto()
+    MAIL = enum.auto()
+    RCPT = enum.auto()
+    BDAT = enum.auto()
+    DATA = enum.auto()
+    CHUNK = enum.auto()
+    CLOSED = enum.auto()
+
+
+NEXT: dict[State, dict[str, State]] = {
+    State.NEW: {"LHLO": State.READY},
+    State.READY: {"LHLO": State.READY, "MAIL": State.MAIL},
+    State.MAIL: {"LHLO": State.READY, "RCPT": State.RCPT},
+    State.RCPT: {"LHLO": State.READY, "RCPT": State.RCPT, "DATA": State.DATA, "BDAT": State.CHUNK},
+    State.BDAT: {"LHLO": State.READY, "BDAT": State.CHUNK},
+}
+"""state -> command -> state if it succeeds. STARTTLS and RSET, NOOP, VRFY, HELP, QUIT go in each of these; a BDAT
+out of place goes to CHUNK too, because its bytes follow whatever we say."""
+
+WANTED: dict[State, str] = {
+    State.NEW: "send LHLO first",
+    State.READY: "send MAIL FROM first",
+    State.MAIL: "no valid recipients, send RCPT TO first",
+    State.RCPT: "a mail is under way, send DATA or RSET",
+    State.BDAT: "chunks are under way, send BDAT or RSET",
+}
+
+
+@dataclass(slots=True)
+class RecipientAsked:
+    """May mail be delivered there? Answer with `answer_recipient`. `size`: as declared by SIZE=, or None."""
+
+    address: str
+    user: str
+    detail: str
+    size: int | None
+
+
+@dataclass(slots=True)
+class BodyChunk:
+    """Bytes of the mail, unstuffed, in order."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class BodyDropped:
+    """The chunks so far are of no use: too big, or the client gave up. Needs no answer."""
+
+
+@dataclass(slots=True)
+class MailReceived:
+    """All chunks have come. Answer with `answer_mail`: one reply for each accepted recipient, in their order."""
+
+    reverse_path: str
+    recipients: tuple[object, ...]
+    """What `answer_recipient` was given."""
+    size: int
+    body: str
+    smtputf8: bool
+
+
+@dataclass(slots=True)
+class TlsAsked:
+    """220 is in the output: send it, shake hands, call `tls_started`."""
+
+
+class Pause(enum.Enum):
+    """Nothing to do for the driver but this."""
+
+    NEED_DATA = enum.auto()
+    NEED_ANSWER = enum.auto()
+    CLOSED = enum.auto()
+
+
+Event = RecipientAsked | BodyChunk | BodyDropped | MailReceived | TlsAsked | Pause
+
+_END = b"\r\n.\r\n"
+_BDAT = re.compile(r"(\d{1,18})( +LAST)?", re.IGNORECASE)
+_LHLO = re.compile(r"[!-~]{1,255}")
+_TOO_BIG = Reply(552, "5.3.4", "Message is too big")
+_NO_RECIPIENTS = Reply(503, "5.5.1", "No valid recipients")
+_CHUNK_LOST = Reply(503, "5.5.1", "BDAT out of order, its bytes were read over")
+
+
+class Machine:
+    """One session. `secure`: TLS is on already."""
+
+    def __init__(self, settings: Settings, *, secure: bool = False) -> None:
+        self.settings = settings
+        self.secure = secure
+        self.state = State.NEW
+        self.lhlo = ""
+        self._buffer = bytearray()
+        self._output: list[bytes] = []
+        self._awaiting: type[RecipientAsked] | type[MailReceived] | type[TlsAsked] | None = None
+        self._bad_commands = 0
+        self._line_lost = False
+        self._commands: dict[str, Callable[[str], Event | None]] = {
+            "LHLO": self._lhlo,
+            "MAIL": self._mail,
+            "RCPT": self._rcpt,
+            "DATA": self._data,
+            "BDAT": self._bdat,
+        }
+        self._anywhere: dict[str, Callable[[str], Event | None]] = {
+            "RSET": self._rset,
+            "NOOP": self._noop,
+            "VRFY": self._vrfy,
+            "HELP": self._help,
+            "QUIT": self._quit,
+            "STARTTLS": self._starttls,
+            "HELO": self._helo,
+            "EHLO": self._helo,
+        }
+        self._clear()
+
+    def _clear(self) -> None:
+        self._reverse_path = NULL_ADDRESS
+        self._recipients: list[object] = []
+        self._declared: int | None = None
+        self._body = "7BIT"
+        self._smtputf8 = False
+        self._size = 0
+        self._too_big = False
+        self._data_first = True
+        self._data_ending = False
+        self._chunk_left = 0
+        self._chunk_last = False
+        self._chunk_lost: State | None = None  # a BDAT out of place: read over its bytes, then go back there
+
+    # The driver's side.
+
+    def greet(self) -> None:
+        """The first reply."""
+        self._reply(Reply(220, "", f"{self.settings.hostname} LMTP obox ready"))
+
+    def feed(self, data: bytes) -> None:
+        """Bytes from the client, cut anywhere."""
+        if self.state is not State.CLOSED:
+            self._buffer += data
+
+    def take_output(self) -> bytes:
+        """What to send to the client now."""
+        if not self._output:
+            return b""
+        output = b"".join(self._output)
+        self._output.clear()
+        return output
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Fed and not yet consumed."""
+        return len(self._buffer)
+
+    @property
+    def in_body(self) -> bool:
+        """The next bytes belong to a mail."""
+        return self.state is State.DATA or self.state is State.CHUNK
+
+    @property
+    def idle(self) -> bool:
+        """No transaction is under way: a good moment to stop."""
+        return self.state is State.NEW or self.state is State.READY or self.state is State.CLOSED
+
+    def close(self, reply: Reply) -> None:
+        """Say a last word, as 421, and take nothing more."""
+        if self.state is not State.CLOSED:
+            self._reply(reply)
+            self.state = State.CLOSED
+            self._buffer.clear()
+
+    def answer_recipient(self, reply: Reply, recipient: object = None) -> None:
+        """Answers RecipientAsked; a 2xx adds the recipient. `recipient` comes back in MailReceived."""
+        assert self._awaiting is RecipientAsked
+        self._awaiting = None
+        self._reply(reply)
+        if reply.accepted:
+            self._recipients.append(recipient)
+            self.state = NEXT[self.state]["RCPT"]
+
+    def answer_mail(self, replies: Sequence[Reply]) -> None:
+        """Answers MailReceived: one reply for each accepted recipient, in their order."""
+        assert self._awaiting is MailReceived
+        assert len(replies) == len(self._recipients)
+        self._awaiting = None
+        for reply in replies:
+            self._reply(reply)
+        self._bad_commands = 0
+        self._clear()
+        self.state = State.READY
+
+    def tls_started(self) -> None:
+        """Answers TlsAsked. What came before the handshake is forgotten, on both sides. RFC 3207 §4.2."""
+        assert self._awaiting is TlsAsked
+        self._awaiting = None
+        self._buffer.clear()
+        self._clear()
+        self.lhlo = ""
+        self.secure = True
+        self.state = State.NEW
+
+    def next_event(self) -> Event:
+        """What the driver has to do next."""
+        while True:
+            if self.state is State.CLOSED:
+                return Pause.CLOSED
+            if self._awaiting is not None:
+                return Pause.NEED_ANSWER
+            event: Event | None
+            if self.state is State.DATA:
+                event = self._in_data()
+            elif self.state is State.CHUNK:
+                event = self._in_chunk()
+            else:
+                event = self._command()
+            if event is not None:
+                return event
+
+    # Bodies.
+
+    def _in_data(self) -> Event | None:
+        """DATA. RFC 5321 §4.5.2: a dot that begins a line goes; CRLF.CRLF ends, and its first CRLF is content."""
+        buffer = self._buffer
+        if self._data_first:  # the very first line has no CRLF before it
+            if len(buffer) < 3 and _END[2:].startswith(buffer):
+                return Pause.NEED_DATA
+            if buffer.startswith(_END[2:]):
+                del buffer[:3]
+                return self._mail_ended()
+            if buffer.startswith(b"."):
+                del buffer[:1]
+            self._data_first = False
+        end = buffer.find(_END)
+        if end < 0:
+            # Keep what may be the beginning of an end, or of a dot to take away.
+            keep = next((size for size in (4, 3, 2, 1) if buffer.endswith(_END[:size])), 0)
+            data = self._unstuffed(len(buffer) - keep)
+            del buffer[: len(buffer) - keep]
+            return self._chunk(data) or Pause.NEED_DATA
+        if self._data_ending:
+            self._data_ending = False
+            del buffer[: end + len(_END)]
+            return self._mail_ended()
+        data = self._unstuffed(end + 2)
+        event = self._chunk(data)
+        if event is None:
+            del buffer[: end + len(_END)]
+            return self._mail_ended()
+        # The last bytes go first; the mark stays in the buffer and is found again at once.
+        del buffer[:end]
+        self._data_ending = True
+        return event
+
+    def _unstuffed(self, size: int) -> bytes:
+        data = bytes(self._buffer[:size])
+        if b"\r\n." in data:
+            data = data.replace(b"\r\n.", b"\r\n")
+        return data
+
+    def _in_chunk(self) -> Event | None:
+        """BDAT. RFC 3030 §2."""
+        buffer = self._buffer
+        if self._chunk_left:
+            if not buffer:
+                return Pause.NEED_DATA
+            size = min(self._chunk_left, len(buffer))
+            data = bytes(buffer[:size]) if self._chunk_lost is None and not self._too_big else b""
+            del buffer[:size]
+            self._chunk_left -= size
+            if self._chunk_lost is not None:
+                return None
+            return self._chunk(data)
+        if self._chunk_lost is not None:
+            self.state, self._chunk_lost = self._chunk_lost, None
+            self._reply(_NO_RECIPIENTS if self.state is State.MAIL else _CHUNK_LOST)
+            return None
+        if self._chunk_last:
+            return self._mail_ended()
+        self._reply(_TOO_BIG if self._too_big else Reply(250, "2.0.0", f"OK, {self._size} bytes so far"))
+        self.state = State.BDAT
+        return None
+
+    def _chunk(self, data: bytes) -> Event | None:
+        """Hand on bytes of the mail, unless it has become too big."""
+        if not data or self._too_big:
+            return None
+        self._size += len(data)
+        if self._size > self.settings.mail_bytes_max:
+            self._too_big = True
+            return BodyDropped()
+        return BodyChunk(data)
+
+    def _mail_ended(self) -> Event | None:
+        if self._too_big:
+            for _ in self._recipients:
+                self._reply(_TOO_BIG)
+            self._clear()
+            self.state = State.READY
+            return None
+        self._awaiting = MailReceived
+        recipients = tuple(self._recipients)
+        return MailReceived(self._reverse_path.text, recipients, self._size, self._body, self._smtputf8)
+
+    # Commands.
+
+    def _command(self) -> Event | None:
+        """One line. It ends with CRLF; one that ends with a bare LF is refused, not waited for."""
+        buffer = self._buffer
+        if self._line_lost:  # read over the rest of a line that was too long, then answer
+            end = buffer.find(b"\n")
+            if end < 0:
+                buffer.clear()
+                return Pause.NEED_DATA
+            del buffer[: end + 1]
+            self._line_lost = False
+            return self._bad(Reply(500, "5.5.6", "Line is too long"))
+        limit = self.settings.line_bytes_max
+        end = buffer.find(b"\n", 0, limit)
+        if end < 0:
+            if len(buffer) < limit:
+                return Pause.NEED_DATA
+            self._line_lost = True
+            return None
+        line = bytes(buffer[: end + 1])
+        del buffer[: end + 1]
+        if not line.endswith(b"\r\n") or b"\r" in line[:-2] or b"\0" in line:
+            return self._bad(Reply(500, "5.5.2", "Line has a bare CR, bare LF or NUL"))
+        try:
+            text = line[:-2].decode("utf-8")
+        except UnicodeDecodeError:
+            return self._bad(Reply(500, "5.5.2", "Line is not UTF-8"))
+        verb, _, argument = text.partition(" ")
+        verb, argument = verb.upper(), argument.strip()
+        if (command := self._commands.get(verb)) is not None:
+            if verb in NEXT[self.state] or verb == "BDAT":
+                return command(argument)
+            return self._bad(Reply(503, "5.5.1", f"Bad sequence: {WANTED[self.state]}"))
+        if (command := self._anywhere.get(verb)) is not None:
+            return command(argument)
+        return self._bad(Reply(500, "5.5.1", "Unknown command"))
+
+    def _lhlo(self, argument: str) -> Event | None:
+        if not _LHLO.fullmatch(argument):
+            return self._bad(Reply(501, "5.5.4", "LHLO wants a domain"))
+        dropped = self._dropped()
+        self._clear()
+        self.lhlo = argument
+        self.state = State.READY
+        extensions = ["8BITMIME", "CHUNKING", "ENHANCEDSTATUSCODES", "PIPELINING"]
+        extensions += [f"SIZE {self.settings.mail_bytes_max}", "SMTPUTF8"]
+        if self.settings.tls is not None and not self.secure:
+            extensions.append("STARTTLS")
+        lines = [self.settings.hostname, *extensions]
+        for line in lines[:-1]:
+            self._output.append(f"250-{line}\r\n".encode())
+        self._output.append(f"250 {lines[-1]}\r\n".encode())
+        return dropped
+
+    def _helo(self, argument: str) -> Event | None:
+        # RFC 2033 §4.1: HELO and EHLO are not of LMTP, answer 500.
+        return self._bad(Reply(500, "5.5.1", "This is LMTP, not SMTP: send LHLO"))
+
+    def _mail(self, argument: str) -> Event | None:
+        path = parse_path(argument[5:]) if argument[:5].upper() == "FROM:" else None
+        if path is None:
+            return self._bad(Reply(501, "5.1.7", "Bad syntax: MAIL FROM:<address>"))
+        address, rest = path
+        declared: int | None = None
+        body = "7BIT"
+        smtputf8 = False
+        parameters = parse_parameters(rest) if rest else {}
+        if parameters is None:
+            return self._bad(Reply(501, "5.5.4", "Bad parameters"))
+        for key, value in parameters.items():
+            if key == "SIZE" and value.isascii() and value.isdigit() and len(value) <= 20:  # RFC 1870 §5
+                declared = int(value)
+            elif key == "BODY" and value.upper() in {"7BIT", "8BITMIME"}:  # RFC 6152 §3
+                body = value.upper()
+            elif key == "SMTPUTF8" and not value:  # RFC 6531 §3.4
+                smtputf8 = True
+            elif key in {"SIZE", "BODY", "SMTPUTF8"}:
+                return self._bad(Reply(501, "5.5.4", f"Bad value of {key}"))
+            else:
+                return self._bad(Reply(555, "5.5.4", "Unsupported parameter of MAIL"))
+        if not smtputf8 and not address.text.isascii():
+            return self._bad(Reply(553, "5.6.7", "Address needs SMTPUTF8"))
+        if declared is not None and declared > self.settings.mail_bytes_max:
+            self._reply(_TOO_BIG)
+            return None
+        self._clear()
+        self._reverse_path, self._declared, self._body, self._smtputf8 = address, declared, body, smtputf8
+        self._reply(Reply(250, "2.1.0", "OK"))
+        self.state = NEXT[self.state]["MAIL"]
+        return None
+
+    def _rcpt(self, argument: str) -> Event | None:
+        path = parse_path(argument[3:]) if argument[:3].upper() == "TO:" else None
+        if path is None or path[0] is NULL_ADDRESS:
+            return self._bad(Reply(501, "5.1.3", "Bad syntax: RCPT TO:<address>"))
+        address, rest = path
+        if rest:
+            return self._bad(Reply(555, "5.5.4", "Unsupported parameter of RCPT"))
+        if not self._smtputf8 and not address.text.isascii():
+            return self._bad(Reply(553, "5.6.7", "Address needs SMTPUTF8"))
+        if len(self._recipients) >= self.settings.recipients_max:
+            self._reply(Reply(452, "4.5.3", "Too many recipients"))
+            return None
+        return self._ask(address)
+
+    def _ask(self, address: Address) -> Event:
+        self._awaiting = RecipientAsked
+        user, detail = split_detail(address, self.settings.delimiters)
+        return RecipientAsked(address.text, user, detail, self._declared)
+
+    def _data(self, argument: str) -> Event | None:
+        if argument:
+            return self._bad(Reply(501, "5.5.4", "DATA has no parameters"))
+        self._reply(Reply(354, "", "OK, end with <CRLF>.<CRLF>"))
+        self.state = NEXT[self.state]["DATA"]
+        return None
+
+    def _bdat(self, argument: str) -> Event | None:
+        match = _BDAT.fullmatch(argument)
+        if match is None:
+            # How many bytes follow is not known, so the next command is not either.
+            self.close(Reply(501, "5.5.4", "Bad syntax: BDAT size [LAST]; closing"))
+            return None
+        self._chunk_left = int(match[1])
+        self._chunk_last = match[2] is not None
+        if "BDAT" not in NEXT[self.state]:
+            self._chunk_lost = self.state
+            if (last := self._counted()) is not None:
+                return last
+        self.state = State.CHUNK
+        return None
+
+    def _rset(self, argument: str) -> Event | None:
+        dropped = self._dropped()
+        self._clear()
+        self._reply(Reply(250, "2.0.0", "OK"))
+        self.state = State.NEW if self.state is State.NEW else State.READY
+        return dropped
+
+    def _noop(self, argument: str) -> Event | None:
+        self._reply(Reply(250, "2.0.0", "OK"))
+        return None
+
+    def _vrfy(self, argument: str) -> Event | None:
+        self._reply(Reply(252, "2.3.3", "Try RCPT to attempt delivery"))
+        return None
+
+    def _help(self, argument: str) -> Event | None:
+        self._reply(Reply(214, "2.0.0", "LHLO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP STARTTLS QUIT; see RFC 2033"))
+        return None
+
+    def _quit(self, argument: str) -> Event | None:
+        self.close(Reply(221, "2.0.0", "Bye"))
+        return None
+
+    def _starttls(self, argument: str) -> Event | None:
+        if self.settings.tls is None:
+            return self._bad(Reply(502, "5.5.1", "TLS is not configured"))
+        if self.secure:
+            return self._bad(Reply(503, "5.5.1", "TLS is on already"))
+        if argument:
+            return self._bad(Reply(501, "5.5.4", "STARTTLS has no parameters"))
+        if not self.idle:
+            return self._bad(Reply(503, "5.5.1", "A mail is under way, send RSET"))
+        self._reply(Reply(220, "2.0.0", "Begin TLS"))
+        self._awaiting = TlsAsked
+        return TlsAsked()
+
+    def _dropped(self) -> Event | None:
+        return BodyDropped() if self._size and not self._too_big else None
+
+    def _bad(self, reply: Reply) -> Event | None:
+        """Answer a bad command; one too many ends the session."""
+        self._reply(reply)
+        return self._counted()
+
+    def _counted(self) -> Event | None:
+        self._bad_commands += 1
+        if self._bad_commands > self.settings.errors_max:
+            self.close(Reply(421, "4.7.0", "Too many bad commands, closing"))
+            return Pause.CLOSED
+        return None
+
+    def _reply(self, reply: Reply) -> None:
+        self._output.append(reply.wire(utf8=self._smtputf8))

@@ -1,0 +1,139 @@
+"""Where a mail waits while it comes in, and how much memory mails under delivery may take.
+
+A mail up to a limit stays in memory; a larger one goes to an unnamed temporary file, written and read in threads, so
+that a slow sender of a large mail costs no memory. The file is no promise: nothing is acknowledged before `deliver`
+returns, and a crash leaves nothing behind. A disk that fails makes this mail fail, in passing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+log = structlog.get_logger("obox.lmtp")
+
+WRITE_BYTES = 256 << 10
+"""Spooled bytes are written in pieces of at least this size: one thread hop each."""
+
+
+class Spool:
+    """One mail at a time: `add` its bytes, `flush` whenever add says so, `take` it, `reset` before the next."""
+
+    def __init__(self, directory: Path | None, memory_bytes_max: int) -> None:
+        self.failed = False
+        self.size = 0
+        self._directory = directory
+        self._memory_bytes_max = memory_bytes_max
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._file: IO[bytes] | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """No file has been needed."""
+        return self._file is None
+
+    def add(self, data: bytes) -> bool:
+        """Take bytes; True: `flush` has to follow before the next."""
+        if self.failed:
+            return False
+        self.size += len(data)
+        self._parts.append(data)
+        self._parts_bytes += len(data)
+        return self._parts_bytes >= (WRITE_BYTES if self._file else self._memory_bytes_max + 1)
+
+    async def flush(self) -> None:
+        """Move what is in memory to the file."""
+        parts, self._parts, self._parts_bytes = self._parts, [], 0
+        try:
+            await asyncio.to_thread(self._write, parts)
+        except OSError as error:
+            log.error("lmtp_spool_failed", directory=str(self._directory or ""), problem=error.strerror)
+            await self.reset()
+            self.failed = True
+
+    def take_memory(self) -> bytes:
+        """The mail, if it is in memory."""
+        assert self._file is None
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    async def take(self) -> bytes:
+        """The mail, wherever it is. Raises: OSError."""
+        if self._file is None:
+            return self.take_memory()
+        if self._parts:
+            await self.flush()
+        return await asyncio.to_thread(self._read)
+
+    async def reset(self) -> None:
+        """Forget the mail."""
+        self._parts, self._parts_bytes, self.size, self.failed = [], 0, 0, False
+        if self._file is not None:
+            file, self._file = self._file, None
+            await asyncio.to_thread(file.close)
+
+    def close(self) -> None:
+        """`reset` without a loop: at the end of a connection."""
+        self._parts = []
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, parts: list[bytes]) -> None:
+        if self._file is None:
+            if self._directory is not None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - lives as long as the mail
+        self._file.writelines(parts)
+
+    def _read(self) -> bytes:
+        if self._file is None:
+            raise OSError("the spool has failed")
+        self._file.seek(0)
+        return self._file.read()
+
+
+class ByteBudget:
+    """At most so many bytes at once, first come first served; a larger claim counts as all of them."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self._used = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Wait for `size` bytes, give them back at the end."""
+        size = min(size, self.bytes_max)
+        if self._waiting or self._used + size > self.bytes_max:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((size, turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._used -= size
+                else:
+                    self._waiting.remove((size, turn))
+                self._wake()
+                raise
+        else:
+            self._used += size
+        try:
+            yield
+        finally:
+            self._used -= size
+            self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting and self._used + self._waiting[0][0] <= self.bytes_max:
+            size, turn = self._waiting.popleft()
+            self._used += size
+            turn.set_result(None)

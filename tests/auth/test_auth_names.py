@@ -1,0 +1,73 @@
+"""The one normal form of user names."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from obox.auth import normalise
+from obox.errors import Invalid
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "normal"),
+    [
+        ("Bob", "", "bob"),
+        ("Bob", "Example.ORG", "bob@example.org"),
+        ("bob@A.example", "b.example", "bob@a.example"),
+        ("BÜCHER@x", "", "bücher@x"),
+        ("bu\u0308cher@x", "", "b\u00fccher@x"),  # NFC
+        ("\u0130stanbul", "", "i\u0307stanbul"),  # lower case decomposes, there is no composed form
+        ("a b", "", "a b"),
+        ("a@b@c", "", "a@b@c"),
+        ("x" * 200, "", "x" * 200),
+    ],
+)
+def test_normal_form(name: str, domain: str, normal: str) -> None:
+    assert normalise(name, domain) == normal
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("", "empty"),
+        ("a/b", "'/'"),
+        ("..", "'..'"),
+        ("a..b@x", "'..'"),
+        ("a\0b", "control"),
+        ("a\nb", "control"),
+        ("a\x7f", "control"),
+        ("a\x85b", "control"),
+        ("a\u2028b", "control"),
+        ("a\ud800", "control"),
+        (" bob", "space"),
+        ("bob ", "space"),
+        ("\u00a0bob", "space"),
+        ("@x", "before"),
+        ("bob@", "after"),
+        ("x" * 201, "200 bytes"),
+        ("ü" * 101, "200 bytes"),
+    ],
+)
+def test_refused(name: str, text: str) -> None:
+    with pytest.raises(Invalid, match=text):
+        normalise(name)
+
+
+def test_the_domain_counts() -> None:
+    with pytest.raises(Invalid, match="200 bytes"):
+        normalise("x" * 195, "example.org")
+    with pytest.raises(Invalid, match="'/'"):
+        normalise("bob", "a/b")
+
+
+@given(st.text(max_size=60), st.sampled_from(["", "x.org", "Ü.example"]))
+def test_idempotent_and_safe(name: str, domain: str) -> None:
+    try:
+        normal = normalise(name, domain)
+    except Invalid:
+        return
+    assert normalise(normal, domain) == normal
+    assert "/" not in normal
+    assert "\0" not in normal
+    assert normal.isprintable() or not normal.isascii()
+    assert len(normal.encode()) <= 200

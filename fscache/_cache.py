@@ -107,7 +107,8 @@ class Fscache:
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._pending_bytes = 0
         self._doomed: dict[str, int] = {}  # files to be removed, with the bytes that they are still counted
-        self._busy: set[str] = set()  # names that the current round writes or removes on demand
+        self._busy: set[str] = set()  # names that the current round writes or removes
+        self._forgotten: set[str] = set()  # those of them that were put or dropped meanwhile
         self._round = asyncio.Event()  # set when the current round has ended
         self._flights: dict[str, _Flight] = {}
         self._writer: asyncio.Task[None] | None = None
@@ -337,6 +338,8 @@ class Fscache:
     def _forget(self, name: str) -> None:
         """From here on the key is a miss; its file, if there is one, goes with the next round."""
         self._unqueue(name)
+        if name in self._busy:
+            self._forgotten.add(name)
         if (entry := self._index.pop(name, None)) is not None:
             self._doomed[name] = entry.space
         elif self._scan is not None:
@@ -368,14 +371,16 @@ class Fscache:
                 steps = [item.step for item in plan]
                 done = await loop.run_in_executor(self._changer, self._files.run, steps)
                 more = self._settle(plan, done)
-                self._busy = set()
-                self._round.set()
-                self._round = asyncio.Event()
+                self._end_round()
         finally:
             self._writer = None
-            self._busy = set()
-            self._round.set()
-            self._round = asyncio.Event()
+            self._end_round()
+
+    def _end_round(self) -> None:
+        self._busy.clear()
+        self._forgotten.clear()
+        self._round.set()
+        self._round = asyncio.Event()
 
     def _plan(self) -> list[_Planned]:
         """The next round: what goes, then each object that is written, with what has to go for it first."""
@@ -390,6 +395,7 @@ class Fscache:
                 name, entry = self._index.popitem(last=False)
                 planned -= entry.space
                 gone.append((name, entry))
+                self._busy.add(name)
             return gone
 
         doomed = dict(list(self._doomed.items())[:BATCH_REMOVE])
@@ -456,7 +462,7 @@ class Fscache:
 
     def _keep(self, name: str, entry: _Entry) -> None:
         """Take back a file that could not be removed; last in line, so that the next try meets another."""
-        if name in self._pending:
+        if name in self._forgotten:
             self._doomed[name] = entry.space
         else:
             self._index[name] = entry

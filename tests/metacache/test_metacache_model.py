@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from metacache import Change, Copy, Metacache, MetacacheFull
 from metacache._layout import CHUNK_BYTES
@@ -158,9 +158,9 @@ class MetacacheMachine(RuleBasedStateMachine):
     async def run_on_one_loop(self, work: object) -> None:
         await work  # type: ignore[misc]
 
-    @precondition(lambda self: self.cache.staged() == 0)
     @rule()
     def reopen(self) -> None:
+        self.commit_now()
         self.runner.run(self.cache.close())
         self.open()
 

@@ -48,6 +48,8 @@ _READERS = 4
 _WRITERS = 2
 """Groups at a time: while one waits for its fsync, the next is written."""
 _KNOWN_DIRECTORIES_MAX = 65536
+_LINK_TRIES = 100
+"""Of making a directory and linking into it, against deletes that remove it in between."""
 
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
 
@@ -185,6 +187,8 @@ class FileDriver:
         for directory, puts in directories.items():
             try:
                 self._sync_directory(directory)
+            except FileNotFoundError:
+                continue  # what was linked there has been deleted since, and the directory with it
             except OSError as error:
                 for put in puts:
                     put.error = _failure(f"put {put.key}", error, maybe_done=True)
@@ -237,12 +241,7 @@ class FileDriver:
     def _link(self, put: _Put) -> None:
         """Give the file its name. linked: the directory must be synced before the answer, whatever that is."""
         try:
-            try:
-                os.link(put.temp, put.path)
-            except FileNotFoundError:
-                self._forget(put.directory)
-                os.makedirs(put.directory, exist_ok=True)
-                os.link(put.temp, put.path)
+            self._link_into_place(put)
         except FileExistsError:
             if os.path.isdir(put.path):
                 put.error = Refused(f"put {put.key}: other keys lie below it")
@@ -257,6 +256,20 @@ class FileDriver:
             return
         put.linked = True
         self._drop_temp(put)
+
+    def _link_into_place(self, put: _Put) -> None:
+        """link(2), making directories that are missing: again, when a delete removes one that is still empty."""
+        for _ in range(_LINK_TRIES):
+            try:
+                os.link(put.temp, put.path)
+                return
+            except FileNotFoundError:
+                self._forget(put.directory)
+            try:
+                os.makedirs(put.directory, exist_ok=True)
+            except FileNotFoundError:
+                continue
+        os.link(put.temp, put.path)
 
     def _forget(self, directory: str) -> None:
         """A directory is missing: what is made in its place, and above it, is to be synced anew."""

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import structlog
+from obstore.exceptions import BaseError
 
 from obox.errors import ConfigError
 from obox.objectstore._driver import Driver, Kind, ObjectInfo
@@ -185,7 +186,11 @@ def _driver(settings: Settings, rng: random.Random, wall: Callable[[], float]) -
         case "file" if parts.netloc in ("", "localhost") and prefix:
             return FileDriver(os.path.normpath(parts.path), rng=rng, wall=wall), ""
         case "s3" | "gs" | "az" if parts.netloc:
-            return _cloud(settings, parts.scheme, parts.netloc), f"{prefix}/" if prefix else ""
+            try:
+                return _cloud(settings, parts.scheme, parts.netloc), f"{prefix}/" if prefix else ""
+            except BaseError as error:
+                reason = str(error).split("\n", 1)[0]
+                raise ConfigError(f'storage.url = "{url}": {reason}; allowed: {_URLS}') from None
     raise _bad_url(url)
 
 

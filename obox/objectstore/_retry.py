@@ -7,7 +7,8 @@ copy) get half of the deadline at first, so that a dead connection costs a retry
 The deadline is per request: a LIST of a million keys is a thousand requests and may take longer.
 
 Invariant: only what is transient (Unreachable, Truncated, a timeout) is tried again. A PUT or copy that fails in the
-end is Unreachable only when no attempt can have reached the store; else OutcomeUnknown. Cancellation passes at once.
+end is Unreachable or Refused only when no attempt can have had its effect; else OutcomeUnknown. Cancellation passes
+at once.
 
 Refuses to know: what a driver is, keys, codec.
 
@@ -23,7 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from obox.objectstore._driver import REQUEST_KEYS_MAX, Driver, Kind, ObjectInfo, Page
-from obox.objectstore._errors import OutcomeUnknown, Truncated, Unreachable
+from obox.objectstore._errors import OutcomeUnknown, Refused, Truncated, Unreachable
 from obox.objectstore.stats import ATTEMPT
 
 PAUSES_S: tuple[float, ...] = (0.05, 0.5, 5.0, 10.0)
@@ -117,6 +118,10 @@ class Retrying:
                 failure = Unreachable(f"{op} {key}: no answer within {patience:.3g} s")
             except (Unreachable, Truncated) as error:
                 failure = error
+            except Refused as error:
+                if maybe_done and writes:  # an earlier attempt may have had its effect
+                    raise OutcomeUnknown(f"{op} {key}: unknown, then refused: {error}") from error
+                raise
             finally:
                 ATTEMPT.reset(token)
             maybe_done = maybe_done or (isinstance(failure, Unreachable) and failure.maybe_done)

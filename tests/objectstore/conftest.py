@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from servers import S3Bucket, s3_bucket, seaweedfs  # fixtures
 
 from obox.objectstore import Driver, OpenStore, Settings, open_store
 from obox.objectstore.faults import FaultyDriver, Plan, Rates
-from servers import S3Bucket, s3_bucket, seaweedfs  # fixtures
 
 __all__ = ["s3_bucket", "seaweedfs"]
 

@@ -10,6 +10,7 @@ from obox.objectstore import AlreadyExists, Missing, OpenStore, probe
 from obox.objectstore.faults import Plan
 from obox.objectstore.put_once import put_once, settle
 from obox.types import Oid
+
 from .conftest import Opened
 
 

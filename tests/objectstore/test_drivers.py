@@ -1,0 +1,481 @@
+"""What is particular to one driver, to opening a store, and to the probe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from servers import S3Bucket
+
+from obox.errors import ConfigError
+from obox.objectstore import (
+    AlreadyExists,
+    FileDriver,
+    MemoryDriver,
+    Missing,
+    ObjectStore,
+    OpenStore,
+    OutcomeUnknown,
+    Refused,
+    Settings,
+    StoreError,
+    Unreachable,
+    open_store,
+    probe,
+)
+from obox.objectstore import _cloud as cloud
+
+from .conftest import s3_settings
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "bucket",
+        "/dir",
+        "file://",
+        "file:///",
+        "file://host/dir",
+        "memory://x",
+        "memory:///x",
+        "s3://",
+        "s3:///prefix",
+        "s3://bucket/../x",
+        "s3://bucket/a//b",
+        "s3://bucket/x?y=1",
+        "ftp://host/dir",
+        "s3://[bad",
+    ],
+)
+def test_a_bad_url_is_one_line_that_names_it(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_store(Settings(url))
+    assert "\n" not in str(caught.value)
+    assert url in str(caught.value)
+    assert "allowed: memory://, file:///dir, s3://bucket/prefix" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"endpoint_url": "127.0.0.1:9000"},
+        {"access_key_id": "only"},
+        {"conditional_put": "maybe"},
+        {"deadline_s": 0},
+    ],
+)
+def test_other_bad_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="allowed"):
+        open_store(replace(Settings("s3://bucket"), **wrong))
+
+
+def test_open_store_is_an_object_store() -> None:
+    store: ObjectStore = open_store(Settings("memory://"))
+    assert isinstance(store, OpenStore)
+
+
+async def test_the_prefix_of_the_url_is_invisible() -> None:
+    bucket = MemoryDriver()
+    inside = open_store(Settings("s3://bucket/a/b/"), driver=bucket)
+    outside = open_store(Settings("memory://"), driver=bucket)
+    await inside.put("k/1", b"x", kind="mail")
+    await outside.put("k/2", b"y", kind="mail")
+    assert [info.key for info in await inside.list("", kind="mail")] == ["k/1"]
+    assert [info.key for info in await inside.list("k/", kind="mail", after="k/0")] == ["k/1"]
+    assert [info.key for info in await outside.list("", kind="mail")] == ["a/b/k/1", "k/2"]
+    await inside.copy("k/1", "k/3", kind="mail")
+    await inside.delete(["k/1"], kind="mail")
+    assert [info.key for info in await outside.list("a/", kind="mail")] == ["a/b/k/3"]
+
+
+# The probe
+
+
+class Overwriting(MemoryDriver):
+    """A store that ignores If-None-Match."""
+
+    async def put(self, key: str, data: bytes, *, kind: Any) -> None:
+        await self.delete_batch([key], kind=kind)
+        await super().put(key, data, kind=kind)
+
+
+async def test_the_probe_refuses_a_store_that_overwrites() -> None:
+    bucket = Overwriting()
+    store = open_store(Settings("memory://"), driver=bucket)
+    with pytest.raises(ConfigError, match="overwrites") as caught:
+        await probe(store)
+    assert "\n" not in str(caught.value)
+    assert await store.list("", kind="format") == []
+    await probe(open_store(Settings("memory://", conditional_put="off"), driver=bucket))
+
+
+async def test_the_probe_learns_that_copies_overwrite() -> None:
+    class Copies(MemoryDriver):
+        async def copy(self, source: str, target: str, *, kind: Any) -> None:
+            await self.delete_batch([target], kind=kind)
+            await super().copy(source, target, kind=kind)
+
+    bucket = Copies()
+    bucket.copies_create_only = False
+    store = open_store(Settings("memory://"), driver=bucket)
+    await probe(store)
+    assert not store.driver.copies_create_only
+    assert await store.list("", kind="format") == []
+
+
+# file://
+
+
+@pytest.fixture
+async def directory(tmp_path: Path) -> AsyncIterator[FileDriver]:
+    driver = FileDriver(str(tmp_path / "bucket"), rng=random.Random(1))
+    yield driver
+    await driver.close()
+
+
+def left(tmp_path: Path) -> list[str]:
+    return sorted(os.listdir(tmp_path / "bucket" / ".tmp"))
+
+
+async def test_temporary_files_are_gone_and_never_listed(directory: FileDriver, tmp_path: Path) -> None:
+    await asyncio.gather(*(directory.put(f"a/{i}", b"x" * 100, kind="mail") for i in range(200)))
+    with pytest.raises(AlreadyExists):
+        await directory.put("a/1", b"y", kind="mail")
+    assert left(tmp_path) == []
+    (tmp_path / "bucket" / ".tmp" / "leftover").write_bytes(b"half")
+    page = await directory.list_page("", kind="mail", after="", limit=1000)
+    assert len(page.items) == 200
+
+
+async def test_leftovers_of_a_crash_are_swept_when_old(tmp_path: Path) -> None:
+    temp = tmp_path / "bucket" / ".tmp"
+    temp.mkdir(parents=True)
+    for name, age in {"old": 3700, "young": 10}.items():
+        (temp / name).write_bytes(b"half")
+        os.utime(temp / name, (time.time() - age,) * 2)
+    driver = FileDriver(str(tmp_path / "bucket"), rng=random.Random(1))
+    await driver.put("a", b"x", kind="mail")
+    await driver.close()
+    assert left(tmp_path) == ["young"]
+
+
+async def test_a_put_is_synced_before_it_returns(
+    directory: FileDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the system calls: data, name, directory, and parents once."""
+    calls: list[str] = []
+    real_fsync, real_link = os.fsync, os.link
+
+    def fsync(fd: int) -> None:
+        calls.append("sync " + os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), tmp_path))
+        real_fsync(fd)
+
+    def link(source: str, target: str) -> None:
+        real_link(source, target)
+        calls.append("link " + os.path.relpath(target, tmp_path))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", link)
+    await directory.put("u/m/1", b"x", kind="mail")
+    assert re.fullmatch(r"sync bucket/\.tmp/\S+", calls[0])
+    assert calls[1:] == ["link bucket/u/m/1", "sync bucket/u/m", "sync bucket/u", "sync bucket", "sync ."]
+    calls.clear()
+    await directory.put("u/m/2", b"x", kind="mail")
+    assert calls[1:] == ["link bucket/u/m/2", "sync bucket/u/m"]
+    calls.clear()
+    with pytest.raises(AlreadyExists):
+        await directory.put("u/m/2", b"x", kind="mail")
+    assert calls[1:] == ["sync bucket/u/m"]  # it may be another process's, not synced yet
+    await directory.delete_batch(["u/m/1", "u/m/2"], kind="mail")
+    assert not (tmp_path / "bucket/u").exists()
+    calls.clear()
+    await directory.put("u/m/1", b"x", kind="mail")
+    assert calls[2:] == ["sync bucket/u/m", "sync bucket/u", "sync bucket"]
+
+
+async def test_one_sync_of_the_directory_serves_a_group(directory: FileDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    await directory.put("u/first", b"x", kind="mail")
+    synced: list[int] = []
+    real_fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), real_fsync(fd))[1])
+    await asyncio.gather(*(directory.put(f"u/{i}", b"x", kind="mail") for i in range(256)))
+    assert 256 < len(synced) < 256 + 32
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(28, Unreachable), (5, Unreachable), (13, Refused), (30, Refused)]
+)  # ENOSPC, EIO, EACCES, EROFS
+async def test_errors_of_the_disk(
+    directory: FileDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[StoreError]
+) -> None:
+    await directory.put("a/0", b"x", kind="mail")
+
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fails)
+        with pytest.raises(error, match="put a/1"):
+            await directory.put("a/1", b"x", kind="mail")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails)
+        with pytest.raises(error):
+            await directory.put("a/2", b"x", kind="mail")
+    assert left(tmp_path) == []
+    await directory.put("a/1", b"x", kind="mail")
+    page = await directory.list_page("", kind="mail", after="", limit=9)
+    assert [info.key for info in page.items] == ["a/0", "a/1"]
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/..", ".tmp/x", "a/.b", "a\0b", "ä", "a\nb"])
+async def test_keys_that_a_path_cannot_hold(directory: FileDriver, key: str) -> None:
+    with pytest.raises(Refused):
+        await directory.put(key, b"x", kind="mail")
+
+
+async def test_a_key_is_not_a_directory_of_others(directory: FileDriver) -> None:
+    await directory.put("a/b", b"x", kind="mail")
+    for key in ("a", "a/b/c", "a/b/c/d"):
+        with pytest.raises(Refused):
+            await directory.put(key, b"x", kind="mail")
+        with pytest.raises(Missing):
+            await directory.get(key, kind="mail")
+    await directory.delete_batch(["a", "a/b/c"], kind="mail")
+    assert await directory.get("a/b", kind="mail") == b"x"
+
+
+async def test_long_elements_and_their_order(directory: FileDriver) -> None:
+    stem = "%c3%a4" * 40  # 240 bytes
+    keys = sorted(
+        [
+            stem,
+            stem + "-x/1",
+            stem + "a/1",
+            stem + "a/2",
+            stem[:-1] + "/1",
+            stem + "b" * 350,
+            "z" * 241,
+            "z" * 239,
+            "a/1",
+        ]
+    )
+    for key in reversed(keys):
+        await directory.put(key, key.encode(), kind="mail")
+    found: list[str] = []
+    more = True
+    while more:
+        page = await directory.list_page("", kind="mail", after=found[-1] if found else "", limit=2)
+        found += [info.key for info in page.items]
+        more = page.more
+    assert found == keys
+    assert [i.key for i in (await directory.list_page(stem + "a/", kind="mail", after="", limit=9)).items] == [
+        stem + "a/1",
+        stem + "a/2",
+    ]
+    for key in keys:
+        assert await directory.get(key, kind="mail") == key.encode()
+    await directory.delete_batch(keys, kind="mail")
+    assert (await directory.list_page("", kind="mail", after="", limit=9)).items == []
+
+
+async def test_list_does_not_walk_what_lies_before(directory: FileDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    await asyncio.gather(*(directory.put(f"{i:02x}/u/m/{j}", b"", kind="mail") for i in range(20) for j in range(3)))
+    scanned: list[str] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (scanned.append(path), real(path))[1])
+    page = await directory.list_page("", kind="mail", after="12/u/m/1", limit=2)
+    assert [info.key for info in page.items] == ["12/u/m/2", "13/u/m/0"]
+    assert len(scanned) == 1 + 3 + 3  # the root, and two users
+
+
+async def test_deleting_beside_putting_loses_nothing(directory: FileDriver) -> None:
+    """rmdir of a directory that empties races with a link into it."""
+
+    async def churn(name: str) -> None:
+        for _ in range(60):
+            await directory.put(f"d/e/{name}", b"x", kind="mail")
+            assert await directory.get(f"d/e/{name}", kind="mail") == b"x"
+            await directory.delete_batch([f"d/e/{name}"], kind="mail")
+
+    await asyncio.gather(*(churn(str(i)) for i in range(4)))
+
+
+def test_processes_race_for_a_key(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from obox.objectstore import AlreadyExists, Settings, open_store\n"
+        "async def main():\n"
+        "    store = open_store(Settings('file://' + sys.argv[1]))\n"
+        "    won = 0\n"
+        "    for i in range(60):\n"
+        "        try:\n"
+        "            await store.put(f'd/{i}', b'x', kind='mail')\n"
+        "            won += 1\n"
+        "        except AlreadyExists: pass\n"
+        "    print(won)\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "bucket")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    won = [int(process.communicate(timeout=60)[0]) for process in running]
+    assert sum(won) == 60
+
+
+# s3://
+
+
+@asynccontextmanager
+async def answering(answer: bytes | None) -> AsyncIterator[OpenStore]:
+    """A store whose server reads a request, says this and hangs up; None: says nothing."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        head = await reader.readuntil(b"\r\n\r\n")
+        if found := re.search(rb"content-length: (\d+)", head, re.I):
+            await reader.readexactly(int(found[1]))
+        if answer is not None:
+            writer.write(answer)
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    settings = Settings(
+        "s3://bucket",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        access_key_id="id",
+        secret_access_key="secret",
+        region="us-east-1",
+        deadline_s=0.15,
+    )
+    yield open_store(settings)
+    server.close()
+    for writer in writers:
+        writer.close()
+
+
+def reply(status: int, code: str) -> bytes:
+    body = f"<Error><Code>{code}</Code></Error>".encode()
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body
+
+
+CUT = b'HTTP/1.1 206 X\r\nContent-Length: 9\r\nContent-Range: bytes 0-8/9\r\nETag: "e"\r\n\r\nabc'
+
+
+@pytest.mark.parametrize(
+    ("answer", "put", "get"),
+    [
+        (reply(500, "InternalError"), OutcomeUnknown, Unreachable),
+        (reply(502, "BadGateway"), OutcomeUnknown, Unreachable),
+        (reply(503, "SlowDown"), Unreachable, Unreachable),
+        (reply(429, "TooManyRequests"), Unreachable, Unreachable),
+        (reply(400, "RequestTimeout"), OutcomeUnknown, Unreachable),
+        (reply(409, "ConditionalRequestConflict"), OutcomeUnknown, Unreachable),
+        (reply(412, "PreconditionFailed"), AlreadyExists, AlreadyExists),
+        (reply(400, "InvalidArgument"), Refused, Refused),
+        (reply(401, "Unauthorized"), Refused, Refused),
+        (reply(403, "AccessDenied"), Refused, Refused),
+        (reply(404, "NoSuchBucket"), Refused, Refused),
+        (reply(404, "NoSuchKey"), Refused, Missing),
+        (reply(501, "NotImplemented"), Refused, Refused),
+        (reply(301, "PermanentRedirect"), Refused, Refused),
+        (b"", OutcomeUnknown, Unreachable),
+        (None, OutcomeUnknown, Unreachable),
+    ],
+)
+async def test_what_the_server_says(answer: bytes | None, put: type[StoreError], get: type[StoreError]) -> None:
+    async with answering(answer) as store:
+        with pytest.raises(put):
+            await store.put("k", b"x", kind="mail")
+        with pytest.raises(get):
+            await store.get("k", kind="mail", end=9)
+
+
+async def test_a_body_that_ends_early_is_never_returned() -> None:
+    async with answering(CUT) as store:
+        with pytest.raises(StoreError) as caught:
+            await store.get("k", kind="mail", end=9)
+        assert not caught.value.permanent
+
+
+async def test_no_server_is_unreachable_and_known_to_have_done_nothing() -> None:
+    settings = Settings(
+        "s3://b", endpoint_url="http://127.0.0.1:1", access_key_id="i", secret_access_key="s", deadline_s=0.15
+    )
+    with pytest.raises(Unreachable):
+        await open_store(settings).put("k", b"x", kind="mail")
+
+
+async def test_wrong_credentials_are_refused(s3_bucket: S3Bucket) -> None:
+    store = open_store(replace(s3_settings(s3_bucket), secret_access_key="wrong"))
+    for call in (store.put("k", b"x", kind="mail"), store.get("k", kind="mail"), store.list("", kind="mail")):
+        with pytest.raises(Refused, match="SignatureDoesNotMatch"):
+            await call
+    assert store.stats.count() == 3
+
+
+async def test_credentials_come_from_botos_chain(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_bucket.server.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_bucket.server.secret_access_key)
+    store = open_store(replace(s3_settings(s3_bucket), access_key_id="", secret_access_key=""))
+    await store.put("k", b"x", kind="mail")
+    assert await store.get("k", kind="mail") == b"x"
+
+
+async def test_no_credentials_are_refused_at_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boto3.Session, "get_credentials", lambda _: None)
+    store = open_store(Settings("s3://bucket", endpoint_url="http://127.0.0.1:1", region="us-east-1"))
+    with pytest.raises(Refused, match="no credentials"):
+        await store.get("k", kind="mail")
+
+
+async def test_refreshable_credentials_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frozen:
+        access_key, secret_key, token = "id", "secret", "token"
+
+    class Static:
+        def get_frozen_credentials(self) -> Frozen:
+            return Frozen()
+
+    class Refreshable(Static):
+        def refresh_needed(self) -> bool:
+            return False
+
+    monkeypatch.setattr(boto3.Session, "get_credentials", lambda _: Static())
+    assert (await cloud.boto3_credentials()())["expires_at"] is None
+    monkeypatch.setattr(boto3.Session, "get_credentials", lambda _: Refreshable())
+    found = await cloud.boto3_credentials()()
+    assert found["expires_at"] is not None
+    assert (found["access_key_id"], found.get("token")) == ("id", "token")
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])
+async def test_a_custom_endpoint_has_the_bucket_in_its_path(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        "s3://bucket", endpoint_url=endpoint, access_key_id="i", secret_access_key="s", region="eu-west-1"
+    )
+    config = open_store(settings).driver._inner._store.config  # type: ignore[attr-defined]
+    assert str(config["virtual_hosted_style_request"]).lower() == ("false" if endpoint else "true")
+
+
+def test_gs_and_az_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store(Settings("gs://bucket/prefix"))
+    with pytest.raises(ConfigError, match="Account must be specified; allowed"):
+        open_store(Settings("az://container/prefix"))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    open_store(Settings("az://container/prefix"))

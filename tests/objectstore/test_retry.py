@@ -1,0 +1,388 @@
+"""Deadlines, retries, lost answers and late PUTs, under a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from obox.objectstore import (
+    AlreadyExists,
+    Codec,
+    MemoryDriver,
+    Missing,
+    ObjectKind,
+    OpenStore,
+    OutcomeUnknown,
+    Refused,
+    Settings,
+    Truncated,
+    Unreachable,
+    new_oid,
+    open_store,
+    put_once,
+    settle,
+)
+from obox.objectstore.faults import FaultyDriver, Plan, Rates
+from obox.types import Oid
+
+from .virtual import VirtualTime
+
+
+class NoJitter(random.Random):
+    def random(self) -> float:
+        return 0.0
+
+
+class Log:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, Any]]] = []
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self.lines.append(("debug", event, fields))
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.lines.append(("warning", event, fields))
+
+
+class World:
+    """A memory bucket with scripted faults under retries, in virtual time."""
+
+    def __init__(self, *, seed: int = 1, jitter: bool = False, plan: Plan | None = None, **settings: Any) -> None:
+        self.time = VirtualTime()
+        self.log = Log()
+        self.bucket = MemoryDriver(wall=self.time.clock)
+        self.faults = FaultyDriver(self.bucket, rng=random.Random(seed), plan=plan, sleep=self.time.sleep)
+        self.rng = random.Random(seed)
+        self.codec = Codec({}, None)
+        self.store: OpenStore = open_store(
+            Settings("memory://", **settings),
+            clock=self.time.clock,
+            sleep=self.time.sleep,
+            rng=random.Random(seed) if jitter else NoJitter(),
+            log=self.log,
+            driver=self.faults,
+        )
+
+    def pauses(self) -> list[float]:
+        return [fields["pause"] for _, event, fields in self.log.lines if event == "retry"]
+
+    def mail(self) -> tuple[Oid, bytes]:
+        oid = new_oid(self.rng)
+        return oid, self.codec.encode(ObjectKind.MAIL, oid, b"meta", b"body")
+
+
+async def test_the_schedule() -> None:
+    world = World(deadline_s=100)
+    world.faults.fail_next("put", times=99)
+    began = world.time.now
+    with pytest.raises(Unreachable):
+        await world.time.run(world.store.put("k", b"x", kind="mail"))
+    assert world.pauses() == [0.05, 0.5, 5.0, 10.0]
+    assert world.time.now - began == pytest.approx(15.55)
+    assert world.store.stats.requests() == {("put", "mail"): 5}
+    assert world.store.stats.errors() == 5
+
+
+async def test_pauses_fit_into_the_deadline() -> None:
+    world = World()
+    world.faults.fail_next("get", times=99)
+    began = world.time.now
+    with pytest.raises(Unreachable):
+        await world.time.run(world.store.get("k", kind="mail"))
+    assert world.pauses() == [0.05, 0.5, 5.0, pytest.approx(2.225)]
+    assert world.time.now - began < 10
+    assert world.store.stats.count("get") == 5
+
+
+async def test_jitter_shortens_pauses_by_a_quarter_at_most() -> None:
+    seen = []
+    for seed in range(5):
+        world = World(seed=seed, jitter=True, deadline_s=100)
+        world.faults.fail_next("get", times=99)
+        with pytest.raises(Unreachable):
+            await world.time.run(world.store.get("k", kind="mail"))
+        seen.append(world.pauses())
+        for pause, longest in zip(world.pauses(), (0.05, 0.5, 5.0, 10.0), strict=True):
+            assert 0.75 * longest - 0.001 <= pause <= longest + 0.001
+    assert len({tuple(pauses) for pauses in seen}) == 5
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+async def test_it_succeeds_when_the_store_comes_back(times: int) -> None:
+    world = World()
+    world.faults.fail_next("put", times=times)
+    await world.time.run(world.store.put("k", b"x", kind="mail"))
+    assert await world.bucket.get("k", kind="mail") == b"x"
+    assert world.store.stats.requests() == {("put", "mail"): times + 1}
+    assert world.store.stats.errors("put") == times
+
+
+async def test_what_is_permanent_is_not_retried() -> None:
+    world = World()
+    world.faults.fail_next("put", fault="refused")
+    with pytest.raises(Refused):
+        await world.time.run(world.store.put("k", b"x", kind="mail"))
+    with pytest.raises(Missing):
+        await world.time.run(world.store.get("k", kind="mail"))
+    assert world.store.stats.requests() == {("put", "mail"): 1, ("get", "mail"): 1}
+    assert world.pauses() == []
+
+
+async def test_a_refusal_after_a_lost_answer_is_unknown() -> None:
+    world = World()
+    world.faults.fail_next("put", fault="lost")
+    world.faults.fail_next("put", fault="refused")
+    with pytest.raises(OutcomeUnknown):
+        await world.time.run(world.store.put("k", b"x", kind="mail"))
+
+
+async def test_truncated_is_retried_and_told() -> None:
+    world = World()
+    await world.bucket.put("k", b"data", kind="mail")
+    world.faults.fail_next("get", fault="truncate", times=2)
+    assert await world.time.run(world.store.get("k", kind="mail")) == b"data"
+    world.faults.fail_next("get", fault="truncate", times=9)
+    with pytest.raises(Truncated):
+        await world.time.run(world.store.get("k", kind="mail"))
+
+
+async def test_a_hung_get_is_tried_again_after_half_of_the_deadline() -> None:
+    world = World()
+    await world.bucket.put("k", b"data", kind="mail")
+    world.faults.fail_next("get", fault="hang")
+    began = world.time.now
+    assert await world.time.run(world.store.get("k", kind="mail")) == b"data"
+    assert world.time.now - began == pytest.approx(5.05)
+
+
+async def test_outage_is_unreachable_within_the_deadline() -> None:
+    world = World()
+    world.faults.plan.outage = True
+    for call in (
+        lambda: world.store.put("k", b"x", kind="mail"),
+        lambda: world.store.get("k", kind="mail"),
+        lambda: world.store.list("", kind="mail"),
+        lambda: world.store.delete(["k"], kind="mail"),
+        lambda: world.store.copy("k", "l", kind="mail"),
+    ):
+        began = world.time.now
+        with pytest.raises(Unreachable) as caught:
+            await world.time.run(call())
+        assert world.time.now - began <= 10
+        assert not caught.value.permanent
+    world.faults.plan.outage = False
+    await world.time.run(world.store.put("k", b"x", kind="mail"))
+
+
+async def test_everything_hangs_until_the_deadline_and_no_longer() -> None:
+    world = World(plan=Plan(every=Rates(hang=100)))
+    for call, error in (
+        (lambda: world.store.put("k", b"x", kind="mail"), OutcomeUnknown),
+        (lambda: world.store.copy("k", "l", kind="mail"), OutcomeUnknown),
+        (lambda: world.store.get("k", kind="mail"), Unreachable),
+        (lambda: world.store.list("", kind="mail"), Unreachable),
+        (lambda: world.store.delete(["k"], kind="mail"), Unreachable),
+    ):
+        began = world.time.now
+        with pytest.raises(error):
+            await world.time.run(call())
+        assert world.time.now - began == pytest.approx(10)
+
+
+async def test_a_lost_answer_is_recognised() -> None:
+    world = World()
+    oid, data = world.mail()
+    world.faults.fail_next("put", fault="lost")
+    assert await world.time.run(put_once(world.store, "k", data, oid, "mail")) is True
+    assert world.store.stats.requests() == {("put", "mail"): 2, ("get", "mail"): 1}
+
+
+async def test_a_lost_answer_of_somebody_elses_key_is_not_ours() -> None:
+    world = World()
+    oid, data = world.mail()
+    await world.bucket.put("k", world.mail()[1], kind="mail")
+    world.faults.fail_next("put", fault="lost", times=2)
+    assert await world.time.run(put_once(world.store, "k", data, oid, "mail")) is False
+
+
+async def test_put_without_put_once_says_already_exists() -> None:
+    world = World()
+    world.faults.fail_next("put", fault="lost")
+    with pytest.raises(AlreadyExists):
+        await world.time.run(world.store.put("k", b"x", kind="mail"))
+
+
+async def test_all_answers_lost_is_unknown_and_settles_as_ours() -> None:
+    world = World()
+    oid, data = world.mail()
+    world.faults.fail_next("put", fault="lost", times=5)
+    with pytest.raises(OutcomeUnknown):
+        await world.time.run(put_once(world.store, "k", data, oid, "mail"))
+    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "ours"
+    assert await world.bucket.get("k", kind="mail") == data
+
+
+@pytest.mark.parametrize("fault", ["late", "late_hang"])
+async def test_a_late_put_is_burnt_and_never_lands(fault: Any) -> None:
+    world = World()
+    oid, data = world.mail()
+    world.faults.fail_next("put", "k", fault, seconds=60)
+    world.faults.fail_next("put", "k", "error", times=4)
+    with pytest.raises(OutcomeUnknown):
+        await world.time.run(put_once(world.store, "k", data, oid, "mail"))
+    world.faults._scripts.clear()
+    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "burnt"
+    await world.time.advance(120)
+    assert await world.bucket.get("k", kind="mail") == b""
+    assert world.faults.history[-1].fault == f"{fault}: refused"
+    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "burnt"
+    assert await world.time.run(put_once(world.store, "k", data, oid, "mail")) is False
+
+
+async def test_a_late_put_that_lands_before_settle_is_ours() -> None:
+    world = World()
+    oid, data = world.mail()
+    world.faults.fail_next("put", "k", "late_hang", seconds=12)
+    with pytest.raises(OutcomeUnknown):
+        await world.time.run(put_once(world.store, "k", data, oid, "mail"))
+    await world.time.advance(5)
+    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "ours"
+
+
+async def test_settle_whose_own_answer_is_lost_is_burnt() -> None:
+    world = World()
+    oid, _ = world.mail()
+    world.faults.fail_next("put", fault="lost")
+    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "burnt"
+
+
+async def test_settle_during_an_outage_stays_unknown() -> None:
+    world = World()
+    oid, _ = world.mail()
+    world.faults.plan.outage = True
+    with pytest.raises(Unreachable):
+        await world.time.run(settle(world.store, "k", oid, "mail"))
+
+
+async def test_an_object_that_goes_between_the_two_requests_is_unknown() -> None:
+    world = World()
+    oid, data = world.mail()
+    await world.bucket.put("k", data, kind="mail")
+    inner_get = world.bucket.get
+
+    async def get(key: str, **rest: Any) -> bytes:
+        await world.bucket.delete_batch([key], kind="mail")
+        return await inner_get(key, **rest)
+
+    world.bucket.get = get  # type: ignore[method-assign]
+    with pytest.raises(Unreachable):
+        await world.time.run(settle(world.store, "k", oid, "mail"))
+
+
+async def test_damaged_and_newer_headers_are_other() -> None:
+    world = World()
+    oid, data = world.mail()
+    for key, there in {"a": b"garbage", "b": b"obox\x02" + data[5:], "c": data[:20]}.items():
+        await world.bucket.put(key, there, kind="mail")
+        assert await world.time.run(settle(world.store, key, oid, "mail")) == "other"
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_many_writers_under_faults_agree(seed: int) -> None:
+    """Whatever goes wrong: one owner per key, who knows it; burnt keys stay burnt."""
+    rates = Rates(error=10, lost=10, delay=10, late=8, late_hang=4, truncate=5, hang=3)
+    world = World(seed=seed, jitter=True, plan=Plan(every=rates))
+    verdicts: dict[str, list[tuple[str, Oid]]] = {f"k{i}": [] for i in range(6)}
+
+    async def writer() -> None:
+        for key, told in verdicts.items():
+            oid, data = world.mail()
+            outcome = ""
+            try:
+                outcome = "ours" if await put_once(world.store, key, data, oid, "mail") else "other"
+            except (OutcomeUnknown, Unreachable):
+                while not outcome:
+                    try:
+                        outcome = await settle(world.store, key, oid, "mail")
+                    except (OutcomeUnknown, Unreachable, Truncated):
+                        continue
+            except Truncated:
+                continue
+            told.append((outcome, oid))
+
+    async def writers() -> None:
+        await asyncio.gather(*(writer() for _ in range(4)))
+
+    await world.time.run(writers())
+    await world.time.advance(1000)
+    for key, told in verdicts.items():
+        stored = await world.bucket.get(key, kind="mail")
+        owners = [oid for outcome, oid in told if outcome == "ours"]
+        assert len(owners) <= 1, f"seed {seed}: {world.faults.history}"
+        if owners:
+            assert world.codec.decode(stored).oid == owners[0], f"seed {seed}: {world.faults.history}"
+        if any(outcome == "burnt" for outcome, _ in told):
+            assert stored == b"", f"seed {seed}: {world.faults.history}"
+
+
+async def test_the_same_seed_makes_the_same_faults() -> None:
+    histories = []
+    for _ in range(2):
+        world = World(seed=5, plan=Plan(every=Rates(error=20, lost=20, delay=20)))
+        for i in range(30):
+            try:
+                await world.time.run(world.store.put(f"k{i}", b"x", kind="mail"))
+            except (AlreadyExists, OutcomeUnknown):
+                continue
+        histories.append(world.faults.history)
+    assert histories[0] == histories[1] != []
+
+
+async def test_cancellation_passes_at_once() -> None:
+    world = World(plan=Plan(every=Rates(hang=100)))
+    task = asyncio.ensure_future(world.store.put("k", b"x", kind="mail"))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (world.store.stats.count(), world.store.stats.errors()) == (1, 1)
+    hang = world.faults.plan
+    real = open_store(Settings("memory://"), wrap=lambda d: FaultyDriver(d, rng=random.Random(1), plan=hang))
+    task = asyncio.ensure_future(real.get("k", kind="mail"))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_the_loops_own_timer_keeps_the_deadline() -> None:
+    plan = Plan(every=Rates(hang=100))
+    store = open_store(
+        Settings("memory://", deadline_s=0.02),
+        wrap=lambda inner: FaultyDriver(inner, rng=random.Random(1), plan=plan),
+    )
+    with pytest.raises(OutcomeUnknown):
+        await store.put("k", b"x", kind="mail")
+
+
+async def test_slow_requests_are_logged_with_their_attempt() -> None:
+    world = World(slow_s=1)
+    world.faults.fail_next("put", fault="error")
+    world.faults.fail_next("put", fault="delay", seconds=3)
+    await world.time.run(world.store.put("u/k", b"x", kind="mail"))
+    assert [line for line in world.log.lines if line[0] == "warning"] == [
+        ("warning", "slow request", {"op": "put", "kind": "mail", "key": "u/k", "ms": 3000, "attempt": 2, "ok": True})
+    ]
+
+
+async def test_a_copy_before_the_probe_is_get_and_put_where_the_store_may_overwrite() -> None:
+    world = World()
+    world.store.driver.copies_create_only = False
+    await world.bucket.put("a", b"x", kind="mail")
+    await world.time.run(world.store.copy("a", "b", kind="mail"))
+    assert world.store.stats.requests() == {("get", "mail"): 1, ("put", "mail"): 1}
+    with pytest.raises(AlreadyExists):
+        await world.time.run(world.store.copy("a", "b", kind="mail"))

@@ -4,7 +4,7 @@ Knows no IMAP, no LMTP and no mail: it is handed callables. `obox.main` wires it
 """
 
 from obox.server.http import HttpServer, application
-from obox.server.lifecycle import Lifecycle, LoopLag
+from obox.server.lifecycle import Lifecycle, LoopLag, raise_open_files_limit
 from obox.server.listeners import Factory, ListenError, Listeners, inherited_sockets
 from obox.server.log import once_a_minute, set_up_logging
 from obox.server.metrics import Metrics
@@ -28,5 +28,6 @@ __all__ = [
     "application",
     "inherited_sockets",
     "once_a_minute",
+    "raise_open_files_limit",
     "set_up_logging",
 ]

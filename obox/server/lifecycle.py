@@ -11,6 +11,7 @@ later one `HURRY_S`. The exit code is 0 either way.
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,6 +20,7 @@ from obox.server.notify import Notifier
 
 HURRY_S = 2.0  # for each drain after a second signal: one more round trip to the bucket, no more
 LAG_INTERVAL_S = 0.25  # between measurements of the loop
+OPEN_FILES_MAX = 1 << 20  # where the system sets no limit: a million sessions are more than one process serves
 LAG_LOG_S = 0.5  # later than this is worth a line; the goal is 50 ms
 
 Drain = Callable[[], Awaitable[None]]
@@ -129,6 +131,15 @@ class Lifecycle:
         while self._notifier.watchdog_interval_s:
             self._notifier.watchdog()
             await asyncio.sleep(self._notifier.watchdog_interval_s)
+
+
+def raise_open_files_limit() -> int:
+    """Allow as many descriptors as the hard limit does, return how many: the soft one is often 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = max(soft, OPEN_FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return hard
 
 
 async def _awaited(drain: Drain) -> None:

@@ -54,7 +54,10 @@ def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
     """The sockets that the service manager opened for this process. sd_listen_fds(3)."""
     if environ.get("LISTEN_PID") != str(os.getpid()) or not environ.get("LISTEN_FDS", "").isdigit():
         return []
-    return [socket.socket(fileno=fd) for fd in range(_FIRST_FD, _FIRST_FD + int(environ["LISTEN_FDS"]))]
+    descriptors = range(_FIRST_FD, _FIRST_FD + int(environ["LISTEN_FDS"]))
+    for fd in descriptors:
+        os.set_inheritable(fd, False)
+    return [socket.socket(fileno=fd) for fd in descriptors]
 
 
 class Listeners:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from obox.server import Lifecycle, LoopLag, Notifier
+from obox.server import Lifecycle, LoopLag, Notifier, raise_open_files_limit
 from obox.server import lifecycle as module
 
 
@@ -167,6 +168,15 @@ async def test_watchdog(log: Any, manager: Manager) -> None:
 async def test_nobody_listens() -> None:
     Notifier({"NOTIFY_SOCKET": "/nowhere/notify"}).ready("x")
     Notifier({}).ready()
+
+
+def test_open_files() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        assert raise_open_files_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_loop_lag(log: Any) -> None:

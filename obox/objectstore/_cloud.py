@@ -87,28 +87,41 @@ class CloudDriver:
 
     page_keys = REQUEST_KEYS_MAX
 
-    def __init__(self, store: S3Store | GCSStore | AzureStore, *, create_only: bool, copies_create_only: bool) -> None:
-        """create_only: False drops `If-None-Match`, for stores that reject it (conditional_put = "off")."""
+    def __init__(
+        self,
+        store: S3Store | GCSStore | AzureStore,
+        *,
+        create_only: bool,
+        copies_create_only: bool,
+        connections_max: int,
+    ) -> None:
+        """create_only: False drops `If-None-Match`, for stores that reject it (conditional_put = "off").
+
+        connections_max: requests at a time; the others wait, within their deadline.
+        """
         self._store = store
+        self._slots = asyncio.Semaphore(connections_max)
         self._mode: Literal["create", "overwrite"] = "create" if create_only else "overwrite"
         self.copies_create_only = copies_create_only
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         try:
-            await obstore.put_async(self._store, key, data, mode=self._mode, use_multipart=False)
+            async with self._slots:
+                await obstore.put_async(self._store, key, data, mode=self._mode, use_multipart=False)
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("put", key, error) from error
 
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
+        options: obstore.GetOptions | None = None
+        if end is not None:
+            options = {"range": (start, end)}
+        elif start:
+            options = {"range": {"offset": start}}
         try:
-            if start == 0 and end is None:
-                answer = await obstore.get_async(self._store, key)
-            elif end is None:
-                answer = await obstore.get_async(self._store, key, options={"range": {"offset": start}})
-            else:
-                answer = await obstore.get_async(self._store, key, options={"range": (start, end)})
-            first, after = answer.range
-            data = bytes(await answer.bytes_async())
+            async with self._slots:
+                answer = await obstore.get_async(self._store, key, options=options)
+                first, after = answer.range
+                data = bytes(await answer.bytes_async())
         except (exceptions.BaseError, OSError, ValueError) as error:
             if _status(error) == 416:
                 return b""  # nothing there: an empty object, or a start at or behind its end
@@ -122,10 +135,10 @@ class CloudDriver:
             stream = obstore.list(
                 self._store, prefix.rstrip("/") or None, offset=after or None, chunk_size=REQUEST_KEYS_MAX
             )
-            try:
+            async with self._slots:
                 rows = await stream.__anext__()
-            except StopAsyncIteration:
-                return Page([], False)
+        except StopAsyncIteration:
+            return Page([], False)
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("list", prefix, error) from error
         items = [ObjectInfo(row["path"], row["size"], row["last_modified"].timestamp()) for row in rows]
@@ -134,7 +147,8 @@ class CloudDriver:
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
         try:
-            await obstore.delete_async(self._store, list(keys))
+            async with self._slots:
+                await obstore.delete_async(self._store, list(keys))
         except FileNotFoundError:
             await self._delete_one_by_one(keys)
         except (exceptions.BaseError, OSError, ValueError) as error:
@@ -144,7 +158,8 @@ class CloudDriver:
         """GCS and Azure stop at a key that is not there: go on behind it."""
         for key in keys:
             try:
-                await obstore.delete_async(self._store, key)
+                async with self._slots:
+                    await obstore.delete_async(self._store, key)
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise translate("delete", key, error) from error
@@ -153,12 +168,27 @@ class CloudDriver:
 
     async def copy(self, source: str, target: str, *, kind: Kind) -> None:
         try:
-            await obstore.copy_async(self._store, source, target, overwrite=self._mode == "overwrite")
+            async with self._slots:
+                await obstore.copy_async(self._store, source, target, overwrite=self._mode == "overwrite")
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("copy", target, error) from error
 
     async def close(self) -> None:
         """obstore closes its connections when it is collected."""
+
+
+def fixed_credentials(access_key_id: str, secret_access_key: str) -> Callable[[], S3Credential]:
+    """Return a credential provider of these alone: obstore would add a session token that the environment has."""
+
+    def provide() -> S3Credential:
+        return {
+            "access_key_id": access_key_id,
+            "secret_access_key": secret_access_key,
+            "token": None,
+            "expires_at": None,
+        }
+
+    return provide
 
 
 def boto3_credentials() -> Callable[[], Coroutine[Any, Any, S3Credential]]:

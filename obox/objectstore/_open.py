@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import structlog
 from obstore.exceptions import BaseError
@@ -49,8 +49,8 @@ class Settings:
     deadline_s: float = 10.0
     """Of one request, retries included."""
     slow_s: float = 5.0
-    connections_idle_max: int = 256
-    """HTTP connections kept open; as many are opened as there are requests at a time."""
+    connections_max: int = 256
+    """HTTP connections, each with one request at a time; further requests wait within their deadline."""
 
 
 class OpenStore:
@@ -118,6 +118,8 @@ def open_store(
         raise ConfigError(f'storage.conditional_put = "{settings.conditional_put}"; allowed: "on", "off"')
     if not settings.deadline_s > 0:
         raise ConfigError(f"storage.deadline = {settings.deadline_s}; allowed: more than 0 s")
+    if settings.connections_max < 1:
+        raise ConfigError(f"storage.connections_max = {settings.connections_max}; allowed: 1 or more")
     rng = rng if rng is not None else random.SystemRandom()
     log = log if log is not None else structlog.get_logger("obox.objectstore")
     opened, prefix = _driver(settings, rng, wall)
@@ -184,7 +186,7 @@ def _driver(settings: Settings, rng: random.Random, wall: Callable[[], float]) -
         case "memory" if not prefix and not parts.netloc:
             return MemoryDriver(wall=wall), ""
         case "file" if parts.netloc in ("", "localhost") and prefix:
-            return FileDriver(os.path.normpath(parts.path), rng=rng, wall=wall), ""
+            return FileDriver(os.path.normpath(unquote(parts.path)), rng=rng, wall=wall), ""
         case "s3" | "gs" | "az" if parts.netloc:
             try:
                 return _cloud(settings, parts.scheme, parts.netloc), f"{prefix}/" if prefix else ""
@@ -201,9 +203,12 @@ def _bad_url(url: str) -> ConfigError:
 def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
     from obstore.store import AzureStore, GCSStore, S3Store
 
-    from obox.objectstore._cloud import CloudDriver, boto3_credentials, boto3_region
+    from obox.objectstore._cloud import CloudDriver, boto3_credentials, boto3_region, fixed_credentials
 
-    endpoint = settings.endpoint_url.rstrip("/")
+    endpoint = settings.endpoint_url
+    if scheme == "s3" and not endpoint:  # boto3 knows these two: so do its users
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    endpoint = endpoint.rstrip("/")
     if endpoint and not endpoint.startswith(("http://", "https://")):
         raise ConfigError(
             f'storage.endpoint_url = "{settings.endpoint_url}"; allowed: http://host:port, https://host:port'
@@ -214,16 +219,16 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
         "allow_http": endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=min(settings.deadline_s / 2, 5.0)),
         "timeout": timedelta(seconds=settings.deadline_s),
-        "pool_max_idle_per_host": str(settings.connections_idle_max),
+        "pool_max_idle_per_host": str(settings.connections_max),
     }
     no_retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=settings.deadline_s)}
-    create_only = settings.conditional_put == "on"
+    common: Any = {"create_only": settings.conditional_put == "on", "connections_max": settings.connections_max}
     if scheme == "gs":
         gcs = GCSStore(bucket, client_options=options, retry_config=no_retries)
-        return CloudDriver(gcs, create_only=create_only, copies_create_only=True)
+        return CloudDriver(gcs, copies_create_only=True, **common)
     if scheme == "az":
         azure = AzureStore(bucket, client_options=options, retry_config=no_retries)
-        return CloudDriver(azure, create_only=create_only, copies_create_only=True)
+        return CloudDriver(azure, copies_create_only=True, **common)
     config: Any = {
         "region": settings.region or boto3_region() or "us-east-1",
         "virtual_hosted_style_request": not endpoint,
@@ -233,9 +238,8 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
     if endpoint:
         config["endpoint"] = endpoint
     if settings.access_key_id:
-        config["access_key_id"] = settings.access_key_id
-        config["secret_access_key"] = settings.secret_access_key
+        config["credential_provider"] = fixed_credentials(settings.access_key_id, settings.secret_access_key)
     else:
         config["credential_provider"] = boto3_credentials()
     s3 = S3Store(bucket, client_options=options, retry_config=no_retries, **config)
-    return CloudDriver(s3, create_only=create_only, copies_create_only=False)
+    return CloudDriver(s3, copies_create_only=False, **common)

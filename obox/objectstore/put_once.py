@@ -14,9 +14,11 @@ Invariant: after settle has returned, the answer never changes. True and "ours" 
 
 Refuses to know: what is in the object but its oid; which key comes next.
 
-Diagnostics: raises OutcomeUnknown and Unreachable (try again later: the key must stay pending), Refused. A damaged
-header is "other": the object is not touched, the caller takes another key. Missing where an object had just been seen
-(deleted between the two requests) is Unreachable: nothing is known, ask again.
+Diagnostics: OutcomeUnknown is for `settle`, now or later: the key must stay pending; it is also raised when a PUT was
+refused as existing and what is there cannot be read, or is gone again. Unreachable and Refused come from put_once only
+when nothing of ours can have been stored. A damaged header is "other": the object is not touched, the caller takes
+another
+key.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from __future__ import annotations
 from typing import Literal
 
 from obox.objectstore._driver import Kind, ObjectStore
-from obox.objectstore._errors import AlreadyExists, CorruptObject, Missing, NewerFormat, Unreachable
+from obox.objectstore._errors import AlreadyExists, CorruptObject, NewerFormat, OutcomeUnknown, StoreError
 from obox.objectstore.codec import HEADER_BYTES, oid_of
 from obox.types import Oid
 
@@ -35,7 +37,7 @@ async def put_once(store: ObjectStore, key: str, data: bytes, oid: Oid, kind: Ki
     """Store an encoded object; True: it is stored, False: somebody else's object, or a burnt claim, is under the key.
 
     oid: the one that data was encoded with.
-    Raises: OutcomeUnknown (then `settle`), Unreachable (nothing was stored), Refused.
+    Raises: OutcomeUnknown (then `settle`), Unreachable and Refused (nothing was stored).
     """
     try:
         await store.put(key, data, kind=kind)
@@ -48,7 +50,7 @@ async def settle(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
     """Decide a PUT of unknown outcome, for good.
 
     "ours": it had landed. "burnt": it never will, the key is lost. "other": somebody else's object is there.
-    Raises: OutcomeUnknown, Unreachable: still unknown, call again.
+    Raises: OutcomeUnknown, Unreachable, Refused: still unknown, call again.
     """
     try:
         await store.put(key, b"", kind=kind)
@@ -66,5 +68,5 @@ async def _look(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
         return "ours" if oid_of(prefix) == oid else "other"
     except (CorruptObject, NewerFormat):
         return "other"
-    except Missing as error:
-        raise Unreachable(f"put {key}: refused as existing, then gone") from error
+    except StoreError as error:
+        raise OutcomeUnknown(f"put {key}: refused as existing, but what is there cannot be read: {error}") from error

@@ -77,6 +77,7 @@ def test_a_bad_url_is_one_line_that_names_it(url: str) -> None:
         {"access_key_id": "only"},
         {"conditional_put": "maybe"},
         {"deadline_s": 0},
+        {"connections_max": 0},
     ],
 )
 def test_other_bad_settings(wrong: dict[str, Any]) -> None:
@@ -464,13 +465,33 @@ async def test_refreshable_credentials_are_asked_for_again(monkeypatch: pytest.M
     assert (found["access_key_id"], found.get("token")) == ("id", "token")
 
 
-@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])
-async def test_a_custom_endpoint_has_the_bucket_in_its_path(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(
-        "s3://bucket", endpoint_url=endpoint, access_key_id="i", secret_access_key="s", region="eu-west-1"
-    )
+@pytest.mark.parametrize("place", ["", "settings", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_a_custom_endpoint_has_the_bucket_in_its_path(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    endpoint = "http://127.0.0.1:9"
+    if place.startswith("AWS"):
+        monkeypatch.setenv(place, endpoint)
+    settings = Settings("s3://bucket", access_key_id="i", secret_access_key="s", region="eu-west-1")
+    if place == "settings":
+        settings = replace(settings, endpoint_url=endpoint)
     config = open_store(settings).driver._inner._store.config  # type: ignore[attr-defined]
-    assert str(config["virtual_hosted_style_request"]).lower() == ("false" if endpoint else "true")
+    assert str(config["virtual_hosted_style_request"]).lower() == ("false" if place else "true")
+
+
+async def test_no_more_requests_at_a_time_than_connections(
+    s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of somebody else")  # not to be mixed with the keys of the settings
+    store = open_store(replace(s3_settings(s3_bucket), connections_max=3))
+    await store.put("k", b"x", kind="mail")
+    slots = store.driver._inner._slots  # type: ignore[attr-defined]
+    gets = asyncio.gather(*(store.get("k", kind="mail") for _ in range(20)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert slots.locked()
+    assert await gets == [b"x"] * 20
+    assert not slots.locked()
 
 
 def test_gs_and_az_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,12 @@ def _one_line(_: Any, __: str, event: Event) -> Event:
     return event
 
 
+def _ordered(_: Any, __: str, event: Event) -> Event:
+    """When, how bad, what: first in every line."""
+    first = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
+    return {**first, **event}
+
+
 def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's logging to one place.
 
@@ -61,13 +67,12 @@ def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO 
     if format == "console":
         end = [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
     else:
-        order = ["timestamp", "level", "event"]
         render: structlog.typing.Processor = (
             structlog.processors.JSONRenderer(sort_keys=False, default=str, ensure_ascii=False)
             if format == "json"
-            else structlog.processors.LogfmtRenderer(key_order=order, drop_missing=True)
+            else structlog.processors.LogfmtRenderer()
         )
-        end = [structlog.processors.format_exc_info, structlog.processors.EventRenamer("event"), render]
+        end = [structlog.processors.format_exc_info, _ordered, render]
     structlog.configure(
         processors=[*shared, *end],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),

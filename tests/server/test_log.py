@@ -41,6 +41,7 @@ def test_json() -> None:
     except ValueError:
         log.exception("bug")
     first, second, third = map(json.loads, out.getvalue().splitlines())
+    assert list(first)[:3] == ["timestamp", "level", "event"]
     assert first["event"] == "login"
     assert first["timestamp"].endswith("Z")
     assert first["timestamp"][10] == "T"

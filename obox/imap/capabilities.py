@@ -1,0 +1,50 @@
+"""What is advertised, before and after login. RFC 9051 §7.2.2; each word with its RFC.
+
+A word is here only if the whole of its RFC is served (docs/rfc.md).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+ALWAYS: Final = (
+    "IMAP4rev1",  # RFC 3501
+    "SASL-IR",  # RFC 4959
+    "ID",  # RFC 2971
+    "ENABLE",  # RFC 5161
+    "IDLE",  # RFC 2177
+    "LITERAL+",  # RFC 7888
+)
+AFTER_LOGIN: Final = (
+    "NAMESPACE",  # RFC 2342
+    "CHILDREN",  # RFC 3348
+    "UNSELECT",  # RFC 3691
+    "UIDPLUS",  # RFC 4315
+    "MOVE",  # RFC 6851
+    "MULTIAPPEND",  # RFC 3502
+    "SPECIAL-USE",  # RFC 6154
+    "CREATE-SPECIAL-USE",  # RFC 6154
+    "LIST-EXTENDED",  # RFC 5258
+    "LIST-STATUS",  # RFC 5819
+    "STATUS=SIZE",  # RFC 8438
+    "CONDSTORE",  # RFC 7162
+    "QRESYNC",  # RFC 7162
+    "ESEARCH",  # RFC 4731
+    "SEARCHRES",  # RFC 5182
+    "WITHIN",  # RFC 5032
+)
+
+
+@lru_cache(maxsize=16)
+def capabilities(*, logged_in: bool, secure: bool, starttls: bool, append_limit: int) -> bytes:
+    """The list without the word CAPABILITY. secure: passwords are taken on this line; starttls: TLS can be begun."""
+    words = list(ALWAYS)
+    if logged_in:
+        words += AFTER_LOGIN
+        words.append(f"APPENDLIMIT={append_limit}")  # RFC 7889
+    else:
+        if starttls:
+            words.append("STARTTLS")
+        words += ["AUTH=PLAIN", "AUTH=LOGIN"] if secure else ["LOGINDISABLED"]
+    return " ".join(words).encode()

@@ -1,0 +1,148 @@
+"""CAPABILITY, ID, STARTTLS, LOGIN, AUTHENTICATE, ENABLE, NOOP, LOGOUT. RFC 9051 §6.1, §6.2, §6.3.1."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Final
+
+from obox.auth import AuthFailed, Challenge, Credentials, SaslError, SaslServer
+from obox.errors import NoPerm, OboxError
+from obox.imap import ast, wire
+from obox.imap.replies import Reply, bad, no
+from obox.imap.session import Session
+
+ID_VALUE_CHARS_MAX: Final = 200
+"""Of what a client tells of itself; it goes to the log."""
+
+
+async def capability(session: Session, _: ast.Capability) -> Reply:
+    session.write(wire.line(b"CAPABILITY", session.capability()))
+    return Reply("Capability completed")
+
+
+async def noop(_: Session, command: ast.Command) -> Reply:
+    """NOOP and CHECK: what has changed comes with every command. RFC 9051 §6.1.2, RFC 3501 §6.4.1."""
+    return Reply(f"{command.NAME.capitalize()} completed")
+
+
+async def logout(session: Session, _: ast.Logout) -> Reply:
+    session.ended = "logout"
+    await session.leave()
+    session.write(wire.status(None, "BYE", "Logging out"))
+    session.logged_out = True
+    return Reply("Logout completed")
+
+
+async def identify(session: Session, command: ast.Id) -> Reply:
+    """RFC 2971: what the client says of itself goes to the log, shortened; nothing depends on it."""
+    if command.params:
+        told = [f"{name}={value}" for name, value in command.params if value is not None]
+        session.client_id = " ".join(told)[:ID_VALUE_CHARS_MAX]
+    settings = session.context.settings
+    pairs = [b'"name"', wire.quoted(settings.name.encode())]
+    if settings.version:
+        pairs += [b'"version"', wire.quoted(settings.version.encode())]
+    session.write(wire.line(b"ID", b"(" + b" ".join(pairs) + b")"))
+    return Reply("ID completed")
+
+
+async def enable(session: Session, command: ast.Enable) -> Reply:
+    """RFC 5161; RFC 7162 §3.1.8, §3.2.3: QRESYNC brings CONDSTORE along."""
+    enabled = []
+    for name in command.capabilities:
+        if name == "CONDSTORE" and not session.condstore:
+            enable_condstore(session)
+            enabled.append(b"CONDSTORE")
+        elif name == "QRESYNC" and not session.qresync:
+            session.qresync = True
+            enable_condstore(session)
+            enabled.append(b"QRESYNC")
+    session.write(wire.line(b"ENABLED", *enabled))
+    return Reply("Enabled")
+
+
+def enable_condstore(session: Session) -> None:
+    """What any command that needs modseqs does: from now on they are told. RFC 7162 §3.1."""
+    if session.condstore:
+        return
+    session.condstore = True
+    if session.mailbox is not None:
+        modseq = session.mailbox.state.highestmodseq
+        session.write(wire.status(None, "OK", "Highest", f"HIGHESTMODSEQ {modseq}"))
+
+
+async def starttls(session: Session, command: ast.StartTls) -> Reply | None:
+    if session.out.tls:
+        return bad("TLS is active already")
+    if session.context.upgrade is None:
+        return bad("TLS is not offered")
+    session.finish_command(command.tag, command.NAME, Reply("Begin TLS negotiation now"))
+    await session.out.start_tls()
+    return None
+
+
+# -- login -------------------------------------------------------------------------------------------------------------
+
+
+async def login(session: Session, command: ast.Login) -> Reply:
+    if not session.secure:
+        return no("Passwords need TLS here", "PRIVACYREQUIRED")
+    try:
+        password = command.password.decode()
+    except UnicodeDecodeError:
+        password = ""  # no stored password is anything but UTF-8: it fails as any wrong one
+    return await _check(session, command.username, password)
+
+
+async def authenticate(session: Session, command: ast.Authenticate) -> Reply | None:
+    """RFC 9051 §6.2.2; the initial response is RFC 4959's."""
+    if not session.secure:
+        return no("Passwords need TLS here", "PRIVACYREQUIRED")
+    session.sasl = SaslServer()
+    initial = command.initial
+    coded = None if initial is None else (b64encode(initial) or b"=")
+    try:
+        step = session.sasl.start(command.mechanism, coded)
+    except SaslError as error:
+        session.sasl = None
+        return no(str(error), "CANNOT") if initial is None else bad(str(error))
+    return await _step(session, command.tag, step)
+
+
+async def respond(session: Session, data: bytes | None) -> Reply | None:
+    """The client's answer to a challenge; None where it cancelled."""
+    if session.sasl is None:
+        return bad("No authentication is under way")
+    try:
+        step = session.sasl.step(b"*" if data is None else b64encode(data))
+    except SaslError as error:
+        return bad(str(error))
+    return await _step(session, session.waiting_tag, step)
+
+
+async def _step(session: Session, tag: bytes, step: Challenge | Credentials) -> Reply | None:
+    if isinstance(step, Challenge):
+        session.waiting_tag = tag
+        session.write(wire.challenge(step.data))
+        session.out.parser.expect_sasl()
+        return None
+    session.sasl = None
+    return await _check(session, step.user, step.password)
+
+
+async def _check(session: Session, user: str, password: str) -> Reply:
+    context = session.context
+    try:
+        account = await context.authenticator.verify(user, password, remote=session.out.remote)
+    except OboxError as error:
+        context.counters.login("failed" if isinstance(error, NoPerm) else "unavailable")
+        if isinstance(error, NoPerm) and not isinstance(error, AuthFailed):
+            context.log.info("imap login refused", user=user[:200], remote=session.out.remote, reason=str(error))
+        raise
+    try:
+        await session.login(account)
+    except OboxError:
+        context.counters.login("unavailable")
+        raise
+    context.counters.login("ok")
+    return Reply("Logged in", b"CAPABILITY " + session.capability())

@@ -1,0 +1,55 @@
+"""COPY, MOVE and their UID forms. RFC 9051 §6.4.7, §6.4.8; RFC 6851; COPYUID: RFC 4315 §3.
+
+All or nothing: a COPY by sequence numbers of a mail that is gone, untold, copies none (RFC 2180 §4.4.1).
+"""
+
+from __future__ import annotations
+
+from obox.errors import NotFound
+from obox.imap import ast, wire
+from obox.imap.commands.expunge import READ_ONLY
+from obox.imap.replies import Reply, no, of_error
+from obox.imap.session import Session
+from obox.imap.sets import format_set
+from obox.store.api import Copied
+
+
+async def copy(session: Session, command: ast.Copy) -> Reply:
+    done = await _copied(session, command, move=False)
+    if isinstance(done, Reply):
+        return done
+    return Reply("Copy completed", _copyuid(done))
+
+
+async def move(session: Session, command: ast.Move) -> Reply:
+    """COPYUID goes untagged and first: the UIDs must be known before the mails are gone. RFC 6851 §4.3."""
+    if session.read_only:
+        return READ_ONLY
+    done = await _copied(session, command, move=True)
+    if isinstance(done, Reply):
+        return done
+    session.write(wire.status(None, "OK", "Moved", _copyuid(done)))
+    mailbox, _ = session.need_mailbox()
+    await session.tell(uid=command.uid)
+    code = f"HIGHESTMODSEQ {mailbox.state.highestmodseq}" if session.condstore else None
+    return Reply("Move completed", code)
+
+
+async def _copied(session: Session, command: ast.Copy | ast.Move, *, move: bool) -> Copied | Reply:
+    mailbox, _ = session.need_mailbox()
+    uids = session.resolve(command.sequence, uid=command.uid)
+    if not command.uid and not mailbox.state.positions(uids)[1].all():
+        return no("Some of the mails no longer exist", "EXPUNGEISSUED")
+    if len(uids) == 0:
+        return Reply(f"{command.NAME.capitalize()} completed: no mails")
+    try:
+        done = await session.need_user().copy(mailbox, uids, command.mailbox, move=move)
+    except NotFound as error:
+        return of_error(error, target=True)
+    if len(done.target) == 0:
+        return Reply(f"{command.NAME.capitalize()} completed: no mails")
+    return done
+
+
+def _copyuid(done: Copied) -> bytes:
+    return b"COPYUID %d %b %b" % (done.uidvalidity, format_set(done.source), format_set(done.target))

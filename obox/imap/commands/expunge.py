@@ -1,0 +1,51 @@
+"""EXPUNGE, UID EXPUNGE, CLOSE, UNSELECT. RFC 9051 §6.4.1, §6.4.2, §6.4.3; RFC 4315 §2.1; RFC 7162 §3.2.7."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from obox.imap import ast
+from obox.imap.replies import Reply, no
+from obox.imap.session import Session
+from obox.mailbox._state import DELETED
+from obox.mailbox._uidset import UidArray
+
+READ_ONLY = no("Mailbox was opened for reading only", "READ-ONLY")
+
+
+def deleted_uids(session: Session) -> UidArray:
+    """The mails with \\Deleted that the client knows."""
+    mailbox, view = session.need_mailbox()
+    state = mailbox.state
+    uids: UidArray = state.uids[(state.bits & np.uint64(DELETED)) != 0]
+    return uids[np.isin(uids, view.uids, assume_unique=True)]
+
+
+async def expunge(session: Session, command: ast.Expunge) -> Reply:
+    if session.read_only:
+        return READ_ONLY
+    mailbox, _ = session.need_mailbox()
+    uids = deleted_uids(session)
+    if command.uids is not None:
+        uids = uids[np.isin(uids, session.resolve(command.uids, uid=True), assume_unique=True)]
+    gone = await mailbox.expunge(uids) if len(uids) else uids
+    await session.tell(uid=command.uids is not None)
+    if len(gone) and session.condstore:  # RFC 7162 §3.2.7: so that the client may move its modseq on
+        return Reply("Expunge completed", f"HIGHESTMODSEQ {mailbox.state.highestmodseq}")
+    return Reply("Expunge completed")
+
+
+async def close(session: Session, _: ast.Close) -> Reply:
+    """The mails go without EXPUNGE lines; a mailbox opened with EXAMINE keeps them."""
+    mailbox, _view = session.need_mailbox()
+    if not session.read_only:
+        uids = deleted_uids(session)
+        if len(uids):
+            await mailbox.expunge(uids)
+    await session.leave()
+    return Reply("Close completed")
+
+
+async def unselect(session: Session, _: ast.Unselect) -> Reply:
+    await session.leave()
+    return Reply("Unselect completed")

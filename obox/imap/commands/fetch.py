@@ -1,0 +1,324 @@
+"""FETCH and UID FETCH. RFC 9051 §6.4.5, RFC 7162 §3.1.4, §3.2.6.
+
+Mails are taken in chunks of UIDs. For each: read what the plan needs (awaiting), then look the rows up and make the
+lines (not awaiting), then hand them over and wait for the client. What was expunged in between is left out.
+
+A mail that is lost or damaged is left out too, the others are delivered, and the tagged answer is NO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from obox.errors import Corrupt, Expunged, NotFound, Temporary, Unavailable
+from obox.imap import ast, wire
+from obox.imap.ast import FetchAttr
+from obox.imap.commands.auth import enable_condstore
+from obox.imap.commands.select import within
+from obox.imap.plan import Body, Plan, compile_plan, header_of
+from obox.imap.replies import Reply, bad, no
+from obox.imap.rows import flag_column, lines
+from obox.imap.session import NO_UIDS, Session
+from obox.imap.sets import format_set
+from obox.mailbox._state import SEEN
+from obox.mailbox._uidset import UidArray
+from obox.store.api import Fields
+from obox.store.content import parse
+
+COLUMN_ROWS: Final = 1000
+"""Mails of a chunk that needs columns alone: about 64 KiB of lines."""
+FIELD_ROWS: Final = 250
+"""Mails of a chunk that needs cached fields: about 200 KiB."""
+MAIL_ROWS: Final = 50
+"""Mails of a chunk that needs whole mails, whose \\Seen is set at once."""
+STREAM_BYTES_MIN: Final = 1 << 20
+"""A larger mail is not held in memory for a client that wants all of it."""
+PIECE_BYTES: Final = 1 << 18
+"""What is read and sent of such a mail at a time: a frame of the stored object."""
+
+
+async def fetch(session: Session, command: ast.Fetch) -> Reply:
+    if command.vanished and not session.qresync:
+        return bad("VANISHED needs QRESYNC to be enabled")  # RFC 7162 §3.2.6
+    plan = compile_plan(command.items, uid=command.uid, modseq=command.changed_since is not None)
+    if plan.has(FetchAttr.MODSEQ):
+        enable_condstore(session)
+    uids = session.resolve(command.sequence, uid=command.uid)
+    if command.changed_since is not None:
+        uids = _changed_since(session, command, uids, command.changed_since)
+    job = _Fetch(session, plan, uid=command.uid)
+    rows = MAIL_ROWS if plan.needs_mail else FIELD_ROWS if plan.needs_fields else COLUMN_ROWS
+    for at in range(0, len(uids), rows):
+        await job.chunk(uids[at : at + rows])
+        await session.flush()
+    if job.lost:
+        return no(f"Mails of UID {format_set(sorted(job.lost)).decode()} are damaged or lost", "CORRUPTION")
+    if job.expunged and not command.uid:
+        return no("Some of the mails no longer exist", "EXPUNGEISSUED")
+    return Reply("Fetch completed")
+
+
+def _changed_since(session: Session, command: ast.Fetch, uids: UidArray, modseq: int) -> UidArray:
+    mailbox, view = session.need_mailbox()
+    state = mailbox.state
+    if command.vanished:
+        gone = within(state.gone_since(modseq), command.sequence, state.uidnext - 1)
+        # What the client still counts is told with the next EXPUNGE or VANISHED, not as an earlier one.
+        gone = gone[~np.isin(gone, view.uids, assume_unique=True)]
+        if len(gone):
+            session.write(wire.line(b"VANISHED (EARLIER)", format_set(gone)))
+    where, there = state.positions(uids)
+    there[there] = state.modseqs[where[there]] > np.uint64(state.trusted(modseq))
+    return uids[there]
+
+
+class _Fetch:
+    """One FETCH under way."""
+
+    def __init__(self, session: Session, plan: Plan, *, uid: bool) -> None:
+        self.session = session
+        self.plan = plan
+        self.mailbox, self.view = session.need_mailbox()
+        self.names = plan.names()
+        self.uid = uid
+        self.lost: set[int] = set()
+        self.expunged = False
+
+    async def chunk(self, uids: UidArray) -> None:
+        """Deliver some mails."""
+        plan = self.plan
+        seen = NO_UIDS
+        if plan.sets_seen and not self.session.read_only:
+            seen = await self._mark_seen(uids)
+        found: dict[int, Fields] = {}
+        headers: dict[int, bytes] = {}
+        if plan.needs_fields:
+            found = await self._fields(uids)
+            if any(isinstance(item, Body) and item.in_header for item in plan.order):
+                headers = await self._headers(found)
+                found = {uid: found[uid] for uid in headers} if len(headers) < len(found) else found
+        if plan.needs_mail:
+            await self._whole(uids, seen, found, headers)
+            return
+        where, there = self.mailbox.state.positions(uids)
+        if plan.needs_fields and len(found) < len(uids):
+            there &= np.isin(uids, np.fromiter(found, dtype=np.uint32, count=len(found)))
+        if not there.all():
+            self._missed(uids[~there])
+            uids, where = uids[there], where[there]
+        if len(uids) == 0:
+            return
+        order = uids.tolist() if plan.needs_fields else []
+        columns = plan.columns(
+            self.mailbox.state,
+            where,
+            self.view.recent_uids(),
+            [found[uid] for uid in order],
+            [headers[uid] for uid in order] if headers else [],
+        )
+        names = self.names
+        if len(seen):
+            names, columns = self._with_flags(uids, where, seen, columns)
+        self.session.write(lines(names, self.view.seqs(uids).tolist(), columns))
+
+    def _missed(self, uids: UidArray) -> None:
+        """Mails without an answer: expunged, or else lost."""
+        _, there = self.mailbox.state.positions(uids)
+        self.expunged |= not there.all()
+        self.lost.update(uids[there].tolist())
+
+    # -- \Seen -----------------------------------------------------------------------------------------------------
+
+    async def _mark_seen(self, uids: UidArray) -> UidArray:
+        """Set \\Seen where it is missing; the mails that have it new, whose flags belong in the answer."""
+        state = self.mailbox.state
+        where, there = state.positions(uids)
+        there[there] = (state.bits[where[there]] & np.uint64(SEEN)) == 0
+        if not there.any():
+            return NO_UIDS
+        try:
+            stored = await self.mailbox.store_flags(uids[there], "add", ["\\Seen"])
+        except (Unavailable, Temporary) as error:
+            # Reading goes on while nothing can be changed: the mail matters more than its flag.
+            self.session.context.log.warning("seen not set", user=self.session.user_name, error=str(error))
+            return NO_UIDS
+        self.view.note_own(stored.modseq, stored.changed)
+        return stored.changed
+
+    def _with_flags(
+        self, uids: UidArray, where: Any, seen: UidArray, columns: list[Sequence[Any]]
+    ) -> tuple[list[bytes], list[Sequence[Any]]]:
+        """Add flags (and modseq) where \\Seen is new and the client did not ask for them."""
+        new = np.isin(uids, seen, assume_unique=True).tolist()
+        names = list(self.names)
+        state = self.mailbox.state
+        if not self.plan.has(FetchAttr.FLAGS):
+            flags = flag_column(state, where, self.view.recent_uids())
+            names[-1] += b"%b"
+            columns = [*columns, [b" FLAGS " + f if n else b"" for f, n in zip(flags, new, strict=True)]]
+        if self.session.condstore and not self.plan.has(FetchAttr.MODSEQ):
+            modseqs = state.modseqs[where].tolist()
+            names[-1] += b"%b"
+            columns = [*columns, [b" MODSEQ (%d)" % m if n else b"" for m, n in zip(modseqs, new, strict=True)]]
+        return names, columns
+
+    # -- fields and headers ----------------------------------------------------------------------------------------
+
+    async def _fields(self, uids: UidArray) -> dict[int, Fields]:
+        asked = uids.tolist()
+        try:
+            found = await self.mailbox.fields(asked)
+        except (Corrupt, NotFound):
+            found = [await self._one(uid) for uid in asked]
+        return {uid: one for uid, one in zip(asked, found, strict=True) if one is not None}
+
+    async def _one(self, uid: int) -> Fields | None:
+        try:
+            return (await self.mailbox.fields([uid]))[0]
+        except (Corrupt, NotFound):
+            return None
+
+    async def _headers(self, found: dict[int, Fields]) -> dict[int, bytes]:
+        """Header blocks; those that are too long to be cached are cut from the mail."""
+        out: dict[int, bytes] = {}
+        for uid, fields in found.items():
+            header = fields.header
+            if header is None:
+                try:
+                    header = header_of(await self.mailbox.mail(uid))
+                except (Corrupt, NotFound, Expunged):
+                    continue
+            out[uid] = header
+        return out
+
+    # -- whole mails -----------------------------------------------------------------------------------------------
+
+    async def _whole(self, uids: UidArray, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]) -> None:
+        fresh = set(seen.tolist())
+        async for uid, mail in self._mails(uids):
+            state = self.mailbox.state
+            position = state.position(uid)
+            if position is None or (self.plan.needs_fields and uid not in found):
+                self._missed(np.array([uid], dtype=np.uint32))
+                continue
+            if mail is None:
+                if not self._streams(int(state.column("size")[position])):
+                    self.lost.add(uid)
+                    continue
+                cells = self._cells(uid, position, uid in fresh, found.get(uid), headers.get(uid, b""))
+                await self._stream(uid, int(state.column("size")[position]), cells)
+                continue
+            cells = self._cells(uid, position, uid in fresh, found.get(uid), headers.get(uid, b""))
+            self._write_row(uid, cells, mail)
+            if self.session.out.full:
+                await self.session.flush()
+
+    def _streams(self, size: int) -> bool:
+        return size >= STREAM_BYTES_MIN and self.plan.whole_only
+
+    async def _mails(self, uids: UidArray) -> AsyncIterator[tuple[int, bytes | None]]:
+        """Whole mails in order; None for one that is to be streamed, or is lost."""
+        state = self.mailbox.state
+        where, there = state.positions(uids)
+        if not there.all():
+            self._missed(uids[~there])
+            uids, where = uids[there], where[there]
+        sizes = state.column("size")[where].tolist()
+        run: list[int] = []
+        for uid, size in zip(uids.tolist(), sizes, strict=True):
+            if not self._streams(size):
+                run.append(uid)
+                continue
+            async for pair in self._read(run):
+                yield pair
+            run = []
+            yield uid, None
+        async for pair in self._read(run):
+            yield pair
+
+    async def _read(self, uids: list[int]) -> AsyncIterator[tuple[int, bytes | None]]:
+        """Read ahead; after a damaged mail go on with the next."""
+        while uids:
+            done = 0
+            try:
+                async for uid, mail in self.mailbox.mails(uids):
+                    done += 1
+                    yield uid, mail
+                return
+            except (Corrupt, NotFound, Expunged):
+                if done < len(uids):
+                    yield uids[done], None
+                uids = uids[done + 1 :]
+
+    def _cells(
+        self, uid: int, position: int, fresh: bool, fields: Fields | None, header: bytes
+    ) -> tuple[list[bytes], list[Any]]:
+        """Format strings and values of one line; a section that needs the mail has None."""
+        state = self.mailbox.state
+        where = np.array([position], dtype=np.intp)
+        small = Plan([item for item in self.plan.order if not isinstance(item, Body) or item.in_header])
+        columns = small.columns(state, where, self.view.recent_uids(), [fields] if fields is not None else [], [header])
+        given = iter(columns)
+        values: list[Sequence[Any]] = [
+            [None] if isinstance(item, Body) and not item.in_header else next(given) for item in self.plan.order
+        ]
+        names = self.names
+        if fresh:
+            one = np.array([uid], dtype=np.uint32)
+            names, values = self._with_flags(one, where, one, values)
+        return names, [column[0] for column in values]
+
+    def _head(self, uid: int) -> bytes:
+        return b"* %d FETCH (" % int(self.view.seqs(np.array([uid], dtype=np.uint32))[0])
+
+    def _write_row(self, uid: int, cells: tuple[list[bytes], list[Any]], mail: bytes) -> None:
+        names, values = cells
+        root = parse(mail) if self.plan.needs_structure else None
+        for at, item in enumerate(self.plan.order):
+            if isinstance(item, Body) and not item.in_header:
+                values[at] = item.of_mail(mail, root)
+        self.session.write(self._head(uid), b" ".join(names) % tuple(values), b")\r\n")
+
+    async def _stream(self, uid: int, size: int, cells: tuple[list[bytes], list[Any]]) -> None:
+        """A large mail, piece by piece. What fails inside a literal ends the connection: its length has been said."""
+        session = self.session
+        names, values = cells
+        order, tail = self.plan.order, values[len(self.plan.order) :]
+        head = lead = self._head(uid)
+        for at, (item, name) in enumerate(zip(order, names, strict=True)):
+            more = tail if at == len(order) - 1 else []
+            if not (isinstance(item, Body) and not item.in_header):
+                session.write(lead + name % (values[at], *more))
+                lead = b" "
+                continue
+            start, end = item.span(size)
+            try:
+                piece = await self.mailbox.part(uid, start, min(start + PIECE_BYTES, end)) if end > start else b""
+            except (Corrupt, NotFound, Expunged):
+                if lead is not head:
+                    raise ConnectionResetError("a mail became unreadable in the middle of its line") from None
+                self._missed(np.array([uid], dtype=np.uint32))
+                return
+            session.write(lead, item.label, b" {%d}\r\n" % (end - start) if end > start else b' ""', piece)
+            lead = b" "
+            await session.flush()
+            start += len(piece)
+            while start < end:
+                piece = await self._piece(uid, start, min(start + PIECE_BYTES, end))
+                session.write(piece)
+                start += len(piece)
+                await session.flush()
+            session.write(*more)
+        session.write(b")\r\n")
+
+    async def _piece(self, uid: int, start: int, end: int) -> bytes:
+        try:
+            piece = await self.mailbox.part(uid, start, end)
+        except Exception as error:
+            raise ConnectionResetError("a mail became unreadable in the middle of a literal") from error
+        if not piece:
+            raise ConnectionResetError("a mail is shorter than its size says")
+        return piece

@@ -1,0 +1,19 @@
+"""IDLE, RFC 2177: the session goes on telling what changes until the client says DONE.
+
+The handler only enters the state; `Session.wake` starts the connection's task for each change, so that an idle session
+holds no task. The tagged answer follows DONE.
+"""
+
+from __future__ import annotations
+
+from obox.imap import ast, wire
+from obox.imap.session import Session
+
+
+async def idle(session: Session, command: ast.Idle) -> None:
+    await session.tell()
+    session.write(wire.continuation("idling"))
+    session.waiting_tag = command.tag
+    session.idling = True
+    session.out.parser.expect_done()
+    session.out.idle_changed()

@@ -1,0 +1,142 @@
+"""LIST, LSUB, NAMESPACE. RFC 3501 §6.3.8, §6.3.9; RFC 5258; RFC 5819; RFC 6154; RFC 2342.
+
+A name is judged twice: does it match a pattern, and is it selected (all names, the subscribed, those of special use).
+With RECURSIVEMATCH a name that is not selected is shown where something below it is, with CHILDINFO.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from obox.errors import NotFound
+from obox.imap import ast, wire
+from obox.imap.ast import ListReturn, ListSelect
+from obox.imap.commands.status import write_status
+from obox.imap.replies import Reply
+from obox.imap.session import Session
+from obox.mailbox import names
+from obox.mailbox.names import INBOX, SEPARATOR, Pattern
+from obox.store.api import User
+
+_SEPARATOR: Final = b'"/"'
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One name: what LIST may say of it."""
+
+    name: str
+    exists: bool = False
+    special_use: str = ""
+    subscribed: bool = False
+    has_children: bool = False
+    level: bool = False
+    """There are mailboxes below, whether or not it is one."""
+
+
+async def namespace(session: Session, _: ast.Namespace) -> Reply:
+    session.write(wire.line(b"NAMESPACE", b'(("" "/"))', b"NIL", b"NIL"))
+    return Reply("Namespace completed")
+
+
+async def list_(session: Session, command: ast.List) -> Reply:
+    if not command.extended and command.patterns == ("",):
+        # RFC 3501 §6.3.8: asks for the separator and the root of the reference.
+        session.write(wire.line(b"LIST", b"(\\Noselect)", _SEPARATOR, b'""'))
+        return Reply("List completed")
+    user = session.need_user()
+    entries = _entries(user)
+    patterns = [Pattern(_joined(command.reference, pattern)) for pattern in command.patterns if pattern]
+    select, returns = command.select, command.returns
+    wants_subscribed = ListSelect.SUBSCRIBED in select
+    wants_special = ListSelect.SPECIAL_USE in select
+    chosen = [
+        entry.name
+        for entry in entries
+        if (entry.subscribed or not wants_subscribed) and (entry.special_use or not wants_special)
+    ]
+    if not (wants_subscribed or wants_special):
+        chosen = [entry.name for entry in entries if entry.exists or entry.level]
+    chosen_set = set(chosen)
+    above: set[str] = set()
+    if ListSelect.RECURSIVEMATCH in select:
+        above = names.with_children(chosen)
+    show_subscribed = wants_subscribed or ListReturn.SUBSCRIBED in returns
+    for entry in entries:
+        hit, parent = entry.name in chosen_set, entry.name in above
+        if not (hit or parent) or not any(pattern.matches(entry.name) for pattern in patterns):
+            continue
+        # RFC 5258 §3.5: a parent that matches stands for children that the patterns do not show themselves.
+        childinfo = parent and _hidden_child(entry.name, chosen, patterns)
+        if not hit and not childinfo:
+            continue
+        attributes = _attributes(entry, subscribed=show_subscribed and entry.subscribed)
+        words = [b"LIST", wire.flags(attributes), _SEPARATOR, wire.mailbox(entry.name)]
+        if childinfo and wants_subscribed:
+            words.append(b'("CHILDINFO" ("SUBSCRIBED"))')
+        session.write(wire.line(*words))
+        if command.status and entry.exists:
+            try:
+                await write_status(session, entry.name, command.status)
+            except NotFound:
+                pass  # deleted meanwhile: RFC 5819 §2 has no line for it
+        if session.out.full:
+            await session.flush()
+    return Reply("List completed")
+
+
+async def lsub(session: Session, command: ast.Lsub) -> Reply:
+    """Subscribed names; a `%` that ends the pattern shows levels above them as \\Noselect. RFC 3501 §6.3.9."""
+    user = session.need_user()
+    existing = {info.name for info in user.mailboxes() if info.guid is not None}
+    subscribed = sorted(user.subscriptions(), key=names.sort_key)
+    found = names.match(_joined(command.reference, command.pattern), subscribed)
+    for name, itself in found.items():
+        attributes = () if itself and name in existing else ("\\Noselect",)
+        session.write(wire.line(b"LSUB", wire.flags(attributes), _SEPARATOR, wire.mailbox(name)))
+    return Reply("Lsub completed")
+
+
+def _joined(reference: str, pattern: str) -> str:
+    """RFC 9051 §6.3.9: the reference is a prefix of the pattern, unless that starts at the root."""
+    if not reference or pattern.startswith(SEPARATOR):
+        return pattern.removeprefix(SEPARATOR) if reference else pattern
+    return reference + pattern
+
+
+def _entries(user: User) -> list[_Entry]:
+    """All names that LIST can show: mailboxes, levels above them, and subscriptions to what is not there."""
+    table: dict[str, _Entry] = {}
+    infos = user.mailboxes()
+    for info in infos:
+        exists = info.guid is not None
+        table[info.name] = _Entry(info.name, exists, info.special_use, info.subscribed, info.has_children)
+    if INBOX not in table:
+        table[INBOX] = _Entry(INBOX, exists=True)
+    for name in user.subscriptions():
+        table.setdefault(name, _Entry(name)).subscribed = True
+    for name in names.with_children(entry.name for entry in table.values() if entry.exists):
+        table.setdefault(name, _Entry(name)).level = True
+    for name in names.with_children(table):
+        table.setdefault(name, _Entry(name))
+    return sorted(table.values(), key=lambda entry: names.sort_key(entry.name))
+
+
+def _attributes(entry: _Entry, *, subscribed: bool) -> list[str]:
+    out = []
+    if not entry.exists:
+        out.append("\\Noselect" if entry.level else "\\NonExistent")
+    out.append("\\HasChildren" if entry.has_children or entry.level else "\\HasNoChildren")
+    if subscribed:
+        out.append("\\Subscribed")
+    if entry.special_use:
+        out.append(entry.special_use)
+    return out
+
+
+def _hidden_child(name: str, chosen: list[str], patterns: list[Pattern]) -> bool:
+    """Is there a chosen name below that no pattern shows?"""
+    return any(
+        names.is_below(child, name) and not any(pattern.matches(child) for pattern in patterns) for child in chosen
+    )

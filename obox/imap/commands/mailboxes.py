@@ -1,0 +1,56 @@
+"""CREATE, DELETE, RENAME, SUBSCRIBE, UNSUBSCRIBE. RFC 9051 §6.3.4 to §6.3.8, RFC 6154 §3 (USE)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from obox.errors import Exists, Invalid
+from obox.imap import ast
+from obox.imap.replies import Reply, no
+from obox.imap.session import Session
+from obox.mailbox import names
+
+SPECIAL_USES: Final = ("\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")
+"""RFC 6154 §2; not \\All, which no mailbox of ours is."""
+
+
+async def create(session: Session, command: ast.Create) -> Reply:
+    """A separator at the end of the name, which announces children, is dropped: the mailbox is made."""
+    use = ""
+    if command.special_use:
+        known = {word.lower(): word for word in SPECIAL_USES}
+        use = known.get(command.special_use[0].lower(), "")
+        if not use or len(command.special_use) > 1:
+            return no(f"One of {' '.join(SPECIAL_USES)} can be given to a mailbox", "USEATTR")
+    name = names.check_name(command.mailbox)
+    if name == names.INBOX:
+        raise Exists("INBOX exists always")
+    await session.need_user().create(name, use)
+    return Reply("Create completed")
+
+
+async def delete(session: Session, command: ast.Delete) -> Reply:
+    name = names.canonical(command.mailbox)
+    await session.need_user().delete(name)
+    if session.mailbox is not None and session.mailbox.deleted:
+        await session.leave(closed="Mailbox was deleted")
+    return Reply("Delete completed")
+
+
+async def rename(session: Session, command: ast.Rename) -> Reply:
+    source, target = names.canonical(command.source), names.check_name(command.target)
+    if names.is_below(target, source) and source != names.INBOX:
+        raise Invalid("A mailbox cannot be moved below itself")
+    await session.need_user().rename(source, target)
+    return Reply("Rename completed")
+
+
+async def subscribe(session: Session, command: ast.Subscribe) -> Reply:
+    """A name that is no mailbox may be subscribed, but it has to be one that could be. RFC 9051 §6.3.7."""
+    await session.need_user().subscribe(names.check_name(command.mailbox), True)
+    return Reply("Subscribe completed")
+
+
+async def unsubscribe(session: Session, command: ast.Unsubscribe) -> Reply:
+    await session.need_user().subscribe(names.canonical(command.mailbox), False)
+    return Reply("Unsubscribe completed")

@@ -1,0 +1,142 @@
+"""SEARCH and UID SEARCH, with RETURN and `$`. RFC 9051 §6.4.4, RFC 4731, RFC 5182, RFC 7162 §3.1.5.
+
+The keys become a query of `obox.mailbox.search`; what only this session knows, sequence numbers and \\Recent, becomes
+sets of UIDs on the way.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from obox.imap import ast, wire
+from obox.imap.ast import SearchKey, SearchReturn
+from obox.imap.commands.auth import enable_condstore
+from obox.imap.replies import Reply
+from obox.imap.session import NO_UIDS, Session
+from obox.imap.sets import format_set
+from obox.mailbox import search as query
+from obox.mailbox._uidset import UidArray
+from obox.mailbox.search import Query
+
+Numbers = npt.NDArray[Any]
+
+_DATE_FIELDS: Final = {field: query.DateField(field.value) for field in ast.DateField}
+_DATE_TESTS: Final = {test: query.DateTest(test.value) for test in ast.DateTest}
+_ALL_ONLY: Final = frozenset({SearchReturn.ALL})
+
+
+async def search(session: Session, command: ast.Search) -> Reply:
+    with_modseq = asks_modseq(command.key)
+    if with_modseq:
+        enable_condstore(session)
+    mailbox, view = session.need_mailbox()
+    saves = command.returns is not None and SearchReturn.SAVE in command.returns
+    try:
+        found = await mailbox.search(to_query(session, command.key), view.uids)
+    except BaseException:
+        if saves:
+            session.saved = NO_UIDS  # RFC 5182 §2.1: a SEARCH that fails leaves nothing
+        raise
+    numbers = found if command.uid else view.seqs(found)
+    if command.returns is None:
+        modseq = _modseq(session, found) if with_modseq and len(found) else 0
+        words = [b"SEARCH", *_joined(numbers)]
+        if modseq:
+            words.append(b"(MODSEQ %d)" % modseq)
+        session.write(wire.line(*words))
+    else:
+        _extended(session, command, found, numbers, with_modseq=with_modseq)
+    return Reply("Search completed")
+
+
+def _joined(numbers: Numbers) -> list[bytes]:
+    return [" ".join(map(str, numbers.tolist())).encode()] if len(numbers) else []
+
+
+def _extended(
+    session: Session,
+    command: ast.Search,
+    found: UidArray,
+    numbers: Numbers,
+    *,
+    with_modseq: bool,
+) -> None:
+    """ESEARCH. RFC 4731 §3.1, §3.2 (MODSEQ of MIN or MAX alone is that mail's)."""
+    options = (command.returns or frozenset()) - {SearchReturn.SAVE}
+    picked = found
+    if not options & {SearchReturn.ALL, SearchReturn.COUNT} and options:
+        ends = ([0] if SearchReturn.MIN in options else []) + ([-1] if SearchReturn.MAX in options else [])
+        picked = np.unique(found[ends]) if len(found) else found
+    if SearchReturn.SAVE in (command.returns or ()):
+        session.saved = picked  # RFC 5182 §2.4: MIN and MAX alone save no more than they return
+        if not options:
+            return
+    words = [b"ESEARCH", b"(TAG " + wire.quoted(command.tag) + b")"]
+    if command.uid:
+        words.append(b"UID")
+    if len(found):
+        if SearchReturn.MIN in options:
+            words.append(b"MIN %d" % int(numbers[0]))
+        if SearchReturn.MAX in options:
+            words.append(b"MAX %d" % int(numbers[-1]))
+        if SearchReturn.ALL in options:
+            words.append(b"ALL " + format_set(numbers))
+    if SearchReturn.COUNT in options:
+        words.append(b"COUNT %d" % len(found))
+    if with_modseq and len(picked):
+        words.append(b"MODSEQ %d" % _modseq(session, picked))
+    session.write(wire.line(*words))
+
+
+def _modseq(session: Session, uids: UidArray) -> int:
+    """The highest modseq among mails."""
+    mailbox, _ = session.need_mailbox()
+    where, there = mailbox.state.positions(uids)
+    return int(mailbox.state.modseqs[where[there]].max()) if there.any() else 0
+
+
+def asks_modseq(key: SearchKey) -> bool:
+    """Does MODSEQ occur anywhere in a search?"""
+    if isinstance(key, ast.Not):
+        return asks_modseq(key.key)
+    if isinstance(key, ast.And | ast.Or):
+        return any(map(asks_modseq, key.keys))
+    return isinstance(key, ast.ModSeqFrom)
+
+
+def to_query(session: Session, key: SearchKey) -> Query:
+    """The query that a search key means to this session now."""
+    walk = partial(to_query, session)
+    match key:
+        case ast.Not(inner):
+            return query.Not(walk(inner))
+        case ast.And(keys):
+            return query.And(tuple(map(walk, keys)))
+        case ast.Or(keys):
+            return query.Or(tuple(map(walk, keys)))
+        case ast.InSet(sequence, uid):
+            return query.UidSet.of(session.resolve(sequence, uid=uid, lenient=True))
+        case ast.HasFlag("\\Recent", present):
+            _, view = session.need_mailbox()
+            recent = query.UidSet.of(view.recent_uids())
+            return recent if present else query.Not(recent)
+        case ast.HasFlag(flag, present):
+            return query.Flag(flag, present)
+        case ast.OnDate(field, test, date):
+            return query.OnDate(_DATE_FIELDS[field], _DATE_TESTS[test], date)
+        case ast.Size(larger, size):
+            return query.Larger(size) if larger else query.Smaller(size)
+        case ast.Header(name, value):
+            return query.Header(name, value)
+        case ast.Text(value, body_only):
+            return query.Body(value) if body_only else query.Text(value)
+        case ast.ModSeqFrom():
+            return query.ModSeqFrom(key.modseq)
+        case ast.Within(older, seconds):
+            return query.Older(seconds) if older else query.Younger(seconds)
+        case ast.All() | ast.SaveDateSupported():
+            return query.All()

@@ -1,0 +1,105 @@
+"""SELECT and EXAMINE, with CONDSTORE and QRESYNC. RFC 3501 §6.3.1, RFC 7162 §3.1.8, §3.2.5.
+
+A failed SELECT leaves no mailbox selected (RFC 9051 §6.3.2).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from obox.imap import ast, wire
+from obox.imap.replies import Reply, bad
+from obox.imap.session import Session
+from obox.imap.sets import SequenceSet, format_set
+from obox.imap.updates import write_flags, write_names
+from obox.mailbox import State
+from obox.mailbox._state import SEEN
+from obox.mailbox._uidset import UidArray
+from obox.mailbox.view import View
+from obox.store.api import Mailbox
+
+SAMPLES_MAX: Final = 10_000
+"""Pairs of the sequence match data that are looked at; more are an optimisation that is not taken."""
+
+
+async def select(session: Session, command: ast.Select) -> Reply:
+    if command.qresync is not None and not session.qresync:
+        return bad("QRESYNC must be enabled first")  # RFC 7162 §3.2.5
+    user = session.need_user()
+    await session.leave(closed="Previous mailbox was closed")
+    mailbox = await user.select(command.mailbox)
+    state = mailbox.state
+    view = View(state)
+    session.enter(command.mailbox, mailbox, view, read_only=command.read_only)
+    view.add_recent(state.recent if command.read_only else mailbox.take_recent(), state.uidnext)
+    _describe(session, mailbox, view)
+    if command.condstore:
+        session.condstore = True  # HIGHESTMODSEQ has been said already
+    if command.qresync is not None and command.qresync.uidvalidity == mailbox.uidvalidity:
+        await _resync(session, state, view, command.qresync)
+    if command.read_only:
+        return Reply("Examine completed", "READ-ONLY")
+    return Reply("Select completed", "READ-WRITE")
+
+
+def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
+    state = mailbox.state
+    write_names(session, state)
+    session.write(b"* %d EXISTS\r\n* %d RECENT\r\n" % (len(view), view.recent_count()))
+    if state.unseen:
+        unseen = np.flatnonzero((state.bits & np.uint64(SEEN)) == 0)
+        if len(unseen):
+            session.write(wire.status(None, "OK", "First unseen", f"UNSEEN {int(unseen[0]) + 1}"))
+    session.write(
+        wire.status(None, "OK", "UIDs valid", f"UIDVALIDITY {mailbox.uidvalidity}"),
+        wire.status(None, "OK", "Predicted next UID", f"UIDNEXT {state.uidnext}"),
+        wire.status(None, "OK", "Highest", f"HIGHESTMODSEQ {state.highestmodseq}"),
+    )
+
+
+async def _resync(session: Session, state: State, view: View, known: ast.QResync) -> None:
+    """What has changed since the client was last here. RFC 7162 §3.2.5.1, §3.2.5.2."""
+    gone = state.gone_since(known.modseq)
+    changed = state.uids[state.modseqs > np.uint64(state.trusted(known.modseq))]
+    if known.known_uids is not None:
+        last = state.uidnext - 1
+        gone, changed = within(gone, known.known_uids, last), within(changed, known.known_uids, last)
+    if known.seq_match is not None:
+        gone = gone[gone > _settled(view, *known.seq_match)]
+    if len(gone):
+        session.write(wire.line(b"VANISHED (EARLIER)", format_set(gone)))
+    await write_flags(session, changed, uid=True)
+
+
+def within(uids: UidArray, known: SequenceSet, last: int) -> UidArray:
+    """Those of `uids`, ascending, that are in a set; the set may be far larger than the mailbox. last: what `*` is."""
+    ranges = known.resolve(last)
+    edges = np.array(ranges, dtype=np.uint64).reshape(-1, 2)
+    where = np.searchsorted(edges[:, 0], uids, side="right")
+    inside = where > 0
+    inside[inside] = uids[inside] <= edges[where[inside] - 1, 1]
+    return uids[inside]
+
+
+def _settled(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
+    """The highest UID that still has the sequence number the client knows it by: nothing below it is gone.
+
+    Numbers only fall when something below goes, and new mails come above. RFC 7162 §3.2.5.2.
+    """
+    best = 0
+    for seq, uid in zip(_expand(seqs, len(view)), _expand(uids, 2**32), strict=False):
+        if seq <= len(view) and int(view.uids[seq - 1]) == uid:
+            best = uid
+    return best
+
+
+def _expand(numbers: SequenceSet, most: int) -> list[int]:
+    """The numbers of a set up to `most`, at most as many as a client sends samples."""
+    out: list[int] = []
+    for low, high in numbers.resolve(0):
+        out.extend(range(low, min(high, most, low + SAMPLES_MAX) + 1))
+        if len(out) > SAMPLES_MAX:
+            break
+    return out[:SAMPLES_MAX]

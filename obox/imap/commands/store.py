@@ -1,0 +1,91 @@
+"""STORE and UID STORE. RFC 9051 §6.4.6; UNCHANGEDSINCE: RFC 7162 §3.1.3.
+
+The new flags of every mail of the set are told, unless `.SILENT`. What a silent STORE changed is not told again by the
+poll, but only where the result is what the client can work out: a mail that another session changed at the same time
+is told in full.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from obox.imap import ast
+from obox.imap.ast import StoreMode
+from obox.imap.commands.auth import enable_condstore
+from obox.imap.commands.expunge import READ_ONLY
+from obox.imap.replies import Reply, no
+from obox.imap.session import Session
+from obox.imap.sets import format_set
+from obox.imap.updates import write_flags
+from obox.mailbox import State
+from obox.mailbox._state import FlagOp
+from obox.mailbox._uidset import UidArray
+
+Bits = npt.NDArray[np.uint64]
+
+OPS: Final[dict[StoreMode, FlagOp]] = {
+    StoreMode.ADD: "add",
+    StoreMode.REMOVE: "remove",
+    StoreMode.REPLACE: "replace",
+}
+
+
+async def store(session: Session, command: ast.Store) -> Reply:
+    if session.read_only:
+        return READ_ONLY
+    if command.unchanged_since is not None:
+        enable_condstore(session)
+    mailbox, view = session.need_mailbox()
+    state = mailbox.state
+    uids = session.resolve(command.sequence, uid=command.uid)
+    where, there = state.positions(uids)
+    missed = not there.all()
+    if missed:
+        uids, where = uids[there], where[there]
+    op = OPS[command.mode]
+    before = state.bits[where]
+    known = ~view.untold(state, uids) if command.silent else np.ones(len(uids), dtype=np.bool_)
+    names = len(state.flag_names)
+    stored = await mailbox.store_flags(uids, op, command.flags, command.unchanged_since)
+    state = mailbox.state
+    refused = stored.refused
+    done = uids if len(refused) == 0 else uids[~np.isin(uids, refused, assume_unique=True)]
+    told = stored.changed
+    if command.silent:
+        expected = _apply(before, op, state.mask_of(command.flags))
+        told = told[np.isin(told, _as_expected(state, uids, expected, known), assume_unique=True)]
+    view.note_own(stored.modseq, told)
+    if len(state.flag_names) != names:
+        await session.tell(expunge=False, uid=command.uid)  # FLAGS goes before the first use of a keyword
+    if not command.silent:
+        await write_flags(session, done, uid=command.uid)
+    elif session.condstore:
+        await write_flags(session, done, uid=command.uid, flags=False)
+    if len(refused):
+        numbers = refused if command.uid else view.seqs(refused)
+        code = b"MODIFIED " + format_set(numbers)
+        return no("Some mails no longer exist", code) if missed and not command.uid else Reply("Store completed", code)
+    if missed and not command.uid:
+        return no("Some of the mails no longer exist", "EXPUNGEISSUED")
+    return Reply("Store completed")
+
+
+def _apply(bits: Bits, op: FlagOp, mask: int) -> Bits:
+    """What a STORE makes of flags, as the client works it out."""
+    flags = np.uint64(mask)
+    if op == "add":
+        return bits | flags
+    if op == "remove":
+        return bits & ~flags
+    return np.full_like(bits, flags)
+
+
+def _as_expected(state: State, uids: UidArray, expected: Bits, known: npt.NDArray[np.bool_]) -> UidArray:
+    """Mails whose flags are what the client takes them to be."""
+    where, there = state.positions(uids)
+    same = known & there
+    same[same] = state.bits[where[same]] == expected[same]
+    return uids[same]

@@ -1,0 +1,193 @@
+"""What a FETCH asks for, compiled once: what has to be read, and which columns make a line. RFC 9051 §6.4.5, §7.5.2.
+
+Three costs, told apart here so that the command pays for no more than it needs: columns (flags, size, dates, modseq,
+UID), cached fields (ENVELOPE, BODYSTRUCTURE, BODY, header), whole mails (any other section). Pure.
+
+A mail's bytes leave as they were stored, NUL included: RFC 3501 §9 (CHAR8) forbids NUL in a literal, but what was
+delivered is to be read back byte for byte, and a literal is counted, not scanned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from obox.imap import wire
+from obox.imap.ast import BodySection, FetchAttr, FetchItem
+from obox.imap.rows import flag_column
+from obox.mailbox import State
+from obox.mailbox._uidset import UidArray
+from obox.store.api import Fields
+from obox.store.content import Section, header_fields, parse, section
+
+Where = npt.NDArray[np.intp]
+
+
+def _dates(state: State, where: Where) -> list[bytes]:
+    seconds, zones = state.column("internaldate")[where].tolist(), state.column("zone")[where].tolist()
+    return list(map(wire.internaldate, seconds, zones))
+
+
+def _save_dates(state: State, where: Where) -> list[bytes]:
+    saved = (state.column("savedate")[where] // 1000).tolist()  # type: ignore[operator]
+    return [wire.internaldate(seconds) if seconds else b"NIL" for seconds in saved]
+
+
+COLUMNS: Final[dict[FetchAttr, tuple[bytes, Callable[[State, Where], list[Any]]]]] = {
+    FetchAttr.UID: (b"UID %d", lambda state, where: state.uids[where].tolist()),
+    FetchAttr.RFC822_SIZE: (b"RFC822.SIZE %d", lambda state, where: state.column("size")[where].tolist()),
+    FetchAttr.INTERNALDATE: (b"INTERNALDATE %b", _dates),
+    FetchAttr.SAVEDATE: (b"SAVEDATE %b", _save_dates),
+    FetchAttr.MODSEQ: (b"MODSEQ (%d)", lambda state, where: state.modseqs[where].tolist()),
+}
+CACHED: Final[dict[FetchAttr, tuple[bytes, Callable[[Fields], bytes]]]] = {
+    FetchAttr.ENVELOPE: (b"ENVELOPE %b", lambda fields: fields.envelope),
+    FetchAttr.BODY: (b"BODY %b", lambda fields: fields.body),
+    FetchAttr.BODYSTRUCTURE: (b"BODYSTRUCTURE %b", lambda fields: fields.bodystructure),
+}
+
+
+def literal(data: bytes) -> bytes:
+    """A mail's bytes as they are; nothing is the empty string."""
+    return b"{%d}\r\n%b" % (len(data), data) if data else b'""'
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """One section. label: its name in the answer. spec: what to cut out of a mail. whole: all of the mail."""
+
+    label: bytes
+    spec: Section
+    start: int | None = None
+    count: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        return not self.spec.path and not self.spec.what
+
+    @property
+    def in_header(self) -> bool:
+        return not self.spec.path and self.spec.what.startswith("HEADER")
+
+    def partial(self, data: bytes) -> bytes:
+        if self.start is None:
+            return data
+        return data[self.start : self.start + (self.count or 0)]
+
+    def span(self, size: int) -> tuple[int, int]:
+        """Which octets of a mail of `size` octets are asked for; of a whole one."""
+        if self.start is None:
+            return 0, size
+        start = min(self.start, size)
+        return start, min(start + (self.count or 0), size)
+
+    def of_header(self, header: bytes) -> bytes:
+        """The answer's value, from the header block."""
+        what = self.spec.what
+        if what != "HEADER":
+            header = header_fields(header, frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT")
+        return literal(self.partial(header))
+
+    def of_mail(self, mail: bytes, root: Any) -> bytes:
+        """The answer's value, from the mail and its structure; NIL where it has no such part."""
+        if self.whole:
+            return literal(self.partial(mail))
+        found = section(mail, root, self.spec)
+        if found is None:
+            return b"NIL"
+        data = found if isinstance(found, bytes) else mail[found[0] : found[1]]
+        return literal(self.partial(data))
+
+
+@dataclass(slots=True)
+class Plan:
+    """A compiled FETCH. `order`: items in the client's order."""
+
+    order: list[FetchAttr | Body] = field(default_factory=list)
+    needs_fields: bool = False
+    needs_mail: bool = False
+    sets_seen: bool = False
+
+    @property
+    def whole_only(self) -> bool:
+        """All that needs the mail asks for octets of the whole, which can be read piecewise."""
+        return all(item.whole for item in self.order if isinstance(item, Body) and not item.in_header)
+
+    @property
+    def needs_structure(self) -> bool:
+        return any(not item.whole for item in self.order if isinstance(item, Body))
+
+    def has(self, item: FetchAttr) -> bool:
+        return item in self.order
+
+    def names(self) -> list[bytes]:
+        """The items as format strings, one gap each."""
+        out = []
+        for item in self.order:
+            if isinstance(item, Body):
+                out.append(item.label.replace(b"%", b"%%") + b" %b")
+            elif item is FetchAttr.FLAGS:
+                out.append(b"FLAGS %b")
+            else:
+                out.append((COLUMNS.get(item) or CACHED[item])[0])
+        return out
+
+    def columns(
+        self, state: State, where: Where, recent: UidArray, fields: Sequence[Fields], headers: Sequence[bytes]
+    ) -> list[Sequence[Any]]:
+        """Values for the gaps, for the rows at `where`. Not for a plan that needs mails."""
+        out: list[Sequence[Any]] = []
+        for item in self.order:
+            if isinstance(item, Body):
+                out.append([item.of_header(header) for header in headers])
+            elif item is FetchAttr.FLAGS:
+                out.append(flag_column(state, where, recent))
+            elif item in COLUMNS:
+                out.append(COLUMNS[item][1](state, where))
+            else:
+                get = CACHED[item][1]
+                out.append([get(one) for one in fields])
+        return out
+
+
+_RFC822: Final = {
+    FetchAttr.RFC822: (Section(), True),
+    FetchAttr.RFC822_HEADER: (Section((), "HEADER"), False),
+    FetchAttr.RFC822_TEXT: (Section((), "TEXT"), True),
+}
+
+
+def compile_plan(items: Sequence[FetchItem], *, uid: bool, modseq: bool) -> Plan:
+    """uid: UID is part of each answer; modseq: MODSEQ too (CHANGEDSINCE). RFC 7162 §3.1.4.1."""
+    plan = Plan()
+    wanted = list(items)
+    if uid and FetchAttr.UID not in wanted:
+        wanted.insert(0, FetchAttr.UID)
+    if modseq and FetchAttr.MODSEQ not in wanted:
+        wanted.append(FetchAttr.MODSEQ)
+    for item in wanted:
+        if isinstance(item, BodySection):
+            spec = Section(item.part, item.text.value, item.fields)
+            plan.order.append(Body(item.label, spec, item.start, item.count))
+            plan.sets_seen |= not item.peek
+        elif item in _RFC822:
+            spec, seen = _RFC822[item]
+            plan.order.append(Body(item.value.encode(), spec))
+            plan.sets_seen |= seen
+        else:
+            plan.order.append(item)
+            plan.needs_fields |= item in CACHED
+    bodies = [item for item in plan.order if isinstance(item, Body)]
+    plan.needs_mail = any(not body.in_header for body in bodies)
+    plan.needs_fields |= any(body.in_header for body in bodies)
+    return plan
+
+
+def header_of(mail: bytes) -> bytes:
+    """The header block of a mail whose header is too long to be cached."""
+    found = section(mail, parse(mail), Section((), "HEADER"))
+    return mail[found[0] : found[1]] if isinstance(found, tuple) else b""

@@ -1,0 +1,62 @@
+"""How a command ends: the tagged answer, and the one table from our failures to IMAP's words.
+
+Every kind of `obox.errors` is in ERRORS (a test holds it); what is not an OboxError is a bug: the session logs it and
+answers SERVER_BUG. Response codes: RFC 5530, RFC 9051 §7.1.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from obox import errors
+from obox.auth import AuthFailed, Disabled
+
+
+class Reply(NamedTuple):
+    """The tagged status line: text, response code without brackets, OK or NO or BAD."""
+
+    text: str
+    code: str | bytes | None = None
+    condition: str = "OK"
+
+
+def no(text: str, code: str | bytes | None = None) -> Reply:
+    return Reply(text, code, "NO")
+
+
+def bad(text: str, code: str | bytes | None = None) -> Reply:
+    return Reply(text, code, "BAD")
+
+
+SERVER_BUG: Final = no("Internal error: the log of the server says more", "SERVERBUG")
+
+ERRORS: Final[dict[type[errors.OboxError], tuple[str, str, str]]] = {
+    # kind: condition, code, text for an error that has none
+    errors.NotFound: ("NO", "NONEXISTENT", "No such mailbox"),
+    errors.Exists: ("NO", "ALREADYEXISTS", "Exists already"),
+    errors.NoPerm: ("NO", "NOPERM", "Not permitted"),
+    errors.OverQuota: ("NO", "OVERQUOTA", "Quota exceeded"),
+    errors.Expunged: ("NO", "EXPUNGEISSUED", "Some of the mails no longer exist"),
+    errors.InUse: ("NO", "INUSE", "In use, try later"),
+    errors.Limit: ("NO", "LIMIT", "A limit is reached"),
+    errors.TooBig: ("NO", "TOOBIG", "Too big"),
+    errors.Invalid: ("NO", "CANNOT", "Cannot do that"),
+    errors.Unavailable: ("NO", "UNAVAILABLE", "Storage is not available, try later"),
+    errors.Temporary: ("NO", "UNAVAILABLE", "Temporary failure, try later"),
+    errors.Corrupt: ("NO", "CORRUPTION", "Stored data is damaged"),
+    # kinds that obox.auth refines
+    AuthFailed: ("NO", "AUTHENTICATIONFAILED", "Authentication failed"),
+    Disabled: ("NO", "AUTHORIZATIONFAILED", "Login is disabled for this user"),
+}
+
+
+def of_error(error: errors.OboxError, *, target: bool = False) -> Reply:
+    """The answer to a failure. target: what is missing is the mailbox to put mails into, which a CREATE would mend."""
+    for kind in type(error).__mro__:
+        if kind in ERRORS:
+            condition, code, text = ERRORS[kind]
+            if target and kind is errors.NotFound:
+                code = "TRYCREATE"
+            said = str(error)
+            return Reply(said[:1].upper() + said[1:] if said else text, code, condition)
+    return SERVER_BUG

@@ -1,0 +1,77 @@
+"""FETCH lines out of columns: the bytes of many mails by one format string, without a Python loop over the mails.
+
+A line is a template such as `* %d FETCH (UID %d FLAGS %b)` and one list of values for each gap. `lines` repeats the
+template and fills it in one go; lists of flags are made once for each combination that occurs. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from obox.imap import wire
+from obox.mailbox import State
+from obox.mailbox._uidset import UidArray
+from obox.mailbox.view import View
+
+_RECENT: Final = 1 << 64
+"""Beside the 64 bits of a mail's flags: recent to this session."""
+
+
+class FlagLists(dict[int, bytes]):
+    """Bits of a mail -> `(\\Seen $Label)`, each made at its first use. Holds for as long as no keyword is added."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self._names = tuple(names)
+
+    def __missing__(self, bits: int) -> bytes:
+        names = [name for i, name in enumerate(self._names) if bits >> i & 1]
+        if bits & _RECENT:
+            names.append("\\Recent")
+        made = self[bits] = wire.flags(names)
+        return made
+
+
+def flag_column(state: State, where: npt.NDArray[np.intp] | slice, recent: UidArray) -> list[bytes]:
+    """The flag lists of the rows at `where`. recent: the mails that are recent to this session."""
+    table = FlagLists(state.flag_names)
+    bits = state.bits[where].tolist()
+    if len(recent):
+        new = np.isin(state.uids[where], recent, assume_unique=True).tolist()
+        return [table[b | _RECENT if r else b] for b, r in zip(bits, new, strict=True)]
+    return [table[b] for b in bits]
+
+
+def lines(names: Sequence[bytes], seqs: Sequence[int], columns: Sequence[Sequence[Any]]) -> bytes:
+    """One FETCH line for each of `seqs`. names: items as format strings, `UID %d`; columns: a list for each gap."""
+    template = b"* %d FETCH (" + b" ".join(names) + b")\r\n"
+    return (template * len(seqs)) % tuple(chain.from_iterable(zip(seqs, *columns, strict=True)))
+
+
+def flag_lines(state: State, view: View, uids: UidArray, *, uid: bool, modseq: bool, flags: bool = True) -> bytes:
+    """FETCH lines with the flags of those of `uids` that exist, all of which the client knows.
+
+    uid, modseq: with these items; flags=False: without the flags, for a silent STORE under CONDSTORE.
+    """
+    where, there = state.positions(uids)
+    if not there.all():
+        uids, where = uids[there], where[there]
+    if len(uids) == 0 or not (flags or modseq or uid):
+        return b""
+    names: list[bytes] = []
+    columns: list[Sequence[Any]] = []
+    if uid:
+        names.append(b"UID %d")
+        columns.append(uids.tolist())
+    if flags:
+        names.append(b"FLAGS %b")
+        columns.append(flag_column(state, where, view.recent_uids()))
+    if modseq:
+        names.append(b"MODSEQ (%d)")
+        columns.append(state.modseqs[where].tolist())
+    return lines(names, view.seqs(uids).tolist(), columns)

@@ -1,0 +1,59 @@
+"""Every limit and time of the IMAP server, with its unit and reason. `obox.config` fills it in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from obox.imap.parser import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class ImapSettings:
+    """What one IMAP server allows. Immutable."""
+
+    name: str = "obox"
+    """Said in the greeting and to ID."""
+    version: str = ""
+    """Said to ID; empty: nothing."""
+    mail_bytes_max: int = 50 << 20
+    """Largest mail of an APPEND; told as APPENDLIMIT. RFC 7889."""
+    multiappend_bytes_max: int = 128 << 20
+    """All mails of one APPEND, which are held in memory together."""
+    line_bytes_max: int = 65_536
+    """A command without its literals."""
+    literal_bytes_max: int = 65_536
+    """One literal that is not a mail."""
+    pipelined_lines_max: int = 32
+    """Lines read while a command runs, about as many commands; then reading stops. Also at `pipelined_bytes_max`."""
+    pipelined_bytes_max: int = 65_536
+    """Bytes read while a command runs."""
+    user_sessions_max: int = 50
+    """Sessions of one user; 0: no limit."""
+    address_sessions_max: int = 500
+    """Connections from one address but this machine's; 0: no limit."""
+    bad_commands_max: int = 20
+    """Commands answered BAD in a row; then BYE: it is no IMAP client."""
+    login_timeout_s: float = 60.0
+    """To log in; then BYE."""
+    idle_timeout_s: float = 1800.0
+    """Without a command; RFC 9051 §5.4 asks for 30 minutes at least. IDLE does not count where there is a keepalive."""
+    keepalive_s: float = 120.0
+    """Between untagged lines while IDLE, so that NAT tables keep the connection and dead peers show; 0: none."""
+    write_timeout_s: float = 300.0
+    """For a client that does not read to take something; then the connection is cut."""
+    write_buffer_max: int = 1 << 20
+    """Bytes waiting for one slow client; then its command waits, holding nothing."""
+    chunk_bytes: int = 65_536
+    """Answers are gathered up to about this size before they are handed to the transport."""
+    plaintext_login: bool = False
+    """Passwords over connections without TLS from other machines too."""
+
+    anonymous_limits: Limits = field(init=False, repr=False)
+    limits: Limits = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        common = {"line_bytes_max": self.line_bytes_max, "literal_bytes_max": self.literal_bytes_max}
+        before = Limits(**common, literals_bytes_max=self.literal_bytes_max, append_bytes_max=0)
+        after = Limits(**common, append_bytes_max=self.mail_bytes_max, multiappend_bytes_max=self.multiappend_bytes_max)
+        object.__setattr__(self, "anonymous_limits", before)
+        object.__setattr__(self, "limits", after)

@@ -1,0 +1,89 @@
+"""Which command is allowed when: the four states of RFC 9051 §3 as a table. The diagram in docs/ is drawn from it.
+
+    connection --greeting--> NOT_AUTHENTICATED --LOGIN, AUTHENTICATE--> AUTHENTICATED
+    AUTHENTICATED --SELECT, EXAMINE--> SELECTED --CLOSE, UNSELECT, a failed SELECT, the mailbox deleted--> AUTHENTICATED
+    any --LOGOUT, BYE--> LOGOUT
+
+The state is not stored: it follows from whether the session has a user and a mailbox (`Session.state`), so it cannot
+contradict them. A command that is not in the row of the state is answered BAD with the reason. What STARTTLS or LOGIN
+need beside the state (TLS, a loopback peer) their handlers ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from obox.imap import ast
+from obox.imap.commands import (
+    append,
+    auth,
+    copy,
+    expunge,
+    fetch,
+    idle,
+    mailboxes,
+    search,
+    select,
+    status,
+    store,
+)
+from obox.imap.commands import list as listing
+from obox.imap.replies import Reply
+from obox.imap.session import State
+
+Handler = Callable[[Any, Any], Awaitable[Reply | None]]
+
+_ANY: Final[dict[type[ast.Command], Handler]] = {
+    ast.Capability: auth.capability,
+    ast.Noop: auth.noop,
+    ast.Logout: auth.logout,
+    ast.Id: auth.identify,
+}
+_NOT_AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
+    **_ANY,
+    ast.StartTls: auth.starttls,
+    ast.Login: auth.login,
+    ast.Authenticate: auth.authenticate,
+}
+_AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
+    **_ANY,
+    ast.Enable: auth.enable,
+    ast.Select: select.select,
+    ast.Create: mailboxes.create,
+    ast.Delete: mailboxes.delete,
+    ast.Rename: mailboxes.rename,
+    ast.Subscribe: mailboxes.subscribe,
+    ast.Unsubscribe: mailboxes.unsubscribe,
+    ast.List: listing.list_,
+    ast.Lsub: listing.lsub,
+    ast.Namespace: listing.namespace,
+    ast.Status: status.status,
+    ast.Append: append.append,
+    ast.Idle: idle.idle,
+}
+_SELECTED: Final[dict[type[ast.Command], Handler]] = {
+    **_AUTHENTICATED,
+    ast.Check: auth.noop,
+    ast.Close: expunge.close,
+    ast.Unselect: expunge.unselect,
+    ast.Expunge: expunge.expunge,
+    ast.Search: search.search,
+    ast.Fetch: fetch.fetch,
+    ast.Store: store.store,
+    ast.Copy: copy.copy,
+    ast.Move: copy.move,
+}
+
+TABLE: Final[dict[State, dict[type[ast.Command], Handler]]] = {
+    State.NOT_AUTHENTICATED: _NOT_AUTHENTICATED,
+    State.AUTHENTICATED: _AUTHENTICATED,
+    State.SELECTED: _SELECTED,
+    State.LOGOUT: {},
+}
+
+EXPUNGE_FORBIDDEN: Final = frozenset({ast.Fetch, ast.Store, ast.Search})
+"""No EXPUNGE while these run, unless in their UID form. RFC 9051 §7.5.1."""
+
+CANCELLABLE: Final = frozenset({ast.Fetch, ast.Search, ast.Login, ast.Authenticate})
+"""Stopped when the client is gone; anything else is finished, as the client asked for it."""

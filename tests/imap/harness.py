@@ -1,0 +1,160 @@
+"""An IMAP server over the real store on a bucket in memory, and a client that speaks lines.
+
+Nothing here waits for time: a client reads until the answer it asked for, under one generous deadline.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fscache import Fscache
+from metacache import Metacache
+from obox.auth import AuthFailed, Disabled, Quota, UserEntry
+from obox.imap.server import ImapServer
+from obox.imap.settings import ImapSettings
+from obox.objectstore import Codec, Settings, open_store
+from obox.store import Env, MailStore, StoreSettings
+
+DEADLINE_S = 20.0
+PASSWORDS = {"anna": "secret", "ben": "secret", "gone": "secret"}
+
+
+class Passwords:
+    """An authenticator of a few users, who all have simple words."""
+
+    def __init__(self, passwords: Mapping[str, str] = PASSWORDS) -> None:
+        self.passwords = passwords
+        self.quota = Quota()
+
+    async def verify(self, user: str, password: str, *, remote: str) -> UserEntry:
+        if self.passwords.get(user) != password:
+            raise AuthFailed("Authentication failed")
+        if user == "gone":
+            raise Disabled("Your account is closed")
+        return UserEntry(user, "", quota=self.quota)
+
+
+@asynccontextmanager
+async def mail_store(path: Path) -> AsyncIterator[MailStore]:
+    """The real store: bucket in memory, caches below `path`."""
+    metacache = Metacache(
+        path / "metacache", max_space=256 << 20, max_grace=32 << 20, clock=time.monotonic, sync=False
+    )
+    fscache = Fscache(path / "fscache", max_size=64 << 20, clock=time.monotonic)
+    env = Env(
+        bucket=open_store(Settings(url="memory://")),
+        codec=Codec({}, None),
+        metacache=metacache,
+        fscache=fscache,
+        settings=StoreSettings(backend="test"),
+        now=time.time,
+        clock=time.monotonic,
+        sleep=asyncio.sleep,
+        random_bytes=os.urandom,
+    )
+    store = MailStore(env)
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.close()
+        await fscache.close()
+        await metacache.close()
+
+
+@dataclass
+class Running:
+    """A server that listens on loopback."""
+
+    imap: ImapServer
+    store: MailStore
+    port: int
+    clients: list["Client"] = field(default_factory=list)
+
+    async def client(self, *, greet: bool = True, login: str = "") -> "Client":
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 26)
+        client = Client(reader, writer)
+        self.clients.append(client)
+        if greet:
+            await client.line()
+        if login:
+            await client.ok(f"LOGIN {login} secret")
+        return client
+
+
+class Client:
+    """Sends lines, reads lines; literals are read into the line they end."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self._tag = 0
+
+    def send(self, data: bytes | str) -> None:
+        self.writer.write(data if isinstance(data, bytes) else data.encode())
+
+    async def line(self) -> bytes:
+        """One response line with its literals, without the CRLF; b"" at the end of the connection."""
+        async with asyncio.timeout(DEADLINE_S):
+            out = b""
+            while True:
+                part = await self.reader.readline()
+                if not part.endswith(b"\r\n"):
+                    return b""
+                out += part
+                if not part.endswith(b"}\r\n"):
+                    return out[:-2]
+                size = int(part[part.rindex(b"{") + 1 : -3])
+                out += await self.reader.readexactly(size)
+
+    async def until(self, start: bytes) -> list[bytes]:
+        """Lines up to the first that begins with `start`."""
+        out = []
+        while True:
+            line = await self.line()
+            out.append(line)
+            if line.startswith(start) or not line:
+                return out
+
+    async def cmd(self, command: str | bytes) -> list[bytes]:
+        """Send one command, return all lines up to its tagged one."""
+        self._tag += 1
+        tag = b"t%d" % self._tag
+        self.send(tag + b" " + (command.encode() if isinstance(command, str) else command) + b"\r\n")
+        lines = await self.until(tag + b" ")
+        return [*lines[:-1], lines[-1].removeprefix(tag + b" ")]
+
+    async def ok(self, command: str | bytes) -> list[bytes]:
+        lines = await self.cmd(command)
+        assert lines[-1].startswith(b"OK"), lines
+        return lines
+
+    async def append(self, mailbox: str, mail: bytes, flags: str = "") -> bytes:
+        return (await self.ok(b"APPEND %b %b{%d+}\r\n%b" % (mailbox.encode(), flags.encode(), len(mail), mail)))[-1]
+
+    async def close(self) -> None:
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+@asynccontextmanager
+async def serving(path: Path, settings: ImapSettings | None = None, **more: object) -> AsyncIterator[Running]:
+    """A server and its store, for the length of a test."""
+    async with mail_store(path) as store:
+        imap = ImapServer(store, Passwords(), settings or ImapSettings(), **more)  # type: ignore[arg-type]
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(imap.connection_factory, "127.0.0.1", 0)
+        running = Running(imap, store, listener.sockets[0].getsockname()[1])
+        try:
+            yield running
+        finally:
+            listener.close()
+            for client in running.clients:
+                await client.close()
+            await imap.stop(grace_s=5.0)

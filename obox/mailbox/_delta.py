@@ -42,8 +42,9 @@ class Rows:
     """Index records in columns, in ascending UID order.
 
     uid; size (octets, RFC822.SIZE); internaldate (unix seconds) and zone (minutes east of UTC); savedate (unix
-    milliseconds); modseq; home (-1: the object lies in this mailbox, else an index into `homes`) and home_uid: the object
-    that holds the mail; oid: (n, 16) bytes of that object; stamps: by flag name, modseq * 2 + value, 0 where never set.
+    milliseconds); modseq; home (-1: the object lies in this mailbox, else an index into `homes`) and home_uid: the
+    object that holds the mail; oid: (n, 16) bytes of that object; stamps: by flag name, modseq * 2 + value, 0 where
+    never set.
     """
 
     uid: UidArray
@@ -131,7 +132,12 @@ class Rows:
         if lengths != {count}:
             raise ValueError(f"index columns of different lengths: {sorted(lengths)}")
         homes = [Guid(guid.hex()) for guid in data["homes"]]  # type: ignore[attr-defined]
-        return cls(**columns, oid=oid, stamps=stamps, homes=homes)  # type: ignore[arg-type]
+        uid, home = columns["uid"], columns["home"]
+        if not bool((uid[1:] > uid[:-1]).all()):
+            raise ValueError("index records are not in UID order")
+        if count and not -1 <= int(home.min()) <= int(home.max()) < len(homes):
+            raise ValueError("an index record names a home that is not there")
+        return cls(**columns, oid=oid, stamps=stamps, homes=homes)
 
 
 Holder = tuple[int, Guid, int]
@@ -156,10 +162,10 @@ class Delta:
 
     rows: records that are new (or whole, in a bundle); flags: (flag, stamp, uids); gone: expunged UIDs;
     holders: records elsewhere that share an object of ours, 0 while they do, else the modseq at which they ceased;
-    claims: first UID to count, of ranges that a COPY claimed and of burnt UIDs (count 1), CLAIM_PURGED once the object is
-    deleted; purged: expunged UIDs that have
-    no object in the bucket (any more); gaps: (low, high] intervals of MODSEQ in which a client's value cannot be
-    trusted; uidnext, highestmodseq, recent (the lowest UID that no session has been told of): each joins by maximum.
+    claims: first UID to count, of ranges that a COPY claimed and of burnt UIDs (count 1), CLAIM_PURGED once the object
+    is deleted; purged: expunged UIDs that have no object in the bucket (any more); gaps: (low, high] intervals of
+    MODSEQ in which a client's value cannot be trusted; uidnext, highestmodseq, recent (the lowest UID that no session
+    has been told of): each joins by maximum.
     """
 
     rows: Rows | None = None

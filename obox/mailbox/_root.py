@@ -30,8 +30,8 @@ class Totals(NamedTuple):
 class MailboxEntry(msgspec.Struct, array_like=True, frozen=True):
     """One mailbox of a user.
 
-    guid: 32 hex digits; name: full, decoded, `/` between levels, INBOX in capitals; stamp: modseq of the name; created: unix
-    milliseconds; special_use: as "\\\\Sent" or ""; deleted: modseq of the deletion, 0 while it lives.
+    guid: 32 hex digits; name: full, decoded, `/` between levels, INBOX in capitals; stamp: modseq of the name; created:
+    unix milliseconds; special_use: as "\\\\Sent" or ""; deleted: modseq of the deletion, 0 while it lives.
     """
 
     guid: str
@@ -44,7 +44,7 @@ class MailboxEntry(msgspec.Struct, array_like=True, frozen=True):
     cleared: int = 0
 
     def join(self, other: MailboxEntry) -> MailboxEntry:
-        newer = max(self, other, key=lambda entry: (entry.stamp, entry.name))
+        newer = max(self, other, key=lambda entry: (entry.stamp, entry.name, msgspec.structs.astuple(entry)))
         return msgspec.structs.replace(
             newer, deleted=max(self.deleted, other.deleted), cleared=max(self.cleared, other.cleared)
         )
@@ -81,7 +81,7 @@ class RootDelta:
             return cls(
                 entries=msgspec.convert(raw.get("entries", []), list[MailboxEntry]),
                 subscriptions=msgspec.convert(raw.get("subscriptions", {}), dict[str, int]),
-                totals={Guid(g): Totals(*t) for g, t in raw.get("totals", {}).items()},
+                totals={Guid(g): Totals(*t[: len(Totals._fields)]) for g, t in raw.get("totals", {}).items()},
                 highestmodseq=int(raw.get("highestmodseq", 0)),
                 uidvalidity=int(raw.get("uidvalidity", 0)),
             )
@@ -123,9 +123,10 @@ class Root:
             names: dict[str, MailboxEntry] = {}
             live = [entry for entry in self.entries.values() if not entry.deleted]
             for entry in sorted(live, key=lambda e: (e.created, e.guid)):
-                name = entry.name
-                if name in names:
-                    name = f"{name}-{entry.guid[:8]}"
+                name, digits = entry.name, 8
+                while name in names:
+                    name = f"{entry.name}-{entry.guid[:digits]}" if digits <= len(entry.guid) else f"{name}-"
+                    digits += 8
                 names[name] = entry
             self._names = names
         return self._names
@@ -154,12 +155,16 @@ class Root:
     def extract(self) -> RootDelta:
         """All of it, as a delta."""
         return RootDelta(
-            list(self.entries.values()), dict(self.subscriptions), dict(self.totals), self.highestmodseq, self.uidvalidity
+            list(self.entries.values()),
+            dict(self.subscriptions),
+            dict(self.totals),
+            self.highestmodseq,
+            self.uidvalidity,
         )
 
     def fingerprint(self) -> tuple[object, ...]:
         return (
-            tuple(sorted((e.guid, e.name, e.stamp, e.uidvalidity, e.deleted, e.special_use) for e in self.entries.values())),
+            tuple(sorted(msgspec.structs.astuple(entry) for entry in self.entries.values())),
             tuple(sorted(self.subscriptions.items())),
             tuple(sorted(self.totals.items())),
             self.highestmodseq,

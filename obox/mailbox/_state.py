@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..errors import Limit
 from ..types import Guid
 from ._delta import CLAIM_PURGED, KEYWORDS_MAX, SYSTEM_FLAGS, Delta, Gone, Rows
-from ._uidset import UidArray
+from ._uidset import UidArray, uid_array
 
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
@@ -54,7 +54,7 @@ class State:
         """Names by bit of `bits`; the first five are the system's."""
         self._n = 0
         empty = Rows.empty()
-        self._columns: dict[str, npt.NDArray[np.generic]] = {
+        self._columns: dict[str, npt.NDArray[Any]] = {
             name: getattr(empty, name).astype(getattr(empty, name).dtype.newbyteorder("=")) for name in _FIXED
         }
         self._columns["bits"] = np.empty(0, dtype=np.uint64)
@@ -67,28 +67,32 @@ class State:
         self.gaps: list[tuple[int, int]] = []
         self.bytes = 0
         self.unseen = 0
+        self._overfull = False
+        # Changes that came before the mail or the expunge that they are about, as deltas of two writers may.
+        self._early_flags: dict[str, dict[int, int]] = {}
+        self._early_purged: set[int] = set()
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return self._n
 
-    def column(self, name: str) -> npt.NDArray[np.generic]:
-        """One of uid size internaldate zone savedate modseq home home_uid oid bits, a view of the rows that exist now."""
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """One of uid size internaldate zone savedate modseq home home_uid oid bits: a view of the rows of now."""
         return self._columns[name][: self._n]
 
     @property
     def uids(self) -> UidArray:
-        return self._columns["uid"][: self._n]  # type: ignore[return-value]
+        return self._columns["uid"][: self._n]
 
     @property
     def bits(self) -> npt.NDArray[np.uint64]:
         """Flags of each row: bit i stands for `flag_names[i]`."""
-        return self._columns["bits"][: self._n]  # type: ignore[return-value]
+        return self._columns["bits"][: self._n]
 
     @property
     def modseqs(self) -> npt.NDArray[np.uint64]:
-        return self._columns["modseq"][: self._n]  # type: ignore[return-value]
+        return self._columns["modseq"][: self._n]
 
     def positions(self, uids: UidArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
         """For each of `uids` its row and whether it exists; the row is meaningless where it does not."""
@@ -97,7 +101,8 @@ class State:
         if self._n == 0:
             return where, np.zeros(len(uids), dtype=np.bool_)
         where = np.minimum(where, self._n - 1)
-        return where, mine[where] == uids
+        there: npt.NDArray[np.bool_] = mine[where] == uids
+        return where, there
 
     def position(self, uid: int) -> int | None:
         """The row of one UID, or None."""
@@ -134,9 +139,10 @@ class State:
 
     def foreign(self) -> npt.NDArray[np.bool_]:
         """Which rows' mail is not in the object under their own UID: copies."""
-        home: npt.NDArray[np.int32] = self._columns["home"][: self._n]  # type: ignore[assignment]
-        home_uid: npt.NDArray[np.uint32] = self._columns["home_uid"][: self._n]  # type: ignore[assignment]
-        return (home >= 0) | (home_uid != self.uids)
+        home: npt.NDArray[np.int32] = self._columns["home"][: self._n]
+        home_uid: npt.NDArray[np.uint32] = self._columns["home_uid"][: self._n]
+        foreign: npt.NDArray[np.bool_] = (home >= 0) | (home_uid != self.uids)
+        return foreign
 
     def gone_since(self, modseq: int, known: UidArray | None = None) -> UidArray:
         """UIDs expunged after `modseq`, of those in `known` if given. RFC 7162 §3.2.5.2."""
@@ -184,12 +190,15 @@ class State:
             raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords")
         return out
 
-    def flag_delta(self, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int) -> tuple[Delta | None, UidArray]:
+    def flag_delta(
+        self, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int
+    ) -> tuple[Delta | None, UidArray]:
         """The change that adds, removes or replaces `flags` on those of `uids` that exist, and the UIDs it alters.
 
         None when every mail has them so already: a STORE that changes nothing costs nothing. Raises Limit.
         """
         names = self.spell(flags)
+        uids = uid_array(uids)
         where, there = self.positions(uids)
         where, uids = where[there], uids[there]
         bits = self.bits[where]
@@ -217,6 +226,7 @@ class State:
     def expunge_delta(self, uids: UidArray, now_ms: int) -> tuple[Delta | None, UidArray]:
         """The change that expunges those of `uids` that exist, and those UIDs. Records of other mailboxes' objects are
         purged at once: nothing of theirs lies here."""
+        uids = uid_array(uids)
         where, there = self.positions(uids)
         uids, where = uids[there], where[there]
         if len(uids) == 0:
@@ -238,13 +248,18 @@ class State:
         if delta.gone is not None and len(delta.gone.uid):
             changed_gone = self._join_gone(delta.gone)
         if delta.purged is not None and len(delta.purged):
-            self.gone_purged = self.gone_purged | np.isin(self.gone_uid, delta.purged, assume_unique=True)
+            self.gone_purged = self.gone_purged | np.isin(self.gone_uid, delta.purged)
+            self._early_purged.update(delta.purged[~np.isin(delta.purged, self.gone_uid)].tolist())
         if delta.rows is not None and len(delta.rows):
             changed_new, changed_flags = self._join_rows(delta.rows)
         for flag, stamp, uids in delta.flags:
             touched = self._join_flag(flag, stamp, uids)
             if len(touched):
-                changed_flags = touched if len(changed_flags) == 0 else np.union1d(changed_flags, touched).astype(np.uint32)
+                changed_flags = np.union1d(changed_flags, touched).astype(np.uint32)
+        if self._overfull:
+            changed_flags = np.union1d(changed_flags, self._allot_bits()).astype(np.uint32)
+        if len(changed_new) and len(changed_flags):
+            changed_flags = np.setdiff1d(changed_flags, changed_new, assume_unique=True)
         for holder, released in delta.holders.items():
             self.holders[holder] = max(self.holders.get(holder, 0), released)
         for uid, count in delta.claims.items():
@@ -271,7 +286,11 @@ class State:
         at = np.searchsorted(self.gone_uid, fresh)
         self.gone_uid = np.insert(self.gone_uid, at, fresh)
         self.gone_modseq = np.insert(self.gone_modseq, at, gone.modseq[~known])
-        self.gone_purged = np.insert(self.gone_purged, at, False)
+        self.gone_purged = np.insert(self.gone_purged, at, [uid in self._early_purged for uid in fresh.tolist()])
+        self._early_purged.difference_update(fresh.tolist())
+        for early in self._early_flags.values():
+            for uid in early.keys() & set(fresh.tolist()):
+                del early[uid]
         where, there = self.positions(fresh)
         where = where[there]
         if len(where) == 0:
@@ -291,7 +310,8 @@ class State:
         """Add records that are neither here nor gone, join the stamps of those that are here."""
         self.highestmodseq = max(self.highestmodseq, int(rows.modseq.max()))
         self.uidnext = max(self.uidnext, int(rows.uid[-1]) + 1)
-        if self._n and int(rows.uid[0]) <= int(self.uids[-1]) or len(self.gone_uid) and int(rows.uid[0]) <= int(self.gone_uid[-1]):
+        highest = max(int(column[-1]) if len(column) else 0 for column in (self.uids, self.gone_uid))
+        if int(rows.uid[0]) <= highest:
             rows = rows.take(~np.isin(rows.uid, self.gone_uid, assume_unique=True))
             _, here = self.positions(rows.uid)
             old, rows = rows.take(here), rows.take(~here)
@@ -304,34 +324,48 @@ class State:
             modseq = self._columns["modseq"]
             modseq[where] = np.maximum(modseq[where], old.modseq)
             for flag, stamps in old.stamps.items():
-                column = self._stamp_column(flag)
+                name = self._stamped_name(flag)
+                column = self._stamps[name]
                 column[where] = np.maximum(column[where], stamps)
-                self._rebit(flag, where)
-            flags = old.uid[self.bits[where] != before].astype(np.uint32)
+                self._rebit(name, where)
+            flags = old.uid[self.bits[where] != before].astype(np.uint32, copy=False)
             self._count_seen(before, self.bits[where])
         if len(rows):
             self._append(rows)
+            self._join_early(rows.uid)
         return rows.uid.astype(np.uint32), flags
+
+    def _join_early(self, uids: UidArray) -> None:
+        """Apply flag changes that were here before their mails."""
+        if not any(self._early_flags.values()):
+            return
+        fresh = set(uids.tolist())
+        for flag, early in self._early_flags.items():
+            for uid in early.keys() & fresh:
+                self._join_flag(flag, early.pop(uid), np.array([uid], dtype=np.uint32))
 
     def _append(self, rows: Rows) -> None:
         count = len(rows)
-        for flag in rows.stamps:
-            self._stamp_column(flag)
+        stamps: dict[str, npt.NDArray[np.uint64]] = {}
+        for flag, values in rows.stamps.items():
+            name = self._stamped_name(flag)
+            stamps[name] = np.maximum(stamps[name], values) if name in stamps else values
         home = rows.home
         if rows.homes:
             table = [self._home_index(guid) for guid in rows.homes]
             home = np.where(home < 0, -1, np.array([*table, -1], dtype=np.int32)[home]).astype(np.int32)
         bits = np.zeros(count, dtype=np.uint64)
-        for flag, stamps in rows.stamps.items():
-            bits |= (stamps & np.uint64(1)) << np.uint64(self.flag_names.index(flag))
+        for name, values in stamps.items():
+            if name in self.flag_names:
+                bits |= (values & np.uint64(1)) << np.uint64(self.flag_names.index(name))
         at_end = self._n == 0 or int(rows.uid[0]) > int(self.uids[-1])
         self._reserve(self._n + count)
         n = self._n
         for name in _FIXED:
             self._columns[name][n : n + count] = home if name == "home" else getattr(rows, name)
         self._columns["bits"][n : n + count] = bits
-        for flag, column in self._stamps.items():
-            column[n : n + count] = rows.stamps.get(flag, 0)  # type: ignore[arg-type]
+        for name, column in self._stamps.items():
+            column[n : n + count] = stamps.get(name, 0)
         self._n += count
         self.bytes += int(rows.size.sum(dtype=np.uint64))
         self.unseen += int(np.count_nonzero(bits & np.uint64(SEEN) == 0))
@@ -339,45 +373,77 @@ class State:
             order = np.argsort(self.uids, kind="stable")
             for name, array in self._columns.items():
                 self._columns[name] = array[: self._n][order]
-            for flag, stamps in self._stamps.items():
-                self._stamps[flag] = stamps[: self._n][order]
+            for name, column in self._stamps.items():
+                self._stamps[name] = column[: self._n][order]
 
     def _join_flag(self, flag: str, stamp: int, uids: UidArray) -> UidArray:
         where, there = self.positions(uids)
         self.highestmodseq = max(self.highestmodseq, stamp >> 1)
         where = where[there]
+        if len(where) < len(uids):
+            unknown = uids[~there]
+            early = self._early_flags.setdefault(flag, {})
+            for uid in unknown[~np.isin(unknown, self.gone_uid)].tolist():
+                early[uid] = max(early.get(uid, 0), stamp)
         if len(where) == 0:
             return _EMPTY
-        column = self._stamp_column(flag)
+        name = self._stamped_name(flag)
+        column = self._stamps[name]
         before = self.bits[where].copy()
         column[where] = np.maximum(column[where], np.uint64(stamp))
         modseq = self._columns["modseq"]
         modseq[where] = np.maximum(modseq[where], np.uint64(stamp >> 1))
-        self._rebit(flag, where)
+        self._rebit(name, where)
         after = self.bits[where]
         self._count_seen(before, after)
-        return uids[there][after != before]
+        altered: UidArray = uids[there][after != before]
+        return altered
 
-    def _rebit(self, flag: str, where: npt.NDArray[np.intp]) -> None:
-        bit = np.uint64(self.flag_names.index(flag))
+    def _rebit(self, name: str, where: npt.NDArray[np.intp]) -> None:
+        if name not in self.flag_names:
+            return
+        bit = np.uint64(self.flag_names.index(name))
         bits = self._columns["bits"]
-        value = (self._stamps[flag][where] & np.uint64(1)) << bit
+        value = (self._stamps[name][where] & np.uint64(1)) << bit
         bits[where] = bits[where] & ~(np.uint64(1) << bit) | value
 
     def _count_seen(self, before: npt.NDArray[np.uint64], after: npt.NDArray[np.uint64]) -> None:
         seen = np.uint64(SEEN)
         self.unseen += int(np.count_nonzero(before & seen)) - int(np.count_nonzero(after & seen))
 
-    def _stamp_column(self, flag: str) -> npt.NDArray[np.uint64]:
-        """The stamps of a flag, made at its first use."""
-        column = self._stamps.get(flag)
-        if column is None:
-            if flag not in self.flag_names:
-                if len(self.flag_names) >= 64:  # two writers' keywords together: keep what fits, deterministically by name
-                    raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords; {flag!r} is one more")
-                self.flag_names.append(flag)
-            column = self._stamps[flag] = np.zeros(len(self._columns["uid"]), dtype=np.uint64)
-        return column
+    def _stamped_name(self, flag: str) -> str:
+        """Our spelling of a flag that some mail has had; makes its column at its first use."""
+        name = self.known_flag(flag)
+        if name is None:
+            name = next((known for known in self._stamps if known.lower() == flag.lower()), flag)
+            if len(self.flag_names) < len(SYSTEM_FLAGS) + KEYWORDS_MAX:
+                self.flag_names.append(name)
+            else:
+                self._overfull = True
+        if name not in self._stamps:
+            self._stamps[name] = np.zeros(len(self._columns["uid"]), dtype=np.uint64)
+        return name
+
+    def _allot_bits(self) -> UidArray:
+        """Choose the keywords that are shown when those of two writers together are too many: the first by name.
+
+        All keep their stamps, so that the choice is the same whoever makes it, and what is hidden now may be seen when
+        others have gone. Returns the UIDs whose flags look different.
+        """
+        used = [name for name, column in self._stamps.items() if name not in SYSTEM_FLAGS and column[: self._n].any()]
+        used.sort(key=str.lower)
+        hidden = [name for name in used[:KEYWORDS_MAX] if name not in self.flag_names]
+        self._overfull = len(used) > KEYWORDS_MAX
+        touched = np.zeros(self._n, dtype=np.bool_)
+        rows = np.arange(self._n)
+        for bit in range(len(SYSTEM_FLAGS), len(self.flag_names)):
+            if hidden and self.flag_names[bit] not in used[:KEYWORDS_MAX]:
+                self.flag_names[bit] = hidden.pop(0)
+                mask = np.uint64(1 << bit)
+                touched |= self.bits & mask != 0
+                self._rebit(self.flag_names[bit], rows)
+                touched |= self.bits & mask != 0
+        return self.uids[touched]
 
     def _home_index(self, guid: Guid) -> int:
         if guid == self.guid:
@@ -397,7 +463,7 @@ class State:
                 shape = (room, *old.shape[1:])
                 grown = np.zeros(shape, dtype=old.dtype)
                 grown[: self._n] = old[: self._n]
-                table[name] = grown  # type: ignore[assignment]
+                table[name] = grown
 
     # -- bundles ---------------------------------------------------------------------------------------------------
 
@@ -406,17 +472,22 @@ class State:
         index: npt.NDArray[np.bool_] | slice = slice(0, self._n) if mask is None else mask
         fixed = {name: self._columns[name][: self._n][index] for name in _FIXED}
         stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
-        return Rows(**fixed, stamps=stamps, homes=self.homes)  # type: ignore[arg-type]
+        return Rows(**fixed, stamps=stamps, homes=self.homes)
 
     def extract(self, since: int = 0) -> Delta:
         """Everything that was changed after modseq `since`, as a delta: a base bundle with 0, a diff bundle else."""
         fresh = self.gone_modseq > np.uint64(since)
         return Delta(
             rows=self.rows(self.modseqs > np.uint64(since) if since else None),
+            flags=[
+                (flag, stamp, uid_array(uid for uid, known in early.items() if known == stamp))
+                for flag, early in self._early_flags.items()
+                for stamp in sorted(set(early.values()))
+            ],
             gone=Gone(self.gone_uid[fresh], self.gone_modseq[fresh]),
             holders=dict(self.holders),
             claims={uid: count for uid, count in self.claims.items() if since or count < CLAIM_PURGED},
-            purged=self.gone_uid[self.gone_purged],
+            purged=uid_array([*self.gone_uid[self.gone_purged].tolist(), *self._early_purged]),
             gaps=list(self.gaps),
             uidnext=self.uidnext,
             highestmodseq=self.highestmodseq,
@@ -425,24 +496,44 @@ class State:
 
     def fingerprint(self) -> tuple[object, ...]:
         """What two states that are the same agree in, whatever order they were joined in."""
-        flags = {}
+        mails = {}
         for position, uid in enumerate(self.uids.tolist()):
-            flags[uid] = (
-                tuple(sorted(self.flags_of_bits(int(self.bits[position])))),
+            mails[uid] = (
+                tuple(sorted(name.lower() for name in self.flags_of_bits(int(self.bits[position])))),
+                tuple(sorted((f.lower(), int(s[position])) for f, s in self._stamps.items() if s[position])),
+                tuple(int(self._columns[name][position]) for name in ("size", "internaldate", "zone", "savedate")),
                 int(self.modseqs[position]),
                 self.home_of(position),
                 bytes(self._columns["oid"][position]),
             )
+        early: dict[tuple[str, int], int] = {}
+        for flag, stamps in self._early_flags.items():
+            for uid, stamp in stamps.items():
+                early[flag.lower(), uid] = max(early.get((flag.lower(), uid), 0), stamp)
         gone = tuple(zip(self.gone_uid.tolist(), self.gone_modseq.tolist(), self.gone_purged.tolist(), strict=True))
         rest = (tuple(sorted(self.holders.items())), tuple(sorted(self.claims.items())), tuple(self.gaps))
-        return self.uidnext, self.highestmodseq, self.recent, flags, gone, rest
+        waiting = (tuple(sorted(early.items())), tuple(sorted(self._early_purged)))
+        return self.uidnext, self.highestmodseq, self.recent, mails, gone, rest, waiting
 
     def check(self) -> None:
-        """Assert the invariants; for tests and `force-resync`. Raises AssertionError naming the first that does not hold."""
+        """Assert the invariants, for tests and `force-resync`. Raises AssertionError naming the first broken one."""
         uids = self.uids
         assert bool((uids[1:] > uids[:-1]).all()), "rows are not sorted by UID"
+        assert bool((self.gone_uid[1:] > self.gone_uid[:-1]).all()), "expunged UIDs are not sorted"
+        assert len(self.gone_uid) == len(self.gone_modseq) == len(self.gone_purged), "expunged UIDs: columns"
         assert not len(uids) or int(uids[-1]) < self.uidnext, "a UID at or above UIDNEXT"
+        assert not len(self.gone_uid) or int(self.gone_uid[-1]) < self.uidnext, "an expunged UID at or above UIDNEXT"
         assert not np.isin(uids, self.gone_uid).any(), "a UID is both live and gone"
         assert not len(uids) or int(self.modseqs.max()) <= self.highestmodseq, "a modseq above HIGHESTMODSEQ"
-        assert self.bytes == int(self.column("size").sum(dtype=np.uint64)), "byte count"  # type: ignore[call-overload]
+        assert not len(self.gone_uid) or int(self.gone_modseq.max()) <= self.highestmodseq, "an expunge beyond it"
+        assert self.bytes == int(self._columns["size"][: self._n].sum(dtype=np.uint64)), "byte count"
         assert self.unseen == int(np.count_nonzero(self.bits & np.uint64(SEEN) == 0)), "unseen count"
+        assert len({name.lower() for name in self.flag_names}) == len(self.flag_names), "a flag has two bits"
+        bits = np.zeros(self._n, dtype=np.uint64)
+        for i, name in enumerate(self.flag_names):
+            if name in self._stamps:
+                bits |= (self._stamps[name][: self._n] & np.uint64(1)) << np.uint64(i)
+        assert bool((bits == self.bits).all()), "flags differ from their stamps"
+        early = {uid for stamps in self._early_flags.values() for uid in stamps}
+        assert not early & {*uids.tolist(), *self.gone_uid.tolist()}, "a flag still waits for a mail that has come"
+        assert not self._early_purged & {*self.gone_uid.tolist()}, "a purge still waits for an expunge that has come"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
 UidArray = npt.NDArray[np.uint32]
+
+UIDS_MAX: Final = 1 << 26
+"""UIDs in one stored set: more than a mailbox ever holds, so that damaged bytes do not ask for 16 GiB of memory."""
 
 
 def uid_array(uids: object) -> UidArray:
@@ -17,9 +22,10 @@ def uid_array(uids: object) -> UidArray:
 
 
 def pack_ranges(uids: UidArray) -> bytes:
-    """Sorted UIDs as little-endian pairs (first, last), 8 bytes a range: 10,000 neighbours cost 8 bytes."""
+    """UIDs as little-endian pairs (first, last), 8 bytes a range: 10,000 neighbours cost 8 bytes."""
     if len(uids) == 0:
         return b""
+    uids = uid_array(uids)
     breaks = np.flatnonzero(np.diff(uids) != 1)
     firsts = np.concatenate((uids[:1], uids[breaks + 1]))
     lasts = np.concatenate((uids[breaks], uids[-1:]))
@@ -34,6 +40,8 @@ def unpack_ranges(data: bytes) -> UidArray:
     lengths = pairs[:, 1] - pairs[:, 0] + 1
     if bool((lengths <= 0).any()) or bool((pairs[1:, 0] <= pairs[:-1, 1]).any()):
         raise ValueError("UID ranges are not sorted")
+    if int(lengths.sum()) > UIDS_MAX:
+        raise ValueError(f"UID ranges name more than {UIDS_MAX} UIDs")
     if len(pairs) == 1:
         return np.arange(pairs[0, 0], pairs[0, 1] + 1, dtype=np.uint32)
     starts = np.repeat(pairs[:, 0] - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths)

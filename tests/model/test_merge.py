@@ -1,0 +1,365 @@
+"""Merge: deltas of several writers join to one state, in any order, any number of times, from either side.
+
+Writers change copies of a common state without seeing each other. What each acknowledged is kept in a plain model:
+dictionaries with the rules of docs/format.md, "Merge", one line each.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from obox.mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, State, Totals
+from obox.mailbox._delta import CLAIM_PURGED, Gone
+from obox.mailbox._uidset import uid_array
+from obox.types import Guid
+
+GUID = Guid("a" * 32)
+OTHERS = [Guid("b" * 32), Guid("c" * 32)]
+FLAGS = ["\\Seen", "\\Flagged", "\\Deleted", "$Forwarded", "$forwarded", "work"]
+
+
+@dataclass
+class Model:
+    """What was acknowledged: stamps by (uid, flag), expunged UIDs, purged ones, holders, claims."""
+
+    mails: set[int] = field(default_factory=set)
+    stamps: dict[tuple[int, str], int] = field(default_factory=dict)
+    gone: dict[int, int] = field(default_factory=dict)
+    purged: set[int] = field(default_factory=set)
+    holders: dict[tuple[int, Guid, int], int] = field(default_factory=dict)
+    claims: dict[int, int] = field(default_factory=dict)
+
+    def take(self, delta: Delta) -> None:
+        stamps: list[tuple[int, str, int]] = []
+        if delta.rows is not None:
+            self.mails.update(delta.rows.uid.tolist())
+            for flag, column in delta.rows.stamps.items():
+                stamps += [
+                    (uid, flag, stamp) for uid, stamp in zip(delta.rows.uid.tolist(), column.tolist(), strict=True)
+                ]
+        for flag, stamp, uids in delta.flags:
+            stamps += [(uid, flag, stamp) for uid in uids.tolist()]
+        for uid, flag, stamp in stamps:
+            key = (uid, flag.lower())
+            self.stamps[key] = max(self.stamps.get(key, 0), stamp)
+        if delta.gone is not None:
+            for uid, modseq in zip(delta.gone.uid.tolist(), delta.gone.modseq.tolist(), strict=True):
+                self.gone[uid] = max(self.gone.get(uid, 0), modseq)
+        self.purged.update(() if delta.purged is None else delta.purged.tolist())
+        for holder, released in delta.holders.items():
+            self.holders[holder] = max(self.holders.get(holder, 0), released)
+        for uid, count in delta.claims.items():
+            self.claims[uid] = max(self.claims.get(uid, 0), count)
+
+    def check(self, state: State) -> None:
+        live = self.mails - self.gone.keys()
+        assert state.uids.tolist() == sorted(live)
+        for position, uid in enumerate(state.uids.tolist()):
+            want = {flag for (u, flag), stamp in self.stamps.items() if u == uid and stamp & 1}
+            assert {flag.lower() for flag in state.flags_of_bits(int(state.bits[position]))} == want
+        assert dict(zip(state.gone_uid.tolist(), state.gone_modseq.tolist(), strict=True)) == self.gone
+        assert set(state.gone_uid[state.gone_purged].tolist()) == self.purged & self.gone.keys()
+        assert state.holders == self.holders
+        assert state.claims == self.claims
+
+
+class Writer:
+    """One backend that believes it owns the mailbox. Modseqs of two writers may be equal: their clocks are."""
+
+    def __init__(self, number: int, common: State, log: list[Delta]) -> None:
+        self.number = number
+        self.state = common
+        self.log = log
+        self.now = 1000
+
+    def apply(self, delta: Delta | None) -> None:
+        if delta is not None:
+            self.state.join(Delta.decode(delta.encode()))
+            self.state.check()
+            self.log.append(delta)
+
+    def deliver(self, uid: int, flags: tuple[str, ...], home: int) -> None:
+        if uid in self.state.uids or uid in self.state.gone_uid:
+            return
+        modseq = self.state.next_modseq(self.now)
+        row = Rows.one(
+            uid,
+            size=uid * 10,
+            internaldate=uid,
+            zone=60,
+            savedate=uid * 1000,
+            modseq=modseq,
+            oid=uid.to_bytes(16, "big"),
+            flags=flags,
+            home=OTHERS[home] if home < len(OTHERS) else None,
+            home_uid=uid + 100 if home < len(OTHERS) else 0,
+        )
+        self.apply(Delta(rows=row, uidnext=uid + 1, highestmodseq=modseq, recent=uid))
+
+    def flag(self, uids: Iterable[int], op: str, flags: list[str]) -> None:
+        delta, changed = self.state.flag_delta(uid_array(uids), op, flags, self.now)  # type: ignore[arg-type]
+        self.apply(delta)
+        again, none = self.state.flag_delta(uid_array(uids), op, flags, self.now)  # type: ignore[arg-type]
+        assert again is None
+        assert len(none) == 0
+        assert (delta is None) == (len(changed) == 0)
+
+    def expunge(self, uids: Iterable[int]) -> None:
+        delta, _ = self.state.expunge_delta(uid_array(uids), self.now)
+        self.apply(delta)
+
+    def purge(self, uids: Iterable[int]) -> None:
+        uids = uid_array(uids)
+        self.apply(Delta(purged=uids[np.isin(uids, self.state.gone_uid)]))
+
+    def hold(self, uid: int, other: int, released: bool) -> None:
+        holder = (uid, OTHERS[other % len(OTHERS)], uid)
+        self.apply(Delta(holders={holder: self.state.next_modseq(self.now) if released else 0}))
+
+    def claim(self, uid: int, count: int) -> None:
+        self.apply(Delta(claims={uid: count}, uidnext=uid + count))
+
+    def takeover(self) -> None:
+        self.apply(self.state.takeover_delta(self.now, 50))
+
+
+_uids = st.sets(st.integers(1, 12), min_size=1, max_size=5)
+_action = st.one_of(
+    st.tuples(
+        st.just("deliver"),
+        st.integers(1, 12),
+        st.lists(st.sampled_from(FLAGS), max_size=2).map(tuple),
+        st.integers(0, 4),
+    ),
+    st.tuples(
+        st.just("flag"),
+        _uids,
+        st.sampled_from(["add", "remove", "replace"]),
+        st.lists(st.sampled_from(FLAGS), max_size=3),
+    ),
+    st.tuples(st.just("expunge"), _uids),
+    st.tuples(st.just("purge"), _uids),
+    st.tuples(st.just("hold"), st.integers(1, 12), st.integers(0, 1), st.booleans()),
+    st.tuples(st.just("claim"), st.integers(1, 12), st.sampled_from([1, 3, CLAIM_PURGED])),
+    st.tuples(st.just("takeover")),
+)
+_history = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), _action), max_size=25)
+_prefix = st.lists(_action, max_size=10)
+
+
+def _act(writer: Writer, action: tuple[object, ...]) -> None:
+    name, *args = action
+    if name == "deliver" and writer.number:
+        # The bucket hands out UIDs: two writers never share a new one.
+        args[0] = 20 * writer.number + int(args[0])  # type: ignore[call-overload]
+    getattr(writer, str(name))(*args)
+
+
+def _joined(deltas: Iterable[Delta]) -> State:
+    state = State(GUID)
+    for delta in deltas:
+        before = set(state.uids.tolist())
+        changed = state.join(Delta.decode(delta.encode()))
+        state.check()
+        after = set(state.uids.tolist())
+        assert set(changed.new.tolist()) == after - before
+        assert set(changed.gone.tolist()) == before - after
+        assert not set(changed.flags.tolist()) & set(changed.new.tolist())
+        for uids in (changed.new, changed.flags, changed.gone):
+            assert uids.dtype == np.uint32
+            assert uids.tolist() == sorted(set(uids.tolist()))
+    return state
+
+
+def _histories(
+    prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]]
+) -> list[list[Delta]]:
+    """The common deltas, then those of each of three writers who do not see each other."""
+    common: list[Delta] = []
+    first = Writer(0, State(GUID), common)
+    for action in prefix:
+        _act(first, action)
+    logs: list[list[Delta]] = [[], [], []]
+    writers = [Writer(number + 1, _joined(common), logs[number]) for number in range(3)]
+    for number, tick, action in history:
+        writers[number].now += tick
+        _act(writers[number], action)
+    return [common, *logs]
+
+
+@settings(max_examples=150, deadline=None)
+@given(_prefix, _history, st.randoms(use_true_random=False))
+def test_any_order_gives_the_same(
+    prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]], rng: random.Random
+) -> None:
+    logs = _histories(prefix, history)
+    deltas = [delta for log in logs for delta in log]
+    model = Model()
+    for delta in deltas:
+        model.take(delta)
+    want = _joined(deltas)
+    model.check(want)
+    for _ in range(3):
+        shuffled = [*deltas, *(delta for delta in deltas if rng.random() < 0.3)]
+        rng.shuffle(shuffled)
+        got = _joined(shuffled)
+        assert got.fingerprint() == want.fingerprint()
+        assert got.bytes == want.bytes
+        assert got.unseen == want.unseen
+        assert not got.join(want.extract())
+        assert got.fingerprint() == want.fingerprint()
+
+
+@settings(max_examples=100, deadline=None)
+@given(_prefix, _history, st.data())
+def test_states_join_from_either_side(
+    prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]], data: st.DataObject
+) -> None:
+    """Bundles carry whole states: joined in either order they are the deltas joined one by one."""
+    common, a, b, c = _histories(prefix, history)
+    left, right, third = (_joined([*common, *log]) for log in (a, b, c))
+    want = _joined([*common, *a, *b, *c])
+    for order in ([left, right, third], [third, left, right], [right, third, left, right]):
+        state = State(GUID)
+        for other in order:
+            state.join(Delta.decode(other.extract(1).encode()))
+            state.check()
+        assert state.fingerprint() == want.fingerprint()
+
+
+@settings(max_examples=100, deadline=None)
+@given(_prefix, _history, st.data())
+def test_bundles_rebuild_the_state(
+    prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]], data: st.DataObject
+) -> None:
+    """A base is all but the claims that are settled; a base and a diff, in either order, are the state."""
+    common, log, *_ = _histories(prefix, history)
+    state = _joined(common)
+    base, since = state.extract().encode(), state.highestmodseq
+    again = _joined([Delta.decode(base)])
+    for uid in [uid for uid, count in state.claims.items() if count >= CLAIM_PURGED]:
+        again.claims[uid] = CLAIM_PURGED
+    assert again.fingerprint() == state.fingerprint()
+    for delta in log:
+        state.join(delta)
+    diff = Delta.decode(state.extract(since).encode())
+    for order in ([Delta.decode(base), diff], [diff, Delta.decode(base)], [diff, Delta.decode(base), diff]):
+        got = _joined(order)
+        assert got.fingerprint() == state.fingerprint()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 79), max_size=30), min_size=2, max_size=6), st.randoms(use_true_random=False))
+def test_too_many_keywords_together(groups: list[set[int]], rng: random.Random) -> None:
+    """More keywords than bits: the same ones are shown from either side, none is forgotten."""
+    deltas = [
+        Delta(
+            rows=Rows.one(
+                number + 1,
+                size=1,
+                internaldate=0,
+                zone=0,
+                savedate=0,
+                modseq=5 + number,
+                oid=bytes(16),
+                flags=tuple(f"k{keyword:02}" for keyword in group),
+            )
+        )
+        for number, group in enumerate(groups)
+    ]
+    deltas.append(Delta(gone=Gone.at(50, uid_array([1]))))
+    deltas.append(Delta(flags=[(f"K{keyword:02}", 41 * 2, uid_array([2])) for keyword in groups[1]]))
+    want = _joined(deltas)
+    for _ in range(3):
+        rng.shuffle(deltas)
+        got = _joined(deltas)
+        assert got.fingerprint() == want.fingerprint()
+        assert _joined([Delta.decode(got.extract().encode())]).fingerprint() == want.fingerprint()
+    used = {f"k{keyword:02}" for group in groups[1:] for keyword in group}
+    shown = {name.lower() for bits in want.bits.tolist() for name in want.flags_of_bits(bits)}
+    assert shown <= set(sorted(used)[:59])
+    assert len(want.flag_names) <= 64
+
+
+@settings(max_examples=50, deadline=None)
+@given(_prefix, _history, st.integers(0, 2000))
+def test_a_view_keeps_what_it_saw(
+    prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]], known: int
+) -> None:
+    """The UID array of a session stays as it was, whatever is joined."""
+    common, log, *_ = _histories(prefix, history)
+    state = _joined(common)
+    uids = state.uids
+    kept = uids.copy()
+    for delta in log:
+        state.join(delta)
+        assert (uids == kept).all()
+        trusted = state.trusted(known)
+        assert trusted <= known
+        assert all(not low < trusted <= high for low, high in state.gaps)
+
+
+# -- root --------------------------------------------------------------------------------------------------------------
+
+_guids = st.sampled_from([Guid(f"{i:x}" * 32) for i in range(4)])
+_entry = st.builds(
+    MailboxEntry,
+    guid=_guids,
+    name=st.sampled_from(["INBOX", "a", "a-00000000", "a-11111111", "b", "a/b"]),
+    stamp=st.integers(1, 5),
+    created=st.integers(1, 2),
+    uidvalidity=st.integers(1, 3),
+    special_use=st.sampled_from(["", "\\Sent"]),
+    deleted=st.sampled_from([0, 0, 3, 4]),
+)
+_totals = st.lists(st.integers(0, 5), min_size=7, max_size=7).map(lambda numbers: Totals(*numbers))
+_root_delta = st.builds(
+    RootDelta,
+    entries=st.lists(_entry, max_size=2),
+    subscriptions=st.dictionaries(st.sampled_from(["a", "b", "x"]), st.integers(0, 9), max_size=2),
+    totals=st.dictionaries(_guids, _totals, max_size=2),
+    highestmodseq=st.integers(0, 9),
+    uidvalidity=st.integers(0, 9),
+)
+
+
+def _root(deltas: Iterable[RootDelta]) -> Root:
+    root = Root()
+    for delta in deltas:
+        root.join(RootDelta.decode(delta.encode()))
+    return root
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_root_delta, max_size=8), st.randoms(use_true_random=False))
+def test_roots_join_in_any_order(deltas: list[RootDelta], rng: random.Random) -> None:
+    want = _root(deltas)
+    shuffled = [*deltas, *(delta for delta in deltas if rng.random() < 0.5)]
+    rng.shuffle(shuffled)
+    got = _root(shuffled)
+    assert got.fingerprint() == want.fingerprint()
+    assert got.names() == want.names()
+    half = len(deltas) // 2
+    left, right = _root(deltas[:half]), _root(deltas[half:])
+    both = copy.deepcopy(right)
+    both.join(RootDelta.decode(left.extract().encode()))
+    left.join(RootDelta.decode(right.extract().encode()))
+    assert left.fingerprint() == both.fingerprint() == want.fingerprint()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_root_delta, max_size=8))
+def test_every_live_mailbox_has_a_name_of_its_own(deltas: list[RootDelta]) -> None:
+    root = _root(deltas)
+    live = {guid for guid, entry in root.entries.items() if not entry.deleted}
+    assert {Guid(entry.guid) for entry in root.names().values()} == live
+    for delta in deltas:
+        for entry in delta.entries:
+            assert not (entry.deleted and Guid(entry.guid) in live)

@@ -85,7 +85,7 @@ def addresses(value: bytes) -> list[Address]:
 class _Reader:
     """Reads one address; stops at the `,`, `;` or `:` (of a group's name) behind it."""
 
-    __slots__ = ("at", "comment", "end", "open", "value")
+    __slots__ = ("at", "comment", "end", "open", "quoted", "value")
 
     def __init__(self, value: bytes, at: int) -> None:
         self.value = value
@@ -93,6 +93,7 @@ class _Reader:
         self.end = len(value)
         self.comment: bytes | None = None
         self.open = False  # a quoted string without its end
+        self.quoted = False  # the first word is a quoted string
 
     def peek(self) -> bytes:
         """The next byte behind blanks and comments; the last comment is kept, it may be the name."""
@@ -154,6 +155,9 @@ class _Reader:
                     continue
             if phrase:
                 phrase.append(b" ")
+            else:
+                self.comment = None  # what stands before an address does not name it
+                self.quoted = c == b'"'
             phrase.append(text)
             local.append(text)
             is_local = is_local and not after_word
@@ -214,7 +218,7 @@ class _Reader:
             else:
                 self.peek()
                 address = Address(self.comment, None, local or MISSING_MAILBOX, host or MISSING_DOMAIN)
-        elif local:
+        elif local and not self.quoted:
             address = Address(self.comment, None, local, MISSING_DOMAIN)
         elif phrase:
             address = Address(phrase, None, MISSING_MAILBOX, MISSING_DOMAIN)
@@ -229,7 +233,7 @@ class _Reader:
         """What stands in angle brackets: [route] local-part "@" domain. The name is the phrase before them."""
         name = phrase or None
         route: bytes | None = None
-        if self.peek() in {b"@", b","}:
+        if self.peek() == b"@":
             route = self.route()
             if route is None:
                 return Address(name, INVALID_ROUTE, MISSING_MAILBOX, MISSING_DOMAIN)

@@ -60,15 +60,16 @@ def unfold(value: bytes) -> bytes:
     return value.replace(b"\r", b" ") if b"\r" in value else value
 
 
+def spelled(name: bytes) -> bytes:
+    """A pattern for a lower-case name in any case: with both cases spelled out the regex engine tests a first byte by
+    a bitmap, with IGNORECASE it does not."""
+    return b"".join(b"[%c%c]" % (c, c - 32) if 97 <= c <= 122 else re.escape(bytes((c,))) for c in name)
+
+
 @lru_cache(maxsize=256)
 def _one_of(names: frozenset[bytes]) -> re.Pattern[bytes]:
     """Match `LF field` for the fields of these names (lower case); the field is the group, without its last LF."""
-    # Both cases spelled out: the regex engine then tests a first byte by a bitmap, with IGNORECASE it does not.
-    spelled = b"|".join(
-        b"".join(b"[%c%c]" % (c, c - 32) if 97 <= c <= 122 else re.escape(bytes((c,))) for c in name)
-        for name in sorted(names)
-    )
-    return re.compile(rb"\n((?:" + spelled + rb")[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+)")
+    return re.compile(rb"\n((?:" + b"|".join(map(spelled, sorted(names))) + rb")[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+)")
 
 
 @lru_cache(maxsize=256)

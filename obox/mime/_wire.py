@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from ._address import ADDRESSES_MAX, Address, addresses
-from ._fields import FIELD_VALUE, Parameters, collect, unfold
+from ._fields import FIELD_VALUE, Parameters, collect, spelled, unfold
 from ._scan import Fields, Part
 
 # Bytes that may stand in a quoted string as they are. RFC 3501 §9: QUOTED-CHAR, less the two that take a backslash.
@@ -30,21 +30,33 @@ _ENVELOPE_NAMES = (
     b"in-reply-to",
     b"message-id",
 )
+_NAMES = (
+    b"date",
+    b"subject",
+    b"from",
+    b"sender",
+    b"reply-to",
+    b"to",
+    b"cc",
+    b"bcc",
+    b"in-reply-to",
+    b"message-id",
+)
 
 
-def _spelled(name: bytes) -> bytes:
+def spelled(name: bytes) -> bytes:
     return b"".join(b"[%c%c]" % (c, c - 32) if 97 <= c <= 122 else bytes((c,)) for c in name)
 
 
-_NAMES = b"|".join(_spelled(name) for name in _ENVELOPE_NAMES)
+_NAMES = b"|".join(map(spelled, _ENVELOPE_NAMES))
 _ENVELOPE = re.compile(rb"\n(" + _NAMES + rb")[ \t]*+:" + FIELD_VALUE)
 _ENVELOPE_AND_CONTENT = re.compile(
     rb"\n("
     + _NAMES
     + b"|"
-    + _spelled(b"mime-version")
+    + spelled(b"mime-version")
     + b"|"
-    + _spelled(b"content-")
+    + spelled(b"content-")
     + rb"[A-Za-z0-9-]++)[ \t]*+:"
     + FIELD_VALUE
 )

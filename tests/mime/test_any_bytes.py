@@ -6,8 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obox.mime import (
-    DEPTH_MAX,
-    Part,
     Section,
     addresses,
     decode_header,
@@ -24,6 +22,7 @@ from obox.mime import (
 )
 
 from .imapwire import check_body, check_envelope, read
+from .trees import check_tree
 
 # Fragments that mean something to the scanner, so that random mails reach its corners.
 _FRAGMENTS = [
@@ -111,27 +110,13 @@ mails = st.one_of(
 )
 
 
-def check(part: Part, start: int, end: int, paths: list[tuple[int, ...]], path: tuple[int, ...]) -> None:
-    assert start <= part.header_start <= part.header_end == part.body_start <= part.body_end <= end
-    assert len(path) <= DEPTH_MAX
-    assert not (part.children and part.message)
-    paths.append(path)
-    at = part.body_start
-    for number, child in enumerate(part.children, 1):
-        check(child, at, part.body_end, paths, (*path, number))
-        at = child.body_end
-    if part.message is not None:
-        assert (part.message.header_start, part.message.body_end) == (part.body_start, part.body_end)
-        check(part.message, part.body_start, part.body_end, paths, (*path, 1))
-
-
 @settings(max_examples=400, deadline=None)
 @given(mails)
 def test_tree_and_sections(mail: bytes) -> None:
     root = parse(mail)
     assert (root.header_start, root.header_end, root.body_end) == (0, header_end(mail), len(mail))
     paths: list[tuple[int, ...]] = []
-    check(root, 0, len(mail), paths, ())
+    check_tree(root, 0, len(mail), paths, ())
     assert section(mail, root, Section()) == (0, len(mail))
     for path in [*paths, (1,), (99,), (0,)]:
         for what in ("", "HEADER", "TEXT", "MIME", "HEADER.FIELDS", "HEADER.FIELDS.NOT"):

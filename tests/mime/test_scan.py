@@ -9,6 +9,7 @@ import pytest
 from obox.mime import DEPTH_MAX, PARTS_MAX, Part, bodystructure, parse, summary
 
 from .imapwire import check_body, read
+from .trees import check_tree
 
 MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
 
@@ -86,6 +87,18 @@ SHAPES = {
         MIXED + b"--b\r\nContent-Type: multipart/x; boundary=b\r\n--b\r\n\r\none\r\n--b--",
         (b"mixed", (b"x", b""), b"one"),
     ),
+    "nested, same boundary, no whole line": (
+        MIXED + b"--b x\r\nContent-Type: multipart/x; boundary=b\r\n\r\n--b x\r\n\r\none\r\n--b x\r\n\r\ntwo\r\n--b--",
+        (b"mixed", (b"x", b"one", b"two")),
+    ),
+    "nested, empty part before the outer delimiter": (
+        MIXED + b"--b\r\nContent-Type: multipart/x; boundary=c\r\n\r\n--c\r\n\r\n--b--",
+        (b"mixed", (b"x", b"")),
+    ),
+    "nested, empty message before the outer delimiter": (
+        MIXED + b"--b\r\nContent-Type: multipart/digest; boundary=c\r\n\r\n--c\r\n\r\n\r\n--b--",
+        (b"mixed", (b"digest", ("message", b""))),
+    ),
     "inner boundary in the inner epilogue": (
         MIXED
         + b"--b\r\nContent-Type: multipart/x; boundary=c\r\n\r\n--c\r\n\r\none\r\n--c--\r\n--c\r\n\r\nno\r\n--b--",
@@ -127,6 +140,12 @@ SHAPES = {
 def test_shape(name: str) -> None:
     mail, expected = SHAPES[name]
     assert shape(mail, parse(mail)) == expected
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_offsets(name: str) -> None:
+    mail, _ = SHAPES[name]
+    check_tree(parse(mail), 0, len(mail), [], ())
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "CR is no line end"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from obox.mime import Summary, body, bodystructure, envelope, nstring, parse, string, summary
+from obox.mime import Summary, body, bodystructure, envelope, nstring, parse, sent_date, string, summary
 
 from .imapwire import read
 
@@ -131,6 +131,17 @@ def test_summary_is_what_its_parts_say() -> None:
         sent_zone_min=60,
         message_id=b"<m@b.c>",
     )
+
+
+def test_repeated_fields_in_the_summary() -> None:
+    header = (
+        b"Date: 1 Jan 1970 00:00:01 +0000\r\nMessage-ID: <1>\r\n"
+        b"Date: 1 Jan 1970 00:00:02 +0000\r\nMessage-ID: <2>\r\n\r\n"
+    )
+    kept = summary(header)
+    assert kept.sent_date == sent_date(header) == 2
+    assert kept.message_id == b"<2>"
+    assert (read(kept.envelope)[0], read(kept.envelope)[9]) == (b"1 Jan 1970 00:00:02 +0000", b"<2>")
 
 
 def test_summary_of_nothing() -> None:

@@ -28,7 +28,7 @@ from ..objectstore import ObjectInfo, StoreError, put_once
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import ROOT, bundles_prefix, first_root_key
 from ..types import Guid, StorageId
-from . import _mailboxes
+from . import _mailboxes, api
 from ._bundles import BundleMeta, Bundles, Known, by_box
 from ._env import Env
 from ._writer import Draft, write_claim, write_mails
@@ -333,7 +333,9 @@ class User:
         ]
         return Appended(entry.uidvalidity, await write_mails(box, drafts))
 
-    async def copy(self, source: Mailbox, uids: UidArray, name: str, *, move: bool = False) -> Copied:
+    async def copy(self, source: api.Mailbox, uids: UidArray, name: str, *, move: bool = False) -> Copied:
+        if not isinstance(source, Mailbox):
+            raise TypeError("a mailbox of another store")
         entry = self.entry(name)
         target = await self.box(Guid(entry.guid))
         source.require_live()

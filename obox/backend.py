@@ -1,0 +1,399 @@
+"""One backend: every room wired to the others, started and stopped in order.
+
+Order of the start: local state is locked and opened, addresses are bound (nothing is accepted), the loop accepts, and
+only
+then is the bucket asked, so that an unreachable one stops nothing: clients hear `[UNAVAILABLE]` until it comes. Order
+of the
+stop: accept no more, finish IMAP commands and LMTP transactions, flush, write the journal's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import IO, Any, Final, Protocol
+
+import structlog
+
+from fscache import Fscache
+from metacache import Metacache
+
+from . import __version__
+from .auth import Authenticator, PasswdFile, Penalties
+from .config import Config, load
+from .errors import ConfigError
+from .imap.server import ImapServer, starttls
+from .imap.settings import ImapSettings
+from .lmtp import LmtpServer
+from .lmtp.delivery import StoreDeliverer
+from .lmtp.settings import Settings as LmtpSettings
+from .objectstore import Codec, OpenStore, StoreError, load_keys, open_store, probe
+from .objectstore import Settings as BucketSettings
+from .objectstore.keys import escape
+from .objectstore.stats import BUCKETS_S
+from .server import (
+    Certificates,
+    HttpServer,
+    Lifecycle,
+    Listeners,
+    LoopLag,
+    Metrics,
+    Notifier,
+    Via,
+    application,
+    inherited_sockets,
+)
+from .store import Env, MailStore, StoreSettings
+from .types import StorageId
+
+log = structlog.get_logger()
+
+RETRY_S: Final = 1.0
+"""Between attempts to reach the bucket at start."""
+
+
+def boottime() -> float:
+    """Seconds that count while the machine sleeps: what the journal's lease is measured with."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Named(Protocol):
+    """A user as any of the rooms knows it."""
+
+    @property
+    def user(self) -> str: ...
+    @property
+    def storage_id(self) -> str | None: ...
+
+
+def storage_id(entry: Named) -> StorageId:
+    """A user's element in the bucket's keys: the one place where it is made."""
+    return StorageId(escape(entry.storage_id or entry.user))
+
+
+class _Counters:
+    """IMAP's counters as metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def session(self, change: int) -> None:
+        self._metrics.imap_sessions.inc(change)
+
+    def idle(self, change: int) -> None:
+        self._metrics.imap_idling.inc(change)
+
+    def login(self, result: str) -> None:
+        self._metrics.logins.labels(result).inc()
+
+    def command(self, name: str, condition: str) -> None:
+        self._metrics.imap_commands.labels(name, condition).inc()
+
+
+class Backend:
+    """See the module's text. `run` is the process."""
+
+    def __init__(self, config: Config, *, environ: Mapping[str, str] | None = None) -> None:
+        """Raises ConfigError: bad keys, certificates or paths. Binds nothing yet."""
+        self.config = config
+        self._environ = dict(os.environ if environ is None else environ)
+        self.metrics = Metrics(__version__)
+        self.notifier = Notifier(self._environ)
+        self.lifecycle = Lifecycle(log=log, notifier=self.notifier, drain_timeout_s=config.server.shutdown_timeout)
+        self.certificates = (
+            Certificates(config.tls.cert, config.tls.key) if config.tls.cert or config.tls.key else None
+        )
+        self.listeners = Listeners(
+            log=log,
+            tls=self.certificates.context if self.certificates else None,
+            unix_mode=config.server.unix_mode,
+            proxy_networks=config.server.haproxy_trusted_networks,
+            proxy_timeout_s=config.server.haproxy_timeout,
+            inherited=inherited_sockets(self._environ),
+        )
+        self._lock: IO[str] | None = None
+        self.ready = asyncio.Event()
+        """The bucket has answered and the store has started."""
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _open_bucket(self) -> OpenStore:
+        storage = self.config.storage
+        return open_store(
+            BucketSettings(
+                url=storage.url,
+                endpoint_url=storage.endpoint_url,
+                access_key_id=storage.access_key_id,
+                secret_access_key=str(storage.secret_access_key),
+                region=storage.region,
+                conditional_put="on" if storage.conditional_put == "on" else "off",
+                deadline_s=storage.deadline,
+            ),
+            log=log,
+        )
+
+    def _codec(self) -> Codec:
+        paths = self.config.storage.encryption_keys
+        keys = load_keys({name: str(path) for name, path in paths.items()})
+        return Codec(keys, next(iter(paths), None), self.config.storage.compress)
+
+    def _lock_state(self) -> None:
+        """One process per state directory."""
+        path = self.config.state_dir
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f'state_dir = "{path}": another backend uses it; allowed: one process each') from None
+        except OSError as exc:
+            raise ConfigError(f'state_dir = "{path}": {exc.strerror}; allowed: a directory we can write') from exc
+
+    def _store(self) -> MailStore:
+        config = self.config
+        self.bucket = self._open_bucket()
+        self.metacache = Metacache(
+            config.metacache.path,
+            max_space=config.metacache.max_space,
+            max_grace=config.metacache.max_grace.of(config.metacache.max_space),
+            clock=time.time,
+            sync=config.metacache.sync,
+        )
+        self.fscache = Fscache(config.fscache.path, max_size=config.fscache.max_size, clock=time.time)
+        settings = StoreSettings(
+            backend=escape((config.cluster.backend or socket.gethostname()).lower()),
+            durability="bucket" if config.storage.durability == "bucket" else "local",
+            journal_interval_s=config.storage.journal_interval,
+            delete_delay_s=config.storage.delete_delay,
+            upload_interval_s=config.metacache.upload_interval,
+            max_rescan_mail_count=config.metacache.max_rescan_mail_count,
+            max_mail_size=config.quota.max_mail_size,
+            mailboxes=tuple((box.name, box.special_use) for box in config.mailboxes.create),
+        )
+        return MailStore(
+            Env(
+                bucket=self.bucket,
+                codec=self._codec(),
+                metacache=self.metacache,
+                fscache=self.fscache,
+                settings=settings,
+                now=time.time,
+                clock=boottime,
+                sleep=asyncio.sleep,
+                random_bytes=os.urandom,
+            )
+        )
+
+    def _imap(self, store: MailStore, authenticator: Authenticator) -> ImapServer:
+        config = self.config.imap
+        assert config is not None
+        certificates = self.certificates
+        return ImapServer(
+            store,
+            authenticator,
+            ImapSettings(
+                version=__version__,
+                mail_bytes_max=self.config.quota.max_mail_size,
+                line_bytes_max=config.max_line_length,
+                literal_bytes_max=config.max_literal_size,
+                pipelined_lines_max=config.max_pipelined_commands,
+                user_sessions_max=config.max_user_sessions,
+                address_sessions_max=config.max_address_sessions,
+                login_timeout_s=config.login_timeout,
+                idle_timeout_s=config.idle_timeout,
+                keepalive_s=config.idle_keepalive,
+                write_buffer_max=config.max_write_buffer,
+                plaintext_login=not self.config.auth.disable_plaintext_auth,
+            ),
+            storage_id=storage_id,
+            upgrade=starttls(lambda: certificates.context) if certificates else None,
+            counters=_Counters(self.metrics),
+        )
+
+    def _lmtp(self, store: MailStore, users: PasswdFile) -> LmtpServer:
+        config = self.config.lmtp
+        assert config is not None
+        size = config.max_mail_size or self.config.quota.max_mail_size
+        certificates = self.certificates
+        spool = self.config.state_dir / "spool"
+        spool.mkdir(exist_ok=True)
+
+        def observe(result: str, seconds: float) -> None:
+            kind = {"2": "ok", "4": "temporary"}.get(result[:1], "permanent")
+            self.metrics.lmtp_deliveries.labels(kind).inc()
+
+        return LmtpServer(
+            StoreDeliverer(store, users, storage_id=storage_id, mail_bytes_max=size),
+            LmtpSettings(
+                hostname=socket.gethostname(),
+                mail_bytes_max=size,
+                recipients_max=config.max_recipients,
+                delimiters=config.recipient_delimiter,
+                command_timeout_s=config.timeout,
+                spool_dir=spool,
+                trusted_networks=tuple(str(network) for network in config.trusted_networks),
+                tls=(lambda: certificates.context) if certificates else None,
+            ),
+            observe=observe,
+        )
+
+    def _sources(self, store: MailStore) -> None:
+        """Numbers of the rooms as metrics."""
+        self.metrics.objectstore(self.bucket.stats.snapshot, BUCKETS_S)  # type: ignore[arg-type]
+        self.metrics.source("fscache", lambda: _numbers(self.fscache.stats()))
+        self.metrics.source(
+            "metacache", lambda: {"space_bytes": self.metacache.space(), "max_space_bytes": self._max_space()}
+        )
+        self.metrics.source("store", lambda: {k: v for k, v in store.metadata().items() if isinstance(v, int | float)})
+
+    def _max_space(self) -> int:
+        return self.config.metacache.max_space
+
+    def _http(self) -> dict[str, HttpServer]:
+        """The servers of [http] and [metrics]: with [metrics] there, it alone has /metrics and the probes."""
+        config = self.config
+        with_probes = application(metrics=self.metrics.exposition, draining=lambda: self.lifecycle.draining)
+        out = {}
+        if config.http is not None:
+            out["http"] = HttpServer(application() if config.metrics else with_probes)
+        if config.metrics is not None:
+            out["metrics"] = HttpServer(with_probes)
+        return out
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, signals: bool = True, started: Callable[[Backend], None] | None = None) -> int:
+        """Serve until told to stop; returns the exit code. started: called when addresses are bound.
+
+        Raises ConfigError, ListenError.
+        """
+        config = self.config
+        self._lock_state()
+        store = self.store = self._store()
+        users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
+        authenticator = Authenticator(
+            users,
+            cache_ttl_s=config.auth.cache_ttl,
+            penalties=Penalties(_delays(config.auth.failure_delay, config.auth.max_failure_delay)),
+        )
+        self._sources(store)
+        imap = lmtp = None
+        if config.imap is not None:
+            imap = self.imap = self._imap(store, authenticator)
+            self.listeners.bind("imap", config.imap.listen, _imap_factory(imap))
+        if config.lmtp is not None:
+            lmtp = self.lmtp = self._lmtp(store, users)
+            self.listeners.bind("lmtp", config.lmtp.listen, _lmtp_factory(lmtp))
+        https = self._http()
+        for name, server in https.items():
+            section = config.http if name == "http" else config.metrics
+            assert section is not None
+            self.listeners.bind(name, section.listen, server.factory)
+        for name in ("pop3", "managesieve"):
+            if getattr(config, name) is not None:
+                log.warning("not in this version, its addresses stay closed", section=name)
+        self._register(store, imap, lmtp, https, authenticator)
+        async with asyncio.TaskGroup() as tasks:
+            await self.listeners.start(tasks)
+            if started is not None:
+                started(self)
+            lag = tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run())
+            starting = tasks.create_task(self._start_store(store))
+            try:
+                code = await self.lifecycle.run(signals=signals)
+            finally:
+                starting.cancel()
+                lag.cancel()
+        return code
+
+    async def _start_store(self, store: MailStore) -> None:
+        """Ask the bucket until it answers. A bucket that cannot do what we need ends the process (ConfigError)."""
+        told = 0.0
+        while True:
+            try:
+                await probe(self.bucket)
+                break
+            except StoreError as exc:
+                if boottime() - told >= 60:
+                    told = boottime()
+                    log.warning("the bucket does not answer; serving [UNAVAILABLE] until it does", error=str(exc))
+                await asyncio.sleep(RETRY_S)
+        await store.start()
+        self.ready.set()
+
+    def _register(
+        self,
+        store: MailStore,
+        imap: ImapServer | None,
+        lmtp: LmtpServer | None,
+        https: dict[str, HttpServer],
+        authenticator: Authenticator,
+    ) -> None:
+        """What happens at SIGTERM, in order, and at SIGHUP."""
+
+        async def stop_accepting() -> None:
+            self.listeners.stop()
+
+        async def close() -> None:
+            await self.fscache.close()
+            await self.metacache.close()
+            await self.bucket.close()
+            authenticator.close()
+
+        self.lifecycle.on_stop("listeners", stop_accepting)
+        if imap is not None:
+            self.lifecycle.on_stop("imap", imap.stop)
+        if lmtp is not None:
+            self.lifecycle.on_stop("lmtp", lmtp.close)
+        self.lifecycle.on_stop("flush", store.close)
+        for name, server in https.items():
+            self.lifecycle.on_stop(name, server.close)
+        self.lifecycle.on_stop("caches", close)
+        self.lifecycle.on_reload("configuration", self._reload)
+
+    def _reload(self) -> Callable[[], None]:
+        """Check the whole configuration anew; use what can change while running: certificates, the log level."""
+        path = str(self.config.file) if self.config.file else None
+        config = load(path, self._environ)
+        loaded = Certificates.prepare(config.tls.cert, config.tls.key) if config.tls.cert else None
+
+        def use() -> None:
+            if self.certificates is not None and loaded is not None:
+                self.certificates.use(loaded)
+
+        return use
+
+
+def _client(via: Via | None) -> str | None:
+    """The client's address out of a PROXY header."""
+    return via.client[0] if via is not None and via.client is not None else None
+
+
+def _imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
+    return lambda entry, via: imap.connection_factory(tls=entry.tls, remote=_client(via))
+
+
+def _lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
+    return lambda entry, via: lmtp.protocol(_client(via))
+
+
+def _delays(first: float, most: float) -> tuple[float, ...]:
+    """0, then doubling from `first` up to `most` seconds."""
+    delays = [0.0]
+    while first < most:
+        delays.append(first)
+        first *= 2
+    return (*delays, most)
+
+
+def _numbers(stats: object) -> dict[str, float]:
+    """The numeric fields of a stats value."""
+    fields = stats._asdict() if hasattr(stats, "_asdict") else asdict(stats)  # type: ignore[call-overload]
+    return {name: value for name, value in fields.items() if isinstance(value, int | float)}
+
+

@@ -1,0 +1,114 @@
+"""Entry points: `obox serve` and `obox config`.
+
+Exit codes are sysexits': 0, 64 usage, 69 an address that cannot be had, 70 a bug, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import click
+
+from . import __version__
+from .config import Config, describe, load
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .backend import Backend
+
+EX_UNAVAILABLE: Final = 69
+EX_CONFIG: Final = 78
+
+_config_option = click.option(
+    "-c", "--config", "path", metavar="FILE", help="Configuration file; otherwise the usual places (docs/config.md)."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="obox")
+def cli() -> None:
+    """A mail backend that keeps mails and indexes in a bucket."""
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"obox: {message}", err=True)
+    sys.exit(code)
+
+
+def _load(path: str | None) -> Config:
+    try:
+        return load(path, os.environ)
+    except ConfigError as exc:
+        _fail(str(exc), EX_CONFIG)
+
+
+@cli.command()
+@_config_option
+@click.option(
+    "--demo",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Serve a demo user out of this directory, made if need be.",
+)
+def serve(path: str | None, demo: Path | None) -> None:
+    """Run one backend until SIGTERM."""
+    if demo is not None:
+        from . import demo as demonstration
+
+        path = str(demonstration.prepare(demo))
+    config = _load(path)
+    from .backend import Backend
+    from .server import ListenError, TlsError, set_up_logging
+
+    set_up_logging(config.log.level, config.log.format)
+    started: Callable[[Backend], None] | None = None
+    if demo is not None:
+        started = demonstration.begin
+
+    async def run() -> int:
+        return await Backend(config).run(started=started)
+
+    try:
+        sys.exit(_run(run))
+    except (ConfigError, TlsError) as exc:
+        _fail(str(exc), EX_CONFIG)
+    except ListenError as exc:
+        _fail(str(exc), EX_UNAVAILABLE)
+    except BaseExceptionGroup as group:
+        matched, rest = group.split((ConfigError, TlsError))
+        if rest is not None or matched is None:
+            raise
+        _fail(str(_first(matched)), EX_CONFIG)
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def _run(main: Callable[[], object]) -> int:
+    """Run on uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return int(runner.run(main()))  # type: ignore[arg-type]
+
+
+@cli.command("config")
+@_config_option
+def show_config(path: str | None) -> None:
+    """Check a configuration and print the effective one: where each value came from, secrets masked."""
+    click.echo(describe(_load(path)), nl=False)
+
+
+if __name__ == "__main__":
+    cli()

@@ -30,24 +30,6 @@ _ENVELOPE_NAMES = (
     b"in-reply-to",
     b"message-id",
 )
-_NAMES = (
-    b"date",
-    b"subject",
-    b"from",
-    b"sender",
-    b"reply-to",
-    b"to",
-    b"cc",
-    b"bcc",
-    b"in-reply-to",
-    b"message-id",
-)
-
-
-def spelled(name: bytes) -> bytes:
-    return b"".join(b"[%c%c]" % (c, c - 32) if 97 <= c <= 122 else bytes((c,)) for c in name)
-
-
 _NAMES = b"|".join(map(spelled, _ENVELOPE_NAMES))
 _ENVELOPE = re.compile(rb"\n(" + _NAMES + rb")[ \t]*+:" + FIELD_VALUE)
 _ENVELOPE_AND_CONTENT = re.compile(

@@ -11,7 +11,7 @@ Diagnostics: AlreadyExists and Missing are its only failures.
 from __future__ import annotations
 
 import time
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 
 from obox.objectstore._driver import REQUEST_KEYS_MAX, Kind, ObjectInfo, Page
@@ -55,8 +55,11 @@ class MemoryDriver:
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
         gone = {key for key in keys if self._objects.pop(key, None) is not None}
-        if gone:
+        if len(gone) > 10:
             self._keys = [key for key in self._keys if key not in gone]
+        else:
+            for key in gone:
+                del self._keys[bisect_left(self._keys, key)]
 
     async def copy(self, source: str, target: str, *, kind: Kind) -> None:
         await self.put(target, await self.get(source, kind=kind), kind=kind)

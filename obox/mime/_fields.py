@@ -3,7 +3,7 @@
 Invariant: every pattern is linear in its input. Repeats are possessive, so that no input makes them backtrack, and a
 construct that may stay open (quoted string, comment) is closed by the end of the value. Knows no part and no IMAP.
 
-A field is `name [WSP] ":" value`, a value goes on over lines that start with WSP (RFC 5322 §2.2.3, §4.5.2 for the WSP
+A field is `name [WSP] ":" value`, a value goes on over lines that start with WSP (RFC 5322 §2.2.3, §4.5 for the WSP
 before the colon). A line is ended by LF; a CR before it is part of the line end. A line that is neither field nor
 continuation is left alone: it belongs to no field and does not end the header.
 """
@@ -81,7 +81,7 @@ def header_fields(header: bytes, names: frozenset[bytes], invert: bool) -> bytes
     """The fields of these names, or all but these, in original order and bytes, and the final CRLF.
 
     header: a header block with or without its blank line; a last line without an end gets one. names: any case.
-    RFC 9051 §6.4.5.1 (HEADER.FIELDS).
+    RFC 9051 §6.4.5 (HEADER.FIELDS).
     """
     names = _lower(names)
     if header and not header.endswith(b"\n"):

@@ -1,7 +1,7 @@
 """Sections: which bytes of a mail a FETCH BODY[...] names.
 
 Answers are offsets wherever the section is one run of the raw mail, so that a caller reads just the frames it needs.
-RFC 9051 §6.4.5.1 (section-spec).
+RFC 9051 §6.4.5, §9 (section-spec).
 """
 
 from __future__ import annotations

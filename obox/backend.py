@@ -47,6 +47,7 @@ from .server import (
     Via,
     application,
     inherited_sockets,
+    raise_open_files_limit,
 )
 from .store import Env, MailStore, StoreSettings
 from .types import StorageId
@@ -100,6 +101,9 @@ class Backend:
 
     def __init__(self, config: Config, *, environ: Mapping[str, str] | None = None) -> None:
         """Raises ConfigError: bad keys, certificates or paths. Binds nothing yet."""
+        for name in ("pop3", "managesieve"):
+            if getattr(config, name) is not None:
+                raise ConfigError(f"{name}.listen: this version has no {name}; allowed: no [{name}] section")
         self.config = config
         self._environ = dict(os.environ if environ is None else environ)
         self.metrics = Metrics(__version__)
@@ -129,7 +133,7 @@ class Backend:
                 url=storage.url,
                 endpoint_url=storage.endpoint_url,
                 access_key_id=storage.access_key_id,
-                secret_access_key=str(storage.secret_access_key),
+                secret_access_key=storage.secret_access_key.reveal(),
                 region=storage.region,
                 conditional_put="on" if storage.conditional_put == "on" else "off",
                 deadline_s=storage.deadline,
@@ -273,6 +277,7 @@ class Backend:
         Raises ConfigError, ListenError.
         """
         config = self.config
+        raise_open_files_limit()
         self._lock_state()
         store = self.store = self._store()
         users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
@@ -294,9 +299,8 @@ class Backend:
             section = config.http if name == "http" else config.metrics
             assert section is not None
             self.listeners.bind(name, section.listen, server.factory)
-        for name in ("pop3", "managesieve"):
-            if getattr(config, name) is not None:
-                log.warning("not in this version, its addresses stay closed", section=name)
+        if config.imap is None and config.lmtp is None:
+            log.warning("neither [imap] nor [lmtp] is there: nothing serves mail", next_step="give one a `listen`")
         self._register(store, imap, lmtp, https, authenticator)
         async with asyncio.TaskGroup() as tasks:
             await self.listeners.start(tasks)

@@ -25,6 +25,8 @@ class Totals(NamedTuple):
     uidnext: int = 1
     recent: int = 0
     deleted: int = 0
+    garbage: int = 0
+    """Unix milliseconds of the earliest expunge whose object is still in the bucket, 0 for none."""
 
 
 class MailboxEntry(msgspec.Struct, array_like=True, frozen=True):

@@ -173,6 +173,14 @@ class State:
             uids = uids[~np.isin(uids, np.array(kept, dtype=np.uint32))]
         return uids
 
+    def garbage_since(self) -> int:
+        """Modseq of the earliest expunge, copy or burnt UID that has left an object behind, 0 for none."""
+        left = self.gone_modseq[~self.gone_purged]
+        since = int(left.min()) if len(left) else 0
+        if any(count < CLAIM_PURGED for count in self.claims.values()):
+            since = 1
+        return since
+
     # -- commands: what would have to change -----------------------------------------------------------------------
 
     def spell(self, flags: Iterable[str]) -> list[str]:

@@ -61,7 +61,6 @@ class Known(msgspec.Struct):
     segments: list[str] = []
     cached_uid: int = 0
     clean: bool = False
-    unclean: bool = False
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)

@@ -14,7 +14,7 @@ from typing import Final, Literal
 import structlog
 
 from fscache import Fscache
-from metacache import Metacache
+from metacache import Metacache, MetacacheError
 
 from ..errors import Temporary, Unavailable
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, OutcomeUnknown, StoreError, put_once, settle
@@ -66,6 +66,17 @@ class Env:
     random_bytes: Callable[[int], bytes]
     writer: str = ""
     generation: int = 0
+    local_failures: int = 0
+
+    def keep(self, sid: str, box: str, write: Callable[[Metacache], None]) -> None:
+        """Stage a write of a box's local copy. Where that fails the copy is dropped: none is better than a wrong
+        one."""
+        try:
+            write(self.metacache)
+        except MetacacheError as exc:
+            self.local_failures += 1
+            log.warning("local copy not written, dropped", storage_id=sid, box=box, error=str(exc))
+            self.metacache.drop(sid, box)
 
     @property
     def delete_delay_s(self) -> float:

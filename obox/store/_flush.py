@@ -58,14 +58,10 @@ async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
 
 
 async def _flush_index(mailbox: Mailbox) -> None:
-    env, known, state = mailbox.env, mailbox.known, mailbox.state
-    journal = mailbox.user.journal
+    known, state, journal = mailbox.known, mailbox.state, mailbox.user.journal
+    await mailbox.user.begin_changes()
     position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
-    before_ms = int((env.now() - env.delete_delay_s) * 1000)
-    dead = state.dead(before_ms)
-    claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= known.base_uidnext]
-    if known.base_at >= env.now() - env.delete_delay_s:
-        claims = []  # the base that knows these UIDs has not been in the bucket for the delay
+    dead, claims = _garbage(mailbox)
     modseq, uidnext = state.highestmodseq, state.uidnext
     base = known.need_base or not known.heads
     payload = state.extract(0 if base else known.base_modseq).encode()
@@ -80,7 +76,28 @@ async def _flush_index(mailbox: Mailbox) -> None:
     else:
         mailbox.change = Change.NONE
     journal.flushed(mailbox.user.storage_id, mailbox.guid, position, more=more)
-    await _purge(mailbox, dead.tolist(), claims)
+    await _purge(mailbox, dead, claims)
+
+
+async def sweep(mailbox: Mailbox) -> None:
+    """See `Mailbox.sweep`."""
+    async with mailbox.flushing:
+        if mailbox.change is not Change.NONE:
+            await _flush_index(mailbox)
+        else:
+            await _purge(mailbox, *_garbage(mailbox))
+        if await mailbox.bundles.clear(mailbox.known):
+            mailbox.save_stamp()
+
+
+def _garbage(mailbox: Mailbox) -> tuple[list[int], list[int]]:
+    """Expunged UIDs and claims whose objects may go, as far as the bundles in the bucket know of them."""
+    env, known, state = mailbox.env, mailbox.known, mailbox.state
+    dead = state.dead(int((env.now() - env.delete_delay_s) * 1000)).tolist()
+    claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= known.base_uidnext]
+    if known.base_at >= env.now() - env.delete_delay_s:
+        claims = []  # the base that knows these UIDs has not been in the bucket for the delay
+    return dead, claims
 
 
 async def _purge(mailbox: Mailbox, dead: list[int], claims: list[int]) -> None:

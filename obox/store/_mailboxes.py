@@ -88,8 +88,9 @@ async def delete(user: User, name: str) -> None:
         raise NoPerm("INBOX cannot be deleted")
     entry = user.entry(name)
     box = await user.box(Guid(entry.guid))
+    homes = await box.homes(box.state.uids)
     user.journal.check()
-    await box.expunge(box.state.uids)
+    box.expunge_now(box.state.uids, homes)  # with the list's change below in one journal object: both or neither
     box.deleted = True
     modseq = user.root.next_modseq(user.env.now_ms())
     box.wake()
@@ -163,6 +164,6 @@ def copy_fields(env: Env, source: Mailbox, target: Mailbox, uids: UidArray, new:
     sid = source.user.storage_id
     records = env.metacache.get_fields(sid, source.guid, uids.tolist())
     pairs = [(uid, record) for uid, record in zip(new.tolist(), records, strict=True) if record is not None]
-    env.metacache.put_fields(sid, target.guid, pairs)
+    target.put_fields(pairs)
 
 

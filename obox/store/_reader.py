@@ -51,7 +51,7 @@ async def fields(mailbox: Mailbox, uids: Sequence[int]) -> list[Fields | None]:
                 ready = await asyncio.to_thread(make_fields, source) if len(source) > 1 << 16 else make_fields(source)
                 out[where[uid]] = ready
                 made.append((uid, pack_fields(ready)))
-        metacache.put_fields(sid, guid, made)
+        mailbox.put_fields(made)
     return out
 
 
@@ -73,7 +73,7 @@ async def _load_segments(mailbox: Mailbox, uids: list[int]) -> bool:
             except msgspec.MsgspecError as exc:
                 log.warning("cache segment damaged, its fields are made anew", mailbox=mailbox.guid, error=str(exc))
                 continue
-            mailbox.env.metacache.put_fields(mailbox.user.storage_id, mailbox.guid, pairs)
+            mailbox.put_fields(pairs)
     return True
 
 

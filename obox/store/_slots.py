@@ -20,9 +20,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
+from ..errors import Unavailable
 from ..mailbox import Delta
+
+WAIT_S: Final = 15.0
+"""For a refresh to end, before the sender is told to try again."""
 
 Fate = Literal["pending", "landed", "void", "taken"]
 
@@ -64,8 +68,12 @@ class Slots:
         return bool(self._queue)
 
     async def take(self, uidnext: int, counts: list[int]) -> list[Slot]:
-        """Hand out slots of so many UIDs each, neighbours; waits while a refresh is under way."""
-        await self._open.wait()
+        """Hand out slots of so many UIDs each, neighbours; waits while a refresh is under way. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._open.wait()
+        except TimeoutError:
+            raise Unavailable("the storage does not answer; try again later") from None
         loop = asyncio.get_running_loop()
         self._next = max(self._next, uidnext)
         slots = []

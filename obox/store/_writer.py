@@ -111,9 +111,7 @@ async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft], f
         results = list(await asyncio.gather(*(one(slot, draft) for slot, draft in zip(slots, drafts, strict=True))))
     all_landed = all(outcome == "landed" for outcome, _ in results)
     if all_landed:
-        sid, guid = mailbox.user.storage_id, mailbox.guid
-        packed = [(slot.uid, pack_fields(f)) for slot, f in zip(slots, fields, strict=True)]
-        mailbox.env.metacache.put_fields(sid, guid, packed)
+        mailbox.put_fields([(slot.uid, pack_fields(f)) for slot, f in zip(slots, fields, strict=True)])
     for slot, (outcome, delta) in zip(slots, results, strict=True):
         if outcome == "landed":
             mailbox.slots.settle(slot, "landed" if all_landed else "void", delta if all_landed else None)

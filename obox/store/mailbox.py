@@ -109,7 +109,10 @@ class Mailbox:
         state = self.state
         recent = self.count_between(state.recent, state.uidnext)
         deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
-        return Totals(state.highestmodseq, len(state), state.unseen, state.bytes, state.uidnext, recent, deleted)
+        garbage = state.garbage_since()
+        return Totals(
+            state.highestmodseq, len(state), state.unseen, state.bytes, state.uidnext, recent, deleted, garbage
+        )
 
     def check_consistency(self) -> None:
         """Assert the state's invariants."""
@@ -120,7 +123,8 @@ class Mailbox:
     def apply(self, delta: Delta, change: Change, *, journal: bool = True) -> Changed:
         """Take a delta in: memory, local copy (staged), journal (staged); wakes the sessions."""
         data = delta.encode()
-        self.env.metacache.append(self.user.storage_id, self.guid, data, change, priority=self.priority)
+        sid, guid, priority = self.user.storage_id, self.guid, self.priority
+        self.env.keep(sid, guid, lambda cache: cache.append(sid, guid, data, change, priority=priority))
         self.local_deltas += 1
         if journal:
             self.user.journal.add(self.user.storage_id, self.guid, data)
@@ -164,6 +168,22 @@ class Mailbox:
 
     async def expunge(self, uids: UidArray) -> UidArray:
         self.require_live()
+        homes = await self.homes(uids)
+        gone = self.expunge_now(uids, homes)
+        if len(gone):
+            await self._commit()
+        return gone
+
+    async def homes(self, uids: UidArray) -> dict[Guid, Mailbox]:
+        """The mailboxes that hold the objects of those of `uids` that are copies, loaded."""
+        found: dict[Guid, Mailbox] = {}
+        while missing := [guid for guid in self.foreign(uids) if guid not in found]:
+            for guid in missing:
+                found[guid] = await self.user.box(guid)
+        return found
+
+    def expunge_now(self, uids: UidArray, homes: dict[Guid, Mailbox]) -> UidArray:
+        """Expunge and release the objects' holders in one go, so that one journal object has both."""
         foreign = self.foreign(uids)
         delta, gone = self.state.expunge_delta(uids, self.env.now_ms())
         if delta is None:
@@ -171,8 +191,7 @@ class Mailbox:
         self.apply(delta, Change.IMPORTANT)
         for home, holders in foreign.items():
             released = {(home_uid, self.guid, uid): delta.highestmodseq for uid, home_uid in holders}
-            await self.user.apply_to(home, Delta(holders=released))
-        await self._commit()
+            homes[home].apply(Delta(holders=released), Change.IMPORTANT)
         return gone
 
     def foreign(self, uids: UidArray) -> dict[Guid, list[tuple[int, int]]]:
@@ -270,6 +289,10 @@ class Mailbox:
         """Upload what the bucket's bundles lack; `everything`: unimportant changes and cached fields too."""
         return await _flush.flush(self, everything=everything)
 
+    async def sweep(self) -> None:
+        """Delete objects whose time has come, without waiting for a change to be flushed. Raises Unavailable."""
+        await _flush.sweep(self)
+
     def is_due(self) -> bool:
         """The time for an upload has come."""
         return self.due_at is not None and self.env.clock() >= self.due_at
@@ -277,8 +300,9 @@ class Mailbox:
     def save(self) -> None:
         """Make the local copy one base of the whole state, under the present stamp."""
         data, stamp = self.state.extract().encode(), self.known.encode()
-        self.env.metacache.replace(
-            self.user.storage_id, self.guid, data, stamp, change=self.change, priority=self.priority
+        sid, guid, change, priority = self.user.storage_id, self.guid, self.change, self.priority
+        self.env.keep(
+            sid, guid, lambda cache: cache.replace(sid, guid, data, stamp, change=change, priority=priority)
         )
         self.local_deltas = 0
 
@@ -287,7 +311,13 @@ class Mailbox:
         if self.local_deltas > LOCAL_DELTAS_MAX:
             self.save()
         else:
-            self.env.metacache.mark(self.user.storage_id, self.guid, self.change, self.known.encode())
+            sid, guid, change, stamp = self.user.storage_id, self.guid, self.change, self.known.encode()
+            self.env.keep(sid, guid, lambda cache: cache.mark(sid, guid, change, stamp))
+
+    def put_fields(self, items: list[tuple[int, bytes]]) -> None:
+        """Keep ready fields by UID."""
+        sid, guid = self.user.storage_id, self.guid
+        self.env.keep(sid, guid, lambda cache: cache.put_fields(sid, guid, items))
 
     def count_between(self, low: int, high: int) -> int:
         """Live mails with low <= UID <= high."""

@@ -40,6 +40,9 @@ TICK_S: Final = 1.0
 FLUSHES_AT_ONCE: Final = 8
 """Uploads in flight at once, so that a flush of many users leaves room for deliveries."""
 
+SWEEP_S: Final = 3600.0
+"""How often a user in memory is asked for objects that may be deleted."""
+
 STOP_S: Final = 30.0
 """For the journal's end at a stop; what it could not write is in the local state."""
 
@@ -119,6 +122,11 @@ class MailStore:
         self.env.writer = boot
         self.unclean = True
         self._bump_generation()
+        for space in list(self.env.metacache.users()):
+            user = self.users.get(StorageId(space.user))
+            for box in self.env.metacache.boxes(space.user):
+                if user is None or (box != ROOT and Guid(box) not in user.boxes):
+                    self.env.metacache.drop(space.user, box)
         for user in self.users.values():
             self.spawn(user.recheck())
         return boot
@@ -180,12 +188,17 @@ class MailStore:
     async def _adopt(self) -> None:
         """Load and flush every box that a dead boot's journal speaks of, then mark those boots clean."""
         env = self.env
+        sids = list(self._takeover.pending)  # all of them, also those that a session opens meanwhile
         while True:
             try:
-                for sid in list(self._takeover.pending):
+                for sid in sids:
                     user = await self._user(StorageId(sid), sid)
                     for box in list(user.pending):
-                        await user.box(Guid(box))
+                        if box in user.root.entries:
+                            await user.box(Guid(box))
+                        else:
+                            log.error("the journal speaks of a mailbox that no list knows", user=sid, mailbox=box)
+                            user.pending.pop(box, None)
                     await user.flush()
                 break
             except OboxError as exc:
@@ -223,14 +236,8 @@ class MailStore:
         for task in self._running[1:]:
             task.cancel()
         clean = True
-        for user in list(self.users.values()):
-            try:
-                await user.flush(everything=True)
-                user.leave()
-            except OboxError as exc:
-                clean = False
-                log.error("not flushed at stop; it is in the local state and the journal", user=user.name,
-                error=str(exc))
+        for done in await asyncio.gather(*(self._flush_last(user) for user in list(self.users.values()))):
+            clean &= done
         self.journal.stop()
         try:
             async with asyncio.timeout(STOP_S):
@@ -245,6 +252,16 @@ class MailStore:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _flush_last(self, user: User) -> bool:
+        async with self._gate:
+            try:
+                await user.flush(everything=True)
+                user.leave()
+            except OboxError as exc:
+                log.error("not flushed at stop: it is in local state and journal", user=user.name, error=str(exc))
+                return False
+        return True
 
     async def _settle(self) -> None:
         """Wait, within reason, for the UIDs in flight."""
@@ -326,6 +343,9 @@ class MailStore:
                 raise result
         before = self.env.clock() - self.env.settings.idle_s
         for sid, user in list(self.users.items()):
+            if user.swept_at < self.env.clock() - SWEEP_S:
+                user.sync_totals()
+                user.sweep()
             user.unload_idle(before)
             if not user.busy() and user.used_at < before:
                 user.leave()

@@ -48,7 +48,9 @@ class LastBoot(msgspec.Struct):
 class Takeover:
     """What a start has found. pending: deltas by storage id and box; boots: (backend, boot, next seq) to mark clean
     when
-    all that is flushed; old: journal keys with the time they were written, to be deleted after the delay."""
+    all that is flushed; old: journal keys but
+    each backend's newest, which tells of it for ever, with the time they were written, to be deleted after the
+    delay."""
 
     pending: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
     boots: list[tuple[str, str, int]] = field(default_factory=list)
@@ -89,7 +91,20 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
         await _replay(env, found, name, boot, [seq for seq in range(watermark, last_seq) if seq >= min(seqs)])
         found.boots.append((name, boot, last_seq + 1))
     found.trust = _trust(last, own, boots, backend, fenced_by_other)
+    if found.trust != "none" and _others_wrote(found.old, backend):
+        log.info("another backend has written since we stopped: local copies dropped")
+        found.trust = "none"
+    newest = {parse_journal_key(key).backend: key for key, _ in sorted(found.old)}
+    found.old = [(key, at) for key, at in found.old if key not in newest.values()]
     return found
+
+
+def _others_wrote(objects: list[tuple[str, float]], backend: str) -> bool:
+    """A backend that is over now wrote after our own last journal object: it may have changed what we have copies
+    of."""
+    ours = [at for key, at in objects if parse_journal_key(key).backend == backend]
+    theirs = [at for key, at in objects if parse_journal_key(key).backend != backend]
+    return bool(theirs) and max(theirs) >= max(ours, default=0.0)
 
 
 def _trust(
@@ -102,7 +117,7 @@ def _trust(
         log.warning("the bucket knows a later boot of ours: local state is from a backup, dropped", boot=own[-1])
         return "none"
     known = boots.get((backend, last.boot), [])
-    if known and max(known) > last.seq + last.clean:
+    if known and max(known) > last.seq:
         log.warning("the bucket knows later changes of ours: local state is from a backup, dropped", boot=last.boot)
         return "none"
     return "all" if last.clean else "check"

@@ -61,6 +61,7 @@ class User:
         self.due_at: float | None = None
         self.sessions = 0
         self.used_at = env.clock()
+        self.swept_at = env.clock()
         self.boxes: dict[Guid, Mailbox] = {}
         self.born: set[Guid] = set()
         """Mailboxes that this process made and has not loaded: there is nothing to load."""
@@ -129,6 +130,7 @@ class User:
             self._changed(self.change)
         if not exact and (self.quota_bytes is not None or self.quota_messages is not None):
             self.spawn(self._count_all())
+        self.sweep()
         for entry in self.root.entries.values():
             if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
                 self.spawn(_mailboxes.clear_deleted(self, entry))
@@ -241,7 +243,8 @@ class User:
         """Take a change of the list in; in the bucket on return."""
         self.journal.check()
         data = delta.encode()
-        self.env.metacache.append(self.storage_id, ROOT, data, Change.IMPORTANT, priority=0)
+        sid = self.storage_id
+        self.env.keep(sid, ROOT, lambda cache: cache.append(sid, ROOT, data, Change.IMPORTANT, priority=0))
         self.journal.add(self.storage_id, ROOT, data)
         self.root.join(delta)
         self._changed(Change.IMPORTANT)
@@ -411,7 +414,7 @@ class User:
         """Upload the list of mailboxes with its totals. clean: everything of the user has been flushed before."""
         async with self._flushing:
             stale = self.sync_totals()
-            if self.change is Change.NONE and not stale and self.known.clean >= clean:
+            if self.change is Change.NONE and not (clean and (stale or not self.known.clean)):
                 return
             position, seen = self.journal.position(), self.changes
             payload = self.root.extract().encode()
@@ -423,11 +426,31 @@ class User:
             await self._bundles.clear(self.known)
             self._save()
 
+    async def begin_changes(self) -> None:
+        """Before the first bundle after a clean end: the list must no more say that its totals are exact."""
+        if self.known.clean:
+            self.change = max(self.change, Change.UNIMPORTANT)
+            await self.flush_root()
+
     async def flush(self, *, everything: bool = False) -> None:
         """Upload all that is behind. Raises Unavailable."""
         for box in list(self.boxes.values()):
             await box.flush(everything=everything)
         await self.flush_root(clean=everything and not self.pending)
+
+    def sweep(self) -> None:
+        """Begin to delete objects that have waited for the delay, in the mailboxes that say they have some."""
+        before = (self.env.now() - self.env.delete_delay_s) * 1000
+        self.swept_at = self.env.clock()
+        for guid, totals in self.root.totals.items():
+            if 0 < totals.garbage < before and guid in self.root.entries:
+                self.spawn(self._sweep(guid))
+
+    async def _sweep(self, guid: Guid) -> None:
+        try:
+            await (await self.box(guid)).sweep()
+        except Unavailable:
+            pass  # at the next sweep
 
     def unload_idle(self, before: float) -> None:
         """Let go of mailboxes that nobody has used since; never of one whose bundles are behind."""
@@ -440,8 +463,8 @@ class User:
         return bool(self.sessions or self.boxes or self._loading or self.change is not Change.NONE or self.pending)
 
     def _save(self) -> None:
-        data, stamp = self.root.extract().encode(), self.known.encode()
-        self.env.metacache.replace(self.storage_id, ROOT, data, stamp, change=self.change, priority=0)
+        data, stamp, sid, change = self.root.extract().encode(), self.known.encode(), self.storage_id, self.change
+        self.env.keep(sid, ROOT, lambda cache: cache.replace(sid, ROOT, data, stamp, change=change, priority=0))
 
     def leave(self) -> None:
         """Before the user leaves memory: keep what is derived."""

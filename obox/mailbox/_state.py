@@ -174,12 +174,11 @@ class State:
         return uids
 
     def garbage_since(self) -> int:
-        """Modseq of the earliest expunge, copy or burnt UID that has left an object behind, 0 for none."""
+        """Modseq of the earliest expunge that has left an object behind, or of the last change for claims; 0 for none."""
         left = self.gone_modseq[~self.gone_purged]
-        since = int(left.min()) if len(left) else 0
-        if any(count < CLAIM_PURGED for count in self.claims.values()):
-            since = 1
-        return since
+        if len(left):
+            return int(left.min())
+        return self.highestmodseq if any(count < CLAIM_PURGED for count in self.claims.values()) else 0
 
     # -- commands: what would have to change -----------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ class State:
         return uids
 
     def garbage_since(self) -> int:
-        """Modseq of the earliest expunge that has left an object behind, or of the last change for claims; 0 for none."""
+        """Modseq of the earliest expunge that has left an object behind, or of the last change for claims; 0: none."""
         left = self.gone_modseq[~self.gone_purged]
         if len(left):
             return int(left.min())
@@ -187,12 +187,11 @@ class State:
         out: list[str] = []
         fresh = 0
         for flag in flags:
-            name = self.known_flag(flag)
-            if name is None:
-                name = flag
-                fresh += 1
-            if name.lower() not in (known.lower() for known in out):
+            known = self.known_flag(flag)
+            name = flag if known is None else known
+            if name.lower() not in (other.lower() for other in out):
                 out.append(name)
+                fresh += known is None
         if fresh and len(self.keywords) + fresh > KEYWORDS_MAX:
             raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords")
         return out
@@ -204,7 +203,7 @@ class State:
 
         None when every mail has them so already: a STORE that changes nothing costs nothing. Raises Limit.
         """
-        names = self.spell(flags)
+        names = self.spell(flags if op != "remove" else [flag for flag in flags if self.known_flag(flag)])
         uids = uid_array(uids)
         where, there = self.positions(uids)
         where, uids = where[there], uids[there]

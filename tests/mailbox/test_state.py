@@ -1,0 +1,339 @@
+"""The state of one mailbox: what commands would change, what a client's MODSEQ is worth, what may be deleted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from obox.errors import Limit
+from obox.mailbox import Delta, Rows, State, pack_ranges, unpack_ranges
+from obox.mailbox._delta import CLAIM_PURGED, KEYWORDS_MAX, Gone
+from obox.mailbox._state import MODSEQ_MAX, FlagOp
+from obox.mailbox._uidset import UIDS_MAX, UidArray, uid_array
+from obox.types import Guid
+
+OTHER = Guid("b" * 32)
+
+
+def uids(*numbers: int) -> UidArray:
+    return np.array(numbers, dtype=np.uint32)
+
+
+def rows(uid: int, *flags: str, modseq: int = 5, home: Guid | None = None, home_uid: int = 0) -> Rows:
+    return Rows.one(
+        uid,
+        size=100,
+        internaldate=0,
+        zone=0,
+        savedate=0,
+        modseq=modseq,
+        oid=uid.to_bytes(16, "big"),
+        flags=flags,
+        home=home,
+        home_uid=home_uid,
+    )
+
+
+def state_of(*mails: Rows) -> State:
+    state = State(Guid("a" * 32))
+    for mail in mails:
+        state.join(Delta(rows=mail))
+    state.check()
+    return state
+
+
+def flags_of(state: State, uid: int) -> set[str]:
+    position = state.position(uid)
+    assert position is not None
+    return set(state.flags_of_bits(int(state.bits[position])))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_empty() -> None:
+    state = State(Guid("a" * 32))
+    state.check()
+    where, there = state.positions(uids(1, 2))
+    assert (len(where), there.tolist()) == (2, [False, False])
+    assert state.position(1) is None
+    assert not state.join(Delta())
+    assert not state.join(
+        Delta(rows=Rows.empty(), flags=[("\\Seen", 3, uids())], gone=Gone.at(9, uids()), purged=uids())
+    )
+    assert len(state.gone_since(0)) == len(state.dead(10**15)) == 0
+    assert state.flag_delta(uids(1), "add", ["\\Seen"], 10)[0] is None
+    assert state.expunge_delta(uids(1), 10)[0] is None
+    assert Delta.decode(state.extract().encode()).rows is None
+
+
+def test_positions() -> None:
+    state = state_of(rows(2), rows(9), rows(5))
+    where, there = state.positions(uids(1, 2, 5, 6, 9, 4_294_967_295))
+    assert there.tolist() == [False, True, True, False, True, False]
+    assert where[there].tolist() == [0, 1, 2]
+    assert [state.position(uid) for uid in (1, 2, 5, 9, 10)] == [None, 0, 1, 2, None]
+    assert state.uidnext == 10
+
+
+def test_next_modseq() -> None:
+    state = State(Guid("a" * 32))
+    assert state.next_modseq(1000) == 1000
+    state.join(Delta(highestmodseq=2000))
+    assert state.next_modseq(1000) == 2001
+    state.join(Delta(highestmodseq=MODSEQ_MAX))
+    assert state.next_modseq(0) == MODSEQ_MAX
+
+
+# -- flags -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op", "flags", "want", "changed"),
+    [
+        ("add", ["\\Seen"], {1: {"\\Seen"}, 2: {"\\Seen", "work"}, 3: {"\\Seen"}}, [3]),
+        ("add", ["\\Seen", "WORK"], {1: {"\\Seen", "work"}, 2: {"\\Seen", "work"}, 3: {"\\Seen", "work"}}, [1, 3]),
+        ("add", [], {1: {"\\Seen"}, 2: {"\\Seen", "work"}, 3: set()}, []),
+        ("add", ["new", "New"], {1: {"\\Seen", "new"}, 2: {"\\Seen", "work", "new"}, 3: {"new"}}, [1, 2, 3]),
+        ("remove", ["work"], {1: {"\\Seen"}, 2: {"\\Seen"}, 3: set()}, [2]),
+        ("remove", ["unheard"], {1: {"\\Seen"}, 2: {"\\Seen", "work"}, 3: set()}, []),
+        ("replace", ["\\seen"], {1: {"\\Seen"}, 2: {"\\Seen"}, 3: {"\\Seen"}}, [2, 3]),
+        ("replace", [], {1: set(), 2: set(), 3: set()}, [1, 2]),
+        ("replace", ["a", "\\Flagged"], {uid: {"a", "\\Flagged"} for uid in (1, 2, 3)}, [1, 2, 3]),
+    ],
+)
+def test_flag_delta(op: FlagOp, flags: list[str], want: dict[int, set[str]], changed: list[int]) -> None:
+    state = state_of(rows(1, "\\Seen"), rows(2, "\\Seen", "work"), rows(3))
+    before = state.fingerprint()
+    delta, altered = state.flag_delta(uids(1, 2, 3, 7), op, flags, 50)
+    assert state.fingerprint() == before
+    assert altered.tolist() == changed
+    assert (delta is None) == (not changed)
+    if delta is not None:
+        got = state.join(Delta.decode(delta.encode()))
+        assert got.flags.tolist() == changed
+        assert state.modseqs[np.isin(state.uids, changed)].tolist() == [50] * len(changed)
+        assert state.flag_delta(uids(1, 2, 3), op, flags, 60)[0] is None
+    state.check()
+    assert {uid: flags_of(state, uid) for uid in (1, 2, 3)} == want
+
+
+def test_a_replay_changes_nothing() -> None:
+    state = state_of(rows(1))
+    delta, _ = state.flag_delta(uids(1), "add", ["\\Seen"], 50)
+    assert delta is not None
+    assert state.join(delta)
+    assert not state.join(delta)
+    assert not state.join(Delta(rows=rows(1)))
+    later, _ = state.flag_delta(uids(1), "remove", ["\\Seen"], 60)
+    assert later is not None
+    state.join(later)
+    assert not state.join(delta)
+    assert flags_of(state, 1) == set()
+    assert state.unseen == 1
+
+
+def test_unsorted_uids_are_put_in_order() -> None:
+    state = state_of(rows(1), rows(2), rows(3))
+    delta, altered = state.flag_delta(uids(3, 1, 1), "add", ["\\Seen"], 50)
+    assert delta is not None
+    assert altered.tolist() == [1, 3]
+    assert Delta.decode(delta.encode()).flags[0][2].tolist() == [1, 3]
+    delta, altered = state.expunge_delta(uids(3, 2, 3), 50)
+    assert delta is not None
+    assert altered.tolist() == [2, 3]
+    state.join(delta)
+    state.check()
+
+
+def test_keyword_limit() -> None:
+    state = state_of(rows(1, *(f"k{i}" for i in range(KEYWORDS_MAX - 1))))
+    with pytest.raises(Limit, match="59 keywords"):
+        state.flag_delta(uids(1), "add", ["x", "y"], 50)
+    with pytest.raises(Limit):
+        state.spell(["x", "y"])
+    delta, _ = state.flag_delta(uids(1), "add", ["x", "X", "K1"], 50)
+    assert delta is not None
+    state.join(delta)
+    assert len(state.keywords) == KEYWORDS_MAX
+    assert state.flag_delta(uids(1), "add", ["x", "k5", "\\Seen"], 60)[0] is not None
+    with pytest.raises(Limit):
+        state.flag_delta(uids(1), "add", ["y"], 50)
+    assert state.flag_delta(uids(1), "remove", ["y"], 50)[0] is None
+    # Bit 63 is a bit like the others.
+    assert "x" in flags_of(state, 1)
+    assert state.mask_of(["X"]) == 1 << 63
+
+
+def test_another_writers_keyword_in_another_case_is_the_same() -> None:
+    state = state_of(rows(1, "$Forwarded"))
+    state.join(Delta(flags=[("$forwarded", 20, uids(1))]))
+    assert flags_of(state, 1) == set()
+    state.join(Delta(rows=rows(2, "$FORWARDED", "\\SEEN")))
+    assert flags_of(state, 2) == {"$Forwarded", "\\Seen"}
+    assert state.unseen == 1
+    state.check()
+
+
+def test_keywords_hidden_by_a_merge_come_back_when_there_is_room() -> None:
+    state = state_of(rows(1, *(f"b{i:02}" for i in range(KEYWORDS_MAX))), rows(2, "c"), rows(3, "a"))
+    assert flags_of(state, 3) == {"a"}
+    assert flags_of(state, 2) == set()
+    assert f"b{KEYWORDS_MAX - 1:02}" not in flags_of(state, 1)
+    changed = state.join(Delta(gone=Gone.at(30, uids(1))))
+    assert changed.flags.tolist() == [2]
+    assert flags_of(state, 2) == {"c"}
+    state.check()
+
+
+# -- what comes early --------------------------------------------------------------------------------------------------
+
+
+def test_flags_before_their_mail() -> None:
+    state = State(Guid("a" * 32))
+    assert not state.join(Delta(flags=[("\\Seen", 41, uids(3, 4))]))
+    assert state.uidnext == 1  # a LIST from there still finds the mail
+    again = State(Guid("a" * 32))
+    again.join(Delta.decode(state.extract(30).encode()))
+    for one in (state, again):
+        changed = one.join(Delta(rows=rows(3, "work")))
+        assert (changed.new.tolist(), changed.flags.tolist()) == ([3], [])
+        assert flags_of(one, 3) == {"\\Seen", "work"}
+        assert (one.unseen, int(one.modseqs[0])) == (0, 20)
+        one.check()
+
+
+def test_purge_before_its_expunge() -> None:
+    state = state_of(rows(3))
+    state.join(Delta(purged=uids(3, 7)))
+    assert state.position(3) is not None
+    state.join(Delta(gone=Gone.at(30, uids(3, 7))))
+    assert len(state.dead(10**15)) == 0
+    state.check()
+
+
+def test_an_expunge_before_its_mail_wins() -> None:
+    state = State(Guid("a" * 32))
+    state.join(Delta(gone=Gone.at(30, uids(3))))
+    assert not state.join(Delta(rows=rows(3, modseq=90)))
+    assert not state.join(Delta(flags=[("\\Seen", 201, uids(3))]))
+    assert (len(state), state.uidnext, state.highestmodseq) == (0, 4, 100)
+    state.check()
+
+
+# -- MODSEQ and its gaps -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gaps", "modseq", "want"),
+    [
+        ([], 15, 15),
+        ([(10, 20)], 10, 10),
+        ([(10, 20)], 11, 10),
+        ([(10, 20)], 20, 10),
+        ([(10, 20)], 21, 21),
+        ([(10, 20), (20, 30)], 25, 10),
+        ([(10, 20), (15, 30)], 25, 10),
+        ([(10, 40), (20, 30)], 25, 10),
+        ([(10, 10)], 10, 10),
+        ([(10, 12), (10, 20)], 15, 10),
+    ],
+)
+def test_trusted(gaps: list[tuple[int, int]], modseq: int, want: int) -> None:
+    state = State(Guid("a" * 32))
+    for gap in gaps:
+        state.join(Delta(gaps=[gap]))
+    assert state.trusted(modseq) == want
+
+
+def test_gone_since() -> None:
+    state = state_of(*(rows(uid) for uid in range(1, 6)))
+    for modseq, uid in ((20, 2), (30, 4), (25, 5)):
+        state.join(Delta(gone=Gone.at(modseq, uids(uid))))
+    assert state.gone_since(19).tolist() == [2, 4, 5]
+    assert state.gone_since(20).tolist() == [4, 5]
+    assert state.gone_since(30).tolist() == []
+    assert state.gone_since(0, uids(1, 2, 3, 4)).tolist() == [2, 4]
+    state.join(Delta(gaps=[(10, 28)]))
+    assert state.gone_since(27).tolist() == [2, 4, 5]
+    assert state.gone_since(29).tolist() == [4]
+
+
+def test_takeover() -> None:
+    state = state_of(rows(1, modseq=100))
+    state.join(state.takeover_delta(50, ahead_ms=10))
+    assert (state.highestmodseq, state.trusted(100)) == (100, 100)
+    state.join(state.takeover_delta(1000, ahead_ms=10))
+    assert (state.highestmodseq, state.trusted(500), state.trusted(100)) == (1010, 100, 100)
+    assert state.next_modseq(1000) == 1011
+    assert Delta.decode(state.extract().encode()).gaps == state.gaps
+
+
+# -- what may be deleted -----------------------------------------------------------------------------------------------
+
+
+def test_dead() -> None:
+    state = state_of(rows(1), rows(2), rows(3), rows(4, home=OTHER, home_uid=9))
+    held = (2, OTHER, 8)
+    state.join(Delta(holders={held: 0}))
+    delta, _ = state.expunge_delta(uids(1, 2, 4), 1000)
+    assert delta is not None
+    state.join(Delta.decode(delta.encode()))
+    assert state.active_holders() == {2}
+    assert state.dead(1000).tolist() == []
+    assert state.dead(1001).tolist() == [1]  # 2 is held, the object of 4 lies elsewhere
+    state.join(Delta(holders={held: 2000}))
+    state.join(Delta(holders={held: 0}))
+    assert state.active_holders() == set()
+    assert state.dead(2000).tolist() == [1]
+    assert state.dead(2001).tolist() == [1, 2]
+    state.join(Delta(purged=uids(1)))
+    assert state.dead(2001).tolist() == [2]
+    assert state.dead(-5).tolist() == []
+
+
+def test_claims() -> None:
+    state = state_of(rows(1))
+    state.join(Delta(claims={4: 3, 9: 1}))
+    state.join(Delta(claims={9: CLAIM_PURGED}))
+    assert state.extract().claims == {4: 3}
+    assert state.extract(3).claims == {4: 3, 9: CLAIM_PURGED}
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------------
+
+
+def test_ranges() -> None:
+    assert len(pack_ranges(np.arange(1, 10_001, dtype=np.uint32))) == 8
+    for array in (uids(), uids(7), uids(1, 2, 4, 4_294_967_295)):
+        assert unpack_ranges(pack_ranges(array)).tolist() == array.tolist()
+    assert unpack_ranges(pack_ranges(uids(5, 3, 3))).tolist() == [3, 5]
+    for bad in ([5, 3], [1, 3, 3, 4], [4, 5, 1, 2], [1, UIDS_MAX + 1]):
+        with pytest.raises(ValueError, match="UID"):
+            unpack_ranges(np.array(bad, dtype="<u4").tobytes())
+    with pytest.raises(ValueError, match="size"):
+        unpack_ranges(b"123")
+
+
+@pytest.mark.parametrize("broken", ["order", "home", "length", "cut", "type"])
+def test_damaged_bytes_are_refused(broken: str) -> None:
+    record = Delta(rows=rows(3, home=OTHER))
+    assert record.rows is not None
+    if broken == "order":
+        record.rows = record.rows.take(np.array([0, 0]))
+    elif broken == "home":
+        record.rows.homes = []
+    elif broken == "length":
+        record.rows.size = np.zeros(2, dtype=np.uint32)
+    data = record.encode()
+    if broken == "cut":
+        data = data[:-3]
+    elif broken == "type":
+        data = b"\x93\x01\x02\x03"
+    with pytest.raises(ValueError, match="not a mailbox delta"):
+        Delta.decode(data)
+
+
+def test_uid_array() -> None:
+    assert uid_array([3, 1, 3]).tolist() == [1, 3]
+    assert uid_array(iter(())).dtype == np.uint32

@@ -34,13 +34,15 @@ Fate = Literal["pending", "landed", "void", "taken"]
 class Slot:
     """`count` UIDs from `uid` on, under one key."""
 
-    __slots__ = ("count", "delta", "done", "fate", "uid")
+    __slots__ = ("also", "count", "delta", "done", "fate", "uid")
 
     def __init__(self, uid: int, count: int, done: asyncio.Future[bool]) -> None:
         self.uid = uid
         self.count = count
         self.fate: Fate = "pending"
         self.delta: Delta | None = None
+        self.also: Callable[[], None] | None = None
+        """What else changes when the slot's turn comes, in the same go."""
         self.done = done
         """True when visible (or skipped), False when the UID was lost and another must be taken."""
 

@@ -226,6 +226,8 @@ class Mailbox:
             delta.uidnext = end
             delta.highestmodseq = modseq
             self.apply(delta, Change.IMPORTANT if delta.claims else Change.UNIMPORTANT)
+            if slot.also is not None:
+                slot.also()
         else:
             self.apply(Delta(claims={slot.uid: 1}, uidnext=end), Change.UNIMPORTANT)
 

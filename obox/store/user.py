@@ -356,6 +356,8 @@ class User:
     async def _copy(self, source: Mailbox, target: Mailbox, uids: UidArray, move: bool) -> tuple[UidArray, UidArray]:
         """Claim, journal, then both mailboxes (docs/format.md, "COPY and MOVE"); not to be cut short."""
         rows, homes = _mailboxes.rows_for_copy(source, target, uids)
+        holding = {guid: await self.box(guid) for guid in {guid for guid, _ in homes}}
+        releasing = await source.homes(uids) if move else {}
         lease = self.spawn(self.journal.lease()) if self.journal.stale() else None
         slot, delta = await write_claim(target, rows)
         first = slot.uid
@@ -364,12 +366,16 @@ class User:
         held: dict[Guid, Delta] = {}
         for at, (guid, home_uid) in enumerate(homes):
             held.setdefault(guid, Delta()).holders[home_uid, target.guid, first + at] = 0
-        for guid, holders in held.items():
-            await self.apply_to(guid, holders)
+
+        def also() -> None:
+            for guid, holders in held.items():
+                holding[guid].apply(holders, Change.IMPORTANT)
+            if move:
+                source.expunge_now(uids, releasing)
+
+        slot.also = also  # with the records in one journal object
         target.slots.settle(slot, "landed", delta)
         await asyncio.shield(slot.done)
-        if move:
-            await source.expunge(uids)
         await self.journal.sync()
         if lease is not None:
             await lease

@@ -1,7 +1,8 @@
 """Header fields that a final delivery reads and writes. Pure.
 
-Return-Path, Delivered-To and Received go in front of the mail (RFC 5321 §4.4); a Return-Path that is there already is
-taken away, as that section asks. All other bytes stay as received. A mail that carries Delivered-To of the same
+Return-Path, Delivered-To and Received go in front of the mail (RFC 5321 §4.4); the mail itself stays byte for byte as
+received, a Return-Path that is there already too (it MAY be removed, and signatures may cover it): the first one is
+ours. A mail that carries Delivered-To of the same
 recipient has been here before: a loop (RFC 5321 §6.3).
 """
 
@@ -16,7 +17,7 @@ HEADER_BYTES_MAX = 256 << 10
 """How far into a mail its header is looked for."""
 
 _FIELD = re.compile(
-    rb"^(return-path|delivered-to|message-id|received)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)",
+    rb"^(delivered-to|message-id|received)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)",
     re.IGNORECASE | re.MULTILINE,
 )
 _QUEUE_ID = re.compile(rb"\sid[ \t\r\n]+([A-Za-z0-9._-]{1,64})(?=[;\s]|\Z)")
@@ -29,7 +30,6 @@ class Inspected:
     """A mail whose header has been looked at once for all its recipients."""
 
     source: bytes
-    """Without any Return-Path."""
     delivered_to: frozenset[str]
     message_id: str
     queue_id: str
@@ -44,13 +44,10 @@ def inspect(source: bytes) -> Inspected:
     header = source[: _header_end(source)]
     delivered_to: list[str] = []
     message_id = queue_id = ""
-    cuts: list[tuple[int, int]] = []
     received = False
     for match in _FIELD.finditer(header):
         name = match[1].lower()
-        if name == b"return-path":
-            cuts.append(match.span())
-        elif name == b"delivered-to":
+        if name == b"delivered-to":
             delivered_to.append(_text(match[2]).strip("<>").lower())
         elif name == b"message-id":
             message_id = message_id or _text(match[2])
@@ -58,12 +55,6 @@ def inspect(source: bytes) -> Inspected:
             received = True
             found = _QUEUE_ID.search(match[2])
             queue_id = _text(found[1]) if found else ""
-    if cuts:
-        view, start, parts = memoryview(source), 0, []
-        for begin, end in cuts:
-            parts.append(view[start:begin])
-            start = end
-        source = b"".join((*parts, view[start:]))
     return Inspected(source, frozenset(delivered_to), message_id, queue_id)
 
 

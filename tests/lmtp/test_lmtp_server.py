@@ -202,7 +202,7 @@ async def test_what_is_stored(tmp_path: Path) -> None:
         assert lines[2] == b"Received: from client ([127.0.0.1])"
         assert lines[3] == b"\tby mx with LMTP"
         assert lines[4] == b"\tid " + session.encode()
-        assert lines[6:] == MAIL.split(b"\r\n")[:3]
+        assert lines[6:] == [b"Return-Path: <forged@x>", *MAIL.split(b"\r\n")[:3]]
         assert rest == b"\r\n.\xff\nbare\r\n"
         assert session in saved
         assert world.store.envelopes[0].body == "8BITMIME"

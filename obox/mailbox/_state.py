@@ -261,9 +261,9 @@ class State:
         for flag, stamp, uids in delta.flags:
             touched = self._join_flag(flag, stamp, uids)
             if len(touched):
-                changed_flags = np.union1d(changed_flags, touched).astype(np.uint32)
+                changed_flags = touched if len(changed_flags) == 0 else np.union1d(changed_flags, touched)
         if self._overfull:
-            changed_flags = np.union1d(changed_flags, self._allot_bits()).astype(np.uint32)
+            changed_flags = np.union1d(changed_flags, self._allot_bits())
         if len(changed_new) and len(changed_flags):
             changed_flags = np.setdiff1d(changed_flags, changed_new, assume_unique=True)
         for holder, released in delta.holders.items():

@@ -196,7 +196,6 @@ def match(pattern: str, names: Iterable[str]) -> dict[str, bool]:
     names = list(names)
     out = {name: True for name in names if compiled.matches(name)}
     if compiled.ends_in_percent:
-        for level in sorted(with_children(names).difference(names), key=sort_key):
-            if compiled.matches(level):
-                out[level] = False
+        missing = filter(compiled.matches, with_children(names).difference(names))
+        out |= dict.fromkeys(sorted(missing, key=sort_key), False)
     return out

@@ -136,7 +136,7 @@ class Journal:
 
     async def lease(self) -> None:
         """Return when an acknowledgement is allowed. Raises Unavailable."""
-        if self.stale():
+        while self.stale():
             await self._wait(self._writes + 1)
 
     def stale(self) -> bool:

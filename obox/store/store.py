@@ -105,8 +105,8 @@ class MailStore:
     async def _remember(self, boot: str, seq: int) -> None:
         """Before a journal PUT: so that the bucket never knows more of us than our own disk, unless that was
         restored."""
-        self._note(LastBoot(boot, seq, clean=False))
         try:
+            self._note(LastBoot(boot, seq, clean=False))
             await self.env.metacache.commit()
         except MetacacheError as exc:
             if self._trouble.due():
@@ -280,7 +280,7 @@ class MailStore:
         """See `api.Store.open_user`."""
         user = await self._user(storage_id, name)
         user.name = name
-        user.quota_bytes, user.quota_messages = quota_bytes, quota_messages
+        user.limit(quota_bytes, quota_messages)
         user.sessions += 1
         return user
 

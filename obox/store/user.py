@@ -70,6 +70,8 @@ class User:
         self._infos: dict[str, list[ObjectInfo]] | None = None
         self._loading: dict[Guid, asyncio.Task[Mailbox]] = {}
         self._exact: set[Guid] = set()
+        self._counted = False
+        self._counting = False
         self._flushing = asyncio.Lock()
 
     @property
@@ -128,8 +130,7 @@ class User:
         self._save()
         if self.change is not Change.NONE:
             self._changed(self.change)
-        if not exact and (self.quota_bytes is not None or self.quota_messages is not None):
-            self.spawn(self._count_all())
+        self._counted = exact
         self.sweep()
         for entry in self.root.entries.values():
             if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
@@ -161,8 +162,22 @@ class User:
         log.info("user made", user=self.name, storage_id=self.storage_id)
         return True
 
+    def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:
+        """Set the quota; after an unclean end the mailboxes that it counts are loaded, beside the session."""
+        self.quota_bytes, self.quota_messages = quota_bytes, quota_messages
+        if not self._counted and not self._counting and (quota_bytes is not None or quota_messages is not None):
+            self._counting = True
+            self.spawn(self._count_all())
+
     async def _count_all(self) -> None:
-        """After an unclean end, make every mailbox's totals exact, for the quota."""
+        """Make every mailbox's totals exact. What fails is tried again at the next login or delivery."""
+        try:
+            await self._load_inexact()
+            self._counted = True
+        finally:
+            self._counting = False
+
+    async def _load_inexact(self) -> None:
         for entry in list(self.root.names().values()):
             if Guid(entry.guid) not in self._exact:
                 await self.box(Guid(entry.guid))

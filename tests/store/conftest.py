@@ -1,0 +1,45 @@
+"""Buckets and machines for tests of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from machines import Bucket, Machine
+
+from obox.objectstore import Codec, load_keys
+
+
+def plain() -> Codec:
+    return Codec({}, None)
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    """In memory: the drivers keep one contract, and tests/objectstore holds them to it."""
+    return Bucket("memory://", plain)
+
+
+@pytest.fixture(params=["memory", "file"])
+def any_bucket(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> Bucket:
+    if request.param == "memory":
+        return bucket
+    return Bucket(f"file://{tmp_path}/bucket", plain)
+
+
+@pytest.fixture(params=["zstd", "none", "encrypted", "encrypted, not compressed"])
+def any_codec(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Codec]:
+    compress = "none" if "no" in request.param.split() or request.param == "none" else "zstd:3"
+    if "not" in request.param:
+        compress = "none"
+    if "encrypted" not in request.param:
+        return lambda: Codec({}, None, compress)
+    key = tmp_path / "master.key"
+    key.write_bytes(b"k" * 32)
+    return lambda: Codec(load_keys({"k1": str(key)}), "k1", compress)
+
+
+@pytest.fixture
+def machine(bucket: Bucket, tmp_path: Path) -> Machine:
+    return Machine(bucket, tmp_path / "disk")

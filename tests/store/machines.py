@@ -1,0 +1,262 @@
+"""Backends in this process over one bucket: started, stopped, killed, with their local state kept or lost.
+
+A `Machine` is one backend's local disk; `run` is one life of a process on it. Ending a life with `kill` leaves the
+disk as a `kill -9` would: nothing is flushed, nothing written any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fscache import Fscache
+from metacache import Metacache
+from obox.mailbox._uidset import UidArray
+from obox.objectstore import Codec, Driver, OpenStore, Settings, open_store
+from obox.objectstore.stats import Stats
+from obox.store import Env, Mailbox, MailStore, StoreSettings, User
+from obox.types import StorageId
+
+SID = StorageId("anna")
+
+
+class Time:
+    """Time that runs `speed` times as fast and can be moved on by hand: upload intervals and delays pass at once."""
+
+    def __init__(self, speed: float = 1.0) -> None:
+        self.speed = speed
+        self._moved = 0.0
+        self._begun = time.monotonic()
+        self._wall = time.time()
+        self._sleepers: set[asyncio.Event] = set()
+
+    def clock(self) -> float:
+        return (time.monotonic() - self._begun) * self.speed + self._moved
+
+    def now(self) -> float:
+        return self._wall + self.clock()
+
+    def move(self, seconds: float) -> None:
+        """Let so much time have passed; sleepers look at the clock again."""
+        self._moved += seconds
+        for event in self._sleepers:
+            event.set()
+
+    async def sleep(self, seconds: float) -> None:
+        end = self.clock() + seconds
+        event = asyncio.Event()
+        self._sleepers.add(event)
+        try:
+            while (left := end - self.clock()) > 0:
+                event.clear()
+                try:
+                    async with asyncio.timeout(left / self.speed):
+                        await event.wait()
+                except TimeoutError:
+                    pass
+            await asyncio.sleep(0)
+        finally:
+            self._sleepers.discard(event)
+
+
+@dataclass
+class Bucket:
+    """Where the mail is: `file://` or `memory://`; every opening of a memory bucket shares one driver."""
+
+    url: str
+    codec: Callable[[], Codec]
+    time: Time = field(default_factory=Time)
+    driver: Driver | None = None
+
+    def open(self) -> OpenStore:
+        store = open_store(Settings(self.url), driver=self.driver, wall=self.time.now)
+        if self.url == "memory://" and self.driver is None:
+            self.driver = store.driver._inner  # the counters are of each opening, the objects of all
+        return store
+
+    async def keys(self, prefix: str = "") -> list[str]:
+        store = self.open()
+        try:
+            return [info.key for info in await store.list(prefix, kind="mail") if not info.key.startswith("_probe")]
+        finally:
+            await store.close()
+
+
+@dataclass
+class Life:
+    """A running backend."""
+
+    store: MailStore
+    bucket: OpenStore
+    time: Time
+    settings: StoreSettings
+    users: list[User] = field(default_factory=list)
+
+    async def user(self, name: str = "anna", **quota: int | None) -> User:
+        user = await self.store.open_user(name, StorageId(name), **quota)
+        self.users.append(user)
+        return user
+
+    async def let_pass(self, seconds: float) -> None:
+        """Move the time on in steps, after each of which everything that is due is done."""
+        while seconds > 0:
+            self.time.move(min(5.0, seconds))
+            seconds -= 5.0
+            await asyncio.sleep(0)
+            while self._due():
+                await asyncio.sleep(0.0005)
+
+    def _due(self) -> bool:
+        if self.store.journal.late() > self.settings.journal_interval_s:
+            return True
+        users = list(self.store.users.values())
+        late = self.time.clock() - 1.0  # the upkeep looks once a second
+        return any(u.due_at is not None and u.due_at < late for u in users) or any(
+            box.due_at is not None and box.due_at < late for user in users for box in user.boxes.values()
+        )
+
+    @contextmanager
+    def counting(self) -> Iterator[Stats]:
+        """Requests made inside the block: the stats are filled at its end."""
+        before = self.bucket.stats.snapshot()
+        out = Stats()
+        try:
+            yield out
+        finally:
+            out._counters.update(self.bucket.stats.since(before).snapshot())
+
+    async def quiet(self) -> None:
+        """Wait until the journal has written what is staged and renewed its lease, so that it is nobody's request."""
+        await self.store.journal.sync()
+        await self.store.journal.lease()
+
+
+class Machine:
+    """One backend's name and local disk."""
+
+    def __init__(self, bucket: Bucket, path: Path, **settings: Any) -> None:
+        self.bucket = bucket
+        self.path = path
+        self.settings = StoreSettings(**{"backend": "first", **settings})
+
+    def lose_disk(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def renamed(self, backend: str, path: Path) -> Machine:
+        """Another machine, with an empty disk, for the same bucket."""
+        other = Machine(self.bucket, path)
+        other.settings = replace(self.settings, backend=backend)
+        return other
+
+    @asynccontextmanager
+    async def run(self, clock: Time | None = None, *, kill: bool = False) -> AsyncIterator[Life]:
+        """One life; `kill`: it ends as by `kill -9`, at the end of the block."""
+        clock = clock or self.bucket.time
+        self.path.mkdir(parents=True, exist_ok=True)
+        bucket = self.bucket.open()
+        metacache = Metacache(
+            self.path / "metacache", max_space=256 << 20, max_grace=32 << 20, clock=clock.now, sync=False
+        )
+        fscache = Fscache(self.path / "fscache", max_size=64 << 20, clock=clock.now)
+        env = Env(
+            bucket=bucket,
+            codec=self.bucket.codec(),
+            metacache=metacache,
+            fscache=fscache,
+            settings=self.settings,
+            now=clock.now,
+            clock=clock.clock,
+            sleep=clock.sleep,
+            random_bytes=os.urandom,
+        )
+        store = MailStore(env)
+        life = Life(store, bucket, clock, self.settings)
+        try:
+            await store.start()
+            yield life
+            if not kill:
+                for user in life.users:
+                    await user.release()
+                await store.close()
+        finally:
+            tasks = list(store._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if kill:  # what is staged is lost: closing would commit it
+                self._keep_as_it_is()
+            await fscache.close()
+            await metacache.close()
+            await bucket.close()
+            if kill:
+                shutil.rmtree(self.path / "metacache")
+                (self.path / "killed").rename(self.path / "metacache")
+
+    def _keep_as_it_is(self) -> None:
+        shutil.copytree(self.path / "metacache", self.path / "killed")
+
+
+def uids(*numbers: int) -> UidArray:
+    return np.array(numbers, dtype=np.uint32)
+
+
+async def whole(user: User) -> dict[str, Any]:
+    """Everything that a client can see of a user, but HIGHESTMODSEQ, which may only grow."""
+    out: dict[str, Any] = {"subscriptions": user.subscriptions()}
+    for info in user.mailboxes():
+        if info.guid is None:
+            continue
+        box = await user.select(info.name)
+        status = await user.status(info.name)
+        rows = {}
+        state = box.state
+        for at, uid in enumerate(state.uids.tolist()):
+            rows[uid] = (
+                sorted(state.flags_of_bits(int(state.bits[at]))),
+                int(state.column("internaldate")[at]),
+                int(state.column("zone")[at]),
+                int(state.column("size")[at]),
+                await box.mail(uid),
+            )
+        await box.release()
+        box.check_consistency()  # type: ignore[attr-defined]
+        out[info.name] = (
+            info.special_use,
+            info.subscribed,
+            status.uidvalidity,
+            status.uidnext,
+            status.messages,
+            status.unseen,
+            status.size,
+            rows,
+        )
+    return out
+
+
+async def modseqs(user: User) -> dict[str, int]:
+    return {info.name: (await user.status(info.name)).highestmodseq for info in user.mailboxes() if info.guid}
+
+
+async def fill(user: User, name: str, mails: list[bytes], *, at_once: int = 500) -> None:
+    """Append many mails quickly."""
+    from obox.store import NewMail
+
+    for begin in range(0, len(mails), at_once):
+        await user.append(name, [NewMail(mail) for mail in mails[begin : begin + at_once]])
+
+
+def flags_of(box: Mailbox) -> dict[int, list[str]]:
+    state = box.state
+    return {
+        uid: sorted(state.flags_of_bits(int(bits)))
+        for uid, bits in zip(state.uids.tolist(), state.bits.tolist(), strict=True)
+    }

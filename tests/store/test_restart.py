@@ -1,0 +1,184 @@
+"""Stop or kill, keep the disk or lose it, come back under this name or another: the same mail is there.
+
+Invariants 1 to 3 of the design, in one process: the end-to-end tests do the same to a real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from machines import Life, Machine, modseqs, uids, whole
+from mails import simple
+
+from obox.errors import NotFound
+from obox.store import NewMail
+
+
+async def live(life: Life) -> None:
+    """A little of everything that a client can do."""
+    user = await life.user()
+    await user.append("INBOX", [NewMail(simple(n), ("\\Flagged",) if n % 3 == 0 else ()) for n in range(20)])
+    await user.append("INBOX", [NewMail(simple(77), ("\\Seen", "$Work"), 1_600_000_000, 120)])
+    await user.create("Projects/obox/äöü")
+    await user.create("Old")
+    await user.create("Gone")
+    await user.subscribe("Projects/obox/äöü", on=True)
+    await user.subscribe("not/there", on=True)
+    await user.subscribe("Junk", on=False)
+    inbox = await user.select("INBOX")
+    await inbox.store_flags(uids(1, 2, 3, 4), "add", ["\\Seen", "$Work"])
+    await inbox.store_flags(uids(2), "replace", ["\\Answered"])
+    await inbox.store_flags(uids(3), "remove", ["\\Seen"])
+    await user.copy(inbox, uids(1, 2, 5), "Projects/obox/äöü")
+    await user.copy(inbox, uids(6, 7, 8), "Archive", move=True)
+    await user.copy(inbox, uids(9), "Gone")
+    await user.copy(inbox, uids(9), "INBOX")
+    archive = await user.select("Archive")
+    await user.copy(archive, uids(2), "Old")
+    await archive.expunge(uids(2))
+    await archive.store_flags(uids(3), "add", ["\\Deleted"])
+    await user.rename("Projects", "Work")
+    await user.rename("Old", "Older")
+    await user.delete("Gone")
+    await inbox.expunge(uids(1, 20))
+    work = await user.select("Work/obox/äöü")
+    await work.store_flags(uids(1), "add", ["$After"])
+    await user.append("Drafts", [NewMail(simple(100)), NewMail(simple(101))])
+    await user.append("INBOX", [NewMail(simple(200))])
+    for box in (inbox, archive, work):
+        await box.release()
+
+
+@pytest.mark.parametrize("backend", ["first", "second"])
+@pytest.mark.parametrize("disk", ["kept", "lost"])
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+async def test_everything_is_there_again(machine: Machine, tmp_path: Path, end: str, disk: str, backend: str) -> None:
+    async with machine.run(kill=end == "killed") as life:
+        await live(life)
+        user = life.users[0]
+        before, modseq = await whole(user), await modseqs(user)
+        await life.quiet()
+    if disk == "lost":
+        machine.lose_disk()
+    if backend != "first":
+        machine = machine.renamed(backend, machine.path if disk == "kept" else tmp_path / "other")
+    async with machine.run(kill=end == "killed") as life:
+        user = await life.user()
+        assert await whole(user) == before
+        after = await modseqs(user)
+        assert all(after[name] >= value for name, value in modseq.items())
+        inbox = await user.select("INBOX")
+        appended = await user.append("INBOX", [NewMail(simple(300))])
+        assert appended.uids == [before["INBOX"][3]], "UIDNEXT goes on"
+        await inbox.store_flags(uids(2), "add", ["\\Flagged"])
+        changed, modseq = await whole(user), await modseqs(user)
+        assert changed["INBOX"][7][2][0] == ["\\Answered", "\\Flagged"]
+        await inbox.release()
+        await life.quiet()
+    machine.lose_disk()
+    async with machine.run() as life:  # and once more
+        user = await life.user()
+        assert await whole(user) == changed
+        after = await modseqs(user)
+        assert all(after[name] >= value for name, value in modseq.items())
+
+
+async def test_flags_survive_a_second_after_they_were_set_with_the_disk_lost(machine: Machine) -> None:
+    async with machine.run(kill=True) as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(1))])
+        box = await user.select("INBOX")
+        await box.store_flags(uids(1), "add", ["\\Seen"])
+        await asyncio.sleep(1.3)
+    machine.lose_disk()
+    async with machine.run() as life:
+        assert (await (await life.user()).status("INBOX")).unseen == 0
+
+
+async def test_bucket_durability_needs_no_second(machine: Machine) -> None:
+    machine.settings = type(machine.settings)(backend="first", durability="bucket", journal_interval_s=5.0)
+    async with machine.run(kill=True) as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(1)), NewMail(simple(2))])
+        box = await user.select("INBOX")
+        await box.store_flags(uids(1), "add", ["\\Seen"])
+        await box.expunge(uids(2))
+    machine.lose_disk()
+    async with machine.run() as life:
+        status = await (await life.user()).status("INBOX")
+        assert (status.messages, status.unseen, status.uidnext) == (1, 0, 3)
+
+
+async def test_local_durability_survives_a_kill_with_the_disk_kept(machine: Machine) -> None:
+    """The journal's second has not passed: the synced local commit has it."""
+    async with machine.run(kill=True) as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(1)), NewMail(simple(2))])
+        box = await user.select("INBOX")
+        await box.store_flags(uids(1), "add", ["\\Seen"])
+        await box.expunge(uids(2))
+    async with machine.run() as life:
+        status = await (await life.user()).status("INBOX")
+        assert (status.messages, status.unseen, status.uidnext) == (1, 0, 3)
+
+
+async def test_uids_of_expunged_mails_are_not_used_again(machine: Machine) -> None:
+    async with machine.run(kill=True) as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(n)) for n in range(5)])
+        box = await user.select("INBOX")
+        await box.expunge(box.state.uids)
+        await life.quiet()
+    machine.lose_disk()
+    async with machine.run() as life:
+        user = await life.user()
+        assert (await user.status("INBOX")).uidnext == 6
+        assert (await user.append("INBOX", [NewMail(simple(9))])).uids == [6]
+
+
+async def test_a_mailbox_of_the_same_name_is_another(machine: Machine) -> None:
+    async with machine.run(kill=True) as life:
+        user = await life.user()
+        await user.create("A")
+        first = (await user.status("A")).uidvalidity
+        await user.append("A", [NewMail(simple(1))])
+        await user.delete("A")
+        with pytest.raises(NotFound):
+            await user.status("A")
+        await user.create("A")
+        second = await user.status("A")
+        assert (second.uidvalidity > first, second.messages, second.uidnext) == (True, 0, 1)
+    machine.lose_disk()
+    async with machine.run() as life:
+        again = await (await life.user()).status("A")
+        assert (again.uidvalidity, again.messages) == (second.uidvalidity, 0)
+
+
+async def test_users_do_not_see_each_other(machine: Machine) -> None:
+    async with machine.run(kill=True) as life:
+        anna, ben = await life.user("anna"), await life.user("ben")
+        await anna.append("INBOX", [NewMail(simple(1))])
+        await ben.create("Ben's")
+        assert (await ben.status("INBOX")).messages == 0
+    machine.lose_disk()
+    async with machine.run() as life:
+        anna, ben = await life.user("anna"), await life.user("ben")
+        assert (await ben.status("INBOX")).messages == 0
+        assert "Ben's" not in {info.name for info in anna.mailboxes()}
+
+
+async def test_many_lives(machine: Machine) -> None:
+    """Ten kills in a row, the disk lost every other time; a mail and a flag in each life."""
+    for number in range(10):
+        async with machine.run(kill=True) as life:
+            user = await life.user()
+            box = await user.select("INBOX")
+            assert box.state.uids.tolist() == list(range(1, number + 1))
+            assert (await user.status("INBOX")).unseen == 0
+            await user.append("INBOX", [NewMail(simple(number))])
+            await box.store_flags(uids(number + 1), "add", ["\\Seen", f"$k{number % 3}"])
+            await life.quiet()
+        if number % 2:
+            machine.lose_disk()

@@ -1,0 +1,73 @@
+"""An IMAP client that does as little as it can: it reads all bytes and looks for the tagged line at their end.
+
+The same for both servers; it must not be what is measured.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+READ_BYTES = 1 << 20
+
+
+class Refused(Exception):
+    """A tagged NO or BAD."""
+
+
+class Imap:
+    """One connection."""
+
+    def __init__(self, port: int, user: str, password: str) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=120)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._buffer = bytearray(READ_BYTES)
+        self._serial = 0
+        self._line()
+        self.command(f"LOGIN {user} {password}")
+
+    def _line(self) -> bytes:
+        data = b""
+        while not data.endswith(b"\n"):
+            got = self._socket.recv(4096)
+            if not got:
+                raise ConnectionError("the server has closed the connection")
+            data += got
+        return data
+
+    def command(self, text: str, *, literal: bytes | None = None) -> tuple[float, int]:
+        """Send one command, read its whole answer. Returns milliseconds and octets; raises Refused."""
+        self._serial += 1
+        tag = b"zQ%06d " % self._serial
+        data = tag + text.encode() + b"\r\n"
+        if literal is not None:
+            data = b"%b%b {%d+}\r\n%b\r\n" % (tag, text.encode(), len(literal), literal)
+        begin = time.perf_counter()
+        self._socket.sendall(data)
+        octets, tail = self._answer(tag)
+        spent = (time.perf_counter() - begin) * 1000
+        if not tail.startswith(tag + b"OK"):
+            raise Refused(f"{text[:60]}: {tail[:200].decode(errors='replace')}")
+        return spent, octets
+
+    def _answer(self, tag: bytes) -> tuple[int, bytes]:
+        octets, tail = 0, b""
+        view, buffer = memoryview(self._buffer), self._buffer
+        while True:
+            got = self._socket.recv_into(view)
+            if not got:
+                raise ConnectionError("the server has closed the connection")
+            octets += got
+            tail = (tail + buffer[max(0, got - 512) : got])[-512:]
+            if tail.endswith(b"\r\n"):
+                last = bytes(tail[tail.rfind(b"\n", 0, -1) + 1 :])
+                if last.startswith(tag):
+                    return octets, last
+
+    def idle(self) -> None:
+        """Enter IDLE and stay there."""
+        self._socket.sendall(b"zI IDLE\r\n")
+        self._line()
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,82 @@
+"""The mails that both servers get: 8 kB each, made from a seed, so that two runs measure the same.
+
+Half are plain text, the rest alternatives and attachments, with the headers that a mail collects on its way.
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+from typing import Final
+
+SIZE: Final = 8 * 1024
+BODIES: Final = 256
+"""Different bodies; headers differ for each mail."""
+NEEDLE: Final = "quarterly"
+"""In the subject of one mail in a hundred, and in one body in sixteen."""
+
+_SYLLABLES: Final = "ba co di fe gu ha jo ka le mi nu or pa qui ro sa te un vo wi xe ya zo an er in st".split()
+
+
+def _words(rng: random.Random, count: int) -> list[str]:
+    return ["".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))) for _ in range(count)]
+
+
+def _text(rng: random.Random, size: int) -> str:
+    """Lines of words, about `size` octets; it compresses as prose does, to about half."""
+    lines: list[str] = []
+    length = 0
+    while length < size:
+        line = " ".join(_words(rng, 9))[:76]
+        lines.append(line)
+        length += len(line) + 2
+    return "\r\n".join(lines) + "\r\n"
+
+
+def _body(rng: random.Random, number: int, size: int) -> str:
+    """Content-Type and what follows it."""
+    needle = f"{NEEDLE}\r\n" if number % 16 == 0 else ""
+    if number % 4 < 2:
+        return f"Content-Type: text/plain; charset=utf-8\r\n\r\n{needle}{_text(rng, size)}"
+    line = f"=_{number:032x}"
+    first = f"--{line}\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n{needle}{_text(rng, size // 3)}\r\n"
+    if number % 4 == 2:
+        second = f"Content-Type: text/html; charset=utf-8\r\n\r\n<html><body><p>{_text(rng, size // 2)}</p></body></html>"
+        kind = "alternative"
+    else:
+        data = base64.encodebytes(rng.randbytes(size * 2 // 5)).decode().replace("\n", "\r\n")
+        second = (
+            "Content-Type: application/pdf; name=report.pdf\r\nContent-Transfer-Encoding: base64\r\n"
+            f"Content-Disposition: attachment; filename=report.pdf\r\n\r\n{data}"
+        )
+        kind = "mixed"
+    return (
+        f'Content-Type: multipart/{kind}; boundary="{line}"\r\n\r\n{first}--{line}\r\n{second}\r\n--{line}--\r\n'
+    )
+
+
+def make(count: int, seed: int = 1) -> list[bytes]:
+    """Return `count` mails, CRLF, without a line that begins with a dot."""
+    rng = random.Random(seed)
+    bodies = [_body(rng, number, SIZE - 900) for number in range(BODIES)]
+    names = [" ".join(word.title() for word in _words(rng, 2)) for _ in range(500)]
+    out = []
+    for number in range(count):
+        sender, to = rng.choice(names), rng.choice(names)
+        subject = " ".join(_words(rng, 6)) + (f" {NEEDLE}" if number % 100 == 0 else "")
+        day, second = 1 + number % 28, number % 86_400
+        when = f"{day} Mar 2026 {second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d} +0000"
+        hops = "".join(
+            f"Received: from mx{hop}.example.net (mx{hop}.example.net [192.0.2.{hop}])\r\n"
+            f"\tby relay{hop}.example.org (Postfix) with ESMTPS id {rng.getrandbits(40):010X}\r\n\tfor <x@example.org>; {when}\r\n"
+            for hop in (1, 2)
+        )
+        head = (
+            f"{hops}From: {sender} <{sender.split()[0].lower()}@example.net>\r\n"
+            f"To: {to} <{to.split()[0].lower()}@example.org>\r\n"
+            f"Subject: {subject}\r\nDate: {when}\r\n"
+            f"Message-ID: <{rng.getrandbits(64):016x}.{number}@mail.example.net>\r\n"
+            f"References: <{rng.getrandbits(64):016x}@mail.example.net>\r\nMIME-Version: 1.0\r\n"
+        )
+        out.append((head + bodies[rng.randrange(BODIES)]).encode())
+    return out

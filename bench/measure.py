@@ -1,0 +1,318 @@
+"""The measurements. Each takes the servers in turns, several times, and keeps the best figure of each."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .imap import Imap
+from .lmtp import deliver
+from .mails import NEEDLE
+from .servers import PASSWORD, Bucket, Server, run_obox
+from .table import Report, Row
+
+BOX: Final = "box@example.org"
+"""The user with the large mailbox."""
+USERS: Final = tuple(f"user{number:02d}@example.org" for number in range(80))
+ALL_USERS: Final = (BOX, *USERS)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    mails: int
+    rounds: int
+    deliveries: int
+    idle: int
+    appends: int
+
+
+FULL: Final = Size(mails=10_000, rounds=5, deliveries=2_400, idle=800, appends=200)
+QUICK: Final = Size(mails=1_500, rounds=2, deliveries=800, idle=200, appends=50)
+
+
+@dataclass
+class Bench:
+    """What a run has: sizes, mails, servers; `obox` keeps its mail in `bucket`, `plain` in a directory."""
+
+    size: Size
+    mails: list[bytes]
+    report: Report
+    home: Path
+    bucket: Bucket
+    obox: Server
+    plain: Server | None
+    dovecot: Server | None
+
+    def pair(self) -> list[Server]:
+        return [self.obox, *([self.dovecot] if self.dovecot else [])]
+
+    def add(self, name: str, unit: str, best: dict[str, float], *, more: bool = False) -> None:
+        self.report.rows.append(Row(name, unit, best["obox"], best.get("Dovecot"), more))
+
+
+class Best(dict[str, float]):
+    """The best figure for each server."""
+
+    def __init__(self, *, more: bool = False) -> None:
+        super().__init__()
+        self._more = more
+
+    def note(self, name: str, value: float) -> None:
+        if name not in self or (value > self[name]) == self._more:
+            self[name] = value
+
+
+# -- delivery ----------------------------------------------------------------------------------------------------------
+
+
+def lmtp(bench: Bench) -> None:
+    """Mails a second over 80 users and into one mailbox, which this fills for what comes after; CPU a mail."""
+    servers = bench.pair()
+    plain = [bench.plain] if bench.plain else []
+    many, cpu, directory = Best(more=True), Best(), Best(more=True)
+    for server in servers + plain:
+        deliver(server.lmtp, USERS, bench.mails[: len(USERS) * 2])
+    for turn in range(bench.size.rounds):
+        mails = [bench.mails[(turn * 997 + at) % len(bench.mails)] for at in range(bench.size.deliveries)]
+        for server in servers + plain:
+            begin = server.cpu_s()
+            seconds = deliver(server.lmtp, USERS, mails)
+            if server is bench.plain:
+                directory.note("obox", len(mails) / seconds)
+                continue
+            many.note(server.name, len(mails) / seconds)
+            if server is bench.obox:
+                cpu.note(server.name, (server.cpu_s() - begin) / len(mails) * 1e6)
+    one = fill(bench)
+    bench.add("LMTP over 80 users" + _where(bench), "mails/s", many, more=True)
+    bench.add("LMTP into one mailbox" + _where(bench), "mails/s", one, more=True)
+    if bench.plain is not None:
+        one_plain = len(bench.mails[:2000]) / deliver(bench.plain.lmtp, [BOX], bench.mails[:2000])
+        with_dovecot = {name: value for name, value in many.items() if name == "Dovecot"}
+        bench.add("LMTP over 80 users, file://", "mails/s", {**with_dovecot, **directory}, more=True)
+        with_dovecot = {name: value for name, value in one.items() if name == "Dovecot"}
+        bench.add("LMTP into one mailbox, file://", "mails/s", {**with_dovecot, "obox": one_plain}, more=True)
+    bench.add("CPU of obox for a mail (80 users)", "µs", cpu)
+
+
+def _where(bench: Bench) -> str:
+    return ", SeaweedFS" if bench.bucket.endpoint_url else ", file://"
+
+
+def fill(bench: Bench) -> dict[str, float]:
+    """Deliver all mails into the one mailbox of both, in four parts by turns; the best rate of each."""
+    best = Best(more=True)
+    part = -(-len(bench.mails) // 4)
+    for begin in range(0, len(bench.mails), part):
+        mails = bench.mails[begin : begin + part]
+        for server in bench.pair():
+            best.note(server.name, len(mails) / deliver(server.lmtp, [BOX], mails))
+    return best
+
+
+def raw_puts(bench: Bench) -> None:
+    """What the bucket's server does on these cores with a client that only PUTs: the ceiling."""
+    from obox.objectstore import Codec, Settings, open_store, put_once
+    from obox.objectstore.codec import ObjectKind
+
+    if not bench.bucket.endpoint_url:
+        return
+    store = open_store(
+        Settings(
+            url=bench.bucket.url + "/ceiling",
+            endpoint_url=bench.bucket.endpoint_url,
+            access_key_id=bench.bucket.access_key_id,
+            secret_access_key=bench.bucket.secret_access_key,
+        )
+    )
+    codec = Codec({}, None, "zstd:3")
+    oid = bytes(16)
+    data = codec.encode(ObjectKind.MAIL, oid, b"", bench.mails[0])
+
+    async def run() -> float:
+        work = iter(range(bench.size.deliveries * 2))
+
+        async def one() -> None:
+            for number in work:
+                await put_once(store, f"{number:08x}", data, oid, kind="mail")
+
+        begin = time.perf_counter()
+        await asyncio.gather(*(one() for _ in range(16)))
+        return bench.size.deliveries * 2 / (time.perf_counter() - begin)
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        rate = runner.run(run())
+    bench.add("PUTs alone of such mails, 16 at once: the ceiling", "1/s", {"obox": rate}, more=True)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+Measure = Callable[[Imap], float]
+
+
+def _timed(command: str, before: Sequence[str] = ()) -> Measure:
+    def run(imap: Imap) -> float:
+        for text in before:
+            imap.command(text)
+        return imap.command(command)[0]
+
+    return run
+
+
+def _append(mail: bytes, count: int) -> Measure:
+    def run(imap: Imap) -> float:
+        imap.command("UNSELECT")
+        spent = sum(imap.command("APPEND Drafts", literal=mail)[0] for _ in range(count)) / count
+        imap.command("SELECT INBOX")
+        return spent
+
+    return run
+
+
+def commands(bench: Bench) -> list[tuple[str, Measure]]:
+    """Name and measurement, in the order in which they run; the mailbox is selected."""
+    few = min(500, bench.size.mails)
+    flag, loud = "STORE 1:* {}FLAGS.SILENT (\\Flagged)", "STORE 1:* {}FLAGS (\\Flagged)"
+    return [
+        ("SELECT", _timed("SELECT INBOX", ["UNSELECT"])),
+        ("FETCH FLAGS of all", _timed("FETCH 1:* (FLAGS)")),
+        ("ENVELOPE of all", _timed("FETCH 1:* (ENVELOPE)")),
+        ("BODYSTRUCTURE of all", _timed("FETCH 1:* (BODYSTRUCTURE)")),
+        ("header fields of all", _timed("FETCH 1:* (BODY.PEEK[HEADER.FIELDS (From Subject Date)])")),
+        ("UID FETCH RFC822.SIZE of all", _timed("UID FETCH 1:* (RFC822.SIZE)")),
+        ("SEARCH UNSEEN", _timed("SEARCH UNSEEN")),
+        ("SEARCH SUBJECT", _timed(f"SEARCH SUBJECT {NEEDLE}")),
+        ("SEARCH BODY in 300", _timed(f"SEARCH 1:300 BODY {NEEDLE}")),
+        ("STORE +FLAGS on all", _timed(loud.format("+"), [flag.format("-")])),
+        ("STORE +FLAGS.SILENT on all", _timed(flag.format("+"), [flag.format("-")])),
+        ("STORE that changes nothing", _timed(flag.format("+"))),
+        (f"{few} bodies, warm", _timed(f"FETCH 1:{few} (BODY.PEEK[])")),
+        ("APPEND of one mail", _append(bench.mails[0], bench.size.appends // bench.size.rounds)),
+    ]
+
+
+def imap(bench: Bench, wanted: Callable[[str], bool]) -> None:
+    """Each command on a warm mailbox: one turn that does not count, then rounds by turns."""
+    clients = {server.name: Imap(server.imap, BOX, PASSWORD) for server in bench.pair()}
+    for server in bench.pair():
+        with suppress(Exception):
+            clients[server.name].command("CREATE Drafts")
+        clients[server.name].command("SELECT INBOX")
+    for name, measure in commands(bench):
+        if not wanted(name):
+            continue
+        best = Best()
+        for turn in range(bench.size.rounds * 2 + 1):
+            for server in bench.pair():
+                spent = measure(clients[server.name])
+                if turn:
+                    best.note(server.name, spent)
+        bench.add(name, "ms", best)
+    for client in clients.values():
+        client.close()
+
+
+def requests(bench: Bench) -> None:
+    """Requests to the bucket by one mail delivered, and by all reading commands on a warm mailbox together."""
+    server = bench.obox
+    time.sleep(2.0)  # the journal's interval, and what is due after it
+    before = server.requests()
+    deliver(server.lmtp, USERS, bench.mails[:800])
+    time.sleep(2.0)
+    used = _difference(before, server.requests())
+    bench.report.notes.append(f"Requests for 800 mails by LMTP to 80 users: {_listed(used)}.")
+    client = Imap(server.imap, BOX, PASSWORD)
+    client.command("SELECT INBOX")
+    time.sleep(2.0)
+    before = server.requests()
+    names = [name for name, _ in commands(bench) if not name.startswith(("STORE", "APPEND"))]
+    for name, measure in commands(bench):
+        if name in names:
+            measure(client)
+    used = _difference(before, server.requests())
+    bench.report.notes.append(f"Requests for all the reads above, once, on the warm mailbox: {_listed(used)}.")
+    before = server.requests()
+    client.command("STORE 1:* -FLAGS.SILENT (\\Flagged)")
+    time.sleep(2.0)
+    used = _difference(before, server.requests())
+    bench.report.notes.append(f"Requests for a STORE on all: {_listed(used)}.")
+    client.close()
+
+
+def _difference(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    return {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+
+
+def _listed(used: dict[str, int]) -> str:
+    return ", ".join(f"{count} {key}" for key, count in sorted(used.items())) or "none"
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def memory(bench: Bench) -> None:
+    """Memory of a connection in IDLE on a selected mailbox, one of 80 users each; no TLS."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    best = Best()
+    for server in bench.pair():
+        count = bench.size.idle if server is bench.obox else min(80, bench.size.idle)
+        opened: list[Imap] = []
+        try:
+            for number in range(len(USERS)):  # users and mailboxes are in memory before
+                opened.append(_idle(server, number))
+            time.sleep(1.0)
+            before = server.memory_bytes() if server is bench.obox else _without(server, opened)
+            for number in range(count):
+                opened.append(_idle(server, number))
+            time.sleep(1.0)
+            best.note(server.name, (server.memory_bytes() - before) / count / 1024)
+        finally:
+            for one in opened:
+                one.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    bench.add("memory of a connection in IDLE", "KiB", best)
+
+
+def _without(server: Server, opened: list[Imap]) -> int:
+    """A process for each connection has no first one to leave out, but the caches of its users."""
+    return server.memory_bytes()
+
+
+def _idle(server: Server, number: int) -> Imap:
+    client = Imap(server.imap, USERS[number % len(USERS)], PASSWORD)
+    client.command("SELECT INBOX")
+    client.idle()
+    return client
+
+
+# -- an empty machine --------------------------------------------------------------------------------------------------
+
+
+def cold(bench: Bench) -> None:
+    """Stop the backend cleanly, start one with an empty state directory, open the large mailbox. Ends `bench.obox`."""
+    bench.obox.process.terminate()
+    bench.obox.process.wait(60)
+    best, first = Best(), Best()
+    used: dict[str, int] = {}
+    for turn in range(min(3, bench.size.rounds)):
+        with run_obox(bench.home / f"cold{turn}", bench.bucket, ALL_USERS) as server:
+            client = Imap(server.imap, BOX, PASSWORD)
+            before = server.requests()
+            best.note("obox", client.command("SELECT INBOX")[0])
+            used = _difference(before, server.requests())
+            first.note("obox", client.command("FETCH 1:* (ENVELOPE)")[0])
+            client.close()
+    bench.add(f"cold open of {len(bench.mails):,} mails", "ms", best)
+    bench.add("the first ENVELOPE of all after it", "ms", first)
+    bench.report.notes.append(f"Requests of the cold open, after login: {_listed(used)}.")

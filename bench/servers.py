@@ -1,0 +1,287 @@
+"""The servers that are measured: processes of this run alone, on loopback, below one temporary directory.
+
+Each is a context manager: whatever ends the run ends them and takes their data away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+PASSWORD: Final = "secret"
+START_S: Final = 30.0
+STOP_S: Final = 60.0
+DOVECOT: Final = "/usr/sbin/dovecot"
+
+
+class NoStart(Exception):
+    """A server that does not come up; the text ends with its log."""
+
+
+@dataclass
+class Server:
+    """A running one."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    imap: int
+    lmtp: int
+    http: int = 0
+    home: Path = field(default_factory=Path)
+
+    def processes(self) -> list[psutil.Process]:
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def cpu_s(self) -> float:
+        """User and system seconds of all its processes that live now."""
+        total = 0.0
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def memory_bytes(self) -> int:
+        """What its processes hold that no other process shares (USS)."""
+        total = 0
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_full_info().uss
+        return total
+
+    def requests(self) -> dict[str, int]:
+        """Requests to the bucket since the start, by "op kind"."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        pattern = r'obox_objectstore_requests_total\{op="(\w+)",kind="(\w+)"\} ([0-9.e+]+)'
+        return {f"{op} {kind}": int(float(count)) for op, kind, count in re.findall(pattern, text)}
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def _wait(process: subprocess.Popen[bytes], ports: Sequence[int], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    for port in ports:
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise NoStart(log.read_text(errors="replace")[-2000:])
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+
+
+def _kill(process: subprocess.Popen[bytes], stop_s: float) -> None:
+    """SIGTERM to the server, then SIGKILL to what is left of its process group, which is its own."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(stop_s)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Where an obox keeps its mail."""
+
+    url: str
+    endpoint_url: str = ""
+    access_key_id: str = ""
+    secret_access_key: str = ""
+
+
+@contextmanager
+def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox") -> Iterator[Server]:
+    """One backend with empty local state. At the end it flushes, as at SIGTERM."""
+    home.mkdir()
+    imap, lmtp, http = free_ports(3)
+    (home / "users").write_text("".join(f"{user}:{{PLAIN}}{PASSWORD}:::::\n" for user in users))
+    (home / "users").chmod(0o600)
+    storage = {key: value for key, value in vars(bucket).items() if value}
+    (home / "obox.toml").write_text(
+        'state_dir = "state"\n'
+        + "[storage]\n"
+        + "".join(f"{key} = {json.dumps(value)}\n" for key, value in storage.items())
+        + f'[auth]\npasswd_file = "users"\n[imap]\nlisten = ["127.0.0.1:{imap}"]\nmax_user_sessions = 0\n'
+        + f'[lmtp]\nlisten = ["127.0.0.1:{lmtp}"]\n[http]\nlisten = ["127.0.0.1:{http}"]\n'
+    )
+    log = home / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "obox.main", "serve", "-c", str(home / "obox.toml")],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        _wait(process, [imap, lmtp, http], log)
+        _wait_for_store(process, log)
+        yield Server(name, process, imap, lmtp, http, home)
+    finally:
+        _kill(process, STOP_S)
+
+
+def _wait_for_store(process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while b"store ready" not in log.read_bytes():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise NoStart(log.read_text(errors="replace")[-2000:])
+        time.sleep(0.05)
+
+
+def dovecot_version() -> str:
+    """The version, or "" where there is none."""
+    if not os.access(DOVECOT, os.X_OK):
+        return ""
+    answer = subprocess.run([DOVECOT, "--version"], capture_output=True, text=True, check=False)
+    return answer.stdout.split(" ")[0].strip()
+
+
+_DOVECOT_CONF: Final = """\
+base_dir = {home}/run
+state_dir = {home}/state
+log_path = {home}/log
+default_internal_user = {internal}
+default_internal_group = {internal_group}
+default_login_user = {login}
+protocols = imap lmtp
+ssl = no
+disable_plaintext_auth = no
+auth_mechanisms = plain
+first_valid_uid = 1
+mail_location = sdbox:{home}/mail/%u
+mail_max_userip_connections = 0
+mail_fsync = optimized
+submission_host =
+passdb {{
+  driver = passwd-file
+  args = {home}/users
+}}
+userdb {{
+  driver = static
+  args = uid={mail} gid={mail_group} home={home}/mail/%u allow_all_users=yes
+}}
+service imap-login {{
+  {unconfined}
+  inet_listener imap {{
+    address = 127.0.0.1
+    port = {imap}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+service lmtp {{
+  inet_listener lmtp {{
+    address = 127.0.0.1
+    port = {lmtp}
+  }}
+}}
+service anvil {{
+  {unconfined}
+}}
+service stats {{
+  {unconfined}
+}}
+"""
+
+
+@contextmanager
+def run_dovecot(home: Path, users: Sequence[str]) -> Iterator[Server]:
+    """Dovecot with sdbox on the local disk; run by root it uses its own users, by anybody else it is that user."""
+    home.mkdir()
+    imap, lmtp = free_ports(2)
+    me = pwd.getpwuid(os.getuid())
+    if os.getuid() == 0:
+        internal, login, mail = pwd.getpwnam("dovecot"), pwd.getpwnam("dovenull"), pwd.getpwnam("nobody")
+    else:
+        internal = login = mail = me
+    (home / "users").write_text("".join(f"{user}:{{PLAIN}}{PASSWORD}:::::\n" for user in users))
+    (home / "mail").mkdir()
+    os.chown(home / "mail", mail.pw_uid, mail.pw_gid)
+    import grp
+
+    (home / "dovecot.conf").write_text(
+        _DOVECOT_CONF.format(
+            home=home,
+            imap=imap,
+            lmtp=lmtp,
+            internal=internal.pw_name,
+            internal_group=grp.getgrgid(internal.pw_gid).gr_name,
+            login=login.pw_name,
+            mail=mail.pw_uid,
+            mail_group=mail.pw_gid,
+            unconfined="" if os.getuid() == 0 else "chroot =",
+        )
+    )
+    log = home / "log"
+    with (home / "out").open("wb") as out:
+        process = subprocess.Popen(
+            [DOVECOT, "-F", "-c", str(home / "dovecot.conf")],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        _wait(process, [imap, lmtp], log if log.exists() else home / "out")
+        yield Server("Dovecot", process, imap, lmtp, 0, home)
+    finally:
+        _kill(process, 10)
+
+
+@contextmanager
+def run_seaweedfs() -> Iterator[Bucket | None]:
+    """A SeaweedFS with one bucket (the tests' own way to run one); None where the package is missing."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import servers
+
+    if servers.weed_program() is None:
+        yield None
+        return
+    with servers.run_seaweedfs() as server:
+        servers.s3_client(server).create_bucket(Bucket="bench")
+        yield Bucket("s3://bench", server.endpoint_url, server.access_key_id, server.secret_access_key)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary directory that other users may pass through: Dovecot's processes are not ours."""
+    import tempfile
+
+    path = Path(tempfile.mkdtemp(prefix="obox-bench-"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

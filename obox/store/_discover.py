@@ -108,7 +108,6 @@ def _take_in(mailbox: Mailbox, delta: Delta) -> None:
     """Join one delta that LIST has found, under a modseq of its own."""
     modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
     stamp(delta, modseq)
-    delta.highestmodseq = modseq
     mailbox.state.join(delta)
     if delta.rows is not None:
         mailbox.user.adopt(mailbox, delta.rows)
@@ -237,7 +236,6 @@ async def refresh(mailbox: Mailbox) -> None:
     for delta in deltas:
         modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
         stamp(delta, modseq)
-        delta.highestmodseq = modseq
         delta.uidnext = 0
         mailbox.apply(delta, Change.UNIMPORTANT)
         if delta.rows is not None:

@@ -59,12 +59,18 @@ class Draft:
 
 
 def stamp(delta: Delta, modseq: int) -> None:
-    """Give the rows of a new delta their modseq, known only when their turn comes."""
+    """Give a new delta and its rows their modseq, known only when their turn comes: `modseq` at least.
+
+    Flags at delivery are stamped with the save date, which is in the object: whoever finds the mail by LIST gives them the
+    same stamps as who delivered it, and a later removal, which is above the save date, wins in either case.
+    """
     rows = delta.rows
     if rows is not None:
+        modseq = max(modseq, int(rows.savedate.max()))
         rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
-        on = np.uint64(modseq * 2 + 1)
+        on = rows.savedate.astype(np.uint64) * np.uint64(2) + np.uint64(1)
         rows.stamps = {flag: np.where(stamps & np.uint64(1), on, np.uint64(0)) for flag, stamps in rows.stamps.items()}
+    delta.highestmodseq = modseq
 
 
 async def write_mails(mailbox: Mailbox, drafts: list[Draft]) -> list[Uid]:

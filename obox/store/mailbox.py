@@ -224,7 +224,6 @@ class Mailbox:
             modseq = self.state.next_modseq(self.env.now_ms())
             _writer.stamp(delta, modseq)
             delta.uidnext = end
-            delta.highestmodseq = modseq
             self.apply(delta, Change.IMPORTANT if delta.claims else Change.UNIMPORTANT)
             if slot.also is not None:
                 slot.also()

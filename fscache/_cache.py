@@ -255,7 +255,7 @@ class Fscache:
         if now - entry.touched >= TOUCH_INTERVAL_S:
             touch = entry.touched = now
         ranged = end is not None
-        return Want(key, name, start, end, entry.verified and ranged, touch)
+        return Want(key, name, start, end, entry.verified and ranged, touch, entry.space)
 
     async def _lookup(self, key: str, name: str, start: int = 0, end: int | None = None) -> bytes | None:
         if (waiting := self._pending.get(name)) is not None and waiting.key == key:

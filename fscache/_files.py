@@ -62,6 +62,7 @@ class Want(NamedTuple):
     end: int | None = None
     verified: bool = False
     touch: float | None = None  # new mtime: the order of eviction survives a restart by it
+    space: int = 0  # the file is at most so long, so that one read takes all of it; 0: not known
 
 
 class Got(NamedTuple):
@@ -226,10 +227,14 @@ class Files:
 def _read(fd: int, want: Want) -> Got:
     key = want.key.encode("utf-8", "surrogatepass")
     head_len = HEADER_BYTES + len(key)
-    head = os.read(fd, head_len)
-    if len(head) != head_len or head[HEADER_BYTES:] != key:
+    if want.verified:
+        raw = os.read(fd, head_len)
+    else:
+        size = want.space or os.fstat(fd).st_size
+        raw = os.read(fd, size + 1) if size < READ_BYTES_MAX else _read_exactly(fd, size + 1)
+    if len(raw) < head_len or raw[HEADER_BYTES:head_len] != key:
         return Got(None, error=f"{want.name}: damaged or foreign header")
-    magic, crc, data_len, key_len = _HEADER.unpack_from(head)
+    magic, crc, data_len, key_len = _HEADER.unpack_from(raw)
     if magic != MAGIC or key_len != len(key):
         return Got(None, error=f"{want.name}: damaged or foreign header")
     length = head_len + data_len
@@ -241,10 +246,10 @@ def _read(fd: int, want: Want) -> Got:
         if len(data) != end - start:
             return Got(None, error=f"{want.name}: shorter than its header says")
         return Got(data, length)
-    if os.fstat(fd).st_size != length:  # before a damaged length asks for memory
+    if len(raw) != length:
         return Got(None, error=f"{want.name}: not as long as its header says")
-    data = _read_exactly(fd, data_len)
-    if len(data) != data_len or zlib.crc32(data, zlib.crc32(key)) != crc:
+    data = raw[head_len:]
+    if zlib.crc32(data, zlib.crc32(key)) != crc:
         return Got(None, error=f"{want.name}: checksum does not match")
     if want.start > 0 or want.end is not None:
         data = data[max(want.start, 0) : want.end if want.end is None else max(want.end, 0)]

@@ -111,6 +111,8 @@ _REMEMBERED_OIDS_MAX: Final = 4096
 _FIXED = struct.Struct("<4sBBBB8s16sIIQ")
 _CRC = struct.Struct("<I")
 _ENTRY = struct.Struct("<II")
+_ONE_FRAME = struct.Struct("<III")  # the header's checksum and the only entry
+_NO_KEY: Final = bytes(_KEY_ID_BYTES)
 _AAD = struct.Struct("<IB")
 _NONCE = struct.Struct("<I8x")
 assert _FIXED.size == _SIGNED_BYTES
@@ -304,6 +306,32 @@ def _decompress(frame: bytes, expected: int, number: int) -> bytes:
         raise CorruptObject(f"frame {number}: {error}") from None
 
 
+def _decode_plain(data: bytes) -> Decoded | None:
+    """Decode an object of one frame without a seal, as nearly every mail is, at a third of the cost of the general way.
+
+    None for any other and for any doubt: the general way decides, and says what is wrong.
+    """
+    if len(data) < HEADER_BYTES + _ENTRY.size:
+        return None
+    magic, major, _, kind, compression, key_field, oid, meta_bytes, frames, expected = _FIXED.unpack_from(data)
+    if magic != MAGIC or major != MAJOR or key_field != _NO_KEY or frames != 1 or not 0 < expected <= FRAME_BYTES:
+        return None
+    start = HEADER_BYTES + _ENTRY.size + meta_bytes
+    signed_crc, length, frame_crc = _ONE_FRAME.unpack_from(data, _SIGNED_BYTES)
+    frame = data[start:]
+    if (
+        len(frame) != length
+        or crc32(data[HEADER_BYTES:start], crc32(data[:_SIGNED_BYTES])) != signed_crc
+        or crc32(frame) != frame_crc
+    ):
+        return None
+    if compression == Compression.ZSTD:
+        frame = _decompress(frame, expected, 0)
+    elif compression != Compression.NONE:
+        return None
+    return Decoded(kind, Oid(oid), data[start - meta_bytes : start], frame) if len(frame) == expected else None
+
+
 class Codec:
     """Encodes and decodes objects under one set of keys. Safe to use from several threads."""
 
@@ -358,6 +386,9 @@ class Codec:
 
     def decode(self, data: bytes) -> Decoded:
         """Return what a whole object holds. Raises: CorruptObject, UnknownKey, NewerFormat."""
+        plain = _decode_plain(data)
+        if plain is not None:
+            return plain
         try:
             header = self.decode_header(data)
         except ShortPrefix as short:

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 import structlog
 
 from ..errors import Corrupt, Expunged, NotFound
 from ..objectstore import CorruptObject, ShortPrefix
-from ..objectstore.keys import mail_key
+from ..objectstore.keys import mail_key, mail_prefix
 from ..types import Uid
 from ._bundles import segment_range
 from ._mail import make_fields, pack_fields, unpack_fields
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-AHEAD: Final = 32
-"""Mails read at once: one hop to the disk, or so many GETs in parallel."""
+AHEAD: Final = 64
+"""Mails read at once: one hop to the disk, or so many GETs, some in parallel."""
+
+AHEAD_BYTES: Final = 4 << 20
+"""Octets of mails read at once, if that is more than one."""
 
 WHOLE_MAX: Final = 1 << 20
 """Octets up to which a part is cut out of the whole mail; of a larger one only the frames needed are read."""
@@ -79,31 +83,48 @@ async def _load_segments(mailbox: Mailbox, uids: list[int]) -> bool:
 
 async def mails(mailbox: Mailbox, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
     """See `api.Mailbox.mails`."""
-    env, state, sid = mailbox.env, mailbox.state, mailbox.user.storage_id
-    for begin in range(0, len(uids), AHEAD):
-        batch: list[tuple[int, str, bytes]] = []
-        gone: set[int] = set()
-        for uid in uids[begin : begin + AHEAD]:
-            position = state.position(uid)
-            if position is None:
-                gone.add(uid)
-                continue
-            home, home_uid = state.home_of(position)
-            batch.append((uid, mail_key(sid, home, Uid(home_uid)), bytes(state.column("oid")[position])))
-        keys = [key for _, key, _ in batch]
-        bodies = dict(zip(keys, await _read_all(mailbox, keys), strict=True))
-        found = {uid: (key, oid) for uid, key, oid in batch}
-        for uid in uids[begin : begin + AHEAD]:
-            if uid in gone:
-                yield uid, None
-                continue
-            key, oid = found[uid]
-            data = bodies[key]
-            try:
-                yield uid, None if data is None else mailbox.decode(key, oid, data)
-            except Corrupt:
-                await env.fscache.drop(key)
-                yield uid, None
+    env = mailbox.env
+    at = 0
+    while at < len(uids):
+        batch = _batch(mailbox, uids, at)
+        at += len(batch)
+        bodies = iter(await _read_all(mailbox, [key for _, key, _ in batch if key]))
+        for uid, key, oid in batch:
+            data = next(bodies) if key else None
+            source = None
+            if data is not None:
+                try:
+                    source = mailbox.decode(key, oid, data)
+                except Corrupt:
+                    await env.fscache.drop(key)
+            yield uid, source
+
+
+_Found = tuple[int, str, bytes]
+"""(uid, key and oid of its object); the key is empty for one that is gone."""
+
+
+def _batch(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
+    """Where the next mails lie: at most AHEAD of them, of AHEAD_BYTES if there is more than one."""
+    state, sid = mailbox.state, mailbox.user.storage_id
+    part = np.asarray(uids[begin : begin + AHEAD], dtype=np.uint32)
+    where, there = state.positions(part)
+    where = where[there]
+    sizes = np.zeros(len(part), dtype=np.int64)
+    sizes[there] = state.column("size")[where]
+    count = max(1, int(np.searchsorted(np.cumsum(sizes), AHEAD_BYTES, side="right")))
+    oids = state.column("oid")[where].tobytes()
+    homes, home_uids = state.column("home")[where].tolist(), state.column("home_uid")[where].tolist()
+    prefixes = {home: mail_prefix(sid, mailbox.guid if home < 0 else state.homes[home]) for home in set(homes)}
+    out: list[_Found] = []
+    row = 0
+    for uid, here in zip(part[:count].tolist(), there.tolist(), strict=False):
+        if not here:
+            out.append((uid, "", b""))
+            continue
+        out.append((uid, f"{prefixes[homes[row]]}{home_uids[row]:08x}", oids[row * 16 : row * 16 + 16]))
+        row += 1
+    return out
 
 
 async def _read_all(mailbox: Mailbox, keys: list[str]) -> list[bytes | None]:

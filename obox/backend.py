@@ -343,6 +343,15 @@ class Backend:
         async def stop_accepting() -> None:
             self.listeners.stop()
 
+        async def end_sessions() -> None:
+            """Finish what clients have begun; one that stalls must leave the flush its half of the time."""
+            grace_s = self.config.server.shutdown_timeout / 2
+            async with asyncio.TaskGroup() as tasks:
+                if imap is not None:
+                    tasks.create_task(imap.stop(grace_s=grace_s))
+                if lmtp is not None:
+                    tasks.create_task(lmtp.close(grace_s))
+
         async def close() -> None:
             await self.fscache.close()
             await self.metacache.close()
@@ -350,10 +359,7 @@ class Backend:
             authenticator.close()
 
         self.lifecycle.on_stop("listeners", stop_accepting)
-        if imap is not None:
-            self.lifecycle.on_stop("imap", imap.stop)
-        if lmtp is not None:
-            self.lifecycle.on_stop("lmtp", lmtp.close)
+        self.lifecycle.on_stop("sessions", end_sessions)
         self.lifecycle.on_stop("flush", store.close)
         for name, server in https.items():
             self.lifecycle.on_stop(name, server.close)

@@ -279,6 +279,8 @@ def _append(scan: Scan, tag: bytes) -> Command:
     messages: list[ast.AppendMessage] = []
     while not messages or scan.more():
         scan.sp("the mail")
+        if messages and scan.peek() == b" ":
+            scan.sp("the mail")  # IMAPClient 4.1 sends two before a second mail when it uses LITERAL+
         flags: tuple[str, ...] = ()
         date = None
         if scan.peek() == b"(":

@@ -161,6 +161,10 @@ GOOD: list[tuple[bytes, object]] = [
         ),
     ),
     (
+        b"a APPEND x {1+}\r\na  {1+}\r\nb",
+        ast.Append(b"a", "x", (ast.AppendMessage(b"a"), ast.AppendMessage(b"b"))),
+    ),
+    (
         b'a APPEND x {1}\r\na () {1}\r\nb " 1-Jan-1970 00:00:00 +0000" {1}\r\nc',
         ast.Append(
             b"a",

@@ -112,7 +112,7 @@ class Life:
             self.time.move(min(5.0, seconds))
             seconds -= 5.0
             await asyncio.sleep(0)
-            while self._due():
+            while self._due():  # noqa: ASYNC110 - the store has no event for "nothing is due"
                 await asyncio.sleep(0.0005)
 
     def _due(self) -> bool:

@@ -68,7 +68,7 @@ async def test_quota_is_exact_after_a_restart(machine: Machine, kill: bool, disk
     async with machine.run() as life:
         user = await life.user(quota_bytes=10_000)
         async with asyncio.timeout(5):
-            while user.usage().storage_bytes < 8000:  # the mailboxes are counted beside the login
+            while user.usage().storage_bytes < 8000:  # noqa: ASYNC110 - counted beside the login
                 await asyncio.sleep(0.01)
         assert user.usage()[:2] == (8000, 2)
         with pytest.raises(OverQuota):

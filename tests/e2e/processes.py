@@ -1,0 +1,331 @@
+"""A real `obox serve` on free ports with directories of its own: started, killed, stopped, moved to an empty machine.
+
+`Backend` is one machine; its log is JSON on stderr, kept in `log` for a test that fails. `Proxy` is a cable that can be
+cut between a backend and its bucket.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import smtplib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imapclient import IMAPClient
+
+START_S = 30.0
+"""Until a backend answers; about a second on an idle machine."""
+
+STOP_S = 20.0
+
+PASSWORD = "secret"
+USERS = ("anna@example.org", "ben@example.org")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def toml(value: object) -> str:
+    """A TOML value: what the configurations here need of it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
+
+
+@dataclass
+class Backend:
+    """See the module's text. storage: the [storage] settings; sections: more settings, by section."""
+
+    home: Path
+    storage: dict[str, object]
+    name: str = "first"
+    sections: dict[str, dict[str, object]] = field(default_factory=dict)
+    users: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.imap, self.lmtp, self.http = free_port(), free_port(), free_port()
+        self.unix = self.home / "lmtp"
+        self.log = self.home / "log"
+        self.config = self.home / "obox.toml"
+        self.state = self.home / "state"
+        self.write_users(self.users or "".join(f"{user}:{{PLAIN}}{PASSWORD}\n" for user in USERS))
+        self.write()
+
+    def write_users(self, text: str) -> None:
+        (self.home / "users").write_text(text)
+
+    def write(self, extra: str = "") -> None:
+        """Write the configuration."""
+        sections: dict[str, dict[str, object]] = {
+            "storage": self.storage,
+            "auth": {"passwd_file": "users", "failure_delay": "100ms", "max_failure_delay": "200ms"},
+            "imap": {"listen": [f"127.0.0.1:{self.imap}"]},
+            "lmtp": {"listen": [f"127.0.0.1:{self.lmtp}", f"unix:{self.unix}"]},
+            "http": {"listen": [f"127.0.0.1:{self.http}"]},
+            "cluster": {"backend": self.name},
+            "metacache": {"max_space": "64M"},
+            "log": {"format": "json"},
+        }
+        for name, more in self.sections.items():
+            sections[name] = {**sections.get(name, {}), **more}
+        text = f"state_dir = {toml(str(self.state))}\n"
+        for name, settings in sections.items():
+            text += f"\n[{name}]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in settings.items())
+        self.config.write_text(text + extra)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def spawn(self) -> None:
+        """Start the process and wait for nothing."""
+        program = [sys.executable, "-m", "obox.main", "serve", "-c", str(self.config)]
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(("OBOX_", "AWS_"))}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                program, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.home, env=environ
+            )
+
+    def start(self) -> None:
+        """Start, and return when a user can log in."""
+        self.spawn()
+        self.wait_listening()
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                with self.login():
+                    return
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+                self._alive()
+                time.sleep(0.05)
+
+    def wait_listening(self) -> None:
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                assert self.get("/readyz")[0] == 200
+                return
+            except (OSError, http.client.HTTPException, AssertionError):
+                assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+                self._alive()
+                time.sleep(0.02)
+
+    def _alive(self) -> None:
+        assert self.process is not None
+        assert self.process.poll() is None, f"exit {self.process.returncode}: {self.log.read_text()[-3000:]}"
+
+    def kill(self) -> None:
+        """As a machine that loses its power."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(STOP_S)
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_S)
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def lose_state(self) -> None:
+        shutil.rmtree(self.state)
+
+    def moved(self, home: Path, name: str) -> Backend:
+        """Another machine over the same bucket."""
+        return Backend(home, self.storage, name, self.sections, (self.home / "users").read_text())
+
+    # -- what it says ----------------------------------------------------------------------------------------------
+
+    def events(self, event: str = "") -> list[dict[str, Any]]:
+        """Lines of the log; a line that is no JSON is a bug of ours."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [line for line in lines if event in ("", line["event"])]
+
+    def wait_event(self, event: str, count: int = 1) -> dict[str, Any]:
+        deadline = time.monotonic() + START_S
+        while len(found := self.events(event)) < count:
+            assert time.monotonic() < deadline, f"no {event!r}: {self.log.read_text()[-3000:]}"
+            time.sleep(0.02)
+        return found[count - 1]
+
+    def get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def metric(self, name: str) -> float:
+        """The value of one line of /metrics, its labels included."""
+        for line in self.get("/metrics")[1].splitlines():
+            if line.startswith(name + " "):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"no metric {name}")
+
+    def requests(self) -> dict[str, float]:
+        """Requests to the bucket by 'op kind'."""
+        out = {}
+        for line in self.get("/metrics")[1].splitlines():
+            if line.startswith("obox_objectstore_requests_total{"):
+                labels, value = line.split("{", 1)[1].split("} ")
+                if float(value):
+                    out[" ".join(part.split('"')[1] for part in labels.split(","))] = float(value)
+        return out
+
+    # -- clients ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def login(self, user: str = USERS[0], password: str = PASSWORD) -> Iterator[IMAPClient]:
+        client = IMAPClient("127.0.0.1", self.imap, ssl=False, timeout=20)
+        try:
+            client.login(user, password)
+            yield client
+            client.logout()
+        except BaseException:
+            with suppress(Exception):
+                client.shutdown()
+            raise
+
+    def deliver(self, mail: bytes, *users: str, unix: bool = False) -> list[tuple[int, bytes]]:
+        """Send a mail by LMTP; the reply for each recipient."""
+        return lmtp(str(self.unix) if unix else ("127.0.0.1", self.lmtp), mail, list(users or USERS[:1]))
+
+
+def lmtp(address: str | tuple[str, int], mail: bytes, recipients: list[str]) -> list[tuple[int, bytes]]:
+    """One transaction; smtplib knows LMTP's greeting and dots, not its reply for each recipient (RFC 2033 §4.2)."""
+    client = smtplib.LMTP(timeout=30) if isinstance(address, tuple) else smtplib.LMTP(address)
+    replies = []
+    try:
+        if isinstance(address, tuple):
+            client.connect(*address)
+        client.ehlo("test")
+        code, text = client.mail("sender@example.net")
+        assert code == 250, text
+        accepted = 0
+        for recipient in recipients:
+            code, text = client.rcpt(recipient)
+            accepted += code == 250
+            replies.append((code, text))
+        if not accepted:
+            return replies
+        code, text = client.docmd("DATA")
+        assert code == 354, text
+        body = b"".join(b"." + line if line.startswith(b".") else line for line in mail.splitlines(keepends=True))
+        # splitlines splits at more than line ends for str, not for bytes: only \n, \r and \r\n.
+        client.send(body + b".\r\n")
+        return [client.getreply() if code == 250 else (code, text) for code, text in replies]
+    finally:
+        client.close()
+
+
+class Proxy:
+    """TCP from a free port to `target` in threads, until it is cut."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self.port = free_port()
+        self._listener: socket.socket | None = None
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+
+    def join(self) -> None:
+        """Listen and pass on."""
+        listener = socket.create_server(("127.0.0.1", self.port), backlog=100)
+        self._listener = listener
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def cut(self) -> None:
+        """Refuse new connections and break those there are."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        with self._lock:
+            for sock in self._open:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+                server = socket.create_connection(self._target)
+            except OSError:
+                return
+            with self._lock:
+                self._open |= {client, server}
+            threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        other = {client: server, server: client}
+        try:
+            while True:
+                for sock in select.select([client, server], [], [])[0]:
+                    data = sock.recv(65536)
+                    if not data:
+                        return
+                    other[sock].sendall(data)
+        except OSError:
+            return
+        finally:
+            with self._lock:
+                self._open -= {client, server}
+            client.close()
+            server.close()
+
+
+def everything(client: IMAPClient) -> dict[str, Any]:
+    """All that a client can see: mailboxes, UIDs, flags, dates, bodies, subscriptions; HIGHESTMODSEQ apart."""
+    out: dict[str, Any] = {"subscribed": sorted(name for _, _, name in client.list_sub_folders())}
+    for flags, _, name in client.list_folders():
+        if b"\\Noselect" in flags or b"\\NonExistent" in flags:
+            out[name] = sorted(flags)
+            continue
+        status = client.folder_status(name, ["MESSAGES", "UIDNEXT", "UIDVALIDITY", "UNSEEN"])
+        client.select_folder(name, readonly=True)
+        uids = client.search() if status[b"MESSAGES"] else []
+        mails = client.fetch(uids, ["FLAGS", "INTERNALDATE", "RFC822.SIZE", "BODY.PEEK[]"]) if uids else {}
+        use = sorted(flag for flag in flags if flag not in (b"\\HasChildren", b"\\HasNoChildren", b"\\Marked", b"\\UnMarked"))
+        out[name] = use, status, {
+            uid: (
+                sorted(flag for flag in mail[b"FLAGS"] if flag != b"\\Recent"),
+                mail[b"INTERNALDATE"],
+                mail[b"RFC822.SIZE"],
+                mail[b"BODY[]"],
+            )
+            for uid, mail in mails.items()
+        }
+        client.unselect_folder()
+    return out
+
+
+def modseqs(client: IMAPClient) -> dict[str, int]:
+    return {
+        name: client.folder_status(name, ["HIGHESTMODSEQ"])[b"HIGHESTMODSEQ"]
+        for flags, _, name in client.list_folders()
+        if b"\\Noselect" not in flags and b"\\NonExistent" not in flags
+    }

@@ -1,0 +1,183 @@
+"""The main promise: whatever becomes of the machine, the bucket alone gives everything back."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from imapclient import IMAPClient
+from mails import NOT_OVER_LMTP, every_kind, simple
+from processes import USERS, Backend, everything, modseqs
+
+ANNA, BEN = USERS
+
+
+def live(backend: Backend) -> None:
+    """Mail in by both ways, then a little of everything that a client does."""
+    for number in range(8):
+        assert backend.deliver(simple(number), ANNA, unix=number % 2 == 0)[0][0] == 250
+    replies = backend.deliver(simple(50), ANNA, "nobody@example.org", BEN, "anna+detail@example.org")
+    assert [code for code, _ in replies] == [250, 550, 250, 250]
+    with backend.login() as client:
+        date = datetime(2024, 2, 29, 12, 0, 0, tzinfo=timezone(timedelta(hours=-2, minutes=-30)))
+        client.append("INBOX", simple(60), ["\\Seen", "$Work"], date)
+        client.multiappend("Drafts", [simple(61), simple(62)])
+        client.create_folder("Projects/obox/Grüße")
+        client.create_folder("Old")
+        client.create_folder("Gone")
+        client.subscribe_folder("Projects/obox/Grüße")
+        client.unsubscribe_folder("Junk")
+        client.select_folder("INBOX")
+        client.add_flags([1, 2, 3, 4], ["\\Seen", "$Work"])
+        client.set_flags([2], ["\\Answered", "$Later"])
+        client.remove_flags([3], ["\\Seen"])
+        client.copy([1, 2, 5], "Projects/obox/Grüße")
+        client.move([6, 7], "Archive")
+        client.copy([8], "Gone")
+        client.select_folder("Archive")
+        client.copy([1], "Old")
+        client.delete_messages([1])
+        client.expunge()
+        client.rename_folder("Projects", "Work")
+        client.delete_folder("Gone")
+        client.select_folder("INBOX")
+        client.delete_messages([4])
+        client.uid_expunge([4])
+
+
+def look(backend: Backend) -> tuple[dict[str, Any], dict[str, int]]:
+    with backend.login() as client:
+        return everything(client), modseqs(client)
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_killed_and_the_machine_lost(
+    make: Callable[..., Backend], storage: dict[str, object], tmp_path: Path, name: str
+) -> None:
+    backend = make(storage=storage)
+    backend.start()
+    live(backend)
+    before, modseq = look(backend)
+    assert before["INBOX"][1][b"MESSAGES"] == 8
+    assert before["Work/Grüße"] if "Work/Grüße" in before else before["Work/obox/Grüße"]
+    time.sleep(1.2)  # the journal's interval
+    backend.kill()
+    other = make(storage=storage, name=name)
+    other.start()
+    after, later = look(other)
+    assert after == before
+    assert all(later[box] >= value for box, value in modseq.items())
+    uidnext = before["INBOX"][1][b"UIDNEXT"]
+    assert other.deliver(simple(70))[0][0] == 250
+    with other.login() as client:
+        client.select_folder("INBOX")
+        assert client.fetch([uidnext], ["BODY.PEEK[]"])[uidnext][b"BODY[]"].endswith(simple(70))
+    assert other.stop() == 0
+
+
+def test_killed_and_started_again_on_its_disk(make: Callable[..., Backend], storage: dict[str, object]) -> None:
+    """No second is waited for: a synced local commit is as good."""
+    backend = make(storage=storage)
+    backend.start()
+    live(backend)
+    before, _ = look(backend)
+    backend.kill()
+    backend.start()
+    assert look(backend)[0] == before
+
+
+def test_every_mail_comes_back_byte_for_byte(make: Callable[..., Backend], storage: dict[str, object]) -> None:
+    """By APPEND as it is; by LMTP behind the two lines that a delivery adds."""
+    backend = make(storage=storage)
+    backend.start()
+    kinds = every_kind()
+    appended = {name: mail for name, mail in kinds.items() if mail}  # an empty literal cancels APPEND (RFC 3502 §6.3.11)
+    over_lmtp = [name for name in kinds if name not in NOT_OVER_LMTP]
+    for name in over_lmtp:
+        assert backend.deliver(kinds[name])[0][0] == 250, name
+
+    def check() -> None:
+        with backend.login() as client:
+            client.select_folder("INBOX", readonly=True)
+            for uid, name in enumerate(over_lmtp, 1):
+                got = fetch(client, uid, "BODY.PEEK[]")
+                head = got[: len(got) - len(kinds[name])]
+                assert got.endswith(kinds[name]), name
+                assert head.startswith(b"Return-Path: <sender@example.net>\r\nDelivered-To: anna@example.org\r\n"), name
+                assert fetch(client, uid, "BODY.PEEK[]<10.100>") == got[10:110], name
+            client.select_folder("Archive", readonly=True)
+            for uid, (name, mail) in enumerate(appended.items(), 1):
+                got = fetch(client, uid, "BODY.PEEK[]")
+                assert got == mail, name
+                header, text = fetch(client, uid, "BODY.PEEK[HEADER]"), fetch(client, uid, "BODY.PEEK[TEXT]")
+                assert header + text == mail or not mail, name
+                for start, count in ((0, 7), (262_140, 10), (262_144, 300_000)):
+                    assert fetch(client, uid, f"BODY.PEEK[]<{start}.{count}>") == mail[start : start + count], name
+
+    with backend.login() as client:
+        for mail in appended.values():
+            client.multiappend("Archive", [mail])  # `append` of imaplib changes line ends
+    check()
+    backend.kill()
+    backend.lose_state()
+    backend.start()
+    check()
+
+
+def fetch(client: IMAPClient, uid: int, what: str) -> bytes:
+    """The one body that was asked for, whatever the answer calls it."""
+    (answer,) = client.fetch([uid], [what]).values()
+    (body,) = (value for key, value in answer.items() if key.startswith(b"BODY["))
+    return body or b""
+
+
+def test_stopped_clean_needs_no_replay(make: Callable[..., Backend], storage: dict[str, object]) -> None:
+    backend = make(storage=storage)
+    backend.start()
+    live(backend)
+    before, _ = look(backend)
+    begun = time.monotonic()
+    assert backend.stop() == 0
+    assert time.monotonic() - begun < 15
+    backend.lose_state()
+    backend.log.write_text("")
+    backend.start()
+    assert backend.events("journal replayed") == []
+    assert backend.events("fenced") == []
+    requests = backend.requests()
+    assert requests.get("put journal", 0) == 0, "nothing to take over"
+    assert look(backend)[0] == before
+
+
+def test_stopped_while_clients_are_there(make: Callable[..., Backend]) -> None:
+    """An idle session, one in the middle of a literal, one delivery that stalls: the flush has its half of the time."""
+    backend = make(sections={"server": {"shutdown_timeout": "4s"}})
+    backend.start()
+    backend.deliver(simple(1))
+    with backend.login() as client:
+        client.select_folder("INBOX")
+        client.idle()
+        with socket.create_connection(("127.0.0.1", backend.imap)) as half, socket.create_connection(
+            ("127.0.0.1", backend.lmtp)
+        ) as delivery:
+            half.sendall(b"a LOGIN anna@example.org secret\r\nb APPEND INBOX {100}\r\nabc")
+            delivery.sendall(b"LHLO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<anna@example.org>\r\nDATA\r\nSubject: x\r\n")
+            time.sleep(0.3)
+            begun = time.monotonic()
+            assert backend.stop() == 0
+            assert 1 < time.monotonic() - begun < 6
+            assert b"BYE" in half.recv(10_000)
+        assert client.idle_check(timeout=1)[0][0] == b"BYE"
+        client.shutdown()
+        client.logout = lambda: None  # type: ignore[method-assign]
+    assert backend.events("drain cut short") == []
+    backend.lose_state()
+    backend.log.write_text("")
+    backend.start()
+    assert backend.events("fenced") == []
+    assert look(backend)[0]["INBOX"][1][b"MESSAGES"] == 1

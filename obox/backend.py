@@ -341,7 +341,8 @@ class Backend:
         """What happens at SIGTERM, in order, and at SIGHUP."""
 
         async def stop_accepting() -> None:
-            self.listeners.stop()
+            """The probes go on: they say that we drain."""
+            self.listeners.stop(keep=https)
 
         async def end_sessions() -> None:
             """Finish what clients have begun; one that stalls must leave the flush its half of the time."""
@@ -361,6 +362,11 @@ class Backend:
         self.lifecycle.on_stop("listeners", stop_accepting)
         self.lifecycle.on_stop("sessions", end_sessions)
         self.lifecycle.on_stop("flush", store.close)
+
+        async def stop_probes() -> None:
+            self.listeners.stop()
+
+        self.lifecycle.on_stop("probes", stop_probes)
         for name, server in https.items():
             self.lifecycle.on_stop(name, server.close)
         self.lifecycle.on_stop("caches", close)

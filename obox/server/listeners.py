@@ -17,7 +17,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ class _Bound:
     sock: socket.socket
     factory: Factory
     inode: tuple[int, int] | None = None  # of a unix socket that we made: only ours is removed
+    end: Callable[[], object] | None = None  # stops accepting; None before the start
 
 
 def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
@@ -84,8 +85,6 @@ class Listeners:
         self._proxy_timeout_s = proxy_timeout_s
         self._inherited = list(inherited)
         self._bound: list[_Bound] = []
-        self._servers: list[asyncio.Server] = []
-        self._tasks: list[asyncio.Task[None]] = []
 
     def bind(self, name: str, entries: Sequence[Listen], factory: Factory) -> None:
         """Take the addresses of one protocol. Raises: ListenError."""
@@ -106,34 +105,29 @@ class Listeners:
         loop = asyncio.get_running_loop()
         for bound in self._bound:
             if bound.entry.proxy:
-                self._tasks.append(tasks.create_task(self._accept(bound), name=f"accept {bound.entry}"))
+                bound.end = tasks.create_task(self._accept(bound), name=f"accept {bound.entry}").cancel
                 continue
             entry, factory = bound.entry, bound.factory
             context = self._tls if entry.tls else None
-            self._servers.append(
-                await loop.create_server(
-                    lambda entry=entry, factory=factory: factory(entry, None),
-                    sock=bound.sock,
-                    ssl=context,
-                    backlog=BACKLOG,
-                )
+            server = await loop.create_server(
+                lambda entry=entry, factory=factory: factory(entry, None), sock=bound.sock, ssl=context, backlog=BACKLOG
             )
+            bound.end = server.close
         for sock in self._inherited:
             self._log.warning("inherited socket matches no listen entry", address=str(sock.getsockname()))
 
-    def stop(self) -> None:
-        """Accept no more; open connections go on."""
+    def stop(self, *, keep: Collection[str] = ()) -> None:
+        """Accept no more, but for the protocols in `keep`; open connections go on."""
         for bound in self._bound:
+            if bound.name in keep:
+                continue
             if bound.inode is not None and bound.entry.path is not None:
                 _remove(bound.entry.path, bound.inode)
-        for server in self._servers:
-            server.close()
-        for task in self._tasks:
-            task.cancel()
-        for bound in self._bound:
-            if not (self._tasks and bound.entry.proxy):  # theirs closes at the end of `_accept`
+            if bound.end is not None:
+                bound.end()
+            if not (bound.end is not None and bound.entry.proxy):  # theirs closes at the end of `_accept`
                 bound.sock.close()
-        self._bound, self._servers, self._tasks = [], [], []
+        self._bound = [bound for bound in self._bound if bound.name in keep]
 
     def _bind_tcp(self, name: str, entry: Listen, factory: Factory) -> None:
         try:

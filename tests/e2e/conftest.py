@@ -7,20 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import Backend
-from servers import S3Bucket, s3_bucket, seaweedfs  # fixtures
+from processes import Backend, s3_storage
+from servers import s3_bucket, seaweedfs  # fixtures
 
 __all__ = ["s3_bucket", "seaweedfs"]
-
-
-def s3_storage(bucket: S3Bucket, endpoint: str = "") -> dict[str, object]:
-    return {
-        "url": f"{bucket.url}/mail",
-        "endpoint_url": endpoint or bucket.server.endpoint_url,
-        "access_key_id": bucket.server.access_key_id,
-        "secret_access_key": bucket.server.secret_access_key,
-        "region": bucket.server.region,
-    }
 
 
 @pytest.fixture

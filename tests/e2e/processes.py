@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from imapclient import IMAPClient
+from servers import S3Bucket
 
 START_S = 30.0
 """Until a backend answers; about a second on an idle machine."""
@@ -39,6 +40,16 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def s3_storage(bucket: S3Bucket, endpoint: str = "") -> dict[str, object]:
+    return {
+        "url": f"{bucket.url}/mail",
+        "endpoint_url": endpoint or bucket.server.endpoint_url,
+        "access_key_id": bucket.server.access_key_id,
+        "secret_access_key": bucket.server.secret_access_key,
+        "region": bucket.server.region,
+    }
 
 
 def toml(value: object) -> str:
@@ -309,16 +320,22 @@ def everything(client: IMAPClient) -> dict[str, Any]:
         client.select_folder(name, readonly=True)
         uids = client.search() if status[b"MESSAGES"] else []
         mails = client.fetch(uids, ["FLAGS", "INTERNALDATE", "RFC822.SIZE", "BODY.PEEK[]"]) if uids else {}
-        use = sorted(flag for flag in flags if flag not in (b"\\HasChildren", b"\\HasNoChildren", b"\\Marked", b"\\UnMarked"))
-        out[name] = use, status, {
-            uid: (
-                sorted(flag for flag in mail[b"FLAGS"] if flag != b"\\Recent"),
-                mail[b"INTERNALDATE"],
-                mail[b"RFC822.SIZE"],
-                mail[b"BODY[]"],
-            )
-            for uid, mail in mails.items()
-        }
+        use = sorted(
+            flag for flag in flags if flag not in (b"\\HasChildren", b"\\HasNoChildren", b"\\Marked", b"\\UnMarked")
+        )
+        out[name] = (
+            use,
+            status,
+            {
+                uid: (
+                    sorted(flag for flag in mail[b"FLAGS"] if flag != b"\\Recent"),
+                    mail[b"INTERNALDATE"],
+                    mail[b"RFC822.SIZE"],
+                    mail[b"BODY[]"],
+                )
+                for uid, mail in mails.items()
+            },
+        )
         client.unselect_folder()
     return out
 

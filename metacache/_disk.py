@@ -13,6 +13,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import lmdb
@@ -38,6 +39,7 @@ _BASE = b"B"
 _DELTA = b"D"
 _BLOB_PREFIX = 33  # user hash 16, box hash 16, kind 1
 _DELTA_PREFIX = _BLOB_PREFIX + 4
+NEIGHBOURS_MIN = 8  # field records from which on one walk is tried before a look-up for each
 
 
 @contextmanager
@@ -141,7 +143,7 @@ class Disk:
         prefix = box_key(user, box)
         keys = [prefix + u32(uid) for uid in uids]
         with txn.cursor(self.env.fields) as cursor:
-            pairs = cursor.getmulti(keys)
+            pairs = _neighbours(cursor, keys, uids) or cursor.getmulti(keys)
             values: list[bytes | None]
             if len(pairs) == len(keys):
                 values = [value for _, value in pairs]
@@ -239,6 +241,14 @@ class Disk:
 def _read_space(env: Env, txn: Txn) -> int:
     raw = txn.get(_SPACE_KEY, db=env.state)
     return 0 if raw is None else u64.unpack(raw)[0]
+
+
+def _neighbours(cursor: Any, keys: list[bytes], uids: Sequence[int]) -> list[tuple[bytes, bytes]] | None:
+    """The entries of `keys` if they follow each other in the tree, None if not: half the time of a look-up for each."""
+    if len(keys) < NEIGHBOURS_MIN or not 0 < uids[-1] - uids[0] < 2 * len(uids) or not cursor.set_range(keys[0]):
+        return None
+    pairs = list(islice(cursor.iternext(), len(keys)))
+    return pairs if [key for key, _ in pairs] == keys else None
 
 
 def _continued(cursor: Any, key: bytes) -> bytes:

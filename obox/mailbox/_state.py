@@ -24,6 +24,8 @@ from ._uidset import UidArray, uid_array
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
 MODSEQ_MAX: Final = 2**53 - 1
+RUN_MIN: Final = 16
+"""UIDs from which on it pays to look first whether they are neighbours: a tenth of the time of looking up each."""
 
 FlagOp = Literal["add", "remove", "replace"]
 _FIXED: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home", "home_uid", "oid")
@@ -97,6 +99,12 @@ class State:
     def positions(self, uids: UidArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
         """For each of `uids` its row and whether it exists; the row is meaningless where it does not."""
         mine = self.uids
+        count = len(uids)
+        if count > RUN_MIN:
+            first = int(np.searchsorted(mine, uids[0]))
+            run = mine[first : first + count]
+            if len(run) == count and bool((run == uids).all()):  # neighbours, as in most commands
+                return np.arange(first, first + count), np.ones(count, dtype=np.bool_)
         where = np.searchsorted(mine, uids)
         if self._n == 0:
             return where, np.zeros(len(uids), dtype=np.bool_)

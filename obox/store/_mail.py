@@ -1,11 +1,10 @@
-"""The bytes that go with a mail: its meta, the ready fields, a claim (docs/format.md, "Mail", "Fields").
+"""The bytes that go with a mail: its meta, and the ready fields made of it (docs/format.md, "Mail", "Fields").
 
 Pure: encodes and decodes, knows neither bucket nor cache.
 """
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 import msgspec
@@ -13,7 +12,7 @@ import msgspec
 from .. import mime
 from ..errors import Corrupt
 from ..mailbox import Rows
-from .api import Fields
+from ._fields import Fields
 
 HEADER_CACHED_MAX: Final = 8 * 1024
 """Octets of a header block that is cached; a larger one is read with its mail. 99.9 % of mails have less."""
@@ -61,35 +60,10 @@ class MailMeta(msgspec.Struct, omit_defaults=True):
         )
 
 
-_FIELDS_HEAD: Final = struct.Struct("<BIIII")
-_NO_HEADER: Final = 0xFFFFFFFF
-
-
-def pack_fields(fields: Fields) -> bytes:
-    """u8 version 1, four u32 lengths (envelope, body, bodystructure, header or 0xffffffff), then the four."""
-    envelope, body, structure, header = fields
-    head = _FIELDS_HEAD.pack(
-        1, len(envelope), len(body), len(structure), _NO_HEADER if header is None else len(header)
-    )
-    return b"".join((head, envelope, body, structure, header or b""))
-
-
-def unpack_fields(data: bytes) -> Fields | None:
-    """The inverse; None for a version that this one does not know, which is then made anew."""
-    version, envelope, body, structure, header = _FIELDS_HEAD.unpack_from(data)
-    if version != 1:
-        return None
-    a = _FIELDS_HEAD.size
-    b = a + envelope
-    c = b + body
-    d = c + structure
-    return Fields(data[a:b], data[b:c], data[c:d], None if header == _NO_HEADER else data[d : d + header])
-
-
 def make_fields(source: bytes) -> Fields:
     """The ready fields of a mail."""
     summary = mime.summary(source)
     header = summary.header if len(summary.header) <= HEADER_CACHED_MAX else None
-    return Fields(summary.envelope, summary.body, summary.bodystructure, header)
+    return Fields.of(summary.envelope, summary.body, summary.bodystructure, header)
 
 

@@ -15,8 +15,8 @@ from ..objectstore import CorruptObject, ShortPrefix
 from ..objectstore.keys import mail_key, mail_prefix
 from ..types import Uid
 from ._bundles import segment_range
-from ._mail import make_fields, pack_fields, unpack_fields
-from .api import Fields
+from ._fields import Fields, opened
+from ._mail import make_fields
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -40,12 +40,12 @@ async def fields(mailbox: Mailbox, uids: Sequence[int]) -> list[Fields | None]:
     """See `api.Mailbox.fields`."""
     sid, guid, metacache = mailbox.user.storage_id, mailbox.guid, mailbox.env.metacache
     records = metacache.get_fields(sid, guid, uids)
-    out: list[Fields | None] = [None if record is None else unpack_fields(record) for record in records]
+    out = opened(records)
     missing = [at for at, record in enumerate(out) if record is None and mailbox.state.position(uids[at]) is not None]
     if missing and await _load_segments(mailbox, [uids[at] for at in missing]):
         records = metacache.get_fields(sid, guid, [uids[at] for at in missing])
-        for at, record in zip(missing, records, strict=True):
-            out[at] = None if record is None else unpack_fields(record)
+        for at, one in zip(missing, opened(records), strict=True):
+            out[at] = one
         missing = [at for at in missing if out[at] is None]
     if missing:
         where = {uids[at]: at for at in missing}
@@ -54,7 +54,7 @@ async def fields(mailbox: Mailbox, uids: Sequence[int]) -> list[Fields | None]:
             if source is not None:
                 ready = await asyncio.to_thread(make_fields, source) if len(source) > 1 << 16 else make_fields(source)
                 out[where[uid]] = ready
-                made.append((uid, pack_fields(ready)))
+                made.append((uid, ready.packed))
         mailbox.put_fields(made)
     return out
 

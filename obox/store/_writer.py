@@ -26,9 +26,9 @@ from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key
 from ..types import Oid, Uid
 from ._env import TRY_LATER
-from ._mail import MailMeta, make_fields, pack_fields
+from ._mail import MailMeta, make_fields
 from ._slots import Slot
-from .api import Fields
+from ._fields import Fields
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -117,7 +117,7 @@ async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft], f
         results = list(await asyncio.gather(*(one(slot, draft) for slot, draft in zip(slots, drafts, strict=True))))
     all_landed = all(outcome == "landed" for outcome, _ in results)
     if all_landed:
-        mailbox.put_fields([(slot.uid, pack_fields(f)) for slot, f in zip(slots, fields, strict=True)])
+        mailbox.put_fields([(slot.uid, f.packed) for slot, f in zip(slots, fields, strict=True)])
     for slot, (outcome, delta) in zip(slots, results, strict=True):
         if outcome == "landed":
             mailbox.slots.settle(slot, "landed" if all_landed else "void", delta if all_landed else None)

@@ -16,18 +16,7 @@ from ..mailbox._state import FlagOp
 from ..mailbox._uidset import UidArray
 from ..mailbox.search import Query
 from ..types import Guid, StorageId, Uid
-
-
-class Fields(NamedTuple):
-    """What a client asks for most, in wire form, made once when the mail arrives.
-
-    the non-extended BODY.
-    """
-
-    envelope: bytes
-    body: bytes
-    bodystructure: bytes
-    header: bytes | None
+from ._fields import Fields as Fields
 
 
 class Status(NamedTuple):

@@ -298,7 +298,7 @@ class Box:
             header = None if source is None else source[: header_end(source)]
             if header is not None and len(header) > self.header_max:
                 header = None
-            out.append(None if source is None else Fields(b"", b"", b"", header))
+            out.append(None if source is None else Fields.of(b"", b"", b"", header))
         return out
 
     async def mails(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:

@@ -1,0 +1,204 @@
+"""The two local caches as plain tables, with what a crash leaves of them.
+
+`Disk` is what has been committed; a `SimMetacache` is one process's view of it. A kill, or a power cut, loses what was
+staged and not committed: with group commit that is always a suffix of the writes. The folding of writes is the real
+one (`metacache._ops`), so that a copy here means what it means there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from metacache import Change, Copy, MetacacheError, UserSpace
+from metacache._ops import (
+    Append,
+    BoxKey,
+    Drop,
+    DropFields,
+    Mark,
+    Op,
+    PutFields,
+    PutState,
+    Replace,
+    fold_copy,
+)
+
+COMMIT_S = 0.001
+FLUSH_DELAY_S = 0.1
+
+
+@dataclass
+class Tables:
+    copies: dict[BoxKey, Copy] = field(default_factory=dict)
+    fields: dict[BoxKey, dict[int, bytes]] = field(default_factory=dict)
+    state: dict[str, bytes] = field(default_factory=dict)
+
+    def apply(self, op: Op) -> None:
+        match op:
+            case PutState(key=key, value=value):
+                self.state[key] = value
+            case Drop(user=user, box=box):
+                for table in (self.copies, self.fields):
+                    for key in [key for key in table if user in (None, key[0]) and box in (None, key[1])]:
+                        del table[key]
+            case PutFields(user=user, box=box, items=items):
+                self.fields.setdefault((user, box), {}).update(items)
+            case DropFields(user=user, box=box, uids=uids):
+                for uid in uids:
+                    self.fields.get((user, box), {}).pop(uid, None)
+            case _:
+                key = (op.user or "", op.box or "")
+                folded = fold_copy(self.copies.get(key), [op])
+                if folded is None:
+                    self.copies.pop(key, None)
+                else:
+                    self.copies[key] = folded
+
+
+@dataclass
+class Disk:
+    """One backend's local state; survives the process."""
+
+    tables: Tables = field(default_factory=Tables)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def snapshot(self) -> Disk:
+        return copy.deepcopy(self)
+
+
+class SimMetacache:
+    """See `metacache.Metacache`."""
+
+    def __init__(self, disk: Disk, before_commit: Callable[[], Awaitable[None]]) -> None:
+        self._disk = disk
+        self._view = copy.deepcopy(disk.tables)
+        self._staged: list[Op] = []
+        self._before_commit = before_commit
+        self._timer: asyncio.TimerHandle | None = None
+        self.failing = False
+        self.dead = False
+
+    def _stage(self, op: Op) -> None:
+        if self.dead:
+            raise MetacacheError("metacache: closed")
+        self._view.apply(op)
+        self._staged.append(op)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY_S, self._write)
+
+    def _write(self) -> None:
+        self._timer = None
+        if self.dead or self.failing:
+            return
+        staged, self._staged = self._staged, []
+        for op in staged:
+            self._disk.tables.apply(op)
+
+    async def commit(self) -> None:
+        if self.dead:
+            raise MetacacheError("metacache: closed")
+        if not self._staged:
+            return
+        await self._before_commit()
+        await asyncio.sleep(COMMIT_S)
+        if self.failing:
+            raise MetacacheError("disk full (made)")
+        self._write()
+
+    def kill(self) -> None:
+        self.dead = True
+
+    def append(self, user: str, box: str, delta: bytes, change: Change, *, priority: int = 3) -> None:
+        self._stage(Append(user, box, delta, change, priority))
+
+    def replace(self, user: str, box: str, base: bytes, stamp: bytes, *, change: Change, priority: int) -> None:
+        self._stage(Replace(user, box, base, stamp, change, priority))
+
+    def mark(self, user: str, box: str, change: Change, stamp: bytes | None = None) -> None:
+        self._stage(Mark(user, box, change, stamp))
+
+    def drop(self, user: str, box: str) -> None:
+        self._stage(Drop(user, box))
+
+    def drop_user(self, user: str) -> None:
+        self._stage(Drop(user, None))
+
+    def drop_all(self) -> None:
+        self._stage(Drop(None, None))
+
+    def put_fields(self, user: str, box: str, items: Iterable[tuple[int, bytes]]) -> None:
+        found = dict(items)
+        if found:
+            self._stage(PutFields(user, box, found))
+
+    def drop_fields(self, user: str, box: str, uids: Iterable[int]) -> None:
+        self._stage(DropFields(user, box, frozenset(uids)))
+
+    def put_state(self, key: str, value: bytes) -> None:
+        self._stage(PutState(key, value))
+
+    def load(self, user: str, box: str) -> Copy | None:
+        found = self._view.copies.get((user, box))
+        return None if found is None else found._replace(deltas=list(found.deltas))
+
+    def get_fields(self, user: str, box: str, uids: Sequence[int]) -> list[bytes | None]:
+        table = self._view.fields.get((user, box), {})
+        return [table.get(uid) for uid in uids]
+
+    def iter_fields(self, user: str, box: str, low: int, high: int) -> list[tuple[int, bytes]]:
+        table = self._view.fields.get((user, box), {})
+        return sorted((uid, value) for uid, value in table.items() if low <= uid <= high)
+
+    def get_state(self, key: str) -> bytes | None:
+        return self._view.state.get(key)
+
+    def boxes(self, user: str) -> list[str]:
+        return sorted({box for owner, box in (*self._view.copies, *self._view.fields) if owner == user})
+
+    def users(self) -> Iterator[UserSpace]:
+        for user in sorted({owner for owner, _ in self._disk.tables.copies}):
+            change = max(c.change for (owner, _), c in self._disk.tables.copies.items() if owner == user)
+            yield UserSpace(user, {}, 0.0, change)
+
+    def full(self) -> bool:
+        return False
+
+    def staged(self) -> int:
+        return len(self._staged)
+
+    def space(self) -> int:
+        return 0
+
+    async def close(self) -> None:
+        self._write()
+        self.dead = True
+
+
+class SimFscache:
+    """See `fscache.Fscache`."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._files = disk.files
+
+    async def get(self, key: str, fetch: Callable[[], Awaitable[bytes]]) -> bytes:
+        if key not in self._files:
+            self._files[key] = await fetch()
+        return self._files[key]
+
+    async def get_many(
+        self, keys: Sequence[str], fetch: Callable[[str], Awaitable[bytes]], *, parallel: int = 16
+    ) -> list[bytes]:
+        return [await self.get(key, lambda key=key: fetch(key)) for key in keys]  # type: ignore[misc]
+
+    async def put(self, key: str, data: bytes) -> None:
+        self._files[key] = data
+
+    async def read(self, key: str, start: int, end: int) -> bytes | None:
+        found = self._files.get(key)
+        return None if found is None else found[start:end]
+
+    async def drop(self, key: str) -> None:
+        self._files.pop(key, None)

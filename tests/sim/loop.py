@@ -1,0 +1,151 @@
+"""A loop on virtual time: when nobody can run, the clock jumps to the next timer.
+
+Threads do not exist here: `run_in_executor` (and so `asyncio.to_thread`) runs its call at once. Tasks that belong to a
+`Host` (by a context variable that children inherit) stand still while it is frozen, as those of a suspended machine.
+
+Invariant: with the same seed, the same order of everything. A loop on which all wait and no timer runs is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+HOST: contextvars.ContextVar[Host | None] = contextvars.ContextVar("host", default=None)
+NOBODY = contextvars.Context()
+
+
+class Stuck(AssertionError):
+    """Everybody waits and nothing will ever happen."""
+
+
+class Host:
+    """A machine whose tasks can be suspended."""
+
+    def __init__(self) -> None:
+        self.frozen = False
+        self.held: list[_Gate] = []
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.context = contextvars.Context()
+        self.context.run(HOST.set, self)
+
+    def freeze(self) -> None:
+        self.frozen = True
+
+    def thaw(self) -> None:
+        self.frozen = False
+        loop = asyncio.get_running_loop()
+        held, self.held = self.held, []
+        for gate in held:
+            if not gate.cancelled():
+                loop.call_soon(gate.callback, *gate.args, context=gate.context)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task of this machine."""
+        return asyncio.get_running_loop().create_task(work, context=self.context.copy())
+
+
+class _Gate:
+    """A callback of a host's task."""
+
+    __slots__ = ("args", "callback", "context", "handle", "host")
+
+    def __init__(self, host: Host, callback: Callable[..., Any], args: tuple[Any, ...], context: Any) -> None:
+        self.host, self.callback, self.args, self.context = host, callback, args, context
+        self.handle: asyncio.Handle | None = None
+
+    def __call__(self) -> None:
+        if self.host.frozen:
+            self.host.held.append(self)
+        else:
+            self.callback(*self.args)
+
+    def cancelled(self) -> bool:
+        return self.handle is not None and self.handle.cancelled()
+
+
+class _Selector(selectors.SelectSelector):
+    """No I/O: waiting is the clock's jump."""
+
+    loop: SimLoop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise Stuck("everybody waits, nobody sleeps")
+        if timeout > 0:
+            self.loop.now += timeout
+        return []
+
+
+class SimLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.now = 0.0
+        selector = _Selector()
+        selector.loop = self
+        super().__init__(selector)
+        self.failures: list[dict[str, Any]] = []
+        self.set_exception_handler(lambda _, context: self.failures.append(context))
+        self.set_task_factory(_make_task)
+        self._clock_resolution = 1e-9
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+        host = HOST.get() if context is None else context.get(HOST)
+        if host is None:
+            return super().call_soon(callback, *args, context=context)
+        context = contextvars.copy_context() if context is None else context
+        gate = _Gate(host, callback, args, context)
+        gate.handle = super().call_soon(gate, context=context)
+        return gate.handle
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        host = HOST.get() if context is None else context.get(HOST)
+        if host is None:
+            return super().call_at(when, callback, *args, context=context)
+        context = contextvars.copy_context() if context is None else context
+        gate = _Gate(host, callback, args, context)
+        gate.handle = handle = super().call_at(when, gate, context=context)
+        return handle
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as exc:
+            future.set_exception(exc)
+        return future
+
+
+def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, context: Any = None) -> asyncio.Task[Any]:
+    task = asyncio.Task(coro, loop=loop, context=context)
+    host = HOST.get() if context is None else context.get(HOST)
+    if host is not None:
+        host.tasks.add(task)
+        task.add_done_callback(host.tasks.discard, context=NOBODY)
+    return task
+
+
+def simulate(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run `work` to its end on a virtual clock; whatever failed unseen fails the run."""
+    loop = SimLoop()
+    try:
+        asyncio.set_event_loop(loop)
+        result = loop.run_until_complete(work())
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        asyncio.set_event_loop(None)
+        loop.close()
+    for failure in loop.failures:
+        raise AssertionError(f"failed unseen: {failure.get('message')}") from failure.get("exception")
+    return result

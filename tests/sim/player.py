@@ -1,0 +1,388 @@
+"""Sessions of one user: what they ask for, what they are told, and the model that remembers it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+
+from metacache import Change
+from obox.errors import Exists, Limit, NotFound, OboxError, Unavailable
+from obox.mailbox._delta import CLAIM_PURGED
+from obox.objectstore.keys import bundles_prefix, mail_key, parse_mail_key, user_prefix
+from obox.store import MailStore, NewMail
+from obox.types import Guid, StorageId, Uid
+
+from .caches import Disk
+from .loop import NOBODY
+from .model import Broken, Client, Mail, Model, Register, flags_of, mail_of, require, token_of
+from .world import ANSWER_S, CODEC, DELETE_DELAY_S, Crash, Node, World
+
+USER = "anna"
+SID = StorageId(USER)
+FLAGS = ("\\Seen", "\\Flagged", "\\Deleted", "work", "later")
+
+Op = Callable[["Player", Node, random.Random], Awaitable[None]]
+
+
+class Player:
+    """One user's clients and what they were told."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.model = Model()
+        self.clients: dict[str, dict[str, Client]] = {}
+        self.serial = 0
+        self.unanswered = 0
+        self.acknowledged = 0
+
+    # -- one command -----------------------------------------------------------------------------------------------
+
+    async def ask(
+        self,
+        node: Node,
+        what: str,
+        work: Callable[[MailStore], Any],
+        changes: list[tuple[Register, Any]],
+        *,
+        durable: bool = True,
+    ) -> Any:
+        """Run one command: the answer, or None for NO and for no answer at all. changes: what OK would mean."""
+        world = self.world
+        begun = [(register, value, register.begin(value)) for register, value in changes]
+        began, result, ok = world.clock(), None, False
+        world.note(node, what)
+        try:
+            result = await node.run(work)
+            ok = True
+            self.acknowledged += 1
+            world.note(node, what, "OK", result if isinstance(result, tuple | str) else "")
+        except Crash:
+            world.note(node, what, "no answer")
+        except (Unavailable, NotFound, Exists, Limit) as exc:
+            world.note(node, what, "NO", exc)
+            self.unanswered += 1
+        finally:
+            durable = durable or node.settings.durability == "bucket"
+            for register, value, serial in begun:
+                register.end(serial, value, ok, began, durable)
+        if not node.was_frozen:
+            require(world.clock() - began <= ANSWER_S, what, "took", round(world.clock() - began, 1), "s")
+        return result if ok else None
+
+    def token(self) -> bytes:
+        self.serial += 1
+        token = b"mail %d" % self.serial
+        self.model.tokens.add(token)
+        return token
+
+    async def _boxes(self, node: Node) -> list[tuple[str, str]]:
+        """(name, guid) of the mailboxes that this node shows."""
+        try:
+            user = await node.user(USER)
+        except (Crash, OboxError):
+            return []
+        found = [(info.name, info.guid) for info in user.mailboxes() if info.guid is not None]
+        for name, guid in found:
+            self.model.box(guid, name)
+        return found
+
+    async def _select(self, node: Node, name: str) -> Any:
+        async def select(store: MailStore) -> Any:
+            return await (await store.open_user(USER, SID)).select(name)
+
+        try:
+            return await node.run(select)
+        except (Crash, OboxError):
+            return None
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    async def append(
+        self, node: Node, name: str, guid: str, count: int = 1, flags: tuple[str, ...] = ()
+    ) -> list[int]:
+        tokens = [self.token() for _ in range(count)]
+
+        async def append(store: MailStore) -> Any:
+            user = await store.open_user(USER, SID)
+            return await user.append(name, [NewMail(mail_of(token), flags) for token in tokens])
+
+        done = await self.ask(node, f"append {count} to {name}", append, [])
+        if done is None:
+            return []
+        for uid, token in zip(done.uids, tokens, strict=True):
+            self.model.delivered.add(token)
+            mail = self.model.mail(guid, uid, token)
+            for flag in FLAGS:
+                mail.flag(flag, known=True)
+                if flag in flags and mail.flag(flag).allowed == {False}:
+                    mail.flag(flag).allowed = {True}
+        return [int(uid) for uid in done.uids]
+
+    def _mails(self, guid: str, box: Any, uids: list[int]) -> list[Mail]:
+        found = []
+        for uid in uids:
+            token = self.model.contents.get((guid, uid))
+            if token is None:
+                at = box.state.position(uid)
+                home, home_uid = box.state.home_of(at)
+                token = self.read(home, home_uid)
+                require(token is not None, "a mail without its object", guid, uid)
+            found.append(self.model.mail(guid, uid, token))
+        return found
+
+    def read(self, home: str, home_uid: int) -> bytes | None:
+        """What the bucket really has for a record."""
+        stored = self.world.memory._objects.get(mail_key(SID, Guid(home), Uid(home_uid)))
+        if stored is None or not stored[0]:
+            return None
+        return token_of(CODEC.decode(stored[0]).payload)
+
+    async def store(self, node: Node, name: str, guid: str, uids: list[int], op: str, flags: list[str]) -> None:
+        box = await self._select(node, name)
+        if box is None:
+            return
+        uids = [uid for uid in uids if box.state.position(uid) is not None]
+        value = op == "add"
+        changes = [(mail.flag(flag), value) for mail in self._mails(guid, box, uids) for flag in flags]
+        array = np.array(uids, dtype=np.uint32)
+        await self.ask(
+            node,
+            f"store {name} {uids} {op} {flags}",
+            lambda store: box.store_flags(array, op, flags),
+            changes,
+            durable=False,
+        )
+
+    async def expunge(self, node: Node, name: str, guid: str, uids: list[int]) -> None:
+        box = await self._select(node, name)
+        if box is None:
+            return
+        uids = [uid for uid in uids if box.state.position(uid) is not None]
+        mails = self._mails(guid, box, uids)
+        self.model.removable |= {mail.token for mail in mails}
+        array = np.array(uids, dtype=np.uint32)
+        changes = [(mail.live, False) for mail in mails]
+        await self.ask(node, f"expunge {name} {uids}", lambda store: box.expunge(array), changes, durable=False)
+
+    async def copy(self, node: Node, name: str, guid: str, uids: list[int], to: str, to_guid: str, move: bool) -> None:
+        box = await self._select(node, name)
+        if box is None:
+            return
+        uids = [uid for uid in uids if box.state.position(uid) is not None]
+        mails = {uid: mail for uid, mail in zip(uids, self._mails(guid, box, uids), strict=True)}
+        array = np.array(uids, dtype=np.uint32)
+
+        async def copy(store: MailStore) -> Any:
+            user = await store.open_user(USER, SID)
+            return await user.copy(box, array, to, move=move)
+
+        changes = [(mail.live, False) for mail in mails.values()] if move else []
+        before = {uid: {flag: set(mail.flag(flag).allowed) for flag in FLAGS} for uid, mail in mails.items()}
+        what = f"{'move' if move else 'copy'} {name} {uids} to {to}"
+        done = await self.ask(node, what, copy, changes)
+        if done is None:
+            return
+        for uid in set(uids) - set(done.source.tolist()) if move else ():
+            mails[uid].live.allowed.add(True)
+        for uid, new in zip(done.source.tolist(), done.target.tolist(), strict=True):
+            copied = self.model.mail(to_guid, new, mails[uid].token)
+            for flag in FLAGS:
+                copied.flag(flag).allowed = {False, True} & (before[uid][flag] | mails[uid].flag(flag).allowed)
+
+    async def create(self, node: Node, name: str) -> None:
+        guid = await self.ask(
+            node, f"create {name}", lambda store: self._as_user(store, lambda user: user.create(name)), []
+        )
+        if guid is not None:
+            self.model.box(guid, name)
+
+    async def delete(self, node: Node, name: str, guid: str) -> None:
+        box = self.model.box(guid, name)
+        changes: list[tuple[Register, Any]] = [(box.deleted, True)]
+        self.model.removable |= {mail.token for mail in box.mails.values()}
+        seen = await self._select(node, name)
+        if seen is not None:
+            await seen.release()
+            uids = seen.state.uids.tolist()
+            mails = self._mails(guid, seen, uids)
+            self.model.removable |= {mail.token for mail in mails}
+        await self.ask(
+            node, f"delete {name}", lambda store: self._as_user(store, lambda user: user.delete(name)), changes
+        )
+
+    async def rename(self, node: Node, old: str, new: str, guid: str) -> None:
+        changes: list[tuple[Register, Any]] = [(self.model.box(guid, old).name, new)]
+        await self.ask(
+            node, f"rename {old} {new}", lambda store: self._as_user(store, lambda user: user.rename(old, new)), changes
+        )
+
+    async def _as_user(self, store: MailStore, work: Callable[[Any], Any]) -> Any:
+        return await work(await store.open_user(USER, SID))
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    async def look(self, node: Node, who: str = "client", *, adopt: bool = True, complete: bool = True) -> None:
+        """A client looks at everything: every fact holds, and after a resync it has the truth."""
+        clients = self.clients.setdefault(who, {})
+        user = await node.user(USER)
+        shown = {info.guid: info.name for info in user.mailboxes() if info.guid is not None}
+        for guid, name in shown.items():
+            self.model.box(guid, name)
+        for guid, box in self.model.boxes.items() if complete else ():
+            if guid not in shown:
+                require(box.deleted.seen(True), "mailbox is gone:", guid, box.name)
+                continue
+            require(box.deleted.seen(False), "mailbox is back:", guid, box.name)
+            fits = any(shown[guid] == name or shown[guid].startswith(f"{name}-") for name in box.name.allowed)
+            require(fits, "mailbox", guid, "is named", shown[guid], "not", box.name)
+        for guid, name in shown.items():
+            box = await node.run(lambda store, name=name: self._as_user(store, lambda user: user.select(name)))
+            box.check_consistency()
+            tokens = self._tokens(guid, box)
+            if complete:
+                self.model.check_box(guid, box.state, tokens, adopt=adopt)
+            clients.setdefault(guid, Client()).resync(box.state, f"{who} in {name}")
+            await box.release()
+        await user.release()
+
+    def _tokens(self, guid: str, box: Any) -> dict[int, bytes]:
+        tokens = {}
+        for at, uid in enumerate(box.state.uids.tolist()):
+            token = self.read(*box.state.home_of(at))
+            require(token is not None, "a mail whose object is gone:", guid, uid, box.state.home_of(at))
+            tokens[uid] = token
+        return tokens
+
+    def lost(self, node: Node) -> None:
+        """The local state of a node that was killed is gone: what it had not yet written may be lost."""
+        self.model.crash(node.journaled_until)
+
+    # -- random ------------------------------------------------------------------------------------------------------
+
+    async def act(self, node: Node, rng: random.Random, *, gentle: bool = False) -> None:
+        """One random command. gentle: only what commutes with what another writer does at the same time."""
+        boxes = await self._boxes(node)
+        if not boxes:
+            return
+        name, guid = rng.choice(boxes[:1] * 3 + boxes)
+        kind = rng.choices(
+            ["append", "many", "store", "expunge", "copy", "move", "create", "rename", "delete"],
+            [8, 2, 8, 3, 3, 3, 1, 1, 1] if not gentle else [8, 2, 8, 3, 3, 3, 1, 0, 0],
+        )[0]
+        if kind in ("append", "many"):
+            flags = tuple(rng.sample(FLAGS, rng.choice([0, 0, 1, 2]))) if not gentle else ()
+            await self.append(node, name, guid, 1 if kind == "append" else rng.randint(2, 5), flags)
+            return
+        if kind == "create":
+            await self.create(node, f"box{self.serial}-{rng.randint(0, 99)}")
+            return
+        if kind in ("rename", "delete"):
+            own = [(name, guid) for name, guid in boxes if name.startswith("box")]
+            if own:
+                name, guid = rng.choice(own)
+                if kind == "delete":
+                    await self.delete(node, name, guid)
+                else:
+                    await self.rename(node, name, f"box{rng.randint(0, 9)}", guid)
+            return
+        seen = await self._select(node, name)
+        if seen is None:
+            return
+        await seen.release()
+        uids = seen.state.uids.tolist()
+        if not uids:
+            return
+        some = sorted(rng.sample(uids, min(len(uids), rng.choice([1, 1, 2, 5]))))
+        if kind == "store":
+            flags = rng.sample(FLAGS, rng.choice([1, 1, 2]))
+            op = rng.choice(["add", "remove"])
+            if gentle:
+                flags, op = [f"z{node.name}"], "add"
+            await self.store(node, name, guid, some, op, flags)
+        elif kind == "expunge":
+            await self.expunge(node, name, guid, some)
+        else:
+            to, to_guid = rng.choice(boxes)
+            await self.copy(node, name, guid, some, to, to_guid, kind == "move")
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def finish(self, nodes: list[Node]) -> None:
+        """All is well again: everybody stops, the bucket alone has everything, and nothing that nobody needs."""
+        world = self.world
+        await world.no_faults()
+        await asyncio.sleep(90)
+        for node in nodes:
+            if not node.ended:
+                await node.stop()
+        fresh = await world.node("fresh", Disk()).start()
+        await asyncio.sleep(5)
+        await self.look(fresh)
+        await self.nothing_lost(fresh)
+        await fresh.stop()
+        await self.clean_up()
+
+    async def nothing_lost(self, node: Node) -> None:
+        """Every acknowledged content that no command may have removed is somewhere."""
+        user = await node.user(USER)
+        there: set[bytes] = set()
+        for info in user.mailboxes():
+            if info.guid is not None:
+                box = await self._select(node, info.name)
+                there |= set(self._tokens(info.guid, box).values())
+                await box.release()
+        lost = self.model.delivered - self.model.removable - there
+        require(not lost, "acknowledged and gone:", lost)
+
+    async def clean_up(self) -> None:
+        """After delays, flushes and restarts, the bucket has what somebody needs, and no more."""
+        world = self.world
+        prints: list[dict[str, Any]] = []
+        for life in range(3):
+            node = await world.node(f"sweeper{life}", Disk()).start()
+            for _ in range(3):
+                user = await node.user(USER)
+                for guid in list(user.root.entries):
+                    if not user.root.entries[guid].cleared:
+                        box = await node.run(lambda store, guid=guid: user.box(guid))
+                        box.changed(Change.IMPORTANT)
+                        await node.run(lambda store, box=box: box.flush(everything=True))
+                await asyncio.sleep(DELETE_DELAY_S + 2 * 60)
+                await user.release()
+            user = await node.user(USER)
+            await asyncio.sleep(1)
+            needed, state = await self._needed(node, user)
+            prints.append(state)
+            left = [key for key in world.keys(user_prefix(SID)) if key not in needed]
+            missing = [key for key in needed if key not in world.memory._objects]
+            await node.stop()
+        require(not missing, "needed and not in the bucket:", missing)
+        require(not left, "leaked:", left)
+        journals = world.keys("_journal/")
+        require(len(journals) <= 12, "journal objects left:", journals)
+        for earlier, later in zip(prints, prints[1:], strict=False):
+            require(earlier == later, "the state changed over a clean restart:", earlier, later)
+
+    async def _needed(self, node: Node, user: Any) -> tuple[set[str], dict[str, Any]]:
+        needed, state = set(), {}
+        prefix = bundles_prefix(SID)
+        needed |= {f"{prefix}root/{name}" for name in (*user.known.heads, *(n for n, _ in user.known.superseded))}
+        for guid, entry in user.root.entries.items():
+            if entry.cleared:
+                continue
+            box = await node.run(lambda store, guid=guid: user.box(guid))
+            names = (*box.known.heads, *box.known.segments, *(n for n, _ in box.known.superseded))
+            needed |= {f"{prefix}{guid}/{name}" for name in names}
+            for at, _ in enumerate(box.state.uids):
+                home, uid = box.state.home_of(at)
+                needed.add(mail_key(SID, home, uid))
+            needed |= {mail_key(SID, guid, Uid(uid)) for uid in box.state.active_holders()}
+            state[guid] = (entry.name, entry.deleted > 0, flags_of(box.state), box.state.uidnext)
+        return needed, state
+
+
+__all__ = ["CLAIM_PURGED", "NOBODY", "SID", "USER", "Broken", "Player", "parse_mail_key"]

@@ -1,0 +1,154 @@
+"""A random life of one user's mail, from a seed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+
+from obox.objectstore.faults import Rates
+
+from .caches import Disk
+from .loop import simulate
+from .player import Player
+from .world import Crash, Node, World
+
+
+class Story:
+    """What happens: commands, pauses, and accidents to backends and bucket."""
+
+    def __init__(self, seed: int, *, steps: int = 30) -> None:
+        self.seed = seed
+        self.steps = steps
+        self.rng = random.Random(seed * 7919)
+
+    async def run(self) -> World:
+        self.world = World(self.seed)
+        try:
+            await self._run()
+        except BaseException as exc:
+            exc.add_note(f"seed {self.seed}: .venv/bin/python -m tests.sim --start {self.seed} --seeds 1 -v")
+            exc.add_note("\n".join(self.world.trace[-60:]))
+            raise
+        return self.world
+
+    async def _run(self) -> None:
+        world, rng = self.world, self.rng
+        self.player = player = Player(world)
+        self.settings = {"durability": rng.choice(["local", "local", "local", "bucket"])}
+        self.zombies: list[Node] = []
+        self.old: list[Disk] = []
+        self.owner = await world.node("a", Disk(), **self.settings).start()
+        self.faulty = rng.random() < 0.6
+        for _ in range(self.steps):
+            self._weather()
+            if rng.random() < 0.25:
+                await self._accident()
+            else:
+                await self._commands()
+            if rng.random() < 0.3:
+                await asyncio.sleep(rng.choice([0.05, 0.5, 1.5, 5.0, 25.0, 60.0]))
+            if not self.zombies and rng.random() < 0.3:
+                await self._look()
+        for zombie in self.zombies:
+            if zombie.host.frozen:
+                zombie.thaw()
+        await player.finish([self.owner, *self.zombies])
+
+    def _weather(self) -> None:
+        plan, rng = self.world.plan, self.rng
+        plan.outage = False
+        if not self.faulty or rng.random() < 0.5:
+            plan.every = Rates()
+        else:
+            plan.every = replace(
+                Rates(), error=rng.choice([0, 10]), lost=rng.choice([0, 5]), delay=rng.choice([0, 20]),
+                late=rng.choice([0, 5]), late_hang=rng.choice([0, 3]), hang=rng.choice([0, 3]),
+                truncate=rng.choice([0, 5]),
+            )  # fmt: skip
+
+    async def _commands(self) -> None:
+        rng = self.rng
+        nodes = [self.owner, *(zombie for zombie in self.zombies if zombie.up)]
+        at_once = rng.choice([1, 1, 2, 4])
+        work = [self.player.act(node, rng, gentle=bool(self.zombies)) for node in nodes for _ in range(at_once)]
+        results = await asyncio.gather(*work, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Crash):
+                raise result
+
+    async def _look(self) -> None:
+        self.world.plan.every = Rates()
+        self.world.plan.outage = False
+        try:
+            await self.player.look(self.owner)
+        except Crash:
+            pass
+
+    async def _accident(self) -> None:
+        rng, world = self.rng, self.world
+        kind = rng.choice(["stop", "kill", "kill", "lose", "lose", "freeze", "restore", "rename", "second", "outage"])
+        if self.zombies and kind in ("freeze", "second", "restore"):
+            await self._heal()
+            return
+        match kind:
+            case "stop":
+                await self.owner.stop()
+                self.old.append(self.owner.disk.snapshot())
+                await self._restart(self.owner.name, self.owner.disk)
+            case "kill" | "lose" | "rename" | "restore":
+                busy = [asyncio.ensure_future(self._commands())] if rng.random() < 0.6 else []
+                await asyncio.sleep(rng.choice([0, 0.01, 0.03, 0.1, 1.0]))
+                self.old.append(self.owner.disk.snapshot())
+                world.note(kind, self.owner)
+                self.owner.kill()
+                await asyncio.gather(*busy)
+                disk, name = self.owner.disk, self.owner.name
+                if kind != "kill":
+                    self.player.lost(self.owner)
+                    disk = self.old[rng.randrange(len(self.old))] if kind == "restore" else Disk()
+                    name = rng.choice(["a", "b", "c"]) if kind == "rename" else name
+                await asyncio.sleep(rng.choice([0, 0.5, 30]))
+                await self._restart(name, disk.snapshot())
+            case "freeze":
+                busy = asyncio.ensure_future(self._commands())
+                await asyncio.sleep(rng.choice([0.005, 0.02, 0.1]))
+                zombie = self.owner
+                zombie.freeze()
+                await asyncio.sleep(rng.choice([0.1, 5, 40]))
+                self.player.clients["zombie"] = {
+                    guid: client.clone() for guid, client in self.player.clients.get("client", {}).items()
+                }
+                self.zombies.append(zombie)
+                await self._restart(rng.choice(["a", "b"]), Disk())
+                for _ in range(rng.randint(0, 4)):
+                    await self.player.act(self.owner, rng, gentle=True)
+                zombie.thaw()
+                await busy
+            case "second":
+                self.zombies.append(await world.node(rng.choice(["a", "x"]), Disk(), **self.settings).start())
+            case "outage":
+                world.plan.outage = True
+                world.note("outage")
+                busy = asyncio.ensure_future(self._commands())
+                await asyncio.sleep(rng.choice([1, 8, 45]))
+                world.plan.outage = False
+                world.note("outage over")
+                await busy
+
+    async def _restart(self, name: str, disk: Disk) -> None:
+        self.owner = await self.world.node(name, disk, **self.settings).start()
+
+    async def _heal(self) -> None:
+        """The two writers learn of each other: both stop, one begins again from nothing."""
+        await self.world.no_faults()
+        await asyncio.sleep(60)
+        for node in (self.owner, *self.zombies):
+            await node.stop()
+        self.zombies.clear()
+        await self._restart(self.owner.name, Disk())
+        await self._look()
+
+
+def play(seed: int, *, steps: int = 30) -> World:
+    return simulate(lambda: Story(seed, steps=steps).run())

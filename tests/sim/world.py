@@ -1,0 +1,300 @@
+"""Backends over one bucket, on virtual time, from a seed: started, stopped, killed, frozen, restored.
+
+Every request to the bucket and every local commit has a number. `World.at` crashes a backend at one of them: "before"
+(it was not made), "after" (it was made, the answer never came). A request that was sent is done whatever becomes of
+who sent it, as with a real bucket.
+
+Diagnostics: a `World` knows its seed; what it raises names it (`python -m tests.sim --start SEED --seeds 1`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Literal, TypeVar
+
+from obox.objectstore import Codec, Driver, Kind, MemoryDriver, ObjectInfo, Settings, open_store
+from obox.objectstore._driver import Page
+from obox.objectstore._errors import Unreachable
+from obox.objectstore.faults import FaultyDriver, Plan
+from obox.store import Env, MailStore, StoreSettings
+from obox.types import StorageId
+
+from .caches import Disk, SimFscache, SimMetacache
+from .loop import HOST, NOBODY, Host
+
+T = TypeVar("T")
+
+EPOCH = 1_800_000_000.0
+DELETE_DELAY_S = 120.0
+UPLOAD_INTERVAL_S = 20.0
+IDLE_S = 15.0
+ANSWER_S = 16.0
+"""A session never waits longer for an answer: it has a client that is waiting too."""
+
+CODEC = Codec({}, None, "none")
+
+When = Literal["before", "after"]
+
+
+class Crash(Exception):
+    """A backend has been killed at a numbered step."""
+
+
+class World:
+    """One bucket, its backends, time and chance."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.memory = MemoryDriver(wall=self.now)
+        self.plan = Plan()
+        self.faults = FaultyDriver(
+            self.memory, rng=random.Random(seed + 1), plan=self.plan, later=self._later, sleep=asyncio.sleep
+        )
+        self.latency_s = (0.001, 0.03)
+        self.nodes: list[Node] = []
+        self.trace: list[str] = []
+        self.steps = 0
+        self.at: tuple[int, When, Callable[[], None]] | None = None
+        self.deleted: list[tuple[float, str]] = []
+        self._background: set[asyncio.Task[Any]] = set()
+
+    def now(self) -> float:
+        return EPOCH + self.clock()
+
+    def clock(self) -> float:
+        return asyncio.get_running_loop().time() + 1000.0
+
+    def note(self, *words: object) -> None:
+        self.trace.append(f"{self.clock() - 1000:9.3f} " + " ".join(map(str, words)))
+
+    def background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task of nobody's machine: a request on its way."""
+        task = asyncio.get_running_loop().create_task(work, context=NOBODY.copy())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard, context=NOBODY)
+        return task
+
+    def _later(self, seconds: float, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async def run() -> None:
+            await asyncio.sleep(seconds)
+            await call()
+
+        self.background(run())
+
+    def step(self, what: str, when: When) -> bool:
+        """A numbered step begins ("before") or has been done ("after"); True when the crash is here."""
+        if when == "before":
+            self.steps += 1
+        if self.at is None or self.at[0] != self.steps or self.at[1] != when:
+            return False
+        _, _, crash = self.at
+        self.at = None
+        self.note("crash", when, what)
+        crash()
+        return True
+
+    def keys(self, part: str = "") -> list[str]:
+        return [key for key in self.memory._keys if part in key]
+
+    async def no_faults(self) -> None:
+        self.plan.outage = False
+        self.plan.every, self.plan.rates = Plan().every, {}
+
+    def node(self, name: str, disk: Disk | None = None, **settings: Any) -> Node:
+        node = Node(self, name, disk if disk is not None else Disk(), **settings)
+        self.nodes.append(node)
+        return node
+
+
+class _Wire:
+    """The bucket as one backend reaches it: a request once sent goes its way."""
+
+    def __init__(self, world: World, node: Node) -> None:
+        self._world, self._node = world, node
+
+    copies_create_only = True
+
+    @property
+    def page_keys(self) -> int:
+        return 1000
+
+    async def _send(self, op: str, key: str, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        world, node = self._world, self._node
+        if node.cut:
+            raise Unreachable(f"{op} {key}: the machine is gone", maybe_done=False)
+        if world.step(f"{op} {key}", "before"):
+            await asyncio.Event().wait()
+        node.sent(op, key)
+
+        async def request() -> T:
+            await asyncio.sleep(world.rng.uniform(*world.latency_s) / 2)
+            result = await call()
+            node.landed(op, key)
+            return result
+
+        sent = world.background(request())
+        sent.add_done_callback(lambda task: task.cancelled() or task.exception(), context=NOBODY)
+        result = await asyncio.shield(sent)
+        if world.step(f"{op} {key}", "after"):
+            await asyncio.Event().wait()
+        await asyncio.sleep(world.rng.uniform(*world.latency_s) / 2)
+        return result
+
+    async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
+        await self._send("put", key, lambda: self._world.faults.put(key, data, kind=kind))
+
+    async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
+        return await self._send("get", key, lambda: self._world.faults.get(key, kind=kind, start=start, end=end))
+
+    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
+        return await self._send(
+            "list", prefix, lambda: self._world.faults.list_page(prefix, kind=kind, after=after, limit=limit)
+        )
+
+    async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
+        self._world.deleted += [(self._world.clock(), key) for key in keys]
+        await self._send("delete", keys[0], lambda: self._world.faults.delete_batch(keys, kind=kind))
+
+    async def copy(self, source: str, target: str, *, kind: Kind) -> None:
+        await self._send("copy", target, lambda: self._world.faults.copy(source, target, kind=kind))
+
+    async def close(self) -> None:
+        pass
+
+
+class Node:
+    """One life of one backend's process: `start`, then `stop`, `kill`, or neither."""
+
+    def __init__(self, world: World, name: str, disk: Disk, **settings: Any) -> None:
+        self.world, self.name, self.disk = world, name, disk
+        self.host = Host()
+        self.cut = False
+        self.ended = False
+        self.was_frozen = False
+        self.journaled_until = -1.0
+        """What was staged before this time is in a journal object of ours in the bucket."""
+        self._journal_sent: dict[str, float] = {}
+        self.skew_s = 0.0
+        driver: Driver = _Wire(world, self)
+        bucket = open_store(
+            Settings("memory://"),
+            driver=driver,
+            clock=world.clock,
+            sleep=asyncio.sleep,
+            wall=world.now,
+            rng=random.Random(world.rng.random()),
+            log=_SILENT,
+        )
+        self.metacache = SimMetacache(disk, self._before_commit)
+        chance = random.Random(world.rng.random())
+        self.settings = StoreSettings(
+            **{
+                "backend": name,
+                "delete_delay_s": DELETE_DELAY_S,
+                "upload_interval_s": UPLOAD_INTERVAL_S,
+                "idle_s": IDLE_S,
+                "mailboxes": (("Trash", "\\Trash"),),
+                **settings,
+            }
+        )
+        self.env = Env(
+            bucket=bucket,
+            codec=CODEC,
+            metacache=self.metacache,  # type: ignore[arg-type]
+            fscache=SimFscache(disk),  # type: ignore[arg-type]
+            settings=self.settings,
+            now=lambda: world.now() + self.skew_s,
+            clock=world.clock,
+            sleep=asyncio.sleep,
+            random_bytes=chance.randbytes,
+        )
+        self.store: MailStore | None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def up(self) -> bool:
+        return self.store is not None and self.store.started and not self.ended and not self.host.frozen
+
+    def sent(self, op: str, key: str) -> None:
+        if op == "put" and key.startswith("_journal/"):
+            self._journal_sent.setdefault(key, self.world.clock())
+
+    def landed(self, op: str, key: str) -> None:
+        if key in self._journal_sent:
+            self.journaled_until = max(self.journaled_until, self._journal_sent[key] - 0.01)
+
+    async def _before_commit(self) -> None:
+        if self.world.step("commit", "before"):
+            await asyncio.Event().wait()
+
+    async def start(self) -> Node:
+        """Raises AssertionError when it does not come up."""
+        self.world.note("start", self.name)
+        self.host.context.run(self._make)
+        assert self.store is not None
+        await self._finished(self.host.spawn(self.store.start()))
+        return self
+
+    def _make(self) -> None:
+        self.store = MailStore(self.env)
+
+    async def _finished(self, task: asyncio.Task[T]) -> T:
+        while not task.done():
+            began = self.world.clock()
+            await asyncio.wait([task], timeout=300)
+            if not task.done() and not self.host.frozen and self.world.clock() - began >= 300:
+                raise AssertionError(f"no answer for ever: {task!r}")
+        if task.cancelled():
+            raise Crash(self.name)
+        return task.result()
+
+    async def run(self, work: Callable[[MailStore], Coroutine[Any, Any, T]]) -> T:
+        """A session's work in this process. Raises Crash when the process ends meanwhile."""
+        if self.ended or self.store is None:
+            raise Crash(self.name)
+        return await self._finished(self.host.spawn(work(self.store)))
+
+    async def user(self, name: str = "anna") -> Any:
+        return await self.run(lambda store: store.open_user(name, StorageId(name)))
+
+    async def stop(self) -> None:
+        """An orderly end."""
+        self.world.note("stop", self.name)
+        assert self.store is not None
+        await self.run(lambda store: store.close())
+        await self.metacache.close()
+        self.kill()
+
+    def freeze(self) -> None:
+        self.world.note("freeze", self.name)
+        self.was_frozen = True
+        self.host.freeze()
+
+    def thaw(self) -> None:
+        self.world.note("thaw", self.name)
+        self.host.thaw()
+
+    def kill(self) -> None:
+        """As kill -9 or a power cut: nothing more is sent, nothing more is written."""
+        if self.ended:
+            return
+        self.ended = self.cut = True
+        self.metacache.kill()
+        for task in list(self.host.tasks):
+            task.cancel()
+        self.host.thaw()  # only to end: what it sends or writes goes nowhere
+
+
+class _Silent:
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **words: None
+
+
+_SILENT = _Silent()
+
+__all__ = ["CODEC", "HOST", "Awaitable", "Crash", "Disk", "Node", "ObjectInfo", "World"]

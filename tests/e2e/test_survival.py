@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import pytest
 from imapclient import IMAPClient
 from mails import NOT_OVER_LMTP, every_kind, simple
 from processes import USERS, Backend, everything, modseqs

@@ -33,7 +33,7 @@ def _dates(state: State, where: Where) -> list[bytes]:
 
 
 def _save_dates(state: State, where: Where) -> list[bytes]:
-    saved = (state.column("savedate")[where] // 1000).tolist()  # type: ignore[operator]
+    saved = (state.column("savedate")[where] // 1000).tolist()
     return [wire.internaldate(seconds) if seconds else b"NIL" for seconds in saved]
 
 

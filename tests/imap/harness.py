@@ -41,9 +41,7 @@ class Passwords:
 @asynccontextmanager
 async def mail_store(path: Path) -> AsyncIterator[MailStore]:
     """The real store: bucket in memory, caches below `path`."""
-    metacache = Metacache(
-        path / "metacache", max_space=256 << 20, max_grace=32 << 20, clock=time.monotonic, sync=False
-    )
+    metacache = Metacache(path / "metacache", max_space=256 << 20, max_grace=32 << 20, clock=time.monotonic, sync=False)
     fscache = Fscache(path / "fscache", max_size=64 << 20, clock=time.monotonic)
     env = Env(
         bucket=open_store(Settings(url="memory://")),

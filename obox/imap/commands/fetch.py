@@ -32,7 +32,7 @@ COLUMN_ROWS: Final = 1000
 """Mails of a chunk that needs columns alone: about 64 KiB of lines."""
 FIELD_ROWS: Final = 250
 """Mails of a chunk that needs cached fields: about 200 KiB."""
-MAIL_ROWS: Final = 50
+MAIL_ROWS: Final = 128
 """Mails of a chunk that needs whole mails, whose \\Seen is set at once."""
 STREAM_BYTES_MIN: Final = 1 << 20
 """A larger mail is not held in memory for a client that wants all of it."""
@@ -73,6 +73,10 @@ def _changed_since(session: Session, command: ast.Fetch, uids: UidArray, modseq:
     where, there = state.positions(uids)
     there[there] = state.modseqs[where[there]] > np.uint64(state.trusted(modseq))
     return uids[there]
+
+
+def _of_mail(item: FetchAttr | Body) -> bool:
+    return isinstance(item, Body) and not item.in_header
 
 
 class _Fetch:
@@ -197,38 +201,38 @@ class _Fetch:
     # -- whole mails -----------------------------------------------------------------------------------------------
 
     async def _whole(self, uids: UidArray, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]) -> None:
-        fresh = set(seen.tolist())
-        async for uid, mail in self._mails(uids):
-            state = self.mailbox.state
-            position = state.position(uid)
-            if position is None or (self.plan.needs_fields and uid not in found):
+        """The columns of all are taken now, each mail's bytes follow: a change in between is told by the next poll."""
+        state = self.mailbox.state
+        where, there = state.positions(uids)
+        if self.plan.needs_fields and len(found) < len(uids):
+            there &= np.isin(uids, np.fromiter(found, dtype=np.uint32, count=len(found)))
+        if not there.all():
+            self._missed(uids[~there])
+            uids, where = uids[there], where[there]
+        order = uids.tolist()
+        sizes = state.column("size")[where].tolist()
+        names, rows = self._cells(uids, where, seen, found, headers)
+        lead = b"* %d FETCH (" + b" ".join(names) + b")\r\n"
+        at = 0
+        async for uid, mail in self._mails(order, sizes):
+            while order[at] != uid:
+                at += 1
+            if mail is not None:
+                self._write_row(lead, rows[at], mail)
+            elif self._streams(sizes[at]):
+                await self._stream(uid, sizes[at], names, rows[at])
+            else:
                 self._missed(np.array([uid], dtype=np.uint32))
-                continue
-            if mail is None:
-                if not self._streams(int(state.column("size")[position])):
-                    self.lost.add(uid)
-                    continue
-                cells = self._cells(uid, position, uid in fresh, found.get(uid), headers.get(uid, b""))
-                await self._stream(uid, int(state.column("size")[position]), cells)
-                continue
-            cells = self._cells(uid, position, uid in fresh, found.get(uid), headers.get(uid, b""))
-            self._write_row(uid, cells, mail)
             if self.session.out.full:
                 await self.session.flush()
 
     def _streams(self, size: int) -> bool:
         return size >= STREAM_BYTES_MIN and self.plan.whole_only
 
-    async def _mails(self, uids: UidArray) -> AsyncIterator[tuple[int, bytes | None]]:
-        """Whole mails in order; None for one that is to be streamed, or is lost."""
-        state = self.mailbox.state
-        where, there = state.positions(uids)
-        if not there.all():
-            self._missed(uids[~there])
-            uids, where = uids[there], where[there]
-        sizes = state.column("size")[where].tolist()
+    async def _mails(self, uids: list[int], sizes: list[int]) -> AsyncIterator[tuple[int, bytes | None]]:
+        """Whole mails in order; None for one that is to be streamed, is lost or was expunged."""
         run: list[int] = []
-        for uid, size in zip(uids.tolist(), sizes, strict=True):
+        for uid, size in zip(uids, sizes, strict=True):
             if not self._streams(size):
                 run.append(uid)
                 continue
@@ -254,44 +258,44 @@ class _Fetch:
                 uids = uids[done + 1 :]
 
     def _cells(
-        self, uid: int, position: int, fresh: bool, fields: Fields | None, header: bytes
-    ) -> tuple[list[bytes], list[Any]]:
-        """Format strings and values of one line; a section that needs the mail has None."""
-        state = self.mailbox.state
-        where = np.array([position], dtype=np.intp)
-        small = Plan([item for item in self.plan.order if not isinstance(item, Body) or item.in_header])
-        columns = small.columns(state, where, self.view.recent_uids(), [fields] if fields is not None else [], [header])
-        given = iter(columns)
-        values: list[Sequence[Any]] = [
-            [None] if isinstance(item, Body) and not item.in_header else next(given) for item in self.plan.order
-        ]
+        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]
+    ) -> tuple[list[bytes], list[list[Any]]]:
+        """Format strings, and for each line its sequence number and values; what is cut from the mail is None yet."""
+        plan = self.plan
+        small = Plan([item for item in plan.order if not _of_mail(item)])
+        order = uids.tolist() if plan.needs_fields else []
+        given = iter(
+            small.columns(
+                self.mailbox.state,
+                where,
+                self.view.recent_uids(),
+                [found[uid] for uid in order],
+                [headers[uid] for uid in order] if headers else [],
+            )
+        )
+        blank = [None] * len(uids)
+        columns: list[Sequence[Any]] = [blank if _of_mail(item) else next(given) for item in plan.order]
         names = self.names
-        if fresh:
-            one = np.array([uid], dtype=np.uint32)
-            names, values = self._with_flags(one, where, one, values)
-        return names, [column[0] for column in values]
+        if len(seen):
+            names, columns = self._with_flags(uids, where, seen, columns)
+        return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
 
-    def _head(self, uid: int) -> bytes:
-        return b"* %d FETCH (" % int(self.view.seqs(np.array([uid], dtype=np.uint32))[0])
-
-    def _write_row(self, uid: int, cells: tuple[list[bytes], list[Any]], mail: bytes) -> None:
-        names, values = cells
+    def _write_row(self, lead: bytes, values: list[Any], mail: bytes) -> None:
         root = parse(mail) if self.plan.needs_structure else None
-        for at, item in enumerate(self.plan.order):
+        for at, item in enumerate(self.plan.order, 1):
             if isinstance(item, Body) and not item.in_header:
                 values[at] = item.of_mail(mail, root)
-        self.session.write(self._head(uid), b" ".join(names) % tuple(values), b")\r\n")
+        self.session.write(lead % tuple(values))
 
-    async def _stream(self, uid: int, size: int, cells: tuple[list[bytes], list[Any]]) -> None:
+    async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> None:
         """A large mail, piece by piece. What fails inside a literal ends the connection: its length has been said."""
-        session = self.session
-        names, values = cells
-        order, tail = self.plan.order, values[len(self.plan.order) :]
-        head = lead = self._head(uid)
+        session, order = self.session, self.plan.order
+        seq, cells, tail = values[0], values[1 : len(order) + 1], values[len(order) + 1 :]
+        head = lead = b"* %d FETCH (" % seq
         for at, (item, name) in enumerate(zip(order, names, strict=True)):
             more = tail if at == len(order) - 1 else []
-            if not (isinstance(item, Body) and not item.in_header):
-                session.write(lead + name % (values[at], *more))
+            if not (isinstance(item, Body) and _of_mail(item)):
+                session.write(lead + name % (cells[at], *more))
                 lead = b" "
                 continue
             start, end = item.span(size)

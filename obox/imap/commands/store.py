@@ -16,7 +16,7 @@ from obox.imap import ast
 from obox.imap.ast import StoreMode
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.commands.expunge import READ_ONLY
-from obox.imap.replies import Reply, no
+from obox.imap.replies import Reply
 from obox.imap.session import Session
 from obox.imap.sets import format_set
 from obox.imap.updates import write_flags
@@ -47,7 +47,8 @@ async def store(session: Session, command: ast.Store) -> Reply:
         uids, where = uids[there], where[there]
     op = OPS[command.mode]
     before = state.bits[where]
-    known = ~view.untold(state, uids) if command.silent else np.ones(len(uids), dtype=np.bool_)
+    guess = command.silent and op != "replace"  # the client works the result out from what it was told
+    known = ~view.untold(state, uids) if guess else np.ones(len(uids), dtype=np.bool_)
     names = len(state.flag_names)
     stored = await mailbox.store_flags(uids, op, command.flags, command.unchanged_since)
     state = mailbox.state
@@ -65,11 +66,9 @@ async def store(session: Session, command: ast.Store) -> Reply:
     elif session.condstore:
         await write_flags(session, done, uid=command.uid, flags=False)
     if len(refused):
-        numbers = refused if command.uid else view.seqs(refused)
-        code = b"MODIFIED " + format_set(numbers)
-        return no("Some mails no longer exist", code) if missed and not command.uid else Reply("Store completed", code)
-    if missed and not command.uid:
-        return no("Some of the mails no longer exist", "EXPUNGEISSUED")
+        return Reply("Store completed", b"MODIFIED " + format_set(refused if command.uid else view.seqs(refused)))
+    if missed and not command.uid:  # RFC 2180 §4.2.1: those that are left have been changed, and told
+        return Reply("Store completed, some of the mails no longer exist", "EXPUNGEISSUED")
     return Reply("Store completed")
 
 

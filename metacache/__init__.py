@@ -6,6 +6,7 @@ Diagnostics: see `metacache._cache`.
 """
 
 from metacache._cache import Metacache
+from metacache._cleaner import Cleaned, Cleaner, Owner, Refused
 from metacache._types import (
     BoxSpace,
     Change,
@@ -13,16 +14,29 @@ from metacache._types import (
     MetacacheBusy,
     MetacacheError,
     MetacacheFull,
+    Rescanned,
+    Status,
+    UserInfo,
     UserSpace,
 )
+from metacache._weights import SizeWeights, Weights
 
 __all__ = [
     "BoxSpace",
     "Change",
+    "Cleaned",
+    "Cleaner",
     "Copy",
     "Metacache",
     "MetacacheBusy",
     "MetacacheError",
     "MetacacheFull",
+    "Owner",
+    "Refused",
+    "Rescanned",
+    "SizeWeights",
+    "Status",
+    "UserInfo",
     "UserSpace",
+    "Weights",
 ]

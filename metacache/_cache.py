@@ -6,7 +6,7 @@ and see what is staged. Whoever needs durability awaits `commit`; the rest reach
 
 Invariant: `commit` returns only when all that was staged before the call is in a synced commit. A read sees every write
 that was staged before it. Accounted bytes stay within `max_space` + `max_grace`.
-Refuses to know: the bucket, users' rights, what is cleaned and when.
+Refuses to know: the bucket, users' rights, what is cleaned and when (`metacache._cleaner`).
 Diagnostics: full (limit, map or disk): `MetacacheFull` to the waiters, the writes stay staged and are tried again at
 the next commit, drop, or second; logged once a minute. Other LMDB failures likewise as `MetacacheError`. Damage at
 open: see `metacache._env`. What could not be written until `close` is logged with its size and lost.
@@ -44,7 +44,8 @@ from metacache._ops import (
     fold_fields,
     fold_range,
 )
-from metacache._types import BoxSpace, Change, Copy, MetacacheError, MetacacheFull, UserSpace
+from metacache._types import BoxSpace, Change, Copy, MetacacheError, MetacacheFull, Rescanned, Status, UserSpace
+from metacache._weights import PRIORITIES
 
 log = structlog.get_logger()
 
@@ -55,6 +56,8 @@ STAGED_BYTES_MAX = 64 << 20  # while commits fail, memory must not grow instead 
 FIELDS_OP_BYTES = 1 << 20  # put_fields is staged in pieces, so that layers keep near their bound
 TOUCHED_PER_COMMIT = 1000
 USERS_PER_READ = 64  # users() frees its snapshot after so many
+BOXES_PER_READ = 1000  # entries() likewise: a few milliseconds
+RECOUNT_ENTRIES = 5000  # a rescan lets commits through after about so many entries: some 20 ms
 
 
 class Metacache:
@@ -77,6 +80,9 @@ class Metacache:
         flush_delay_s: float = FLUSH_DELAY_S,
     ) -> None:
         limit = max_space + max_grace
+        self.max_space = max_space
+        self.on_pressure: Callable[[], None] | None = None
+        """Called when the copies pass `max_space`, or a commit does not fit: it is time to clean."""
         self._path = Path(path)
         self._disk = Disk(open_env(self._path, map_bytes=limit + limit // 4, sync=sync), limit=limit)
         self._clock = clock
@@ -188,6 +194,13 @@ class Metacache:
             self._touched[user, box] = self._clock()
         return copy
 
+    def peek(self, user: str, box: str) -> Copy | None:
+        """Stamp and pending change of the box's copy, staged writes included, no bytes; counts as no access."""
+        with self._disk.snapshot() as txn:
+            copy = self._disk.peek(txn, user, box)
+            ops = self._pending(txn, user, box)
+        return fold_copy(copy, ops)
+
     def get_fields(self, user: str, box: str, uids: Sequence[int]) -> list[bytes | None]:
         """The records of `uids` in their order, None where there is none. Ascending uids are fastest."""
         with self._disk.snapshot() as txn:
@@ -241,6 +254,32 @@ class Metacache:
                 return
             after = found[-1][0]
 
+    def entries(self) -> Iterator[list[tuple[str, dict[int, int], list[BoxSpace]]]]:
+        """Batches of users: name, bytes by priority, boxes; as of the last commit, last accesses as of now.
+
+        For the loop: each batch is a read of its own, the caller may await between two.
+        """
+        after = b""
+        touched = self._touched
+        while True:
+            with self._disk.snapshot() as txn:
+                found = self._disk.entries(txn, after, BOXES_PER_READ)
+            if not found:
+                return
+            yield [
+                (
+                    user.name,
+                    user.space,
+                    [box._replace(accessed=max(box.accessed, touched.get((user.name, box.box), 0.0))) for box in boxes],
+                )
+                for _, user, boxes in found
+            ]
+            after = found[-1][0]
+
+    def by_priority(self) -> dict[int, int]:
+        """Bytes of all users by priority, as of the last commit."""
+        return dict(self._disk.by_priority)
+
     def space(self) -> int:
         """Accounted bytes as of the last commit."""
         return self._disk.space
@@ -252,6 +291,41 @@ class Metacache:
     def full(self) -> bool:
         """Whether it is time to clean: the limit is reached with what is staged, or commits do not fit."""
         return self._failing or self.space() + self.staged() >= self._disk.limit
+
+    def over(self) -> bool:
+        """Whether the copies take more than `max_space`, or commits do not fit."""
+        return self._failing or self.space() > self.max_space
+
+    def status(self) -> Status:
+        disk = self._disk
+        with disk.snapshot() as txn:
+            users, boxes = (int(txn.stat(db)["entries"]) for db in (disk.env.users, disk.env.boxes))
+        try:
+            file_bytes = (self._path / "data.mdb").stat().st_blocks * 512
+        except OSError:
+            file_bytes = 0
+        used = disk.by_priority
+        return Status(
+            self.space(), self.staged(), self.max_space, disk.limit, tuple(used.get(p, 0) for p in range(PRIORITIES)),
+            users, boxes, file_bytes, self.over(), self.full(), self._failing,
+        )  # fmt: skip
+
+    async def rescan(self) -> Rescanned:
+        """Recount everything while it is in use, say what was not as accounted, and mend it. Raises: MetacacheError."""
+        loop = asyncio.get_running_loop()
+        before, users = self.space(), 0
+        wrong: list[str] = []
+        after: bytes | None = b""
+        while after is not None:
+            if self._closed:
+                raise MetacacheError("metacache: closed")
+            after, counted, lines = await loop.run_in_executor(self._thread, self._disk.recount, after, RECOUNT_ENTRIES)
+            users += counted
+            wrong += lines
+        wrong += await loop.run_in_executor(self._thread, self._disk.recount_total)
+        for line in wrong:
+            log.warning("metacache rescan: mended", path=str(self._path), found=line)
+        return Rescanned(users, before, self.space(), wrong)
 
     def check(self) -> list[str]:
         """Recount the committed bytes; a line for each difference. For tests and for the operator: reads everything."""
@@ -364,6 +438,8 @@ class Metacache:
         self._layers.popleft()
         self._failing = False
         _resolve(layer.waiters)
+        if self._disk.space > self.max_space and self.on_pressure is not None:
+            self.on_pressure()
         for key, at in touched.items():
             if self._touched.get(key) == at:
                 del self._touched[key]
@@ -389,6 +465,8 @@ class Metacache:
 
     def _fail(self, error: MetacacheError) -> None:
         self._failing = True
+        if isinstance(error, MetacacheFull) and self.on_pressure is not None:
+            self.on_pressure()
         for layer in self._layers:
             waiters, layer.waiters = layer.waiters, []
             for waiter in waiters:

@@ -32,10 +32,9 @@ from metacache._layout import (
     user_key,
 )
 from metacache._ops import Append, BoxKey, Drop, DropFields, Mark, Op, PutFields, PutState, Replace
+from metacache._recount import BASE, SPACE_KEY, Counted, check, next_user, priorities, read_space
 from metacache._types import BoxSpace, Change, Copy, MetacacheError, MetacacheFull, UserSpace
 
-_SPACE_KEY = b"\0space"
-_BASE = b"B"
 _DELTA = b"D"
 _BLOB_PREFIX = 33  # user hash 16, box hash 16, kind 1
 _DELTA_PREFIX = _BLOB_PREFIX + 4
@@ -66,7 +65,8 @@ class Disk:
         self.limit = limit
         self._map_bytes_used_max = env.lmdb.info()["map_size"] * 9 // 10
         with _translated("read its size"), env.lmdb.begin() as txn:
-            self.space = _read_space(env, txn)
+            self.space = read_space(env, txn)
+            self.by_priority = priorities(env, txn)
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class Disk:
                     )
                 if work.space > work.space_before and self.used(txn) > self._map_bytes_used_max:
                     raise MetacacheFull("metacache: the map is nearly full; clean, or raise max_space")
-            self.space = work.space
+            self.space, self.by_priority = work.space, work.by_priority(self.by_priority)
 
     def used(self, txn: Txn) -> int:
         """Bytes of the pages in use, as LMDB counts them."""
@@ -127,7 +127,7 @@ class Disk:
                 for key, value in cursor.iternext():
                     if not key.startswith(prefix):
                         break
-                    if key[32:33] == _BASE:
+                    if key[32:33] == BASE:
                         base.append(value)
                     elif key[:_DELTA_PREFIX] == last:
                         deltas[-1] += value
@@ -138,6 +138,12 @@ class Disk:
         if len(whole) != record.base_len:
             raise MetacacheError(f"metacache: damaged copy of {box!r}: base has the wrong length; drop it")
         return Copy(record.stamp, whole if record.has_base else None, deltas, record.change)
+
+    def peek(self, txn: Txn, user: str, box: str) -> Copy | None:
+        """The box's copy without its bytes."""
+        raw = txn.get(box_key(user, box), db=self.env.boxes)
+        record = None if raw is None else BoxRecord.decode(raw)
+        return None if record is None or not record.has_copy else Copy(record.stamp, None, [], record.change)
 
     def get_fields(self, txn: Txn, user: str, box: str, uids: Sequence[int]) -> list[bytes | None]:
         prefix = box_key(user, box)
@@ -195,6 +201,24 @@ class Disk:
                     break
         return out
 
+    def entries(self, txn: Txn, after: bytes, count: int) -> list[tuple[bytes, UserRecord, list[BoxSpace]]]:
+        """The next users by key after `after`, each with what its boxes take, until there are `count` boxes."""
+        out = []
+        seen = 0
+        with txn.cursor(self.env.users) as cursor:
+            if cursor.set_range(after + b"\0"):
+                for key, raw in cursor.iternext():
+                    user = UserRecord.decode(raw)
+                    boxes = [
+                        BoxSpace(r.name, r.priority, r.space(user.name), r.accessed, r.change)
+                        for _, r in self._records(txn, key)
+                    ]
+                    out.append((key, user, boxes))
+                    seen += len(boxes)
+                    if seen >= count:
+                        break
+        return out
+
     def _records(self, txn: Txn, prefix: bytes) -> Iterator[tuple[bytes, BoxRecord]]:
         with txn.cursor(self.env.boxes) as cursor:
             if not cursor.set_range(prefix):
@@ -206,41 +230,49 @@ class Disk:
 
     def check(self) -> list[str]:
         """Recount everything; one line for each thing that is not as accounted. Reads the whole environment."""
-        wrong: list[str] = []
         with self.snapshot() as txn:
-            data: dict[bytes, int] = {}
-            base: dict[bytes, int] = {}
-            for db in (self.env.blobs, self.env.fields):
-                for key, value in txn.cursor(db):
-                    data[key[:32]] = data.get(key[:32], 0) + cost(len(key), len(value))
-                    if db is self.env.blobs and key[32:33] == _BASE:
-                        base[key[:32]] = base.get(key[:32], 0) + len(value)
-            users = {key: UserRecord.decode(raw) for key, raw in txn.cursor(self.env.users)}
-            space: dict[bytes, dict[int, int]] = {}
-            for key, record in self._records(txn, b""):
-                user = users.get(key[:16])
-                if user is None:
-                    wrong.append(f"box {record.name!r}: its user has no record")
-                    continue
-                if (counted := data.pop(key, 0)) != record.data_bytes:
-                    wrong.append(f"{user.name!r} {record.name!r}: {counted} bytes, accounted {record.data_bytes}")
-                if (counted := base.get(key, 0)) != record.base_len:
-                    wrong.append(f"{user.name!r} {record.name!r}: base of {counted} bytes, recorded {record.base_len}")
-                mine = space.setdefault(key[:16], {})
-                mine[record.priority] = mine.get(record.priority, 0) + record.space(user.name)
-            wrong.extend(f"blobs or fields of no box: {key.hex()}" for key in data)
-            for key, user in users.items():
-                if space.get(key) != user.space:
-                    wrong.append(f"{user.name!r}: {space.get(key)} by priority, accounted {user.space}")
-            total = sum(sum(mine.values()) for mine in space.values())
-            if total != _read_space(self.env, txn):
-                wrong.append(f"{total} bytes in all, accounted {_read_space(self.env, txn)}")
-        return wrong
+            return check(self.env, txn)
 
+    def recount(self, after: bytes, entries_max: int) -> tuple[bytes | None, int, list[str]]:
+        """Recount and mend the users after `after`, about so many entries; in the writer's thread.
 
-def _read_space(env: Env, txn: Txn) -> int:
-    raw = txn.get(_SPACE_KEY, db=env.state)
-    return 0 if raw is None else u64.unpack(raw)[0]
+        Returns where to go on (None at the end), how many users were counted, and what was wrong.
+        """
+        wrong: list[str] = []
+        users = entries = 0
+        with self.snapshot() as txn:
+            key = next_user(self.env, txn, after)
+            while key is not None and entries < entries_max:
+                try:
+                    counted = Counted(self.env, txn, key)
+                except MetacacheError as error:
+                    wrong.append(f"{key.hex()}: {error}")
+                    entries += 1
+                else:
+                    if counted.wrong:
+                        break
+                    entries += counted.entries
+                users += 1
+                after, key = key, next_user(self.env, txn, key)
+        if key is None:
+            return None, users, wrong
+        if entries >= entries_max:
+            return after, users, wrong
+        with _translated("mend"), self.env.lmdb.begin(write=True) as txn:
+            counted = Counted(self.env, txn, key)
+            counted.mend(self.env, txn)
+            self.space, self.by_priority = read_space(self.env, txn), priorities(self.env, txn)
+        return key, users + 1, wrong + counted.wrong
+
+    def recount_total(self) -> list[str]:
+        """The same for the sum over all users."""
+        with _translated("mend"), self.env.lmdb.begin(write=True) as txn:
+            used = priorities(self.env, txn)
+            total, accounted = sum(used.values()), read_space(self.env, txn)
+            if total != accounted:
+                txn.put(SPACE_KEY, u64.pack(total), db=self.env.state)
+            self.space, self.by_priority = total, used
+        return [f"{total} bytes in all, accounted {accounted}"] if total != accounted else []
 
 
 def _neighbours(cursor: Any, keys: list[bytes], uids: Sequence[int]) -> list[tuple[bytes, bytes]] | None:
@@ -285,7 +317,9 @@ class _Write:
         self._users: dict[bytes, UserRecord] = {}
         self._stored: set[bytes] = set()  # boxes with an entry in the database
         self._changed: set[bytes] = set()
-        self.space = self.space_before = _read_space(env, txn)
+        self.space = self.space_before = read_space(env, txn)
+        self._wiped = False
+        self._gained: dict[int, int] = {}  # by priority
 
     def apply(self, op: Op) -> None:
         match op:
@@ -328,6 +362,7 @@ class _Write:
             old_priority, old_space = self._charged.get(key, (0, 0))
             user.space[old_priority] = user.space.get(old_priority, 0) - old_space
             self.space -= old_space
+            self._gain(old_priority, -old_space)
             if record is None:
                 if key in self._stored:
                     txn.delete(key, db=env.boxes)
@@ -335,6 +370,7 @@ class _Write:
             space = record.space(user.name)
             user.space[record.priority] = user.space.get(record.priority, 0) + space
             self.space += space
+            self._gain(record.priority, space)
             txn.put(key, record.encode(), db=env.boxes)
         for key in {key[:16] for key in self._changed}:
             user = self._users[key]
@@ -342,7 +378,17 @@ class _Write:
                 txn.put(key, user.encode(), db=env.users)
             else:
                 txn.delete(key, db=env.users)
-        txn.put(_SPACE_KEY, u64.pack(self.space), db=env.state)
+        txn.put(SPACE_KEY, u64.pack(self.space), db=env.state)
+
+    def _gain(self, priority: int, nbytes: int) -> None:
+        self._gained[priority] = self._gained.get(priority, 0) + nbytes
+
+    def by_priority(self, before: Mapping[int, int]) -> dict[int, int]:
+        """Bytes of all users by priority, given those before this transaction."""
+        out = {} if self._wiped else dict(before)
+        for priority, nbytes in self._gained.items():
+            out[priority] = out.get(priority, 0) + nbytes
+        return {priority: nbytes for priority, nbytes in out.items() if nbytes}
 
     # ---- records -----------------------------------------------------------------------------------------------
 
@@ -392,7 +438,7 @@ class _Write:
         record.has_copy = record.has_base = True
         record.priority, record.change, record.stamp = op.priority, op.change, op.stamp
         record.base_len, record.next_delta = len(op.base), 0
-        self._put_blob(record, key + _BASE, op.base)
+        self._put_blob(record, key + BASE, op.base)
 
     def _put_blob(self, record: BoxRecord, prefix: bytes, blob: bytes) -> None:
         for number, chunk in enumerate(_chunks(blob)):
@@ -483,4 +529,5 @@ class _Write:
         self._users.clear()
         self._stored.clear()
         self._changed.clear()
+        self._wiped = True
         self.space = 0

@@ -58,3 +58,51 @@ class UserSpace(NamedTuple):
     space_bytes: dict[int, int]
     accessed: float
     change: Change
+
+
+class UserInfo(NamedTuple):
+    """One user for the operator. By priority 0 to 3: bytes, last access (0.0: none), the weight of what would go first
+    (None: nothing there). `weight`: the lowest of them, so users sorted by it are in the order of cleaning."""
+
+    user: str
+    bytes: tuple[int, ...]
+    accessed: tuple[float, ...]
+    weights: tuple[float | None, ...]
+    change: Change
+    boxes: int
+
+    @property
+    def weight(self) -> float:
+        return min((weight for weight in self.weights if weight is not None), default=0.0)
+
+
+class Status(NamedTuple):
+    """The whole cache for the operator; bytes as accounted, `file_bytes` as the environment takes on disk.
+
+    staged: bytes waiting for a commit. over: above max_space, the cleaner is at work. full: no new users.
+    """
+
+    space: int
+    staged: int
+    max_space: int
+    limit: int
+    by_priority: tuple[int, ...]
+    users: int
+    boxes: int
+    file_bytes: int
+    over: bool
+    full: bool
+    failing: bool
+
+
+class Rescanned(NamedTuple):
+    """A recount: whether all was right, and what was not (mended now)."""
+
+    users: int
+    before: int
+    space: int
+    wrong: list[str]
+
+    @property
+    def right(self) -> bool:
+        return not self.wrong

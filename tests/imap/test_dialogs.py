@@ -7,8 +7,7 @@
     # comment
 
 In S: lines `...` stands for any text, `<name>` for a word: bound at its first use, the same in all later ones, also in
-C: lines. `\\r\\n` is a line end, in literals. `S: GREETING` as a client's first line matches its greeting by pattern.
-A dialog ends when every client has heard all: a NOOP-like last command makes sure that nothing is left over.
+C: lines. `\\r\\n` is a line end, in literals. A client whose first line is S: begins with its greeting.
 """
 
 import re

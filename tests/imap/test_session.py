@@ -232,7 +232,6 @@ async def test_an_idle_session_has_no_task_and_little_memory(running: Running) -
         return connection, transport
 
     protocol, _ = await idle()
-    before = len(asyncio.all_tasks())
     count = 40
     tracemalloc.start()
     try:
@@ -241,7 +240,7 @@ async def test_an_idle_session_has_no_task_and_little_memory(running: Running) -
         each = (tracemalloc.get_traced_memory()[0] - start) / count
     finally:
         tracemalloc.stop()
-    assert len(asyncio.all_tasks()) == before
+    assert not running.imap._tasks
     assert each < 8192, each
     await fill(running, [MAIL])
     for _ in range(5):

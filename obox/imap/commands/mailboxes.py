@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from obox.errors import Exists, Invalid
+from obox.errors import Exists, Invalid, NotFound
 from obox.imap import ast
 from obox.imap.replies import Reply, no
 from obox.imap.session import Session
@@ -46,8 +46,11 @@ async def rename(session: Session, command: ast.Rename) -> Reply:
 
 
 async def subscribe(session: Session, command: ast.Subscribe) -> Reply:
-    """A name that is no mailbox may be subscribed, but it has to be one that could be. RFC 9051 §6.3.7."""
-    await session.need_user().subscribe(names.check_name(command.mailbox), True)
+    """RFC 9051 §6.3.7 lets a server ask that the name is there; once subscribed it stays so when the mailbox goes."""
+    user, name = session.need_user(), names.canonical(command.mailbox)
+    if all(info.name != name for info in user.mailboxes()):
+        raise NotFound(f"No mailbox {name!r}")
+    await user.subscribe(name, True)
     return Reply("Subscribe completed")
 
 

@@ -31,6 +31,7 @@ READ_THREADS = 4
 LOG_INTERVAL_S = 60.0
 TOUCH_INTERVAL_S = 600.0  # a hit renews a file's mtime at most so often
 PENDING_BYTES_MAX = 32 << 20  # objects that wait to be written; beyond it they are not stored, which costs time only
+WRITE_DELAY_S = 0.1  # how long an object nobody waits for stays in memory alone: one hop writes many
 BATCH_FILES = 64  # files per hop to the writing thread
 BATCH_BYTES = 8 << 20
 BATCH_REMOVE = 1000
@@ -112,6 +113,7 @@ class Fscache:
         self._round = asyncio.Event()  # set when the current round has ended
         self._flights: dict[str, _Flight] = {}
         self._writer: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()  # the next round shall not wait for more
         self._hits = self._misses = self._evictions = self._errors = self._skipped = 0
         self._logged_at = -LOG_INTERVAL_S
         self._closed = False
@@ -209,12 +211,14 @@ class Fscache:
             flight.store = False
         self._forget(name)
         self._kick()
+        self._hurry.set()
         while self._writer is not None and (name in self._doomed or name in self._busy):
             await self._round.wait()
 
     async def flush(self) -> None:
         """Return when what was put before the call has been written, or given up."""
         while self._writer is not None:
+            self._hurry.set()
             await asyncio.wait([self._writer])
 
     def stats(self) -> Stats:
@@ -350,6 +354,8 @@ class Fscache:
             self._pending_bytes -= len(old.data)
 
     def _kick(self) -> None:
+        if len(self._pending) >= BATCH_FILES or self._pending_bytes >= BATCH_BYTES:
+            self._hurry.set()
         if self._writer is not None or not (self._pending or self._doomed or self._bytes > self._max_size):
             return
         try:
@@ -367,6 +373,7 @@ class Fscache:
             loop = asyncio.get_running_loop()
             more = True
             while more and (self._pending or self._doomed or self._bytes > self._max_size):
+                await self._gather()
                 plan = self._plan()
                 steps = [item.step for item in plan]
                 done = await loop.run_in_executor(self._changer, self._files.run, steps)
@@ -374,7 +381,18 @@ class Fscache:
                 self._end_round()
         finally:
             self._writer = None
+            self._hurry.clear()
             self._end_round()
+
+    async def _gather(self) -> None:
+        """Wait a moment for more to write, unless somebody waits or there is a batch."""
+        if len(self._pending) < BATCH_FILES and self._pending_bytes < BATCH_BYTES:
+            try:
+                async with asyncio.timeout(WRITE_DELAY_S):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+        self._hurry.clear()
 
     def _end_round(self) -> None:
         self._busy.clear()

@@ -63,6 +63,22 @@ def boottime() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+class Chance:
+    """The system's randomness, fetched in larger pieces: each system call lets other threads in, twice a mail."""
+
+    PIECE_BYTES: Final = 4096
+
+    def __init__(self) -> None:
+        self._piece = b""
+        self._at = 0
+
+    def __call__(self, count: int) -> bytes:
+        if self._at + count > len(self._piece):
+            self._piece, self._at = os.urandom(max(self.PIECE_BYTES, count)), 0
+        self._at += count
+        return self._piece[self._at - count : self._at]
+
+
 class Named(Protocol):
     """A user as any of the rooms knows it."""
 
@@ -189,7 +205,7 @@ class Backend:
                 now=time.time,
                 clock=boottime,
                 sleep=asyncio.sleep,
-                random_bytes=os.urandom,
+                random_bytes=Chance(),
             )
         )
 

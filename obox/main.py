@@ -6,6 +6,7 @@ Exit codes are sysexits': 0, 64 usage, 69 an address that cannot be had, 70 a bu
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 EX_UNAVAILABLE: Final = 69
 EX_CONFIG: Final = 78
+GC_THRESHOLD: Final = (20_000, 20, 50)
+"""Next to nothing here is cyclic; with Python's own numbers a delivery spends a 25th of its time in collections."""
 
 _config_option = click.option(
     "-c", "--config", "path", metavar="FILE", help="Configuration file; otherwise the usual places (docs/config.md)."
@@ -99,6 +102,8 @@ def _run(main: Callable[[], object]) -> int:
         factory = None
     else:
         factory = uvloop.new_event_loop
+    gc.freeze()  # what the imports made stays: no collection looks at it again
+    gc.set_threshold(*GC_THRESHOLD)
     with asyncio.Runner(loop_factory=factory) as runner:
         return int(runner.run(main()))  # type: ignore[arg-type]
 

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, MutableMapping
+from functools import lru_cache
 from typing import Any, Protocol, TextIO
 
 import structlog
@@ -25,9 +26,14 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 Event = MutableMapping[str, Any]
 
 
+@lru_cache(maxsize=1024)
+def _is_secret(key: str) -> bool:
+    return _SECRET.fullmatch(key) is not None
+
+
 def _mask(_: Any, __: str, event: Event) -> Event:
     for key in event:
-        if _SECRET.fullmatch(key) and event[key] not in (None, ""):
+        if _is_secret(key) and event[key] not in (None, ""):
             event[key] = MASK
     return event
 
@@ -36,8 +42,20 @@ def _one_line(_: Any, __: str, event: Event) -> Event:
     for key, value in event.items():
         if isinstance(value, bytes):
             event[key] = value.decode("utf-8", "backslashreplace")
-        if isinstance(event[key], str):
+        if isinstance(event[key], str) and not event[key].isprintable():
             event[key] = _CONTROL.sub(lambda match: repr(match[0])[1:-1], event[key])
+    return event
+
+
+@lru_cache(maxsize=2)
+def _second(now_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_s))
+
+
+def _stamped(_: Any, __: str, event: Event) -> Event:
+    """UTC, with microseconds; the date is made once a second, not once a line."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    event["timestamp"] = f"{_second(seconds)}.{microseconds:06d}Z"
     return event
 
 
@@ -58,7 +76,7 @@ def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO 
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
+        _stamped,
         structlog.processors.StackInfoRenderer(),
         _mask,
         _one_line,

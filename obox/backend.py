@@ -157,6 +157,10 @@ class Backend:
             log=log,
         )
 
+    def check(self) -> None:
+        """Open the files that the configuration names, beyond the certificates: `obox config`. Raises ConfigError."""
+        self._codec()
+
     def _codec(self) -> Codec:
         paths = self.config.storage.encryption_keys
         keys = load_keys({name: str(path) for name, path in paths.items()})
@@ -389,7 +393,7 @@ class Backend:
         self.lifecycle.on_reload("configuration", self._reload)
 
     def _reload(self) -> Callable[[], None]:
-        """Check the whole configuration anew; use what can change while running: certificates, the log level."""
+        """Check the whole configuration anew; use what can change while running: certificates."""
         path = str(self.config.file) if self.config.file else None
         config = load(path, self._environ)
         loaded = Certificates.prepare(config.tls.cert, config.tls.key) if config.tls.cert else None

@@ -112,7 +112,15 @@ def _run(main: Callable[[], object]) -> int:
 @_config_option
 def show_config(path: str | None) -> None:
     """Check a configuration and print the effective one: where each value came from, secrets masked."""
-    click.echo(describe(_load(path)), nl=False)
+    config = _load(path)
+    click.echo(describe(config), nl=False)
+    from .backend import Backend
+    from .server import TlsError
+
+    try:
+        Backend(config).check()
+    except (ConfigError, TlsError) as exc:
+        _fail(str(exc), EX_CONFIG)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,8 @@ def run_seaweedfs() -> Iterator[S3Server]:
                 "-s3",
                 f"-s3.port={s3}",
                 f"-s3.config={home / 's3.json'}",
+                "-s3.port.iceberg=0",  # else on a fixed port, and a second server cannot start
+                "-s3.port.lance=0",
             ]
             with log.open("wb") as out:
                 process = subprocess.Popen(

@@ -95,9 +95,10 @@ def test_curl_reads_and_uploads(backend: Backend, tmp_path: Path) -> None:
         assert (tmp_path / "got").read_bytes() == kinds[name]
         run("curl", *user, "--output", tmp_path / "got", f"{url}/INBOX;UID={number};SECTION=HEADER")
         assert (tmp_path / "got").read_bytes() == kinds[name].split(b"\r\n\r\n")[0] + b"\r\n\r\n"
-    assert run("curl", *user, f"{url}/INBOX?SEEN").stdout.replace("\n", "\r\n").replace(
-        "\r\r", "\r"
-    ) == "* SEARCH 1 2 3\r\n"
+    assert (
+        run("curl", *user, f"{url}/INBOX?SEEN").stdout.replace("\n", "\r\n").replace("\r\r", "\r")
+        == "* SEARCH 1 2 3\r\n"
+    )
     assert "* STATUS" in run("curl", *user, url, "--request", "STATUS INBOX (MESSAGES)").stdout
     assert '"/" Sent' in run("curl", *user, url).stdout.replace('"Sent"', "Sent")
     assert run("curl", *user[:2], "--user", f"{ANNA}:wrong", url, check=False).returncode == 67
@@ -127,7 +128,7 @@ def local(path: Path) -> dict[str, dict[str, str]]:
     for name in [p.parent for p in path.rglob("cur")]:
         box = mailbox.Maildir(name, create=False)
         out[str(name.relative_to(path))] = {
-            key: box[key].get_flags() + box.get_bytes(key).decode("latin-1") for key in box.keys()
+            key: mail.get_flags() + box.get_bytes(key).decode("latin-1") for key, mail in box.items()
         }
     return out
 
@@ -214,7 +215,7 @@ def test_mbsync_both_ways_and_then_nothing(backend: Backend, tmp_path: Path) -> 
         b"mail 4": [],
         b"mail 20": [],
     }
-    assert [mail[3] for mail in now["Sent"][2].values()][0].endswith(b"Body of mail 30.\r\n")
+    assert next(mail[3] for mail in now["Sent"][2].values()).endswith(b"Body of mail 30.\r\n")
     here = {one["Subject"]: one.get_flags() for one in mailbox.Maildir(mail / "INBOX", create=False)}
     assert here == {"mail 0": "FS", "mail 2": "RS", "mail 4": "", "mail 20": ""}
 
@@ -393,7 +394,7 @@ NOT_OURS = {
     "and RFC 9051 §6.3.7: a server MAY check that, and must not unsubscribe by itself",
     "test_small_connection_timeout_fail": "wants a TCP connection to take more than a millisecond",
     "test_small_read_timeout_fail": "wants an answer to take more than ten microseconds",
-    "test_fetch (": "compares Envelope, a dataclass, with assertSequenceEqual; `test_envelope_as_the_live_suite_wants` does",
+    "test_fetch (": "compares Envelope, a dataclass, with assertSequenceEqual; the test below does",
     "test_move (": "without UIDs it calls imaplib's `move`, which does not exist",
 }
 """Tests of the live suite that fail by no fault of the server."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pytest
 from imapclient import IMAPClient
 from mails import NOT_OVER_LMTP, every_kind, simple
 from processes import USERS, Backend, everything, modseqs
@@ -80,10 +81,8 @@ def test_killed_and_the_machine_lost(make: Callable[..., Backend], storage: dict
         other.kill()
 
 
-def test_killed_and_started_again_on_its_disk(make: Callable[..., Backend], storage: dict[str, object]) -> None:
+def test_killed_and_started_again_on_its_disk(backend: Backend) -> None:
     """No second is waited for: a synced local commit is as good."""
-    backend = make(storage=storage)
-    backend.start()
     live(backend)
     before, _ = look(backend)
     backend.kill()
@@ -91,6 +90,7 @@ def test_killed_and_started_again_on_its_disk(make: Callable[..., Backend], stor
     assert look(backend)[0] == before
 
 
+@pytest.mark.parametrize("storage", ["seaweedfs", "encrypted"], indirect=True)
 def test_every_mail_comes_back_byte_for_byte(make: Callable[..., Backend], storage: dict[str, object]) -> None:
     """By APPEND as it is; by LMTP behind the two lines that a delivery adds."""
     backend = make(storage=storage)
@@ -138,6 +138,7 @@ def fetch(client: IMAPClient, uid: int, what: str) -> bytes:
     return body or b""
 
 
+@pytest.mark.parametrize("storage", ["file", "seaweedfs"], indirect=True)
 def test_stopped_clean_needs_no_replay(make: Callable[..., Backend], storage: dict[str, object]) -> None:
     backend = make(storage=storage)
     backend.start()

@@ -87,6 +87,8 @@ class _Fetch:
         self.plan = plan
         self.mailbox, self.view = session.need_mailbox()
         self.names = plan.names()
+        self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
+        self.needs_structure = plan.needs_structure
         self.uid = uid
         self.lost: set[int] = set()
         self.expunged = False
@@ -281,10 +283,9 @@ class _Fetch:
         return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
 
     def _write_row(self, lead: bytes, values: list[Any], mail: bytes) -> None:
-        root = parse(mail) if self.plan.needs_structure else None
-        for at, item in enumerate(self.plan.order, 1):
-            if isinstance(item, Body) and not item.in_header:
-                values[at] = item.of_mail(mail, root)
+        root = parse(mail) if self.needs_structure else None
+        for at, item in self.cut:
+            values[at] = item.of_mail(mail, root)
         self.session.write(lead % tuple(values))
 
     async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> None:

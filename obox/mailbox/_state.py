@@ -158,10 +158,10 @@ class State:
         return uids if known is None else uids[np.isin(uids, known, assume_unique=True)]
 
     def trusted(self, modseq: int) -> int:
-        """`modseq` as a client presents it, lowered out of every gap that a takeover or a merge has left."""
-        for low, high in sorted(self.gaps, reverse=True):
-            if low < modseq <= high:
-                modseq = low
+        """`modseq` as a client presents it, or 0, everything: inside a gap that a takeover or a merge has left, where
+        the client may have been told what is not so, or above what there is."""
+        if modseq > self.highestmodseq or any(low < modseq <= high for low, high in self.gaps):
+            return 0
         return modseq
 
     def next_modseq(self, now_ms: int) -> int:
@@ -249,10 +249,23 @@ class State:
         foreign = uids[self.foreign()[where]]
         return Delta(gone=Gone.at(modseq, uids), highestmodseq=modseq, purged=foreign if len(foreign) else None), uids
 
-    def takeover_delta(self, now_ms: int, ahead_ms: int = 60_000) -> Delta:
-        """The gap that an unclean takeover leaves: the dead owner may have shown modseqs that are in no journal."""
+    def takeover_delta(self, now_ms: int, ahead_ms: int = 60_000, *, merged: bool = False) -> Delta:
+        """The gap that an unclean takeover leaves: the dead owner may have shown modseqs that are in no journal.
+
+        merged: two writers' histories have been joined: what either did lies below what the other's clients know, so
+        that no earlier value can be trusted.
+        """
         high = max(self.highestmodseq, now_ms + ahead_ms)
-        return Delta(gaps=[(self.highestmodseq, high)], highestmodseq=high)
+        return Delta(gaps=[(0 if merged else self.highestmodseq, high)], highestmodseq=high)
+
+    def renewal(self, changed: Changed, now_ms: int) -> Delta | None:
+        """A fresh modseq for what a merge has changed here, so that those who are looking are told."""
+        if not changed:
+            return None
+        modseq = self.next_modseq(now_ms)
+        rows = self.rows(np.isin(self.uids, np.union1d(changed.new, changed.flags)))
+        rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
+        return Delta(rows=rows, gone=Gone.at(modseq, changed.gone), highestmodseq=modseq)
 
     # -- joining ---------------------------------------------------------------------------------------------------
 

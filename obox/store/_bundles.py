@@ -20,11 +20,11 @@ from typing import Final
 
 import msgspec
 
-from ..errors import Corrupt
+from ..errors import Corrupt, Unavailable
 from ..objectstore import CorruptObject, ObjectInfo, ObjectKind
 from ..objectstore.keys import BundleKey, Form, bundle_key, bundles_prefix, parse_bundle_key
 from ..types import StorageId
-from ._env import Env
+from ._env import TRY_LATER, Env
 
 DIFF_SHARE: Final = 4
 """A diff that would be larger than 1/4 of its base becomes a new base."""
@@ -64,6 +64,11 @@ class Known(msgspec.Struct):
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)
+
+    def knows(self, infos: list[ObjectInfo]) -> bool:
+        """Nobody else has written any of these bundles of ours."""
+        names = {name_of(info.key) for info in infos if info.size and not info.key.endswith(".cache")}
+        return names <= {*self.heads, *(name for name, _ in self.superseded)}
 
     @classmethod
     def decode(cls, data: bytes) -> Known | None:
@@ -114,7 +119,7 @@ class Bundles:
         loaded = Loaded(known)
         parsed = sorted(((parse_bundle_key(info.key), info) for info in infos), key=lambda p: (p[0].version,
         p[0].writer))
-        bundles = [(key, info) for key, info in parsed if key.form != "cache"]
+        bundles = [(key, info) for key, info in parsed if key.form != "cache" and info.size]
         known.segments = [name_of(info.key) for key, info in parsed if key.form == "cache"]
         known.cached_uid = max((segment_range(name)[1] for name in known.segments), default=0)
         covered: set[str] = set()
@@ -126,8 +131,10 @@ class Bundles:
             wanted = [(key, info) for key, info in wave if name_of(info.key) not in covered]
             bodies = await self._env.get_all([info.key for _, info in wanted], kind="index")
             for (key, info), body in sorted(zip(wanted, bodies, strict=True), key=lambda p: -p[0][0].version):
-                if body is None or name_of(info.key) in covered:
+                if name_of(info.key) in covered:
                     continue
+                if body is None:  # covered and deleted since the LIST: what covers it is not in that
+                    raise Unavailable(TRY_LATER)
                 meta, payload = self._decode(info.key, body)
                 covered.update(meta.covers)
                 heads.append((key, info, payload))
@@ -162,15 +169,20 @@ class Bundles:
 
     async def put(self, known: Known, form: Form, payload: bytes, *, modseq: int, uidnext: int = 0, clean: bool =
     False) -> None:
-        """Write one bundle and note what it makes superfluous. Raises Unavailable: nothing is changed then."""
+        """Write one bundle and note what it makes superfluous. Raises Unavailable: nothing is covered then."""
         keep = [] if form == "base" else known.heads[:1]
         covers = [name for name in known.heads if name not in keep]
-        version = known.version + 1
-        key = bundle_key(self._sid, self._box, version, self._env.writer, form)
+        known.version += 1  # also of a PUT that fails: it may have landed, or land yet
+        key = bundle_key(self._sid, self._box, known.version, self._env.writer, form)
         kind = ObjectKind.BASE if form == "base" else ObjectKind.DIFF
         meta = msgspec.msgpack.encode(BundleMeta(covers, clean))
-        await self._env.put_new(key, kind, meta, payload)
-        known.version = version
+        now = self._env.now()
+        try:
+            if not await self._env.put_new(key, kind, meta, payload):
+                raise Unavailable(TRY_LATER)
+        except BaseException:
+            known.superseded.append((name_of(key), now))
+            raise
         now = self._env.now()
         known.superseded += [(name, now) for name in covers]
         known.heads = [*keep, name_of(key)]
@@ -182,6 +194,7 @@ class Bundles:
     async def put_segment(self, known: Known, low: int, high: int, payload: bytes) -> None:
         """Write the fields of the UIDs low..high; segments inside that range are superseded."""
         key = bundle_key(self._sid, self._box, low << 32 | high, self._env.writer, "cache")
+        # One that is there already is of an earlier attempt: fields never change, at worst it has fewer.
         await self._env.put_new(key, ObjectKind.CACHE, b"", payload)
         inside = [name for name in known.segments if low <= segment_range(name)[0] and segment_range(name)[1] <= high]
         now = self._env.now()

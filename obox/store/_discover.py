@@ -23,7 +23,7 @@ from ..types import Uid
 from ._bundles import Known, name_of
 from ._mail import MailMeta
 from ._slots import Slot
-from ._writer import stamp
+from ._writer import stamp, take_back
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -39,7 +39,8 @@ HOLES_MAX: Final = 10_000
 
 async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[bytes], *, unclean: bool) -> None:
     """See `Mailbox.load`."""
-    env, state, sid = mailbox.env, mailbox.state, mailbox.user.storage_id
+    env, state, sid, generation = mailbox.env, mailbox.state, mailbox.user.storage_id, mailbox.env.generation
+    merged = False
     copy = env.metacache.load(sid, mailbox.guid)
     known = Known.decode(copy.stamp) if copy is not None else None
     if copy is not None and known is not None:
@@ -57,29 +58,37 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
             mailbox.local_deltas = len(copy.deltas)
     if known is None and mailbox.guid in mailbox.user.born:
         mailbox.user.born.discard(mailbox.guid)
-        mailbox.known.generation = env.generation
+        mailbox.known.generation = generation
         mailbox.save()
         return
     if known is None:
         await _from_bundles(mailbox, infos)
-        known = mailbox.known
-        known.generation = -1
+        mailbox.known.generation = -1
+        if copy is not None:  # without a base: holders that were noted while the box was not in memory
+            pending = [*copy.deltas, *pending]
+    elif known.generation != generation:
+        unflushed = mailbox.change is not Change.NONE
+        if await _take_bundles(mailbox, await mailbox.bundles.listing() if infos is None else infos) and unflushed:
+            mailbox.change, merged = Change.IMPORTANT, True
+    known = mailbox.known
     for data in pending:
-        if state.join(_decode(mailbox, data)):
-            mailbox.change = Change.IMPORTANT
-            known.need_base = True
-    if known.generation == env.generation and not pending:
+        state.join(_decode(mailbox, data))
+        mailbox.change = Change.IMPORTANT
+        known.need_base = True
+    if known.generation == generation and not pending:
         if mailbox.change is not Change.NONE:
             mailbox.changed(mailbox.change)
         return
-    if unclean and state.uidnext > 1:
-        state.join(state.takeover_delta(env.now_ms()))
-        mailbox.change = Change.IMPORTANT
     deltas, _ = await discover(mailbox, [])
+    if merged or (unclean and (state.uidnext > 1 or deltas)):
+        gap = state.takeover_delta(env.now_ms(), merged=merged)
+        mailbox.user.journal.add(sid, mailbox.guid, gap.encode())
+        state.join(gap)
+        mailbox.change = Change.IMPORTANT
     for delta in deltas:
         _take_in(mailbox, delta)
         mailbox.change = max(mailbox.change, Change.UNIMPORTANT)
-    known.generation = env.generation
+    known.generation = generation
     mailbox.save()
     if mailbox.change is not Change.NONE:
         mailbox.changed(mailbox.change, sum(1 for delta in deltas if delta.rows is not None))
@@ -105,12 +114,14 @@ def _decode(mailbox: Mailbox, data: bytes) -> Delta:
 
 
 def _take_in(mailbox: Mailbox, delta: Delta) -> None:
-    """Join one delta that LIST has found, under a modseq of its own."""
+    """Join one delta that LIST has found, under a modseq of its own; into the journal as well, which will soon speak of
+    higher UIDs, so that no LIST begins this low again."""
     modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
     stamp(delta, modseq)
-    mailbox.state.join(delta)
     if delta.rows is not None:
         mailbox.user.adopt(mailbox, delta.rows)
+    mailbox.user.journal.add(mailbox.user.storage_id, mailbox.guid, delta.encode())
+    mailbox.state.join(delta)
 
 
 async def discover(mailbox: Mailbox, ours: list[Slot]) -> tuple[list[Delta], int]:
@@ -120,7 +131,7 @@ async def discover(mailbox: Mailbox, ours: list[Slot]) -> tuple[list[Delta], int
     """
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     start = mailbox.state.uidnext
-    skip = {slot.uid: slot.count for slot in ours if slot.fate in ("landed", "void")}
+    skip = {slot.uid: slot.count for slot in ours if slot.fate in ("landed", "void", "orphan")}
     while True:
         after = mail_prefix(sid, guid) + f"{start - 1:08x}"
         found: dict[int, int] = {}
@@ -202,22 +213,32 @@ async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, i
 
 async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:
     """See `Mailbox.recheck`."""
-    known = mailbox.known
-    names = {name_of(info.key) for info in infos if not info.key.endswith(".cache")}
-    if names - {*known.heads, *(name for name, _ in known.superseded)}:
-        loaded = await mailbox.bundles.load(infos)
-        for payload in loaded.payloads:
-            mailbox.state.join(_decode(mailbox, payload))
-        loaded.known.need_base = True
-        mailbox.known = loaded.known
-    mailbox.state.join(mailbox.state.takeover_delta(mailbox.env.now_ms()))
-    await mailbox.slots.settled()
-    await refresh(mailbox)
-    mailbox.known.generation = mailbox.env.generation
+    generation = mailbox.env.generation
+    async with mailbox.flushing:
+        await _take_bundles(mailbox, infos)
+    mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
+    await mailbox.slots.recheck()
+    mailbox.known.generation = generation
     mailbox.known.need_base = True
-    mailbox.change = Change.IMPORTANT
     mailbox.save()
-    mailbox.changed(Change.IMPORTANT)
+
+
+async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo]) -> bool:
+    """Join the bundles that others have written; True if there are any."""
+    known, state = mailbox.known, mailbox.state
+    if known.knows(infos):
+        return False
+    loaded = await mailbox.bundles.load(infos)
+    for payload in loaded.payloads:
+        changed = state.join(_decode(mailbox, payload))
+        renewal = state.renewal(changed, mailbox.env.now_ms())
+        if renewal is not None:
+            state.join(renewal)
+    loaded.known.version = max(loaded.known.version, known.version)
+    loaded.known.generation = known.generation
+    loaded.known.need_base = True
+    mailbox.known = loaded.known
+    return True
 
 
 async def refresh(mailbox: Mailbox) -> None:
@@ -233,13 +254,15 @@ async def refresh(mailbox: Mailbox) -> None:
         (uid, uid + count) for delta in deltas if delta.rows is not None for uid, count in delta.claims.items()
     ]
     lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
+    orphans = [slot for slot in mailbox.slots.in_flight() if slot.fate == "orphan" and slot.uid not in lost]
+    await take_back(mailbox, orphans)
     for delta in deltas:
         modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
         stamp(delta, modseq)
         delta.uidnext = 0
-        mailbox.apply(delta, Change.UNIMPORTANT)
         if delta.rows is not None:
             mailbox.user.adopt(mailbox, delta.rows)
+        mailbox.apply(delta, Change.UNIMPORTANT)
     mailbox.slots.refreshed(uidnext, lambda slot: slot.uid in lost)
     mailbox.known.need_base = True
 

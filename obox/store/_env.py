@@ -16,8 +16,8 @@ import structlog
 from fscache import Fscache
 from metacache import Metacache, MetacacheError
 
-from ..errors import Temporary, Unavailable
-from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, OutcomeUnknown, StoreError, put_once, settle
+from ..errors import Unavailable
+from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
 from ..objectstore.codec import Codec, ObjectKind
 from ..types import Oid
 
@@ -88,9 +88,9 @@ class Env:
     def new_oid(self) -> Oid:
         return Oid(self.random_bytes(16))
 
-    async def listing(self, prefix: str, *, kind: Kind, after: str = "") -> list[ObjectInfo]:
+    async def listing(self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None) -> list[ObjectInfo]:
         try:
-            return await self.bucket.list(prefix, kind=kind, after=after)
+            return await self.bucket.list(prefix, kind=kind, after=after, limit=limit)
         except StoreError as exc:
             raise self.unavailable("list", prefix, exc) from exc
 
@@ -115,26 +115,18 @@ class Env:
 
         return list(await asyncio.gather(*(one(key) for key in keys)))
 
-    async def put_new(self, key: str, kind: ObjectKind, meta: bytes, payload: bytes) -> int:
-        """Encode and PUT an object under a key that is ours alone (a bundle); returns its size."""
+    async def put_new(self, key: str, kind: ObjectKind, meta: bytes, payload: bytes) -> bool:
+        """Encode and PUT an object under a key that is ours alone (a bundle); False if there is one already.
+
+        Raises Unavailable: it may be there, or come yet, and that key must not be used again.
+        """
         oid = self.new_oid()
         if len(payload) > 64 * 1024:
             data = await asyncio.to_thread(self.codec.encode, kind, oid, meta, payload)
         else:
             data = self.codec.encode(kind, oid, meta, payload)
         try:
-            if not await put_once(self.bucket, key, data, oid, kind="index"):
-                raise Temporary(f"index bundle {key} was written by someone else")
-        except OutcomeUnknown as exc:
-            if await self._settled(key, oid) != "ours":
-                raise Unavailable(TRY_LATER) from exc
-        except StoreError as exc:
-            raise self.unavailable("put", key, exc) from exc
-        return len(data)
-
-    async def _settled(self, key: str, oid: Oid) -> str:
-        try:
-            return await settle(self.bucket, key, oid, kind="index")
+            return await put_once(self.bucket, key, data, oid, kind="index")
         except StoreError as exc:
             raise self.unavailable("put", key, exc) from exc
 

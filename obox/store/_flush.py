@@ -60,6 +60,7 @@ async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
 async def _flush_index(mailbox: Mailbox) -> None:
     known, state, journal = mailbox.known, mailbox.state, mailbox.user.journal
     await mailbox.user.begin_changes()
+    await journal.sync()  # a bundle must not know of a copy before the journal knows of its holder elsewhere
     position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
     dead, claims = _garbage(mailbox)
     modseq, uidnext = state.highestmodseq, state.uidnext
@@ -75,6 +76,7 @@ async def _flush_index(mailbox: Mailbox) -> None:
         mailbox.changed(mailbox.change)
     else:
         mailbox.change = Change.NONE
+    mailbox.save_stamp()  # now: a copy that is read again must not write under this version once more
     journal.flushed(mailbox.user.storage_id, mailbox.guid, position, more=more)
     await _purge(mailbox, dead, claims)
 

@@ -64,8 +64,10 @@ async def create(user: User, name: str, special_use: str) -> Guid:
         raise Exists(f"there is a mailbox for {special_use} already")
     entry = _new_entry(user, name, special_use)
     user.journal.check()
-    user.fresh(entry)
+    box = user.fresh(entry)
+    box.unborn = True
     await user.change_root(RootDelta([entry], highestmodseq=entry.stamp, uidvalidity=entry.uidvalidity))
+    box.unborn = False
     return Guid(entry.guid)
 
 

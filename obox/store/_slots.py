@@ -3,7 +3,7 @@
 Theory of operation. `take` hands out the next UIDs; the key of the PUT is the first of them. Each slot ends settled,
 one
 of: landed (with what it adds to the state), void (nothing of ours is there, or what is there counts for nothing), taken
-(somebody else's object is under the key). Slots become visible from the lowest on, as far as they are settled: so a new
+(somebody else's object is under the key), orphan (ours has landed, but the group that it belongs to has failed). Slots become visible from the lowest on, as far as they are settled: so a new
 UID shows only when every lower one is decided. A taken slot stops the hand-out: when all slots in flight are settled
 the
 owner LISTs what the others wrote, and whoever lost its UID takes another.
@@ -11,6 +11,7 @@ owner LISTs what the others wrote, and whoever lost its UID takes another.
     taken out -> landed -> visible
               -> void   -> skipped (a burnt claim)
               -> taken  -> refresh; every slot in flight above it is tried again
+              -> orphan -> refresh; expunged in the journal, then skipped
 
 Invariant: visible UIDs are a prefix of those handed out. Refuses to know: the bucket.
 """
@@ -28,7 +29,7 @@ from ..mailbox import Delta
 WAIT_S: Final = 15.0
 """For a refresh to end, before the sender is told to try again."""
 
-Fate = Literal["pending", "landed", "void", "taken"]
+Fate = Literal["pending", "landed", "void", "taken", "orphan"]
 
 
 class Slot:
@@ -90,7 +91,7 @@ class Slots:
     def settle(self, slot: Slot, fate: Fate, delta: Delta | None = None) -> None:
         """Say what became of a slot; shows what can be shown."""
         slot.fate, slot.delta = fate, delta
-        if fate == "taken":
+        if fate in ("taken", "orphan"):
             self._open.clear()
         if not self._open.is_set():
             if all(other.fate != "pending" for other in self._queue):
@@ -98,6 +99,14 @@ class Slots:
             return
         while self._queue and self._queue[0].fate != "pending":
             self._finish(self._queue.popleft(), True)
+
+    async def recheck(self) -> None:
+        """Settle what is in flight and refresh, then return; nothing new is handed out meanwhile."""
+        await self._open.wait()
+        self._open.clear()
+        if all(slot.fate != "pending" for slot in self._queue):
+            self._taken()
+        await self._open.wait()
 
     def refreshed(self, uidnext: int, lost: Callable[[Slot], bool]) -> None:
         """After a LIST that took in what others wrote: show our slots that stand, fail those that `lost` names."""

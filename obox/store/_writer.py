@@ -21,13 +21,15 @@ import structlog
 
 from ..errors import Unavailable
 from ..mailbox import Delta, Rows
+from ..mailbox._delta import Gone
+from ..mailbox._uidset import uid_array
 from ..objectstore import StoreError, put_once, settle
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key
 from ..types import Oid, Uid
 from ._env import TRY_LATER
 from ._mail import MailMeta, make_fields
-from ._slots import Slot
+from ._slots import Fate, Slot
 from ._fields import Fields
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ PUTS_AT_ONCE: Final = 8
 INLINE_MAX: Final = 64 * 1024
 """Octets up to which a mail is parsed and compressed on the loop: about a millisecond."""
 
-VISIBLE_S: Final = 15.0
-"""How long a mail that has landed waits for the lower UIDs, before the sender is told to try again."""
+ANSWER_S: Final = 15.0
+"""How long a session waits for its mail to land and for the lower UIDs, before it is told to try again."""
 
 ATTEMPTS_MAX: Final = 8
 """UIDs lost in a row to other writers before we give up for now."""
@@ -74,27 +76,29 @@ def stamp(delta: Delta, modseq: int) -> None:
 
 
 async def write_mails(mailbox: Mailbox, drafts: list[Draft]) -> list[Uid]:
-    """Write mails under neighbouring UIDs, all visible at once or none; durable on return. Raises Unavailable."""
+    """Write mails under neighbouring UIDs, all visible at once or none; durable on return. Raises Unavailable.
+
+    Within ANSWER_S and what a large group needs for its PUTs; what is under way then comes to its end unacknowledged.
+    """
     journal = mailbox.user.journal
     journal.check()
-    lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
-    fields = [await _fields(draft.source) for draft in drafts]
-    for _ in range(ATTEMPTS_MAX):
-        slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
-        task = mailbox.user.spawn(_put_group(mailbox, slots, drafts, fields))
-        await asyncio.shield(task)
-        if await _visible(slots):
-            await (journal.lease() if lease is None else asyncio.shield(lease))
-            return [Uid(slot.uid) for slot in slots]
-    raise Unavailable(TRY_LATER)
-
-
-async def _visible(slots: list[Slot]) -> bool:
     try:
-        async with asyncio.timeout(VISIBLE_S):
-            return all([await asyncio.shield(slot.done) for slot in slots])
+        async with asyncio.timeout(ANSWER_S * (1 + len(drafts) // PUTS_AT_ONCE)):
+            lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
+            fields = [await _fields(draft.source) for draft in drafts]
+            for _ in range(ATTEMPTS_MAX):
+                slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
+                mailbox.user.spawn(_put_group(mailbox, slots, drafts, fields))
+                if all([await asyncio.shield(slot.done) for slot in slots]):
+                    if lease is not None:
+                        await asyncio.shield(lease)
+                    if mailbox.unborn:
+                        await journal.sync()
+                    await journal.lease()  # once more: the machine may have been suspended since
+                    return [Uid(slot.uid) for slot in slots]
     except TimeoutError:
-        raise Unavailable(TRY_LATER) from None
+        pass
+    raise Unavailable(TRY_LATER)
 
 
 async def _fields(source: bytes) -> Fields:
@@ -104,10 +108,10 @@ async def _fields(source: bytes) -> Fields:
 
 
 async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft], fields: list[Fields]) -> None:
-    """PUT every mail of a group and settle its slots: all landed, or none counts. Raises Unavailable."""
+    """PUT every mail of a group and settle its slots, however long it takes: all landed, or none counts."""
     gate = asyncio.Semaphore(PUTS_AT_ONCE)
 
-    async def one(slot: Slot, draft: Draft) -> tuple[str, Delta | None]:
+    async def one(slot: Slot, draft: Draft) -> tuple[Fate, Delta | None]:
         async with gate:
             return await _put_mail(mailbox, slot, draft)
 
@@ -115,19 +119,34 @@ async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft], f
         results = [await _put_mail(mailbox, slots[0], drafts[0])]
     else:
         results = list(await asyncio.gather(*(one(slot, draft) for slot, draft in zip(slots, drafts, strict=True))))
-    all_landed = all(outcome == "landed" for outcome, _ in results)
+    all_landed = all(fate == "landed" for fate, _ in results)
     if all_landed:
         mailbox.put_fields([(slot.uid, f.packed) for slot, f in zip(slots, fields, strict=True)])
-    for slot, (outcome, delta) in zip(slots, results, strict=True):
-        if outcome == "landed":
-            mailbox.slots.settle(slot, "landed" if all_landed else "void", delta if all_landed else None)
-        elif outcome == "taken":
-            mailbox.slots.settle(slot, "taken")
-    if any(outcome == "unknown" for outcome, _ in results):
-        raise Unavailable(TRY_LATER)
+    for slot, (fate, delta) in zip(slots, results, strict=True):
+        if fate == "landed" and not all_landed:
+            mailbox.slots.settle(slot, "orphan")
+        else:
+            mailbox.slots.settle(slot, fate, delta)
 
 
-async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[str, Delta | None]:
+async def take_back(mailbox: Mailbox, slots: list[Slot]) -> None:
+    """Expunge mails of a group that failed, before anybody sees them or a higher UID: whoever finds their objects by
+    LIST must know. To be called when every lower UID is settled: a mail inside a lower claim is void already, and its
+    UID another's."""
+    if not slots:
+        return
+    user, modseq = mailbox.user, mailbox.state.next_modseq(mailbox.env.now_ms())
+    for slot in slots:
+        slot.delta = Delta(gone=Gone.at(modseq, uid_array([slot.uid])))
+        user.journal.add(user.storage_id, mailbox.guid, slot.delta.encode())
+    while True:
+        try:
+            return await user.journal.sync()
+        except Unavailable:
+            continue
+
+
+async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[Fate, Delta | None]:
     env = mailbox.env
     now = env.now()
     meta = MailMeta(
@@ -144,26 +163,21 @@ async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[str, De
         data = env.codec.encode(ObjectKind.MAIL, oid, meta.encode(), draft.source)
     else:
         data = await asyncio.to_thread(env.codec.encode, ObjectKind.MAIL, oid, meta.encode(), draft.source)
-    outcome = await put_slot(mailbox, slot, data, oid)
-    if outcome != "landed":
-        return outcome, None
+    fate = await put_slot(mailbox, slot, data, oid)
+    if fate != "landed":
+        return fate, None
     await env.fscache.put(mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid)), data)
-    return outcome, Delta(rows=meta.row(oid, 0))
+    return fate, Delta(rows=meta.row(oid, 0))
 
 
-async def put_slot(mailbox: Mailbox, slot: Slot, data: bytes, oid: Oid) -> str:
-    """PUT under a slot's UID: "landed", "taken", or "unknown": then a task decides the UID, however long it takes."""
+async def put_slot(mailbox: Mailbox, slot: Slot, data: bytes, oid: Oid) -> Fate:
+    """PUT under a slot's UID and say what became of it. A PUT without a known outcome is decided, however long it
+    takes: what did land counts, for a LIST would find it."""
     key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
     try:
         return "landed" if await put_once(mailbox.env.bucket, key, data, oid, kind="mail") else "taken"
     except StoreError as exc:
         log.warning("delivery undecided", user=mailbox.user.name, key=key, error=str(exc))
-        mailbox.user.spawn(_decide(mailbox, slot, key, oid))
-        return "unknown"
-
-
-async def _decide(mailbox: Mailbox, slot: Slot, key: str, oid: Oid) -> None:
-    """Settle a UID whose PUT has no known outcome. What landed was never acknowledged: it counts for nothing."""
     pause = 0.5
     while True:
         try:
@@ -172,13 +186,12 @@ async def _decide(mailbox: Mailbox, slot: Slot, key: str, oid: Oid) -> None:
             await mailbox.env.sleep(pause)
             pause = min(pause * 2, 10.0)
             continue
-        mailbox.slots.settle(slot, "taken" if outcome == "other" else "void")
-        return
+        return "landed" if outcome == "ours" else "void" if outcome == "burnt" else "taken"
 
 
-async def write_claim(mailbox: Mailbox, rows: Rows) -> tuple[Slot, Delta]:
-    """Claim `len(rows)` UIDs with one PUT that holds the records. The slot is not settled yet: the caller forces the
-    journal first, then settles it "landed" with the delta. Raises Unavailable."""
+async def write_claim(mailbox: Mailbox, rows: Rows, until: float) -> tuple[Slot, Delta]:
+    """Claim `len(rows)` UIDs with one PUT that holds the records; no new attempt begins after `until`. The slot is not
+    settled yet: the caller does it, "landed" with the delta. Raises Unavailable."""
     env = mailbox.env
     for _ in range(ATTEMPTS_MAX):
         (slot,) = await mailbox.slots.take(mailbox.state.uidnext, [len(rows)])
@@ -187,11 +200,11 @@ async def write_claim(mailbox: Mailbox, rows: Rows) -> tuple[Slot, Delta]:
         delta = Delta(rows=numbered, claims={slot.uid: len(rows)}, uidnext=slot.uid + len(rows))
         oid = env.new_oid()
         data = env.codec.encode(ObjectKind.CLAIM, oid, b"", delta.encode())
-        outcome = await asyncio.shield(mailbox.user.spawn(put_slot(mailbox, slot, data, oid)))
-        if outcome == "landed":
+        fate = await put_slot(mailbox, slot, data, oid)
+        if fate == "landed":
             return slot, delta
-        if outcome == "unknown":
-            raise Unavailable(TRY_LATER)
-        mailbox.slots.settle(slot, "taken")
-        await asyncio.shield(slot.done)
+        mailbox.slots.settle(slot, fate)
+        await slot.done
+        if env.clock() > until:
+            break
     raise Unavailable(TRY_LATER)

@@ -139,9 +139,25 @@ class Journal:
         while self.stale():
             await self._wait(self._writes + 1)
 
+    async def beat(self) -> None:
+        """Return when one more object is in the bucket, with the watermark of now. Raises Unavailable."""
+        await self._wait(self._writes + 1 + self._busy)
+
+    def forget(self, sid: str) -> None:
+        """Drop a user's changes, staged or not yet covered: the user is being deleted."""
+        self._staged.pop(sid, None)
+        if not self._staged:
+            self._staged_at = None
+        for key in [key for key in self._first if key[0] == sid]:
+            del self._first[key]
+
     def stale(self) -> bool:
         """The lease needs renewing: `lease` would make a request."""
         return self._clock() - self._lease_at > RENEW_S
+
+    def expired(self) -> bool:
+        """Another backend may have taken over since: nothing may be acknowledged."""
+        return self._clock() - self._lease_at > LEASE_S
 
     def check(self) -> None:
         """Raises Unavailable while the journal is LATE_S late."""
@@ -166,17 +182,17 @@ class Journal:
 
     # -- coverage --------------------------------------------------------------------------------------------------
 
-    def position(self) -> int:
-        """The seq that a change added now will be in; for `flushed`."""
-        return self._seq
+    def position(self) -> tuple[str, int]:
+        """The boot and the seq that a change added now will be in; for `flushed`."""
+        return self.boot, self._seq
 
-    def flushed(self, sid: str, box: str, position: int, *, more: bool) -> None:
+    def flushed(self, sid: str, box: str, position: tuple[str, int], *, more: bool) -> None:
         """A bundle covers what was added of a box before `position` was taken; `more`: changes have come since."""
         key = (sid, box)
         if not more:
             self._first.pop(key, None)
-        elif key in self._first:
-            self._first[key] = max(self._first[key], position)
+        elif key in self._first and position[0] == self.boot:  # else: what was staged at a fence is in the new boot
+            self._first[key] = max(self._first[key], position[1])
 
     def watermark(self) -> int:
         """The first seq that a reader needs."""

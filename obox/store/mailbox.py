@@ -61,6 +61,8 @@ class Mailbox:
         self.known = Known()
         self.bundles = Bundles(env, user.storage_id, guid)
         self.deleted = False
+        self.unborn = False
+        """Its making is not yet in the bucket: no mail in it is acknowledged before."""
         self.sessions = 0
         self.used_at = env.clock()
         self.changes = 0
@@ -228,7 +230,9 @@ class Mailbox:
             if slot.also is not None:
                 slot.also()
         else:
-            self.apply(Delta(claims={slot.uid: 1}, uidnext=end), Change.UNIMPORTANT)
+            delta = slot.delta or Delta(claims={slot.uid: 1})
+            delta.uidnext = end
+            self.apply(delta, Change.UNIMPORTANT if slot.delta is None else Change.IMPORTANT)
 
     def _taken(self) -> None:
         self.user.spawn(_discover.refresh(self))

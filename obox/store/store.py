@@ -58,6 +58,8 @@ class MailStore:
         self.env = env
         self._live = live
         self.users: dict[StorageId, User] = {}
+        self.barred: set[StorageId] = set()
+        """Users that are being deleted: nobody opens them."""
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: list[asyncio.Task[Any]] = []
@@ -122,11 +124,6 @@ class MailStore:
         self.env.writer = boot
         self.unclean = True
         self._bump_generation()
-        for space in list(self.env.metacache.users()):
-            user = self.users.get(StorageId(space.user))
-            for box in self.env.metacache.boxes(space.user):
-                if user is None or (box != ROOT and Guid(box) not in user.boxes):
-                    self.env.metacache.drop(space.user, box)
         for user in self.users.values():
             self.spawn(user.recheck())
         return boot
@@ -152,8 +149,6 @@ class MailStore:
                 if self._trouble.due():
                     log.warning("waiting for the bucket", skipped=self._trouble.skipped())
                 await env.sleep(1.0)
-        if self._takeover.trust == "none":
-            env.metacache.drop_all()
         if self._takeover.trust != "all":
             self._bump_generation()
         self.unclean = self._takeover.unclean or (last is not None and not last.clean)
@@ -247,7 +242,7 @@ class MailStore:
             clean = False
             log.error("the journal's end could not be written")
         if clean:
-            self._note(LastBoot(self.journal.boot, self.journal.position() - 1, clean=True))
+            self._note(LastBoot(self.journal.boot, self.journal.position()[1] - 1, clean=True))
         await self.env.metacache.commit()
         for task in list(self._tasks):
             task.cancel()
@@ -284,8 +279,21 @@ class MailStore:
         user.sessions += 1
         return user
 
+    async def load_user(self, name: str, storage_id: StorageId) -> User:
+        """A user for upkeep: no session is counted, its limits stay. Raises Unavailable, Corrupt."""
+        return await self._user(storage_id, name)
+
+    def opening(self, sid: StorageId) -> asyncio.Task[User] | None:
+        """The task that opens a user at the moment."""
+        return self._opening.get(sid)
+
+    def forget(self, sid: StorageId) -> None:
+        """Drop what journal and takeover still hold of a user that is being deleted."""
+        self.journal.forget(sid)
+        self._takeover.pending.pop(sid, None)
+
     async def _user(self, sid: StorageId, name: str) -> User:
-        if not self.started:
+        if not self.started or sid in self.barred:
             raise Unavailable(TRY_LATER)
         user = self.users.get(sid)
         if user is not None:

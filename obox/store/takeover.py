@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from ..errors import Corrupt
+from ..errors import Corrupt, Unavailable
 from ..objectstore import CorruptObject, StoreError, put_once
 from ..objectstore.keys import journal_key, journal_prefix, parse_journal_key
-from ._env import Env
+from ._env import TRY_LATER, Env
 from .journal import JournalObject
 
 log = structlog.get_logger()
@@ -126,9 +126,9 @@ def _trust(
 async def _read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
     key = journal_key(backend, boot, seq)
     data = await env.get(key, kind="journal")
+    if data is None:  # deleted since the LIST, by another backend that has taken over
+        raise Unavailable(TRY_LATER)
     try:
-        if data is None:
-            raise CorruptObject("is not there")
         return JournalObject.decode(env.codec, data)
     except (CorruptObject, msgspec.MsgspecError) as exc:
         raise Corrupt(f"journal object {key}: {exc}") from exc

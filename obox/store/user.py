@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -30,8 +30,8 @@ from ..objectstore.keys import ROOT, bundles_prefix, first_root_key
 from ..types import Guid, StorageId
 from . import _mailboxes, api
 from ._bundles import BundleMeta, Bundles, Known, by_box
-from ._env import Env
-from ._writer import Draft, write_claim, write_mails
+from ._env import TRY_LATER, Env
+from ._writer import ANSWER_S, Draft, write_claim, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
 from .journal import Journal
 from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from .store import MailStore
 
 log = structlog.get_logger()
+
+LISTING_S: Final = 60.0
+"""How long a LIST of bundles is good for: well below any delay after which one that it names may be deleted."""
 
 T = TypeVar("T")
 
@@ -68,6 +71,10 @@ class User:
         self.pending: dict[str, list[bytes]] = {}
         self._bundles = Bundles(env, storage_id, ROOT)
         self._infos: dict[str, list[ObjectInfo]] | None = None
+        """Bundles by box as of a LIST at `_infos_at`, each for the first load of its box."""
+        self._infos_at = 0.0
+        self._held: dict[Guid, Delta] = {}
+        """Holders found while their mailbox was not in memory."""
         self._loading: dict[Guid, asyncio.Task[Mailbox]] = {}
         self._exact: set[Guid] = set()
         self._counted = False
@@ -95,6 +102,8 @@ class User:
         except MetacacheError as exc:
             log.warning("local commit failed, waiting for the bucket", user=self.name, error=str(exc))
             await self.journal.sync()
+        if self.journal.expired():
+            await self.journal.lease()
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -104,12 +113,15 @@ class User:
         self.pending = pending
         copy = env.metacache.load(self.storage_id, ROOT)
         known = Known.decode(copy.stamp) if copy is not None else None
-        exact = False
+        exact, generation = False, env.generation
         if copy is not None and known is not None:
             for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
                 self.root.join(_decode(data))
             self.known, self.change = known, copy.change
-            exact = known.generation == env.generation
+            exact = known.generation == generation
+            if not exact:
+                self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
+                await self._take_in(self._infos.get(ROOT, []))
         else:
             self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
             if ROOT not in self._infos and not await self._create():
@@ -126,7 +138,10 @@ class User:
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
         self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
-        self.known.generation = env.generation
+        self.known.generation = generation
+        if self._infos is not None:
+            self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
+            self._infos_at = env.clock()
         self._save()
         if self.change is not Change.NONE:
             self._changed(self.change)
@@ -190,12 +205,29 @@ class User:
                 guid = rows.homes[home] if home >= 0 else mailbox.guid
                 held.setdefault(guid, Delta()).holders[home_uid, mailbox.guid, uid] = 0
         for guid, delta in held.items():
-            self.spawn(self.apply_to(guid, delta))
+            self._hold(guid, delta)
 
-    async def apply_to(self, guid: Guid, delta: Delta) -> None:
-        """Apply a change to a mailbox of this user that may not be open."""
-        if guid in self.root.entries:
-            (await self.box(guid)).apply(delta, Change.IMPORTANT)
+    def _hold(self, guid: Guid, delta: Delta) -> None:
+        """Note holders with their mailbox, at once in journal and local copy, whether it is in memory or not: the rows
+        must not be known anywhere before."""
+        box = self.boxes.get(guid)
+        if box is not None:
+            box.apply(delta, Change.IMPORTANT)
+            return
+        data, sid = delta.encode(), self.storage_id
+        self.env.keep(sid, guid, lambda cache: cache.append(sid, guid, data, Change.IMPORTANT, priority=PRIORITY_OTHER))
+        self.journal.add(sid, guid, data)
+        waiting = self._held.setdefault(guid, Delta())
+        if not waiting.holders:
+            self.spawn(self._load_held(guid))
+        waiting.holders |= delta.holders
+
+    async def _load_held(self, guid: Guid) -> None:
+        while guid in self._held:
+            try:
+                await self.box(guid)
+            except Unavailable:
+                await self.env.sleep(5.0)
 
     async def box(self, guid: Guid) -> Mailbox:
         """The mailbox, loaded once however many ask. Raises NotFound, Unavailable, Corrupt."""
@@ -214,15 +246,17 @@ class User:
         if entry is None:
             raise NotFound("no such mailbox")
         box = self._make(entry)
-        infos = None if self._infos is None else self._infos.get(guid, [])
+        infos = None if self._infos is None else self._infos.pop(guid, None)
+        if self.env.clock() - self._infos_at > LISTING_S:
+            infos = None
         pending = self.pending.get(guid, [])
         await box.load(infos, pending, unclean=self._store.unclean)
         self.pending.pop(guid, None)
         self.boxes[guid] = box
         self._exact.add(guid)
-        if self._infos is not None:
-            self._infos.pop(guid, None)
-            self._infos = self._infos if self._infos else None
+        held = self._held.pop(guid, None)
+        if held is not None:
+            box.apply(held, Change.IMPORTANT, journal=False)
         return box
 
     def _make(self, entry: MailboxEntry) -> Mailbox:
@@ -365,32 +399,48 @@ class User:
         size = int(source.state.column("size")[where[there]].sum(dtype=np.uint64))
         if not move:
             self.check_quota(size, len(uids))
-        copied = await asyncio.shield(self.spawn(self._copy(source, target, uids, move)))
+        work = self.spawn(self._copy(source, target, uids, move, self.env.clock() + ANSWER_S))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                copied = await asyncio.shield(work)
+        except TimeoutError:
+            raise Unavailable(TRY_LATER) from None
         return Copied(entry.uidvalidity, *copied)
 
-    async def _copy(self, source: Mailbox, target: Mailbox, uids: UidArray, move: bool) -> tuple[UidArray, UidArray]:
+    async def _copy(
+        self, source: Mailbox, target: Mailbox, uids: UidArray, move: bool, until: float
+    ) -> tuple[UidArray, UidArray]:
         """Claim, journal, then both mailboxes (docs/format.md, "COPY and MOVE"); not to be cut short."""
-        rows, homes = _mailboxes.rows_for_copy(source, target, uids)
-        holding = {guid: await self.box(guid) for guid in {guid for guid, _ in homes}}
         releasing = await source.homes(uids) if move else {}
+        holding: dict[Guid, Mailbox] = {}
+        while True:
+            uids = uids[source.state.positions(uids)[1]]  # what was expunged meanwhile is not copied
+            if len(uids) == 0:
+                return uids, uids
+            rows, homes = _mailboxes.rows_for_copy(source, target, uids)
+            missing = {guid for guid, _ in homes} - holding.keys()
+            if not missing:
+                break
+            holding |= {guid: await self.box(guid) for guid in missing}
         lease = self.spawn(self.journal.lease()) if self.journal.stale() else None
-        slot, delta = await write_claim(target, rows)
-        first = slot.uid
-        new = np.arange(first, first + len(rows), dtype=np.uint32)
+        while True:
+            slot, delta = await write_claim(target, rows, until)
+            new = np.arange(slot.uid, slot.uid + len(rows), dtype=np.uint32)
+            held: dict[Guid, Delta] = {}
+            for uid, (guid, home_uid) in zip(new.tolist(), homes, strict=True):
+                held.setdefault(guid, Delta()).holders[home_uid, target.guid, uid] = 0
+
+            def also(held: dict[Guid, Delta] = held) -> None:
+                for guid, holders in held.items():
+                    holding[guid].apply(holders, Change.IMPORTANT)
+                if move:
+                    source.expunge_now(uids, releasing)
+
+            slot.also = also  # with the records in one journal object
+            target.slots.settle(slot, "landed", delta)
+            if await slot.done:
+                break
         _mailboxes.copy_fields(self.env, source, target, uids, new)
-        held: dict[Guid, Delta] = {}
-        for at, (guid, home_uid) in enumerate(homes):
-            held.setdefault(guid, Delta()).holders[home_uid, target.guid, first + at] = 0
-
-        def also() -> None:
-            for guid, holders in held.items():
-                holding[guid].apply(holders, Change.IMPORTANT)
-            if move:
-                source.expunge_now(uids, releasing)
-
-        slot.also = also  # with the records in one journal object
-        target.slots.settle(slot, "landed", delta)
-        await asyncio.shield(slot.done)
         await self.journal.sync()
         if lease is not None:
             await lease
@@ -400,20 +450,37 @@ class User:
         """After we were fenced off: take in what the bucket has and we do not, without closing what is open."""
         while True:
             try:
+                generation = self.env.generation
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
-                names = {info.key.rsplit("/", 1)[1] for info in infos.get(ROOT, [])}
-                if names - {*self.known.heads, *(name for name, _ in self.known.superseded)}:
-                    loaded = await self._bundles.load(infos[ROOT])
-                    for data in loaded.payloads:
-                        self.root.join(_decode(data))
-                    self.known = loaded.known
-                    self._changed(Change.IMPORTANT)
+                async with self._flushing:
+                    await self._take_in(infos.get(ROOT, []))
                 for guid, box in list(self.boxes.items()):
-                    await box.recheck(infos.get(guid, []))
-                self.known.generation = self.env.generation
+                    if box.known.generation != generation:
+                        await box.recheck(infos.get(guid, []))
+                self.known.generation = generation
+                self._save()
                 return
             except Unavailable:
                 await self.env.sleep(1.0)
+            except Corrupt as exc:
+                log.error("what others wrote does not decode", user=self.name, error=str(exc))
+                await self.env.sleep(60.0)
+
+    async def _take_in(self, infos: list[ObjectInfo]) -> None:
+        """Join the bundles of the list that others have written. Raises Unavailable, Corrupt."""
+        if self.known.knows(infos):
+            return
+        loaded = await self._bundles.load(infos)
+        for data in loaded.payloads:
+            self.root.join(_decode(data))
+        for entry in self.root.entries.values():
+            box = self.boxes.get(Guid(entry.guid))
+            if box is not None and entry.deleted:
+                box.deleted = True
+                box.wake()
+        loaded.known.version = max(loaded.known.version, self.known.version)
+        self.known = loaded.known
+        self._changed(Change.IMPORTANT)
 
     # -- upkeep ----------------------------------------------------------------------------------------------------
 
@@ -479,6 +546,10 @@ class User:
             if not box.busy() and box.used_at < before and box.change is Change.NONE:
                 self.sync_totals()
                 del self.boxes[guid]
+
+    def opening(self) -> bool:
+        """Some mailbox is being loaded."""
+        return bool(self._loading)
 
     def busy(self) -> bool:
         return bool(self.sessions or self.boxes or self._loading or self.change is not Change.NONE or self.pending)

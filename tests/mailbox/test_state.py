@@ -229,18 +229,20 @@ def test_an_expunge_before_its_mail_wins() -> None:
     [
         ([], 15, 15),
         ([(10, 20)], 10, 10),
-        ([(10, 20)], 11, 10),
-        ([(10, 20)], 20, 10),
+        ([(10, 20)], 11, 0),
+        ([(10, 20)], 20, 0),
         ([(10, 20)], 21, 21),
-        ([(10, 20), (20, 30)], 25, 10),
-        ([(10, 20), (15, 30)], 25, 10),
-        ([(10, 40), (20, 30)], 25, 10),
+        ([(10, 20), (20, 30)], 25, 0),
+        ([(10, 20), (15, 30)], 25, 0),
+        ([(10, 40), (20, 30)], 25, 0),
         ([(10, 10)], 10, 10),
-        ([(10, 12), (10, 20)], 15, 10),
+        ([(10, 12), (10, 20)], 15, 0),
+        ([], 101, 0),
     ],
 )
 def test_trusted(gaps: list[tuple[int, int]], modseq: int, want: int) -> None:
     state = State(Guid("a" * 32))
+    state.join(Delta(highestmodseq=100))
     for gap in gaps:
         state.join(Delta(gaps=[gap]))
     assert state.trusted(modseq) == want
@@ -264,7 +266,7 @@ def test_takeover() -> None:
     state.join(state.takeover_delta(50, ahead_ms=10))
     assert (state.highestmodseq, state.trusted(100)) == (100, 100)
     state.join(state.takeover_delta(1000, ahead_ms=10))
-    assert (state.highestmodseq, state.trusted(500), state.trusted(100)) == (1010, 100, 100)
+    assert (state.highestmodseq, state.trusted(500), state.trusted(100)) == (1010, 0, 100)
     assert state.next_modseq(1000) == 1011
     assert Delta.decode(state.extract().encode()).gaps == state.gaps
 

@@ -112,8 +112,8 @@ class Model:
             register.crash(since)
 
     def box(self, guid: str, name: str) -> Box:
-        if guid not in self.boxes:
-            self.boxes[guid] = Box(guid, Register({name}), Register({False}))
+        if guid not in self.boxes:  # seen, but perhaps not yet acknowledged to whoever makes it
+            self.boxes[guid] = Box(guid, Register({name}), Register({False, name not in ("INBOX", "Trash")}))
         return self.boxes[guid]
 
     def saw(self, guid: str, uid: int, token: bytes) -> None:
@@ -162,10 +162,12 @@ class Client:
         self.modseq = 0
         self.top = 0
         self.mails: dict[int, frozenset[str]] = {}
+        self.ever: set[int] = set()
 
     def clone(self) -> Client:
         other = Client()
         other.modseq, other.top, other.mails = self.modseq, self.top, dict(self.mails)
+        other.ever = set(self.ever)
         return other
 
     def resync(self, state: State, who: str) -> None:
@@ -178,8 +180,10 @@ class Client:
         changed = state.uids[state.modseqs > np.uint64(state.trusted(self.modseq))].tolist()
         for uid in changed:
             if uid not in self.mails:
-                require(uid > self.top, who, "a new UID below one that was shown", uid, self.top)
+                # One that we knew may be back: an expunge that was lost with the local state.
+                require(uid > self.top or uid in self.ever, who, "a new UID below one that was shown", uid, self.top)
             self.mails[uid] = truth[uid]
+            self.ever.add(uid)
         self.modseq = state.highestmodseq
         self.top = max(self.top, state.uidnext - 1)
         if self.mails != truth:

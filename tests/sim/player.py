@@ -36,6 +36,8 @@ class Player:
         self.model = Model()
         self.clients: dict[str, dict[str, Client]] = {}
         self.serial = 0
+        self.split = False
+        """Two writers work, and do not know yet what the other one does."""
         self.unanswered = 0
         self.acknowledged = 0
 
@@ -115,7 +117,11 @@ class Player:
             return []
         for uid, token in zip(done.uids, tokens, strict=True):
             self.model.delivered.add(token)
+            if self.model.boxes[guid].deleted.seen(True):
+                self.model.removable.add(token)  # at the same time as DELETE: before it
             mail = self.model.mail(guid, uid, token)
+            if not mail.live.serial:
+                mail.live.allowed = {True}
             for flag in FLAGS:
                 mail.flag(flag, known=True)
                 if flag in flags and mail.flag(flag).allowed == {False}:
@@ -131,7 +137,11 @@ class Player:
                 home, home_uid = box.state.home_of(at)
                 token = self.read(home, home_uid)
                 require(token is not None, "a mail without its object", guid, uid)
-            found.append(self.model.mail(guid, uid, token))
+            new = uid not in self.model.boxes[guid].mails
+            mail = self.model.mail(guid, uid, token)
+            if new and self.split:
+                mail.live.allowed = {False, True}  # of a group that its writer takes back
+            found.append(mail)
         return found
 
     def read(self, home: str, home_uid: int) -> bytes | None:
@@ -191,6 +201,9 @@ class Player:
         for uid, new in zip(done.source.tolist(), done.target.tolist(), strict=True):
             copied = self.model.mail(to_guid, new, mails[uid].token)
             for flag in FLAGS:
+                if self.split:  # the flags that this writer knows of
+                    copied.flag(flag).allowed = {False, True}
+                    continue
                 copied.flag(flag).allowed = {False, True} & (before[uid][flag] | mails[uid].flag(flag).allowed)
 
     async def create(self, node: Node, name: str) -> None:
@@ -198,7 +211,9 @@ class Player:
             node, f"create {name}", lambda store: self._as_user(store, lambda user: user.create(name)), []
         )
         if guid is not None:
-            self.model.box(guid, name)
+            box = self.model.box(guid, name)
+            if not box.deleted.serial:
+                box.deleted.allowed = {False}
 
     async def delete(self, node: Node, name: str, guid: str) -> None:
         box = self.model.box(guid, name)

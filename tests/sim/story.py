@@ -69,6 +69,7 @@ class Story:
 
     async def _commands(self) -> None:
         rng = self.rng
+        self.player.split = bool(self.zombies)
         nodes = [self.owner, *(zombie for zombie in self.zombies if zombie.up)]
         at_once = rng.choice([1, 1, 2, 4])
         work = [self.player.act(node, rng, gentle=bool(self.zombies)) for node in nodes for _ in range(at_once)]

@@ -270,14 +270,24 @@ class Scan:
         return self._decoded(self.astring("a reference name"))
 
     def pattern(self) -> str:
-        """Take list-mailbox: a name that may hold `*` and `%`."""
-        return self._decoded(self._string(_LIST, "a mailbox pattern"))
+        """Take list-mailbox: a name that may hold `*` and `%`. One that no name can have is a pattern without matches."""
+        data = self._string(_LIST, "a mailbox pattern")
+        try:
+            return self._decoded(data)
+        except Malformed as error:
+            if error.status == "BAD":
+                raise
+            return data.decode("latin-1")
 
     def _decoded(self, data: bytes) -> str:
         try:
             return self._name(data)
         except UnicodeDecodeError:
             raise Malformed("Mailbox name is not in UTF-8") from None
+        except Malformed:
+            raise
+        except Invalid as error:  # an atom, but no name: the grammar is kept
+            raise Malformed(str(error), "NO", "CANNOT") from None
 
     def flag(self) -> str:
         match = _FLAG.match(self.line, self.at)

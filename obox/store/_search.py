@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
@@ -18,7 +19,7 @@ import numpy as np
 from ..mailbox import State
 from ..mailbox._uidset import UidArray
 from ..mailbox.search import Mask, Needle, Query, TextSource, evaluate, needs_header, normalise
-from ..mime import Part, decode_header, header_end, header_values, parse, parse_date, text_of
+from ..mime import Part, addresses, decode_header, header_end, header_values, parse, parse_date, text_of
 
 if TYPE_CHECKING:
     from .api import Fields
@@ -34,6 +35,9 @@ _MEMO_VALUE_MAX: Final = 4000
 _MEMO_ENTRY_BYTES: Final = 150
 """What an entry costs beside its characters: a string's head, a number, a slot of the table."""
 
+_ADDRESS_FIELDS: Final = frozenset(("from", "to", "cc", "bcc", "sender", "reply-to"))
+_ODD_ADDRESS: Final = re.compile(rb'[(\\]|"\s*@|\s[@.]|[@.]\s')
+"""An address whose characters are not those of its plain form."""
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
 _ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"=?", b"\x1b", b"\x00", b"utf-7", b"hz-gb")
 """Marks of a mail that may spell ASCII letters in other bytes: encodings, encoded words, charsets with shifts."""
@@ -247,6 +251,8 @@ class HeaderSource:
     def value(self, name: str) -> str | bool:
         """The values of the fields `name`, decoded and normalised, a line each; False if there is none."""
         values = header_values(self.block, name.encode())
+        if name in _ADDRESS_FIELDS and any(map(_ODD_ADDRESS.search, values)):
+            values = [*values, *(_plain_addresses(value) for value in values)]
         return "\n".join(map(_normalised, values)) if values else False
 
     def sent_day(self) -> dt.date | bool:
@@ -317,6 +323,12 @@ def _body_texts(mail: bytes) -> list[str]:
         if part.message is not None:
             rest.append(part.message)
     return [*text_of(mail, root), *headers]
+
+
+def _plain_addresses(value: bytes) -> bytes:
+    """The addresses without comments, quotes and white space around `@` and `.`: what the reader sees."""
+    found = addresses(value)
+    return b", ".join(b"@".join(part for part in (one.mailbox, one.host) if part) for one in found)
 
 
 def _normalised(value: bytes) -> str:

@@ -38,6 +38,7 @@ from obox.mailbox.search import (
 )
 from obox.mime import header_end
 from obox.store import _search
+from obox.store._search import HeaderSource
 from obox.store.api import Fields
 from obox.types import Guid
 
@@ -425,3 +426,10 @@ def test_the_fast_path_changes_no_answer(value: list[str], needle: str) -> None:
     mail = _search.MailSource(block + b"nothing")
     whole = normalise(_search.decode_header(block)) + "\n" + "nothing"
     assert mail.contains(Needle(needle), False) is (normalise(needle) in whole)
+
+
+def test_an_address_is_found_without_its_comments() -> None:
+    source = HeaderSource(b'From: user-from (c)@ (c) domain.org\r\nTo: "user-to" (x) @domain.org, "A B" <c.d@e>\r\n\r\n')
+    assert "user-from@domain.org" in str(source.value("from"))
+    assert "user-to@domain.org" in str(source.value("to"))
+    assert '"a b" <c.d@e>' in str(source.value("to"))

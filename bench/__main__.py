@@ -1,4 +1,4 @@
-"""`python -m bench`: one run, at most eight minutes; the table goes to stdout and to bench-<date>.md if asked."""
+"""`python -m bench`: one run of four minutes or so; the table goes to stdout, and to a file if one is named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from .table import Report, machine
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure obox, beside Dovecot where it is.")
     parser.add_argument("--quick", action="store_true", help="a sixth of the mails, two rounds")
-    parser.add_argument("--only", metavar="NAME", default="", help="lmtp, imap, requests, memory, cold, put, or a row's name")
+    parser.add_argument(
+        "--only", metavar="NAME", default="", help="lmtp, imap, requests, memory, cold, put, or part of a command's row"
+    )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there too")
     parser.add_argument("--without-dovecot", action="store_true")
     return parser.parse_args()

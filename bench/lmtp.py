@@ -1,4 +1,4 @@
-"""An LMTP client as an MTA is one: some connections, MAIL, RCPT and DATA in one write, the next mail after the reply."""
+"""An LMTP client as an MTA is one: connections that are kept; MAIL, RCPT and DATA in one write, the next after 250."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ BODIES: Final = 256
 NEEDLE: Final = "quarterly"
 """In the subject of one mail in a hundred, and in one body in sixteen."""
 
-_SYLLABLES: Final = "ba co di fe gu ha jo ka le mi nu or pa qui ro sa te un vo wi xe ya zo an er in st".split()
+_LETTERS: Final = "bacodifeguhajokaleminuorparisateunvowixeyazoanerinst"
+_SYLLABLES: Final = [_LETTERS[at : at + 2] for at in range(0, len(_LETTERS), 2)]
 
 
 def _words(rng: random.Random, count: int) -> list[str]:
@@ -41,7 +42,8 @@ def _body(rng: random.Random, number: int, size: int) -> str:
     line = f"=_{number:032x}"
     first = f"--{line}\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n{needle}{_text(rng, size // 3)}\r\n"
     if number % 4 == 2:
-        second = f"Content-Type: text/html; charset=utf-8\r\n\r\n<html><body><p>{_text(rng, size // 2)}</p></body></html>"
+        page = f"<html><body><p>{_text(rng, size // 2)}</p></body></html>"
+        second = f"Content-Type: text/html; charset=utf-8\r\n\r\n{page}"
         kind = "alternative"
     else:
         data = base64.encodebytes(rng.randbytes(size * 2 // 5)).decode().replace("\n", "\r\n")
@@ -50,9 +52,7 @@ def _body(rng: random.Random, number: int, size: int) -> str:
             f"Content-Disposition: attachment; filename=report.pdf\r\n\r\n{data}"
         )
         kind = "mixed"
-    return (
-        f'Content-Type: multipart/{kind}; boundary="{line}"\r\n\r\n{first}--{line}\r\n{second}\r\n--{line}--\r\n'
-    )
+    return f'Content-Type: multipart/{kind}; boundary="{line}"\r\n\r\n{first}--{line}\r\n{second}\r\n--{line}--\r\n'
 
 
 def make(count: int, seed: int = 1) -> list[bytes]:
@@ -68,7 +68,8 @@ def make(count: int, seed: int = 1) -> list[bytes]:
         when = f"{day} Mar 2026 {second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d} +0000"
         hops = "".join(
             f"Received: from mx{hop}.example.net (mx{hop}.example.net [192.0.2.{hop}])\r\n"
-            f"\tby relay{hop}.example.org (Postfix) with ESMTPS id {rng.getrandbits(40):010X}\r\n\tfor <x@example.org>; {when}\r\n"
+            f"\tby relay{hop}.example.org (Postfix) with ESMTPS id {rng.getrandbits(40):010X}\r\n"
+            f"\tfor <x@example.org>; {when}\r\n"
             for hop in (1, 2)
         )
         head = (

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 from .imap import Imap
-from .lmtp import deliver
+from .lmtp import CONNECTIONS, deliver
 from .mails import NEEDLE
 from .servers import PASSWORD, Bucket, Server, run_obox
 from .table import Report, Row
@@ -137,22 +138,27 @@ def raw_puts(bench: Bench) -> None:
     oid = bytes(16)
     data = codec.encode(ObjectKind.MAIL, oid, b"", bench.mails[0])
 
-    async def run() -> float:
-        work = iter(range(bench.size.deliveries * 2))
+    async def run() -> tuple[float, float]:
+        serial = count()
 
-        async def one() -> None:
-            for number in work:
-                await put_once(store, f"{number:08x}", data, oid, kind="mail")
+        async def one(puts: int) -> None:
+            for _ in range(puts):
+                await put_once(store, f"{next(serial):08x}", data, oid, kind="mail")
 
+        each = bench.size.deliveries // 8
         begin = time.perf_counter()
-        await asyncio.gather(*(one() for _ in range(16)))
-        return bench.size.deliveries * 2 / (time.perf_counter() - begin)
+        await asyncio.gather(*(one(each) for _ in range(CONNECTIONS)))
+        together = time.perf_counter() - begin
+        begin = time.perf_counter()
+        await one(each)
+        return each * CONNECTIONS / together, (time.perf_counter() - begin) / each * 1000
 
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        rate = runner.run(run())
-    bench.add("PUTs alone of such mails, 16 at once: the ceiling", "1/s", {"obox": rate}, more=True)
+        rate, alone = runner.run(run())
+    bench.add(f"PUTs of such mails without us, {CONNECTIONS} at once: the ceiling", "1/s", {"obox": rate}, more=True)
+    bench.add("one such PUT after the other: the floor of APPEND", "ms", {"obox": alone})
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -169,10 +175,10 @@ def _timed(command: str, before: Sequence[str] = ()) -> Measure:
     return run
 
 
-def _append(mail: bytes, count: int) -> Measure:
+def _append(mail: bytes, times: int) -> Measure:
     def run(imap: Imap) -> float:
         imap.command("UNSELECT")
-        spent = sum(imap.command("APPEND Drafts", literal=mail)[0] for _ in range(count)) / count
+        spent = sum(imap.command("APPEND Drafts", literal=mail)[0] for _ in range(times)) / times
         imap.command("SELECT INBOX")
         return spent
 
@@ -268,15 +274,15 @@ def memory(bench: Bench) -> None:
     best = Best()
     with run_obox(bench.home / "idle", Bucket((bench.home / "idle-bucket").as_uri()), ALL_USERS) as fresh:
         for server in [fresh, *bench.pair()[1:]]:
-            count = bench.size.idle if server is fresh else min(80, bench.size.idle)
+            idling = bench.size.idle if server is fresh else min(80, bench.size.idle)
             opened: list[Imap] = []
             try:
                 opened += [_idle(server, number) for number in range(len(USERS))]  # users and mailboxes are in memory
                 time.sleep(1.0)
                 before = server.memory_bytes()
-                opened += [_idle(server, number) for number in range(count)]
+                opened += [_idle(server, number) for number in range(idling)]
                 time.sleep(1.0)
-                best.note(server.name, (server.memory_bytes() - before) / count / 1024)
+                best.note(server.name, (server.memory_bytes() - before) / idling / 1024)
             finally:
                 for one in opened:
                     one.close()

@@ -52,8 +52,7 @@ class Report:
         cells = [("", "obox", self.other, "ratio"), *(row.cells() for row in self.rows)]
         widths = [max(len(line[at]) for line in cells) for at in range(4)]
         lines = [
-            "  ".join(cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths, strict=True)))
-            for line in cells
+            "  ".join([line[0].ljust(widths[0]), *(line[at].rjust(widths[at]) for at in range(1, 4))]) for line in cells
         ]
         return "\n".join([*lines, "", *self.notes]) + "\n"
 
@@ -66,5 +65,5 @@ def machine() -> str:
             model = next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    load = os.getloadavg()[0]
-    return f"{len(os.sched_getaffinity(0))} cores ({model}), Python {platform.python_version()}, load {load:.1f} at the start"
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    return f"{cores} cores ({model}), Python {platform.python_version()}, load {load:.1f} at the start"

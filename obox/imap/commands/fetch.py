@@ -216,7 +216,8 @@ class _Fetch:
         names, rows = self._cells(uids, where, seen, found, headers)
         lead = b"* %d FETCH (" + b" ".join(names) + b")\r\n"
         at = 0
-        async for uid, mail in self._mails(order, sizes):
+        streams = any(map(self._streams, sizes))
+        async for uid, mail in self._mails(order, sizes) if streams else self._read(order):
             while order[at] != uid:
                 at += 1
             if mail is not None:

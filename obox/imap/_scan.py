@@ -270,7 +270,7 @@ class Scan:
         return self._decoded(self.astring("a reference name"))
 
     def pattern(self) -> str:
-        """Take list-mailbox: a name that may hold `*` and `%`. One that no name can have is a pattern without matches."""
+        """Take list-mailbox: a name that may hold `*` and `%`; one that no mailbox can have matches nothing."""
         data = self._string(_LIST, "a mailbox pattern")
         try:
             return self._decoded(data)

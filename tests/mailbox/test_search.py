@@ -429,7 +429,9 @@ def test_the_fast_path_changes_no_answer(value: list[str], needle: str) -> None:
 
 
 def test_an_address_is_found_without_its_comments() -> None:
-    source = HeaderSource(b'From: user-from (c)@ (c) domain.org\r\nTo: "user-to" (x) @domain.org, "A B" <c.d@e>\r\n\r\n')
+    source = HeaderSource(
+        b'From: user-from (c)@ (c) domain.org\r\nTo: "user-to" (x) @domain.org, "A B" <c.d@e>\r\n\r\n'
+    )
     assert "user-from@domain.org" in str(source.value("from"))
     assert "user-to@domain.org" in str(source.value("to"))
     assert '"a b" <c.d@e>' in str(source.value("to"))

@@ -16,6 +16,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from obstore.exceptions import BaseError
 
 from obox.errors import ConfigError
 from obox.objectstore._driver import Driver, Kind, ObjectInfo
-from obox.objectstore._errors import AlreadyExists, Refused
+from obox.objectstore._errors import AlreadyExists, Refused, StoreError
 from obox.objectstore._file import FileDriver
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore._retry import Retrying, Sleep
@@ -133,32 +134,40 @@ def open_store(
 async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
     """Check that the store honours create-only PUT, and learn whether it does so for copies; cleans up behind itself.
 
+    Cancelled, it ends at once and leaves what it wrote: a store that does not answer must not hold up a stop.
     Raises: ConfigError when a PUT overwrites and conditional_put is not "off"; StoreError when there is no answer.
     """
     name = f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}"
     first, second = f"{name}.a", f"{name}.b"
     try:
-        honoured = await _second_put_is_refused(store, first)
-        if not honoured and store.settings.conditional_put == "on":
-            raise ConfigError(
-                f'storage.url = "{store.settings.url}": the store overwrites on PUT with If-None-Match; allowed: '
-                'a store that refuses, or storage.conditional_put = "off" with one backend alone'
-            )
-        if honoured and not store.driver.copies_create_only:
-            await store.put(second, b"2", kind="format")
-            store.driver.copies_create_only = True
-            try:
-                await store.copy(first, second, kind="format")
-                store.driver.copies_create_only = False
-            except AlreadyExists:
-                pass
-            except Refused:
-                store.driver.copies_create_only = False
-            except BaseException:
-                store.driver.copies_create_only = False
-                raise
-    finally:
-        await store.delete([first, second], kind="format")
+        await _check(store, first, second)
+    except (StoreError, ConfigError):
+        with suppress(StoreError):
+            await store.delete([first, second], kind="format")
+        raise
+    await store.delete([first, second], kind="format")
+
+
+async def _check(store: OpenStore, first: str, second: str) -> None:
+    honoured = await _second_put_is_refused(store, first)
+    if not honoured and store.settings.conditional_put == "on":
+        raise ConfigError(
+            f'storage.url = "{store.settings.url}": the store overwrites on PUT with If-None-Match; allowed: '
+            'a store that refuses, or storage.conditional_put = "off" with one backend alone'
+        )
+    if honoured and not store.driver.copies_create_only:
+        await store.put(second, b"2", kind="format")
+        store.driver.copies_create_only = True
+        try:
+            await store.copy(first, second, kind="format")
+            store.driver.copies_create_only = False
+        except AlreadyExists:
+            pass
+        except Refused:
+            store.driver.copies_create_only = False
+        except BaseException:
+            store.driver.copies_create_only = False
+            raise
 
 
 async def _second_put_is_refused(store: OpenStore, key: str) -> bool:

@@ -373,6 +373,24 @@ def test_a_start_without_the_bucket(make: Callable[..., Backend], s3_bucket: S3B
     assert backend.stop() == 0
 
 
+def test_a_stop_of_a_backend_that_never_saw_its_bucket(make: Callable[..., Backend]) -> None:
+    nowhere = {"endpoint_url": f"http://127.0.0.1:{free_port()}", "access_key_id": "a", "secret_access_key": "b"}
+    backend = make(storage={"url": "s3://mail", **nowhere})
+    backend.spawn()
+    backend.wait_listening()
+    begun = time.monotonic()
+    assert backend.stop() == 0
+    assert time.monotonic() - begun < 5
+
+
+def test_an_address_that_is_taken_exits_69(make: Callable[..., Backend], backend: Backend) -> None:
+    other = make(storage=backend.storage, sections={"imap": {"listen": [f"127.0.0.1:{backend.imap}"]}})
+    out = obox("serve", "-c", str(other.config))
+    assert out.returncode == 69, out.stderr
+    assert "imap.listen" in out.stderr
+    assert len(out.stderr.strip().splitlines()) == 1
+
+
 def test_a_stop_without_the_bucket_loses_nothing(
     make: Callable[..., Backend], s3_bucket: S3Bucket, cable: Proxy
 ) -> None:

@@ -23,9 +23,11 @@ import structlog
 from fscache import Fscache
 from metacache import Metacache
 
-from . import __version__
+from . import __version__, wiring
+from .admin import Admin
+from .admin.http import routes
 from .auth import Authenticator, PasswdFile, Penalties
-from .config import Config, load
+from .config import Config, Listen, load
 from .errors import ConfigError
 from .imap.server import ImapServer, starttls
 from .imap.settings import ImapSettings
@@ -121,22 +123,21 @@ class Backend:
             if getattr(config, name) is not None:
                 raise ConfigError(f"{name}.listen: this version has no {name}; allowed: no [{name}] section")
         self.config = config
-        self._environ = dict(os.environ if environ is None else environ)
+        self.environ = dict(os.environ if environ is None else environ)
         self.metrics = Metrics(__version__)
-        self.notifier = Notifier(self._environ)
+        self.notifier = Notifier(self.environ)
         self.lifecycle = Lifecycle(log=log, notifier=self.notifier, drain_timeout_s=config.server.shutdown_timeout)
-        self.certificates = (
-            Certificates(config.tls.cert, config.tls.key) if config.tls.cert or config.tls.key else None
-        )
+        self.certificates = Certificates(config.tls.cert, config.tls.key) if config.tls.cert or config.tls.key else None
         self.listeners = Listeners(
             log=log,
             tls=self.certificates.context if self.certificates else None,
             unix_mode=config.server.unix_mode,
             proxy_networks=config.server.haproxy_trusted_networks,
             proxy_timeout_s=config.server.haproxy_timeout,
-            inherited=inherited_sockets(self._environ),
+            inherited=inherited_sockets(self.environ),
         )
         self._lock: IO[str] | None = None
+        self.imap: ImapServer | None = None
         self.ready = asyncio.Event()
         """The bucket has answered and the store has started."""
 
@@ -278,16 +279,31 @@ class Backend:
     def _max_space(self) -> int:
         return self.config.metacache.max_space
 
-    def _http(self) -> dict[str, HttpServer]:
-        """The servers of [http] and [metrics]: with [metrics] there, it alone has /metrics and the probes."""
+    def _http(self, admin: Admin) -> dict[str, HttpServer]:
+        """The servers of [http], [metrics] and the admin socket: with [metrics] there, it alone has /metrics and the
+        probes. The admin API is on the socket and, with a key or a unix socket there, in [http]."""
         config = self.config
-        with_probes = application(metrics=self.metrics.exposition, draining=lambda: self.lifecycle.draining)
-        out = {}
-        if config.http is not None:
-            out["http"] = HttpServer(application() if config.metrics else with_probes)
+        key = config.http.api_key.reveal() if config.http is not None else ""
+        api = routes(admin, key=key, version=__version__)
+        draining = lambda: self.lifecycle.draining  # noqa: E731
+        out = {"admin": HttpServer(application(routes=api))}
+        if config.http is not None and config.metrics is not None:
+            out["http"] = HttpServer(application(routes=api))
+        elif config.http is not None:
+            out["http"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining, routes=api))
         if config.metrics is not None:
-            out["metrics"] = HttpServer(with_probes)
+            out["metrics"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining))
         return out
+
+    def _bind_http(self, servers: dict[str, HttpServer]) -> None:
+        config = self.config
+        listens = {"http": config.http, "metrics": config.metrics}
+        for name, server in servers.items():
+            section = listens.get(name)
+            if section is not None:
+                self.listeners.bind(name, section.listen, server.factory)
+        socket_path = wiring.socket_path(config.state_dir)
+        self.listeners.bind("admin", [Listen(path=socket_path)], servers["admin"].factory, unix_mode=0o600)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -298,8 +314,7 @@ class Backend:
         """
         config = self.config
         raise_open_files_limit()
-        self._lock_state()
-        store = self.store = self._store()
+        store = self.open_parts()
         users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
         authenticator = Authenticator(
             users,
@@ -314,11 +329,8 @@ class Backend:
         if config.lmtp is not None:
             lmtp = self.lmtp = self._lmtp(store, users)
             self.listeners.bind("lmtp", config.lmtp.listen, _lmtp_factory(lmtp))
-        https = self._http()
-        for name, server in https.items():
-            section = config.http if name == "http" else config.metrics
-            assert section is not None
-            self.listeners.bind(name, section.listen, server.factory)
+        https = self._http(wiring.of_backend(self, users, lambda: authenticator, running=True))
+        self._bind_http(https)
         if config.imap is None and config.lmtp is None:
             log.warning("neither [imap] nor [lmtp] is there: nothing serves mail", next_step="give one a `listen`")
         self._register(store, imap, lmtp, https, authenticator)
@@ -327,15 +339,32 @@ class Backend:
             if started is not None:
                 started(self)
             lag = tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run())
-            starting = tasks.create_task(self._start_store(store))
+            starting = tasks.create_task(self.start_store(store))
+            cleaning = tasks.create_task(self.cleaner.run())
             try:
                 code = await self.lifecycle.run(signals=signals)
             finally:
                 starting.cancel()
+                cleaning.cancel()
                 lag.cancel()
         return code
 
-    async def _start_store(self, store: MailStore) -> None:
+    def open_parts(self) -> MailStore:
+        """Lock the state directory and open what lies in it; asks the bucket nothing. Raises ConfigError."""
+        self._lock_state()
+        self.store = self._store()
+        self.cleaner = wiring.cleaner(self)
+        return self.store
+
+    async def close_parts(self) -> None:
+        """Close the caches and the bucket, unlock the state directory."""
+        await self.fscache.close()
+        await self.metacache.close()
+        await self.bucket.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    async def start_store(self, store: MailStore) -> None:
         """Ask the bucket until it answers. A bucket that cannot do what we need ends the process (ConfigError)."""
         told = 0.0
         while True:
@@ -374,9 +403,7 @@ class Backend:
                     tasks.create_task(lmtp.close(grace_s))
 
         async def close() -> None:
-            await self.fscache.close()
-            await self.metacache.close()
-            await self.bucket.close()
+            await self.close_parts()
             authenticator.close()
 
         self.lifecycle.on_stop("listeners", stop_accepting)
@@ -395,7 +422,7 @@ class Backend:
     def _reload(self) -> Callable[[], None]:
         """Check the whole configuration anew; use what can change while running: certificates."""
         path = str(self.config.file) if self.config.file else None
-        config = load(path, self._environ)
+        config = load(path, self.environ)
         loaded = Certificates.prepare(config.tls.cert, config.tls.key) if config.tls.cert else None
 
         def use() -> None:
@@ -431,5 +458,3 @@ def _numbers(stats: object) -> dict[str, float]:
     """The numeric fields of a stats value."""
     fields = stats._asdict() if hasattr(stats, "_asdict") else asdict(stats)  # type: ignore[call-overload]
     return {name: value for name, value in fields.items() if isinstance(value, int | float)}
-
-

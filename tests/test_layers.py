@@ -29,11 +29,21 @@ ARROWS: dict[str, set[str]] = {
     "obox.pop3": VIEW,
     "obox.managesieve": VIEW,
     "obox.server": {"obox", "obox.config", "obox._values", *LEAVES},
+    "obox.admin": {
+        *LEAVES,
+        "obox",
+        "obox.store",
+        "obox.auth",
+        "obox.mailbox",
+        "obox.mime",
+        "obox.objectstore",
+        "metacache",
+    },
     "obox.events": LEAVES,
     "obox.cluster": {*LEAVES, "obox.auth", "obox.events"},
-    "admintool": {"obox", "obox.config", "obox._values", "obox.auth", "obox.main", *LEAVES},
+    "admintool": {"obox", "obox.config", "obox._values", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
 }
-WIRING = ("obox.main", "obox.backend", "obox.demo")  # see all
+WIRING = ("obox.main", "obox.backend", "obox.demo", "obox.wiring")  # see all
 ARROWS |= {name: set() for name in WIRING}
 PURE = ("obox.mailbox", "obox.mime", "obox.imap.parser", "obox._values", "obox.errors", "obox.types")
 IMPURE = {

@@ -7,7 +7,11 @@ answers from the loop alone: nothing of bucket or caches, a restart would not he
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -37,7 +41,7 @@ def application(
 
     metrics: text for /metrics. draining: turns the probes on, and /readyz to 503 when true. Without them the paths are
     404: with [metrics] there, [http] has none of the three. routes: the admin API; `request.state.local` says whether
-    the request came over a unix socket.
+    the request came over a unix socket from root or from the user that this process runs as.
     """
 
     async def show_metrics(request: Request) -> Response:
@@ -59,6 +63,23 @@ def application(
     return Starlette(routes=[*own, *routes])
 
 
+class _Protocol(H11Protocol):
+    """uvicorn's, that knows who is at the other end of a unix socket."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.app_state: dict[str, Any] = {"local": self.app_state["unix"] and _trusted(transport)}
+        super().connection_made(transport)
+
+
+def _trusted(transport: asyncio.BaseTransport) -> bool:
+    """Is the peer root or our own user? SO_PEERCRED, unix(7): pid, uid, gid."""
+    sock = transport.get_extra_info("socket")
+    with socket.socket(fileno=os.dup(sock.fileno())) as own:  # the loop's is no whole socket
+        peer = own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", peer)
+    return uid in (0, os.geteuid())
+
+
 class HttpServer:
     """Protocols for `Listeners` that serve one application."""
 
@@ -66,7 +87,7 @@ class HttpServer:
         self._config = uvicorn.Config(
             app,
             loop="none",
-            http=H11Protocol,
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -81,7 +102,7 @@ class HttpServer:
         self._state = ServerState()
 
     def factory(self, entry: Listen, via: Via | None) -> asyncio.Protocol:
-        return H11Protocol(self._config, self._state, {"local": entry.path is not None})
+        return _Protocol(self._config, self._state, {"unix": entry.path is not None})
 
     async def close(self) -> None:
         """Finish the requests at hand, close idle connections. Call it after the listeners have stopped."""

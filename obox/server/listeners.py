@@ -17,8 +17,8 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 BACKLOG = 1024  # connections that wait in the kernel; a burst of logins after a restart
 PENDING_HEADERS_MAX = 1024  # connections whose PROXY header has not come yet, on one address
 PAUSE_S = 0.5  # of accepting, when file descriptors are out
+UNIX_PATH_MAX = 107  # bytes of a socket's name
 _FIRST_FD = 3  # sd_listen_fds(3)
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -86,13 +87,13 @@ class Listeners:
         self._inherited = list(inherited)
         self._bound: list[_Bound] = []
 
-    def bind(self, name: str, entries: Sequence[Listen], factory: Factory) -> None:
-        """Take the addresses of one protocol. Raises: ListenError."""
+    def bind(self, name: str, entries: Sequence[Listen], factory: Factory, *, unix_mode: int | None = None) -> None:
+        """Take the addresses of one protocol. unix_mode: another than all others'. Raises: ListenError."""
         for entry in entries:
             if entry.tls and self._tls is None:
                 raise ListenError(f"{name}.listen {entry}: no certificate")
             if entry.path is not None:
-                self._bind_unix(name, entry, entry.path, factory)
+                self._bind_unix(name, entry, entry.path, factory, self._unix_mode if unix_mode is None else unix_mode)
             else:
                 self._bind_tcp(name, entry, factory)
 
@@ -150,7 +151,7 @@ class Listeners:
         if not made:
             raise ListenError(f"{name}.listen {entry}: no address of this machine")
 
-    def _bind_unix(self, name: str, entry: Listen, path: Path, factory: Factory) -> None:
+    def _bind_unix(self, name: str, entry: Listen, path: Path, factory: Factory, mode: int) -> None:
         sock = self._take(lambda s: s.family == socket.AF_UNIX and s.getsockname() == str(path))
         if sock is not None:
             self._bound.append(_Bound(name, entry, sock, factory))
@@ -159,8 +160,9 @@ class Listeners:
         try:
             _remove_stale(path)
             # Nobody gets in between bind and chmod: a socket that does not listen yet refuses.
-            sock.bind(str(path))
-            path.chmod(self._unix_mode)
+            with _short(path) as name:
+                sock.bind(name)
+            path.chmod(mode)
             sock.listen(BACKLOG)
             sock.setblocking(False)
             info = path.stat()
@@ -276,10 +278,24 @@ def _remove_stale(path: Path) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        answer = probe.connect_ex(str(path))
+        with _short(path) as name:
+            answer = probe.connect_ex(name)
     if answer not in (errno.ECONNREFUSED, errno.ENOENT):  # EAGAIN: its backlog is full, somebody has it
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A name for a socket that fits the 108 bytes that the kernel has for it, however deep the path is. unix(7)."""
+    if len(os.fsencode(path)) <= UNIX_PATH_MAX:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def _remove(path: Path, inode: tuple[int, int]) -> None:

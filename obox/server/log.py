@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, MutableMapping
 from functools import lru_cache
 from typing import Any, Protocol, TextIO
@@ -18,6 +19,8 @@ import structlog
 
 MASK = "********"
 KEYS_MAX = 1024  # of one `once_a_minute`: beyond it, all that are older than a minute are forgotten
+
+RECENT_MAX = 1000  # warnings and errors kept in memory for `oboxadm log errors`, about a kilobyte each
 
 _SECRET = re.compile(r"pass(word|wd)?|secret(_access_key)?|token|authorization|api_key|credentials?|master_key", re.I)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -65,6 +68,22 @@ def _ordered(_: Any, __: str, event: Event) -> Event:
     return {**first, **event}
 
 
+_recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
+
+
+def recent_problems() -> list[dict[str, Any]]:
+    """The last warnings and errors of this process, the oldest first."""
+    return list(_recent)
+
+
+def _remember(_: Any, __: str, event: Event) -> Event:
+    """Keep warnings and worse, masked and on one line as they are logged."""
+    if event.get("level") in ("warning", "error", "critical", "exception"):
+        kept = {key: value for key, value in event.items() if not key.startswith("_") and key != "exc_info"}
+        _recent.append({key: value if isinstance(value, int | float) else str(value) for key, value in kept.items()})
+    return event
+
+
 def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's logging to one place.
 
@@ -80,6 +99,7 @@ def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO 
         structlog.processors.StackInfoRenderer(),
         _mask,
         _one_line,
+        _remember,
     ]
     end: list[structlog.typing.Processor]
     if format == "console":

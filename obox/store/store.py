@@ -287,6 +287,15 @@ class MailStore:
         """The task that opens a user at the moment."""
         return self._opening.get(sid)
 
+    def awaits_takeover(self, sid: StorageId) -> bool:
+        """A dead boot's journal speaks of this user, and nobody has opened it since."""
+        return sid in self._takeover.pending
+
+    def name_of(self, sid: StorageId) -> str:
+        """The name under which a user in memory was opened; else the storage id."""
+        user = self.users.get(sid)
+        return sid if user is None else user.name
+
     def forget(self, sid: StorageId) -> None:
         """Drop what journal and takeover still hold of a user that is being deleted."""
         self.journal.forget(sid)

@@ -1,0 +1,32 @@
+"""The administrator's verbs over store, caches and server, and the HTTP API that serves them.
+
+The table of all verbs is `TABLE`; `run` runs one; `http.routes` is the API. The wiring hands in an `Admin`.
+"""
+
+from . import caches, mailboxes, mails, removal, sessions, storage, users
+from .parts import Account, Admin, Server, Session
+from .table import TABLE, Event, Failure, Needs, Nothing, Params, Progress, Row, Selection, Verb
+
+__all__ = [
+    "TABLE",
+    "Account",
+    "Admin",
+    "Event",
+    "Failure",
+    "Needs",
+    "Nothing",
+    "Params",
+    "Progress",
+    "Row",
+    "Selection",
+    "Server",
+    "Session",
+    "Verb",
+    "caches",
+    "mailboxes",
+    "mails",
+    "removal",
+    "sessions",
+    "storage",
+    "users",
+]

@@ -1,0 +1,323 @@
+"""Verbs about the two local caches: metacache …, fscache …."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from ..errors import Corrupt, InUse, Invalid, NotFound
+from ..types import StorageId
+from .parts import Account, Admin, masked
+from .table import Event, Nothing, Params, Progress, Row, Selection, user_verb, verb
+
+if TYPE_CHECKING:
+    from ..objectstore import Decoded
+
+PRIORITIES: Final = (0, 1, 2, 3)
+MIN_PRIORITY: Final = Meta(ge=0, le=3, description="Only this priority and below: 0 all, 3 other mailboxes alone")
+CHANGES: Final = ("none", "unimportant", "important")
+FILE_BYTES_MAX: Final = 1 << 30
+
+
+class MetacacheFlushParams(Selection, kw_only=True):
+    important_only: Annotated[bool, Meta(description="Only what exists nowhere else: flags, expunges, moves")] = False
+    min_priority: Annotated[int, MIN_PRIORITY] = 0
+
+
+@user_verb("metacache flush", MetacacheFlushParams, columns=("bundles", "changes"))
+async def metacache_flush(admin: Admin, account: Account, params: MetacacheFlushParams) -> AsyncIterator[Event]:
+    """Upload what the bucket lacks of users' indexes."""
+    yield await _flush(admin, account.storage_id, account.name, params.important_only, params.min_priority)
+
+
+async def _flush(admin: Admin, sid: StorageId, name: str, important_only: bool, min_priority: int) -> Row:
+    from ..store import operate
+
+    user = await admin.store.load_user(name, sid)
+    done = await operate.flush(user, important_only=important_only, min_priority=min_priority)
+    return {"bundles": done.mailboxes, "changes": CHANGES[done.changes]}
+
+
+class MetacacheFlushallParams(Params, kw_only=True):
+    important_only: Annotated[bool, Meta(description="Only what exists nowhere else: flags, expunges, moves")] = False
+    min_priority: Annotated[int, MIN_PRIORITY] = 0
+    mask: Annotated[str, Meta(description="Only users that fit")] = "*"
+
+
+@verb("metacache flushall", MetacacheFlushallParams, columns=("username", "bundles", "changes"))
+async def metacache_flushall(admin: Admin, params: MetacacheFlushallParams) -> AsyncIterator[Event]:
+    """Upload what the bucket lacks of all users of this backend, whether the user database knows them or not.
+
+    Cut short it is begun again: what was uploaded is not uploaded twice.
+    """
+    from ..errors import OboxError
+    from ..store import operate
+    from .exits import of
+    from .table import Failure
+
+    names = admin.names()
+    sids = await operate.changed_users(admin.store, important_only=params.important_only)
+    chosen = [(sid, names.get(sid) or admin.name_of(sid)) for sid in sids]
+    chosen = [(sid, name) for sid, name in chosen if _fits(name, params.mask)]
+    for at, (sid, name) in enumerate(chosen):
+        yield Progress("metacache flushall", at, len(chosen))
+        try:
+            yield {"username": name, **await _flush(admin, sid, name, params.important_only, params.min_priority)}
+        except OboxError as error:
+            yield Failure(name, of(error), str(error))
+
+
+def _fits(name: str, mask: str) -> bool:
+    import fnmatch
+
+    return fnmatch.fnmatchcase(name, mask.lower())
+
+
+class MetacacheListParams(Params, kw_only=True):
+    mask: Annotated[str, Meta(description="Only users that fit")] = "*"
+    changed: Annotated[bool, Meta(description="Only users with changes that the bucket lacks")] = False
+
+
+@verb("metacache list", MetacacheListParams)
+async def metacache_list(admin: Admin, params: MetacacheListParams) -> AsyncIterator[Event]:
+    """List users with local copies: bytes and last access by priority, changes; the first to be cleaned comes first."""
+    names = admin.names()
+    await admin.store.env.metacache.commit()
+    for info in await admin.cleaner.list_users():
+        name = names.get(StorageId(info.user)) or admin.name_of(info.user)
+        if not _fits(name, params.mask) or (params.changed and not info.change):
+            continue
+        row: Row = {"username": name}
+        for priority in PRIORITIES:
+            row[f"bytes-used({priority})"] = info.bytes[priority]
+        for priority in PRIORITIES:
+            row[f"last-access({priority})"] = int(info.accessed[priority]) or None
+        row |= {"mailboxes": info.boxes, "changes": CHANGES[info.change], "cleanup-weight": int(info.weight)}
+        yield row
+
+
+@verb("metacache status", Nothing)
+async def metacache_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """Show how full the metacache is, in bytes, and by priority."""
+    status = admin.store.env.metacache.status()
+    row: Row = {
+        "users": status.users,
+        "mailboxes": status.boxes,
+        "bytes": status.space,
+        "max_space": status.max_space,
+        "limit": status.limit,
+        "staged_bytes": status.staged,
+        "file_bytes": status.file_bytes,
+    }
+    for priority, size in enumerate(status.by_priority):
+        row[f"bytes-used({priority})"] = size
+    yield row | {"over": status.over, "full": status.full, "failing": status.failing}
+
+
+class MetacacheCleanParams(Selection, kw_only=True):
+    min_priority: Annotated[int, MIN_PRIORITY] = 0
+    days: Annotated[int, Meta(ge=0, description="Only what was not used for so many days")] = 0
+
+
+@user_verb("metacache clean", MetacacheCleanParams, columns=("copies", "bytes", "kept", "why"))
+async def metacache_clean(admin: Admin, account: Account, params: MetacacheCleanParams) -> AsyncIterator[Event]:
+    """Drop users' local copies. What is not uploaded or in use stays, exit 75: flush first, kick."""
+    async for event in _clean(admin, account.storage_id, params.min_priority, params.days * 86400.0):
+        yield event
+
+
+async def _clean(admin: Admin, sid: StorageId, min_priority: int, idle_s: float) -> AsyncIterator[Row]:
+    done = await admin.cleaner.clean(sid, min_priority=min_priority, unused_s=idle_s)
+    why = ", ".join(sorted({one.why for one in done.refused}))
+    yield {"copies": done.boxes, "bytes": done.bytes, "kept": len(done.refused), "why": why}
+    if why:
+        raise InUse(f"{len(done.refused)} local copies stay: {why}")
+
+
+class MetacacheRemoveParams(Params, kw_only=True):
+    mask: Annotated[str, Meta(description="Users, also those whom the user database no longer knows")]
+    force: Annotated[bool, Meta(description="Also what is not uploaded: such changes are lost")] = False
+
+
+@verb(
+    "metacache remove",
+    MetacacheRemoveParams,
+    columns=("username", "copies", "bytes", "kept", "why"),
+    asks="Forget the local copies of these users?",
+)
+async def metacache_remove(admin: Admin, params: MetacacheRemoveParams) -> AsyncIterator[Event]:
+    """Forget the local copies of all users that fit, also of those whom the user database does not know.
+
+    What is not uploaded or in use stays, exit 75.
+    """
+    names = admin.names()
+    found = False
+    kept = 0
+    for space in list(admin.store.env.metacache.users()):
+        sid = StorageId(space.user)
+        name = names.get(sid) or admin.name_of(sid)
+        if not _fits(name, params.mask):
+            continue
+        found = True
+        try:
+            if params.force:
+                done = await admin.cleaner.remove(sid)
+                why = ", ".join(sorted({one.why for one in done.refused}))
+                kept += bool(why)
+                yield {"username": name, "copies": done.boxes, "bytes": done.bytes, "kept": len(done.refused),
+                       "why": why}  # fmt: skip
+                continue
+            async for row in _clean(admin, sid, 0, 0.0):
+                yield {"username": name, **row}
+        except InUse:
+            kept += 1
+    if kept:
+        raise InUse(f"of {kept} users something stays: flush first, kick")
+    if not found and not masked(params.mask):
+        raise NotFound(f"no local copies of {params.mask}")
+
+
+class MetacacheRefreshParams(Selection, kw_only=True):
+    pass
+
+
+@user_verb("metacache refresh", MetacacheRefreshParams, columns=("asked",))
+async def metacache_refresh(admin: Admin, account: Account, params: MetacacheRefreshParams) -> AsyncIterator[Event]:
+    """Ask the bucket for what other backends wrote: of open mailboxes now, of the others when they are opened."""
+    from ..store import operate
+
+    user = await admin.store.load_user(account.name, account.storage_id)
+    yield {"asked": await operate.refresh(user)}
+
+
+@verb("metacache rescan", Nothing, columns=("users", "before_bytes", "bytes", "right", "wrong"))
+async def metacache_rescan(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """Count the local copies anew, say whether the accounts were right, and mend them if not; online."""
+    got = await admin.store.env.metacache.rescan()
+    yield {
+        "users": got.users,
+        "before_bytes": got.before,
+        "bytes": got.space,
+        "right": got.right,
+        "wrong": "; ".join(got.wrong),
+    }
+
+
+class MetacacheUnpackParams(Params, kw_only=True):
+    bundle: Annotated[
+        str, Meta(description="The key of a bundle, journal object, mail or claim in the bucket, or a local file")
+    ]
+    file: Annotated[bool, Meta(description="It is a file of the machine that the backend runs on")] = False
+
+
+@verb("metacache unpack", MetacacheUnpackParams)
+async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> AsyncIterator[Event]:
+    """Show what an index bundle says, readable; also a journal object, a claim, a mail's header.
+
+    Made for -f json. Of a cache segment the UIDs and sizes are shown.
+    """
+    from ..objectstore import CorruptObject
+
+    if params.file:
+        data = _file(Path(params.bundle))
+    else:
+        found = await admin.store.env.get(params.bundle.lstrip("/"), kind="index")
+        if found is None:
+            raise NotFound(f"no object {params.bundle} in the bucket")
+        data = found
+    if not data:
+        yield {"key": params.bundle, "kind": "burnt claim"}
+        return
+    try:
+        decoded = admin.store.env.codec.decode(data)
+    except CorruptObject as error:
+        raise Corrupt(f"{params.bundle}: {error}") from error
+    yield _unpacked(params.bundle, len(data), decoded)
+
+
+def _file(path: Path) -> bytes:
+    try:
+        if os.path.getsize(path) > FILE_BYTES_MAX:
+            raise Invalid(f"{path}: too big to be a bundle")
+        return path.read_bytes()
+    except OSError as error:
+        raise NotFound(f"{path}: {error.strerror}") from error
+
+
+def _unpacked(key: str, size: int, decoded: Decoded) -> Row:
+    from ..objectstore import ObjectKind
+    from ..store.operate import readable
+
+    try:
+        kind = ObjectKind(decoded.kind).name.lower()
+    except ValueError:
+        kind = str(decoded.kind)
+    row: Row = {"key": key, "kind": kind, "oid": decoded.oid.hex(), "bytes": size}
+    if decoded.meta:
+        row["meta"] = _plain(decoded.meta)
+    if kind == "mail":
+        return row | {"octets": len(decoded.payload)}
+    value = _plain(decoded.payload)
+    if kind == "cache" and isinstance(value, list):
+        return row | {"fields": [{"uid": uid, "bytes": len(data) // 2} for uid, data in value]}
+    if kind in ("base", "diff", "claim") and isinstance(value, dict) and "rows" in value:
+        value["rows"] = _columns(decoded.payload)
+    if kind == "journal" and isinstance(value, dict):
+        lines = msgspec.msgpack.decode(decoded.payload)["lines"] if "lines" in value else []
+        value["lines"] = [
+            {"user": sid, "changes": [{"mailbox": box, "change": _plain(delta)} for box, delta in changes]}
+            for sid, changes in lines
+        ]
+    return row | {"content": readable(value)}
+
+
+def _plain(data: bytes) -> Any:
+    """MessagePack as JSON can have it, or hex."""
+    from ..store.operate import readable
+
+    try:
+        return readable(msgspec.msgpack.decode(data))
+    except (msgspec.MsgspecError, ValueError):
+        return data.hex()
+
+
+def _columns(payload: bytes) -> list[Row]:
+    """A mailbox's records, one by one."""
+    from ..mailbox import Delta
+
+    try:
+        rows = Delta.decode(payload).rows
+    except ValueError as error:
+        raise Corrupt(f"the index does not decode: {error}") from error
+    out: list[Row] = []
+    for at in range(0 if rows is None else len(rows)):
+        assert rows is not None
+        home = int(rows.home[at])
+        row: Mapping[str, Any] = {
+            name: int(getattr(rows, name)[at])
+            for name in ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home_uid")
+        }
+        flags = {name: int(stamps[at]) for name, stamps in rows.stamps.items() if stamps[at]}
+        out.append(
+            {
+                **row,
+                "home": "" if home < 0 else rows.homes[home],
+                "oid": bytes(rows.oid[at]).hex(),
+                "flags": sorted(name for name, stamp in flags.items() if stamp & 1),
+            }
+        )
+    return out
+
+
+@verb("fscache status", Nothing)
+async def fscache_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """Show what the cache of mail bodies holds, its hits and misses since the start."""
+    stats = admin.store.env.fscache.stats()
+    row = {**stats._asdict(), "max_size": admin.facts.get("fscache_max_size")}
+    total = stats.hits + stats.misses
+    yield row | {"hit_percent": stats.hits * 100 // total if total else None}

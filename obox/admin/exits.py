@@ -1,0 +1,86 @@
+"""Exit codes: sysexits(3), with doveadm's meaning of them. The API's `exitCode` and the command's end are the same."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..errors import (
+    ConfigError,
+    Corrupt,
+    Exists,
+    Expunged,
+    InUse,
+    Invalid,
+    Limit,
+    NoPerm,
+    NotFound,
+    OboxError,
+    OverQuota,
+    Temporary,
+    TooBig,
+    Unavailable,
+)
+
+PARTIAL: Final = 2
+"""Done for some of the users; what failed was said."""
+USAGE: Final = 64
+DATA: Final = 65
+NO_USER: Final = 67
+NO_HOST: Final = 68
+"""doveadm's, over HTTP: the user has no session."""
+UNAVAILABLE: Final = 69
+SOFTWARE: Final = 70
+CANNOT_CREATE: Final = 73
+IO: Final = 74
+TEMPFAIL: Final = 75
+NO_PERM: Final = 77
+CONFIG: Final = 78
+
+OF: Final[dict[type[OboxError], int]] = {
+    NotFound: DATA,
+    Exists: CANNOT_CREATE,
+    NoPerm: NO_PERM,
+    OverQuota: CANNOT_CREATE,
+    Expunged: DATA,
+    InUse: TEMPFAIL,
+    Limit: CANNOT_CREATE,
+    TooBig: DATA,
+    Invalid: DATA,
+    Unavailable: UNAVAILABLE,
+    Temporary: TEMPFAIL,
+    Corrupt: SOFTWARE,
+}
+
+
+class NoUser(NotFound):
+    """The user database does not know the user."""
+
+
+class NoSession(NotFound):
+    """Nobody of that name is logged in."""
+
+
+class InUseByClients(InUse):
+    """A user's mail is open; doveadm's code for it is 65."""
+
+
+class Incomplete(OboxError):
+    """A check found something wrong; the rows say what."""
+
+
+_OWN: Final[dict[type[Exception], int]] = {
+    NoUser: NO_USER,
+    NoSession: NO_HOST,
+    InUseByClients: DATA,
+    Incomplete: DATA,
+    ConfigError: CONFIG,
+}
+
+
+def of(error: BaseException) -> int:
+    """The exit code of a failure; 70 for one that is a bug."""
+    for kind in type(error).__mro__:
+        code = _OWN.get(kind) or OF.get(kind)
+        if code is not None:
+            return code
+    return SOFTWARE

@@ -1,0 +1,137 @@
+"""The admin API over HTTP: doveadm's JSON at /doveadm/v1.
+
+    POST /doveadm/v1               [["kick", {"user": "anna"}, "tag"]]
+                               ->  [["doveadmResponse", [{...}], "tag"]]
+                                   [["error", {"type": "exitCode", "exitCode": 67, ...}, "tag"]]
+    GET  /doveadm/v1               the commands with their parameters
+    GET  /doveadm/v1/openapi.json  the same as an OpenAPI document
+
+Commands of one request run in order; one that fails does not keep the next from running. With `Accept:
+application/x-ndjson` and one command, rows come one a line as they are found, with the progress of long commands
+between them: what `oboxadm` reads.
+
+Who may ask: over a unix socket root and the service user, without a key. Over TCP whoever has the key (`Basic
+doveadm:key` or `X-Dovecot-API base64(key)`); with no key set there is nothing at this path.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from .openapi import commands, document
+from .parts import Admin
+from .run import Outcome, guarded
+from .table import TABLE, Event, Failure, Progress
+
+PATH: Final = "/doveadm/v1"
+BODY_BYTES_MAX: Final = 8 << 20
+"""Of one request: some hundred thousand user names."""
+COMMANDS_MAX: Final = 100
+"""In one request."""
+LINES: Final = "application/x-ndjson"
+
+
+def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
+    """The API's routes. key: "" for none."""
+
+    def refusal(request: Request) -> Response | None:
+        if request.state.local:
+            return None
+        if not key:
+            return Response(status_code=404)
+        if _key_fits(request.headers.get("authorization", ""), key):
+            return None
+        return Response("a key is needed\n", 401, {"WWW-Authenticate": 'Basic realm="obox"'})
+
+    async def listing(request: Request) -> Response:
+        return refusal(request) or JSONResponse(commands())
+
+    async def openapi(request: Request) -> Response:
+        return refusal(request) or JSONResponse(document(version))
+
+    async def post(request: Request) -> Response:
+        if (no := refusal(request)) is not None:
+            return no
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > BODY_BYTES_MAX:
+                return Response(f"allowed: {BODY_BYTES_MAX} bytes\n", 413)
+        try:
+            calls = msgspec.json.decode(bytes(body), type=list[tuple[str, dict[str, Any], str]])
+        except msgspec.DecodeError as error:
+            return Response(f'not [["command", {{parameters}}, "tag"], ...]: {error}\n', 400)
+        if len(calls) > COMMANDS_MAX:
+            return Response(f"allowed: {COMMANDS_MAX} commands in one request\n", 400)
+        if LINES in request.headers.get("accept", "") and len(calls) == 1:
+            name, params, _ = calls[0]
+            return StreamingResponse(_lines(admin, name, params), media_type=LINES)
+        answers = []
+        for name, params, tag in calls:
+            outcome = Outcome()
+            await outcome.gather(admin, name, params)
+            answers.append(_answer(outcome, name, tag))
+        return Response(msgspec.json.encode(answers), media_type="application/json")
+
+    return [
+        Route(PATH, post, methods=["POST"]),
+        Route(PATH, listing, methods=["GET"]),
+        Route(f"{PATH}/openapi.json", openapi, methods=["GET"]),
+    ]
+
+
+def _answer(outcome: Outcome, name: str, tag: str) -> list[Any]:
+    if outcome.code == 0:
+        return ["doveadmResponse", outcome.rows, tag]
+    if name not in TABLE:
+        return ["error", {"type": "unknownMethod", "exitCode": outcome.code, "message": outcome.message}, tag]
+    error: dict[str, Any] = {"type": "exitCode", "exitCode": outcome.code}
+    if outcome.message:
+        error["message"] = outcome.message
+    if outcome.failures:
+        error["users"] = [
+            {"user": failure.user, "exitCode": failure.code, "message": failure.message} for failure in outcome.failures
+        ]
+    if outcome.rows:
+        error["rows"] = outcome.rows
+    return ["error", error, tag]
+
+
+async def _lines(admin: Admin, name: str, params: dict[str, Any]) -> AsyncIterator[bytes]:
+    outcome = Outcome()
+    async for event in guarded(admin, name, params, outcome):
+        yield msgspec.json.encode(line(event)) + b"\n"
+    yield msgspec.json.encode({"end": {"exitCode": outcome.code, "message": outcome.message}}) + b"\n"
+
+
+def line(event: Event) -> dict[str, Any]:
+    """One event as the lines of a streamed answer have it."""
+    match event:
+        case Progress():
+            return {"progress": event._asdict()}
+        case Failure(user, code, message):
+            return {"failure": {"user": user, "exitCode": code, "message": message}}
+        case _:
+            return {"row": event}
+
+
+def _key_fits(header: str, key: str) -> bool:
+    scheme, _, value = header.partition(" ")
+    try:
+        given = base64.b64decode(value.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    wanted = key.encode()
+    if scheme.lower() == "basic":
+        user, _, password = given.partition(b":")
+        return user == b"doveadm" and hmac.compare_digest(password, wanted)
+    return scheme.lower() == "x-dovecot-api" and hmac.compare_digest(given, wanted)

@@ -1,0 +1,116 @@
+"""The table as documents: doveadm's list of commands, and OpenAPI 3.1 with a schema for each command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .table import TABLE, Verb
+
+
+def commands() -> list[dict[str, Any]]:
+    """As doveadm's GET answers: [{"command": …, "parameters": [{"name": …, "type": …}]}]."""
+    out = []
+    for verb in TABLE.values():
+        schema = _schema(verb)
+        out.append(
+            {
+                "command": verb.name,
+                "summary": verb.summary,
+                "parameters": [
+                    {"name": name, "type": _type(kind), "description": kind.get("description", "")}
+                    for name, kind in schema.get("properties", {}).items()
+                ],
+            }
+        )
+    return out
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """doveadm's words for types."""
+    kinds = [schema.get("type"), *(one.get("type") for one in schema.get("anyOf", ()))]
+    kind = next((one for one in kinds if one and one != "null"), "string")
+    return str({"array": "array", "boolean": "boolean", "integer": "integer"}.get(kind, kind))
+
+
+def _schema(verb: Verb) -> dict[str, Any]:
+    (_,), components = msgspec.json.schema_components([verb.params])
+    found: dict[str, Any] = components[verb.params.__name__]
+    return found
+
+
+def document(version: str) -> dict[str, Any]:
+    """The OpenAPI document."""
+    calls = []
+    schemas: dict[str, Any] = {}
+    for verb in TABLE.values():
+        schemas[verb.params.__name__] = {**_schema(verb), "title": verb.params.__name__}
+        calls.append(
+            {
+                "type": "array",
+                "title": verb.name,
+                "description": verb.doc,
+                "prefixItems": [
+                    {"const": verb.name},
+                    {"$ref": f"#/components/schemas/{verb.params.__name__}"},
+                    {"type": "string", "description": "a tag of the caller's, given back with the answer"},
+                ],
+                "minItems": 3,
+                "maxItems": 3,
+            }
+        )
+    row = {"type": "object", "description": "named columns; which ones, the command says"}
+    error = {
+        "type": "object",
+        "properties": {
+            "type": {"enum": ["exitCode", "unknownMethod"]},
+            "exitCode": {"type": "integer", "description": "sysexits(3); 2: done for some of the users"},
+            "message": {"type": "string"},
+            "users": {"type": "array", "items": {"type": "object"}},
+            "rows": {"type": "array", "items": row},
+        },
+        "required": ["type", "exitCode"],
+    }
+    answer = {
+        "oneOf": [
+            {"type": "array", "prefixItems": [{"const": "doveadmResponse"}, {"type": "array", "items": row}, {}]},
+            {"type": "array", "prefixItems": [{"const": "error"}, {"$ref": "#/components/schemas/Error"}, {}]},
+        ]
+    }
+    schemas["Error"] = error
+    post = {
+        "summary": "Run commands, in order",
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"type": "array", "items": {"oneOf": calls}}}},
+        },
+        "responses": {
+            "200": {
+                "description": "one answer for each command",
+                "content": {"application/json": {"schema": {"type": "array", "items": answer}}},
+            },
+            "400": {"description": "not a list of commands"},
+            "401": {"description": "a key is needed"},
+            "404": {"description": "no key is set: the API is on the local unix socket only"},
+        },
+    }
+    listing = {"summary": "List the commands", "responses": {"200": {"description": "commands with parameters"}}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "obox admin API", "version": version},
+        "paths": {"/doveadm/v1": {"post": post, "get": listing}},
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "basic": {"type": "http", "scheme": "basic", "description": "user doveadm, password: the API key"},
+                "key": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "Authorization",
+                    "description": "X-Dovecot-API and the key in base64",
+                },
+            },
+        },
+        "security": [{"basic": []}, {"key": []}, {}],
+    }

@@ -1,0 +1,218 @@
+"""What verbs work on: the parts of a backend, handed in by the wiring, and which users a request is about.
+
+Invariant: a user is opened here with the limits of the user database, so that an administrator's look never changes
+what a session of that user may store.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import Invalid, Unavailable
+from ..types import StorageId
+from .exits import NoUser
+
+if TYPE_CHECKING:
+    from metacache import Cleaner
+
+    from ..auth import Authenticator, PasswdFile, UserEntry
+    from ..mailbox.search import Query
+    from ..store import MailStore
+    from ..store.mailbox import Mailbox
+    from ..store.user import User
+    from .table import Selection
+
+
+class Session(Protocol):
+    """One connection of a client."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def user(self) -> str: ...
+    @property
+    def remote(self) -> str: ...
+    @property
+    def tls(self) -> bool: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def mailbox(self) -> str: ...
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def since(self) -> float: ...
+
+
+class Server(Protocol):
+    """The process that runs, as far as verbs may move it."""
+
+    def sessions(self) -> Sequence[Session]:
+        """All connections, the oldest first."""
+
+    def kick(self, sessions: Sequence[Session], reason: str) -> None:
+        """Say BYE to these, each as soon as its command is done."""
+
+    async def reload(self) -> None:
+        """Read the configuration anew. Raises ConfigError: the old one stays."""
+
+    def stop_logins(self) -> None:
+        """Accept no more mail clients and deliveries; this API goes on."""
+
+    def stop(self) -> None:
+        """End the process as SIGTERM does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user that a request is about. entry: None for one that the user database does not know."""
+
+    name: str
+    storage_id: StorageId
+    entry: UserEntry | None = None
+
+
+Evaluate = Callable[["Mailbox"], "Query"]
+"""A parsed search, resolved against one mailbox: sequence numbers mean something there only."""
+
+
+@dataclass(slots=True)
+class Admin:
+    """The parts. store: None where only the configuration is at hand; server: None where no backend runs."""
+
+    users: PasswdFile
+    authenticator: Callable[[], Authenticator]
+    storage_id: Callable[[UserEntry], StorageId]
+    sid_of_name: Callable[[str], StorageId]
+    parse_search: Callable[[bytes], Evaluate]
+    find_store: MailStore | None = None
+    find_cleaner: Cleaner | None = None
+    server: Server | None = None
+    recent: Callable[[], Sequence[Mapping[str, Any]]] = tuple
+    describe_bucket: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that verbs show: fscache_max_size, url."""
+
+    @property
+    def store(self) -> MailStore:
+        """Raises Unavailable."""
+        if self.find_store is None:
+            raise Unavailable("no backend runs here")
+        return self.find_store
+
+    @property
+    def cleaner(self) -> Cleaner:
+        """Raises Unavailable."""
+        if self.find_cleaner is None:
+            raise Unavailable("no backend runs here")
+        return self.find_cleaner
+
+    @property
+    def backend(self) -> Server:
+        """Raises Unavailable."""
+        if self.server is None:
+            raise Unavailable("no backend runs here")
+        return self.server
+
+    # -- users -----------------------------------------------------------------------------------------------------
+
+    def account(self, entry: UserEntry) -> Account:
+        return Account(entry.user, self.storage_id(entry), entry)
+
+    def named(self, name: str) -> Account:
+        """A user that the user database need not know. Raises Invalid."""
+        name = self.users.normalise(name)
+        return Account(name, self.sid_of_name(name))
+
+    def name_of(self, sid: str) -> str:
+        """The user behind a storage id, as far as that can be told."""
+        return self.names().get(StorageId(sid)) or _unescaped(sid)
+
+    def names(self) -> dict[StorageId, str]:
+        """Users by storage id."""
+        try:
+            return {self.storage_id(entry): entry.user for entry in self.users.users()}
+        except Unavailable:
+            return {}
+
+    async def select(self, selection: Selection) -> list[Account]:
+        """The users of a request, by name. Raises NoUser, Invalid, Unavailable."""
+        given = (selection.user is not None) + bool(selection.users) + selection.all_users
+        if given != 1:
+            raise Invalid("which users? allowed: one of user, users, allUsers")
+        if selection.no_userdb_lookup:
+            if selection.all_users or masked(selection.user or ""):
+                raise Invalid("noUserdbLookup takes names; allowed: no mask, not allUsers")
+            return [self.named(name) for name in selection.users or [selection.user or ""]]
+        await self.users.refresh()
+        if selection.all_users or masked(selection.user or ""):
+            mask = "*" if selection.all_users else (selection.user or "").lower()
+            found = [e for e in self.users.users() if fnmatch.fnmatchcase(e.user, mask)]
+            if not found:
+                raise NoUser(f"no user fits {selection.user or '*'}")
+            return [self.account(entry) for entry in found]
+        return [self._known(name) for name in selection.users or [selection.user or ""]]
+
+    def _known(self, name: str) -> Account:
+        entry = self.users.lookup(name)
+        if entry is None:
+            raise NoUser(f"no user {name}")
+        return self.account(entry)
+
+    @asynccontextmanager
+    async def open(self, account: Account) -> AsyncIterator[User]:
+        """A user's mail, for a while. Raises Unavailable, Corrupt."""
+        if account.entry is None:
+            yield await self.store.load_user(account.name, account.storage_id)
+            return
+        quota = account.entry.quota
+        user = await self.store.open_user(
+            account.name, account.storage_id, quota_bytes=quota.storage_bytes, quota_messages=quota.messages
+        )
+        try:
+            yield user
+        finally:
+            await user.release()
+
+    @asynccontextmanager
+    async def mailbox(self, user: User, name: str) -> AsyncIterator[Mailbox]:
+        """A mailbox of an open user. Raises NotFound."""
+        box = await user.select(name)
+        try:
+            yield box
+        finally:
+            await box.release()
+
+
+def masked(text: str) -> bool:
+    """Does this have wildcards?"""
+    return "*" in text or "?" in text
+
+
+def matching(names: Sequence[str], masks: Sequence[str]) -> list[str]:
+    """Those of mailbox `names` that fit any of `masks` (none: all); INBOX in any case."""
+    if not masks:
+        return list(names)
+    out = []
+    for name in names:
+        for mask in masks:
+            if fnmatch.fnmatchcase(name, mask) or (mask.upper() == "INBOX" and name == "INBOX"):
+                out.append(name)
+                break
+    return out
+
+
+def _unescaped(sid: str) -> str:
+    from ..objectstore.keys import unescape
+
+    try:
+        return unescape(sid)
+    except ValueError:
+        return sid
+
+
+__all__ = ["Account", "Admin", "Evaluate", "Server", "Session", "masked", "matching"]

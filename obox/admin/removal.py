@@ -1,0 +1,126 @@
+"""Verbs about the whole of a user: obox user delete, obox user wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Final
+
+from msgspec import Meta
+
+from ..errors import Invalid
+from .exits import InUseByClients
+from .parts import Account, Admin
+from .sessions import KICK_REASON, POLL_S, kicked
+from .table import Event, Needs, Progress, Row, Selection, user_verb
+
+if TYPE_CHECKING:
+    from ..store.operate import Deleted
+
+KICK_WAIT_S: Final = 10.0
+
+
+class OboxUserDeleteParams(Selection, kw_only=True):
+    kick: Annotated[bool, Meta(description="Disconnect the user first")] = False
+
+
+@user_verb(
+    "obox user delete",
+    OboxUserDeleteParams,
+    columns=("what", "objects", "bytes", "result"),
+    asks="Delete all mails and indexes of these users, for ever?",
+)
+async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDeleteParams) -> AsyncIterator[Event]:
+    """Delete all mails, indexes, caches of a user from the bucket and this backend.
+
+    Disable the user in the user database first, remove it there afterwards. Exit 65 if somebody is logged in. Cut short
+    it is begun again. What it cannot reach or must wait for is said in rows of its own.
+    """
+    from ..store import operate
+
+    _refuse_shared(admin, account)
+    if params.kick:
+        await _kick(admin, account.name)
+    if admin.server is not None and kicked(admin.server.sessions(), account.name):
+        raise InUseByClients(f"{account.name} is logged in; kick it first, or delete with --kick")
+    totals: dict[str, list[int]] = {}
+    began = admin.store.env.now()
+    deleting: AsyncIterator[Deleted] = operate.delete(admin.store, account.storage_id)
+    async for one in deleting:
+        total = totals.setdefault(one.what, [0, 0])
+        total[0] += one.objects
+        total[1] += one.size
+        yield Progress(f"deleting {account.name}", sum(objects for objects, _ in totals.values()))
+    for what in ("mails", "index", "full text", "other", "local copies"):
+        if what in totals:
+            objects, size = totals[what]
+            yield {"what": what, "objects": objects, "bytes": size, "result": "deleted"}
+    async for row in _left(admin, account, began):
+        yield row
+
+
+def _refuse_shared(admin: Admin, account: Account) -> None:
+    """Raises Invalid: another user's mail is the same."""
+    for entry in admin.users.users():
+        if entry.user != account.name and admin.storage_id(entry) == account.storage_id:
+            raise Invalid(f"{entry.user} has the same storage_id: its mail would go as well")
+
+
+async def _kick(admin: Admin, name: str) -> None:
+    if admin.server is None:
+        return
+    deadline = time.monotonic() + KICK_WAIT_S
+    while sessions := kicked(admin.server.sessions(), name):
+        admin.server.kick(sessions, KICK_REASON)
+        if time.monotonic() > deadline:
+            raise InUseByClients(f"{name} is still logged in")
+        await asyncio.sleep(POLL_S)
+
+
+async def _left(admin: Admin, account: Account, began: float) -> AsyncIterator[Row]:
+    """What the deletion does not reach."""
+    from ..store import operate
+
+    env = admin.store.env
+    objects, _ = await operate.journal_objects(admin.store)
+    hours = env.delete_delay_s / 3600
+    yield {
+        "what": "journal lines",
+        "objects": objects,
+        "bytes": None,
+        "result": f"in objects that all users share; nobody reads them for this user any more, they go {hours:g} h "
+        "after bundles cover them",
+    }
+    entry = admin.users.lookup(account.name)
+    if entry is not None:
+        state = "still known, disabled" if entry.disabled else "still known: the next login or delivery makes it anew"
+        yield {"what": "user database", "objects": None, "bytes": None, "result": state}
+    facts = await admin.describe_bucket() if admin.describe_bucket is not None else {}
+    versions = facts.get("versioning", "unknown")
+    if versions != "off":
+        text = {"on": "the bucket keeps old versions: its lifecycle rules or you must delete them"}
+        unknown = "whether the bucket keeps old versions is not known: if it does, delete them there"
+        yield {"what": "object versions", "objects": None, "bytes": None, "result": text.get(str(versions), unknown)}
+    yield {"what": "backups", "objects": None, "bytes": None, "result": "copies outside this bucket are not reached"}
+    yield {"what": "other backends", "objects": None, "bytes": None,
+           "result": "local copies there go when they are cleaned: oboxadm metacache remove"}  # fmt: skip
+
+
+class OboxUserWaitParams(Selection, kw_only=True):
+    timeout: Annotated[int, Meta(ge=0, description="Seconds to wait at most; 0 looks once")] = 60
+
+
+@user_verb("obox user wait", OboxUserWaitParams, needs=Needs.BACKEND, columns=("sessions",))
+async def obox_user_wait(admin: Admin, account: Account, params: OboxUserWaitParams) -> AsyncIterator[Event]:
+    """Wait until nobody has a user's mail open; exit 65 when the time is over."""
+    deadline = time.monotonic() + params.timeout
+    while True:
+        user = admin.store.users.get(account.storage_id)
+        count = len(kicked(admin.backend.sessions(), account.name)) or (user.sessions if user is not None else 0)
+        if not count:
+            return
+        if time.monotonic() >= deadline:
+            yield {"sessions": count}
+            raise InUseByClients(f"{account.name}: {count} sessions or deliveries after {params.timeout} s")
+        await asyncio.sleep(POLL_S)

@@ -1,0 +1,105 @@
+"""Running a verb: parameters checked, users selected, each failure told beside the others' results.
+
+The exit code of a run: 0; the failure's own where it ended the verb or failed for all users; 2 where it failed for
+some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+import structlog
+
+from ..errors import ConfigError, Invalid, OboxError
+from . import exits
+from .parts import Admin
+from .table import TABLE, Event, Failure, Progress, Row, Verb
+
+log = structlog.get_logger("obox.admin")
+
+
+class UnknownVerb(Invalid):
+    """No such verb."""
+
+
+def prepare(name: str, raw: object) -> tuple[Verb, Any]:
+    """A verb and its parameters out of a request. Raises Invalid with what is wrong and what is allowed."""
+    verb = TABLE.get(name)
+    if verb is None:
+        raise UnknownVerb(f"unknown command {name!r}: GET /doveadm/v1 lists them")
+    try:
+        return verb, msgspec.convert(raw, verb.params)
+    except msgspec.ValidationError as error:
+        allowed = ", ".join(msgspec.structs.fields(verb.params)[at].encode_name for at in range(_count(verb)))
+        raise Invalid(f"{name}: {error}; parameters: {allowed or 'none'}") from error
+
+
+def _count(verb: Verb) -> int:
+    return len(msgspec.structs.fields(verb.params))
+
+
+async def run(admin: Admin, verb: Verb, params: Any) -> AsyncIterator[Event]:
+    """Run a verb. Raises OboxError or ConfigError for what ends it."""
+    if verb.run is not None:
+        async for event in verb.run(admin, params):
+            yield event
+        return
+    assert verb.run_for is not None
+    accounts = await admin.select(params)
+    many = len(accounts) > 1 or params.all_users
+    failed: list[OboxError] = []
+    for at, account in enumerate(accounts):
+        if many:
+            yield Progress(verb.words, at, len(accounts))
+        try:
+            async for event in verb.run_for(admin, account, params):
+                yield {"username": account.name, **event} if many and isinstance(event, dict) else event
+        except OboxError as error:
+            failed.append(error)
+            if len(accounts) == 1:
+                raise
+            yield Failure(account.name, exits.of(error), str(error))
+    if failed and len(failed) == len(accounts):
+        raise failed[0]
+
+
+class Outcome:
+    """The end of a run, gathered."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.failures: list[Failure] = []
+        self.code = 0
+        self.message = ""
+
+    async def gather(self, admin: Admin, name: str, raw: object) -> None:
+        async for event in guarded(admin, name, raw, self):
+            if isinstance(event, dict):
+                self.rows.append(event)
+            elif isinstance(event, Failure):
+                self.failures.append(event)
+
+
+async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> AsyncIterator[Event]:
+    """Run by name; how it ended is in `outcome` afterwards. Raises nothing but cancellation."""
+    partial = False
+    try:
+        verb, params = prepare(name, raw)
+        async for event in run(admin, verb, params):
+            partial = partial or isinstance(event, Failure)
+            yield event
+        outcome.code = exits.PARTIAL if partial else 0
+    except (OboxError, ConfigError) as error:
+        outcome.code, outcome.message = exits.of(error), str(error)
+    except Exception as error:
+        log.exception("admin command failed", command=name)
+        outcome.code, outcome.message = exits.SOFTWARE, f"{type(error).__name__}; the log has more"
+    if outcome.code == 0:
+        return
+    log.info("admin command", command=name, user=_who(raw), exit_code=outcome.code, error=outcome.message)
+
+
+def _who(raw: object) -> str:
+    return str(raw.get("user") or raw.get("users") or "") if isinstance(raw, Mapping) else ""

@@ -1,0 +1,239 @@
+"""Verbs about the process and who is connected to it: who, kick, reload, stop, log errors, auth test."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import ipaddress
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from ..errors import Invalid, OboxError, Temporary
+from .exits import NoSession
+from .parts import Admin, Session
+from .table import Event, Needs, Nothing, Params, Progress, verb
+
+KICK_REASON: Final = "Disconnected by the administrator"
+STOP_REASON: Final = "Server is shutting down, please reconnect"
+POLL_S: Final = 0.1
+FLUSHES_AT_ONCE: Final = 8
+
+
+class WhoParams(Params, kw_only=True):
+    mask: Annotated[str | None, Meta(description="Users that fit this mask")] = None
+    ip: Annotated[str | None, Meta(description="Clients at this address or in this network, as 10.0.0.0/8")] = None
+    separate_connections: Annotated[bool, Meta(description="One row for each connection")] = False
+
+
+def _chosen(admin: Admin, mask: str | None, ip: str | None) -> list[Session]:
+    """Sessions of users that fit, from there. Raises Invalid."""
+    try:
+        network = ipaddress.ip_network(ip, strict=False) if ip else None
+    except ValueError as error:
+        raise Invalid(f"ip {ip!r}: allowed: an address or a network") from error
+    return [
+        one
+        for one in admin.backend.sessions()
+        if (not mask or fnmatch.fnmatchcase(one.user, mask.lower())) and (network is None or _inside(one, network))
+    ]
+
+
+def _inside(session: Session, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    try:
+        return ipaddress.ip_address(session.remote.partition("%")[0]) in network
+    except ValueError:
+        return False
+
+
+@verb("who", WhoParams, needs=Needs.BACKEND)
+async def who(admin: Admin, params: WhoParams) -> AsyncIterator[Event]:
+    """Show who is logged in.
+
+    One row for each user: the number of connections and the clients' addresses. Connections that have not logged in
+    are shown with separateConnections alone, with an empty username.
+    """
+    chosen = _chosen(admin, params.mask, params.ip)
+    if params.separate_connections:
+        for one in chosen:
+            yield {
+                "username": one.user,
+                "service": "imap",
+                "id": one.id,
+                "ip": one.remote,
+                "tls": one.tls,
+                "state": one.state,
+                "mailbox": one.mailbox,
+                "idle": one.idle,
+                "since": int(one.since),
+            }
+        return
+    users: dict[str, list[Session]] = {}
+    for one in chosen:
+        if one.user:
+            users.setdefault(one.user, []).append(one)
+    for user, sessions in sorted(users.items()):
+        ips = sorted({one.remote for one in sessions if one.remote})
+        yield {"username": user, "connections": len(sessions), "service": "imap", "ips": " ".join(ips)}
+
+
+class KickParams(Params, kw_only=True):
+    user: Annotated[str | None, Meta(description="Users that fit this mask")] = None
+    ip: Annotated[str | None, Meta(description="Clients at this address or in this network")] = None
+
+
+@verb("kick", KickParams, needs=Needs.BACKEND, columns=("username", "connections"))
+async def kick(admin: Admin, params: KickParams) -> AsyncIterator[Event]:
+    """Disconnect users, each as soon as its command is done.
+
+    Exit code 68 when nobody of them is logged in.
+    """
+    if not params.user and not params.ip:
+        raise Invalid("whom? allowed: user, ip, or both")
+    chosen = _chosen(admin, params.user, params.ip)
+    if not chosen:
+        raise NoSession(f"no session of {params.user or params.ip}")
+    admin.backend.kick(chosen, KICK_REASON)
+    counts: dict[str, int] = {}
+    for one in chosen:
+        counts[one.user] = counts.get(one.user, 0) + 1
+    for user, count in sorted(counts.items()):
+        yield {"username": user, "connections": count}
+
+
+@verb("reload", Nothing, needs=Needs.BACKEND)
+async def reload(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """Read the configuration anew: certificates; exit 78 and the old one stays if it is wrong.
+
+    What else has changed in the file is used at the next start.
+    """
+    await admin.backend.reload()
+    return
+    yield {}
+
+
+class StopParams(Params, kw_only=True):
+    time_limit: Annotated[int, Meta(ge=1, le=86400, description="Seconds until the process ends whatever is left")] = 60
+    no_flush: Annotated[bool, Meta(description="End as SIGTERM does, without flushing while clients still work")] = (
+        False
+    )
+
+
+@verb("stop", StopParams, needs=Needs.BACKEND, columns=("step", "count", "seconds"), asks="End this backend?")
+async def stop(admin: Admin, params: StopParams) -> AsyncIterator[Event]:
+    """Stop the backend in order, with as little left for the end as can be.
+
+    Flush what is important; accept no more logins and deliveries; kick; flush; wait; kick; flush; end. A step that
+    the time limit cuts short is shown as such; the end itself flushes again what is left.
+    """
+    server = admin.backend
+    deadline = time.monotonic() + params.time_limit
+    if params.no_flush:
+        server.stop()
+        yield {"step": "end", "count": 0, "seconds": 0.0}
+        return
+    for step in ("flush", "stop logins", "kick", "flush", "wait", "kick", "flush"):
+        began = time.monotonic()
+        count, what = 0, step
+        yield Progress(step, 0)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                if step == "flush":
+                    count = await _flush_important(admin)
+                elif step == "stop logins":
+                    server.stop_logins()
+                elif step == "kick":
+                    count = len(sessions := server.sessions())
+                    server.kick(sessions, STOP_REASON)
+                else:
+                    await _until_gone(admin)
+        except TimeoutError:
+            what = f"{step} (cut short)"
+        except OboxError as error:
+            what = f"{step} ({error})"
+        yield {"step": what, "count": count, "seconds": round(time.monotonic() - began, 2)}
+    server.stop()
+    yield {"step": "end", "count": 0, "seconds": 0.0}
+
+
+async def _until_gone(admin: Admin) -> None:
+    """At least doveadm's second, for what kicked clients still do."""
+    await asyncio.sleep(1.0)
+    for _ in range(int(5.0 / POLL_S)):
+        if not admin.backend.sessions():
+            return
+        await asyncio.sleep(POLL_S)
+
+
+async def _flush_important(admin: Admin) -> int:
+    from ..store import operate
+
+    store = admin.store
+    sids = await operate.changed_users(store, important_only=True)
+    gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
+
+    async def one(sid: str) -> None:
+        async with gate:
+            user = await store.load_user(admin.name_of(sid), type(sids[0])(sid))
+            await operate.flush(user, important_only=True)
+
+    results = await asyncio.gather(*(one(sid) for sid in sids), return_exceptions=True)
+    failed = [error for error in results if isinstance(error, BaseException)]
+    if failed:
+        raise Temporary(f"{len(failed)} of {len(sids)} users not flushed: {failed[0]}")
+    return len(sids)
+
+
+class LogErrorsParams(Params, kw_only=True):
+    since: Annotated[int, Meta(description="Unix time: only what came later")] = 0
+    limit: Annotated[int, Meta(ge=1, description="The last so many")] = 1000
+
+
+@verb("log errors", LogErrorsParams, needs=Needs.BACKEND, columns=("timestamp", "type", "text"))
+async def log_errors(admin: Admin, params: LogErrorsParams) -> AsyncIterator[Event]:
+    """Show the last warnings and errors of the running process, the oldest first; it keeps a thousand."""
+    found = [one for one in admin.recent() if _unix(str(one.get("timestamp", ""))) >= params.since]
+    for one in found[-params.limit :]:
+        yield {
+            "timestamp": one.get("timestamp", ""),
+            "type": one.get("level", ""),
+            "text": _text(one),
+        }
+
+
+def _text(event: object) -> str:
+    assert isinstance(event, dict)
+    more = [f"{key}={value}" for key, value in event.items() if key not in ("timestamp", "level", "event")]
+    return " ".join([str(event.get("event", "")), *more])
+
+
+def _unix(timestamp: str) -> float:
+    import datetime as dt
+
+    try:
+        return dt.datetime.fromisoformat(timestamp).timestamp()
+    except ValueError:
+        return 0.0
+
+
+class AuthTestParams(Params, kw_only=True):
+    user: Annotated[str, Meta(description="As a client would send it")]
+    password: Annotated[str, Meta(description="As a client would send it")]
+
+
+@verb("auth test", AuthTestParams, needs=Needs.CONFIG, columns=("username", "storage_id", "quota_bytes"))
+async def auth_test(admin: Admin, params: AuthTestParams) -> AsyncIterator[Event]:
+    """Try a login, as IMAP would; exit 77 if it is refused."""
+    entry = await admin.authenticator().verify(params.user, params.password, remote="")
+    yield {
+        "username": entry.user,
+        "storage_id": admin.storage_id(entry),
+        "quota_bytes": entry.quota.storage_bytes,
+    }
+
+
+def kicked(sessions: Sequence[Session], name: str) -> list[Session]:
+    """The sessions of one user."""
+    return [one for one in sessions if one.user == name]

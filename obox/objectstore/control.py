@@ -1,0 +1,80 @@
+"""What a bucket says of its own settings: versioning and lifecycle rules, by boto3; S3 only.
+
+Refuses to know: objects. Diagnostics: what may not be read is named among the problems; nothing is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import urlsplit
+
+from obox.objectstore._open import Settings
+
+
+async def describe(settings: Settings) -> dict[str, Any]:
+    """Facts of the bucket of settings.url: versioning ("on", "off", "unknown"), lifecycle (text), expires_current and
+    expires_versions (names of rules), problems. A directory or memory has no versions; of other stores nothing is
+    known."""
+    scheme = urlsplit(settings.url).scheme
+    if scheme in ("file", "memory"):
+        return {"versioning": "off"}
+    if scheme != "s3":
+        return {"versioning": "unknown"}
+    return await asyncio.to_thread(_describe, settings)
+
+
+def _describe(settings: Settings) -> dict[str, Any]:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    facts: dict[str, Any] = {"versioning": "unknown", "problems": []}
+    try:
+        client: Any = boto3.client(
+            "s3",
+            endpoint_url=settings.endpoint_url or None,
+            region_name=settings.region or None,
+            aws_access_key_id=settings.access_key_id or None,
+            aws_secret_access_key=settings.secret_access_key or None,
+            config=Config(connect_timeout=5, read_timeout=settings.deadline_s, retries={"total_max_attempts": 2}),
+        )
+    except (BotoCoreError, ValueError) as error:
+        return {**facts, "problems": [f"settings of the bucket: {error}"]}
+    bucket = urlsplit(settings.url).netloc
+    try:
+        status = client.get_bucket_versioning(Bucket=bucket).get("Status", "")
+        facts["versioning"] = "on" if status == "Enabled" else "off"
+    except (BotoCoreError, ClientError) as error:
+        facts["problems"].append(f"versioning may not be read: {_short(error)}")
+    try:
+        rules = client.get_bucket_lifecycle_configuration(Bucket=bucket).get("Rules", [])
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") == "NoSuchLifecycleConfiguration":
+            rules = []
+        else:
+            return _with_problem(facts, f"lifecycle rules may not be read: {_short(error)}")
+    except BotoCoreError as error:
+        return _with_problem(facts, f"lifecycle rules may not be read: {_short(error)}")
+    active = [rule for rule in rules if rule.get("Status") == "Enabled"]
+    facts["lifecycle"] = f"{len(active)} rules" if active else "no rules"
+    facts["expires_current"] = [_name(rule) for rule in active if "Expiration" in rule and _expires(rule)]
+    facts["expires_versions"] = [_name(rule) for rule in active if "NoncurrentVersionExpiration" in rule]
+    return facts
+
+
+def _expires(rule: dict[str, Any]) -> bool:
+    """Days or a date, and not the marker of deleted versions alone."""
+    return bool({"Days", "Date"} & set(rule["Expiration"]))
+
+
+def _name(rule: dict[str, Any]) -> str:
+    return str(rule.get("ID") or rule.get("Prefix") or "a rule without a name")
+
+
+def _with_problem(facts: dict[str, Any], problem: str) -> dict[str, Any]:
+    return {**facts, "problems": [*facts["problems"], problem]}
+
+
+def _short(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:200]

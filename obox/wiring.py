@@ -1,0 +1,177 @@
+"""What an administrator's verbs work on, put together: out of a running backend, or out of a state directory of which
+nobody runs one.
+
+Invariant: `offline` holds the lock of the state directory while it is open, so that a backend and the tool never write
+the same local state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from metacache import Cleaner, SizeWeights, Weights
+
+from ._values import read_priority_weights, read_size_weights
+from .admin.parts import Admin, Evaluate, Session
+from .auth import Authenticator, PasswdFile
+from .config import Config, load
+from .errors import Invalid, Unavailable
+from .imap import _search
+from .imap._scan import Limits, Malformed, Scan
+from .imap.commands.search import to_query
+from .imap.sets import SequenceSet
+from .mailbox import view
+from .mailbox.search import Query
+from .objectstore import control
+from .objectstore.keys import escape
+from .server.log import recent_problems
+from .store.copies import Copies
+from .types import StorageId
+
+if TYPE_CHECKING:
+    from .backend import Backend
+    from .mailbox._uidset import UidArray
+    from .store.mailbox import Mailbox
+
+SOCKET: Final = "admin.sock"
+"""Below state_dir: the admin API for root and the service user."""
+
+START_S: Final = 30.0
+"""Until the bucket has answered, when a state directory is opened without a backend."""
+
+
+def socket_path(state_dir: Path) -> Path:
+    return state_dir / SOCKET
+
+
+class Running:
+    """The process as verbs may move it (`admin.Server`)."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def sessions(self) -> Sequence[Session]:
+        imap = self._backend.imap
+        return imap.who() if imap is not None else ()
+
+    def kick(self, sessions: Sequence[Session], reason: str) -> None:
+        imap = self._backend.imap
+        if imap is not None:
+            ids = {one.id for one in sessions}
+            for member in imap.context.registry:
+                if member.who().id in ids:
+                    member.stop(reason)
+
+    async def reload(self) -> None:
+        config, environ = self._backend.config, self._backend.environ
+        path = str(config.file) if config.file else None
+        await asyncio.to_thread(load, path, environ)  # so that what is wrong is told to who asked
+        self._backend.lifecycle.reload()
+
+    def stop_logins(self) -> None:
+        self._backend.listeners.stop(keep=("http", "metrics", "admin"))
+
+    def stop(self) -> None:
+        self._backend.lifecycle.stop()
+
+
+class _Alone:
+    """A mailbox as a search sees it without a session: sequence numbers of now, nothing saved, nothing recent."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._view = view.View(mailbox.state)
+
+    def need_mailbox(self) -> tuple[Mailbox, view.View]:
+        return self._mailbox, self._view
+
+    def resolve(self, sequence: SequenceSet, *, uid: bool, lenient: bool = False) -> UidArray:
+        uids = self._view.uids
+        if uid:
+            return self._view.by_uid(sequence.resolve(int(uids[-1]) if len(uids) else 0))
+        return self._view.by_seq(sequence.resolve(len(uids)))
+
+
+def parse_search(program: bytes) -> Evaluate:
+    """IMAP's own grammar over one search program. Raises Invalid."""
+    try:
+        key = _search.search(Scan([b" " + program], 0, Limits()), b"a", True).key
+    except Malformed as error:
+        raise Invalid(f"search query: {error}") from error
+
+    def evaluate(mailbox: Mailbox) -> Query:
+        return to_query(cast(Any, _Alone(mailbox)), key)
+
+    return evaluate
+
+
+def weights(config: Config) -> Weights:
+    """The cleaner's weights out of the settings."""
+    priorities, sizes = config.metacache.priority_weights, config.metacache.size_weights
+    low, high = read_size_weights(sizes) if sizes else ((0, 0.0), (0, 0.0))
+    return Weights(
+        read_priority_weights(priorities) if priorities else (),
+        SizeWeights(*low, *high) if sizes else None,
+    )
+
+
+def cleaner(backend: Backend) -> Cleaner:
+    """What keeps the metacache below max_space."""
+    owner = Copies(backend.store, close_delay_s=backend.config.metacache.close_delay)
+    return Cleaner(backend.metacache, owner, weights=weights(backend.config), clock=time.time)
+
+
+def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
+    """Verbs that need the configuration alone."""
+    found = users or PasswdFile(config.auth.passwd_file, config.auth.default_domain)
+    return Admin(
+        users=found,
+        authenticator=lambda: Authenticator(found),
+        storage_id=lambda entry: StorageId(escape(entry.storage_id or entry.user)),
+        sid_of_name=lambda name: StorageId(escape(name)),
+        parse_search=parse_search,
+        facts={"fscache_max_size": config.fscache.max_size, "url": config.storage.url},
+    )
+
+
+def of_backend(
+    backend: Backend, users: PasswdFile, authenticator: Callable[[], Authenticator], *, running: bool
+) -> Admin:
+    """All verbs over a backend's parts; without `running` those that need no process."""
+    admin = of_config(backend.config, users)
+    admin.authenticator = authenticator
+    admin.find_store = backend.store
+    admin.find_cleaner = backend.cleaner
+    admin.server = Running(backend) if running else None
+    admin.recent = recent_problems
+    admin.describe_bucket = lambda: control.describe(backend.bucket.settings)
+    return admin
+
+
+@asynccontextmanager
+async def offline(config: Config) -> AsyncIterator[Admin]:
+    """The parts of a backend that is not running, opened and closed in order; nothing listens.
+
+    Raises ConfigError (a backend runs after all, or the settings are bad), Unavailable (the bucket does not answer).
+    """
+    from .backend import Backend
+
+    backend = Backend(config)
+    store = backend.open_parts()
+    starting = asyncio.ensure_future(backend.start_store(store))
+    try:
+        done, _ = await asyncio.wait([starting], timeout=START_S)
+        if not done:
+            raise Unavailable("the bucket does not answer")
+        await starting
+        users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
+        yield of_backend(backend, users, lambda: Authenticator(users), running=False)
+        await store.close()
+    finally:
+        starting.cancel()
+        await backend.close_parts()

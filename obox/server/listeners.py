@@ -160,8 +160,8 @@ class Listeners:
         try:
             _remove_stale(path)
             # Nobody gets in between bind and chmod: a socket that does not listen yet refuses.
-            with _short(path) as name:
-                sock.bind(name)
+            with _short(path) as short:
+                sock.bind(short)
             path.chmod(mode)
             sock.listen(BACKLOG)
             sock.setblocking(False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import KEY, Service, write_config
+from adminservice import KEY, Service, running, write_config
 
 from obox.admin import TABLE
 
@@ -58,8 +58,6 @@ async def test_a_foreign_user_on_a_socket_needs_the_key(service: Service, monkey
 
 
 async def test_without_a_key_the_api_is_on_the_socket_only(tmp_path: Path) -> None:
-    from conftest import running
-
     config = write_config(tmp_path, "memory://")
     config.write_text(config.read_text().replace(f'api_key = "{KEY}"', ""))
     async with running(config) as service, httpx.AsyncClient() as client:

@@ -76,7 +76,7 @@ def main() -> None:
                 step()
         say("done")
     if not version:
-        report.notes.append("Dovecot is not installed here: obox alone.")
+        report.notes.append("Measured without Dovecot: obox alone.")
     print(f"\n{head}\n\n{report.text()}")
     if arguments.markdown:
         arguments.markdown.write_text(f"{head}\n\n{report.markdown()}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import random
+from itertools import accumulate
 from typing import Final
 
 SIZE: Final = 8 * 1024
@@ -17,32 +18,42 @@ NEEDLE: Final = "quarterly"
 
 _LETTERS: Final = "bacodifeguhajokaleminuorparisateunvowixeyazoanerinst"
 _SYLLABLES: Final = [_LETTERS[at : at + 2] for at in range(0, len(_LETTERS), 2)]
+VOCABULARY: Final = 4000
+"""Words, the frequent ones short, each as frequent as its rank says (Zipf): text that compresses as prose does."""
 
 
-def _words(rng: random.Random, count: int) -> list[str]:
-    return ["".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))) for _ in range(count)]
+class _Words:
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._words = [
+            "".join(rng.choices(_SYLLABLES, k=min(6, 1 + rank.bit_length() // 3))) for rank in range(VOCABULARY)
+        ]
+        self._sums = list(accumulate(1 / (rank + 2.7) for rank in range(VOCABULARY)))
+
+    def take(self, count: int) -> list[str]:
+        return self._rng.choices(self._words, cum_weights=self._sums, k=count)
 
 
-def _text(rng: random.Random, size: int) -> str:
-    """Lines of words, about `size` octets; it compresses as prose does, to about half."""
+def _text(words: _Words, size: int) -> str:
+    """Lines of words, about `size` octets."""
     lines: list[str] = []
     length = 0
     while length < size:
-        line = " ".join(_words(rng, 9))[:76]
+        line = " ".join(words.take(13))[:76]
         lines.append(line)
         length += len(line) + 2
     return "\r\n".join(lines) + "\r\n"
 
 
-def _body(rng: random.Random, number: int, size: int) -> str:
+def _body(rng: random.Random, words: _Words, number: int, size: int) -> str:
     """Content-Type and what follows it."""
     needle = f"{NEEDLE}\r\n" if number % 16 == 0 else ""
     if number % 4 < 2:
-        return f"Content-Type: text/plain; charset=utf-8\r\n\r\n{needle}{_text(rng, size)}"
+        return f"Content-Type: text/plain; charset=utf-8\r\n\r\n{needle}{_text(words, size)}"
     line = f"=_{number:032x}"
-    first = f"--{line}\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n{needle}{_text(rng, size // 3)}\r\n"
+    first = f"--{line}\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n{needle}{_text(words, size // 3)}\r\n"
     if number % 4 == 2:
-        page = f"<html><body><p>{_text(rng, size // 2)}</p></body></html>"
+        page = f"<html><body><p>{_text(words, size // 2)}</p></body></html>"
         second = f"Content-Type: text/html; charset=utf-8\r\n\r\n{page}"
         kind = "alternative"
     else:
@@ -58,12 +69,13 @@ def _body(rng: random.Random, number: int, size: int) -> str:
 def make(count: int, seed: int = 1) -> list[bytes]:
     """Return `count` mails, CRLF, without a line that begins with a dot."""
     rng = random.Random(seed)
-    bodies = [_body(rng, number, SIZE - 900) for number in range(BODIES)]
-    names = [" ".join(word.title() for word in _words(rng, 2)) for _ in range(500)]
+    words = _Words(rng)
+    bodies = [_body(rng, words, number, SIZE - 900) for number in range(BODIES)]
+    names = [" ".join(word.title() for word in words.take(2)) for _ in range(500)]
     out = []
     for number in range(count):
         sender, to = rng.choice(names), rng.choice(names)
-        subject = " ".join(_words(rng, 6)) + (f" {NEEDLE}" if number % 100 == 0 else "")
+        subject = " ".join(words.take(6)) + (f" {NEEDLE}" if number % 100 == 0 else "")
         day, second = 1 + number % 28, number % 86_400
         when = f"{day} Mar 2026 {second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d} +0000"
         hops = "".join(

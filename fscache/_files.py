@@ -25,16 +25,17 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 _HEADER = struct.Struct(">4sIQI")
 HEADER_BYTES = 4 + 4 + 8 + 4
 MAGIC = b"FSC1"
 NAME_DIGITS = 32
 BLOCK_BYTES = 4096  # file systems give whole blocks
+MTIME_S = 0.001  # how exactly a file system and a float keep it
 READ_BYTES_MAX = 1 << 30  # Linux reads at most 2 GiB less a page at once
 _HEX = frozenset("0123456789abcdef")
 
@@ -63,6 +64,7 @@ class Want(NamedTuple):
     verified: bool = False
     touch: float | None = None  # new mtime: the order of eviction survives a restart by it
     space: int = 0  # the file is at most so long, so that one read takes all of it; 0: not known
+    mtime: float | None = None  # as it should be: a file that somebody else has written is checked again
 
 
 class Got(NamedTuple):
@@ -92,12 +94,28 @@ class Done(NamedTuple):
     error: str
 
 
+class Known(Protocol):
+    @property
+    def space(self) -> int: ...
+
+
+class Found(NamedTuple):
+    """What a directory has beside what was known: (mtime, name, length) of others, names that are missing, (name,
+    length) of those whose size differs."""
+
+    added: list[tuple[float, str, int]]
+    gone: list[str]
+    changed: list[tuple[str, int]]
+    problem: str
+
+
 class Files:
     """The directory; it need not exist, and may go at any time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._root = os.fspath(path)
+        self._stamps: dict[str, int] = {}  # mtime of each directory after our own last change
 
     def _file(self, name: str) -> str:
         return f"{self._root}/{name[:2]}/{name}"
@@ -138,12 +156,50 @@ class Files:
     def run(self, steps: Iterable[Step]) -> list[Done]:
         """Do the steps in order. Once a file could not be removed nothing is written: its room was counted on."""
         out: list[Done] = []
+        touched: set[str] = set()
         room = True
         for step in steps:
             done = self._step(step, room)
             room = room and not done.kept
             out.append(done)
+            touched.update(name[:2] for name in (*step.remove, step.name) if name)
+        for prefix in touched:
+            self._stamp(prefix)
         return out
+
+    def _stamp(self, prefix: str) -> int | None:
+        """Note a directory's time of change; None if it is not there."""
+        try:
+            stamp = os.stat(f"{self._root}/{prefix}").st_mtime_ns
+        except OSError:
+            self._stamps.pop(prefix, None)
+            return None
+        self._stamps[prefix] = stamp
+        return stamp
+
+    def disturbed(self) -> set[str]:
+        """The directories that somebody else has changed since the last call. In the changing thread."""
+        before = dict(self._stamps)
+        try:
+            with os.scandir(self._root) as entries:
+                prefixes = {entry.name for entry in entries if len(entry.name) == 2 and _HEX.issuperset(entry.name)}
+        except OSError:
+            prefixes = set()
+        return {prefix for prefix in prefixes | set(before) if self._stamp(prefix) != before.get(prefix)}
+
+    def compare(self, known: Mapping[str, Known], prefixes: set[str] | None) -> Found:
+        """What these directories (None: all) have, against what is known of them. In the changing thread."""
+        found, problem = self.scan(prefixes)
+        added, changed = [], []
+        missing = set(known)
+        for mtime, name, length in found:
+            if name not in missing:
+                added.append((mtime, name, length))
+                continue
+            missing.discard(name)
+            if disk_bytes(length) != known[name].space:
+                changed.append((name, length))
+        return Found(added, list(missing), changed, problem)
 
     def _step(self, step: Step, room: bool) -> Done:
         kept: list[str] = []
@@ -194,8 +250,11 @@ class Files:
 
     # ---- scanning ----------------------------------------------------------------------------------------------
 
-    def scan(self) -> tuple[list[tuple[float, str, int]], str]:
-        """All files as (mtime, name, length), oldest first, and the last error. Foreign names are left alone."""
+    def scan(self, prefixes: set[str] | None = None) -> tuple[list[tuple[float, str, int]], str]:
+        """All files (in these directories) as (mtime, name, length), oldest first, and the last error.
+
+        Foreign names are left alone.
+        """
         problem = ""
         found: list[tuple[float, str, int]] = []
         try:
@@ -206,15 +265,21 @@ class Files:
                 pass
             with os.scandir(self._root) as entries:
                 dirs = [entry.name for entry in entries if len(entry.name) == 2 and _HEX.issuperset(entry.name)]
+            if prefixes is not None:
+                dirs = [name for name in dirs if name in prefixes]
         except OSError as error:
             return found, str(error)
         for prefix in dirs:
+            self._stamp(prefix)
             try:
                 with os.scandir(f"{self._root}/{prefix}") as entries:
                     for entry in entries:
                         name = entry.name
                         if len(name) == NAME_DIGITS and name.startswith(prefix) and _HEX.issuperset(name):
-                            stat = entry.stat(follow_symlinks=False)
+                            try:
+                                stat = entry.stat(follow_symlinks=False)
+                            except FileNotFoundError:
+                                continue  # a reader has removed it: damaged
                             found.append((stat.st_mtime, name, stat.st_size))
             except FileNotFoundError:
                 continue
@@ -227,7 +292,8 @@ class Files:
 def _read(fd: int, want: Want) -> Got:
     key = want.key.encode("utf-8", "surrogatepass")
     head_len = HEADER_BYTES + len(key)
-    if want.verified:
+    verified = want.verified and (want.mtime is None or abs(os.fstat(fd).st_mtime - want.mtime) < MTIME_S)
+    if verified:
         raw = os.read(fd, head_len)
     else:
         size = want.space or os.fstat(fd).st_size
@@ -238,7 +304,7 @@ def _read(fd: int, want: Want) -> Got:
     if magic != MAGIC or key_len != len(key):
         return Got(None, error=f"{want.name}: damaged or foreign header")
     length = head_len + data_len
-    if want.verified:
+    if verified:
         start = min(max(want.start, 0), data_len)
         end = data_len if want.end is None else min(max(want.end, start), data_len)
         os.lseek(fd, head_len + start, os.SEEK_SET)

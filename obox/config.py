@@ -105,7 +105,7 @@ class Fscache:
     """Local cache of mail bodies."""
 
     path: Path = _set(kinds.OPTIONAL_PATH, "", "empty: state_dir/fscache")
-    max_size: int = _set(kinds.size(), "1G", "bodies beyond it are evicted, least recently used first")
+    max_size: int = _set(kinds.size(), "1G", "bodies beyond it are evicted: those read once before those read again")
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,9 +162,10 @@ async def part(mailbox: Mailbox, uid: int, start: int, end: int) -> bytes:
     key = mail_key(mailbox.user.storage_id, home, Uid(home_uid))
 
     async def read(low: int, high: int) -> bytes:
-        data = await env.fscache.read(key, low, high)
-        if data is None:
-            data = await env.get(key, kind="mail", start=low, end=high)
+        return await env.fscache.read_range(key, low, high, fetch)
+
+    async def fetch(low: int, high: int) -> bytes:
+        data = await env.get(key, kind="mail", start=low, end=high)
         if data is None:
             raise NotFound("the mail is lost from the storage")
         return data

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fscache import Fscache
-from fscache._files import BLOCK_BYTES, name_of
+from fscache._files import BLOCK_BYTES, disk_bytes, name_of
 
 KEYS = [f"key-{n}" for n in range(12)] + ["long/" + "ü" * 200]
 KEY = st.sampled_from(KEYS)
 SIZES = st.sampled_from([0, 10, 4000, 5000, 8000, 16000])
 BLOCKS_MAX = 16
+LARGE = bytes(range(256)) * 3000
 
 
 class FscacheMachine(RuleBasedStateMachine):
@@ -41,7 +42,7 @@ class FscacheMachine(RuleBasedStateMachine):
     def open(self) -> None:
         self.cache = Fscache(self.dir / "fc", max_size=self.blocks_max * BLOCK_BYTES, clock=self.clock)
 
-        step = self.cache._files._step
+        step = self.cache.files._step
 
         def watched(*args: object) -> object:
             """In the one thread that changes files, so nothing moves while they are measured."""
@@ -50,7 +51,7 @@ class FscacheMachine(RuleBasedStateMachine):
                 self.passed.append(use)
             return done
 
-        self.cache._files._step = watched  # type: ignore[method-assign, assignment]
+        self.cache.files._step = watched  # type: ignore[method-assign, assignment]
 
     def clock(self) -> float:
         self.now += 1.0
@@ -92,7 +93,7 @@ class FscacheMachine(RuleBasedStateMachine):
         """With nothing under way: never fewer bytes counted than there are."""
         stats = self.cache.stats()
         assert self.use() <= stats.bytes <= self.blocks_max * BLOCK_BYTES
-        assert stats.bytes == sum(entry.space for entry in self.cache._index.values())
+        assert stats.bytes == sum(entry.space for entry in self.cache.index.values())
 
     @rule(key=KEY)
     def get(self, key: str) -> None:
@@ -133,6 +134,49 @@ class FscacheMachine(RuleBasedStateMachine):
         self.dropped.add(key)
         assert not self.file_of(key).exists()
 
+    @rule(key=KEY, start=st.integers(0, 20000), count=st.integers(0, 20000))
+    def read_range(self, key: str, start: int, count: int) -> None:
+        """Of an object that never changes: pieces of it may stay when its own key is put again."""
+
+        async def fetch(low: int, high: int) -> bytes:
+            await asyncio.sleep(0)
+            return LARGE[low:high]
+
+        found = self.runner.run(self.cache.read_range("large/" + key, start * 40, start * 40 + count, fetch))
+        assert found == LARGE[start * 40 : start * 40 + count]
+
+    @rule(at_once=st.lists(KEY, max_size=4))
+    def rescan(self, at_once: list[str]) -> None:
+        """Right at once, with reads and writes beside it; then there is nothing left to find."""
+
+        async def beside() -> None:
+            tasks = [asyncio.create_task(self.cache.put(key, self.objects[key])) for key in at_once]
+            await self.cache.rescan()
+            await asyncio.gather(*tasks)
+
+        self.runner.run(beside())
+        self.dropped.difference_update(at_once)
+        self.runner.run(self.cache.flush())
+        assert self.runner.run(self.cache.rescan()).right
+        assert self.use() == self.cache.stats().bytes
+
+    @rule(key=KEY, size=SIZES)
+    def add_by_hand(self, key: str, size: int) -> None:
+        """A foreign file under a name of ours: found, counted, never served. The bound is the cache's alone."""
+        self.runner.run(self.cache.flush())
+        if self.use() + disk_bytes(size) > self.blocks_max * BLOCK_BYTES:
+            return
+        path = self.file_of("foreign/" + key)
+        there = path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+        # What is written in place changes no directory: a rescan finds its size, a read its content.
+        self.runner.run(self.cache.rescan() if there else self.cache.watcher.look())  # type: ignore[arg-type]
+
+    @rule()
+    def look(self) -> None:
+        self.runner.run(self.cache.watcher.look())
+
     @rule()
     def flush(self) -> None:
         self.runner.run(self.cache.flush())
@@ -147,7 +191,7 @@ class FscacheMachine(RuleBasedStateMachine):
         self.runner.run(self.cache.flush())
         if not self.file_of(key).exists() or self.cache._scan is not None:
             return
-        if (entry := self.cache._index.get(name_of(key))) is not None:
+        if (entry := self.cache.index.get(name_of(key))) is not None:
             entry.verified = False  # what was seen whole in this process is not checked again for a range
         raw = bytearray(self.file_of(key).read_bytes())
         raw[at % len(raw)] ^= 0x55

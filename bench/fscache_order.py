@@ -1,0 +1,87 @@
+"""`python -m bench.fscache_order`: which share of reads a cache of mails serves, by order of eviction.
+
+A made access log of one day: mails are delivered, most are read soon by one or two clients, some are looked at again
+and again; every so often a client copies a whole mailbox (the scan). The same log for plain LRU and the cache's order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from fscache._order import FRESH, ONCE, Entry, Index
+
+MAIL_BYTES = 8192
+USERS = 2000
+OLD_MAILS = 500  # in each mailbox before the day
+SCAN_EVERY = 400  # events
+EVENTS = 40_000
+
+
+def log(seed: int, *, scans: bool) -> Iterator[tuple[float, str, str]]:
+    """(time, "put", "read" or "scan", name)."""
+    chance = random.Random(seed)
+    mails = [[f"{user}/{n}" for n in range(OLD_MAILS)] for user in range(USERS)]
+    later: dict[int, list[str]] = {}
+    for step in range(EVENTS):
+        now = step * 2.0
+        for name in later.pop(step, ()):
+            yield now, "read", name
+        user = min(int(chance.expovariate(1 / 150)), USERS - 1)  # some users are much busier
+        if chance.random() < 0.5:
+            name = f"{user}/{len(mails[user])}"
+            mails[user].append(name)
+            yield now, "put", name
+            for _ in range(chance.choice((1, 1, 2))):
+                later.setdefault(step + int(chance.expovariate(1 / 600)) + 1, []).append(name)
+        else:  # a mail that matters is looked at again and again, most often a recent one
+            back = min(int(chance.expovariate(1 / 4)), len(mails[user]) - 1)
+            yield now, "read", mails[user][-1 - back]
+        if scans and step % SCAN_EVERY == SCAN_EVERY - 1:
+            for name in list(mails[chance.randrange(USERS)]):
+                yield now, "scan", name
+
+
+def lru(events: Iterator[tuple[float, str, str]], places: int) -> tuple[int, int]:
+    """(hits, reads), those of scans left out."""
+    there: OrderedDict[str, None] = OrderedDict()
+    hits = reads = 0
+    for _, what, name in events:
+        if what == "read":
+            reads += 1
+            hits += name in there
+        there[name] = None
+        there.move_to_end(name)
+        if len(there) > places:
+            there.popitem(last=False)
+    return hits, reads
+
+
+def queues(events: Iterator[tuple[float, str, str]], places: int) -> tuple[int, int]:
+    """The same with the cache's own index."""
+    index = Index()
+    hits = reads = 0
+    for now, what, name in events:
+        if what == "read":
+            reads += 1
+        if what != "put" and index.hit(name, now) is not None:
+            hits += what == "read"
+            continue
+        index.add(name, Entry(MAIL_BYTES, now, True), FRESH if what == "put" else ONCE, now)
+        if len(index) > places:
+            index.evict(())
+    return hits, reads
+
+
+def main() -> None:
+    print(f"{'cache':>8} {'scans':>6} {'LRU':>7} {'queues':>7}")
+    for places in (1000, 2500, 6000):
+        for scans in (False, True):
+            old, reads = lru(log(1, scans=scans), places)
+            new, _ = queues(log(1, scans=scans), places)
+            print(f"{places:>8} {'yes' if scans else 'no':>6} {old / reads:>7.1%} {new / reads:>7.1%}")
+
+
+if __name__ == "__main__":
+    main()

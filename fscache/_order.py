@@ -1,0 +1,130 @@
+"""The index, and the order in which objects go: three queues, so that one user's scan takes the place of scans only.
+
+    fresh   put by whoever had the object (a mail just delivered), not read yet      a quarter of the space
+    once    fetched, or fresh and then read                                          a quarter
+    kept    read again later than CORRELATED_S after it came, or fetched again
+            soon after it had gone (a ghost); after a restart: everything           half
+
+Evicted is the oldest of the queue that exceeds its share most; a queue may use what the others leave free. Reads
+shortly after the first are one client reading one mail in parts: they count once. Ghosts are the names of what went
+lately from `once` and `fresh`, as many as there are objects.
+
+Invariant: `nbytes` of each queue is the sum of its entries. Pure: no files, no clock of its own.
+Refuses to know: keys, what is being read.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+
+FRESH, ONCE, KEPT = 0, 1, 2
+SHARES = (0.25, 0.25, 0.5)
+CORRELATED_S = 60.0
+GHOSTS_MIN = 1000
+
+
+@dataclass(slots=True)
+class Entry:
+    space: int  # whole blocks
+    touched: float  # mtime of the file
+    verified: bool  # checksum seen by this process
+    queue: int = ONCE
+    since: float = 0.0  # when it came, or was first read
+
+
+class Index:
+    """What there is, by name."""
+
+    def __init__(self) -> None:
+        self._queues: tuple[OrderedDict[str, Entry], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
+        self.nbytes = [0, 0, 0]
+        self._where: dict[str, Entry] = {}
+        self._ghosts: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def get(self, name: str) -> Entry | None:
+        return self._where.get(name)
+
+    def items(self) -> Iterator[tuple[str, Entry]]:
+        return iter(self._where.items())
+
+    def values(self) -> Iterator[Entry]:
+        return iter(self._where.values())
+
+    def add(self, name: str, entry: Entry, queue: int, now: float) -> None:
+        """A new object, last to go. One that came back soon after it had gone is kept."""
+        self.pop(name)
+        if queue == ONCE and name in self._ghosts:
+            queue = KEPT
+        self._ghosts.pop(name, None)
+        entry.queue, entry.since = queue, now
+        self.restore(name, entry)
+
+    def restore(self, name: str, entry: Entry) -> None:
+        """Put an entry at the end of the queue that it names."""
+        self._where[name] = entry
+        self._queues[entry.queue][name] = entry
+        self.nbytes[entry.queue] += entry.space
+
+    def hit(self, name: str, now: float) -> Entry | None:
+        """An object is read."""
+        entry = self._where.get(name)
+        if entry is None:
+            return None
+        if entry.queue == KEPT:
+            self._queues[KEPT].move_to_end(name)
+        elif entry.queue == FRESH:
+            self._move(name, entry, ONCE)
+            entry.since = now
+        elif now - entry.since > CORRELATED_S:
+            self._move(name, entry, KEPT)
+        return entry
+
+    def _move(self, name: str, entry: Entry, queue: int) -> None:
+        del self._queues[entry.queue][name]
+        self.nbytes[entry.queue] -= entry.space
+        entry.queue = queue
+        self._queues[queue][name] = entry
+        self.nbytes[queue] += entry.space
+
+    def pop(self, name: str) -> Entry | None:
+        entry = self._where.pop(name, None)
+        if entry is not None:
+            del self._queues[entry.queue][name]
+            self.nbytes[entry.queue] -= entry.space
+        return entry
+
+    def resize(self, name: str, space: int) -> None:
+        if (entry := self._where.get(name)) is not None:
+            self.nbytes[entry.queue] += space - entry.space
+            entry.space = space
+
+    def evict(self, spare: Container[str]) -> tuple[str, Entry] | None:
+        """Take out what goes first and is not to be spared."""
+        for queue in sorted(range(3), key=lambda queue: -self.nbytes[queue] / SHARES[queue]):
+            for name, entry in self._queues[queue].items():
+                if name not in spare:
+                    self.pop(name)
+                    if queue != KEPT:
+                        self._remember(name)
+                    return name, entry
+        return None
+
+    def _remember(self, name: str) -> None:
+        self._ghosts[name] = None
+        while len(self._ghosts) > max(GHOSTS_MIN, len(self._where)):
+            self._ghosts.popitem(last=False)
+
+    def oldest(self) -> float:
+        """When the longest unread object was last read, about; 0.0 without any."""
+        return min((next(iter(queue.values())).touched for queue in self._queues if queue), default=0.0)

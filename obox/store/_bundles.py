@@ -35,17 +35,18 @@ DIFF_FREE_BYTES: Final = 16 * 1024
 
 class BundleMeta(msgspec.Struct, omit_defaults=True):
     """covers: names (the last key element) of the bundles that this one makes superfluous; clean: root only, everything
-    of the user was flushed with it, so that its totals are exact."""
+    of the user was flushed with it, so that its totals are exact; base: the name of the base that a diff is of."""
 
     covers: list[str] = []
     clean: bool = False
+    base: str = ""
 
 
 class Known(msgspec.Struct):
     """What this backend knows of a box's bundles; kept with the local copy as its stamp.
 
     generation: of the local caches under which the copy was last checked against the bucket; heads: names, the base
-    first; base_modseq, base_bytes: of that base; superseded: (name, unix seconds when it became so); segments: cache
+    first; base_modseq, base_bytes: of that base; known_uidnext: bundles have known of all UIDs below since known_at; superseded: (name, unix seconds when it became so); segments: cache
     segments by name; cached_uid: fields up to here are in segments.
     """
 
@@ -53,8 +54,8 @@ class Known(msgspec.Struct):
     version: int = 0
     heads: list[str] = []
     base_modseq: int = 0
-    base_uidnext: int = 0
-    base_at: float = 0.0
+    known_uidnext: int = 0
+    known_at: float = 0.0
     base_bytes: int = 0
     need_base: bool = True
     superseded: list[tuple[str, float]] = []
@@ -84,6 +85,8 @@ class Loaded:
 
     known: Known
     payloads: list[bytes] = field(default_factory=list)
+    merged: bool = False
+    """They are of more than one history."""
 
 
 def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
@@ -124,6 +127,7 @@ class Bundles:
         known.cached_uid = max((segment_range(name)[1] for name in known.segments), default=0)
         covered: set[str] = set()
         heads: list[tuple[BundleKey, ObjectInfo, bytes]] = []
+        base_of: dict[str, str] = {}
         pending = list(bundles)
         while pending:
             wave = pending[-2:]  # a base and its diff, as nearly always; both at once
@@ -138,16 +142,17 @@ class Bundles:
                 meta, payload = self._decode(info.key, body)
                 covered.update(meta.covers)
                 heads.append((key, info, payload))
-                if key.version == parsed[-1][0].version:
-                    known.clean = meta.clean
+                base_of[name_of(info.key)] = meta.base
+                known.clean = meta.clean and len(heads) == 1
             pending = [(key, info) for key, info in pending if name_of(info.key) not in covered]
         heads.sort(key=lambda head: (head[0].version, head[0].writer))
         bases = [head for head in heads if head[0].form == "base"]
         known.version = max((key.version for key, _ in bundles), default=0)
         known.heads = [name_of(info.key) for _, info, _ in heads]
         if bases:
-            known.base_at = bases[-1][1].modified
-        known.need_base = len(bases) != 1 or len(heads) > 2 or heads[0][0].form != "base"
+            known.known_at = bases[-1][1].modified
+        known.need_base = [base_of[name] for name in known.heads] not in ([""], ["", known.heads[0]] if heads else [""])
+        loaded.merged = known.need_base and len(heads) > 1
         names = set(known.heads)
         known.superseded = [
             (name_of(info.key), self._covered_at(info, bundles)) for _, info in bundles if name_of(info.key) not in
@@ -175,7 +180,7 @@ class Bundles:
         known.version += 1  # also of a PUT that fails: it may have landed, or land yet
         key = bundle_key(self._sid, self._box, known.version, self._env.writer, form)
         kind = ObjectKind.BASE if form == "base" else ObjectKind.DIFF
-        meta = msgspec.msgpack.encode(BundleMeta(covers, clean))
+        meta = msgspec.msgpack.encode(BundleMeta(covers, clean, keep[0] if keep else ""))
         now = self._env.now()
         try:
             if not await self._env.put_new(key, kind, meta, payload):
@@ -188,8 +193,9 @@ class Bundles:
         known.heads = [*keep, name_of(key)]
         known.clean = clean
         if form == "base":
-            known.base_modseq, known.base_uidnext = modseq, uidnext
-            known.base_at, known.base_bytes, known.need_base = now, len(payload), False
+            known.base_modseq, known.base_bytes, known.need_base = modseq, len(payload), False
+        if known.known_at <= now - self._env.delete_delay_s:
+            known.known_uidnext, known.known_at = uidnext, now
 
     async def put_segment(self, known: Known, low: int, high: int, payload: bytes) -> None:
         """Write the fields of the UIDs low..high; segments inside that range are superseded."""
@@ -222,10 +228,9 @@ class Bundles:
             known.superseded = [(name, since) for name, since in known.superseded if name not in old]
         return bool(old)
 
-    async def clear_all(self, known: Known) -> None:
+    async def clear_all(self) -> None:
         """Delete every bundle of a box that is gone for good."""
-        names = {*known.heads, *known.segments, *(name for name, _ in known.superseded)}
-        await self._env.delete([self._prefix + name for name in sorted(names)], kind="index")
+        await self._env.delete([info.key for info in await self.listing()], kind="index")
 
 
 def segment_range(name: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import structlog
 
 from metacache import Change
 
-from ..errors import Corrupt
+from ..errors import Corrupt, Unavailable
 from ..mailbox import Delta
 from ..objectstore import CorruptObject, ObjectInfo, ShortPrefix, StoreError, settle
 from ..objectstore.codec import ObjectKind
@@ -23,7 +23,7 @@ from ..types import Uid
 from ._bundles import Known, name_of
 from ._mail import MailMeta
 from ._slots import Slot
-from ._writer import stamp, take_back
+from ._writer import stamp
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -62,14 +62,12 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
         mailbox.save()
         return
     if known is None:
-        await _from_bundles(mailbox, infos)
+        merged = await _from_bundles(mailbox, infos)
         mailbox.known.generation = -1
         if copy is not None:  # without a base: holders that were noted while the box was not in memory
             pending = [*copy.deltas, *pending]
     elif known.generation != generation:
-        unflushed = mailbox.change is not Change.NONE
-        if await _take_bundles(mailbox, await mailbox.bundles.listing() if infos is None else infos) and unflushed:
-            mailbox.change, merged = Change.IMPORTANT, True
+        merged = await _take_bundles(mailbox, await mailbox.bundles.listing() if infos is None else infos)
     known = mailbox.known
     for data in pending:
         state.join(_decode(mailbox, data))
@@ -94,16 +92,17 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
         mailbox.changed(mailbox.change, sum(1 for delta in deltas if delta.rows is not None))
 
 
-async def _from_bundles(mailbox: Mailbox, infos: list[ObjectInfo] | None) -> None:
-    """Join the heads of the bundles in the bucket."""
+async def _from_bundles(mailbox: Mailbox, infos: list[ObjectInfo] | None) -> bool:
+    """Join the heads of the bundles in the bucket; True if they are of more than one history."""
     loaded = await mailbox.bundles.load(await mailbox.bundles.listing() if infos is None else infos)
     mailbox.known = loaded.known
     for number, payload in enumerate(loaded.payloads):
         mailbox.state.join(_decode(mailbox, payload))
         if number == 0:
             loaded.known.base_modseq = mailbox.state.highestmodseq
-            loaded.known.base_uidnext = mailbox.state.uidnext
+            loaded.known.known_uidnext = mailbox.state.uidnext
             loaded.known.base_bytes = len(payload)
+    return loaded.merged
 
 
 def _decode(mailbox: Mailbox, data: bytes) -> Delta:
@@ -224,8 +223,8 @@ async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:
 
 
 async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo]) -> bool:
-    """Join the bundles that others have written; True if there are any."""
-    known, state = mailbox.known, mailbox.state
+    """Join the bundles that others have written; True if that makes one history of two."""
+    known, state, unflushed = mailbox.known, mailbox.state, mailbox.change is not Change.NONE
     if known.knows(infos):
         return False
     loaded = await mailbox.bundles.load(infos)
@@ -238,7 +237,8 @@ async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo]) -> bool:
     loaded.known.generation = known.generation
     loaded.known.need_base = True
     mailbox.known = loaded.known
-    return True
+    mailbox.change = max(mailbox.change, Change.UNIMPORTANT)
+    return unflushed or loaded.merged
 
 
 async def refresh(mailbox: Mailbox) -> None:
@@ -254,16 +254,35 @@ async def refresh(mailbox: Mailbox) -> None:
         (uid, uid + count) for delta in deltas if delta.rows is not None for uid, count in delta.claims.items()
     ]
     lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
-    orphans = [slot for slot in mailbox.slots.in_flight() if slot.fate == "orphan" and slot.uid not in lost]
-    await take_back(mailbox, orphans)
-    for delta in deltas:
-        modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
-        stamp(delta, modseq)
-        delta.uidnext = 0
-        if delta.rows is not None:
-            mailbox.user.adopt(mailbox, delta.rows)
-        mailbox.apply(delta, Change.UNIMPORTANT)
-    mailbox.slots.refreshed(uidnext, lambda slot: slot.uid in lost)
+    deltas.reverse()
+
+    def show(until: int) -> None:
+        """All that is settled up to a UID, in one go."""
+        while deltas and _first_uid(deltas[-1]) <= until:
+            _show(mailbox, deltas.pop())
+        mailbox.slots.show(until, lambda slot: slot.uid in lost)
+
+    for slot in mailbox.slots.in_flight():
+        if slot.fate == "orphan" and slot.uid not in lost:
+            show(slot.uid)  # expunged: whoever finds the object by LIST must know before a higher UID shows
+            await _journaled(mailbox)
+    show(uidnext)
+    mailbox.slots.refreshed(uidnext)
     mailbox.known.need_base = True
 
 
+def _show(mailbox: Mailbox, delta: Delta) -> None:
+    """Make visible what LIST has found."""
+    stamp(delta, mailbox.state.next_modseq(mailbox.env.now_ms()))
+    if delta.rows is not None:
+        mailbox.user.adopt(mailbox, delta.rows)
+    mailbox.apply(delta, Change.UNIMPORTANT)
+
+
+async def _journaled(mailbox: Mailbox) -> None:
+    """Wait, however long, until what was shown is in the bucket."""
+    while True:
+        try:
+            return await mailbox.user.journal.sync()
+        except Unavailable:
+            continue

@@ -43,7 +43,7 @@ async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
     """See `Mailbox.flush`. Raises Unavailable: nothing is lost, the next one tries again."""
     async with mailbox.flushing:
         known, state = mailbox.known, mailbox.state
-        if mailbox.deleted and not len(state.gone_uid):
+        if mailbox.cleared:
             return False
         wrote = False
         if mailbox.change is Change.IMPORTANT or (mailbox.change is not Change.NONE and (everything or
@@ -96,9 +96,9 @@ def _garbage(mailbox: Mailbox) -> tuple[list[int], list[int]]:
     """Expunged UIDs and claims whose objects may go, as far as the bundles in the bucket know of them."""
     env, known, state = mailbox.env, mailbox.known, mailbox.state
     dead = state.dead(int((env.now() - env.delete_delay_s) * 1000)).tolist()
-    claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= known.base_uidnext]
-    if known.base_at >= env.now() - env.delete_delay_s:
-        claims = []  # the base that knows these UIDs has not been in the bucket for the delay
+    claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= known.known_uidnext]
+    if known.known_at > env.now() - env.delete_delay_s:
+        claims = []  # no bundle that knows these UIDs has been in the bucket for the delay
     return dead, claims
 
 

@@ -12,9 +12,11 @@ from metacache import Change
 
 from ..errors import Exists, Invalid, Limit, NoPerm, NotFound
 from ..mailbox import MailboxEntry, Root, RootDelta, Rows
+from ..mailbox._delta import CLAIM_PURGED
 from ..mailbox._uidset import UidArray
 from ..mailbox.names import check_name
-from ..types import Guid
+from ..objectstore.keys import mail_key
+from ..types import Guid, Uid
 from ._env import Env
 from .api import MailboxInfo
 
@@ -131,11 +133,17 @@ async def _rename_inbox(user: User, new: str) -> None:
 async def clear_deleted(user: User, entry: MailboxEntry) -> None:
     """Delete what is left of a mailbox that was deleted longer than the delay ago, once no copy needs it."""
     box = await user.box(Guid(entry.guid))
-    box.changed(Change.IMPORTANT)
-    await box.flush(everything=False)
+    homes = await box.homes(box.state.uids)
+    box.expunge_now(box.state.uids, homes)  # what came while it was deleted, or by another writer
+    await box.sweep()
     if bool((~box.state.gone_purged).any()) or box.state.active_holders():
         return
-    await box.bundles.clear_all(box.known)
+    async with box.flushing:
+        box.cleared = True
+        claims = [uid for uid, count in box.state.claims.items() if count < CLAIM_PURGED]
+        await user.env.delete([mail_key(user.storage_id, box.guid, Uid(uid)) for uid in claims], kind="mail")
+        await box.bundles.clear_all()
+        user.journal.flushed(user.storage_id, box.guid, user.journal.position(), more=False)
     user.boxes.pop(box.guid, None)
     user.env.metacache.drop(user.storage_id, box.guid)
     modseq = user.root.next_modseq(user.env.now_ms())

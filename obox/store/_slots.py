@@ -108,11 +108,15 @@ class Slots:
             self._taken()
         await self._open.wait()
 
-    def refreshed(self, uidnext: int, lost: Callable[[Slot], bool]) -> None:
-        """After a LIST that took in what others wrote: show our slots that stand, fail those that `lost` names."""
-        queue, self._queue = self._queue, deque()
-        for slot in queue:
+    def show(self, until: int, lost: Callable[[Slot], bool]) -> None:
+        """After a LIST that took in what others wrote: show our slots up to a UID that stand, fail those that `lost`
+        names."""
+        while self._queue and self._queue[0].uid <= until:
+            slot = self._queue.popleft()
             self._finish(slot, not (slot.fate == "taken" or lost(slot)))
+
+    def refreshed(self, uidnext: int) -> None:
+        """All is shown: hand out UIDs again."""
         self._next = uidnext
         self._open.set()
 

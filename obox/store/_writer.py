@@ -21,8 +21,6 @@ import structlog
 
 from ..errors import Unavailable
 from ..mailbox import Delta, Rows
-from ..mailbox._delta import Gone
-from ..mailbox._uidset import uid_array
 from ..objectstore import StoreError, put_once, settle
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key
@@ -127,23 +125,6 @@ async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft], f
             mailbox.slots.settle(slot, "orphan")
         else:
             mailbox.slots.settle(slot, fate, delta)
-
-
-async def take_back(mailbox: Mailbox, slots: list[Slot]) -> None:
-    """Expunge mails of a group that failed, before anybody sees them or a higher UID: whoever finds their objects by
-    LIST must know. To be called when every lower UID is settled: a mail inside a lower claim is void already, and its
-    UID another's."""
-    if not slots:
-        return
-    user, modseq = mailbox.user, mailbox.state.next_modseq(mailbox.env.now_ms())
-    for slot in slots:
-        slot.delta = Delta(gone=Gone.at(modseq, uid_array([slot.uid])))
-        user.journal.add(user.storage_id, mailbox.guid, slot.delta.encode())
-    while True:
-        try:
-            return await user.journal.sync()
-        except Unavailable:
-            continue
 
 
 async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[Fate, Delta | None]:

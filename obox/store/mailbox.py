@@ -19,8 +19,9 @@ from metacache import Change
 
 from ..errors import Corrupt, Expunged, NotFound
 from ..mailbox import Changed, Delta, State, Totals
+from ..mailbox._delta import Gone
 from ..mailbox._state import DELETED, FlagOp
-from ..mailbox._uidset import UidArray
+from ..mailbox._uidset import UidArray, uid_array
 from ..mailbox.search import Query
 from ..objectstore import CorruptObject, ObjectInfo
 from ..objectstore.codec import Decoded
@@ -61,6 +62,8 @@ class Mailbox:
         self.known = Known()
         self.bundles = Bundles(env, user.storage_id, guid)
         self.deleted = False
+        self.cleared = False
+        """Deleted, and nothing of it is left in the bucket."""
         self.unborn = False
         """Its making is not yet in the bucket: no mail in it is acknowledged before."""
         self.sessions = 0
@@ -229,10 +232,12 @@ class Mailbox:
             self.apply(delta, Change.IMPORTANT if delta.claims else Change.UNIMPORTANT)
             if slot.also is not None:
                 slot.also()
+        elif slot.fate == "orphan":
+            modseq = self.state.next_modseq(self.env.now_ms())
+            gone = Gone.at(modseq, uid_array([slot.uid]))
+            self.apply(Delta(gone=gone, highestmodseq=modseq, uidnext=end), Change.IMPORTANT)
         else:
-            delta = slot.delta or Delta(claims={slot.uid: 1})
-            delta.uidnext = end
-            self.apply(delta, Change.UNIMPORTANT if slot.delta is None else Change.IMPORTANT)
+            self.apply(Delta(claims={slot.uid: 1}, uidnext=end), Change.UNIMPORTANT)
 
     def _taken(self) -> None:
         self.user.spawn(_discover.refresh(self))

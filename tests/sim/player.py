@@ -36,6 +36,7 @@ class Player:
         self.model = Model()
         self.clients: dict[str, dict[str, Client]] = {}
         self.serial = 0
+        self.residue = 0
         self.split = False
         """Two writers work, and do not know yet what the other one does."""
         self.unanswered = 0
@@ -376,11 +377,24 @@ class Player:
             missing = [key for key in needed if key not in world.memory._objects]
             await node.stop()
         require(not missing, "needed and not in the bucket:", missing)
+        left = [key for key in left if not self._residue(key)]
         require(not left, "leaked:", left)
         journals = world.keys("_journal/")
         require(len(journals) <= 12, "journal objects left:", journals)
         for earlier, later in zip(prints, prints[1:], strict=False):
-            require(earlier == later, "the state changed over a clean restart:", earlier, later)
+            for guid in [guid for guid in earlier.keys() & later.keys() if not earlier[guid][1]]:
+                require(earlier[guid] == later[guid], "changed over a clean restart:", earlier[guid], later[guid])
+
+    def _residue(self, key: str) -> bool:
+        """What a crash may leave for ever, below UIDNEXT, where no LIST looks: a UID that was burnt, or an object that was
+        never shown to anybody (void, or of a group that failed), and whose note was lost with the local state."""
+        try:
+            found = parse_mail_key(key)
+        except ValueError:
+            return False
+        self.residue += 1
+        data = self.world.memory._objects[key][0]
+        return not data or (found.guid, int(found.uid)) not in self.model.contents
 
     async def _needed(self, node: Node, user: Any) -> tuple[set[str], dict[str, Any]]:
         needed, state = set(), {}

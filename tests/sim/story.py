@@ -11,7 +11,7 @@ from obox.objectstore.faults import Rates
 from .caches import Disk
 from .loop import simulate
 from .player import Player
-from .world import Crash, Node, World
+from .world import DELETE_DELAY_S, Crash, Node, World
 
 
 class Story:
@@ -38,9 +38,12 @@ class Story:
         self.settings = {"durability": rng.choice(["local", "local", "local", "bucket"])}
         self.zombies: list[Node] = []
         self.old: list[Disk] = []
+        self.split_at = 0.0
         self.owner = await world.node("a", Disk(), **self.settings).start()
         self.faulty = rng.random() < 0.6
         for _ in range(self.steps):
+            if self.zombies and world.clock() - self.split_at > DELETE_DELAY_S / 3:
+                await self._heal()
             self._weather()
             if rng.random() < 0.25:
                 await self._accident()
@@ -121,12 +124,14 @@ class Story:
                     guid: client.clone() for guid, client in self.player.clients.get("client", {}).items()
                 }
                 self.zombies.append(zombie)
+                self.split_at = world.clock()
                 await self._restart(rng.choice(["a", "b"]), Disk())
                 for _ in range(rng.randint(0, 4)):
                     await self.player.act(self.owner, rng, gentle=True)
                 zombie.thaw()
                 await busy
             case "second":
+                self.split_at = world.clock()
                 self.zombies.append(await world.node(rng.choice(["a", "x"]), Disk(), **self.settings).start())
             case "outage":
                 world.plan.outage = True

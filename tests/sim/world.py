@@ -27,7 +27,8 @@ from .loop import HOST, NOBODY, Host
 T = TypeVar("T")
 
 EPOCH = 1_800_000_000.0
-DELETE_DELAY_S = 120.0
+DELETE_DELAY_S = 300.0
+"""Short, so that much can be deleted in a life; two writers who do not know of each other are merged well before."""
 UPLOAD_INTERVAL_S = 20.0
 IDLE_S = 15.0
 ANSWER_S = 16.0

@@ -353,6 +353,8 @@ class Backend:
         """Lock the state directory and open what lies in it; asks the bucket nothing. Raises ConfigError."""
         self._lock_state()
         self.store = self._store()
+        if self.config.storage.url == "memory://":
+            self.store.begin_anew()
         self.cleaner = wiring.cleaner(self)
         return self.store
 

@@ -48,6 +48,7 @@ STOP_S: Final = 30.0
 
 _LAST_BOOT: Final = "boot"
 _GENERATION: Final = "generation"
+_BUCKET: Final = "bucket"
 
 
 class MailStore:
@@ -142,7 +143,8 @@ class MailStore:
         last = msgspec.msgpack.decode(raw, type=LastBoot) if raw else None
         while True:
             try:
-                await self._check_format()
+                if self._is_another(await self._check_format()):
+                    last = None
                 self._takeover = await take_over(env, last, self._live)
                 break
             except Unavailable:
@@ -160,25 +162,50 @@ class MailStore:
             self.spawn(self._adopt())
         self.spawn(self._flush_dirty())
 
-    async def _check_format(self) -> None:
+    def begin_anew(self) -> None:
+        """Before `start`: the bucket is new with this process (`memory://`), nothing local means anything."""
+        self.env.metacache.drop_all()
+        self.env.metacache.put_state(_BUCKET, b"")
+
+    def _is_another(self, bucket: bytes) -> bool:
+        """Remember which bucket the local state belongs to; if it was another's, nothing local means anything here."""
+        metacache = self.env.metacache
+        served = metacache.get_state(_BUCKET)
+        metacache.put_state(_BUCKET, bucket)
+        if not served or served == bucket:
+            return False
+        log.warning("the local state is of another bucket, dropped")
+        metacache.drop_all()
+        return True
+
+    async def _check_format(self) -> bytes:
+        """Make `_format` in a new bucket, or read it; returns its oid, which is the bucket's own."""
         env = self.env
         data = await env.get(FORMAT_KEY, kind="format")
+        if data is None and env.metacache.get_state(_BUCKET):
+            raise ConfigError(
+                f"storage.url: {FORMAT_KEY} is not in the bucket, but the state_dir has served one; allowed: "
+                "that bucket (a directory that is not mounted?), or an empty state_dir"
+            )
         if data is None:
             oid = env.new_oid()
             data = env.codec.encode(ObjectKind.FORMAT, oid, b"", msgspec.msgpack.encode({"major": 1, "minor": 0}))
             try:
-                await put_once(env.bucket, FORMAT_KEY, data, oid, kind="format")
+                if not await put_once(env.bucket, FORMAT_KEY, data, oid, kind="format"):
+                    return await self._check_format()
             except StoreError as exc:
                 raise env.unavailable("put", FORMAT_KEY, exc) from exc
-            return
+            return oid
         try:
-            major = msgspec.msgpack.decode(env.codec.decode(data).payload)["major"]
+            decoded = env.codec.decode(data)
+            major = msgspec.msgpack.decode(decoded.payload)["major"]
         except NewerFormat as exc:
             raise ConfigError(f"storage.url: the bucket was written by a newer obox: {exc}") from exc
         except (CorruptObject, msgspec.MsgspecError, KeyError, TypeError) as exc:
             raise ConfigError(f"storage.url: {FORMAT_KEY} in the bucket does not decode: {exc}") from exc
         if major > 1:
             raise ConfigError(f"storage.url: the bucket has format {major}; allowed: 1")
+        return bytes(decoded.oid)
 
     async def _adopt(self) -> None:
         """Load and flush every box that a dead boot's journal speaks of, then mark those boots clean."""

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,3 +186,28 @@ def test_stopped_while_clients_are_there(make: Callable[..., Backend]) -> None:
     backend.start()
     assert backend.events("fenced") == []
     assert look(backend)[0]["INBOX"][1][b"MESSAGES"] == 1
+
+
+def test_a_bucket_in_memory_ends_with_its_process(make: Callable[..., Backend]) -> None:
+    backend = make(storage={"url": "memory://"})
+    for _ in range(2):
+        backend.start()
+        assert look(backend)[0]["INBOX"][1][b"MESSAGES"] == 0
+        assert backend.deliver(simple(1))[0][0] == 250
+        assert look(backend)[0]["INBOX"][1][b"MESSAGES"] == 1
+        assert backend.stop() == 0
+
+
+def test_a_directory_that_is_not_mounted_is_no_empty_bucket(backend: Backend, tmp_path: Path) -> None:
+    backend.deliver(simple(1))
+    assert backend.stop() == 0
+    (tmp_path / "bucket").rename(tmp_path / "away")
+    backend.spawn()
+    assert backend.process is not None
+    assert backend.process.wait(20) == 78
+    assert "not mounted" in backend.log.read_text().splitlines()[-1]
+    (tmp_path / "bucket").rename(tmp_path / "empty")
+    (tmp_path / "away").rename(tmp_path / "bucket")
+    backend.start()
+    with backend.login() as client:
+        assert everything(client)["INBOX"][1][b"MESSAGES"] == 1

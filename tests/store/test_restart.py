@@ -9,10 +9,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from machines import Life, Machine, modseqs, uids, whole
+from machines import Bucket, Life, Machine, modseqs, uids, whole
 from mails import simple
 
-from obox.errors import NotFound
+from obox.errors import ConfigError, NotFound
 from obox.store import NewMail
 
 
@@ -182,3 +182,27 @@ async def test_many_lives(machine: Machine) -> None:
             await life.quiet()
         if number % 2:
             machine.lose_disk()
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["empty", "used"])
+async def test_another_bucket_behind_the_same_disk(machine: Machine, tmp_path: Path, used: bool) -> None:
+    """Local copies of one bucket say nothing about another; an empty one in its place is refused."""
+    async with machine.run() as life:
+        await live(life)
+        before = await whole(life.users[0])
+    other = Machine(Bucket("memory://", machine.bucket.codec), tmp_path / "elsewhere")
+    if used:
+        async with other.run() as life:
+            user = await life.user()
+            await user.append("INBOX", [NewMail(simple(1))])
+            theirs = await whole(user)
+    mixed = Machine(other.bucket, machine.path)
+    if used:
+        async with mixed.run() as life:
+            assert await whole(await life.user()) == theirs
+    else:
+        with pytest.raises(ConfigError, match="not mounted"):
+            async with mixed.run():
+                pass
+    async with machine.run() as life:
+        assert await whole(await life.user()) == before

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 import click
 
-from admintool import exits
+from admintool import cache, exits, mail, mailbox, obox, process, who
+from admintool.completion import completion
 from admintool.context import Context
 from admintool.output import FORMATS, Output
 from admintool.pw import pw
@@ -29,13 +30,11 @@ class Root(click.Group):
         except click.UsageError as error:
             error.show()
             sys.exit(exits.USAGE)
-        except click.exceptions.Abort:
+        except (click.exceptions.Abort, KeyboardInterrupt):
             _fail("aborted", exits.TEMPFAIL)
         except click.ClickException as error:
             _fail(error.format_message(), exits.DATA)
-        except ConfigError as error:
-            _fail(str(error), exits.CONFIG)
-        except OboxError as error:
+        except (ConfigError, OboxError) as error:
             _fail(str(error), exits.of(error))
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - so that its flush at exit is quiet
@@ -49,15 +48,50 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
+def _override(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> list[tuple[str, object]]:
+    """`section.key=value` as a setting of the configuration; an unknown one is told when that is read."""
+    out: list[tuple[str, object]] = []
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r}; allowed: section.key=value")
+        out.append((key, value))
+    return out
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option("-c", "--config", "config_path", metavar="FILE", help="Configuration; else as for obox serve.")
-@click.option("-f", "--format", "format_", type=click.Choice(FORMATS), default="table", help="Of what goes to stdout.")
+@click.option("-o", "--option", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", callback=_override,
+              help="A setting for this command, above file and environment.")  # fmt: skip
+@click.option("-f", "--format", "format_", type=click.Choice(FORMATS), help="Of what goes to stdout; table mostly.")
+@click.option("--url", default="", envvar="OBOXADM_URL", metavar="URL",
+              help="Ask the backend there, over HTTP, instead of the one of this machine.")  # fmt: skip
+@click.option("--key-file", default="", envvar="OBOXADM_KEY_FILE", metavar="FILE",
+              help="The API key for --url; else OBOXADM_API_KEY, else http.api_key of the configuration.")  # fmt: skip
+@click.option("-y", "--yes", is_flag=True, help="Answer every question with yes.")
 @click.version_option(__version__, prog_name="oboxadm")
 @click.pass_context
-def cli(context: click.Context, config_path: str | None, format_: str) -> None:
-    """Look after a mail backend."""
-    context.obj = Context(config_path, Output(format_))
+def cli(
+    context: click.Context,
+    *,
+    config_path: str | None,
+    overrides: list[tuple[str, object]],
+    format_: str | None,
+    url: str,
+    key_file: str,
+    yes: bool,
+) -> None:
+    """Look after a mail backend.
+
+    Commands ask the backend of the configuration over its socket, state_dir/admin.sock. Where none runs, most open its
+    state themselves. Rows go to stdout, all else to stderr; exit codes are doveadm's (sysexits), 2 where a command
+    failed for some of the users.
+    """
+    context.obj = Context(config_path, Output(format_ or ""), overrides=overrides, url=url, key_file=key_file, yes=yes)
 
 
 cli.add_command(pw)
 cli.add_command(user)
+cli.add_command(completion)
+for noun in (who, process, mailbox, mail, cache, obox):
+    noun.add_to(cli)

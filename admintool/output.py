@@ -1,61 +1,120 @@
-"""What commands print: rows with named columns, as a table, as JSON, by tabs, or flowing. Names of columns are API.
+"""What commands print: rows with named columns, as a table, as JSON, by tabs, flowing, or a field a line.
 
-In `tab`, a line end, a tab and a backslash in a value are escaped, so that a row is a line for ever.
+Names of columns are API. In `tab`, a line end, a tab and a backslash in a value are escaped, so that a row is a line
+for ever. Rows are printed as they come but in `table`, which must know the widths first.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 
-FORMATS = ("table", "json", "tab", "flow")
+FORMATS = ("table", "tab", "json", "flow", "pager")
 
 
 class Output:
-    def __init__(self, format_: str) -> None:
-        self.format = format_
+    """Prints the rows of one command: `row` for each, `end` once. format_: "" for the command's own."""
 
-    def rows(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Print rows. A value of None is null in JSON and empty elsewhere."""
-        if self.format == "json":
-            click.echo(
-                json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False, default=str)
-            )
-        elif self.format == "tab":
-            for row in (columns, *rows):
-                click.echo("\t".join(_tab(value) for value in row))
-        elif self.format == "flow":
-            for row in rows:
-                click.echo(" ".join(f"{name}={_plain(value)}" for name, value in zip(columns, row, strict=True)))
-        else:
-            _table(columns, [[_plain(value) for value in row] for row in rows])
+    def __init__(self, format_: str = "") -> None:
+        self.format = format_
+        self._columns: list[str] = []
+        self._rows: list[list[Any]] = []
+        self._count = 0
+
+    def begin(self, columns: Sequence[str], usual: str = "table") -> None:
+        """columns: those that are printed also without a row; usual: the format where none was asked for."""
+        self.format = self.format or usual
+        self._columns = list(columns)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Print one row. A value of None is null in JSON and empty elsewhere."""
+        if self._count == 0 and self._columns != list(row):
+            self._columns = list(row)
+        values = [row.get(name) for name in self._columns]
+        match self.format:
+            case "json":
+                text = json.dumps(row, ensure_ascii=False, default=str)
+                click.echo(("[" if self._count == 0 else ",\n ") + text, nl=False)
+            case "tab":
+                if self._count == 0:
+                    self._header()
+                click.echo("\t".join(_tab(value) for value in values))
+            case "flow":
+                pairs = zip(self._columns, values, strict=True)
+                click.echo(" ".join(f"{name}={_plain(value)}" for name, value in pairs))
+            case "pager":
+                for name, value in zip(self._columns, values, strict=True):
+                    click.echo(f"{name}:{' ' if not _long(value) else chr(10)}{_lines(value)}")
+                click.echo("\f", nl=True)
+            case _:
+                self._rows.append(values)
+        self._count += 1
+
+    def end(self, *, failed: bool = False) -> None:
+        """failed: without a row there is nothing to show, not an empty table."""
+        if failed and not self._count and self.format != "json":
+            return
+        match self.format:
+            case "json":
+                click.echo("]" if self._count else "[]")
+            case "tab" if self._count == 0 and self._columns:
+                self._header()
+            case "table" if self._columns:
+                _table(self._columns, [[_plain(value) for value in row] for row in self._rows])
+
+    def _header(self) -> None:
+        click.echo("\t".join(_tab(name) for name in self._columns))
+
+    def rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Print rows that are at hand."""
+        for row in rows:
+            self.row(row)
+        self.end()
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     if not sys.stdout.isatty():  # a pipe has no width to fit
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
             click.echo("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(value) for value in row))
     Console().print(table)
 
 
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
 def _plain(value: object) -> str:
-    text = "" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in _shown(value))
+
+
+def _lines(value: object) -> str:
+    """Text as it is, for reading: only what could move a terminal's cursor is escaped."""
+    text = _shown(value).replace("\r\n", "\n")
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+def _long(value: object) -> bool:
+    return "\n" in _shown(value)
 
 
 def _tab(value: object) -> str:
-    text = "" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")
+    return _shown(value).replace("\\", "\\\\").replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")

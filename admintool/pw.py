@@ -27,7 +27,12 @@ def ask_password(confirm: bool = True) -> str:
 @click.option("-t", "--test", "secret", metavar="SECRET", help="Say whether the password fits; exit 77 if not.")
 @click.option("-l", "--list", "list_", is_flag=True, help="List the schemes.")
 def pw(scheme: str, password: str | None, rounds: int | None, secret: str | None, list_: bool) -> None:
-    """Print {SCHEME}hash of a password, from -p, a terminal, or one line of stdin."""
+    """Print {SCHEME}hash of a password, from -p, a terminal, or one line of stdin.
+
+    \b
+    Example:
+      oboxadm pw -s SHA512-CRYPT
+    """
     from obox.auth import SCHEMES, hash_password
     from obox.auth.schemes import verify_secret
 

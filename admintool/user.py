@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
-import sys
+from typing import Any
 
 import click
 
-from admintool import exits
-from admintool.context import Context
-from admintool.pw import DEFAULT_SCHEME, SCHEMES_HINT, ask_password
+from admintool.context import Context, fail
+from admintool.pw import ask_password
+from admintool.verbs import command, parameters
+from obox.admin.table import TABLE
+from obox.admin.users import DEFAULT_SCHEME
 
 
 @click.group()
@@ -17,38 +18,27 @@ def user() -> None:
     """Users of the passwd-file."""
 
 
-@user.command("list")
-@click.argument("mask", default="*")
-@click.pass_obj
-def list_(obj: Context, mask: str) -> None:
-    """List users; MASK may have * and ?. Exit 67 if none fits."""
-    from obox.auth import list_users
-
-    auth = obj.config.auth
-    everyone = list_users(auth.passwd_file, auth.default_domain)
-    entries = [entry for entry in everyone if fnmatch.fnmatchcase(entry.user, mask.lower())]
-    columns = ("user", "login", "delivery", "quota_bytes", "quota_messages")
-    rows = [
-        (e.user, not (e.nologin or e.disabled), not e.disabled, e.quota.storage_bytes, e.quota.messages)
-        for e in entries
-    ]
-    obj.output.rows(columns, rows)
-    if not entries and mask != "*":
-        click.echo(f"oboxadm: no user fits {mask}", err=True)
-        sys.exit(exits.NO_USER)
+command(user, "userList", arguments=("mask",), example="oboxadm user list '*@example.org'")
 
 
 @user.command()
 @click.argument("name")
-@click.option("-s", "--scheme", default=DEFAULT_SCHEME, help=SCHEMES_HINT, show_default=True)
+@click.option("-s", "--scheme", default=DEFAULT_SCHEME, help="Of the hash; oboxadm pw -l lists all.", show_default=True)
 @click.option("-p", "--password", help="Better left out: other users of the machine see it.")
 @click.option("--extra", default="", help="Extra fields, such as quota_rule=*:storage=1G.")
 @click.pass_obj
 def add(obj: Context, name: str, scheme: str, password: str | None, extra: str) -> None:
-    """Add a user; the password comes from -p, a terminal, or one line of stdin. Exit 73 if there is one."""
-    from obox.auth import add_user, hash_password
+    """Add a user; the password comes from -p, a terminal, or one line of stdin. Exit 73 if there is one.
 
-    auth = obj.config.auth
-    secret = hash_password(scheme, password if password is not None else ask_password())
-    entry = add_user(auth.passwd_file, name, secret, default_domain=auth.default_domain, extra=extra)
-    click.echo(f"added {entry.user} to {auth.passwd_file}", err=True)
+    \b
+    Example:
+      oboxadm user add anna@example.org --extra quota_rule=*:storage=1G
+    """
+    given: dict[str, Any] = {"user": name, "scheme": scheme, "extra": extra}
+    given["password"] = password if password is not None else ask_password()
+    verb = TABLE["userAdd"]
+    for event in obj.call(verb, parameters(verb, given)):
+        if "row" in event:
+            click.echo(f"added {event['row']['user']} to {obj.config.auth.passwd_file}", err=True)
+        elif "end" in event and event["end"]["exitCode"]:
+            fail(event["end"]["message"], event["end"]["exitCode"])

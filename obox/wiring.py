@@ -14,28 +14,23 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from metacache import Cleaner, SizeWeights, Weights
-
 from ._values import read_priority_weights, read_size_weights
 from .admin.parts import Admin, Evaluate, Session
 from .auth import Authenticator, PasswdFile
 from .config import Config, load
 from .errors import Invalid, Unavailable
-from .imap import _search
-from .imap._scan import Limits, Malformed, Scan
-from .imap.commands.search import to_query
-from .imap.sets import SequenceSet
-from .mailbox import view
-from .mailbox.search import Query
-from .objectstore import control
-from .objectstore.keys import escape
-from .server.log import recent_problems
-from .store.copies import Copies
 from .types import StorageId
 
+__all__ = ["cleaner", "of_backend", "of_config", "offline", "quiet_logging", "socket_path"]
+
 if TYPE_CHECKING:
+    from metacache import Cleaner
+
     from .backend import Backend
+    from .imap.sets import SequenceSet
     from .mailbox._uidset import UidArray
+    from .mailbox.search import Query
+    from .mailbox.view import View
     from .store.mailbox import Mailbox
 
 SOCKET: Final = "admin.sock"
@@ -43,6 +38,13 @@ SOCKET: Final = "admin.sock"
 
 START_S: Final = 30.0
 """Until the bucket has answered, when a state directory is opened without a backend."""
+
+
+def quiet_logging() -> None:
+    """Warnings to stderr, news nowhere: for a command that runs the parts by itself."""
+    from .server.log import set_up_logging
+
+    set_up_logging("warning", "console")
 
 
 def socket_path(state_dir: Path) -> Path:
@@ -85,9 +87,11 @@ class _Alone:
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
-        self._view = view.View(mailbox.state)
+        from .mailbox.view import View
 
-    def need_mailbox(self) -> tuple[Mailbox, view.View]:
+        self._view = View(mailbox.state)
+
+    def need_mailbox(self) -> tuple[Mailbox, View]:
         return self._mailbox, self._view
 
     def resolve(self, sequence: SequenceSet, *, uid: bool, lenient: bool = False) -> UidArray:
@@ -99,6 +103,10 @@ class _Alone:
 
 def parse_search(program: bytes) -> Evaluate:
     """IMAP's own grammar over one search program. Raises Invalid."""
+    from .imap import _search
+    from .imap._scan import Limits, Malformed, Scan
+    from .imap.commands.search import to_query
+
     try:
         key = _search.search(Scan([b" " + program], 0, Limits()), b"a", True).key
     except Malformed as error:
@@ -110,30 +118,37 @@ def parse_search(program: bytes) -> Evaluate:
     return evaluate
 
 
-def weights(config: Config) -> Weights:
-    """The cleaner's weights out of the settings."""
+def cleaner(backend: Backend) -> Cleaner:
+    """What keeps the metacache below max_space, by the weights of the settings."""
+    from metacache import Cleaner, SizeWeights, Weights
+
+    from .store.copies import Copies
+
+    config = backend.config
     priorities, sizes = config.metacache.priority_weights, config.metacache.size_weights
     low, high = read_size_weights(sizes) if sizes else ((0, 0.0), (0, 0.0))
-    return Weights(
+    weights = Weights(
         read_priority_weights(priorities) if priorities else (),
         SizeWeights(*low, *high) if sizes else None,
     )
-
-
-def cleaner(backend: Backend) -> Cleaner:
-    """What keeps the metacache below max_space."""
-    owner = Copies(backend.store, close_delay_s=backend.config.metacache.close_delay)
-    return Cleaner(backend.metacache, owner, weights=weights(backend.config), clock=time.time)
+    owner = Copies(backend.store, close_delay_s=config.metacache.close_delay)
+    return Cleaner(backend.metacache, owner, weights=weights, clock=time.time)
 
 
 def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
     """Verbs that need the configuration alone."""
     found = users or PasswdFile(config.auth.passwd_file, config.auth.default_domain)
+
+    def sid(name: str) -> StorageId:
+        from .objectstore.keys import escape
+
+        return StorageId(escape(name))
+
     return Admin(
         users=found,
         authenticator=lambda: Authenticator(found),
-        storage_id=lambda entry: StorageId(escape(entry.storage_id or entry.user)),
-        sid_of_name=lambda name: StorageId(escape(name)),
+        storage_id=lambda entry: sid(entry.storage_id or entry.user),
+        sid_of_name=sid,
         parse_search=parse_search,
         facts={"fscache_max_size": config.fscache.max_size, "url": config.storage.url},
     )
@@ -143,6 +158,9 @@ def of_backend(
     backend: Backend, users: PasswdFile, authenticator: Callable[[], Authenticator], *, running: bool
 ) -> Admin:
     """All verbs over a backend's parts; without `running` those that need no process."""
+    from .objectstore import control
+    from .server.log import recent_problems
+
     admin = of_config(backend.config, users)
     admin.authenticator = authenticator
     admin.find_store = backend.store

@@ -29,8 +29,8 @@ from starlette.routing import BaseRoute, Route
 
 from .openapi import commands, document
 from .parts import Admin
-from .run import Outcome, guarded
-from .table import TABLE, Event, Failure, Progress
+from .run import Outcome, guarded, line
+from .table import TABLE
 
 PATH: Final = "/doveadm/v1"
 BODY_BYTES_MAX: Final = 8 << 20
@@ -111,17 +111,6 @@ async def _lines(admin: Admin, name: str, params: dict[str, Any]) -> AsyncIterat
     async for event in guarded(admin, name, params, outcome):
         yield msgspec.json.encode(line(event)) + b"\n"
     yield msgspec.json.encode({"end": {"exitCode": outcome.code, "message": outcome.message}}) + b"\n"
-
-
-def line(event: Event) -> dict[str, Any]:
-    """One event as the lines of a streamed answer have it."""
-    match event:
-        case Progress():
-            return {"progress": event._asdict()}
-        case Failure(user, code, message):
-            return {"failure": {"user": user, "exitCode": code, "message": message}}
-        case _:
-            return {"row": event}
 
 
 def _key_fits(header: str, key: str) -> bool:

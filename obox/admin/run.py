@@ -103,3 +103,14 @@ async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> Asy
 
 def _who(raw: object) -> str:
     return str(raw.get("user") or raw.get("users") or "") if isinstance(raw, Mapping) else ""
+
+
+def line(event: Event) -> dict[str, Any]:
+    """One event as the lines of a streamed answer have it."""
+    match event:
+        case Progress():
+            return {"progress": event._asdict()}
+        case Failure(user, code, message):
+            return {"failure": {"user": user, "exitCode": code, "message": message}}
+        case _:
+            return {"row": event}

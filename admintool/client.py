@@ -1,0 +1,192 @@
+"""Running a verb: over the API of a backend, on its socket or by URL, or in this process where no backend runs.
+
+All give the same events, one after the other: {"row": …}, {"progress": …}, {"failure": …}, and at the end
+{"end": {"exitCode": …, "message": …}}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fcntl
+import http.client
+import json
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from obox.errors import ConfigError, NoPerm, OboxError, Temporary, Unavailable
+
+if TYPE_CHECKING:
+    from obox.admin import Admin
+
+PATH = "/doveadm/v1"
+LINES = "application/x-ndjson"
+CONNECT_S = 10.0
+UNIX_PATH_MAX = 107
+
+Event = Mapping[str, Any]
+
+
+class NoBackend(Unavailable):
+    """Nothing listens on the socket."""
+
+
+class _OnSocket(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _short(self._path) as name:
+                self.sock.connect(name)
+        except OSError:
+            self.sock.close()
+            raise
+
+
+@contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A name that fits the 108 bytes of a socket's address, however deep the path is. unix(7)."""
+    if len(os.fsencode(path)) <= UNIX_PATH_MAX:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+class Remote:
+    """A backend's API: on its unix socket, or at a URL with a key."""
+
+    def __init__(self, where: Path | str, key: str = "") -> None:
+        self._where = where
+        self._key = key
+
+    def call(self, name: str, params: Mapping[str, Any]) -> Iterator[Event]:
+        """Raises NoBackend, NoPerm, Unavailable, ConfigError (a bad URL)."""
+        connection = self._connection()
+        headers = {"Accept": LINES, "Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"X-Dovecot-API {base64.b64encode(self._key.encode()).decode()}"
+        try:
+            try:
+                connection.request("POST", self._path(), json.dumps([[name, params, "oboxadm"]]), headers)
+                connection.sock.settimeout(None)  # long commands take their time
+                answer = connection.getresponse()
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                raise NoBackend(f"no backend listens at {self._where}") from error
+            except PermissionError as error:
+                raise NoPerm(f"{self._where}: only root and the service user may ask") from error
+            except (OSError, http.client.HTTPException) as error:
+                raise Unavailable(f"{self._where}: {error}") from error
+            self._check(answer)
+            yield from self._events(answer)
+        finally:
+            connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if isinstance(self._where, Path):
+            return _OnSocket(self._where)
+        parts = urlsplit(self._where)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f'--url = "{self._where}"; allowed: http://host:port, https://host:port')
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=CONNECT_S)
+        context = ssl.create_default_context()
+        return http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=CONNECT_S, context=context)
+
+    def _path(self) -> str:
+        if isinstance(self._where, Path):
+            return PATH
+        path = urlsplit(self._where).path.rstrip("/")
+        return path if path.endswith(PATH) else path + PATH
+
+    def _check(self, answer: http.client.HTTPResponse) -> None:
+        if answer.status == 200:
+            return
+        text = answer.read(500).decode("utf-8", "replace").strip()
+        match answer.status:
+            case 401:
+                raise NoPerm(f"{self._where}: the key does not fit; give it by --key-file or OBOXADM_API_KEY")
+            case 404:
+                raise NoPerm(f"{self._where}: no API there; it needs http.api_key")
+            case _:
+                raise Unavailable(f"{self._where}: HTTP {answer.status} {text}")
+
+    def _events(self, answer: http.client.HTTPResponse) -> Iterator[Event]:
+        ended = False
+        try:
+            while line := answer.readline():
+                event: Event = json.loads(line)
+                ended = "end" in event
+                yield event
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Temporary(f"{self._where}: the answer was cut short: {error}") from error
+        if not ended:
+            raise Temporary(f"{self._where}: the answer was cut short")
+
+
+class Local:
+    """A verb in this process. open: the parts, for as long as it runs."""
+
+    def __init__(self, open_: Callable[[], AbstractAsyncContextManager[Admin]]) -> None:
+        self._open = open_
+
+    def call(self, name: str, params: Mapping[str, Any]) -> Iterator[Event]:
+        """Raises OboxError, ConfigError."""
+        with asyncio.Runner() as runner:
+            events = self._events(name, params)
+            while True:
+                try:
+                    event = runner.run(_next(events))
+                except StopAsyncIteration:
+                    return
+                if event is None:
+                    return
+                yield event
+
+    async def _events(self, name: str, params: Mapping[str, Any]) -> AsyncIterator[Event]:
+        from obox.admin.run import Outcome, guarded, line
+
+        outcome = Outcome()
+        async with self._open() as admin:
+            async for event in guarded(admin, name, dict(params), outcome):
+                yield line(event)
+        yield {"end": {"exitCode": outcome.code, "message": outcome.message}}
+
+
+async def _next(events: AsyncIterator[Event]) -> Event | None:
+    return await anext(events, None)
+
+
+@contextmanager
+def state_is_free(state_dir: Path) -> Iterator[None]:
+    """Raises Temporary: a process holds the state directory, though its socket does not answer."""
+    if locked(state_dir):
+        raise Temporary(f"a backend holds {state_dir}, but its socket does not answer: is it starting or stopping?")
+    yield
+
+
+def locked(state_dir: Path) -> bool:
+    """Does a process hold this state directory?"""
+    try:
+        with (state_dir / "lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+__all__ = ["Event", "Local", "NoBackend", "OboxError", "Remote", "locked", "state_is_free"]

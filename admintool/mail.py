@@ -1,0 +1,68 @@
+"""oboxadm fetch, search, flags, expunge, copy, move: mails, chosen by a search query."""
+
+from __future__ import annotations
+
+import click
+
+from admintool.verbs import command
+
+
+@click.group()
+def flags() -> None:
+    """Flags and keywords of mails."""
+
+
+def add_to(root: click.Group) -> None:
+    command(
+        root,
+        "fetch",
+        arguments=("query",),
+        short={"field": "f"},
+        usual="pager",
+        example="oboxadm fetch -u anna@example.org -f uid -f flags -f hdr.subject MAILBOX INBOX SINCE 2w\n"
+        "  oboxadm -f json fetch -A -f 'mailbox uid size.physical' LARGER 20M",
+    )
+    command(
+        root, "search", arguments=("query",), example="oboxadm search -u anna@example.org MAILBOX INBOX UNSEEN FROM bob"
+    )
+    command(
+        flags,
+        "flagsAdd",
+        arguments=("query",),
+        short={"flag": "f"},
+        example="oboxadm flags add -u anna@example.org -f '\\Seen' MAILBOX INBOX BEFORE 4w",
+    )
+    command(
+        flags,
+        "flagsRemove",
+        arguments=("query",),
+        short={"flag": "f"},
+        example="oboxadm flags remove -u anna@example.org -f '\\Deleted' MAILBOX INBOX ALL",
+    )
+    command(
+        flags,
+        "flagsReplace",
+        arguments=("query",),
+        short={"flag": "f"},
+        example="oboxadm flags replace -u anna@example.org -f '\\Seen' -f '$Label1' MAILBOX INBOX UID 7",
+    )
+    command(
+        root,
+        "expunge",
+        arguments=("query",),
+        short={"delete_empty_mailbox": "d"},
+        example="oboxadm expunge -A MAILBOX Trash SAVEDBEFORE 30d",
+    )
+    command(
+        root,
+        "copy",
+        arguments=("destination_mailbox", "query"),
+        example="oboxadm copy -u anna@example.org Archive MAILBOX INBOX FLAGGED",
+    )
+    command(
+        root,
+        "move",
+        arguments=("destination_mailbox", "query"),
+        example="oboxadm move -u anna@example.org Archive/2025 MAILBOX INBOX BEFORE 2026-01-01",
+    )
+    root.add_command(flags)

@@ -1,0 +1,236 @@
+"""Commands made of the table of verbs: one call to `command` gives a verb its place, arguments and short options.
+
+The options of a command are its verb's parameters, with their descriptions as help; a command that picks users has
+`-u`, `-A` and `-F`; one that destroys asks first, unless `-y`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, get_args, get_origin
+
+import click
+import msgspec
+
+import obox.admin  # noqa: F401 - fills the table
+from admintool.client import Event
+from admintool.context import Context
+from obox.admin.table import TABLE, Selection, Verb
+from obox.errors import Invalid
+
+_SELECTION = {field.name for field in msgspec.structs.fields(Selection)}
+_MADE: dict[str, click.Command] = {}
+"""Commands by API name: each verb has one."""
+
+
+def made() -> Mapping[str, click.Command]:
+    return _MADE
+
+
+def command(
+    group: click.Group,
+    name: str,
+    *,
+    arguments: Sequence[str] = (),
+    short: Mapping[str, str] | None = None,
+    example: str,
+    usual: str = "table",
+    called: str = "",
+    before: Callable[[Context, dict[str, Any]], None] | None = None,
+    after: Callable[[Context, dict[str, Any]], None] | None = None,
+) -> click.Command:
+    """Give a verb its command. arguments: parameters by position; short: parameter -> option letter; example: shown in
+    the help; usual: its output format; before, after: what this process does around it."""
+    verb = TABLE[name]
+
+    def run(obj: Context, **given: Any) -> None:
+        params = parameters(verb, given)
+        if before is not None:
+            before(obj, params)
+        if verb.asks and not given.get("yes") and not obj.yes:
+            click.confirm(f"{verb.asks} ({_about(params)})", abort=True, err=True)
+        code = show(obj, verb, params, usual)
+        if after is not None and code == 0:
+            after(obj, params)
+        if code:
+            sys.exit(code)
+
+    options: list[click.Parameter] = []
+    letters = dict(short or {})
+    if verb.per_user:
+        options += _user_options()
+    for field in msgspec.structs.fields(verb.params):
+        if verb.per_user and field.name in _SELECTION:
+            continue
+        if field.name not in arguments:
+            options.append(_option(field, letters.pop(field.name, "")))
+    fields = {field.name: field for field in msgspec.structs.fields(verb.params)}
+    options += [_argument(fields[one]) for one in arguments]
+    if verb.asks:
+        options.append(click.Option(["-y", "--yes", "yes"], is_flag=True, help="Do not ask."))
+    assert not letters, f"{name}: no such parameters: {letters}"
+    made_ = click.Command(
+        called or verb.words.split()[-1],
+        params=options,
+        callback=click.pass_obj(run),
+        help=verb.doc,
+        short_help=verb.summary,
+        epilog=f"\b\nExample:\n  {example}",
+    )
+    _MADE[name] = made_
+    group.add_command(made_)
+    return made_
+
+
+def show(obj: Context, verb: Verb, params: Mapping[str, Any], usual: str = "table") -> int:
+    """Run a verb, print its rows, tell of progress and failures; returns the exit code."""
+    output = obj.output
+    output.begin(verb.columns, usual)
+    code = 0
+    with _Progress() as progress:
+        for event in obj.call(verb, params):
+            if (row := event.get("row")) is not None:
+                progress.hide()
+                output.row(row)
+            elif "progress" in event:
+                progress.show(event["progress"])
+            elif "failure" in event:
+                progress.hide()
+                failure = event["failure"]
+                click.echo(f"oboxadm: {failure['user']}: {failure['message']}", err=True)
+            elif "end" in event:
+                code = int(event["end"]["exitCode"])
+                message = str(event["end"]["message"])
+    output.end(failed=bool(code))
+    if code and message:
+        click.echo(f"oboxadm: {message}", err=True)
+    return code
+
+
+class _Progress:
+    """A bar on stderr while a long command runs on a terminal; elsewhere nothing."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hide()
+
+    def show(self, event: Event) -> None:
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("")
+        self._bar.update(self._task, description=event["what"], completed=event["done"], total=event["total"] or None)
+
+    def hide(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def parameters(verb: Verb, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a call out of what click has parsed; only what was said."""
+    out: dict[str, Any] = {}
+    for field in msgspec.structs.fields(verb.params):
+        if verb.per_user and field.name in _SELECTION:
+            continue
+        value = given.get(field.name)
+        if value is None or value is False or value == ():
+            continue
+        out[field.encode_name] = list(value) if isinstance(value, tuple) else value
+    if verb.per_user:
+        out |= _selected(given)
+    return out
+
+
+def _selected(given: Mapping[str, Any]) -> dict[str, Any]:
+    users: tuple[str, ...] = given["user"]
+    ways = bool(users) + bool(given["all_users"]) + (given["user_file"] is not None)
+    if ways != 1:
+        raise click.UsageError("Which users? One of -u USER, -A, -F FILE.")
+    more = {"noUserdbLookup": True} if given["no_userdb_lookup"] else {}
+    if given["all_users"]:
+        return {"allUsers": True, **more}
+    if given["user_file"] is not None:
+        names = [line.strip() for line in given["user_file"] if line.strip()]
+        if not names:
+            raise Invalid(f"{given['user_file'].name}: no user in it")
+        return {"users": names, **more}
+    return {"user": users[0], **more} if len(users) == 1 else {"users": list(users), **more}
+
+
+def _user_options() -> list[click.Parameter]:
+    return [
+        click.Option(["-u", "--user", "user"], multiple=True, metavar="USER", help="A user, or a mask with * and ?."),
+        click.Option(["-A", "--all-users", "all_users"], is_flag=True, help="All users of the user database."),
+        click.Option(
+            ["-F", "--user-file", "user_file"],
+            type=click.File("r", encoding="utf-8"),
+            metavar="FILE",
+            help="The users in this file, one a line; - for stdin.",
+        ),
+        click.Option(
+            ["--no-userdb-lookup", "no_userdb_lookup"],
+            is_flag=True,
+            help="Take names as they are, also those that the user database does not know.",
+        ),
+    ]
+
+
+def _kind(field: msgspec.structs.FieldInfo) -> tuple[type, bool, str]:
+    """(type, several of them, description) of a parameter."""
+    kind, doc = field.type, ""
+    if get_origin(kind) is Annotated:
+        kind, *metas = get_args(kind)
+        doc = next((str(meta.description) for meta in metas if meta.description), "")
+    arguments = [one for one in get_args(kind) if one is not type(None)]
+    if get_origin(kind) is list:
+        return arguments[0], True, doc
+    return (arguments[0] if arguments else kind), False, doc
+
+
+def _option(field: msgspec.structs.FieldInfo, letter: str) -> click.Option:
+    kind, several, doc = _kind(field)
+    names = [f"-{letter}"] * bool(letter) + [f"--{field.name.replace('_', '-')}", field.name]
+    if kind is bool:
+        return click.Option(names, is_flag=True, help=f"{doc}.")
+    required = field.required
+    default = field.default
+    text = f"{doc}." if default in ("", None, msgspec.NODEFAULT) else f"{doc}; {default} if left out."
+    return click.Option(names, type=kind, multiple=several, required=required, help=text)
+
+
+def _argument(field: msgspec.structs.FieldInfo) -> click.Argument:
+    kind, several, _ = _kind(field)
+    return click.Argument(
+        [field.name],
+        type=kind,
+        nargs=-1 if several else 1,
+        required=field.required,
+        metavar=field.name.upper() if field.required else f"[{field.name.upper()}]" + "..." * several,
+    )
+
+
+def _about(params: Mapping[str, Any]) -> str:
+    """What a question is about, in a line."""
+    shown = []
+    for name, value in params.items():
+        text = "all users" if name == "allUsers" else _joined(value)
+        shown.append(text if len(text) <= 200 else text[:200] + "…")
+    return ", ".join(shown) or "this backend"
+
+
+def _joined(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)

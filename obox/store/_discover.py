@@ -67,7 +67,11 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
         if copy is not None:  # without a base: holders that were noted while the box was not in memory
             pending = [*copy.deltas, *pending]
     elif known.generation != generation:
+        unflushed = mailbox.change is not Change.NONE
         merged = await _take_bundles(mailbox, await mailbox.bundles.listing() if infos is None else infos)
+        if unflushed:  # the journal of the life before may not have it, and ours will speak of higher UIDs
+            since = 0 if mailbox.known.need_base else mailbox.known.base_modseq
+            mailbox.user.journal.add(sid, mailbox.guid, state.extract(since).encode())
     known = mailbox.known
     for data in pending:
         state.join(_decode(mailbox, data))

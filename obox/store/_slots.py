@@ -91,6 +91,9 @@ class Slots:
     def settle(self, slot: Slot, fate: Fate, delta: Delta | None = None) -> None:
         """Say what became of a slot; shows what can be shown."""
         slot.fate, slot.delta = fate, delta
+        if fate == "void" and slot.count > 1:
+            slot.count = 1  # only its first UID is burnt: the others are decided by the refresh
+            self._open.clear()
         if fate in ("taken", "orphan"):
             self._open.clear()
         if not self._open.is_set():

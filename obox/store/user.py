@@ -63,6 +63,8 @@ class User:
         self.changes = 0
         self.due_at: float | None = None
         self.sessions = 0
+        self.working = 0
+        """Tasks of this user under way, some of which outlive their session."""
         self.used_at = env.clock()
         self.swept_at = env.clock()
         self.boxes: dict[Guid, Mailbox] = {}
@@ -87,7 +89,13 @@ class User:
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run to its end whatever becomes of the session; the store waits for it when it closes."""
-        return self._store.spawn(work)
+        self.working += 1
+        task = self._store.spawn(work)
+        task.add_done_callback(self._worked)
+        return task
+
+    def _worked(self, task: asyncio.Task[Any]) -> None:
+        self.working -= 1
 
     async def commit(self) -> None:
         """What was handed to the local copy is synced; with `durability = "bucket"`, in the bucket.
@@ -122,6 +130,9 @@ class User:
             if not exact:
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
                 await self._take_in(self._infos.get(ROOT, []))
+                if self.change is not Change.NONE:  # the journal of the life before may not have it
+                    self.journal.add(self.storage_id, ROOT, self.root.extract().encode())
+                    await self.journal.sync()
         else:
             self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
             if ROOT not in self._infos and not await self._create():
@@ -548,8 +559,8 @@ class User:
                 del self.boxes[guid]
 
     def opening(self) -> bool:
-        """Some mailbox is being loaded."""
-        return bool(self._loading)
+        """Some mailbox is being loaded, or must be."""
+        return bool(self._loading or self._held)
 
     def busy(self) -> bool:
         return bool(self.sessions or self.boxes or self._loading or self.change is not Change.NONE or self.pending)

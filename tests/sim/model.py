@@ -162,16 +162,14 @@ class Client:
         self.modseq = 0
         self.top = 0
         self.mails: dict[int, frozenset[str]] = {}
-        self.ever: set[int] = set()
 
     def clone(self) -> Client:
         other = Client()
         other.modseq, other.top, other.mails = self.modseq, self.top, dict(self.mails)
-        other.ever = set(self.ever)
         return other
 
-    def resync(self, state: State, who: str) -> None:
-        """SELECT (QRESYNC …) or FETCH 1:* (FLAGS) (CHANGEDSINCE … VANISHED): then we have the truth."""
+    def resync(self, state: State, who: str, returning: set[int]) -> None:
+        """returning: UIDs that an expunge which was lost with the local state may bring back. SELECT (QRESYNC …) or FETCH 1:* (FLAGS) (CHANGEDSINCE … VANISHED): then we have the truth."""
         truth = flags_of(state)
         require(self.modseq <= state.highestmodseq, who, "HIGHESTMODSEQ fell", self.modseq, state.highestmodseq)
         known = np.array(sorted(self.mails), dtype=np.uint32)
@@ -180,10 +178,8 @@ class Client:
         changed = state.uids[state.modseqs > np.uint64(state.trusted(self.modseq))].tolist()
         for uid in changed:
             if uid not in self.mails:
-                # One that we knew may be back: an expunge that was lost with the local state.
-                require(uid > self.top or uid in self.ever, who, "a new UID below one that was shown", uid, self.top)
+                require(uid > self.top or uid in returning, who, "a new UID below one that was shown", uid, self.top)
             self.mails[uid] = truth[uid]
-            self.ever.add(uid)
         self.modseq = state.highestmodseq
         self.top = max(self.top, state.uidnext - 1)
         if self.mails != truth:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from metacache import Change
-from obox.errors import Exists, Limit, NotFound, OboxError, Unavailable
+from obox.errors import Exists, Invalid, Limit, NotFound, OboxError, Unavailable
 from obox.mailbox._delta import CLAIM_PURGED
+from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundles_prefix, mail_key, parse_mail_key, user_prefix
 from obox.store import MailStore, NewMail
 from obox.types import Guid, StorageId, Uid
@@ -65,7 +66,7 @@ class Player:
             world.note(node, what, "OK", result if isinstance(result, tuple | str) else "")
         except Crash:
             world.note(node, what, "no answer")
-        except (Unavailable, NotFound, Exists, Limit) as exc:
+        except (Unavailable, NotFound, Exists, Limit, Invalid) as exc:
             world.note(node, what, "NO", exc)
             self.unanswered += 1
         finally:
@@ -261,7 +262,8 @@ class Player:
             tokens = self._tokens(guid, box)
             if complete:
                 self.model.check_box(guid, box.state, tokens, adopt=adopt)
-            clients.setdefault(guid, Client()).resync(box.state, f"{who} in {name}")
+            returning = {uid for uid, mail in self.model.boxes[guid].mails.items() if mail.live.serial}
+            clients.setdefault(guid, Client()).resync(box.state, f"{who} in {name}", returning)
             await box.release()
         await user.release()
 
@@ -386,15 +388,19 @@ class Player:
                 require(earlier[guid] == later[guid], "changed over a clean restart:", earlier[guid], later[guid])
 
     def _residue(self, key: str) -> bool:
-        """What a crash may leave for ever, below UIDNEXT, where no LIST looks: a UID that was burnt, or an object that was
-        never shown to anybody (void, or of a group that failed), and whose note was lost with the local state."""
+        """What a crash may leave for ever, below UIDNEXT, where no LIST looks: a UID that was burnt, or an object that
+        was never shown to anybody (void, or of a group that failed), and whose note was lost with the local state."""
         try:
             found = parse_mail_key(key)
         except ValueError:
             return False
         self.residue += 1
         data = self.world.memory._objects[key][0]
-        return not data or (found.guid, int(found.uid)) not in self.model.contents
+        shown = self.model.contents.get((found.guid, int(found.uid)))
+        if not data or shown is None:
+            return True
+        decoded = CODEC.decode(data)
+        return decoded.kind == ObjectKind.MAIL and token_of(decoded.payload) != shown
 
     async def _needed(self, node: Node, user: Any) -> tuple[set[str], dict[str, Any]]:
         needed, state = set(), {}

@@ -119,6 +119,7 @@ class Story:
                 await asyncio.sleep(rng.choice([0.005, 0.02, 0.1]))
                 zombie = self.owner
                 zombie.freeze()
+                self.player.split = True
                 await asyncio.sleep(rng.choice([0.1, 5, 40]))
                 self.player.clients["zombie"] = {
                     guid: client.clone() for guid, client in self.player.clients.get("client", {}).items()
@@ -131,6 +132,7 @@ class Story:
                 zombie.thaw()
                 await busy
             case "second":
+                self.player.split = True
                 self.split_at = world.clock()
                 self.zombies.append(await world.node(rng.choice(["a", "x"]), Disk(), **self.settings).start())
             case "outage":

@@ -209,7 +209,7 @@ class Cleaner:
 
         What is in use or not uploaded stays and is named: flush first.
         """
-        before = self._clock() - unused_s
+        before = self._clock() - unused_s if unused_s else float("inf")
         return await self._each(mask, min_priority, before, self._refusal)
 
     async def remove(self, mask: str) -> Cleaned:

@@ -133,7 +133,7 @@ class Cleaner:
                             batch.append(candidate)
                             tried.add((candidate.user, candidate.space.box))
                             sought += candidate.space.space_bytes
-                    done = sum(await asyncio.gather(*(self._clean(candidate) for candidate in batch)))
+                    done = sum(await asyncio.gather(*map(self._clean_each, _by_user(batch))))
                     freed += done
                     left -= done
                     if left <= 0:
@@ -163,6 +163,10 @@ class Cleaner:
                 found = heapq.nsmallest(CANDIDATES, found)
             await asyncio.sleep(0)
         return heapq.nsmallest(CANDIDATES, found)
+
+    async def _clean_each(self, candidates: list[Candidate]) -> int:
+        """One after the other: copies of one user would be in use by each other's uploads."""
+        return sum([await self._clean(candidate) for candidate in candidates])
 
     async def _clean(self, candidate: Candidate) -> int:
         """Drop one copy, uploaded before if it must be; the bytes freed, 0 if it stays."""
@@ -281,6 +285,13 @@ class Cleaner:
             change = max(change, space.change)
         nbytes = tuple(groups.get(priority, 0) for priority in range(PRIORITIES))
         return UserInfo(user, nbytes, tuple(accessed), tuple(weights), change, len(boxes))
+
+
+def _by_user(candidates: list[Candidate]) -> list[list[Candidate]]:
+    out: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        out.setdefault(candidate.user, []).append(candidate)
+    return list(out.values())
 
 
 def _mask(mask: str) -> Callable[[str], bool]:

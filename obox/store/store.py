@@ -235,7 +235,7 @@ class MailStore:
         """Local copies with changes that an earlier process did not upload."""
         for user, box in [(space.user, box) for space in self.env.metacache.users() for box in self._dirty(space.user)]:
             try:
-                opened = await self._user(StorageId(user), user)
+                opened = await self._user(StorageId(user), user, upkeep=True)
                 await opened.flush_root() if box == ROOT else await (await opened.box(Guid(box))).flush()
             except OboxError as exc:
                 log.warning("an unflushed mailbox waits", user=user, mailbox=box, error=str(exc))
@@ -307,8 +307,11 @@ class MailStore:
         return user
 
     async def load_user(self, name: str, storage_id: StorageId) -> User:
-        """A user for upkeep: no session is counted, its limits stay. Raises Unavailable, Corrupt."""
-        return await self._user(storage_id, name)
+        """A user for upkeep: no session is counted, its limits stay, and there is always room: what is uploaded can go.
+
+        Raises Unavailable, Corrupt.
+        """
+        return await self._user(storage_id, name, upkeep=True)
 
     def opening(self, sid: StorageId) -> asyncio.Task[User] | None:
         """The task that opens a user at the moment."""
@@ -328,7 +331,7 @@ class MailStore:
         self.journal.forget(sid)
         self._takeover.pending.pop(sid, None)
 
-    async def _user(self, sid: StorageId, name: str) -> User:
+    async def _user(self, sid: StorageId, name: str, *, upkeep: bool = False) -> User:
         if not self.started or sid in self.barred:
             raise Unavailable(TRY_LATER)
         user = self.users.get(sid)
@@ -337,7 +340,7 @@ class MailStore:
             return user
         task = self._opening.get(sid)
         if task is None:
-            if sid not in self._takeover.pending and self.env.metacache.full():
+            if not upkeep and sid not in self._takeover.pending and self.env.metacache.full():
                 raise Unavailable("no room for another user's index; try again later")
             task = self._opening[sid] = self.spawn(self._open(sid, name))
             task.add_done_callback(lambda _: self._opening.pop(sid, None))
@@ -394,21 +397,7 @@ class MailStore:
             if not user.busy() and user.used_at < before:
                 user.leave()
                 del self.users[sid]
-        self._make_room()
         await self._clear_journal()
-
-    def _make_room(self) -> None:
-        """First form of the cleaner: the local copies of users who are not in memory, the longest unused first."""
-        metacache = self.env.metacache
-        if not metacache.full():
-            return
-        spaces = sorted(metacache.users(), key=lambda space: space.accessed)
-        for space in spaces:
-            if StorageId(space.user) not in self.users and not self._dirty(space.user):
-                metacache.drop_user(space.user)
-                log.info("metacache clean", user=space.user)
-                if not metacache.full():
-                    return
 
     async def _clear_journal(self) -> None:
         """Delete journal objects that bundles have covered for the delay."""

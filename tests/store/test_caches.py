@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+from dataclasses import replace
 
-from machines import Machine, fill
+import pytest
+from machines import Life, Machine, fill, uids, whole
+from mails import simple
+
+from metacache import Change, Cleaner, Weights
+from obox.errors import Unavailable
+from obox.store import NewMail
+from obox.store.copies import Copies
 
 
 async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> None:
@@ -26,3 +35,158 @@ async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> Non
         pieces = -(-len(mail) // (256 << 10)) + 1
         assert 2 <= requests.count("get") <= pieces
         await box.release()
+
+
+def cleaner(life: Life, *, room: int, close_delay_s: float = 2.0) -> Cleaner:
+    """A cleaner over this life, as if `max_space` were so small."""
+    env = life.store.env
+    env.metacache.max_space = room
+    copies = Copies(life.store, close_delay_s=close_delay_s)
+    return Cleaner(env.metacache, copies, weights=Weights(), clock=env.now, sleep=env.sleep)
+
+
+async def fill_users(life: Life, count: int) -> None:
+    for n in range(count):
+        user = await life.user(f"user{n:02}")
+        await user.append("INBOX", [NewMail(simple(k)) for k in range(5)])
+        await user.append("Sent", [NewMail(simple(k)) for k in range(30)])
+        box = await user.select("INBOX")
+        await box.store_flags(uids(1, 3), "add", ["\\Flagged", f"word{n}"])
+        await box.release()
+
+
+async def test_with_no_room_everything_idle_is_uploaded_and_dropped_and_nothing_lost(machine: Machine) -> None:
+    async with machine.run() as life:
+        await fill_users(life, 8)
+        before = {user.name: await whole(user) for user in life.users}
+        for user in life.users[1:]:
+            await user.release()
+        held = life.users[0]
+        box = await held.select("INBOX")
+        life.users[1:] = []
+        clean = cleaner(life, room=1)
+        await clean.make_room()
+        assert len(life.store.users) == 8, "all used just now"
+        life.time.move(30.0)
+        for _ in range(3):  # what one pass opens to upload it, the next may drop
+            await clean.make_room()
+        metacache = life.store.env.metacache
+        left = {space.user for space in metacache.users()}
+        assert left == {"user00"}
+        assert set(life.store.users) == {"user00"}
+        assert "root" in metacache.boxes("user00")
+        assert held.boxes[box.guid] is box
+        assert box.guid in metacache.boxes("user00")
+        assert len(box.state) == 5
+        await box.release()
+        metacache.max_space = 64 << 20
+        for name, was in before.items():
+            with life.counting() as requests:
+                user = await life.user(name)
+                assert (await user.status("Sent")).messages == 30
+            assert requests.count("get") <= 2, "the list of mailboxes alone: its totals are exact"
+            assert requests.count("list", "mail") == 0
+            assert await whole(user) == was
+        assert metacache.check() == []
+
+
+async def test_a_mailbox_let_go_of_takes_deliveries_as_before(machine: Machine) -> None:
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(k)) for k in range(20)])
+        await user.append("Sent", [NewMail(simple(k)) for k in range(20)])
+        life.time.move(120.0)
+        clean = cleaner(life, room=1)
+        await clean.make_room()
+        assert user.boxes == {}, "the session has none of them in hand"
+        assert life.store.env.metacache.boxes("anna") == ["root"]
+        for k in range(20, 25):
+            await user.append("INBOX", [NewMail(simple(k))])
+        box = await user.select("INBOX")
+        assert box.state.uids.tolist() == list(range(1, 26))
+        assert [field is not None for field in await box.fields(list(range(1, 26)))] == [True] * 25
+        await box.release()
+    async with machine.run() as life:
+        box = await (await life.user()).select("INBOX")
+        assert box.state.uids.tolist() == list(range(1, 26))
+        await box.release()
+
+
+async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for a tenth of what is in use: no operation fails, no mail is missed, the accounts are right."""
+    machine.settings = replace(machine.settings, idle_s=0.1)
+    monkeypatch.setattr("metacache._cleaner.RETRY_S", 0.02)
+    async with machine.run() as life:
+        clean = cleaner(life, room=100_000, close_delay_s=0.02)
+        running = asyncio.create_task(clean.run())
+
+        async def client(n: int) -> None:
+            for turn in range(12):
+                user = await life.store.open_user(f"user{n:02}", f"user{n:02}")  # type: ignore[arg-type]
+                await user.append(("INBOX", "Sent", "Archive")[turn % 3], [NewMail(simple(turn)) for _ in range(4)])
+                box = await user.select("INBOX")
+                await box.store_flags(box.state.uids[-1:], "add", ["\\Seen"])
+                await box.fields(box.state.uids.tolist())
+                await user.copy(box, box.state.uids[:1], "Trash")
+                await box.release()
+                await user.release()
+                await asyncio.sleep(0.02)
+
+        await asyncio.gather(*(client(n) for n in range(12)))
+        running.cancel()
+        assert clean.cleaned > 20
+        assert life.store.env.metacache.check() == []
+        life.store.env.metacache.max_space = 64 << 20
+        for n in range(12):
+            user = await life.user(f"user{n:02}")
+            assert [(await user.status(name)).messages for name in ("INBOX", "Sent", "Archive", "Trash")] == [
+                16, 16, 16, 12
+            ]  # fmt: skip
+            assert (await user.status("INBOX")).unseen == 12
+            await whole(user)
+
+
+async def test_what_an_earlier_process_did_not_upload_is_uploaded_before_it_goes(machine: Machine) -> None:
+    async with machine.run(kill=True) as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(k)) for k in range(3)])
+        box = await user.select("INBOX")
+        await box.store_flags(uids(2), "add", ["\\Flagged"])
+        await user.commit()
+        await life.quiet()
+    async with machine.run() as life:
+        life.time.move(300.0)
+        await asyncio.sleep(0.1)
+        metacache = life.store.env.metacache
+        for _ in range(3):
+            await cleaner(life, room=1).make_room()
+            life.time.move(300.0)
+        assert list(metacache.users()) == []
+        metacache.max_space = 64 << 20
+        box = await (await life.user()).select("INBOX")
+        assert box.state.flags_of_bits(int(box.state.bits[1])) == {"\\Flagged"} or "\\Flagged" in set(
+            box.state.flags_of_bits(int(box.state.bits[1]))
+        )
+        await box.release()
+
+
+async def test_above_the_limit_new_users_wait_and_sessions_go_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with machine.run() as life:
+        user = await life.user("anna")
+        await user.append("INBOX", [NewMail(simple(1))])
+        await life.store.env.metacache.commit()
+        monkeypatch.setattr(life.store.env.metacache._disk, "limit", life.store.env.metacache.space())
+        assert life.store.env.metacache.full()
+        with pytest.raises(Unavailable):
+            await life.user("bo")
+        box = await user.select("INBOX")
+        for k in range(10):
+            await user.append("INBOX", [NewMail(simple(k))])
+            await box.store_flags(box.state.uids[-1:], "add", ["\\Seen"])
+        assert (await user.status("INBOX")).unseen == 1
+        await box.release()
+        assert life.store.env.metacache.space() <= life.store.env.metacache._disk.limit
+        monkeypatch.undo()
+        assert life.store.env.metacache.peek("anna", "root").change in tuple(Change)  # type: ignore[union-attr]

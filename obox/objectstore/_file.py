@@ -15,8 +15,9 @@ A delete removes directories that it empties; a PUT that finds its directory gon
 
 Refuses to know: what is stored; other file systems' lack of link(2) (a PUT there is Refused).
 
-Diagnostics: ENOSPC, EDQUOT, EIO and whatever else may pass are Unreachable; EACCES, EPERM, EROFS and a key that is a
-directory of other keys are Refused. Sweeping fails silently: it is tried again at the next start. Nothing is logged.
+Diagnostics: ENOSPC, EDQUOT, EIO, a bucket that is not mounted any more and whatever else may pass are Unreachable;
+EACCES, EPERM, EROFS and a key that is a directory of other keys are Refused. Sweeping fails silently: it is tried
+again at the next start. Nothing is logged.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ class FileDriver:
         self._writing = 0
         self._known: dict[str, int] = {}  # directory -> inode, durable with all its parents
         self._swept = False
+        self._inode = 0
+        """Of the root since it was first seen: another one there means that ours is not mounted any more."""
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         put = _Put(key, self._path(key), data)
@@ -117,7 +120,7 @@ class FileDriver:
         await put.future
 
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
-        return await self._run(_read, key, self._path(key), start, end)
+        return await self._run(self._get, key, self._path(key), start, end)
 
     async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
         return await self._run(self._page, prefix, after, limit)
@@ -135,6 +138,27 @@ class FileDriver:
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
+
+    def _check_root(self) -> None:
+        """Raises Unreachable when the root is gone, or not the directory that it was.
+
+        Asked where something is missing: an unmounted bucket must not look like an empty one. By inode alone: a device
+        has another number when it is mounted again.
+        """
+        try:
+            inode = os.stat(self._root).st_ino
+        except FileNotFoundError:
+            inode = 0
+        self._inode = self._inode or inode
+        if inode != self._inode:
+            raise Unreachable(f"{self._root} is not the directory that it was: is it mounted?", maybe_done=False)
+
+    def _get(self, key: str, path: str, start: int, end: int | None) -> bytes:
+        try:
+            return _read(key, path, start, end)
+        except Missing:
+            self._check_root()
+            raise
 
     def _path(self, key: str) -> str:
         """Return the path of a key. Raises: Refused for keys that a path cannot hold safely."""
@@ -175,7 +199,12 @@ class FileDriver:
                         continue
 
     def _write_group(self, group: list[_Put]) -> None:
-        self._prepare()
+        try:
+            self._prepare()
+        except StoreError as error:
+            for put in group:
+                put.error = error
+            return
         for put in group:
             self._step(put, self._write_temp)
         for put in group:
@@ -198,9 +227,11 @@ class FileDriver:
         """Make `.tmp`, and sweep it once."""
         if self._swept:
             return
+        self._check_root()
         self._swept = True
         try:
             os.makedirs(self._temp, exist_ok=True)
+            self._check_root()
             with os.scandir(self._temp) as entries:
                 for entry in entries:
                     if entry.stat().st_mtime < self._wall() - TEMP_AGE_S:
@@ -213,6 +244,8 @@ class FileDriver:
             return
         try:
             step(put)
+        except StoreError as error:
+            put.error = error
         except OSError as error:
             put.error = _failure(f"put {put.key}", error, maybe_done=False)
         if put.error is not None and put.temp and not put.linked:
@@ -265,6 +298,7 @@ class FileDriver:
                 os.link(put.temp, put.path)
                 return
             except FileNotFoundError:
+                self._check_root()
                 self._forget(put.directory)
             try:
                 os.makedirs(put.directory, exist_ok=True)
@@ -366,6 +400,8 @@ class FileDriver:
                 items.append(ObjectInfo(key, found.st_size, found.st_mtime))
         except OSError as error:
             raise _failure(f"list {prefix}", error, maybe_done=False) from error
+        if not items:
+            self._check_root()
         return Page(items, False)
 
 

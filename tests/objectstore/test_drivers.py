@@ -243,6 +243,34 @@ async def test_errors_of_the_disk(
     assert [info.key for info in page.items] == ["a/0", "a/1"]
 
 
+@pytest.mark.parametrize("mount_point", [False, True], ids=["gone", "empty mount point"])
+async def test_a_directory_that_goes_is_unreachable_and_not_empty(tmp_path: Path, mount_point: bool) -> None:
+    """Unmounted under us: nothing is missing, nothing is stored elsewhere; mounted again all goes on."""
+    bucket, away = tmp_path / "bucket", tmp_path / "away"
+    store = open_store(Settings(f"file://{bucket}", deadline_s=0.2))
+    assert await store.list("", kind="mail") == []
+    await store.put("a/1", b"1", kind="mail")
+    bucket.rename(away)
+    if mount_point:
+        bucket.mkdir()
+    for ask in (
+        lambda: store.get("a/1", kind="mail"),
+        lambda: store.list("a/", kind="mail"),
+        lambda: store.put("a/2", b"2", kind="mail"),
+        lambda: store.put("b/2", b"2", kind="mail"),
+    ):
+        with pytest.raises(Unreachable):
+            await ask()
+    assert not mount_point or list(bucket.iterdir()) == []
+    if mount_point:
+        bucket.rmdir()
+    away.rename(bucket)
+    await asyncio.gather(*(store.put(f"c/{n}", b"2", kind="mail") for n in range(50)))
+    assert await store.get("a/1", kind="mail") == b"1"
+    assert len(await store.list("", kind="mail")) == 51
+    await store.close()
+
+
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/..", ".tmp/x", "a/.b", "a\0b", "ä", "a\nb"])
 async def test_keys_that_a_path_cannot_hold(directory: FileDriver, key: str) -> None:
     with pytest.raises(Refused):

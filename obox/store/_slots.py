@@ -74,7 +74,8 @@ class Slots:
         """Hand out slots of so many UIDs each, neighbours; waits while a refresh is under way. Raises Unavailable."""
         try:
             async with asyncio.timeout(WAIT_S):
-                await self._open.wait()
+                while not self._open.is_set():  # whoever was woken before may have closed it again
+                    await self._open.wait()
         except TimeoutError:
             raise Unavailable("the storage does not answer; try again later") from None
         loop = asyncio.get_running_loop()
@@ -105,7 +106,8 @@ class Slots:
 
     async def recheck(self) -> None:
         """Settle what is in flight and refresh, then return; nothing new is handed out meanwhile."""
-        await self._open.wait()
+        while not self._open.is_set():
+            await self._open.wait()
         self._open.clear()
         if all(slot.fate != "pending" for slot in self._queue):
             self._taken()

@@ -111,6 +111,12 @@ class Model:
         for register in self.registers():
             register.crash(since)
 
+    def kept(self, since: float, until: float) -> None:
+        """A crash kept the local state: what was acknowledged after `since` is only there, until the next life has
+        journaled it, which it does by `until`."""
+        for register in self.registers():
+            register.lately = [(until if at >= since else at, old) for at, old in register.lately]
+
     def box(self, guid: str, name: str) -> Box:
         if guid not in self.boxes:  # seen, but perhaps not yet acknowledged to whoever makes it
             self.boxes[guid] = Box(guid, Register({name}), Register({False, name not in ("INBOX", "Trash")}))

@@ -53,8 +53,10 @@ class Player:
         changes: list[tuple[Register, Any]],
         *,
         durable: bool = True,
+        holds: Callable[[int], bool] = lambda number: True,
     ) -> Any:
-        """Run one command: the answer, or None for NO and for no answer at all. changes: what OK would mean."""
+        """Run one command: the answer, or None for NO and for no answer at all. changes: what OK would mean; holds:
+        whether it means the change of that number, or found nothing there to be changed."""
         world = self.world
         begun = [(register, value, register.begin(value)) for register, value in changes]
         began, result, ok = world.clock(), None, False
@@ -71,8 +73,8 @@ class Player:
             self.unanswered += 1
         finally:
             durable = durable or node.settings.durability == "bucket"
-            for register, value, serial in begun:
-                register.end(serial, value, ok, began, durable)
+            for number, (register, value, serial) in enumerate(begun):
+                register.end(serial, value, ok and holds(number), began, durable)
         if not node.was_frozen:
             require(world.clock() - began <= ANSWER_S, what, "took", round(world.clock() - began, 1), "s")
         return result if ok else None
@@ -167,6 +169,7 @@ class Player:
             lambda store: box.store_flags(array, op, flags),
             changes,
             durable=False,
+            holds=lambda number: box.state.position(uids[number // len(flags)]) is not None,
         )
 
     async def expunge(self, node: Node, name: str, guid: str, uids: list[int]) -> None:

@@ -105,7 +105,8 @@ class Story:
                 await asyncio.sleep(rng.choice([0, 0.01, 0.03, 0.1, 1.0]))
                 self.old.append(self.owner.disk.snapshot())
                 world.note(kind, self.owner)
-                self.owner.kill()
+                killed = self.owner
+                killed.kill()
                 await asyncio.gather(*busy)
                 disk, name = self.owner.disk, self.owner.name
                 if kind != "kill":
@@ -114,6 +115,8 @@ class Story:
                     name = rng.choice(["a", "b", "c"]) if kind == "rename" else name
                 await asyncio.sleep(rng.choice([0, 0.5, 30]))
                 await self._restart(name, disk.snapshot())
+                if kind == "kill":
+                    self.player.model.kept(killed.journaled_until, world.clock() + 3)
             case "freeze":
                 busy = asyncio.ensure_future(self._commands())
                 await asyncio.sleep(rng.choice([0.005, 0.02, 0.1]))

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from admintool import cache, exits, mail, mailbox, obox, process, who
+from admintool import cache, exits, mail, mailbox, obox, process, repair, who
 from admintool.completion import completion
 from admintool.context import Context
 from admintool.output import FORMATS, Output
@@ -93,5 +93,5 @@ def cli(
 cli.add_command(pw)
 cli.add_command(user)
 cli.add_command(completion)
-for noun in (who, process, mailbox, mail, cache, obox):
+for noun in (who, process, mailbox, mail, cache, repair, obox):
     noun.add_to(cli)

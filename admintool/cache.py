@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from admintool.verbs import command
-from obox.admin.table import TABLE
 
 
 @click.group()
@@ -33,6 +32,7 @@ def add_to(root: click.Group) -> None:
     command(metacache, "metacacheRemove", arguments=("mask",), example="oboxadm metacache remove -y 'old*@example.org'")
     command(metacache, "metacacheRefresh", example="oboxadm metacache refresh -u anna@example.org")
     command(metacache, "metacacheRescan", example="oboxadm metacache rescan")
+    command(metacache, "metacacheBoots", example="oboxadm metacache boots")
     command(
         metacache,
         "metacacheUnpack",
@@ -41,7 +41,6 @@ def add_to(root: click.Group) -> None:
         example="oboxadm metacache unpack 1f/anna@example.org/x/root/0000000000000000.first.base",
     )
     command(fscache, "fscacheStatus", usual="flow", example="oboxadm fscache status")
-    if "fscacheRescan" in TABLE:
-        command(fscache, "fscacheRescan", example="oboxadm fscache rescan")
+    command(fscache, "fscacheRescan", example="oboxadm fscache rescan --max-age 86400")
     root.add_command(metacache)
     root.add_command(fscache)

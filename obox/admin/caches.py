@@ -208,6 +208,26 @@ async def metacache_rescan(admin: Admin, params: Nothing) -> AsyncIterator[Event
     }
 
 
+@verb("metacache boots", Nothing, columns=("boot", "began", "ended", "before", "copies", "users"))
+async def metacache_boots(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """List the starts of this backend: how the boot before each ended, and what became of the local copies.
+
+    copies: kept, asked again (each mailbox is LISTed once when it is opened), dropped, or none (there were none).
+    users: how many a dead boot's journal spoke of. ended is empty for the boot that runs and for one that was killed.
+    """
+    from ..store import boots
+
+    for one in boots.listing(admin.store.env):
+        yield {
+            "boot": one.boot,
+            "began": int(one.began),
+            "ended": int(one.ended) or None,
+            "before": one.before,
+            "copies": one.copies,
+            "users": one.users,
+        }
+
+
 class MetacacheUnpackParams(Params, kw_only=True):
     bundle: Annotated[
         str, Meta(description="The key of a bundle, journal object, mail or claim in the bucket, or a local file")
@@ -321,3 +341,14 @@ async def fscache_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     row = {**stats._asdict(), "max_size": admin.facts.get("fscache_max_size")}
     total = stats.hits + stats.misses
     yield row | {"hit_percent": stats.hits * 100 // total if total else None}
+
+
+class FscacheRescanParams(Params, kw_only=True):
+    max_age: Annotated[int, Meta(ge=0, description="Seconds: also remove what was not read so long")] = 0
+
+
+@verb("fscache rescan", FscacheRescanParams)
+async def fscache_rescan(admin: Admin, params: FscacheRescanParams) -> AsyncIterator[Event]:
+    """Compare the accounts of the cache of mail bodies with its directory, and make them right; online."""
+    done = await admin.store.env.fscache.rescan(max_age_s=params.max_age or None)
+    yield {name: value for name, value in done._asdict().items()} | {"right": done.right}

@@ -23,6 +23,7 @@ from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import FORMAT_KEY, ROOT, journal_key
 from ..types import Guid, StorageId
+from . import boots
 from ._bundles import Known
 from ._env import TRY_LATER, Env
 from ._once import EveryMinute
@@ -154,6 +155,9 @@ class MailStore:
         if self._takeover.trust != "all":
             self._bump_generation()
         self.unclean = self._takeover.unclean or (last is not None and not last.clean)
+        before = "unknown" if last is None else "clean" if last.clean else "unclean"
+        users = len(self._takeover.pending)
+        boots.began(env, self.journal.boot, trust=self._takeover.trust, before=before, users=users)
         self._running = [self.spawn(self.journal.run()), self.spawn(self._upkeep())]
         self.started = True
         log.info("store ready", boot=self.journal.boot, local_copies=self._takeover.trust,
@@ -270,6 +274,7 @@ class MailStore:
             log.error("the journal's end could not be written")
         if clean:
             self._note(LastBoot(self.journal.boot, self.journal.position()[1] - 1, clean=True))
+            boots.ended(self.env, self.journal.boot)
         await self.env.metacache.commit()
         for task in list(self._tasks):
             task.cancel()

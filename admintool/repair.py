@@ -1,0 +1,17 @@
+"""oboxadm force-resync, rebuild: indexes set right."""
+
+from __future__ import annotations
+
+import click
+
+from admintool.verbs import command
+
+
+def add_to(root: click.Group) -> None:
+    command(
+        root,
+        "forceResync",
+        arguments=("mailbox_mask",),
+        example="oboxadm force-resync -u anna@example.org INBOX\n  oboxadm force-resync -A '*' --keep-lost",
+    )
+    command(root, "rebuild", arguments=("mailbox_mask",), example="oboxadm rebuild -u anna@example.org")

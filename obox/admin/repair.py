@@ -1,0 +1,63 @@
+"""Verbs that set indexes right: force-resync, rebuild."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from .parts import Account, Admin, matching
+from .table import Event, Selection, user_verb
+
+
+class ForceResyncParams(Selection, kw_only=True):
+    mailbox_mask: Annotated[
+        list[str], Meta(min_length=1, description="Mailboxes that fit one of these masks; * for all")
+    ]
+    keep_lost: Annotated[bool, Meta(description="Only tell of mails whose object is gone, do not expunge them")] = False
+
+
+@user_verb("force-resync", ForceResyncParams, columns=("mailbox", "mails", "new", "lost", "dropped", "unknown"))
+async def force_resync(admin: Admin, account: Account, params: ForceResyncParams) -> AsyncIterator[Event]:
+    """Bring mailboxes in line with the bucket: join all index bundles, LIST all mails.
+
+    Mails that no bundle knew are added; mails whose object is gone are expunged, after a second look. unknown: objects
+    that no index speaks of, below the next UID; oboxadm rebuild brings them back. Exit 70 if an index does not decode.
+    """
+    from ..store import repair
+
+    async with admin.open(account) as user:
+        guids = {info.name: info.guid for info in user.mailboxes() if info.guid is not None}
+        for name in matching(list(guids), params.mailbox_mask):
+            done = await repair.resync(user, guids[name], keep_lost=params.keep_lost)
+            yield {"mailbox": name, **done._asdict()}
+
+
+class RebuildParams(Selection, kw_only=True):
+    mailbox_mask: Annotated[
+        list[str], Meta(description="Rebuild these as well, from mails alone, though their index decodes")
+    ] = msgspec.field(default_factory=list)
+
+
+@user_verb(
+    "rebuild",
+    RebuildParams,
+    columns=("mailbox", "mails", "result", "unknown"),
+    asks="Rebuild indexes from mails alone? What only an index knew is lost.",
+)
+async def rebuild(admin: Admin, account: Account, params: RebuildParams) -> AsyncIterator[Event]:
+    """Rebuild indexes that do not decode, from mails alone: for disasters.
+
+    Mailboxes whose index is damaged or that no list knows; others only if they are named. Nobody may be logged in.
+    unknown says what the mails do not tell: mails expunged lately may be back, a moved one be in both places. UIDs
+    stay.
+    """
+    from ..store import repair
+
+    def wanted(name: str) -> bool:
+        return bool(params.mailbox_mask) and bool(matching([name], params.mailbox_mask))
+
+    async for done in repair.rebuild(admin.store, account.storage_id, account.name, wanted):
+        yield {"mailbox": done.name, "mails": done.mails, "result": done.result, "unknown": done.unknown}

@@ -1,0 +1,271 @@
+"""Setting a user's indexes right: against the bucket (`resync`), or from mails alone (`rebuild`).
+
+`resync` joins all bundles, finds mails that no bundle knows, and mails of which the object is gone. It loses nothing
+that is there. `rebuild` is for indexes that do not decode: the list of mailboxes out of what of it still does, a
+mailbox out of the headers of its mails. What only an index knew is lost then, and `UNKNOWN` says what that is.
+
+Invariant: UIDs stay, UIDNEXT and MODSEQ never fall below what any readable bundle says. A damaged bundle is covered by
+a new one, never deleted before its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import structlog
+
+from metacache import Change
+
+from ..errors import Corrupt
+from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
+from ..mailbox._uidset import UidArray, uid_array
+from ..objectstore import ObjectInfo
+from ..objectstore.keys import ROOT, mail_key, mail_prefix, parse_bundle_key, parse_mail_key
+from ..types import Guid, StorageId, Uid
+from . import operate
+from ._bundles import Bundles, Known, name_of, segment_range
+from ._discover import _first_uid, _read
+from ._writer import stamp
+
+if TYPE_CHECKING:
+    from .mailbox import Mailbox
+    from .store import MailStore
+    from .user import User
+
+log = structlog.get_logger()
+
+UNKNOWN: Final = "flags since delivery, expunges and moves since, keywords"
+LOST_PREFIX: Final = "recovered-lost-folder-"
+
+
+class Resynced(NamedTuple):
+    """mails: as of now; new: found by LIST or in others' bundles; lost: their object is gone; dropped: those of them
+    that were expunged; unknown: objects below UIDNEXT that no index speaks of."""
+
+    mails: int
+    new: int
+    lost: int
+    dropped: int
+    unknown: int
+
+
+async def resync(user: User, guid: Guid, *, keep_lost: bool) -> Resynced:
+    """Bring one mailbox in line with the bucket. Raises Unavailable, Corrupt."""
+    env = user.env
+    box = await user.box(guid)
+    before = len(box.state)
+    await box.recheck(await box.bundles.listing())
+    listed = await _listed(box, guid)
+    lost = await _lost(box, listed)
+    if len(lost) and not keep_lost:
+        await box.expunge(lost)
+        for uid in lost.tolist():
+            log.warning("lost mail dropped from the index", user=user.name, mailbox=guid, uid=uid)
+    await box.flush()
+    unknown = sum(1 for uid, size in listed.items() if size and uid < box.state.uidnext and not _known(box, uid))
+    dropped = 0 if keep_lost else len(lost)
+    env.metacache.drop_fields(user.storage_id, guid, lost.tolist() if dropped else ())
+    return Resynced(len(box.state), max(0, len(box.state) + dropped - before), len(lost), dropped, unknown)
+
+
+async def _listed(box: Mailbox, guid: Guid) -> dict[int, int]:
+    """Objects that lie under a mailbox's prefix: UID to size."""
+    out: dict[int, int] = {}
+    for info in await box.env.listing(mail_prefix(box.user.storage_id, guid), kind="mail"):
+        try:
+            out[parse_mail_key(info.key).uid] = info.size
+        except ValueError:
+            continue
+    return out
+
+
+async def _lost(box: Mailbox, listed: dict[int, int]) -> UidArray:
+    """UIDs whose object neither LIST nor GET finds."""
+    state, sid = box.state, box.user.storage_id
+    homes: dict[Guid, dict[int, int]] = {box.guid: listed}
+    out = []
+    for at, uid in enumerate(state.uids.tolist()):
+        home, home_uid = state.home_of(at)
+        if home not in homes:
+            homes[home] = await _listed(box, home)
+        if not homes[home].get(home_uid) and not await box.env.get(mail_key(sid, home, Uid(home_uid)), kind="mail"):
+            out.append(uid)
+    return uid_array(out)
+
+
+def _known(box: Mailbox, uid: int) -> bool:
+    """Does the index speak of the object under a UID?"""
+    state = box.state
+    if state.position(uid) is not None or uid in state.gone_uid:
+        return True
+    return any(first <= uid < first + max(1, count) for first, count in state.claims.items())
+
+
+class Rebuilt(NamedTuple):
+    """One mailbox, or the list of them (name ""). result: what was done; unknown: what could not be known."""
+
+    name: str
+    mails: int
+    result: str
+    unknown: str
+
+
+async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[[str], bool]) -> AsyncIterator[Rebuilt]:
+    """Rebuild what does not decode, mailboxes that no list knows, and those that `wanted` names.
+
+    Raises InUse (a session or delivery has the user open), Unavailable.
+    """
+    try:
+        await operate.let_go(store, sid, upload=True)
+    except Corrupt as error:
+        log.warning("not uploaded before the rebuild", user=name, error=str(error))
+    if (done := await _root(store, sid)) is not None:
+        yield done
+    user = await store.load_user(name, sid)
+    store.barred.add(sid)
+    try:
+        found = await operate.mailboxes_in_bucket(store, sid)
+        orphans = [guid for guid, mails in found.items() if mails and guid not in user.root.entries]
+        for guid in orphans:
+            await user.change_root(_entry(user, guid))
+        anew = []
+        for shown, entry in list(user.root.names().items()):
+            guid = Guid(entry.guid)
+            result = ""
+            if guid in orphans:
+                result = "found without a name"
+            elif wanted(shown):
+                result = "rebuilt"
+            else:
+                try:
+                    await user.box(guid)
+                except Corrupt:
+                    result = "did not decode, rebuilt"
+            if result:
+                anew.append(await _mailbox(user, entry))
+                unknown = f"its name, {UNKNOWN}" if guid in orphans else UNKNOWN
+                yield Rebuilt(shown, len(anew[-1].state), result, unknown)
+        await _hold_again(user, {box.guid for box in anew})
+        for box in anew:
+            await box.flush()
+        if anew:
+            await user.flush_root()
+    finally:
+        store.barred.discard(sid)
+
+
+async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
+    """Write the list of mailboxes anew out of what of it decodes; None if all does."""
+    env = store.env
+    bundles = Bundles(env, sid, ROOT)
+    infos = [info for info in await bundles.listing() if info.size]
+    try:
+        for payload in (await bundles.load(infos)).payloads:
+            RootDelta.decode(payload)
+        return None  # a damaged one that a good one covers is nobody's trouble
+    except (Corrupt, ValueError):
+        pass
+    root, version = Root(), 0
+    for info in infos:
+        version = max(version, parse_bundle_key(info.key).version)
+        data = await env.get(info.key, kind="index")
+        try:
+            root.join(RootDelta.decode(bundles._decode(info.key, data or b"")[1]))
+        except (Corrupt, ValueError) as error:
+            log.error("the list of mailboxes is damaged", key=info.key, error=str(error))
+    copy = env.metacache.load(sid, ROOT)
+    for data in ([copy.base] if copy.base is not None else []) + copy.deltas if copy is not None else []:
+        try:
+            root.join(RootDelta.decode(data))
+        except ValueError:
+            continue
+    lost = not root.entries
+    if lost:
+        now = env.now_ms()
+        wanted = [("INBOX", ""), *env.settings.mailboxes]
+        root.join(
+            RootDelta(
+                [
+                    MailboxEntry(env.random_bytes(16).hex(), name, now, now + at, now // 1000 + at, use)
+                    for at, (name, use) in enumerate(wanted)
+                ],
+                {name: now * 2 + 1 for name, _ in wanted},
+                {},
+                now,
+                now // 1000 + len(wanted),
+            )
+        )
+    known = Known(version=version, heads=[name_of(info.key) for info in infos])
+    await bundles.put(known, "base", root.extract().encode(), modseq=root.highestmodseq)
+    env.metacache.drop(sid, ROOT)
+    await env.metacache.commit()
+    unknown = "names, subscriptions, special uses of all mailboxes" if lost else "what the damaged bundles alone said"
+    return Rebuilt("", len(root.names()), "list of mailboxes rebuilt", unknown)
+
+
+def _entry(user: User, guid: Guid) -> RootDelta:
+    now = user.env.now_ms()
+    entry = MailboxEntry(
+        guid, LOST_PREFIX + guid[:8], user.root.next_modseq(now), now, user.root.next_uidvalidity(now // 1000)
+    )
+    return RootDelta([entry], highestmodseq=entry.stamp, uidvalidity=entry.uidvalidity)
+
+
+async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
+    """One mailbox out of its mails; in memory and in the local copy, not yet uploaded."""
+    env, sid, guid = user.env, user.storage_id, Guid(entry.guid)
+    box = user._make(entry)
+    infos = [info for info in await box.bundles.listing() if info.size]
+    found = await _listed(box, guid)
+    deltas, uidnext, _ = await _read(box, 1, found, {})
+    least = await _floor(box, infos)
+    for delta in sorted(deltas, key=_first_uid):
+        stamp(delta, max(box.state.next_modseq(env.now_ms()), least.highestmodseq + 1))
+        box.state.join(delta)
+    box.state.join(Delta(uidnext=max(uidnext, least.uidnext), highestmodseq=least.highestmodseq))
+    segments = [name_of(info.key) for info in infos if info.key.endswith(".cache")]
+    box.known = Known(
+        generation=env.generation,
+        version=max((parse_bundle_key(one.key).version for one in infos if not one.key.endswith(".cache")), default=0),
+        heads=[name_of(info.key) for info in infos if not info.key.endswith(".cache")],
+        segments=segments,
+        cached_uid=max((segment_range(name)[1] for name in segments), default=0),
+    )
+    env.metacache.drop(sid, guid)
+    box.change = Change.IMPORTANT
+    box.save()
+    user.pending.pop(guid, None)
+    user.boxes[guid] = box
+    box.changed(Change.IMPORTANT)
+    return box
+
+
+async def _floor(box: Mailbox, infos: list[ObjectInfo]) -> Delta:
+    """The highest UIDNEXT and MODSEQ of the bundles that decode: what clients were told stays true."""
+    least = Delta()
+    for info in infos:
+        if info.key.endswith(".cache"):
+            continue
+        try:
+            data = await box.env.get(info.key, kind="index")
+            delta = Delta.decode(box.bundles._decode(info.key, data or b"")[1])
+        except (Corrupt, ValueError):
+            continue
+        least.uidnext = max(least.uidnext, delta.uidnext)
+        least.highestmodseq = max(least.highestmodseq, delta.highestmodseq)
+    return least
+
+
+async def _hold_again(user: User, anew: set[Guid]) -> None:
+    """Tell rebuilt mailboxes which records elsewhere share their objects, and others of the rebuilt ones' copies."""
+    for entry in list(user.root.names().values()):
+        box = await user.box(Guid(entry.guid))
+        mask = box.state.foreign()
+        rows: Rows = box.state.rows(mask)
+        if box.guid not in anew:
+            keep = np.array([home >= 0 and rows.homes[home] in anew for home in rows.home.tolist()], dtype=np.bool_)
+            rows = rows.take(keep)
+        if len(rows):
+            user.adopt(box, rows)

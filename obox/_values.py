@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -200,6 +201,19 @@ def read_size_weights(text: str) -> tuple[tuple[int, float], tuple[int, float]]:
     return (read_size(low), float(low_boost)), (read_size(high), float(high_boost))
 
 
+def read_moment(raw: object) -> float:
+    """Unix seconds; 0 or empty is none. Text: seconds, or a date and time with its zone."""
+    if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
+        return float(raw)
+    text = _text(raw).strip()
+    if not text or text.isdigit():
+        return float(text or 0)
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise ValueError
+    return found.timestamp()
+
+
 def _text(raw: object) -> str:
     if not isinstance(raw, str):
         raise ValueError
@@ -372,6 +386,12 @@ def _show_keys(value: Mapping[str, Path]) -> str:
     )
 
 
+MOMENT = Kind(
+    'a time such as "2026-01-31T04:00:00Z", unix seconds, or 0 for none',
+    lambda raw, base: read_moment(raw),
+    lambda value: str(int(value)),
+)
+TIME_OF_DAY = string('a time of day such as "03:30" (local), or empty', r"|([01]\d|2[0-3]):[0-5]\d")
 FLAG = Kind("true or false", _flag, lambda value: "true" if value else "false")
 AMOUNT = Kind("a size such as 512M, or a share such as 10%", _amount, lambda value: quote(str(value)))
 PATH = Kind("a path", _path, lambda value: quote(str(value)))

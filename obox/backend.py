@@ -197,6 +197,10 @@ class Backend:
             delete_delay_s=config.storage.delete_delay,
             upload_interval_s=config.metacache.upload_interval,
             max_rescan_mail_count=config.metacache.max_rescan_mail_count,
+            forced_refresh_interval_s=config.metacache.forced_refresh_interval,
+            refresh_index_once_after=config.metacache.refresh_index_once_after,
+            rescan_mails_once_after=config.metacache.rescan_mails_once_after,
+            flush_at=config.metacache.flush_at,
             max_mail_size=config.quota.max_mail_size,
             mailboxes=tuple((box.name, box.special_use) for box in config.mailboxes.create),
         )
@@ -380,6 +384,8 @@ class Backend:
                 await asyncio.sleep(RETRY_S)
         await store.start()
         self.ready.set()
+        if unused_s := self.config.metacache.drop_at_start_older_than:
+            await self.cleaner.clean(unused_s=unused_s)
 
     def _register(
         self,

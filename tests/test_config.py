@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from obox import config
+from obox import _settings, config
 from obox._values import mask_url, read_priority_weights, read_size_weights
 from obox.config import Amount, Config, Listen, NewMailbox, Secret, describe, load
 from obox.errors import ConfigError
@@ -265,6 +265,22 @@ def test_describe_is_toml_that_loads_again(tmp_path: Path) -> None:
 
 
 def test_sections_have_their_defaults_without_load() -> None:
-    assert config.Imap().listen == (Listen("127.0.0.1", 1143),)
-    assert config.Metacache() == config.Metacache()
-    assert config.Storage(url="memory://").deadline == 10
+    assert _settings.Imap().listen == (Listen("127.0.0.1", 1143),)
+    assert _settings.Metacache() == _settings.Metacache()
+    assert _settings.Storage(url="memory://").deadline == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("", 0), ("1700000000", 1700000000), ("2026-01-31T04:00:00Z", 1769832000), (7, 7)],
+)
+def test_moments(text: object, seconds: float) -> None:
+    kind = next(row.kind for row in config.settings() if row.name == "refresh_index_once_after")
+    assert kind.parse(text, Path()) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "2026-01-31T04:00:00", -1, True, "2026-13-01T00:00:00Z"])
+def test_no_moments(text: object) -> None:
+    kind = next(row.kind for row in config.settings() if row.name == "refresh_index_once_after")
+    with pytest.raises(ValueError):  # noqa: PT011 - any: the caller says what is allowed
+        kind.parse(text, Path())

@@ -62,6 +62,10 @@ class Known(msgspec.Struct):
     segments: list[str] = []
     cached_uid: int = 0
     clean: bool = False
+    checked: float = 0.0
+    """When the bundles were LISTed last, unix seconds."""
+    listed: float = 0.0
+    """When the mails were."""
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)

@@ -43,6 +43,7 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
     merged = False
     copy = env.metacache.load(sid, mailbox.guid)
     known = Known.decode(copy.stamp) if copy is not None else None
+    checked = 0.0 if known is None else known.checked
     if copy is not None and known is not None:
         try:
             for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
@@ -59,6 +60,7 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
     if known is None and mailbox.guid in mailbox.user.born:
         mailbox.user.born.discard(mailbox.guid)
         mailbox.known.generation = generation
+        mailbox.known.checked = mailbox.known.listed = env.now()
         mailbox.save()
         return
     if known is None:
@@ -66,10 +68,14 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
         mailbox.known.generation = -1
         if copy is not None:  # without a base: holders that were noted while the box was not in memory
             pending = [*copy.deltas, *pending]
-    elif known.generation != generation:
+    elif known.generation != generation or env.must_refresh(known.checked):
         unflushed = mailbox.change is not Change.NONE
         merged = await _take_bundles(mailbox, await mailbox.bundles.listing() if infos is None else infos)
-        if unflushed:  # the journal of the life before may not have it, and ours will speak of higher UIDs
+        if mailbox.known is not known:
+            mailbox.known.generation = -1  # others have written: mails too, perhaps
+        mailbox.known.checked = env.now()
+        stale = mailbox.known.generation != generation
+        if unflushed and stale:  # the journal of the life before may not have it, and ours will speak of higher UIDs
             since = 0 if mailbox.known.need_base else mailbox.known.base_modseq
             mailbox.user.journal.add(sid, mailbox.guid, state.extract(since).encode())
     known = mailbox.known
@@ -77,7 +83,9 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
         state.join(_decode(mailbox, data))
         mailbox.change = Change.IMPORTANT
         known.need_base = True
-    if known.generation == generation and not pending:
+    if known.generation == generation and not pending and not env.must_rescan(known.listed):
+        if known.checked != checked:
+            mailbox.save_stamp()
         if mailbox.change is not Change.NONE:
             mailbox.changed(mailbox.change)
         return
@@ -91,6 +99,8 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
         _take_in(mailbox, delta)
         mailbox.change = max(mailbox.change, Change.UNIMPORTANT)
     known.generation = generation
+    known.checked = known.checked or env.now()
+    known.listed = env.now()
     mailbox.save()
     if mailbox.change is not Change.NONE:
         mailbox.changed(mailbox.change, sum(1 for delta in deltas if delta.rows is not None))
@@ -238,7 +248,7 @@ async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo]) -> bool:
         if renewal is not None:
             state.join(renewal)
     loaded.known.version = max(loaded.known.version, known.version)
-    loaded.known.generation = known.generation
+    loaded.known.generation, loaded.known.listed = known.generation, known.listed
     loaded.known.need_base = True
     mailbox.known = loaded.known
     mailbox.change = max(mailbox.change, Change.UNIMPORTANT)

@@ -49,6 +49,11 @@ class StoreSettings:
     )
     idle_s: float = 60.0
     """A mailbox without sessions leaves memory after this."""
+    forced_refresh_interval_s: float = 8 * 3600.0
+    refresh_index_once_after: float = 0.0
+    rescan_mails_once_after: float = 0.0
+    flush_at: str = ""
+    """Local time of day, HH:MM."""
 
 
 @dataclass(slots=True)
@@ -81,6 +86,16 @@ class Env:
     @property
     def delete_delay_s(self) -> float:
         return self.settings.delete_delay_s
+
+    def must_refresh(self, checked: float) -> bool:
+        """A local copy that was compared with the bucket at `checked` (unix seconds) is to be compared again."""
+        settings, now = self.settings, self.now()
+        forced = settings.forced_refresh_interval_s
+        return (forced > 0 and checked < now - forced) or checked < settings.refresh_index_once_after <= now
+
+    def must_rescan(self, listed: float) -> bool:
+        """The same for the LIST of a mailbox's new mails."""
+        return listed < self.settings.rescan_mails_once_after <= self.now()
 
     def now_ms(self) -> int:
         return int(self.now() * 1000)

@@ -26,6 +26,7 @@ from ..types import Guid, StorageId
 from . import boots
 from ._bundles import Known
 from ._env import TRY_LATER, Env
+from ._nightly import Nightly, flush_all
 from ._once import EveryMinute
 from .journal import Journal
 from .takeover import LastBoot, Takeover, mark_clean, take_over
@@ -69,6 +70,7 @@ class MailStore:
         self._deleted_below: dict[str, int] = {}
         self._trouble = EveryMinute(env.clock)
         self._gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
+        self._nightly = Nightly(env.settings.flush_at, env.now())
         self.started = False
         self.unclean = False
         self.journal = self._new_journal(self._new_boot())
@@ -402,6 +404,8 @@ class MailStore:
             if not user.busy() and user.used_at < before:
                 user.leave()
                 del self.users[sid]
+        if self._nightly.due(self.env.now()):
+            self.spawn(flush_all(self))
         await self._clear_journal()
 
     async def _clear_journal(self) -> None:

@@ -127,9 +127,11 @@ class User:
                 self.root.join(_decode(data))
             self.known, self.change = known, copy.change
             exact = known.generation == generation
-            if not exact:
+            if not exact or env.must_refresh(known.checked):
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
                 await self._take_in(self._infos.get(ROOT, []))
+                exact = exact and self.known is known
+                self.known.checked = env.now()
                 if self.change is not Change.NONE:  # the journal of the life before may not have it
                     self.journal.add(self.storage_id, ROOT, self.root.extract().encode())
                     await self.journal.sync()
@@ -143,6 +145,7 @@ class User:
                 for data in loaded.payloads:
                     self.root.join(_decode(data))
                 exact = loaded.known.clean and not pending and not self._store.unclean
+            self.known.checked = env.now()
         for data in pending.pop(ROOT, []):
             self.root.join(_decode(data))
             self.change = Change.IMPORTANT
@@ -282,6 +285,7 @@ class User:
         """A mailbox that was made just now: there is nothing to load."""
         box = self._make(entry)
         box.known.generation = self.env.generation
+        box.known.checked = box.known.listed = self.env.now()
         box.save()
         self.boxes[box.guid] = box
         self._exact.add(box.guid)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 from machines import Life, Machine, fill, uids, whole
@@ -14,6 +17,7 @@ from mails import simple
 from metacache import Change, Cleaner, Weights
 from obox.errors import Unavailable
 from obox.store import NewMail
+from obox.store._nightly import Nightly
 from obox.store.copies import Copies
 
 
@@ -190,3 +194,88 @@ async def test_above_the_limit_new_users_wait_and_sessions_go_on(
         assert life.store.env.metacache.space() <= life.store.env.metacache._disk.limit
         monkeypatch.undo()
         assert life.store.env.metacache.peek("anna", "root").change in tuple(Change)  # type: ignore[union-attr]
+
+
+async def test_an_open_compares_with_the_bucket_after_the_forced_interval_and_once_after_a_moment(
+    machine: Machine,
+) -> None:
+    machine.settings = replace(machine.settings, forced_refresh_interval_s=3600.0)
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(k)) for k in range(3)])
+
+    async def lists() -> tuple[int, int]:
+        async with machine.run() as life:
+            with life.counting() as requests:
+                user = await life.user()
+                assert (await user.status("INBOX")).messages == 3
+                box = await user.select("INBOX")
+                assert len(box.state) == 3
+                await box.release()
+            assert requests.count("get") == 0
+            return requests.count("list", "index"), requests.count("list", "mail")
+
+    assert await lists() == (0, 0)
+    machine.bucket.time.move(4000.0)
+    assert await lists() == (1, 0), "one LIST shows all bundles of the user"
+    assert await lists() == (0, 0)
+    moment = machine.bucket.time.now() + 10
+    machine.settings = replace(machine.settings, refresh_index_once_after=moment)
+    assert await lists() == (0, 0), "not yet"
+    machine.bucket.time.move(20.0)
+    assert await lists() == (1, 0)
+    assert await lists() == (0, 0)
+    machine.settings = replace(machine.settings, rescan_mails_once_after=moment)
+    assert await lists() == (0, 1)
+    assert await lists() == (0, 0)
+
+
+async def test_a_refresh_finds_what_another_wrote_into_the_bucket(machine: Machine, tmp_path: Path) -> None:
+    """A bucket that was changed behind this backend's back: the next open after the interval sees it."""
+    async with machine.run() as life:
+        await (await life.user()).append("INBOX", [NewMail(simple(k)) for k in range(3)])
+    async with machine.renamed("second", tmp_path / "other").run() as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(3))])
+        box = await user.select("INBOX")
+        await box.store_flags(uids(1), "add", ["\\Flagged"])
+        await box.release()
+    machine.settings = replace(machine.settings, refresh_index_once_after=1.0)
+    async with machine.run() as life:
+        user = await life.user()
+        box = await user.select("INBOX")
+        assert box.state.uids.tolist() == [1, 2, 3, 4]
+        assert "\\Flagged" in box.state.flags_of_bits(int(box.state.bits[0]))
+        await box.release()
+
+
+async def test_the_nightly_flush_uploads_everything_once(machine: Machine) -> None:
+    machine.settings = replace(machine.settings, upload_interval_s=1e6)
+    soon = time.localtime(machine.bucket.time.now() + 120)
+    machine.settings = replace(machine.settings, flush_at=f"{soon.tm_hour:02}:{soon.tm_min:02}")
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(1))])
+        with life.counting() as requests:
+            await life.let_pass(30)
+        assert requests.count("put", "index") == 0
+        box = next(iter(user.boxes.values()))
+        assert box.change is not Change.NONE
+        with life.counting() as requests:
+            await life.let_pass(150)
+            for _ in range(100):
+                if box.change is Change.NONE:
+                    break
+                await asyncio.sleep(0.01)
+        assert box.change is Change.NONE
+        assert requests.count("put", "index") > 0
+
+
+def test_the_hour_comes_once_a_day() -> None:
+    noon = datetime(2026, 1, 1, 12, 0).timestamp()
+    night = Nightly("03:30", noon)
+    assert not night.due(noon + 3600)
+    assert night.due(noon + 16 * 3600)
+    assert not night.due(noon + 17 * 3600)
+    assert night.due(noon + 40 * 3600)
+    assert not Nightly("", noon).due(noon + 1e9)

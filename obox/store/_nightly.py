@@ -1,0 +1,53 @@
+"""The nightly flush: everything is uploaded at a quiet hour, so that a stop or a loss of the machine finds little left.
+
+Invariant: once a day, also when the hour passes while the machine sleeps; none at a start after the hour.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ..errors import OboxError
+from . import operate
+
+if TYPE_CHECKING:
+    from .store import MailStore
+
+log = structlog.get_logger()
+
+
+class Nightly:
+    """at: "HH:MM" in local time, "" for never; now: unix seconds."""
+
+    def __init__(self, at: str, now: float) -> None:
+        self._at = at
+        self._next = self._after(now) if at else float("inf")
+
+    def _after(self, now: float) -> float:
+        hour, minute = map(int, self._at.split(":"))
+        today = datetime.fromtimestamp(now)
+        moment = today.replace(hour=hour, minute=minute, second=0, microsecond=0)
+        return (moment if moment > today else moment + timedelta(days=1)).timestamp()
+
+    def due(self, now: float) -> bool:
+        """Whether the time has come; says so once."""
+        if now < self._next:
+            return False
+        self._next = self._after(now)
+        return True
+
+
+async def flush_all(store: MailStore) -> None:
+    """Upload everything of everybody, one user after the other."""
+    users = await operate.changed_users(store, important_only=False)
+    failed = 0
+    for sid in users:
+        try:
+            await operate.flush(await store.load_user(store.name_of(sid), sid), important_only=False)
+        except OboxError as exc:
+            failed += 1
+            log.warning("nightly flush: not now", user=sid, error=str(exc))
+    log.info("nightly flush", users=len(users), failed=failed)

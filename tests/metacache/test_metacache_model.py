@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from metacache import Change, Copy, Metacache, MetacacheFull
+from metacache import Change, Cleaner, Copy, Metacache, MetacacheFull, Weights
 from metacache._layout import CHUNK_BYTES
 
 MIB = 1 << 20
@@ -29,6 +29,22 @@ BLOBS = st.one_of(
     st.sampled_from([CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 150_000, 3000]).map(lambda n: bytes([n % 251]) * n),
 )
 UIDS = st.integers(1, 30) | st.just(0xFFFFFFFF)
+
+
+class Nobody:
+    """An owner who has nothing in use and uploads nothing."""
+
+    def in_use(self, user: str, box: str) -> bool:
+        return False
+
+    def must_upload(self, user: str, box: str, copy: Copy | None) -> bool:
+        return True
+
+    async def flush(self, user: str, box: str) -> None:
+        raise ConnectionError("no bucket")
+
+    def let_go(self, user: str, box: str) -> bool:
+        return True
 
 
 class MetacacheMachine(RuleBasedStateMachine):
@@ -136,12 +152,37 @@ class MetacacheMachine(RuleBasedStateMachine):
         self.commit_now()
         assert self.cache.check() == []
         assert self.cache.space() == sum(sum(user.space_bytes.values()) for user in self.cache.users())
+        assert self.cache.by_priority() == {
+            p: n for p in range(4) if (n := sum(user.space_bytes.get(p, 0) for user in self.cache.users()))
+        }
+        entries = {
+            (user, box.box): box.change for batch in self.cache.entries() for user, _, all_of in batch for box in all_of
+        }
+        assert set(entries) == {*self.copies, *self.fields}
         boxes = {*self.copies, *self.fields}
         assert {user.user for user in self.cache.users()} == {user for user, _ in boxes}
         for user in self.cache.users():
             mine = {key for key in boxes if key[0] == user.user}
             assert set(user.space_bytes) == {self.priorities.get(key, 3) for key in mine}
             assert user.change == max((self.copies[key].change for key in mine if key in self.copies), default=0)
+
+    @rule()
+    def rescan(self) -> None:
+        """Right at any time, whatever is staged."""
+        assert self.runner.run(self.cache.rescan()).right
+
+    @rule(mask=st.sampled_from(["*", "b?", "anna", "none"]))
+    def clean(self, mask: str) -> None:
+        """What has no pending change goes, the rest is named."""
+        self.commit_now()
+        cleaner = Cleaner(self.cache, Nobody(), weights=Weights(), clock=lambda: 1.0)
+        done = self.runner.run(cleaner.clean(mask))
+        users = {"*": {"anna", "bo", "x" * 600}, "b?": {"bo"}, "anna": {"anna"}, "none": set()}[mask]
+        mine = {key for key in {*self.copies, *self.fields} if key[0] in users}
+        kept = {key for key in mine if key in self.copies and self.copies[key].change is not Change.NONE}
+        assert {(user, box) for user, box, _ in done.refused} == kept
+        assert done.boxes == len(mine) - len(kept)
+        self.forget([*(mine - kept)])
 
     @rule(turns=st.integers(1, 40))
     def let_the_writer_run(self, turns: int) -> None:
@@ -170,7 +211,10 @@ class MetacacheMachine(RuleBasedStateMachine):
             mine = {box for owner, box in [*self.copies, *self.fields] if owner == user}
             assert self.cache.boxes(user) == sorted(mine)
             for box in ("root", "INBOX"):
-                assert self.cache.load(user, box) == self.copies.get((user, box))
+                want = self.copies.get((user, box))
+                assert self.cache.load(user, box) == want
+                peeked = self.cache.peek(user, box)
+                assert (peeked and (peeked.stamp, peeked.change)) == (want and (want.stamp, want.change))
         for key in ("boot", "seq"):
             assert self.cache.get_state(key) == self.state.get(key)
 

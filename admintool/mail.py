@@ -16,11 +16,11 @@ def add_to(root: click.Group) -> None:
     command(
         root,
         "fetch",
-        arguments=("query",),
-        short={"field": "f"},
+        arguments=("field", "query"),
+        joined="field",
         usual="pager",
-        example="oboxadm fetch -u anna@example.org -f uid -f flags -f hdr.subject MAILBOX INBOX SINCE 2w\n"
-        "  oboxadm -f json fetch -A -f 'mailbox uid size.physical' LARGER 20M",
+        example="oboxadm fetch -u anna@example.org 'uid flags hdr.subject' MAILBOX INBOX SINCE 2w\n"
+        "  oboxadm -f json fetch -A 'mailbox uid size.physical' LARGER 20M",
     )
     command(
         root, "search", arguments=("query",), example="oboxadm search -u anna@example.org MAILBOX INBOX UNSEEN FROM bob"
@@ -28,23 +28,23 @@ def add_to(root: click.Group) -> None:
     command(
         flags,
         "flagsAdd",
-        arguments=("query",),
-        short={"flag": "f"},
-        example="oboxadm flags add -u anna@example.org -f '\\Seen' MAILBOX INBOX BEFORE 4w",
+        arguments=("flag", "query"),
+        joined="flag",
+        example="oboxadm flags add -u anna@example.org '\\Seen' MAILBOX INBOX BEFORE 4w",
     )
     command(
         flags,
         "flagsRemove",
-        arguments=("query",),
-        short={"flag": "f"},
-        example="oboxadm flags remove -u anna@example.org -f '\\Deleted' MAILBOX INBOX ALL",
+        arguments=("flag", "query"),
+        joined="flag",
+        example="oboxadm flags remove -u anna@example.org '\\Deleted' MAILBOX INBOX ALL",
     )
     command(
         flags,
         "flagsReplace",
-        arguments=("query",),
-        short={"flag": "f"},
-        example="oboxadm flags replace -u anna@example.org -f '\\Seen' -f '$Label1' MAILBOX INBOX UID 7",
+        arguments=("flag", "query"),
+        joined="flag",
+        example="oboxadm flags replace -u anna@example.org '\\Seen $Label1' MAILBOX INBOX UID 7",
     )
     command(
         root,

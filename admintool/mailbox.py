@@ -28,9 +28,11 @@ def add_to(root: click.Group) -> None:
     command(
         mailbox,
         "mailboxStatus",
-        arguments=("mailbox_mask",),
-        short={"field": "f", "total_sum": "t"},
-        example="oboxadm mailbox status -u anna@example.org -f messages -f unseen INBOX",
+        arguments=("field", "mailbox_mask"),
+        joined="field",
+        short={"total_sum": "t"},
+        example="oboxadm mailbox status -u anna@example.org 'messages unseen' INBOX\n"
+        "  oboxadm mailbox status -A -t all",
     )
     command(
         mailbox,

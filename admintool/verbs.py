@@ -33,6 +33,7 @@ def command(
     name: str,
     *,
     arguments: Sequence[str] = (),
+    joined: str = "",
     short: Mapping[str, str] | None = None,
     example: str,
     usual: str = "table",
@@ -40,11 +41,17 @@ def command(
     before: Callable[[Context, dict[str, Any]], None] | None = None,
     after: Callable[[Context, dict[str, Any]], None] | None = None,
 ) -> click.Command:
-    """Give a verb its command. arguments: parameters by position; short: parameter -> option letter; example: shown in
-    the help; usual: its output format; before, after: what this process does around it."""
+    """Give a verb its command.
+
+    arguments: parameters by position; joined: the one of them that is several words in one argument, as doveadm's
+    "uid flags"; short: parameter -> option letter; example: shown in the help; usual: its output format; before, after:
+    what this process does around it.
+    """
     verb = TABLE[name]
 
     def run(obj: Context, **given: Any) -> None:
+        if joined:
+            given[joined] = tuple(given[joined].strip("()").split()) or ("",)
         params = parameters(verb, given)
         if before is not None:
             before(obj, params)
@@ -66,7 +73,7 @@ def command(
         if field.name not in arguments:
             options.append(_option(field, letters.pop(field.name, "")))
     fields = {field.name: field for field in msgspec.structs.fields(verb.params)}
-    options += [_argument(fields[one]) for one in arguments]
+    options += [_argument(fields[one], joined=one == joined) for one in arguments]
     if verb.asks:
         options.append(click.Option(["-y", "--yes", "yes"], is_flag=True, help="Do not ask."))
     assert not letters, f"{name}: no such parameters: {letters}"
@@ -212,8 +219,10 @@ def _option(field: msgspec.structs.FieldInfo, letter: str) -> click.Option:
     return click.Option(names, type=kind, multiple=several, required=required, help=text)
 
 
-def _argument(field: msgspec.structs.FieldInfo) -> click.Argument:
+def _argument(field: msgspec.structs.FieldInfo, *, joined: bool) -> click.Argument:
     kind, several, _ = _kind(field)
+    if joined:
+        return click.Argument([field.name], metavar=f"{field.name.upper()}S")
     return click.Argument(
         [field.name],
         type=kind,

@@ -255,7 +255,7 @@ def _flag_names(given: list[str]) -> list[str]:
     for name in (name for one in given for name in one.split()):
         known = next((flag for flag in SYSTEM if flag.lower() == name.lower()), None)
         bad = any(char in '(){%*"\\]' or not "!" <= char <= "~" for char in name)
-        if known is None and (bad or not name):
+        if known is None and bad:
             raise Invalid(f"flag {name!r}; allowed: {' '.join(SYSTEM)} and keywords")
         names.append(known or name)
     return names

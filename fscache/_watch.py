@@ -87,6 +87,7 @@ class Watcher:
         self._cache = cache
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
         self.running = False
 
     def start(self) -> None:
@@ -96,23 +97,21 @@ class Watcher:
     async def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking is not None and not self._cache.stuck():
+        if self._looking is not None and not self._looking.done() and not self._cache.stuck():
             await asyncio.wait([self._looking], timeout=WATCH_S)
 
     def _tick(self) -> None:
         self.start()
-        if not self._cache.hold and self._looking is None and not self._cache.stuck():
+        if not self._cache.hold and not self._lock.locked() and not self._cache.stuck():
             self._looking = asyncio.get_running_loop().create_task(self.look())
 
     async def look(self) -> None:
         """Ask for directories that somebody else has changed, and recount those."""
-        try:
+        async with self._lock:
             await self._cache.scanned()
             changed = await self._cache.change(self._cache.files.disturbed)
             if changed:
                 await self.recount(changed)
-        finally:
-            self._looking = None
 
     async def recount(self, prefixes: set[str] | None) -> Rescanned:
         """Recount these directories, None for all. The writer rests, so that nothing but reads goes on beside it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench import priorities
 from metacache import SizeWeights, Weights
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -44,3 +45,12 @@ def test_odd_limits_do_not_divide_by_zero() -> None:
     assert SizeWeights(0, 30, 0, 120).boost(0) == 0
     assert SizeWeights(0, 30, 0, 120).boost(5) == 120
     assert SizeWeights(0, 30, 100, 50).boost(50) == 25
+
+
+def test_on_one_log_weights_cost_fewer_requests_than_lru(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures are in docs/benchmarks.md; here a tenth of the users."""
+    monkeypatch.setattr(priorities, "USERS", 150)
+    plain, weighed = priorities.compare(0.1)
+    assert weighed.gets < 0.9 * plain.gets
+    assert weighed.puts <= plain.puts * 1.01
+    assert priorities.compare(0.1) == (plain, weighed)

@@ -20,7 +20,7 @@ from ..objectstore import CorruptObject, ObjectInfo, ShortPrefix, StoreError, se
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key, mail_prefix, parse_mail_key
 from ..types import Uid
-from ._bundles import Known, name_of
+from ._bundles import Known
 from ._mail import MailMeta
 from ._slots import Slot
 from ._writer import stamp
@@ -228,7 +228,7 @@ async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:
     """See `Mailbox.recheck`."""
     generation = mailbox.env.generation
     async with mailbox.flushing:
-        await _take_bundles(mailbox, infos)
+        await _take_bundles(mailbox, infos, renew=True)
     mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
     await mailbox.slots.recheck()
     mailbox.known.generation = generation
@@ -236,22 +236,21 @@ async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:
     mailbox.save()
 
 
-async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo]) -> bool:
-    """Join the bundles that others have written; True if that makes one history of two."""
+async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo], *, renew: bool = False) -> bool:
+    """Join the bundles that others have written; True if that makes one history of two. renew: sessions are looking."""
     known, state, unflushed = mailbox.known, mailbox.state, mailbox.change is not Change.NONE
     if known.knows(infos):
         return False
     loaded = await mailbox.bundles.load(infos)
     for payload in loaded.payloads:
         changed = state.join(_decode(mailbox, payload))
-        renewal = state.renewal(changed, mailbox.env.now_ms())
+        renewal = state.renewal(changed, mailbox.env.now_ms()) if renew else None
         if renewal is not None:
             state.join(renewal)
     loaded.known.version = max(loaded.known.version, known.version)
     loaded.known.generation, loaded.known.listed = known.generation, known.listed
     loaded.known.need_base = True
     mailbox.known = loaded.known
-    mailbox.change = max(mailbox.change, Change.UNIMPORTANT)
     return unflushed or loaded.merged
 
 

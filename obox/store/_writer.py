@@ -88,6 +88,7 @@ async def write_mails(mailbox: Mailbox, drafts: list[Draft]) -> list[Uid]:
                 slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
                 mailbox.user.spawn(_put_group(mailbox, slots, drafts, fields))
                 if all([await asyncio.shield(slot.done) for slot in slots]):
+                    mailbox.require_there()
                     if lease is not None:
                         await asyncio.shield(lease)
                     if mailbox.unborn:

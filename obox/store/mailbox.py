@@ -212,9 +212,13 @@ class Mailbox:
 
     def require_live(self) -> None:
         """Raises NotFound when the mailbox is deleted, Unavailable while the journal is late."""
+        self.require_there()
+        self.user.journal.check()
+
+    def require_there(self) -> None:
+        """Raises NotFound when the mailbox is deleted."""
         if self.deleted:
             raise NotFound("the mailbox has been deleted")
-        self.user.journal.check()
 
     async def _commit(self) -> None:
         await self.user.commit()

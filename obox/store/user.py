@@ -448,13 +448,14 @@ class User:
             def also(held: dict[Guid, Delta] = held) -> None:
                 for guid, holders in held.items():
                     holding[guid].apply(holders, Change.IMPORTANT)
-                if move:
+                if move and not target.deleted:
                     source.expunge_now(uids, releasing)
 
             slot.also = also  # with the records in one journal object
             target.slots.settle(slot, "landed", delta)
             if await slot.done:
                 break
+        target.require_there()
         _mailboxes.copy_fields(self.env, source, target, uids, new)
         await self.journal.sync()
         if lease is not None:

@@ -175,7 +175,10 @@ class Client:
         return other
 
     def resync(self, state: State, who: str, returning: set[int]) -> None:
-        """returning: UIDs that an expunge which was lost with the local state may bring back. SELECT (QRESYNC …) or FETCH 1:* (FLAGS) (CHANGEDSINCE … VANISHED): then we have the truth."""
+        """SELECT (QRESYNC …) or FETCH 1:* (FLAGS) (CHANGEDSINCE … VANISHED): then we have the truth.
+
+        returning: UIDs that an expunge which was lost with the local state may bring back.
+        """
         truth = flags_of(state)
         require(self.modseq <= state.highestmodseq, who, "HIGHESTMODSEQ fell", self.modseq, state.highestmodseq)
         known = np.array(sorted(self.mails), dtype=np.uint32)

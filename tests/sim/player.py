@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -155,7 +156,9 @@ class Player:
             return None
         return token_of(CODEC.decode(stored[0]).payload)
 
-    async def store(self, node: Node, name: str, guid: str, uids: list[int], op: str, flags: list[str]) -> None:
+    async def store(  # noqa: PLR0917 - as a client says it
+        self, node: Node, name: str, guid: str, uids: list[int], op: str, flags: list[str]
+    ) -> None:
         box = await self._select(node, name)
         if box is None:
             return
@@ -183,7 +186,9 @@ class Player:
         changes = [(mail.live, False) for mail in mails]
         await self.ask(node, f"expunge {name} {uids}", lambda store: box.expunge(array), changes, durable=False)
 
-    async def copy(self, node: Node, name: str, guid: str, uids: list[int], to: str, to_guid: str, move: bool) -> None:
+    async def copy(  # noqa: PLR0917 - as a client says it
+        self, node: Node, name: str, guid: str, uids: list[int], to: str, to_guid: str, move: bool
+    ) -> None:
         box = await self._select(node, name)
         if box is None:
             return
@@ -369,7 +374,7 @@ class Player:
                 user = await node.user(USER)
                 for guid in list(user.root.entries):
                     if not user.root.entries[guid].cleared:
-                        box = await node.run(lambda store, guid=guid: user.box(guid))
+                        box = await node.run(lambda store, user=user, guid=guid: user.box(guid))
                         box.changed(Change.IMPORTANT)
                         await node.run(lambda store, box=box: box.flush(everything=True))
                 await asyncio.sleep(DELETE_DELAY_S + 2 * 60)
@@ -386,7 +391,7 @@ class Player:
         require(not left, "leaked:", left)
         journals = world.keys("_journal/")
         require(len(journals) <= 12, "journal objects left:", journals)
-        for earlier, later in zip(prints, prints[1:], strict=False):
+        for earlier, later in itertools.pairwise(prints):
             for guid in [guid for guid in earlier.keys() & later.keys() if not earlier[guid][1]]:
                 require(earlier[guid] == later[guid], "changed over a clean restart:", earlier[guid], later[guid])
 

@@ -31,8 +31,8 @@ DELETE_DELAY_S = 300.0
 """Short, so that much can be deleted in a life; two writers who do not know of each other are merged well before."""
 UPLOAD_INTERVAL_S = 20.0
 IDLE_S = 15.0
-ANSWER_S = 16.0
-"""A session never waits longer for an answer: it has a client that is waiting too."""
+ANSWER_S = 27.0
+"""A session never waits longer: a command takes 15 s at most, opening the mailbox that it needs 10 s."""
 
 CODEC = Codec({}, None, "none")
 
@@ -85,11 +85,14 @@ class World:
 
         self.background(run())
 
-    def step(self, what: str, when: When) -> bool:
-        """A numbered step begins ("before") or has been done ("after"); True when the crash is here."""
-        if when == "before":
-            self.steps += 1
-        if self.at is None or self.at[0] != self.steps or self.at[1] != when:
+    def step(self) -> int:
+        """The number of the step that begins now."""
+        self.steps += 1
+        return self.steps
+
+    def crash(self, number: int, what: str, when: When) -> bool:
+        """Step `number` begins ("before") or has been done ("after"); True when the crash is here."""
+        if self.at is None or self.at[0] != number or self.at[1] != when:
             return False
         _, _, crash = self.at
         self.at = None
@@ -126,7 +129,8 @@ class _Wire:
         world, node = self._world, self._node
         if node.cut:
             raise Unreachable(f"{op} {key}: the machine is gone", maybe_done=False)
-        if world.step(f"{op} {key}", "before"):
+        number = world.step()
+        if world.crash(number, f"{op} {key}", "before"):
             await asyncio.Event().wait()
         node.sent(op, key)
 
@@ -139,7 +143,7 @@ class _Wire:
         sent = world.background(request())
         sent.add_done_callback(lambda task: task.cancelled() or task.exception(), context=NOBODY)
         result = await asyncio.shield(sent)
-        if world.step(f"{op} {key}", "after"):
+        if world.crash(number, f"{op} {key}", "after"):
             await asyncio.Event().wait()
         await asyncio.sleep(world.rng.uniform(*world.latency_s) / 2)
         return result
@@ -230,7 +234,7 @@ class Node:
             self.journaled_until = max(self.journaled_until, self._journal_sent[key] - 0.01)
 
     async def _before_commit(self) -> None:
-        if self.world.step("commit", "before"):
+        if self.world.crash(self.world.step(), "commit", "before"):
             await asyncio.Event().wait()
 
     async def start(self) -> Node:

@@ -46,8 +46,9 @@ class Known(msgspec.Struct):
     """What this backend knows of a box's bundles; kept with the local copy as its stamp.
 
     generation: of the local caches under which the copy was last checked against the bucket; heads: names, the base
-    first; base_modseq, base_bytes: of that base; known_uidnext: bundles have known of all UIDs below since known_at; superseded: (name, unix seconds when it became so); segments: cache
-    segments by name; cached_uid: fields up to here are in segments.
+    first; base_modseq, base_bytes: of that base; known_uidnext: bundles have known of all UIDs below it since known_at;
+    superseded: (name, unix seconds when it became so); segments: cache segments by name; cached_uid: fields up to here
+    are in segments; flushed_uidnext: UIDNEXT of the newest bundle.
     """
 
     generation: int = 0
@@ -61,6 +62,7 @@ class Known(msgspec.Struct):
     superseded: list[tuple[str, float]] = []
     segments: list[str] = []
     cached_uid: int = 0
+    flushed_uidnext: int = 1
     clean: bool = False
     checked: float = 0.0
     """When the bundles were LISTed last, unix seconds."""
@@ -196,6 +198,7 @@ class Bundles:
         known.superseded += [(name, now) for name in covers]
         known.heads = [*keep, name_of(key)]
         known.clean = clean
+        known.flushed_uidnext = max(known.flushed_uidnext, uidnext)
         if form == "base":
             known.base_modseq, known.base_bytes, known.need_base = modseq, len(payload), False
         if known.known_at <= now - self._env.delete_delay_s:

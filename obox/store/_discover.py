@@ -87,7 +87,7 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
         if known.checked != checked:
             mailbox.save_stamp()
         if mailbox.change is not Change.NONE:
-            mailbox.changed(mailbox.change)
+            mailbox.reckon()
         return
     deltas, _ = await discover(mailbox, [])
     if merged or (unclean and (state.uidnext > 1 or deltas)):
@@ -103,7 +103,7 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
     known.listed = env.now()
     mailbox.save()
     if mailbox.change is not Change.NONE:
-        mailbox.changed(mailbox.change, sum(1 for delta in deltas if delta.rows is not None))
+        mailbox.reckon()
 
 
 async def _from_bundles(mailbox: Mailbox, infos: list[ObjectInfo] | None) -> bool:
@@ -116,6 +116,7 @@ async def _from_bundles(mailbox: Mailbox, infos: list[ObjectInfo] | None) -> boo
             loaded.known.base_modseq = mailbox.state.highestmodseq
             loaded.known.known_uidnext = mailbox.state.uidnext
             loaded.known.base_bytes = len(payload)
+    loaded.known.flushed_uidnext = mailbox.state.uidnext
     return loaded.merged
 
 
@@ -249,6 +250,7 @@ async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo], *, renew: boo
             state.join(renewal)
     loaded.known.version = max(loaded.known.version, known.version)
     loaded.known.generation, loaded.known.listed = known.generation, known.listed
+    loaded.known.flushed_uidnext = known.flushed_uidnext
     loaded.known.need_base = True
     mailbox.known = loaded.known
     return unflushed or loaded.merged

@@ -35,6 +35,12 @@ SEGMENT_MAILS_MIN: Final = 100
 SEGMENT_MAILS_MAX: Final = 2000
 """Mails in one segment: about 1 MiB, some 300 KiB compressed."""
 
+CARRIED_BYTES_MAX: Final = 16 * 1024
+"""A fragment that goes into the journal again instead of into a bundle: an hour's object has room for many."""
+
+CARRIED_S_MAX: Final = 86400.0
+"""A day: then a bundle is cheaper than the journal objects that carry a few mails of a quiet backend."""
+
 SEGMENTS_MERGED: Final = 8
 """Small segments that are merged into one."""
 
@@ -42,7 +48,7 @@ SEGMENTS_MERGED: Final = 8
 async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
     """See `Mailbox.flush`. Raises Unavailable: nothing is lost, the next one tries again."""
     async with mailbox.flushing:
-        known, state = mailbox.known, mailbox.state
+        known = mailbox.known
         if mailbox.cleared:
             return False
         wrote = False
@@ -55,6 +61,23 @@ async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
         if await mailbox.bundles.clear(known) or wrote:
             mailbox.save_stamp()
         return wrote
+
+
+async def carry(mailbox: Mailbox) -> None:
+    """See `Mailbox.carry`. More than a few new mails, or a large fragment, make a bundle instead."""
+    async with mailbox.flushing:
+        known, user = mailbox.known, mailbox.user
+        few = mailbox.unflushed_mails <= mailbox.env.settings.max_rescan_mail_count
+        few &= user.journal.carried(user.storage_id, mailbox.guid) < CARRIED_S_MAX
+        if mailbox.change is Change.UNIMPORTANT and few and (not known.need_base or not known.heads):
+            delta = mailbox.state.extract(known.base_modseq if known.heads else 0).encode()
+            if len(delta) <= CARRIED_BYTES_MAX:
+                user.journal.carry(user.storage_id, mailbox.guid, delta)
+                return
+        if mailbox.change is Change.NONE:
+            user.journal.flushed(user.storage_id, mailbox.guid, user.journal.position(), more=False)
+        else:
+            await _flush_index(mailbox)
 
 
 async def _flush_index(mailbox: Mailbox) -> None:

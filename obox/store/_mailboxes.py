@@ -8,8 +8,6 @@ import msgspec
 import numpy as np
 import structlog
 
-from metacache import Change
-
 from ..errors import Exists, Invalid, Limit, NoPerm, NotFound
 from ..mailbox import MailboxEntry, Root, RootDelta, Rows
 from ..mailbox._delta import CLAIM_PURGED

@@ -26,9 +26,9 @@ from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key
 from ..types import Oid, Uid
 from ._env import TRY_LATER
+from ._fields import Fields
 from ._mail import MailMeta, make_fields
 from ._slots import Fate, Slot
-from ._fields import Fields
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -43,6 +43,9 @@ INLINE_MAX: Final = 64 * 1024
 
 ANSWER_S: Final = 15.0
 """How long a session waits for its mail to land and for the lower UIDs, before it is told to try again."""
+
+DECIDE_S: Final = 2.0
+"""Between attempts to decide a UID, so that deliveries go on soon after an outage."""
 
 ATTEMPTS_MAX: Final = 8
 """UIDs lost in a row to other writers before we give up for now."""
@@ -61,8 +64,8 @@ class Draft:
 def stamp(delta: Delta, modseq: int) -> None:
     """Give a new delta and its rows their modseq, known only when their turn comes: `modseq` at least.
 
-    Flags at delivery are stamped with the save date, which is in the object: whoever finds the mail by LIST gives them the
-    same stamps as who delivered it, and a later removal, which is above the save date, wins in either case.
+    Flags at delivery are stamped with the save date, which is in the object: whoever finds the mail by LIST gives them
+    the same stamps as who delivered it, and a later removal, which is above the save date, wins in either case.
     """
     rows = delta.rows
     if rows is not None:
@@ -83,10 +86,9 @@ async def write_mails(mailbox: Mailbox, drafts: list[Draft]) -> list[Uid]:
     try:
         async with asyncio.timeout(ANSWER_S * (1 + len(drafts) // PUTS_AT_ONCE)):
             lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
-            fields = [await _fields(draft.source) for draft in drafts]
             for _ in range(ATTEMPTS_MAX):
                 slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
-                mailbox.user.spawn(_put_group(mailbox, slots, drafts, fields))
+                mailbox.user.spawn(_put_group(mailbox, slots, drafts))
                 if all([await asyncio.shield(slot.done) for slot in slots]):
                     mailbox.require_there()
                     if lease is not None:
@@ -100,17 +102,22 @@ async def write_mails(mailbox: Mailbox, drafts: list[Draft]) -> list[Uid]:
     raise Unavailable(TRY_LATER)
 
 
-async def _fields(source: bytes) -> Fields:
-    if len(source) <= INLINE_MAX:
-        return make_fields(source)
-    return await asyncio.to_thread(make_fields, source)
+async def _fields(source: bytes) -> Fields | None:
+    """The ready fields; None where a bug keeps us from making them: the mail must not wait for that."""
+    try:
+        if len(source) <= INLINE_MAX:
+            return make_fields(source)
+        return await asyncio.to_thread(make_fields, source)
+    except Exception as exc:
+        log.error("ready fields could not be made", error=repr(exc), exc_info=exc)
+        return None
 
 
-async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft], fields: list[Fields]) -> None:
+async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft]) -> None:
     """PUT every mail of a group and settle its slots, however long it takes: all landed, or none counts."""
     gate = asyncio.Semaphore(PUTS_AT_ONCE)
 
-    async def one(slot: Slot, draft: Draft) -> tuple[Fate, Delta | None]:
+    async def one(slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
         async with gate:
             return await _put_mail(mailbox, slot, draft)
 
@@ -118,17 +125,19 @@ async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft], f
         results = [await _put_mail(mailbox, slots[0], drafts[0])]
     else:
         results = list(await asyncio.gather(*(one(slot, draft) for slot, draft in zip(slots, drafts, strict=True))))
-    all_landed = all(fate == "landed" for fate, _ in results)
+    all_landed = all(fate == "landed" for fate, _, _ in results)
     if all_landed:
-        mailbox.put_fields([(slot.uid, f.packed) for slot, f in zip(slots, fields, strict=True)])
-    for slot, (fate, delta) in zip(slots, results, strict=True):
+        made = zip(slots, results, strict=True)
+        mailbox.put_fields([(slot.uid, fields.packed) for slot, (_, _, fields) in made if fields is not None])
+    for slot, (fate, delta, _) in zip(slots, results, strict=True):
         if fate == "landed" and not all_landed:
             mailbox.slots.settle(slot, "orphan")
         else:
             mailbox.slots.settle(slot, fate, delta)
 
 
-async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[Fate, Delta | None]:
+async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
+    """PUT one mail; its fields are made while the bucket works."""
     env = mailbox.env
     now = env.now()
     meta = MailMeta(
@@ -145,11 +154,14 @@ async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[Fate, D
         data = env.codec.encode(ObjectKind.MAIL, oid, meta.encode(), draft.source)
     else:
         data = await asyncio.to_thread(env.codec.encode, ObjectKind.MAIL, oid, meta.encode(), draft.source)
-    fate = await put_slot(mailbox, slot, data, oid)
+    putting = mailbox.user.spawn(put_slot(mailbox, slot, data, oid))
+    await asyncio.sleep(0)  # the request goes out
+    fields = await _fields(draft.source)
+    fate = await putting
     if fate != "landed":
-        return fate, None
+        return fate, None, None
     await env.fscache.put(mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid)), data)
-    return fate, Delta(rows=meta.row(oid, 0))
+    return fate, Delta(rows=meta.row(oid, 0)), fields
 
 
 async def put_slot(mailbox: Mailbox, slot: Slot, data: bytes, oid: Oid) -> Fate:
@@ -166,7 +178,7 @@ async def put_slot(mailbox: Mailbox, slot: Slot, data: bytes, oid: Oid) -> Fate:
             outcome = await settle(mailbox.env.bucket, key, oid, kind="mail")
         except StoreError:
             await mailbox.env.sleep(pause)
-            pause = min(pause * 2, 10.0)
+            pause = min(pause * 2, DECIDE_S)
             continue
         return "landed" if outcome == "ours" else "void" if outcome == "burnt" else "taken"
 

@@ -114,7 +114,10 @@ class Journal:
         self._writes = 0
         self._busy = False
         self._stopping = False
-        self._first: dict[tuple[str, str], int] = {}
+        self._first: dict[tuple[str, str], tuple[int, float]] = {}
+        """By (user, box): the seq of the first change that no bundle covers, and when it was staged."""
+        self._carried: dict[tuple[str, str], float] = {}
+        """By (user, box): when the oldest change was staged that has been carried forward."""
         self.covered: list[tuple[str, int, float]] = []
         """(boot, seq below which all is covered, since when by `clock`): what may be deleted after a delay."""
         self._trouble = EveryMinute(clock)
@@ -124,10 +127,27 @@ class Journal:
     def add(self, sid: str, box: str, delta: bytes) -> None:
         """Stage one change; it is in the bucket within the interval while the bucket answers."""
         self._staged.setdefault(sid, []).append((box, delta))
-        self._first.setdefault((sid, box), self._seq)
+        if (sid, box) not in self._first:
+            self._first[sid, box] = self._seq, self._clock()
         if self._staged_at is None:
             self._staged_at = self._clock()
             self._wake.set()
+
+    def carry(self, sid: str, box: str, delta: bytes) -> None:
+        """Stage once more all that no bundle covers of a box: a reader needs its older lines no longer."""
+        _, since = self._first.pop((sid, box), (0, self._clock()))
+        self._carried.setdefault((sid, box), since)
+        self.add(sid, box, delta)
+
+    def carried(self, sid: str, box: str) -> float:
+        """Seconds since the oldest change of a box that no bundle covers, if it was ever carried forward; else 0."""
+        since = self._carried.get((sid, box))
+        return 0.0 if since is None else self._clock() - since
+
+    def overdue(self, age_s: float) -> list[tuple[str, str]]:
+        """Boxes of which some change has been without a bundle for so long."""
+        limit = self._clock() - age_s
+        return [key for key, (_, since) in self._first.items() if since < limit]
 
     async def sync(self) -> None:
         """Return when everything added before is in the bucket. Raises Unavailable after LATE_S."""
@@ -148,8 +168,9 @@ class Journal:
         self._staged.pop(sid, None)
         if not self._staged:
             self._staged_at = None
-        for key in [key for key in self._first if key[0] == sid]:
-            del self._first[key]
+        for table in (self._first, self._carried):
+            for key in [key for key in table if key[0] == sid]:
+                del table[key]
 
     def stale(self) -> bool:
         """The lease needs renewing: `lease` would make a request."""
@@ -189,14 +210,15 @@ class Journal:
     def flushed(self, sid: str, box: str, position: tuple[str, int], *, more: bool) -> None:
         """A bundle covers what was added of a box before `position` was taken; `more`: changes have come since."""
         key = (sid, box)
+        self._carried.pop(key, None)
         if not more:
             self._first.pop(key, None)
         elif key in self._first and position[0] == self.boot:  # else: what was staged at a fence is in the new boot
-            self._first[key] = max(self._first[key], position[1])
+            self._first[key] = max(self._first[key][0], position[1]), self._clock()
 
     def watermark(self) -> int:
         """The first seq that a reader needs."""
-        return min(self._first.values(), default=self._seq)
+        return min((seq for seq, _ in self._first.values()), default=self._seq)
 
     # -- the writing task ------------------------------------------------------------------------------------------
 
@@ -283,7 +305,7 @@ class Journal:
                 return
             self.boot = self._fenced()
             self._seq = 0
-            self._first = dict.fromkeys(self._first, 0)
+            self._first = {key: (0, since) for key, (_, since) in self._first.items()}
             seq, data, oid = self._encode(staged, closed, clean)
 
     def _encode(

@@ -45,8 +45,6 @@ PRIORITY_OTHER: Final = 3
 LOCAL_DELTAS_MAX: Final = 64
 """Deltas behind the base of a local copy, above which a flush folds them into it."""
 
-UNIMPORTANT_INTERVALS: Final = 12
-"""A few new mails wait so many upload intervals (an hour) for a bundle: the journal must not keep them for ever."""
 
 
 class Mailbox:
@@ -144,9 +142,14 @@ class Mailbox:
         self.unflushed_mails += mails
         settings = self.env.settings
         soon = change is Change.IMPORTANT or self.unflushed_mails > settings.max_rescan_mail_count
-        due = self.env.clock() + settings.upload_interval_s * (1 if soon else UNIMPORTANT_INTERVALS)
-        self.due_at = due if self.due_at is None else min(self.due_at, due)
+        if soon and self.due_at is None:
+            self.due_at = self.env.clock() + settings.upload_interval_s
         self.wake()
+
+    def reckon(self) -> None:
+        """After a load with changes that no bundle has: say how many mails, and when it must end."""
+        self.unflushed_mails = self.count_between(self.known.flushed_uidnext, self.state.uidnext)
+        self.changed(self.change)
 
     def take_recent(self) -> int:
         first = self.state.recent
@@ -303,9 +306,17 @@ class Mailbox:
         """Upload what the bucket's bundles lack; `everything`: unimportant changes and cached fields too."""
         return await _flush.flush(self, everything=everything)
 
+    async def carry(self) -> None:
+        """What has long been in the journal and is worth no bundle yet goes into a newer object. Raises Unavailable."""
+        await _flush.carry(self)
+
     async def sweep(self) -> None:
         """Delete objects whose time has come, without waiting for a change to be flushed. Raises Unavailable."""
         await _flush.sweep(self)
+
+    def is_behind(self) -> bool:
+        """It wants a bundle; a few new mails do not, they are in the journal and the local copy."""
+        return self.change is Change.IMPORTANT or self.due_at is not None
 
     def is_due(self) -> bool:
         """The time for an upload has come."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -44,6 +45,9 @@ FLUSHES_AT_ONCE: Final = 8
 
 SWEEP_S: Final = 3600.0
 """How often a user in memory is asked for objects that may be deleted."""
+
+CARRY_INTERVALS: Final = 12
+"""A few new mails stay so many upload intervals (an hour) in one journal object before they go into a newer one."""
 
 STOP_S: Final = 30.0
 """For the journal's end at a stop; what it could not write is in the local state."""
@@ -264,6 +268,7 @@ class MailStore:
         for task in self._running[1:]:
             task.cancel()
         clean = True
+        await self._load_unflushed()
         for done in await asyncio.gather(*(self._flush_last(user) for user in list(self.users.values()))):
             clean &= done
         self.journal.stop()
@@ -281,6 +286,20 @@ class MailStore:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _load_unflushed(self) -> None:
+        """Bring back what left memory with a few mails that only the journal has; the flush comes next."""
+
+        async def load(sid: str, box: str) -> None:
+            async with self._gate:
+                user = self.users.get(StorageId(sid)) or await self._open(StorageId(sid), sid)
+                if box != ROOT and Guid(box) in user.root.entries:
+                    await user.box(Guid(box))
+
+        results = await asyncio.gather(*(load(*key) for key in self.journal.overdue(-1.0)), return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                log.warning("not loaded for the last flush; it is in the journal", error=str(result))
 
     async def _flush_last(self, user: User) -> bool:
         async with self._gate:
@@ -382,6 +401,7 @@ class MailStore:
 
     async def _tick(self) -> None:
         """Flush what is due, let go of what is idle, delete what is old."""
+        upload_s = self.env.settings.upload_interval_s
         due: list[Callable[[], Coroutine[Any, Any, object]]] = [
             box.flush for user in self.users.values() for box in user.boxes.values() if box.is_due()
         ]
@@ -391,6 +411,7 @@ class MailStore:
             async with self._gate:
                 await flush()
 
+        due += [partial(self._carry, sid, box) for sid, box in self.journal.overdue(CARRY_INTERVALS * upload_s)]
         results = await asyncio.gather(*(one(flush) for flush in due), return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
@@ -407,6 +428,16 @@ class MailStore:
         if self._nightly.due(self.env.now()):
             self.spawn(flush_all(self))
         await self._clear_journal()
+
+    async def _carry(self, sid: str, box: str) -> None:
+        """Carry a box forward in the journal, or flush it."""
+        user = await self._user(StorageId(sid), sid)
+        if box == ROOT:
+            await user.flush_root()
+        elif Guid(box) in user.root.entries:
+            await (await user.box(Guid(box))).carry()
+        else:
+            self.journal.flushed(sid, box, self.journal.position(), more=False)
 
     async def _clear_journal(self) -> None:
         """Delete journal objects that bundles have covered for the delay."""

@@ -557,10 +557,11 @@ class User:
             pass  # at the next sweep
 
     def unload_idle(self, before: float) -> None:
-        """Let go of mailboxes that nobody has used since; never of one whose bundles are behind."""
+        """Let go of mailboxes that nobody has used since; never of one that is due for an upload."""
         for guid, box in list(self.boxes.items()):
-            if not box.busy() and box.used_at < before and box.change is Change.NONE:
+            if not box.busy() and box.used_at < before and not box.is_behind():
                 self.sync_totals()
+                box.save_stamp()
                 del self.boxes[guid]
 
     def opening(self) -> bool:

@@ -8,7 +8,7 @@ import click
 
 from admintool.context import Context, fail
 from admintool.pw import ask_password
-from admintool.verbs import command, parameters
+from admintool.verbs import command, parameters, show
 from obox.admin.table import TABLE
 from obox.admin.users import DEFAULT_SCHEME
 
@@ -42,3 +42,30 @@ def add(obj: Context, name: str, scheme: str, password: str | None, extra: str) 
             click.echo(f"added {event['row']['user']} to {obj.config.auth.passwd_file}", err=True)
         elif "end" in event and event["end"]["exitCode"]:
             fail(event["end"]["message"], event["end"]["exitCode"])
+
+
+@user.command()
+@click.argument("name")
+@click.option("-s", "--scheme", default=DEFAULT_SCHEME, help="Of the hash; oboxadm pw -l lists all.", show_default=True)
+@click.option("-p", "--password", "given", help="Better left out: other users of the machine see it.")
+@click.pass_obj
+def password(obj: Context, name: str, scheme: str, given: str | None) -> None:
+    """Give a user another password; it comes from -p, a terminal, or one line of stdin.
+
+    \b
+    Example:
+      oboxadm user password anna@example.org
+    """
+    params = {"user": name, "scheme": scheme, "password": given if given is not None else ask_password()}
+    if code := show(obj, TABLE["userPassword"], params):
+        raise SystemExit(code)
+
+
+command(
+    user,
+    "userDisable",
+    arguments=("user",),
+    example="oboxadm user disable anna@example.org --reason gone\n  oboxadm user disable anna@example.org --deliver",
+)
+command(user, "userEnable", arguments=("user",), example="oboxadm user enable anna@example.org")
+command(user, "userRemove", arguments=("user",), example="oboxadm user remove anna@example.org")

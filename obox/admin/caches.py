@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -244,7 +245,7 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
     from ..objectstore import CorruptObject
 
     if params.file:
-        data = _file(Path(params.bundle))
+        data = await asyncio.to_thread(_file, Path(params.bundle))
     else:
         found = await admin.store.env.get(params.bundle.lstrip("/"), kind="index")
         if found is None:
@@ -257,7 +258,7 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
         decoded = admin.store.env.codec.decode(data)
     except CorruptObject as error:
         raise Corrupt(f"{params.bundle}: {error}") from error
-    yield _unpacked(params.bundle, len(data), decoded)
+    yield await asyncio.to_thread(_unpacked, params.bundle, len(data), decoded)
 
 
 def _file(path: Path) -> bytes:

@@ -7,10 +7,11 @@ what a session of that user may store.
 from __future__ import annotations
 
 import fnmatch
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import Invalid, Unavailable
 from ..types import StorageId
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from ..store.mailbox import Mailbox
     from ..store.user import User
     from .table import Selection
+
+
+NAMES_S: Final = 5.0
+"""How old the names shown for storage ids may be: making them takes a second for a million users."""
 
 
 class Session(Protocol):
@@ -96,6 +101,7 @@ class Admin:
     describe_bucket: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Settings that verbs show: fscache_max_size, url."""
+    known_names: tuple[float, dict[StorageId, str]] = (float("-inf"), {})
 
     @property
     def store(self) -> MailStore:
@@ -133,11 +139,15 @@ class Admin:
         return self.names().get(StorageId(sid)) or _unescaped(sid)
 
     def names(self) -> dict[StorageId, str]:
-        """Users by storage id."""
-        try:
-            return {self.storage_id(entry): entry.user for entry in self.users.users()}
-        except Unavailable:
-            return {}
+        """Users by storage id, as of NAMES_S ago at most."""
+        at, names = self.known_names
+        if time.monotonic() - at >= NAMES_S:
+            try:
+                names = {self.storage_id(entry): entry.user for entry in self.users.users()}
+            except Unavailable:
+                names = {}
+            self.known_names = time.monotonic(), names
+        return names
 
     async def select(self, selection: Selection) -> list[Account]:
         """The users of a request, by name. Raises NoUser, Invalid, Unavailable."""

@@ -37,7 +37,8 @@ def _chosen(admin: Admin, mask: str | None, ip: str | None) -> list[Session]:
     return [
         one
         for one in admin.backend.sessions()
-        if (not mask or fnmatch.fnmatchcase(one.user, mask.lower())) and (network is None or _inside(one, network))
+        if (not mask or (one.user and fnmatch.fnmatchcase(one.user, mask.lower())))
+        and (network is None or _inside(one, network))
     ]
 
 

@@ -1,14 +1,15 @@
-"""Verbs about the passwd-file: user list|add. They need no backend."""
+"""Verbs about the passwd-file: user list|add|password|disable|enable|remove. They need no backend."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta
 
+from ..errors import NotFound
 from .exits import NoUser
 from .parts import Admin
 from .table import Event, Needs, Params, Row, verb
@@ -65,3 +66,76 @@ async def user_add(admin: Admin, params: UserAddParams) -> AsyncIterator[Event]:
     path: Path = admin.users.path
     entry = add_user(path, params.user, secret, default_domain=admin.users.default_domain, extra=params.extra)
     yield _row(entry)
+
+
+class UserPasswordParams(Params, kw_only=True):
+    user: Annotated[str, Meta(description="The name")]
+    password: Annotated[str, Meta(description="In plain text; it is hashed")]
+    scheme: Annotated[str, Meta(description="Of the hash")] = DEFAULT_SCHEME
+
+
+@verb("user password", UserPasswordParams, needs=Needs.CONFIG, columns=COLUMNS)
+async def user_password(admin: Admin, params: UserPasswordParams) -> AsyncIterator[Event]:
+    """Give a user another password; exit 67 if there is no such user."""
+    import asyncio
+
+    from ..auth import hash_password
+
+    secret = await asyncio.to_thread(hash_password, params.scheme, params.password)
+    yield _edited(admin, params.user, lambda fields: [fields[0], secret, *fields[2:]])
+
+
+class UserDisableParams(Params, kw_only=True):
+    user: Annotated[str, Meta(description="The name")]
+    deliver: Annotated[bool, Meta(description="Refuse logins alone, still take mail")] = False
+    reason: Annotated[str, Meta(pattern=r"^[^\s:]*$", description="One word that the client is shown")] = ""
+
+
+@verb("user disable", UserDisableParams, needs=Needs.CONFIG, columns=COLUMNS)
+async def user_disable(admin: Admin, params: UserDisableParams) -> AsyncIterator[Event]:
+    """Refuse a user's logins and deliveries from now on; who is logged in stays so until kicked."""
+    words = ["nologin" if params.deliver else "disabled"] + [f"reason={params.reason}"] * bool(params.reason)
+    yield _edited(admin, params.user, lambda fields: [*fields[:7], " ".join([*_others(fields[7]), *words])])
+
+
+class UserEnableParams(Params, kw_only=True):
+    user: Annotated[str, Meta(description="The name")]
+
+
+@verb("user enable", UserEnableParams, needs=Needs.CONFIG, columns=COLUMNS)
+async def user_enable(admin: Admin, params: UserEnableParams) -> AsyncIterator[Event]:
+    """Take a user's logins and deliveries again."""
+    yield _edited(admin, params.user, lambda fields: [*fields[:7], " ".join(_others(fields[7]))])
+
+
+class UserRemoveParams(Params, kw_only=True):
+    user: Annotated[str, Meta(description="The name")]
+
+
+@verb("user remove", UserRemoveParams, needs=Needs.CONFIG, asks="Remove this user from the passwd-file?")
+async def user_remove(admin: Admin, params: UserRemoveParams) -> AsyncIterator[Event]:
+    """Remove a user from the passwd-file; the mail stays: oboxadm obox user delete comes first."""
+    _edit(admin, params.user, lambda fields: None)
+    return
+    yield {}
+
+
+def _others(extra: str) -> list[str]:
+    """Extra fields but those that disable a user."""
+    names = ("disabled", "nologin", "reason")
+    return [word for word in extra.split() if word.partition("=")[0].removeprefix("userdb_") not in names]
+
+
+def _edited(admin: Admin, user: str, change: Callable[[list[str]], list[str] | None]) -> Row:
+    entry = _edit(admin, user, change)
+    assert entry is not None
+    return _row(entry)
+
+
+def _edit(admin: Admin, user: str, change: Callable[[list[str]], list[str] | None]) -> UserEntry | None:
+    from ..auth import edit_user
+
+    try:
+        return edit_user(admin.users.path, user, change, default_domain=admin.users.default_domain)
+    except NotFound as error:
+        raise NoUser(str(error)) from error

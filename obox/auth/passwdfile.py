@@ -247,6 +247,48 @@ def add_user(path: str | Path, user: str, secret: str, *, default_domain: str = 
     return entry
 
 
+def edit_user(
+    path: str | Path, user: str, change: Callable[[list[str]], list[str] | None], *, default_domain: str = ""
+) -> UserEntry | None:
+    """Change one user's line, whole or not at all; returns the new entry, None where the line was removed.
+
+    change: gets the eight fields of the line (user, secret, uid, gid, gecos, home, shell, extra fields), returns the
+    new ones, or None to remove it. Raises NotFound, Invalid (nothing is changed then), Temporary.
+    """
+    name = normalise(user, default_domain)
+    target = Path(os.path.realpath(path))
+    try:
+        with _locked(target) as data:
+            lines = data.split(b"\n")
+            at = next((at for at, raw in enumerate(lines) if _names(raw, name, default_domain)), None)
+            if at is None:
+                raise NotFound(f"user {name} is not in the passwd-file")
+            text = lines[at].decode("utf-8").rstrip("\r")
+            fields = change((text.split(":", 7) + [""] * 7)[:8])
+            if fields is None:
+                del lines[at]
+                _replace(target, b"\n".join(lines))
+                return None
+            line = ":".join(fields).removesuffix(":") if not fields[7] else ":".join(fields)
+            parsed = parse_line(line, default_domain)
+            if parsed is None or parsed[0].user != name or parsed[1] or any(char in line for char in "\r\n"):
+                raise Invalid("the line would be no good: " + "; ".join(parsed[1] if parsed else ()))
+            lines[at] = line.encode("utf-8")
+            _replace(target, b"\n".join(lines))
+            return parsed[0]
+    except OSError as error:
+        raise Temporary(f"passwd-file cannot be written: {error.strerror}") from error
+
+
+def _names(raw: bytes, name: str, default_domain: str) -> bool:
+    """Is this the line of that user?"""
+    try:
+        found = parse_line(raw.decode("utf-8"), default_domain)
+    except (UnicodeDecodeError, Invalid):
+        return False
+    return found is not None and found[0].user == name
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -10,6 +10,7 @@ a new one, never deleted before its time.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 UNKNOWN: Final = "flags since delivery, expunges and moves since, keywords"
+SLICE: Final = 2000
+"""Mails looked at between two looks at the loop: a few milliseconds."""
 LOST_PREFIX: Final = "recovered-lost-folder-"
 
 
@@ -86,7 +89,12 @@ async def _lost(box: Mailbox, listed: dict[int, int]) -> UidArray:
     state, sid = box.state, box.user.storage_id
     homes: dict[Guid, dict[int, int]] = {box.guid: listed}
     out = []
-    for at, uid in enumerate(state.uids.tolist()):
+    for step, uid in enumerate(state.uids.tolist()):
+        if step % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
+        at = state.position(uid)
+        if at is None:
+            continue  # expunged meanwhile
         home, home_uid = state.home_of(at)
         if home not in homes:
             homes[home] = await _listed(box, home)

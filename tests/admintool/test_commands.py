@@ -257,7 +257,7 @@ def test_what_destroys_asks(served: Home) -> None:
         assert bool(verb.asks) == (verb.name in ASK), verb.name
 
 
-ASK = {"mailboxDelete", "expunge", "stop", "metacacheRemove", "oboxUserDelete", "rebuild"}
+ASK = {"userRemove", "mailboxDelete", "expunge", "stop", "metacacheRemove", "oboxUserDelete", "rebuild"}
 
 
 def test_settings_of_one_command(alone: Home, tmp_path: Path) -> None:
@@ -274,6 +274,23 @@ def test_auth_test(alone: Home) -> None:
     fits = alone("auth", "test", ANNA, stdin="secret\n")
     assert fits.exit_code == 0, fits.stderr
     assert alone("auth", "test", ANNA, "-p", "other").exit_code == exits.NO_PERM
+
+
+def test_users_are_edited(alone: Home) -> None:
+    assert alone("user", "disable", ANNA, "--reason", "gone").stdout.split()[-3:] == [ANNA, "no", "no"]
+    refused = alone("auth", "test", ANNA, stdin="secret\n")
+    assert refused.exit_code == exits.NO_PERM
+    assert "gone" in refused.stderr
+    assert alone("user", "disable", ANNA, "--deliver").stdout.split()[-3:] == [ANNA, "no", "yes"]
+    assert (alone.path / "users").read_text().splitlines()[0] == f"{ANNA}:{{PLAIN}}secret::::::nologin"
+    assert alone("user", "enable", ANNA).stdout.split()[-3:] == [ANNA, "yes", "yes"]
+    assert alone("user", "password", ANNA, "-s", "PLAIN", stdin="other\n").exit_code == 0
+    assert (alone.path / "users").read_text() == f"{ANNA}:{{PLAIN}}other:::::\n{BEN}:{{PLAIN}}secret:::::\n"
+    assert alone("user", "remove", "-y", ANNA).exit_code == 0
+    assert (alone.path / "users").read_text() == f"{BEN}:{{PLAIN}}secret:::::\n"
+    assert alone("user", "remove", "-y", ANNA).exit_code == exits.NO_USER
+    assert alone("user", "disable", ANNA).exit_code == exits.NO_USER
+    assert alone("user", "disable", BEN, "--reason", "two words").exit_code == exits.DATA
 
 
 def test_user_delete(alone: Home) -> None:
@@ -338,7 +355,11 @@ def test_the_manual_names_nothing_else() -> None:
 
 
 def test_each_verb_has_its_command() -> None:
-    by_hand = {"userAdd": "oboxadm user add", "authTest": "oboxadm auth test"}
+    by_hand = {
+        "userAdd": "oboxadm user add",
+        "userPassword": "oboxadm user password",
+        "authTest": "oboxadm auth test",
+    }
     assert set(made()) | set(by_hand) == set(TABLE)
     for name, command in by_hand.items():
         assert command in COMMANDS, name

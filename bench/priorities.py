@@ -1,4 +1,4 @@
-"""`python -m bench.priorities`: requests for indexes, with the metacache's weights and with plain LRU, on one access log.
+"""`python -m bench.priorities`: requests for indexes with the weights of the metacache and with LRU, on one access log.
 
 A simulation without a server: a made log of deliveries and sessions over one day, what each copy takes, and the
 cleaner's rule (start above max_space, lowest weight first, down to CLEAN_TO of it; changed copies are uploaded before).

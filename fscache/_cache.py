@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ import structlog
 from fscache._files import Done, Files, Found, Got, Step, Want, disk_bytes, file_bytes, name_of
 from fscache._order import FRESH, KEPT, ONCE, Entry, Index
 from fscache._ranges import Pieces, read_range
+from fscache._readers import READ_S, Readers
 from fscache._types import Flight, Pending, Planned, Stats
 from fscache._watch import Applied, Rescanned, Watcher, apply, first_scan
 
@@ -34,8 +35,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-READ_THREADS = 4
-READ_S = 2.0  # a disk that needs longer is slower than the bucket
 CLOSE_S = 10.0  # for a disk that hangs at a stop
 LOG_INTERVAL_S = 60.0
 TOUCH_INTERVAL_S = 600.0  # a hit renews a file's mtime at most so often
@@ -45,9 +44,6 @@ BATCH_FILES = 64  # files per hop to the writing thread
 BATCH_BYTES = 8 << 20
 BATCH_REMOVE = 1000
 OBJECT_SHARE = 4  # an object larger than a quarter of the cache would evict too much for one reader
-
-
-_W = TypeVar("_W")
 
 
 class FscacheError(Exception):
@@ -66,11 +62,9 @@ class Fscache:
         self.files = Files(self._path)
         self._max_size = max_size
         self._clock = clock
-        self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="fscache-read")
+        self._readers = Readers(self.failed, self._read_ended)
         self._changer = ThreadPoolExecutor(1, thread_name_prefix="fscache-change")
         self.index = Index()
-        self._reading: dict[str, int] = {}  # files that threads have open, and how often
-        self._overdue = 0  # reads that take longer than READ_S
         self.hold = False  # a recount is under way: no round begins
         self._round_began: float | None = None
         self.watcher = Watcher(self)
@@ -123,7 +117,7 @@ class Fscache:
                 wants.append(self._want(key, name))
                 places.append(at)
         if wants:
-            found = await self._hop(list(entries), self.files.read_many, wants)
+            found = await self._readers.run(entries, self.files.read_many, wants)
             for at, want, got in zip(places, wants, found or (), strict=found is not None):
                 out[at] = self._note(want, entries[want.name], got)
         missing = [at for at, data in enumerate(out) if data is None]
@@ -193,7 +187,7 @@ class Fscache:
         self._kick()
         self._hurry.set()
         while (name in self._doomed or name in self._busy) and not self.stuck():
-            if self._writer is None and name not in self._reading and not self.hold:
+            if self._writer is None and name not in self._readers.open() and not self.hold:
                 break
             try:
                 async with asyncio.timeout(READ_S):
@@ -244,11 +238,11 @@ class Fscache:
         except TimeoutError:
             log.error("fscache closed with a disk that hangs", path=str(self._path))
             self._changer.shutdown(wait=False, cancel_futures=True)
-            self._readers.shutdown(wait=False, cancel_futures=True)
+            self._readers.close(wait=False)
             return
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._changer.shutdown)
-        await loop.run_in_executor(None, lambda: self._readers.shutdown(wait=not self._overdue))
+        await loop.run_in_executor(None, lambda: self._readers.close(wait=True))
 
     # ---- lookups -----------------------------------------------------------------------------------------------
 
@@ -271,36 +265,9 @@ class Fscache:
         """The thread that changes the directory hangs."""
         return self._round_began is not None and asyncio.get_running_loop().time() - self._round_began > READ_S
 
-    async def _hop(self, names: Iterable[str], work: Callable[[_W], T], want: _W) -> T | None:
-        """Read in a thread; None when the disk is too slow. Meanwhile these files are not removed."""
-        if self._overdue >= READ_THREADS:
-            self.failed("the disk does not answer")
-            return None
-        names = tuple(names)
-        reading = self._reading
-        for name in names:
-            reading[name] = reading.get(name, 0) + 1
-        late = False
-
-        def ended(job: object) -> None:
-            self._overdue -= late
-            for name in names:
-                if reading[name] == 1:
-                    del reading[name]
-                else:
-                    reading[name] -= 1
-            if self._doomed or self._bytes > self._max_size:
-                self._kick()
-
-        job = asyncio.get_running_loop().run_in_executor(self._readers, work, want)
-        job.add_done_callback(ended)
-        await asyncio.wait([job], timeout=READ_S)
-        if job.done():
-            return job.result()
-        late = True
-        self._overdue += 1
-        self.failed(f"a read takes longer than {READ_S:g} s")
-        return None
+    def _read_ended(self) -> None:
+        if self._doomed or self._bytes > self._max_size:
+            self._kick()
 
     def _may_exist(self, name: str) -> bool:
         return name in self.index or (self._scan is not None and name not in self._doomed)
@@ -323,7 +290,7 @@ class Fscache:
             return None
         entry = self.index.get(name)
         want = self._want(key, name, start, end)
-        got = await self._hop((name,), self.files.read, want)
+        got = await self._readers.run((name,), self.files.read, want)
         return None if got is None else self._note(want, entry, got)
 
     def _note(self, want: Want, entry: Entry | None, got: Got) -> bytes | None:
@@ -459,20 +426,21 @@ class Fscache:
         """The next round: what goes, then each object that is written, with what has to go for it first."""
         planned = self._bytes
         now = self._clock()
+        spare = self._readers.open()
         plan: list[Planned] = []
 
         def evict(need: int, count: int) -> list[tuple[str, Entry]]:
             nonlocal planned
             gone: list[tuple[str, Entry]] = []
             while planned + need > self._max_size and len(gone) < count:
-                if (victim := self.index.evict(self._reading)) is None:
+                if (victim := self.index.evict(spare)) is None:
                     break
                 planned -= victim[1].space
                 gone.append(victim)
                 self._busy.add(victim[0])
             return gone
 
-        doomed = {name: space for name, space in self._doomed.items() if name not in self._reading}
+        doomed = {name: space for name, space in self._doomed.items() if name not in spare}
         doomed = dict(list(doomed.items())[:BATCH_REMOVE])
         for name in doomed:
             del self._doomed[name]

@@ -39,6 +39,7 @@ class Index:
 
     def __init__(self) -> None:
         self._queues: tuple[OrderedDict[str, Entry], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
+        self._kept = self._queues[KEPT]
         self.nbytes = [0, 0, 0]
         self._where: dict[str, Entry] = {}
         self._ghosts: OrderedDict[str, None] = OrderedDict()
@@ -82,7 +83,7 @@ class Index:
         if entry is None:
             return None
         if entry.queue == KEPT:
-            self._queues[KEPT].move_to_end(name)
+            self._kept.move_to_end(name)
         elif entry.queue == FRESH:
             self._move(name, entry, ONCE)
             entry.since = now

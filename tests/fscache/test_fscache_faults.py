@@ -140,7 +140,7 @@ async def test_a_file_being_read_is_counted_and_stays_until_it_was_read(
 async def test_a_disk_that_hangs_is_not_waited_for_and_comes_back(
     cache: Fscache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fscache._cache.READ_S", 0.05)
+    monkeypatch.setattr("fscache._readers.READ_S", 0.05)
     for n in range(6):
         await cache.put(f"k{n}", b"x")
     await cache.flush()
@@ -155,7 +155,7 @@ async def test_a_disk_that_hangs_is_not_waited_for_and_comes_back(
         await asyncio.sleep(0.05)
     await cache.flush()
     assert await cache.get("k0", no_fetch) in (b"x", b"fetched")
-    assert cache._overdue == 0
+    assert cache._readers.overdue == 0
 
 
 async def test_a_change_that_hangs_holds_no_drop_and_no_stop(cache: Fscache, monkeypatch: pytest.MonkeyPatch) -> None:

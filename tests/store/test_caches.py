@@ -279,3 +279,26 @@ def test_the_hour_comes_once_a_day() -> None:
     assert not night.due(noon + 17 * 3600)
     assert night.due(noon + 40 * 3600)
     assert not Nightly("", noon).due(noon + 1e9)
+
+
+@pytest.mark.parametrize("turns", [5, 40, 150])
+async def test_killed_while_it_cleans_nothing_is_lost(machine: Machine, turns: int) -> None:
+    """At any place between an upload and the commit of its drop."""
+    async with machine.run(kill=True) as life:
+        await fill_users(life, 5)
+        before = {user.name: await whole(user) for user in life.users}
+        for user in life.users:
+            await user.release()
+        await life.store.env.metacache.commit()
+        await life.quiet()
+        life.time.move(30.0)
+        task = asyncio.create_task(cleaner(life, room=1).make_room())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        life.users.clear()
+    async with machine.run() as life:
+        for name, was in before.items():
+            assert await whole(await life.user(name)) == was
+        assert life.store.env.metacache.check() == []

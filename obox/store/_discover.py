@@ -15,7 +15,7 @@ import structlog
 from metacache import Change
 
 from ..errors import Corrupt, Unavailable
-from ..mailbox import Delta
+from ..mailbox import Delta, State
 from ..objectstore import CorruptObject, ObjectInfo, ShortPrefix, StoreError, settle
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key, mail_prefix, parse_mail_key
@@ -269,6 +269,7 @@ async def refresh(mailbox: Mailbox) -> None:
         (uid, uid + count) for delta in deltas if delta.rows is not None for uid, count in delta.claims.items()
     ]
     lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
+    lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}
     deltas.reverse()
 
     def show(until: int) -> None:
@@ -284,6 +285,14 @@ async def refresh(mailbox: Mailbox) -> None:
     show(uidnext)
     mailbox.slots.refreshed(uidnext)
     mailbox.known.need_base = True
+
+
+def _is_anothers(state: State, slot: Slot) -> bool:
+    """A UID in flight that the state has come to know meanwhile, by the bundles of another writer, and not as ours."""
+    if slot.uid >= state.uidnext or slot.delta is None or slot.delta.rows is None:
+        return False
+    position = state.position(slot.uid)
+    return position is None or bytes(state.column("oid")[position]) != bytes(slot.delta.rows.oid[0])
 
 
 def _show(mailbox: Mailbox, delta: Delta) -> None:

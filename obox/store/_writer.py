@@ -131,7 +131,7 @@ async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft]) -
         mailbox.put_fields([(slot.uid, fields.packed) for slot, (_, _, fields) in made if fields is not None])
     for slot, (fate, delta, _) in zip(slots, results, strict=True):
         if fate == "landed" and not all_landed:
-            mailbox.slots.settle(slot, "orphan")
+            mailbox.slots.settle(slot, "orphan", delta)
         else:
             mailbox.slots.settle(slot, fate, delta)
 

@@ -1,10 +1,8 @@
 """One backend: every room wired to the others, started and stopped in order.
 
 Order of the start: local state is locked and opened, addresses are bound (nothing is accepted), the loop accepts, and
-only
-then is the bucket asked, so that an unreachable one stops nothing: clients hear `[UNAVAILABLE]` until it comes. Order
-of the
-stop: accept no more, finish IMAP commands and LMTP transactions, flush, write the journal's end.
+only then is the bucket asked, so that an unreachable one stops nothing: clients hear `[UNAVAILABLE]` until it comes.
+Order of the stop: accept no more, finish IMAP commands and LMTP transactions, flush, write the journal's end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`obox serve --demo DIR`: a backend that needs nothing, with a user and a few mails, to look at.
 
-Everything lies below DIR: the configuration, the users, the bucket (a directory) and the local state. Started again
-it goes
-on where it was; the mails are delivered once.
+Everything lies below DIR: the configuration, the users, the bucket (a directory) and the local state. Started again it
+goes on where it was; the mails are delivered once.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Bundles of one box (a mailbox, or a user's root) in the bucket: which there are, reading, writing, clearing away.
 
-A base is the whole state, a diff everything that changed since its base; a new diff replaces the one before it, so
-that a
-cold open reads two objects. A bundle's meta names the bundles that it covers: those that no other covers are the heads,
-and the state is the join of the heads. A covered bundle is deleted when the one that covers it has been in the bucket
-for `delete_delay`.
+A base is the whole state, a diff everything that changed since its base; a new diff replaces the one before it, so that
+a cold open reads two objects. A bundle's meta names the bundles that it covers: those that no other covers are the
+heads, and the state is the join of the heads. A covered bundle is deleted when the one that covers it has been in the
+bucket for `delete_delay`.
 
 Invariant: a bundle is PUT before the local copy says so, and nothing that a reader may need is deleted before its
 delay.

@@ -1,9 +1,8 @@
 """Opening a mailbox: from the local copy, from the bundles, and by LIST what no bundle knows.
 
 One LIST from `uidnext` names every mail and claim that was written since, in UID order. A UID below a listed one that
-has no object may still be on its way from a writer that is frozen: it is burnt (an empty object under its key), so
-that it
-can never appear later. A mail inside the range of a lower claim is void.
+has no object may still be on its way from a writer that is frozen: it is burnt (an empty object under its key), so that
+it can never appear later. A mail inside the range of a lower claim is void.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """UIDs that are being written: handed out in order, made visible in order.
 
 Theory of operation. `take` hands out the next UIDs; the key of the PUT is the first of them. Each slot ends settled,
-one
-of: landed (with what it adds to the state), void (nothing of ours is there, or what is there counts for nothing), taken
-(somebody else's object is under the key), orphan (ours has landed, but the group that it belongs to has failed).
-Slots become visible from the lowest on, as far as they are settled: so a new
-UID shows only when every lower one is decided. A taken slot stops the hand-out: when all slots in flight are settled
-the
-owner LISTs what the others wrote, and whoever lost its UID takes another.
+one of: landed (with what it adds to the state), void (nothing of ours is there, or what is there counts for nothing),
+taken (somebody else's object is under the key), orphan (ours has landed, but the group that it belongs to has failed).
+Slots become visible from the lowest on, as far as they are settled: so a new UID shows only when every lower one is
+decided. A taken slot stops the hand-out: when all slots in flight are settled the owner LISTs what the others wrote,
+and whoever lost its UID takes another.
 
     taken out -> landed -> visible
               -> void   -> skipped (a burnt claim)

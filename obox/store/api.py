@@ -16,7 +16,7 @@ from ..mailbox._state import FlagOp
 from ..mailbox._uidset import UidArray
 from ..mailbox.search import Query
 from ..types import Guid, StorageId, Uid
-from ._fields import Fields as Fields
+from ._fields import Fields as Fields  # noqa: PLC0414 - part of the contract
 
 
 class Status(NamedTuple):

@@ -11,8 +11,7 @@ dead):
                         +-- refused: fenced -> new boot, staged again
 
 Lease. Nothing is acknowledged unless a journal PUT that began in the last LEASE_S seconds has succeeded, by a clock
-that
-counts while the machine sleeps: a frozen machine that wakes up learns first whether it has been replaced.
+that counts while the machine sleeps: a frozen machine that wakes up learns first whether it has been replaced.
 
 Coverage. For each box (a user's root or mailbox) the journal remembers the first `seq` that holds a change which no
 bundle covers; the lowest of all is the watermark, written into every object: a reader needs nothing below it.

@@ -1,10 +1,9 @@
 """At start: which boots left a journal, which of them are over, and what they say that no bundle knows.
 
 Theory of operation. One LIST of `_journal/` shows every boot of every backend, each with its last `seq`. A boot that no
-live backend claims is fenced: the next `seq` is PUT as `closed`, repeated until it wins; from then on its owner,
-should it
-wake up, can acknowledge nothing. What lies between the last object's watermark and the fence is read and kept, by user
-and box, until each box has been loaded and flushed; then the boot is marked `clean` and never read again.
+live backend claims is fenced: the next `seq` is PUT as `closed`, repeated until it wins; from then on its owner, should
+it wake up, can acknowledge nothing. What lies between the last object's watermark and the fence is read and kept, by
+user and box, until each box has been loaded and flushed; then the boot is marked `clean` and never read again.
 
 Our own last boot tells what the local copies are worth:
 - closed and clean, and the local state remembers it: every copy is current;

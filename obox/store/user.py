@@ -1,8 +1,7 @@
 """One user's mail: the list of mailboxes, and what concerns several of them.
 
 The list is a box like a mailbox is (`root`): a local copy, deltas in the journal, a bundle in the bucket. Making,
-renaming
-and deleting mailboxes hand out names: they are in the bucket before they are acknowledged.
+renaming and deleting mailboxes hand out names: they are in the bucket before they are acknowledged.
 
 Invariant: a mailbox is in memory at most once, and one whose bundles are behind is not dropped from memory.
 Refuses to know: protocols; other users.

@@ -34,8 +34,10 @@ async def test_delivery_is_one_put(machine: Machine) -> None:
 
 @pytest.mark.parametrize("pause_s", [0.0, 1.0, 60.0, 600.0], ids=["burst", "a second", "a minute", "ten minutes"])
 async def test_a_hundred_deliveries_cost_ten_uploads_at_most(machine: Machine, pause_s: float) -> None:
-    """All that follows from them, uploads and upkeep for two hours more, is counted; the index is LISTed anew after each
-    forced_refresh_interval (8 hours)."""
+    """All that follows from them, uploads and upkeep for two hours more, is counted.
+
+    The index is LISTed anew after each forced_refresh_interval, 8 hours.
+    """
     async with machine.run() as life:
         user = await life.user()
         await life.quiet()

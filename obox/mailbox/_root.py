@@ -54,13 +54,17 @@ class MailboxEntry(msgspec.Struct, array_like=True, frozen=True):
 
 @dataclass(slots=True)
 class RootDelta:
-    """A fragment of a root: entries by mailbox, subscriptions by name (stamp * 2 + value), totals, highest modseq."""
+    """A fragment of a root: entries by mailbox, subscriptions by name (stamp * 2 + value), totals, highest modseq.
+
+    ahead: above every modseq that an owner who ended uncleanly may have shown in any mailbox of the user.
+    """
 
     entries: list[MailboxEntry] = field(default_factory=list)
     subscriptions: dict[str, int] = field(default_factory=dict)
     totals: dict[Guid, Totals] = field(default_factory=dict)
     highestmodseq: int = 0
     uidvalidity: int = 0
+    ahead: int = 0
 
     def encode(self) -> bytes:
         """MessagePack map; unknown fields are for newer minor versions."""
@@ -73,6 +77,8 @@ class RootDelta:
             out["totals"] = self.totals
         out["highestmodseq"] = self.highestmodseq
         out["uidvalidity"] = self.uidvalidity
+        if self.ahead:
+            out["ahead"] = self.ahead
         return msgspec.msgpack.encode(out)
 
     @classmethod
@@ -86,6 +92,7 @@ class RootDelta:
                 totals={Guid(g): Totals(*t[: len(Totals._fields)]) for g, t in raw.get("totals", {}).items()},
                 highestmodseq=int(raw.get("highestmodseq", 0)),
                 uidvalidity=int(raw.get("uidvalidity", 0)),
+                ahead=int(raw.get("ahead", 0)),
             )
         except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as exc:
             raise ValueError(f"not a root delta: {exc}") from exc
@@ -100,6 +107,7 @@ class Root:
         self.totals: dict[Guid, Totals] = {}
         self.highestmodseq = 1
         self.uidvalidity = 0
+        self.ahead = 0
         self._names: dict[str, MailboxEntry] | None = None
 
     def join(self, delta: RootDelta) -> None:
@@ -117,6 +125,7 @@ class Root:
             self.totals[guid] = max(self.totals.get(guid, Totals()), totals)
         self.highestmodseq = max(self.highestmodseq, delta.highestmodseq)
         self.uidvalidity = max(self.uidvalidity, delta.uidvalidity)
+        self.ahead = max(self.ahead, delta.ahead)
         self._names = None
 
     def names(self) -> dict[str, MailboxEntry]:
@@ -162,6 +171,7 @@ class Root:
             dict(self.totals),
             self.highestmodseq,
             self.uidvalidity,
+            self.ahead,
         )
 
     def fingerprint(self) -> tuple[object, ...]:

@@ -36,7 +36,7 @@ HOLES_MAX: Final = 10_000
 """Undecided UIDs that one open burns; more are a sign of something else and left to `oboxadm rebuild`."""
 
 
-async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[bytes], *, unclean: bool) -> None:
+async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
     """See `Mailbox.load`."""
     env, state, sid, generation = mailbox.env, mailbox.state, mailbox.user.storage_id, mailbox.env.generation
     merged = False
@@ -89,8 +89,10 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
             mailbox.reckon()
         return
     deltas, _ = await discover(mailbox, [])
-    if merged or (unclean and (state.uidnext > 1 or deltas)):
-        gap = state.takeover_delta(env.now_ms(), merged=merged)
+    ahead = mailbox.user.root.ahead
+    behind = ahead > max((high for _, high in state.gaps), default=0)
+    if merged or (behind and (state.uidnext > 1 or deltas)):
+        gap = state.takeover_delta(max(ahead, env.now_ms()), 0, merged=merged)
         mailbox.user.journal.add(sid, mailbox.guid, gap.encode())
         state.join(gap)
         mailbox.change = Change.IMPORTANT

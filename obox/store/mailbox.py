@@ -79,13 +79,13 @@ class Mailbox:
 
     # -- life ------------------------------------------------------------------------------------------------------
 
-    async def load(self, infos: list[ObjectInfo] | None, pending: list[bytes], *, unclean: bool) -> None:
+    async def load(self, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
         """Take the state from the local copy if it is to be trusted, else from the bucket; then what is new there.
 
         infos: this mailbox's part of a LIST of bundles, None if there was none; pending: deltas out of the journal of a
         backend that did not flush. Raises Unavailable, Corrupt.
         """
-        await _discover.load(self, infos, pending, unclean=unclean)
+        await _discover.load(self, infos, pending)
 
     async def recheck(self, infos: list[ObjectInfo]) -> None:
         """Take in what other backends have written: their bundles, and mails by LIST. Raises Unavailable, Corrupt."""

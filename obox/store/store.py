@@ -165,12 +165,22 @@ class MailStore:
         users = len(self._takeover.pending)
         boots.began(env, self.journal.boot, trust=self._takeover.trust, before=before, users=users)
         self._running = [self.spawn(self.journal.run()), self.spawn(self._upkeep())]
+        await self._announce()
         self.started = True
         log.info("store ready", boot=self.journal.boot, local_copies=self._takeover.trust,
         users=len(self._takeover.pending))
         if self._takeover.pending or self._takeover.boots:
             self.spawn(self._adopt())
         self.spawn(self._flush_dirty())
+
+    async def _announce(self) -> None:
+        """Write the first journal object before anything is shown to anybody: whoever comes after must see that this
+        boot was, to fence it and to know that its clients may have been told what is nowhere."""
+        while True:
+            try:
+                return await self.journal.lease()
+            except Unavailable:
+                continue
 
     def begin_anew(self) -> None:
         """Before `start`: the bucket is new with this process (`memory://`), nothing local means anything."""

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+AHEAD_MS: Final = 60_000
+"""How far a new owner starts ahead of an unclean one's MODSEQs: clocks differ by less."""
+
 LISTING_S: Final = 60.0
 """How long a LIST of bundles is good for: well below any delay after which one that it names may be deleted."""
 
@@ -141,6 +144,7 @@ class User:
             if ROOT in self._infos:
                 loaded = await self._bundles.load(self._infos[ROOT])
                 self.known = loaded.known
+                self.known.generation = -1
                 for data in loaded.payloads:
                     self.root.join(_decode(data))
                 exact = loaded.known.clean and not pending and not self._store.unclean
@@ -150,7 +154,13 @@ class User:
             self.change = Change.IMPORTANT
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
+        if self._store.unclean and self.known.generation != generation:
+            gap = RootDelta(ahead=env.now_ms() + AHEAD_MS)  # kept until each mailbox has been opened, in whatever life
+            self.journal.add(self.storage_id, ROOT, gap.encode())
+            self.root.join(gap)
+            self.change = Change.IMPORTANT
         self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
+        self._exact -= {guid for guid, totals in self.root.totals.items() if totals.modseq < self.root.ahead}
         self.known.generation = generation
         if self._infos is not None:
             self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
@@ -263,7 +273,7 @@ class User:
         if self.env.clock() - self._infos_at > LISTING_S:
             infos = None
         pending = self.pending.get(guid, [])
-        await box.load(infos, pending, unclean=self._store.unclean)
+        await box.load(infos, pending)
         self.pending.pop(guid, None)
         self.boxes[guid] = box
         self._exact.add(guid)

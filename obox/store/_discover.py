@@ -281,8 +281,9 @@ async def refresh(mailbox: Mailbox) -> None:
 
     for slot in mailbox.slots.in_flight():
         if slot.fate == "orphan" and slot.uid not in lost:
-            show(slot.uid)  # expunged: whoever finds the object by LIST must know before a higher UID shows
-            await _journaled(mailbox)
+            show(slot.uid - 1)
+            mailbox.user.journal.add(mailbox.user.storage_id, mailbox.guid, mailbox.taken_back(slot).encode())
+            await _journaled(mailbox)  # whoever finds the object by LIST must know before a higher UID shows
     show(uidnext)
     mailbox.slots.refreshed(uidnext)
     mailbox.known.need_base = True

@@ -240,11 +240,14 @@ class Mailbox:
             if slot.also is not None:
                 slot.also()
         elif slot.fate == "orphan":
-            modseq = self.state.next_modseq(self.env.now_ms())
-            gone = Gone.at(modseq, uid_array([slot.uid]))
-            self.apply(Delta(gone=gone, highestmodseq=modseq, uidnext=end), Change.IMPORTANT)
+            self.apply(self.taken_back(slot), Change.IMPORTANT)
         else:
             self.apply(Delta(claims={slot.uid: 1}, uidnext=end), Change.UNIMPORTANT)
+
+    def taken_back(self, slot: Slot) -> Delta:
+        """Expunges a mail of a group that has failed."""
+        modseq = self.state.next_modseq(self.env.now_ms())
+        return Delta(gone=Gone.at(modseq, uid_array([slot.uid])), highestmodseq=modseq, uidnext=slot.uid + 1)
 
     def _taken(self) -> None:
         self.user.spawn(_discover.refresh(self))

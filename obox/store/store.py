@@ -158,6 +158,8 @@ class MailStore:
                 if self._trouble.due():
                     log.warning("waiting for the bucket", skipped=self._trouble.skipped())
                 await env.sleep(1.0)
+        if self._takeover.trust == "none":
+            env.metacache.drop_all()
         if self._takeover.trust != "all":
             self._bump_generation()
         self.unclean = self._takeover.unclean or (last is not None and not last.clean)

@@ -7,10 +7,11 @@ user and box, until each box has been loaded and flushed; then the boot is marke
 
 Our own last boot tells what the local copies are worth:
 - closed and clean, and the local state remembers it: every copy is current;
-- not closed, and the bucket knows no later boot or seq of ours than we do (a crash): copies hold all that was
-acknowledged
-  but the last deliveries, so each mailbox is LISTed once when it is opened;
-- anything else (disks restored from a backup, another backend fenced us, an empty state directory): no copy is trusted.
+- not closed, or closed by another backend (a crash), or others have written since: copies hold all that was
+  acknowledged here, perhaps even what no journal has, but not all that is in the bucket: bundles are LISTed for each
+  user and mails for each mailbox when it is opened, and joined;
+- the bucket knows a later boot of ours, or a later seq that is no fence (disks restored from a backup): no copy is
+  trusted, for what it has and the bucket has not may have been undone since.
 
 Diagnostics: an unreadable journal object is fatal for its boot's replay and logged with its key; the operator decides
 (`oboxadm rebuild`); the rest goes on.
@@ -89,10 +90,13 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
         last_seq, watermark = (end.seq, end.watermark) if end.closed else await _fence(env, name, boot, end)
         await _replay(env, found, name, boot, [seq for seq in range(watermark, last_seq) if seq >= min(seqs)])
         found.boots.append((name, boot, last_seq + 1))
-    found.trust = _trust(last, own, boots, backend, fenced_by_other)
-    if found.trust != "none" and _others_wrote(found.old, backend):
-        log.info("another backend has written since we stopped: local copies dropped")
-        found.trust = "none"
+    known = boots.get((backend, last.boot), []) if last is not None else []
+    if last is not None and known and max(known) > last.seq and not fenced_by_other:
+        fenced_by_other = last.seq + 1 in known and (await _read(env, backend, last.boot, last.seq + 1)).closed
+    found.trust = _trust(last, own, known, fenced_by_other)
+    if found.trust == "all" and _others_wrote(found.old, backend):
+        log.info("another backend has written since we stopped: local copies are compared with the bucket")
+        found.trust = "check"
     newest = {parse_journal_key(key).backend: key for key, _ in sorted(found.old)}
     found.old = [(key, at) for key, at in found.old if key not in newest.values()]
     return found
@@ -106,16 +110,15 @@ def _others_wrote(objects: list[tuple[str, float]], backend: str) -> bool:
     return bool(theirs) and max(theirs) >= max(ours, default=0.0)
 
 
-def _trust(
-    last: LastBoot | None, own: list[str], boots: dict[tuple[str, str], list[int]], backend: str, fenced: bool
-) -> str:
-    """What the local copies are worth; see the module's text."""
-    if last is None or fenced:
+def _trust(last: LastBoot | None, own: list[str], known: list[int], fenced: bool) -> str:
+    """What the local copies are worth; see the module's text. own: our boots; known: the seqs of the last of them."""
+    if last is None:
         return "none"
     if own and own[-1] > last.boot:
         log.warning("the bucket knows a later boot of ours: local state is from a backup, dropped", boot=own[-1])
         return "none"
-    known = boots.get((backend, last.boot), [])
+    if fenced:
+        return "check"
     if known and max(known) > last.seq:
         log.warning("the bucket knows later changes of ours: local state is from a backup, dropped", boot=last.boot)
         return "none"

@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-AHEAD_MS: Final = 60_000
-"""How far a new owner starts ahead of an unclean one's MODSEQs: clocks differ by less."""
+AHEAD_MS: Final = 60_000  # a new owner starts so far ahead of an unclean one's MODSEQs: clocks differ by less
 
 LISTING_S: Final = 60.0
 """How long a LIST of bundles is good for: well below any delay after which one that it names may be deleted."""

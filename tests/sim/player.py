@@ -12,6 +12,7 @@ import numpy as np
 
 from metacache import Change
 from obox.errors import Exists, Invalid, Limit, NotFound, OboxError, Unavailable
+from obox.mailbox import Delta
 from obox.mailbox._delta import CLAIM_PURGED
 from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundles_prefix, mail_key, parse_mail_key, user_prefix
@@ -75,7 +76,7 @@ class Player:
         finally:
             durable = durable or node.settings.durability == "bucket"
             for number, (register, value, serial) in enumerate(begun):
-                register.end(serial, value, ok and holds(number), began, durable)
+                register.end(serial, value, ok and holds(number), world.clock(), durable)
         if not node.was_frozen:
             require(world.clock() - began <= ANSWER_S, what, "took", round(world.clock() - began, 1), "s")
         return result if ok else None
@@ -253,7 +254,7 @@ class Player:
     async def look(self, node: Node, who: str = "client", *, adopt: bool = True, complete: bool = True) -> None:
         """A client looks at everything: every fact holds, and after a resync it has the truth."""
         clients = self.clients.setdefault(who, {})
-        user = await node.user(USER)
+        user = await self._login(node)
         shown = {info.guid: info.name for info in user.mailboxes() if info.guid is not None}
         for guid, name in shown.items():
             self.model.box(guid, name)
@@ -265,7 +266,7 @@ class Player:
             fits = any(shown[guid] == name or shown[guid].startswith(f"{name}-") for name in box.name.allowed)
             require(fits, "mailbox", guid, "is named", shown[guid], "not", box.name)
         for guid, name in shown.items():
-            box = await node.run(lambda store, name=name: self._as_user(store, lambda user: user.select(name)))
+            box = await self._open(node, name)
             box.check_consistency()
             tokens = self._tokens(guid, box)
             if complete:
@@ -274,6 +275,23 @@ class Player:
             clients.setdefault(guid, Client()).resync(box.state, f"{who} in {name}", returning)
             await box.release()
         await user.release()
+
+    async def _login(self, node: Node) -> Any:
+        return await self._again(lambda: node.user(USER))
+
+    async def _open(self, node: Node, name: str) -> Any:
+        return await self._again(
+            lambda: node.run(lambda store: self._as_user(store, lambda user: user.select(name)))
+        )
+
+    async def _again(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """As a client does it: again, while it is told that the trouble is temporary."""
+        for _ in range(6):
+            try:
+                return await work()
+            except Unavailable:
+                await asyncio.sleep(5)
+        return await work()
 
     def _tokens(self, guid: str, box: Any) -> dict[int, bytes]:
         tokens = {}
@@ -408,7 +426,12 @@ class Player:
         if not data or shown is None:
             return True
         decoded = CODEC.decode(data)
-        return decoded.kind == ObjectKind.MAIL and token_of(decoded.payload) != shown
+        if decoded.kind == ObjectKind.MAIL:
+            return token_of(decoded.payload) != shown
+        rows = Delta.decode(decoded.payload).rows
+        assert rows is not None
+        home = found.guid if rows.home[0] < 0 else rows.homes[int(rows.home[0])]
+        return self.model.contents.get((home, int(rows.home_uid[0]))) != shown
 
     async def _needed(self, node: Node, user: Any) -> tuple[set[str], dict[str, Any]]:
         needed, state = set(), {}

@@ -115,7 +115,9 @@ class Story:
                     name = rng.choice(["a", "b", "c"]) if kind == "rename" else name
                 await asyncio.sleep(rng.choice([0, 0.5, 30]))
                 await self._restart(name, disk.snapshot())
-                if kind == "kill":
+                if kind == "kill" and any(zombie.name == name for zombie in self.zombies):
+                    self.player.lost(killed)  # a later boot of our name: as if the disk were from a backup
+                elif kind == "kill":
                     self.player.model.kept(killed.journaled_until, world.clock() + 3)
             case "freeze":
                 busy = asyncio.ensure_future(self._commands())

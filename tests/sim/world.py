@@ -226,11 +226,14 @@ class Node:
         return self.store is not None and self.store.started and not self.ended and not self.host.frozen
 
     def sent(self, op: str, key: str) -> None:
-        if op == "put" and key.startswith("_journal/"):
+        boot = "" if self.store is None else self.store.journal.boot
+        ours = key.startswith(f"_journal/{self.name}/{boot}/")  # and not the end of another boot
+        again = key.endswith("/" + "0" * 16) and self._journal_sent  # after a fence: what was in flight before
+        if op == "put" and ours and not again:
             self._journal_sent.setdefault(key, self.world.clock())
 
     def landed(self, op: str, key: str) -> None:
-        if key in self._journal_sent:
+        if op == "put" and key in self._journal_sent:
             self.journaled_until = max(self.journaled_until, self._journal_sent[key] - 0.01)
 
     async def _before_commit(self) -> None:

@@ -2,7 +2,7 @@
 
 Steps; the commit point is 2:
  1. under the mailbox's flush lock, in one go on the loop: note the journal's position, encode what has changed since
-    the base (or everything);
+    the base (or everything); the journal has all of it before the next step;
  2. PUT the bundle;
  3. local copy: its stamp names the bundle, its change mark is cleared if nothing came meanwhile;
  4. the journal is told what is covered; cached fields follow as a segment when there are enough;
@@ -83,7 +83,6 @@ async def carry(mailbox: Mailbox) -> None:
 async def _flush_index(mailbox: Mailbox) -> None:
     known, state, journal = mailbox.known, mailbox.state, mailbox.user.journal
     await mailbox.user.begin_changes()
-    await journal.sync()  # a bundle must not know of a copy before the journal knows of its holder elsewhere
     position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
     dead, claims = _garbage(mailbox)
     modseq, uidnext = state.highestmodseq, state.uidnext
@@ -91,6 +90,8 @@ async def _flush_index(mailbox: Mailbox) -> None:
     payload = state.extract(0 if base else known.base_modseq).encode()
     if not base and len(payload) > max(DIFF_FREE_BYTES, known.base_bytes // DIFF_SHARE):
         base, payload = True, state.extract().encode()
+    # A bundle must not know of a copy, or of an expunged one, before the journal knows of what it means elsewhere.
+    await journal.sync()
     await mailbox.bundles.put(known, "base" if base else "diff", payload, modseq=modseq, uidnext=uidnext)
     more = mailbox.changes != seen
     mailbox.unflushed_mails -= mails

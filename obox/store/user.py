@@ -441,7 +441,7 @@ class User:
             if len(uids) == 0:
                 return uids, uids
             rows, homes = _mailboxes.rows_for_copy(source, target, uids)
-            missing = {guid for guid, _ in homes} - holding.keys()
+            missing = [guid for guid in dict.fromkeys(guid for guid, _ in homes) if guid not in holding]
             if not missing:
                 break
             holding |= {guid: await self.box(guid) for guid in missing}

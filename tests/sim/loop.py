@@ -30,7 +30,8 @@ class Host:
     def __init__(self) -> None:
         self.frozen = False
         self.held: list[_Gate] = []
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        """In order: a set's order would be that of addresses."""
         self.context = contextvars.Context()
         self.context.run(HOST.set, self)
 
@@ -127,8 +128,8 @@ def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, context: Any = None) 
     task = asyncio.Task(coro, loop=loop, context=context)
     host = HOST.get() if context is None else context.get(HOST)
     if host is not None:
-        host.tasks.add(task)
-        task.add_done_callback(host.tasks.discard, context=NOBODY)
+        host.tasks[task] = None
+        task.add_done_callback(lambda task: host.tasks.pop(task, None), context=NOBODY)
     return task
 
 

@@ -40,6 +40,7 @@ class Player:
         self.clients: dict[str, dict[str, Client]] = {}
         self.serial = 0
         self.residue = 0
+        self.home_of: dict[tuple[str, int], tuple[str, int]] = {}
         self.split = False
         """Two writers work, and do not know yet what the other one does."""
         self.unanswered = 0
@@ -138,9 +139,9 @@ class Player:
         found = []
         for uid in uids:
             token = self.model.contents.get((guid, uid))
+            home, home_uid = box.state.home_of(box.state.position(uid))
+            self.home_of[guid, uid] = home, home_uid
             if token is None:
-                at = box.state.position(uid)
-                home, home_uid = box.state.home_of(at)
                 token = self.read(home, home_uid)
                 require(token is not None, "a mail without its object", guid, uid)
             new = uid not in self.model.boxes[guid].mails
@@ -296,6 +297,7 @@ class Player:
     def _tokens(self, guid: str, box: Any) -> dict[int, bytes]:
         tokens = {}
         for at, uid in enumerate(box.state.uids.tolist()):
+            self.home_of[guid, uid] = box.state.home_of(at)
             token = self.read(*box.state.home_of(at))
             require(token is not None, "a mail whose object is gone:", guid, uid, box.state.home_of(at))
             tokens[uid] = token
@@ -430,8 +432,11 @@ class Player:
             return token_of(decoded.payload) != shown
         rows = Delta.decode(decoded.payload).rows
         assert rows is not None
-        home = found.guid if rows.home[0] < 0 else rows.homes[int(rows.home[0])]
-        return self.model.contents.get((home, int(rows.home_uid[0]))) != shown
+        for uid, home, home_uid in zip(rows.uid.tolist(), rows.home.tolist(), rows.home_uid.tolist(), strict=True):
+            claimed = (found.guid if home < 0 else rows.homes[home], home_uid)
+            if self.home_of.get((found.guid, uid), claimed) != claimed:
+                return True
+        return False
 
     async def _needed(self, node: Node, user: Any) -> tuple[set[str], dict[str, Any]]:
         needed, state = set(), {}

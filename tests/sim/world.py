@@ -60,7 +60,7 @@ class World:
         self.steps = 0
         self.at: tuple[int, When, Callable[[], None]] | None = None
         self.deleted: list[tuple[float, str]] = []
-        self._background: set[asyncio.Task[Any]] = set()
+        self._background: dict[asyncio.Task[Any], None] = {}
 
     def now(self) -> float:
         return EPOCH + self.clock()
@@ -74,8 +74,8 @@ class World:
     def background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task of nobody's machine: a request on its way."""
         task = asyncio.get_running_loop().create_task(work, context=NOBODY.copy())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard, context=NOBODY)
+        self._background[task] = None
+        task.add_done_callback(lambda task: self._background.pop(task, None), context=NOBODY)
         return task
 
     def _later(self, seconds: float, call: Callable[[], Coroutine[Any, Any, None]]) -> None:

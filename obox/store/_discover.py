@@ -15,7 +15,8 @@ from metacache import Change
 
 from ..errors import Corrupt, Unavailable
 from ..mailbox import Delta, State
-from ..objectstore import CorruptObject, ObjectInfo, ShortPrefix, StoreError, settle
+from ..mailbox._delta import CLAIM_PURGED
+from ..objectstore import CorruptObject, ObjectInfo, ShortPrefix, StoreError, UnknownKey, settle
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key, mail_prefix, parse_mail_key
 from ..types import Uid
@@ -204,7 +205,10 @@ async def _read(
 
 
 async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, int]:
-    """What the object under a UID says: one mail, or a claim of a range. A damaged one is skipped and logged."""
+    """What the object under a UID says: one mail, or a claim of a range.
+
+    A damaged one is skipped, logged and never deleted. Raises Corrupt when the key it is sealed under is not configured.
+    """
     env = mailbox.env
     key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
     try:
@@ -221,9 +225,13 @@ async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, i
             delta = Delta.decode(env.codec.decode(body).payload)
             return delta, max(delta.claims.values(), default=1)
         raise CorruptObject(f"an object of kind {header.kind} among the mails")
+    except UnknownKey as exc:
+        log.error("mail under an unknown key", user=mailbox.user.name, key=key, next_step="storage.encryption_keys")
+        raise Corrupt("a mail is sealed under a key that is not configured") from exc
     except (CorruptObject, Corrupt, ShortPrefix, ValueError) as exc:
-        log.error("mail object does not decode, skipped", user=mailbox.user.name, key=key, error=str(exc))
-        return Delta(claims={uid: 1}, uidnext=uid + 1), 1
+        log.error("mail object does not decode, left alone", user=mailbox.user.name, key=key, error=str(exc))
+        # Noted as cleared: nothing ever deletes it.
+        return Delta(claims={uid: CLAIM_PURGED}, uidnext=uid + 1), 1
 
 
 async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:

@@ -410,6 +410,8 @@ class MailStore:
             except OboxError as exc:
                 if self._trouble.due():
                     log.warning("upkeep will try again", error=str(exc))
+            except Exception as exc:  # a bug in one turn must not end all uploads
+                log.error("upkeep failed, will try again", error=repr(exc), exc_info=exc)
 
     async def _tick(self) -> None:
         """Flush what is due, let go of what is idle, delete what is old."""

@@ -207,7 +207,7 @@ async def _read(
 async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, int]:
     """What the object under a UID says: one mail, or a claim of a range.
 
-    A damaged one is skipped, logged and never deleted. Raises Corrupt when the key it is sealed under is not configured.
+    A damaged one is skipped, logged and never deleted. Raises Corrupt when its key is not configured.
     """
     env = mailbox.env
     key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))

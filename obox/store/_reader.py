@@ -129,17 +129,8 @@ def _batch(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
 
 async def _read_all(mailbox: Mailbox, keys: list[str]) -> list[bytes | None]:
     """Encoded objects, None for a lost one."""
-    lost: set[str] = set()
-
-    async def fetch(key: str) -> bytes:
-        try:
-            return await mailbox.fetch(key)
-        except NotFound:
-            lost.add(key)
-            raise
-
     try:
-        return list(await mailbox.env.fscache.get_many(keys, fetch))
+        return list(await mailbox.env.fscache.get_many(keys, mailbox.fetch))
     except NotFound:
         out: list[bytes | None] = []
         for key in keys:

@@ -252,11 +252,6 @@ class Mailbox:
     def _taken(self) -> None:
         self.user.spawn(_discover.refresh(self))
 
-    async def deliver(self, source: bytes, flags: tuple[str, ...], internaldate: int | None, zone: int) -> Uid:
-        """Store one mail; durable and visible on return. Raises Unavailable."""
-        uids = await _writer.write_mails(self, [_writer.Draft(source, flags, internaldate, zone)])
-        return uids[0]
-
     # -- reading ---------------------------------------------------------------------------------------------------
 
     async def fields(self, uids: Sequence[int]) -> list[Fields | None]:

@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from obox import _values as kinds
 from obox._values import Amount, Kind, Listen, Network, NewMailbox, Secret
 
 
-def _set(kind: Kind, default: str, doc: str) -> Any:
-    """One row of the table. default: as an operator would write it; text, as in the environment."""
+def _set(kind: Kind, default: str, doc: str, *, remote: bool = False) -> Any:
+    """One row of the table. default: as an operator would write it; text, as in the environment.
+
+    remote: a [remote] section may say otherwise for some clients.
+    """
     return field(
-        default_factory=lambda: kind.parse(default, Path()), metadata={"kind": kind, "default": default, "doc": doc}
+        default_factory=lambda: kind.parse(default, Path()),
+        metadata={"kind": kind, "default": default, "doc": doc, "remote": remote},
     )
 
 
@@ -80,6 +84,23 @@ class Storage:
         kinds.duration("1s", "5min"),
         "10s",
         "of one operation, retries included; then the client is told to try later",
+    )
+    autofix_storage: bool = _set(
+        kinds.FLAG,
+        "false",
+        "a mail whose object is gone, also at a second look, is expunged from the index; the object is left alone",
+        remote=True,
+    )
+    fetch_lost_mails_as_empty: bool = _set(
+        kinds.FLAG,
+        "false",
+        "a mail whose object is gone is an empty one, and FETCH is OK; for webmails in a [remote]",
+        remote=True,
+    )
+    lost_mailbox_prefix: str = _set(
+        kinds.string("1 to 50 letters, digits, dots, dashes, underscores and spaces", r"[\w.\- ]{1,50}"),
+        "recovered-lost-folder-",
+        "oboxadm rebuild names a mailbox whose name is lost so, with 8 digits of its GUID behind",
     )
 
     @property
@@ -151,7 +172,10 @@ class Auth:
     passwd_file: Path = _set(kinds.PATH, "users", "lines as Dovecot's: user:{SCHEME}secret:::::")
     default_domain: str = _set(kinds.string(pattern=r"[^\s@]*"), "", "added to a user name without @")
     disable_plaintext_auth: bool = _set(
-        kinds.FLAG, "true", "no password over a connection without TLS, unless it comes from this machine"
+        kinds.FLAG,
+        "true",
+        "no password over a connection without TLS, unless it comes from this machine",
+        remote=True,
     )
     failure_delay: float = _set(
         kinds.duration("0", "1min"), "2s", "until a failed login is answered; doubles with each from an address"
@@ -179,24 +203,32 @@ class Imap:
         kinds.integer(1, 1000), "32", "commands in flight of one session; then reading stops"
     )
     max_user_sessions: int = _set(
-        kinds.integer(0, 100_000), "50", "sessions of one user; a client opens about 5; 0: no limit"
+        kinds.integer(0, 100_000), "50", "sessions of one user; a client opens about 5; 0: no limit", remote=True
     )
     max_address_sessions: int = _set(
         kinds.integer(0, 1_000_000),
         "500",
         "sessions from one address but this machine's; an office is one address; 0: no limit",
+        remote=True,
     )
     login_timeout: float = _set(kinds.duration("1s", "1h"), "60s", "to log in; then BYE")
     idle_timeout: float = _set(
-        kinds.duration("1min", "1d"), "30min", "without a command; RFC 9051 §5.4 asks for 30 minutes"
+        kinds.duration("1min", "1d"), "30min", "without a command; RFC 9051 §5.4 asks for 30 minutes", remote=True
     )
     idle_keepalive: float = _set(
         kinds.duration("0", "29min"),
         "2min",
         "between untagged lines while IDLE, so that NAT tables keep the connection; 0: none",
+        remote=True,
     )
     max_write_buffer: int = _set(
         kinds.size("16K", "64M"), "1M", "bytes waiting for one slow client; then its commands wait, holding no lock"
+    )
+    fetch_failure: str = _set(
+        kinds.choice("disconnect-immediately", "disconnect-after", "no-after"),
+        "no-after",
+        "when a mail is damaged or lost: BYE at once, BYE after the other mails, or NO after the other mails",
+        remote=True,
     )
 
 
@@ -323,9 +355,19 @@ class Mailboxes:
     )
 
 
+class Remote(NamedTuple):
+    """What is different for clients of one network. values: key -> value, as far as the section says something."""
+
+    network: Network
+    values: Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole configuration. file: what was read, None if nothing. origins: key -> where its value came from."""
+    """The whole configuration. file: what was read, None if nothing. origins: key -> where its value came from.
+
+    remotes: the most specific network first; `obox.config.by_client` applies them.
+    """
 
     state_dir: Path = _set(kinds.PATH, "/var/lib/obox", "everything local lives below it unless said otherwise")
     storage: Storage
@@ -344,5 +386,6 @@ class Config:
     quota: Quota
     log: Log
     mailboxes: Mailboxes
+    remotes: tuple[Remote, ...] = ()
     file: Path | None = None
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)

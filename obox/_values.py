@@ -182,6 +182,10 @@ def read_listen(raw: object, base: Path) -> Listen:
     return Listen(host=match[1] or match[2], port=int(match[3]), tls=tls, proxy=proxy)
 
 
+def read_network(raw: object) -> Network:
+    return ipaddress.ip_network(_text(raw).strip())
+
+
 def read_priority_weights(text: str) -> tuple[tuple[float, float], ...]:
     """`<percent>% +<duration>` for each metacache priority 0 to 3, as (percent, boost in seconds)."""
     words = text.split()
@@ -342,7 +346,7 @@ def _mode(raw: object, base: Path) -> int:
 
 
 def _network(raw: object, base: Path) -> Network:
-    return ipaddress.ip_network(_text(raw).strip())
+    return read_network(raw)
 
 
 def _new_mailbox(raw: object, base: Path) -> NewMailbox:

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final, Protocol, cast
 
 import structlog
 
@@ -25,10 +25,10 @@ from . import __version__, wiring
 from .admin import Admin
 from .admin.http import routes
 from .auth import Authenticator, PasswdFile, Penalties
-from .config import Config, Listen, load
+from .config import Config, Listen, by_client, load
 from .errors import ConfigError
 from .imap.server import ImapServer, starttls
-from .imap.settings import ImapSettings
+from .imap.settings import FetchFailure, ImapSettings
 from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
 from .lmtp.settings import Settings as LmtpSettings
@@ -200,6 +200,8 @@ class Backend:
             rescan_mails_once_after=config.metacache.rescan_mails_once_after,
             flush_at=config.metacache.flush_at,
             max_mail_size=config.quota.max_mail_size,
+            autofix_storage=config.storage.autofix_storage,
+            lost_mailbox_prefix=config.storage.lost_mailbox_prefix,
             mailboxes=tuple((box.name, box.special_use) for box in config.mailboxes.create),
         )
         return MailStore(
@@ -217,26 +219,12 @@ class Backend:
         )
 
     def _imap(self, store: MailStore, authenticator: Authenticator) -> ImapServer:
-        config = self.config.imap
-        assert config is not None
         certificates = self.certificates
         return ImapServer(
             store,
             authenticator,
-            ImapSettings(
-                version=__version__,
-                mail_bytes_max=self.config.quota.max_mail_size,
-                line_bytes_max=config.max_line_length,
-                literal_bytes_max=config.max_literal_size,
-                pipelined_lines_max=config.max_pipelined_commands,
-                user_sessions_max=config.max_user_sessions,
-                address_sessions_max=config.max_address_sessions,
-                login_timeout_s=config.login_timeout,
-                idle_timeout_s=config.idle_timeout,
-                keepalive_s=config.idle_keepalive,
-                write_buffer_max=config.max_write_buffer,
-                plaintext_login=not self.config.auth.disable_plaintext_auth,
-            ),
+            _imap_settings(self.config),
+            settings_of=by_client(self.config, _imap_settings),
             storage_id=storage_id,
             upgrade=starttls(lambda: certificates.context) if certificates else None,
             counters=_Counters(self.metrics),
@@ -436,6 +424,29 @@ class Backend:
                 self.certificates.use(loaded)
 
         return use
+
+
+def _imap_settings(config: Config) -> ImapSettings:
+    """What [imap] and its neighbours allow the clients that this configuration is for."""
+    imap, storage = config.imap, config.storage
+    assert imap is not None
+    return ImapSettings(
+        version=__version__,
+        mail_bytes_max=config.quota.max_mail_size,
+        line_bytes_max=imap.max_line_length,
+        literal_bytes_max=imap.max_literal_size,
+        pipelined_lines_max=imap.max_pipelined_commands,
+        user_sessions_max=imap.max_user_sessions,
+        address_sessions_max=imap.max_address_sessions,
+        login_timeout_s=imap.login_timeout,
+        idle_timeout_s=imap.idle_timeout,
+        keepalive_s=imap.idle_keepalive,
+        write_buffer_max=imap.max_write_buffer,
+        plaintext_login=not config.auth.disable_plaintext_auth,
+        fetch_failure=cast(FetchFailure, imap.fetch_failure),
+        lost_as_empty=storage.fetch_lost_mails_as_empty,
+        autofix_storage=storage.autofix_storage,
+    )
 
 
 def _client(via: Via | None) -> str | None:

@@ -3,30 +3,46 @@
 The table of all settings is `obox._settings`. Parsing, environment names, `obox config`, `obox.toml` and
 `docs/config.md` follow from it (tests hold the last two). A `Config` is frozen: a reload makes a new one. Invariant: a
 `Config` that `load` returned has been checked; anything else is a `ConfigError`, one line that names the key, the value
-and what is allowed. Sources, the later wins: default, file, environment, overrides. Knows values, not what is done with
-them.
+and what is allowed. Sources, the later wins: default, file, environment, overrides. What a [remote] section says holds
+for the clients of its network over all of them. Knows values, not what is done with them.
 """
 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import socket
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 from obox import _settings
 from obox import _values as kinds
-from obox._settings import Config
+from obox._settings import Config, Remote
 from obox._values import Amount, Kind, Listen, NewMailbox, Secret
 from obox.errors import ConfigError
 
-__all__ = ["Amount", "Config", "Listen", "NewMailbox", "Secret", "Setting", "describe", "load", "settings"]
+__all__ = [
+    "Amount",
+    "Config",
+    "Listen",
+    "NewMailbox",
+    "Remote",
+    "Secret",
+    "Setting",
+    "by_client",
+    "describe",
+    "load",
+    "settings",
+]
+
+T = TypeVar("T")
 
 _PREFIX = "OBOX_"
+_REMOTE: Final = "remote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,7 @@ class Setting:
     kind: Kind
     default: str
     doc: str
+    remote: bool
 
     @property
     def key(self) -> str:
@@ -86,6 +103,31 @@ class _Given:
 
     raw: object
     origin: str
+    key: str = ""
+    """As it was written, where that is not the setting's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """One [remote] section as written."""
+
+    network: str
+    origin: str
+    given: dict[str, _Given]
+
+    @property
+    def shown(self) -> str:
+        return _remote(self.network)
+
+    def origins(self) -> Iterator[tuple[str, str]]:
+        """Once it has been checked: key with the network's one spelling, where its value came from."""
+        shown = _remote(kinds.read_network(self.network))
+        return ((f"{shown}.{key}", given.origin) for key, given in self.given.items())
+
+
+def _remote(network: object) -> str:
+    """The name of a [remote] section."""
+    return f"{_REMOTE}.{kinds.quote(str(network))}"
 
 
 def find_file(path: str | None, environ: Mapping[str, str]) -> Path | None:
@@ -117,8 +159,9 @@ def load(
     base = file.parent if file else Path.cwd()
     present: set[str] = set()
     given: dict[str, _Given] = {}
+    sections: list[_Section] = []
     if file:
-        _read_file(file, given, present)
+        _read_file(file, given, present, sections)
     _read_environ(environ, given)
     for key, raw in overrides:
         _known(key, "command line")
@@ -129,15 +172,19 @@ def load(
     origins = {key: given[key].origin if key in given else "default" for key in values}
     _check(values, origins)
     _derive(values)
+    remotes = _parse_remotes(sections, base)
+    for section in sections:
+        origins |= dict(section.origins())
     built: dict[str, Any] = {}
     for name, (cls, optional) in SECTIONS.items():
         mine = {row.name: values[row.key] for row in _rows(name, cls) if row.key in values}
         off = optional and not mine.get("listen")
         built[name] = None if off else cls(**mine)
-    return Config(state_dir=values["state_dir"], file=file, origins=origins, **built)
+    return Config(state_dir=values["state_dir"], file=file, origins=origins, remotes=remotes, **built)
 
 
-def _known(key: str, origin: str) -> None:
+def _known(key: str, origin: str, *, shown: str = "") -> None:
+    """Raises ConfigError for a key that no setting has. shown: the key as written."""
     if key in _TABLE:
         return
     section, _, name = key.rpartition(".")
@@ -148,10 +195,10 @@ def _known(key: str, origin: str) -> None:
     else:
         hint = difflib.get_close_matches(key, [*_TABLE, *SECTIONS], 1, 0.5)
     known = f"did you mean {hint[0]}?" if hint else "known sections: " + ", ".join(SECTIONS)
-    raise ConfigError(f"{key} ({origin}): unknown setting; {known}")
+    raise ConfigError(f"{shown or key} ({origin}): unknown setting; {known}")
 
 
-def _read_file(file: Path, given: dict[str, _Given], present: set[str]) -> None:
+def _read_file(file: Path, given: dict[str, _Given], present: set[str], remotes: list[_Section]) -> None:
     try:
         text = file.read_bytes().decode()
         document = tomllib.loads(text)
@@ -163,6 +210,9 @@ def _read_file(file: Path, given: dict[str, _Given], present: set[str]) -> None:
         raise ConfigError(f"{file}: not TOML: {' '.join(str(error).split())}") from error
     lines = text.splitlines()
     for name, value in document.items():
+        if name == _REMOTE:
+            _read_remotes(file, lines, value, remotes)
+            continue
         if name not in SECTIONS or not isinstance(value, dict):
             origin = f"{file}:{_line(lines, '', name)}"
             if name in SECTIONS:
@@ -177,8 +227,93 @@ def _read_file(file: Path, given: dict[str, _Given], present: set[str]) -> None:
             given[f"{name}.{key}"] = _Given(raw, origin)
 
 
+def _read_remotes(file: Path, lines: Sequence[str], value: object, remotes: list[_Section]) -> None:
+    """[remote."10.0.0.0/8"]: tables as the whole file has them; TOML's `imap.idle_timeout = …` is one too."""
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        line = _line(lines, "", _REMOTE)
+        raise ConfigError(f'{_REMOTE} ({file}:{line}): has sections by network: allowed: [remote."10.0.0.0/8"]')
+    for network, table in value.items():
+        header = f"{_REMOTE}.{network}"
+        start = _line(lines, "", header)
+        found = _Section(network, f"{file}:{start}", {})
+        for section, inner in table.items():
+            for name, raw in inner.items() if isinstance(inner, dict) else [("", inner)]:
+                key = f"{section}.{name}".rstrip(".")
+                line = _find(lines, f"{header}.{section}", name) or _find(lines, header, key) or start
+                found.given[key] = _Given(raw, f"{file}:{line}", f"{found.shown}.{key}")
+        remotes.append(found)
+
+
+def _parse_remote(section: _Section, base: Path) -> Remote:
+    """Check a network and what its clients may have for themselves."""
+    try:
+        network = kinds.read_network(section.network)
+    except ValueError as error:
+        why = "allowed: a network such as 10.0.0.0/8 or 2001:db8::/32"
+        raise ConfigError(f"{section.shown} ({section.origin}): {error}; {why}") from error
+    values = {}
+    for key, given in section.given.items():
+        _known(key, given.origin, shown=given.key)
+        row = _TABLE[key]
+        if not row.remote:
+            allowed = ", ".join(one.key for one in settings() if one.remote)
+            raise ConfigError(_refusal(row, given, f"is the same for all clients; allowed here: {allowed}"))
+        values[key] = _parse(row, given, base, None)
+    return Remote(network, values)
+
+
+def _parse_remotes(sections: Sequence[_Section], base: Path) -> tuple[Remote, ...]:
+    """All [remote] sections, the most specific network first."""
+    out: dict[kinds.Network, Remote] = {}
+    for section in sections:
+        remote = _parse_remote(section, base)
+        if remote.network in out:
+            why = f"the network {remote.network} a second time; allowed: each network once"
+            raise ConfigError(f"{section.shown} ({section.origin}): {why}")
+        out[remote.network] = remote
+    return tuple(sorted(out.values(), key=lambda remote: remote.network.prefixlen, reverse=True))
+
+
+def by_client(config: Config, make: Callable[[Config], T]) -> Callable[[str], T]:
+    """`make` of the configuration as it is for a client, by the client's address; made once for each network.
+
+    The address is text; empty, a unix socket, is in no network. Of the networks that hold it, the most specific that
+    says something of a setting wins. An IPv4 address is one also where it came over an IPv6 socket.
+    """
+    default = make(config)
+    made = [(remote.network, make(_for_network(config, remote.network))) for remote in config.remotes]
+
+    def find(address: str) -> T:
+        if not made or not address:
+            return default
+        try:
+            found = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return default
+        found = getattr(found, "ipv4_mapped", None) or found
+        return next((value for network, value in made if found in network), default)
+
+    return find
+
+
+def _for_network(config: Config, network: kinds.Network) -> Config:
+    """The configuration with what [remote] says of a network and of those that hold it, the widest first."""
+    for remote in reversed(config.remotes):
+        if remote.network.version == network.version and network.subnet_of(remote.network):
+            for key, value in remote.values.items():
+                section, _, name = key.partition(".")
+                if (now := getattr(config, section)) is not None:
+                    config = replace(config, **{section: replace(now, **{name: value})})
+    return config
+
+
 def _line(lines: Sequence[str], section: str, name: str) -> int:
-    """The line of a key that is there. tomllib keeps no positions; this finds the usual ways to write it."""
+    """The line of a key that is there, 1 if it cannot be found."""
+    return _find(lines, section, name) or 1
+
+
+def _find(lines: Sequence[str], section: str, name: str) -> int:
+    """The line of a key, 0 if none is found. tomllib keeps no positions; this finds the usual ways to write it."""
     bare, sub = re.escape(name), re.escape(section)
     here, in_key, best = "", rf"\s*[\"']?{bare}[\"']?\s*[=.]", 0
     dotted = rf"\s*{sub}\s*\.\s*[\"']?{bare}[\"']?\s*[=.]"
@@ -191,7 +326,7 @@ def _line(lines: Sequence[str], section: str, name: str) -> int:
             return number
         elif section and not here and re.match(rf"\s*{sub}\s*=", line):
             best = number  # an inline table
-    return best or 1
+    return best
 
 
 def _read_environ(environ: Mapping[str, str], given: dict[str, _Given]) -> None:
@@ -237,7 +372,7 @@ def _refusal(row: Setting, value: _Given, why: str) -> str:
     raw = str(value.raw).lower() if isinstance(value.raw, bool) else value.raw
     shown = kinds.quote(kinds.mask_url(raw)) if isinstance(raw, str) and raw is value.raw else str(raw)
     shown = kinds.MASK if row.kind.secret else shown if len(shown) <= 200 else shown[:200] + "…"
-    return f"{row.key} = {shown} ({value.origin}): {why}"
+    return f"{value.key or row.key} = {shown} ({value.origin}): {why}"
 
 
 def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
@@ -283,4 +418,9 @@ def describe(config: Config) -> str:
         section = getattr(config, name)
         out += ["", f"[{name}]"] if section is not None else ["", f"# [{name}] is off"]
         out += [line(row, getattr(section, row.name)) for row in _rows(name, cls)] if section is not None else []
+    for remote in config.remotes:
+        shown = _remote(remote.network)
+        out += ["", f"[{shown}]"]
+        for key, value in remote.values.items():
+            out.append(f"{key} = {_TABLE[key].kind.show(value)}  # {config.origins.get(f'{shown}.{key}', 'default')}")
     return "\n".join(out) + "\n"

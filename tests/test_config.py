@@ -7,7 +7,7 @@ import pytest
 
 from obox import _settings, config
 from obox._values import mask_url, read_priority_weights, read_size_weights
-from obox.config import Amount, Config, Listen, NewMailbox, Secret, describe, load
+from obox.config import Amount, Config, Listen, NewMailbox, Secret, by_client, describe, load
 from obox.errors import ConfigError
 
 URL = {"OBOX_STORAGE__URL": "memory://"}
@@ -188,6 +188,10 @@ BAD = [
     ("IMAP__LISTEN", "127.0.0.1:993/tls", "tls.cert and tls.key"),
     ("IMAP__MAX_PIPELINED_COMMANDS", "0", "from 1 to 1000"),
     ("LMTP__TRUSTED_NETWORKS", "10.0.0.1/8", "10.0.0.0/8"),
+    ("IMAP__FETCH_FAILURE", "maybe", '"disconnect-immediately" or "disconnect-after" or "no-after"'),
+    ("STORAGE__AUTOFIX_STORAGE", "maybe", "true or false"),
+    ("STORAGE__LOST_MAILBOX_PREFIX", "a/b", "letters, digits"),
+    ("STORAGE__LOST_MAILBOX_PREFIX", "", "1 to 50"),
     ("TLS__CERT", "a,b", "one key for each certificate"),
     ("CLUSTER__DIRECTORY", "redis://x", "cassandra://"),
     ("SERVER__WORKERS", "4", "allowed: 1"),
@@ -284,3 +288,98 @@ def test_no_moments(text: object) -> None:
     kind = next(row.kind for row in config.settings() if row.name == "refresh_index_once_after")
     with pytest.raises(ValueError):  # noqa: PT011 - any: the caller says what is allowed
         kind.parse(text, Path())
+
+
+# -- [remote] ----------------------------------------------------------------------------------------------------------
+
+REMOTES = """
+[imap]
+fetch_failure = "no-after"
+[remote."10.0.0.0/8"]
+imap.fetch_failure = "disconnect-after"
+storage.autofix_storage = true
+[remote."2001:db8::/32"]
+imap = { max_user_sessions = 3 }
+[remote."10.1.0.0/16".imap]
+fetch_failure = "disconnect-immediately"
+"idle_timeout" = "5min"
+[remote."0.0.0.0/0"]
+"auth.disable_plaintext_auth" = false
+"""
+
+
+def seen(config: Config) -> tuple[object, ...]:
+    assert config.imap
+    imap = config.imap
+    plain = not config.auth.disable_plaintext_auth
+    return imap.fetch_failure, config.storage.autofix_storage, imap.idle_timeout, imap.max_user_sessions, plain
+
+
+@pytest.mark.parametrize(
+    ("address", "want"),
+    [
+        ("10.1.2.3", ("disconnect-immediately", True, 300, 50, True)),
+        ("::ffff:10.1.2.3", ("disconnect-immediately", True, 300, 50, True)),
+        ("10.2.3.4", ("disconnect-after", True, 1800, 50, True)),
+        ("11.2.3.4", ("no-after", False, 1800, 50, True)),
+        ("2001:db8::1", ("no-after", False, 1800, 3, False)),
+        ("2001:db8::1%eth0", ("no-after", False, 1800, 3, False)),
+        ("2001:db9::1", ("no-after", False, 1800, 50, False)),
+        ("", ("no-after", False, 1800, 50, False)),
+        ("nonsense", ("no-after", False, 1800, 50, False)),
+    ],
+)
+def test_the_most_specific_network_wins_setting_by_setting(
+    tmp_path: Path, address: str, want: tuple[object, ...]
+) -> None:
+    config = load(write(tmp_path / "o.toml", REMOTES), URL)
+    assert by_client(config, seen)(address) == want
+    assert seen(config) == ("no-after", False, 1800, 50, False), "the configuration itself is everybody's"
+
+
+def test_what_follows_from_a_remote_is_made_once_for_each_network(tmp_path: Path) -> None:
+    config = load(write(tmp_path / "o.toml", REMOTES), URL)
+    made: list[Config] = []
+    find = by_client(config, lambda config: made.append(config) or config)  # type: ignore[func-returns-value]
+    assert find("10.1.2.3") is find("10.1.9.9") is not find("10.2.0.1")
+    assert len(made) == 1 + len(config.remotes)
+
+
+def test_a_remote_turns_no_protocol_on(tmp_path: Path) -> None:
+    config = load(write(tmp_path / "o.toml", '[remote."10.0.0.0/8"]\nimap.fetch_failure = "no-after"'), URL)
+    assert config.imap is None
+    assert by_client(config, lambda config: config.imap)("10.0.0.1") is None
+
+
+def test_remotes_are_shown_with_their_origin_and_load_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "o.toml", REMOTES)
+    first = load(path, URL)
+    text = describe(first)
+    assert f'[remote."10.0.0.0/8"]\nimap.fetch_failure = "disconnect-after"  # {path}:5\n' in text
+    assert f'imap.idle_timeout = "5min"  # {path}:11\n' in text
+    assert f"imap.max_user_sessions = 3  # {path}:7\n" in text, "an inline table: the line of its section"
+    assert f"auth.disable_plaintext_auth = false  # {path}:13\n" in text
+    assert load(write(tmp_path / "again.toml", text), {}).remotes == first.remotes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[remote."10.0.0.1/8"]', 'remote."10.0.0.1/8" (FILE:1): 10.0.0.1/8 has host bits set; allowed: a network'),
+        ('[remote."webmail"]', 'remote."webmail" (FILE:1): '),
+        ('[remote."10.0.0.0/8"]\n\nimap.fetch_failur = 1',
+         'remote."10.0.0.0/8".imap.fetch_failur (FILE:3): unknown setting; did you mean imap.fetch_failure?'),
+        ('[remote."::1"]\nfetch_failure = "x"', "did you mean imap.fetch_failure?"),
+        ('[remote."::1".imap]\nfetch_failure = "x"',
+         'remote."::1".imap.fetch_failure = "x" (FILE:2): allowed: "disconnect-immediately" or'),
+        ('[remote."::1"]\nstorage.url = "memory://"',
+         'remote."::1".storage.url = "memory://" (FILE:2): is the same for all clients; allowed here: storage.autofix'),
+        ('[remote."::1"]\nhttp.api_key = "hush"', 'remote."::1".http.api_key = ********'),
+        ('[remote."::1"]\n[remote."::1/128"]', "::1/128 a second time"),
+        ("[remote]\nimap = 1", 'allowed: [remote."10.0.0.0/8"]'),
+        ("remote = 1", 'allowed: [remote."10.0.0.0/8"]'),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_remote(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path / "o.toml", text)
+    assert said.replace("FILE", path) in refusal(path=path)

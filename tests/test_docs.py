@@ -27,8 +27,23 @@ def test_each_setting_is_in_the_manual_with_default_and_reason(row: Setting) -> 
 
 
 def test_the_manual_names_nothing_else() -> None:
-    named = re.findall(r"^\| `(\w+)` \|", MANUAL, flags=re.M)
+    named = re.findall(r"^\| `(\w+)` \|", MANUAL, flags=re.M)  # those of [remote] have a dot
     assert sorted(named) == sorted(row.name for row in settings())
+
+
+def test_the_manual_says_which_settings_a_remote_may_have() -> None:
+    section = MANUAL[MANUAL.index('## [remote."network"]') :]
+    named = re.findall(r"^\| `([\w.]+)` \|$", section, flags=re.M)
+    assert named == [row.key for row in settings() if row.remote]
+
+
+def test_the_examples_of_a_remote_load(tmp_path: Path) -> None:
+    section = MANUAL[MANUAL.index('## [remote."network"]') :]
+    (example,) = re.findall(r"```toml\n(.*?)```", section, flags=re.S)
+    for text, networks in ((example, 2), (uncommented(), 1)):
+        file = tmp_path / "obox.toml"
+        file.write_text(text)
+        assert len(load(str(file), {"OBOX_STORAGE__URL": "memory://"}).remotes) == networks
 
 
 def uncommented() -> str:

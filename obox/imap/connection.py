@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         "id",
         "parser",
         "remote",
+        "settings",
         "tls",
     )
 
@@ -73,8 +74,9 @@ class Connection(asyncio.Protocol):
         self._forced_remote = remote
         self.tls = tls
         self.remote = remote or ""
+        self.settings = context.settings
         self.id = context.next_id()
-        self.parser = Parser(context.settings.anonymous_limits)
+        self.parser = Parser(self.settings.anonymous_limits)
         self.bytes_in = 0
         self.bytes_out = 0
         self._transport: asyncio.Transport | None = None
@@ -96,14 +98,15 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         context = self._context
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=context.settings.write_buffer_max)
         if self._forced_remote is None:
             peer = transport.get_extra_info("peername")
             self.remote = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        self.settings = context.settings_of(self.remote)
+        self._transport.set_write_buffer_limits(high=self.settings.write_buffer_max)
         self._since = context.now()
         self._last_input = asyncio.get_running_loop().time()
         try:
-            context.registry.enter(self, self.remote)
+            context.registry.enter(self, self.remote, most=self.settings.address_sessions_max)
         except Limit as error:
             context.log.warning("imap connection refused", remote=self.remote, reason=str(error))
             self._say_bye(str(error), "LIMIT")
@@ -114,7 +117,7 @@ class Connection(asyncio.Protocol):
             self._say_bye(context.stopping, "UNAVAILABLE")
             return
         self._transport.write(self._session.greeting())
-        self._arm(context.settings.login_timeout_s)
+        self._arm(self.settings.login_timeout_s)
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -126,7 +129,7 @@ class Connection(asyncio.Protocol):
         if self._task is None:
             self._start()
             return
-        settings = self._context.settings
+        settings = self.settings
         self._ahead_bytes += len(data)
         self._ahead_lines += data.count(b"\n")
         if self._ahead_bytes > settings.pipelined_bytes_max or self._ahead_lines > settings.pipelined_lines_max:
@@ -164,7 +167,7 @@ class Connection(asyncio.Protocol):
     @property
     def full(self) -> bool:
         """Enough is gathered that it should be flushed."""
-        return self._out_bytes >= self._context.settings.chunk_bytes
+        return self._out_bytes >= self.settings.chunk_bytes
 
     async def flush(self) -> None:
         """Hand over what was gathered, wait while the client is slow, give others a turn.
@@ -200,7 +203,7 @@ class Connection(asyncio.Protocol):
         transport.pause_reading()
         self.parser.discard_buffer()
         self._transport = await upgrade(transport, self)
-        self._transport.set_write_buffer_limits(high=self._context.settings.write_buffer_max)
+        self._transport.set_write_buffer_limits(high=self.settings.write_buffer_max)
         self._reading_paused = self._write_paused = False
         self.tls = True
 
@@ -210,11 +213,11 @@ class Connection(asyncio.Protocol):
             self._start()
 
     def logged_in(self) -> None:
-        self.parser.limits = self._context.settings.limits
-        self._arm(self._context.settings.idle_timeout_s)
+        self.parser.limits = self.settings.limits
+        self._arm(self.settings.idle_timeout_s)
 
     def idle_changed(self) -> None:
-        settings = self._context.settings
+        settings = self.settings
         self._context.counters.idle(+1 if self._session.idling else -1)
         self._arm(settings.keepalive_s if self._session.idling and settings.keepalive_s else settings.idle_timeout_s)
 
@@ -332,7 +335,7 @@ class Connection(asyncio.Protocol):
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
-        handle = loop.call_later(self._context.settings.write_timeout_s, self._stalled)
+        handle = loop.call_later(self.settings.write_timeout_s, self._stalled)
         try:
             while self._write_paused and not self._lost:
                 self._drained = loop.create_future()
@@ -364,7 +367,7 @@ class Connection(asyncio.Protocol):
 
     def _due(self) -> None:
         self._timer = None
-        session, settings = self._session, self._context.settings
+        session, settings = self._session, self.settings
         quiet_s = asyncio.get_running_loop().time() - self._last_input
         if self._closing:
             self.abort()

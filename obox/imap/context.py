@@ -74,9 +74,13 @@ Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """Shared by all sessions of a server. clock: monotonic seconds, to yield the loop in time; now: unix seconds."""
+    """Shared by all sessions of a server. clock: monotonic seconds, to yield the loop in time; now: unix seconds.
+
+    settings: of the server; settings_of: of a client, by its address ("": a unix socket).
+    """
 
     settings: ImapSettings
+    settings_of: Callable[[str], ImapSettings]
     authenticator: Authenticator
     open_user: Callable[[Account], Awaitable[User]]
     registry: Registry

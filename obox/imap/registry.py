@@ -51,11 +51,9 @@ class Member(Protocol):
 
 
 class Registry:
-    """Open connections, with their limits; 0 is no limit."""
+    """Open connections. Who enters says how many there may be: that depends on the address; 0 is no limit."""
 
-    def __init__(self, *, user_sessions_max: int = 0, address_sessions_max: int = 0) -> None:
-        self._user_max = user_sessions_max
-        self._address_max = address_sessions_max
+    def __init__(self) -> None:
         self._members: set[Member] = set()
         self._users: Counter[str] = Counter()
         self._addresses: Counter[str] = Counter()
@@ -66,17 +64,17 @@ class Registry:
     def __iter__(self) -> Iterator[Member]:
         return iter(tuple(self._members))
 
-    def enter(self, member: Member, remote: str) -> None:
-        """Count a connection. Raises: Limit, and it is not counted."""
+    def enter(self, member: Member, remote: str, *, most: int) -> None:
+        """Count a connection, of at most so many from the address. Raises: Limit, and it is not counted."""
         if not is_loopback(remote):
-            if self._address_max and self._addresses[remote] >= self._address_max:
+            if most and self._addresses[remote] >= most:
                 raise Limit("Too many connections from your address")
             self._addresses[remote] += 1
         self._members.add(member)
 
-    def login(self, user: str) -> None:
-        """Count a user's session. Raises: Limit, and it is not counted."""
-        if self._user_max and self._users[user] >= self._user_max:
+    def login(self, user: str, *, most: int) -> None:
+        """Count a user's session, of at most so many. Raises: Limit, and it is not counted."""
+        if most and self._users[user] >= most:
             raise Limit("Too many sessions of this user")
         self._users[user] += 1
 

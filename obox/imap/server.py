@@ -32,6 +32,7 @@ class ImapServer:
         authenticator: Authenticator,
         settings: ImapSettings | None = None,
         *,
+        settings_of: Callable[[str], ImapSettings] | None = None,
         storage_id: Callable[[Account], StorageId] = lambda account: StorageId(account.storage_id or account.user),
         upgrade: Upgrade | None = None,
         registry: Registry | None = None,
@@ -40,7 +41,8 @@ class ImapServer:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """storage_id: the user in the bucket, escaped. upgrade: starts TLS on a transport; None: no STARTTLS.
+        """settings_of: what is different for a client of an address; None: nothing. storage_id: the user in the bucket,
+        escaped. upgrade: starts TLS on a transport; None: no STARTTLS.
 
         spawn: `TaskGroup.create_task` of the process; None: tasks are kept here, and `stop` waits for them.
         """
@@ -59,12 +61,10 @@ class ImapServer:
         self._spawn = spawn or asyncio.create_task
         self.context = Context(
             settings=settings,
+            settings_of=settings_of or (lambda remote: settings),
             authenticator=authenticator,
             open_user=open_user,
-            registry=registry
-            or Registry(
-                user_sessions_max=settings.user_sessions_max, address_sessions_max=settings.address_sessions_max
-            ),
+            registry=registry or Registry(),
             counters=counters or NoCounters(),
             clock=clock,
             now=now,

@@ -116,7 +116,7 @@ class Session:
     @property
     def secure(self) -> bool:
         """May a password come over this line?"""
-        return self.out.tls or self.context.settings.plaintext_login or is_loopback(self.out.remote)
+        return self.out.tls or self.out.settings.plaintext_login or is_loopback(self.out.remote)
 
     def capability(self) -> bytes:
         """The capabilities that hold now, without the word CAPABILITY."""
@@ -124,11 +124,11 @@ class Session:
             logged_in=self.user is not None,
             secure=self.secure,
             starttls=self.context.upgrade is not None and not self.out.tls,
-            append_limit=self.context.settings.mail_bytes_max,
+            append_limit=self.out.settings.mail_bytes_max,
         )
 
     def greeting(self) -> bytes:
-        line = wire.status(None, "OK", f"{self.context.settings.name} ready.", b"CAPABILITY " + self.capability())
+        line = wire.status(None, "OK", f"{self.out.settings.name} ready.", b"CAPABILITY " + self.capability())
         self.out.bytes_out += len(line)
         return line
 
@@ -226,7 +226,7 @@ class Session:
             self._bad_in_row = 0
             return
         self._bad_in_row += 1
-        if self._bad_in_row >= self.context.settings.bad_commands_max:
+        if self._bad_in_row >= self.out.settings.bad_commands_max:
             self.ended = "too many bad commands"
             self.write(wire.status(None, "BYE", "Too many bad commands"))
             self.out.close()
@@ -345,7 +345,7 @@ class Session:
     async def login(self, account: Account) -> None:
         """Take a verified user's mail. Raises: Limit, Unavailable."""
         registry = self.context.registry
-        registry.login(account.user)
+        registry.login(account.user, most=self.out.settings.user_sessions_max)
         try:
             self.user = await self.context.open_user(account)
         finally:

@@ -1,10 +1,16 @@
-"""Every limit and time of the IMAP server, with its unit and reason. `obox.config` fills it in."""
+"""Every limit and time of the IMAP server, with its unit and reason. `obox.config` fills it in.
+
+A client's address may choose among several: `Context.settings_of`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from obox.imap.parser import Limits
+
+FetchFailure = Literal["disconnect-immediately", "disconnect-after", "no-after"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,12 @@ class ImapSettings:
     """Answers are gathered up to about this size before they are handed to the transport."""
     plaintext_login: bool = False
     """Passwords over connections without TLS from other machines too."""
+    fetch_failure: FetchFailure = "no-after"
+    """What a FETCH does about a mail that is damaged or lost."""
+    lost_as_empty: bool = False
+    """A lost mail is served as an empty one, and the FETCH is OK."""
+    autofix_storage: bool = False
+    """A lost mail is looked for once more, and expunged if it is gone."""
 
     anonymous_limits: Limits = field(init=False, repr=False)
     limits: Limits = field(init=False, repr=False)

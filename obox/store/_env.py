@@ -54,6 +54,9 @@ class StoreSettings:
     rescan_mails_once_after: float = 0.0
     flush_at: str = ""
     """Local time of day, HH:MM."""
+    autofix_storage: bool = False
+    """Where the caller of a read does not say: a lost mail is looked for once more, and expunged if it is gone."""
+    lost_mailbox_prefix: str = "recovered-lost-folder-"
 
 
 @dataclass(slots=True)

@@ -40,7 +40,6 @@ log = structlog.get_logger()
 UNKNOWN: Final = "flags since delivery, expunges and moves since, keywords"
 SLICE: Final = 2000
 """Mails looked at between two looks at the loop: a few milliseconds."""
-LOST_PREFIX: Final = "recovered-lost-folder-"
 
 
 class Resynced(NamedTuple):
@@ -214,10 +213,9 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
 
 
 def _entry(user: User, guid: Guid) -> RootDelta:
-    now = user.env.now_ms()
-    entry = MailboxEntry(
-        guid, LOST_PREFIX + guid[:8], user.root.next_modseq(now), now, user.root.next_uidvalidity(now // 1000)
-    )
+    root, now = user.root, user.env.now_ms()
+    name = user.env.settings.lost_mailbox_prefix + guid[:8]
+    entry = MailboxEntry(guid, name, root.next_modseq(now), now, root.next_uidvalidity(now // 1000))
     return RootDelta([entry], highestmodseq=entry.stamp, uidvalidity=entry.uidvalidity)
 
 

@@ -73,8 +73,11 @@ class Running:
     port: int
     clients: list["Client"] = field(default_factory=list)
 
-    async def client(self, *, greet: bool = True, login: str = "") -> "Client":
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 26)
+    async def client(self, *, greet: bool = True, login: str = "", address: str = "127.0.0.1") -> "Client":
+        """address: the client's, in 127.0.0.0/8."""
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.port, limit=1 << 26, local_addr=(address, 0)
+        )
         client = Client(reader, writer)
         self.clients.append(client)
         if greet:

@@ -72,6 +72,34 @@ def test_every_command_is_allowed_somewhere() -> None:
     assert not states.TABLE[State.LOGOUT]
 
 
+async def test_a_clients_address_chooses_its_settings(tmp_path: Path) -> None:
+    """From the transport or, behind a proxy, from what the proxy told; limits, times and logins in clear follow it."""
+    usual = ImapSettings(user_sessions_max=1)
+    webmail = ImapSettings(user_sessions_max=3, idle_timeout_s=7200.0)
+
+    def settings_of(remote: str) -> ImapSettings:
+        return webmail if remote in ("127.0.0.2", "192.0.2.7") else usual
+
+    async with serving(tmp_path, usual, settings_of=settings_of) as running:
+        await running.client(login="anna")
+        refused = await running.client()
+        assert (await refused.cmd("LOGIN anna secret"))[-1].startswith(b"NO [LIMIT]")
+        for _ in range(2):
+            await running.client(login="anna", address="127.0.0.2")
+        refused = await running.client(address="127.0.0.2")
+        assert (await refused.cmd("LOGIN anna secret"))[-1].startswith(b"NO [LIMIT]")
+        told = [member for member in running.imap.context.registry if isinstance(member, Connection)]
+        times = {member.remote: member.settings.idle_timeout_s for member in told}
+        assert times == {"127.0.0.1": 1800.0, "127.0.0.2": 7200.0}
+        behind = running.imap.connection_factory(remote="192.0.2.7")
+        assert isinstance(behind, Connection)
+        assert behind.settings is usual, "nothing is connected yet"
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(lambda: behind, "127.0.0.1", running.port)
+        assert behind.settings is webmail
+        transport.close()
+
+
 # -- order and flow ----------------------------------------------------------------------------------------------------
 
 

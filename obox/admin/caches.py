@@ -39,7 +39,10 @@ async def metacache_flush(admin: Admin, account: Account, params: MetacacheFlush
 async def _flush(admin: Admin, sid: StorageId, name: str, important_only: bool, min_priority: int) -> Row:
     from ..store import operate
 
-    user = await admin.store.load_user(name, sid)
+    try:
+        user = await admin.store.load_user(name, sid)
+    except NotFound:  # who has never had mail
+        return {"bundles": 0, "changes": CHANGES[0]}
     done = await operate.flush(user, important_only=important_only, min_priority=min_priority)
     return {"bundles": done.mailboxes, "changes": CHANGES[done.changes]}
 
@@ -192,7 +195,11 @@ async def metacache_refresh(admin: Admin, account: Account, params: MetacacheRef
     """Ask the bucket for what other backends wrote: of open mailboxes now, of the others when they are opened."""
     from ..store import operate
 
-    user = await admin.store.load_user(account.name, account.storage_id)
+    try:
+        user = await admin.store.load_user(account.name, account.storage_id)
+    except NotFound:  # who has never had mail
+        yield {"asked": 0}
+        return
     yield {"asked": await operate.refresh(user)}
 
 

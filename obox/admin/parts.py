@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ..errors import Invalid, Unavailable
+from ..errors import Invalid, NotFound, Unavailable
 from ..types import StorageId
 from .exits import NoUser
 
@@ -175,9 +175,14 @@ class Admin:
 
     @asynccontextmanager
     async def open(self, account: Account) -> AsyncIterator[User]:
-        """A user's mail, for a while. Raises Unavailable, Corrupt."""
+        """A user's mail, for a while; one that the user database does not know is not made. Raises NoUser, Unavailable,
+        Corrupt."""
         if account.entry is None:
-            yield await self.store.load_user(account.name, account.storage_id)
+            try:
+                user = await self.store.load_user(account.name, account.storage_id)
+            except NotFound as error:
+                raise NoUser(f"neither the user database nor the bucket knows {account.name}") from error
+            yield user
             return
         quota = account.entry.quota
         user = await self.store.open_user(

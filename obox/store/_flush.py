@@ -48,6 +48,7 @@ SEGMENTS_MERGED: Final = 8
 async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
     """See `Mailbox.flush`. Raises Unavailable: nothing is lost, the next one tries again."""
     async with mailbox.flushing:
+        mailbox.user.require_there()
         known = mailbox.known
         if mailbox.cleared:
             return False
@@ -67,6 +68,7 @@ async def carry(mailbox: Mailbox) -> None:
     """See `Mailbox.carry`. More than a few new mails, or a large fragment, make a bundle instead."""
     async with mailbox.flushing:
         known, user = mailbox.known, mailbox.user
+        user.require_there()
         few = mailbox.unflushed_mails <= mailbox.env.settings.max_rescan_mail_count
         few &= user.journal.carried(user.storage_id, mailbox.guid) < CARRIED_S_MAX
         if mailbox.change is Change.UNIMPORTANT and few and (not known.need_base or not known.heads):
@@ -108,6 +110,7 @@ async def _flush_index(mailbox: Mailbox) -> None:
 async def sweep(mailbox: Mailbox) -> None:
     """See `Mailbox.sweep`."""
     async with mailbox.flushing:
+        mailbox.user.require_there()
         if mailbox.change is not Change.NONE:
             await _flush_index(mailbox)
         else:

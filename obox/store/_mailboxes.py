@@ -13,8 +13,11 @@ from ..mailbox import MailboxEntry, Root, RootDelta, Rows
 from ..mailbox._delta import CLAIM_PURGED
 from ..mailbox._uidset import UidArray
 from ..mailbox.names import check_name
-from ..objectstore.keys import mail_key
+from ..objectstore import StoreError, put_once
+from ..objectstore.codec import ObjectKind
+from ..objectstore.keys import first_root_key, mail_key
 from ..types import Guid, Uid
+from ._bundles import BundleMeta, Known, name_of
 from ._env import Env
 from .api import MailboxInfo
 
@@ -51,6 +54,33 @@ def infos(root: Root) -> list[MailboxInfo]:
             )
         )
     return out
+
+
+async def first(user: User) -> bool:
+    """Write the first root bundle of a new user under its fixed name; False if another backend was first."""
+    env = user.env
+    now = env.now_ms()
+    validity = now // 1000
+    wanted = [("INBOX", ""), *env.settings.mailboxes]
+    entries = [
+        MailboxEntry(env.random_bytes(16).hex(), name, now, now + i, validity + i, use)
+        for i, (name, use) in enumerate(wanted)
+    ]
+    subscriptions = {name: now * 2 + 1 for name, _ in wanted}
+    delta = RootDelta(entries, subscriptions, {}, now, validity + len(wanted))
+    oid = env.new_oid()
+    key = first_root_key(user.storage_id)
+    data = env.codec.encode(ObjectKind.BASE, oid, msgspec.msgpack.encode(BundleMeta()), delta.encode())
+    try:
+        if not await put_once(env.bucket, key, data, oid, kind="index"):
+            return False
+    except StoreError as exc:
+        raise env.unavailable("put", key, exc) from exc
+    user.root.join(delta)
+    user.known = Known(heads=[name_of(key)], need_base=False)
+    user.born = {Guid(entry.guid) for entry in entries}
+    log.info("user made", user=user.name, storage_id=user.storage_id)
+    return True
 
 
 async def create(user: User, name: str, special_use: str) -> Guid:

@@ -146,6 +146,7 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
         await _unload(store, sid)
         space = sum(one.space_bytes for one in env.metacache.box_spaces(sid))
         copies = len(env.metacache.boxes(sid))
+        env.recent.clear()
         env.metacache.drop_user(sid)
         await env.metacache.commit()
         yield Deleted("local copies", copies, space)
@@ -176,13 +177,12 @@ async def _unload(store: MailStore, sid: StorageId) -> None:
         if user.sessions:
             raise InUse(f"{user.sessions} sessions or deliveries have the user's mail open; kick them first")
         store.users.pop(sid, None)
+        user.deleted = True
         try:
             async with asyncio.timeout(SETTLE_S):
-                for box in list(user.boxes.values()):
-                    await box.slots.settled()
-                    async with box.flushing:  # an upload under way
-                        pass
+                await user.settled()
         except TimeoutError:
+            user.deleted = False
             store.users[sid] = user
             raise InUse("deliveries to this user are still undecided; try again in a while") from None
     store.forget(sid)

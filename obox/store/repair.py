@@ -130,7 +130,7 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
         log.warning("not uploaded before the rebuild", user=name, error=str(error))
     if (done := await _root(store, sid)) is not None:
         yield done
-    user = await store.load_user(name, sid)
+    user = await store.load_user(name, sid, make=True)
     store.barred.add(sid)
     try:
         found = await operate.mailboxes_in_bucket(store, sid)

@@ -19,7 +19,7 @@ import structlog
 
 from metacache import Change, MetacacheError
 
-from ..errors import ConfigError, OboxError, Unavailable
+from ..errors import ConfigError, NotFound, OboxError, Unavailable
 from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import FORMAT_KEY, ROOT, journal_key
@@ -236,14 +236,10 @@ class MailStore:
         while True:
             try:
                 for sid in sids:
-                    user = await self._user(StorageId(sid), sid)
-                    for box in list(user.pending):
-                        if box in user.root.entries:
-                            await user.box(Guid(box))
-                        else:
-                            log.error("the journal speaks of a mailbox that no list knows", user=sid, mailbox=box)
-                            user.pending.pop(box, None)
-                    await user.flush()
+                    try:
+                        await self._adopt_user(StorageId(sid))
+                    except NotFound:  # deleted, before the crash or since
+                        self._takeover.pending.pop(sid, None)
                 break
             except OboxError as exc:
                 if self._trouble.due():
@@ -253,9 +249,22 @@ class MailStore:
             await mark_clean(env, backend, boot, seq)
         self._takeover.boots.clear()
 
+    async def _adopt_user(self, sid: StorageId) -> None:
+        """Raises NotFound: there is no such user any more."""
+        user = await self._user(sid, sid, upkeep=True)
+        for box in list(user.pending):
+            if box in user.root.entries:
+                await user.box(Guid(box))
+            else:
+                log.error("the journal speaks of a mailbox that no list knows", user=sid, mailbox=box)
+                user.pending.pop(box, None)
+        await user.flush()
+
     async def _flush_dirty(self) -> None:
         """Local copies with changes that an earlier process did not upload."""
         for user, box in [(space.user, box) for space in self.env.metacache.users() for box in self._dirty(space.user)]:
+            if self.env.metacache.peek(user, box) is None:
+                continue  # gone meanwhile, with its user
             try:
                 opened = await self._user(StorageId(user), user, upkeep=True)
                 await opened.flush_root() if box == ROOT else await (await opened.box(Guid(box))).flush()
@@ -304,7 +313,7 @@ class MailStore:
 
         async def load(sid: str, box: str) -> None:
             async with self._gate:
-                user = self.users.get(StorageId(sid)) or await self._open(StorageId(sid), sid)
+                user = self.users.get(StorageId(sid)) or await self._open(StorageId(sid), sid, False)
                 if box != ROOT and Guid(box) in user.root.entries:
                     await user.box(Guid(box))
 
@@ -344,12 +353,12 @@ class MailStore:
         user.sessions += 1
         return user
 
-    async def load_user(self, name: str, storage_id: StorageId) -> User:
+    async def load_user(self, name: str, storage_id: StorageId, *, make: bool = False) -> User:
         """A user for upkeep: no session is counted, its limits stay, and there is always room: what is uploaded can go.
 
-        Raises Unavailable, Corrupt.
+        make: a user of whom the bucket knows nothing is made. Raises NotFound without it; Unavailable, Corrupt.
         """
-        return await self._user(storage_id, name, upkeep=True)
+        return await self._user(storage_id, name, upkeep=True, make=make)
 
     def opening(self, sid: StorageId) -> asyncio.Task[User] | None:
         """The task that opens a user at the moment."""
@@ -369,24 +378,32 @@ class MailStore:
         self.journal.forget(sid)
         self._takeover.pending.pop(sid, None)
 
-    async def _user(self, sid: StorageId, name: str, *, upkeep: bool = False) -> User:
-        if not self.started or sid in self.barred:
-            raise Unavailable(TRY_LATER)
-        user = self.users.get(sid)
-        if user is not None:
-            user.used_at = self.env.clock()
-            return user
-        task = self._opening.get(sid)
-        if task is None:
-            if not upkeep and sid not in self._takeover.pending and self.env.metacache.full():
-                raise Unavailable("no room for another user's index; try again later")
-            task = self._opening[sid] = self.spawn(self._open(sid, name))
-            task.add_done_callback(lambda _: self._opening.pop(sid, None))
-        return await asyncio.shield(task)
+    async def _user(self, sid: StorageId, name: str, *, upkeep: bool = False, make: bool = False) -> User:
+        """Upkeep makes nobody: a user who was deleted while it was on its way stays deleted."""
+        make |= not upkeep
+        while True:
+            if not self.started or sid in self.barred:
+                raise Unavailable(TRY_LATER)
+            user = self.users.get(sid)
+            if user is not None:
+                user.used_at = self.env.clock()
+                return user
+            task = self._opening.get(sid)
+            ours = task is None
+            if task is None:
+                if not upkeep and sid not in self._takeover.pending and self.env.metacache.full():
+                    raise Unavailable("no room for another user's index; try again later")
+                task = self._opening[sid] = self.spawn(self._open(sid, name, make))
+                task.add_done_callback(lambda _: self._opening.pop(sid, None))
+            try:
+                return await asyncio.shield(task)
+            except NotFound:
+                if ours or not make:
+                    raise  # else it was upkeep that looked
 
-    async def _open(self, sid: StorageId, name: str) -> User:
+    async def _open(self, sid: StorageId, name: str, make: bool) -> User:
         user = User(self, self.env, name, sid)
-        await user.open(dict(self._takeover.pending.get(sid, {})))
+        await user.open(dict(self._takeover.pending.get(sid, {})), make=make)
         self._takeover.pending.pop(sid, None)
         self.users[sid] = user
         return user
@@ -445,7 +462,10 @@ class MailStore:
 
     async def _carry(self, sid: str, box: str) -> None:
         """Carry a box forward in the journal, or flush it."""
-        user = await self._user(StorageId(sid), sid)
+        try:
+            user = await self._user(StorageId(sid), sid, upkeep=True)
+        except NotFound:  # deleted since this was found to be due
+            return self.journal.forget(sid)
         if box == ROOT:
             await user.flush_root()
         elif Guid(box) in user.root.entries:

@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import msgspec
 import numpy as np
 import structlog
 
@@ -23,12 +22,11 @@ from ..errors import Corrupt, NotFound, OverQuota, TooBig, Unavailable
 from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals
 from ..mailbox._uidset import UidArray
 from ..mailbox.names import check_name
-from ..objectstore import ObjectInfo, StoreError, put_once
-from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import ROOT, bundles_prefix, first_root_key
+from ..objectstore import ObjectInfo
+from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
 from . import _mailboxes, api
-from ._bundles import BundleMeta, Bundles, Known, by_box
+from ._bundles import Bundles, Known, by_box
 from ._env import TRY_LATER, Env
 from ._writer import ANSWER_S, Draft, write_claim, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
@@ -41,6 +39,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 AHEAD_MS: Final = 60_000  # a new owner starts so far ahead of an unclean one's MODSEQs: clocks differ by less
+
+WORKING_S: Final = 0.02
+"""Between looks whether tasks have ended: a hundredth of what they may take."""
 
 LISTING_S: Final = 60.0
 """How long a LIST of bundles is good for: well below any delay after which one that it names may be deleted."""
@@ -66,6 +67,8 @@ class User:
         self.sessions = 0
         self.working = 0
         """Tasks of this user under way, some of which outlive their session."""
+        self.deleted = False
+        """All of it goes from the bucket: who still has it in hand writes nothing."""
         self.used_at = env.clock()
         self.swept_at = env.clock()
         self.boxes: dict[Guid, Mailbox] = {}
@@ -116,8 +119,8 @@ class User:
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
-    async def open(self, pending: dict[str, list[bytes]]) -> None:
-        """Load the list of mailboxes, made at first use. Raises Unavailable, Corrupt."""
+    async def open(self, pending: dict[str, list[bytes]], *, make: bool) -> None:
+        """Load the list of mailboxes. make: at first use make it, else raise NotFound. Raises Unavailable, Corrupt."""
         env = self.env
         self.pending = pending
         copy = env.metacache.load(self.storage_id, ROOT)
@@ -138,7 +141,9 @@ class User:
                     await self.journal.sync()
         else:
             self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
-            if ROOT not in self._infos and not await self._create():
+            if ROOT not in self._infos and not make:
+                raise NotFound("no such user")
+            if ROOT not in self._infos and not await _mailboxes.first(self):
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
             if ROOT in self._infos:
                 loaded = await self._bundles.load(self._infos[ROOT])
@@ -172,32 +177,6 @@ class User:
         for entry in self.root.entries.values():
             if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
                 self.spawn(_mailboxes.clear_deleted(self, entry))
-
-    async def _create(self) -> bool:
-        """Write the first root bundle under its fixed name; False if another backend was first."""
-        env = self.env
-        now = env.now_ms()
-        validity = now // 1000
-        wanted = [("INBOX", ""), *env.settings.mailboxes]
-        entries = [
-            MailboxEntry(env.random_bytes(16).hex(), name, now, now + i, validity + i, use)
-            for i, (name, use) in enumerate(wanted)
-        ]
-        subscriptions = {name: now * 2 + 1 for name, _ in wanted}
-        delta = RootDelta(entries, subscriptions, {}, now, validity + len(wanted))
-        oid = env.new_oid()
-        key = first_root_key(self.storage_id)
-        data = env.codec.encode(ObjectKind.BASE, oid, _EMPTY_META, delta.encode())
-        try:
-            if not await put_once(env.bucket, key, data, oid, kind="index"):
-                return False
-        except StoreError as exc:
-            raise env.unavailable("put", key, exc) from exc
-        self.root.join(delta)
-        self.known = Known(heads=[key.rsplit("/", 1)[1]], need_base=False)
-        self.born = {Guid(entry.guid) for entry in entries}
-        log.info("user made", user=self.name, storage_id=self.storage_id)
-        return True
 
     def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:
         """Set the quota; after an unclean end the mailboxes that it counts are loaded, beside the session."""
@@ -253,6 +232,7 @@ class User:
 
     async def box(self, guid: Guid) -> Mailbox:
         """The mailbox, loaded once however many ask. Raises NotFound, Unavailable, Corrupt."""
+        self.require_there()
         box = self.boxes.get(guid)
         if box is not None:
             box.used_at = self.env.clock()
@@ -302,6 +282,22 @@ class User:
     async def release(self) -> None:
         self.sessions -= 1
         self.used_at = self.env.clock()
+
+    def require_there(self) -> None:
+        """Raises NotFound when the user is being deleted."""
+        if self.deleted:
+            raise NotFound("the user has been deleted")
+
+    async def settled(self) -> None:
+        """Nothing of this user is under way any more: no mail without a verdict, no upload, no task."""
+        for box in list(self.boxes.values()):
+            await box.slots.settled()
+            async with box.flushing:
+                pass
+        async with self._flushing:
+            pass
+        while self.working:
+            await self.env.sleep(WORKING_S)
 
     # -- the list of mailboxes -------------------------------------------------------------------------------------
 
@@ -472,7 +468,7 @@ class User:
 
     async def recheck(self) -> None:
         """After we were fenced off: take in what the bucket has and we do not, without closing what is open."""
-        while True:
+        while not self.deleted:
             try:
                 generation = self.env.generation
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
@@ -525,6 +521,7 @@ class User:
     async def flush_root(self, *, clean: bool = False) -> None:
         """Upload the list of mailboxes with its totals. clean: everything of the user has been flushed before."""
         async with self._flushing:
+            self.require_there()
             stale = self.sync_totals()
             if self.change is Change.NONE and not (clean and (stale or not self.known.clean)):
                 return
@@ -587,9 +584,6 @@ class User:
         """Before the user leaves memory: keep what is derived."""
         self.sync_totals()
         self._save()
-
-
-_EMPTY_META = msgspec.msgpack.encode(BundleMeta())
 
 
 def _decode(data: bytes) -> RootDelta:

@@ -148,6 +148,9 @@ async def test_which_users(service: Service) -> None:
     assert await who(user="*@example.org") == ["anna@example.org", "ben@example.org"]
     assert await who(allUsers=True) == ["anna@example.org", "ben@example.org", "eve@other.org"]
     assert await who(users=["ben@example.org", "anna@example.org"]) == ["ben@example.org", "anna@example.org"]
+    with pytest.raises(AssertionError, match="67"):
+        await who(user="unknown", noUserdbLookup=True)
+    await service.deliver("unknown", [b"Subject: x\r\n\r\n"])
     assert await who(user="unknown", noUserdbLookup=True) == ["-"]
     assert (await service.fails("mailboxList", user="zoe"))[0] == 67
     assert (await service.fails("mailboxList", user="z*"))[0] == 67

@@ -1,0 +1,132 @@
+"""A user is deleted while the store has work with it: what is gone stays gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from machines import SID, Life, Machine, uids
+from mails import simple
+
+from obox.errors import NotFound
+from obox.objectstore.keys import user_prefix
+from obox.store import NewMail, operate
+from obox.types import StorageId
+
+
+async def fill(life: Life, *names: str) -> None:
+    """Some mails and flags in two mailboxes, of which no bundle knows."""
+    for name in names:
+        user = await life.user(name)
+        await user.append("INBOX", [NewMail(simple(n)) for n in range(4)])
+        inbox = await user.select("INBOX")
+        await user.copy(inbox, uids(1, 2), "Archive")
+        await inbox.store_flags(uids(3), "add", ["\\Flagged"])
+    await life.quiet()
+
+
+async def delete(life: Life, sid: StorageId = SID) -> None:
+    async for _ in operate.delete(life.store, sid):
+        pass
+
+
+async def nothing_is_left(machine: Machine, life: Life) -> None:
+    assert await machine.bucket.keys(user_prefix(SID)) == []
+    assert SID not in life.store.users
+    assert life.store.env.metacache.boxes(SID) == []
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3, 10, 20, 40, 60, 80, 120, 200])
+@pytest.mark.parametrize("disk", ["kept", "lost"])
+async def test_while_the_dead_are_taken_over(machine: Machine, disk: str, turns: int) -> None:
+    """Turns of the loop after a start: the takeover is at any step with this user or with another."""
+    async with machine.run(kill=True) as life:
+        await fill(life, "aaron", "anna", "ben")
+    if disk == "lost":
+        machine.lose_disk()
+    async with machine.run() as life:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await delete(life)
+        await life.let_pass(20)  # the takeover tries again after 5 s
+        await asyncio.sleep(0.05)
+        await nothing_is_left(machine, life)
+        for name in ("aaron", "ben"):
+            assert (await (await life.user(name)).status("INBOX")).messages == 4
+        await asyncio.sleep(0.05)
+    assert await machine.bucket.keys(user_prefix(SID)) == []
+
+
+Work = Callable[[Life], Awaitable[Any]]
+
+
+async def carry(life: Life) -> None:
+    await life.store._carry(SID, "root")
+
+
+async def flush_dirty(life: Life) -> None:
+    await life.store._flush_dirty()
+
+
+async def load(life: Life) -> None:
+    await life.store.load_user("anna", SID)
+
+
+@pytest.mark.parametrize("work", [carry, flush_dirty, load])
+async def test_upkeep_makes_nobody(machine: Machine, work: Work) -> None:
+    async with machine.run() as life:
+        try:
+            await work(life)
+        except NotFound:
+            pass
+        await nothing_is_left(machine, life)
+
+
+async def test_a_session_that_comes_while_upkeep_looks_is_let_in(machine: Machine) -> None:
+    async with machine.run() as life:
+        looking = asyncio.ensure_future(life.store.load_user("anna", SID))
+        await asyncio.sleep(0)
+        user = await life.user()
+        assert (await user.status("INBOX")).messages == 0
+        with pytest.raises(NotFound):
+            await looking
+
+
+async def test_who_holds_a_deleted_user_writes_nothing(machine: Machine) -> None:
+    """A task that has the user in hand since before: each way to write is closed."""
+    async with machine.run() as life:
+        await fill(life, "anna")
+        user = life.users.pop()
+        inbox, archive = [await user.box(user.entry(name).guid) for name in ("INBOX", "Archive")]  # type: ignore[arg-type]
+        inbox.sessions = 0
+        await user.release()
+        await delete(life)
+        for late in (user.flush, user.flush_root, inbox.flush, archive.carry, archive.sweep):
+            try:
+                done = late()
+                if done is not None:
+                    await done
+            except NotFound:
+                pass
+        with pytest.raises(NotFound):
+            await user.box(user.entry("Drafts").guid)  # type: ignore[arg-type]
+        user.sweep()
+        await life.quiet()
+        await nothing_is_left(machine, life)
+
+
+
+
+async def test_a_login_afterwards_makes_the_user_anew(machine: Machine) -> None:
+    async with machine.run() as life:
+        await fill(life, "anna")
+        user = life.users.pop()
+        (await user.box(user.entry("INBOX").guid)).sessions = 0  # type: ignore[arg-type]
+        await user.release()
+        await delete(life)
+        fresh = await life.user()
+        assert (await fresh.status("INBOX")).messages == 0
+        await fresh.append("INBOX", [NewMail(simple(1))])
+        assert (await fresh.status("INBOX")).messages == 1

@@ -12,9 +12,11 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
+from obox.store import RECENT_BYTES_MAX
+
 from .imap import Imap
 from .lmtp import CONNECTIONS, deliver
-from .mails import NEEDLE
+from .mails import NEEDLE, SIZE
 from .servers import PASSWORD, Bucket, Server, run_obox
 from .table import Report, Row
 
@@ -185,10 +187,24 @@ def _append(mail: bytes, times: int) -> Measure:
     return run
 
 
+def _others(few: int, mails: int) -> Measure:
+    """Bodies that were not read lately: the next `few` at each turn."""
+    starts: dict[int, int] = {}
+
+    def run(imap: Imap) -> float:
+        start = starts.get(id(imap), 0)
+        starts[id(imap)] = (start + few) % (mails - few + 1)
+        return imap.command(f"FETCH {start + 1}:{start + few} (BODY.PEEK[])")[0]
+
+    return run
+
+
 def commands(bench: Bench) -> list[tuple[str, Measure]]:
     """Name and measurement, in the order in which they run; the mailbox is selected."""
     few = min(500, bench.size.mails)
     flag, loud = "STORE 1:* {}FLAGS.SILENT (\\Flagged)", "STORE 1:* {}FLAGS (\\Flagged)"
+    enough = bench.size.mails * SIZE > 2 * RECENT_BYTES_MAX  # else all are in memory soon
+    unread = [(f"{few} bodies not read lately", _others(few, bench.size.mails))] if enough else []
     return [
         ("SELECT", _timed("SELECT INBOX", ["UNSELECT"])),
         ("FETCH FLAGS of all", _timed("FETCH 1:* (FLAGS)")),
@@ -203,6 +219,7 @@ def commands(bench: Bench) -> list[tuple[str, Measure]]:
         ("STORE +FLAGS.SILENT on all", _timed(flag.format("+"), [flag.format("-")])),
         ("STORE that changes nothing", _timed(flag.format("+"))),
         (f"{few} bodies, warm", _timed(f"FETCH 1:{few} (BODY.PEEK[])")),
+        *unread,
         ("APPEND of one mail", _append(bench.mails[0], bench.size.appends // bench.size.rounds)),
     ]
 

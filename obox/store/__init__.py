@@ -4,6 +4,7 @@
 """
 
 from ._env import Env, StoreSettings
+from ._recent import RECENT_BYTES_MAX
 from .api import (
     Appended,
     Copied,
@@ -20,6 +21,7 @@ from .api import (
 from .store import MailStore
 
 __all__ = [
+    "RECENT_BYTES_MAX",
     "Appended",
     "Copied",
     "Env",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import structlog
@@ -20,6 +20,7 @@ from ..errors import Unavailable
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
 from ..objectstore.codec import Codec, ObjectKind
 from ..types import Oid
+from ._recent import Recent
 
 log = structlog.get_logger()
 
@@ -75,6 +76,7 @@ class Env:
     writer: str = ""
     generation: int = 0
     local_failures: int = 0
+    recent: Recent = field(default_factory=Recent)
 
     def keep(self, sid: str, box: str, write: Callable[[Metacache], None]) -> None:
         """Stage a write of a box's local copy. Where that fails the copy is dropped: none is better than a wrong

@@ -29,6 +29,9 @@ AHEAD: Final = 64
 AHEAD_BYTES: Final = 4 << 20
 """Octets of mails read at once, if that is more than one."""
 
+INLINE_BYTES: Final = 32 << 10
+"""Octets of encoded mails that are decoded on the loop: 0.2 ms, hardly more than a hop to a thread."""
+
 WHOLE_MAX: Final = 1 << 20
 """Octets up to which a part is cut out of the whole mail; of a larger one only the frames needed are read."""
 
@@ -83,28 +86,51 @@ async def _load_segments(mailbox: Mailbox, uids: list[int]) -> bool:
 
 async def mails(mailbox: Mailbox, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
     """See `api.Mailbox.mails`."""
-    env = mailbox.env
     at = 0
     while at < len(uids):
-        batch = _batch(mailbox, uids, at)
+        batch = _where(mailbox, uids, at)
         at += len(batch)
-        bodies = iter(await _read_all(mailbox, [key for _, key, _ in batch if key]))
-        for uid, key, oid in batch:
-            data = next(bodies) if key else None
-            source = None
-            if data is not None:
-                try:
-                    source = mailbox.decode(key, oid, data)
-                except Corrupt:
-                    await env.fscache.drop(key)
-            yield uid, source
+        sources = await _load(mailbox, batch)
+        for uid, _, oid in batch:
+            yield uid, sources.get(oid)
 
 
 _Found = tuple[int, str, bytes]
 """(uid, key and oid of its object); the key is empty for one that is gone."""
 
 
-def _batch(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
+async def _load(mailbox: Mailbox, batch: list[_Found]) -> dict[bytes, bytes]:
+    """The mails of a batch by oid; without those that are gone, lost or damaged."""
+    env = mailbox.env
+    out: dict[bytes, bytes] = {}
+    keys: dict[str, bytes] = {}
+    for _, key, oid in batch:
+        mail = env.recent.get(oid)
+        if mail is not None:
+            out[oid] = mail
+        elif key:
+            keys[key] = oid
+    if not keys:
+        return out
+    found = await _read_all(mailbox, list(keys))
+    objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
+    data = list(objects.values())
+    if sum(map(len, data)) > INLINE_BYTES:
+        decoded = await asyncio.to_thread(env.codec.decode_many, data)
+    else:
+        decoded = env.codec.decode_many(data)
+    for key, one in zip(objects, decoded, strict=True):
+        oid = keys[key]
+        try:
+            out[oid] = mailbox.checked(key, oid, one)
+        except Corrupt:
+            await env.fscache.drop(key)
+        else:
+            env.recent.put(oid, out[oid])
+    return out
+
+
+def _where(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
     """Where the next mails lie: at most AHEAD of them, of AHEAD_BYTES if there is more than one."""
     state, sid = mailbox.state, mailbox.user.storage_id
     part = np.asarray(uids[begin : begin + AHEAD], dtype=np.uint32)

@@ -23,7 +23,7 @@ from ..mailbox._delta import Gone
 from ..mailbox._state import DELETED, FlagOp
 from ..mailbox._uidset import UidArray, uid_array
 from ..mailbox.search import Query
-from ..objectstore import CorruptObject, ObjectInfo
+from ..objectstore import CorruptObject, ObjectInfo, StoreError
 from ..objectstore.codec import Decoded
 from ..objectstore.keys import mail_key
 from ..types import Guid, Uid
@@ -266,8 +266,12 @@ class Mailbox:
     async def read(self, uid: int, position: int) -> bytes:
         home, home_uid = self.state.home_of(position)
         oid = bytes(self.state.column("oid")[position])
-        key = mail_key(self.user.storage_id, home, Uid(home_uid))
-        return self.decode(key, oid, await self.env.fscache.get(key, lambda: self.fetch(key)))
+        mail = self.env.recent.get(oid)
+        if mail is None:
+            key = mail_key(self.user.storage_id, home, Uid(home_uid))
+            mail = self.decode(key, oid, await self.env.fscache.get(key, lambda: self.fetch(key)))
+            self.env.recent.put(oid, mail)
+        return mail
 
     async def fetch(self, key: str) -> bytes:
         """GET one mail's object. Raises NotFound when it is lost."""
@@ -279,11 +283,15 @@ class Mailbox:
 
     def decode(self, key: str, oid: bytes, data: bytes) -> bytes:
         """The mail in an object; never another one's. Raises Corrupt."""
-        try:
-            decoded: Decoded = self.env.codec.decode(data)
-        except CorruptObject as exc:
-            log.error("mail damaged", key=key, user=self.user.name, error=str(exc))
-            raise Corrupt("the mail is damaged in the storage") from exc
+        return self.checked(key, oid, self.env.codec.decode_many([data])[0])
+
+    def checked(self, key: str, oid: bytes, decoded: Decoded | StoreError) -> bytes:
+        """The same of an object that has been decoded."""
+        if isinstance(decoded, CorruptObject):
+            log.error("mail damaged", key=key, user=self.user.name, error=str(decoded))
+            raise Corrupt("the mail is damaged in the storage") from decoded
+        if isinstance(decoded, StoreError):
+            raise decoded
         if decoded.oid != oid:
             log.error("another mail under this key", key=key, user=self.user.name)
             raise Corrupt("the mail is damaged in the storage")

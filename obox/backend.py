@@ -396,13 +396,16 @@ class Backend:
                 if lmtp is not None:
                     tasks.create_task(lmtp.close(grace_s))
 
+        async def flush() -> None:
+            await store.close(upload=not self.lifecycle.returning)
+
         async def close() -> None:
             await self.close_parts()
             authenticator.close()
 
         self.lifecycle.on_stop("listeners", stop_accepting)
         self.lifecycle.on_stop("sessions", end_sessions)
-        self.lifecycle.on_stop("flush", store.close)
+        self.lifecycle.on_stop("flush", flush)
 
         async def stop_probes() -> None:
             self.listeners.stop()

@@ -1,11 +1,12 @@
 """From start to stop: signals, reload, drain, watchdog; and how late the loop is.
 
-    starting --run()--> serving --SIGTERM, SIGINT--> draining --all drained or out of time--> stopped
+    starting --run()--> serving --SIGTERM, SIGINT, SIGUSR1--> draining --all drained or out of time--> stopped
                         serving --SIGHUP--> serving: all is loaded and checked, then all is used, or nothing is
 
 Invariant: what was acknowledged is durable before it was said, so a drain that is cut short loses work, not mail.
 Drains run in the order of registration under one time limit; a second signal ends the drain at hand and gives each
-later one `HURRY_S`. The exit code is 0 either way.
+later one `HURRY_S`. The exit code is 0 either way. SIGUSR1 is a stop that comes back on the same disk, a restart: a
+drain may leave for later what is safe there (`returning`).
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ Prepare = Callable[[], Callable[[], None]]
 
 
 class Lifecycle:
-    """State of the process. `draining` is what /readyz tells."""
+    """State of the process. `draining` is what /readyz tells; `returning`: the stop is for a restart."""
 
     def __init__(self, *, log: Any, notifier: Notifier, drain_timeout_s: float) -> None:
         self.draining = False
+        self.returning = False
         self._log = log
         self._notifier = notifier
         self._drain_timeout_s = drain_timeout_s
@@ -55,6 +57,11 @@ class Lifecycle:
             self._hurry.set()
         self._stop.set()
 
+    def stop_to_return(self) -> None:
+        """What SIGUSR1 does; during a stop it hurries, as another SIGTERM would."""
+        self.returning = self.returning or not self._stop.is_set()
+        self.stop()
+
     def reload(self) -> None:
         """What SIGHUP does."""
         self._reload.set()
@@ -62,7 +69,14 @@ class Lifecycle:
     async def run(self, *, signals: bool = True, status: str = "") -> int:
         """Say READY, serve until told to stop, drain. Returns the exit code."""
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload} if signals else {}
+        handlers = {
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
+            signal.SIGUSR1: self.stop_to_return,
+            signal.SIGHUP: self.reload,
+        }
+        if not signals:
+            handlers = {}
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         try:

@@ -280,8 +280,11 @@ class MailStore:
                 out.append(box)
         return out
 
-    async def close(self) -> None:
-        """Flush everything and write the journal's end; what the bucket refuses now stays in the local copies."""
+    async def close(self, *, upload: bool = True) -> None:
+        """Flush everything and write the journal's end; what the bucket refuses now stays in the local copies.
+
+        upload: False leaves the indexes to the next start, which finds them in local copies and journal.
+        """
         if not self.started:
             return
         self.started = False
@@ -289,9 +292,13 @@ class MailStore:
         for task in self._running[1:]:
             task.cancel()
         clean = True
-        await self._load_unflushed()
-        for done in await asyncio.gather(*(self._flush_last(user) for user in list(self.users.values()))):
-            clean &= done
+        if upload:
+            await self._load_unflushed()
+            for done in await asyncio.gather(*(self._flush_last(user) for user in list(self.users.values()))):
+                clean &= done
+        else:
+            for user in self.users.values():
+                user.leave()
         self.journal.stop()
         try:
             async with asyncio.timeout(STOP_S):

@@ -6,7 +6,7 @@ it wake up, can acknowledge nothing. What lies between the last object's waterma
 user and box, until each box has been loaded and flushed; then the boot is marked `clean` and never read again.
 
 Our own last boot tells what the local copies are worth:
-- closed and clean, and the local state remembers it: every copy is current;
+- closed, and the local state remembers that we did it: every copy is current, flushed (clean) or not;
 - not closed, or closed by another backend (a crash), or others have written since: copies hold all that was
   acknowledged here, perhaps even what no journal has, but not all that is in the bucket: bundles are LISTed for each
   user and mails for each mailbox when it is opened, and joined;
@@ -85,7 +85,7 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
         if end.closed and end.clean:
             continue
         if name == backend and end.closed and last is not None and boot == last.boot:
-            fenced_by_other = True
+            fenced_by_other = not (last.clean and end.seq == last.seq)  # else our own end, with indexes not uploaded
         found.unclean = True
         last_seq, watermark = (end.seq, end.watermark) if end.closed else await _fence(env, name, boot, end)
         await _replay(env, found, name, boot, [seq for seq in range(watermark, last_seq) if seq >= min(seqs)])

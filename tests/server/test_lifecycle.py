@@ -153,6 +153,41 @@ async def test_a_second_signal_hurries(log: Any) -> None:
     assert done == ["sessions", "flush"]
 
 
+async def test_a_stop_for_a_restart_is_told_from_others(log: Any) -> None:
+    """SIGUSR1; after a SIGTERM it only hurries: what was to be flushed is not left out."""
+    for signals, returning in (([signal.SIGUSR1], True), ([signal.SIGTERM, signal.SIGUSR1], False)):
+        life, seen = make(log, timeout_s=60), []
+
+        async def drain(life: Lifecycle = life, seen: list[bool] = seen, more: bool = len(signals) > 1) -> None:
+            seen.append(life.returning)
+            if more:
+                await asyncio.Event().wait()
+
+        life.on_stop("flush", drain)
+        running = asyncio.create_task(life.run())
+        await asyncio.sleep(0.02)
+        for number in signals:
+            os.kill(os.getpid(), number)
+            await until(lambda seen=seen: seen)  # type: ignore[misc]
+        assert await asyncio.wait_for(running, 5) == 0
+        assert seen == [returning]
+        assert life.returning is returning
+
+
+async def test_the_dog_is_petted_while_it_drains(log: Any, manager: Manager) -> None:
+    """A flush of many users may take longer than the dog waits."""
+    life = Lifecycle(log=log, notifier=Notifier({**manager.environ, "WATCHDOG_USEC": "20000"}), drain_timeout_s=5)
+
+    async def flush() -> None:
+        manager.messages()
+        await asyncio.sleep(0.1)
+
+    life.on_stop("flush", flush)
+    life.stop()
+    await asyncio.wait_for(life.run(signals=False), 5)
+    assert manager.messages().count(["WATCHDOG=1"]) >= 3
+
+
 async def test_watchdog(log: Any, manager: Manager) -> None:
     notifier = Notifier({**manager.environ, "WATCHDOG_USEC": "20000"})
     assert notifier.watchdog_interval_s == 0.01

@@ -158,8 +158,10 @@ class Machine:
         return other
 
     @asynccontextmanager
-    async def run(self, clock: Time | None = None, *, kill: bool = False) -> AsyncIterator[Life]:
-        """One life; `kill`: it ends as by `kill -9`, at the end of the block."""
+    async def run(
+        self, clock: Time | None = None, *, kill: bool = False, upload: bool = True
+    ) -> AsyncIterator[Life]:
+        """One life; `kill`: it ends as by `kill -9`, at the end of the block; upload: see MailStore.close."""
         clock = clock or self.bucket.time
         self.path.mkdir(parents=True, exist_ok=True)
         bucket = self.bucket.open()
@@ -186,7 +188,7 @@ class Machine:
             if not kill:
                 for user in life.users:
                     await user.release()
-                await store.close()
+                await store.close(upload=upload)
         finally:
             tasks = list(store._tasks)
             for task in tasks:

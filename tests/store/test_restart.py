@@ -53,9 +53,9 @@ async def live(life: Life) -> None:
 
 @pytest.mark.parametrize("backend", ["first", "second"])
 @pytest.mark.parametrize("disk", ["kept", "lost"])
-@pytest.mark.parametrize("end", ["stopped", "killed"])
+@pytest.mark.parametrize("end", ["stopped", "restarted", "killed"])
 async def test_everything_is_there_again(machine: Machine, tmp_path: Path, end: str, disk: str, backend: str) -> None:
-    async with machine.run(kill=end == "killed") as life:
+    async with machine.run(kill=end == "killed", upload=end != "restarted") as life:
         await live(life)
         user = life.users[0]
         before, modseq = await whole(user), await modseqs(user)
@@ -83,6 +83,55 @@ async def test_everything_is_there_again(machine: Machine, tmp_path: Path, end: 
         assert await whole(user) == changed
         after = await modseqs(user)
         assert all(after[name] >= value for name, value in modseq.items())
+
+
+async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine) -> None:
+    """The indexes go up after the next start; what no journal line is about is opened without a request."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
+        await user.append("Sent", [NewMail(simple(4))])
+    async with machine.run(upload=False) as life:
+        user = await life.user()
+        box = await user.select("INBOX")
+        await box.store_flags(uids(2), "add", ["\\Seen"])
+        await box.release()
+        await life.quiet()
+        before = await whole(user)
+        bundles = await machine.bucket.keys("")
+        with life.counting() as end:
+            for one in life.users:
+                await one.release()
+            life.users.clear()
+            await life.store.close(upload=False)
+        assert (end.count("put", "index"), end.count("put", "journal")) == (0, 1)
+    assert [key for key in await machine.bucket.keys("") if "/x/" in key] == [key for key in bundles if "/x/" in key]
+    async with machine.run() as life:
+        assert life.store._takeover.trust == "all"
+        await asyncio.sleep(0.2)  # what the journal says is taken over beside the sessions
+        user = await life.user()
+        with life.counting() as opened:
+            sent = await user.select("Sent")
+        assert opened.count() == 0
+        await sent.release()
+        assert await whole(user) == before
+    assert len([key for key in await machine.bucket.keys("") if "/x/" in key]) > len([k for k in bundles if "/x/" in k])
+
+
+async def test_a_restart_that_another_backend_came_between(machine: Machine, tmp_path: Path) -> None:
+    """It took our journal over, uploaded what it says and changed more: our copies are compared with the bucket."""
+    async with machine.run(upload=False) as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
+        await life.quiet()
+    async with machine.renamed("second", tmp_path / "other").run() as life:
+        box = await (await life.user()).select("INBOX")
+        await box.store_flags(uids(2), "add", ["\\Flagged"])
+        await box.release()
+        before = await whole(life.users[0])
+    async with machine.run() as life:
+        assert life.store._takeover.trust == "check"
+        assert await whole(await life.user()) == before
 
 
 async def test_flags_survive_a_second_after_they_were_set_with_the_disk_lost(machine: Machine) -> None:

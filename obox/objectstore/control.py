@@ -1,11 +1,10 @@
-"""What a bucket says of its own settings: versioning and lifecycle rules, by boto3; S3 only.
+"""What a bucket says of its own settings: versioning and lifecycle rules, by aioboto3; S3 only.
 
 Refuses to know: objects. Diagnostics: what may not be read is named among the problems; nothing is raised.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,46 +20,46 @@ async def describe(settings: Settings) -> dict[str, Any]:
         return {"versioning": "off"}
     if scheme != "s3":
         return {"versioning": "unknown"}
-    return await asyncio.to_thread(_describe, settings)
-
-
-def _describe(settings: Settings) -> dict[str, Any]:
-    import boto3
+    import aioboto3
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError
 
     facts: dict[str, Any] = {"versioning": "unknown", "problems": []}
     try:
-        client: Any = boto3.client(
+        async with aioboto3.Session().client(
             "s3",
             endpoint_url=settings.endpoint_url or None,
             region_name=settings.region or None,
             aws_access_key_id=settings.access_key_id or None,
             aws_secret_access_key=settings.secret_access_key or None,
             config=Config(connect_timeout=5, read_timeout=settings.deadline_s, retries={"total_max_attempts": 2}),
-        )
+        ) as client:
+            await _ask(client, urlsplit(settings.url).netloc, facts)
     except (BotoCoreError, ValueError) as error:
-        return {**facts, "problems": [f"settings of the bucket: {error}"]}
-    bucket = urlsplit(settings.url).netloc
+        facts["problems"].append(f"settings of the bucket: {_short(error)}")
+    return facts
+
+
+async def _ask(client: Any, bucket: str, facts: dict[str, Any]) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
-        status = client.get_bucket_versioning(Bucket=bucket).get("Status", "")
+        status = (await client.get_bucket_versioning(Bucket=bucket)).get("Status", "")
         facts["versioning"] = "on" if status == "Enabled" else "off"
     except (BotoCoreError, ClientError) as error:
         facts["problems"].append(f"versioning may not be read: {_short(error)}")
     try:
-        rules = client.get_bucket_lifecycle_configuration(Bucket=bucket).get("Rules", [])
-    except ClientError as error:
-        if error.response.get("Error", {}).get("Code") == "NoSuchLifecycleConfiguration":
-            rules = []
-        else:
-            return _with_problem(facts, f"lifecycle rules may not be read: {_short(error)}")
-    except BotoCoreError as error:
-        return _with_problem(facts, f"lifecycle rules may not be read: {_short(error)}")
+        rules = (await client.get_bucket_lifecycle_configuration(Bucket=bucket)).get("Rules", [])
+    except (BotoCoreError, ClientError) as error:
+        code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else ""
+        if code != "NoSuchLifecycleConfiguration":
+            facts["problems"].append(f"lifecycle rules may not be read: {_short(error)}")
+            return
+        rules = []
     active = [rule for rule in rules if rule.get("Status") == "Enabled"]
     facts["lifecycle"] = f"{len(active)} rules" if active else "no rules"
     facts["expires_current"] = [_name(rule) for rule in active if "Expiration" in rule and _expires(rule)]
     facts["expires_versions"] = [_name(rule) for rule in active if "NoncurrentVersionExpiration" in rule]
-    return facts
 
 
 def _expires(rule: dict[str, Any]) -> bool:
@@ -70,10 +69,6 @@ def _expires(rule: dict[str, Any]) -> bool:
 
 def _name(rule: dict[str, Any]) -> str:
     return str(rule.get("ID") or rule.get("Prefix") or "a rule without a name")
-
-
-def _with_problem(facts: dict[str, Any], problem: str) -> dict[str, Any]:
-    return {**facts, "problems": [*facts["problems"], problem]}
 
 
 def _short(error: Exception) -> str:

@@ -29,6 +29,13 @@ def add_to(root: click.Group) -> None:
     command(
         obox_user, "oboxUserWait", short={"timeout": "t"}, example="oboxadm obox user wait -u anna@example.org -t 60"
     )
+    command(
+        obox_user,
+        "oboxUserRename",
+        arguments=("user", "new_user"),
+        short={"kick": "k"},
+        example="oboxadm obox user rename anna@example.org anna.smith@example.org --kick",
+    )
     obox.add_command(obox_user)
     root.add_command(obox)
     command(storage, "storageCheck", example="oboxadm storage check")

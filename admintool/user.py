@@ -28,7 +28,9 @@ command(user, "userList", arguments=("mask",), example="oboxadm user list '*@exa
 @click.option("--extra", default="", help="Extra fields, such as quota_rule=*:storage=1G.")
 @click.pass_obj
 def add(obj: Context, name: str, scheme: str, password: str | None, extra: str) -> None:
-    """Add a user; the password comes from -p, a terminal, or one line of stdin. Exit 73 if there is one.
+    """Add a user; the password comes from -p, a terminal, or one line of stdin.
+
+    Exit 73 if there is one, or if the mail of that name is another user's.
 
     \b
     Example:

@@ -149,6 +149,10 @@ class Admin:
             self.known_names = time.monotonic(), names
         return names
 
+    def forget_names(self) -> None:
+        """A user has another name now."""
+        self.known_names = float("-inf"), {}
+
     async def select(self, selection: Selection) -> list[Account]:
         """The users of a request, by name. Raises NoUser, Invalid, Unavailable."""
         given = (selection.user is not None) + bool(selection.users) + selection.all_users

@@ -1,4 +1,4 @@
-"""Verbs about the whole of a user: obox user delete, obox user wait."""
+"""Verbs about the whole of a user: obox user delete, obox user rename, obox user wait."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta
 
-from ..errors import Invalid
-from .exits import InUseByClients
+from ..errors import Exists, Invalid, NotFound
+from .exits import InUseByClients, NoUser
 from .parts import Account, Admin
 from .sessions import KICK_REASON, POLL_S, kicked
-from .table import Event, Needs, Progress, Row, Selection, user_verb
+from .table import Event, Needs, Params, Progress, Row, Selection, user_verb, verb
 
 if TYPE_CHECKING:
     from ..store.operate import Deleted
@@ -105,6 +105,48 @@ async def _left(admin: Admin, account: Account, began: float) -> AsyncIterator[R
     yield {"what": "backups", "objects": None, "bytes": None, "result": "copies outside this bucket are not reached"}
     yield {"what": "other backends", "objects": None, "bytes": None,
            "result": "local copies there go when they are cleaned: oboxadm metacache remove"}  # fmt: skip
+
+
+class OboxUserRenameParams(Params, kw_only=True):
+    user: Annotated[str, Meta(description="The name")]
+    new_user: Annotated[str, Meta(description="The name from now on")]
+    kick: Annotated[bool, Meta(description="Disconnect the user")] = False
+
+
+@verb("obox user rename", OboxUserRenameParams, columns=("user", "storage_id", "connections", "result"))
+async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncIterator[Event]:
+    """Give a user another name; nothing in the bucket is touched, the mail stays under the storage id that it has.
+
+    The line of the passwd-file gets the name and storage_id=. No alias is left: mail to the old name is refused. Nobody
+    else can be added under the old name without a storage_id= of their own. Exit 65 if somebody is logged in, 73 if
+    there is a user of the new name, or mail.
+    """
+    from ..auth import rename_user
+    from ..store import operate
+
+    users = admin.users
+    users.look_again()
+    entry = users.lookup(params.user)
+    if entry is None:
+        raise NoUser(f"no user {params.user}")
+    old, new = entry.user, users.normalise(params.new_user)
+    sid, free = admin.storage_id(entry), admin.sid_of_name(new)
+    sessions = kicked(admin.server.sessions(), old) if admin.server is not None else []
+    if sessions and not params.kick:
+        raise InUseByClients(f"{old} is logged in; kick it first, or rename with --kick")
+    if free != sid and await operate.is_in_bucket(admin.store, free):
+        raise Exists(f"there is mail under the name {new}; oboxadm obox user delete --no-userdb-lookup removes it")
+    try:
+        rename_user(users.path, old, new, default_domain=users.default_domain)
+    except NotFound as error:
+        raise NoUser(str(error)) from error
+    users.look_again()
+    admin.forget_names()
+    if (user := admin.store.users.get(sid)) is not None:
+        user.name = new
+    await _kick(admin, old)
+    result = f"renamed; there is no alias: mail to {old} is refused"
+    yield {"user": new, "storage_id": sid, "connections": len(sessions), "result": result}
 
 
 class OboxUserWaitParams(Selection, kw_only=True):

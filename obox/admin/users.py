@@ -38,12 +38,13 @@ def _row(entry: UserEntry) -> Row:
 @verb("user list", UserListParams, needs=Needs.CONFIG, columns=COLUMNS)
 async def user_list(admin: Admin, params: UserListParams) -> AsyncIterator[Event]:
     """List users; exit 67 if none fits."""
-    from ..auth import list_users
+    from ..auth import claimed, list_users
 
     everyone = list_users(admin.users.path, admin.users.default_domain)
+    refused = claimed({entry.user: entry for entry in everyone})
     found = [entry for entry in everyone if fnmatch.fnmatchcase(entry.user, params.mask.lower())]
     for entry in found:
-        yield _row(entry)
+        yield _row(entry) | ({"login": False, "delivery": False} if entry.user in refused else {})
     if not found and params.mask != "*":
         raise NoUser(f"no user fits {params.mask}")
 
@@ -57,7 +58,7 @@ class UserAddParams(Params, kw_only=True):
 
 @verb("user add", UserAddParams, needs=Needs.CONFIG, columns=COLUMNS)
 async def user_add(admin: Admin, params: UserAddParams) -> AsyncIterator[Event]:
-    """Add a user to the passwd-file; exit 73 if there is one."""
+    """Add a user to the passwd-file; exit 73 if there is one, or if the mail of that name is another user's."""
     import asyncio
 
     from ..auth import add_user, hash_password

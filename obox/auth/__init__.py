@@ -6,7 +6,7 @@ proxy hand it names, passwords and addresses; LMTP asks the passwd-file alone.
 
 from obox.auth.authenticator import Authenticator, AuthFailed, AuthUnavailable, Disabled, Penalties, UserDb
 from obox.auth.names import normalise
-from obox.auth.passwdfile import PasswdFile, Problem, add_user, edit_user, list_users
+from obox.auth.passwdfile import PasswdFile, Problem, add_user, claimed, edit_user, list_users, rename_user
 from obox.auth.sasl import Challenge, Credentials, SaslCancelled, SaslError, SaslServer, mechanisms
 from obox.auth.schemes import SCHEMES, hash_password
 from obox.auth.users import Quota, UserEntry
@@ -29,9 +29,11 @@ __all__ = [
     "UserDb",
     "UserEntry",
     "add_user",
+    "claimed",
     "edit_user",
     "hash_password",
     "list_users",
     "mechanisms",
     "normalise",
+    "rename_user",
 ]

@@ -2,7 +2,8 @@
 
 The invariant: once read, there is always a table. A file that cannot be read, or that an editor has just emptied,
 leaves the old one in force and is logged; before the first success every lookup is Unavailable, so that no mail bounces
-because a mount came late. A bad line costs that line alone.
+because a mount came late. A bad line costs that line alone. Nobody opens mail that another line claims by `storage_id=`
+without saying `storage_id=` too: such a user is Unavailable until the file is mended.
 
 Diagnostics: one warning per load with the bad lines' numbers; one per unreadable state, not per lookup.
 """
@@ -16,7 +17,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class _Table:
     users: dict[str, UserEntry]
+    claimed: dict[str, str]
     problems: tuple[Problem, ...]
     typical_secret: str
 
@@ -57,6 +59,7 @@ class _Table:
 def parse(data: bytes, default_domain: str = "") -> tuple[dict[str, UserEntry], tuple[Problem, ...]]:
     """All users of a file by name, and what is wrong with its lines. The first of two lines for one user counts."""
     users: dict[str, UserEntry] = {}
+    numbers: dict[str, int] = {}
     problems: list[Problem] = []
     for number, raw in enumerate(data.split(b"\n"), 1):
         try:
@@ -74,8 +77,25 @@ def parse(data: bytes, default_domain: str = "") -> tuple[dict[str, UserEntry], 
             problems.append(Problem(number, f"user {entry.user} exists more than once"))
             continue
         users[entry.user] = entry
+        numbers[entry.user] = number
         problems.extend(Problem(number, text, skipped=False) for text in details)
+    problems += [Problem(numbers[user], _taken(user, owner)) for user, owner in claimed(users).items()]
     return users, tuple(problems)
+
+
+def claimed(users: Mapping[str, UserEntry]) -> dict[str, str]:
+    """Users whose mail would be another's, and whose: a line has `storage_id=` with their name, as after a rename, and
+    their own line has none. Who shares mail on purpose says so on both lines."""
+    out = {}
+    for owner in users.values():
+        entry = users.get(owner.storage_id or "")
+        if entry is not None and entry.storage_id is None:
+            out[entry.user] = owner.user
+    return out
+
+
+def _taken(user: str, owner: str) -> str:
+    return f"the mail under the name {user} is {owner}'s, by storage_id=; give this user a storage_id= of its own"
 
 
 class PasswdFile:
@@ -110,7 +130,7 @@ class PasswdFile:
     def lookup(self, user: str) -> UserEntry | None:
         """The entry of a user, in any spelling; None where there is none. Reads a changed file here and now.
 
-        Raises: Unavailable while the file has never been readable.
+        Raises: Unavailable while the file has never been readable, and for a user whose mail another line claims.
         """
         if (stamp := self._changed()) is not None:
             self._load(stamp)
@@ -130,18 +150,26 @@ class PasswdFile:
             if stamp != self._stamp:
                 await asyncio.to_thread(self._load, stamp)
 
+    def look_again(self) -> None:
+        """The file was changed by us: the next look-up sees it, however short the time since the last."""
+        self._checked_at = -CHECK_INTERVAL_S
+
     def users(self) -> list[UserEntry]:
-        """All entries, by name. Raises: Unavailable while the file has never been readable."""
+        """All entries whose mail is theirs, by name. Raises: Unavailable while the file has never been readable."""
         if (stamp := self._changed()) is not None:
             self._load(stamp)
-        return [entry for _, entry in sorted(self._required().users.items())]
+        table = self._required()
+        return [entry for name, entry in sorted(table.users.items()) if name not in table.claimed]
 
     def _find(self, user: str) -> UserEntry | None:
         table = self._required()
         try:
-            return table.users.get(self.normalise(user))
+            name = self.normalise(user)
         except Invalid:
             return None
+        if (owner := table.claimed.get(name)) is not None:
+            raise Unavailable(_taken(name, owner))
+        return table.users.get(name)
 
     def _required(self) -> _Table:
         if self._table is None:
@@ -172,7 +200,7 @@ class PasswdFile:
             self._complain("is empty: half written, or remove its users one by one")
             return
         users, problems = parse(data, self.default_domain)
-        self._table = _Table(users, problems, _typical_secret(users))
+        self._table = _Table(users, claimed(users), problems, _typical_secret(users))
         self._stamp = stamp
         self._complaint = ""
         log.info("passwd_file_loaded", path=str(self.path), users=len(users), problems=len(problems))
@@ -221,7 +249,8 @@ def add_user(path: str | Path, user: str, secret: str, *, default_domain: str = 
     secret: as `hash_password` gives it. extra: the extra fields, if any.
     Other lines, the file's mode and its owner stay as they are; a symbolic link stays one. Two that add at once wait
     for each other.
-    Raises: Exists for a user that is there in any spelling; Invalid; Temporary where the file cannot be written.
+    Raises: Exists for a user that is there in any spelling, and where its mail would be another's or another's its own;
+    Invalid; Temporary where the file cannot be written.
     """
     name = normalise(user)
     if ":" in name or name.startswith("#"):
@@ -240,6 +269,7 @@ def add_user(path: str | Path, user: str, secret: str, *, default_domain: str = 
             users, _ = parse(data, default_domain)
             if entry.user in users:
                 raise Exists(f"user {entry.user} exists already")
+            _refuse_shared(users, entry)
             ending = b"" if not data or data.endswith(b"\n") else b"\n"
             _replace(target, data + ending + line.encode("utf-8") + b"\n")
     except OSError as error:
@@ -247,13 +277,46 @@ def add_user(path: str | Path, user: str, secret: str, *, default_domain: str = 
     return entry
 
 
+def _refuse_shared(users: dict[str, UserEntry], entry: UserEntry) -> None:
+    """Raises Exists: with this entry some user's mail would be another's who has not said so."""
+    for user, owner in claimed({**users, entry.user: entry}).items():
+        if entry.user == user:
+            raise Exists(_taken(user, owner))
+        if entry.user == owner:
+            raise Exists(f"storage_id={user} is {user}'s mail; to share it that line must have storage_id={user} too")
+
+
+def rename_user(path: str | Path, user: str, new: str, *, default_domain: str = "") -> UserEntry:
+    """Give a user another name in one go, and `storage_id=` with what it was before: the mail stays where it is.
+
+    Raises NotFound, Exists, Invalid (nothing is changed then), Temporary.
+    """
+    old, name = normalise(user, default_domain), normalise(new, default_domain)
+
+    def change(fields: list[str]) -> list[str]:
+        extra = fields[7].split()
+        if not any(word.removeprefix("userdb_").startswith("storage_id=") for word in extra):
+            extra.append(f"storage_id={old}")
+        return [name, *fields[1:7], " ".join(extra)]
+
+    entry = edit_user(path, user, change, default_domain=default_domain, renamed=name)
+    assert entry is not None
+    return entry
+
+
 def edit_user(
-    path: str | Path, user: str, change: Callable[[list[str]], list[str] | None], *, default_domain: str = ""
+    path: str | Path,
+    user: str,
+    change: Callable[[list[str]], list[str] | None],
+    *,
+    default_domain: str = "",
+    renamed: str = "",
 ) -> UserEntry | None:
     """Change one user's line, whole or not at all; returns the new entry, None where the line was removed.
 
     change: gets the eight fields of the line (user, secret, uid, gid, gecos, home, shell, extra fields), returns the
-    new ones, or None to remove it. Raises NotFound, Invalid (nothing is changed then), Temporary.
+    new ones, or None to remove it; renamed: the name they have then. Raises NotFound, Exists (there is one of that
+    name), Invalid (nothing is changed then), Temporary.
     """
     name = normalise(user, default_domain)
     target = Path(os.path.realpath(path))
@@ -263,6 +326,9 @@ def edit_user(
             at = next((at for at, raw in enumerate(lines) if _names(raw, name, default_domain)), None)
             if at is None:
                 raise NotFound(f"user {name} is not in the passwd-file")
+            users, _ = parse(data, default_domain)
+            if renamed and renamed in users:
+                raise Exists(f"user {renamed} exists already")
             text = lines[at].decode("utf-8").rstrip("\r")
             fields = change((text.split(":", 7) + [""] * 7)[:8])
             if fields is None:
@@ -271,8 +337,11 @@ def edit_user(
                 return None
             line = ":".join(fields).removesuffix(":") if not fields[7] else ":".join(fields)
             parsed = parse_line(line, default_domain)
-            if parsed is None or parsed[0].user != name or parsed[1] or any(char in line for char in "\r\n"):
+            good = parsed is not None and parsed[0].user == (renamed or name) and not parsed[1]
+            if parsed is None or not good or any(char in line for char in "\r\n"):
                 raise Invalid("the line would be no good: " + "; ".join(parsed[1] if parsed else ()))
+            if renamed and parsed[0].storage_id != (users[name].storage_id or name):
+                raise Invalid(f"the name {name} cannot be kept as storage_id=")
             lines[at] = line.encode("utf-8")
             _replace(target, b"\n".join(lines))
             return parsed[0]

@@ -211,6 +211,11 @@ def _kind(key: str) -> str:
     return {"m": "mails", "x": "index", "t": "full text"}.get(part, "other")
 
 
+async def is_in_bucket(store: MailStore, sid: StorageId) -> bool:
+    """Does anything lie under this storage id? Raises Unavailable."""
+    return bool(await store.env.listing(user_prefix(sid), kind="index", limit=1))
+
+
 async def journal_objects(store: MailStore) -> tuple[int, float]:
     """Journal objects in the bucket now, of all backends, and when the newest was written; users share them."""
     infos = await store.env.listing(journal_prefix(), kind="journal")

@@ -134,6 +134,16 @@ def test_where_nobody_runs(alone: Home) -> None:
     assert alone.json("metacache", "boots")[0]["before"] in ("clean", "unknown")
 
 
+def test_rename_where_nobody_runs(alone: Home) -> None:
+    assert alone("mailbox", "create", "-u", ANNA, "Work").exit_code == 0
+    row = alone.json("obox", "user", "rename", ANNA, "Smith@example.org")[0]
+    assert (row["user"], row["storage_id"]) == ("smith@example.org", ANNA)
+    assert alone.json("mailbox", "list", "-u", "smith@example.org", "W*") == [{"mailbox": "Work"}]
+    assert alone("mailbox", "list", "-u", ANNA).exit_code == exits.NO_USER
+    assert alone("user", "add", ANNA, "-p", "x").exit_code == exits.CANNOT_CREATE
+    assert alone("obox", "user", "rename", "smith@example.org", BEN).exit_code == exits.CANNOT_CREATE
+
+
 def test_a_state_that_is_locked(alone: Home) -> None:
     import fcntl
 

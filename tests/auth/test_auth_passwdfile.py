@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from obox.auth import PasswdFile, Problem, Quota, add_user, list_users
+from obox.auth import PasswdFile, Problem, Quota, add_user, list_users, rename_user
 from obox.auth.passwdfile import parse
 from obox.auth.users import parse_quota_rule
 from obox.errors import Exists, Invalid, NotFound, Temporary, Unavailable
@@ -230,3 +230,59 @@ def test_list_users_of_nothing(tmp_path: Path) -> None:
         list_users(tmp_path)
     with pytest.raises(Temporary):
         add_user(tmp_path / "no" / "users", "a", "{PLAIN}x")
+
+
+def test_a_rename_keeps_the_mail_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_text("# who\nAnna:{PLAIN}a::::::nologin quota_rule=*:storage=1M\nben:{PLAIN}b\n")
+    assert rename_user(path, "ANNA", "Smith").storage_id == "anna"
+    assert path.read_text() == (
+        "# who\nsmith:{PLAIN}a::::::nologin quota_rule=*:storage=1M storage_id=anna\nben:{PLAIN}b\n"
+    )
+    assert rename_user(path, "smith", "jones").storage_id == "anna", "not smith"
+    assert rename_user(path, "jones", "anna").storage_id == "anna", "and back"
+    rename_user(path, "ben", "ben2")
+    assert path.read_text().endswith("\nben2:{PLAIN}b::::::storage_id=ben\n")
+    before = path.read_text()
+    with pytest.raises(Exists):
+        rename_user(path, "anna", "Ben2")
+    with pytest.raises(NotFound):
+        rename_user(path, "zoe", "eve")
+    for bad in ("a/b", "a:b", "", "#x"):
+        with pytest.raises(Invalid):
+            rename_user(path, "anna", bad)
+    assert path.read_text() == before
+
+
+def test_a_name_that_no_extra_field_can_hold_is_not_renamed(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_text("anna smith:{PLAIN}a\n")
+    with pytest.raises(Invalid):
+        rename_user(path, "anna smith", "anna")
+    assert path.read_text() == "anna smith:{PLAIN}a\n"
+
+
+def test_nobody_opens_mail_that_another_line_claims(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_text("old:{PLAIN}x\nnew:{PLAIN}y::::::storage_id=old\nben:{PLAIN}b\n")
+    users = PasswdFile(path)
+    with pytest.raises(Unavailable, match="new"):
+        users.lookup("Old")
+    assert users.lookup("new") is not None
+    assert [entry.user for entry in users.users()] == ["ben", "new"]
+    assert [(problem.line, problem.skipped) for problem in users.problems] == [(1, True)]
+    path.write_text("old:{PLAIN}x::::::storage_id=old\nnew:{PLAIN}y::::::storage_id=old\n")
+    users.look_again()
+    assert [entry.user for entry in users.users()] == ["new", "old"], "who shares on purpose says so"
+
+
+def test_a_name_of_claimed_mail_is_not_given_again(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_text("old:{PLAIN}x\nben:{PLAIN}b\n")
+    rename_user(path, "old", "new")
+    with pytest.raises(Exists, match="new's"):
+        add_user(path, "Old", "{PLAIN}z")
+    assert add_user(path, "old", "{PLAIN}z", extra="storage_id=old-2").storage_id == "old-2"
+    with pytest.raises(Exists, match="ben's"):
+        add_user(path, "eve", "{PLAIN}z", extra="storage_id=ben")
+    assert [entry.user for entry in list_users(path)] == ["ben", "new", "old"]

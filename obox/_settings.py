@@ -283,7 +283,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Certificates, for "/tls" addresses and STARTTLS; read again on SIGHUP."""
+    """Certificates, for "/tls" addresses and STARTTLS; read again when they change, and on SIGHUP."""
 
     cert: tuple[Path, ...] = _set(kinds.PATHS, "", "PEM chains; with several the name that the client asks for selects")
     key: tuple[Path, ...] = _set(kinds.PATHS, "", "PEM keys, one for each cert, in the same order")

@@ -38,12 +38,14 @@ from .objectstore.keys import escape
 from .objectstore.stats import BUCKETS_S
 from .server import (
     Certificates,
+    FileWatch,
     HttpServer,
     Lifecycle,
     Listeners,
     LoopLag,
     Metrics,
     Notifier,
+    TlsError,
     Via,
     application,
     inherited_sockets,
@@ -125,7 +127,9 @@ class Backend:
         self.metrics = Metrics(__version__)
         self.notifier = Notifier(self.environ)
         self.lifecycle = Lifecycle(log=log, notifier=self.notifier, drain_timeout_s=config.server.shutdown_timeout)
+        self.tls = config.tls
         self.certificates = Certificates(config.tls.cert, config.tls.key) if config.tls.cert or config.tls.key else None
+        self.certificate_watch = FileWatch([*config.tls.cert, *config.tls.key], self._renew_certificates, log=log)
         self.listeners = Listeners(
             log=log,
             tls=self.certificates.context if self.certificates else None,
@@ -331,9 +335,11 @@ class Backend:
             lag = tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run())
             starting = tasks.create_task(self.start_store(store))
             cleaning = tasks.create_task(self.cleaner.run())
+            watching = tasks.create_task(self.certificate_watch.run())
             try:
                 code = await self.lifecycle.run(signals=signals)
             finally:
+                watching.cancel()
                 starting.cancel()
                 cleaning.cancel()
                 lag.cancel()
@@ -425,8 +431,22 @@ class Backend:
         def use() -> None:
             if self.certificates is not None and loaded is not None:
                 self.certificates.use(loaded)
+                self.tls = config.tls
+                self.certificate_watch.follow([*config.tls.cert, *config.tls.key])
 
         return use
+
+
+    async def _renew_certificates(self) -> None:
+        """Use what is on disk now; what cannot be used leaves the old ones in use."""
+        assert self.certificates is not None
+        try:
+            loaded = await asyncio.to_thread(Certificates.prepare, self.tls.cert, self.tls.key)
+        except TlsError as error:
+            log.error("the certificates on disk cannot be used, the old ones stay", error=str(error))
+        else:
+            self.certificates.use(loaded)
+            log.info("certificates renewed")
 
 
 def _imap_settings(config: Config) -> ImapSettings:

@@ -11,10 +11,12 @@ from obox.server.metrics import Metrics
 from obox.server.notify import Notifier
 from obox.server.proxy import ProxyError, Via
 from obox.server.tls import Certificates, TlsError
+from obox.server.watch import FileWatch
 
 __all__ = [
     "Certificates",
     "Factory",
+    "FileWatch",
     "HttpServer",
     "Lifecycle",
     "ListenError",

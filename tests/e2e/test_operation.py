@@ -159,7 +159,15 @@ def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
     backend.wait_event("reloaded")
     second = serial()
     assert second != first
+    certificate(tmp_path / "new")
+    for kind in ("pem", "key"):
+        (tmp_path / f"new.{kind}").rename(tmp_path / f"one.{kind}")
+    backend.wait_event("certificates renewed")
+    assert serial() not in (first, second)
+    second = serial()
     (tmp_path / "one.pem").write_text("broken")
+    backend.wait_event("the certificates on disk cannot be used, the old ones stay")
+    assert serial() == second
     backend.signal(signal.SIGHUP)
     backend.wait_event("reload failed, the old configuration stays", 1)
     backend.write("[nonsense]\n")

@@ -1,0 +1,144 @@
+"""Files that others replace while we run: certificates that were renewed.
+
+The kernel says that something moved in a directory (watchdog); then the files themselves are compared, so that it does
+not matter how they were replaced: written in place, renamed over, or behind a symbolic link that now points elsewhere.
+
+Invariant: `changed` runs once after the files have been still for SETTLE_S, and never twice at the same time.
+Refuses to know: what is in the files. Diagnostics: directories that cannot be watched are logged once; SIGHUP is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+SETTLE_S: Final = 1.0
+"""A certificate and its key are two files: they come one after the other."""
+
+LINKS_MAX: Final = 8
+
+_READ_ONLY: Final = frozenset({"opened", "closed_no_write"})
+
+
+class FileWatch:
+    """See the module's text. log: a bound logger."""
+
+    def __init__(
+        self, files: Sequence[Path], changed: Callable[[], Awaitable[None]], *, log: Any, settle_s: float = SETTLE_S
+    ) -> None:
+        self._files = files
+        self._changed = changed
+        self._log = log
+        self._settle_s = settle_s
+        self._moved = asyncio.Event()
+        self._known = _stamps(files)
+
+    def follow(self, files: Sequence[Path]) -> None:
+        """Watch other files from now on; they are as their user knows them."""
+        self._files, self._known = files, _stamps(files)
+        self._moved.set()
+
+    async def run(self) -> None:
+        """Watch until cancelled; with no files there is nothing to do."""
+        if not self._files:
+            return
+        loop = asyncio.get_running_loop()
+        watching = None
+        try:
+            while True:
+                places = _directories(self._files)
+                if watching is None or watching.places != places:
+                    if watching is not None:
+                        await asyncio.to_thread(watching.stop)
+                    watching = _Watching(places, lambda: _tell(loop, self._moved))
+                    try:
+                        await asyncio.to_thread(watching.start)
+                    except OSError as error:
+                        self._log.warning("cannot watch for changed files, SIGHUP rereads them", error=str(error))
+                        return
+                    # What changed before the watch began is seen by the comparison below.
+                else:
+                    await self._moved.wait()
+                self._moved.clear()
+                while await self._restless():
+                    pass
+                now = _stamps(self._files)
+                if now != self._known:
+                    self._known = now
+                    await self._changed()
+        finally:
+            if watching is not None:
+                await asyncio.shield(asyncio.to_thread(watching.stop))
+
+    async def _restless(self) -> bool:
+        """Whether something moved within the settling time."""
+        try:
+            async with asyncio.timeout(self._settle_s):
+                await self._moved.wait()
+        except TimeoutError:
+            return False
+        self._moved.clear()
+        return True
+
+
+class _Watching(FileSystemEventHandler):
+    """One observer of some directories, not of what is below them."""
+
+    def __init__(self, places: set[str], moved: Callable[[], None]) -> None:
+        self.places = places
+        self._moved = moved
+        self._observer = Observer()
+
+    def start(self) -> None:
+        for place in sorted(self.places):
+            self._observer.schedule(self, place)
+        self._observer.start()
+
+    def stop(self) -> None:
+        if self._observer.is_alive():
+            self._observer.stop()
+            self._observer.join()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type not in _READ_ONLY:
+            self._moved()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """Out of the observer's thread, which may outlive the loop."""
+    try:
+        loop.call_soon_threadsafe(event.set)
+    except RuntimeError:
+        pass
+
+
+def _directories(files: Sequence[Path]) -> set[str]:
+    """Where the files lie, and each symbolic link on the way to them."""
+    out: set[str] = set()
+    for file in files:
+        at = Path(os.path.abspath(file))
+        for _ in range(LINKS_MAX):
+            if at.parent.is_dir():
+                out.add(str(at.parent))
+            if not at.is_symlink():
+                break
+            at = Path(os.path.normpath(at.parent / at.readlink()))
+    return out
+
+
+def _stamps(files: Sequence[Path]) -> list[tuple[int, int, int] | None]:
+    """What tells one file from another under the same name; None for one that is not there."""
+    out: list[tuple[int, int, int] | None] = []
+    for file in files:
+        try:
+            stat = file.stat()
+            out.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        except OSError:
+            out.append(None)
+    return out

@@ -1,0 +1,121 @@
+"""Files replaced in each of the ways that programs do it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obox.server.watch import FileWatch
+
+SETTLE_S = 0.05
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.count = 0
+        self.more = asyncio.Event()
+
+    async def changed(self) -> None:
+        self.count += 1
+        self.more.set()
+
+    async def wait(self) -> None:
+        async with asyncio.timeout(10):
+            await self.more.wait()
+        self.more.clear()
+
+
+@asynccontextmanager
+async def watching(log: Any, *files: Path) -> AsyncIterator[Seen]:
+    seen = Seen()
+    task = asyncio.create_task(FileWatch(files, seen.changed, log=log, settle_s=SETTLE_S).run())
+    await asyncio.sleep(4 * SETTLE_S)
+    try:
+        yield seen
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def in_place(path: Path) -> None:
+    path.write_text("two, longer")
+
+
+def renamed(path: Path) -> None:
+    new = path.with_suffix(".new")
+    new.write_text("two")
+    new.rename(path)
+
+
+def removed_and_made(path: Path) -> None:
+    path.unlink()
+    path.write_text("two, made anew")
+
+
+@pytest.mark.parametrize("replace", [in_place, renamed, removed_and_made])
+async def test_a_replaced_file_is_seen_once(tmp_path: Path, log: Any, replace: Callable[[Path], None]) -> None:
+    path = tmp_path / "cert.pem"
+    path.write_text("one")
+    async with watching(log, path) as seen:
+        replace(path)
+        await seen.wait()
+        await asyncio.sleep(4 * SETTLE_S)
+        assert seen.count == 1
+        path.with_name("beside").write_text("another file is none of ours")
+        path.read_text()
+        await asyncio.sleep(4 * SETTLE_S)
+        assert seen.count == 1
+
+
+async def test_two_files_one_after_the_other_are_one_change(tmp_path: Path, log: Any) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_text("one")
+    key.write_text("one")
+    async with watching(log, cert, key) as seen:
+        renamed(cert)
+        await asyncio.sleep(SETTLE_S / 2)
+        renamed(key)
+        await seen.wait()
+        await asyncio.sleep(4 * SETTLE_S)
+        assert seen.count == 1
+
+
+async def test_a_link_that_points_elsewhere(tmp_path: Path, log: Any) -> None:
+    """As ACME clients do (live/ has links into archive/), twice: the second time the file is in a third directory."""
+    for number in (1, 2, 3):
+        (tmp_path / f"archive{number}").mkdir()
+        (tmp_path / f"archive{number}" / "cert.pem").write_text(f"number {number}")
+    live = tmp_path / "live"
+    live.mkdir()
+    link = live / "cert.pem"
+    link.symlink_to("../archive1/cert.pem")
+    async with watching(log, link) as seen:
+        for number in (2, 3):
+            other = live / "new"
+            other.symlink_to(f"../archive{number}/cert.pem")
+            os.rename(other, link)
+            await seen.wait()
+        await asyncio.sleep(4 * SETTLE_S)
+        (tmp_path / "archive3" / "cert.pem").write_text("written where the link points now")
+        await seen.wait()
+        assert seen.count == 3
+
+
+async def test_a_directory_behind_a_link(tmp_path: Path, log: Any) -> None:
+    """As secrets are mounted into containers: file -> data/file, data -> one of two directories."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tls.crt").write_text(f"certificate {name}")
+    (tmp_path / "data").symlink_to("one")
+    (tmp_path / "tls.crt").symlink_to("data/tls.crt")
+    async with watching(log, tmp_path / "tls.crt") as seen:
+        (tmp_path / "new").symlink_to("two")
+        os.rename(tmp_path / "new", tmp_path / "data")
+        await seen.wait()
+        assert seen.count == 1

@@ -14,8 +14,10 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO, Any, Final, Protocol, cast
 
+import psutil
 import structlog
 
 from fscache import Fscache
@@ -264,9 +266,11 @@ class Backend:
     def _sources(self, store: MailStore) -> None:
         """Numbers of the rooms as metrics."""
         self.metrics.objectstore(self.bucket.stats.snapshot, BUCKETS_S)  # type: ignore[arg-type]
-        self.metrics.source("fscache", lambda: _numbers(self.fscache.stats()))
+        paths = self.config.fscache.path, self.config.metacache.path
+        self.metrics.source("fscache", lambda: {**_numbers(self.fscache.stats()), **_disk(paths[0])})
         self.metrics.source(
-            "metacache", lambda: {"space_bytes": self.metacache.space(), "max_space_bytes": self._max_space()}
+            "metacache",
+            lambda: {"space_bytes": self.metacache.space(), "max_space_bytes": self._max_space(), **_disk(paths[1])},
         )
         self.metrics.source("store", lambda: {k: v for k, v in store.metadata().items() if isinstance(v, int | float)})
 
@@ -349,10 +353,22 @@ class Backend:
         """Lock the state directory and open what lies in it; asks the bucket nothing. Raises ConfigError."""
         self._lock_state()
         self.store = self._store()
+        self._warn_of_small_disks()
         if self.config.storage.url == "memory://":
             self.store.begin_anew()
         self.cleaner = wiring.cleaner(self)
         return self.store
+
+    def _warn_of_small_disks(self) -> None:
+        """A cache that may grow larger than its disk works, but not as long as its limit promises."""
+        config = self.config
+        for key, path, most in (
+            ("fscache.max_size", config.fscache.path, config.fscache.max_size),
+            ("metacache.max_space", config.metacache.path, config.metacache.max_space),
+        ):
+            total = _disk(path).get("disk_total_bytes", most)
+            if most > total:
+                log.warning("the disk is smaller than the cache may grow", setting=key, limit=most, disk=int(total))
 
     async def close_parts(self) -> None:
         """Close the caches and the bucket, unlock the state directory."""
@@ -447,6 +463,15 @@ class Backend:
         else:
             self.certificates.use(loaded)
             log.info("certificates renewed")
+
+
+def _disk(path: Path) -> dict[str, float]:
+    """Room on the file system that holds a directory, made or not, in bytes; nothing while it cannot be told."""
+    try:
+        usage = psutil.disk_usage(str(next(place for place in (path, *path.parents) if place.exists())))
+    except OSError:
+        return {}
+    return {"disk_free_bytes": usage.free, "disk_total_bytes": usage.total}
 
 
 def _imap_settings(config: Config) -> ImapSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -202,6 +203,17 @@ def test_users_are_read_again_when_the_file_changes(backend: Backend) -> None:
 
 
 # -- probes and metrics --------------------------------------------------------------------------------------------
+
+
+def test_a_disk_smaller_than_the_cache_is_said(make: Callable[..., Backend], tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path)
+    backend = make(sections={"fscache": {"max_size": free.total + 1}})
+    backend.start()
+    found = backend.wait_event("the disk is smaller than the cache may grow")
+    assert (found["setting"], found["limit"], found["disk"]) == ("fscache.max_size", free.total + 1, free.total)
+    for cache in ("fscache", "metacache"):
+        assert backend.metric(f"obox_{cache}_disk_total_bytes") == free.total
+        assert 0 < backend.metric(f"obox_{cache}_disk_free_bytes") <= free.total
 
 
 def test_probes_metrics_and_log(make: Callable[..., Backend]) -> None:

@@ -95,7 +95,7 @@ class Lifecycle:
 
     async def _drain(self) -> None:
         self.draining = True
-        self._notifier.stopping("draining")
+        self._notifier.stopping("draining", within_s=self._drain_timeout_s + HURRY_S * (len(self._drains) + 1))
         self._log.info("stopping", drain_timeout_s=self._drain_timeout_s)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._drain_timeout_s

@@ -28,8 +28,10 @@ class Notifier:
     def reloading(self) -> None:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
-    def stopping(self, status: str = "") -> None:
-        self._send("STOPPING=1", f"STATUS={status}" if status else "")
+    def stopping(self, status: str = "", *, within_s: float = 0) -> None:
+        """within_s: it may take so long; the manager waits if that is more than its own TimeoutStopSec."""
+        more = f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}" if within_s else ""
+        self._send("STOPPING=1", f"STATUS={status}" if status else "", more)
 
     def watchdog(self) -> None:
         self._send("WATCHDOG=1")

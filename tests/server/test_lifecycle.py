@@ -85,6 +85,8 @@ async def test_signals_reload_and_drain_in_order(log: Any, manager: Manager) -> 
         < 5e6
     )
     assert stopping[0] == "STOPPING=1"
+    extend = int(stopping[2].removeprefix("EXTEND_TIMEOUT_USEC="))
+    assert 5e6 < extend < 60e6, "the drain's limit and a bit"
 
 
 async def test_a_failed_reload_keeps_everything(log: Any) -> None:

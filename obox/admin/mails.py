@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta
 
-from ..errors import Invalid, NotFound
+from ..errors import Invalid, NotFound, OboxError
 from .parts import Account, Admin
 from .query import SearchQuery
 from .table import Event, Row, Selection, user_verb
 
 if TYPE_CHECKING:
     from ..mailbox._uidset import UidArray
-    from ..store.api import Fields
+    from ..store.api import Fields, Unreadable
     from ..store.mailbox import Mailbox
     from ..store.user import User
 
@@ -95,19 +95,19 @@ async def fetch(admin: Admin, account: Account, params: FetchParams) -> AsyncIte
 
 async def _rows(user: User, found: Found, uids: list[int], fields: list[str]) -> AsyncIterator[Row]:
     header = any(field in _NEED_HEADER or field.startswith("hdr.") for field in fields)
-    ready: dict[int, Fields | None] = {}
+    ready: dict[int, Fields | Unreadable | None] = {}
     if header or any(field in _NEED_FIELDS for field in fields):
         ready = dict(zip(uids, await found.box.fields(uids), strict=True))
     whole = any(field in _NEED_MAIL for field in fields)
     if not whole and header:  # a header too long to be kept
-        whole = any(one is not None and one.header is None for one in ready.values())
+        whole = any(one.header is None for one in ready.values() if one and not isinstance(one, OboxError))
     if whole:
         async for uid, source in found.box.mails(uids):
-            if (row := _row(user, found, uid, fields, Contents(ready.get(uid), source or b""))) is not None:
+            if (row := _row(user, found, uid, fields, _contents(ready.get(uid), source))) is not None:
                 yield row
         return
     for uid in uids:
-        if (row := _row(user, found, uid, fields, Contents(ready.get(uid), b""))) is not None:
+        if (row := _row(user, found, uid, fields, _contents(ready.get(uid), None))) is not None:
             yield row
 
 
@@ -116,6 +116,11 @@ class Contents(NamedTuple):
 
     ready: Fields | None
     source: bytes
+
+
+def _contents(ready: Fields | Unreadable | None, source: bytes | Unreadable | None) -> Contents:
+    """Of a mail that is gone or cannot be read: nothing."""
+    return Contents(None if isinstance(ready, OboxError) else ready, source if isinstance(source, bytes) else b"")
 
 
 def _row(user: User, found: Found, uid: int, fields: list[str], contents: Contents) -> Row | None:

@@ -27,6 +27,7 @@ from obox.imap.context import Account, Context
 from obox.imap.registry import is_loopback
 from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
 from obox.imap.sets import SequenceSet
+from obox.imap.settings import ImapSettings
 from obox.mailbox._uidset import UidArray
 from obox.mailbox.view import View
 from obox.store.api import Mailbox, User
@@ -116,7 +117,12 @@ class Session:
     @property
     def secure(self) -> bool:
         """May a password come over this line?"""
-        return self.out.tls or self.out.settings.plaintext_login or is_loopback(self.out.remote)
+        return self.out.tls or self.settings.plaintext_login or is_loopback(self.out.remote)
+
+    @property
+    def settings(self) -> ImapSettings:
+        """Those for this client's address."""
+        return self.out.settings
 
     def capability(self) -> bytes:
         """The capabilities that hold now, without the word CAPABILITY."""
@@ -124,11 +130,11 @@ class Session:
             logged_in=self.user is not None,
             secure=self.secure,
             starttls=self.context.upgrade is not None and not self.out.tls,
-            append_limit=self.out.settings.mail_bytes_max,
+            append_limit=self.settings.mail_bytes_max,
         )
 
     def greeting(self) -> bytes:
-        line = wire.status(None, "OK", f"{self.out.settings.name} ready.", b"CAPABILITY " + self.capability())
+        line = wire.status(None, "OK", f"{self.settings.name} ready.", b"CAPABILITY " + self.capability())
         self.out.bytes_out += len(line)
         return line
 
@@ -141,6 +147,12 @@ class Session:
         if self.mailbox is None or self.view is None:
             raise AssertionError("the table lets no such command through without a mailbox")
         return self.mailbox, self.view
+
+    def hang_up(self, reason: str, code: str | None = None) -> None:
+        """Say BYE, and nothing after it."""
+        self.ended = reason
+        self.write(wire.status(None, "BYE", reason, code))
+        self.out.close()
 
     def write(self, *pieces: bytes) -> None:
         for piece in pieces:
@@ -226,10 +238,8 @@ class Session:
             self._bad_in_row = 0
             return
         self._bad_in_row += 1
-        if self._bad_in_row >= self.out.settings.bad_commands_max:
-            self.ended = "too many bad commands"
-            self.write(wire.status(None, "BYE", "Too many bad commands"))
-            self.out.close()
+        if self._bad_in_row >= self.settings.bad_commands_max:
+            self.hang_up("Too many bad commands")
 
     def _refusal(self, command: ast.Command) -> Reply:
         from obox.imap.states import TABLE
@@ -345,7 +355,7 @@ class Session:
     async def login(self, account: Account) -> None:
         """Take a verified user's mail. Raises: Limit, Unavailable."""
         registry = self.context.registry
-        registry.login(account.user, most=self.out.settings.user_sessions_max)
+        registry.login(account.user, most=self.settings.user_sessions_max)
         try:
             self.user = await self.context.open_user(account)
         finally:

@@ -10,6 +10,7 @@ It wraps another driver, below statistics and retries (`open_store(..., wrap=lam
     truncate  GET: the body is cut short
     hang      it is not done, and no answer comes until the caller gives up
     refused   the store says no
+    missing   GET: the store says that there is no such object, though there is
     outage    a switch: nothing reaches the store while it is on
 
 Invariant: with the same seed and the same order of requests, the same faults; a rate of 0 changes nothing. Without
@@ -33,7 +34,7 @@ from obox.objectstore._driver import Driver, Kind, Page
 from obox.objectstore._errors import AlreadyExists, Missing, Refused, Truncated, Unreachable
 from obox.objectstore.stats import Op
 
-Fault = Literal["error", "lost", "delay", "late", "late_hang", "truncate", "hang", "refused"]
+Fault = Literal["error", "lost", "delay", "late", "late_hang", "truncate", "hang", "refused", "missing"]
 
 Later = Callable[[float, Callable[[], Coroutine[Any, Any, None]]], None]
 """Runs a request after so many seconds, without anybody waiting for it."""
@@ -55,6 +56,7 @@ class Rates:
     truncate: float = 0
     hang: float = 0
     refused: float = 0
+    missing: float = 0
 
 
 @dataclass
@@ -171,6 +173,8 @@ class FaultyDriver:
                 raise Unreachable(what, maybe_done=False)
             case "refused":
                 raise Refused(what)
+            case "missing":
+                raise Missing(what)
             case "hang":
                 await _never()
             case "delay":
@@ -217,6 +221,7 @@ class FaultyDriver:
             ("truncate", rates.truncate if op == "get" else 0),
             ("hang", rates.hang),
             ("refused", rates.refused),
+            ("missing", rates.missing if op == "get" else 0),
         ]
         drawn = self._rng.random() * 100
         for fault, percent in chances:

@@ -11,12 +11,14 @@ import numpy as np
 import structlog
 
 from ..errors import Corrupt, Expunged, NotFound
-from ..objectstore import CorruptObject, ShortPrefix
+from ..objectstore import CorruptObject, NewerFormat, ShortPrefix
 from ..objectstore.keys import mail_key, mail_prefix
 from ..types import Uid
+from . import _lost
 from ._bundles import segment_range
 from ._fields import Fields, opened
 from ._mail import make_fields
+from .api import Unreadable
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -39,11 +41,11 @@ SLICE: Final = 200
 """Records unpacked between two looks at the loop: well below a millisecond."""
 
 
-async def fields(mailbox: Mailbox, uids: Sequence[int]) -> list[Fields | None]:
+async def fields(mailbox: Mailbox, uids: Sequence[int], *, autofix: bool) -> list[Fields | Unreadable | None]:
     """See `api.Mailbox.fields`."""
     sid, guid, metacache = mailbox.user.storage_id, mailbox.guid, mailbox.env.metacache
     records = metacache.get_fields(sid, guid, uids)
-    out = opened(records)
+    out: list[Fields | Unreadable | None] = [*opened(records)]
     missing = [at for at, record in enumerate(out) if record is None and mailbox.state.position(uids[at]) is not None]
     if missing and await _load_segments(mailbox, [uids[at] for at in missing]):
         records = metacache.get_fields(sid, guid, [uids[at] for at in missing])
@@ -53,11 +55,13 @@ async def fields(mailbox: Mailbox, uids: Sequence[int]) -> list[Fields | None]:
     if missing:
         where = {uids[at]: at for at in missing}
         made: list[tuple[int, bytes]] = []
-        async for uid, source in mails(mailbox, list(where)):
-            if source is not None:
-                ready = await asyncio.to_thread(make_fields, source) if len(source) > 1 << 16 else make_fields(source)
-                out[where[uid]] = ready
-                made.append((uid, ready.packed))
+        async for uid, source in mails(mailbox, list(where), autofix=autofix):
+            if not isinstance(source, bytes):
+                out[where[uid]] = source
+                continue
+            ready = await asyncio.to_thread(make_fields, source) if len(source) > 1 << 16 else make_fields(source)
+            out[where[uid]] = ready
+            made.append((uid, ready.packed))
         mailbox.put_fields(made)
     return out
 
@@ -84,25 +88,29 @@ async def _load_segments(mailbox: Mailbox, uids: list[int]) -> bool:
     return True
 
 
-async def mails(mailbox: Mailbox, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
+async def mails(
+    mailbox: Mailbox, uids: Sequence[int], *, autofix: bool
+) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
     """See `api.Mailbox.mails`."""
     at = 0
     while at < len(uids):
         batch = _where(mailbox, uids, at)
         at += len(batch)
-        sources = await _load(mailbox, batch)
-        for uid, _, oid in batch:
-            yield uid, sources.get(oid)
+        sources = await _load(mailbox, batch, autofix=autofix)
+        for uid, key, oid in batch:
+            if (source := sources.get(oid)) is None and key and mailbox.state.position(uid) is not None:
+                source = NotFound("the mail is lost from the storage")
+            yield uid, source
 
 
 _Found = tuple[int, str, bytes]
 """(uid, key and oid of its object); the key is empty for one that is gone."""
 
 
-async def _load(mailbox: Mailbox, batch: list[_Found]) -> dict[bytes, bytes]:
-    """The mails of a batch by oid; without those that are gone, lost or damaged."""
+async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict[bytes, bytes | Unreadable]:
+    """The mails of a batch by oid, or what is wrong with them; without those that are gone or lost."""
     env = mailbox.env
-    out: dict[bytes, bytes] = {}
+    out: dict[bytes, bytes | Unreadable] = {}
     keys: dict[str, bytes] = {}
     for _, key, oid in batch:
         mail = env.recent.get(oid)
@@ -112,8 +120,11 @@ async def _load(mailbox: Mailbox, batch: list[_Found]) -> dict[bytes, bytes]:
             keys[key] = oid
     if not keys:
         return out
-    found = await _read_all(mailbox, list(keys))
+    found = await env.fscache.get_many(list(keys), mailbox.fetch, absent=(NotFound,))
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
+    if autofix and len(objects) < len(keys):
+        lost = {uid: key for uid, key, _ in batch if key in keys and key not in objects}
+        objects |= await _lost.look_again(mailbox, lost)
     data = list(objects.values())
     if sum(map(len, data)) > INLINE_BYTES:
         decoded = await asyncio.to_thread(env.codec.decode_many, data)
@@ -122,11 +133,12 @@ async def _load(mailbox: Mailbox, batch: list[_Found]) -> dict[bytes, bytes]:
     for key, one in zip(objects, decoded, strict=True):
         oid = keys[key]
         try:
-            out[oid] = mailbox.checked(key, oid, one)
-        except Corrupt:
+            mail = out[oid] = mailbox.checked(key, oid, one)
+        except Corrupt as damage:
+            out[oid] = damage
             await env.fscache.drop(key)
         else:
-            env.recent.put(oid, out[oid])
+            env.recent.put(oid, mail)
     return out
 
 
@@ -153,20 +165,6 @@ def _where(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
     return out
 
 
-async def _read_all(mailbox: Mailbox, keys: list[str]) -> list[bytes | None]:
-    """Encoded objects, None for a lost one."""
-    try:
-        return list(await mailbox.env.fscache.get_many(keys, mailbox.fetch))
-    except NotFound:
-        out: list[bytes | None] = []
-        for key in keys:
-            try:
-                out.append(await mailbox.env.fscache.get(key, lambda key=key: mailbox.fetch(key)))  # type: ignore[misc]
-            except NotFound:
-                out.append(None)
-        return out
-
-
 async def part(mailbox: Mailbox, uid: int, start: int, end: int) -> bytes:
     """See `api.Mailbox.part`."""
     position = mailbox.state.position(uid)
@@ -176,24 +174,24 @@ async def part(mailbox: Mailbox, uid: int, start: int, end: int) -> bytes:
         return (await mailbox.read(uid, position))[start:end]
     env = mailbox.env
     home, home_uid = mailbox.state.home_of(position)
+    oid = bytes(mailbox.state.column("oid")[position])
     key = mail_key(mailbox.user.storage_id, home, Uid(home_uid))
 
     async def read(low: int, high: int) -> bytes:
         return await env.fscache.read_range(key, low, high, fetch)
 
     async def fetch(low: int, high: int) -> bytes:
-        data = await env.get(key, kind="mail", start=low, end=high)
-        if data is None:
-            raise NotFound("the mail is lost from the storage")
-        return data
+        return await mailbox.fetch(key, low, high)
 
     try:
         try:
             header = env.codec.decode_header(await read(0, 8192))
         except ShortPrefix as short:
             header = env.codec.decode_header(await read(0, short.need))
+        mailbox.check_oid(key, oid, header.oid)
         low, high = header.frames_for(start, end)
         return header.decode_range(await read(low, high) if high > low else b"", start, end)
-    except CorruptObject as exc:
+    except (CorruptObject, NewerFormat, ShortPrefix) as exc:
+        log.error("mail damaged", key=key, user=mailbox.user.name, error=str(exc))
         await env.fscache.drop(key)
         raise Corrupt("the mail is damaged in the storage") from exc

@@ -1,8 +1,8 @@
 """SEARCH over a mailbox: columns first, then cached header blocks, then whole mails, each only for what is left.
 
-Invariant: the answer is the same whatever happens to be cached. A mail that is gone or lost when its text is wanted
-does not match. Nothing here holds the loop: it is given up after each chunk of headers and each SLICE_BYTES of mail; a
-mail larger than that is looked through in a thread.
+Invariant: the answer is the same whatever happens to be cached. A mail that is gone, lost or damaged when its text is
+wanted does not match. Nothing here holds the loop: it is given up after each chunk of headers and each SLICE_BYTES of
+mail; a mail larger than that is looked through in a thread.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from ..mailbox import State
 from ..mailbox._uidset import UidArray
 from ..mailbox.search import Mask, Needle, Query, TextSource, evaluate, needs_header, normalise
 from ..mime import Part, addresses, decode_header, header_end, header_values, parse, parse_date, text_of
+from ._fields import Fields
 
 if TYPE_CHECKING:
-    from .api import Fields
+    from .api import Unreadable
 
 CHUNK: Final = 500
 """Mails whose cached fields are asked for at once: about 5 ms of work."""
@@ -49,17 +50,27 @@ class Searchable(Protocol):
     @property
     def state(self) -> State: ...
 
-    async def fields(self, uids: Sequence[int]) -> list[Fields | None]: ...
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None
+    ) -> list[Fields | Unreadable | None]: ...
 
-    def mails(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]: ...
+    def mails(
+        self, uids: Sequence[int], *, autofix: bool | None = None
+    ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]: ...
 
 
 async def search(
-    mailbox: Searchable, query: Query, uids: UidArray, *, now: float, memo: Memo | None = None
+    mailbox: Searchable,
+    query: Query,
+    uids: UidArray,
+    *,
+    now: float,
+    autofix: bool | None = None,
+    memo: Memo | None = None,
 ) -> UidArray:
     """Those of `uids` (sorted) that match, in order. now: unix seconds, for OLDER and YOUNGER.
 
-    memo: remembered header fields, by default those of the process.
+    autofix: see `api.Mailbox`. memo: remembered header fields, by default those of the process.
     Raises Unavailable when mails have to be read and the bucket does not answer.
     """
     state = mailbox.state
@@ -69,7 +80,8 @@ async def search(
     rest: list[int] = np.flatnonzero(evaluation.unknown).tolist()
     found = evaluation.yes.copy()
     if rest:
-        run = _Run(mailbox, uids, evaluation.matches, found, MEMO if memo is None else memo)
+        memo = MEMO if memo is None else memo
+        run = _Run(mailbox, uids, evaluation.matches, found, memo=memo, autofix=autofix)
         if needs_header(query):
             rest = await run.by_memo(rest)
             rest = await run.by_headers(rest)
@@ -83,8 +95,11 @@ _Matches = Callable[[int, TextSource], "bool | None"]
 class _Run:
     """One search of text. Each step marks in `found` the rows that match and returns those that it cannot decide."""
 
-    def __init__(self, mailbox: Searchable, uids: UidArray, matches: _Matches, found: Mask, memo: Memo) -> None:
+    def __init__(
+        self, mailbox: Searchable, uids: UidArray, matches: _Matches, found: Mask, *, memo: Memo, autofix: bool | None
+    ) -> None:
         self.mailbox = mailbox
+        self.autofix = autofix
         self.uids = uids
         self.matches = matches
         self.found = found
@@ -117,8 +132,9 @@ class _Run:
                 await asyncio.sleep(0)
             chunk = rows[start : start + CHUNK]
             uids = self.uids[chunk].tolist()
-            for row, source.uid, fields in zip(chunk, uids, await self.mailbox.fields(uids), strict=True):
-                if fields is not None:
+            ready = await self.mailbox.fields(uids, autofix=self.autofix)
+            for row, source.uid, fields in zip(chunk, uids, ready, strict=True):
+                if isinstance(fields, Fields):
                     source.inner = None if fields.header is None else HeaderSource(fields.header)
                     self.decide(row, source, left)
             self.memo.trim()
@@ -130,8 +146,8 @@ class _Run:
         row_of = dict(zip(self.uids[rows].tolist(), rows, strict=True))
         done = 0
         left: list[int] = []
-        async for uid, mail in self.mailbox.mails(list(row_of)):
-            if mail is None:
+        async for uid, mail in self.mailbox.mails(list(row_of), autofix=self.autofix):
+            if not isinstance(mail, bytes):
                 continue
             source = _Remembering(self.memo, self.guid)
             source.uid = uid

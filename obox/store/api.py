@@ -11,12 +11,16 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from ..errors import Corrupt, NotFound
 from ..mailbox import State
 from ..mailbox._state import FlagOp
 from ..mailbox._uidset import UidArray
 from ..mailbox.search import Query
 from ..types import Guid, StorageId, Uid
 from ._fields import Fields as Fields  # noqa: PLC0414 - part of the contract
+
+Unreadable = NotFound | Corrupt
+"""Why a mail that is in the index cannot be read: its object is gone (lost), or does not decode (damaged)."""
 
 
 class Status(NamedTuple):
@@ -85,7 +89,11 @@ class Usage(NamedTuple):
 
 
 class Mailbox(Protocol):
-    """A selected mailbox. Held open by `User.select`, given back by `release`; many sessions share one."""
+    """A selected mailbox. Held open by `User.select`, given back by `release`; many sessions share one.
+
+    autofix, where mails are read: a lost one is looked for once more, and expunged if it is gone; None: as the store's
+    settings say.
+    """
 
     guid: Guid
     uidvalidity: int
@@ -104,21 +112,24 @@ class Mailbox(Protocol):
     def take_recent(self) -> int:
         """The lowest UID that no session was told of, and claim all from there on as told (SELECT; \\Recent)."""
 
-    async def fields(self, uids: Sequence[int]) -> list[Fields | None]:
+    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
         """Ready bytes for each UID; None for one that is gone. Reads mails whose fields are not cached, and caches
         them."""
 
-    async def mail(self, uid: int) -> bytes:
+    async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
         """The whole mail. Raises Expunged, NotFound (lost from the bucket), Corrupt."""
 
-    def mails(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
-        """Whole mails in the order of `uids`, read ahead by a few; None for one that is gone or lost."""
+    def mails(
+        self, uids: Sequence[int], *, autofix: bool | None = None
+    ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
+        """Whole mails in the order of `uids`, read ahead by a few; None for one that is gone."""
 
-    async def part(self, uid: int, start: int, end: int) -> bytes:
-        """Octets [start, end) of a mail; of a large one only the frames needed are read."""
+    async def part(self, uid: int, start: int, end: int, *, autofix: bool | None = None) -> bytes:
+        """Octets [start, end) of a mail; of a large one only the frames needed are read. Raises as `mail`."""
 
-    async def search(self, query: Query, uids: UidArray) -> UidArray:
-        """Those of `uids` that match, in order. Columns first; cached fields, then mails, only of what is left."""
+    async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
+        """Those of `uids` that match, in order. Columns first; cached fields, then mails, only of what is left. A mail
+        that would have to be read and cannot be does not match."""
 
     async def store_flags(
         self, uids: UidArray, op: FlagOp, flags: Iterable[str], unchanged_since: int | None = None

@@ -23,16 +23,16 @@ from ..mailbox._delta import Gone
 from ..mailbox._state import DELETED, FlagOp
 from ..mailbox._uidset import UidArray, uid_array
 from ..mailbox.search import Query
-from ..objectstore import CorruptObject, ObjectInfo, StoreError
+from ..objectstore import ObjectInfo, StoreError
 from ..objectstore.codec import Decoded
 from ..objectstore.keys import mail_key
 from ..types import Guid, Uid
-from . import _discover, _flush, _reader, _writer
+from . import _discover, _flush, _lost, _reader, _writer
 from ._bundles import Bundles, Known
 from ._env import Env
 from ._search import search
 from ._slots import Slot, Slots
-from .api import Fields, Stored
+from .api import Fields, Stored, Unreadable
 
 if TYPE_CHECKING:
     from .user import User
@@ -74,6 +74,8 @@ class Mailbox:
         self.local_deltas = 0
         self.segments_read: set[str] = set()
         self.flushing = asyncio.Lock()
+        self.mending = asyncio.Lock()
+        """Held while lost mails are looked for once more."""
         self.slots = Slots(self._show, self._taken)
         self._watchers: list[Callable[[], None]] = []
 
@@ -190,16 +192,23 @@ class Mailbox:
                 found[guid] = await self.user.box(guid)
         return found
 
-    def expunge_now(self, uids: UidArray, homes: dict[Guid, Mailbox]) -> UidArray:
-        """Expunge and release the objects' holders in one go, so that one journal object has both."""
+    def expunge_now(self, uids: UidArray, homes: dict[Guid, Mailbox], *, lost: bool = False) -> UidArray:
+        """Expunge and release the objects' holders in one go, so that one journal object has both.
+
+        lost: there are no objects, and none that comes back later is to be deleted.
+        """
         foreign = self.foreign(uids)
         delta, gone = self.state.expunge_delta(uids, self.env.now_ms())
         if delta is None:
             return gone
+        if lost:
+            delta.purged = gone
         self.apply(delta, Change.IMPORTANT)
         for home, holders in foreign.items():
             released = {(home_uid, self.guid, uid): delta.highestmodseq for uid, home_uid in holders}
-            homes[home].apply(Delta(holders=released), Change.IMPORTANT)
+            ended = uid_array([far for _, far in holders]) if lost else None
+            purged = None if ended is None else np.intersect1d(ended, homes[home].state.gone_uid)
+            homes[home].apply(Delta(holders=released, purged=purged), Change.IMPORTANT)
         return gone
 
     def foreign(self, uids: UidArray) -> dict[Guid, list[tuple[int, int]]]:
@@ -254,14 +263,19 @@ class Mailbox:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    async def fields(self, uids: Sequence[int]) -> list[Fields | None]:
-        return await _reader.fields(self, uids)
+    def mends(self, autofix: bool | None) -> bool:
+        """Is a lost mail to be looked for once more, and expunged?"""
+        return self.env.settings.autofix_storage if autofix is None else autofix
 
-    async def mail(self, uid: int) -> bytes:
-        position = self.state.position(uid)
-        if position is None:
-            raise Expunged("the mail has been expunged")
-        return await self.read(uid, position)
+    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
+        return await _reader.fields(self, uids, autofix=self.mends(autofix))
+
+    async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
+        async for _, found in self.mails([uid], autofix=autofix):
+            if isinstance(found, bytes):
+                return found
+            raise Expunged("the mail has been expunged") if found is None else found
+        raise AssertionError("one answer for each")
 
     async def read(self, uid: int, position: int) -> bytes:
         home, home_uid = self.state.home_of(position)
@@ -273,9 +287,9 @@ class Mailbox:
             self.env.recent.put(oid, mail)
         return mail
 
-    async def fetch(self, key: str) -> bytes:
-        """GET one mail's object. Raises NotFound when it is lost."""
-        data = await self.env.get(key, kind="mail")
+    async def fetch(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """GET one mail's object, or a part of it. Raises NotFound when it is lost."""
+        data = await self.env.get(key, kind="mail", start=start, end=end)
         if data is None:
             log.error("mail lost", key=key, user=self.user.name, next_step="restore it, or oboxadm force-resync")
             raise NotFound("the mail is lost from the storage")
@@ -286,25 +300,38 @@ class Mailbox:
         return self.checked(key, oid, self.env.codec.decode_many([data])[0])
 
     def checked(self, key: str, oid: bytes, decoded: Decoded | StoreError) -> bytes:
-        """The same of an object that has been decoded."""
-        if isinstance(decoded, CorruptObject):
+        """The same of an object that has been decoded, or of why it could not be."""
+        if isinstance(decoded, StoreError):
             log.error("mail damaged", key=key, user=self.user.name, error=str(decoded))
             raise Corrupt("the mail is damaged in the storage") from decoded
-        if isinstance(decoded, StoreError):
-            raise decoded
-        if decoded.oid != oid:
-            log.error("another mail under this key", key=key, user=self.user.name)
-            raise Corrupt("the mail is damaged in the storage")
+        self.check_oid(key, oid, decoded.oid)
         return decoded.payload
 
-    def mails(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
-        return _reader.mails(self, uids)
+    def check_oid(self, key: str, oid: bytes, found: bytes) -> None:
+        """Raises Corrupt when the object under a mail's key is another one than the index says."""
+        if found != oid:
+            log.error("another mail under this key", key=key, user=self.user.name)
+            raise Corrupt("the mail is damaged in the storage")
 
-    async def part(self, uid: int, start: int, end: int) -> bytes:
+    def mails(
+        self, uids: Sequence[int], *, autofix: bool | None = None
+    ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
+        return _reader.mails(self, uids, autofix=self.mends(autofix))
+
+    async def part(self, uid: int, start: int, end: int, *, autofix: bool | None = None) -> bytes:
+        try:
+            return await _reader.part(self, uid, start, end)
+        except NotFound:
+            position = self.state.position(uid)
+            if position is None or not self.mends(autofix):
+                raise
+            home, home_uid = self.state.home_of(position)
+            key = mail_key(self.user.storage_id, home, Uid(home_uid))
+        await _lost.look_again(self, {uid: key}, end=1)
         return await _reader.part(self, uid, start, end)
 
-    async def search(self, query: Query, uids: UidArray) -> UidArray:
-        return await search(self, query, uids, now=self.env.now())
+    async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
+        return await search(self, query, uids, now=self.env.now(), autofix=self.mends(autofix))
 
     # -- upkeep ----------------------------------------------------------------------------------------------------
 

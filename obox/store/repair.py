@@ -21,11 +21,10 @@ from metacache import Change
 
 from ..errors import Corrupt
 from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
-from ..mailbox._uidset import UidArray, uid_array
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, mail_key, mail_prefix, parse_bundle_key, parse_mail_key
 from ..types import Guid, StorageId, Uid
-from . import operate
+from . import _lost, operate
 from ._bundles import Bundles, Known, name_of, segment_range
 from ._discover import _first_uid, _read
 from ._writer import stamp
@@ -55,20 +54,16 @@ class Resynced(NamedTuple):
 
 async def resync(user: User, guid: Guid, *, keep_lost: bool) -> Resynced:
     """Bring one mailbox in line with the bucket. Raises Unavailable, Corrupt."""
-    env = user.env
     box = await user.box(guid)
     before = len(box.state)
     await box.recheck(await box.bundles.listing())
     listed = await _listed(box, guid)
-    lost = await _lost(box, listed)
-    if len(lost) and not keep_lost:
-        await box.expunge(lost)
-        for uid in lost.tolist():
-            log.warning("lost mail dropped from the index", user=user.name, mailbox=guid, uid=uid)
+    lost = await _lost_mails(box, listed)
+    if not keep_lost:
+        await _lost.expunge(box, lost)
     await box.flush()
     unknown = sum(1 for uid, size in listed.items() if size and uid < box.state.uidnext and not _known(box, uid))
     dropped = 0 if keep_lost else len(lost)
-    env.metacache.drop_fields(user.storage_id, guid, lost.tolist() if dropped else ())
     return Resynced(len(box.state), max(0, len(box.state) + dropped - before), len(lost), dropped, unknown)
 
 
@@ -83,11 +78,11 @@ async def _listed(box: Mailbox, guid: Guid) -> dict[int, int]:
     return out
 
 
-async def _lost(box: Mailbox, listed: dict[int, int]) -> UidArray:
-    """UIDs whose object neither LIST nor GET finds."""
+async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
+    """UIDs whose object neither LIST nor GET finds, with its key."""
     state, sid = box.state, box.user.storage_id
     homes: dict[Guid, dict[int, int]] = {box.guid: listed}
-    out = []
+    out = {}
     for step, uid in enumerate(state.uids.tolist()):
         if step % SLICE == SLICE - 1:
             await asyncio.sleep(0)
@@ -97,9 +92,10 @@ async def _lost(box: Mailbox, listed: dict[int, int]) -> UidArray:
         home, home_uid = state.home_of(at)
         if home not in homes:
             homes[home] = await _listed(box, home)
-        if not homes[home].get(home_uid) and not await box.env.get(mail_key(sid, home, Uid(home_uid)), kind="mail"):
-            out.append(uid)
-    return uid_array(out)
+        key = mail_key(sid, home, Uid(home_uid))
+        if not homes[home].get(home_uid) and not await box.env.get(key, kind="mail"):
+            out[uid] = key
+    return out
 
 
 def _known(box: Mailbox, uid: int) -> bool:

@@ -151,6 +151,26 @@ async def test_a_failed_fetch_fails_all_who_wait_and_nobody_later(cache: Fscache
     assert await cache.get("k", source.of("k")) == source.data("k")
 
 
+async def test_get_many_leaves_a_place_for_what_is_absent(cache: Fscache) -> None:
+    """Each is fetched once, and nothing is kept of what is not there."""
+    asked: list[str] = []
+
+    async def fetch(key: str) -> bytes:
+        asked.append(key)
+        await asyncio.sleep(0)
+        if key in ("b", "d"):
+            raise LookupError(key)
+        return key.encode()
+
+    await cache.put("a", b"a")
+    keys = ["a", "b", "c", "d", "e"]
+    assert await cache.get_many(keys, fetch, absent=(LookupError,)) == [b"a", None, b"c", None, b"e"]
+    assert sorted(asked) == ["b", "c", "d", "e"]
+    assert not cache.peek("b")
+    with pytest.raises(LookupError):
+        await cache.get_many(keys, fetch)
+
+
 async def test_get_many_keeps_the_order_and_bounds_the_fetches(cache: Fscache) -> None:
     running = most = 0
 

@@ -397,11 +397,10 @@ async def test_a_damaged_mail_does_not_hide_the_others(running: Running, monkeyp
     await client.ok("SELECT INBOX")
     whole = Mailbox.mails
 
-    async def lossy(self: Mailbox, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
-        async for uid, mail in whole(self, uids):
-            if uid == 4:
-                raise errors.Corrupt("damaged")
-            yield uid, None if uid == 2 else mail
+    async def lossy(self: Mailbox, uids: Sequence[int], **more: bool) -> AsyncIterator[tuple[int, object]]:
+        wrong = {2: errors.NotFound("lost"), 4: errors.Corrupt("damaged")}
+        async for uid, mail in whole(self, uids, **more):
+            yield uid, wrong.get(uid, mail)
 
     monkeypatch.setattr(Mailbox, "mails", lossy)
     lines = await client.cmd("FETCH 1:* BODY.PEEK[TEXT]")

@@ -39,7 +39,7 @@ from obox.mailbox.search import (
 from obox.mime import header_end
 from obox.store import _search
 from obox.store._search import HeaderSource
-from obox.store.api import Fields
+from obox.store.api import Fields, Unreadable
 from obox.types import Guid
 
 DAY = 86_400
@@ -291,9 +291,9 @@ class Box:
         self.asked_mails: list[int] = []
         self.memo = _search.Memo()
 
-    async def fields(self, uids: Sequence[int]) -> list[Fields | None]:
+    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
         self.asked_fields += uids
-        out: list[Fields | None] = []
+        out: list[Fields | Unreadable | None] = []
         for uid in uids:
             source = self.sources[uid]
             header = None if source is None else source[: header_end(source)]
@@ -302,7 +302,9 @@ class Box:
             out.append(None if source is None else Fields.of(b"", b"", b"", header))
         return out
 
-    async def mails(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, bytes | None]]:
+    async def mails(
+        self, uids: Sequence[int], *, autofix: bool | None = None
+    ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
         for uid in uids:
             self.asked_mails.append(uid)
             yield uid, self.sources[uid]

@@ -189,9 +189,20 @@ class SimFscache:
         return self._files[key]
 
     async def get_many(
-        self, keys: Sequence[str], fetch: Callable[[str], Awaitable[bytes]], *, parallel: int = 16
-    ) -> list[bytes]:
-        return [await self.get(key, lambda key=key: fetch(key)) for key in keys]  # type: ignore[misc]
+        self,
+        keys: Sequence[str],
+        fetch: Callable[[str], Awaitable[bytes]],
+        *,
+        parallel: int = 16,
+        absent: tuple[type[Exception], ...] = (),
+    ) -> list[bytes | None]:
+        out: list[bytes | None] = []
+        for key in keys:
+            try:
+                out.append(await self.get(key, lambda key=key: fetch(key)))  # type: ignore[misc]
+            except absent:
+                out.append(None)
+        return out
 
     async def put(self, key: str, data: bytes) -> None:
         self._files[key] = data

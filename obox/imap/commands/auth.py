@@ -38,7 +38,7 @@ async def identify(session: Session, command: ast.Id) -> Reply:
     if command.params:
         told = [f"{name}={value}" for name, value in command.params if value is not None]
         session.client_id = " ".join(told)[:ID_VALUE_CHARS_MAX]
-    settings = session.context.settings
+    settings = session.settings
     pairs = [b'"name"', wire.quoted(settings.name.encode())]
     if settings.version:
         pairs += [b'"version"', wire.quoted(settings.version.encode())]

@@ -3,12 +3,14 @@
 Mails are taken in chunks of UIDs. For each: read what the plan needs (awaiting), then look the rows up and make the
 lines (not awaiting), then hand them over and wait for the client. What was expunged in between is left out.
 
-A mail that is lost or damaged is left out too, the others are delivered, and the tagged answer is NO.
+Of a mail that is lost or damaged what the index has is delivered, and nothing that would have to be read. Then
+`fetch_failure` decides: BYE at once, or the others first and then BYE or NO. With `lost_as_empty` a lost mail is an
+empty one. Once the length of a literal has been said nothing but the end of the connection is honest.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,8 +27,8 @@ from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.mailbox._state import SEEN
 from obox.mailbox._uidset import UidArray
-from obox.store.api import Fields
-from obox.store.content import parse
+from obox.store.api import Fields, Unreadable
+from obox.store.content import make_fields, parse
 
 COLUMN_ROWS: Final = 1000
 """Mails of a chunk that needs columns alone: about 64 KiB of lines."""
@@ -40,7 +42,7 @@ PIECE_BYTES: Final = 1 << 18
 """What is read and sent of such a mail at a time: a frame of the stored object."""
 
 
-async def fetch(session: Session, command: ast.Fetch) -> Reply:
+async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
     if command.vanished and not session.qresync:
         return bad("VANISHED needs QRESYNC to be enabled")  # RFC 7162 §3.2.6
     plan = compile_plan(command.items, uid=command.uid, modseq=command.changed_since is not None)
@@ -51,11 +53,18 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply:
         uids = _changed_since(session, command, uids, command.changed_since)
     job = _Fetch(session, plan, uid=command.uid)
     rows = MAIL_ROWS if plan.needs_mail else FIELD_ROWS if plan.needs_fields else COLUMN_ROWS
-    for at in range(0, len(uids), rows):
-        await job.chunk(uids[at : at + rows])
-        await session.flush()
-    if job.lost:
-        return no(f"Mails of UID {format_set(sorted(job.lost)).decode()} are damaged or lost", "CORRUPTION")
+    try:
+        for at in range(0, len(uids), rows):
+            await job.chunk(uids[at : at + rows])
+            await session.flush()
+    except _AtOnce:
+        pass
+    if job.unreadable:
+        said = f"Mails of UID {format_set(sorted(job.unreadable)).decode()} are damaged or lost"
+        if session.settings.fetch_failure == "no-after":
+            return no(said, "CORRUPTION")
+        session.hang_up(said, "CORRUPTION")
+        return None
     if job.expunged and not command.uid:
         return no("Some of the mails no longer exist", "EXPUNGEISSUED")
     return Reply("Fetch completed")
@@ -79,8 +88,12 @@ def _of_mail(item: FetchAttr | Body) -> bool:
     return isinstance(item, Body) and not item.in_header
 
 
+class _AtOnce(Exception):
+    """A mail cannot be read, and nothing more is to be sent."""
+
+
 class _Fetch:
-    """One FETCH under way."""
+    """One FETCH under way. unreadable: UIDs of mails that are lost or damaged; expunged: some are gone."""
 
     def __init__(self, session: Session, plan: Plan, *, uid: bool) -> None:
         self.session = session
@@ -89,8 +102,8 @@ class _Fetch:
         self.names = plan.names()
         self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
         self.needs_structure = plan.needs_structure
-        self.uid = uid
-        self.lost: set[int] = set()
+        self.autofix = session.settings.autofix_storage
+        self.unreadable: set[int] = set()
         self.expunged = False
 
     async def chunk(self, uids: UidArray) -> None:
@@ -102,19 +115,17 @@ class _Fetch:
         found: dict[int, Fields] = {}
         headers: dict[int, bytes] = {}
         if plan.needs_fields:
-            found = await self._fields(uids)
+            found = known = await self._fields(uids)
             if any(isinstance(item, Body) and item.in_header for item in plan.order):
                 headers = await self._headers(found)
                 found = {uid: found[uid] for uid in headers} if len(headers) < len(found) else found
+            if len(found) < len(uids):
+                for uid in sorted(self.unreadable.intersection(uids.tolist())):
+                    self._write_known(uid, seen, known.get(uid), None)
+        uids, where = self._there(uids, found)
         if plan.needs_mail:
-            await self._whole(uids, seen, found, headers)
+            await self._whole(uids, where, seen, found, headers)
             return
-        where, there = self.mailbox.state.positions(uids)
-        if plan.needs_fields and len(found) < len(uids):
-            there &= np.isin(uids, np.fromiter(found, dtype=np.uint32, count=len(found)))
-        if not there.all():
-            self._missed(uids[~there])
-            uids, where = uids[there], where[there]
         if len(uids) == 0:
             return
         order = uids.tolist() if plan.needs_fields else []
@@ -130,11 +141,46 @@ class _Fetch:
             names, columns = self._with_flags(uids, where, seen, columns)
         self.session.write(lines(names, self.view.seqs(uids).tolist(), columns))
 
-    def _missed(self, uids: UidArray) -> None:
-        """Mails without an answer: expunged, or else lost."""
-        _, there = self.mailbox.state.positions(uids)
+    def _there(self, uids: UidArray, found: Mapping[int, Fields]) -> tuple[UidArray, Any]:
+        """Those of `uids` that exist and of which we have the fields that the plan needs, with their rows."""
+        where, there = self.mailbox.state.positions(uids)
         self.expunged |= not there.all()
-        self.lost.update(uids[there].tolist())
+        if self.plan.needs_fields and len(found) < len(uids):
+            there &= np.isin(uids, np.fromiter(found, dtype=np.uint32, count=len(found)))
+        return (uids, where) if there.all() else (uids[there], where[there])
+
+    # -- what cannot be read ---------------------------------------------------------------------------------------
+
+    def _instead(self, uid: int, error: Unreadable) -> bytes | None:
+        """What is served for a mail that cannot be read: an empty one, or none. Raises: _AtOnce."""
+        settings = self.session.settings
+        if settings.lost_as_empty and isinstance(error, NotFound):
+            return b""
+        self.unreadable.add(uid)
+        if settings.fetch_failure == "disconnect-immediately":
+            raise _AtOnce
+        return None
+
+    def _write_known(self, uid: int, seen: UidArray, fields: Fields | None, header: bytes | None) -> None:
+        """The line of a mail that cannot be read: what the index has of it, if that is more than its UID."""
+        state, uids = self.mailbox.state, np.array([uid], dtype=np.uint32)
+        where, there = state.positions(uids)
+        if not there.all():
+            return
+        known = self.plan.without(fields=fields is not None, header=header is not None)
+        if uid in seen:
+            told = [FetchAttr.FLAGS, FetchAttr.MODSEQ] if self.session.condstore else [FetchAttr.FLAGS]
+            known.order += [item for item in told if not known.has(item)]
+        if all(item is FetchAttr.UID for item in known.order):
+            return
+        columns = known.columns(
+            state,
+            where,
+            self.view.recent_uids(),
+            [] if fields is None else [fields],
+            [] if header is None else [header],
+        )
+        self.session.write(lines(known.names(), self.view.seqs(uids).tolist(), columns))
 
     # -- \Seen -----------------------------------------------------------------------------------------------------
 
@@ -175,17 +221,14 @@ class _Fetch:
 
     async def _fields(self, uids: UidArray) -> dict[int, Fields]:
         asked = uids.tolist()
-        try:
-            found = await self.mailbox.fields(asked)
-        except (Corrupt, NotFound):
-            found = [await self._one(uid) for uid in asked]
-        return {uid: one for uid, one in zip(asked, found, strict=True) if one is not None}
-
-    async def _one(self, uid: int) -> Fields | None:
-        try:
-            return (await self.mailbox.fields([uid]))[0]
-        except (Corrupt, NotFound):
-            return None
+        found = await self.mailbox.fields(asked, autofix=self.autofix)
+        out: dict[int, Fields] = {}
+        for uid, one in zip(asked, found, strict=True):
+            if isinstance(one, Fields):
+                out[uid] = one
+            elif one is not None and (mail := self._instead(uid, one)) is not None:
+                out[uid] = make_fields(mail)
+        return out
 
     async def _headers(self, found: dict[int, Fields]) -> dict[int, bytes]:
         """Header blocks; those that are too long to be cached are cut from the mail."""
@@ -194,71 +237,72 @@ class _Fetch:
             header = fields.header
             if header is None:
                 try:
-                    header = header_of(await self.mailbox.mail(uid))
-                except (Corrupt, NotFound, Expunged):
+                    mail: bytes | None = await self.mailbox.mail(uid, autofix=self.autofix)
+                except Expunged:
                     continue
+                except (Corrupt, NotFound) as error:
+                    mail = self._instead(uid, error)
+                if mail is None:
+                    continue
+                header = header_of(mail)
             out[uid] = header
         return out
 
     # -- whole mails -----------------------------------------------------------------------------------------------
 
-    async def _whole(self, uids: UidArray, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]) -> None:
+    async def _whole(
+        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]
+    ) -> None:
         """The columns of all are taken now, each mail's bytes follow: a change in between is told by the next poll."""
-        state = self.mailbox.state
-        where, there = state.positions(uids)
-        if self.plan.needs_fields and len(found) < len(uids):
-            there &= np.isin(uids, np.fromiter(found, dtype=np.uint32, count=len(found)))
-        if not there.all():
-            self._missed(uids[~there])
-            uids, where = uids[there], where[there]
         order = uids.tolist()
-        sizes = state.column("size")[where].tolist()
+        sizes = self.mailbox.state.column("size")[where].tolist()
         names, rows = self._cells(uids, where, seen, found, headers)
         lead = b"* %d FETCH (" + b" ".join(names) + b")\r\n"
         at = 0
-        streams = any(map(self._streams, sizes))
-        async for uid, mail in self._mails(order, sizes) if streams else self._read(order):
+        async for uid, mail in self._mails(order, sizes):
             while order[at] != uid:
                 at += 1
-            if mail is not None:
+            wrong: Unreadable | None = None
+            if isinstance(mail, bytes):
                 self._write_row(lead, rows[at], mail)
+            elif mail is not None:
+                wrong = mail
             elif self._streams(sizes[at]):
-                await self._stream(uid, sizes[at], names, rows[at])
+                wrong = await self._stream(uid, sizes[at], names, rows[at])
             else:
-                self._missed(np.array([uid], dtype=np.uint32))
+                self.expunged = True
+            if wrong is not None and (instead := self._instead(uid, wrong)) is not None:
+                self._write_row(lead, rows[at], instead)
+            elif wrong is not None:
+                self._write_known(uid, seen, found.get(uid), headers.get(uid))
             if self.session.out.full:
                 await self.session.flush()
 
     def _streams(self, size: int) -> bool:
         return size >= STREAM_BYTES_MIN and self.plan.whole_only
 
-    async def _mails(self, uids: list[int], sizes: list[int]) -> AsyncIterator[tuple[int, bytes | None]]:
-        """Whole mails in order; None for one that is to be streamed, is lost or was expunged."""
+    def _mails(
+        self, uids: list[int], sizes: list[int]
+    ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
+        """Whole mails in order; None for one that is to be streamed or was expunged."""
+        if any(map(self._streams, sizes)):
+            return self._between_streams(uids, sizes)
+        return self.mailbox.mails(uids, autofix=self.autofix)
+
+    async def _between_streams(
+        self, uids: list[int], sizes: list[int]
+    ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
         run: list[int] = []
         for uid, size in zip(uids, sizes, strict=True):
             if not self._streams(size):
                 run.append(uid)
                 continue
-            async for pair in self._read(run):
+            async for pair in self.mailbox.mails(run, autofix=self.autofix):
                 yield pair
             run = []
             yield uid, None
-        async for pair in self._read(run):
+        async for pair in self.mailbox.mails(run, autofix=self.autofix):
             yield pair
-
-    async def _read(self, uids: list[int]) -> AsyncIterator[tuple[int, bytes | None]]:
-        """Read ahead; after a damaged mail go on with the next."""
-        while uids:
-            done = 0
-            try:
-                async for uid, mail in self.mailbox.mails(uids):
-                    done += 1
-                    yield uid, mail
-                return
-            except (Corrupt, NotFound, Expunged):
-                if done < len(uids):
-                    yield uids[done], None
-                uids = uids[done + 1 :]
 
     def _cells(
         self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]
@@ -289,36 +333,43 @@ class _Fetch:
             values[at] = item.of_mail(mail, root)
         self.session.write(lead % tuple(values))
 
-    async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> None:
-        """A large mail, piece by piece. What fails inside a literal ends the connection: its length has been said."""
+    async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> Unreadable | None:
+        """Send a large mail, piece by piece; returns why nothing of it was sent.
+
+        What fails inside a literal ends the connection (ConnectionResetError): its length has been said.
+        """
         session, order = self.session, self.plan.order
         seq, cells, tail = values[0], values[1 : len(order) + 1], values[len(order) + 1 :]
-        head = lead = b"* %d FETCH (" % seq
-        for at, (item, name) in enumerate(zip(order, names, strict=True)):
+        spans = [item.span(size) if isinstance(item, Body) and _of_mail(item) else (0, 0) for item in order]
+        first = b""
+        if (begun := next((span for span in spans if span[0] < span[1]), None)) is not None:
+            low, high = begun
+            try:
+                first = await self.mailbox.part(uid, low, min(low + PIECE_BYTES, high), autofix=self.autofix)
+            except Expunged:
+                self.expunged = True
+                return None
+            except (Corrupt, NotFound) as error:
+                return error
+        lead = b"* %d FETCH (" % seq
+        for at, (item, name, span) in enumerate(zip(order, names, spans, strict=True)):
             more = tail if at == len(order) - 1 else []
             if not (isinstance(item, Body) and _of_mail(item)):
                 session.write(lead + name % (cells[at], *more))
                 lead = b" "
                 continue
-            start, end = item.span(size)
-            try:
-                piece = await self.mailbox.part(uid, start, min(start + PIECE_BYTES, end)) if end > start else b""
-            except (Corrupt, NotFound, Expunged):
-                if lead is not head:
-                    raise ConnectionResetError("a mail became unreadable in the middle of its line") from None
-                self._missed(np.array([uid], dtype=np.uint32))
-                return
-            session.write(lead, item.label, b" {%d}\r\n" % (end - start) if end > start else b' ""', piece)
+            start, end = span
+            session.write(lead, item.label, b" {%d}\r\n" % (end - start) if end > start else b' ""')
             lead = b" "
-            await session.flush()
-            start += len(piece)
             while start < end:
-                piece = await self._piece(uid, start, min(start + PIECE_BYTES, end))
+                piece = first or await self._piece(uid, start, min(start + PIECE_BYTES, end))
+                first = b""
                 session.write(piece)
                 start += len(piece)
                 await session.flush()
             session.write(*more)
         session.write(b")\r\n")
+        return None
 
     async def _piece(self, uid: int, start: int, end: int) -> bytes:
         try:

@@ -36,7 +36,8 @@ async def search(session: Session, command: ast.Search) -> Reply:
     mailbox, view = session.need_mailbox()
     saves = command.returns is not None and SearchReturn.SAVE in command.returns
     try:
-        found = await mailbox.search(to_query(session, command.key), view.uids)
+        wanted = to_query(session, command.key)
+        found = await mailbox.search(wanted, view.uids, autofix=session.settings.autofix_storage)
     except BaseException:
         if saves:
             session.saved = NO_UIDS  # RFC 5182 §2.1: a SEARCH that fails leaves nothing

@@ -30,7 +30,7 @@ async def write_status(session: Session, name: str, items: Sequence[StatusItem])
         StatusItem.HIGHESTMODSEQ: found.highestmodseq,
         StatusItem.SIZE: found.size,
         StatusItem.DELETED: found.deleted,
-        StatusItem.APPENDLIMIT: session.context.settings.mail_bytes_max,
+        StatusItem.APPENDLIMIT: session.settings.mail_bytes_max,
     }
     words = " ".join(f"{item.value} {values[item]}" for item in items)
     session.write(wire.line(b"STATUS", wire.mailbox(name), b"(" + words.encode() + b")"))

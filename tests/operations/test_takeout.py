@@ -1,0 +1,124 @@
+"""The script at the end of docs/format.md, as it is printed, on buckets that a real backend wrote."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from imapclient import IMAPClient
+from mails import every_kind, simple
+from processes import USERS, Backend
+
+ROOT = Path(__file__).parent.parent.parent
+ANNA, BEN = USERS
+SCRIPT = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/format.md").read_text(), re.M | re.S)[-1]
+
+Mails = dict[str, dict[int, bytes]]
+
+
+def bodies(client: IMAPClient) -> Mails:
+    """By mailbox and UID, mailboxes without mails left out."""
+    out: Mails = {}
+    for flags, _, name in client.list_folders():
+        if b"\\Noselect" in flags or b"\\NonExistent" in flags:
+            continue
+        client.select_folder(name, readonly=True)
+        if uids := client.search():
+            out[name] = {uid: row[b"BODY[]"] for uid, row in client.fetch(uids, ["BODY.PEEK[]"]).items()}
+    return out
+
+
+def take_out(tmp_path: Path, user: str, *keys: str, code: int = 0) -> tuple[Mails, Mails, str]:
+    """Run the script; what it found: mails, expunged ones, and what it complained of."""
+    file, target = tmp_path / "takeout.py", tmp_path / f"out{secrets.token_hex(4)}"
+    file.write_text(SCRIPT)
+    # -I: nothing of this checkout can be imported by chance.
+    program = [sys.executable, "-I", str(file), str(tmp_path / "bucket"), user, str(target), *keys]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    names = dict(line.split("\t") for line in (target / "mailboxes.txt").read_text().splitlines())
+    found: tuple[Mails, Mails] = {}, {}
+    for path in target.rglob("*.eml"):
+        guid, *gone = path.relative_to(target).parent.parts
+        found[bool(gone)].setdefault(names[guid], {})[int(path.stem)] = path.read_bytes()
+    return *found, done.stderr
+
+
+def live(backend: Backend) -> Mails:
+    """Mails of every kind, by every way, in every state; returns what Anna has in the end."""
+    for mail in (simple(1), simple(2, size=900_000), simple(3)):
+        assert [code for code, _ in backend.deliver(mail, ANNA, BEN)] == [250, 250]
+    with backend.login() as client:
+        client.create_folder("Projects/Grüße & mehr")
+        client.create_folder("Gone")
+        for mail in filter(None, every_kind().values()):  # an empty one cannot be appended
+            client.append("Drafts", mail)
+        client.select_folder("INBOX")
+        client.copy([1, 2], "Projects/Grüße & mehr")
+        client.copy([1], "Gone")
+        client.move([3], "Archive")
+        client.copy([2], "INBOX")
+        client.select_folder("Archive")
+        client.copy([1], "Projects/Grüße & mehr")
+        client.select_folder("Drafts")
+        client.delete_messages([1, 2])
+        client.expunge()
+        client.delete_folder("Gone")
+        client.rename_folder("Projects", "Work")
+        time.sleep(1.2)  # the journal has it
+        return bodies(client)
+
+
+@pytest.mark.parametrize(("kind", "end"), [("compressed", "stop"), ("plain", "kill"), ("encrypted", "kill")])
+def test_every_mail_comes_out(make: Callable[..., Backend], tmp_path: Path, kind: str, end: str) -> None:
+    storage: dict[str, object] = {"url": f"file://{tmp_path}/bucket"}
+    keys = []
+    if kind == "plain":
+        storage["compress"] = "none"
+    if kind == "encrypted":
+        for name, raw in (("old", secrets.token_bytes(32)), ("new", secrets.token_hex(32).encode())):
+            (tmp_path / name).write_bytes(raw)
+            keys.append(f"{name}={tmp_path / name}")
+        storage["encryption_keys"] = {"old": str(tmp_path / "old")}
+    backend = make(storage=storage)
+    backend.start()
+    expected = live(backend)
+    if kind == "encrypted":  # a second key: some objects under each
+        assert backend.stop() == 0
+        storage["encryption_keys"] = {"new": str(tmp_path / "new"), "old": str(tmp_path / "old")}
+        backend.write()
+        backend.start()
+        assert backend.deliver(simple(50))[0][0] == 250
+        with backend.login() as client:
+            expected = bodies(client)
+    (backend.stop if end == "stop" else backend.kill)()
+    mails, expunged, _ = take_out(tmp_path, ANNA, *keys)
+    assert mails == expected
+    kinds = list(filter(None, every_kind().values()))
+    assert expunged["Drafts"] == {1: kinds[0], 2: kinds[1]}
+    assert set(take_out(tmp_path, BEN, *keys)[0]["INBOX"]) == {1, 2, 3}
+    if kind == "encrypted":
+        mails, _, complaints = take_out(tmp_path, ANNA, keys[0], code=1)
+        assert mails != expected
+        assert "KeyError('new')" in complaints
+
+
+def test_a_damaged_object_is_named_and_the_rest_comes_out(make: Callable[..., Backend], tmp_path: Path) -> None:
+    backend = make()
+    backend.start()
+    for number in range(3):
+        backend.deliver(simple(number))
+    backend.kill()
+    (second,) = tmp_path.glob("bucket/*/anna@example.org/m/*/00000002")
+    data = bytearray(second.read_bytes())
+    data[-1] ^= 1
+    second.write_bytes(data)
+    mails, _, complaints = take_out(tmp_path, ANNA, code=1)
+    assert set(mails["INBOX"]) == {1, 3}
+    assert complaints.count("00000002") == 1

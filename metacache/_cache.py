@@ -44,7 +44,17 @@ from metacache._ops import (
     fold_fields,
     fold_range,
 )
-from metacache._types import BoxSpace, Change, Copy, MetacacheError, MetacacheFull, Rescanned, Status, UserSpace
+from metacache._types import (
+    BoxSpace,
+    Change,
+    Copy,
+    MetacacheError,
+    MetacacheFull,
+    OverLimit,
+    Rescanned,
+    Status,
+    UserSpace,
+)
 from metacache._weights import PRIORITIES
 
 log = structlog.get_logger()
@@ -406,7 +416,7 @@ class Metacache:
                 try:
                     await self._write(layer)
                 except MetacacheFull as error:
-                    if all(isinstance(op, Drop) for op in layer.ops) or not self._make_room():
+                    if all(isinstance(op, Drop) for op in layer.ops) or not (self._make_room() or self._split(error)):
                         self._fail(error)
                         return
                 except MetacacheError as error:
@@ -461,6 +471,22 @@ class Metacache:
             layers[-1].add(op)
         layers[-1].waiters = [waiter for layer in self._layers for waiter in layer.waiters]
         self._layers = layers
+        return True
+
+    def _split(self, error: MetacacheFull) -> bool:
+        """Halve the first layer: what fits is written, so that the cleaner can drop it. False of a single write, and
+        of a map that is full: it must keep room to delete."""
+        whole = self._layers[0]
+        half = len(whole.ops) // 2
+        if not half or not isinstance(error, OverLimit):
+            return False
+        first, second = Layer(), Layer()
+        for at, op in enumerate(whole.ops):
+            (first if at < half else second).add(op)
+        first.sealed = second.sealed = True
+        second.waiters = whole.waiters
+        self._layers[0] = second
+        self._layers.appendleft(first)
         return True
 
     def _fail(self, error: MetacacheError) -> None:

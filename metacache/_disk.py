@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -31,9 +31,9 @@ from metacache._layout import (
     u64,
     user_key,
 )
-from metacache._ops import Append, BoxKey, Drop, DropFields, Mark, Op, PutFields, PutState, Replace
+from metacache._ops import Append, BoxKey, Drop, DropFields, Mark, Op, PutFields, PutState, Replace, size_of
 from metacache._recount import BASE, SPACE_KEY, Counted, check, next_user, priorities, read_space
-from metacache._types import BoxSpace, Change, Copy, MetacacheError, MetacacheFull, UserSpace
+from metacache._types import BoxSpace, Change, Copy, MetacacheError, MetacacheFull, OverLimit, UserSpace
 
 _DELTA = b"D"
 _BLOB_PREFIX = 33  # user hash 16, box hash 16, kind 1
@@ -71,7 +71,7 @@ class Disk:
     # ---- writing -----------------------------------------------------------------------------------------------
 
     def write(
-        self, ops: Iterable[Op], touched: Mapping[BoxKey, float], now: float, begun: Callable[[int], None]
+        self, ops: Sequence[Op], touched: Mapping[BoxKey, float], now: float, begun: Callable[[int], None]
     ) -> None:
         """Apply all of it in one transaction; `begun` hears the transaction's id before anything can become visible.
 
@@ -80,19 +80,23 @@ class Disk:
         with _translated("commit"):
             with self.env.lmdb.begin(write=True, buffers=True) as txn:
                 begun(txn.id())
+                need = sum(size_of(op) for op in ops if not isinstance(op, Drop | DropFields | Mark | PutState))
+                if need and self.used(txn) + need > self._map_bytes_used_max:
+                    raise OverLimit(f"metacache: {need} bytes at once, the map has no room for them; clean")
                 work = _Write(self.env, txn, now)
                 for key, at in touched.items():
                     work.touch(key, at)
+                # What shrinks may always be written, whatever the limit: the map is larger, so there is room for it.
+                most = max(self.limit, work.space_before)
                 for op in ops:
                     work.apply(op)
                 work.finish()
-                # What shrinks may always be written, whatever the limit: the map is larger, so there is room for it.
-                if work.space > max(self.limit, work.space_before):
-                    raise MetacacheFull(
+                if work.space > most:
+                    raise OverLimit(
                         f"metacache: {work.space} bytes, at most {self.limit}; clean, or raise max_space"
                     )
                 if work.space > work.space_before and self.used(txn) > self._map_bytes_used_max:
-                    raise MetacacheFull("metacache: the map is nearly full; clean, or raise max_space")
+                    raise OverLimit("metacache: the map is nearly full; clean, or raise max_space")
             self.space, self.by_priority = work.space, work.by_priority(self.by_priority)
 
     def used(self, txn: Txn) -> int:

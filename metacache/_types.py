@@ -20,6 +20,10 @@ class MetacacheFull(MetacacheError):
     """
 
 
+class OverLimit(MetacacheFull):
+    """The accounts say no while the map has room: a part of what was to be written may fit."""
+
+
 class MetacacheBusy(MetacacheError):
     """Another process has this environment open; one path serves one process."""
 

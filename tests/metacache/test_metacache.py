@@ -192,6 +192,42 @@ async def test_full_keeps_what_is_staged_until_a_drop_makes_room(tmp_path: Path)
     await cache.close()
 
 
+async def test_more_at_once_than_there_is_room_for_goes_in_portions(tmp_path: Path) -> None:
+    """Six times the limit is staged before a commit: what fits is written, and dropping it lets the next in."""
+    cache = open_cache(tmp_path, max_space=2 * MIB)
+    names = [f"b{n:03}" for n in range(120)]
+    for name in names:
+        cache.replace("u", name, name.encode() * 25_000, b"", change=Change.NONE, priority=3)
+    cache.put_state("seq", b"7")
+    with pytest.raises(MetacacheFull):
+        await cache.commit()
+    assert cache.get_state("seq") == b"7"
+    seen: list[str] = []
+    for _ in names:
+        assert cache.space() <= cache.status().limit
+        written = [space.box for space in cache.box_spaces("u")]
+        assert written, "nothing is written, so that nothing can be dropped"
+        seen += written
+        for name in written:
+            copy = cache.load("u", name)
+            assert copy is not None
+            assert copy.base == name.encode() * 25_000
+            cache.drop("u", name)
+        try:
+            await cache.commit()
+            break
+        except MetacacheFull:
+            continue
+    seen += [space.box for space in cache.box_spaces("u")]
+    assert sorted(seen) == names
+    assert cache.staged() == 0
+    assert cache.check() == []
+    await cache.close()
+    cache = open_cache(tmp_path, max_space=2 * MIB)
+    assert cache.get_state("seq") == b"7"
+    await cache.close()
+
+
 async def test_lmdbs_own_limit_is_the_same_failure(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, max_space=1 * MIB)  # the map has its least size, 8 MiB
     cache._disk.limit = 1 << 40

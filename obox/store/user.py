@@ -130,11 +130,12 @@ class User:
             for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
                 self.root.join(_decode(data))
             self.known, self.change = known, copy.change
-            exact = known.generation == generation
-            if not exact or env.must_refresh(known.checked):
+            exact = current = known.generation == generation
+            if not current or env.must_refresh(known.checked):
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
                 await self._take_in(self._infos.get(ROOT, []))
-                exact = exact and self.known is known
+                exact = current or (known.clean and not pending and not self._store.unclean)
+                exact &= self.known is known
                 self.known.checked = env.now()
                 if self.change is not Change.NONE:  # the journal of the life before may not have it
                     self.journal.add(self.storage_id, ROOT, self.root.extract().encode())

@@ -7,7 +7,7 @@ All integers are little-endian.
       0     4  magic, b"obox"
       4     1  major version, 1: another one is not read
       5     1  minor version, 0: a newer one is read, what it adds is in the caller's meta
-      6     1  kind: 1 mail, 2 claim, 3 base, 4 diff, 5 cache, 6 journal, 7 format; others are kept as numbers
+      6     1  kind: 1 mail, 2 claim, 3 base, 4 diff, 5 cache, 6 journal, 7 format, 8 pull; others are kept as numbers
       7     1  compression of the frames: 0 none, 1 zstd
       8     8  key id, ASCII, NUL padded; all NUL: not encrypted
      16    16  oid
@@ -128,6 +128,8 @@ class ObjectKind(IntEnum):
     CACHE = 5
     JOURNAL = 6
     FORMAT = 7
+    PULL = 8
+    """Between two backends, never in the bucket."""
 
 
 class Compression(IntEnum):

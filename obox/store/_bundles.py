@@ -73,8 +73,11 @@ class Known(msgspec.Struct):
 
     def knows(self, infos: list[ObjectInfo]) -> bool:
         """Nobody else has written any of these bundles of ours."""
-        names = {name_of(info.key) for info in infos if info.size and not info.key.endswith(".cache")}
-        return names <= {*self.heads, *(name for name, _ in self.superseded)}
+        return {name_of(info.key) for info in infos if info.size and not info.key.endswith(".cache")} <= self.names()
+
+    def names(self) -> set[str]:
+        """All bundles whose content is in the copy."""
+        return {*self.heads, *(name for name, _ in self.superseded)}
 
     @classmethod
     def decode(cls, data: bytes) -> Known | None:

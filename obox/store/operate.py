@@ -141,7 +141,7 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
     Cut short it is begun again from the start: each step LISTs what is left. Raises InUse, Unavailable.
     """
     env = store.env
-    store.barred.add(sid)
+    store.bar(sid)
     try:
         await _unload(store, sid)
         space = sum(one.space_bytes for one in env.metacache.box_spaces(sid))

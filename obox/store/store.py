@@ -10,7 +10,9 @@ Diagnostics: a newer format in the bucket is fatal (`ConfigError`); bucket troub
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -19,7 +21,7 @@ import structlog
 
 from metacache import Change, MetacacheError
 
-from ..errors import ConfigError, NotFound, OboxError, Unavailable
+from ..errors import ConfigError, InUse, NotFound, OboxError, Unavailable
 from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import FORMAT_KEY, ROOT, journal_key
@@ -39,6 +41,11 @@ T = TypeVar("T")
 
 TICK_S: Final = 1.0
 """How often the upkeep looks for what is due."""
+
+ROOM_S: Final = 5.0
+"""How long an open waits for the cleaner when metacache is full, before clients hear [UNAVAILABLE]."""
+
+ROOM_TICK_S: Final = 0.05
 
 FLUSHES_AT_ONCE: Final = 8
 """Uploads in flight at once, so that a flush of many users leaves room for deliveries."""
@@ -67,6 +74,7 @@ class MailStore:
         self.users: dict[StorageId, User] = {}
         self.barred: set[StorageId] = set()
         """Users that are being deleted: nobody opens them."""
+        self._travelling: Counter[StorageId] = Counter()
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: list[asyncio.Task[Any]] = []
@@ -367,6 +375,28 @@ class MailStore:
         """
         return await self._user(storage_id, name, upkeep=True, make=make)
 
+    @contextmanager
+    def travelling(self, sid: StorageId) -> Iterator[None]:
+        """A user's copies are on their way to or from another backend. Raises InUse: the user is being deleted."""
+        if sid in self.barred:
+            raise InUse("the user is being deleted")
+        self._travelling[sid] += 1
+        try:
+            yield
+        finally:
+            self._travelling[sid] -= 1
+            self._travelling += Counter()  # without zeros
+
+    def bar(self, sid: StorageId) -> None:
+        """A user is being deleted. Raises InUse: its copies are on their way."""
+        if sid in self._travelling:
+            raise InUse("the user is being pulled; try again in a while")
+        self.barred.add(sid)
+
+    def bucket_id(self) -> bytes:
+        """What tells one bucket, and prefix of it, from another: the oid of `_format`; empty before the start."""
+        return self.env.metacache.get_state(_BUCKET) or b""
+
     def opening(self, sid: StorageId) -> asyncio.Task[User] | None:
         """The task that opens a user at the moment."""
         return self._opening.get(sid)
@@ -399,7 +429,8 @@ class MailStore:
             ours = task is None
             if task is None:
                 if not upkeep and sid not in self._takeover.pending and self.env.metacache.full():
-                    raise Unavailable("no room for another user's index; try again later")
+                    await self._room()
+                    continue
                 task = self._opening[sid] = self.spawn(self._open(sid, name, make))
                 task.add_done_callback(lambda _: self._opening.pop(sid, None))
             try:
@@ -407,6 +438,17 @@ class MailStore:
             except NotFound:
                 if ours or not make:
                     raise  # else it was upkeep that looked
+
+    async def _room(self) -> None:
+        """Wait for the cleaner to make room for another user's index. Raises Unavailable."""
+        metacache, sleep = self.env.metacache, self.env.sleep
+        until = self.env.clock() + ROOM_S
+        while metacache.full():
+            if self.env.clock() >= until:
+                raise Unavailable("no room for another user's index; try again later")
+            if metacache.on_pressure is not None:
+                metacache.on_pressure()
+            await sleep(ROOM_TICK_S)
 
     async def _open(self, sid: StorageId, name: str, make: bool) -> User:
         user = User(self, self.env, name, sid)

@@ -1,0 +1,607 @@
+"""A user's copies from one backend to another: what an open costs then, what is joined, what never gets lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from machines import SID, Bucket, Life, Machine, fill, flags_of, modseqs, uids, whole
+from mails import simple
+
+from metacache import Change
+from obox.errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
+from obox.objectstore import Codec, ObjectKind, load_keys
+from obox.objectstore.keys import ROOT, user_prefix
+from obox.store import MailStore, NewMail, operate
+from obox.store._bundles import Known
+from obox.store.pull import BoxMeta, End, Head, Incoming, Outgoing, Splitter, opened
+
+
+async def sent(life: Life, *, everything: bool = False) -> bytes:
+    """All that a source sends."""
+    with life.store.travelling(SID):
+        outgoing = Outgoing(life.store, SID)
+        await outgoing.prepare("anna", everything=everything)
+        return b"".join([piece async for piece in outgoing.stream()])
+
+
+async def take(life: Life, data: bytes, *, size: int = 10_000) -> Incoming:
+    with life.store.travelling(SID):
+        incoming = Incoming(life.store, SID)
+        await incoming.begin()
+        for at in range(0, len(data), size):
+            await incoming.feed(data[at : at + size])
+        await incoming.end()
+    return incoming
+
+
+async def pull(source: Life, destination: Life, *, everything: bool = False) -> Incoming:
+    return await take(destination, await sent(source, everything=everything))
+
+
+def objects(life: Life, data: bytes) -> list[Any]:
+    return [opened(life.store.env.codec, raw) for raw in Splitter().feed(data)]
+
+
+def packed(life: Life, *parts: tuple[ObjectKind, Any, bytes]) -> bytes:
+    """A stream made by hand."""
+    out = b""
+    for kind, meta, payload in parts:
+        data = life.store.env.codec.encode(kind, life.store.env.new_oid(), msgspec.msgpack.encode(meta), payload)
+        out += len(data).to_bytes(4, "little") + data
+    return out
+
+
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each backend knows that the others live."""
+    monkeypatch.setitem(MailStore.__init__.__kwdefaults__, "live", lambda backend: True)
+
+
+@asynccontextmanager
+async def two(machine: Machine, tmp_path: Path) -> AsyncIterator[tuple[Life, Life]]:
+    """Two backends on one bucket. Both live on, but without `directory` the second fences the first when it starts."""
+    async with machine.run() as one, machine.renamed("second", tmp_path / "second").run() as other:
+        await one.store.journal.beat()  # it learns of the fence now, and goes on as a new boot
+        yield one, other
+
+
+async def some_mail(life: Life) -> None:
+    user = await life.user()
+    await fill(user, "INBOX", [simple(n) for n in range(30)])
+    await fill(user, "Archive", [simple(n) for n in range(100, 110)])
+    inbox = await user.select("INBOX")
+    await inbox.store_flags(uids(1, 2, 3), "add", ["\\Seen", "$Work"])
+    await user.copy(inbox, uids(4, 5), "Archive")
+    await user.copy(inbox, uids(6), "Sent", move=True)
+    await inbox.expunge(uids(7))
+    await user.create("Projects/obox")
+    await inbox.release()
+
+
+async def leave(life: Life) -> None:
+    """Sessions end."""
+    for user in life.users:
+        await user.release()
+    life.users.clear()
+
+
+async def cold(machine: Machine, tmp_path: Path, name: str = "cold") -> dict[str, Any]:
+    """What the bucket alone says."""
+    async with machine.renamed(name, tmp_path / name).run() as life:
+        return await whole(await life.user())
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_open_after_a_pull_reads_no_bundle(machine: Machine, tmp_path: Path) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await fill(await one.user(), "INBOX", [simple(n) for n in range(10_000)])
+        await leave(one)
+        got = await pull(one, other)
+        assert (got.mailboxes, got.kept) == (1, 0)
+        await other.quiet()
+        with other.counting() as requests:
+            user = await other.user()
+            box = await user.select("INBOX")
+            fields = await box.fields(box.state.uids.tolist())
+        assert requests.requests() == {("list", "index"): 1, ("list", "mail"): 1}
+        assert len(box.state) == 10_000
+        assert all(one is not None and one.envelope and one.header for one in fields)
+        await box.release()
+
+
+async def test_totals_stay_exact_where_the_source_uploaded_all(
+    machine: Machine, tmp_path: Path, directory: None
+) -> None:
+    """STATUS of everything then costs the one LIST, as after an open from the bucket."""
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        expected = {name: await one.users[0].status(name) for name in ("INBOX", "Archive", "Sent", "Projects/obox")}
+        await leave(one)
+        await pull(one, other, everything=True)
+        await other.quiet()
+        with other.counting() as requests:
+            user = await other.user()
+            assert {name: await user.status(name) for name in expected} == expected
+        assert requests.requests() == {("list", "index"): 1}
+
+
+async def test_what_the_source_uploads_before(machine: Machine, tmp_path: Path) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await one.quiet()
+        with one.counting() as requests:
+            data = await sent(one)
+        assert requests.count("get") == 0
+        assert requests.count("list") == 1
+        with one.counting() as requests:
+            assert len(await sent(one)) == len(data)
+        assert requests.requests() == {("list", "index"): 1}, "nothing has changed since"
+        await take(other, data)
+
+
+# -- it is the same mail -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("everything", [False, True])
+async def test_the_same_mail(machine: Machine, tmp_path: Path, everything: bool) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        expected, before = await whole(one.users[0]), await modseqs(one.users[0])
+        await leave(one)
+        await pull(one, other, everything=everything)
+        user = await other.user()
+        assert await whole(user) == expected
+        after = await modseqs(user)
+        assert all(after[name] >= before[name] for name in before)
+        await user.append("INBOX", [NewMail(simple(500))])
+        box = await user.select("Archive")
+        await box.store_flags(uids(1), "add", ["\\Flagged"])
+        await box.release()
+        expected = await whole(user)
+    assert await cold(machine, tmp_path) == expected
+
+
+async def test_what_the_bucket_lacks_is_marked_and_uploaded_by_the_destination(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source could not upload, and never will: its machine burns after the pull."""
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        user = one.users[0]
+        await user.flush(everything=True)
+        inbox = await user.select("INBOX")
+        await inbox.store_flags(uids(9), "add", ["\\Flagged"])
+        await inbox.expunge(uids(10))
+        await user.append("INBOX", [NewMail(simple(77))])
+        expected = await whole(user)
+
+        async def nothing(*_: Any, **__: Any) -> None:
+            return None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(operate, "flush", nothing)
+            data = await sent(one)
+        marks = {meta.box: meta.change for meta in metas(one, data)}
+        assert marks[user.entry("INBOX").guid] == Change.IMPORTANT
+        await take(other, data)
+        copy = other.store.env.metacache.peek(SID, user.entry("INBOX").guid)
+        assert copy is not None
+        assert copy.change is Change.IMPORTANT
+        assert SID in await operate.changed_users(other.store, important_only=True)
+        await operate.flush(await other.store.load_user("anna", SID), important_only=True)
+        one.store.env.metacache.drop_all()
+        one.store.users.clear()
+        one.users.clear()
+        one.store.journal.forget(SID)
+    assert await cold(machine, tmp_path) == expected
+
+
+def metas(life: Life, data: bytes) -> list[BoxMeta]:
+    found = [one for one in objects(life, data) if one.kind == ObjectKind.BASE]
+    return [msgspec.msgpack.decode(one.meta, type=BoxMeta) for one in found]
+
+
+async def test_the_stream_is_as_the_manual_says(machine: Machine, tmp_path: Path) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        data = await sent(one)
+        found = objects(one, data)
+        head = msgspec.msgpack.decode(found[0].meta, type=Head)
+        assert (head.major, head.sid, head.backend, head.boot) == (1, SID, "first", one.store.journal.boot)
+        assert head.bucket == other.store.bucket_id()
+        boxes = [meta.box for meta in metas(one, data)]
+        assert boxes[0] == ROOT
+        assert head.boxes == len(boxes) == 5
+        assert msgspec.msgpack.decode(found[-1].meta, type=End) == End(len(found) - 1)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_copy_that_is_as_new_is_kept(
+    machine: Machine, tmp_path: Path, directory: None
+) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await leave(one)
+        await pull(one, other, everything=True)
+        user = await other.user()
+        await user.append("INBOX", [NewMail(simple(500))])
+        expected = await whole(user)
+        await user.flush(everything=True)
+        await leave(other)
+        got = await pull(one, other)
+        assert (got.mailboxes, got.kept) == (0, 4)
+        assert await whole(await other.user()) == expected
+
+
+async def test_a_rerun_changes_nothing(machine: Machine, tmp_path: Path, directory: None) -> None:
+    """Also of what the bucket lacks: new mails, a few, are worth no bundle yet."""
+    async with two(machine, tmp_path) as (one, other):
+        user = await one.user()
+        await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
+        data = await sent(one)
+        await take(other, data)
+        guid = user.entry("INBOX").guid
+        first = other.store.env.metacache.load(SID, guid)
+        assert first is not None
+        assert first.change is Change.UNIMPORTANT
+        got = await take(other, data)
+        assert (got.mailboxes, got.kept) == (0, 1)
+        assert other.store.env.metacache.load(SID, guid) == first
+        await user.append("INBOX", [NewMail(simple(n)) for n in range(3, 5)])
+        await take(other, await sent(one))
+        after = other.store.env.metacache.peek(SID, guid)
+        assert after is not None
+        assert after.change is Change.UNIMPORTANT, "a later state of the one history"
+        box = await (await other.user()).select("INBOX")
+        assert len(box.state) == 5
+        assert not box.state.gaps
+        await box.release()
+
+
+async def test_an_older_copy_without_changes_is_replaced(
+    machine: Machine, tmp_path: Path, directory: None
+) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await pull(one, other, everything=True)
+        user = await other.user()
+        await whole(user)
+        await user.flush(everything=True)
+        await leave(other)
+        inbox = await one.users[0].select("INBOX")
+        await inbox.store_flags(uids(12), "add", ["\\Flagged"])
+        expected = await whole(one.users[0])
+        got = await pull(one, other)
+        assert got.mailboxes == 1
+        await other.quiet()
+        with other.counting() as requests:
+            assert await whole(await other.user()) == expected
+        assert requests.count("get", "index") == 0
+
+
+@pytest.mark.parametrize("open_there", [False, True], ids=["closed", "open"])
+async def test_changes_on_both_sides_are_joined(
+    machine: Machine, tmp_path: Path, open_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither could upload; clients of either side are served everything: no MODSEQ of theirs is worth anything."""
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await one.users[0].flush(everything=True)
+        user = await other.user()
+        for life, uid in ((one, 20), (other, 21)):
+            box = await life.users[0].select("INBOX")
+            await box.store_flags(uids(uid), "add", ["\\Flagged"])
+            await box.expunge(uids(uid + 5))
+            await box.release()
+            await life.quiet()
+        theirs = one.users[0].boxes[user.entry("INBOX").guid].state.highestmodseq  # type: ignore[index]
+        if not open_there:
+            user.leave()
+            await leave(other)
+            other.store.users.clear()
+
+        async def nothing(*_: Any, **__: Any) -> None:
+            return None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(operate, "flush", nothing)
+            await pull(one, other)
+        if open_there:
+            await operate.flush(one.users[0], important_only=True)  # what was open did not take the copy
+            await operate.refresh(user)
+        user = await other.user()
+        box = await user.select("INBOX")
+        flags = flags_of(box)  # type: ignore[arg-type]
+        assert "\\Flagged" in flags[20]
+        assert "\\Flagged" in flags[21]
+        assert not {25, 26} & set(flags)
+        assert box.state.trusted(theirs) == 0
+        await box.release()
+        await user.flush(everything=True)
+        expected = await whole(user)
+    assert await cold(machine, tmp_path) == expected
+
+
+async def test_lists_of_mailboxes_are_joined(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await one.users[0].flush(everything=True)
+        user = await other.user()
+        await user.create("There")
+        await one.users[0].create("Here")
+        user.leave()
+        await leave(other)
+        other.store.users.clear()
+
+        async def nothing(*_: Any, **__: Any) -> None:
+            return None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(operate, "flush", nothing)
+            await pull(one, other)
+        names = {info.name for info in (await other.user()).mailboxes()}
+        assert {"Here", "There"} <= names
+
+
+async def test_holders_noted_before_stay(machine: Machine, tmp_path: Path) -> None:
+    """A mailbox of which the destination has nothing but that a copy elsewhere needs its object."""
+    from obox.mailbox import Delta
+
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        guid = one.users[0].entry("INBOX").guid
+        held = Delta(holders={(3, one.users[0].entry("Sent").guid, 9): 0})  # type: ignore[dict-item]
+        other.store.env.metacache.append(SID, guid, held.encode(), Change.IMPORTANT)
+        await pull(one, other)
+        box = await (await other.user()).select("INBOX")
+        assert 3 in box.state.active_holders()
+        assert box.change is Change.IMPORTANT  # type: ignore[attr-defined]
+        await box.release()
+
+
+async def test_sessions_here_see_what_happened_there(machine: Machine, tmp_path: Path) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await one.users[0].flush(everything=True)
+        user = await other.user()
+        box = await user.select("INBOX")
+        woken: list[int] = []
+        end = box.watch(lambda: woken.append(1))
+        source = await one.users[0].select("INBOX")
+        await source.store_flags(uids(15), "add", ["\\Flagged"])
+        await one.users[0].append("INBOX", [NewMail(simple(600))])
+        got = await pull(one, other)
+        assert got.kept >= 1
+        assert "\\Flagged" in flags_of(box)[15]  # type: ignore[arg-type]
+        assert len(box.state) == len(source.state)
+        assert woken
+        end()
+        await source.release()
+        await box.release()
+
+
+async def test_a_source_that_goes_on_writing(machine: Machine, tmp_path: Path) -> None:
+    """It is another writer, no more: nothing of either is lost."""
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        source = one.users[0]
+        inbox = await source.select("INBOX")
+        with one.store.travelling(SID), other.store.travelling(SID):
+            outgoing = Outgoing(one.store, SID)
+            await outgoing.prepare("anna", everything=False)
+            incoming = Incoming(other.store, SID)
+            await incoming.begin()
+            turn = 0
+            async for piece in outgoing.stream():
+                await incoming.feed(piece)
+                turn += 1
+                await inbox.store_flags(uids(turn % 5 + 11), "add", [f"word{turn}"])
+                await source.append("Archive", [NewMail(simple(700 + turn))])
+            await incoming.end()
+        user = await other.user()
+        await user.append("Archive", [NewMail(simple(900))])
+        await inbox.release()
+        archive = await source.select("Archive")
+        expected = len(archive.state)
+        await archive.release()
+    states = await cold(machine, tmp_path)
+    assert states["Archive"][4] == expected + 1
+    for uid, row in states["INBOX"][-1].items():
+        words = {flag for flag in row[0] if flag.startswith("word")}
+        assert words == {f"word{n}" for n in range(1, turn + 1) if n % 5 + 11 == uid}
+
+
+# -- accidents ---------------------------------------------------------------------------------------------------------
+
+
+async def test_cut_short_anywhere(machine: Machine, tmp_path: Path) -> None:
+    """After each cut an open is right; a rerun brings the rest."""
+    chance = random.Random(5)
+    async with machine.run() as one:
+        await some_mail(one)
+        data = await sent(one)
+        expected = await whole(one.users[0])
+        cuts = [0, 3, 4, 5, len(data) - 1, *(chance.randrange(len(data)) for _ in range(8))]
+        for number, cut in enumerate(cuts):
+            async with machine.renamed(f"n{number}", tmp_path / str(number)).run() as other:
+                with pytest.raises(Temporary, match="cut short"):
+                    await take(other, data[:cut])
+                assert not other.store._travelling
+                if number % 2:
+                    assert await whole(await other.user()) == expected
+                    await leave(other)
+                await take(other, data)
+                assert await whole(await other.user()) == expected
+
+
+async def test_a_wrong_byte_anywhere(machine: Machine, tmp_path: Path) -> None:
+    chance = random.Random(6)
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        data = await sent(one)
+        expected = await whole(one.users[0])
+        for at in [0, 1, 4, 9, *(chance.randrange(len(data)) for _ in range(40))]:
+            bad = data[:at] + bytes([data[at] ^ (1 << chance.randrange(8))]) + data[at + 1 :]
+            with pytest.raises((Corrupt, Temporary, Invalid)):
+                await take(other, bad, size=1 << 20)
+        assert await whole(await other.user()) == expected
+
+
+async def test_what_makes_no_sense_is_refused(machine: Machine, tmp_path: Path) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        head = Head(1, other.store.bucket_id(), SID, "first", one.store.journal.boot, 1)
+        end = (ObjectKind.PULL, End(1), b"")
+        stamp = Known().encode()
+        replace = msgspec.structs.replace
+        guid = one.users[0].entry("INBOX").guid
+        cases: list[tuple[type[OboxError], list[tuple[ObjectKind, Any, bytes]]]] = [
+            (Invalid, [(ObjectKind.PULL, replace(head, major=2), b""), end]),
+            (Invalid, [(ObjectKind.PULL, replace(head, bucket=b"x" * 16), b""), end]),
+            (Invalid, [(ObjectKind.PULL, replace(head, boot=other.store.journal.boot), b""), end]),
+            (Corrupt, [(ObjectKind.PULL, replace(head, sid="ben"), b""), end]),
+            (Corrupt, [(ObjectKind.BASE, BoxMeta(ROOT, stamp), b"\x80")]),
+            (Corrupt, [(ObjectKind.PULL, {"major": "one"}, b"")]),
+            (Corrupt, [(ObjectKind.PULL, head, b""), (ObjectKind.BASE, BoxMeta(guid, b"rubbish"), b"\x80")]),
+            (Corrupt, [(ObjectKind.PULL, head, b""), (ObjectKind.BASE, BoxMeta(guid, stamp, 7), b"\x80")]),
+            (Corrupt, [(ObjectKind.PULL, head, b""), (ObjectKind.BASE, BoxMeta(guid, stamp, 0, 9), b"\x80")]),
+            (Corrupt, [(ObjectKind.PULL, head, b""), (ObjectKind.BASE, BoxMeta("../x", stamp), b"\x80")]),
+            (Corrupt, [(ObjectKind.PULL, head, b""), (ObjectKind.BASE, BoxMeta(guid, stamp), b"\xc1")]),
+            (Corrupt, [(ObjectKind.PULL, head, b""), (ObjectKind.CACHE, BoxMeta(guid), b"\x93")]),
+            (Corrupt, [(ObjectKind.PULL, head, b""), (ObjectKind.PULL, End(9), b"")]),
+            (Corrupt, [(ObjectKind.PULL, head, b""), end, end]),
+            (Temporary, [(ObjectKind.PULL, head, b""), (ObjectKind.PULL, End(1, "no more"), b"")]),
+        ]
+        for kind, parts in cases:
+            with pytest.raises(kind):
+                await take(other, packed(one, *parts))
+        with pytest.raises(Corrupt):
+            await take(other, b"\xff" * 100)
+        assert other.store.env.metacache.boxes(SID) == []
+        newer = [(ObjectKind.PULL, head, b""), (ObjectKind.JOURNAL, {"new": 1}, b"?"), (ObjectKind.PULL, End(2), b"")]
+        await take(other, packed(one, *newer))
+
+
+async def test_a_source_with_another_key(tmp_path: Path) -> None:
+    def keyed(byte: bytes) -> Callable[[], Codec]:
+        path = tmp_path / byte.decode()
+        path.write_bytes(byte * 32)
+        return lambda: Codec(load_keys({byte.decode(): str(path)}), byte.decode())
+
+    bucket = Bucket("memory://", keyed(b"k"))
+    async with two(Machine(bucket, tmp_path / "disk"), tmp_path) as (one, other):
+        await some_mail(one)
+        data = await sent(one)
+        assert b"INBOX" not in data
+        await take(other, data)
+        await leave(other)
+        foreign = Machine(Bucket("memory://", keyed(b"q")), tmp_path / "foreign")
+        async with foreign.run() as third:
+            with pytest.raises(Corrupt, match="another key"):
+                await take(third, data)
+
+
+async def test_the_source_fails_on_the_way(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        real, count = one.store.env.metacache.load, 0
+
+        def load(user: str, box: str) -> Any:
+            nonlocal count
+            count += 1
+            if count == 3:
+                raise Unavailable("the disk is gone")
+            return real(user, box)
+
+        with monkeypatch.context() as patch, one.store.travelling(SID):
+            outgoing = Outgoing(one.store, SID)
+            await outgoing.prepare("anna", everything=False)
+            patch.setattr(one.store.env.metacache, "load", load)
+            data = b"".join([piece async for piece in outgoing.stream()])
+        with pytest.raises(Temporary, match="the disk is gone"):
+            await take(other, data)
+        await pull(one, other)
+        assert await whole(await other.user()) == await whole(one.users[0])
+
+
+async def test_no_room(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        data = await sent(one)
+        with monkeypatch.context() as patch:
+            patch.setattr(other.store.env.metacache, "full", lambda: True)
+            with pytest.raises(Temporary, match="no room"):
+                await take(other, data)
+        assert other.store.env.metacache.boxes(SID) == []
+
+
+# -- who and what ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_user_whom_the_source_has_not(machine: Machine, tmp_path: Path) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        got = await pull(one, other)
+        assert (got.mailboxes, got.seen, got.kept) == (0, 0, 0)
+        assert await machine.bucket.keys(user_prefix(SID)) == [], "nobody was made"
+
+
+async def test_a_user_who_was_deleted_elsewhere(machine: Machine, tmp_path: Path) -> None:
+    """The source still has copies of what is gone."""
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await leave(one)
+        await operate.let_go(one.store, SID, upload=True)
+        async for _ in operate.delete(other.store, SID):
+            pass
+        with pytest.raises(NotFound):
+            await sent(one)
+
+
+async def test_deleting_and_pulling_wait_for_each_other(machine: Machine, tmp_path: Path) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await leave(one)
+        data = await sent(one)
+        for life in (one, other):
+            with life.store.travelling(SID), pytest.raises(InUse, match="pulled"):
+                async for _ in operate.delete(life.store, SID):
+                    pass
+            life.store.bar(SID)
+            with pytest.raises(InUse, match="deleted"):
+                await (sent(life) if life is one else take(life, data))
+            life.store.barred.clear()
+        await take(other, data)
+
+
+async def test_outdated(machine: Machine, tmp_path: Path) -> None:
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await leave(one)
+
+        async def outdated() -> list[str]:
+            outgoing = Outgoing(one.store, SID)
+            await outgoing.prepare("anna", everything=False)
+            return outgoing.outdated
+
+        assert await outdated() == []
+        user = await other.user()
+        box = await user.select("INBOX")
+        await box.store_flags(uids(11), "add", ["\\Flagged"])
+        await box.release()
+        assert await outdated() == []
+        await user.flush()
+        assert user.entry("INBOX").guid in await outdated()

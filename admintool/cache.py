@@ -30,6 +30,13 @@ def add_to(root: click.Group) -> None:
         example="oboxadm metacache clean -A -p 3 -d 30",
     )
     command(metacache, "metacacheRemove", arguments=("mask",), example="oboxadm metacache remove -y 'old*@example.org'")
+    command(
+        metacache,
+        "metacachePull",
+        arguments=("source_backend_host",),
+        secrets=("api_key",),
+        example="oboxadm metacache pull -A --clean backend2.example.org:8080",
+    )
     command(metacache, "metacacheRefresh", example="oboxadm metacache refresh -u anna@example.org")
     command(metacache, "metacacheRescan", example="oboxadm metacache rescan")
     command(metacache, "metacacheBoots", example="oboxadm metacache boots")

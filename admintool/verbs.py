@@ -35,6 +35,7 @@ def command(
     arguments: Sequence[str] = (),
     joined: str = "",
     short: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
     example: str,
     usual: str = "table",
     called: str = "",
@@ -44,12 +45,16 @@ def command(
     """Give a verb its command.
 
     arguments: parameters by position; joined: the one of them that is several words in one argument, as doveadm's
-    "uid flags"; short: parameter -> option letter; example: shown in the help; usual: its output format; before, after:
-    what this process does around it.
+    "uid flags"; short: parameter -> option letter; secrets: parameters that come out of a file, for a command line is
+    seen by all users of the machine; example: shown in the help; usual: its output format; before, after: what this
+    process does around it.
     """
     verb = TABLE[name]
 
     def run(obj: Context, **given: Any) -> None:
+        for one in secrets:
+            if (file := given.pop(one)) is not None:
+                given[one] = file.read().strip()
         if joined:
             given[joined] = tuple(given[joined].strip("()").split()) or ("",)
         params = parameters(verb, given)
@@ -70,7 +75,9 @@ def command(
     for field in msgspec.structs.fields(verb.params):
         if verb.per_user and field.name in _SELECTION:
             continue
-        if field.name not in arguments:
+        if field.name in secrets:
+            options.append(_secret(field))
+        elif field.name not in arguments:
             options.append(_option(field, letters.pop(field.name, "")))
     fields = {field.name: field for field in msgspec.structs.fields(verb.params)}
     options += [_argument(fields[one], joined=one == joined) for one in arguments]
@@ -217,6 +224,18 @@ def _option(field: msgspec.structs.FieldInfo, letter: str) -> click.Option:
     default = field.default
     text = f"{doc}." if default in ("", None, msgspec.NODEFAULT) else f"{doc}; {default} if left out."
     return click.Option(names, type=kind, multiple=several, required=required, help=text)
+
+
+def _secret(field: msgspec.structs.FieldInfo) -> click.Option:
+    _, _, doc = _kind(field)
+    dashed = field.name.replace("_", "-")
+    return click.Option(
+        [f"--{dashed}-file", field.name],
+        type=click.File("r", encoding="utf-8"),
+        metavar="FILE",
+        envvar=f"OBOXADM_SOURCE_{field.name.upper()}_FILE",
+        help=f"A file with this: {doc[0].lower()}{doc[1:]}.",
+    )
 
 
 def _argument(field: msgspec.structs.FieldInfo, *, joined: bool) -> click.Argument:

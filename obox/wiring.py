@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from ._values import read_priority_weights, read_size_weights
-from .admin.parts import Admin, Evaluate, Session
+from .admin.parts import Admin, Evaluate, OwnHttp, Session
 from .auth import Authenticator, PasswdFile
 from .config import Config, load
 from .errors import Invalid, Unavailable
@@ -150,8 +150,17 @@ def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
         storage_id=lambda entry: sid(entry.storage_id or entry.user),
         sid_of_name=sid,
         parse_search=parse_search,
+        own_http=_own_http(config),
         facts={"fscache_max_size": config.fscache.max_size, "url": config.storage.url},
     )
+
+
+def _own_http(config: Config) -> OwnHttp:
+    if config.http is None:
+        return OwnHttp()
+    entry = next((one for one in config.http.listen if one.port), None)
+    key = config.http.api_key.reveal()
+    return OwnHttp(key) if entry is None else OwnHttp(key, entry.port, entry.tls)
 
 
 def of_backend(

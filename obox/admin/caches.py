@@ -135,12 +135,18 @@ async def metacache_clean(admin: Admin, account: Account, params: MetacacheClean
         yield event
 
 
-async def _clean(admin: Admin, sid: StorageId, min_priority: int, idle_s: float) -> AsyncIterator[Row]:
+async def cleaned(admin: Admin, sid: StorageId, min_priority: int = 0, idle_s: float = 0.0) -> Row:
+    """Drop a user's local copies; the row has what was dropped, and why the others stay."""
     done = await admin.cleaner.clean(sid, min_priority=min_priority, unused_s=idle_s)
     why = ", ".join(sorted({one.why for one in done.refused}))
-    yield {"copies": done.boxes, "bytes": done.bytes, "kept": len(done.refused), "why": why}
-    if why:
-        raise InUse(f"{len(done.refused)} local copies stay: {why}")
+    return {"copies": done.boxes, "bytes": done.bytes, "kept": len(done.refused), "why": why}
+
+
+async def _clean(admin: Admin, sid: StorageId, min_priority: int, idle_s: float) -> AsyncIterator[Row]:
+    row = await cleaned(admin, sid, min_priority, idle_s)
+    yield row
+    if row["why"]:
+        raise InUse(f"{row['kept']} local copies stay: {row['why']}")
 
 
 class MetacacheRemoveParams(Params, kw_only=True):

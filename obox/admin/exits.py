@@ -27,7 +27,7 @@ USAGE: Final = 64
 DATA: Final = 65
 NO_USER: Final = 67
 NO_HOST: Final = 68
-"""doveadm's, over HTTP: the user has no session."""
+"""The user has no session, doveadm's meaning over HTTP; the host is not known."""
 UNAVAILABLE: Final = 69
 SOFTWARE: Final = 70
 CANNOT_CREATE: Final = 73
@@ -35,6 +35,8 @@ IO: Final = 74
 TEMPFAIL: Final = 75
 NO_PERM: Final = 77
 CONFIG: Final = 78
+OUTDATED: Final = 1003
+"""doveadm's; a process that ends with it shows 235."""
 
 OF: Final[dict[type[OboxError], int]] = {
     NotFound: DATA,
@@ -64,6 +66,14 @@ class InUseByClients(InUse):
     """A user's mail is open; doveadm's code for it is 65."""
 
 
+class NoHost(Unavailable):
+    """The name of another backend means no machine."""
+
+
+class Outdated(InUse):
+    """Another backend has older copies than the bucket has bundles."""
+
+
 class Incomplete(OboxError):
     """A check found something wrong; the rows say what."""
 
@@ -73,6 +83,8 @@ _OWN: Final[dict[type[Exception], int]] = {
     NoSession: NO_HOST,
     InUseByClients: DATA,
     Incomplete: DATA,
+    NoHost: NO_HOST,
+    Outdated: OUTDATED,
     ConfigError: CONFIG,
 }
 

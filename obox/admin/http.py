@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from . import source
 from .openapi import commands, document
 from .parts import Admin
 from .run import Outcome, guarded, line
@@ -83,6 +84,7 @@ def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
         return Response(msgspec.json.encode(answers), media_type="application/json")
 
     return [
+        *source.routes(admin, PATH, refusal),
         Route(PATH, post, methods=["POST"]),
         Route(PATH, listing, methods=["GET"]),
         Route(f"{PATH}/openapi.json", openapi, methods=["GET"]),

@@ -95,11 +95,43 @@ def document(version: str) -> dict[str, Any]:
             "404": {"description": "no key is set: the API is on the local unix socket only"},
         },
     }
+    sid = {"name": "sid", "in": "path", "required": True, "schema": {"type": "string"}, "description": "a storage id"}
+    refused = {"description": "{exitCode, message}", "content": {"application/json": {"schema": {"type": "object"}}}}
+    flags = [
+        {"name": name, "in": "query", "schema": {"type": "boolean"}, "description": text}
+        for name, text in (
+            ("latestOnly", "refuse where the bucket has newer bundles"),
+            ("clean", "upload everything before"),
+        )
+    ]
+    copies = {
+        "post": {
+            "summary": "Send a user's local copies to another backend",
+            "parameters": [sid, *flags],
+            "responses": {
+                "200": {"description": "docs/format.md, Pull", "content": {"application/vnd.obox.pull": {}}},
+                "409": refused,
+            },
+        },
+        "delete": {
+            "summary": "Drop a user's local copies but those in use and what the bucket lacks",
+            "parameters": [sid],
+            "responses": {"200": {"description": "{copies, bytes, kept, why}"}, "409": refused},
+        },
+    }
+    identity = {
+        "summary": "Which bucket and boot this backend has",
+        "responses": {"200": {"description": "{bucket, backend, boot}"}, "409": refused},
+    }
     listing = {"summary": "List the commands", "responses": {"200": {"description": "commands with parameters"}}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "obox admin API", "version": version},
-        "paths": {"/doveadm/v1": {"post": post, "get": listing}},
+        "paths": {
+            "/doveadm/v1": {"post": post, "get": listing},
+            "/doveadm/v1/metacache": {"get": identity},
+            "/doveadm/v1/metacache/{sid}": copies,
+        },
         "components": {
             "schemas": schemas,
             "securitySchemes": {

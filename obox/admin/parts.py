@@ -81,6 +81,16 @@ class Account:
     entry: UserEntry | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OwnHttp:
+    """How this backend's own admin API is reached, which the others of a cluster have likewise: what a source is asked
+    with unless the request says otherwise."""
+
+    key: str = field(default="", repr=False)
+    port: int = 8080
+    tls: bool = False
+
+
 Evaluate = Callable[["Mailbox"], "Query"]
 """A parsed search, resolved against one mailbox: sequence numbers mean something there only."""
 
@@ -99,6 +109,7 @@ class Admin:
     server: Server | None = None
     recent: Callable[[], Sequence[Mapping[str, Any]]] = tuple
     describe_bucket: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    own_http: OwnHttp = OwnHttp()
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Settings that verbs show: fscache_max_size, url."""
     known_names: tuple[float, dict[StorageId, str]] = (float("-inf"), {})

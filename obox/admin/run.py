@@ -48,6 +48,8 @@ async def run(admin: Admin, verb: Verb, params: Any) -> AsyncIterator[Event]:
         return
     assert verb.run_for is not None
     accounts = await admin.select(params)
+    if verb.begin is not None:
+        await verb.begin(admin, params)
     many = len(accounts) > 1 or params.all_users
     failed: list[OboxError] = []
     for at, account in enumerate(accounts):

@@ -89,6 +89,8 @@ class Verb:
     columns: tuple[str, ...]
     asks: str
     doc: str
+    begin: Callable[[Admin, Any], Awaitable[None]] | None = None
+    """Of a verb per user: what is asked once, before the first of them."""
 
     @property
     def name(self) -> str:
@@ -138,7 +140,13 @@ def verb(
 
 
 def user_verb(
-    words: str, params: type[S], *, needs: Needs = Needs.STATE, columns: tuple[str, ...] = (), asks: str = ""
+    words: str,
+    params: type[S],
+    *,
+    needs: Needs = Needs.STATE,
+    columns: tuple[str, ...] = (),
+    asks: str = "",
+    begin: Callable[[Admin, S], Awaitable[None]] | None = None,
 ) -> Callable[
     [Callable[[Admin, Account, S], AsyncIterator[Event]]], Callable[[Admin, Account, S], AsyncIterator[Event]]
 ]:
@@ -147,7 +155,7 @@ def user_verb(
     def add(
         run: Callable[[Admin, Account, S], AsyncIterator[Event]],
     ) -> Callable[[Admin, Account, S], AsyncIterator[Event]]:
-        _add(Verb(words, params, None, run, needs, columns, asks, _doc(run)))
+        _add(Verb(words, params, None, run, needs, columns, asks, _doc(run), begin))
         return run
 
     return add

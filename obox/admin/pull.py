@@ -1,0 +1,230 @@
+"""metacache pull: a user's local copies out of another backend's metacache, over its admin API.
+
+The destination runs the verb and asks the source; `store.pull` knows what is sent, `source` answers. The source's
+certificate is verified against the system's authorities; its key never leaves this module but in the request's header.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.client
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Final, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from ..errors import Corrupt, Exists, InUse, Invalid, NoPerm, NotFound, OboxError, Temporary, Unavailable
+from ..types import StorageId
+from .exits import NoHost, Outdated, of
+from .parts import Account, Admin
+from .table import Event, Needs, Progress, Selection, user_verb
+
+T = TypeVar("T")
+
+PATH: Final = "/doveadm/v1"
+CONNECT_S: Final = 10.0
+SILENCE_S: Final = 120.0
+"""Without a byte from the source: it may upload a user's mailboxes before it sends."""
+READ_BYTES: Final = 256 * 1024
+ANSWER_BYTES_MAX: Final = 64 * 1024
+
+
+class MetacachePullParams(Selection, kw_only=True):
+    source_backend_host: Annotated[str, Meta(description="Where to copy from: host, host:port, or URL of its [http]")]
+    latest_only: Annotated[bool, Meta(description="Not users of whom the bucket has newer bundles than the source")] = (
+        False
+    )
+    clean: Annotated[bool, Meta(description="The source drops its copies then; what the bucket lacks stays")] = False
+    api_key: Annotated[str, Meta(description="The source's http.api_key; this backend's own if left out")] = ""
+
+
+async def _reachable(admin: Admin, params: MetacachePullParams) -> None:
+    """Before the first user: what concerns all of them. Raises NoHost, Unavailable, NoPerm, Invalid."""
+    with _Source(admin, params) as source:
+        found = await source.identity()
+    if found.bucket != admin.store.bucket_id().hex():
+        raise Invalid("the source has another bucket, or another prefix of it")
+    if found.boot == admin.store.journal.boot:
+        raise Invalid("the source is this backend itself")
+
+
+@user_verb(
+    "metacache pull",
+    MetacachePullParams,
+    needs=Needs.BACKEND,
+    columns=("mailboxes", "kept", "bytes", "cleaned", "result"),
+    begin=_reachable,
+)
+async def metacache_pull(admin: Admin, account: Account, params: MetacachePullParams) -> AsyncIterator[Event]:
+    """Copy users' local copies from another backend's metacache, so that they open here without reading bundles.
+
+    The source uploads important changes before. kept: mailboxes whose copy here is as new, or is open: that one is
+    compared with the bucket. Cut short it is run again. Exit 68 or 69 if the source is not there, 77 if the key does
+    not fit, 1003 (a shell sees 235) if the source is outdated, 75 if with --clean something stays there.
+    """
+    from ..store.pull import Incoming
+
+    sid, store = account.storage_id, admin.store
+    with _Source(admin, params) as source:
+        with store.travelling(sid):
+            incoming = Incoming(store, sid)
+            await incoming.begin()
+            shown = -1
+            async for data in source.copies(sid, latest_only=params.latest_only, clean=params.clean):
+                await incoming.feed(data)
+                if incoming.seen != shown:
+                    shown = incoming.seen
+                    yield Progress(f"pulling {account.name}", shown, incoming.boxes)
+            await incoming.end()
+        left = await source.drop(sid) if params.clean and incoming.seen else _Dropped()
+    result = "pulled" if incoming.mailboxes else "nothing newer there" if incoming.seen else "nothing there"
+    yield {
+        "mailboxes": incoming.mailboxes,
+        "kept": incoming.kept,
+        "bytes": incoming.bytes,
+        "cleaned": left.copies,
+        "result": result,
+    }
+    if left.why:
+        raise InUse(f"pulled, but local copies stay at the source: {left.why}")
+
+
+class _Identity(msgspec.Struct):
+    bucket: str
+    boot: str
+
+
+class _Dropped(msgspec.Struct):
+    copies: int = 0
+    why: str = ""
+
+
+class _Told(msgspec.Struct, rename="camel"):
+    """A failure."""
+
+    exit_code: int
+    message: str = ""
+
+
+class _Source:
+    """The other backend's API: one connection a request, read in a thread of its own. Use as a context."""
+
+    def __init__(self, admin: Admin, params: MetacachePullParams) -> None:
+        """Raises Invalid."""
+        text = params.source_backend_host
+        own = admin.own_http
+        parts = urlsplit(text if "://" in text else f"{'https' if own.tls else 'http'}://{text}")
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.fragment:
+            raise Invalid("the source: allowed: host, host:port, http://host:port, https://host:port")
+        if port is None:
+            port = own.port if "://" not in text else 443 if parts.scheme == "https" else 80
+        self._tls = parts.scheme == "https"
+        self._host, self._port = parts.hostname, port
+        self._path = parts.path.rstrip("/").removesuffix(PATH) + PATH + "/metacache"
+        self._key = unquote(parts.password or "") or params.api_key or own.key
+        self._name = f"{self._host}:{self._port}"
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pull")
+        self._connection: http.client.HTTPConnection | None = None
+
+    def __enter__(self) -> _Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hang_up()
+        self._thread.shutdown(wait=False)
+
+    async def identity(self) -> _Identity:
+        """Raises NoHost, Unavailable, NoPerm, Invalid."""
+        return await self._json("GET", "", _Identity)
+
+    async def copies(self, sid: StorageId, *, latest_only: bool, clean: bool) -> AsyncIterator[bytes]:
+        """The stream of a user, in pieces. Raises Outdated, NotFound, InUse, Temporary, …"""
+        wanted = [f"{name}=true" for name, given in (("latestOnly", latest_only), ("clean", clean)) if given]
+        answer = await self._ask("POST", f"/{quote(sid, safe='')}?{'&'.join(wanted)}")
+        while data := await self._in_thread(lambda: answer.read1(READ_BYTES)):
+            yield data
+
+    async def drop(self, sid: StorageId) -> _Dropped:
+        """The source drops its copies; why: some stay."""
+        return await self._json("DELETE", f"/{quote(sid, safe='')}", _Dropped)
+
+    async def _json(self, method: str, path: str, kind: type[T]) -> T:
+        answer = await self._ask(method, path)
+        data = await self._in_thread(lambda: answer.read(ANSWER_BYTES_MAX))
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.DecodeError as error:
+            raise Unavailable(f"{self._name}: no admin API answers there") from error
+
+    async def _ask(self, method: str, path: str) -> http.client.HTTPResponse:
+        self._hang_up()
+        connection = self._connection = self._new()
+        headers = {}
+        if self._key:
+            headers["Authorization"] = f"X-Dovecot-API {base64.b64encode(self._key.encode()).decode()}"
+
+        def ask() -> tuple[http.client.HTTPResponse, bytes]:
+            connection.connect()
+            connection.sock.settimeout(SILENCE_S)
+            connection.request(method, self._path + path, headers=headers)
+            answer = connection.getresponse()
+            return answer, b"" if answer.status == 200 else answer.read(ANSWER_BYTES_MAX)
+
+        answer, text = await self._in_thread(ask, asking=True)
+        if answer.status == 200:
+            return answer
+        raise self._failure(answer.status, text)
+
+    def _new(self) -> http.client.HTTPConnection:
+        if not self._tls:
+            return http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
+        context = ssl.create_default_context()
+        return http.client.HTTPSConnection(self._host, self._port, timeout=CONNECT_S, context=context)
+
+    def _hang_up(self) -> None:
+        """Also under a thread that reads: it hears an end."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if connection.sock is not None:
+            try:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        connection.close()
+
+    async def _in_thread(self, work: Callable[[], T], *, asking: bool = False) -> T:
+        """Raises NoHost, Unavailable; Temporary for what had begun."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except socket.gaierror as error:
+            raise NoHost(f"{self._name}: {error.strerror or 'no such host'}") from error
+        except (OSError, http.client.HTTPException) as error:
+            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if asking:
+                raise Unavailable(f"{self._name}: {text}") from error
+            raise Temporary(f"{self._name}: the stream was cut short: {text}") from error
+
+    def _failure(self, status: int, text: bytes) -> OboxError:
+        """What the source answered instead."""
+        if status == 401:
+            return NoPerm(f"{self._name}: the key does not fit")
+        if status == 404:
+            return NoPerm(f"{self._name}: no admin API there; it needs http.api_key")
+        try:
+            told = msgspec.json.decode(text, type=_Told)
+        except msgspec.DecodeError:
+            return Unavailable(f"{self._name}: HTTP {status}")
+        kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
+        kind = next((kind for kind in kinds if of(kind("")) == told.exit_code), Temporary)
+        return kind(f"{self._name}: {told.message}")

@@ -1,0 +1,355 @@
+"""metacache pull between two backends of this process, over HTTP: who may ask, what fails how, what stays where."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from adminservice import KEY, Service, mail, running, write_config
+from test_verbs import ANNA, BEN, Client
+
+from obox.store import pull as pulling
+
+Start = Callable[..., Any]
+
+
+def http(service: Service) -> str:
+    return str(service.backend.listeners.addresses("http")[0]).removesuffix("/tls")
+
+
+@asynccontextmanager
+async def two(start: Start) -> AsyncIterator[tuple[Service, Service]]:
+    """One with mail, and one beside it on the same bucket."""
+    async with (
+        start("first", '[cluster]\nbackend = "first"\n') as one,
+        start("second", '[cluster]\nbackend = "second"\n') as other,
+    ):
+        await one.backend.store.journal.beat()
+        yield one, other
+
+
+async def some_mail(service: Service) -> None:
+    await service.deliver(ANNA, [mail(n) for n in range(20)], "INBOX", "\\Flagged")
+    await service.deliver(ANNA, [mail(n) for n in range(5)], "Archive")
+    await service.deliver(BEN, [mail(1)])
+
+
+async def gets(service: Service) -> dict[str, int]:
+    stats = service.backend.bucket.stats.snapshot()
+    return {f"{op} {kind}": one.requests for (op, kind), one in stats.items() if kind != "journal" and op != "put"}
+
+
+async def test_a_pull(start: Start) -> None:
+    async with two(start) as (one, other):
+        await some_mail(one)
+        rows = await other.call("metacachePull", allUsers=True, sourceBackendHost=http(one))
+        assert [(row["username"], row["mailboxes"], row["result"]) for row in rows] == [
+            (ANNA, 2, "pulled"), (BEN, 1, "pulled"), ("eve@other.org", 0, "nothing there")
+        ]  # fmt: skip
+        assert all(row["bytes"] > 100 for row in rows)
+        before = await gets(other)
+        rows = await other.call("fetch", user=ANNA, field=["uid", "flags", "imap.envelope"], query=["MAILBOX", "INBOX"])
+        assert [row["uid"] for row in rows] == list(range(1, 21))
+        assert all(row["flags"] == "\\Flagged" and "number" not in row["imap.envelope"] for row in rows)
+        after = await gets(other)
+        assert after.get("get index", 0) == before.get("get index", 0)
+        assert after.get("get mail", 0) == before.get("get mail", 0)
+        listed = {row["username"]: row["mailboxes"] for row in await other.call("metacacheList")}
+        assert listed[BEN] == 2, "INBOX and the list of mailboxes"
+        assert {row["username"] for row in await one.call("metacacheList")} >= {ANNA, BEN}
+
+
+async def test_again_is_nothing_new(start: Start) -> None:
+    async with two(start) as (one, other):
+        await some_mail(one)
+        for result in ("pulled", "nothing newer there"):
+            row = (await other.call("metacachePull", user=BEN, sourceBackendHost=http(one)))[0]
+            assert row["result"] == result, row
+
+
+async def test_clean(start: Start) -> None:
+    async with two(start) as (one, other):
+        await some_mail(one)
+        row = (await other.call("metacachePull", user=ANNA, sourceBackendHost=http(one), clean=True))[0]
+        assert row["cleaned"] == 3
+        assert ANNA not in {row["username"] for row in await one.call("metacacheList")}
+        rows = await other.call("mailboxStatus", user=ANNA, field=["messages"], mailboxMask=["INBOX", "Archive"])
+        assert {row["messages"] for row in rows} == {20, 5}
+
+
+async def test_clean_leaves_what_is_in_use(start: Start) -> None:
+    async with two(start) as (one, other):
+        await some_mail(one)
+        client = await Client.login(one)
+        await client.ask("SELECT INBOX")
+        kind, result = await other.ask("metacachePull", user=ANNA, sourceBackendHost=http(one), clean=True)
+        assert (kind, result["exitCode"]) == ("error", 75)
+        assert "in use" in result["message"]
+        assert result["rows"][0]["mailboxes"] >= 2
+        await client.ask("STORE 3 +FLAGS (late)")
+        rows = await one.call("fetch", user=ANNA, field=["flags"], query=["MAILBOX", "INBOX", "UID", "3"])
+        assert "late" in rows[0]["flags"]
+
+
+async def test_clean_never_drops_what_the_bucket_lacks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something changes at the source after the copies have gone: it stays, or is uploaded before they go."""
+    async with two(start) as (one, other):
+        await some_mail(one)
+        real = pulling.Incoming.end
+
+        async def end(self: Any) -> None:
+            await one.deliver(ANNA, [mail(99)], "Archive")
+            await one.call("flagsAdd", user=ANNA, flag=["late"], query=["MAILBOX", "INBOX", "UID", "7"])
+            await real(self)
+
+        monkeypatch.setattr(pulling.Incoming, "end", end)
+        await other.ask("metacachePull", user=ANNA, sourceBackendHost=http(one), clean=True)
+        monkeypatch.undo()
+        await other.call("metacacheRefresh", user=ANNA)
+        rows = await other.call("fetch", user=ANNA, field=["flags"], query=["MAILBOX", "INBOX", "UID", "7"])
+        assert "late" in rows[0]["flags"]
+        rows = await other.call("mailboxStatus", user=ANNA, field=["messages"], mailboxMask=["Archive"])
+        assert rows[0]["messages"] == 6
+
+
+async def test_outdated(start: Start) -> None:
+    async with two(start) as (one, other):
+        await some_mail(one)
+        await one.call("metacacheFlush", allUsers=True)
+        await other.call("flagsAdd", user=ANNA, flag=["x"], query=["MAILBOX", "INBOX", "ALL"])
+        await other.call("metacacheFlush", user=ANNA)
+        kind, result = await other.ask(
+            "metacachePull", users=[ANNA, BEN], sourceBackendHost=http(one), latestOnly=True
+        )
+        assert (kind, result["exitCode"]) == ("error", 2)
+        assert [(one["user"], one["exitCode"]) for one in result["users"]] == [(ANNA, 1003)]
+        assert [row["username"] for row in result["rows"]] == [BEN]
+        assert (await other.fails("metacachePull", user=ANNA, sourceBackendHost=http(one), latestOnly=True))[0] == 1003
+        await other.call("metacachePull", user=ANNA, sourceBackendHost=http(one))
+
+
+# -- the source is not as it should be ---------------------------------------------------------------------------------
+
+
+async def test_keys(start: Start) -> None:
+    async with two(start) as (one, other):
+        await some_mail(one)
+        wrong = {"user": BEN, "sourceBackendHost": http(one), "apiKey": "wrong"}
+        code, message = await other.fails("metacachePull", **wrong)
+        assert (code, "wrong" in message) == (77, False)
+        userinfo = f"http://doveadm:{quote('other:key', safe='')}@{http(one)}"
+        code, message = await other.fails("metacachePull", user=BEN, sourceBackendHost=userinfo)
+        assert (code, "other" in message) == (77, False)
+        right = f"http://doveadm:{quote(KEY, safe='')}@{http(one)}/doveadm/v1"
+        await other.call("metacachePull", user=BEN, sourceBackendHost=right)
+        for path in ("", f"/{quote(ANNA)}"):
+            async with httpx.AsyncClient() as client:
+                for method in ("GET", "POST", "DELETE"):
+                    got = await client.request(method, f"http://{http(one)}/doveadm/v1/metacache{path}")
+                    assert got.status_code in (401, 405), (method, path)
+        logged = json.dumps(await other.call("logErrors")) + json.dumps(await one.call("logErrors"))
+        assert "other:key" not in logged
+
+
+async def test_unreachable(start: Start, unused: str) -> None:
+    async with two(start) as (_, other):
+        began = asyncio.get_running_loop().time()
+        assert (await other.fails("metacachePull", allUsers=True, sourceBackendHost=unused))[0] == 69
+        assert asyncio.get_running_loop().time() - began < 5, "asked once, not for each user"
+        assert (await other.fails("metacachePull", user=BEN, sourceBackendHost="no-such-host.invalid"))[0] == 68
+        for bad in ("ftp://x", "http://", "", "host:port", "host:99999", "http://host?x=1"):
+            code, message = await other.fails("metacachePull", user=BEN, sourceBackendHost=bad)
+            assert code == 65, bad
+            assert "host:port" in message
+
+
+@pytest.fixture
+def unused() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+async def test_ourselves_and_another_bucket(start: Start, tmp_path: Path) -> None:
+    async with start("first", '[cluster]\nbackend = "first"\n') as one:
+        assert (await one.fails("metacachePull", user=BEN, sourceBackendHost=http(one)))[0] == 65
+        config = write_config(tmp_path / "third", f"file://{tmp_path}/elsewhere", '[cluster]\nbackend = "third"\n')
+        async with running(config) as third:
+            await some_mail(one)
+            code, message = await third.fails("metacachePull", user=BEN, sourceBackendHost=http(one))
+            assert code == 65
+            assert "another bucket" in message
+            assert await third.call("metacacheList") == []
+
+
+async def test_no_key_no_api(start: Start, tmp_path: Path) -> None:
+    async with start("first", '[cluster]\nbackend = "first"\n') as one:
+        config = write_config(tmp_path / "open", f"file://{tmp_path}/bucket", '[cluster]\nbackend = "open"\n')
+        config.write_text(config.read_text().replace(f'api_key = "{KEY}"', ""))
+        async with running(config) as silent:
+            assert (await one.fails("metacachePull", user=BEN, sourceBackendHost=http(silent)))[0] == 77
+            assert (await silent.fails("metacachePull", user=BEN, sourceBackendHost=http(one)))[0] == 77
+
+
+async def answering(data: bytes, *, context: ssl.SSLContext | None = None) -> tuple[asyncio.Server, str]:
+    """A server that says the same to everybody."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    return server, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", 69),
+        (b"SSH-2.0-x\r\n\r\n", 69),
+        (b"HTTP/1.1 500 no\r\nContent-Length: 0\r\n\r\n", 69),
+        (b"HTTP/1.1 404 no\r\nContent-Length: 0\r\n\r\n", 77),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", 69),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", 69),
+        (b'HTTP/1.1 409 no\r\nContent-Length: 35\r\n\r\n{"exitCode": 75, "message": "busy"}', 75),
+    ],
+)
+async def test_what_else_may_answer_there(start: Start, data: bytes, code: int) -> None:
+    async with start("first", '[cluster]\nbackend = "first"\n') as one:
+        server, address = await answering(data)
+        try:
+            assert (await one.fails("metacachePull", user=BEN, sourceBackendHost=address))[0] == code
+        finally:
+            server.close()
+
+
+async def test_a_certificate_nobody_vouches_for(start: Start, tmp_path: Path) -> None:
+    async with start("first", '[cluster]\nbackend = "first"\n') as one:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate(tmp_path))
+        server, address = await answering(b"HTTP/1.1 200 OK\r\n\r\n", context=context)
+        try:
+            code, message = await one.fails("metacachePull", user=BEN, sourceBackendHost=f"https://{address}")
+            assert code == 69
+            assert "certificate" in message
+        finally:
+            server.close()
+
+
+def certificate(path: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for loopback, and its key."""
+    import datetime as dt
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "source")])
+    now = dt.datetime.now(dt.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - dt.timedelta(1), now + dt.timedelta(1))
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert, secret = path / "cert.pem", path / "key.pem"
+    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return cert, secret
+
+
+async def test_over_tls(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's authorities are asked; SSL_CERT_FILE names others."""
+    cert, secret = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    tls = f'[cluster]\nbackend = "first"\n[tls]\ncert = "{cert}"\nkey = "{secret}"\n'
+    config = write_config(tmp_path / "first", f"file://{tmp_path}/bucket", tls)
+    text = config.read_text()
+    config.write_text(text.replace('[http]\nlisten = ["127.0.0.1:0"]', '[http]\nlisten = ["127.0.0.1:0/tls"]'))
+    async with running(config) as one, start("second", '[cluster]\nbackend = "second"\n') as other:
+        await some_mail(one)
+        row = (await other.call("metacachePull", user=BEN, sourceBackendHost=f"https://{http(one)}"))[0]
+        assert row["result"] == "pulled"
+
+
+async def test_cut_in_the_middle(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source's connection breaks: 75, what had come stays, a rerun brings the rest."""
+    async with two(start) as (one, other):
+        await some_mail(one)
+        real = pulling.Outgoing._objects
+
+        async def breaks(self: Any) -> AsyncIterator[Any]:
+            count = 0
+            async for item in real(self):
+                if count == 3:
+                    raise ZeroDivisionError("a bug of the source")
+                count += 1
+                yield item
+
+        monkeypatch.setattr(pulling.Outgoing, "_objects", breaks)
+        code, message = await other.fails("metacachePull", user=ANNA, sourceBackendHost=http(one))
+        assert code == 75
+        assert "cut short" in message
+        monkeypatch.undo()
+        assert not one.backend.store._travelling
+        row = (await other.call("metacachePull", user=ANNA, sourceBackendHost=http(one)))[0]
+        assert row["mailboxes"] + row["kept"] == 2
+        rows = await other.call("mailboxStatus", user=ANNA, field=["messages"], mailboxMask=["INBOX"])
+        assert rows[0]["messages"] == 20
+
+
+# -- what the source answers -------------------------------------------------------------------------------------------
+
+
+async def test_the_sources_side(start: Start) -> None:
+    async with two(start) as (one, _):
+        await some_mail(one)
+        headers = {"Authorization": f"X-Dovecot-API {base64.b64encode(KEY.encode()).decode()}"}
+        async with httpx.AsyncClient(base_url=f"http://{http(one)}/doveadm/v1", headers=headers) as client:
+            identity = (await client.get("/metacache")).json()
+            assert identity["backend"] == "first"
+            assert identity["boot"] == one.backend.store.journal.boot
+            got = await client.post(f"/metacache/{quote('A/b', safe='')}")
+            assert (got.status_code, got.json()["exitCode"]) == (409, 65) if got.status_code == 409 else True
+            got = await client.post("/metacache/Anna")
+            assert (got.status_code, got.json()["exitCode"]) == (409, 65)
+            got = await client.post(f"/metacache/{quote(ANNA)}")
+            assert got.headers["content-type"] == "application/vnd.obox.pull"
+            assert got.content[4:8] == b"obox"
+            row = (await client.delete(f"/metacache/{quote(ANNA)}")).json()
+            assert set(row) == {"copies", "bytes", "kept", "why"}
+            assert (await client.delete("/metacache/nobody")).json()["copies"] == 0
+            one.backend.store.barred.add(ANNA)  # type: ignore[arg-type]
+            got = await client.post(f"/metacache/{quote(ANNA)}")
+            assert (got.status_code, got.json()["exitCode"]) == (409, 75)
+            one.backend.store.barred.clear()
+
+
+async def test_progress_is_told(start: Start) -> None:
+    async with two(start) as (one, other):
+        await some_mail(one)
+        got = await other.client.post(
+            "/doveadm/v1",
+            json=[["metacachePull", {"user": ANNA, "sourceBackendHost": http(one)}, "t"]],
+            headers={"Accept": "application/x-ndjson"},
+        )
+        lines = [json.loads(line) for line in got.text.splitlines()]
+        steps = [line["progress"] for line in lines if "progress" in line]
+        assert steps[-1] == {"what": f"pulling {ANNA}", "done": 3, "total": 3}
+        assert lines[-1] == {"end": {"exitCode": 0, "message": ""}}

@@ -124,10 +124,6 @@ class Plan:
     def needs_structure(self) -> bool:
         return any(not item.whole for item in self.order if isinstance(item, Body))
 
-    def without(self, *, fields: bool, header: bool) -> Plan:
-        """What of it can be said without reading the mail. fields, header: these are at hand."""
-        return Plan([item for item in self.order if _at_hand(item, fields=fields, header=header)])
-
     def has(self, item: FetchAttr) -> bool:
         return item in self.order
 
@@ -159,12 +155,6 @@ class Plan:
                 get = CACHED[item][1]
                 out.append([get(one) for one in fields])
         return out
-
-
-def _at_hand(item: FetchAttr | Body, *, fields: bool, header: bool) -> bool:
-    if isinstance(item, Body):
-        return item.in_header and header
-    return fields or item not in CACHED
 
 
 _RFC822: Final = {

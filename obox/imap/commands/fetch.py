@@ -3,9 +3,10 @@
 Mails are taken in chunks of UIDs. For each: read what the plan needs (awaiting), then look the rows up and make the
 lines (not awaiting), then hand them over and wait for the client. What was expunged in between is left out.
 
-Of a mail that is lost or damaged what the index has is delivered, and nothing that would have to be read. Then
-`fetch_failure` decides: BYE at once, or the others first and then BYE or NO. With `lost_as_empty` a lost mail is an
-empty one. Once the length of a literal has been said nothing but the end of the connection is honest.
+A FETCH that asks for what is in the index alone never meets a lost or damaged mail. Of one whose bytes it would have to
+read the flags are told, and `fetch_failure` decides: BYE at once, or the others first and then BYE or NO. With
+`lost_as_empty` a lost mail is an empty one. Once the length of a literal has been said nothing but the end of the
+connection is honest.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from obox.imap.replies import Reply, bad, no
 from obox.imap.rows import flag_column, lines
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
+from obox.imap.updates import write_flags
 from obox.mailbox._state import SEEN
 from obox.mailbox._uidset import UidArray
 from obox.store.api import Fields, Unreadable
@@ -102,6 +104,7 @@ class _Fetch:
         self.names = plan.names()
         self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
         self.needs_structure = plan.needs_structure
+        self.uid = uid
         self.autofix = session.settings.autofix_storage
         self.unreadable: set[int] = set()
         self.expunged = False
@@ -115,13 +118,13 @@ class _Fetch:
         found: dict[int, Fields] = {}
         headers: dict[int, bytes] = {}
         if plan.needs_fields:
-            found = known = await self._fields(uids)
+            found = await self._fields(uids)
             if any(isinstance(item, Body) and item.in_header for item in plan.order):
                 headers = await self._headers(found)
                 found = {uid: found[uid] for uid in headers} if len(headers) < len(found) else found
             if len(found) < len(uids):
                 for uid in sorted(self.unreadable.intersection(uids.tolist())):
-                    self._write_known(uid, seen, known.get(uid), None)
+                    await self._write_flags(uid, seen)
         uids, where = self._there(uids, found)
         if plan.needs_mail:
             await self._whole(uids, where, seen, found, headers)
@@ -161,26 +164,14 @@ class _Fetch:
             raise _AtOnce
         return None
 
-    def _write_known(self, uid: int, seen: UidArray, fields: Fields | None, header: bytes | None) -> None:
-        """The line of a mail that cannot be read: what the index has of it, if that is more than its UID."""
-        state, uids = self.mailbox.state, np.array([uid], dtype=np.uint32)
-        where, there = state.positions(uids)
-        if not there.all():
-            return
-        known = self.plan.without(fields=fields is not None, header=header is not None)
-        if uid in seen:
-            told = [FetchAttr.FLAGS, FetchAttr.MODSEQ] if self.session.condstore else [FetchAttr.FLAGS]
-            known.order += [item for item in told if not known.has(item)]
-        if all(item is FetchAttr.UID for item in known.order):
-            return
-        columns = known.columns(
-            state,
-            where,
-            self.view.recent_uids(),
-            [] if fields is None else [fields],
-            [] if header is None else [header],
-        )
-        self.session.write(lines(known.names(), self.view.seqs(uids).tolist(), columns))
+    async def _write_flags(self, uid: int, seen: UidArray) -> None:
+        """What may always be said of a mail that cannot be read: its flags, if they were asked for or are new.
+
+        Not the rest of its line: a client takes a line with a date and no body for a mistake of ours (mbsync 1.4 gives
+        up on the mailbox).
+        """
+        if uid in seen or self.plan.has(FetchAttr.FLAGS):
+            await write_flags(self.session, np.array([uid], dtype=np.uint32), uid=self.uid)
 
     # -- \Seen -----------------------------------------------------------------------------------------------------
 
@@ -274,7 +265,7 @@ class _Fetch:
             if wrong is not None and (instead := self._instead(uid, wrong)) is not None:
                 self._write_row(lead, rows[at], instead)
             elif wrong is not None:
-                self._write_known(uid, seen, found.get(uid), headers.get(uid))
+                await self._write_flags(uid, seen)
             if self.session.out.full:
                 await self.session.flush()
 

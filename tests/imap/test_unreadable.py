@@ -146,7 +146,7 @@ async def test_what_the_index_has_is_served_as_ever(office: Open, mode: FetchFai
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_fields_that_would_have_to_be_made_of_a_lost_mail(office: Open, mode: FetchFailure) -> None:
-    """Not in any cache: then what columns say is all there is."""
+    """Not in any cache: then nothing is said of it but its flags, were they asked for."""
     async with office(fetch_failure=mode) as here:
         await here.fill(*(mail(n) for n in range(1, 4)))
         await here.lose(2)
@@ -156,8 +156,8 @@ async def test_fields_that_would_have_to_be_made_of_a_lost_mail(office: Open, mo
         header = b"* %d FETCH (RFC822.SIZE 38 BODY[HEADER.FIELDS (Subject)] {15}\r\nSubject: s%d\r\n\r\n)"
         lines = await client.until(b"f " if mode == "no-after" else b"* BYE")
         assert lines[-1] == (b"f " + NO if mode == "no-after" else BYE) % b"2"
-        known = [b"* 2 FETCH (RFC822.SIZE 38)", header % (1, 1), header % (3, 3)]
-        assert lines[:-1] == ([] if mode == "disconnect-immediately" else known)
+        others = [header % (1, 1), header % (3, 3)]
+        assert lines[:-1] == ([] if mode == "disconnect-immediately" else others)
         assert mode == "no-after" or await ended(client)
 
 
@@ -166,23 +166,20 @@ async def test_a_header_too_long_to_be_cached(office: Open) -> None:
         await here.fill(b"Subject: x\r\nX-Long: " + b"y" * 10_000 + b"\r\n\r\nbody\r\n")
         await here.lose(1)
         client = await here.selected()
-        lines = await client.cmd("FETCH 1 (ENVELOPE BODY.PEEK[HEADER.FIELDS (Subject)])")
-        assert lines == [
-            b'* 1 FETCH (ENVELOPE (NIL "x" NIL NIL NIL NIL NIL NIL NIL NIL))',
-            NO % b"1",
-        ]
+        assert await client.cmd("FETCH 1 (ENVELOPE BODY.PEEK[HEADER.FIELDS (Subject)])") == [NO % b"1"]
+        assert (await client.ok("FETCH 1 ENVELOPE"))[0] == b'* 1 FETCH (ENVELOPE (NIL "x"' + b" NIL" * 8 + b"))"
 
 
-async def test_a_line_of_nothing_but_the_uid_is_not_sent(office: Open) -> None:
+async def test_no_line_has_a_part_of_what_was_asked_for(office: Open) -> None:
+    """But for flags, which may come at any time: mbsync gives up on a line with a date and no body."""
     async with office() as here:
         await here.fill(mail(1))
         await here.lose(1)
         client = await here.selected()
-        assert await client.cmd("UID FETCH 1 (BODY.PEEK[])") == [NO % b"1"]
-        assert await client.cmd("UID FETCH 1 (UID RFC822.HEADER RFC822)") == [
-            b"* 1 FETCH (UID 1 RFC822.HEADER {30}\r\nSubject: s1\r\nFrom: a@x.org\r\n\r\n FLAGS (\\Seen))",
-            NO % b"1",
-        ]
+        assert await client.cmd("UID FETCH 1 (UID INTERNALDATE RFC822.SIZE BODY.PEEK[])") == [NO % b"1"]
+        flags = b"* 1 FETCH (UID 1 FLAGS ())"
+        assert await client.cmd("UID FETCH 1 (INTERNALDATE FLAGS ENVELOPE BODY.PEEK[1])") == [flags, NO % b"1"]
+        assert await client.cmd("UID FETCH 1 (ENVELOPE RFC822)") == [flags.replace(b"()", b"(\\Seen)"), NO % b"1"]
 
 
 async def test_seen_that_was_set_is_told(office: Open) -> None:
@@ -208,12 +205,12 @@ async def test_a_large_mail_that_is_lost_is_no_cut_connection(office: Open, mode
         await here.fill(mail(1), LARGE, mail(3))
         await here.lose(2)
         client = await here.selected()
-        client.send("f UID FETCH 1:3 (UID RFC822.SIZE BODY.PEEK[])\r\n")
+        client.send("f UID FETCH 1:3 (UID FLAGS RFC822.SIZE BODY.PEEK[])\r\n")
         lines = await client.until(b"f " if mode == "no-after" else b"* BYE")
         assert lines[-1] == (b"f " + NO if mode == "no-after" else BYE) % b"2"
         assert [line.split()[1] for line in lines[:-1]] == ([b"1"] if mode == MODES[0] else [b"1", b"2", b"3"])
         if mode != MODES[0]:
-            assert lines[1] == b"* 2 FETCH (UID 2 RFC822.SIZE %d)" % len(LARGE)
+            assert lines[1] == b"* 2 FETCH (UID 2 FLAGS ())"
 
 
 @pytest.mark.parametrize("size", ["small", "large"])

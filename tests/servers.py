@@ -29,11 +29,14 @@ START_S = 40.0
 
 ACCESS_KEY_ID = "obox-test"
 SECRET_ACCESS_KEY = "obox-test-secret"
+LIMITED_KEY_ID = "obox-limited"
+"""May read, write and list in one bucket alone; its secret is the same."""
+LIMITED_BUCKET = "mail"
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server. `admin` may do everything; every other key is refused."""
+    """A running server. Its key may do everything; every other key but LIMITED_KEY_ID is refused."""
 
     endpoint_url: str
     access_key_id: str
@@ -96,7 +99,12 @@ def run_seaweedfs() -> Iterator[S3Server]:
         "credentials": [{"accessKey": ACCESS_KEY_ID, "secretKey": SECRET_ACCESS_KEY}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    (home / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    limited = {
+        "name": "limited",
+        "credentials": [{"accessKey": LIMITED_KEY_ID, "secretKey": SECRET_ACCESS_KEY}],
+        "actions": [f"{action}:{LIMITED_BUCKET}" for action in ("Read", "Write", "List")],
+    }
+    (home / "s3.json").write_text(json.dumps({"identities": [identity, limited]}))
     log = home / "weed.log"
     process: subprocess.Popen[bytes] | None = None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "e2e"))
 
-from processes import Backend  # noqa: E402 - the path first
-from servers import s3_bucket, seaweedfs  # noqa: E402
+from mails import simple
+from manual import Machine, commands
+from manual import machine as new_machine
+from processes import Backend
+from servers import S3Server, s3_bucket, seaweedfs
 
 __all__ = ["s3_bucket", "seaweedfs"]
 
@@ -31,3 +35,33 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
     for one in made:
         if one.process is not None and one.process.poll() is None:
             one.kill()
+
+
+def live(machine: Machine) -> None:
+    machine.wait_serving()
+    for number in range(4):
+        assert machine.deliver(simple(number)) == 250
+    with machine.login() as client:
+        client.select_folder("INBOX")
+        client.add_flags([1, 2], ["\\Seen", "$Work"])
+        client.create_folder("Projects")
+        client.copy([1], "Projects")
+        client.move([3], "Archive")
+        client.delete_messages([4])
+        client.expunge()
+
+
+@pytest.fixture
+def machine(seaweedfs: S3Server) -> Iterator[Machine]:
+    """An empty one, with an empty bucket."""
+    with new_machine(seaweedfs) as made:
+        yield made
+
+
+@pytest.fixture
+def served(machine: Machine) -> Machine:
+    """One as the manual installs it, with mails of a user, flags, a copy and an expunge."""
+    machine.certificate("/etc/obox")
+    machine.run(re.sub(r"^obox(adm)? .*(config|check).*\n", "", commands("operations.md", "install"), flags=re.M))
+    live(machine)
+    return machine

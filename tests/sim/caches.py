@@ -12,7 +12,7 @@ import copy
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from metacache import Change, Copy, MetacacheError, UserSpace
+from metacache import BoxSpace, Change, Copy, MetacacheError, UserSpace
 from metacache._ops import (
     Append,
     BoxKey,
@@ -144,6 +144,10 @@ class SimMetacache:
         found = self._view.copies.get((user, box))
         return None if found is None else found._replace(deltas=list(found.deltas))
 
+    def peek(self, user: str, box: str) -> Copy | None:
+        found = self._view.copies.get((user, box))
+        return None if found is None else found._replace(base=None, deltas=[])
+
     def get_fields(self, user: str, box: str, uids: Sequence[int]) -> list[bytes | None]:
         table = self._view.fields.get((user, box), {})
         return [table.get(uid) for uid in uids]
@@ -157,6 +161,10 @@ class SimMetacache:
 
     def boxes(self, user: str) -> list[str]:
         return sorted({box for owner, box in (*self._view.copies, *self._view.fields) if owner == user})
+
+    def box_spaces(self, user: str) -> list[BoxSpace]:
+        copies = self._disk.tables.copies
+        return sorted(BoxSpace(box, 2, 0, 0.0, c.change) for (owner, box), c in copies.items() if owner == user)
 
     def users(self) -> Iterator[UserSpace]:
         for user in sorted({owner for owner, _ in self._disk.tables.copies}):

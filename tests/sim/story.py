@@ -6,11 +6,14 @@ import asyncio
 import random
 from dataclasses import replace
 
+from obox.errors import OboxError
 from obox.objectstore.faults import Rates
+from obox.store import MailStore
+from obox.store.pull import Incoming, Outgoing
 
 from .caches import Disk
 from .loop import simulate
-from .player import Player
+from .player import SID, USER, Player
 from .world import DELETE_DELAY_S, Crash, Node, World
 
 
@@ -39,13 +42,16 @@ class Story:
         self.zombies: list[Node] = []
         self.old: list[Disk] = []
         self.split_at = 0.0
+        self.pulls = 0
         self.owner = await world.node("a", Disk(), **self.settings).start()
         self.faulty = rng.random() < 0.6
         for _ in range(self.steps):
             if self.zombies and world.clock() - self.split_at > DELETE_DELAY_S / 3:
                 await self._heal()
             self._weather()
-            if rng.random() < 0.25:
+            if self.zombies and rng.random() < 0.3:
+                await self._pull()
+            elif rng.random() < 0.25:
                 await self._accident()
             else:
                 await self._commands()
@@ -80,6 +86,41 @@ class Story:
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, Crash):
                 raise result
+
+    async def _pull(self) -> None:
+        """One of two who both write copies the other's caches, while clients go on; perhaps it is cut short."""
+        rng = self.rng
+        nodes = [node for node in (self.owner, *self.zombies) if node.up]
+        if len(nodes) < 2:
+            return
+        source, destination = rng.sample(nodes, 2)
+        everything, cut, busy = rng.random() < 0.3, rng.random() < 0.3, rng.random() < 0.5
+        self.world.note("pull", source, destination, everything, cut)
+
+        async def send(store: MailStore) -> list[bytes]:
+            with store.travelling(SID):
+                outgoing = Outgoing(store, SID)
+                await outgoing.prepare(USER, everything=everything)
+                return [piece async for piece in outgoing.stream()]
+
+        async def take(store: MailStore, pieces: list[bytes]) -> None:
+            with store.travelling(SID):
+                incoming = Incoming(store, SID)
+                await incoming.begin()
+                for piece in pieces:
+                    await incoming.feed(piece)
+                await incoming.end()
+
+        async def pull() -> None:
+            try:
+                pieces = await source.run(send)
+                pieces = pieces[: rng.randrange(len(pieces))] if cut else pieces
+                await destination.run(lambda store: take(store, pieces))
+                self.pulls += 1
+            except (Crash, OboxError) as exc:
+                self.world.note("pull", "NO", exc)
+
+        await asyncio.gather(pull(), *([self._commands()] if busy else []))
 
     async def _look(self) -> None:
         self.world.plan.every = Rates()

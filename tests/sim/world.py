@@ -14,6 +14,8 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Literal, TypeVar
 
+from metacache import MetacacheError
+from obox.errors import OboxError
 from obox.objectstore import Codec, Driver, Kind, MemoryDriver, ObjectInfo, Settings, open_store
 from obox.objectstore._driver import Page
 from obox.objectstore._errors import Unreachable
@@ -249,7 +251,17 @@ class Node:
         return self
 
     def _make(self) -> None:
-        self.store = MailStore(self.env)
+        store = self.store = MailStore(self.env)
+        told = store._ended
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            """A task of the store that fails otherwise than it may is a bug, and here it is heard."""
+            told(task)
+            failure = None if task.cancelled() else task.exception()
+            if failure is not None and not isinstance(failure, OboxError | MetacacheError | AssertionError):
+                raise AssertionError(f"a task of the store failed: {failure!r}") from failure
+
+        store._ended = ended  # type: ignore[method-assign]
 
     async def _finished(self, task: asyncio.Task[T]) -> T:
         while not task.done():

@@ -48,6 +48,21 @@ async def test_lost_mails(start: Start, tmp_path: Path) -> None:
         assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 3, 5]
 
 
+async def test_a_lost_mail_is_shown_with_nothing_in_it(start: Start, tmp_path: Path) -> None:
+    async with start() as service:
+        await service.deliver(ANNA, [mail(1), mail(2)])
+        await service.call("metacacheFlush", user=ANNA)
+        guid = await guid_of(service, "INBOX")
+    (path,) = files(tmp_path, f"/m/{guid}/00000001")
+    path.unlink()
+    async with start("second") as service:
+        rows = await service.call("fetch", user=ANNA, field=["uid", "text", "hdr.subject"], query=["MAILBOX", "INBOX"])
+        assert [row["uid"] for row in rows] == [1, 2]
+        assert rows[0]["text"] == ""
+        assert rows[1]["text"] == mail(2).decode()
+        assert await uids(service, "MAILBOX", "INBOX", "BODY", "x") == [2]
+
+
 async def test_another_backends_mails_are_found(start: Start) -> None:
     async with start() as service:
         await service.deliver(ANNA, [mail(1)])

@@ -419,6 +419,19 @@ async def test_an_outage_is_no_lost_mail(
         assert len(await client.ok("FETCH 1:2 (FLAGS BODY.PEEK[])")) == 3
 
 
+@pytest.mark.parametrize("mode", MODES[1:])
+async def test_however_many_are_lost_the_line_stays_short(office: Open, mode: FetchFailure) -> None:
+    async with office(fetch_failure=mode) as here:
+        await here.fill(*(mail(n) for n in range(1, 301)))
+        await here.lose(*range(1, 301, 2))
+        client = await here.selected()
+        client.send("f FETCH 1:* BODY.PEEK[]\r\n")
+        lines = await client.until(b"f NO" if mode == "no-after" else b"* BYE")
+        assert len(lines) == 151
+        assert len(lines[-1]) < 500
+        assert lines[-1].endswith(b",97,99 and 100 more are damaged or lost")
+
+
 async def test_many_sessions_find_many_lost_mails(office: Open) -> None:
     async with office(autofix_storage=True) as here:
         await here.fill(*(mail(n) for n in range(1, 201)))

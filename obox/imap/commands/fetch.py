@@ -42,6 +42,8 @@ STREAM_BYTES_MIN: Final = 1 << 20
 """A larger mail is not held in memory for a client that wants all of it."""
 PIECE_BYTES: Final = 1 << 18
 """What is read and sent of such a mail at a time: a frame of the stored object."""
+NAMED_MAX: Final = 50
+"""Mails that a status line names by UID: clients have limits for a line."""
 
 
 async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
@@ -62,7 +64,7 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
     except _AtOnce:
         pass
     if job.unreadable:
-        said = f"Mails of UID {format_set(sorted(job.unreadable)).decode()} are damaged or lost"
+        said = _named(sorted(job.unreadable))
         if session.settings.fetch_failure == "no-after":
             return no(said, "CORRUPTION")
         session.hang_up(said, "CORRUPTION")
@@ -70,6 +72,12 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
     if job.expunged and not command.uid:
         return no("Some of the mails no longer exist", "EXPUNGEISSUED")
     return Reply("Fetch completed")
+
+
+def _named(unreadable: list[int]) -> str:
+    """What a client is told of mails that cannot be read, in a line that stays short."""
+    more = f" and {len(unreadable) - NAMED_MAX} more" if len(unreadable) > NAMED_MAX else ""
+    return f"Mails of UID {format_set(unreadable[:NAMED_MAX]).decode()}{more} are damaged or lost"
 
 
 def _changed_since(session: Session, command: ast.Fetch, uids: UidArray, modseq: int) -> UidArray:

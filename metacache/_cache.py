@@ -500,7 +500,8 @@ class Metacache:
                     waiter.set_exception(type(error)(str(error)))
         if (now := self._clock()) - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
-            log.error("metacache cannot commit", path=str(self._path), error=str(error), staged_bytes=self.staged())
+            tell = log.warning if isinstance(error, MetacacheFull) else log.error
+            tell("metacache cannot commit", path=str(self._path), error=str(error), staged_bytes=self.staged())
 
 
 def _resolve(waiters: list[asyncio.Future[None]]) -> None:

@@ -122,7 +122,7 @@ class Metacache:
     """Local cache of index bundles."""
 
     path: Path = _set(kinds.OPTIONAL_PATH, "", "empty: state_dir/metacache")
-    max_space: int = _set(kinds.size("16M"), "1G", "above it indexes are flushed and cleaned, lowest weight first")
+    max_space: int = _set(kinds.size("2M"), "1G", "above it indexes are flushed and cleaned, lowest weight first")
     max_grace: Amount = _set(kinds.AMOUNT, "10%", "above max_space while it cleans; a share is of max_space")
     upload_interval: float = _set(kinds.duration("1s"), "5min", "a changed index is in the bucket after this time")
     close_delay: float = _set(

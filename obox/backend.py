@@ -13,14 +13,13 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Final, Protocol, cast
 
 import psutil
 import structlog
 
-from fscache import Fscache
+from fscache import Fscache, Stats
 from metacache import Metacache
 
 from . import __version__, wiring
@@ -267,7 +266,7 @@ class Backend:
         """Numbers of the rooms as metrics."""
         self.metrics.objectstore(self.bucket.stats.snapshot, BUCKETS_S)  # type: ignore[arg-type]
         paths = self.config.fscache.path, self.config.metacache.path
-        self.metrics.source("fscache", lambda: {**_numbers(self.fscache.stats()), **_disk(paths[0])})
+        self.metrics.source("fscache", lambda: {**_of_fscache(self.fscache.stats()), **_disk(paths[0])})
         self.metrics.source(
             "metacache",
             lambda: {"space_bytes": self.metacache.space(), "max_space_bytes": self._max_space(), **_disk(paths[1])},
@@ -519,7 +518,9 @@ def _delays(first: float, most: float) -> tuple[float, ...]:
     return (*delays, most)
 
 
-def _numbers(stats: object) -> dict[str, float]:
-    """The numeric fields of a stats value."""
-    fields = stats._asdict() if hasattr(stats, "_asdict") else asdict(stats)  # type: ignore[call-overload]
-    return {name: value for name, value in fields.items() if isinstance(value, int | float)}
+_COUNTERS: Final = frozenset({"hits", "misses", "evictions", "errors", "skipped"})
+
+
+def _of_fscache(stats: Stats) -> dict[str, float]:
+    """Its figures under the names of metrics."""
+    return {f"{name}_total" if name in _COUNTERS else name: value for name, value in stats._asdict().items()}

@@ -178,7 +178,7 @@ BAD = [
     ("STORAGE__ACCESS_KEY_ID", "me", "together with storage.secret_access_key"),
     ("FSCACHE__MAX_SIZE", "lots", "powers of 1024"),
     ("METACACHE__MAX_GRACE", "101%", "10%"),
-    ("METACACHE__MAX_SPACE", "1M", "at least 16M"),
+    ("METACACHE__MAX_SPACE", "1M", "at least 2M"),
     ("METACACHE__PRIORITY_WEIGHTS", "10% +1d", "each priority"),
     ("METACACHE__SYNC", "perhaps", "true or false"),
     ("IMAP__LISTEN", "1143", "host:port"),

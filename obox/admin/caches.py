@@ -91,7 +91,7 @@ class MetacacheListParams(Params, kw_only=True):
 async def metacache_list(admin: Admin, params: MetacacheListParams) -> AsyncIterator[Event]:
     """List users with local copies: bytes and last access by priority, changes; the first to be cleaned comes first."""
     names = admin.names()
-    await admin.store.env.metacache.commit()
+    await admin.store.env.settle()
     for info in await admin.cleaner.list_users():
         name = names.get(StorageId(info.user)) or admin.name_of(info.user)
         if not _fits(name, params.mask) or (params.changed and not info.change):

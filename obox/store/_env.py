@@ -20,6 +20,7 @@ from ..errors import Unavailable
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
 from ..objectstore.codec import Codec, ObjectKind
 from ..types import Oid
+from ._once import EveryMinute
 from ._recent import Recent
 
 log = structlog.get_logger()
@@ -77,6 +78,10 @@ class Env:
     generation: int = 0
     local_failures: int = 0
     recent: Recent = field(default_factory=Recent)
+    trouble: EveryMinute = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trouble = EveryMinute(self.clock)
 
     def keep(self, sid: str, box: str, write: Callable[[Metacache], None]) -> None:
         """Stage a write of a box's local copy. Where that fails the copy is dropped: none is better than a wrong
@@ -87,6 +92,16 @@ class Env:
             self.local_failures += 1
             log.warning("local copy not written, dropped", storage_id=sid, box=box, error=str(exc))
             self.metacache.drop(sid, box)
+
+    async def settle(self) -> bool:
+        """Commit what is staged; False if not all of it can be written now: the rest stays in memory."""
+        try:
+            await self.metacache.commit()
+        except MetacacheError as exc:
+            if self.trouble.due():
+                log.warning("local state cannot be written, the bucket is waited for instead", error=str(exc))
+            return False
+        return True
 
     @property
     def delete_delay_s(self) -> float:

@@ -53,7 +53,7 @@ class Flushed(NamedTuple):
 async def changed_users(store: MailStore, *, important_only: bool) -> list[StorageId]:
     """Users of whom the bucket lacks something, by storage id."""
     least = Change.IMPORTANT if important_only else Change.UNIMPORTANT
-    await store.env.metacache.commit()
+    await store.env.settle()
     found = {StorageId(space.user) for space in store.env.metacache.users() if space.change >= least}
     found |= {sid for sid, user in store.users.items() if pending(user) >= least}
     return sorted(found)
@@ -123,7 +123,7 @@ async def refresh(user: User) -> int:
         if copy is not None and known is not None:
             known.generation = -1  # no backend's: the next open LISTs
             env.metacache.mark(sid, name, copy.change, known.encode())
-    await env.metacache.commit()
+    await env.settle()
     return count
 
 
@@ -148,7 +148,7 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
         copies = len(env.metacache.boxes(sid))
         env.recent.clear()
         env.metacache.drop_user(sid)
-        await env.metacache.commit()
+        await env.settle()
         yield Deleted("local copies", copies, space)
         for _ in range(PASSES_MAX):
             found = False
@@ -162,7 +162,7 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
         else:
             raise InUse("somebody still writes to this user; disable it in the user database, and begin again")
         env.metacache.drop_user(sid)
-        await env.metacache.commit()
+        await env.settle()
         await store.journal.beat()  # from here on the journal's watermark asks nobody to read of this user
     finally:
         store.barred.discard(sid)

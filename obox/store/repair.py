@@ -203,7 +203,7 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
     known = Known(version=version, heads=[name_of(info.key) for info in infos])
     await bundles.put(known, "base", root.extract().encode(), modseq=root.highestmodseq)
     env.metacache.drop(sid, ROOT)
-    await env.metacache.commit()
+    await env.settle()
     unknown = "names, subscriptions, special uses of all mailboxes" if lost else "what the damaged bundles alone said"
     return Rebuilt("", len(root.names()), "list of mailboxes rebuilt", unknown)
 

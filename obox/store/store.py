@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from metacache import Change, MetacacheError
+from metacache import Change
 
 from ..errors import ConfigError, InUse, NotFound, OboxError, Unavailable
 from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
@@ -123,12 +123,8 @@ class MailStore:
     async def _remember(self, boot: str, seq: int) -> None:
         """Before a journal PUT: so that the bucket never knows more of us than our own disk, unless that was
         restored."""
-        try:
-            self._note(LastBoot(boot, seq, clean=False))
-            await self.env.metacache.commit()
-        except MetacacheError as exc:
-            if self._trouble.due():
-                log.warning("local state cannot be written", error=str(exc))
+        self._note(LastBoot(boot, seq, clean=False))
+        await self.env.settle()
 
     def _note(self, last: LastBoot) -> None:
         self.env.metacache.put_state(_LAST_BOOT, msgspec.msgpack.encode(last))
@@ -318,7 +314,7 @@ class MailStore:
         if clean:
             self._note(LastBoot(self.journal.boot, self.journal.position()[1] - 1, clean=True))
             boots.ended(self.env, self.journal.boot)
-        await self.env.metacache.commit()
+        await self.env.settle()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

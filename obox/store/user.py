@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 import structlog
 
-from metacache import Change, MetacacheError
+from metacache import Change
 
 from ..errors import Corrupt, NotFound, OverQuota, TooBig, Unavailable
 from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals
@@ -109,10 +109,7 @@ class User:
         if self.env.settings.durability == "bucket":
             await self.journal.sync()
             return
-        try:
-            await self.env.metacache.commit()
-        except MetacacheError as exc:
-            log.warning("local commit failed, waiting for the bucket", user=self.name, error=str(exc))
+        if not await self.env.settle():
             await self.journal.sync()
         if self.journal.expired():
             await self.journal.lease()

@@ -1,0 +1,236 @@
+"""Tried as an operator: every verb on a backend under load, while the indexes are ten times what metacache may hold.
+
+No client sees an error, the caches' bounds hold at every sample, and afterwards everything that was acknowledged is
+there, for a backend with empty caches. OBOX_TEST_CROWD=N makes users, room and time N times more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from crowd import Crowd, Imap
+from processes import PASSWORD, Backend
+from processes import USERS as PEOPLE
+
+from obox.admin import TABLE
+
+SCALE = int(os.environ.get("OBOX_TEST_CROWD", "1"))
+USERS = 1000 * SCALE
+MAILS = 6
+SESSIONS = 50
+DELIVERIES_PER_S = 100.0
+MAX_SPACE = (4 << 20) * SCALE
+MAX_SIZE = (4 << 20) * SCALE
+KEY = "operator's key"
+
+CROWD = [f"user{number:05}@example.org" for number in range(USERS)]
+HANDS = {name: f"{name}@example.org" for name in ("kicked", "hands", "deleted", "renamed", "barred")}
+"""Users that the operator works on; nobody else does."""
+
+
+def mail(number: int) -> bytes:
+    """A mail whose index is large: headers that do not compress. Number 0: small."""
+    rng = random.Random(number)
+    filler = b"".join(b"X-Filler-%d: %b\r\n" % (row, rng.randbytes(36).hex().encode()) for row in range(40))
+    return (
+        b"From: Crowd <crowd@example.net>\r\nTo: them@example.org\r\nSubject: mail %d\r\n"
+        b"Message-ID: <%d@crowd>\r\nDate: Mon, 23 Nov 2026 10:00:00 +0000\r\n%b\r\nBody of %d.\r\n"
+    ) % (number, number, filler if number else b"", number)
+
+
+class Operator:
+    """The HTTP API, one verb at a time; what failed, by verb."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self.done: dict[str, int] = {}
+        self.failed: list[str] = []
+
+    async def __call__(self, verb: str, **params: Any) -> Any:
+        got = await self._client.post("/doveadm/v1", json=[[verb, params, "t"]])
+        assert got.status_code == 200, got.text
+        kind, payload, _ = got.json()[0]
+        self.done[verb] = self.done.get(verb, 0) + 1
+        if kind != "doveadmResponse" and "no local copies" not in payload["message"]:  # cleaned in the meantime
+            self.failed.append(f"{verb} {params}: {payload}")
+        return payload
+
+
+@asynccontextmanager
+async def operator(backend: Backend) -> AsyncIterator[Operator]:
+    headers = {"Authorization": "X-Dovecot-API " + base64.b64encode(KEY.encode()).decode()}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{backend.http}", headers=headers, timeout=120) as client:
+        yield Operator(client)
+
+
+async def sample(backend: Backend, bounds: list[str], crowd: Crowd) -> None:
+    """Look at the bounds ten times a second."""
+    grace = MAX_SPACE // 10
+    async with httpx.AsyncClient(timeout=30) as client:
+        while not crowd.stopping:
+            text = (await client.get(f"http://127.0.0.1:{backend.http}/metrics")).text
+            space, size = (
+                float(re.search(rf"^obox_{name} (\S+)$", text, re.M)[1])  # type: ignore[index]
+                for name in ("metacache_space_bytes", "fscache_bytes")
+            )
+            if space > MAX_SPACE + grace or size > MAX_SIZE:
+                bounds.append(f"metacache {space:.0f}, fscache {size:.0f}")
+            await asyncio.sleep(0.1)
+
+
+async def every_verb(tell: Operator, backend: Backend) -> None:
+    """All of the table but `stop`, the caches' verbs several times."""
+    someone = CROWD[0]
+    for turn in range(2):
+        await tell("metacacheFlush", user=CROWD[turn])
+        await tell("metacacheFlushall", importantOnly=True)
+        await tell("metacacheFlushall")
+        await tell("metacacheList", changed=True)
+        await tell("metacacheStatus")
+        await tell("metacacheRefresh", user="user0000*")
+        await tell("metacacheRescan")
+        await tell("metacacheBoots")
+        await tell("fscacheStatus")
+        await tell("fscacheRescan", maxAge=3600)
+        await tell("storageCheck")
+        await tell("who")
+    await tell("logErrors")
+    await tell("userList")
+    await tell("authTest", user=someone, password=PASSWORD)
+    await tell("mailboxList", user="user001*")
+    await tell("mailboxStatus", user="user0000*", field=["all"], mailboxMask=["*"])
+    await tell("quotaGet", user="user0000*")
+    await tell("quotaRecalc", user="user0000*")
+    await tell("forceResync", user="user0001*", mailboxMask=["*"])
+    await tell("rebuild", user=HANDS["barred"])
+    await tell("search", user="user0002*", query=["subject", "mail"])
+    await tell("fetch", user=someone, query=["mailbox", "INBOX", "uid", "1"], field=["uid", "hdr.subject", "flags"])
+    await hands(tell)
+    await tell("reload")
+    await removals(tell)
+    keys = sorted(str(path.relative_to(bucket(backend))) for path in bucket(backend).rglob("x/*/*") if path.is_file())
+    await tell("metacacheUnpack", bundle=keys[0])
+
+
+async def hands(tell: Operator) -> None:
+    """Changes to the mail of users that belong to the operator."""
+    mine = {"user": HANDS["hands"]}
+    every = ["mailbox", "INBOX", "all"]
+    await tell("mailboxCreate", **mine, mailbox=["Work", "Work/Old"])
+    await tell("mailboxSubscribe", **mine, mailbox=["Work"])
+    await tell("mailboxUnsubscribe", **mine, mailbox=["Work"])
+    await tell("flagsAdd", **mine, query=every, flag=["\\Flagged"])
+    await tell("flagsRemove", **mine, query=every, flag=["\\Flagged"])
+    await tell("flagsReplace", **mine, query=every, flag=["\\Seen"])
+    await tell("copy", **mine, query=every, destinationMailbox="Work")
+    await tell("move", **mine, query=["mailbox", "Work", "all"], destinationMailbox="Work/Old")
+    await tell("mailboxRename", **mine, mailbox="Work/Old", newName="Kept")
+    await tell("expunge", **mine, query=["mailbox", "Kept", "all"])
+    await tell("mailboxDelete", **mine, mailbox=["Kept"])
+    await tell("kick", user=HANDS["kicked"])
+    await tell("metacacheFlush", **mine)
+    await tell("metacacheClean", **mine)
+    await tell("metacacheFlush", user=HANDS["kicked"])
+    await tell("metacacheRemove", mask=HANDS["kicked"], force=True)
+
+
+async def removals(tell: Operator) -> None:
+    """The life of users: made, changed, renamed, deleted."""
+    await tell("userAdd", user="fresh@example.org", password="fresh")
+    await tell("userPassword", user="fresh@example.org", password="fresher")
+    await tell("userDisable", user=HANDS["barred"])
+    await tell("userEnable", user=HANDS["barred"])
+    await tell("oboxUserRename", user=HANDS["renamed"], newUser="newname@example.org")
+    await tell("userDisable", user=HANDS["deleted"])
+    await tell("oboxUserDelete", user=HANDS["deleted"], kick=True)
+    await tell("oboxUserWait", user=HANDS["deleted"], timeout=30)
+    await tell("userRemove", user=HANDS["deleted"])
+
+
+def bucket(backend: Backend) -> Path:
+    return Path(str(backend.storage["url"]).removeprefix("file://"))
+
+
+@pytest.fixture
+def loaded(make: Callable[..., Backend]) -> Backend:
+    """A backend with a few mails for each of many users; its indexes were made in a large cache."""
+    users = "".join(f"{user}:{{PLAIN}}{PASSWORD}\n" for user in [*PEOPLE, *CROWD, *HANDS.values()])
+    backend = make(
+        users=users,
+        sections={
+            "metacache": {"upload_interval": "10s", "close_delay": "500ms", "max_space": 20 * MAX_SPACE},
+            "fscache": {"max_size": MAX_SIZE},
+            "http": {"api_key": KEY},
+            "imap": {"max_address_sessions": 0},
+        },
+    )
+    backend.start()
+    for number in range(1, MAILS + 1):
+        for at in range(0, USERS, 500):
+            replies = backend.deliver(mail(number), *CROWD[at : at + 500])
+            assert {code for code, _ in replies} == {250}
+    assert {code for code, _ in backend.deliver(mail(1), *HANDS.values())} == {250}
+    assert backend.metric("obox_metacache_space_bytes") > 10 * MAX_SPACE
+    assert backend.stop() == 0
+    backend.sections["metacache"]["max_space"] = MAX_SPACE
+    backend.write()
+    backend.start()
+    deadline = time.monotonic() + 20
+    while backend.metric("obox_metacache_space_bytes") > MAX_SPACE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return backend
+
+
+async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backend]) -> None:
+    backend = loaded
+    crowd = Crowd(backend.imap, backend.lmtp, CROWD, PASSWORD, mail, _number=1000)
+    bounds: list[str] = []
+    async with operator(backend) as tell, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(crowd.session(which, 0.25)) for which in range(SESSIONS)]
+        tasks += [group.create_task(crowd.sender(which, DELIVERIES_PER_S / 4)) for which in range(4)]
+        tasks.append(group.create_task(sample(backend, bounds, crowd)))
+        kicked = await Imap.connect(backend.imap)
+        assert (await kicked.command(f"LOGIN {HANDS['kicked']} {PASSWORD}"))[0].startswith("OK")
+        begun = time.monotonic()
+        try:
+            await every_verb(tell, backend)
+            await asyncio.sleep(max(0.0, 10.0 * SCALE - (time.monotonic() - begun)))
+        finally:
+            await crowd.stop(tasks)
+        seconds = time.monotonic() - begun
+    delivered = sum(map(len, crowd.delivered.values()))
+    print(f"{seconds:.0f} s, {crowd.commands} commands, {delivered} mails")
+    assert crowd.complaints == []
+    assert bounds == []
+    assert tell.failed == []
+    assert set(TABLE) - set(tell.done) == {"stop", "metacachePull"}, "of those one comes below, one takes two backends"
+    assert delivered > DELIVERIES_PER_S * seconds / 10, "the load was none"
+    assert [line for line in backend.events() if line["level"] in ("error", "critical")] == []
+    async with operator(backend) as tell:
+        await tell("stop")
+        assert tell.failed == []
+    assert backend.process is not None
+    assert backend.process.wait(30) == 0
+    backend.lose_state()
+    backend.start()
+    for user in CROWD:
+        with backend.login(user) as client:
+            client.select_folder("INBOX", readonly=True)
+            uids = client.search()
+            found = client.fetch(uids, ["BODY.PEEK[HEADER.FIELDS (SUBJECT)]"]).values()
+            subjects = sorted(int(one[b"BODY[HEADER.FIELDS (SUBJECT)]"].split()[2]) for one in found)
+            assert subjects == sorted([*range(1, MAILS + 1), *crowd.delivered.get(user, ())])
+            status = client.folder_status("Drafts", ["MESSAGES"])
+            assert status[b"MESSAGES"] == crowd.appended.get(user, 0)

@@ -282,11 +282,11 @@ class Node:
     async def user(self, name: str = "anna") -> Any:
         return await self.run(lambda store: store.open_user(name, StorageId(name)))
 
-    async def stop(self) -> None:
-        """An orderly end."""
-        self.world.note("stop", self.name)
+    async def stop(self, *, upload: bool = True) -> None:
+        """An orderly end; without `upload` one for a restart."""
+        self.world.note("stop" if upload else "stop to return", self.name)
         assert self.store is not None
-        await self.run(lambda store: store.close())
+        await self.run(lambda store: store.close(upload=upload))
         await self.metacache.close()
         self.kill()
 

@@ -13,6 +13,8 @@ from imapclient.exceptions import IMAPClientError
 from mails import simple
 from manual import USER, Machine, blocks, commands
 
+pytestmark = pytest.mark.needs("bash", "curl", "openssl")
+
 RESTORED = "anna-restored@example.org"
 
 Do = Callable[..., str]

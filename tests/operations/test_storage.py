@@ -18,6 +18,8 @@ from manual import BUCKET, TOP, USER, Machine, commands
 from processes import Proxy
 from servers import LIMITED_KEY_ID, S3Server, s3_client
 
+pytestmark = pytest.mark.needs("bash", "openssl")
+
 PAGE = (TOP / "docs/storage.md").read_text()
 (POLICY,) = (json.loads(text) for text in re.findall(r"^```json\n(.*?)^```$", PAGE, re.M | re.S))
 

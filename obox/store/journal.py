@@ -43,6 +43,9 @@ LEASE_S: Final = 30.0
 RENEW_S: Final = 15.0
 """An idle backend renews its lease when it is older than this, beside the mail's own PUT."""
 
+DELETED: Final = "deleted"
+"""In the place of a box: the user was deleted, what any journal said of it before is void."""
+
 LATE_S: Final = 10.0
 """While the journal is this late, changes are refused: the most that a crash may lose stays bounded."""
 
@@ -117,6 +120,8 @@ class Journal:
         """By (user, box): the seq of the first change that no bundle covers, and when it was staged."""
         self._carried: dict[tuple[str, str], float] = {}
         """By (user, box): when the oldest change was staged that has been carried forward."""
+        self._buried: dict[str, int] = {}
+        """By user: the seq that says that it was deleted, while boots before ours may still be read."""
         self.covered: list[tuple[str, int, float]] = []
         """(boot, seq below which all is covered, since when by `clock`): what may be deleted after a delay."""
         self._trouble = EveryMinute(clock)
@@ -158,9 +163,19 @@ class Journal:
         while self.stale():
             await self._wait(self._writes + 1)
 
-    async def beat(self) -> None:
-        """Return when one more object is in the bucket, with the watermark of now. Raises Unavailable."""
-        await self._wait(self._writes + 1 + self._busy)
+    def bury(self, sid: str) -> None:
+        """Stage that a user was deleted: a later one under the same storage id is not told what a crash replays of
+        this one. Readers see it as long as they may see older lines (`dug`)."""
+        self.forget(sid)
+        self._staged[sid] = [(DELETED, b"")]
+        self._buried[sid] = self._seq
+        if self._staged_at is None:
+            self._staged_at = self._clock()
+            self._wake.set()
+
+    def dug(self) -> None:
+        """No boot before ours is read any more: lines of the deleted are in this one alone, below what buried them."""
+        self._buried.clear()
 
     def forget(self, sid: str) -> None:
         """Drop a user's changes, staged or not yet covered: the user is being deleted."""
@@ -217,7 +232,10 @@ class Journal:
 
     def watermark(self) -> int:
         """The first seq that a reader needs."""
-        return min((seq for seq, _ in self._first.values()), default=self._seq)
+        return min(
+            min((seq for seq, _ in self._first.values()), default=self._seq),
+            min(self._buried.values(), default=self._seq),
+        )
 
     # -- the writing task ------------------------------------------------------------------------------------------
 
@@ -305,6 +323,7 @@ class Journal:
             self.boot = self._fenced()
             self._seq = 0
             self._first = {key: (0, since) for key, (_, since) in self._first.items()}
+            self._buried = dict.fromkeys(self._buried.keys() & staged.keys(), 0)  # who fenced us has read the others
             seq, data, oid = self._encode(staged, closed, clean)
 
     def _encode(
@@ -331,6 +350,6 @@ class Journal:
     async def close(self) -> None:
         """Write the end of this boot; `run` has ended before. Clean if bundles cover all."""
         staged, self._staged = self._staged, {}
-        clean = not self._first and not staged
+        clean = not self._first and not staged and not self._buried
         await self._write(staged, closed=True, clean=clean)
         self._staged_at = None

@@ -163,7 +163,7 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
             raise InUse("somebody still writes to this user; disable it in the user database, and begin again")
         env.metacache.drop_user(sid)
         await env.settle()
-        await store.journal.beat()  # from here on the journal's watermark asks nobody to read of this user
+        await store.bury(sid)
     finally:
         store.barred.discard(sid)
 

@@ -252,6 +252,7 @@ class MailStore:
         for backend, boot, seq in self._takeover.boots:
             await mark_clean(env, backend, boot, seq)
         self._takeover.boots.clear()
+        self.journal.dug()
 
     async def _adopt_user(self, sid: StorageId) -> None:
         """Raises NotFound: there is no such user any more."""
@@ -410,6 +411,14 @@ class MailStore:
         """Drop what journal and takeover still hold of a user that is being deleted."""
         self.journal.forget(sid)
         self._takeover.pending.pop(sid, None)
+
+    async def bury(self, sid: StorageId) -> None:
+        """A user has been deleted: no journal is believed about it any more. In the bucket on return. Raises
+        Unavailable."""
+        self.journal.bury(sid)
+        if not self._takeover.boots:
+            self.journal.dug()
+        await self.journal.sync()
 
     async def _user(self, sid: StorageId, name: str, *, upkeep: bool = False, make: bool = False) -> User:
         """Upkeep makes nobody: a user who was deleted while it was on its way stays deleted."""

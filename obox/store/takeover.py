@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -30,7 +31,7 @@ from ..errors import Corrupt, Unavailable
 from ..objectstore import CorruptObject, StoreError, put_once
 from ..objectstore.keys import journal_key, journal_prefix, parse_journal_key
 from ._env import TRY_LATER, Env
-from .journal import JournalObject
+from .journal import DELETED, JournalObject
 
 log = structlog.get_logger()
 
@@ -42,6 +43,20 @@ class LastBoot(msgspec.Struct):
     boot: str
     seq: int
     clean: bool
+
+
+class _Said(NamedTuple):
+    """One change in a journal. at: when its object was written, by the bucket's clock."""
+
+    box: str
+    delta: bytes
+    boot: tuple[str, str]
+    seq: int
+    at: float
+
+    def void(self, grave: _Said) -> bool:
+        """Was it said before the user was deleted?"""
+        return self.seq <= grave.seq if self.boot == grave.boot else self.at <= grave.at
 
 
 @dataclass
@@ -64,6 +79,7 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     """Fence what is dead and read what it left. live: does another running backend claim this name. Raises
     Unavailable."""
     found = Takeover()
+    said: dict[str, list[_Said]] = {}
     backend = env.settings.backend
     boots: dict[tuple[str, str], list[int]] = {}
     for info in await env.listing(journal_prefix(), kind="journal"):
@@ -88,8 +104,14 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
             fenced_by_other = not (last.clean and end.seq == last.seq)  # else our own end, with indexes not uploaded
         found.unclean = True
         last_seq, watermark = (end.seq, end.watermark) if end.closed else await _fence(env, name, boot, end)
-        await _replay(env, found, name, boot, [seq for seq in range(watermark, last_seq) if seq >= min(seqs)])
+        written = dict(found.old)
+        for seq, journal in await _replay(env, name, boot, range(max(watermark, min(seqs)), last_seq)):
+            at = written.get(journal_key(name, boot, seq), float("inf"))
+            for line in journal.lines:
+                changes = said.setdefault(line.sid, [])
+                changes += (_Said(box, delta, (name, boot), seq, at) for box, delta in line.changes)
         found.boots.append((name, boot, last_seq + 1))
+    found.pending = _of_the_living(said)
     known = boots.get((backend, last.boot), []) if last is not None else []
     if last is not None and known and max(known) > last.seq and not fenced_by_other:
         fenced_by_other = last.seq + 1 in known and (await _read(env, backend, last.boot, last.seq + 1)).closed
@@ -153,17 +175,27 @@ async def _fence(env: Env, backend: str, boot: str, end: JournalObject) -> tuple
     return end.seq, end.watermark
 
 
-async def _replay(env: Env, found: Takeover, backend: str, boot: str, seqs: list[int]) -> None:
-    """Collect what these objects say, in order."""
+async def _replay(env: Env, backend: str, boot: str, seqs: range) -> list[tuple[int, JournalObject]]:
+    """These objects, in order, but those that do not decode."""
+    found: list[tuple[int, JournalObject]] = []
     for begin in range(0, len(seqs), 64):
         batch = seqs[begin : begin + 64]
         objects = await asyncio.gather(*(_read_or_skip(env, backend, boot, seq) for seq in batch))
-        for journal in objects:
-            for line in journal.lines if journal is not None else ():
-                boxes = found.pending.setdefault(line.sid, {})
-                for box, delta in line.changes:
-                    boxes.setdefault(box, []).append(delta)
-    log.info("journal replayed", backend=backend, boot=boot, objects=len(seqs), users=len(found.pending))
+        found += [(seq, journal) for seq, journal in zip(batch, objects, strict=True) if journal is not None]
+    users = len({line.sid for _, journal in found for line in journal.lines})
+    log.info("journal replayed", backend=backend, boot=boot, objects=len(seqs), users=users)
+    return found
+
+
+def _of_the_living(said: dict[str, list[_Said]]) -> dict[str, dict[str, list[bytes]]]:
+    """Deltas by storage id and box, without what was said of users before they were deleted."""
+    pending: dict[str, dict[str, list[bytes]]] = {}
+    for sid, changes in said.items():
+        graves = [one for one in changes if one.box == DELETED]
+        for one in changes:
+            if one.box != DELETED and not any(one.void(grave) for grave in graves):
+                pending.setdefault(sid, {}).setdefault(one.box, []).append(one.delta)
+    return pending
 
 
 async def _read_or_skip(env: Env, backend: str, boot: str, seq: int) -> JournalObject | None:

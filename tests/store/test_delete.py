@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import SID, Life, Machine, uids
+from machines import SID, Life, Machine, uids, whole
 from mails import simple
 
 from obox.errors import NotFound
 from obox.objectstore.keys import user_prefix
-from obox.store import NewMail, operate
+from obox.store import MailStore, NewMail, operate
 from obox.types import StorageId
 
 
@@ -130,3 +131,89 @@ async def test_a_login_afterwards_makes_the_user_anew(machine: Machine) -> None:
         assert (await fresh.status("INBOX")).messages == 0
         await fresh.append("INBOX", [NewMail(simple(1))])
         assert (await fresh.status("INBOX")).messages == 1
+
+
+async def old(life: Life) -> None:
+    """A user with a mailbox of their own."""
+    await fill(life, "anna")
+    user = life.users.pop()
+    await user.create("Old")
+    await user.copy(await user.box(user.entry("INBOX").guid), uids(1), "Old")  # type: ignore[arg-type]
+    for box in user.boxes.values():
+        box.sessions = 0
+    await user.release()
+
+
+async def new(life: Life) -> None:
+    """Another user under the same storage id, with one mail."""
+    fresh = await life.user()
+    await fresh.append("INBOX", [NewMail(simple(50))])
+    await (await fresh.select("INBOX")).store_flags(uids(1), "add", ["\\Seen"])
+    await life.quiet()
+
+
+async def only_the_new_one(life: Life) -> None:
+    got = await whole(await life.user())
+    assert {name: row[4] for name, row in got.items() if name != "subscriptions" and row[4]} == {"INBOX": 1}
+    assert "Old" not in got
+    assert got["INBOX"][-1][1][0] == ["\\Seen"]
+
+
+@pytest.mark.parametrize("disk", ["kept", "lost"])
+async def test_a_later_user_is_not_told_of_the_one_before(machine: Machine, disk: str) -> None:
+    """Another user's changes hold the watermark below what the journal says of the deleted one."""
+    async with machine.run(kill=True) as life:
+        await fill(life, "ben")
+        await old(life)
+        await delete(life)
+        await new(life)
+    if disk == "lost":
+        machine.lose_disk()
+    async with machine.run() as life:
+        await only_the_new_one(life)
+        await life.let_pass(20)
+        await only_the_new_one(life)
+
+
+async def test_nor_of_what_an_older_boot_said(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user was deleted while the journal of the boot before was not done with; both boots are read once more, by
+    another machine."""
+    async with machine.run(kill=True) as life:
+        await fill(life, "ben")
+        await old(life)
+
+    async def never(self: MailStore) -> None:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MailStore, "_adopt", never)
+        patch.setattr(MailStore, "_flush_dirty", never)
+        async with machine.run(kill=True) as life:
+            await delete(life)
+            life.time.move(5)
+            for n in range(5):  # the watermark would pass the grave
+                carl = await life.user("carl")
+                await carl.append("INBOX", [NewMail(simple(n))])
+                await life.quiet()
+                await carl.flush(everything=True)
+            life.time.move(5)
+            await new(life)
+    async with machine.renamed("second", tmp_path / "second").run() as life:
+        await only_the_new_one(life)
+    async with machine.renamed("third", tmp_path / "third").run() as life:
+        await only_the_new_one(life)
+
+
+async def test_the_grave_is_no_burden(machine: Machine) -> None:
+    """An end in order is a clean one, and the journal's watermark goes on."""
+    async with machine.run() as life:
+        await fill(life, "anna")
+        user = life.users.pop()
+        (await user.box(user.entry("INBOX").guid)).sessions = 0  # type: ignore[arg-type]
+        await user.release()
+        await delete(life)
+        assert life.store.journal.watermark() == life.store.journal.position()[1]
+    async with machine.run() as life:
+        assert not life.store.unclean

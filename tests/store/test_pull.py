@@ -67,7 +67,7 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> None:
 async def two(machine: Machine, tmp_path: Path) -> AsyncIterator[tuple[Life, Life]]:
     """Two backends on one bucket. Both live on, but without `directory` the second fences the first when it starts."""
     async with machine.run() as one, machine.renamed("second", tmp_path / "second").run() as other:
-        await one.store.journal.beat()  # it learns of the fence now, and goes on as a new boot
+        await one.store.journal._wait(one.store.journal._writes + 1)  # it learns of the fence now
         yield one, other
 
 

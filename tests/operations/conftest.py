@@ -11,8 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "e2e"))
 
-from mails import simple
-from manual import Machine, commands
+from manual import Machine, commands, live
 from manual import machine as new_machine
 from processes import Backend
 from servers import S3Server, s3_bucket, seaweedfs
@@ -35,20 +34,6 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
     for one in made:
         if one.process is not None and one.process.poll() is None:
             one.kill()
-
-
-def live(machine: Machine) -> None:
-    machine.wait_serving()
-    for number in range(4):
-        assert machine.deliver(simple(number)) == 250
-    with machine.login() as client:
-        client.select_folder("INBOX")
-        client.add_flags([1, 2], ["\\Seen", "$Work"])
-        client.create_folder("Projects")
-        client.copy([1], "Projects")
-        client.move([3], "Archive")
-        client.delete_messages([4])
-        client.expunge()
 
 
 @pytest.fixture

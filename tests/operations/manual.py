@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
+from mails import simple
 from processes import everything, free_port, lmtp
 from servers import S3Server, s3_client
 
@@ -160,6 +161,21 @@ def refuses(machine: Machine) -> bool:
             return False
     except (IMAPClientError, OSError):
         return True
+
+
+def live(machine: Machine) -> None:
+    """Mails of a user, with flags, a copy, a move and an expunge."""
+    machine.wait_serving()
+    for number in range(4):
+        assert machine.deliver(simple(number)) == 250
+    with machine.login() as client:
+        client.select_folder("INBOX")
+        client.add_flags([1, 2], ["\\Seen", "$Work"])
+        client.create_folder("Projects")
+        client.copy([1], "Projects")
+        client.move([3], "Archive")
+        client.delete_messages([4])
+        client.expunge()
 
 
 @contextmanager

@@ -42,7 +42,6 @@ def flag(machine: Machine, flag: str = "\\Flagged") -> None:
     with machine.login() as client:
         client.select_folder("INBOX")
         client.add_flags([1], [flag])
-    time.sleep(1.2)  # the journal has it
 
 
 @pytest.mark.parametrize("page", ["operations.md", "storage.md"])
@@ -102,6 +101,7 @@ def upgraded(served: Machine, do: Do) -> None:
 def replaced(served: Machine, do: Do) -> None:
     flag(served, "$Later")
     before = served.see()
+    time.sleep(1.2)  # the journal has it
     served.kill()
     assert "none" in do("lost machine").splitlines()[-1]
     assert served.see() == before

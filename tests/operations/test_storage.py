@@ -12,9 +12,8 @@ from contextlib import redirect_stdout
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from conftest import live
 from mails import simple
-from manual import BUCKET, TOP, USER, Machine, commands
+from manual import BUCKET, TOP, USER, Machine, commands, live
 from processes import Proxy
 from servers import LIMITED_KEY_ID, S3Server, s3_client
 

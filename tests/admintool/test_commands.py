@@ -134,6 +134,42 @@ def test_where_nobody_runs(alone: Home) -> None:
     assert alone.json("metacache", "boots")[0]["before"] in ("clean", "unknown")
 
 
+def test_pull(served: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Home(tmp_path / "other")
+    text = other.config.read_text().replace(f"file://{other.path}/bucket", f"file://{served.path}/bucket")
+    other.config.write_text(text + '[cluster]\nbackend = "other"\n')
+    served("mailbox", "create", "-u", BEN, "Pulled")
+    source = f"127.0.0.1:{served.port}"
+    assert other("metacache", "pull", "-u", BEN, source).exit_code == exits.UNAVAILABLE, "it needs a backend"
+    other.start()
+    try:
+        wrong = tmp_path / "key"
+        wrong.write_text("another\n")
+        got = other("metacache", "pull", "-A", "--api-key-file", str(wrong), source)
+        assert (got.exit_code, got.stdout) == (exits.NO_PERM, "")
+        assert "another" not in got.stderr
+        monkeypatch.setenv("OBOXADM_SOURCE_API_KEY_FILE", str(wrong))
+        assert other("metacache", "pull", "-u", BEN, source).exit_code == exits.NO_PERM
+        wrong.write_text(KEY + "\n")
+        row = other.json("metacache", "pull", "-u", BEN, f"http://{source}")[0]
+        assert set(row) == {"mailboxes", "kept", "bytes", "cleaned", "result"}
+        assert row["result"] in ("pulled", "nothing newer there")
+        monkeypatch.delenv("OBOXADM_SOURCE_API_KEY_FILE")
+        old = other("metacache", "pull", "-A", "--latest-only", source)
+        assert old.exit_code == exits.OUTDATED, "the later start took over the journal, and uploaded what it said"
+        assert served("metacache", "refresh", "-A").exit_code == 0
+        rows = other.json("metacache", "pull", "-A", "--latest-only", source)
+        assert [row["username"] for row in rows] == [ANNA, BEN]
+        assert {"mailbox": "Pulled"} in other.json("mailbox", "list", "-u", BEN)
+        assert other("metacache", "pull", "-u", BEN, "127.0.0.1:1").exit_code == exits.UNAVAILABLE
+        assert other("metacache", "pull", "-u", BEN, "no-such-host.invalid").exit_code == exits.NO_HOST
+        assert other("metacache", "pull", "-u", BEN, f"127.0.0.1:{other.port}").exit_code == exits.DATA, "itself"
+        kept = other("metacache", "pull", "-u", BEN, "--clean", source)
+        assert kept.exit_code in (0, exits.TEMPFAIL), kept.stderr
+    finally:
+        other.stop()
+
+
 def test_rename_where_nobody_runs(alone: Home) -> None:
     assert alone("mailbox", "create", "-u", ANNA, "Work").exit_code == 0
     row = alone.json("obox", "user", "rename", ANNA, "Smith@example.org")[0]

@@ -342,6 +342,32 @@ async def test_the_sources_side(start: Start) -> None:
             one.backend.store.barred.clear()
 
 
+async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up, so that the user can be deleted again."""
+    from obox.admin import source
+
+    async def endless(self: Any) -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(256 * 1024)
+
+    monkeypatch.setattr(source, "SILENCE_S", 0.2)
+    monkeypatch.setattr(pulling.Outgoing, "stream", endless)
+    async with start("first", '[cluster]\nbackend = "first"\n') as one:
+        await some_mail(one)
+        store = one.backend.store
+        reader, writer = await asyncio.open_connection(*http(one).rsplit(":", 1), limit=1)
+        key = base64.b64encode(KEY.encode()).decode()
+        head = f"POST /doveadm/v1/metacache/{quote(ANNA)} HTTP/1.1\r\nHost: x\r\nAuthorization: X-Dovecot-API {key}\r\n"
+        writer.write(head.encode() + b"\r\n")
+        assert b"200" in await reader.read(20)
+        async with asyncio.timeout(5):
+            while not store._travelling:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+            while store._travelling:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        writer.close()
+
+
 async def test_progress_is_told(start: Start) -> None:
     async with two(start) as (one, other):
         await some_mail(one)

@@ -50,7 +50,7 @@ async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
     async with mailbox.flushing:
         mailbox.user.require_there()
         known = mailbox.known
-        if mailbox.cleared:
+        if _forgotten(mailbox):
             return False
         wrote = False
         if mailbox.change is Change.IMPORTANT or (mailbox.change is not Change.NONE and (everything or
@@ -64,11 +64,24 @@ async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
         return wrote
 
 
+def _forgotten(mailbox: Mailbox) -> bool:
+    """Whether the mailbox was deleted and cleared: what a journal still said of it is no reason for another bundle."""
+    if not mailbox.cleared:
+        return False
+    user, guid = mailbox.user, mailbox.guid
+    mailbox.change, mailbox.due_at, mailbox.unflushed_mails = Change.NONE, None, 0
+    user.journal.flushed(user.storage_id, guid, user.journal.position(), more=False)
+    user.env.metacache.drop(user.storage_id, guid)
+    return True
+
+
 async def carry(mailbox: Mailbox) -> None:
     """See `Mailbox.carry`. More than a few new mails, or a large fragment, make a bundle instead."""
     async with mailbox.flushing:
         known, user = mailbox.known, mailbox.user
         user.require_there()
+        if _forgotten(mailbox):
+            return
         few = mailbox.unflushed_mails <= mailbox.env.settings.max_rescan_mail_count
         few &= user.journal.carried(user.storage_id, mailbox.guid) < CARRIED_S_MAX
         if mailbox.change is Change.UNIMPORTANT and few and (not known.need_base or not known.heads):
@@ -111,6 +124,8 @@ async def sweep(mailbox: Mailbox) -> None:
     """See `Mailbox.sweep`."""
     async with mailbox.flushing:
         mailbox.user.require_there()
+        if _forgotten(mailbox):
+            return
         if mailbox.change is not Change.NONE:
             await _flush_index(mailbox)
         else:

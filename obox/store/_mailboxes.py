@@ -167,7 +167,7 @@ async def clear_deleted(user: User, entry: MailboxEntry) -> None:
     if bool((~box.state.gone_purged).any()) or box.state.active_holders():
         return
     async with box.flushing:
-        box.cleared = True
+        box.clearing = True
         claims = [uid for uid, count in box.state.claims.items() if count < CLAIM_PURGED]
         await user.env.delete([mail_key(user.storage_id, box.guid, Uid(uid)) for uid in claims], kind="mail")
         await box.bundles.clear_all()
@@ -177,6 +177,13 @@ async def clear_deleted(user: User, entry: MailboxEntry) -> None:
     modseq = user.root.next_modseq(user.env.now_ms())
     await user.change_root(RootDelta([msgspec.structs.replace(entry, cleared=1)], highestmodseq=modseq))
     log.info("deleted mailbox cleared", user=user.name, mailbox=entry.name)
+
+
+async def clear_again(user: User, guid: Guid) -> None:
+    """Delete the bundles of a cleared mailbox that another writer wrote when it did not know."""
+    box = await user.box(guid)
+    async with box.flushing:
+        await box.bundles.clear_all()
 
 
 def rows_for_copy(source: Mailbox, target: Mailbox, uids: UidArray) -> tuple[Rows, list[tuple[Guid, int]]]:

@@ -60,8 +60,7 @@ class Mailbox:
         self.known = Known()
         self.bundles = Bundles(env, user.storage_id, guid)
         self.deleted = False
-        self.cleared = False
-        """Deleted, and nothing of it is left in the bucket."""
+        self.clearing = False
         self.unborn = False
         """Its making is not yet in the bucket: no mail in it is acknowledged before."""
         self.sessions = 0
@@ -183,6 +182,12 @@ class Mailbox:
         if len(gone):
             await self._commit()
         return gone
+
+    @property
+    def cleared(self) -> bool:
+        """Deleted, and nothing of it is left in the bucket."""
+        entry = self.user.root.entries.get(self.guid)
+        return self.clearing or (entry is not None and bool(entry.cleared))
 
     async def homes(self, uids: UidArray) -> dict[Guid, Mailbox]:
         """The mailboxes that hold the objects of those of `uids` that are copies, loaded."""

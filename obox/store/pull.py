@@ -112,7 +112,7 @@ class Outgoing:
         store, sid, env = self._store, self._sid, self._store.env
         if not store.started:
             raise Unavailable(TRY_LATER)
-        await env.metacache.commit()
+        await env.settle()
         spaces = env.metacache.box_spaces(sid)
         if not spaces:
             return
@@ -125,7 +125,7 @@ class Outgoing:
                     await operate.let_go(store, sid, upload=True)
                 except InUse:
                     pass  # it is sent as it is, and stays
-            await env.metacache.commit()
+            await env.settle()
             spaces = env.metacache.box_spaces(sid)
         listed = by_box(await env.listing(bundles_prefix(sid), kind="index"))
         if ROOT not in listed:

@@ -13,7 +13,7 @@ import pytest
 from machines import SID, Bucket, Life, Machine, fill, flags_of, modseqs, uids, whole
 from mails import simple
 
-from metacache import Change
+from metacache import Change, MetacacheFull
 from obox.errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
 from obox.objectstore import Codec, ObjectKind, load_keys
 from obox.objectstore.keys import ROOT, user_prefix
@@ -547,6 +547,22 @@ async def test_no_room(machine: Machine, tmp_path: Path, monkeypatch: pytest.Mon
             with pytest.raises(Temporary, match="no room"):
                 await take(other, data)
         assert other.store.env.metacache.boxes(SID) == []
+
+
+async def test_a_source_whose_disk_is_full(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sends what it has, staged or not."""
+    async with two(machine, tmp_path) as (one, other):
+        await some_mail(one)
+        await one.store.env.metacache.commit()
+
+        async def full() -> None:
+            raise MetacacheFull("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.store.env.metacache, "commit", full)
+            data = await sent(one)
+        await take(other, data)
+        assert await whole(await other.user()) == await whole(one.users[0])
 
 
 # -- who and what ------------------------------------------------------------------------------------------------------

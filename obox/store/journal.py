@@ -60,7 +60,10 @@ class Line(msgspec.Struct, array_like=True):
 
 
 class JournalObject(msgspec.Struct, omit_defaults=True):
-    """One journal object. closed: a fence, or an orderly end; clean: everything in this boot is in bundles."""
+    """One journal object. closed: a fence, or an orderly end; clean: everything in this boot is in bundles.
+
+    ahead: above every modseq that an owner who ever ended uncleanly may have shown to a client.
+    """
 
     backend: str
     boot: str
@@ -69,6 +72,7 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     lines: list[Line] = []
     closed: bool = False
     clean: bool = False
+    ahead: int = 0
 
     def encode(self, codec: Codec, oid: Oid) -> bytes:
         return codec.encode(ObjectKind.JOURNAL, oid, b"", msgspec.msgpack.encode(self))
@@ -108,6 +112,8 @@ class Journal:
         self._fenced = fenced
         self._staged: dict[str, list[tuple[str, bytes]]] = {}
         self._staged_at: float | None = None
+        self.ahead = 0
+        """Goes into every object; see `JournalObject`."""
         self._seq = 0
         self._lease_at = -LEASE_S
         self._wake = asyncio.Event()
@@ -334,7 +340,7 @@ class Journal:
         oid = self._new_oid()
         lines = [Line(sid, changes) for sid, changes in staged.items()]
         watermark = min(self.watermark(), seq)
-        journal = JournalObject(self.backend, self.boot, seq, watermark, lines, closed, clean)
+        journal = JournalObject(self.backend, self.boot, seq, watermark, lines, closed, clean, self.ahead)
         if watermark and (not self.covered or self.covered[-1][:2] != (self.boot, watermark)):
             self.covered.append((self.boot, watermark, self._clock()))
         return seq, journal.encode(self._codec, oid), oid

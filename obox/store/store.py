@@ -33,7 +33,7 @@ from ._nightly import Nightly, flush_all
 from ._once import EveryMinute
 from .journal import Journal
 from .takeover import LastBoot, Takeover, mark_clean, take_over
-from .user import User
+from .user import AHEAD_MS, User
 
 log = structlog.get_logger()
 
@@ -135,6 +135,7 @@ class MailStore:
         log.error("fenced off by another backend; continuing as a new boot", old=self.journal.boot, new=boot)
         self.env.writer = boot
         self.unclean = True
+        self.journal.ahead = self.env.now_ms() + AHEAD_MS
         self._bump_generation()
         for user in self.users.values():
             self.spawn(user.recheck())
@@ -167,6 +168,7 @@ class MailStore:
         if self._takeover.trust != "all":
             self._bump_generation()
         self.unclean = self._takeover.unclean or (last is not None and not last.clean)
+        self.journal.ahead = max(self._takeover.ahead, env.now_ms() + AHEAD_MS if self.unclean else 0)
         before = "unknown" if last is None else "clean" if last.clean else "unclean"
         users = len(self._takeover.pending)
         boots.began(env, self.journal.boot, trust=self._takeover.trust, before=before, users=users)
@@ -250,7 +252,7 @@ class MailStore:
                     log.warning("taking over, will try again", error=str(exc))
                 await env.sleep(5.0)
         for backend, boot, seq in self._takeover.boots:
-            await mark_clean(env, backend, boot, seq)
+            await mark_clean(env, backend, boot, seq, self.journal.ahead)
         self._takeover.boots.clear()
         self.journal.dug()
 

@@ -71,6 +71,8 @@ class Takeover:
     boots: list[tuple[str, str, int]] = field(default_factory=list)
     old: list[tuple[str, float]] = field(default_factory=list)
     unclean: bool = False
+    ahead: int = 0
+    """The highest of all backends' journals."""
     trust: str = "none"
     """"all", "check" (LIST each mailbox once) or "none"."""
 
@@ -98,11 +100,14 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
             found.old = [(key, at) for key, at in found.old if not key.startswith(keep)]
             continue
         end = await _read(env, name, boot, max(seqs))
+        found.ahead = max(found.ahead, end.ahead)
         if end.closed and end.clean:
             continue
         if name == backend and end.closed and last is not None and boot == last.boot:
-            fenced_by_other = not (last.clean and end.seq == last.seq)  # else our own end, with indexes not uploaded
-        found.unclean = True
+            fenced_by_other = not (last.clean and end.seq == last.seq)
+            found.unclean |= fenced_by_other  # else our own end, with indexes not uploaded
+        else:
+            found.unclean = True
         last_seq, watermark = (end.seq, end.watermark) if end.closed else await _fence(env, name, boot, end)
         written = dict(found.old)
         for seq, journal in await _replay(env, name, boot, range(max(watermark, min(seqs)), last_seq)):
@@ -162,7 +167,7 @@ async def _fence(env: Env, backend: str, boot: str, end: JournalObject) -> tuple
     """Close a boot's journal after its last object; returns the fence's seq and the watermark."""
     while not end.closed:
         seq = end.seq + 1
-        fence = JournalObject(backend, boot, seq, end.watermark, closed=True)
+        fence = JournalObject(backend, boot, seq, end.watermark, closed=True, ahead=end.ahead)
         oid = env.new_oid()
         key = journal_key(backend, boot, seq)
         try:
@@ -206,9 +211,9 @@ async def _read_or_skip(env: Env, backend: str, boot: str, seq: int) -> JournalO
         return None
 
 
-async def mark_clean(env: Env, backend: str, boot: str, seq: int) -> None:
+async def mark_clean(env: Env, backend: str, boot: str, seq: int, ahead: int) -> None:
     """Say that everything in a fenced boot is in bundles now."""
-    done = JournalObject(backend, boot, seq, seq, closed=True, clean=True)
+    done = JournalObject(backend, boot, seq, seq, closed=True, clean=True, ahead=ahead)
     oid = env.new_oid()
     try:
         await put_once(env.bucket, journal_key(backend, boot, seq), done.encode(env.codec, oid), oid, kind="journal")

@@ -156,13 +156,15 @@ class User:
             self.change = Change.IMPORTANT
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
-        if self._store.unclean and self.known.generation != generation:
-            gap = RootDelta(ahead=env.now_ms() + AHEAD_MS)  # kept until each mailbox has been opened, in whatever life
+        if self.known.generation != generation and (ahead := self._ahead()):
+            gap = RootDelta(ahead=ahead)  # kept until each mailbox has been opened, in whatever life
             self.journal.add(self.storage_id, ROOT, gap.encode())
             self.root.join(gap)
             self.change = Change.IMPORTANT
         self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
-        self._exact -= {guid for guid, totals in self.root.totals.items() if totals.modseq < self.root.ahead}
+        self._exact -= {
+            guid for guid, totals in self.root.totals.items() if totals.modseq < self.root.ahead and totals.uidnext > 1
+        }
         self.known.generation = generation
         if self._infos is not None:
             self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
@@ -177,6 +179,16 @@ class User:
                 self.spawn(_mailboxes.clear_deleted(self, entry))
             elif entry.cleared and self._infos is not None and self._infos[entry.guid]:
                 self.spawn(_mailboxes.clear_again(self, Guid(entry.guid)))
+
+    def _ahead(self) -> int:
+        """What modseqs must be above because an owner ended uncleanly, now or before a life in which nobody opened the
+        user; 0 if none did, or the user is younger."""
+        env = self.env
+        if self._store.unclean:
+            return env.now_ms() + AHEAD_MS
+        ahead = self.journal.ahead
+        young = all(entry.created > ahead for entry in self.root.entries.values())
+        return 0 if young or self.root.ahead >= ahead else ahead
 
     def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:
         """Set the quota; after an unclean end the mailboxes that it counts are loaded, beside the session."""

@@ -208,6 +208,8 @@ class Player:
         done = await self.ask(node, what, copy, changes)
         if done is None:
             return
+        if move and self.model.boxes[to_guid].deleted.seen(True):
+            self.model.removable |= {mail.token for mail in mails.values()}  # into what another writer deletes
         for uid in set(uids) - set(done.source.tolist()) if move else ():
             mails[uid].live.allowed.add(True)
         for uid, new in zip(done.source.tolist(), done.target.tolist(), strict=True):

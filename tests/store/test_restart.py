@@ -173,6 +173,47 @@ async def test_local_durability_survives_a_kill_with_the_disk_kept(machine: Mach
         assert (status.messages, status.unseen, status.uidnext) == (1, 0, 3)
 
 
+@pytest.mark.parametrize("lives", [0, 1, 2])
+@pytest.mark.parametrize("backend", ["the same", "another"])
+async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_comes(
+    machine: Machine, tmp_path: Path, lives: int, backend: str
+) -> None:
+    """A flag that was shown and then lost with its backend; clean lives follow in which nobody opens the user."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
+    async with machine.run(kill=True) as life:
+        await life.user("ben")
+        await life.quiet()
+        inbox = await (await life.user()).select("INBOX")
+        before = inbox.state.highestmodseq
+        await inbox.store_flags(uids(2), "add", ["\\Flagged"])
+        shown = inbox.state.highestmodseq
+    machine.lose_disk()
+    if backend == "another":
+        machine = machine.renamed("second", tmp_path / "second")
+    for _ in range(lives):
+        async with machine.run() as life:
+            await life.quiet()
+        await asyncio.sleep(0)
+    async with machine.run() as life:
+        inbox = await (await life.user()).select("INBOX")
+        assert inbox.state.flags_of_bits(int(inbox.state.bits[1])) == []
+        assert inbox.state.trusted(shown) == 0
+        assert inbox.state.trusted(before) == before
+        assert inbox.state.highestmodseq > shown
+    async with machine.run() as life:  # once is enough
+        inbox = await (await life.user()).select("INBOX")
+        told = inbox.state.highestmodseq
+    machine.lose_disk()
+    async with machine.run() as life:
+        inbox = await (await life.user()).select("INBOX")
+        assert inbox.state.highestmodseq == told
+        await life.let_pass(120)
+        user = await life.user("carl")
+        assert user.root.ahead == 0, "a user made since then has no gap"
+
+
 async def test_uids_of_expunged_mails_are_not_used_again(machine: Machine) -> None:
     async with machine.run(kill=True) as life:
         user = await life.user()

@@ -75,7 +75,10 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
             mailbox.known.generation = -1  # others have written: mails too, perhaps
         mailbox.known.checked = env.now()
         stale = mailbox.known.generation != generation
-        if unflushed and stale:  # the journal of the life before may not have it, and ours will speak of higher UIDs
+        told = mailbox.guid in mailbox.user.told
+        mailbox.user.told.discard(mailbox.guid)
+        # The journal of the life before may not have it, and ours will speak of higher UIDs.
+        if unflushed and stale and not told:
             since = 0 if mailbox.known.need_base else mailbox.known.base_modseq
             mailbox.user.journal.add(sid, mailbox.guid, state.extract(since).encode())
     known = mailbox.known

@@ -19,7 +19,7 @@ import structlog
 from metacache import Change
 
 from ..errors import Corrupt, NotFound, OverQuota, TooBig, Unavailable
-from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals
+from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, State, Totals
 from ..mailbox._uidset import UidArray
 from ..mailbox.names import check_name
 from ..objectstore import ObjectInfo
@@ -75,6 +75,8 @@ class User:
         self.born: set[Guid] = set()
         """Mailboxes that this process made and has not loaded: there is nothing to load."""
         self.pending: dict[str, list[bytes]] = {}
+        self.told: set[Guid] = set()
+        """Mailboxes whose changes of a life before are in the journal of this one."""
         self._bundles = Bundles(env, storage_id, ROOT)
         self._infos: dict[str, list[ObjectInfo]] | None = None
         """Bundles by box as of a LIST at `_infos_at`, each for the first load of its box."""
@@ -134,6 +136,8 @@ class User:
                 exact = current or (known.clean and not pending and not self._store.unclean)
                 exact &= self.known is known
                 self.known.checked = env.now()
+                if not current:
+                    self._tell_unflushed()
                 if self.change is not Change.NONE:  # the journal of the life before may not have it
                     self.journal.add(self.storage_id, ROOT, self.root.extract().encode())
                     await self.journal.sync()
@@ -150,6 +154,7 @@ class User:
                 for data in loaded.payloads:
                     self.root.join(_decode(data))
                 exact = loaded.known.clean and not pending and not self._store.unclean
+            self._tell_unflushed()
             self.known.checked = env.now()
         for data in pending.pop(ROOT, []):
             self.root.join(_decode(data))
@@ -179,6 +184,24 @@ class User:
                 self.spawn(_mailboxes.clear_deleted(self, entry))
             elif entry.cleared and self._infos is not None and self._infos[entry.guid]:
                 self.spawn(_mailboxes.clear_again(self, Guid(entry.guid)))
+
+    def _tell_unflushed(self) -> None:
+        """Journal what a life before left in local copies alone, all in one go: what belongs together (an expunge and
+        the holder that it releases, a MOVE's two mailboxes) must not be known one without the other."""
+        metacache, sid = self.env.metacache, self.storage_id
+        for space in metacache.box_spaces(sid):
+            copy = None if space.box == ROOT or space.change is Change.NONE else metacache.load(sid, space.box)
+            known = None if copy is None else Known.decode(copy.stamp)
+            if copy is None or known is None or known.generation == self.env.generation:
+                continue
+            state = State(Guid(space.box))
+            try:
+                for data in [*([] if copy.base is None else [copy.base]), *copy.deltas]:
+                    state.join(Delta.decode(data))
+            except ValueError:
+                continue  # dropped when it is loaded
+            self.journal.add(sid, space.box, state.extract(0 if known.need_base else known.base_modseq).encode())
+            self.told.add(Guid(space.box))
 
     def _ahead(self) -> int:
         """What modseqs must be above because an owner ended uncleanly, now or before a life in which nobody opened the

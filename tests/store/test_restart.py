@@ -13,7 +13,7 @@ from machines import Bucket, Life, Machine, modseqs, uids, whole
 from mails import simple
 
 from obox.errors import ConfigError, NotFound
-from obox.store import NewMail
+from obox.store import MailStore, NewMail
 
 
 async def live(life: Life) -> None:
@@ -212,6 +212,41 @@ async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_come
         await life.let_pass(120)
         user = await life.user("carl")
         assert user.root.ahead == 0, "a user made since then has no gap"
+
+
+async def test_what_belongs_together_is_told_together_after_a_crash(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An expunge of a moved mail, and the holder that it releases at home, are in local copies alone. The next life
+    opens one of the two mailboxes, and loses its disk. A mail that is there again must have its object."""
+
+    async def nothing(store: MailStore) -> None:
+        pass
+
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(simple(1))])
+        await user.copy(await user.select("INBOX"), uids(1), "Archive", move=True)
+        await user.flush(everything=True)
+        await life.quiet()
+    async with machine.run(kill=True) as life:
+        await (await (await life.user()).select("Archive")).expunge(uids(1))
+        await life.store.env.metacache.commit()
+    monkeypatch.setattr(MailStore, "_flush_dirty", nothing)
+    async with machine.run(kill=True) as life:
+        await (await life.user()).append("INBOX", [NewMail(simple(2))])
+        await life.quiet()
+    monkeypatch.undo()
+    machine.lose_disk()
+    for _ in range(3):
+        async with machine.run() as life:
+            user = await life.user()
+            await user.select("INBOX")
+            await life.let_pass(machine.settings.delete_delay_s + 60)
+    async with machine.run() as life:
+        archive = await (await life.user()).select("Archive")
+        assert [mail async for _, mail in archive.mails(archive.state.uids.tolist())] in ([], [simple(1)])
+        assert archive.state.uids.tolist() == [], "what the local copy had was journaled by the second life"
 
 
 async def test_uids_of_expunged_mails_are_not_used_again(machine: Machine) -> None:

@@ -7,6 +7,7 @@ Diagnostics: see `metacache._cache`.
 
 from metacache._cache import Metacache
 from metacache._cleaner import Cleaned, Cleaner, Owner, Refused
+from metacache._layout import STAMP_BYTES_MAX
 from metacache._types import (
     BoxSpace,
     Change,
@@ -22,6 +23,7 @@ from metacache._types import (
 from metacache._weights import SizeWeights, Weights
 
 __all__ = [
+    "STAMP_BYTES_MAX",
     "BoxSpace",
     "Change",
     "Cleaned",

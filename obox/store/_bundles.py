@@ -13,11 +13,14 @@ force-resync`).
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
+
+from metacache import STAMP_BYTES_MAX
 
 from ..errors import Corrupt, Unavailable
 from ..objectstore import CorruptObject, ObjectInfo, ObjectKind
@@ -39,6 +42,13 @@ class BundleMeta(msgspec.Struct, omit_defaults=True):
     covers: list[str] = []
     clean: bool = False
     base: str = ""
+
+
+PACKED: Final = b"Z"
+"""Begins a stamp that is compressed; one that is not begins as a MessagePack map, with 0x80 or above."""
+
+PACKED_BYTES: Final = 4096
+"""From here on: names of bundles repeat their writer, and a month of uploads each minute has thousands."""
 
 
 class Known(msgspec.Struct):
@@ -69,7 +79,16 @@ class Known(msgspec.Struct):
     """When the mails were."""
 
     def encode(self) -> bytes:
-        return msgspec.msgpack.encode(self)
+        """At most STAMP_BYTES_MAX: a bundle, superseded, or segment that finds no room is found by a LIST again."""
+        data, known = msgspec.msgpack.encode(self), self
+        if len(data) <= PACKED_BYTES:
+            return data
+        while len(packed := PACKED + zlib.compress(msgspec.msgpack.encode(known), 1)) > STAMP_BYTES_MAX:
+            old, segments = known.superseded, known.segments
+            known = msgspec.structs.replace(
+                known, superseded=old[len(old) // 2 + 1 :], segments=segments if old else segments[len(segments) // 2 :]
+            )
+        return packed
 
     def knows(self, infos: list[ObjectInfo]) -> bool:
         """Nobody else has written any of these bundles of ours."""
@@ -82,8 +101,10 @@ class Known(msgspec.Struct):
     @classmethod
     def decode(cls, data: bytes) -> Known | None:
         try:
+            if data.startswith(PACKED):
+                data = zlib.decompress(data[len(PACKED) :])
             return msgspec.msgpack.decode(data, type=cls)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, zlib.error):
             return None
 
 

@@ -120,7 +120,7 @@ async def delete(user: User, name: str) -> None:
         raise NoPerm("INBOX cannot be deleted")
     entry = user.entry(name)
     box = await user.box(Guid(entry.guid))
-    homes = await box.homes(box.state.uids)
+    homes = await box.homes()
     user.journal.check()
     box.expunge_now(box.state.uids, homes)  # with the list's change below in one journal object: both or neither
     box.deleted = True
@@ -161,7 +161,7 @@ async def _rename_inbox(user: User, new: str) -> None:
 async def clear_deleted(user: User, entry: MailboxEntry) -> None:
     """Delete what is left of a mailbox that was deleted longer than the delay ago, once no copy needs it."""
     box = await user.box(Guid(entry.guid))
-    homes = await box.homes(box.state.uids)
+    homes = await box.homes()
     box.expunge_now(box.state.uids, homes)  # what came while it was deleted, or by another writer
     await box.sweep()
     if bool((~box.state.gone_purged).any()) or box.state.active_holders():

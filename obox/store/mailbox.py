@@ -189,13 +189,17 @@ class Mailbox:
         entry = self.user.root.entries.get(self.guid)
         return self.clearing or (entry is not None and bool(entry.cleared))
 
-    async def homes(self, uids: UidArray) -> dict[Guid, Mailbox]:
-        """The mailboxes that hold the objects of those of `uids` that are copies, loaded."""
+    async def homes(self, uids: UidArray | None = None) -> dict[Guid, Mailbox]:
+        """The mailboxes that hold the objects of those of `uids` that are copies, loaded; None: of all that there are
+        on return, whatever came meanwhile."""
         found: dict[Guid, Mailbox] = {}
-        while missing := [guid for guid in self.foreign(uids) if guid not in found]:
+        while True:
+            asked = self.state.uids if uids is None else uids
+            missing = [guid for guid in self.foreign(asked) if guid not in found]
+            if not missing:
+                return found
             for guid in missing:
                 found[guid] = await self.user.box(guid)
-        return found
 
     def expunge_now(self, uids: UidArray, homes: dict[Guid, Mailbox], *, lost: bool = False) -> UidArray:
         """Expunge and release the objects' holders in one go, so that one journal object has both.

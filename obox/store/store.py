@@ -27,13 +27,14 @@ from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import FORMAT_KEY, ROOT, journal_key
 from ..types import Guid, StorageId
 from . import boots
+from ._aftermath import AHEAD_MS
 from ._bundles import Known
 from ._env import TRY_LATER, Env
 from ._nightly import Nightly, flush_all
 from ._once import EveryMinute
 from .journal import Journal
-from .takeover import LastBoot, Takeover, mark_clean, take_over
-from .user import AHEAD_MS, User
+from .takeover import BOOT_MS_DIGITS, LastBoot, Takeover, mark_clean, take_over
+from .user import User
 
 log = structlog.get_logger()
 
@@ -102,7 +103,7 @@ class MailStore:
             log.error("a task of the store failed", error=repr(exc), exc_info=exc)
 
     def _new_boot(self) -> str:
-        return f"{self.env.now_ms():012x}{self.env.random_bytes(2).hex()}"
+        return f"{self.env.now_ms():0{BOOT_MS_DIGITS}x}{self.env.random_bytes(2).hex()}"
 
     def _new_journal(self, boot: str) -> Journal:
         env = self.env

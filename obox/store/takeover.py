@@ -7,7 +7,7 @@ user and box, until each box has been loaded and flushed; then the boot is marke
 
 Our own last boot tells what the local copies are worth:
 - closed, and the local state remembers that we did it: every copy is current, flushed (clean) or not;
-- not closed, or closed by another backend (a crash), or others have written since: copies hold all that was
+- not closed, or closed by another backend (a crash), or others have written meanwhile: copies hold all that was
   acknowledged here, perhaps even what no journal has, but not all that is in the bucket: bundles are LISTed for each
   user and mails for each mailbox when it is opened, and joined;
 - the bucket knows a later boot of ours, or a later seq that is no fence (disks restored from a backup): no copy is
@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -34,6 +34,13 @@ from ._env import TRY_LATER, Env
 from .journal import DELETED, JournalObject
 
 log = structlog.get_logger()
+
+
+BOOT_MS_DIGITS: Final = 12
+"""Of a boot's name: when it began, unix milliseconds."""
+
+CLOCKS_S: Final = 60.0
+"""By which the bucket's clock and ours may differ."""
 
 
 class LastBoot(msgspec.Struct):
@@ -121,20 +128,19 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     if last is not None and known and max(known) > last.seq and not fenced_by_other:
         fenced_by_other = last.seq + 1 in known and (await _read(env, backend, last.boot, last.seq + 1)).closed
     found.trust = _trust(last, own, known, fenced_by_other)
-    if found.trust == "all" and _others_wrote(found.old, backend):
-        log.info("another backend has written since we stopped: local copies are compared with the bucket")
+    if found.trust == "all" and last is not None and _others_wrote(found.old, backend, last.boot):
+        log.info("another backend has written since we began: local copies are compared with the bucket")
         found.trust = "check"
     newest = {parse_journal_key(key).backend: key for key, _ in sorted(found.old)}
     found.old = [(key, at) for key, at in found.old if key not in newest.values()]
     return found
 
 
-def _others_wrote(objects: list[tuple[str, float]], backend: str) -> bool:
-    """A backend that is over now wrote after our own last journal object: it may have changed what we have copies
-    of."""
-    ours = [at for key, at in objects if parse_journal_key(key).backend == backend]
-    theirs = [at for key, at in objects if parse_journal_key(key).backend != backend]
-    return bool(theirs) and max(theirs) >= max(ours, default=0.0)
+def _others_wrote(objects: list[tuple[str, float]], backend: str, boot: str) -> bool:
+    """A backend that is over now wrote in or after our last life: it may have changed what we have copies of, and while
+    both wrote neither knew."""
+    begun = int(boot[:BOOT_MS_DIGITS], 16) / 1000 - CLOCKS_S
+    return any(at >= begun for key, at in objects if parse_journal_key(key).backend != backend)
 
 
 def _trust(last: LastBoot | None, own: list[str], known: list[int], fenced: bool) -> str:

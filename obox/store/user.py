@@ -19,13 +19,13 @@ import structlog
 from metacache import Change
 
 from ..errors import Corrupt, NotFound, OverQuota, TooBig, Unavailable
-from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, State, Totals
+from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals
 from ..mailbox._uidset import UidArray
 from ..mailbox.names import check_name
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
-from . import _mailboxes, api
+from . import _aftermath, _mailboxes, api
 from ._bundles import Bundles, Known, by_box
 from ._env import TRY_LATER, Env
 from ._writer import ANSWER_S, Draft, write_claim, write_mails
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-AHEAD_MS: Final = 60_000  # a new owner starts so far ahead of an unclean one's MODSEQs: clocks differ by less
 
 WORKING_S: Final = 0.02
 """Between looks whether tasks have ended: a hundredth of what they may take."""
@@ -137,7 +136,7 @@ class User:
                 exact &= self.known is known
                 self.known.checked = env.now()
                 if not current:
-                    self._tell_unflushed()
+                    _aftermath.tell_unflushed(self)
                 if self.change is not Change.NONE:  # the journal of the life before may not have it
                     self.journal.add(self.storage_id, ROOT, self.root.extract().encode())
                     await self.journal.sync()
@@ -154,14 +153,14 @@ class User:
                 for data in loaded.payloads:
                     self.root.join(_decode(data))
                 exact = loaded.known.clean and not pending and not self._store.unclean
-            self._tell_unflushed()
+            _aftermath.tell_unflushed(self)
             self.known.checked = env.now()
         for data in pending.pop(ROOT, []):
             self.root.join(_decode(data))
             self.change = Change.IMPORTANT
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
-        if self.known.generation != generation and (ahead := self._ahead()):
+        if self.known.generation != generation and (ahead := _aftermath.ahead(self, unclean=self._store.unclean)):
             gap = RootDelta(ahead=ahead)  # kept until each mailbox has been opened, in whatever life
             self.journal.add(self.storage_id, ROOT, gap.encode())
             self.root.join(gap)
@@ -184,34 +183,6 @@ class User:
                 self.spawn(_mailboxes.clear_deleted(self, entry))
             elif entry.cleared and self._infos is not None and self._infos[entry.guid]:
                 self.spawn(_mailboxes.clear_again(self, Guid(entry.guid)))
-
-    def _tell_unflushed(self) -> None:
-        """Journal what a life before left in local copies alone, all in one go: what belongs together (an expunge and
-        the holder that it releases, a MOVE's two mailboxes) must not be known one without the other."""
-        metacache, sid = self.env.metacache, self.storage_id
-        for space in metacache.box_spaces(sid):
-            copy = None if space.box == ROOT or space.change is Change.NONE else metacache.load(sid, space.box)
-            known = None if copy is None else Known.decode(copy.stamp)
-            if copy is None or known is None or known.generation == self.env.generation:
-                continue
-            state = State(Guid(space.box))
-            try:
-                for data in [*([] if copy.base is None else [copy.base]), *copy.deltas]:
-                    state.join(Delta.decode(data))
-            except ValueError:
-                continue  # dropped when it is loaded
-            self.journal.add(sid, space.box, state.extract(0 if known.need_base else known.base_modseq).encode())
-            self.told.add(Guid(space.box))
-
-    def _ahead(self) -> int:
-        """What modseqs must be above because an owner ended uncleanly, now or before a life in which nobody opened the
-        user; 0 if none did, or the user is younger."""
-        env = self.env
-        if self._store.unclean:
-            return env.now_ms() + AHEAD_MS
-        ahead = self.journal.ahead
-        young = all(entry.created > ahead for entry in self.root.entries.values())
-        return 0 if young or self.root.ahead >= ahead else ahead
 
     def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:
         """Set the quota; after an unclean end the mailboxes that it counts are loaded, beside the session."""

@@ -13,7 +13,9 @@ from machines import Bucket, Life, Machine, modseqs, uids, whole
 from mails import simple
 
 from obox.errors import ConfigError, NotFound
-from obox.store import MailStore, NewMail
+from obox.store import Mailbox, MailStore, NewMail
+from obox.store.user import User
+from obox.types import Guid
 
 
 async def live(life: Life) -> None:
@@ -247,6 +249,62 @@ async def test_what_belongs_together_is_told_together_after_a_crash(
         archive = await (await life.user()).select("Archive")
         assert [mail async for _, mail in archive.mails(archive.state.uids.tolist())] in ([], [simple(1)])
         assert archive.state.uids.tolist() == [], "what the local copy had was journaled by the second life"
+
+
+async def test_copies_of_a_life_in_which_another_wrote_are_compared(machine: Machine, tmp_path: Path) -> None:
+    """A fenced backend goes on as a new boot and is still there when we end: nothing of it is newer than our own end,
+    and its journal has only what no bundle of its has, here an expunge of the first of two copies."""
+    other = machine.renamed("second", tmp_path / "second")
+    async with other.run(kill=True) as theirs:
+        user = await theirs.user()
+        await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
+        await theirs.quiet()
+        async with machine.run() as ours:
+            mine = await ours.user()
+            await mine.append("INBOX", [NewMail(simple(3))])
+            await mine.flush(everything=True)
+            inbox = await user.select("INBOX")
+            await inbox.store_flags(uids(3), "add", ["\\Seen"])
+            await theirs.quiet()  # finds the fence
+            copied = await user.copy(inbox, uids(1, 2), "INBOX")
+            await inbox.flush(everything=True)
+            await theirs.quiet()
+            await inbox.expunge(copied.target[:1])
+            await theirs.quiet()
+    async with machine.run() as ours:
+        mine = await ours.user()
+        added = await mine.append("INBOX", [NewMail(simple(9))])
+        inbox = await mine.select("INBOX")
+        assert added.uids[0] > int(copied.target[-1])
+        assert [mail async for _, mail in inbox.mails(copied.target[1:].tolist())] == [simple(1)]
+
+
+async def test_a_mailbox_is_deleted_while_mail_is_copied_into_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one home of its mails is read, a mail of another home comes."""
+    async with machine.run() as life:
+        user = await life.user()
+        for name in ("Gone", "Home"):
+            await user.create(name)
+            await user.append(name, [NewMail(simple(1))])
+        await user.append("INBOX", [NewMail(simple(2))])
+        await user.copy(await user.select("Home"), uids(1), "Gone")
+        load, go_on, home = User.box, asyncio.Event(), user.entry("Home").guid
+
+        async def slow(self: User, guid: Guid) -> Mailbox:
+            if guid == home:
+                await go_on.wait()
+            return await load(self, guid)
+
+        monkeypatch.setattr(User, "box", slow)
+        deleting = asyncio.create_task(user.delete("Gone"))
+        await asyncio.sleep(0.01)
+        await user.copy(await user.select("INBOX"), uids(1), "Gone")
+        go_on.set()
+        await deleting
+        assert "Gone" not in [info.name for info in user.mailboxes()]
+        assert (await user.status("INBOX")).messages == 1
 
 
 async def test_uids_of_expunged_mails_are_not_used_again(machine: Machine) -> None:

@@ -1,0 +1,50 @@
+"""After an unclean end, when a user is opened: tell what only local copies have, leave a gap in the modseqs.
+
+Invariant: what belongs together becomes known together, also when the machine is lost once more right after.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from metacache import Change
+
+from ..mailbox import Delta, State
+from ..objectstore.keys import ROOT
+from ..types import Guid
+from ._bundles import Known
+
+if TYPE_CHECKING:
+    from .user import User
+
+AHEAD_MS: Final = 60_000
+"""A new owner starts so far ahead of an unclean one's modseqs: clocks differ by less."""
+
+
+def tell_unflushed(user: User) -> None:
+    """Journal what a life before left in local copies alone, all in one go: an expunge and the holder that it releases,
+    or a MOVE's two mailboxes, must not be known one without the other."""
+    metacache, sid = user.env.metacache, user.storage_id
+    for space in metacache.box_spaces(sid):
+        copy = None if space.box == ROOT or space.change is Change.NONE else metacache.load(sid, space.box)
+        known = None if copy is None else Known.decode(copy.stamp)
+        if copy is None or known is None or known.generation == user.env.generation:
+            continue
+        state = State(Guid(space.box))
+        try:
+            for data in [*([] if copy.base is None else [copy.base]), *copy.deltas]:
+                state.join(Delta.decode(data))
+        except ValueError:
+            continue  # dropped when it is loaded
+        user.journal.add(sid, space.box, state.extract(0 if known.need_base else known.base_modseq).encode())
+        user.told.add(Guid(space.box))
+
+
+def ahead(user: User, *, unclean: bool) -> int:
+    """What the user's modseqs must be above because an owner ended uncleanly, just now or before a life in which nobody
+    opened the user; 0 if none did, or the user is younger. unclean: just now."""
+    if unclean:
+        return user.env.now_ms() + AHEAD_MS
+    known = user.journal.ahead
+    young = all(entry.created > known for entry in user.root.entries.values())
+    return 0 if young or user.root.ahead >= known else known

@@ -84,6 +84,15 @@ def open_env(path: Path, *, map_bytes: int, sync: bool) -> Env:
         raise MetacacheError(f"metacache {path}: cannot create: {error}") from error
 
 
+def _map_bytes(data: Path, wanted: int) -> int:
+    """A quarter above what the file has grown to, under a larger limit perhaps: deleting always needs room."""
+    try:
+        there = data.stat().st_blocks * 512
+    except FileNotFoundError:
+        there = 0
+    return max(MAP_BYTES_MIN, wanted, there + there // 4 + MAP_BYTES_MIN)
+
+
 def _open_once(path: Path, map_bytes: int, sync: bool) -> Env:
     path.mkdir(parents=True, exist_ok=True)
     owner = os.open(path / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -96,8 +105,8 @@ def _open_once(path: Path, map_bytes: int, sync: bool) -> Env:
         _check_boot(path, sync)
         try:
             env = lmdb.open(
-                str(path), map_size=max(MAP_BYTES_MIN, map_bytes), max_dbs=len(_DATABASES), sync=sync, mode=0o600,
-                max_readers=64,
+                str(path), map_size=_map_bytes(path / "data.mdb", map_bytes), max_dbs=len(_DATABASES), sync=sync,
+                mode=0o600, max_readers=64,
             )  # fmt: skip
             env.reader_check()
             _stretch(path / "data.mdb", env)

@@ -67,6 +67,18 @@ class Operator:
         return payload
 
 
+    async def when_idle(self, verb: str, **params: Any) -> None:
+        """As an operator would: what is still in use, or was just now, is refused; try again a little later."""
+        for _ in range(60):
+            known = len(self.failed)
+            await self(verb, **params)
+            if not any("in use" in line for line in self.failed[known:]):
+                return
+            del self.failed[known:]
+            await asyncio.sleep(0.5)
+        self.failed.append(f"{verb} {params}: in use for 30 s")
+
+
 @asynccontextmanager
 async def operator(backend: Backend) -> AsyncIterator[Operator]:
     headers = {"Authorization": "X-Dovecot-API " + base64.b64encode(KEY.encode()).decode()}
@@ -140,9 +152,9 @@ async def hands(tell: Operator) -> None:
     await tell("mailboxDelete", **mine, mailbox=["Kept"])
     await tell("kick", user=HANDS["kicked"])
     await tell("metacacheFlush", **mine)
-    await tell("metacacheClean", **mine)
+    await tell.when_idle("metacacheClean", **mine)
     await tell("metacacheFlush", user=HANDS["kicked"])
-    await tell("metacacheRemove", mask=HANDS["kicked"], force=True)
+    await tell.when_idle("metacacheRemove", mask=HANDS["kicked"], force=True)
 
 
 async def removals(tell: Operator) -> None:

@@ -228,6 +228,22 @@ async def test_more_at_once_than_there_is_room_for_goes_in_portions(tmp_path: Pa
     await cache.close()
 
 
+async def test_a_limit_that_was_lowered_leaves_room_to_delete(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path, max_space=32 * MIB)
+    for n in range(300):
+        cache.replace("u", f"b{n}", bytes(90_000), b"", change=Change.NONE, priority=3)
+    await cache.commit()
+    await cache.close()
+    cache = open_cache(tmp_path, max_space=2 * MIB)
+    assert cache.over()
+    for n in range(295):
+        cache.drop("u", f"b{n}")
+    await cache.commit()
+    assert not cache.full()
+    assert cache.check() == []
+    await cache.close()
+
+
 async def test_lmdbs_own_limit_is_the_same_failure(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, max_space=1 * MIB)  # the map has its least size, 8 MiB
     cache._disk.limit = 1 << 40

@@ -206,10 +206,12 @@ class Player:
         before = {uid: {flag: set(mail.flag(flag).allowed) for flag in FLAGS} for uid, mail in mails.items()}
         what = f"{'move' if move else 'copy'} {name} {uids} to {to}"
         done = await self.ask(node, what, copy, changes)
+        if move and self.model.boxes[to_guid].deleted.seen(True):
+            # Into what another writer deletes, and neither knows of the other: MOVE before DELETE. So may be one that
+            # said NO: it may have taken effect.
+            self.model.removable |= {mail.token for mail in mails.values()}
         if done is None:
             return
-        if move and self.model.boxes[to_guid].deleted.seen(True):
-            self.model.removable |= {mail.token for mail in mails.values()}  # into what another writer deletes
         for uid in set(uids) - set(done.source.tolist()) if move else ():
             mails[uid].live.allowed.add(True)
         for uid, new in zip(done.source.tolist(), done.target.tolist(), strict=True):

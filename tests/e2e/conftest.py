@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import Backend, s3_storage
+from processes import Backend, make, s3_storage  # make: a fixture
 from servers import s3_bucket, seaweedfs  # fixtures
 
-__all__ = ["s3_bucket", "seaweedfs"]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
-    """Make backends; what still runs at the end of the test is killed."""
-    made: list[Backend] = []
-
-    def backend(**more: object) -> Backend:
-        more.setdefault("storage", {"url": f"file://{tmp_path}/bucket"})
-        one = Backend(tmp_path / f"machine{len(made)}", **more)  # type: ignore[arg-type]
-        made.append(one)
-        return one
-
-    yield backend
-    for one in made:
-        if one.process is not None and one.process.poll() is None:
-            one.kill()
+__all__ = ["make", "s3_bucket", "seaweedfs"]
 
 
 @pytest.fixture

@@ -18,12 +18,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from imapclient import IMAPClient
 from servers import S3Bucket
 
@@ -223,6 +224,23 @@ class Backend:
     def deliver(self, mail: bytes, *users: str, unix: bool = False) -> list[tuple[int, bytes]]:
         """Send a mail by LMTP; the reply for each recipient."""
         return lmtp(str(self.unix) if unix else ("127.0.0.1", self.lmtp), mail, list(users or USERS[:1]))
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
+    """Make backends; what still runs at the end of the test is killed."""
+    made: list[Backend] = []
+
+    def backend(**more: object) -> Backend:
+        more.setdefault("storage", {"url": f"file://{tmp_path}/bucket"})
+        one = Backend(tmp_path / f"machine{len(made)}", **more)
+        made.append(one)
+        return one
+
+    yield backend
+    for one in made:
+        if one.process is not None and one.process.poll() is None:
+            one.kill()
 
 
 def lmtp(address: str | tuple[str, int], mail: bytes, recipients: list[str]) -> list[tuple[int, bytes]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,27 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "e2e"))
 
 from manual import Machine, commands, live
 from manual import machine as new_machine
-from processes import Backend
+from processes import make
 from servers import S3Server, s3_bucket, seaweedfs
 
-__all__ = ["s3_bucket", "seaweedfs"]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
-    """Make backends; what still runs at the end of the test is killed."""
-    made: list[Backend] = []
-
-    def backend(**more: object) -> Backend:
-        more.setdefault("storage", {"url": f"file://{tmp_path}/bucket"})
-        one = Backend(tmp_path / f"machine{len(made)}", **more)  # type: ignore[arg-type]
-        made.append(one)
-        return one
-
-    yield backend
-    for one in made:
-        if one.process is not None and one.process.poll() is None:
-            one.kill()
+__all__ = ["make", "s3_bucket", "seaweedfs"]
 
 
 @pytest.fixture

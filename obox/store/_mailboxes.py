@@ -179,13 +179,6 @@ async def clear_deleted(user: User, entry: MailboxEntry) -> None:
     log.info("deleted mailbox cleared", user=user.name, mailbox=entry.name)
 
 
-async def clear_again(user: User, guid: Guid) -> None:
-    """Delete the bundles of a cleared mailbox that another writer wrote when it did not know."""
-    box = await user.box(guid)
-    async with box.flushing:
-        await box.bundles.clear_all()
-
-
 def rows_for_copy(source: Mailbox, target: Mailbox, uids: UidArray) -> tuple[Rows, list[tuple[Guid, int]]]:
     """The records that a COPY makes in `target`, without UIDs and modseqs yet, and the object that each refers to."""
     state = source.state

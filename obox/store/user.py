@@ -181,8 +181,8 @@ class User:
         for entry in self.root.entries.values():
             if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
                 self.spawn(_mailboxes.clear_deleted(self, entry))
-            elif entry.cleared and self._infos is not None and self._infos[entry.guid]:
-                self.spawn(_mailboxes.clear_again(self, Guid(entry.guid)))
+            elif entry.cleared and (left := (self._infos or {}).get(entry.guid)):  # of a writer who did not know
+                self.spawn(env.delete([info.key for info in left], kind="index"))
 
     def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:
         """Set the quota; after an unclean end the mailboxes that it counts are loaded, beside the session."""

@@ -35,7 +35,7 @@ _configure = structlog.configure
 
 def _configure_uncached(**values: object) -> None:
     """A logger that was cached by one test would hide its lines from the next one's `capture_logs`."""
-    _configure(**{**values, "cache_logger_on_first_use": False})  # type: ignore[arg-type]
+    _configure(**{**values, "cache_logger_on_first_use": False})
 
 
 structlog.configure = _configure_uncached

@@ -210,5 +210,5 @@ def seaweedfs() -> Iterator[S3Server]:
 def s3_bucket(seaweedfs: S3Server) -> S3Bucket:
     """An empty bucket for one test."""
     name = f"test-{os.getpid()}-{next(_serial)}"
-    s3_client(seaweedfs).create_bucket(Bucket=name)  # type: ignore[attr-defined]
+    s3_client(seaweedfs).create_bucket(Bucket=name)
     return S3Bucket(seaweedfs, name)

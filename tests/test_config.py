@@ -340,7 +340,7 @@ def test_the_most_specific_network_wins_setting_by_setting(
 def test_what_follows_from_a_remote_is_made_once_for_each_network(tmp_path: Path) -> None:
     config = load(write(tmp_path / "o.toml", REMOTES), URL)
     made: list[Config] = []
-    find = by_client(config, lambda config: made.append(config) or config)  # type: ignore[func-returns-value]
+    find = by_client(config, lambda config: made.append(config) or config)
     assert find("10.1.2.3") is find("10.1.9.9") is not find("10.2.0.1")
     assert len(made) == 1 + len(config.remotes)
 

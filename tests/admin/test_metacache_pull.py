@@ -336,7 +336,7 @@ async def test_the_sources_side(start: Start) -> None:
             row = (await client.delete(f"/metacache/{quote(ANNA)}")).json()
             assert set(row) == {"copies", "bytes", "kept", "why"}
             assert (await client.delete("/metacache/nobody")).json()["copies"] == 0
-            one.backend.store.barred.add(ANNA)  # type: ignore[arg-type]
+            one.backend.store.barred.add(ANNA)
             got = await client.post(f"/metacache/{quote(ANNA)}")
             assert (got.status_code, got.json()["exitCode"]) == (409, 75)
             one.backend.store.barred.clear()

@@ -103,7 +103,7 @@ async def test_rebuild_a_damaged_mailbox(start: Start, tmp_path: Path) -> None:
         assert after["uidvalidity"] == before["uidvalidity"]
         assert after["uidnext"] >= before["uidnext"]
         assert after["highestmodseq"] >= before["highestmodseq"]
-        box = service.backend.store.users[ANNA].boxes[before["guid"]]  # type: ignore[index]
+        box = service.backend.store.users[ANNA].boxes[before["guid"]]
         box.check_consistency()
         assert box.state.active_holders() == {1, 2}, "the copies in Archive still need these objects"
         assert await service.call("rebuild", user=ANNA) == []

@@ -192,7 +192,7 @@ async def test_a_look_does_not_lift_a_quota(service: Service) -> None:
     await service.call("mailboxList", user=ANNA)
     await service.call("metacacheFlush", user=ANNA)
     await service.call("metacacheFlush", user=ANNA, noUserdbLookup=True)
-    user = service.backend.store.users[ANNA]  # type: ignore[index]
+    user = service.backend.store.users[ANNA]
     assert user.quota_messages == 100
     await client.ask("LOGOUT")
 
@@ -356,7 +356,7 @@ async def test_storage_check(service: Service) -> None:
 
 async def test_storage_check_finds_a_store_that_overwrites(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = service.backend.bucket.driver
-    inner: Any = driver._inner  # type: ignore[attr-defined]
+    inner: Any = driver._inner
     put = inner.put
 
     async def overwrite(key: str, data: bytes, *, kind: Any) -> None:

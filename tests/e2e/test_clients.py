@@ -224,7 +224,7 @@ def test_mbsync_both_ways_and_then_nothing(backend: Backend, tmp_path: Path) -> 
     backend.kill()
     backend.lose_state()
     backend.start()
-    here = local(mail)  # type: ignore[assignment]
+    here = local(mail)
     sync()
     assert local(mail) == here
     assert changes(backend) == 0
@@ -406,7 +406,7 @@ def test_imapclients_live_suite(livetest: Callable[[], str]) -> None:
         re.findall(r"^(test_\w+ \(\S+\)).*?\.\.\. (ok|FAIL|ERROR|skipped.*)$", out, re.MULTILINE | re.DOTALL)
     )
     failed = re.findall(r"^(?:FAIL|ERROR): (.*)$", out, re.MULTILINE)
-    ran = int(re.search(r"^Ran (\d+) tests", out, re.MULTILINE)[1])  # type: ignore[index]
+    ran = int(re.search(r"^Ran (\d+) tests", out, re.MULTILINE)[1])
     assert ran >= 55, out
     assert [name for name in failed if not any(name.startswith(known) for known in NOT_OURS)] == [], out
     skipped = {name.split(" ")[0] for name, result in results.items() if result.startswith("skipped")}

@@ -172,7 +172,7 @@ def test_in_the_middle_of_deleting_users(filled: Backend) -> None:
         gone = USERS[4 * turn + 2 : 4 * turn + 5]
         flagged(filled, f"delete{turn}")
         others = [row for row in state(filled) if row[0] not in gone]
-        cuts += killed_within(filled, chance, lambda gone=gone: ask(filled, "oboxUserDelete", users=gone), 0.03)  # type: ignore[misc]
+        cuts += killed_within(filled, chance, lambda gone=gone: ask(filled, "oboxUserDelete", users=gone), 0.03)
         started(filled)
         ask(filled, "oboxUserDelete", users=gone, noUserdbLookup=True)
         time.sleep(0.3)  # what the start still had to do must not bring anybody back
@@ -213,7 +213,7 @@ def test_in_the_middle_of_a_pull(storage: dict[str, object], tmp_path: Path) -> 
             clean = turn != 1
             flagged(source, f"pull{turn}")
             expected = state(source)
-            cuts += killed_within(killed, chance, lambda clean=clean: pull(clean=clean))  # type: ignore[misc]
+            cuts += killed_within(killed, chance, lambda clean=clean: pull(clean=clean))
             started(killed)
             assert state(source) == expected, "the source lost something"
             until_done(pull)

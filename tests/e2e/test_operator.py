@@ -93,7 +93,7 @@ async def sample(backend: Backend, bounds: list[str], crowd: Crowd) -> None:
         while not crowd.stopping:
             text = (await client.get(f"http://127.0.0.1:{backend.http}/metrics")).text
             space, size = (
-                float(re.search(rf"^obox_{name} (\S+)$", text, re.M)[1])  # type: ignore[index]
+                float(re.search(rf"^obox_{name} (\S+)$", text, re.M)[1])
                 for name in ("metacache_space_bytes", "fscache_bytes")
             )
             if space > MAX_SPACE + grace or size > MAX_SIZE:

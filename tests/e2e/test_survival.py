@@ -179,7 +179,7 @@ def test_stopped_while_clients_are_there(make: Callable[..., Backend]) -> None:
             assert b"BYE" in half.recv(10_000)
         assert client.idle_check(timeout=1)[0][0] == b"BYE"
         client.shutdown()
-        client.logout = lambda: None  # type: ignore[method-assign]
+        client.logout = lambda: None
     assert backend.events("drain cut short") == []
     backend.lose_state()
     backend.log.write_text("")

@@ -104,7 +104,7 @@ def hang(cache: Fscache, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def slow(want: object) -> object:
         go.wait(20)
-        return read(want)  # type: ignore[arg-type]
+        return read(want)
 
     monkeypatch.setattr(cache.files, "read", slow)
     return go.set

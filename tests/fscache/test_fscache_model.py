@@ -51,12 +51,12 @@ class FscacheMachine(RuleBasedStateMachine):
 
         def watched(*args: object) -> object:
             """In the one thread that changes files, so nothing moves while they are measured."""
-            done = step(*args)  # type: ignore[arg-type]
-            if args[0].name and (use := self.use()) > self.blocks_max * BLOCK_BYTES:  # type: ignore[attr-defined]
+            done = step(*args)
+            if args[0].name and (use := self.use()) > self.blocks_max * BLOCK_BYTES:
                 self.passed.append(use)
             return done
 
-        self.cache.files._step = watched  # type: ignore[method-assign, assignment]
+        self.cache.files._step = watched
 
     def clock(self) -> float:
         self.now += 1.0
@@ -176,7 +176,7 @@ class FscacheMachine(RuleBasedStateMachine):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(size))
         # What is written in place changes no directory: a rescan finds its size, a read its content.
-        self.runner.run(self.cache.rescan() if there else self.cache.watcher.look())  # type: ignore[arg-type]
+        self.runner.run(self.cache.rescan() if there else self.cache.watcher.look())
 
     @rule()
     def look(self) -> None:

@@ -32,15 +32,15 @@ def test_parts_of_one_mail_count_once_and_a_ghost_is_kept() -> None:
     index.add("a", entry(), FRESH, 0.0)
     for now in (500.0, 501.0, 502.0):
         assert index.hit("a", now) is not None
-    assert index.get("a").queue == ONCE  # type: ignore[union-attr]
+    assert index.get("a").queue == ONCE
     index.hit("a", 501.0 + CORRELATED_S)
-    assert index.get("a").queue == KEPT  # type: ignore[union-attr]
+    assert index.get("a").queue == KEPT
     index.add("b", entry(), ONCE, 0.0)
     index.pop("a")
     assert index.evict(("b",)) is None
     assert index.evict(()) is not None
     index.add("b", entry(), ONCE, 1.0)
-    assert index.get("b").queue == KEPT  # type: ignore[union-attr]
+    assert index.get("b").queue == KEPT
     assert index.hit("absent", 1.0) is None
 
 

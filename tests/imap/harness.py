@@ -148,7 +148,7 @@ class Client:
 async def serving(path: Path, settings: ImapSettings | None = None, **more: object) -> AsyncIterator[Running]:
     """A server and its store, for the length of a test."""
     async with mail_store(path) as store:
-        imap = ImapServer(store, Passwords(), settings or ImapSettings(), **more)  # type: ignore[arg-type]
+        imap = ImapServer(store, Passwords(), settings or ImapSettings(), **more)
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(imap.connection_factory, "127.0.0.1", 0)
         running = Running(imap, store, listener.sockets[0].getsockname()[1])

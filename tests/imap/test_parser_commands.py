@@ -29,7 +29,7 @@ def pairs(*ranges: tuple[int, int]) -> SequenceSet:
 
 
 def section(label: bytes, **given: object) -> ast.BodySection:
-    return ast.BodySection(label, **given)  # type: ignore[arg-type]
+    return ast.BodySection(label, **given)
 
 
 FAST = (FetchAttr.FLAGS, FetchAttr.INTERNALDATE, FetchAttr.RFC822_SIZE)

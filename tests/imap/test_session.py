@@ -141,7 +141,7 @@ async def test_a_pipelining_client_is_not_read_further(tmp_path: Path) -> None:
             await gate.wait()
             raise errors.NotFound
 
-        user.status = slow  # type: ignore[method-assign, assignment]
+        user.status = slow
         try:
             client.send(b"s STATUS INBOX (MESSAGES)\r\n")
             await asyncio.sleep(0.01)
@@ -169,7 +169,7 @@ async def test_a_slow_client_bounds_memory_and_holds_nobody(tmp_path: Path) -> N
         (connection,) = running.imap.context.registry
         assert isinstance(connection, Connection)
         await slow.ok("SELECT INBOX")
-        slow.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        slow.reader._transport.pause_reading()
         slow.send(b"f FETCH 1:* BODY.PEEK[]\r\n")
         other = await running.client(login="anna")
         for _ in range(20):
@@ -180,7 +180,7 @@ async def test_a_slow_client_bounds_memory_and_holds_nobody(tmp_path: Path) -> N
             assert transport is not None
             assert transport.get_write_buffer_size() <= (1 << 17) + 2 * 200_200
             assert connection._out_bytes <= 2 * 200_200
-        slow.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        slow.reader._transport.resume_reading()
         lines = await slow.until(b"f ")
         assert lines[-1] == b"f OK Fetch completed"
         bodies = [line for line in lines if b"FETCH (BODY[]" in line]
@@ -195,7 +195,7 @@ async def test_a_client_that_never_reads_is_cut(tmp_path: Path) -> None:
         await fill(running, [b"Subject: %d\r\n\r\n" % n + b"x" * 500_000 for n in range(40)])
         slow = await running.client(login="anna")
         await slow.ok("SELECT INBOX")
-        slow.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        slow.reader._transport.pause_reading()
         slow.send(b"f FETCH 1:* BODY.PEEK[]\r\n")
         async with asyncio.timeout(10):
             while running.imap.who():

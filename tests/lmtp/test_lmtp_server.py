@@ -120,7 +120,7 @@ class World:
 
 @asynccontextmanager
 async def serving(path: Path, **changes: object) -> AsyncIterator[World]:
-    settings = replace(Settings(hostname="mx", spool_dir=path / "spool"), **changes)  # type: ignore[arg-type]
+    settings = replace(Settings(hostname="mx", spool_dir=path / "spool"), **changes)
     world = World(settings, path)
     loop = asyncio.get_running_loop()
     tcp = await loop.create_server(world.server.protocol, "127.0.0.1", 0)

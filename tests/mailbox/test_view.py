@@ -208,7 +208,7 @@ def test_a_client_that_believes_the_server_is_right(steps: list[tuple[str, objec
     bits = {uid: 0 for uid in mails}
     for number, (what, argument) in enumerate([*steps, ("poll", True)]):
         if what == "add":
-            add(state, argument)  # type: ignore[arg-type]
+            add(state, argument)
         elif what == "poll":
             updates = view.poll(state, expunge=bool(argument))
             if updates is not None:
@@ -224,7 +224,7 @@ def test_a_client_that_believes_the_server_is_right(steps: list[tuple[str, objec
                     bits[uid] = bits_of(state, uid)
             assert mails == view.uids.tolist()
         else:
-            known = np.array(sorted(u for u in argument if state.position(u) is not None), dtype=np.uint32)  # type: ignore[attr-defined]
+            known = np.array(sorted(u for u in argument if state.position(u) is not None), dtype=np.uint32)
             if what == "own":
                 known = known[np.isin(known, view.uids)]
             if not len(known):

@@ -197,7 +197,7 @@ class MetacacheMachine(RuleBasedStateMachine):
         self.runner.run(self.run_on_one_loop(spin()))
 
     async def run_on_one_loop(self, work: object) -> None:
-        await work  # type: ignore[misc]
+        await work
 
     @rule()
     def reopen(self) -> None:

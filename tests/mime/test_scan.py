@@ -295,7 +295,7 @@ class Searched(bytes):
 
     total = 0
 
-    def find(self, needle, start=0, end=None):  # type: ignore[no-untyped-def]
+    def find(self, needle, start=0, end=None):
         at = super().find(needle, start, len(self) if end is None else end)
         Searched.total += (min(len(self), end or len(self)) if at < 0 else at) - start
         return at

@@ -71,12 +71,12 @@ def compare(mail: bytes, part: Part, theirs: email.message.Message) -> None:
     assert (part.type + b"/" + part.subtype).decode() == theirs.get_content_type()
     if theirs.get_content_type() == "message/rfc822":
         assert part.message is not None
-        compare(mail, part.message, theirs.get_payload(0))  # type: ignore[arg-type]
+        compare(mail, part.message, theirs.get_payload(0))
     elif theirs.is_multipart():
         kids = theirs.get_payload()
         assert len(part.children) == len(kids)
         for child, kid in zip(part.children, kids, strict=True):
-            compare(mail, child, kid)  # type: ignore[arg-type]
+            compare(mail, child, kid)
     else:
         raw = theirs.get_payload(decode=True)
         assert isinstance(raw, bytes)

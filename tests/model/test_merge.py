@@ -105,9 +105,9 @@ class Writer:
         self.apply(Delta(rows=row, uidnext=uid + 1, highestmodseq=modseq, recent=uid))
 
     def flag(self, uids: Iterable[int], op: str, flags: list[str]) -> None:
-        delta, changed = self.state.flag_delta(uid_array(uids), op, flags, self.now)  # type: ignore[arg-type]
+        delta, changed = self.state.flag_delta(uid_array(uids), op, flags, self.now)
         self.apply(delta)
-        again, none = self.state.flag_delta(uid_array(uids), op, flags, self.now)  # type: ignore[arg-type]
+        again, none = self.state.flag_delta(uid_array(uids), op, flags, self.now)
         assert again is None
         assert len(none) == 0
         assert (delta is None) == (len(changed) == 0)

@@ -220,7 +220,7 @@ async def test_a_lost_answer_whose_header_cannot_be_read_is_unknown() -> None:
         world = World()
         oid, data = world.mail()
         world.faults.fail_next("put", fault="lost")
-        world.faults.fail_next("get", fault=fault, times=5)  # type: ignore[arg-type]
+        world.faults.fail_next("get", fault=fault, times=5)
         with pytest.raises(OutcomeUnknown):
             await world.time.run(put_once(world.store, "k", data, oid, "mail"))
         world.faults._scripts.clear()
@@ -289,7 +289,7 @@ async def test_an_object_that_goes_between_the_two_requests_is_unknown() -> None
         await world.bucket.delete_batch([key], kind="mail")
         return await inner_get(key, **rest)
 
-    world.bucket.get = get  # type: ignore[method-assign]
+    world.bucket.get = get
     with pytest.raises(OutcomeUnknown):
         await world.time.run(settle(world.store, "k", oid, "mail"))
 

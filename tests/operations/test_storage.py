@@ -113,10 +113,10 @@ def test_rights_end_at_the_bucket(seaweedfs: S3Server, machine: Machine) -> None
     machine.s3.put_object(Bucket="others", Key="secret", Body=b"1")
     client = s3_client(S3Server(seaweedfs.endpoint_url, LIMITED_KEY_ID, seaweedfs.secret_access_key))
     for attempt in (
-        lambda: client.get_object(Bucket="others", Key="secret"),  # type: ignore[attr-defined]
-        lambda: client.put_object(Bucket="others", Key="new", Body=b""),  # type: ignore[attr-defined]
-        lambda: client.list_objects_v2(Bucket="others"),  # type: ignore[attr-defined]
-        lambda: client.delete_object(Bucket="others", Key="secret"),  # type: ignore[attr-defined]
+        lambda: client.get_object(Bucket="others", Key="secret"),
+        lambda: client.put_object(Bucket="others", Key="new", Body=b""),
+        lambda: client.list_objects_v2(Bucket="others"),
+        lambda: client.delete_object(Bucket="others", Key="secret"),
     ):
         with pytest.raises(Exception, match=r"AccessDenied|Forbidden"):
             attempt()
@@ -146,7 +146,7 @@ def test_rules_leave_mails_alone_and_versions_bring_them_back(machine: Machine) 
 
 
 def test_the_sum_is_what_it_says() -> None:
-    code, shown = re.search(r"^```python\n(.*?)^```\n\n```\n(.*?)^```$", PAGE, re.M | re.S).groups()  # type: ignore[union-attr]
+    code, shown = re.search(r"^```python\n(.*?)^```\n\n```\n(.*?)^```$", PAGE, re.M | re.S).groups()
     out = io.StringIO()
     with redirect_stdout(out):
         exec(code, {})

@@ -170,7 +170,7 @@ async def test_a_stop_for_a_restart_is_told_from_others(log: Any) -> None:
         await asyncio.sleep(0.02)
         for number in signals:
             os.kill(os.getpid(), number)
-            await until(lambda seen=seen: seen)  # type: ignore[misc]
+            await until(lambda seen=seen: seen)
         assert await asyncio.wait_for(running, 5) == 0
         assert seen == [returning]
         assert life.returning is returning

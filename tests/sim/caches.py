@@ -207,7 +207,7 @@ class SimFscache:
         out: list[bytes | None] = []
         for key in keys:
             try:
-                out.append(await self.get(key, lambda key=key: fetch(key)))  # type: ignore[misc]
+                out.append(await self.get(key, lambda key=key: fetch(key)))
             except absent:
                 out.append(None)
         return out

@@ -115,7 +115,7 @@ class SimLoop(asyncio.SelectorEventLoop):
         gate.handle = handle = super().call_at(when, gate, context=context)
         return handle
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self.create_future()
         try:
             future.set_result(func(*args))

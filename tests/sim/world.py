@@ -210,8 +210,8 @@ class Node:
         self.env = Env(
             bucket=bucket,
             codec=CODEC,
-            metacache=self.metacache,  # type: ignore[arg-type]
-            fscache=SimFscache(disk),  # type: ignore[arg-type]
+            metacache=self.metacache,
+            fscache=SimFscache(disk),
             settings=self.settings,
             now=lambda: world.now() + self.skew_s,
             clock=world.clock,
@@ -261,7 +261,7 @@ class Node:
             if failure is not None and not isinstance(failure, OboxError | MetacacheError | AssertionError):
                 raise AssertionError(f"a task of the store failed: {failure!r}") from failure
 
-        store._ended = ended  # type: ignore[method-assign]
+        store._ended = ended
 
     async def _finished(self, task: asyncio.Task[T]) -> T:
         while not task.done():

@@ -230,7 +230,7 @@ async def whole(user: User) -> dict[str, Any]:
                 await box.mail(uid),
             )
         await box.release()
-        box.check_consistency()  # type: ignore[attr-defined]
+        box.check_consistency()
         out[info.name] = (
             info.special_use,
             info.subscribed,

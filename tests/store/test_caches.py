@@ -127,7 +127,7 @@ async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, mon
 
         async def client(n: int) -> None:
             for turn in range(12):
-                user = await life.store.open_user(f"user{n:02}", f"user{n:02}")  # type: ignore[arg-type]
+                user = await life.store.open_user(f"user{n:02}", f"user{n:02}")
                 await user.append(("INBOX", "Sent", "Archive")[turn % 3], [NewMail(simple(turn)) for _ in range(4)])
                 box = await user.select("INBOX")
                 await box.store_flags(box.state.uids[-1:], "add", ["\\Seen"])
@@ -194,7 +194,7 @@ async def test_above_the_limit_new_users_wait_and_sessions_go_on(
         await box.release()
         assert life.store.env.metacache.space() <= life.store.env.metacache._disk.limit
         monkeypatch.undo()
-        assert life.store.env.metacache.peek("anna", "root").change in tuple(Change)  # type: ignore[union-attr]
+        assert life.store.env.metacache.peek("anna", "root").change in tuple(Change)
 
 
 async def test_an_open_compares_with_the_bucket_after_the_forced_interval_and_once_after_a_moment(

@@ -100,7 +100,7 @@ async def test_who_holds_a_deleted_user_writes_nothing(machine: Machine) -> None
     async with machine.run() as life:
         await fill(life, "anna")
         user = life.users.pop()
-        inbox, archive = [await user.box(user.entry(name).guid) for name in ("INBOX", "Archive")]  # type: ignore[arg-type]
+        inbox, archive = [await user.box(user.entry(name).guid) for name in ("INBOX", "Archive")]
         inbox.sessions = 0
         await user.release()
         await delete(life)
@@ -112,7 +112,7 @@ async def test_who_holds_a_deleted_user_writes_nothing(machine: Machine) -> None
             except NotFound:
                 pass
         with pytest.raises(NotFound):
-            await user.box(user.entry("Drafts").guid)  # type: ignore[arg-type]
+            await user.box(user.entry("Drafts").guid)
         user.sweep()
         await life.quiet()
         await nothing_is_left(machine, life)
@@ -124,7 +124,7 @@ async def test_a_login_afterwards_makes_the_user_anew(machine: Machine) -> None:
     async with machine.run() as life:
         await fill(life, "anna")
         user = life.users.pop()
-        (await user.box(user.entry("INBOX").guid)).sessions = 0  # type: ignore[arg-type]
+        (await user.box(user.entry("INBOX").guid)).sessions = 0
         await user.release()
         await delete(life)
         fresh = await life.user()
@@ -138,7 +138,7 @@ async def old(life: Life) -> None:
     await fill(life, "anna")
     user = life.users.pop()
     await user.create("Old")
-    await user.copy(await user.box(user.entry("INBOX").guid), uids(1), "Old")  # type: ignore[arg-type]
+    await user.copy(await user.box(user.entry("INBOX").guid), uids(1), "Old")
     for box in user.boxes.values():
         box.sessions = 0
     await user.release()
@@ -211,7 +211,7 @@ async def test_the_grave_is_no_burden(machine: Machine) -> None:
     async with machine.run() as life:
         await fill(life, "anna")
         user = life.users.pop()
-        (await user.box(user.entry("INBOX").guid)).sessions = 0  # type: ignore[arg-type]
+        (await user.box(user.entry("INBOX").guid)).sessions = 0
         await user.release()
         await delete(life)
         assert life.store.journal.watermark() == life.store.journal.position()[1]

@@ -82,11 +82,11 @@ def break_puts(desk: Desk, *, land: bool = False) -> None:
             await put(key, data, kind=kind)
         raise Unreachable("no answer")
 
-    desk.bucket.put = broken  # type: ignore[method-assign, assignment]
+    desk.bucket.put = broken
 
 
 def mend(desk: Desk) -> None:
-    del desk.bucket.put  # type: ignore[attr-defined]
+    del desk.bucket.put
 
 
 async def test_one_object_an_interval_for_all_users(desk: Desk) -> None:

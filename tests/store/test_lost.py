@@ -161,7 +161,7 @@ async def test_a_mail_under_a_key_that_is_not_configured_is_damaged(tmp_path: Pa
         box = await opened(user)
         codec = Codec(load_keys({"k1": str(key)}), "k1", "none")
         decoded = plain().decode(await shelf.driver.get(key_of(box, 1), kind="mail"))
-        sealed = codec.encode(decoded.kind, decoded.oid, decoded.meta, decoded.payload)  # type: ignore[arg-type]
+        sealed = codec.encode(decoded.kind, decoded.oid, decoded.meta, decoded.payload)
         await shelf.replace(life, key_of(box, 1), sealed)
         assert await read(box, [1], autofix=True) == {1: Corrupt}
         assert len(box.state) == 1

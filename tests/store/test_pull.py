@@ -304,7 +304,7 @@ async def test_changes_on_both_sides_are_joined(
             await box.expunge(uids(uid + 5))
             await box.release()
             await life.quiet()
-        theirs = one.users[0].boxes[user.entry("INBOX").guid].state.highestmodseq  # type: ignore[index]
+        theirs = one.users[0].boxes[user.entry("INBOX").guid].state.highestmodseq
         if not open_there:
             user.leave()
             await leave(other)
@@ -321,7 +321,7 @@ async def test_changes_on_both_sides_are_joined(
             await operate.refresh(user)
         user = await other.user()
         box = await user.select("INBOX")
-        flags = flags_of(box)  # type: ignore[arg-type]
+        flags = flags_of(box)
         assert "\\Flagged" in flags[20]
         assert "\\Flagged" in flags[21]
         assert not {25, 26} & set(flags)
@@ -362,12 +362,12 @@ async def test_holders_noted_before_stay(machine: Machine, tmp_path: Path) -> No
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         guid = one.users[0].entry("INBOX").guid
-        held = Delta(holders={(3, one.users[0].entry("Sent").guid, 9): 0})  # type: ignore[dict-item]
+        held = Delta(holders={(3, one.users[0].entry("Sent").guid, 9): 0})
         other.store.env.metacache.append(SID, guid, held.encode(), Change.IMPORTANT)
         await pull(one, other)
         box = await (await other.user()).select("INBOX")
         assert 3 in box.state.active_holders()
-        assert box.change is Change.IMPORTANT  # type: ignore[attr-defined]
+        assert box.change is Change.IMPORTANT
         await box.release()
 
 
@@ -384,7 +384,7 @@ async def test_sessions_here_see_what_happened_there(machine: Machine, tmp_path:
         await one.users[0].append("INBOX", [NewMail(simple(600))])
         got = await pull(one, other)
         assert got.kept >= 1
-        assert "\\Flagged" in flags_of(box)[15]  # type: ignore[arg-type]
+        assert "\\Flagged" in flags_of(box)[15]
         assert len(box.state) == len(source.state)
         assert woken
         end()

@@ -253,11 +253,11 @@ async def fill_columns(box: object, count: int) -> None:
         internaldate=(1_780_000_000 + numbers).astype(np.int64),
         zone=np.zeros(count, dtype=np.int16),
         savedate=np.full(count, 1_780_000_000_000, dtype=np.int64),
-        modseq=np.full(count, box.state.next_modseq(1), dtype=np.uint64),  # type: ignore[attr-defined]
+        modseq=np.full(count, box.state.next_modseq(1), dtype=np.uint64),
         home=np.full(count, -1, dtype=np.int32),
         home_uid=numbers.astype(np.uint32),
         oid=np.random.default_rng(3).integers(0, 256, (count, 16), dtype=np.uint8),
         stamps={},
     )
-    delta = Delta(rows=rows, uidnext=count + 1, highestmodseq=box.state.next_modseq(1))  # type: ignore[attr-defined]
-    box.apply(delta, Change.UNIMPORTANT, journal=False)  # type: ignore[attr-defined]
+    delta = Delta(rows=rows, uidnext=count + 1, highestmodseq=box.state.next_modseq(1))
+    box.apply(delta, Change.UNIMPORTANT, journal=False)

@@ -130,19 +130,19 @@ async def test_multiappend_shows_all_or_none(machine: Machine, answer: str) -> N
         box = await user.select("INBOX")
         seen: set[int] = set()
         loop = asyncio.get_running_loop()
-        box.watch(lambda: loop.call_soon(lambda: seen.add(len(box.state))))  # type: ignore[arg-type, return-value]
+        box.watch(lambda: loop.call_soon(lambda: seen.add(len(box.state))))
         put = life.bucket.put
 
         async def broken(key: str, data: bytes, *, kind: str) -> None:
             if answer == "landed":
                 await put(key, data, kind=kind)
             if key.endswith("00000003"):
-                life.bucket.put = put  # type: ignore[method-assign]
+                life.bucket.put = put
                 raise Unreachable("no answer")
             if answer == "never":
                 await put(key, data, kind=kind)
 
-        life.bucket.put = broken  # type: ignore[method-assign, assignment]
+        life.bucket.put = broken
         try:
             first = await user.append("INBOX", [NewMail(simple(n)) for n in range(5)])
         except Unavailable:
@@ -385,7 +385,7 @@ async def test_the_object_stays_until_its_last_copy_is_expunged(bucket: Bucket, 
 
 async def gone_with_the_last(bucket: Bucket, life: Life, user: User) -> None:
     trash = await user.select("Trash")
-    first = next(key for key in await bucket.keys() if f"/m/{user.root.names()['INBOX'].guid}/00000001" in key)  # type: ignore[attr-defined]
+    first = next(key for key in await bucket.keys() if f"/m/{user.root.names()['INBOX'].guid}/00000001" in key)
     await trash.expunge(uids(1))
     await life.quiet()
     await flushed(life)

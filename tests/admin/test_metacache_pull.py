@@ -363,7 +363,7 @@ async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytes
         async with asyncio.timeout(5):
             while not store._travelling:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
-            while store._travelling:  # noqa: ASYNC110
+            while store._travelling:  # noqa: ASYNC110 - nor has this
                 await asyncio.sleep(0.05)
         writer.close()
 

@@ -33,6 +33,15 @@ async def delete(life: Life, sid: StorageId = SID) -> None:
         pass
 
 
+async def fill_and_delete(life: Life) -> None:
+    """A user with mails, logged out and deleted."""
+    await fill(life, "anna")
+    user = life.users.pop()
+    (await user.box(user.entry("INBOX").guid)).sessions = 0
+    await user.release()
+    await delete(life)
+
+
 async def nothing_is_left(machine: Machine, life: Life) -> None:
     assert await machine.bucket.keys(user_prefix(SID)) == []
     assert SID not in life.store.users
@@ -122,11 +131,7 @@ async def test_who_holds_a_deleted_user_writes_nothing(machine: Machine) -> None
 
 async def test_a_login_afterwards_makes_the_user_anew(machine: Machine) -> None:
     async with machine.run() as life:
-        await fill(life, "anna")
-        user = life.users.pop()
-        (await user.box(user.entry("INBOX").guid)).sessions = 0
-        await user.release()
-        await delete(life)
+        await fill_and_delete(life)
         fresh = await life.user()
         assert (await fresh.status("INBOX")).messages == 0
         await fresh.append("INBOX", [NewMail(simple(1))])
@@ -209,11 +214,7 @@ async def test_nor_of_what_an_older_boot_said(
 async def test_the_grave_is_no_burden(machine: Machine) -> None:
     """An end in order is a clean one, and the journal's watermark goes on."""
     async with machine.run() as life:
-        await fill(life, "anna")
-        user = life.users.pop()
-        (await user.box(user.entry("INBOX").guid)).sessions = 0
-        await user.release()
-        await delete(life)
+        await fill_and_delete(life)
         assert life.store.journal.watermark() == life.store.journal.position()[1]
     async with machine.run() as life:
         assert not life.store.unclean

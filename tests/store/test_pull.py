@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,18 @@ async def some_mail(life: Life) -> None:
     await inbox.expunge(uids(7))
     await user.create("Projects/obox")
     await inbox.release()
+
+
+@contextmanager
+def without_upload(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A source that cannot upload what the bucket lacks before it sends."""
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operate, "flush", nothing)
+        yield
 
 
 async def leave(life: Life) -> None:
@@ -183,11 +195,7 @@ async def test_what_the_bucket_lacks_is_marked_and_uploaded_by_the_destination(
         await user.append("INBOX", [NewMail(simple(77))])
         expected = await whole(user)
 
-        async def nothing(*_: Any, **__: Any) -> None:
-            return None
-
-        with monkeypatch.context() as patch:
-            patch.setattr(operate, "flush", nothing)
+        with without_upload(monkeypatch):
             data = await sent(one)
         marks = {meta.box: meta.change for meta in metas(one, data)}
         assert marks[user.entry("INBOX").guid] == Change.IMPORTANT
@@ -310,11 +318,7 @@ async def test_changes_on_both_sides_are_joined(
             await leave(other)
             other.store.users.clear()
 
-        async def nothing(*_: Any, **__: Any) -> None:
-            return None
-
-        with monkeypatch.context() as patch:
-            patch.setattr(operate, "flush", nothing)
+        with without_upload(monkeypatch):
             await pull(one, other)
         if open_there:
             await operate.flush(one.users[0], important_only=True)  # what was open did not take the copy
@@ -345,11 +349,7 @@ async def test_lists_of_mailboxes_are_joined(
         await leave(other)
         other.store.users.clear()
 
-        async def nothing(*_: Any, **__: Any) -> None:
-            return None
-
-        with monkeypatch.context() as patch:
-            patch.setattr(operate, "flush", nothing)
+        with without_upload(monkeypatch):
             await pull(one, other)
         names = {info.name for info in (await other.user()).mailboxes()}
         assert {"Here", "There"} <= names

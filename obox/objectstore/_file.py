@@ -145,12 +145,14 @@ class FileDriver:
         Asked where something is missing: an unmounted bucket must not look like an empty one. By inode alone: a device
         has another number when it is mounted again.
         """
+        known = self._inode  # before the look: another thread may make the root, and see it, at any time
         try:
             inode = os.stat(self._root).st_ino
         except FileNotFoundError:
             inode = 0
-        self._inode = self._inode or inode
-        if inode != self._inode:
+        if not known:
+            self._inode = self._inode or inode
+        elif inode != known:
             raise Unreachable(f"{self._root} is not the directory that it was: is it mounted?", maybe_done=False)
 
     def _get(self, key: str, path: str, start: int, end: int | None) -> bytes:

@@ -7,7 +7,8 @@ client can do nothing about a bucket's policy), missing objects None or `NotFoun
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -28,7 +29,25 @@ log = structlog.get_logger()
 GETS_AT_ONCE: Final = 16
 """Requests in flight for one caller: enough to hide the bucket's latency, few enough to leave room for others."""
 
+OPEN_S: Final = 10.0
+"""How long a session waits for its user: a few small requests, of which each may take the bucket's deadline. The
+opening goes on meanwhile; who tries again finds it further."""
+
+ANSWER_S: Final = 15.0
+"""How long a session waits for a change: its mailbox loaded, its mail landed, the lower UIDs decided. What is under way
+then comes to its end unacknowledged."""
+
 TRY_LATER: Final = "the storage does not answer; try again later"
+
+
+@asynccontextmanager
+async def answer_within(seconds: float) -> AsyncIterator[None]:
+    """A block that raises Unavailable when it takes longer. What must not be cut short runs as a task, shielded."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Unavailable(TRY_LATER) from None
 
 
 @dataclass(frozen=True, slots=True)

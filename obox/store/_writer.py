@@ -41,9 +41,6 @@ PUTS_AT_ONCE: Final = 8
 INLINE_MAX: Final = 64 * 1024
 """Octets up to which a mail is parsed and compressed on the loop: about a millisecond."""
 
-ANSWER_S: Final = 15.0
-"""How long a session waits for its mail to land and for the lower UIDs, before it is told to try again."""
-
 DECIDE_S: Final = 2.0
 """Between attempts to decide a UID, so that deliveries go on soon after an outage."""
 
@@ -79,26 +76,22 @@ def stamp(delta: Delta, modseq: int) -> None:
 async def write_mails(mailbox: Mailbox, drafts: list[Draft]) -> list[Uid]:
     """Write mails under neighbouring UIDs, all visible at once or none; durable on return. Raises Unavailable.
 
-    Within ANSWER_S and what a large group needs for its PUTs; what is under way then comes to its end unacknowledged.
+    May be cut short: what is under way then comes to its end unacknowledged.
     """
     journal = mailbox.user.journal
     journal.check()
-    try:
-        async with asyncio.timeout(ANSWER_S * (1 + len(drafts) // PUTS_AT_ONCE)):
-            lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
-            for _ in range(ATTEMPTS_MAX):
-                slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
-                mailbox.user.spawn(_put_group(mailbox, slots, drafts))
-                if all([await asyncio.shield(slot.done) for slot in slots]):
-                    mailbox.require_there()
-                    if lease is not None:
-                        await asyncio.shield(lease)
-                    if mailbox.unborn:
-                        await journal.sync()
-                    await journal.lease()  # once more: the machine may have been suspended since
-                    return [Uid(slot.uid) for slot in slots]
-    except TimeoutError:
-        pass
+    lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
+    for _ in range(ATTEMPTS_MAX):
+        slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
+        mailbox.user.spawn(_put_group(mailbox, slots, drafts))
+        if all([await asyncio.shield(slot.done) for slot in slots]):
+            mailbox.require_there()
+            if lease is not None:
+                await asyncio.shield(lease)
+            if mailbox.unborn:
+                await journal.sync()
+            await journal.lease()  # once more: the machine may have been suspended since
+            return [Uid(slot.uid) for slot in slots]
     raise Unavailable(TRY_LATER)
 
 

@@ -29,7 +29,7 @@ from ..types import Guid, StorageId
 from . import boots
 from ._aftermath import AHEAD_MS
 from ._bundles import Known
-from ._env import TRY_LATER, Env
+from ._env import OPEN_S, TRY_LATER, Env, answer_within
 from ._nightly import Nightly, flush_all
 from ._once import EveryMinute
 from .journal import Journal
@@ -362,7 +362,8 @@ class MailStore:
         self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
     ) -> User:
         """See `api.Store.open_user`."""
-        user = await self._user(storage_id, name)
+        async with answer_within(OPEN_S):
+            user = await self._user(storage_id, name)
         user.name = name
         user.limit(quota_bytes, quota_messages)
         user.sessions += 1

@@ -27,8 +27,8 @@ from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
 from . import _aftermath, _mailboxes, api
 from ._bundles import Bundles, Known, by_box
-from ._env import TRY_LATER, Env
-from ._writer import ANSWER_S, Draft, write_claim, write_mails
+from ._env import ANSWER_S, Env, answer_within
+from ._writer import PUTS_AT_ONCE, Draft, write_claim, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
 from .journal import Journal
 from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
@@ -403,34 +403,32 @@ class User:
         for mail in mails:
             self.check_size(len(mail.source))
         self.check_quota(sum(len(mail.source) for mail in mails), len(mails))
-        box = await self.box(Guid(entry.guid))
-        box.require_live()
-        drafts = [
-            Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone) for mail in mails
-        ]
-        return Appended(entry.uidvalidity, await write_mails(box, drafts))
+        async with answer_within(ANSWER_S * (1 + len(mails) // PUTS_AT_ONCE)):
+            box = await self.box(Guid(entry.guid))
+            box.require_live()
+            drafts = [
+                Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone) for mail in mails
+            ]
+            return Appended(entry.uidvalidity, await write_mails(box, drafts))
 
     async def copy(self, source: api.Mailbox, uids: UidArray, name: str, *, move: bool = False) -> Copied:
         if not isinstance(source, Mailbox):
             raise TypeError("a mailbox of another store")
         entry = self.entry(name)
-        target = await self.box(Guid(entry.guid))
-        source.require_live()
-        target.require_live()
-        where, there = source.state.positions(uids)
-        uids = uids[there]
-        if len(uids) == 0:
-            return Copied(entry.uidvalidity, uids, uids)
-        size = int(source.state.column("size")[where[there]].sum(dtype=np.uint64))
-        if not move:
-            self.check_quota(size, len(uids))
-        work = self.spawn(self._copy(source, target, uids, move, self.env.clock() + ANSWER_S))
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                copied = await asyncio.shield(work)
-        except TimeoutError:
-            raise Unavailable(TRY_LATER) from None
-        return Copied(entry.uidvalidity, *copied)
+        until = self.env.clock() + ANSWER_S
+        async with answer_within(ANSWER_S):
+            target = await self.box(Guid(entry.guid))
+            source.require_live()
+            target.require_live()
+            where, there = source.state.positions(uids)
+            uids = uids[there]
+            if len(uids) == 0:
+                return Copied(entry.uidvalidity, uids, uids)
+            size = int(source.state.column("size")[where[there]].sum(dtype=np.uint64))
+            if not move:
+                self.check_quota(size, len(uids))
+            work = self.spawn(self._copy(source, target, uids, move, until))
+            return Copied(entry.uidvalidity, *await asyncio.shield(work))
 
     async def _copy(
         self, source: Mailbox, target: Mailbox, uids: UidArray, move: bool, until: float

@@ -332,6 +332,28 @@ async def test_list_does_not_walk_what_lies_before(directory: FileDriver, monkey
     assert len(scanned) == 1 + 3 + 3  # the root, and two users
 
 
+async def test_a_new_bucket_is_made_by_another_thread_meanwhile(
+    directory: FileDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between this thread's look at the missing root and what it makes of that."""
+    real = os.stat
+    looks = 0
+
+    def stat(path: Any, **more: Any) -> os.stat_result:
+        nonlocal looks
+        looks += path == str(tmp_path / "bucket")
+        if looks == 1:
+            (tmp_path / "bucket").mkdir()
+            directory._check_root()
+            raise FileNotFoundError(path)
+        return real(path, **more)
+
+    monkeypatch.setattr(os, "stat", stat)
+    await directory.put("a/b", b"x", kind="mail")
+    assert looks > 1
+    assert await directory.get("a/b", kind="mail") == b"x"
+
+
 async def test_deleting_beside_putting_loses_nothing(directory: FileDriver) -> None:
     """rmdir of a directory that empties races with a link into it."""
 

@@ -422,6 +422,28 @@ def test_outage_and_return(seconds: float) -> None:
     scene(work)
 
 
+def test_a_slow_bucket_is_told_in_time() -> None:
+    """Each request is answered in time, one after the other, and then the mail's own is not: 10 s for the user and
+    15 s for the change, however many requests those are; nothing is lost, and the next try finds all."""
+
+    async def work(stage: Stage) -> None:
+        player, node = stage.player, await stage.begin()
+        inbox = stage.guids[INBOX]
+        await node.stop()
+        node = await stage.start("a")
+        for op in ("get", "list"):
+            stage.fail(op, "", "delay", times=6, seconds=4.9)
+        stage.fail("put", key_of(inbox, 5), "hang")
+        began = stage.world.clock()
+        assert not await player.append(node, INBOX, inbox)
+        assert stage.world.clock() - began <= 25
+        await asyncio.sleep(300)
+        assert await player.append(node, INBOX, inbox)
+        await player.finish([node])
+
+    scene(work)
+
+
 def test_start_during_an_outage() -> None:
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()

@@ -34,7 +34,7 @@ DELETE_DELAY_S = 300.0
 UPLOAD_INTERVAL_S = 20.0
 IDLE_S = 15.0
 ANSWER_S = 27.0
-"""A session never waits longer: a command takes 15 s at most, opening the mailbox that it needs 10 s."""
+"""A session never waits longer: 10 s for its user, then 15 s for the change; two to spare."""
 
 CODEC = Codec({}, None, "none")
 

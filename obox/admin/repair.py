@@ -17,21 +17,29 @@ class ForceResyncParams(Selection, kw_only=True):
         list[str], Meta(min_length=1, description="Mailboxes that fit one of these masks; * for all")
     ]
     keep_lost: Annotated[bool, Meta(description="Only tell of mails whose object is gone, do not expunge them")] = False
+    skip_uids: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000, description="Never give the next so many UIDs: after the bucket was restored"),
+    ] = 0
 
 
-@user_verb("force-resync", ForceResyncParams, columns=("mailbox", "mails", "new", "lost", "dropped", "unknown"))
+@user_verb(
+    "force-resync", ForceResyncParams, columns=("mailbox", "mails", "new", "lost", "dropped", "unknown", "uidnext")
+)
 async def force_resync(admin: Admin, account: Account, params: ForceResyncParams) -> AsyncIterator[Event]:
     """Bring mailboxes in line with the bucket: join all index bundles, LIST all mails.
 
     Mails that no bundle knew are added; mails whose object is gone are expunged, after a second look. unknown: objects
     that no index speaks of, below the next UID; oboxadm rebuild brings them back. Exit 70 if an index does not decode.
+    A bucket that was restored knows nothing of the UIDs that were given since its backup: --skip-uids keeps other mails
+    from getting them, which clients would take for those they know.
     """
     from ..store import repair
 
     async with admin.open(account) as user:
         guids = {info.name: info.guid for info in user.mailboxes() if info.guid is not None}
         for name in matching(list(guids), params.mailbox_mask):
-            done = await repair.resync(user, guids[name], keep_lost=params.keep_lost)
+            done = await repair.resync(user, guids[name], keep_lost=params.keep_lost, skip_uids=params.skip_uids)
             yield {"mailbox": name, **done._asdict()}
 
 

@@ -278,7 +278,10 @@ async def refresh(mailbox: Mailbox) -> None:
             log.warning("refresh after a lost UID", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc))
             await mailbox.env.sleep(1.0)
     claimed = [
-        (uid, uid + count) for delta in deltas if delta.rows is not None for uid, count in delta.claims.items()
+        (uid, uid + count)
+        for delta in deltas
+        for uid, count in delta.claims.items()
+        if delta.rows is not None or count > 1  # else it is a burnt UID
     ]
     lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
     lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}

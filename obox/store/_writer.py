@@ -176,15 +176,17 @@ async def put_slot(mailbox: Mailbox, slot: Slot, data: bytes, oid: Oid) -> Fate:
         return "landed" if outcome == "ours" else "void" if outcome == "burnt" else "taken"
 
 
-async def write_claim(mailbox: Mailbox, rows: Rows, until: float) -> tuple[Slot, Delta]:
-    """Claim `len(rows)` UIDs with one PUT that holds the records; no new attempt begins after `until`. The slot is not
-    settled yet: the caller does it, "landed" with the delta. Raises Unavailable."""
+async def write_claim(mailbox: Mailbox, rows: Rows | None, count: int, until: float) -> tuple[Slot, Delta]:
+    """Claim `count` UIDs with one PUT that holds their records, or none: then they are skipped for ever. No new attempt
+    begins after `until`. The slot is not settled yet: the caller does it, "landed" with the delta. Raises Unavailable.
+    """
     env = mailbox.env
     for _ in range(ATTEMPTS_MAX):
-        (slot,) = await mailbox.slots.take(mailbox.state.uidnext, [len(rows)])
-        numbered = rows.take(slice(None))
-        numbered.uid = np.arange(slot.uid, slot.uid + len(rows), dtype=np.uint32)
-        delta = Delta(rows=numbered, claims={slot.uid: len(rows)}, uidnext=slot.uid + len(rows))
+        (slot,) = await mailbox.slots.take(mailbox.state.uidnext, [count])
+        numbered = None if rows is None else rows.take(slice(None))
+        if numbered is not None:
+            numbered.uid = np.arange(slot.uid, slot.uid + count, dtype=np.uint32)
+        delta = Delta(rows=numbered, claims={slot.uid: count}, uidnext=slot.uid + count)
         oid = env.new_oid()
         data = env.codec.encode(ObjectKind.CLAIM, oid, b"", delta.encode())
         fate = await put_slot(mailbox, slot, data, oid)

@@ -19,7 +19,7 @@ import structlog
 
 from metacache import Change
 
-from ..errors import Corrupt
+from ..errors import Corrupt, Limit
 from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, mail_key, mail_prefix, parse_bundle_key, parse_mail_key
@@ -27,7 +27,8 @@ from ..types import Guid, StorageId, Uid
 from . import _lost, operate
 from ._bundles import Bundles, Known, name_of, segment_range
 from ._discover import _first_uid, _read
-from ._writer import stamp
+from ._env import ANSWER_S
+from ._writer import stamp, write_claim
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -37,23 +38,31 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 UNKNOWN: Final = "flags since delivery, expunges and moves since, keywords"
+UID_MAX: Final = (1 << 32) - 1
+"""RFC 9051 §2.3.1.1."""
+
 SLICE: Final = 2000
 """Mails looked at between two looks at the loop: a few milliseconds."""
 
 
 class Resynced(NamedTuple):
     """mails: as of now; new: found by LIST or in others' bundles; lost: their object is gone; dropped: those of them
-    that were expunged; unknown: objects below UIDNEXT that no index speaks of."""
+    that were expunged; unknown: objects below UIDNEXT that no index speaks of; uidnext: as of now."""
 
     mails: int
     new: int
     lost: int
     dropped: int
     unknown: int
+    uidnext: int
 
 
-async def resync(user: User, guid: Guid, *, keep_lost: bool) -> Resynced:
-    """Bring one mailbox in line with the bucket. Raises Unavailable, Corrupt."""
+async def resync(user: User, guid: Guid, *, keep_lost: bool, skip_uids: int = 0) -> Resynced:
+    """Bring one mailbox in line with the bucket.
+
+    skip_uids: how many UIDs are never to be given: those that were given after the backup that the bucket is restored
+    from, and more. Raises Unavailable, Corrupt; Limit when there are no such UIDs left.
+    """
     box = await user.box(guid)
     before = len(box.state)
     await box.recheck(await box.bundles.listing())
@@ -61,10 +70,24 @@ async def resync(user: User, guid: Guid, *, keep_lost: bool) -> Resynced:
     lost = await _lost_mails(box, listed)
     if not keep_lost:
         await _lost.expunge(box, lost)
+    if skip_uids:
+        await _skip(box, skip_uids)
     await box.flush()
     unknown = sum(1 for uid, size in listed.items() if size and uid < box.state.uidnext and not _known(box, uid))
     dropped = 0 if keep_lost else len(lost)
-    return Resynced(len(box.state), max(0, len(box.state) + dropped - before), len(lost), dropped, unknown)
+    new = max(0, len(box.state) + dropped - before)
+    return Resynced(len(box.state), new, len(lost), dropped, unknown, box.state.uidnext)
+
+
+async def _skip(box: Mailbox, count: int) -> None:
+    """Claim UIDs for nothing, as COPY would claim them: every writer of this mailbox hears of it."""
+    if box.state.uidnext + count > UID_MAX:
+        raise Limit(f"the next UID is {box.state.uidnext}: {count} more are not left of {UID_MAX}")
+    while True:
+        slot, delta = await write_claim(box, None, count, box.env.clock() + ANSWER_S)
+        box.slots.settle(slot, "landed", delta)
+        if await slot.done:
+            return
 
 
 async def _listed(box: Mailbox, guid: Guid) -> dict[int, int]:

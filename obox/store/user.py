@@ -447,7 +447,7 @@ class User:
             holding |= {guid: await self.box(guid) for guid in missing}
         lease = self.spawn(self.journal.lease()) if self.journal.stale() else None
         while True:
-            slot, delta = await write_claim(target, rows, until)
+            slot, delta = await write_claim(target, rows, len(rows), until)
             new = np.arange(slot.uid, slot.uid + len(rows), dtype=np.uint32)
             held: dict[Guid, Delta] = {}
             for uid, (guid, home_uid) in zip(new.tolist(), homes, strict=True):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from adminservice import Service, mail
+
+from metacache import Change
+from obox.mailbox import Delta
+from obox.types import StorageId
 
 ANNA = "anna@example.org"
 Start = Callable[..., Any]
@@ -40,12 +45,51 @@ async def test_lost_mails(start: Start, tmp_path: Path) -> None:
             (path,) = files(tmp_path, f"{guid}/{name}")
             path.unlink()
         (row,) = await service.call("forceResync", user=ANNA, mailboxMask=["INBOX"], keepLost=True)
-        assert row == {"mailbox": "INBOX", "mails": 5, "new": 0, "lost": 2, "dropped": 0, "unknown": 0}
+        assert row == {"mailbox": "INBOX", "mails": 5, "new": 0, "lost": 2, "dropped": 0, "unknown": 0, "uidnext": 6}
         rows = await service.call("forceResync", user=ANNA, mailboxMask=["*"])
         found = {row["mailbox"]: (row["mails"], row["lost"], row["dropped"]) for row in rows}
         assert found["INBOX"] == (3, 2, 2)
         assert found["Archive"] == (0, 1, 1)
         assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 3, 5]
+
+
+async def test_uids_are_skipped_after_a_restore(start: Start, tmp_path: Path) -> None:
+    """A client has seen UIDs that the restored bucket knows nothing of: they never come back as other mails."""
+    async with start() as service:
+        await service.deliver(ANNA, [mail(1), mail(2)])
+        await service.call("metacacheFlush", user=ANNA)
+        shutil.copytree(tmp_path / "bucket", tmp_path / "backup")
+        await service.deliver(ANNA, [mail(3), mail(4)])
+        assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 2, 3, 4]
+    shutil.rmtree(tmp_path / "bucket")
+    shutil.copytree(tmp_path / "backup", tmp_path / "bucket")
+    async with start("second") as service:
+        code, text = await service.fails("forceResync", user=ANNA, mailboxMask=["INBOX"], skipUids=1_000_001)
+        assert code == 65
+        assert "1000000" in text
+        rows = await service.call("forceResync", user=ANNA, mailboxMask=["*"], skipUids=1000)
+        assert {row["mailbox"]: row["uidnext"] for row in rows}["INBOX"] == 1003
+        assert {row["uidnext"] for row in rows} == {1003, 1001}
+        await service.deliver(ANNA, [mail(5)])
+        assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 2, 1003]
+    async with start("third") as service:  # nothing local, and the claim's object is all that says so until a flush
+        await service.deliver(ANNA, [mail(6)])
+        assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 2, 1003, 1004]
+        (row,) = await service.call("forceResync", user=ANNA, mailboxMask=["INBOX"])
+        assert row == {"mailbox": "INBOX", "mails": 4, "new": 0, "lost": 0, "dropped": 0, "unknown": 0, "uidnext": 1005}
+
+
+async def test_no_more_uids_are_skipped_than_there_are(start: Start) -> None:
+    async with start() as service:
+        await service.deliver(ANNA, [mail(1)])
+        store = service.backend.store
+        user = await store.load_user(ANNA, StorageId(ANNA))
+        box = await user.box(user.entry("INBOX").guid)
+        box.apply(Delta(uidnext=2**32 - 10), Change.IMPORTANT)
+        code, text = await service.fails("forceResync", user=ANNA, mailboxMask=["INBOX"], skipUids=100)
+        assert code != 0
+        assert "4294967286" in text
+        assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1]
 
 
 async def test_a_lost_mail_is_shown_with_nothing_in_it(start: Start, tmp_path: Path) -> None:

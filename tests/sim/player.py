@@ -16,7 +16,7 @@ from obox.mailbox import Delta
 from obox.mailbox._delta import CLAIM_PURGED
 from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundles_prefix, mail_key, parse_mail_key, user_prefix
-from obox.store import MailStore, NewMail
+from obox.store import MailStore, NewMail, repair
 from obox.types import Guid, StorageId, Uid
 
 from .caches import Disk
@@ -222,6 +222,19 @@ class Player:
                     continue
                 copied.flag(flag).allowed = {False, True} & (before[uid][flag] | mails[uid].flag(flag).allowed)
 
+    async def resync(self, node: Node, name: str, guid: str, skip_uids: int) -> None:
+        """As an administrator: no mail is lost here, so none is expunged; it may take long, and be refused."""
+
+        async def resync(store: MailStore) -> Any:
+            user = await store.load_user(USER, SID)
+            return await repair.resync(user, Guid(guid), keep_lost=False, skip_uids=skip_uids)
+
+        self.world.note(node, f"resync {name}, skip {skip_uids}")
+        try:
+            self.world.note(node, f"resync {name}", await node.run(resync))
+        except (Crash, OboxError) as exc:
+            self.world.note(node, f"resync {name}", "NO", exc)
+
     async def create(self, node: Node, name: str) -> None:
         guid = await self.ask(
             node, f"create {name}", lambda store: self._as_user(store, lambda user: user.create(name)), []
@@ -320,12 +333,15 @@ class Player:
             return
         name, guid = rng.choice(boxes[:1] * 3 + boxes)
         kind = rng.choices(
-            ["append", "many", "store", "expunge", "copy", "move", "create", "rename", "delete"],
-            [8, 2, 8, 3, 3, 3, 1, 1, 1] if not gentle else [8, 2, 8, 3, 3, 3, 1, 0, 0],
+            ["append", "many", "store", "expunge", "copy", "move", "create", "rename", "delete", "resync"],
+            [8, 2, 8, 3, 3, 3, 1, 1, 1, 1] if not gentle else [8, 2, 8, 3, 3, 3, 1, 0, 0, 1],
         )[0]
         if kind in ("append", "many"):
             flags = tuple(rng.sample(FLAGS, rng.choice([0, 0, 1, 2]))) if not gentle else ()
             await self.append(node, name, guid, 1 if kind == "append" else rng.randint(2, 5), flags)
+            return
+        if kind == "resync":
+            await self.resync(node, name, guid, rng.choice([0, 0, 1, 7]))
             return
         if kind == "create":
             await self.create(node, f"box{self.serial}-{rng.randint(0, 99)}")

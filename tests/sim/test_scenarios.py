@@ -392,6 +392,28 @@ def test_claim_races_with_deliveries() -> None:
     scene(work)
 
 
+def test_skipping_uids_races_with_deliveries() -> None:
+    """An administrator's backend skips UIDs that another one, which does not know, gives to mails at that moment."""
+
+    async def work(stage: Stage) -> None:
+        player, one = stage.player, await stage.begin()
+        inbox = stage.guids[INBOX]
+        two = await stage.start("x")
+        player.split = True
+        for _ in range(5):
+            await asyncio.gather(
+                player.resync(one, INBOX, inbox, 7),
+                *(player.append(two, INBOX, inbox) for _ in range(3)),
+                player.append(one, INBOX, inbox, 3),
+            )
+        await player.finish([one, two])
+        keys = [parse_mail_key(key).uid for key in stage.world.keys(mail_prefix(SID, Guid(inbox)))]
+        assert max(keys) > 35, "skipped"
+        assert len(keys) == 4 + 5 * 6
+
+    scene(work)
+
+
 @pytest.mark.parametrize("seconds", [5, 60, 600])
 def test_outage_and_return(seconds: float) -> None:
     """Clients hear that it is temporary; then all is there, without a restart."""

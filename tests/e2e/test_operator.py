@@ -30,6 +30,7 @@ USERS = 1000 * SCALE
 MAILS = 6
 SESSIONS = 50
 DELIVERIES_PER_S = 100.0
+SENDERS = 20
 MAX_SPACE = (4 << 20) * SCALE
 MAX_SIZE = (4 << 20) * SCALE
 KEY = "operator's key"
@@ -211,7 +212,7 @@ async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backen
     bounds: list[str] = []
     async with operator(backend) as tell, asyncio.TaskGroup() as group:
         tasks = [group.create_task(crowd.session(which, 0.25)) for which in range(SESSIONS)]
-        tasks += [group.create_task(crowd.sender(which, DELIVERIES_PER_S / 4)) for which in range(4)]
+        tasks += [group.create_task(crowd.sender(which, DELIVERIES_PER_S / SENDERS)) for which in range(SENDERS)]
         tasks.append(group.create_task(sample(backend, bounds, crowd)))
         kicked = await Imap.connect(backend.imap)
         assert (await kicked.command(f"LOGIN {HANDS['kicked']} {PASSWORD}"))[0].startswith("OK")

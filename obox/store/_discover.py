@@ -238,14 +238,16 @@ async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, i
 
 
 async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:
-    """See `Mailbox.recheck`."""
-    generation = mailbox.env.generation
+    """See `Mailbox.recheck`. Where nobody else has written nothing is to be uploaded afterwards."""
+    generation, known = mailbox.env.generation, mailbox.known
     async with mailbox.flushing:
         await _take_bundles(mailbox, infos, renew=True)
-    mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
+    two_histories = mailbox.known is not known or known.generation != generation
+    if two_histories:
+        mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
     await mailbox.slots.recheck()
     mailbox.known.generation = generation
-    mailbox.known.need_base = True
+    mailbox.known.need_base |= two_histories
     mailbox.save()
 
 
@@ -285,6 +287,7 @@ async def refresh(mailbox: Mailbox) -> None:
     ]
     lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
     lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}
+    mailbox.known.need_base |= bool(deltas or lost)
     deltas.reverse()
 
     def show(until: int) -> None:
@@ -300,7 +303,6 @@ async def refresh(mailbox: Mailbox) -> None:
             await _journaled(mailbox)  # whoever finds the object by LIST must know before a higher UID shows
     show(uidnext)
     mailbox.slots.refreshed(uidnext)
-    mailbox.known.need_base = True
 
 
 def _is_anothers(state: State, slot: Slot) -> bool:

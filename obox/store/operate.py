@@ -107,11 +107,9 @@ async def refresh(user: User) -> int:
     Returns how many mailboxes were asked about now. Raises Unavailable.
     """
     env, sid = user.env, user.storage_id
-    for box in user.boxes.values():
-        box.known.generation = -1  # so that it is asked about
     try:
         async with asyncio.timeout(REFRESH_S):
-            await user.recheck()
+            await user.recheck(every=True)
     except TimeoutError:
         raise Unavailable(TRY_LATER) from None
     count = len(user.boxes)

@@ -470,8 +470,9 @@ class User:
             await lease
         return uids, new
 
-    async def recheck(self) -> None:
-        """After we were fenced off: take in what the bucket has and we do not, without closing what is open."""
+    async def recheck(self, *, every: bool = False) -> None:
+        """After we were fenced off: take in what the bucket has and we do not, without closing what is open. every: also
+        of mailboxes that have not been fenced off since they were compared."""
         while not self.deleted:
             try:
                 generation = self.env.generation
@@ -479,7 +480,7 @@ class User:
                 async with self._flushing:
                     await self._take_in(infos.get(ROOT, []))
                 for guid, box in list(self.boxes.items()):
-                    if box.known.generation != generation:
+                    if every or box.known.generation != generation:
                         await box.recheck(infos.get(guid, []))
                 self.known.generation = generation
                 self._save()

@@ -17,7 +17,7 @@ from mails import simple
 from metacache import Change
 from obox.mailbox import Delta, Rows
 from obox.mailbox.search import And, Body, Flag, Header, Larger
-from obox.store import NewMail
+from obox.store import NewMail, operate
 
 MAIL, INDEX, JOURNAL = ("put", "mail"), ("put", "index"), ("put", "journal")
 
@@ -230,6 +230,23 @@ async def test_the_first_login_of_a_user(machine: Machine) -> None:
         with life.counting() as requests:
             await life.user("new")
         assert requests.requests() == {("list", "index"): 1, INDEX: 1}
+
+
+async def test_a_refresh_that_finds_nothing_uploads_nothing(machine: Machine) -> None:
+    async with machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(3)])
+        box = await user.select("INBOX")
+        await user.flush(everything=True)
+        await life.quiet()
+        modseq = box.state.highestmodseq
+        with life.counting() as requests:
+            assert await operate.refresh(user) == len(user.boxes)
+            await user.flush(everything=True)
+        assert {op for op, _ in requests.requests()} == {"list"}
+        assert box.state.highestmodseq == modseq
+        assert not box.known.need_base
+        await box.release()
 
 
 async def test_idle_backends_cost_nothing(machine: Machine) -> None:

@@ -2,7 +2,7 @@
 # serve    install, then a demo backend on an embedded bucket: prints how to connect
 # test     install, then the suite; a skip names the package that it wants
 # test-all what CI runs: the Debian packages too, and any skip fails
-# check    lint, types and the fast tests, in a minute
+# check    lint, types and the fast tests, in a minute or two
 # bench    measure, against Dovecot where it is installed
 
 PYTHON ?= $(shell for p in python3.11 python3.14 python3.13 python3.12 python3; do \
@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.14 python3.13 python3.12 python3; 
 BIN := .venv/bin
 STAMP := .venv/.installed
 PACKAGES := curl dovecot-imapd dovecot-lmtpd isync nginx-light openssl postfix python3 python3-venv systemd
+SLOW := sim fuzz model e2e operations systemd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: install serve test test-all packages check bench
@@ -40,7 +41,7 @@ packages:
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not needs' --ignore=tests/sim --ignore=tests/fuzz --ignore=tests/model
+	$(BIN)/python -m pytest -m 'not needs' $(SLOW:%=--ignore=tests/%)
 
 bench: install
 	$(BIN)/python -m bench

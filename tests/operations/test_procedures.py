@@ -154,6 +154,9 @@ def test_the_bucket_is_restored_from_a_copy_made_while_it_was_in_use(served: Mac
         client.expunge()
     served.run(f"{flush}\n{second}")
     assert served.deliver(simple(81)) == 250, "after the copy: gone"
+    with served.login() as client:
+        seen = client.select_folder("INBOX")
+        assert max(client.search()) == 6
     do("restore everything")
     after = served.see()
     assert after["INBOX"][2].pop(5)[3].endswith(simple(80))
@@ -167,6 +170,11 @@ def test_the_bucket_is_restored_from_a_copy_made_while_it_was_in_use(served: Mac
     assert served.deliver(simple(82)) == 250
     assert max(served.see()["INBOX"][2]) == 10_006, "not 6: that was another mail, which clients may know"
     assert served.see()["INBOX"][2][10_006][3].endswith(simple(82))
+    with served.login() as client:
+        client.enable("QRESYNC")
+        known = b"(QRESYNC (%d %d 5:6))" % (seen[b"UIDVALIDITY"], seen[b"HIGHESTMODSEQ"])
+        client._imap._command_complete("SELECT", client._imap._command("SELECT", "INBOX", known))
+        assert client._imap.untagged_responses["VANISHED"] == [b"(EARLIER) 6"], "what it had of the lost days"
 
 
 def test_one_user_is_restored_under_another_name(served: Machine, do: Do) -> None:

@@ -20,7 +20,7 @@ from obox.errors import Corrupt, Expunged, NotFound, Temporary, Unavailable
 from obox.imap import ast, wire
 from obox.imap.ast import FetchAttr
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.select import within
+from obox.imap.earlier import vanished_earlier
 from obox.imap.plan import Body, Plan, compile_plan, header_of
 from obox.imap.replies import Reply, bad, no
 from obox.imap.rows import flag_column, lines
@@ -83,12 +83,9 @@ def _named(unreadable: list[int]) -> str:
 def _changed_since(session: Session, command: ast.Fetch, uids: UidArray, modseq: int) -> UidArray:
     mailbox, view = session.need_mailbox()
     state = mailbox.state
-    if command.vanished:
-        gone = within(state.gone_since(modseq), command.sequence, state.uidnext - 1)
-        # What the client still counts is told with the next EXPUNGE or VANISHED, not as an earlier one.
-        gone = gone[~np.isin(gone, view.uids, assume_unique=True)]
-        if len(gone):
-            session.write(wire.line(b"VANISHED (EARLIER)", format_set(gone)))
+    # What the client still counts is told with the next EXPUNGE or VANISHED, not as an earlier one.
+    if command.vanished and (gone := vanished_earlier(state, modseq, command.sequence, shown=view.uids)):
+        session.write(wire.line(b"VANISHED (EARLIER)", gone))
     where, there = state.positions(uids)
     there[there] = state.modseqs[where[there]] > np.uint64(state.trusted(modseq))
     return uids[there]

@@ -10,13 +10,13 @@ from typing import Final
 import numpy as np
 
 from obox.imap import ast, wire
+from obox.imap.earlier import vanished_earlier, within
 from obox.imap.replies import Reply, bad
 from obox.imap.session import Session
-from obox.imap.sets import SequenceSet, format_set
+from obox.imap.sets import SequenceSet
 from obox.imap.updates import write_flags, write_names
 from obox.mailbox import State
 from obox.mailbox._state import SEEN
-from obox.mailbox._uidset import UidArray
 from obox.mailbox.view import View
 from obox.store.api import Mailbox
 
@@ -61,26 +61,13 @@ def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
 
 async def _resync(session: Session, state: State, view: View, known: ast.QResync) -> None:
     """What has changed since the client was last here. RFC 7162 §3.2.5.1, §3.2.5.2."""
-    gone = state.gone_since(known.modseq)
     changed = state.uids[state.modseqs > np.uint64(state.trusted(known.modseq))]
     if known.known_uids is not None:
-        last = state.uidnext - 1
-        gone, changed = within(gone, known.known_uids, last), within(changed, known.known_uids, last)
-    if known.seq_match is not None:
-        gone = gone[gone > _settled(view, *known.seq_match)]
-    if len(gone):
-        session.write(wire.line(b"VANISHED (EARLIER)", format_set(gone)))
+        changed = within(changed, known.known_uids, state.uidnext - 1)
+    settled = 0 if known.seq_match is None else _settled(view, *known.seq_match)
+    if gone := vanished_earlier(state, known.modseq, known.known_uids, above=settled):
+        session.write(wire.line(b"VANISHED (EARLIER)", gone))
     await write_flags(session, changed, uid=True)
-
-
-def within(uids: UidArray, known: SequenceSet, last: int) -> UidArray:
-    """Those of `uids`, ascending, that are in a set; the set may be far larger than the mailbox. last: what `*` is."""
-    ranges = known.resolve(last)
-    edges = np.array(ranges, dtype=np.uint64).reshape(-1, 2)
-    where = np.searchsorted(edges[:, 0], uids, side="right")
-    inside = where > 0
-    inside[inside] = uids[inside] <= edges[where[inside] - 1, 1]
-    return uids[inside]
 
 
 def _settled(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:

@@ -204,6 +204,19 @@ class Fscache:
             except TimeoutError:
                 break
 
+    def resize(self, max_size: int) -> None:
+        """Another limit from now on. What is above it goes before anything else is written; a round of writes that is
+        under way ends first."""
+        if max_size == self._max_size:
+            return
+        self._max_size = max_size
+        for name, waiting in list(self._pending.items()):
+            if waiting.space * OBJECT_SHARE > max_size:
+                self._unqueue(name)
+                self._skipped += 1
+        self._kick()
+        self._hurry.set()
+
     async def flush(self) -> None:
         """Return when what was put before the call has been written, or given up."""
         while self._writer is not None:

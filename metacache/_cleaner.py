@@ -79,7 +79,7 @@ class Cleaned(NamedTuple):
 
 
 class Cleaner:
-    """See the module's text. clock: seconds since the epoch, the same as the cache's."""
+    """See the module's text. weights: of the next look; clock: seconds since the epoch, the same as the cache's."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Cleaner:
     ) -> None:
         self._cache = cache
         self._owner = owner
-        self._weights = weights
+        self.weights = weights
         self._clock = clock
         self._sleep = sleep
         self._wake = asyncio.Event()
@@ -150,12 +150,12 @@ class Cleaner:
     async def _rank(self, tried: set[tuple[str, str]]) -> list[Candidate]:
         """The lowest weights among what is neither tried nor in use, ascending."""
         found: list[Candidate] = []
-        boosts = self._weights.priority_boosts(self._cache.by_priority(), self._cache.max_space)
+        boosts = self.weights.priority_boosts(self._cache.by_priority(), self._cache.max_space)
         for batch in self._cache.entries():
             for user, groups, boxes in batch:
                 for space in boxes:
                     if (user, space.box) not in tried and not self._owner.in_use(user, space.box):
-                        weight = self._weights.weigh(
+                        weight = self.weights.weigh(
                             space.accessed, space.priority, groups.get(space.priority, 0), boosts
                         )
                         found.append(Candidate(weight, user, space))
@@ -259,7 +259,7 @@ class Cleaner:
     ) -> list[UserInfo]:
         """Users by weight, the first to be cleaned first. changed: at least so; priority: with copies of this one."""
         matches = _mask(mask)
-        boosts = self._weights.priority_boosts(self._cache.by_priority(), self._cache.max_space)
+        boosts = self.weights.priority_boosts(self._cache.by_priority(), self._cache.max_space)
         out: list[UserInfo] = []
         for batch in self._cache.entries():
             for user, groups, boxes in batch:
@@ -278,7 +278,7 @@ class Cleaner:
         change = Change.NONE
         for space in boxes:
             at = min(space.priority, PRIORITIES - 1)
-            weight = self._weights.weigh(space.accessed, space.priority, groups.get(space.priority, 0), boosts)
+            weight = self.weights.weigh(space.accessed, space.priority, groups.get(space.priority, 0), boosts)
             known = weights[at]
             weights[at] = weight if known is None else min(known, weight)
             accessed[at] = max(accessed[at], space.accessed)

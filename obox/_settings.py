@@ -17,14 +17,15 @@ from obox import _values as kinds
 from obox._values import Amount, Kind, Listen, Network, NewMailbox, Secret
 
 
-def _set(kind: Kind, default: str, doc: str, *, remote: bool = False) -> Any:
+def _set(kind: Kind, default: str, doc: str, *, remote: bool = False, restart: bool = False) -> Any:
     """One row of the table. default: as an operator would write it; text, as in the environment.
 
-    remote: a [remote] section may say otherwise for some clients.
+    remote: a [remote] section may say otherwise for some clients. restart: a change waits for one; all others are used
+    at a reload, and `obox.reload` sees to it.
     """
     return field(
         default_factory=lambda: kind.parse(default, Path()),
-        metadata={"kind": kind, "default": default, "doc": doc, "remote": remote},
+        metadata={"kind": kind, "default": default, "doc": doc, "remote": remote, "restart": restart},
     )
 
 
@@ -43,22 +44,30 @@ class Storage:
         ),
         "",
         "where the mail is; has no default",
+        restart=True,
     )
     endpoint_url: str = _set(
         kinds.url("an http:// or https:// URL, or empty", "http", "https", optional=True),
         "",
         "the S3 server, where it is not AWS",
+        restart=True,
     )
-    region: str = _set(kinds.string(pattern=r"[A-Za-z0-9-]*"), "", "S3 region; empty: from the credential chain")
-    access_key_id: str = _set(kinds.CREDENTIAL, "", "empty: boto3's own credential chain")
-    secret_access_key: Secret = _set(kinds.SECRET, "", "goes with access_key_id")
+    region: str = _set(
+        kinds.string(pattern=r"[A-Za-z0-9-]*"), "", "S3 region; empty: from the credential chain", restart=True
+    )
+    access_key_id: str = _set(kinds.CREDENTIAL, "", "empty: boto3's own credential chain", restart=True)
+    secret_access_key: Secret = _set(kinds.SECRET, "", "goes with access_key_id", restart=True)
     compress: str = _set(
         kinds.string('"none", or "zstd:1" to "zstd:19"', r"none|zstd:([1-9]|1\d)"),
         "zstd:3",
         "compression of mails and bundles, with its level",
+        restart=True,
     )
     encryption_keys: Mapping[str, Path] = _set(
-        kinds.KEYS, "", 'id = "file" with a master key in it; the first encrypts, all decrypt; none: no encryption'
+        kinds.KEYS,
+        "",
+        'id = "file" with a master key in it; the first encrypts, all decrypt; none: no encryption',
+        restart=True,
     )
     durability: str = _set(
         kinds.choice("local", "bucket"),
@@ -79,11 +88,13 @@ class Storage:
         kinds.choice("on", "off"),
         "on",
         '"off" for a bucket without create-only PUT: one backend alone may use it then, two would overwrite mails',
+        restart=True,
     )
     deadline: float = _set(
         kinds.duration("1s", "5min"),
         "10s",
         "of one operation, retries included; then the client is told to try later",
+        restart=True,
     )
     autofix_storage: bool = _set(
         kinds.FLAG,
@@ -113,7 +124,7 @@ class Storage:
 class Fscache:
     """Local cache of mail bodies."""
 
-    path: Path = _set(kinds.OPTIONAL_PATH, "", "empty: state_dir/fscache")
+    path: Path = _set(kinds.OPTIONAL_PATH, "", "empty: state_dir/fscache", restart=True)
     max_size: int = _set(kinds.size(), "1G", "bodies beyond it are evicted: those read once before those read again")
 
 
@@ -121,9 +132,13 @@ class Fscache:
 class Metacache:
     """Local cache of index bundles."""
 
-    path: Path = _set(kinds.OPTIONAL_PATH, "", "empty: state_dir/metacache")
-    max_space: int = _set(kinds.size("2M"), "1G", "above it indexes are flushed and cleaned, lowest weight first")
-    max_grace: Amount = _set(kinds.AMOUNT, "10%", "above max_space while it cleans; a share is of max_space")
+    path: Path = _set(kinds.OPTIONAL_PATH, "", "empty: state_dir/metacache", restart=True)
+    max_space: int = _set(
+        kinds.size("2M"), "1G", "above it indexes are flushed and cleaned, lowest weight first", restart=True
+    )
+    max_grace: Amount = _set(
+        kinds.AMOUNT, "10%", "above max_space while it cleans; a share is of max_space", restart=True
+    )
     upload_interval: float = _set(kinds.duration("1s"), "5min", "a changed index is in the bucket after this time")
     close_delay: float = _set(
         kinds.duration(), "2s", "what was used within this time is not cleaned, though nobody has it open"
@@ -138,7 +153,10 @@ class Metacache:
         kinds.MOMENT, "0", "each mailbox is compared with a LIST of new mails once after this moment"
     )
     drop_at_start_older_than: float = _set(
-        kinds.duration(), "0", "a start drops uploaded indexes that were not used for so long; 0: none"
+        kinds.duration(),
+        "0",
+        "a start drops uploaded indexes that were not used for so long; 0: none",
+        restart=True,
     )
     flush_at: str = _set(
         kinds.TIME_OF_DAY, "", "everything is uploaded at this time of day, so that less is left for a stop"
@@ -162,7 +180,9 @@ class Metacache:
         "2M +30 1G +120",
         "small indexes cost little to keep, big ones much to load: seconds longer; empty: LRU",
     )
-    sync: bool = _set(kinds.FLAG, "true", "false: no fsync, and an unclean boot of the machine drops the cache")
+    sync: bool = _set(
+        kinds.FLAG, "true", "false: no fsync, and an unclean boot of the machine drops the cache", restart=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +212,7 @@ class Auth:
 class Imap:
     """IMAP; off without this section."""
 
-    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:1143", "addresses")
+    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:1143", "addresses", restart=True)
     max_line_length: int = _set(
         kinds.size("8K", "1M"), "64K", "of a command without its literals; RFC 9051 asks for 8000 octets"
     )
@@ -236,7 +256,7 @@ class Imap:
 class Lmtp:
     """LMTP; off without this section."""
 
-    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:1024", "addresses")
+    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:1024", "addresses", restart=True)
     trusted_networks: tuple[Network, ...] = _set(
         kinds.NETWORKS, "127.0.0.0/8,::1/128", "who may deliver: LMTP has no login; a unix socket is always trusted"
     )
@@ -256,34 +276,34 @@ class Lmtp:
 class Pop3:
     """POP3; off without this section."""
 
-    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:1110", "addresses")
+    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:1110", "addresses", restart=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Managesieve:
     """ManageSieve; off without this section."""
 
-    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:4190", "addresses")
+    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:4190", "addresses", restart=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Http:
     """Admin API, metrics and probes; off without this section."""
 
-    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:8080", "addresses")
-    api_key: Secret = _set(kinds.SECRET, "", "of the admin API; empty: it answers on a unix socket only")
+    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:8080", "addresses", restart=True)
+    api_key: Secret = _set(kinds.SECRET, "", "of the admin API; empty: it answers on a unix socket only", restart=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
     """An address of its own for /metrics and the probes; without this section [http] has them."""
 
-    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:9143", "addresses")
+    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:9143", "addresses", restart=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Certificates, for "/tls" addresses and STARTTLS; read again when they change, and on SIGHUP."""
+    """Certificates, for "/tls" addresses and STARTTLS; read again when they change, and at a reload."""
 
     cert: tuple[Path, ...] = _set(kinds.PATHS, "", "PEM chains; with several the name that the client asks for selects")
     key: tuple[Path, ...] = _set(kinds.PATHS, "", "PEM keys, one for each cert, in the same order")
@@ -297,14 +317,19 @@ class Cluster:
         kinds.string("letters, digits, dot, dash, underscore; at most 64", r"[A-Za-z0-9._-]{0,64}"),
         "",
         "this backend's name; empty: the host name",
+        restart=True,
     )
     directory: str = _set(
         kinds.url("local, lmdb:///path or cassandra://host,host/keyspace", "lmdb", "cassandra", words=("local",)),
         "local",
         "local: LMDB below state_dir; lmdb: shared by the backends of one host",
+        restart=True,
     )
     events: str = _set(
-        kinds.url("local or nats://host:4222", "nats", words=("local",)), "local", "the bus for news between backends"
+        kinds.url("local or nats://host:4222", "nats", words=("local",)),
+        "local",
+        "the bus for news between backends",
+        restart=True,
     )
 
 
@@ -312,15 +337,18 @@ class Cluster:
 class Server:
     """The process."""
 
-    workers: int = _set(kinds.integer(1, 1024), "1", "processes behind the same addresses; only 1 for now")
+    workers: int = _set(
+        kinds.integer(1, 1024), "1", "processes behind the same addresses; only 1 for now", restart=True
+    )
     shutdown_timeout: float = _set(
         kinds.duration("1s", "1h"), "30s", "to finish commands and flush after SIGTERM; then connections are cut"
     )
-    unix_mode: int = _set(kinds.MODE, "0660", "of unix sockets")
+    unix_mode: int = _set(kinds.MODE, "0660", "of unix sockets", restart=True)
     haproxy_trusted_networks: tuple[Network, ...] = _set(
         kinds.NETWORKS,
         "127.0.0.0/8,::1/128",
         'who may send a PROXY header on a "/proxy" address; a unix socket always may',
+        restart=True,
     )
     haproxy_timeout: float = _set(kinds.duration("100ms", "1min"), "3s", "for the PROXY header to come")
 
@@ -339,8 +367,11 @@ class Log:
     """Log, to stderr."""
 
     level: str = _set(kinds.choice("debug", "info", "warning", "error"), "info", "the least that is logged")
-    format: str = _set(
-        kinds.choice("auto", "json", "console", "logfmt"), "auto", "auto: console on a terminal, else json"
+    format: str = _set(  # what reads the log expects one format of one process
+        kinds.choice("auto", "json", "console", "logfmt"),
+        "auto",
+        "auto: console on a terminal, else json",
+        restart=True,
     )
 
 
@@ -369,7 +400,9 @@ class Config:
     remotes: the most specific network first; `obox.config.by_client` applies them.
     """
 
-    state_dir: Path = _set(kinds.PATH, "/var/lib/obox", "everything local lives below it unless said otherwise")
+    state_dir: Path = _set(
+        kinds.PATH, "/var/lib/obox", "everything local lives below it unless said otherwise", restart=True
+    )
     storage: Storage
     fscache: Fscache
     metacache: Metacache

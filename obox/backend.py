@@ -10,33 +10,31 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Final, Protocol, cast
+from typing import IO, Any, Final, Protocol
 
 import psutil
 import structlog
 
 from fscache import Fscache, Stats
-from metacache import Metacache
+from metacache import Cleaner, Metacache
 
-from . import __version__, wiring
+from . import __version__, rooms, wiring
 from .admin import Admin
 from .admin.http import routes
 from .auth import Authenticator, PasswdFile, Penalties
-from .config import Config, Listen, by_client, load
+from .config import Config, Listen, by_client
 from .errors import ConfigError
 from .imap.server import ImapServer, starttls
-from .imap.settings import FetchFailure, ImapSettings
 from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
 from .lmtp.settings import Settings as LmtpSettings
-from .objectstore import Codec, OpenStore, StoreError, load_keys, open_store, probe
-from .objectstore import Settings as BucketSettings
+from .objectstore import StoreError, open_store, probe
 from .objectstore.keys import escape
 from .objectstore.stats import BUCKETS_S
+from .reload import Reload
 from .server import (
     Certificates,
     FileWatch,
@@ -52,7 +50,8 @@ from .server import (
     inherited_sockets,
     raise_open_files_limit,
 )
-from .store import Env, MailStore, StoreSettings
+from .store import Env, MailStore
+from .store.copies import Copies
 from .types import StorageId
 
 log = structlog.get_logger()
@@ -120,15 +119,12 @@ class Backend:
 
     def __init__(self, config: Config, *, environ: Mapping[str, str] | None = None) -> None:
         """Raises ConfigError: bad keys, certificates or paths. Binds nothing yet."""
-        for name in ("pop3", "managesieve"):
-            if getattr(config, name) is not None:
-                raise ConfigError(f"{name}.listen: this version has no {name}; allowed: no [{name}] section")
+        rooms.refuse_absent(config)
         self.config = config
         self.environ = dict(os.environ if environ is None else environ)
         self.metrics = Metrics(__version__)
         self.notifier = Notifier(self.environ)
         self.lifecycle = Lifecycle(log=log, notifier=self.notifier, drain_timeout_s=config.server.shutdown_timeout)
-        self.tls = config.tls
         self.certificates = Certificates(config.tls.cert, config.tls.key) if config.tls.cert or config.tls.key else None
         self.certificate_watch = FileWatch([*config.tls.cert, *config.tls.key], self._renew_certificates, log=log)
         self.listeners = Listeners(
@@ -141,34 +137,15 @@ class Backend:
         )
         self._lock: IO[str] | None = None
         self.imap: ImapServer | None = None
+        self.lmtp: LmtpServer | None = None
         self.ready = asyncio.Event()
         """The bucket has answered and the store has started."""
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
-    def _open_bucket(self) -> OpenStore:
-        storage = self.config.storage
-        return open_store(
-            BucketSettings(
-                url=storage.url,
-                endpoint_url=storage.endpoint_url,
-                access_key_id=storage.access_key_id,
-                secret_access_key=storage.secret_access_key.reveal(),
-                region=storage.region,
-                conditional_put="on" if storage.conditional_put == "on" else "off",
-                deadline_s=storage.deadline,
-            ),
-            log=log,
-        )
-
     def check(self) -> None:
         """Open the files that the configuration names, beyond the certificates: `obox config`. Raises ConfigError."""
-        self._codec()
-
-    def _codec(self) -> Codec:
-        paths = self.config.storage.encryption_keys
-        keys = load_keys({name: str(path) for name, path in paths.items()})
-        return Codec(keys, next(iter(paths), None), self.config.storage.compress)
+        rooms.codec(self.config)
 
     def _lock_state(self) -> None:
         """One process per state directory."""
@@ -184,7 +161,7 @@ class Backend:
 
     def _store(self) -> MailStore:
         config = self.config
-        self.bucket = self._open_bucket()
+        self.bucket = open_store(rooms.bucket_settings(config), log=log)
         self.metacache = Metacache(
             config.metacache.path,
             max_space=config.metacache.max_space,
@@ -193,29 +170,13 @@ class Backend:
             sync=config.metacache.sync,
         )
         self.fscache = Fscache(config.fscache.path, max_size=config.fscache.max_size, clock=time.time)
-        settings = StoreSettings(
-            backend=escape((config.cluster.backend or socket.gethostname()).lower()),
-            durability="bucket" if config.storage.durability == "bucket" else "local",
-            journal_interval_s=config.storage.journal_interval,
-            delete_delay_s=config.storage.delete_delay,
-            upload_interval_s=config.metacache.upload_interval,
-            max_rescan_mail_count=config.metacache.max_rescan_mail_count,
-            forced_refresh_interval_s=config.metacache.forced_refresh_interval,
-            refresh_index_once_after=config.metacache.refresh_index_once_after,
-            rescan_mails_once_after=config.metacache.rescan_mails_once_after,
-            flush_at=config.metacache.flush_at,
-            max_mail_size=config.quota.max_mail_size,
-            autofix_storage=config.storage.autofix_storage,
-            lost_mailbox_prefix=config.storage.lost_mailbox_prefix,
-            mailboxes=tuple((box.name, box.special_use) for box in config.mailboxes.create),
-        )
         return MailStore(
             Env(
                 bucket=self.bucket,
-                codec=self._codec(),
+                codec=rooms.codec(config),
                 metacache=self.metacache,
                 fscache=self.fscache,
-                settings=settings,
+                settings=rooms.store_settings(config),
                 now=time.time,
                 clock=boottime,
                 sleep=asyncio.sleep,
@@ -223,44 +184,33 @@ class Backend:
             )
         )
 
-    def _imap(self, store: MailStore, authenticator: Authenticator) -> ImapServer:
+    def _imap(self) -> ImapServer:
         certificates = self.certificates
         return ImapServer(
-            store,
-            authenticator,
-            _imap_settings(self.config),
-            settings_of=by_client(self.config, _imap_settings),
+            self.store,
+            self.authenticator,
+            rooms.imap_settings(self.config),
+            settings_of=by_client(self.config, rooms.imap_settings),
             storage_id=storage_id,
             upgrade=starttls(lambda: certificates.context) if certificates else None,
             counters=_Counters(self.metrics),
         )
 
-    def _lmtp(self, store: MailStore, users: PasswdFile) -> LmtpServer:
-        config = self.config.lmtp
-        assert config is not None
-        size = config.max_mail_size or self.config.quota.max_mail_size
-        certificates = self.certificates
-        spool = self.config.state_dir / "spool"
-        spool.mkdir(exist_ok=True)
+    def _lmtp(self) -> LmtpServer:
+        (self.config.state_dir / "spool").mkdir(exist_ok=True)
 
         def observe(result: str, seconds: float) -> None:
             kind = {"2": "ok", "4": "temporary"}.get(result[:1], "permanent")
             self.metrics.lmtp_deliveries.labels(kind).inc()
 
-        return LmtpServer(
-            StoreDeliverer(store, users, storage_id=storage_id, mail_bytes_max=size),
-            LmtpSettings(
-                hostname=socket.gethostname(),
-                mail_bytes_max=size,
-                recipients_max=config.max_recipients,
-                delimiters=config.recipient_delimiter,
-                command_timeout_s=config.timeout,
-                spool_dir=spool,
-                trusted_networks=tuple(str(network) for network in config.trusted_networks),
-                tls=(lambda: certificates.context) if certificates else None,
-            ),
-            observe=observe,
-        )
+        return LmtpServer(*self.lmtp_parts(self.config, self.users), observe=observe)
+
+    def lmtp_parts(self, config: Config, users: PasswdFile) -> tuple[StoreDeliverer, LmtpSettings]:
+        """What the LMTP server is made of, at the start and at a reload."""
+        certificates = self.certificates
+        settings = rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
+        size = settings.mail_bytes_max
+        return StoreDeliverer(self.store, users, storage_id=storage_id, mail_bytes_max=size), settings
 
     def _sources(self, store: MailStore) -> None:
         """Numbers of the rooms as metrics."""
@@ -312,25 +262,23 @@ class Backend:
         config = self.config
         raise_open_files_limit()
         store = self.open_parts()
-        users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
-        authenticator = Authenticator(
-            users,
-            cache_ttl_s=config.auth.cache_ttl,
-            penalties=Penalties(_delays(config.auth.failure_delay, config.auth.max_failure_delay)),
+        self.users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
+        self.authenticator = Authenticator(
+            self.users, cache_ttl_s=config.auth.cache_ttl, penalties=Penalties(rooms.login_delays(config))
         )
         self._sources(store)
-        imap = lmtp = None
         if config.imap is not None:
-            imap = self.imap = self._imap(store, authenticator)
-            self.listeners.bind("imap", config.imap.listen, _imap_factory(imap))
+            self.imap = self._imap()
+            self.listeners.bind("imap", config.imap.listen, _imap_factory(self.imap))
         if config.lmtp is not None:
-            lmtp = self.lmtp = self._lmtp(store, users)
-            self.listeners.bind("lmtp", config.lmtp.listen, _lmtp_factory(lmtp))
-        https = self._http(wiring.of_backend(self, users, lambda: authenticator, running=True))
+            self.lmtp = self._lmtp()
+            self.listeners.bind("lmtp", config.lmtp.listen, _lmtp_factory(self.lmtp))
+        self.admin = wiring.of_backend(self, self.users, lambda: self.authenticator, running=True)
+        https = self._http(self.admin)
         self._bind_http(https)
         if config.imap is None and config.lmtp is None:
             log.warning("neither [imap] nor [lmtp] is there: nothing serves mail", next_step="give one a `listen`")
-        self._register(store, imap, lmtp, https, authenticator)
+        self._register(store, https)
         async with asyncio.TaskGroup() as tasks:
             await self.listeners.start(tasks)
             if started is not None:
@@ -352,15 +300,15 @@ class Backend:
         """Lock the state directory and open what lies in it; asks the bucket nothing. Raises ConfigError."""
         self._lock_state()
         self.store = self._store()
-        self._warn_of_small_disks()
+        self.warn_of_small_disks(self.config)
         if self.config.storage.url == "memory://":
             self.store.begin_anew()
-        self.cleaner = wiring.cleaner(self)
+        self.copies = Copies(self.store, close_delay_s=self.config.metacache.close_delay)
+        self.cleaner = Cleaner(self.metacache, self.copies, weights=rooms.weights(self.config), clock=time.time)
         return self.store
 
-    def _warn_of_small_disks(self) -> None:
+    def warn_of_small_disks(self, config: Config) -> None:
         """A cache that may grow larger than its disk works, but not as long as its limit promises."""
-        config = self.config
         for key, path, most in (
             ("fscache.max_size", config.fscache.path, config.fscache.max_size),
             ("metacache.max_space", config.metacache.path, config.metacache.max_space),
@@ -394,14 +342,7 @@ class Backend:
         if unused_s := self.config.metacache.drop_at_start_older_than:
             await self.cleaner.clean(unused_s=unused_s)
 
-    def _register(
-        self,
-        store: MailStore,
-        imap: ImapServer | None,
-        lmtp: LmtpServer | None,
-        https: dict[str, HttpServer],
-        authenticator: Authenticator,
-    ) -> None:
+    def _register(self, store: MailStore, https: dict[str, HttpServer]) -> None:
         """What happens at SIGTERM, in order, and at SIGHUP."""
 
         async def stop_accepting() -> None:
@@ -412,17 +353,17 @@ class Backend:
             """Finish what clients have begun; one that stalls must leave the flush its half of the time."""
             grace_s = self.config.server.shutdown_timeout / 2
             async with asyncio.TaskGroup() as tasks:
-                if imap is not None:
-                    tasks.create_task(imap.stop(grace_s=grace_s))
-                if lmtp is not None:
-                    tasks.create_task(lmtp.close(grace_s))
+                if self.imap is not None:
+                    tasks.create_task(self.imap.stop(grace_s=grace_s))
+                if self.lmtp is not None:
+                    tasks.create_task(self.lmtp.close(grace_s))
 
         async def flush() -> None:
             await store.close(upload=not self.lifecycle.returning)
 
         async def close() -> None:
             await self.close_parts()
-            authenticator.close()
+            self.authenticator.close()
 
         self.lifecycle.on_stop("listeners", stop_accepting)
         self.lifecycle.on_stop("sessions", end_sessions)
@@ -435,33 +376,20 @@ class Backend:
         for name, server in https.items():
             self.lifecycle.on_stop(name, server.close)
         self.lifecycle.on_stop("caches", close)
-        self.lifecycle.on_reload("configuration", self._reload)
-
-    def _reload(self) -> Callable[[], None]:
-        """Check the whole configuration anew; use what can change while running: certificates."""
-        path = str(self.config.file) if self.config.file else None
-        config = load(path, self.environ)
-        loaded = Certificates.prepare(config.tls.cert, config.tls.key) if config.tls.cert else None
-
-        def use() -> None:
-            if self.certificates is not None and loaded is not None:
-                self.certificates.use(loaded)
-                self.tls = config.tls
-                self.certificate_watch.follow([*config.tls.cert, *config.tls.key])
-
-        return use
-
+        self.lifecycle.on_reload("configuration", Reload(self).prepare)
 
     async def _renew_certificates(self) -> None:
         """Use what is on disk now; what cannot be used leaves the old ones in use."""
         assert self.certificates is not None
+        tls = self.config.tls
         try:
-            loaded = await asyncio.to_thread(Certificates.prepare, self.tls.cert, self.tls.key)
+            loaded = await asyncio.to_thread(Certificates.prepare, tls.cert, tls.key)
         except TlsError as error:
             log.error("the certificates on disk cannot be used, the old ones stay", error=str(error))
         else:
-            self.certificates.use(loaded)
-            log.info("certificates renewed")
+            if tls is self.config.tls:  # else a reload has read newer ones meanwhile
+                self.certificates.use(loaded)
+                log.info("certificates renewed")
 
 
 def _disk(path: Path) -> dict[str, float]:
@@ -471,29 +399,6 @@ def _disk(path: Path) -> dict[str, float]:
     except OSError:
         return {}
     return {"disk_free_bytes": usage.free, "disk_total_bytes": usage.total}
-
-
-def _imap_settings(config: Config) -> ImapSettings:
-    """What [imap] and its neighbours allow the clients that this configuration is for."""
-    imap, storage = config.imap, config.storage
-    assert imap is not None
-    return ImapSettings(
-        version=__version__,
-        mail_bytes_max=config.quota.max_mail_size,
-        line_bytes_max=imap.max_line_length,
-        literal_bytes_max=imap.max_literal_size,
-        pipelined_lines_max=imap.max_pipelined_commands,
-        user_sessions_max=imap.max_user_sessions,
-        address_sessions_max=imap.max_address_sessions,
-        login_timeout_s=imap.login_timeout,
-        idle_timeout_s=imap.idle_timeout,
-        keepalive_s=imap.idle_keepalive,
-        write_buffer_max=imap.max_write_buffer,
-        plaintext_login=not config.auth.disable_plaintext_auth,
-        fetch_failure=cast(FetchFailure, imap.fetch_failure),
-        lost_as_empty=storage.fetch_lost_mails_as_empty,
-        autofix_storage=storage.autofix_storage,
-    )
 
 
 def _client(via: Via | None) -> str | None:
@@ -507,15 +412,6 @@ def _imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Proto
 
 def _lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
     return lambda entry, via: lmtp.protocol(_client(via))
-
-
-def _delays(first: float, most: float) -> tuple[float, ...]:
-    """0, then doubling from `first` up to `most` seconds."""
-    delays = [0.0]
-    while first < most:
-        delays.append(first)
-        first *= 2
-    return (*delays, most)
 
 
 _COUNTERS: Final = frozenset({"hits", "misses", "evictions", "errors", "skipped"})

@@ -36,6 +36,7 @@ __all__ = [
     "by_client",
     "describe",
     "load",
+    "remote_section",
     "settings",
 ]
 
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 _PREFIX = "OBOX_"
 _REMOTE: Final = "remote"
+_MARKS: Final = '# "; restart": a change waits for one; all others are used at a reload'
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Setting:
     default: str
     doc: str
     remote: bool
+    restart: bool
+    """A change of it waits for one."""
 
     @property
     def key(self) -> str:
@@ -117,15 +121,15 @@ class _Section:
 
     @property
     def shown(self) -> str:
-        return _remote(self.network)
+        return remote_section(self.network)
 
     def origins(self) -> Iterator[tuple[str, str]]:
         """Once it has been checked: key with the network's one spelling, where its value came from."""
-        shown = _remote(kinds.read_network(self.network))
+        shown = remote_section(kinds.read_network(self.network))
         return ((f"{shown}.{key}", given.origin) for key, given in self.given.items())
 
 
-def _remote(network: object) -> str:
+def remote_section(network: object) -> str:
     """The name of a [remote] section."""
     return f"{_REMOTE}.{kinds.quote(str(network))}"
 
@@ -411,15 +415,17 @@ def describe(config: Config) -> str:
     """The effective configuration as TOML that `load` reads again, each line with its origin; secrets masked."""
 
     def line(row: Setting, value: Any) -> str:
-        return f"{row.name} = {row.kind.show(value)}  # {config.origins.get(row.key, 'default')}"
+        waits = "; restart" if row.restart else ""
+        return f"{row.name} = {row.kind.show(value)}  # {config.origins.get(row.key, 'default')}{waits}"
 
-    out = [f"# file: {config.file or 'none'}", *(line(row, getattr(config, row.name)) for row in _rows("", Config))]
+    out = [f"# file: {config.file or 'none'}", _MARKS]
+    out += [line(row, getattr(config, row.name)) for row in _rows("", Config)]
     for name, (cls, _) in SECTIONS.items():
         section = getattr(config, name)
         out += ["", f"[{name}]"] if section is not None else ["", f"# [{name}] is off"]
         out += [line(row, getattr(section, row.name)) for row in _rows(name, cls)] if section is not None else []
     for remote in config.remotes:
-        shown = _remote(remote.network)
+        shown = remote_section(remote.network)
         out += ["", f"[{shown}]"]
         for key, value in remote.values.items():
             out.append(f"{key} = {_TABLE[key].kind.show(value)}  # {config.origins.get(f'{shown}.{key}', 'default')}")

@@ -8,24 +8,20 @@ the same local state.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from ._values import read_priority_weights, read_size_weights
 from .admin.parts import Admin, Evaluate, OwnHttp, Session
 from .auth import Authenticator, PasswdFile
-from .config import Config, load
+from .config import Config
 from .errors import Invalid, Unavailable
 from .types import StorageId
 
-__all__ = ["cleaner", "of_backend", "of_config", "offline", "quiet_logging", "socket_path"]
+__all__ = ["of_backend", "of_config", "offline", "quiet_logging", "socket_path"]
 
 if TYPE_CHECKING:
-    from metacache import Cleaner
-
     from .backend import Backend
     from .imap.sets import SequenceSet
     from .mailbox._uidset import UidArray
@@ -69,11 +65,8 @@ class Running:
                 if member.who().id in ids:
                     member.stop(reason)
 
-    async def reload(self) -> None:
-        config, environ = self._backend.config, self._backend.environ
-        path = str(config.file) if config.file else None
-        await asyncio.to_thread(load, path, environ)  # so that what is wrong is told to who asked
-        self._backend.lifecycle.reload()
+    async def reload(self) -> tuple[Sequence[str], Sequence[str]]:
+        return await self._backend.lifecycle.reloaded()
 
     def stop_logins(self) -> None:
         self._backend.listeners.stop(keep=("http", "metrics", "admin"))
@@ -118,23 +111,6 @@ def parse_search(program: bytes) -> Evaluate:
     return evaluate
 
 
-def cleaner(backend: Backend) -> Cleaner:
-    """What keeps the metacache below max_space, by the weights of the settings."""
-    from metacache import Cleaner, SizeWeights, Weights
-
-    from .store.copies import Copies
-
-    config = backend.config
-    priorities, sizes = config.metacache.priority_weights, config.metacache.size_weights
-    low, high = read_size_weights(sizes) if sizes else ((0, 0.0), (0, 0.0))
-    weights = Weights(
-        read_priority_weights(priorities) if priorities else (),
-        SizeWeights(*low, *high) if sizes else None,
-    )
-    owner = Copies(backend.store, close_delay_s=config.metacache.close_delay)
-    return Cleaner(backend.metacache, owner, weights=weights, clock=time.time)
-
-
 def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
     """Verbs that need the configuration alone."""
     found = users or PasswdFile(config.auth.passwd_file, config.auth.default_domain)
@@ -151,7 +127,6 @@ def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
         sid_of_name=sid,
         parse_search=parse_search,
         own_http=_own_http(config),
-        facts={"fscache_max_size": config.fscache.max_size, "url": config.storage.url},
     )
 
 

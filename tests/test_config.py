@@ -261,7 +261,8 @@ def test_describe_is_toml_that_loads_again(tmp_path: Path) -> None:
     first = env(IMAP__LISTEN="unix:x", HTTP__LISTEN="[::1]:1/proxy", LOG__LEVEL="debug")
     text = describe(first)
     assert "# [lmtp] is off" in text
-    assert 'level = "debug"  # OBOX_LOG__LEVEL' in text
+    assert 'level = "debug"  # OBOX_LOG__LEVEL\n' in text
+    assert 'format = "auto"  # default; restart\n' in text
     assert "state_dir" in tomllib.loads(text)
     second = load(write(tmp_path / "again.toml", text), {})
     for name in config.SECTIONS:

@@ -20,9 +20,10 @@ def test_each_setting_is_in_the_manual_with_default_and_reason(row: Setting) -> 
     section = next(text for text in part if text.startswith(title))
     cells = next((line for line in section.splitlines() if line.startswith(f"| `{row.name}` |")), "")
     assert cells, f"{row.key} is not in docs/config.md"
-    _, _, default, allowed, doc, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", cells))
+    _, _, default, allowed, restart, doc, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", cells))
     assert default == f"`{row.default_toml()}`"
     assert allowed
+    assert restart == ("yes" if row.restart else "")
     assert doc == row.doc
 
 

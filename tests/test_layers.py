@@ -17,6 +17,7 @@ ARROWS: dict[str, set[str]] = {
     "obox._values": set(),
     "obox._settings": {"obox", "obox._values"},
     "obox.config": {"obox", "obox._settings", "obox._values", "obox.errors"},
+    "obox.changes": {"obox", "obox.config"},
     "obox.objectstore": LEAVES,
     "obox.mime": LEAVES,
     "obox.mailbox": LEAVES,
@@ -44,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "obox.cluster": {*LEAVES, "obox.auth", "obox.events"},
     "admintool": {"obox", "obox.config", "obox._values", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
 }
-WIRING = ("obox.main", "obox.backend", "obox.demo", "obox.wiring")  # see all
+WIRING = ("obox.main", "obox.backend", "obox.demo", "obox.wiring", "obox.rooms", "obox.reload")  # see all
 ARROWS |= {name: set() for name in WIRING}
 PURE = ("obox.mailbox", "obox.mime", "obox.imap.parser", "obox._values", "obox.errors", "obox.types")
 IMPURE = {

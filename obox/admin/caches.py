@@ -352,9 +352,8 @@ def _columns(payload: bytes) -> list[Row]:
 async def fscache_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     """Show what the cache of mail bodies holds, its hits and misses since the start."""
     stats = admin.store.env.fscache.stats()
-    row = {**stats._asdict(), "max_size": admin.facts.get("fscache_max_size")}
     total = stats.hits + stats.misses
-    yield row | {"hit_percent": stats.hits * 100 // total if total else None}
+    yield stats._asdict() | {"hit_percent": stats.hits * 100 // total if total else None}
 
 
 class FscacheRescanParams(Params, kw_only=True):

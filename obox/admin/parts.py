@@ -62,8 +62,11 @@ class Server(Protocol):
     def kick(self, sessions: Sequence[Session], reason: str) -> None:
         """Say BYE to these, each as soon as its command is done."""
 
-    async def reload(self) -> None:
-        """Read the configuration anew. Raises ConfigError: the old one stays."""
+    async def reload(self) -> tuple[Sequence[str], Sequence[str]]:
+        """Read the configuration anew; the settings that are used from now on, and those that wait for a restart.
+
+        Raises ConfigError: the old one stays. Unavailable: the process ends.
+        """
 
     def stop_logins(self) -> None:
         """Accept no more mail clients and deliveries; this API goes on."""
@@ -110,8 +113,6 @@ class Admin:
     recent: Callable[[], Sequence[Mapping[str, Any]]] = tuple
     describe_bucket: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     own_http: OwnHttp = OwnHttp()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that verbs show: fscache_max_size, url."""
     known_names: tuple[float, dict[StorageId, str]] = (float("-inf"), {})
 
     @property

@@ -104,15 +104,17 @@ async def kick(admin: Admin, params: KickParams) -> AsyncIterator[Event]:
         yield {"username": user, "connections": count}
 
 
-@verb("reload", Nothing, needs=Needs.BACKEND)
+@verb("reload", Nothing, needs=Needs.BACKEND, columns=("setting", "used"))
 async def reload(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Read the configuration anew: certificates; exit 78 and the old one stays if it is wrong.
+    """Read the configuration anew and use it; exit 78 and the old one stays, whole, if it is wrong.
 
-    What else has changed in the file is used at the next start.
+    Shows each setting that has changed: used now, or after a restart. New connections get what is for connections;
+    docs/config.md says which settings wait.
     """
-    await admin.backend.reload()
-    return
-    yield {}
+    applied, waiting = await admin.backend.reload()
+    for names, used in ((applied, "now"), (waiting, "after a restart")):
+        for name in names:
+            yield {"setting": name, "used": used}
 
 
 class StopParams(Params, kw_only=True):

@@ -97,8 +97,9 @@ class Penalties:
         clock: Callable[[], float] = time.monotonic,
         addresses_max: int = PENALTY_ADDRESSES_MAX,
     ) -> None:
-        """exempt: networks that never wait, such as a webmail's, whose users would wait for each other."""
-        self._delays_s = tuple(delays_s)
+        """delays_s: after 0, 1, … failures. exempt: networks that never wait, such as a webmail's, whose users would
+        wait for each other."""
+        self.delays_s = tuple(delays_s)
         self._exempt = tuple(ipaddress.ip_network(network) for network in exempt)
         self._clock = clock
         self._addresses_max = addresses_max
@@ -112,7 +113,7 @@ class Penalties:
         penalty = self._table.get(key) if (key := self._key(remote)) else None
         if penalty is None or self._clock() - penalty.last_at >= PENALTY_FORGET_S:
             return 0.0
-        return self._delays_s[min(penalty.failures, len(self._delays_s) - 1)]
+        return self.delays_s[min(penalty.failures, len(self.delays_s) - 1)]
 
     def failed(self, remote: str, attempt: bytes) -> None:
         """One more failure. attempt: a keyed digest of what was tried."""
@@ -123,7 +124,7 @@ class Penalties:
         if penalty is None or now - penalty.last_at >= PENALTY_FORGET_S:
             penalty = _Penalty()
         if attempt not in penalty.seen:
-            penalty.failures = min(penalty.failures + 1, len(self._delays_s))
+            penalty.failures = min(penalty.failures + 1, len(self.delays_s))
             penalty.seen[attempt] = None
             if len(penalty.seen) > _PENALTY_SEEN_MAX:
                 penalty.seen.popitem(last=False)
@@ -188,9 +189,10 @@ class Authenticator:
         """
         if (delay_s := self._penalties.delay_s(remote)) > 0:
             await self._sleep(delay_s)
+        users = self._users
         try:
-            name = self._users.normalise(user)
-            entry = await self._users.lookup_async(name)
+            name = users.normalise(user)
+            entry = await users.lookup_async(name)
         except Invalid:
             name, entry = user, None
         except Unavailable as error:
@@ -213,6 +215,15 @@ class Authenticator:
             log.info("auth_refused", user=entry.user, remote=remote, disabled=entry.disabled)
             raise Disabled(entry.reason or "Login is disabled for this user")
         return entry
+
+    def use(self, users: UserDb, *, cache_ttl_s: float, delays_s: Sequence[float]) -> None:
+        """Other users, times and delays from now on. What was remembered before is so no longer than the new time; who
+        has failed has not been forgotten."""
+        longer_s = cache_ttl_s - self._cache_ttl_s
+        self._cache = OrderedDict((digest, expiry + longer_s) for digest, expiry in self._cache.items())
+        self._users = users
+        self._cache_ttl_s = cache_ttl_s
+        self._penalties.delays_s = tuple(delays_s)
 
     def close(self) -> None:
         """Stop the threads; hashes under way end by themselves."""

@@ -161,6 +161,20 @@ class PasswdFile:
         table = self._required()
         return [entry for name, entry in sorted(table.users.items()) if name not in table.claimed]
 
+    def moved(self, path: str | Path, default_domain: str) -> PasswdFile:
+        """What takes this one's place, read; this one stays as it is. Blocks.
+
+        Raises: Unavailable where the file cannot be read, or is empty while this one has users.
+        """
+        new = PasswdFile(path, default_domain, clock=self._clock)
+        new._table = self._table
+        new.look_again()
+        if (stamp := new._changed()) is not None:
+            new._load(stamp)
+        if new._stamp is None:
+            raise Unavailable(new._complaint)
+        return new
+
     def _find(self, user: str) -> UserEntry | None:
         table = self._required()
         try:

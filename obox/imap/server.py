@@ -97,6 +97,10 @@ class ImapServer:
             member.stop(reason)
         return len(members)
 
+    def use(self, settings: ImapSettings, settings_of: Callable[[str], ImapSettings]) -> None:
+        """Other settings for connections that come from now on."""
+        self.context.settings, self.context.settings_of = settings, settings_of
+
     def tls_offered(self, upgrade: Upgrade | None) -> None:
         """Offer STARTTLS with another certificate from now on, or no more."""
         self.context.upgrade = upgrade

@@ -70,13 +70,18 @@ class LmtpServer:
         observe: Callable[[str, float], None] | None = None,
     ) -> None:
         """observe: called with the result ("250", "451", …) and seconds of each delivery, for metrics."""
-        self.deliverer = deliverer
-        self.settings = settings
+        self.use(deliverer, settings)
         self.wall_clock = wall_clock
         self.observe = observe
         self.budget = ByteBudget(settings.delivery_bytes_max)
         self.stopping = False
         self.connections: set[Connection] = set()
+
+    def use(self, deliverer: Deliverer, settings: Settings) -> None:
+        """Other settings for connections that come from now on; the deliverer is everybody's at once. The memory of all
+        deliveries together stays what it was."""
+        self.deliverer = deliverer
+        self.settings = settings
         self._trusted = [ipaddress.ip_network(network) for network in settings.trusted_networks]
 
     def protocol(self, remote: str | None = None) -> asyncio.Protocol:

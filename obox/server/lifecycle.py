@@ -1,7 +1,7 @@
 """From start to stop: signals, reload, drain, watchdog; and how late the loop is.
 
     starting --run()--> serving --SIGTERM, SIGINT, SIGUSR1--> draining --all drained or out of time--> stopped
-                        serving --SIGHUP--> serving: all is loaded and checked, then all is used, or nothing is
+                        serving --SIGHUP--> serving: all is loaded and checked, then used, or nothing is
 
 Invariant: what was acknowledged is durable before it was said, so a drain that is cut short loses work, not mail.
 Drains run in the order of registration under one time limit; a second signal ends the drain at hand and gives each
@@ -15,31 +15,46 @@ import asyncio
 import resource
 import signal
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+from obox.errors import Unavailable
 from obox.server.notify import Notifier
 
 HURRY_S = 2.0  # for each drain after a second signal: one more round trip to the bucket, no more
 LAG_INTERVAL_S = 0.25  # between measurements of the loop
+_ENDING = "the backend is stopping"
 OPEN_FILES_MAX = 1 << 20  # where the system sets no limit: a million sessions are more than one process serves
 LAG_LOG_S = 0.5  # later than this is worth a line; the goal is 50 ms
 
 Drain = Callable[[], Awaitable[None]]
-Prepare = Callable[[], Callable[[], None]]
+
+
+class Reloaded(NamedTuple):
+    """What a reload did, by the names of settings: used from now on; waiting for a restart."""
+
+    applied: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+
+
+Prepare = Callable[[], Callable[[], Reloaded]]
 
 
 class Lifecycle:
-    """State of the process. `draining` is what /readyz tells; `returning`: the stop is for a restart."""
+    """State of the process. `draining` is what /readyz tells; `returning`: the stop is for a restart.
+
+    drain_timeout_s: for all drains together, of a stop that begins later.
+    """
 
     def __init__(self, *, log: Any, notifier: Notifier, drain_timeout_s: float) -> None:
         self.draining = False
         self.returning = False
         self._log = log
         self._notifier = notifier
-        self._drain_timeout_s = drain_timeout_s
+        self.drain_timeout_s = drain_timeout_s
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reload = asyncio.Event()
+        self._asking: list[asyncio.Future[Reloaded]] = []
         self._drains: list[tuple[str, Drain]] = []
         self._reloads: list[tuple[str, Prepare]] = []
 
@@ -65,6 +80,15 @@ class Lifecycle:
     def reload(self) -> None:
         """What SIGHUP does."""
         self._reload.set()
+
+    async def reloaded(self) -> Reloaded:
+        """Reload, and return when it is done. Raises what was wrong: all is as before; Unavailable: it stops."""
+        if self._stop.is_set():
+            raise Unavailable(_ENDING)
+        asked: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
+        self._asking.append(asked)
+        self._reload.set()
+        return await asked
 
     async def run(self, *, signals: bool = True, status: str = "") -> int:
         """Say READY, serve until told to stop, drain. Returns the exit code."""
@@ -95,10 +119,10 @@ class Lifecycle:
 
     async def _drain(self) -> None:
         self.draining = True
-        self._notifier.stopping("draining", within_s=self._drain_timeout_s + HURRY_S * (len(self._drains) + 1))
-        self._log.info("stopping", drain_timeout_s=self._drain_timeout_s)
+        self._notifier.stopping("draining", within_s=self.drain_timeout_s + HURRY_S * (len(self._drains) + 1))
+        self._log.info("stopping", drain_timeout_s=self.drain_timeout_s)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._drain_timeout_s
+        deadline = loop.time() + self.drain_timeout_s
         for name, drain in self._drains:
             hurried = self._hurry.is_set()
             left = max(deadline - loop.time(), HURRY_S)
@@ -124,21 +148,39 @@ class Lifecycle:
             raise TimeoutError
 
     async def _reload_loop(self, status: str) -> None:
-        while True:
-            await self._reload.wait()
-            self._reload.clear()
-            self._notifier.reloading()
-            name = ""
-            try:
-                uses = []
-                for name, prepare in self._reloads:  # noqa: B007 - the name is for the log line
-                    uses.append(await asyncio.to_thread(prepare))
-                for use in uses:
-                    use()
-                self._log.info("reloaded")
-            except Exception as error:
-                self._log.error("reload failed, the old configuration stays", what=name, error=str(error))
-            self._notifier.ready(status)
+        asked: list[asyncio.Future[Reloaded]] = []
+        try:
+            while True:
+                await self._reload.wait()
+                self._reload.clear()
+                asked, self._asking = self._asking, []
+                self._notifier.reloading()
+                try:
+                    done = await self._reload_once()
+                except Exception as error:
+                    _answer(asked, error)
+                else:
+                    _answer(asked, done)
+                self._notifier.ready(status)
+        finally:
+            _answer([*asked, *self._asking], Unavailable(_ENDING))
+
+    async def _reload_once(self) -> Reloaded:
+        name = ""
+        try:
+            uses = []
+            for name, prepare in self._reloads:  # noqa: B007 - the name is for the log line
+                uses.append(await asyncio.to_thread(prepare))
+            done = [use() for use in uses]
+        except Exception as error:
+            self._log.error("reload failed, the old configuration stays", what=name, error=str(error))
+            raise
+        applied = tuple(setting for one in done for setting in one.applied)
+        waiting = tuple(setting for one in done for setting in one.waiting)
+        self._log.info("reloaded", settings=list(applied))
+        if waiting:
+            self._log.warning("reloaded; some changes wait for a restart", settings=list(waiting))
+        return Reloaded(applied, waiting)
 
     async def _watchdog(self) -> None:
         """Pet the service manager's dog from the loop: a loop that hangs is restarted."""
@@ -154,6 +196,17 @@ def raise_open_files_limit() -> int:
         hard = max(soft, OPEN_FILES_MAX)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     return hard
+
+
+def _answer(asked: list[asyncio.Future[Reloaded]], answer: Reloaded | Exception) -> None:
+    """Tell those who asked and still wait."""
+    for future in asked:
+        if future.done():
+            continue
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
 
 
 async def _awaited(drain: Drain) -> None:

@@ -66,7 +66,7 @@ class Listeners:
     """All listening sockets of the process.
 
     inherited: sockets to use instead of binding, where the address is the same. tls: for "/tls" entries.
-    proxy_networks: who may send a PROXY header; a unix socket always may.
+    proxy_networks: who may send a PROXY header; a unix socket always may. proxy_timeout_s: for it to come.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Listeners:
         self._tls = tls
         self._unix_mode = unix_mode
         self._proxy_networks = tuple(proxy_networks)
-        self._proxy_timeout_s = proxy_timeout_s
+        self.proxy_timeout_s = proxy_timeout_s
         self._inherited = list(inherited)
         self._bound: list[_Bound] = []
 
@@ -208,7 +208,7 @@ class Listeners:
             sock.setblocking(False)
             if bound.entry.path is None and not self._trusted(peer):
                 raise ProxyError("not from haproxy_trusted_networks")
-            async with asyncio.timeout(self._proxy_timeout_s):
+            async with asyncio.timeout(self.proxy_timeout_s):
                 via = proxy.parse(await _read_header(sock))
         except (ProxyError, TimeoutError, OSError) as error:
             self._log.info(

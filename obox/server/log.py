@@ -84,6 +84,22 @@ def _remember(_: Any, __: str, event: Event) -> Event:
     return event
 
 
+class _Leveled(structlog.BoundLoggerBase):
+    """Every logger of the process. `set_level` gives it its methods: loggers are kept by their modules for ever, their
+    class is what can be changed."""
+
+
+def set_level(level: str) -> None:
+    """The least that is logged from now on, also by loggers that are in use."""
+    for name, method in vars(structlog.make_filtering_bound_logger(_LEVELS[level])).items():
+        if not name.startswith("__"):
+            setattr(_Leveled, name, method)
+    # Libraries are chatty below warning (one line per request of an SDK), and that is for debugging only.
+    logging.getLogger().setLevel(logging.DEBUG if level == "debug" else max(logging.WARNING, _LEVELS[level]))
+    for name in ("asyncio", "uvicorn", "uvicorn.error", "botocore", "urllib3"):
+        logging.getLogger(name).setLevel(max(logging.INFO if level == "debug" else logging.WARNING, _LEVELS[level]))
+
+
 def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's logging to one place.
 
@@ -113,7 +129,7 @@ def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO 
         end = [structlog.processors.format_exc_info, _ordered, render]
     structlog.configure(
         processors=[*shared, *end],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        wrapper_class=_Leveled,
         logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=stream is None,
     )
@@ -126,10 +142,7 @@ def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO 
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Libraries are chatty below warning (one line per request of an SDK), and that is for debugging only.
-    root.setLevel(logging.DEBUG if level == "debug" else max(logging.WARNING, _LEVELS[level]))
-    for name in ("asyncio", "uvicorn", "uvicorn.error", "botocore", "urllib3"):
-        logging.getLogger(name).setLevel(max(logging.INFO if level == "debug" else logging.WARNING, _LEVELS[level]))
+    set_level(level)
 
 
 class _Logs(Protocol):

@@ -29,7 +29,7 @@ class Copies:
 
     def __init__(self, store: MailStore, *, close_delay_s: float = 2.0) -> None:
         self._store = store
-        self._close_delay_s = close_delay_s
+        self.close_delay_s = close_delay_s
 
     def in_use(self, user: str, box: str) -> bool:
         store, sid = self._store, StorageId(user)
@@ -45,7 +45,7 @@ class Copies:
     def _quiet(self, user: User) -> bool:
         """No session, no task, and none just now."""
         busy = user.sessions or user.working or user.opening() or user.pending
-        return not busy and user.used_at <= self._store.env.clock() - self._close_delay_s
+        return not busy and user.used_at <= self._store.env.clock() - self.close_delay_s
 
     def _holds(self, user: User, guid: Guid) -> bool:
         """Somebody may have this mailbox in hand. Beside sessions and tasks it must be as idle as for leaving
@@ -54,7 +54,7 @@ class Copies:
         if mailbox is None:
             return user.opening()
         env = self._store.env
-        delay_s = self._close_delay_s if self._quiet(user) else max(self._close_delay_s, env.settings.idle_s)
+        delay_s = self.close_delay_s if self._quiet(user) else max(self.close_delay_s, env.settings.idle_s)
         return mailbox.busy() or mailbox.used_at > env.clock() - delay_s
 
     def must_upload(self, user: str, box: str, copy: Copy | None) -> bool:

@@ -104,7 +104,7 @@ class Journal:
         self._codec = codec
         self.backend = backend
         self.boot = boot
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._clock = clock
         self._sleep = sleep
         self._new_oid = new_oid
@@ -252,7 +252,7 @@ class Journal:
             if self._stopping and not self._staged and not self._waiting:
                 return
             if not self._urgent.is_set() and self._staged_at is not None:
-                rest = self._interval_s - (self._clock() - self._staged_at)
+                rest = self.interval_s - (self._clock() - self._staged_at)
                 if rest > 0:
                     await self._nap(rest)
             await self._write_staged()
@@ -321,7 +321,7 @@ class Journal:
                 if self._trouble.due():
                     more = self._trouble.skipped()
                     log.warning("journal late", seconds=round(self.late(), 1), error=str(exc), more=more)
-                await self._sleep(min(1.0, self._interval_s))
+                await self._sleep(min(1.0, self.interval_s))
                 continue
             if ours:
                 self._lease_at = begun

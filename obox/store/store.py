@@ -29,7 +29,7 @@ from ..types import Guid, StorageId
 from . import boots
 from ._aftermath import AHEAD_MS
 from ._bundles import Known
-from ._env import OPEN_S, TRY_LATER, Env, answer_within
+from ._env import OPEN_S, TRY_LATER, Env, StoreSettings, answer_within
 from ._nightly import Nightly, flush_all
 from ._once import EveryMinute
 from .journal import Journal
@@ -190,6 +190,22 @@ class MailStore:
                 return await self.journal.lease()
             except Unavailable:
                 continue
+
+    def use(self, settings: StoreSettings) -> None:
+        """Other settings from now on, but for `backend`. What waits for its upload waits no longer than the new ones
+        say."""
+        env = self.env
+        if settings.flush_at != env.settings.flush_at:
+            self._nightly = Nightly(settings.flush_at, env.now())
+        env.settings = settings
+        self.journal.interval_s = settings.journal_interval_s
+        latest = env.clock() + settings.upload_interval_s
+        for user in self.users.values():
+            if user.due_at is not None:
+                user.due_at = min(user.due_at, latest)
+            for box in user.boxes.values():
+                if box.due_at is not None or box.unflushed_mails > settings.max_rescan_mail_count:
+                    box.due_at = latest if box.due_at is None else min(box.due_at, latest)
 
     def begin_anew(self) -> None:
         """Before `start`: the bucket is new with this process (`memory://`), nothing local means anything."""

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from adminservice import KEY, Service, mail, running, write_config
+from adminservice import KEY, Service, certificate, mail, running, write_config
 from test_verbs import ANNA, BEN, Client
 
 from obox.store import pull as pulling
@@ -246,33 +246,6 @@ async def test_a_certificate_nobody_vouches_for(start: Start, tmp_path: Path) ->
             assert "certificate" in message
         finally:
             server.close()
-
-
-def certificate(path: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for loopback, and its key."""
-    import datetime as dt
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "source")])
-    now = dt.datetime.now(dt.UTC)
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - dt.timedelta(1), now + dt.timedelta(1))
-        .add_extension(address, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    cert, secret = path / "cert.pem", path / "key.pem"
-    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    secret.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return cert, secret
 
 
 async def test_over_tls(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,29 @@ def test_a_deep_directory(tmp_path: Path) -> None:
 # -- which users, what format ------------------------------------------------------------------------------------------
 
 
+def test_reload_says_what_waits(served: Home) -> None:
+    """For people as a table; exit 0, since nothing is wrong."""
+    text = served.config.read_text()
+    try:
+        changed = text.replace("[imap]", "[imap]\nidle_timeout = '1h'")
+        served.config.write_text(changed + "[metacache]\nmax_space = '9M'\n")
+        got = served("reload")
+        assert got.exit_code == 0, got.stderr
+        assert [line.split(maxsplit=1) for line in got.stdout.splitlines()] == [
+            ["setting", "used"],
+            ["imap.idle_timeout", "now"],
+            ["metacache.max_space", "after a restart"],
+        ]
+        assert served.json("reload") == [{"setting": "metacache.max_space", "used": "after a restart"}]
+        served.config.write_text(text + "[imap2]\n")
+        wrong = served("reload")
+        assert (wrong.exit_code, wrong.stdout) == (exits.CONFIG, "")
+        assert "imap2" in wrong.stderr
+    finally:
+        served.config.write_text(text)
+    assert served.json("reload") == [{"setting": "imap.idle_timeout", "used": "now"}]
+
+
 def test_which_users(served: Home, tmp_path: Path) -> None:
     def names(*arguments: str) -> list[str]:
         return [row.get("username", "") for row in served.json("quota", "get", *arguments)][::2]

@@ -116,6 +116,25 @@ def test_lookup_and_reload(tmp_path: Path) -> None:
     assert [entry.user for entry in users.users()] == ["bob@x.org", "eve@x.org"]
 
 
+def test_another_file_takes_its_place_only_once_it_is_read(tmp_path: Path) -> None:
+    clock = Clock()
+    path, other = tmp_path / "users", tmp_path / "others"
+    path.write_text("bob:{PLAIN}x\n")
+    users = PasswdFile(path, "x.org", clock=clock)
+    assert users.lookup("bob") is not None
+    with pytest.raises(Unavailable, match="cannot be read"):
+        users.moved(other, "x.org")
+    other.touch()
+    with pytest.raises(Unavailable, match="is empty"):
+        users.moved(other, "x.org")
+    other.write_text("eve:{PLAIN}y\n")
+    new = users.moved(other, "y.org")
+    assert [entry.user for entry in new.users()] == ["eve@y.org"]
+    assert [entry.user for entry in users.users()] == ["bob@x.org"]
+    again = users.moved(path, "y.org")  # the same file, read anew
+    assert [entry.user for entry in again.users()] == ["bob@y.org"]
+
+
 def test_same_size_and_time_is_seen(tmp_path: Path) -> None:
     clock = Clock()
     path = tmp_path / "users"

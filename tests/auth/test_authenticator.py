@@ -145,6 +145,34 @@ async def test_the_cache_is_bounded(world: World) -> None:
     auth.close()
 
 
+async def test_other_users_times_and_delays(world: World, tmp_path: Path) -> None:
+    """What was remembered under the old time is so no longer than the new one says; failures are not forgotten."""
+    await world.auth.verify("bob", "x", remote="")
+    world.now += 20
+    world.auth.use(world.users, cache_ttl_s=30.0, delays_s=[0.0, 1.0])
+    await world.auth.verify("bob", "x", remote="")
+    assert len(world.checked) == 1
+    world.now += 10
+    await world.auth.verify("bob", "x", remote="")
+    assert len(world.checked) == 2
+    world.auth.use(world.users, cache_ttl_s=0.0, delays_s=[0.0, 1.0])
+    await world.auth.verify("bob", "x", remote="")
+    assert len(world.checked) == 3
+
+    for number in range(3):
+        await world.fails(password=f"wrong{number}")
+    assert world.slept == [1, 1]
+    world.auth.use(world.users, cache_ttl_s=0.0, delays_s=[0.0, 3.0, 5.0])
+    await world.fails()
+    assert world.slept == [1, 1, 5]
+
+    other = tmp_path / "other"
+    other.write_text("zoe:{PLAIN}z\n")
+    world.auth.use(world.users.moved(other, ""), cache_ttl_s=0.0, delays_s=[0.0])
+    assert (await world.auth.verify("zoe", "z", remote="")).user == "zoe"
+    await world.fails("bob", "x", remote="")
+
+
 async def test_delays_grow_by_address(world: World) -> None:
     for number in range(7):
         await world.fails(password=f"wrong{number}")

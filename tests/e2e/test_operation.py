@@ -180,6 +180,35 @@ def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
     assert backend.stop() == 0
 
 
+def test_a_reload_uses_what_can_change(make: Callable[..., Backend]) -> None:
+    """SIGHUP: for the next clients, and for a log whose loggers have been in use since the start."""
+    backend = make()
+    backend.start()
+    with backend.login() as old:
+        assert f"APPENDLIMIT={50 << 20}".encode() in old.capabilities()
+        backend.sections = {
+            "quota": {"max_mail_size": "1M"},
+            "log": {"level": "debug"},
+            "server": {"unix_mode": "0600"},
+            "auth": {"passwd_file": "others"},
+        }
+        (backend.home / "others").write_text(f"zoe@example.org:{{PLAIN}}{PASSWORD}\n")
+        backend.write()
+        assert not backend.events("imap disconnect")
+        backend.signal(signal.SIGHUP)
+        used = ["auth.passwd_file", "lmtp.max_mail_size", "quota.max_mail_size", "log.level"]
+        assert backend.wait_event("reloaded")["settings"] == used
+        waits = backend.wait_event("reloaded; some changes wait for a restart")
+        assert (waits["level"], waits["settings"]) == ("warning", ["server.unix_mode"])
+        old.noop()
+    with backend.login("zoe@example.org") as new:
+        assert f"APPENDLIMIT={1 << 20}".encode() in new.capabilities()
+    with pytest.raises(IMAPClientError):
+        backend.login().__enter__()
+    assert backend.wait_event("imap disconnect")["level"] == "debug"
+    assert backend.stop() == 0
+
+
 def from_elsewhere(port: int, commands: bytes) -> list[bytes]:
     """Answers to a client whom a proxy says to be from another network (RFC 5737 §3)."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:

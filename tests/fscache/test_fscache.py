@@ -396,3 +396,44 @@ def test_killed_at_any_time_the_files_are_whole_and_counted(tmp_path: Path) -> N
         os.kill(child.pid, signal.SIGKILL)
         child.communicate()
         asyncio.run(look())
+
+
+async def test_a_smaller_limit_evicts_at_once_and_a_larger_one_gives_room(cache: Fscache, tmp_path: Path) -> None:
+    for number in range(8):
+        await cache.put(f"k{number}", bytes(100_000))
+    await cache.flush()
+    before = cache.stats()
+    assert (before.files, before.max_size) == (8, MIB)
+    cache.resize(400_000)
+    await cache.flush()
+    after = cache.stats()
+    assert after.max_size == 400_000
+    assert disk_use(tmp_path) == after.bytes <= 400_000
+    assert after.evictions == before.files - after.files > 0
+    await cache.put("large", bytes(150_000))
+    assert not cache.peek("large"), "more than its share"
+    cache.resize(MIB)
+    await cache.put("large", bytes(150_000))
+    await cache.flush()
+    assert cache.peek("large")
+    assert cache.stats().evictions == after.evictions
+
+
+async def test_a_smaller_limit_holds_for_what_waits_and_what_is_being_written(cache: Fscache, tmp_path: Path) -> None:
+    """An object that has become too large evicts nobody; a round that is under way is followed by another."""
+    await cache.put("old", bytes(50_000))
+    await cache.flush()
+    await cache.put("huge", bytes(200_000))
+    cache.resize(300_000)
+    await cache.flush()
+    assert cache.peek("old")
+    assert not cache.peek("huge")
+    cache.resize(MIB)
+    for number in range(9):
+        await cache.put(f"k{number}", bytes(90_000))
+    cache._hurry.set()
+    while cache._round_began is None:  # noqa: ASYNC110 - the round says no more of its beginning
+        await asyncio.sleep(0)
+    cache.resize(400_000)
+    await cache.flush()
+    assert disk_use(tmp_path) == cache.stats().bytes <= 400_000

@@ -217,6 +217,17 @@ class FscacheMachine(RuleBasedStateMachine):
         self.runner.run(self.cache.put("none", b""))  # wakes the writer, which makes the files fit
         self.runner.run(self.cache.flush())
 
+    @rule(blocks=st.sampled_from([4, 8, BLOCKS_MAX]))
+    def resize(self, blocks: int) -> None:
+        async def work() -> None:
+            await self.cache.flush()
+            self.blocks_max = blocks
+            self.cache.resize(blocks * BLOCK_BYTES)
+            await self.cache.flush()
+
+        self.runner.run(work())
+        self.check_accounts()
+
     @invariant()
     def bounded(self) -> None:
         assert self.passed == []

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from obox.server import Lifecycle, LoopLag, Notifier, raise_open_files_limit
+from obox.errors import Unavailable
+from obox.server import Lifecycle, LoopLag, Notifier, Reloaded, raise_open_files_limit
 from obox.server import lifecycle as module
 
 
@@ -61,9 +62,9 @@ async def test_signals_reload_and_drain_in_order(log: Any, manager: Manager) -> 
 
         return work
 
-    def prepare() -> Callable[[], None]:
+    def prepare() -> Callable[[], Reloaded]:
         done.append("checked")
-        return lambda: done.append("used")
+        return lambda: done.append("used") or Reloaded()
 
     life.on_stop("listeners", drain("listeners"))
     life.on_stop("flush", drain("flush"))
@@ -92,10 +93,10 @@ async def test_signals_reload_and_drain_in_order(log: Any, manager: Manager) -> 
 async def test_a_failed_reload_keeps_everything(log: Any) -> None:
     life, used = make(log), []
 
-    def bad() -> Callable[[], None]:
+    def bad() -> Callable[[], Reloaded]:
         raise ValueError("imap.listen = 7: no")
 
-    life.on_reload("good", lambda: lambda: used.append("good"))
+    life.on_reload("good", lambda: lambda: used.append("good") or Reloaded())
     life.on_reload("config", bad)
     running = asyncio.create_task(life.run(signals=False))
     life.reload()
@@ -108,6 +109,44 @@ async def test_a_failed_reload_keeps_everything(log: Any) -> None:
         "reload failed, the old configuration stays",
         {"what": "config", "error": "imap.listen = 7: no"},
     )
+
+
+async def test_who_asks_for_a_reload_hears_how_it_went(log: Any) -> None:
+    life = make(log)
+    answers: list[Reloaded | Exception] = [
+        Reloaded(("log.level",), ("imap.listen", "state_dir")),
+        ValueError("no"),
+        Reloaded(),
+    ]
+
+    def prepare() -> Callable[[], Reloaded]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return lambda: answer
+
+    life.on_reload("configuration", prepare)
+    early = asyncio.create_task(life.reloaded())
+    await asyncio.sleep(0)
+    running = asyncio.create_task(life.run(signals=False))
+    assert await early == (("log.level",), ("imap.listen", "state_dir"))
+    assert log.lines == [
+        ("info", "reloaded", {"settings": ["log.level"]}),
+        ("warning", "reloaded; some changes wait for a restart", {"settings": ["imap.listen", "state_dir"]}),
+    ]
+    with pytest.raises(ValueError, match="no"):
+        await life.reloaded()
+    two = [asyncio.create_task(life.reloaded()) for _ in range(2)]
+    assert await asyncio.gather(*two) == [((), ())] * 2, "one reload for both"
+    assert not answers
+    assert [level for level, _, _ in log.lines[3:]] == ["info"]
+    late = asyncio.create_task(life.reloaded())
+    await asyncio.sleep(0)
+    life.stop()
+    for asking in (late, life.reloaded()):
+        with pytest.raises(Unavailable):
+            await asking
+    await running
 
 
 async def test_a_drain_that_hangs_is_cut_and_the_next_runs(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:

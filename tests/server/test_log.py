@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from obox.config import Secret
-from obox.server import once_a_minute, set_up_logging
+from obox.server import once_a_minute, set_level, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,30 @@ def test_logfmt_exception_is_one_line() -> None:
     except ValueError:
         log.exception("bug")
     assert out.getvalue().count("\n") == 1
+
+
+def test_another_level_holds_for_loggers_in_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also for those that keep what they are made of, as the process's do."""
+    monkeypatch.setattr(structlog, "configure", structlog._config.configure)
+    set_up_logging("info", "json")
+    log, botocore = structlog.get_logger(), logging.getLogger("botocore")
+    for level in ("info", "debug", "error", "info"):
+        set_level(level)
+        for logger in (log, log.bind(), botocore):
+            logger.debug("a debug")
+            logger.info("an info")
+            logger.error("an error")
+    said = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    usual = ["an info", "an error"] * 2 + ["an error"]
+    assert said == [
+        *usual,
+        *["a debug", "an info", "an error"] * 2,
+        *["an info", "an error"],
+        *["an error"] * 3,
+        *usual,
+    ]
 
 
 def test_once_a_minute(log: Any) -> None:

@@ -272,6 +272,43 @@ async def test_the_nightly_flush_uploads_everything_once(machine: Machine) -> No
         assert requests.count("put", "index") > 0
 
 
+async def test_other_settings_hold_for_what_waits_already(machine: Machine) -> None:
+    machine.settings = replace(machine.settings, upload_interval_s=1e6)
+    async with machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(1)])
+        box = await user.select("INBOX")
+        await box.store_flags(uids(1), "add", ["\\Flagged"])
+        await user.append("Sent", [NewMail(simple(n)) for n in range(3)])
+        sent = await user.select("Sent")
+        assert sent.due_at is None, "a few mails wait for nothing"
+        await life.let_pass(30)
+        life.store.use(replace(machine.settings, upload_interval_s=20.0, max_rescan_mail_count=2))
+        soon = life.time.clock() + 20.0
+        assert box.due_at <= soon
+        assert sent.due_at <= soon
+        await life.let_pass(40)
+        assert (box.change, sent.change) == (Change.NONE, Change.NONE)
+        await box.release()
+        await sent.release()
+
+
+async def test_another_hour_of_the_nightly_flush(machine: Machine) -> None:
+    machine.settings = replace(machine.settings, upload_interval_s=1e6)
+    async with machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(1)])
+        (box,) = user.boxes.values()
+        soon = time.localtime(life.time.now() + 120)
+        life.store.use(replace(machine.settings, flush_at=f"{soon.tm_hour:02}:{soon.tm_min:02}"))
+        await life.let_pass(150)
+        for _ in range(100):
+            if (box := await user.box(box.guid)).change is Change.NONE:
+                break
+            await asyncio.sleep(0.01)
+        assert box.change is Change.NONE
+
+
 def test_the_hour_comes_once_a_day() -> None:
     noon = datetime(2026, 1, 1, 12, 0).timestamp()
     night = Nightly("03:30", noon)

@@ -1,0 +1,142 @@
+"""What each room is told: the configuration in the room's own words, at the start and at each reload.
+
+Invariant: equal configurations give equal words. Reads the files with encryption keys, nothing else.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from ssl import SSLContext
+from typing import cast
+
+from metacache import SizeWeights, Weights
+
+from . import __version__
+from ._values import read_priority_weights, read_size_weights
+from .config import Config
+from .errors import ConfigError
+from .imap.settings import FetchFailure, ImapSettings
+from .lmtp.settings import Settings as LmtpSettings
+from .objectstore import Codec, load_keys
+from .objectstore import Settings as BucketSettings
+from .objectstore.keys import escape
+from .store import StoreSettings
+
+__all__ = [
+    "bucket_settings",
+    "codec",
+    "imap_settings",
+    "lmtp_settings",
+    "login_delays",
+    "refuse_absent",
+    "store_settings",
+    "weights",
+]
+
+
+def refuse_absent(config: Config) -> None:
+    """Raises ConfigError for a protocol that this version does not speak."""
+    for name in ("pop3", "managesieve"):
+        if getattr(config, name) is not None:
+            raise ConfigError(f"{name}.listen: this version has no {name}; allowed: no [{name}] section")
+
+
+def bucket_settings(config: Config) -> BucketSettings:
+    storage = config.storage
+    return BucketSettings(
+        url=storage.url,
+        endpoint_url=storage.endpoint_url,
+        access_key_id=storage.access_key_id,
+        secret_access_key=storage.secret_access_key.reveal(),
+        region=storage.region,
+        conditional_put="on" if storage.conditional_put == "on" else "off",
+        deadline_s=storage.deadline,
+    )
+
+
+def codec(config: Config) -> Codec:
+    """Reads the encryption keys. Raises ConfigError."""
+    paths = config.storage.encryption_keys
+    keys = load_keys({name: str(path) for name, path in paths.items()})
+    return Codec(keys, next(iter(paths), None), config.storage.compress)
+
+
+def store_settings(config: Config) -> StoreSettings:
+    storage, metacache = config.storage, config.metacache
+    return StoreSettings(
+        backend=escape((config.cluster.backend or socket.gethostname()).lower()),
+        durability="bucket" if storage.durability == "bucket" else "local",
+        journal_interval_s=storage.journal_interval,
+        delete_delay_s=storage.delete_delay,
+        upload_interval_s=metacache.upload_interval,
+        max_rescan_mail_count=metacache.max_rescan_mail_count,
+        forced_refresh_interval_s=metacache.forced_refresh_interval,
+        refresh_index_once_after=metacache.refresh_index_once_after,
+        rescan_mails_once_after=metacache.rescan_mails_once_after,
+        flush_at=metacache.flush_at,
+        max_mail_size=config.quota.max_mail_size,
+        autofix_storage=storage.autofix_storage,
+        lost_mailbox_prefix=storage.lost_mailbox_prefix,
+        mailboxes=tuple((box.name, box.special_use) for box in config.mailboxes.create),
+    )
+
+
+def weights(config: Config) -> Weights:
+    """What the metacache's cleaner ranks by."""
+    priorities, sizes = config.metacache.priority_weights, config.metacache.size_weights
+    low, high = read_size_weights(sizes) if sizes else ((0, 0.0), (0, 0.0))
+    return Weights(
+        read_priority_weights(priorities) if priorities else (),
+        SizeWeights(*low, *high) if sizes else None,
+    )
+
+
+def login_delays(config: Config) -> Sequence[float]:
+    """Before the next login from an address, after so many failures: 0, then doubling up to the most seconds."""
+    first, most = config.auth.failure_delay, config.auth.max_failure_delay
+    delays = [0.0]
+    if not first:
+        return delays
+    while first < most:
+        delays.append(first)
+        first *= 2
+    return (*delays, most)
+
+
+def imap_settings(config: Config) -> ImapSettings:
+    """What [imap] and its neighbours allow the clients that this configuration is for."""
+    imap, storage = config.imap, config.storage
+    assert imap is not None
+    return ImapSettings(
+        version=__version__,
+        mail_bytes_max=config.quota.max_mail_size,
+        line_bytes_max=imap.max_line_length,
+        literal_bytes_max=imap.max_literal_size,
+        pipelined_lines_max=imap.max_pipelined_commands,
+        user_sessions_max=imap.max_user_sessions,
+        address_sessions_max=imap.max_address_sessions,
+        login_timeout_s=imap.login_timeout,
+        idle_timeout_s=imap.idle_timeout,
+        keepalive_s=imap.idle_keepalive,
+        write_buffer_max=imap.max_write_buffer,
+        plaintext_login=not config.auth.disable_plaintext_auth,
+        fetch_failure=cast(FetchFailure, imap.fetch_failure),
+        lost_as_empty=storage.fetch_lost_mails_as_empty,
+        autofix_storage=storage.autofix_storage,
+    )
+
+
+def lmtp_settings(config: Config, tls: Callable[[], SSLContext] | None) -> LmtpSettings:
+    lmtp = config.lmtp
+    assert lmtp is not None
+    return LmtpSettings(
+        hostname=socket.gethostname(),
+        mail_bytes_max=lmtp.max_mail_size or config.quota.max_mail_size,
+        recipients_max=lmtp.max_recipients,
+        delimiters=lmtp.recipient_delimiter,
+        command_timeout_s=lmtp.timeout,
+        spool_dir=config.state_dir / "spool",
+        trusted_networks=tuple(str(network) for network in lmtp.trusted_networks),
+        tls=tls,
+    )

@@ -141,6 +141,16 @@ async def test_users(service: Service) -> None:
     assert (await service.fails("userList", mask="nobody"))[0] == 67
 
 
+async def test_a_user_added_by_hand_is_known_to_the_next_command(service: Service) -> None:
+    """The tool edits the file itself; the backend looks at it once a second, but for an administrator at once."""
+    for name in ("zoe", "yan", "xia"):
+        await service.call("quotaGet", user=ANNA)
+        with open(service.backend.config.auth.passwd_file, "a") as file:
+            file.write(f"{name}:{{PLAIN}}secret\n")
+        (row,) = await service.call("mailboxStatus", user=name, mailboxMask=["INBOX"])
+        assert row["messages"] == 0
+
+
 async def test_mailboxes(service: Service) -> None:
     async def names(**more: Any) -> list[str]:
         return [row["mailbox"] for row in await service.call("mailboxList", user=ANNA, **more)]

@@ -471,8 +471,8 @@ class User:
         return uids, new
 
     async def recheck(self, *, every: bool = False) -> None:
-        """After we were fenced off: take in what the bucket has and we do not, without closing what is open. every: also
-        of mailboxes that have not been fenced off since they were compared."""
+        """After we were fenced off: take in what the bucket has and we do not, without closing what is open.
+        every: also of mailboxes that were compared since."""
         while not self.deleted:
             try:
                 generation = self.env.generation

@@ -145,8 +145,8 @@ async def test_a_user_added_by_hand_is_known_to_the_next_command(service: Servic
     """The tool edits the file itself; the backend looks at it once a second, but for an administrator at once."""
     for name in ("zoe", "yan", "xia"):
         await service.call("quotaGet", user=ANNA)
-        with open(service.backend.config.auth.passwd_file, "a") as file:
-            file.write(f"{name}:{{PLAIN}}secret\n")
+        path = service.backend.config.auth.passwd_file
+        path.write_text(path.read_text() + f"{name}:{{PLAIN}}secret\n")
         (row,) = await service.call("mailboxStatus", user=name, mailboxMask=["INBOX"])
         assert row["messages"] == 0
 

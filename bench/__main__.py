@@ -20,7 +20,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure obox, beside Dovecot where it is.")
     parser.add_argument("--quick", action="store_true", help="a sixth of the mails, two rounds")
     parser.add_argument(
-        "--only", metavar="NAME", default="", help="lmtp, imap, requests, memory, cold, put, or part of a command's row"
+        "--only",
+        metavar="NAME",
+        default="",
+        help="lmtp, imap, zstd, requests, memory, cold, put, or part of a command's row",
     )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there too")
     parser.add_argument("--without-dovecot", action="store_true")
@@ -58,10 +61,11 @@ def main() -> None:
             plain = stack.enter_context(run_obox(home / "plain", directory, measure.ALL_USERS, "plain"))
         dovecot = stack.enter_context(run_dovecot(home / "dovecot", measure.ALL_USERS)) if version else None
         bench = measure.Bench(size, mails, report, home, bucket, obox, plain, dovecot)
-        row = "" if only in ("", "lmtp", "imap", "requests", "memory", "cold", "put") else only
+        row = "" if only in ("", "lmtp", "imap", "zstd", "requests", "memory", "cold", "put") else only
         steps: list[tuple[str, Callable[[], object]]] = [
             ("lmtp", lambda: measure.lmtp(bench)),
             ("imap", lambda: measure.imap(bench, lambda name: row in name.lower())),
+            ("zstd", lambda: measure.compressed(bench)),
             ("memory", lambda: measure.memory(bench)),
             ("requests", lambda: measure.requests(bench)),
             ("put", lambda: measure.raw_puts(bench)),

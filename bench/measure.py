@@ -14,16 +14,18 @@ from typing import Final
 
 from obox.store import RECENT_BYTES_MAX
 
+from .append import append
 from .imap import Imap
 from .lmtp import CONNECTIONS, deliver
 from .mails import NEEDLE, SIZE
-from .servers import PASSWORD, Bucket, Server, run_obox
+from .servers import PASSWORD, Bucket, Server, run_dovecot, run_obox
 from .table import Report, Row
 
 BOX: Final = "box@example.org"
 """The user with the large mailbox."""
 USERS: Final = tuple(f"user{number:02d}@example.org" for number in range(80))
 ALL_USERS: Final = (BOX, *USERS)
+APPENDING: Final = f"APPEND by {CONNECTIONS} sessions at once"
 
 
 @dataclass(frozen=True)
@@ -234,15 +236,52 @@ def imap(bench: Bench, wanted: Callable[[str], bool]) -> None:
     for name, measure in commands(bench):
         if not wanted(name):
             continue
-        best = Best()
-        for turn in range(bench.size.rounds * 2 + 1):
-            for server in bench.pair():
-                spent = measure(clients[server.name])
-                if turn:
-                    best.note(server.name, spent)
-        bench.add(name, "ms", best)
+        bench.add(name, "ms", _by_turns(bench.size.rounds * 2, clients, measure))
     for client in clients.values():
         client.close()
+    if wanted(APPENDING.lower()):
+        appending(bench)
+
+
+def _by_turns(rounds: int, clients: dict[str, Imap], measure: Measure) -> Best:
+    """One turn that does not count, then as many as told."""
+    best = Best()
+    for turn in range(rounds + 1):
+        for name, client in clients.items():
+            spent = measure(client)
+            if turn:
+                best.note(name, spent)
+    return best
+
+
+def appending(bench: Bench) -> None:
+    """Mails a second by sessions that APPEND at the same time, each to its own INBOX."""
+    users, best = USERS[:CONNECTIONS], Best(more=True)
+    for turn in range(bench.size.rounds + 1):
+        mails = [bench.mails[(turn * 997 + at) % len(bench.mails)] for at in range(bench.size.appends * 8)]
+        for server in bench.pair():
+            seconds = append(server.imap, users, PASSWORD, mails)
+            if turn:
+                best.note(server.name, len(mails) / seconds)
+    bench.add(APPENDING, "mails/s", best, more=True)
+
+
+def compressed(bench: Bench) -> None:
+    """Bodies beside a Dovecot that compresses what it stores, as obox does."""
+    if bench.dovecot is None:
+        return
+    with run_dovecot(bench.home / "dovecot-zstd", [BOX], compress=True) as dovecot:
+        deliver(dovecot.lmtp, [BOX], bench.mails)
+        pair = {server.name: Imap(server.imap, BOX, PASSWORD) for server in (bench.obox, dovecot)}
+        for client in pair.values():
+            client.command("SELECT INBOX")
+        for name, measure in commands(bench):
+            if "bodies" not in name:
+                continue
+            best = _by_turns(bench.size.rounds * 2, pair, measure)
+            bench.add(f"{name}, beside Dovecot with zstd", "ms", best)
+        for client in pair.values():
+            client.close()
 
 
 def requests(bench: Bench) -> None:

@@ -182,6 +182,7 @@ first_valid_uid = 1
 mail_location = sdbox:{home}/mail/%u
 mail_max_userip_connections = 0
 mail_fsync = optimized
+{compress}
 submission_host =
 passdb {{
   driver = passwd-file
@@ -216,9 +217,21 @@ service stats {{
 """
 
 
+_DOVECOT_ZSTD: Final = """\
+mail_plugins = zlib
+plugin {
+  zlib_save = zstd
+  zlib_save_level = 3
+}
+"""
+
+
 @contextmanager
-def run_dovecot(home: Path, users: Sequence[str]) -> Iterator[Server]:
-    """Dovecot with sdbox on the local disk; run by root it uses its own users, by anybody else it is that user."""
+def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> Iterator[Server]:
+    """Dovecot with sdbox on the local disk; run by root it uses its own users, by anybody else it is that user.
+
+    compress: what it stores, as obox does.
+    """
     home.mkdir()
     imap, lmtp = free_ports(2)
     me = pwd.getpwuid(os.getuid())
@@ -241,6 +254,7 @@ def run_dovecot(home: Path, users: Sequence[str]) -> Iterator[Server]:
             login=login.pw_name,
             mail=mail.pw_uid,
             mail_group=mail.pw_gid,
+            compress=_DOVECOT_ZSTD if compress else "",
             unconfined="" if os.getuid() == 0 else "chroot =",
         )
     )

@@ -11,7 +11,6 @@ import base64
 import fcntl
 import http.client
 import json
-import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from obox.errors import ConfigError, NoPerm, OboxError, Temporary, Unavailable
+from obox.unixsocket import short_name
 
 if TYPE_CHECKING:
     from obox.admin import Admin
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 PATH = "/doveadm/v1"
 LINES = "application/x-ndjson"
 CONNECT_S = 10.0
-UNIX_PATH_MAX = 107
 
 Event = Mapping[str, Any]
 
@@ -45,24 +44,11 @@ class _OnSocket(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _short(self._path) as name:
+            with short_name(self._path) as name:
                 self.sock.connect(name)
         except OSError:
             self.sock.close()
             raise
-
-
-@contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """A name that fits the 108 bytes of a socket's address, however deep the path is. unix(7)."""
-    if len(os.fsencode(path)) <= UNIX_PATH_MAX:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
 
 
 class Remote:

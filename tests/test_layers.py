@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"obox.errors", "obox.types"}
+LEAVES = {"obox.errors", "obox.types", "obox.unixsocket"}
 VIEW = {"obox", "obox.auth", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}  # what a protocol sees
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
 ARROWS: dict[str, set[str]] = {
     "obox": set(),  # __init__: the version
     "obox.errors": set(),
     "obox.types": set(),
+    "obox.unixsocket": set(),
     "obox._values": set(),
     "obox._settings": {"obox", "obox._values"},
     "obox.config": {"obox", "obox._settings", "obox._values", "obox.errors"},

@@ -17,8 +17,8 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 from obox.config import Listen
 from obox.server import proxy
 from obox.server.proxy import ProxyError, Via
+from obox.unixsocket import short_name
 
 Factory = Callable[[Listen, Via | None], asyncio.BaseProtocol]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -33,7 +34,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 BACKLOG = 1024  # connections that wait in the kernel; a burst of logins after a restart
 PENDING_HEADERS_MAX = 1024  # connections whose PROXY header has not come yet, on one address
 PAUSE_S = 0.5  # of accepting, when file descriptors are out
-UNIX_PATH_MAX = 107  # bytes of a socket's name
 _FIRST_FD = 3  # sd_listen_fds(3)
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -160,7 +160,7 @@ class Listeners:
         try:
             _remove_stale(path)
             # Nobody gets in between bind and chmod: a socket that does not listen yet refuses.
-            with _short(path) as short:
+            with short_name(path) as short:
                 sock.bind(short)
             path.chmod(mode)
             sock.listen(BACKLOG)
@@ -278,24 +278,11 @@ def _remove_stale(path: Path) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        with _short(path) as name:
+        with short_name(path) as name:
             answer = probe.connect_ex(name)
     if answer not in (errno.ECONNREFUSED, errno.ENOENT):  # EAGAIN: its backlog is full, somebody has it
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """A name for a socket that fits the 108 bytes that the kernel has for it, however deep the path is. unix(7)."""
-    if len(os.fsencode(path)) <= UNIX_PATH_MAX:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
 
 
 def _remove(path: Path, inode: tuple[int, int]) -> None:

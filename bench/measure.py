@@ -323,31 +323,40 @@ def _listed(used: dict[str, int]) -> str:
 
 
 def memory(bench: Bench) -> None:
-    """Memory of a connection in IDLE on a selected mailbox, one of 80 users each; no TLS; obox in a fresh process, so
-    that it does not hide in what others have left."""
+    """Memory of a connection in IDLE on a selected mailbox, one of 80 users each; obox in a fresh process, so that it
+    does not hide in what others have left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    best = Best()
-    with run_obox(bench.home / "idle", Bucket((bench.home / "idle-bucket").as_uri()), ALL_USERS) as fresh:
-        for server in [fresh, *bench.pair()[1:]]:
-            idling = bench.size.idle if server is fresh else min(80, bench.size.idle)
-            opened: list[Imap] = []
-            try:
-                opened += [_idle(server, number) for number in range(len(USERS))]  # users and mailboxes are in memory
-                time.sleep(1.0)
-                before = server.memory_bytes()
-                opened += [_idle(server, number) for number in range(idling)]
-                time.sleep(1.0)
-                best.note(server.name, (server.memory_bytes() - before) / idling / 1024)
-            finally:
-                for one in opened:
-                    one.close()
+    best, tls = Best(), Best()
+    bucket = Bucket((bench.home / "idle-bucket").as_uri())
+    with run_obox(bench.home / "idle", bucket, ALL_USERS) as fresh:
+        best.note("obox", _of_idling(fresh, bench.size.idle))
+    with run_obox(bench.home / "idle-tls", bucket, ALL_USERS) as fresh:
+        tls.note("obox", _of_idling(fresh, bench.size.idle, tls=True))
+    if bench.dovecot is not None:
+        best.note("Dovecot", _of_idling(bench.dovecot, min(80, bench.size.idle)))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     bench.add("memory of a connection in IDLE", "KiB", best)
+    bench.add("memory of a TLS connection in IDLE", "KiB", tls)
 
 
-def _idle(server: Server, number: int) -> Imap:
-    client = Imap(server.imap, USERS[number % len(USERS)], PASSWORD)
+def _of_idling(server: Server, idling: int, *, tls: bool = False) -> float:
+    """KiB that each of so many connections adds, once users and mailboxes are in memory."""
+    opened: list[Imap] = []
+    try:
+        opened += [_idle(server, number, tls) for number in range(len(USERS))]
+        time.sleep(1.0)
+        before = server.memory_bytes()
+        opened += [_idle(server, number, tls) for number in range(idling)]
+        time.sleep(1.0)
+        return (server.memory_bytes() - before) / idling / 1024
+    finally:
+        for one in opened:
+            one.close()
+
+
+def _idle(server: Server, number: int, tls: bool) -> Imap:
+    client = Imap(server.imaps if tls else server.imap, USERS[number % len(USERS)], PASSWORD, tls=tls)
     client.command("SELECT INBOX")
     client.idle()
     return client

@@ -5,6 +5,7 @@ Each is a context manager: whatever ends the run ends them and takes their data 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pwd
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -43,6 +44,7 @@ class Server:
     imap: int
     lmtp: int
     http: int = 0
+    imaps: int = 0
     home: Path = field(default_factory=Path)
 
     def processes(self) -> list[psutil.Process]:
@@ -85,6 +87,14 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
+def _tests(module: str) -> Any:
+    """What the tests have already."""
+    directory = str(Path(__file__).parent.parent / "tests")
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    return importlib.import_module(module)
+
+
 def _wait(process: subprocess.Popen[bytes], ports: Sequence[int], log: Path) -> None:
     deadline = time.monotonic() + START_S
     for port in ports:
@@ -123,7 +133,8 @@ class Bucket:
 def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox") -> Iterator[Server]:
     """One backend with empty local state. At the end it flushes, as at SIGTERM."""
     home.mkdir()
-    imap, lmtp, http = free_ports(3)
+    imap, lmtp, http, imaps = free_ports(4)
+    cert, key = _tests("certificates").certificate(home)
     (home / "users").write_text("".join(f"{user}:{{PLAIN}}{PASSWORD}:::::\n" for user in users))
     (home / "users").chmod(0o600)
     storage = {key: value for key, value in vars(bucket).items() if value}
@@ -131,7 +142,8 @@ def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox
         'state_dir = "state"\n'
         + "[storage]\n"
         + "".join(f"{key} = {json.dumps(value)}\n" for key, value in storage.items())
-        + f'[auth]\npasswd_file = "users"\n[imap]\nlisten = ["127.0.0.1:{imap}"]\nmax_user_sessions = 0\n'
+        + f'[tls]\ncert = "{cert}"\nkey = "{key}"\n[auth]\npasswd_file = "users"\n'
+        + f'[imap]\nlisten = ["127.0.0.1:{imap}", "127.0.0.1:{imaps}/tls"]\nmax_user_sessions = 0\n'
         + f'[lmtp]\nlisten = ["127.0.0.1:{lmtp}"]\n[http]\nlisten = ["127.0.0.1:{http}"]\n'
     )
     log = home / "log"
@@ -146,7 +158,7 @@ def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox
     try:
         _wait(process, [imap, lmtp, http], log)
         _wait_for_store(process, log)
-        yield Server(name, process, imap, lmtp, http, home)
+        yield Server(name, process, imap, lmtp, http, imaps, home)
     finally:
         _kill(process, STOP_S)
 
@@ -269,7 +281,7 @@ def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> 
         )
     try:
         _wait(process, [imap, lmtp], log if log.exists() else home / "out")
-        yield Server("Dovecot", process, imap, lmtp, 0, home)
+        yield Server("Dovecot", process, imap, lmtp, home=home)
     finally:
         _kill(process, 10)
 
@@ -277,9 +289,7 @@ def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> 
 @contextmanager
 def run_seaweedfs() -> Iterator[Bucket | None]:
     """A SeaweedFS with one bucket (the tests' own way to run one); None where the package is missing."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    import servers
-
+    servers = _tests("servers")
     if servers.weed_program() is None:
         yield None
         return

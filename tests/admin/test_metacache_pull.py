@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from adminservice import KEY, Service, certificate, mail, running, write_config
+from adminservice import KEY, Service, mail, running, write_config
+from certificates import certificate
 from test_verbs import ANNA, BEN, Client
 
 from obox.store import pull as pulling

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adminservice import KEY, USERS, Service, certificate, mail, running
+from adminservice import KEY, USERS, Service, mail, running
+from certificates import certificate
 
 from metacache import Change
 from obox.backend import Backend
@@ -31,7 +32,7 @@ BASE: dict[str, dict[str, Any]] = {
     "imap": {"listen": PORT},
     "lmtp": {"listen": PORT, "max_mail_size": "20M"},
     "http": {"listen": PORT, "api_key": KEY},
-    "tls": {"cert": "one/cert.pem", "key": "one/key.pem"},
+    "tls": {"cert": "one.pem", "key": "one.key"},
 }
 
 
@@ -43,7 +44,7 @@ class File:
         (home / "users").write_text(USERS)
         (home / "others").write_text(f"{ZOE}:{{PLAIN}}secret:::::\nanna:{{PLAIN}}secret:::::\n")
         for name in ("one", "two"):
-            certificate(home / name, f"{name}.example")
+            certificate(home, name, f"{name}.example")
         self.change()
 
     def change(self, extra: str = "", **sections: dict[str, Any] | None) -> None:
@@ -195,8 +196,8 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "lmtp.recipient_delimiter": ("-", lmtp("delimiters")),
     "lmtp.max_mail_size": ("1M", both(lmtp("mail_bytes_max"), lambda backend: backend.lmtp.deliverer._mail_bytes_max)),
     "lmtp.timeout": ("1min", lmtp("command_timeout_s")),
-    "tls.cert": ("two/cert.pem", lambda backend: set(backend.certificates._set.by_name)),
-    "tls.key": ("two/key.pem", lambda backend: set(backend.certificate_watch._files)),
+    "tls.cert": ("two.pem", lambda backend: set(backend.certificates._set.by_name)),
+    "tls.key": ("two.key", lambda backend: set(backend.certificate_watch._files)),
     "server.shutdown_timeout": (
         "10s", both(lambda backend: backend.lifecycle.drain_timeout_s, lambda backend: backend.config.server)
     ),
@@ -406,7 +407,7 @@ async def test_a_mixed_change_is_used_as_far_as_it_can_be(service: Service, file
         ({"imap": {"idle_timeout": "x"}}, "", "imap.idle_timeout"),
         ({}, "[nonsense", "not TOML"),
         ({"pop3": {"listen": PORT}}, "", "no pop3"),
-        ({"tls": {"cert": "one/cert.pem", "key": "two/key.pem"}}, "", "does not match"),
+        ({"tls": {"cert": "one.pem", "key": "two.key"}}, "", "does not match"),
         ({"tls": {"cert": "nowhere.pem"}}, "", "nowhere.pem"),
         ({"storage": {"encryption_keys": {}}}, "[storage.encryption_keys]\nk1 = 'nowhere.key'", "nowhere.key"),
         ({"auth": {"passwd_file": "nowhere"}}, "", 'nowhere": cannot be read'),

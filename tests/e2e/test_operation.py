@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import os
 import shutil
 import signal
@@ -19,10 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from certificates import certificate
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
 from mails import simple
@@ -97,33 +93,9 @@ def test_a_second_process_on_the_same_state_is_refused(backend: Backend) -> None
 # -- signals and TLS -----------------------------------------------------------------------------------------------
 
 
-def certificate(path: Path, name: str = "mail.example.org") -> None:
-    """A self-signed certificate for loopback in `path`.pem and `path`.key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path.with_suffix(".pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    path.with_suffix(".key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-
-
 def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
     """Implicit TLS, STARTTLS; no password in clear from elsewhere; SIGHUP takes a new certificate, no broken file."""
-    certificate(tmp_path / "one")
+    certificate(tmp_path, "one")
     tls, proxied = free_port(), free_port()
     backend = make()
     backend.sections = {
@@ -155,12 +127,12 @@ def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
         return str(x509.load_pem_x509_certificate(pem.encode()).serial_number)
 
     first = serial()
-    certificate(tmp_path / "one")
+    certificate(tmp_path, "one")
     backend.signal(signal.SIGHUP)
     backend.wait_event("reloaded")
     second = serial()
     assert second != first
-    certificate(tmp_path / "new")
+    certificate(tmp_path, "new")
     for kind in ("pem", "key"):
         (tmp_path / f"new.{kind}").rename(tmp_path / f"one.{kind}")
     backend.wait_event("certificates renewed")

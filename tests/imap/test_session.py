@@ -3,7 +3,6 @@
 # ruff: noqa: ASYNC110 - the server is watched from outside: there is no event to wait for
 
 import asyncio
-import datetime as dt
 import imaplib
 import ssl
 import tracemalloc
@@ -11,10 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from certificates import certificate
 from harness import Client, Passwords, Running, serving
 from imapclient import IMAPClient
 
@@ -474,30 +470,10 @@ async def test_stop_waits_for_the_command_in_progress(running: Running) -> None:
     assert (await client.until(b"* BYE"))[-1].startswith(b"* BYE")
 
 
-def certificate(path: Path) -> Path:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    cert = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    encoding = serialization.Encoding.PEM
-    plain = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(plain + cert.public_bytes(encoding))
-    return path
-
-
 async def test_starttls(tmp_path: Path) -> None:
     """What comes in clear behind STARTTLS counts for nothing. RFC 9051 §11.1."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate(tmp_path / "cert.pem"))
+    context.load_cert_chain(*certificate(tmp_path))
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_mode = ssl.CERT_NONE

@@ -1,16 +1,13 @@
 """Certificates and a protocol to listen with."""
 
 import asyncio
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certificates import certificate
 
 from obox.config import Listen
 from obox.server.proxy import Via
@@ -27,25 +24,7 @@ Make = Callable[..., tuple[Path, Path]]
 @pytest.fixture
 def make_cert(tmp_path: Path) -> Make:
     """Write a self-signed certificate for names, return (cert, key)."""
-
-    def make(stem: str, *names: str) -> tuple[Path, Path]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
-        now = datetime.datetime.now(datetime.UTC)
-        cert = (
-            x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        paths = tmp_path / f"{stem}.pem", tmp_path / f"{stem}.key"
-        paths[0].write_bytes(cert.public_bytes(serialization.Encoding.PEM))
-        pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        paths[1].write_bytes(key.private_bytes(pem, pkcs8, plain))
-        return paths
-
-    return make
+    return lambda stem, *names: certificate(tmp_path, stem, *names)
 
 
 class Greeter(asyncio.Protocol):

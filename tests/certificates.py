@@ -1,0 +1,35 @@
+"""Self-signed certificates, for tests and for `bench`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+
+def certificate(directory: Path, stem: str = "cert", *names: str) -> tuple[Path, Path]:
+    """Write `stem`.pem and `stem`.key, for loopback and `names`, good for a day; return both."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = names or ("mail.example.org",)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
+    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    now, hour = dt.datetime.now(dt.UTC), dt.timedelta(hours=1)
+    made = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - hour)
+        .not_valid_after(now + 24 * hour)
+        .add_extension(x509.SubjectAlternativeName([*map(x509.DNSName, names), loopback]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    cert, secret = directory / f"{stem}.pem", directory / f"{stem}.key"
+    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return cert, secret

@@ -78,6 +78,7 @@ class Fscache:
         self._flights: dict[str, Flight] = {}
         self._writer: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()  # the next round shall not wait for more
+        self._kicked = False  # something came since the round under way was planned
         self._hits = self._misses = self._evictions = self._errors = self._skipped = 0
         self._logged_at = -LOG_INTERVAL_S
         self._closed = False
@@ -400,6 +401,7 @@ class Fscache:
     def _kick(self) -> None:
         if len(self._pending) >= BATCH_FILES or self._pending_bytes >= BATCH_BYTES:
             self._hurry.set()
+        self._kicked = True
         if self._writer is not None or self.hold or not (self._pending or self._doomed or self._bytes > self._max_size):
             return
         try:
@@ -416,12 +418,13 @@ class Fscache:
             more = True
             while more and not self.hold and (self._pending or self._doomed or self._bytes > self._max_size):
                 await self._gather()
+                self._kicked = False
                 plan = self._plan()
                 steps = [item.step for item in plan]
                 self._round_began = loop.time()
                 done = await loop.run_in_executor(self._changer, self.files.run, steps)
                 self._round_began = None
-                more = self._settle(plan, done)
+                more = self._settle(plan, done) or self._kicked
                 self._end_round()
         finally:
             self._writer = self._round_began = None

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -353,6 +355,35 @@ async def test_drop_and_put_win_over_a_fetch_in_flight(cache: Fscache) -> None:
         await cache.flush()
     assert not cache.peek("drop")
     assert await cache.read("put", 0, 9) == b"new"
+
+
+async def test_a_drop_during_a_round_that_has_nothing_to_do(
+    cache: Fscache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that round was for has been dropped; the next drop must not wait for a later one."""
+    await cache.put("first", b"x")
+    await cache.flush()
+    path = file_of(tmp_path, "first")
+    assert path.exists()
+    empty, release, run = threading.Event(), threading.Event(), cache.files.run
+
+    def slow(steps: list[Any]) -> list[Any]:
+        if not steps:
+            empty.set()
+            assert release.wait(10)
+        return run(steps)
+
+    monkeypatch.setattr(cache.files, "run", slow)
+    await cache.put("second", b"x")
+    await asyncio.sleep(0)  # the writer waits for more
+    await cache.drop("second")
+    assert await asyncio.to_thread(empty.wait, 10)
+    dropping = asyncio.create_task(cache.drop("first"))
+    await asyncio.sleep(0)
+    release.set()
+    await dropping
+    assert not path.exists()
+    assert cache.stats().bytes == 0
 
 
 CHILD = """

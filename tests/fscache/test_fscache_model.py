@@ -174,9 +174,14 @@ class FscacheMachine(RuleBasedStateMachine):
         path = self.file_of("foreign/" + key)
         there = path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bytes(size))
-        # What is written in place changes no directory: a rescan finds its size, a read its content.
-        self.runner.run(self.cache.rescan() if there else self.cache.watcher.look())
+        if there:  # what is written in place changes no directory: a rescan finds its size, a read its content
+            path.write_bytes(bytes(size))
+            self.runner.run(self.cache.rescan())
+            return
+        whole = self.dir / "by hand"  # a scan that meets a file while it grows would count a part of it
+        whole.write_bytes(bytes(size))
+        whole.rename(path)
+        self.runner.run(self.cache.watcher.look())
 
     @rule()
     def look(self) -> None:

@@ -348,7 +348,6 @@ class Server:
         kinds.NETWORKS,
         "127.0.0.0/8,::1/128",
         'who may send a PROXY header on a "/proxy" address; a unix socket always may',
-        restart=True,
     )
     haproxy_timeout: float = _set(kinds.duration("100ms", "1min"), "3s", "for the PROXY header to come")
 

@@ -124,6 +124,7 @@ class Reload:
 
         def use() -> None:
             backend.lifecycle.drain_timeout_s = config.server.shutdown_timeout
+            backend.listeners.proxy_networks = config.server.haproxy_trusted_networks
             backend.listeners.proxy_timeout_s = config.server.haproxy_timeout
             if "log.level" in changed.applied:  # else it is what the process has set up, or a test
                 set_level(config.log.level)

@@ -82,7 +82,7 @@ class Listeners:
         self._log = log
         self._tls = tls
         self._unix_mode = unix_mode
-        self._proxy_networks = tuple(proxy_networks)
+        self.proxy_networks = tuple(proxy_networks)
         self.proxy_timeout_s = proxy_timeout_s
         self._inherited = list(inherited)
         self._bound: list[_Bound] = []
@@ -226,7 +226,7 @@ class Listeners:
     def _trusted(self, peer: str) -> bool:
         address = ipaddress.ip_address(peer.partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
-        return any(address in network for network in self._proxy_networks)
+        return any(address in network for network in self.proxy_networks)
 
 
 async def _read_header(sock: socket.socket) -> bytes:

@@ -201,6 +201,7 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "server.shutdown_timeout": (
         "10s", both(lambda backend: backend.lifecycle.drain_timeout_s, lambda backend: backend.config.server)
     ),
+    "server.haproxy_trusted_networks": (["10.0.0.0/8"], lambda backend: backend.listeners.proxy_networks),
     "server.haproxy_timeout": ("1s", lambda backend: backend.listeners.proxy_timeout_s),
     "quota.max_mail_size": ("1M", both(store("max_mail_size"), imap("mail_bytes_max"))),
     "log.level": ("error", lambda backend: logging.getLogger("botocore").getEffectiveLevel()),

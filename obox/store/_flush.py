@@ -99,6 +99,7 @@ async def _flush_index(mailbox: Mailbox) -> None:
     known, state, journal = mailbox.known, mailbox.state, mailbox.user.journal
     await mailbox.user.begin_changes()
     position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
+    gone = len(mailbox.fields_left)
     dead, claims = _garbage(mailbox)
     modseq, uidnext = state.highestmodseq, state.uidnext
     base = known.need_base or not known.heads
@@ -115,6 +116,7 @@ async def _flush_index(mailbox: Mailbox) -> None:
         mailbox.changed(mailbox.change)
     else:
         mailbox.change = Change.NONE
+    mailbox.drop_fields(gone)
     mailbox.save_stamp()  # now: a copy that is read again must not write under this version once more
     journal.flushed(mailbox.user.storage_id, mailbox.guid, position, more=more)
     await _purge(mailbox, dead, claims)

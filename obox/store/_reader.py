@@ -84,7 +84,8 @@ async def _load_segments(mailbox: Mailbox, uids: list[int]) -> bool:
             except msgspec.MsgspecError as exc:
                 log.warning("cache segment damaged, its fields are made anew", mailbox=mailbox.guid, error=str(exc))
                 continue
-            mailbox.put_fields(pairs)
+            _, there = mailbox.state.positions(np.array([uid for uid, _ in pairs], dtype=np.uint32))
+            mailbox.put_fields([pair for pair, live in zip(pairs, there.tolist(), strict=True) if live])
     return True
 
 

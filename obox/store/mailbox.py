@@ -72,6 +72,8 @@ class Mailbox:
         self.due_at: float | None = None
         self.local_deltas = 0
         self.segments_read: set[str] = set()
+        self.fields_left: list[int] = []
+        """UIDs that have gone since the last flush: their ready fields go with the next."""
         self.flushing = asyncio.Lock()
         self.mending = asyncio.Lock()
         """Held while lost mails are looked for once more."""
@@ -133,6 +135,7 @@ class Mailbox:
         if journal:
             self.user.journal.add(self.user.storage_id, self.guid, data)
         changed = self.state.join(delta)
+        self.fields_left += changed.gone.tolist()
         self.changed(change, len(changed.new))
         return changed
 
@@ -385,6 +388,14 @@ class Mailbox:
         """Keep ready fields by UID."""
         sid, guid = self.user.storage_id, self.guid
         self.env.keep(sid, guid, lambda cache: cache.put_fields(sid, guid, items))
+
+    def drop_fields(self, count: int) -> None:
+        """Drop the ready fields of the first `count` in `fields_left`; not sooner: a MOVE copies them afterwards, and a
+        session that was not told yet may ask."""
+        if count:
+            sid, guid, gone = self.user.storage_id, self.guid, self.fields_left[:count]
+            del self.fields_left[:count]
+            self.env.keep(sid, guid, lambda cache: cache.drop_fields(sid, guid, gone))
 
     def count_between(self, low: int, high: int) -> int:
         """Live mails with low <= UID <= high."""

@@ -16,7 +16,7 @@ from mails import simple
 
 from metacache import Change, Cleaner, Weights
 from obox.errors import Unavailable
-from obox.store import NewMail
+from obox.store import Mailbox, NewMail
 from obox.store._nightly import Nightly
 from obox.store.copies import Copies
 
@@ -39,6 +39,32 @@ async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> Non
         pieces = -(-len(mail) // (256 << 10)) + 1
         assert 2 <= requests.count("get") <= pieces
         await box.release()
+
+
+async def test_ready_fields_of_mails_that_went_go_with_the_next_flush(machine: Machine, tmp_path: Path) -> None:
+    """A mail that is moved on leaves nothing behind, as long as it may live elsewhere; its copy has all at once."""
+
+    def kept(life: Life, box: Mailbox) -> list[int]:
+        found = life.store.env.metacache.get_fields("anna", box.guid, range(1, 7))
+        return [uid for uid, one in enumerate(found, 1) if one is not None]
+
+    async with machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(6)])
+        box, target = await user.select("INBOX"), await user.select("Archive")
+        await user.flush(everything=True)
+        await user.copy(box, uids(1, 2), "Archive", move=True)
+        await box.expunge(uids(3))
+        assert kept(life, box) == [1, 2, 3, 4, 5, 6], "a session that was not told may still ask"
+        assert kept(life, target) == [1, 2]
+        await user.flush(everything=True)
+        assert kept(life, box) == [4, 5, 6]
+        assert kept(life, target) == [1, 2]
+    async with machine.renamed("second", tmp_path / "empty").run() as life:
+        user = await life.user()
+        box = await user.select("INBOX")
+        assert None not in await box.fields([4, 5, 6])
+        assert kept(life, box) == [4, 5, 6], "a segment has those of 1 to 3 as well"
 
 
 def cleaner(life: Life, *, room: int, close_delay_s: float = 2.0) -> Cleaner:

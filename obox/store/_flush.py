@@ -155,7 +155,7 @@ async def _purge(mailbox: Mailbox, dead: list[int], claims: list[int]) -> None:
     await env.delete(keys, kind="mail")
     for key in keys:
         await env.fscache.drop(key)
-    env.metacache.drop_fields(sid, guid, dead)
+    env.metacache.drop_fields(sid, guid, dead)  # again, for what went in an earlier life and was not flushed in it
     purged = np.array(dead, dtype=np.uint32)
     mailbox.apply(Delta(purged=purged, claims=dict.fromkeys(claims, CLAIM_PURGED)), Change.UNIMPORTANT, journal=False)
 

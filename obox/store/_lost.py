@@ -74,5 +74,4 @@ async def expunge(mailbox: Mailbox, lost: Mapping[int, str]) -> UidArray:
     await mailbox.user.commit()
     for uid in gone.tolist():
         log.warning("lost mail expunged", user=mailbox.user.name, mailbox=mailbox.guid, uid=uid, key=lost[uid])
-    mailbox.env.metacache.drop_fields(mailbox.user.storage_id, mailbox.guid, gone.tolist())
     return gone

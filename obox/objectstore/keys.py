@@ -38,7 +38,9 @@ it."""
 Form = Literal["base", "diff", "cache"]
 FORMS: tuple[Form, ...] = ("base", "diff", "cache")
 
-_UID_MAX = 2**32 - 1
+UID_MAX = 2**32 - 1
+"""RFC 9051 §2.3.1.1."""
+
 _U64_MAX = 2**64 - 1
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789@._+-")
 _ELEMENT = re.compile(r"(?:[a-z0-9@+-]|%[0-9a-f]{2})(?:[a-z0-9@._+-]|%[0-9a-f]{2})*", re.ASCII)
@@ -130,8 +132,8 @@ def hh(sid: str) -> str:
 
 def mail_key(sid: StorageId, guid: Guid, uid: Uid) -> str:
     """Return the key of a mail; the key is its UID."""
-    if not 1 <= uid <= _UID_MAX:
-        raise ValueError(f"not a UID: {uid}; allowed: 1 to {_UID_MAX}")
+    if not 1 <= uid <= UID_MAX:
+        raise ValueError(f"not a UID: {uid}; allowed: 1 to {UID_MAX}")
     return f"{mail_prefix(sid, guid)}{uid:08x}"
 
 

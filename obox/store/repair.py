@@ -22,7 +22,7 @@ from metacache import Change
 from ..errors import Corrupt, Limit
 from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ..objectstore import ObjectInfo
-from ..objectstore.keys import ROOT, mail_key, mail_prefix, parse_bundle_key, parse_mail_key
+from ..objectstore.keys import ROOT, UID_MAX, mail_key, mail_prefix, parse_bundle_key, parse_mail_key
 from ..types import Guid, StorageId, Uid
 from . import _lost, operate
 from ._bundles import Bundles, Known, name_of, segment_range
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 UNKNOWN: Final = "flags since delivery, expunges and moves since, keywords"
-UID_MAX: Final = (1 << 32) - 1
-"""RFC 9051 §2.3.1.1."""
-
 SLICE: Final = 2000
 """Mails looked at between two looks at the loop: a few milliseconds."""
 

@@ -6,13 +6,15 @@ because such a client may know mails of which this mailbox has no trace: the buc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from obox.imap.sets import SequenceSet, format_ranges, format_set
 from obox.mailbox import State
 from obox.mailbox._uidset import UidArray
 
-Ranges = list[tuple[int, int]]
+Ranges = Sequence[tuple[int, int]]
 
 
 def vanished_earlier(
@@ -54,9 +56,9 @@ def _between(uids: UidArray, last: int) -> Ranges:
     return list(zip((edges[where] + 1).tolist(), (edges[where + 1] - 1).tolist(), strict=True))
 
 
-def _overlap(one: Ranges, two: Ranges | tuple[tuple[int, int], ...]) -> Ranges:
+def _overlap(one: Ranges, two: Ranges) -> Ranges:
     """What is in both; each ascending and without overlaps."""
-    out: Ranges = []
+    out: list[tuple[int, int]] = []
     a = b = 0
     while a < len(one) and b < len(two):
         low, high = max(one[a][0], two[b][0]), min(one[a][1], two[b][1])

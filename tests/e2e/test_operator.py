@@ -184,16 +184,24 @@ async def pulls(tell: Operator, source: Backend) -> None:
         sections={"http": {"api_key": KEY}},
     )
     await asyncio.to_thread(second.start)
+    pulled = 0
     try:
         async with operator(second) as there:
             for number in range(0, 100, 5):
-                await there(
+                client = await Imap.connect(source.imap)  # so that the source has something to send
+                for text in (f"LOGIN {CROWD[number]} {PASSWORD}", "SELECT INBOX", "LOGOUT"):
+                    assert (await client.command(text))[0].startswith("OK")
+                client.close()
+                answer = await there(
                     "metacachePull",
                     user=CROWD[number],
                     sourceBackendHost=f"http://127.0.0.1:{source.http}",
                     latestOnly=number % 10 == 0,
                     clean=number % 15 == 0,
                 )
+                rows = answer if isinstance(answer, list) else answer.get("rows", [])
+                pulled += any(row["result"] == "pulled" for row in rows)
+            assert pulled >= 5, "half of them ask for the latest only, and may be refused"
             tell.done.update(there.done)
             # Copies that are in use, or not the latest: that is what the crowd is for, and no failure of the verb.
             fine = ("1003", "stay at the source")

@@ -2,7 +2,8 @@
 # serve    install, then a demo backend on an embedded bucket: prints how to connect
 # test     install, then the suite; a skip names the package that it wants
 # test-all what CI runs: the Debian packages too, and any skip fails
-# check    lint, types and the fast tests, in a minute or two
+# lint     ruff (rules and format) and mypy
+# check    lint and the fast tests, in a minute or two
 # bench    measure, against Dovecot where it is installed
 
 PYTHON ?= $(shell for p in python3.11 python3.14 python3.13 python3.12 python3; do \
@@ -13,7 +14,7 @@ PACKAGES := curl dovecot-imapd dovecot-lmtpd isync nginx-light openssl postfix p
 SLOW := sim fuzz model e2e operations systemd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: install serve test test-all packages check bench
+.PHONY: install serve test test-all packages lint check bench
 
 install: $(STAMP)
 
@@ -30,7 +31,7 @@ serve: install
 test: install
 	$(BIN)/python -m pytest
 
-test-all: packages
+test-all: packages lint
 	OBOX_TEST_NO_SKIP=1 $(MAKE) test
 
 # RUNLEVEL=1: install the programs without starting their services.
@@ -38,9 +39,12 @@ packages:
 	$(SUDO) apt-get update -q
 	$(SUDO) env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES)
 
-check: install
+lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest -m 'not needs' $(SLOW:%=--ignore=tests/%)
 
 bench: install

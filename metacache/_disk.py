@@ -92,9 +92,7 @@ class Disk:
                     work.apply(op)
                 work.finish()
                 if work.space > most:
-                    raise OverLimit(
-                        f"metacache: {work.space} bytes, at most {self.limit}; clean, or raise max_space"
-                    )
+                    raise OverLimit(f"metacache: {work.space} bytes, at most {self.limit}; clean, or raise max_space")
                 if work.space > work.space_before and self.used(txn) > self._map_bytes_used_max:
                     raise OverLimit("metacache: the map is nearly full; clean, or raise max_space")
             self.space, self.by_priority = work.space, work.by_priority(self.by_priority)

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"obox.errors", "obox.types", "obox.unixsocket"}
+LEAVES = {"obox.errors", "obox.types", "obox.text", "obox.unixsocket"}
 VIEW = {"obox", "obox.auth", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}  # what a protocol sees
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
 ARROWS: dict[str, set[str]] = {
     "obox": set(),  # __init__: the version
     "obox.errors": set(),
     "obox.types": set(),
+    "obox.text": {"obox.errors"},
     "obox.unixsocket": set(),
     "obox._values": set(),
     "obox._settings": {"obox", "obox._values"},
@@ -48,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
 }
 WIRING = ("obox.main", "obox.backend", "obox.demo", "obox.wiring", "obox.rooms", "obox.reload")  # see all
 ARROWS |= {name: set() for name in WIRING}
-PURE = ("obox.mailbox", "obox.mime", "obox.imap.parser", "obox._values", "obox.errors", "obox.types")
+PURE = ("obox.mailbox", "obox.mime", "obox.imap.parser", "obox._values", "obox.errors", "obox.text", "obox.types")
 IMPURE = {
     "asyncio",
     "socket",

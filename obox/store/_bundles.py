@@ -149,8 +149,9 @@ class Bundles:
         """Read the heads among `infos`, this box's part of a LIST. Newest first, so that most are never read."""
         known = Known(need_base=False)
         loaded = Loaded(known)
-        parsed = sorted(((parse_bundle_key(info.key), info) for info in infos), key=lambda p: (p[0].version,
-        p[0].writer))
+        parsed = sorted(
+            ((parse_bundle_key(info.key), info) for info in infos), key=lambda p: (p[0].version, p[0].writer)
+        )
         bundles = [(key, info) for key, info in parsed if key.form != "cache" and info.size]
         known.segments = [name_of(info.key) for key, info in parsed if key.form == "cache"]
         known.cached_uid = max((segment_range(name)[1] for name in known.segments), default=0)
@@ -184,8 +185,9 @@ class Bundles:
         loaded.merged = known.need_base and len(heads) > 1
         names = set(known.heads)
         known.superseded = [
-            (name_of(info.key), self._covered_at(info, bundles)) for _, info in bundles if name_of(info.key) not in
-            names
+            (name_of(info.key), self._covered_at(info, bundles))
+            for _, info in bundles
+            if name_of(info.key) not in names
         ]
         loaded.payloads = [payload for _, _, payload in heads]
         return loaded
@@ -201,8 +203,9 @@ class Bundles:
         except (CorruptObject, msgspec.MsgspecError) as exc:
             raise Corrupt(f"index bundle {key} does not decode: {exc}") from exc
 
-    async def put(self, known: Known, form: Form, payload: bytes, *, modseq: int, uidnext: int = 0, clean: bool =
-    False) -> None:
+    async def put(
+        self, known: Known, form: Form, payload: bytes, *, modseq: int, uidnext: int = 0, clean: bool = False
+    ) -> None:
         """Write one bundle and note what it makes superfluous. Raises Unavailable: nothing is covered then."""
         keep = [] if form == "base" else known.heads[:1]
         covers = [name for name in known.heads if name not in keep]

@@ -49,8 +49,9 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
             for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
                 state.join(Delta.decode(data))
         except ValueError as exc:
-            log.warning("local index copy damaged, dropped", user=mailbox.user.name, mailbox=mailbox.guid,
-            error=str(exc))
+            log.warning(
+                "local index copy damaged, dropped", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc)
+            )
             env.metacache.drop(sid, mailbox.guid)
             mailbox.state = state = type(state)(mailbox.guid)
             known = None

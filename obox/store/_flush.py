@@ -53,8 +53,9 @@ async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
         if _forgotten(mailbox):
             return False
         wrote = False
-        if mailbox.change is Change.IMPORTANT or (mailbox.change is not Change.NONE and (everything or
-        mailbox.is_due())):
+        if mailbox.change is Change.IMPORTANT or (
+            mailbox.change is not Change.NONE and (everything or mailbox.is_due())
+        ):
             await _flush_index(mailbox)
             wrote = True
         if everything or _uncached(mailbox) >= SEGMENT_MAILS_MIN:

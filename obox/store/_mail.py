@@ -65,5 +65,3 @@ def make_fields(source: bytes) -> Fields:
     summary = mime.summary(source)
     header = summary.header if len(summary.header) <= HEADER_CACHED_MAX else None
     return Fields.of(summary.envelope, summary.body, summary.bodystructure, header)
-
-

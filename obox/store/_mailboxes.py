@@ -203,5 +203,3 @@ def copy_fields(env: Env, source: Mailbox, target: Mailbox, uids: UidArray, new:
     records = env.metacache.get_fields(sid, source.guid, uids.tolist())
     pairs = [(uid, record) for uid, record in zip(new.tolist(), records, strict=True) if record is not None]
     target.put_fields(pairs)
-
-

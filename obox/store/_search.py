@@ -50,9 +50,7 @@ class Searchable(Protocol):
     @property
     def state(self) -> State: ...
 
-    async def fields(
-        self, uids: Sequence[int], *, autofix: bool | None = None
-    ) -> list[Fields | Unreadable | None]: ...
+    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]: ...
 
     def mails(
         self, uids: Sequence[int], *, autofix: bool | None = None

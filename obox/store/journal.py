@@ -314,9 +314,7 @@ class Journal:
             begun = self._clock()
             try:
                 await self._before_put(self.boot, seq)
-                ours = await put_once(
-                    self._store, journal_key(self.backend, self.boot, seq), data, oid, kind="journal"
-                )
+                ours = await put_once(self._store, journal_key(self.backend, self.boot, seq), data, oid, kind="journal")
             except StoreError as exc:
                 if self._trouble.due():
                     more = self._trouble.skipped()
@@ -332,9 +330,7 @@ class Journal:
             self._buried = dict.fromkeys(self._buried.keys() & staged.keys(), 0)  # who fenced us has read the others
             seq, data, oid = self._encode(staged, closed, clean)
 
-    def _encode(
-        self, staged: dict[str, list[tuple[str, bytes]]], closed: bool, clean: bool
-    ) -> tuple[int, bytes, Oid]:
+    def _encode(self, staged: dict[str, list[tuple[str, bytes]]], closed: bool, clean: bool) -> tuple[int, bytes, Oid]:
         seq = self._seq
         self._seq += 1
         oid = self._new_oid()

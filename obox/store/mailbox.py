@@ -46,7 +46,6 @@ LOCAL_DELTAS_MAX: Final = 64
 """Deltas behind the base of a local copy, above which a flush folds them into it."""
 
 
-
 class Mailbox:
     """A mailbox in memory; see the module's text and `api.Mailbox`."""
 
@@ -371,9 +370,7 @@ class Mailbox:
         """Make the local copy one base of the whole state, under the present stamp."""
         data, stamp = self.state.extract().encode(), self.known.encode()
         sid, guid, change, priority = self.user.storage_id, self.guid, self.change, self.priority
-        self.env.keep(
-            sid, guid, lambda cache: cache.replace(sid, guid, data, stamp, change=change, priority=priority)
-        )
+        self.env.keep(sid, guid, lambda cache: cache.replace(sid, guid, data, stamp, change=change, priority=priority))
         self.local_deltas = 0
 
     def save_stamp(self) -> None:

@@ -176,8 +176,9 @@ class MailStore:
         self._running = [self.spawn(self.journal.run()), self.spawn(self._upkeep())]
         await self._announce()
         self.started = True
-        log.info("store ready", boot=self.journal.boot, local_copies=self._takeover.trust,
-        users=len(self._takeover.pending))
+        log.info(
+            "store ready", boot=self.journal.boot, local_copies=self._takeover.trust, users=len(self._takeover.pending)
+        )
         if self._takeover.pending or self._takeover.boots:
             self.spawn(self._adopt())
         self.spawn(self._flush_dirty())

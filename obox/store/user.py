@@ -269,9 +269,7 @@ class User:
 
     def _make(self, entry: MailboxEntry) -> Mailbox:
         first = entry.name == "INBOX" or entry.special_use == "\\Junk"
-        box = Mailbox(
-            self.env, self, Guid(entry.guid), entry.uidvalidity, PRIORITY_INBOX if first else PRIORITY_OTHER
-        )
+        box = Mailbox(self.env, self, Guid(entry.guid), entry.uidvalidity, PRIORITY_INBOX if first else PRIORITY_OTHER)
         box.deleted = bool(entry.deleted)
         return box
 
@@ -596,4 +594,3 @@ def _decode(data: bytes) -> RootDelta:
         return RootDelta.decode(data)
     except ValueError as exc:
         raise Corrupt(f"the list of mailboxes does not decode: {exc}") from exc
-

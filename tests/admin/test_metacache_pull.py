@@ -130,9 +130,7 @@ async def test_outdated(start: Start) -> None:
         await one.call("metacacheFlush", allUsers=True)
         await other.call("flagsAdd", user=ANNA, flag=["x"], query=["MAILBOX", "INBOX", "ALL"])
         await other.call("metacacheFlush", user=ANNA)
-        kind, result = await other.ask(
-            "metacachePull", users=[ANNA, BEN], sourceBackendHost=http(one), latestOnly=True
-        )
+        kind, result = await other.ask("metacachePull", users=[ANNA, BEN], sourceBackendHost=http(one), latestOnly=True)
         assert (kind, result["exitCode"]) == ("error", 2)
         assert [(one["user"], one["exitCode"]) for one in result["users"]] == [(ANNA, 1003)]
         assert [row["username"] for row in result["rows"]] == [BEN]

@@ -67,7 +67,6 @@ class Operator:
             self.failed.append(f"{verb} {params}: {payload}")
         return payload
 
-
     async def when_idle(self, verb: str, **params: Any) -> None:
         """As an operator would: what is still in use, or was just now, is refused; try again a little later."""
         for _ in range(60):

@@ -75,9 +75,7 @@ class Running:
 
     async def client(self, *, greet: bool = True, login: str = "", address: str = "127.0.0.1") -> "Client":
         """address: the client's, in 127.0.0.0/8."""
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", self.port, limit=1 << 26, local_addr=(address, 0)
-        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 26, local_addr=(address, 0))
         client = Client(reader, writer)
         self.clients.append(client)
         if greet:

@@ -35,9 +35,7 @@ def numbers(text: bytes) -> set[int]:
 
 
 @given(NUMBERS, NUMBERS, st.none() | NUMBERS.filter(bool), st.integers(0, TOP), NUMBERS)
-def test_like_sets(
-    there: set[int], expunged: set[int], known: set[int] | None, above: int, shown: set[int]
-) -> None:
+def test_like_sets(there: set[int], expunged: set[int], known: set[int] | None, above: int, shown: set[int]) -> None:
     state = mailbox(sorted(there))
     state.join(Delta(gone=Gone.at(50, uid_array(sorted(expunged)))))
     there -= expunged

@@ -410,6 +410,6 @@ def test_dates_with_zone() -> None:
 
 
 def test_a_pattern_that_no_name_fits_is_no_error() -> None:
-    command = parse(b"a LIST \"\" !#$$&'x%")
+    command = parse(b'a LIST "" !#$$&\'x%')
     assert isinstance(command, ast.List)
     assert command.patterns == ("!#$$&'x%",)

@@ -281,7 +281,7 @@ async def test_an_empty_mail_has_the_fields_of_an_empty_mail(office: Open) -> No
         client = await here.selected()
         line, _ = await client.ok("FETCH 1 (RFC822.SIZE ENVELOPE BODYSTRUCTURE BODY.PEEK[HEADER.FIELDS (Subject)])")
         assert line == (
-            b'* 1 FETCH (RFC822.SIZE 38 ENVELOPE (NIL NIL NIL NIL NIL NIL NIL NIL NIL NIL) BODYSTRUCTURE '
+            b"* 1 FETCH (RFC822.SIZE 38 ENVELOPE (NIL NIL NIL NIL NIL NIL NIL NIL NIL NIL) BODYSTRUCTURE "
             b'("text" "plain" ("charset" "us-ascii") NIL NIL "7bit" 0 0 NIL NIL NIL NIL) '
             b"BODY[HEADER.FIELDS (Subject)] {2}\r\n\r\n)"
         )

@@ -219,9 +219,7 @@ class SimFscache:
         found = self._files.get(key)
         return None if found is None else found[start:end]
 
-    async def read_range(
-        self, key: str, start: int, end: int, fetch: Callable[[int, int], Awaitable[bytes]]
-    ) -> bytes:
+    async def read_range(self, key: str, start: int, end: int, fetch: Callable[[int, int], Awaitable[bytes]]) -> bytes:
         found = self._files.get(key)
         return await fetch(start, end) if found is None else found[start:end]
 

@@ -110,9 +110,7 @@ class Player:
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
-    async def append(
-        self, node: Node, name: str, guid: str, count: int = 1, flags: tuple[str, ...] = ()
-    ) -> list[int]:
+    async def append(self, node: Node, name: str, guid: str, count: int = 1, flags: tuple[str, ...] = ()) -> list[int]:
         tokens = [self.token() for _ in range(count)]
 
         async def append(store: MailStore) -> Any:
@@ -298,9 +296,7 @@ class Player:
         return await self._again(lambda: node.user(USER))
 
     async def _open(self, node: Node, name: str) -> Any:
-        return await self._again(
-            lambda: node.run(lambda store: self._as_user(store, lambda user: user.select(name)))
-        )
+        return await self._again(lambda: node.run(lambda store: self._as_user(store, lambda user: user.select(name))))
 
     async def _again(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """As a client does it: again, while it is told that the trouble is temporary."""

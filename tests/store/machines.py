@@ -158,9 +158,7 @@ class Machine:
         return other
 
     @asynccontextmanager
-    async def run(
-        self, clock: Time | None = None, *, kill: bool = False, upload: bool = True
-    ) -> AsyncIterator[Life]:
+    async def run(self, clock: Time | None = None, *, kill: bool = False, upload: bool = True) -> AsyncIterator[Life]:
         """One life; `kill`: it ends as by `kill -9`, at the end of the block; upload: see MailStore.close."""
         clock = clock or self.bucket.time
         self.path.mkdir(parents=True, exist_ok=True)

@@ -127,8 +127,6 @@ async def test_who_holds_a_deleted_user_writes_nothing(machine: Machine) -> None
         await nothing_is_left(machine, life)
 
 
-
-
 async def test_a_login_afterwards_makes_the_user_anew(machine: Machine) -> None:
     async with machine.run() as life:
         await fill_and_delete(life)

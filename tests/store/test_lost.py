@@ -327,9 +327,7 @@ async def test_an_outage_at_the_second_look_expunges_nothing(shelf: Shelf, op: A
         assert len(box.state) == 1
 
 
-async def test_while_nothing_can_be_changed_nothing_is_expunged(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_while_nothing_can_be_changed_nothing_is_expunged(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(0)])

@@ -234,9 +234,7 @@ async def test_the_stream_is_as_the_manual_says(machine: Machine, tmp_path: Path
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_copy_that_is_as_new_is_kept(
-    machine: Machine, tmp_path: Path, directory: None
-) -> None:
+async def test_a_copy_that_is_as_new_is_kept(machine: Machine, tmp_path: Path, directory: None) -> None:
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         await leave(one)
@@ -276,9 +274,7 @@ async def test_a_rerun_changes_nothing(machine: Machine, tmp_path: Path, directo
         await box.release()
 
 
-async def test_an_older_copy_without_changes_is_replaced(
-    machine: Machine, tmp_path: Path, directory: None
-) -> None:
+async def test_an_older_copy_without_changes_is_replaced(machine: Machine, tmp_path: Path, directory: None) -> None:
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         await pull(one, other, everything=True)
@@ -336,9 +332,7 @@ async def test_changes_on_both_sides_are_joined(
     assert await cold(machine, tmp_path) == expected
 
 
-async def test_lists_of_mailboxes_are_joined(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lists_of_mailboxes_are_joined(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         await one.users[0].flush(everything=True)
@@ -513,9 +507,7 @@ async def test_a_source_with_another_key(tmp_path: Path) -> None:
                 await take(third, data)
 
 
-async def test_the_source_fails_on_the_way(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_source_fails_on_the_way(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         real, count = one.store.env.metacache.load, 0

@@ -277,9 +277,7 @@ class _Fetch:
     def _streams(self, size: int) -> bool:
         return size >= STREAM_BYTES_MIN and self.plan.whole_only
 
-    def _mails(
-        self, uids: list[int], sizes: list[int]
-    ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
+    def _mails(self, uids: list[int], sizes: list[int]) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
         """Whole mails in order; None for one that is to be streamed or was expunged."""
         if any(map(self._streams, sizes)):
             return self._between_streams(uids, sizes)

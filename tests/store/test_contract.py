@@ -1,0 +1,337 @@
+"""The contract of `obox.store.api`, held by both of its implementations.
+
+What only one of them has (durability, requests, merging) is tested beside this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from machines import Bucket, Machine, flags_of, uids
+from mails import every_kind, simple
+
+from obox.errors import Exists, Expunged, Invalid, Limit, NoPerm, NotFound, OverQuota, TooBig
+from obox.mailbox.search import And, Flag, Header, Not, Text
+from obox.store import Mailbox, NewMail, Store, User
+from obox.store.memory import DEFAULT_MAILBOXES, MemoryStore
+from obox.types import StorageId
+
+MAIL_BYTES_MAX = 1 << 20
+
+
+@pytest.fixture(params=["memory", "bucket"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> AsyncIterator[Store]:
+    if request.param == "memory":
+        yield MemoryStore(mail_bytes_max=MAIL_BYTES_MAX)
+        return
+    machine = Machine(bucket, tmp_path / "disk", max_mail_size=MAIL_BYTES_MAX, mailboxes=DEFAULT_MAILBOXES[1:])
+    async with machine.run() as life:
+        yield life.store
+
+
+@pytest.fixture
+async def user(store: Store) -> User:
+    return await store.open_user("anna", StorageId("anna"))
+
+
+async def names(user: User) -> list[str]:
+    return [info.name for info in user.mailboxes()]
+
+
+async def filled(user: User, count: int = 5, *, name: str = "INBOX", flags: tuple[str, ...] = ()) -> Mailbox:
+    await user.append(name, [NewMail(simple(number), flags) for number in range(1, count + 1)])
+    return await user.select(name)
+
+
+# -- mailboxes -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_user_has_the_mailboxes_of_the_settings_and_is_subscribed_to_them(user: User) -> None:
+    assert await names(user) == ["INBOX", "Drafts", "Sent", "Trash"]
+    assert {info.name: info.special_use for info in user.mailboxes()} == dict(DEFAULT_MAILBOXES)
+    assert sorted(user.subscriptions()) == sorted(await names(user))
+
+
+async def test_a_user_is_the_same_for_all_sessions(store: Store, user: User) -> None:
+    await user.create("Lists")
+    again = await store.open_user("anna@alias", StorageId("anna"))
+    assert "Lists" in await names(again)
+    assert "Lists" not in await names(await store.open_user("ben", StorageId("ben")))
+
+
+async def test_create_makes_parents_that_are_no_mailboxes(user: User) -> None:
+    guid = await user.create("a/b/c")
+    found = {info.name: info for info in user.mailboxes()}
+    assert found["a/b/c"].guid == guid
+    assert (found["a"].guid, found["a/b"].guid) == (None, None)
+    assert (found["a"].has_children, found["a/b/c"].has_children) == (True, False)
+    with pytest.raises(NotFound):
+        await user.select("a/b")
+    with pytest.raises(Exists):
+        await user.create("a/b/c")
+    await user.create("a")
+    assert {info.name: info for info in user.mailboxes()}["a"].has_children
+
+
+@pytest.mark.parametrize("name", ["", "a//b", "/a", "x" * 1001, "a\0b", "a\nb"])
+async def test_names_that_cannot_be_are_refused(user: User, name: str) -> None:
+    with pytest.raises(Invalid):
+        await user.create(name)
+    with pytest.raises(Invalid):
+        await user.rename("Sent", name)
+
+
+async def test_one_mailbox_for_each_special_use(user: User) -> None:
+    with pytest.raises(Exists):
+        await user.create("Other", "\\Trash")
+    await user.create("Old", "\\Archive")
+
+
+async def test_uidvalidity_of_a_name_made_anew_is_larger(user: User) -> None:
+    await user.create("x")
+    before = (await user.status("x")).uidvalidity
+    await user.delete("x")
+    await user.create("x")
+    assert (await user.status("x")).uidvalidity > before
+
+
+async def test_delete_keeps_children_and_ends_sessions(user: User) -> None:
+    await user.create("a")
+    await user.create("a/b")
+    box = await filled(user, name="a")
+    woken: list[bool] = []
+    box.watch(lambda: woken.append(True))
+    await user.delete("a")
+    assert box.deleted
+    assert woken
+    assert "a/b" in await names(user)
+    with pytest.raises(NotFound):
+        await box.store_flags(uids(1), "add", ["\\Seen"])
+    with pytest.raises(NotFound):
+        await user.status("a")
+    with pytest.raises(NotFound):
+        await user.delete("a")
+    with pytest.raises(NoPerm):
+        await user.delete("INBOX")
+    assert user.usage().messages == 0
+
+
+async def test_rename_takes_children_along(user: User) -> None:
+    guid = await user.create("a/b")
+    await user.create("a/b/c")
+    await filled(user, 3, name="a/b")
+    validity = (await user.status("a/b")).uidvalidity
+    await user.rename("a/b", "new/place")
+    found = {info.name: info.guid for info in user.mailboxes()}
+    assert found["new/place"] == guid
+    assert "new/place/c" in found
+    assert "a/b" not in found
+    status = await user.status("new/place")
+    assert (status.messages, status.uidvalidity) == (3, validity)
+    with pytest.raises(Exists):
+        await user.rename("new/place", "Sent")
+    with pytest.raises(Invalid):
+        await user.rename("new/place", "new/place/below")
+    with pytest.raises(NotFound):
+        await user.rename("a/b", "c")
+
+
+async def test_rename_of_inbox_moves_its_mails(user: User) -> None:
+    await filled(user, 3, flags=("\\Seen", "$x"))
+    await user.rename("INBOX", "Old")
+    assert (await user.status("INBOX")).messages == 0
+    assert flags_of(await user.select("Old")) == {uid: ["$x", "\\Seen"] for uid in (1, 2, 3)}
+
+
+async def test_subscriptions_outlive_mailboxes(user: User) -> None:
+    await user.subscribe("nowhere", True)
+    assert "nowhere" in user.subscriptions()
+    await user.subscribe("Sent", False)
+    assert {info.name: info.subscribed for info in user.mailboxes()}["Sent"] is False
+    await user.subscribe("nowhere", False)
+    assert "nowhere" not in user.subscriptions()
+
+
+# -- mails ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_goes_in_comes_out(user: User) -> None:
+    mails = list(every_kind().values())
+    mails = [mail for mail in mails if len(mail) <= MAIL_BYTES_MAX]
+    done = await user.append("INBOX", [NewMail(mail, (), 1_000_000_000 + i, 60) for i, mail in enumerate(mails)])
+    box = await user.select("INBOX")
+    assert done.uidvalidity == box.uidvalidity
+    assert done.uids == box.state.uids.tolist() == list(range(1, len(mails) + 1))
+    assert [found async for _, found in box.mails(done.uids)] == mails
+    assert box.state.column("size").tolist() == [len(mail) for mail in mails]
+    assert box.state.column("internaldate").tolist() == [1_000_000_000 + i for i in range(len(mails))]
+    assert set(box.state.column("zone").tolist()) == {60}
+    for uid, mail in zip(done.uids, mails, strict=True):
+        assert await box.part(uid, 3, 40) == mail[3:40]
+    made = await box.fields(done.uids)
+    assert all(field is not None and not isinstance(field, Exception) and field.envelope for field in made)
+
+
+async def test_append_is_all_or_nothing(user: User) -> None:
+    with pytest.raises(TooBig):
+        await user.append("INBOX", [NewMail(b"x"), NewMail(b"x" * (MAIL_BYTES_MAX + 1))])
+    with pytest.raises(Limit):
+        await user.append("INBOX", [NewMail(b"x"), NewMail(b"x", tuple(f"k{n}" for n in range(70)))])
+    with pytest.raises(NotFound):
+        await user.append("nowhere", [NewMail(b"x")])
+    assert (await user.status("INBOX")).messages == 0
+
+
+async def test_uids_grow_and_are_never_used_twice(user: User) -> None:
+    box = await filled(user, 3)
+    await box.expunge(uids(3))
+    assert (await user.status("INBOX")).uidnext == 4
+    assert (await user.append("INBOX", [NewMail(b"x")])).uids == [4]
+    assert box.state.uids.tolist() == [1, 2, 4]
+
+
+async def test_expunged_mails_are_gone(user: User) -> None:
+    box = await filled(user, 3)
+    before = box.state.highestmodseq
+    assert (await box.expunge(uids(2, 3, 9))).tolist() == [2, 3]
+    assert box.state.gone_since(before).tolist() == [2, 3]
+    with pytest.raises(Expunged):
+        await box.mail(2)
+    assert [found async for _, found in box.mails([1, 2])][1] is None
+    assert (await box.expunge(uids(2))).tolist() == []
+
+
+async def test_quota_bounds_what_is_stored(store: Store) -> None:
+    user = await store.open_user("anna", StorageId("anna"), quota_bytes=1000, quota_messages=3)
+    await user.append("INBOX", [NewMail(b"x" * 600)])
+    with pytest.raises(OverQuota):
+        await user.append("INBOX", [NewMail(b"x" * 401)])
+    box = await user.select("INBOX")
+    with pytest.raises(OverQuota):
+        await user.copy(box, box.state.uids, "Sent")
+    await user.copy(box, box.state.uids, "Sent", move=True)
+    await user.append("INBOX", [NewMail(b"x")] * 2)
+    with pytest.raises(OverQuota):
+        await user.append("INBOX", [NewMail(b"x")])
+    assert user.usage() == (602, 3, 1000, 3)
+
+
+# -- flags ---------------------------------------------------------------------------------------------------------
+
+
+async def test_flags_are_added_removed_and_replaced(user: User) -> None:
+    box = await filled(user, 3)
+    before = box.state.highestmodseq
+    done = await box.store_flags(uids(1, 2, 9), "add", ["\\Seen", "$Label"])
+    assert done.changed.tolist() == [1, 2]
+    assert done.modseq == box.state.highestmodseq > before
+    assert (await box.store_flags(uids(1), "add", ["\\seen"])).modseq == 0
+    await box.store_flags(uids(1), "remove", ["$LABEL"])
+    await box.store_flags(uids(2), "replace", ["\\Flagged"])
+    assert flags_of(box) == {1: ["\\Seen"], 2: ["\\Flagged"], 3: []}
+    assert (await user.status("INBOX")).unseen == 2
+
+
+async def test_unchanged_since_refuses_what_has_changed(user: User) -> None:
+    box = await filled(user, 3)
+    then = box.state.highestmodseq
+    await box.store_flags(uids(2), "add", ["\\Seen"])
+    done = await box.store_flags(uids(1, 2, 3), "add", ["\\Flagged"], unchanged_since=then)
+    assert (done.changed.tolist(), done.refused.tolist()) == ([1, 3], [2])
+
+
+async def test_a_mailbox_holds_a_bounded_number_of_keywords(user: User) -> None:
+    box = await filled(user, 1)
+    await box.store_flags(uids(1), "add", [f"k{number}" for number in range(59)])
+    with pytest.raises(Limit):
+        await box.store_flags(uids(1), "add", ["one-more"])
+    assert len(flags_of(box)[1]) == 59
+
+
+# -- copy and move -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("move", [False, True], ids=["copy", "move"])
+async def test_copies_keep_bytes_dates_and_flags(user: User, move: bool) -> None:
+    when = NewMail(simple(1), ("\\Seen", "$x"), 1_000_000_000, -90)
+    await user.append("INBOX", [when, NewMail(simple(2))])
+    await filled(user, 1, name="Sent")
+    box, sent = await user.select("INBOX"), await user.select("Sent")
+    done = await user.copy(box, uids(1, 2, 7), "Sent", move=move)
+    assert (done.source.tolist(), done.target.tolist(), done.uidvalidity) == ([1, 2], [2, 3], sent.uidvalidity)
+    assert await sent.mail(2) == simple(1)
+    assert flags_of(sent)[2] == ["$x", "\\Seen"]
+    assert (int(sent.state.column("internaldate")[1]), int(sent.state.column("zone")[1])) == (1_000_000_000, -90)
+    assert box.state.uids.tolist() == ([] if move else [1, 2])
+    await box.expunge(box.state.uids)
+    assert await sent.mail(3) == simple(2)
+
+
+async def test_copy_into_the_same_mailbox_and_of_nothing(user: User) -> None:
+    box = await filled(user, 2)
+    assert (await user.copy(box, box.state.uids, "INBOX")).target.tolist() == [3, 4]
+    assert (await user.copy(box, uids(99), "Sent")).target.tolist() == []
+    with pytest.raises(NotFound):
+        await user.copy(box, box.state.uids, "nowhere")
+
+
+# -- sessions ------------------------------------------------------------------------------------------------------
+
+
+async def test_everybody_who_watches_is_woken(user: User) -> None:
+    box, other = await user.select("INBOX"), await user.select("INBOX")
+    woken: list[str] = []
+    end = box.watch(lambda: woken.append("box"))
+    other.watch(lambda: woken.append("other"))
+    await filled(user, 1)
+    assert {"box", "other"} <= set(woken)
+    end()
+    end()
+    woken.clear()
+    await other.store_flags(uids(1), "add", ["\\Seen"])
+    assert set(woken) == {"other"}
+
+
+async def test_each_mail_is_recent_for_one_session(user: User) -> None:
+    box = await filled(user, 3)
+    assert (await user.status("INBOX")).recent == 3
+    assert box.take_recent() == 1
+    assert (await user.status("INBOX")).recent == 0
+    await filled(user, 2)
+    assert box.take_recent() == 4
+    assert box.take_recent() == 6
+
+
+async def test_status_counts(user: User) -> None:
+    box = await filled(user, 4)
+    await box.store_flags(uids(1, 2), "add", ["\\Seen"])
+    await box.store_flags(uids(2), "add", ["\\Deleted"])
+    status = await user.status("INBOX")
+    size = sum(len(simple(number)) for number in range(1, 5))
+    assert (status.messages, status.unseen, status.deleted, status.uidnext, status.size) == (4, 2, 1, 5, size)
+    assert status.highestmodseq == box.state.highestmodseq
+    with pytest.raises(NotFound):
+        await user.status("nowhere")
+
+
+async def test_search(user: User) -> None:
+    box = await filled(user, 4)
+    await box.store_flags(uids(2, 3), "add", ["\\Seen"])
+    seen = Flag("\\Seen")
+    assert (await box.search(seen, box.state.uids)).tolist() == [2, 3]
+    assert (await box.search(Not(seen), uids(1, 2, 9))).tolist() == [1]
+    assert (await box.search(And((seen, Header("Subject", "MAIL 3"))), box.state.uids)).tolist() == [3]
+    assert (await box.search(Text("body of mail 4"), box.state.uids)).tolist() == [4]
+
+
+async def test_many_writers_at_once_each_get_their_own_uid(user: User) -> None:
+    done = await asyncio.gather(*(user.append("INBOX", [NewMail(simple(n))]) for n in range(20)))
+    assert sorted(uid for one in done for uid in one.uids) == list(range(1, 21))
+    box = await user.select("INBOX")
+    for number, one in enumerate(done):
+        assert await box.mail(one.uids[0]) == simple(number)
+    assert bool((np.diff(box.state.uids) > 0).all())

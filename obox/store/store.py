@@ -13,35 +13,29 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
 
-from metacache import Change
-
 from ..errors import ConfigError, InUse, NotFound, OboxError, Unavailable
 from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
 from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import FORMAT_KEY, ROOT, journal_key
+from ..objectstore.keys import FORMAT_KEY, ROOT
 from ..types import Guid, StorageId
 from . import boots
 from ._aftermath import AHEAD_MS
-from ._bundles import Known
 from ._env import OPEN_S, TRY_LATER, Env, StoreSettings, answer_within
-from ._nightly import Nightly, flush_all
+from ._nightly import Nightly
 from ._once import EveryMinute
+from ._upkeep import Upkeep
 from .journal import Journal
-from .takeover import BOOT_MS_DIGITS, LastBoot, Takeover, mark_clean, take_over
+from .takeover import BOOT_MS_DIGITS, LastBoot, Takeover, take_over
 from .user import User
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
-
-TICK_S: Final = 1.0
-"""How often the upkeep looks for what is due."""
 
 ROOM_S: Final = 5.0
 """How long an open waits for the cleaner when metacache is full, before clients hear [UNAVAILABLE]."""
@@ -50,12 +44,6 @@ ROOM_TICK_S: Final = 0.05
 
 FLUSHES_AT_ONCE: Final = 8
 """Uploads in flight at once, so that a flush of many users leaves room for deliveries."""
-
-SWEEP_S: Final = 3600.0
-"""How often a user in memory is asked for objects that may be deleted."""
-
-CARRY_INTERVALS: Final = 12
-"""A few new mails stay so many upload intervals (an hour) in one journal object before they go into a newer one."""
 
 STOP_S: Final = 30.0
 """For the journal's end at a stop; what it could not write is in the local state."""
@@ -79,11 +67,10 @@ class MailStore:
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: list[asyncio.Task[Any]] = []
-        self._takeover = Takeover()
-        self._deleted_below: dict[str, int] = {}
+        self.takeover = Takeover()
         self._trouble = EveryMinute(env.clock)
         self._gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
-        self._nightly = Nightly(env.settings.flush_at, env.now())
+        self.upkeep = Upkeep(self)
         self.started = False
         self.unclean = False
         self.journal = self._new_journal(self._new_boot())
@@ -158,30 +145,30 @@ class MailStore:
             try:
                 if self._is_another(await self._check_format()):
                     last = None
-                self._takeover = await take_over(env, last, self._live)
+                self.takeover = await take_over(env, last, self._live)
                 break
             except Unavailable:
                 if self._trouble.due():
                     log.warning("waiting for the bucket", skipped=self._trouble.skipped())
                 await env.sleep(1.0)
-        if self._takeover.trust == "none":
+        if self.takeover.trust == "none":
             env.metacache.drop_all()
-        if self._takeover.trust != "all":
+        if self.takeover.trust != "all":
             self._bump_generation()
-        self.unclean = self._takeover.unclean or (last is not None and not last.clean)
-        self.journal.ahead = max(self._takeover.ahead, env.now_ms() + AHEAD_MS if self.unclean else 0)
+        self.unclean = self.takeover.unclean or (last is not None and not last.clean)
+        self.journal.ahead = max(self.takeover.ahead, env.now_ms() + AHEAD_MS if self.unclean else 0)
         before = "unknown" if last is None else "clean" if last.clean else "unclean"
-        users = len(self._takeover.pending)
-        boots.began(env, self.journal.boot, trust=self._takeover.trust, before=before, users=users)
-        self._running = [self.spawn(self.journal.run()), self.spawn(self._upkeep())]
+        users = len(self.takeover.pending)
+        boots.began(env, self.journal.boot, trust=self.takeover.trust, before=before, users=users)
+        self._running = [self.spawn(self.journal.run()), self.spawn(self.upkeep.run())]
         await self._announce()
         self.started = True
         log.info(
-            "store ready", boot=self.journal.boot, local_copies=self._takeover.trust, users=len(self._takeover.pending)
+            "store ready", boot=self.journal.boot, local_copies=self.takeover.trust, users=len(self.takeover.pending)
         )
-        if self._takeover.pending or self._takeover.boots:
-            self.spawn(self._adopt())
-        self.spawn(self._flush_dirty())
+        if self.takeover.pending or self.takeover.boots:
+            self.spawn(self.upkeep.adopt())
+        self.spawn(self.upkeep.flush_unflushed())
 
     async def _announce(self) -> None:
         """Write the first journal object before anything is shown to anybody: whoever comes after must see that this
@@ -197,7 +184,7 @@ class MailStore:
         say."""
         env = self.env
         if settings.flush_at != env.settings.flush_at:
-            self._nightly = Nightly(settings.flush_at, env.now())
+            self.upkeep.nightly = Nightly(settings.flush_at, env.now())
         env.settings = settings
         self.journal.interval_s = settings.journal_interval_s
         latest = env.clock() + settings.upload_interval_s
@@ -252,58 +239,6 @@ class MailStore:
         if major > 1:
             raise ConfigError(f"storage.url: the bucket has format {major}; allowed: 1")
         return bytes(decoded.oid)
-
-    async def _adopt(self) -> None:
-        """Load and flush every box that a dead boot's journal speaks of, then mark those boots clean."""
-        env = self.env
-        sids = list(self._takeover.pending)  # all of them, also those that a session opens meanwhile
-        while True:
-            try:
-                for sid in sids:
-                    try:
-                        await self._adopt_user(StorageId(sid))
-                    except NotFound:  # deleted, before the crash or since
-                        self._takeover.pending.pop(sid, None)
-                break
-            except OboxError as exc:
-                if self._trouble.due():
-                    log.warning("taking over, will try again", error=str(exc))
-                await env.sleep(5.0)
-        for backend, boot, seq in self._takeover.boots:
-            await mark_clean(env, backend, boot, seq, self.journal.ahead)
-        self._takeover.boots.clear()
-        self.journal.dug()
-
-    async def _adopt_user(self, sid: StorageId) -> None:
-        """Raises NotFound: there is no such user any more."""
-        user = await self._user(sid, sid, upkeep=True)
-        for box in list(user.pending):
-            if box in user.root.entries:
-                await user.box(Guid(box))
-            else:
-                log.error("the journal speaks of a mailbox that no list knows", user=sid, mailbox=box)
-                user.pending.pop(box, None)
-        await user.flush()
-
-    async def _flush_dirty(self) -> None:
-        """Local copies with changes that an earlier process did not upload."""
-        for user, box in [(space.user, box) for space in self.env.metacache.users() for box in self._dirty(space.user)]:
-            if self.env.metacache.peek(user, box) is None:
-                continue  # gone meanwhile, with its user
-            try:
-                opened = await self._user(StorageId(user), user, upkeep=True)
-                await opened.flush_root() if box == ROOT else await (await opened.box(Guid(box))).flush()
-            except OboxError as exc:
-                log.warning("an unflushed mailbox waits", user=user, mailbox=box, error=str(exc))
-
-    def _dirty(self, sid: str) -> list[str]:
-        """Boxes of a user whose local copy has important changes."""
-        out = []
-        for box in self.env.metacache.boxes(sid):
-            copy = self.env.metacache.load(sid, box)
-            if copy is not None and copy.change is Change.IMPORTANT and Known.decode(copy.stamp) is not None:
-                out.append(box)
-        return out
 
     async def close(self, *, upload: bool = True) -> None:
         """Flush everything and write the journal's end; what the bucket refuses now stays in the local copies.
@@ -421,7 +356,7 @@ class MailStore:
 
     def awaits_takeover(self, sid: StorageId) -> bool:
         """A dead boot's journal speaks of this user, and nobody has opened it since."""
-        return sid in self._takeover.pending
+        return sid in self.takeover.pending
 
     def name_of(self, sid: StorageId) -> str:
         """The name under which a user in memory was opened; else the storage id."""
@@ -431,13 +366,14 @@ class MailStore:
     def forget(self, sid: StorageId) -> None:
         """Drop what journal and takeover still hold of a user that is being deleted."""
         self.journal.forget(sid)
-        self._takeover.pending.pop(sid, None)
+        self.upkeep.jobs.forget(sid)
+        self.takeover.pending.pop(sid, None)
 
     async def bury(self, sid: StorageId) -> None:
         """A user has been deleted: no journal is believed about it any more. In the bucket on return. Raises
         Unavailable."""
         self.journal.bury(sid)
-        if not self._takeover.boots:
+        if not self.takeover.boots:
             self.journal.dug()
         await self.journal.sync()
 
@@ -454,7 +390,7 @@ class MailStore:
             task = self._opening.get(sid)
             ours = task is None
             if task is None:
-                if not upkeep and sid not in self._takeover.pending and self.env.metacache.full():
+                if not upkeep and sid not in self.takeover.pending and self.env.metacache.full():
                     await self._room()
                     continue
                 task = self._opening[sid] = self.spawn(self._open(sid, name, make))
@@ -478,8 +414,8 @@ class MailStore:
 
     async def _open(self, sid: StorageId, name: str, make: bool) -> User:
         user = User(self, self.env, name, sid)
-        await user.open(dict(self._takeover.pending.get(sid, {})), make=make)
-        self._takeover.pending.pop(sid, None)
+        await user.open(dict(self.takeover.pending.get(sid, {})), make=make)
+        self.takeover.pending.pop(sid, None)
         self.users[sid] = user
         return user
 
@@ -490,76 +426,5 @@ class MailStore:
             "mailboxes": sum(len(user.boxes) for user in self.users.values()),
             "journal_late_seconds": self.journal.late(),
             "boot": self.journal.boot,
+            **self.upkeep.jobs.figures(),
         }
-
-    # -- upkeep ----------------------------------------------------------------------------------------------------
-
-    async def _upkeep(self) -> None:
-        while True:
-            await self.env.sleep(TICK_S)
-            try:
-                await self._tick()
-            except OboxError as exc:
-                if self._trouble.due():
-                    log.warning("upkeep will try again", error=str(exc))
-            except Exception as exc:  # a bug in one turn must not end all uploads
-                log.error("upkeep failed, will try again", error=repr(exc), exc_info=exc)
-
-    async def _tick(self) -> None:
-        """Flush what is due, let go of what is idle, delete what is old."""
-        upload_s = self.env.settings.upload_interval_s
-        due: list[Callable[[], Coroutine[Any, Any, object]]] = [
-            box.flush for user in self.users.values() for box in user.boxes.values() if box.is_due()
-        ]
-        due += [user.flush_root for user in self.users.values() if user.is_due()]
-
-        async def one(flush: Callable[[], Coroutine[Any, Any, object]]) -> None:
-            async with self._gate:
-                await flush()
-
-        due += [partial(self._carry, sid, box) for sid, box in self.journal.overdue(CARRY_INTERVALS * upload_s)]
-        results = await asyncio.gather(*(one(flush) for flush in due), return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        before = self.env.clock() - self.env.settings.idle_s
-        for sid, user in list(self.users.items()):
-            if user.swept_at < self.env.clock() - SWEEP_S:
-                user.sync_totals()
-                user.sweep()
-            user.unload_idle(before)
-            if not user.busy() and user.used_at < before:
-                user.leave()
-                del self.users[sid]
-        if self._nightly.due(self.env.now()):
-            self.spawn(flush_all(self))
-        await self._clear_journal()
-
-    async def _carry(self, sid: str, box: str) -> None:
-        """Carry a box forward in the journal, or flush it."""
-        try:
-            user = await self._user(StorageId(sid), sid, upkeep=True)
-        except NotFound:  # deleted since this was found to be due
-            return self.journal.forget(sid)
-        if box == ROOT:
-            await user.flush_root()
-        elif Guid(box) in user.root.entries:
-            await (await user.box(Guid(box))).carry()
-        else:
-            self.journal.flushed(sid, box, self.journal.position(), more=False)
-
-    async def _clear_journal(self) -> None:
-        """Delete journal objects that bundles have covered for the delay."""
-        env, journal = self.env, self.journal
-        keys: list[str] = []
-        limit = env.clock() - env.delete_delay_s
-        while journal.covered and journal.covered[0][2] < limit:
-            boot, seq, _ = journal.covered.pop(0)
-            keys += [journal_key(journal.backend, boot, n) for n in range(self._deleted_below.get(boot, 0), seq)]
-            self._deleted_below[boot] = seq
-        if not self._takeover.boots:
-            old = [(key, at) for key, at in self._takeover.old if at < env.now() - env.delete_delay_s]
-            if old:
-                keys += [key for key, _ in old]
-                self._takeover.old = [pair for pair in self._takeover.old if pair not in old]
-        await env.delete(keys, kind="journal")

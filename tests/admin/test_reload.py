@@ -171,7 +171,7 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "metacache.forced_refresh_interval": ("1h", store("forced_refresh_interval_s")),
     "metacache.refresh_index_once_after": (7, store("refresh_index_once_after")),
     "metacache.rescan_mails_once_after": (7, lambda backend: backend.store.env.must_rescan(6)),
-    "metacache.flush_at": ("03:30", lambda backend: backend.store._nightly._next < 4e9),
+    "metacache.flush_at": ("03:30", lambda backend: backend.store.upkeep.nightly._next < 4e9),
     "metacache.max_rescan_mail_count": (3, store("max_rescan_mail_count")),
     "metacache.priority_weights": ("", lambda backend: backend.cleaner.weights),
     "metacache.size_weights": ("", lambda backend: backend.cleaner.weights),

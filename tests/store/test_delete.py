@@ -13,7 +13,8 @@ from mails import simple
 
 from obox.errors import NotFound
 from obox.objectstore.keys import user_prefix
-from obox.store import MailStore, NewMail, operate
+from obox.store import NewMail, operate
+from obox.store._upkeep import Upkeep
 from obox.types import StorageId
 
 
@@ -73,11 +74,11 @@ Work = Callable[[Life], Awaitable[Any]]
 
 
 async def carry(life: Life) -> None:
-    await life.store._carry(SID, "root")
+    await life.store.upkeep.carry(SID, "root")
 
 
 async def flush_dirty(life: Life) -> None:
-    await life.store._flush_dirty()
+    await life.store.upkeep.flush_unflushed()
 
 
 async def load(life: Life) -> None:
@@ -187,12 +188,12 @@ async def test_nor_of_what_an_older_boot_said(
         await fill(life, "ben")
         await old(life)
 
-    async def never(self: MailStore) -> None:
+    async def never(self: Upkeep) -> None:
         await asyncio.Event().wait()
 
     with monkeypatch.context() as patch:
-        patch.setattr(MailStore, "_adopt", never)
-        patch.setattr(MailStore, "_flush_dirty", never)
+        patch.setattr(Upkeep, "adopt", never)
+        patch.setattr(Upkeep, "flush_unflushed", never)
         async with machine.run(kill=True) as life:
             await delete(life)
             life.time.move(5)

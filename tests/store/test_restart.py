@@ -13,7 +13,8 @@ from machines import Bucket, Life, Machine, modseqs, uids, whole
 from mails import simple
 
 from obox.errors import ConfigError, NotFound
-from obox.store import Mailbox, MailStore, NewMail
+from obox.store import Mailbox, NewMail
+from obox.store._upkeep import Upkeep
 from obox.store.user import User
 from obox.types import Guid
 
@@ -109,7 +110,7 @@ async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine)
         assert (end.count("put", "index"), end.count("put", "journal")) == (0, 1)
     assert [key for key in await machine.bucket.keys("") if "/x/" in key] == [key for key in bundles if "/x/" in key]
     async with machine.run() as life:
-        assert life.store._takeover.trust == "all"
+        assert life.store.takeover.trust == "all"
         await asyncio.sleep(0.2)  # what the journal says is taken over beside the sessions
         user = await life.user()
         with life.counting() as opened:
@@ -132,7 +133,7 @@ async def test_a_restart_that_another_backend_came_between(machine: Machine, tmp
         await box.release()
         before = await whole(life.users[0])
     async with machine.run() as life:
-        assert life.store._takeover.trust == "check"
+        assert life.store.takeover.trust == "check"
         assert await whole(await life.user()) == before
 
 
@@ -222,7 +223,7 @@ async def test_what_belongs_together_is_told_together_after_a_crash(
     """An expunge of a moved mail, and the holder that it releases at home, are in local copies alone. The next life
     opens one of the two mailboxes, and loses its disk. A mail that is there again must have its object."""
 
-    async def nothing(store: MailStore) -> None:
+    async def nothing(upkeep: Upkeep) -> None:
         pass
 
     async with machine.run() as life:
@@ -234,7 +235,7 @@ async def test_what_belongs_together_is_told_together_after_a_crash(
     async with machine.run(kill=True) as life:
         await (await (await life.user()).select("Archive")).expunge(uids(1))
         await life.store.env.metacache.commit()
-    monkeypatch.setattr(MailStore, "_flush_dirty", nothing)
+    monkeypatch.setattr(Upkeep, "flush_unflushed", nothing)
     async with machine.run(kill=True) as life:
         await (await life.user()).append("INBOX", [NewMail(simple(2))])
         await life.quiet()

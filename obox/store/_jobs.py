@@ -1,0 +1,162 @@
+"""Work that is tried until it succeeds, each piece for itself.
+
+Theory of operation. A job has a name: its kind, a user and a mailbox. One that fails waits before the
+next attempt, longer each time, and nobody else waits for it:
+
+    idle --start--> running --done--> idle
+                       |
+                       +--failed--> waiting --its time has come, start--> running
+
+A failure that only says that the bucket does not answer is logged once a minute for all jobs. Every
+other failure is logged with the job's name. `failing` lists what waits, for metrics and operators.
+
+Invariant: a job runs at most once at a time, at most `at_once` jobs run, and no failure leaves here.
+Refuses to know: what a job does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import structlog
+
+from ..errors import NotFound, OboxError, Unavailable
+from ._once import EveryMinute
+
+log = structlog.get_logger()
+
+FIRST_DELAY_S: Final = 5.0
+"""After the first failure; doubled with each further one."""
+
+UNAVAILABLE_DELAY_S_MAX: Final = 20.0
+"""While the bucket does not answer: what waits goes on soon after it does."""
+
+DELAY_S_MAX: Final = 600.0
+"""For a job that fails by itself: rarely enough that a damaged mailbox costs nothing."""
+
+Kind = Literal["flush", "carry", "unload", "sweep", "adopt", "unflushed", "journal"]
+
+
+class Job(NamedTuple):
+    """user: a storage id; mailbox: a GUID, `root`, or "" for all of the user's."""
+
+    kind: Kind
+    user: str = ""
+    mailbox: str = ""
+
+
+@dataclass(slots=True)
+class Failure:
+    """Why a job waits. next_at: by the jobs' clock, in seconds."""
+
+    attempts: int
+    error: str
+    next_at: float
+
+
+class Jobs:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        at_once: int,
+    ) -> None:
+        """clock: seconds; spawn: runs a task that outlives the caller."""
+        self._clock = clock
+        self._spawn = spawn
+        self._gate = asyncio.Semaphore(at_once)
+        self._running: set[Job] = set()
+        self._outage = EveryMinute(clock)
+        self.failing: dict[Job, Failure] = {}
+        self.failures: Counter[Kind] = Counter()
+
+    def ready(self, job: Job) -> bool:
+        """Whether the job neither runs nor waits."""
+        failure = self.failing.get(job)
+        return job not in self._running and (failure is None or self._clock() >= failure.next_at)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job runs."""
+        return not self._running
+
+    def start(self, job: Job, work: Callable[[], Awaitable[object]]) -> None:
+        """Run a job in a task of its own, unless it runs or waits."""
+        if self.ready(job):
+            self._running.add(job)
+            self._spawn(self._run(job, work))
+
+    async def attempt(self, job: Job, work: Callable[[], Awaitable[object]]) -> bool:
+        """Run a job here. True once it has succeeded; False if it failed, runs or waits."""
+        if not self.ready(job):
+            return False
+        self._running.add(job)
+        await self._run(job, work)
+        return job not in self.failing
+
+    def check(self, job: Job, work: Callable[[], object]) -> None:
+        """The same for work that awaits nothing."""
+        if not self.ready(job):
+            return
+        try:
+            work()
+        except Exception as exc:
+            self._failed(job, exc)
+        else:
+            self.failing.pop(job, None)
+
+    def forget(self, user: str) -> None:
+        """Drop what waits of a user that has been deleted."""
+        for job in [job for job in self.failing if job.user == user]:
+            del self.failing[job]
+
+    def figures(self) -> Mapping[str, float]:
+        """For metrics, by kind."""
+        failing = Counter(job.kind for job in self.failing)
+        return {
+            **{f"upkeep_{kind}_failing": failing[kind] for kind in Kind.__args__},  # type: ignore[attr-defined]
+            **{f"upkeep_{kind}_failures_total": self.failures[kind] for kind in Kind.__args__},  # type: ignore[attr-defined]
+        }
+
+    async def _run(self, job: Job, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            async with self._gate:
+                await work()
+        except NotFound as exc:  # the user or mailbox was deleted while the job waited
+            self.failing.pop(job, None)
+            log.debug("upkeep: nothing left to do", job=job.kind, user=job.user, mailbox=job.mailbox, error=str(exc))
+        except Exception as exc:
+            self._failed(job, exc)
+        else:
+            self.failing.pop(job, None)
+        finally:
+            self._running.discard(job)
+
+    def _failed(self, job: Job, exc: Exception) -> None:
+        failure = self.failing.get(job)
+        attempts = 1 if failure is None else failure.attempts + 1
+        longest = UNAVAILABLE_DELAY_S_MAX if isinstance(exc, Unavailable) else DELAY_S_MAX
+        delay = min(FIRST_DELAY_S * 2 ** min(attempts - 1, 16), longest)
+        self.failing[job] = Failure(attempts, str(exc) or repr(exc), self._clock() + delay)
+        self.failures[job.kind] += 1
+        if isinstance(exc, Unavailable) and not self._outage.due():
+            return
+        more = {"more": self._outage.skipped()} if isinstance(exc, Unavailable) else {}
+        log.error(
+            "upkeep failed, will try again",
+            job=job.kind,
+            user=job.user,
+            mailbox=job.mailbox,
+            error=str(exc) if isinstance(exc, OboxError) else repr(exc),
+            attempts=attempts,
+            next_try_s=delay,
+            exc_info=None if isinstance(exc, OboxError) else exc,
+            **more,
+        )

@@ -1,0 +1,222 @@
+"""What a backend does beside its sessions: upload, unload, delete, take over what others left.
+
+Each piece of work is a job of its own (`_jobs`), so that a mailbox, a user or a journal line that
+cannot be handled delays nobody else. Once a second `tick` looks for what is due:
+
+    flush      a mailbox, or a user's list of mailboxes, whose upload is due
+    carry      a mailbox whose few new mails have been in one journal object for long
+    sweep      a user with objects that may be deleted, once an hour
+    unload     a user whose mailboxes, or who, has been idle
+    journal    journal objects that bundles have covered for `delete_delay`
+
+Two more run after a start: `adopt`, every box that a dead boot's journal speaks of, and `unflushed`,
+every local copy with changes that an earlier process did not upload.
+
+Refuses to know: how a box is loaded or flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from metacache import Change
+
+from ..errors import NotFound
+from ..objectstore.keys import ROOT, journal_key
+from ..types import Guid, StorageId
+from ._bundles import Known
+from ._jobs import Job, Jobs
+from ._nightly import Nightly, flush_all
+from .takeover import mark_clean
+
+if TYPE_CHECKING:
+    from .store import MailStore
+    from .user import User
+
+log = structlog.get_logger()
+
+TICK_S: Final = 1.0
+"""How often `tick` looks for what is due."""
+
+JOBS_AT_ONCE: Final = 8
+"""Jobs in flight at once, so that a flush of many users leaves room for deliveries."""
+
+SWEEP_S: Final = 3600.0
+"""How often a user in memory is asked for objects that may be deleted."""
+
+CARRY_INTERVALS: Final = 12
+"""A few new mails stay so many upload intervals (an hour) in one journal object before they go into a
+newer one."""
+
+AGAIN_S: Final = 5.0
+"""Between looks at what could not be taken over yet."""
+
+_Work = tuple[Job, Callable[[], Awaitable[object]]]
+
+
+class Upkeep:
+    """See the module's text."""
+
+    def __init__(self, store: MailStore) -> None:
+        self._store = store
+        self._deleted_below: dict[str, int] = {}
+        env = store.env
+        self.jobs = Jobs(clock=env.clock, spawn=store.spawn, at_once=JOBS_AT_ONCE)
+        self.nightly = Nightly(env.settings.flush_at, env.now())
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._store.env.sleep(TICK_S)
+            try:
+                self.tick()
+            except Exception as exc:  # a bug in one turn must not end all uploads
+                log.error("upkeep failed, will try again", error=repr(exc), exc_info=exc)
+
+    def tick(self) -> None:
+        """Start a job for everything that is due."""
+        store, jobs, env = self._store, self.jobs, self._store.env
+        for sid, user in list(store.users.items()):
+            for guid, box in list(user.boxes.items()):
+                if box.is_due():
+                    jobs.start(Job("flush", sid, guid), box.flush)
+            if user.is_due():
+                jobs.start(Job("flush", sid, ROOT), user.flush_root)
+        for sid_, box_ in store.journal.overdue(CARRY_INTERVALS * env.settings.upload_interval_s):
+            jobs.start(Job("carry", sid_, box_), partial(self.carry, sid_, box_))
+        now = env.clock()
+        for sid, user in list(store.users.items()):
+            if user.swept_at < now - SWEEP_S:
+                jobs.check(Job("sweep", sid), partial(self._sweep, user))
+            jobs.check(Job("unload", sid), partial(self._unload, sid, user, now - env.settings.idle_s))
+        if self.nightly.due(env.now()):
+            store.spawn(flush_all(store))
+        jobs.start(Job("journal"), self._clear_journal)
+
+    def _sweep(self, user: User) -> None:
+        user.sync_totals()
+        user.sweep()
+
+    def _unload(self, sid: StorageId, user: User, before: float) -> None:
+        user.unload_idle(before)
+        if not user.busy() and user.used_at < before:
+            user.leave()
+            del self._store.users[sid]
+
+    async def carry(self, sid: str, box: str) -> None:
+        """Carry a box forward in the journal, or flush it. A user that is gone is forgotten."""
+        user = await self._user(StorageId(sid))
+        if user is None:
+            self._store.journal.forget(sid)
+        elif box == ROOT:
+            await user.flush_root()
+        elif Guid(box) in user.root.entries:
+            await (await user.box(Guid(box))).carry()
+        else:
+            journal = self._store.journal
+            journal.flushed(sid, box, journal.position(), more=False)
+
+    async def _user(self, sid: StorageId) -> User | None:
+        """The user, loaded; None if there is no such user any more."""
+        try:
+            return await self._store.load_user(self._store.name_of(sid), sid)
+        except NotFound:
+            return None
+
+    async def _clear_journal(self) -> None:
+        """Delete journal objects that bundles have covered for the delay."""
+        store = self._store
+        env, journal, takeover = store.env, store.journal, store.takeover
+        keys: list[str] = []
+        limit = env.clock() - env.delete_delay_s
+        while journal.covered and journal.covered[0][2] < limit:
+            boot, seq, _ = journal.covered.pop(0)
+            keys += [journal_key(journal.backend, boot, n) for n in range(self._deleted_below.get(boot, 0), seq)]
+            self._deleted_below[boot] = seq
+        if not takeover.boots:
+            old = [(key, at) for key, at in takeover.old if at < env.now() - env.delete_delay_s]
+            if old:
+                keys += [key for key, _ in old]
+                takeover.old = [pair for pair in takeover.old if pair not in old]
+        await env.delete(keys, kind="journal")
+
+    # -- after a start ---------------------------------------------------------------------------------------------
+
+    async def adopt(self) -> None:
+        """Load and flush every box that a dead boot's journal speaks of, then mark those boots clean.
+
+        Each user is done for itself; while one cannot be, its boots stay as they are.
+        """
+        store = self._store
+        left = list(store.takeover.pending)  # also those that a session opens meanwhile
+        while True:
+            works: list[_Work] = [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in left]
+            left = [job.user for job, _ in await self._attempt_all(works)]
+            if not left:
+                break
+            await store.env.sleep(AGAIN_S)
+        for backend, boot, seq in store.takeover.boots:
+            mark = partial(mark_clean, store.env, backend, boot, seq, store.journal.ahead)
+            while not await self.jobs.attempt(Job("adopt", mailbox=f"{backend}/{boot}"), mark):
+                await store.env.sleep(AGAIN_S)
+        store.takeover.boots.clear()
+        store.journal.dug()
+
+    async def _adopt_user(self, sid: str) -> None:
+        store = self._store
+        user = await self._user(StorageId(sid))
+        if user is None:  # deleted, before the crash or since
+            store.takeover.pending.pop(sid, None)
+            return
+        failed: Exception | None = None
+        for box in list(user.pending):
+            if box not in user.root.entries:
+                log.error("the journal speaks of a mailbox that no list knows", user=sid, mailbox=box)
+                user.pending.pop(box, None)
+                continue
+            try:
+                await user.box(Guid(box))
+            except Exception as exc:
+                log.error("a mailbox cannot be adopted yet", user=sid, mailbox=box, error=str(exc))
+                failed = exc
+        await user.flush()
+        if failed is not None:
+            raise failed
+
+    async def flush_unflushed(self) -> None:
+        """Upload local copies with changes that an earlier process did not upload."""
+        cache = self._store.env.metacache
+        left: list[_Work] = [
+            (Job("unflushed", space.user, box), partial(self._flush_copy, space.user, box))
+            for space in cache.users()
+            for box in self._dirty(space.user)
+        ]
+        while left := await self._attempt_all(left):
+            await self._store.env.sleep(AGAIN_S)
+
+    async def _attempt_all(self, works: list[_Work]) -> list[_Work]:
+        """Try all of them; returns those that have not succeeded."""
+        done = await asyncio.gather(*(self.jobs.attempt(*work) for work in works))
+        return [work for work, ok in zip(works, done, strict=True) if not ok]
+
+    async def _flush_copy(self, sid: str, box: str) -> None:
+        if self._store.env.metacache.peek(sid, box) is None:
+            return  # gone meanwhile, with its user
+        user = await self._user(StorageId(sid))
+        if user is not None:
+            await (user.flush_root() if box == ROOT else (await user.box(Guid(box))).flush())
+
+    def _dirty(self, sid: str) -> list[str]:
+        """Boxes of a user whose local copy has important changes."""
+        cache = self._store.env.metacache
+        out = []
+        for box in cache.boxes(sid):
+            copy = cache.load(sid, box)
+            if copy is not None and copy.change is Change.IMPORTANT and Known.decode(copy.stamp) is not None:
+                out.append(box)
+        return out

@@ -1,0 +1,214 @@
+"""Upkeep: what cannot be handled delays nobody else, is named, and is tried again ever more rarely."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import Bucket, Life, Machine
+from mails import simple
+from structlog.testing import capture_logs
+
+from obox.errors import Corrupt, NotFound, Unavailable
+from obox.store import NewMail
+from obox.store._jobs import DELAY_S_MAX, FIRST_DELAY_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
+from obox.store.mailbox import Mailbox
+from obox.store.user import User
+
+FLUSH = Job("flush", "anna", "inbox")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.get_running_loop().create_task(work)
+
+
+def failing(error: Exception) -> Any:
+    async def work() -> None:
+        raise error
+
+    return work
+
+
+async def fine() -> None: ...
+
+
+async def until(reached: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
+    async with asyncio.timeout(60):
+        while not reached():
+            meanwhile()
+            await asyncio.sleep(0.001)
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "longest"),
+    [
+        (Corrupt("does not decode"), DELAY_S_MAX),
+        (KeyError("x"), DELAY_S_MAX),
+        (Unavailable("no"), UNAVAILABLE_DELAY_S_MAX),
+    ],
+    ids=["damaged", "a bug", "outage"],
+)
+async def test_a_job_that_fails_waits_longer_each_time(error: Exception, longest: float) -> None:
+    clock = Clock()
+    jobs = Jobs(clock=clock, spawn=spawn, at_once=1)
+    wanted = FIRST_DELAY_S
+    for attempt in range(1, 12):
+        assert not await jobs.attempt(FLUSH, failing(error))
+        assert jobs.failing[FLUSH].attempts == attempt
+        assert jobs.failing[FLUSH].next_at == clock.now + min(wanted, longest)
+        assert not await jobs.attempt(FLUSH, fine), "it waits"
+        clock.now = jobs.failing[FLUSH].next_at
+        wanted *= 2
+    assert jobs.failures["flush"] == 11
+    assert await jobs.attempt(FLUSH, fine)
+    assert not jobs.failing
+
+
+async def test_failures_are_named_and_an_outage_is_said_once_a_minute() -> None:
+    clock = Clock()
+    jobs = Jobs(clock=clock, spawn=spawn, at_once=8)
+    with capture_logs() as logs:
+        for number in range(100):
+            await jobs.attempt(Job("flush", f"user{number}", "box"), failing(Unavailable("the bucket does not answer")))
+        await jobs.attempt(Job("flush", "bad", "box"), failing(Corrupt("bundle x does not decode")))
+    assert len(logs) == 2
+    assert (logs[1]["user"], logs[1]["mailbox"], logs[1]["job"]) == ("bad", "box", "flush")
+    assert logs[1]["error"] == "bundle x does not decode"
+    assert jobs.figures()["upkeep_flush_failing"] == 101
+
+
+async def test_a_job_runs_once_at_a_time_and_few_at_once() -> None:
+    jobs = Jobs(clock=Clock(), spawn=spawn, at_once=2)
+    running, most = 0, 0
+    release = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await release.wait()
+        running -= 1
+
+    for number in range(6):
+        for _ in range(3):
+            jobs.start(Job("flush", f"user{number}"), work)
+    await asyncio.sleep(0)
+    release.set()
+    await until(lambda: all(jobs.ready(Job("flush", f"user{number}")) for number in range(6)))
+    assert most == 2
+
+
+async def test_what_is_gone_is_done() -> None:
+    jobs = Jobs(clock=Clock(), spawn=spawn, at_once=1)
+    assert await jobs.attempt(FLUSH, failing(NotFound("no such user")))
+    await jobs.attempt(FLUSH, failing(Corrupt("x")))
+    jobs.forget("anna")
+    assert not jobs.failing
+
+
+# -- the store -----------------------------------------------------------------------------------------------------
+
+
+async def with_mail(life: Life, name: str) -> Any:
+    user = await life.user(name)
+    await user.append("INBOX", [NewMail(simple(number)) for number in range(20)])
+    return user
+
+
+def bundles(keys: list[str], user: str) -> list[str]:
+    return [key for key in keys if f"/{user}/x/" in key and "/root/" not in key]
+
+
+async def test_a_mailbox_that_cannot_be_flushed_delays_nobody(
+    machine: Machine, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Mailbox.flush
+
+    async def flush(self: Mailbox, *, everything: bool = False) -> bool:
+        if self.user.storage_id == "bad":
+            raise Corrupt("poisoned")
+        return await plain(self, everything=everything)
+
+    monkeypatch.setattr(Mailbox, "flush", flush)
+    async with machine.run(kill=True) as life:
+        for name in ("bad", "anna", "ben"):
+            user = await with_mail(life, name)
+            await user.release()
+        with capture_logs() as logs:
+            life.time.move(400.0)
+            await until(lambda: not {"anna", "ben"} & life.store.users.keys(), lambda: life.time.move(5.0))
+        keys = await bucket.keys()
+        assert bundles(keys, "anna")
+        assert bundles(keys, "ben")
+        assert "bad" in life.store.users, "what is not in the bucket stays in memory"
+        named = [entry for entry in logs if entry["event"] == "upkeep failed, will try again"]
+        assert {(entry["user"], entry["error"]) for entry in named} == {("bad", "poisoned")}
+        assert all(len(entry["mailbox"]) == 32 for entry in named)
+        assert life.store.metadata()["upkeep_flush_failing"] == 1
+
+
+async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = User.sync_totals
+
+    def sync_totals(self: User) -> bool:
+        if self.storage_id == "bad":
+            raise KeyError("poisoned")
+        return plain(self)
+
+    async with machine.run(kill=True) as life:
+        for name in ("bad", "anna"):
+            await (await with_mail(life, name)).release()
+        await life.let_pass(301.0)
+        monkeypatch.setattr(User, "sync_totals", sync_totals)
+        life.time.move(4000.0)
+        await until(lambda: "anna" not in life.store.users, lambda: life.time.move(5.0))
+        assert {job.kind for job in life.store.upkeep.jobs.failing if job.user == "bad"} >= {"sweep"}
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("poison", ["line", "root line", "root bundle"])
+async def test_adoption_goes_on_past_a_user_that_cannot_be_read(
+    machine: Machine, bucket: Bucket, tmp_path: Path, poison: str
+) -> None:
+    async with machine.run(kill=True) as life:
+        for name in ("bad", "anna", "ben"):
+            user = await with_mail(life, name)
+            if name == "bad":
+                guid = user.entry("INBOX").guid
+                if poison != "root bundle":
+                    life.store.journal.add("bad", guid if poison == "line" else "root", b"\xc1 no delta")
+        await life.store.journal.sync()
+    if poison == "root bundle":
+        (root,) = [key for key in await bucket.keys() if "/bad/x/root/" in key]
+        store = bucket.open()
+        await store.delete([root], kind="index")
+        await store.put(root, b"obox, but nothing that decodes", kind="index")
+        await store.close()
+    with capture_logs() as logs:
+        async with machine.renamed("second", tmp_path / "other").run(kill=True) as life:
+            store = life.store
+            await until(lambda: bool(store.upkeep.jobs.failing) and store.upkeep.jobs.idle)
+            keys = await bucket.keys()
+            assert bundles(keys, "anna")
+            assert bundles(keys, "ben")
+            assert [job.user for job in store.upkeep.jobs.failing] == ["bad"]
+            assert store.takeover.boots, "a boot is not done while it says what no bundle has"
+            assert not [key for key in keys if key.startswith("_journal/first/") and key.endswith("clean")]
+            ben = await life.user("ben")
+            assert (await ben.status("INBOX")).messages == 20
+    assert any(entry.get("user") == "bad" for entry in logs)

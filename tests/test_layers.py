@@ -1,12 +1,10 @@
 """Imports point one way: protocols -> store -> (mailbox, mime, metacache, fscache, objectstore); only main sees all."""
 
-import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from layers import TREE, circles, edges, files, imports, room_of
 
-ROOT = Path(__file__).parent.parent
 LEAVES = {"obox.errors", "obox.types", "obox.text", "obox.unixsocket"}
 VIEW = {"obox", "obox.auth", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}  # what a protocol sees
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
@@ -67,25 +65,7 @@ IMPURE |= {"aioboto3", "lmdb", "anyio", "uvloop", "starlette"}
 CLIENTS = {"obstore", "boto3", "aioboto3", "botocore"}  # of the bucket
 
 
-def walk() -> Iterator[tuple[str, Path]]:
-    for top in ("obox", "metacache", "fscache", "admintool"):
-        for path in sorted((ROOT / top).rglob("*.py")):
-            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
-
-
-MODULES = list(walk())
-
-
-def imports(path: Path) -> Iterator[str]:
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(
-                [*package[: len(package) + 1 - node.level], node.module or ""] if node.level else [node.module or ""]
-            )
-            yield from (f"{base.strip('.')}.{alias.name}" for alias in node.names)
+MODULES = list(files().items())
 
 
 def room(name: str) -> str:
@@ -104,7 +84,7 @@ def test_arrows(name: str, path: Path) -> None:
     mine = room(name)
     assert mine, f"{name}: no such room in design"
     assert name == mine or mine != "obox", f"{name}: a new room; say here what it may import"
-    for target in imports(path):
+    for target in (one.target for one in imports(path)):
         top = target.partition(".")[0]
         if top in ("obox", "metacache", "fscache", "admintool") and not inside(target, mine):
             there = room(target)
@@ -117,3 +97,34 @@ def test_arrows(name: str, path: Path) -> None:
 def test_modules_have_one_noun() -> None:
     long = {name: lines for name, path in MODULES if (lines := len(path.read_text().splitlines())) > 600}
     assert not long, "past 600 lines look for the second noun"
+
+
+# What the redesign has still to take apart; each name goes when it has.
+CIRCLES_LEFT = {
+    "fscache._cache",
+    "obox.admin.parts",
+    "obox.backend",
+    "obox.imap.session",
+    "obox.store.store",
+}
+
+
+def test_no_two_files_import_each_other() -> None:
+    found = circles(edges())
+    new = [group for group in found if not CIRCLES_LEFT & set(group)]
+    assert not new, f"a circle: {new[0]}"
+    assert len(found) == len(CIRCLES_LEFT), "a circle is gone: take its name out of CIRCLES_LEFT"
+
+
+@pytest.mark.parametrize("top", ["admintool", "fscache", "metacache"])
+def test_no_file_imports_another_rooms_private_module(top: str) -> None:
+    """`_x.py` belongs to its folder; what others need is in the folder's face (`__init__.py`)."""
+    known = files(TREE)
+    wrong = []
+    for name, path in files((top,)).items():
+        for one in imports(path):
+            target = one.target if one.target in known else one.target.rpartition(".")[0]
+            parts = target.split(".")
+            if target in known and any(p.startswith("_") for p in parts) and room_of(target) != room_of(name):
+                wrong.append(f"{path.name}:{one.line} {target}")
+    assert not wrong

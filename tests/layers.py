@@ -1,0 +1,133 @@
+"""The imports of the whole tree, as a graph: what `test_layers.py` checks and `docs/flow.md` draws.
+
+    python -m tests.layers           every room and the rooms that it imports, and every circle
+    python -m tests.layers --dot     the same as a graph for Graphviz, a cluster for each room
+
+An import counts wherever it stands: at the top, inside a function, or under TYPE_CHECKING.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PRODUCT = ("obox", "metacache", "fscache", "admintool")
+TREE = (*PRODUCT, "bench", "tests")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name. file: dotted name of the importing file; target: dotted, the name included."""
+
+    file: str
+    target: str
+    line: int
+
+
+def dotted(path: Path) -> str:
+    """`obox/store/user.py` is `obox.store.user`; a package's `__init__.py` is the package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def files(tops: tuple[str, ...] = PRODUCT) -> dict[str, Path]:
+    """All Python files below the top folders, by dotted name."""
+    return {dotted(path): path for top in tops for path in sorted((ROOT / top).rglob("*.py"))}
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Every name that a file imports."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (Import(dotted(path), alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            up = package[: len(package) + 1 - node.level] if node.level else ()
+            base = ".".join([*up, node.module or ""]).strip(".")
+            yield from (Import(dotted(path), f"{base}.{alias.name}", node.lineno) for alias in node.names)
+
+
+@cache
+def edges(tops: tuple[str, ...] = PRODUCT) -> dict[str, frozenset[str]]:
+    """For each file the files that it imports."""
+    known = files(tops)
+    return {name: frozenset(_files(name, path, known)) for name, path in known.items()}
+
+
+def _files(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    for one in imports(path):
+        target = one.target
+        while target and target not in known:
+            target = target.rpartition(".")[0]
+        if target and target != name:
+            yield target
+
+
+def circles(graph: dict[str, frozenset[str]]) -> list[list[str]]:
+    """Groups of files each of which reaches every other of its group (Tarjan's strongly connected components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for target in sorted(graph[name]):
+            if target not in index:
+                visit(target)
+                low[name] = min(low[name], low[target])
+            elif target in stack:
+                low[name] = min(low[name], index[target])
+        if low[name] == index[name]:
+            at = stack.index(name)
+            group = stack[at:]
+            del stack[at:]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 10 * len(graph)))
+    for name in sorted(graph):
+        if name not in index:
+            visit(name)
+    return sorted(found)
+
+
+def room_of(name: str) -> str:
+    """The folder of a file, or the file itself at the top of `obox`."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "obox" else parts[0]
+
+
+def dot() -> str:
+    """The graph for Graphviz."""
+    lines = ["digraph imports {", "  rankdir=LR; node [shape=box, fontsize=9];"]
+    rooms: dict[str, list[str]] = {}
+    for name in files():
+        rooms.setdefault(room_of(name), []).append(name)
+    for room, names in rooms.items():
+        lines.append(f'  subgraph "cluster_{room}" {{ label="{room}";')
+        lines += [f'    "{name}";' for name in names]
+        lines.append("  }")
+    lines += [f'  "{name}" -> "{target}";' for name, targets in edges().items() for target in sorted(targets)]
+    return "\n".join([*lines, "}"])
+
+
+def table() -> str:
+    """Each room and the rooms that it imports."""
+    out: dict[str, set[str]] = {}
+    for name, targets in edges().items():
+        out.setdefault(room_of(name), set()).update(map(room_of, targets))
+    lines = [f"{room:20} -> {', '.join(sorted(targets - {room})) or '-'}" for room, targets in sorted(out.items())]
+    found = circles(edges())
+    lines += [f"circle of {len(group)} files: {', '.join(group)}" for group in found] or ["no circle"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write((dot() if "--dot" in sys.argv else table()) + "\n")

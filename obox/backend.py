@@ -1,7 +1,8 @@
 """One backend: every room wired to the others, started and stopped in order.
 
 Order of the start: local state is locked and opened, addresses are bound (nothing is accepted), the loop accepts, and
-only then is the bucket asked, so that an unreachable one stops nothing: clients hear `[UNAVAILABLE]` until it comes.
+only then is the bucket asked, so that an unreachable one stops nothing: logins and deliveries wait for the store, and
+hear `[UNAVAILABLE]` or `451` when it has not come within 10 s.
 Order of the stop: accept no more, finish IMAP commands and LMTP transactions, flush, write the journal's end.
 """
 
@@ -347,6 +348,7 @@ class Backend:
 
         async def stop_accepting() -> None:
             """The probes go on: they say that we drain."""
+            store.beginning.decide()  # who waits for the start is refused now, not when the stop has waited for it
             self.listeners.stop(keep=https)
 
         async def end_sessions() -> None:

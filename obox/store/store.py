@@ -2,7 +2,7 @@
 
 Life: `start` (format, fences, replay), `run` (the journal's writer, uploads when they are due, idle users let go, old
 objects deleted), `close` (everything flushed, the journal's end written). While the bucket does not answer at start,
-`start` tries again and users get `Unavailable`.
+`start` tries again. Whoever opens a user meanwhile waits for the start, `OPEN_S` at most, and then gets `Unavailable`.
 
 Diagnostics: a newer format in the bucket is fatal (`ConfigError`); bucket trouble is logged once a minute and retried.
 """
@@ -28,6 +28,7 @@ from ..objectstore.keys import FORMAT_KEY, ROOT, journal_key
 from ..types import Guid, StorageId
 from . import boots
 from ._aftermath import AHEAD_MS
+from ._beginning import Beginning
 from ._bundles import Known
 from ._env import OPEN_S, TRY_LATER, Env, StoreSettings, answer_within
 from ._nightly import Nightly, flush_all
@@ -85,6 +86,7 @@ class MailStore:
         self._gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
         self._nightly = Nightly(env.settings.flush_at, env.now())
         self.started = False
+        self.beginning = Beginning()
         self.unclean = False
         self.journal = self._new_journal(self._new_boot())
 
@@ -176,6 +178,7 @@ class MailStore:
         self._running = [self.spawn(self.journal.run()), self.spawn(self._upkeep())]
         await self._announce()
         self.started = True
+        self.beginning.decide()
         log.info(
             "store ready", boot=self.journal.boot, local_copies=self._takeover.trust, users=len(self._takeover.pending)
         )
@@ -310,6 +313,7 @@ class MailStore:
 
         upload: False leaves the indexes to the next start, which finds them in local copies and journal.
         """
+        self.beginning.decide()
         if not self.started:
             return
         self.started = False
@@ -380,6 +384,7 @@ class MailStore:
     ) -> User:
         """See `api.Store.open_user`."""
         async with answer_within(OPEN_S):
+            await self.beginning.decided()
             user = await self._user(storage_id, name)
         user.name = name
         user.limit(quota_bytes, quota_messages)
@@ -391,6 +396,8 @@ class MailStore:
 
         make: a user of whom the bucket knows nothing is made. Raises NotFound without it; Unavailable, Corrupt.
         """
+        async with answer_within(OPEN_S):
+            await self.beginning.decided()
         return await self._user(storage_id, name, upkeep=True, make=make)
 
     @contextmanager

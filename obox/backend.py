@@ -286,6 +286,7 @@ class Backend:
                 started(self)
             lag = tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run())
             starting = tasks.create_task(self.start_store(store))
+            tasks.create_task(self.users.refresh())  # a file that is not there is told now, not at the first login
             cleaning = tasks.create_task(self.cleaner.run())
             watching = tasks.create_task(self.certificate_watch.run())
             try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from adminservice import write_config
+from structlog.testing import capture_logs
 
 from obox import backend as module
 from obox.backend import Backend
@@ -34,9 +35,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 
 @asynccontextmanager
-async def starting(home: Path) -> AsyncIterator[Backend]:
+async def starting(home: Path, config: Path | None = None) -> AsyncIterator[Backend]:
     """A backend that listens; the store may not have started."""
-    backend = Backend(load(str(write_config(home))), environ={})
+    backend = Backend(load(str(config or write_config(home))), environ={})
     listening = asyncio.Event()
     task = asyncio.create_task(backend.run(signals=False, started=lambda _: listening.set()))
     waiting = asyncio.create_task(listening.wait())
@@ -118,3 +119,22 @@ async def test_a_stop_does_not_wait_for_those_who_wait(tmp_path: Path, answers: 
         await waiting(backend, login)
         backend.lifecycle.stop()
         assert (await login).startswith(b"a NO [UNAVAILABLE]")
+
+
+async def test_a_passwd_file_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    users = (tmp_path / "users").read_text()
+    (tmp_path / "users").unlink()
+    with capture_logs() as lines:
+        async with starting(tmp_path, config) as backend, Client(backend, "imap") as imap:
+            await backend.ready.wait()
+            async with asyncio.timeout(30):
+                told = lines[:0]
+                while not told:
+                    told = [line for line in lines if line["event"] == "passwd_file_unreadable"]
+                    await asyncio.sleep(0.01)
+            assert told[0]["path"] == str(tmp_path / "users")
+            assert told[0]["problem"] == "cannot be read: No such file or directory"
+            assert "oboxadm user add" in told[0]["next_step"]
+            (tmp_path / "users").write_text(users)
+            assert (await imap.login()).startswith(b"a OK"), "a file that comes later is used"

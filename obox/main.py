@@ -83,6 +83,7 @@ def serve(path: str | None, demo: Path | None) -> None:
 
         path = str(demonstration.prepare(demo))
     config = _load(path)
+    gc.disable()  # imports make objects and no garbage; `_run` turns it on again
     from .backend import Backend
     from .server import ListenError, TlsError, set_up_logging
 
@@ -123,6 +124,7 @@ def _run(main: Callable[[], object]) -> int:
         factory = uvloop.new_event_loop
     gc.freeze()  # what the imports made stays: no collection looks at it again
     gc.set_threshold(*GC_THRESHOLD)
+    gc.enable()
     with asyncio.Runner(loop_factory=factory) as runner:
         return int(runner.run(main()))  # type: ignore[arg-type]
 

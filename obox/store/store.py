@@ -314,8 +314,8 @@ class MailStore:
         upload: False leaves the indexes to the next start, which finds them in local copies and journal.
         """
         self.beginning.decide()
-        if not self.started:
-            return
+        if not self.started:  # perhaps in the middle of its start
+            return await self._end_tasks()
         self.started = False
         await self._settle()
         for task in self._running[1:]:
@@ -340,9 +340,13 @@ class MailStore:
             self._note(LastBoot(self.journal.boot, self.journal.position()[1] - 1, clean=True))
             boots.ended(self.env, self.journal.boot)
         await self.env.settle()
-        for task in list(self._tasks):
+        await self._end_tasks()
+
+    async def _end_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _load_unflushed(self) -> None:
         """Bring back what left memory with a few mails that only the journal has; the flush comes next."""

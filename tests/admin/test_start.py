@@ -138,3 +138,28 @@ async def test_a_passwd_file_that_is_not_there_is_told_at_the_start(tmp_path: Pa
             assert "oboxadm user add" in told[0]["next_step"]
             (tmp_path / "users").write_text(users)
             assert (await imap.login()).startswith(b"a OK"), "a file that comes later is used"
+
+
+async def test_a_stop_ends_a_start_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate, real = asyncio.Event(), asyncio.Event(), store.take_over
+
+    async def slow(*given: Any) -> Any:
+        begun.set()
+        await gate.wait()
+        return await real(*given)
+
+    monkeypatch.setattr(store, "take_over", slow)
+    with capture_logs() as lines:
+        async with starting(tmp_path) as backend:
+            await begun.wait()
+            close = backend.close_parts
+
+            async def late() -> None:
+                gate.set()
+                await asyncio.sleep(0.05)
+                await close()
+
+            monkeypatch.setattr(backend, "close_parts", late)
+    assert not backend.store.started
+    assert [line for line in lines if line["log_level"] == "error"] == []
+    assert "store ready" not in [line["event"] for line in lines]

@@ -2,7 +2,7 @@
 
 FROM python:3.12-slim AS build
 WORKDIR /src
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY obox ./obox
 COPY metacache ./metacache
 COPY fscache ./fscache

@@ -1,5 +1,5 @@
 # install  .venv with the package and its test extras; nothing outside the checkout
-# serve    install, then a demo backend on an embedded bucket: prints how to connect
+# serve    install the package alone, then a demo backend on an embedded bucket: prints how to connect
 # test     install, then the suite; a skip names the package that it wants
 # test-all what CI runs: the Debian packages too, and any skip fails
 # lint     ruff (rules and format) and mypy
@@ -9,23 +9,36 @@
 PYTHON ?= $(shell for p in python3.11 python3.14 python3.13 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
-STAMP := .venv/.installed
+CORE := .venv/.installed
+TEST := .venv/.test
+# Wheels where there are some; nothing outside the checkout. Modules are compiled as they are imported: to compile all of
+# them is half of the installation's CPU time, and a backend imports a third.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-cache-dir --prefer-binary --no-compile
 PACKAGES := curl dovecot-imapd dovecot-lmtpd isync nginx-light openssl postfix python3 python3-venv systemd
 SLOW := sim fuzz model e2e operations systemd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: install serve test test-all packages lint check bench
 
-install: $(STAMP)
+install: $(TEST)
 
 # Editable: a change of the code needs no second install, a change of the dependencies does.
-$(STAMP): pyproject.toml
+$(CORE): pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "make install: no Python 3.11 or newer found; set PYTHON=" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --editable '.[test]'
+	@echo "make: 1 of 3: a Python environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@echo "make: 2 of 3: obox and its libraries, about 60 MB to download, 200 MB on the disk"
+	@$(PIP) --editable .
+	@echo "make: 3 of 3: modules compiled, so that a start is quick"
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import obox.demo, obox.main, obox.backend, obox.server, admintool'
 	@touch $@
 
-serve: install
+$(TEST): $(CORE)
+	@echo "make: what tests need: real servers and clients, types, a linter; about 120 MB to download, 250 MB on the disk"
+	@$(PIP) --quiet --editable '.[test]'
+	@touch $@
+
+serve: $(CORE)
 	$(BIN)/obox serve --demo demo
 
 test: install

@@ -7,6 +7,7 @@ import sys
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from admintool import cache, exits, mail, mailbox, obox, process, repair, who
 from admintool.completion import completion
@@ -16,6 +17,9 @@ from admintool.pw import pw
 from admintool.user import user
 from obox import __version__
 from obox.errors import ConfigError, OboxError
+
+WITHOUT_BACKEND = ("pw", "completion")
+"""Commands that read no configuration, ask nobody and print no rows."""
 
 
 class Root(click.Group):
@@ -87,6 +91,12 @@ def cli(
     state themselves. Rows go to stdout, all else to stderr; exit codes are doveadm's (sysexits), 2 where a command
     failed for some of the users.
     """
+    if context.get_parameter_source("key_file") is ParameterSource.COMMANDLINE and not url:
+        raise click.UsageError("--key-file: it is for --url; the backend of this machine needs no key")
+    if context.invoked_subcommand in WITHOUT_BACKEND:
+        for option, given in (("-c", config_path), ("-o", overrides), ("-f", format_)):
+            if given:
+                raise click.UsageError(f"{option}: oboxadm {context.invoked_subcommand} has no use for it")
     context.obj = Context(config_path, Output(format_ or ""), overrides=overrides, url=url, key_file=key_file, yes=yes)
 
 

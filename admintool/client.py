@@ -58,6 +58,19 @@ class Remote:
         self._where = where
         self._key = key
 
+    def listens(self) -> bool:
+        """Does somebody accept connections there? Raises NoPerm: we may not know."""
+        connection = self._connection()
+        try:
+            connection.connect()
+        except PermissionError as error:
+            raise NoPerm(f"{self._where}: only root and the service user may ask") from error
+        except OSError:
+            return False
+        finally:
+            connection.close()
+        return True
+
     def call(self, name: str, params: Mapping[str, Any]) -> Iterator[Event]:
         """Raises NoBackend, NoPerm, Unavailable, ConfigError (a bad URL)."""
         connection = self._connection()

@@ -36,6 +36,7 @@ class Context:
         key_file: str = "",
         yes: bool = False,
     ) -> None:
+        """overrides: settings for this command, above file and environment."""
         self._config_path = config_path
         self._config: Config | None = None
         self._overrides = tuple(overrides)
@@ -56,22 +57,45 @@ class Context:
         return bool(self._url)
 
     def call(self, verb: Verb, params: Mapping[str, Any]) -> Iterator[Event]:
-        """Run a verb where it can run; its events. Raises OboxError, ConfigError."""
+        """Run a verb where it can run; its events.
+
+        Raises OboxError, ConfigError; UsageError: a setting was given for this command, and a backend that runs with
+        its own answers it.
+        """
         if self._url:
+            key_given = self._key_file or os.environ.get("OBOXADM_API_KEY")
+            self._refuse_settings("" if key_given else "http.api_key", where=f"the backend at {self._url}")
             yield from Remote(self._url, self._key()).call(verb.name, params)
             return
         config = self.config
         if verb.needs is Needs.CONFIG:
             yield from Local(self._configured).call(verb.name, params)
             return
-        try:
-            yield from Remote(config.state_dir / SOCKET).call(verb.name, params)
-            return
-        except NoBackend:
-            if verb.needs is Needs.BACKEND:
-                raise
+        backend = Remote(config.state_dir / SOCKET)
+        if self._given("state_dir") and verb.needs is not Needs.BACKEND and not backend.listens():
+            pass  # nor is one asked that comes in this moment: it would have other settings
+        else:
+            self._refuse_settings("state_dir", where=f"the backend in {config.state_dir}")
+            try:
+                yield from backend.call(verb.name, params)
+                return
+            except NoBackend:
+                if verb.needs is Needs.BACKEND:
+                    raise
         with state_is_free(config.state_dir):
             yield from Local(self._offline).call(verb.name, params)
+
+    def _given(self, used: str) -> list[str]:
+        """Settings that were given for this command, but one that takes effect wherever the command is run."""
+        return sorted({key for key, _ in self._overrides} - {used})
+
+    def _refuse_settings(self, used: str, *, where: str) -> None:
+        """Raises UsageError: settings that were given for this command would have no effect."""
+        if given := self._given(used):
+            raise click.UsageError(
+                f"-o {', '.join(given)}: {where} answers this command, with its own settings; "
+                "stop it, or change its configuration and reload it"
+            )
 
     def _key(self) -> str:
         if self._key_file:

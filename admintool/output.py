@@ -23,7 +23,8 @@ class Output:
         self.format = format_
         self._columns: list[str] = []
         self._rows: list[list[Any]] = []
-        self._count = 0
+        self.count = 0
+        """Rows so far."""
 
     def begin(self, columns: Sequence[str], usual: str = "table") -> None:
         """columns: those that are printed also without a row; usual: the format where none was asked for."""
@@ -32,36 +33,35 @@ class Output:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Print one row. A value of None is null in JSON and empty elsewhere."""
-        if self._count == 0 and self._columns != list(row):
+        if self.count == 0 and self._columns != list(row):
             self._columns = list(row)
         values = [row.get(name) for name in self._columns]
         match self.format:
             case "json":
                 text = json.dumps(row, ensure_ascii=False, default=str)
-                click.echo(("[" if self._count == 0 else ",\n ") + text, nl=False)
+                click.echo(("[" if self.count == 0 else ",\n ") + text, nl=False)
             case "tab":
-                if self._count == 0:
+                if self.count == 0:
                     self._header()
                 click.echo("\t".join(_tab(value) for value in values))
             case "flow":
-                pairs = zip(self._columns, values, strict=True)
-                click.echo(" ".join(f"{name}={_plain(value)}" for name, value in pairs))
+                click.echo(flowing(self._columns, values))
             case "pager":
                 for name, value in zip(self._columns, values, strict=True):
                     click.echo(f"{name}:{' ' if not _long(value) else chr(10)}{_lines(value)}")
                 click.echo("\f", nl=True)
             case _:
                 self._rows.append(values)
-        self._count += 1
+        self.count += 1
 
     def end(self, *, failed: bool = False) -> None:
         """failed: without a row there is nothing to show, not an empty table."""
-        if failed and not self._count and self.format != "json":
+        if failed and not self.count and self.format != "json":
             return
         match self.format:
             case "json":
-                click.echo("]" if self._count else "[]")
-            case "tab" if self._count == 0 and self._columns:
+                click.echo("]" if self.count else "[]")
+            case "tab" if self.count == 0 and self._columns:
                 self._header()
             case "table" if self._columns:
                 _table(self._columns, [[_plain(value) for value in row] for row in self._rows])
@@ -74,6 +74,11 @@ class Output:
         for row in rows:
             self.row(row)
         self.end()
+
+
+def flowing(columns: Sequence[str], values: Sequence[Any]) -> str:
+    """A row as `name=value`, one after the other."""
+    return " ".join(f"{name}={_plain(value)}" for name, value in zip(columns, values, strict=True))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

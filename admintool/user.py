@@ -41,7 +41,8 @@ def add(obj: Context, name: str, scheme: str, password: str | None, extra: str) 
     verb = TABLE["userAdd"]
     for event in obj.call(verb, parameters(verb, given)):
         if "row" in event:
-            click.echo(f"added {event['row']['user']} to {obj.config.auth.passwd_file}", err=True)
+            where = "the other backend's passwd-file" if obj.remote else obj.config.auth.passwd_file
+            click.echo(f"added {event['row']['user']} to {where}", err=True)
         elif "end" in event and event["end"]["exitCode"]:
             fail(event["end"]["message"], event["end"]["exitCode"])
 

@@ -1,7 +1,7 @@
 """Commands made of the table of verbs: one call to `command` gives a verb its place, arguments and short options.
 
 The options of a command are its verb's parameters, with their descriptions as help; a command that picks users has
-`-u`, `-A` and `-F`; one that destroys asks first, unless `-y`.
+`-u`, `-A` and `-F`. One that destroys looks first, shows what it would do, and asks, unless `-y`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ import click
 import msgspec
 
 import obox.admin  # noqa: F401 - fills the table
+from admintool import exits
 from admintool.client import Event
 from admintool.context import Context
+from admintool.output import flowing
 from obox.admin.table import TABLE, Selection, Verb
 from obox.errors import Invalid
 
 _SELECTION = {field.name for field in msgspec.structs.fields(Selection)}
+LOOKED_MAX = 20
+"""Rows that are shown before a question; the others are counted."""
+
 _MADE: dict[str, click.Command] = {}
 """Commands by API name: each verb has one."""
 
@@ -60,10 +65,11 @@ def command(
         params = parameters(verb, given)
         if before is not None:
             before(obj, params)
-        if verb.asks and not given.get("yes") and not obj.yes:
+        if verb.asks and not given.get("yes") and not obj.yes and not given["dry_run"]:
+            _look(obj, verb, params)
             click.confirm(f"{verb.asks} ({_about(params)})", abort=True, err=True)
         code = show(obj, verb, params, usual)
-        if after is not None and code == 0:
+        if after is not None and code == 0 and not given.get("dry_run"):
             after(obj, params)
         if code:
             sys.exit(code)
@@ -90,7 +96,7 @@ def command(
         callback=click.pass_obj(run),
         help=verb.doc,
         short_help=verb.summary,
-        epilog=f"\b\nExample:\n  {example}",
+        epilog=f"\b\nExample:\n  {example}{_columns(verb)}",
     )
     _MADE[name] = made_
     group.add_command(made_)
@@ -119,7 +125,38 @@ def show(obj: Context, verb: Verb, params: Mapping[str, Any], usual: str = "tabl
     output.end(failed=bool(code))
     if code and message:
         click.echo(f"oboxadm: {message}", err=True)
+    if not code and not output.count:
+        say_none(verb, params)
     return code
+
+
+def say_none(verb: Verb, params: Mapping[str, Any]) -> None:
+    """Say on stderr that there is nothing, so that nobody takes silence for a failure."""
+    if verb.none:
+        about = f" ({_about(params)})" if params else ""
+        click.echo(f"oboxadm: {verb.none}{about}", err=True)
+
+
+def _look(obj: Context, verb: Verb, params: Mapping[str, Any]) -> None:
+    """Before the question: show what the verb would do; end here where there is nothing to do or it cannot be done."""
+    count, code, message = 0, 0, ""
+    for event in obj.call(verb, {**params, "dryRun": True}):
+        if (row := event.get("row")) is not None:
+            count += 1
+            if count <= LOOKED_MAX:
+                click.echo(f"  {flowing(list(row), list(row.values()))}", err=True)
+        elif "failure" in event:
+            click.echo(f"oboxadm: {event['failure']['user']}: {event['failure']['message']}", err=True)
+        elif "end" in event:
+            code, message = int(event["end"]["exitCode"]), str(event["end"]["message"])
+    if count > LOOKED_MAX:
+        click.echo(f"  and {count - LOOKED_MAX} more", err=True)
+    if code not in (0, exits.PARTIAL):
+        click.echo(f"oboxadm: {message}", err=True)
+        sys.exit(code)
+    if not count:
+        say_none(verb, params)
+        sys.exit(code)
 
 
 class _Progress:
@@ -249,6 +286,13 @@ def _argument(field: msgspec.structs.FieldInfo, *, joined: bool) -> click.Argume
         required=field.required,
         metavar=field.name.upper() if field.required else f"[{field.name.upper()}]" + "..." * several,
     )
+
+
+def _columns(verb: Verb) -> str:
+    """What the columns mean, for the help; a column a line, as long as it may be."""
+    width = max(map(len, verb.explained), default=0)
+    lines = [f"  {name.ljust(width)}  {text}" for name, text in verb.explained.items()]
+    return "\n\n\b\nColumns:\n" + "\n".join(lines) if lines else ""
 
 
 def _about(params: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """One backend: every room wired to the others, started and stopped in order.
 
 Order of the start: local state is locked and opened, addresses are bound (nothing is accepted), the loop accepts, and
-only then is the bucket asked, so that an unreachable one stops nothing: clients hear `[UNAVAILABLE]` until it comes.
+only then is the bucket asked, so that an unreachable one stops nothing: logins and deliveries wait for the store, and
+hear `[UNAVAILABLE]` or `451` when it has not come within 10 s.
 Order of the stop: accept no more, finish IMAP commands and LMTP transactions, flush, write the journal's end.
 """
 
@@ -138,6 +139,7 @@ class Backend:
         self._lock: IO[str] | None = None
         self.imap: ImapServer | None = None
         self.lmtp: LmtpServer | None = None
+        self._starting: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
         """The bucket has answered and the store has started."""
 
@@ -284,7 +286,8 @@ class Backend:
             if started is not None:
                 started(self)
             lag = tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run())
-            starting = tasks.create_task(self.start_store(store))
+            self._starting = starting = tasks.create_task(self.start_store(store))
+            tasks.create_task(self.users.refresh())  # a file that is not there is told now, not at the first login
             cleaning = tasks.create_task(self.cleaner.run())
             watching = tasks.create_task(self.certificate_watch.run())
             try:
@@ -348,6 +351,10 @@ class Backend:
         async def stop_accepting() -> None:
             """The probes go on: they say that we drain."""
             self.listeners.stop(keep=https)
+            if self._starting is not None:  # a start must not go on over caches that are closed below
+                self._starting.cancel()
+                await asyncio.wait([self._starting])
+            store.beginning.decide()  # who waits for the start is refused now, not when the stop has waited for it
 
         async def end_sessions() -> None:
             """Finish what clients have begun; one that stalls must leave the flush its half of the time."""

@@ -411,19 +411,31 @@ def _derive(values: dict[str, Any]) -> None:
         values["lmtp.max_mail_size"] = values["quota.max_mail_size"]
 
 
-def describe(config: Config) -> str:
-    """The effective configuration as TOML that `load` reads again, each line with its origin; secrets masked."""
+def describe(config: Config, *, changed_only: bool = False) -> str:
+    """The effective configuration as TOML that `load` reads again, each line with its origin; secrets masked.
 
-    def line(row: Setting, value: Any) -> str:
-        waits = "; restart" if row.restart else ""
-        return f"{row.name} = {row.kind.show(value)}  # {config.origins.get(row.key, 'default')}{waits}"
+    changed_only: without settings that have their default value, and without sections that are off.
+    """
+
+    def lines(section: str, cls: type[Any], found: Any) -> list[str]:
+        out = []
+        for row in _rows(section, cls):
+            origin, shown = config.origins.get(row.key, "default"), row.kind.show(getattr(found, row.name))
+            if changed_only and (origin == "default" or shown == row.default_toml()):
+                continue
+            out.append(f"{row.name} = {shown}  # {origin}{'; restart' if row.restart else ''}")
+        return out
 
     out = [f"# file: {config.file or 'none'}", _MARKS]
-    out += [line(row, getattr(config, row.name)) for row in _rows("", Config)]
-    for name, (cls, _) in SECTIONS.items():
+    out += lines("", Config, config)
+    for name, (cls, may_be_off) in SECTIONS.items():
         section = getattr(config, name)
-        out += ["", f"[{name}]"] if section is not None else ["", f"# [{name}] is off"]
-        out += [line(row, getattr(section, row.name)) for row in _rows(name, cls)] if section is not None else []
+        if section is None:
+            out += [] if changed_only else ["", f"# [{name}] is off"]
+            continue
+        found = lines(name, cls, section)
+        if found or may_be_off or not changed_only:  # a section that is there turns its protocol on
+            out += ["", f"[{name}]", *found]
     for remote in config.remotes:
         shown = remote_section(remote.network)
         out += ["", f"[{shown}]"]

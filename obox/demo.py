@@ -7,6 +7,7 @@ goes on where it was; the mails are delivered once.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from email.message import EmailMessage
 from email.utils import formatdate
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .auth import add_user, hash_password
+from .errors import Unavailable
 from .objectstore.keys import escape
 from .store.api import NewMail
 from .types import StorageId
@@ -78,14 +80,26 @@ def mails() -> list[bytes]:
 
 
 async def fill(backend: Backend) -> None:
-    """Deliver the mails, once, and say how to connect."""
+    """Deliver the mails, once, and say how to connect; nothing where the backend is stopped before."""
     await backend.ready.wait()
+    try:
+        await _deliver(backend)
+    except Unavailable as error:
+        print(f"obox: no mails were delivered: {error}", file=sys.stderr, flush=True)
+        return
+    _tell(backend)
+
+
+async def _deliver(backend: Backend) -> None:
     user = await backend.store.open_user(USER, StorageId(escape(USER)))
     try:
         if (await user.status("INBOX")).uidnext == 1:
             await user.append("INBOX", [NewMail(mail) for mail in mails()])
     finally:
         await user.release()
+
+
+def _tell(backend: Backend) -> None:
     imap, *_ = backend.listeners.addresses("imap")
     lmtp, *_ = backend.listeners.addresses("lmtp")
     print(

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -22,6 +22,7 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from .backend import Backend
 
+EX_USAGE: Final = 64
 EX_UNAVAILABLE: Final = 69
 EX_CONFIG: Final = 78
 GC_THRESHOLD: Final = (20_000, 20, 50)
@@ -32,7 +33,23 @@ _config_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Root(click.Group):
+    """Ends with sysexits' code where the command line is wrong, instead of click's 2."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        run: Any = super().main
+        if not standalone_mode:
+            return run(*args, standalone_mode=False, **kwargs)
+        try:
+            sys.exit(run(*args, standalone_mode=False, **kwargs) or 0)
+        except click.UsageError as error:
+            error.show()
+            sys.exit(EX_USAGE)
+        except click.exceptions.Abort:
+            sys.exit(130)  # as a shell says of a process that Ctrl-C has ended
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="obox")
 def cli() -> None:
     """A mail backend that keeps mails and indexes in a bucket."""
@@ -60,10 +77,13 @@ def _load(path: str | None) -> Config:
 def serve(path: str | None, demo: Path | None) -> None:
     """Run one backend until SIGTERM."""
     if demo is not None:
+        if path is not None:
+            raise click.UsageError("-c: --demo has a configuration of its own, in its directory")
         from . import demo as demonstration
 
         path = str(demonstration.prepare(demo))
     config = _load(path)
+    gc.disable()  # imports make objects and no garbage; `_run` turns it on again
     from .backend import Backend
     from .server import ListenError, TlsError, set_up_logging
 
@@ -104,16 +124,20 @@ def _run(main: Callable[[], object]) -> int:
         factory = uvloop.new_event_loop
     gc.freeze()  # what the imports made stays: no collection looks at it again
     gc.set_threshold(*GC_THRESHOLD)
+    gc.enable()
     with asyncio.Runner(loop_factory=factory) as runner:
         return int(runner.run(main()))  # type: ignore[arg-type]
 
 
 @cli.command("config")
 @_config_option
-def show_config(path: str | None) -> None:
+@click.option("-n", "changed_only", is_flag=True, help="Only what differs from the defaults.")
+def show_config(path: str | None, changed_only: bool) -> None:
     """Check a configuration and print the effective one: where each value came from, secrets masked."""
     config = _load(path)
-    click.echo(describe(config), nl=False)
+    click.echo(describe(config, changed_only=changed_only), nl=False)
+    if not config.auth.passwd_file.exists():
+        click.echo(f"obox: auth.passwd_file = {config.auth.passwd_file}: no such file; nobody can log in yet", err=True)
     from .backend import Backend
     from .server import TlsError
 

@@ -269,6 +269,19 @@ def test_describe_is_toml_that_loads_again(tmp_path: Path) -> None:
         assert getattr(second, name) == getattr(first, name)
 
 
+def test_describe_without_defaults(tmp_path: Path) -> None:
+    text = '[imap]\nlisten = ["127.0.0.1:1143"]\nidle_timeout = "1h"\n[http]\n[storage]\nurl = "memory://"\n'
+    path = write(tmp_path / "o.toml", text + '[log]\nlevel = "info"\n')
+    first = load(path, {"OBOX_HTTP__API_KEY": "hush"})
+    shown = describe(first, changed_only=True)
+    settings = [line.partition("  #")[0] for line in shown.splitlines() if line and not line.startswith("#")]
+    assert settings == ["[storage]", 'url = "memory://"', "[imap]", 'idle_timeout = "1h"', "[http]",
+                        'api_key = "********"']  # fmt: skip
+    second = load(write(tmp_path / "again.toml", shown.replace("********", "hush")), {})
+    for name in config.SECTIONS:
+        assert getattr(second, name) == getattr(first, name)
+
+
 def test_sections_have_their_defaults_without_load() -> None:
     assert _settings.Imap().listen == (Listen("127.0.0.1", 1143),)
     assert _settings.Metacache() == _settings.Metacache()

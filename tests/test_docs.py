@@ -93,3 +93,11 @@ def test_the_compose_file_says_what_the_program_knows() -> None:
     assert [int(port) for port in re.findall(r'127\.0\.0\.1:\d+:(\d+)"', "\n".join(lines))] == ports
     assert f"EXPOSE {' '.join(map(str, ports))}\n" in image
     assert re.search(r"image: chrislusf/seaweedfs:\d+\.\d+$", "\n".join(lines), re.M), "pinned"
+
+
+def test_the_licence_is_in_every_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
+    assert "!LICENSE\n" in (ROOT / ".dockerignore").read_text()
+    assert re.search(r"^COPY .*\bLICENSE\b", (ROOT / "Dockerfile").read_text(), flags=re.M)

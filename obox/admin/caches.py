@@ -14,7 +14,7 @@ from msgspec import Meta
 from ..errors import Corrupt, InUse, Invalid, NotFound
 from ..types import StorageId
 from .parts import Account, Admin, masked
-from .table import Event, Nothing, Params, Progress, Row, Selection, user_verb, verb
+from .table import DryRun, Event, Nothing, Params, Progress, Row, Selection, user_verb, verb
 
 if TYPE_CHECKING:
     from ..objectstore import Decoded
@@ -152,6 +152,7 @@ async def _clean(admin: Admin, sid: StorageId, min_priority: int, idle_s: float)
 class MetacacheRemoveParams(Params, kw_only=True):
     mask: Annotated[str, Meta(description="Users, also those whom the user database no longer knows")]
     force: Annotated[bool, Meta(description="Also what is not uploaded: such changes are lost")] = False
+    dry_run: DryRun = False
 
 
 @verb(
@@ -174,6 +175,10 @@ async def metacache_remove(admin: Admin, params: MetacacheRemoveParams) -> Async
         if not _fits(name, params.mask):
             continue
         found = True
+        if params.dry_run:
+            copies, size = admin.store.env.metacache.boxes(sid), sum(space.space_bytes.values())
+            yield {"username": name, "copies": len(copies), "bytes": size, "kept": 0, "why": ""}
+            continue
         try:
             if params.force:
                 done = await admin.cleaner.remove(sid)

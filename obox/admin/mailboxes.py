@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from ..errors import Exists, Invalid, NotFound
 from .parts import Account, Admin, matching
-from .table import Event, Row, Selection, user_verb
+from .table import DryRun, Event, Row, Selection, user_verb
 
 STATUS_FIELDS: Final = (
     "messages", "recent", "uidnext", "uidvalidity", "unseen", "highestmodseq", "vsize", "guid", "deleted"
@@ -93,26 +93,36 @@ class MailboxDeleteParams(Selection, kw_only=True):
     recursive: Annotated[bool, Meta(description="With all below them")] = False
     require_empty: Annotated[bool, Meta(description="Refuse where there are mails")] = False
     subscriptions: Annotated[bool, Meta(description="Unsubscribe them as well")] = False
+    dry_run: DryRun = False
 
 
 @user_verb("mailbox delete", MailboxDeleteParams, asks="Delete these mailboxes with all their mails?")
 async def mailbox_delete(admin: Admin, account: Account, params: MailboxDeleteParams) -> AsyncIterator[Event]:
-    """Delete mailboxes with their mails; those below stay unless recursive."""
+    """Delete mailboxes with their mails; those below stay unless recursive.
+
+    Nothing is deleted where one of the names has no mailbox, or where one is not empty and must be.
+    """
     async with admin.open(account) as user:
         names = [info.name for info in user.mailboxes() if info.guid is not None]
+        doomed: dict[str, None] = {}
         for name in params.mailbox:
             below = [one for one in names if one.startswith(name + "/")] if params.recursive else []
             found = [*reversed(below), *([name] if name in names else [])]
             if not found:
                 raise NotFound(f"no mailbox {name!r}")
-            for one in found:
-                if params.require_empty and (await user.status(one)).messages:
-                    raise Exists(f"mailbox {one!r} is not empty")
-                await user.delete(one)
-                if params.subscriptions:
-                    await user.subscribe(one, False)
-    return
-    yield {}
+            doomed |= dict.fromkeys(found)
+        for one in doomed:
+            messages = (await user.status(one)).messages if params.require_empty or params.dry_run else 0
+            if params.require_empty and messages:
+                raise Exists(f"mailbox {one!r} is not empty")
+            if params.dry_run:
+                yield {"mailbox": one, "messages": messages}
+        if params.dry_run:
+            return
+        for one in doomed:
+            await user.delete(one)
+            if params.subscriptions:
+                await user.subscribe(one, False)
 
 
 class MailboxRenameParams(Selection, kw_only=True):

@@ -13,7 +13,7 @@ from msgspec import Meta
 from ..errors import Invalid, NotFound, OboxError
 from .parts import Account, Admin
 from .query import SearchQuery
-from .table import Event, Row, Selection, user_verb
+from .table import DryRun, Event, Row, Selection, user_verb
 
 if TYPE_CHECKING:
     from ..mailbox._uidset import UidArray
@@ -276,6 +276,7 @@ async def _flags(admin: Admin, account: Account, words: list[str], op: Any, flag
 
 class ExpungeParams(QueryParams, kw_only=True):
     delete_empty_mailbox: Annotated[bool, Meta(description="Delete mailboxes that are empty then, but INBOX")] = False
+    dry_run: DryRun = False
 
 
 @user_verb("expunge", ExpungeParams, columns=("mailbox", "expunged"), asks="Expunge these mails?")
@@ -284,6 +285,9 @@ async def expunge(admin: Admin, account: Account, params: ExpungeParams) -> Asyn
     emptied = []
     async with _opened(admin, account, params.query, guarded=True) as (user, query):
         async for found in _search(admin, user, query):
+            if params.dry_run:
+                yield {"mailbox": found.name, "expunged": len(found.uids)}
+                continue
             gone = await found.box.expunge(found.uids)
             yield {"mailbox": found.name, "expunged": len(gone)}
             if not len(found.box.state) and found.name != "INBOX":

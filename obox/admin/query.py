@@ -142,17 +142,19 @@ class SearchQuery:
         raise Invalid(f"search query: unknown key {word!r}; allowed: MAILBOX and the search keys of IMAP")
 
     def _date(self, text: str) -> str:
-        if re.fullmatch(r"[0-9]{1,2}-[A-Za-z]{3}-[0-9]{4}", text):
-            return text
         try:
-            if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            if match := re.fullmatch(r"([0-9]{1,2})-([A-Za-z]{3})-([0-9]{4})", text):
+                day = dt.date(int(match[3]), _MONTHS.index(match[2].capitalize()) + 1, int(match[1]))
+            elif re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
                 day = dt.date.fromisoformat(text)
             elif text.isascii() and text.isdigit():
                 day = dt.datetime.fromtimestamp(int(text), dt.UTC).date()
             else:
                 day = dt.datetime.fromtimestamp(self._now - _seconds(text), dt.UTC).date()
-        except (ValueError, OverflowError, OSError) as error:
-            raise Invalid(f"date {text!r}; allowed: 2026-01-31, 31-Jan-2026, unix time, or an age as 2w") from error
+        except (ValueError, OverflowError, OSError, Invalid) as error:
+            raise Invalid(
+                f"date {text!r}; allowed: 2026-01-31, 31-Jan-2026, unix time, or an age as 90s, 5mins, 3d, 2w"
+            ) from error
         return f"{day.day}-{_MONTHS[day.month - 1]}-{day.year:04d}"
 
 

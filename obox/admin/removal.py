@@ -13,7 +13,7 @@ from ..errors import Exists, Invalid, NotFound
 from .exits import InUseByClients, NoUser
 from .parts import Account, Admin
 from .sessions import KICK_REASON, POLL_S, kicked
-from .table import Event, Needs, Params, Progress, Row, Selection, user_verb, verb
+from .table import DryRun, Event, Needs, Params, Progress, Row, Selection, user_verb, verb
 
 if TYPE_CHECKING:
     from ..store.operate import Deleted
@@ -23,6 +23,7 @@ KICK_WAIT_S: Final = 10.0
 
 class OboxUserDeleteParams(Selection, kw_only=True):
     kick: Annotated[bool, Meta(description="Disconnect the user first")] = False
+    dry_run: DryRun = False
 
 
 @user_verb(
@@ -40,6 +41,12 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
     from ..store import operate
 
     _refuse_shared(admin, account)
+    sessions = kicked(admin.server.sessions(), account.name) if admin.server is not None else []
+    if params.dry_run and (params.kick or not sessions):
+        there = await operate.is_in_bucket(admin.store, account.storage_id)
+        text = "would be deleted" if there else "nothing to delete: there is none in the bucket"
+        yield {"what": "mails and index", "objects": None, "bytes": None, "result": text}
+        return
     if params.kick:
         await _kick(admin, account.name)
     if admin.server is not None and kicked(admin.server.sessions(), account.name):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from .parts import Account, Admin, matching
-from .table import Event, Selection, user_verb
+from .table import DryRun, Event, Selection, user_verb
 
 
 class ForceResyncParams(Selection, kw_only=True):
@@ -47,6 +47,7 @@ class RebuildParams(Selection, kw_only=True):
     mailbox_mask: Annotated[
         list[str], Meta(description="Rebuild these as well, from mails alone, though their index decodes")
     ] = msgspec.field(default_factory=list)
+    dry_run: DryRun = False
 
 
 @user_verb(
@@ -67,5 +68,23 @@ async def rebuild(admin: Admin, account: Account, params: RebuildParams) -> Asyn
     def wanted(name: str) -> bool:
         return bool(params.mailbox_mask) and bool(matching([name], params.mailbox_mask))
 
+    if params.dry_run:
+        async for row in _would_rebuild(admin, account, wanted):
+            yield row
+        return
     async for done in repair.rebuild(admin.store, account.storage_id, account.name, wanted):
         yield {"mailbox": done.name, "mails": done.mails, "result": done.result, "unknown": done.unknown}
+
+
+async def _would_rebuild(admin: Admin, account: Account, wanted: Callable[[str], bool]) -> AsyncIterator[Event]:
+    """What rebuild would do, as far as that is seen without reading every index."""
+    from ..errors import Corrupt
+
+    try:
+        async with admin.open(account) as user:
+            for name in [info.name for info in user.mailboxes() if info.guid is not None and wanted(info.name)]:
+                yield {"mailbox": name, "mails": None, "result": "would be rebuilt", "unknown": ""}
+    except Corrupt:
+        yield {"mailbox": "", "mails": None, "result": "the list of mailboxes would be rebuilt", "unknown": ""}
+    result = "each index that does not decode would be rebuilt"
+    yield {"mailbox": "", "mails": None, "result": result, "unknown": ""}

@@ -14,7 +14,7 @@ from msgspec import Meta
 from ..errors import Invalid, OboxError, Temporary
 from .exits import NoSession
 from .parts import Admin, Session
-from .table import Event, Needs, Nothing, Params, Progress, verb
+from .table import DryRun, Event, Needs, Nothing, Params, Progress, verb
 
 KICK_REASON: Final = "Disconnected by the administrator"
 STOP_REASON: Final = "Server is shutting down, please reconnect"
@@ -122,6 +122,7 @@ class StopParams(Params, kw_only=True):
     no_flush: Annotated[bool, Meta(description="End as SIGTERM does, without flushing while clients still work")] = (
         False
     )
+    dry_run: DryRun = False
 
 
 @verb("stop", StopParams, needs=Needs.BACKEND, columns=("step", "count", "seconds"), asks="End this backend?")
@@ -132,6 +133,9 @@ async def stop(admin: Admin, params: StopParams) -> AsyncIterator[Event]:
     the time limit cuts short is shown as such; the end itself flushes again what is left.
     """
     server = admin.backend
+    if params.dry_run:
+        yield {"step": "kick", "count": len(server.sessions()), "seconds": 0.0}
+        return
     deadline = time.monotonic() + params.time_limit
     if params.no_flush:
         server.stop()

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from . import rows
+
 if TYPE_CHECKING:
     from .parts import Account, Admin
 
@@ -73,13 +75,19 @@ class Selection(Params):
     ] = False
 
 
+DryRun: TypeAlias = Annotated[bool, Meta(description="Only say what it would do, and do nothing")]
+"""The parameter of verbs that destroy: what a terminal is shown before the question."""
+
 P = TypeVar("P", bound=Params)
 S = TypeVar("S", bound=Selection)
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One row. words: as typed, `metacache flush`; asks: what a terminal is asked before, "" for harmless verbs."""
+    """One row. words: as typed, `metacache flush`; asks: what a terminal is asked before, "" for harmless verbs.
+
+    A verb that asks has a parameter `dry_run`: with it the verb only looks, and its rows say what it would do.
+    """
 
     words: str
     params: type[Params]
@@ -100,6 +108,16 @@ class Verb:
     @property
     def summary(self) -> str:
         return self.doc.partition("\n")[0]
+
+    @property
+    def explained(self) -> dict[str, str]:
+        """What each column means that a row may have."""
+        return rows.COLUMNS.get(self.name, {})
+
+    @property
+    def none(self) -> str:
+        """What is to be said where the verb has found nothing; "" where that says nothing."""
+        return rows.NONE.get(self.name, "")
 
     @property
     def per_user(self) -> bool:

@@ -12,7 +12,7 @@ from msgspec import Meta
 from ..errors import NotFound
 from .exits import NoUser
 from .parts import Admin
-from .table import Event, Needs, Params, Row, verb
+from .table import DryRun, Event, Needs, Params, Row, verb
 
 if TYPE_CHECKING:
     from ..auth import UserEntry
@@ -111,14 +111,23 @@ async def user_enable(admin: Admin, params: UserEnableParams) -> AsyncIterator[E
 
 class UserRemoveParams(Params, kw_only=True):
     user: Annotated[str, Meta(description="The name")]
+    dry_run: DryRun = False
 
 
 @verb("user remove", UserRemoveParams, needs=Needs.CONFIG, asks="Remove this user from the passwd-file?")
 async def user_remove(admin: Admin, params: UserRemoveParams) -> AsyncIterator[Event]:
     """Remove a user from the passwd-file; the mail stays: oboxadm obox user delete comes first."""
+    if params.dry_run:
+        from ..auth import list_users
+
+        name = admin.users.normalise(params.user)
+        everyone = list_users(admin.users.path, admin.users.default_domain)
+        entry = next((entry for entry in everyone if entry.user == name), None)
+        if entry is None:
+            raise NoUser(f"no user {params.user}")
+        yield _row(entry)
+        return
     _edit(admin, params.user, lambda fields: None)
-    return
-    yield {}
 
 
 def _others(extra: str) -> list[str]:

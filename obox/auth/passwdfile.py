@@ -231,7 +231,11 @@ class PasswdFile:
         if text != self._complaint:
             self._complaint = text
             log.error(
-                "passwd_file_unreadable", path=str(self.path), problem=text, old_users_kept=self._table is not None
+                "passwd_file_unreadable",
+                path=str(self.path),
+                problem=text,
+                old_users_kept=self._table is not None,
+                next_step="`oboxadm user add` makes the file; it is used as soon as it can be read",
             )
 
 

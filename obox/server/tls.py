@@ -11,8 +11,10 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cryptography import x509
+if TYPE_CHECKING:
+    from cryptography import x509
 
 TICKETS = 2  # TLS 1.3 session tickets per handshake: the library's default, said so that it is known
 
@@ -35,6 +37,8 @@ class _Set:
 
 
 def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
+    from cryptography import x509  # 15 ms of the start of a backend without certificates
+
     contexts: list[ssl.SSLContext] = []
     by_name: dict[str, ssl.SSLContext] = {}
     for cert, key in pairs:
@@ -66,6 +70,8 @@ def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
 
 def _names(leaf: x509.Certificate) -> list[str]:
     """DNS names of a certificate; the subject only where there are none. RFC 9525 §2."""
+    from cryptography import x509  # see _load
+
     try:
         return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
             x509.DNSName

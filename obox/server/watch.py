@@ -15,15 +15,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-
 SETTLE_S: Final = 1.0
 """A certificate and its key are two files: they come one after the other."""
 
 LINKS_MAX: Final = 8
-
-_READ_ONLY: Final = frozenset({"opened", "closed_no_write"})
 
 
 class FileWatch:
@@ -48,6 +43,8 @@ class FileWatch:
         """Watch until cancelled; with no files there is nothing to do."""
         if not self._files:
             return
+        from ._watching import Watching  # 5 ms of the start of a backend that has nothing to watch
+
         loop = asyncio.get_running_loop()
         watching = None
         try:
@@ -56,7 +53,7 @@ class FileWatch:
                 if watching is None or watching.places != places:
                     if watching is not None:
                         await asyncio.to_thread(watching.stop)
-                    watching = _Watching(places, lambda: _tell(loop, self._moved))
+                    watching = Watching(places, lambda: _tell(loop, self._moved))
                     try:
                         await asyncio.to_thread(watching.start)
                     except OSError as error:
@@ -85,29 +82,6 @@ class FileWatch:
             return False
         self._moved.clear()
         return True
-
-
-class _Watching(FileSystemEventHandler):
-    """One observer of some directories, not of what is below them."""
-
-    def __init__(self, places: set[str], moved: Callable[[], None]) -> None:
-        self.places = places
-        self._moved = moved
-        self._observer = Observer()
-
-    def start(self) -> None:
-        for place in sorted(self.places):
-            self._observer.schedule(self, place)
-        self._observer.start()
-
-    def stop(self) -> None:
-        if self._observer.is_alive():
-            self._observer.stop()
-            self._observer.join()
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type not in _READ_ONLY:
-            self._moved()
 
 
 def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

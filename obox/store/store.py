@@ -2,7 +2,7 @@
 
 Life: `start` (format, fences, replay), `run` (the journal's writer, uploads when they are due, idle users let go, old
 objects deleted), `close` (everything flushed, the journal's end written). While the bucket does not answer at start,
-`start` tries again and users get `Unavailable`.
+`start` tries again. Whoever opens a user meanwhile waits for the start, `OPEN_S` at most, and then gets `Unavailable`.
 
 Diagnostics: a newer format in the bucket is fatal (`ConfigError`); bucket trouble is logged once a minute and retried.
 """
@@ -25,6 +25,7 @@ from ..objectstore.keys import FORMAT_KEY, ROOT
 from ..types import Guid, StorageId
 from . import boots
 from ._aftermath import AHEAD_MS
+from ._beginning import Beginning
 from ._env import OPEN_S, TRY_LATER, Env, StoreSettings, answer_within
 from ._nightly import Nightly
 from ._once import EveryMinute
@@ -72,6 +73,7 @@ class MailStore:
         self._gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
         self.upkeep = Upkeep(self)
         self.started = False
+        self.beginning = Beginning()
         self.unclean = False
         self.journal = self._new_journal(self._new_boot())
 
@@ -163,6 +165,7 @@ class MailStore:
         self._running = [self.spawn(self.journal.run()), self.spawn(self.upkeep.run())]
         await self._announce()
         self.started = True
+        self.beginning.decide()
         log.info(
             "store ready", boot=self.journal.boot, local_copies=self.takeover.trust, users=len(self.takeover.pending)
         )
@@ -245,8 +248,9 @@ class MailStore:
 
         upload: False leaves the indexes to the next start, which finds them in local copies and journal.
         """
-        if not self.started:
-            return
+        self.beginning.decide()
+        if not self.started:  # perhaps in the middle of its start
+            return await self._end_tasks()
         self.started = False
         await self._settle()
         for task in self._running[1:]:
@@ -271,9 +275,13 @@ class MailStore:
             self._note(LastBoot(self.journal.boot, self.journal.position()[1] - 1, clean=True))
             boots.ended(self.env, self.journal.boot)
         await self.env.settle()
-        for task in list(self._tasks):
+        await self._end_tasks()
+
+    async def _end_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _load_unflushed(self) -> None:
         """Bring back what left memory with a few mails that only the journal has; the flush comes next."""
@@ -315,6 +323,7 @@ class MailStore:
     ) -> User:
         """See `api.Store.open_user`."""
         async with answer_within(OPEN_S):
+            await self.beginning.decided()
             user = await self._user(storage_id, name)
         user.name = name
         user.limit(quota_bytes, quota_messages)
@@ -326,6 +335,8 @@ class MailStore:
 
         make: a user of whom the bucket knows nothing is made. Raises NotFound without it; Unavailable, Corrupt.
         """
+        async with answer_within(OPEN_S):
+            await self.beginning.decided()
         return await self._user(storage_id, name, upkeep=True, make=make)
 
     @contextmanager

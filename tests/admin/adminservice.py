@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from obox.admin import rows
 from obox.backend import Backend
 from obox.config import load
 from obox.store.api import NewMail
@@ -41,6 +42,8 @@ class Service:
         assert got.status_code == 200, got.text
         ((kind, result, tag),) = got.json()
         assert tag == "tag"
+        for row in result if kind == "doveadmResponse" else result.get("rows", ()):
+            assert [name for name in row if not rows.names(command, name)] == [], "columns that nobody explains"
         return [kind, result]
 
     async def call(self, command: str, **params: Any) -> list[dict[str, Any]]:

@@ -6,92 +6,21 @@ import json
 import os
 import re
 import shlex
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from toolhome import ANNA, BEN, KEY, ROOT, Home
 
 from admintool import cli, exits
 from admintool.verbs import made
 from obox.admin import TABLE
 
-ROOT = Path(__file__).parent.parent.parent
 MANUAL = (ROOT / "docs/cli.md").read_text()
-KEY = "key:of the API"
-ANNA, BEN = "anna@example.org", "ben@example.org"
-
-
-class Home:
-    """A configuration, and perhaps a process that serves it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
-        (path / "users").write_text(f"{ANNA}:{{PLAIN}}secret:::::\n{BEN}:{{PLAIN}}secret:::::\n")
-        self.config = path / "obox.toml"
-        self.config.write_text(
-            f'state_dir = "state"\n[storage]\nurl = "file://{path}/bucket"\n[imap]\nlisten = ["127.0.0.1:0"]\n'
-            f'[http]\nlisten = ["127.0.0.1:{self.port}"]\napi_key = "{KEY}"\n'
-        )
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("OBOX")}
-        with (self.path / "log").open("ab") as log:
-            program = [sys.executable, "-m", "obox.main", "serve", "-c", str(self.config)]
-            self.process = subprocess.Popen(program, stdout=log, stderr=log, cwd=ROOT, env=environ)
-        deadline = time.monotonic() + 30
-        while self("who").exit_code or self("mailbox", "list", "-u", BEN).exit_code:  # it listens, and has its bucket
-            assert self.process.poll() is None, (self.path / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
-
-    def __call__(self, *arguments: str, stdin: str | None = None, config: bool = True) -> Result:
-        first = ["-c", str(self.config)] if config else []
-        return CliRunner().invoke(cli, [*first, *arguments], input=stdin)
-
-    def json(self, *arguments: str) -> Any:
-        got = self("-f", "json", *arguments)
-        assert got.exit_code == 0, got.stderr
-        return json.loads(got.stdout)
-
-
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("OBOX")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nowhere"))
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    home = Home(tmp_path_factory.mktemp("served"))
-    home.start()
-    yield home
-    home.stop()
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Home:
-    return Home(tmp_path / "alone")
-
-
 # -- where verbs run ---------------------------------------------------------------------------------------------------
 
 

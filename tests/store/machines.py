@@ -158,8 +158,13 @@ class Machine:
         return other
 
     @asynccontextmanager
-    async def run(self, clock: Time | None = None, *, kill: bool = False, upload: bool = True) -> AsyncIterator[Life]:
-        """One life; `kill`: it ends as by `kill -9`, at the end of the block; upload: see MailStore.close."""
+    async def run(
+        self, clock: Time | None = None, *, kill: bool = False, upload: bool = True, start: bool = True
+    ) -> AsyncIterator[Life]:
+        """One life; `kill`: it ends as by `kill -9`, at the end of the block; upload: see MailStore.close.
+
+        start: False leaves it to the block to start the store.
+        """
         clock = clock or self.bucket.time
         self.path.mkdir(parents=True, exist_ok=True)
         bucket = self.bucket.open()
@@ -181,7 +186,8 @@ class Machine:
         store = MailStore(env)
         life = Life(store, bucket, clock, self.settings)
         try:
-            await store.start()
+            if start:
+                await store.start()
             yield life
             if not kill:
                 for user in life.users:

@@ -1,0 +1,296 @@
+"""What the columns of each verb mean, and what is said where a verb finds nothing to show.
+
+The command line's help and the manual are made of both; tests compare them with the table and with the rows that verbs
+really give.
+
+Invariant: names of columns are API: they change only with the CHANGELOG.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_PRIORITY: Final = "0 lists of mailboxes, 1 full text, 2 INBOX and Junk, 3 other mailboxes"
+_BY_PRIORITY: Final = f"bytes of the copies with priority N: {_PRIORITY}"
+_USER: Final = "the user"
+_MAILBOX: Final = "the mailbox's name"
+_FOUND: Final = "the mailbox where mails match"
+_CHANGES: Final = (
+    "the most important change among what was uploaded: none, unimportant (it is in mails or the journal as well), "
+    "important (flags, expunges, moves)"
+)
+_ENTRY: Final = {
+    "user": "the name to log in with",
+    "login": "whether the user may log in",
+    "delivery": "whether mail for the user is taken",
+    "quota_bytes": "the most octets of mail that the user may store; empty for no limit",
+    "quota_messages": "the most mails that the user may store; empty for no limit",
+}
+_FLUSHED: Final = {"bundles": "mailboxes that were uploaded, the list of mailboxes among them", "changes": _CHANGES}
+_DROPPED: Final = {
+    "copies": "local copies of mailboxes that were dropped",
+    "bytes": "their size",
+    "kept": "local copies that stay",
+    "why": "why they stay",
+}
+
+COLUMNS: Final[dict[str, dict[str, str]]] = {
+    "userList": _ENTRY,
+    "userAdd": _ENTRY,
+    "userPassword": _ENTRY,
+    "userDisable": _ENTRY,
+    "userEnable": _ENTRY,
+    "userRemove": _ENTRY,
+    "authTest": {
+        "username": "the user that the login is for",
+        "storage_id": "the name under which the user's mail lies in the bucket",
+        "quota_bytes": _ENTRY["quota_bytes"],
+    },
+    "who": {
+        "username": "who is logged in; empty for a connection that has not logged in",
+        "connections": "how many connections the user has",
+        "service": "the protocol",
+        "ips": "the addresses of the clients",
+        "id": "the number of the session, as in the log",
+        "ip": "the address of the client",
+        "tls": "whether the connection is encrypted",
+        "state": "where the session is: not authenticated, authenticated, selected, logout",
+        "mailbox": "the mailbox that is selected",
+        "idle": "whether the client waits in IDLE",
+        "since": "when the connection began, unix time",
+    },
+    "kick": {"username": "who was disconnected", "connections": "how many connections"},
+    "reload": {"setting": "a setting whose value has changed", "used": "now, or after a restart"},
+    "stop": {
+        "step": "what was done, with what cut it short",
+        "count": "users that were flushed, or connections that were ended",
+        "seconds": "how long it took",
+    },
+    "logErrors": {
+        "timestamp": "when it was logged",
+        "type": "warning, error or critical",
+        "text": "what was logged",
+    },
+    "mailboxList": {"mailbox": _MAILBOX},
+    "mailboxStatus": {
+        "mailbox": _MAILBOX,
+        "messages": "how many mails it has",
+        "recent": "how many of them are \\Recent",
+        "uidnext": "the UID that the next mail gets",
+        "uidvalidity": "the UIDVALIDITY",
+        "unseen": "how many mails are not \\Seen",
+        "highestmodseq": "the highest MODSEQ",
+        "vsize": "the size of all mails, in octets",
+        "guid": "the mailbox's name in the bucket",
+        "deleted": "how many mails are \\Deleted",
+    },
+    "mailboxDelete": {"mailbox": "a mailbox that would be deleted", "messages": "how many mails it has"},
+    "quotaGet": {
+        "quota": "the name of the quota",
+        "type": "STORAGE (octets of mail) or MESSAGE (mails)",
+        "value": "what is stored; STORAGE in kibibytes",
+        "limit": "what may be stored; empty for no limit",
+        "percent": "value of limit; empty without a limit",
+    },
+    "quotaRecalc": {
+        "before_bytes": "octets of mail by the totals as they were",
+        "bytes": "octets of mail by the mailboxes",
+        "before_messages": "mails by the totals as they were",
+        "messages": "mails by the mailboxes",
+    },
+    "fetch": {
+        "user": _USER,
+        "mailbox": _FOUND,
+        "mailbox-guid": "the mailbox's name in the bucket",
+        "seq": "the sequence number",
+        "uid": "the UID",
+        "guid": "the mail's own number, the same for all its copies",
+        "flags": "flags and keywords",
+        "modseq": "the MODSEQ",
+        "hdr": "the header",
+        "hdr.NAME": "one field of the header, decoded; a line for each of several",
+        "body": "what follows the header",
+        "text": "the whole mail",
+        "text.utf8": "the texts of all parts, decoded",
+        "size.physical": "the size in octets",
+        "size.virtual": "the same: mails are stored with CRLF",
+        "date.received": "the internal date, UTC",
+        "date.sent": "the Date field, with its zone",
+        "date.saved": "when it came into this mailbox, UTC",
+        "imap.envelope": "ENVELOPE, as IMAP writes it",
+        "imap.body": "BODY, as IMAP writes it",
+        "imap.bodystructure": "BODYSTRUCTURE, as IMAP writes it",
+        "storageid": "the mailbox and UID under which the mail's object lies in the bucket",
+    },
+    "search": {"mailbox-guid": "the mailbox's name in the bucket", "uid": "the UID of a mail that matches"},
+    "flagsAdd": {"mailbox": _FOUND, "changed": "how many mails got other flags than before"},
+    "flagsRemove": {"mailbox": _FOUND, "changed": "how many mails got other flags than before"},
+    "flagsReplace": {"mailbox": _FOUND, "changed": "how many mails got other flags than before"},
+    "expunge": {"mailbox": _FOUND, "expunged": "how many mails were expunged"},
+    "copy": {"mailbox": _FOUND, "copied": "how many mails were copied from it"},
+    "move": {"mailbox": _FOUND, "moved": "how many mails were moved from it"},
+    "forceResync": {
+        "mailbox": _MAILBOX,
+        "mails": "how many mails it has now",
+        "new": "mails that no index knew, added now",
+        "lost": "mails whose object is gone",
+        "dropped": "of these, how many were expunged",
+        "unknown": "objects that no index speaks of, below the next UID; oboxadm rebuild brings them back",
+        "uidnext": "the UID that the next mail gets",
+    },
+    "rebuild": {
+        "mailbox": "the mailbox's name; empty for the list of mailboxes",
+        "mails": "how many mails it has now",
+        "result": "what was done, and why",
+        "unknown": "what the mails do not tell",
+    },
+    "metacacheFlush": _FLUSHED,
+    "metacacheFlushall": {"username": _USER, **_FLUSHED},
+    "metacacheList": {
+        "username": "the user whose copies these are",
+        "bytes-used(N)": _BY_PRIORITY,
+        "last-access(N)": "when one of these was last used, unix time; empty where there are none",
+        "mailboxes": "how many mailboxes have a local copy, the list of mailboxes among them",
+        "changes": "what the bucket lacks: none, unimportant (it is in mails or the journal as well), important "
+        "(flags, expunges, moves)",
+        "cleanup-weight": "the cleaner drops the lowest first: last access in unix time, plus what "
+        "metacache.priority_weights and size_weights add",
+    },
+    "metacacheStatus": {
+        "users": "users with local copies",
+        "mailboxes": "local copies of mailboxes, lists of mailboxes among them",
+        "bytes": "their size: what counts against the limits",
+        "max_space": "metacache.max_space: above it the cleaner drops copies",
+        "limit": "max_space and max_grace: above it nobody else's copy is taken in",
+        "staged_bytes": "changes in memory that are not yet on the disk",
+        "file_bytes": "size of the files; it does not shrink when copies are dropped",
+        "bytes-used(N)": _BY_PRIORITY,
+        "over": "whether bytes is above max_space",
+        "full": "whether bytes is above limit",
+        "failing": "whether the disk refuses writes",
+    },
+    "metacacheClean": _DROPPED,
+    "metacacheRemove": {"username": _USER, **_DROPPED},
+    "metacachePull": {
+        "mailboxes": "local copies that came from the source",
+        "kept": "mailboxes whose copy here is as new, or is open",
+        "bytes": "what came over the network",
+        "cleaned": "copies that the source dropped afterwards",
+        "result": "pulled, nothing newer there, or nothing there",
+    },
+    "metacacheRefresh": {"asked": "open mailboxes that were compared with the bucket now"},
+    "metacacheRescan": {
+        "users": "users with local copies",
+        "before_bytes": "bytes by the accounts as they were",
+        "bytes": "bytes by the recount",
+        "right": "whether the accounts were right",
+        "wrong": "what was wrong, and is mended now",
+    },
+    "metacacheBoots": {
+        "boot": "the name of the start: its time in milliseconds, in hexadecimal, and a random number",
+        "began": "when it began, unix time",
+        "ended": "when it ended in order, unix time; empty for the boot that runs and for one that was killed",
+        "before": "how the boot before it ended: clean, unclean, or unknown",
+        "copies": "what became of the local copies: kept, asked again (each mailbox is compared once when it is "
+        "opened), dropped, or none (there were none)",
+        "users": "of how many users the journal of a dead boot spoke",
+    },
+    "metacacheUnpack": {
+        "key": "the key in the bucket, or the file",
+        "kind": "what kind of object it is",
+        "oid": "the object's own number",
+        "bytes": "its size in the bucket",
+        "meta": "what its head says",
+        "octets": "of a mail: its size",
+        "fields": "of a cache segment: UIDs and the size of their fields",
+        "content": "what it says",
+    },
+    "fscacheStatus": {
+        "hits": "reads that were answered from the cache, since the start",
+        "misses": "reads that asked the bucket, since the start",
+        "bytes": "size of what is there now",
+        "files": "how many files that is",
+        "evictions": "files that made room for others, since the start",
+        "errors": "failed reads and writes of files, since the start",
+        "skipped": "objects that were not stored: too large, or too many waiting",
+        "oldest": "when the file that is longest unread was last read, unix time, about",
+        "pending": "bytes that wait to be written",
+        "max_size": "fscache.max_size",
+        "hit_percent": "hits of all reads; empty before the first",
+    },
+    "fscacheRescan": {
+        "before": "bytes by the accounts as they were",
+        "bytes": "bytes in the directory",
+        "files": "files in the directory",
+        "added": "files that the accounts did not know",
+        "removed": "files that somebody else had removed",
+        "changed": "files with another size than the accounts said",
+        "expired": "files that were removed for their age",
+        "right": "whether the accounts were right",
+    },
+    "oboxUserDelete": {
+        "what": "what the row is about: mails, index, local copies, … and what the command cannot reach",
+        "objects": "how many objects",
+        "bytes": "their size",
+        "result": "what was done, or what is left to do",
+    },
+    "oboxUserRename": {
+        "user": "the new name",
+        "storage_id": "the name under which the mail lies in the bucket, as before",
+        "connections": "sessions that were ended",
+        "result": "what was done",
+    },
+    "oboxUserWait": {"sessions": "sessions and deliveries that still have the user's mail open"},
+    "storageCheck": {
+        "check": "what was tried",
+        "result": "ok, warning, wrong (obox needs it), or unknown",
+        "detail": "what was seen",
+        "ms": "how long it took, in milliseconds",
+    },
+}
+"""By API name of the verb, then by column. (N): a column for each priority. Beside these, where a command is about
+several users, each row begins with `username`."""
+
+_NO_MAIL: Final = "no mail matches"
+_NO_MAILBOX: Final = "no such mailbox"
+
+NONE: Final[dict[str, str]] = {
+    "userList": "the passwd-file has no users",
+    "who": "nobody is logged in",
+    "reload": "no setting has changed",
+    "logErrors": "no warnings and no errors",
+    "mailboxList": _NO_MAILBOX,
+    "mailboxStatus": _NO_MAILBOX,
+    "fetch": _NO_MAIL,
+    "search": _NO_MAIL,
+    "flagsAdd": _NO_MAIL,
+    "flagsRemove": _NO_MAIL,
+    "flagsReplace": _NO_MAIL,
+    "expunge": _NO_MAIL,
+    "copy": _NO_MAIL,
+    "move": _NO_MAIL,
+    "forceResync": _NO_MAILBOX,
+    "rebuild": "every index decodes, none was rebuilt",
+    "metacacheFlushall": "nobody has changes to upload",
+    "metacacheList": "nobody has local copies",
+    "metacacheRemove": "nobody has local copies",
+    "metacacheBoots": "no backend was started with this state_dir",
+    "oboxUserWait": "nobody has the mail open",
+}
+"""What to say, on stderr, where a verb that usually has rows has none. By API name."""
+
+SILENT: Final = frozenset(
+    ("userRemove", "mailboxCreate", "mailboxDelete", "mailboxRename", "mailboxSubscribe", "mailboxUnsubscribe")
+)
+"""Verbs that have no rows when all is well: there is nothing to tell."""
+
+
+def names(verb: str, column: str) -> str:
+    """The name under which `COLUMNS` explains a column of a row; empty if it does not."""
+    known = COLUMNS.get(verb, {})
+    head, opened, rest = column.partition("(")
+    if opened and rest.rstrip(")").isdigit():
+        column = f"{head}(N)"
+    if verb == "fetch" and column.startswith("hdr."):
+        column = "hdr.NAME"
+    return column if column in known or column == "username" else ""

@@ -1,0 +1,165 @@
+"""A backend that has just been started: its clients wait for the store and are served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adminservice import write_config
+from structlog.testing import capture_logs
+
+from obox import backend as module
+from obox.backend import Backend
+from obox.config import load
+from obox.store import store
+
+MAIL = b"Subject: early\r\n\r\ntext\r\n"
+ANNA = "anna@example.org"
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """The bucket answers the probe once this is set."""
+    gate, real = asyncio.Event(), module.probe
+
+    async def slow(*given: Any) -> Any:
+        await gate.wait()
+        return await real(*given)
+
+    monkeypatch.setattr(module, "probe", slow)
+    return gate
+
+
+@asynccontextmanager
+async def starting(home: Path, config: Path | None = None) -> AsyncIterator[Backend]:
+    """A backend that listens; the store may not have started."""
+    backend = Backend(load(str(config or write_config(home))), environ={})
+    listening = asyncio.Event()
+    task = asyncio.create_task(backend.run(signals=False, started=lambda _: listening.set()))
+    waiting = asyncio.create_task(listening.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        yield backend
+    finally:
+        backend.lifecycle.stop()
+        await task
+
+
+class Client:
+    """Lines to a listener and back."""
+
+    def __init__(self, backend: Backend, name: str) -> None:
+        host, _, port = backend.listeners.addresses(name)[0].rpartition(":")
+        self._where = host, int(port)
+
+    async def __aenter__(self) -> Client:
+        self._reader, self._writer = await asyncio.open_connection(*self._where)
+        await self._reader.readline()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+
+    async def say(self, text: bytes, *, until: bytes) -> bytes:
+        """Send; the first line of the answer that begins so."""
+        self._writer.write(text)
+        while True:
+            line = await self._reader.readline()
+            assert line, f"closed before {until!r} came"
+            if line.startswith(until):
+                return line
+
+    async def login(self) -> bytes:
+        return await self.say(f"a LOGIN {ANNA} secret\r\n".encode(), until=b"a ")
+
+    async def deliver(self) -> bytes:
+        await self.say(b"LHLO me\r\n", until=b"250 ")
+        await self.say(b"MAIL FROM:<>\r\n", until=b"250")
+        first = await self.say(f"RCPT TO:<{ANNA}>\r\n".encode(), until=b"")
+        if not first.startswith(b"250"):
+            return first
+        await self.say(b"DATA\r\n", until=b"354")
+        return await self.say(MAIL + b".\r\n", until=b"")
+
+
+async def waiting(backend: Backend, *clients: asyncio.Task[bytes]) -> None:
+    """Until all of them wait for the store, or one of them has its answer."""
+    while backend.store.beginning.waiting < len(clients):
+        await asyncio.wait(clients, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
+        if any(client.done() for client in clients):
+            return
+
+
+async def test_logins_and_deliveries_wait_for_the_store(tmp_path: Path, answers: asyncio.Event) -> None:
+    async with starting(tmp_path) as backend, Client(backend, "imap") as imap, Client(backend, "lmtp") as lmtp:
+        login, delivery = asyncio.create_task(imap.login()), asyncio.create_task(lmtp.deliver())
+        await waiting(backend, login, delivery)
+        answers.set()
+        assert (await login).startswith(b"a OK")
+        assert (await delivery).startswith(b"250")
+
+
+async def test_a_bucket_that_does_not_come_is_told(
+    tmp_path: Path, answers: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "OPEN_S", 0.05)
+    async with starting(tmp_path) as backend, Client(backend, "imap") as imap, Client(backend, "lmtp") as lmtp:
+        assert (await imap.login()).startswith(b"a NO [UNAVAILABLE]")
+        assert (await lmtp.deliver()).startswith(b"451 4.3.0")
+
+
+async def test_a_stop_does_not_wait_for_those_who_wait(tmp_path: Path, answers: asyncio.Event) -> None:
+    async with starting(tmp_path) as backend, Client(backend, "imap") as imap:
+        login = asyncio.create_task(imap.login())
+        await waiting(backend, login)
+        backend.lifecycle.stop()
+        assert (await login).startswith(b"a NO [UNAVAILABLE]")
+
+
+async def test_a_passwd_file_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    users = (tmp_path / "users").read_text()
+    (tmp_path / "users").unlink()
+    with capture_logs() as lines:
+        async with starting(tmp_path, config) as backend, Client(backend, "imap") as imap:
+            await backend.ready.wait()
+            async with asyncio.timeout(30):
+                told = lines[:0]
+                while not told:
+                    told = [line for line in lines if line["event"] == "passwd_file_unreadable"]
+                    await asyncio.sleep(0.01)
+            assert told[0]["path"] == str(tmp_path / "users")
+            assert told[0]["problem"] == "cannot be read: No such file or directory"
+            assert "oboxadm user add" in told[0]["next_step"]
+            (tmp_path / "users").write_text(users)
+            assert (await imap.login()).startswith(b"a OK"), "a file that comes later is used"
+
+
+async def test_a_stop_ends_a_start_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate, real = asyncio.Event(), asyncio.Event(), store.take_over
+
+    async def slow(*given: Any) -> Any:
+        begun.set()
+        await gate.wait()
+        return await real(*given)
+
+    monkeypatch.setattr(store, "take_over", slow)
+    with capture_logs() as lines:
+        async with starting(tmp_path) as backend:
+            await begun.wait()
+            close = backend.close_parts
+
+            async def late() -> None:
+                gate.set()
+                await asyncio.sleep(0.05)
+                await close()
+
+            monkeypatch.setattr(backend, "close_parts", late)
+    assert not backend.store.started
+    assert [line for line in lines if line["log_level"] == "error"] == []
+    assert "store ready" not in [line["event"] for line in lines]

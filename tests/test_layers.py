@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from layers import TREE, circles, edges, files, imports, room_of
 
-LEAVES = {"obox.errors", "obox.types", "obox.text", "obox.unixsocket"}
+LEAVES = {"obox.addresses", "obox.errors", "obox.types", "obox.text", "obox.unixsocket"}
 VIEW = {"obox", "obox.auth", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}  # what a protocol sees
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
 ARROWS: dict[str, set[str]] = {
     "obox": set(),  # __init__: the version
+    "obox.addresses": set(),
     "obox.errors": set(),
     "obox.types": set(),
     "obox.text": {"obox.errors"},
@@ -47,7 +48,16 @@ ARROWS: dict[str, set[str]] = {
 }
 WIRING = ("obox.main", "obox.backend", "obox.demo", "obox.wiring", "obox.rooms", "obox.reload")  # see all
 ARROWS |= {name: set() for name in WIRING}
-PURE = ("obox.mailbox", "obox.mime", "obox.imap.parser", "obox._values", "obox.errors", "obox.text", "obox.types")
+PURE = (
+    "obox.addresses",
+    "obox.mailbox",
+    "obox.mime",
+    "obox.imap.parser",
+    "obox._values",
+    "obox.errors",
+    "obox.text",
+    "obox.types",
+)
 IMPURE = {
     "asyncio",
     "socket",

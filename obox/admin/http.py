@@ -71,6 +71,8 @@ def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
             calls = msgspec.json.decode(bytes(body), type=list[tuple[str, dict[str, Any], str]])
         except msgspec.DecodeError as error:
             return Response(f'not [["command", {{parameters}}, "tag"], ...]: {error}\n', 400)
+        except RecursionError:
+            return Response("nested too deeply\n", 400)
         if len(calls) > COMMANDS_MAX:
             return Response(f"allowed: {COMMANDS_MAX} commands in one request\n", 400)
         if LINES in request.headers.get("accept", "") and len(calls) == 1:

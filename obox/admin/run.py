@@ -7,7 +7,7 @@ some of them.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -18,6 +18,9 @@ from .parts import Admin
 from .table import TABLE, Event, Failure, Progress, Row, Verb
 
 log = structlog.get_logger("obox.admin")
+
+LOGGED_CHARS_MAX: Final = 500
+"""Of an error, a name or a command that came with a request."""
 
 
 class UnknownVerb(Invalid):
@@ -96,15 +99,25 @@ async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> Asy
     except (OboxError, ConfigError) as error:
         outcome.code, outcome.message = exits.of(error), str(error)
     except Exception as error:
-        log.exception("admin command failed", command=name)
+        log.exception("admin command failed", command=name[:LOGGED_CHARS_MAX])
         outcome.code, outcome.message = exits.SOFTWARE, f"{type(error).__name__}; the log has more"
     if outcome.code == 0:
         return
-    log.info("admin command", command=name, user=_who(raw), exit_code=outcome.code, error=outcome.message)
+    log.info(
+        "admin command",
+        command=name[:LOGGED_CHARS_MAX],
+        user=_who(raw),
+        exit_code=outcome.code,
+        error=outcome.message[:LOGGED_CHARS_MAX],
+    )
 
 
 def _who(raw: object) -> str:
-    return str(raw.get("user") or raw.get("users") or "") if isinstance(raw, Mapping) else ""
+    """Whom a request names: anything may be there, also what its parameters do not allow."""
+    named = raw.get("user") or raw.get("users") if isinstance(raw, Mapping) else None
+    if isinstance(named, list):
+        named = ", ".join(name for name in named[:10] if isinstance(name, str))
+    return named[:LOGGED_CHARS_MAX] if isinstance(named, str) else ""
 
 
 def line(event: Event) -> dict[str, Any]:

@@ -116,7 +116,10 @@ class _Stream(StreamingResponse):
                 await send(message)
 
         with self._travelling:
-            await super().__call__(scope, receive, within)
+            try:
+                await super().__call__(scope, receive, within)
+            except TimeoutError:
+                log.info("a pull was given up: its destination reads nothing", seconds=SILENCE_S)
 
 
 async def _drop(admin: Admin, request: Request) -> Response:

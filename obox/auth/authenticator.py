@@ -7,10 +7,12 @@ The invariants:
   still show a difference; one scheme per file does not.
 - That a user is disabled is told only to who knows the password.
 - Every queue and table has a limit: hashes under way and waiting, cache entries, remembered addresses.
+- Addresses are hashed for in turn (`obox.auth._queue`), so that no number of wrong passwords from some addresses keeps
+the users of another one out. A password that was right lately is not hashed at all.
 
 Delays follow Dovecot's auth penalty: 0, 2, 4, 8, 15 s before the next attempt from an address (IPv6: /48) after each
 failure, forgotten after two quiet minutes or a success; the same wrong password once more (a phone with an old one)
-does not add.
+does not add. A login that was refused because its address asks for too much counts as a failure too.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from typing import Protocol
 
 import structlog
 
+from obox.addresses import counted, parsed
+from obox.auth._queue import ADDRESS_MAX, FairQueue, Refused
 from obox.auth.schemes import PASSWORD_BYTES_MAX, SchemeError, verify_secret
 from obox.auth.users import UserEntry
 from obox.errors import Invalid, NoPerm, Unavailable
@@ -39,12 +43,17 @@ log = structlog.get_logger("obox.auth")
 CACHE_TTL_S = 60.0
 CACHE_ENTRIES_MAX = 10_000
 HASHES_WAITING_MAX = 256
-"""With more at once the client is told to try later: at 50 ms a hash the last would wait 6 s on two cores."""
+"""Under way and waiting. Whoever comes then is told to try later, or takes the place of an address that has more: at
+50 ms a hash the last of them waits 6 s on two cores."""
 
 PENALTY_DELAYS_S = (0.0, 2.0, 4.0, 8.0, 15.0)
 PENALTY_FORGET_S = 120.0
 PENALTY_ADDRESSES_MAX = 10_000
+PENALTY_IPV6_PREFIX_BITS = 48
+"""As Dovecot counts: a site's whole network (RFC 6177 §2), of which it can use 65,536 subnets one after another."""
 _PENALTY_SEEN_MAX = 10
+
+TOO_MANY = "Too many logins are being checked, try again later"
 
 _FALLBACK_SECRET = (
     "{SHA512-CRYPT}$6$rounds=100000$oboxoboxoboxobox$"
@@ -140,16 +149,11 @@ class Penalties:
 
     def _key(self, remote: str) -> str:
         """The address that is counted; "" for a unix socket or an exempt network."""
-        try:
-            address = ipaddress.ip_address(remote.partition("%")[0])
-        except ValueError:
+        address = parsed(remote)
+        if address is None or any(address in network for network in self._exempt):
             return ""
         if isinstance(address, ipaddress.IPv6Address):
-            address = address.ipv4_mapped or address
-        if any(address in network for network in self._exempt):
-            return ""
-        if isinstance(address, ipaddress.IPv6Address):
-            return str(ipaddress.ip_network((address, 48), strict=False))
+            return str(ipaddress.ip_network((address, PENALTY_IPV6_PREFIX_BITS), strict=False))
         return str(address)
 
 
@@ -164,6 +168,7 @@ class Authenticator:
         cache_ttl_s: float = CACHE_TTL_S,
         cache_entries_max: int = CACHE_ENTRIES_MAX,
         waiting_max: int = HASHES_WAITING_MAX,
+        address_max: int = ADDRESS_MAX,
         penalties: Penalties | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -172,14 +177,13 @@ class Authenticator:
         self._users = users
         self._cache_ttl_s = cache_ttl_s
         self._cache_entries_max = cache_entries_max
-        self._waiting_max = waiting_max
         self._penalties = Penalties(clock=clock) if penalties is None else penalties
         self._clock = clock
         self._sleep = sleep
         self._check = check
         self._key = secrets.token_bytes(32)
         self._cache: OrderedDict[bytes, float] = OrderedDict()  # digest -> expiry
-        self._waiting = 0
+        self._queue = FairQueue(running_max=threads, total_max=waiting_max, address_max=address_max)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="obox-auth")
 
     async def verify(self, user: str, password: str, *, remote: str) -> UserEntry:
@@ -203,7 +207,14 @@ class Authenticator:
         if entry is not None and (entry.nopassword or (usable and self._cached(digest))):
             fits = True
         else:
-            fits = await self._hash(secret, password if usable else "") and entry is not None and usable
+            try:
+                fits = await self._hash(secret, password if usable else "", counted(remote))
+            except Refused as refused:
+                if refused.own:
+                    self._penalties.failed(remote, digest)
+                log.info("auth_busy", user=name[:200], remote=remote, own=refused.own)
+                raise AuthUnavailable(TOO_MANY) from refused
+            fits = fits and entry is not None and usable
             if fits:
                 self._remember(digest)
         if not fits or entry is None:
@@ -229,21 +240,30 @@ class Authenticator:
         """Stop the threads; hashes under way end by themselves."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _hash(self, secret: str, password: str) -> bool:
-        """Does the secret fit, or, where there is none, False after the same work."""
-        if self._waiting >= self._waiting_max:
-            raise AuthUnavailable("Too many authentications are under way")
-        self._waiting += 1
+    async def _hash(self, secret: str, password: str, address: str) -> bool:
+        """Does the secret fit, or, where there is none, False after the same work. Raises: Refused, AuthUnavailable."""
+        await self._queue.enter(address)
+
+        def hashed(done: asyncio.Future[bool]) -> None:
+            """Also when the client has left meanwhile: the thread went on."""
+            self._queue.leave(address)
+            if not done.cancelled():
+                done.exception()  # it was looked at
+
+        work = functools.partial(self._check, secret or self._users.typical_secret or _FALLBACK_SECRET, password)
         try:
-            work = functools.partial(self._check, secret or self._users.typical_secret or _FALLBACK_SECRET, password)
-            fits = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            hashing = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except RuntimeError as error:  # the pool is closed
+            self._queue.leave(address)
+            raise AuthUnavailable("Authentication is temporarily unavailable") from error
+        hashing.add_done_callback(hashed)
+        try:
+            fits = await asyncio.shield(hashing)
         except SchemeError as error:
             if not secret:
                 return False
             log.error("auth_scheme", problem=str(error))
             raise AuthUnavailable("Authentication is temporarily unavailable") from error
-        finally:
-            self._waiting -= 1
         return fits and bool(secret)
 
     def _digest(self, name: str, password: str, secret: str) -> bytes:

@@ -1,29 +1,24 @@
 """Who is connected, and how many may be: by address from the first byte, by user from login. No I/O.
 
 One object per server (or several, sharing limits). Loopback and unix sockets are not counted by address: a proxy or a
-webmail stands there for many.
+webmail stands there for many. An IPv6 address counts as its network (`obox.addresses`).
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from obox.addresses import counted, parsed
 from obox.errors import Limit
 
 
 def is_loopback(remote: str) -> bool:
     """Is this address this machine's own? "" is a unix socket, which is."""
-    if not remote:
-        return True
-    try:
-        address = ipaddress.ip_address(remote.partition("%")[0])
-    except ValueError:
-        return False
-    return address.is_loopback or bool(getattr(address, "ipv4_mapped", None) and address.ipv4_mapped.is_loopback)  # type: ignore[union-attr]
+    address = parsed(remote)
+    return not remote or (address is not None and address.is_loopback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +61,10 @@ class Registry:
 
     def enter(self, member: Member, remote: str, *, most: int) -> None:
         """Count a connection, of at most so many from the address. Raises: Limit, and it is not counted."""
-        if not is_loopback(remote):
-            if most and self._addresses[remote] >= most:
+        if address := counted(remote):
+            if most and self._addresses[address] >= most:
                 raise Limit("Too many connections from your address")
-            self._addresses[remote] += 1
+            self._addresses[address] += 1
         self._members.add(member)
 
     def login(self, user: str, *, most: int) -> None:
@@ -89,8 +84,8 @@ class Registry:
         self._members.discard(member)
         if user:
             _less(self._users, user)
-        if not is_loopback(remote):
-            _less(self._addresses, remote)
+        if address := counted(remote):
+            _less(self._addresses, address)
 
 
 def _less(counter: Counter[str], key: str) -> None:

@@ -20,6 +20,8 @@ from obox.store.api import Store, User
 from obox.types import StorageId
 
 STOP_REASON = "Server is shutting down, please reconnect"
+TLS_HANDSHAKE_S = 10.0
+"""For the handshake after STARTTLS, from the first byte to the last."""
 _POLL_S = 0.05
 
 
@@ -135,7 +137,9 @@ def starttls(
 
     async def upgrade(transport: asyncio.Transport, protocol: asyncio.Protocol) -> asyncio.Transport:
         loop = asyncio.get_running_loop()
-        new = await loop.start_tls(transport, protocol, context(), server_side=True)
+        new = await loop.start_tls(
+            transport, protocol, context(), server_side=True, ssl_handshake_timeout=TLS_HANDSHAKE_S
+        )
         if new is None:
             raise ConnectionResetError("the connection was lost during the handshake")
         return new

@@ -6,6 +6,7 @@ The invariants:
 while a
   delivery runs at most `READ_AHEAD_BYTES` and one read of pipelined input are taken.
 - A mail whose last byte has come is delivered even if its client is gone; one that has not come whole never is.
+- Idle connections keep nobody out: where all places are taken the longest idle one gets 421.
 - `close` lets transactions under way finish, for a time that its caller sets.
 
 Diagnostics: one line `lmtp_delivery` for each recipient of each mail; a failure that is no kind of `obox.errors` is a
@@ -19,11 +20,13 @@ import ipaddress
 import secrets
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import cast
 
 import structlog
 
+from obox.addresses import counted, parsed
 from obox.errors import OboxError
 from obox.lmtp.deliverer import Deliverer, Envelope, Recipient
 from obox.lmtp.machine import (
@@ -76,6 +79,7 @@ class LmtpServer:
         self.budget = ByteBudget(settings.delivery_bytes_max)
         self.stopping = False
         self.connections: set[Connection] = set()
+        self.addresses: Counter[str] = Counter()
 
     def use(self, deliverer: Deliverer, settings: Settings) -> None:
         """Other settings for connections that come from now on; the deliverer is everybody's at once. The memory of all
@@ -93,13 +97,30 @@ class LmtpServer:
 
     def trusts(self, remote: str) -> bool:
         """May this TCP client speak to us?"""
-        try:
-            address = ipaddress.ip_address(remote.partition("%")[0])
-        except ValueError:
+        address = parsed(remote)
+        return address is not None and any(address in network for network in self._trusted)
+
+    def admit(self, remote: str, settings: Settings) -> bool:
+        """Is there room for one more connection from there? The longest idle one gives way if need be."""
+        address = counted(remote)
+        if address and self.addresses[address] >= settings.address_connections_max:
+            log.warning("lmtp_too_many_connections", remote=remote, limit=settings.address_connections_max)
             return False
-        if isinstance(address, ipaddress.IPv6Address):
-            address = address.ipv4_mapped or address
-        return any(address in network for network in self._trusted)
+        if len(self.connections) >= settings.connections_max:
+            idle = [connection for connection in self.connections if connection.idle_since is not None]
+            if not idle:
+                log.warning("lmtp_too_many_connections", remote=remote, limit=settings.connections_max)
+                return False
+            min(idle, key=lambda connection: connection.idle_since or 0.0).give_way()
+        self.addresses[address] += 1
+        return True
+
+    def left(self, remote: str) -> None:
+        """A connection that was admitted has ended."""
+        address = counted(remote)
+        self.addresses[address] -= 1
+        if not self.addresses[address]:
+            del self.addresses[address]
 
     async def close(self, grace_s: float = 30.0) -> None:
         """End every session: idle ones now, others after their transaction, all after `grace_s`.
@@ -143,6 +164,18 @@ class Connection(asyncio.Protocol):
         self._lost = False
         self._eof = False
         self._in_handshake = False
+        self._gives_way = False
+
+    @property
+    def idle_since(self) -> float | None:
+        """In the loop's time; None while a transaction or a command is under way, or it is being closed."""
+        waits = self._wakeup is not None and not self._gives_way and self._machine.idle
+        return self._waiting_since if waits else None
+
+    def give_way(self) -> None:
+        """An idle connection ends, because another one wants its place."""
+        self._gives_way = True
+        self.wake()
 
     # asyncio's side.
 
@@ -162,8 +195,7 @@ class Connection(asyncio.Protocol):
             refusal = _UNTRUSTED
         elif self.server.stopping:
             refusal = _STOPPING
-        elif len(self.server.connections) >= self.settings.connections_max:
-            log.warning("lmtp_too_many_connections", remote=self._remote, limit=self.settings.connections_max)
+        elif not self.server.admit(self._remote, self.settings):
             refusal = _TOO_MANY
         if refusal is not None:
             transport.write(refusal.wire())
@@ -225,6 +257,7 @@ class Connection(asyncio.Protocol):
                 self._timer.cancel()
             self._spool.close()
             self.server.connections.discard(self)
+            self.server.left(self._remote)
             if self._transport is not None:
                 self._transport.close()
                 if self._timed_out or self._writing_paused:
@@ -273,6 +306,9 @@ class Connection(asyncio.Protocol):
                     return True
                 if self.server.stopping and machine.idle:
                     machine.close(_STOPPING)
+                    return True
+                if self._gives_way and machine.idle:
+                    machine.close(_TOO_MANY)
                     return True
                 if self._eof:
                     return False

@@ -35,7 +35,9 @@ class Settings:
     deliveries_parallel_max: int = 10
     """Recipients of one mail delivered at a time."""
     connections_max: int = 1000
-    """Open connections: 421 beyond."""
+    """Open connections. Beyond, the one that has been idle longest gives way; where none is idle, 421."""
+    address_connections_max: int = 500
+    """Of one client address but this machine's (IPv6: of one /64): 421 beyond. An MTA opens some twenty."""
     spool_dir: Path | None = None
     """Where mails above `spool_memory_bytes` wait; None: the system's place for temporary files."""
     spool_memory_bytes: int = 1 << 20

@@ -2,19 +2,35 @@
 
 Return-Path, Delivered-To and Received go in front of the mail (RFC 5321 §4.4); the mail itself stays byte for byte as
 received, a Return-Path that is there already too (it MAY be removed, and signatures may cover it): the first one is
-ours. A mail that carries Delivered-To of the same
-recipient has been here before: a loop (RFC 5321 §6.3).
+ours.
+
+A loop is counted, not taken from one line (RFC 5321 §6.3): a mail that is fetched, sent on or restored brings the
+Delivered-To of its delivery before, and perhaps of the same recipient. It loops when it has gone through more than
+HOPS_MAX servers, or was delivered to this recipient more than OWN_DELIVERIES_MAX times.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from typing import Final
+
+from obox.addresses import literal
 
 HEADER_BYTES_MAX = 256 << 10
 """How far into a mail its header is looked for."""
+
+HOPS_MAX: Final = 100
+"""Received fields, and likewise Delivered-To fields, of a mail that is no loop. RFC 5321 §6.3 asks for 100 at least;
+the MTAs before us have lower limits (Postfix 50), so that theirs are met first."""
+
+OWN_DELIVERIES_MAX: Final = 10
+"""Delivered-To fields of the recipient. A mail is fetched or restored a few times in its life; a loop between mailboxes
+goes on for ever, and stores one copy in each round."""
 
 _FIELD = re.compile(
     rb"^(delivered-to|message-id|received)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)",
@@ -30,32 +46,39 @@ class Inspected:
     """A mail whose header has been looked at once for all its recipients."""
 
     source: bytes
-    delivered_to: frozenset[str]
+    delivered_to: Mapping[str, int]
+    """How often it was delivered to an address, in lower case."""
+    hops: int
+    """Received or Delivered-To fields, whichever are more; counted up to HOPS_MAX + 1."""
     message_id: str
     queue_id: str
 
     def loops(self, address: str) -> bool:
-        """Has it been delivered to this address before?"""
-        return address.lower() in self.delivered_to
+        """Does it go in circles?"""
+        return self.hops > HOPS_MAX or self.delivered_to.get(address.lower(), 0) > OWN_DELIVERIES_MAX
 
 
 def inspect(source: bytes) -> Inspected:
     """Look at the header: up to the first empty line, whether lines end with CRLF or a bare LF."""
     header = source[: _header_end(source)]
-    delivered_to: list[str] = []
+    delivered_to: Counter[str] = Counter()
     message_id = queue_id = ""
-    received = False
+    received = delivered = 0
     for match in _FIELD.finditer(header):
         name = match[1].lower()
         if name == b"delivered-to":
-            delivered_to.append(_text(match[2]).strip("<>").lower())
+            delivered += 1
+            delivered_to[_text(match[2]).strip("<>").lower()] += 1
         elif name == b"message-id":
             message_id = message_id or _text(match[2])
-        elif not received:  # the topmost Received is that of the MTA which sends to us
-            received = True
-            found = _QUEUE_ID.search(match[2])
-            queue_id = _text(found[1]) if found else ""
-    return Inspected(source, frozenset(delivered_to), message_id, queue_id)
+        else:
+            received += 1
+            if received == 1:  # the topmost is that of the MTA which sends to us
+                found = _QUEUE_ID.search(match[2])
+                queue_id = _text(found[1]) if found else ""
+        if max(received, delivered) > HOPS_MAX:
+            break
+    return Inspected(source, delivered_to, max(received, delivered), message_id, queue_id)
 
 
 def trace_fields(
@@ -71,9 +94,10 @@ def trace_fields(
 ) -> bytes:
     """The fields to put in front, for one recipient.
 
-    protocol: LMTP, LMTPS, UTF8LMTP or UTF8LMTPS (RFC 3848, RFC 6531 §4.3).
+    protocol: LMTP, LMTPS, UTF8LMTP or UTF8LMTPS (RFC 3848, RFC 6531 §4.3). remote: the client's address, or "unix"; an
+    IPv6 address is written `[IPv6:…]` (RFC 5321 §4.1.3).
     """
-    origin = f"{_clean(lhlo)} ([{remote}])" if remote != "unix" else _clean(lhlo)
+    origin = f"{_clean(lhlo)} ({literal(remote)})" if remote != "unix" else _clean(lhlo)
     to = _clean(recipient)
     return (
         f"Return-Path: <{_clean(reverse_path)}>\r\n"

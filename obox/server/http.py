@@ -2,6 +2,16 @@
 
 uvicorn's protocol on our own listeners: its server would take the signals and knows no "/proxy" entries. `/healthz`
 answers from the loop alone: nothing of bucket or caches, a restart would not help those. `/readyz` is "not draining".
+
+Theory of operation. A connection is silent (`obox.server.pending`) until the header of a request is whole, and again
+after the response; it has little time for the header. While it is silent it counts against no request, and gives way to
+newcomers. Requests have places of their own, and the probes and /metrics have others, so that nothing that anybody asks
+for takes these away.
+
+    silent --header--> busy --response complete--> silent (kept for KEEP_ALIVE_S)
+    silent --HEADER_S--> closed;  busy --BODY_S without a byte of the body, WRITE_S without reading--> cut
+
+Diagnostics: who leaves in the middle of a request or a response is no error.
 """
 
 from __future__ import annotations
@@ -11,24 +21,43 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Final
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from obox.config import Listen
 from obox.server.metrics import CONTENT_TYPE
+from obox.server.pending import Entry, Pending
 from obox.server.proxy import Via
 
-KEEP_ALIVE_S = 30  # longer than the usual 15 s between scrapes, so that a scraper keeps its connection
-HEADER_BYTES_MAX = 16 * 1024
-CONCURRENT_MAX = 256  # connections and requests; more get 503
+KEEP_ALIVE_S: Final = 30
+"""Without a request: longer than the usual 15 s between scrapes, so that a scraper keeps its connection."""
+HEADER_S: Final = 10.0
+"""For the header of a request, from the connection or its first byte on."""
+BODY_S: Final = 30.0
+"""Without a byte of a body that has been announced."""
+WRITE_S: Final = 120.0
+"""For a client that does not read to take something: as long as a pull waits."""
+CLOSE_S: Final = 10.0
+"""For the last bytes to go; then the connection is cut."""
+HEADER_BYTES_MAX: Final = 16 * 1024
+SILENT_MAX: Final = 256
+"""Connections without a request under way, of one server; beyond, the oldest gives way."""
+SILENT_ADDRESS_MAX: Final = 64
+"""The same of one client address."""
+REQUESTS_MAX: Final = 256
+"""Requests under way; more get 503."""
+PROBES_MAX: Final = 16
+"""The same of /healthz, /readyz and /metrics: places of their own."""
+PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 def application(
@@ -64,11 +93,135 @@ def application(
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, that knows who is at the other end of a unix socket."""
+    """uvicorn's, with times for all that a client owes us, and that knows who is at the other end of a unix socket."""
+
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, *, unix: bool, remote: str | None, silent: Pending
+    ) -> None:
+        super().__init__(config, state, {})
+        self._unix = unix
+        self._remote = remote
+        self._silent = silent
+        self._place: Entry | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.app_state: dict[str, Any] = {"local": self.app_state["unix"] and _trusted(transport)}
+        self.app_state = {"local": self._unix and _trusted(transport)}
         super().connection_made(transport)
+        if self._remote is None:
+            self._remote = self.client[0] if self.client and not self._unix else ""
+        self._quiet()
+        self._within(HEADER_S)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._busy:
+            self._within(BODY_S if self.cycle.more_body else None)
+        elif self._timer is None:  # the first bytes of another request
+            self._within(HEADER_S)
+        self._ends()
+
+    def handle_events(self) -> None:
+        """Also called by uvicorn for what was pipelined behind a request."""
+        super().handle_events()
+        if self._busy and self._place is not None:
+            self._silent.leave(self._place)
+            self._place = None
+            self._within(BODY_S if self.cycle.more_body else None)
+
+    def on_response_complete(self) -> None:
+        self._within(None)
+        self._quiet()
+        super().on_response_complete()
+        if self._busy:  # a pipelined one has begun
+            return
+        if self.conn.trailing_data[0]:
+            self._within(HEADER_S)
+        self._ends()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._within(None)
+        self.resume_writing()
+        if self._place is not None:
+            self._silent.leave(self._place)
+            self._place = None
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(WRITE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+        if self.flow is not None:
+            super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Where a response has begun there is none to send any more: the connection ends."""
+        if self._busy:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self.flow.resume_writing()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
+    @property
+    def _busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _quiet(self) -> None:
+        if self._place is None:
+            self._place = self._silent.enter(self._remote or "", self.transport.abort)
+
+    def _within(self, seconds: float | None) -> None:
+        """The client has so long for its next step; None: it owes nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        self._timer = None
+        if self._busy or self.transport.is_closing():
+            self.transport.abort()
+        else:
+            self.transport.close()
+            self._within(CLOSE_S)
+
+    def _ends(self) -> None:
+        """What is being closed does not wait for ever for a client that does not read."""
+        if self.transport.is_closing():
+            self._within(CLOSE_S)
+
+
+class _Places:
+    """ASGI: so many requests at a time, the probes apart; a client that leaves is no error."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._free = {True: PROBES_MAX, False: REQUESTS_MAX}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        probe = scope["path"] in PROBES
+        if not self._free[probe]:
+            full = PlainTextResponse("too many requests are under way\n", 503, {"Connection": "close"})
+            await full(scope, receive, send)
+            return
+        self._free[probe] -= 1
+        try:
+            await self._app(scope, receive, send)
+        except ClientDisconnect:
+            pass
+        finally:
+            self._free[probe] += 1
 
 
 def _trusted(transport: asyncio.BaseTransport) -> bool:
@@ -85,7 +238,7 @@ class HttpServer:
 
     def __init__(self, app: ASGIApp) -> None:
         self._config = uvicorn.Config(
-            app,
+            _Places(app),
             loop="none",
             http=_Protocol,
             ws="none",
@@ -96,13 +249,14 @@ class HttpServer:
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             h11_max_incomplete_event_size=HEADER_BYTES_MAX,
-            limit_concurrency=CONCURRENT_MAX,
         )
         self._config.load()
         self._state = ServerState()
+        self._silent = Pending(SILENT_MAX, SILENT_ADDRESS_MAX)
 
     def factory(self, entry: Listen, via: Via | None) -> asyncio.Protocol:
-        return _Protocol(self._config, self._state, {"unix": entry.path is not None})
+        remote = via.client[0] if via is not None and via.client is not None else None
+        return _Protocol(self._config, self._state, unix=entry.path is not None, remote=remote, silent=self._silent)
 
     async def close(self) -> None:
         """Finish the requests at hand, close idle connections. Call it after the listeners have stopped."""

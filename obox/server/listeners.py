@@ -4,14 +4,19 @@ Invariant: after `bind` the address is ours and the kernel queues connections; n
 nothing after `stop`. A protocol factory gets the `Listen` entry and the `Via` of the PROXY header, or None where there
 is none; what the protocol then sees is a transport past the header, and past the handshake on a "/tls" entry.
 
+Whoever has shown nothing yet, neither the PROXY header nor the whole TLS handshake, has little time, and its place is
+given to newcomers (`obox.server.pending`).
+
 Diagnostics: an address that cannot be had is fatal, `ListenError` names it. A bad PROXY header ends its connection,
-logged as info. Out of file descriptors: accepting pauses, logged.
+logged as info; connections that gave way to newcomers are logged as a warning, once a minute. Out of file descriptors:
+accepting pauses, logged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -25,6 +30,7 @@ from typing import Any
 
 from obox.config import Listen
 from obox.server import proxy
+from obox.server.pending import Pending
 from obox.server.proxy import ProxyError, Via
 from obox.unixsocket import short_name
 
@@ -32,7 +38,10 @@ Factory = Callable[[Listen, Via | None], asyncio.BaseProtocol]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 BACKLOG = 1024  # connections that wait in the kernel; a burst of logins after a restart
-PENDING_HEADERS_MAX = 1024  # connections whose PROXY header has not come yet, on one address
+HANDSHAKE_S = 10.0
+"""For a TLS handshake, from the first byte to the last: three round trips of a slow line."""
+DROPPED_LOG_S = 60.0
+"""Between two lines of the log about connections that gave way."""
 PAUSE_S = 0.5  # of accepting, when file descriptors are out
 _FIRST_FD = 3  # sd_listen_fds(3)
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -67,6 +76,7 @@ class Listeners:
 
     inherited: sockets to use instead of binding, where the address is the same. tls: for "/tls" entries.
     proxy_networks: who may send a PROXY header; a unix socket always may. proxy_timeout_s: for it to come.
+    handshake_s: for TLS.
     """
 
     def __init__(
@@ -77,6 +87,7 @@ class Listeners:
         unix_mode: int = 0o660,
         proxy_networks: Iterable[Network] = (),
         proxy_timeout_s: float = 3.0,
+        handshake_s: float = HANDSHAKE_S,
         inherited: Iterable[socket.socket] = (),
     ) -> None:
         self._log = log
@@ -84,6 +95,7 @@ class Listeners:
         self._unix_mode = unix_mode
         self.proxy_networks = tuple(proxy_networks)
         self.proxy_timeout_s = proxy_timeout_s
+        self._handshake_s = handshake_s
         self._inherited = list(inherited)
         self._bound: list[_Bound] = []
 
@@ -102,17 +114,14 @@ class Listeners:
         return [_address(bound) for bound in self._bound if bound.name == name]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Accept on all addresses. tasks: of the process; it holds the accepting of "/proxy" entries."""
+        """Accept on all addresses. tasks: of the process; it holds the accepting of "/proxy" and "/tls" entries."""
         loop = asyncio.get_running_loop()
         for bound in self._bound:
-            if bound.entry.proxy:
+            if _greeted(bound.entry):
                 bound.end = tasks.create_task(self._accept(bound), name=f"accept {bound.entry}").cancel
                 continue
             entry, factory = bound.entry, bound.factory
-            context = self._tls if entry.tls else None
-            server = await loop.create_server(
-                lambda entry=entry, factory=factory: factory(entry, None), sock=bound.sock, ssl=context, backlog=BACKLOG
-            )
+            server = await loop.create_server(functools.partial(factory, entry, None), sock=bound.sock, backlog=BACKLOG)
             bound.end = server.close
         for sock in self._inherited:
             self._log.warning("inherited socket matches no listen entry", address=str(sock.getsockname()))
@@ -126,7 +135,7 @@ class Listeners:
                 _remove(bound.entry.path, bound.inode)
             if bound.end is not None:
                 bound.end()
-            if not (bound.end is not None and bound.entry.proxy):  # theirs closes at the end of `_accept`
+            if not (bound.end is not None and _greeted(bound.entry)):  # theirs closes at the end of `_accept`
                 bound.sock.close()
         self._bound = [bound for bound in self._bound if bound.name in keep]
 
@@ -180,53 +189,88 @@ class Listeners:
         return None
 
     async def _accept(self, bound: _Bound) -> None:
-        """Accept on a "/proxy" address: the header is read before there is a transport, so not a byte too many."""
+        """Accept on a "/proxy" or "/tls" address.
+
+        The PROXY header is read before there is a transport, so that not a byte too many is.
+        """
         loop = asyncio.get_running_loop()
-        pending = asyncio.Semaphore(PENDING_HEADERS_MAX)
+        pending = Pending()
+        told_at, told = -DROPPED_LOG_S, 0
         with bound.sock:
-            await self._accept_all(bound, loop, pending)
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    try:
+                        sock, _ = await loop.sock_accept(bound.sock)
+                    except OSError as error:
+                        if error.errno in _OUT_OF:
+                            self._log.error("cannot accept", address=str(bound.entry), error=error.strerror)
+                            await asyncio.sleep(PAUSE_S)
+                        continue
+                    tasks.create_task(self._greet(bound, sock, pending))
+                    if pending.dropped != told and loop.time() - told_at >= DROPPED_LOG_S:
+                        self._log.warning(
+                            "silent connections gave way to new ones",
+                            address=str(bound.entry),
+                            count=pending.dropped - told,
+                        )
+                        told_at, told = loop.time(), pending.dropped
 
-    async def _accept_all(self, bound: _Bound, loop: asyncio.AbstractEventLoop, pending: asyncio.Semaphore) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                await pending.acquire()
-                try:
-                    sock, _ = await loop.sock_accept(bound.sock)
-                except OSError as error:
-                    pending.release()
-                    if error.errno in _OUT_OF:
-                        self._log.error("cannot accept", address=str(bound.entry), error=error.strerror)
-                        await asyncio.sleep(PAUSE_S)
-                    continue
-                task = tasks.create_task(self._greet(bound, sock))
-                task.add_done_callback(lambda _: pending.release())
-
-    async def _greet(self, bound: _Bound, sock: socket.socket) -> None:
+    async def _greet(self, bound: _Bound, sock: socket.socket, pending: Pending) -> None:
+        """Read the PROXY header and shake hands. The task is cancelled when the connection has to give way."""
         loop = asyncio.get_running_loop()
-        peer = sock.getpeername()[0] if bound.entry.path is None else "unix"
+        task = asyncio.current_task()
+        assert task is not None
+        entry, via = bound.entry, None
         try:
+            peer = str(sock.getpeername()[0]) if entry.path is None else ""
             sock.setblocking(False)
-            if bound.entry.path is None and not self._trusted(peer):
-                raise ProxyError("not from haproxy_trusted_networks")
-            async with asyncio.timeout(self.proxy_timeout_s):
-                via = proxy.parse(await _read_header(sock))
-        except (ProxyError, TimeoutError, OSError) as error:
-            self._log.info(
-                "connection refused", address=str(bound.entry), peer=peer, error=str(error) or "no PROXY header in time"
-            )
+        except OSError:  # the client has gone already
             sock.close()
             return
-        except asyncio.CancelledError:
-            sock.close()
-            raise
-        context = self._tls if bound.entry.tls else None
-        with suppress(OSError, ssl.SSLError):  # the handshake is the client's to lose
-            await loop.connect_accepted_socket(lambda: bound.factory(bound.entry, via), sock, ssl=context)
+        place = pending.enter("" if entry.proxy else peer, task.cancel)
+        try:
+            if entry.proxy:
+                try:
+                    via = await self._header(entry, sock, peer)
+                except (ProxyError, TimeoutError, OSError) as error:
+                    self._log.info(
+                        "connection refused",
+                        address=str(entry),
+                        peer=peer or "unix",
+                        error=str(error) or "no PROXY header in time",
+                    )
+                    sock.close()
+                    return
+                except asyncio.CancelledError:
+                    sock.close()
+                    raise
+                if via.client is not None:
+                    pending.leave(place)
+                    place = pending.enter(via.client[0], task.cancel)
+            context, handshake_s = (self._tls, self._handshake_s) if entry.tls else (None, None)
+            with suppress(OSError, ssl.SSLError):  # the handshake is the client's to lose
+                await loop.connect_accepted_socket(
+                    lambda: bound.factory(entry, via), sock, ssl=context, ssl_handshake_timeout=handshake_s
+                )
+        finally:
+            pending.leave(place)
+
+    async def _header(self, entry: Listen, sock: socket.socket, peer: str) -> Via:
+        """Raises ProxyError, TimeoutError, OSError."""
+        if entry.path is None and not self._trusted(peer):
+            raise ProxyError("not from haproxy_trusted_networks")
+        async with asyncio.timeout(self.proxy_timeout_s):
+            return proxy.parse(await _read_header(sock))
 
     def _trusted(self, peer: str) -> bool:
         address = ipaddress.ip_address(peer.partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
         return any(address in network for network in self.proxy_networks)
+
+
+def _greeted(entry: Listen) -> bool:
+    """Does something come before the protocol?"""
+    return entry.proxy or entry.tls
 
 
 async def _read_header(sock: socket.socket) -> bytes:

@@ -209,11 +209,69 @@ async def test_loop(tmp_path: Path) -> None:
         client = await world.connect()
         client.write(b"MAIL FROM:<>\r\nRCPT TO:<Bob@d>\r\nRCPT TO:<eve@d>\r\nDATA\r\n")
         await client.replies(4)
-        client.write(b"Delivered-To: bob@D\r\n" + MAIL + b".\r\n")
+        client.write(b"Delivered-To: bob@D\r\n" * 11 + MAIL + b".\r\n")
         replies = await client.replies(2)
         assert replies[0].startswith("554 5.4.6 <Bob@d>")
         assert replies[1].startswith("250 ")
         assert set(world.store.mails) == {"eve@d"}
+
+
+async def test_a_mail_that_was_fetched_comes_back(tmp_path: Path) -> None:
+    """What was stored goes the same way again, as after a fetch, a resend or a restore: that is no loop."""
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        source = MAIL
+        for _ in range(10):
+            client.write(b"MAIL FROM:<>\r\nRCPT TO:<bob@d>\r\nDATA\r\n")
+            assert (await client.replies(3))[2].startswith("354")
+            client.write(source + b".\r\n")
+            assert (await client.reply()).startswith("250 ")
+            source = world.store.mails["bob@d"][-1]
+        assert source.count(b"Delivered-To: bob@d\r\n") == 10
+
+
+async def test_idle_connections_keep_nobody_out(tmp_path: Path) -> None:
+    async with serving(tmp_path, connections_max=3) as world:
+        idle = [await world.connect() for _ in range(3)]
+        assert (await idle[0].say("MAIL FROM:<>")).startswith("250")
+        assert (await idle[1].say("NOOP")).startswith("250")
+        fourth = await world.connect()
+        assert (await idle[2].reply()).startswith("421 4.3.2"), "idle for longest"
+        for client, line in ((idle[1], "MAIL FROM:<>"), (fourth, "MAIL FROM:<>")):
+            assert (await client.say(line)).startswith("250")
+        late = Client(*await asyncio.open_connection("127.0.0.1", world.port))
+        assert (await late.reply()).startswith("421 4.3.2"), "the others are busy"
+        late.writer.close()
+        assert (await idle[0].say("RCPT TO:<bob@d>")).startswith("250")
+
+
+async def test_an_address_has_so_many_connections(tmp_path: Path) -> None:
+    async with serving(tmp_path, address_connections_max=2, trusted_networks=("::/0", "0.0.0.0/0")) as world:
+        server, told = world.server, []
+
+        class Transport(asyncio.Transport):
+            def write(self, data: bytes | bytearray | memoryview) -> None:
+                told.append(bytes(data))
+
+            def close(self) -> None:
+                pass
+
+            abort = close
+
+            def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+                pass
+
+        for remote in ("2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1", "192.0.2.1"):
+            protocol = server.protocol(remote)
+            protocol.connection_made(Transport())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert [line[:3] for line in told] == [b"220", b"220", b"421", b"220", b"220"]
+        assert server.addresses == {"2001:db8::/64": 2, "2001:db8:0:1::/64": 1, "192.0.2.1": 1}
+        for connection in list(server.connections):
+            connection.connection_lost(None)
+        await asyncio.wait([connection.task for connection in server.connections if connection.task])
+        assert not server.addresses
 
 
 async def test_tempfail_on_quota(tmp_path: Path) -> None:
@@ -306,8 +364,10 @@ async def test_untrusted(tmp_path: Path) -> None:
 
 
 async def test_too_many_connections(tmp_path: Path) -> None:
+    """None of them is idle."""
     async with serving(tmp_path, connections_max=1) as world:
-        await world.connect()
+        busy = await world.connect()
+        assert (await busy.say("MAIL FROM:<>")).startswith("250")
         client = Client(*await asyncio.open_connection("127.0.0.1", world.port))
         assert (await client.reply()).startswith("421 4.3.2")
         assert await client.ended()

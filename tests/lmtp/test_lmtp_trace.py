@@ -59,9 +59,9 @@ def test_inspect(eol: bytes) -> None:
     assert found.source == eol.join(lines)
     assert found.queue_id == "4XyZ-1"
     assert found.message_id == "<1@x>"
-    assert found.delivered_to == {"bob@x.org", "eve@x.org"}
-    assert found.loops("BOB@x.org")
-    assert not found.loops("body@x.org")
+    assert found.delivered_to == {"bob@x.org": 1, "eve@x.org": 1}
+    assert found.hops == 2
+    assert not found.loops("BOB@x.org")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,24 @@ def test_inspect(eol: bytes) -> None:
 )
 def test_inspect_finds_nothing(source: bytes) -> None:
     found = inspect(source)
-    assert (found.source, found.delivered_to, found.queue_id, found.message_id) == (source, frozenset(), "", "")
+    assert (found.source, found.delivered_to, found.queue_id, found.message_id) == (source, {}, "", "")
+
+
+def test_loops_are_counted() -> None:
+    """RFC 5321 §6.3: 100 Received fields at least; a few deliveries to the same recipient are none."""
+    for count, loops in ((1, False), (10, False), (11, True)):
+        found = inspect(b"Delivered-To: bob@x.org\r\nReceived: from a\r\n" * count + b"\r\n")
+        assert found.loops("Bob@x.org") is loops, count
+        assert not found.loops("eve@x.org")
+    for name in (b"Received: from a", b"Delivered-To: list@x.org"):
+        assert not inspect((name + b"\r\n") * 100 + b"\r\n").loops("bob@x.org")
+        assert inspect((name + b"\r\n") * 101 + b"\r\n").loops("bob@x.org")
+
+
+def test_a_header_of_nothing_but_hops_is_not_read_to_its_end() -> None:
+    found = inspect(b"delivered-to:a\n" * 20_000)
+    assert found.hops == 101
+    assert found.delivered_to == {"a": 101}
 
 
 def test_only_the_beginning_is_looked_at() -> None:
@@ -90,7 +107,7 @@ def test_trace_fields() -> None:
     )
     lines = fields.decode().split("\r\n")
     assert lines[:2] == ["Return-Path: <a@b>", "Delivered-To: ü@d"]
-    assert lines[2:5] == ["Received: from mta ([::1])", "\tby mx with UTF8LMTP", "\tid s-1"]
+    assert lines[2:5] == ["Received: from mta ([IPv6:::1])", "\tby mx with UTF8LMTP", "\tid s-1"]
     assert lines[5].startswith("\tfor <ü@d>; ")
     assert "1970" in lines[5]
     assert lines[6:] == [""]

@@ -1,0 +1,50 @@
+"""Addresses of clients, as limits count them: IPv4 singly, IPv6 by /64.
+
+Whoever has one IPv6 address has all 2^64 of its network (RFC 6177 §2 gives a site a /64 at least), so a
+limit for one of them would be none. An IPv4 address inside IPv6 (`::ffff:192.0.2.1`) is the IPv4 one.
+Refuses to know: what is counted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+
+IPV6_PREFIX_BITS: Final = 64
+"""What counts as one client. A provider gives a subscriber a network of this size or a larger one."""
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def parsed(remote: str) -> Address | None:
+    """The address, IPv4 where it is that inside IPv6; None for a unix socket or what is no address.
+
+    A scope (`fe80::1%eth0`, RFC 4007 §11) is left out.
+    """
+    try:
+        address = ipaddress.ip_address(remote.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def counted(remote: str) -> str:
+    """What a limit counts: the IPv4 address, or the network of an IPv6 address.
+
+    "" for this machine's own, which a proxy or a webmail uses for many clients, and for what is no
+    address, such as a unix socket.
+    """
+    address = parsed(remote)
+    if address is None or address.is_loopback:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((address, IPV6_PREFIX_BITS), strict=False))
+    return str(address)
+
+
+def literal(remote: str) -> str:
+    """An address literal: `[192.0.2.1]` or `[IPv6:2001:db8::1]`. RFC 5321 §4.1.3."""
+    address = parsed(remote)
+    if address is None:
+        return f"[{remote}]"
+    return f"[IPv6:{address}]" if isinstance(address, ipaddress.IPv6Address) else f"[{address}]"

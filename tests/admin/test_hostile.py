@@ -1,0 +1,102 @@
+"""What no client of the admin API sends: an answer in words, no traceback, nothing long in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from adminservice import Service
+from structlog.testing import capture_logs
+
+from obox.admin import TABLE
+
+API = "/doveadm/v1"
+
+
+@pytest.fixture(autouse=True)
+def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level(logging.INFO)
+    yield
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("levels", [990, 5_000, 1_000_000])
+@pytest.mark.parametrize(
+    "form", ['[["who", {{"user": {0}{1}}}, "t"]]', "{0}{1}", '[["userList", {{"x": {0}1{1}}}, ""]]']
+)
+async def test_deeply_nested_json(service: Service, form: str, levels: int) -> None:
+    body = form.format("[" * levels, "]" * levels)
+    got = await service.client.post(API, content=body.encode())
+    assert got.status_code in (200, 400)
+    if levels > 1000:
+        assert got.status_code == 400
+        assert len(got.text) < 200
+    body = '{"a":' * levels + "1" + "}" * levels
+    assert (await service.client.post(API, content=f'[["who", {body}, "t"]]'.encode())).status_code in (200, 400)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"null",
+        b"1e999",
+        b"[1]",
+        b'[["who"]]',
+        b'[["who", [], "t"]]',
+        b'["\\ud800"]',
+        b'[["who",{},"t"],]',
+    ],
+)
+async def test_what_is_no_request(service: Service, body: bytes) -> None:
+    got = await service.client.post(API, content=body)
+    assert got.status_code == 400
+    assert len(got.text) < 300
+
+
+async def test_the_log_repeats_little_of_what_was_sent(service: Service) -> None:
+    with capture_logs() as logged:
+        await service.ask("x" * 100_000, user="y" * 100_000)
+        await service.ask("mailboxList", user="z" * 100_000)
+        await service.ask("mailboxList", users=["z" * 100_000] * 5)
+        await service.ask("mailboxList", user={"a": ["z" * 100_000]})
+    assert logged
+    assert max(len(repr(line)) for line in logged) < 4000
+
+
+@pytest.mark.parametrize("sent", [b'[["userList", {}', b'[["userList", {}, "t"]]'])
+async def test_a_client_that_leaves(service: Service, sent: bytes) -> None:
+    """In the middle of its request, or before the answer."""
+    path = str(service.backend.config.state_dir / "admin.sock")
+    for how in ("abort", "close"):
+        for accept in (b"", b"Accept: application/x-ndjson\r\n"):
+            _, writer = await asyncio.open_unix_connection(path)
+            head = b"POST /doveadm/v1 HTTP/1.1\r\nHost: x\r\n" + accept + b"Content-Length: 23\r\n\r\n"
+            writer.write(head + sent)
+            await asyncio.sleep(0.02)
+            getattr(writer.transport, how)()
+            await asyncio.sleep(0.02)
+    got = await service.client.post(API, content=json.dumps([["userList", {}, "t"]]))
+    assert got.status_code == 200
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 10**30, -1, 1e300, -(10**30)])
+async def test_numbers_that_fit_nothing(service: Service, number: Any) -> None:
+    """Every number of every command: an error that says so, or an answer; never a traceback."""
+    asked = 0
+    with capture_logs() as logged:
+        for name, verb in TABLE.items():
+            if name in ("stop", "service stop"):
+                continue
+            for field in msgspec.structs.fields(verb.params):
+                if "int" in str(field.type) or "float" in str(field.type):
+                    asked += 1
+                    await service.ask(name, **{"user": "anna@example.org", field.encode_name: number})
+    assert asked > 5
+    assert [line for line in logged if line["event"] == "admin command failed"] == []

@@ -1,0 +1,206 @@
+"""[http] and those who send nothing, or leave: others are served, the probes before all, and nothing is an error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from test_http import served
+
+from obox.config import Listen
+from obox.server import application, http
+
+TCP = Listen("127.0.0.1", 0)
+
+
+class Slow:
+    """An application whose requests wait until they may go on."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.begun = 0
+        self.two = asyncio.Event()
+        self.left = asyncio.Event()
+
+    async def wait(self, request: Request) -> Response:
+        self.begun += 1
+        if self.begun == 2:
+            self.two.set()
+        await self.go.wait()
+        return PlainTextResponse("done")
+
+    async def body(self, request: Request) -> Response:
+        self.begun += 1
+        return PlainTextResponse(str(len(await request.body())))
+
+    async def stream(self, request: Request) -> Response:
+        async def forever() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield b"x" * 65536
+                    await asyncio.sleep(0)
+            finally:
+                self.left.set()
+
+        return StreamingResponse(forever())
+
+    def app(self) -> Any:
+        routes = [Route("/wait", self.wait), Route("/body", self.body, methods=["POST"]), Route("/stream", self.stream)]
+        return application(metrics=lambda: b"metrics", draining=lambda: False, routes=routes)
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture(autouse=True)
+def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No traceback: neither of uvicorn, nor of the loop."""
+    caplog.set_level(logging.INFO)
+    yield
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def opened(client: httpx.AsyncClient) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = str(client.base_url).removeprefix("http://").rstrip("/").partition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    except ConnectionResetError:
+        return b""
+
+
+async def test_silent_connections_count_against_no_request(log: Any, slow: Slow) -> None:
+    async with served(slow.app(), TCP, log) as client:
+        silent = [await opened(client) for _ in range(300)]
+        for _, writer in silent[::2]:
+            writer.write(b"GET /healthz HT")
+        slow.go.set()
+        for path in ("/healthz", "/readyz", "/metrics", "/wait"):
+            assert (await client.get(path)).status_code == 200, path
+        gone = 0
+        for reader, _ in silent[: 300 - http.SILENT_MAX]:
+            assert await ended(reader) == b""
+            gone += 1
+        assert gone == 44, "the oldest have given way"
+        for _, writer in silent:
+            writer.close()
+
+
+@pytest.mark.parametrize("send", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Never: ends", b"GET"])
+async def test_a_header_has_little_time(send: bytes, log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HEADER_S", 0.2)
+    async with served(slow.app(), TCP, log) as client:
+        reader, writer = await opened(client)
+        writer.write(send)
+        assert await ended(reader) == b""
+        reader, writer = await opened(client)  # the second request of a connection
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200")
+        writer.write(send or b"G")
+        assert await ended(reader) == b""
+
+
+async def test_drops_of_a_header_do_not_stretch_the_time(log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HEADER_S", 0.3)
+    async with served(slow.app(), TCP, log) as client:
+        reader, writer = await opened(client)
+        end = asyncio.ensure_future(ended(reader))
+        for _ in range(200):
+            if end.done():
+                break
+            writer.write(b"G")
+            await asyncio.sleep(0.05)
+        assert await end == b""
+
+
+async def test_a_body_that_stops(log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "BODY_S", 0.2)
+    async with served(slow.app(), TCP, log) as client:
+        reader, writer = await opened(client)
+        writer.write(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+        assert await ended(reader) == b""
+        assert slow.begun == 1
+        writer.close()
+
+
+async def test_the_probes_have_places_of_their_own(log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "REQUESTS_MAX", 2)
+    async with served(slow.app(), TCP, log) as client:
+        waiting = [asyncio.create_task(client.get("/wait")) for _ in range(2)]
+        await asyncio.wait_for(slow.two.wait(), 10)
+        assert (await client.get("/wait")).status_code == 503
+        assert (await client.get("/healthz")).text == "ok\n"
+        assert (await client.get("/metrics")).text == "metrics"
+        slow.go.set()
+        assert {(await task).text for task in waiting} == {"done"}
+        assert (await client.get("/wait")).text == "done", "the places are free again"
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc",
+        b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
+        b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 50,
+        b"GET /hea",
+    ],
+)
+@pytest.mark.parametrize("how", ["abort", "close", "eof"])
+async def test_a_client_that_leaves(send: bytes, how: str, log: Any, slow: Slow) -> None:
+    async with served(slow.app(), TCP, log) as client:
+        _, writer = await opened(client)
+        writer.write(send)
+        await asyncio.sleep(0.05)
+        if how == "eof":
+            writer.write_eof()
+            await asyncio.sleep(0.05)
+            writer.transport.abort()
+        else:
+            getattr(writer.transport, how)()
+        await asyncio.sleep(0.05)
+        slow.go.set()
+        assert (await client.get("/healthz")).text == "ok\n"
+
+
+@pytest.mark.parametrize("path", [b"/wait", b"/stream", b"/body"])
+async def test_a_body_that_is_no_http(path: bytes, log: Any, slow: Slow) -> None:
+    """Before and behind the beginning of the response."""
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+    async with served(slow.app(), TCP, log) as client:
+        reader, writer = await opened(client)
+        method = b"POST" if path == b"/body" else b"GET"
+        writer.write(method + b" " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        if path == b"/stream":
+            await reader.read(10)
+        await asyncio.sleep(0.05)
+        writer.write(b"zzz\r\n")
+        await ended(reader)
+        slow.go.set()
+        assert (await client.get("/healthz")).text == "ok\n"
+        writer.close()
+    assert failures == []
+
+
+async def test_a_client_that_does_not_read(log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "WRITE_S", 0.2)
+    async with served(slow.app(), TCP, log) as client:
+        _, writer = await opened(client)
+        writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.wait_for(slow.left.wait(), 10)
+        writer.transport.abort()

@@ -26,6 +26,7 @@ from obox.imap.events import NEED_DATA
 from obox.imap.parser import Parser
 from obox.imap.registry import Who
 from obox.imap.session import Session
+from obox.imap.states import BEFORE_LOGIN
 
 YIELD_S: Final = 0.01
 """Work between two looks at the loop: half of what a chunk may take, well below the 50 ms of the design."""
@@ -77,6 +78,7 @@ class Connection(asyncio.Protocol):
         self.settings = context.settings
         self.id = context.next_id()
         self.parser = Parser(self.settings.anonymous_limits)
+        self.parser.allowed = BEFORE_LOGIN
         self.bytes_in = 0
         self.bytes_out = 0
         self._transport: asyncio.Transport | None = None
@@ -214,6 +216,7 @@ class Connection(asyncio.Protocol):
 
     def logged_in(self) -> None:
         self.parser.limits = self.settings.limits
+        self.parser.allowed = None
         self._arm(self.settings.idle_timeout_s)
 
     def idle_changed(self) -> None:
@@ -275,8 +278,7 @@ class Connection(asyncio.Protocol):
                     if event is NEED_DATA:
                         break
                     await session.handle(event)
-                    if self.full:
-                        await self.flush()
+                    await session.go_on()  # many small commands may have come at once
                 if self._stop_reason and not self._closing:
                     self._say_bye(self._stop_reason)
                     break

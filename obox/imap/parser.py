@@ -13,8 +13,11 @@ to the grammar (obox.imap._commands), so that the grammar never waits and each b
 A line may be the client's answer to a SASL challenge or its DONE instead: the session says so (`expect_sasl`,
 `expect_done`) before it asks for the next event.
 
+A command that `allowed` does not name is refused at its first word: its arguments are never looked at, a literal that
+the client offers is refused, and one that comes unasked is thrown away.
+
 Invariant: the same bytes give the same events however they were cut. What is held is bounded by Limits, and by what the
-session feeds at once. Refuses to know: state, users, mailboxes, and what a server advertises.
+session feeds at once. Refuses to know: users, mailboxes, and what a server advertises.
 """
 
 from __future__ import annotations
@@ -74,11 +77,13 @@ class Parser:
     """One connection's parser: `feed` bytes, then call `next` until it returns NeedData.
 
     limits: may be replaced between commands, as by login. utf8: mailbox names are UTF-8, from ENABLE UTF8=ACCEPT on.
+    allowed: the commands that may be given now, such as those that need no login; None: all.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.utf8 = False
+        self.allowed: frozenset[str] | None = None
         self._state = _State.LINE
         self._expect = _Expect.COMMAND
         self._buffer = bytearray()
@@ -211,6 +216,8 @@ class Parser:
                 return BadCommand(self._tag, "Missing command after the tag")
             shown = f' "{self._word[:32]}"' if word else ""
             return BadCommand(self._tag, f"Unknown command{shown}")
+        if self.allowed is not None and self._word not in self.allowed:
+            return BadCommand(self._tag, f"{self._word} needs a login first")
         self._word_end = word.end()
         return None
 

@@ -161,6 +161,13 @@ class Session:
     async def flush(self) -> None:
         await self.out.flush()
 
+    async def go_on(self) -> None:
+        """Between two steps of a long command: hand over what is enough for that, and let others run in time."""
+        if self.out.full:
+            await self.out.flush()
+        else:
+            await self.out.breathe()
+
     # -- events ----------------------------------------------------------------------------------------------------
 
     async def handle(self, event: events.Event) -> None:

@@ -36,8 +36,7 @@ class Status(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class MailboxInfo:
+class MailboxInfo(NamedTuple):
     """One line of LIST. `guid` None: a name without a mailbox (a parent level, or a subscription to nothing)."""
 
     name: str

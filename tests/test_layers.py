@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEAVES = {"obox.errors", "obox.types", "obox.text", "obox.unixsocket"}
-VIEW = {"obox", "obox.auth", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}  # what a protocol sees
+VIEW = {"obox", "obox.auth", "obox.spool", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}  # what a protocol sees
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
 ARROWS: dict[str, set[str]] = {
     "obox": set(),  # __init__: the version
@@ -16,6 +16,7 @@ ARROWS: dict[str, set[str]] = {
     "obox.types": set(),
     "obox.text": {"obox.errors"},
     "obox.unixsocket": set(),
+    "obox.spool": LEAVES,
     "obox._values": set(),
     "obox._settings": {"obox", "obox._values"},
     "obox.config": {"obox", "obox._settings", "obox._values", "obox.errors"},

@@ -11,7 +11,7 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from obox.imap import ast
 from obox.imap._fetch import fetch
@@ -424,6 +424,6 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
 }
 
 
-def parse_command(parts: list[bytes], word: str, at: int, tag: bytes, limits: Limits, *, utf8: bool) -> Command:
+def parse_command(parts: list[Any], word: str, at: int, tag: bytes, limits: Limits, *, utf8: bool) -> Command:
     """Return the command whose word, a key of COMMANDS, ends at `at` in the first line. Raises: Invalid, Malformed."""
     return COMMANDS[word](Scan(parts, at, limits, utf8=utf8), tag)

@@ -11,7 +11,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from obox.errors import Invalid
 from obox.imap import utf7
@@ -20,6 +20,7 @@ from obox.imap.sets import SequenceSet, parse_set
 from obox.imap.wire import MONTHS
 from obox.mailbox import KEYWORD_BYTES_MAX
 from obox.mailbox.names import GIVEN_BYTES_MAX, NAME_BYTES_MAX
+from obox.store.api import Source
 from obox.text import nfc_name
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class Limits:
     append_bytes_max: int = 64 * 1024 * 1024
     """One mail of an APPEND. The session sets it from limits.mail_bytes_max, and 0 before login."""
     multiappend_bytes_max: int = 128 * 1024 * 1024
-    """All mails of one APPEND: they are held in memory together."""
+    """All mails of one APPEND: they wait for each other, large ones in a file."""
     discard_bytes_max: int = 1024 * 1024 * 1024
     """A `{n+}` beyond its limit is read and thrown away up to here; beyond this the connection is at its end."""
     arguments_max: int = 1_000
@@ -114,10 +115,10 @@ class Scan:
 
     __slots__ = ("_keys", "_parts", "at", "charset", "index", "limits", "line", "utf8")
 
-    def __init__(self, parts: Sequence[bytes], at: int, limits: Limits, *, utf8: bool = False) -> None:
+    def __init__(self, parts: Sequence[Any], at: int, limits: Limits, *, utf8: bool = False) -> None:
         self._parts = parts
         self.index = 0
-        self.line = parts[0]
+        self.line: bytes = parts[0]
         self.at = at
         self.limits = limits
         self.utf8 = utf8
@@ -225,7 +226,7 @@ class Scan:
 
     # -- strings -------------------------------------------------------------------------------------------------------
 
-    def _literal(self, what: str) -> tuple[bytes, bool]:
+    def _literal(self, what: str) -> tuple[Any, bool]:
         match = _MARK.match(self.line, self.at)
         if match is None or self.index + 2 >= len(self._parts):
             self.expected(what)
@@ -246,6 +247,8 @@ class Scan:
         head = self.line[self.at : self.at + 1]
         if head == b"{":
             data, _ = self._literal(what)
+            if not isinstance(data, bytes):  # a mail, that is where none is allowed
+                self.expected(what)
             if b"\0" in data:
                 self.fail(f"NUL in a literal for {what}")
             return data
@@ -273,7 +276,7 @@ class Scan:
             return None
         return self.string(what)
 
-    def mail(self) -> tuple[bytes, bool]:
+    def mail(self) -> tuple[bytes | Source, bool]:
         """Take the literal that holds a mail; True if it came as literal8."""
         return self._literal("a literal with the mail, {bytes}")
 

@@ -6,6 +6,9 @@ until the parser wants more bytes, and ends: an idle connection has no task, no 
     quiet --bytes, a change while IDLE--> running --all events handled, output handed over--> quiet
     any --stop, lost--> closing: the running command ends at its next write, then what the session held is given back
 
+A connection that is lost is freed by its reference counts alone: the collector of cycles runs too seldom for what an
+APPEND holds. `_finish` gives up the buffers and cuts the session off.
+
 Flow. While a command runs, a few lines are read ahead, then reading stops. Output is gathered to `chunk_bytes`; beyond
 the transport's high-water mark the command waits for the client to read, holding nothing, and is cut off after
 `write_timeout_s`. The loop is yielded to every YIELD_S of work.
@@ -39,6 +42,7 @@ class Connection(asyncio.Protocol):
     """See the module's text."""
 
     __slots__ = (
+        "__weakref__",
         "_ahead_bytes",
         "_ahead_lines",
         "_closing",
@@ -321,6 +325,10 @@ class Connection(asyncio.Protocol):
                 self._entered = False
                 self._context.registry.leave(self, self.remote, session.user_name)
                 self._context.counters.session(-1)
+            self.parser.close()
+            self._out = []
+            self._transport = None
+            session.sever()
 
     # -- flow ------------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ LIMITS = Limits()
 
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
-    """The collector passes over what was there before, as in a backend (obox.main): the suite's own objects are many."""
+    """The collector passes over what was there before, as in a backend (obox.main)."""
     gc.collect()
     gc.freeze()
     yield

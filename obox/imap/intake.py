@@ -49,7 +49,7 @@ class Intake:
 
     @contextlib.asynccontextmanager
     async def reading(self, user: str, size: int) -> AsyncIterator[None]:
-        """Wait until a mail of `size` bytes may be in memory as a whole. Half of the budget is for others than `user`."""
+        """Wait until a mail of `size` bytes may be in memory as a whole. Half of the budget is for other users."""
         mine = self._reading_of.get(user)
         if mine is None:
             mine = self._reading_of[user] = ByteBudget(self._reading.bytes_max // 2)
@@ -78,11 +78,11 @@ class Incoming:
     def admit(self, size: int) -> bool:
         """Whether a mail of so many bytes may come; sets `spooling`."""
         intake = self._intake
-        if size <= MAIL_MEMORY_BYTES and self._memory + size <= SESSION_MEMORY_BYTES:
-            if intake.memory.take(self._user, size):
-                self._memory += size
-                self.spooling = False
-                return True
+        small = size <= MAIL_MEMORY_BYTES and self._memory + size <= SESSION_MEMORY_BYTES
+        if small and intake.memory.take(self._user, size):
+            self._memory += size
+            self.spooling = False
+            return True
         if not intake.disk.fits(self._user, size):
             return False
         if self._spool is None:

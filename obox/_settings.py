@@ -244,6 +244,18 @@ class Imap:
     max_write_buffer: int = _set(
         kinds.size("16K", "64M"), "1M", "bytes waiting for one slow client; then its commands wait, holding no lock"
     )
+    max_append_memory: int = _set(
+        kinds.size("16M", "1T"),
+        "256M",
+        "mails on their way in, of all sessions; as much again while large ones are stored; a quarter for one user",
+        restart=True,
+    )
+    max_append_spool: int = _set(
+        kinds.size("512M", "100T"),
+        "4G",
+        "larger mails on their way in, in files below state_dir/spool; a quarter for one user",
+        restart=True,
+    )
     fetch_failure: str = _set(
         kinds.choice("disconnect-immediately", "disconnect-after", "no-after"),
         "no-after",

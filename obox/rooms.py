@@ -111,6 +111,9 @@ def imap_settings(config: Config) -> ImapSettings:
     return ImapSettings(
         version=__version__,
         mail_bytes_max=config.quota.max_mail_size,
+        append_memory_max=imap.max_append_memory,
+        append_spool_max=imap.max_append_spool,
+        spool_dir=config.state_dir / "spool",
         line_bytes_max=imap.max_line_length,
         literal_bytes_max=imap.max_literal_size,
         pipelined_lines_max=imap.max_pipelined_commands,

@@ -6,7 +6,7 @@ import pytest
 from layers import TREE, circles, edges, files, imports, room_of
 
 LEAVES = {"obox.addresses", "obox.errors", "obox.types", "obox.text", "obox.unixsocket"}
-VIEW = {"obox", "obox.auth", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}  # what a protocol sees
+VIEW = {"obox", "obox.auth", "obox.spool", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}  # what a protocol sees
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
 ARROWS: dict[str, set[str]] = {
     "obox": set(),  # __init__: the version
@@ -15,6 +15,7 @@ ARROWS: dict[str, set[str]] = {
     "obox.types": set(),
     "obox.text": {"obox.errors"},
     "obox.unixsocket": set(),
+    "obox.spool": LEAVES,
     "obox._values": set(),
     "obox._settings": {"obox", "obox._values"},
     "obox.config": {"obox", "obox._settings", "obox._values", "obox.errors"},

@@ -11,7 +11,7 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from obox.imap import ast
 from obox.imap._fetch import fetch
@@ -68,7 +68,7 @@ def _id(scan: Scan, tag: bytes) -> Command:
         value = scan.nstring("a parameter value")
         return name, None if value is None else value.decode(errors="replace")
 
-    params = tuple(scan.items("ID parameters", pair, empty=True))
+    params = tuple(scan.items("ID parameters", pair, empty=True, most=scan.limits.id_fields_max))
     scan.end()
     return ast.Id(tag, params)
 
@@ -109,6 +109,8 @@ def _enable(scan: Scan, tag: bytes) -> Command:
     while not found or scan.more():
         scan.sp("a capability")
         found.append(scan.word("a capability"))
+        if len(found) > scan.limits.arguments_max:
+            scan.beyond(f"Too many capabilities: at most {scan.limits.arguments_max}")
     scan.end()
     return ast.Enable(tag, tuple(dict.fromkeys(found)))
 
@@ -220,7 +222,8 @@ def _list(scan: Scan, tag: bytes) -> Command:
     scan.sp("a mailbox pattern")
     if scan.peek() == b"(":
         extended = True
-        patterns = tuple(scan.items("mailbox patterns", scan.pattern))
+        found = scan.items("mailbox patterns", scan.pattern, most=scan.limits.list_patterns_max)
+        patterns = tuple(dict.fromkeys(found))
     else:
         patterns = (scan.pattern(),)
     returns: set[ast.ListReturn] = set()
@@ -294,7 +297,7 @@ def _append(scan: Scan, tag: bytes) -> Command:
             raise Malformed("An empty mail cannot be stored: APPEND is cancelled", "NO")
         messages.append(ast.AppendMessage(data, flags, date, binary))
         if len(messages) > scan.limits.arguments_max:
-            scan.fail(f"Too many mails in one APPEND: at most {scan.limits.arguments_max}")
+            scan.beyond(f"Too many mails in one APPEND: at most {scan.limits.arguments_max}")
     scan.end()
     return ast.Append(tag, mailbox, tuple(messages))
 
@@ -342,8 +345,8 @@ def _store(scan: Scan, tag: bytes, uid: bool) -> Command:
         while scan.more():
             scan.at += 1
             found.append(scan.flag())
-            if len(found) > scan.limits.arguments_max:
-                scan.fail(f"Too many flags: at most {scan.limits.arguments_max}")
+            if len(found) > scan.limits.flags_max:
+                scan.beyond(f"Too many flags: at most {scan.limits.flags_max}")
         flags = tuple(dict.fromkeys(found))
     scan.end()
     return ast.Store(tag, uid, sequence, mode, flags, word.endswith(".SILENT"), unchanged_since)
@@ -421,6 +424,6 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
 }
 
 
-def parse_command(parts: list[bytes], word: str, at: int, tag: bytes, limits: Limits, *, utf8: bool) -> Command:
+def parse_command(parts: list[Any], word: str, at: int, tag: bytes, limits: Limits, *, utf8: bool) -> Command:
     """Return the command whose word, a key of COMMANDS, ends at `at` in the first line. Raises: Invalid, Malformed."""
     return COMMANDS[word](Scan(parts, at, limits, utf8=utf8), tag)

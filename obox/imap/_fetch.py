@@ -28,7 +28,7 @@ def fetch(scan: Scan, tag: bytes, uid: bool) -> Fetch:
     scan.sp("FETCH items")
     items: tuple[FetchItem, ...]
     if scan.peek() == b"(":
-        items = tuple(dict.fromkeys(scan.items("FETCH items", lambda: _item(scan))))
+        items = tuple(dict.fromkeys(scan.items("FETCH items", lambda: _item(scan), most=scan.limits.fetch_items_max)))
     else:
         match = _ITEM.match(scan.line, scan.at)
         macro = _MACROS.get(match[0].upper()) if match else None
@@ -102,8 +102,8 @@ def _section(scan: Scan, peek: bool) -> BodySection:
     match = _PART.match(scan.line, scan.at)
     if match is not None:
         numbers = match[1].split(b".")
-        if len(numbers) > scan.limits.depth_max * 4:
-            scan.fail("Section part nested too deeply")
+        if len(numbers) > scan.limits.part_depth_max:
+            scan.beyond(f"Section part nested too deeply: at most {scan.limits.part_depth_max} numbers")
         if any(len(digits) > 9 or int(digits) == 0 for digits in numbers):
             scan.fail("Bad section part: part numbers start at 1")
         part = tuple(map(int, numbers))
@@ -136,13 +136,13 @@ def _section_text(scan: Scan, part: tuple[int, ...]) -> tuple[SectionText, tuple
         return text, ()
 
     def field() -> bytes:
-        name = scan.astring("a header field name")
+        name = scan.header_name()
         if not _FIELD.fullmatch(name):
             scan.fail("Bad header field name: printable ASCII without a colon")
         return name
 
     scan.sp("header field names")
-    return text, tuple(scan.items("header field names", field))
+    return text, tuple(scan.items("header field names", field, most=scan.limits.header_names_max))
 
 
 def _partial(scan: Scan) -> tuple[int, int]:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from obox.errors import Invalid
 from obox.imap import utf7
 from obox.imap.ast import InternalDate
 from obox.imap.sets import SequenceSet, parse_set
 from obox.imap.wire import MONTHS
+from obox.mailbox import KEYWORD_BYTES_MAX
+from obox.mailbox.names import GIVEN_BYTES_MAX, NAME_BYTES_MAX
+from obox.store.api import Source
+from obox.text import nfc_name
 
 T = TypeVar("T")
 
@@ -36,13 +39,34 @@ class Limits:
     append_bytes_max: int = 64 * 1024 * 1024
     """One mail of an APPEND. The session sets it from limits.mail_bytes_max, and 0 before login."""
     multiappend_bytes_max: int = 128 * 1024 * 1024
-    """All mails of one APPEND: they are held in memory together."""
+    """All mails of one APPEND: they wait for each other, large ones in a file."""
     discard_bytes_max: int = 1024 * 1024 * 1024
     """A `{n+}` beyond its limit is read and thrown away up to here; beyond this the connection is at its end."""
-    arguments_max: int = 8_192
-    """Elements of one list, and search keys of one SEARCH."""
+    arguments_max: int = 1_000
+    """Elements of a list that has no limit of its own, and mails of one APPEND."""
+    search_keys_max: int = 4_096
+    """Keys of one SEARCH, each NOT and OR counted: twice what `OR HEADER Message-ID …` fills a line with."""
+    fetch_items_max: int = 128
+    """Different items of one FETCH: each may be as large as the mail. Clients ask for all parts of a mail at most."""
+    header_names_max: int = 256
+    """Names in one HEADER.FIELDS; clients ask for about 40."""
+    header_name_bytes_max: int = 255
+    """One name in HEADER.FIELDS or SEARCH HEADER; a line of a header has 998 at most (RFC 5322 §2.1.1)."""
+    list_patterns_max: int = 64
+    """Patterns of one LIST; clients send one or two. Each is held against each mailbox."""
+    flags_max: int = 128
+    """Flags of one mail in STORE and APPEND; a mailbox holds the five of the system and 59 keywords."""
+    part_depth_max: int = 128
+    """Numbers in a section's part, as in 1.2.1; deeper parts are not parsed."""
+    id_fields_max: int = 64
+    """Fields of ID. RFC 2971 §3.3 allows 30."""
     depth_max: int = 32
     """Parentheses and NOTs within each other; the parser, and whoever walks its result, recurses."""
+
+
+NAME_WIRE_BYTES_MAX: Final = 8 * NAME_BYTES_MAX
+"""A mailbox name or LIST pattern as it is sent: modified UTF-7 has at most 2.5 times the bytes of UTF-8, a decomposed
+name three times those of its NFC form."""
 
 
 class Malformed(Invalid):
@@ -91,10 +115,10 @@ class Scan:
 
     __slots__ = ("_keys", "_parts", "at", "charset", "index", "limits", "line", "utf8")
 
-    def __init__(self, parts: Sequence[bytes], at: int, limits: Limits, *, utf8: bool = False) -> None:
+    def __init__(self, parts: Sequence[Any], at: int, limits: Limits, *, utf8: bool = False) -> None:
         self._parts = parts
         self.index = 0
-        self.line = parts[0]
+        self.line: bytes = parts[0]
         self.at = at
         self.limits = limits
         self.utf8 = utf8
@@ -114,6 +138,10 @@ class Scan:
 
     def fail(self, reason: str) -> NoReturn:
         raise Malformed(reason)
+
+    def beyond(self, reason: str) -> NoReturn:
+        """Refuse what the grammar allows and a limit does not; the reason names the limit. RFC 5530 §3 (LIMIT)."""
+        raise Malformed(reason, "NO", "LIMIT")
 
     def expected(self, what: str) -> NoReturn:
         raise Malformed(f"Expected {what}, found {self.shown()}")
@@ -198,7 +226,7 @@ class Scan:
 
     # -- strings -------------------------------------------------------------------------------------------------------
 
-    def _literal(self, what: str) -> tuple[bytes, bool]:
+    def _literal(self, what: str) -> tuple[Any, bool]:
         match = _MARK.match(self.line, self.at)
         if match is None or self.index + 2 >= len(self._parts):
             self.expected(what)
@@ -219,12 +247,21 @@ class Scan:
         head = self.line[self.at : self.at + 1]
         if head == b"{":
             data, _ = self._literal(what)
+            if not isinstance(data, bytes):  # a mail, that is where none is allowed
+                self.expected(what)
             if b"\0" in data:
                 self.fail(f"NUL in a literal for {what}")
             return data
         if head == b'"':
             self.fail(f'Bad quoted string for {what}: no closing quote, or a \\ not before \\ or "')
         self.expected(what)
+
+    def header_name(self) -> bytes:
+        """Take the name of a header field; its characters are not checked."""
+        name = self.astring("a header field name")
+        if len(name) > self.limits.header_name_bytes_max:
+            self.beyond(f"Header field name of {len(name)} bytes: at most {self.limits.header_name_bytes_max}")
+        return name
 
     def astring(self, what: str) -> bytes:
         return self._string(_ASTRING, what)
@@ -239,7 +276,7 @@ class Scan:
             return None
         return self.string(what)
 
-    def mail(self) -> tuple[bytes, bool]:
+    def mail(self) -> tuple[bytes | Source, bool]:
         """Take the literal that holds a mail; True if it came as literal8."""
         return self._literal("a literal with the mail, {bytes}")
 
@@ -254,10 +291,12 @@ class Scan:
     # -- names ---------------------------------------------------------------------------------------------------------
 
     def _name(self, data: bytes) -> str:
+        if len(data) > NAME_WIRE_BYTES_MAX:
+            raise Invalid(f"Mailbox name of {len(data)} bytes: at most {NAME_WIRE_BYTES_MAX}")
         name = data.decode() if self.utf8 else utf7.decode(data)
         if _CONTROL.search(name):
             raise Malformed("Control characters in a mailbox name", "NO", "CANNOT")
-        return name if name.isascii() else unicodedata.normalize("NFC", name)
+        return nfc_name(name, GIVEN_BYTES_MAX, "Mailbox name")
 
     def mailbox(self, what: str = "a mailbox name") -> str:
         """Take a mailbox name: decoded, NFC, not empty; INBOX in capitals."""
@@ -267,17 +306,23 @@ class Scan:
         return "INBOX" if len(name) == 5 and name.upper() == "INBOX" else name
 
     def reference(self) -> str:
-        return self._decoded(self.astring("a reference name"))
+        """Take the reference name of LIST; its length is limited as a pattern's."""
+        return self._decoded(self._measured(self.astring("a reference name"), "Reference name"))
 
     def pattern(self) -> str:
         """Take list-mailbox: a name that may hold `*` and `%`; one that no mailbox can have matches nothing."""
-        data = self._string(_LIST, "a mailbox pattern")
+        data = self._measured(self._string(_LIST, "a mailbox pattern"), "Mailbox pattern")
         try:
             return self._decoded(data)
         except Malformed as error:
             if error.status == "BAD":
                 raise
             return data.decode("latin-1")
+
+    def _measured(self, data: bytes, what: str) -> bytes:
+        if len(data) > NAME_WIRE_BYTES_MAX:
+            self.beyond(f"{what} of {len(data)} bytes: at most {NAME_WIRE_BYTES_MAX}")
+        return data
 
     def _decoded(self, data: bytes) -> str:
         try:
@@ -293,6 +338,8 @@ class Scan:
         match = _FLAG.match(self.line, self.at)
         if match is None:
             self.expected("a flag")
+        if match.end() - self.at > KEYWORD_BYTES_MAX:
+            self.beyond(f"Keyword of {match.end() - self.at} bytes: at most {KEYWORD_BYTES_MAX}")
         name = match[0].decode()
         if name[0] == "\\":
             found = _SYSTEM_FLAGS.get(name.upper())
@@ -304,7 +351,7 @@ class Scan:
 
     def flags(self) -> tuple[str, ...]:
         """Take a flag list in parentheses, which may be empty; repetitions are dropped."""
-        return tuple(dict.fromkeys(self.items("flags", self.flag, empty=True)))
+        return tuple(dict.fromkeys(self.items("flags", self.flag, empty=True, most=self.limits.flags_max)))
 
     # -- dates ---------------------------------------------------------------------------------------------------------
 
@@ -351,8 +398,9 @@ class Scan:
 
     # -- lists ---------------------------------------------------------------------------------------------------------
 
-    def items(self, what: str, one: Callable[[], T], *, empty: bool = False) -> list[T]:
-        """Take `(one SP one …)`."""
+    def items(self, what: str, one: Callable[[], T], *, empty: bool = False, most: int = 0) -> list[T]:
+        """Take `(one SP one …)`. most: how many there may be; 0: as the limits say of arguments."""
+        most = most or self.limits.arguments_max
         self.need(b"(", f"before {what}")
         found: list[T] = []
         if self.take(b")"):
@@ -361,8 +409,8 @@ class Scan:
             return found
         while True:
             found.append(one())
-            if len(found) > self.limits.arguments_max:
-                self.fail(f"Too many {what}: at most {self.limits.arguments_max}")
+            if len(found) > most:
+                self.beyond(f"Too many {what}: at most {most}")
             if self.take(b")"):
                 return found
             if not self.take(b" "):
@@ -371,10 +419,10 @@ class Scan:
     def count_key(self) -> None:
         """Count one search key against the limit."""
         self._keys += 1
-        if self._keys > self.limits.arguments_max:
-            self.fail(f"Too many search keys: at most {self.limits.arguments_max}")
+        if self._keys > self.limits.search_keys_max:
+            self.beyond(f"Too many search keys: at most {self.limits.search_keys_max}")
 
     def deeper(self, depth: int) -> int:
         if depth >= self.limits.depth_max:
-            self.fail(f"Nested too deeply: at most {self.limits.depth_max} levels")
+            self.beyond(f"Nested too deeply: at most {self.limits.depth_max} levels")
         return depth + 1

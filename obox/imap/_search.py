@@ -60,7 +60,7 @@ def _header_key(name: str) -> Callable[[Scan], SearchKey]:
 
 
 def _header(scan: Scan) -> SearchKey:
-    name = scan.astring("a header field name")
+    name = scan.header_name()
     try:
         field = name.decode("ascii").lower()
     except UnicodeDecodeError:
@@ -113,7 +113,7 @@ def key(scan: Scan, depth: int = 0) -> SearchKey:
     head = scan.peek()
     if head == b"(":
         inner = scan.deeper(depth)
-        found = scan.items("search keys", lambda: key(scan, inner))
+        found = scan.items("search keys", lambda: key(scan, inner), most=scan.limits.search_keys_max)
         return found[0] if len(found) == 1 else And(tuple(found))
     if head.isdigit() or head in {b"*", b"$"}:
         return InSet(scan.sequence(), uid=False)

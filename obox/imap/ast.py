@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
 from obox.imap.sets import SequenceSet
+from obox.store.api import Source
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -207,9 +208,9 @@ class InternalDate(msgspec.Struct, frozen=True):
 
 
 class AppendMessage(msgspec.Struct, frozen=True):
-    """One mail of an APPEND. binary: it came as literal8, `~{n}`, and may hold NUL."""
+    """One mail of an APPEND. binary: it came as literal8, `~{n}`, and may hold NUL. A large one may be in a file."""
 
-    data: bytes
+    data: bytes | Source
     flags: tuple[str, ...] = ()
     date: InternalDate | None = None
     binary: bool = False
@@ -219,11 +220,15 @@ class AppendMessage(msgspec.Struct, frozen=True):
 
 
 class Append(Command, frozen=True):
-    """messages: one, or several to be stored all or none (MULTIAPPEND, RFC 3502)."""
+    """messages: one, or several to be stored all or none (MULTIAPPEND, RFC 3502).
+
+    incoming: what holds them (`obox.imap.intake.Incoming`), to be given back when they are stored; None: nothing does.
+    """
 
     NAME: ClassVar[str] = "APPEND"
     mailbox: str
     messages: tuple[AppendMessage, ...]
+    incoming: Any = None
 
 
 class Idle(Command, frozen=True):

@@ -6,6 +6,9 @@ until the parser wants more bytes, and ends: an idle connection has no task, no 
     quiet --bytes, a change while IDLE--> running --all events handled, output handed over--> quiet
     any --stop, lost--> closing: the running command ends at its next write, then what the session held is given back
 
+A connection that is lost is freed by its reference counts alone: the collector of cycles runs too seldom for what an
+APPEND holds. `_finish` gives up the buffers and cuts the session off.
+
 Flow. While a command runs, a few lines are read ahead, then reading stops. Output is gathered to `chunk_bytes`; beyond
 the transport's high-water mark the command waits for the client to read, holding nothing, and is cut off after
 `write_timeout_s`. The loop is yielded to every YIELD_S of work.
@@ -26,6 +29,7 @@ from obox.imap.events import NEED_DATA
 from obox.imap.parser import Parser
 from obox.imap.registry import Who
 from obox.imap.session import Session
+from obox.imap.states import BEFORE_LOGIN
 
 YIELD_S: Final = 0.01
 """Work between two looks at the loop: half of what a chunk may take, well below the 50 ms of the design."""
@@ -38,6 +42,7 @@ class Connection(asyncio.Protocol):
     """See the module's text."""
 
     __slots__ = (
+        "__weakref__",
         "_ahead_bytes",
         "_ahead_lines",
         "_closing",
@@ -77,6 +82,7 @@ class Connection(asyncio.Protocol):
         self.settings = context.settings
         self.id = context.next_id()
         self.parser = Parser(self.settings.anonymous_limits)
+        self.parser.allowed = BEFORE_LOGIN
         self.bytes_in = 0
         self.bytes_out = 0
         self._transport: asyncio.Transport | None = None
@@ -214,6 +220,7 @@ class Connection(asyncio.Protocol):
 
     def logged_in(self) -> None:
         self.parser.limits = self.settings.limits
+        self.parser.allowed = None
         self._arm(self.settings.idle_timeout_s)
 
     def idle_changed(self) -> None:
@@ -275,8 +282,7 @@ class Connection(asyncio.Protocol):
                     if event is NEED_DATA:
                         break
                     await session.handle(event)
-                    if self.full:
-                        await self.flush()
+                    await session.go_on()  # many small commands may have come at once
                 if self._stop_reason and not self._closing:
                     self._say_bye(self._stop_reason)
                     break
@@ -319,6 +325,10 @@ class Connection(asyncio.Protocol):
                 self._entered = False
                 self._context.registry.leave(self, self.remote, session.user_name)
                 self._context.counters.session(-1)
+            self.parser.close()
+            self._out = []
+            self._transport = None
+            session.sever()
 
     # -- flow ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from obox.imap.intake import Intake
 from obox.imap.registry import Registry
 from obox.imap.settings import ImapSettings
 from obox.store.api import User
@@ -90,6 +91,7 @@ class Context:
     upgrade: Upgrade | None
     spawn: Spawn
     log: Any
+    intake: Intake
     stopping: str = ""
     """Why no new connection is served; empty while serving."""
     last_id: int = field(default=0)

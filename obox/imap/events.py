@@ -6,11 +6,12 @@ turns a refusal into its response line.
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
 from obox.imap.ast import Command
+from obox.store.api import Source
 
 
 class NeedData(msgspec.Struct, frozen=True):
@@ -18,6 +19,24 @@ class NeedData(msgspec.Struct, frozen=True):
 
 
 NEED_DATA: Final = NeedData()
+
+
+class Incoming(Protocol):
+    """The mails of one APPEND while they come in: `obox.imap.intake.Incoming`. Without one the parser holds them."""
+
+    spooling: bool
+
+    def admit(self, size: int) -> bool: ...
+    def add(self, data: bytes) -> bool: ...
+    def end(self) -> Source: ...
+    async def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class NeedFlush(msgspec.Struct, frozen=True):
+    """In the middle of a mail: wait for `incoming.flush` before the next event."""
+
+    incoming: Incoming
 
 
 class NeedContinuation(msgspec.Struct, frozen=True):
@@ -78,4 +97,6 @@ class BadLine(msgspec.Struct, frozen=True):
     reason: str
 
 
-Event: TypeAlias = NeedData | NeedContinuation | Command | BadCommand | TooBig | SaslResponse | IdleDone | BadLine
+Event: TypeAlias = (
+    NeedData | NeedFlush | NeedContinuation | Command | BadCommand | TooBig | SaslResponse | IdleDone | BadLine
+)

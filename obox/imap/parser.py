@@ -4,7 +4,8 @@ Theory of operation. A command is lines with literals between them. The parser g
 to the grammar (obox.imap._commands), so that the grammar never waits and each byte is looked at once while it arrives:
 
     LINE     looking for the end of a line
-    LITERAL  gathering the announced number of bytes; then LINE
+    LITERAL  gathering the announced number of bytes; then LINE. Mails go where `intake` says, perhaps to a file:
+             NeedFlush is the event that says when this has to be waited for
     SKIP     throwing away the announced number of bytes; then DRAIN
     DRAIN    throwing away up to the end of a line; if that announces a literal without waiting for `+`, SKIP;
              else the broken command is over, its event is given, and LINE begins anew
@@ -13,27 +14,36 @@ to the grammar (obox.imap._commands), so that the grammar never waits and each b
 A line may be the client's answer to a SASL challenge or its DONE instead: the session says so (`expect_sasl`,
 `expect_done`) before it asks for the next event.
 
+A command that `allowed` does not name is refused at its first word: its arguments are never looked at, a literal that
+the client offers is refused, and one that comes unasked is thrown away.
+
 Invariant: the same bytes give the same events however they were cut. What is held is bounded by Limits, and by what the
-session feeds at once. Refuses to know: state, users, mailboxes, and what a server advertises.
+session feeds at once. Refuses to know: users, mailboxes, and what a server advertises.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
 
 from obox.errors import Invalid
 from obox.imap._commands import COMMANDS, base64, parse_command
 from obox.imap._scan import Limits, Malformed
+from obox.imap.ast import Append
 from obox.imap.events import (
     NEED_DATA,
     BadCommand,
     BadLine,
     Event,
     IdleDone,
+    Incoming,
     NeedContinuation,
     NeedData,
+    NeedFlush,
     SaslResponse,
     TooBig,
 )
@@ -74,16 +84,23 @@ class Parser:
     """One connection's parser: `feed` bytes, then call `next` until it returns NeedData.
 
     limits: may be replaced between commands, as by login. utf8: mailbox names are UTF-8, from ENABLE UTF8=ACCEPT on.
+    allowed: the commands that may be given now, such as those that need no login; None: all. intake: makes what holds
+    the mails of one APPEND; None: the parser does.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.utf8 = False
+        self.allowed: frozenset[str] | None = None
+        self.intake: Callable[[], Incoming] | None = None
+        self._incoming: Incoming | None = None
+        self._sink: Incoming | None = None  # where the present literal goes, if not into `_chunks`
+        self._flush = False
         self._state = _State.LINE
         self._expect = _Expect.COMMAND
         self._buffer = bytearray()
         self._seen = 0  # bytes of the buffer known to hold no LF
-        self._parts: list[bytes] = []
+        self._parts: list[Any] = []  # lines, and literals as bytes or, of a mail, obox.store.api.Source
         self._tag = b""
         self._word = ""
         self._word_end = 0
@@ -114,7 +131,8 @@ class Parser:
     @property
     def buffered(self) -> int:
         """Bytes that were fed and not used yet, literals in the making included; for the session's own limit."""
-        return len(self._buffer) + len(self._tail) + sum(map(len, self._chunks)) + sum(map(len, self._parts))
+        parts = sum(len(part) for part in self._parts if isinstance(part, bytes))
+        return len(self._buffer) + len(self._tail) + sum(map(len, self._chunks)) + parts
 
     def discard_buffer(self) -> int:
         """Forget all that was fed and not used: before TLS starts, what came in clear must not count. Returns bytes."""
@@ -122,6 +140,13 @@ class Parser:
         self._buffer.clear()
         self._reset()
         return size
+
+    def close(self) -> None:
+        """Nothing more is read, and nothing is held."""
+        self._reset()
+        self._buffer = bytearray()
+        self._state = _State.DEAD
+        self.intake = None
 
     def refuse(self) -> None:
         """Drop the command that asked for a continuation: the session answers its tag, the client does not send it."""
@@ -155,6 +180,10 @@ class Parser:
                 return event
 
     def _reset(self) -> None:
+        if self._incoming is not None:
+            self._incoming.close()
+            self._incoming = self._sink = None
+            self._flush = False
         self._state = _State.LINE
         self._seen = 0
         self._parts = []
@@ -211,6 +240,8 @@ class Parser:
                 return BadCommand(self._tag, "Missing command after the tag")
             shown = f' "{self._word[:32]}"' if word else ""
             return BadCommand(self._tag, f"Unknown command{shown}")
+        if self.allowed is not None and self._word not in self.allowed:
+            return BadCommand(self._tag, f"{self._word} needs a login first")
         self._word_end = word.end()
         return None
 
@@ -226,6 +257,8 @@ class Parser:
         if size > size_max:
             return self._abandon(TooBig(self._tag, self._word, size, max(0, size_max)), line)
         if is_mail:
+            if self.intake is not None and not self._admitted(self.intake, size):
+                return self._abandon(BadCommand(self._tag, "Too many mails are on their way", "NO", "LIMIT"), line)
             self._mails += size
         else:
             self._strings += size
@@ -234,21 +267,38 @@ class Parser:
         self._state = _State.LITERAL
         return NeedContinuation(self._tag, self._word, size) if waits else None
 
+    def _admitted(self, intake: Callable[[], Incoming], size: int) -> bool:
+        if self._incoming is None:
+            self._incoming = intake()
+        admitted = self._incoming.admit(size)
+        self._sink = self._incoming if admitted and self._incoming.spooling else None
+        return admitted
+
     def _finish(self, line: bytes) -> Event:
         parts = [*self._parts, line.rstrip(b" ")]
         tag, word, at = self._tag, self._word, self._word_end
+        incoming, self._incoming, self._sink = self._incoming, None, None
         self._reset()
         try:
-            return parse_command(parts, word, at, tag, self.limits, utf8=self.utf8)
+            command = parse_command(parts, word, at, tag, self.limits, utf8=self.utf8)
+            if incoming is not None and isinstance(command, Append):
+                command, incoming = msgspec.structs.replace(command, incoming=incoming), None
+            return command
         except Malformed as error:
             return BadCommand(tag, _short(str(error)), error.status, error.code)
         except Invalid as error:
             return BadCommand(tag, _short(str(error)))
+        finally:
+            if incoming is not None:
+                incoming.close()
 
     # -- literals ------------------------------------------------------------------------------------------------------
 
     def _gather(self, data: bytes) -> None:
         self._missing -= len(data)
+        if self._sink is not None:
+            self._flush |= self._sink.add(data)
+            return
         if len(data) >= _CHUNK // 4 and not self._tail:
             self._chunks.append(data)
             return
@@ -262,8 +312,16 @@ class Parser:
             data = bytes(memoryview(self._buffer)[: self._missing])
             del self._buffer[: len(data)]
             self._gather(data)
+        if self._flush and self._incoming is not None:
+            self._flush = False
+            return NeedFlush(self._incoming)
         if self._missing:
             return NEED_DATA
+        if self._sink is not None:
+            self._parts.append(self._sink.end())
+            self._sink = None
+            self._state = _State.LINE
+            return None
         if self._tail:
             self._chunks.append(bytes(self._tail))
             self._tail.clear()

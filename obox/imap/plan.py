@@ -97,13 +97,21 @@ class Body:
 
     def of_mail(self, mail: bytes, root: Any) -> bytes:
         """The answer's value, from the mail and its structure; NIL where it has no such part."""
+        source, start, end = self.span_of(mail, root)
+        return b"NIL" if source is None else literal(source[start:end])
+
+    def span_of(self, mail: bytes, root: Any) -> tuple[bytes | None, int, int]:
+        """Where the answer's octets are: in what (None: nowhere), from, to. Nothing is copied out of the mail."""
         if self.whole:
-            return literal(self.partial(mail))
+            return mail, *self.span(len(mail))
         found = section(mail, root, self.spec)
         if found is None:
-            return b"NIL"
-        data = found if isinstance(found, bytes) else mail[found[0] : found[1]]
-        return literal(self.partial(data))
+            return None, 0, 0
+        if isinstance(found, bytes):
+            return found, *self.span(len(found))
+        first, last = found
+        start, end = self.span(last - first)
+        return mail, first + start, first + end
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ template and fills it in one go; lists of flags are made once for each combinati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -17,6 +17,11 @@ from obox.imap import wire
 from obox.mailbox import State
 from obox.mailbox._uidset import UidArray
 from obox.mailbox.view import View
+
+ANSWER_BYTES: Final = 1 << 20
+"""Lines that are made at a time, before the client has taken some: what one slow client may leave in the transport."""
+LINE_BYTES: Final = 128
+"""Of a line beside its flags, strings and the names of its sections: numbers and dates."""
 
 _RECENT: Final = 1 << 64
 """Beside the 64 bits of a mail's flags: recent to this session."""
@@ -35,6 +40,30 @@ class FlagLists(dict[int, bytes]):
             names.append("\\Recent")
         made = self[bits] = wire.flags(names)
         return made
+
+
+def flag_rows(state: State, most: int) -> int:
+    """How many mails to take at a time, `most` at the most, so that their flags stay below ANSWER_BYTES.
+
+    A mailbox has few keywords, and short ones: then it is `most`.
+    """
+    return max(1, min(most, ANSWER_BYTES // (LINE_BYTES + sum(map(len, state.flag_names)))))
+
+
+def parts(names: Sequence[bytes], columns: Sequence[Sequence[Any]], count: int) -> Iterator[slice]:
+    """Cut `count` lines into runs of about ANSWER_BYTES: one run, unless values are long."""
+    wide = [column for column in columns if isinstance(column[0], bytes)]
+    size = count * (LINE_BYTES + sum(map(len, names))) + sum(sum(map(len, column)) for column in wide)
+    if size <= ANSWER_BYTES:
+        yield slice(0, count)
+        return
+    begin, size = 0, 0
+    for at in range(count):
+        size += LINE_BYTES + sum(map(len, names)) + sum(len(column[at]) for column in wide)
+        if size > ANSWER_BYTES and at > begin:
+            yield slice(begin, at)
+            begin, size = at, size - ANSWER_BYTES
+    yield slice(begin, count)
 
 
 def flag_column(state: State, where: npt.NDArray[np.intp] | slice, recent: UidArray) -> list[bytes]:

@@ -14,6 +14,7 @@ import structlog
 
 from obox.imap.connection import Connection
 from obox.imap.context import Account, Authenticator, Context, Counters, NoCounters, Spawn, Upgrade
+from obox.imap.intake import Intake
 from obox.imap.registry import Registry, Who
 from obox.imap.settings import ImapSettings
 from obox.store.api import Store, User
@@ -73,6 +74,7 @@ class ImapServer:
             upgrade=upgrade,
             spawn=self._start,
             log=structlog.get_logger("obox.imap"),
+            intake=Intake(settings.spool_dir, settings.append_memory_max, settings.append_spool_max),
         )
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -15,6 +15,7 @@ Refuses to know: transports, timers; how a command works.
 from __future__ import annotations
 
 import enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -161,12 +162,21 @@ class Session:
     async def flush(self) -> None:
         await self.out.flush()
 
+    async def go_on(self) -> None:
+        """Between two steps of a long command: hand over what is enough for that, and let others run in time."""
+        if self.out.full:
+            await self.out.flush()
+        else:
+            await self.out.breathe()
+
     # -- events ----------------------------------------------------------------------------------------------------
 
     async def handle(self, event: events.Event) -> None:
         """Answer one event of the parser."""
         if isinstance(event, ast.Command):
             await self._command(event)
+        elif isinstance(event, events.NeedFlush):
+            await event.incoming.flush()
         elif isinstance(event, events.NeedContinuation):
             self.write(wire.continuation("OK"))
         elif isinstance(event, events.SaslResponse):
@@ -363,6 +373,7 @@ class Session:
                 registry.logout(account.user)
         self.user_name = account.user
         self.out.logged_in()
+        self.out.parser.intake = partial(self.context.intake.incoming, account.user)
         self.context.log.info(
             "imap login", user=account.user, remote=self.out.remote, session=self.out.id, tls=self.out.tls
         )
@@ -391,6 +402,12 @@ class Session:
             bytes_out=self.out.bytes_out,
             duration_s=round(duration_s, 3),
         )
+
+    def sever(self) -> None:
+        """The last that is done with a session: no cycle is left, so that its memory is free at once."""
+        del self.out
+        self.sasl = None
+        self._unwatch = None
 
 
 class BadSet(Invalid):

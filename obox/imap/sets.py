@@ -17,6 +17,9 @@ from obox.errors import Invalid
 NUMBER_MAX: Final = 2**32 - 1
 """nz-number is an unsigned 32-bit integer. RFC 9051 §4.2."""
 
+_DIGITS: Final = 10
+"""Of NUMBER_MAX."""
+
 STAR: Final = 2**32
 """Marks `*`: greater than every number, so that ranges stay in order before they are resolved."""
 
@@ -119,8 +122,13 @@ def parse_set(data: bytes, *, star: bool = True, saved: bool = True, ranges_max:
         raise Invalid(f"Too many ranges in a set: at most {ranges_max}")
     if not star and b"*" in data:
         raise Invalid("Bad set: * is not allowed here")
+    pieces = data.split(b",")
+    if len(pieces) > 1 and b":" not in data and b"*" not in data and max(map(len, pieces)) <= _DIGITS:
+        numbers = list(map(int, pieces))  # numbers alone, as many as fit a line: in a loop of the interpreter's
+        if min(numbers) > 0 and max(numbers) <= NUMBER_MAX:
+            return SequenceSet(tuple(zip(numbers, numbers, strict=True)))
     ranges: list[tuple[int, int]] = []
-    for piece in data.split(b","):
+    for piece in pieces:
         left, colon, right = piece.partition(b":")
         low = _number(left)
         if colon:

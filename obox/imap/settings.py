@@ -6,6 +6,7 @@ A client's address may choose among several: `Context.settings_of`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from obox.imap.parser import Limits
@@ -24,7 +25,13 @@ class ImapSettings:
     mail_bytes_max: int = 50 << 20
     """Largest mail of an APPEND; told as APPENDLIMIT. RFC 7889."""
     multiappend_bytes_max: int = 128 << 20
-    """All mails of one APPEND, which are held in memory together."""
+    """All mails of one APPEND: in memory up to `intake.SESSION_MEMORY_BYTES`, then in a file."""
+    append_memory_max: int = 256 << 20
+    """Mails that sessions hold in memory, and as much again for large ones while they are stored. A quarter a user."""
+    append_spool_max: int = 4 << 30
+    """Larger mails in files while they come in. A quarter for one user."""
+    spool_dir: Path | None = None
+    """Where those files are; None: the system's place for temporary files."""
     line_bytes_max: int = 65_536
     """A command without its literals."""
     literal_bytes_max: int = 65_536

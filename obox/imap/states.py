@@ -82,6 +82,9 @@ TABLE: Final[dict[State, dict[type[ast.Command], Handler]]] = {
     State.LOGOUT: {},
 }
 
+BEFORE_LOGIN: Final = frozenset(command.NAME for command in _NOT_AUTHENTICATED)
+"""What the parser reads the arguments of before there is a user."""
+
 EXPUNGE_FORBIDDEN: Final = frozenset({ast.Fetch, ast.Store, ast.Search})
 """No EXPUNGE while these run, unless in their UID form. RFC 9051 §7.5.1."""
 

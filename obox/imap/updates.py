@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from obox.imap import wire
-from obox.imap.rows import flag_lines
+from obox.imap.rows import flag_lines, flag_rows
 from obox.imap.sets import format_set
 from obox.mailbox import State
 from obox.mailbox._uidset import UidArray
@@ -38,14 +38,16 @@ def write_expunged(session: Session, expunged: list[int], vanished: UidArray) ->
 
 async def write_flags(session: Session, uids: UidArray, *, uid: bool, flags: bool = True) -> None:
     """FETCH lines for mails whose flags have changed, in chunks that wait for a slow client."""
-    for at in range(0, len(uids), CHUNK_ROWS):
+    at = 0
+    while at < len(uids):
         mailbox, view = session.need_mailbox()
-        part = uids[at : at + CHUNK_ROWS]
+        rows = flag_rows(mailbox.state, CHUNK_ROWS)
+        part = uids[at : at + rows]
+        at += rows
         data = flag_lines(mailbox.state, view, part, uid=uid or session.qresync, modseq=session.condstore, flags=flags)
         if data:
             session.write(data)
-            if session.out.full:
-                await session.flush()
+        await session.go_on()
 
 
 async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None:

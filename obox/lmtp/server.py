@@ -40,8 +40,8 @@ from obox.lmtp.machine import (
 )
 from obox.lmtp.replies import INTERNAL, LOOP, SAVED, Reply, reply_for
 from obox.lmtp.settings import Settings
-from obox.lmtp.spool import ByteBudget, Spool
 from obox.lmtp.trace import Inspected, inspect, trace_fields
+from obox.spool import ByteBudget, Spool
 
 log = structlog.get_logger("obox.lmtp")
 

@@ -5,12 +5,13 @@ elementwise maximum and union, so that histories written by two backends merge t
 order, any number of times (docs/format.md, "Merge").
 """
 
-from ._delta import Delta, Rows
+from ._delta import KEYWORD_BYTES_MAX, Delta, Rows
 from ._root import MailboxEntry, Root, RootDelta, Totals
 from ._state import Changed, State
 from ._uidset import pack_ranges, unpack_ranges
 
 __all__ = [
+    "KEYWORD_BYTES_MAX",
     "Changed",
     "Delta",
     "MailboxEntry",

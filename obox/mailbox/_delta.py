@@ -19,6 +19,9 @@ from ._uidset import UidArray, pack_ranges, unpack_ranges
 SYSTEM_FLAGS: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
 """RFC 3501 §2.3.2, in the order of their bits; \\Recent is a property of a session, not of a mail."""
 
+KEYWORD_BYTES_MAX: Final = 255
+"""One keyword. Each answer that tells a mail's flags repeats it."""
+
 KEYWORDS_MAX: Final = 59
 """Keywords a mailbox can hold, so that the flags of a mail fit the 64 bits of one column with the system's five."""
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..errors import Limit
 from ..types import Guid
-from ._delta import CLAIM_PURGED, KEYWORDS_MAX, SYSTEM_FLAGS, Delta, Gone, Rows
+from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, KEYWORDS_MAX, SYSTEM_FLAGS, Delta, Gone, Rows
 from ._uidset import UidArray, uid_array
 
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
@@ -196,6 +196,8 @@ class State:
         fresh = 0
         for flag in flags:
             known = self.known_flag(flag)
+            if known is None and len(flag) > KEYWORD_BYTES_MAX:  # a keyword is ASCII
+                raise Limit(f"a keyword has at most {KEYWORD_BYTES_MAX} bytes")
             name = flag if known is None else known
             if name.lower() not in (other.lower() for other in out):
                 out.append(name)

@@ -10,11 +10,13 @@ there.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
 from ..errors import Invalid
+from ..text import nfc_name
 
 SEPARATOR: Final = "/"
 INBOX: Final = "INBOX"
@@ -23,6 +25,8 @@ LEVEL_BYTES_MAX: Final = 255
 """UTF-8 bytes of one level: what a file name holds, so that every name can be exported to any file system."""
 NAME_BYTES_MAX: Final = 1000
 """UTF-8 bytes of a whole name: a LIST line stays well below the lengths at which clients give up."""
+GIVEN_BYTES_MAX: Final = 3 * NAME_BYTES_MAX
+"""UTF-8 bytes of a name or LIST pattern as it is given: NFC shortens a decomposed name to a third at most (Hangul)."""
 LEVELS_MAX: Final = 50
 """Levels of a name: an answer to LIST may hold one line for each."""
 
@@ -31,13 +35,16 @@ _REFUSED: Final = {"Cc": "a control character", "Cs": "half a surrogate pair", "
 
 
 def canonical(name: str) -> str:
-    """The one spelling of a name: NFC, no separator at its end, INBOX in capitals. Does not check."""
+    """The one spelling of a name: NFC, no separator at its end, INBOX in capitals.
+
+    Does not check whether a mailbox may be called so, but measures before it normalises: raises Invalid for a name of
+    more than GIVEN_BYTES_MAX bytes or with too many combining characters in a row, which no mailbox has.
+    """
     return _fold(name).removesuffix(SEPARATOR)
 
 
 def _fold(name: str) -> str:
-    if not name.isascii():
-        name = unicodedata.normalize("NFC", name)
+    name = nfc_name(name, GIVEN_BYTES_MAX, "a mailbox name")
     if name[: len(INBOX)].upper() == INBOX and name[len(INBOX) : len(INBOX) + 1] in ("", SEPARATOR):
         return INBOX + name[len(INBOX) :]
     return name
@@ -124,15 +131,17 @@ class Pattern:
     backtrack for hours. Bit i: the first i signs of the pattern have been matched.
     """
 
-    __slots__ = ("_across", "_by_char", "_final", "_prefix", "_tail", "_within", "ends_in_percent")
+    __slots__ = ("_across", "_by_char", "_final", "_inside", "_prefix", "_tail", "_within", "ends_in_percent")
 
     def __init__(self, pattern: str) -> None:
-        signs = _collapse(_fold(pattern))
+        """Raises Invalid for a pattern of more than GIVEN_BYTES_MAX bytes, wildcards counted in each run as one."""
+        signs = _fold(_collapse(pattern))
         self.ends_in_percent = signs[-1:] == "%"
         """Matching levels above a mailbox are wanted as well, also where they are no mailboxes."""
         self._tail = signs[-1:] if signs[-1:] in ("*", "%") else ""
         head = signs[: len(signs) - len(self._tail)]
         self._prefix = None if "*" in head or "%" in head or _touches_inbox(head) else head
+        self._inside = "" if self._prefix is not None else _longest_literal(signs)
         self._by_char: dict[str, int] = {}
         self._across = self._within = 0
         literals = 0
@@ -155,6 +164,8 @@ class Pattern:
             if self._tail == "%":
                 return SEPARATOR not in name[len(self._prefix) :]
             return self._tail == "*" or len(name) == len(self._prefix)
+        if self._inside and self._inside not in name:
+            return False
         # A wildcard is not a state of its own but a loop at the state before the sign that follows it.
         inbox = len(INBOX) if name == INBOX or is_below(name, INBOX) else 0
         by_char, across, within = self._by_char, self._across, self._across | self._within
@@ -169,16 +180,17 @@ class Pattern:
         return bool(states & self._final)
 
 
+_WILDCARDS: Final = re.compile(r"[*%]{2,}")
+
+
 def _collapse(pattern: str) -> str:
     """Each run of wildcards as one: `*` if it has one, else `%`."""
-    out: list[str] = []
-    for sign in pattern:
-        if sign in "*%" and out and out[-1] in ("*", "%"):
-            if sign == "*":
-                out[-1] = "*"
-        else:
-            out.append(sign)
-    return "".join(out)
+    return _WILDCARDS.sub(lambda run: "*" if "*" in run[0] else "%", pattern)
+
+
+def _longest_literal(signs: str) -> str:
+    """The longest piece that a name has to contain to match: without wildcards, nor letters of INBOX in any case."""
+    return max(re.split(r"[*%INBOXinbox]", signs), key=len)
 
 
 def _touches_inbox(head: str) -> bool:

@@ -12,7 +12,7 @@ from ..errors import Exists, Invalid, Limit, NoPerm, NotFound
 from ..mailbox import MailboxEntry, Root, RootDelta, Rows
 from ..mailbox._delta import CLAIM_PURGED
 from ..mailbox._uidset import UidArray
-from ..mailbox.names import check_name
+from ..mailbox.names import check_name, with_children
 from ..objectstore import StoreError, put_once
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import first_root_key, mail_key
@@ -34,25 +34,17 @@ MAILBOXES_MAX: Final = 10_000
 def infos(root: Root) -> list[MailboxInfo]:
     """See `api.User.mailboxes`."""
     names = root.names()
-    every: set[str] = set(names)
-    parents: set[str] = set()
-    for name in names:
-        parts = name.split("/")
-        for depth in range(1, len(parts)):
-            parents.add("/".join(parts[:depth]))
-    every |= parents
+    parents = with_children(names)
+    subscriptions = root.subscriptions
     out = []
-    for name in sorted(every, key=lambda n: (n != "INBOX", n)):
+    for name in sorted(parents.union(names)):
         entry = names.get(name)
-        out.append(
-            MailboxInfo(
-                name=name,
-                guid=None if entry is None else Guid(entry.guid),
-                special_use="" if entry is None else entry.special_use,
-                subscribed=root.subscribed(name),
-                has_children=name in parents,
-            )
-        )
+        subscribed = bool(subscriptions.get(name, 0) & 1)
+        if entry is None:
+            out.append(MailboxInfo(name, None, "", subscribed, name in parents))
+        else:
+            out.append(MailboxInfo(name, Guid(entry.guid), entry.special_use, subscribed, name in parents))
+    out.sort(key=lambda info: info.name != "INBOX")  # stable
     return out
 
 
@@ -83,13 +75,18 @@ async def first(user: User) -> bool:
     return True
 
 
+def _check_count(names: list[str]) -> None:
+    """Levels without a mailbox count: LIST has a line for each. Raises Limit."""
+    if len(names) > MAILBOXES_MAX or len(with_children(names).union(names)) > MAILBOXES_MAX:
+        raise Limit(f"a user has at most {MAILBOXES_MAX} mailboxes, levels above them counted")
+
+
 async def create(user: User, name: str, special_use: str) -> Guid:
     """See `api.User.create`."""
     name = check_name(name)
     if name in user.root.names():
         raise Exists(f"mailbox {name!r} exists already")
-    if len(user.root.names()) >= MAILBOXES_MAX:
-        raise Limit(f"a user has at most {MAILBOXES_MAX} mailboxes")
+    _check_count([*user.root.names(), name])
     if special_use and any(entry.special_use == special_use for entry in user.root.names().values()):
         raise Exists(f"there is a mailbox for {special_use} already")
     entry = _new_entry(user, name, special_use)
@@ -148,6 +145,7 @@ async def rename(user: User, old: str, new: str) -> None:
         if target in names:
             raise Exists(f"mailbox {target!r} exists already")
         entries.append(msgspec.structs.replace(entry, name=target, stamp=modseq))
+    _check_count([*(name for name in names if name not in moved), *(entry.name for entry in entries)])
     await user.change_root(RootDelta(entries, highestmodseq=modseq))
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import structlog
 
-from ..errors import Unavailable
+from ..errors import Temporary, Unavailable
 from ..mailbox import Delta, Rows
 from ..objectstore import StoreError, put_once, settle
 from ..objectstore.codec import ObjectKind
@@ -29,6 +29,7 @@ from ._env import TRY_LATER
 from ._fields import Fields
 from ._mail import MailMeta, make_fields
 from ._slots import Fate, Slot
+from .api import Source
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -52,7 +53,7 @@ ATTEMPTS_MAX: Final = 8
 class Draft:
     """A mail to be written; internaldate None: now."""
 
-    source: bytes
+    source: bytes | Source
     flags: tuple[str, ...]
     internaldate: int | None
     zone: int
@@ -92,6 +93,8 @@ async def write_mails(mailbox: Mailbox, drafts: list[Draft]) -> list[Uid]:
                 await journal.sync()
             await journal.lease()  # once more: the machine may have been suspended since
             return [Uid(slot.uid) for slot in slots]
+        if any(draft.source.lost for draft in drafts if not isinstance(draft.source, bytes)):
+            break
     raise Unavailable(TRY_LATER)
 
 
@@ -130,26 +133,41 @@ async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft]) -
 
 
 async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
-    """PUT one mail; its fields are made while the bucket works."""
+    """PUT one mail, which may have to be read first."""
+    if isinstance(draft.source, bytes):
+        return await _put_source(mailbox, slot, draft, draft.source)
+    try:
+        async with draft.source.open() as source:
+            return await _put_source(mailbox, slot, draft, source)
+    except Temporary as exc:
+        log.error("a mail cannot be read back", user=mailbox.user.name, uid=slot.uid, error=str(exc))
+        key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
+        return await _decided(mailbox, key, mailbox.env.new_oid()), None, None
+
+
+async def _put_source(
+    mailbox: Mailbox, slot: Slot, draft: Draft, source: bytes
+) -> tuple[Fate, Delta | None, Fields | None]:
+    """PUT the bytes of a mail; its fields are made while the bucket works."""
     env = mailbox.env
     now = env.now()
     meta = MailMeta(
         guid=mailbox.guid,
         uid=slot.uid,
-        size=len(draft.source),
+        size=len(source),
         internaldate=int(now) if draft.internaldate is None else draft.internaldate,
         zone=draft.zone,
         savedate=int(now * 1000),
         flags=draft.flags,
     )
     oid = env.new_oid()
-    if len(draft.source) <= INLINE_MAX:
-        data = env.codec.encode(ObjectKind.MAIL, oid, meta.encode(), draft.source)
+    if len(source) <= INLINE_MAX:
+        data = env.codec.encode(ObjectKind.MAIL, oid, meta.encode(), source)
     else:
-        data = await asyncio.to_thread(env.codec.encode, ObjectKind.MAIL, oid, meta.encode(), draft.source)
+        data = await asyncio.to_thread(env.codec.encode, ObjectKind.MAIL, oid, meta.encode(), source)
     putting = mailbox.user.spawn(put_slot(mailbox, slot, data, oid))
     await asyncio.sleep(0)  # the request goes out
-    fields = await _fields(draft.source)
+    fields = await _fields(source)
     fate = await putting
     if fate != "landed":
         return fate, None, None
@@ -165,6 +183,11 @@ async def put_slot(mailbox: Mailbox, slot: Slot, data: bytes, oid: Oid) -> Fate:
         return "landed" if await put_once(mailbox.env.bucket, key, data, oid, kind="mail") else "taken"
     except StoreError as exc:
         log.warning("delivery undecided", user=mailbox.user.name, key=key, error=str(exc))
+    return await _decided(mailbox, key, oid)
+
+
+async def _decided(mailbox: Mailbox, key: str, oid: Oid) -> Fate:
+    """What became of a PUT, or of one that was never sent, however long it takes to say."""
     pause = 0.5
     while True:
         try:

@@ -8,6 +8,7 @@ and does not answer. Methods without `async` are served from memory and make no 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -36,8 +37,7 @@ class Status(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class MailboxInfo:
+class MailboxInfo(NamedTuple):
     """One line of LIST. `guid` None: a name without a mailbox (a parent level, or a subscription to nothing)."""
 
     name: str
@@ -47,11 +47,24 @@ class MailboxInfo:
     has_children: bool
 
 
+class Source(Protocol):
+    """A mail that is not in memory; its length is its size in bytes."""
+
+    def __len__(self) -> int: ...
+
+    def open(self) -> AbstractAsyncContextManager[bytes]:
+        """The mail's bytes, in memory until the end of the context. Raises Temporary."""
+
+    @property
+    def lost(self) -> bool:
+        """It cannot be read any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewMail:
     """One mail to be stored. internaldate: unix seconds, None for now; zone: minutes east of UTC."""
 
-    source: bytes
+    source: bytes | Source
     flags: tuple[str, ...] = ()
     internaldate: int | None = None
     zone: int = 0

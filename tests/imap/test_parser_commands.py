@@ -327,7 +327,6 @@ BAD: list[tuple[bytes, str]] = [
     (b"a FETCH 1 BODY[FOO]", 'Unknown section "FOO]": allowed are HEADER'),
     (b"a FETCH 1 BODY[1.]", "Unknown section"),
     (b"a FETCH 1 BODY[0]", "part numbers start at 1"),
-    (b"a FETCH 1 BODY[%s1]" % (b"1." * 500), "nested too deeply"),
     (b"a FETCH 1 BODY[", "Unknown section"),
     (b"a FETCH 1 BODY[HEADER.FIELDS]", "a space before header field names"),
     (b"a FETCH 1 BODY[HEADER.FIELDS ()]", "Empty list of header field names"),

@@ -32,6 +32,8 @@ SMALL = Limits(
     multiappend_bytes_max=30,
     discard_bytes_max=1_000,
     arguments_max=5,
+    flags_max=5,
+    list_patterns_max=5,
     depth_max=3,
 )
 

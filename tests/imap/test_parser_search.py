@@ -195,6 +195,6 @@ def test_depth_is_bounded_and_chains_are_not_depth() -> None:
 
 
 def test_keys_are_counted() -> None:
-    event = parse(b"a SEARCH " + b"ALL " * 20, Limits(arguments_max=10))
+    event = parse(b"a SEARCH " + b"ALL " * 20, Limits(search_keys_max=10))
     assert isinstance(event, BadCommand)
     assert event.reason == "Too many search keys: at most 10"

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from obox import errors
 from obox.lmtp import Envelope, LmtpServer, Recipient, Settings
-from obox.lmtp.spool import ByteBudget, Spool
+from obox.spool import ByteBudget, Spool
 
 MAIL = b"Received: from a by b with ESMTP id Q1; x\r\nMessage-ID: <1@x>\r\nSubject: s\r\n\r\nbody\r\n"
 

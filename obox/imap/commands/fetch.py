@@ -23,7 +23,7 @@ from obox.imap.commands.auth import enable_condstore
 from obox.imap.earlier import vanished_earlier
 from obox.imap.plan import Body, Plan, compile_plan, header_of
 from obox.imap.replies import Reply, bad, no
-from obox.imap.rows import flag_column, lines
+from obox.imap.rows import ANSWER_BYTES, flag_column, flag_rows, lines, parts
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import write_flags
@@ -36,6 +36,8 @@ COLUMN_ROWS: Final = 1000
 """Mails of a chunk that needs columns alone: about 64 KiB of lines."""
 FIELD_ROWS: Final = 250
 """Mails of a chunk that needs cached fields: about 200 KiB."""
+HEADER_CELLS: Final = 1000
+"""Header sections of a chunk, over all its mails: each may be as large as a header that is kept, 8 KiB."""
 MAIL_ROWS: Final = 128
 """Mails of a chunk that needs whole mails, whose \\Seen is set at once."""
 STREAM_BYTES_MIN: Final = 1 << 20
@@ -57,10 +59,14 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
         uids = _changed_since(session, command, uids, command.changed_since)
     job = _Fetch(session, plan, uid=command.uid)
     rows = MAIL_ROWS if plan.needs_mail else FIELD_ROWS if plan.needs_fields else COLUMN_ROWS
+    rows = max(1, min(rows, HEADER_CELLS // max(1, len(job.in_header))))
+    at = 0
     try:
-        for at in range(0, len(uids), rows):
-            await job.chunk(uids[at : at + rows])
+        while at < len(uids):
+            some = flag_rows(job.mailbox.state, rows)
+            await job.chunk(uids[at : at + some])
             await session.flush()
+            at += some
     except _AtOnce:
         pass
     if job.unreadable:
@@ -108,23 +114,28 @@ class _Fetch:
         self.mailbox, self.view = session.need_mailbox()
         self.names = plan.names()
         self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
+        self.in_header = [item for item in plan.order if isinstance(item, Body) and item.in_header]
         self.needs_structure = plan.needs_structure
         self.uid = uid
         self.autofix = session.settings.autofix_storage
         self.unreadable: set[int] = set()
         self.expunged = False
 
-    async def chunk(self, uids: UidArray) -> None:
-        """Deliver some mails."""
+    async def chunk(self, uids: UidArray, seen: UidArray | None = None) -> None:
+        """Deliver some mails. seen: those that have \\Seen new, where that has been done; None: do it."""
         plan = self.plan
-        seen = NO_UIDS
-        if plan.sets_seen and not self.session.read_only:
+        if seen is None and (self.session.read_only or not plan.sets_seen):
+            seen = NO_UIDS
+        elif seen is None:
             seen = await self._mark_seen(uids)
         found: dict[int, Fields] = {}
         headers: dict[int, bytes] = {}
         if plan.needs_fields:
             found = await self._fields(uids)
-            if any(isinstance(item, Body) and item.in_header for item in plan.order):
+            if self.in_header:
+                if len(uids) > 1 and any(fields.header is None for fields in found.values()):
+                    await self._apart(uids, seen, found)
+                    return
                 headers = await self._headers(found)
                 found = {uid: found[uid] for uid in headers} if len(headers) < len(found) else found
             if len(found) < len(uids):
@@ -147,7 +158,24 @@ class _Fetch:
         names = self.names
         if len(seen):
             names, columns = self._with_flags(uids, where, seen, columns)
-        self.session.write(lines(names, self.view.seqs(uids).tolist(), columns))
+        seqs = self.view.seqs(uids).tolist()
+        for part in parts(names, columns, len(seqs)):
+            self.session.write(lines(names, seqs[part], [column[part] for column in columns]))
+            if self.session.out.full:
+                await self.session.flush()
+
+    async def _apart(self, uids: UidArray, seen: UidArray, found: Mapping[int, Fields]) -> None:
+        """Deliver the mails of a chunk whose headers are too long to be kept one at a time, the others between them."""
+        begin = 0
+        for at, uid in enumerate(uids.tolist()):
+            if (fields := found.get(uid)) is not None and fields.header is None:
+                for part in (uids[begin:at], uids[at : at + 1]):
+                    if len(part):
+                        await self.chunk(part, seen)
+                        await self.session.flush()
+                begin = at + 1
+        if begin < len(uids):
+            await self.chunk(uids[begin:], seen)
 
     def _there(self, uids: UidArray, found: Mapping[int, Fields]) -> tuple[UidArray, Any]:
         """Those of `uids` that exist and of which we have the fields that the plan needs, with their rows."""
@@ -260,7 +288,7 @@ class _Fetch:
                 at += 1
             wrong: Unreadable | None = None
             if isinstance(mail, bytes):
-                self._write_row(lead, rows[at], mail)
+                await self._write_row(lead, names, rows[at], mail)
             elif mail is not None:
                 wrong = mail
             elif self._streams(sizes[at]):
@@ -268,7 +296,7 @@ class _Fetch:
             else:
                 self.expunged = True
             if wrong is not None and (instead := self._instead(uid, wrong)) is not None:
-                self._write_row(lead, rows[at], instead)
+                await self._write_row(lead, names, rows[at], instead)
             elif wrong is not None:
                 await self._write_flags(uid, seen)
             if self.session.out.full:
@@ -321,11 +349,37 @@ class _Fetch:
             names, columns = self._with_flags(uids, where, seen, columns)
         return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
 
-    def _write_row(self, lead: bytes, values: list[Any], mail: bytes) -> None:
+    async def _write_row(self, lead: bytes, names: list[bytes], values: list[Any], mail: bytes) -> None:
+        """The line of one mail. Where its items together may be large, they go out piece by piece."""
         root = parse(mail) if self.needs_structure else None
+        if len(mail) * len(self.cut) > ANSWER_BYTES:
+            await self._write_items(names, values, mail, root)
+            return
         for at, item in self.cut:
             values[at] = item.of_mail(mail, root)
         self.session.write(lead % tuple(values))
+
+    async def _write_items(self, names: list[bytes], values: list[Any], mail: bytes, root: Any) -> None:
+        """As `_write_row`, holding no more than one item and PIECE_BYTES of output: the client's pace counts."""
+        session, order = self.session, self.plan.order
+        cells, tail = values[1 : len(order) + 1], values[len(order) + 1 :]
+        lead = b"* %d FETCH (" % values[0]
+        for at, (item, name) in enumerate(zip(order, names, strict=True)):
+            more = tail if at == len(order) - 1 else []
+            if isinstance(item, Body) and _of_mail(item):
+                source, start, end = item.span_of(mail, root)
+                head = b"NIL" if source is None else b"{%d}\r\n" % (end - start) if end > start else b'""'
+                session.write(lead, item.label, b" ", head)
+                while source is not None and start < end:
+                    session.write(source[start : min(start + PIECE_BYTES, end)])
+                    start += PIECE_BYTES
+                    await session.go_on()
+                session.write(*more)
+            else:
+                session.write(lead + name % (cells[at], *more))
+            lead = b" "
+            await session.go_on()
+        session.write(b")\r\n")
 
     async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> Unreadable | None:
         """Send a large mail, piece by piece; returns why nothing of it was sent.

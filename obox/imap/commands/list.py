@@ -6,6 +6,7 @@ With RECURSIVEMATCH a name that is not selected is shown where something below i
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,8 +47,8 @@ async def list_(session: Session, command: ast.List) -> Reply:
         session.write(wire.line(b"LIST", b"(\\Noselect)", _SEPARATOR, b'""'))
         return Reply("List completed")
     user = session.need_user()
-    entries = _entries(user)
-    patterns = [Pattern(_joined(command.reference, pattern)) for pattern in command.patterns if pattern]
+    entries = await _entries(session, user)
+    patterns = await _compiled(session, command.reference, command.patterns)
     select, returns = command.select, command.returns
     wants_subscribed = ListSelect.SUBSCRIBED in select
     wants_special = ListSelect.SPECIAL_USE in select
@@ -59,17 +60,15 @@ async def list_(session: Session, command: ast.List) -> Reply:
     if not (wants_subscribed or wants_special):
         chosen = [entry.name for entry in entries if entry.exists or entry.level]
     chosen_set = set(chosen)
+    matching = await _matching(session, patterns, (entry.name for entry in entries))
     above: set[str] = set()
     if ListSelect.RECURSIVEMATCH in select:
-        above = names.with_children(chosen)
+        # RFC 5258 §3.5: a parent that matches stands for children that the patterns do not show themselves.
+        above = names.with_children(name for name in chosen if name not in matching)
     show_subscribed = wants_subscribed or ListReturn.SUBSCRIBED in returns
     for entry in entries:
-        hit, parent = entry.name in chosen_set, entry.name in above
-        if not (hit or parent) or not any(pattern.matches(entry.name) for pattern in patterns):
-            continue
-        # RFC 5258 §3.5: a parent that matches stands for children that the patterns do not show themselves.
-        childinfo = parent and _hidden_child(entry.name, chosen, patterns)
-        if not hit and not childinfo:
+        childinfo = entry.name in above
+        if entry.name not in matching or not (childinfo or entry.name in chosen_set):
             continue
         attributes = _attributes(entry, subscribed=show_subscribed and entry.subscribed)
         words = [b"LIST", wire.flags(attributes), _SEPARATOR, wire.mailbox(entry.name)]
@@ -81,8 +80,7 @@ async def list_(session: Session, command: ast.List) -> Reply:
                 await write_status(session, entry.name, command.status)
             except NotFound:
                 pass  # deleted meanwhile: RFC 5819 §2 has no line for it
-        if session.out.full:
-            await session.flush()
+        await session.go_on()
     return Reply("List completed")
 
 
@@ -90,12 +88,39 @@ async def lsub(session: Session, command: ast.Lsub) -> Reply:
     """Subscribed names; a `%` that ends the pattern shows levels above them as \\Noselect. RFC 3501 §6.3.9."""
     user = session.need_user()
     existing = {info.name for info in user.mailboxes() if info.guid is not None}
-    subscribed = sorted(user.subscriptions(), key=names.sort_key)
-    found = names.match(_joined(command.reference, command.pattern), subscribed)
-    for name, itself in found.items():
-        attributes = () if itself and name in existing else ("\\Noselect",)
+    await session.go_on()
+    subscribed = user.subscriptions()
+    shown = dict.fromkeys(subscribed, True)
+    patterns = await _compiled(session, command.reference, (command.pattern,))
+    if any(pattern.ends_in_percent for pattern in patterns):
+        shown |= dict.fromkeys(names.with_children(subscribed).difference(shown), False)
+    for name in sorted(await _matching(session, patterns, shown), key=names.sort_key):
+        attributes = () if shown[name] and name in existing else ("\\Noselect",)
         session.write(wire.line(b"LSUB", wire.flags(attributes), _SEPARATOR, wire.mailbox(name)))
+        await session.go_on()
     return Reply("Lsub completed")
+
+
+async def _compiled(session: Session, reference: str, given: Sequence[str]) -> list[Pattern]:
+    """The patterns that are not empty, below the reference. Raises: Invalid."""
+    out = []
+    for pattern in given:
+        if pattern:
+            out.append(Pattern(_joined(reference, pattern)))
+            await session.go_on()
+    return out
+
+
+async def _matching(session: Session, patterns: Sequence[Pattern], known: Iterable[str]) -> set[str]:
+    """Those of the names that a pattern matches."""
+    out = set()
+    for name in known:
+        for pattern in patterns:
+            if pattern.matches(name):
+                out.add(name)
+                break
+        await session.go_on()
+    return out
 
 
 def _joined(reference: str, pattern: str) -> str:
@@ -105,10 +130,11 @@ def _joined(reference: str, pattern: str) -> str:
     return reference + pattern
 
 
-def _entries(user: User) -> list[_Entry]:
+async def _entries(session: Session, user: User) -> list[_Entry]:
     """All names that LIST can show: mailboxes, levels above them, and subscriptions to what is not there."""
     table: dict[str, _Entry] = {}
     infos = user.mailboxes()
+    await session.go_on()
     for info in infos:
         exists = info.guid is not None
         table[info.name] = _Entry(info.name, exists, info.special_use, info.subscribed, info.has_children)
@@ -116,10 +142,13 @@ def _entries(user: User) -> list[_Entry]:
         table[INBOX] = _Entry(INBOX, exists=True)
     for name in user.subscriptions():
         table.setdefault(name, _Entry(name)).subscribed = True
+    await session.go_on()
     for name in names.with_children(entry.name for entry in table.values() if entry.exists):
         table.setdefault(name, _Entry(name)).level = True
+    await session.go_on()
     for name in names.with_children(table):
         table.setdefault(name, _Entry(name))
+    await session.go_on()
     return sorted(table.values(), key=lambda entry: names.sort_key(entry.name))
 
 
@@ -133,10 +162,3 @@ def _attributes(entry: _Entry, *, subscribed: bool) -> list[str]:
     if entry.special_use:
         out.append(entry.special_use)
     return out
-
-
-def _hidden_child(name: str, chosen: list[str], patterns: list[Pattern]) -> bool:
-    """Is there a chosen name below that no pattern shows?"""
-    return any(
-        names.is_below(child, name) and not any(pattern.matches(child) for pattern in patterns) for child in chosen
-    )

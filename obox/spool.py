@@ -1,23 +1,24 @@
-"""Where a mail waits while it comes in, and how much memory mails under delivery may take.
+"""Where a mail waits while it comes in, and how much memory mails on their way may take. LMTP and IMAP use it.
 
 A mail up to a limit stays in memory; a larger one goes to an unnamed temporary file, written and read in threads, so
-that a slow sender of a large mail costs no memory. The file is no promise: nothing is acknowledged before `deliver`
-returns, and a crash leaves nothing behind. A disk that fails makes this mail fail, in passing.
+that a slow sender of a large mail costs no memory. The file is no promise: nothing is acknowledged before it is in the
+bucket, and a crash leaves nothing behind. A disk that fails makes this mail fail, in passing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO
 
 import structlog
 
-log = structlog.get_logger("obox.lmtp")
+log = structlog.get_logger("obox.spool")
 
 WRITE_BYTES = 256 << 10
 """Spooled bytes are written in pieces of at least this size: one thread hop each."""
@@ -55,7 +56,7 @@ class Spool:
         try:
             await asyncio.to_thread(self._write, parts)
         except OSError as error:
-            log.error("lmtp_spool_failed", directory=str(self._directory or ""), problem=error.strerror)
+            log.error("spool_failed", directory=str(self._directory or ""), problem=error.strerror)
             await self.reset()
             self.failed = True
 
@@ -72,6 +73,15 @@ class Spool:
             await self.flush()
         return await asyncio.to_thread(self._read)
 
+    async def read(self, start: int, size: int) -> bytes:
+        """Some of what was added, which `flush` has put into the file. Raises: OSError."""
+        if self._file is None or self.failed:
+            raise OSError("the spool has failed")
+        data = await asyncio.to_thread(os.pread, self._file.fileno(), size, start)
+        if len(data) != size:
+            raise OSError("the spool is shorter than what was written")
+        return data
+
     async def reset(self) -> None:
         """Forget the mail."""
         self._parts, self._parts_bytes, self.size, self.failed = [], 0, 0, False
@@ -86,12 +96,16 @@ class Spool:
             self._file.close()
             self._file = None
 
+    def __del__(self) -> None:
+        self.close()
+
     def _write(self, parts: list[bytes]) -> None:
         if self._file is None:
             if self._directory is not None:
                 self._directory.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - lives as long as the mail
         self._file.writelines(parts)
+        self._file.flush()
 
     def _read(self) -> bytes:
         if self._file is None:
@@ -137,3 +151,35 @@ class ByteBudget:
             size, turn = self._waiting.popleft()
             self._used += size
             turn.set_result(None)
+
+
+class Shares:
+    """Bytes in use, of each user and of all; who asks for more than there is gets none, and nobody waits.
+
+    user_share: what part of all one user may have.
+    """
+
+    def __init__(self, bytes_max: int, user_share: int = 4) -> None:
+        self.bytes_max = bytes_max
+        self.user_bytes_max = bytes_max // user_share
+        self.used = 0
+        self._users: Counter[str] = Counter()
+
+    def fits(self, user: str, size: int) -> bool:
+        """Whether so many bytes are free for the user now."""
+        return self.used + size <= self.bytes_max and self._users[user] + size <= self.user_bytes_max
+
+    def take(self, user: str, size: int) -> bool:
+        """Claim bytes; False: there are not so many."""
+        if not self.fits(user, size):
+            return False
+        self.used += size
+        self._users[user] += size
+        return True
+
+    def give(self, user: str, size: int) -> None:
+        """Give claimed bytes back."""
+        self.used -= size
+        self._users[user] -= size
+        if not self._users[user]:
+            del self._users[user]

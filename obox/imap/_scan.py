@@ -19,6 +19,7 @@ from obox.imap import utf7
 from obox.imap.ast import InternalDate
 from obox.imap.sets import SequenceSet, parse_set
 from obox.imap.wire import MONTHS
+from obox.mailbox.names import canonical
 
 T = TypeVar("T")
 
@@ -260,11 +261,11 @@ class Scan:
         return name if name.isascii() else unicodedata.normalize("NFC", name)
 
     def mailbox(self, what: str = "a mailbox name") -> str:
-        """Take a mailbox name: decoded, NFC, not empty; INBOX in capitals."""
-        name = self._decoded(self.astring(what))
+        """Take a mailbox name: decoded, canonical, not empty."""
+        name = canonical(self._decoded(self.astring(what)))
         if not name:
             raise Malformed("Empty mailbox name", "NO", "CANNOT")
-        return "INBOX" if len(name) == 5 and name.upper() == "INBOX" else name
+        return name
 
     def reference(self) -> str:
         return self._decoded(self.astring("a reference name"))

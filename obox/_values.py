@@ -355,7 +355,7 @@ def _new_mailbox(raw: object, base: Path) -> NewMailbox:
         name, use = _text(raw).strip(), ""
     name = name.strip()
     known = ("", "\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")  # RFC 6154 §2
-    if not name or name.upper() == "INBOX" or not name.isprintable() or use not in known:
+    if not name or (name.isascii() and name.upper() == "INBOX") or not name.isprintable() or use not in known:
         raise ValueError
     return NewMailbox(name, use)
 

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import Exists, Invalid, NotFound
+from ..mailbox.names import canonical
 from .parts import Account, Admin, matching
 from .table import DryRun, Event, Row, Selection, user_verb
 
@@ -105,7 +106,7 @@ async def mailbox_delete(admin: Admin, account: Account, params: MailboxDeletePa
     async with admin.open(account) as user:
         names = [info.name for info in user.mailboxes() if info.guid is not None]
         doomed: dict[str, None] = {}
-        for name in params.mailbox:
+        for name in map(canonical, params.mailbox):
             below = [one for one in names if one.startswith(name + "/")] if params.recursive else []
             found = [*reversed(below), *([name] if name in names else [])]
             if not found:

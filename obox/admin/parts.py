@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import Invalid, NotFound, Unavailable
+from ..mailbox.names import fits_mask
 from ..types import StorageId
 from .exits import NoUser
 
@@ -232,7 +233,7 @@ def matching(names: Sequence[str], masks: Sequence[str]) -> list[str]:
     out = []
     for name in names:
         for mask in masks:
-            if fnmatch.fnmatchcase(name, mask) or (mask.upper() == "INBOX" and name == "INBOX"):
+            if fits_mask(name, mask):
                 out.append(name)
                 break
     return out

@@ -11,12 +11,12 @@ known. Pure.
 from __future__ import annotations
 
 import datetime as dt
-import fnmatch
 import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..errors import Invalid
+from ..mailbox.names import fits_mask
 
 _NO_ARGUMENT: Final = frozenset(
     ("ALL", "ANSWERED", "DELETED", "DRAFT", "FLAGGED", "NEW", "OLD", "RECENT", "SEEN", "UNANSWERED", "UNDELETED",
@@ -171,7 +171,7 @@ class _Mailbox:
     def fits(self, name: str, guid: str) -> bool:
         if self.guid:
             return guid == self.mask.lower()
-        return fnmatch.fnmatchcase(name, self.mask) or (name == "INBOX" and self.mask.upper() == "INBOX")
+        return fits_mask(name, self.mask)
 
 
 class _Node:

@@ -19,7 +19,7 @@ from obox.imap.ast import InternalDate
 from obox.imap.sets import SequenceSet, parse_set
 from obox.imap.wire import MONTHS
 from obox.mailbox import KEYWORD_BYTES_MAX
-from obox.mailbox.names import GIVEN_BYTES_MAX, NAME_BYTES_MAX
+from obox.mailbox.names import GIVEN_BYTES_MAX, NAME_BYTES_MAX, canonical
 from obox.store.api import Source
 from obox.text import nfc_name
 
@@ -299,11 +299,11 @@ class Scan:
         return nfc_name(name, GIVEN_BYTES_MAX, "Mailbox name")
 
     def mailbox(self, what: str = "a mailbox name") -> str:
-        """Take a mailbox name: decoded, NFC, not empty; INBOX in capitals."""
-        name = self._decoded(self.astring(what))
+        """Take a mailbox name: decoded, canonical, not empty."""
+        name = canonical(self._decoded(self.astring(what)))
         if not name:
             raise Malformed("Empty mailbox name", "NO", "CANNOT")
-        return "INBOX" if len(name) == 5 and name.upper() == "INBOX" else name
+        return name
 
     def reference(self) -> str:
         """Take the reference name of LIST; its length is limited as a pattern's."""

@@ -6,6 +6,7 @@ turns a refusal into its response line.
 
 from __future__ import annotations
 
+import enum
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -50,18 +51,30 @@ class NeedContinuation(msgspec.Struct, frozen=True):
     size: int
 
 
+class Resets(enum.Enum):
+    """What a command takes from the session by failing, if it is answered NO. A BAD changes nothing."""
+
+    NOTHING = 0
+    MAILBOX = 1
+    """SELECT and EXAMINE: no mailbox is selected. RFC 3501 §6.3.1, RFC 9051 §6.3.2."""
+    SAVED = 2
+    """SEARCH with RETURN (SAVE): `$` is empty. RFC 5182 §2.1."""
+
+
 class BadCommand(msgspec.Struct, frozen=True):
     """The command was not understood, the parser is at the next line: answer `tag STATUS [code] reason`.
 
     tag: None where there was none to be read: answer `* BAD reason`.
     status: "BAD" for a syntax error, "NO" where the syntax is right and a value cannot be served.
     code: a response code without brackets, such as `BADCHARSET (US-ASCII UTF-8)`.
+    resets: with "NO" only.
     """
 
     tag: bytes | None
     reason: str
     status: str = "BAD"
     code: str | None = None
+    resets: Resets = Resets.NOTHING
 
 
 class TooBig(msgspec.Struct, frozen=True):
@@ -76,6 +89,7 @@ class TooBig(msgspec.Struct, frozen=True):
     size: int
     size_max: int
     fatal: bool = False
+    resets: Resets = Resets.NOTHING
 
 
 class SaslResponse(msgspec.Struct, frozen=True):

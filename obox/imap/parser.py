@@ -44,6 +44,7 @@ from obox.imap.events import (
     NeedContinuation,
     NeedData,
     NeedFlush,
+    Resets,
     SaslResponse,
     TooBig,
 )
@@ -56,6 +57,7 @@ TAG_BYTES_MAX: Final = 256
 # tag = 1*<any ASTRING-CHAR except "+">
 _TAG: Final = re.compile(rb"""([^\x00-\x20\x7f-\xff(){%*"\\+]++)(?: |\Z)""")
 _COMMAND: Final = re.compile(rb"[A-Za-z0-9]++(?= |\Z)")
+_SAVES: Final = re.compile(rb"[^ ]+ (?:UID )?SEARCH RETURN \([^)]*\bSAVE\b", re.IGNORECASE)
 # literal = "{" number64 ["+"] "}" CRLF *CHAR8; literal8 = "~" literal. At the end of a line only.
 _MARK: Final = re.compile(rb"~?\{([0-9]{1,20})(\+?)\}\Z")
 _MARK_BYTES: Final = 32
@@ -255,7 +257,8 @@ class Parser:
         else:
             size_max = min(limits.literal_bytes_max, limits.literals_bytes_max - self._strings)
         if size > size_max:
-            return self._abandon(TooBig(self._tag, self._word, size, max(0, size_max)), line)
+            resets = _resets(self._word, self._parts[0] if self._parts else line)
+            return self._abandon(TooBig(self._tag, self._word, size, max(0, size_max), resets=resets), line)
         if is_mail:
             if self.intake is not None and not self._admitted(self.intake, size):
                 return self._abandon(BadCommand(self._tag, "Too many mails are on their way", "NO", "LIMIT"), line)
@@ -285,7 +288,8 @@ class Parser:
                 command, incoming = msgspec.structs.replace(command, incoming=incoming), None
             return command
         except Malformed as error:
-            return BadCommand(tag, _short(str(error)), error.status, error.code)
+            resets = _resets(word, parts[0]) if error.status == "NO" else Resets.NOTHING
+            return BadCommand(tag, _short(str(error)), error.status, error.code, resets)
         except Invalid as error:
             return BadCommand(tag, _short(str(error)))
         finally:
@@ -414,6 +418,13 @@ class Parser:
             return SaslResponse(base64(line))
         except Invalid as error:
             return BadLine(str(error))
+
+
+def _resets(word: str, line: bytes) -> Resets:
+    """What a command takes from the session if it is answered NO. line: its first, with all of RETURN's options."""
+    if word in ("SELECT", "EXAMINE"):
+        return Resets.MAILBOX
+    return Resets.SAVED if word in ("SEARCH", "UID") and _SAVES.match(line) else Resets.NOTHING
 
 
 def _short(reason: str) -> str:

@@ -186,6 +186,7 @@ class Session:
         elif isinstance(event, events.BadLine):
             await self._bad_line(event.reason)
         elif isinstance(event, events.TooBig | events.BadCommand):
+            await self._reset(event.resets)
             self.write(wire.refusal(event))
             if isinstance(event, events.TooBig) and event.fatal:
                 self.ended = "literal beyond all limits"
@@ -194,6 +195,13 @@ class Session:
                 self._count(event.command, "NO")
             else:
                 self._count("", event.status)
+
+    async def _reset(self, resets: events.Resets) -> None:
+        """Take from the session what a command that the parser has refused takes by failing."""
+        if resets is events.Resets.MAILBOX:
+            await self.leave(closed="Previous mailbox was closed")
+        elif resets is events.Resets.SAVED:
+            self.saved = NO_UIDS
 
     async def _command(self, command: ast.Command) -> None:
         from obox.imap.states import CANCELLABLE, EXPUNGE_FORBIDDEN, TABLE

@@ -2,6 +2,7 @@
 
 A name is decoded text, NFC, `/` between levels, without one at either end. INBOX is written in any case as a whole name
 and as the first level of one (`inbox/Lists` is `INBOX/Lists`); all else compares exactly. RFC 3501 §5.1, RFC 9051 §5.1.
+`canonical` is applied where a name comes in: by the IMAP parser, by the store's `User` for whoever else calls it.
 
 `%` and `*` may occur in names, discouraged as they are (RFC 3501 §5.1): people call mailboxes `50%`, and a name as a
 pattern always matches at least itself. The bucket and the caches know mailboxes by GUID: no character has a meaning
@@ -10,6 +11,7 @@ there.
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -39,15 +41,30 @@ def canonical(name: str) -> str:
 
     Does not check whether a mailbox may be called so, but measures before it normalises: raises Invalid for a name of
     more than GIVEN_BYTES_MAX bytes or with too many combining characters in a row, which no mailbox has.
+    Idempotent: of two separators at the end neither is dropped, so that `check_name` refuses them.
     """
-    return _fold(name).removesuffix(SEPARATOR)
+    name = _fold(name)
+    return name if name.endswith(SEPARATOR * 2) else name.removesuffix(SEPARATOR)
 
 
 def _fold(name: str) -> str:
     name = nfc_name(name, GIVEN_BYTES_MAX, "a mailbox name")
-    if name[: len(INBOX)].upper() == INBOX and name[len(INBOX) : len(INBOX) + 1] in ("", SEPARATOR):
+    if is_inbox(name[: len(INBOX)]) and name[len(INBOX) : len(INBOX) + 1] in ("", SEPARATOR):
         return INBOX + name[len(INBOX) :]
     return name
+
+
+def is_inbox(name: str) -> bool:
+    """Whether a whole name is INBOX. Only ASCII letters have two cases here (RFC 3501 §5.1).
+
+    `str.upper` alone makes `I` of U+0131, the dotless i, too.
+    """
+    return name.isascii() and name.upper() == INBOX
+
+
+def fits_mask(name: str, mask: str) -> bool:
+    """Whether a canonical name fits a shell mask of an administrator, in which INBOX has any case."""
+    return fnmatch.fnmatchcase(name, canonical(mask))
 
 
 def check_name(name: str) -> str:
@@ -195,7 +212,8 @@ def _longest_literal(signs: str) -> str:
 
 def _touches_inbox(head: str) -> bool:
     """Whether a literal start is one of INBOX only without case: `inb*` has to find it, `work*` need not look."""
-    return head[: len(INBOX)].upper() == INBOX[: len(head)] and not INBOX.startswith(head[: len(INBOX)])
+    start = head[: len(INBOX)]
+    return start.isascii() and start.upper() == INBOX[: len(head)] and not INBOX.startswith(start)
 
 
 def match(pattern: str, names: Iterable[str]) -> dict[str, bool]:

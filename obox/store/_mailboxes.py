@@ -12,7 +12,7 @@ from ..errors import Exists, Invalid, Limit, NoPerm, NotFound
 from ..mailbox import MailboxEntry, Root, RootDelta, Rows
 from ..mailbox._delta import CLAIM_PURGED
 from ..mailbox._uidset import UidArray
-from ..mailbox.names import check_name, with_children
+from ..mailbox.names import INBOX, canonical, check_name, with_children
 from ..objectstore import StoreError, put_once
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import first_root_key, mail_key
@@ -53,7 +53,7 @@ async def first(user: User) -> bool:
     env = user.env
     now = env.now_ms()
     validity = now // 1000
-    wanted = [("INBOX", ""), *env.settings.mailboxes]
+    wanted = [(INBOX, ""), *((canonical(name), use) for name, use in env.settings.mailboxes)]
     entries = [
         MailboxEntry(env.random_bytes(16).hex(), name, now, now + i, validity + i, use)
         for i, (name, use) in enumerate(wanted)
@@ -113,7 +113,7 @@ def _new_entry(user: User, name: str, special_use: str = "") -> MailboxEntry:
 async def delete(user: User, name: str) -> None:
     """See `api.User.delete`: all mails expunged, the name gone; the index stays hidden while copies need its
     objects."""
-    if name == "INBOX":
+    if canonical(name) == INBOX:
         raise NoPerm("INBOX cannot be deleted")
     entry = user.entry(name)
     box = await user.box(Guid(entry.guid))
@@ -128,9 +128,9 @@ async def delete(user: User, name: str) -> None:
 
 async def rename(user: User, old: str, new: str) -> None:
     """See `api.User.rename`."""
-    new = check_name(new)
+    old, new = canonical(old), check_name(new)
     names = user.root.names()
-    if old == "INBOX":
+    if old == INBOX:
         await _rename_inbox(user, new)
         return
     moved = {name: entry for name, entry in names.items() if name == old or name.startswith(old + "/")}
@@ -152,7 +152,7 @@ async def rename(user: User, old: str, new: str) -> None:
 async def _rename_inbox(user: User, new: str) -> None:
     """INBOX stays, its mails move to a new mailbox; its children stay. RFC 3501 §6.3.5."""
     await create(user, new, "")
-    inbox = await user.box(Guid(user.entry("INBOX").guid))
+    inbox = await user.box(Guid(user.entry(INBOX).guid))
     await user.copy(inbox, inbox.state.uids, new, move=True)
 
 

@@ -21,7 +21,7 @@ from metacache import Change
 from ..errors import Corrupt, NotFound, OverQuota, TooBig, Unavailable
 from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals
 from ..mailbox._uidset import UidArray
-from ..mailbox.names import check_name
+from ..mailbox.names import canonical, check_name
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
@@ -324,7 +324,7 @@ class User:
 
     def entry(self, name: str) -> MailboxEntry:
         """Raises NotFound."""
-        entry = self.root.names().get(name)
+        entry = self.root.names().get(canonical(name))
         if entry is None:
             raise NotFound(f"no mailbox {name!r}")
         return entry

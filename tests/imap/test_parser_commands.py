@@ -96,7 +96,7 @@ GOOD: list[tuple[bytes, object]] = [
         ast.Select(b"a", "INBOX", qresync=ast.QResync(1, 2, None, (pairs((1, 1)), pairs((4, 4))))),
     ),
     # mailboxes
-    (b"a CREATE owatagusiam/", ast.Create(b"a", "owatagusiam/")),
+    (b"a CREATE owatagusiam/", ast.Create(b"a", "owatagusiam")),
     (b"a CREATE MySpecial (USE (\\Drafts \\Sent))", ast.Create(b"a", "MySpecial", ("\\Drafts", "\\Sent"))),
     (b"a DELETE foo/bar", ast.Delete(b"a", "foo/bar")),
     (b"a DELETE Entw&APw-rfe", ast.Delete(b"a", "Entwürfe")),

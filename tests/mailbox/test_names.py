@@ -36,6 +36,22 @@ def test_valid(given_name: str, want: str) -> None:
     assert names.check_name(want) == want
 
 
+def test_inbox_has_two_cases_of_ascii_letters_alone() -> None:
+    for name in ("\u0131nbox", "\u0131NBOX/Sub", "\u0130nbox", "INBO\uff38"):
+        assert names.canonical(name) == name
+        assert names.check_name(name) == name
+        assert not names.Pattern(name).matches("INBOX")
+        assert names.Pattern(name[:3] + "*").matches(name)
+        assert not names.fits_mask("INBOX", name)
+        assert not names.is_inbox(name)
+    assert names.fits_mask("INBOX/Sub", "inbox/*")
+
+
+@given(st.text("iInNbBoOxX\u0131/ae\u0301", max_size=12))
+def test_canonical_is_idempotent(name: str) -> None:
+    assert names.canonical(names.canonical(name)) == names.canonical(name)
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

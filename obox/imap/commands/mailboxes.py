@@ -15,7 +15,11 @@ SPECIAL_USES: Final = ("\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent",
 
 
 async def create(session: Session, command: ast.Create) -> Reply:
-    """A separator at the end of the name, which announces children, is dropped: the mailbox is made."""
+    """Make a mailbox.
+
+    A separator at the end of the name, which announces children, is dropped: the mailbox is made.
+    A special use that another mailbox has is refused with USEATTR. RFC 6154 §3.
+    """
     use = ""
     if command.special_use:
         known = {word.lower(): word for word in SPECIAL_USES}
@@ -25,20 +29,25 @@ async def create(session: Session, command: ast.Create) -> Reply:
     name = names.check_name(command.mailbox)
     if name == names.INBOX:
         raise Exists("INBOX exists always")
-    await session.need_user().create(name, use)
+    user = session.need_user()
+    try:
+        await user.create(name, use)
+    except Exists:
+        if not use or any(info.guid is not None and info.name == name for info in user.mailboxes()):
+            raise
+        return no(f"There is a mailbox for {use} already", "USEATTR")
     return Reply("Create completed")
 
 
 async def delete(session: Session, command: ast.Delete) -> Reply:
-    name = names.canonical(command.mailbox)
-    await session.need_user().delete(name)
+    await session.need_user().delete(command.mailbox)
     if session.mailbox is not None and session.mailbox.deleted:
         await session.leave(closed="Mailbox was deleted")
     return Reply("Delete completed")
 
 
 async def rename(session: Session, command: ast.Rename) -> Reply:
-    source, target = names.canonical(command.source), names.check_name(command.target)
+    source, target = command.source, names.check_name(command.target)
     if names.is_below(target, source) and source != names.INBOX:
         raise Invalid("A mailbox cannot be moved below itself")
     await session.need_user().rename(source, target)
@@ -47,7 +56,7 @@ async def rename(session: Session, command: ast.Rename) -> Reply:
 
 async def subscribe(session: Session, command: ast.Subscribe) -> Reply:
     """RFC 9051 §6.3.7 lets a server ask that the name is there; once subscribed it stays so when the mailbox goes."""
-    user, name = session.need_user(), names.canonical(command.mailbox)
+    user, name = session.need_user(), command.mailbox
     if all(info.name != name for info in user.mailboxes()):
         raise NotFound(f"No mailbox {name!r}")
     await user.subscribe(name, True)
@@ -55,5 +64,5 @@ async def subscribe(session: Session, command: ast.Subscribe) -> Reply:
 
 
 async def unsubscribe(session: Session, command: ast.Unsubscribe) -> Reply:
-    await session.need_user().subscribe(names.canonical(command.mailbox), False)
+    await session.need_user().subscribe(command.mailbox, False)
     return Reply("Unsubscribe completed")

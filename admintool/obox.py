@@ -39,4 +39,6 @@ def add_to(root: click.Group) -> None:
     obox.add_command(obox_user)
     root.add_command(obox)
     command(storage, "storageCheck", example="oboxadm storage check")
+    command(storage, "storageUpgrade", example="oboxadm storage upgrade -A --rate 200")
+    command(storage, "storageFinishUpgrade", example="oboxadm storage finish-upgrade")
     root.add_command(storage)

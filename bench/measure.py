@@ -127,6 +127,7 @@ def raw_puts(bench: Bench) -> None:
     """What the bucket's server does on these cores with a client that only PUTs: the ceiling."""
     from obox.objectstore import Codec, Settings, open_store, put_once
     from obox.objectstore.codec import ObjectKind
+    from obox.types import Owner
 
     if not bench.bucket.endpoint_url:
         return
@@ -140,7 +141,7 @@ def raw_puts(bench: Bench) -> None:
     )
     codec = Codec({}, None, "zstd:3")
     oid = bytes(16)
-    data = codec.encode(ObjectKind.MAIL, oid, b"", bench.mails[0])
+    data = codec.encode(ObjectKind.MAIL, Owner(b"user/m/mailbox/00000001"), oid, b"", bench.mails[0])
 
     async def run() -> tuple[float, float]:
         serial = count()

@@ -69,6 +69,12 @@ class Storage:
         'id = "file" with a master key in it; the first encrypts, all decrypt; none: no encryption',
         restart=True,
     )
+    require_encryption: bool = _set(
+        kinds.FLAG,
+        "false",
+        "objects that are not encrypted are refused; needs encryption_keys, and a bucket in which everything is",
+        restart=True,
+    )
     durability: str = _set(
         kinds.choice("local", "bucket"),
         "local",

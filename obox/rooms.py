@@ -57,9 +57,9 @@ def bucket_settings(config: Config) -> BucketSettings:
 
 def codec(config: Config) -> Codec:
     """Reads the encryption keys. Raises ConfigError."""
-    paths = config.storage.encryption_keys
+    storage, paths = config.storage, config.storage.encryption_keys
     keys = load_keys({name: str(path) for name, path in paths.items()})
-    return Codec(keys, next(iter(paths), None), config.storage.compress)
+    return Codec(keys, next(iter(paths), None), storage.compress, require_encryption=storage.require_encryption)
 
 
 def store_settings(config: Config) -> StoreSettings:

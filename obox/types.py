@@ -22,3 +22,6 @@ Oid = NewType("Oid", bytes)
 
 StorageId = NewType("StorageId", str)
 """A user in the bucket: normalised, escaped, safe as one path element (obox.auth.normalise, docs/format.md)."""
+
+Owner = NewType("Owner", bytes)
+"""What a stored object belongs to, as its envelope is bound to it (obox.objectstore.keys.owner_of)."""

@@ -3,7 +3,7 @@
 The table of all verbs is `TABLE`; `run` runs one; `http.routes` is the API. The wiring hands in an `Admin`.
 """
 
-from . import caches, mailboxes, mails, pull, removal, repair, sessions, storage, users
+from . import caches, mailboxes, mails, pull, removal, repair, sessions, storage, upgrade, users
 from .parts import Account, Admin, Server, Session
 from .table import TABLE, Event, Failure, Needs, Nothing, Params, Progress, Row, Selection, Verb
 
@@ -30,5 +30,6 @@ __all__ = [
     "repair",
     "sessions",
     "storage",
+    "upgrade",
     "users",
 ]

@@ -252,15 +252,19 @@ class MetacacheUnpackParams(Params, kw_only=True):
         str, Meta(description="The key of a bundle, journal object, mail or claim in the bucket, or a local file")
     ]
     file: Annotated[bool, Meta(description="It is a file of the machine that the backend runs on")] = False
+    key: Annotated[
+        str, Meta(description="The key that the object had in the bucket, where the file's path does not end with it")
+    ] = ""
 
 
 @verb("metacache unpack", MetacacheUnpackParams)
 async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> AsyncIterator[Event]:
     """Show what an index bundle says, readable; also a journal object, a claim, a mail's header.
 
-    Made for -f json. Of a cache segment the UIDs and sizes are shown.
+    Made for -f json. Of a cache segment the UIDs and sizes are shown. An object can be read only by who knows its key.
     """
     from ..objectstore import CorruptObject
+    from ..objectstore.keys import owner_in
 
     if params.file:
         data = await asyncio.to_thread(_file, Path(params.bundle))
@@ -272,8 +276,13 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
     if not data:
         yield {"key": params.bundle, "kind": "burnt claim"}
         return
+    owner = owner_in(params.key or params.bundle)
+    if owner is None:
+        raise Invalid(
+            f"{params.bundle}: which key did it have in the bucket? allowed: key, as <hh>/<sid>/m/<guid>/<uid>"
+        )
     try:
-        decoded = admin.store.env.codec.decode(data)
+        decoded = admin.store.env.codec.decode(data, owner, lenient=True)
     except CorruptObject as error:
         raise Corrupt(f"{params.bundle}: {error}") from error
     yield await asyncio.to_thread(_unpacked, params.bundle, len(data), decoded)
@@ -296,7 +305,7 @@ def _unpacked(key: str, size: int, decoded: Decoded) -> Row:
         kind = ObjectKind(decoded.kind).name.lower()
     except ValueError:
         kind = str(decoded.kind)
-    row: Row = {"key": key, "kind": kind, "oid": decoded.oid.hex(), "bytes": size}
+    row: Row = {"key": key, "kind": kind, "version": decoded.major, "oid": decoded.oid.hex(), "bytes": size}
     if decoded.meta:
         row["meta"] = _plain(decoded.meta)
     if kind == "mail":

@@ -2,7 +2,7 @@
 
 The rooms above see ObjectStore, the helpers put_once and settle, the layout in `keys` and the bytes in `codec`.
 
-Invariant: an object is written once and never modified. What `put` returned for is durable.
+Invariant: an object is written once, and what it holds is never modified. What `put` returned for is durable.
 
 Refuses to know: mail, indexes, users.
 
@@ -23,21 +23,20 @@ from obox.objectstore._errors import (
     Unreachable,
 )
 from obox.objectstore._file import FileDriver
+from obox.objectstore._frames import FRAME_BYTES, Header
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore._open import OpenStore, Settings, open_store, probe
 from obox.objectstore.codec import (
-    FRAME_BYTES,
     HEADER_BYTES,
     Codec,
     Decoded,
-    Header,
     ObjectKind,
     ShortPrefix,
     UnknownKey,
-    load_keys,
     new_oid,
     oid_of,
 )
+from obox.objectstore.master_keys import load_keys
 from obox.objectstore.put_once import Outcome, put_once, settle
 from obox.objectstore.stats import Stats
 

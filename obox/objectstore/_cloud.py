@@ -105,9 +105,15 @@ class CloudDriver:
         self.copies_create_only = copies_create_only
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
+        await self._put(key, data, self._mode)
+
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
+        await self._put(key, data, "overwrite")
+
+    async def _put(self, key: str, data: bytes, mode: Literal["create", "overwrite"]) -> None:
         try:
             async with self._slots:
-                await obstore.put_async(self._store, key, data, mode=self._mode, use_multipart=False)
+                await obstore.put_async(self._store, key, data, mode=mode, use_multipart=False)
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("put", key, error) from error
 

@@ -49,6 +49,14 @@ class ObjectStore(Protocol):
         """
         ...
 
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
+        """Store an object in the place of the one under the key; durable on return, and no reader sees half of it.
+
+        For new bytes that mean the same, an object's newer format alone: an attempt may land after it was given up.
+        Raises: Unreachable, Refused.
+        """
+        ...
+
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes start..end (end excluded, cut at the object's end; b"" where there are none).
 
@@ -89,6 +97,8 @@ class Driver(Protocol):
     def page_keys(self) -> int: ...
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None: ...
+
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None: ...
 
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes: ...
 

@@ -61,10 +61,11 @@ T = TypeVar("T")
 class _Put:
     """One PUT on its way through a group."""
 
-    __slots__ = ("data", "directory", "error", "fd", "future", "key", "linked", "loop", "path", "temp")
+    __slots__ = ("data", "directory", "error", "fd", "future", "key", "linked", "loop", "path", "replaces", "temp")
 
-    def __init__(self, key: str, path: str, data: bytes) -> None:
+    def __init__(self, key: str, path: str, data: bytes, *, replaces: bool = False) -> None:
         self.key = key
+        self.replaces = replaces
         self.path = path
         self.directory = os.path.dirname(path)
         self.data = data
@@ -110,7 +111,12 @@ class FileDriver:
         """Of the root since it was first seen: another one there means that ours is not mounted any more."""
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
-        put = _Put(key, self._path(key), data)
+        await self._queue(_Put(key, self._path(key), data))
+
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
+        await self._queue(_Put(key, self._path(key), data, replaces=True))
+
+    async def _queue(self, put: _Put) -> None:
         with self._lock:
             self._pending.append(put)
             start = self._writing < _WRITERS
@@ -297,7 +303,7 @@ class FileDriver:
         """link(2), making directories that are missing: again, when a delete removes one that is still empty."""
         for _ in range(_LINK_TRIES):
             try:
-                os.link(put.temp, put.path)
+                self._name(put)
                 return
             except FileNotFoundError:
                 self._check_root()
@@ -306,7 +312,16 @@ class FileDriver:
                 os.makedirs(put.directory, exist_ok=True)
             except FileNotFoundError:
                 continue
-        os.link(put.temp, put.path)
+        self._name(put)
+
+    def _name(self, put: _Put) -> None:
+        if not put.replaces:
+            os.link(put.temp, put.path)
+        elif os.path.isdir(put.path):
+            raise FileExistsError(put.path)
+        else:
+            os.replace(put.temp, put.path)
+            put.temp = ""
 
     def _forget(self, directory: str) -> None:
         """A directory is missing: what is made in its place, and above it, is to be synced anew."""

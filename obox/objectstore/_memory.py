@@ -35,6 +35,11 @@ class MemoryDriver:
         self._objects[key] = (bytes(data), self._wall())
         insort(self._keys, key)
 
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
+        if key not in self._objects:
+            insort(self._keys, key)
+        self._objects[key] = (bytes(data), self._wall())
+
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         found = self._objects.get(key)
         if found is None:

@@ -73,6 +73,10 @@ class OpenStore:
         """See ObjectStore."""
         await self._inner.put(self._prefix + key, data, kind=kind)
 
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
+        """See ObjectStore."""
+        await self._inner.replace(self._prefix + key, data, kind=kind)
+
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         """See ObjectStore."""
         return await self._inner.get(self._prefix + key, kind=kind, start=start, end=end)

@@ -59,6 +59,9 @@ class Retrying:
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         await self._try("put", key, lambda: self._inner.put(key, data, kind=kind), writes=True)
 
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
+        await self._try("put", key, lambda: self._inner.replace(key, data, kind=kind))
+
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         if start < 0 or (end is not None and end < 0):
             raise ValueError(f"range {start}..{end}: no negative offsets")

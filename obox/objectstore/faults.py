@@ -140,6 +140,9 @@ class FaultyDriver:
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         await self._do("put", key, lambda: self.inner.put(key, data, kind=kind))
 
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
+        await self._do("put", key, lambda: self.inner.replace(key, data, kind=kind))
+
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         return await self._do("get", key, lambda: self.inner.get(key, kind=kind, start=start, end=end))
 

@@ -12,6 +12,19 @@ width, so that key order is number order. Elements (sid, backend, boot, writer) 
 one safe path element of lower-case ASCII. Functions here refuse elements that did not; they never escape by themselves,
 so that nothing is escaped twice.
 
+The owner of an object, which its envelope is bound to (codec.py), is ASCII text in the manner of its key:
+
+```
+<sid>/m/<mailbox-guid>/<uid:08x>      mail, claim: storage id, home mailbox, UID
+<sid>/x/<mailbox-guid|root>           base, diff, cache
+_journal/<backend>/<boot>/<seq:016x>  journal object
+_format                               version of the whole
+<sid>/pull                            every object of a pull, which lies under no key
+```
+
+No element holds a `/`, so that no two owners have one text. A mail that lay in another object than its key names would
+still have this owner.
+
 Invariant: parse_x(x_key(...)) gives the arguments back; a parse function raises ValueError on every other string.
 
 Refuses to know: what lies under a key.
@@ -22,11 +35,12 @@ Diagnostics: ValueError only. A foreign key in the bucket is for the caller to l
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from typing import Literal, NamedTuple, cast
 
-from obox.types import Guid, StorageId, Uid
+from obox.types import Guid, Owner, StorageId, Uid
 
 FORMAT_KEY = "_format"
 ROOT = "root"
@@ -214,3 +228,36 @@ def parse_journal_key(key: str) -> JournalKey:
     if m is None:
         raise ValueError(f"not the key of a journal object: {key[:200]!r}")
     return JournalKey(_element(m[1]), _element(m[2]), int(m[3], 16))
+
+
+def owner_of(key: str) -> Owner:
+    """Return the owner of the object under a key that was made here. ValueError on a key that cannot be."""
+    if key.startswith("_"):
+        return Owner(key.encode("ascii"))
+    _, sid, part, rest = key.split("/", 3)
+    if part == "x":
+        rest = rest[: rest.index("/")]
+    return Owner(f"{sid}/{part}/{rest}".encode("ascii"))
+
+
+def owner_in(path: str) -> Owner | None:
+    """Return the owner of an object whose key ends this path, as in a copy of the bucket; None where no key does."""
+    parts = path.split("/")
+    parsers: tuple[tuple[Callable[[str], object], int], ...] = (
+        (parse_mail_key, 5),
+        (parse_bundle_key, 5),
+        (parse_journal_key, 4),
+    )
+    for parse, count in parsers:
+        key = "/".join(parts[-count:])
+        try:
+            parse(key)
+        except ValueError:
+            continue
+        return owner_of(key)
+    return owner_of(FORMAT_KEY) if parts[-1] == FORMAT_KEY else None
+
+
+def pull_owner(sid: StorageId) -> Owner:
+    """Return the owner of the objects of a pull."""
+    return Owner(f"{_element(sid)}/pull".encode("ascii"))

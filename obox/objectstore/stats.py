@@ -141,6 +141,14 @@ class Counted:
         finally:
             self._end("put", kind, key, begun, size=len(data), error=error)
 
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
+        begun, error = self._clock(), True
+        try:
+            await self._inner.replace(key, data, kind=kind)
+            error = False
+        finally:
+            self._end("put", kind, key, begun, size=len(data), error=error)
+
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         begun, error, size = self._clock(), True, 0
         try:

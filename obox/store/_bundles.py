@@ -23,8 +23,8 @@ import msgspec
 from metacache import STAMP_BYTES_MAX
 
 from ..errors import Corrupt, Unavailable
-from ..objectstore import CorruptObject, ObjectInfo, ObjectKind
-from ..objectstore.keys import BundleKey, Form, bundle_key, bundles_prefix, parse_bundle_key
+from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ObjectKind
+from ..objectstore.keys import BundleKey, Form, bundle_key, bundles_prefix, owner_of, parse_bundle_key
 from ..types import StorageId
 from ._env import TRY_LATER, Env
 
@@ -141,6 +141,7 @@ class Bundles:
         self._sid = sid
         self._box = box
         self._prefix = bundles_prefix(sid, box)
+        self._owner = owner_of(self._prefix)
 
     async def listing(self) -> list[ObjectInfo]:
         return await self._env.listing(self._prefix, kind="index")
@@ -198,9 +199,9 @@ class Bundles:
 
     def _decode(self, key: str, body: bytes) -> tuple[BundleMeta, bytes]:
         try:
-            decoded = self._env.codec.decode(body)
+            decoded = self._env.codec.decode(body, self._owner)
             return msgspec.msgpack.decode(decoded.meta, type=BundleMeta), decoded.payload
-        except (CorruptObject, msgspec.MsgspecError) as exc:
+        except (CorruptObject, NewerFormat, msgspec.MsgspecError) as exc:
             raise Corrupt(f"index bundle {key} does not decode: {exc}") from exc
 
     async def put(
@@ -247,8 +248,8 @@ class Bundles:
         out: list[bytes | None] = []
         for body in bodies:
             try:
-                out.append(None if body is None else self._env.codec.decode(body).payload)
-            except CorruptObject:
+                out.append(None if body is None else self._env.codec.decode(body, self._owner).payload)
+            except (CorruptObject, NewerFormat):
                 out.append(None)
         return out
 

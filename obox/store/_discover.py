@@ -16,12 +16,12 @@ from metacache import Change
 from ..errors import Corrupt, Unavailable
 from ..mailbox import Delta, State
 from ..mailbox._delta import CLAIM_PURGED
-from ..objectstore import CorruptObject, ObjectInfo, ShortPrefix, StoreError, UnknownKey, settle
+from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, StoreError, UnknownKey, settle
 from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import mail_key, mail_prefix, parse_mail_key
+from ..objectstore.keys import mail_key, mail_prefix, owner_of, parse_mail_key
 from ..types import Uid
 from ._bundles import Known
-from ._mail import MailMeta
+from ._mail import MailMeta, check_claim, check_meta
 from ._slots import Slot
 from ._writer import stamp
 
@@ -211,27 +211,33 @@ async def _read(
 async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, int]:
     """What the object under a UID says: one mail, or a claim of a range.
 
-    A damaged one is skipped, logged and never deleted. Raises Corrupt when its key is not configured.
+    A damaged one, or one that belongs to another user, mailbox or UID, is skipped, logged and never deleted. Raises
+    Corrupt when its key is not configured, or its format newer.
     """
     env = mailbox.env
     key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
+    owner = owner_of(key)
     try:
         try:
-            header = env.codec.decode_header(prefix)
+            header = env.codec.decode_header(prefix, owner)
         except ShortPrefix as short:
-            header = env.codec.decode_header(await env.get(key, kind="mail", end=short.need) or b"")
+            header = env.codec.decode_header(await env.get(key, kind="mail", end=short.need) or b"", owner)
         if header.kind == ObjectKind.MAIL:
             meta = MailMeta.decode(header.meta)
-            meta.uid = uid
+            check_meta(meta, key)
             return Delta(rows=meta.row(header.oid, 0), uidnext=uid + 1), 1
         if header.kind == ObjectKind.CLAIM:
             body = prefix if len(prefix) == header.object_bytes else await env.get(key, kind="mail") or b""
-            delta = Delta.decode(env.codec.decode(body).payload)
+            delta = Delta.decode(env.codec.decode(body, owner).payload)
+            check_claim(delta, uid)
             return delta, max(delta.claims.values(), default=1)
         raise CorruptObject(f"an object of kind {header.kind} among the mails")
     except UnknownKey as exc:
         log.error("mail under an unknown key", user=mailbox.user.name, key=key, next_step="storage.encryption_keys")
         raise Corrupt("a mail is sealed under a key that is not configured") from exc
+    except NewerFormat as exc:
+        log.error("mail of a newer format", user=mailbox.user.name, key=key, next_step="upgrade this obox")
+        raise Corrupt("a mail was written by a newer obox") from exc
     except (CorruptObject, Corrupt, ShortPrefix, ValueError) as exc:
         log.error("mail object does not decode, left alone", user=mailbox.user.name, key=key, error=str(exc))
         # Noted as cleared: nothing ever deletes it.

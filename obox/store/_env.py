@@ -20,6 +20,7 @@ from metacache import Metacache, MetacacheError
 from ..errors import Unavailable
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
 from ..objectstore.codec import Codec, ObjectKind
+from ..objectstore.keys import owner_of
 from ..types import Oid
 from ._once import EveryMinute
 from ._recent import Recent
@@ -174,11 +175,11 @@ class Env:
 
         Raises Unavailable: it may be there, or come yet, and that key must not be used again.
         """
-        oid = self.new_oid()
+        oid, owner = self.new_oid(), owner_of(key)
         if len(payload) > 64 * 1024:
-            data = await asyncio.to_thread(self.codec.encode, kind, oid, meta, payload)
+            data = await asyncio.to_thread(self.codec.encode, kind, owner, oid, meta, payload)
         else:
-            data = self.codec.encode(kind, oid, meta, payload)
+            data = self.codec.encode(kind, owner, oid, meta, payload)
         try:
             return await put_once(self.bucket, key, data, oid, kind="index")
         except StoreError as exc:

@@ -11,7 +11,8 @@ import msgspec
 
 from .. import mime
 from ..errors import Corrupt
-from ..mailbox import Rows
+from ..mailbox import Delta, Rows
+from ..objectstore.keys import parse_mail_key
 from ._fields import Fields
 
 HEADER_CACHED_MAX: Final = 8 * 1024
@@ -58,6 +59,21 @@ class MailMeta(msgspec.Struct, omit_defaults=True):
             oid=oid,
             flags=self.flags,
         )
+
+
+def check_meta(meta: MailMeta, key: str) -> None:
+    """Raises Corrupt when a mail is not of the mailbox and UID of its key: all that binds one of version 1."""
+    _, guid, uid = parse_mail_key(key)
+    if (meta.guid, meta.uid) != (guid, uid):
+        raise Corrupt(f"the mail of another mailbox or UID: {meta.guid}, {meta.uid}")
+
+
+def check_claim(delta: Delta, uid: int) -> None:
+    """Raises Corrupt when a claim is not of the UIDs from its key on: all that binds one of version 1."""
+    count = delta.claims.get(uid, 0)
+    rows = [] if delta.rows is None else delta.rows.uid.tolist()
+    if len(delta.claims) != 1 or not count or any(not uid <= one < uid + count for one in rows):
+        raise Corrupt(f"the claim of other UIDs: {delta.claims}")
 
 
 def make_fields(source: bytes) -> Fields:

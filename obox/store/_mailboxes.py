@@ -15,7 +15,7 @@ from ..mailbox._uidset import UidArray
 from ..mailbox.names import INBOX, canonical, check_name, with_children
 from ..objectstore import StoreError, put_once
 from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import first_root_key, mail_key
+from ..objectstore.keys import first_root_key, mail_key, owner_of
 from ..types import Guid, Uid
 from ._bundles import BundleMeta, Known, name_of
 from ._env import Env
@@ -62,7 +62,8 @@ async def first(user: User) -> bool:
     delta = RootDelta(entries, subscriptions, {}, now, validity + len(wanted))
     oid = env.new_oid()
     key = first_root_key(user.storage_id)
-    data = env.codec.encode(ObjectKind.BASE, oid, msgspec.msgpack.encode(BundleMeta()), delta.encode())
+    meta = msgspec.msgpack.encode(BundleMeta())
+    data = env.codec.encode(ObjectKind.BASE, owner_of(key), oid, meta, delta.encode())
     try:
         if not await put_once(env.bucket, key, data, oid, kind="index"):
             return False

@@ -11,8 +11,9 @@ import numpy as np
 import structlog
 
 from ..errors import Corrupt, Expunged, NotFound
-from ..objectstore import CorruptObject, NewerFormat, ShortPrefix
-from ..objectstore.keys import mail_key, mail_prefix
+from ..objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
+from ..objectstore.codec import OLD_MAJOR
+from ..objectstore.keys import mail_key, mail_prefix, owner_of
 from ..types import Uid
 from . import _lost
 from ._bundles import segment_range
@@ -121,26 +122,63 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
             keys[key] = oid
     if not keys:
         return out
-    found = await env.fscache.get_many(list(keys), mailbox.fetch, absent=(NotFound,))
+    fetched: set[str] = set()
+
+    async def fetch(key: str) -> bytes:
+        fetched.add(key)
+        return await mailbox.fetch(key)
+
+    found = await env.fscache.get_many(list(keys), fetch, absent=(NotFound,))
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
         lost = {uid: key for uid, key, _ in batch if key in keys and key not in objects}
         objects |= await _lost.look_again(mailbox, lost)
-    data = list(objects.values())
+    data, owners = list(objects.values()), [owner_of(key) for key in objects]
     if sum(map(len, data)) > INLINE_BYTES:
-        decoded = await asyncio.to_thread(env.codec.decode_many, data)
+        decoded = await asyncio.to_thread(env.codec.decode_many, data, owners)
     else:
-        decoded = env.codec.decode_many(data)
+        decoded = env.codec.decode_many(data, owners)
     for key, one in zip(objects, decoded, strict=True):
         oid = keys[key]
         try:
-            mail = out[oid] = mailbox.checked(key, oid, one)
-        except Corrupt as damage:
+            if isinstance(one, StoreError) and key not in fetched:
+                mail = out[oid] = await _anew(mailbox, key, oid)
+            else:
+                mail = out[oid] = mailbox.checked(key, oid, one)
+        except (Corrupt, NotFound) as damage:
             out[oid] = damage
             await env.fscache.drop(key)
         else:
             env.recent.put(oid, mail)
     return out
+
+
+async def whole(mailbox: Mailbox, key: str, oid: bytes) -> bytes:
+    """One mail. Raises NotFound, Corrupt, Unavailable."""
+    fetched: list[bytes] = []
+
+    async def fetch() -> bytes:
+        fetched.append(await mailbox.fetch(key))
+        return fetched[0]
+
+    data = await mailbox.env.fscache.get(key, fetch)
+    try:
+        return mailbox.decode(key, oid, data)
+    except Corrupt:
+        await mailbox.env.fscache.drop(key)
+        if fetched:
+            raise
+    return await _anew(mailbox, key, oid)
+
+
+async def _anew(mailbox: Mailbox, key: str, oid: bytes) -> bytes:
+    """A mail of which the cached object does not decode: the file is damaged, or of a version that the bucket has left
+    behind. Raises NotFound, Corrupt, Unavailable."""
+    await mailbox.env.fscache.drop(key)
+    data = await mailbox.fetch(key)
+    mail = mailbox.decode(key, oid, data)
+    await mailbox.env.fscache.put(key, data)
+    return mail
 
 
 def _where(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
@@ -184,15 +222,32 @@ async def part(mailbox: Mailbox, uid: int, start: int, end: int) -> bytes:
     async def fetch(low: int, high: int) -> bytes:
         return await mailbox.fetch(key, low, high)
 
-    try:
+    async def cut() -> bytes:
         try:
-            header = env.codec.decode_header(await read(0, 8192))
+            header = env.codec.decode_header(await read(0, 8192), owner)
         except ShortPrefix as short:
-            header = env.codec.decode_header(await read(0, short.need))
-        mailbox.check_oid(key, oid, header.oid)
+            header = env.codec.decode_header(await read(0, short.need), owner)
+        _check(mailbox, key, oid, header)
         low, high = header.frames_for(start, end)
         return header.decode_range(await read(low, high) if high > low else b"", start, end)
+
+    owner = owner_of(key)
+    try:
+        return await cut()
+    except (CorruptObject, NewerFormat, ShortPrefix) as exc:
+        # A damaged file of the cache, or the object was rewritten (`storage upgrade`) between two of the requests.
+        log.warning("mail does not decode, read anew", key=key, user=mailbox.user.name, error=str(exc))
+        await env.fscache.drop(key)
+    try:
+        return await cut()
     except (CorruptObject, NewerFormat, ShortPrefix) as exc:
         log.error("mail damaged", key=key, user=mailbox.user.name, error=str(exc))
         await env.fscache.drop(key)
         raise Corrupt("the mail is damaged in the storage") from exc
+
+
+def _check(mailbox: Mailbox, key: str, oid: bytes, header: Header) -> None:
+    """Raises Corrupt when this is not the mail that the index says."""
+    mailbox.check_oid(key, oid, header.oid)
+    if header.major == OLD_MAJOR:
+        mailbox.check_owner(key, header.meta)

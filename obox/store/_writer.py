@@ -23,7 +23,7 @@ from ..errors import Temporary, Unavailable
 from ..mailbox import Delta, Rows
 from ..objectstore import StoreError, put_once, settle
 from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import mail_key
+from ..objectstore.keys import mail_key, owner_of
 from ..types import Oid, Uid
 from ._env import TRY_LATER
 from ._fields import Fields
@@ -160,18 +160,16 @@ async def _put_source(
         savedate=int(now * 1000),
         flags=draft.flags,
     )
-    oid = env.new_oid()
-    if len(source) <= INLINE_MAX:
-        data = env.codec.encode(ObjectKind.MAIL, oid, meta.encode(), source)
-    else:
-        data = await asyncio.to_thread(env.codec.encode, ObjectKind.MAIL, oid, meta.encode(), source)
+    oid, key = env.new_oid(), mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
+    what = ObjectKind.MAIL, owner_of(key), oid, meta.encode(), source
+    data = env.codec.encode(*what) if len(source) <= INLINE_MAX else await asyncio.to_thread(env.codec.encode, *what)
     putting = mailbox.user.spawn(put_slot(mailbox, slot, data, oid))
     await asyncio.sleep(0)  # the request goes out
     fields = await _fields(source)
     fate = await putting
     if fate != "landed":
         return fate, None, None
-    await env.fscache.put(mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid)), data)
+    await env.fscache.put(key, data)
     return fate, Delta(rows=meta.row(oid, 0)), fields
 
 
@@ -211,7 +209,8 @@ async def write_claim(mailbox: Mailbox, rows: Rows | None, count: int, until: fl
             numbered.uid = np.arange(slot.uid, slot.uid + count, dtype=np.uint32)
         delta = Delta(rows=numbered, claims={slot.uid: count}, uidnext=slot.uid + count)
         oid = env.new_oid()
-        data = env.codec.encode(ObjectKind.CLAIM, oid, b"", delta.encode())
+        owner = owner_of(mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid)))
+        data = env.codec.encode(ObjectKind.CLAIM, owner, oid, b"", delta.encode())
         fate = await put_slot(mailbox, slot, data, oid)
         if fate == "landed":
             return slot, delta

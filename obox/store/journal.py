@@ -31,9 +31,9 @@ import msgspec
 import structlog
 
 from ..errors import Unavailable
-from ..objectstore import ObjectStore, StoreError, put_once
+from ..objectstore import CorruptObject, ObjectStore, StoreError, put_once
 from ..objectstore.codec import Codec, ObjectKind
-from ..objectstore.keys import journal_key
+from ..objectstore.keys import journal_key, owner_of
 from ..types import Oid
 from ._once import EveryMinute
 
@@ -74,12 +74,23 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     clean: bool = False
     ahead: int = 0
 
+    @property
+    def key(self) -> str:
+        return journal_key(self.backend, self.boot, self.seq)
+
     def encode(self, codec: Codec, oid: Oid) -> bytes:
-        return codec.encode(ObjectKind.JOURNAL, oid, b"", msgspec.msgpack.encode(self))
+        return codec.encode(ObjectKind.JOURNAL, owner_of(self.key), oid, b"", msgspec.msgpack.encode(self))
 
     @classmethod
-    def decode(cls, codec: Codec, data: bytes) -> JournalObject:
-        return msgspec.msgpack.decode(codec.decode(data).payload, type=cls)
+    def decode(cls, codec: Codec, data: bytes, key: str, *, lenient: bool = False) -> JournalObject:
+        """Of the object under a key; lenient: see `Codec.decode`.
+
+        Raises CorruptObject (also when it is another key's), MsgspecError, NewerFormat, ValueError.
+        """
+        found = msgspec.msgpack.decode(codec.decode(data, owner_of(key), lenient=lenient).payload, type=cls)
+        if found.key != key:  # of version 1: nothing else binds it
+            raise CorruptObject(f"the journal object of {found.key}")
+        return found
 
 
 class Journal:

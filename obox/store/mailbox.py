@@ -24,12 +24,13 @@ from ..mailbox._state import DELETED, FlagOp
 from ..mailbox._uidset import UidArray, uid_array
 from ..mailbox.search import Query
 from ..objectstore import ObjectInfo, StoreError
-from ..objectstore.codec import Decoded
-from ..objectstore.keys import mail_key
+from ..objectstore.codec import OLD_MAJOR, Decoded
+from ..objectstore.keys import mail_key, owner_of
 from ..types import Guid, Uid
 from . import _discover, _flush, _lost, _reader, _writer
 from ._bundles import Bundles, Known
 from ._env import Env
+from ._mail import MailMeta, check_meta
 from ._search import search
 from ._slots import Slot, Slots
 from .api import Fields, Stored, Unreadable
@@ -294,7 +295,7 @@ class Mailbox:
         mail = self.env.recent.get(oid)
         if mail is None:
             key = mail_key(self.user.storage_id, home, Uid(home_uid))
-            mail = self.decode(key, oid, await self.env.fscache.get(key, lambda: self.fetch(key)))
+            mail = await _reader.whole(self, key, oid)
             self.env.recent.put(oid, mail)
         return mail
 
@@ -308,7 +309,7 @@ class Mailbox:
 
     def decode(self, key: str, oid: bytes, data: bytes) -> bytes:
         """The mail in an object; never another one's. Raises Corrupt."""
-        return self.checked(key, oid, self.env.codec.decode_many([data])[0])
+        return self.checked(key, oid, self.env.codec.decode_many([data], [owner_of(key)])[0])
 
     def checked(self, key: str, oid: bytes, decoded: Decoded | StoreError) -> bytes:
         """The same of an object that has been decoded, or of why it could not be."""
@@ -316,7 +317,17 @@ class Mailbox:
             log.error("mail damaged", key=key, user=self.user.name, error=str(decoded))
             raise Corrupt("the mail is damaged in the storage") from decoded
         self.check_oid(key, oid, decoded.oid)
+        if decoded.major == OLD_MAJOR:
+            self.check_owner(key, decoded.meta)
         return decoded.payload
+
+    def check_owner(self, key: str, meta: bytes) -> None:
+        """Raises Corrupt when a mail of version 1 says that it is of another mailbox or UID."""
+        try:
+            check_meta(MailMeta.decode(meta), key)
+        except Corrupt as exc:
+            log.error("another mail under this key", key=key, user=self.user.name, error=str(exc))
+            raise Corrupt("the mail is damaged in the storage") from exc
 
     def check_oid(self, key: str, oid: bytes, found: bytes) -> None:
         """Raises Corrupt when the object under a mail's key is another one than the index says."""

@@ -26,8 +26,8 @@ from metacache import BoxSpace, Change, Copy, MetacacheError
 from ..errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
 from ..mailbox import Delta, Root, RootDelta, State
 from ..mailbox._uidset import UidArray
-from ..objectstore import Codec, CorruptObject, ObjectKind, UnknownKey
-from ..objectstore.keys import ROOT, bundles_prefix
+from ..objectstore import Codec, CorruptObject, NewerFormat, ObjectKind, UnknownKey
+from ..objectstore.keys import ROOT, bundles_prefix, pull_owner
 from ..types import Guid, StorageId
 from . import operate
 from ._bundles import Known, by_box
@@ -144,13 +144,13 @@ class Outgoing:
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The stream, in pieces. What fails on the way ends it with an object that says so."""
-        env, count = self._store.env, 0
+        env, count, owner = self._store.env, 0, pull_owner(self._sid)
         try:
             async for kind, meta, payload in self._objects():
                 if not self._store.started:
                     raise Unavailable("the source is stopping")
-                oid = env.new_oid()
-                data = await asyncio.to_thread(env.codec.encode, kind, oid, msgspec.msgpack.encode(meta), payload)
+                what = kind, owner, env.new_oid(), msgspec.msgpack.encode(meta), payload
+                data = await asyncio.to_thread(env.codec.encode, *what)
                 yield _LENGTH.pack(len(data))
                 for at in range(0, len(data), SLICE_BYTES):
                     yield data[at : at + SLICE_BYTES]
@@ -158,7 +158,7 @@ class Outgoing:
             end = End(count)
         except (OboxError, MetacacheError) as error:
             end = End(count, str(error))
-        data = env.codec.encode(ObjectKind.PULL, env.new_oid(), msgspec.msgpack.encode(end), b"")
+        data = env.codec.encode(ObjectKind.PULL, owner, env.new_oid(), msgspec.msgpack.encode(end), b"")
         yield _LENGTH.pack(len(data)) + data
 
     async def _objects(self) -> AsyncIterator[tuple[ObjectKind, msgspec.Struct, bytes]]:
@@ -224,10 +224,11 @@ class Splitter:
                 yield piece
 
 
-def opened(codec: Codec, data: bytes) -> Object:
-    """Decode an object, and what a mailbox's copy says as far as to know that it can be read. Raises Corrupt."""
+def opened(codec: Codec, data: bytes, sid: StorageId) -> Object:
+    """Decode an object, and what a mailbox's copy says as far as to know that it can be read. Raises Corrupt, Invalid
+    (of a newer format)."""
     try:
-        decoded = codec.decode(data)
+        decoded = codec.decode(data, pull_owner(sid), lenient=True)
         if decoded.kind == ObjectKind.BASE:
             box = msgspec.msgpack.decode(decoded.meta, type=BoxMeta).box
             (RootDelta if box == ROOT else Delta).decode(decoded.payload)
@@ -236,6 +237,8 @@ def opened(codec: Codec, data: bytes) -> Object:
         return Object(decoded.kind, decoded.meta, decoded.payload)
     except UnknownKey as error:
         raise Corrupt(f"the source seals with another key: {error}") from error
+    except NewerFormat as error:
+        raise Invalid(f"the source is newer: {error}") from error
     except (CorruptObject, msgspec.MsgspecError, ValueError) as error:
         raise Corrupt(f"what the source sends does not decode: {error}") from error
 
@@ -282,7 +285,7 @@ class Incoming:
         """
         self.bytes += len(data)
         for raw in self._splitter.feed(data):
-            one = await asyncio.to_thread(opened, self._store.env.codec, raw)
+            one = await asyncio.to_thread(opened, self._store.env.codec, raw, self._sid)
             try:
                 self._take(one)
                 await self._store.env.metacache.commit()

@@ -20,8 +20,8 @@ import structlog
 
 from ..errors import ConfigError, InUse, NotFound, OboxError, Unavailable
 from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
-from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import FORMAT_KEY, ROOT
+from ..objectstore.codec import MAJOR, OLD_MAJOR, ObjectKind
+from ..objectstore.keys import FORMAT_KEY, ROOT, owner_of
 from ..types import Guid, StorageId
 from . import boots
 from ._aftermath import AHEAD_MS
@@ -225,22 +225,25 @@ class MailStore:
             )
         if data is None:
             oid = env.new_oid()
-            data = env.codec.encode(ObjectKind.FORMAT, oid, b"", msgspec.msgpack.encode({"major": 1, "minor": 0}))
+            content = msgspec.msgpack.encode({"major": MAJOR, "minor": 0})
+            data = env.codec.encode(ObjectKind.FORMAT, owner_of(FORMAT_KEY), oid, b"", content)
             try:
                 if not await put_once(env.bucket, FORMAT_KEY, data, oid, kind="format"):
                     return await self._check_format()
             except StoreError as exc:
                 raise env.unavailable("put", FORMAT_KEY, exc) from exc
+            env.codec.major_min = MAJOR
             return oid
         try:
-            decoded = env.codec.decode(data)
+            decoded = env.codec.decode(data, owner_of(FORMAT_KEY))
             major = msgspec.msgpack.decode(decoded.payload)["major"]
         except NewerFormat as exc:
             raise ConfigError(f"storage.url: the bucket was written by a newer obox: {exc}") from exc
         except (CorruptObject, msgspec.MsgspecError, KeyError, TypeError) as exc:
             raise ConfigError(f"storage.url: {FORMAT_KEY} in the bucket does not decode: {exc}") from exc
-        if major > 1:
-            raise ConfigError(f"storage.url: the bucket has format {major}; allowed: 1")
+        if not OLD_MAJOR <= major <= MAJOR:
+            raise ConfigError(f"storage.url: the bucket has format {major}; allowed: {OLD_MAJOR}, {MAJOR}")
+        env.codec.major_min = major
         return bytes(decoded.oid)
 
     async def close(self, *, upload: bool = True) -> None:

@@ -28,7 +28,7 @@ import msgspec
 import structlog
 
 from ..errors import Corrupt, Unavailable
-from ..objectstore import CorruptObject, StoreError, put_once
+from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
 from ..objectstore.keys import journal_key, journal_prefix, parse_journal_key
 from ._env import TRY_LATER, Env
 from .journal import DELETED, JournalObject
@@ -164,8 +164,8 @@ async def _read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
     if data is None:  # deleted since the LIST, by another backend that has taken over
         raise Unavailable(TRY_LATER)
     try:
-        return JournalObject.decode(env.codec, data)
-    except (CorruptObject, msgspec.MsgspecError) as exc:
+        return JournalObject.decode(env.codec, data, key)
+    except (CorruptObject, NewerFormat, msgspec.MsgspecError, ValueError) as exc:
         raise Corrupt(f"journal object {key}: {exc}") from exc
 
 

@@ -86,7 +86,7 @@ class User:
         self._exact: set[Guid] = set()
         self._counted = False
         self._counting = False
-        self._flushing = asyncio.Lock()
+        self.flushing = asyncio.Lock()
 
     @property
     def journal(self) -> Journal:
@@ -298,7 +298,7 @@ class User:
             await box.slots.settled()
             async with box.flushing:
                 pass
-        async with self._flushing:
+        async with self.flushing:
             pass
         while self.working:
             await self.env.sleep(WORKING_S)
@@ -475,7 +475,7 @@ class User:
             try:
                 generation = self.env.generation
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
-                async with self._flushing:
+                async with self.flushing:
                     await self._take_in(infos.get(ROOT, []))
                 for guid, box in list(self.boxes.items()):
                     if every or box.known.generation != generation:
@@ -523,7 +523,7 @@ class User:
 
     async def flush_root(self, *, clean: bool = False) -> None:
         """Upload the list of mailboxes with its totals. clean: everything of the user has been flushed before."""
-        async with self._flushing:
+        async with self.flushing:
             self.require_there()
             stale = self.sync_totals()
             if self.change is Change.NONE and not (clean and (stale or not self.known.clean)):

@@ -113,14 +113,15 @@ async def test_another_backends_mails_are_found(start: Start) -> None:
         guid = await guid_of(service, "INBOX")
         env = service.backend.store.env
         from obox.objectstore.codec import ObjectKind
-        from obox.objectstore.keys import mail_key
+        from obox.objectstore.keys import mail_key, owner_of
         from obox.store._mail import MailMeta
         from obox.types import Guid, StorageId, Uid
 
         source = mail(2)
         meta = MailMeta(guid, 2, len(source), 1700000000, 0, env.now_ms())
-        data = env.codec.encode(ObjectKind.MAIL, env.new_oid(), meta.encode(), source)
-        await env.bucket.put(mail_key(StorageId(ANNA), Guid(guid), Uid(2)), data, kind="mail")
+        key = mail_key(StorageId(ANNA), Guid(guid), Uid(2))
+        data = env.codec.encode(ObjectKind.MAIL, owner_of(key), env.new_oid(), meta.encode(), source)
+        await env.bucket.put(key, data, kind="mail")
         (row,) = await service.call("forceResync", user=ANNA, mailboxMask=["INBOX"])
         assert (row["mails"], row["new"], row["lost"]) == (2, 1, 0)
         assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 2]

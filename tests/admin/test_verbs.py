@@ -353,7 +353,14 @@ async def test_unpack(start: Callable[..., Any]) -> None:
         assert (await service.fails("metacacheUnpack", bundle="no/such"))[0] == 65
         bad = service.backend.config.state_dir / "bad"
         bad.write_bytes(b"rubbish")
-        assert (await service.fails("metacacheUnpack", bundle=str(bad), file=True))[0] == 70
+        key = next(info.key for info in await env.listing("", kind="index") if "/m/" in info.key)
+        assert (await service.fails("metacacheUnpack", bundle=str(bad), file=True))[0] == 65, "which key had it?"
+        assert (await service.fails("metacacheUnpack", bundle=str(bad), file=True, key=key))[0] == 70
+        bad.write_bytes(await env.get(key, kind="mail") or b"")
+        (row,) = await service.call("metacacheUnpack", bundle=str(bad), file=True, key=key)
+        assert (row["kind"], row["version"]) == ("mail", 2)
+        other = key[:-1] + "7"
+        assert (await service.fails("metacacheUnpack", bundle=str(bad), file=True, key=other))[0] == 70
 
 
 async def test_storage_check(service: Service) -> None:

@@ -211,3 +211,26 @@ async def test_counters_by_operation_and_kind(opened: Opened) -> None:
     assert since.requests() == {("get", "mail"): 1, ("list", "fts"): 1, ("delete", "mail"): 1}
     assert since.bytes("get") == 2
     assert sum(before["put", "index"].buckets) == 2
+
+
+async def test_replace(opened: Opened) -> None:
+    """Whole, also while others read; of what is there alone the bytes change."""
+    store, other = opened.store, opened.again()
+    await store.put("a/b", b"first" * 50_000, kind="mail")
+    await store.put("a/c", b"c", kind="mail")
+    versions = {b"first" * 50_000, b"other" * 50_000, b"again" * 50_000}
+
+    async def read() -> set[bytes]:
+        return {await other.get("a/b", kind="mail") for _ in range(8)}
+
+    async def write() -> None:
+        for data in sorted(versions)[:2]:
+            await store.replace("a/b", data, kind="mail")
+
+    seen, _ = await asyncio.gather(read(), write())
+    assert seen <= versions
+    await store.replace("a/b", b"last", kind="mail")
+    assert await other.get("a/b", kind="mail") == b"last"
+    assert [(info.key, info.size) for info in await other.list("a/", kind="mail")] == [("a/b", 4), ("a/c", 1)]
+    with pytest.raises(AlreadyExists):
+        await store.put("a/b", b"new", kind="mail")

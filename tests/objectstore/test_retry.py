@@ -26,9 +26,11 @@ from obox.objectstore import (
     settle,
 )
 from obox.objectstore.faults import FaultyDriver, Plan, Rates
-from obox.types import Oid
+from obox.types import Oid, Owner
 
 from .virtual import VirtualTime
+
+OWNER = Owner(b"anna/m/0/1")
 
 
 class NoJitter(random.Random):
@@ -71,7 +73,7 @@ class World:
 
     def mail(self) -> tuple[Oid, bytes]:
         oid = new_oid(self.rng)
-        return oid, self.codec.encode(ObjectKind.MAIL, oid, b"meta", b"body")
+        return oid, self.codec.encode(ObjectKind.MAIL, OWNER, oid, b"meta", b"body")
 
 
 async def test_the_schedule() -> None:
@@ -297,7 +299,7 @@ async def test_an_object_that_goes_between_the_two_requests_is_unknown() -> None
 async def test_damaged_and_newer_headers_are_other() -> None:
     world = World()
     oid, data = world.mail()
-    for key, there in {"a": b"garbage", "b": b"obox\x02" + data[5:], "c": data[:20]}.items():
+    for key, there in {"a": b"garbage", "b": b"obox\x03" + data[5:], "c": data[:20]}.items():
         await world.bucket.put(key, there, kind="mail")
         assert await world.time.run(settle(world.store, key, oid, "mail")) == "other"
 
@@ -338,9 +340,11 @@ async def test_many_writers_under_faults_agree(seed: int) -> None:
         owners = [oid for outcome, oid in told if outcome == "ours"]
         assert len(owners) <= 1, f"seed {seed}: {world.faults.history}"
         if owners:
-            assert world.codec.decode(stored).oid == owners[0], f"seed {seed}: {world.faults.history}"
+            assert world.codec.decode(stored, OWNER).oid == owners[0], f"seed {seed}: {world.faults.history}"
         nothing = [oid for outcome, oid in told if outcome in ("nothing", "other")]
-        assert stored == b"" or world.codec.decode(stored).oid not in nothing, f"seed {seed}: {world.faults.history}"
+        assert stored == b"" or world.codec.decode(stored, OWNER).oid not in nothing, (
+            f"seed {seed}: {world.faults.history}"
+        )
         if any(outcome == "burnt" for outcome, _ in told):
             assert stored == b"", f"seed {seed}: {world.faults.history}"
 

@@ -229,9 +229,21 @@ def test_keys_are_rotated(machine: Machine) -> None:
     machine.run(commands("operations.md", "keys"))
     wait(lambda: machine.deliver(simple(2)) == 250)
     assert len(machine.see()["INBOX"][2]) == 2
+    assert key_names(machine, "/m/") == {"00000001": b"k1", "00000002": b"k2"}
+    out = machine.run(commands("operations.md", "upgrade the bucket"))
+    assert set(key_names(machine, "/m/").values()) == set(key_names(machine, "/x/").values()) == {b"k2"}
+    before = machine.see()
+    out = machine.run(commands("operations.md", "finish the upgrade"), 65)
+    assert "journal objects" in out, "those under the old key go with time"
+    assert "run storage upgrade" not in out
+    assert machine.see() == before
+
+
+def key_names(machine: Machine, part: str) -> dict[str, bytes]:
+    """Ids of the keys that objects are sealed under, by the last element of their key."""
     names = {}
     for key in machine.listed():
-        if "/m/" in key:
+        if part in key:
             data = machine.s3.get_object(Bucket="mail", Key=f"obox/{key}")["Body"].read()
-            names[key[-8:]] = data[8:16].rstrip(b"\0")
-    assert names == {"00000001": b"k1", "00000002": b"k2"}
+            names[key.rsplit("/", 1)[1]] = data[8:16].rstrip(b"\0")
+    return names

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import secrets
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -122,3 +125,49 @@ def test_a_damaged_object_is_named_and_the_rest_comes_out(make: Callable[..., Ba
     mails, _, complaints = take_out(tmp_path, ANNA, code=1)
     assert set(mails["INBOX"]) == {1, 3}
     assert complaints.count("00000002") == 1
+
+
+@pytest.mark.parametrize("kind", ["plain", "sealed"])
+def test_mails_of_the_first_version_come_out_too(make: Callable[..., Backend], tmp_path: Path, kind: str) -> None:
+    """Of a bucket of version 1, of one with objects of both, and of one that was upgraded."""
+    with tarfile.open(ROOT / f"tests/store/version-1-{kind}.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    expected = json.loads((tmp_path / "expected.json").read_text())["anna"]
+    storage: dict[str, object] = {"url": f"file://{tmp_path}/bucket", "delete_delay": "1000d"}
+    keys = []
+    if kind == "sealed":
+        (tmp_path / "key").write_bytes(b"1" * 32)
+        storage["encryption_keys"] = {"k1": str(tmp_path / "key")}
+        keys.append(f"k1={tmp_path / 'key'}")
+
+    def check() -> None:
+        mails, _, _ = take_out(tmp_path, "anna", *keys)
+        found = {
+            name: {str(uid): hashlib.sha256(mail).hexdigest() for uid, mail in box.items()}
+            for name, box in mails.items()
+        }
+        assert found == {
+            name: {uid: mail["sha256"] for uid, mail in box["mails"].items()}
+            for name, box in expected.items()
+            if box["mails"]
+        }
+
+    check()
+    backend = make(storage=storage)
+    backend.start()  # takes the killed backend's journal over, and writes bundles
+    backend.stop()
+    majors = {path.read_bytes()[4] for path in tmp_path.glob("bucket/*/anna/*/*/*") if path.stat().st_size}
+    assert majors == {1, 2}
+    check()
+    oboxadm = str(Path(sys.executable).parent / "oboxadm")
+    for user in ("anna", "ben"):
+        command = [oboxadm, "-c", str(backend.config), "storage", "upgrade", "-u", user, "--no-userdb-lookup"]
+        subprocess.run(command, check=True, timeout=60, cwd=ROOT)
+    assert {path.read_bytes()[4] for path in tmp_path.glob("bucket/*/anna/*/*/*") if path.stat().st_size} == {2}
+    check()
+    (victim,) = tmp_path.glob("bucket/*/ben/m/*/00000001")
+    target = next(iter(tmp_path.glob("bucket/*/anna/m/*/00000005")))
+    target.write_bytes(victim.read_bytes())
+    mails, _, complaints = take_out(tmp_path, "anna", *keys, code=1)
+    assert "00000005" in complaints
+    assert 5 not in mails["INBOX"], "it is another user's"

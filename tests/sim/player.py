@@ -15,7 +15,7 @@ from obox.errors import Exists, Invalid, Limit, NotFound, OboxError, Unavailable
 from obox.mailbox import Delta
 from obox.mailbox._delta import CLAIM_PURGED
 from obox.objectstore import ObjectKind
-from obox.objectstore.keys import bundles_prefix, mail_key, parse_mail_key, user_prefix
+from obox.objectstore.keys import bundles_prefix, mail_key, owner_of, parse_mail_key, user_prefix
 from obox.store import MailStore, NewMail, repair
 from obox.types import Guid, StorageId, Uid
 
@@ -151,10 +151,11 @@ class Player:
 
     def read(self, home: str, home_uid: int) -> bytes | None:
         """What the bucket really has for a record."""
-        stored = self.world.memory._objects.get(mail_key(SID, Guid(home), Uid(home_uid)))
+        key = mail_key(SID, Guid(home), Uid(home_uid))
+        stored = self.world.memory._objects.get(key)
         if stored is None or not stored[0]:
             return None
-        return token_of(CODEC.decode(stored[0]).payload)
+        return token_of(CODEC.decode(stored[0], owner_of(key), lenient=True).payload)
 
     async def store(  # noqa: PLR0917 - as a client says it
         self, node: Node, name: str, guid: str, uids: list[int], op: str, flags: list[str]
@@ -443,7 +444,7 @@ class Player:
         shown = self.model.contents.get((found.guid, int(found.uid)))
         if not data or shown is None:
             return True
-        decoded = CODEC.decode(data)
+        decoded = CODEC.decode(data, owner_of(key), lenient=True)
         if decoded.kind == ObjectKind.MAIL:
             return token_of(decoded.payload) != shown
         rows = Delta.decode(decoded.payload).rows

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from obox.errors import OboxError
 from obox.objectstore.faults import Rates
-from obox.store import MailStore
+from obox.store import MailStore, upgrade
 from obox.store.pull import Incoming, Outgoing
 
 from .caches import Disk
 from .loop import simulate
+from .model import require
 from .player import SID, USER, Player
 from .world import DELETE_DELAY_S, Crash, Node, World
 
@@ -43,13 +44,16 @@ class Story:
         self.old: list[Disk] = []
         self.split_at = 0.0
         self.pulls = 0
+        self.upgraded = 0
         self.owner = await world.node("a", Disk(), **self.settings).start()
         self.faulty = rng.random() < 0.6
         for _ in range(self.steps):
             if self.zombies and world.clock() - self.split_at > DELETE_DELAY_S / 3:
                 await self._heal()
             self._weather()
-            if self.zombies and rng.random() < 0.3:
+            if world.old and rng.random() < 0.2:
+                await self._upgrade()
+            elif self.zombies and rng.random() < 0.3:
                 await self._pull()
             elif rng.random() < 0.25:
                 await self._accident()
@@ -121,6 +125,37 @@ class Story:
                 self.world.note("pull", "NO", exc)
 
         await asyncio.gather(pull(), *([self._commands()] if busy else []))
+
+    async def _upgrade(self) -> None:
+        """The writers rewrite what is of the first version, while clients go on; perhaps it is given up, or the writer
+        is killed in the middle."""
+        rng = self.rng
+        nodes = [node for node in (self.owner, *self.zombies) if node.up]
+        patience_s = rng.choice([0.01, 0.1, 1.0, 20.0])
+
+        async def run(store: MailStore) -> upgrade.Upgraded:
+            async with asyncio.timeout(patience_s):
+                *_, done = [done async for done in upgrade.upgrade(store, SID, USER)]
+            return done
+
+        async def one(node: Node) -> None:
+            try:
+                done = await node.run(run)
+                self.world.note("upgrade", node, done)
+                require(done.damaged == 0, f"the upgrade finds damage: {done}")
+                self.upgraded += done.upgraded
+            except (Crash, OboxError, TimeoutError) as exc:
+                self.world.note("upgrade", node, "NO", exc)
+
+        work = asyncio.gather(*map(one, nodes), *([self._commands()] if rng.random() < 0.5 else []))
+        if rng.random() < 0.3 and not self.zombies:
+            await asyncio.sleep(rng.choice([0.01, 0.05, 0.2, 0.5]))
+            killed = self.owner
+            killed.kill()
+            await work
+            await self._restart(killed.name, killed.disk.snapshot())
+            self.player.model.kept(killed.journaled_until, self.world.clock() + 3)
+        await work
 
     async def _look(self) -> None:
         self.world.plan.every = Rates()

@@ -13,15 +13,28 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Literal, TypeVar
+from zlib import crc32
+
+import msgspec
 
 from metacache import MetacacheError
 from obox.errors import OboxError
-from obox.objectstore import Codec, Driver, Kind, MemoryDriver, ObjectInfo, Settings, open_store
+from obox.objectstore import (
+    HEADER_BYTES,
+    Codec,
+    Driver,
+    Kind,
+    MemoryDriver,
+    ObjectInfo,
+    ObjectKind,
+    Settings,
+    open_store,
+)
 from obox.objectstore._driver import Page
 from obox.objectstore._errors import Unreachable
 from obox.objectstore.faults import FaultyDriver, Plan
 from obox.store import Env, MailStore, StoreSettings
-from obox.types import StorageId
+from obox.types import Oid, Owner, StorageId
 
 from .caches import Disk, SimFscache, SimMetacache
 from .loop import HOST, NOBODY, Host
@@ -38,6 +51,24 @@ ANSWER_S = 27.0
 
 CODEC = Codec({}, None, "none")
 
+
+class OldWriter(Codec):
+    """Writes objects of the first version, which was bound to no owner, into a bucket that says so."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if (name, value) != ("major_min", 2):  # as of a bucket that is made now
+            super().__setattr__(name, value)
+
+    def encode(self, kind: ObjectKind, owner: Owner, oid: Oid, meta: bytes, payload: bytes) -> bytes:
+        if kind == ObjectKind.FORMAT:
+            payload = msgspec.msgpack.encode({"major": 1, "minor": 0})
+        data = bytearray(super().encode(kind, owner, oid, meta, payload))
+        data[4] = 1
+        table_and_meta = data[HEADER_BYTES : len(data) - len(payload)]
+        data[48:HEADER_BYTES] = crc32(table_and_meta, crc32(data[:48])).to_bytes(4, "little")
+        return bytes(data)
+
+
 When = Literal["before", "after"]
 
 
@@ -51,6 +82,9 @@ class World:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
+        self.old = seed % 4 == 3
+        """The bucket is one of the first version: nothing is of the second but what an upgrade rewrites."""
+        self.codec = OldWriter({}, None, "none") if self.old else CODEC
         self.memory = MemoryDriver(wall=self.now)
         self.plan = Plan()
         self.faults = FaultyDriver(
@@ -153,6 +187,9 @@ class _Wire:
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         await self._send("put", key, lambda: self._world.faults.put(key, data, kind=kind))
 
+    async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
+        await self._send("put", key, lambda: self._world.faults.replace(key, data, kind=kind))
+
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         return await self._send("get", key, lambda: self._world.faults.get(key, kind=kind, start=start, end=end))
 
@@ -209,7 +246,7 @@ class Node:
         )
         self.env = Env(
             bucket=bucket,
-            codec=CODEC,
+            codec=world.codec,
             metacache=self.metacache,
             fscache=SimFscache(disk),
             settings=self.settings,

@@ -34,7 +34,7 @@ class Desk:
     async def objects(self, boot: str = "boot1") -> list[JournalObject]:
         infos = await self.bucket.list(journal_prefix("first", boot), kind="journal")
         bodies = [await self.bucket.get(info.key, kind="journal") for info in infos]
-        return [JournalObject.decode(CODEC, body) for body in bodies]
+        return [JournalObject.decode(CODEC, body, info.key) for info, body in zip(infos, bodies, strict=True)]
 
     def puts(self) -> int:
         return self.bucket.stats.count("put", "journal")

@@ -14,10 +14,10 @@ from mails import simple
 
 from obox.errors import Corrupt, Expunged, NotFound, Unavailable
 from obox.mailbox.search import And, Body, Flag, Header, Not
-from obox.objectstore import Codec, load_keys
+from obox.objectstore import Codec, ObjectKind, load_keys
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore.faults import FaultyDriver
-from obox.objectstore.keys import mail_key
+from obox.objectstore.keys import mail_key, owner_of
 from obox.store import NewMail, User
 from obox.store._recent import Recent
 from obox.store.mailbox import Mailbox
@@ -160,8 +160,9 @@ async def test_a_mail_under_a_key_that_is_not_configured_is_damaged(tmp_path: Pa
         await fill(user, "INBOX", [simple(0)])
         box = await opened(user)
         codec = Codec(load_keys({"k1": str(key)}), "k1", "none")
-        decoded = plain().decode(await shelf.driver.get(key_of(box, 1), kind="mail"))
-        sealed = codec.encode(decoded.kind, decoded.oid, decoded.meta, decoded.payload)
+        owner = owner_of(key_of(box, 1))
+        decoded = plain().decode(await shelf.driver.get(key_of(box, 1), kind="mail"), owner)
+        sealed = codec.encode(ObjectKind.MAIL, owner, decoded.oid, decoded.meta, decoded.payload)
         await shelf.replace(life, key_of(box, 1), sealed)
         assert await read(box, [1], autofix=True) == {1: Corrupt}
         assert len(box.state) == 1

@@ -16,7 +16,7 @@ from mails import simple
 from metacache import Change, MetacacheFull
 from obox.errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
 from obox.objectstore import Codec, ObjectKind, load_keys
-from obox.objectstore.keys import ROOT, user_prefix
+from obox.objectstore.keys import ROOT, pull_owner, user_prefix
 from obox.store import MailStore, NewMail, operate
 from obox.store._bundles import Known
 from obox.store.pull import BoxMeta, End, Head, Incoming, Outgoing, Splitter, opened
@@ -45,14 +45,15 @@ async def pull(source: Life, destination: Life, *, everything: bool = False) -> 
 
 
 def objects(life: Life, data: bytes) -> list[Any]:
-    return [opened(life.store.env.codec, raw) for raw in Splitter().feed(data)]
+    return [opened(life.store.env.codec, raw, SID) for raw in Splitter().feed(data)]
 
 
 def packed(life: Life, *parts: tuple[ObjectKind, Any, bytes]) -> bytes:
     """A stream made by hand."""
     out = b""
     for kind, meta, payload in parts:
-        data = life.store.env.codec.encode(kind, life.store.env.new_oid(), msgspec.msgpack.encode(meta), payload)
+        env, packed_meta = life.store.env, msgspec.msgpack.encode(meta)
+        data = env.codec.encode(kind, pull_owner(SID), env.new_oid(), packed_meta, payload)
         out += len(data).to_bytes(4, "little") + data
     return out
 

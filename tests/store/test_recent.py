@@ -11,7 +11,9 @@ from obox.objectstore import Codec, CorruptObject
 from obox.objectstore.codec import ObjectKind
 from obox.store import NewMail, operate
 from obox.store._recent import MAIL_BYTES_MAX, Recent
-from obox.types import Oid
+from obox.types import Oid, Owner
+
+OWNER = Owner(b"anna/m/0/1")
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -73,17 +75,17 @@ def test_decoding_many_is_decoding_each() -> None:
     sealed = Codec({"k": b"k" * 32}, "k")
     payloads = [b"", b"x", b"words " * 300, b"\0" * 600_000, simple(1)]
     objects = [
-        codec.encode(ObjectKind.MAIL, Oid(bytes([at, which]) * 8), b"meta", payload)
+        codec.encode(ObjectKind.MAIL, OWNER, Oid(bytes([at, which]) * 8), b"meta", payload)
         for which, codec in enumerate((plain, flat, sealed))
         for at, payload in enumerate(payloads)
     ]
-    good = sealed.decode_many(objects)
+    good = sealed.decode_many(objects, [OWNER] * len(objects))
     assert [one.payload for one in good if not isinstance(one, Exception)] == payloads * 3
     for at in (2, 4, 7, 12):
         damaged = bytearray(objects[at])
         damaged[-1] ^= 1
         objects[at] = bytes(damaged)
-    mixed = sealed.decode_many(objects)
+    mixed = sealed.decode_many(objects, [OWNER] * len(objects))
     assert [at for at, one in enumerate(mixed) if isinstance(one, CorruptObject)] == [2, 4, 7, 12]
     assert all(mixed[at] == good[at] for at in range(15) if at not in (2, 4, 7, 12))
 
@@ -92,9 +94,9 @@ def test_a_frame_that_lies_about_its_size_spoils_no_other() -> None:
     """Checksums right, content not what the header says: found by decompressing, then each is decoded by itself."""
     codec = Codec({}, None)
     words = [b"words %d " % number * 200 for number in range(3)]
-    objects = [codec.encode(ObjectKind.MAIL, Oid(bytes([at]) * 16), b"", one) for at, one in enumerate(words)]
+    objects = [codec.encode(ObjectKind.MAIL, OWNER, Oid(bytes([at]) * 16), b"", one) for at, one in enumerate(words)]
     objects[1] = _relabelled(objects[1], len(words[1]) + 1)
-    found = codec.decode_many(objects)
+    found = codec.decode_many(objects, [OWNER] * len(objects))
     assert isinstance(found[1], CorruptObject)
     assert [one.payload for one in (found[0], found[2]) if not isinstance(one, Exception)] == [words[0], words[2]]
 
@@ -102,4 +104,4 @@ def test_a_frame_that_lies_about_its_size_spoils_no_other() -> None:
 def _relabelled(data: bytes, size: int) -> bytes:
     """The object with another payload length in its header and the header's checksum made right."""
     signed = data[:40] + size.to_bytes(8, "little")
-    return signed + crc32(data[52:60], crc32(signed)).to_bytes(4, "little") + data[52:]
+    return signed + crc32(data[52:60], crc32(signed + OWNER)).to_bytes(4, "little") + data[52:]

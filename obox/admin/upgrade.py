@@ -1,0 +1,83 @@
+"""Verbs that bring objects of an older format to the present one: storage upgrade, storage finish-upgrade."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Annotated
+
+from msgspec import Meta
+
+from ..errors import Invalid, NotFound
+from ..types import StorageId
+from .exits import Incomplete
+from .parts import Account, Admin
+from .table import Event, Nothing, Progress, Selection, user_verb, verb
+
+
+class StorageUpgradeParams(Selection, kw_only=True):
+    dry_run: Annotated[bool, Meta(description="Only count what is outdated")] = False
+    rate: Annotated[int, Meta(ge=0, description="Objects a second at most; 0: as fast as the bucket is")] = 0
+    copied_from: Annotated[
+        str, Meta(description="The objects were copied from this storage id: they become this user's, who must be new")
+    ] = ""
+
+
+@user_verb("storage upgrade", StorageUpgradeParams, columns=("objects", "outdated", "upgraded", "damaged", "foreign"))
+async def storage_upgrade(admin: Admin, account: Account, params: StorageUpgradeParams) -> AsyncIterator[Event]:
+    """Rewrite users' objects of an older format, or that are not sealed under the first key, in the present one.
+
+    Nothing that a client sees changes. It runs beside sessions and deliveries, on the backend that serves the user; cut
+    short it is begun again and goes on with what is left. damaged: objects that do not decode, or that belong to
+    another user, mailbox or UID; they are left as they are. All backends must be of this version before.
+    """
+    from ..store import upgrade
+
+    done = upgrade.Upgraded()
+    store, sid = admin.store, account.storage_id
+    if params.copied_from:
+        source = _storage_id(params.copied_from)
+        steps = upgrade.take_over_copy(store, sid, source, dry_run=params.dry_run, rate=params.rate)
+    else:
+        steps = upgrade.upgrade(store, sid, account.name, dry_run=params.dry_run, rate=params.rate)
+    try:
+        async for done in steps:
+            yield Progress(f"upgrading {account.name}", done.objects)
+    except NotFound:  # who has never had mail
+        pass
+    yield asdict(done)
+
+
+def _storage_id(text: str) -> StorageId:
+    """Raises Invalid."""
+    from ..objectstore.keys import user_prefix
+
+    try:
+        user_prefix(StorageId(text))
+    except ValueError:
+        raise Invalid(f"not a storage id: {text[:80]!r}; allowed: the name of a directory in the bucket") from None
+    return StorageId(text)
+
+
+@verb("storage finish-upgrade", Nothing, columns=("what", "outdated", "result"))
+async def storage_finish_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """Look at every object of the bucket and, if none is outdated, say in the bucket that it has the present format.
+
+    An older obox refuses to start on it from then on, and this one refuses older objects. Exit 65 while there are some:
+    a row for each user who has; those of the journal go delete_delay after bundles cover them.
+    """
+    from ..store import upgrade
+
+    left = upgrade.Left(0, {}, 0, 0)
+    async for left in upgrade.finish(admin.store):
+        yield Progress("objects looked at", left.objects)
+    for sid, count in sorted(left.users.items()):
+        yield {"what": admin.name_of(sid), "outdated": count, "result": "run storage upgrade for this user"}
+    if left.journal:
+        text = "they go when bundles have covered them for delete_delay; restart backends of the older version"
+        yield {"what": "journal objects", "outdated": left.journal, "result": text}
+    if left.damaged:
+        yield {"what": "damaged", "outdated": left.damaged, "result": "left as they are, the log names them"}
+    if not left.finished:
+        raise Incomplete("some objects are outdated")
+    yield {"what": "bucket", "outdated": 0, "result": f"finished: {left.objects} objects are of the present format"}

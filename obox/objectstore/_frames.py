@@ -1,0 +1,201 @@
+"""Frames of an object's payload: compressed, sealed, found by offset. What codec.py says of them is the format.
+
+Refuses to know: how a header lies in the bytes; keys by name. Diagnostics: CorruptObject.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from enum import IntEnum
+from typing import Final
+from zlib import crc32
+
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from obox.objectstore._errors import CorruptObject
+from obox.types import Oid
+
+FRAME_BYTES: Final = 256 * 1024
+"""Payload in a frame: what a partial FETCH reads at least."""
+
+TAG_BYTES: Final = 16
+META_FRAME: Final = 0xFFFFFFFF
+"""The number under which the meta is sealed."""
+
+_AAD = struct.Struct("<IB")
+_NONCE = struct.Struct("<I8x")
+
+
+class Compression(IntEnum):
+    """How frames are compressed: byte 7."""
+
+    NONE = 0
+    ZSTD = 1
+
+
+class Seal:
+    """Seals and opens the frames of one object."""
+
+    __slots__ = ("_aead", "_bound")
+
+    def __init__(self, master: bytes, oid: bytes, info: bytes, bound: bytes) -> None:
+        """info: of the key; bound: header bytes 0..48 and, since version 2, the owner."""
+        self._aead = AESGCM(HKDF(SHA256(), 32, salt=oid, info=info).derive(master))
+        self._bound = bound
+
+    def seal(self, data: bytes, number: int, last: bool) -> bytes:
+        return self._aead.encrypt(_NONCE.pack(number), data, self._bound + _AAD.pack(number, last))
+
+    def open(self, data: bytes, number: int, last: bool) -> bytes:
+        try:
+            return self._aead.decrypt(_NONCE.pack(number), data, self._bound + _AAD.pack(number, last))
+        except InvalidTag:
+            raise CorruptObject(f"frame {number} is not authentic (damaged, or another master key)") from None
+
+
+class _Zstd(threading.local):
+    """One compressor per level and one decompressor for each thread: zstandard's objects are not for sharing."""
+
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
+
+    def compressor(self, level: int) -> zstandard.ZstdCompressor:
+        found = self.compressors.get(level)
+        if found is None:
+            found = self.compressors[level] = zstandard.ZstdCompressor(level=level, write_content_size=True)
+        return found
+
+
+zstd = _Zstd()
+MANY: Final = hasattr(zstandard.ZstdDecompressor, "multi_decompress_to_buffer")
+"""False where zstandard runs without its C extension."""
+
+
+class Header:
+    """The verified beginning of an object: enough to read any range of its payload.
+
+    start: offset of frame 0 in the object; object_bytes: the size the whole object must have.
+    """
+
+    __slots__ = (
+        "_seal",
+        "_table",
+        "compression",
+        "key_id",
+        "kind",
+        "major",
+        "meta",
+        "minor",
+        "object_bytes",
+        "oid",
+        "payload_bytes",
+    )
+
+    def __init__(
+        self,
+        *,
+        kind: int,
+        major: int,
+        minor: int,
+        compression: int,
+        key_id: str,
+        oid: Oid,
+        meta: bytes,
+        payload_bytes: int,
+        start: int,
+        entries: list[tuple[int, int]],
+        seal: Seal | None,
+    ) -> None:
+        self.kind = kind
+        self.major = major
+        self.minor = minor
+        self.compression = compression
+        self.key_id = key_id
+        self.oid = oid
+        self.meta = meta
+        self.payload_bytes = payload_bytes
+        self._seal = seal
+        self._table: list[tuple[int, int, int]] = []  # offset, length, crc; then the end as a row of its own
+        at = start
+        for length, crc in entries:
+            self._table.append((at, length, crc))
+            at += length
+        self.object_bytes = at
+        self._table.append((at, 0, 0))
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return len(self._table) - 1
+
+    def frames_for(self, start: int, end: int) -> tuple[int, int]:
+        """Return the byte range (end excluded) of the object that holds payload bytes start..end.
+
+        The range is cut at the payload's end; (n, n) when it is empty.
+        """
+        first, after = self._span(start, end)
+        return self._table[first][0], self._table[after][0]
+
+    def decode_range(self, data: bytes, start: int, end: int) -> bytes:
+        """Return payload bytes start..end out of the object's bytes frames_for(start, end).
+
+        Raises: CorruptObject, also when data is shorter or longer than that range.
+        """
+        first, after = self._span(start, end)
+        base = self._table[first][0]
+        if len(data) != self._table[after][0] - base:
+            raise CorruptObject(f"{len(data)} bytes of frames {first}..{after}, not {self._table[after][0] - base}")
+        if first == after:
+            return b""
+        view = memoryview(data)
+        parts = [self._frame(view, base, number) for number in range(first, after)]
+        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+        skip = first * FRAME_BYTES
+        start, end = max(start, 0) - skip, min(end, self.payload_bytes) - skip
+        return whole if start == 0 and end >= len(whole) else whole[start:end]
+
+    def _span(self, start: int, end: int) -> tuple[int, int]:
+        start, end = max(start, 0), min(end, self.payload_bytes)
+        if start >= end:
+            return 0, 0
+        return start // FRAME_BYTES, -(-end // FRAME_BYTES)
+
+    def opened(self, view: memoryview, base: int, number: int) -> bytes:
+        """A frame as it was before it was sealed: still compressed. base: offset of view in the object."""
+        offset, length, crc = self._table[number]
+        stored = view[offset - base : offset - base + length]
+        if crc32(stored) != crc:
+            raise CorruptObject(f"frame {number}: checksum does not match")
+        frame = bytes(stored)
+        return frame if self._seal is None else self._seal.open(frame, number, number == self.frames - 1)
+
+    def _frame(self, view: memoryview, base: int, number: int) -> bytes:
+        frame = self.opened(view, base, number)
+        expected = min(FRAME_BYTES, self.payload_bytes - number * FRAME_BYTES)
+        if self.compression == Compression.ZSTD:
+            frame = decompress(frame, expected, number)
+        if len(frame) != expected:
+            raise CorruptObject(f"frame {number}: {len(frame)} bytes, not {expected}")
+        return frame
+
+
+def decompress(frame: bytes, expected: int, number: int) -> bytes:
+    """Return exactly expected bytes; the size is checked before anything is allocated, against bombs."""
+    try:
+        if zstandard.frame_content_size(frame) != expected:
+            raise CorruptObject(f"frame {number}: does not hold {expected} bytes")
+        return zstd.decompressor.decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CorruptObject(f"frame {number}: {error}") from None
+
+
+def split(payload: bytes) -> list[bytes]:
+    if len(payload) <= FRAME_BYTES:
+        return [payload] if payload else []
+    return [payload[at : at + FRAME_BYTES] for at in range(0, len(payload), FRAME_BYTES)]

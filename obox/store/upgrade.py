@@ -1,0 +1,367 @@
+"""Rewriting objects of an older version of the envelope, or that are not sealed under the key that encrypts.
+
+Theory of operation. An object is replaced by one under the same key that holds the same: same oid, meta, payload. So
+no index changes, and whoever reads it before, meanwhile or afterwards reads the same mail. Each replacement stands for
+itself: cut short anywhere, the next run finds what is left. It is done under the lock under which this backend deletes
+objects of that mailbox, so that nothing is written again that was deleted a moment ago.
+
+`finish` looks at every object of the bucket. When all are of this version, `_format` says so: an older obox does not
+start on the bucket any more, and this one refuses old objects. Objects of the journal with changes are never
+rewritten: when they were written tells whether they are about a user who was deleted since. They go by themselves. The
+last one of a boot may stay for ever; where it only says that the boot is over it is replaced here.
+
+`take_over_copy` is for a user's objects that were restored under another storage id, as they are.
+
+Invariant: an object that does not decode, or says that it belongs elsewhere, is left as it is.
+Refuses to know: other versions than those that the codec reads.
+Diagnostics: Unavailable ends a run, which may be begun again; damaged and foreign objects are counted and logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+
+from ..errors import Corrupt, InUse, NotFound
+from ..mailbox import Delta
+from ..objectstore import HEADER_BYTES, CorruptObject, Kind, NewerFormat, ObjectInfo, ObjectKind, StoreError, UnknownKey
+from ..objectstore.codec import MAJOR, OLD_MAJOR, Codec
+from ..objectstore.keys import (
+    FORMAT_KEY,
+    ROOT,
+    bundles_prefix,
+    journal_prefix,
+    mails_prefix,
+    owner_of,
+    parse_bundle_key,
+    parse_journal_key,
+    parse_mail_key,
+    user_prefix,
+)
+from ..types import Guid, Owner, StorageId
+from ._mail import MailMeta, check_claim, check_meta
+from .journal import JournalObject
+
+if TYPE_CHECKING:
+    from .store import MailStore
+    from .user import User
+
+log = structlog.get_logger()
+
+BATCH: Final = 16
+"""Objects rewritten at once, under one lock: so many requests wait for the bucket together."""
+
+BATCH_BYTES: Final = 16 << 20
+"""Their bytes together, unless one alone has more."""
+
+HEADER_FIRST: Final = 256 << 10
+"""Bytes from which on the header is asked for first: it may say that there is nothing to do."""
+
+INLINE_BYTES: Final = 32 << 10
+"""Bytes of an object that is renewed on the loop: half a millisecond."""
+
+LOOKED_AT: Final = 1000
+"""Headers read before `finish` says how far it is."""
+
+_KINDS: Final = {"base": ObjectKind.BASE, "diff": ObjectKind.DIFF, "cache": ObjectKind.CACHE}
+
+
+@dataclass(slots=True)
+class Upgraded:
+    """objects: of this user, without burnt UIDs; outdated: those of them that were to be rewritten; upgraded: that
+    were; damaged: that do not decode or belong elsewhere; foreign: whose keys are none of ours."""
+
+    objects: int = 0
+    outdated: int = 0
+    upgraded: int = 0
+    damaged: int = 0
+    foreign: int = 0
+
+
+async def upgrade(
+    store: MailStore, sid: StorageId, name: str, *, dry_run: bool = False, rate: int = 0
+) -> AsyncIterator[Upgraded]:
+    """Rewrite what is outdated of a user; how far it is, as it goes. rate: objects a second at most, 0 for no limit.
+
+    Raises NotFound (there is no such user), Unavailable, Corrupt (the index does not decode).
+    """
+    done = Upgraded()
+    try:
+        user = await store.load_user(name, sid)
+    except Corrupt:
+        # Objects that were restored into an upgraded bucket: nobody can open the user, so nobody deletes anything.
+        if dry_run:
+            raise
+        for batch in _batches(await store.env.listing(bundles_prefix(sid), kind="index")):
+            await _batch(store, batch, Upgraded(), dry_run=False)
+        user = await store.load_user(name, sid)
+    user.sessions += 1  # it stays in memory, and with it the locks
+    try:
+        for part in ("x/", "m/"):
+            listed = await store.env.listing(user_prefix(sid) + part, kind="mail")
+            for batch in _batches(listed):
+                async with await _lock(user, batch[0].key):
+                    user.require_there()
+                    await _batch(store, batch, done, dry_run=dry_run)
+                yield done
+                if rate:
+                    await store.env.sleep(len(batch) / rate)
+    finally:
+        await user.release()
+    yield done
+
+
+async def take_over_copy(
+    store: MailStore, sid: StorageId, copied_from: StorageId, *, dry_run: bool = False, rate: int = 0
+) -> AsyncIterator[Upgraded]:
+    """Bind to a user the objects that were copied, as they are, from another storage id. Parameters as of `upgrade`.
+
+    The list of mailboxes comes last, so that nobody can open the user before all is done. Raises InUse (the user is
+    there already), Unavailable.
+    """
+    done = Upgraded()
+    if sid in store.users or store.opening(sid) is not None or store.env.metacache.boxes(sid):
+        raise InUse("the user is there already; objects are bound to a new one alone")
+    store.bar(sid)
+    try:
+        indexes = await store.env.listing(bundles_prefix(sid), kind="index")
+        roots = [info for info in indexes if info.key.startswith(bundles_prefix(sid, ROOT))]
+        others = [info for info in indexes if not info.key.startswith(bundles_prefix(sid, ROOT))]
+        for listed in (await store.env.listing(mails_prefix(sid), kind="mail"), others, roots):
+            for batch in _batches(listed):
+                await _batch(store, batch, done, dry_run=dry_run, copied_from=copied_from)
+                yield done
+                if rate:
+                    await store.env.sleep(len(batch) / rate)
+    finally:
+        store.barred.discard(sid)
+    yield done
+
+
+async def _lock(user: User, key: str) -> AbstractAsyncContextManager[None]:
+    """Under which this backend deletes the objects of that box."""
+    box = key.split("/", 4)[3]
+    if box == ROOT:
+        return user.flushing
+    entry = user.root.entries.get(Guid(box))
+    if entry is None or entry.cleared:
+        return nullcontext()  # nobody deletes there
+    return (await user.box(Guid(box))).flushing
+
+
+def _batches(listed: list[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
+    """Objects of one box each, a few at a time, without burnt UIDs."""
+    for _, infos in groupby(sorted(listed), lambda info: info.key.split("/")[:4]):
+        batch: list[ObjectInfo] = []
+        size = 0
+        for info in infos:
+            if batch and (len(batch) == BATCH or size + info.size > BATCH_BYTES):
+                yield batch
+                batch, size = [], 0
+            if info.size:
+                batch.append(info)
+                size += info.size
+        if batch:
+            yield batch
+
+
+async def _batch(
+    store: MailStore, batch: list[ObjectInfo], done: Upgraded, *, dry_run: bool, copied_from: StorageId | None = None
+) -> None:
+    await asyncio.gather(*(_one(store, info, done, dry_run=dry_run, copied_from=copied_from) for info in batch))
+
+
+async def _one(
+    store: MailStore, info: ObjectInfo, done: Upgraded, *, dry_run: bool, copied_from: StorageId | None
+) -> None:
+    env, key = store.env, info.key
+    kind = _kind(key)
+    if kind is None:
+        done.foreign += 1
+        log.warning("foreign object, left alone", key=key)
+        return
+    header_only = copied_from is None and (dry_run or info.size >= HEADER_FIRST)
+    data = await env.get(key, kind=kind, end=HEADER_BYTES if header_only else None)
+    if data is None:
+        return  # deleted since the LIST
+    done.objects += 1
+    try:
+        was = owner_of(key) if copied_from is None else _bound_to(env.codec, key, data, copied_from)
+        if was == owner_of(key) and not env.codec.outdated(data):
+            return
+        done.outdated += 1
+        if dry_run:
+            return
+        if header_only and (data := await env.get(key, kind=kind)) is None:
+            return
+        if len(data) > INLINE_BYTES:
+            new = await asyncio.to_thread(_renewed, env.codec, key, data, was)
+        else:
+            new = _renewed(env.codec, key, data, was)
+    except (StoreError, Corrupt, ValueError) as error:
+        done.damaged += 1
+        log.error("object does not decode, left alone", key=key, error=str(error))
+        return
+    await _replace(store, key, new, kind)
+    done.upgraded += 1
+
+
+def _bound_to(codec: Codec, key: str, data: bytes, copied_from: StorageId) -> Owner:
+    """The owner that a copied object has still, or its new one's. Raises StoreError."""
+    own = owner_of(key)
+    try:
+        codec.decode_header(data, own, lenient=True)
+    except UnknownKey:
+        raise
+    except CorruptObject:
+        return Owner(copied_from.encode("ascii") + own[own.index(b"/") :])
+    return own
+
+
+async def _replace(store: MailStore, key: str, data: bytes, kind: Kind) -> None:
+    try:
+        await store.env.bucket.replace(key, data, kind=kind)
+    except StoreError as exc:
+        raise store.env.unavailable("put", key, exc) from exc
+
+
+def _kind(key: str) -> Kind | None:
+    """What the requests for an object count as; None: the key is none of ours."""
+    try:
+        parse_mail_key(key)
+    except ValueError:
+        pass
+    else:
+        return "mail"
+    try:
+        parse_bundle_key(key)
+    except ValueError:
+        return None
+    return "index"
+
+
+def _renewed(codec: Codec, key: str, data: bytes, was: Owner) -> bytes:
+    """was: the owner that it is bound to. Raises StoreError, Corrupt, ValueError: it stays as it is."""
+    header = codec.decode_header(data, was, lenient=True)
+    if "/x/" in key:
+        if header.kind != _KINDS[parse_bundle_key(key).form]:
+            raise CorruptObject(f"an object of kind {header.kind} among the bundles")
+    elif header.kind == ObjectKind.MAIL:
+        check_meta(MailMeta.decode(header.meta), key)
+    elif header.kind == ObjectKind.CLAIM:
+        check_claim(Delta.decode(codec.decode(data, was, lenient=True).payload), parse_mail_key(key).uid)
+    else:
+        raise CorruptObject(f"an object of kind {header.kind} among the mails")
+    return codec.renewed(data, owner_of(key), was=was)
+
+
+# -- the whole bucket --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Left:
+    """What keeps a bucket from being of this version: outdated objects by storage id, and of the journal. objects:
+    looked at so far."""
+
+    objects: int
+    users: dict[str, int]
+    journal: int
+    damaged: int
+    finished: bool = False
+
+
+async def finish(store: MailStore) -> AsyncIterator[Left]:
+    """Look at every object; when none is outdated, say in `_format` that the bucket is of this version.
+
+    Raises Unavailable.
+    """
+    left = Left(0, {}, 0, 0)
+    for prefix in (f"{number:02x}/" for number in range(256)):
+        listed = [info for info in await store.env.listing(prefix, kind="mail") if info.size]
+        for at in range(0, len(listed), LOOKED_AT):
+            await _look(store, [info.key for info in listed[at : at + LOOKED_AT] if _kind(info.key)], left)
+            yield left
+    await _finish_journal(store, left)
+    if not left.users and not left.journal:
+        await _finish_format(store)
+        left.finished = True
+    yield left
+
+
+async def _look(store: MailStore, keys: list[str], left: Left) -> None:
+    codec = store.env.codec
+    for key, prefix in zip(keys, await store.env.get_all(keys, kind="mail", end=HEADER_BYTES), strict=True):
+        if prefix is None:
+            continue
+        left.objects += 1
+        try:
+            if not codec.outdated(prefix):
+                continue
+            _renewed(
+                codec, key, await store.env.get(key, kind="mail") or b"", owner_of(key)
+            )  # else nothing will ever renew it
+        except (StoreError, Corrupt, ValueError) as error:
+            left.damaged += 1
+            log.error("object does not decode, left alone", key=key, error=str(error))
+            continue
+        sid = key.split("/", 2)[1]
+        left.users[sid] = left.users.get(sid, 0) + 1
+
+
+async def _finish_journal(store: MailStore, left: Left) -> None:
+    """Replace what says that a boot is over and holds no changes; count what others are outdated."""
+    env = store.env
+    keys = sorted(info.key for info in await env.listing(journal_prefix(), kind="journal") if _is_journal(info.key))
+    for key, prefix in zip(keys, await env.get_all(keys, kind="journal", end=HEADER_BYTES), strict=True):
+        if prefix is None:
+            continue
+        left.objects += 1
+        try:
+            if not env.codec.outdated(prefix):
+                continue
+            data = await env.get(key, kind="journal") or b""
+            said = JournalObject.decode(env.codec, data, key, lenient=True)
+            if said.closed and said.clean and not said.lines:
+                await _replace(store, key, env.codec.renewed(data, owner_of(key)), "journal")
+            else:
+                left.journal += 1
+        except (StoreError, msgspec.MsgspecError, ValueError) as error:
+            left.damaged += 1
+            log.error("journal object does not decode, left alone", key=key, error=str(error))
+
+
+def _is_journal(key: str) -> bool:
+    try:
+        parse_journal_key(key)
+    except ValueError:
+        return False
+    return True
+
+
+async def _finish_format(store: MailStore) -> None:
+    env, owner = store.env, owner_of(FORMAT_KEY)
+    data = await env.get(FORMAT_KEY, kind="format")
+    if data is None:
+        raise NotFound(f"{FORMAT_KEY} is not in the bucket")
+    try:
+        found = env.codec.decode(data, owner, lenient=True)
+    except (CorruptObject, NewerFormat) as error:
+        raise Corrupt(f"{FORMAT_KEY} in the bucket does not decode: {error}") from error
+    if found.major == OLD_MAJOR:  # its oid, which tells buckets apart, stays
+        content = msgspec.msgpack.encode({"major": MAJOR, "minor": 0})
+        new = env.codec.encode(ObjectKind.FORMAT, owner, found.oid, b"", content)
+    elif env.codec.outdated(data):
+        new = env.codec.renewed(data, owner)
+    else:
+        new = b""
+    if new:
+        await _replace(store, FORMAT_KEY, new, "format")
+        log.info("the bucket is upgraded", format=MAJOR)
+    env.codec.major_min = MAJOR

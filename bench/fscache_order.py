@@ -10,7 +10,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from fscache._order import FRESH, ONCE, Entry, Index
+from fscache.order import FRESH, ONCE, Entry, Index
 
 MAIL_BYTES = 8192
 USERS = 2000

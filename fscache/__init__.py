@@ -1,13 +1,16 @@
 """A size-bounded cache of immutable objects in files.
 
-Invariant: the files, those being read and the one being written included, never take more than `max_size`. What it
-returns has passed its checksum or comes from `fetch`.
+Invariant: the files, those being read and the file being written included, never take
+more than `max_size`. What the cache returns has passed its checksum or comes from
+`fetch`.
 Refuses to know: mail, the bucket, what a key means.
 Diagnostics: see `fscache._cache`.
+
+`fscache.disk` is where the objects lie, `fscache.order` what is evicted first.
 """
 
-from fscache._cache import Fscache, FscacheError
-from fscache._types import Stats
-from fscache._watch import Rescanned
+from fscache._cache import Fscache
+from fscache._ranges import PIECE_BYTES
+from fscache._types import FscacheError, Rescanned, Stats
 
-__all__ = ["Fscache", "FscacheError", "Rescanned", "Stats"]
+__all__ = ["PIECE_BYTES", "Fscache", "FscacheError", "Rescanned", "Stats"]

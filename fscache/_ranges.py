@@ -1,9 +1,11 @@
-"""Parts of large objects: kept as pieces of PIECE_BYTES, each an object of its own with the key "<key>#<number>".
+"""Parts of large objects: pieces of PIECE_BYTES that are cached like objects.
 
-An object larger than the cache would take in is read in parts only; a client that reads it part by part needs each
-piece once.
+A piece has the key "<key>#<number>". An object that is larger than the cache would take
+in is read in parts only, and a client that reads it part by part fetches each piece
+once.
 
-Invariant: a piece is the object's bytes [number * PIECE_BYTES, (number + 1) * PIECE_BYTES), fewer only at its end.
+Invariant: a piece is the object's bytes [number * PIECE_BYTES, (number + 1) *
+PIECE_BYTES), fewer only at the object's end.
 Refuses to know: what the ranges mean.
 """
 
@@ -11,37 +13,48 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from fscache._cache import Fscache
-
-PIECE_BYTES = 64 << 10  # little is read beside what was asked for; neighbours come in one request
-
-
+PIECE_BYTES = 64 << 10  # little is read beside the range itself; a fetch covers neighbours
 OBJECTS_MAX = 10_000  # large objects remembered
+
+FetchRange = Callable[[int, int], Awaitable[bytes]]
+
+
+class Objects(Protocol):
+    """What is asked of the cache here; see `fscache.Fscache`."""
+
+    def peek(self, key: str) -> bool: ...
+
+    async def read(self, key: str, start: int, end: int) -> bytes | None: ...
+
+    async def get(self, key: str, fetch: Callable[[], Awaitable[bytes]]) -> bytes: ...
 
 
 class Pieces:
-    """Which objects have pieces, so that a drop finds them; those of an earlier process stay until they are evicted."""
+    """How many pieces each object may have, so that a drop finds them.
+
+    The pieces of an earlier process are not known; they stay until they are evicted.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
 
     def note(self, key: str, count: int) -> None:
+        """Remember that the object may have pieces 0 to `count` - 1."""
         self._counts[key] = max(self._counts.get(key, 0), count)
         if len(self._counts) > OBJECTS_MAX:
             del self._counts[next(iter(self._counts))]
 
     def take(self, key: str) -> list[str]:
-        """The keys of an object's pieces, as far as they are known; forgotten now."""
+        """Return the keys of an object's known pieces, and forget them."""
         return [f"{key}#{number}" for number in range(self._counts.pop(key, 0))]
 
 
 class _Run:
-    """Neighbouring pieces that are missing: one fetch for all of them, begun by the first that needs it."""
+    """Neighbouring pieces that are missing. The first to be read fetches all."""
 
-    def __init__(self, low: int, high: int, fetch: Callable[[int, int], Awaitable[bytes]]) -> None:
+    def __init__(self, low: int, high: int, fetch: FetchRange) -> None:
         self._low, self._high, self._fetch = low, high, fetch
         self._task: asyncio.Future[bytes] | None = None
         self._waiting = 0
@@ -60,31 +73,30 @@ class _Run:
         return self._task.result()[at : at + PIECE_BYTES]
 
 
-async def read_range(
-    cache: Fscache, key: str, start: int, end: int, fetch: Callable[[int, int], Awaitable[bytes]]
-) -> bytes:
-    """See `Fscache.read_range`."""
+async def read_range(objects: Objects, pieces: Pieces, key: str, start: int, end: int, *, fetch: FetchRange) -> bytes:
+    """Return bytes [start, end) of an object; see `Fscache.read_range`."""
     start = max(start, 0)
     if end <= start:
         return b""
-    if cache.peek(key) and (data := await cache.read(key, start, end)) is not None:
+    if objects.peek(key) and (data := await objects.read(key, start, end)) is not None:
         return data
     numbers = range(start // PIECE_BYTES, -(-end // PIECE_BYTES))
     runs: dict[int, _Run] = {}
     missing: list[int] = []
     for number in (*numbers, None):
-        if number is not None and not cache.peek(f"{key}#{number}"):
+        if number is not None and not objects.peek(f"{key}#{number}"):
             missing.append(number)
         elif missing:
             run = _Run(missing[0], missing[-1] + 1, fetch)
-            runs.update((one, run) for one in missing)
+            runs.update((piece, run) for piece in missing)
             missing = []
-    cache.pieces.note(key, numbers.stop)
+    pieces.note(key, numbers.stop)
 
     def of(number: int) -> Callable[[], Awaitable[bytes]]:
-        run = runs.get(number) or _Run(number, number + 1, fetch)  # peek was wrong: alone
+        # A piece that `peek` announced may be damaged: then it is fetched alone.
+        run = runs.get(number) or _Run(number, number + 1, fetch)
         return lambda: run.piece(number)
 
-    parts = await asyncio.gather(*(cache.get(f"{key}#{number}", of(number)) for number in numbers))
+    parts = await asyncio.gather(*(objects.get(f"{key}#{number}", of(number)) for number in numbers))
     whole = parts[0] if len(parts) == 1 else b"".join(parts)
     return whole[start - numbers.start * PIECE_BYTES : end - numbers.start * PIECE_BYTES]

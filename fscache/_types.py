@@ -1,20 +1,19 @@
-"""The words of the cache: what callers get back, and what its rooms hand each other.
+"""What callers of the cache get back, and what can go wrong.
 
-Invariant: plain values, no behaviour. Refuses to know: the loop's order of things.
+Invariant: plain values, no behaviour. Refuses to know: how anything is stored.
 """
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fscache._files import Step
-from fscache._order import Entry
+
+class FscacheError(Exception):
+    """The cache was closed, or a fetch ended without a result."""
 
 
 class Stats(NamedTuple):
-    """Counts since the start; `bytes` and `files` are what is there now."""
+    """Counts since the start; `bytes` and `files` say what is there now."""
 
     hits: int
     misses: int
@@ -22,33 +21,27 @@ class Stats(NamedTuple):
     files: int
     evictions: int
     errors: int
-    skipped: int  # objects not stored: too large, or too many waiting
-    oldest: float = 0.0  # when the longest unread one was last read, about
+    skipped: int  # objects not stored: too large, or too many were waiting
+    oldest: float = 0.0  # about when the longest unread object was last read
     pending: int = 0  # bytes waiting to be written
     max_size: int = 0
 
 
-@dataclass(slots=True)
-class Flight:
-    task: asyncio.Task[bytes]
-    waiters: int = 0
-    store: bool = True  # false once the key was put or dropped meanwhile
+class Rescanned(NamedTuple):
+    """A recount: bytes accounted before and now, files, and what others had done.
 
+    expired: files that go because nobody read them for too long.
+    """
 
-@dataclass(slots=True)
-class Pending:
-    key: str
-    data: bytes
-    space: int
-    queue: int
+    before: int
+    bytes: int
+    files: int
+    added: int
+    removed: int
+    changed: int
+    expired: int = 0
 
-
-@dataclass(slots=True)
-class Planned:
-    """One step with what it means for the accounts."""
-
-    step: Step
-    doomed: dict[str, int] = field(default_factory=dict)
-    evicted: list[tuple[str, Entry]] = field(default_factory=list)
-    pending: Pending | None = None
-    refused: str = ""  # the name of a pending object that has no room
+    @property
+    def right(self) -> bool:
+        """Whether the accounts were right before the recount."""
+        return not (self.added or self.removed or self.changed) and self.before == self.bytes

@@ -7,16 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
+import disks
 import pytest
+from disks import gated
 
 from fscache import Fscache, FscacheError
-from fscache._files import BLOCK_BYTES, name_of
+from fscache.disk import BLOCK_BYTES
 
 MIB = 1 << 20
 
@@ -44,15 +44,11 @@ def open_cache(path: Path, max_size: int = MIB) -> Fscache:
 
 
 def file_of(path: Path, key: str) -> Path:
-    name = name_of(key)
-    return path / "fc" / name[:2] / name
+    return disks.file_of(path / "fc", key)
 
 
 def disk_use(path: Path) -> int:
-    found = 0
-    for root, _, names in os.walk(path / "fc"):
-        found += sum(-(-os.stat(os.path.join(root, name)).st_size // BLOCK_BYTES) * BLOCK_BYTES for name in names)
-    return found
+    return disks.disk_use(path / "fc")
 
 
 @pytest.fixture
@@ -303,7 +299,7 @@ async def test_a_full_disk_costs_time_only(cache: Fscache, source: Source, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fscache._files._write_all", full)
+        patch.setattr(os, "writev", full)
         assert await cache.get("k", source.of("k")) == source.data("k")
         await cache.flush()
     assert cache.stats().errors == 1
@@ -324,7 +320,7 @@ async def test_where_files_cannot_be_removed_nothing_is_written(
         await cache.put(f"k{n}", b"x")
     await cache.flush()
     with monkeypatch.context() as patch:
-        patch.setattr("fscache._files.os.unlink", denied)
+        patch.setattr(os, "unlink", denied)
         await cache.put("new", b"x")
         await cache.put("k1", b"y")
         await cache.flush()
@@ -357,33 +353,28 @@ async def test_drop_and_put_win_over_a_fetch_in_flight(cache: Fscache) -> None:
     assert await cache.read("put", 0, 9) == b"new"
 
 
-async def test_a_drop_during_a_round_that_has_nothing_to_do(
-    cache: Fscache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_drop_during_a_round_that_has_nothing_to_do(tmp_path: Path) -> None:
     """What that round was for has been dropped; the next drop must not wait for a later one."""
+    disk, files = gated(tmp_path / "fc")
+    cache = Fscache(disk, max_size=MIB, clock=lambda: 1000.0)
     await cache.put("first", b"x")
     await cache.flush()
     path = file_of(tmp_path, "first")
     assert path.exists()
-    empty, release, run = threading.Event(), threading.Event(), cache.files.run
-
-    def slow(steps: list[Any]) -> list[Any]:
-        if not steps:
-            empty.set()
-            assert release.wait(10)
-        return run(steps)
-
-    monkeypatch.setattr(cache.files, "run", slow)
+    files.rounds.clear()
+    files.began.clear()
     await cache.put("second", b"x")
     await asyncio.sleep(0)  # the writer waits for more
     await cache.drop("second")
-    assert await asyncio.to_thread(empty.wait, 10)
+    assert await asyncio.to_thread(files.began.wait, 10)
+    assert files.sizes[-1] == 0
     dropping = asyncio.create_task(cache.drop("first"))
     await asyncio.sleep(0)
-    release.set()
+    files.rounds.set()
     await dropping
     assert not path.exists()
     assert cache.stats().bytes == 0
+    await cache.close()
 
 
 CHILD = """
@@ -450,8 +441,10 @@ async def test_a_smaller_limit_evicts_at_once_and_a_larger_one_gives_room(cache:
     assert cache.stats().evictions == after.evictions
 
 
-async def test_a_smaller_limit_holds_for_what_waits_and_what_is_being_written(cache: Fscache, tmp_path: Path) -> None:
+async def test_a_smaller_limit_holds_for_what_waits_and_what_is_being_written(tmp_path: Path) -> None:
     """An object that has become too large evicts nobody; a round that is under way is followed by another."""
+    disk, files = gated(tmp_path / "fc")
+    cache = Fscache(disk, max_size=MIB, clock=lambda: 1000.0)
     await cache.put("old", bytes(50_000))
     await cache.flush()
     await cache.put("huge", bytes(200_000))
@@ -462,9 +455,13 @@ async def test_a_smaller_limit_holds_for_what_waits_and_what_is_being_written(ca
     cache.resize(MIB)
     for number in range(9):
         await cache.put(f"k{number}", bytes(90_000))
-    cache._hurry.set()
-    while cache._round_began is None:  # noqa: ASYNC110 - the round says no more of its beginning
-        await asyncio.sleep(0)
+    files.rounds.clear()
+    files.began.clear()
+    flushed = asyncio.create_task(cache.flush())
+    assert await asyncio.to_thread(files.began.wait, 10)
     cache.resize(400_000)
+    files.rounds.set()
+    await flushed
     await cache.flush()
     assert disk_use(tmp_path) == cache.stats().bytes <= 400_000
+    await cache.close()

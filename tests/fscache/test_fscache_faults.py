@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import disks
 import pytest
+from disks import gated
 
-from fscache import Fscache
-from fscache._files import BLOCK_BYTES, name_of
-from fscache._ranges import PIECE_BYTES
+from fscache import PIECE_BYTES, Fscache
+from fscache.disk import BLOCK_BYTES
 
 MIB = 1 << 20
 
 
 def file_of(path: Path, key: str) -> Path:
-    name = name_of(key)
-    return path / "fc" / name[:2] / name
+    return disks.file_of(path / "fc", key)
 
 
 def disk_use(path: Path) -> int:
-    files = [os.path.join(root, name) for root, _, names in os.walk(path / "fc") for name in names]
-    return sum(-(-os.stat(name).st_size // BLOCK_BYTES) * BLOCK_BYTES for name in files)
+    return disks.disk_use(path / "fc")
 
 
 @pytest.fixture
@@ -98,38 +96,26 @@ async def test_a_range_that_fails_or_is_left_fails_nobody_later(cache: Fscache) 
     assert await cache.read_range("big", 0, MIB, large) == large.data[:MIB]
 
 
-def hang(cache: Fscache, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Reads hang until the returned function is called."""
-    go, read = threading.Event(), cache.files.read
-
-    def slow(want: object) -> object:
-        go.wait(20)
-        return read(want)
-
-    monkeypatch.setattr(cache.files, "read", slow)
-    return go.set
-
-
-async def test_a_file_being_read_is_counted_and_stays_until_it_was_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = Fscache(tmp_path / "fc", max_size=8 * BLOCK_BYTES, clock=lambda: 1.0)
+async def test_a_file_being_read_is_counted_and_stays_until_it_was_read(tmp_path: Path) -> None:
+    disk, files = gated(tmp_path / "fc")
+    cache = Fscache(disk, max_size=8 * BLOCK_BYTES, clock=lambda: 1.0)
     for n in range(8):
         await cache.put(f"k{n}", b"x")
     await cache.flush()
-    with monkeypatch.context() as patch:
-        go = hang(cache, patch)
-        readers = [asyncio.create_task(cache.get(f"k{n}", no_fetch)) for n in range(3)]
-        await asyncio.sleep(0.01)
-        for n in range(12):
-            await cache.put(f"new{n}", b"x")
-        dropped = asyncio.create_task(cache.drop("k1"))
-        await cache.flush()
-        assert all(file_of(tmp_path, f"k{n}").exists() for n in range(3))
-        assert disk_use(tmp_path) == cache.stats().bytes == 8 * BLOCK_BYTES
-        assert not dropped.done()
-        go()
-        assert await asyncio.gather(*readers) == [b"x"] * 3
+    files.reads.clear()
+    readers = [asyncio.create_task(cache.get(f"k{n}", no_fetch)) for n in range(3)]
+    while len(disk.reading()) < 3:  # noqa: ASYNC110 - the disk says no more of it
+        await asyncio.sleep(0)
+    for n in range(12):
+        await cache.put(f"new{n}", b"x")
+    dropped = asyncio.create_task(cache.drop("k1"))
+    await asyncio.sleep(0)
+    await cache.flush()
+    assert all(file_of(tmp_path, f"k{n}").exists() for n in range(3))
+    assert disk_use(tmp_path) == cache.stats().bytes == 8 * BLOCK_BYTES
+    assert not dropped.done()
+    files.reads.set()
+    assert await asyncio.gather(*readers) == [b"x"] * 3
     await dropped
     assert not file_of(tmp_path, "k1").exists()
     await cache.flush()
@@ -137,44 +123,54 @@ async def test_a_file_being_read_is_counted_and_stays_until_it_was_read(
     await cache.close()
 
 
-async def test_a_disk_that_hangs_is_not_waited_for_and_comes_back(
-    cache: Fscache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fscache._readers.READ_S", 0.05)
-    for n in range(6):
-        await cache.put(f"k{n}", b"x")
+async def test_a_disk_that_hangs_is_not_waited_for_and_comes_back(tmp_path: Path) -> None:
+    disk, files = gated(tmp_path / "fc", patience_s=0.05)
+    cache = Fscache(disk, max_size=32 * MIB, clock=time.time)
+    keys = [f"k{n}" for n in range(6)]
+    for key in keys:
+        await cache.put(key, b"x")
     await cache.flush()
-    with monkeypatch.context() as patch:
-        go = hang(cache, patch)
-        assert await asyncio.gather(*(cache.get(f"k{n}", other) for n in range(4))) == [b"fetched"] * 4
-        began = time.monotonic()
-        assert await cache.get_many(["k4", "k5"], lambda key: other()) == [b"fetched"] * 2
-        assert time.monotonic() - began < 0.04, "all threads hang: not asked"
-        assert cache.stats().errors >= 5
-        go()
-        await asyncio.sleep(0.05)
+    files.reads.clear()
+    assert await asyncio.gather(*(cache.get(key, other) for key in keys[:4])) == [b"fetched"] * 4
+    before = cache.stats().errors
+    assert before >= 4
+    assert len(disk.reading()) == 4, "the threads go on"
+    assert await cache.get_many(keys[4:], lambda key: other()) == [b"fetched"] * 2
+    assert cache.stats().errors == before + 1
+    assert len(disk.reading()) == 4, "all threads hang, so the disk is not asked"
+    files.reads.set()
+    while disk.reading():  # noqa: ASYNC110 - the disk comes back when its threads do
+        await asyncio.sleep(0.001)
     await cache.flush()
-    assert await cache.get("k0", no_fetch) in (b"x", b"fetched")
-    assert cache._readers.overdue == 0
+    for key in keys:
+        await cache.drop(key)
+    await cache.put("k0", b"again")
+    await cache.flush()
+    while (stats := cache.stats()) and await cache.get("k0", other) != b"again":
+        assert cache.stats().errors > stats.errors, "a miss without a reason"
+        await cache.put("k0", b"again")  # the machine was too slow for this disk's patience
+        await cache.flush()
+    await cache.close()
 
 
-async def test_a_change_that_hangs_holds_no_drop_and_no_stop(cache: Fscache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fscache._cache.READ_S", 0.05)
-    monkeypatch.setattr("fscache._cache.CLOSE_S", 0.05)
+async def test_a_change_that_hangs_holds_no_drop_and_no_stop(tmp_path: Path) -> None:
+    disk, files = gated(tmp_path / "fc", patience_s=0.05)
+    cache = Fscache(disk, max_size=32 * MIB, clock=time.time)
     await cache.put("k", b"x")
     await cache.flush()
-    go = threading.Event()
-    monkeypatch.setattr(cache.files, "_step", lambda *_: go.wait(5))
+    files.rounds.clear()
+    files.began.clear()
     await cache.put("l", b"y")
-    await asyncio.sleep(0.3)
-    began = time.monotonic()
+    assert await asyncio.to_thread(files.began.wait, 10)
+    while not disk.stuck():  # noqa: ASYNC110 - as soon as the disk has lost its patience
+        await asyncio.sleep(0.01)
     for n in range(20):
         await cache.drop(f"k{n}")
     await cache.drop("k")
     assert await cache.get("l", no_fetch) == b"y"
     await cache.close()
-    assert time.monotonic() - began < 1
-    go.set()
+    assert not files.rounds.is_set(), "nobody has waited for the disk"
+    files.rounds.set()
 
 
 async def test_hands_are_noticed(cache: Fscache, tmp_path: Path) -> None:
@@ -182,14 +178,14 @@ async def test_hands_are_noticed(cache: Fscache, tmp_path: Path) -> None:
     for n in range(30):
         await cache.put(f"k{n}", bytes(5000))
     await cache.flush()
-    await cache.watcher.look()
+    await cache.look()
     assert cache.stats().bytes == disk_use(tmp_path) == 60 * BLOCK_BYTES
     for n in range(10):
         file_of(tmp_path, f"k{n}").unlink()
     copied = file_of(tmp_path, "k20")
     copied.with_name(copied.name[:-4] + "0000").write_bytes(copied.read_bytes())
     copied.with_name("notes.txt").write_bytes(b"foreign")
-    await cache.watcher.look()
+    await cache.look()
     assert cache.stats().files == 21
     assert cache.stats().bytes == 42 * BLOCK_BYTES
     done = await cache.rescan()
@@ -201,7 +197,7 @@ async def test_hands_are_noticed(cache: Fscache, tmp_path: Path) -> None:
     assert (done.right, done.changed, done.bytes) == (False, 1, 44 * BLOCK_BYTES)
     assert await cache.get("k21", other) == b"fetched"
     (tmp_path / "fc").rename(tmp_path / "away")
-    await cache.watcher.look()
+    await cache.look()
     assert (cache.stats().files, cache.stats().bytes) == (1, BLOCK_BYTES)  # what was fetched just now
 
 

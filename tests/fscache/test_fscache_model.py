@@ -9,23 +9,34 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import disks
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-import fscache._cache
-import fscache._readers
 from fscache import Fscache
-from fscache._files import BLOCK_BYTES, disk_bytes, name_of
+from fscache.disk import BLOCK_BYTES, Done, FileDisk, Files, Step, disk_bytes
 
 KEYS = [f"key-{n}" for n in range(12)] + ["long/" + "ü" * 200]
 KEY = st.sampled_from(KEYS)
 SIZES = st.sampled_from([0, 10, 4000, 5000, 8000, 16000])
 BLOCKS_MAX = 16
 LARGE = bytes(range(256)) * 3000
+PATIENCE_S = 60.0  # a machine under load is no disk that hangs
 
 
-fscache._cache.READ_S = fscache._readers.READ_S = 60.0  # a machine under load is no disk that hangs
+class WatchedFiles(Files):
+    """Calls `look` after each write, in the thread that changes files: nothing moves then."""
+
+    def __init__(self, path: Path, look: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._look = look
+
+    def step(self, step: Step, room: bool) -> Done:
+        done = super().step(step, room)
+        if step.name:
+            self._look()
+        return done
 
 
 class FscacheMachine(RuleBasedStateMachine):
@@ -45,18 +56,12 @@ class FscacheMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.cache = Fscache(self.dir / "fc", max_size=self.blocks_max * BLOCK_BYTES, clock=self.clock)
+        disk = FileDisk(WatchedFiles(self.dir / "fc", self.look_at_use), patience_s=PATIENCE_S)
+        self.cache = Fscache(disk, max_size=self.blocks_max * BLOCK_BYTES, clock=self.clock)
 
-        step = self.cache.files._step
-
-        def watched(*args: object) -> object:
-            """In the one thread that changes files, so nothing moves while they are measured."""
-            done = step(*args)
-            if args[0].name and (use := self.use()) > self.blocks_max * BLOCK_BYTES:
-                self.passed.append(use)
-            return done
-
-        self.cache.files._step = watched
+    def look_at_use(self) -> None:
+        if (use := self.use()) > self.blocks_max * BLOCK_BYTES:
+            self.passed.append(use)
 
     def clock(self) -> float:
         self.now += 1.0
@@ -81,8 +86,7 @@ class FscacheMachine(RuleBasedStateMachine):
         return lambda: self.fetch(key)
 
     def file_of(self, key: str) -> Path:
-        name = name_of(key)
-        return self.dir / "fc" / name[:2] / name
+        return disks.file_of(self.dir / "fc", key)
 
     def use(self) -> int:
         blocks = 0
@@ -98,7 +102,7 @@ class FscacheMachine(RuleBasedStateMachine):
         """With nothing under way: never fewer bytes counted than there are."""
         stats = self.cache.stats()
         assert self.use() <= stats.bytes <= self.blocks_max * BLOCK_BYTES
-        assert stats.bytes == sum(entry.space for entry in self.cache.index.values())
+        assert self.cache.check() == []
 
     @rule(key=KEY)
     def get(self, key: str) -> None:
@@ -181,11 +185,11 @@ class FscacheMachine(RuleBasedStateMachine):
         whole = self.dir / "by hand"  # a scan that meets a file while it grows would count a part of it
         whole.write_bytes(bytes(size))
         whole.rename(path)
-        self.runner.run(self.cache.watcher.look())
+        self.runner.run(self.cache.look())
 
     @rule()
     def look(self) -> None:
-        self.runner.run(self.cache.watcher.look())
+        self.runner.run(self.cache.look())
 
     @rule()
     def flush(self) -> None:
@@ -198,11 +202,10 @@ class FscacheMachine(RuleBasedStateMachine):
 
     @rule(key=KEY, at=st.integers(0, 10000))
     def damage(self, key: str, at: int) -> None:
+        self.runner.run(self.cache.look())  # the scan at the start is over
         self.runner.run(self.cache.flush())
-        if not self.file_of(key).exists() or self.cache._scan is not None:
+        if not self.file_of(key).exists():
             return
-        if (entry := self.cache.index.get(name_of(key))) is not None:
-            entry.verified = False  # what was seen whole in this process is not checked again for a range
         raw = bytearray(self.file_of(key).read_bytes())
         raw[at % len(raw)] ^= 0x55
         self.file_of(key).write_bytes(raw)

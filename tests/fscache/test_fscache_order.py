@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.fscache_order import log, lru, queues
-from fscache._order import CORRELATED_S, FRESH, KEPT, ONCE, Entry, Index
+from fscache.order import CORRELATED_S, FRESH, KEPT, ONCE, Entry, Index
 
 
 def entry() -> Entry:

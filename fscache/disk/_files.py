@@ -1,4 +1,4 @@
-"""The cache's files: format, names, and everything that blocks. Runs in threads only.
+"""The directory of the cache: names and format of its files, and all that blocks.
 
     offset  size  type    field
     0       4     bytes   magic "FSC1"
@@ -8,16 +8,20 @@
     20      k     UTF-8   key
     20 + k  n     bytes   data
 
-    <path>/<hh>/<name>    name: 32 hex digits, BLAKE2b of the key; hh: its first two, so a directory holds a 256th
-    <path>/new            the one file being written
+    <path>/<hh>/<name>  name: 32 hex digits, BLAKE2b of the key; hh: its first two
+    <path>/new          the file that is being written
 
-A file lands by temp and rename, so a killed process leaves a whole file or none. Nothing is synced: after a power cut a
-file may be empty or partly zeros, its checksum says so, and the object is fetched again. A sync per object would cost
+A file is written as `new` and then renamed, so a killed process leaves a whole file or
+none. Nothing is synced. After a power cut a file may be empty or partly zeros; its
+checksum shows that, and the object is fetched again. A sync for each object would cost
 more than the fetch that it saves.
 
-Invariant: `read` returns data only for the full key and with the right checksum; what is damaged or foreign is removed.
-Refuses to know: limits and order of eviction.
-Diagnostics: a missing file is a miss, not an error. Other `OSError`s are returned for the caller to count.
+Invariant: `read` returns data only for the full key and with the right checksum. It
+removes files that are damaged or foreign.
+Refuses to know: limits, the order of eviction, threads. `read` may be called in several
+threads at once, the other methods in a single one.
+Diagnostics: a missing file is a miss, not an error. Every other `OSError` is returned
+as text.
 """
 
 from __future__ import annotations
@@ -25,92 +29,40 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, Protocol
+
+from fscache.disk._disk import Done, Found, Got, Known, Listed, Listing, Step, Want
 
 _HEADER = struct.Struct(">4sIQI")
 HEADER_BYTES = 4 + 4 + 8 + 4
 MAGIC = b"FSC1"
 NAME_DIGITS = 32
 BLOCK_BYTES = 4096  # file systems give whole blocks
-MTIME_S = 0.001  # how exactly a file system and a float keep it
+MTIME_S = 0.001  # precision that a file system and a float keep
 READ_BYTES_MAX = 1 << 30  # Linux reads at most 2 GiB less a page at once
 _HEX = frozenset("0123456789abcdef")
 
 
 def name_of(key: str) -> str:
+    """Return the name of the key's file."""
     return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=NAME_DIGITS // 2).hexdigest()
 
 
 def file_bytes(key: str, data_len: int) -> int:
-    """The length of the file for an object."""
+    """Return the length of the file for an object."""
     return HEADER_BYTES + len(key.encode("utf-8", "surrogatepass")) + data_len
 
 
 def disk_bytes(length: int) -> int:
-    """What a file of that length takes on disk."""
+    """Return what a file of that length takes on the disk: whole blocks."""
     return -(-length // BLOCK_BYTES) * BLOCK_BYTES
 
 
-class Want(NamedTuple):
-    """One file to read: all of it, or the range [start, end) of one whose checksum has been seen."""
-
-    key: str
-    name: str
-    start: int = 0
-    end: int | None = None
-    verified: bool = False
-    touch: float | None = None  # new mtime: the order of eviction survives a restart by it
-    space: int = 0  # the file is at most so long, so that one read takes all of it; 0: not known
-    mtime: float | None = None  # as it should be: a file that somebody else has written is checked again
-
-
-class Got(NamedTuple):
-    """What a read found: the data and the file's length; or a miss, its error if any, and whether the file is gone."""
-
-    data: bytes | None
-    length: int = 0
-    error: str = ""
-    gone: bool = False
-
-
-class Step(NamedTuple):
-    """Files to remove, then one file to write, if any."""
-
-    remove: Sequence[str]
-    name: str = ""
-    key: str = ""
-    data: bytes = b""
-    mtime: float = 0.0
-
-
-class Done(NamedTuple):
-    """What a step left: files that could not be removed, whether the file was written, the last error."""
-
-    kept: list[str]
-    written: bool
-    error: str
-
-
-class Known(Protocol):
-    @property
-    def space(self) -> int: ...
-
-
-class Found(NamedTuple):
-    """What a directory has beside what was known: (mtime, name, length) of others, names that are missing, (name,
-    length) of those whose size differs."""
-
-    added: list[tuple[float, str, int]]
-    gone: list[str]
-    changed: list[tuple[str, int]]
-    problem: str
-
-
 class Files:
-    """The directory; it need not exist, and may go at any time."""
+    """The directory `path`. It need not exist, and may be removed at any time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,12 +106,12 @@ class Files:
     # ---- changing ----------------------------------------------------------------------------------------------
 
     def run(self, steps: Iterable[Step]) -> list[Done]:
-        """Do the steps in order. Once a file could not be removed nothing is written: its room was counted on."""
+        """Do the steps in order. After a failed removal nothing is written."""
         out: list[Done] = []
         touched: set[str] = set()
         room = True
         for step in steps:
-            done = self._step(step, room)
+            done = self.step(step, room)
             room = room and not done.kept
             out.append(done)
             touched.update(name[:2] for name in (*step.remove, step.name) if name)
@@ -167,41 +119,8 @@ class Files:
             self._stamp(prefix)
         return out
 
-    def _stamp(self, prefix: str) -> int | None:
-        """Note a directory's time of change; None if it is not there."""
-        try:
-            stamp = os.stat(f"{self._root}/{prefix}").st_mtime_ns
-        except OSError:
-            self._stamps.pop(prefix, None)
-            return None
-        self._stamps[prefix] = stamp
-        return stamp
-
-    def disturbed(self) -> set[str]:
-        """The directories that somebody else has changed since the last call. In the changing thread."""
-        before = dict(self._stamps)
-        try:
-            with os.scandir(self._root) as entries:
-                prefixes = {entry.name for entry in entries if len(entry.name) == 2 and _HEX.issuperset(entry.name)}
-        except OSError:
-            prefixes = set()
-        return {prefix for prefix in prefixes | set(before) if self._stamp(prefix) != before.get(prefix)}
-
-    def compare(self, known: Mapping[str, Known], prefixes: set[str] | None) -> Found:
-        """What these directories (None: all) have, against what is known of them. In the changing thread."""
-        found, problem = self.scan(prefixes)
-        added, changed = [], []
-        missing = set(known)
-        for mtime, name, length in found:
-            if name not in missing:
-                added.append((mtime, name, length))
-                continue
-            missing.discard(name)
-            if disk_bytes(length) != known[name].space:
-                changed.append((name, length))
-        return Found(added, list(missing), changed, problem)
-
-    def _step(self, step: Step, room: bool) -> Done:
+    def step(self, step: Step, room: bool) -> Done:
+        """Do a step; write only if there is room."""
         kept: list[str] = []
         problem = ""
         for name in step.remove:
@@ -248,48 +167,87 @@ class Files:
                 pass  # the next write truncates it
             raise
 
-    # ---- scanning ----------------------------------------------------------------------------------------------
+    # ---- what others change ------------------------------------------------------------------------------------
 
-    def scan(self, prefixes: set[str] | None = None) -> tuple[list[tuple[float, str, int]], str]:
-        """All files (in these directories) as (mtime, name, length), oldest first, and the last error.
+    def _stamp(self, prefix: str) -> int | None:
+        """Note a directory's modification time; None if the directory is missing."""
+        try:
+            stamp = os.stat(f"{self._root}/{prefix}").st_mtime_ns
+        except OSError:
+            self._stamps.pop(prefix, None)
+            return None
+        self._stamps[prefix] = stamp
+        return stamp
 
-        Foreign names are left alone.
-        """
+    def disturbed(self) -> set[str]:
+        """Return the directories that somebody else has changed since the last call."""
+        before = dict(self._stamps)
+        try:
+            prefixes = set(self._directories())
+        except OSError:
+            prefixes = set()
+        return {prefix for prefix in prefixes | set(before) if self._stamp(prefix) != before.get(prefix)}
+
+    def compare(self, known: Mapping[str, Known], prefixes: AbstractSet[str] | None) -> Found:
+        """Compare these directories (None: all) with what is known of them."""
+        files, problem = self.scan(prefixes)
+        added: list[Listed] = []
+        changed: list[tuple[str, int]] = []
+        missing = set(known)
+        for file in files:
+            _, name, length = file
+            if name not in missing:
+                added.append(file)
+                continue
+            missing.discard(name)
+            if disk_bytes(length) != known[name].space:
+                changed.append((name, length))
+        return Found(added, list(missing), changed, problem)
+
+    def scan(self, prefixes: AbstractSet[str] | None = None) -> Listing:
+        """List the files of these directories (None: all), without foreign names."""
         problem = ""
-        found: list[tuple[float, str, int]] = []
+        found: list[Listed] = []
         try:
             os.makedirs(self._root, 0o700, exist_ok=True)
             try:
                 os.unlink(f"{self._root}/new")
             except FileNotFoundError:
                 pass
-            with os.scandir(self._root) as entries:
-                dirs = [entry.name for entry in entries if len(entry.name) == 2 and _HEX.issuperset(entry.name)]
-            if prefixes is not None:
-                dirs = [name for name in dirs if name in prefixes]
+            directories = self._directories()
         except OSError as error:
-            return found, str(error)
-        for prefix in dirs:
+            return Listing(found, str(error))
+        for prefix in directories:
+            if prefixes is not None and prefix not in prefixes:
+                continue
             self._stamp(prefix)
             try:
-                with os.scandir(f"{self._root}/{prefix}") as entries:
-                    for entry in entries:
-                        name = entry.name
-                        if len(name) == NAME_DIGITS and name.startswith(prefix) and _HEX.issuperset(name):
-                            try:
-                                stat = entry.stat(follow_symlinks=False)
-                            except FileNotFoundError:
-                                continue  # a reader has removed it: damaged
-                            found.append((stat.st_mtime, name, stat.st_size))
+                self._scan_directory(prefix, found)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 problem = str(error)
         found.sort()
-        return found, problem
+        return Listing(found, problem)
+
+    def _directories(self) -> list[str]:
+        with os.scandir(self._root) as entries:
+            return [entry.name for entry in entries if len(entry.name) == 2 and _HEX.issuperset(entry.name)]
+
+    def _scan_directory(self, prefix: str, found: list[Listed]) -> None:
+        with os.scandir(f"{self._root}/{prefix}") as entries:
+            for entry in entries:
+                name = entry.name
+                if len(name) == NAME_DIGITS and name.startswith(prefix) and _HEX.issuperset(name):
+                    try:
+                        stat = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # a reader has removed it, because it was damaged
+                    found.append((stat.st_mtime, name, stat.st_size))
 
 
 def _read(fd: int, want: Want) -> Got:
+    """Read from an open file. Raises: OSError."""
     key = want.key.encode("utf-8", "surrogatepass")
     head_len = HEADER_BYTES + len(key)
     verified = want.verified and (want.mtime is None or abs(os.fstat(fd).st_mtime - want.mtime) < MTIME_S)
@@ -323,7 +281,7 @@ def _read(fd: int, want: Want) -> Got:
 
 
 def _read_exactly(fd: int, count: int) -> bytes:
-    """`count` bytes, fewer only at the end of the file."""
+    """Read `count` bytes, fewer only at the end of the file."""
     data = os.read(fd, min(count, READ_BYTES_MAX))
     if len(data) == count:
         return data

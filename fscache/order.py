@@ -1,16 +1,24 @@
-"""The index, and the order in which objects go: three queues, so that one user's scan takes the place of scans only.
+"""The index of the files, and the order in which they are evicted.
 
-    fresh   put by whoever had the object (a mail just delivered), not read yet      a quarter of the space
-    once    fetched, or fresh and then read                                          a quarter
-    kept    read again later than CORRELATED_S after it came, or fetched again
-            soon after it had gone (a ghost); after a restart: everything           half
+There are three queues, so that a user who reads a whole mailbox evicts only what others
+have read in the same way.
 
-Evicted is the oldest of the queue that exceeds its share most; a queue may use what the others leave free. Reads
-shortly after the first are one client reading one mail in parts: they count once. Ghosts are the names of what went
-lately from `once` and `fresh`, as many as there are objects.
+    fresh   put by a caller who had the object (a mail that was just delivered),
+            not read yet                                                          25 %
+    once    fetched, or fresh and then read                                       25 %
+    kept    read again more than CORRELATED_S after its first read, or fetched
+            again soon after its eviction; after a restart: everything            50 %
 
-Invariant: `nbytes` of each queue is the sum of its entries. Pure: no files, no clock of its own.
-Refuses to know: keys, what is being read.
+The percentage is the queue's share of the space. A queue may use what the others leave
+free. Evicted is the oldest entry of the queue that exceeds its share most. Reads within
+CORRELATED_S of the first read are a client that reads a mail in parts; they count as a
+single read. A ghost is the name of an entry that was evicted lately from `once` or
+`fresh`; there are as many ghosts as entries.
+docs/decisions/0005-three-queues-in-fscache.md has the figures.
+
+Invariant: `nbytes` of each queue is the sum of its entries. Pure: no files, no own
+clock.
+Refuses to know: keys, and what is being read.
 """
 
 from __future__ import annotations
@@ -27,15 +35,17 @@ GHOSTS_MIN = 1000
 
 @dataclass(slots=True)
 class Entry:
-    space: int  # whole blocks
+    """A file as the index knows it."""
+
+    space: int  # bytes in whole blocks
     touched: float  # mtime of the file
-    verified: bool  # checksum seen by this process
+    verified: bool  # this process has seen the right checksum
     queue: int = ONCE
-    since: float = 0.0  # when it came, or was first read
+    since: float = 0.0  # when it came, or was read first
 
 
 class Index:
-    """What there is, by name."""
+    """The entries by name."""
 
     def __init__(self) -> None:
         self._queues: tuple[OrderedDict[str, Entry], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
@@ -63,7 +73,7 @@ class Index:
         return iter(self._where.values())
 
     def add(self, name: str, entry: Entry, queue: int, now: float) -> None:
-        """A new object, last to go. One that came back soon after it had gone is kept."""
+        """Add an entry at the end of a queue; of `kept`, if it is a ghost."""
         self.pop(name)
         if queue == ONCE and name in self._ghosts:
             queue = KEPT
@@ -78,7 +88,7 @@ class Index:
         self.nbytes[entry.queue] += entry.space
 
     def hit(self, name: str, now: float) -> Entry | None:
-        """An object is read."""
+        """Note a read, and return the entry."""
         entry = self._where.get(name)
         if entry is None:
             return None
@@ -111,7 +121,7 @@ class Index:
             entry.space = space
 
     def evict(self, spare: Container[str]) -> tuple[str, Entry] | None:
-        """Take out what goes first and is not to be spared."""
+        """Take out the first entry to go that is not in `spare`, if there is any."""
         for queue in sorted(range(3), key=lambda queue: -self.nbytes[queue] / SHARES[queue]):
             for name, entry in self._queues[queue].items():
                 if name not in spare:
@@ -127,5 +137,5 @@ class Index:
             self._ghosts.popitem(last=False)
 
     def oldest(self) -> float:
-        """When the longest unread object was last read, about; 0.0 without any."""
+        """Return about when the longest unread entry was last read; 0.0 if empty."""
         return min((next(iter(queue.values())).touched for queue in self._queues if queue), default=0.0)

@@ -1,0 +1,54 @@
+"""How the two caches are built: nothing private used from outside, sizes and lines that can be read."""
+
+import ast
+import io
+import tokenize
+
+import pytest
+from layers import TREE, files, imports
+
+ROOMS = ("fscache",)
+FILES = files(ROOMS)
+FUNCTION_LINES_MAX = 60
+METHODS_MAX = 25
+FILE_LINES_MAX = 400
+PROSE_COLUMNS_MAX = 88
+
+
+def test_the_private_files_of_a_room_are_its_own() -> None:
+    """For the whole tree: `room._x` is imported within `room` only, and so are names such as `room._x.y`."""
+    for name, path in files(TREE).items():
+        mine = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        for found in imports(path):
+            room, private, _ = found.target.partition("._")
+            if private and room.partition(".")[0] in ROOMS:
+                assert room == mine, f"{name}:{found.line} uses {found.target}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sizes(name: str) -> None:
+    text = FILES[name].read_text()
+    assert len(text.splitlines()) <= FILE_LINES_MAX
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < FUNCTION_LINES_MAX, node.name
+        elif isinstance(node, ast.ClassDef):
+            methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+            assert len([method for method in methods if not method.startswith("_")]) <= METHODS_MAX, node.name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_prose_ends_at_88_columns(name: str) -> None:
+    """Docstrings and comments; not comments behind code, nor the rules between sections."""
+    text = FILES[name].read_text()
+    lines = text.splitlines()
+    prose: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        alone = not token.line[: token.start[1]].strip()
+        docstring = token.type == tokenize.STRING and token.string.startswith('"""') and alone
+        comment = token.type == tokenize.COMMENT and alone and not token.string.startswith("# ----")
+        if docstring or comment:
+            prose.update(range(token.start[0], token.end[0] + 1))
+    long = [number for number in sorted(prose) if len(lines[number - 1]) > PROSE_COLUMNS_MAX]
+    assert not long, f"lines {long}"

@@ -28,7 +28,7 @@ from ._fields import Fields
 from ._mail import make_fields
 from ._mailboxes import MAILBOXES_MAX, infos
 from ._search import search
-from .api import Appended, Copied, MailboxInfo, NewMail, Status, Stored, Unreadable, Usage
+from .api import Appended, Copied, MailboxInfo, NewMail, Source, Status, Stored, Unreadable, Usage
 
 DEFAULT_MAILBOXES = (("INBOX", ""), ("Drafts", "\\Drafts"), ("Sent", "\\Sent"), ("Trash", "\\Trash"))
 
@@ -251,16 +251,17 @@ class MemoryUser:
             if len(mail.source) > self._store.mail_bytes_max:
                 raise TooBig(f"a mail of {len(mail.source)} bytes; allowed: {self._store.mail_bytes_max}")
         self._check_quota(sum(len(mail.source) for mail in mails), len(mails))
+        sources = [await _bytes_of(mail.source) for mail in mails]
         spelled = [tuple(box.state.spell(mail.flags)) for mail in mails]
         uids = []
-        for mail, flags in zip(mails, spelled, strict=True):
+        for mail, source, flags in zip(mails, sources, spelled, strict=True):
             oid = Oid(self._store.random_bytes(16))
-            self._store.mails[oid] = mail.source
+            self._store.mails[oid] = source
             when = int(self._store.now()) if mail.internaldate is None else mail.internaldate
             uids += box.add(
                 Rows.one(
                     0,
-                    size=len(mail.source),
+                    size=len(source),
                     internaldate=when,
                     zone=mail.zone,
                     savedate=0,
@@ -339,3 +340,11 @@ class MemoryStore:
 
     def metadata(self) -> Mapping[str, object]:
         return {"users": len(self.users), "mailboxes": sum(len(user.boxes) for user in self.users.values())}
+
+
+async def _bytes_of(source: bytes | Source) -> bytes:
+    """Raises Temporary."""
+    if isinstance(source, bytes):
+        return source
+    async with source.open() as data:
+        return data

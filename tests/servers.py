@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import PATIENT_S
 
 START_S = 40.0
 """Longest wait for the server to answer: it elects a leader first; a second on an idle machine."""
@@ -178,7 +179,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """Kill the server's own process group (it has a session of its own): its data are thrown away."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
+    process.wait(PATIENT_S)
 
 
 def s3_client(server: S3Server) -> object:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from patience import PATIENT_S
 
 from obox.admin import rows
 from obox.backend import Backend
@@ -94,13 +95,13 @@ async def running(config: Path) -> AsyncIterator[Service]:
     task = asyncio.create_task(backend.run(signals=False))
     socket = config.parent / "state/admin.sock"
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENT_S):
             while not backend.ready.is_set():
                 if task.done():
                     task.result()
                 await asyncio.sleep(0.01)
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
-        async with httpx.AsyncClient(transport=transport, base_url="http://obox", timeout=30) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://obox", timeout=PATIENT_S) as client:
             yield Service(backend, client)
     finally:
         backend.lifecycle.stop()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from patience import PATIENT_S
 
 from admintool import cli
 
@@ -52,7 +53,7 @@ class Home:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
+            self.process.wait(PATIENT_S)
 
     def __call__(self, *arguments: str, stdin: str | None = None, config: bool = True) -> Result:
         first = ["-c", str(self.config)] if config else []

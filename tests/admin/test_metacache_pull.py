@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ import pytest
 from adminservice import KEY, Service, mail, running, write_config
 from certificates import certificate
 from patience import PATIENT_S
+from ports import free_port
 from test_verbs import ANNA, BEN, Client
 
 from obox.admin import pull
@@ -179,9 +179,7 @@ async def test_unreachable(start: Start, unused: str, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def unused() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{sock.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 async def test_ourselves_and_another_bucket(start: Start, tmp_path: Path) -> None:

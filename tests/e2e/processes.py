@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 from imapclient import IMAPClient
 from patience import PATIENT_S
+from ports import free_port
 from servers import S3Bucket
 
 START_S = 30.0
@@ -36,12 +37,6 @@ STOP_S = 20.0
 
 PASSWORD = "secret"
 USERS = ("anna@example.org", "ben@example.org")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def s3_storage(bucket: S3Bucket, endpoint: str = "") -> dict[str, object]:

@@ -24,7 +24,8 @@ from imapclient.livetest import MULTIPART_MESSAGE
 from imapclient.response_types import Address, Envelope
 from mails import every_kind, simple
 from patience import PATIENT_S
-from processes import PASSWORD, START_S, USERS, Backend, everything, free_port
+from ports import free_port
+from processes import PASSWORD, START_S, USERS, Backend, everything
 
 ANNA, BEN = USERS
 

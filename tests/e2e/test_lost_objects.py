@@ -13,7 +13,8 @@ from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError, LoginError
 from mails import simple
 from patience import PATIENT_S
-from processes import PASSWORD, USERS, Backend, free_port
+from ports import free_port
+from processes import PASSWORD, USERS, Backend
 from test_clients import mbsync_config, run
 
 ANNA = USERS[0]

@@ -23,7 +23,8 @@ from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
 from mails import simple
 from patience import PATIENT_S
-from processes import PASSWORD, START_S, USERS, Backend, Proxy, everything, free_port, s3_storage
+from ports import free_port
+from processes import PASSWORD, START_S, USERS, Backend, Proxy, everything, s3_storage
 from servers import S3Bucket
 
 from obox.store._env import ANSWER_S

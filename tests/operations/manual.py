@@ -23,7 +23,8 @@ from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
 from mails import simple
 from patience import PATIENT_S
-from processes import everything, free_port, lmtp
+from ports import free_port
+from processes import everything, lmtp
 from servers import S3Server, s3_client
 
 TOP = Path(__file__).parent.parent.parent

@@ -52,9 +52,15 @@ class Service:
         assert kind == "doveadmResponse", result
         return list(result)
 
-    async def fails(self, command: str, **params: Any) -> tuple[int, str]:
+    async def refused(self, command: str, **params: Any) -> dict[str, Any]:
+        """A command that fails; the whole of the answer."""
         kind, result = await self.ask(command, **params)
         assert kind == "error", result
+        assert isinstance(result, dict), result
+        return result
+
+    async def fails(self, command: str, **params: Any) -> tuple[int, str]:
+        result = await self.refused(command, **params)
         return result["exitCode"], result.get("message", "")
 
     async def deliver(self, user: str, mails: list[bytes], mailbox: str = "INBOX", *flags: str) -> None:

@@ -96,8 +96,8 @@ async def test_clean_leaves_what_is_in_use(start: Start) -> None:
         await some_mail(one)
         client = await Client.login(one)
         await client.ask("SELECT INBOX")
-        kind, result = await other.ask("metacachePull", user=ANNA, sourceBackendHost=http(one), clean=True)
-        assert (kind, result["exitCode"]) == ("error", 75)
+        result = await other.refused("metacachePull", user=ANNA, sourceBackendHost=http(one), clean=True)
+        assert result["exitCode"] == 75, result
         assert "in use" in result["message"]
         assert result["rows"][0]["mailboxes"] >= 2
         await client.ask("STORE 3 +FLAGS (late)")
@@ -132,8 +132,8 @@ async def test_outdated(start: Start) -> None:
         await one.call("metacacheFlush", allUsers=True)
         await other.call("flagsAdd", user=ANNA, flag=["x"], query=["MAILBOX", "INBOX", "ALL"])
         await other.call("metacacheFlush", user=ANNA)
-        kind, result = await other.ask("metacachePull", users=[ANNA, BEN], sourceBackendHost=http(one), latestOnly=True)
-        assert (kind, result["exitCode"]) == ("error", 2)
+        result = await other.refused("metacachePull", users=[ANNA, BEN], sourceBackendHost=http(one), latestOnly=True)
+        assert result["exitCode"] == 2, result
         assert [(one["user"], one["exitCode"]) for one in result["users"]] == [(ANNA, 1003)]
         assert [row["username"] for row in result["rows"]] == [BEN]
         assert (await other.fails("metacachePull", user=ANNA, sourceBackendHost=http(one), latestOnly=True))[0] == 1003

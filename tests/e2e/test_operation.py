@@ -451,7 +451,7 @@ def test_deliveries_and_sessions_at_once(backend: Backend) -> None:
         try:
             with backend.login() as client:
                 seen = 0
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + PATIENT_S
                 while seen < count * senders and time.monotonic() < deadline:
                     client.select_folder("INBOX")
                     uids = client.search("ALL")

@@ -8,12 +8,15 @@
 
 PYTHON ?= $(shell for p in python3.11 python3.14 python3.13 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+# Of the suite, at the same time; a file's tests run in one of them. WORKERS=0: in this process, one after the other.
+WORKERS ?= 2
 BIN := .venv/bin
 CORE := .venv/.installed
 TEST := .venv/.test
 # Wheels where there are some; nothing outside the checkout. Modules are compiled as they are imported: to compile all of
 # them is half of the installation's CPU time, and a backend imports a third.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-cache-dir --prefer-binary --no-compile
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PACKAGES := curl dovecot-imapd dovecot-lmtpd isync nginx-light openssl postfix python3 python3-venv systemd
 SLOW := sim fuzz model e2e operations systemd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -42,10 +45,11 @@ serve: $(CORE)
 	$(BIN)/obox serve --demo demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
+# Fuzzers run for a minute each.
 test-all: packages lint
-	OBOX_TEST_NO_SKIP=1 $(MAKE) test
+	OBOX_TEST_NO_SKIP=1 OBOX_FUZZ_SECONDS=60 $(MAKE) test
 
 # RUNLEVEL=1: install the programs without starting their services.
 packages:
@@ -58,7 +62,7 @@ lint: install
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/python -m pytest -m 'not needs' $(SLOW:%=--ignore=tests/%)
+	$(PYTEST) -m 'not needs' $(SLOW:%=--ignore=tests/%)
 
 bench: install
 	$(BIN)/python -m bench

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import PATIENT_S
+from ports import free_port
 
 START_S = 40.0
+GRPC = 10_000
+"""SeaweedFS takes port + 10,000 too."""
 """Longest wait for the server to answer: it elects a leader first; a second on an idle machine."""
 
 ACCESS_KEY_ID = "obox-test"
@@ -62,31 +65,6 @@ def weed_program() -> str | None:
     return str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
 
 
-def _free_ports(count: int) -> list[int]:
-    """Return ports p with p + 10000 free too: SeaweedFS takes that one for gRPC."""
-    found: list[int] = []
-    held: list[socket.socket] = []
-    try:
-        while len(found) < count:
-            probe = socket.socket()
-            held.append(probe)
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-            base = port - 10000 if port > 55535 else port
-            try:
-                pair = [socket.socket(), socket.socket()]
-                held += pair
-                other = base if base != port else port + 10000
-                pair[0].bind(("127.0.0.1", other))
-            except OSError:
-                continue
-            found.append(base)
-        return found
-    finally:
-        for sock in held:
-            sock.close()
-
-
 @contextmanager
 def run_seaweedfs() -> Iterator[S3Server]:
     """Start a server in a directory of its own, wait until it stores objects, stop it at the end."""
@@ -109,7 +87,7 @@ def run_seaweedfs() -> Iterator[S3Server]:
     process: subprocess.Popen[bytes] | None = None
     try:
         for attempt in range(3):  # a port may be taken between the look and the start
-            master, volume, filer, s3 = _free_ports(4)
+            master, volume, filer, s3 = (free_port(also=GRPC) for _ in range(4))
             data = home / f"data{attempt}"
             data.mkdir()
             arguments = [
@@ -178,7 +156,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """Kill the server's own process group (it has a session of its own): its data are thrown away."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
+    process.wait(PATIENT_S)
 
 
 def s3_client(server: S3Server) -> object:

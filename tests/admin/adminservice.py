@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from patience import PATIENT_S
 
 from obox.admin import rows
 from obox.backend import Backend
@@ -51,9 +52,15 @@ class Service:
         assert kind == "doveadmResponse", result
         return list(result)
 
-    async def fails(self, command: str, **params: Any) -> tuple[int, str]:
+    async def refused(self, command: str, **params: Any) -> dict[str, Any]:
+        """A command that fails; the whole of the answer."""
         kind, result = await self.ask(command, **params)
         assert kind == "error", result
+        assert isinstance(result, dict), result
+        return result
+
+    async def fails(self, command: str, **params: Any) -> tuple[int, str]:
+        result = await self.refused(command, **params)
         return result["exitCode"], result.get("message", "")
 
     async def deliver(self, user: str, mails: list[bytes], mailbox: str = "INBOX", *flags: str) -> None:
@@ -94,13 +101,13 @@ async def running(config: Path) -> AsyncIterator[Service]:
     task = asyncio.create_task(backend.run(signals=False))
     socket = config.parent / "state/admin.sock"
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENT_S):
             while not backend.ready.is_set():
                 if task.done():
                     task.result()
                 await asyncio.sleep(0.01)
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
-        async with httpx.AsyncClient(transport=transport, base_url="http://obox", timeout=30) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://obox", timeout=PATIENT_S) as client:
             yield Service(backend, client)
     finally:
         backend.lifecycle.stop()

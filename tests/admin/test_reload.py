@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from adminservice import KEY, USERS, Service, mail, running
 from certificates import certificate
+from patience import PATIENT_S
 
 from metacache import Change
 from obox.backend import Backend
@@ -92,7 +93,7 @@ class Line:
         return one, await one.read()
 
     async def read(self) -> str:
-        return (await asyncio.wait_for(self.reader.readline(), 10)).decode().rstrip()
+        return (await asyncio.wait_for(self.reader.readline(), PATIENT_S)).decode().rstrip()
 
     async def ask(self, command: str) -> list[str]:
         """An IMAP command: all lines of its answer."""
@@ -307,7 +308,7 @@ async def test_what_waits_for_its_upload_waits_no_longer(service: Service, file:
     assert box.change is Change.IMPORTANT
     file.change(metacache={"upload_interval": "1s"})
     assert names(await service.call("reload"), NOW) == ["metacache.upload_interval"]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENT_S):
         while box.change is not Change.NONE:  # noqa: ASYNC110 - an upload has no event of its own
             await asyncio.sleep(0.05)
     await box.release()

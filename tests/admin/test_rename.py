@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from adminservice import Service, mail
+from patience import PATIENT_S
 from test_verbs import ANNA, BEN, Client
 
 from obox.objectstore.keys import user_prefix
@@ -108,7 +109,7 @@ async def test_a_line_added_by_hand_opens_nothing(start: Callable[..., Any]) -> 
         file.write_text(file.read_text() + f"{ANNA}:{{PLAIN}}secret\n")
         rows = {row["user"]: row for row in await service.call("userList", mask="*@example.org")}
         assert (rows[ANNA]["login"], rows[NEW]["login"]) == (False, True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENT_S):
             while (reply := await rcpt(service, ANNA)) == "550":  # noqa: ASYNC110 - the file is looked at once a second
                 await asyncio.sleep(0.1)
         assert reply == "451", "no mail bounces"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from adminservice import write_config
+from patience import PATIENT_S
 from structlog.testing import capture_logs
 
 from obox import backend as module
@@ -128,7 +129,7 @@ async def test_a_passwd_file_that_is_not_there_is_told_at_the_start(tmp_path: Pa
     with capture_logs() as lines:
         async with starting(tmp_path, config) as backend, Client(backend, "imap") as imap:
             await backend.ready.wait()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENT_S):
                 told = lines[:0]
                 while not told:
                     told = [line for line in lines if line["event"] == "passwd_file_unreadable"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from patience import PATIENT_S
 from toolhome import ANNA, BEN, KEY, ROOT, Home
 
 from admintool import cli, exits
@@ -128,7 +129,7 @@ def test_stop_waits_for_the_end(tmp_path: Path) -> None:
         assert got.exit_code == 0, got.stderr
         assert json.loads(got.stdout)[-1]["step"] == "end"
         assert home.process is not None
-        assert home.process.wait(5) == 0
+        assert home.process.wait(PATIENT_S) == 0
         assert home.json("mailbox", "list", "-u", ANNA, "INBOX") == [{"mailbox": "INBOX"}]
     finally:
         home.stop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from patience import PATIENT_S
+from ports import free_port
 
 from admintool import cli
 
@@ -27,9 +28,7 @@ class Home:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
+        self.port = free_port()
         (path / "users").write_text(f"{ANNA}:{{PLAIN}}secret:::::\n{BEN}:{{PLAIN}}secret:::::\n")
         self.config = path / "obox.toml"
         self.config.write_text(
@@ -52,7 +51,7 @@ class Home:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
+            self.process.wait(PATIENT_S)
 
     def __call__(self, *arguments: str, stdin: str | None = None, config: bool = True) -> Result:
         first = ["-c", str(self.config)] if config else []

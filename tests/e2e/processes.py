@@ -26,6 +26,8 @@ from typing import Any
 
 import pytest
 from imapclient import IMAPClient
+from patience import PATIENT_S
+from ports import free_port
 from servers import S3Bucket
 
 START_S = 30.0
@@ -35,12 +37,6 @@ STOP_S = 20.0
 
 PASSWORD = "secret"
 USERS = ("anna@example.org", "ben@example.org")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def s3_storage(bucket: S3Bucket, endpoint: str = "") -> dict[str, object]:
@@ -181,8 +177,15 @@ class Backend:
             time.sleep(0.02)
         return found[count - 1]
 
+    def journal_written(self) -> None:
+        """Return when the bucket has all that was acknowledged: the journal has nothing left to write."""
+        deadline = time.monotonic() + START_S
+        while self.metric("obox_store_journal_late_seconds") > 0:
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.05)
+
     def get(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=PATIENT_S)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -211,7 +214,7 @@ class Backend:
 
     @contextmanager
     def login(self, user: str = USERS[0], password: str = PASSWORD) -> Iterator[IMAPClient]:
-        client = IMAPClient("127.0.0.1", self.imap, ssl=False, timeout=20)
+        client = IMAPClient("127.0.0.1", self.imap, ssl=False, timeout=PATIENT_S)
         try:
             client.login(user, password)
             yield client
@@ -245,7 +248,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
 
 def lmtp(address: str | tuple[str, int], mail: bytes, recipients: list[str]) -> list[tuple[int, bytes]]:
     """One transaction; smtplib knows LMTP's greeting and dots, not its reply for each recipient (RFC 2033 §4.2)."""
-    client = smtplib.LMTP(timeout=30) if isinstance(address, tuple) else smtplib.LMTP(address)
+    client = smtplib.LMTP(timeout=PATIENT_S) if isinstance(address, tuple) else smtplib.LMTP(address)
     replies = []
     try:
         if isinstance(address, tuple):

@@ -23,7 +23,9 @@ import pytest
 from imapclient.livetest import MULTIPART_MESSAGE
 from imapclient.response_types import Address, Envelope
 from mails import every_kind, simple
-from processes import PASSWORD, START_S, USERS, Backend, everything, free_port
+from patience import PATIENT_S
+from ports import free_port
+from processes import PASSWORD, START_S, USERS, Backend, everything
 
 ANNA, BEN = USERS
 
@@ -220,7 +222,7 @@ def test_mbsync_both_ways_and_then_nothing(backend: Backend, tmp_path: Path) -> 
     assert here == {"mail 0": "FS", "mail 2": "RS", "mail 4": "", "mail 20": ""}
 
     # The machine is lost; what mbsync remembers of UIDs and UIDVALIDITY still holds.
-    time.sleep(1.2)
+    backend.journal_written()
     backend.kill()
     backend.lose_state()
     backend.start()
@@ -308,7 +310,7 @@ def postfix(place: Path, make: Callable[..., Backend]) -> Iterator[Callable[[str
         deadline = time.monotonic() + START_S
         while True:
             try:
-                with smtplib.SMTP("127.0.0.1", port, timeout=5):
+                with smtplib.SMTP("127.0.0.1", port, timeout=PATIENT_S):
                     return port
             except OSError:
                 assert time.monotonic() < deadline, (home / "log").read_text()
@@ -318,11 +320,11 @@ def postfix(place: Path, make: Callable[..., Backend]) -> Iterator[Callable[[str
     yield start
     for home, process in running:
         run("postfix", "-c", home, "stop", check=False)
-        process.wait(20)
+        process.wait(PATIENT_S)
 
 
 def send(port: int, sender: str, mail: bytes, *recipients: str) -> None:
-    with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", port, timeout=PATIENT_S) as client:
         assert client.sendmail(sender, list(recipients), mail) == {}
 
 

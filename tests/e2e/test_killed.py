@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from mails import simple
+from patience import PATIENT_S
 from processes import PASSWORD, Backend, s3_storage
 from servers import S3Bucket
 
@@ -42,7 +43,7 @@ class Failed(Exception):
 
 def ask(backend: Backend, command: str, **params: Any) -> list[dict[str, Any]]:
     """The rows of a command. Raises Failed; OSError and the like where the process is gone."""
-    connection = http.client.HTTPConnection("127.0.0.1", backend.http, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", backend.http, timeout=PATIENT_S)
     try:
         headers = {"Authorization": "X-Dovecot-API b2YgdGhlIEFQSQ=="}
         connection.request("POST", "/doveadm/v1", json.dumps([[command, params, "t"]]), headers)
@@ -95,7 +96,7 @@ def started(backend: Backend) -> None:
     """Start again, and wait until it serves users."""
     backend.spawn()
     backend.wait_listening()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENT_S
     while True:
         try:
             ask(backend, "mailboxList", user=USERS[0])

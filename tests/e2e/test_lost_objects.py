@@ -5,7 +5,6 @@ from __future__ import annotations
 import imaplib
 import mailbox
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,9 @@ import pytest
 from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError, LoginError
 from mails import simple
-from processes import PASSWORD, USERS, Backend, free_port
+from patience import PATIENT_S
+from ports import free_port
+from processes import PASSWORD, USERS, Backend
 from test_clients import mbsync_config, run
 
 ANNA = USERS[0]
@@ -52,7 +53,7 @@ class Proxied(IMAPClient):
 
     def __init__(self, port: int, address: str) -> None:
         self.address = address
-        super().__init__("127.0.0.1", port, ssl=False, timeout=20)
+        super().__init__("127.0.0.1", port, ssl=False, timeout=PATIENT_S)
 
     def _create_IMAP4(self) -> imaplib.IMAP4:
         family, near = ("TCP6", "::1") if ":" in self.address else ("TCP4", "127.0.0.1")
@@ -103,7 +104,7 @@ def test_by_the_clients_address(make: Make, tmp_path: Path) -> None:
     for client in (webmail, other):
         client.logout()
 
-    time.sleep(1.2)
+    backend.journal_written()
     backend.kill()
     backend.lose_state()
     backend.start()

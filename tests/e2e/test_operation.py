@@ -22,8 +22,12 @@ from cryptography import x509
 from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
 from mails import simple
-from processes import PASSWORD, START_S, USERS, Backend, Proxy, everything, free_port, s3_storage
+from patience import PATIENT_S
+from ports import free_port
+from processes import PASSWORD, START_S, USERS, Backend, Proxy, everything, s3_storage
 from servers import S3Bucket
+
+from obox.store._env import ANSWER_S
 
 ANNA, BEN = USERS
 
@@ -106,10 +110,10 @@ def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
     backend.start()
     trust = ssl.create_default_context(cafile=str(tmp_path / "one.pem"))
 
-    with IMAPClient("127.0.0.1", tls, ssl_context=trust, timeout=10) as client:
+    with IMAPClient("127.0.0.1", tls, ssl_context=trust, timeout=PATIENT_S) as client:
         assert b"STARTTLS" not in client.capabilities()
         client.login(ANNA, PASSWORD)
-    with IMAPClient("127.0.0.1", backend.imap, ssl=False, timeout=10) as client:
+    with IMAPClient("127.0.0.1", backend.imap, ssl=False, timeout=PATIENT_S) as client:
         assert b"STARTTLS" in client.capabilities()
         client.starttls(trust)
         assert b"STARTTLS" not in client.capabilities()
@@ -183,14 +187,14 @@ def test_a_reload_uses_what_can_change(make: Callable[..., Backend]) -> None:
 
 def from_elsewhere(port: int, commands: bytes) -> list[bytes]:
     """Answers to a client whom a proxy says to be from another network (RFC 5737 §3)."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENT_S) as sock:
         sock.sendall(b"PROXY TCP4 192.0.2.1 198.51.100.1 40000 143\r\n" + commands)
         return sock.makefile("rb").read().splitlines()
 
 
 def test_users_are_read_again_when_the_file_changes(backend: Backend) -> None:
     backend.write_users("cara@example.org:{PLAIN}secret\n")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENT_S
     while True:
         try:
             with backend.login("cara@example.org"):
@@ -256,7 +260,7 @@ def test_probes_metrics_and_log(make: Callable[..., Backend]) -> None:
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.1", backend.imap))
     assert backend.process is not None
-    assert backend.process.wait(10) == 0
+    assert backend.process.wait(PATIENT_S) == 0
 
 
 # -- telling at once -----------------------------------------------------------------------------------------------
@@ -270,7 +274,7 @@ def idling(backend: Backend) -> Iterator[Callable[[int], list[tuple[object, ...]
 
         def told(count: int) -> list[tuple[object, ...]]:
             out: list[tuple[object, ...]] = []
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + PATIENT_S
             while len(out) < count and time.monotonic() < deadline:
                 out += client.idle_check(timeout=1)
             return out
@@ -280,18 +284,15 @@ def idling(backend: Backend) -> Iterator[Callable[[int], list[tuple[object, ...]
 
 
 def test_idle_tells_at_once(backend: Backend) -> None:
-    """Of a delivery, of flags, keywords and an expunge of another session."""
+    """Of a delivery, of flags, keywords and an expunge of another session. No timer of ours is shorter than what `told`
+    waits: what comes was pushed."""
     with idling(backend) as told, backend.login() as other:
-        begun = time.monotonic()
         backend.deliver(simple(1))
         assert (1, b"EXISTS") in told(2)
-        assert time.monotonic() - begun < 1
         other.select_folder("INBOX")
-        begun = time.monotonic()
         other.add_flags([1], ["\\Flagged", "$New"])
         flags = told(2)
         assert any(b"\\Flagged" in str(line).encode() and b"$New" in str(line).encode() for line in flags), flags
-        assert time.monotonic() - begun < 1
         other.append("INBOX", simple(2))
         assert (2, b"EXISTS") in told(1)
         other.delete_messages([1])
@@ -348,7 +349,7 @@ def test_a_bucket_that_goes_and_comes_back(make: Callable[..., Backend], s3_buck
                     command()
             code, text = backend.deliver(simple(10))[0]
             assert (code, text[:5]) == (451, b"4.3.0")
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < ANSWER_S, "five commands; one that waited would need so long alone"
             cable.join()
         assert caught.result()[0][0] in (250, 451)
         assert len(client.fetch([1, 2, 3], ["ENVELOPE", "BODY.PEEK[]"])) == 3
@@ -358,7 +359,7 @@ def test_a_bucket_that_goes_and_comes_back(make: Callable[..., Backend], s3_buck
             time.sleep(0.2)
         client.append("INBOX", simple(13))
         client.copy([1], "Archive")
-        time.sleep(1.2)
+        backend.journal_written()
         before = everything(client)
     bodies = [mail[3] for mail in before["INBOX"][2].values()]
     counts = {n: sum(body.endswith(simple(n)) for body in bodies) for n in (0, 1, 2, 10, 11, 12, 13)}
@@ -396,9 +397,8 @@ def test_a_stop_of_a_backend_that_never_saw_its_bucket(make: Callable[..., Backe
     backend = make(storage={"url": "s3://mail", **nowhere})
     backend.spawn()
     backend.wait_listening()
-    begun = time.monotonic()
     assert backend.stop() == 0
-    assert time.monotonic() - begun < 5
+    assert backend.events("drain cut short") == [], "within its limit"
 
 
 def test_an_address_that_is_taken_exits_69(make: Callable[..., Backend], backend: Backend) -> None:
@@ -451,7 +451,7 @@ def test_deliveries_and_sessions_at_once(backend: Backend) -> None:
         try:
             with backend.login() as client:
                 seen = 0
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + PATIENT_S
                 while seen < count * senders and time.monotonic() < deadline:
                     client.select_folder("INBOX")
                     uids = client.search("ALL")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from imapclient import IMAPClient
 from mails import NOT_OVER_LMTP, every_kind, simple
+from patience import PATIENT_S
 from processes import USERS, Backend, everything, modseqs
 
 ANNA, BEN = USERS
@@ -63,7 +64,7 @@ def test_killed_and_the_machine_lost(make: Callable[..., Backend], storage: dict
     before, modseq = look(backend)
     assert before["INBOX"][1][b"MESSAGES"] == 8
     assert before["Work/obox/Grüße"][1][b"MESSAGES"] == 3
-    time.sleep(1.2)  # the journal's interval
+    backend.journal_written()
     backend.kill()
     for name in ("first", "second"):
         other = make(storage=storage, name=name)
@@ -78,7 +79,7 @@ def test_killed_and_the_machine_lost(make: Callable[..., Backend], storage: dict
             assert client.fetch([uidnext], ["BODY.PEEK[]"])[uidnext][b"BODY[]"].endswith(simple(70))
             client.add_flags([uidnext], ["$After"])
             before, modseq = everything(client), modseqs(client)
-        time.sleep(1.2)
+        other.journal_written()
         other.kill()
 
 
@@ -145,9 +146,8 @@ def test_stopped_clean_needs_no_replay(make: Callable[..., Backend], storage: di
     backend.start()
     live(backend)
     before, _ = look(backend)
-    begun = time.monotonic()
     assert backend.stop() == 0
-    assert time.monotonic() - begun < 15
+    assert backend.events("drain cut short") == [], "within its limit"
     backend.lose_state()
     backend.log.write_text("")
     backend.start()
@@ -175,7 +175,7 @@ def test_stopped_while_clients_are_there(make: Callable[..., Backend]) -> None:
             time.sleep(0.3)
             begun = time.monotonic()
             assert backend.stop() == 0
-            assert 1 < time.monotonic() - begun < 6
+            assert time.monotonic() - begun > 1, "clients have their half of the time"
             assert b"BYE" in half.recv(10_000)
         assert client.idle_check(timeout=1)[0][0] == b"BYE"
         client.shutdown()
@@ -204,7 +204,7 @@ def test_a_directory_that_is_not_mounted_is_no_empty_bucket(backend: Backend, tm
     (tmp_path / "bucket").rename(tmp_path / "away")
     backend.spawn()
     assert backend.process is not None
-    assert backend.process.wait(20) == 78
+    assert backend.process.wait(PATIENT_S) == 78
     assert "not mounted" in backend.log.read_text().splitlines()[-1]
     (tmp_path / "bucket").rename(tmp_path / "empty")
     (tmp_path / "away").rename(tmp_path / "bucket")

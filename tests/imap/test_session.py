@@ -13,6 +13,7 @@ import pytest
 from certificates import certificate
 from harness import Client, Passwords, Running, serving
 from imapclient import IMAPClient
+from patience import PATIENT_S
 
 from obox import errors
 from obox.auth import AuthFailed, Disabled
@@ -193,7 +194,7 @@ async def test_a_client_that_never_reads_is_cut(tmp_path: Path) -> None:
         await slow.ok("SELECT INBOX")
         slow.reader._transport.pause_reading()
         slow.send(b"f FETCH 1:* BODY.PEEK[]\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENT_S):
             while running.imap.who():
                 await asyncio.sleep(0.02)
 
@@ -203,7 +204,7 @@ async def test_the_client_goes_away_in_the_middle(running: Running) -> None:
     client = await running.client(login="anna")
     client.send(b"a SELECT INBOX\r\nb FETCH 1:* BODY[]\r\nc STORE 1:* +FLAGS (\\Deleted)\r\nd EXP")
     await client.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENT_S):
         while running.imap.who():
             await asyncio.sleep(0.01)
     (user,) = running.store.users.values()
@@ -273,7 +274,7 @@ async def test_an_idle_session_has_no_task_and_little_memory(running: Running) -
     assert all(transport.tail.endswith(b"RECENT\r\n") for _, transport in held)
     for connection, _ in [*held, (protocol, None)]:
         connection.connection_lost(None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENT_S):
         while running.imap.who():
             await asyncio.sleep(0)
 
@@ -326,7 +327,7 @@ async def test_sessions_of_a_user(tmp_path: Path) -> None:
         await first.ok("LOGOUT")
         assert await first.line() == b""
         fourth = await running.client()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENT_S):
             while not (await fourth.cmd("LOGIN anna secret"))[-1].startswith(b"OK"):
                 await asyncio.sleep(0.01)
 
@@ -498,7 +499,7 @@ async def test_starttls(tmp_path: Path) -> None:
 
 async def test_imaplib(running: Running) -> None:
     def talk() -> None:
-        with imaplib.IMAP4("127.0.0.1", running.port, timeout=20) as imap:
+        with imaplib.IMAP4("127.0.0.1", running.port, timeout=PATIENT_S) as imap:
             assert imap.login("anna", "secret")[0] == "OK"
             assert imap.append("INBOX", "(\\Seen)", imaplib.Time2Internaldate(0), MAIL)[0] == "OK"
             assert imap.select("INBOX") == ("OK", [b"1"])
@@ -514,7 +515,7 @@ async def test_imaplib(running: Running) -> None:
 
 async def test_imapclient(running: Running) -> None:
     def talk() -> None:
-        with IMAPClient("127.0.0.1", running.port, ssl=False, timeout=20) as imap:
+        with IMAPClient("127.0.0.1", running.port, ssl=False, timeout=PATIENT_S) as imap:
             imap.login("ben", "secret")
             assert "obox" in str(imap.id_({"name": "test"}))
             assert imap.namespace().personal == (("", "/"),)

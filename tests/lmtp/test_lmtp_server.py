@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from certificates import certificate
+from patience import PATIENT_S
 from structlog.testing import capture_logs
 
 from obox import errors
@@ -75,7 +76,7 @@ class Client:
         self.writer.write(data)
 
     async def reply(self) -> str:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENT_S):
             while True:
                 line = (await self.reader.readline()).decode()
                 if line[3:4] != "-":
@@ -89,7 +90,7 @@ class Client:
         return await self.reply()
 
     async def ended(self) -> bool:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENT_S):
             try:
                 return await self.reader.read() == b""
             except ConnectionError:
@@ -506,7 +507,7 @@ async def test_starttls(tmp_path: Path) -> None:
         client = await world.connect()
         assert (await client.say("STARTTLS")).startswith("220")
         client.write(b"MAIL FROM:<>\r\n" * 10)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENT_S):
             await client.reader.read()
         await world.connect()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import boto3
 import pytest
+from patience import PATIENT_S
 from servers import S3Bucket
 
 from obox.errors import ConfigError
@@ -247,20 +248,24 @@ async def test_errors_of_the_disk(
 async def test_a_directory_that_goes_is_unreachable_and_not_empty(tmp_path: Path, mount_point: bool) -> None:
     """Unmounted under us: nothing is missing, nothing is stored elsewhere; mounted again all goes on."""
     bucket, away = tmp_path / "bucket", tmp_path / "away"
-    store = open_store(Settings(f"file://{bucket}", deadline_s=0.2))
+    store = open_store(Settings(f"file://{bucket}", deadline_s=PATIENT_S))
+    impatient = open_store(Settings(f"file://{bucket}", deadline_s=0.2))
     assert await store.list("", kind="mail") == []
     await store.put("a/1", b"1", kind="mail")
+    with pytest.raises(Missing):
+        await impatient.get("a/0", kind="mail")  # it has seen the bucket
     bucket.rename(away)
     if mount_point:
         bucket.mkdir()
     for ask in (
-        lambda: store.get("a/1", kind="mail"),
-        lambda: store.list("a/", kind="mail"),
-        lambda: store.put("a/2", b"2", kind="mail"),
-        lambda: store.put("b/2", b"2", kind="mail"),
+        lambda: impatient.get("a/1", kind="mail"),
+        lambda: impatient.list("a/", kind="mail"),
+        lambda: impatient.put("a/2", b"2", kind="mail"),
+        lambda: impatient.put("b/2", b"2", kind="mail"),
     ):
         with pytest.raises(Unreachable):
             await ask()
+    await impatient.close()
     assert not mount_point or list(bucket.iterdir()) == []
     if mount_point:
         bucket.rmdir()

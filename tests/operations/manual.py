@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
 from mails import simple
-from processes import everything, free_port, lmtp
+from patience import PATIENT_S
+from ports import free_port
+from processes import everything, lmtp
 from servers import S3Server, s3_client
 
 TOP = Path(__file__).parent.parent.parent
@@ -119,13 +121,13 @@ class Machine:
 
     @contextmanager
     def login(self, user: str = USER) -> Iterator[IMAPClient]:
-        with IMAPClient("127.0.0.1", self.imap, ssl=False, timeout=20) as client:
+        with IMAPClient("127.0.0.1", self.imap, ssl=False, timeout=PATIENT_S) as client:
             client.login(user, PASSWORD)
             yield client
 
     def see(self, user: str = USER) -> dict[str, Any]:
         """All that a client can see, once the backend serves."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENT_S
         while True:
             try:
                 with self.login(user) as client:
@@ -137,7 +139,7 @@ class Machine:
 
     def wait_serving(self) -> None:
         """Until the bucket has answered: a start does not wait for it."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENT_S
         while refuses(self):
             assert time.monotonic() < deadline, (self.root / "log").read_text()[-3000:]
             time.sleep(0.02)

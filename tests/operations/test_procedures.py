@@ -12,6 +12,7 @@ import pytest
 from imapclient.exceptions import IMAPClientError
 from mails import simple
 from manual import USER, Machine, blocks, commands
+from patience import PATIENT_S
 
 pytestmark = pytest.mark.needs("bash", "curl", "openssl")
 
@@ -27,7 +28,7 @@ def do(served: Machine) -> Do:
 
 
 def wait(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from patience import PATIENT_S
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -31,7 +32,7 @@ async def served(app: Any, entry: Listen, log: Any) -> AsyncIterator[httpx.Async
         async with httpx.AsyncClient(transport=transport, base_url=base) as client:
             yield client
             listeners.stop()
-            await asyncio.wait_for(server.close(), 5)
+            await asyncio.wait_for(server.close(), PATIENT_S)
 
 
 async def test_probes_and_metrics(log: Any) -> None:
@@ -116,7 +117,7 @@ async def test_a_request_at_hand_is_finished(log: Any) -> None:
         assert not closing.done()
         go.set()
         assert (await answer).json() == "done"
-        await asyncio.wait_for(closing, 5)
+        await asyncio.wait_for(closing, PATIENT_S)
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01rubbish\r\n\r\n", b"GET / HTTP/1.1\r\nx: " + b"y" * 20000])
@@ -125,5 +126,5 @@ async def test_rubbish(data: bytes, log: Any) -> None:
         host, _, port = str(client.base_url).removeprefix("http://").rstrip("/").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(data)
-        assert b"400" in await asyncio.wait_for(reader.read(100), 5)
+        assert b"400" in await asyncio.wait_for(reader.read(100), PATIENT_S)
         writer.close()

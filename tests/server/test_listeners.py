@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENT_S
 
 from obox.config import Listen
 from obox.server import Certificates, ListenError, Listeners, TlsError, inherited_sockets
@@ -38,7 +39,7 @@ async def greeting(*where: Any, send: bytes = b"", **how: Any) -> bytes:
     reader, writer = await (asyncio.open_unix_connection if "path" in how else asyncio.open_connection)(*where, **how)
     writer.write(send)
     try:
-        return await asyncio.wait_for(reader.readline(), 5)
+        return await asyncio.wait_for(reader.readline(), PATIENT_S)
     except ConnectionResetError:  # refused with our bytes unread
         return b""
     finally:

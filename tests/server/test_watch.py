@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENT_S
 
 from obox.server.watch import FileWatch
 
@@ -26,7 +27,7 @@ class Seen:
         self.more.set()
 
     async def wait(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENT_S):
             await self.more.wait()
         self.more.clear()
 

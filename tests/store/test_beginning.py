@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from machines import SID, Life, Machine
+from patience import PATIENT_S
 
 from obox.errors import Unavailable
 from obox.store import _beginning, store
@@ -77,7 +78,10 @@ async def test_few_enough_wait(machine: Machine, takeover: asyncio.Event, monkey
         await asyncio.gather(starting, *waiting)
 
 
-async def test_a_stop_ends_the_waiting(machine: Machine, takeover: asyncio.Event) -> None:
+async def test_a_stop_ends_the_waiting(
+    machine: Machine, takeover: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "OPEN_S", 10 * PATIENT_S)
     async with machine.run(start=False) as life:
         starting = asyncio.ensure_future(life.store.start())
         opening = asyncio.ensure_future(life.user())
@@ -89,7 +93,7 @@ async def test_a_stop_ends_the_waiting(machine: Machine, takeover: asyncio.Event
 
 async def refused(opening: asyncio.Future[Any], life: Life) -> None:
     """This one and the next are refused without waiting."""
-    async with asyncio.timeout(5):  # half of OPEN_S
+    async with asyncio.timeout(PATIENT_S):
         with pytest.raises(Unavailable):
             await opening
         with pytest.raises(Unavailable):

@@ -99,13 +99,12 @@ async def test_a_warm_store_costs_a_share_of_one_journal_object_a_second(machine
         begun = asyncio.get_running_loop().time()
         with life.counting() as requests:
             stores = 0
-            while asyncio.get_running_loop().time() - begun < 1.0:
+            while asyncio.get_running_loop().time() - begun < 1.0 or stores <= 10:  # a slow machine needs longer
                 for box in boxes:
                     op = "add" if stores % 2 else "remove"
                     await box.store_flags(uids(*range(1, 51)), op, ["\\Seen", "$Label"])
                 stores += 1
             lasted = asyncio.get_running_loop().time() - begun
-        assert stores > 10
         assert set(requests.requests()) <= {JOURNAL}
         assert requests.count() <= lasted / 0.2 + 1
         await life.quiet()

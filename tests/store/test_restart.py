@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from machines import Bucket, Life, Machine, modseqs, uids, whole
 from mails import simple
+from patience import PATIENT_S
 
 from obox.errors import ConfigError, NotFound
 from obox.store import Mailbox, NewMail
@@ -111,7 +112,9 @@ async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine)
     assert [key for key in await machine.bucket.keys("") if "/x/" in key] == [key for key in bundles if "/x/" in key]
     async with machine.run() as life:
         assert life.store.takeover.trust == "all"
-        await asyncio.sleep(0.2)  # what the journal says is taken over beside the sessions
+        async with asyncio.timeout(PATIENT_S):  # what the journal says is taken over beside the sessions
+            while life.store.takeover.boots:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
         user = await life.user()
         with life.counting() as opened:
             sent = await user.select("Sent")
@@ -143,7 +146,7 @@ async def test_flags_survive_a_second_after_they_were_set_with_the_disk_lost(mac
         await user.append("INBOX", [NewMail(simple(1))])
         box = await user.select("INBOX")
         await box.store_flags(uids(1), "add", ["\\Seen"])
-        await asyncio.sleep(1.3)
+        await life.let_pass(1.3)
     machine.lose_disk()
     async with machine.run() as life:
         assert (await (await life.user()).status("INBOX")).unseen == 0

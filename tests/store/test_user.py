@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
 from mails import simple
+from patience import PATIENT_S
 
 from obox.errors import Exists, Invalid, Limit, NoPerm, NotFound, OboxError, OverQuota, TooBig, Unavailable
 from obox.objectstore import Unreachable
@@ -67,7 +68,7 @@ async def test_quota_is_exact_after_a_restart(machine: Machine, kill: bool, disk
         machine.lose_disk()
     async with machine.run() as life:
         user = await life.user(quota_bytes=10_000)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENT_S):
             while user.usage().storage_bytes < 8000:  # noqa: ASYNC110 - counted beside the login
                 await asyncio.sleep(0.01)
         assert user.usage()[:2] == (8000, 2)

@@ -63,38 +63,36 @@ def test_rich_is_still_there_for_tables() -> None:
 
 
 def make(directory: Path, target: str) -> str:
-    """What `make` would do in a fresh clone."""
+    """What `make` would do there."""
+    got = subprocess.run(["make", "--dry-run", target], check=False, capture_output=True, text=True, cwd=directory)
+    assert got.returncode == 0, got.stderr
+    return got.stdout
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """As far as `make` looks at it, without a .venv."""
     for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(ROOT / name, directory)
-    return subprocess.run(
-        ["make", "--dry-run", target], check=True, capture_output=True, text=True, cwd=directory
-    ).stdout
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
 
 
 @pytest.mark.needs("make")
-def test_serve_installs_the_package_alone_and_says_so(tmp_path: Path) -> None:
-    serve = make(tmp_path, "serve")
+def test_serve_installs_the_package_alone_and_says_so(clone: Path) -> None:
+    serve = make(clone, "serve")
     assert "pip install" in serve
     assert "[test]" not in serve
     assert "--quiet" not in serve
     assert serve.index("echo") < serve.index("pip install"), "the first line says what happens"
     for target in ("install", "test", "lint", "bench"):
-        assert ".[test]" in make(tmp_path, target), target
+        assert ".[test]" in make(clone, target), target
 
 
 @pytest.mark.needs("make")
-def test_nothing_is_installed_twice(tmp_path: Path) -> None:
-    (tmp_path / ".venv").mkdir()
-    for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / ".venv/.installed").touch()
-    assert "pip install" not in make_again(tmp_path, "serve")
-    assert ".[test]" in make_again(tmp_path, "test")
-    (tmp_path / ".venv/.test").touch()
-    assert "pip install" not in make_again(tmp_path, "test")
-
-
-def make_again(directory: Path, target: str) -> str:
-    return subprocess.run(
-        ["make", "--dry-run", target], check=True, capture_output=True, text=True, cwd=directory
-    ).stdout
+def test_nothing_is_installed_twice(clone: Path) -> None:
+    (clone / ".venv").mkdir()
+    (clone / ".venv/.installed").touch()
+    assert "pip install" not in make(clone, "serve")
+    assert ".[test]" in make(clone, "test")
+    (clone / ".venv/.test").touch()
+    assert "pip install" not in make(clone, "test")

@@ -1,0 +1,40 @@
+"""Free ports for programs that are told where to listen, and that may be stopped and started again.
+
+They are below the range from which the system takes ports for outgoing connections and for port 0: while a program is
+down nobody else gets its port by chance. Each process of a test run begins somewhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from typing import Final
+
+FIRST: Final = 12_000
+LAST: Final = 21_999
+"""SeaweedFS takes port + 10,000 too; Linux' own range begins at 32,768."""
+
+_random = random.Random(os.getpid())
+_given: set[int] = set()
+
+
+def free_port(*, also: int = 0) -> int:
+    """A port on which nobody listens, never the same twice. also: port + also is free too."""
+    for _ in range(1000):
+        port = _random.randint(FIRST, LAST)
+        wanted = {port, port + also}
+        if not wanted & _given and all(map(_is_free, wanted)):
+            _given.update(wanted)
+            return port
+    raise OSError(f"no free port between {FIRST} and {LAST}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what connections left behind is no listener
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

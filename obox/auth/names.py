@@ -9,9 +9,13 @@ from __future__ import annotations
 import unicodedata
 
 from obox.errors import Invalid
+from obox.text import nfc_name
 
 NAME_BYTES_MAX = 200
 """Longest name in UTF-8 bytes, domain included: escaped, it must fit one path element of 255 bytes."""
+
+GIVEN_BYTES_MAX = 3 * NAME_BYTES_MAX
+"""Longest name that is normalised at all: NFC shortens a decomposed name to a third at most (Hangul)."""
 
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Cn", "Zl", "Zp"})
 """Controls, surrogates, unassigned (their normal form may change with the Unicode version), line separators."""
@@ -23,10 +27,13 @@ def normalise(name: str, default_domain: str = "") -> str:
     Raises: Invalid, with a text that may be shown to the client.
     """
     if name.isascii():  # nearly all names: NFC is the identity
+        if len(name) > NAME_BYTES_MAX:
+            raise Invalid(f"user name is longer than {NAME_BYTES_MAX} bytes")
         result = name.lower()
     else:
         # Lower case may decompose (U+0130) and NFC may then compose: twice NFC gives a fixed point.
-        result = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).lower())
+        # Both times the name is measured first.
+        result = nfc_name(nfc_name(name, GIVEN_BYTES_MAX, "user name").lower(), GIVEN_BYTES_MAX, "user name")
     if not result:
         raise Invalid("user name is empty")
     local, at, domain = result.rpartition("@")

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from admintool import cache, exits, mail, mailbox, obox, process, repair, who
 from admintool.completion import completion
 from admintool.context import Context
-from admintool.output import FORMATS, Output
+from admintool.output import FORMATS, Output, tell
 from admintool.pw import pw
 from admintool.user import user
 from obox import __version__
@@ -48,7 +48,7 @@ class Root(click.Group):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"oboxadm: {message}", err=True)
+    tell(message)
     sys.exit(code)
 
 

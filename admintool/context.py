@@ -9,10 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from admintool.client import Event, Local, NoBackend, Remote, state_is_free
-from admintool.output import Output
+from admintool.output import Output, tell
 from obox.admin.table import Needs, Verb
 from obox.config import Config, load
 from obox.errors import ConfigError
@@ -126,5 +124,5 @@ class Context:
 
 def fail(message: str, code: int) -> None:
     """End with a message and an exit code."""
-    click.echo(f"oboxadm: {message}", err=True)
+    tell(message)
     sys.exit(code)

@@ -1,7 +1,9 @@
 """What commands print: rows with named columns, as a table, as JSON, by tabs, flowing, or a field a line.
 
-Names of columns are API. In `tab`, a line end, a tab and a backslash in a value are escaped, so that a row is a line
-for ever. Rows are printed as they come but in `table`, which must know the widths first.
+Names of columns are API. Values come from mails and their senders. In every format a character that does not print,
+such as one that moves a terminal's cursor, is escaped (`\\x1b`; in JSON `\\u001b`). `pager` alone keeps line ends and
+tabs. In `tab` a backslash is escaped too, so that a row is a line for ever and what it holds can be told. Rows are
+printed as they come but in `table`, which must know the widths first.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Output:
         values = [row.get(name) for name in self._columns]
         match self.format:
             case "json":
-                text = json.dumps(row, ensure_ascii=False, default=str)
+                text = _json(row)
                 click.echo(("[" if self.count == 0 else ",\n ") + text, nl=False)
             case "tab":
                 if self.count == 0:
@@ -103,18 +105,39 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return _json(value)
     return str(value)
 
 
+def printable(text: str, keep: str = "") -> str:
+    """The text with what does not print escaped as Python does: `\\t`, `\\x1b`, `\\u202e`. keep: characters that stay.
+
+    Unicode's controls, formats (which turn the direction of writing), separators and surrogates do not print.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
+
+
+def tell(message: str) -> None:
+    """Print a line for people to stderr; what it quotes may be a stranger's."""
+    click.echo(f"oboxadm: {printable(message)}", err=True)
+
+
+def _json(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
 def _plain(value: object) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in _shown(value))
+    return printable(_shown(value))
 
 
 def _lines(value: object) -> str:
-    """Text as it is, for reading: only what could move a terminal's cursor is escaped."""
-    text = _shown(value).replace("\r\n", "\n")
-    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+    """Text as it is, for reading."""
+    return printable(_shown(value).replace("\r\n", "\n"), keep="\n\t")
 
 
 def _long(value: object) -> bool:
@@ -122,4 +145,4 @@ def _long(value: object) -> bool:
 
 
 def _tab(value: object) -> str:
-    return _shown(value).replace("\\", "\\\\").replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")
+    return printable(_shown(value).replace("\\", "\\\\"))

@@ -17,7 +17,7 @@ import obox.admin  # noqa: F401 - fills the table
 from admintool import exits
 from admintool.client import Event
 from admintool.context import Context
-from admintool.output import flowing
+from admintool.output import flowing, printable, tell
 from obox.admin.table import TABLE, Selection, Verb
 from obox.errors import Invalid
 
@@ -118,13 +118,13 @@ def show(obj: Context, verb: Verb, params: Mapping[str, Any], usual: str = "tabl
             elif "failure" in event:
                 progress.hide()
                 failure = event["failure"]
-                click.echo(f"oboxadm: {failure['user']}: {failure['message']}", err=True)
+                tell(f"{failure['user']}: {failure['message']}")
             elif "end" in event:
                 code = int(event["end"]["exitCode"])
                 message = str(event["end"]["message"])
     output.end(failed=bool(code))
     if code and message:
-        click.echo(f"oboxadm: {message}", err=True)
+        tell(message)
     if not code and not output.count:
         say_none(verb, params)
     return code
@@ -183,7 +183,9 @@ class _Progress:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task("")
-        self._bar.update(self._task, description=event["what"], completed=event["done"], total=event["total"] or None)
+        self._bar.update(
+            self._task, description=printable(event["what"]), completed=event["done"], total=event["total"] or None
+        )
 
     def hide(self) -> None:
         if self._bar is not None:

@@ -38,6 +38,17 @@ class Turns:
         assert self.held_s <= HELD_S_MAX, f"the loop got no turn during {self.held_s:.3f} s of CPU"
 
 
+def _named(handle: asyncio.Handle) -> str:
+    """The callback, and of a task its coroutine and the innermost frame where it waits now."""
+    task = getattr(handle._callback, "__self__", None)
+    if not isinstance(task, asyncio.Task):
+        return repr(handle)[:300]
+    inner: Any = task.get_coro()
+    while (awaited := getattr(inner, "cr_await", None) or getattr(inner, "ag_await", None)) is not None:
+        inner = awaited
+    return f"{task!r:.300} (now in {inner!r:.100})"
+
+
 @contextmanager
 def turns(tick_s: float = 0.005) -> Iterator[Turns]:
     """Measure each callback of the running asyncio loop (not uvloop's, which are compiled)."""
@@ -53,7 +64,7 @@ def turns(tick_s: float = 0.005) -> Iterator[Turns]:
             took = time.thread_time() - begin
             found.count += 1
             if took > found.longest_s:
-                found.longest_s, found.longest = took, repr(handle)[:300]
+                found.longest_s, found.longest = took, _named(handle)
 
     last = time.process_time()
 

@@ -2,6 +2,9 @@
 
 The destination runs the verb and asks the source; `store.pull` knows what is sent, `source` answers. The source's
 certificate is verified against the system's authorities; its key never leaves this module but in the request's header.
+
+The host is given with the request and may be anything: what answers there is not repeated, but for the message of an
+admin API, shortened and without what does not print.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ SILENCE_S: Final = 120.0
 """Without a byte from the source: it may upload a user's mailboxes before it sends."""
 READ_BYTES: Final = 256 * 1024
 ANSWER_BYTES_MAX: Final = 64 * 1024
+TOLD_CHARS_MAX: Final = 300
+"""Of the source's own message that we repeat."""
 
 
 class MetacachePullParams(Selection, kw_only=True):
@@ -163,7 +168,7 @@ class _Source:
         data = await self._in_thread(lambda: answer.read(ANSWER_BYTES_MAX))
         try:
             return msgspec.json.decode(data, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise Unavailable(f"{self._name}: no admin API answers there") from error
 
     async def _ask(self, method: str, path: str) -> http.client.HTTPResponse:
@@ -210,7 +215,7 @@ class _Source:
         except socket.gaierror as error:
             raise NoHost(f"{self._name}: {error.strerror or 'no such host'}") from error
         except (OSError, http.client.HTTPException) as error:
-            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            text = _why(error)
             if asking:
                 raise Unavailable(f"{self._name}: {text}") from error
             raise Temporary(f"{self._name}: the stream was cut short: {text}") from error
@@ -223,8 +228,22 @@ class _Source:
             return NoPerm(f"{self._name}: no admin API there; it needs http.api_key")
         try:
             told = msgspec.json.decode(text, type=_Told)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return Unavailable(f"{self._name}: HTTP {status}")
         kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
         kind = next((kind for kind in kinds if of(kind("")) == told.exit_code), Temporary)
-        return kind(f"{self._name}: {told.message}")
+        shown = "".join(char if char.isprintable() else "?" for char in told.message[:TOLD_CHARS_MAX])
+        return kind(f"{self._name}: {shown}")
+
+
+def _why(error: Exception) -> str:
+    """What went wrong on the way, in our words: an exception of http.client quotes what came."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or 'failed'}"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "no HTTP answer" if not isinstance(error, http.client.IncompleteRead) else "closed in the middle"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from obox import errors
 
-TEXT_CHARS_MAX = 400
-"""With codes, recipient and CRLF a reply line stays near the 512 bytes of RFC 5321 §4.5.3.1.5."""
+TEXT_BYTES_MAX = 490
+"""With codes and CRLF a reply line has at most the 512 octets of RFC 5321 §4.5.3.1.5."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
@@ -32,9 +32,11 @@ class Reply:
 
     def wire(self, *, utf8: bool = False) -> bytes:
         """One line with CRLF. utf8: the client has asked for SMTPUTF8 (RFC 6531 §3.5); else others become '?'."""
-        text = _UNPRINTABLE.sub(" ", self.text)[:TEXT_CHARS_MAX]
-        line = f"{self.code} {self.enhanced} {text}\r\n" if self.enhanced else f"{self.code} {text}\r\n"
-        return line.encode("utf-8" if utf8 else "ascii", "replace")
+        text = _UNPRINTABLE.sub(" ", self.text).encode("utf-8" if utf8 else "ascii", "replace")
+        if len(text) > TEXT_BYTES_MAX:
+            text = text[:TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()  # no half character
+        code = f"{self.code} {self.enhanced} " if self.enhanced else f"{self.code} "
+        return code.encode("ascii") + text + b"\r\n"
 
 
 KIND_REPLIES: dict[type[errors.OboxError], Reply] = {

@@ -170,9 +170,10 @@ class _Protocol(H11Protocol):
             self.cycle.message_event.set()
             self.flow.resume_writing()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:
-            self.transport.close()
+            headers = [("Content-Length", "0"), ("Connection", "close")]  # no text: it may be a HEAD
+            for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     @property
     def _busy(self) -> bool:

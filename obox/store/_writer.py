@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -28,6 +29,7 @@ from ..types import Oid, Uid
 from ._env import TRY_LATER
 from ._fields import Fields
 from ._mail import MailMeta, make_fields
+from ._quota import Room
 from ._slots import Fate, Slot
 from .api import Source
 
@@ -74,16 +76,20 @@ def stamp(delta: Delta, modseq: int) -> None:
     delta.highestmodseq = modseq
 
 
-async def write_mails(mailbox: Mailbox, drafts: list[Draft]) -> list[Uid]:
+async def write_mails(mailbox: Mailbox, drafts: list[Draft], room: Room) -> list[Uid]:
     """Write mails under neighbouring UIDs, all visible at once or none; durable on return. Raises Unavailable.
 
-    May be cut short: what is under way then comes to its end unacknowledged.
+    room: what they have taken of the quota; it is used up as they become visible. May be cut short: what is under way
+    then comes to its end unacknowledged.
     """
     journal = mailbox.user.journal
     journal.check()
     lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
     for _ in range(ATTEMPTS_MAX):
         slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
+        room.slots = slots
+        for slot, draft in zip(slots, drafts, strict=True):
+            slot.also = partial(room.used, len(draft.source))
         mailbox.user.spawn(_put_group(mailbox, slots, drafts))
         if all([await asyncio.shield(slot.done) for slot in slots]):
             mailbox.require_there()

@@ -18,7 +18,7 @@ import structlog
 
 from metacache import Change
 
-from ..errors import Corrupt, NotFound, OverQuota, TooBig, Unavailable
+from ..errors import Corrupt, NotFound, TooBig, Unavailable
 from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals
 from ..mailbox._uidset import UidArray
 from ..mailbox.names import canonical, check_name
@@ -28,6 +28,7 @@ from ..types import Guid, StorageId
 from . import _aftermath, _mailboxes, api
 from ._bundles import Bundles, Known, by_box
 from ._env import ANSWER_S, Env, answer_within
+from ._quota import Quota, Room
 from ._writer import PUTS_AT_ONCE, Draft, write_claim, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
 from .journal import Journal
@@ -56,8 +57,7 @@ class User:
         self.env = env
         self.name = name
         self.storage_id = storage_id
-        self.quota_bytes: int | None = None
-        self.quota_messages: int | None = None
+        self.quota = Quota(self)
         self.root = Root()
         self.known = Known()
         self.change = Change.NONE
@@ -186,7 +186,7 @@ class User:
 
     def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:
         """Set the quota; after an unclean end the mailboxes that it counts are loaded, beside the session."""
-        self.quota_bytes, self.quota_messages = quota_bytes, quota_messages
+        self.quota.bytes_max, self.quota.messages_max = quota_bytes, quota_messages
         if not self._counted and not self._counting and (quota_bytes is not None or quota_messages is not None):
             self._counting = True
             self.spawn(self._count_all())
@@ -379,17 +379,7 @@ class User:
     def usage(self) -> Usage:
         self.sync_totals()
         size, messages = self.root.usage()
-        return Usage(size, messages, self.quota_bytes, self.quota_messages)
-
-    def check_quota(self, size: int, messages: int) -> None:
-        """Raises OverQuota when so much more does not fit."""
-        if self.quota_bytes is None and self.quota_messages is None:
-            return
-        usage = self.usage()
-        if self.quota_bytes is not None and usage.storage_bytes + size > self.quota_bytes:
-            raise OverQuota(f"quota exceeded: {usage.storage_bytes} of {self.quota_bytes} bytes are in use")
-        if self.quota_messages is not None and usage.messages + messages > self.quota_messages:
-            raise OverQuota(f"quota exceeded: {usage.messages} of {self.quota_messages} mails are stored")
+        return Usage(size, messages, self.quota.bytes_max, self.quota.messages_max)
 
     def check_size(self, size: int) -> None:
         """Raises TooBig."""
@@ -400,14 +390,18 @@ class User:
         entry = self.entry(name)
         for mail in mails:
             self.check_size(len(mail.source))
-        self.check_quota(sum(len(mail.source) for mail in mails), len(mails))
-        async with answer_within(ANSWER_S * (1 + len(mails) // PUTS_AT_ONCE)):
-            box = await self.box(Guid(entry.guid))
-            box.require_live()
-            drafts = [
-                Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone) for mail in mails
-            ]
-            return Appended(entry.uidvalidity, await write_mails(box, drafts))
+        room = self.quota.take(sum(len(mail.source) for mail in mails), len(mails))
+        try:
+            async with answer_within(ANSWER_S * (1 + len(mails) // PUTS_AT_ONCE)):
+                box = await self.box(Guid(entry.guid))
+                box.require_live()
+                drafts = [
+                    Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone)
+                    for mail in mails
+                ]
+                return Appended(entry.uidvalidity, await write_mails(box, drafts, room))
+        finally:
+            room.end()
 
     async def copy(self, source: api.Mailbox, uids: UidArray, name: str, *, move: bool = False) -> Copied:
         if not isinstance(source, Mailbox):
@@ -423,15 +417,18 @@ class User:
             if len(uids) == 0:
                 return Copied(entry.uidvalidity, uids, uids)
             size = int(source.state.column("size")[where[there]].sum(dtype=np.uint64))
-            if not move:
-                self.check_quota(size, len(uids))
-            work = self.spawn(self._copy(source, target, uids, move, until))
+            room = None if move else self.quota.take(size, len(uids))
+            work = self.spawn(self._copy(source, target, uids, room, until))
+            if room is not None:
+                work.add_done_callback(lambda _: room.end())
             return Copied(entry.uidvalidity, *await asyncio.shield(work))
 
     async def _copy(
-        self, source: Mailbox, target: Mailbox, uids: UidArray, move: bool, until: float
+        self, source: Mailbox, target: Mailbox, uids: UidArray, room: Room | None, until: float
     ) -> tuple[UidArray, UidArray]:
-        """Claim, journal, then both mailboxes (docs/format.md, "COPY and MOVE"); not to be cut short."""
+        """Claim, journal, then both mailboxes (docs/format.md, "COPY and MOVE"); not to be cut short.
+        room: what a COPY has taken of the quota; None: a MOVE, which needs none."""
+        move = room is None
         releasing = await source.homes(uids) if move else {}
         holding: dict[Guid, Mailbox] = {}
         while True:
@@ -454,6 +451,8 @@ class User:
             def also(held: dict[Guid, Delta] = held) -> None:
                 for guid, holders in held.items():
                     holding[guid].apply(holders, Change.IMPORTANT)
+                if room is not None:
+                    room.end()
                 if move and not target.deleted:
                     source.expunge_now(uids, releasing)
 

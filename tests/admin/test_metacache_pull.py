@@ -236,6 +236,44 @@ async def test_what_else_may_answer_there(start: Start, data: bytes, code: int) 
             server.close()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-secret_1.2\r\n",
+        b"220 secret ESMTP\r\n",
+        b"HTTP/1.1 secret\r\n\r\n",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n"secret"',
+        b"HTTP/1.1 500 secret\r\nX: secret\r\nContent-Length: 6\r\n\r\nsecret",
+        b"HTTP/1.1 500 no\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100_000,
+        b"HTTP/1.1 200 no\r\nContent-Length: 60000\r\n\r\n" + b"[" * 60_000,
+    ],
+)
+async def test_what_a_foreign_service_says_is_not_repeated(start: Start, data: bytes) -> None:
+    """Else whoever may ask here reads what only this machine can reach."""
+    async with start("first", '[cluster]\nbackend = "first"\n') as one:
+        server, address = await answering(data)
+        try:
+            code, message = await one.fails("metacachePull", user=BEN, sourceBackendHost=address)
+            assert code == 69
+            assert "secret" not in message
+            assert len(message) < 100
+        finally:
+            server.close()
+
+
+async def test_the_sources_message_is_short_and_printable(start: Start) -> None:
+    async with start("first", '[cluster]\nbackend = "first"\n') as one:
+        body = json.dumps({"exitCode": 75, "message": "busy\x1b[2J\n" + "x" * 10_000}).encode()
+        server, address = await answering(b"HTTP/1.1 409 no\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        try:
+            code, message = await one.fails("metacachePull", user=BEN, sourceBackendHost=address)
+            assert code == 75
+            assert "busy?[2J?xxx" in message
+            assert len(message) < 400
+        finally:
+            server.close()
+
+
 async def test_a_certificate_nobody_vouches_for(start: Start, tmp_path: Path) -> None:
     async with start("first", '[cluster]\nbackend = "first"\n') as one:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -35,6 +35,8 @@ def test_wire() -> None:
     assert Reply(250, "2.0.0", "ü").wire(utf8=True) == "250 2.0.0 ü\r\n".encode()
     assert Reply(250, "2.0.0", "\ud800").wire(utf8=True) == b"250 2.0.0  \r\n"
     assert len(Reply(250, "2.0.0", "x" * 5000).wire()) <= 512
+    for text in ("ü" * 5000, "x" + "ü" * 5000, "日" * 5000, "\U0001f600" * 5000, "xy" + "\U0001f600" * 5000):
+        assert len(Reply(550, "5.111.111", text).wire(utf8=True).decode().encode()) <= 512
 
 
 @pytest.mark.parametrize("eol", [b"\r\n", b"\n"])

@@ -176,16 +176,17 @@ async def test_a_client_that_leaves(send: bytes, how: str, log: Any, slow: Slow)
         assert (await client.get("/healthz")).text == "ok\n"
 
 
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
 @pytest.mark.parametrize("path", [b"/wait", b"/stream", b"/body"])
-async def test_a_body_that_is_no_http(path: bytes, log: Any, slow: Slow) -> None:
+async def test_a_body_that_is_no_http(path: bytes, method: bytes, log: Any, slow: Slow) -> None:
     """Before and behind the beginning of the response."""
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
     async with served(slow.app(), TCP, log) as client:
         reader, writer = await opened(client)
-        method = b"POST" if path == b"/body" else b"GET"
+        method = b"POST" if path == b"/body" else method
         writer.write(method + b" " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
-        if path == b"/stream":
+        if path == b"/stream" and method == b"GET":
             await reader.read(10)
         await asyncio.sleep(0.05)
         writer.write(b"zzz\r\n")

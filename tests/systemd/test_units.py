@@ -73,6 +73,17 @@ def test_sandbox(unit: Path) -> None:
     assert "Overall exposure level" in out.stdout
 
 
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name)
+def test_memory_is_bounded(unit: Path) -> None:
+    """Whatever a client sends, the machine and its other services go on."""
+    (most,) = values(unit, "MemoryMax")
+    assert re.fullmatch(r"[1-9][0-9]*[MG%]", most)
+    if unit.name == "obox-backend@.service":
+        (high,) = values(unit, "MemoryHigh")
+        assert 50 <= int(high.rstrip("%")) < int(most.rstrip("%")) <= 90
+        assert values(unit, "Restart") == ["on-failure"], "a backend that was ended for its memory comes back"
+
+
 @pytest.mark.needs("systemd-analyze")
 @pytest.mark.parametrize("unit", TIMERS, ids=lambda unit: unit.name)
 def test_timers(unit: Path) -> None:

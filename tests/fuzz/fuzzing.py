@@ -1,0 +1,168 @@
+"""What the fuzzers of the doors share: a seed, an end, and what must hold whatever was sent.
+
+`OBOX_FUZZ_SECONDS` says how long each runs, `OBOX_FUZZ_SEED` repeats a run that failed: its seed is printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from structlog.testing import capture_logs
+from turns import turns
+
+MEMORY_BYTES_MAX = 10 << 20
+"""What memory may have grown by after a run, once all is closed."""
+
+
+@contextmanager
+def seeded() -> Iterator[random.Random]:
+    """A generator whose seed is printed if the block fails."""
+    seed = int(os.environ.get("OBOX_FUZZ_SEED") or secrets.randbits(32))
+    try:
+        yield random.Random(seed)
+    except BaseException:
+        print(f"repeat with OBOX_FUZZ_SEED={seed}")
+        raise
+
+
+class _Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info or record.levelno >= logging.ERROR:
+            self.found.append(record.getMessage() + (f": {record.exc_info[1]!r}" if record.exc_info else ""))
+
+
+@contextmanager
+def no_traceback() -> Iterator[None]:
+    """Neither our log, nor uvicorn's, nor the loop's exception handler has an error."""
+    handler, failures = _Records(), []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failures.append(context))
+    logging.getLogger().addHandler(handler)
+    try:
+        with capture_logs() as logged:
+            yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        loop.set_exception_handler(None)
+    bad = [line for line in logged if line.get("exc_info") or line["log_level"] in ("error", "critical")]
+    assert not bad, bad[0]
+    assert not handler.found, handler.found[0]
+    assert not failures, repr(failures[0])
+
+
+def memory_bytes() -> int:
+    """What this process holds beside files: after a collection, and what malloc keeps free given back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no Anonymous line")
+
+
+async def drive(seconds: float, one: Callable[[], Awaitable[object]], at_once: int = 4) -> int:
+    """Run `one` again and again, some at a time, until the time is over; how often it ran.
+
+    The first runs warm caches and code; what is measured comes after: turns of the loop, and memory at the end.
+    """
+    for _ in range(20):
+        await one()
+    count = 0
+    before = memory_bytes()
+    await asyncio.sleep(0)  # the collection is not in a turn that is measured
+    with no_traceback(), turns() as found:
+        end = time.monotonic() + seconds
+
+        async def again() -> None:
+            nonlocal count
+            while time.monotonic() < end or not count:
+                await one()
+                count += 1
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(at_once):
+                tasks.create_task(again())
+        await asyncio.sleep(0.1)  # connections that were cut end
+    grown = memory_bytes() - before
+    assert grown <= MEMORY_BYTES_MAX, f"{grown} bytes more after {count} runs"
+    found.check()
+    return count
+
+
+class Wire:
+    """A connection that is written to in pieces, and read to its end meanwhile."""
+
+    def __init__(self, rng: random.Random, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._rng = rng
+        self.reader = reader
+        self.writer = writer
+        self.got = bytearray()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while data := await self.reader.read(65536):
+                self.got += data
+        except OSError:
+            pass  # reset: as good as an end
+
+    async def send(self, data: bytes) -> None:
+        """Cut anywhere, or nowhere."""
+        at = 0
+        while at < len(data) and not self._reading.done():
+            size = len(data) if self._rng.random() < 0.5 else self._rng.randint(1, 1 + len(data) // 2)
+            self.writer.write(data[at : at + size])
+            at += size
+            try:
+                await self.writer.drain()
+            except OSError:
+                return
+            if self._rng.random() < 0.3:
+                await asyncio.sleep(0)
+
+    async def end(self) -> bytes:
+        """Leave in one of the ways that there are; everything that was answered."""
+        how = self._rng.choice(("eof", "eof", "close", "abort"))
+        try:
+            if how == "eof" and self.writer.can_write_eof():
+                self.writer.write_eof()
+                await asyncio.wait([self._reading], timeout=self._rng.choice((0.0, 0.05, 0.5)))
+        except OSError:
+            pass
+        self.writer.transport.abort() if how == "abort" else self.writer.close()
+        await asyncio.wait([self._reading], timeout=5)
+        self._reading.cancel()
+        return bytes(self.got)
+
+
+def strange_text(rng: random.Random, most: int = 40) -> str:
+    """Text that somebody may take for a name: marks, controls, half surrogates, right-to-left, very long."""
+    alphabet: Any = rng.choice(
+        (
+            "abcXYZ09",
+            "aé\u0301\u0316ßİıſﬁ\u212a",
+            "\u0301\u0316\u0327",
+            "日本語\U0001f600\U000e0041",
+            "\x00\x01\x1b\x7f\x9b\r\n\t ",
+            "/.\\%*&-~#+@:;,<>()[]{}\"'",
+            "\u202e\u200b\u2028\ufdfa\ufffe",
+            "aA@/. \u0301",
+        )
+    )
+    size = rng.choice((0, 1, 2, 3, 8, most, most, 200, 201, 255, 256, 1000, 5000))
+    return "".join(rng.choice(alphabet) for _ in range(size))

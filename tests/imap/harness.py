@@ -18,6 +18,7 @@ from obox.imap.server import ImapServer
 from obox.imap.settings import ImapSettings
 from obox.objectstore import Codec, Settings, open_store
 from obox.store import Env, MailStore, StoreSettings
+from tests.imap.grammar import parse
 
 DEADLINE_S = 20.0
 PASSWORDS = {"anna": "secret", "ben": "secret", "gone": "secret"}
@@ -86,7 +87,12 @@ class Running:
 
 
 class Client:
-    """Sends lines, reads lines; literals are read into the line they end."""
+    """Sends lines, reads lines; literals are read into the line they end.
+
+    strict: what is read has to be a response (tests/imap/grammar.py).
+    """
+
+    strict = True
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -105,6 +111,8 @@ class Client:
                     return b""
                 out += part
                 if not part.endswith(b"}\r\n"):
+                    if self.strict:
+                        parse(out[:-2])
                     return out[:-2]
                 size = int(part[part.rindex(b"{") + 1 : -3])
                 out += await self.reader.readexactly(size)

@@ -40,12 +40,12 @@ class Passwords:
 
 
 @asynccontextmanager
-async def mail_store(path: Path) -> AsyncIterator[MailStore]:
-    """The real store: bucket in memory, caches below `path`."""
+async def mail_store(path: Path, bucket: str = "memory://") -> AsyncIterator[MailStore]:
+    """The real store: bucket in memory, or at the URL `bucket`; caches below `path`."""
     metacache = Metacache(path / "metacache", max_space=256 << 20, max_grace=32 << 20, clock=time.monotonic, sync=False)
     fscache = Fscache(path / "fscache", max_size=64 << 20, clock=time.monotonic)
     env = Env(
-        bucket=open_store(Settings(url="memory://")),
+        bucket=open_store(Settings(url=bucket)),
         codec=Codec({}, None),
         metacache=metacache,
         fscache=fscache,
@@ -151,9 +151,11 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(path: Path, settings: ImapSettings | None = None, **more: object) -> AsyncIterator[Running]:
+async def serving(
+    path: Path, settings: ImapSettings | None = None, *, bucket: str = "memory://", **more: object
+) -> AsyncIterator[Running]:
     """A server and its store, for the length of a test."""
-    async with mail_store(path) as store:
+    async with mail_store(path, bucket) as store:
         imap = ImapServer(store, Passwords(), settings or ImapSettings(), **more)
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(imap.connection_factory, "127.0.0.1", 0)

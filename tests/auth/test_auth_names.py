@@ -1,10 +1,13 @@
 """The one normal form of user names."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from obox.auth import normalise
+from obox.auth.names import GIVEN_BYTES_MAX
 from obox.errors import Invalid
 
 
@@ -71,3 +74,21 @@ def test_idempotent_and_safe(name: str, domain: str) -> None:
     assert "\0" not in normal
     assert normal.isprintable() or not normal.isascii()
     assert len(normal.encode()) <= 200
+
+
+def test_names_are_measured_before_they_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFC takes quadratic time in a run of combining characters: only short runs and short names reach it."""
+    lengths: list[int] = []
+    plain = unicodedata.normalize
+
+    def normalize(form: str, text: str) -> str:
+        lengths.append(len(text))
+        return str(plain(form, text))  # type: ignore[call-overload]
+
+    monkeypatch.setattr(unicodedata, "normalize", normalize)
+    for name in ("e" + "\u0301" * 31, "\u0301" * 16_384 + "\u0316" * 16_384, "\u00fc" * 301, "x" * 100_000):
+        for long in (name, name + "@example.org", "bob@" + name):
+            with pytest.raises(Invalid, match="user name"):
+                normalise(long)
+    assert max(lengths, default=0) <= GIVEN_BYTES_MAX
+    assert normalise("\u1112\u1161\u11ab" * 60) == "\ud55c" * 60  # 540 bytes become 180

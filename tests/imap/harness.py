@@ -18,6 +18,7 @@ from obox.imap.server import ImapServer
 from obox.imap.settings import ImapSettings
 from obox.objectstore import Codec, Settings, open_store
 from obox.store import Env, MailStore, StoreSettings
+from tests.imap.grammar import parse
 
 DEADLINE_S = 20.0
 PASSWORDS = {"anna": "secret", "ben": "secret", "gone": "secret"}
@@ -39,12 +40,12 @@ class Passwords:
 
 
 @asynccontextmanager
-async def mail_store(path: Path) -> AsyncIterator[MailStore]:
-    """The real store: bucket in memory, caches below `path`."""
+async def mail_store(path: Path, bucket: str = "memory://") -> AsyncIterator[MailStore]:
+    """The real store: bucket in memory, or at the URL `bucket`; caches below `path`."""
     metacache = Metacache(path / "metacache", max_space=256 << 20, max_grace=32 << 20, clock=time.monotonic, sync=False)
     fscache = Fscache(path / "fscache", max_size=64 << 20, clock=time.monotonic)
     env = Env(
-        bucket=open_store(Settings(url="memory://")),
+        bucket=open_store(Settings(url=bucket)),
         codec=Codec({}, None),
         metacache=metacache,
         fscache=fscache,
@@ -86,7 +87,12 @@ class Running:
 
 
 class Client:
-    """Sends lines, reads lines; literals are read into the line they end."""
+    """Sends lines, reads lines; literals are read into the line they end.
+
+    strict: what is read has to be a response (tests/imap/grammar.py).
+    """
+
+    strict = True
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -105,6 +111,8 @@ class Client:
                     return b""
                 out += part
                 if not part.endswith(b"}\r\n"):
+                    if self.strict:
+                        parse(out[:-2])
                     return out[:-2]
                 size = int(part[part.rindex(b"{") + 1 : -3])
                 out += await self.reader.readexactly(size)
@@ -143,9 +151,11 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(path: Path, settings: ImapSettings | None = None, **more: object) -> AsyncIterator[Running]:
+async def serving(
+    path: Path, settings: ImapSettings | None = None, *, bucket: str = "memory://", **more: object
+) -> AsyncIterator[Running]:
     """A server and its store, for the length of a test."""
-    async with mail_store(path) as store:
+    async with mail_store(path, bucket) as store:
         imap = ImapServer(store, Passwords(), settings or ImapSettings(), **more)
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(imap.connection_factory, "127.0.0.1", 0)

@@ -7,6 +7,7 @@ The collector is off: reference counts alone have to free everything. Bytes are 
 import asyncio
 import gc
 import socket
+import ssl
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from pathlib import Path
 from weakref import ref
 
 import pytest
+from certificates import certificate
 
 from obox.errors import Temporary
 from obox.imap.connection import Connection
 from obox.imap.intake import MAIL_MEMORY_BYTES, SESSION_MEMORY_BYTES, Intake
+from obox.imap.server import starttls
 from obox.imap.settings import ImapSettings
 from tests.imap.harness import DEADLINE_S, Client, Running, serving
 
@@ -188,6 +191,35 @@ async def test_a_connection_that_is_refused_is_freed(tmp_path: Path) -> None:
         await gone(running)
         listener.close()
         assert [one() for one in made] == [None] * 3
+
+
+@pytest.mark.parametrize("way", ["close", "abort"])
+async def test_a_session_under_tls_is_freed(tmp_path: Path, way: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
+    async with serving(
+        tmp_path, ImapSettings(spool_dir=tmp_path / "spool"), upgrade=starttls(lambda: context)
+    ) as running:
+        client = await running.client()
+        client.send(b"s STARTTLS\r\n")
+        assert (await client.line()).startswith(b"s OK")
+        await client.writer.start_tls(trusting)
+        await client.ok("LOGIN anna secret")
+        client.send(b"b APPEND INBOX {9000000}\r\n")
+        await client.line()
+        client.send(b"x" * 600_000)
+        (connection,) = members(running)
+        watched = [ref(connection), ref(connection.parser)]
+        del connection
+        await _end(way, running, client)
+        await client.close()
+        running.clients.remove(client)
+        await gone(running)
+        assert [one() for one in watched] == [None, None]
+        assert running.imap.context.intake.disk.used == 0
 
 
 async def test_a_command_that_fails_holds_nothing(running: Running) -> None:

@@ -60,13 +60,10 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
     job = _Fetch(session, plan, uid=command.uid)
     rows = MAIL_ROWS if plan.needs_mail else FIELD_ROWS if plan.needs_fields else COLUMN_ROWS
     rows = max(1, min(rows, HEADER_CELLS // max(1, len(job.in_header))))
-    at = 0
     try:
-        while at < len(uids):
-            some = flag_rows(job.mailbox.state, rows)
-            await job.chunk(uids[at : at + some])
+        for at in range(0, len(uids), rows):
+            await job.chunk(uids[at : at + rows])
             await session.flush()
-            at += some
     except _AtOnce:
         pass
     if job.unreadable:
@@ -159,6 +156,9 @@ class _Fetch:
         if len(seen):
             names, columns = self._with_flags(uids, where, seen, columns)
         seqs = self.view.seqs(uids).tolist()
+        if not plan.needs_fields and flag_rows(self.mailbox.state, len(seqs)) == len(seqs):
+            self.session.write(lines(names, seqs, columns))  # numbers, dates and few flags: nothing is long
+            return
         for part in parts(names, columns, len(seqs)):
             self.session.write(lines(names, seqs[part], [column[part] for column in columns]))
             if self.session.out.full:

@@ -1,0 +1,184 @@
+"""Random commands for a real server: no traceback, no answer outside the grammar, others are served, memory comes back.
+
+Each round is a connection of its own: it sends commands, closes its side, and reads until the server has closed too,
+which has to answer all that came before. A seed is printed; OBOX_FUZZ_SEED runs that one again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from obox.auth import Quota
+from obox.imap.settings import ImapSettings
+from tests.fuzz.imap_commands import Commands
+from tests.imap.grammar import Ungrammatical, parse
+from tests.imap.harness import DEADLINE_S, Client, Running, serving
+from tests.turns import turns
+
+MIB = 1 << 20
+BACK_BYTES_MAX = 10 * MIB
+MAILS = (
+    b"Subject: plain\r\nFrom: a@b\r\n\r\nhello\r\n",
+    b'Subject: =?utf-8?q?caf=C3=A9?=\r\nTo: x: a@b, "c\\" d" <e@f>;\r\n'
+    b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
+    b"--b\r\n\r\none\r\n--b\r\nContent-Type: message/rfc822\r\n\r\nSubject: in\r\n\r\ntwo\r\n--b--\r\n",
+    b"\xff\xfe\0\x80: \0\r\n" * 50,
+    b"X: " + b"y" * 20_000 + b"\r\n\r\n" + b"0123456789abcde\n" * 5_000,
+    b"",
+    b"Content-Type: multipart/mixed; boundary=x\r\n\r\n" + b"--x\r\n\r\n" * 200,
+    b"Date: Thu, 32 Foo 99999 99:99:99 +9999\r\nMessage-ID: <a\r\nReferences: " + b"<x> " * 500 + b"\r\n\r\n\r\n",
+)
+
+
+@contextmanager
+def errors_logged() -> Iterator[list[Any]]:
+    """What is logged as an error or with a traceback; anything else is dropped."""
+    found: list[Any] = []
+
+    def keep(logger: Any, method: str, entry: Any) -> Any:
+        if method in ("error", "critical", "exception") or entry.get("exc_info"):
+            found.append(entry)
+        raise structlog.DropEvent
+
+    processors = structlog.get_config()["processors"]
+    plain = processors.copy()
+    processors[:] = [structlog.processors.add_log_level, keep]  # in place: loggers that exist have this list
+    try:
+        yield found
+    finally:
+        processors[:] = plain
+
+
+def anonymous_bytes() -> int:
+    """Memory of the process that is no file's, after what is free has been given back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no RssAnon")
+
+
+def check(lines: list[bytes], sent: bytes) -> Counter[str]:
+    """Every line is a response; how many of each kind there are. Raises: Ungrammatical."""
+    found: Counter[str] = Counter()
+    for line in lines:
+        try:
+            found[parse(line).name] += 1
+        except Ungrammatical as error:
+            raise Ungrammatical(f"{error}\nafter {sent[:2000]!r}") from None
+    return found
+
+
+async def one_round(running: Running, commands: Commands, answers: Counter[str]) -> None:
+    chance = commands.chance
+    client = await running.client(greet=False)
+    client.strict = False
+    login = chance.random() < 0.9
+    sent = b"l LOGIN anna secret\r\ns SELECT INBOX\r\n" if login else b""
+    sent += b"".join(commands.make() for _ in range(chance.choice((1, 5, 30))))
+    reading = asyncio.ensure_future(_lines(client))
+    try:
+        at = 0
+        while at < len(sent):
+            size = chance.choice((1, 100, 65_536, 1 << 20))
+            client.send(sent[at : at + size])
+            at += size
+            if chance.random() < 0.2:
+                await client.writer.drain()
+        if chance.random() < 0.9:
+            client.writer.write_eof()
+        else:
+            client.writer.transport.abort()
+    except (ConnectionError, OSError, RuntimeError):
+        pass  # the server was first
+    async with asyncio.timeout(DEADLINE_S * 3):
+        lines = await reading
+    answers.update(await asyncio.to_thread(check, lines, sent))
+    await client.close()
+    running.clients.remove(client)
+
+
+async def _lines(client: Client) -> list[bytes]:
+    lines = []
+    try:
+        while line := await client.reader.readline():
+            while line.endswith(b"}\r\n") and (begin := line.rfind(b"{")) >= 0 and line[begin + 1 : -3].isdigit():
+                line += await client.reader.readexactly(int(line[begin + 1 : -3]))
+                line += await client.reader.readline()
+            if line.endswith(b"\r\n"):  # else the connection was cut
+                lines.append(line[:-2])
+    except (ConnectionError, asyncio.IncompleteReadError):
+        pass
+    return lines
+
+
+async def beside(other: Client, served: list[int]) -> None:
+    """A client that wants to be served all the time."""
+    while True:
+        await other.ok("NOOP")
+        served[0] += 1
+        await asyncio.sleep(0.001)
+
+
+async def test_random_commands(tmp_path: Path, fuzz_seconds: float) -> None:
+    seed = int(os.environ.get("OBOX_FUZZ_SEED", "0")) or random.randrange(1, 1 << 32)
+    print(f"OBOX_FUZZ_SEED={seed}")
+    commands = Commands(random.Random(seed))
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+    settings = ImapSettings(spool_dir=tmp_path / "spool", bad_commands_max=1_000)
+    with errors_logged() as bugs:
+        async with serving(tmp_path, settings, bucket=f"file://{tmp_path}/bucket") as running:
+            quota = Quota(messages=300, storage_bytes=8 * MIB)
+            running.imap.context.authenticator.quota = quota  # type: ignore[attr-defined]
+            first = await running.client(login="anna")
+            for mail in MAILS[:4] + MAILS[5:]:
+                await first.append("INBOX", mail)
+            other = await running.client(login="ben")
+            other.strict = False
+            served = [0]
+            waiting = asyncio.ensure_future(beside(other, served))
+            running.store.env.recent.bytes_max = MIB  # a cache: it has its bound, but fills slowly
+            gc.collect()
+            gc.freeze()
+            before = 0
+            begin = time.monotonic()
+            rounds = 0
+            answers: Counter[str] = Counter()
+            try:
+                with turns() as found:
+                    while (spent := time.monotonic() - begin) < fuzz_seconds:
+                        if not before and spent > fuzz_seconds / 3:
+                            before = await asyncio.to_thread(anonymous_bytes)
+                        await one_round(running, commands, answers)
+                        if rounds % 20 == 0:  # what was expunged
+                            for mail in MAILS[:4] + MAILS[5:]:
+                                await first.cmd(b"APPEND INBOX {%d+}\r\n%b" % (len(mail), mail))
+                        rounds += 1
+                        assert not waiting.done(), waiting
+            finally:
+                gc.unfreeze()
+                waiting.cancel()
+            assert served[0] > rounds / 10
+            await first.ok("NOOP")
+            assert running.imap.context.intake.disk.used == running.imap.context.intake.memory.used == 0
+            after = await asyncio.to_thread(anonymous_bytes)
+    assert not bugs, bugs[0]
+    assert not failures, failures[0]
+    print(f"{rounds} rounds, {answers.total()} responses: {dict(answers)}")
+    print(f"{served[0]} answers beside, longest turn {found.longest_s:.3f} s, {after - before} bytes more")
+    found.check()
+    assert after - before < BACK_BYTES_MAX

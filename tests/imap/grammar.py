@@ -1,0 +1,482 @@
+"""A strict parser of what a server may send: RFC 3501 §9 and RFC 9051 §9, with the extensions that obox has.
+
+`parse` takes one response, its literals included and its last CRLF removed, and returns it as values, or raises
+Ungrammatical, which says where. It accepts less than a client should: every response code, capability, item and
+attribute has to be one that is written down here, with the arguments that its RFC gives it.
+
+One deviation is allowed, since docs/caveats.md names it: NUL inside the literal of a body, for a mail that was
+delivered with it. `utf8`: quoted strings may be UTF-8 (RFC 6855, RFC 9051 §9).
+
+RFC 2971 (ID), 4315 (UIDPLUS), 4731 (ESEARCH), 5161 (ENABLE), 5258 (LIST), 5530 (codes), 6154 (special use), 7162
+(CONDSTORE, QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8514 (SAVEDATE).
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import a2b_base64
+from typing import Any, NamedTuple
+
+from obox.errors import Invalid
+from tests.imap.terminals import NUMBER64_MAX, TAG, TEXT, WORD, Terminals, Ungrammatical
+
+__all__ = ["Response", "Status", "Ungrammatical", "parse"]
+
+SECTION = re.compile(
+    rb"(?:(?:[1-9][0-9]*)(?:\.[1-9][0-9]*)*(?:\.(?:HEADER\.FIELDS\.NOT|HEADER\.FIELDS|HEADER|TEXT|MIME))?"
+    rb"|HEADER\.FIELDS\.NOT|HEADER\.FIELDS|HEADER|TEXT)?"
+)
+
+CAPABILITIES = re.compile(
+    rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
+    rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
+    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|THREAD=[A-Z]+"
+    rb"|QUOTA|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|UNAUTHENTICATE|COMPRESS=DEFLATE"
+)
+PLAIN_CODES = re.compile(
+    r"ALERT|PARSE|READ-ONLY|READ-WRITE|TRYCREATE|CLOSED|UIDNOTSTICKY|NOMODSEQ|UNAVAILABLE|"
+    r"AUTHENTICATIONFAILED|AUTHORIZATIONFAILED|EXPIRED|PRIVACYREQUIRED|CONTACTADMIN|NOPERM|INUSE|"
+    r"EXPUNGEISSUED|CORRUPTION|SERVERBUG|CLIENTBUG|CANNOT|LIMIT|OVERQUOTA|ALREADYEXISTS|NONEXISTENT|"
+    r"USEATTR|TOOBIG|HASCHILDREN|NOTSAVED"
+)
+LIST_FLAGS = frozenset(
+    rb"\Noselect \NonExistent \Noinferiors \Marked \Unmarked \HasChildren \HasNoChildren \Subscribed \Remote "
+    rb"\All \Archive \Drafts \Flagged \Junk \Sent \Trash \Important".split()
+)
+EXCLUSIVE = (
+    {b"\\Noselect", b"\\NonExistent"},
+    {b"\\HasChildren", b"\\HasNoChildren"},
+    {b"\\Marked", b"\\Unmarked", b"\\Noselect"},
+)
+"""At most one of each: sflags, and RFC 5258 §3.4 (\\NonExistent implies \\Noselect)."""
+
+
+class Response(NamedTuple):
+    """tag: None for an untagged one, b"+" for a continuation. name: `OK`, `FETCH`, … value: what it says."""
+
+    tag: bytes | None
+    name: str
+    value: Any
+
+
+class Status(NamedTuple):
+    """resp-text: a response code with its argument, and the words behind it."""
+
+    code: str
+    argument: Any
+    text: bytes
+
+
+class _Reader(Terminals):
+    # -- status --------------------------------------------------------------------------------------------------------
+
+    def resp_text(self) -> Status:
+        code, argument = "", None
+        if self.take(b"["):
+            code, argument = self.code()
+            self.need(b"] ")
+        return Status(code, argument, self.match(TEXT, "text")[0])
+
+    def code(self) -> tuple[str, Any]:
+        name = self.atom().decode()
+        if PLAIN_CODES.fullmatch(name):
+            return name, None
+        if name == "BADCHARSET":
+            return name, self.items(self.astring, empty=False) if self.take(b" ") else None
+        if name == "CAPABILITY":
+            return name, self.capabilities()
+        self.need(b" ")
+        if name == "PERMANENTFLAGS":
+            return name, self.flags(b"\\*")
+        if name in ("UIDNEXT", "UIDVALIDITY", "UNSEEN"):
+            return name, self.nz()
+        if name == "HIGHESTMODSEQ":
+            return name, self.modseq()
+        if name == "MODIFIED":
+            return name, self.sequence()
+        if name == "APPENDUID":
+            uidvalidity = self.nz()
+            self.need(b" ")
+            return name, (uidvalidity, self.sequence())
+        if name == "COPYUID":
+            uidvalidity = self.nz()
+            self.need(b" ")
+            source = self.sequence()
+            self.need(b" ")
+            target = self.sequence()
+            if sum(b - a + 1 for a, b in source) != sum(b - a + 1 for a, b in target):
+                self.fail("as many UIDs on both sides")
+            return name, (uidvalidity, source, target)
+        self.fail(f"a known response code, not {name}")
+
+    def capabilities(self) -> list[bytes]:
+        found = []
+        while self.take(b" "):
+            word = self.match(re.compile(rb"[^\x00-\x20\x7f-\xff(){%*\"\\\]]+"), "a capability")[0]
+            if not CAPABILITIES.fullmatch(word):
+                self.fail(f"a known capability, not {word!r}")
+            found.append(word)
+        if not {b"IMAP4rev1", b"IMAP4rev2"} & set(found) or len(set(found)) != len(found):
+            self.fail("IMAP4rev1 or IMAP4rev2 among capabilities, each once")
+        return found
+
+    # -- mailboxes -----------------------------------------------------------------------------------------------------
+
+    def list_response(self) -> Any:
+        """mailbox-list = "(" [mbx-list-flags] ")" SP (DQUOTE QUOTED-CHAR DQUOTE / nil) SP mailbox [SP extended]"""
+
+        def attribute() -> bytes:
+            found = self.match(re.compile(rb"\\[A-Za-z]+"), "an attribute")[0]
+            if found not in LIST_FLAGS:
+                self.fail("a known attribute")
+            return found
+
+        attributes = self.items(attribute)
+        if len(set(attributes)) != len(attributes) or any(len(set(attributes) & some) > 1 for some in EXCLUSIVE):
+            self.fail("attributes that go together")
+        self.need(b" ")
+        separator = None if self.nil() else self.match(self.quoted, "a separator")[1]
+        if separator is not None and len(separator) != 1:
+            self.fail("one character as separator")
+        self.need(b" ")
+        # No name is the answer to a pattern that is empty.
+        name = "" if separator is not None and self.take(b'""') else self.mailbox()
+        extended: list[Any] = []
+        if self.take(b" "):
+            extended = self.items(self.list_extended, empty=False)
+        return attributes, separator, name, extended
+
+    def list_extended(self) -> Any:
+        word = self.astring()
+        self.need(b" ")
+        if word == b"CHILDINFO":
+            return word, self.items(self.string, empty=False)
+        if word == b"OLDNAME":
+            return word, self.items(self.mailbox, empty=False)
+        self.fail("a known extended item")
+
+    def status_response(self) -> Any:
+        name = self.mailbox()
+        self.need(b" ")
+        values: dict[bytes, int | None] = {}
+
+        def one() -> None:
+            word = self.atom()
+            self.need(b" ")
+            if word in values:
+                self.fail("each item once")
+            if word in (b"MESSAGES", b"RECENT", b"UNSEEN", b"DELETED"):
+                values[word] = self.number()
+            elif word in (b"UIDNEXT", b"UIDVALIDITY"):
+                values[word] = self.nz()
+            elif word in (b"SIZE", b"HIGHESTMODSEQ"):
+                values[word] = self.number(0, NUMBER64_MAX)
+            elif word == b"APPENDLIMIT":
+                values[word] = None if self.nil() else self.number()
+            else:
+                self.fail("a known STATUS item")
+
+        self.items(one)
+        return name, values
+
+    def namespace(self) -> Any:
+        def one() -> tuple[bytes, bytes | None]:
+            self.need(b"(")
+            prefix = self.string()
+            self.need(b" ")
+            separator = None if self.nil() else self.string()
+            self.need(b")")
+            return prefix, separator
+
+        found = []
+        for i in range(3):
+            if i:
+                self.need(b" ")
+            found.append(None if self.nil() else self.items(one, empty=False, sep=b""))
+        return found
+
+    # -- search --------------------------------------------------------------------------------------------------------
+
+    def search_response(self) -> Any:
+        found = []
+        modseq = None
+        while self.take(b" "):
+            if self.take(b"(MODSEQ "):
+                modseq = self.modseq()
+                self.need(b")")
+                break
+            found.append(self.nz())
+        if len(set(found)) != len(found) or (modseq is not None and not found):
+            self.fail("numbers without repetition")
+        return found, modseq
+
+    def esearch(self) -> Any:
+        """ "ESEARCH" [search-correlator] [SP "UID"] *(SP search-return-data). RFC 4466 §6, RFC 4731 §4."""
+        tag = None
+        if self.take(b" (TAG "):
+            tag = self.string()
+            self.need(b")")
+        uid = self.take(b" UID")
+        values: dict[bytes, Any] = {}
+        while self.take(b" "):
+            word = self.match(WORD, "a result")[0]
+            self.need(b" ")
+            if word in values:
+                self.fail("each result once")
+            if word in (b"MIN", b"MAX"):
+                values[word] = self.nz()
+            elif word == b"COUNT":
+                values[word] = self.number()
+            elif word == b"ALL":
+                values[word] = self.sequence()
+            elif word == b"MODSEQ":
+                values[word] = self.modseq()
+            else:
+                self.fail("a known result")
+        return tag, uid, values
+
+    # -- FETCH ---------------------------------------------------------------------------------------------------------
+
+    def fetch(self) -> dict[bytes, Any]:
+        found: dict[bytes, Any] = {}
+
+        def one() -> None:
+            name, value = self.fetch_item()
+            if name in found and not name.endswith(b">"):
+                self.fail("each item once")
+            found[name] = value
+
+        self.items(one, empty=False)
+        return found
+
+    def fetch_item(self) -> tuple[bytes, Any]:
+        start = self.at
+        word = self.match(WORD, "an item")[0]
+        if word == b"BODY" and self.data.startswith(b"[", self.at):
+            self.section()
+            name = self.data[start : self.at]
+            self.need(b" ")
+            return name, self.nstring(nul=True)
+        self.need(b" ")
+        if word == b"FLAGS":
+            return word, self.flags(b"\\Recent")
+        if word == b"UID":
+            return word, self.nz()
+        if word == b"INTERNALDATE":
+            return word, self.date_time()
+        if word == b"SAVEDATE":
+            return word, None if self.nil() else self.date_time()
+        if word == b"RFC822.SIZE":
+            return word, self.number(0, NUMBER64_MAX)
+        if word in (b"RFC822", b"RFC822.HEADER", b"RFC822.TEXT"):
+            return word, self.nstring(nul=True)
+        if word == b"MODSEQ":
+            self.need(b"(")
+            value = self.modseq()
+            self.need(b")")
+            return word, value
+        if word == b"ENVELOPE":
+            return word, self.envelope()
+        if word == b"BODY":
+            return word, self.body(extended=False)
+        if word == b"BODYSTRUCTURE":
+            return word, self.body(extended=True)
+        self.fail("a known item")
+
+    def section(self) -> None:
+        """section = "[" [section-spec] "]", then ["<" number ">"]"""
+        self.need(b"[")
+        spec = self.match(SECTION, "a section")[0]
+        if spec.endswith((b"HEADER.FIELDS", b"HEADER.FIELDS.NOT")):
+            self.need(b" ")
+            self.items(self.astring, empty=False)
+        self.need(b"]")
+        if self.take(b"<"):
+            self.number(0, NUMBER64_MAX)
+            self.need(b">")
+
+    def envelope(self) -> list[Any]:
+        """date, subject, from, sender, reply-to, to, cc, bcc, in-reply-to, message-id"""
+        self.need(b"(")
+        found: list[Any] = []
+        for i in range(10):
+            if i:
+                self.need(b" ")
+            found.append(self.addresses() if 2 <= i <= 7 else self.nstring())
+        self.need(b")")
+        return found
+
+    def addresses(self) -> list[Any] | None:
+        return None if self.nil() else self.items(self.address, empty=False, sep=b"")
+
+    def address(self) -> list[bytes | None]:
+        """ "(" addr-name SP addr-adl SP addr-mailbox SP addr-host ")"; a group begins and ends without a host."""
+        self.need(b"(")
+        found = [self.nstring()]
+        for _ in range(3):
+            self.need(b" ")
+            found.append(self.nstring())
+        self.need(b")")
+        return found
+
+    def body(self, *, extended: bool, depth: int = 0) -> Any:
+        if depth > 200:
+            self.fail("less depth")
+        self.need(b"(")
+        if self.data.startswith(b"(", self.at):
+            parts = [self.body(extended=extended, depth=depth + 1)]
+            while self.data.startswith(b"(", self.at):
+                parts.append(self.body(extended=extended, depth=depth + 1))
+            self.need(b" ")
+            subtype = self.string()
+            if extended and self.take(b" "):
+                self.parameters()
+                self.body_extension()
+            self.need(b")")
+            return subtype, parts
+        kind = self.string()
+        self.need(b" ")
+        subtype = self.string()
+        self.need(b" ")
+        parameters = self.parameters()
+        for _ in range(2):  # id, description
+            self.need(b" ")
+            self.nstring()
+        self.need(b" ")
+        encoding = self.string()
+        self.need(b" ")
+        octets = self.number()
+        inner = None
+        media = kind.upper(), subtype.upper()
+        nested = self.data.startswith((b" (", b" NIL ("), self.at)
+        if media == (b"MESSAGE", b"RFC822") or (media == (b"MESSAGE", b"GLOBAL") and nested):
+            self.need(b" ")
+            envelope = self.envelope()
+            self.need(b" ")
+            inner = envelope, self.body(extended=extended, depth=depth + 1)
+            self.need(b" ")
+            self.number()
+        elif media[0] == b"TEXT":
+            self.need(b" ")
+            self.number()
+        if extended and self.take(b" "):
+            self.nstring()  # MD5
+            self.body_extension()
+        self.need(b")")
+        return kind, subtype, parameters, encoding, octets, inner
+
+    def parameters(self) -> list[tuple[bytes, bytes]] | None:
+        if self.nil():
+            return None
+
+        def one() -> tuple[bytes, bytes]:
+            name = self.string()
+            self.need(b" ")
+            return name, self.string()
+
+        return self.items(one, empty=False)
+
+    def body_extension(self) -> None:
+        """[SP body-fld-dsp [SP body-fld-lang [SP body-fld-loc]]]; body-extension is for RFCs to come."""
+        if not self.take(b" "):
+            return
+        if not self.nil():
+            self.need(b"(")
+            self.string()
+            self.need(b" ")
+            self.parameters()
+            self.need(b")")
+        if not self.take(b" "):
+            return
+        if self.data.startswith(b"(", self.at):
+            self.items(self.string, empty=False)
+        else:
+            self.nstring()
+        if self.take(b" "):
+            self.nstring()
+
+    # -- responses -----------------------------------------------------------------------------------------------------
+
+    def untagged(self) -> Response:
+        if self.data[self.at : self.at + 1].isdigit():
+            number = self.number()
+            self.need(b" ")
+            word = self.match(WORD, "a response")[0].decode()
+            if word in ("EXPUNGE", "FETCH") and number == 0:
+                self.fail("a number that is not zero")
+            if word in ("EXISTS", "RECENT", "EXPUNGE"):
+                return Response(None, word, number)
+            if word == "FETCH":
+                self.need(b" ")
+                return Response(None, word, (number, self.fetch()))
+            self.fail("EXISTS, RECENT, EXPUNGE or FETCH")
+        word = self.match(WORD, "a response")[0].decode()
+        if word in ("OK", "NO", "BAD", "BYE", "PREAUTH"):
+            self.need(b" ")
+            return Response(None, word, self.resp_text())
+        if word == "CAPABILITY":
+            return Response(None, word, self.capabilities())
+        if word == "ENABLED":
+            names = []
+            while self.take(b" "):
+                names.append(self.atom())
+            return Response(None, word, names)
+        if word == "SEARCH":
+            return Response(None, word, self.search_response())
+        if word == "ESEARCH":
+            return Response(None, word, self.esearch())
+        self.need(b" ")
+        if word == "FLAGS":
+            return Response(None, word, self.flags())
+        if word in ("LIST", "LSUB"):
+            return Response(None, word, self.list_response())
+        if word == "STATUS":
+            return Response(None, word, self.status_response())
+        if word == "NAMESPACE":
+            return Response(None, word, self.namespace())
+        if word == "ID":
+            return Response(None, word, self.parameters_or_nil())
+        if word == "VANISHED":
+            earlier = self.take(b"(EARLIER) ")
+            return Response(None, word, (earlier, self.sequence()))
+        self.fail("a known response")
+
+    def parameters_or_nil(self) -> Any:
+        if self.nil():
+            return None
+
+        def one() -> tuple[bytes, bytes | None]:
+            name = self.string()
+            self.need(b" ")
+            return name, self.nstring()
+
+        return self.items(one)
+
+
+def parse(line: bytes, *, utf8: bool = False) -> Response:
+    """Return a response. line: with its literals, without its last CRLF. Raises: Ungrammatical."""
+    reader = _Reader(line, utf8)
+    try:
+        return _response(reader, line)
+    except (Invalid, ValueError) as error:  # a name that does not decode, a day that is none
+        raise Ungrammatical(f"{error}, before {reader.at}: {line[:200]!r}") from None
+
+
+def _response(reader: _Reader, line: bytes) -> Response:
+    if reader.take(b"* "):
+        found = reader.untagged()
+    elif reader.take(b"+ "):
+        text = line[2:]
+        if re.fullmatch(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", text):
+            return Response(b"+", "+", a2b_base64(text))
+        found = Response(b"+", "+", reader.resp_text())
+    else:
+        tag = reader.match(TAG, "a tag")[0]
+        reader.need(b" ")
+        word = reader.match(WORD, "OK, NO or BAD")[0].decode()
+        if word not in ("OK", "NO", "BAD"):
+            reader.fail("OK, NO or BAD")
+        reader.need(b" ")
+        found = Response(tag, word, reader.resp_text())
+    reader.end()
+    return found

@@ -7,7 +7,7 @@ import tokenize
 import pytest
 from layers import TREE, files, imports
 
-ROOMS = ("fscache",)
+ROOMS = ("fscache", "metacache")
 FILES = files(ROOMS)
 FUNCTION_LINES_MAX = 60
 METHODS_MAX = 25

@@ -2,7 +2,7 @@
 removed; and how many bytes all of that takes.
 
 Changes of the disk are made in rounds. `plan` chooses what the next round does,
-`settle` accounts for what the disk made of it. Between the two anything may be put or
+`record` accounts for what the disk made of it. Between the two anything may be put or
 dropped.
 
 Invariant: `nbytes` is the sum of the index, of `removals`, and of what a round is
@@ -169,7 +169,7 @@ class Contents:
                 self.skipped += 1
 
     def removing(self, name: str) -> bool:
-        """Whether a round, this one or a later one, has to do with the file."""
+        """Whether this round or a later round changes the file."""
         return name in self._removals or name in self._in_round
 
     # ---- rounds ------------------------------------------------------------------------------------------------
@@ -186,10 +186,10 @@ class Contents:
         """Whether enough waits to fill a round."""
         return len(self.pending) >= BATCH_FILES or self.pending_bytes >= BATCH_BYTES
 
-    def plan(self, now: float, spare: Container[str]) -> list[Planned]:
+    def plan(self, now: float, reading: Container[str]) -> list[Planned]:
         """Plan a round: removals, evictions, then each write with its own evictions.
 
-        spare: files that must stay for now, because they are being read.
+        reading: files that are being read, so that they must stay for now.
         """
         planned = self.nbytes
         plan: list[Planned] = []
@@ -198,14 +198,14 @@ class Contents:
             nonlocal planned
             gone: list[tuple[str, Entry]] = []
             while planned + need > self.max_size and len(gone) < count:
-                if (victim := self.index.evict(spare)) is None:
+                if (victim := self.index.evict(reading)) is None:
                     break
                 planned -= victim[1].space
                 gone.append(victim)
                 self._in_round.add(victim[0])
             return gone
 
-        removed = {name: space for name, space in self._removals.items() if name not in spare}
+        removed = {name: space for name, space in self._removals.items() if name not in reading}
         removed = dict(list(removed.items())[:BATCH_REMOVE])
         for name in removed:
             del self._removals[name]
@@ -231,11 +231,11 @@ class Contents:
             plan.append(Planned(Step(remove, name, pending.key, pending.data, now), {}, evicted, name, pending))
         return plan
 
-    def settle(self, plan: Sequence[Planned], results: Sequence[Done]) -> bool:
+    def record(self, plan: Sequence[Planned], results: Sequence[Done]) -> bool:
         """Account for a round. Returns whether another round can do any more."""
         progress = False
         for item, done in zip(plan, results, strict=True):
-            progress |= self._settle_removals(item, set(done.kept) if done.kept else ())
+            progress |= self._record_removals(item, set(done.kept) if done.kept else ())
             if item.pending is None:
                 continue
             progress = True
@@ -254,7 +254,7 @@ class Contents:
                 self._removals[name] = item.pending.space
         return progress
 
-    def _settle_removals(self, item: Planned, kept: Collection[str]) -> bool:
+    def _record_removals(self, item: Planned, kept: Collection[str]) -> bool:
         """Account for the files that are gone, and take back those that are `kept`."""
         progress = False
         for name, space in item.removed.items():

@@ -90,7 +90,7 @@ class Writer:
             self._layers.append(Layer())
         self._layers[-1].add(op)
         if isinstance(op, Drop):
-            self.kick()  # the others may be waiting for room
+            self.wake()  # the others may be waiting for room
         else:
             self._arm(RETRY_DELAY_S if self.failing else self._flush_delay_s)
 
@@ -135,7 +135,7 @@ class Writer:
             return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._layers[-1].waiters.append(done)
-        self.kick()
+        self.wake()
         await done
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -168,9 +168,9 @@ class Writer:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        self._timer = loop.call_later(delay_s, self.kick)
+        self._timer = loop.call_later(delay_s, self.wake)
 
-    def kick(self) -> None:
+    def wake(self) -> None:
         """Start the task now, if something is staged."""
         if self._timer is not None:
             self._timer.cancel()

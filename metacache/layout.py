@@ -10,8 +10,8 @@ big-endian, so that keys sort by number.
     blobs     user hash 16, box hash 16, "B", chunk 4    base, in chunks of CHUNK_BYTES
               user hash 16, box hash 16, "D", n 4, chunk 4
                                                          delta number n, in chunks
-    fields    user hash 16, box hash 16, uid 4           record of a uid or first chunk
-              user hash 16, box hash 16, uid 4, chunk 4  further chunks; only if the chunk
+    fields    user hash 16, box hash 16, uid 4           record of a uid: chunk 0
+              user hash 16, box hash 16, uid 4, chunk 4  further chunks, if the chunk
                                                          before has CHUNK_BYTES
     state     "s", name in UTF-8                         backend-wide record
               "\\0format"                                 layout version 4
@@ -47,7 +47,7 @@ NODE_BYTES = 10  # LMDB: node header 8, slot 2
 NODE_MAX = 2038  # LMDB: a larger node has its value on pages of its own
 
 NAME_BYTES_MAX = 8192  # user and box names; a user name of 255 characters is at most 1020 bytes before escaping
-STAMP_BYTES_MAX = 32768  # so that a box record stays one value
+STAMP_BYTES_MAX = 32768  # so that a box record stays a single value
 STATE_KEY_BYTES_MAX = 500  # LMDB: keys up to 511 bytes
 UID_MAX = 0xFFFFFFFF
 

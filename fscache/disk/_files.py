@@ -179,7 +179,7 @@ class Files:
         self._stamps[prefix] = stamp
         return stamp
 
-    def disturbed(self) -> set[str]:
+    def changed_by_others(self) -> set[str]:
         """Return the directories that somebody else has changed since the last call."""
         before = dict(self._stamps)
         try:

@@ -1,5 +1,7 @@
-"""What the cache holds: files, objects that wait to be written, files that wait to be
-removed; and how many bytes all of that takes.
+"""What the cache holds, and how many bytes that takes.
+
+The cache holds files, objects that wait to be written, and files that wait to be
+removed.
 
 Changes of the disk are made in rounds. `plan` chooses what the next round does,
 `record` accounts for what the disk made of it. Between the two anything may be put or
@@ -23,11 +25,11 @@ from fscache.disk import Done, Found, Got, Listed, Step, Want, disk_bytes, file_
 from fscache.order import KEPT, ONCE, Entry, Index
 
 TOUCH_INTERVAL_S = 600.0  # a hit renews a file's mtime at most so often
-PENDING_BYTES_MAX = 32 << 20  # objects waiting; above it they are not stored, which costs a fetch
+PENDING_BYTES_MAX = 32 << 20  # of objects that wait; others are not stored
 BATCH_FILES = 64  # files written in a round
 BATCH_BYTES = 8 << 20  # bytes written in a round
 BATCH_REMOVE = 1000  # files removed in a round
-OBJECT_SHARE = 4  # an object above a quarter of the cache would evict too much for a single reader
+OBJECT_SHARE = 4  # a larger object than a quarter would evict too much
 
 
 @dataclass(slots=True)
@@ -81,9 +83,9 @@ class Contents:
         self.closed = False  # nothing more is stored
         self.evictions = 0
         self.skipped = 0
-        self._removals: dict[str, int] = {}  # files to be removed, and the bytes still counted
-        self._in_round: set[str] = set()  # names that the current round writes or removes
-        self._superseded: set[str] = set()  # those of them that were put or dropped meanwhile
+        self._removals: dict[str, int] = {}  # files to be removed, and their bytes
+        self._in_round: set[str] = set()  # names that the current round changes
+        self._superseded: set[str] = set()  # of these, put or dropped meanwhile
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -221,7 +223,7 @@ class Contents:
                 break
             evicted = evict(pending.space, len(self.index))
             remove = [victim for victim, _ in evicted]
-            if planned + pending.space > self.max_size:  # files that cannot be removed hold the room
+            if planned + pending.space > self.max_size:  # no file can be evicted
                 plan.append(Planned(Step(remove), {}, evicted, name, pending))
                 continue
             planned += pending.space
@@ -271,7 +273,7 @@ class Contents:
             elif name in self._superseded:
                 self._removals[name] = entry.space
             else:
-                self.index.restore(name, entry)  # at the end, so that the next try is another file
+                self.index.restore(name, entry)  # last, so that another is next
         return progress
 
     def end_round(self) -> None:

@@ -45,8 +45,8 @@ from metacache.operations import (
 log = structlog.get_logger()
 
 FLUSH_DELAY_S = 0.1  # a tenth of the journal's interval
-FIELDS_OP_BYTES = 1 << 20  # put_fields is staged in pieces, so that layers keep near their bound
-RECOUNT_ENTRIES = 5000  # a rescan lets commits through after about so many entries: some 20 ms
+FIELDS_OP_BYTES = 1 << 20  # put_fields is staged in pieces, so that layers stay small
+RECOUNT_ENTRIES = 5000  # a rescan lets commits through after some 20 ms
 
 
 class Metacache:

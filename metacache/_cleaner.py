@@ -6,8 +6,8 @@ owner has not uploaded something of a copy, the owner flushes it before. An obso
 copy is dropped without. A copy in use stays: `let_go` is asked in the same turn of the
 loop in which the drop is staged, so nothing can happen in between.
 
-Invariant: a copy in use is never dropped. A copy with changes is dropped by `remove`
-only. The loop is never held for longer than a batch of users.
+Invariant: a copy in use is never dropped. A copy with changes that the bucket lacks
+is dropped by `remove` only. The loop is never held for longer than a batch of users.
 Refuses to know: what a copy means, sessions, the bucket.
 Diagnostics: each drop is a log line. A flush that fails leaves its copy. It is tried
 again a second later, and logged once a minute.
@@ -159,7 +159,7 @@ class Cleaner:
     async def _commit(self) -> None:
         try:
             await self._cache.commit()
-        except MetacacheError as error:  # the drops are written first; other writes do not fit
+        except MetacacheError as error:  # the drops are written; others do not fit
             self._complain(error=str(error))
 
     async def _rank(self, tried: set[tuple[str, str]]) -> list[Candidate]:

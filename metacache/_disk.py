@@ -223,8 +223,7 @@ class Disk:
         return out
 
     def entries(self, txn: Txn, after: bytes, count: int) -> list[tuple[bytes, UserRecord, list[BoxSpace]]]:
-        """Return the next users behind the key `after`, each with its key and its
-        boxes.
+        """Return the next users behind the key `after`, with their keys and boxes.
 
         At least a single user; no more users once there are `count` boxes.
         """

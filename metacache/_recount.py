@@ -39,7 +39,7 @@ class Counted:
         self.key = key
         self.entries = 0  # entries read, for the caller's budget
         self.wrong: list[str] = []
-        self.orphans: set[bytes] = set()  # boxes to be removed: nothing says whose they are
+        self.orphans: set[bytes] = set()  # boxes that must go, without owner
         self.changed: dict[bytes, BoxRecord] = {}
         self.space: dict[int, int] = {}
         self._sizes: dict[bytes, int] = {}

@@ -37,7 +37,8 @@ class Transaction:
         self._txn = txn
         self._now = now
         self._boxes: dict[bytes, BoxRecord | None] = {}
-        self._charged: dict[bytes, tuple[int, int]] = {}  # (priority, bytes) in the user's record for a box
+        # (priority, bytes) that the user's record has for a box
+        self._charged: dict[bytes, tuple[int, int]] = {}
         self._users: dict[bytes, UserRecord] = {}
         self._stored: set[bytes] = set()  # boxes with an entry in the database
         self._changed: set[bytes] = set()

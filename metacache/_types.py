@@ -17,8 +17,7 @@ class MetacacheError(Exception):
 
 
 class MetacacheFull(MetacacheError):
-    """The staged writes do not fit into `max_space` plus `max_grace`, or the disk is
-    full.
+    """The staged writes exceed `max_space` plus `max_grace`, or the disk is full.
 
     The writes stay staged and visible. Drop something and commit again to write them.
     """

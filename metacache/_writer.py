@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 RETRY_DELAY_S = 1.0  # after a failed commit, when nobody asks
 LOG_INTERVAL_S = 60.0
-STAGED_BYTES_MAX = 64 << 20  # while commits fail, memory must not grow instead of the disk
+STAGED_BYTES_MAX = 64 << 20  # while commits fail, memory must not grow
 TOUCHED_PER_COMMIT = 1000
 
 T = TypeVar("T")
@@ -64,8 +64,8 @@ class Writer:
         self._written = written
         self._full = full
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metacache")
-        self._layers: deque[Layer] = deque()  # oldest first; the task works on the first
-        self.touched: dict[BoxKey, float] = {}  # last accesses that are not committed yet
+        self._layers: deque[Layer] = deque()  # oldest first; the first is written
+        self.touched: dict[BoxKey, float] = {}  # last accesses, not committed
         self.failing = False  # the last commit failed
         self.closed = False
         self._task: asyncio.Task[None] | None = None

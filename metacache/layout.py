@@ -46,7 +46,9 @@ PAGE_BYTES = 4096
 NODE_BYTES = 10  # LMDB: node header 8, slot 2
 NODE_MAX = 2038  # LMDB: a larger node has its value on pages of its own
 
-NAME_BYTES_MAX = 8192  # user and box names; a user name of 255 characters is at most 1020 bytes before escaping
+# Of user and box names. A user name of 255 characters has at most 1020 bytes before
+# escaping.
+NAME_BYTES_MAX = 8192
 STAMP_BYTES_MAX = 32768  # so that a box record stays a single value
 STATE_KEY_BYTES_MAX = 500  # LMDB: keys up to 511 bytes
 UID_MAX = 0xFFFFFFFF

@@ -67,7 +67,7 @@ class Files:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._root = os.fspath(path)
-        self._stamps: dict[str, int] = {}  # mtime of each directory after our own last change
+        self._stamps: dict[str, int] = {}  # mtime of a directory after our change
 
     def _file(self, name: str) -> str:
         return f"{self._root}/{name[:2]}/{name}"

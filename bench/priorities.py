@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from metacache import SizeWeights, Weights
-from metacache._cleaner import CLEAN_TO
+from metacache import CLEAN_TO, SizeWeights, Weights
 
 KIB, MIB = 1 << 10, 1 << 20
 DAY_S, HOUR_S = 86400.0, 3600.0

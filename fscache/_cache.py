@@ -34,7 +34,7 @@ from fscache.order import FRESH, ONCE, Entry
 
 log = structlog.get_logger()
 
-CLOSE_PATIENCE = 5  # times the disk's patience, so 10 s, for a disk that hangs at a stop
+CLOSE_TIMEOUTS = 5  # of the disk's timeouts, so 10 s, for a disk that hangs at a stop
 
 
 class Fscache:
@@ -151,7 +151,7 @@ class Fscache:
         name = name_of(key)
         self._flights.supersede(name)
         self._contents.store(key, name, data, FRESH)
-        self._writer.kick()
+        self._writer.wake()
 
     async def drop(self, key: str) -> None:
         """Forget an object. Its file is gone on return, if it can be removed."""
@@ -161,8 +161,8 @@ class Fscache:
         self._contents.forget(name)
         for piece in self._pieces.take(key):
             self._contents.forget(name_of(piece))
-        self._writer.kick(hurry=True)
-        await self._writer.gone(name)
+        self._writer.wake(at_once=True)
+        await self._writer.removed(name)
 
     def resize(self, max_size: int) -> None:
         """Set another limit. What is above it goes before anything else is written.
@@ -171,7 +171,7 @@ class Fscache:
         """
         if max_size != self._contents.max_size:
             self._contents.resize(max_size)
-            self._writer.kick(hurry=True)
+            self._writer.wake(at_once=True)
 
     async def flush(self) -> None:
         """Return when what was put before the call has been written, or given up."""
@@ -187,7 +187,7 @@ class Fscache:
         done = await self._watcher.recount(None)
         if max_age_s is not None:
             done = done._replace(expired=self._contents.forget_older(self._clock() - max_age_s))
-            self._writer.kick()
+            self._writer.wake()
         return done
 
     async def look(self) -> None:
@@ -201,7 +201,7 @@ class Fscache:
     async def close(self) -> None:
         """Cancel the fetches, write what waits, stop the threads.
 
-        A disk that hangs is given up after CLOSE_PATIENCE.
+        A disk that hangs is given up after CLOSE_TIMEOUTS.
         """
         if self._contents.closed:
             return
@@ -209,7 +209,7 @@ class Fscache:
         await self._watcher.stop()
         self._flights.cancel()
         try:
-            async with asyncio.timeout(CLOSE_PATIENCE * self._disk.patience_s):
+            async with asyncio.timeout(CLOSE_TIMEOUTS * self._disk.timeout_s):
                 await self._writer.flush()
         except TimeoutError:
             log.error("fscache closed with a disk that hangs", path=self._disk.name)
@@ -307,6 +307,6 @@ class Fscache:
 
         def fetched(data: bytes) -> None:
             self._contents.store(key, name, data, ONCE)
-            self._writer.kick()
+            self._writer.wake()
 
         return await self._flights.join(name, fetch, fetched)

@@ -1,8 +1,10 @@
-"""What the cache holds: files, objects that wait to be written, files that wait to be
-removed; and how many bytes all of that takes.
+"""What the cache holds, and how many bytes that takes.
+
+The cache holds files, objects that wait to be written, and files that wait to be
+removed.
 
 Changes of the disk are made in rounds. `plan` chooses what the next round does,
-`settle` accounts for what the disk made of it. Between the two anything may be put or
+`record` accounts for what the disk made of it. Between the two anything may be put or
 dropped.
 
 Invariant: `nbytes` is the sum of the index, of `removals`, and of what a round is
@@ -23,11 +25,11 @@ from fscache.disk import Done, Found, Got, Listed, Step, Want, disk_bytes, file_
 from fscache.order import KEPT, ONCE, Entry, Index
 
 TOUCH_INTERVAL_S = 600.0  # a hit renews a file's mtime at most so often
-PENDING_BYTES_MAX = 32 << 20  # objects waiting; above it they are not stored, which costs a fetch
+PENDING_BYTES_MAX = 32 << 20  # of objects that wait; others are not stored
 BATCH_FILES = 64  # files written in a round
 BATCH_BYTES = 8 << 20  # bytes written in a round
 BATCH_REMOVE = 1000  # files removed in a round
-OBJECT_SHARE = 4  # an object above a quarter of the cache would evict too much for a single reader
+OBJECT_SHARE = 4  # a larger object than a quarter would evict too much
 
 
 @dataclass(slots=True)
@@ -81,9 +83,9 @@ class Contents:
         self.closed = False  # nothing more is stored
         self.evictions = 0
         self.skipped = 0
-        self._removals: dict[str, int] = {}  # files to be removed, and the bytes still counted
-        self._in_round: set[str] = set()  # names that the current round writes or removes
-        self._superseded: set[str] = set()  # those of them that were put or dropped meanwhile
+        self._removals: dict[str, int] = {}  # files to be removed, and their bytes
+        self._in_round: set[str] = set()  # names that the current round changes
+        self._superseded: set[str] = set()  # of these, put or dropped meanwhile
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -169,7 +171,7 @@ class Contents:
                 self.skipped += 1
 
     def removing(self, name: str) -> bool:
-        """Whether a round, this one or a later one, has to do with the file."""
+        """Whether this round or a later round changes the file."""
         return name in self._removals or name in self._in_round
 
     # ---- rounds ------------------------------------------------------------------------------------------------
@@ -186,10 +188,10 @@ class Contents:
         """Whether enough waits to fill a round."""
         return len(self.pending) >= BATCH_FILES or self.pending_bytes >= BATCH_BYTES
 
-    def plan(self, now: float, spare: Container[str]) -> list[Planned]:
+    def plan(self, now: float, reading: Container[str]) -> list[Planned]:
         """Plan a round: removals, evictions, then each write with its own evictions.
 
-        spare: files that must stay for now, because they are being read.
+        reading: files that are being read, so that they must stay for now.
         """
         planned = self.nbytes
         plan: list[Planned] = []
@@ -198,14 +200,14 @@ class Contents:
             nonlocal planned
             gone: list[tuple[str, Entry]] = []
             while planned + need > self.max_size and len(gone) < count:
-                if (victim := self.index.evict(spare)) is None:
+                if (victim := self.index.evict(reading)) is None:
                     break
                 planned -= victim[1].space
                 gone.append(victim)
                 self._in_round.add(victim[0])
             return gone
 
-        removed = {name: space for name, space in self._removals.items() if name not in spare}
+        removed = {name: space for name, space in self._removals.items() if name not in reading}
         removed = dict(list(removed.items())[:BATCH_REMOVE])
         for name in removed:
             del self._removals[name]
@@ -221,7 +223,7 @@ class Contents:
                 break
             evicted = evict(pending.space, len(self.index))
             remove = [victim for victim, _ in evicted]
-            if planned + pending.space > self.max_size:  # files that cannot be removed hold the room
+            if planned + pending.space > self.max_size:  # no file can be evicted
                 plan.append(Planned(Step(remove), {}, evicted, name, pending))
                 continue
             planned += pending.space
@@ -231,11 +233,11 @@ class Contents:
             plan.append(Planned(Step(remove, name, pending.key, pending.data, now), {}, evicted, name, pending))
         return plan
 
-    def settle(self, plan: Sequence[Planned], results: Sequence[Done]) -> bool:
+    def record(self, plan: Sequence[Planned], results: Sequence[Done]) -> bool:
         """Account for a round. Returns whether another round can do any more."""
         progress = False
         for item, done in zip(plan, results, strict=True):
-            progress |= self._settle_removals(item, set(done.kept) if done.kept else ())
+            progress |= self._record_removals(item, set(done.kept) if done.kept else ())
             if item.pending is None:
                 continue
             progress = True
@@ -254,7 +256,7 @@ class Contents:
                 self._removals[name] = item.pending.space
         return progress
 
-    def _settle_removals(self, item: Planned, kept: Collection[str]) -> bool:
+    def _record_removals(self, item: Planned, kept: Collection[str]) -> bool:
         """Account for the files that are gone, and take back those that are `kept`."""
         progress = False
         for name, space in item.removed.items():
@@ -271,7 +273,7 @@ class Contents:
             elif name in self._superseded:
                 self._removals[name] = entry.space
             else:
-                self.index.restore(name, entry)  # at the end, so that the next try is another file
+                self.index.restore(name, entry)  # last, so that another is next
         return progress
 
     def end_round(self) -> None:

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-PIECE_BYTES = 64 << 10  # little is read beside the range itself; a fetch covers neighbours
+PIECE_BYTES = 64 << 10  # little is read beside the range; neighbours share a fetch
 OBJECTS_MAX = 10_000  # large objects remembered
 
 FetchRange = Callable[[int, int], Awaitable[bytes]]

@@ -49,19 +49,19 @@ class Watcher:
     async def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking is not None and not self._looking.done() and not self._disk.stuck():
+        if self._looking is not None and not self._looking.done() and not self._disk.hangs():
             await asyncio.wait([self._looking], timeout=WATCH_S)
 
     def _tick(self) -> None:
         self.start()
-        if not self._writer.resting and not self._lock.locked() and not self._disk.stuck():
+        if not self._writer.resting and not self._lock.locked() and not self._disk.hangs():
             self._looking = asyncio.get_running_loop().create_task(self.look())
 
     async def look(self) -> None:
         """Recount the directories that somebody else has changed."""
         async with self._lock:
             await self._writer.scanned()
-            changed = await self._disk.disturbed()
+            changed = await self._disk.changed_by_others()
             if changed:
                 await self.recount(changed)
 

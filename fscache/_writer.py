@@ -7,8 +7,8 @@ somebody recounts the directory.
 Invariant: at most a single round is under way. No round begins before the scan at the
 start has ended, nor within `at_rest`.
 Refuses to know: what is written and removed (`fscache._contents`), and how.
-Diagnostics: errors of the disk go to `failures`. A disk that hangs holds `gone` no
-longer than its patience; `flush` waits for it.
+Diagnostics: errors of the disk go to `failures`. A disk that hangs delays `removed` by
+its timeout; `flush` waits until it answers.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Writer:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._round = asyncio.Event()  # set when the current round ends
-        self._hurry = asyncio.Event()  # the next round shall not wait for more
-        self._kicked = False  # something came since the current round was planned
+        self._at_once = asyncio.Event()  # the next round shall not wait for more
+        self._woken = False  # something came since the current round was planned
         self.resting = False  # no round may begin
         self._scan: Future[tuple[Index, str]] | None = disk.open(_digest, self._read_ended)
 
@@ -52,7 +52,7 @@ class Writer:
         if problem:
             self._failures(problem)
         self._contents.merge(index, self._clock())
-        self.kick()
+        self.wake()
 
     async def scanned(self) -> None:
         """Return when the scan at the start is over."""
@@ -62,15 +62,15 @@ class Writer:
 
     # ---- rounds ------------------------------------------------------------------------------------------------
 
-    def kick(self, *, hurry: bool = False) -> None:
+    def wake(self, *, at_once: bool = False) -> None:
         """See to it that rounds run as long as something is due.
 
-        hurry: the next round begins at once. Without a running loop nothing happens
+        at_once: the next round begins at once. Without a running loop nothing happens
         here; the next call from a loop does it.
         """
-        if hurry or self._contents.batch():
-            self._hurry.set()
-        self._kicked = True
+        if at_once or self._contents.batch():
+            self._at_once.set()
+        self._woken = True
         if self._task is not None or self.resting or not self._contents.due():
             return
         try:
@@ -82,7 +82,7 @@ class Writer:
     def _read_ended(self) -> None:
         """A file that was being read may be removed now."""
         if self._contents.over():
-            self.kick()
+            self.wake()
 
     async def _run(self) -> None:
         """Run rounds until nothing is due, or until they do not get any further."""
@@ -92,17 +92,17 @@ class Writer:
             more = True
             while more and not self.resting and contents.due():
                 await self._gather()
-                self._kicked = False
+                self._woken = False
                 plan = contents.plan(self._clock(), self._disk.reading())
                 results = await self._disk.change([item.step for item in plan])
                 for done in results:
                     if done.error:
                         self._failures(done.error)
-                more = contents.settle(plan, results) or self._kicked
+                more = contents.record(plan, results) or self._woken
                 self._end_round()
         finally:
             self._task = None
-            self._hurry.clear()
+            self._at_once.clear()
             self._end_round()
 
     async def _gather(self) -> None:
@@ -110,10 +110,10 @@ class Writer:
         if not self._contents.batch():
             try:
                 async with asyncio.timeout(WRITE_DELAY_S):
-                    await self._hurry.wait()
+                    await self._at_once.wait()
             except TimeoutError:
                 pass
-        self._hurry.clear()
+        self._at_once.clear()
 
     def _end_round(self) -> None:
         self._contents.end_round()
@@ -125,16 +125,16 @@ class Writer:
     async def flush(self) -> None:
         """Return when what was put before the call has been written, or given up."""
         while self._task is not None:
-            self._hurry.set()
+            self._at_once.set()
             await asyncio.wait([self._task])
 
-    async def gone(self, name: str) -> None:
+    async def removed(self, name: str) -> None:
         """Return when the file is removed, or cannot be removed now."""
-        while self._contents.removing(name) and not self._disk.stuck():
+        while self._contents.removing(name) and not self._disk.hangs():
             if self._task is None and not self.resting and name not in self._disk.reading():
                 return
             try:
-                async with asyncio.timeout(self._disk.patience_s):
+                async with asyncio.timeout(self._disk.timeout_s):
                     await self._round.wait()
             except TimeoutError:
                 return
@@ -152,7 +152,7 @@ class Writer:
         finally:
             self.resting = False
             self._end_round()
-            self.kick()
+            self.wake()
 
 
 def _digest(listing: Listing) -> tuple[Index, str]:

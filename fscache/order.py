@@ -120,11 +120,11 @@ class Index:
             self.nbytes[entry.queue] += space - entry.space
             entry.space = space
 
-    def evict(self, spare: Container[str]) -> tuple[str, Entry] | None:
-        """Take out the first entry to go that is not in `spare`, if there is any."""
+    def evict(self, keep: Container[str]) -> tuple[str, Entry] | None:
+        """Take out the first entry to go that is not in `keep`, if there is any."""
         for queue in sorted(range(3), key=lambda queue: -self.nbytes[queue] / SHARES[queue]):
             for name, entry in self._queues[queue].items():
-                if name not in spare:
+                if name not in keep:
                     self.pop(name)
                     if queue != KEPT:
                         self._remember(name)

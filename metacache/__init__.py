@@ -1,13 +1,17 @@
-"""Local copies of index bundles in one LMDB environment.
+"""Local copies of index bundles in an LMDB environment.
 
-Invariant: what `commit()` has answered for is there after a kill at any time; what is only staged is seen by reads.
-Refuses to know: IMAP, the bucket, what a base, a delta, a stamp or a record means. All of them are bytes.
+Invariant: what was staged before a `commit` that has returned is there after a kill at
+any time. Reads see what is staged.
+Refuses to know: IMAP, the bucket, what a base, a delta, a stamp or a record means. All
+of them are bytes.
 Diagnostics: see `metacache._cache`.
+
+`metacache.layout` is the byte layout, `metacache.operations` what is staged and how
+reads fold it in.
 """
 
 from metacache._cache import Metacache
-from metacache._cleaner import Cleaned, Cleaner, Owner, Refused
-from metacache._layout import STAMP_BYTES_MAX
+from metacache._cleaner import CLEAN_TO, Cleaned, Cleaner, Owner, Refused
 from metacache._types import (
     BoxSpace,
     Change,
@@ -21,8 +25,10 @@ from metacache._types import (
     UserSpace,
 )
 from metacache._weights import SizeWeights, Weights
+from metacache.layout import STAMP_BYTES_MAX
 
 __all__ = [
+    "CLEAN_TO",
     "STAMP_BYTES_MAX",
     "BoxSpace",
     "Change",

@@ -1,15 +1,16 @@
-"""The cleaner: which local copies go when there is no room, and what must happen before.
+"""The cleaner: it drops local copies when there is no room.
 
-Begins when the copies take more than `max_space` and goes on until they take CLEAN_TO of it. The lowest weight goes
-first (`metacache._weights`). A copy with something that the owner has not uploaded is handed to the owner's `flush`
-before; an obsolete one is dropped without. What is in use is left alone: `let_go` is asked in the same turn of the loop
-in which the drop is staged, so nothing comes between.
+It begins when the copies take more than `max_space`, and stops when they take CLEAN_TO
+of it. The copy with the lowest weight is dropped first (`metacache._weights`). If the
+owner has not uploaded something of a copy, the owner flushes it before. An obsolete
+copy is dropped without. A copy in use stays: `let_go` is asked in the same turn of the
+loop in which the drop is staged, so nothing can happen in between.
 
-Invariant: a copy that is in use is never dropped, and none with changes but by `remove`. Nothing here holds the loop
-longer than one batch of users: all else is awaited.
+Invariant: a copy in use is never dropped. A copy with changes that the bucket lacks
+is dropped by `remove` only. The loop is never held for longer than a batch of users.
 Refuses to know: what a copy means, sessions, the bucket.
-Diagnostics: each clean is one log line. A flush that fails leaves its copy and is tried again a second later, logged
-once a minute.
+Diagnostics: each drop is a log line. A flush that fails leaves its copy. It is tried
+again a second later, and logged once a minute.
 """
 
 from __future__ import annotations
@@ -22,48 +23,55 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from metacache._cache import LOG_INTERVAL_S, Metacache
+from metacache._cache import Metacache
 from metacache._types import BoxSpace, Change, Copy, MetacacheError, UserInfo
 from metacache._weights import PRIORITIES, Weights
+from metacache._writer import LOG_INTERVAL_S
 
 log = structlog.get_logger()
 
-CLEAN_TO = 0.95  # of max_space: so that one clean serves many writes
+CLEAN_TO = 0.95  # of max_space, so that a clean makes room for many writes
 CANDIDATES = 512  # ranked at a time; a pass over all users finds them
-AT_ONCE = 8  # uploads in flight, so that a clean leaves room for deliveries
+AT_ONCE = 8  # uploads at a time, so that a clean leaves the bucket to deliveries
 RETRY_S = 1.0
-USERS_PER_TURN = 64  # as many as one batch of `entries`
 
 
 class Owner(Protocol):
-    """Who knows what a copy means: the store."""
+    """Who knows what a copy means. That is the store."""
 
     def in_use(self, user: str, box: str) -> bool:
         """Whether a session or a task works with this copy, or did so just now."""
         ...
 
     def must_upload(self, user: str, box: str, copy: Copy | None) -> bool:
-        """Whether dropping the copy would lose what the bucket lacks. Not so if it is obsolete: the bucket has newer
-        bundles, or nobody can read it."""
+        """Whether a drop of the copy would lose changes that the bucket lacks.
+
+        An obsolete copy has none: the bucket has newer bundles, or nobody can read it.
+        """
         ...
 
     async def flush(self, user: str, box: str) -> None:
-        """Upload what the bucket lacks of the copy. Any exception: not now."""
+        """Upload what the bucket lacks of the copy. Any exception means: not now."""
         ...
 
     def let_go(self, user: str, box: str) -> bool:
-        """Forget what is kept in memory of the copy, which is dropped now; False: it is in use, or has changed."""
+        """Forget what memory has of the copy, which is about to be dropped.
+
+        Returns False if the copy must stay: it is in use, or it has changed.
+        """
         ...
 
 
 class Candidate(NamedTuple):
+    """A copy that may be dropped."""
+
     weight: float
     user: str
     space: BoxSpace
 
 
 class Refused(NamedTuple):
-    """A copy that was asked for and stays. why: "in use", "not uploaded"."""
+    """A copy that an operator's command left. why: "in use" or "not uploaded"."""
 
     user: str
     box: str
@@ -71,7 +79,7 @@ class Refused(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """What an operator's command did."""
+    """What an operator's command dropped: copies and their bytes; and what it left."""
 
     boxes: int
     bytes: int
@@ -79,7 +87,11 @@ class Cleaned(NamedTuple):
 
 
 class Cleaner:
-    """See the module's text. weights: of the next look; clock: seconds since the epoch, the same as the cache's."""
+    """Cleans `cache`. Only a single cleaner may belong to a cache.
+
+    weights: may be replaced at any time. clock: seconds since the epoch, as the
+    cache's.
+    """
 
     def __init__(
         self,
@@ -116,7 +128,10 @@ class Cleaner:
                 await self._sleep(RETRY_S)
 
     async def make_room(self) -> int:
-        """Clean down to CLEAN_TO of `max_space`, or to what is in use; returns the bytes freed."""
+        """Clean down to CLEAN_TO of `max_space`, or to what is in use.
+
+        Returns the bytes freed.
+        """
         target = int(self._cache.max_space * CLEAN_TO)
         freed = 0
         tried: set[tuple[str, str]] = set()
@@ -144,14 +159,14 @@ class Cleaner:
     async def _commit(self) -> None:
         try:
             await self._cache.commit()
-        except MetacacheError as error:  # the drops are staged first: what did not fit is others' writes
+        except MetacacheError as error:  # the drops are written; others do not fit
             self._complain(error=str(error))
 
     async def _rank(self, tried: set[tuple[str, str]]) -> list[Candidate]:
-        """The lowest weights among what is neither tried nor in use, ascending."""
+        """Return the copies of lowest weight that are neither tried nor in use."""
         found: list[Candidate] = []
-        boosts = self.weights.priority_boosts(self._cache.by_priority(), self._cache.max_space)
-        for batch in self._cache.entries():
+        boosts = self.weights.priority_boosts(self._cache.accounts.by_priority(), self._cache.max_space)
+        for batch in self._cache.accounts.entries():
             for user, groups, boxes in batch:
                 for space in boxes:
                     if (user, space.box) not in tried and not self._owner.in_use(user, space.box):
@@ -165,11 +180,11 @@ class Cleaner:
         return heapq.nsmallest(CANDIDATES, found)
 
     async def _clean_each(self, candidates: list[Candidate]) -> int:
-        """One after the other: copies of one user would be in use by each other's uploads."""
+        """Clean a user's copies in turn: an upload keeps the user's others in use."""
         return sum([await self._clean(candidate) for candidate in candidates])
 
     async def _clean(self, candidate: Candidate) -> int:
-        """Drop one copy, uploaded before if it must be; the bytes freed, 0 if it stays."""
+        """Upload a copy if that is needed, and drop it. Returns the bytes freed."""
         user, box = candidate.user, candidate.space.box
         if self._owner.in_use(user, box):
             return 0
@@ -206,18 +221,20 @@ class Cleaner:
             self._logged_at = now
             log.warning("metacache cannot clean, will try again", **what)
 
-    # ---- the operator's hands ----------------------------------------------------------------------------------
+    # ---- commands of the operator ------------------------------------------------------------------------------
 
     async def clean(self, mask: str = "*", *, min_priority: int = 0, unused_s: float = 0.0) -> Cleaned:
-        """Drop copies of the users that `mask` (* and ?) names: of this priority and below, not accessed for so long.
+        """Drop copies of the users that match `mask` (* and ?).
 
-        What is in use or not uploaded stays and is named: flush first.
+        min_priority: only copies of this priority and less important ones. unused_s:
+        only copies that were not accessed for so long. A copy that is in use or not
+        uploaded stays, and the result names it: flush first.
         """
         before = self._clock() - unused_s if unused_s else float("inf")
         return await self._each(mask, min_priority, before, self._refusal)
 
     async def remove(self, mask: str) -> Cleaned:
-        """Forget these users: changes that are not uploaded are lost with their copies; what is in use stays."""
+        """Forget users, with changes that are not uploaded. A copy in use stays."""
         return await self._each(mask, 0, float("inf"), self._use)
 
     def _use(self, user: str, box: str) -> str:
@@ -232,13 +249,13 @@ class Cleaner:
         matches = _mask(mask)
         boxes = nbytes = 0
         refused: list[Refused] = []
-        await self._commit()  # what is staged has no entry yet
+        await self._commit()  # a staged write has no entry yet
         async with self._lock:
-            for batch in self._cache.entries():
+            for batch in self._cache.accounts.entries():
                 for user, _, spaces in batch:
                     if not matches(user):
                         continue
-                    # The root last: without it the others would be nobody's.
+                    # The root is dropped last: without it the others mean nothing.
                     for space in sorted(spaces, key=lambda space: -space.priority):
                         if space.priority < min_priority or space.accessed > before:
                             continue
@@ -257,11 +274,15 @@ class Cleaner:
     async def list_users(
         self, mask: str = "*", *, changed: Change = Change.NONE, priority: int | None = None
     ) -> list[UserInfo]:
-        """Users by weight, the first to be cleaned first. changed: at least so; priority: with copies of this one."""
+        """Return users by weight, the first to be cleaned first.
+
+        changed: only users with at least this change. priority: only users with copies
+        of this priority.
+        """
         matches = _mask(mask)
-        boosts = self.weights.priority_boosts(self._cache.by_priority(), self._cache.max_space)
+        boosts = self.weights.priority_boosts(self._cache.accounts.by_priority(), self._cache.max_space)
         out: list[UserInfo] = []
-        for batch in self._cache.entries():
+        for batch in self._cache.accounts.entries():
             for user, groups, boxes in batch:
                 if not matches(user) or (priority is not None and not groups.get(priority)):
                     continue
@@ -295,7 +316,7 @@ def _by_user(candidates: list[Candidate]) -> list[list[Candidate]]:
 
 
 def _mask(mask: str) -> Callable[[str], bool]:
-    """`*` any characters, `?` one; nothing else is special."""
+    """`*` matches any characters, `?` a single character; nothing else is special."""
     parts = [".*" if c == "*" else "." if c == "?" else re.escape(c) for c in mask]
     pattern = re.compile("".join(parts), re.S)
     return lambda name: pattern.fullmatch(name) is not None

@@ -1,10 +1,13 @@
-"""The environment's contents: operations into one write transaction, and the reads.
+"""The contents of the environment: reads from a snapshot, and a write transaction.
 
-Invariant: a record, its bytes and their accounting change in the same transaction; `check` recounts them.
-Refuses to know: staging, the event loop. `write` runs in the writer's thread, all reads in the caller's; LMDB lets both
-run at once. No transaction outlives the call that began it and nothing returned points into the map.
-Diagnostics: `MetacacheFull` when the transaction would pass the limit or the map; `MetacacheError` for what LMDB
-reports. Nothing of a failed transaction is kept.
+`write` and the recounts run in the writer's thread, all reads in the caller's; LMDB
+lets both run at once.
+
+Invariant: no transaction outlives the call that began it, and nothing returned points
+into the map. `space` and `by_priority` are as of the last commit.
+Refuses to know: staging, the event loop.
+Diagnostics: `MetacacheFull` when a transaction would pass the limit or the map;
+`MetacacheError` for what LMDB reports. Nothing of a failed transaction is kept.
 """
 
 from __future__ import annotations
@@ -18,37 +21,39 @@ from typing import Any
 
 import lmdb
 
-from metacache._env import Db, Env, Txn
-from metacache._layout import (
+from metacache._env import Env, Txn, read_space
+from metacache._recount import Counted, check, next_user, priorities
+from metacache._transaction import Transaction
+from metacache._types import BoxSpace, Change, Copy, MetacacheError, MetacacheFull, OverLimit, UserSpace
+from metacache.layout import (
+    BASE,
     CHUNK_BYTES,
     PAGE_BYTES,
+    SPACE_KEY,
     BoxRecord,
     UserRecord,
     box_key,
-    cost,
     state_key,
     u32,
     u64,
     user_key,
 )
-from metacache._ops import Append, BoxKey, Drop, DropFields, Mark, Op, PutFields, PutState, Replace, size_of
-from metacache._recount import BASE, SPACE_KEY, Counted, check, next_user, priorities, read_space
-from metacache._types import BoxSpace, Change, Copy, MetacacheError, MetacacheFull, OverLimit, UserSpace
+from metacache.operations import BoxKey, Drop, DropFields, Mark, Op, PutState, size_of
 
-_DELTA = b"D"
 _BLOB_PREFIX = 33  # user hash 16, box hash 16, kind 1
 _DELTA_PREFIX = _BLOB_PREFIX + 4
-NEIGHBOURS_MIN = 8  # field records from which on one walk is tried before a look-up for each
+NEIGHBOURS_MIN = 8  # from so many field records on, a walk is tried before look-ups
 
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
+    """Raise errors of LMDB as our own."""
     try:
         yield
     except lmdb.MapFullError as error:
         raise MetacacheFull(f"metacache: no room left in the map to {what}; clean, or raise max_space") from error
     except lmdb.Error as error:
-        # LMDB hands system errors on as its base class with the text alone.
+        # LMDB raises system errors as its base class; only the text says which.
         if any(text in str(error) for text in _NO_SPACE):
             raise MetacacheFull(f"metacache: the disk is full, cannot {what}") from error
         raise MetacacheError(f"metacache: cannot {what}: {error}") from error
@@ -58,7 +63,7 @@ _NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 class Disk:
-    """Typed access to one open environment; `limit` is the most that may be accounted."""
+    """Typed access to an open environment. limit: most bytes to be accounted."""
 
     def __init__(self, env: Env, *, limit: int) -> None:
         self.env = env
@@ -73,8 +78,10 @@ class Disk:
     def write(
         self, ops: Sequence[Op], touched: Mapping[BoxKey, float], now: float, begun: Callable[[int], None]
     ) -> None:
-        """Apply all of it in one transaction; `begun` hears the transaction's id before anything can become visible.
+        """Apply all operations in a transaction.
 
+        touched: last accesses to record. begun: is called with the transaction's id
+        before anything can become visible.
         Raises: MetacacheFull, MetacacheError; then nothing was applied.
         """
         with _translated("commit"):
@@ -83,10 +90,11 @@ class Disk:
                 need = sum(size_of(op) for op in ops if not isinstance(op, Drop | DropFields | Mark | PutState))
                 if need and self.used(txn) + need > self._map_bytes_used_max:
                     raise OverLimit(f"metacache: {need} bytes at once, the map has no room for them; clean")
-                work = _Write(self.env, txn, now)
+                work = Transaction(self.env, txn, now)
                 for key, at in touched.items():
                     work.touch(key, at)
-                # What shrinks may always be written, whatever the limit: the map is larger, so there is room for it.
+                # A transaction that shrinks the contents is committed whatever the
+                # limit is. The map is larger, so there is room for it.
                 most = max(self.limit, work.space_before)
                 for op in ops:
                     work.apply(op)
@@ -98,7 +106,7 @@ class Disk:
             self.space, self.by_priority = work.space, work.by_priority(self.by_priority)
 
     def used(self, txn: Txn) -> int:
-        """Bytes of the pages in use, as LMDB counts them."""
+        """Return the bytes of the pages in use, as LMDB counts them."""
         env = self.env
         pages = 0
         for db in (env.users, env.boxes, env.blobs, env.fields, env.state):
@@ -110,10 +118,12 @@ class Disk:
 
     @contextmanager
     def snapshot(self) -> Iterator[Txn]:
+        """A read transaction. Raises: MetacacheError."""
         with _translated("read"), self.env.lmdb.begin() as txn:
             yield txn
 
     def load(self, txn: Txn, user: str, box: str) -> Copy | None:
+        """Return the box's copy. Raises: MetacacheError if it is damaged."""
         prefix = box_key(user, box)
         raw = txn.get(prefix, db=self.env.boxes)
         if raw is None:
@@ -142,12 +152,13 @@ class Disk:
         return Copy(record.stamp, whole if record.has_base else None, deltas, record.change)
 
     def peek(self, txn: Txn, user: str, box: str) -> Copy | None:
-        """The box's copy without its bytes."""
+        """Return the box's copy without its bytes."""
         raw = txn.get(box_key(user, box), db=self.env.boxes)
         record = None if raw is None else BoxRecord.decode(raw)
         return None if record is None or not record.has_copy else Copy(record.stamp, None, [], record.change)
 
     def get_fields(self, txn: Txn, user: str, box: str, uids: Sequence[int]) -> list[bytes | None]:
+        """Return the records of `uids` in their order, None where there is none."""
         prefix = box_key(user, box)
         keys = [prefix + u32(uid) for uid in uids]
         with txn.cursor(self.env.fields) as cursor:
@@ -164,6 +175,7 @@ class Disk:
         return values
 
     def iter_fields(self, txn: Txn, user: str, box: str, low: int, high: int) -> dict[int, bytes]:
+        """Return the records with low <= uid <= high by uid, in ascending order."""
         prefix = box_key(user, box)
         last = prefix + u32(high)
         out: dict[int, bytes] = {}
@@ -176,18 +188,25 @@ class Disk:
                     out[uid] = value if len(key) == 36 else out[uid] + value
         return out
 
+    def count(self) -> tuple[int, int]:
+        """Return how many users and how many boxes there are."""
+        with self.snapshot() as txn:
+            users, boxes = (int(txn.stat(db)["entries"]) for db in (self.env.users, self.env.boxes))
+        return users, boxes
+
     def get_state(self, txn: Txn, key: str) -> bytes | None:
         value: bytes | None = txn.get(state_key(key), db=self.env.state)
         return value
 
     def boxes(self, txn: Txn, user: str) -> list[BoxSpace]:
+        """Return what each of the user's boxes takes."""
         return [
             BoxSpace(r.name, r.priority, r.space(user), r.accessed, r.change)
             for _, r in self._records(txn, user_key(user))
         ]
 
     def users(self, txn: Txn, after: bytes, count: int) -> list[tuple[bytes, UserSpace]]:
-        """The next `count` users by key after `after`, each with its key."""
+        """Return the next `count` users behind the key `after`, each with its key."""
         out: list[tuple[bytes, UserSpace]] = []
         with txn.cursor(self.env.users) as cursor:
             if not cursor.set_range(after + b"\0"):
@@ -204,7 +223,10 @@ class Disk:
         return out
 
     def entries(self, txn: Txn, after: bytes, count: int) -> list[tuple[bytes, UserRecord, list[BoxSpace]]]:
-        """The next users by key after `after`, each with what its boxes take, until there are `count` boxes."""
+        """Return the next users behind the key `after`, with their keys and boxes.
+
+        At least a single user; no more users once there are `count` boxes.
+        """
         out = []
         seen = 0
         with txn.cursor(self.env.users) as cursor:
@@ -231,14 +253,16 @@ class Disk:
                 yield key, BoxRecord.decode(raw)
 
     def check(self) -> list[str]:
-        """Recount everything; one line for each thing that is not as accounted. Reads the whole environment."""
+        """Recount everything. Returns a line for each account that is wrong."""
         with self.snapshot() as txn:
             return check(self.env, txn)
 
     def recount(self, after: bytes, entries_max: int) -> tuple[bytes | None, int, list[str]]:
-        """Recount and mend the users after `after`, about so many entries; in the writer's thread.
+        """Recount users behind the key `after` and correct what is wrong.
 
-        Returns where to go on (None at the end), how many users were counted, and what was wrong.
+        Goes on for about `entries_max` entries. Runs in the writer's thread. Returns
+        the key to go on from (None at the end), how many users were counted, and what
+        was wrong.
         """
         wrong: list[str] = []
         users = entries = 0
@@ -260,15 +284,15 @@ class Disk:
             return None, users, wrong
         if entries >= entries_max:
             return after, users, wrong
-        with _translated("mend"), self.env.lmdb.begin(write=True) as txn:
+        with _translated("correct the accounts"), self.env.lmdb.begin(write=True) as txn:
             counted = Counted(self.env, txn, key)
-            counted.mend(self.env, txn)
+            counted.correct(self.env, txn)
             self.space, self.by_priority = read_space(self.env, txn), priorities(self.env, txn)
         return key, users + 1, wrong + counted.wrong
 
     def recount_total(self) -> list[str]:
-        """The same for the sum over all users."""
-        with _translated("mend"), self.env.lmdb.begin(write=True) as txn:
+        """Recount the sum over all users and correct it. Returns what was wrong."""
+        with _translated("correct the accounts"), self.env.lmdb.begin(write=True) as txn:
             used = priorities(self.env, txn)
             total, accounted = sum(used.values()), read_space(self.env, txn)
             if total != accounted:
@@ -278,7 +302,10 @@ class Disk:
 
 
 def _neighbours(cursor: Any, keys: list[bytes], uids: Sequence[int]) -> list[tuple[bytes, bytes]] | None:
-    """The entries of `keys` if they follow each other in the tree, None if not: half the time of a look-up for each."""
+    """Return the entries of `keys` if they are neighbours in the tree, else None.
+
+    The walk takes half the time of a look-up for each key.
+    """
     if len(keys) < NEIGHBOURS_MIN or not 0 < uids[-1] - uids[0] < 2 * len(uids) or not cursor.set_range(keys[0]):
         return None
     pairs = list(islice(cursor.iternext(), len(keys)))
@@ -286,7 +313,7 @@ def _neighbours(cursor: Any, keys: list[bytes], uids: Sequence[int]) -> list[tup
 
 
 def _continued(cursor: Any, key: bytes) -> bytes:
-    """The chunks after the first one of a field record."""
+    """Return the chunks behind the first chunk of a field record."""
     out = bytearray()
     if cursor.set_key(key):
         while cursor.next():
@@ -295,241 +322,3 @@ def _continued(cursor: Any, key: bytes) -> bytes:
                 break
             out += cursor.value()
     return bytes(out)
-
-
-def _chunks(blob: bytes) -> Iterator[bytes | memoryview]:
-    """At least one chunk, so that an empty blob has an entry."""
-    if len(blob) <= CHUNK_BYTES:
-        yield blob
-        return
-    view = memoryview(blob)
-    for at in range(0, len(blob), CHUNK_BYTES):
-        yield view[at : at + CHUNK_BYTES]
-
-
-class _Write:
-    """One write transaction: box and user records are read once, changed in memory and stored by `finish`."""
-
-    def __init__(self, env: Env, txn: Txn, now: float) -> None:
-        self._env = env
-        self._txn = txn
-        self._now = now
-        self._boxes: dict[bytes, BoxRecord | None] = {}
-        self._charged: dict[bytes, tuple[int, int]] = {}  # (priority, bytes) that the user's record has for a box
-        self._users: dict[bytes, UserRecord] = {}
-        self._stored: set[bytes] = set()  # boxes with an entry in the database
-        self._changed: set[bytes] = set()
-        self.space = self.space_before = read_space(env, txn)
-        self._wiped = False
-        self._gained: dict[int, int] = {}  # by priority
-
-    def apply(self, op: Op) -> None:
-        match op:
-            case Append():
-                self._append(op)
-            case Replace():
-                self._replace(op)
-            case Mark():
-                record = self._box(op.user, op.box)
-                if record is not None and record.has_copy:
-                    self._changed.add(box_key(op.user, op.box))
-                    record.change = op.change
-                    if op.stamp is not None:
-                        record.stamp = op.stamp
-            case PutFields():
-                self._put_fields(op)
-            case DropFields():
-                self._drop_fields(op)
-            case PutState():
-                self._txn.put(state_key(op.key), op.value, db=self._env.state)
-            case Drop(user=None):
-                self._drop_all()
-            case Drop(user=str(user), box=None):
-                self._drop_user(user)
-            case Drop(user=str(user), box=str(box)):
-                self._drop(user, box)
-
-    def touch(self, key: BoxKey, at: float) -> None:
-        record = self._box(*key)
-        if record is not None and record.accessed < at:
-            self._changed.add(box_key(*key))
-            record.accessed = at
-
-    def finish(self) -> None:
-        """Store the changed records and charge the difference to the users."""
-        txn, env = self._txn, self._env
-        for key in self._changed:
-            record = self._boxes[key]
-            user = self._users[key[:16]]
-            old_priority, old_space = self._charged.get(key, (0, 0))
-            user.space[old_priority] = user.space.get(old_priority, 0) - old_space
-            self.space -= old_space
-            self._gain(old_priority, -old_space)
-            if record is None:
-                if key in self._stored:
-                    txn.delete(key, db=env.boxes)
-                continue
-            space = record.space(user.name)
-            user.space[record.priority] = user.space.get(record.priority, 0) + space
-            self.space += space
-            self._gain(record.priority, space)
-            txn.put(key, record.encode(), db=env.boxes)
-        for key in {key[:16] for key in self._changed}:
-            user = self._users[key]
-            if any(user.space.values()):
-                txn.put(key, user.encode(), db=env.users)
-            else:
-                txn.delete(key, db=env.users)
-        txn.put(SPACE_KEY, u64.pack(self.space), db=env.state)
-
-    def _gain(self, priority: int, nbytes: int) -> None:
-        self._gained[priority] = self._gained.get(priority, 0) + nbytes
-
-    def by_priority(self, before: Mapping[int, int]) -> dict[int, int]:
-        """Bytes of all users by priority, given those before this transaction."""
-        out = {} if self._wiped else dict(before)
-        for priority, nbytes in self._gained.items():
-            out[priority] = out.get(priority, 0) + nbytes
-        return {priority: nbytes for priority, nbytes in out.items() if nbytes}
-
-    # ---- records -----------------------------------------------------------------------------------------------
-
-    def _user(self, user: str) -> None:
-        key = user_key(user)
-        if key not in self._users:
-            raw = self._txn.get(key, db=self._env.users)
-            self._users[key] = UserRecord(user, {}) if raw is None else UserRecord.decode(bytes(raw))
-
-    def _box(self, user: str, box: str) -> BoxRecord | None:
-        key = box_key(user, box)
-        if key not in self._boxes:
-            self._user(user)
-            raw = self._txn.get(key, db=self._env.boxes)
-            self._know(key, None if raw is None else BoxRecord.decode(bytes(raw)))
-        return self._boxes[key]
-
-    def _know(self, key: bytes, record: BoxRecord | None) -> None:
-        self._boxes[key] = record
-        if record is not None:
-            self._stored.add(key)
-            self._charged[key] = (record.priority, record.space(self._users[key[:16]].name))
-
-    def _make(self, user: str, box: str) -> tuple[bytes, BoxRecord]:
-        key = box_key(user, box)
-        record = self._box(user, box)
-        if record is None:
-            record = self._boxes[key] = BoxRecord(box)
-        record.accessed = max(record.accessed, self._now)
-        self._changed.add(key)
-        return key, record
-
-    # ---- operations --------------------------------------------------------------------------------------------
-
-    def _append(self, op: Append) -> None:
-        key, record = self._make(op.user, op.box)
-        if not record.has_copy:
-            record.has_copy = True
-            record.priority = op.priority
-        record.change = max(record.change, op.change)
-        self._put_blob(record, key + _DELTA + u32(record.next_delta), op.delta)
-        record.next_delta += 1
-
-    def _replace(self, op: Replace) -> None:
-        key, record = self._make(op.user, op.box)
-        record.data_bytes -= self._wipe(self._env.blobs, key)
-        record.has_copy = record.has_base = True
-        record.priority, record.change, record.stamp = op.priority, op.change, op.stamp
-        record.base_len, record.next_delta = len(op.base), 0
-        self._put_blob(record, key + BASE, op.base)
-
-    def _put_blob(self, record: BoxRecord, prefix: bytes, blob: bytes) -> None:
-        for number, chunk in enumerate(_chunks(blob)):
-            key = prefix + u32(number)
-            self._txn.put(key, chunk, db=self._env.blobs)
-            record.data_bytes += cost(len(key), len(chunk))
-
-    def _put_fields(self, op: PutFields) -> None:
-        if not op.items:
-            return
-        prefix, record = self._make(op.user, op.box)
-        for uid, value in op.items.items():
-            key = prefix + u32(uid)
-            record.data_bytes -= self._wipe_field(key)
-            if len(value) < CHUNK_BYTES:
-                self._txn.put(key, value, db=self._env.fields)
-                record.data_bytes += cost(36, len(value))
-                continue
-            for number, chunk in enumerate(_chunks(value)):
-                at = key + u32(number) if number else key
-                self._txn.put(at, chunk, db=self._env.fields)
-                record.data_bytes += cost(len(at), len(chunk))
-
-    def _drop_fields(self, op: DropFields) -> None:
-        record = self._box(op.user, op.box)
-        if record is None:
-            return
-        prefix = box_key(op.user, op.box)
-        self._changed.add(prefix)
-        for uid in op.uids:
-            record.data_bytes -= self._wipe_field(prefix + u32(uid))
-
-    def _wipe_field(self, key: bytes) -> int:
-        """Delete one field record if it is there; the bytes that it was charged."""
-        old = self._txn.get(key, db=self._env.fields)
-        if old is None:
-            return 0
-        if len(old) == CHUNK_BYTES:
-            return self._wipe(self._env.fields, key)
-        freed = cost(len(key), len(old))
-        self._txn.delete(key, db=self._env.fields)
-        return freed
-
-    def _wipe(self, db: Db, prefix: bytes) -> int:
-        """Delete all entries below a prefix; the bytes that they were charged."""
-        freed = 0
-        with self._txn.cursor(db) as cursor:
-            found = cursor.set_range(prefix)
-            while found:
-                key, value = cursor.item()
-                if bytes(key[: len(prefix)]) != prefix:
-                    break
-                freed += cost(len(key), len(value))
-                found = cursor.delete() and len(cursor.key()) > 0
-        return freed
-
-    def _drop(self, user: str, box: str) -> None:
-        if self._box(user, box) is None:
-            return
-        key = box_key(user, box)
-        self._wipe(self._env.blobs, key)
-        self._wipe(self._env.fields, key)
-        self._boxes[key] = None
-        self._changed.add(key)
-
-    def _drop_user(self, user: str) -> None:
-        self._user(user)
-        prefix = user_key(user)
-        self._wipe(self._env.blobs, prefix)
-        self._wipe(self._env.fields, prefix)
-        with self._txn.cursor(self._env.boxes) as cursor:
-            found = cursor.set_range(prefix)
-            while found and bytes(cursor.key()[:16]) == prefix:
-                key = bytes(cursor.key())
-                if key not in self._boxes:
-                    self._know(key, BoxRecord.decode(bytes(cursor.value())))
-                found = cursor.next()
-        for key in self._boxes:
-            if key.startswith(prefix):
-                self._boxes[key] = None
-                self._changed.add(key)
-
-    def _drop_all(self) -> None:
-        for db in (self._env.users, self._env.boxes, self._env.blobs, self._env.fields):
-            self._txn.drop(db, delete=False)
-        self._boxes.clear()
-        self._charged.clear()
-        self._users.clear()
-        self._stored.clear()
-        self._changed.clear()
-        self._wiped = True
-        self.space = 0

@@ -1,10 +1,13 @@
-"""Opening the LMDB environment: one process at a time, damage moved aside, never trusted after an unsynced boot.
+"""Opening the LMDB environment.
 
-Invariant: what `open_env` returns can be read and belongs to this process alone.
+Invariant: what `open_env` returns can be read and belongs to this process alone. An
+environment that was written without sync is not trusted after the machine went down.
 Refuses to know: what is stored, beyond the layout's version.
-Diagnostics: an environment that LMDB or the layout refuses is renamed `<path>.broken-<n>` with one warning, and a new
-one started; only the newest broken one is kept, because the cache's bound is on the disk as a whole. A path that cannot
-be opened for other reasons (rights, no space, in use) is `MetacacheError`.
+Diagnostics: an environment that LMDB or the layout refuses is renamed
+`<path>.broken-<n>` with a warning, and an empty environment takes its place. Only the
+newest broken environment is kept, because the bound of the cache holds for the disk as
+a whole. A path that cannot be opened for other reasons (rights, no space, in use) is
+`MetacacheError`.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ from typing import Any
 import lmdb
 import structlog
 
-from metacache._layout import FORMAT, PAGE_BYTES, u32
 from metacache._types import MetacacheBusy, MetacacheError
+from metacache.layout import FORMAT, PAGE_BYTES, SPACE_KEY, u32, u64
 
 log = structlog.get_logger()
 
-# The stubs give `bytes | memoryview` for every value, whatever `buffers` says, and do not export the handle.
+# The stubs type every value as `bytes | memoryview`, whatever `buffers` says, and they
+# do not export the handle of a database.
 Txn = Any
 Db = Any
 
@@ -40,7 +44,7 @@ _DAMAGE = (
 
 @dataclass(slots=True)
 class Env:
-    """The open environment with its databases; `close` gives it up."""
+    """The open environment with its databases. owner: the file that locks it."""
 
     path: Path
     owner: int
@@ -52,7 +56,7 @@ class Env:
     state: Db
 
     def close(self) -> None:
-        """Sync and close; the mark of an unsynced environment goes only after the sync."""
+        """Sync, remove the mark of an unsynced environment, and close."""
         try:
             self.lmdb.sync(True)
             _unsynced(self.path).unlink(missing_ok=True)
@@ -62,13 +66,20 @@ class Env:
 
 
 class _Damaged(Exception):
-    pass
+    """The environment cannot be read, or must not be trusted."""
+
+
+def read_space(env: Env, txn: Txn) -> int:
+    """Return the accounted bytes of all users."""
+    raw = txn.get(SPACE_KEY, db=env.state)
+    return 0 if raw is None else int(u64.unpack(raw)[0])
 
 
 def open_env(path: Path, *, map_bytes: int, sync: bool) -> Env:
-    """Open the environment at directory `path`, create it if it is not there.
+    """Open the environment in the directory `path`; create it if there is none.
 
-    Raises: MetacacheBusy (another process has it), MetacacheError (no rights, no space).
+    Raises: MetacacheBusy (another process has it open), MetacacheError (no rights or no
+    space).
     """
     try:
         return _open_once(path, map_bytes, sync)
@@ -85,7 +96,10 @@ def open_env(path: Path, *, map_bytes: int, sync: bool) -> Env:
 
 
 def _map_bytes(data: Path, wanted: int) -> int:
-    """A quarter above what the file has grown to, under a larger limit perhaps: deleting always needs room."""
+    """Return the size of the map: a quarter above the file's, at least.
+
+    The file may have grown under a larger limit, and a deletion always needs room.
+    """
     try:
         there = data.stat().st_blocks * 512
     except FileNotFoundError:
@@ -125,9 +139,11 @@ def _open_once(path: Path, map_bytes: int, sync: bool) -> Env:
 
 
 def _stretch(data: Path, env: lmdb.Environment) -> None:
-    """Let a file that was cut short read as zeros, which LMDB reports, instead of killing the process by SIGBUS.
+    """Make a file that was cut short as long as LMDB believes it to be.
 
-    A sound file may be short as well: pages that were taken and given back in one transaction are never written.
+    Its pages then read as zeros, which LMDB reports. Otherwise SIGBUS would kill the
+    process. A sound file may be short as well: pages that were taken and given back
+    within a transaction are never written.
     """
     want = (env.info()["last_pgno"] + 1) * PAGE_BYTES
     if data.stat().st_size < want:
@@ -158,7 +174,11 @@ def _boot_id() -> str:
 
 
 def _check_boot(path: Path, sync: bool) -> None:
-    """Without syncs a killed process loses nothing, a machine that went down leaves pages in any order: start anew."""
+    """Refuse an environment that was open without sync when the machine went down.
+
+    A process that was killed has lost nothing. A machine that went down may have
+    written the pages in any order.
+    """
     mark = _unsynced(path)
     try:
         written_under: str | None = mark.read_text().strip()

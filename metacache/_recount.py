@@ -1,31 +1,26 @@
-"""Recounting what is accounted: user by user, and mending what differs.
+"""The recount: it compares the accounts with the contents and corrects what differs.
 
-Bytes are accounted in the transaction that changes them, so a recount should never find anything. It is there to prove
-that, and for an environment that an older or a faulty version has written.
+Bytes are accounted in the transaction that changes them, so a recount should never find
+a difference. It is there to prove that, and for an environment that an older or a
+faulty version has written.
 
-Invariant: a user is counted within one transaction, and mended within one; others may write between two users.
+Invariant: a user is counted within a single transaction, and corrected within a single
+transaction. Others may write between two users.
 Refuses to know: the event loop, limits. Runs in the writer's thread or on a snapshot.
 """
 
 from __future__ import annotations
 
-from metacache._env import Env, Txn
-from metacache._layout import BoxRecord, UserRecord, cost, u64
+from metacache._env import Env, Txn, read_space
 from metacache._types import MetacacheError
+from metacache.layout import BASE, SPACE_KEY, BoxRecord, UserRecord, cost, u64
 
-SPACE_KEY = b"\0space"
-BASE = b"B"
 _USER_BYTES = 16
 _BOX_BYTES = 32
 
 
-def read_space(env: Env, txn: Txn) -> int:
-    raw = txn.get(SPACE_KEY, db=env.state)
-    return 0 if raw is None else int(u64.unpack(raw)[0])
-
-
 def next_user(env: Env, txn: Txn, after: bytes) -> bytes | None:
-    """The first user hash above `after` of which any database has something."""
+    """Return the first user hash above `after` of which any database has an entry."""
     start = (int.from_bytes(after.ljust(_USER_BYTES, b"\0"), "big") + (1 if after else 0)).to_bytes(17, "big")
     if start[0]:
         return None
@@ -38,13 +33,13 @@ def next_user(env: Env, txn: Txn, after: bytes) -> bytes | None:
 
 
 class Counted:
-    """One user as counted: what should be recorded, and a line for each thing that is not."""
+    """A user as counted: what should be recorded, and a line for each difference."""
 
     def __init__(self, env: Env, txn: Txn, key: bytes) -> None:
         self.key = key
-        self.entries = 0  # read, for the caller's budget
+        self.entries = 0  # entries read, for the caller's budget
         self.wrong: list[str] = []
-        self.orphans: set[bytes] = set()  # boxes whose bytes nobody can name
+        self.orphans: set[bytes] = set()  # boxes that must go, without owner
         self.changed: dict[bytes, BoxRecord] = {}
         self.space: dict[int, int] = {}
         self._sizes: dict[bytes, int] = {}
@@ -86,7 +81,7 @@ class Counted:
                     continue
                 if base != record.base_len:
                     self.wrong.append(f"{name!r} {record.name!r}: base of {base} bytes, recorded {record.base_len}")
-                    self.orphans.add(key)  # not what was written: no copy is better than a wrong one
+                    self.orphans.add(key)  # no copy is better than a wrong copy
                     continue
                 if size != record.data_bytes:
                     self.wrong.append(f"{name!r} {record.name!r}: {size} bytes, accounted {record.data_bytes}")
@@ -99,8 +94,8 @@ class Counted:
         if self.space != self.accounted:
             self.wrong.append(f"{name!r}: {self.space} by priority, accounted {self.accounted}")
 
-    def mend(self, env: Env, txn: Txn) -> None:
-        """Record what was counted; in the same write transaction."""
+    def correct(self, env: Env, txn: Txn) -> None:
+        """Record what was counted, in the write transaction that has counted."""
         for box in self.orphans:
             for db in (env.boxes, env.blobs, env.fields):
                 with txn.cursor(db) as cursor:
@@ -121,7 +116,7 @@ class Counted:
 
 
 def priorities(env: Env, txn: Txn) -> dict[int, int]:
-    """Bytes of all users by priority, out of the users' records."""
+    """Return the bytes of all users by priority, from the users' records."""
     out: dict[int, int] = {}
     with txn.cursor(env.users) as cursor:
         for _, raw in cursor:
@@ -131,7 +126,7 @@ def priorities(env: Env, txn: Txn) -> dict[int, int]:
 
 
 def check(env: Env, txn: Txn) -> list[str]:
-    """A line for each thing in the environment that is not as accounted."""
+    """Return a line for each account in the environment that is wrong."""
     wrong: list[str] = []
     key = next_user(env, txn, b"")
     while key is not None:

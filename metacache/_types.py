@@ -1,4 +1,4 @@
-"""The words of the metacache: what callers get back and what can go wrong.
+"""What callers of the metacache get back, and what can go wrong.
 
 Invariant: plain values, no behaviour. Refuses to know: how any of it is stored.
 """
@@ -10,22 +10,25 @@ from typing import NamedTuple
 
 
 class MetacacheError(Exception):
-    """Base of everything this package raises on an operating failure; misuse is `ValueError`."""
+    """Base of all that this package raises on an operating failure.
+
+    Misuse is `ValueError`.
+    """
 
 
 class MetacacheFull(MetacacheError):
-    """The staged writes do not fit into `max_space` plus `max_grace`, or the disk is full.
+    """The staged writes exceed `max_space` plus `max_grace`, or the disk is full.
 
-    The writes stay staged and visible; dropping something and committing again writes them.
+    The writes stay staged and visible. Drop something and commit again to write them.
     """
 
 
 class OverLimit(MetacacheFull):
-    """The accounts say no while the map has room: a part of what was to be written may fit."""
+    """The limit is reached but the map has room: a part of the writes may fit."""
 
 
 class MetacacheBusy(MetacacheError):
-    """Another process has this environment open; one path serves one process."""
+    """Another process has this environment open. A path serves a single process."""
 
 
 class Change(IntEnum):
@@ -37,7 +40,7 @@ class Change(IntEnum):
 
 
 class Copy(NamedTuple):
-    """One mailbox's local index state: a base, and what was appended since, oldest first."""
+    """The local index state of a box: a base, and the deltas since, oldest first."""
 
     stamp: bytes
     base: bytes | None
@@ -46,7 +49,7 @@ class Copy(NamedTuple):
 
 
 class BoxSpace(NamedTuple):
-    """What one box takes, as of the last commit."""
+    """What a box takes, as of the last commit."""
 
     box: str
     priority: int
@@ -56,7 +59,10 @@ class BoxSpace(NamedTuple):
 
 
 class UserSpace(NamedTuple):
-    """What one user takes, as of the last commit: bytes by priority, latest access, highest change of the boxes."""
+    """What a user takes, as of the last commit.
+
+    space_bytes: by priority. accessed, change: the latest and the highest of the boxes.
+    """
 
     user: str
     space_bytes: dict[int, int]
@@ -65,8 +71,12 @@ class UserSpace(NamedTuple):
 
 
 class UserInfo(NamedTuple):
-    """One user for the operator. By priority 0 to 3: bytes, last access (0.0: none), the weight of what would go first
-    (None: nothing there). `weight`: the lowest of them, so users sorted by it are in the order of cleaning."""
+    """A user for the operator.
+
+    bytes, accessed, weights: by priority 0 to 3. accessed: 0.0 without any access.
+    weights: of the copy that would be cleaned first, None without any copy. `weight` is
+    the lowest of them, so users sorted by it are in the order of cleaning.
+    """
 
     user: str
     bytes: tuple[int, ...]
@@ -81,9 +91,11 @@ class UserInfo(NamedTuple):
 
 
 class Status(NamedTuple):
-    """The whole cache for the operator; bytes as accounted, `file_bytes` as the environment takes on disk.
+    """The whole cache for the operator.
 
-    staged: bytes waiting for a commit. over: above max_space, the cleaner is at work. full: no new users.
+    Bytes are as accounted; `file_bytes` is what the environment takes on the disk.
+    staged: bytes waiting for a commit. over: above max_space, so the cleaner is at
+    work. full: there is no room for another user. failing: the last commit failed.
     """
 
     space: int
@@ -100,7 +112,7 @@ class Status(NamedTuple):
 
 
 class Rescanned(NamedTuple):
-    """A recount: whether all was right, and what was not (mended now)."""
+    """A recount. wrong: a line for each account that was wrong; it is corrected now."""
 
     users: int
     before: int

@@ -23,11 +23,11 @@ from fscache.disk._disk import (
     Want,
 )
 from fscache.disk._files import BLOCK_BYTES, Files, disk_bytes, file_bytes, name_of
-from fscache.disk._threads import PATIENCE_S, FileDisk
+from fscache.disk._threads import TIMEOUT_S, FileDisk
 
 __all__ = [
     "BLOCK_BYTES",
-    "PATIENCE_S",
+    "TIMEOUT_S",
     "Disk",
     "DiskSlow",
     "Done",

@@ -2,7 +2,7 @@
 
 A disk holds files. A file has a name (32 hex digits, `name_of` the key), a key, data,
 and a modification time that the cache chooses: the order of eviction survives a restart
-by it. Changes run one after the other, in the order of the calls. Reads run beside
+by it. Changes run in the order of the calls, never two at a time. Reads run beside
 them.
 
 Invariant: `read` returns data only for the full key and with the right checksum.
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class DiskSlow(Exception):
-    """The disk did not answer within its patience. The text is for the log."""
+    """The disk did not answer in time. The text is for the log."""
 
 
 class Want(NamedTuple):
@@ -37,7 +37,7 @@ class Want(NamedTuple):
     space: int = 0
     """The most bytes that the file has, so that a single read takes all. 0: unknown."""
     mtime: float | None = None
-    """The expected modification time. A file that has another one is checked again."""
+    """The expected modification time. A file with another time is checked again."""
 
 
 class Got(NamedTuple):
@@ -109,7 +109,7 @@ class Disk(Protocol):
         ...
 
     @property
-    def patience_s(self) -> float:
+    def timeout_s(self) -> float:
         """How long the cache should wait for an operation before it goes on without."""
         ...
 
@@ -142,11 +142,11 @@ class Disk(Protocol):
         written in this call, because the cache has counted on its room."""
         ...
 
-    def stuck(self) -> bool:
-        """Whether a `change` has taken longer than the disk's patience."""
+    def hangs(self) -> bool:
+        """Whether a `change` has taken longer than `timeout_s`."""
         ...
 
-    def disturbed(self) -> Awaitable[set[str]]:
+    def changed_by_others(self) -> Awaitable[set[str]]:
         """Ask which directories somebody else has changed since the last call. A
         directory is named by the first two digits of its files' names."""
         ...

@@ -67,7 +67,7 @@ class Files:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._root = os.fspath(path)
-        self._stamps: dict[str, int] = {}  # mtime of each directory after our own last change
+        self._stamps: dict[str, int] = {}  # mtime of a directory after our change
 
     def _file(self, name: str) -> str:
         return f"{self._root}/{name[:2]}/{name}"
@@ -179,7 +179,7 @@ class Files:
         self._stamps[prefix] = stamp
         return stamp
 
-    def disturbed(self) -> set[str]:
+    def changed_by_others(self) -> set[str]:
         """Return the directories that somebody else has changed since the last call."""
         before = dict(self._stamps)
         try:

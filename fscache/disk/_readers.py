@@ -1,6 +1,6 @@
 """The threads that read: which files are open, and what happens when the disk hangs.
 
-The waiter gives up a read that takes longer than `patience_s`. The thread goes on, and
+The waiter gives up a read that takes longer than `timeout_s`. The thread goes on, and
 its files count as open until it has ended. While as many reads hang as there are
 threads, no other read begins.
 
@@ -41,9 +41,9 @@ class _Read:
 class Readers:
     """Runs reads in READ_THREADS threads. The loop calls `ended` after each read."""
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, timeout_s: float) -> None:
         self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="fscache-read")
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self.ended: Callable[[], None] = _nothing
         self._reads: set[_Read] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -62,14 +62,14 @@ class Readers:
         read = _Read(names, future, loop.time())
         self._reads.add(read)
         if self._timer is None:
-            self._timer = loop.call_later(self._patience_s, self._give_up_late)
+            self._timer = loop.call_later(self._timeout_s, self._give_up_late)
         try:
             found: T = await read.job
             return found
         except asyncio.CancelledError:
             if not read.late or ((me := asyncio.current_task()) is not None and me.cancelling()):
                 raise
-            raise DiskSlow(f"a read takes longer than {self._patience_s:g} s") from None
+            raise DiskSlow(f"a read takes longer than {self._timeout_s:g} s") from None
         finally:
             if future.done():
                 self._end(read)
@@ -90,14 +90,14 @@ class Readers:
         for read in self._reads:
             if read.late or read.job.done():
                 continue
-            if loop.time() - read.began >= self._patience_s:
+            if loop.time() - read.began >= self._timeout_s:
                 read.late = True
                 self._overdue += 1
                 read.job.cancel()  # the thread goes on
             elif oldest is None or read.began < oldest:
                 oldest = read.began
         if oldest is not None:
-            self._timer = loop.call_at(oldest + self._patience_s, self._give_up_late)
+            self._timer = loop.call_at(oldest + self._timeout_s, self._give_up_late)
 
     def close(self, *, wait: bool) -> None:
         """Stop the threads. A read that hangs is not waited for."""

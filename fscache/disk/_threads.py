@@ -5,7 +5,7 @@ of `Readers`, which also notice a disk that does not answer.
 
 Invariant: nothing here blocks the event loop.
 Refuses to know: the format of a file (`fscache.disk._files`).
-Diagnostics: a slow read raises `DiskSlow`; a change that hangs is reported by `stuck`.
+Diagnostics: a slow read raises `DiskSlow`; a change that hangs is reported by `hangs`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fscache.disk._disk import Done, Found, Got, Known, Listing, Step, Want
 from fscache.disk._files import Files
 from fscache.disk._readers import Readers
 
-PATIENCE_S = 2.0  # a disk that needs longer is slower than the bucket
+TIMEOUT_S = 2.0  # a disk that needs longer is slower than the bucket
 
 T = TypeVar("T")
 
@@ -29,14 +29,14 @@ T = TypeVar("T")
 class FileDisk:
     """Implements `Disk` with the directory of `files`.
 
-    patience_s: a read that takes longer is given up. Its thread goes on.
+    timeout_s: a read that takes longer is given up. Its thread goes on.
     """
 
-    def __init__(self, files: Files | str | Path, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, files: Files | str | Path, *, timeout_s: float = TIMEOUT_S) -> None:
         self._files = files if isinstance(files, Files) else Files(Path(files))
         self.name = str(self._files.path)
-        self.patience_s = patience_s
-        self._readers = Readers(patience_s)
+        self.timeout_s = timeout_s
+        self._readers = Readers(timeout_s)
         self._changer = ThreadPoolExecutor(1, thread_name_prefix="fscache-change")
         self._change_began: float | None = None  # of the loop's clock
 
@@ -61,12 +61,12 @@ class FileDisk:
         finally:
             self._change_began = None
 
-    def stuck(self) -> bool:
+    def hangs(self) -> bool:
         began = self._change_began
-        return began is not None and asyncio.get_running_loop().time() - began > self.patience_s
+        return began is not None and asyncio.get_running_loop().time() - began > self.timeout_s
 
-    async def disturbed(self) -> set[str]:
-        return await asyncio.get_running_loop().run_in_executor(self._changer, self._files.disturbed)
+    async def changed_by_others(self) -> set[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._changer, self._files.changed_by_others)
 
     async def compare(self, known: Mapping[str, Known], prefixes: AbstractSet[str] | None) -> Found:
         loop = asyncio.get_running_loop()

@@ -31,7 +31,7 @@ from fscache.disk import (
 )
 
 T = TypeVar("T")
-HANG_S = 20.0  # a gate that nobody opens ends some day
+HANG_S = 20.0  # a gate that no test opens gives up then
 
 
 @dataclass
@@ -49,19 +49,19 @@ class File:
 class MemoryDisk:
     """Implements `fscache.disk.Disk` with a dict. The dict survives: pass it to the next.
 
-    failing: percent of the operations that fail, chosen by `chance`. `told` is how many
-    failures the cache was told of. `most` is the most bytes that the files ever took.
+    failing: percent of the operations that fail, chosen by `chance`. `reported` is how many
+    failures were reported to the cache. `most` is the most bytes that the files ever took.
     """
 
     def __init__(
         self, files: dict[str, File] | None = None, *, chance: random.Random | None = None, failing: int = 0
     ) -> None:
         self.name = "memory"
-        self.patience_s = 2.0
+        self.timeout_s = 2.0
         self.files: dict[str, File] = {} if files is None else files
         self.chance = chance or random.Random(0)
         self.failing = failing
-        self.told = 0
+        self.reported = 0
         self.most = 0
         self.hops = 0  # reads and changes
         self.removed_while_read: list[str] = []  # which the cache must never do
@@ -84,7 +84,7 @@ class MemoryDisk:
         """Decide whether an operation fails; if so, what the cache is told."""
         if self.chance.random() * 100 >= self.failing:
             return ""
-        self.told += 1
+        self.reported += 1
         return f"{what} failed (made)"
 
     # ---- the interface -----------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class MemoryDisk:
         if error := self._fails("read"):
             return Got(None, error=error)
         if file.damaged or file.key != want.key:
-            self.told += 1
+            self.reported += 1
             del self.files[want.name]
             return Got(None, error="damaged", gone=True)
         if want.touch is not None:
@@ -153,7 +153,7 @@ class MemoryDisk:
             if name in self._reading:
                 self.removed_while_read.append(name)
             if error := self._fails("remove"):
-                self.told -= bool(problem)  # a step tells its last error only
+                self.reported -= bool(problem)  # a step tells its last error only
                 kept.append(name)
                 problem = error
             else:
@@ -165,10 +165,10 @@ class MemoryDisk:
         self.files[step.name] = File(step.key, step.data, step.mtime)
         return Done(kept, True, "")
 
-    def stuck(self) -> bool:
+    def hangs(self) -> bool:
         return False
 
-    async def disturbed(self) -> set[str]:
+    async def changed_by_others(self) -> set[str]:
         changed, self._changed = self._changed, set()
         return changed
 
@@ -222,7 +222,7 @@ def disk_use(path: Path) -> int:
     return sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
 
 
-def gated(path: Path, *, patience_s: float = 60.0) -> tuple[FileDisk, GatedFiles]:
+def gated(path: Path, *, timeout_s: float = 60.0) -> tuple[FileDisk, GatedFiles]:
     """Return a disk of files with gates. A machine under load is no disk that hangs."""
     files = GatedFiles(path)
-    return FileDisk(files, patience_s=patience_s), files
+    return FileDisk(files, timeout_s=timeout_s), files

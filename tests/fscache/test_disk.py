@@ -59,7 +59,7 @@ class Space(NamedTuple):
 @pytest.fixture(params=["files", "memory"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     path = tmp_path / "fc"
-    return Case(FileDisk(path, patience_s=60.0) if request.param == "files" else MemoryDisk(), path)
+    return Case(FileDisk(path, timeout_s=60.0) if request.param == "files" else MemoryDisk(), path)
 
 
 async def opened(case: Case) -> Listing:
@@ -81,7 +81,7 @@ async def test_what_was_written_is_read_and_listed_oldest_first(case: Case) -> N
     assert await disk.read(Want("empty", name_of("empty"), touch=3000.0)) == Got(b"", file_bytes("empty", 0))
     await disk.close(wait=True)
     again = Case(
-        MemoryDisk(disk.files) if isinstance(disk, MemoryDisk) else FileDisk(case.path, patience_s=60.0), case.path
+        MemoryDisk(disk.files) if isinstance(disk, MemoryDisk) else FileDisk(case.path, timeout_s=60.0), case.path
     )
     listing = await opened(again)
     assert [(mtime, name) for mtime, name, _ in listing.files] == [(2000.0, name_of(KEY)), (3000.0, name_of("empty"))]
@@ -125,7 +125,7 @@ async def test_steps_run_in_order_and_removing_what_is_missing_is_no_error(case:
     assert done == [Done([], False, ""), Done([], True, "")]
     assert (await disk.read(Want(KEY, name_of(KEY)))).data == b"new"
     assert disk.reading() == set()
-    assert not disk.stuck()
+    assert not disk.hangs()
     await disk.close(wait=True)
 
 
@@ -134,11 +134,11 @@ async def test_other_hands_are_noticed(case: Case) -> None:
     await opened(case)
     disk = case.disk
     await disk.change([write(key, DATA) for key in ("a", "b", "c")])
-    assert await disk.disturbed() == set()
+    assert await disk.changed_by_others() == set()
     case.put("new", b"new", 500.0)
     case.remove("a")
-    assert await disk.disturbed() == {name_of("new")[:2], name_of("a")[:2]}
-    assert await disk.disturbed() == set()
+    assert await disk.changed_by_others() == {name_of("new")[:2], name_of("a")[:2]}
+    assert await disk.changed_by_others() == set()
     right = disk_bytes(file_bytes("a", len(DATA)))
     known = {name_of("a"): Space(right), name_of("b"): Space(right), name_of("c"): Space(right + 4096)}
     found = await disk.compare(known, None)

@@ -124,7 +124,7 @@ async def test_a_file_being_read_is_counted_and_stays_until_it_was_read(tmp_path
 
 
 async def test_a_disk_that_hangs_is_not_waited_for_and_comes_back(tmp_path: Path) -> None:
-    disk, files = gated(tmp_path / "fc", patience_s=0.05)
+    disk, files = gated(tmp_path / "fc", timeout_s=0.05)
     cache = Fscache(disk, max_size=32 * MIB, clock=time.time)
     keys = [f"k{n}" for n in range(6)]
     for key in keys:
@@ -148,13 +148,13 @@ async def test_a_disk_that_hangs_is_not_waited_for_and_comes_back(tmp_path: Path
     await cache.flush()
     while (stats := cache.stats()) and await cache.get("k0", other) != b"again":
         assert cache.stats().errors > stats.errors, "a miss without a reason"
-        await cache.put("k0", b"again")  # the machine was too slow for this disk's patience
+        await cache.put("k0", b"again")  # the machine was too slow for this timeout
         await cache.flush()
     await cache.close()
 
 
 async def test_a_change_that_hangs_holds_no_drop_and_no_stop(tmp_path: Path) -> None:
-    disk, files = gated(tmp_path / "fc", patience_s=0.05)
+    disk, files = gated(tmp_path / "fc", timeout_s=0.05)
     cache = Fscache(disk, max_size=32 * MIB, clock=time.time)
     await cache.put("k", b"x")
     await cache.flush()
@@ -162,7 +162,7 @@ async def test_a_change_that_hangs_holds_no_drop_and_no_stop(tmp_path: Path) -> 
     files.began.clear()
     await cache.put("l", b"y")
     assert await asyncio.to_thread(files.began.wait, 10)
-    while not disk.stuck():  # noqa: ASYNC110 - as soon as the disk has lost its patience
+    while not disk.hangs():  # noqa: ASYNC110 - as soon as the disk has lost its patience
         await asyncio.sleep(0.01)
     for n in range(20):
         await cache.drop(f"k{n}")

@@ -22,7 +22,7 @@ KEY = st.sampled_from(KEYS)
 SIZES = st.sampled_from([0, 10, 4000, 5000, 8000, 16000])
 BLOCKS_MAX = 16
 LARGE = bytes(range(256)) * 3000
-PATIENCE_S = 60.0  # a machine under load is no disk that hangs
+TIMEOUT_S = 60.0  # a machine under load is no disk that hangs
 
 
 class WatchedFiles(Files):
@@ -56,7 +56,7 @@ class FscacheMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        disk = FileDisk(WatchedFiles(self.dir / "fc", self.look_at_use), patience_s=PATIENCE_S)
+        disk = FileDisk(WatchedFiles(self.dir / "fc", self.look_at_use), timeout_s=TIMEOUT_S)
         self.cache = Fscache(disk, max_size=self.blocks_max * BLOCK_BYTES, clock=self.clock)
 
     def look_at_use(self) -> None:

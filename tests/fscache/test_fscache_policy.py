@@ -72,7 +72,7 @@ async def test_whatever_fails_the_data_is_right_and_the_limit_holds(seed: int, f
             await asyncio.gather(*(work(cache, disk, chance) for _ in range(chance.randint(1, 4))))
         await cache.flush()
         stats = cache.stats()
-        assert stats.errors == disk.told
+        assert stats.errors == disk.reported
         assert (stats.errors > 0) or not failing
         assert stats.hits > 0
         assert cache.check() == []
@@ -106,7 +106,7 @@ async def test_a_file_that_cannot_be_removed_does_not_keep_the_others() -> None:
         def _fails(self, what: str) -> str:
             fails = what == "remove" and name_of("k-0") in self.files and self.denied > 0
             self.denied -= fails
-            self.told += fails
+            self.reported += fails
             return "denied (made)" if fails else ""
 
         denied = 1

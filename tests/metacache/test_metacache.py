@@ -7,10 +7,11 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from metacache import Change, Copy, Metacache, MetacacheBusy, MetacacheError, MetacacheFull
-from metacache._layout import CHUNK_BYTES
+from metacache.layout import CHUNK_BYTES, PAGE_BYTES
 
 MIB = 1 << 20
 
@@ -19,11 +20,17 @@ def open_cache(path: Path, *, max_space: int = 32 * MIB, sync: bool = True, **mo
     return Metacache(path / "mc", max_space=max_space, max_grace=0, clock=lambda: 1000.0, sync=sync, **more)
 
 
+def transactions(path: Path) -> int:
+    """How many write transactions a closed environment has had, those of its creation included."""
+    with lmdb.open(str(path / "mc"), readonly=True, lock=False, max_dbs=5) as env:
+        return int(env.info()["last_txnid"])
+
+
 @pytest.fixture
 async def cache(tmp_path: Path) -> AsyncIterator[Metacache]:
     cache = open_cache(tmp_path)
     yield cache
-    assert cache.check() == []
+    assert cache.accounts.check() == []
     await cache.close()
 
 
@@ -127,17 +134,21 @@ async def test_drops_and_space(cache: Metacache) -> None:
     assert cache.get_state("seq") == b"1"
 
 
-async def test_one_commit_serves_all_who_wait(cache: Metacache) -> None:
-    cache.append("u", "b", b"first", Change.NONE)
-    before = cache._disk.env.lmdb.info()["last_txnid"]
+async def test_one_commit_serves_all_who_wait(tmp_path: Path) -> None:
+    async def sessions(path: Path, count: int) -> int:
+        cache = open_cache(path)
+        cache.append("u", "b", b"first", Change.NONE)
 
-    async def session(n: int) -> None:
-        cache.append("u", f"box{n}", b"delta", Change.IMPORTANT)
-        await cache.commit()
+        async def session(n: int) -> None:
+            cache.append("u", f"box{n}", b"delta", Change.IMPORTANT)
+            await cache.commit()
 
-    await asyncio.gather(*(session(n) for n in range(100)))
-    assert cache._disk.env.lmdb.info()["last_txnid"] - before <= 2
-    assert len(cache.boxes("u")) == 101
+        await asyncio.gather(*(session(n) for n in range(count)))
+        assert len(cache.boxes("u")) == count + 1
+        await cache.close()
+        return transactions(path)
+
+    assert await sessions(tmp_path / "many", 100) <= await sessions(tmp_path / "few", 1) + 1
 
 
 async def test_what_nobody_waits_for_is_written_soon(tmp_path: Path) -> None:
@@ -182,7 +193,7 @@ async def test_full_keeps_what_is_staged_until_a_drop_makes_room(tmp_path: Path)
         cache.drop("u", f"b{n}")
     await cache.commit()
     assert not cache.full()
-    assert cache.check() == []
+    assert cache.accounts.check() == []
     assert "large" in cache.boxes("u")
     assert cache.load("u", "b1") is None
     await cache.close()
@@ -221,7 +232,7 @@ async def test_more_at_once_than_there_is_room_for_goes_in_portions(tmp_path: Pa
     seen += [space.box for space in cache.box_spaces("u")]
     assert sorted(seen) == names
     assert cache.staged() == 0
-    assert cache.check() == []
+    assert cache.accounts.check() == []
     await cache.close()
     cache = open_cache(tmp_path, max_space=2 * MIB)
     assert cache.get_state("seq") == b"7"
@@ -240,24 +251,24 @@ async def test_a_limit_that_was_lowered_leaves_room_to_delete(tmp_path: Path) ->
         cache.drop("u", f"b{n}")
     await cache.commit()
     assert not cache.full()
-    assert cache.check() == []
+    assert cache.accounts.check() == []
     await cache.close()
 
 
 async def test_lmdbs_own_limit_is_the_same_failure(tmp_path: Path) -> None:
+    """Values of little more than a page take two: their bytes fit into the map, their pages do not."""
     cache = open_cache(tmp_path, max_space=1 * MIB)  # the map has its least size, 8 MiB
-    cache._disk.limit = 1 << 40
-    cache._disk._map_bytes_used_max = 1 << 40
-    for n in range(200):
-        cache.replace("u", f"b{n}", bytes(60_000), b"", change=Change.NONE, priority=3)
-    with pytest.raises(MetacacheFull):
+    cache.accounts.limit = 1 << 40
+    for n in range(1500):
+        cache.replace("u", f"b{n}", bytes(PAGE_BYTES), b"", change=Change.NONE, priority=3)
+    with pytest.raises(MetacacheFull, match="no room left in the map"):
         await cache.commit()
-    assert len(cache.boxes("u")) == 200
-    for n in range(150):
+    assert len(cache.boxes("u")) == 1500
+    for n in range(1100):
         cache.drop("u", f"b{n}")
     await cache.commit()
-    assert len(cache.boxes("u")) == 50
-    assert cache.check() == []
+    assert len(cache.boxes("u")) == 400
+    assert cache.accounts.check() == []
     await cache.close()
 
 
@@ -267,13 +278,18 @@ async def test_a_write_larger_than_the_cache_is_refused_at_once(cache: Metacache
     assert cache.load("u", "b") is None
 
 
-async def test_large_batches_are_cut_into_several_transactions(cache: Metacache) -> None:
-    for n in range(5):
-        cache.put_fields("u", f"b{n}", ((uid, bytes(2000)) for uid in range(1, 1000)))
-    assert len(cache._layers) > 1
-    await cache.commit()
-    assert cache.staged() == 0
-    assert [len(cache.iter_fields("u", f"b{n}", 1, 5000)) for n in range(5)] == [999] * 5
+async def test_large_batches_are_cut_into_several_transactions(tmp_path: Path) -> None:
+    async def batch(path: Path, size: int) -> int:
+        cache = open_cache(path)
+        for n in range(5):
+            cache.put_fields("u", f"b{n}", ((uid, bytes(size)) for uid in range(1, 1000)))
+        await cache.commit()
+        assert cache.staged() == 0
+        assert [len(cache.iter_fields("u", f"b{n}", 1, 5000)) for n in range(5)] == [999] * 5
+        await cache.close()
+        return transactions(path)
+
+    assert await batch(tmp_path / "large", 2000) == await batch(tmp_path / "small", 20) + 1
 
 
 async def test_reopen_keeps_everything(tmp_path: Path) -> None:
@@ -311,10 +327,12 @@ async def test_a_damaged_environment_is_moved_aside(tmp_path: Path, damage: str)
     for n in (1, 2):
         cache = open_cache(tmp_path)
         cache.replace("u", "b", bytes(500_000), b"", change=Change.NONE, priority=3)
-        if damage == "format":
-            with cache._disk.env.lmdb.begin(write=True) as txn:
-                txn.put(b"\0format", b"\0\0\0\x63", db=cache._disk.env.state)
         await cache.close()
+        if damage == "format":
+            with lmdb.open(str(tmp_path / "mc"), max_dbs=5) as env:
+                state = env.open_db(b"state")
+                with env.begin(write=True) as txn:
+                    txn.put(b"\0format", b"\0\0\0\x63", db=state)
         data = tmp_path / "mc" / "data.mdb"
         if damage == "garbage":
             data.write_bytes(os.urandom(data.stat().st_size))

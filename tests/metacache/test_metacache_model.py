@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from metacache import Change, Cleaner, Copy, Metacache, MetacacheFull, Weights
-from metacache._layout import CHUNK_BYTES
+from metacache.layout import CHUNK_BYTES
 
 MIB = 1 << 20
 USERS = st.sampled_from(["anna", "bo", "x" * 600])
@@ -150,13 +150,16 @@ class MetacacheMachine(RuleBasedStateMachine):
     @rule()
     def commit(self) -> None:
         self.commit_now()
-        assert self.cache.check() == []
+        assert self.cache.accounts.check() == []
         assert self.cache.space() == sum(sum(user.space_bytes.values()) for user in self.cache.users())
-        assert self.cache.by_priority() == {
+        assert self.cache.accounts.by_priority() == {
             p: n for p in range(4) if (n := sum(user.space_bytes.get(p, 0) for user in self.cache.users()))
         }
         entries = {
-            (user, box.box): box.change for batch in self.cache.entries() for user, _, all_of in batch for box in all_of
+            (user, box.box): box.change
+            for batch in self.cache.accounts.entries()
+            for user, _, all_of in batch
+            for box in all_of
         }
         assert set(entries) == {*self.copies, *self.fields}
         boxes = {*self.copies, *self.fields}
@@ -189,7 +192,8 @@ class MetacacheMachine(RuleBasedStateMachine):
         """Stop at any place of a background commit: reads are right while it is under way."""
 
         async def spin() -> None:
-            self.cache._kick()
+            commit = asyncio.create_task(self.cache.commit())
+            commit.add_done_callback(lambda task: task.cancelled() or task.exception())  # full, perhaps
             for _ in range(turns):
                 await asyncio.sleep(0)
                 self.look()
@@ -291,7 +295,7 @@ def test_killed_at_any_time_what_was_committed_is_there(tmp_path: Path) -> None:
         assert acknowledged, seed
         runner = asyncio.Runner()
         cache = Metacache(path, max_space=64 * MIB, max_grace=0, clock=lambda: 1.0)
-        assert cache.check() == []
+        assert cache.accounts.check() == []
         for s, n in acknowledged.items():
             copy = cache.load(f"u{s}", "INBOX")
             assert copy is not None, seed

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from metacache import Change, Copy, Metacache
-from metacache._layout import PAGE_BYTES
+from metacache.layout import PAGE_BYTES
 
 MIB = 1 << 20
 META_PAGES = 2
@@ -87,7 +87,7 @@ async def test_a_cut_at_or_within_a_commit_serves_the_last_state(tmp_path: Path,
             put_file(tmp_path / "after", one)
             again = open_cache(tmp_path / "after")
             assert state_of(again) == state, (seed, at)
-            assert again.check() == []
+            assert again.accounts.check() == []
             again.append("u0", "INBOX", b"goes on", Change.IMPORTANT)
             await again.commit()
             await again.close()

@@ -2,7 +2,7 @@
 
 `Disk` is what has been committed; a `SimMetacache` is one process's view of it. A kill, or a power cut, loses what was
 staged and not committed: with group commit that is always a suffix of the writes. The folding of writes is the real
-one (`metacache._ops`), so that a copy here means what it means there.
+one (`metacache.operations`), so that a copy here means what it means there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from metacache import BoxSpace, Change, Copy, MetacacheError, UserSpace
-from metacache._ops import (
+from metacache.operations import (
     Append,
     BoxKey,
     Drop,

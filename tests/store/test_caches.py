@@ -117,7 +117,7 @@ async def test_with_no_room_everything_idle_is_uploaded_and_dropped_and_nothing_
             assert requests.count("get") <= 2, "the list of mailboxes alone: its totals are exact"
             assert requests.count("list", "mail") == 0
             assert await whole(user) == was
-        assert metacache.check() == []
+        assert metacache.accounts.check() == []
 
 
 async def test_a_mailbox_let_go_of_takes_deliveries_as_before(machine: Machine) -> None:
@@ -166,7 +166,7 @@ async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, mon
         await asyncio.gather(*(client(n) for n in range(12)))
         running.cancel()
         assert clean.cleaned > 20
-        assert life.store.env.metacache.check() == []
+        assert life.store.env.metacache.accounts.check() == []
         life.store.env.metacache.max_space = 64 << 20
         for n in range(12):
             user = await life.user(f"user{n:02}")
@@ -208,7 +208,7 @@ async def test_above_the_limit_new_users_wait_and_sessions_go_on(
         user = await life.user("anna")
         await user.append("INBOX", [NewMail(simple(1))])
         await life.store.env.metacache.commit()
-        monkeypatch.setattr(life.store.env.metacache._disk, "limit", life.store.env.metacache.space())
+        monkeypatch.setattr(life.store.env.metacache.accounts, "limit", life.store.env.metacache.space())
         assert life.store.env.metacache.full()
         with pytest.raises(Unavailable):
             await life.user("bo")
@@ -218,7 +218,7 @@ async def test_above_the_limit_new_users_wait_and_sessions_go_on(
             await box.store_flags(box.state.uids[-1:], "add", ["\\Seen"])
         assert (await user.status("INBOX")).unseen == 1
         await box.release()
-        assert life.store.env.metacache.space() <= life.store.env.metacache._disk.limit
+        assert life.store.env.metacache.space() <= life.store.env.metacache.accounts.limit
         monkeypatch.undo()
         assert life.store.env.metacache.peek("anna", "root").change in tuple(Change)
 
@@ -365,4 +365,4 @@ async def test_killed_while_it_cleans_nothing_is_lost(machine: Machine, turns: i
     async with machine.run() as life:
         for name, was in before.items():
             assert await whole(await life.user(name)) == was
-        assert life.store.env.metacache.check() == []
+        assert life.store.env.metacache.accounts.check() == []

@@ -1,22 +1,27 @@
-"""Keys, records and the price of both: the byte layout of the environment.
+"""The byte layout of the environment: keys, records, and what an entry is charged.
 
-Users and boxes are named by a 16-byte hash (BLAKE2b), because a name may be longer than LMDB's 511-byte keys; the full
-names are in the records. All integers are big-endian, so that keys sort by number.
+Users and boxes are named by a 16-byte hash (BLAKE2b), because a name may be longer than
+LMDB's keys of 511 bytes; the full names are in the records. All integers are
+big-endian, so that keys sort by number.
 
     database  key                                        value
     users     user hash 16                               user record
     boxes     user hash 16, box hash 16                  box record
     blobs     user hash 16, box hash 16, "B", chunk 4    base, in chunks of CHUNK_BYTES
-              user hash 16, box hash 16, "D", n 4, chunk 4    delta number n, in chunks
-    fields    user hash 16, box hash 16, uid 4           record of a uid, or its first chunk
-              user hash 16, box hash 16, uid 4, chunk 4  further chunks, only if the one before has CHUNK_BYTES
+              user hash 16, box hash 16, "D", n 4, chunk 4
+                                                         delta number n, in chunks
+    fields    user hash 16, box hash 16, uid 4           record of a uid: chunk 0
+              user hash 16, box hash 16, uid 4, chunk 4  further chunks, if the chunk
+                                                         before has CHUNK_BYTES
     state     "s", name in UTF-8                         backend-wide record
               "\\0format"                                 layout version 4
               "\\0space"                                  accounted bytes 8
 
-    user record:  name length 2, entries 1, then per entry priority 1, bytes 8; then the name
-    box record:   change 1, priority 1, bits 1 (1 has a copy, 2 has a base), reserved 1, last access 8 (double),
-                  bytes of blobs and fields 8, base length 8, next delta 4, stamp length 2, name length 2, stamp, name
+    user record:  name length 2, entries 1, then per entry priority 1, bytes 8;
+                  then the name
+    box record:   change 1, priority 1, bits 1 (1 has a copy, 2 has a base), reserved 1,
+                  last access 8 (double), bytes of blobs and fields 8, base length 8,
+                  next delta 4, stamp length 2, name length 2, stamp, name
 
 Invariant: `cost` is a function of lengths alone, so a recount gives what was accounted.
 Refuses to know: transactions.
@@ -32,16 +37,19 @@ from metacache._types import Change, MetacacheError
 
 FORMAT = 1
 
-# 16 pages of 4 KiB less LMDB's 16-byte page header: the largest value without a partly used page. Larger values would
-# ask for ever longer runs of free pages, which a map that has been in use for long does not have.
+# 16 pages of 4 KiB less LMDB's 16-byte page header: the largest value without a partly
+# used page. Larger values need longer runs of free pages, and a map that has been in
+# use for long does not have them.
 CHUNK_BYTES = 16 * 4096 - 16
 
 PAGE_BYTES = 4096
 NODE_BYTES = 10  # LMDB: node header 8, slot 2
 NODE_MAX = 2038  # LMDB: a larger node has its value on pages of its own
 
-NAME_BYTES_MAX = 8192  # user and box names; a user name of 255 characters is at most 1020 bytes before escaping
-STAMP_BYTES_MAX = 32768  # so that a box record stays one value
+# Of user and box names. A user name of 255 characters has at most 1020 bytes before
+# escaping.
+NAME_BYTES_MAX = 8192
+STAMP_BYTES_MAX = 32768  # so that a box record stays a single value
 STATE_KEY_BYTES_MAX = 500  # LMDB: keys up to 511 bytes
 UID_MAX = 0xFFFFFFFF
 
@@ -49,12 +57,18 @@ _BOX = struct.Struct(">BBBBdQQIHH")  # 4 + 8 + 8 + 8 + 4 + 2 + 2 = 36
 _HAS_COPY = 1
 _HAS_BASE = 2
 
+BASE, DELTA = b"B", b"D"  # kinds of blobs
+SPACE_KEY = b"\0space"
+
 u32 = struct.Struct(">I").pack
 u64 = struct.Struct(">Q")
 
 
 def encode_name(name: str) -> bytes:
-    """UTF-8 of a user or box name; names that are no valid Unicode pass as well."""
+    """Return the UTF-8 of a user or box name; surrogates are allowed.
+
+    Raises: ValueError if it is too long.
+    """
     raw = name.encode("utf-8", "surrogatepass")
     if len(raw) > NAME_BYTES_MAX:
         raise ValueError(f"name of {len(raw)} bytes, at most {NAME_BYTES_MAX}")
@@ -81,10 +95,11 @@ def state_key(name: str) -> bytes:
 
 
 def cost(key_len: int, value_len: int) -> int:
-    """The bytes that an entry is charged.
+    """Return the bytes that an entry is charged.
 
-    A value on pages of its own is charged whole pages. A small one is charged half as much again as it has, because
-    LMDB splits a full page in halves: its pages are between half and completely full.
+    A value on pages of its own is charged whole pages. A small value is charged half as
+    much again as it has: LMDB splits a full page in halves, so its pages are between
+    half and completely full.
     """
     if NODE_BYTES + key_len + value_len > NODE_MAX:
         return -(-(value_len + 16) // PAGE_BYTES) * PAGE_BYTES + NODE_BYTES + 8 + key_len
@@ -131,14 +146,17 @@ class BoxRecord:
             raise MetacacheError("metacache: damaged box record; remove the environment") from error
 
     def space(self, user: str) -> int:
-        """All that the box is charged: its data, its record, and its share of the user's record."""
+        """Return what the box is charged.
+
+        That is its data, its record, and its share of the user's record.
+        """
         own = _BOX.size + len(self.stamp) + len(encode_name(self.name))
         return self.data_bytes + cost(32, own) + cost(16, 3 + len(encode_name(user)))
 
 
 @dataclass(slots=True)
 class UserRecord:
-    """A user's full name and what the user's boxes are charged, by priority."""
+    """A user's full name, and what the user's boxes are charged by priority."""
 
     name: str
     space: dict[int, int]

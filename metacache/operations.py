@@ -1,10 +1,12 @@
 """Staged writes: the operations, and the layers in which they wait for the disk.
 
-A layer is what one write transaction will hold. Callers stage into the newest layer; the writer takes the oldest. A
-read starts from the disk and folds in every layer that its snapshot does not show.
+A layer is what a write transaction will hold. Callers stage into the newest layer; the
+writer takes the oldest. A read starts from the disk and folds in every layer that its
+snapshot does not show.
 
-Invariant: folding the operations of the layers, oldest first, onto the disk's state gives the state that the disk will
-have. Within one (user, box) operations never change places.
+Invariant: the operations of the layers, folded onto the disk's state, oldest first,
+give the state that the disk will have. Within a (user, box) operations never change
+places.
 Refuses to know: LMDB, and how large the cache may grow.
 """
 
@@ -16,10 +18,11 @@ from dataclasses import dataclass, field
 
 from metacache._types import Change, Copy
 
-# A layer is sealed at the first of these. 8 MiB is 2,000 dirty pages: a commit of some 20 ms that holds up nobody long.
+# A layer is sealed at the first of these. 8 MiB are 2,000 dirty pages: a commit of some
+# 20 ms, which delays nobody for long.
 LAYER_BYTES = 8 << 20
 LAYER_OPS = 8192
-OP_BYTES = 100  # what a small operation costs beside its payload, roughly
+OP_BYTES = 100  # about what an operation takes in memory beside its payload
 
 BoxKey = tuple[str, str]
 
@@ -53,7 +56,7 @@ class Mark:
 
 @dataclass(slots=True, frozen=True)
 class Drop:
-    """`box` None drops all boxes of the user, `user` None as well drops everything."""
+    """box None: all boxes of the user. user None as well: everything."""
 
     user: str | None
     box: str | None
@@ -86,7 +89,7 @@ DROP_ALL = Drop(None, None)
 
 
 def size_of(op: Op) -> int:
-    """What an operation holds in memory, near enough to bound the layers."""
+    """Return about what an operation takes in memory, to bound the layers."""
     match op:
         case Append(delta=delta):
             return OP_BYTES + len(delta)
@@ -104,7 +107,11 @@ def size_of(op: Op) -> int:
 
 @dataclass(slots=True)
 class Layer:
-    """Operations of one write transaction, with an index by box for the reads."""
+    """Operations of a write transaction, with an index by box for the reads.
+
+    txn_id: set by the writer's thread when its transaction has begun. A snapshot with
+    this id or a later id shows the layer.
+    """
 
     ops: list[Op] = field(default_factory=list)
     nbytes: int = 0
@@ -114,7 +121,6 @@ class Layer:
     state: dict[str, bytes] = field(default_factory=dict)
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
     sealed: bool = False
-    # Set by the writer thread once its transaction has begun. A snapshot with this id or a later one shows the layer.
     txn_id: int | None = None
 
     def add(self, op: Op) -> None:
@@ -146,14 +152,17 @@ class Layer:
         return found
 
     def ops_of(self, user: str, box: str) -> Sequence[BoxOp]:
-        """All that this layer does to one box, in order; drops of the user and of everything included."""
+        """Return what this layer does to a box, in order.
+
+        Includes drops of the user and of everything.
+        """
         found = self.by_box.get((user, box))
         if found is None:
             return (DROP_ALL,) if self.wiped_all or user in self.wiped_users else ()
         return found
 
     def fold_boxes(self, user: str, names: set[str]) -> set[str]:
-        """The user's boxes after this layer, given those before it."""
+        """Return the user's boxes after this layer, given those before it."""
         out = set() if self.wiped_all or user in self.wiped_users else set(names)
         for (owner, box), ops in self.by_box.items():
             if owner != user:
@@ -169,7 +178,7 @@ class Layer:
 
 
 def fold_copy(copy: Copy | None, ops: Iterable[BoxOp]) -> Copy | None:
-    """One box's copy after `ops`; may take `copy.deltas` over and extend it."""
+    """Return a box's copy after `ops`. It may extend `copy.deltas` in place."""
     for op in ops:
         match op:
             case Append(delta=delta, change=change):
@@ -191,7 +200,7 @@ def fold_copy(copy: Copy | None, ops: Iterable[BoxOp]) -> Copy | None:
 
 
 def fold_fields(values: list[bytes | None], uids: Sequence[int], ops: Iterable[BoxOp]) -> list[bytes | None]:
-    """The records of `uids` after `ops`."""
+    """Return the records of `uids` after `ops`."""
     for op in ops:
         match op:
             case Drop():
@@ -207,7 +216,7 @@ def fold_fields(values: list[bytes | None], uids: Sequence[int], ops: Iterable[B
 
 
 def fold_range(found: dict[int, bytes], low: int, high: int, ops: Iterable[BoxOp]) -> dict[int, bytes]:
-    """The records with low <= uid <= high after `ops`; unordered."""
+    """Return the records with low <= uid <= high after `ops`, unordered."""
     for op in ops:
         match op:
             case Drop():
@@ -223,10 +232,11 @@ def fold_range(found: dict[int, bytes], low: int, high: int, ops: Iterable[BoxOp
 
 
 def drops_first(ops: Iterable[Op]) -> tuple[list[Op], list[Op]]:
-    """Split a queue that does not fit into (drops, the rest), with the writes that a later drop undoes left out.
+    """Split a queue that does not fit into (drops, the rest).
 
-    After that no write precedes a drop of the same box, so the drops may go first and make room. The result
-    differs from the queue only between boxes, whose order means nothing once all of it is committed.
+    Writes that a later drop undoes are left out. After that no write precedes a drop of
+    the same box, so the drops may go first and make room. The result differs from the
+    queue only in the order between boxes, which means nothing once all is committed.
     """
     drops: list[Op] = []
     rest: list[Op] = []

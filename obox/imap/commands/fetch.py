@@ -11,7 +11,9 @@ connection is honest.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +23,7 @@ from obox.imap import ast, wire
 from obox.imap.ast import FetchAttr
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.earlier import vanished_earlier
-from obox.imap.plan import Body, Plan, compile_plan, header_of
+from obox.imap.plan import Body, Plan, compile_plan
 from obox.imap.replies import Reply, bad, no
 from obox.imap.rows import flag_column, lines
 from obox.imap.session import NO_UIDS, Session
@@ -30,7 +32,8 @@ from obox.imap.updates import write_flags
 from obox.mailbox._state import SEEN
 from obox.mailbox._uidset import UidArray
 from obox.store.api import Fields, Unreadable
-from obox.store.content import make_fields, parse
+from obox.store.content import INLINE_MAX, Budget, Part, header_end, make_fields, parse
+from obox.store.turn import Turn
 
 COLUMN_ROWS: Final = 1000
 """Mails of a chunk that needs columns alone: about 64 KiB of lines."""
@@ -95,6 +98,16 @@ def _of_mail(item: FetchAttr | Body) -> bool:
     return isinstance(item, Body) and not item.in_header
 
 
+async def _structure(mail: bytes) -> tuple[Part, bool]:
+    """The parts of a mail, and whether it is a small one whose parts can be cut out on the loop too."""
+    if len(mail) <= INLINE_MAX:
+        budget = Budget.quick()
+        root = parse(mail, budget)
+        if not budget.exceeded:
+            return root, True
+    return await asyncio.to_thread(parse, mail), False
+
+
 class _AtOnce(Exception):
     """A mail cannot be read, and nothing more is to be sent."""
 
@@ -108,7 +121,9 @@ class _Fetch:
         self.mailbox, self.view = session.need_mailbox()
         self.names = plan.names()
         self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
+        self.of_header = [item.of_header() for item in plan.order if isinstance(item, Body) and item.in_header]
         self.needs_structure = plan.needs_structure
+        self.turn = Turn(session.context.clock)
         self.uid = uid
         self.autofix = session.settings.autofix_storage
         self.unreadable: set[int] = set()
@@ -120,11 +135,27 @@ class _Fetch:
         seen = NO_UIDS
         if plan.sets_seen and not self.session.read_only:
             seen = await self._mark_seen(uids)
-        found: dict[int, Fields] = {}
-        headers: dict[int, bytes] = {}
+        found = await self._fields(uids) if plan.needs_fields else {}
+        runs = self._alone(uids, found)
+        for some in runs:
+            theirs = found if len(runs) == 1 else {uid: found[uid] for uid in some.tolist() if uid in found}
+            await self._deliver(some, seen, theirs)
+            if len(runs) > 1:
+                await self.session.flush()
+
+    def _alone(self, uids: UidArray, found: Mapping[int, Fields]) -> list[UidArray]:
+        """The mails in runs, such that each header that is too long to be cached is in memory by itself."""
+        if not self.of_header or all(fields.header is not None for fields in found.values()):
+            return [uids]
+        long = [at for at, uid in enumerate(uids.tolist()) if uid in found and found[uid].header is None]
+        cuts = sorted({0, len(uids), *long, *(at + 1 for at in long)})
+        return [uids[a:b] for a, b in pairwise(cuts)]
+
+    async def _deliver(self, uids: UidArray, seen: UidArray, found: dict[int, Fields]) -> None:
+        plan = self.plan
+        headers: dict[int, list[bytes]] = {}
         if plan.needs_fields:
-            found = await self._fields(uids)
-            if any(isinstance(item, Body) and item.in_header for item in plan.order):
+            if self.of_header:
                 headers = await self._headers(found)
                 found = {uid: found[uid] for uid in headers} if len(headers) < len(found) else found
             if len(found) < len(uids):
@@ -226,9 +257,9 @@ class _Fetch:
                 out[uid] = make_fields(mail)
         return out
 
-    async def _headers(self, found: dict[int, Fields]) -> dict[int, bytes]:
-        """Header blocks; those that are too long to be cached are cut from the mail."""
-        out: dict[int, bytes] = {}
+    async def _headers(self, found: dict[int, Fields]) -> dict[int, list[bytes]]:
+        """What is asked of the header blocks, an item each; those that are too long to be cached are in the mail."""
+        out: dict[int, list[bytes]] = {}
         for uid, fields in found.items():
             header = fields.header
             if header is None:
@@ -238,16 +269,24 @@ class _Fetch:
                     continue
                 except (Corrupt, NotFound) as error:
                     mail = self._instead(uid, error)
-                if mail is None:
-                    continue
-                header = header_of(mail)
-            out[uid] = header
+                if mail is not None:
+                    out[uid] = await asyncio.to_thread(self._of_header_of, mail)
+                continue
+            out[uid] = values = []
+            for cut in self.of_header:
+                values.append(cut(header))
+                if self.turn.over():
+                    await self.turn.end()
         return out
+
+    def _of_header_of(self, mail: bytes) -> list[bytes]:
+        header = mail[: header_end(mail)]
+        return [cut(header) for cut in self.of_header]
 
     # -- whole mails -----------------------------------------------------------------------------------------------
 
     async def _whole(
-        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]
+        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> None:
         """The columns of all are taken now, each mail's bytes follow: a change in between is told by the next poll."""
         order = uids.tolist()
@@ -260,7 +299,7 @@ class _Fetch:
                 at += 1
             wrong: Unreadable | None = None
             if isinstance(mail, bytes):
-                self._write_row(lead, rows[at], mail)
+                await self._write_row(lead, rows[at], mail)
             elif mail is not None:
                 wrong = mail
             elif self._streams(sizes[at]):
@@ -268,7 +307,7 @@ class _Fetch:
             else:
                 self.expunged = True
             if wrong is not None and (instead := self._instead(uid, wrong)) is not None:
-                self._write_row(lead, rows[at], instead)
+                await self._write_row(lead, rows[at], instead)
             elif wrong is not None:
                 await self._write_flags(uid, seen)
             if self.session.out.full:
@@ -299,7 +338,7 @@ class _Fetch:
             yield pair
 
     def _cells(
-        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]
+        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> tuple[list[bytes], list[list[Any]]]:
         """Format strings, and for each line its sequence number and values; what is cut from the mail is None yet."""
         plan = self.plan
@@ -321,11 +360,23 @@ class _Fetch:
             names, columns = self._with_flags(uids, where, seen, columns)
         return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
 
-    def _write_row(self, lead: bytes, values: list[Any], mail: bytes) -> None:
-        root = parse(mail) if self.needs_structure else None
+    async def _write_row(self, lead: bytes, values: list[Any], mail: bytes) -> None:
+        root: Part | None = None
+        if self.needs_structure:
+            root, quick = await _structure(mail)
+            if not quick:
+                for (at, _), value in zip(self.cut, await asyncio.to_thread(self._of_mail, mail, root), strict=True):
+                    values[at] = value
+                self.session.write(lead % tuple(values))
+                return
         for at, item in self.cut:
             values[at] = item.of_mail(mail, root)
+            if self.turn.over():
+                await self.turn.end()
         self.session.write(lead % tuple(values))
+
+    def _of_mail(self, mail: bytes, root: Part) -> list[bytes]:
+        return [item.of_mail(mail, root) for _, item in self.cut]
 
     async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> Unreadable | None:
         """Send a large mail, piece by piece; returns why nothing of it was sent.

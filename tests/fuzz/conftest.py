@@ -1,0 +1,17 @@
+"""How long a fuzzer runs: OBOX_FUZZ_SECONDS, 5 by default; CI gives each a minute."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "imap"))  # harness: a server and a client
+
+
+@pytest.fixture
+def fuzz_seconds() -> float:
+    """Seconds for `rounds.rounds`."""
+    return float(os.environ.get("OBOX_FUZZ_SECONDS", "5"))

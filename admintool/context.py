@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from admintool.client import Event, Local, NoBackend, Remote, state_is_free
 from admintool.output import Output, tell
 from obox.admin.table import Needs, Verb

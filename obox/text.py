@@ -5,7 +5,7 @@ holds the interpreter's lock meanwhile: 32,768 of them take more than a second. 
 Stream-Safe Text, which has at most 30 in a row; no language needs more. A name with more is refused
 (`nfc_name`); text that is searched is broken up (`stream_safe`).
 
-Invariant: this module and `obox.mailbox.search` alone call `unicodedata.normalize`, and only with
+Invariant: this module and `obox.mailbox._needles` alone call `unicodedata.normalize`, and only with
 text that is bounded and stream-safe. Refuses to know: what the text is for.
 """
 
@@ -29,17 +29,30 @@ _COMBINING_LAST: Final = 0x1F000
 """No combining character lies at or above it; the tests look at all of Unicode."""
 
 
+_ASTRAL: Final = re.compile("[\U00010000-\U0010ffff]")
+
+
 @cache
-def _long_run() -> re.Pattern[str]:
-    """A pattern that finds each NONSTARTERS_MAX non-starters that another one follows."""
-    chars = [c for c in map(chr, range(0x300, _COMBINING_LAST)) if unicodedata.combining(c)]
-    one = "[" + "".join(chars) + _DECOMPOSE_TO_NONSTARTERS + "]"  # none of them has a meaning in a class
-    return re.compile(f"{one}{{{NONSTARTERS_MAX}}}(?={one})")
+def _long_run(most: int) -> re.Pattern[str]:
+    """A pattern that finds each NONSTARTERS_MAX non-starters that another one follows; most: the last one that it
+    knows. Those up to U+FFFF alone are found ten times as fast."""
+    numbers = {n for n in range(0x300, min(most, _COMBINING_LAST) + 1) if unicodedata.combining(chr(n))}
+    starts = [n for n in sorted(numbers) if n - 1 not in numbers]
+    ends = [n for n in sorted(numbers) if n + 1 not in numbers]
+    ranges = [f"{chr(a)}-{chr(b)}" for a, b in zip(starts, ends, strict=True)]
+    one = "[" + "".join(ranges) + _DECOMPOSE_TO_NONSTARTERS + "]"  # none of them has a meaning in a class
+    # The first stands by itself: `re` skips quickly to a set, not to a repeat of one.
+    return re.compile(f"{one}{one}{{{NONSTARTERS_MAX - 1}}}(?={one})")
+
+
+def _run_in(text: str) -> re.Pattern[str]:
+    rare = any(map(unicodedata.combining, set(_ASTRAL.findall(text))))
+    return _long_run(_COMBINING_LAST if rare else 0xFFFF)
 
 
 def is_stream_safe(text: str) -> bool:
     """Whether no run of non-starters is longer than NONSTARTERS_MAX. Linear time."""
-    return text.isascii() or _long_run().search(text) is None
+    return text.isascii() or _run_in(text).search(text) is None
 
 
 def stream_safe(text: str) -> str:
@@ -47,7 +60,12 @@ def stream_safe(text: str) -> str:
 
     Linear time; the same text if it was stream-safe. UAX #15 §13 (Stream-Safe Text Process).
     """
-    return text if text.isascii() else _long_run().sub(lambda run: run[0] + _BREAK, text)
+    return text if text.isascii() else _run_in(text).sub(lambda run: run[0] + _BREAK, text)
+
+
+def starts_anew(char: str) -> bool:
+    """Whether a text may be cut before this character, and each side normalised (NFKD) by itself."""
+    return not unicodedata.combining(char) and char not in _DECOMPOSE_TO_NONSTARTERS
 
 
 def nfc_name(name: str, bytes_max: int, what: str) -> str:

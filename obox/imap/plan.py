@@ -22,7 +22,7 @@ from obox.imap.rows import flag_column
 from obox.mailbox import State
 from obox.mailbox._uidset import UidArray
 from obox.store.api import Fields
-from obox.store.content import Section, header_fields, parse, section
+from obox.store.content import Part, Section, header_fields, section
 
 Where = npt.NDArray[np.intp]
 
@@ -85,17 +85,18 @@ class Body:
         start = min(self.start, size)
         return start, min(start + (self.count or 0), size)
 
-    def of_headers(self, headers: Sequence[bytes]) -> list[bytes]:
-        """The answer's values, from header blocks."""
+    def of_header(self) -> Callable[[bytes], bytes]:
+        """What makes the answer's value of a header block; made once, for many mails."""
         what = self.spec.what
-        if what != "HEADER":
-            names, invert = frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT"
-            headers = [header_fields(header, names, invert) for header in headers]
-        if self.start is not None:
-            headers = [self.partial(header) for header in headers]
-        return list(map(literal, headers))
+        partial = self.partial
+        if what == "HEADER":
+            return literal if self.start is None else lambda header: literal(partial(header))
+        names, invert = frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT"
+        if self.start is None:
+            return lambda header: literal(header_fields(header, names, invert))
+        return lambda header: literal(partial(header_fields(header, names, invert)))
 
-    def of_mail(self, mail: bytes, root: Any) -> bytes:
+    def of_mail(self, mail: bytes, root: Part | None) -> bytes:
         """The answer's value, from the mail and its structure; NIL where it has no such part."""
         source, start, end = self.span_of(mail, root)
         return b"NIL" if source is None else literal(source[start:end])
@@ -104,6 +105,7 @@ class Body:
         """Where the answer's octets are: in what (None: nowhere), from, to. Nothing is copied out of the mail."""
         if self.whole:
             return mail, *self.span(len(mail))
+        assert root is not None, "the plan needs the structure"
         found = section(mail, root, self.spec)
         if found is None:
             return None, 0, 0
@@ -148,13 +150,18 @@ class Plan:
         return out
 
     def columns(
-        self, state: State, where: Where, recent: UidArray, fields: Sequence[Fields], headers: Sequence[bytes]
+        self, state: State, where: Where, recent: UidArray, fields: Sequence[Fields], headers: Sequence[Sequence[bytes]]
     ) -> list[Sequence[Any]]:
-        """Values for the gaps, for the rows at `where`. Not for a plan that needs mails."""
+        """Values for the gaps, for the rows at `where`. Not for a plan that needs mails.
+
+        headers: for each row what is cut from its header, for each item that asks for it.
+        """
         out: list[Sequence[Any]] = []
+        of_header = 0
         for item in self.order:
             if isinstance(item, Body):
-                out.append(item.of_headers(headers))
+                out.append([values[of_header] for values in headers])
+                of_header += 1
             elif item is FetchAttr.FLAGS:
                 out.append(flag_column(state, where, recent))
             elif item in COLUMNS:
@@ -196,9 +203,3 @@ def compile_plan(items: Sequence[FetchItem], *, uid: bool, modseq: bool) -> Plan
     plan.needs_mail = any(not body.in_header for body in bodies)
     plan.needs_fields |= any(body.in_header for body in bodies)
     return plan
-
-
-def header_of(mail: bytes) -> bytes:
-    """The header block of a mail whose header is too long to be cached."""
-    found = section(mail, parse(mail), Section((), "HEADER"))
-    return mail[found[0] : found[1]] if isinstance(found, tuple) else b""

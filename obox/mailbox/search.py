@@ -5,8 +5,8 @@ once, and leaves two masks: mails that match, and mails for which it depends on 
 `TextSource`, which may again say "not known from what I have": first one with the cached header, then one with the
 whole mail, so that a mail is read only when nothing cheaper decides.
 
-Text compares as under i;unicode-casemap (RFC 5051): both sides normalised by `normalise`, then substring. Decoding of
-charsets and MIME is the source's.
+Text compares as `obox.mailbox._needles` says. Decoding of charsets and MIME is the source's, which is told all strings
+that TEXT and BODY look for (`Evaluation.needles`), so that it goes through a mail once for all of them.
 
 Refuses to know: MIME, IMAP, where text comes from. Sequence numbers and \\Recent are the session's: it resolves both to
 a `UidSet`.
@@ -17,14 +17,14 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import operator
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from ._needles import Needle
 from ._state import State
 from ._uidset import UidArray
 
@@ -32,6 +32,7 @@ Mask = npt.NDArray[np.bool_]
 
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
 _DAY_S: Final = 86_400
+_COLUMNS: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "bits")
 
 
 class DateField(enum.Enum):
@@ -187,42 +188,6 @@ Query: TypeAlias = (
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def normalise(text: str) -> str:
-    """`text` as it compares: no case, compatibility forms decomposed (RFC 5051), each run of white space one space.
-
-    White space is folded because a header or a paragraph may be wrapped anywhere. Marks are kept but come apart from
-    their letters, so that `cafe` finds `café` and not the other way round.
-    """
-    if text.isascii():
-        out = text.lower()
-    else:
-        # Twice: folding may compose (U+0345), decomposing may bring capitals (U+1D400).
-        out = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    words = out.split()
-    if not words:
-        return " " if out else ""
-    return f"{' ' if out[0].isspace() else ''}{' '.join(words)}{' ' if out[-1].isspace() else ''}"
-
-
-class Needle:
-    """A search string, normalised once.
-
-    raw: what must occur in the lower-cased bytes of a text that is pure ASCII and not encoded, if the text matches: the
-    longest word of the needle; None when the needle is not ASCII, so that no such text matches.
-    """
-
-    __slots__ = ("raw", "text")
-
-    def __init__(self, value: str) -> None:
-        self.text = normalise(value)
-        self.raw: bytes | None = None
-        if self.text.isascii():
-            self.raw = max(self.text.split(), key=len, default="").encode("ascii")
-
-    def inside(self, normalised: str) -> bool:
-        return self.text in normalised
-
-
 class TextSource(Protocol):
     """The text of one mail, as far as it is at hand; each answers None for "not known from what I have"."""
 
@@ -250,20 +215,75 @@ _Ask = Callable[[int, TextSource], bool | None]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the columns say of each row: `yes` matches, `unknown` depends on text; `matches` asks for one such row."""
+    """What the columns say of each row: `yes` matches, `unknown` depends on text; `matches` asks for one such row.
+    needles: what `TextSource.contains` will be asked for."""
 
     yes: Mask
     unknown: Mask
     matches: Callable[[int, TextSource], bool | None]
+    needles: tuple[Needle, ...] = ()
 
 
-def evaluate(query: Query, state: State, where: npt.NDArray[np.intp] | slice, now: float) -> Evaluation:
-    """Evaluate `query` for the rows of `state` at `where`; index i below is the i-th of these.
+def leaves(query: Query) -> Iterator[Query]:
+    """The keys of a query that are neither And, Or nor Not."""
+    match query:
+        case And(keys) | Or(keys):
+            for key in keys:
+                yield from leaves(key)
+        case Not(key):
+            yield from leaves(key)
+        case _:
+            yield query
 
-    now: unix seconds. The columns are read here only: the evaluation stays right when the state changes.
+
+def strings_of(query: Query) -> Iterator[str]:
+    """The strings that a query looks for in text."""
+    return (key.value for key in leaves(query) if isinstance(key, Header | Text | Body))
+
+
+class Table:
+    """What the columns of a mailbox say of some of its rows; index i is the i-th of `where`."""
+
+    def __init__(self, state: State, where: npt.NDArray[np.intp] | slice) -> None:
+        self.count = len(state.uids[where])
+        self._state = state
+        self._where = where
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = self._state.column(name)[self._where]
+        return found
+
+    def mask_of(self, flag: str) -> int:
+        return self._state.mask_of((flag,))
+
+    def frozen(self, query: Query) -> Table:
+        """A copy of what the query needs, for a thread: the state may change meanwhile."""
+        return _Frozen(self, {key.name for key in leaves(query) if isinstance(key, Flag)})
+
+
+class _Frozen(Table):
+    def __init__(self, live: Table, flags: set[str]) -> None:
+        self.count = live.count
+        self._columns = {name: live.column(name).copy() for name in _COLUMNS}
+        self._masks = {name: live.mask_of(name) for name in flags}
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        return self._columns[name]
+
+    def mask_of(self, flag: str) -> int:
+        return self._masks[flag]
+
+
+def evaluate(query: Query, table: Table, now: float, needles: dict[str, Needle] | None = None) -> Evaluation:
+    """Evaluate `query` for the rows of `table`.
+
+    now: unix seconds. needles: strings of the query that were normalised before. The columns are read here only: the
+    evaluation stays right when the state changes. Costs some 0.2 ms for a key and 100,000 rows.
     """
-    node = _Evaluator(state, where, now).node(query)
-    return Evaluation(node.yes, node.maybe & ~node.yes, node.ask or (lambda i, _: bool(node.yes[i])))
+    evaluator = _Evaluator(table, now, needles)
+    node = evaluator.node(query)
+    matches = node.ask or (lambda i, _: bool(node.yes[i]))
+    return Evaluation(node.yes, node.maybe & ~node.yes, matches, tuple(evaluator.anywhere.values()))
 
 
 def needs_header(query: Query) -> bool:
@@ -289,37 +309,41 @@ class _Node:
 
 
 class _Evaluator:
-    def __init__(self, state: State, where: npt.NDArray[np.intp] | slice, now: float) -> None:
-        self.state = state
-        self.where = where
+    def __init__(self, table: Table, now: float, needles: dict[str, Needle] | None) -> None:
+        self.needles = {} if needles is None else needles
+        self.anywhere: dict[str, Needle] = {}
+        """The needles of TEXT and BODY."""
+        self.table = table
         self.now = now
-        self.count = len(state.uids[where])
+        self.count = table.count
+        self.none = np.zeros(self.count, dtype=np.bool_)
+        self.all = np.ones(self.count, dtype=np.bool_)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
-        return self.state.column(name)[self.where].astype(np.int64)
+        return self.table.column(name).astype(np.int64)
 
     def known(self, mask: Mask) -> _Node:
         return _Node(mask, mask)
 
     def text(self, ask: _Ask, cost: int) -> _Node:
-        return _Node(np.zeros(self.count, dtype=np.bool_), np.ones(self.count, dtype=np.bool_), ask, cost)
+        return _Node(self.none, self.all, ask, cost)
 
     def node(self, query: Query) -> _Node:
         match query:
             case All():
-                return self.known(np.ones(self.count, dtype=np.bool_))
+                return self.known(self.all)
             case And(keys):
-                return self._all_of([self.node(key) for key in keys])
+                return self._all_of(self.node(key) for key in keys)
             case Or(keys):
                 # By De Morgan: one way to order, fold and ask.
-                return _negate(self._all_of([_negate(self.node(key)) for key in keys]))
+                return _negate(self._all_of(_negate(self.node(key)) for key in keys))
             case Not(key):
                 return _negate(self.node(key))
             case UidSet(ranges):
                 return self.known(self._in_ranges(ranges))
             case Flag(name, on):
-                bits = self.state.bits[self.where]
-                return self.known((bits & np.uint64(self.state.mask_of((name,))) != 0) == on)
+                bits = self.table.column("bits")
+                return self.known((bits & np.uint64(self.table.mask_of(name)) != 0) == on)
             case Larger(size):
                 return self.known(self.column("size") > size)
             case Smaller(size):
@@ -340,31 +364,41 @@ class _Evaluator:
             case ModSeqFrom(modseq):
                 return self.known(self.column("modseq") >= modseq)
             case Header(name, value):
-                return self.text(_ask_header(name.lower(), Needle(value)), 1)
-            case Text(value):
-                return self.text(_ask_contains(Needle(value), False), 2)
-            case Body(value):
-                return self.text(_ask_contains(Needle(value), True), 2)
+                return self.text(_ask_header(name.lower(), self.needle(value)), 1)
+            case Text(value) | Body(value):
+                needle = self.anywhere[value] = self.needle(value)
+                return self.text(_ask_contains(needle, isinstance(query, Body)), 2)
+
+    def needle(self, value: str) -> Needle:
+        found = self.needles.get(value)
+        if found is None:
+            found = self.needles[value] = Needle(value)
+        return found
 
     def _in_ranges(self, ranges: Sequence[tuple[int, int]]) -> Mask:
         """Which UIDs lie in a range: each range adds one where it begins and takes one where it ends."""
-        uids = self.state.uids[self.where]
+        uids = self.table.column("uid")
         bounds = np.array([r for r in ranges if r[0] <= r[1]], dtype=np.int64).reshape(-1, 2)
         steps = np.zeros(self.count + 1, dtype=np.int64)
         np.add.at(steps, np.searchsorted(uids, bounds[:, 0], side="left"), 1)
         np.add.at(steps, np.searchsorted(uids, bounds[:, 1], side="right"), -1)
         return np.cumsum(steps[:-1]) > 0
 
-    def _all_of(self, nodes: list[_Node]) -> _Node:
-        yes = np.ones(self.count, dtype=np.bool_)
-        maybe = np.ones(self.count, dtype=np.bool_)
+    def _all_of(self, nodes: Iterator[_Node]) -> _Node:
+        """The masks of a node are let go before the next is made: there may be thousands."""
+        yes, maybe = self.all.copy(), self.all.copy()
+        asked: list[tuple[int, _Ask]] = []
+        count = 0
         for node in nodes:
+            count += 1
             yes &= node.yes
             maybe &= node.maybe
-        open_nodes = sorted((node for node in nodes if node.ask is not None), key=lambda node: node.cost)
-        if not open_nodes:
+            if node.ask is not None:
+                asked.append((node.cost, node.ask))
+        if not asked:
             return _Node(yes, maybe)
-        asks = [node.ask for node in open_nodes if node.ask is not None]
+        asked.sort(key=lambda pair: pair[0])
+        asks = [one for _, one in asked]
 
         def ask(row: int, source: TextSource) -> bool | None:
             if not maybe[row]:
@@ -378,7 +412,7 @@ class _Evaluator:
                     answer = None
             return answer
 
-        return _Node(yes, maybe, asks[0] if len(nodes) == 1 else ask, open_nodes[-1].cost)
+        return _Node(yes, maybe, asks[0] if count == 1 else ask, asked[-1][0])
 
 
 def _negate(node: _Node) -> _Node:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from ._budget import ADDRESSES_MAX
 from ._fields import skip_comment, unquote
-
-ADDRESSES_MAX = 10_000  # of one field: a short broken address is long in ENVELOPE, and From counts three times there
 
 MISSING_MAILBOX = b"MISSING_MAILBOX"
 MISSING_DOMAIN = b"MISSING_DOMAIN"
@@ -47,10 +46,23 @@ _GROUP_END = Address(None, None, None, None)
 
 def addresses(value: bytes) -> list[Address]:
     """The addresses of one field's value (folded or not), at most ADDRESSES_MAX. RFC 5322 §3.4."""
+    return read_addresses(value, ADDRESSES_MAX)[0]
+
+
+def read_addresses(value: bytes, most: int) -> tuple[list[Address], int]:
+    """The addresses among the first `most` list elements, and how many elements were read.
+
+    More than `most` elements: there is one behind the last that was read. An element is an address,
+    a group's name or end, or nothing that can be read.
+    """
     found: list[Address] = []
     at, end = 0, len(value)
     group = False
-    while at < end and len(found) < ADDRESSES_MAX:
+    count = 0
+    while at < end:
+        count += 1
+        if count > most:
+            break
         fast = _NAMED.match(value, at)
         if fast is not None:
             quoted, name, mailbox, host = fast.groups()
@@ -79,7 +91,7 @@ def addresses(value: bytes) -> list[Address]:
         at = nothing.end() if nothing else at
     if group:
         found.append(_GROUP_END)
-    return found
+    return found, count
 
 
 class _Reader:

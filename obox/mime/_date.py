@@ -1,4 +1,8 @@
-"""The Date: field as a point in time. RFC 5322 §3.3 with the obsolete forms of §4.3; what cannot be read is None."""
+"""The Date: field as a point in time and as a day. RFC 5322 §3.3 with the obsolete forms of §4.3.
+
+What cannot be read is None: years outside of 1 to 9999 too, for which the standard library has no day (RFC 5322 writes
+a year with four digits or more).
+"""
 
 from __future__ import annotations
 
@@ -28,17 +32,19 @@ _ZONES = {
 }
 _DATE = re.compile(
     rb"\s*+(?:[A-Za-z]++\.?\s*+,?\s*+)?"
-    rb"(\d{1,2})[\s-]\s*+([A-Za-z]{3})[A-Za-z]*+\.?[\s,-]\s*+(\d{2,4})"
+    rb"(\d{1,2})[\s-]\s*+([A-Za-z]{3})[A-Za-z]*+\.?[\s,-]\s*+(\d{2,4})(?!\d)"
     rb"(?:[\s,]\s*+(\d{1,2})\s*+:\s*+(\d{2})(?:\s*+:\s*+(\d{2}))?\s*+(?:([+-])(\d{2}):?(\d{2})|([A-Za-z]++))?)?"
 )
 
 
 class SentDate(NamedTuple):
-    """seconds: since 1970 in UTC. zone_min: minutes east of UTC in which the sender wrote it; SENTON and its like
-    compare the date as written (RFC 9051 §6.4.4), that is of seconds + 60 * zone_min."""
+    """seconds: since 1970 in UTC; a zone at the ends of the years 1 and 9999 may lead out of them. zone_min: minutes
+    east of UTC in which the sender wrote it. day: as the sender wrote it, days since 1970; SENTON and its like compare
+    it (RFC 9051 §6.4.4). A leap second counts as the second before it, which keeps it in its own day."""
 
     seconds: int
     zone_min: int
+    day: int
 
 
 def parse_date(value: bytes) -> SentDate | None:
@@ -64,7 +70,7 @@ def parse_date(value: bytes) -> SentDate | None:
         h, m, s = int(hour), int(minute), int(second or 0)
         if h > 24 or m > 59 or s > 60:
             return None
-        seconds += h * 3600 + m * 60 + s
+        seconds += h * 3600 + m * 60 + min(s, 59)
     zone = 0
     if sign:
         zone = int(zone_h) * 60 + int(zone_m)
@@ -74,7 +80,7 @@ def parse_date(value: bytes) -> SentDate | None:
             zone = 0
     elif zone_name:
         zone = _ZONES.get(zone_name.lower(), 0)
-    return SentDate(seconds - zone * 60, zone)
+    return SentDate(seconds - zone * 60, zone, days)
 
 
 def sent_date(header: bytes) -> int | None:

@@ -1,4 +1,4 @@
-"""Header fields: find, unfold, cut out, and split structured values; bytes in, bytes out.
+"""Header fields: find, unfold, cut out, and take comments away; bytes in, bytes out.
 
 Invariant: every pattern is linear in its input. Repeats are possessive, so that no input makes them backtrack, and a
 construct that may stay open (quoted string, comment) is closed by the end of the value. Knows no part and no IMAP.
@@ -11,32 +11,65 @@ continuation is left alone: it belongs to no field and does not end the header.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import Final
 
 FIELD_VALUE = rb"([^\n]*+(?:\n[ \t][^\n]*+)*+)"
 """A value with its continuation lines, without the last LF. Follows `name[ \\t]*+:`."""
 
-_NAMES_IN_REGEX_MAX = (
-    16  # more names than this are looked up in a set, so that no client makes us compile large regexes
-)
+HEADER_BYTES_MAX: Final = 128 * 1024
+"""Bytes of a header block in which fields are looked for; Postfix has 100 KiB (header_size_limit).
+One call of a regular expression over so many takes 15 ms at worst, and holds the interpreter's lock."""
+_COMPILED_NAMES_MAX: Final = 16
+"""More names than this are looked up in a set."""
+_COMPILED_NAME_BYTES_MAX: Final = 64
+_COMPILE_AFTER: Final = 64
+"""Headers that one set of names has been looked up in before a pattern is compiled for it: 2 ms, as
+much as these took. So nobody who sends names makes us compile more than he makes us read."""
 
 # Linear although it starts with a repeat: the LF before it pins where a match may start.
 _ANY_FIELD = re.compile(rb"\n(([^\s:]++)[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+)")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
+_FIELD_NAME = re.compile(rb"[^\s:]++")
 
-# RFC 2045 §5.1: parameter := attribute "=" value; value := token / quoted-string. What real mails add is let through:
-# tspecials in an unquoted value, an unclosed quoted string, blanks around "=".
-_PARAMETER = re.compile(
-    rb"""[;\s]*+([^\s;="]++)\s*+(?:=\s*+(?:"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\\?\Z)|([^\s;"]*+)))?[^;"]*+""", re.DOTALL
-)
-_JUNK = re.compile(rb'[;\s="]++')
 _QUOTED_PAIR = re.compile(rb"\\(.)", re.DOTALL)
 _COMMENT_STEP = re.compile(rb"[^()\\]*+(?:\\.[^()\\]*+)*+", re.DOTALL)
 _OUTSIDE_COMMENT = re.compile(rb'(?:[^"(\\]++|\\.|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|\\\Z)*+', re.DOTALL)
 
-Parameters = tuple[tuple[bytes, bytes], ...]
-"""Names in lower case, values unquoted, in the order of the mail. RFC 2231 forms stay as they are."""
+SLICE_BYTES: Final = 1 << 20
+"""What one call looks through of a long mail: 4 ms at worst, during which the interpreter's lock is held."""
+
+
+def find(mail: bytes, needle: bytes, start: int, end: int) -> int:
+    """mail.find(needle, start, end), slice by slice."""
+    while end - start > SLICE_BYTES:
+        at = mail.find(needle, start, start + SLICE_BYTES)
+        if at >= 0:
+            return at
+        start += SLICE_BYTES - len(needle) + 1
+    return mail.find(needle, start, end)
+
+
+def lines_in(mail: bytes, start: int, end: int) -> int:
+    """mail.count of LF, slice by slice."""
+    count = 0
+    while end - start > SLICE_BYTES:
+        count += mail.count(b"\n", start, start + SLICE_BYTES)
+        start += SLICE_BYTES
+    return count + mail.count(b"\n", start, end)
+
+
+def blank_line(mail: bytes, start: int, end: int) -> int:
+    """Offset behind the first blank line (LF, perhaps CR, LF), or -1; slice by slice."""
+    while True:
+        stop = min(end, start + SLICE_BYTES)
+        blank = _BLANK_LINE.search(mail, start, stop)
+        if blank is not None:
+            return blank.end()
+        if stop == end:
+            return -1
+        start = stop - 2
 
 
 def header_end(mail: bytes) -> int:
@@ -45,8 +78,8 @@ def header_end(mail: bytes) -> int:
         return 2
     if mail.startswith(b"\n"):
         return 1
-    blank = _BLANK_LINE.search(mail)
-    return blank.end() if blank else len(mail)
+    end = blank_line(mail, 0, len(mail))
+    return end if end >= 0 else len(mail)
 
 
 def unfold(value: bytes) -> bytes:
@@ -66,15 +99,40 @@ def spelled(name: bytes) -> bytes:
     return b"".join(b"[%c%c]" % (c, c - 32) if 97 <= c <= 122 else re.escape(bytes((c,))) for c in name)
 
 
-@lru_cache(maxsize=256)
-def _one_of(names: frozenset[bytes]) -> re.Pattern[bytes]:
-    """Match `LF field` for the fields of these names (lower case); the field is the group, without its last LF."""
-    return re.compile(rb"\n((?:" + b"|".join(map(spelled, sorted(names))) + rb")[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+)")
+class _Names:
+    """Names of fields as a client gave them, made ready once for many headers.
+
+    lower: the names in lower case, less those that no field can have.
+    fields: a pattern that matches `LF field` for them, its group the field without its last LF; None until it is worth
+    its while, or where there are too many names or too long ones.
+    """
+
+    __slots__ = ("_uses", "fields", "lower")
+
+    def __init__(self, names: frozenset[bytes]) -> None:
+        self.lower = frozenset(name.lower() for name in names if _FIELD_NAME.fullmatch(name))
+        self.fields: re.Pattern[bytes] | None = None
+        small = 0 < len(self.lower) <= _COMPILED_NAMES_MAX and max(map(len, self.lower)) <= _COMPILED_NAME_BYTES_MAX
+        self._uses = 0 if small else -1
+
+    def used(self) -> _Names:
+        if self._uses >= 0:
+            self._uses += 1
+            if self._uses > _COMPILE_AFTER:
+                self._uses = -1
+                one = b"|".join(map(spelled, sorted(self.lower)))
+                self.fields = re.compile(rb"\n((?:" + one + rb")[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+)")
+        return self
 
 
-@lru_cache(maxsize=256)
-def _lower(names: frozenset[bytes]) -> frozenset[bytes]:
-    return frozenset(name.lower() for name in names if name)
+_ready = lru_cache(maxsize=64)(_Names)
+
+
+def bounded(header: bytes) -> bytes:
+    """The whole lines of a header block among its first HEADER_BYTES_MAX bytes: where fields are looked for."""
+    if len(header) <= HEADER_BYTES_MAX:
+        return header
+    return header[: header.rfind(b"\n", 0, HEADER_BYTES_MAX) + 1 or HEADER_BYTES_MAX]
 
 
 def header_fields(header: bytes, names: frozenset[bytes], invert: bool) -> bytes:
@@ -83,29 +141,39 @@ def header_fields(header: bytes, names: frozenset[bytes], invert: bool) -> bytes
     header: a header block with or without its blank line; a last line without an end gets one. names: any case.
     RFC 9051 §6.4.5 (HEADER.FIELDS).
     """
-    names = _lower(names)
+    found = _ready(names).used()
+    rest = b""
+    if len(header) > HEADER_BYTES_MAX:
+        head = bounded(header)
+        header, rest = head, header[len(head) :]
     if header and not header.endswith(b"\n"):
         header += b"\r\n"
     if invert:
-        return _header_fields_not(header, names)
-    if not names:
+        return _fields_not(header, found, rest)
+    if not found.lower:
         return b"\r\n"
-    if len(names) <= _NAMES_IN_REGEX_MAX:
-        found: list[bytes] = _one_of(names).findall(b"\n" + header)
-    else:
-        found = [field for field, name in _ANY_FIELD.findall(b"\n" + header) if name.lower() in names]
-    if not found:
-        return b"\r\n"
-    return b"\n".join(found) + b"\n\r\n"
+    return b"\n".join([*_fields_of(header, found), b"\r\n"])
 
 
-def _header_fields_not(header: bytes, names: frozenset[bytes]) -> bytes:
+def _fields_of(header: bytes, names: _Names) -> list[bytes]:
+    """The fields of these names, each without its last LF."""
     text = b"\n" + header
-    if names and len(names) <= _NAMES_IN_REGEX_MAX:
-        text = _one_of(names).sub(b"", text)
-    elif names:
-        text = _ANY_FIELD.sub(lambda m: b"" if m[2].lower() in names else m[0], text)
-    kept = text[1:]
+    if names.fields is not None:
+        fields: list[bytes] = names.fields.findall(text)
+        return fields
+    lower = names.lower
+    return [field for field, name in _ANY_FIELD.findall(text) if name.lower() in lower]
+
+
+def _fields_not(header: bytes, names: _Names, rest: bytes) -> bytes:
+    """The header without the fields of these names, and the rest of one that is too long to be looked through."""
+    text = b"\n" + header
+    lower = names.lower
+    if names.fields is not None:
+        text = names.fields.sub(b"", text)
+    elif lower:
+        text = _ANY_FIELD.sub(lambda m: b"" if m[2].lower() in lower else m[0], text)
+    kept = text[1:] + rest
     if kept in {b"\r\n", b"\n"} or kept.endswith((b"\n\r\n", b"\n\n")):
         return kept
     return kept + b"\r\n"
@@ -115,8 +183,16 @@ def header_values(header: bytes, name: bytes) -> list[bytes]:
     """The unfolded values of all fields of that name (any case), in order; encoded words stay encoded."""
     if not name:
         return []
-    fields: list[bytes] = _one_of(frozenset((name.lower(),))).findall(b"\n" + header)
-    return [unfold(field[field.index(b":", len(name)) + 1 :]) for field in fields]
+    names = _ready(frozenset((name,))).used()
+    return [unfold(field[field.index(b":", len(name)) + 1 :]) for field in _fields_of(bounded(header), names)]
+
+
+def all_values(header: bytes) -> dict[bytes, list[bytes]]:
+    """The unfolded values of all fields by their names in lower case: for a caller that asks for many names."""
+    values: dict[bytes, list[bytes]] = {}
+    for field, name in _ANY_FIELD.findall(b"\n" + bounded(header)):
+        values.setdefault(name.lower(), []).append(unfold(field[field.index(b":", len(name)) + 1 :]))
+    return values
 
 
 def collect(found: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
@@ -168,24 +244,3 @@ def strip_comments(value: bytes) -> bytes:
 def unquote(text: bytes) -> bytes:
     """What stands between the quotes of a quoted string, its quoted pairs resolved. RFC 5322 §3.2.4."""
     return _QUOTED_PAIR.sub(rb"\1", text) if b"\\" in text else text
-
-
-def parameters(text: bytes) -> Parameters:
-    """The parameters that follow a media or disposition type, from its first `;` on. RFC 2045 §5.1, RFC 2183 §2."""
-    return tuple(_parameters(text))
-
-
-def _parameters(text: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at, end = 0, len(text)
-    while at < end:
-        found = _PARAMETER.match(text, at)
-        if found is None:
-            junk = _JUNK.match(text, at)
-            at = junk.end() if junk else end
-            continue
-        at = found.end()
-        name, quoted, token = found.groups()
-        if quoted is not None:
-            yield name.lower(), unquote(quoted)
-        elif token is not None:
-            yield name.lower(), token

@@ -18,13 +18,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from ._fields import FIELD_VALUE, Parameters, collect, parameters, strip_comments, unfold
+from ._budget import Budget
+from ._fields import FIELD_VALUE, HEADER_BYTES_MAX, blank_line, collect, find, lines_in, strip_comments, unfold
+from ._params import Parameters, parameters, value_of
 
 DEPTH_MAX = 50  # levels of multipart and message; mailers make less than ten, deeper is opaque
-PARTS_MAX = 10_000  # parts of a mail; after the last one no delimiter is looked for any more
 _BOUNDARY_MAX = 256  # bytes compared of a boundary; RFC 2046 §5.1.1 allows 70. The search prepares its needle each time
 
-_BLANK_LINE = re.compile(rb"\n\r?\n")
 _CONTENT = re.compile(rb"\n[Cc][Oo][Nn][Tt][Ee][Nn][Tt]-([A-Za-z0-9-]++)[ \t]*+:" + FIELD_VALUE)
 _WHOLE_LINE = re.compile(rb"(?:--)?[ \t]*+(?:\r?\n|\Z)")
 _MIME_VERSION = re.compile(rb"\n[Mm][Ii][Mm][Ee]-[Vv][Ee][Rr][Ss][Ii][Oo][Nn][ \t]*+:")
@@ -64,50 +64,53 @@ class Part:
     children: list[Part] = field(default_factory=list)
     """Of a multipart: at least one. One without any delimiter gets an empty text/plain, which IMAP's grammar needs."""
     message: Part | None = None
-    """Of message/rfc822 and message/global: the message inside."""
+    """Of message/rfc822 and message/global: the message inside. IMAP4rev1 knows no message/global (RFC 3501 §9,
+    media-message): there it is described as any other body (`body_forms`), in IMAP4rev2 as message/rfc822 is."""
 
     def param(self, name: bytes) -> bytes | None:
-        """The first parameter of that (lower-case) name."""
-        for key, value in self.params:
-            if key == name:
-                return value
-        return None
+        """The first parameter of that (lower-case) name, or the decoded one of its extended form. RFC 2231 §4."""
+        return value_of(self.params, name)
 
 
-def parse(mail: bytes) -> Part:
-    """The tree of a mail. Any bytes are a mail; linear time, at most DEPTH_MAX levels and PARTS_MAX parts."""
-    return _Scanner(mail).part(0, 0, False, True)
+def parse(mail: bytes, budget: Budget | None = None) -> Part:
+    """The tree of a mail. Any bytes are a mail; linear time, at most DEPTH_MAX levels and PARTS_MAX parts.
+
+    budget: what it may cost, used up here; None: a mail's whole budget.
+    """
+    return _Scanner(mail, Budget() if budget is None else budget).part(0, 0, False, True)
 
 
-def parse_with_fields(mail: bytes, header_end: int, fields: Fields) -> Part:
-    """parse() for a caller that already has the root's header end and fields, `content-` in their names."""
-    return _Scanner(mail).part(0, 0, False, True, (header_end, fields))
+def parse_with_fields(mail: bytes, header_end: int, fields: Fields, budget: Budget) -> Part:
+    """parse() for a caller that already has the root's header end and fields, `content-` in their names, and spent
+    some of the mail's budget."""
+    return _Scanner(mail, budget).part(0, 0, False, True, (header_end, fields))
 
 
 class _Scanner:
     """The position-independent state of one scan: the stack of boundaries and what is known ahead of them."""
 
-    __slots__ = ("ahead", "count", "cut", "found", "length", "mail", "needles", "stop")
+    __slots__ = ("ahead", "budget", "cut", "found", "length", "mail", "needles", "stop")
 
-    def __init__(self, mail: bytes) -> None:
+    def __init__(self, mail: bytes, budget: Budget) -> None:
         self.mail = mail
+        self.budget = budget
         self.length = len(mail)
         self.needles: list[bytes] = []
         self.ahead: list[int] = []  # per needle: no match before this offset
         self.found: list[bool] = []  # per needle: and one at this offset
-        self.count = 0
         self.cut = False  # the last header was ended by a delimiter
         self.stop = 0  # where the last part ended: the LF before a delimiter, or the end of the mail
 
     def delimiter(self, at: int) -> tuple[int, int]:
         """Level and offset (of the LF before it) of the first delimiter line at or after `at`; (-1, length) if none."""
         best, level, longest = self.length, -1, 0
-        if self.count >= PARTS_MAX:
+        if self.budget.parts <= 0:
+            self.budget.exceeded["parts"] = None
             return level, best
         for i, needle in enumerate(self.needles):
             ahead = self.ahead[i]
             if ahead < at:
-                ahead = self.mail.find(needle, at, best + len(needle))
+                ahead = find(self.mail, needle, at, best + len(needle))
                 self.found[i] = ahead >= 0
                 if ahead < 0:
                     ahead = best
@@ -125,7 +128,8 @@ class _Scanner:
         header's end and its fields.
         """
         mail = self.mail
-        self.count += 1
+        budget = self.budget
+        budget.parts -= 1
         limit = self.delimiter(start - 1 if start else 0)[1] if self.needles else self.length
         if known is None:
             header_end = self.blank_line(start, limit)
@@ -135,25 +139,34 @@ class _Scanner:
             self.cut = False
         end = self.content_end(header_end, limit)
         part = Part(start, header_end, header_end, end)
-        if fields or digest:
+        if fields and not budget.value(sum([len(values[0]) for values in fields.values()])):
+            _make_opaque(part)
+        elif fields or digest:
             _describe(part, fields, digest)
         self.stop = limit
         media = part.type
         if media == b"multipart":
-            if depth >= DEPTH_MAX or self.count >= PARTS_MAX:
-                _make_opaque(part)
-            else:
+            if self.room(depth):
                 self.multipart(part, depth)
+            else:
+                _make_opaque(part)
         elif media == b"message" and part.subtype in {b"rfc822", b"global"}:
-            if depth >= DEPTH_MAX or self.count >= PARTS_MAX:
+            if not self.room(depth):
                 _make_opaque(part)
             else:
                 part.message = self.part(header_end, depth + 1, False, True)
                 part.body_end = part.message.body_end
-                part.lines = mail.count(b"\n", part.body_start, part.body_end)
+                part.lines = lines_in(mail, part.body_start, part.body_end)
         elif media == b"text":
-            part.lines = mail.count(b"\n", header_end, end)
+            part.lines = lines_in(mail, header_end, end)
         return part
+
+    def room(self, depth: int) -> bool:
+        """Whether a container at that depth may have parts."""
+        if depth >= DEPTH_MAX or self.budget.parts <= 0:
+            self.budget.exceeded["depth" if depth >= DEPTH_MAX else "parts"] = None
+            return False
+        return True
 
     def blank_line(self, start: int, limit: int) -> int:
         """End of the header that starts at `start`: behind its blank line, or where the delimiter cuts it off."""
@@ -163,9 +176,9 @@ class _Scanner:
                 return 2
             if mail.startswith(b"\n"):
                 return 1
-        blank = _BLANK_LINE.search(mail, start - 1 if start else 0, limit + 1)
-        self.cut = blank is None
-        return blank.end() if blank else self.content_end(start, limit)
+        end = blank_line(mail, start - 1 if start else 0, min(limit + 1, self.length))
+        self.cut = end < 0
+        return end if end >= 0 else self.content_end(start, limit)
 
     def content_end(self, start: int, stop: int) -> int:
         """End of content that starts at `start` and is followed by the delimiter at `stop`, whose CR is not content."""
@@ -208,6 +221,7 @@ def content_fields(mail: bytes, start: int, end: int, top: bool) -> Fields:
     """The Content-* fields of a header, names in lower case without `content-`."""
     if end - start < 8:
         return {}
+    end = min(end, start + HEADER_BYTES_MAX)
     if start:
         fields = collect(_CONTENT.findall(mail, start - 1, end))
         if top and fields and b"type" not in fields and not _MIME_VERSION.search(mail, start - 1, end):

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 
-from ._address import ADDRESSES_MAX, Address, addresses
-from ._fields import FIELD_VALUE, Parameters, collect, spelled, unfold
+from ._address import Address, read_addresses
+from ._budget import Budget
+from ._fields import FIELD_VALUE, bounded, collect, spelled, unfold
+from ._params import Parameters
 from ._scan import Fields, Part
 
 # Bytes that may stand in a quoted string as they are. RFC 3501 §9: QUOTED-CHAR, less the two that take a backslash.
@@ -65,49 +67,62 @@ def _address(address: Address) -> bytes:
     return b"(%b %b %b %b)" % (nstring(name), nstring(route), nstring(mailbox), nstring(host))
 
 
-def _addresses(fields: Fields, name: bytes) -> bytes:
-    """A list of addresses, or NIL; several fields of one name are one list, as in Dovecot."""
+def _addresses(fields: Fields, name: bytes, budget: Budget) -> bytes:
+    """A list of addresses, or NIL; several fields of one name are one list, as in Dovecot.
+
+    A list that goes beyond the budget is NIL as a whole: part of a list would pass for all of it.
+    """
     values = fields.get(name)
     if values is None:
         return b"NIL"
-    found = addresses(values[0])
-    if len(values) > 1:
-        for value in values[1:]:
-            if len(found) < ADDRESSES_MAX:
-                found += addresses(value)
+    found: list[Address] = []
+    for value in values:
+        if not budget.value(len(value)):
+            return b"NIL"
+        some, elements = read_addresses(value, budget.addresses)
+        budget.addresses -= elements
+        if budget.addresses < 0:
+            budget.addresses = 0
+            budget.exceeded["addresses"] = None
+            return b"NIL"
+        found += some
     return b"(" + b"".join([_address(address) for address in found]) + b")" if found else b"NIL"
 
 
-def _text(fields: Fields, name: bytes) -> bytes:
+def _text(fields: Fields, name: bytes, budget: Budget) -> bytes:
     """The value of the last field of that name, or NIL."""
     values = fields.get(name)
-    return b"NIL" if values is None else string(unfold(values[-1]))
+    if values is None or not budget.value(len(values[-1])):
+        return b"NIL"
+    return string(unfold(values[-1]))
 
 
 def envelope_fields(header: bytes, content: bool = False) -> Fields:
     """The fields that ENVELOPE is made of; with `content` also those that describe the body, for one pass over both."""
     pattern = _ENVELOPE_AND_CONTENT if content else _ENVELOPE
-    return collect(pattern.findall(b"\n" + header))
+    return collect(pattern.findall(b"\n" + bounded(header)))
 
 
-def envelope_of(fields: Fields) -> bytes:
-    """ENVELOPE of collected fields."""
+def envelope_of(fields: Fields, budget: Budget) -> bytes:
+    """ENVELOPE of collected fields; NIL for those that go beyond the budget."""
     subject = fields.get(b"subject")
-    sender_default = _addresses(fields, b"from")
-    sender = _addresses(fields, b"sender")
-    reply_to = _addresses(fields, b"reply-to")
+    if subject and not budget.value(len(subject[-1])):
+        subject = None
+    sender_default = _addresses(fields, b"from", budget)
+    sender = _addresses(fields, b"sender", budget)
+    reply_to = _addresses(fields, b"reply-to", budget)
     return b"(%b %b %b %b %b %b %b %b %b %b)" % (
-        _text(fields, b"date"),
+        _text(fields, b"date", budget),
         # Blanks collapse, in the subject alone: what clients show in a list, and what Dovecot answers.
         string(b" ".join(subject[-1].split())) if subject else b"NIL",
         sender_default,
         sender_default if sender == b"NIL" else sender,
         sender_default if reply_to == b"NIL" else reply_to,
-        _addresses(fields, b"to"),
-        _addresses(fields, b"cc"),
-        _addresses(fields, b"bcc"),
-        _text(fields, b"in-reply-to"),
-        _text(fields, b"message-id"),
+        _addresses(fields, b"to", budget),
+        _addresses(fields, b"cc", budget),
+        _addresses(fields, b"bcc", budget),
+        _text(fields, b"in-reply-to", budget),
+        _text(fields, b"message-id", budget),
     )
 
 
@@ -117,7 +132,7 @@ def envelope(header: bytes) -> bytes:
     Sender and Reply-To are From's where absent or empty. Of Date, Subject, In-Reply-To, Message-ID the last field
     counts, address fields of one name are joined: as Dovecot does, RFC 5322 §3.6 allows one of each.
     """
-    return envelope_of(envelope_fields(header))
+    return envelope_of(envelope_fields(header), Budget())
 
 
 def _parameters(params: Parameters) -> bytes:
@@ -139,10 +154,13 @@ def _extension(part: Part) -> bytes:
     return b" " + disposition + b" " + language + b" " + nstring(part.location)
 
 
-def body_forms(mail: bytes, part: Part) -> tuple[bytes, bytes]:
-    """BODY and BODYSTRUCTURE of a part, in wire form. RFC 9051 §7.5.2; sizes and lines are those of the raw bytes."""
+def body_forms(mail: bytes, part: Part, budget: Budget) -> tuple[bytes, bytes]:
+    """BODY and BODYSTRUCTURE of a part, in wire form. RFC 3501 §7.4.2; sizes and lines are those of the raw bytes.
+
+    budget: what is left of the mail's, for the ENVELOPEs of embedded messages.
+    """
     if part.children:
-        forms = [body_forms(mail, child) for child in part.children]
+        forms = [body_forms(mail, child, budget) for child in part.children]
         subtype = string(part.subtype)
         return (
             b"(" + b"".join([form[0] for form in forms]) + b" " + subtype + b")",
@@ -165,10 +183,11 @@ def body_forms(mail: bytes, part: Part) -> tuple[bytes, bytes]:
     end = b" " + nstring(part.md5) + _extension(part) + b")"
     if is_text:
         start += b" %d" % part.lines
-    elif part.message is not None:
+    elif part.message is not None and part.subtype == b"rfc822":
         message = part.message
-        short, long = body_forms(mail, message)
-        start += b" " + envelope(mail[message.header_start : message.header_end]) + b" "
+        fields = envelope_fields(mail[message.header_start : message.header_end])
+        start += b" " + envelope_of(fields, budget) + b" "
+        short, long = body_forms(mail, message, budget)
         lines = b" %d" % part.lines
         return start + short + lines + b")", start + long + lines + end
     return start + b")", start + end
@@ -176,9 +195,9 @@ def body_forms(mail: bytes, part: Part) -> tuple[bytes, bytes]:
 
 def bodystructure(mail: bytes, part: Part) -> bytes:
     """BODYSTRUCTURE with all extension data, in wire form. RFC 9051 §7.5.2."""
-    return body_forms(mail, part)[1]
+    return body_forms(mail, part, Budget())[1]
 
 
 def body(mail: bytes, part: Part) -> bytes:
     """BODY: the structure without extension data, in wire form. RFC 9051 §7.5.2."""
-    return body_forms(mail, part)[0]
+    return body_forms(mail, part, Budget())[0]

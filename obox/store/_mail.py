@@ -1,19 +1,27 @@
 """The bytes that go with a mail: its meta, and the ready fields made of it (docs/format.md, "Mail", "Fields").
 
-Pure: encodes and decodes, knows neither bucket nor cache.
+Pure but for `ready_fields`, which goes to a thread with what may take long: encodes and decodes, knows neither bucket
+nor cache.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 import msgspec
+import structlog
 
 from .. import mime
 from ..errors import Corrupt
 from ..mailbox import Delta, Rows
 from ..objectstore.keys import parse_mail_key
 from ._fields import Fields
+
+log = structlog.get_logger()
+
+INLINE_MAX: Final = 64 * 1024
+"""Octets up to which a mail is parsed and compressed on the loop: about a millisecond."""
 
 HEADER_CACHED_MAX: Final = 8 * 1024
 """Octets of a header block that is cached; a larger one is read with its mail. 99.9 % of mails have less."""
@@ -78,6 +86,44 @@ def check_claim(delta: Delta, uid: int) -> None:
 
 def make_fields(source: bytes) -> Fields:
     """The ready fields of a mail."""
-    summary = mime.summary(source)
+    return _packed(mime.summary(source))
+
+
+def quick_fields(source: bytes) -> Fields | None:
+    """The ready fields of a mail that is small and, as nearly all, within `mime.Budget.quick`; else None."""
+    if len(source) > INLINE_MAX:
+        return None
+    try:
+        summary = mime.summary(source, mime.Budget.quick())
+    except Exception:  # a bug, which `ready_fields` tells the log
+        return None
+    return None if summary.exceeded else _packed(summary)
+
+
+async def ready_fields(source: bytes, **about: object) -> Fields | None:
+    """The ready fields of a mail, made in a thread if they are not quick to make; None where a bug keeps us from it.
+
+    about: names the mail in the log, which says which limits it goes beyond.
+    """
+    fields = quick_fields(source)
+    if fields is not None:
+        return fields
+    try:
+        summary = await asyncio.to_thread(mime.summary, source)
+    except Exception as exc:
+        log.error("ready fields could not be made", error=repr(exc), exc_info=exc, **about)
+        return None
+    if summary.exceeded:
+        log.warning("a mail goes beyond what is described of one", limits=" ".join(summary.exceeded), **about)
+    return _packed(summary)
+
+
+def opaque_fields(source: bytes) -> Fields:
+    """What is served in place of ready fields that cannot be made: no ENVELOPE, one part of bytes."""
+    body = b'"application" "octet-stream" NIL NIL NIL "7bit" %d' % len(source)
+    return Fields.of(b"(" + b" ".join([b"NIL"] * 10) + b")", b"(%b)" % body, b"(%b NIL NIL NIL NIL)" % body, None)
+
+
+def _packed(summary: mime.Summary) -> Fields:
     header = summary.header if len(summary.header) <= HEADER_CACHED_MAX else None
     return Fields.of(summary.envelope, summary.body, summary.bodystructure, header)

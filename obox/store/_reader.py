@@ -18,7 +18,7 @@ from ..types import Uid
 from . import _lost
 from ._bundles import segment_range
 from ._fields import Fields, opened
-from ._mail import make_fields
+from ._mail import opaque_fields, ready_fields
 from .api import Unreadable
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ AHEAD_BYTES: Final = 4 << 20
 
 INLINE_BYTES: Final = 32 << 10
 """Octets of encoded mails that are decoded on the loop: 0.2 ms, hardly more than a hop to a thread."""
+
+INLINE_DECODED_BYTES: Final = 1 << 20
+"""Octets that these may become: 30 MB of one letter are 3 kB when encoded."""
 
 WHOLE_MAX: Final = 1 << 20
 """Octets up to which a part is cut out of the whole mail; of a larger one only the frames needed are read."""
@@ -60,7 +63,10 @@ async def fields(mailbox: Mailbox, uids: Sequence[int], *, autofix: bool) -> lis
             if not isinstance(source, bytes):
                 out[where[uid]] = source
                 continue
-            ready = await asyncio.to_thread(make_fields, source) if len(source) > 1 << 16 else make_fields(source)
+            ready = await ready_fields(source, mailbox=guid, uid=uid)
+            if ready is None:
+                out[where[uid]] = opaque_fields(source)
+                continue
             out[where[uid]] = ready
             made.append((uid, ready.packed))
         mailbox.put_fields(made)
@@ -99,14 +105,14 @@ async def mails(
         batch = _where(mailbox, uids, at)
         at += len(batch)
         sources = await _load(mailbox, batch, autofix=autofix)
-        for uid, key, oid in batch:
+        for uid, key, oid, _ in batch:
             if (source := sources.get(oid)) is None and key and mailbox.state.position(uid) is not None:
                 source = NotFound("the mail is lost from the storage")
             yield uid, source
 
 
-_Found = tuple[int, str, bytes]
-"""(uid, key and oid of its object); the key is empty for one that is gone."""
+_Found = tuple[int, str, bytes, int]
+"""(uid, key and oid of its object, octets); the key is empty for one that is gone."""
 
 
 async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict[bytes, bytes | Unreadable]:
@@ -114,12 +120,14 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
     env = mailbox.env
     out: dict[bytes, bytes | Unreadable] = {}
     keys: dict[str, bytes] = {}
-    for _, key, oid in batch:
+    size = 0
+    for _, key, oid, octets in batch:
         mail = env.recent.get(oid)
         if mail is not None:
             out[oid] = mail
         elif key:
             keys[key] = oid
+            size += octets
     if not keys:
         return out
     fetched: set[str] = set()
@@ -131,10 +139,10 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
     found = await env.fscache.get_many(list(keys), fetch, absent=(NotFound,))
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
-        lost = {uid: key for uid, key, _ in batch if key in keys and key not in objects}
+        lost = {uid: key for uid, key, _, _ in batch if key in keys and key not in objects}
         objects |= await _lost.look_again(mailbox, lost)
     data, owners = list(objects.values()), [owner_of(key) for key in objects]
-    if sum(map(len, data)) > INLINE_BYTES:
+    if size > INLINE_DECODED_BYTES or sum(map(len, data)) > INLINE_BYTES:
         decoded = await asyncio.to_thread(env.codec.decode_many, data, owners)
     else:
         decoded = env.codec.decode_many(data, owners)
@@ -188,7 +196,8 @@ def _where(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
     where, there = state.positions(part)
     where = where[there]
     sizes = np.zeros(len(part), dtype=np.int64)
-    sizes[there] = state.column("size")[where]
+    octets = state.column("size")[where].tolist()
+    sizes[there] = octets
     count = max(1, int(np.searchsorted(np.cumsum(sizes), AHEAD_BYTES, side="right")))
     oids = state.column("oid")[where].tobytes()
     homes, home_uids = state.column("home")[where].tolist(), state.column("home_uid")[where].tolist()
@@ -197,9 +206,9 @@ def _where(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
     row = 0
     for uid, here in zip(part[:count].tolist(), there.tolist(), strict=False):
         if not here:
-            out.append((uid, "", b""))
+            out.append((uid, "", b"", 0))
             continue
-        out.append((uid, f"{prefixes[homes[row]]}{home_uids[row]:08x}", oids[row * 16 : row * 16 + 16]))
+        out.append((uid, f"{prefixes[homes[row]]}{home_uids[row]:08x}", oids[row * 16 : row * 16 + 16], octets[row]))
         row += 1
     return out
 

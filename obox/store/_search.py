@@ -1,40 +1,83 @@
 """SEARCH over a mailbox: columns first, then cached header blocks, then whole mails, each only for what is left.
 
 Invariant: the answer is the same whatever happens to be cached. A mail that is gone, lost or damaged when its text is
-wanted does not match. Nothing here holds the loop: it is given up after each chunk of headers and each SLICE_BYTES of
-mail; a mail larger than that is looked through in a thread.
+wanted does not match. Each mail's header and each of its bodies are decoded at most once, however many keys there are.
+Nothing here holds the loop: others run every 10 ms (`Turn`), and what may take longer by itself (a mail above
+INLINE_BYTES, a query above INLINE_CELLS or INLINE_CHARS) is done in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import enum
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from ..mailbox import State
+from ..mailbox._needles import Finder, Needle, normalise
 from ..mailbox._uidset import UidArray
-from ..mailbox.search import Mask, Needle, Query, TextSource, evaluate, needs_header, normalise
-from ..mime import Part, addresses, decode_header, header_end, header_values, parse, parse_date, text_of
+from ..mailbox.search import (
+    Evaluation,
+    Mask,
+    Query,
+    Table,
+    TextSource,
+    evaluate,
+    leaves,
+    needs_header,
+    strings_of,
+)
+from ..mime import (
+    Part,
+    addresses,
+    all_values,
+    bounded,
+    decode_header,
+    file_names,
+    header_end,
+    header_values,
+    parse,
+    parse_date,
+    texts_of,
+)
 from ._fields import Fields
+from .turn import Turn
 
 if TYPE_CHECKING:
     from .api import Unreadable
 
 CHUNK: Final = 500
 """Mails whose cached fields are asked for at once: about 5 ms of work."""
-SLICE_BYTES: Final = 256 * 1024
-"""Octets of mails looked through before the loop is given up: at most 20 ms of work."""
+INLINE_BYTES: Final = 16 * 1024
+"""Octets of a mail that is looked through on the loop: 20 ms for the worst, 0.1 ms for most."""
+INLINE_CHARS: Final = 8 * 1024
+"""Characters of search strings that are normalised on the loop: 5 ms for the worst."""
+INLINE_CELLS: Final = 4_000_000
+"""Keys times mails whose columns are compared on the loop: 10 ms."""
+_KEY_CELLS: Final = 10_000
+"""What a key costs without any mail: as much as so many mails."""
+STEPS: Final = 500
+"""Keys times mails that are decided from memory between two looks at the clock: less than 1 ms."""
+_LOWER_BYTES: Final = 256 * 1024
+"""Octets of a mail put in lower case by one call."""
 MEMO_BYTES_MAX: Final = 32 * 1024 * 1024
 """Memory of this process for normalised header fields: one field of some 150,000 mails."""
 _MEMO_VALUE_MAX: Final = 4000
 """Longer values are decoded each time: lists of recipients, a few in a mailbox."""
 _MEMO_ENTRY_BYTES: Final = 150
 """What an entry costs beside its characters: a string's head, a number, a slot of the table."""
+_MEMO_COLUMN_BYTES: Final = 500
+"""What an empty column costs."""
+_MEMO_COLUMNS_MAX: Final = 32
+"""Fields that one search remembers; what a search with more asks of the others is read each time."""
+_FEW: Final = 16
+"""More strings than this are looked for with one `Finder`, not first one by one in the raw bytes."""
 
 _ADDRESS_FIELDS: Final = frozenset(("from", "to", "cc", "bcc", "sender", "reply-to"))
 _ODD_ADDRESS: Final = re.compile(rb'[(\\]|"\s*@|\s[@.]|[@.]\s')
@@ -42,6 +85,7 @@ _ODD_ADDRESS: Final = re.compile(rb'[(\\]|"\s*@|\s[@.]|[@.]\s')
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
 _ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"=?", b"\x1b", b"\x00", b"utf-7", b"hz-gb")
 """Marks of a mail that may spell ASCII letters in other bytes: encodings, encoded words, charsets with shifts."""
+_MARK_BYTES_MAX: Final = max(map(len, _ASCII_OTHERWISE))
 
 
 class Searchable(Protocol):
@@ -65,21 +109,25 @@ async def search(
     now: float,
     autofix: bool | None = None,
     memo: Memo | None = None,
+    clock: Callable[[], float] = monotonic,
 ) -> UidArray:
     """Those of `uids` (sorted) that match, in order. now: unix seconds, for OLDER and YOUNGER.
 
-    autofix: see `api.Mailbox`. memo: remembered header fields, by default those of the process.
+    autofix: see `api.Mailbox`. memo: remembered header fields, by default those of the process. clock: see `Turn`.
     Raises Unavailable when mails have to be read and the bucket does not answer.
     """
     state = mailbox.state
     where, there = state.positions(uids)
     uids = uids[there]
-    evaluation = evaluate(query, state, slice(None) if len(uids) == len(state) else where[there], now)
+    table = Table(state, slice(None) if len(uids) == len(state) else where[there])
+    keys = sum(1 for _ in leaves(query))
+    evaluation = await _evaluated(query, table, keys, now)
     rest: list[int] = np.flatnonzero(evaluation.unknown).tolist()
     found = evaluation.yes.copy()
     if rest:
         memo = MEMO if memo is None else memo
-        run = _Run(mailbox, uids, evaluation.matches, found, memo=memo, autofix=autofix)
+        turn, stride = Turn(clock), max(1, STEPS // keys)
+        run = _Run(mailbox, uids, evaluation, found, memo=memo, autofix=autofix, turn=turn, stride=stride)
         if needs_header(query):
             rest = await run.by_memo(rest)
             rest = await run.by_headers(rest)
@@ -87,22 +135,41 @@ async def search(
     return uids[found]
 
 
-_Matches = Callable[[int, TextSource], "bool | None"]
+async def _evaluated(query: Query, table: Table, keys: int, now: float) -> Evaluation:
+    """What the columns say; a large query in a thread."""
+    needles: dict[str, Needle] = {}
+    if sum(map(len, strings_of(query))) > INLINE_CHARS:
+        needles = await asyncio.to_thread(lambda: {value: Needle(value) for value in strings_of(query)})
+    if keys * (table.count + _KEY_CELLS) <= INLINE_CELLS:
+        return evaluate(query, table, now, needles)
+    return await asyncio.to_thread(evaluate, query, table.frozen(query), now, needles)
 
 
 class _Run:
     """One search of text. Each step marks in `found` the rows that match and returns those that it cannot decide."""
 
     def __init__(
-        self, mailbox: Searchable, uids: UidArray, matches: _Matches, found: Mask, *, memo: Memo, autofix: bool | None
+        self,
+        mailbox: Searchable,
+        uids: UidArray,
+        evaluation: Evaluation,
+        found: Mask,
+        *,
+        memo: Memo,
+        autofix: bool | None,
+        turn: Turn,
+        stride: int,
     ) -> None:
         self.mailbox = mailbox
         self.autofix = autofix
         self.uids = uids
-        self.matches = matches
+        self.matches = evaluation.matches
+        self.needles = Needles(evaluation.needles)
         self.found = found
         self.memo = memo
         self.guid = mailbox.state.guid
+        self.turn = turn
+        self.stride = stride
 
     def decide(self, row: int, source: TextSource, left: list[int]) -> None:
         answer = self.matches(row, source)
@@ -114,51 +181,49 @@ class _Run:
     async def by_memo(self, rows: list[int]) -> list[int]:
         left: list[int] = []
         source = _Remembering(self.memo, self.guid)
-        for start in range(0, len(rows), 10 * CHUNK):
-            if start:
-                await asyncio.sleep(0)
-            chunk = rows[start : start + 10 * CHUNK]
-            for row, source.uid in zip(chunk, self.uids[chunk].tolist(), strict=True):
+        for start in range(0, len(rows), self.stride):
+            some = rows[start : start + self.stride]
+            for row, source.uid in zip(some, self.uids[some].tolist(), strict=True):
                 self.decide(row, source, left)
+            if self.turn.over():
+                await self.turn.end()
         return left
 
     async def by_headers(self, rows: list[int]) -> list[int]:
         left: list[int] = []
         source = _Remembering(self.memo, self.guid)
+        self.turn.begin()
         for start in range(0, len(rows), CHUNK):
-            if start:
-                await asyncio.sleep(0)
             chunk = rows[start : start + CHUNK]
             uids = self.uids[chunk].tolist()
             ready = await self.mailbox.fields(uids, autofix=self.autofix)
             for row, source.uid, fields in zip(chunk, uids, ready, strict=True):
                 if isinstance(fields, Fields):
-                    source.inner = None if fields.header is None else HeaderSource(fields.header)
+                    source.inner = None if fields.header is None else HeaderSource(fields.header, self.needles)
                     self.decide(row, source, left)
-            self.memo.trim()
+                    if self.turn.over():
+                        await self.turn.end()
         return left
 
     async def by_mails(self, rows: list[int]) -> None:
         if not rows:
             return
         row_of = dict(zip(self.uids[rows].tolist(), rows, strict=True))
-        done = 0
         left: list[int] = []
         async for uid, mail in self.mailbox.mails(list(row_of), autofix=self.autofix):
             if not isinstance(mail, bytes):
                 continue
-            source = _Remembering(self.memo, self.guid)
-            source.uid = uid
-            source.inner = MailSource(mail)
-            if len(mail) > SLICE_BYTES:
+            source = MailSource(mail, self.needles)
+            if len(mail) > INLINE_BYTES:
                 await asyncio.to_thread(self.decide, row_of[uid], source, left)
+                self.turn.begin()
                 continue
-            self.decide(row_of[uid], source, left)
-            done += len(mail)
-            if done >= SLICE_BYTES:
-                done = 0
-                await asyncio.sleep(0)
-        self.memo.trim()
+            remembering = _Remembering(self.memo, self.guid)
+            remembering.uid = uid
+            remembering.inner = source
+            self.decide(row_of[uid], remembering, left)
+            if self.turn.over():
+                await self.turn.end()
         assert not left, "a whole mail decides"
 
 
@@ -174,36 +239,47 @@ class Memo:
 
     def __init__(self, bytes_max: int = MEMO_BYTES_MAX) -> None:
         self.bytes_max = bytes_max
-        self._columns: OrderedDict[tuple[str, str], MemoColumn] = OrderedDict()
+        self._bytes = 0
+        self._columns: OrderedDict[tuple[str, str | Day], MemoColumn] = OrderedDict()
 
-    def column(self, guid: str, name: str) -> MemoColumn:
-        column = self._columns.setdefault((guid, name), MemoColumn())
-        self._columns.move_to_end((guid, name))
+    def column(self, guid: str, of: str | Day) -> MemoColumn:
+        """of: the name of a field, any that a client may think of, or a Day, which no name equals."""
+        column = self._columns.get((guid, of))
+        if column is None:
+            column = self._columns[guid, of] = MemoColumn()
+            self._bytes += _MEMO_COLUMN_BYTES
+        self._columns.move_to_end((guid, of))
         return column
 
-    def trim(self) -> None:
-        """Drop what is too much."""
-        total = sum(column.bytes for column in self._columns.values())
-        while total > self.bytes_max:
-            _, column = self._columns.popitem(last=False)
-            total -= column.bytes
-            column.clear()  # a search may hold it
+    def put(self, column: MemoColumn, uid: int, value: str | dt.date | bool) -> None:
+        """Remember a value, unless it is long or its column was dropped; what is too much is dropped at once."""
+        length = len(value) * (1 if value.isascii() else 2) if isinstance(value, str) else 0
+        if length > _MEMO_VALUE_MAX or column.dropped:
+            return
+        column[uid] = value
+        column.bytes += _MEMO_ENTRY_BYTES + length
+        self._bytes += _MEMO_ENTRY_BYTES + length
+        while self._bytes > self.bytes_max:
+            _, last = self._columns.popitem(last=False)
+            self._bytes -= _MEMO_COLUMN_BYTES + last.bytes
+            last.drop()  # a search may hold it
+
+
+class Day(enum.Enum):
+    """What is remembered of a mail beside its fields."""
+
+    SENT = enum.auto()
 
 
 class MemoColumn(dict[int, "str | dt.date | bool"]):
-    """By UID: the values of a field, normalised, a line each; False where the mail has none."""
+    """By UID: the values of a field, normalised, a line each, or a day; False where the mail has none."""
 
     bytes = 0
+    dropped = False
 
-    def put(self, uid: int, value: str | dt.date | bool) -> None:
-        length = len(value) * (1 if value.isascii() else 2) if isinstance(value, str) else 0
-        if length <= _MEMO_VALUE_MAX:
-            self[uid] = value
-            self.bytes += _MEMO_ENTRY_BYTES + length
-
-    def clear(self) -> None:
-        super().clear()
-        self.bytes = 0
+    def drop(self) -> None:
+        self.clear()
+        self.dropped = True
 
 
 MEMO: Final = Memo()
@@ -212,37 +288,39 @@ MEMO: Final = Memo()
 class _Remembering:
     """A TextSource before another one, or before none yet: what it has been asked once, it knows."""
 
-    _SENT = ":sent"  # no field has this name
-
     def __init__(self, memo: Memo, guid: str) -> None:
         self.uid = 0
         self.inner: HeaderSource | MailSource | None = None
         self._memo = memo
         self._guid = guid
-        self._columns: dict[str, MemoColumn] = {}
+        self._columns: dict[str | Day, MemoColumn] = {}
 
-    def _column(self, name: str) -> MemoColumn:
-        column = self._columns.get(name)
-        if column is None:
-            column = self._columns[name] = self._memo.column(self._guid, name)
+    def _column(self, of: str | Day) -> MemoColumn | None:
+        column = self._columns.get(of)
+        if column is None and len(self._columns) < _MEMO_COLUMNS_MAX:
+            column = self._columns[of] = self._memo.column(self._guid, of)
         return column
 
     def header(self, name: str, needle: Needle) -> bool | None:
-        column = self._columns.get(name) or self._column(name)
-        value = column.get(self.uid)
+        column = self._columns.get(name)
+        if column is None:
+            column = self._column(name)
+        value = None if column is None else column.get(self.uid)
         if value is None:
             if self.inner is None:
                 return None
             value = self.inner.value(name)
-            column.put(self.uid, value)
+            if column is not None:
+                self._memo.put(column, self.uid, value)
         return isinstance(value, str) and needle.text in value
 
     def sent_day(self) -> dt.date | bool | None:
-        column = self._column(self._SENT)
-        day = column.get(self.uid)
+        column = self._column(Day.SENT)
+        day = None if column is None else column.get(self.uid)
         if day is None and self.inner is not None:
             day = self.inner.sent_day()
-            column.put(self.uid, day)
+            if column is not None:
+                self._memo.put(column, self.uid, day)
         return None if isinstance(day, str) else day
 
     def contains(self, needle: Needle, body_only: bool) -> bool | None:
@@ -252,19 +330,62 @@ class _Remembering:
 # -- text sources ------------------------------------------------------------------------------------------------------
 
 
+class Needles:
+    """What TEXT and BODY look for in one search; each source looks for all of it at once.
+
+    A few are first looked for in the raw bytes, which decides most mails without decoding them.
+    """
+
+    def __init__(self, needles: Sequence[Needle] = ()) -> None:
+        self.by_text = {needle.text: needle for needle in needles}
+        self.finder = Finder(self.by_text)
+
+    def with_(self, needle: Needle) -> Needles:
+        return self if needle.text in self.by_text else Needles((needle,))
+
+    def possible(self, pieces: Iterator[bytes]) -> Needles:
+        """Those that a plain text can have. pieces: its bytes in lower case, with overlaps of at least `overlap`."""
+        if len(self.by_text) > _FEW:
+            return self
+        left = list(self.by_text.values())
+        there: list[Needle] = []
+        for piece in pieces:
+            there += [needle for needle in left if needle.raw is not None and needle.raw in piece]
+            left = [needle for needle in left if needle.raw is not None and needle.raw not in piece]
+        return self if len(there) == len(self.by_text) else Needles(there)
+
+    @property
+    def overlap(self) -> int:
+        return max((len(needle.raw or b"") for needle in self.by_text.values()), default=0)
+
+
+_NONE: Final = Needles()
+
+
 class HeaderSource:
-    """The whole header block of a mail and nothing of its body."""
+    """The header block of a mail, as far as fields are looked for in it (`mime.bounded`), and nothing of its body."""
 
-    __slots__ = ("_lower", "_plain", "block")
+    __slots__ = ("_all", "_found", "_needles", "_values", "block")
 
-    def __init__(self, block: bytes) -> None:
-        self.block = block
-        self._lower: bytes | None = None
-        self._plain = False
+    def __init__(self, block: bytes, needles: Needles = _NONE) -> None:
+        self.block = bounded(block)
+        self._needles = needles
+        self._found: set[str] | None = None
+        self._values: dict[str, str | bool] = {}
+        self._all: dict[bytes, list[bytes]] | None = None
 
     def value(self, name: str) -> str | bool:
         """The values of the fields `name`, decoded and normalised, a line each; False if there is none."""
-        values = header_values(self.block, name.encode())
+        found = self._values.get(name)
+        if found is None:
+            found = self._values[name] = self._value(name)
+        return found
+
+    def _value(self, name: str) -> str | bool:
+        key = name.encode()
+        if self._all is None and len(self._values) > 2:
+            self._all = all_values(self.block)
+        values = header_values(self.block, key) if self._all is None else self._all.get(key, [])
         if name in _ADDRESS_FIELDS and any(map(_ODD_ADDRESS.search, values)):
             values = [*values, *(_plain_addresses(value) for value in values)]
         return "\n".join(map(_normalised, values)) if values else False
@@ -272,9 +393,7 @@ class HeaderSource:
     def sent_day(self) -> dt.date | bool:
         values = header_values(self.block, b"date")
         found = parse_date(values[-1]) if values else None
-        if found is None:
-            return False
-        return dt.date.fromordinal(_EPOCH + (found.seconds + 60 * found.zone_min) // 86_400)
+        return False if found is None else dt.date.fromordinal(_EPOCH + found.day)
 
     def contains(self, needle: Needle, body_only: bool) -> bool | None:
         if body_only:
@@ -283,12 +402,16 @@ class HeaderSource:
 
     def in_header(self, needle: Needle) -> bool:
         """Whether the header, names of fields included, has the needle anywhere."""
-        if self._lower is None:
-            self._lower = self.block.lower()
-            self._plain = self.block.isascii() and b"=?" not in self.block
-        if self._plain and (needle.raw is None or needle.raw not in self._lower):
-            return False
-        return needle.inside(normalise(decode_header(self.block)))
+        if self._found is None or needle.text not in self._needles.by_text:
+            self._needles = self._needles.with_(needle)
+            self._found = self._look()
+        return needle.text in self._found
+
+    def _look(self) -> set[str]:
+        wanted = self._needles
+        if self.block.isascii() and b"=?" not in self.block:
+            wanted = wanted.possible(iter((self.block.lower(),)))
+        return wanted.finder.found((decode_header(self.block),)) if wanted.by_text else set()
 
 
 class MailSource:
@@ -297,12 +420,15 @@ class MailSource:
     Body means the text parts, decoded, and the headers of parts (names of attachments), also in embedded messages.
     """
 
-    def __init__(self, mail: bytes) -> None:
+    def __init__(self, mail: bytes, needles: Needles = _NONE) -> None:
         self.mail = mail
-        self.top = HeaderSource(mail[: header_end(mail)])
-        self._lower: bytes | None = None
-        self._plain = False
-        self._body: list[str] | None = None
+        self.top = HeaderSource(mail[: header_end(mail)], needles)
+        self._needles = needles
+        self._found: set[str] | None = None
+
+    def header(self, name: str, needle: Needle) -> bool:
+        value = self.value(name)
+        return isinstance(value, str) and needle.text in value
 
     def value(self, name: str) -> str | bool:
         return self.top.value(name)
@@ -311,32 +437,52 @@ class MailSource:
         return self.top.sent_day()
 
     def contains(self, needle: Needle, body_only: bool) -> bool | None:
-        if self._without(needle):
-            return False
         if not body_only and self.top.in_header(needle):
             return True
-        if self._body is None:
-            self._body = [normalise(text) for text in _body_texts(self.mail)]
-        return any(needle.inside(text) for text in self._body)
+        if self._found is None or needle.text not in self._needles.by_text:
+            self._needles = self._needles.with_(needle)
+            self._found = self._look()
+        return needle.text in self._found
 
-    def _without(self, needle: Needle) -> bool:
-        if self._lower is None:
-            self._lower = self.mail.lower()
-            self._plain = self.mail.isascii() and not any(mark in self._lower for mark in _ASCII_OTHERWISE)
-        return self._plain and (needle.raw is None or needle.raw not in self._lower)
+    def _look(self) -> set[str]:
+        """The needles that the body has."""
+        wanted = self._needles
+        if self._plain():
+            wanted = wanted.possible(self._lower(wanted.overlap))
+        found: set[str] = set()
+        if wanted.by_text:
+            for text in _body_texts(self.mail):
+                found |= wanted.finder.found(text)
+                if len(found) == len(wanted.by_text):
+                    break
+        return found
+
+    def _plain(self) -> bool:
+        """Whether the bytes, in lower case, are the text."""
+        if len(self._needles.by_text) > _FEW or not self.mail.isascii():
+            return False
+        return not any(mark in piece for piece in self._lower(_MARK_BYTES_MAX) for mark in _ASCII_OTHERWISE)
+
+    def _lower(self, overlap: int) -> Iterator[bytes]:
+        """The mail in lower case, in pieces that overlap."""
+        for at in range(0, len(self.mail), _LOWER_BYTES):
+            yield self.mail[at : at + _LOWER_BYTES + overlap].lower()
 
 
-def _body_texts(mail: bytes) -> list[str]:
+def _body_texts(mail: bytes) -> Iterator[Iterator[str]]:
+    """The texts that make up a body, each in slices."""
     root = parse(mail)
-    headers: list[str] = []
+    yield from texts_of(mail, root)
     rest: list[Part] = [*root.children] if root.message is None else [root.message]
     while rest:
         part = rest.pop()
-        headers.append(decode_header(mail[part.header_start : part.body_start]))
+        header = bounded(mail[part.header_start : part.body_start])
+        yield iter((decode_header(header),))
+        if b"*" in header:
+            yield from (iter((name,)) for name in file_names(part))
         rest.extend(part.children)
         if part.message is not None:
             rest.append(part.message)
-    return [*text_of(mail, root), *headers]
 
 
 def _plain_addresses(value: bytes) -> bytes:

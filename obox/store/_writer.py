@@ -28,7 +28,7 @@ from ..objectstore.keys import mail_key, owner_of
 from ..types import Oid, Uid
 from ._env import TRY_LATER
 from ._fields import Fields
-from ._mail import MailMeta, make_fields
+from ._mail import INLINE_MAX, MailMeta, quick_fields, ready_fields
 from ._quota import Room
 from ._slots import Fate, Slot
 from .api import Source
@@ -41,8 +41,9 @@ log = structlog.get_logger()
 PUTS_AT_ONCE: Final = 8
 """PUTs in flight for one MULTIAPPEND."""
 
-INLINE_MAX: Final = 64 * 1024
-"""Octets up to which a mail is parsed and compressed on the loop: about a millisecond."""
+FIELDS_S: Final = 2.0
+"""How long a mail that is in the bucket waits for its ready fields; without them it is visible, and whoever asks for
+them first makes them. More than this and its sender would hear 451 of a mail that is stored, and send it again."""
 
 DECIDE_S: Final = 2.0
 """Between attempts to decide a UID, so that deliveries go on soon after an outage."""
@@ -104,17 +105,6 @@ async def write_mails(mailbox: Mailbox, drafts: list[Draft], room: Room) -> list
     raise Unavailable(TRY_LATER)
 
 
-async def _fields(source: bytes) -> Fields | None:
-    """The ready fields; None where a bug keeps us from making them: the mail must not wait for that."""
-    try:
-        if len(source) <= INLINE_MAX:
-            return make_fields(source)
-        return await asyncio.to_thread(make_fields, source)
-    except Exception as exc:
-        log.error("ready fields could not be made", error=repr(exc), exc_info=exc)
-        return None
-
-
 async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft]) -> None:
     """PUT every mail of a group and settle its slots, however long it takes: all landed, or none counts."""
     gate = asyncio.Semaphore(PUTS_AT_ONCE)
@@ -171,10 +161,15 @@ async def _put_source(
     data = env.codec.encode(*what) if len(source) <= INLINE_MAX else await asyncio.to_thread(env.codec.encode, *what)
     putting = mailbox.user.spawn(put_slot(mailbox, slot, data, oid))
     await asyncio.sleep(0)  # the request goes out
-    fields = await _fields(source)
+    fields = quick_fields(source)
+    making = None
+    if fields is None:
+        making = mailbox.user.spawn(ready_fields(source, mailbox=mailbox.guid, uid=slot.uid))
     fate = await putting
     if fate != "landed":
         return fate, None, None
+    if making is not None and (await asyncio.wait((making,), timeout=FIELDS_S))[0]:
+        fields = making.result()
     await env.fscache.put(key, data)
     return fate, Delta(rows=meta.row(oid, 0)), fields
 

@@ -353,7 +353,8 @@ class Mailbox:
         return await _reader.part(self, uid, start, end)
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
-        return await search(self, query, uids, now=self.env.now(), autofix=self.mends(autofix))
+        env = self.env
+        return await search(self, query, uids, now=env.now(), autofix=self.mends(autofix), clock=env.clock)
 
     # -- upkeep ----------------------------------------------------------------------------------------------------
 

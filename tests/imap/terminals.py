@@ -133,7 +133,7 @@ class Terminals:
         if self.utf8:
             return data.decode()
         name = utf7.decode(data)  # one spelling only
-        if not data.isascii() or (name.upper() == "INBOX" and name != "INBOX"):
+        if not data.isascii() or (name.isascii() and name.upper() == "INBOX" != name):
             self.fail("a mailbox name in modified UTF-7, INBOX in capitals")
         return name
 

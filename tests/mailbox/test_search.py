@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from turns import turns
 
 from obox.mailbox import Delta, Rows, State
+from obox.mailbox._needles import Needle, normalise
 from obox.mailbox.search import (
+    _COMPARE,
     All,
     And,
     Body,
@@ -22,19 +26,18 @@ from obox.mailbox.search import (
     Header,
     Larger,
     ModSeqFrom,
-    Needle,
     Not,
     Older,
     OnDate,
     Or,
     Query,
     Smaller,
+    Table,
     Text,
     UidSet,
     Younger,
     evaluate,
     needs_header,
-    normalise,
 )
 from obox.mime import header_end
 from obox.store import _search
@@ -75,7 +78,7 @@ def state_of(*mails: Mail) -> State:
 
 def columns(query: Query, *mails: Mail) -> list[int]:
     state = state_of(*mails)
-    evaluation = evaluate(query, state, slice(None), NOW)
+    evaluation = evaluate(query, Table(state, slice(None)), NOW)
     assert not evaluation.unknown.any()
     for i in range(len(state)):
         assert evaluation.matches(i, NOTHING) is bool(evaluation.yes[i])
@@ -246,7 +249,7 @@ def _truth(query: Query, mail: Mail, known: dict[str, bool]) -> bool:
 )
 def test_logic_agrees_with_two_values(query: Query, known: dict[str, bool], hidden: set[str]) -> None:
     mails = (Mail(1, flags=("\\Seen",)), Mail(2, size=200), Mail(3))
-    evaluation = evaluate(query, state_of(*mails), slice(None), NOW)
+    evaluation = evaluate(query, Table(state_of(*mails), slice(None)), NOW)
     assert not (evaluation.yes & evaluation.unknown).any()
     for i, mail in enumerate(mails):
         truth = _truth(query, mail, known)
@@ -407,6 +410,10 @@ async def test_memo_stays_bounded() -> None:
         assert await box.search(Header("subject", "nümber 42")) == [43, *range(421, 431)]
         assert len(await box.search(Header("from", "a"))) == 1000
         assert sum(column.bytes for column in box.memo._columns.values()) <= 100_000
+        assert box.memo._bytes <= 100_000
+    for n in range(300):
+        await box.search(Header(f"x-{n}", "a"))
+    assert len(box.memo._columns) * _search._MEMO_COLUMN_BYTES <= box.memo._bytes <= 100_000
     long = Box(b"To: " + b"a@example.org, " * 1000 + b"\r\n\r\n")
     assert await long.search(Header("to", "a@")) == [1]
     assert long.memo.column(long.state.guid, "to") == {}
@@ -437,3 +444,133 @@ def test_an_address_is_found_without_its_comments() -> None:
     assert "user-from@domain.org" in str(source.value("from"))
     assert "user-to@domain.org" in str(source.value("to"))
     assert '"a b" <c.d@e>' in str(source.value("to"))
+
+
+# -- hostile mails and hostile queries ---------------------------------------------------------------------------------
+
+LAST_DAY = dt.date(9999, 12, 31)
+FIRST_DAY = dt.date(1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("date", "day"),
+    [
+        (b"Fri, 31 Dec 9999 23:59:60 +0000", LAST_DAY),
+        (b"Fri, 31 Dec 9999 23:59:59 -2359", LAST_DAY),
+        (b"Fri, 31 Dec 9999 24:00:00 +0000", LAST_DAY),
+        (b"Mon, 1 Jan 0001 00:00:00 +1400", FIRST_DAY),
+        (b"Mon, 1 Jan 0001 00:00 -1200", FIRST_DAY),
+        (b"Sat, 31 Dec 2016 23:59:60 +0000", dt.date(2016, 12, 31)),
+        (b"Sat, 31 Dec 2016 23:59:60 -0800", dt.date(2016, 12, 31)),
+        (b"1 Jan 10000 00:00:00 +0000", False),
+        (b"31 Dec 99999 23:59:60 +0000", False),
+        (b"1 Jan 0000 00:00:00 +0000", False),
+        (b"29 Feb 2023 00:00:00 +0000", False),
+        (b"1 Jan 123456789012345678901234567890 00:00:00 +0000", False),
+    ],
+)
+async def test_every_date_is_searchable_or_absent(date: bytes, day: dt.date | bool) -> None:
+    """RFC 5322 §3.3: a year has four digits or more, a leap second is :60, a zone any four digits."""
+    block = b"Date: " + date + b"\r\n\r\n"
+    assert HeaderSource(block).sent_day() == day
+    box = Box(block, PLAIN)
+    for test in DateTest:
+        for asked in (FIRST_DAY, LAST_DAY, dt.date(2016, 12, 31), dt.date(2024, 1, 1)):
+            found = await box.search(OnDate(DateField.SENT, test, asked))
+            assert (1 in found) is (day is not False and bool(_COMPARE[test](day, asked)))
+            assert (2 in found) is bool(_COMPARE[test](dt.date(2024, 1, 1), asked))
+
+
+@pytest.mark.parametrize("name", [":sent", "SENT", "Day.SENT", "1", "date"])
+async def test_no_name_of_a_field_meets_the_sent_day(name: str) -> None:
+    box = Box(PLAIN, EIGHT)
+    on = OnDate(DateField.SENT, DateTest.ON, dt.date(2024, 1, 1))
+    for _ in range(2):
+        assert await box.search(Header(name, "no such value")) == []
+        assert await box.search(on) == [1]
+        assert await box.search(And((on, Not(Header(name, "no such value"))))) == [1]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often header blocks and bodies are decoded or parsed: lengths of what."""
+    calls: list[int] = []
+    for name in ("decode_header", "parse", "all_values", "header_values"):
+        plain = getattr(_search, name)
+
+        def counted(data: bytes, *args: object, plain: Any = plain) -> Any:
+            calls.append(len(data))
+            return plain(data, *args)
+
+        monkeypatch.setattr(_search, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize("kind", [Text, Body])
+@pytest.mark.parametrize("join", [And, Or])
+async def test_a_thousand_strings_decode_a_mail_once(kind: Any, join: Any, decoded: list[int]) -> None:
+    box = Box(CODED, EIGHT)
+    keys = tuple(Not(kind(f"absent {n} ü")) for n in range(1_000))
+    query = And(keys) if join is And else Or((*(kind(f"absent {n} ü") for n in range(1_000)), kind("deep text")))
+    assert await box.search(query) == ([1, 2] if join is And else [1])
+    # A header block each for itself and for its mail; of one mail the structure and the header of each part.
+    assert len(decoded) <= 2 + 2 + 2 + 5
+
+
+async def test_a_thousand_fields_are_read_once(decoded: list[int]) -> None:
+    box = Box(PLAIN, CODED)
+    names = [f"x-{n}" for n in range(1_000)]
+    query = Or((*(Header(name, "x") for name in names), Header("subject", "brown")))
+    assert await box.search(query) == [1]
+    assert len(decoded) <= 2 * (3 + 1 + 4)
+    assert len(box.memo._columns) <= _search._MEMO_COLUMNS_MAX
+
+
+async def test_names_are_not_compiled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+    plain = re.compile
+    monkeypatch.setattr(re, "compile", lambda pattern, *flags: compiled.append(len(pattern)) or plain(pattern, *flags))
+    box = Box(PLAIN, CODED)
+    await box.search(Or(tuple(Header("x" * 60_000 + str(n), "x") for n in range(20))))
+    await box.search(Or(tuple(Header(f"y-{n}", "x") for n in range(500))))
+    many = Box(*[PLAIN] * 200)
+    assert len(await many.search(Header("subject", "brown"))) == 200
+    assert len(compiled) <= 1, "a name that is asked for often is, once"
+
+
+async def test_long_queries_and_wide_columns_leave_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns are compared in a thread where it is much, on a copy, with the same answer."""
+    monkeypatch.setattr(_search, "INLINE_CELLS", 10)
+    monkeypatch.setattr(_search, "INLINE_CHARS", 10)
+    box = Box(PLAIN, CODED, EIGHT)
+    query = And(
+        (Or((Flag("\\Seen"), Smaller(1_000), UidSet(((2, 3),)))), Not(Larger(7_000)), Text("grüße aus wien" * 0))
+    )
+    assert await box.search(query) == [1, 2, 3]
+    assert await box.search(And((UidSet(((2, 3),)), Text("grüße")))) == [2, 3]
+
+
+async def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hostile mails, and keys by the thousand: no turn of the loop is long."""
+    marks = "\u0301" * 16_384 + "\u0316" * 16_384
+    mails = [
+        *[PLAIN, CODED, EIGHT] * 100,
+        b"Subject: " + (marks[:1_500] + marks[-1_500:]).encode() + b"\r\n\r\n",
+        b"Subject: s\r\n\r\n" + (marks * 8).encode(),
+        b"From: " + b"(a)b," * 1_500 + b"\r\nTo: " + b"a\\,b;" * 100 + b"\r\n\r\n",
+        b"Subject: " + b"=?x-%b?q?=41?= " * 20 + b"\r\n\r\n",
+        b"Content-Type: text/plain; charset=iso-8859-6\r\n\r\n" + b"\xff" * 1_000_000,
+        b"Content-Type: text/plain; charset=utf-7\r\n\r\n+" + b"AGEAYgBj" * 100_000,
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\n" * 20_000,
+        b"X: y\r\n" * 200_000 + b"\r\nbody",
+        b"Subject: s\r\n\r\n" + "\ufdfa".encode() * 300_000,
+    ]
+    box = Box(*mails)
+    keys: list[Query] = [Text(f"text {n}") for n in range(400)]
+    keys += [Body(f"body {n} \u00fc") for n in range(300)]
+    keys += [Header(("from", "to", "subject", f"x-{n}")[n % 4], f"value {n}") for n in range(300)]
+    with turns() as found:
+        assert await box.search(Or(tuple(keys))) == []
+        assert len(await box.search(And(tuple(map(Not, keys))))) == len(mails)
+        assert await box.search(Header("from", "b")) == [303]
+    found.check()

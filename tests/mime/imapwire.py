@@ -94,7 +94,7 @@ def check_body(value: Any, extended: bool) -> None:
     if kind == b"text":
         assert isinstance(value[7], int)
         n = 8
-    elif kind == b"message" and subtype in {b"rfc822", b"global"}:
+    elif kind == b"message" and subtype == b"rfc822":
         check_envelope(value[7])
         check_body(value[8], extended)
         assert isinstance(value[9], int)

@@ -109,13 +109,15 @@ def test_header_end(mail: bytes, end: int) -> None:
         (b"1 Jan 99 00:00 Z", 915148800, 0),
         (b"Mon (a), 23 (b) Nov 2026 (c) 08:50:30 (d) UT", 1795423830, 0),
         (b"23-Nov-2026 08:50:30", 1795423830, 0),
-        (b"31 Dec 2016 23:59:60 +0000", 1483228800, 0),
+        (b"31 Dec 2016 23:59:60 +0000", 1483228799, 0),
         (b"23 Nov 2026", 1795392000, 0),
         (b"29 Feb 2000 00:00:00 +0000", 951782400, 0),
     ],
 )
 def test_date(value: bytes, seconds: int, zone: int) -> None:
-    assert parse_date(value) == (seconds, zone)
+    found = parse_date(value)
+    assert found is not None
+    assert found[:2] == (seconds, zone)
     assert sent_date(b"X: y\r\nDATE: " + value + b"\r\n\r\n") == seconds
 
 

@@ -173,7 +173,7 @@ TYPES = {
     b'a/b; n="never closed; m=3': (b"a", b"b", ((b"n", b"never closed; m=3"),)),
     b"a/b;; =1; flag; x=y;": (b"a", b"b", ((b"x", b"y"),)),
     b"a/b; x=1; x=2": (b"a", b"b", ((b"x", b"1"), (b"x", b"2"))),
-    b"a/b; name*0*=utf-8''%e2; name*1=z": (b"a", b"b", ((b"name*0*", b"utf-8''%e2"), (b"name*1", b"z"))),
+    b"a/b; name*0*=utf-8''%e2; name*1=z": (b"a", b"b", ((b"name*", b"utf-8''%e2z"),)),
     b"text/html charset=foo": (b"text", b"html", ()),
     b"text": (b"text", b"plain", ()),
     b"text/": (b"text", b"plain", ()),

@@ -11,7 +11,9 @@ connection is honest.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +23,7 @@ from obox.imap import ast, wire
 from obox.imap.ast import FetchAttr
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.earlier import vanished_earlier
-from obox.imap.plan import Body, Plan, compile_plan, header_of
+from obox.imap.plan import Body, Plan, compile_plan
 from obox.imap.replies import Reply, bad, no
 from obox.imap.rows import ANSWER_BYTES, flag_column, flag_rows, lines, parts
 from obox.imap.session import NO_UIDS, Session
@@ -30,7 +32,8 @@ from obox.imap.updates import write_flags
 from obox.mailbox._state import SEEN
 from obox.mailbox._uidset import UidArray
 from obox.store.api import Fields, Unreadable
-from obox.store.content import make_fields, parse
+from obox.store.content import INLINE_MAX, Budget, Part, header_end, make_fields, parse
+from obox.store.turn import Turn
 
 COLUMN_ROWS: Final = 1000
 """Mails of a chunk that needs columns alone: about 64 KiB of lines."""
@@ -59,7 +62,7 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
         uids = _changed_since(session, command, uids, command.changed_since)
     job = _Fetch(session, plan, uid=command.uid)
     rows = MAIL_ROWS if plan.needs_mail else FIELD_ROWS if plan.needs_fields else COLUMN_ROWS
-    rows = max(1, min(rows, HEADER_CELLS // max(1, len(job.in_header))))
+    rows = max(1, min(rows, HEADER_CELLS // max(1, len(job.of_header))))
     try:
         for at in range(0, len(uids), rows):
             await job.chunk(uids[at : at + rows])
@@ -98,6 +101,16 @@ def _of_mail(item: FetchAttr | Body) -> bool:
     return isinstance(item, Body) and not item.in_header
 
 
+async def _structure(mail: bytes) -> tuple[Part, bool]:
+    """The parts of a mail, and whether it is a small one whose parts can be cut out on the loop too."""
+    if len(mail) <= INLINE_MAX:
+        budget = Budget.quick()
+        root = parse(mail, budget)
+        if not budget.exceeded:
+            return root, True
+    return await asyncio.to_thread(parse, mail), False
+
+
 class _AtOnce(Exception):
     """A mail cannot be read, and nothing more is to be sent."""
 
@@ -111,28 +124,41 @@ class _Fetch:
         self.mailbox, self.view = session.need_mailbox()
         self.names = plan.names()
         self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
-        self.in_header = [item for item in plan.order if isinstance(item, Body) and item.in_header]
+        self.of_header = [item.of_header() for item in plan.order if isinstance(item, Body) and item.in_header]
         self.needs_structure = plan.needs_structure
+        self.turn = Turn(session.context.clock)
         self.uid = uid
         self.autofix = session.settings.autofix_storage
         self.unreadable: set[int] = set()
         self.expunged = False
 
-    async def chunk(self, uids: UidArray, seen: UidArray | None = None) -> None:
-        """Deliver some mails. seen: those that have \\Seen new, where that has been done; None: do it."""
+    async def chunk(self, uids: UidArray) -> None:
+        """Deliver some mails."""
         plan = self.plan
-        if seen is None and (self.session.read_only or not plan.sets_seen):
-            seen = NO_UIDS
-        elif seen is None:
+        seen = NO_UIDS
+        if plan.sets_seen and not self.session.read_only:
             seen = await self._mark_seen(uids)
-        found: dict[int, Fields] = {}
-        headers: dict[int, bytes] = {}
+        found = await self._fields(uids) if plan.needs_fields else {}
+        runs = self._alone(uids, found)
+        for some in runs:
+            theirs = found if len(runs) == 1 else {uid: found[uid] for uid in some.tolist() if uid in found}
+            await self._deliver(some, seen, theirs)
+            if len(runs) > 1:
+                await self.session.flush()
+
+    def _alone(self, uids: UidArray, found: Mapping[int, Fields]) -> list[UidArray]:
+        """The mails in runs, such that each header that is too long to be cached is in memory by itself."""
+        if not self.of_header or all(fields.header is not None for fields in found.values()):
+            return [uids]
+        long = [at for at, uid in enumerate(uids.tolist()) if uid in found and found[uid].header is None]
+        cuts = sorted({0, len(uids), *long, *(at + 1 for at in long)})
+        return [uids[a:b] for a, b in pairwise(cuts)]
+
+    async def _deliver(self, uids: UidArray, seen: UidArray, found: dict[int, Fields]) -> None:
+        plan = self.plan
+        headers: dict[int, list[bytes]] = {}
         if plan.needs_fields:
-            found = await self._fields(uids)
-            if self.in_header:
-                if len(uids) > 1 and any(fields.header is None for fields in found.values()):
-                    await self._apart(uids, seen, found)
-                    return
+            if self.of_header:
                 headers = await self._headers(found)
                 found = {uid: found[uid] for uid in headers} if len(headers) < len(found) else found
             if len(found) < len(uids):
@@ -163,19 +189,6 @@ class _Fetch:
             self.session.write(lines(names, seqs[part], [column[part] for column in columns]))
             if self.session.out.full:
                 await self.session.flush()
-
-    async def _apart(self, uids: UidArray, seen: UidArray, found: Mapping[int, Fields]) -> None:
-        """Deliver the mails of a chunk whose headers are too long to be kept one at a time, the others between them."""
-        begin = 0
-        for at, uid in enumerate(uids.tolist()):
-            if (fields := found.get(uid)) is not None and fields.header is None:
-                for part in (uids[begin:at], uids[at : at + 1]):
-                    if len(part):
-                        await self.chunk(part, seen)
-                        await self.session.flush()
-                begin = at + 1
-        if begin < len(uids):
-            await self.chunk(uids[begin:], seen)
 
     def _there(self, uids: UidArray, found: Mapping[int, Fields]) -> tuple[UidArray, Any]:
         """Those of `uids` that exist and of which we have the fields that the plan needs, with their rows."""
@@ -254,9 +267,9 @@ class _Fetch:
                 out[uid] = make_fields(mail)
         return out
 
-    async def _headers(self, found: dict[int, Fields]) -> dict[int, bytes]:
-        """Header blocks; those that are too long to be cached are cut from the mail."""
-        out: dict[int, bytes] = {}
+    async def _headers(self, found: dict[int, Fields]) -> dict[int, list[bytes]]:
+        """What is asked of the header blocks, an item each; those that are too long to be cached are in the mail."""
+        out: dict[int, list[bytes]] = {}
         for uid, fields in found.items():
             header = fields.header
             if header is None:
@@ -266,16 +279,24 @@ class _Fetch:
                     continue
                 except (Corrupt, NotFound) as error:
                     mail = self._instead(uid, error)
-                if mail is None:
-                    continue
-                header = header_of(mail)
-            out[uid] = header
+                if mail is not None:
+                    out[uid] = await asyncio.to_thread(self._of_header_of, mail)
+                continue
+            out[uid] = values = []
+            for cut in self.of_header:
+                values.append(cut(header))
+                if self.turn.over():
+                    await self.turn.end()
         return out
+
+    def _of_header_of(self, mail: bytes) -> list[bytes]:
+        header = mail[: header_end(mail)]
+        return [cut(header) for cut in self.of_header]
 
     # -- whole mails -----------------------------------------------------------------------------------------------
 
     async def _whole(
-        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]
+        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> None:
         """The columns of all are taken now, each mail's bytes follow: a change in between is told by the next poll."""
         order = uids.tolist()
@@ -327,7 +348,7 @@ class _Fetch:
             yield pair
 
     def _cells(
-        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, bytes]
+        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> tuple[list[bytes], list[list[Any]]]:
         """Format strings, and for each line its sequence number and values; what is cut from the mail is None yet."""
         plan = self.plan
@@ -351,15 +372,24 @@ class _Fetch:
 
     async def _write_row(self, lead: bytes, names: list[bytes], values: list[Any], mail: bytes) -> None:
         """The line of one mail. Where its items together may be large, they go out piece by piece."""
-        root = parse(mail) if self.needs_structure else None
+        root, quick = await _structure(mail) if self.needs_structure else (None, True)
         if len(mail) * len(self.cut) > ANSWER_BYTES:
-            await self._write_items(names, values, mail, root)
+            await self._write_items(names, values, mail, root, quick=quick)
+            return
+        if not quick:
+            for (at, _), value in zip(self.cut, await asyncio.to_thread(self._of_mail, mail, root), strict=True):
+                values[at] = value
+            self.session.write(lead % tuple(values))
             return
         for at, item in self.cut:
             values[at] = item.of_mail(mail, root)
+            if self.turn.over():
+                await self.turn.end()
         self.session.write(lead % tuple(values))
 
-    async def _write_items(self, names: list[bytes], values: list[Any], mail: bytes, root: Any) -> None:
+    async def _write_items(
+        self, names: list[bytes], values: list[Any], mail: bytes, root: Part | None, *, quick: bool
+    ) -> None:
         """As `_write_row`, holding no more than one item and PIECE_BYTES of output: the client's pace counts."""
         session, order = self.session, self.plan.order
         cells, tail = values[1 : len(order) + 1], values[len(order) + 1 :]
@@ -367,7 +397,8 @@ class _Fetch:
         for at, (item, name) in enumerate(zip(order, names, strict=True)):
             more = tail if at == len(order) - 1 else []
             if isinstance(item, Body) and _of_mail(item):
-                source, start, end = item.span_of(mail, root)
+                span = item.span_of(mail, root) if quick else await asyncio.to_thread(item.span_of, mail, root)
+                source, start, end = span
                 head = b"NIL" if source is None else b"{%d}\r\n" % (end - start) if end > start else b'""'
                 session.write(lead, item.label, b" ", head)
                 while source is not None and start < end:
@@ -380,6 +411,9 @@ class _Fetch:
             lead = b" "
             await session.go_on()
         session.write(b")\r\n")
+
+    def _of_mail(self, mail: bytes, root: Part | None) -> list[bytes]:
+        return [item.of_mail(mail, root) for _, item in self.cut]
 
     async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> Unreadable | None:
         """Send a large mail, piece by piece; returns why nothing of it was sent.

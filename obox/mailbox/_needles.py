@@ -1,0 +1,166 @@
+"""Text as it compares in SEARCH, and the finding of many strings in it.
+
+Text compares as under i;unicode-casemap (RFC 5051): both sides normalised, then substring. A long
+text is worked on slice by slice, so that no call that holds the interpreter's lock takes more than
+a few milliseconds, and no more than a slice of it is in memory in its normalised form, which may be
+18 times as long (U+FDFA). Runs of combining characters are broken up first (`obox.text`), since
+normalising takes quadratic time in their length.
+
+Invariant: the slices of `normalised`, put together, are `normalise` of the whole text, wherever it
+was cut. Pure.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from obox.text import starts_anew, stream_safe
+
+SLICE_CHARS: Final = 8 * 1024
+"""Characters normalised by one call: 5 ms for those that decompose into 18."""
+
+_FILTER_FROM: Final = 16
+"""Needles from which on a text is asked first which of them it can have at all."""
+_GRAM: Final = 3
+_GRAMS_MAX: Final = 64
+"""Trigrams of one needle that are looked up."""
+_TABLE: Final = 1 << 16
+
+
+def _fold(text: str) -> str:
+    """No case, compatibility forms decomposed; the text is short and stream-safe."""
+    if text.isascii():
+        return text.lower()
+    # Twice: folding may compose (U+0345), decomposing may bring capitals (U+1D400).
+    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+
+
+def normalise(text: str) -> str:
+    """`text` as it compares: no case, compatibility forms decomposed (RFC 5051), each run of white space one space.
+
+    White space is folded because a header or a paragraph may be wrapped anywhere. Marks are kept but come apart from
+    their letters, so that `cafe` finds `café` and not the other way round.
+    """
+    if len(text) > SLICE_CHARS:
+        return "".join(normalised((text,)))
+    return _spaced(_fold(stream_safe(text)), False)
+
+
+def _spaced(text: str, after_space: bool) -> str:
+    """Each run of white space one space; none at the beginning if there was one before."""
+    words = text.split()
+    if not words:
+        return " " if text and not after_space else ""
+    lead = " " if text[0].isspace() and not after_space else ""
+    return f"{lead}{' '.join(words)}{' ' if text[-1].isspace() else ''}"
+
+
+def normalised(texts: Iterable[str]) -> Iterator[str]:
+    """`normalise` of the texts put together, slice by slice."""
+    kept = ""
+    """What the next characters may still change: the last starter and the marks behind it."""
+    space = False
+    for text in texts:
+        for at in range(0, len(text), SLICE_CHARS):
+            piece = stream_safe(kept + text[at : at + SLICE_CHARS])
+            cut = len(piece) - 1
+            while cut > 0 and not starts_anew(piece[cut]):  # 31 steps, since the piece is stream-safe
+                cut -= 1
+            kept = piece[cut:]
+            if cut:
+                out = _spaced(_fold(piece[:cut]), space)
+                if out:
+                    space = out[-1] == " "
+                    yield out
+    if kept:
+        yield _spaced(_fold(kept), space)
+
+
+class Needle:
+    """A search string, normalised once.
+
+    raw: what must occur in the lower-cased bytes of a text that is pure ASCII and not encoded, if the text matches: the
+    longest word of the needle; None when the needle is not ASCII, so that no such text matches.
+    """
+
+    __slots__ = ("raw", "text")
+
+    def __init__(self, value: str) -> None:
+        self.text = normalise(value)
+        self.raw: bytes | None = None
+        if self.text.isascii():
+            self.raw = max(self.text.split(), key=len, default="").encode("ascii")
+
+    def inside(self, normalised: str) -> bool:
+        return self.text in normalised
+
+
+class Finder:
+    """Looks for all needles of a search at once, so that a text is decoded and normalised once.
+
+    Costs the length of the text and, for a text that is asked about more than a few needles, little more: which of
+    their trigrams occur in a window of the text is seen first, and only needles with all of them are searched for.
+    """
+
+    def __init__(self, needles: Collection[str]) -> None:
+        """needles: normalised."""
+        self._needles = list(dict.fromkeys(needles))
+        self._longest = max(map(len, self._needles), default=0)
+        self._filter = _Filter(self._needles) if len(self._needles) >= _FILTER_FROM else None
+
+    def found(self, texts: Iterable[str]) -> set[str]:
+        """Which needles occur in the one text that `texts`, not yet normalised, are slices of."""
+        out: set[str] = set()
+        window: list[str] = []
+        length = 0
+        least = max(SLICE_CHARS, 2 * self._longest)
+        for piece in normalised(texts):
+            window.append(piece)
+            length += len(piece)
+            if length >= least:
+                text = "".join(window)
+                self._look(text, out)
+                if len(out) == len(self._needles):
+                    return out
+                text = text[len(text) - self._longest + 1 :] if self._longest > 1 else ""
+                window, length = [text], len(text)
+        self._look("".join(window), out)
+        return out
+
+    def _look(self, text: str, out: set[str]) -> None:
+        needles: Iterable[str] = self._needles
+        if self._filter is not None:
+            needles = self._filter.possible(text)
+        out.update([needle for needle in needles if needle not in out and needle in text])
+
+
+class _Filter:
+    """Which of many needles a text may contain: those whose trigrams all occur in it, by a table of their hashes."""
+
+    def __init__(self, needles: Sequence[str]) -> None:
+        self._short = [needle for needle in needles if len(needle) < _GRAM]
+        self._long = [needle for needle in needles if len(needle) >= _GRAM]
+        grams = [_grams(needle[: _GRAMS_MAX + _GRAM - 1]) for needle in self._long]
+        self._flat = np.concatenate(grams) if grams else np.empty(0, dtype=np.uint32)
+        self._starts = np.cumsum([0, *map(len, grams)])[:-1]
+
+    def possible(self, text: str) -> list[str]:
+        if not self._long or len(text) < _GRAM:
+            return self._short
+        seen = np.zeros(_TABLE, dtype=np.bool_)
+        seen[_grams(text)] = True
+        there = np.logical_and.reduceat(seen[self._flat], self._starts)
+        return [*self._short, *(self._long[at] for at in np.flatnonzero(there).tolist())]
+
+
+def _grams(text: str) -> npt.NDArray[Any]:
+    """A number below _TABLE for each three characters in a row."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    mixed = codes[:-2] * np.uint32(0x9E3779B1) ^ codes[1:-1] * np.uint32(0x85EBCA6B) ^ codes[2:] * np.uint32(0xC2B2AE35)
+    numbers: npt.NDArray[Any] = mixed >> np.uint32(16)
+    return numbers

@@ -1,0 +1,206 @@
+"""IMAP over mails that somebody made to hurt: answers in time, memory given back, no mailbox broken."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from harness import Client, Running, serving
+from turns import turns
+
+from obox.store import NewMail
+from obox.types import StorageId
+
+MARKS = ("\u0301" * 16_384 + "\u0316" * 16_384).encode()
+DATES = {
+    b"Fri, 31 Dec 9999 23:59:60 +0000": dt.date(9999, 12, 31),
+    b"Mon, 1 Jan 0001 00:00:00 +2359": dt.date(1, 1, 1),
+    b"Sat, 31 Dec 2016 23:59:60 -0500": dt.date(2016, 12, 31),
+    b"31 Dec 12345 00:00:00 +0000": None,
+}
+
+
+async def fill(running: Running, *sources: bytes) -> Client:
+    user = await running.store.open_user("anna", StorageId("anna"))
+    for source in sources:
+        await user.append("INBOX", [NewMail(source)])
+    await user.release()
+    client = await running.client(login="anna")
+    await client.ok("SELECT INBOX")
+    return client
+
+
+def numbers(lines: list[bytes]) -> list[int]:
+    return list(map(int, lines[-2].removeprefix(b"* SEARCH").split()))
+
+
+async def test_one_date_breaks_no_search(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running:
+        client = await fill(running, *(b"Date: " + date + b"\r\nSubject: s\r\n\r\nbody\r\n" for date in DATES))
+        for asked in (dt.date(1, 1, 1), dt.date(2016, 12, 31), dt.date(2017, 1, 1), dt.date(9999, 12, 31)):
+            spelled = f"{asked.day}-{asked:%b}-{asked.year:04}"
+            for _ in range(2):
+                assert numbers(await client.ok('SEARCH HEADER ":sent" x')) == []
+                on = numbers(await client.ok(f"SEARCH SENTON {spelled}"))
+                before = numbers(await client.ok(f"SEARCH SENTBEFORE {spelled}"))
+                since = numbers(await client.ok(f"SEARCH SENTSINCE {spelled}"))
+                days = list(enumerate(DATES.values(), 1))
+                assert on == [n for n, day in days if day and day == asked]
+                assert before == [n for n, day in days if day and day < asked]
+                assert since == [n for n, day in days if day and day >= asked]
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "31-Dec-9999 23:59:60 +0000",
+        "31-Dec-9999 23:59:59 -2359",
+        "01-Jan-0001 00:00:00 +1400",
+        "01-Jan-0001 00:00:00 -1200",
+        "31-Dec-2016 23:59:60 +0000",
+    ],
+)
+async def test_internaldates_at_the_ends_of_time(tmp_path: Path, date: str) -> None:
+    mail = b"Subject: s\r\n\r\nbody\r\n"
+    day, month, year = date[:11].split("-")
+    async with serving(tmp_path) as running:
+        client = await running.client(login="anna")
+        await client.ok(f'APPEND INBOX "{date}" {{{len(mail)}+}}\r\n'.encode() + mail)
+        await client.ok("SELECT INBOX")
+        lines = await client.ok("FETCH 1 INTERNALDATE")
+        shown = f"{int(day):2}{date[2:]}".replace(":60", ":59")
+        assert f'"{shown}"'.encode() in lines[0]
+        assert numbers(await client.ok(f"SEARCH ON {int(day)}-{month}-{year}")) == [1]
+        assert numbers(await client.ok(f"SEARCH SINCE {int(day)}-{month}-{year}")) == [1]
+        assert numbers(await client.ok(f"SEARCH BEFORE {int(day)}-{month}-{year}")) == []
+        await client.ok("SEARCH OR OLDER 1 YOUNGER 1")
+
+
+async def test_marks_in_subject_and_body(tmp_path: Path) -> None:
+    """28 s at 256 KiB before, under the interpreter's lock; 4 MB of U+FDFA took 580 MB."""
+    async with serving(tmp_path) as running:
+        client = await fill(
+            running,
+            b"Subject: " + MARKS + b"\r\n\r\nzq\r\n",
+            b"Subject: " + MARKS[:7_000] + b"\r\n\r\nzq\r\n",
+            b"Subject: s\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n" + MARKS * 4 + b"\r\n",
+            b"Subject: s\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n" + "\ufdfa".encode() * 300_000,
+            b"Subject: =?utf-8?q?" + b"=EF=B7=BA" * 10_000 + b"?=\r\n\r\nzq\r\n",
+        )
+        with turns() as found:
+            for key in ("TEXT", "SUBJECT", "BODY"):
+                assert numbers(await client.ok(f"SEARCH {key} nothing")) == []
+        found.check()
+        tracemalloc.start()
+        try:
+            assert numbers(await client.ok("SEARCH TEXT zq")) == [1, 2, 5]
+            now, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert now < 10 << 20
+        assert peak < 32 << 20
+
+
+async def test_sections_of_a_large_mail(tmp_path: Path) -> None:
+    """A mail of 30 MB is parsed in a thread, once for all sections of a FETCH."""
+    large = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
+    large += b"Content-Type: message/rfc822\r\n\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n"
+    large += b"--c\r\nX-Inner: 1\r\n\r\n" + b"some text\r\n" * 2_700_000 + b"--c\r\n\r\nlast\r\n--c--\r\n--b--\r\n"
+    parts = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\n" * 9_000
+    async with serving(tmp_path) as running:
+        client = await fill(running, large, parts)
+        with turns() as found:
+            lines = await client.ok("FETCH 1 (BODY.PEEK[1.1.MIME] BODY.PEEK[1.2] BODY.PEEK[1.HEADER])")
+            assert lines[0].endswith(
+                b"BODY[1.1.MIME] {14}\r\nX-Inner: 1\r\n\r\n BODY[1.2] {4}\r\nlast BODY[1.HEADER] {45}\r\n"
+                b"Content-Type: multipart/mixed; boundary=c\r\n\r\n)"
+            )
+            lines = await client.ok("FETCH 2 BODY.PEEK[8000.MIME]")
+            assert lines[0].endswith(b"BODY[8000.MIME] {2}\r\n\r\n)")
+        found.check()
+
+
+@pytest.mark.parametrize("item", ["HEADER.FIELDS", "HEADER.FIELDS.NOT"])
+async def test_long_names_of_header_fields(tmp_path: Path, item: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+    plain = re.compile
+    header = b"X: " + b"y" * 70 + b"\r\n"
+    async with serving(tmp_path) as running:
+        client = await fill(running, b"Subject: s\r\n" + header * 50 + b"\r\nx\r\n", header * 3_000 + b"\r\nx\r\n")
+        monkeypatch.setattr(re, "compile", lambda text, *flags: compiled.append(len(text)) or plain(text, *flags))
+        with turns() as found:
+            refused = await client.cmd(f"FETCH 1:2 BODY.PEEK[{item} (Subject {'x' * 60_000})]")
+            assert refused[-1].startswith(b"NO [LIMIT]")
+            lines = await client.ok(f"FETCH 1:2 BODY.PEEK[{item} (Subject {'x' * 255})]")
+            for n in range(30):
+                await client.ok(f"FETCH 1:2 BODY.PEEK[{item} (x{n} y{n} z{n})]")
+        assert (b"Subject: s" in lines[0]) is (item == "HEADER.FIELDS")
+        assert not compiled
+        found.check()
+
+
+async def test_headers_too_long_to_be_kept(tmp_path: Path) -> None:
+    """Each is in memory by itself, and looked through in a thread."""
+    block = b"Subject: s%d\r\n" + b"a:\r\n" * 60_000 + b"X: z\r\n" + b"\r\n"
+    async with serving(tmp_path) as running:
+        client = await fill(running, *(block % n + b"x\r\n" for n in range(8)), b"Subject: short\r\n\r\nx\r\n")
+        with turns() as found:
+            lines = await client.ok("FETCH 1:* (UID FLAGS BODY.PEEK[HEADER.FIELDS (Subject)] BODY.PEEK[HEADER]<0.7>)")
+            assert len(lines) == 10
+            for n, line in enumerate(lines[:8]):
+                assert b"\r\nSubject: s%d\r\n\r\n" % n in line
+                assert line.endswith(b"{7}\r\nSubject)")
+            assert b"\r\nSubject: short\r\n\r\n" in lines[8]
+            lines = await client.ok("FETCH 3 (BODY[HEADER.FIELDS.NOT (a)] BODY[TEXT])")
+            assert b"\\Seen" in lines[0]
+            lines = await client.ok("FETCH 1:9 BODY[HEADER.FIELDS (Subject)]")
+            assert sum(b"\\Seen" in line for line in lines[:-1]) == 8
+        found.check()
+
+
+async def test_address_bomb(tmp_path: Path) -> None:
+    fields = b"".join(name + b": " + b"a," * 9_500 + b"\r\n" for name in (b"From", b"To", b"Cc"))
+    async with serving(tmp_path) as running:
+        client = await running.client(login="anna")
+        mail = b"Subject: bomb\r\n" + fields + b"\r\nx\r\n"
+        nested = (fields + b"Content-Type: message/rfc822\r\n\r\n") * 60
+        with turns() as found:
+            await client.append("INBOX", mail)
+            await client.append("INBOX", nested)
+            await client.ok("SELECT INBOX")
+            lines = await client.ok("FETCH 1:2 (ENVELOPE BODYSTRUCTURE)")
+            assert b'ENVELOPE (NIL "bomb" NIL NIL NIL NIL NIL NIL NIL NIL)' in lines[0]
+            assert numbers(await client.ok("SEARCH OR FROM zz TO zz")) == []
+        found.check()
+
+
+async def test_searches_of_many_keys_let_others_in(tmp_path: Path) -> None:
+    mails = [b"Subject: s%d\r\nFrom: a@b\r\n" % n + b"X: y\r\n" * 500 + b"\r\nbody\r\n" for n in range(100)]
+    async with serving(tmp_path) as running:
+        client = await fill(running, *mails)
+        with turns() as found:
+            for key in ("TEXT a{}", "HEADER x-{} y", "SUBJECT t{}", "SENTON 1-Jan-{}"):
+                keys = " ".join("NOT " + key.format(1000 + n) for n in range(900))
+                assert len(numbers(await client.ok(f"SEARCH {keys}"))) == 100
+        found.check()
+
+
+async def test_a_split_boundary(tmp_path: Path) -> None:
+    mail = (
+        b'Content-Type: multipart/mixed; boundary*0="one"; boundary*1="two"\r\n\r\n--onetwo\r\n\r\nfirst\r\n'
+        b"--onetwo\r\nContent-Type: message/global\r\n\r\nSubject: inner\r\n\r\nsecond\r\n--onetwo--\r\n"
+    )
+    async with serving(tmp_path) as running:
+        client = await fill(running, mail)
+        lines = await client.ok("FETCH 1 (BODY BODYSTRUCTURE BODY.PEEK[1] BODY.PEEK[2.HEADER])")
+        assert (
+            b'BODY (("text" "plain" ("charset" "us-ascii") NIL NIL "7bit" 5 1)' in lines[0]
+            or b'"7bit" 5 0)' in lines[0]
+        )
+        assert b'("message" "global" NIL NIL NIL "7bit" 24)' in lines[0], "IMAP4rev1 knows no envelope of it"
+        assert b"BODY[1] {5}\r\nfirst" in lines[0]
+        assert b"BODY[2.HEADER] {18}\r\nSubject: inner\r\n\r\n" in lines[0]
+        assert numbers(await client.ok("SEARCH BODY second")) == [1]

@@ -72,7 +72,7 @@ class Storage:
     require_encryption: bool = _set(
         kinds.FLAG,
         "false",
-        "objects that are not encrypted are refused; needs encryption_keys, and a bucket in which everything is",
+        "objects that are not encrypted, or of version 1, are refused; needs encryption_keys and a bucket without them",
         restart=True,
     )
     durability: str = _set(

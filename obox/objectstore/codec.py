@@ -247,7 +247,7 @@ class Codec:
     ) -> None:
         """keys: id -> 32 bytes, all of which decrypt; encrypt_with: the id that encrypts, None for plain objects.
 
-        compress: "none" or "zstd:LEVEL" with level 1 to 19. require_encryption: plain objects are refused.
+        compress: "none" or "zstd:LEVEL" with level 1 to 19. require_encryption: plain and old objects are refused.
         Raises: ConfigError.
         """
         for key_id, key in keys.items():
@@ -264,7 +264,7 @@ class Codec:
         if require_encryption and encrypt_with is None:
             raise ConfigError("storage.require_encryption is on; allowed: with storage.encryption_keys")
         self._plain_allowed = not require_encryption
-        self.major_min = OLD_MAJOR
+        self.major_min = MAJOR if require_encryption else OLD_MAJOR
         """Objects of an older version are refused: MAJOR once the whole bucket is of it."""
         self._used: OrderedDict[bytes, int] = OrderedDict()
         self._used_lock = threading.Lock()

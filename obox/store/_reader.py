@@ -15,7 +15,7 @@ from ..objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, Store
 from ..objectstore.codec import OLD_MAJOR
 from ..objectstore.keys import mail_key, mail_prefix, owner_of
 from ..types import Uid
-from . import _lost
+from . import _lost, _recent
 from ._bundles import segment_range
 from ._fields import Fields, opened
 from ._mail import opaque_fields, ready_fields
@@ -117,12 +117,12 @@ _Found = tuple[int, str, bytes, int]
 
 async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict[bytes, bytes | Unreadable]:
     """The mails of a batch by oid, or what is wrong with them; without those that are gone or lost."""
-    env = mailbox.env
+    env, sid = mailbox.env, mailbox.user.storage_id
     out: dict[bytes, bytes | Unreadable] = {}
     keys: dict[str, bytes] = {}
     size = 0
     for _, key, oid, octets in batch:
-        mail = env.recent.get(oid)
+        mail = env.recent.get(_recent.name_of(sid, oid))
         if mail is not None:
             out[oid] = mail
         elif key:
@@ -157,7 +157,7 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
             out[oid] = damage
             await env.fscache.drop(key)
         else:
-            env.recent.put(oid, mail)
+            env.recent.put(_recent.name_of(sid, oid), mail)
     return out
 
 

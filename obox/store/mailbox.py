@@ -27,7 +27,7 @@ from ..objectstore import ObjectInfo, StoreError
 from ..objectstore.codec import OLD_MAJOR, Decoded
 from ..objectstore.keys import mail_key, owner_of
 from ..types import Guid, Uid
-from . import _discover, _flush, _lost, _reader, _writer
+from . import _discover, _flush, _lost, _reader, _recent, _writer
 from ._bundles import Bundles, Known
 from ._env import Env
 from ._mail import MailMeta, check_meta
@@ -292,11 +292,12 @@ class Mailbox:
     async def read(self, uid: int, position: int) -> bytes:
         home, home_uid = self.state.home_of(position)
         oid = bytes(self.state.column("oid")[position])
-        mail = self.env.recent.get(oid)
+        name = _recent.name_of(self.user.storage_id, oid)
+        mail = self.env.recent.get(name)
         if mail is None:
             key = mail_key(self.user.storage_id, home, Uid(home_uid))
             mail = await _reader.whole(self, key, oid)
-            self.env.recent.put(oid, mail)
+            self.env.recent.put(name, mail)
         return mail
 
     async def fetch(self, key: str, start: int = 0, end: int | None = None) -> bytes:

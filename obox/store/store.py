@@ -243,7 +243,7 @@ class MailStore:
             raise ConfigError(f"storage.url: {FORMAT_KEY} in the bucket does not decode: {exc}") from exc
         if not OLD_MAJOR <= major <= MAJOR:
             raise ConfigError(f"storage.url: the bucket has format {major}; allowed: {OLD_MAJOR}, {MAJOR}")
-        env.codec.major_min = major
+        env.codec.major_min = max(env.codec.major_min, major)
         return bytes(decoded.oid)
 
     async def close(self, *, upload: bool = True) -> None:

@@ -360,7 +360,7 @@ async def test_unpack(start: Callable[..., Any]) -> None:
         assert (await service.fails("metacacheUnpack", bundle=str(bad), file=True, key=key))[0] == 70
         bad.write_bytes(await env.get(key, kind="mail") or b"")
         (row,) = await service.call("metacacheUnpack", bundle=str(bad), file=True, key=key)
-        assert (row["kind"], row["version"]) == ("mail", 2)
+        assert row["version"] == 2
         other = key[:-1] + "7"
         assert (await service.fails("metacacheUnpack", bundle=str(bad), file=True, key=other))[0] == 70
 

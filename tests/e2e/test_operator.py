@@ -127,6 +127,8 @@ async def every_verb(tell: Operator, backend: Backend) -> None:
     await tell("quotaGet", user="user0000*")
     await tell("quotaRecalc", user="user0000*")
     await tell("forceResync", user="user0001*", mailboxMask=["*"])
+    await tell("storageUpgrade", user="user0001*")
+    await tell("storageFinishUpgrade")
     await tell("rebuild", user=HANDS["barred"])
     await tell("search", user="user0002*", query=["subject", "mail"])
     await tell("fetch", user=someone, query=["mailbox", "INBOX", "uid", "1"], field=["uid", "hdr.subject", "flags"])

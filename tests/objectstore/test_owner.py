@@ -176,5 +176,7 @@ def test_plain_objects_are_refused_where_encryption_is_required() -> None:
             refused(plain, OWNER)
     assert isinstance(strict.decode_many([plain], [OWNER])[0], CorruptObject)
     assert strict.decode(strict.renewed(plain, OWNER), OWNER).payload == b"body"
+    with pytest.raises(CorruptObject, match="format 1"):
+        strict.decode(version1.encode(ObjectKind.MAIL, bytes(16), b"", b"body", **OLD["sealed"]), OWNER)
     with pytest.raises(ConfigError, match="encryption_keys"):
         Codec(KEYS, None, require_encryption=True)

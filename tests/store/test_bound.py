@@ -13,13 +13,14 @@ from machines import SID, Bucket, Life, Machine, fill, uids
 from mails import simple
 
 from obox.errors import Corrupt
-from obox.objectstore import Codec, CorruptObject
+from obox.mailbox import Delta, Rows
+from obox.objectstore import Codec, CorruptObject, ObjectKind
 from obox.objectstore._memory import MemoryDriver
-from obox.objectstore.keys import bundles_prefix, journal_prefix, mail_key, parse_bundle_key
+from obox.objectstore.keys import bundles_prefix, journal_prefix, mail_key, owner_of, parse_bundle_key
 from obox.store import Mailbox, NewMail, User
 from obox.store.journal import JournalObject
 from obox.store.pull import Outgoing, Splitter, opened
-from obox.types import Guid, StorageId, Uid
+from obox.types import Guid, Oid, StorageId, Uid
 
 BEN = StorageId("ben")
 
@@ -140,6 +141,26 @@ async def test_a_copy_over_a_mail_is_damage(machine: Machine, tmp_path: Path, wa
                 await inbox.mail(1)
             with pytest.raises(Corrupt):
                 await inbox.part(3, 0, 10)
+        await inbox.release()
+        await bens.release()
+
+
+async def test_a_forged_record_of_another_users_oid_finds_nothing_in_memory(machine: Machine) -> None:
+    """A plain claim is taken where encryption is not required; the oid that it names stands in Ben's header."""
+    async with machine.run() as life:
+        anna, ben = await two_users(life)
+        inbox, bens = await anna.select("INBOX"), await ben.select("INBOX")
+        assert b"secret" in await bens.mail(1)
+        oid = (await driver(machine).get(key(bens, 1), kind="mail"))[16:32]
+        rows = Rows.one(3, size=40, internaldate=1, zone=0, savedate=1, modseq=1, oid=oid)
+        claim = Delta(rows=rows, claims={3: 1}, uidnext=4).encode()
+        forged = Codec({}, None).encode(ObjectKind.CLAIM, owner_of(key(inbox, 3)), Oid(b"f" * 16), b"", claim)
+        await driver(machine).put(key(inbox, 3), forged, kind="mail")
+        assert (await anna.append("INBOX", [NewMail(simple(5))])).uids == [4]
+        assert inbox.state.uids.tolist() == [1, 2, 3, 4]
+        assert isinstance((await seen(inbox))[3], Corrupt)
+        with pytest.raises(Corrupt):
+            await inbox.mail(3)
         await inbox.release()
         await bens.release()
 

@@ -124,7 +124,7 @@ async def test_upgrade(old: Old) -> None:
         await old.check(life)
         before = old.objects()
         planned = await run(life.store, dry_run=True)
-        assert old.objects() == before
+        assert before.items() <= old.objects().items(), "the takeover may add to it"
         assert planned.upgraded == 0 < planned.outdated
         user = await life.user()  # somebody is logged in
         inbox = await user.select("INBOX")
@@ -132,7 +132,7 @@ async def test_upgrade(old: Old) -> None:
         assert (done.upgraded, done.damaged, done.foreign) == (planned.outdated, 0, 0)
         assert old.majors() == {2}
         again = await run(life.store)
-        assert (again.objects, again.outdated, again.upgraded) == (done.objects, 0, 0)
+        assert (again.outdated, again.upgraded) == (0, 0)
         await inbox.store_flags(uids(1), "add", ["\\Flagged"])
         await inbox.store_flags(uids(1), "remove", ["\\Flagged"])
         await inbox.release()
@@ -312,7 +312,7 @@ async def test_a_site_that_begins_to_encrypt(tmp_path: Path) -> None:
     old = Old("plain", tmp_path)
     strict = Codec(KEYS, "k1", require_encryption=True)
     old.machine.bucket.codec = lambda: strict
-    with pytest.raises(ConfigError, match="require_encryption"):
+    with pytest.raises(ConfigError, match="format 1"):
         async with served(old):
             pass
     old.machine.lose_disk()
@@ -334,6 +334,18 @@ async def test_a_site_that_begins_to_encrypt(tmp_path: Path) -> None:
         assert (await user.append("INBOX", [NewMail(simple(1))])).uids == [8]
         assert 7 not in inbox.state.uids.tolist()
         await inbox.release()
+
+
+async def test_an_old_format_that_is_put_back_is_refused(tmp_path: Path) -> None:
+    """With it a bucket would take objects of version 1 again."""
+    old = Old("sealed", tmp_path)
+    kept = old.objects()["_format"]
+    await finished(old)
+    await old.memory.replace("_format", kept, kind="format")
+    old.machine.bucket.codec = lambda: Codec(KEYS, "k1", require_encryption=True)
+    with pytest.raises(ConfigError, match="format 1"):
+        async with served(old):
+            pass
 
 
 async def test_a_new_key_is_used_for_everything(tmp_path: Path) -> None:

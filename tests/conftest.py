@@ -10,11 +10,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 
 # Else `tests/admintool` and its like, as namespace packages, hide the packages that they test.
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+# A loaded machine is no fault of an example: no example has a deadline.
+hypothesis.settings.register_profile("obox", deadline=None)
+hypothesis.settings.load_profile("obox")
 
 # Debian keeps servers in sbin; wheels put programs beside the interpreter.
 PLACES = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])

@@ -13,7 +13,8 @@ Flow. While a command runs, a few lines are read ahead, then reading stops. Outp
 the transport's high-water mark the command waits for the client to read, holding nothing, and is cut off after
 `write_timeout_s`. The loop is yielded to every YIELD_S of work.
 
-Timers: one handle at a time; what it means follows from the state when it fires (login, autologout, keepalive in IDLE).
+Timers: one handle at a time; what it means follows from the state when it fires (login, a command that does not end,
+autologout, keepalive in IDLE).
 Refuses to know: commands, mailboxes.
 """
 
@@ -221,12 +222,12 @@ class Connection(asyncio.Protocol):
     def logged_in(self) -> None:
         self.parser.limits = self.settings.limits
         self.parser.allowed = None
-        self._arm(self.settings.idle_timeout_s)
+        self._arm(self._look_s)
 
     def idle_changed(self) -> None:
         settings = self.settings
         self._context.counters.idle(+1 if self._session.idling else -1)
-        self._arm(settings.keepalive_s if self._session.idling and settings.keepalive_s else settings.idle_timeout_s)
+        self._arm(settings.keepalive_s if self._session.idling and settings.keepalive_s else self._look_s)
 
     def close(self) -> None:
         """Send what is gathered and close; nothing more is read."""
@@ -375,6 +376,11 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
+    @property
+    def _look_s(self) -> float:
+        """When to look again: a client may be in the middle of a command, or quiet for too long."""
+        return min(self.settings.idle_timeout_s, self.settings.read_timeout_s)
+
     def _due(self) -> None:
         self._timer = None
         session, settings = self._session, self.settings
@@ -389,8 +395,11 @@ class Connection(asyncio.Protocol):
                 self._transport.write(KEEPALIVE)
                 self.bytes_out += len(KEEPALIVE)
             self._arm(settings.keepalive_s)
+        elif self._task is None and self.parser.in_command and quiet_s >= settings.read_timeout_s:
+            session.ended = "read timeout"
+            self._say_bye("Timeout in the middle of a command")
         elif self._task is not None or quiet_s < settings.idle_timeout_s:
-            self._arm(max(settings.idle_timeout_s - quiet_s, 1.0))
+            self._arm(max(min(settings.idle_timeout_s - quiet_s, settings.read_timeout_s), 1.0))
         else:
             session.ended = "autologout"
             self._say_bye("Autologout: no command for too long")

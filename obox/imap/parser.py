@@ -136,6 +136,11 @@ class Parser:
         parts = sum(len(part) for part in self._parts if isinstance(part, bytes))
         return len(self._buffer) + len(self._tail) + sum(map(len, self._chunks)) + parts
 
+    @property
+    def in_command(self) -> bool:
+        """Some of a command has come, and more has to follow: a literal, or the rest of its line."""
+        return bool(self._parts or self._buffer) or self._state in (_State.LITERAL, _State.SKIP, _State.DRAIN)
+
     def discard_buffer(self) -> int:
         """Forget all that was fed and not used: before TLS starts, what came in clear must not count. Returns bytes."""
         size = self.buffered

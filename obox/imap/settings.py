@@ -52,6 +52,8 @@ class ImapSettings:
     """Without a command; RFC 9051 §5.4 asks for 30 minutes at least. IDLE does not count where there is a keepalive."""
     keepalive_s: float = 120.0
     """Between untagged lines while IDLE, so that NAT tables keep the connection and dead peers show; 0: none."""
+    read_timeout_s: float = 300.0
+    """For a client in the middle of a command to send more of it; then BYE. What it has sent is held until then."""
     write_timeout_s: float = 300.0
     """For a client that does not read to take something; then the connection is cut."""
     write_buffer_max: int = 1 << 20

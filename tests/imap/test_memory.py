@@ -235,6 +235,25 @@ async def test_a_command_that_fails_holds_nothing(running: Running) -> None:
         assert (intake.memory.used, intake.disk.used) == (0, 0), command
 
 
+@pytest.mark.parametrize("begun", [b"a APPEND INBOX {9000000}\r\n", b"a SELECT {900+}\r\nx", b"a SEL"])
+async def test_a_command_that_does_not_end(tmp_path: Path, begun: bytes) -> None:
+    """Whoever stops in the middle of a command is told so long before the autologout, and holds nothing any more."""
+    async with serving(tmp_path, ImapSettings(read_timeout_s=0.2, spool_dir=tmp_path / "spool")) as running:
+        quiet = await running.client(login="anna")
+        await quiet.ok("SELECT INBOX")
+        client = await running.client(login="anna")
+        client.send(begun)
+        if begun.endswith(b"0}\r\n"):
+            await client.line()
+            client.send(b"x" * 600_000)
+        assert await client.line() == b"* BYE Timeout in the middle of a command"
+        assert await client.line() == b""
+        await client.close()
+        await until(lambda: len(running.imap.context.registry) == 1)
+        assert running.imap.context.intake.disk.used == 0
+        await quiet.ok("NOOP")
+
+
 # -- budgets -----------------------------------------------------------------------------------------------------------
 
 

@@ -258,9 +258,9 @@ def test_the_session_as_a_whole() -> None:
 
 
 def test_linear() -> None:
-    """A megabyte byte by byte takes a second or so; a rescan of what is held would take hours."""
+    """A megabyte byte by byte takes a second of CPU or so; a rescan of what is held would take hours."""
     size = 300_000
-    start = time.perf_counter()
+    start = time.thread_time()
     parser = Parser()
     parser.feed(b"a APPEND x {%d+}\r\n" % size)
     for _ in range(size):
@@ -270,4 +270,4 @@ def test_linear() -> None:
         parser.feed(b"\r\nb NOOP" * 50)
         while parser.next() is not NEED_DATA:
             pass
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5

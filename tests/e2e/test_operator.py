@@ -35,6 +35,8 @@ SENDERS = 20
 MAX_SPACE = (4 << 20) * SCALE
 MAX_SIZE = (4 << 20) * SCALE
 KEY = "operator's key"
+ANSWER_S = 10 * PATIENT_S
+"""For one verb: some open a hundred users in a metacache that holds a tenth of them, beside the crowd."""
 
 CROWD = [f"user{number:05}@example.org" for number in range(USERS)]
 HANDS = {name: f"{name}@example.org" for name in ("kicked", "hands", "deleted", "renamed", "barred")}
@@ -60,7 +62,11 @@ class Operator:
         self.failed: list[str] = []
 
     async def __call__(self, verb: str, **params: Any) -> Any:
-        got = await self._client.post("/doveadm/v1", json=[[verb, params, "t"]])
+        try:
+            got = await self._client.post("/doveadm/v1", json=[[verb, params, "t"]])
+        except httpx.HTTPError as error:
+            error.add_note(f"{verb} {params}")
+            raise
         assert got.status_code == 200, got.text
         kind, payload, _ = got.json()[0]
         self.done[verb] = self.done.get(verb, 0) + 1
@@ -84,7 +90,7 @@ class Operator:
 @asynccontextmanager
 async def operator(backend: Backend) -> AsyncIterator[Operator]:
     headers = {"Authorization": "X-Dovecot-API " + base64.b64encode(KEY.encode()).decode()}
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{backend.http}", headers=headers, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{backend.http}", headers=headers, timeout=ANSWER_S) as client:
         yield Operator(client)
 
 

@@ -26,7 +26,7 @@ import structlog
 from obstore.exceptions import BaseError
 
 from obox.errors import ConfigError
-from obox.objectstore._driver import Driver, Kind, ObjectInfo
+from obox.objectstore._driver import Driver, Kind, Names, ObjectInfo, Objects
 from obox.objectstore._errors import AlreadyExists, Refused, StoreError
 from obox.objectstore._file import FileDriver
 from obox.objectstore._memory import MemoryDriver
@@ -45,6 +45,9 @@ class Settings:
     access_key_id: str = ""
     secret_access_key: str = ""
     region: str = ""
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    """Where the bucket's name is: in the path, or in the host; auto: in the path with an endpoint_url, else in the
+    host."""
     conditional_put: Literal["on", "off"] = "on"
     """off: PUT overwrites. For one backend alone: two that write the same user lose mails."""
     deadline_s: float = 10.0
@@ -77,13 +80,33 @@ class OpenStore:
         """See ObjectStore."""
         return await self._inner.get(self._prefix + key, kind=kind, start=start, end=end)
 
-    async def list(self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None) -> list[ObjectInfo]:
+    async def list(
+        self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None, exact: bool = False
+    ) -> Objects:
         """See ObjectStore."""
         start = self._prefix + after if after else ""
-        found = await self._inner.list(self._prefix + prefix, kind=kind, after=start, limit=limit)
+        return self._below(
+            await self._inner.list(self._prefix + prefix, kind=kind, after=start, limit=limit, exact=exact)
+        )
+
+    async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
+        """See ObjectStore."""
+        start = self._prefix + after if after else ""
+        return self._below(await self._inner.list_as_stored(self._prefix + prefix, kind=kind, after=start))
+
+    def _below(self, found: Objects) -> Objects:
         if not self._cut:
             return found
         return [ObjectInfo(info.key[self._cut :], info.size, info.modified) for info in found]
+
+    async def list_names(self, prefix: str, *, kind: Kind) -> Names:
+        """See ObjectStore."""
+        return await self._inner.list_names(self._prefix + prefix, kind=kind)
+
+    @property
+    def last_failure(self) -> str:
+        """What the latest attempt that failed said, for the log of who waits."""
+        return self._inner.last_failure
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
         """See ObjectStore."""
@@ -117,6 +140,8 @@ def open_store(
     """
     if settings.conditional_put not in ("on", "off"):
         raise ConfigError(f'storage.conditional_put = "{settings.conditional_put}"; allowed: "on", "off"')
+    if settings.addressing not in ("auto", "path", "virtual"):
+        raise ConfigError(f'storage.addressing = "{settings.addressing}"; allowed: "auto", "path", "virtual"')
     if not settings.deadline_s > 0:
         raise ConfigError(f"storage.deadline = {settings.deadline_s}; allowed: more than 0 s")
     if settings.connections_max < 1:
@@ -212,7 +237,14 @@ def _bad_url(url: str) -> ConfigError:
 def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
     from obstore.store import AzureStore, GCSStore, S3Store
 
-    from obox.objectstore._cloud import CloudDriver, boto3_credentials, boto3_region, fixed_credentials
+    from obox.objectstore._cloud import (
+        CloudDriver,
+        boto3_client,
+        boto3_credentials,
+        boto3_region,
+        fixed_credentials,
+    )
+    from obox.objectstore._exact import ExactKeys
 
     endpoint = settings.endpoint_url
     if scheme == "s3" and not endpoint:  # boto3 knows these two: so do its users
@@ -238,17 +270,28 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
     if scheme == "az":
         azure = AzureStore(bucket, client_options=options, retry_config=no_retries)
         return CloudDriver(azure, copies_create_only=True, **common)
+    region = settings.region or boto3_region() or "us-east-1"
+    virtual = settings.addressing == "virtual" or (settings.addressing == "auto" and not endpoint)
     config: Any = {
-        "region": settings.region or boto3_region() or "us-east-1",
-        "virtual_hosted_style_request": not endpoint,
+        "region": region,
+        "virtual_hosted_style_request": virtual,
         "copy_if_not_exists": "header-with-status:if-none-match:*:412",
         "conditional_put": "etag",
     }
     if endpoint:
-        config["endpoint"] = endpoint
+        scheme, _, host = endpoint.partition("://")
+        config["endpoint"] = f"{scheme}://{bucket}.{host}" if virtual else endpoint  # obstore adds no name to a host
     if settings.access_key_id:
         config["credential_provider"] = fixed_credentials(settings.access_key_id, settings.secret_access_key)
     else:
         config["credential_provider"] = boto3_credentials()
     s3 = S3Store(bucket, client_options=options, retry_config=no_retries, **config)
-    return CloudDriver(s3, copies_create_only=False, **common)
+    same: dict[str, str] = {
+        "endpoint_url": endpoint,
+        "region": region,
+        "access_key_id": settings.access_key_id,
+        "secret_access_key": settings.secret_access_key,
+    }
+    style: Literal["path", "virtual"] = "virtual" if virtual else "path"
+    exact = ExactKeys(bucket, lambda: boto3_client(same, addressing=style, deadline_s=settings.deadline_s))
+    return CloudDriver(s3, copies_create_only=False, exact=exact, **common)

@@ -310,7 +310,7 @@ async def test_long_elements_and_their_order(directory: FileDriver) -> None:
     while more:
         page = await directory.list_page("", kind="mail", after=found[-1] if found else "", limit=2)
         found += [info.key for info in page.items]
-        more = page.more
+        more = page.next is not None
     assert found == keys
     assert [i.key for i in (await directory.list_page(stem + "a/", kind="mail", after="", limit=9)).items] == [
         stem + "a/1",

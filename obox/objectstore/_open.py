@@ -6,7 +6,7 @@ below both, and no layer but the last knows the prefix of the url.
 Refuses to know: configuration files; what is stored.
 
 Diagnostics: a bad setting is ConfigError, one line. Opening makes no request: an unreachable bucket does not stop a
-start. `probe` is fatal (ConfigError) when the store overwrites what must be create-only, else raises StoreError kinds.
+start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -27,7 +26,6 @@ from obstore.exceptions import BaseError
 
 from obox.errors import ConfigError
 from obox.objectstore._driver import Driver, Kind, Names, ObjectInfo, Objects
-from obox.objectstore._errors import AlreadyExists, Refused, StoreError
 from obox.objectstore._file import FileDriver
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore._retry import Retrying, Sleep
@@ -154,54 +152,6 @@ def open_store(
     counted = Counted(wrap(base) if wrap else base, stats, clock=clock, slow_s=settings.slow_s, log=log)
     retrying = Retrying(counted, deadline_s=settings.deadline_s, clock=clock, sleep=sleep, rng=rng, log=log)
     return OpenStore(retrying, prefix=prefix, stats=stats, driver=counted, settings=settings)
-
-
-async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
-    """Check that the store honours create-only PUT, and learn whether it does so for copies; cleans up behind itself.
-
-    Cancelled, it ends at once and leaves what it wrote: a store that does not answer must not hold up a stop.
-    Raises: ConfigError when a PUT overwrites and conditional_put is not "off"; StoreError when there is no answer.
-    """
-    name = f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}"
-    first, second = f"{name}.a", f"{name}.b"
-    try:
-        await _check(store, first, second)
-    except (StoreError, ConfigError):
-        with suppress(StoreError):
-            await store.delete([first, second], kind="format")
-        raise
-    await store.delete([first, second], kind="format")
-
-
-async def _check(store: OpenStore, first: str, second: str) -> None:
-    honoured = await _second_put_is_refused(store, first)
-    if not honoured and store.settings.conditional_put == "on":
-        raise ConfigError(
-            f'storage.url = "{store.settings.url}": the store overwrites on PUT with If-None-Match; allowed: '
-            'a store that refuses, or storage.conditional_put = "off" with one backend alone'
-        )
-    if honoured and not store.driver.copies_create_only:
-        await store.put(second, b"2", kind="format")
-        store.driver.copies_create_only = True
-        try:
-            await store.copy(first, second, kind="format")
-            store.driver.copies_create_only = False
-        except AlreadyExists:
-            pass
-        except Refused:
-            store.driver.copies_create_only = False
-        except BaseException:
-            store.driver.copies_create_only = False
-            raise
-
-
-async def _second_put_is_refused(store: OpenStore, key: str) -> bool:
-    await store.put(key, b"1", kind="format")
-    try:
-        await store.put(key, b"2", kind="format")
-    except AlreadyExists:
-        return True
-    return False
 
 
 def _driver(settings: Settings, rng: random.Random, wall: Callable[[], float]) -> tuple[Driver, str]:

@@ -128,7 +128,8 @@ class Retrying:
                 empty, restarts, pages = 0, listing.restarts, listing.pages
                 continue
             empty += 1
-            if listing.restarts - restarts > LIST_RESTARTS_MAX or empty > LIST_EMPTY_PAGES_MAX + pages * LIST_RESTARTS_MAX:
+            most = LIST_EMPTY_PAGES_MAX + pages * LIST_RESTARTS_MAX  # each time it begins anew it catches up first
+            if empty > most or listing.restarts - restarts > LIST_RESTARTS_MAX:
                 raise Unreachable(f"list {prefix}: broken off again and again, the last time with {self.last_failure}")
         return list(found.values())
 
@@ -181,6 +182,7 @@ class Retrying:
             except (Unreachable, Truncated) as error:
                 failure = error
             except Refused as error:
+                self.last_failure = str(error)
                 if writes and (maybe_done or attempt.maybe_done):  # one before it may have had its effect
                     raise OutcomeUnknown(f"{op} {key}: unknown, then refused: {error}") from error
                 raise

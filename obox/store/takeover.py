@@ -1,10 +1,11 @@
 """At start: which boots left a journal, which of them are over, and what they say that no bundle knows.
 
-Theory of operation. A LIST of `_journal/` names the backends, and a LIST for each of them shows its boots, each with its
-last `seq`. (One LIST over all would cross directories whose names may begin alike: stores have been seen to leave keys
-out there.) A boot that no live backend claims is fenced: the next `seq` is PUT as `closed`, repeated until it wins; from then on its owner, should
-it wake up, can acknowledge nothing. What lies between the last object's watermark and the fence is read and kept, by
-user and box, until each box has been loaded and flushed; then the boot is marked `clean` and never read again.
+Theory of operation. A LIST of `_journal/` names the backends, and a LIST for each of them shows its boots, each with
+its last `seq`. (One LIST over all would cross directories whose names may begin alike; stores have been seen to leave
+keys out there.) A boot that no live backend claims is fenced: the next `seq` is PUT as `closed`, repeated until it
+wins; from then on its owner, should it wake up, can acknowledge nothing. What lies between the last object's watermark
+and the fence is read and kept, by user and box, until each box has been loaded and flushed; then the boot is marked
+`clean` and never read again.
 
 Our own last boot tells what the local copies are worth:
 - closed, and the local state remembers that we did it: every copy is current, flushed (clean) or not;

@@ -135,7 +135,7 @@ async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
         return "wrong", f"LIST gives {' '.join(listed)}"
     if after != ["2", "3"]:
         return "wrong", f"LIST after s/1 gives {' '.join(after) or 'nothing'} instead of 2 3"
-    if names != ["c", "s", "s-t", "s.t", "st"]:
+    if not {"c", "s", "s-t", "s.t", "st"} <= set(names):  # SeaweedFS names empty ones, too
         return "wrong", f"LIST by directories gives {' '.join(names)}"
     if listed != expected:
         first, then = next(pair for pair in itertools.pairwise(listed) if pair[0] > pair[1])

@@ -81,7 +81,10 @@ class ObjectStore(Protocol):
         ...
 
     async def list_names(self, prefix: str, *, kind: Kind) -> Names:
-        """Return the names directly below prefix that have objects below them, sorted: `a` for `<prefix>a/b`."""
+        """Return the names directly below prefix that have objects below them, sorted: `a` for `<prefix>a/b`.
+
+        A store may name more of them: directories that are empty now.
+        """
         ...
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:

@@ -83,7 +83,8 @@ class Context:
                 if verb.needs is Needs.BACKEND:
                     raise
         with state_is_free(config.state_dir):
-            yield from Local(self._offline).call(verb.name, params)
+            alone = self._bucket_alone if verb.needs is Needs.BUCKET else self._offline
+            yield from Local(alone).call(verb.name, params)
 
     def _given(self, used: str) -> list[str]:
         """Settings that were given for this command, but one that takes effect wherever the command is run."""
@@ -121,6 +122,14 @@ class Context:
 
         wiring.quiet_logging()
         async with wiring.offline(self.config) as admin:
+            yield admin
+
+    @asynccontextmanager
+    async def _bucket_alone(self) -> AsyncIterator[Admin]:
+        from obox import wiring
+
+        wiring.quiet_logging()
+        async with wiring.bucket_alone(self.config) as admin:
             yield admin
 
 

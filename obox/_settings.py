@@ -55,6 +55,12 @@ class Storage:
     region: str = _set(
         kinds.string(pattern=r"[A-Za-z0-9-]*"), "", "S3 region; empty: from the credential chain", restart=True
     )
+    addressing: str = _set(
+        kinds.choice("auto", "path", "virtual"),
+        "auto",
+        'where the name of an s3 bucket is: "path" of the URL, or "virtual": in the host; auto: path with endpoint_url',
+        restart=True,
+    )
     access_key_id: str = _set(kinds.CREDENTIAL, "", "empty: boto3's own credential chain", restart=True)
     secret_access_key: Secret = _set(kinds.SECRET, "", "goes with access_key_id", restart=True)
     compress: str = _set(

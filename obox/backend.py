@@ -27,12 +27,12 @@ from .admin import Admin
 from .admin.http import routes
 from .auth import Authenticator, PasswdFile, Penalties
 from .config import Config, Listen, by_client
-from .errors import ConfigError
+from .errors import ConfigError, Unavailable
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
 from .lmtp.settings import Settings as LmtpSettings
-from .objectstore import StoreError, open_store, probe
+from .objectstore import StoreError, needs_race, open_store, probe, require_one_winner
 from .objectstore.keys import escape
 from .objectstore.stats import BUCKETS_S
 from .reload import Reload
@@ -59,6 +59,18 @@ log = structlog.get_logger()
 
 RETRY_S: Final = 1.0
 """Between attempts to reach the bucket at start."""
+
+TELL_S: Final = 1.0
+"""After which a start that waits for the bucket says why, for the first time."""
+
+TOLD_EVERY_S: Final = 60.0
+"""And then as often."""
+
+RACE_RETRY_S: Final = 60.0
+"""Between attempts to race for keys, while the bucket does not answer."""
+
+RACED: Final = "raced"
+"""In the local state: the bucket that has passed the race."""
 
 
 def boottime() -> float:
@@ -287,6 +299,7 @@ class Backend:
                 started(self)
             lag = tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run())
             self._starting = starting = tasks.create_task(self.start_store(store))
+            racing = tasks.create_task(self.race_bucket(store))
             tasks.create_task(self.users.refresh())  # a file that is not there is told now, not at the first login
             cleaning = tasks.create_task(self.cleaner.run())
             watching = tasks.create_task(self.certificate_watch.run())
@@ -295,6 +308,7 @@ class Backend:
             finally:
                 watching.cancel()
                 starting.cancel()
+                racing.cancel()
                 cleaning.cancel()
                 lag.cancel()
         return code
@@ -328,22 +342,58 @@ class Backend:
         if self._lock is not None:
             self._lock.close()
 
-    async def start_store(self, store: MailStore) -> None:
-        """Ask the bucket until it answers. A bucket that cannot do what we need ends the process (ConfigError)."""
-        told = 0.0
+    async def start_store(self, store: MailStore, *, patient: bool = True) -> None:
+        """Ask the bucket until it answers. A bucket that cannot do what we need ends the process (ConfigError).
+
+        patient: False raises Unavailable, with the store's words, when it answers that it refuses.
+        """
+        told: float | None = None
+
+        def tell(error: str) -> None:
+            nonlocal told
+            if told is None or boottime() - told >= TOLD_EVERY_S:
+                told = boottime()
+                log.warning("the bucket does not serve us; serving [UNAVAILABLE] until it does", error=error)
+
         while True:
+            probing = asyncio.ensure_future(probe(self.bucket))
             try:
-                await probe(self.bucket)
+                while not (await asyncio.wait([probing], timeout=TELL_S))[0]:
+                    if self.bucket.last_failure:
+                        tell(self.bucket.last_failure)
+                await probing
                 break
             except StoreError as exc:
-                if boottime() - told >= 60:
-                    told = boottime()
-                    log.warning("the bucket does not answer; serving [UNAVAILABLE] until it does", error=str(exc))
+                if exc.permanent and not patient:
+                    raise Unavailable(f"the storage refuses: {exc}") from exc
+                tell(str(exc))
                 await asyncio.sleep(RETRY_S)
+            finally:
+                probing.cancel()
         await store.start()
         self.ready.set()
         if unused_s := self.config.metacache.drop_at_start_older_than:
             await self.cleaner.clean(unused_s=unused_s)
+
+    async def race_bucket(self, store: MailStore) -> None:
+        """Once for each bucket, beside serving: see that of several PUTs of one key one succeeds.
+
+        Raises ConfigError, which ends the process, for a store that lets several succeed.
+        """
+        await self.ready.wait()
+        settings, metacache = self.bucket.settings, store.env.metacache
+        mark = f"{settings.url} {settings.endpoint_url}".encode()
+        if not needs_race(self.bucket) or metacache.get_state(RACED) == mark:
+            return
+        while True:
+            try:
+                await require_one_winner(self.bucket, now=time.time())
+                break
+            except StoreError as exc:
+                log.warning("whether the bucket lets one of several PUTs succeed is not known yet", error=str(exc))
+                await asyncio.sleep(RACE_RETRY_S)
+        metacache.put_state(RACED, mark)
+        await store.env.settle()
 
     def _register(self, store: MailStore, https: dict[str, HttpServer]) -> None:
         """What happens at SIGTERM, in order, and at SIGHUP."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from ssl import SSLContext
-from typing import cast
+from typing import Literal, cast
 
 from metacache import SizeWeights, Weights
 
@@ -50,6 +50,7 @@ def bucket_settings(config: Config) -> BucketSettings:
         access_key_id=storage.access_key_id,
         secret_access_key=storage.secret_access_key.reveal(),
         region=storage.region,
+        addressing=cast(Literal["auto", "path", "virtual"], storage.addressing),
         conditional_put="on" if storage.conditional_put == "on" else "off",
         deadline_s=storage.deadline,
     )

@@ -82,3 +82,11 @@ def nfc_name(name: str, bytes_max: int, what: str) -> str:
     if not is_stream_safe(name):
         raise Invalid(f"{what} has more than {NONSTARTERS_MAX} combining characters in a row")
     return unicodedata.normalize("NFC", name)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: "2 s", "36 h", "1 d", "250 ms"."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:g} {unit}"
+    return f"{seconds:g} s" if seconds >= 1 or not seconds else f"{seconds * 1000:.3g} ms"

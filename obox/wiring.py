@@ -19,7 +19,7 @@ from .config import Config
 from .errors import Invalid, Unavailable
 from .types import StorageId
 
-__all__ = ["of_backend", "of_config", "offline", "quiet_logging", "socket_path"]
+__all__ = ["bucket_alone", "of_backend", "of_config", "offline", "quiet_logging", "socket_path"]
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -159,21 +159,36 @@ def of_backend(
 async def offline(config: Config) -> AsyncIterator[Admin]:
     """The parts of a backend that is not running, opened and closed in order; nothing listens.
 
-    Raises ConfigError (a backend runs after all, or the settings are bad), Unavailable (the bucket does not answer).
+    Raises ConfigError (a backend runs after all, or the settings are bad), Unavailable (the bucket does not answer, or
+    refuses; with its words).
     """
     from .backend import Backend
 
     backend = Backend(config)
     store = backend.open_parts()
-    starting = asyncio.ensure_future(backend.start_store(store))
+    starting = asyncio.ensure_future(backend.start_store(store, patient=False))
     try:
         done, _ = await asyncio.wait([starting], timeout=START_S)
         if not done:
-            raise Unavailable("the bucket does not answer")
+            raise Unavailable(f"the bucket does not answer: {backend.bucket.last_failure or 'not a word'}")
         await starting
         users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
         yield of_backend(backend, users, lambda: Authenticator(users), running=False)
         await store.close()
     finally:
         starting.cancel()
+        await backend.close_parts()
+
+
+@asynccontextmanager
+async def bucket_alone(config: Config) -> AsyncIterator[Admin]:
+    """As `offline`, but the bucket has not been asked anything: for verbs that say what is wrong with it."""
+    from .backend import Backend
+
+    backend = Backend(config)
+    backend.open_parts()
+    try:
+        users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
+        yield of_backend(backend, users, lambda: Authenticator(users), running=False)
+    finally:
         await backend.close_parts()

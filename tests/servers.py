@@ -132,6 +132,35 @@ def run_seaweedfs() -> Iterator[S3Server]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@contextmanager
+def run_moto() -> Iterator[S3Server]:
+    """Start moto's server, a second S3 beside SeaweedFS: byte order, exact keys, everything in memory."""
+    program = Path(sys.executable).parent / "moto_server"
+    if not program.exists():
+        pytest.skip("needs moto[server]")
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        for _ in range(3):
+            port = _free_ports(1)[0]
+            process = subprocess.Popen(
+                [program, "-H", "127.0.0.1", "-p", str(port)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            server = S3Server(f"http://127.0.0.1:{port}", ACCESS_KEY_ID, SECRET_ACCESS_KEY)
+            if _wait_ready(process, server):
+                break
+            _stop(process)
+        else:
+            pytest.fail("moto does not start")
+        yield server
+    finally:
+        if process is not None:
+            _stop(process)
+
+
 def _wait_ready(process: subprocess.Popen[bytes], server: S3Server) -> bool:
     """True once an object has been stored and read: an open port alone says too little."""
     deadline = time.monotonic() + START_S
@@ -182,6 +211,21 @@ def seaweedfs() -> Iterator[S3Server]:
     """A SeaweedFS for the whole session."""
     with run_seaweedfs() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """A moto server for the whole session."""
+    with run_moto() as server:
+        yield server
+
+
+@pytest.fixture
+def moto_bucket(moto: S3Server) -> S3Bucket:
+    """An empty bucket of moto's for one test."""
+    name = f"test-{os.getpid()}-{next(_serial)}"
+    s3_client(moto).create_bucket(Bucket=name)
+    return S3Bucket(moto, name)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from msgspec import Meta
 
 from ..errors import Exists, Invalid, NotFound
+from ..text import duration
 from .exits import InUseByClients, NoUser
 from .parts import Account, Admin
 from .sessions import KICK_REASON, POLL_S, kicked
@@ -54,7 +55,12 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
     totals: dict[str, list[int]] = {}
     began = admin.store.env.now()
     deleting: AsyncIterator[Deleted] = operate.delete(admin.store, account.storage_id)
+    left: list[Row] = []
     async for one in deleting:
+        if one.left:
+            text = f"the store lists them after their DELETE, {one.what} among them: remove them with its own tools"
+            left.append({"what": "foreign objects", "objects": one.objects, "bytes": one.size, "result": text})
+            continue
         total = totals.setdefault(one.what, [0, 0])
         total[0] += one.objects
         total[1] += one.size
@@ -63,6 +69,8 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
         if what in totals:
             objects, size = totals[what]
             yield {"what": what, "objects": objects, "bytes": size, "result": "deleted"}
+    for row in left:
+        yield row
     async for row in _left(admin, account, began):
         yield row
 
@@ -91,13 +99,12 @@ async def _left(admin: Admin, account: Account, began: float) -> AsyncIterator[R
 
     env = admin.store.env
     objects, _ = await operate.journal_objects(admin.store)
-    hours = env.delete_delay_s / 3600
     yield {
         "what": "journal lines",
         "objects": objects,
         "bytes": None,
-        "result": f"in objects that all users share; nobody reads them for this user any more, they go {hours:g} h "
-        "after bundles cover them",
+        "result": f"in objects that all users share; nobody reads them for this user any more, they go "
+        f"{duration(env.delete_delay_s)} after bundles cover them",
     }
     entry = admin.users.lookup(account.name)
     if entry is not None:

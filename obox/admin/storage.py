@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
+
+from ..errors import Unavailable
 from .exits import Incomplete
 from .parts import Admin
-from .table import Event, Nothing, Row, verb
+from .table import Event, Needs, Nothing, Row, verb
 
 if TYPE_CHECKING:
-    from ..objectstore import ObjectStore
+    from ..objectstore import ObjectStore, StoreError
+
+log = structlog.get_logger("obox.admin")
 
 CLOCK_SKEW_MAX_S: Final = 60.0
 """Between the bucket's clock and ours: ages of objects are told by its clock, delays by ours."""
@@ -19,14 +25,20 @@ CLOCK_SKEW_MAX_S: Final = 60.0
 NAMES: Final = ("a", "b", "c/d", "c0", "z")
 """In key order, which is byte order: `/` sorts before `0`."""
 
+SIBLINGS: Final = ("s-t/2", "s.t/1", "s/1", "s/2", "s/3", "st/1")
+"""In byte order: directories whose names begin alike, which some stores put in the order of the names."""
 
-@verb("storage check", Nothing, columns=("check", "result", "detail", "ms"))
+
+@verb("storage check", Nothing, needs=Needs.BUCKET, columns=("check", "result", "detail", "ms"))
 async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     """Try all that obox asks of the bucket: rights, create-only PUT, ranges, LIST order, deleting; its clock and rules.
 
-    Writes a few small objects below _probe/ and removes them. Exit 65 if something that obox needs is wrong; warnings
-    are about what you may want otherwise.
+    Writes small objects below _probe/ and removes them; 160 of them at the same time, to see who of eight writers gets
+    a key. Exit 65 if something that obox needs is wrong, or if the store refuses: its words are in the row. Exit 69 if
+    it does not answer. Warnings are about what you may want otherwise.
     """
+    from ..objectstore import StoreError
+
     store = admin.store
     bucket = store.env.bucket
     prefix = f"_probe/{store.env.random_bytes(16).hex()}/"
@@ -35,18 +47,26 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
         for name, check in (
             ("rights", _rights),
             ("create-only", _create_only),
+            ("race", _race),
             ("range", _range),
             ("list order", _list_order),
             ("copy", _copy),
             ("clock", lambda bucket, prefix: _clock(bucket, prefix, store.env.now)),
             ("delete", _delete),
         ):
-            row = await _checked(name, bucket, prefix, check)
+            row, failure = await _checked(name, bucket, prefix, check)
             if row["result"] == "wrong":
                 wrong.append(name)
             yield row
+            if failure is not None and not failure.permanent:
+                raise Unavailable(f"the storage does not answer: {failure}")
+            if failure is not None and name == "rights":
+                break  # the others would hear the same
     finally:
-        await store.env.delete([prefix + name for name in ("one", "two", *NAMES)], kind="format")
+        try:
+            await bucket.delete([prefix + name for name in ("one", "two", *NAMES, *SIBLINGS)], kind="format")
+        except StoreError as error:  # the rows say more
+            log.warning("probes could not be removed", prefix=prefix, error=str(error))
     async for row in _rules(admin):
         yield row
     if wrong:
@@ -56,15 +76,17 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
 Check = Callable[["ObjectStore", str], Awaitable[tuple[str, str]]]
 
 
-async def _checked(name: str, bucket: ObjectStore, prefix: str, check: Check) -> Row:
+async def _checked(name: str, bucket: ObjectStore, prefix: str, check: Check) -> tuple[Row, StoreError | None]:
     from ..objectstore import StoreError
 
     began = time.perf_counter()
+    failure = None
     try:
         result, detail = await check(bucket, prefix)
     except StoreError as error:
-        result, detail = "wrong", str(error)
-    return {"check": name, "result": result, "detail": detail, "ms": round((time.perf_counter() - began) * 1000, 1)}
+        result, detail, failure = "wrong", str(error), error
+    ms = round((time.perf_counter() - began) * 1000, 1)
+    return {"check": name, "result": result, "detail": detail, "ms": ms}, failure
 
 
 async def _rights(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
@@ -91,14 +113,34 @@ async def _range(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
     return ("ok", "a part of an object is read") if got == b"345" else ("wrong", f"bytes 3 to 6 are {got!r}")
 
 
+async def _race(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
+    from ..objectstore import race
+
+    raced = await race(bucket, prefix + "race/")
+    if raced.fit:
+        return "ok", str(raced)
+    return "wrong", f'{raced}; allowed: conditional_put = "off" with one backend alone'
+
+
 async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
-    for name in reversed(NAMES):
+    """What obox needs: all keys, each once; a beginning among keys of one directory. It needs no order."""
+    expected = sorted([*NAMES, *SIBLINGS, "one"])
+    for name in reversed([*NAMES, *SIBLINGS]):
         await bucket.put(prefix + name, b"x", kind="format")
-    listed = [info.key.removeprefix(prefix) for info in await bucket.list(prefix, kind="format")]
-    after = [info.key.removeprefix(prefix) for info in await bucket.list(prefix, kind="format", after=prefix + "b")]
-    if listed != sorted([*NAMES, "one"]) or after != [name for name in listed if name > "b"]:
+    listed = [info.key.removeprefix(prefix) for info in await bucket.list_as_stored(prefix, kind="format")]
+    below = prefix + "s/"
+    after = [info.key.removeprefix(below) for info in await bucket.list(below, kind="format", after=below + "1")]
+    names = await bucket.list_names(prefix, kind="format")
+    if sorted(listed) != expected:
         return "wrong", f"LIST gives {' '.join(listed)}"
-    return "ok", "LIST is in byte order, new objects are in it, and it begins where it is told"
+    if after != ["2", "3"]:
+        return "wrong", f"LIST after s/1 gives {' '.join(after) or 'nothing'} instead of 2 3"
+    if not {"c", "s", "s-t", "s.t", "st"} <= set(names):  # SeaweedFS names empty ones, too
+        return "wrong", f"LIST by directories gives {' '.join(names)}"
+    if listed != expected:
+        first, then = next(pair for pair in itertools.pairwise(listed) if pair[0] > pair[1])
+        return "ok", f"LIST is complete, begins where it is told, and is not in byte order: {first} comes before {then}"
+    return "ok", "LIST is complete, in byte order, and begins where it is told"
 
 
 async def _copy(bucket: ObjectStore, prefix: str) -> tuple[str, str]:

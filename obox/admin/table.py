@@ -54,6 +54,8 @@ class Needs(enum.IntEnum):
     """Bucket and local state: a backend, or its state directory while no backend runs."""
     BACKEND = 2
     """A backend that runs."""
+    BUCKET = 3
+    """As STATE, whatever the bucket says: for who wants to know what is wrong with it."""
 
 
 class Params(msgspec.Struct, kw_only=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):

@@ -25,7 +25,8 @@ from obox.objectstore._errors import (
 from obox.objectstore._file import FileDriver
 from obox.objectstore._frames import FRAME_BYTES, Header
 from obox.objectstore._memory import MemoryDriver
-from obox.objectstore._open import OpenStore, Settings, open_store, probe
+from obox.objectstore._open import OpenStore, Settings, open_store
+from obox.objectstore._probe import Raced, needs_race, probe, race, require_one_winner
 from obox.objectstore.codec import (
     HEADER_BYTES,
     Codec,
@@ -62,6 +63,7 @@ __all__ = [
     "Outcome",
     "OutcomeUnknown",
     "Page",
+    "Raced",
     "Refused",
     "Settings",
     "ShortPrefix",
@@ -71,10 +73,13 @@ __all__ = [
     "UnknownKey",
     "Unreachable",
     "load_keys",
+    "needs_race",
     "new_oid",
     "oid_of",
     "open_store",
     "probe",
     "put_once",
+    "race",
+    "require_one_winner",
     "settle",
 ]

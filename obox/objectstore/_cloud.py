@@ -4,7 +4,8 @@ Credentials for S3 are those given in the settings, else what boto3's own chain 
 instance): refreshable ones are asked for again every few minutes, boto3 renews them in time. They are looked up at the
 first request, in a thread: a metadata service that is slow or down delays no start.
 
-A custom endpoint is addressed in path style (`http://host:port/bucket/key`), AWS itself in virtual-host style.
+A custom endpoint is addressed in path style (`http://host:port/bucket/key`), AWS itself in virtual-host style
+(`https://bucket.host/key`), unless the settings say otherwise.
 `gs://` and `az://` use obstore's own credential chain. They are accepted and untested.
 
 Invariant: one call is one HTTP request (obstore's own retries are off), but for a copy before the store is known to
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,8 +31,9 @@ import obstore
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from obox.objectstore._driver import REQUEST_KEYS_MAX, Kind, ObjectInfo, Page
+from obox.objectstore._driver import REQUEST_KEYS_MAX, Cursor, Kind, ObjectInfo, Page
 from obox.objectstore._errors import AlreadyExists, Missing, Refused, StoreError, Truncated, Unreachable
+from obox.objectstore._exact import ExactKeys, Token, unnamable
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
@@ -44,6 +46,9 @@ _NOT_SENT = ("error trying to connect", "Connection refused", "ConnectError", "d
 
 _PASSING = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")
 """S3's error codes for "try again", whatever the status."""
+
+_OS_WORDS = re.compile(r'(?:message|error): "((?:[^"\\\n]|\\.){1,200})"')
+"""As in `Os { code: 111, kind: ConnectionRefused, message: "Connection refused" }`."""
 
 _STATUS = re.compile(r"status(?: code)?: (\d{3})\b")
 """As in obstore's texts; no key can hold a space, so none can look like it."""
@@ -61,7 +66,7 @@ _REFUSALS = (
 def translate(op: str, key: str, error: Exception) -> StoreError:
     """Return the StoreError that an error of obstore's means."""
     whole = str(error)
-    what = f"{op} {key}: " + whole.split("\n\nDebug source", 1)[0].replace("\n", " ")[:500]
+    what = f"{op} {key}: " + whole.split("\n\nDebug source", 1)[0].replace("\n", " ")[:500] + _cause(whole)
     status = _status(error)
     unreachable = Unreachable(what, maybe_done=status != 429 and not any(word in whole for word in _NOT_SENT))
     if any(word in whole for word in _PASSING):
@@ -77,6 +82,13 @@ def translate(op: str, key: str, error: Exception) -> StoreError:
     return unreachable
 
 
+def _cause(whole: str) -> str:
+    """The operating system's or the resolver's own words, which obstore has in its debug text alone."""
+    _, _, debug = whole.partition("\n\nDebug source")
+    found = _OS_WORDS.findall(debug)
+    return f" ({found[-1]})" if found else ""
+
+
 def _status(error: Exception) -> int | None:
     found = _STATUS.search(str(error))
     return int(found[1]) if found else None
@@ -85,6 +97,7 @@ def _status(error: Exception) -> int | None:
 class CloudDriver:
     """A bucket behind HTTP."""
 
+    creates_at_once = False
     page_keys = REQUEST_KEYS_MAX
 
     def __init__(
@@ -94,12 +107,15 @@ class CloudDriver:
         create_only: bool,
         copies_create_only: bool,
         connections_max: int,
+        exact: ExactKeys | None = None,
     ) -> None:
         """create_only: False drops `If-None-Match`, for stores that reject it (conditional_put = "off").
 
         connections_max: requests at a time; the others wait, within their deadline.
+        exact: for keys that obstore cannot name; without it they stay, and a LIST that meets one is refused.
         """
         self._store = store
+        self._exact = exact
         self._slots = asyncio.Semaphore(connections_max)
         self._mode: Literal["create", "overwrite"] = "create" if create_only else "overwrite"
         self.copies_create_only = copies_create_only
@@ -136,27 +152,61 @@ class CloudDriver:
             raise Truncated(f"get {key}: {len(data)} of {after - first} bytes")
         return data
 
-    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
+    async def list_page(
+        self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
+    ) -> Page:
+        """See Driver. The cursor is obstore's stream, which follows the store's continuation tokens, or a Token."""
+        exact_keys = self._exact
+        if isinstance(cursor, Token) or (exact and exact_keys is not None):
+            assert exact_keys is not None
+            async with self._slots:
+                return await exact_keys.page(prefix, after, REQUEST_KEYS_MAX, cursor or Token(""))
+        stream = cursor
         try:
-            stream = obstore.list(
-                self._store, prefix.rstrip("/") or None, offset=after or None, chunk_size=REQUEST_KEYS_MAX
-            )
+            if stream is None:
+                # Without its end: obstore adds that again.
+                where = prefix.rstrip("/") or None
+                stream = obstore.list(self._store, where, offset=after or None, chunk_size=REQUEST_KEYS_MAX)
             async with self._slots:
                 rows = await stream.__anext__()
         except StopAsyncIteration:
-            return Page([], False)
+            return Page([], None)
+        except exceptions.InvalidPathError as error:
+            if exact_keys is None:
+                raise translate("list", prefix, error) from error
+            async with self._slots:  # a key that obstore cannot name: begin anew with one who can
+                return await exact_keys.page(prefix, after, REQUEST_KEYS_MAX, Token(""))
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("list", prefix, error) from error
         items = [ObjectInfo(row["path"], row["size"], row["last_modified"].timestamp()) for row in rows]
-        items.sort()  # within the page; S3 has sorted them, some of its imitations put `/` first
-        return Page(items[:limit], len(rows) >= REQUEST_KEYS_MAX or len(rows) > limit)
+        if prefix:  # obstore names the marker of the prefix itself without its `/`
+            items = [info if info.key.startswith(prefix) else info._replace(key=prefix) for info in items]
+        return Page(items, stream if len(rows) >= REQUEST_KEYS_MAX else None)
 
-    async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
+    async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
         try:
             async with self._slots:
-                await obstore.delete_async(self._store, list(keys))
+                found = await obstore.list_with_delimiter_async(self._store, prefix.rstrip("/") or None)
+        except exceptions.InvalidPathError as error:
+            if self._exact is None:
+                raise translate("list", prefix, error) from error
+            async with self._slots:
+                return await self._exact.names(prefix)
+        except (exceptions.BaseError, OSError, ValueError) as error:
+            raise translate("list", prefix, error) from error
+        return [path[len(prefix) :] for path in found["common_prefixes"] if path.startswith(prefix)]
+
+    async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
+        odd = [key for key in keys if unnamable(key)] if self._exact is not None else []
+        plain = [key for key in keys if not unnamable(key)] if odd else list(keys)
+        try:
+            async with self._slots:
+                if odd and self._exact is not None:
+                    await self._exact.delete(odd)
+                if plain:
+                    await obstore.delete_async(self._store, plain)
         except FileNotFoundError:
-            await self._delete_one_by_one(keys)
+            await self._delete_one_by_one(plain)
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("delete", keys[0], error) from error
 
@@ -231,3 +281,26 @@ def boto3_region() -> str | None:
 
     region: str | None = boto3.Session().region_name
     return region
+
+
+def boto3_client(config: Mapping[str, Any], *, addressing: Literal["path", "virtual"], deadline_s: float) -> Any:
+    """Return a boto3 S3 client. config: endpoint_url, region, access_key_id, secret_access_key; "": by boto3's chain.
+
+    addressing: where the bucket's name is.
+    """
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=config["endpoint_url"] or None,
+        region_name=config["region"],
+        aws_access_key_id=config["access_key_id"] or None,
+        aws_secret_access_key=config["secret_access_key"] or None,
+        config=Config(
+            connect_timeout=min(deadline_s / 2, 5.0),
+            read_timeout=deadline_s,
+            retries={"total_max_attempts": 1},
+            s3={"addressing_style": addressing},
+        ),
+    )

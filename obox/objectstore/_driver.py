@@ -11,7 +11,7 @@ Diagnostics: a driver raises StoreError kinds only (anything else is a bug) and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Kind = Literal["mail", "index", "journal", "fts", "format"]
 """What an object is for: statistics are kept by it."""
@@ -28,11 +28,19 @@ class ObjectInfo(NamedTuple):
     modified: float
 
 
+Objects: TypeAlias = list[ObjectInfo]
+Names: TypeAlias = list[str]
+"""For classes whose own `list` hides the type."""
+
+Cursor: TypeAlias = Any
+"""What a LIST is continued from: the driver's own, used once. None: from the start; in a Page: there is no more."""
+
+
 class Page(NamedTuple):
-    """One answer to LIST, in key order. `more`: ask again after the last key."""
+    """One answer to LIST, in the store's order. `next`: what to continue from; None: this was all."""
 
     items: list[ObjectInfo]
-    more: bool
+    next: Cursor
 
 
 class ObjectStore(Protocol):
@@ -64,8 +72,27 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def list(self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None) -> list[ObjectInfo]:
-        """Return the objects below prefix with key > after in key order, at most limit; as many requests as needed."""
+    async def list(
+        self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None, exact: bool = False
+    ) -> list[ObjectInfo]:
+        """Return the objects below prefix with key > after, sorted by key; as many requests as needed.
+
+        after: where keys below prefix have one length and no `/` (mails of a mailbox, bundles of a box, a boot's
+        journal): some stores leave keys out after a key beside whose directory there is another.
+        limit: at most so many, of those that the store names first.
+        exact: keys as they are, also those that obox never makes (see CloudDriver); slower, for what deletes them.
+        """
+        ...
+
+    async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
+        """As list, in the store's own order: for who checks the store."""
+        ...
+
+    async def list_names(self, prefix: str, *, kind: Kind) -> Names:
+        """Return the names directly below prefix that have objects below them, sorted: `a` for `<prefix>a/b`.
+
+        A store may name more of them: directories that are empty now.
+        """
         ...
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
@@ -87,11 +114,15 @@ class ObjectStore(Protocol):
 class Driver(Protocol):
     """One kind of store. Every method is one request, named as in ObjectStore but for `list` and `delete`.
 
+    creates_at_once: of several PUTs of one key at the same time one succeeds, by construction: nobody needs to try it.
     copies_create_only: `copy` is known never to replace an object. Where it is False, the layer above copies by GET and
     PUT; `probe` sets it. page_keys: the most that list_page returns.
     """
 
     copies_create_only: bool
+
+    @property
+    def creates_at_once(self) -> bool: ...
 
     @property
     def page_keys(self) -> int: ...
@@ -102,8 +133,17 @@ class Driver(Protocol):
 
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes: ...
 
-    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
-        """Return up to limit (<= page_keys) objects below prefix with key > after."""
+    async def list_page(
+        self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
+    ) -> Page:
+        """Return the next objects below prefix with key > after: about limit (<= page_keys), by the store's mind.
+
+        cursor: of the page before, from this driver, for the same prefix and after.
+        """
+        ...
+
+    async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
+        """Return the names of what looks like directories directly below prefix, all of them."""
         ...
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:

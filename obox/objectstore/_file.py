@@ -34,11 +34,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from obox.objectstore._driver import Kind, ObjectInfo, Page
+from obox.objectstore._driver import Cursor, Kind, ObjectInfo, Page
 from obox.objectstore._errors import AlreadyExists, Missing, Refused, StoreError, Truncated, Unreachable
 
 ELEMENT_BYTES_MAX = 240
 """Longest name of one directory entry: file systems allow 255."""
+
+LAST_CHARACTER = "\U0010ffff"
+"""Sorts behind all that a key may hold."""
 
 TEMP_AGE_S = 3600.0
 """Age at which a temporary file is a leftover: no PUT lives that long."""
@@ -90,6 +93,7 @@ class FileDriver:
     """A bucket in a directory, shared by any number of processes of one host."""
 
     copies_create_only = True
+    creates_at_once = True
     page_keys = 16384
     """More than S3's, because each page scans its directory from the start."""
 
@@ -128,11 +132,16 @@ class FileDriver:
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         return await self._run(self._get, key, self._path(key), start, end)
 
-    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
-        return await self._run(self._page, prefix, after, limit)
+    async def list_page(
+        self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
+    ) -> Page:
+        return await self._run(self._page, prefix, max(after, cursor or ""), limit)
+
+    async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
+        return await self._run(self._names, prefix)
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
-        await self._run(self._delete, [(key, self._path(key)) for key in keys])
+        await self._run(self._delete, [(key, self._path(key, foreign=True)) for key in keys])
 
     async def copy(self, source: str, target: str, *, kind: Kind) -> None:
         await self.put(target, await self.get(source, kind=kind), kind=kind)
@@ -168,11 +177,15 @@ class FileDriver:
             self._check_root()
             raise
 
-    def _path(self, key: str) -> str:
-        """Return the path of a key. Raises: Refused for keys that a path cannot hold safely."""
+    def _path(self, key: str, *, foreign: bool = False) -> str:
+        """Return the path of a key. foreign: also of one that LIST may name, though we never write it.
+
+        Raises: Refused for keys that a path cannot hold safely.
+        """
         parts = [self._root]
         for element in key.split("/"):
-            if not element or element[0] == "." or not element.isascii() or not element.isprintable():
+            ours = foreign or (element.isascii() and element.isprintable())
+            if not element or element[0] == "." or "\0" in element or not ours:
                 raise Refused(f"key {key[:200]!r}: a directory holds elements of printable ASCII without a leading dot")
             if len(element) <= ELEMENT_BYTES_MAX:
                 parts.append(element)
@@ -409,7 +422,7 @@ class FileDriver:
         try:
             for key, path in _walk(directory, prefix, after):
                 if len(items) == limit:
-                    return Page(items, True)
+                    return Page(items, items[-1].key)
                 try:
                     found = os.stat(path)
                 except FileNotFoundError:
@@ -419,7 +432,22 @@ class FileDriver:
             raise _failure(f"list {prefix}", error, maybe_done=False) from error
         if not items:
             self._check_root()
-        return Page(items, False)
+        return Page(items, None)
+
+    def _names(self, prefix: str) -> list[str]:
+        directory = os.path.dirname(self._path(prefix + "x")) if prefix else self._root
+        names: list[str] = []
+        after = ""
+        try:
+            while (found := next(_walk(directory, prefix, after), None)) is not None:
+                name, slash, _ = found[0][len(prefix) :].partition("/")
+                names += [name] if slash else []
+                after = f"{prefix}{name}/{LAST_CHARACTER}" if slash else found[0]
+        except OSError as error:
+            raise _failure(f"list {prefix}", error, maybe_done=False) from error
+        if not names:
+            self._check_root()
+        return names
 
 
 def _answer_all(puts: list[_Put]) -> None:

@@ -14,7 +14,7 @@ import time
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 
-from obox.objectstore._driver import REQUEST_KEYS_MAX, Kind, ObjectInfo, Page
+from obox.objectstore._driver import REQUEST_KEYS_MAX, Cursor, Kind, ObjectInfo, Page
 from obox.objectstore._errors import AlreadyExists, Missing
 
 
@@ -22,6 +22,7 @@ class MemoryDriver:
     """A bucket in memory."""
 
     copies_create_only = True
+    creates_at_once = True
     page_keys = REQUEST_KEYS_MAX
 
     def __init__(self, *, wall: Callable[[], float] = time.time) -> None:
@@ -46,17 +47,32 @@ class MemoryDriver:
             raise Missing(f"get {key}: no such object")
         return found[0][start:end]
 
-    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
+    async def list_page(
+        self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
+    ) -> Page:
         items: list[ObjectInfo] = []
-        at = bisect_right(self._keys, max(after, prefix))
+        at = bisect_right(self._keys, max(after, cursor or ""))
+        at = max(at, bisect_left(self._keys, prefix))
         while at < len(self._keys) and self._keys[at].startswith(prefix):
             key = self._keys[at]
             if len(items) == limit:
-                return Page(items, True)
+                return Page(items, items[-1].key)
             data, modified = self._objects[key]
             items.append(ObjectInfo(key, len(data), modified))
             at += 1
-        return Page(items, False)
+        return Page(items, None)
+
+    async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
+        names = []
+        at = bisect_left(self._keys, prefix)
+        while at < len(self._keys) and self._keys[at].startswith(prefix):
+            name, slash, _ = self._keys[at][len(prefix) :].partition("/")
+            if slash:
+                names.append(name)
+                at = bisect_left(self._keys, f"{prefix}{name}0")  # what sorts behind all of `name/`
+            else:
+                at += 1
+        return names
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
         gone = {key for key in keys if self._objects.pop(key, None) is not None}

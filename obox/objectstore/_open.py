@@ -6,7 +6,7 @@ below both, and no layer but the last knows the prefix of the url.
 Refuses to know: configuration files; what is stored.
 
 Diagnostics: a bad setting is ConfigError, one line. Opening makes no request: an unreachable bucket does not stop a
-start. `probe` is fatal (ConfigError) when the store overwrites what must be create-only, else raises StoreError kinds.
+start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -26,8 +25,7 @@ import structlog
 from obstore.exceptions import BaseError
 
 from obox.errors import ConfigError
-from obox.objectstore._driver import Driver, Kind, ObjectInfo
-from obox.objectstore._errors import AlreadyExists, Refused, StoreError
+from obox.objectstore._driver import Driver, Kind, Names, ObjectInfo, Objects
 from obox.objectstore._file import FileDriver
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore._retry import Retrying, Sleep
@@ -45,6 +43,9 @@ class Settings:
     access_key_id: str = ""
     secret_access_key: str = ""
     region: str = ""
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    """Where the bucket's name is: in the path, or in the host; auto: in the path with an endpoint_url, else in the
+    host."""
     conditional_put: Literal["on", "off"] = "on"
     """off: PUT overwrites. For one backend alone: two that write the same user lose mails."""
     deadline_s: float = 10.0
@@ -81,13 +82,33 @@ class OpenStore:
         """See ObjectStore."""
         return await self._inner.get(self._prefix + key, kind=kind, start=start, end=end)
 
-    async def list(self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None) -> list[ObjectInfo]:
+    async def list(
+        self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None, exact: bool = False
+    ) -> Objects:
         """See ObjectStore."""
         start = self._prefix + after if after else ""
-        found = await self._inner.list(self._prefix + prefix, kind=kind, after=start, limit=limit)
+        return self._below(
+            await self._inner.list(self._prefix + prefix, kind=kind, after=start, limit=limit, exact=exact)
+        )
+
+    async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
+        """See ObjectStore."""
+        start = self._prefix + after if after else ""
+        return self._below(await self._inner.list_as_stored(self._prefix + prefix, kind=kind, after=start))
+
+    def _below(self, found: Objects) -> Objects:
         if not self._cut:
             return found
         return [ObjectInfo(info.key[self._cut :], info.size, info.modified) for info in found]
+
+    async def list_names(self, prefix: str, *, kind: Kind) -> Names:
+        """See ObjectStore."""
+        return await self._inner.list_names(self._prefix + prefix, kind=kind)
+
+    @property
+    def last_failure(self) -> str:
+        """What the latest attempt that failed said, for the log of who waits."""
+        return self._inner.last_failure
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
         """See ObjectStore."""
@@ -121,6 +142,8 @@ def open_store(
     """
     if settings.conditional_put not in ("on", "off"):
         raise ConfigError(f'storage.conditional_put = "{settings.conditional_put}"; allowed: "on", "off"')
+    if settings.addressing not in ("auto", "path", "virtual"):
+        raise ConfigError(f'storage.addressing = "{settings.addressing}"; allowed: "auto", "path", "virtual"')
     if not settings.deadline_s > 0:
         raise ConfigError(f"storage.deadline = {settings.deadline_s}; allowed: more than 0 s")
     if settings.connections_max < 1:
@@ -133,54 +156,6 @@ def open_store(
     counted = Counted(wrap(base) if wrap else base, stats, clock=clock, slow_s=settings.slow_s, log=log)
     retrying = Retrying(counted, deadline_s=settings.deadline_s, clock=clock, sleep=sleep, rng=rng, log=log)
     return OpenStore(retrying, prefix=prefix, stats=stats, driver=counted, settings=settings)
-
-
-async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
-    """Check that the store honours create-only PUT, and learn whether it does so for copies; cleans up behind itself.
-
-    Cancelled, it ends at once and leaves what it wrote: a store that does not answer must not hold up a stop.
-    Raises: ConfigError when a PUT overwrites and conditional_put is not "off"; StoreError when there is no answer.
-    """
-    name = f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}"
-    first, second = f"{name}.a", f"{name}.b"
-    try:
-        await _check(store, first, second)
-    except (StoreError, ConfigError):
-        with suppress(StoreError):
-            await store.delete([first, second], kind="format")
-        raise
-    await store.delete([first, second], kind="format")
-
-
-async def _check(store: OpenStore, first: str, second: str) -> None:
-    honoured = await _second_put_is_refused(store, first)
-    if not honoured and store.settings.conditional_put == "on":
-        raise ConfigError(
-            f'storage.url = "{store.settings.url}": the store overwrites on PUT with If-None-Match; allowed: '
-            'a store that refuses, or storage.conditional_put = "off" with one backend alone'
-        )
-    if honoured and not store.driver.copies_create_only:
-        await store.put(second, b"2", kind="format")
-        store.driver.copies_create_only = True
-        try:
-            await store.copy(first, second, kind="format")
-            store.driver.copies_create_only = False
-        except AlreadyExists:
-            pass
-        except Refused:
-            store.driver.copies_create_only = False
-        except BaseException:
-            store.driver.copies_create_only = False
-            raise
-
-
-async def _second_put_is_refused(store: OpenStore, key: str) -> bool:
-    await store.put(key, b"1", kind="format")
-    try:
-        await store.put(key, b"2", kind="format")
-    except AlreadyExists:
-        return True
-    return False
 
 
 def _driver(settings: Settings, rng: random.Random, wall: Callable[[], float]) -> tuple[Driver, str]:
@@ -216,7 +191,14 @@ def _bad_url(url: str) -> ConfigError:
 def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
     from obstore.store import AzureStore, GCSStore, S3Store
 
-    from obox.objectstore._cloud import CloudDriver, boto3_credentials, boto3_region, fixed_credentials
+    from obox.objectstore._cloud import (
+        CloudDriver,
+        boto3_client,
+        boto3_credentials,
+        boto3_region,
+        fixed_credentials,
+    )
+    from obox.objectstore._exact import ExactKeys
 
     endpoint = settings.endpoint_url
     if scheme == "s3" and not endpoint:  # boto3 knows these two: so do its users
@@ -242,17 +224,28 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
     if scheme == "az":
         azure = AzureStore(bucket, client_options=options, retry_config=no_retries)
         return CloudDriver(azure, copies_create_only=True, **common)
+    region = settings.region or boto3_region() or "us-east-1"
+    virtual = settings.addressing == "virtual" or (settings.addressing == "auto" and not endpoint)
     config: Any = {
-        "region": settings.region or boto3_region() or "us-east-1",
-        "virtual_hosted_style_request": not endpoint,
+        "region": region,
+        "virtual_hosted_style_request": virtual,
         "copy_if_not_exists": "header-with-status:if-none-match:*:412",
         "conditional_put": "etag",
     }
     if endpoint:
-        config["endpoint"] = endpoint
+        scheme, _, host = endpoint.partition("://")
+        config["endpoint"] = f"{scheme}://{bucket}.{host}" if virtual else endpoint  # obstore adds no name to a host
     if settings.access_key_id:
         config["credential_provider"] = fixed_credentials(settings.access_key_id, settings.secret_access_key)
     else:
         config["credential_provider"] = boto3_credentials()
     s3 = S3Store(bucket, client_options=options, retry_config=no_retries, **config)
-    return CloudDriver(s3, copies_create_only=False, **common)
+    same: dict[str, str] = {
+        "endpoint_url": endpoint,
+        "region": region,
+        "access_key_id": settings.access_key_id,
+        "secret_access_key": settings.secret_access_key,
+    }
+    style: Literal["path", "virtual"] = "virtual" if virtual else "path"
+    exact = ExactKeys(bucket, lambda: boto3_client(same, addressing=style, deadline_s=settings.deadline_s))
+    return CloudDriver(s3, copies_create_only=False, exact=exact, **common)

@@ -1,19 +1,26 @@
-"""The one place that waits and tries again: deadline, retries, pages and batches over a driver.
+"""The one place that waits and tries again: deadline, attempts, pages and batches over a driver.
 
-A request has `deadline_s` for all its attempts and the pauses between them. Pauses are at most 50 ms, 500 ms, 5 s and
-10 s, each shortened by up to a quarter at random, so that many clients do not come back at once; a pause that would not
-fit into the deadline is cut to half of what is left. Attempts that may safely be cut short (everything but PUT and
-copy) get half of the deadline at first, so that a dead connection costs a retry and not the answer.
+A request has `deadline_s` for all its attempts and the pauses between them. The pause before a retry is 50 ms, 200 ms,
+500 ms, then 1 s each time, shortened by up to a quarter at random, so that many clients do not come back at once. So a
+store that is back after an outage is asked within a second.
 The deadline is per request: a LIST of a million keys is a thousand requests and may take longer.
 
-Invariant: only what is transient (Unreachable, Truncated, a timeout) is tried again. A PUT or copy that fails in the
-end is Unreachable or Refused only when no attempt can have had its effect; else OutcomeUnknown. Cancellation passes
-at once.
+A store may take a request and say nothing: a dead connection, a server that hangs. While nothing at all has been heard
+from the store since an attempt began, another attempt is made beside it each second, on another connection; the one
+before it, but for the first, is given up. The first is kept until the deadline, since a slow store may answer it yet.
+While others hear from the store, an attempt that takes half of the deadline gets a second one beside it.
+
+A LIST follows the store's own continuation to its end. Where that breaks it begins anew from the start, and what has
+been named already is dropped: no order of the store's is relied on, and no key that a page ended with.
+
+Invariant: only what is transient (Unreachable, Truncated, a timeout) is tried again; no attempt begins at or after the
+deadline. A PUT or copy that fails in the end is Unreachable or Refused only when no attempt can have had its effect;
+else OutcomeUnknown. Cancellation passes at once.
 
 Refuses to know: what a driver is, keys, codec.
 
 Diagnostics: each retry is logged at debug (`retry`: op, key, attempt, pause, error); giving up is an exception, not a
-log line. Nothing is fatal.
+log line. `last_failure` is what the latest failed attempt said. Nothing is fatal.
 """
 
 from __future__ import annotations
@@ -21,19 +28,37 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from obox.objectstore._driver import REQUEST_KEYS_MAX, Driver, Kind, ObjectInfo, Page
+from obox.objectstore._driver import REQUEST_KEYS_MAX, Cursor, Driver, Kind, Names, ObjectInfo, Objects, Page
 from obox.objectstore._errors import OutcomeUnknown, Refused, Truncated, Unreachable
 from obox.objectstore.stats import ATTEMPT
 
-PAUSES_S: tuple[float, ...] = (0.05, 0.5, 5.0, 10.0)
-"""The longest pause before each retry: four retries, five attempts."""
+PAUSES_S: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0)
+"""The longest pause before each retry; the last one before all that follow."""
+
+SILENCE_S = 1.0
+"""Without any answer of the store, before an attempt is made beside the one that waits."""
+
+UPLOAD_BYTES_PER_S = 1 << 20
+"""A PUT of many bytes is given so much more time before its silence counts: the uplink of a small site."""
+
+LIST_RESTARTS_MAX = 4
+"""Times that one LIST begins anew without a new key in between."""
+
+LIST_EMPTY_PAGES_MAX = 1000
+"""Pages in a row that name no new key: a store that goes round in circles must not hold us for ever."""
 
 _JITTER = 0.25
 
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
+
+
+class Timer(Protocol):
+    """What can be cancelled: of the loop, or a task on virtual time."""
+
+    def cancel(self, /) -> Any: ...
 
 
 class Retrying:
@@ -55,9 +80,17 @@ class Retrying:
         self._sleep = sleep
         self._rng = rng
         self._log = log
+        self._heard_at = clock()
+        self.last_failure = ""
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
-        await self._try("put", key, lambda: self._inner.put(key, data, kind=kind), writes=True)
+        await self._try(
+            "put",
+            key,
+            lambda: self._inner.put(key, data, kind=kind),
+            writes=True,
+            silence_s=self._silence(len(data)),
+        )
 
     async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
         await self._try("put", key, lambda: self._inner.replace(key, data, kind=kind))
@@ -67,25 +100,46 @@ class Retrying:
             raise ValueError(f"range {start}..{end}: no negative offsets")
         if end is not None and end <= start:
             return b""
-        return await self._try("get", key, lambda: self._inner.get(key, kind=kind, start=start, end=end))
+        # Of a whole object nobody knows how long its body may take.
+        silence_s = self._deadline_s / 2 if end is None else self._silence(end - start)
+        return await self._try(
+            "get", key, lambda: self._inner.get(key, kind=kind, start=start, end=end), silence_s=silence_s
+        )
 
-    async def list(self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None) -> list[ObjectInfo]:
+    async def list(
+        self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None, exact: bool = False
+    ) -> Objects:
+        found = await self._listed(prefix, kind=kind, after=after, limit=limit, exact=exact)
+        found.sort()
+        return found if limit is None else found[:limit]
+
+    async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
+        return await self._listed(prefix, kind=kind, after=after, limit=None, exact=False)
+
+    async def _listed(self, prefix: str, *, kind: Kind, after: str, limit: int | None, exact: bool) -> Objects:
+        """Objects below a prefix, in the order in which the store named them, each once."""
         if prefix and not prefix.endswith("/"):
             raise ValueError(f"prefix {prefix!r}: a prefix is empty or ends with /")
-        found: list[ObjectInfo] = []
-        more = limit is None or limit > 0
-        while more:
-            ask = self._inner.page_keys if limit is None else min(limit - len(found), self._inner.page_keys)
+        found: dict[str, ObjectInfo] = {}
+        listing = _Listing(self._inner, prefix, kind=kind, after=after, limit=limit, exact=exact)
+        empty, restarts, pages = 0, 0, 0
+        while not listing.ended and (limit is None or len(found) < limit):
+            had = len(found)
+            for info in listing.take(await self._try("list", prefix, listing.ask)):
+                found.setdefault(info.key, info)
+            if len(found) > had:
+                empty, restarts, pages = 0, listing.restarts, listing.pages
+                continue
+            empty += 1
+            most = LIST_EMPTY_PAGES_MAX + pages * LIST_RESTARTS_MAX  # each time it begins anew it catches up first
+            if empty > most or listing.restarts - restarts > LIST_RESTARTS_MAX:
+                raise Unreachable(f"list {prefix}: broken off again and again, the last time with {self.last_failure}")
+        return list(found.values())
 
-            def page(after: str = after, ask: int = ask) -> Coroutine[Any, Any, Page]:
-                return self._inner.list_page(prefix, kind=kind, after=after, limit=ask)
-
-            items, more = await self._try("list", prefix, page)
-            found += items
-            if not items or len(found) == limit:
-                break
-            after = items[-1].key
-        return found
+    async def list_names(self, prefix: str, *, kind: Kind) -> Names:
+        if prefix and not prefix.endswith("/"):
+            raise ValueError(f"prefix {prefix!r}: a prefix is empty or ends with /")
+        return sorted(set(await self._try("list", prefix, lambda: self._inner.list_names(prefix, kind=kind))))
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
         for at in range(0, len(keys), REQUEST_KEYS_MAX):
@@ -105,59 +159,199 @@ class Retrying:
     async def close(self) -> None:
         await self._inner.close()
 
-    async def _try(self, op: str, key: str, call: Callable[[], Coroutine[Any, Any, T]], *, writes: bool = False) -> T:
+    async def _try(
+        self,
+        op: str,
+        key: str,
+        call: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        writes: bool = False,
+        silence_s: float | None = None,
+    ) -> T:
         """Return what the first attempt that succeeds returns. call: starts one attempt."""
         deadline = self._clock() + self._deadline_s
-        maybe_done = False
-        attempt = 1
+        left = self._deadline_s
+        silence_s = self._silence(0) if silence_s is None else silence_s
+        maybe_done = last = False
+        number = 1
         while True:
-            left = deadline - self._clock()
-            patience = left if writes or attempt > 1 else left / 2
             failure: Unreachable | Truncated
-            token = ATTEMPT.set(attempt)
+            attempt = _Attempt(self, call, number, left, silence_s)
+            token = ATTEMPT.set(number)
             try:
-                return await self._bounded(call(), patience)
+                return await attempt.result()
             except TimeoutError:
-                failure = Unreachable(f"{op} {key}: no answer within {patience:.3g} s")
+                failure = Unreachable(f"{op} {key}: no answer within {left:.3g} s")
             except (Unreachable, Truncated) as error:
                 failure = error
             except Refused as error:
-                if maybe_done and writes:  # an earlier attempt may have had its effect
+                self.last_failure = str(error)
+                if writes and (maybe_done or attempt.maybe_done):  # one before it may have had its effect
                     raise OutcomeUnknown(f"{op} {key}: unknown, then refused: {error}") from error
                 raise
             finally:
                 ATTEMPT.reset(token)
-            maybe_done = maybe_done or (isinstance(failure, Unreachable) and failure.maybe_done)
+            self.last_failure = str(failure)
+            maybe_done |= attempt.maybe_done or (isinstance(failure, Unreachable) and failure.maybe_done)
             left = deadline - self._clock()
-            if attempt > len(PAUSES_S) or left <= 0:
-                if writes and maybe_done:
-                    raise OutcomeUnknown(f"{op} {key}: unknown after {attempt} attempts: {failure}") from failure
-                raise failure
-            pause = PAUSES_S[attempt - 1] * (1 - _JITTER * self._rng.random())
-            if pause >= left:
-                pause = left / 2
-            self._log.debug("retry", op=op, key=key, attempt=attempt, pause=round(pause, 3), error=str(failure))
-            await self._sleep(pause)
-            attempt += 1
+            if left > 0 and not last:
+                pause = PAUSES_S[min(number, len(PAUSES_S)) - 1] * (1 - _JITTER * self._rng.random())
+                if pause >= left:
+                    pause, last = left / 2, True
+                self._log.debug("retry", op=op, key=key, attempt=number, pause=round(pause, 3), error=str(failure))
+                await self._sleep(pause)
+                left = deadline - self._clock()
+                if left > 0:  # on a machine under load the pause may have taken all that was left
+                    number += 1
+                    continue
+            if writes and maybe_done:
+                raise OutcomeUnknown(f"{op} {key}: unknown after {number} attempts: {failure}") from failure
+            raise failure
 
-    async def _bounded(self, call: Coroutine[Any, Any, T], seconds: float) -> T:
-        """Return call's result; cancel it and raise TimeoutError when it takes longer.
+    def _silence(self, size: int) -> float:
+        """Seconds without an answer, for a request of so many bytes, before another attempt is made beside it."""
+        return min(SILENCE_S, self._deadline_s / 2) + size / UPLOAD_BYTES_PER_S
 
-        With a sleep of one's own (a virtual clock), that measures the time; else the loop's timer, which is cheaper.
-        """
+    def heard(self) -> None:
+        """The store has answered somebody."""
+        self._heard_at = self._clock()
+
+    def silent_since(self, at: float) -> bool:
+        """Nobody has heard from the store since then."""
+        return self._heard_at <= at
+
+    def now(self) -> float:
+        return self._clock()
+
+    def after(self, seconds: float, then: Callable[[], None]) -> Timer:
+        """Call `then` later: by the loop's timer, or by a sleep of one's own (a virtual clock)."""
         if self._sleep is asyncio.sleep:
-            async with asyncio.timeout(seconds):
-                return await call
-        task = asyncio.ensure_future(call)
-        timer = asyncio.ensure_future(self._sleep(seconds))
+            return asyncio.get_running_loop().call_later(seconds, then)
+
+        async def wait() -> None:
+            await self._sleep(seconds)
+            then()
+
+        return asyncio.ensure_future(wait())
+
+
+class _Attempt(Generic[T]):
+    """One attempt, and while the store is silent another one beside it; the first that knows anything counts."""
+
+    def __init__(
+        self,
+        owner: Retrying,
+        call: Callable[[], Coroutine[Any, Any, T]],
+        number: int,
+        left_s: float,
+        silence_s: float,
+    ) -> None:
+        self.maybe_done = False
+        """One that was made beside the first, or the first beside it, may have had its effect."""
+        self._owner = owner
+        self._call = call
+        self._number = number
+        self._left_s = left_s
+        self._silence_s = silence_s
+        self._beside: asyncio.Task[T] | None = None
+        self._answer: asyncio.Task[T] | None = None
+        self._guard: asyncio.Timeout | None = None
+        self._timer: Timer | None = None
+
+    async def result(self) -> T:
+        """Raises TimeoutError when nothing is known in time, else as the attempt that counts."""
+        owner = self._owner
+        self._began = owner.now()
+        end = owner.after(self._left_s, self._stop)
+        if self._silence_s < self._left_s:
+            self._timer = owner.after(self._silence_s, self._look)
         try:
-            await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise TimeoutError
+            async with asyncio.timeout(None) as self._guard:
+                try:
+                    answer = await self._call()
+                except (Unreachable, Truncated, asyncio.CancelledError):
+                    raise
+                except Exception:
+                    owner.heard()
+                    raise
+                owner.heard()
+                return answer
+        except TimeoutError:
+            if self._answer is None:
+                raise
+            self.maybe_done = True
+            return self._answer.result()
         finally:
-            task.cancel()
-            timer.cancel()
-            await asyncio.wait({task, timer})
-            if not task.cancelled():
-                task.exception()  # seen: a failure that comes after the timer is no news
+            self._guard = None
+            end.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._beside is not None:
+                self._beside.cancel()
+
+    def _stop(self) -> None:
+        """End the first attempt: its time is over, or one beside it has an answer."""
+        if self._guard is not None:
+            self._guard.reschedule(asyncio.get_running_loop().time())
+
+    def _look(self) -> None:
+        """Is the store silent? Then ask it once more."""
+        if self._guard is None:
+            return
+        owner = self._owner
+        self._timer = owner.after(self._silence_s, self._look)
+        if owner.silent_since(self._began):
+            if self._beside is not None:
+                self._beside.cancel()
+        elif self._beside is not None or owner.now() - self._began < self._left_s / 2:
+            return
+        self._number += 1
+        ATTEMPT.set(self._number)  # in the context of this timer, which the task inherits
+        self.maybe_done = True
+        task = self._beside = asyncio.ensure_future(self._call())
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            return
+        transient = isinstance(task.exception(), Unreachable | Truncated)
+        if not transient:
+            self._owner.heard()
+        if task is not self._beside or self._guard is None:
+            return
+        self._beside = None
+        if not transient:
+            self._answer = task
+            self._stop()
+
+
+class _Listing:
+    """One LIST as it goes on, page by page; after a page that failed it begins anew."""
+
+    def __init__(self, inner: Driver, prefix: str, *, kind: Kind, after: str, limit: int | None, exact: bool) -> None:
+        self.ended = False
+        self.pages = 0
+        self.restarts = 0
+        self._inner = inner
+        self._prefix = prefix
+        self._kind: Kind = kind
+        self._after = after
+        self._limit = inner.page_keys if limit is None else min(limit, inner.page_keys)
+        self._exact = exact
+        self._cursor: Cursor = None
+
+    async def ask(self) -> Page:
+        """One request. What it continues from is used up by it, whatever becomes of it."""
+        cursor, self._cursor = self._cursor, None
+        if cursor is None and self.pages:
+            self.restarts += 1
+        return await self._inner.list_page(
+            self._prefix, kind=self._kind, after=self._after, limit=self._limit, cursor=cursor, exact=self._exact
+        )
+
+    def take(self, page: Page) -> Objects:
+        """Go on from this page, the answer that counts."""
+        self.pages += 1
+        self._cursor = page.next
+        self.ended = page.next is None
+        return page.items

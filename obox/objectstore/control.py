@@ -32,7 +32,12 @@ async def describe(settings: Settings) -> dict[str, Any]:
             region_name=settings.region or None,
             aws_access_key_id=settings.access_key_id or None,
             aws_secret_access_key=settings.secret_access_key or None,
-            config=Config(connect_timeout=5, read_timeout=settings.deadline_s, retries={"total_max_attempts": 2}),
+            config=Config(
+                connect_timeout=5,
+                read_timeout=settings.deadline_s,
+                retries={"total_max_attempts": 2},
+                s3=None if settings.addressing == "auto" else {"addressing_style": settings.addressing},
+            ),
         ) as client:
             await _ask(client, urlsplit(settings.url).netloc, facts)
     except (BotoCoreError, ValueError) as error:

@@ -30,7 +30,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
-from obox.objectstore._driver import Driver, Kind, Page
+from obox.objectstore._driver import Cursor, Driver, Kind, Page
 from obox.objectstore._errors import AlreadyExists, Missing, Refused, Truncated, Unreachable
 from obox.objectstore.stats import Op
 
@@ -120,6 +120,10 @@ class FaultyDriver:
         self.inner.copies_create_only = value
 
     @property
+    def creates_at_once(self) -> bool:
+        return self.inner.creates_at_once
+
+    @property
     def page_keys(self) -> int:
         return self.inner.page_keys
 
@@ -146,8 +150,16 @@ class FaultyDriver:
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         return await self._do("get", key, lambda: self.inner.get(key, kind=kind, start=start, end=end))
 
-    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
-        return await self._do("list", prefix, lambda: self.inner.list_page(prefix, kind=kind, after=after, limit=limit))
+    async def list_page(
+        self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
+    ) -> Page:
+        def page() -> Coroutine[Any, Any, Page]:
+            return self.inner.list_page(prefix, kind=kind, after=after, limit=limit, cursor=cursor, exact=exact)
+
+        return await self._do("list", prefix, page)
+
+    async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
+        return await self._do("list", prefix, lambda: self.inner.list_names(prefix, kind=kind))
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
         await self._do("delete", keys[0], lambda: self.inner.delete_batch(keys, kind=kind))

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from obox.objectstore._driver import Driver, Kind, Page
+from obox.objectstore._driver import Cursor, Driver, Kind, Page
 from obox.objectstore._errors import AlreadyExists, Missing
 
 Op = Literal["put", "get", "list", "delete", "head", "copy"]
@@ -127,6 +127,10 @@ class Counted:
         self._inner.copies_create_only = value
 
     @property
+    def creates_at_once(self) -> bool:
+        return self._inner.creates_at_once
+
+    @property
     def page_keys(self) -> int:
         return self._inner.page_keys
 
@@ -161,12 +165,23 @@ class Counted:
         finally:
             self._end("get", kind, key, begun, size=size, error=error)
 
-    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
+    async def list_page(
+        self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
+    ) -> Page:
         begun, error = self._clock(), True
         try:
-            page = await self._inner.list_page(prefix, kind=kind, after=after, limit=limit)
+            page = await self._inner.list_page(prefix, kind=kind, after=after, limit=limit, cursor=cursor, exact=exact)
             error = False
             return page
+        finally:
+            self._end("list", kind, prefix, begun, size=0, error=error)
+
+    async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
+        begun, error = self._clock(), True
+        try:
+            names = await self._inner.list_names(prefix, kind=kind)
+            error = False
+            return names
         finally:
             self._end("list", kind, prefix, begun, size=0, error=error)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
+import structlog
 
 from metacache import STAMP_BYTES_MAX
 
@@ -27,6 +28,8 @@ from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ObjectKind
 from ..objectstore.keys import BundleKey, Form, bundle_key, bundles_prefix, owner_of, parse_bundle_key
 from ..types import StorageId
 from ._env import TRY_LATER, Env
+
+log = structlog.get_logger()
 
 DIFF_SHARE: Final = 4
 """A diff that would be larger than 1/4 of its base becomes a new base."""
@@ -119,13 +122,13 @@ class Loaded:
 
 
 def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
-    """A LIST of a user's bundles, by box; foreign keys are left alone."""
+    """A LIST of a user's bundles, by box; foreign keys are told and left alone."""
     boxes: dict[str, list[ObjectInfo]] = {}
     for info in infos:
         try:
             boxes.setdefault(parse_bundle_key(info.key).box, []).append(info)
         except ValueError:
-            continue
+            log.warning("foreign object among the indexes, left alone", key=info.key)
     return boxes
 
 
@@ -144,7 +147,8 @@ class Bundles:
         self._owner = owner_of(self._prefix)
 
     async def listing(self) -> list[ObjectInfo]:
-        return await self._env.listing(self._prefix, kind="index")
+        """The bundles of the box; foreign objects among them are left alone. Raises Unavailable."""
+        return by_box(await self._env.listing(self._prefix, kind="index")).get(self._box, [])
 
     async def load(self, infos: list[ObjectInfo]) -> Loaded:
         """Read the heads among `infos`, this box's part of a LIST. Newest first, so that most are never read."""

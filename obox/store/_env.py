@@ -143,9 +143,19 @@ class Env:
     def new_oid(self) -> Oid:
         return Oid(self.random_bytes(16))
 
-    async def listing(self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None) -> list[ObjectInfo]:
+    async def listing(
+        self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None, exact: bool = False
+    ) -> list[ObjectInfo]:
+        """See ObjectStore.list."""
         try:
-            return await self.bucket.list(prefix, kind=kind, after=after, limit=limit)
+            return await self.bucket.list(prefix, kind=kind, after=after, limit=limit, exact=exact)
+        except StoreError as exc:
+            raise self.unavailable("list", prefix, exc) from exc
+
+    async def names(self, prefix: str, *, kind: Kind) -> list[str]:
+        """See ObjectStore.list_names."""
+        try:
+            return await self.bucket.list_names(prefix, kind=kind)
         except StoreError as exc:
             raise self.unavailable("list", prefix, exc) from exc
 

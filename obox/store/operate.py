@@ -20,10 +20,19 @@ from metacache import Change
 
 from ..errors import InUse, Unavailable
 from ..objectstore import ObjectInfo
-from ..objectstore.keys import ROOT, journal_prefix, parse_bundle_key, parse_mail_key, user_prefix
+from ..objectstore.keys import (
+    ROOT,
+    bundles_prefix,
+    mail_prefix,
+    mails_prefix,
+    parse_bundle_key,
+    parse_mail_key,
+    user_prefix,
+)
 from ..types import Guid, StorageId
 from ._bundles import Known
 from ._env import TRY_LATER
+from .takeover import list_journals
 
 if TYPE_CHECKING:
     from .store import MailStore
@@ -39,6 +48,9 @@ PASSES_MAX: Final = 5
 
 DELETE_KEYS: Final = 10_000
 """Keys listed and deleted at a time: ten bulk requests, a megabyte of names."""
+
+FOREIGN_MAX: Final = 1000
+"""Foreign objects, one page of a LIST, that may hide whether a user has mail; with more of them the answer is yes."""
 
 REFRESH_S: Final = 30.0
 
@@ -126,17 +138,22 @@ async def refresh(user: User) -> int:
 
 
 class Deleted(NamedTuple):
-    """So much of a kind is gone; done: there is no more of it."""
+    """How many objects of one kind were deleted, and how many bytes they had.
+
+    left: objects that are still listed after a DELETE that raised no error; then `what` is the key of one of them.
+    """
 
     what: str
     objects: int
     size: int
+    left: bool = False
 
 
 async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
     """Delete all of a user: what is in memory, local copies, index bundles, then mails; what was deleted, as it goes.
 
-    Cut short it is begun again from the start: each step LISTs what is left. Raises InUse, Unavailable.
+    Everything below the user's prefix goes, whoever put it there. Cut short it is begun again from the start: each step
+    LISTs what is left. What a DELETE does not remove is told and left. Raises InUse, Unavailable.
     """
     env = store.env
     store.bar(sid)
@@ -148,10 +165,11 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
         env.metacache.drop_user(sid)
         await env.settle()
         yield Deleted("local copies", copies, space)
+        stubborn: dict[str, ObjectInfo] = {}
         for _ in range(PASSES_MAX):
             found = False
             for part in ("x", "m", "t", ""):  # the index first: half a user is no user, not one with holes
-                async for batch in _pages(store, user_prefix(sid) + (f"{part}/" if part else "")):
+                async for batch in _doomed(store, user_prefix(sid) + (f"{part}/" if part else ""), stubborn):
                     found = True
                     for one in await _delete(store, batch):
                         yield one
@@ -159,6 +177,9 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
                 break
         else:
             raise InUse("somebody still writes to this user; disable it in the user database, and begin again")
+        if stubborn:
+            log.error("objects of a deleted user stay", user=sid, objects=len(stubborn), key=min(stubborn))
+            yield Deleted(min(stubborn), len(stubborn), sum(info.size for info in stubborn.values()), left=True)
         env.metacache.drop_user(sid)
         await env.settle()
         await store.bury(sid)
@@ -186,12 +207,26 @@ async def _unload(store: MailStore, sid: StorageId) -> None:
     store.forget(sid)
 
 
-async def _pages(store: MailStore, prefix: str) -> AsyncIterator[list[ObjectInfo]]:
-    """Objects below a prefix, until a LIST shows none. Raises Unavailable."""
-    after = ""
-    while page := await store.env.listing(prefix, kind="mail", after=after, limit=DELETE_KEYS):
-        yield page
-        after = page[-1].key
+async def _doomed(store: MailStore, prefix: str, stubborn: dict[str, ObjectInfo]) -> AsyncIterator[list[ObjectInfo]]:
+    """Objects below a prefix, for the caller to delete, until a LIST shows no other than those that stay.
+
+    Keys are exact: also those that obox never makes. stubborn: what a LIST named again after it was deleted once, of
+    the very same time; it grows, so that the loop ends. Raises Unavailable.
+    """
+    tried: dict[str, ObjectInfo] = {}
+    while True:
+        limit = DELETE_KEYS + len(stubborn)
+        found = await store.env.listing(prefix, kind="mail", limit=limit, exact=True)
+        batch = []
+        for info in found:
+            if tried.get(info.key) == info or stubborn.get(info.key) == info:
+                stubborn[info.key] = info
+            else:
+                batch.append(info)
+        if not batch:
+            return
+        tried = {info.key: info for info in batch}
+        yield batch
 
 
 async def _delete(store: MailStore, batch: list[ObjectInfo]) -> list[Deleted]:
@@ -205,36 +240,49 @@ async def _delete(store: MailStore, batch: list[ObjectInfo]) -> list[Deleted]:
 
 
 def _kind(key: str) -> str:
-    part = key.split("/")[2]
-    return {"m": "mails", "x": "index", "t": "full text"}.get(part, "other")
+    """What an object is by its key; "other" if it is not one of obox's."""
+    try:
+        parse_mail_key(key)
+        return "mails"
+    except ValueError:
+        pass
+    try:
+        parse_bundle_key(key)
+        return "index"
+    except ValueError:
+        return "full text" if "/t/" in key and not key.endswith("/") else "other"
 
 
 async def is_in_bucket(store: MailStore, sid: StorageId) -> bool:
-    """Does anything lie under this storage id? Raises Unavailable."""
-    return bool(await store.env.listing(user_prefix(sid), kind="index", limit=1))
+    """Does anything of obox's lie under this storage id? Raises Unavailable."""
+    found = await store.env.listing(user_prefix(sid), kind="index", limit=FOREIGN_MAX)
+    return len(found) >= FOREIGN_MAX or any(_kind(info.key) != "other" for info in found)
 
 
 async def journal_objects(store: MailStore) -> tuple[int, float]:
     """Journal objects in the bucket now, of all backends, and when the newest was written; users share them."""
-    infos = await store.env.listing(journal_prefix(), kind="journal")
+    infos = await list_journals(store.env)
     return len(infos), max((info.modified for info in infos), default=0.0)
 
 
 async def mailboxes_in_bucket(store: MailStore, sid: StorageId) -> dict[Guid, int]:
-    """The GUIDs that mails or bundles of a user lie under, with how many objects under m/."""
+    """The GUIDs that mails or bundles of a user lie under, with how many objects under m/. Raises Unavailable.
+
+    Requests: two LISTs for the names, and one for each that has mails: one mailbox is in memory at a time.
+    """
     found: dict[Guid, int] = {}
-    async for page in _pages(store, user_prefix(sid)):
-        for info in page:
+    for prefix, counted in ((bundles_prefix(sid), False), (mails_prefix(sid), True)):
+        for name in await store.env.names(prefix, kind="mail"):
             try:
-                if "/x/" in info.key:
-                    box = parse_bundle_key(info.key).box
-                    if box != ROOT:
-                        found.setdefault(Guid(box), 0)
-                else:
-                    guid = parse_mail_key(info.key).guid
-                    found[guid] = found.get(guid, 0) + 1
+                below = mail_prefix(sid, Guid(name))
             except ValueError:
+                if name != ROOT:
+                    log.warning("foreign objects of a user, left alone", key=f"{prefix}{name}/")
                 continue
+            found.setdefault(Guid(name), 0)
+            if counted:
+                infos = await store.env.listing(below, kind="mail")
+                found[Guid(name)] = sum(_kind(info.key) == "mails" for info in infos)
     return found
 
 

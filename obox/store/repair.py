@@ -94,7 +94,7 @@ async def _listed(box: Mailbox, guid: Guid) -> dict[int, int]:
         try:
             out[parse_mail_key(info.key).uid] = info.size
         except ValueError:
-            continue
+            log.warning("foreign object among the mails, left alone", key=info.key)
     return out
 
 

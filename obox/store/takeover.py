@@ -1,9 +1,11 @@
 """At start: which boots left a journal, which of them are over, and what they say that no bundle knows.
 
-Theory of operation. One LIST of `_journal/` shows every boot of every backend, each with its last `seq`. A boot that no
-live backend claims is fenced: the next `seq` is PUT as `closed`, repeated until it wins; from then on its owner, should
-it wake up, can acknowledge nothing. What lies between the last object's watermark and the fence is read and kept, by
-user and box, until each box has been loaded and flushed; then the boot is marked `clean` and never read again.
+Theory of operation. A LIST of `_journal/` names the backends, and a LIST for each of them shows its boots, each with
+its last `seq`. (One LIST over all would cross directories whose names may begin alike; stores have been seen to leave
+keys out there.) A boot that no live backend claims is fenced: the next `seq` is PUT as `closed`, repeated until it
+wins; from then on its owner, should it wake up, can acknowledge nothing. What lies between the last object's watermark
+and the fence is read and kept, by user and box, until each box has been loaded and flushed; then the boot is marked
+`clean` and never read again.
 
 Our own last boot tells what the local copies are worth:
 - closed, and the local state remembers that we did it: every copy is current, flushed (clean) or not;
@@ -20,6 +22,7 @@ Diagnostics: an unreadable journal object is fatal for its boot's replay and log
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -28,7 +31,7 @@ import msgspec
 import structlog
 
 from ..errors import Corrupt, Unavailable
-from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
+from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, put_once
 from ..objectstore.keys import journal_key, journal_prefix, parse_journal_key
 from ._env import TRY_LATER, Env
 from .journal import DELETED, JournalObject
@@ -38,6 +41,9 @@ log = structlog.get_logger()
 
 BOOT_MS_DIGITS: Final = 12
 """Of a boot's name: when it began, unix milliseconds."""
+
+_BOOT: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
+"""A boot's name, as `MailStore` makes it; anything else is somebody's copy."""
 
 CLOCKS_S: Final = 60.0
 """By which the bucket's clock and ours may differ."""
@@ -91,9 +97,11 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     said: dict[str, list[_Said]] = {}
     backend = env.settings.backend
     boots: dict[tuple[str, str], list[int]] = {}
-    for info in await env.listing(journal_prefix(), kind="journal"):
+    for info in await list_journals(env):
         try:
             key = parse_journal_key(info.key)
+            if _BOOT.fullmatch(key.boot) is None:
+                raise ValueError(key.boot)
         except ValueError:
             log.warning("foreign object in the journal, left alone", key=info.key)
             continue
@@ -134,6 +142,18 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     newest = {parse_journal_key(key).backend: key for key, _ in sorted(found.old)}
     found.old = [(key, at) for key, at in found.old if key not in newest.values()]
     return found
+
+
+async def list_journals(env: Env) -> list[ObjectInfo]:
+    """All that lies in the journals of all backends: a LIST for their names and one for each. Raises Unavailable."""
+    prefixes: list[str] = []
+    for name in await env.names(journal_prefix(), kind="journal"):
+        try:
+            prefixes.append(journal_prefix(name))
+        except ValueError:
+            log.warning("foreign objects in the journal, left alone", key=f"{journal_prefix()}{name}/")
+    found = await asyncio.gather(*(env.listing(prefix, kind="journal") for prefix in prefixes))
+    return [info for infos in found for info in infos]
 
 
 def _others_wrote(objects: list[tuple[str, float]], backend: str, boot: str) -> bool:

@@ -368,7 +368,7 @@ async def test_unpack(start: Callable[..., Any]) -> None:
 async def test_storage_check(service: Service) -> None:
     rows = await service.call("storageCheck")
     assert {row["result"] for row in rows} == {"ok"}
-    assert [row["check"] for row in rows][:4] == ["rights", "create-only", "range", "list order"]
+    assert [row["check"] for row in rows][:5] == ["rights", "create-only", "race", "range", "list order"]
     env = service.backend.store.env
     assert await env.listing("_probe/", kind="format") == []
 

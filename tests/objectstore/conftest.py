@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from servers import S3Bucket, s3_bucket, seaweedfs  # fixtures
+from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs  # fixtures
+from stores import MinioLike, SeaweedLike
 
 from obox.objectstore import Driver, OpenStore, Settings, open_store
 from obox.objectstore.faults import FaultyDriver, Plan, Rates
 
-__all__ = ["s3_bucket", "seaweedfs"]
+__all__ = ["moto", "moto_bucket", "s3_bucket", "seaweedfs"]
+
+LISTING: dict[str, type[MinioLike] | type[SeaweedLike]] = {"minio-like": MinioLike, "seaweed-like": SeaweedLike}
 
 SEED = 20260
 READS = Rates(error=5, lost=4, truncate=5)
@@ -38,21 +41,29 @@ class Opened:
     """A store under test, and a way to open the same bucket once more, as a second backend.
 
     racers: writers in a race for one key; SeaweedFS makes each loser wait for a second or more.
+    slow: each request takes milliseconds. copies_create_only: the store heeds `If-None-Match` on a copy; moto does not.
     """
 
     store: OpenStore
     again: Callable[[], OpenStore]
     racers: int
+    slow: bool = False
+    copies_create_only: bool = True
     faults: FaultyDriver | None = None
 
 
-@pytest.fixture(params=["memory", "file", "faults-none", "faults-retried", "seaweedfs"])
+@pytest.fixture(
+    params=["memory", "file", "minio-like", "seaweed-like", "faults-none", "faults-retried", "seaweedfs", "moto"]
+)
 async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Opened]:
     opened_stores: list[OpenStore] = []
     faulty: list[FaultyDriver] = []
     kind = request.param
-    memory = open_store(Settings("memory://")).driver
-    bucket = request.getfixturevalue("s3_bucket") if kind == "seaweedfs" else None
+    memory: Driver = open_store(Settings("memory://")).driver
+    if kind in LISTING:
+        memory = LISTING[kind](page_keys=100)
+    fixture = {"seaweedfs": "s3_bucket", "moto": "moto_bucket"}.get(kind)
+    bucket: S3Bucket | None = request.getfixturevalue(fixture) if fixture else None
 
     async def quick(seconds: float) -> None:
         await asyncio.sleep(seconds / 100)
@@ -62,7 +73,7 @@ async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             store = open_store(Settings(f"file://{tmp_path}/bucket"))
         elif bucket is not None:
             store = open_store(s3_settings(bucket, "some/prefix"))
-        elif kind == "memory":
+        elif kind == "memory" or kind in LISTING:
             store = open_store(Settings("memory://"), driver=memory)
         else:
             plan = Plan(every=READS, rates={"put": WRITES, "copy": WRITES}) if kind == "faults-retried" else Plan()
@@ -82,7 +93,14 @@ async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         return store
 
     store = again()
-    yield Opened(store, again, faults=faulty[0] if faulty else None, racers=4 if kind == "seaweedfs" else 24)
+    yield Opened(
+        store,
+        again,
+        faults=faulty[0] if faulty else None,
+        racers=4 if kind == "seaweedfs" else 24,
+        slow=bucket is not None,
+        copies_create_only=kind != "moto",
+    )
     for store in opened_stores:
         await store.close()
 

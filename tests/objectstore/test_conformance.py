@@ -118,6 +118,32 @@ async def test_list_after_and_limit(store: OpenStore) -> None:
     assert await names(limit=0) == []
 
 
+@pytest.mark.parametrize("names", [("a", "a-b"), ("a", "a.b", "a+b"), ("mail", "mail-2", "mx")])
+async def test_list_names_each_key_once_whatever_lies_beside(opened: Opened, names: tuple[str, ...]) -> None:
+    """Directories whose names begin alike, and pages that end inside one of them."""
+    count = 60 if opened.slow else 1200
+    keys = [f"j/{name}/{at:016x}" for name in names for at in range(count)]
+    for at in range(0, len(keys), 100):
+        await asyncio.gather(*(opened.store.put(key, b"", kind="journal") for key in keys[at : at + 100]))
+    listed = [info.key for info in await opened.store.list("j/", kind="journal")]
+    assert listed == sorted(keys)
+    assert await opened.store.list_names("j/", kind="journal") == sorted(names)
+    for name in names:
+        here = [key for key in keys if key.startswith(f"j/{name}/")]
+        assert [info.key for info in await opened.store.list(f"j/{name}/", kind="journal")] == here
+        after = await opened.store.list(f"j/{name}/", kind="journal", after=here[count // 3])
+        assert [info.key for info in after] == here[count // 3 + 1 :]
+
+
+async def test_names_are_those_of_directories_alone(store: OpenStore) -> None:
+    for key in ("d/a/1", "d/a/b/2", "d/c", "d/e-f/x", "e/g/y"):
+        await store.put(key, b"", kind="index")
+    assert await store.list_names("d/", kind="index") == ["a", "e-f"]
+    assert await store.list_names("", kind="index") == ["d", "e"]
+    assert await store.list_names("d/a/", kind="index") == ["b"]
+    assert await store.list_names("nothing/", kind="index") == []
+
+
 async def test_modified_is_unix_time(store: OpenStore) -> None:
     await store.put("a/b", b"x", kind="mail")
     (info,) = await store.list("a/", kind="mail")
@@ -156,14 +182,17 @@ async def test_copy_is_create_only(store: OpenStore) -> None:
         await store.copy("a/source", "b/target", kind="mail")
 
 
-async def test_probe_leaves_nothing_and_copy_works_after_it(store: OpenStore) -> None:
+async def test_probe_leaves_nothing_and_copy_works_after_it(opened: Opened) -> None:
+    store = opened.store
     await probe(store)
     assert await store.list("", kind="format") == []
     await store.put("a/source", b"data", kind="mail")
     before = store.stats.snapshot()
     await store.copy("a/source", "b/target", kind="mail")
     grown = store.stats.since(before)
-    assert (grown.count("copy") - grown.errors("copy"), grown.count("get"), grown.count("put")) == (1, 0, 0)
+    assert (grown.count("copy") - grown.errors("copy"), grown.count("get"), grown.count("put")) == (
+        (1, 0, 0) if opened.copies_create_only else (0, 1, 1)
+    )
     with pytest.raises(AlreadyExists):
         await store.copy("a/source", "b/target", kind="mail")
 

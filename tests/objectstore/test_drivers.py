@@ -18,7 +18,8 @@ from typing import Any
 import boto3
 import pytest
 from patience import PATIENT_S
-from servers import S3Bucket
+from servers import S3Bucket, s3_client
+from stores import Racy
 
 from obox.errors import ConfigError
 from obox.objectstore import (
@@ -33,8 +34,11 @@ from obox.objectstore import (
     Settings,
     StoreError,
     Unreachable,
+    needs_race,
     open_store,
     probe,
+    race,
+    require_one_winner,
 )
 from obox.objectstore import _cloud as cloud
 
@@ -124,6 +128,43 @@ async def test_the_probe_refuses_a_store_that_overwrites() -> None:
     assert "\n" not in str(caught.value)
     assert await store.list("", kind="format") == []
     await probe(open_store(Settings("memory://", conditional_put="off"), driver=bucket))
+
+
+@pytest.mark.parametrize("every", [1, 5])
+async def test_a_store_that_lets_several_win_is_refused(every: int) -> None:
+    """One after the other it refuses every second PUT, so the first probe finds nothing."""
+    bucket = Racy()
+    store = open_store(Settings("memory://"), driver=bucket)
+    await probe(store)
+    assert needs_race(store)
+    bucket.every = every
+    with pytest.raises(ConfigError, match="rounds of 8 writers had exactly one winner") as caught:
+        await require_one_winner(store, now=time.time())
+    assert "\n" not in str(caught.value)
+    assert await store.list("", kind="format") == []
+    assert not needs_race(open_store(Settings("memory://", conditional_put="off"), driver=bucket))
+
+
+async def test_the_race_says_how_many_rounds_had_one_winner() -> None:
+    class Locked(Racy):
+        async def put(self, key: str, data: bytes, *, kind: Any) -> None:
+            async with lock:
+                await super().put(key, data, kind=kind)
+
+    lock = asyncio.Lock()
+    store = open_store(Settings("memory://"), driver=Locked())
+    assert str(await race(store, "_probe/")) == "20 of 20 rounds of 8 writers had exactly one winner"
+    assert not (await race(open_store(Settings("memory://"), driver=Racy()), "_probe/")).fit
+    assert store.stats.count("put") == 160
+
+
+async def test_probes_that_were_cut_short_are_removed_by_a_later_start() -> None:
+    store = open_store(Settings("memory://"))
+    await store.put("_probe/old/01", b"", kind="format")
+    await require_one_winner(store, now=time.time())
+    assert [info.key for info in await store.list("", kind="format")] == ["_probe/old/01"]  # may be another's
+    await require_one_winner(store, now=time.time() + 7200)
+    assert await store.list("", kind="format") == []
 
 
 async def test_the_probe_learns_that_copies_overwrite() -> None:
@@ -315,7 +356,7 @@ async def test_long_elements_and_their_order(directory: FileDriver) -> None:
     while more:
         page = await directory.list_page("", kind="mail", after=found[-1] if found else "", limit=2)
         found += [info.key for info in page.items]
-        more = page.more
+        more = page.next is not None
     assert found == keys
     assert [i.key for i in (await directory.list_page(stem + "a/", kind="mail", after="", limit=9)).items] == [
         stem + "a/1",
@@ -475,6 +516,91 @@ async def test_no_server_is_unreachable_and_known_to_have_done_nothing() -> None
     )
     with pytest.raises(Unreachable):
         await open_store(settings).put("k", b"x", kind="mail")
+
+
+ODD = ["u/", "u/m/", "u/m/g/", "u//x", "u/./y", "u/../z", "u/a\x01b", "u/m/g//"]
+"""Keys that obstore changes, or at which it ends a LIST with an error."""
+
+
+async def test_keys_that_cannot_be_named_hide_no_others_and_can_be_deleted(moto_bucket: S3Bucket) -> None:
+    client: Any = s3_client(moto_bucket.server)
+    ours = [f"u/m/g/{number:08x}" for number in range(1203)]
+    store = open_store(s3_settings(moto_bucket, "pre"))
+    for at in range(0, len(ours), 100):
+        await asyncio.gather(*(store.put(key, b"x", kind="mail") for key in ours[at : at + 100]))
+    for key in ODD:
+        client.put_object(Bucket=moto_bucket.name, Key=f"pre/{key}", Body=b"")
+    for prefix in ("u/m/g/", "u/", ""):
+        found = [info.key for info in await store.list(prefix, kind="mail")]
+        assert [key for key in found if key in ours] == ours
+        assert {key.rstrip("/") for key in found} >= {key.rstrip("/") for key in ODD if key.startswith(prefix)}
+    assert await store.list_names("u/", kind="mail") == [".", "..", "m"]
+    exact = [info.key for info in await store.list("u/", kind="mail", exact=True)]
+    assert exact == sorted([*ours, *ODD])
+    await store.delete(exact, kind="mail")
+    assert client.list_objects_v2(Bucket=moto_bucket.name).get("Contents", []) == []
+
+
+async def test_markers_of_directories_go_on_seaweedfs(s3_bucket: S3Bucket) -> None:
+    client: Any = s3_client(s3_bucket.server)
+    store = open_store(s3_settings(s3_bucket))
+    await store.put("9d/u0/m/g/00000001", b"x", kind="mail")
+    await store.put("9d/u1/m/g/00000001", b"x", kind="mail")
+    for key in ("9d/u0/", "9d/u0/m/"):
+        client.put_object(Bucket=s3_bucket.name, Key=key, Body=b"")
+    for _ in range(2):  # what was inside goes first; an empty directory is no key there
+        found = [info.key for info in await store.list("9d/u0/", kind="mail", exact=True)]
+        await store.delete(sorted(found, reverse=True), kind="mail")
+    assert await store.list("9d/u0/", kind="mail", exact=True) == []
+    assert len(await store.list("9d/u1/", kind="mail")) == 1
+
+
+async def test_what_the_system_said_is_in_the_error() -> None:
+    store = open_store(
+        Settings("s3://b", endpoint_url="http://127.0.0.1:1", access_key_id="i", secret_access_key="s", deadline_s=0.1)
+    )
+    with pytest.raises(Unreachable, match="Connection refused"):
+        await store.put("k", b"x", kind="mail")
+    assert "Connection refused" in store.last_failure
+
+
+async def test_the_bucket_is_in_the_host_where_the_settings_say_so() -> None:
+    """With an endpoint_url, whose host the bucket's name comes before."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 404 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    for addressing, line, host in (
+        ("auto", b"/mail/k", b"localhost"),
+        ("path", b"/mail/k", b"localhost"),
+        ("virtual", b"/k", b"mail.localhost"),
+    ):
+        settings = Settings(
+            "s3://mail",
+            endpoint_url=f"http://localhost:{port}",
+            access_key_id="id",
+            secret_access_key="secret",
+            addressing=addressing,  # type: ignore[arg-type]
+            deadline_s=1,
+        )
+        store = open_store(settings)
+        heads.clear()
+        with pytest.raises(StoreError) as caught:
+            await store.get("k", kind="mail", end=9)
+        if not heads:  # no resolver here knows names below localhost
+            assert addressing == "virtual"
+            assert f"http://mail.localhost:{port}/k" in str(caught.value)
+            continue
+        assert heads[-1].startswith(b"GET " + line + b" ")
+        assert b"host: " + host + b":" in heads[-1].lower()
+    server.close()
+    with pytest.raises(ConfigError, match="addressing"):
+        open_store(Settings("memory://", addressing="both"))  # type: ignore[arg-type]
 
 
 async def test_wrong_credentials_are_refused(s3_bucket: S3Bucket) -> None:

@@ -188,7 +188,7 @@ class Story:
                 if kind != "kill":
                     self.player.lost(self.owner)
                     disk = self.old[rng.randrange(len(self.old))] if kind == "restore" else Disk()
-                    name = rng.choice(["a", "b", "c"]) if kind == "rename" else name
+                    name = rng.choice(["a", "a-b", "a.c"]) if kind == "rename" else name
                 await asyncio.sleep(rng.choice([0, 0.5, 30]))
                 await self._restart(name, disk.snapshot())
                 if kind == "kill" and any(zombie.name == name for zombie in self.zombies):
@@ -207,7 +207,7 @@ class Story:
                 }
                 self.zombies.append(zombie)
                 self.split_at = world.clock()
-                await self._restart(rng.choice(["a", "b"]), Disk())
+                await self._restart(rng.choice(["a", "a-b"]), Disk())
                 for _ in range(rng.randint(0, 4)):
                     await self.player.act(self.owner, rng, gentle=True)
                 zombie.thaw()
@@ -215,7 +215,7 @@ class Story:
             case "second":
                 self.player.split = True
                 self.split_at = world.clock()
-                self.zombies.append(await world.node(rng.choice(["a", "x"]), Disk(), **self.settings).start())
+                self.zombies.append(await world.node(rng.choice(["a", "a+x"]), Disk(), **self.settings).start())
             case "outage":
                 world.plan.outage = True
                 world.note("outage")

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from zlib import crc32
 
 import msgspec
+from stores import MinioLike, SeaweedLike
 
 from metacache import MetacacheError
 from obox.errors import OboxError
@@ -30,7 +31,7 @@ from obox.objectstore import (
     Settings,
     open_store,
 )
-from obox.objectstore._driver import Page
+from obox.objectstore._driver import Cursor, Page
 from obox.objectstore._errors import Unreachable
 from obox.objectstore.faults import FaultyDriver, Plan
 from obox.store import Env, MailStore, StoreSettings
@@ -85,7 +86,14 @@ class World:
         self.old = seed % 4 == 3
         """The bucket is one of the first version: nothing is of the second but what an upgrade rewrites."""
         self.codec = OldWriter({}, None, "none") if self.old else CODEC
+        chance = random.Random(seed + 3)
+        kind = chance.choice(["memory", "minio", "seaweed"])
+        self.page_keys = chance.choice([1000, 5])
         self.memory = MemoryDriver(wall=self.now)
+        if kind == "minio":
+            self.memory = MinioLike(scan_keys=self.page_keys, page_keys=self.page_keys, wall=self.now)
+        elif kind == "seaweed":
+            self.memory = SeaweedLike(page_keys=self.page_keys, wall=self.now)
         self.plan = Plan()
         self.faults = FaultyDriver(
             self.memory, rng=random.Random(seed + 1), plan=self.plan, later=self._later, sleep=asyncio.sleep
@@ -156,10 +164,11 @@ class _Wire:
         self._world, self._node = world, node
 
     copies_create_only = True
+    creates_at_once = True
 
     @property
     def page_keys(self) -> int:
-        return 1000
+        return self._world.page_keys
 
     async def _send(self, op: str, key: str, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         world, node = self._world, self._node
@@ -193,10 +202,16 @@ class _Wire:
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         return await self._send("get", key, lambda: self._world.faults.get(key, kind=kind, start=start, end=end))
 
-    async def list_page(self, prefix: str, *, kind: Kind, after: str, limit: int) -> Page:
-        return await self._send(
-            "list", prefix, lambda: self._world.faults.list_page(prefix, kind=kind, after=after, limit=limit)
-        )
+    async def list_page(
+        self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
+    ) -> Page:
+        def page() -> Coroutine[Any, Any, Page]:
+            return self._world.faults.list_page(prefix, kind=kind, after=after, limit=limit, cursor=cursor, exact=exact)
+
+        return await self._send("list", prefix, page)
+
+    async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
+        return await self._send("list", prefix, lambda: self._world.faults.list_names(prefix, kind=kind))
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
         self._world.deleted += [(self._world.clock(), key) for key in keys]

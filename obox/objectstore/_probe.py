@@ -1,0 +1,159 @@
+"""Does a store keep what obox needs of it: a PUT that creates or is refused, also when several come at the same time?
+
+Some stores refuse a second PUT of a key that is there, and let several succeed that come together: two backends would
+then write one mail over the other. So at the first start with a bucket RACERS writers race for each of ROUNDS keys.
+That is 160 PUTs and takes from 20 ms to 5 s, so a bucket that has passed is remembered by the caller.
+
+Refuses to know: what is stored.
+
+Diagnostics: ConfigError, one line, for a store that must not be used with these settings; StoreError kinds where there
+is no answer. Probes clean up behind themselves; cancelled, they end at once and leave what they wrote below `_probe/`:
+a store that does not answer must not hold up a stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from obox.errors import ConfigError
+from obox.objectstore._driver import ObjectStore
+from obox.objectstore._errors import AlreadyExists, OutcomeUnknown, Refused, StoreError
+from obox.objectstore._open import OpenStore
+
+RACERS: Final = 8
+"""Writers for one key."""
+
+ROUNDS: Final = 20
+"""Keys. A store that was right in 9 rounds of 20 has been seen: to pass all of them by chance is one in 10^6."""
+
+ROUNDS_AT_ONCE: Final = 20
+"""So that 32 requests are on their way, each on a connection of its own."""
+
+
+LEFT_S: Final = 3600.0
+"""Age of probes that nobody is at any more."""
+
+
+class Raced(NamedTuple):
+    """rounds: how many; one_winner: of them, those in which exactly one PUT succeeded; most: winners of one key.
+
+    replaced: rounds after which the object was not the winner's.
+    """
+
+    rounds: int
+    one_winner: int
+    most: int
+    replaced: int
+
+    @property
+    def fit(self) -> bool:
+        """No key had two winners. A round without one is no harm: its winner's answer was lost."""
+        return self.most <= 1 and not self.replaced
+
+    def __str__(self) -> str:
+        text = f"{self.one_winner} of {self.rounds} rounds of {RACERS} writers had exactly one winner"
+        if self.most > 1:
+            text += f", one had {self.most}"
+        return text + (f"; in {self.replaced} the object was replaced" if self.replaced else "")
+
+
+async def race(store: ObjectStore, prefix: str) -> Raced:
+    """Let RACERS write each of ROUNDS keys below prefix at the same time; leaves nothing. Raises StoreError kinds."""
+    gate = asyncio.Semaphore(ROUNDS_AT_ONCE)
+
+    async def write(key: str, data: bytes) -> bool | None:
+        """True: it succeeded; None: nobody knows."""
+        try:
+            await store.put(key, data, kind="format")
+        except AlreadyExists:
+            return False
+        except OutcomeUnknown:
+            return None
+        return True
+
+    async def one_round(key: str) -> tuple[int, bool]:
+        async with gate:
+            said = await asyncio.gather(*(write(key, b"%d" % racer) for racer in range(RACERS)))
+            there = await store.get(key, kind="format")
+        return said.count(True), True in said and said[int(there)] is False
+
+    keys = [f"{prefix}{number:02}" for number in range(ROUNDS)]
+    try:
+        rounds = await asyncio.gather(*map(one_round, keys))
+    finally:
+        with suppress(StoreError):
+            await store.delete(keys, kind="format")
+    winners = Counter(count for count, _ in rounds)
+    return Raced(ROUNDS, winners[1], max(winners), sum(replaced for _, replaced in rounds))
+
+
+async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
+    """Check that the store honours create-only PUT, and learn whether it does so for copies.
+
+    Raises: ConfigError when it does not and conditional_put is not "off"; StoreError kinds when there is no answer.
+    """
+    name = f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}"
+    first, second = f"{name}.a", f"{name}.b"
+    try:
+        await _check(store, first, second)
+    except (StoreError, ConfigError):
+        with suppress(StoreError):
+            await store.delete([first, second], kind="format")
+        raise
+    await store.delete([first, second], kind="format")
+
+
+def needs_race(store: OpenStore) -> bool:
+    """False for a store that is known to let one PUT succeed, and where nobody asks it to."""
+    return store.settings.conditional_put == "on" and not store.driver.creates_at_once
+
+
+async def require_one_winner(store: OpenStore, *, now: float, rng: random.Random | None = None) -> None:
+    """Race writers for keys, and remove what earlier probes that were cut short have left. now: unix seconds.
+
+    Raises: ConfigError when a key has two winners; StoreError kinds when there is no answer.
+    """
+    left = [info.key for info in await store.list("_probe/", kind="format") if info.modified < now - LEFT_S]
+    await store.delete(left, kind="format")
+    result = await race(store, f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}/")
+    if not result.fit:
+        raise ConfigError(
+            f'storage.url = "{store.settings.url}": of the PUTs with If-None-Match that come at the same time the '
+            f"store lets several succeed: {result}; two backends would overwrite each other's mails; allowed: a store "
+            'that lets one succeed, or storage.conditional_put = "off" with one backend alone'
+        )
+
+
+async def _check(store: OpenStore, first: str, second: str) -> None:
+    honoured = await _second_put_is_refused(store, first)
+    if not honoured and store.settings.conditional_put == "on":
+        raise ConfigError(
+            f'storage.url = "{store.settings.url}": the store overwrites on PUT with If-None-Match; allowed: '
+            'a store that refuses, or storage.conditional_put = "off" with one backend alone'
+        )
+    if honoured and not store.driver.copies_create_only:
+        await store.put(second, b"2", kind="format")
+        store.driver.copies_create_only = True
+        try:
+            await store.copy(first, second, kind="format")
+            store.driver.copies_create_only = False
+        except AlreadyExists:
+            pass
+        except Refused:
+            store.driver.copies_create_only = False
+        except BaseException:
+            store.driver.copies_create_only = False
+            raise
+
+
+async def _second_put_is_refused(store: OpenStore, key: str) -> bool:
+    await store.put(key, b"1", kind="format")
+    try:
+        await store.put(key, b"2", kind="format")
+    except AlreadyExists:
+        return True
+    return False

@@ -1,0 +1,197 @@
+"""A bucket that answers with a reason: `storage check` ends with 65 and the reason, a backend that waits logs it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adminservice import running, write_config
+from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs
+from stores import Racy, SeaweedLike
+from structlog.testing import capture_logs
+
+from obox import backend as backend_module
+from obox.admin.run import Outcome
+from obox.config import load
+from obox.errors import ConfigError
+from obox.objectstore import MemoryDriver, open_store
+from obox.wiring import bucket_alone, offline
+
+__all__ = ["moto", "moto_bucket", "s3_bucket", "seaweedfs"]
+
+
+def on_s3(home: Path, endpoint: str, *, bucket: str = "mail", key: str = "id", secret: str = "secret") -> Path:
+    config = write_config(home)
+    text = config.read_text()
+    storage = (
+        f'[storage]\nurl = "s3://{bucket}"\nendpoint_url = "{endpoint}"\nregion = "us-east-1"\n'
+        f'access_key_id = "{key}"\nsecret_access_key = "{secret}"\n'
+    )
+    config.write_text(text[: text.index("[storage]")] + storage + text[text.index("[imap]") :])
+    return config
+
+
+async def check(config: Path) -> Outcome:
+    """As `oboxadm storage check` where no backend runs."""
+    outcome = Outcome()
+    async with bucket_alone(load(config, {})) as admin:
+        await outcome.gather(admin, "storageCheck", {})
+    return outcome
+
+
+@asynccontextmanager
+async def always(status: int, code: str) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """An S3 that says one thing; and the requests that it was sent."""
+    heads: list[bytes] = []
+    body = f"<Error><Code>{code}</Code><Message>about {code}</Message></Error>".encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(body)) + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(403, "SignatureDoesNotMatch"), (403, "InvalidAccessKeyId"), (403, "RequestTimeTooSkewed"), (404, "NoSuchBucket")],
+)
+async def test_the_stores_words_and_exit_65(tmp_path: Path, status: int, code: str) -> None:
+    async with always(status, code) as (endpoint, heads):
+        outcome = await check(on_s3(tmp_path, endpoint))
+        assert outcome.code == 65
+        assert [row["check"] for row in outcome.rows][:1] == ["rights"]
+        assert outcome.rows[0]["result"] == "wrong"
+        assert code in outcome.rows[0]["detail"]
+        assert sum(head.startswith(b"PUT") for head in heads) == 1, "what is refused is not tried again"
+
+
+@pytest.mark.needs("weed")
+async def test_a_wrong_key_and_a_wrong_secret(s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    server = s3_bucket.server
+    for number, (key, secret) in enumerate([("nobody", "secret"), (server.access_key_id, "wrong")]):
+        home = tmp_path / str(number)
+        outcome = await check(on_s3(home, server.endpoint_url, bucket=s3_bucket.name, key=key, secret=secret))
+        assert outcome.code == 65
+        assert outcome.rows[0]["check"] == "rights"
+        assert "403" in outcome.rows[0]["detail"]
+
+
+async def test_no_such_bucket(moto_bucket: S3Bucket, tmp_path: Path) -> None:
+    outcome = await check(on_s3(tmp_path, moto_bucket.server.endpoint_url, bucket="nobody-made-it"))
+    assert outcome.code == 65
+    assert "NoSuchBucket" in outcome.rows[0]["detail"]
+
+
+async def test_a_store_that_does_not_answer_is_69_with_the_cause(tmp_path: Path) -> None:
+    config = on_s3(tmp_path, "http://127.0.0.1:1")
+    config.write_text(config.read_text().replace("[imap]", 'deadline = "1s"\n[imap]'))
+    outcome = await check(config)
+    assert outcome.code == 69
+    assert [row["result"] for row in outcome.rows] == ["wrong"]
+    assert "Connection refused" in outcome.message
+
+
+async def test_a_command_without_a_backend_ends_with_the_stores_words(tmp_path: Path) -> None:
+    """36 s it took to say "the bucket does not answer"."""
+    async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
+        with pytest.raises(Exception, match="InvalidAccessKeyId"):
+            async with offline(load(on_s3(tmp_path, endpoint), {})):
+                pass
+        assert sum(head.startswith(b"PUT") for head in heads) == 1
+
+
+@pytest.mark.parametrize("end", ["refuses", "is not there"])
+async def test_a_backend_that_waits_says_why_after_a_second(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and then once a minute; 17 s it took, and without "connection refused"."""
+    monkeypatch.setattr(backend_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(backend_module, "TELL_S", 0.05)
+    async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
+        config = on_s3(tmp_path, endpoint if end == "refuses" else "http://127.0.0.1:1")
+        backend = backend_module.Backend(load(config, {}))
+        store = backend.open_parts()
+        with capture_logs() as logs:
+            starting = asyncio.ensure_future(backend.start_store(store))
+            for _ in range(500):
+                await asyncio.sleep(0.01)
+                if any("does not serve us" in line["event"] for line in logs) and (len(heads) > 8 or end != "refuses"):
+                    break
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        await backend.close_parts()
+    told = [line for line in logs if "does not serve us" in line["event"]]
+    assert len(told) == 1
+    assert ("InvalidAccessKeyId" if end == "refuses" else "Connection refused") in told[0]["error"]
+
+
+def served_by(monkeypatch: pytest.MonkeyPatch, driver: MemoryDriver) -> None:
+    monkeypatch.setattr(backend_module, "open_store", lambda settings, **words: open_store(settings, driver=driver))
+
+
+async def test_the_order_that_a_store_has_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (driver, words) in enumerate(
+        [(SeaweedLike(), "not in byte order"), (MemoryDriver(), "in byte order,")]
+    ):
+        served_by(monkeypatch, driver)
+        outcome = await check(write_config(tmp_path / str(number), "memory://"))
+        assert outcome.code == 0, outcome.rows
+        (row,) = [row for row in outcome.rows if row["check"] == "list order"]
+        assert words in row["detail"]
+        assert [info.key for info in await open_store_of(driver).list("", kind="format")] == []
+
+
+def open_store_of(driver: MemoryDriver) -> Any:
+    from obox.objectstore import Settings
+
+    return open_store(Settings("memory://"), driver=driver)
+
+
+async def test_a_racy_store_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served_by(monkeypatch, Racy())
+    outcome = await check(write_config(tmp_path, "memory://"))
+    assert outcome.code == 65
+    assert [row["check"] for row in outcome.rows if row["result"] == "wrong"] == ["race"]
+    (row,) = [row for row in outcome.rows if row["check"] == "race"]
+    assert row["detail"].startswith("0 of 20 rounds of 8 writers had exactly one winner")
+
+
+async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    racy = Racy()
+    served_by(monkeypatch, racy)
+    config = load(write_config(tmp_path / "racy", f"file://{tmp_path}/unused"), {})
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await asyncio.wait_for(backend_module.Backend(config).run(signals=False), 30)
+    assert caught.group_contains(ConfigError, match="exactly one winner")
+
+    class Fit(MemoryDriver):
+        creates_at_once = False
+        raced = 0
+
+        async def put(self, key: str, data: bytes, *, kind: Any) -> None:
+            self.raced += key.startswith("_probe/") and "." not in key
+            await super().put(key, data, kind=kind)
+
+    fit = Fit()
+    served_by(monkeypatch, fit)
+    path = write_config(tmp_path / "fit", f"file://{tmp_path}/unused")
+    for _ in range(2):
+        async with running(path) as service:
+            for _ in range(200):
+                if fit.raced >= 160 and service.backend.store.env.metacache.get_state(backend_module.RACED):
+                    break
+                await asyncio.sleep(0.01)
+        assert fit.raced == 160, "once for a bucket"

@@ -1,0 +1,157 @@
+"""What LIST of real stores leaves out, names in another order, or names beside ours: nothing is lost by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import Bucket, Machine, fill, uids, whole
+from mails import simple
+from stores import Listing, MinioLike, SeaweedLike, Stubborn
+from structlog.testing import capture_logs
+
+from obox.objectstore import MemoryDriver
+from obox.objectstore.keys import bundles_prefix, journal_key, mail_prefix, user_prefix
+from obox.store import NewMail, operate
+from obox.store.journal import JournalObject
+from obox.types import Guid, Oid, StorageId
+
+SID = StorageId("anna")
+OTHERS = {"mail": 1405, "mail-2": 704}
+"""Backends that are over, with so many journal objects of one clean boot left."""
+
+
+async def leave_journals(bucket: Bucket) -> None:
+    """Journal objects that nobody needs any more: bundles cover them, `delete_delay` is not over."""
+    store, codec = bucket.open(), bucket.codec()
+    for backend, count in OTHERS.items():
+        boot = "0123456789ab0000"
+        for seq in range(count):
+            ended = seq == count - 1
+            journal = JournalObject(backend, boot, seq, seq, closed=ended, clean=ended)
+            data = journal.encode(codec, Oid(seq.to_bytes(16, "big")))
+            await store.put(journal_key(backend, boot, seq), data, kind="journal")
+    await store.close()
+
+
+@pytest.mark.parametrize("driver", [MemoryDriver, MinioLike, SeaweedLike])
+async def test_flags_of_a_backend_survive_the_journals_of_others(
+    bucket: Bucket, tmp_path: Path, driver: type[Listing]
+) -> None:
+    """mail-2 704 objects, mail 1405, mx 4: a LIST over all, page by page with start-after, left mx out on MinIO."""
+    bucket.url, bucket.driver = "memory://", driver(wall=bucket.time.now)
+    await leave_journals(bucket)
+    mx = Machine(bucket, tmp_path / "mx", backend="mx", durability="bucket", journal_interval_s=0.01)
+    async with mx.run(kill=True) as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(4)])
+        box = await user.select("INBOX")
+        await box.flush()
+        for uid, flag in ((1, "\\Seen"), (2, "\\Flagged"), (3, "$Work"), (4, "\\Answered")):
+            await box.store_flags(uids(uid), "add", [flag])
+        before = await whole(user)
+    third = Machine(bucket, tmp_path / "third", backend="third")
+    async with third.run() as life:
+        with life.counting() as requests:
+            user = await life.user()
+            assert await whole(user) == before
+            assert await operate.journal_objects(life.store)
+        # The names, two pages of `mail`, and mail-2, mx, third.
+        assert requests.count("list", "journal") == 6
+
+
+async def test_a_start_lists_the_backends_and_each_of_them_once(machine: Machine) -> None:
+    async with machine.run() as life:
+        await life.user()
+    async with machine.renamed("second", machine.path / "2").run() as life:
+        assert life.bucket.stats.count("list", "journal") == 2  # the names, and the journal of `first`
+
+
+FOREIGN = [
+    "_journal/notes.txt",
+    "_journal/first/",
+    "_journal/first/backup/0000000000000000",
+    "_journal/%zz/0/0",
+    user_prefix(SID),
+    user_prefix(SID) + "m/",
+    user_prefix(SID) + "m/old/00000001",
+    user_prefix(SID) + "x/",
+    user_prefix(SID) + "x/root/notes.txt",
+    user_prefix(SID) + ".DS_Store",
+    user_prefix(SID) + "a//b",
+]
+"""Keys that consoles, rclone and mistakes make."""
+
+
+async def foreign_in(bucket: Bucket, guid: Guid) -> list[str]:
+    keys = [*FOREIGN, mail_prefix(SID, guid), mail_prefix(SID, guid) + "readme", bundles_prefix(SID, guid) + "x.base"]
+    store = bucket.open()
+    for key in keys:
+        await store.put(key, b"", kind="mail")
+    await store.close()
+    return keys
+
+
+async def test_foreign_objects_are_told_and_left_alone(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.url = "memory://"
+    machine = Machine(bucket, tmp_path / "first")
+    async with machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(4)])
+        guid = (await user.select("INBOX")).guid
+        before = await whole(user)
+        keys = await foreign_in(bucket, guid)
+    machine.lose_disk()
+    with capture_logs() as logs:
+        async with machine.run() as life:
+            user = await life.user()
+            assert await whole(user) == before
+            assert (await operate.mailboxes_in_bucket(life.store, SID))[guid] == 4
+            await user.append("INBOX", [NewMail(simple(9))])
+    told = {line["key"] for line in logs if "left alone" in line["event"]}
+    assert {mail_prefix(SID, guid) + "readme", bundles_prefix(SID, guid) + "x.base", "_journal/first/"} <= told
+    assert set(keys) <= set(await bucket.keys())
+
+
+async def deleted(life: Any, sid: StorageId) -> list[operate.Deleted]:
+    return [one async for one in operate.delete(life.store, sid)]
+
+
+async def test_a_user_goes_with_all_that_lies_below(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.url = "memory://"
+    async with Machine(bucket, tmp_path / "first").run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(4)])
+        guid = (await user.select("INBOX")).guid
+        await foreign_in(bucket, guid)
+        for one in life.users:
+            await one.release()
+        life.users.clear()
+        life.store.users[SID].sessions = 0
+        gone = await deleted(life, SID)
+        assert {one.what for one in gone} >= {"mails", "index", "other"}
+        assert await bucket.keys(user_prefix(SID)) == []
+        assert "_journal/first/" in await bucket.keys(), "not the user's"
+
+
+async def test_what_cannot_be_deleted_is_told_and_ends_the_loop(bucket: Bucket, tmp_path: Path) -> None:
+    """As with a marker whose key a client cannot name: LIST and DELETE in turn went on for ever."""
+    stay = [user_prefix(SID), user_prefix(SID) + "m/"]
+    bucket.url, bucket.driver = "memory://", Stubborn(stay, wall=bucket.time.now)
+    async with Machine(bucket, tmp_path / "first").run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(4)])
+        await user.release()
+        life.users.clear()
+        store = bucket.open()
+        for key in stay:
+            await store.put(key, b"", kind="mail")
+        for _ in range(2):
+            with life.counting() as requests:
+                gone = await deleted(life, SID)
+            assert gone[-1] == operate.Deleted(stay[0], 2, 0, left=True)
+            assert requests.count("delete") <= 6
+            assert requests.count("list") <= 30
+        assert await bucket.keys(user_prefix(SID)) == stay
+        assert not await operate.is_in_bucket(life.store, SID), "a marker is no mail"

@@ -1,0 +1,113 @@
+"""Stores in memory that behave as real ones have been seen to: what a backend must not rely on.
+
+MinioLike and SeaweedLike LIST as those two do (the versions that were tried); Racy lets several create-only PUTs of one
+key succeed that come at the same time, as some small servers do; Stubborn lists what it was told to delete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from obox.objectstore import MemoryDriver
+from obox.objectstore._driver import Cursor, Kind, ObjectInfo, Page
+
+MINIO_SCAN_KEYS = 1066
+"""Keys that MinIO looks at behind the beginning, in the counts that showed it."""
+
+
+class Listing(MemoryDriver):
+    """Pages of page_keys; continuation tokens that are nobody's key and serve once."""
+
+    def __init__(self, *, page_keys: int = 1000, **words: Any) -> None:
+        super().__init__(**words)
+        self.page_keys = page_keys
+        self._tokens: dict[str, str] = {}
+        self._serial = itertools.count()
+
+    def order(self, key: str) -> Any:
+        return key
+
+    def started(self, prefix: str, after: str) -> tuple[list[str], bool]:
+        """Keys behind `after` in the store's order, and whether the answer may say that there is more."""
+        keys = sorted((key for key in self._keys if key.startswith(prefix)), key=self.order)
+        return [key for key in keys if not after or self.order(key) > self.order(after)], True
+
+    async def list_page(
+        self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
+    ) -> Page:
+        if cursor is not None:
+            after = self._tokens.pop(cursor)
+            keys = sorted((key for key in self._keys if key.startswith(prefix)), key=self.order)
+            keys, may_have_more = [key for key in keys if self.order(key) > self.order(after)], True
+        else:
+            keys, may_have_more = self.started(prefix, after)
+        page, rest = keys[: self.page_keys], keys[self.page_keys :]
+        items = [ObjectInfo(key, len(self._objects[key][0]), self._objects[key][1]) for key in page]
+        if not rest or not may_have_more:
+            return Page(items, None)
+        token = f"token {next(self._serial)}"
+        self._tokens[token] = page[-1]
+        return Page(items, token)
+
+
+class MinioLike(Listing):
+    """Byte order. Start-after inside a directory whose name another one continues with a byte below `/` (`a`, `a-b`):
+    the keys of the other count, few keys are looked at, and the short answer says that it is all."""
+
+    def __init__(self, *, scan_keys: int = MINIO_SCAN_KEYS, **words: Any) -> None:
+        super().__init__(**words)
+        self.scan_keys = scan_keys
+
+    def started(self, prefix: str, after: str) -> tuple[list[str], bool]:
+        keys, _ = super().started(prefix, after)
+        name, slash, _ = after.removeprefix(prefix).partition("/")
+        if not after.startswith(prefix) or not slash:
+            return keys, True
+        beside = sum(1 for key in self._keys if key.startswith(prefix + name) and "!" <= key[len(prefix + name)] < "/")
+        if not beside:
+            return keys, True
+        return keys[: max(0, self.scan_keys - beside)], False
+
+
+class SeaweedLike(Listing):
+    """The order of directories' names, not of bytes: all of `a/` before all of `a-b/`."""
+
+    def order(self, key: str) -> Any:
+        return key.split("/")
+
+
+class Racy(MemoryDriver):
+    """A PUT looks first and writes later: all that look at the same time succeed."""
+
+    creates_at_once = False
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__(**words)
+        self.every = 1
+        """Of so many keys one is raced for."""
+        self._count = 0
+
+    async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
+        self._count += 1
+        if key in self._objects or self._count % self.every:
+            await super().put(key, data, kind=kind)
+            return
+        await asyncio.sleep(0)
+        if key in self._objects:
+            self._objects[key] = (bytes(data), self._wall())
+        else:
+            await super().put(key, data, kind=kind)
+
+
+class Stubborn(MemoryDriver):
+    """DELETE of these keys is answered as if it were done."""
+
+    def __init__(self, keys: Sequence[str], **words: Any) -> None:
+        super().__init__(**words)
+        self.stay = set(keys)
+
+    async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
+        await super().delete_batch([key for key in keys if key not in self.stay], kind=kind)

@@ -141,7 +141,7 @@ def run_moto() -> Iterator[S3Server]:
     process: subprocess.Popen[bytes] | None = None
     try:
         for _ in range(3):
-            port = _free_ports(1)[0]
+            port = free_port()
             process = subprocess.Popen(
                 [program, "-H", "127.0.0.1", "-p", str(port)],
                 stdin=subprocess.DEVNULL,

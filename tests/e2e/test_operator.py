@@ -90,7 +90,9 @@ class Operator:
 @asynccontextmanager
 async def operator(backend: Backend) -> AsyncIterator[Operator]:
     headers = {"Authorization": "X-Dovecot-API " + base64.b64encode(KEY.encode()).decode()}
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{backend.http}", headers=headers, timeout=ANSWER_S) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{backend.http}", headers=headers, timeout=ANSWER_S
+    ) as client:
         yield Operator(client)
 
 

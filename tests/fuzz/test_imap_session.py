@@ -161,7 +161,7 @@ async def test_random_commands(tmp_path: Path, fuzz_seconds: float) -> None:
             try:
                 with turns() as found:
                     while (spent := time.monotonic() - begin) < fuzz_seconds:
-                        if not before and spent > fuzz_seconds / 3:
+                        if not before and spent > fuzz_seconds / 2:
                             before = await asyncio.to_thread(anonymous_bytes)
                         await one_round(running, commands, answers)
                         if rounds % 20 == 0:  # what was expunged

@@ -6,6 +6,7 @@ order, any number of times (docs/format.md, "Merge").
 """
 
 from ._delta import Delta, Rows
+from ._records import Table, home_of
 from ._root import MailboxEntry, Root, RootDelta, Totals
 from ._state import Changed, State
 from ._uidset import pack_ranges, unpack_ranges
@@ -18,7 +19,9 @@ __all__ = [
     "RootDelta",
     "Rows",
     "State",
+    "Table",
     "Totals",
+    "home_of",
     "pack_ranges",
     "unpack_ranges",
 ]

@@ -22,6 +22,10 @@ SYSTEM_FLAGS: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draf
 KEYWORDS_MAX: Final = 59
 """Keywords a mailbox can hold, so that the flags of a mail fit the 64 bits of one column with the system's five."""
 
+KEYWORDS_STAMPED_MAX: Final = 128
+"""Keywords that the mails of a mailbox have or have had lately: each costs 8 bytes a mail, so that a late change of
+another writer finds what is newer."""
+
 CLAIM_PURGED: Final = 1 << 32
 """A claim's count after its object has been deleted: larger than any count, so that it wins the join."""
 

@@ -318,8 +318,7 @@ class _Evaluator:
             case UidSet(ranges):
                 return self.known(self._in_ranges(ranges))
             case Flag(name, on):
-                bits = self.state.bits[self.where]
-                return self.known((bits & np.uint64(self.state.mask_of((name,))) != 0) == on)
+                return self.known(self.state.has_flag(name, self.where) == on)
             case Larger(size):
                 return self.known(self.column("size") > size)
             case Smaller(size):

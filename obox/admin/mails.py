@@ -150,7 +150,7 @@ def _row(user: User, found: Found, uid: int, fields: list[str], contents: Conten
             case "guid":
                 return bytes(state.column("oid")[at]).hex()
             case "flags":
-                return " ".join(state.flags_of_bits(int(state.bits[at])))
+                return " ".join(state.flags_of_bits(state.flag_bits(slice(at, at + 1))[0]))
             case "modseq":
                 return int(state.modseqs[at])
             case "hdr":

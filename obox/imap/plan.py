@@ -13,36 +13,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
 from obox.imap import wire
 from obox.imap.ast import BodySection, FetchAttr, FetchItem
-from obox.imap.rows import flag_column
-from obox.mailbox import State
-from obox.mailbox._uidset import UidArray
+from obox.imap.rows import FlagsOf, Where
+from obox.mailbox import Table
 from obox.store.api import Fields
 from obox.store.content import Part, Section, header_fields, section
 
-Where = npt.NDArray[np.intp]
 
-
-def _dates(state: State, where: Where) -> list[bytes]:
-    seconds, zones = state.column("internaldate")[where].tolist(), state.column("zone")[where].tolist()
+def _dates(table: Table, where: Where) -> list[bytes]:
+    seconds, zones = table.column("internaldate")[where].tolist(), table.column("zone")[where].tolist()
     return list(map(wire.internaldate, seconds, zones))
 
 
-def _save_dates(state: State, where: Where) -> list[bytes]:
-    saved = (state.column("savedate")[where] // 1000).tolist()
+def _save_dates(table: Table, where: Where) -> list[bytes]:
+    saved = (table.column("savedate")[where] // 1000).tolist()
     return [wire.internaldate(seconds) if seconds else b"NIL" for seconds in saved]
 
 
-COLUMNS: Final[dict[FetchAttr, tuple[bytes, Callable[[State, Where], list[Any]]]]] = {
-    FetchAttr.UID: (b"UID %d", lambda state, where: state.uids[where].tolist()),
-    FetchAttr.RFC822_SIZE: (b"RFC822.SIZE %d", lambda state, where: state.column("size")[where].tolist()),
+COLUMNS: Final[dict[FetchAttr, tuple[bytes, Callable[[Table, Where], list[Any]]]]] = {
+    FetchAttr.UID: (b"UID %d", lambda table, where: table.uids[where].tolist()),
+    FetchAttr.RFC822_SIZE: (b"RFC822.SIZE %d", lambda table, where: table.column("size")[where].tolist()),
     FetchAttr.INTERNALDATE: (b"INTERNALDATE %b", _dates),
     FetchAttr.SAVEDATE: (b"SAVEDATE %b", _save_dates),
-    FetchAttr.MODSEQ: (b"MODSEQ (%d)", lambda state, where: state.modseqs[where].tolist()),
+    FetchAttr.MODSEQ: (b"MODSEQ (%d)", lambda table, where: table.modseqs[where].tolist()),
 }
 CACHED: Final[dict[FetchAttr, tuple[bytes, Callable[[Fields], bytes]]]] = {
     FetchAttr.ENVELOPE: (b"ENVELOPE %b", lambda fields: fields.envelope),
@@ -150,7 +144,7 @@ class Plan:
         return out
 
     def columns(
-        self, state: State, where: Where, recent: UidArray, fields: Sequence[Fields], headers: Sequence[Sequence[bytes]]
+        self, table: Table, where: Where, flags: FlagsOf, fields: Sequence[Fields], headers: Sequence[Sequence[bytes]]
     ) -> list[Sequence[Any]]:
         """Values for the gaps, for the rows at `where`. Not for a plan that needs mails.
 
@@ -163,9 +157,9 @@ class Plan:
                 out.append([values[of_header] for values in headers])
                 of_header += 1
             elif item is FetchAttr.FLAGS:
-                out.append(flag_column(state, where, recent))
+                out.append(flags(table, where))
             elif item in COLUMNS:
-                out.append(COLUMNS[item][1](state, where))
+                out.append(COLUMNS[item][1](table, where))
             else:
                 get = CACHED[item][1]
                 out.append([get(one) for one in fields])

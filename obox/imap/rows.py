@@ -6,7 +6,7 @@ template and fills it in one go; lists of flags are made once for each combinati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from obox.imap import wire
-from obox.mailbox import State
+from obox.mailbox import State, Table
 from obox.mailbox._uidset import UidArray
 from obox.mailbox.view import View
 
@@ -23,22 +23,24 @@ ANSWER_BYTES: Final = 1 << 20
 LINE_BYTES: Final = 128
 """Of a line beside its flags, strings and the names of its sections: numbers and dates."""
 
-_RECENT: Final = 1 << 64
-"""Beside the 64 bits of a mail's flags: recent to this session."""
+Where = npt.NDArray[np.intp]
+FlagsOf = Callable[[Table, Where], list[bytes]]
+"""Makes the flag lists of the rows of a table. A session has one that tells the names first: `updates.flags_of`."""
 
 
 class FlagLists(dict[int, bytes]):
-    """Bits of a mail -> `(\\Seen $Label)`, each made at its first use. Holds for as long as no keyword is added."""
+    """Bits of a mail -> `(\\Seen $Label)`, each made at its first use. Holds for as long as no keyword is added.
+
+    recent: the bit, beyond those of the names, of a mail that is recent to this session.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
-        self._names = tuple(names)
+        self._names = (*names, "\\Recent")
+        self.recent = 1 << len(names)
 
     def __missing__(self, bits: int) -> bytes:
-        names = [name for i, name in enumerate(self._names) if bits >> i & 1]
-        if bits & _RECENT:
-            names.append("\\Recent")
-        made = self[bits] = wire.flags(names)
+        made = self[bits] = wire.flags([name for i, name in enumerate(self._names) if bits >> i & 1])
         return made
 
 
@@ -66,14 +68,14 @@ def parts(names: Sequence[bytes], columns: Sequence[Sequence[Any]], count: int) 
     yield slice(begin, count)
 
 
-def flag_column(state: State, where: npt.NDArray[np.intp] | slice, recent: UidArray) -> list[bytes]:
-    """The flag lists of the rows at `where`. recent: the mails that are recent to this session."""
-    table = FlagLists(state.flag_names)
-    bits = state.bits[where].tolist()
+def flag_column(names: Sequence[str], table: Table, where: Where, recent: UidArray) -> list[bytes]:
+    """The flag lists of the rows at `where`. names: by bit; recent: the mails that are recent to this session."""
+    made = FlagLists(names)
+    bits = table.flag_bits(where)
     if len(recent):
-        new = np.isin(state.uids[where], recent, assume_unique=True).tolist()
-        return [table[b | _RECENT if r else b] for b, r in zip(bits, new, strict=True)]
-    return [table[b] for b in bits]
+        new = np.isin(table.uids[where], recent, assume_unique=True).tolist()
+        return [made[b | made.recent if r else b] for b, r in zip(bits, new, strict=True)]
+    return [made[b] for b in bits]
 
 
 def lines(names: Sequence[bytes], seqs: Sequence[int], columns: Sequence[Sequence[Any]]) -> bytes:
@@ -82,10 +84,10 @@ def lines(names: Sequence[bytes], seqs: Sequence[int], columns: Sequence[Sequenc
     return (template * len(seqs)) % tuple(chain.from_iterable(zip(seqs, *columns, strict=True)))
 
 
-def flag_lines(state: State, view: View, uids: UidArray, *, uid: bool, modseq: bool, flags: bool = True) -> bytes:
+def flag_lines(state: State, view: View, uids: UidArray, *, uid: bool, modseq: bool, flags: FlagsOf | None) -> bytes:
     """FETCH lines with the flags of those of `uids` that exist, all of which the client knows.
 
-    uid, modseq: with these items; flags=False: without the flags, for a silent STORE under CONDSTORE.
+    uid, modseq: with these items; flags None: without the flags, for a silent STORE under CONDSTORE.
     """
     where, there = state.positions(uids)
     if not there.all():
@@ -99,7 +101,7 @@ def flag_lines(state: State, view: View, uids: UidArray, *, uid: bool, modseq: b
         columns.append(uids.tolist())
     if flags:
         names.append(b"FLAGS %b")
-        columns.append(flag_column(state, where, view.recent_uids()))
+        columns.append(flags(state, where))
     if modseq:
         names.append(b"MODSEQ (%d)")
         columns.append(state.modseqs[where].tolist())

@@ -344,6 +344,8 @@ class Session:
         mailbox = self.mailbox
         if mailbox is None:
             return
+        if self.view is not None:
+            self.view.close()
         if self._unwatch is not None:
             self._unwatch()
         self.mailbox = self.view = self._unwatch = None

@@ -5,9 +5,10 @@ elementwise maximum and union, so that histories written by two backends merge t
 order, any number of times (docs/format.md, "Merge").
 """
 
-from ._delta import KEYWORD_BYTES_MAX, Delta, Rows
+from ._delta import KEYWORD_BYTES_MAX, Changed, Delta, Rows
+from ._records import Table, home_of
 from ._root import MailboxEntry, Root, RootDelta, Totals
-from ._state import Changed, State
+from ._state import State
 from ._uidset import pack_ranges, unpack_ranges
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "RootDelta",
     "Rows",
     "State",
+    "Table",
     "Totals",
+    "home_of",
     "pack_ranges",
     "unpack_ranges",
 ]

@@ -25,6 +25,10 @@ KEYWORD_BYTES_MAX: Final = 255
 KEYWORDS_MAX: Final = 59
 """Keywords a mailbox can hold, so that the flags of a mail fit the 64 bits of one column with the system's five."""
 
+KEYWORDS_STAMPED_MAX: Final = 128
+"""Keywords that the mails of a mailbox have or have had lately: each costs 8 bytes a mail, so that a late change of
+another writer finds what is newer."""
+
 CLAIM_PURGED: Final = 1 << 32
 """A claim's count after its object has been deleted: larger than any count, so that it wins the join."""
 
@@ -225,6 +229,18 @@ class Delta:
             )
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError) as exc:
             raise ValueError(f"not a mailbox delta: {exc}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a join did: UIDs that are new, whose flags differ, that are gone; each sorted."""
+
+    new: UidArray
+    flags: UidArray
+    gone: UidArray
+
+    def __bool__(self) -> bool:
+        return bool(len(self.new) or len(self.flags) or len(self.gone))
 
 
 def _unpack_gone(modseq: int | bytes, ranges: bytes) -> Gone:

@@ -10,7 +10,6 @@ Refuses to know: the bucket, the journal, who asks.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -18,7 +17,20 @@ import numpy.typing as npt
 
 from ..errors import Limit
 from ..types import Guid
-from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, KEYWORDS_MAX, SYSTEM_FLAGS, Delta, Gone, Rows
+from . import _invariants
+from ._delta import (
+    CLAIM_PURGED,
+    KEYWORD_BYTES_MAX,
+    KEYWORDS_MAX,
+    KEYWORDS_STAMPED_MAX,
+    SYSTEM_FLAGS,
+    Changed,
+    Delta,
+    Gone,
+    Rows,
+)
+from ._flags import NARROW, FlagNames
+from ._records import Records, Retained, Table, home_of, with_wide
 from ._uidset import UidArray, uid_array
 
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
@@ -31,18 +43,6 @@ FlagOp = Literal["add", "remove", "replace"]
 _FIXED: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home", "home_uid", "oid")
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """What a join did: UIDs that are new, whose flags differ, that are gone; each sorted."""
-
-    new: UidArray
-    flags: UidArray
-    gone: UidArray
-
-    def __bool__(self) -> bool:
-        return bool(len(self.new) or len(self.flags) or len(self.gone))
-
-
 class State:
     """The state of one mailbox; see the module's text."""
 
@@ -52,8 +52,9 @@ class State:
         self.highestmodseq = 1
         self.recent = 1
         self.homes: list[Guid] = []
-        self.flag_names: list[str] = list(SYSTEM_FLAGS)
-        """Names by bit of `bits`; the first five are the system's."""
+        self.flags = FlagNames()
+        self.retained = Retained()
+        """Records of expunged mails that some session still counts."""
         self._n = 0
         empty = Rows.empty()
         self._columns: dict[str, npt.NDArray[Any]] = {
@@ -69,7 +70,6 @@ class State:
         self.gaps: list[tuple[int, int]] = []
         self.bytes = 0
         self.unseen = 0
-        self._overfull = False
         # Changes that came before the mail or the expunge that they are about, as deltas of two writers may.
         self._early_flags: dict[str, dict[int, int]] = {}
         self._early_purged: set[int] = set()
@@ -117,33 +117,82 @@ class State:
         where = int(np.searchsorted(self.uids, uid))
         return where if where < self._n and int(self.uids[where]) == uid else None
 
+    def records(self, uids: UidArray) -> tuple[Table, npt.NDArray[np.intp], UidArray]:
+        """Where to read the records of `uids`, ascending: a table, their positions in it, and which have one.
+
+        The table is the state itself where all of them are live, else one of those that are live or retained.
+        """
+        where, there = self.positions(uids)
+        if there.all():
+            return self, where, uids
+        kept = self.retained.find(uids[~there]) if len(self.retained) else []
+        if not kept:
+            return self, where[there], uids[there]
+        table = Records.joined([*kept, self._records(where[there])]) if there.any() else Records.joined(kept)
+        return table, np.arange(len(table)), table.uids
+
+    def _records(self, where: npt.NDArray[np.intp]) -> Records:
+        columns = {name: column[where] for name, column in self._columns.items()}
+        return Records(columns, self._wide_masks(where), self.flag_names)
+
+    # -- flags -----------------------------------------------------------------------------------------------------
+
+    @property
+    def flag_names(self) -> list[str]:
+        """Names by bit; the first five are the system's, those beyond the 64th are not in `bits`."""
+        return self.flags.names
+
+    @property
+    def keywords(self) -> list[str]:
+        """The keywords that have a place: all that some mail has, and some that none has any more."""
+        return self.flags.keywords
+
+    @property
+    def full(self) -> bool:
+        """No new keyword can be brought: KEYWORDS_MAX are in use."""
+        return len(self.flag_names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self._used()) >= KEYWORDS_MAX
+
     def mask_of(self, flags: Iterable[str]) -> int:
-        """The bits of those of `flags` that this mailbox has ever seen."""
+        """The bits, in the word, of those of `flags` that this mailbox knows."""
         mask = 0
         for flag in flags:
-            name = self.known_flag(flag)
-            if name is not None:
-                mask |= 1 << self.flag_names.index(name)
+            name = self.flags.known(flag)
+            if name is not None and (bit := self.flag_names.index(name)) < NARROW:
+                mask |= 1 << bit
         return mask
 
-    def known_flag(self, flag: str) -> str | None:
-        """The spelling under which this mailbox knows a flag; names are case-insensitive."""
-        if flag in self.flag_names:
-            return flag
-        low = flag.lower()
-        return next((name for name in self.flag_names if name.lower() == low), None)
+    def has_flag(self, flag: str, where: npt.NDArray[np.intp] | slice) -> npt.NDArray[np.bool_]:
+        """Which of the mails at `where` have a flag."""
+        name = self.flags.known(flag)
+        bit = -1 if name is None else self.flag_names.index(name)
+        if name is None or (bit >= NARROW and name not in self._stamps):
+            return np.zeros(len(self.uids[where]), dtype=np.bool_)
+        word = self.bits[where] >> np.uint64(bit) if bit < NARROW else self._stamps[name][: self._n][where]
+        found: npt.NDArray[np.bool_] = (word & np.uint64(1)).astype(np.bool_)
+        return found
+
+    def flag_bits(self, where: npt.NDArray[np.intp] | slice) -> list[int]:
+        """Flags of the mails at `where`, bit i for `flag_names[i]`, however many names there are."""
+        bits: list[int] = self.bits[where].tolist()
+        return with_wide(bits, self._wide_masks(where), self.flag_names) if self.flags.wide else bits
 
     def flags_of_bits(self, bits: int) -> list[str]:
         return [name for i, name in enumerate(self.flag_names) if bits >> i & 1]
 
-    @property
-    def keywords(self) -> list[str]:
-        return self.flag_names[len(SYSTEM_FLAGS) :]
+    def _wide_masks(self, where: npt.NDArray[np.intp] | slice) -> dict[str, npt.NDArray[np.bool_]]:
+        return {name: self.has_flag(name, where) for name in self.flags.wide}
+
+    def _used(self) -> set[str]:
+        """Keywords, in lower case, that some mail has, also one that is retained."""
+        bits = int(np.bitwise_or.reduce(self.bits))
+        used = {name for i, name in enumerate(self.flag_names[:NARROW]) if bits >> i & 1}
+        used |= {name for name, mask in self._wide_masks(slice(0, self._n)).items() if mask.any()}
+        used |= self.retained.used(self.flag_names) if len(self.retained) else set()
+        return {name.lower() for name in used.difference(SYSTEM_FLAGS)}
 
     def home_of(self, position: int) -> tuple[Guid, int]:
         """(mailbox guid, uid) of the object that holds the mail of a row."""
-        home = int(self._columns["home"][position])
-        return (self.guid if home < 0 else self.homes[home]), int(self._columns["home_uid"][position])
+        return home_of(self, position, self.guid, self.homes)
 
     def foreign(self) -> npt.NDArray[np.bool_]:
         """Which rows' mail is not in the object under their own UID: copies."""
@@ -191,20 +240,34 @@ class State:
     # -- commands: what would have to change -----------------------------------------------------------------------
 
     def spell(self, flags: Iterable[str]) -> list[str]:
-        """`flags` without repeats in this mailbox's spelling. Raises Limit when the keywords would not fit."""
-        out: list[str] = []
-        fresh = 0
+        """`flags` without repeats in this mailbox's spelling. Raises Limit when the keywords would not fit.
+
+        They fit if, with those that mails have or are about to get, they are at most KEYWORDS_MAX; so do keywords
+        that are all in use, of which a merge may have brought more.
+        """
+        names = self._spelled(flags)
+        asked = {name.lower() for name in names if name not in SYSTEM_FLAGS}
+        coming = self.flags.coming
+        room = KEYWORDS_MAX - len(self.keywords) - len(coming)
+        if len(asked) <= room and len(self._stamps) + len(asked) <= KEYWORDS_STAMPED_MAX:
+            return names
+        used = self._used() | coming
+        if not asked <= used and len(used | asked) > KEYWORDS_MAX:
+            raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords")
+        stamped = {name.lower() for name, stamps in self._stamps.items() if stamps[: self._n].any()}
+        stamped -= {name.lower() for name in SYSTEM_FLAGS}
+        if not asked <= stamped and len(stamped | asked) > KEYWORDS_STAMPED_MAX:
+            raise Limit(f"a mailbox remembers at most {KEYWORDS_STAMPED_MAX} keywords that its mails have had lately")
+        return names
+
+    def _spelled(self, flags: Iterable[str]) -> list[str]:
+        out: dict[str, str] = {}
         for flag in flags:
-            known = self.known_flag(flag)
+            known = self.flags.known(flag)
             if known is None and len(flag) > KEYWORD_BYTES_MAX:  # a keyword is ASCII
                 raise Limit(f"a keyword has at most {KEYWORD_BYTES_MAX} bytes")
-            name = flag if known is None else known
-            if name.lower() not in (other.lower() for other in out):
-                out.append(name)
-                fresh += known is None
-        if fresh and len(self.keywords) + fresh > KEYWORDS_MAX:
-            raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords")
-        return out
+            out.setdefault(flag.lower(), known or flag)
+        return list(out.values())
 
     def flag_delta(
         self, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int
@@ -213,11 +276,10 @@ class State:
 
         None when every mail has them so already: a STORE that changes nothing costs nothing. Raises Limit.
         """
-        names = self.spell(flags if op != "remove" else [flag for flag in flags if self.known_flag(flag)])
+        names = self.spell(flags) if op != "remove" else self._spelled(filter(self.flags.known, flags))
         uids = uid_array(uids)
         where, there = self.positions(uids)
         where, uids = where[there], uids[there]
-        bits = self.bits[where]
         modseq = self.next_modseq(now_ms)
         changes: list[tuple[str, int, UidArray]] = []
         altered = np.zeros(len(uids), dtype=np.bool_)
@@ -227,10 +289,7 @@ class State:
             turn_off = [name for name in self.flag_names if name not in names]
         for value, group in ((1, turn_on), (0, turn_off)):
             for name in group:
-                if name in self.flag_names:
-                    has = (bits >> np.uint64(self.flag_names.index(name)) & np.uint64(1)).astype(np.bool_)
-                else:
-                    has = np.zeros(len(uids), dtype=np.bool_)
+                has = self.has_flag(name, where)
                 todo = ~has if value else has
                 if todo.any():
                     altered |= todo
@@ -285,8 +344,6 @@ class State:
             touched = self._join_flag(flag, stamp, uids)
             if len(touched):
                 changed_flags = touched if len(changed_flags) == 0 else np.union1d(changed_flags, touched)
-        if self._overfull:
-            changed_flags = np.union1d(changed_flags, self._allot_bits())
         if len(changed_new) and len(changed_flags):
             changed_flags = np.setdiff1d(changed_flags, changed_new, assume_unique=True)
         for holder, released in delta.holders.items():
@@ -324,6 +381,8 @@ class State:
         where = where[there]
         if len(where) == 0:
             return _EMPTY
+        if self.retained.wanted:
+            self.retained.add(self._records(where))
         self.bytes -= int(self._columns["size"][where].sum(dtype=np.uint64))
         self.unseen -= int(np.count_nonzero(self.bits[where] & np.uint64(SEEN) == 0))
         keep = np.ones(self._n, dtype=np.bool_)
@@ -349,16 +408,12 @@ class State:
         flags = _EMPTY
         if old is not None and len(old):
             where, _ = self.positions(old.uid)
-            before = self.bits[where].copy()
             modseq = self._columns["modseq"]
             modseq[where] = np.maximum(modseq[where], old.modseq)
+            altered = np.zeros(len(where), dtype=np.bool_)
             for flag, stamps in old.stamps.items():
-                name = self._stamped_name(flag)
-                column = self._stamps[name]
-                column[where] = np.maximum(column[where], stamps)
-                self._rebit(name, where)
-            flags = old.uid[self.bits[where] != before].astype(np.uint32, copy=False)
-            self._count_seen(before, self.bits[where])
+                altered |= self._stamp(flag, where, stamps)
+            flags = old.uid[altered].astype(np.uint32, copy=False)
         if len(rows):
             self._append(rows)
             self._join_early(rows.uid)
@@ -379,14 +434,18 @@ class State:
         for flag, values in rows.stamps.items():
             name = self._stamped_name(flag)
             stamps[name] = np.maximum(stamps[name], values) if name in stamps else values
+        on = [name for name, values in stamps.items() if bool((values & np.uint64(1)).any())]
+        for name in on:
+            if name not in self.flag_names:
+                self.flags.allot(name, lambda: self._used().union(name.lower() for name in on))
         home = rows.home
         if rows.homes:
             table = [self._home_index(guid) for guid in rows.homes]
             home = np.where(home < 0, -1, np.array([*table, -1], dtype=np.int32)[home]).astype(np.int32)
         bits = np.zeros(count, dtype=np.uint64)
         for name, values in stamps.items():
-            if name in self.flag_names:
-                bits |= (values & np.uint64(1)) << np.uint64(self.flag_names.index(name))
+            if name in self.flag_names and (bit := self.flag_names.index(name)) < NARROW:
+                bits |= (values & np.uint64(1)) << np.uint64(bit)
         at_end = self._n == 0 or int(rows.uid[0]) > int(self.uids[-1])
         self._reserve(self._n + count)
         n = self._n
@@ -416,25 +475,32 @@ class State:
                 early[uid] = max(early.get(uid, 0), stamp)
         if len(where) == 0:
             return _EMPTY
-        name = self._stamped_name(flag)
-        column = self._stamps[name]
-        before = self.bits[where].copy()
-        column[where] = np.maximum(column[where], np.uint64(stamp))
         modseq = self._columns["modseq"]
         modseq[where] = np.maximum(modseq[where], np.uint64(stamp >> 1))
-        self._rebit(name, where)
-        after = self.bits[where]
-        self._count_seen(before, after)
-        altered: UidArray = uids[there][after != before]
+        altered: UidArray = uids[there][self._stamp(flag, where, np.uint64(stamp))]
         return altered
 
-    def _rebit(self, name: str, where: npt.NDArray[np.intp]) -> None:
+    def _stamp(
+        self, flag: str, where: npt.NDArray[np.intp], stamps: npt.NDArray[np.uint64] | np.uint64
+    ) -> npt.NDArray[np.bool_]:
+        """Join the stamps of one flag into the rows at `where`; which of them have it now and had not, or reversed."""
+        name = self._stamped_name(flag)
+        column = self._stamps[name]
+        before = column[where]
+        after = column[where] = np.maximum(before, stamps)
+        altered: npt.NDArray[np.bool_] = ((before ^ after) & np.uint64(1)).astype(np.bool_)
+        if not altered.any():
+            return altered
         if name not in self.flag_names:
-            return
-        bit = np.uint64(self.flag_names.index(name))
-        bits = self._columns["bits"]
-        value = (self._stamps[name][where] & np.uint64(1)) << bit
-        bits[where] = bits[where] & ~(np.uint64(1) << bit) | value
+            self.flags.allot(name, self._used)
+        index = self.flag_names.index(name)
+        if index < NARROW:
+            bit = np.uint64(index)
+            bits = self._columns["bits"]
+            words = bits[where]
+            bits[where] = words & ~(np.uint64(1) << bit) | (after & np.uint64(1)) << bit
+            self._count_seen(words, bits[where])
+        return altered
 
     def _count_seen(self, before: npt.NDArray[np.uint64], after: npt.NDArray[np.uint64]) -> None:
         seen = np.uint64(SEEN)
@@ -442,37 +508,32 @@ class State:
 
     def _stamped_name(self, flag: str) -> str:
         """Our spelling of a flag that some mail has had; makes its column at its first use."""
-        name = self.known_flag(flag)
+        if flag in self._stamps:
+            return flag
+        low = flag.lower()
+        name = next((known for known in self._stamps if known.lower() == low), None)
         if name is None:
-            name = next((known for known in self._stamps if known.lower() == flag.lower()), flag)
-            if len(self.flag_names) < len(SYSTEM_FLAGS) + KEYWORDS_MAX:
-                self.flag_names.append(name)
-            else:
-                self._overfull = True
-        if name not in self._stamps:
+            name = self.flags.known(flag) or flag
             self._stamps[name] = np.zeros(len(self._columns["uid"]), dtype=np.uint64)
         return name
 
-    def _allot_bits(self) -> UidArray:
-        """Choose the keywords that are shown when those of two writers together are too many: the first by name.
+    def forgettable(self, before_modseq: int) -> list[str]:
+        """Keywords that no mail has, and that none has had since `before_modseq`."""
+        out = []
+        for name, column in self._stamps.items():
+            stamps = column[: self._n]
+            old = int(stamps.max(initial=0)) >> 1 < before_modseq
+            if old and name not in SYSTEM_FLAGS and not bool((stamps & np.uint64(1)).any()):
+                out.append(name)
+        return out
 
-        All keep their stamps, so that the choice is the same whoever makes it, and what is hidden now may be seen when
-        others have gone. Returns the UIDs whose flags look different.
+    def forget(self, names: Iterable[str], before_modseq: int) -> None:
+        """Drop the stamps of keywords, as far as they are still forgettable: once a base without them covers all.
+
+        Another writer's older change of such a keyword is no longer known to be older. docs/format.md, "Delta".
         """
-        used = [name for name, column in self._stamps.items() if name not in SYSTEM_FLAGS and column[: self._n].any()]
-        used.sort(key=str.lower)
-        hidden = [name for name in used[:KEYWORDS_MAX] if name not in self.flag_names]
-        self._overfull = len(used) > KEYWORDS_MAX
-        touched = np.zeros(self._n, dtype=np.bool_)
-        rows = np.arange(self._n)
-        for bit in range(len(SYSTEM_FLAGS), len(self.flag_names)):
-            if hidden and self.flag_names[bit] not in used[:KEYWORDS_MAX]:
-                self.flag_names[bit] = hidden.pop(0)
-                mask = np.uint64(1 << bit)
-                touched |= self.bits & mask != 0
-                self._rebit(self.flag_names[bit], rows)
-                touched |= self.bits & mask != 0
-        return self.uids[touched]
+        for name in set(names).intersection(self.forgettable(before_modseq)):
+            del self._stamps[name]
 
     def _home_index(self, guid: Guid) -> int:
         if guid == self.guid:
@@ -503,11 +564,17 @@ class State:
         stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
         return Rows(**fixed, stamps=stamps, homes=self.homes)
 
-    def extract(self, since: int = 0) -> Delta:
-        """Everything that was changed after modseq `since`, as a delta: a base bundle with 0, a diff bundle else."""
+    def extract(self, since: int = 0, *, without: Iterable[str] = ()) -> Delta:
+        """Everything that was changed after modseq `since`, as a delta: a base bundle with 0, a diff bundle else.
+
+        without: keywords whose stamps are left out.
+        """
+        rows = self.rows(self.modseqs > np.uint64(since) if since else None)
+        for name in without:
+            rows.stamps.pop(name, None)
         fresh = self.gone_modseq > np.uint64(since)
         return Delta(
-            rows=self.rows(self.modseqs > np.uint64(since) if since else None),
+            rows=rows,
             flags=[
                 (flag, stamp, uid_array(uid for uid, known in early.items() if known == stamp))
                 for flag, early in self._early_flags.items()
@@ -525,44 +592,8 @@ class State:
 
     def fingerprint(self) -> tuple[object, ...]:
         """What two states that are the same agree in, whatever order they were joined in."""
-        mails = {}
-        for position, uid in enumerate(self.uids.tolist()):
-            mails[uid] = (
-                tuple(sorted(name.lower() for name in self.flags_of_bits(int(self.bits[position])))),
-                tuple(sorted((f.lower(), int(s[position])) for f, s in self._stamps.items() if s[position])),
-                tuple(int(self._columns[name][position]) for name in ("size", "internaldate", "zone", "savedate")),
-                int(self.modseqs[position]),
-                self.home_of(position),
-                bytes(self._columns["oid"][position]),
-            )
-        early: dict[tuple[str, int], int] = {}
-        for flag, stamps in self._early_flags.items():
-            for uid, stamp in stamps.items():
-                early[flag.lower(), uid] = max(early.get((flag.lower(), uid), 0), stamp)
-        gone = tuple(zip(self.gone_uid.tolist(), self.gone_modseq.tolist(), self.gone_purged.tolist(), strict=True))
-        rest = (tuple(sorted(self.holders.items())), tuple(sorted(self.claims.items())), tuple(self.gaps))
-        waiting = (tuple(sorted(early.items())), tuple(sorted(self._early_purged)))
-        return self.uidnext, self.highestmodseq, self.recent, mails, gone, rest, waiting
+        return _invariants.fingerprint(self, self._stamps, self._early_flags, self._early_purged)
 
     def check(self) -> None:
         """Assert the invariants, for tests and `force-resync`. Raises AssertionError naming the first broken one."""
-        uids = self.uids
-        assert bool((uids[1:] > uids[:-1]).all()), "rows are not sorted by UID"
-        assert bool((self.gone_uid[1:] > self.gone_uid[:-1]).all()), "expunged UIDs are not sorted"
-        assert len(self.gone_uid) == len(self.gone_modseq) == len(self.gone_purged), "expunged UIDs: columns"
-        assert not len(uids) or int(uids[-1]) < self.uidnext, "a UID at or above UIDNEXT"
-        assert not len(self.gone_uid) or int(self.gone_uid[-1]) < self.uidnext, "an expunged UID at or above UIDNEXT"
-        assert not np.isin(uids, self.gone_uid).any(), "a UID is both live and gone"
-        assert not len(uids) or int(self.modseqs.max()) <= self.highestmodseq, "a modseq above HIGHESTMODSEQ"
-        assert not len(self.gone_uid) or int(self.gone_modseq.max()) <= self.highestmodseq, "an expunge beyond it"
-        assert self.bytes == int(self._columns["size"][: self._n].sum(dtype=np.uint64)), "byte count"
-        assert self.unseen == int(np.count_nonzero(self.bits & np.uint64(SEEN) == 0)), "unseen count"
-        assert len({name.lower() for name in self.flag_names}) == len(self.flag_names), "a flag has two bits"
-        bits = np.zeros(self._n, dtype=np.uint64)
-        for i, name in enumerate(self.flag_names):
-            if name in self._stamps:
-                bits |= (self._stamps[name][: self._n] & np.uint64(1)) << np.uint64(i)
-        assert bool((bits == self.bits).all()), "flags differ from their stamps"
-        early = {uid for stamps in self._early_flags.values() for uid in stamps}
-        assert not early & {*uids.tolist(), *self.gone_uid.tolist()}, "a flag still waits for a mail that has come"
-        assert not self._early_purged & {*self.gone_uid.tolist()}, "a purge still waits for an expunge that has come"
+        _invariants.check(self, self._stamps, self._early_flags, self._early_purged)

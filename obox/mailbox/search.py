@@ -253,8 +253,9 @@ class Table:
         found: npt.NDArray[Any] = self._state.column(name)[self._where]
         return found
 
-    def mask_of(self, flag: str) -> int:
-        return self._state.mask_of((flag,))
+    def has_flag(self, flag: str) -> Mask:
+        """Which of the rows have a flag."""
+        return self._state.has_flag(flag, self._where)
 
     def frozen(self, query: Query) -> Table:
         """A copy of what the query needs, for a thread: the state may change meanwhile."""
@@ -265,13 +266,13 @@ class _Frozen(Table):
     def __init__(self, live: Table, flags: set[str]) -> None:
         self.count = live.count
         self._columns = {name: live.column(name).copy() for name in _COLUMNS}
-        self._masks = {name: live.mask_of(name) for name in flags}
+        self._flags = {name: live.has_flag(name) for name in flags}
 
     def column(self, name: str) -> npt.NDArray[Any]:
         return self._columns[name]
 
-    def mask_of(self, flag: str) -> int:
-        return self._masks[flag]
+    def has_flag(self, flag: str) -> Mask:
+        return self._flags[flag]
 
 
 def evaluate(query: Query, table: Table, now: float, needles: dict[str, Needle] | None = None) -> Evaluation:
@@ -342,8 +343,7 @@ class _Evaluator:
             case UidSet(ranges):
                 return self.known(self._in_ranges(ranges))
             case Flag(name, on):
-                bits = self.table.column("bits")
-                return self.known((bits & np.uint64(self.table.mask_of(name)) != 0) == on)
+                return self.known(self.table.has_flag(name) == on)
             case Larger(size):
                 return self.known(self.column("size") > size)
             case Smaller(size):

@@ -13,7 +13,10 @@ state's own array while both agree, so that a view of 100,000 mails costs nothin
 comparisons.
 
 A mail that another writer's history brings in below UIDs that the client knows stays unseen until it selects again: in
-the middle it would move the numbers of others. Knows no wire, no flag names but their count.
+the middle it would move the numbers of others. Knows no wire.
+
+What the client may do about mails that are gone, and that it was not told of, is in `State.retained`: the view is
+registered there until `close`, or until nobody holds it.
 RFC 3501 §7.4.1, RFC 9051 §7.5.1, RFC 7162 §3.2.10.
 """
 
@@ -48,24 +51,45 @@ class Updates(NamedTuple):
     changed: UidArray
     """Mails with other flags than the client knows."""
     names: bool
-    """The mailbox has new keywords."""
+    """The mailbox has other keywords than the client was told: `note_names` follows."""
 
 
 class View:
     """One session's view of one mailbox; see the module's text."""
 
-    __slots__ = ("_hidden", "_key", "_modseq", "_names", "_own", "_recent", "_told_recent", "_uidnext", "uids")
+    __slots__ = (
+        "__weakref__",
+        "_hidden",
+        "_key",
+        "_modseq",
+        "_names",
+        "_own",
+        "_recent",
+        "_retained",
+        "_told_recent",
+        "_uidnext",
+        "names",
+        "uids",
+    )
 
     def __init__(self, state: State) -> None:
         self.uids: UidArray = state.uids
         self._uidnext = state.uidnext
         self._modseq = state.highestmodseq
-        self._names = len(state.flag_names)
-        self._key = (state.highestmodseq, state.uidnext, len(state))
+        self.names: tuple[str, ...] = tuple(state.flag_names)
+        """The flags that the client was told of, with the view at its making."""
+        self._names = (state.flags.version, state.full)
+        self._key = _key(state)
         self._hidden = False  # expunges that the client was not told of
         self._own: list[tuple[int, UidArray]] = []
         self._recent: list[tuple[int, int]] = []
         self._told_recent = 0
+        self._retained = state.retained
+        self._retained.enter(self)
+
+    def close(self) -> None:
+        """Nothing is asked of expunged mails any more."""
+        self._retained.leave(self)
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -115,6 +139,17 @@ class View:
         self._told_recent = len(self.recent_uids()) if self._recent else 0
         return self._told_recent
 
+    # -- names of flags --------------------------------------------------------------------------------------------
+
+    def untold_names(self, state: State) -> bool:
+        """Does the mailbox have flags that the client was not told of, or has room for keywords come or gone?"""
+        return self._names != (state.flags.version, state.full)
+
+    def note_names(self, state: State, names: Sequence[str]) -> None:
+        """The client was told these names of flags, all of the state's among them."""
+        self.names = tuple(names)
+        self._names = (state.flags.version, state.full)
+
     # -- changes ---------------------------------------------------------------------------------------------------
 
     def untold(self, state: State, uids: UidArray) -> npt.NDArray[np.bool_]:
@@ -133,7 +168,7 @@ class View:
 
     def pending(self, state: State) -> bool:
         """Is there anything that a poll could say?"""
-        return self._hidden or self._key != (state.highestmodseq, state.uidnext, len(state))
+        return self._hidden or self._key != _key(state)
 
     def poll(self, state: State, *, expunge: bool, take_recent: Callable[[], int] | None = None) -> Updates | None:
         """What has changed, to be told now; None if there is nothing.
@@ -141,7 +176,9 @@ class View:
         expunge: may numbers change now. take_recent: claims new mails for this session (`Mailbox.take_recent`); None
         where the mailbox is open for reading only: \\Recent is then shown and left to others.
         """
-        key = (state.highestmodseq, state.uidnext, len(state))
+        key = _key(state)
+        if expunge and len(state.retained):
+            state.retained.enter(self)
         if key == self._key and not (self._hidden and expunge):
             self._own.clear()
             return None
@@ -170,8 +207,7 @@ class View:
         self._uidnext = max(self._uidnext, state.uidnext)
         recent_before = self._told_recent
         recent = self.recent_count() if len(fresh) or expunged else recent_before
-        names = len(state.flag_names) != self._names
-        self._names = len(state.flag_names)
+        names = self.untold_names(state)
         if not (expunged or len(fresh) or len(changed) or names or recent != recent_before):
             return None
         return Updates(
@@ -199,6 +235,11 @@ class View:
         if len(self.uids) != len(state):
             uids = uids[np.isin(uids, self.uids, assume_unique=True)]
         return uids
+
+
+def _key(state: State) -> tuple[int, int, int, int]:
+    """What differs whenever a poll may have something to say."""
+    return state.highestmodseq, state.uidnext, len(state), state.flags.version
 
 
 def _joined(pieces: list[UidArray]) -> UidArray:

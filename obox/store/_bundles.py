@@ -160,10 +160,10 @@ class Bundles:
         bundles = [(key, info) for key, info in parsed if key.form != "cache" and info.size]
         known.segments = [name_of(info.key) for key, info in parsed if key.form == "cache"]
         known.cached_uid = max((segment_range(name)[1] for name in known.segments), default=0)
-        covered: set[str] = set()
+        covered = _outdone(bundles)
         heads: list[tuple[BundleKey, ObjectInfo, bytes]] = []
         base_of: dict[str, str] = {}
-        pending = list(bundles)
+        pending = [(key, info) for key, info in bundles if name_of(info.key) not in covered]
         while pending:
             wave = pending[-2:]  # a base and its diff, as nearly always; both at once
             pending = pending[:-2]
@@ -217,7 +217,8 @@ class Bundles:
         known.version += 1  # also of a PUT that fails: it may have landed, or land yet
         key = bundle_key(self._sid, self._box, known.version, self._env.writer, form)
         kind = ObjectKind.BASE if form == "base" else ObjectKind.DIFF
-        meta = msgspec.msgpack.encode(BundleMeta(covers, clean, keep[0] if keep else ""))
+        covered = [*covers, *_last_of_others(known.superseded, self._env.writer)]
+        meta = msgspec.msgpack.encode(BundleMeta(covered, clean, keep[0] if keep else ""))
         now = self._env.now()
         try:
             if not await self._env.put_new(key, kind, meta, payload):
@@ -269,6 +270,33 @@ class Bundles:
     async def clear_all(self) -> None:
         """Delete every bundle of a box that is gone for good."""
         await self._env.delete([info.key for info in await self.listing()], kind="index")
+
+
+def _last_of_others(superseded: list[tuple[str, float]], writer: str) -> list[str]:
+    """The last base and diff of each other writer among superseded bundles; `_outdone` follows from them."""
+    last: dict[tuple[str, str], str] = {}
+    for name, _ in superseded:
+        version, other, form = name.split(".")
+        if other != writer and form != "cache" and last.get((other, form), "") < version:
+            last[other, form] = name
+    return list(last.values())
+
+
+def _outdone(bundles: list[tuple[BundleKey, ObjectInfo]]) -> set[str]:
+    """Bundles that a later one of their writer covers, though perhaps no bundle that is left says so.
+
+    Each of a writer's bundles has what its earlier ones had: a base all of it, a diff all since its base. A base names
+    the diff before it and not the diffs before that, which that diff had covered.
+    """
+    last: dict[tuple[str, str], int] = {}
+    for key, _ in bundles:
+        last[key.writer, key.form] = max(last.get((key.writer, key.form), 0), key.version)
+    return {
+        name_of(info.key)
+        for key, info in bundles
+        if key.version < last.get((key.writer, "base"), 0)
+        or (key.form == "diff" and key.version < last.get((key.writer, "diff"), 0))
+    }
 
 
 def segment_range(name: str) -> tuple[int, int]:

@@ -41,6 +41,10 @@ CARRIED_BYTES_MAX: Final = 16 * 1024
 CARRIED_S_MAX: Final = 86400.0
 """A day: then a bundle is cheaper than the journal objects that carry a few mails of a quiet backend."""
 
+KEYWORD_FORGET_S: Final = 30 * 86400.0
+"""A keyword that no mail has had for so long is left out of a base. Two writers who do not know of each other for
+longer may find it on a mail again from which one of them had removed it."""
+
 SEGMENTS_MERGED: Final = 8
 """Small segments that are merged into one."""
 
@@ -104,12 +108,16 @@ async def _flush_index(mailbox: Mailbox) -> None:
     dead, claims = _garbage(mailbox)
     modseq, uidnext = state.highestmodseq, state.uidnext
     base = known.need_base or not known.heads
-    payload = state.extract(0 if base else known.base_modseq).encode()
-    if not base and len(payload) > max(DIFF_FREE_BYTES, known.base_bytes // DIFF_SHARE):
-        base, payload = True, state.extract().encode()
+    payload = b"" if base else state.extract(known.base_modseq).encode()
+    forgotten: list[str] = []
+    long_ago = int((mailbox.env.now() - KEYWORD_FORGET_S) * 1000)
+    if base or len(payload) > max(DIFF_FREE_BYTES, known.base_bytes // DIFF_SHARE):
+        base, forgotten = True, state.forgettable(long_ago)
+        payload = state.extract(without=forgotten).encode()
     # A bundle must not know of a copy, or of an expunged one, before the journal knows of what it means elsewhere.
     await journal.sync()
     await mailbox.bundles.put(known, "base" if base else "diff", payload, modseq=modseq, uidnext=uidnext)
+    state.forget(forgotten, long_ago)
     more = mailbox.changes != seen
     mailbox.unflushed_mails -= mails
     mailbox.due_at = None

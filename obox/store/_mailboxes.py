@@ -179,7 +179,10 @@ async def clear_deleted(user: User, entry: MailboxEntry) -> None:
 
 
 def rows_for_copy(source: Mailbox, target: Mailbox, uids: UidArray) -> tuple[Rows, list[tuple[Guid, int]]]:
-    """The records that a COPY makes in `target`, without UIDs and modseqs yet, and the object that each refers to."""
+    """The records that a COPY makes in `target`, without UIDs and modseqs yet, and the object that each refers to.
+
+    Raises Limit when `target` has no room for their keywords.
+    """
     state = source.state
     where, _ = state.positions(uids)
     rows = state.rows(np.isin(state.uids, uids, assume_unique=True))
@@ -189,9 +192,9 @@ def rows_for_copy(source: Mailbox, target: Mailbox, uids: UidArray) -> tuple[Row
     rows.home = np.array([-1 if guid == target.guid else table.index(guid) for guid, _ in homes], dtype=np.int32)
     rows.home_uid = np.array([uid for _, uid in homes], dtype=np.uint32)
     rows.savedate = np.full(len(rows), source.env.now_ms(), dtype=np.int64)
-    rows.stamps = {
-        target.state.spell([flag])[0]: stamps & np.uint64(1) for flag, stamps in rows.stamps.items() if stamps.any()
-    }
+    on = {flag: stamps & np.uint64(1) for flag, stamps in rows.stamps.items()}
+    on = {flag: stamps for flag, stamps in on.items() if stamps.any()}
+    rows.stamps = dict(zip(target.state.spell(on), on.values(), strict=True))
     rows.modseq = np.zeros(len(rows), dtype=np.uint64)
     return rows, homes
 

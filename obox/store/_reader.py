@@ -1,4 +1,8 @@
-"""Reading mails and their ready fields: local copy, then segments, then the mails themselves."""
+"""Reading mails and their ready fields: local copy, then segments, then the mails themselves.
+
+Mails that are expunged are read as long as their record is retained for a session that still counts them, and their
+object is there; one whose object is gone as well is gone, not lost.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import numpy as np
 import structlog
 
 from ..errors import Corrupt, Expunged, NotFound
+from ..mailbox import home_of
 from ..objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
 from ..objectstore.codec import OLD_MAJOR
 from ..objectstore.keys import mail_key, mail_prefix, owner_of
@@ -50,7 +55,7 @@ async def fields(mailbox: Mailbox, uids: Sequence[int], *, autofix: bool) -> lis
     sid, guid, metacache = mailbox.user.storage_id, mailbox.guid, mailbox.env.metacache
     records = metacache.get_fields(sid, guid, uids)
     out: list[Fields | Unreadable | None] = [*opened(records)]
-    missing = [at for at, record in enumerate(out) if record is None and mailbox.state.position(uids[at]) is not None]
+    missing = _recorded(mailbox, uids, [at for at, record in enumerate(out) if record is None])
     if missing and await _load_segments(mailbox, [uids[at] for at in missing]):
         records = metacache.get_fields(sid, guid, [uids[at] for at in missing])
         for at, one in zip(missing, opened(records), strict=True):
@@ -68,9 +73,18 @@ async def fields(mailbox: Mailbox, uids: Sequence[int], *, autofix: bool) -> lis
                 out[where[uid]] = opaque_fields(source)
                 continue
             out[where[uid]] = ready
-            made.append((uid, ready.packed))
+            if mailbox.state.position(uid) is not None:
+                made.append((uid, ready.packed))
         mailbox.put_fields(made)
     return out
+
+
+def _recorded(mailbox: Mailbox, uids: Sequence[int], at: list[int]) -> list[int]:
+    """Those of the places `at` whose UID has an index record, live or retained."""
+    if not at:
+        return at
+    known = set(mailbox.state.records(np.array([uids[one] for one in at], dtype=np.uint32))[2].tolist())
+    return [one for one in at if uids[one] in known]
 
 
 async def _load_segments(mailbox: Mailbox, uids: list[int]) -> bool:
@@ -120,23 +134,26 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
     env, sid = mailbox.env, mailbox.user.storage_id
     out: dict[bytes, bytes | Unreadable] = {}
     keys: dict[str, bytes] = {}
+    expunged: set[str] = set()
     size = 0
-    for _, key, oid, octets in batch:
+    for uid, key, oid, octets in batch:
         mail = env.recent.get(_recent.name_of(sid, oid))
         if mail is not None:
             out[oid] = mail
         elif key:
             keys[key] = oid
             size += octets
+            if len(mailbox.state.retained) and mailbox.state.position(uid) is None:
+                expunged.add(key)
     if not keys:
         return out
     fetched: set[str] = set()
 
     async def fetch(key: str) -> bytes:
         fetched.add(key)
-        return await mailbox.fetch(key)
+        return await mailbox.fetch(key, expunged=key in expunged)
 
-    found = await env.fscache.get_many(list(keys), fetch, absent=(NotFound,))
+    found = await env.fscache.get_many(list(keys), fetch, absent=(NotFound, Expunged))
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
         lost = {uid: key for uid, key, _, _ in batch if key in keys and key not in objects}
@@ -150,9 +167,11 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
         oid = keys[key]
         try:
             if isinstance(one, StoreError) and key not in fetched:
-                mail = out[oid] = await _anew(mailbox, key, oid)
+                mail = out[oid] = await _anew(mailbox, key, oid, expunged=key in expunged)
             else:
                 mail = out[oid] = mailbox.checked(key, oid, one)
+        except Expunged:
+            continue
         except (Corrupt, NotFound) as damage:
             out[oid] = damage
             await env.fscache.drop(key)
@@ -161,12 +180,12 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
     return out
 
 
-async def whole(mailbox: Mailbox, key: str, oid: bytes) -> bytes:
-    """One mail. Raises NotFound, Corrupt, Unavailable."""
+async def whole(mailbox: Mailbox, key: str, oid: bytes, *, expunged: bool) -> bytes:
+    """One mail. expunged: the mail is. Raises NotFound, Expunged, Corrupt, Unavailable."""
     fetched: list[bytes] = []
 
     async def fetch() -> bytes:
-        fetched.append(await mailbox.fetch(key))
+        fetched.append(await mailbox.fetch(key, expunged=expunged))
         return fetched[0]
 
     data = await mailbox.env.fscache.get(key, fetch)
@@ -176,14 +195,14 @@ async def whole(mailbox: Mailbox, key: str, oid: bytes) -> bytes:
         await mailbox.env.fscache.drop(key)
         if fetched:
             raise
-    return await _anew(mailbox, key, oid)
+    return await _anew(mailbox, key, oid, expunged=expunged)
 
 
-async def _anew(mailbox: Mailbox, key: str, oid: bytes) -> bytes:
+async def _anew(mailbox: Mailbox, key: str, oid: bytes, *, expunged: bool) -> bytes:
     """A mail of which the cached object does not decode: the file is damaged, or of a version that the bucket has left
-    behind. Raises NotFound, Corrupt, Unavailable."""
+    behind. Raises NotFound, Expunged, Corrupt, Unavailable."""
     await mailbox.env.fscache.drop(key)
-    data = await mailbox.fetch(key)
+    data = await mailbox.fetch(key, expunged=expunged)
     mail = mailbox.decode(key, oid, data)
     await mailbox.env.fscache.put(key, data)
     return mail
@@ -193,14 +212,14 @@ def _where(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
     """Where the next mails lie: at most AHEAD of them, of AHEAD_BYTES if there is more than one."""
     state, sid = mailbox.state, mailbox.user.storage_id
     part = np.asarray(uids[begin : begin + AHEAD], dtype=np.uint32)
-    where, there = state.positions(part)
-    where = where[there]
+    table, where, known = state.records(part)
+    there = np.ones(len(part), dtype=np.bool_) if known is part else np.isin(part, known, assume_unique=True)
     sizes = np.zeros(len(part), dtype=np.int64)
-    octets = state.column("size")[where].tolist()
+    octets = table.column("size")[where].tolist()
     sizes[there] = octets
     count = max(1, int(np.searchsorted(np.cumsum(sizes), AHEAD_BYTES, side="right")))
-    oids = state.column("oid")[where].tobytes()
-    homes, home_uids = state.column("home")[where].tolist(), state.column("home_uid")[where].tolist()
+    oids = table.column("oid")[where].tobytes()
+    homes, home_uids = table.column("home")[where].tolist(), table.column("home_uid")[where].tolist()
     prefixes = {home: mail_prefix(sid, mailbox.guid if home < 0 else state.homes[home]) for home in set(homes)}
     out: list[_Found] = []
     row = 0
@@ -215,21 +234,22 @@ def _where(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
 
 async def part(mailbox: Mailbox, uid: int, start: int, end: int) -> bytes:
     """See `api.Mailbox.part`."""
-    position = mailbox.state.position(uid)
-    if position is None:
+    state, env = mailbox.state, mailbox.env
+    table, where, known = state.records(np.array([uid], dtype=np.uint32))
+    if len(known) == 0:
         raise Expunged("the mail has been expunged")
-    if int(mailbox.state.column("size")[position]) <= WHOLE_MAX:
-        return (await mailbox.read(uid, position))[start:end]
-    env = mailbox.env
-    home, home_uid = mailbox.state.home_of(position)
-    oid = bytes(mailbox.state.column("oid")[position])
+    position, expunged = int(where[0]), table is not state
+    home, home_uid = home_of(table, position, mailbox.guid, state.homes)
+    oid = bytes(table.column("oid")[position])
     key = mail_key(mailbox.user.storage_id, home, Uid(home_uid))
+    if int(table.column("size")[position]) <= WHOLE_MAX:
+        return (await mailbox.read(key, oid, expunged=expunged))[start:end]
 
     async def read(low: int, high: int) -> bytes:
         return await env.fscache.read_range(key, low, high, fetch)
 
     async def fetch(low: int, high: int) -> bytes:
-        return await mailbox.fetch(key, low, high)
+        return await mailbox.fetch(key, low, high, expunged=expunged)
 
     async def cut() -> bytes:
         try:

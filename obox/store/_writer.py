@@ -13,6 +13,8 @@ The PUT runs in a task of the store, so that a client that hangs up cannot leave
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -86,23 +88,44 @@ async def write_mails(mailbox: Mailbox, drafts: list[Draft], room: Room) -> list
     journal = mailbox.user.journal
     journal.check()
     lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
-    for _ in range(ATTEMPTS_MAX):
-        slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
-        room.slots = slots
-        for slot, draft in zip(slots, drafts, strict=True):
-            slot.also = partial(room.used, len(draft.source))
-        mailbox.user.spawn(_put_group(mailbox, slots, drafts))
-        if all([await asyncio.shield(slot.done) for slot in slots]):
-            mailbox.require_there()
-            if lease is not None:
-                await asyncio.shield(lease)
-            if mailbox.unborn:
-                await journal.sync()
-            await journal.lease()  # once more: the machine may have been suspended since
-            return [Uid(slot.uid) for slot in slots]
-        if any(draft.source.lost for draft in drafts if not isinstance(draft.source, bytes)):
-            break
-    raise Unavailable(TRY_LATER)
+    with _keywords_held(mailbox, (flag for draft in drafts for flag in draft.flags)) as held:
+        for _ in range(ATTEMPTS_MAX):
+            slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
+            held.append(slots[-1])
+            room.slots = slots
+            for slot, draft in zip(slots, drafts, strict=True):
+                slot.also = partial(room.used, len(draft.source))
+            mailbox.user.spawn(_put_group(mailbox, slots, drafts))
+            if all([await asyncio.shield(slot.done) for slot in slots]):
+                break
+            if any(draft.source.lost for draft in drafts if not isinstance(draft.source, bytes)):
+                raise Unavailable(TRY_LATER)
+        else:
+            raise Unavailable(TRY_LATER)
+    mailbox.require_there()
+    if lease is not None:
+        await asyncio.shield(lease)
+    if mailbox.unborn:
+        await journal.sync()
+    await journal.lease()  # once more: the machine may have been suspended since
+    return [Uid(slot.uid) for slot in slots]
+
+
+@contextmanager
+def _keywords_held(mailbox: Mailbox, flags: Iterable[str]) -> Iterator[list[Slot]]:
+    """Count keywords against the mailbox's limit until the last slot that is put into the list is visible or lost.
+
+    Nobody else can then take the places that `State.spell` has found for them.
+    """
+    end = mailbox.state.flags.expect(flags)
+    slots: list[Slot] = []
+    try:
+        yield slots
+    finally:
+        if slots and not slots[-1].done.done():
+            slots[-1].done.add_done_callback(lambda _: end())
+        else:
+            end()
 
 
 async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft]) -> None:
@@ -202,9 +225,17 @@ async def write_claim(mailbox: Mailbox, rows: Rows | None, count: int, until: fl
     """Claim `count` UIDs with one PUT that holds their records, or none: then they are skipped for ever. No new attempt
     begins after `until`. The slot is not settled yet: the caller does it, "landed" with the delta. Raises Unavailable.
     """
+    with _keywords_held(mailbox, () if rows is None else rows.stamps) as held:
+        return await _write_claim(mailbox, rows, count, until, held)
+
+
+async def _write_claim(
+    mailbox: Mailbox, rows: Rows | None, count: int, until: float, held: list[Slot]
+) -> tuple[Slot, Delta]:
     env = mailbox.env
     for _ in range(ATTEMPTS_MAX):
         (slot,) = await mailbox.slots.take(mailbox.state.uidnext, [count])
+        held.append(slot)
         numbered = None if rows is None else rows.take(slice(None))
         if numbered is not None:
             numbered.uid = np.arange(slot.uid, slot.uid + count, dtype=np.uint32)

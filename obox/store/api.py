@@ -127,7 +127,8 @@ class Mailbox(Protocol):
 
     async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
         """Ready bytes for each UID; None for one that is gone. Reads mails whose fields are not cached, and caches
-        them."""
+        them. Mails that are expunged and retained are read like others, here and below, while their objects are there.
+        """
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
         """The whole mail. Raises Expunged, NotFound (lost from the bucket), Corrupt."""

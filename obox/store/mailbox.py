@@ -289,21 +289,24 @@ class Mailbox:
             raise Expunged("the mail has been expunged") if found is None else found
         raise AssertionError("one answer for each")
 
-    async def read(self, uid: int, position: int) -> bytes:
-        home, home_uid = self.state.home_of(position)
-        oid = bytes(self.state.column("oid")[position])
+    async def read(self, key: str, oid: bytes, *, expunged: bool) -> bytes:
+        """The mail under a key. expunged: the mail is. Raises NotFound, Expunged, Corrupt, Unavailable."""
         name = _recent.name_of(self.user.storage_id, oid)
         mail = self.env.recent.get(name)
         if mail is None:
-            key = mail_key(self.user.storage_id, home, Uid(home_uid))
-            mail = await _reader.whole(self, key, oid)
+            mail = await _reader.whole(self, key, oid, expunged=expunged)
             self.env.recent.put(name, mail)
         return mail
 
-    async def fetch(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """GET one mail's object, or a part of it. Raises NotFound when it is lost."""
+    async def fetch(self, key: str, start: int = 0, end: int | None = None, *, expunged: bool = False) -> bytes:
+        """GET one mail's object, or a part of it. Raises NotFound when it is lost.
+
+        expunged: the mail is, so that its object may have been deleted: then Expunged, and nothing for the operator.
+        """
         data = await self.env.get(key, kind="mail", start=start, end=end)
         if data is None:
+            if expunged:
+                raise Expunged("the mail has been expunged")
             log.error("mail lost", key=key, user=self.user.name, next_step="restore it, or oboxadm force-resync")
             raise NotFound("the mail is lost from the storage")
         return data

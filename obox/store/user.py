@@ -395,6 +395,7 @@ class User:
             async with answer_within(ANSWER_S * (1 + len(mails) // PUTS_AT_ONCE)):
                 box = await self.box(Guid(entry.guid))
                 box.require_live()
+                box.state.spell(flag for mail in mails for flag in mail.flags)  # of all together
                 drafts = [
                     Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone)
                     for mail in mails

@@ -5,6 +5,7 @@ Nothing here waits for time: a client reads until the answer it asked for, under
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ from obox.store import Env, MailStore, StoreSettings
 from tests.imap.grammar import parse
 
 DEADLINE_S = 20.0
+_FETCH = re.compile(rb"\* [0-9]+ FETCH \(")
+_FETCHED_FLAGS = re.compile(rb"[( ]FLAGS \(([^)]*)\)")
 PASSWORDS = {"anna": "secret", "ben": "secret", "gone": "secret"}
 
 
@@ -89,6 +92,8 @@ class Running:
 class Client:
     """Sends lines, reads lines; literals are read into the line they end.
 
+    It knows flags by the FLAGS lines that it has heard, and takes no FETCH that has another one.
+
     strict: what is read has to be a response (tests/imap/grammar.py).
     """
 
@@ -96,6 +101,9 @@ class Client:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.flags: set[bytes] = set()
+        self.fetched: list[bytes] = []
+        """Every flag list of a FETCH, in order."""
         self._tag = 0
 
     def send(self, data: bytes | str) -> None:
@@ -109,6 +117,7 @@ class Client:
                 part = await self.reader.readline()
                 if not part.endswith(b"\r\n"):
                     return b""
+                self._check_flags(part, first=not out)
                 out += part
                 if not part.endswith(b"}\r\n"):
                     if self.strict:
@@ -116,6 +125,14 @@ class Client:
                     return out[:-2]
                 size = int(part[part.rindex(b"{") + 1 : -3])
                 out += await self.reader.readexactly(size)
+
+    def _check_flags(self, part: bytes, *, first: bool) -> None:
+        """Part of a line, without literals. RFC 3501 §7.2.6: FLAGS lists the flags that apply to the mailbox."""
+        if first and part.startswith(b"* FLAGS ("):
+            self.flags = set(part[9:].rstrip(b")\r\n").split())
+        if (found := _FETCHED_FLAGS.search(part)) and (not first or _FETCH.match(part)):
+            self.fetched.append(found[1])
+            assert set(found[1].split()) - {b"\\Recent"} <= self.flags, (part, self.flags)
 
     async def until(self, start: bytes) -> list[bytes]:
         """Lines up to the first that begins with `start`."""

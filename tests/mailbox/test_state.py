@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 from obox.errors import Limit
-from obox.mailbox import Delta, Rows, State, pack_ranges, unpack_ranges
-from obox.mailbox._delta import CLAIM_PURGED, KEYWORDS_MAX, Gone
+from obox.mailbox import Delta, Rows, State, _records, pack_ranges, unpack_ranges
+from obox.mailbox._delta import CLAIM_PURGED, KEYWORDS_MAX, KEYWORDS_STAMPED_MAX, Gone
 from obox.mailbox._state import MODSEQ_MAX, FlagOp
 from obox.mailbox._uidset import UIDS_MAX, UidArray, uid_array
+from obox.mailbox.view import View
 from obox.types import Guid
 
 OTHER = Guid("b" * 32)
@@ -45,7 +48,7 @@ def state_of(*mails: Rows) -> State:
 def flags_of(state: State, uid: int) -> set[str]:
     position = state.position(uid)
     assert position is not None
-    return set(state.flags_of_bits(int(state.bits[position])))
+    return set(state.flags_of_bits(state.flag_bits(slice(position, position + 1))[0]))
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -175,15 +178,158 @@ def test_another_writers_keyword_in_another_case_is_the_same() -> None:
     state.check()
 
 
-def test_keywords_hidden_by_a_merge_come_back_when_there_is_room() -> None:
-    state = state_of(rows(1, *(f"b{i:02}" for i in range(KEYWORDS_MAX))), rows(2, "c"), rows(3, "a"))
-    assert flags_of(state, 3) == {"a"}
-    assert flags_of(state, 2) == set()
-    assert f"b{KEYWORDS_MAX - 1:02}" not in flags_of(state, 1)
-    changed = state.join(Delta(gone=Gone.at(30, uids(1))))
-    assert changed.flags.tolist() == [2]
-    assert flags_of(state, 2) == {"c"}
+def test_a_merge_that_brings_too_many_keywords_takes_none_from_any_mail() -> None:
+    """Whoever brings which first: all are shown, found and changed like others; no new one is taken."""
+    many = [f"b{i:02}" for i in range(KEYWORDS_MAX)]
+    parts = [rows(1, *many), rows(2, "c"), rows(3, "a", "\\Seen")]
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        state = state_of(*(parts[at] for at in order))
+        assert [flags_of(state, uid) for uid in (1, 2, 3)] == [set(many), {"c"}, {"a", "\\Seen"}]
+        assert state.full
+        assert state.has_flag("C", slice(None)).tolist() == [False, True, False]
+        assert state.has_flag("b58", slice(None)).tolist() == [True, False, False]
+        with pytest.raises(Limit):
+            state.spell(["d"])
+        assert state.spell(["A", "c", "B00"]) == ["a", "c", "b00"]
+        assert state.flag_delta(uids(1, 2, 3), "add", ["c"], 40)[1].tolist() == [1, 3]
+        delta, altered = state.flag_delta(uids(1, 2, 3), "replace", ["\\Seen"], 50)
+        assert delta is not None
+        assert altered.tolist() == [1, 2, 3]
+        changed = state.join(delta)
+        assert changed.flags.tolist() == [1, 2, 3]
+        assert [flags_of(state, uid) for uid in (1, 2, 3)] == [{"\\Seen"}] * 3
+        assert state.unseen == 0
+        state.check()
+        again = State(state.guid)
+        again.join(Delta.decode(state.extract().encode()))
+        assert again.fingerprint() == state.fingerprint()
+        assert again.keywords == [], "no mail has one"
+
+
+def test_a_keyword_that_no_mail_has_makes_room() -> None:
+    """RFC 3501 §2.3.2 knows no way to delete a keyword: it goes when no mail has it."""
+    state = state_of(rows(1, *(f"k{i}" for i in range(KEYWORDS_MAX))), rows(2))
+    assert state.full
+    version = state.flags.version
+    delta, _ = state.flag_delta(uids(1), "remove", ["k7"], 40)
+    assert delta is not None
+    state.join(delta)
+    assert not state.full
+    assert "k7" in state.keywords, "nothing wants its place yet"
+    assert state.flags.version == version
+    delta, _ = state.flag_delta(uids(2), "add", ["new"], 50)
+    assert delta is not None
+    state.join(delta)
+    assert state.flags.version > version
+    assert set(state.keywords) == {*(f"k{i}" for i in range(KEYWORDS_MAX) if i != 7), "new"}
+    assert (state.full, flags_of(state, 2), "k7" in flags_of(state, 1)) == (True, {"new"}, False)
+    with pytest.raises(Limit):
+        state.flag_delta(uids(1), "add", ["k7"], 60)
+    state.join(Delta(flags=[("K7", 39 * 2 + 1, uids(1))]))  # a change that is older than its removal
+    assert "k7" not in flags_of(state, 1)
+    state.join(Delta(gone=Gone.at(70, uids(1))))
+    assert state.spell(["k7", *(f"n{i}" for i in range(KEYWORDS_MAX - 2))])
     state.check()
+
+
+def test_keywords_of_mails_in_the_making_count() -> None:
+    state = state_of(rows(1, *(f"k{i}" for i in range(KEYWORDS_MAX - 2))))
+    one, two = state.flags.expect(["a", "\\Seen"]), state.flags.expect(["A", "b"])
+    with pytest.raises(Limit):
+        state.spell(["c"])
+    assert state.spell(["a", "b"]) == ["a", "b"]
+    one()
+    with pytest.raises(Limit):
+        state.spell(["c"])
+    two()
+    assert state.spell(["c", "d"]) == ["c", "d"]
+
+
+def test_keywords_that_come_and_go_are_bounded_until_they_are_forgotten() -> None:
+    """What a mail had lately is remembered for the merge with another writer, 8 bytes a mail and keyword."""
+    state = state_of(rows(1), rows(2))
+    for at in range(KEYWORDS_STAMPED_MAX):
+        for op, now in (("add", 100 + at), ("remove", 1000 + at)):
+            delta, _ = state.flag_delta(uids(1), op, [f"k{at}"], now)
+            assert delta is not None
+            state.join(delta)
+    with pytest.raises(Limit, match="remembers"):
+        state.spell(["one-more"])
+    assert state.spell(["k5"]) == ["k5"]
+    last = 1000 + KEYWORDS_STAMPED_MAX - 1
+    assert len(state.forgettable(1010)) < KEYWORDS_STAMPED_MAX
+    names = state.forgettable(last + 1000)
+    assert len(names) == KEYWORDS_STAMPED_MAX
+    base = Delta.decode(state.extract(without=names).encode())
+    assert base.rows is not None
+    assert not base.rows.stamps
+    delta, _ = state.flag_delta(uids(2), "add", ["k5"], last + 10)
+    assert delta is not None
+    state.join(delta)  # while the base was on its way
+    state.forget(names, last + 1000)
+    assert flags_of(state, 2) == {"k5"}
+    assert state.spell([f"n{i}" for i in range(KEYWORDS_MAX - 1)])
+    state.check()
+
+
+# -- expunged mails that sessions still count --------------------------------------------------------------------------
+
+
+def test_records_of_expunged_mails_are_kept_for_who_counts_them() -> None:
+    state = state_of(rows(1, "\\Flagged"), rows(2, "label"), rows(3), rows(4))
+    one, two = View(state), View(state)
+    table, where, known = state.records(uids(1, 3))
+    assert table is state
+    assert known.tolist() == [1, 3]
+    for uid in (2, 4):
+        delta, _ = state.expunge_delta(uids(uid), 50 + uid)
+        assert delta is not None
+        state.join(delta)
+    table, where, known = state.records(uids(1, 2, 4, 9))
+    assert known.tolist() == [1, 2, 4]
+    assert table.uids[where].tolist() == [1, 2, 4]
+    assert [state.flags_of_bits(bits) for bits in table.flag_bits(where)] == [["\\Flagged"], ["label"], []]
+    assert one.poll(state, expunge=False) is None
+    assert one.poll(state, expunge=True) is not None
+    assert len(state.retained) == 2, "the other has not heard"
+    two.close()
+    assert len(state.retained) == 0
+    assert state.records(uids(1, 2))[2].tolist() == [1]
+    del two
+    delta, _ = state.expunge_delta(uids(1), 90)
+    assert delta is not None
+    state.join(delta)
+    del one  # a session that ended in an unforeseen way
+    gc.collect()
+    state.join(Delta(gone=Gone.at(95, uids(3))))
+    View(state).close()
+    assert len(state.retained) == 0
+
+
+def test_a_keyword_of_a_retained_mail_keeps_its_place() -> None:
+    state = state_of(rows(1, *(f"k{i}" for i in range(KEYWORDS_MAX))), rows(2))
+    view = View(state)
+    delta, _ = state.expunge_delta(uids(1), 50)
+    assert delta is not None
+    state.join(delta)
+    assert state.full
+    with pytest.raises(Limit):
+        state.spell(["new"])
+    view.poll(state, expunge=True)
+    assert state.spell(["new"]) == ["new"]
+
+
+def test_what_is_retained_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_records, "RETAINED_MAX", 100)
+    state = state_of(*(rows(uid) for uid in range(1, 302)))
+    view = View(state)
+    for first, last in ((1, 1), (2, 2), (3, 60), *((uid, uid) for uid in range(61, 141)), (141, 300)):
+        state.join(Delta(gone=Gone.at(90, uids(*range(first, last + 1)))))
+        assert len(state.retained) == min(last, 100)
+        assert len(state.retained._parts) <= _records.PARTS_MAX
+        known = state.records(uids(*range(1, last + 1)))[2].tolist()
+        assert known == list(range(max(1, last - 99), last + 1))
+    assert len(view) == 301
 
 
 # -- what comes early --------------------------------------------------------------------------------------------------

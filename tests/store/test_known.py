@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from machines import Machine
 
 from metacache import STAMP_BYTES_MAX
+from obox.store import NewMail
 from obox.store._bundles import Known
 
 
@@ -36,3 +39,52 @@ def test_segments_of_a_huge_mailbox_fit() -> None:
 @pytest.mark.parametrize("damage", [b"", b"Z", b"Zjunk", b"\x80junk", b"\xff"])
 def test_a_damaged_stamp_is_none(damage: bytes) -> None:
     assert Known.decode(damage) is None
+
+
+async def test_a_base_after_two_diffs_is_read_alone(machine: Machine) -> None:
+    """It names the second diff, which had covered the first: the first is no other history, and makes no gap."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(b"a"), NewMail(b"b")])
+        box = await user.box(user.entry("INBOX").guid)
+        for at, flag in enumerate(("a", "b", "c", "d")):
+            box.known.need_base |= at == 3
+            await box.store_flags(np.array([1], dtype=np.uint32), "add", [flag])
+            await box.flush(everything=True)
+        modseq = box.state.highestmodseq
+    machine.lose_disk()
+    async with machine.run() as life:
+        user = await life.user()
+        with life.counting() as stats:
+            box = await user.box(user.entry("INBOX").guid)
+        assert len(box.known.heads) == 1
+        assert box.state.gaps == []
+        assert box.state.trusted(modseq) == modseq
+        assert stats.count("get") == 1
+
+
+async def test_what_another_life_has_written_stays_covered(machine: Machine) -> None:
+    """A second life covers the first's bundles, and its own later bases, of which the last is read, say so as well."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [NewMail(b"a"), NewMail(b"b")])
+        box = await user.box(user.entry("INBOX").guid)
+        for flag in ("a", "b"):
+            await box.store_flags(np.array([1], dtype=np.uint32), "add", [flag])
+            await box.flush(everything=True)
+    machine.lose_disk()
+    async with machine.run() as life:
+        user = await life.user()
+        box = await user.box(user.entry("INBOX").guid)
+        for flag in ("c", "d", "e"):
+            box.known.need_base = True
+            await box.store_flags(np.array([1], dtype=np.uint32), "add", [flag])
+            await box.flush(everything=True)
+    machine.lose_disk()
+    async with machine.run() as life:
+        user = await life.user()
+        with life.counting() as stats:
+            box = await user.box(user.entry("INBOX").guid)
+        assert (len(box.known.heads), box.state.gaps) == (1, [])
+        assert stats.count("get") <= 2, "the last two are read at once"
+        assert len(await life.bucket.list(f"{box.bundles._prefix}", kind="index")) > 3, "nothing was deleted yet"

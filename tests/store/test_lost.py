@@ -389,9 +389,9 @@ async def test_expunged_between_the_404_and_the_second_look(shelf: Shelf, monkey
         await shelf.take(life, key_of(box, 1))
         fetch = box.fetch
 
-        async def then_expunge(key: str, start: int = 0, end: int | None = None) -> bytes:
+        async def then_expunge(key: str, start: int = 0, end: int | None = None, *, expunged: bool = False) -> bytes:
             try:
-                return await fetch(key, start, end)
+                return await fetch(key, start, end, expunged=expunged)
             finally:
                 await box.expunge(uids(1))
 

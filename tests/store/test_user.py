@@ -110,6 +110,14 @@ async def test_append_with_too_many_keywords_stores_nothing(machine: Machine) ->
         assert (await user.status("INBOX")).messages == 0
 
 
+async def test_mailboxes_of_a_new_user_have_canonical_names(bucket: Bucket, tmp_path: Path) -> None:
+    machine = Machine(bucket, tmp_path / "disk", mailboxes=(("inbox/Lists", ""), ("\u0131nbox", "\\Sent")))
+    async with machine.run() as life:
+        user = await life.user()
+        assert {info.name for info in user.mailboxes()} == {"INBOX", "INBOX/Lists", "\u0131nbox"}
+        assert user.entry("Inbox/Lists").guid != user.entry("inbox").guid
+
+
 @pytest.mark.parametrize("name", ["", "a//b", "/a", "x" * 1001, "a\0b", "a\nb"])
 async def test_bad_names_are_refused(machine: Machine, name: str) -> None:
     async with machine.run() as life:

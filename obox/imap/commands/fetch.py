@@ -1,7 +1,11 @@
 """FETCH and UID FETCH. RFC 9051 §6.4.5, RFC 7162 §3.1.4, §3.2.6.
 
 Mails are taken in chunks of UIDs. For each: read what the plan needs (awaiting), then look the rows up and make the
-lines (not awaiting), then hand them over and wait for the client. What was expunged in between is left out.
+lines (not awaiting), then hand them over and wait for the client.
+
+A mail that another session has expunged, and that this client was not told of, is served from what is left of it: its
+record (`State.retained`), its ready fields, its object. The answer is OK with EXPUNGEISSUED, and NO where something
+that was asked for is left nowhere (RFC 2180 §4.1, RFC 5530 §3). By UID, such mails may as well not exist: OK.
 
 A FETCH that asks for what is in the index alone never meets a lost or damaged mail. Of one whose bytes it would have to
 read the flags are told, and `fetch_failure` decides: BYE at once, or the others first and then BYE or NO. With
@@ -13,8 +17,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -25,10 +30,11 @@ from obox.imap.commands.auth import enable_condstore
 from obox.imap.earlier import vanished_earlier
 from obox.imap.plan import Body, Plan, compile_plan
 from obox.imap.replies import Reply, bad, no
-from obox.imap.rows import ANSWER_BYTES, flag_column, flag_rows, lines, parts
+from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lines, parts
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
-from obox.imap.updates import write_flags
+from obox.imap.updates import flags_of, write_flags
+from obox.mailbox import Table
 from obox.mailbox._state import SEEN
 from obox.mailbox._uidset import UidArray
 from obox.store.api import Fields, Unreadable
@@ -75,8 +81,10 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
             return no(said, "CORRUPTION")
         session.hang_up(said, "CORRUPTION")
         return None
-    if job.expunged and not command.uid:
+    if job.unsent and not command.uid:
         return no("Some of the mails no longer exist", "EXPUNGEISSUED")
+    if job.expunged and not command.uid:
+        return Reply("Fetch completed, some of the mails have been expunged", "EXPUNGEISSUED")
     return Reply("Fetch completed")
 
 
@@ -92,9 +100,8 @@ def _changed_since(session: Session, command: ast.Fetch, uids: UidArray, modseq:
     # What the client still counts is told with the next EXPUNGE or VANISHED, not as an earlier one.
     if command.vanished and (gone := vanished_earlier(state, modseq, command.sequence, shown=view.uids)):
         session.write(wire.line(b"VANISHED (EARLIER)", gone))
-    where, there = state.positions(uids)
-    there[there] = state.modseqs[where[there]] > np.uint64(state.trusted(modseq))
-    return uids[there]
+    table, where, known = state.records(uids)
+    return known[table.modseqs[where] > np.uint64(state.trusted(modseq))]
 
 
 def _of_mail(item: FetchAttr | Body) -> bool:
@@ -111,12 +118,21 @@ async def _structure(mail: bytes) -> tuple[Part, bool]:
     return await asyncio.to_thread(parse, mail), False
 
 
+class _Rows(NamedTuple):
+    """Mails whose lines are made now: the table to read them from, their positions in it, their UIDs."""
+
+    table: Table
+    where: Where
+    uids: UidArray
+
+
 class _AtOnce(Exception):
     """A mail cannot be read, and nothing more is to be sent."""
 
 
 class _Fetch:
-    """One FETCH under way. unreadable: UIDs of mails that are lost or damaged; expunged: some are gone."""
+    """One FETCH under way. unreadable: UIDs of mails that are lost or damaged; expunged: some are gone; unsent: of some
+    that are gone not all could be sent."""
 
     def __init__(self, session: Session, plan: Plan, *, uid: bool) -> None:
         self.session = session
@@ -130,7 +146,8 @@ class _Fetch:
         self.uid = uid
         self.autofix = session.settings.autofix_storage
         self.unreadable: set[int] = set()
-        self.expunged = False
+        self.expunged = self.unsent = False
+        self.flags = partial(flags_of, session)
 
     async def chunk(self, uids: UidArray) -> None:
         """Deliver some mails."""
@@ -164,23 +181,24 @@ class _Fetch:
             if len(found) < len(uids):
                 for uid in sorted(self.unreadable.intersection(uids.tolist())):
                     await self._write_flags(uid, seen)
-        uids, where = self._there(uids, found)
+        rows = self._known(uids, found)
         if plan.needs_mail:
-            await self._whole(uids, where, seen, found, headers)
+            await self._whole(rows, seen, found, headers)
             return
+        table, where, uids = rows
         if len(uids) == 0:
             return
         order = uids.tolist() if plan.needs_fields else []
         columns = plan.columns(
-            self.mailbox.state,
+            table,
             where,
-            self.view.recent_uids(),
+            self.flags,
             [found[uid] for uid in order],
             [headers[uid] for uid in order] if headers else [],
         )
         names = self.names
         if len(seen):
-            names, columns = self._with_flags(uids, where, seen, columns)
+            names, columns = self._with_flags(rows, seen, columns)
         seqs = self.view.seqs(uids).tolist()
         if not plan.needs_fields and flag_rows(self.mailbox.state, len(seqs)) == len(seqs):
             self.session.write(lines(names, seqs, columns))  # numbers, dates and few flags: nothing is long
@@ -190,13 +208,16 @@ class _Fetch:
             if self.session.out.full:
                 await self.session.flush()
 
-    def _there(self, uids: UidArray, found: Mapping[int, Fields]) -> tuple[UidArray, Any]:
-        """Those of `uids` that exist and of which we have the fields that the plan needs, with their rows."""
-        where, there = self.mailbox.state.positions(uids)
-        self.expunged |= not there.all()
+    def _known(self, uids: UidArray, found: Mapping[int, Fields]) -> _Rows:
+        """Those of `uids` whose record we have, and the fields that the plan needs."""
+        state = self.mailbox.state
+        table, where, known = state.records(uids)
+        self.expunged |= table is not state or len(known) < len(uids)
         if self.plan.needs_fields and len(found) < len(uids):
-            there &= np.isin(uids, np.fromiter(found, dtype=np.uint32, count=len(found)))
-        return (uids, where) if there.all() else (uids[there], where[there])
+            has = np.isin(known, np.fromiter(found, dtype=np.uint32, count=len(found)))
+            known, where = known[has], where[has]
+        self.unsent |= len(known) < len(uids) and not self.unreadable.issuperset(np.setdiff1d(uids, known).tolist())
+        return _Rows(table, where, known)
 
     # -- what cannot be read ---------------------------------------------------------------------------------------
 
@@ -238,18 +259,18 @@ class _Fetch:
         return stored.changed
 
     def _with_flags(
-        self, uids: UidArray, where: Any, seen: UidArray, columns: list[Sequence[Any]]
+        self, rows: _Rows, seen: UidArray, columns: list[Sequence[Any]]
     ) -> tuple[list[bytes], list[Sequence[Any]]]:
         """Add flags (and modseq) where \\Seen is new and the client did not ask for them."""
+        table, where, uids = rows
         new = np.isin(uids, seen, assume_unique=True).tolist()
         names = list(self.names)
-        state = self.mailbox.state
         if not self.plan.has(FetchAttr.FLAGS):
-            flags = flag_column(state, where, self.view.recent_uids())
+            flags = self.flags(table, where)
             names[-1] += b"%b"
             columns = [*columns, [b" FLAGS " + f if n else b"" for f, n in zip(flags, new, strict=True)]]
         if self.session.condstore and not self.plan.has(FetchAttr.MODSEQ):
-            modseqs = state.modseqs[where].tolist()
+            modseqs = table.modseqs[where].tolist()
             names[-1] += b"%b"
             columns = [*columns, [b" MODSEQ (%d)" % m if n else b"" for m, n in zip(modseqs, new, strict=True)]]
         return names, columns
@@ -296,12 +317,12 @@ class _Fetch:
     # -- whole mails -----------------------------------------------------------------------------------------------
 
     async def _whole(
-        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
+        self, asked: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> None:
         """The columns of all are taken now, each mail's bytes follow: a change in between is told by the next poll."""
-        order = uids.tolist()
-        sizes = self.mailbox.state.column("size")[where].tolist()
-        names, rows = self._cells(uids, where, seen, found, headers)
+        order = asked.uids.tolist()
+        sizes = asked.table.column("size")[asked.where].tolist()
+        names, rows = self._cells(asked, seen, found, headers)
         lead = b"* %d FETCH (" + b" ".join(names) + b")\r\n"
         at = 0
         async for uid, mail in self._mails(order, sizes):
@@ -315,7 +336,7 @@ class _Fetch:
             elif self._streams(sizes[at]):
                 wrong = await self._stream(uid, sizes[at], names, rows[at])
             else:
-                self.expunged = True
+                self.expunged = self.unsent = True
             if wrong is not None and (instead := self._instead(uid, wrong)) is not None:
                 await self._write_row(lead, names, rows[at], instead)
             elif wrong is not None:
@@ -348,17 +369,18 @@ class _Fetch:
             yield pair
 
     def _cells(
-        self, uids: UidArray, where: Any, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
+        self, rows: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> tuple[list[bytes], list[list[Any]]]:
         """Format strings, and for each line its sequence number and values; what is cut from the mail is None yet."""
         plan = self.plan
+        table, where, uids = rows
         small = Plan([item for item in plan.order if not _of_mail(item)])
         order = uids.tolist() if plan.needs_fields else []
         given = iter(
             small.columns(
-                self.mailbox.state,
+                table,
                 where,
-                self.view.recent_uids(),
+                self.flags,
                 [found[uid] for uid in order],
                 [headers[uid] for uid in order] if headers else [],
             )
@@ -367,7 +389,7 @@ class _Fetch:
         columns: list[Sequence[Any]] = [blank if _of_mail(item) else next(given) for item in plan.order]
         names = self.names
         if len(seen):
-            names, columns = self._with_flags(uids, where, seen, columns)
+            names, columns = self._with_flags(rows, seen, columns)
         return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
 
     async def _write_row(self, lead: bytes, names: list[bytes], values: list[Any], mail: bytes) -> None:
@@ -429,7 +451,7 @@ class _Fetch:
             try:
                 first = await self.mailbox.part(uid, low, min(low + PIECE_BYTES, high), autofix=self.autofix)
             except Expunged:
-                self.expunged = True
+                self.expunged = self.unsent = True
                 return None
             except (Corrupt, NotFound) as error:
                 return error

@@ -46,7 +46,7 @@ async def select(session: Session, command: ast.Select) -> Reply:
 
 def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
     state = mailbox.state
-    write_names(session, state)
+    write_names(session)
     session.write(b"* %d EXISTS\r\n* %d RECENT\r\n" % (len(view), view.recent_count()))
     if state.unseen:
         unseen = np.flatnonzero((state.bits & np.uint64(SEEN)) == 0)

@@ -17,7 +17,7 @@ from obox.imap.ast import StoreMode
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.commands.expunge import READ_ONLY
 from obox.imap.replies import Reply
-from obox.imap.session import Session
+from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import write_flags
 from obox.mailbox import State
@@ -47,20 +47,20 @@ async def store(session: Session, command: ast.Store) -> Reply:
         uids, where = uids[there], where[there]
     op = OPS[command.mode]
     before = state.bits[where]
-    guess = command.silent and op != "replace"  # the client works the result out from what it was told
+    # The client works the result out from what it was told; the words of `bits` hold all of it but for wide keywords.
+    guess = command.silent and op != "replace"
     known = ~view.untold(state, uids) if guess else np.ones(len(uids), dtype=np.bool_)
-    names = len(state.flag_names)
     stored = await mailbox.store_flags(uids, op, command.flags, command.unchanged_since)
     state = mailbox.state
     refused = stored.refused
     done = uids if len(refused) == 0 else uids[~np.isin(uids, refused, assume_unique=True)]
     told = stored.changed
-    if command.silent:
+    if command.silent and state.flags.wide:
+        told = NO_UIDS
+    elif command.silent:
         expected = _apply(before, op, state.mask_of(command.flags))
         told = told[np.isin(told, _as_expected(state, uids, expected, known), assume_unique=True)]
     view.note_own(stored.modseq, told)
-    if len(state.flag_names) != names:
-        await session.tell(expunge=False, uid=command.uid)  # FLAGS goes before the first use of a keyword
     if not command.silent:
         await write_flags(session, done, uid=command.uid)
     elif session.condstore:

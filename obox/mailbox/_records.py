@@ -1,0 +1,183 @@
+"""Index records apart from the state: of mails that are expunged and that some session still counts.
+
+A client may ask for a mail that another session has expunged until it is told so, and the server
+does well to answer (RFC 2180 §4.1). `Retained` keeps such records for as long as a view needs them;
+`Records` is a table of some mails, live or retained, that is read as a state is.
+
+Invariant: what is retained changes no answer but those about expunged mails.
+Refuses to know: which of the records a view still counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from ..types import Guid
+from ._uidset import UidArray
+
+RETAINED_MAX: Final = 65_536
+"""Records that one mailbox retains, about 70 bytes each. Of mails beyond, the sessions that count
+them hear EXPUNGEISSUED."""
+
+PARTS_MAX: Final = 32
+"""Arrays of records, each looked through for what is asked; beyond, the older half becomes one."""
+
+Where = npt.NDArray[np.intp]
+
+
+class Table(Protocol):
+    """What is read of mails by position: a `State`, or `Records` of some of its mails."""
+
+    @property
+    def uids(self) -> UidArray:
+        """Ascending."""
+
+    @property
+    def modseqs(self) -> npt.NDArray[np.uint64]: ...
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """uid size internaldate zone savedate modseq home home_uid oid bits."""
+
+    def flag_bits(self, where: Where | slice) -> list[int]:
+        """Flags of the mails at `where`, bit i for `State.flag_names[i]`, however many names there are."""
+
+
+class Records:
+    """Records of some mails. columns: as of a state, in UID order; wide: masks of wide keywords."""
+
+    __slots__ = ("columns", "names", "wide")
+
+    def __init__(
+        self, columns: dict[str, npt.NDArray[Any]], wide: Mapping[str, npt.NDArray[np.bool_]], names: Sequence[str]
+    ) -> None:
+        self.columns = columns
+        self.wide = wide
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.columns["uid"])
+
+    @property
+    def uids(self) -> UidArray:
+        return self.columns["uid"]
+
+    @property
+    def modseqs(self) -> npt.NDArray[np.uint64]:
+        return self.columns["modseq"]
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        return self.columns[name]
+
+    def flag_bits(self, where: Where | slice) -> list[int]:
+        masks = {name: mask[where] for name, mask in self.wide.items()}
+        return with_wide(self.columns["bits"][where].tolist(), masks, self.names)
+
+    def take(self, index: npt.NDArray[np.bool_] | Where | slice) -> Records:
+        columns = {name: column[index] for name, column in self.columns.items()}
+        return Records(columns, {name: mask[index] for name, mask in self.wide.items()}, self.names)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Records]) -> Records:
+        """All records of `parts`, which have no UID in common, in UID order."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+        wide = {
+            name: np.concatenate([part.wide.get(name, np.zeros(len(part), dtype=np.bool_)) for part in parts])
+            for name in {name for part in parts for name in part.wide}
+        }
+        return cls(columns, wide, parts[0].names).take(np.argsort(columns["uid"], kind="stable"))
+
+
+def with_wide(bits: list[int], masks: Mapping[str, npt.NDArray[np.bool_]], names: Sequence[str]) -> list[int]:
+    """Words of flags with the bits of wide keywords, which are beyond the 64th."""
+    for name, mask in masks.items():
+        if name in names:
+            bit = 1 << names.index(name)
+            for at in np.flatnonzero(mask).tolist():
+                bits[at] |= bit
+    return bits
+
+
+class Retained:
+    """Records of expunged mails by when they went; see the module's text."""
+
+    __slots__ = ("__weakref__", "_count", "_end", "_parts", "_told")
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, Records]] = []
+        self._count = 0
+        self._end = 0
+        self._told: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        """How many records there are."""
+        return self._count
+
+    @property
+    def wanted(self) -> bool:
+        """Some view may count what goes now."""
+        return bool(self._told)
+
+    def enter(self, view: object) -> None:
+        """`view` has seen the mailbox as it is now."""
+        self._told[view] = self._end
+        self._drop()
+
+    def leave(self, view: object) -> None:
+        """`view` is asked for nothing any more."""
+        self._told.pop(view, None)
+        self._drop()
+
+    def add(self, records: Records) -> None:
+        """Retain records of mails that go now; the oldest beyond RETAINED_MAX are dropped."""
+        if len(records) > RETAINED_MAX:
+            records = records.take(slice(-RETAINED_MAX, None))
+        self._end += 1
+        self._parts.append((self._end, records))
+        self._count += len(records)
+        while (excess := self._count - RETAINED_MAX) > 0:
+            number, oldest = self._parts.pop(0)
+            if excess < len(oldest):
+                self._parts.insert(0, (number, oldest.take(slice(excess, None))))
+            self._count -= min(excess, len(oldest))
+        if len(self._parts) > PARTS_MAX:
+            half = PARTS_MAX // 2
+            older = Records.joined([part for _, part in self._parts[:half]])
+            self._parts[:half] = [(self._parts[half - 1][0], older)]
+
+    def find(self, uids: UidArray) -> list[Records]:
+        """Those of `uids` that are retained, in parts."""
+        found = []
+        for _, part in self._parts:
+            mask = np.isin(part.uids, uids, assume_unique=True)
+            if mask.any():
+                found.append(part.take(mask))
+        return found
+
+    def used(self, names: Sequence[str]) -> set[str]:
+        """The flags that some record has."""
+        bits = 0
+        out: set[str] = set()
+        for _, part in self._parts:
+            bits |= int(np.bitwise_or.reduce(part.columns["bits"]))
+            out.update(name for name, mask in part.wide.items() if mask.any())
+        return out | {name for i, name in enumerate(names[:64]) if bits >> i & 1}
+
+    def _drop(self) -> None:
+        if not self._parts:
+            return
+        low = min(self._told.values(), default=self._end)
+        self._parts = [(number, part) for number, part in self._parts if number > low]
+        self._count = sum(len(part) for _, part in self._parts)
+
+
+def home_of(table: Table, position: int, own: Guid, homes: Sequence[Guid]) -> tuple[Guid, int]:
+    """(mailbox guid, uid) of the object that holds the mail at a position."""
+    home = int(table.column("home")[position])
+    return (own if home < 0 else homes[home]), int(table.column("home_uid")[position])

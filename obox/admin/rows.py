@@ -198,6 +198,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     "metacacheUnpack": {
         "key": "the key in the bucket, or the file",
         "kind": "what kind of object it is",
+        "version": "the major version of its envelope",
         "oid": "the object's own number",
         "bytes": "its size in the bucket",
         "meta": "what its head says",
@@ -246,6 +247,18 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "result": "ok, warning, wrong (obox needs it), or unknown",
         "detail": "what was seen",
         "ms": "how long it took, in milliseconds",
+    },
+    "storageUpgrade": {
+        "objects": "how many objects the user has",
+        "outdated": "how many of them are of an older format, or not sealed under the first key",
+        "upgraded": "how many were rewritten",
+        "damaged": "how many do not decode, or belong to somebody else; they are left as they are",
+        "foreign": "how many keys are none of obox",
+    },
+    "storageFinishUpgrade": {
+        "what": "a user, or a kind of object",
+        "outdated": "how many objects of an older format there are",
+        "result": "what to do about them, or that the upgrade is finished",
     },
 }
 """By API name of the verb, then by column. (N): a column for each priority. Beside these, where a command is about

@@ -3,21 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ..types import Guid
 from ._flags import NARROW
-
-if TYPE_CHECKING:
-    from ._state import State
+from ._uidset import UidArray
 
 Stamps = Mapping[str, npt.NDArray[np.uint64]]
 Early = Mapping[str, Mapping[int, int]]
 
 
-def fingerprint(state: State, stamps: Stamps, early_flags: Early, early_purged: Set[int]) -> tuple[object, ...]:
+class Model(Protocol):
+    """What is read of a `State` here."""
+
+    uidnext: int
+    highestmodseq: int
+    recent: int
+    bytes: int
+    unseen: int
+    gone_uid: UidArray
+    gone_modseq: npt.NDArray[np.uint64]
+    gone_purged: npt.NDArray[np.bool_]
+    holders: dict[tuple[int, Guid, int], int]
+    claims: dict[int, int]
+    gaps: list[tuple[int, int]]
+
+    def __len__(self) -> int: ...
+
+    @property
+    def uids(self) -> UidArray: ...
+
+    @property
+    def bits(self) -> npt.NDArray[np.uint64]: ...
+
+    @property
+    def modseqs(self) -> npt.NDArray[np.uint64]: ...
+
+    @property
+    def flag_names(self) -> list[str]: ...
+
+    def column(self, name: str) -> npt.NDArray[Any]: ...
+
+    def home_of(self, position: int) -> tuple[Guid, int]: ...
+
+    def flag_bits(self, where: slice) -> list[int]: ...
+
+    def flags_of_bits(self, bits: int) -> list[str]: ...
+
+    def has_flag(self, flag: str, where: slice) -> npt.NDArray[np.bool_]: ...
+
+
+def fingerprint(state: Model, stamps: Stamps, early_flags: Early, early_purged: Set[int]) -> tuple[object, ...]:
     """See `State.fingerprint`."""
     mails: dict[int, Any] = {}
     flags = state.flag_bits(slice(0, len(state)))
@@ -40,7 +79,7 @@ def fingerprint(state: State, stamps: Stamps, early_flags: Early, early_purged: 
     return state.uidnext, state.highestmodseq, state.recent, mails, gone, rest, late
 
 
-def check(state: State, stamps: Stamps, early_flags: Early, early_purged: Set[int]) -> None:
+def check(state: Model, stamps: Stamps, early_flags: Early, early_purged: Set[int]) -> None:
     """See `State.check`."""
     uids, count = state.uids, len(state)
     assert bool((uids[1:] > uids[:-1]).all()), "rows are not sorted by UID"

@@ -205,7 +205,7 @@ async def test_a_look_does_not_lift_a_quota(service: Service) -> None:
     await service.call("metacacheFlush", user=ANNA)
     await service.call("metacacheFlush", user=ANNA, noUserdbLookup=True)
     user = service.backend.store.users[ANNA]
-    assert user.quota_messages == 100
+    assert user.quota.messages_max == 100
     await client.ask("LOGOUT")
 
 

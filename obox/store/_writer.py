@@ -41,7 +41,7 @@ PUTS_AT_ONCE: Final = 8
 INLINE_MAX: Final = 64 * 1024
 """Octets up to which a mail is parsed and compressed on the loop: about a millisecond."""
 
-DECIDE_S: Final = 2.0
+DECIDE_S: Final = 1.0
 """Between attempts to decide a UID, so that deliveries go on soon after an outage."""
 
 ATTEMPTS_MAX: Final = 8

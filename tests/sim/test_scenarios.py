@@ -356,7 +356,7 @@ def test_hung_put_burns_its_uid() -> None:
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
         inbox = stage.guids[INBOX]
-        stage.fail("put", key_of(inbox, 5), "hang")
+        stage.fail("put", key_of(inbox, 5), "hang", times=2)  # and the attempt beside it, after half of the deadline
         first = asyncio.ensure_future(player.append(node, INBOX, inbox))
         await asyncio.sleep(0.1)
         began = stage.world.clock()
@@ -364,6 +364,19 @@ def test_hung_put_burns_its_uid() -> None:
         assert stage.world.clock() - began < 11
         assert await first == [7]
         assert not stage.world.memory._objects[key_of(inbox, 5)][0]
+        await player.finish([node])
+
+    scene(work)
+
+
+def test_a_put_that_hangs_once_is_made_again_under_its_uid() -> None:
+    async def work(stage: Stage) -> None:
+        player, node = stage.player, await stage.begin()
+        inbox = stage.guids[INBOX]
+        stage.fail("put", key_of(inbox, 5), "hang")
+        began = stage.world.clock()
+        assert await player.append(node, INBOX, inbox) == [5]
+        assert stage.world.clock() - began < 6
         await player.finish([node])
 
     scene(work)

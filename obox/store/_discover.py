@@ -7,6 +7,7 @@ it can never appear later. A mail inside the range of a lower claim is void.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -21,6 +22,7 @@ from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key, mail_prefix, owner_of, parse_mail_key
 from ..types import Uid
 from ._bundles import Known
+from ._env import GETS_AT_ONCE
 from ._mail import MailMeta, check_claim, check_meta
 from ._slots import Slot
 from ._writer import stamp
@@ -152,6 +154,8 @@ async def discover(mailbox: Mailbox, ours: list[Slot]) -> tuple[list[Delta], int
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     start = mailbox.state.uidnext
     skip = {slot.uid: slot.count for slot in ours if slot.fate in ("landed", "void", "orphan")}
+    until: int | None = None
+    """What the first LIST shows: another that writes on has holes above it at any time, and would hold us for ever."""
     while True:
         after = mail_prefix(sid, guid) + f"{start - 1:08x}"
         found: dict[int, int] = {}
@@ -160,16 +164,25 @@ async def discover(mailbox: Mailbox, ours: list[Slot]) -> tuple[list[Delta], int
                 found[parse_mail_key(info.key).uid] = info.size
             except ValueError:
                 log.warning("foreign object among the mails, left alone", key=info.key)
+        if until is None:
+            until = max([*found, *skip], default=start - 1)
+        found = {uid: size for uid, size in found.items() if uid <= until}
         deltas, end, holes = await _read(mailbox, start, found, skip)
-        landed = False
-        for uid in holes[:HOLES_MAX]:
+        gate = asyncio.Semaphore(GETS_AT_ONCE)
+
+        async def burn(uid: int, gate: asyncio.Semaphore = gate) -> bool:
+            """False: something has landed there meanwhile."""
             key = mail_key(sid, guid, Uid(uid))
-            try:
-                landed |= await settle(env.bucket, key, env.new_oid(), kind="mail") == "other"
-            except StoreError as exc:
-                raise env.unavailable("put", key, exc) from exc
-            deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
-        if not landed:
+            async with gate:
+                try:
+                    return await settle(env.bucket, key, env.new_oid(), kind="mail") != "other"
+                except StoreError as exc:
+                    raise env.unavailable("put", key, exc) from exc
+
+        holes = holes[:HOLES_MAX]
+        burnt = await asyncio.gather(*map(burn, holes))
+        deltas += [Delta(claims={uid: 1}, uidnext=uid + 1) for uid in holes]
+        if all(burnt):
             return sorted(deltas, key=_first_uid), end
 
 
@@ -295,6 +308,7 @@ async def refresh(mailbox: Mailbox) -> None:
     lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
     lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}
     mailbox.known.need_base |= bool(deltas or lost)
+    others = sum(len(delta.rows) for delta in deltas if delta.rows is not None)
     deltas.reverse()
 
     def show(until: int) -> None:
@@ -309,7 +323,7 @@ async def refresh(mailbox: Mailbox) -> None:
             mailbox.user.journal.add(mailbox.user.storage_id, mailbox.guid, mailbox.taken_back(slot).encode())
             await _journaled(mailbox)  # whoever finds the object by LIST must know before a higher UID shows
     show(uidnext)
-    mailbox.slots.refreshed(uidnext)
+    mailbox.slots.refreshed(uidnext, others)
 
 
 def _is_anothers(state: State, slot: Slot) -> bool:

@@ -12,12 +12,19 @@ and whoever lost its UID takes another.
               -> taken  -> refresh; every slot in flight above it is tried again
               -> orphan -> refresh; expunged in the journal, then skipped
 
+Who loses a UID LISTs and reads what the other has written; meanwhile that one writes on, and the loser's next UID is
+taken before it is tried: one of two writers would starve. Two rules work against that. After LOSSES in a row the next
+UIDs are taken further ahead, by about as many as the other wrote in the last round: the PUT lands then, the refresh
+that follows burns what is still free below, and the other loses a UID in its turn. And who has lost one and had written
+more than the others waits before it goes on, in proportion.
+
 Invariant: visible UIDs are a prefix of those handed out. Refuses to know: the bucket.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal
@@ -27,6 +34,18 @@ from ..mailbox import Delta
 
 WAIT_S: Final = 15.0
 """For a refresh to end, before the sender is told to try again."""
+
+LOSSES: Final = 2
+"""UIDs lost in a row, before the next one is taken ahead: one loss is what two writers do to each other anyway."""
+
+YIELD_S: Final = 0.5
+"""The longest wait of one who has written more than the others: short beside what a delivery may take."""
+
+YIELD_TIMES: Final = 3
+"""... and how long it is, in times of the time in which one wrote more: the others LIST and read first."""
+
+AHEAD_MAX: Final = 1024
+"""UIDs that may be left free, and so burnt, below one that is taken ahead."""
 
 Fate = Literal["pending", "landed", "void", "taken", "orphan"]
 
@@ -50,10 +69,24 @@ class Slot:
 class Slots:
     """The slots of one mailbox."""
 
-    def __init__(self, show: Callable[[Slot], None], taken: Callable[[], None]) -> None:
-        """show: a slot's turn has come (its fate is landed or void); taken: call `refreshed` after a LIST."""
+    def __init__(
+        self, show: Callable[[Slot], None], taken: Callable[[], None], chance: Callable[[], float] = random.random
+    ) -> None:
+        """show: a slot's turn has come (its fate is landed or void); taken: call `refreshed` after a LIST; chance: a
+        number in [0, 1)."""
         self._show = show
         self._taken = taken
+        self._chance = chance
+        self._lost_uid = 0
+        """The lowest UID lost since the last refresh; 0: none."""
+        self._behind = 0
+        """So many UIDs the others took while we lost one and LISTed."""
+        self._losses = 0
+        """UIDs lost in a row."""
+        self._landed = 0
+        """UIDs of ours since the last refresh."""
+        self._refreshed_at = 0.0
+        self._jumped = False
         self._queue: deque[Slot] = deque()
         self._next = 0
         self._open = asyncio.Event()
@@ -79,6 +112,10 @@ class Slots:
             raise Unavailable("the storage does not answer; try again later") from None
         loop = asyncio.get_running_loop()
         self._next = max(self._next, uidnext)
+        if self._losses >= LOSSES and not self._jumped:
+            self._jumped = True
+            self._next += 1 + min(AHEAD_MAX, int(self._behind * (0.5 + self._chance())))
+            loop.call_soon(self._open.clear)  # whoever was woken with us goes along
         slots = []
         for count in counts:
             slot = Slot(self._next, count, loop.create_future())
@@ -91,10 +128,12 @@ class Slots:
     def settle(self, slot: Slot, fate: Fate, delta: Delta | None = None) -> None:
         """Say what became of a slot; shows what can be shown."""
         slot.fate, slot.delta = fate, delta
+        if fate == "taken":
+            self._lost_uid = min(slot.uid, self._lost_uid or slot.uid)
         if fate == "void" and slot.count > 1:
             slot.count = 1  # only its first UID is burnt: the others are decided by the refresh
             self._open.clear()
-        if fate in ("taken", "orphan"):
+        if fate in ("taken", "orphan") or self._jumped:
             self._open.clear()
         if not self._open.is_set():
             if all(other.fate != "pending" for other in self._queue):
@@ -119,14 +158,28 @@ class Slots:
             slot = self._queue.popleft()
             self._finish(slot, not (slot.fate == "taken" or lost(slot)))
 
-    def refreshed(self, uidnext: int) -> None:
-        """All is shown: hand out UIDs again."""
+    def refreshed(self, uidnext: int, others: int = 0) -> None:
+        """All is shown: hand out UIDs again. others: mails that others wrote since the last time."""
+        loop = asyncio.get_running_loop()
+        mine, since = self._landed, loop.time() - self._refreshed_at
+        lost = self._lost_uid
+        if lost:
+            self._losses += 1
+            self._behind = uidnext - lost
+        self._lost_uid, self._jumped = 0, False
+        self._landed, self._refreshed_at = 0, loop.time()
         self._next = uidnext
-        self._open.set()
+        if lost and mine > others > 0:
+            loop.call_later(min(YIELD_S, YIELD_TIMES * since * (mine - others) / (mine + others)), self._open.set)
+        else:
+            self._open.set()
 
     def _finish(self, slot: Slot, visible: bool) -> None:
         if visible:
             self._show(slot)
+            if slot.fate == "landed":
+                self._losses = 0
+                self._landed += slot.count
         if not slot.done.done():
             slot.done.set_result(visible and slot.fate == "landed")
         if not self._queue:

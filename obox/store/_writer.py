@@ -47,7 +47,7 @@ FIELDS_S: Final = 2.0
 """How long a mail that is in the bucket waits for its ready fields; without them it is visible, and whoever asks for
 them first makes them. More than this and its sender would hear 451 of a mail that is stored, and send it again."""
 
-DECIDE_S: Final = 2.0
+DECIDE_S: Final = 1.0
 """Between attempts to decide a UID, so that deliveries go on soon after an outage."""
 
 ATTEMPTS_MAX: Final = 8

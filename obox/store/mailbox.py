@@ -77,7 +77,7 @@ class Mailbox:
         self.flushing = asyncio.Lock()
         self.mending = asyncio.Lock()
         """Held while lost mails are looked for once more."""
-        self.slots = Slots(self._show, self._taken)
+        self.slots = Slots(self._show, self._taken, self._chance)
         self._watchers: list[Callable[[], None]] = []
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -269,6 +269,9 @@ class Mailbox:
         """Expunges a mail of a group that has failed."""
         modseq = self.state.next_modseq(self.env.now_ms())
         return Delta(gone=Gone.at(modseq, uid_array([slot.uid])), highestmodseq=modseq, uidnext=slot.uid + 1)
+
+    def _chance(self) -> float:
+        return int.from_bytes(self.env.random_bytes(2), "big") / 2**16
 
     def _taken(self) -> None:
         self.user.spawn(_discover.refresh(self))

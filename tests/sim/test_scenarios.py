@@ -356,7 +356,7 @@ def test_hung_put_burns_its_uid() -> None:
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
         inbox = stage.guids[INBOX]
-        stage.fail("put", key_of(inbox, 5), "hang")
+        stage.fail("put", key_of(inbox, 5), "hang", times=2)  # and the attempt beside it, after half of the deadline
         first = asyncio.ensure_future(player.append(node, INBOX, inbox))
         await asyncio.sleep(0.1)
         began = stage.world.clock()
@@ -364,6 +364,19 @@ def test_hung_put_burns_its_uid() -> None:
         assert stage.world.clock() - began < 11
         assert await first == [7]
         assert not stage.world.memory._objects[key_of(inbox, 5)][0]
+        await player.finish([node])
+
+    scene(work)
+
+
+def test_a_put_that_hangs_once_is_made_again_under_its_uid() -> None:
+    async def work(stage: Stage) -> None:
+        player, node = stage.player, await stage.begin()
+        inbox = stage.guids[INBOX]
+        stage.fail("put", key_of(inbox, 5), "hang")
+        began = stage.world.clock()
+        assert await player.append(node, INBOX, inbox) == [5]
+        assert stage.world.clock() - began < 6
         await player.finish([node])
 
     scene(work)
@@ -454,11 +467,12 @@ def test_a_slow_bucket_is_told_in_time() -> None:
         await node.stop()
         node = await stage.start("a")
         for op in ("get", "list"):
-            stage.fail(op, "", "delay", times=6, seconds=4.9)
-        stage.fail("put", key_of(inbox, 5), "hang")
+            stage.fail(op, "", "delay", times=99, seconds=4.9)
+        stage.fail("put", key_of(inbox, 5), "hang", times=99)
         began = stage.world.clock()
         assert not await player.append(node, INBOX, inbox)
         assert stage.world.clock() - began <= 25
+        stage.world.faults._scripts.clear()
         await asyncio.sleep(300)
         assert await player.append(node, INBOX, inbox)
         await player.finish([node])

@@ -1,0 +1,106 @@
+"""A real S3 server behind a proxy with faults: what was acknowledged is there, and nothing is there twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+
+import pytest
+from servers import S3Bucket
+
+from obox.objectstore import (
+    Codec,
+    ObjectKind,
+    OutcomeUnknown,
+    Refused,
+    StoreError,
+    new_oid,
+    open_store,
+    put_once,
+    settle,
+)
+
+from .conftest import s3_settings
+from .faultproxy import FAULTS, FaultProxy
+
+SENDERS = 3
+BURST = 4
+"""Mails of each sender while the fault lasts."""
+
+
+@pytest.mark.needs("weed")
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
+    """Each mail is PUT as a delivery does it, and settled where its outcome is unknown, while half of the requests
+    (or all, where the store is away) meet the fault; it ends after a while."""
+    rng = random.Random(7)
+    proxy = FaultProxy(s3_bucket.server.endpoint_url, rng)
+    await proxy.open()
+    settings = replace(s3_settings(s3_bucket), endpoint_url=proxy.endpoint_url, deadline_s=3.0)
+    store = open_store(settings)
+    codec = Codec({}, None)
+    told: dict[str, str] = {}
+    data_of: dict[str, bytes] = {}
+    away = fault in ("down", "hang")
+
+    async def deliver(key: str) -> None:
+        oid = new_oid(rng)
+        data_of[key] = codec.encode(ObjectKind.MAIL, oid, b"meta", key.encode())
+        try:
+            told[key] = "ours" if await put_once(store, key, data_of[key], oid, "mail") else "other"
+            return
+        except StoreError as error:
+            if not isinstance(error, OutcomeUnknown):
+                told[key] = "nothing"
+                return
+        while True:
+            try:
+                told[key] = await settle(store, key, oid, "mail")
+                return
+            except StoreError:
+                await asyncio.sleep(0.05)
+
+    async def sender(name: int) -> None:
+        for number in range(BURST):
+            await deliver(f"s{name}/{number:08x}")
+
+    await store.put("first", b"", kind="mail")
+    proxy.fault, proxy.share = fault, 1.0 if away else 0.5
+    if fault == "down":
+        await proxy.close()
+    sending = asyncio.gather(*(sender(name) for name in range(SENDERS)))
+    await asyncio.sleep(1.2)
+    proxy.fault = ""
+    if fault == "down":
+        await proxy.open()
+    await asyncio.wait_for(sending, 60)
+    assert proxy.met or fault == "down"
+    assert len(told) == SENDERS * BURST
+    assert "ours" in told.values()
+    for key, outcome in told.items():
+        try:
+            there = await store.get(key, kind="mail")
+        except StoreError:
+            there = None
+        if outcome == "ours":
+            assert there == data_of[key]
+        elif outcome == "burnt":
+            assert there == b""
+        else:
+            assert there != data_of[key], f"{key}: told {outcome}"
+    assert {info.key for info in await store.list("", kind="mail")} <= {"first", *told}
+    await store.close()
+    await proxy.close()
+
+
+@pytest.mark.needs("weed")
+async def test_a_refusal_is_told_at_once(s3_bucket: S3Bucket) -> None:
+    proxy = FaultProxy(s3_bucket.server.endpoint_url, random.Random(1))
+    await proxy.open()
+    store = open_store(replace(s3_settings(s3_bucket), endpoint_url=proxy.endpoint_url))
+    proxy.fault = "forbidden"
+    with pytest.raises(Refused, match="AccessDenied"):
+        await store.put("k", b"x", kind="mail")
+    assert proxy.met == 1
+    await proxy.close()

@@ -19,7 +19,7 @@ from typing import Any
 
 TURN_S_MAX = 0.05
 """Nothing that comes from outside may hold the loop for longer."""
-HELD_S_MAX = 0.25
+HELD_S_MAX = 0.5
 """CPU time of all threads between two callbacks: a turn, and what threads may do beside it without the
 interpreter's lock."""
 

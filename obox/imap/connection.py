@@ -32,7 +32,7 @@ from obox.imap.registry import Who
 from obox.imap.session import Session
 from obox.imap.states import BEFORE_LOGIN
 
-YIELD_S: Final = 0.01
+YIELD_S: Final = 0.005
 """Work between two looks at the loop: half of what a chunk may take, well below the 50 ms of the design."""
 CLOSE_TIMEOUT_S: Final = 10.0
 """For the last bytes to go; then the connection is cut."""

@@ -2,7 +2,7 @@
 
 Invariant: the answer is the same whatever happens to be cached. A mail that is gone, lost or damaged when its text is
 wanted does not match. Each mail's header and each of its bodies are decoded at most once, however many keys there are.
-Nothing here holds the loop: others run every 10 ms (`Turn`), and what may take longer by itself (a mail above
+Nothing here holds the loop: others run every 5 ms (`Turn`), and what may take longer by itself (a mail above
 INLINE_BYTES, a query above INLINE_CELLS or INLINE_CHARS) is done in a thread.
 """
 

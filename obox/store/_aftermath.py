@@ -24,7 +24,7 @@ AHEAD_MS: Final = 60_000
 def tell_unflushed(user: User) -> None:
     """Journal what a life before left in local copies alone, all in one go: an expunge and the holder that it releases,
     or a MOVE's two mailboxes, must not be known one without the other."""
-    metacache, sid = user.env.metacache, user.storage_id
+    metacache, sid, edit = user.env.metacache, user.storage_id, user.edit()
     for space in metacache.box_spaces(sid):
         copy = None if space.box == ROOT or space.change is Change.NONE else metacache.load(sid, space.box)
         known = None if copy is None else Known.decode(copy.stamp)
@@ -36,8 +36,9 @@ def tell_unflushed(user: User) -> None:
                 state.join(Delta.decode(data))
         except ValueError:
             continue  # dropped when it is loaded
-        user.journal.add(sid, space.box, state.extract(0 if known.need_base else known.base_modseq).encode())
+        edit.tell_journal(space.box, state.extract(0 if known.need_base else known.base_modseq))
         user.told.add(Guid(space.box))
+    user.log.stage(edit)
 
 
 def ahead(user: User, *, unclean: bool) -> int:

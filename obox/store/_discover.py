@@ -26,6 +26,7 @@ from ._env import GETS_AT_ONCE
 from ._mail import MailMeta, check_claim, check_meta
 from ._slots import Slot
 from ._writer import stamp
+from .stage import Edit
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -82,8 +83,9 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
         mailbox.user.told.discard(mailbox.guid)
         # The journal of the life before may not have it, and ours will speak of higher UIDs.
         if unflushed and stale and not told:
-            since = 0 if mailbox.known.need_base else mailbox.known.base_modseq
-            mailbox.user.journal.add(sid, mailbox.guid, state.extract(since).encode())
+            edit = mailbox.user.edit()
+            edit.tell_journal(mailbox.guid, state.extract(0 if mailbox.known.need_base else mailbox.known.base_modseq))
+            mailbox.user.log.stage(edit)
     known = mailbox.known
     for data in pending:
         state.join(_decode(mailbox, data))
@@ -99,13 +101,14 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
     ahead = mailbox.user.root.ahead
     behind = ahead > max((high for _, high in state.gaps), default=0)
     if merged or (behind and (state.uidnext > 1 or deltas)):
-        gap = state.takeover_delta(max(ahead, env.now_ms()), 0, merged=merged)
-        mailbox.user.journal.add(sid, mailbox.guid, gap.encode())
-        state.join(gap)
-        mailbox.change = Change.IMPORTANT
+        edit = mailbox.user.edit()
+        edit.add_loading(mailbox, state.takeover_delta(max(ahead, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
+        mailbox.user.log.stage(edit)
     for delta in deltas:
-        _take_in(mailbox, delta)
-        mailbox.change = max(mailbox.change, Change.UNIMPORTANT)
+        # The journal will soon speak of higher UIDs: it has these too, so that no LIST begins this low again.
+        edit = _found(mailbox, delta)
+        edit.add_loading(mailbox, delta, Change.UNIMPORTANT)
+        mailbox.user.log.stage(edit)
     known.generation = generation
     known.checked = known.checked or env.now()
     known.listed = env.now()
@@ -135,15 +138,14 @@ def _decode(mailbox: Mailbox, data: bytes) -> Delta:
         raise Corrupt(f"the index of a mailbox does not decode ({mailbox.guid}): {exc}") from exc
 
 
-def _take_in(mailbox: Mailbox, delta: Delta) -> None:
-    """Join one delta that LIST has found, under a modseq of its own; into the journal as well, which will soon speak of
-    higher UIDs, so that no LIST begins this low again."""
-    modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
-    stamp(delta, modseq)
+def _found(mailbox: Mailbox, delta: Delta) -> Edit:
+    """Give a delta that LIST has found its modseq. Returns an edit with what it means for other mailboxes, to which
+    the caller adds the delta."""
+    stamp(delta, mailbox.state.next_modseq(mailbox.env.now_ms()))
+    edit = mailbox.user.edit()
     if delta.rows is not None:
-        mailbox.user.adopt(mailbox, delta.rows)
-    mailbox.user.journal.add(mailbox.user.storage_id, mailbox.guid, delta.encode())
-    mailbox.state.join(delta)
+        mailbox.user.hold(edit, mailbox.guid, delta.rows)
+    return edit
 
 
 async def discover(mailbox: Mailbox, ours: list[Slot]) -> tuple[list[Delta], int]:
@@ -320,7 +322,9 @@ async def refresh(mailbox: Mailbox) -> None:
     for slot in mailbox.slots.in_flight():
         if slot.fate == "orphan" and slot.uid not in lost:
             show(slot.uid - 1)
-            mailbox.user.journal.add(mailbox.user.storage_id, mailbox.guid, mailbox.taken_back(slot).encode())
+            edit = mailbox.user.edit()
+            edit.tell_journal(mailbox.guid, mailbox.taken_back(slot))
+            mailbox.user.log.stage(edit)
             await _journaled(mailbox)  # whoever finds the object by LIST must know before a higher UID shows
     show(uidnext)
     mailbox.slots.refreshed(uidnext, others)
@@ -336,10 +340,9 @@ def _is_anothers(state: State, slot: Slot) -> bool:
 
 def _show(mailbox: Mailbox, delta: Delta) -> None:
     """Make visible what LIST has found."""
-    stamp(delta, mailbox.state.next_modseq(mailbox.env.now_ms()))
-    if delta.rows is not None:
-        mailbox.user.adopt(mailbox, delta.rows)
-    mailbox.apply(delta, Change.UNIMPORTANT)
+    edit = _found(mailbox, delta)
+    edit.add(mailbox, delta, Change.UNIMPORTANT)
+    mailbox.user.log.stage(edit)
 
 
 async def _journaled(mailbox: Mailbox) -> None:

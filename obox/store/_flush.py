@@ -90,9 +90,11 @@ async def carry(mailbox: Mailbox) -> None:
         few = mailbox.unflushed_mails <= mailbox.env.settings.max_rescan_mail_count
         few &= user.journal.carried(user.storage_id, mailbox.guid) < CARRIED_S_MAX
         if mailbox.change is Change.UNIMPORTANT and few and (not known.need_base or not known.heads):
-            delta = mailbox.state.extract(known.base_modseq if known.heads else 0).encode()
-            if len(delta) <= CARRIED_BYTES_MAX:
-                user.journal.carry(user.storage_id, mailbox.guid, delta)
+            delta = mailbox.state.extract(known.base_modseq if known.heads else 0)
+            if len(delta.encode()) <= CARRIED_BYTES_MAX:
+                edit = user.edit()
+                edit.carry(mailbox.guid, delta)
+                user.log.stage(edit)
                 return
         if mailbox.change is Change.NONE:
             user.journal.flushed(user.storage_id, mailbox.guid, user.journal.position(), more=False)
@@ -102,7 +104,7 @@ async def carry(mailbox: Mailbox) -> None:
 
 async def _flush_index(mailbox: Mailbox) -> None:
     known, state, journal = mailbox.known, mailbox.state, mailbox.user.journal
-    await mailbox.user.begin_changes()
+    await mailbox.user.rootbox.begin_changes()
     position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
     gone = len(mailbox.fields_left)
     dead, claims = _garbage(mailbox)

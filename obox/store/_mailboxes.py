@@ -70,7 +70,7 @@ async def first(user: User) -> bool:
     except StoreError as exc:
         raise env.unavailable("put", key, exc) from exc
     user.root.join(delta)
-    user.known = Known(heads=[name_of(key)], need_base=False)
+    user.rootbox.known = Known(heads=[name_of(key)], need_base=False)
     user.born = {Guid(entry.guid) for entry in entries}
     log.info("user made", user=user.name, storage_id=user.storage_id)
     return True
@@ -120,11 +120,12 @@ async def delete(user: User, name: str) -> None:
     box = await user.box(Guid(entry.guid))
     homes = await box.homes()
     user.journal.check()
-    box.expunge_now(box.state.uids, homes)  # with the list's change below in one journal object: both or neither
+    edit = user.edit()
+    box.expunge_in(edit, box.state.uids, homes)
     box.deleted = True
     modseq = user.root.next_modseq(user.env.now_ms())
     box.wake()
-    await user.change_root(RootDelta([msgspec.structs.replace(entry, deleted=modseq)], highestmodseq=modseq))
+    await user.change_root(RootDelta([msgspec.structs.replace(entry, deleted=modseq)], highestmodseq=modseq), edit)
 
 
 async def rename(user: User, old: str, new: str) -> None:

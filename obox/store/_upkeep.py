@@ -85,7 +85,7 @@ class Upkeep:
             for guid, box in list(user.boxes.items()):
                 if box.is_due():
                     jobs.start(Job("flush", sid, guid), box.flush)
-            if user.is_due():
+            if user.rootbox.is_due():
                 jobs.start(Job("flush", sid, ROOT), user.flush_root)
         for sid_, box_ in store.journal.overdue(CARRY_INTERVALS * env.settings.upload_interval_s):
             jobs.start(Job("carry", sid_, box_), partial(self.carry, sid_, box_))

@@ -102,7 +102,7 @@ class Copies:
         if found is None:
             return True
         if box == ROOT:
-            if found.change is not Change.NONE or any(one.change is not Change.NONE for one in found.boxes.values()):
+            if found.rootbox.change is not Change.NONE or any(one.change is not Change.NONE for one in found.boxes.values()):
                 return False
             del self._store.users[sid]
             return True

@@ -34,6 +34,7 @@ from ._mail import MailMeta, check_meta
 from ._search import search
 from ._slots import Slot, Slots
 from .api import Fields, Stored, Unreadable
+from .stage import Edit
 
 if TYPE_CHECKING:
     from .user import User
@@ -126,21 +127,31 @@ class Mailbox:
 
     # -- changing --------------------------------------------------------------------------------------------------
 
-    def apply(self, delta: Delta, change: Change, *, journal: bool = True) -> Changed:
-        """Take a delta in: memory, local copy (staged), journal (staged); wakes the sessions."""
-        data = delta.encode()
-        sid, guid, priority = self.user.storage_id, self.guid, self.priority
-        self.env.keep(sid, guid, lambda cache: cache.append(sid, guid, data, change, priority=priority))
-        self.local_deltas += 1
-        if journal:
-            self.user.journal.add(self.user.storage_id, self.guid, data)
+    @property
+    def box(self) -> str:
+        """See `stage.Target`."""
+        return self.guid
+
+    def apply(self, delta: Delta, change: Change, *, journal: bool = True) -> None:
+        """Stage a change of this mailbox alone. journal: False where the journal need not have it."""
+        edit = self.user.edit()
+        (edit.add if journal else edit.add_local)(self, delta, change)
+        self.user.log.stage(edit)
+
+    def take_in(self, delta: Delta, change: Change) -> Changed:
+        """See `stage.Target`."""
         changed = self.state.join(delta)
+        self.local_deltas += 1
         self.fields_left += changed.gone.tolist()
-        self.changed(change, len(changed.new))
+        self._behind(change, len(changed.new))
         return changed
 
-    def changed(self, change: Change, mails: int = 0) -> None:
-        """Note that the bucket's bundles are behind, and when that must end."""
+    def changed(self, change: Change) -> None:
+        """Note that the bucket's bundles are behind, and when that must end; wakes the sessions."""
+        self._behind(change, 0)
+        self.wake()
+
+    def _behind(self, change: Change, mails: int) -> None:
         self.changes += 1
         self.change = max(self.change, change)
         self.unflushed_mails += mails
@@ -148,7 +159,6 @@ class Mailbox:
         soon = change is Change.IMPORTANT or self.unflushed_mails > settings.max_rescan_mail_count
         if soon and self.due_at is None:
             self.due_at = self.env.clock() + settings.upload_interval_s
-        self.wake()
 
     def reckon(self) -> None:
         """After a load with changes that no bundle has: say how many mails, and when it must end."""
@@ -205,22 +215,32 @@ class Mailbox:
                 found[guid] = await self.user.box(guid)
 
     def expunge_now(self, uids: UidArray, homes: dict[Guid, Mailbox], *, lost: bool = False) -> UidArray:
-        """Expunge and release the objects' holders in one go, so that one journal object has both.
+        """Expunge mails and say which were there; see `expunge_in`."""
+        edit = self.user.edit()
+        gone = self.expunge_in(edit, uids, homes, lost=lost)
+        self.user.log.stage(edit)
+        return gone
 
-        lost: there are no objects, and none that comes back later is to be deleted.
+    def expunge_in(
+        self, edit: Edit, uids: UidArray, homes: dict[Guid, Mailbox], *, lost: bool = False, above: int = 0
+    ) -> UidArray:
+        """Add to an edit that mails are expunged and the holders of their objects released; say which were there.
+
+        homes: as of `homes`; lost: there are no objects, and none that comes back later is to be deleted; above: a
+        modseq of this mailbox that the edit has already given.
         """
         foreign = self.foreign(uids)
-        delta, gone = self.state.expunge_delta(uids, self.env.now_ms())
+        delta, gone = self.state.expunge_delta(uids, max(self.env.now_ms(), above + 1))
         if delta is None:
             return gone
         if lost:
             delta.purged = gone
-        self.apply(delta, Change.IMPORTANT)
+        edit.add(self, delta, Change.IMPORTANT)
         for home, holders in foreign.items():
             released = {(home_uid, self.guid, uid): delta.highestmodseq for uid, home_uid in holders}
             ended = uid_array([far for _, far in holders]) if lost else None
             purged = None if ended is None else np.intersect1d(ended, homes[home].state.gone_uid)
-            homes[home].apply(Delta(holders=released, purged=purged), Change.IMPORTANT)
+            edit.add(homes[home], Delta(holders=released, purged=purged), Change.IMPORTANT)
         return gone
 
     def foreign(self, uids: UidArray) -> dict[Guid, list[tuple[int, int]]]:
@@ -257,7 +277,11 @@ class Mailbox:
             modseq = self.state.next_modseq(self.env.now_ms())
             _writer.stamp(delta, modseq)
             delta.uidnext = end
-            self.apply(delta, Change.IMPORTANT if delta.claims else Change.UNIMPORTANT)
+            edit = self.user.edit()
+            edit.add(self, delta, Change.IMPORTANT if delta.claims else Change.UNIMPORTANT)
+            if slot.elsewhere is not None:
+                slot.elsewhere(edit, delta.highestmodseq)
+            self.user.log.stage(edit)
             if slot.also is not None:
                 slot.also()
         elif slot.fate == "orphan":

@@ -73,7 +73,7 @@ async def changed_users(store: MailStore, *, important_only: bool) -> list[Stora
 
 def pending(user: User) -> Change:
     """The highest change of a user in memory that the bucket lacks."""
-    return max((user.change, *(box.change for box in user.boxes.values())))
+    return max((user.rootbox.change, *(box.change for box in user.boxes.values())))
 
 
 async def flush(user: User, *, important_only: bool, min_priority: int = 0) -> Flushed:

@@ -381,8 +381,7 @@ class Incoming:
                 theirs, change = _both(known, theirs), Change.IMPORTANT if merged else max(mine.change, change)
         metacache.replace(sid, box, payload, theirs.encode(), change=change, priority=meta.priority)
         if mine is not None and known is None:
-            for delta in mine.deltas:
-                metacache.append(sid, box, delta, mine.change, priority=meta.priority)
+            self._store.log.put_back(sid, box, mine.deltas, mine.change, meta.priority)
         return True
 
     def _joined(self, box: str, mine: Copy, payload: bytes) -> tuple[bytes, bool]:

@@ -290,4 +290,6 @@ async def _hold_again(user: User, anew: set[Guid]) -> None:
             keep = np.array([home >= 0 and rows.homes[home] in anew for home in rows.home.tolist()], dtype=np.bool_)
             rows = rows.take(keep)
         if len(rows):
-            user.adopt(box, rows)
+            edit = user.edit()
+            user.hold(edit, box.guid, rows)
+            user.log.stage(edit)

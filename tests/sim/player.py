@@ -458,7 +458,8 @@ class Player:
     async def _needed(self, node: Node, user: Any) -> tuple[set[str], dict[str, Any]]:
         needed, state = set(), {}
         prefix = bundles_prefix(SID)
-        needed |= {f"{prefix}root/{name}" for name in (*user.known.heads, *(n for n, _ in user.known.superseded))}
+        root = user.rootbox.known
+        needed |= {f"{prefix}root/{name}" for name in (*root.heads, *(n for n, _ in root.superseded))}
         for guid, entry in user.root.entries.items():
             if entry.cleared:
                 continue

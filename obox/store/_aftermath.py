@@ -5,7 +5,7 @@ Invariant: what belongs together becomes known together, also when the machine i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from metacache import Change
 
@@ -13,15 +13,13 @@ from ..mailbox import Delta, State
 from ..objectstore.keys import ROOT
 from ..types import Guid
 from ._bundles import Known
-
-if TYPE_CHECKING:
-    from .user import User
+from .index import Owner
 
 AHEAD_MS: Final = 60_000
 """A new owner starts so far ahead of an unclean one's modseqs: clocks differ by less."""
 
 
-def tell_unflushed(user: User) -> None:
+def tell_unflushed(user: Owner) -> None:
     """Journal what a life before left in local copies alone, all in one go: an expunge and the holder that it releases,
     or a MOVE's two mailboxes, must not be known one without the other."""
     metacache, sid, edit = user.env.metacache, user.storage_id, user.edit()
@@ -41,7 +39,7 @@ def tell_unflushed(user: User) -> None:
     user.log.stage(edit)
 
 
-def ahead(user: User, *, unclean: bool) -> int:
+def ahead(user: Owner, *, unclean: bool) -> int:
     """What the user's modseqs must be above because an owner ended uncleanly, just now or before a life in which nobody
     opened the user; 0 if none did, or the user is younger. unclean: just now."""
     if unclean:

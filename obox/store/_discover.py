@@ -8,7 +8,7 @@ it can never appear later. A mail inside the range of a lower claim is void.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 
@@ -25,11 +25,8 @@ from ._bundles import Known
 from ._env import GETS_AT_ONCE
 from ._mail import MailMeta, check_claim, check_meta
 from ._slots import Slot
-from ._writer import stamp
+from .index import Index, stamp
 from .stage import Edit
-
-if TYPE_CHECKING:
-    from .mailbox import Mailbox
 
 log = structlog.get_logger()
 
@@ -40,7 +37,7 @@ HOLES_MAX: Final = 10_000
 """Undecided UIDs that one open burns; more are a sign of something else and left to `oboxadm rebuild`."""
 
 
-async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
+async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
     """See `Mailbox.load`."""
     env, state, sid, generation = mailbox.env, mailbox.state, mailbox.user.storage_id, mailbox.env.generation
     merged = False
@@ -117,7 +114,7 @@ async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[b
         mailbox.reckon()
 
 
-async def _from_bundles(mailbox: Mailbox, infos: list[ObjectInfo] | None) -> bool:
+async def _from_bundles(mailbox: Index, infos: list[ObjectInfo] | None) -> bool:
     """Join the heads of the bundles in the bucket; True if they are of more than one history."""
     loaded = await mailbox.bundles.load(await mailbox.bundles.listing() if infos is None else infos)
     mailbox.known = loaded.known
@@ -131,14 +128,14 @@ async def _from_bundles(mailbox: Mailbox, infos: list[ObjectInfo] | None) -> boo
     return loaded.merged
 
 
-def _decode(mailbox: Mailbox, data: bytes) -> Delta:
+def _decode(mailbox: Index, data: bytes) -> Delta:
     try:
         return Delta.decode(data)
     except ValueError as exc:
         raise Corrupt(f"the index of a mailbox does not decode ({mailbox.guid}): {exc}") from exc
 
 
-def _found(mailbox: Mailbox, delta: Delta) -> Edit:
+def _found(mailbox: Index, delta: Delta) -> Edit:
     """Give a delta that LIST has found its modseq. Returns an edit with what it means for other mailboxes, to which
     the caller adds the delta."""
     stamp(delta, mailbox.state.next_modseq(mailbox.env.now_ms()))
@@ -148,7 +145,7 @@ def _found(mailbox: Mailbox, delta: Delta) -> Edit:
     return edit
 
 
-async def discover(mailbox: Mailbox, ours: list[Slot]) -> tuple[list[Delta], int]:
+async def discover(mailbox: Index, ours: list[Slot]) -> tuple[list[Delta], int]:
     """LIST from `uidnext` and say what was written there, in UID order, and the UIDNEXT that follows.
 
     ours: our own slots in flight, which are left out. Raises Unavailable.
@@ -193,7 +190,7 @@ def _first_uid(delta: Delta) -> int:
 
 
 async def _read(
-    mailbox: Mailbox, start: int, found: dict[int, int], skip: dict[int, int]
+    mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int]
 ) -> tuple[list[Delta], int, list[int]]:
     """Read the headers of what was listed; returns deltas, UIDNEXT, and the UIDs that nothing decides."""
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
@@ -223,7 +220,7 @@ async def _read(
     return deltas, max(uid, void_until), holes
 
 
-async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, int]:
+async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int]:
     """What the object under a UID says: one mail, or a claim of a range.
 
     A damaged one, or one that belongs to another user, mailbox or UID, is skipped, logged and never deleted. Raises
@@ -259,7 +256,7 @@ async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, i
         return Delta(claims={uid: CLAIM_PURGED}, uidnext=uid + 1), 1
 
 
-async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:
+async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
     """See `Mailbox.recheck`. Where nobody else has written nothing is to be uploaded afterwards."""
     generation, known = mailbox.env.generation, mailbox.known
     async with mailbox.flushing:
@@ -273,7 +270,7 @@ async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:
     mailbox.save()
 
 
-async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo], *, renew: bool = False) -> bool:
+async def _take_bundles(mailbox: Index, infos: list[ObjectInfo], *, renew: bool = False) -> bool:
     """Join the bundles that others have written; True if that makes one history of two. renew: sessions are looking."""
     known, state, unflushed = mailbox.known, mailbox.state, mailbox.change is not Change.NONE
     if known.knows(infos):
@@ -292,7 +289,7 @@ async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo], *, renew: boo
     return unflushed or loaded.merged
 
 
-async def refresh(mailbox: Mailbox) -> None:
+async def refresh(mailbox: Index) -> None:
     """After a UID was lost to another writer: take in what it wrote, then let our own mails stand or try again."""
     while True:
         try:
@@ -338,14 +335,14 @@ def _is_anothers(state: State, slot: Slot) -> bool:
     return position is None or bytes(state.column("oid")[position]) != bytes(slot.delta.rows.oid[0])
 
 
-def _show(mailbox: Mailbox, delta: Delta) -> None:
+def _show(mailbox: Index, delta: Delta) -> None:
     """Make visible what LIST has found."""
     edit = _found(mailbox, delta)
     edit.add(mailbox, delta, Change.UNIMPORTANT)
     mailbox.user.log.stage(edit)
 
 
-async def _journaled(mailbox: Mailbox) -> None:
+async def _journaled(mailbox: Index) -> None:
     """Wait, however long, until what was shown is in the bucket."""
     while True:
         try:

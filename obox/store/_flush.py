@@ -13,7 +13,7 @@ A crash after 2 leaves a bundle that covers what the journal still says: joined 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -25,9 +25,7 @@ from ..mailbox._delta import CLAIM_PURGED
 from ..objectstore.keys import mail_key
 from ..types import Uid
 from ._bundles import DIFF_FREE_BYTES, DIFF_SHARE, segment_range
-
-if TYPE_CHECKING:
-    from .mailbox import Mailbox
+from .index import Index
 
 SEGMENT_MAILS_MIN: Final = 100
 """New mails before their ready fields are uploaded beside an index flush: a hundredth of a request a mail."""
@@ -49,7 +47,7 @@ SEGMENTS_MERGED: Final = 8
 """Small segments that are merged into one."""
 
 
-async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
+async def flush(mailbox: Index, *, everything: bool) -> bool:
     """See `Mailbox.flush`. Raises Unavailable: nothing is lost, the next one tries again."""
     async with mailbox.flushing:
         mailbox.user.require_there()
@@ -69,7 +67,7 @@ async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
         return wrote
 
 
-def _forgotten(mailbox: Mailbox) -> bool:
+def _forgotten(mailbox: Index) -> bool:
     """Whether the mailbox was deleted and cleared: what a journal still said of it is no reason for another bundle."""
     if not mailbox.cleared:
         return False
@@ -80,7 +78,7 @@ def _forgotten(mailbox: Mailbox) -> bool:
     return True
 
 
-async def carry(mailbox: Mailbox) -> None:
+async def carry(mailbox: Index) -> None:
     """See `Mailbox.carry`. More than a few new mails, or a large fragment, make a bundle instead."""
     async with mailbox.flushing:
         known, user = mailbox.known, mailbox.user
@@ -102,7 +100,7 @@ async def carry(mailbox: Mailbox) -> None:
             await _flush_index(mailbox)
 
 
-async def _flush_index(mailbox: Mailbox) -> None:
+async def _flush_index(mailbox: Index) -> None:
     known, state, journal = mailbox.known, mailbox.state, mailbox.user.journal
     await mailbox.user.rootbox.begin_changes()
     position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
@@ -133,7 +131,7 @@ async def _flush_index(mailbox: Mailbox) -> None:
     await _purge(mailbox, dead, claims)
 
 
-async def sweep(mailbox: Mailbox) -> None:
+async def sweep(mailbox: Index) -> None:
     """See `Mailbox.sweep`."""
     async with mailbox.flushing:
         mailbox.user.require_there()
@@ -147,7 +145,7 @@ async def sweep(mailbox: Mailbox) -> None:
             mailbox.save_stamp()
 
 
-def _garbage(mailbox: Mailbox) -> tuple[list[int], list[int]]:
+def _garbage(mailbox: Index) -> tuple[list[int], list[int]]:
     """Expunged UIDs and claims whose objects may go, as far as the bundles in the bucket know of them."""
     env, known, state = mailbox.env, mailbox.known, mailbox.state
     dead = state.dead(int((env.now() - env.delete_delay_s) * 1000)).tolist()
@@ -157,7 +155,7 @@ def _garbage(mailbox: Mailbox) -> tuple[list[int], list[int]]:
     return dead, claims
 
 
-async def _purge(mailbox: Mailbox, dead: list[int], claims: list[int]) -> None:
+async def _purge(mailbox: Index, dead: list[int], claims: list[int]) -> None:
     """Delete mails whose expunge is in a bundle and whose delay has passed, and claims that a base has long known."""
     if not dead and not claims:
         return
@@ -171,11 +169,11 @@ async def _purge(mailbox: Mailbox, dead: list[int], claims: list[int]) -> None:
     mailbox.apply(Delta(purged=purged, claims=dict.fromkeys(claims, CLAIM_PURGED)), Change.UNIMPORTANT, journal=False)
 
 
-def _uncached(mailbox: Mailbox) -> int:
+def _uncached(mailbox: Index) -> int:
     return len(mailbox.state.uids) - int(np.searchsorted(mailbox.state.uids, mailbox.known.cached_uid, side="right"))
 
 
-async def _flush_fields(mailbox: Mailbox) -> bool:
+async def _flush_fields(mailbox: Index) -> bool:
     """Upload the ready fields of mails that no segment holds; merge small neighbours."""
     known = mailbox.known
     uids = mailbox.state.uids
@@ -192,14 +190,14 @@ async def _flush_fields(mailbox: Mailbox) -> bool:
     return bool(todo)
 
 
-def _local(mailbox: Mailbox, spans: list[tuple[int, int]]) -> list[bytes | None]:
+def _local(mailbox: Index, spans: list[tuple[int, int]]) -> list[bytes | None]:
     """Records of live mails in these ranges that the local copy has."""
     uids = mailbox.state.uids
     inside = uids[np.searchsorted(uids, spans[0][0]) : np.searchsorted(uids, spans[-1][1], side="right")].tolist()
     return mailbox.env.metacache.get_fields(mailbox.user.storage_id, mailbox.guid, inside)
 
 
-async def _put_segment(mailbox: Mailbox, low: int, high: int) -> None:
+async def _put_segment(mailbox: Index, low: int, high: int) -> None:
     uids = mailbox.state.uids
     inside = uids[np.searchsorted(uids, low) : np.searchsorted(uids, high, side="right")].tolist()
     records = mailbox.env.metacache.get_fields(mailbox.user.storage_id, mailbox.guid, inside)

@@ -18,9 +18,9 @@ Refuses to know: how a box is loaded or flushed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -31,12 +31,11 @@ from ..objectstore.keys import ROOT, journal_key
 from ..types import Guid, StorageId
 from ._bundles import Known
 from ._jobs import Job, Jobs
-from ._nightly import Nightly, flush_all
-from .takeover import mark_clean
-
-if TYPE_CHECKING:
-    from .store import MailStore
-    from .user import User
+from ._nightly import Nightly
+from .journal import Journal
+from .takeover import Takeover, mark_clean
+from .upload import Users, flush_all
+from .user import User
 
 log = structlog.get_logger()
 
@@ -56,13 +55,28 @@ newer one."""
 AGAIN_S: Final = 5.0
 """Between looks at what could not be taken over yet."""
 
+T = TypeVar("T")
+
 _Work = tuple[Job, Callable[[], Awaitable[object]]]
+
+
+class Backend(Users, Protocol):
+    """The backend, as upkeep sees it."""
+
+    journal: Journal
+    takeover: Takeover
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a task that the backend waits for when it closes."""
+
+    def let_go(self, sid: StorageId) -> None:
+        """A user has left memory."""
 
 
 class Upkeep:
     """See the module's text."""
 
-    def __init__(self, store: MailStore) -> None:
+    def __init__(self, store: Backend) -> None:
         self._store = store
         self._deleted_below: dict[str, int] = {}
         env = store.env
@@ -106,7 +120,7 @@ class Upkeep:
         user.unload_idle(before)
         if not user.busy() and user.used_at < before:
             user.leave()
-            del self._store.users[sid]
+            self._store.let_go(sid)
 
     async def carry(self, sid: str, box: str) -> None:
         """Carry a box forward in the journal, or flush it. A user that is gone is forgotten."""

@@ -29,7 +29,7 @@ from ..mailbox._uidset import UidArray
 from ..objectstore import Codec, CorruptObject, NewerFormat, ObjectKind, UnknownKey
 from ..objectstore.keys import ROOT, bundles_prefix, pull_owner
 from ..types import Guid, StorageId
-from . import operate
+from . import operate, upload
 from ._bundles import Known, by_box
 from ._env import TRY_LATER
 
@@ -118,7 +118,7 @@ class Outgoing:
             return
         if sid in store.users or everything or any(space.change is Change.IMPORTANT for space in spaces):
             user = await store.load_user(name, sid)
-            await operate.flush(user, important_only=not everything)
+            await upload.flush(user, important_only=not everything)
             user.leave()
             if everything:
                 try:

@@ -28,7 +28,8 @@ from . import _lost, operate
 from ._bundles import Bundles, Known, name_of, segment_range
 from ._discover import _first_uid, _read
 from ._env import ANSWER_S
-from ._writer import stamp, write_claim
+from ._writer import write_claim
+from .index import stamp
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox

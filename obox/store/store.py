@@ -434,6 +434,10 @@ class MailStore:
         self.users[sid] = user
         return user
 
+    def let_go(self, sid: StorageId) -> None:
+        """A user has left memory."""
+        self.users.pop(sid, None)
+
     def metadata(self) -> Mapping[str, object]:
         """Figures for logs and metrics."""
         return {

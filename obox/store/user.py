@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import structlog
@@ -31,13 +31,11 @@ from ._env import ANSWER_S, Env, answer_within
 from ._quota import Quota, Room
 from ._writer import PUTS_AT_ONCE, Draft, write_claim, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
+from .index import Index
 from .journal import Journal
 from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
 from .rootbox import RootBox
 from .stage import Edit, Log, Target
-
-if TYPE_CHECKING:
-    from .store import MailStore
 
 log = structlog.get_logger()
 
@@ -51,10 +49,21 @@ LISTING_S: Final = 60.0
 T = TypeVar("T")
 
 
+class Backend(Protocol):
+    """The backend, as a user sees it. unclean: an owner before this boot may have ended uncleanly."""
+
+    journal: Journal
+    log: Log
+    unclean: bool
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a task that the backend waits for when it closes."""
+
+
 class User:
     """See the module's text and `api.User`."""
 
-    def __init__(self, store: MailStore, env: Env, name: str, storage_id: StorageId) -> None:
+    def __init__(self, store: Backend, env: Env, name: str, storage_id: StorageId) -> None:
         self._store = store
         self.env = env
         self.name = name
@@ -283,6 +292,11 @@ class User:
         self._exact.add(box.guid)
         return box
 
+    def forget(self, guid: Guid) -> None:
+        """A mailbox has been cleared: memory and local copy let go of it."""
+        self.boxes.pop(guid, None)
+        self.env.metacache.drop(self.storage_id, guid)
+
     async def release(self) -> None:
         self.sessions -= 1
         self.used_at = self.env.clock()
@@ -419,13 +433,18 @@ class User:
                 work.add_done_callback(lambda _: room.end())
             return Copied(entry.uidvalidity, *await asyncio.shield(work))
 
+    async def move_all(self, source: Guid, name: str) -> Copied:
+        """Move all mails of a mailbox to another one. Raises as `copy`."""
+        box = await self.box(source)
+        return await self.copy(box, box.state.uids, name, move=True)
+
     async def _copy(
         self, source: Mailbox, target: Mailbox, uids: UidArray, room: Room | None, until: float
     ) -> tuple[UidArray, UidArray]:
         """Claim, journal, then both mailboxes (docs/format.md, "COPY and MOVE"); not to be cut short.
         room: what a COPY has taken of the quota; None: a MOVE, which needs none."""
         move = room is None
-        releasing = await source.homes(uids) if move else {}
+        releasing: dict[Guid, Index] = await source.homes(uids) if move else {}
         holding: dict[Guid, Mailbox] = {}
         while True:
             uids = uids[source.state.positions(uids)[1]]  # what was expunged meanwhile is not copied

@@ -12,8 +12,8 @@ from metacache import Change
 from ..mailbox import Delta, State
 from ..objectstore.keys import ROOT
 from ..types import Guid
-from ._bundles import Known
 from .index import Owner
+from .stamp import Stamp
 
 AHEAD_MS: Final = 60_000
 """A new owner starts so far ahead of an unclean one's modseqs: clocks differ by less."""
@@ -23,10 +23,11 @@ def tell_unflushed(user: Owner) -> None:
     """Journal what a life before left in local copies alone, all in one go: an expunge and the holder that it releases,
     or a MOVE's two mailboxes, must not be known one without the other."""
     metacache, sid, edit = user.env.metacache, user.storage_id, user.edit()
+    assignment = user.env.assignment(sid)
     for space in metacache.box_spaces(sid):
         copy = None if space.box == ROOT or space.change is Change.NONE else metacache.load(sid, space.box)
-        known = None if copy is None else Known.decode(copy.stamp)
-        if copy is None or known is None or known.generation == user.env.generation:
+        stamp = None if copy is None else Stamp.decode(copy.stamp)
+        if copy is None or stamp is None or assignment.covers(stamp):
             continue
         state = State(Guid(space.box))
         try:
@@ -34,7 +35,7 @@ def tell_unflushed(user: Owner) -> None:
                 state.join(Delta.decode(data))
         except ValueError:
             continue  # dropped when it is loaded
-        edit.tell_journal(space.box, state.extract(0 if known.need_base else known.base_modseq))
+        edit.tell_journal(space.box, state.extract(0 if stamp.need_base else stamp.base_modseq))
         user.told.add(Guid(space.box))
     user.log.stage(edit)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+
 import structlog
 
 from ..mailbox._uidset import UidArray, uid_array

@@ -18,11 +18,12 @@ from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import first_root_key, mail_key, owner_of
 from ..types import Guid, Uid
 from . import _flush
-from ._bundles import BundleMeta, Known, name_of
+from ._bundles import BundleMeta
 from ._env import Env
 from .api import Copied, MailboxInfo
 from .index import Index, Owner
 from .stage import Edit
+from .stamp import Stamp, name_of
 
 log = structlog.get_logger()
 
@@ -88,7 +89,7 @@ async def first(user: Maker) -> bool:
     except StoreError as exc:
         raise env.unavailable("put", key, exc) from exc
     user.root.join(delta)
-    user.rootbox.known = Known(heads=[name_of(key)], need_base=False)
+    user.rootbox.stamp = Stamp(heads=(name_of(key),), need_base=False)
     user.born = {Guid(entry.guid) for entry in entries}
     log.info("user made", user=user.name, storage_id=user.storage_id)
     return True

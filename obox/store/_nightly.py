@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+
 class Nightly:
     """at: "HH:MM" in local time, "" for never; now: unix seconds."""
 

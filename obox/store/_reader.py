@@ -89,7 +89,7 @@ async def _load_segments(mailbox: Index, uids: list[int]) -> bool:
     """Read the cache segments that hold some of `uids` and were not read before; True if any came."""
     names = [
         name
-        for name in mailbox.known.segments
+        for name in mailbox.stamp.segments
         if name not in mailbox.segments_read
         and any(low <= uid <= high for low, high in (segment_range(name),) for uid in uids)
     ]
@@ -149,7 +149,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
 
     async def fetch(key: str) -> bytes:
         fetched.add(key)
-        return await _get(mailbox, key, expunged=key in expunged)
+        return await get_object(mailbox, key, expunged=key in expunged)
 
     found = await env.fscache.get_many(list(keys), fetch, absent=(NotFound, Expunged))
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
@@ -183,7 +183,7 @@ async def whole(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
     fetched: list[bytes] = []
 
     async def fetch() -> bytes:
-        fetched.append(await _get(mailbox, key, expunged=expunged))
+        fetched.append(await get_object(mailbox, key, expunged=expunged))
         return fetched[0]
 
     data = await mailbox.env.fscache.get(key, fetch)
@@ -200,7 +200,7 @@ async def _anew(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
     """A mail of which the cached object does not decode: the file is damaged, or of a version that the bucket has left
     behind. Raises NotFound, Expunged, Corrupt, Unavailable."""
     await mailbox.env.fscache.drop(key)
-    data = await _get(mailbox, key, expunged=expunged)
+    data = await get_object(mailbox, key, expunged=expunged)
     mail = _decode(mailbox, key, oid, data)
     await mailbox.env.fscache.put(key, data)
     return mail
@@ -247,7 +247,7 @@ async def part(mailbox: Index, uid: int, start: int, end: int) -> bytes:
         return await env.fscache.read_range(key, low, high, fetch)
 
     async def fetch(low: int, high: int) -> bytes:
-        return await _get(mailbox, key, low, high, expunged=expunged)
+        return await get_object(mailbox, key, low, high, expunged=expunged)
 
     async def cut() -> bytes:
         try:
@@ -290,7 +290,7 @@ async def _read(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
     return mail
 
 
-async def _get(mailbox: Index, key: str, start: int = 0, end: int | None = None, *, expunged: bool = False) -> bytes:
+async def get_object(mailbox: Index, key: str, start: int = 0, end: int | None = None, *, expunged: bool = False) -> bytes:
     """GET one mail's object, or a part of it. Raises NotFound when it is lost.
 
     expunged: the mail is, so that its object may have been deleted: then Expunged, and nothing for the operator.

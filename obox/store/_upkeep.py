@@ -29,10 +29,10 @@ from metacache import Change
 from ..errors import NotFound
 from ..objectstore.keys import ROOT, journal_key
 from ..types import Guid, StorageId
-from ._bundles import Known
 from ._jobs import Job, Jobs
 from ._nightly import Nightly
 from .journal import Journal
+from .stamp import Stamp
 from .takeover import Takeover, mark_clean
 from .upload import Users, flush_all
 from .user import User
@@ -231,6 +231,6 @@ class Upkeep:
         out = []
         for box in cache.boxes(sid):
             copy = cache.load(sid, box)
-            if copy is not None and copy.change is Change.IMPORTANT and Known.decode(copy.stamp) is not None:
+            if copy is not None and copy.change is Change.IMPORTANT and Stamp.decode(copy.stamp) is not None:
                 out.append(box)
         return out

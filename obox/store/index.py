@@ -24,12 +24,13 @@ from ..mailbox._delta import Gone
 from ..mailbox._state import DELETED
 from ..mailbox._uidset import UidArray, uid_array
 from ..types import Guid, StorageId
-from ._bundles import Bundles, Known
+from ._bundles import Bundles
 from ._env import Env
 from ._slots import Slot, Slots
 from .journal import Journal
 from .rootbox import RootBox
 from .stage import Edit, Log
+from .stamp import Stamp
 
 LOCAL_DELTAS_MAX: Final = 64
 """Deltas behind the base of a local copy, above which a flush folds them into it."""
@@ -79,7 +80,7 @@ class Owner(Protocol):
         """Raises NotFound when the user is being deleted."""
 
 
-def stamp(delta: Delta, modseq: int) -> None:
+def give_modseq(delta: Delta, modseq: int) -> None:
     """Give a new delta and its rows their modseq, known only when their turn comes: `modseq` at least.
 
     Flags at delivery are stamped with the save date, which is in the object: whoever finds the mail by LIST gives them
@@ -114,7 +115,6 @@ class Index:
         self.uidvalidity = uidvalidity
         self.priority = priority
         self.state = State(guid)
-        self.known = Known()
         self.bundles = Bundles(env, user.storage_id, guid)
         self.deleted = False
         self.clearing = False
@@ -144,6 +144,15 @@ class Index:
     def box(self) -> str:
         """See `stage.Target`."""
         return self.guid
+
+    @property
+    def stamp(self) -> Stamp:
+        """What is known of the mailbox's bundles."""
+        return self.bundles.stamp
+
+    @stamp.setter
+    def stamp(self, stamp: Stamp) -> None:
+        self.bundles.stamp = stamp
 
     def apply(self, delta: Delta, change: Change, *, journal: bool = True) -> None:
         """Stage a change of this mailbox alone. journal: False where the journal need not have it."""
@@ -175,7 +184,7 @@ class Index:
 
     def reckon(self) -> None:
         """After a load with changes that no bundle has: say how many mails, and when it must end."""
-        self.unflushed_mails = self.count_between(self.known.flushed_uidnext, self.state.uidnext)
+        self.unflushed_mails = self.count_between(self.stamp.flushed_uidnext, self.state.uidnext)
         self.changed(self.change)
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
@@ -259,7 +268,6 @@ class Index:
         if self.deleted:
             raise NotFound("the mailbox has been deleted")
 
-
     # -- new UIDs ------------------------------------------------------------------------------------------------------
 
     def _show(self, slot: Slot) -> None:
@@ -268,7 +276,7 @@ class Index:
         if slot.fate == "landed" and slot.delta is not None:
             delta = slot.delta
             modseq = self.state.next_modseq(self.env.now_ms())
-            stamp(delta, modseq)
+            give_modseq(delta, modseq)
             delta.uidnext = end
             edit = self.user.edit()
             edit.add(self, delta, Change.IMPORTANT if delta.claims else Change.UNIMPORTANT)
@@ -318,7 +326,7 @@ class Index:
 
     def save(self) -> None:
         """Make the local copy one base of the whole state, under the present stamp."""
-        data, stamp = self.state.extract().encode(), self.known.encode()
+        data, stamp = self.state.extract().encode(), self.stamp.encode()
         sid, guid, change, priority = self.user.storage_id, self.guid, self.change, self.priority
         self.env.keep(sid, guid, lambda cache: cache.replace(sid, guid, data, stamp, change=change, priority=priority))
         self.local_deltas = 0
@@ -328,7 +336,7 @@ class Index:
         if self.local_deltas > LOCAL_DELTAS_MAX:
             self.save()
         else:
-            sid, guid, change, stamp = self.user.storage_id, self.guid, self.change, self.known.encode()
+            sid, guid, change, stamp = self.user.storage_id, self.guid, self.change, self.stamp.encode()
             self.env.keep(sid, guid, lambda cache: cache.mark(sid, guid, change, stamp))
 
     def put_fields(self, items: list[tuple[int, bytes]]) -> None:

@@ -30,8 +30,8 @@ from ..objectstore.keys import (
     user_prefix,
 )
 from ..types import Guid, StorageId
-from ._bundles import Known
 from ._env import TRY_LATER
+from .stamp import Stamp
 from .takeover import list_journals
 from .upload import pending
 
@@ -89,10 +89,9 @@ async def refresh(user: User) -> int:
         if name == ROOT or Guid(name) in user.boxes:
             continue
         copy = env.metacache.load(sid, name)
-        known = Known.decode(copy.stamp) if copy is not None else None
-        if copy is not None and known is not None:
-            known.generation = -1  # no backend's: the next open LISTs
-            env.metacache.mark(sid, name, copy.change, known.encode())
+        stamp = Stamp.decode(copy.stamp) if copy is not None else None
+        if copy is not None and stamp is not None:
+            env.metacache.mark(sid, name, copy.change, stamp.uncompared().encode())
     await env.settle()
     return count
 

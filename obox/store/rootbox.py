@@ -15,9 +15,10 @@ from ..errors import Corrupt
 from ..mailbox import Root, RootDelta
 from ..objectstore.keys import ROOT
 from ..types import StorageId
-from ._bundles import Bundles, Known
+from ._bundles import Bundles
 from ._env import Env
 from .stage import Edit, ListChanged, Log
+from .stamp import Stamp
 
 
 class Owner(Protocol):
@@ -42,13 +43,21 @@ class RootBox:
         self._sid = sid
         self._owner = owner
         self.state = Root()
-        self.known = Known()
         self.bundles = Bundles(env, sid, ROOT)
         self.change = Change.NONE
         self.changes = 0
         """Counts changes since the load, so that a flush sees whether more came meanwhile."""
         self.due_at: float | None = None
         self.flushing = asyncio.Lock()
+
+    @property
+    def stamp(self) -> Stamp:
+        """What is known of the list's bundles."""
+        return self.bundles.stamp
+
+    @stamp.setter
+    def stamp(self, stamp: Stamp) -> None:
+        self.bundles.stamp = stamp
 
     def take_in(self, delta: RootDelta, change: Change) -> ListChanged:
         """See `stage.Target`."""
@@ -84,7 +93,7 @@ class RootBox:
 
     def save(self) -> None:
         """Make the local copy one base of the whole state, under the present stamp."""
-        data, stamp, sid, change = self.state.extract().encode(), self.known.encode(), self._sid, self.change
+        data, stamp, sid, change = self.state.extract().encode(), self.stamp.encode(), self._sid, self.change
         self._env.keep(sid, ROOT, lambda cache: cache.replace(sid, ROOT, data, stamp, change=change, priority=0))
 
     def restate(self) -> None:
@@ -106,20 +115,20 @@ class RootBox:
         async with self.flushing:
             self._owner.require_there()
             stale = self._owner.sync_totals()
-            if self.change is Change.NONE and not (clean and (stale or not self.known.clean)):
+            if self.change is Change.NONE and not (clean and (stale or not self.stamp.clean)):
                 return
             position, seen = journal.position(), self.changes
             payload = self.state.extract().encode()
-            await self.bundles.put(self.known, "base", payload, modseq=self.state.highestmodseq, clean=clean)
+            await self.bundles.put("base", payload, modseq=self.state.highestmodseq, clean=clean)
             more = self.changes != seen
             self.change = self.change if more else Change.NONE
             self.due_at = env.clock() + env.settings.upload_interval_s if more else None
             journal.flushed(self._sid, ROOT, position, more=more)
-            await self.bundles.clear(self.known)
+            await self.bundles.clear()
             self.save()
 
     async def begin_changes(self) -> None:
         """Before the first bundle after a clean end: the list must no more say that its totals are exact."""
-        if self.known.clean:
+        if self.stamp.clean:
             self.change = max(self.change, Change.UNIMPORTANT)
             await self.flush()

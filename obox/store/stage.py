@@ -93,6 +93,22 @@ class Target(Protocol[D_contra]):
         """Tell the box's sessions that they have something to look at."""
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A mailbox that is not in memory, as a `Target`. remember: keeps a delta until the mailbox has been loaded."""
+
+    box: str
+    priority: int
+    remember: Callable[[Delta], None]
+
+    def take_in(self, delta: Delta, change: Change) -> None:
+        """See `Target`."""
+        self.remember(delta)
+
+    def wake(self) -> None:
+        """Nobody watches it."""
+
+
 @dataclass(slots=True)
 class _Part:
     """One delta of an edit. target None: memory has the delta; copied: the local copy gets it; journal: what the

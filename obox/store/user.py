@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import structlog
+from msgspec.structs import replace
 
 from metacache import Change
 
@@ -26,7 +28,7 @@ from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
 from . import _aftermath, _mailboxes, api
-from ._bundles import Known, by_box
+from ._bundles import by_box
 from ._env import ANSWER_S, Env, answer_within
 from ._quota import Quota, Room
 from ._writer import PUTS_AT_ONCE, Draft, write_claim, write_mails
@@ -35,7 +37,8 @@ from .index import Index
 from .journal import Journal
 from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
 from .rootbox import RootBox
-from .stage import Edit, Log, Target
+from .stage import Absent, Edit, Log, Target
+from .stamp import Stamp, Trust, trust
 
 log = structlog.get_logger()
 
@@ -135,20 +138,22 @@ class User:
         """Load the list of mailboxes. make: at first use make it, else raise NotFound. Raises Unavailable, Corrupt."""
         env, box = self.env, self.rootbox
         self.pending = pending
+        assignment = env.assignment(self.storage_id)
         copy = env.metacache.load(self.storage_id, ROOT)
-        known = Known.decode(copy.stamp) if copy is not None else None
-        exact, generation = False, env.generation
-        if copy is not None and known is not None:
+        stamp = Stamp.decode(copy.stamp) if copy is not None else None
+        worth = trust(copy, stamp, assignment, made_here=False)
+        exact = worth is Trust.TRUSTED
+        if copy is not None and stamp is not None:
             for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
                 box.join(data)
-            box.known, box.change = known, copy.change
-            exact = current = known.generation == generation
-            if not current or env.must_refresh(known.checked):
+            box.stamp, box.change = stamp, copy.change
+            if worth is Trust.COMPARE:
+                current = assignment.covers(stamp)
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
-                await self._take_in(self._infos.get(ROOT, []))
-                exact = current or (known.clean and not pending and not self._store.unclean)
-                exact &= box.known is known
-                box.known.checked = env.now()
+                news = await self._take_in(self._infos.get(ROOT, []))
+                exact = current or (stamp.clean and not pending and not self._store.unclean)
+                exact &= not news
+                box.stamp = replace(box.stamp, checked=env.now())
                 if not current:
                     _aftermath.tell_unflushed(self)
                 if box.change is not Change.NONE:  # the journal of the life before may not have it
@@ -162,25 +167,24 @@ class User:
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
             if ROOT in self._infos:
                 loaded = await box.bundles.load(self._infos[ROOT])
-                box.known = loaded.known
-                box.known.generation = -1
+                box.stamp = loaded.stamp
                 for data in loaded.payloads:
                     box.join(data)
-                exact = loaded.known.clean and not pending and not self._store.unclean
+                exact = loaded.stamp.clean and not pending and not self._store.unclean
             _aftermath.tell_unflushed(self)
-            box.known.checked = env.now()
+            box.stamp = replace(box.stamp, checked=env.now())
         for data in pending.pop(ROOT, []):
             box.join(data)
             box.change = Change.IMPORTANT
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
-        if box.known.generation != generation and (ahead := _aftermath.ahead(self, unclean=self._store.unclean)):
+        if not assignment.covers(box.stamp) and (ahead := _aftermath.ahead(self, unclean=self._store.unclean)):
             box.raise_floor(ahead)  # kept until each mailbox has been opened, in whatever life
         self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
         self._exact -= {
             guid for guid, totals in self.root.totals.items() if totals.modseq < self.root.ahead and totals.uidnext > 1
         }
-        box.known.generation = generation
+        box.stamp = replace(box.stamp, generation=assignment.generation)
         if self._infos is not None:
             self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
             self._infos_at = env.clock()
@@ -229,9 +233,9 @@ class User:
 
     def _target(self, guid: Guid) -> Target[Delta]:
         """A mailbox for the log, whether it is in memory or not."""
-        return self.boxes.get(guid) or _Absent(self, guid)
+        return self.boxes.get(guid) or Absent(guid, PRIORITY_OTHER, partial(self._remember, guid))
 
-    def remember(self, guid: Guid, delta: Delta) -> None:
+    def _remember(self, guid: Guid, delta: Delta) -> None:
         """Keep holders of a mailbox that is not in memory until it has been loaded, and load it."""
         waiting = self._held.setdefault(guid, Delta())
         if not waiting.holders:
@@ -285,8 +289,8 @@ class User:
     def fresh(self, entry: MailboxEntry) -> Mailbox:
         """A mailbox that was made just now: there is nothing to load."""
         box = self._make(entry)
-        box.known.generation = self.env.generation
-        box.known.checked = box.known.listed = self.env.now()
+        now, assignment = self.env.now(), self.env.assignment(self.storage_id)
+        box.stamp = replace(box.stamp, generation=assignment.generation, checked=now, listed=now)
         box.save()
         self.boxes[box.guid] = box
         self._exact.add(box.guid)
@@ -486,14 +490,14 @@ class User:
         every: also of mailboxes that were compared since."""
         while not self.deleted:
             try:
-                generation = self.env.generation
+                assignment = self.env.assignment(self.storage_id)
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
                 async with self.rootbox.flushing:
                     await self._take_in(infos.get(ROOT, []))
                 for guid, box in list(self.boxes.items()):
-                    if every or box.known.generation != generation:
+                    if every or not assignment.covers(box.stamp):
                         await box.recheck(infos.get(guid, []))
-                self.rootbox.known.generation = generation
+                self.rootbox.stamp = replace(self.rootbox.stamp, generation=assignment.generation)
                 self.rootbox.save()
                 return
             except Unavailable:
@@ -502,11 +506,12 @@ class User:
                 log.error("what others wrote does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
-    async def _take_in(self, infos: list[ObjectInfo]) -> None:
-        """Join the bundles of the list that others have written. Raises Unavailable, Corrupt."""
+    async def _take_in(self, infos: list[ObjectInfo]) -> bool:
+        """Join the bundles of the list that others have written; True if there were some. Raises Unavailable,
+        Corrupt."""
         rootbox = self.rootbox
-        if rootbox.known.knows(infos):
-            return
+        if rootbox.stamp.knows(infos):
+            return False
         loaded = await rootbox.bundles.load(infos)
         for data in loaded.payloads:
             rootbox.join(data)
@@ -515,9 +520,9 @@ class User:
             if box is not None and entry.deleted:
                 box.deleted = True
                 box.wake()
-        loaded.known.version = max(loaded.known.version, rootbox.known.version)
-        rootbox.known = loaded.known
+        rootbox.stamp = replace(loaded.stamp, version=max(loaded.stamp.version, rootbox.stamp.version))
         rootbox.changed(Change.IMPORTANT)
+        return True
 
     # -- upkeep ----------------------------------------------------------------------------------------------------
 
@@ -569,29 +574,11 @@ class User:
         return bool(self._loading or self._held)
 
     def busy(self) -> bool:
-        return bool(self.sessions or self.boxes or self._loading or self.rootbox.change is not Change.NONE or self.pending)
+        return bool(
+            self.sessions or self.boxes or self._loading or self.rootbox.change is not Change.NONE or self.pending
+        )
 
     def leave(self) -> None:
         """Before the user leaves memory: keep what is derived."""
         self.sync_totals()
         self.rootbox.save()
-
-
-class _Absent:
-    """A mailbox that is not in memory, as the log sees it; see `stage.Target`."""
-
-    priority = PRIORITY_OTHER
-
-    def __init__(self, user: User, guid: Guid) -> None:
-        self._user = user
-        self.guid = guid
-
-    @property
-    def box(self) -> str:
-        return self.guid
-
-    def take_in(self, delta: Delta, change: Change) -> None:
-        self._user.remember(self.guid, delta)
-
-    def wake(self) -> None:
-        """Nobody watches it."""

@@ -18,8 +18,8 @@ from obox.errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary,
 from obox.objectstore import Codec, ObjectKind, load_keys
 from obox.objectstore.keys import ROOT, pull_owner, user_prefix
 from obox.store import MailStore, NewMail, operate, upload
-from obox.store._bundles import Known
 from obox.store.pull import BoxMeta, End, Head, Incoming, Outgoing, Splitter, opened
+from obox.store.stamp import Stamp
 
 
 async def sent(life: Life, *, everything: bool = False) -> bytes:
@@ -459,7 +459,7 @@ async def test_what_makes_no_sense_is_refused(machine: Machine, tmp_path: Path) 
         await some_mail(one)
         head = Head(1, other.store.bucket_id(), SID, "first", one.store.journal.boot, 1)
         end = (ObjectKind.PULL, End(1), b"")
-        stamp = Known().encode()
+        stamp = Stamp().encode()
         replace = msgspec.structs.replace
         guid = one.users[0].entry("INBOX").guid
         cases: list[tuple[type[OboxError], list[tuple[ObjectKind, Any, bytes]]]] = [

@@ -290,7 +290,9 @@ async def _read(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
     return mail
 
 
-async def get_object(mailbox: Index, key: str, start: int = 0, end: int | None = None, *, expunged: bool = False) -> bytes:
+async def get_object(
+    mailbox: Index, key: str, start: int = 0, end: int | None = None, *, expunged: bool = False
+) -> bytes:
     """GET one mail's object, or a part of it. Raises NotFound when it is lost.
 
     expunged: the mail is, so that its object may have been deleted: then Expunged, and nothing for the operator.

@@ -31,9 +31,10 @@ from ..objectstore.keys import ROOT, journal_key
 from ..types import Guid, StorageId
 from ._jobs import Job, Jobs
 from ._nightly import Nightly
+from .fence import record
 from .journal import Journal
 from .stamp import Stamp
-from .takeover import Takeover, mark_clean
+from .takeover import Takeover
 from .upload import Users, flush_all
 from .user import User
 
@@ -162,24 +163,32 @@ class Upkeep:
     # -- after a start ---------------------------------------------------------------------------------------------
 
     async def adopt(self) -> None:
-        """Load and flush every box that a dead boot's journal speaks of, then mark those boots clean.
+        """Load and flush every box that a dead boot's journal speaks of, and note with those boots who is done.
 
-        Each user is done for itself; while one cannot be, its boots stay as they are.
+        Each user is done for itself. While one cannot be, its boots name it, and the next start reads it alone.
         """
         store = self._store
-        left = list(store.takeover.pending)  # also those that a session opens meanwhile
+        left = set(store.takeover.pending)  # also those that a session opens meanwhile
         while True:
-            works: list[_Work] = [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in left]
-            left = [job.user for job, _ in await self._attempt_all(works)]
-            if not left:
+            works: list[_Work] = [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in sorted(left)]
+            left = {job.user for job, _ in await self._attempt_all(works)}
+            for at, ended in enumerate(store.takeover.boots):
+                if not ended.clean:
+                    job = Job("adopt", mailbox=f"{ended.boot.backend}/{ended.boot.name}")
+                    await self.jobs.attempt(job, partial(self._record, at, left))
+            if not left and all(ended.clean for ended in store.takeover.boots):
                 break
             await store.env.sleep(AGAIN_S)
-        for backend, boot, seq in store.takeover.boots:
-            mark = partial(mark_clean, store.env, backend, boot, seq, store.journal.ahead)
-            while not await self.jobs.attempt(Job("adopt", mailbox=f"{backend}/{boot}"), mark):
-                await store.env.sleep(AGAIN_S)
         store.takeover.boots.clear()
         store.journal.dug()
+
+    async def _record(self, at: int, left: set[str]) -> None:
+        """Note who of a dead boot's users has been adopted, if somebody has since it was last noted."""
+        takeover = self._store.takeover
+        ended = takeover.boots[at]
+        named = takeover.users[ended.boot.backend, ended.boot.name]
+        if not named - left <= ended.adopted or named <= ended.adopted:
+            takeover.boots[at] = await record(self._store.env, ended, named, named - left, self._store.journal.ahead)
 
     async def _adopt_user(self, sid: str) -> None:
         store = self._store

@@ -31,8 +31,8 @@ from ..objectstore.keys import (
 )
 from ..types import Guid, StorageId
 from ._env import TRY_LATER
+from .fence import list_journals
 from .stamp import Stamp
-from .takeover import list_journals
 from .upload import pending
 
 if TYPE_CHECKING:

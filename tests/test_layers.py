@@ -116,7 +116,6 @@ CIRCLES_LEFT = {
     "obox.admin.parts",
     "obox.backend",
     "obox.imap.session",
-    "obox.store.store",
 }
 
 

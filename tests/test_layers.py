@@ -115,7 +115,6 @@ def test_modules_have_one_noun() -> None:
 CIRCLES_LEFT = {
     "obox.admin.parts",
     "obox.backend",
-    "obox.imap.session",
     "obox.store.store",
 }
 

@@ -27,10 +27,12 @@ from obox.errors import Limit
 from obox.imap import wire
 from obox.imap.context import Context
 from obox.imap.events import NEED_DATA
+from obox.imap.machine import Machine
 from obox.imap.parser import Parser
 from obox.imap.registry import Who
 from obox.imap.session import Session
 from obox.imap.states import BEFORE_LOGIN
+from obox.imap.updates import tell
 
 YIELD_S: Final = 0.01
 """Work between two looks at the loop: half of what a chunk may take, well below the 50 ms of the design."""
@@ -56,6 +58,7 @@ class Connection(asyncio.Protocol):
         "_last_input",
         "_last_yield",
         "_lost",
+        "_machine",
         "_out",
         "_out_bytes",
         "_reading_paused",
@@ -68,6 +71,7 @@ class Connection(asyncio.Protocol):
         "_write_paused",
         "bytes_in",
         "bytes_out",
+        "ended",
         "id",
         "parser",
         "remote",
@@ -75,8 +79,9 @@ class Connection(asyncio.Protocol):
         "tls",
     )
 
-    def __init__(self, context: Context, *, tls: bool, remote: str | None) -> None:
+    def __init__(self, context: Context, machine: Machine, *, tls: bool, remote: str | None) -> None:
         self._context = context
+        self._machine = machine
         self._forced_remote = remote
         self.tls = tls
         self.remote = remote or ""
@@ -86,6 +91,7 @@ class Connection(asyncio.Protocol):
         self.parser.allowed = BEFORE_LOGIN
         self.bytes_in = 0
         self.bytes_out = 0
+        self.ended = ""
         self._transport: asyncio.Transport | None = None
         self._session = Session(context, self)
         self._task: asyncio.Task[None] | None = None
@@ -277,12 +283,12 @@ class Connection(asyncio.Protocol):
             while not self._closing:
                 self._fed = False
                 if session.idling:
-                    await session.tell()
+                    await tell(session)
                 while not self._closing and not self._stop_reason:
                     event = self.parser.next()
                     if event is NEED_DATA:
                         break
-                    await session.handle(event)
+                    await self._machine.handle(session, event)
                     await session.go_on()  # many small commands may have come at once
                 if self._stop_reason and not self._closing:
                     self._say_bye(self._stop_reason)
@@ -295,10 +301,10 @@ class Connection(asyncio.Protocol):
                 if not (self._fed or (session.idling and session.changed)):
                     break
         except (ConnectionError, TimeoutError, OSError) as error:
-            session.ended = session.ended or str(error)
+            self.ended = self.ended or str(error)
             self.abort()
         except asyncio.CancelledError:
-            session.ended = session.ended or "cut off"
+            self.ended = self.ended or "cut off"
             self.abort()
             if not self._lost:
                 raise
@@ -358,7 +364,7 @@ class Connection(asyncio.Protocol):
             raise ConnectionResetError("the client is gone")
 
     def _stalled(self) -> None:
-        self._session.ended = "client does not read"
+        self.ended = "client does not read"
         self.abort()
 
     def _wake_writer(self) -> None:
@@ -388,7 +394,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             self.abort()
         elif not session.user_name:
-            session.ended = "login timeout"
+            self.ended = "login timeout"
             self._stop_or_cut("Login timeout")
         elif session.idling and settings.keepalive_s:
             if self._task is None and not self._write_paused and self._transport is not None:
@@ -396,12 +402,12 @@ class Connection(asyncio.Protocol):
                 self.bytes_out += len(KEEPALIVE)
             self._arm(settings.keepalive_s)
         elif self._task is None and self.parser.in_command and quiet_s >= settings.read_timeout_s:
-            session.ended = "read timeout"
+            self.ended = "read timeout"
             self._say_bye("Timeout in the middle of a command")
         elif self._task is not None or quiet_s < settings.idle_timeout_s:
             self._arm(max(min(settings.idle_timeout_s - quiet_s, settings.read_timeout_s), 1.0))
         else:
-            session.ended = "autologout"
+            self.ended = "autologout"
             self._say_bye("Autologout: no command for too long")
 
     def _stop_or_cut(self, reason: str) -> None:

@@ -15,8 +15,10 @@ import structlog
 from obox.imap.connection import Connection
 from obox.imap.context import Account, Authenticator, Context, Counters, NoCounters, Spawn, Upgrade
 from obox.imap.intake import Intake
+from obox.imap.machine import Machine
 from obox.imap.registry import Registry, Who
 from obox.imap.settings import ImapSettings
+from obox.imap.states import COMMANDS
 from obox.store.api import Store, User
 from obox.types import StorageId
 
@@ -60,6 +62,7 @@ class ImapServer:
                 quota_messages=quota.messages,
             )
 
+        self._machine = Machine(COMMANDS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._spawn = spawn or asyncio.create_task
         self.context = Context(
@@ -88,7 +91,7 @@ class ImapServer:
 
         remote: the client's address where a proxy told it; None: the transport's own.
         """
-        return Connection(self.context, tls=tls, remote=remote)
+        return Connection(self.context, self._machine, tls=tls, remote=remote)
 
     def who(self) -> list[Who]:
         """All connections, the oldest first."""

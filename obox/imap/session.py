@@ -21,12 +21,12 @@ from obox.imap import wire
 from obox.imap.capabilities import capabilities
 from obox.imap.context import Account, Context
 from obox.imap.parser import Parser
-from obox.imap.registry import is_loopback
 from obox.imap.replies import Reply
 from obox.imap.sets import SequenceSet
 from obox.imap.settings import ImapSettings
 from obox.mailbox._uidset import UidArray
 from obox.mailbox.view import View
+from obox.net import is_loopback
 from obox.store.api import Mailbox, User
 
 NO_UIDS: Final[UidArray] = np.empty(0, dtype=np.uint32)
@@ -169,9 +169,7 @@ class Session:
         )
 
     def greeting(self) -> bytes:
-        line = wire.status(None, "OK", f"{self.settings.name} ready.", b"CAPABILITY " + self.capability())
-        self.out.bytes_out += len(line)
-        return line
+        return wire.status(None, "OK", f"{self.settings.name} ready.", b"CAPABILITY " + self.capability())
 
     def need_user(self) -> User:
         if self.user is None:

@@ -45,6 +45,16 @@ class LmtpServer:
             observe=observe,
         )
 
+    @property
+    def deliverer(self) -> Deliverer:
+        """Where mails go now."""
+        return self.context.deliverer
+
+    @property
+    def settings(self) -> Settings:
+        """For connections that come from now on."""
+        return self.context.settings
+
     def use(self, deliverer: Deliverer, settings: Settings) -> None:
         """Use other settings for connections that come from now on, and the deliverer for all.
 

@@ -86,7 +86,7 @@ async def drive(seconds: float, one: Callable[[], Awaitable[object]], at_once: i
     before = memory_bytes()
     gc.freeze()  # the test's own modules are no part of a collection that falls into a turn
     await asyncio.sleep(0)  # the collection is not in a turn that is measured
-    with no_traceback(), turns() as found:
+    with no_traceback(), turns(mine=False) as found:
         end = time.monotonic() + seconds
 
         async def again() -> None:

@@ -153,7 +153,7 @@ async def test_a_large_answer_lets_others_run(running: Running) -> None:
         await user.append("INBOX", [NewMail(PARTS)] * 200)
     await user.release()
     await client.ok("SELECT INBOX")
-    with turns() as found:
+    with turns(mine=False) as found:
         for command in (b"FETCH 1:* ALL", b"FETCH 1:* (BODY.PEEK[] BODYSTRUCTURE)", b"STORE 1:* +FLAGS (a b c)"):
             client.send(b"zz " + command + b"\r\n")
             await other.ok("NOOP")

@@ -111,7 +111,7 @@ async def test_before_login_no_argument_is_looked_at(running: Running, monkeypat
     marks = MARKS.encode()
     attack = await running.client()
     other = await running.client()
-    with turns() as found:
+    with turns(mine=False) as found:
         for command in (b"SELECT", b'LIST ""', b"STATUS", b"UID SEARCH TEXT", b"CREATE"):
             attack.send(b"a %b {%d+}\r\n%b\r\n" % (command, len(marks), marks))
             await other.ok("NOOP")
@@ -145,7 +145,7 @@ async def test_user_names_are_measured(running: Running, command: str, normalise
 
     running.imap.context.authenticator = Users()
     client = await running.client()
-    with turns() as found:
+    with turns(mine=False) as found:
         if command == "LOGIN":
             name = MARKS.encode()[:65_536]
             client.send(b"a LOGIN {%d+}\r\n%b x\r\n" % (len(name), name))
@@ -170,7 +170,7 @@ async def test_names_are_measured_before_they_are_normalised(
     await client.ok("SELECT INBOX")
     marks = MARKS.encode()
     short = ("e" + "\u0301" * 31).encode()
-    with turns() as found:
+    with turns(mine=False) as found:
         client.send(b"a %b {%d+}\r\n%b\r\n" % (command, len(marks), marks))
         assert (await client.until(b"a "))[-1].startswith(b"a NO")
         client.send(b"b %b {%d+}\r\n%b\r\n" % (command, len(short), short))
@@ -207,7 +207,7 @@ async def test_list_of_many_mailboxes_and_patterns_lets_others_run(running: Runn
     other = await running.client(login="ben")
     await fill(running, many(10_000))
     patterns = b" ".join(b"*%d*a*b*%%*y" % i for i in range(LIMITS.list_patterns_max))
-    with turns() as found:
+    with turns(mine=False) as found:
         for command in (
             b'LIST "" (%b)' % patterns,
             b'LIST (SUBSCRIBED RECURSIVEMATCH) "" ("*zz" "Projects" "Projects/%")',
@@ -341,7 +341,7 @@ async def test_pipelined_commands_let_others_run(running: Running, command: byte
     count = 2_000
     for member in running.imap.context.registry:
         member.settings = replace(running.imap.context.settings, bad_commands_max=count + 1)  # type: ignore[attr-defined]
-    with turns() as found:
+    with turns(mine=False) as found:
         client.send(b"".join(b"t%d %b\r\n" % (i, command) for i in range(count)))
         _, served = await served_beside(client, other, b"t%d" % (count - 1))
         found.check()

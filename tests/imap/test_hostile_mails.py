@@ -90,7 +90,7 @@ async def test_marks_in_subject_and_body(tmp_path: Path) -> None:
             b"Subject: s\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n" + "\ufdfa".encode() * 300_000,
             b"Subject: =?utf-8?q?" + b"=EF=B7=BA" * 10_000 + b"?=\r\n\r\nzq\r\n",
         )
-        with turns() as found:
+        with turns(mine=False) as found:
             for key in ("TEXT", "SUBJECT", "BODY"):
                 assert numbers(await client.ok(f"SEARCH {key} nothing")) == []
         found.check()
@@ -112,7 +112,7 @@ async def test_sections_of_a_large_mail(tmp_path: Path) -> None:
     parts = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\n" * 9_000
     async with serving(tmp_path) as running:
         client = await fill(running, large, parts)
-        with turns() as found:
+        with turns(mine=False) as found:
             lines = await client.ok("FETCH 1 (BODY.PEEK[1.1.MIME] BODY.PEEK[1.2] BODY.PEEK[1.HEADER])")
             assert lines[0].endswith(
                 b"BODY[1.1.MIME] {14}\r\nX-Inner: 1\r\n\r\n BODY[1.2] {4}\r\nlast BODY[1.HEADER] {45}\r\n"
@@ -131,7 +131,7 @@ async def test_long_names_of_header_fields(tmp_path: Path, item: str, monkeypatc
     async with serving(tmp_path) as running:
         client = await fill(running, b"Subject: s\r\n" + header * 50 + b"\r\nx\r\n", header * 3_000 + b"\r\nx\r\n")
         monkeypatch.setattr(re, "compile", lambda text, *flags: compiled.append(len(text)) or plain(text, *flags))
-        with turns() as found:
+        with turns(mine=False) as found:
             refused = await client.cmd(f"FETCH 1:2 BODY.PEEK[{item} (Subject {'x' * 60_000})]")
             assert refused[-1].startswith(b"NO [LIMIT]")
             lines = await client.ok(f"FETCH 1:2 BODY.PEEK[{item} (Subject {'x' * 255})]")
@@ -147,7 +147,7 @@ async def test_headers_too_long_to_be_kept(tmp_path: Path) -> None:
     block = b"Subject: s%d\r\n" + b"a:\r\n" * 60_000 + b"X: z\r\n" + b"\r\n"
     async with serving(tmp_path) as running:
         client = await fill(running, *(block % n + b"x\r\n" for n in range(8)), b"Subject: short\r\n\r\nx\r\n")
-        with turns() as found:
+        with turns(mine=False) as found:
             lines = await client.ok("FETCH 1:* (UID FLAGS BODY.PEEK[HEADER.FIELDS (Subject)] BODY.PEEK[HEADER]<0.7>)")
             assert len(lines) == 10
             for n, line in enumerate(lines[:8]):
@@ -167,7 +167,7 @@ async def test_address_bomb(tmp_path: Path) -> None:
         client = await running.client(login="anna")
         mail = b"Subject: bomb\r\n" + fields + b"\r\nx\r\n"
         nested = (fields + b"Content-Type: message/rfc822\r\n\r\n") * 60
-        with turns() as found:
+        with turns(mine=False) as found:
             await client.append("INBOX", mail)
             await client.append("INBOX", nested)
             await client.ok("SELECT INBOX")
@@ -181,7 +181,7 @@ async def test_searches_of_many_keys_let_others_in(tmp_path: Path) -> None:
     mails = [b"Subject: s%d\r\nFrom: a@b\r\n" % n + b"X: y\r\n" * 500 + b"\r\nbody\r\n" for n in range(100)]
     async with serving(tmp_path) as running:
         client = await fill(running, *mails)
-        with turns() as found:
+        with turns(mine=False) as found:
             for key in ("TEXT a{}", "HEADER x-{} y", "SUBJECT t{}", "SENTON 1-Jan-{}"):
                 keys = " ".join("NOT " + key.format(1000 + n) for n in range(900))
                 assert len(numbers(await client.ok(f"SEARCH {keys}"))) == 100

@@ -83,7 +83,8 @@ def _named(handle: asyncio.Handle) -> str:
 def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
     """Measure each callback of the running asyncio loop (not uvloop's, which are compiled).
 
-    mine: the caller's own task as well. A test whose task is the client leaves it out.
+    mine: the caller's own task as well. A test whose task is the client leaves it out, and tasks with the name
+    "client".
     """
     found = Turns()
     loop = asyncio.get_running_loop()
@@ -99,7 +100,8 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
             collected += time.thread_time() - collecting
 
     def run(handle: asyncio.Handle) -> Any:
-        if me is not None and getattr(handle._callback, "__self__", None) is me:
+        task = None if mine else getattr(handle._callback, "__self__", None)
+        if task is not None and (task is me or (isinstance(task, asyncio.Task) and task.get_name() == "client")):
             return plain(handle)
         begin = time.thread_time() - collected
         try:

@@ -97,7 +97,7 @@ async def drive(seconds: float, one: Callable[[], Awaitable[object]], at_once: i
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(at_once):
-                tasks.create_task(again())
+                tasks.create_task(again(), name="client")
         await asyncio.sleep(0.1)  # connections that were cut end
     gc.unfreeze()
     grown = memory_bytes() - before

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final
 
 import psutil
 import structlog
@@ -33,7 +33,6 @@ from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
 from .lmtp.settings import Settings as LmtpSettings
 from .objectstore import StoreError, needs_race, open_store, probe, require_one_winner
-from .objectstore.keys import escape
 from .objectstore.stats import BUCKETS_S
 from .reload import Reload
 from .server import (
@@ -53,7 +52,6 @@ from .server import (
 )
 from .store import Env, MailStore
 from .store.copies import Copies
-from .types import StorageId
 
 log = structlog.get_logger()
 
@@ -92,20 +90,6 @@ class Chance:
             self._piece, self._at = os.urandom(max(self.PIECE_BYTES, count)), 0
         self._at += count
         return self._piece[self._at - count : self._at]
-
-
-class Named(Protocol):
-    """A user as any of the rooms knows it."""
-
-    @property
-    def user(self) -> str: ...
-    @property
-    def storage_id(self) -> str | None: ...
-
-
-def storage_id(entry: Named) -> StorageId:
-    """A user's element in the bucket's keys: the one place where it is made."""
-    return StorageId(escape(entry.storage_id or entry.user))
 
 
 class _Counters:
@@ -205,7 +189,6 @@ class Backend:
             self.authenticator,
             rooms.imap_settings(self.config),
             settings_of=by_client(self.config, rooms.imap_settings),
-            storage_id=storage_id,
             upgrade=starttls(lambda: certificates.context) if certificates else None,
             counters=_Counters(self.metrics),
         )
@@ -224,7 +207,7 @@ class Backend:
         certificates = self.certificates
         settings = rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
         size = settings.mail_bytes_max
-        return StoreDeliverer(self.store, users, storage_id=storage_id, mail_bytes_max=size), settings
+        return StoreDeliverer(self.store, users, mail_bytes_max=size), settings
 
     def _sources(self, store: MailStore) -> None:
         """Numbers of the rooms as metrics."""

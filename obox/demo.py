@@ -14,11 +14,10 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .accounts import storage_id
 from .auth import add_user, hash_password
 from .errors import Unavailable
-from .objectstore.keys import escape
 from .store.api import NewMail
-from .types import StorageId
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -91,7 +90,7 @@ async def fill(backend: Backend) -> None:
 
 
 async def _deliver(backend: Backend) -> None:
-    user = await backend.store.open_user(USER, StorageId(escape(USER)))
+    user = await backend.store.open_user(USER, storage_id(USER))
     try:
         if (await user.status("INBOX")).uidnext == 1:
             await user.append("INBOX", [NewMail(mail) for mail in mails()])

@@ -16,11 +16,11 @@ from . import __version__
 from ._values import read_priority_weights, read_size_weights
 from .config import Config
 from .errors import ConfigError
+from .escaping import escape
 from .imap.settings import FetchFailure, ImapSettings
 from .lmtp.settings import Settings as LmtpSettings
 from .objectstore import Codec, load_keys
 from .objectstore import Settings as BucketSettings
-from .objectstore.keys import escape
 from .store import StoreSettings
 
 __all__ = [

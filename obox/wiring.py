@@ -17,7 +17,6 @@ from .admin.parts import Admin, Evaluate, OwnHttp, Session
 from .auth import Authenticator, PasswdFile
 from .config import Config
 from .errors import Invalid, Unavailable
-from .types import StorageId
 
 __all__ = ["bucket_alone", "of_backend", "of_config", "offline", "quiet_logging", "socket_path"]
 
@@ -115,16 +114,9 @@ def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
     """Verbs that need the configuration alone."""
     found = users or PasswdFile(config.auth.passwd_file, config.auth.default_domain)
 
-    def sid(name: str) -> StorageId:
-        from .objectstore.keys import escape
-
-        return StorageId(escape(name))
-
     return Admin(
         users=found,
         authenticator=lambda: Authenticator(found),
-        storage_id=lambda entry: sid(entry.storage_id or entry.user),
-        sid_of_name=sid,
         parse_search=parse_search,
         own_http=_own_http(config),
     )

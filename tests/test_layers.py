@@ -5,12 +5,22 @@ from pathlib import Path
 import pytest
 from layers import TREE, circles, edges, files, imports, room_of
 
-LEAVES = {"obox.addresses", "obox.errors", "obox.types", "obox.text", "obox.unixsocket"}
+LEAVES = {
+    "obox.accounts",
+    "obox.addresses",
+    "obox.errors",
+    "obox.escaping",
+    "obox.text",
+    "obox.types",
+    "obox.unixsocket",
+}
 VIEW = {"obox", "obox.auth", "obox.spool", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}  # what a protocol sees
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
 ARROWS: dict[str, set[str]] = {
     "obox": set(),  # __init__: the version
+    "obox.accounts": {"obox.escaping", "obox.types"},
     "obox.addresses": set(),
+    "obox.escaping": set(),
     "obox.errors": set(),
     "obox.types": set(),
     "obox.text": {"obox.errors"},
@@ -51,7 +61,9 @@ ARROWS: dict[str, set[str]] = {
 WIRING = ("obox.main", "obox.backend", "obox.demo", "obox.wiring", "obox.rooms", "obox.reload")  # see all
 ARROWS |= {name: set() for name in WIRING}
 PURE = (
+    "obox.accounts",
     "obox.addresses",
+    "obox.escaping",
     "obox.mailbox",
     "obox.mime",
     "obox.imap.parser",

@@ -4,12 +4,11 @@ The table of all verbs is `TABLE`; `run` runs one; `http.routes` is the API. The
 """
 
 from . import caches, mailboxes, mails, pull, removal, repair, sessions, storage, upgrade, users
-from .parts import Account, Admin, Server, Session
+from .parts import Admin, Server, Session
 from .table import TABLE, Event, Failure, Needs, Nothing, Params, Progress, Row, Selection, Verb
 
 __all__ = [
     "TABLE",
-    "Account",
     "Admin",
     "Event",
     "Failure",

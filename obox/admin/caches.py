@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Corrupt, InUse, Invalid, NotFound
 from ..types import StorageId
-from .parts import Account, Admin, masked
+from .parts import Admin, masked
 from .table import DryRun, Event, Nothing, Params, Progress, Row, Selection, user_verb, verb
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Exists, Invalid, NotFound
 from ..mailbox.names import canonical
-from .parts import Account, Admin, matching
+from .parts import Admin, matching
 from .table import DryRun, Event, Row, Selection, user_verb
 
 STATUS_FIELDS: Final = (

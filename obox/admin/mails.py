@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Invalid, NotFound, OboxError
-from .parts import Account, Admin
+from .parts import Admin
 from .query import SearchQuery
 from .table import DryRun, Event, Row, Selection, user_verb
 

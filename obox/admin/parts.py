@@ -13,7 +13,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ..accounts import Account, storage_id
 from ..errors import Invalid, NotFound, Unavailable
+from ..escaping import unescape
 from ..mailbox.names import fits_mask
 from ..types import StorageId
 from .exits import NoUser
@@ -21,7 +23,7 @@ from .exits import NoUser
 if TYPE_CHECKING:
     from metacache import Cleaner
 
-    from ..auth import Authenticator, PasswdFile, UserEntry
+    from ..auth import Authenticator, PasswdFile
     from ..mailbox.search import Query
     from ..store import MailStore
     from ..store.mailbox import Mailbox
@@ -77,15 +79,6 @@ class Server(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """A user that a request is about. entry: None for one that the user database does not know."""
-
-    name: str
-    storage_id: StorageId
-    entry: UserEntry | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class OwnHttp:
     """How this backend's own admin API is reached, which the others of a cluster have likewise: what a source is asked
     with unless the request says otherwise."""
@@ -105,8 +98,6 @@ class Admin:
 
     users: PasswdFile
     authenticator: Callable[[], Authenticator]
-    storage_id: Callable[[UserEntry], StorageId]
-    sid_of_name: Callable[[str], StorageId]
     parse_search: Callable[[bytes], Evaluate]
     find_store: MailStore | None = None
     find_cleaner: Cleaner | None = None
@@ -139,13 +130,10 @@ class Admin:
 
     # -- users -----------------------------------------------------------------------------------------------------
 
-    def account(self, entry: UserEntry) -> Account:
-        return Account(entry.user, self.storage_id(entry), entry)
-
     def named(self, name: str) -> Account:
         """A user that the user database need not know. Raises Invalid."""
         name = self.users.normalise(name)
-        return Account(name, self.sid_of_name(name))
+        return Account(name, storage_id(name), known=False)
 
     def name_of(self, sid: str) -> str:
         """The user behind a storage id, as far as that can be told."""
@@ -156,7 +144,7 @@ class Admin:
         at, names = self.known_names
         if time.monotonic() - at >= NAMES_S:
             try:
-                names = {self.storage_id(entry): entry.user for entry in self.users.users()}
+                names = {entry.sid: entry.user for entry in self.users.users()}
             except Unavailable:
                 names = {}
             self.known_names = time.monotonic(), names
@@ -182,27 +170,27 @@ class Admin:
             found = [e for e in self.users.users() if fnmatch.fnmatchcase(e.user, mask)]
             if not found:
                 raise NoUser(f"no user fits {selection.user or '*'}")
-            return [self.account(entry) for entry in found]
+            return [entry.account for entry in found]
         return [self._known(name) for name in selection.users or [selection.user or ""]]
 
     def _known(self, name: str) -> Account:
         entry = self.users.lookup(name)
         if entry is None:
             raise NoUser(f"no user {name}")
-        return self.account(entry)
+        return entry.account
 
     @asynccontextmanager
     async def open(self, account: Account) -> AsyncIterator[User]:
         """A user's mail, for a while; one that the user database does not know is not made. Raises NoUser, Unavailable,
         Corrupt."""
-        if account.entry is None:
+        if not account.known:
             try:
                 user = await self.store.load_user(account.name, account.storage_id)
             except NotFound as error:
                 raise NoUser(f"neither the user database nor the bucket knows {account.name}") from error
             yield user
             return
-        quota = account.entry.quota
+        quota = account.quota
         user = await self.store.open_user(
             account.name, account.storage_id, quota_bytes=quota.storage_bytes, quota_messages=quota.messages
         )
@@ -240,12 +228,10 @@ def matching(names: Sequence[str], masks: Sequence[str]) -> list[str]:
 
 
 def _unescaped(sid: str) -> str:
-    from ..objectstore.keys import unescape
-
     try:
         return unescape(sid)
     except ValueError:
         return sid
 
 
-__all__ = ["Account", "Admin", "Evaluate", "Server", "Session", "masked", "matching"]
+__all__ = ["Admin", "Evaluate", "Server", "Session", "masked", "matching"]

@@ -22,10 +22,11 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Corrupt, Exists, InUse, Invalid, NoPerm, NotFound, OboxError, Temporary, Unavailable
 from ..types import StorageId
 from .exits import NoHost, Outdated, of
-from .parts import Account, Admin
+from .parts import Admin
 from .table import Event, Needs, Progress, Selection, user_verb
 
 T = TypeVar("T")

@@ -8,7 +8,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from .parts import Account, Admin, matching
+from ..accounts import Account
+from .parts import Admin, matching
 from .table import DryRun, Event, Selection, user_verb
 
 

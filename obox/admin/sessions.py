@@ -233,11 +233,11 @@ class AuthTestParams(Params, kw_only=True):
 @verb("auth test", AuthTestParams, needs=Needs.CONFIG, columns=("username", "storage_id", "quota_bytes"))
 async def auth_test(admin: Admin, params: AuthTestParams) -> AsyncIterator[Event]:
     """Try a login, as IMAP would; exit 77 if it is refused."""
-    entry = await admin.authenticator().verify(params.user, params.password, remote="")
+    account = await admin.authenticator().verify(params.user, params.password, remote="")
     yield {
-        "username": entry.user,
-        "storage_id": admin.storage_id(entry),
-        "quota_bytes": entry.quota.storage_bytes,
+        "username": account.name,
+        "storage_id": account.storage_id,
+        "quota_bytes": account.quota.storage_bytes,
     }
 
 

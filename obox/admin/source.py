@@ -24,6 +24,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import InUse, Invalid, OboxError, Unavailable
+from ..escaping import escape, unescape
 from ..types import StorageId
 from . import exits
 from .caches import cleaned
@@ -75,8 +76,6 @@ async def _identity(admin: Admin) -> Response:
 
 def _sid(request: Request) -> StorageId:
     """Raises Invalid."""
-    from ..objectstore.keys import escape, unescape
-
     sid = request.path_params["sid"]
     try:
         if escape(unescape(sid)) == sid:

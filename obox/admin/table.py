@@ -22,7 +22,8 @@ from msgspec import Meta
 from . import rows
 
 if TYPE_CHECKING:
-    from .parts import Account, Admin
+    from ..accounts import Account
+    from .parts import Admin
 
 
 class Progress(NamedTuple):

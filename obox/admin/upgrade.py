@@ -8,10 +8,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Invalid, NotFound
 from ..types import StorageId
 from .exits import Incomplete
-from .parts import Account, Admin
+from .parts import Admin
 from .table import Event, Nothing, Progress, Selection, user_verb, verb
 
 

@@ -7,28 +7,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from obox.accounts import Account
 from obox.imap.intake import Intake
 from obox.imap.registry import Registry
 from obox.imap.settings import ImapSettings
 from obox.store.api import User
-
-
-class Quota(Protocol):
-    @property
-    def storage_bytes(self) -> int | None: ...
-    @property
-    def messages(self) -> int | None: ...
-
-
-class Account(Protocol):
-    """Who logged in: `obox.auth.UserEntry`, or what a test makes up."""
-
-    @property
-    def user(self) -> str: ...
-    @property
-    def storage_id(self) -> str | None: ...
-    @property
-    def quota(self) -> Quota: ...
 
 
 class Authenticator(Protocol):

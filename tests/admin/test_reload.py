@@ -17,7 +17,8 @@ from patience import PATIENT_S
 from metacache import Change
 from obox.backend import Backend
 from obox.config import settings
-from obox.objectstore.keys import escape, mail_key
+from obox.escaping import escape
+from obox.objectstore.keys import mail_key
 from obox.store.api import NewMail
 from obox.types import StorageId, Uid
 

@@ -90,7 +90,7 @@ async def fill(backend: Backend) -> None:
 
 
 async def _deliver(backend: Backend) -> None:
-    user = await backend.store.open_user(USER, storage_id(USER))
+    user = await backend.parts.store.open_user(USER, storage_id(USER))
     try:
         if (await user.status("INBOX")).uidnext == 1:
             await user.append("INBOX", [NewMail(mail) for mail in mails()])
@@ -105,7 +105,7 @@ def _tell(backend: Backend) -> None:
         f"\nobox is ready.\n\n"
         f"  user      {USER}   password  {PASSWORD}\n"
         f"  IMAP      {imap}   LMTP  {lmtp}\n"
-        f"  bucket    {backend.config.storage.url}\n\n"
+        f"  bucket    {backend.parts.config.storage.url}\n\n"
         f"Read the first mail:\n\n"
         f"  curl -s --user {USER}:{PASSWORD} 'imap://{imap}/INBOX;MAILINDEX=1'\n\n"
         f"Stop with Ctrl-C: everything is flushed to the bucket; delete the state and start again, it is all there.\n",

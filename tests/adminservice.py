@@ -65,9 +65,9 @@ class Service:
         return result["exitCode"], result.get("message", "")
 
     async def deliver(self, user: str, mails: list[bytes], mailbox: str = "INBOX", *flags: str) -> None:
-        sid = self.backend.store.env  # the sessions' way in: the store itself
+        sid = self.backend.parts.store.env  # the sessions' way in: the store itself
         assert sid is not None
-        opened = await self.backend.store.open_user(user, storage_id(user))
+        opened = await self.backend.parts.store.open_user(user, storage_id(user))
         try:
             await opened.append(mailbox, [NewMail(source, flags) for source in mails])
         finally:

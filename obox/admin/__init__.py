@@ -4,8 +4,9 @@ The table of all verbs is `TABLE`; `run` runs one; `http.routes` is the API. The
 """
 
 from . import caches, mailboxes, mails, pull, removal, repair, sessions, storage, upgrade, users
+from .params import Nothing, Params, Selection
 from .parts import Admin, Server, Session
-from .table import TABLE, Event, Failure, Needs, Nothing, Params, Progress, Row, Selection, Verb
+from .table import TABLE, Event, Failure, Needs, Progress, Row, Verb
 
 __all__ = [
     "TABLE",

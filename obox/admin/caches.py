@@ -14,8 +14,9 @@ from msgspec import Meta
 from ..accounts import Account
 from ..errors import Corrupt, InUse, Invalid, NotFound
 from ..types import StorageId
+from .params import DryRun, Nothing, Params, Selection
 from .parts import Admin, masked
-from .table import DryRun, Event, Nothing, Params, Progress, Row, Selection, user_verb, verb
+from .table import Event, Progress, Row, user_verb, verb
 
 if TYPE_CHECKING:
     from ..objectstore import Decoded

@@ -28,7 +28,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from . import source
-from .openapi import commands, document
 from .parts import Admin
 from .run import Outcome, guarded, line
 from .table import TABLE
@@ -54,9 +53,13 @@ def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
         return Response("a key is needed\n", 401, {"WWW-Authenticate": 'Basic realm="obox"'})
 
     async def listing(request: Request) -> Response:
+        from .openapi import commands
+
         return refusal(request) or JSONResponse(commands())
 
     async def openapi(request: Request) -> Response:
+        from .openapi import document
+
         return refusal(request) or JSONResponse(document(version))
 
     async def post(request: Request) -> Response:

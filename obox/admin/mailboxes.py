@@ -11,8 +11,9 @@ from msgspec import Meta
 from ..accounts import Account
 from ..errors import Exists, Invalid, NotFound
 from ..mailbox.names import canonical
+from .params import DryRun, Selection
 from .parts import Admin, matching
-from .table import DryRun, Event, Row, Selection, user_verb
+from .table import Event, Row, user_verb
 
 STATUS_FIELDS: Final = (
     "messages", "recent", "uidnext", "uidvalidity", "unseen", "highestmodseq", "vsize", "guid", "deleted"

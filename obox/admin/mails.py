@@ -12,9 +12,10 @@ from msgspec import Meta
 
 from ..accounts import Account
 from ..errors import Invalid, NotFound, OboxError
+from .params import DryRun, Selection
 from .parts import Admin
 from .query import SearchQuery
-from .table import DryRun, Event, Row, Selection, user_verb
+from .table import Event, Row, user_verb
 
 if TYPE_CHECKING:
     from ..mailbox._uidset import UidArray

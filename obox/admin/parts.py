@@ -1,6 +1,6 @@
-"""What verbs work on: the parts of a backend, handed in by the wiring, and which users a request is about.
+"""What verbs work on: the rooms of a backend, which the wiring hands in, and the users of a request.
 
-Invariant: a user is opened here with the limits of the user database, so that an administrator's look never changes
+Invariant: a user is opened here with the limits of the user database, so that a verb never changes
 what a session of that user may store.
 """
 
@@ -19,6 +19,7 @@ from ..escaping import unescape
 from ..mailbox.names import fits_mask
 from ..types import StorageId
 from .exits import NoUser
+from .params import Selection
 
 if TYPE_CHECKING:
     from metacache import Cleaner
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
     from ..store import MailStore
     from ..store.mailbox import Mailbox
     from ..store.user import User
-    from .table import Selection
 
 
 NAMES_S: Final = 5.0
-"""How old the names shown for storage ids may be: making them takes a second for a million users."""
+"""How old the names shown for storage ids may be. To make them takes a second for a million users."""
 
 
 class Session(Protocol):

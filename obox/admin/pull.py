@@ -26,8 +26,9 @@ from ..accounts import Account
 from ..errors import Corrupt, Exists, InUse, Invalid, NoPerm, NotFound, OboxError, Temporary, Unavailable
 from ..types import StorageId
 from .exits import NoHost, Outdated, of
+from .params import Selection
 from .parts import Admin
-from .table import Event, Needs, Progress, Selection, user_verb
+from .table import Event, Needs, Progress, user_verb
 
 T = TypeVar("T")
 

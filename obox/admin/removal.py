@@ -13,9 +13,10 @@ from ..accounts import Account, storage_id
 from ..errors import Exists, Invalid, NotFound
 from ..text import duration
 from .exits import InUseByClients, NoUser
+from .params import DryRun, Params, Selection
 from .parts import Admin
 from .sessions import KICK_REASON, POLL_S, kicked
-from .table import DryRun, Event, Needs, Params, Progress, Row, Selection, user_verb, verb
+from .table import Event, Needs, Progress, Row, user_verb, verb
 
 if TYPE_CHECKING:
     from ..store.operate import Deleted

@@ -9,8 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from ..accounts import Account
+from .params import DryRun, Selection
 from .parts import Admin, matching
-from .table import DryRun, Event, Selection, user_verb
+from .table import Event, user_verb
 
 
 class ForceResyncParams(Selection, kw_only=True):

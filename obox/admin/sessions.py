@@ -13,8 +13,9 @@ from msgspec import Meta
 
 from ..errors import Invalid, OboxError, Temporary
 from .exits import NoSession
+from .params import DryRun, Nothing, Params
 from .parts import Admin, Session
-from .table import DryRun, Event, Needs, Nothing, Params, Progress, verb
+from .table import Event, Needs, Progress, verb
 
 KICK_REASON: Final = "Disconnected by the administrator"
 STOP_REASON: Final = "Server is shutting down, please reconnect"

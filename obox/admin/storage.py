@@ -11,8 +11,9 @@ import structlog
 
 from ..errors import Unavailable
 from .exits import Incomplete
+from .params import Nothing
 from .parts import Admin
-from .table import Event, Needs, Nothing, Row, verb
+from .table import Event, Needs, Row, verb
 
 if TYPE_CHECKING:
     from ..objectstore import ObjectStore, StoreError

@@ -14,12 +14,10 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
-
-import msgspec
-from msgspec import Meta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from . import rows
+from .params import Params, Selection
 
 if TYPE_CHECKING:
     from ..accounts import Account
@@ -58,28 +56,6 @@ class Needs(enum.IntEnum):
     BUCKET = 3
     """As STATE, whatever the bucket says: for who wants to know what is wrong with it."""
 
-
-class Params(msgspec.Struct, kw_only=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
-    """Base of all parameters; on the wire in camelCase."""
-
-
-class Nothing(Params):
-    """No parameters."""
-
-
-class Selection(Params):
-    """Base of the parameters of verbs that are about users: which ones."""
-
-    user: Annotated[str | None, Meta(description="A user, or a mask with * and ?")] = None
-    users: Annotated[list[str], Meta(description="Several users by name")] = []
-    all_users: Annotated[bool, Meta(description="All users of the user database")] = False
-    no_userdb_lookup: Annotated[
-        bool, Meta(description="Take the names as they are, also of users whom the user database does not know")
-    ] = False
-
-
-DryRun: TypeAlias = Annotated[bool, Meta(description="Only say what it would do, and do nothing")]
-"""The parameter of verbs that destroy: what a terminal is shown before the question."""
 
 P = TypeVar("P", bound=Params)
 S = TypeVar("S", bound=Selection)
@@ -180,6 +156,3 @@ def user_verb(
         return run
 
     return add
-
-
-Call = Callable[[], Awaitable[None]]

@@ -12,8 +12,9 @@ from ..accounts import Account
 from ..errors import Invalid, NotFound
 from ..types import StorageId
 from .exits import Incomplete
+from .params import Nothing, Selection
 from .parts import Admin
-from .table import Event, Nothing, Progress, Selection, user_verb, verb
+from .table import Event, Progress, user_verb, verb
 
 
 class StorageUpgradeParams(Selection, kw_only=True):

@@ -11,8 +11,9 @@ from msgspec import Meta
 
 from ..errors import NotFound
 from .exits import NoUser
+from .params import DryRun, Params
 from .parts import Admin
-from .table import DryRun, Event, Needs, Params, Row, verb
+from .table import Event, Needs, Row, verb
 
 if TYPE_CHECKING:
     from ..auth import UserEntry

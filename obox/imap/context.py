@@ -22,7 +22,7 @@ class Authenticator(Protocol):
 
 
 class Counters(Protocol):
-    """What is counted; `obox.main` makes metrics of it."""
+    """What is counted; `obox.backend` makes metrics of it."""
 
     def session(self, change: int) -> None:
         """A connection came (+1) or went (-1)."""

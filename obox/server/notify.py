@@ -1,6 +1,6 @@
 """Messages to the service manager over $NOTIFY_SOCKET. sd_notify(3), systemd.service(5) Type=notify-reload.
 
-Without the variable all of it does nothing. A message that cannot be sent is lost in silence: mail matters more.
+Without the variable nothing is sent. A message that cannot be sent is not reported: mail matters more.
 """
 
 from __future__ import annotations

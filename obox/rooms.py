@@ -13,8 +13,7 @@ from typing import Literal, cast
 from metacache import SizeWeights, Weights
 
 from . import __version__
-from ._values import read_priority_weights, read_size_weights
-from .config import Config
+from .config import Config, read_priority_weights, read_size_weights
 from .errors import ConfigError
 from .escaping import escape
 from .imap.settings import FetchFailure, ImapSettings

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from layers import TREE, circles, edges, files, imports, room_of
+from layers import PRODUCT, TREE, circles, edges, files, imports, room_of
 
 LEAVES = {
     "obox.accounts",
@@ -26,10 +26,8 @@ ARROWS: dict[str, set[str]] = {
     "obox.text": {"obox.errors"},
     "obox.unixsocket": set(),
     "obox.spool": LEAVES,
-    "obox._values": set(),
-    "obox._settings": {"obox", "obox._values"},
-    "obox.config": {"obox", "obox._settings", "obox._values", "obox.errors"},
-    "obox.changes": {"obox", "obox.config"},
+    "obox.config": {"obox.errors"},
+    "obox.changes": {"obox.config"},
     "obox.objectstore": LEAVES,
     "obox.mime": LEAVES,
     "obox.mailbox": LEAVES,
@@ -43,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "obox.lmtp": VIEW,
     "obox.pop3": VIEW,
     "obox.managesieve": VIEW,
-    "obox.server": {"obox", "obox.config", "obox._values", *LEAVES},
+    "obox.server": {"obox", "obox.config", *LEAVES},
     "obox.admin": {
         *LEAVES,
         "obox",
@@ -56,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "obox.events": LEAVES,
     "obox.cluster": {*LEAVES, "obox.auth", "obox.events"},
-    "admintool": {"obox", "obox.config", "obox._values", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
+    "admintool": {"obox", "obox.config", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
 }
 WIRING = (
     "obox.main",
@@ -71,11 +69,11 @@ ARROWS |= {name: set() for name in WIRING}
 PURE = (
     "obox.accounts",
     "obox.addresses",
+    "obox.config._values",
     "obox.escaping",
     "obox.mailbox",
     "obox.mime",
     "obox.imap.parser",
-    "obox._values",
     "obox.errors",
     "obox.text",
     "obox.types",
@@ -145,15 +143,37 @@ def test_no_two_files_import_each_other() -> None:
     assert len(found) == len(CIRCLES_LEFT), "a circle is gone: take its name out of CIRCLES_LEFT"
 
 
-@pytest.mark.parametrize("top", ["admintool", "fscache", "metacache"])
-def test_no_file_imports_another_rooms_private_module(top: str) -> None:
-    """`_x.py` belongs to its folder; what others need is in the folder's face (`__init__.py`)."""
+# What `obox.mailbox` has still to show in its face; each name goes when it does.
+FACES_LEFT = {
+    "obox.mailbox._delta",
+    "obox.mailbox._needles",
+    "obox.mailbox._state",
+    "obox.mailbox._uidset",
+}
+PRIVATE_IN_TESTS_MAX = 80
+"""Imports of private modules by tests, with tests of those very modules; the number can only fall."""
+
+
+def private_imports(*tops: str) -> list[tuple[str, str]]:
+    """Imports of another room's `_x.py`: where, and the module."""
     known = files(TREE)
-    wrong = []
-    for name, path in files((top,)).items():
+    found = []
+    for name, path in files(tops).items():
         for one in imports(path):
             target = one.target if one.target in known else one.target.rpartition(".")[0]
-            parts = target.split(".")
-            if target in known and any(p.startswith("_") for p in parts) and room_of(target) != room_of(name):
-                wrong.append(f"{path.name}:{one.line} {target}")
-    assert not wrong
+            private = target in known and any(part.startswith("_") for part in target.split("."))
+            if private and not target.endswith("__main__") and room_of(target) != room_of(name):
+                found.append((f"{name}:{one.line}", target))
+    return found
+
+
+def test_no_file_imports_another_rooms_private_module() -> None:
+    """`_x.py` belongs to its folder; what others need is in the folder's face (`__init__.py`)."""
+    found = private_imports(*PRODUCT, "bench")
+    assert not [one for one in found if one[1] not in FACES_LEFT]
+    assert {target for _, target in found} == FACES_LEFT, "is in the face by now: take its name out"
+
+
+def test_tests_use_public_faces() -> None:
+    found = private_imports("tests")
+    assert len(found) <= PRIVATE_IN_TESTS_MAX, "a test of a room asks the room's face"

@@ -1,8 +1,8 @@
 """Kinds of values that a setting can have: each reads TOML or environment text, and writes TOML back.
 
-A kind answers with a `ValueError` whose text says what is allowed; who asked (key, file, line) is known one room up, in
-`obox.config`. Text of the environment and values of TOML go through the same `parse`, so both accept the same words.
-A leaf: imports nothing of obox.
+A kind answers with a `ValueError` whose text says what is allowed; `_load` adds the key, the file and the
+line. Text of the environment and values of TOML go through the same `parse`, so both accept the same
+words. A leaf: imports nothing of obox.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Every setting, once: its name, kind, default and reason.
 
-The dataclasses below are the table; `obox.config` reads, checks and shows what follows from it. An absent section of a
-protocol is None, which is "off". Invariant: plain values, no behaviour. Seconds are floats, sizes are bytes.
+The dataclasses below are the table; the other files of this room read, check and show what follows from
+it. A section of a protocol that is absent is None, which means "off". Invariant: plain values, no
+behaviour. Seconds are floats, sizes are bytes.
 """
 
 # ruff: noqa: RUF009 - the rows of the table are fields, each with a fresh value
@@ -13,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from obox import _values as kinds
-from obox._values import Amount, Kind, Listen, Network, NewMailbox, Secret
+from obox.config import _values as kinds
+from obox.config._values import Amount, Kind, Listen, Network, NewMailbox, Secret
 
 
 def _set(kind: Kind, default: str, doc: str, *, remote: bool = False, restart: bool = False) -> Any:

@@ -75,22 +75,7 @@ def command(
         if code:
             sys.exit(code)
 
-    options: list[click.Parameter] = []
-    letters = dict(short or {})
-    if verb.per_user:
-        options += _user_options()
-    for field in msgspec.structs.fields(verb.params):
-        if verb.per_user and field.name in _SELECTION:
-            continue
-        if field.name in secrets:
-            options.append(_secret(field))
-        elif field.name not in arguments:
-            options.append(_option(field, letters.pop(field.name, "")))
-    fields = {field.name: field for field in msgspec.structs.fields(verb.params)}
-    options += [_argument(fields[one], joined=one == joined) for one in arguments]
-    if verb.asks:
-        options.append(click.Option(["-y", "--yes", "yes"], is_flag=True, help="Do not ask."))
-    assert not letters, f"{name}: no such parameters: {letters}"
+    options = _parameters(verb, arguments, joined, short or {}, secrets)
     made_ = click.Command(
         called or verb.words.split()[-1],
         params=options,
@@ -102,6 +87,27 @@ def command(
     _MADE[name] = made_
     group.add_command(made_)
     return made_
+
+
+def _parameters(
+    verb: Verb, arguments: Sequence[str], joined: str, short: Mapping[str, str], secrets: Sequence[str]
+) -> list[click.Parameter]:
+    """Options and arguments of a verb's command, as `command` was told."""
+    options: list[click.Parameter] = _user_options() if verb.per_user else []
+    letters = dict(short)
+    fields = {field.name: field for field in msgspec.structs.fields(verb.params)}
+    for field in fields.values():
+        if verb.per_user and field.name in _SELECTION:
+            continue
+        if field.name in secrets:
+            options.append(_secret(field))
+        elif field.name not in arguments:
+            options.append(_option(field, letters.pop(field.name, "")))
+    options += [_argument(fields[one], joined=one == joined) for one in arguments]
+    if verb.asks:
+        options.append(click.Option(["-y", "--yes", "yes"], is_flag=True, help="Do not ask."))
+    assert not letters, f"{verb.name}: no such parameters: {letters}"
+    return options
 
 
 def show(obj: Context, verb: Verb, params: Mapping[str, Any], usual: str = "table") -> int:

@@ -34,7 +34,7 @@ def made() -> Mapping[str, click.Command]:
     return _MADE
 
 
-def command(
+def command(  # noqa: PLR0913 - one call describes a command; all but two by keyword
     group: click.Group,
     name: str,
     *,

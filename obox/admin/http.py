@@ -63,30 +63,7 @@ def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
         return refusal(request) or JSONResponse(document(version))
 
     async def post(request: Request) -> Response:
-        if (no := refusal(request)) is not None:
-            return no
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_BYTES_MAX:
-                return Response(f"allowed: {BODY_BYTES_MAX} bytes\n", 413)
-        try:
-            calls = msgspec.json.decode(bytes(body), type=list[tuple[str, dict[str, Any], str]])
-        except msgspec.DecodeError as error:
-            return Response(f'not [["command", {{parameters}}, "tag"], ...]: {error}\n', 400)
-        except RecursionError:
-            return Response("nested too deeply\n", 400)
-        if len(calls) > COMMANDS_MAX:
-            return Response(f"allowed: {COMMANDS_MAX} commands in one request\n", 400)
-        if LINES in request.headers.get("accept", "") and len(calls) == 1:
-            name, params, _ = calls[0]
-            return StreamingResponse(_lines(admin, name, params), media_type=LINES)
-        answers = []
-        for name, params, tag in calls:
-            outcome = Outcome()
-            await outcome.gather(admin, name, params)
-            answers.append(_answer(outcome, name, tag))
-        return Response(msgspec.json.encode(answers), media_type="application/json")
+        return refusal(request) or await _run(admin, request)
 
     return [
         *source.routes(admin, PATH, refusal),
@@ -94,6 +71,32 @@ def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
         Route(PATH, listing, methods=["GET"]),
         Route(f"{PATH}/openapi.json", openapi, methods=["GET"]),
     ]
+
+
+async def _run(admin: Admin, request: Request) -> Response:
+    """Run the commands of a request, in order."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES_MAX:
+            return Response(f"allowed: {BODY_BYTES_MAX} bytes\n", 413)
+    try:
+        calls = msgspec.json.decode(bytes(body), type=list[tuple[str, dict[str, Any], str]])
+    except msgspec.DecodeError as error:
+        return Response(f'not [["command", {{parameters}}, "tag"], ...]: {error}\n', 400)
+    except RecursionError:
+        return Response("nested too deeply\n", 400)
+    if len(calls) > COMMANDS_MAX:
+        return Response(f"allowed: {COMMANDS_MAX} commands in one request\n", 400)
+    if LINES in request.headers.get("accept", "") and len(calls) == 1:
+        name, params, _ = calls[0]
+        return StreamingResponse(_lines(admin, name, params), media_type=LINES)
+    answers = []
+    for name, params, tag in calls:
+        outcome = Outcome()
+        await outcome.gather(admin, name, params)
+        answers.append(_answer(outcome, name, tag))
+    return Response(msgspec.json.encode(answers), media_type="application/json")
 
 
 def _answer(outcome: Outcome, name: str, tag: str) -> list[Any]:

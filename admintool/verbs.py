@@ -1,7 +1,9 @@
-"""Commands made of the table of verbs: one call to `command` gives a verb its place, arguments and short options.
+"""Commands made of the table of verbs: one call to `command` gives a verb its place,
+arguments and short options.
 
-The options of a command are its verb's parameters, with their descriptions as help; a command that picks users has
-`-u`, `-A` and `-F`. One that destroys looks first, shows what it would do, and asks, unless `-y`.
+The options of a command are its verb's parameters, with their descriptions as help; a
+command that picks users has `-u`, `-A` and `-F`. One that destroys looks first, shows
+what it would do, and asks, unless `-y`.
 """
 
 from __future__ import annotations
@@ -50,10 +52,11 @@ def command(  # noqa: PLR0913 - one call describes a command; all but two by key
 ) -> click.Command:
     """Give a verb its command.
 
-    arguments: parameters by position; joined: the one of them that is several words in one argument, as doveadm's
-    "uid flags"; short: parameter -> option letter; secrets: parameters that come out of a file, for a command line is
-    seen by all users of the machine; example: shown in the help; usual: its output format; before, after: what this
-    process does around it.
+    arguments: parameters by position; joined: the one of them that is several words in
+    one argument, as doveadm's "uid flags"; short: parameter -> option letter; secrets:
+    parameters that come out of a file, for a command line is seen by all users of the
+    machine; example: shown in the help; usual: its output format; before, after: what
+    this process does around it.
     """
     verb = TABLE[name]
 
@@ -145,7 +148,9 @@ def say_none(verb: Verb, params: Mapping[str, Any]) -> None:
 
 
 def _look(obj: Context, verb: Verb, params: Mapping[str, Any]) -> None:
-    """Before the question: show what the verb would do; end here where there is nothing to do or it cannot be done."""
+    """Before the question: show what the verb would do; end here where there is nothing
+    to do or it cannot be done.
+    """
     count, code, message = 0, 0, ""
     for event in obj.call(verb, {**params, "dryRun": True}):
         if (row := event.get("row")) is not None:

@@ -1,7 +1,9 @@
-"""Who a user is: the name, the place of the mail in the bucket, and what the user may store.
+"""Who a user is: the name, the place of the mail in the bucket, and what the user may
+store.
 
-The user database makes accounts (`obox.auth`); protocols, deliveries and the administrator's verbs
-use them. Invariant: `storage_id` here is the one function that says where a user's mail lies.
+The user database makes accounts (`obox.auth`); protocols, deliveries and the
+administrator's verbs use them. Invariant: `storage_id` here is the one function that
+says where a user's mail lies.
 Refuses to know: passwords, and where an account was read.
 """
 
@@ -39,5 +41,7 @@ class Account:
 
 
 def storage_id(name: str) -> StorageId:
-    """The storage id of a normalised name: the user's own, or what `storage_id=` of the line says."""
+    """The storage id of a normalised name: the user's own, or what `storage_id=` of the
+    line says.
+    """
     return StorageId(escape(name))

@@ -1,10 +1,12 @@
-"""One backend as a process: protocols and HTTP around the rooms that `obox.parts` opens.
+"""One backend as a process: protocols and HTTP around the rooms that `obox.parts`
+opens.
 
-The start has an order: local state is locked and opened, addresses are bound (nothing is accepted),
-the loop accepts, and only then is the bucket asked. An unreachable bucket therefore stops nothing:
-logins and deliveries wait for the store, and hear `[UNAVAILABLE]` or `451` when it has not come
-within 10 s. The stop has one too: accept no more, finish IMAP commands and LMTP transactions,
-flush, write the journal's end, close the rooms.
+The start has an order: local state is locked and opened, addresses are bound (nothing
+is accepted), the loop accepts, and only then is the bucket asked. An unreachable bucket
+therefore stops nothing: logins and deliveries wait for the store, and hear
+`[UNAVAILABLE]` or `451` when it has not come within 10 s. The stop has one too: accept
+no more, finish IMAP commands and LMTP transactions, flush, write the journal's end,
+close the rooms.
 """
 
 from __future__ import annotations
@@ -95,7 +97,9 @@ class Backend:
     # -- parts -----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Open the files that the configuration names, beyond the certificates: `obox config`. Raises ConfigError."""
+        """Open the files that the configuration names, beyond the certificates: `obox
+        config`. Raises ConfigError.
+        """
         rooms.codec(self._config)
 
     def _imap(self) -> ImapServer:
@@ -139,8 +143,9 @@ class Backend:
         metrics.source("store", of_store)
 
     def _http(self, admin: Admin) -> dict[str, HttpServer]:
-        """The servers of [http], [metrics] and the admin socket: with [metrics] there, it alone has /metrics and the
-        probes. The admin API is on the socket and, with a key or a unix socket there, in [http]."""
+        """The servers of [http], [metrics] and the admin socket: with [metrics] there,
+        it alone has /metrics and the probes. The admin API is on the socket and, with a
+        key or a unix socket there, in [http]."""
         config = self.parts.config
         key = config.http.api_key.reveal() if config.http is not None else ""
         api = routes(admin, key=key, version=__version__)
@@ -167,7 +172,8 @@ class Backend:
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def run(self, *, signals: bool = True, started: Callable[[Backend], None] | None = None) -> int:
-        """Serve until told to stop; returns the exit code. started: called when addresses are bound.
+        """Serve until told to stop; returns the exit code. started: called when
+        addresses are bound.
 
         Raises ConfigError, ListenError.
         """
@@ -199,7 +205,10 @@ class Backend:
         return code
 
     def _assemble(self) -> None:
-        """Make the servers, bind their addresses, and say what a stop and a reload do. Raises ListenError."""
+        """Make the servers, bind their addresses, and say what a stop and a reload do.
+
+        Raises ListenError.
+        """
         config = self.parts.config
         self._sources()
         if config.imap is not None:
@@ -251,7 +260,9 @@ class Backend:
             store.beginning.decide()  # who waits for the start is refused now, not when the stop has waited for it
 
         async def end_sessions() -> None:
-            """Finish what clients have begun; one that stalls must leave the flush its half of the time."""
+            """Finish what clients have begun; one that stalls must leave the flush its
+            half of the time.
+            """
             grace_s = self.parts.config.server.shutdown_timeout / 2
             async with asyncio.TaskGroup() as tasks:
                 if self.imap is not None:

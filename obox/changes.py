@@ -1,9 +1,11 @@
-"""Compare the configuration in use with one that was read, and say what can change without a restart.
+"""Compare the configuration in use with one that was read, and say what can change
+without a restart.
 
-Invariant: the configuration that comes out has two sources. A value that the table marks `restart`
-comes from the configuration in use; every other value comes from the one that was read. A protocol
-that appears or goes waits for a restart with all of its section, and so do the first certificate and
-the last. Pure. Refuses to know: what is done with the settings.
+Invariant: the configuration that comes out has two sources. A value that the table
+marks `restart` comes from the configuration in use; every other value comes from the
+one that was read. A protocol that appears or goes waits for a restart with all of its
+section, and so do the first certificate and the last. Pure. Refuses to know: what is
+done with the settings.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from obox.config import SECTIONS, Config, Setting, remote_section, settings
 __all__ = ["Changes", "changes"]
 
 _TURNS_ON: Final = ("listen", "cert", "key")
-"""The settings that turn a section on: a report names these where a section appears or goes."""
+"""The settings that turn a section on: a report names these where a section appears or
+goes."""
 
 
 class Changes(NamedTuple):
-    """config: is to be in use. applied, waiting: keys of settings that differ; the latter need a restart."""
+    """config: is to be in use. applied, waiting: keys of settings that differ; the
+    latter need a restart.
+    """
 
     config: Config
     applied: tuple[str, ...]
@@ -79,7 +84,9 @@ def _section(used: Config, read: Config, section: str) -> Any:
 
 
 def _remotes(used: Config, read: Config) -> list[str]:
-    """Keys of [remote] sections that differ, as `obox config` names them; none of them needs a restart."""
+    """Keys of [remote] sections that differ, as `obox config` names them; none of them
+    needs a restart.
+    """
     old, new = _by_key(used), _by_key(read)
     return [key for key in {**new, **old} if key not in old or key not in new or old[key] != new[key]]
 

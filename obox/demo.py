@@ -1,7 +1,8 @@
-"""`obox serve --demo DIR`: a backend that needs nothing, with a user and a few mails, to look at.
+"""`obox serve --demo DIR`: a backend that needs nothing, with a user and a few mails,
+to look at.
 
-Everything lies below DIR: the configuration, the users, the bucket (a directory) and the local state. Started again it
-goes on where it was; the mails are delivered once.
+Everything lies below DIR: the configuration, the users, the bucket (a directory) and
+the local state. Started again it goes on where it was; the mails are delivered once.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def mails() -> list[bytes]:
 
 
 async def fill(backend: Backend) -> None:
-    """Deliver the mails, once, and say how to connect; nothing where the backend is stopped before."""
+    """Deliver the mails, once, and say how to connect; nothing where the backend is
+    stopped before.
+    """
     await backend.ready.wait()
     try:
         await _deliver(backend)

@@ -1,8 +1,8 @@
 """A name as one element of a key in the bucket, and the name back out of the element.
 
-Invariant: `unescape(escape(name)) == name`, and no two names have one element. An element is safe
-lower-case ASCII without a `/` (docs/format.md, "Keys"). Refuses to know: whose name it is.
-A leaf: imports nothing of obox.
+Invariant: `unescape(escape(name)) == name`, and no two names have one element. An
+element is safe lower-case ASCII without a `/` (docs/format.md, "Keys"). Refuses to
+know: whose name it is. A leaf: imports nothing of obox.
 
 Diagnostics: ValueError only.
 """
@@ -13,8 +13,8 @@ import re
 from functools import lru_cache
 
 ESCAPED_BYTES_MAX = 600
-"""Of a 1,024-byte S3 key; the rest of the longest key (a bundle's) takes about 150 bytes, and the
-prefix of the bucket's URL may come before it."""
+"""Of a 1,024-byte S3 key; the rest of the longest key (a bundle's) takes about 150
+bytes, and the prefix of the bucket's URL may come before it."""
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789@._+-")
 _ELEMENT = re.compile(r"(?:[a-z0-9@+-]|%[0-9a-f]{2})(?:[a-z0-9@._+-]|%[0-9a-f]{2})*", re.ASCII)
@@ -24,7 +24,8 @@ def escape(name: str) -> str:
     """Return name as one safe path element: lower-case ASCII, injective.
 
     Bytes of its UTF-8 outside [a-z0-9@._+-], and a leading `.` or `_`, become `%xx`.
-    Raises: ValueError when name is empty or the result is longer than ESCAPED_BYTES_MAX.
+    Raises: ValueError when name is empty or the result is longer than
+    ESCAPED_BYTES_MAX.
     """
     raw = name.encode("utf-8")
     if not raw:
@@ -39,7 +40,10 @@ def escape(name: str) -> str:
 
 
 def unescape(escaped: str) -> str:
-    """Return the name that escape made this of. Raises: ValueError on anything that escape never makes."""
+    """Return the name that escape made this of.
+
+    Raises: ValueError on anything that escape never makes.
+    """
     element(escaped)
     raw = re.sub(r"%([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), escaped).encode("latin-1")
     name = raw.decode("utf-8")  # UnicodeDecodeError is a ValueError

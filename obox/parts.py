@@ -1,10 +1,12 @@
 """Every room of one backend, opened and closed at one place.
 
-`open` locks the state directory and opens what lies in it, in order; `Parts.close` closes it in
-reverse. A backend that serves, a reload, and the command line where no backend runs use the same.
+`open` locks the state directory and opens what lies in it, in order; `Parts.close`
+closes it in reverse. A backend that serves, a reload, and the command line where no
+backend runs use the same.
 
-Invariant: whoever has `Parts` holds the lock of the state directory, so that two processes never
-write the same local state. `open` asks the bucket nothing, so that an unreachable one stops
+Invariant: whoever has `Parts` holds the lock of the state directory, so that two
+processes never write the same local state. `open` asks the bucket nothing, so that an
+unreachable one stops
 nothing: `Parts.start` asks. Refuses to know: protocols, addresses and signals.
 """
 
@@ -52,14 +54,17 @@ RACED: Final = "raced"
 
 
 def boottime() -> float:
-    """Seconds that count while the machine sleeps: what the journal's lease is measured with."""
+    """Seconds that count while the machine sleeps: what the journal's lease is measured
+    with.
+    """
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Chance:
     """The system's randomness, fetched in larger pieces.
 
-    Each system call lets other threads in; without the pieces there were two of them a mail.
+    Each system call lets other threads in; without the pieces there were two of them a
+    mail.
     """
 
     PIECE_BYTES: Final = 4096
@@ -77,7 +82,9 @@ class Chance:
 
 @dataclass(kw_only=True)
 class Parts:
-    """What `open` opened. config and users: in use; a reload puts others into their place."""
+    """What `open` opened. config and users: in use; a reload puts others into their
+    place.
+    """
 
     config: Config
     bucket: OpenStore
@@ -91,7 +98,8 @@ class Parts:
     closing: AsyncExitStack
 
     async def close(self) -> None:
-        """Close everything in reverse and unlock the state directory. The second call does nothing.
+        """Close everything in reverse and unlock the state directory. The second call
+        does nothing.
 
         The store's own end, which uploads, comes before: `store.close`.
         """
@@ -101,7 +109,8 @@ class Parts:
         """Ask the bucket until it answers, then start the store.
 
         A bucket that cannot do what we need is a ConfigError.
-        patient: False raises Unavailable, with the store's words, when it answers that it refuses.
+        patient: False raises Unavailable, with the store's words, when it answers that
+        it refuses.
         """
         told: float | None = None
 
@@ -136,7 +145,8 @@ class Parts:
     async def race(self) -> None:
         """Once for each bucket: see that of several PUTs of one key one succeeds.
 
-        Call it once the store has started. Raises ConfigError for a bucket that lets several succeed.
+        Call it once the store has started. Raises ConfigError for a bucket that lets
+        several succeed.
         """
         settings, metacache = self.bucket.settings, self.metacache
         mark = f"{settings.url} {settings.endpoint_url}".encode()
@@ -154,7 +164,10 @@ class Parts:
 
 
 async def open(config: Config) -> Parts:
-    """Open every room. Raises ConfigError; what had been opened by then is closed again."""
+    """Open every room.
+
+    Raises ConfigError; what had been opened by then is closed again.
+    """
     async with AsyncExitStack() as closing:
         closing.enter_context(_locked(config.state_dir))
         bucket = open_store(rooms.bucket_settings(config), log=log)
@@ -211,7 +224,10 @@ def _store(config: Config, bucket: OpenStore, metacache: Metacache, fscache: Fsc
 
 
 def _locked(path: Path) -> IO[str]:
-    """The lock of a state directory, held until it is closed: one process each. Raises ConfigError."""
+    """The lock of a state directory, held until it is closed: one process each.
+
+    Raises ConfigError.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "lock").open("w")
@@ -233,7 +249,9 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
 
 
 def warn_of_small_disks(config: Config) -> None:
-    """A cache that may grow larger than its disk works, but not as long as its limit promises."""
+    """A cache that may grow larger than its disk works, but not as long as its limit
+    promises.
+    """
     for key, path, most in (
         ("fscache.max_size", config.fscache.path, config.fscache.max_size),
         ("metacache.max_space", config.metacache.path, config.metacache.max_space),
@@ -246,7 +264,7 @@ def warn_of_small_disks(config: Config) -> None:
 def disk_room(path: Path) -> dict[str, float]:
     """Room on the file system that holds a directory, made or not, in bytes.
 
-    Nothing while it cannot be told.
+    Empty while the file system does not answer.
     """
     try:
         usage = psutil.disk_usage(str(next(place for place in (path, *path.parents) if place.exists())))

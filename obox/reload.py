@@ -1,12 +1,14 @@
-"""A reload: a backend that runs uses the settings that can change; the others wait for a restart.
+"""A reload: a backend that runs uses the settings that can change; the others wait for
+a restart.
 
-A reload has two steps. `prepare` runs in a thread: it reads and checks the file as a start does, and
-makes everything of it that may fail. Then one turn of the loop puts everything into its place.
-Nothing fails there, so a reload happens wholly or not at all. The file is compared with the
-settings in use: a change that waits is reported at each reload until the restart.
+A reload has two steps. `prepare` runs in a thread: it reads and checks the file as a
+start does, and makes everything of it that may fail. Then one turn of the loop puts
+everything into its place. Nothing fails there, so a reload happens wholly or not at
+all. The file is compared with the settings in use: a change that waits is reported at
+each reload until the restart.
 
-Every room gets all of its settings again, changed or not; tests/admin/test_reload.py holds that none
-is left out.
+Every room gets all of its settings again, changed or not; tests/admin/test_reload.py
+holds that none is left out.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ Use = Callable[[], None]
 
 @dataclass(slots=True, kw_only=True)
 class Reload:
-    """All that is told of another configuration. `prepare` is for `Lifecycle.on_reload`.
+    """Everything that gets other settings. `prepare` is for
+    `Lifecycle.on_reload`.
 
-    environ: of the process. imap, lmtp, certificates: None where the configuration has none.
+    environ: of the process. imap, lmtp, certificates: None where the configuration has
+    none.
     """
 
     parts: Parts
@@ -71,7 +75,9 @@ class Reload:
         return use
 
     def _certificates(self, read: Config, config: Config) -> Use:
-        """What was read is checked in any case; the first certificate and the last wait for a restart."""
+        """What was read is checked in any case; the first certificate and the last wait
+        for a restart.
+        """
         try:
             loaded = Certificates.prepare(read.tls.cert, read.tls.key) if read.tls.cert else None
         except TlsError as error:
@@ -85,7 +91,10 @@ class Reload:
         return use
 
     def _users(self, changed: Changes) -> PasswdFile:
-        """The users from now on. A file that nobody could read would refuse everybody, so the old one stays."""
+        """The users from now on.
+
+        A file that nobody could read would refuse everybody, so the old one stays.
+        """
         auth, users = changed.config.auth, self.parts.users
         if (auth.passwd_file, auth.default_domain) == (users.path, users.default_domain):
             return users

@@ -1,6 +1,8 @@
-"""What each room is told: the configuration in the room's own words, at the start and at each reload.
+"""What each room needs of the configuration, in the room's own words, at the start and
+at each reload.
 
-Invariant: equal configurations give equal words. Reads the files with encryption keys, nothing else.
+Invariant: equal configurations give equal words. Reads the files with encryption keys,
+nothing else.
 """
 
 from __future__ import annotations
@@ -93,7 +95,9 @@ def weights(config: Config) -> Weights:
 
 
 def login_delays(config: Config) -> Sequence[float]:
-    """Before the next login from an address, after so many failures: 0, then doubling up to the most seconds."""
+    """Before the next login from an address, after so many failures: 0, then doubling
+    up to the most seconds.
+    """
     first, most = config.auth.failure_delay, config.auth.max_failure_delay
     delays = [0.0]
     if not first:

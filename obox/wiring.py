@@ -1,7 +1,8 @@
-"""What an administrator's verbs work on: the rooms of a backend that runs, or those that the tool opens.
+"""What an administrator's verbs work on: the rooms of a backend that runs, or those
+that the tool opens.
 
-Invariant: `offline` holds the lock of the state directory while it is open, so that a backend and the
-tool never write the same local state.
+Invariant: `offline` holds the lock of the state directory while it is open, so that a
+backend and the tool never write the same local state.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ START_S: Final = 30.0
 
 
 def quiet_logging() -> None:
-    """Log warnings to stderr and nothing else: for a command that opens the rooms by itself."""
+    """Log warnings to stderr and nothing else: for a command that opens the rooms by
+    itself.
+    """
     from .server.log import set_up_logging
 
     set_up_logging("warning", "console")
@@ -119,10 +122,11 @@ def of_parts(parts: Parts, server: Running | None = None) -> Admin:
 
 @asynccontextmanager
 async def offline(config: Config) -> AsyncIterator[Admin]:
-    """The rooms of a backend that is not running, opened and closed in order; nothing listens.
+    """The rooms of a backend that is not running, opened and closed in order; nothing
+    listens.
 
-    Raises ConfigError (a backend runs after all, or the settings are bad), Unavailable (the bucket
-    does not answer, or refuses; with its words).
+    Raises ConfigError (a backend runs after all, or the settings are bad), Unavailable
+    (the bucket does not answer, or refuses; with its words).
     """
     async with _opened(config) as parts:
         starting = asyncio.ensure_future(_start(parts))
@@ -145,7 +149,9 @@ async def _start(parts: Parts) -> None:
 
 @asynccontextmanager
 async def bucket_alone(config: Config) -> AsyncIterator[Admin]:
-    """As `offline`, but the bucket has not been asked anything: for verbs that say what is wrong with it."""
+    """As `offline`, but the bucket has not been asked anything: for verbs that say what
+    is wrong with it.
+    """
     async with _opened(config) as parts:
         yield of_parts(parts)
 

@@ -1,6 +1,8 @@
-"""The administrator's verbs over store, caches and server, and the HTTP API that serves them.
+"""The administrator's verbs over store, caches and server, and the HTTP API that serves
+them.
 
-The table of all verbs is `TABLE`; `run` runs one; `http.routes` is the API. The wiring hands in an `Admin`.
+The table of all verbs is `TABLE`; `run` runs one; `http.routes` is the API. The wiring
+hands in an `Admin`.
 """
 
 from . import caches, mailboxes, mails, pull, removal, repair, sessions, storage, upgrade, users

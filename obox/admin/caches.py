@@ -138,7 +138,9 @@ async def metacache_clean(admin: Admin, account: Account, params: MetacacheClean
 
 
 async def cleaned(admin: Admin, sid: StorageId, min_priority: int = 0, idle_s: float = 0.0) -> Row:
-    """Drop a user's local copies; the row has what was dropped, and why the others stay."""
+    """Drop a user's local copies; the row has what was dropped, and why the others
+    stay.
+    """
     done = await admin.cleaner.clean(sid, min_priority=min_priority, unused_s=idle_s)
     why = ", ".join(sorted({one.why for one in done.refused}))
     return {"copies": done.boxes, "bytes": done.bytes, "kept": len(done.refused), "why": why}

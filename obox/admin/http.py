@@ -6,12 +6,13 @@
     GET  /doveadm/v1               the commands with their parameters
     GET  /doveadm/v1/openapi.json  the same as an OpenAPI document
 
-Commands of one request run in order; one that fails does not keep the next from running. With `Accept:
-application/x-ndjson` and one command, rows come one a line as they are found, with the progress of long commands
-between them: what `oboxadm` reads.
+Commands of one request run in order; one that fails does not keep the next from
+running. With `Accept: application/x-ndjson` and one command, rows come one a line as
+they are found, with the progress of long commands between them: what `oboxadm` reads.
 
-Who may ask: over a unix socket root and the service user, without a key. Over TCP whoever has the key (`Basic
-doveadm:key` or `X-Dovecot-API base64(key)`); with no key set there is nothing at this path.
+Who may ask: over a unix socket root and the service user, without a key. Over TCP
+whoever has the key (`Basic doveadm:key` or `X-Dovecot-API base64(key)`); with no key
+set there is nothing at this path.
 """
 
 from __future__ import annotations

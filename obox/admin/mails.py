@@ -281,7 +281,10 @@ SYSTEM: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
 
 
 def _flag_names(given: list[str]) -> list[str]:
-    """Flags, one or several a word. Raises Invalid: no such system flag, or a character that no flag has."""
+    """Flags, one or several a word.
+
+    Raises Invalid: no such system flag, or a character that no flag has.
+    """
     names = []
     for name in (name for one in given for name in one.split()):
         known = next((flag for flag in SYSTEM if flag.lower() == name.lower()), None)

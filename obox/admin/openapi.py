@@ -1,4 +1,6 @@
-"""The table as documents: doveadm's list of commands, and OpenAPI 3.1 with a schema for each command."""
+"""The table as documents: doveadm's list of commands, and OpenAPI 3.1 with a schema for
+each command.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from .table import TABLE, Verb
 
 
 def commands() -> list[dict[str, Any]]:
-    """As doveadm's GET answers: [{"command": …, "parameters": [{"name": …, "type": …}]}]."""
+    """As doveadm's GET answers: [{"command": …, "parameters": [{"name": …, "type":
+    …}]}].
+    """
     out = []
     for verb in TABLE.values():
         schema = _schema(verb)

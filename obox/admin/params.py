@@ -1,7 +1,7 @@
 """Base classes of the parameters that verbs take.
 
-Invariant: names of parameters are API; on the wire they are in camelCase. Refuses to know: what a
-verb does with them.
+Invariant: names of parameters are API; on the wire they are in camelCase. Refuses to
+know: what a verb does with them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What verbs work on: the rooms of a backend, which the wiring hands in, and the users of a request.
+"""What verbs work on: the rooms of a backend, which the wiring hands in, and the users
+of a request.
 
-Invariant: a user is opened here with the limits of the user database, so that a verb never changes
-what a session of that user may store.
+Invariant: a user is opened here with the limits of the user database, so that a verb
+never changes what a session of that user may store.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 
 NAMES_S: Final = 5.0
-"""How old the names shown for storage ids may be. To make them takes a second for a million users."""
+"""How old the names shown for storage ids may be. To make them takes a second for a
+million users."""
 
 
 class Session(Protocol):
@@ -66,7 +68,8 @@ class Server(Protocol):
         """Say BYE to these, each as soon as its command is done."""
 
     async def reload(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Read the configuration anew; the settings that are used from now on, and those that wait for a restart.
+        """Read the configuration anew; the settings that are used from now on, and
+        those that wait for a restart.
 
         Raises ConfigError: the old one stays. Unavailable: the process ends.
         """
@@ -80,8 +83,8 @@ class Server(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnHttp:
-    """How this backend's own admin API is reached, which the others of a cluster have likewise: what a source is asked
-    with unless the request says otherwise."""
+    """How this backend's own admin API is reached, which the others of a cluster have
+    likewise: what a source is asked with unless the request says otherwise."""
 
     key: str = field(default="", repr=False)
     port: int = 8080
@@ -89,12 +92,15 @@ class OwnHttp:
 
 
 Evaluate = Callable[["Mailbox"], "Query"]
-"""A parsed search, resolved against one mailbox: sequence numbers mean something there only."""
+"""A parsed search, resolved against one mailbox: sequence numbers mean something there
+only."""
 
 
 @dataclass(slots=True)
 class Admin:
-    """The parts. store: None where only the configuration is at hand; server: None where no backend runs."""
+    """The parts. store: None where only the configuration is at hand; server: None
+    where no backend runs.
+    """
 
     users: PasswdFile
     authenticator: Callable[[], Authenticator]
@@ -136,7 +142,7 @@ class Admin:
         return Account(name, storage_id(name), known=False)
 
     def name_of(self, sid: str) -> str:
-        """The user behind a storage id, as far as that can be told."""
+        """The user behind a storage id, as far as that is known."""
         return self.names().get(StorageId(sid)) or _unescaped(sid)
 
     def names(self) -> dict[StorageId, str]:
@@ -181,8 +187,8 @@ class Admin:
 
     @asynccontextmanager
     async def open(self, account: Account) -> AsyncIterator[User]:
-        """A user's mail, for a while; one that the user database does not know is not made. Raises NoUser, Unavailable,
-        Corrupt."""
+        """A user's mail, for a while; one that the user database does not know is not
+        made. Raises NoUser, Unavailable, Corrupt."""
         if not account.known:
             try:
                 user = await self.store.load_user(account.name, account.storage_id)

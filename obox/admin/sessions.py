@@ -1,4 +1,6 @@
-"""Verbs about the process and who is connected to it: who, kick, reload, stop, log errors, auth test."""
+"""Verbs about the process and who is connected to it: who, kick, reload, stop, log
+errors, auth test.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""The table of verbs: what an administrator can ask of a backend, each one async function with typed parameters.
+"""The table of verbs: what an administrator can ask of a backend, each one async
+function with typed parameters.
 
-One row drives everything: the HTTP API and its OpenAPI document, the options of the command line, the check that the
-manual names each command. A verb yields rows (named columns), progress and failures of single users; what it raises
-ends it.
+One row drives everything: the HTTP API and its OpenAPI document, the options of the
+command line, the check that the manual names each command. A verb yields rows (named
+columns), progress and failures of single users; what it raises ends it.
 
-Invariant: names of verbs, parameters and columns are API: they change only with the CHANGELOG. Nothing heavy is
-imported here or by the verbs' modules at import time, so that the command line starts quickly.
+Invariant: names of verbs, parameters and columns are API: they change only with the
+CHANGELOG. Nothing heavy is imported here or by the verbs' modules at import time, so
+that the command line starts quickly.
 Refuses to know: how a request came, how rows are shown.
 """
 
@@ -50,11 +52,13 @@ class Needs(enum.IntEnum):
     CONFIG = 0
     """The configuration and the files that it names."""
     STATE = 1
-    """Bucket and local state: a backend, or its state directory while no backend runs."""
+    """Bucket and local state: a backend, or its state directory while no backend
+    runs."""
     BACKEND = 2
     """A backend that runs."""
     BUCKET = 3
-    """As STATE, whatever the bucket says: for who wants to know what is wrong with it."""
+    """As STATE, whatever the bucket says: for who wants to know what is wrong with
+    it."""
 
 
 P = TypeVar("P", bound=Params)
@@ -63,9 +67,11 @@ S = TypeVar("S", bound=Selection)
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One row. words: as typed, `metacache flush`; asks: what a terminal is asked before, "" for harmless verbs.
+    """One row. words: as typed, `metacache flush`; asks: what a terminal is asked
+    before, "" for harmless verbs.
 
-    A verb that asks has a parameter `dry_run`: with it the verb only looks, and its rows say what it would do.
+    A verb that asks has a parameter `dry_run`: with it the verb only looks, and its
+    rows say what it would do.
     """
 
     words: str
@@ -95,7 +101,9 @@ class Verb:
 
     @property
     def none(self) -> str:
-        """What is to be said where the verb has found nothing; "" where that says nothing."""
+        """What is to be said where the verb has found nothing; "" where that says
+        nothing.
+        """
         return rows.NONE.get(self.name, "")
 
     @property
@@ -127,7 +135,9 @@ def _doc(run: object) -> str:
 def verb(
     words: str, params: type[P], *, needs: Needs = Needs.STATE, columns: tuple[str, ...] = (), asks: str = ""
 ) -> Callable[[Callable[[Admin, P], AsyncIterator[Event]]], Callable[[Admin, P], AsyncIterator[Event]]]:
-    """Put an async generator into the table. columns: of its rows, where they are always the same."""
+    """Put an async generator into the table. columns: of its rows, where they are
+    always the same.
+    """
 
     def add(run: Callable[[Admin, P], AsyncIterator[Event]]) -> Callable[[Admin, P], AsyncIterator[Event]]:
         _add(Verb(words, params, run, None, needs, columns, asks, _doc(run)))

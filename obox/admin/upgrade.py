@@ -1,4 +1,6 @@
-"""Verbs that bring objects of an older format to the present one: storage upgrade, storage finish-upgrade."""
+"""Verbs that bring objects of an older format to the present one: storage upgrade,
+storage finish-upgrade.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Verbs about the passwd-file: user list|add|password|disable|enable|remove. They need no backend."""
+"""Verbs about the passwd-file: user list|add|password|disable|enable|remove.
+
+They need no backend.
+"""
 
 from __future__ import annotations
 

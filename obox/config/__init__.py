@@ -1,11 +1,13 @@
 """How a configuration is found, read, checked and shown.
 
-Every setting is one row of `_settings`; parsing, environment names, `obox config`, `obox.toml` and
-`docs/config.md` follow from it (tests hold the last two). A `Config` is frozen: a reload makes a new
-one. Sources, the later wins: default, file, environment, overrides. What a [remote] section says
-holds for the clients of its network over all of them.
+Every setting is one row of `_settings`; parsing, environment names, `obox config`,
+`obox.toml` and `docs/config.md` follow from it (tests hold the last two). A `Config` is
+frozen: a reload makes a new one. Sources, the later wins: default, file, environment,
+overrides. What a [remote] section says holds for the clients of its network over all of
+them.
 
-Invariant: a `Config` that `load` returned has been checked; anything else is a `ConfigError`.
+Invariant: a `Config` that `load` returned has been checked; anything else is a
+`ConfigError`.
 Refuses to know: what is done with the values.
 """
 

@@ -1,7 +1,7 @@
 """How a configuration is found, read and checked, and what it is for one client.
 
-Invariant: a `Config` that `load` returned has been checked; anything else is a `ConfigError`, one line
-that names the key, the value and what is allowed.
+Invariant: a `Config` that `load` returned has been checked; anything else is a
+`ConfigError`, one line that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -46,13 +46,17 @@ class _Section:
         return remote_section(self.network)
 
     def origins(self) -> Iterator[tuple[str, str]]:
-        """Once it has been checked: key with the network's one spelling, where its value came from."""
+        """Once it has been checked: key with the network's one spelling, where its
+        value came from.
+        """
         shown = remote_section(kinds.read_network(self.network))
         return ((f"{shown}.{key}", given.origin) for key, given in self.given.items())
 
 
 def find_file(path: str | None, environ: Mapping[str, str]) -> Path | None:
-    """The file to read: one that was named must be there, the usual places may be empty."""
+    """The file to read: one that was named must be there, the usual places may be
+    empty.
+    """
     named = path or environ.get("OBOX_CONFIG")
     if named:
         if not Path(named).is_file():
@@ -71,8 +75,9 @@ def load(
 ) -> Config:
     """Find, read and check a configuration.
 
-    path: the file that `-c` named. environ: the environment; none is an empty one. overrides: (key, value) pairs of the
-    command line, such as ("imap.listen", "127.0.0.1:0"); they win over all.
+    path: the file that `-c` named. environ: the environment; none is an empty one.
+    overrides: (key, value) pairs of the command line, such as ("imap.listen",
+    "127.0.0.1:0"); they win over all.
     Raises: ConfigError.
     """
     environ = environ or {}
@@ -151,7 +156,9 @@ def _read_file(file: Path, given: dict[str, _Given], present: set[str], remotes:
 
 
 def _read_remotes(file: Path, lines: Sequence[str], value: object, remotes: list[_Section]) -> None:
-    """[remote."10.0.0.0/8"]: tables as the whole file has them; TOML's `imap.idle_timeout = …` is one too."""
+    """[remote."10.0.0.0/8"]: tables as the whole file has them; TOML's
+    `imap.idle_timeout = …` is one too.
+    """
     if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
         line = _line(lines, "", REMOTE)
         raise ConfigError(f'{REMOTE} ({file}:{line}): has sections by network: allowed: [remote."10.0.0.0/8"]')
@@ -203,7 +210,9 @@ def _line(lines: Sequence[str], section: str, name: str) -> int:
 
 
 def _find(lines: Sequence[str], section: str, name: str) -> int:
-    """The line of a key, 0 if none is found. tomllib keeps no positions; this finds the usual ways to write it."""
+    """The line of a key, 0 if none is found. tomllib keeps no positions; this finds the
+    usual ways to write it.
+    """
     bare, sub = re.escape(name), re.escape(section)
     here, in_key, best = "", rf"\s*[\"']?{bare}[\"']?\s*[=.]", 0
     dotted = rf"\s*{sub}\s*\.\s*[\"']?{bare}[\"']?\s*[=.]"
@@ -231,7 +240,9 @@ def _read_environ(environ: Mapping[str, str], given: dict[str, _Given]) -> None:
 def _secret_file(
     name: str, text: str, environ: Mapping[str, str], names: Mapping[str, Setting], given: dict[str, _Given]
 ) -> bool:
-    """Read a secret from the file that `…_FILE` names, as container runtimes hand it out, without its last newline."""
+    """Read a secret from the file that `…_FILE` names, as container runtimes hand it
+    out, without its last newline.
+    """
     row = names.get(name.removesuffix("_FILE"))
     if not name.endswith("_FILE") or row is None or not row.kind.from_file:
         return False
@@ -298,10 +309,12 @@ def _derive(values: dict[str, Any]) -> None:
 
 
 def by_client(config: Config, make: Callable[[Config], T]) -> Callable[[str], T]:
-    """`make` of the configuration as it is for a client, by the client's address; made once for each network.
+    """`make` of the configuration as it is for a client, by the client's address; made
+    once for each network.
 
-    The address is text; empty, a unix socket, is in no network. Of the networks that hold it, the most specific that
-    says something of a setting wins. An IPv4 address is one also where it came over an IPv6 socket.
+    The address is text; empty, a unix socket, is in no network. Of the networks that
+    hold it, the most specific that says something of a setting wins. An IPv4 address is
+    one also where it came over an IPv6 socket.
     """
     default = make(config)
     made = [(remote.network, make(_for_network(config, remote.network))) for remote in config.remotes]
@@ -320,7 +333,9 @@ def by_client(config: Config, make: Callable[[Config], T]) -> Callable[[str], T]
 
 
 def _for_network(config: Config, network: kinds.Network) -> Config:
-    """The configuration with what [remote] says of a network and of those that hold it, the widest first."""
+    """The configuration with what [remote] says of a network and of those that hold it,
+    the widest first.
+    """
     for remote in reversed(config.remotes):
         if remote.network.version == network.version and network.subnet_of(remote.network):
             for key, value in remote.values.items():

@@ -1,4 +1,6 @@
-"""The table of all settings as rows, made of the dataclasses in `_settings`; and a configuration as text."""
+"""The table of all settings as rows, made of the dataclasses in `_settings`; and a
+configuration as text.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +81,11 @@ def remote_section(network: object) -> str:
 
 
 def describe(config: Config, *, changed_only: bool = False) -> str:
-    """The effective configuration as TOML that `load` reads again, each line with its origin; secrets masked.
+    """The effective configuration as TOML that `load` reads again, each line with its
+    origin; secrets masked.
 
-    changed_only: without settings that have their default value, and without sections that are off.
+    changed_only: without settings that have their default value, and without sections
+    that are off.
     """
 
     def lines(section: str, cls: type[Any], found: Any) -> list[str]:

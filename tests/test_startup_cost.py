@@ -129,3 +129,8 @@ def test_the_second_python_is_another_one_and_the_newest(clone: Path, tmp_path: 
         (tmp_path / name).chmod(0o755)
     assert "tests on python3.14 as well" in make(clone, "newest", "PYTHON=python3.11", first=tmp_path)
     assert "tests on python3.13 as well" in make(clone, "newest", "PYTHON=python3.14", first=tmp_path)
+    for name in ("python3.13", "python3.14"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 127\n")
+    assert "tests on python3.12 as well" in make(clone, "newest", "PYTHON=python3.11", first=tmp_path)
+    (tmp_path / "python3.12").write_text("#!/bin/sh\nexit 127\n")
+    assert "on python3.11 alone" in make(clone, "newest", "PYTHON=python3.11", first=tmp_path)

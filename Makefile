@@ -1,8 +1,8 @@
 # install  .venv with the package and its test extras; nothing outside the checkout
 # serve    install the package alone, then a demo backend on an embedded bucket: prints how to connect
 # test     install, then the suite; a skip names the package that it wants
-# test-all what CI runs: the Debian packages too, and any skip fails
-# lint     ruff (rules and format) and mypy
+# test-all what CI runs: the Debian packages too, and any skip fails; the fast tests on a second Python, if there is one
+# lint     ruff (rules and format), mypy, and the links and names in the documents
 # check    lint and the fast tests, in a minute or two
 # bench    measure, against Dovecot where it is installed
 
@@ -17,11 +17,15 @@ TEST := .venv/.test
 # them is half of the installation's CPU time, and a backend imports a third.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-cache-dir --prefer-binary --no-compile
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+FAST = -m 'not needs' $(SLOW:%=--ignore=tests/%)
+# The newest Python beside the one of .venv that can make an environment; empty where there is none.
+NEWEST ?= $(firstword $(filter-out $(PYTHON),$(shell for p in python3.14 python3.13 python3.12; do \
+	$$p -c 'import ensurepip, venv' 2>/dev/null && echo $$p; done)))
 PACKAGES := curl dovecot-imapd dovecot-lmtpd isync nginx-light openssl postfix python3 python3-venv systemd
 SLOW := sim fuzz model e2e operations systemd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: install serve test test-all packages lint check bench
+.PHONY: install serve test test-all newest packages lint check bench
 
 install: $(TEST)
 
@@ -48,8 +52,20 @@ test: install
 	$(PYTEST)
 
 # Fuzzers run for a minute each.
-test-all: packages lint
+test-all: packages lint newest
 	OBOX_TEST_NO_SKIP=1 OBOX_FUZZ_SECONDS=60 $(MAKE) test
+
+# The fast tests on the newest Python, in an environment inside .venv.
+newest: install
+ifeq ($(NEWEST),)
+	@echo "make: no second Python of 3.12 to 3.14 is here: the fast tests run on $(PYTHON) alone"
+else
+	@echo "make: the fast tests on $(NEWEST) as well"
+	@$(NEWEST) -m venv .venv/newest
+	@.venv/newest/bin/python -m pip install --disable-pip-version-check --no-cache-dir --prefer-binary --no-compile \
+		--quiet --editable '.[test]'
+	.venv/newest/bin/python -m pytest -n $(WORKERS) --dist loadfile $(FAST)
+endif
 
 # RUNLEVEL=1: install the programs without starting their services.
 packages:
@@ -60,9 +76,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_docs.py
 
 check: lint
-	$(PYTEST) -m 'not needs' $(SLOW:%=--ignore=tests/%)
+	$(PYTEST) $(FAST)
 
 bench: install
 	$(BIN)/python -m bench

@@ -1,4 +1,6 @@
-"""The root of all commands: options that every one has, and how errors become exit codes."""
+"""The root of all commands: options that every one has, and how errors become exit
+codes.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _override(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> list[tuple[str, object]]:
-    """`section.key=value` as a setting of the configuration; an unknown one is told when that is read."""
+    """`section.key=value` as a setting of the configuration.
+
+    An unknown setting is refused later, when the configuration is read.
+    """
     out: list[tuple[str, object]] = []
     for text in given:
         key, equals, value = text.partition("=")

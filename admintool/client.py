@@ -1,7 +1,8 @@
-"""Running a verb: over the API of a backend, on its socket or by URL, or in this process where no backend runs.
+"""Running a verb: over the API of a backend, on its socket or by URL, or in this
+process where no backend runs.
 
-All give the same events, one after the other: {"row": …}, {"progress": …}, {"failure": …}, and at the end
-{"end": {"exitCode": …, "message": …}}.
+All give the same events, one after the other: {"row": …}, {"progress": …}, {"failure":
+…}, and at the end {"end": {"exitCode": …, "message": …}}.
 """
 
 from __future__ import annotations
@@ -170,7 +171,9 @@ async def _next(events: AsyncIterator[Event]) -> Event | None:
 
 @contextmanager
 def state_is_free(state_dir: Path) -> Iterator[None]:
-    """Raises Temporary: a process holds the state directory, though its socket does not answer."""
+    """Raises Temporary: a process holds the state directory, though its socket does not
+    answer.
+    """
     if locked(state_dir):
         raise Temporary(f"a backend holds {state_dir}, but its socket does not answer: is it starting or stopping?")
     yield

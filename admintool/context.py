@@ -1,4 +1,6 @@
-"""What all commands share: the configuration, read when a command asks for it, where verbs run, and the output."""
+"""What all commands share: the configuration, read when a command asks for it, where
+verbs run, and the output.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +61,8 @@ class Context:
     def call(self, verb: Verb, params: Mapping[str, Any]) -> Iterator[Event]:
         """Run a verb where it can run; its events.
 
-        Raises OboxError, ConfigError; UsageError: a setting was given for this command, and a backend that runs with
-        its own answers it.
+        Raises OboxError, ConfigError; UsageError: a setting was given for this command,
+        and a backend that runs with its own answers it.
         """
         if self._url:
             key_given = self._key_file or os.environ.get("OBOXADM_API_KEY")
@@ -87,11 +89,15 @@ class Context:
             yield from Local(alone).call(verb.name, params)
 
     def _given(self, used: str) -> list[str]:
-        """Settings that were given for this command, but one that takes effect wherever the command is run."""
+        """Settings that were given for this command, but one that takes effect wherever
+        the command is run.
+        """
         return sorted({key for key, _ in self._overrides} - {used})
 
     def _refuse_settings(self, used: str, *, where: str) -> None:
-        """Raises UsageError: settings that were given for this command would have no effect."""
+        """Raises UsageError: settings that were given for this command would have no
+        effect.
+        """
         if given := self._given(used):
             raise click.UsageError(
                 f"-o {', '.join(given)}: {where} answers this command, with its own settings; "

@@ -1,9 +1,11 @@
-"""What commands print: rows with named columns, as a table, as JSON, by tabs, flowing, or a field a line.
+"""What commands print: rows with named columns, as a table, as JSON, by tabs, flowing,
+or a field a line.
 
-Names of columns are API. Values come from mails and their senders. In every format a character that does not print,
-such as one that moves a terminal's cursor, is escaped (`\\x1b`; in JSON `\\u001b`). `pager` alone keeps line ends and
-tabs. In `tab` a backslash is escaped too, so that a row is a line for ever and what it holds can be told. Rows are
-printed as they come but in `table`, which must know the widths first.
+Names of columns are API. Values come from mails and their senders. In every format a
+character that does not print, such as one that moves a terminal's cursor, is escaped
+(`\\x1b`; in JSON `\\u001b`). `pager` alone keeps line ends and tabs. In `tab` a
+backslash is escaped too, so that a row is always one line and can be read back. Rows
+are printed as they come; `table` waits for all of them, because it must know the widths.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ FORMATS = ("table", "tab", "json", "flow", "pager")
 
 
 class Output:
-    """Prints the rows of one command: `row` for each, `end` once. format_: "" for the command's own."""
+    """Prints the rows of one command: `row` for each, `end` once. format_: "" for the
+    command's own.
+    """
 
     def __init__(self, format_: str = "") -> None:
         self.format = format_
@@ -29,7 +33,9 @@ class Output:
         """Rows so far."""
 
     def begin(self, columns: Sequence[str], usual: str = "table") -> None:
-        """columns: those that are printed also without a row; usual: the format where none was asked for."""
+        """columns: those that are printed also without a row; usual: the format where
+        none was asked for.
+        """
         self.format = self.format or usual
         self._columns = list(columns)
 
@@ -110,9 +116,11 @@ def _shown(value: object) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with what does not print escaped as Python does: `\\t`, `\\x1b`, `\\u202e`. keep: characters that stay.
+    """The text with what does not print escaped as Python does: `\\t`, `\\x1b`,
+    `\\u202e`. keep: characters that stay.
 
-    Unicode's controls, formats (which turn the direction of writing), separators and surrogates do not print.
+    Unicode's controls, formats (which turn the direction of writing), separators and
+    surrogates do not print.
     """
     if text.isprintable():
         return text

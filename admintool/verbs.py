@@ -1,7 +1,9 @@
-"""Commands made of the table of verbs: one call to `command` gives a verb its place, arguments and short options.
+"""Commands made of the table of verbs: one call to `command` gives a verb its place,
+arguments and short options.
 
-The options of a command are its verb's parameters, with their descriptions as help; a command that picks users has
-`-u`, `-A` and `-F`. One that destroys looks first, shows what it would do, and asks, unless `-y`.
+The options of a command are its verb's parameters, with their descriptions as help; a
+command that picks users has `-u`, `-A` and `-F`. One that destroys looks first, shows
+what it would do, and asks, unless `-y`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from admintool import exits
 from admintool.client import Event
 from admintool.context import Context
 from admintool.output import flowing, printable, tell
-from obox.admin.table import TABLE, Selection, Verb
+from obox.admin.params import Selection
+from obox.admin.table import TABLE, Verb
 from obox.errors import Invalid
 
 _SELECTION = {field.name for field in msgspec.structs.fields(Selection)}
@@ -33,7 +36,7 @@ def made() -> Mapping[str, click.Command]:
     return _MADE
 
 
-def command(
+def command(  # noqa: PLR0913 - one call describes a command; all but two by keyword
     group: click.Group,
     name: str,
     *,
@@ -49,10 +52,11 @@ def command(
 ) -> click.Command:
     """Give a verb its command.
 
-    arguments: parameters by position; joined: the one of them that is several words in one argument, as doveadm's
-    "uid flags"; short: parameter -> option letter; secrets: parameters that come out of a file, for a command line is
-    seen by all users of the machine; example: shown in the help; usual: its output format; before, after: what this
-    process does around it.
+    arguments: parameters by position; joined: the one of them that is several words in
+    one argument, as doveadm's "uid flags"; short: parameter -> option letter; secrets:
+    parameters that come out of a file, for a command line is seen by all users of the
+    machine; example: shown in the help; usual: its output format; before, after: what
+    this process does around it.
     """
     verb = TABLE[name]
 
@@ -74,22 +78,7 @@ def command(
         if code:
             sys.exit(code)
 
-    options: list[click.Parameter] = []
-    letters = dict(short or {})
-    if verb.per_user:
-        options += _user_options()
-    for field in msgspec.structs.fields(verb.params):
-        if verb.per_user and field.name in _SELECTION:
-            continue
-        if field.name in secrets:
-            options.append(_secret(field))
-        elif field.name not in arguments:
-            options.append(_option(field, letters.pop(field.name, "")))
-    fields = {field.name: field for field in msgspec.structs.fields(verb.params)}
-    options += [_argument(fields[one], joined=one == joined) for one in arguments]
-    if verb.asks:
-        options.append(click.Option(["-y", "--yes", "yes"], is_flag=True, help="Do not ask."))
-    assert not letters, f"{name}: no such parameters: {letters}"
+    options = _parameters(verb, arguments, joined, short or {}, secrets)
     made_ = click.Command(
         called or verb.words.split()[-1],
         params=options,
@@ -101,6 +90,27 @@ def command(
     _MADE[name] = made_
     group.add_command(made_)
     return made_
+
+
+def _parameters(
+    verb: Verb, arguments: Sequence[str], joined: str, short: Mapping[str, str], secrets: Sequence[str]
+) -> list[click.Parameter]:
+    """Options and arguments of a verb's command, as `command` was told."""
+    options: list[click.Parameter] = _user_options() if verb.per_user else []
+    letters = dict(short)
+    fields = {field.name: field for field in msgspec.structs.fields(verb.params)}
+    for field in fields.values():
+        if verb.per_user and field.name in _SELECTION:
+            continue
+        if field.name in secrets:
+            options.append(_secret(field))
+        elif field.name not in arguments:
+            options.append(_option(field, letters.pop(field.name, "")))
+    options += [_argument(fields[one], joined=one == joined) for one in arguments]
+    if verb.asks:
+        options.append(click.Option(["-y", "--yes", "yes"], is_flag=True, help="Do not ask."))
+    assert not letters, f"{verb.name}: no such parameters: {letters}"
+    return options
 
 
 def show(obj: Context, verb: Verb, params: Mapping[str, Any], usual: str = "table") -> int:
@@ -138,7 +148,9 @@ def say_none(verb: Verb, params: Mapping[str, Any]) -> None:
 
 
 def _look(obj: Context, verb: Verb, params: Mapping[str, Any]) -> None:
-    """Before the question: show what the verb would do; end here where there is nothing to do or it cannot be done."""
+    """Before the question: show what the verb would do; end here where there is nothing
+    to do or it cannot be done.
+    """
     count, code, message = 0, 0, ""
     for event in obj.call(verb, {**params, "dryRun": True}):
         if (row := event.get("row")) is not None:

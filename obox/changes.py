@@ -1,8 +1,11 @@
-"""What differs between the configuration in use and one that was read, and which of it can be used without a restart.
+"""Compare the configuration in use with one that was read, and say what can change
+without a restart.
 
-Invariant: the configuration that comes out has every value that the table marks `restart` from the one in use and every
-other from the one that was read. A protocol that appears or goes waits for a restart with all of its section, and so do
-the first certificate and the last. Pure; knows names, not what is done with them.
+Invariant: the configuration that comes out has two sources. A value that the table
+marks `restart` comes from the configuration in use; every other value comes from the
+one that was read. A protocol that appears or goes waits for a restart with all of its
+section, and so do the first certificate and the last. Pure. Refuses to know: what is
+done with the settings.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from obox.config import SECTIONS, Config, Setting, remote_section, settings
 __all__ = ["Changes", "changes"]
 
 _TURNS_ON: Final = ("listen", "cert", "key")
-"""What a section is on with: this is named where one appears or goes, the rest of it is not."""
+"""The settings that turn a section on: a report names these where a section appears or
+goes."""
 
 
 class Changes(NamedTuple):
-    """config: what is to be in use. applied, waiting: keys of the settings that differ; waiting: for a restart."""
+    """config: is to be in use. applied, waiting: keys of settings that differ; the
+    latter need a restart.
+    """
 
     config: Config
     applied: tuple[str, ...]
@@ -78,7 +84,9 @@ def _section(used: Config, read: Config, section: str) -> Any:
 
 
 def _remotes(used: Config, read: Config) -> list[str]:
-    """Keys of [remote] sections that differ, as `obox config` names them; none of them needs a restart."""
+    """Keys of [remote] sections that differ, as `obox config` names them; none of them
+    needs a restart.
+    """
     old, new = _by_key(used), _by_key(read)
     return [key for key in {**new, **old} if key not in old or key not in new or old[key] != new[key]]
 

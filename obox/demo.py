@@ -1,7 +1,8 @@
-"""`obox serve --demo DIR`: a backend that needs nothing, with a user and a few mails, to look at.
+"""`obox serve --demo DIR`: a backend that needs nothing, with a user and a few mails,
+to look at.
 
-Everything lies below DIR: the configuration, the users, the bucket (a directory) and the local state. Started again it
-goes on where it was; the mails are delivered once.
+Everything lies below DIR: the configuration, the users, the bucket (a directory) and
+the local state. Started again it goes on where it was; the mails are delivered once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .accounts import storage_id
 from .auth import add_user, hash_password
 from .errors import Unavailable
-from .objectstore.keys import escape
 from .store.api import NewMail
-from .types import StorageId
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -80,7 +80,9 @@ def mails() -> list[bytes]:
 
 
 async def fill(backend: Backend) -> None:
-    """Deliver the mails, once, and say how to connect; nothing where the backend is stopped before."""
+    """Deliver the mails, once, and say how to connect; nothing where the backend is
+    stopped before.
+    """
     await backend.ready.wait()
     try:
         await _deliver(backend)
@@ -91,7 +93,7 @@ async def fill(backend: Backend) -> None:
 
 
 async def _deliver(backend: Backend) -> None:
-    user = await backend.store.open_user(USER, StorageId(escape(USER)))
+    user = await backend.parts.store.open_user(USER, storage_id(USER))
     try:
         if (await user.status("INBOX")).uidnext == 1:
             await user.append("INBOX", [NewMail(mail) for mail in mails()])
@@ -106,7 +108,7 @@ def _tell(backend: Backend) -> None:
         f"\nobox is ready.\n\n"
         f"  user      {USER}   password  {PASSWORD}\n"
         f"  IMAP      {imap}   LMTP  {lmtp}\n"
-        f"  bucket    {backend.config.storage.url}\n\n"
+        f"  bucket    {backend.parts.config.storage.url}\n\n"
         f"Read the first mail:\n\n"
         f"  curl -s --user {USER}:{PASSWORD} 'imap://{imap}/INBOX;MAILINDEX=1'\n\n"
         f"Stop with Ctrl-C: everything is flushed to the bucket; delete the state and start again, it is all there.\n",

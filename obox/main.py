@@ -1,6 +1,7 @@
 """Entry points: `obox serve` and `obox config`.
 
-Exit codes are sysexits': 0, 64 usage, 69 an address that cannot be had, 70 a bug, 78 configuration.
+Exit codes are sysexits': 0, 64 usage, 69 an address that cannot be had, 70 a bug, 78
+configuration.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ EX_USAGE: Final = 64
 EX_UNAVAILABLE: Final = 69
 EX_CONFIG: Final = 78
 GC_THRESHOLD: Final = (20_000, 20, 50)
-"""Next to nothing here is cyclic; with Python's own numbers a delivery spends a 25th of its time in collections."""
+"""Next to nothing here is cyclic; with Python's own numbers a delivery spends a 25th of
+its time in collections."""
 
 _config_option = click.option(
     "-c", "--config", "path", metavar="FILE", help="Configuration file; otherwise the usual places (docs/config.md)."

@@ -1,6 +1,8 @@
-"""What each room is told: the configuration in the room's own words, at the start and at each reload.
+"""What each room needs of the configuration, in the room's own words, at the start and
+at each reload.
 
-Invariant: equal configurations give equal words. Reads the files with encryption keys, nothing else.
+Invariant: equal configurations give equal words. Reads the files with encryption keys,
+nothing else.
 """
 
 from __future__ import annotations
@@ -13,14 +15,13 @@ from typing import Literal, cast
 from metacache import SizeWeights, Weights
 
 from . import __version__
-from ._values import read_priority_weights, read_size_weights
-from .config import Config
+from .config import Config, read_priority_weights, read_size_weights
 from .errors import ConfigError
+from .escaping import escape
 from .imap.settings import FetchFailure, ImapSettings
 from .lmtp.settings import Settings as LmtpSettings
 from .objectstore import Codec, load_keys
 from .objectstore import Settings as BucketSettings
-from .objectstore.keys import escape
 from .store import StoreSettings
 
 __all__ = [
@@ -94,7 +95,9 @@ def weights(config: Config) -> Weights:
 
 
 def login_delays(config: Config) -> Sequence[float]:
-    """Before the next login from an address, after so many failures: 0, then doubling up to the most seconds."""
+    """Before the next login from an address, after so many failures: 0, then doubling
+    up to the most seconds.
+    """
     first, most = config.auth.failure_delay, config.auth.max_failure_delay
     delays = [0.0]
     if not first:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from patience import PATIENT_S
 
+from obox.accounts import storage_id
 from obox.admin import rows
 from obox.backend import Backend
 from obox.config import load
@@ -64,9 +65,9 @@ class Service:
         return result["exitCode"], result.get("message", "")
 
     async def deliver(self, user: str, mails: list[bytes], mailbox: str = "INBOX", *flags: str) -> None:
-        sid = self.backend.store.env  # the sessions' way in: the store itself
+        sid = self.backend.parts.store.env  # the sessions' way in: the store itself
         assert sid is not None
-        opened = await self.backend.store.open_user(user, _sid(user))
+        opened = await self.backend.parts.store.open_user(user, storage_id(user))
         try:
             await opened.append(mailbox, [NewMail(source, flags) for source in mails])
         finally:
@@ -74,12 +75,6 @@ class Service:
 
     def imap_port(self) -> int:
         return int(self.backend.listeners.addresses("imap")[0].rpartition(":")[2])
-
-
-def _sid(user: str) -> Any:
-    from obox.objectstore.keys import escape
-
-    return escape(user)
 
 
 def write_config(home: Path, url: str = "", more: str = "") -> Path:

@@ -61,11 +61,20 @@ def edges(tops: tuple[str, ...] = PRODUCT) -> dict[str, frozenset[str]]:
 
 def _files(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
     for one in imports(path):
-        target = one.target
-        while target and target not in known:
-            target = target.rpartition(".")[0]
+        target = _file(one.target, known)
+        if not target and name.startswith("tests."):  # pytest puts the folder of a test and tests/ on the path
+            folder = name.rpartition(".")[0]
+            target = _file(f"{folder}.{one.target}", known) or _file(f"tests.{one.target}", known)
+            target = target if known.get(target, path).name != "__init__.py" else ""
         if target and target != name:
             yield target
+
+
+def _file(target: str, known: dict[str, Path]) -> str:
+    """The file that a dotted name is in; "" for one outside the tree."""
+    while target and target not in known:
+        target = target.rpartition(".")[0]
+    return target
 
 
 def circles(graph: dict[str, frozenset[str]]) -> list[list[str]]:

@@ -5,9 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from obox import _settings, config
-from obox._values import mask_url, read_priority_weights, read_size_weights
-from obox.config import Amount, Config, Listen, NewMailbox, Secret, by_client, describe, load
+from obox import config
+from obox.config import (
+    Amount,
+    Config,
+    Listen,
+    NewMailbox,
+    Secret,
+    by_client,
+    describe,
+    load,
+    mask_url,
+    read_priority_weights,
+    read_size_weights,
+)
 from obox.errors import ConfigError
 
 URL = {"OBOX_STORAGE__URL": "memory://"}
@@ -283,9 +294,9 @@ def test_describe_without_defaults(tmp_path: Path) -> None:
 
 
 def test_sections_have_their_defaults_without_load() -> None:
-    assert _settings.Imap().listen == (Listen("127.0.0.1", 1143),)
-    assert _settings.Metacache() == _settings.Metacache()
-    assert _settings.Storage(url="memory://").deadline == 10
+    assert config.Imap().listen == (Listen("127.0.0.1", 1143),)
+    assert config.Metacache() == config.Metacache()
+    assert config.Storage(url="memory://").deadline == 10
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What the manual says is what the program does."""
 
+import functools
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -101,3 +103,99 @@ def test_the_licence_is_in_every_package() -> None:
     assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
     assert "!LICENSE\n" in (ROOT / ".dockerignore").read_text()
     assert re.search(r"^COPY .*\bLICENSE\b", (ROOT / "Dockerfile").read_text(), flags=re.M)
+
+
+# -- links and names -----------------------------------------------------------------------------------------------
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+PACKAGES = ("obox", "metacache", "fscache", "admintool", "bench")
+FOLDERS = (*PACKAGES, "docs", "tests", "systemd")
+NO_MODULES = {"obox.toml", "obox.target"}
+"""Names of files that look like dotted names."""
+RETIRED: dict[str, str] = {}
+"""Names that a decision tells of and that are gone since, with the reason why the page keeps them."""
+
+
+def prose(text: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+
+
+@functools.cache
+def headings(page: Path) -> dict[str, str]:
+    """Anchor -> heading of a page, as GitHub makes anchors."""
+    out: dict[str, str] = {}
+    for title in re.findall(r"^#+ (.+)$", prose(page.read_text()), flags=re.M):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "")
+        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        again = sum(1 for one in out if re.fullmatch(rf"{re.escape(slug)}(-\d+)?", one))
+        out[f"{slug}-{again}" if again else slug] = text
+    for anchor, title in re.findall(r'<a id="([\w-]+)"></a>\*\*([^*]+)\*\*', page.read_text()):
+        out[anchor] = title
+    return out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_go_somewhere(page: Path) -> None:
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page.read_text()))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in headings(file)):
+            wrong.append(target)
+    assert not wrong
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    module, names = name, []
+    while True:
+        try:
+            found: object = importlib.import_module(module)
+            break
+        except ModuleNotFoundError:
+            module, _, last = module.rpartition(".")
+            names.insert(0, last)
+            if not module:
+                return False
+    for one in names:
+        if one in getattr(found, "__dataclass_fields__", ()) or one in getattr(found, "__annotations__", ()):
+            found = None
+        elif not hasattr(found, one):
+            return False
+        else:
+            found = getattr(found, one)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_of_the_code_are_in_the_code(page: Path) -> None:
+    spans = re.findall(r"`([^`\n]+)`", prose(page.read_text()))
+    names = {
+        name
+        for span in spans
+        for name in re.findall(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)})(?:\.\w+)+)(?![\w/-])", span)
+        if name not in NO_MODULES
+    }
+    wrong = sorted(name for name in names if name not in RETIRED and not resolves(name))
+    paths = {path.rstrip("./") for span in spans for path in re.findall(rf"^((?:{'|'.join(FOLDERS)})/[\w./-]+)$", span)}
+    wrong += sorted(path for path in paths if path not in RETIRED and not (ROOT / path).exists())
+    assert not wrong
+
+
+def test_headings_that_the_code_cites_are_there() -> None:
+    """`docs/format.md, "Pull"` in a docstring or a page."""
+    wrong = []
+    steps = {
+        page: re.findall(r"^(?:- |\d+\. |\| )?\*\*([^*]+?)\.?\*\*", page.read_text(), flags=re.M) for page in PAGES
+    }
+    sources = [path for top in PACKAGES for path in (ROOT / top).rglob("*.py")]
+    for path in (*sources, *PAGES):
+        for page, title in re.findall(r"docs/(\w+\.md),\s+\"([^\"]+)\"", path.read_text()):
+            cited = ROOT / "docs" / page
+            named = [*headings(cited).values(), *steps.get(cited, ())]
+            if not any(one == title or one.startswith((f"{title},", f"{title}:", f"{title} ")) for one in named):
+                wrong.append(f"{path.relative_to(ROOT)}: {page}, {title}")
+    assert not wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -72,9 +73,17 @@ def test_rich_is_still_there_for_tables() -> None:
     assert got.returncode == 0, got.stderr
 
 
-def make(directory: Path, target: str) -> str:
-    """What `make` would do there."""
-    got = subprocess.run(["make", "--dry-run", target], check=False, capture_output=True, text=True, cwd=directory)
+def make(directory: Path, *arguments: str, first: Path | None = None) -> str:
+    """What `make` would do there. first: where programs are looked for first."""
+    path = os.environ["PATH"] if first is None else f"{first}:{os.environ['PATH']}"
+    got = subprocess.run(
+        ["make", "--dry-run", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        env={**os.environ, "PATH": path},
+    )
     assert got.returncode == 0, got.stderr
     return got.stdout
 
@@ -106,3 +115,32 @@ def test_nothing_is_installed_twice(clone: Path) -> None:
     assert ".[test]" in make(clone, "test")
     (clone / ".venv/.test").touch()
     assert "pip install" not in make(clone, "test")
+
+
+@pytest.mark.needs("make")
+def test_the_fast_tests_run_on_a_second_python_where_there_is_one(clone: Path) -> None:
+    (clone / ".venv").mkdir()
+    for name in (".installed", ".test"):
+        (clone / ".venv" / name).touch()
+    (fast,) = [line.partition("pytest")[2] for line in make(clone, "check").splitlines() if "not needs" in line]
+    lines = make(clone, "newest", "NEWEST=python3.14").splitlines()
+    assert any(line.startswith("python3.14 -m venv .venv/newest") for line in lines)
+    assert lines[-1] == f".venv/newest/bin/python -m pytest{fast}"
+    (said,) = make(clone, "newest", "NEWEST=").splitlines()
+    assert "the fast tests run on" in said
+    whole = make(clone, "test-all", "NEWEST=python3.14")
+    assert lines[-1] in whole
+
+
+@pytest.mark.needs("make")
+def test_the_second_python_is_another_one_and_the_newest(clone: Path, tmp_path: Path) -> None:
+    for name in ("python3.12", "python3.13", "python3.14"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert "tests on python3.14 as well" in make(clone, "newest", "PYTHON=python3.11", first=tmp_path)
+    assert "tests on python3.13 as well" in make(clone, "newest", "PYTHON=python3.14", first=tmp_path)
+    for name in ("python3.13", "python3.14"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 127\n")
+    assert "tests on python3.12 as well" in make(clone, "newest", "PYTHON=python3.11", first=tmp_path)
+    (tmp_path / "python3.12").write_text("#!/bin/sh\nexit 127\n")
+    assert "on python3.11 alone" in make(clone, "newest", "PYTHON=python3.11", first=tmp_path)

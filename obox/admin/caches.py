@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Corrupt, InUse, Invalid, NotFound
 from ..types import StorageId
-from .parts import Account, Admin, masked
-from .table import DryRun, Event, Nothing, Params, Progress, Row, Selection, user_verb, verb
+from .params import DryRun, Nothing, Params, Selection
+from .parts import Admin, masked
+from .table import Event, Progress, Row, user_verb, verb
 
 if TYPE_CHECKING:
     from ..objectstore import Decoded
@@ -136,7 +138,9 @@ async def metacache_clean(admin: Admin, account: Account, params: MetacacheClean
 
 
 async def cleaned(admin: Admin, sid: StorageId, min_priority: int = 0, idle_s: float = 0.0) -> Row:
-    """Drop a user's local copies; the row has what was dropped, and why the others stay."""
+    """Drop a user's local copies; the row has what was dropped, and why the others
+    stay.
+    """
     done = await admin.cleaner.clean(sid, min_priority=min_priority, unused_s=idle_s)
     why = ", ".join(sorted({one.why for one in done.refused}))
     return {"copies": done.boxes, "bytes": done.bytes, "kept": len(done.refused), "why": why}

@@ -1,4 +1,7 @@
-"""Exit codes: sysexits(3), with doveadm's meaning of them. The API's `exitCode` and the command's end are the same."""
+"""Exit codes: sysexits(3), with doveadm's meaning of them.
+
+The API's `exitCode` and the command's end are the same.
+"""
 
 from __future__ import annotations
 

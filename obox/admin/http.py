@@ -6,12 +6,13 @@
     GET  /doveadm/v1               the commands with their parameters
     GET  /doveadm/v1/openapi.json  the same as an OpenAPI document
 
-Commands of one request run in order; one that fails does not keep the next from running. With `Accept:
-application/x-ndjson` and one command, rows come one a line as they are found, with the progress of long commands
-between them: what `oboxadm` reads.
+Commands of one request run in order; one that fails does not keep the next from
+running. With `Accept: application/x-ndjson` and one command, rows come one a line as
+they are found, with the progress of long commands between them: what `oboxadm` reads.
 
-Who may ask: over a unix socket root and the service user, without a key. Over TCP whoever has the key (`Basic
-doveadm:key` or `X-Dovecot-API base64(key)`); with no key set there is nothing at this path.
+Who may ask: over a unix socket root and the service user, without a key. Over TCP
+whoever has the key (`Basic doveadm:key` or `X-Dovecot-API base64(key)`); with no key
+set there is nothing at this path.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from . import source
-from .openapi import commands, document
 from .parts import Admin
 from .run import Outcome, guarded, line
 from .table import TABLE
@@ -54,36 +54,17 @@ def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
         return Response("a key is needed\n", 401, {"WWW-Authenticate": 'Basic realm="obox"'})
 
     async def listing(request: Request) -> Response:
+        from .openapi import commands
+
         return refusal(request) or JSONResponse(commands())
 
     async def openapi(request: Request) -> Response:
+        from .openapi import document
+
         return refusal(request) or JSONResponse(document(version))
 
     async def post(request: Request) -> Response:
-        if (no := refusal(request)) is not None:
-            return no
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_BYTES_MAX:
-                return Response(f"allowed: {BODY_BYTES_MAX} bytes\n", 413)
-        try:
-            calls = msgspec.json.decode(bytes(body), type=list[tuple[str, dict[str, Any], str]])
-        except msgspec.DecodeError as error:
-            return Response(f'not [["command", {{parameters}}, "tag"], ...]: {error}\n', 400)
-        except RecursionError:
-            return Response("nested too deeply\n", 400)
-        if len(calls) > COMMANDS_MAX:
-            return Response(f"allowed: {COMMANDS_MAX} commands in one request\n", 400)
-        if LINES in request.headers.get("accept", "") and len(calls) == 1:
-            name, params, _ = calls[0]
-            return StreamingResponse(_lines(admin, name, params), media_type=LINES)
-        answers = []
-        for name, params, tag in calls:
-            outcome = Outcome()
-            await outcome.gather(admin, name, params)
-            answers.append(_answer(outcome, name, tag))
-        return Response(msgspec.json.encode(answers), media_type="application/json")
+        return refusal(request) or await _run(admin, request)
 
     return [
         *source.routes(admin, PATH, refusal),
@@ -91,6 +72,32 @@ def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
         Route(PATH, listing, methods=["GET"]),
         Route(f"{PATH}/openapi.json", openapi, methods=["GET"]),
     ]
+
+
+async def _run(admin: Admin, request: Request) -> Response:
+    """Run the commands of a request, in order."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES_MAX:
+            return Response(f"allowed: {BODY_BYTES_MAX} bytes\n", 413)
+    try:
+        calls = msgspec.json.decode(bytes(body), type=list[tuple[str, dict[str, Any], str]])
+    except msgspec.DecodeError as error:
+        return Response(f'not [["command", {{parameters}}, "tag"], ...]: {error}\n', 400)
+    except RecursionError:
+        return Response("nested too deeply\n", 400)
+    if len(calls) > COMMANDS_MAX:
+        return Response(f"allowed: {COMMANDS_MAX} commands in one request\n", 400)
+    if LINES in request.headers.get("accept", "") and len(calls) == 1:
+        name, params, _ = calls[0]
+        return StreamingResponse(_lines(admin, name, params), media_type=LINES)
+    answers = []
+    for name, params, tag in calls:
+        outcome = Outcome()
+        await outcome.gather(admin, name, params)
+        answers.append(_answer(outcome, name, tag))
+    return Response(msgspec.json.encode(answers), media_type="application/json")
 
 
 def _answer(outcome: Outcome, name: str, tag: str) -> list[Any]:

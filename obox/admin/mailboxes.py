@@ -8,10 +8,12 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Exists, Invalid, NotFound
 from ..mailbox.names import canonical
-from .parts import Account, Admin, matching
-from .table import DryRun, Event, Row, Selection, user_verb
+from .params import DryRun, Selection
+from .parts import Admin, matching
+from .table import Event, Row, user_verb
 
 STATUS_FIELDS: Final = (
     "messages", "recent", "uidnext", "uidvalidity", "unseen", "highestmodseq", "vsize", "guid", "deleted"

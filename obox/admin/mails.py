@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Invalid, NotFound, OboxError
-from .parts import Account, Admin
+from .params import DryRun, Selection
+from .parts import Admin
 from .query import SearchQuery
-from .table import DryRun, Event, Row, Selection, user_verb
+from .table import Event, Row, user_verb
 
 if TYPE_CHECKING:
     from ..mailbox._uidset import UidArray
@@ -21,11 +24,6 @@ if TYPE_CHECKING:
     from ..store.mailbox import Mailbox
     from ..store.user import User
 
-FIELDS: Final = (
-    "user", "mailbox", "mailbox-guid", "seq", "uid", "guid", "flags", "modseq", "hdr", "body", "text", "text.utf8",
-    "size.physical", "size.virtual", "date.received", "date.sent", "date.saved", "imap.envelope", "imap.body",
-    "imap.bodystructure", "storageid",
-)  # fmt: skip
 _NEED_FIELDS: Final = frozenset(("imap.envelope", "imap.body", "imap.bodystructure"))
 _NEED_MAIL: Final = frozenset(("body", "text", "text.utf8"))
 _NEED_HEADER: Final = frozenset(("hdr", "date.sent"))
@@ -123,61 +121,89 @@ def _contents(ready: Fields | Unreadable | None, source: bytes | Unreadable | No
     return Contents(None if isinstance(ready, OboxError) else ready, source if isinstance(source, bytes) else b"")
 
 
+@dataclass(frozen=True, slots=True)
+class _Mail:
+    """One mail of which a row is shown. at: its place in the mailbox's columns."""
+
+    user: str
+    found: Found
+    uid: int
+    at: int
+    ready: Fields | None
+    header: bytes
+    source: bytes
+
+    def column(self, name: str) -> Any:
+        return self.found.box.state.column(name)[self.at]
+
+    def flags(self) -> str:
+        state = self.found.box.state
+        return " ".join(state.flags_of_bits(state.flag_bits(slice(self.at, self.at + 1))[0]))
+
+    def body(self) -> bytes:
+        from .. import mime
+
+        return self.source[mime.header_end(self.source) :] if self.source else b""
+
+    def texts(self) -> str:
+        """The text parts, decoded."""
+        from .. import mime
+
+        return "\n".join(mime.text_of(self.source, mime.parse(self.source))) if self.source else ""
+
+    def field(self, name: str) -> str:
+        """The values of one field of the header, decoded."""
+        from .. import mime
+
+        values = mime.header_values(self.header, name.encode())
+        return "\n".join(mime.decode_header(value).strip() for value in values)
+
+    def wire(self, name: str) -> str:
+        """A field in the form in which IMAP sends it."""
+        return "" if self.ready is None else _text(bytes(getattr(self.ready, name)))
+
+    def home(self) -> str:
+        home, uid = self.found.box.state.home_of(self.at)
+        return f"{home}/{uid:08x}"
+
+
+_SHOWN: Final[Mapping[str, Callable[[_Mail], object]]] = {
+    "user": lambda mail: mail.user,
+    "mailbox": lambda mail: mail.found.name,
+    "mailbox-guid": lambda mail: mail.found.box.guid,
+    "seq": lambda mail: mail.at + 1,
+    "uid": lambda mail: mail.uid,
+    "guid": lambda mail: bytes(mail.column("oid")).hex(),
+    "flags": _Mail.flags,
+    "modseq": lambda mail: int(mail.found.box.state.modseqs[mail.at]),
+    "hdr": lambda mail: _text(mail.header),
+    "body": lambda mail: _text(mail.body()),
+    "text": lambda mail: _text(mail.source),
+    "text.utf8": _Mail.texts,
+    "size.physical": lambda mail: int(mail.column("size")),
+    "size.virtual": lambda mail: int(mail.column("size")),
+    "date.received": lambda mail: _date(int(mail.column("internaldate"))),
+    "date.sent": lambda mail: _sent(mail.header),
+    "date.saved": lambda mail: _date(int(mail.column("savedate")) // 1000),
+    "imap.envelope": lambda mail: mail.wire("envelope"),
+    "imap.body": lambda mail: mail.wire("body"),
+    "imap.bodystructure": lambda mail: mail.wire("bodystructure"),
+    "storageid": _Mail.home,
+}
+FIELDS: Final = tuple(_SHOWN)
+
+
 def _row(user: User, found: Found, uid: int, fields: list[str], contents: Contents) -> Row | None:
+    """The row of a mail; None if it has been expunged meanwhile."""
     from .. import mime
 
     ready, source = contents
-
-    state = found.box.state
-    at = state.position(uid)
+    at = found.box.state.position(uid)
     if at is None:
-        return None  # expunged meanwhile
-    end = mime.header_end(source) if source else 0
-    header = source[:end] if source else (ready.header or b"") if ready is not None else b""
-
-    def one(field: str) -> object:
-        match field:
-            case "user":
-                return user.name
-            case "mailbox":
-                return found.name
-            case "mailbox-guid":
-                return found.box.guid
-            case "seq":
-                return at + 1
-            case "uid":
-                return uid
-            case "guid":
-                return bytes(state.column("oid")[at]).hex()
-            case "flags":
-                return " ".join(state.flags_of_bits(state.flag_bits(slice(at, at + 1))[0]))
-            case "modseq":
-                return int(state.modseqs[at])
-            case "hdr":
-                return _text(header)
-            case "body":
-                return _text(source[end:])
-            case "text":
-                return _text(source)
-            case "text.utf8":
-                return "\n".join(mime.text_of(source, mime.parse(source))) if source else ""
-            case "size.physical" | "size.virtual":
-                return int(state.column("size")[at])
-            case "date.received":
-                return _date(int(state.column("internaldate")[at]))
-            case "date.saved":
-                return _date(int(state.column("savedate")[at]) // 1000)
-            case "date.sent":
-                return _sent(header)
-            case "imap.envelope" | "imap.body" | "imap.bodystructure":
-                return "" if ready is None else _text(bytes(getattr(ready, field[5:])))
-            case "storageid":
-                home, home_uid = state.home_of(at)
-                return f"{home}/{home_uid:08x}"
-        values = mime.header_values(header, field[4:].encode())
-        return "\n".join(mime.decode_header(value).strip() for value in values)
-
-    return {field: one(field) for field in fields}
+        return None
+    header = source[: mime.header_end(source)] if source else (ready.header or b"") if ready is not None else b""
+    mail = _Mail(user.name, found, uid, at, ready, header, source)
+    return {field: _SHOWN[field](mail) if field in _SHOWN else mail.field(field[4:]) for field in fields}
 
 
 def _text(data: bytes) -> str:
@@ -255,7 +281,10 @@ SYSTEM: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
 
 
 def _flag_names(given: list[str]) -> list[str]:
-    """Flags, one or several a word. Raises Invalid: no such system flag, or a character that no flag has."""
+    """Flags, one or several a word.
+
+    Raises Invalid: no such system flag, or a character that no flag has.
+    """
     names = []
     for name in (name for one in given for name in one.split()):
         known = next((flag for flag in SYSTEM if flag.lower() == name.lower()), None)

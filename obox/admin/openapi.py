@@ -1,8 +1,10 @@
-"""The table as documents: doveadm's list of commands, and OpenAPI 3.1 with a schema for each command."""
+"""The table as documents: doveadm's list of commands, and OpenAPI 3.1 with a schema for
+each command.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -10,7 +12,9 @@ from .table import TABLE, Verb
 
 
 def commands() -> list[dict[str, Any]]:
-    """As doveadm's GET answers: [{"command": …, "parameters": [{"name": …, "type": …}]}]."""
+    """As doveadm's GET answers: [{"command": …, "parameters": [{"name": …, "type":
+    …}]}].
+    """
     out = []
     for verb in TABLE.values():
         schema = _schema(verb)
@@ -42,107 +46,116 @@ def _schema(verb: Verb) -> dict[str, Any]:
 
 def document(version: str) -> dict[str, Any]:
     """The OpenAPI document."""
-    calls = []
-    schemas: dict[str, Any] = {}
-    for verb in TABLE.values():
-        schemas[verb.params.__name__] = {**_schema(verb), "title": verb.params.__name__}
-        calls.append(
-            {
-                "type": "array",
-                "title": verb.name,
-                "description": verb.doc,
-                "prefixItems": [
-                    {"const": verb.name},
-                    {"$ref": f"#/components/schemas/{verb.params.__name__}"},
-                    {"type": "string", "description": "a tag of the caller's, given back with the answer"},
-                ],
-                "minItems": 3,
-                "maxItems": 3,
-            }
-        )
-    row = {"type": "object", "description": "named columns; which ones, the command says"}
-    error = {
-        "type": "object",
-        "properties": {
-            "type": {"enum": ["exitCode", "unknownMethod"]},
-            "exitCode": {"type": "integer", "description": "sysexits(3); 2: done for some of the users"},
-            "message": {"type": "string"},
-            "users": {"type": "array", "items": {"type": "object"}},
-            "rows": {"type": "array", "items": row},
+    params = {verb.params.__name__: {**_schema(verb), "title": verb.params.__name__} for verb in TABLE.values()}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "obox admin API", "version": version},
+        "paths": {
+            "/doveadm/v1": {"post": _run(), "get": _LISTING},
+            "/doveadm/v1/metacache": {"get": _IDENTITY},
+            "/doveadm/v1/metacache/{sid}": {"post": _SEND, "delete": _DROP},
         },
-        "required": ["type", "exitCode"],
+        "components": {"schemas": {**params, "Error": _ERROR}, "securitySchemes": _SECURITY},
+        "security": [{"basic": []}, {"key": []}, {}],
     }
-    answer = {
-        "oneOf": [
-            {"type": "array", "prefixItems": [{"const": "doveadmResponse"}, {"type": "array", "items": row}, {}]},
-            {"type": "array", "prefixItems": [{"const": "error"}, {"$ref": "#/components/schemas/Error"}, {}]},
-        ]
-    }
-    schemas["Error"] = error
-    post = {
+
+
+def _run() -> dict[str, Any]:
+    """POST of commands."""
+    calls = [_call(verb) for verb in TABLE.values()]
+    return {
         "summary": "Run commands, in order",
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"type": "array", "items": {"oneOf": calls}}}},
-        },
+        "requestBody": {"required": True, "content": _json({"type": "array", "items": {"oneOf": calls}})},
         "responses": {
             "200": {
                 "description": "one answer for each command",
-                "content": {"application/json": {"schema": {"type": "array", "items": answer}}},
+                "content": _json({"type": "array", "items": _ANSWER}),
             },
             "400": {"description": "not a list of commands"},
             "401": {"description": "a key is needed"},
             "404": {"description": "no key is set: the API is on the local unix socket only"},
         },
     }
-    sid = {"name": "sid", "in": "path", "required": True, "schema": {"type": "string"}, "description": "a storage id"}
-    refused = {"description": "{exitCode, message}", "content": {"application/json": {"schema": {"type": "object"}}}}
-    flags = [
-        {"name": name, "in": "query", "schema": {"type": "boolean"}, "description": text}
-        for name, text in (
-            ("latestOnly", "refuse where the bucket has newer bundles"),
-            ("clean", "upload everything before"),
-        )
-    ]
-    copies = {
-        "post": {
-            "summary": "Send a user's local copies to another backend",
-            "parameters": [sid, *flags],
-            "responses": {
-                "200": {"description": "docs/format.md, Pull", "content": {"application/vnd.obox.pull": {}}},
-                "409": refused,
-            },
-        },
-        "delete": {
-            "summary": "Drop a user's local copies but those in use and what the bucket lacks",
-            "parameters": [sid],
-            "responses": {"200": {"description": "{copies, bytes, kept, why}"}, "409": refused},
-        },
-    }
-    identity = {
-        "summary": "Which bucket and boot this backend has",
-        "responses": {"200": {"description": "{bucket, backend, boot}"}, "409": refused},
-    }
-    listing = {"summary": "List the commands", "responses": {"200": {"description": "commands with parameters"}}}
+
+
+def _call(verb: Verb) -> dict[str, Any]:
+    """One command of a POST."""
     return {
-        "openapi": "3.1.0",
-        "info": {"title": "obox admin API", "version": version},
-        "paths": {
-            "/doveadm/v1": {"post": post, "get": listing},
-            "/doveadm/v1/metacache": {"get": identity},
-            "/doveadm/v1/metacache/{sid}": copies,
-        },
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {
-                "basic": {"type": "http", "scheme": "basic", "description": "user doveadm, password: the API key"},
-                "key": {
-                    "type": "apiKey",
-                    "in": "header",
-                    "name": "Authorization",
-                    "description": "X-Dovecot-API and the key in base64",
-                },
-            },
-        },
-        "security": [{"basic": []}, {"key": []}, {}],
+        "type": "array",
+        "title": verb.name,
+        "description": verb.doc,
+        "prefixItems": [
+            {"const": verb.name},
+            {"$ref": f"#/components/schemas/{verb.params.__name__}"},
+            {"type": "string", "description": "a tag of the caller's, given back with the answer"},
+        ],
+        "minItems": 3,
+        "maxItems": 3,
     }
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _flag(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": {"type": "boolean"}, "description": description}
+
+
+_ROW: Final = {"type": "object", "description": "named columns; which ones, the command says"}
+_ERROR: Final = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["exitCode", "unknownMethod"]},
+        "exitCode": {"type": "integer", "description": "sysexits(3); 2: done for some of the users"},
+        "message": {"type": "string"},
+        "users": {"type": "array", "items": {"type": "object"}},
+        "rows": {"type": "array", "items": _ROW},
+    },
+    "required": ["type", "exitCode"],
+}
+_ANSWER: Final = {
+    "oneOf": [
+        {"type": "array", "prefixItems": [{"const": "doveadmResponse"}, {"type": "array", "items": _ROW}, {}]},
+        {"type": "array", "prefixItems": [{"const": "error"}, {"$ref": "#/components/schemas/Error"}, {}]},
+    ]
+}
+_SID: Final = {
+    "name": "sid",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "a storage id",
+}
+_REFUSED: Final = {"description": "{exitCode, message}", "content": _json({"type": "object"})}
+_LISTING: Final = {"summary": "List the commands", "responses": {"200": {"description": "commands with parameters"}}}
+_IDENTITY: Final = {
+    "summary": "Which bucket and boot this backend has",
+    "responses": {"200": {"description": "{bucket, backend, boot}"}, "409": _REFUSED},
+}
+_SEND: Final = {
+    "summary": "Send a user's local copies to another backend",
+    "parameters": [
+        _SID,
+        _flag("latestOnly", "refuse where the bucket has newer bundles"),
+        _flag("clean", "upload everything before"),
+    ],
+    "responses": {
+        "200": {"description": "docs/format.md, Pull", "content": {"application/vnd.obox.pull": {}}},
+        "409": _REFUSED,
+    },
+}
+_DROP: Final = {
+    "summary": "Drop a user's local copies but those in use and what the bucket lacks",
+    "parameters": [_SID],
+    "responses": {"200": {"description": "{copies, bytes, kept, why}"}, "409": _REFUSED},
+}
+_SECURITY: Final = {
+    "basic": {"type": "http", "scheme": "basic", "description": "user doveadm, password: the API key"},
+    "key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "X-Dovecot-API and the key in base64",
+    },
+}

@@ -1,7 +1,8 @@
-"""What verbs work on: the parts of a backend, handed in by the wiring, and which users a request is about.
+"""What verbs work on: the rooms of a backend, which the wiring hands in, and the users
+of a request.
 
-Invariant: a user is opened here with the limits of the user database, so that an administrator's look never changes
-what a session of that user may store.
+Invariant: a user is opened here with the limits of the user database, so that a verb
+never changes what a session of that user may store.
 """
 
 from __future__ import annotations
@@ -13,24 +14,27 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ..accounts import Account, storage_id
 from ..errors import Invalid, NotFound, Unavailable
+from ..escaping import unescape
 from ..mailbox.names import fits_mask
 from ..types import StorageId
 from .exits import NoUser
+from .params import Selection
 
 if TYPE_CHECKING:
     from metacache import Cleaner
 
-    from ..auth import Authenticator, PasswdFile, UserEntry
+    from ..auth import Authenticator, PasswdFile
     from ..mailbox.search import Query
     from ..store import MailStore
     from ..store.mailbox import Mailbox
     from ..store.user import User
-    from .table import Selection
 
 
 NAMES_S: Final = 5.0
-"""How old the names shown for storage ids may be: making them takes a second for a million users."""
+"""How old the names shown for storage ids may be. To make them takes a second for a
+million users."""
 
 
 class Session(Protocol):
@@ -64,7 +68,8 @@ class Server(Protocol):
         """Say BYE to these, each as soon as its command is done."""
 
     async def reload(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Read the configuration anew; the settings that are used from now on, and those that wait for a restart.
+        """Read the configuration anew; the settings that are used from now on, and
+        those that wait for a restart.
 
         Raises ConfigError: the old one stays. Unavailable: the process ends.
         """
@@ -77,18 +82,9 @@ class Server(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """A user that a request is about. entry: None for one that the user database does not know."""
-
-    name: str
-    storage_id: StorageId
-    entry: UserEntry | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class OwnHttp:
-    """How this backend's own admin API is reached, which the others of a cluster have likewise: what a source is asked
-    with unless the request says otherwise."""
+    """How this backend's own admin API is reached, which the others of a cluster have
+    likewise: what a source is asked with unless the request says otherwise."""
 
     key: str = field(default="", repr=False)
     port: int = 8080
@@ -96,17 +92,18 @@ class OwnHttp:
 
 
 Evaluate = Callable[["Mailbox"], "Query"]
-"""A parsed search, resolved against one mailbox: sequence numbers mean something there only."""
+"""A parsed search, resolved against one mailbox: sequence numbers mean something there
+only."""
 
 
 @dataclass(slots=True)
 class Admin:
-    """The parts. store: None where only the configuration is at hand; server: None where no backend runs."""
+    """The parts. store: None where only the configuration is at hand; server: None
+    where no backend runs.
+    """
 
     users: PasswdFile
     authenticator: Callable[[], Authenticator]
-    storage_id: Callable[[UserEntry], StorageId]
-    sid_of_name: Callable[[str], StorageId]
     parse_search: Callable[[bytes], Evaluate]
     find_store: MailStore | None = None
     find_cleaner: Cleaner | None = None
@@ -139,16 +136,13 @@ class Admin:
 
     # -- users -----------------------------------------------------------------------------------------------------
 
-    def account(self, entry: UserEntry) -> Account:
-        return Account(entry.user, self.storage_id(entry), entry)
-
     def named(self, name: str) -> Account:
         """A user that the user database need not know. Raises Invalid."""
         name = self.users.normalise(name)
-        return Account(name, self.sid_of_name(name))
+        return Account(name, storage_id(name), known=False)
 
     def name_of(self, sid: str) -> str:
-        """The user behind a storage id, as far as that can be told."""
+        """The user behind a storage id, as far as that is known."""
         return self.names().get(StorageId(sid)) or _unescaped(sid)
 
     def names(self) -> dict[StorageId, str]:
@@ -156,7 +150,7 @@ class Admin:
         at, names = self.known_names
         if time.monotonic() - at >= NAMES_S:
             try:
-                names = {self.storage_id(entry): entry.user for entry in self.users.users()}
+                names = {entry.sid: entry.user for entry in self.users.users()}
             except Unavailable:
                 names = {}
             self.known_names = time.monotonic(), names
@@ -182,27 +176,27 @@ class Admin:
             found = [e for e in self.users.users() if fnmatch.fnmatchcase(e.user, mask)]
             if not found:
                 raise NoUser(f"no user fits {selection.user or '*'}")
-            return [self.account(entry) for entry in found]
+            return [entry.account for entry in found]
         return [self._known(name) for name in selection.users or [selection.user or ""]]
 
     def _known(self, name: str) -> Account:
         entry = self.users.lookup(name)
         if entry is None:
             raise NoUser(f"no user {name}")
-        return self.account(entry)
+        return entry.account
 
     @asynccontextmanager
     async def open(self, account: Account) -> AsyncIterator[User]:
-        """A user's mail, for a while; one that the user database does not know is not made. Raises NoUser, Unavailable,
-        Corrupt."""
-        if account.entry is None:
+        """A user's mail, for a while; one that the user database does not know is not
+        made. Raises NoUser, Unavailable, Corrupt."""
+        if not account.known:
             try:
                 user = await self.store.load_user(account.name, account.storage_id)
             except NotFound as error:
                 raise NoUser(f"neither the user database nor the bucket knows {account.name}") from error
             yield user
             return
-        quota = account.entry.quota
+        quota = account.quota
         user = await self.store.open_user(
             account.name, account.storage_id, quota_bytes=quota.storage_bytes, quota_messages=quota.messages
         )
@@ -240,12 +234,10 @@ def matching(names: Sequence[str], masks: Sequence[str]) -> list[str]:
 
 
 def _unescaped(sid: str) -> str:
-    from ..objectstore.keys import unescape
-
     try:
         return unescape(sid)
     except ValueError:
         return sid
 
 
-__all__ = ["Account", "Admin", "Evaluate", "Server", "Session", "masked", "matching"]
+__all__ = ["Admin", "Evaluate", "Server", "Session", "masked", "matching"]

@@ -1,10 +1,13 @@
-"""metacache pull: a user's local copies out of another backend's metacache, over its admin API.
+"""metacache pull: a user's local copies out of another backend's metacache, over its
+admin API.
 
-The destination runs the verb and asks the source; `store.pull` knows what is sent, `source` answers. The source's
-certificate is verified against the system's authorities; its key never leaves this module but in the request's header.
+The destination runs the verb and asks the source; `store.pull` knows what is sent,
+`source` answers. The source's certificate is verified against the system's authorities;
+its key never leaves this module but in the request's header.
 
-The host is given with the request and may be anything: what answers there is not repeated, but for the message of an
-admin API, shortened and without what does not print.
+The host is given with the request and may be anything: what answers there is not
+repeated, but for the message of an admin API, shortened and without what does not
+print.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Corrupt, Exists, InUse, Invalid, NoPerm, NotFound, OboxError, Temporary, Unavailable
 from ..types import StorageId
 from .exits import NoHost, Outdated, of
-from .parts import Account, Admin
-from .table import Event, Needs, Progress, Selection, user_verb
+from .params import Selection
+from .parts import Admin
+from .table import Event, Needs, Progress, user_verb
 
 T = TypeVar("T")
 
@@ -50,7 +55,10 @@ class MetacachePullParams(Selection, kw_only=True):
 
 
 async def _reachable(admin: Admin, params: MetacachePullParams) -> None:
-    """Before the first user: what concerns all of them. Raises NoHost, Unavailable, NoPerm, Invalid."""
+    """Before the first user: what concerns all of them.
+
+    Raises NoHost, Unavailable, NoPerm, Invalid.
+    """
     with _Source(admin, params) as source:
         found = await source.identity()
     if found.bucket != admin.store.bucket_id().hex():
@@ -118,7 +126,10 @@ class _Told(msgspec.Struct, rename="camel"):
 
 
 class _Source:
-    """The other backend's API: one connection a request, read in a thread of its own. Use as a context."""
+    """The other backend's API: one connection a request, read in a thread of its own.
+
+    Use as a context.
+    """
 
     def __init__(self, admin: Admin, params: MetacachePullParams) -> None:
         """Raises Invalid."""
@@ -153,7 +164,10 @@ class _Source:
         return await self._json("GET", "", _Identity)
 
     async def copies(self, sid: StorageId, *, latest_only: bool, clean: bool) -> AsyncIterator[bytes]:
-        """The stream of a user, in pieces. Raises Outdated, NotFound, InUse, Temporary, …"""
+        """The stream of a user, in pieces.
+
+        Raises Outdated, NotFound, InUse, Temporary, …
+        """
         wanted = [f"{name}=true" for name, given in (("latestOnly", latest_only), ("clean", clean)) if given]
         answer = await self._ask("POST", f"/{quote(sid, safe='')}?{'&'.join(wanted)}")
         while data := await self._in_thread(lambda: answer.read1(READ_BYTES)):
@@ -197,7 +211,7 @@ class _Source:
         return http.client.HTTPSConnection(self._host, self._port, timeout=CONNECT_S, context=context)
 
     def _hang_up(self) -> None:
-        """Also under a thread that reads: it hears an end."""
+        """Close the connection, also while a thread reads it: the thread sees the end."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -237,7 +251,9 @@ class _Source:
 
 
 def _why(error: Exception) -> str:
-    """What went wrong on the way, in our words: an exception of http.client quotes what came."""
+    """What went wrong on the way, in our words: an exception of http.client quotes what
+    came.
+    """
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, ssl.SSLCertVerificationError):

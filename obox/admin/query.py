@@ -3,9 +3,9 @@
     MAILBOX INBOX SINCE 2w NOT FROM alice        mailbox names may have * and ?
     ( MAILBOX a* OR MAILBOX b ) UNSEEN           dates also as 2026-01-31, as unix time, or as an age: 2w, 3d
 
-doveadm writes OR between its keys where IMAP writes it before them; both are taken. A query is rewritten into an IMAP
-search program, and IMAP's own parser reads that; MAILBOX, which IMAP has not, is true or false once the mailbox is
-known. Pure.
+doveadm writes OR between its keys where IMAP writes it before them; both are taken. A
+query is rewritten into an IMAP search program, and IMAP's own parser reads that;
+MAILBOX, which IMAP has not, is true or false once the mailbox is known. Pure.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ WORDS_MAX: Final = 4096
 
 
 class SearchQuery:
-    """A query: which mailboxes it can match in, and for each of these an IMAP search program."""
+    """A query: which mailboxes it can match in, and for each of these an IMAP search
+    program.
+    """
 
     def __init__(self, words: Sequence[str], now: float) -> None:
         """Raises Invalid."""
@@ -190,7 +192,9 @@ def _leaves(tree: _Tree) -> list[_Leaf | _Mailbox]:
 
 
 def _resolve(tree: _Tree, name: str, guid: str) -> _Tree | bool:
-    """The query for one mailbox: MAILBOX is known, and with it all that depends on nothing else."""
+    """The query for one mailbox: MAILBOX is known, and with it all that depends on
+    nothing else.
+    """
     if isinstance(tree, _Leaf):
         return tree
     if isinstance(tree, _Mailbox):
@@ -221,7 +225,9 @@ def _written(tree: _Tree) -> str:
 
 
 def _parentheses(word: str) -> list[str]:
-    """`(` and `)` stand alone or at the edge of a word, as shells and people write them."""
+    """`(` and `)` stand alone or at the edge of a word, as shells and people write
+    them.
+    """
     out: list[str] = []
     while word.startswith("("):
         out.append("(")

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta
 
+from ..accounts import Account, storage_id
 from ..errors import Exists, Invalid, NotFound
 from ..text import duration
 from .exits import InUseByClients, NoUser
-from .parts import Account, Admin
+from .params import DryRun, Params, Selection
+from .parts import Admin
 from .sessions import KICK_REASON, POLL_S, kicked
-from .table import DryRun, Event, Needs, Params, Progress, Row, Selection, user_verb, verb
+from .table import Event, Needs, Progress, Row, user_verb, verb
 
 if TYPE_CHECKING:
     from ..store.operate import Deleted
@@ -78,7 +80,7 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
 def _refuse_shared(admin: Admin, account: Account) -> None:
     """Raises Invalid: another user's mail is the same."""
     for entry in admin.users.users():
-        if entry.user != account.name and admin.storage_id(entry) == account.storage_id:
+        if entry.user != account.name and entry.sid == account.storage_id:
             raise Invalid(f"{entry.user} has the same storage_id: its mail would go as well")
 
 
@@ -144,7 +146,7 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
     if entry is None:
         raise NoUser(f"no user {params.user}")
     old, new = entry.user, users.normalise(params.new_user)
-    sid, free = admin.storage_id(entry), admin.sid_of_name(new)
+    sid, free = entry.sid, storage_id(new)
     sessions = kicked(admin.server.sessions(), old) if admin.server is not None else []
     if sessions and not params.kick:
         raise InUseByClients(f"{old} is logged in; kick it first, or rename with --kick")

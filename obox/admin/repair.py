@@ -8,8 +8,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from .parts import Account, Admin, matching
-from .table import DryRun, Event, Selection, user_verb
+from ..accounts import Account
+from .params import DryRun, Selection
+from .parts import Admin, matching
+from .table import Event, user_verb
 
 
 class ForceResyncParams(Selection, kw_only=True):

@@ -1,7 +1,8 @@
-"""What the columns of each verb mean, and what is said where a verb finds nothing to show.
+"""What the columns of each verb mean, and what is said where a verb finds nothing to
+show.
 
-The command line's help and the manual are made of both; tests compare them with the table and with the rows that verbs
-really give.
+The command line's help and the manual are made of both; tests compare them with the
+table and with the rows that verbs really give.
 
 Invariant: names of columns are API: they change only with the CHANGELOG.
 """
@@ -261,8 +262,8 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "result": "what to do about them, or that the upgrade is finished",
     },
 }
-"""By API name of the verb, then by column. (N): a column for each priority. Beside these, where a command is about
-several users, each row begins with `username`."""
+"""By API name of the verb, then by column. (N): a column for each priority. Beside
+these, where a command is about several users, each row begins with `username`."""
 
 _NO_MAIL: Final = "no mail matches"
 _NO_MAILBOX: Final = "no such mailbox"

@@ -1,7 +1,8 @@
-"""Running a verb: parameters checked, users selected, each failure told beside the others' results.
+"""Run a verb: check its parameters, select its users, report each failure beside the
+results of the others.
 
-The exit code of a run: 0; the failure's own where it ended the verb or failed for all users; 2 where it failed for
-some of them.
+The exit code of a run is 0 if it succeeded. It is the failure's own code if the failure
+ended the verb or if the verb failed for all users, and 2 if it failed for some of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class UnknownVerb(Invalid):
 
 
 def prepare(name: str, raw: object) -> tuple[Verb, Any]:
-    """A verb and its parameters out of a request. Raises Invalid with what is wrong and what is allowed."""
+    """A verb and its parameters out of a request.
+
+    Raises Invalid with what is wrong and what is allowed.
+    """
     verb = TABLE.get(name)
     if verb is None:
         raise UnknownVerb(f"unknown command {name!r}: GET /doveadm/v1 lists them")
@@ -88,7 +92,10 @@ class Outcome:
 
 
 async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> AsyncIterator[Event]:
-    """Run by name; how it ended is in `outcome` afterwards. Raises nothing but cancellation."""
+    """Run by name; how it ended is in `outcome` afterwards.
+
+    Raises nothing but cancellation.
+    """
     partial = False
     try:
         verb, params = prepare(name, raw)
@@ -113,7 +120,9 @@ async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> Asy
 
 
 def _who(raw: object) -> str:
-    """Whom a request names: anything may be there, also what its parameters do not allow."""
+    """Whom a request names: anything may be there, also what its parameters do not
+    allow.
+    """
     named = raw.get("user") or raw.get("users") if isinstance(raw, Mapping) else None
     if isinstance(named, list):
         named = ", ".join(name for name in named[:10] if isinstance(name, str))

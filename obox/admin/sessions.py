@@ -1,4 +1,6 @@
-"""Verbs about the process and who is connected to it: who, kick, reload, stop, log errors, auth test."""
+"""Verbs about the process and who is connected to it: who, kick, reload, stop, log
+errors, auth test.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from msgspec import Meta
 
 from ..errors import Invalid, OboxError, Temporary
 from .exits import NoSession
+from .params import DryRun, Nothing, Params
 from .parts import Admin, Session
-from .table import DryRun, Event, Needs, Nothing, Params, Progress, verb
+from .table import Event, Needs, Progress, verb
 
 KICK_REASON: Final = "Disconnected by the administrator"
 STOP_REASON: Final = "Server is shutting down, please reconnect"
@@ -233,11 +236,11 @@ class AuthTestParams(Params, kw_only=True):
 @verb("auth test", AuthTestParams, needs=Needs.CONFIG, columns=("username", "storage_id", "quota_bytes"))
 async def auth_test(admin: Admin, params: AuthTestParams) -> AsyncIterator[Event]:
     """Try a login, as IMAP would; exit 77 if it is refused."""
-    entry = await admin.authenticator().verify(params.user, params.password, remote="")
+    account = await admin.authenticator().verify(params.user, params.password, remote="")
     yield {
-        "username": entry.user,
-        "storage_id": admin.storage_id(entry),
-        "quota_bytes": entry.quota.storage_bytes,
+        "username": account.name,
+        "storage_id": account.storage_id,
+        "quota_bytes": account.quota.storage_bytes,
     }
 
 

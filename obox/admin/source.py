@@ -1,4 +1,5 @@
-"""The source's side of `metacache pull`: what another backend asks of this one, behind the same key as the verbs.
+"""The source's side of `metacache pull`: what another backend asks of this one, behind
+the same key as the verbs.
 
     GET    /doveadm/v1/metacache          {"bucket": hex, "backend": name, "boot": name}
     POST   /doveadm/v1/metacache/<sid>    the user's local copies, a stream (docs/format.md, "Pull")
@@ -7,7 +8,8 @@
     DELETE /doveadm/v1/metacache/<sid>    drop the copies that nobody uses and that hold nothing the bucket lacks:
                                           {"copies": n, "bytes": n, "kept": n, "why": text}
 
-What fails before the first byte is 409 with {"exitCode": n, "message": text}; later the stream says it itself.
+What fails before the first byte is 409 with {"exitCode": n, "message": text}; later the
+stream says it itself.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import InUse, Invalid, OboxError, Unavailable
+from ..escaping import escape, unescape
 from ..types import StorageId
 from . import exits
 from .caches import cleaned
@@ -33,7 +36,8 @@ log = structlog.get_logger("obox.admin")
 
 MEDIA_TYPE: Final = "application/vnd.obox.pull"
 SILENCE_S: Final = 120.0
-"""Until a destination that reads nothing is taken for dead: meanwhile the user cannot be deleted."""
+"""After which a pull ends whose destination reads nothing. The user cannot be deleted
+while a pull runs."""
 
 
 def routes(admin: Admin, path: str, refusal: Callable[[Request], Response | None]) -> Sequence[BaseRoute]:
@@ -75,8 +79,6 @@ async def _identity(admin: Admin) -> Response:
 
 def _sid(request: Request) -> StorageId:
     """Raises Invalid."""
-    from ..objectstore.keys import escape, unescape
-
     sid = request.path_params["sid"]
     try:
         if escape(unescape(sid)) == sid:
@@ -104,7 +106,10 @@ async def _send(admin: Admin, request: Request) -> Response:
 
 
 class _Stream(StreamingResponse):
-    """Ends the journey whatever becomes of the connection; one that takes nothing for SILENCE_S is given up."""
+    """A response at whose end the user counts as no longer on the way, however it ends.
+
+    A connection that takes no data for SILENCE_S is given up.
+    """
 
     def __init__(self, body: AsyncIterator[bytes], travelling: ExitStack) -> None:
         super().__init__(body, media_type=MEDIA_TYPE)

@@ -1,4 +1,6 @@
-"""The verb storage check: does the bucket do what obox needs of it, and are its settings good."""
+"""The verb storage check: does the bucket do what obox needs of it, and are its
+settings good.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ import structlog
 
 from ..errors import Unavailable
 from .exits import Incomplete
+from .params import Nothing
 from .parts import Admin
-from .table import Event, Needs, Nothing, Row, verb
+from .table import Event, Needs, Row, verb
 
 if TYPE_CHECKING:
     from ..objectstore import ObjectStore, StoreError
@@ -20,13 +23,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger("obox.admin")
 
 CLOCK_SKEW_MAX_S: Final = 60.0
-"""Between the bucket's clock and ours: ages of objects are told by its clock, delays by ours."""
+"""Between the bucket's clock and ours: the ages of objects come from its clock, and the
+delays from ours."""
 
 NAMES: Final = ("a", "b", "c/d", "c0", "z")
 """In key order, which is byte order: `/` sorts before `0`."""
 
 SIBLINGS: Final = ("s-t/2", "s.t/1", "s/1", "s/2", "s/3", "st/1")
-"""In byte order: directories whose names begin alike, which some stores put in the order of the names."""
+"""In byte order: directories whose names begin alike, which some stores put in the
+order of the names."""
 
 
 @verb("storage check", Nothing, needs=Needs.BUCKET, columns=("check", "result", "detail", "ms"))
@@ -123,7 +128,10 @@ async def _race(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
 
 
 async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
-    """What obox needs: all keys, each once; a beginning among keys of one directory. It needs no order."""
+    """What obox needs: all keys, each once; a beginning among keys of one directory.
+
+    It needs no order.
+    """
     expected = sorted([*NAMES, *SIBLINGS, "one"])
     for name in reversed([*NAMES, *SIBLINGS]):
         await bucket.put(prefix + name, b"x", kind="format")

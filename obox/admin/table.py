@@ -1,11 +1,13 @@
-"""The table of verbs: what an administrator can ask of a backend, each one async function with typed parameters.
+"""The table of verbs: what an administrator can ask of a backend, each one async
+function with typed parameters.
 
-One row drives everything: the HTTP API and its OpenAPI document, the options of the command line, the check that the
-manual names each command. A verb yields rows (named columns), progress and failures of single users; what it raises
-ends it.
+One row drives everything: the HTTP API and its OpenAPI document, the options of the
+command line, the check that the manual names each command. A verb yields rows (named
+columns), progress and failures of single users; what it raises ends it.
 
-Invariant: names of verbs, parameters and columns are API: they change only with the CHANGELOG. Nothing heavy is
-imported here or by the verbs' modules at import time, so that the command line starts quickly.
+Invariant: names of verbs, parameters and columns are API: they change only with the
+CHANGELOG. Nothing heavy is imported here or by the verbs' modules at import time, so
+that the command line starts quickly.
 Refuses to know: how a request came, how rows are shown.
 """
 
@@ -14,15 +16,14 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
-
-import msgspec
-from msgspec import Meta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from . import rows
+from .params import Params, Selection
 
 if TYPE_CHECKING:
-    from .parts import Account, Admin
+    from ..accounts import Account
+    from .parts import Admin
 
 
 class Progress(NamedTuple):
@@ -51,34 +52,14 @@ class Needs(enum.IntEnum):
     CONFIG = 0
     """The configuration and the files that it names."""
     STATE = 1
-    """Bucket and local state: a backend, or its state directory while no backend runs."""
+    """Bucket and local state: a backend, or its state directory while no backend
+    runs."""
     BACKEND = 2
     """A backend that runs."""
     BUCKET = 3
-    """As STATE, whatever the bucket says: for who wants to know what is wrong with it."""
+    """As STATE, whatever the bucket says: for who wants to know what is wrong with
+    it."""
 
-
-class Params(msgspec.Struct, kw_only=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
-    """Base of all parameters; on the wire in camelCase."""
-
-
-class Nothing(Params):
-    """No parameters."""
-
-
-class Selection(Params):
-    """Base of the parameters of verbs that are about users: which ones."""
-
-    user: Annotated[str | None, Meta(description="A user, or a mask with * and ?")] = None
-    users: Annotated[list[str], Meta(description="Several users by name")] = []
-    all_users: Annotated[bool, Meta(description="All users of the user database")] = False
-    no_userdb_lookup: Annotated[
-        bool, Meta(description="Take the names as they are, also of users whom the user database does not know")
-    ] = False
-
-
-DryRun: TypeAlias = Annotated[bool, Meta(description="Only say what it would do, and do nothing")]
-"""The parameter of verbs that destroy: what a terminal is shown before the question."""
 
 P = TypeVar("P", bound=Params)
 S = TypeVar("S", bound=Selection)
@@ -86,9 +67,11 @@ S = TypeVar("S", bound=Selection)
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One row. words: as typed, `metacache flush`; asks: what a terminal is asked before, "" for harmless verbs.
+    """One row. words: as typed, `metacache flush`; asks: what a terminal is asked
+    before, "" for harmless verbs.
 
-    A verb that asks has a parameter `dry_run`: with it the verb only looks, and its rows say what it would do.
+    A verb that asks has a parameter `dry_run`: with it the verb only looks, and its
+    rows say what it would do.
     """
 
     words: str
@@ -118,7 +101,9 @@ class Verb:
 
     @property
     def none(self) -> str:
-        """What is to be said where the verb has found nothing; "" where that says nothing."""
+        """What is to be said where the verb has found nothing; "" where that says
+        nothing.
+        """
         return rows.NONE.get(self.name, "")
 
     @property
@@ -150,7 +135,9 @@ def _doc(run: object) -> str:
 def verb(
     words: str, params: type[P], *, needs: Needs = Needs.STATE, columns: tuple[str, ...] = (), asks: str = ""
 ) -> Callable[[Callable[[Admin, P], AsyncIterator[Event]]], Callable[[Admin, P], AsyncIterator[Event]]]:
-    """Put an async generator into the table. columns: of its rows, where they are always the same."""
+    """Put an async generator into the table. columns: of its rows, where they are
+    always the same.
+    """
 
     def add(run: Callable[[Admin, P], AsyncIterator[Event]]) -> Callable[[Admin, P], AsyncIterator[Event]]:
         _add(Verb(words, params, run, None, needs, columns, asks, _doc(run)))
@@ -179,6 +166,3 @@ def user_verb(
         return run
 
     return add
-
-
-Call = Callable[[], Awaitable[None]]

@@ -1,4 +1,6 @@
-"""Verbs that bring objects of an older format to the present one: storage upgrade, storage finish-upgrade."""
+"""Verbs that bring objects of an older format to the present one: storage upgrade,
+storage finish-upgrade.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Invalid, NotFound
 from ..types import StorageId
 from .exits import Incomplete
-from .parts import Account, Admin
-from .table import Event, Nothing, Progress, Selection, user_verb, verb
+from .params import Nothing, Selection
+from .parts import Admin
+from .table import Event, Progress, user_verb, verb
 
 
 class StorageUpgradeParams(Selection, kw_only=True):

@@ -1,4 +1,7 @@
-"""Verbs about the passwd-file: user list|add|password|disable|enable|remove. They need no backend."""
+"""Verbs about the passwd-file: user list|add|password|disable|enable|remove.
+
+They need no backend.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from msgspec import Meta
 
 from ..errors import NotFound
 from .exits import NoUser
+from .params import DryRun, Params
 from .parts import Admin
-from .table import DryRun, Event, Needs, Params, Row, verb
+from .table import Event, Needs, Row, verb
 
 if TYPE_CHECKING:
     from ..auth import UserEntry

@@ -9,7 +9,7 @@ from obox.auth.names import normalise
 from obox.auth.passwdfile import PasswdFile, Problem, add_user, claimed, edit_user, list_users, rename_user
 from obox.auth.sasl import Challenge, Credentials, SaslCancelled, SaslError, SaslServer, mechanisms
 from obox.auth.schemes import SCHEMES, hash_password
-from obox.auth.users import Quota, UserEntry
+from obox.auth.users import UserEntry
 
 __all__ = [
     "SCHEMES",
@@ -22,7 +22,6 @@ __all__ = [
     "PasswdFile",
     "Penalties",
     "Problem",
-    "Quota",
     "SaslCancelled",
     "SaslError",
     "SaslServer",

@@ -32,6 +32,7 @@ from typing import Protocol
 
 import structlog
 
+from obox.accounts import Account
 from obox.addresses import counted, parsed
 from obox.auth._queue import ADDRESS_MAX, FairQueue, Refused
 from obox.auth.schemes import PASSWORD_BYTES_MAX, SchemeError, verify_secret
@@ -186,8 +187,8 @@ class Authenticator:
         self._queue = FairQueue(running_max=threads, total_max=waiting_max, address_max=address_max)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="obox-auth")
 
-    async def verify(self, user: str, password: str, *, remote: str) -> UserEntry:
-        """The entry of a user who may log in. remote: the client's address, or "" for a unix socket.
+    async def verify(self, user: str, password: str, *, remote: str) -> Account:
+        """The account of a user who may log in. remote: the client's address, or "" for a unix socket.
 
         Raises: AuthFailed, Disabled, AuthUnavailable; after a delay if that address has failed before.
         """
@@ -225,7 +226,7 @@ class Authenticator:
         if entry.disabled or entry.nologin:
             log.info("auth_refused", user=entry.user, remote=remote, disabled=entry.disabled)
             raise Disabled(entry.reason or "Login is disabled for this user")
-        return entry
+        return entry.account
 
     def use(self, users: UserDb, *, cache_ttl_s: float, delays_s: Sequence[float]) -> None:
         """Other users, times and delays from now on. What was remembered before is so no longer than the new time; who

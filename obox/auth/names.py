@@ -1,7 +1,7 @@
 """User names: one normal form, made at one place, before auth, LMTP and object keys see a name.
 
 The invariant: `normalise` is idempotent, so a name that has passed it may pass again. It refuses what could ever be
-mistaken for a path or break a line; escaping for the bucket is `obox.objectstore.keys`' work.
+mistaken for a path or break a line; escaping for the bucket is `obox.escaping`'s work.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import structlog
 
+from obox.accounts import Account
 from obox.auth.names import normalise
 from obox.auth.schemes import split_secret
 from obox.auth.users import UserEntry, parse_line
@@ -140,6 +141,11 @@ class PasswdFile:
         """`lookup` for the event loop: a changed file is read in a thread, once for all who wait."""
         await self.refresh()
         return self._find(user)
+
+    async def account(self, user: str) -> Account | None:
+        """The account of a user, in any spelling; None where there is none. Raises as `lookup`."""
+        entry = await self.lookup_async(user)
+        return entry.account if entry is not None else None
 
     async def refresh(self) -> None:
         """See whether the file has changed, at most once a second once it was read, and read it in a thread."""

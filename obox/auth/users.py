@@ -1,4 +1,4 @@
-"""A user as the passwd-file describes it: entry, quota, and the parser of one line.
+"""A user as the passwd-file describes it: the entry, and the parser of one line.
 
     user:{SCHEME}secret:uid:gid:gecos:home:shell:extra_fields
 
@@ -17,25 +17,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from obox.accounts import UNLIMITED, Account, Quota, storage_id
 from obox.auth.names import normalise
 from obox.auth.schemes import scheme_problem
 from obox.errors import Invalid
+from obox.types import StorageId
 
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18})([bkmgt]?)i?b?", re.IGNORECASE)
 _QUOTA_RULE = re.compile(r"quota_rule\d*")
 _NO_EXTRA: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """What a user may store; None is without limit."""
-
-    storage_bytes: int | None = None
-    messages: int | None = None
-
-
-UNLIMITED = Quota()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +48,16 @@ class UserEntry:
     quota: Quota = UNLIMITED
     extra: Mapping[str, str] = field(default_factory=lambda: _NO_EXTRA)
     """Fields without a meaning here, and quota rules of single mailboxes; a flag has the value ""."""
+
+    @property
+    def sid(self) -> StorageId:
+        """Where the user's mail lies in the bucket."""
+        return storage_id(self.storage_id or self.user)
+
+    @property
+    def account(self) -> Account:
+        """The user without the password and what a login asks."""
+        return Account(self.user, self.sid, self.quota, disabled=self.disabled)
 
 
 def parse_line(line: str, default_domain: str = "") -> tuple[UserEntry, tuple[str, ...]] | None:
@@ -106,13 +107,13 @@ def _with_extra(user: str, password: str, text: str) -> tuple[UserEntry, tuple[s
             extra[raw] = value
     if "nopassword" in known and password:
         problems.append("nopassword next to a password is ignored")
-    storage_id: str | None = None
+    named: str | None = None
     if known.get("storage_id"):
-        storage_id = normalise(known["storage_id"])  # a wrong one would open another's mail: the line is bad
+        named = normalise(known["storage_id"])  # a wrong one would open another's mail: the line is bad
     entry = UserEntry(
         user=user,
         password=password,
-        storage_id=storage_id,
+        storage_id=named,
         nologin="nologin" in known,
         disabled="disabled" in known,
         reason=known.get("reason", ""),

@@ -6,28 +6,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from obox.accounts import Account
 from obox.imap.intake import Intake
 from obox.imap.settings import ImapSettings
 from obox.net import Hub, Registry, Upgrade
 from obox.store.api import User
-
-
-class Quota(Protocol):
-    @property
-    def storage_bytes(self) -> int | None: ...
-    @property
-    def messages(self) -> int | None: ...
-
-
-class Account(Protocol):
-    """Who logged in: `obox.auth.UserEntry`, or what a test makes up."""
-
-    @property
-    def user(self) -> str: ...
-    @property
-    def storage_id(self) -> str | None: ...
-    @property
-    def quota(self) -> Quota: ...
 
 
 class Authenticator(Protocol):
@@ -38,7 +21,7 @@ class Authenticator(Protocol):
 
 
 class Counters(Protocol):
-    """What is counted; `obox.main` makes metrics of it."""
+    """What is counted; `obox.backend` makes metrics of it."""
 
     def session(self, change: int) -> None:
         """A connection came (+1) or went (-1)."""

@@ -13,15 +13,15 @@ from collections.abc import Callable
 import structlog
 
 from obox import net
+from obox.accounts import Account
 from obox.imap.connection import Connection
-from obox.imap.context import Account, Authenticator, Context, Counters, NoCounters
+from obox.imap.context import Authenticator, Context, Counters, NoCounters
 from obox.imap.intake import Intake
 from obox.imap.machine import Machine
 from obox.imap.settings import ImapSettings
 from obox.imap.states import COMMANDS
 from obox.net import Hub, Registry, Spawn, Upgrade, Who
 from obox.store.api import Store, User
-from obox.types import StorageId
 
 STOP_REASON = "Server is shutting down, please reconnect"
 TLS_HANDSHAKE_S = 10.0
@@ -38,7 +38,6 @@ class ImapServer:
         settings: ImapSettings | None = None,
         *,
         settings_of: Callable[[str], ImapSettings] | None = None,
-        storage_id: Callable[[Account], StorageId] = lambda account: StorageId(account.storage_id or account.user),
         upgrade: Upgrade | None = None,
         registry: Registry | None = None,
         counters: Counters | None = None,
@@ -46,8 +45,8 @@ class ImapServer:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """settings_of: what is different for a client of an address; None: nothing. storage_id: the user in the bucket,
-        escaped. upgrade: starts TLS on a transport; None: no STARTTLS.
+        """settings_of: what is different for a client of an address; None: nothing.
+        upgrade: starts TLS on a transport; None: no STARTTLS.
 
         spawn: `TaskGroup.create_task` of the process; None: tasks are kept here, and `stop` waits for them.
         """
@@ -56,8 +55,8 @@ class ImapServer:
         async def open_user(account: Account) -> User:
             quota = account.quota
             return await store.open_user(
-                account.user,
-                storage_id(account),
+                account.name,
+                account.storage_id,
                 quota_bytes=quota.storage_bytes,
                 quota_messages=quota.messages,
             )

@@ -15,11 +15,12 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from obox.accounts import Account
 from obox.auth import SaslServer
 from obox.errors import Invalid
 from obox.imap import wire
 from obox.imap.capabilities import capabilities
-from obox.imap.context import Account, Context
+from obox.imap.context import Context
 from obox.imap.parser import Parser
 from obox.imap.replies import Reply
 from obox.imap.sets import SequenceSet
@@ -274,17 +275,17 @@ class Session:
     async def login(self, account: Account) -> None:
         """Take a verified user's mail. Raises: Limit, Unavailable."""
         registry = self.context.registry
-        registry.login(account.user, most=self.settings.user_sessions_max)
+        registry.login(account.name, most=self.settings.user_sessions_max)
         try:
             self.user = await self.context.open_user(account)
         finally:
             if self.user is None:
-                registry.logout(account.user)
-        self.user_name = account.user
+                registry.logout(account.name)
+        self.user_name = account.name
         self.out.logged_in()
-        self.out.parser.intake = partial(self.context.intake.incoming, account.user)
+        self.out.parser.intake = partial(self.context.intake.incoming, account.name)
         self.context.log.info(
-            "imap login", user=account.user, remote=self.out.remote, session=self.out.id, tls=self.out.tls
+            "imap login", user=account.name, remote=self.out.remote, session=self.out.id, tls=self.out.tls
         )
 
     async def finish(self, duration_s: float) -> None:

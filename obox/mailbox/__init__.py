@@ -2,7 +2,7 @@
 
 No bucket, no clock, no awaits. Everything is a join-semilattice: two states, or a state and a delta, are joined by
 elementwise maximum and union, so that histories written by two backends merge to one state from either side, in any
-order, any number of times (docs/format.md, "Merge").
+order, any number of times (docs/format.md, "Delta").
 """
 
 from ._delta import KEYWORD_BYTES_MAX, Changed, Delta, Rows

@@ -97,7 +97,7 @@ class Header:
         "payload_bytes",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the fields of the header, by keyword
         self,
         *,
         kind: int,

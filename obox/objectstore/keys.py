@@ -8,9 +8,9 @@ _format                                                            version of th
 ```
 
 hh: the first two hex digits of the SHA-256 of sid, which spreads users over the store's partitions. Numbers have fixed
-width, so that key order is number order. Elements (sid, backend, boot, writer) are names that went through `escape`:
-one safe path element of lower-case ASCII. Functions here refuse elements that did not; they never escape by themselves,
-so that nothing is escaped twice.
+width, so that key order is number order. Elements (sid, backend, boot, writer) are names that went through
+`obox.escaping.escape`: one safe path element of lower-case ASCII. Functions here refuse elements that did not; they
+never escape by themselves, so that nothing is escaped twice.
 
 The owner of an object, which its envelope is bound to (codec.py), is ASCII text in the manner of its key:
 
@@ -40,14 +40,12 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Literal, NamedTuple, cast
 
+from obox.escaping import element
 from obox.types import Guid, Owner, StorageId, Uid
 
 FORMAT_KEY = "_format"
 ROOT = "root"
 FIRST_WRITER = "first"
-ESCAPED_BYTES_MAX = 600
-"""Of a 1,024-byte S3 key; the rest of the longest key (a bundle's) takes about 150 and a url prefix may come before
-it."""
 
 Form = Literal["base", "diff", "cache"]
 FORMS: tuple[Form, ...] = ("base", "diff", "cache")
@@ -56,8 +54,6 @@ UID_MAX = 2**32 - 1
 """RFC 9051 §2.3.1.1."""
 
 _U64_MAX = 2**64 - 1
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789@._+-")
-_ELEMENT = re.compile(r"(?:[a-z0-9@+-]|%[0-9a-f]{2})(?:[a-z0-9@._+-]|%[0-9a-f]{2})*", re.ASCII)
 _GUID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _MAIL = re.compile(r"([0-9a-f]{2})/([^/]+)/m/([0-9a-f]{32})/([0-9a-f]{8})", re.ASCII)
 _BUNDLE = re.compile(
@@ -92,42 +88,6 @@ class JournalKey(NamedTuple):
     seq: int
 
 
-def escape(name: str) -> str:
-    """Return name as one safe path element: lower-case ASCII, injective.
-
-    Bytes of its UTF-8 outside [a-z0-9@._+-], and a leading `.` or `_`, become `%xx`.
-    Raises: ValueError when name is empty or the result is longer than ESCAPED_BYTES_MAX.
-    """
-    raw = name.encode("utf-8")
-    if not raw:
-        raise ValueError("an empty name has no escaped form")
-    parts = [chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in raw]
-    if parts[0] in "._":
-        parts[0] = f"%{raw[0]:02x}"
-    escaped = "".join(parts)
-    if len(escaped) > ESCAPED_BYTES_MAX:
-        raise ValueError(f"a name of {len(escaped)} bytes when escaped; allowed: {ESCAPED_BYTES_MAX}")
-    return escaped
-
-
-def unescape(escaped: str) -> str:
-    """Return the name that escape made this of. Raises: ValueError on anything that escape never makes."""
-    _element(escaped)
-    raw = re.sub(r"%([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), escaped).encode("latin-1")
-    name = raw.decode("utf-8")  # UnicodeDecodeError is a ValueError
-    if escape(name) != escaped:
-        raise ValueError(f"not an escaped name: {escaped!r}")
-    return name
-
-
-@lru_cache(maxsize=4096)
-def _element(text: str) -> str:
-    """Return text if it is an escaped element, else raise ValueError."""
-    if len(text) > ESCAPED_BYTES_MAX or _ELEMENT.fullmatch(text) is None:
-        raise ValueError(f"not an escaped path element: {text[:80]!r}")
-    return text
-
-
 def _box(box: str) -> str:
     if box != ROOT and _GUID.fullmatch(box) is None:
         raise ValueError(f"not a mailbox guid: {box[:80]!r}; allowed: 32 lower-case hex digits")
@@ -136,7 +96,7 @@ def _box(box: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _home(sid: str) -> str:
-    return f"{hh(sid)}/{_element(sid)}"
+    return f"{hh(sid)}/{element(sid)}"
 
 
 def hh(sid: str) -> str:
@@ -176,7 +136,7 @@ def fts_prefix(sid: StorageId) -> str:
 def parse_mail_key(key: str) -> MailKey:
     """Return what mail_key was given. Raises: ValueError on any other key."""
     m = _MAIL.fullmatch(key)
-    if m is None or hh(_element(m[2])) != m[1] or (uid := int(m[4], 16)) == 0:
+    if m is None or hh(element(m[2])) != m[1] or (uid := int(m[4], 16)) == 0:
         raise ValueError(f"not the key of a mail: {key[:200]!r}")
     return MailKey(StorageId(m[2]), Guid(m[3]), Uid(uid))
 
@@ -185,7 +145,7 @@ def bundle_key(sid: StorageId, box: str, version: int, writer: str, form: Form) 
     """Return the key of an index bundle. box: a mailbox GUID or ROOT."""
     if not 0 <= version <= _U64_MAX or form not in FORMS:
         raise ValueError(f"not a bundle: version {version}, form {form!r}")
-    return f"{_home(sid)}/x/{_box(box)}/{version:016x}.{_element(writer)}.{form}"
+    return f"{_home(sid)}/x/{_box(box)}/{version:016x}.{element(writer)}.{form}"
 
 
 def bundles_prefix(sid: StorageId, box: str | None = None) -> str:
@@ -201,9 +161,9 @@ def first_root_key(sid: StorageId) -> str:
 def parse_bundle_key(key: str) -> BundleKey:
     """Return what bundle_key was given. Raises: ValueError on any other key."""
     m = _BUNDLE.fullmatch(key)
-    if m is None or hh(_element(m[2])) != m[1]:
+    if m is None or hh(element(m[2])) != m[1]:
         raise ValueError(f"not the key of a bundle: {key[:200]!r}")
-    return BundleKey(StorageId(m[2]), m[3], int(m[4], 16), _element(m[5]), cast(Form, m[6]))
+    return BundleKey(StorageId(m[2]), m[3], int(m[4], 16), element(m[5]), cast(Form, m[6]))
 
 
 def journal_key(backend: str, boot: str, seq: int) -> str:
@@ -218,8 +178,8 @@ def journal_prefix(backend: str | None = None, boot: str | None = None) -> str:
     if backend is None:
         return "_journal/"
     if boot is None:
-        return f"_journal/{_element(backend)}/"
-    return f"_journal/{_element(backend)}/{_element(boot)}/"
+        return f"_journal/{element(backend)}/"
+    return f"_journal/{element(backend)}/{element(boot)}/"
 
 
 def parse_journal_key(key: str) -> JournalKey:
@@ -227,7 +187,7 @@ def parse_journal_key(key: str) -> JournalKey:
     m = _JOURNAL.fullmatch(key)
     if m is None:
         raise ValueError(f"not the key of a journal object: {key[:200]!r}")
-    return JournalKey(_element(m[1]), _element(m[2]), int(m[3], 16))
+    return JournalKey(element(m[1]), element(m[2]), int(m[3], 16))
 
 
 def owner_of(key: str) -> Owner:
@@ -260,4 +220,4 @@ def owner_in(path: str) -> Owner | None:
 
 def pull_owner(sid: StorageId) -> Owner:
     """Return the owner of the objects of a pull."""
-    return Owner(f"{_element(sid)}/pull".encode("ascii"))
+    return Owner(f"{element(sid)}/pull".encode("ascii"))

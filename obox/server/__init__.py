@@ -1,6 +1,6 @@
 """The process around the protocols: signals, log, metrics, watched files, HTTP.
 
-Knows no IMAP, no LMTP and no mail: it is handed callables. `obox.main` wires it.
+Knows no IMAP, no LMTP and no mail: it is handed callables. `obox.backend` wires it.
 """
 
 from obox.server.http import HttpServer, application

@@ -1,17 +1,20 @@
 """HTTP: /metrics, the probes, and the place of the admin API.
 
-uvicorn's protocol on our own listeners: its server would take the signals and knows no "/proxy" entries. `/healthz`
-answers from the loop alone: nothing of bucket or caches, a restart would not help those. `/readyz` is "not draining".
+This room runs uvicorn's protocol on our own listeners. uvicorn's own server would take
+the signals, and it does not know "/proxy" entries. `/healthz` answers from the loop
+alone and asks neither bucket nor caches: a restart would not help those. `/readyz`
+answers 200 while the process is not draining.
 
-Theory of operation. A connection is silent (`obox.net.pending`) until the header of a request is whole, and again
-after the response; it has little time for the header. While it is silent it counts against no request, and gives way to
-newcomers. Requests have places of their own, and the probes and /metrics have others, so that nothing that anybody asks
-for takes these away.
+Theory of operation. A connection is silent (`obox.net.pending`) until the header of
+a request is complete, and again after the response; the header must arrive within
+HEADER_S. A silent connection does not count as a request, and is closed first when a
+new connection needs its place. Requests have places of their own. The probes and
+/metrics have other places, so that requests of the API cannot use those up.
 
     silent --header--> busy --response complete--> silent (kept for KEEP_ALIVE_S)
     silent --HEADER_S--> closed;  busy --BODY_S without a byte of the body, WRITE_S without reading--> cut
 
-Diagnostics: who leaves in the middle of a request or a response is no error.
+Diagnostics: a client that leaves in the middle of a request or a response is no error.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ from obox.net import Entry, Pending, Via
 from obox.server.metrics import CONTENT_TYPE
 
 KEEP_ALIVE_S: Final = 30
-"""Without a request: longer than the usual 15 s between scrapes, so that a scraper keeps its connection."""
+"""Without a request: longer than the usual 15 s between scrapes, so that a scraper
+keeps its connection."""
 HEADER_S: Final = 10.0
 """For the header of a request, from the connection or its first byte on."""
 BODY_S: Final = 30.0
@@ -49,7 +53,8 @@ CLOSE_S: Final = 10.0
 """For the last bytes to go; then the connection is cut."""
 HEADER_BYTES_MAX: Final = 16 * 1024
 SILENT_MAX: Final = 256
-"""Connections without a request under way, of one server; beyond, the oldest gives way."""
+"""Connections without a request under way, of one server; beyond, the oldest gives
+way."""
 SILENT_ADDRESS_MAX: Final = 64
 """The same of one client address."""
 REQUESTS_MAX: Final = 256
@@ -67,9 +72,10 @@ def application(
 ) -> Starlette:
     """Make one ASGI application.
 
-    metrics: text for /metrics. draining: turns the probes on, and /readyz to 503 when true. Without them the paths are
-    404: with [metrics] there, [http] has none of the three. routes: the admin API; `request.state.local` says whether
-    the request came over a unix socket from root or from the user that this process runs as.
+    metrics: text for /metrics. draining: turns the probes on, and /readyz to 503 when
+    true. Without them the paths are 404: with [metrics] there, [http] has none of the
+    three. routes: the admin API; `request.state.local` says whether the request came
+    over a unix socket from root or from the user that this process runs as.
     """
 
     async def show_metrics(request: Request) -> Response:
@@ -92,7 +98,10 @@ def application(
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with times for all that a client owes us, and that knows who is at the other end of a unix socket."""
+    """uvicorn's protocol, with a time limit for each step of the client.
+
+    It also knows which user is at the other end of a unix socket.
+    """
 
     def __init__(
         self, config: uvicorn.Config, state: ServerState, *, unix: bool, remote: str | None, silent: Pending
@@ -163,7 +172,9 @@ class _Protocol(H11Protocol):
             super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Where a response has begun there is none to send any more: the connection ends."""
+        """Where a response has begun there is none to send any more: the connection
+        ends.
+        """
         if self._busy:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -183,7 +194,7 @@ class _Protocol(H11Protocol):
             self._place = self._silent.enter(self._remote or "", self.transport.abort)
 
     def _within(self, seconds: float | None) -> None:
-        """The client has so long for its next step; None: it owes nothing."""
+        """Give the client so long for its next step; None: it has none to do."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None else self.loop.call_later(seconds, self._late)
@@ -197,13 +208,15 @@ class _Protocol(H11Protocol):
             self._within(CLOSE_S)
 
     def _ends(self) -> None:
-        """What is being closed does not wait for ever for a client that does not read."""
+        """Limit how long a connection that is being closed waits for its client to read."""
         if self.transport.is_closing():
             self._within(CLOSE_S)
 
 
 class _Places:
-    """ASGI: so many requests at a time, the probes apart; a client that leaves is no error."""
+    """ASGI: so many requests at a time, the probes apart; a client that leaves is no
+    error.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -259,7 +272,10 @@ class HttpServer:
         return _Protocol(self._config, self._state, unix=entry.path is not None, remote=remote, silent=self._silent)
 
     async def close(self) -> None:
-        """Finish the requests at hand, close idle connections. Call it after the listeners have stopped."""
+        """Finish the requests at hand, close idle connections.
+
+        Call it after the listeners have stopped.
+        """
         while self._state.connections:
             for connection in list(self._state.connections):
                 connection.shutdown()

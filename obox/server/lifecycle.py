@@ -3,10 +3,11 @@
     starting --run()--> serving --SIGTERM, SIGINT, SIGUSR1--> draining --all drained or out of time--> stopped
                         serving --SIGHUP--> serving: all is loaded and checked, then used, or nothing is
 
-Invariant: what was acknowledged is durable before it was said, so a drain that is cut short loses work, not mail.
-Drains run in the order of registration under one time limit; a second signal ends the drain at hand and gives each
-later one `HURRY_S`. The exit code is 0 either way. SIGUSR1 is a stop that comes back on the same disk, a restart: a
-drain may leave for later what is safe there (`returning`).
+Invariant: mail is durable before it is acknowledged, so a drain that is cut short loses
+work and no mail. Drains run in the order of registration, under one time limit. A second
+signal ends the drain that runs and gives each later drain `HURRY_S`. The exit code is 0
+either way. SIGUSR1 stops the process for a restart on the same disk: a drain may leave
+for later what is safe there (`returning`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Drain = Callable[[], Awaitable[None]]
 
 
 class Reloaded(NamedTuple):
-    """What a reload did, by the names of settings: used from now on; waiting for a restart."""
+    """The settings that differ, by name: those in use from now on, and those that wait."""
 
     applied: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
@@ -40,7 +41,9 @@ Prepare = Callable[[], Callable[[], Reloaded]]
 
 
 class Lifecycle:
-    """State of the process. `draining` is what /readyz tells; `returning`: the stop is for a restart.
+    """State of the process.
+
+    `draining`: /readyz answers 503. `returning`: the stop is for a restart.
 
     drain_timeout_s: for all drains together, of a stop that begins later.
     """
@@ -59,11 +62,15 @@ class Lifecycle:
         self._reloads: list[tuple[str, Prepare]] = []
 
     def on_stop(self, name: str, drain: Drain) -> None:
-        """Register work for the stop, in order: stop accepting, finish commands, flush, close."""
+        """Register work for the stop, in order: stop accepting, finish commands, flush,
+        close.
+        """
         self._drains.append((name, drain))
 
     def on_reload(self, name: str, prepare: Prepare) -> None:
-        """Register for SIGHUP. prepare: loads and checks in a thread, returns what uses it; raises to keep the old."""
+        """Register for SIGHUP. prepare: loads and checks in a thread, returns what uses
+        it; raises to keep the old.
+        """
         self._reloads.append((name, prepare))
 
     def stop(self) -> None:
@@ -82,7 +89,10 @@ class Lifecycle:
         self._reload.set()
 
     async def reloaded(self) -> Reloaded:
-        """Reload, and return when it is done. Raises what was wrong: all is as before; Unavailable: it stops."""
+        """Reload, and return when it is done.
+
+        Raises what was wrong: all is as before; Unavailable: it stops.
+        """
         if self._stop.is_set():
             raise Unavailable(_ENDING)
         asked: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
@@ -183,14 +193,16 @@ class Lifecycle:
         return Reloaded(applied, waiting)
 
     async def _watchdog(self) -> None:
-        """Pet the service manager's dog from the loop: a loop that hangs is restarted."""
+        """Report from the loop that it runs; the service manager restarts one that hangs."""
         while self._notifier.watchdog_interval_s:
             self._notifier.watchdog()
             await asyncio.sleep(self._notifier.watchdog_interval_s)
 
 
 def raise_open_files_limit() -> int:
-    """Allow as many descriptors as the hard limit does, return how many: the soft one is often 1024."""
+    """Allow as many descriptors as the hard limit does, return how many: the soft one
+    is often 1024.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         hard = max(soft, OPEN_FILES_MAX)
@@ -214,7 +226,9 @@ async def _awaited(drain: Drain) -> None:
 
 
 class LoopLag:
-    """Measures how late the loop wakes a sleeper. observe: gets each lag, in seconds (a histogram)."""
+    """Measures how late the loop wakes a sleeper. observe: gets each lag, in seconds (a
+    histogram).
+    """
 
     def __init__(self, *, observe: Callable[[float], None], log: Any, interval_s: float = LAG_INTERVAL_S) -> None:
         self._observe = observe

@@ -1,7 +1,8 @@
 """The log: one event per line on stderr, UTC, as JSON, logfmt or for a console.
 
-Invariant: a secret does not get here. Values under a name that means a secret are masked, `Secret` masks itself, and
-control characters are escaped, so that what a client sends cannot forge a line.
+Invariant: a secret does not get here. Values under a name that means a secret are
+masked, `Secret` masks itself, and control characters are escaped, so that what a client
+sends cannot forge a line.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def _remember(_: Any, __: str, event: Event) -> Event:
 
 
 class _Leveled(structlog.BoundLoggerBase):
-    """Every logger of the process. `set_level` gives it its methods: loggers are kept by their modules for ever, their
-    class is what can be changed."""
+    """Every logger of the process. `set_level` gives it its methods: loggers are kept
+    by their modules for ever, their class is what can be changed."""
 
 
 def set_level(level: str) -> None:
@@ -94,7 +95,8 @@ def set_level(level: str) -> None:
     for name, method in vars(structlog.make_filtering_bound_logger(_LEVELS[level])).items():
         if not name.startswith("__"):
             setattr(_Leveled, name, method)
-    # Libraries are chatty below warning (one line per request of an SDK), and that is for debugging only.
+    # Libraries are chatty below warning (one line per request of an SDK), and that is
+    # for debugging only.
     logging.getLogger().setLevel(logging.DEBUG if level == "debug" else max(logging.WARNING, _LEVELS[level]))
     for name in ("asyncio", "uvicorn", "uvicorn.error", "botocore", "urllib3"):
         logging.getLogger(name).setLevel(max(logging.INFO if level == "debug" else logging.WARNING, _LEVELS[level]))
@@ -103,7 +105,8 @@ def set_level(level: str) -> None:
 def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's logging to one place.
 
-    level: debug, info, warning, error. format: json, logfmt, console; auto: console on a terminal, else json.
+    level: debug, info, warning, error. format: json, logfmt, console; auto: console on
+    a terminal, else json.
     """
     out = stream or sys.stderr
     if format == "auto":
@@ -188,5 +191,7 @@ class OnceAMinute:
 def once_a_minute(
     logger: _Logs, *, interval_s: float = 60.0, clock: Callable[[], float] = time.monotonic
 ) -> OnceAMinute:
-    """Wrap a logger for errors that repeat, such as an unreachable bucket. key: tells things of one event apart."""
+    """Wrap a logger for errors that repeat, such as an unreachable bucket. key: tells
+    things of one event apart.
+    """
     return OnceAMinute(logger, interval_s, clock)

@@ -1,7 +1,9 @@
-"""What is counted, and its names: Prometheus text of everything that this process knows about itself.
+"""What is counted, and its names: Prometheus text of everything that this process knows
+about itself.
 
-Names are API. Numbers that other rooms keep (requests to the bucket, the caches) are read from callables when somebody
-scrapes; the rest are counters handed out here. A registry of its own, so that two backends fit into one test process.
+Names are API. Numbers that other rooms keep (requests to the bucket, the caches) are
+read from callables when somebody scrapes; the rest are counters handed out here. A
+registry of its own, so that two backends fit into one test process.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Requests(Protocol):
-    """Numbers of one (op, kind). buckets[i]: requests within bounds[i] seconds, not cumulated; then all others."""
+    """Numbers of one (op, kind). buckets[i]: requests within bounds[i] seconds, not
+    cumulated; then all others.
+    """
 
     requests: int
     errors: int
@@ -83,7 +87,8 @@ class _Source(Collector):
 class Metrics:
     """The registry and the numbers that the protocols keep.
 
-    imap_sessions.inc() / .dec(), deliveries("ok"), logins("failed"), loop_lag.observe(seconds) and so on.
+    imap_sessions.inc() / .dec(), deliveries("ok"), logins("failed"),
+    loop_lag.observe(seconds) and so on.
     """
 
     def __init__(self, version: str) -> None:
@@ -110,16 +115,21 @@ class Metrics:
             self.logins.labels(result)
 
     def objectstore(self, snapshot: Snapshot, bounds_s: Iterable[float]) -> None:
-        """Show requests to the bucket. snapshot: numbers by (op, kind); bounds_s: of their histogram."""
+        """Show requests to the bucket. snapshot: numbers by (op, kind); bounds_s: of
+        their histogram.
+        """
         self.registry.register(_Lazy(_Objectstore(snapshot, tuple(bounds_s))))
 
     def source(self, room: str, read: Callable[[], Mapping[str, float]], doc: str = "") -> None:
-        """Show numbers of a room as obox_<room>_<name>; a name that ends in _total is a counter, others are gauges."""
+        """Show numbers of a room as obox_<room>_<name>; a name that ends in _total is a
+        counter, others are gauges.
+        """
         self.registry.register(_Lazy(_Source(f"obox_{room}", read, doc or f"Of {room}.")))
 
     def exposition(self) -> bytes:
         """All of it, as text (CONTENT_TYPE)."""
-        # The library sorts labels; op first is how the manual writes them, and how somebody greps.
+        # The library sorts labels; op first is how the manual writes them, and how
+        # somebody greps.
         return _SORTED.sub(rb'\1{op="\4",kind="\2"\3}', generate_latest(self.registry))
 
 

@@ -1,6 +1,8 @@
-"""Messages to the service manager over $NOTIFY_SOCKET. sd_notify(3), systemd.service(5) Type=notify-reload.
+"""Messages to the service manager over $NOTIFY_SOCKET. sd_notify(3), systemd.service(5)
+Type=notify-reload.
 
-Without the variable all of it does nothing. A message that cannot be sent is lost in silence: mail matters more.
+Without the variable nothing is sent. A message that cannot be sent is not reported:
+mail matters more.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """environ: as the process got it. watchdog_interval_s: how often `watchdog` is due, None if nobody watches."""
+    """environ: as the process got it. watchdog_interval_s: how often `watchdog` is due,
+    None if nobody watches.
+    """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
@@ -29,7 +33,9 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str = "", *, within_s: float = 0) -> None:
-        """within_s: it may take so long; the manager waits if that is more than its own TimeoutStopSec."""
+        """within_s: it may take so long; the manager waits if that is more than its own
+        TimeoutStopSec.
+        """
         more = f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}" if within_s else ""
         self._send("STOPPING=1", f"STATUS={status}" if status else "", more)
 

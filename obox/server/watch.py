@@ -1,10 +1,14 @@
-"""Files that others replace while we run: certificates that were renewed.
+"""Files that others replace while the process runs: certificates that were renewed.
 
-The kernel says that something moved in a directory (watchdog); then the files themselves are compared, so that it does
-not matter how they were replaced: written in place, renamed over, or behind a symbolic link that now points elsewhere.
+The kernel reports that something changed in a directory (watchdog). Then the files
+themselves are compared, so that the way of the replacement does not matter: a file may
+be written in place, another may be renamed over it, or a symbolic link may point
+elsewhere.
 
-Invariant: `changed` runs once after the files have been still for SETTLE_S, and never twice at the same time.
-Refuses to know: what is in the files. Diagnostics: directories that cannot be watched are logged once; SIGHUP is left.
+Invariant: `changed` runs once after no file has changed for SETTLE_S, and never twice
+at the same time.
+Refuses to know: what is in the files. Diagnostics: a directory that cannot be watched
+is logged once; the operator can still send SIGHUP.
 """
 
 from __future__ import annotations
@@ -59,7 +63,8 @@ class FileWatch:
                     except OSError as error:
                         self._log.warning("cannot watch for changed files, SIGHUP rereads them", error=str(error))
                         return
-                    # What changed before the watch began is seen by the comparison below.
+                    # What changed before the watch began is seen by the comparison
+                    # below.
                 else:
                     await self._moved.wait()
                 self._moved.clear()
@@ -107,7 +112,9 @@ def _directories(files: Sequence[Path]) -> set[str]:
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[int, int, int] | None]:
-    """What tells one file from another under the same name; None for one that is not there."""
+    """What tells one file from another under the same name; None for one that is not
+    there.
+    """
     out: list[tuple[int, int, int] | None] = []
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""The ready fields of a mail, in the one record that they are kept in (docs/format.md, "Fields").
+"""The ready fields of a mail, in the one record that they are kept in (docs/format.md, "Cache segments").
 
     offset  size  type  field
     0       1     u8    version, 1

@@ -445,7 +445,7 @@ class User:
     async def _copy(
         self, source: Mailbox, target: Mailbox, uids: UidArray, room: Room | None, until: float
     ) -> tuple[UidArray, UidArray]:
-        """Claim, journal, then both mailboxes (docs/format.md, "COPY and MOVE"); not to be cut short.
+        """Claim, journal, then both mailboxes (docs/format.md, "COPY, MOVE"); not to be cut short.
         room: what a COPY has taken of the quota; None: a MOVE, which needs none."""
         move = room is None
         releasing: dict[Guid, Index] = await source.homes(uids) if move else {}

@@ -73,7 +73,7 @@ async def test_the_log_repeats_little_of_what_was_sent(service: Service) -> None
 @pytest.mark.parametrize("sent", [b'[["userList", {}', b'[["userList", {}, "t"]]'])
 async def test_a_client_that_leaves(service: Service, sent: bytes) -> None:
     """In the middle of its request, or before the answer."""
-    path = str(service.backend.config.state_dir / "admin.sock")
+    path = str(service.backend.parts.config.state_dir / "admin.sock")
     for how in ("abort", "close"):
         for accept in (b"", b"Accept: application/x-ndjson\r\n"):
             _, writer = await asyncio.open_unix_connection(path)

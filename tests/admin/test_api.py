@@ -42,7 +42,7 @@ async def test_a_key_is_asked_for_on_tcp_and_none_on_the_socket(service: Service
             if status == 401:
                 assert got.headers["www-authenticate"].startswith("Basic")
     assert (await service.client.post("/doveadm/v1", json=call)).status_code == 200
-    mode = (service.backend.config.state_dir / "admin.sock").stat().st_mode
+    mode = (service.backend.parts.config.state_dir / "admin.sock").stat().st_mode
     assert stat.S_IMODE(mode) == 0o600
 
 
@@ -50,7 +50,7 @@ async def test_a_foreign_user_on_a_socket_needs_the_key(service: Service, monkey
     from obox.server import http
 
     monkeypatch.setattr(http, "_trusted", lambda transport: False)
-    socket = service.backend.config.state_dir / "admin.sock"
+    socket = service.backend.parts.config.state_dir / "admin.sock"
     transport = httpx.AsyncHTTPTransport(uds=str(socket))
     async with httpx.AsyncClient(transport=transport, base_url="http://obox") as client:
         assert (await client.get("/doveadm/v1")).status_code == 401

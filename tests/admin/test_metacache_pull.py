@@ -37,7 +37,7 @@ async def two(start: Start) -> AsyncIterator[tuple[Service, Service]]:
         start("first", '[cluster]\nbackend = "first"\n') as one,
         start("second", '[cluster]\nbackend = "second"\n') as other,
     ):
-        journal = one.backend.store.journal
+        journal = one.backend.parts.store.journal
         await journal._wait(journal._writes + 1)  # it learns of the fence now, and goes on as a new boot
         yield one, other
 
@@ -49,7 +49,7 @@ async def some_mail(service: Service) -> None:
 
 
 async def gets(service: Service) -> dict[str, int]:
-    stats = service.backend.bucket.stats.snapshot()
+    stats = service.backend.parts.bucket.stats.snapshot()
     return {f"{op} {kind}": one.requests for (op, kind), one in stats.items() if kind != "journal" and op != "put"}
 
 
@@ -320,7 +320,7 @@ async def test_cut_in_the_middle(start: Start, monkeypatch: pytest.MonkeyPatch) 
         assert code == 75
         assert "cut short" in message
         monkeypatch.undo()
-        assert not one.backend.store._travelling
+        assert not one.backend.parts.store._travelling
         row = (await other.call("metacachePull", user=ANNA, sourceBackendHost=http(one)))[0]
         assert row["mailboxes"] + row["kept"] == 2
         rows = await other.call("mailboxStatus", user=ANNA, field=["messages"], mailboxMask=["INBOX"])
@@ -337,7 +337,7 @@ async def test_the_sources_side(start: Start) -> None:
         async with httpx.AsyncClient(base_url=f"http://{http(one)}/doveadm/v1", headers=headers) as client:
             identity = (await client.get("/metacache")).json()
             assert identity["backend"] == "first"
-            assert identity["boot"] == one.backend.store.journal.boot
+            assert identity["boot"] == one.backend.parts.store.journal.boot
             got = await client.post(f"/metacache/{quote('A/b', safe='')}")
             assert (got.status_code, got.json()["exitCode"]) == (409, 65) if got.status_code == 409 else True
             got = await client.post("/metacache/Anna")
@@ -348,10 +348,10 @@ async def test_the_sources_side(start: Start) -> None:
             row = (await client.delete(f"/metacache/{quote(ANNA)}")).json()
             assert set(row) == {"copies", "bytes", "kept", "why"}
             assert (await client.delete("/metacache/nobody")).json()["copies"] == 0
-            one.backend.store.barred.add(ANNA)
+            one.backend.parts.store.barred.add(ANNA)
             got = await client.post(f"/metacache/{quote(ANNA)}")
             assert (got.status_code, got.json()["exitCode"]) == (409, 75)
-            one.backend.store.barred.clear()
+            one.backend.parts.store.barred.clear()
 
 
 async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +366,7 @@ async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytes
     monkeypatch.setattr(pulling.Outgoing, "stream", endless)
     async with start("first", '[cluster]\nbackend = "first"\n') as one:
         await some_mail(one)
-        store = one.backend.store
+        store = one.backend.parts.store
         reader, writer = await asyncio.open_connection(*http(one).rsplit(":", 1), limit=1)
         key = base64.b64encode(KEY.encode()).decode()
         head = f"POST /doveadm/v1/metacache/{quote(ANNA)} HTTP/1.1\r\nHost: x\r\nAuthorization: X-Dovecot-API {key}\r\n"

@@ -17,7 +17,8 @@ from patience import PATIENT_S
 from metacache import Change
 from obox.backend import Backend
 from obox.config import settings
-from obox.objectstore.keys import escape, mail_key
+from obox.escaping import escape
+from obox.objectstore.keys import mail_key
 from obox.store.api import NewMail
 from obox.types import StorageId, Uid
 
@@ -141,14 +142,14 @@ def lmtp(name: str) -> Callable[[Backend], object]:
 
 
 def store(name: str) -> Callable[[Backend], object]:
-    return lambda backend: getattr(backend.store.env.settings, name)
+    return lambda backend: getattr(backend.parts.store.env.settings, name)
 
 
 def found(user: str) -> Callable[[Backend], object]:
     """Whether a user is known, to those who ask: logins, deliveries, the administrator."""
 
     def probe(backend: Backend) -> object:
-        asking = backend.authenticator._users, backend.lmtp.deliverer._users, backend.admin.users
+        asking = backend.parts.authenticator._users, backend.lmtp.deliverer._users, backend.admin.users
         return [users.lookup(user) is not None for users in asking]
 
     return probe
@@ -161,27 +162,27 @@ def both(*probes: Callable[[Backend], object]) -> Callable[[Backend], object]:
 
 PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "storage.durability": ("bucket", store("durability")),
-    "storage.journal_interval": ("2s", lambda backend: backend.store.journal.interval_s),
-    "storage.delete_delay": ("2d", lambda backend: backend.store.env.delete_delay_s),
+    "storage.journal_interval": ("2s", lambda backend: backend.parts.store.journal.interval_s),
+    "storage.delete_delay": ("2d", lambda backend: backend.parts.store.env.delete_delay_s),
     "storage.autofix_storage": (True, both(store("autofix_storage"), imap("autofix_storage"))),
     "storage.fetch_lost_mails_as_empty": (True, imap("lost_as_empty")),
     "storage.lost_mailbox_prefix": ("found-", store("lost_mailbox_prefix")),
-    "fscache.max_size": ("2M", lambda backend: backend.fscache.stats().max_size),
+    "fscache.max_size": ("2M", lambda backend: backend.parts.fscache.stats().max_size),
     "metacache.upload_interval": ("1min", store("upload_interval_s")),
-    "metacache.close_delay": ("7s", lambda backend: backend.copies.close_delay_s),
+    "metacache.close_delay": ("7s", lambda backend: backend.parts.copies.close_delay_s),
     "metacache.forced_refresh_interval": ("1h", store("forced_refresh_interval_s")),
     "metacache.refresh_index_once_after": (7, store("refresh_index_once_after")),
-    "metacache.rescan_mails_once_after": (7, lambda backend: backend.store.env.must_rescan(6)),
-    "metacache.flush_at": ("03:30", lambda backend: backend.store.upkeep.nightly._next < 4e9),
+    "metacache.rescan_mails_once_after": (7, lambda backend: backend.parts.store.env.must_rescan(6)),
+    "metacache.flush_at": ("03:30", lambda backend: backend.parts.store.upkeep.nightly._next < 4e9),
     "metacache.max_rescan_mail_count": (3, store("max_rescan_mail_count")),
-    "metacache.priority_weights": ("", lambda backend: backend.cleaner.weights),
-    "metacache.size_weights": ("", lambda backend: backend.cleaner.weights),
+    "metacache.priority_weights": ("", lambda backend: backend.parts.cleaner.weights),
+    "metacache.size_weights": ("", lambda backend: backend.parts.cleaner.weights),
     "auth.passwd_file": ("others", found(ZOE)),
     "auth.default_domain": ("example.org", found("anna")),
     "auth.disable_plaintext_auth": (False, imap("plaintext_login")),
-    "auth.failure_delay": ("1s", lambda backend: tuple(backend.authenticator._penalties.delays_s[1:2])),
-    "auth.max_failure_delay": ("1s", lambda backend: backend.authenticator._penalties.delays_s[-1]),
-    "auth.cache_ttl": ("1s", lambda backend: backend.authenticator._cache_ttl_s),
+    "auth.failure_delay": ("1s", lambda backend: tuple(backend.parts.authenticator._penalties.delays_s[1:2])),
+    "auth.max_failure_delay": ("1s", lambda backend: backend.parts.authenticator._penalties.delays_s[-1]),
+    "auth.cache_ttl": ("1s", lambda backend: backend.parts.authenticator._cache_ttl_s),
     "imap.max_line_length": ("8K", lambda backend: imap("limits")(backend).line_bytes_max),
     "imap.max_literal_size": ("8K", lambda backend: imap("limits")(backend).literal_bytes_max),
     "imap.max_pipelined_commands": (3, imap("pipelined_lines_max")),
@@ -200,7 +201,7 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "tls.cert": ("two.pem", lambda backend: set(backend.certificates._set.by_name)),
     "tls.key": ("two.key", lambda backend: set(backend.certificate_watch._files)),
     "server.shutdown_timeout": (
-        "10s", both(lambda backend: backend.lifecycle.drain_timeout_s, lambda backend: backend.config.server)
+        "10s", both(lambda backend: backend.lifecycle.drain_timeout_s, lambda backend: backend.parts.config.server)
     ),
     "server.haproxy_trusted_networks": (["10.0.0.0/8"], lambda backend: backend.listeners.proxy_networks),
     "server.haproxy_timeout": ("1s", lambda backend: backend.listeners.proxy_timeout_s),
@@ -301,7 +302,7 @@ async def test_remotes_come_change_and_go(service: Service, file: File) -> None:
 
 
 async def test_what_waits_for_its_upload_waits_no_longer(service: Service, file: File) -> None:
-    user = await service.backend.store.open_user(ANNA, escape(ANNA))
+    user = await service.backend.parts.store.open_user(ANNA, escape(ANNA))
     await user.append("INBOX", [NewMail(mail(1), ("\\Flagged",))])
     box = await user.select("INBOX")
     await box.store_flags(box.state.uids, "add", ["\\Seen"])
@@ -318,12 +319,12 @@ async def test_what_waits_for_its_upload_waits_no_longer(service: Service, file:
 async def test_a_lost_mail_is_expunged_once_the_settings_say_so(service: Service, file: File) -> None:
     backend = service.backend
     await service.deliver(ANNA, [mail(1), mail(2)])
-    await backend.fscache.flush()
-    box = (await backend.store.open_user(ANNA, escape(ANNA))).boxes
+    await backend.parts.fscache.flush()
+    box = (await backend.parts.store.open_user(ANNA, escape(ANNA))).boxes
     ((guid, _),) = box.items()
     key = mail_key(StorageId(escape(ANNA)), guid, Uid(1))
-    await backend.bucket.delete([key], kind="mail")
-    await backend.fscache.drop(key)
+    await backend.parts.bucket.delete([key], kind="mail")
+    await backend.parts.fscache.drop(key)
     every = {"user": ANNA, "query": ["mailbox", "INBOX", "all"], "field": ["uid", "text"]}
     assert [row["uid"] for row in await service.call("fetch", **every)] == [1, 2]
     file.change(storage={"autofix_storage": True})
@@ -332,7 +333,7 @@ async def test_a_lost_mail_is_expunged_once_the_settings_say_so(service: Service
 
 
 async def test_bodies_above_a_smaller_limit_are_evicted(service: Service, file: File) -> None:
-    cache = service.backend.fscache
+    cache = service.backend.parts.fscache
     for number in range(20):
         await cache.put(f"key{number}", bytes(200_000))
     await cache.flush()
@@ -367,7 +368,7 @@ class Logged:
 async def test_a_mixed_change_is_used_as_far_as_it_can_be(service: Service, file: File) -> None:
     logged, backend = Logged(service), service.backend
     assert backend.imap
-    deadline = backend.config.storage.deadline
+    deadline = backend.parts.config.storage.deadline
     more: dict[str, Any] = {
         "storage": {"deadline": "20s", "secret_access_key": "hush", "access_key_id": "key"},
         "imap": {"listen": ["127.0.0.1:1"], "idle_timeout": "1h"},
@@ -386,7 +387,7 @@ async def test_a_mixed_change_is_used_as_far_as_it_can_be(service: Service, file
     ]
     later = "reloaded; some changes wait for a restart"
     assert logged.lines == [("info", "reloaded", ["imap.idle_timeout"]), ("warning", later, waiting)]
-    assert backend.config.storage.deadline == deadline
+    assert backend.parts.config.storage.deadline == deadline
     assert backend.imap.context.settings_of("").idle_timeout_s == 3600
     line, _ = await Line.open(service, "lmtp")
     assert (await line.say("LHLO client")).startswith("250")
@@ -420,7 +421,7 @@ async def test_what_is_wrong_leaves_everything(
 ) -> None:
     logged, backend = Logged(service), service.backend
     assert backend.imap
-    before = backend.config, backend.imap.context.settings, backend.store.env.settings, backend.users
+    before = backend.parts.config, backend.imap.context.settings, backend.parts.store.env.settings, backend.parts.users
     users = before[-1]
     sections = {"quota": {"max_mail_size": "1M"}, "metacache": {"upload_interval": "1h"}, **sections}
     sections["storage"] = {"durability": "bucket", **sections.get("storage", {})}
@@ -430,8 +431,8 @@ async def test_what_is_wrong_leaves_everything(
     assert code == 78
     assert said in message
     assert logged.lines == [("error", "reload failed, the old configuration stays", message)]
-    assert (backend.config, backend.imap.context.settings, backend.store.env.settings, users) == before
-    assert backend.authenticator._users is users
+    assert (backend.parts.config, backend.imap.context.settings, backend.parts.store.env.settings, users) == before
+    assert backend.parts.authenticator._users is users
     assert "t OK" in await login(service)
     file.change()
     assert await service.call("reload") == []

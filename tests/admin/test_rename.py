@@ -18,12 +18,12 @@ NEW = "anna.smith@example.org"
 
 
 async def requests(service: Service) -> dict[str, int]:
-    stats = service.backend.bucket.stats.snapshot()
+    stats = service.backend.parts.bucket.stats.snapshot()
     return {f"{op} {kind}": value.requests for (op, kind), value in stats.items() if kind != "journal"}
 
 
 async def keys_of(service: Service) -> set[str]:
-    return {info.key for info in await service.backend.bucket.list(user_prefix(StorageId(ANNA)), kind="mail")}
+    return {info.key for info in await service.backend.parts.bucket.list(user_prefix(StorageId(ANNA)), kind="mail")}
 
 
 async def rcpt(service: Service, user: str) -> str:
@@ -105,7 +105,7 @@ async def test_a_line_added_by_hand_opens_nothing(start: Callable[..., Any]) -> 
     """By an editor, past `user add`: neither login nor delivery, for now; all others go on."""
     async with start() as service:
         await service.call("oboxUserRename", user=ANNA, newUser=NEW)
-        file = service.backend.config.auth.passwd_file
+        file = service.backend.parts.config.auth.passwd_file
         file.write_text(file.read_text() + f"{ANNA}:{{PLAIN}}secret\n")
         rows = {row["user"]: row for row in await service.call("userList", mask="*@example.org")}
         assert (rows[ANNA]["login"], rows[NEW]["login"]) == (False, True)

@@ -82,7 +82,7 @@ async def test_uids_are_skipped_after_a_restore(start: Start, tmp_path: Path) ->
 async def test_no_more_uids_are_skipped_than_there_are(start: Start) -> None:
     async with start() as service:
         await service.deliver(ANNA, [mail(1)])
-        store = service.backend.store
+        store = service.backend.parts.store
         user = await store.load_user(ANNA, StorageId(ANNA))
         box = await user.box(user.entry("INBOX").guid)
         box.apply(Delta(uidnext=2**32 - 10), Change.IMPORTANT)
@@ -111,7 +111,7 @@ async def test_another_backends_mails_are_found(start: Start) -> None:
     async with start() as service:
         await service.deliver(ANNA, [mail(1)])
         guid = await guid_of(service, "INBOX")
-        env = service.backend.store.env
+        env = service.backend.parts.store.env
         from obox.objectstore.codec import ObjectKind
         from obox.objectstore.keys import mail_key, owner_of
         from obox.store._mail import MailMeta
@@ -148,7 +148,7 @@ async def test_rebuild_a_damaged_mailbox(start: Start, tmp_path: Path) -> None:
         assert after["uidvalidity"] == before["uidvalidity"]
         assert after["uidnext"] >= before["uidnext"]
         assert after["highestmodseq"] >= before["highestmodseq"]
-        box = service.backend.store.users[ANNA].boxes[before["guid"]]
+        box = service.backend.parts.store.users[ANNA].boxes[before["guid"]]
         box.check_consistency()
         assert box.state.active_holders() == {1, 2}, "the copies in Archive still need these objects"
         assert await service.call("rebuild", user=ANNA) == []
@@ -205,7 +205,7 @@ async def test_boots(start: Start) -> None:
 async def test_fscache_rescan(start: Start) -> None:
     async with start() as service:
         await service.deliver(ANNA, [mail(1), mail(2)])
-        await service.backend.fscache.flush()
+        await service.backend.parts.fscache.flush()
         (row,) = await service.call("fscacheRescan")
         assert (row["files"], row["right"]) == (2, True)
         (row,) = await service.call("fscacheRescan", maxAge=0)

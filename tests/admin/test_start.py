@@ -13,7 +13,7 @@ from adminservice import write_config
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 
-from obox import backend as module
+from obox import parts as module
 from obox.backend import Backend
 from obox.config import load
 from obox.store import store
@@ -90,7 +90,7 @@ class Client:
 
 async def waiting(backend: Backend, *clients: asyncio.Task[bytes]) -> None:
     """Until all of them wait for the store, or one of them has its answer."""
-    while backend.store.beginning.waiting < len(clients):
+    while backend.parts.store.beginning.waiting < len(clients):
         await asyncio.wait(clients, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
         if any(client.done() for client in clients):
             return
@@ -153,14 +153,14 @@ async def test_a_stop_ends_a_start_that_is_under_way(tmp_path: Path, monkeypatch
     with capture_logs() as lines:
         async with starting(tmp_path) as backend:
             await begun.wait()
-            close = backend.close_parts
+            close = backend.parts.close
 
             async def late() -> None:
                 gate.set()
                 await asyncio.sleep(0.05)
                 await close()
 
-            monkeypatch.setattr(backend, "close_parts", late)
-    assert not backend.store.started
+            monkeypatch.setattr(backend.parts, "close", late)
+    assert not backend.parts.store.started
     assert [line for line in lines if line["log_level"] == "error"] == []
     assert "store ready" not in [line["event"] for line in lines]

@@ -14,8 +14,9 @@ from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs
 from stores import Racy, SeaweedLike
 from structlog.testing import capture_logs
 
-from obox import backend as backend_module
+from obox import parts as module
 from obox.admin.run import Outcome
+from obox.backend import Backend
 from obox.config import load
 from obox.errors import ConfigError
 from obox.objectstore import MemoryDriver, open_store
@@ -116,28 +117,27 @@ async def test_a_backend_that_waits_says_why_after_a_second(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once, and then once a minute; 17 s it took, and without "connection refused"."""
-    monkeypatch.setattr(backend_module, "RETRY_S", 0.01)
-    monkeypatch.setattr(backend_module, "TELL_S", 0.05)
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    monkeypatch.setattr(module, "TELL_S", 0.05)
     async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
         config = on_s3(tmp_path, endpoint if end == "refuses" else "http://127.0.0.1:1")
-        backend = backend_module.Backend(load(config, {}))
-        store = backend.open_parts()
+        parts = await module.open(load(config, {}))
         with capture_logs() as logs:
-            starting = asyncio.ensure_future(backend.start_store(store))
+            starting = asyncio.ensure_future(parts.start())
             for _ in range(500):
                 await asyncio.sleep(0.01)
                 if any("does not serve us" in line["event"] for line in logs) and (len(heads) > 8 or end != "refuses"):
                     break
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-        await backend.close_parts()
+        await parts.close()
     told = [line for line in logs if "does not serve us" in line["event"]]
     assert len(told) == 1
     assert ("InvalidAccessKeyId" if end == "refuses" else "Connection refused") in told[0]["error"]
 
 
 def served_by(monkeypatch: pytest.MonkeyPatch, driver: MemoryDriver) -> None:
-    monkeypatch.setattr(backend_module, "open_store", lambda settings, **words: open_store(settings, driver=driver))
+    monkeypatch.setattr(module, "open_store", lambda settings, **words: open_store(settings, driver=driver))
 
 
 async def test_the_order_that_a_store_has_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
     served_by(monkeypatch, racy)
     config = load(write_config(tmp_path / "racy", f"file://{tmp_path}/unused"), {})
     with pytest.raises(BaseExceptionGroup) as caught:
-        await asyncio.wait_for(backend_module.Backend(config).run(signals=False), 30)
+        await asyncio.wait_for(Backend(config).run(signals=False), 30)
     assert caught.group_contains(ConfigError, match="exactly one winner")
 
     class Fit(MemoryDriver):
@@ -191,7 +191,7 @@ async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
     for _ in range(2):
         async with running(path) as service:
             for _ in range(200):
-                if fit.raced >= 160 and service.backend.store.env.metacache.get_state(backend_module.RACED):
+                if fit.raced >= 160 and service.backend.parts.store.env.metacache.get_state(module.RACED):
                     break
                 await asyncio.sleep(0.01)
         assert fit.raced == 160, "once for a bucket"

@@ -20,7 +20,7 @@ SID = StorageId(ANNA)
 async def test_upgrade_and_finish(start: Callable[..., Any]) -> None:
     async with start() as service:
         await service.deliver(ANNA, [mail(1), mail(2)])
-        env = service.backend.store.env
+        env = service.backend.parts.store.env
         env.codec.major_min = 1
         (found,) = await service.call("mailboxStatus", user=ANNA, mailboxMask=["INBOX"], field=["guid"])
         key = mail_key(SID, Guid(found["guid"]), Uid(3))
@@ -44,7 +44,7 @@ async def test_a_user_who_is_there_takes_over_no_copy(start: Callable[..., Any])
         await service.deliver(ANNA, [mail(1)])
         assert (await service.fails("storageUpgrade", user=ANNA, copiedFrom=BEN))[0] == 75
         assert (await service.fails("storageUpgrade", user=BEN, copiedFrom="no/sid"))[0] == 65
-        env = service.backend.store.env
+        env = service.backend.parts.store.env
         for info in await env.listing(user_prefix(SID), kind="mail"):
             data = await env.get(info.key, kind="mail")
             await env.bucket.put(user_prefix(StorageId(BEN)) + info.key.split("/", 2)[2], data or b"", kind="mail")

@@ -71,7 +71,7 @@ async def test_who_and_kick(service: Service) -> None:
 
 async def test_reload_tells_what_is_wrong(service: Service) -> None:
     assert await service.call("reload") == []
-    file = service.backend.config.file
+    file = service.backend.parts.config.file
     assert file is not None
     file.write_text(file.read_text() + "\n[imap2]\n")
     code, message = await service.fails("reload")
@@ -147,7 +147,7 @@ async def test_a_user_added_by_hand_is_known_to_the_next_command(service: Servic
     """The tool edits the file itself; the backend looks at it once a second, but for an administrator at once."""
     for name in ("zoe", "yan", "xia"):
         await service.call("quotaGet", user=ANNA)
-        path = service.backend.config.auth.passwd_file
+        path = service.backend.parts.config.auth.passwd_file
         path.write_text(path.read_text() + f"{name}:{{PLAIN}}secret\n")
         (row,) = await service.call("mailboxStatus", user=name, mailboxMask=["INBOX"])
         assert row["messages"] == 0
@@ -204,7 +204,7 @@ async def test_a_look_does_not_lift_a_quota(service: Service) -> None:
     await service.call("mailboxList", user=ANNA)
     await service.call("metacacheFlush", user=ANNA)
     await service.call("metacacheFlush", user=ANNA, noUserdbLookup=True)
-    user = service.backend.store.users[ANNA]
+    user = service.backend.parts.store.users[ANNA]
     assert user.quota.messages_max == 100
     await client.ask("LOGOUT")
 
@@ -313,7 +313,7 @@ async def test_metacache(start: Callable[..., Any]) -> None:
         assert mails["flags"] == "\\Seen"
         assert await service.call("metacacheRefresh", user=ANNA) == [{"asked": 1}]
         await service.call("metacacheFlush", user=ANNA)
-        await service.backend.fscache.flush()
+        await service.backend.parts.fscache.flush()
         assert (await service.call("fscacheStatus"))[0]["files"] == 3
 
 
@@ -332,7 +332,7 @@ async def test_unpack(start: Callable[..., Any]) -> None:
         await service.deliver(ANNA, [mail(1), mail(2)], "INBOX", "\\Flagged")
         await service.call("copy", user=ANNA, destinationMailbox="Archive", query=["MAILBOX", "INBOX", "UID", "1"])
         await service.call("metacacheFlush", user=ANNA)
-        env = service.backend.store.env
+        env = service.backend.parts.store.env
         kinds = {}
         for info in await env.listing("", kind="index"):
             (row,) = await service.call("metacacheUnpack", bundle=info.key)
@@ -353,7 +353,7 @@ async def test_unpack(start: Callable[..., Any]) -> None:
         assert [one["uid"] for one in box["content"]["rows"]] == [1, 2]
         assert box["content"]["rows"][0]["flags"] == ["\\Flagged"]
         assert (await service.fails("metacacheUnpack", bundle="no/such"))[0] == 65
-        bad = service.backend.config.state_dir / "bad"
+        bad = service.backend.parts.config.state_dir / "bad"
         bad.write_bytes(b"rubbish")
         key = next(info.key for info in await env.listing("", kind="index") if "/m/" in info.key)
         assert (await service.fails("metacacheUnpack", bundle=str(bad), file=True))[0] == 65, "which key had it?"
@@ -369,12 +369,12 @@ async def test_storage_check(service: Service) -> None:
     rows = await service.call("storageCheck")
     assert {row["result"] for row in rows} == {"ok"}
     assert [row["check"] for row in rows][:5] == ["rights", "create-only", "race", "range", "list order"]
-    env = service.backend.store.env
+    env = service.backend.parts.store.env
     assert await env.listing("_probe/", kind="format") == []
 
 
 async def test_storage_check_finds_a_store_that_overwrites(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = service.backend.bucket.driver
+    driver = service.backend.parts.bucket.driver
     inner: Any = driver._inner
     put = inner.put
 
@@ -409,7 +409,7 @@ async def test_delete_a_user(start: Callable[..., Any], tmp_path: Path) -> None:
         assert what["user database"]["result"].startswith("still known")
         assert {"journal lines", "backups", "other backends"} <= set(what)
         assert "object versions" not in what, "a directory has none"
-        env = service.backend.store.env
+        env = service.backend.parts.store.env
         keys = [info.key for info in await env.listing("", kind="mail")]
         assert [key for key in keys if "anna" in key] == []
         assert [key for key in keys if "ben" in key]
@@ -419,8 +419,8 @@ async def test_delete_a_user(start: Callable[..., Any], tmp_path: Path) -> None:
         assert await service.call("search", user=ANNA, query=["ALL"]) == [], "a new user"
         await service.call("oboxUserDelete", user=ANNA)
     async with start() as service:  # nothing of it comes back with the journal
-        assert ANNA not in service.backend.store.users
-        keys = [info.key for info in await service.backend.store.env.listing("", kind="mail")]
+        assert ANNA not in service.backend.parts.store.users
+        keys = [info.key for info in await service.backend.parts.store.env.listing("", kind="mail")]
         assert [key for key in keys if "anna" in key] == []
 
 
@@ -428,11 +428,11 @@ async def test_a_deleted_user_does_not_come_back_after_a_crash(tmp_path: Path, s
     async with start() as service:
         await service.deliver(ANNA, [mail(1)])
         await service.call("flagsAdd", user=ANNA, flag=["\\Seen"], query=["MAILBOX", "INBOX", "ALL"])
-        await service.backend.store.journal.sync()
+        await service.backend.parts.store.journal.sync()
         await service.call("oboxUserDelete", user=ANNA)
         from obox.store import takeover
 
-        env = service.backend.store.env
+        env = service.backend.parts.store.env
         found = await takeover.take_over(env, None, lambda backend: False)
         assert ANNA not in found.pending
 
@@ -457,9 +457,9 @@ async def test_an_interrupted_deletion_is_begun_again(
 
         monkeypatch.setattr(operate, "_delete", failing)
         assert (await service.fails("oboxUserDelete", user=ANNA))[0] == 69
-        assert not service.backend.store.barred
+        assert not service.backend.parts.store.barred
         await service.call("oboxUserDelete", user=ANNA)
-        keys = [info.key for info in await service.backend.store.env.listing("", kind="mail")]
+        keys = [info.key for info in await service.backend.parts.store.env.listing("", kind="mail")]
         assert [key for key in keys if "anna" in key] == []
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from obox.auth import PasswdFile, Problem, Quota, add_user, list_users, rename_user
+from obox.accounts import Quota
+from obox.auth import PasswdFile, Problem, add_user, list_users, rename_user
 from obox.auth.passwdfile import parse
 from obox.auth.users import parse_quota_rule
 from obox.errors import Exists, Invalid, NotFound, Temporary, Unavailable

@@ -72,7 +72,7 @@ async def test_an_honest_user_waits_for_one_hash_of_each_address(auth: Authentic
     honest = asyncio.create_task(auth.verify("honest", "right", remote="198.51.100.7"))
     await settle()
     hasher.gate.set()
-    assert (await honest).user == "honest"
+    assert (await honest).name == "honest"
     before = hasher.passwords.index("right")
     assert before <= len(ATTACKERS) + 1, "one hash was under way, then each address had its turn"
     await asyncio.wait(attempts)
@@ -86,7 +86,7 @@ async def test_a_password_that_was_right_lately_is_not_hashed(auth: Authenticato
     hasher.gate.clear()
     attempts = attack(auth, ATTACKERS[0], 100)
     await settle()
-    assert (await auth.verify("honest", "right", remote="198.51.100.8")).user == "honest"
+    assert (await auth.verify("honest", "right", remote="198.51.100.8")).name == "honest"
     assert hasher.passwords == ["right"]
     hasher.gate.set()
     await asyncio.wait(attempts)

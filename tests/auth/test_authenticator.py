@@ -63,7 +63,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 async def test_right_and_wrong(world: World) -> None:
-    assert (await world.auth.verify("BOB", "x", remote="")).user == "bob"
+    assert (await world.auth.verify("BOB", "x", remote="")).name == "bob"
     for user, password in [("bob", "y"), ("bob", ""), ("nobody", "x"), ("a/b", "x"), ("none", ""), ("bob", "z" * 2000)]:
         await world.fails(user, password, remote="")
 
@@ -96,7 +96,7 @@ async def test_disabled_is_told_to_the_owner_alone(world: World) -> None:
 
 
 async def test_nopassword(world: World) -> None:
-    assert (await world.auth.verify("any", "whatever", remote="")).user == "any"
+    assert (await world.auth.verify("any", "whatever", remote="")).name == "any"
 
 
 async def test_kinds() -> None:
@@ -169,7 +169,7 @@ async def test_other_users_times_and_delays(world: World, tmp_path: Path) -> Non
     other = tmp_path / "other"
     other.write_text("zoe:{PLAIN}z\n")
     world.auth.use(world.users.moved(other, ""), cache_ttl_s=0.0, delays_s=[0.0])
-    assert (await world.auth.verify("zoe", "z", remote="")).user == "zoe"
+    assert (await world.auth.verify("zoe", "z", remote="")).name == "zoe"
     await world.fails("bob", "x", remote="")
 
 

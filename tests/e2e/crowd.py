@@ -123,7 +123,9 @@ class Crowd:
                 if client is not None:
                     client.close()
 
-    async def _work(self, client: Imap, rng: random.Random, user: str, pause_s: float) -> None:
+    async def _work(  # noqa: C901, PLR0912 - one branch for each thing that a client does
+        self, client: Imap, rng: random.Random, user: str, pause_s: float
+    ) -> None:
         async def say(text: str, literal: bytes | None = None) -> list[bytes]:
             answer, lines = await client.command(text, literal)
             self.commands += 1

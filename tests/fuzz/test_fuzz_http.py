@@ -148,7 +148,7 @@ async def test_http(tmp_path: Path, fuzz_seconds: float) -> None:
         async with running(write_config(tmp_path)) as service:
             await service.deliver("anna@example.org", [mail(n) for n in range(20)])
             host, _, port = service.backend.listeners.addresses("http")[0].rpartition(":")
-            socket = service.backend.config.state_dir / "admin.sock"
+            socket = service.backend.parts.config.state_dir / "admin.sock"
 
             async def one() -> None:
                 nonlocal answered

@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from obox.auth import Quota
+from obox.accounts import Quota
 from obox.imap.settings import ImapSettings
 from tests.fuzz.imap_commands import Commands
 from tests.imap.grammar import Ungrammatical, parse

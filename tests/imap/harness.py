@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fscache import Fscache
 from metacache import Metacache
-from obox.auth import AuthFailed, Disabled, Quota, UserEntry
+from obox.accounts import Account, Quota, storage_id
+from obox.auth import AuthFailed, Disabled
 from obox.imap.server import ImapServer
 from obox.imap.settings import ImapSettings
 from obox.objectstore import Codec, Settings, open_store
@@ -34,12 +35,12 @@ class Passwords:
         self.passwords = passwords
         self.quota = Quota()
 
-    async def verify(self, user: str, password: str, *, remote: str) -> UserEntry:
+    async def verify(self, user: str, password: str, *, remote: str) -> Account:
         if self.passwords.get(user) != password:
             raise AuthFailed("Authentication failed")
         if user == "gone":
             raise Disabled("Your account is closed")
-        return UserEntry(user, "", quota=self.quota)
+        return Account(user, storage_id(user), self.quota)
 
 
 @asynccontextmanager

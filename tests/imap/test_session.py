@@ -542,7 +542,7 @@ async def test_quota_and_users_come_from_the_account(tmp_path: Path) -> None:
         assert isinstance(server, ImapServer)
         authenticator = server.context.authenticator
         assert isinstance(authenticator, Passwords)
-        from obox.auth import Quota
+        from obox.accounts import Quota
 
         authenticator.quota = Quota(storage_bytes=100, messages=None)
         client = await running.client(login="anna")

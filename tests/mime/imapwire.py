@@ -14,7 +14,7 @@ class WireError(AssertionError):
     """Not IMAP."""
 
 
-def read(data: bytes) -> Any:
+def read(data: bytes) -> Any:  # noqa: C901, PLR0912 - one loop over the grammar
     """The one value that the data is: lists, bytes for strings, None for NIL, int for numbers."""
     stack: list[list[Any]] = [[]]
     at = 0

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from obox.escaping import ESCAPED_BYTES_MAX, escape, unescape
 from obox.objectstore import keys
 from obox.types import Guid, StorageId, Uid
 
@@ -40,14 +41,14 @@ def test_literal_keys() -> None:
 @given(names)
 def test_escape_is_one_safe_element_and_comes_back(name: str) -> None:
     try:
-        escaped = keys.escape(name)
+        escaped = escape(name)
     except ValueError:
-        assert len(name.encode()) > keys.ESCAPED_BYTES_MAX // 3
+        assert len(name.encode()) > ESCAPED_BYTES_MAX // 3
         return
     assert set(escaped) <= set(string.ascii_lowercase + string.digits + "@._+-%")
     assert escaped[0] not in "._"
-    assert len(escaped) <= keys.ESCAPED_BYTES_MAX
-    assert keys.unescape(escaped) == name
+    assert len(escaped) <= ESCAPED_BYTES_MAX
+    assert unescape(escaped) == name
 
 
 @pytest.mark.parametrize(
@@ -55,18 +56,18 @@ def test_escape_is_one_safe_element_and_comes_back(name: str) -> None:
     [("bob", "bob"), ("a/b", "a%2fb"), ("..", "%2e."), ("_x", "%5fx"), ("ä", "%c3%a4"), ("A", "%41"), ("50%", "50%25")],
 )
 def test_escape_literals(name: str, escaped: str) -> None:
-    assert keys.escape(name) == escaped
+    assert escape(name) == escaped
 
 
 @pytest.mark.parametrize("text", ["", "A", "a/b", "%", "%4", "%4G", ".a", "_a", "%61", "%ff", "ä", "x" * 601, "a\n"])
 def test_unescape_refuses_what_escape_never_makes(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        keys.unescape(text)
+        unescape(text)
 
 
 @given(names.filter(lambda n: len(n.encode()) < 150), st.uuids(), st.integers(1, 2**32 - 1))
 def test_mail_keys_come_back(name: str, uuid: object, uid: int) -> None:
-    sid, guid = StorageId(keys.escape(name)), Guid(str(uuid).replace("-", ""))
+    sid, guid = StorageId(escape(name)), Guid(str(uuid).replace("-", ""))
     key = keys.mail_key(sid, guid, Uid(uid))
     assert keys.parse_mail_key(key) == (sid, guid, uid)
     assert key.startswith(keys.mail_prefix(sid, guid))
@@ -79,7 +80,7 @@ def test_mail_keys_come_back(name: str, uuid: object, uid: int) -> None:
     st.sampled_from(keys.FORMS),
 )
 def test_bundle_keys_come_back(name: str, version: int, writer: str, form: keys.Form) -> None:
-    sid, writer = StorageId(keys.escape(name)), keys.escape(writer)
+    sid, writer = StorageId(escape(name)), escape(writer)
     for box in (GUID, keys.ROOT):
         key = keys.bundle_key(sid, box, version, writer, form)
         assert keys.parse_bundle_key(key) == (sid, box, version, writer, form)
@@ -88,7 +89,7 @@ def test_bundle_keys_come_back(name: str, version: int, writer: str, form: keys.
 
 @given(names.filter(lambda n: len(n.encode()) < 150), names.filter(lambda n: len(n.encode()) < 150), numbers)
 def test_journal_keys_come_back(backend: str, boot: str, seq: int) -> None:
-    backend, boot = keys.escape(backend), keys.escape(boot)
+    backend, boot = escape(backend), escape(boot)
     assert keys.parse_journal_key(keys.journal_key(backend, boot, seq)) == (backend, boot, seq)
 
 

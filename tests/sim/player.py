@@ -157,9 +157,7 @@ class Player:
             return None
         return token_of(CODEC.decode(stored[0], owner_of(key), lenient=True).payload)
 
-    async def store(  # noqa: PLR0917 - as a client says it
-        self, node: Node, name: str, guid: str, uids: list[int], op: str, flags: list[str]
-    ) -> None:
+    async def store(self, node: Node, name: str, guid: str, uids: list[int], op: str, flags: list[str]) -> None:
         box = await self._select(node, name)
         if box is None:
             return
@@ -187,9 +185,7 @@ class Player:
         changes = [(mail.live, False) for mail in mails]
         await self.ask(node, f"expunge {name} {uids}", lambda store: box.expunge(array), changes, durable=False)
 
-    async def copy(  # noqa: PLR0917 - as a client says it
-        self, node: Node, name: str, guid: str, uids: list[int], to: str, to_guid: str, move: bool
-    ) -> None:
+    async def copy(self, node: Node, name: str, guid: str, uids: list[int], to: str, to_guid: str, move: bool) -> None:
         box = await self._select(node, name)
         if box is None:
             return

@@ -1,104 +1,26 @@
-"""How a configuration is found, read, checked and shown.
+"""How a configuration is found, read and checked, and what it is for one client.
 
-The table of all settings is `obox._settings`. Parsing, environment names, `obox config`, `obox.toml` and
-`docs/config.md` follow from it (tests hold the last two). A `Config` is frozen: a reload makes a new one. Invariant: a
-`Config` that `load` returned has been checked; anything else is a `ConfigError`, one line that names the key, the value
-and what is allowed. Sources, the later wins: default, file, environment, overrides. What a [remote] section says holds
-for the clients of its network over all of them. Knows values, not what is done with them.
+Invariant: a `Config` that `load` returned has been checked; anything else is a
+`ConfigError`, one line that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 import socket
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
-from obox import _settings
-from obox import _values as kinds
-from obox._settings import Config, Remote
-from obox._values import Amount, Kind, Listen, NewMailbox, Secret
+from obox.config import _values as kinds
+from obox.config._settings import Config, Remote
+from obox.config._table import PREFIX, REMOTE, SECTIONS, TABLE, Setting, remote_section, rows_of, settings
 from obox.errors import ConfigError
 
-__all__ = [
-    "Amount",
-    "Config",
-    "Listen",
-    "NewMailbox",
-    "Remote",
-    "Secret",
-    "Setting",
-    "by_client",
-    "describe",
-    "load",
-    "remote_section",
-    "settings",
-]
-
 T = TypeVar("T")
-
-_PREFIX = "OBOX_"
-_REMOTE: Final = "remote"
-_MARKS: Final = '# "; restart": a change waits for one; all others are used at a reload'
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row of the table, for those who check documents against it."""
-
-    section: str
-    name: str
-    kind: Kind
-    default: str
-    doc: str
-    remote: bool
-    restart: bool
-    """A change of it waits for one."""
-
-    @property
-    def key(self) -> str:
-        return f"{self.section}.{self.name}" if self.section else self.name
-
-    @property
-    def env(self) -> str:
-        return _PREFIX + self.key.upper().replace(".", "__")
-
-    def default_toml(self) -> str:
-        """The default as a line of `obox.toml` would say it."""
-        if self.key == "storage.url":
-            return '""'
-        return self.kind.show(self.kind.parse(self.default, Path()))
-
-
-def _sections() -> dict[str, tuple[type[Any], bool]]:
-    """Section name -> (dataclass, whether it may be absent)."""
-    out = {}
-    for name, hint in get_type_hints(Config, vars(_settings)).items():
-        classes = [cls for cls in get_args(hint) or (hint,) if hasattr(cls, "__dataclass_fields__")]
-        if classes:
-            out[name] = (classes[0], type(None) in get_args(hint))
-    return out
-
-
-def _rows(section: str, cls: type[Any]) -> Iterator[Setting]:
-    for row in fields(cls):
-        if "kind" in row.metadata:
-            yield Setting(section, row.name, **row.metadata)
-
-
-SECTIONS = _sections()
-_TABLE = {row.key: row for section, cls in [("", Config), *((s, c) for s, (c, _) in SECTIONS.items())]
-          for row in _rows(section, cls)}  # fmt: skip
-
-
-def settings() -> tuple[Setting, ...]:
-    """Every setting, in the order of the table."""
-    return tuple(_TABLE.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +46,17 @@ class _Section:
         return remote_section(self.network)
 
     def origins(self) -> Iterator[tuple[str, str]]:
-        """Once it has been checked: key with the network's one spelling, where its value came from."""
+        """Once it has been checked: key with the network's one spelling, where its
+        value came from.
+        """
         shown = remote_section(kinds.read_network(self.network))
         return ((f"{shown}.{key}", given.origin) for key, given in self.given.items())
 
 
-def remote_section(network: object) -> str:
-    """The name of a [remote] section."""
-    return f"{_REMOTE}.{kinds.quote(str(network))}"
-
-
 def find_file(path: str | None, environ: Mapping[str, str]) -> Path | None:
-    """The file to read: one that was named must be there, the usual places may be empty."""
+    """The file to read: one that was named must be there, the usual places may be
+    empty.
+    """
     named = path or environ.get("OBOX_CONFIG")
     if named:
         if not Path(named).is_file():
@@ -154,8 +75,9 @@ def load(
 ) -> Config:
     """Find, read and check a configuration.
 
-    path: the file that `-c` named. environ: the environment; none is an empty one. overrides: (key, value) pairs of the
-    command line, such as ("imap.listen", "127.0.0.1:0"); they win over all.
+    path: the file that `-c` named. environ: the environment; none is an empty one.
+    overrides: (key, value) pairs of the command line, such as ("imap.listen",
+    "127.0.0.1:0"); they win over all.
     Raises: ConfigError.
     """
     environ = environ or {}
@@ -171,7 +93,7 @@ def load(
         _known(key, "command line")
         given[key] = _Given(raw, "command line")
     present |= {key.partition(".")[0] for key in given}
-    values = {key: _parse(row, given.get(key), base, file) for key, row in _TABLE.items()
+    values = {key: _parse(row, given.get(key), base, file) for key, row in TABLE.items()
               if row.section in present or not row.section or not SECTIONS[row.section][1]}  # fmt: skip
     origins = {key: given[key].origin if key in given else "default" for key in values}
     _check(values, origins)
@@ -181,7 +103,7 @@ def load(
         origins |= dict(section.origins())
     built: dict[str, Any] = {}
     for name, (cls, optional) in SECTIONS.items():
-        mine = {row.name: values[row.key] for row in _rows(name, cls) if row.key in values}
+        mine = {row.name: values[row.key] for row in rows_of(name, cls) if row.key in values}
         off = optional and not mine.get("listen")
         built[name] = None if off else cls(**mine)
     return Config(state_dir=values["state_dir"], file=file, origins=origins, remotes=remotes, **built)
@@ -189,15 +111,17 @@ def load(
 
 def _known(key: str, origin: str, *, shown: str = "") -> None:
     """Raises ConfigError for a key that no setting has. shown: the key as written."""
-    if key in _TABLE:
+    if key in TABLE:
         return
+    import difflib
+
     section, _, name = key.rpartition(".")
     if section in SECTIONS:
-        near = difflib.get_close_matches(name, [row.name for row in _TABLE.values() if row.section == section], 1, 0.5)
-        elsewhere = [row.key for row in _TABLE.values() if row.name == name]
+        near = difflib.get_close_matches(name, [row.name for row in TABLE.values() if row.section == section], 1, 0.5)
+        elsewhere = [row.key for row in TABLE.values() if row.name == name]
         hint = [f"{section}.{near[0]}"] if near else elsewhere
     else:
-        hint = difflib.get_close_matches(key, [*_TABLE, *SECTIONS], 1, 0.5)
+        hint = difflib.get_close_matches(key, [*TABLE, *SECTIONS], 1, 0.5)
     known = f"did you mean {hint[0]}?" if hint else "known sections: " + ", ".join(SECTIONS)
     raise ConfigError(f"{shown or key} ({origin}): unknown setting; {known}")
 
@@ -214,7 +138,7 @@ def _read_file(file: Path, given: dict[str, _Given], present: set[str], remotes:
         raise ConfigError(f"{file}: not TOML: {' '.join(str(error).split())}") from error
     lines = text.splitlines()
     for name, value in document.items():
-        if name == _REMOTE:
+        if name == REMOTE:
             _read_remotes(file, lines, value, remotes)
             continue
         if name not in SECTIONS or not isinstance(value, dict):
@@ -232,12 +156,14 @@ def _read_file(file: Path, given: dict[str, _Given], present: set[str], remotes:
 
 
 def _read_remotes(file: Path, lines: Sequence[str], value: object, remotes: list[_Section]) -> None:
-    """[remote."10.0.0.0/8"]: tables as the whole file has them; TOML's `imap.idle_timeout = …` is one too."""
+    """[remote."10.0.0.0/8"]: tables as the whole file has them; TOML's
+    `imap.idle_timeout = …` is one too.
+    """
     if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
-        line = _line(lines, "", _REMOTE)
-        raise ConfigError(f'{_REMOTE} ({file}:{line}): has sections by network: allowed: [remote."10.0.0.0/8"]')
+        line = _line(lines, "", REMOTE)
+        raise ConfigError(f'{REMOTE} ({file}:{line}): has sections by network: allowed: [remote."10.0.0.0/8"]')
     for network, table in value.items():
-        header = f"{_REMOTE}.{network}"
+        header = f"{REMOTE}.{network}"
         start = _line(lines, "", header)
         found = _Section(network, f"{file}:{start}", {})
         for section, inner in table.items():
@@ -258,7 +184,7 @@ def _parse_remote(section: _Section, base: Path) -> Remote:
     values = {}
     for key, given in section.given.items():
         _known(key, given.origin, shown=given.key)
-        row = _TABLE[key]
+        row = TABLE[key]
         if not row.remote:
             allowed = ", ".join(one.key for one in settings() if one.remote)
             raise ConfigError(_refusal(row, given, f"is the same for all clients; allowed here: {allowed}"))
@@ -278,46 +204,15 @@ def _parse_remotes(sections: Sequence[_Section], base: Path) -> tuple[Remote, ..
     return tuple(sorted(out.values(), key=lambda remote: remote.network.prefixlen, reverse=True))
 
 
-def by_client(config: Config, make: Callable[[Config], T]) -> Callable[[str], T]:
-    """`make` of the configuration as it is for a client, by the client's address; made once for each network.
-
-    The address is text; empty, a unix socket, is in no network. Of the networks that hold it, the most specific that
-    says something of a setting wins. An IPv4 address is one also where it came over an IPv6 socket.
-    """
-    default = make(config)
-    made = [(remote.network, make(_for_network(config, remote.network))) for remote in config.remotes]
-
-    def find(address: str) -> T:
-        if not made or not address:
-            return default
-        try:
-            found = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return default
-        found = getattr(found, "ipv4_mapped", None) or found
-        return next((value for network, value in made if found in network), default)
-
-    return find
-
-
-def _for_network(config: Config, network: kinds.Network) -> Config:
-    """The configuration with what [remote] says of a network and of those that hold it, the widest first."""
-    for remote in reversed(config.remotes):
-        if remote.network.version == network.version and network.subnet_of(remote.network):
-            for key, value in remote.values.items():
-                section, _, name = key.partition(".")
-                if (now := getattr(config, section)) is not None:
-                    config = replace(config, **{section: replace(now, **{name: value})})
-    return config
-
-
 def _line(lines: Sequence[str], section: str, name: str) -> int:
     """The line of a key that is there, 1 if it cannot be found."""
     return _find(lines, section, name) or 1
 
 
 def _find(lines: Sequence[str], section: str, name: str) -> int:
-    """The line of a key, 0 if none is found. tomllib keeps no positions; this finds the usual ways to write it."""
+    """The line of a key, 0 if none is found. tomllib keeps no positions; this finds the
+    usual ways to write it.
+    """
     bare, sub = re.escape(name), re.escape(section)
     here, in_key, best = "", rf"\s*[\"']?{bare}[\"']?\s*[=.]", 0
     dotted = rf"\s*{sub}\s*\.\s*[\"']?{bare}[\"']?\s*[=.]"
@@ -334,18 +229,20 @@ def _find(lines: Sequence[str], section: str, name: str) -> int:
 
 
 def _read_environ(environ: Mapping[str, str], given: dict[str, _Given]) -> None:
-    names = {row.env: row for row in _TABLE.values()}
+    names = {row.env: row for row in TABLE.values()}
     for name, text in sorted(environ.items()):
         if name in names:
             given[names[name].key] = _Given(text, name)
-        elif name.startswith(_PREFIX) and "__" in name and not _secret_file(name, text, environ, names, given):
-            _known(name.removeprefix(_PREFIX).lower().replace("__", "."), name)
+        elif name.startswith(PREFIX) and "__" in name and not _secret_file(name, text, environ, names, given):
+            _known(name.removeprefix(PREFIX).lower().replace("__", "."), name)
 
 
 def _secret_file(
     name: str, text: str, environ: Mapping[str, str], names: Mapping[str, Setting], given: dict[str, _Given]
 ) -> bool:
-    """Read a secret from the file that `…_FILE` names, as container runtimes hand it out, without its last newline."""
+    """Read a secret from the file that `…_FILE` names, as container runtimes hand it
+    out, without its last newline.
+    """
     row = names.get(name.removesuffix("_FILE"))
     if not name.endswith("_FILE") or row is None or not row.kind.from_file:
         return False
@@ -383,7 +280,7 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
     """What no single value shows."""
 
     def refuse(key: str, why: str) -> None:
-        raise ConfigError(f"{key} = {_TABLE[key].kind.show(values[key])} ({origins[key]}): {why}")
+        raise ConfigError(f"{key} = {TABLE[key].kind.show(values[key])} ({origins[key]}): {why}")
 
     if values["server.workers"] > 1:
         refuse("server.workers", "several workers behind one address are not there yet; allowed: 1")
@@ -411,34 +308,38 @@ def _derive(values: dict[str, Any]) -> None:
         values["lmtp.max_mail_size"] = values["quota.max_mail_size"]
 
 
-def describe(config: Config, *, changed_only: bool = False) -> str:
-    """The effective configuration as TOML that `load` reads again, each line with its origin; secrets masked.
+def by_client(config: Config, make: Callable[[Config], T]) -> Callable[[str], T]:
+    """`make` of the configuration as it is for a client, by the client's address; made
+    once for each network.
 
-    changed_only: without settings that have their default value, and without sections that are off.
+    The address is text; empty, a unix socket, is in no network. Of the networks that
+    hold it, the most specific that says something of a setting wins. An IPv4 address is
+    one also where it came over an IPv6 socket.
     """
+    default = make(config)
+    made = [(remote.network, make(_for_network(config, remote.network))) for remote in config.remotes]
 
-    def lines(section: str, cls: type[Any], found: Any) -> list[str]:
-        out = []
-        for row in _rows(section, cls):
-            origin, shown = config.origins.get(row.key, "default"), row.kind.show(getattr(found, row.name))
-            if changed_only and (origin == "default" or shown == row.default_toml()):
-                continue
-            out.append(f"{row.name} = {shown}  # {origin}{'; restart' if row.restart else ''}")
-        return out
+    def find(address: str) -> T:
+        if not made or not address:
+            return default
+        try:
+            found = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return default
+        found = getattr(found, "ipv4_mapped", None) or found
+        return next((value for network, value in made if found in network), default)
 
-    out = [f"# file: {config.file or 'none'}", _MARKS]
-    out += lines("", Config, config)
-    for name, (cls, may_be_off) in SECTIONS.items():
-        section = getattr(config, name)
-        if section is None:
-            out += [] if changed_only else ["", f"# [{name}] is off"]
-            continue
-        found = lines(name, cls, section)
-        if found or may_be_off or not changed_only:  # a section that is there turns its protocol on
-            out += ["", f"[{name}]", *found]
-    for remote in config.remotes:
-        shown = remote_section(remote.network)
-        out += ["", f"[{shown}]"]
-        for key, value in remote.values.items():
-            out.append(f"{key} = {_TABLE[key].kind.show(value)}  # {config.origins.get(f'{shown}.{key}', 'default')}")
-    return "\n".join(out) + "\n"
+    return find
+
+
+def _for_network(config: Config, network: kinds.Network) -> Config:
+    """The configuration with what [remote] says of a network and of those that hold it,
+    the widest first.
+    """
+    for remote in reversed(config.remotes):
+        if remote.network.version == network.version and network.subnet_of(remote.network):
+            for key, value in remote.values.items():
+                section, _, name = key.partition(".")
+                if (now := getattr(config, section)) is not None:
+                    config = replace(config, **{section: replace(now, **{name: value})})
+    return config

@@ -1,8 +1,9 @@
-"""Kinds of values that a setting can have: each reads TOML or environment text, and writes TOML back.
+"""Kinds of values that a setting can have: each reads TOML or environment text, and
+writes TOML back.
 
-A kind answers with a `ValueError` whose text says what is allowed; who asked (key, file, line) is known one room up, in
-`obox.config`. Text of the environment and values of TOML go through the same `parse`, so both accept the same words.
-A leaf: imports nothing of obox.
+A kind answers with a `ValueError` whose text says what is allowed; `_load` adds the
+key, the file and the line. Text of the environment and values of TOML go through the
+same `parse`, so both accept the same words. A leaf: imports nothing of obox.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ MASK = "********"
 
 
 class Secret:
-    """Text that shows only when asked for by name: not in a repr, a log line, or `obox config`."""
+    """Text that shows only when asked for by name: not in a repr, a log line, or `obox
+    config`.
+    """
 
     __slots__ = ("_text",)
 
@@ -75,7 +78,8 @@ class Amount:
 class Listen:
     """One listening address: `host` and `port`, or the `path` of a unix socket.
 
-    tls: implicit TLS from the first byte. proxy: each connection starts with a PROXY protocol header.
+    tls: implicit TLS from the first byte. proxy: each connection starts with a PROXY
+    protocol header.
     """
 
     host: str = ""
@@ -86,7 +90,9 @@ class Listen:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can connect: a unix socket, or an address of the loopback net."""
+        """Whether only this machine can connect: a unix socket, or an address of the
+        loopback net.
+        """
         if self.path is not None or self.host == "localhost":
             return True
         try:
@@ -102,7 +108,9 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class NewMailbox:
-    """A mailbox made and subscribed at a user's first login. special_use: RFC 6154 attribute, or empty."""
+    """A mailbox made and subscribed at a user's first login. special_use: RFC 6154
+    attribute, or empty.
+    """
 
     name: str
     special_use: str = ""
@@ -115,8 +123,10 @@ class NewMailbox:
 class Kind:
     """How one kind of value is read and written.
 
-    parse: TOML value or text, and the directory that relative paths start from. Raises ValueError.
-    show: the value as TOML. allowed: what an operator may write, the end of the error line and a column of the manual.
+    parse: TOML value or text, and the directory that relative paths start from. Raises
+    ValueError.
+    show: the value as TOML. allowed: what an operator may write, the end of the error
+    line and a column of the manual.
     from_file: the environment may name a file that holds the value (`…_FILE`).
     """
 
@@ -187,7 +197,9 @@ def read_network(raw: object) -> Network:
 
 
 def read_priority_weights(text: str) -> tuple[tuple[float, float], ...]:
-    """`<percent>% +<duration>` for each metacache priority 0 to 3, as (percent, boost in seconds)."""
+    """`<percent>% +<duration>` for each metacache priority 0 to 3, as (percent, boost
+    in seconds).
+    """
     words = text.split()
     if len(words) != 8 or not all(word.endswith("%") for word in words[::2]):
         raise ValueError
@@ -206,7 +218,10 @@ def read_size_weights(text: str) -> tuple[tuple[int, float], tuple[int, float]]:
 
 
 def read_moment(raw: object) -> float:
-    """Unix seconds; 0 or empty is none. Text: seconds, or a date and time with its zone."""
+    """Unix seconds; 0 or empty is none.
+
+    Text: seconds, or a date and time with its zone.
+    """
     if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
         return float(raw)
     text = _text(raw).strip()
@@ -376,7 +391,10 @@ def list_of(allowed: str, parse_one: Callable[[object, Path], Any]) -> Kind:
 
 
 def _keys(raw: object, base: Path) -> Mapping[str, Path]:
-    """Key ids and their files, in order: the first encrypts. Text form: `id=file,id=file`."""
+    """Key ids and their files, in order: the first encrypts.
+
+    Text form: `id=file,id=file`.
+    """
     if isinstance(raw, str):
         raw = dict(item.strip().split("=", 1) for item in raw.split(",") if item.strip())
     if not isinstance(raw, dict) or not all(re.fullmatch(r"[A-Za-z0-9._-]{1,32}", key) for key in raw):

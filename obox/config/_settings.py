@@ -1,7 +1,8 @@
 """Every setting, once: its name, kind, default and reason.
 
-The dataclasses below are the table; `obox.config` reads, checks and shows what follows from it. An absent section of a
-protocol is None, which is "off". Invariant: plain values, no behaviour. Seconds are floats, sizes are bytes.
+The dataclasses below are the table; the other files of this room read, check and show
+what follows from it. A section of a protocol that is absent is None, which means "off".
+Invariant: plain values, no behaviour. Seconds are floats, sizes are bytes.
 """
 
 # ruff: noqa: RUF009 - the rows of the table are fields, each with a fresh value
@@ -13,15 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from obox import _values as kinds
-from obox._values import Amount, Kind, Listen, Network, NewMailbox, Secret
+from obox.config import _values as kinds
+from obox.config._values import Amount, Kind, Listen, Network, NewMailbox, Secret
 
 
 def _set(kind: Kind, default: str, doc: str, *, remote: bool = False, restart: bool = False) -> Any:
-    """One row of the table. default: as an operator would write it; text, as in the environment.
+    """One row of the table. default: as an operator would write it; text, as in the
+    environment.
 
-    remote: a [remote] section may say otherwise for some clients. restart: a change waits for one; all others are used
-    at a reload, and `obox.reload` sees to it.
+    remote: a [remote] section may say otherwise for some clients. restart: a change
+    waits for one; all others are used at a reload, and `obox.reload` sees to it.
     """
     return field(
         default_factory=lambda: kind.parse(default, Path()),
@@ -320,14 +322,18 @@ class Http:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """An address of its own for /metrics and the probes; without this section [http] has them."""
+    """An address of its own for /metrics and the probes; without this section [http]
+    has them.
+    """
 
     listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:9143", "addresses", restart=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Certificates, for "/tls" addresses and STARTTLS; read again when they change, and at a reload."""
+    """Certificates, for "/tls" addresses and STARTTLS; read again when they change, and
+    at a reload.
+    """
 
     cert: tuple[Path, ...] = _set(kinds.PATHS, "", "PEM chains; with several the name that the client asks for selects")
     key: tuple[Path, ...] = _set(kinds.PATHS, "", "PEM keys, one for each cert, in the same order")
@@ -410,7 +416,9 @@ class Mailboxes:
 
 
 class Remote(NamedTuple):
-    """What is different for clients of one network. values: key -> value, as far as the section says something."""
+    """What is different for clients of one network. values: key -> value, as far as the
+    section says something.
+    """
 
     network: Network
     values: Mapping[str, Any]
@@ -418,7 +426,8 @@ class Remote(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole configuration. file: what was read, None if nothing. origins: key -> where its value came from.
+    """The whole configuration. file: what was read, None if nothing. origins: key ->
+    where its value came from.
 
     remotes: the most specific network first; `obox.config.by_client` applies them.
     """

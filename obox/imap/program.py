@@ -1,0 +1,50 @@
+"""One search program without a session: what an administrator's verb searches a mailbox with.
+
+The grammar is IMAP's own, so that a query of the command line means what a client's SEARCH means.
+Sequence numbers are those of the moment; nothing is saved (`$`), and nothing is \\Recent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from obox.errors import Invalid
+from obox.imap import _search
+from obox.imap._scan import Limits, Malformed, Scan
+from obox.imap.commands.search import to_query
+from obox.imap.sets import SequenceSet
+from obox.mailbox.search import Query
+from obox.mailbox.view import View
+from obox.store.api import Mailbox
+
+
+def parse_search(program: bytes) -> Callable[[Mailbox], Query]:
+    """Parse one search program. What comes out resolves it against a mailbox. Raises Invalid."""
+    try:
+        key = _search.search(Scan([b" " + program], 0, Limits()), b"a", True).key
+    except Malformed as error:
+        raise Invalid(f"search query: {error}") from error
+
+    def evaluate(mailbox: Mailbox) -> Query:
+        return to_query(cast(Any, _Alone(mailbox)), key)
+
+    return evaluate
+
+
+class _Alone:
+    """A mailbox as `to_query` sees it: the part of a session that a search asks."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._view = View(mailbox.state)
+
+    def need_mailbox(self) -> tuple[Mailbox, View]:
+        return self._mailbox, self._view
+
+    def resolve(self, sequence: SequenceSet, *, uid: bool, lenient: bool = False) -> Any:
+        """The UIDs that a set names."""
+        uids = self._view.uids
+        if uid:
+            return self._view.by_uid(sequence.resolve(int(uids[-1]) if len(uids) else 0))
+        return self._view.by_seq(sequence.resolve(len(uids)))

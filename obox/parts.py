@@ -1,0 +1,273 @@
+"""Every room of one backend, opened and closed at one place.
+
+`open` locks the state directory and opens what lies in it, in order; `Parts.close`
+closes it in reverse. A backend that serves, a reload, and the command line where no
+backend runs use the same.
+
+Invariant: whoever has `Parts` holds the lock of the state directory, so that two
+processes never write the same local state. `open` asks the bucket nothing, so that an
+unreachable one stops
+nothing: `Parts.start` asks. Refuses to know: protocols, addresses and signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import psutil
+import structlog
+
+from fscache import Fscache
+from metacache import Cleaner, Metacache
+
+from . import rooms
+from .auth import Authenticator, PasswdFile, Penalties
+from .config import Config
+from .errors import ConfigError, Unavailable
+from .objectstore import OpenStore, StoreError, needs_race, open_store, probe, require_one_winner
+from .store import Env, MailStore
+from .store.copies import Copies
+
+log = structlog.get_logger()
+
+RETRY_S: Final = 1.0
+"""Between attempts to reach the bucket at start."""
+
+TELL_S: Final = 1.0
+"""After which a start that waits for the bucket says why, for the first time."""
+
+TOLD_EVERY_S: Final = 60.0
+"""And then as often."""
+
+RACE_RETRY_S: Final = 60.0
+"""Between attempts to race for keys, while the bucket does not answer."""
+
+RACED: Final = "raced"
+"""In the local state: the bucket that has passed the race."""
+
+
+def boottime() -> float:
+    """Seconds that count while the machine sleeps: what the journal's lease is measured
+    with.
+    """
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Chance:
+    """The system's randomness, fetched in larger pieces.
+
+    Each system call lets other threads in; without the pieces there were two of them a
+    mail.
+    """
+
+    PIECE_BYTES: Final = 4096
+
+    def __init__(self) -> None:
+        self._piece = b""
+        self._at = 0
+
+    def __call__(self, count: int) -> bytes:
+        if self._at + count > len(self._piece):
+            self._piece, self._at = os.urandom(max(self.PIECE_BYTES, count)), 0
+        self._at += count
+        return self._piece[self._at - count : self._at]
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """What `open` opened. config and users: in use; a reload puts others into their
+    place.
+    """
+
+    config: Config
+    bucket: OpenStore
+    metacache: Metacache
+    fscache: Fscache
+    store: MailStore
+    copies: Copies
+    cleaner: Cleaner
+    users: PasswdFile
+    authenticator: Authenticator
+    closing: AsyncExitStack
+
+    async def close(self) -> None:
+        """Close everything in reverse and unlock the state directory. The second call
+        does nothing.
+
+        The store's own end, which uploads, comes before: `store.close`.
+        """
+        await self.closing.aclose()
+
+    async def start(self, *, patient: bool = True) -> None:
+        """Ask the bucket until it answers, then start the store.
+
+        A bucket that cannot do what we need is a ConfigError.
+        patient: False raises Unavailable, with the store's words, when it answers that
+        it refuses.
+        """
+        told: float | None = None
+
+        def tell(error: str) -> None:
+            nonlocal told
+            if told is None or boottime() - told >= TOLD_EVERY_S:
+                told = boottime()
+                log.warning("the bucket does not serve us; serving [UNAVAILABLE] until it does", error=error)
+
+        while True:
+            probing = asyncio.ensure_future(probe(self.bucket))
+            try:
+                while not (await asyncio.wait([probing], timeout=TELL_S))[0]:
+                    if self.bucket.last_failure:
+                        tell(self.bucket.last_failure)
+                await probing
+                break
+            except StoreError as exc:
+                if exc.permanent and not patient:
+                    raise Unavailable(f"the storage refuses: {exc}") from exc
+                tell(str(exc))
+                await asyncio.sleep(RETRY_S)
+            finally:
+                probing.cancel()
+        await self.store.start()
+
+    async def drop_unused(self) -> None:
+        """Drop the local copies that nobody has used for as long as the settings say."""
+        if unused_s := self.config.metacache.drop_at_start_older_than:
+            await self.cleaner.clean(unused_s=unused_s)
+
+    async def race(self) -> None:
+        """Once for each bucket: see that of several PUTs of one key one succeeds.
+
+        Call it once the store has started. Raises ConfigError for a bucket that lets
+        several succeed.
+        """
+        settings, metacache = self.bucket.settings, self.metacache
+        mark = f"{settings.url} {settings.endpoint_url}".encode()
+        if not needs_race(self.bucket) or metacache.get_state(RACED) == mark:
+            return
+        while True:
+            try:
+                await require_one_winner(self.bucket, now=time.time())
+                break
+            except StoreError as exc:
+                log.warning("whether the bucket lets one of several PUTs succeed is not known yet", error=str(exc))
+                await asyncio.sleep(RACE_RETRY_S)
+        metacache.put_state(RACED, mark)
+        await self.store.env.settle()
+
+
+async def open(config: Config) -> Parts:
+    """Open every room.
+
+    Raises ConfigError; what had been opened by then is closed again.
+    """
+    async with AsyncExitStack() as closing:
+        closing.enter_context(_locked(config.state_dir))
+        bucket = open_store(rooms.bucket_settings(config), log=log)
+        closing.push_async_callback(bucket.close)
+        metacache = Metacache(
+            config.metacache.path,
+            max_space=config.metacache.max_space,
+            max_grace=config.metacache.max_grace.of(config.metacache.max_space),
+            clock=time.time,
+            sync=config.metacache.sync,
+        )
+        closing.push_async_callback(metacache.close)
+        fscache = Fscache(config.fscache.path, max_size=config.fscache.max_size, clock=time.time)
+        closing.push_async_callback(fscache.close)
+        store = _store(config, bucket, metacache, fscache)
+        warn_of_small_disks(config)
+        copies = Copies(store, close_delay_s=config.metacache.close_delay)
+        users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
+        authenticator = Authenticator(
+            users, cache_ttl_s=config.auth.cache_ttl, penalties=Penalties(rooms.login_delays(config))
+        )
+        closing.callback(authenticator.close)
+        return Parts(
+            config=config,
+            bucket=bucket,
+            metacache=metacache,
+            fscache=fscache,
+            store=store,
+            copies=copies,
+            cleaner=Cleaner(metacache, copies, weights=rooms.weights(config), clock=time.time),
+            users=users,
+            authenticator=authenticator,
+            closing=closing.pop_all(),
+        )
+
+
+def _store(config: Config, bucket: OpenStore, metacache: Metacache, fscache: Fscache) -> MailStore:
+    store = MailStore(
+        Env(
+            bucket=bucket,
+            codec=rooms.codec(config),
+            metacache=metacache,
+            fscache=fscache,
+            settings=rooms.store_settings(config),
+            now=time.time,
+            clock=boottime,
+            sleep=asyncio.sleep,
+            random_bytes=Chance(),
+        )
+    )
+    if config.storage.url == "memory://":
+        store.begin_anew()
+    return store
+
+
+def _locked(path: Path) -> IO[str]:
+    """The lock of a state directory, held until it is closed: one process each.
+
+    Raises ConfigError.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / "lock").open("w")
+    except OSError as exc:
+        raise _unwritable(path, exc) from exc
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f'state_dir = "{path}": another backend uses it; allowed: one process each') from None
+    except OSError as exc:
+        lock.close()
+        raise _unwritable(path, exc) from exc
+    return lock
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f'state_dir = "{path}": {error.strerror}; allowed: a directory we can write')
+
+
+def warn_of_small_disks(config: Config) -> None:
+    """A cache that may grow larger than its disk works, but not as long as its limit
+    promises.
+    """
+    for key, path, most in (
+        ("fscache.max_size", config.fscache.path, config.fscache.max_size),
+        ("metacache.max_space", config.metacache.path, config.metacache.max_space),
+    ):
+        total = disk_room(path).get("disk_total_bytes", most)
+        if most > total:
+            log.warning("the disk is smaller than the cache may grow", setting=key, limit=most, disk=int(total))
+
+
+def disk_room(path: Path) -> dict[str, float]:
+    """Room on the file system that holds a directory, made or not, in bytes.
+
+    Empty while the file system does not answer.
+    """
+    try:
+        usage = psutil.disk_usage(str(next(place for place in (path, *path.parents) if place.exists())))
+    except OSError:
+        return {}
+    return {"disk_free_bytes": usage.free, "disk_total_bytes": usage.total}

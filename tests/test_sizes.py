@@ -1,0 +1,70 @@
+"""No function above 60 lines, no class above 25 public methods; each exception has its reason.
+
+The lists can only shrink: a name that no longer needs its place must go, and nothing new comes.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from layers import TREE, files
+
+FUNCTION_LINES_MAX = 60
+"""What fits a screen: longer ones have a second thing to do."""
+PUBLIC_METHODS_MAX = 25
+"""A class with more is two."""
+
+LONG: dict[str, str] = {
+    "obox.objectstore._open._cloud": "one row of options for each kind of bucket, and nothing else",
+    "obox.store._discover.load": "the steps of docs/format.md, Opening a mailbox; to be taken apart with Box and Stamp",
+    "obox.store.user.User.open": "the same steps for the root; to be taken apart with Box and Stamp",
+    "tests.e2e.test_clients.test_mbsync_both_ways_and_then_nothing": "one story of a client, read from top to bottom",
+    "tests.objectstore.test_faultproxy.test_what_is_told_is_true": "one story: each fault and what must be told",
+    "tests.servers.run_seaweedfs": "starts a server in the order that it needs, and stops it in reverse",
+}
+WIDE: dict[str, str] = {
+    "obox.imap._scan.Scan": "one method for each terminal of the grammar of RFC 9051",
+    "obox.mailbox._state.State": "the columns of a mailbox; to be divided into what joins and what is asked",
+    "obox.store.mailbox.Mailbox": "implements store.api and is reached into; to be divided with Box and Stamp",
+    "obox.store.user.User": "implements store.api and is reached into; to be divided with Box and Stamp",
+    "tests.fscache.test_fscache_model.FscacheMachine": "one method for each rule and invariant of the model",
+}
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def definitions(node: ast.AST, name: str) -> Iterator[tuple[str, Function | ast.ClassDef]]:
+    """Each function and class below a node, with its dotted name."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Function | ast.ClassDef):
+            inner = f"{name}.{child.name}"
+            yield inner, child
+            yield from definitions(child, inner)
+        else:
+            yield from definitions(child, name)
+
+
+DEFINITIONS = [pair for name, path in files(TREE).items() for pair in definitions(ast.parse(path.read_text()), name)]
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    found = {
+        name
+        for name, node in DEFINITIONS
+        if isinstance(node, Function) and (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES_MAX
+    }
+    assert not found - set(LONG), f"above {FUNCTION_LINES_MAX} lines"
+    assert not set(LONG) - found, "is short by now: take its name out"
+
+
+def test_no_class_has_too_many_public_methods() -> None:
+    found = set()
+    for name, node in DEFINITIONS:
+        if isinstance(node, ast.ClassDef):
+            public = {one.name for one in node.body if isinstance(one, Function) and not one.name.startswith("_")}
+            if len(public) > PUBLIC_METHODS_MAX:
+                found.add(name)
+    assert not found - set(WIDE), f"above {PUBLIC_METHODS_MAX} public methods"
+    assert not set(WIDE) - found, "is narrow by now: take its name out"

@@ -1,12 +1,13 @@
-"""Names of flags by bit, and how many keywords a mailbox takes.
+"""Names of flags by bit, and the number of keywords that a mailbox accepts.
 
-The bits of a mail are one 64-bit word: five system flags and KEYWORDS_MAX keywords. Whatever a
-client asks for is refused beyond that (`State.spell`). Two writers may bring more together: then
-the names from NARROW on have no bit in the word. Such a *wide* keyword is read from its stamps,
-more slowly, and shown like the others: a merge takes no flag from a mail.
+The bits of a mail are a 64-bit word: five system flags and KEYWORDS_MAX keywords. A
+client that asks for more keywords is refused (`State.spell`). Two writers may bring
+more together. The names from NARROW on then have no bit in the word. Such a *wide*
+keyword is read from its stamps, which is slower, and shown like the others: a merge
+takes no flag from a mail.
 
-A keyword that no mail has any more keeps its bit, and its place in FLAGS, until another keyword
-needs the place.
+A keyword that no mail has any more keeps its bit and its place in FLAGS until another
+keyword needs the place.
 
 Refuses to know: mails; who asks.
 """
@@ -20,11 +21,11 @@ from typing import Final
 from ._delta import SYSTEM_FLAGS
 
 NARROW: Final = 64
-"""Names that have a bit in the word."""
+"""The number of names that have a bit in the word."""
 
 
 class FlagNames:
-    """See the module's text. names: by bit, the first five are the system's."""
+    """See the module's text. names: by bit; the first five are the system's."""
 
     __slots__ = ("_coming", "names", "version")
 
@@ -43,7 +44,7 @@ class FlagNames:
         return self.names[NARROW:]
 
     def known(self, flag: str) -> str | None:
-        """The spelling of a flag that has a place; flags are case-insensitive."""
+        """The spelling of a flag that has a place. Flags are case-insensitive."""
         if flag in self.names:
             return flag
         low = flag.lower()
@@ -52,7 +53,8 @@ class FlagNames:
     def allot(self, name: str, used: Callable[[], set[str]]) -> None:
         """Give a keyword a place. used: the keywords that some mail has, in lower case.
 
-        Asked only where the word is full: the place of one that no mail has is given away.
+        `used` is called only if the word is full: the keyword then gets the place of a
+        keyword that no mail has.
         """
         self.version += 1
         if len(self.names) >= NARROW:
@@ -67,16 +69,20 @@ class FlagNames:
 
     @property
     def coming(self) -> set[str]:
-        """Keywords, in lower case, of mails that are not visible yet: they count against the limit."""
+        """Keywords, in lower case, of mails that are not visible yet. They count
+        against the limit.
+        """
         return set(self._coming)
 
     def expect(self, flags: Iterable[str]) -> Callable[[], None]:
-        """Count the keywords of mails that are about to be written; returns the call that ends it."""
+        """Count the keywords of mails that are about to be written. The call that is
+        returned ends the counting.
+        """
         names = [flag.lower() for flag in flags if flag not in SYSTEM_FLAGS]
         self._coming.update(names)
 
         def end() -> None:
             self._coming.subtract(names)
-            self._coming = +self._coming  # without those that nobody counts any more
+            self._coming = +self._coming  # drops keywords with a count of 0
 
         return end

@@ -21,9 +21,10 @@ from obox._values import Amount, Kind, Listen, Network, NewMailbox, Secret
 def _set(kind: Kind, default: str, doc: str, *, remote: bool = False, restart: bool = False) -> Any:
     """A row of the table.
 
-    default: the text that an operator would write in the environment. remote: a [remote]
-    section may have another value for some clients. restart: a change waits for a
-    restart; a reload (`obox.reload`) uses changes of all other settings.
+    default: the text that an operator would write in the environment.
+    remote: a [remote] section may have another value for some clients.
+    restart: a change waits for a restart; a reload (`obox.reload`) uses changes of
+    all other settings.
     """
     return field(
         default_factory=lambda: kind.parse(default, Path()),
@@ -139,7 +140,9 @@ class Fscache:
     """Local cache of mail bodies."""
 
     path: Path = _set(kinds.OPTIONAL_PATH, "", "empty: state_dir/fscache", restart=True)
-    max_size: int = _set(kinds.size(), "1G", "bodies above it are evicted: those that were read once before those that were read again")
+    max_size: int = _set(
+        kinds.size(), "1G", "bodies above it are evicted: those that were read once before those that were read again"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,10 @@ class Metacache:
         kinds.size("2M"), "1G", "above it indexes are flushed and cleaned, the lowest weight first", restart=True
     )
     max_grace: Amount = _set(
-        kinds.AMOUNT, "10%", "room above max_space while the cleaner works; a share is a share of max_space", restart=True
+        kinds.AMOUNT,
+        "10%",
+        "room above max_space while the cleaner works; a share is a share of max_space",
+        restart=True,
     )
     upload_interval: float = _set(kinds.duration("1s"), "5min", "a changed index is in the bucket after this time")
     close_delay: float = _set(
@@ -195,7 +201,10 @@ class Metacache:
         "seconds longer for indexes that are small (cheap to keep) or big (slow to load); empty: LRU",
     )
     sync: bool = _set(
-        kinds.FLAG, "true", "false: no fsync, and the cache is dropped after an unclean boot of the machine", restart=True
+        kinds.FLAG,
+        "true",
+        "false: no fsync, and the cache is dropped after an unclean boot of the machine",
+        restart=True,
     )
 
 
@@ -212,7 +221,9 @@ class Auth:
         remote=True,
     )
     failure_delay: float = _set(
-        kinds.duration("0", "1min"), "2s", "delay of the answer to a failed login; doubles with each failure from the same address"
+        kinds.duration("0", "1min"),
+        "2s",
+        "delay of the answer to a failed login; doubles with each failure from the same address",
     )
     max_failure_delay: float = _set(
         kinds.duration("0", "5min"), "16s", "the doubling stops here, well before login_timeout"
@@ -231,10 +242,14 @@ class Imap:
         kinds.size("8K", "1M"), "64K", "length of a command without its literals; RFC 9051 asks for 8000 octets"
     )
     max_literal_size: int = _set(
-        kinds.size("1K", "16M"), "64K", "size of a literal outside APPEND (mailbox names, search keys), which is held in memory"
+        kinds.size("1K", "16M"),
+        "64K",
+        "size of a literal outside APPEND (mailbox names, search keys), which is held in memory",
     )
     max_pipelined_commands: int = _set(
-        kinds.integer(1, 1000), "32", "commands of a session that wait for their answers; beyond, the session reads no more"
+        kinds.integer(1, 1000),
+        "32",
+        "commands of a session that wait for their answers; beyond, the session reads no more",
     )
     max_user_sessions: int = _set(
         kinds.integer(0, 100_000), "50", "sessions of one user; a client opens about 5; 0: no limit", remote=True
@@ -284,7 +299,9 @@ class Lmtp:
 
     listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:1024", "addresses to listen on", restart=True)
     trusted_networks: tuple[Network, ...] = _set(
-        kinds.NETWORKS, "127.0.0.0/8,::1/128", "networks that may deliver, since LMTP has no login; a unix socket is always trusted"
+        kinds.NETWORKS,
+        "127.0.0.0/8,::1/128",
+        "networks that may deliver, since LMTP has no login; a unix socket is always trusted",
     )
     max_recipients: int = _set(
         kinds.integer(1, 100_000), "1000", "recipients of a transaction; RFC 5321 §4.5.3.1.8 asks for 100"
@@ -295,7 +312,9 @@ class Lmtp:
         "user+detail@domain goes to user@domain; empty: no delimiter",
     )
     max_mail_size: int = _set(kinds.size(), "0", "size of a mail; 0: the same as [quota] max_mail_size")
-    timeout: float = _set(kinds.duration("1s", "1h"), "5min", "time without a byte from the client; RFC 5321 §4.5.3.2.7")
+    timeout: float = _set(
+        kinds.duration("1s", "1h"), "5min", "time without a byte from the client; RFC 5321 §4.5.3.2.7"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,21 +336,25 @@ class Http:
     """Admin API, metrics and probes; off without this section."""
 
     listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:8080", "addresses to listen on", restart=True)
-    api_key: Secret = _set(kinds.SECRET, "", "key of the admin API; empty: the API answers on a unix socket only", restart=True)
+    api_key: Secret = _set(
+        kinds.SECRET, "", "key of the admin API; empty: the API answers on a unix socket only", restart=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """An address of its own for /metrics and the probes; without this section [http] has them."""
+    """An own address for /metrics and the probes; without it [http] has them."""
 
     listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:9143", "addresses to listen on", restart=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Certificates, for "/tls" addresses and STARTTLS; read again when they change, and at a reload."""
+    """Certificates for "/tls" addresses and STARTTLS."""
 
-    cert: tuple[Path, ...] = _set(kinds.PATHS, "", "PEM chains; of several, the name that the client asks for selects the chain")
+    cert: tuple[Path, ...] = _set(
+        kinds.PATHS, "", "PEM chains; of several, the name that the client asks for selects the chain"
+    )
     key: tuple[Path, ...] = _set(kinds.PATHS, "", "PEM keys, a key for each chain, in the same order")
 
 
@@ -367,7 +390,9 @@ class Server:
         kinds.integer(1, 1024), "1", "processes behind the same addresses; only 1 for now", restart=True
     )
     shutdown_timeout: float = _set(
-        kinds.duration("1s", "1h"), "30s", "time to finish commands and flush after SIGTERM; after it connections are closed"
+        kinds.duration("1s", "1h"),
+        "30s",
+        "time to finish commands and flush after SIGTERM; after it connections are closed",
     )
     unix_mode: int = _set(kinds.MODE, "0660", "mode of unix sockets", restart=True)
     haproxy_trusted_networks: tuple[Network, ...] = _set(
@@ -412,7 +437,7 @@ class Mailboxes:
 
 
 class Remote(NamedTuple):
-    """Settings of the clients of a network. values: key -> value, of the keys that are set."""
+    """Settings of the clients of a network. values: key -> value, if it is set."""
 
     network: Network
     values: Mapping[str, Any]

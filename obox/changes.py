@@ -1,8 +1,10 @@
-"""What differs between the configuration in use and one that was read, and which of it can be used without a restart.
+"""The differences between the configuration in use and another, and which of them need
+no restart.
 
-Invariant: the configuration that comes out has every value that the table marks `restart` from the one in use and every
-other from the one that was read. A protocol that appears or goes waits for a restart with all of its section, and so do
-the first certificate and the last. Pure; knows names, not what is done with them.
+Invariant: the resulting configuration has every value that the table marks `restart`
+from the configuration in use and every other value from the configuration that was
+read. A whole section of a protocol that is new or removed waits for a restart, and so
+do the first certificate and the last. Pure; knows names, not what is done with them.
 """
 
 from __future__ import annotations
@@ -16,11 +18,17 @@ from obox.config import SECTIONS, Config, Setting, remote_section, settings
 __all__ = ["Changes", "changes"]
 
 _TURNS_ON: Final = ("listen", "cert", "key")
-"""What a section is on with: this is named where one appears or goes, the rest of it is not."""
+"""The setting that turns a section on: it is named if the section is new or removed;
+the rest of the section is not.
+"""
 
 
 class Changes(NamedTuple):
-    """config: what is to be in use. applied, waiting: keys of the settings that differ; waiting: for a restart."""
+    """config: the configuration to use. applied, waiting: keys of the settings that
+    differ.
+
+    waiting: for a restart.
+    """
 
     config: Config
     applied: tuple[str, ...]
@@ -28,7 +36,7 @@ class Changes(NamedTuple):
 
 
 def changes(used: Config, read: Config) -> Changes:
-    """Compare what is in use with what was read."""
+    """Compare the configuration in use with the configuration that was read."""
     applied: list[str] = []
     waiting: list[str] = []
     for row in settings():
@@ -54,7 +62,7 @@ def _value(config: Config, row: Setting) -> Any:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Of a table the order counts as well: the first key encrypts."""
+    """In a table the order counts as well: the first key encrypts."""
     return bool(old == new) and (not isinstance(old, Mapping) or list(old) == list(new))
 
 
@@ -64,12 +72,12 @@ def _on(config: Config, section: str) -> bool:
 
 
 def _stays(used: Config, read: Config, section: str) -> bool:
-    """The section neither appears nor goes."""
+    """Whether the section is neither new nor removed."""
     return _on(used, section) == _on(read, section)
 
 
 def _section(used: Config, read: Config, section: str) -> Any:
-    """A section of what is to be in use; "": what is in none."""
+    """A section of the configuration to use; "": settings outside of sections."""
     old = _part(used, section)
     if old is None or not _stays(used, read, section):
         return old
@@ -78,7 +86,9 @@ def _section(used: Config, read: Config, section: str) -> Any:
 
 
 def _remotes(used: Config, read: Config) -> list[str]:
-    """Keys of [remote] sections that differ, as `obox config` names them; none of them needs a restart."""
+    """Keys of [remote] sections that differ, as `obox config` names them; none needs a
+    restart.
+    """
     old, new = _by_key(used), _by_key(read)
     return [key for key in {**new, **old} if key not in old or key not in new or old[key] != new[key]]
 

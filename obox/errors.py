@@ -36,8 +36,7 @@ class NoPerm(OboxError):
 
 
 class OverQuota(OboxError):
-    """The user's quota would be exceeded. The user can delete something and try again.
-    """
+    """The user's quota would be exceeded. It helps to delete something."""
 
 
 class Expunged(OboxError):

@@ -59,8 +59,7 @@ def _run_in(text: str) -> re.Pattern[str]:
 
 
 def is_stream_safe(text: str) -> bool:
-    """Whether no sequence of non-starters is longer than NONSTARTERS_MAX. Linear time.
-    """
+    """Whether no sequence of non-starters exceeds NONSTARTERS_MAX. Linear time."""
     return text.isascii() or _run_in(text).search(text) is None
 
 

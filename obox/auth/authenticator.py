@@ -79,8 +79,7 @@ class AuthFailed(NoPerm):
 
 
 class Disabled(NoPerm):
-    """The password fits, but the user may not log in; the text is the line's `reason`.
-    """
+    """The password fits, but the user may not log in; text: the line's `reason`."""
 
 
 class AuthUnavailable(Unavailable):

@@ -286,8 +286,7 @@ def _typical_secret(users: dict[str, UserEntry]) -> str:
 
 
 def list_users(path: str | Path, default_domain: str = "") -> list[UserEntry]:
-    """All users of a file, by name, for the command line. Raises: NotFound, Temporary.
-    """
+    """All users of a file, for the command line. Raises: NotFound, Temporary."""
     users, _ = parse(_read(Path(path)), default_domain)
     return [entry for _, entry in sorted(users.items())]
 

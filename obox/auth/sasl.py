@@ -45,8 +45,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The user and password that the client sent: not yet normalised, not yet checked.
-    """
+    """The user and password that the client sent: not normalised, not checked."""
 
     user: str
     password: str = field(repr=False)

@@ -42,8 +42,7 @@ UNLIMITED = Quota()
 
 @dataclass(frozen=True, slots=True)
 class UserEntry:
-    """A line. `user` is normalised; `password` is `{SCHEME}secret` and is in no repr.
-    """
+    """A line. `user` is normalised; `password`, a `{SCHEME}secret`, is in no repr."""
 
     user: str
     password: str = field(repr=False)

@@ -36,8 +36,7 @@ _TABLE: Final = 1 << 16
 
 
 def _fold(text: str) -> str:
-    """Fold case and decompose compatibility forms. The text is short and stream-safe.
-    """
+    """Fold case and decompose compatibility forms of a short, stream-safe text."""
     if text.isascii():
         return text.lower()
     # This is done twice: folding may compose (U+0345), and decomposing may bring

@@ -36,8 +36,7 @@ Where = npt.NDArray[np.intp]
 
 
 class Table(Protocol):
-    """What is read of mails by position: a `State`, or `Records` of some of its mails.
-    """
+    """What is read of mails by position: a `State`, or `Records` of some mails."""
 
     @property
     def uids(self) -> UidArray:
@@ -116,8 +115,7 @@ def with_wide(bits: list[int], masks: Mapping[str, npt.NDArray[np.bool_]], names
 
 
 class Retained:
-    """Records of expunged mails, in the order of their expunges; see the module's text.
-    """
+    """Records of expunged mails, in the order of expunging; see the module's text."""
 
     __slots__ = ("__weakref__", "_count", "_end", "_parts", "_told")
 

@@ -92,8 +92,7 @@ class RootDelta:
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> RootDelta:
-        """The inverse of `encode`. Raises ValueError on bytes that are no root delta.
-        """
+        """The inverse of `encode`. Raises ValueError on bytes of anything else."""
         try:
             raw = msgspec.msgpack.decode(data)
             return cls(

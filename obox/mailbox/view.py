@@ -154,8 +154,7 @@ class View:
         return self.by_uid([(low, high - 1) for low, high in self._recent])
 
     def recent_count(self) -> int:
-        """The number for a RECENT response. The client counts as knowing it afterwards.
-        """
+        """The number for a RECENT response, which the client knows afterwards."""
         self._told_recent = len(self.recent_uids()) if self._recent else 0
         return self._told_recent
 

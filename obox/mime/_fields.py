@@ -71,8 +71,7 @@ def lines_in(mail: bytes, start: int, end: int) -> int:
 
 
 def blank_line(mail: bytes, start: int, end: int) -> int:
-    """Offset behind the first blank line (LF, perhaps CR, LF), or -1; slice by slice.
-    """
+    """Offset behind the first blank line (LF, perhaps CR, LF), or -1; by slices."""
     while True:
         stop = min(end, start + SLICE_BYTES)
         blank = _BLANK_LINE.search(mail, start, stop)
@@ -276,6 +275,5 @@ def strip_comments(value: bytes) -> bytes:
 
 
 def unquote(text: bytes) -> bytes:
-    """The content of a quoted string, with its quoted pairs resolved. RFC 5322 §3.2.4.
-    """
+    """The content of a quoted string, quoted pairs resolved. RFC 5322 §3.2.4."""
     return _QUOTED_PAIR.sub(rb"\1", text) if b"\\" in text else text

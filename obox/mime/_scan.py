@@ -323,8 +323,7 @@ def _describe(part: Part, fields: Fields, digest: bool) -> None:
 
 
 def _params(rest: bytes) -> Parameters:
-    """The parameters behind a type: from the first `;`, folding and comments removed.
-    """
+    """The parameters behind a type, from the first `;`, without folds and comments."""
     if b"\n" in rest:
         rest = rest.replace(b"\r\n", b"").replace(b"\n", b"")
     return parameters(strip_comments(rest).partition(b";")[2].rstrip())

@@ -304,8 +304,7 @@ def _body_slices(mail: bytes, part: Part) -> Iterator[bytes]:
 
 
 def part_text(mail: bytes, part: Part) -> str:
-    """The body of a leaf as text: transfer encoding and charset undone, markup left in.
-    """
+    """The body of a leaf as text: encoding and charset undone, markup left in."""
     return "".join(_part_slices(mail, part))
 
 

@@ -155,8 +155,7 @@ def _parameters(params: Parameters) -> bytes:
 
 
 def _extension(part: Part) -> bytes:
-    """body-fld-dsp, body-fld-lang, body-fld-loc: three NILs if all of them are absent.
-    """
+    """body-fld-dsp, body-fld-lang, body-fld-loc: three NILs if all are absent."""
     if part.disposition is None and not part.language and part.location is None:
         return b" NIL NIL NIL"
     if part.disposition is None:

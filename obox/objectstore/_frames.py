@@ -46,8 +46,7 @@ class Seal:
     __slots__ = ("_aead", "_bound")
 
     def __init__(self, master: bytes, oid: bytes, info: bytes, bound: bytes) -> None:
-        """info: of the key. bound: header bytes 0..48 and, since version 2, the owner.
-        """
+        """info: of the key. bound: header bytes 0..48 and the owner since version 2."""
         self._aead = AESGCM(HKDF(SHA256(), 32, salt=oid, info=info).derive(master))
         self._bound = bound
 

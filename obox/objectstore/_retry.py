@@ -67,8 +67,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Timer(Protocol):
-    """Something that can be cancelled: a timer of the loop, or a task on virtual time.
-    """
+    """A timer of the loop, or a task on virtual time: it can be cancelled."""
 
     def cancel(self, /) -> Any: ...
 
@@ -318,8 +317,7 @@ class _Attempt(Generic[T]):
                 self._beside.cancel()
 
     def _stop(self) -> None:
-        """End the first attempt: its time is over, or a parallel attempt has an answer.
-        """
+        """End the first attempt: its time is over, or another has an answer."""
         if self._guard is not None:
             self._guard.reschedule(asyncio.get_running_loop().time())
 

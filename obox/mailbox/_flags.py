@@ -18,7 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from ._delta import SYSTEM_FLAGS
+from ..errors import Limit
+from ._delta import KEYWORD_BYTES_MAX, KEYWORDS_MAX, KEYWORDS_STAMPED_MAX, SYSTEM_FLAGS
 
 NARROW: Final = 64
 """The number of names that have a bit in the word."""
@@ -49,6 +50,39 @@ class FlagNames:
             return flag
         low = flag.lower()
         return next((name for name in self.names if name.lower() == low), None)
+
+    def spelled(self, flags: Iterable[str]) -> list[str]:
+        """`flags` without repeats, in this mailbox's spelling.
+
+        Raises Limit for a keyword that is too long.
+        """
+        out: dict[str, str] = {}
+        for flag in flags:
+            known = self.known(flag)
+            if known is None and len(flag) > KEYWORD_BYTES_MAX:  # a keyword is ASCII
+                raise Limit(f"a keyword has at most {KEYWORD_BYTES_MAX} bytes")
+            out.setdefault(flag.lower(), known or flag)
+        return list(out.values())
+
+    def has_room(self, asked: int, stamped: int) -> bool:
+        """Whether so many keywords fit certainly. stamped: how many flags have stamps.
+
+        False means that `check_room` has to look at the mails.
+        """
+        room = KEYWORDS_MAX - len(self.keywords) - len(self._coming)
+        return asked <= room and stamped + asked <= KEYWORDS_STAMPED_MAX
+
+    def check_room(self, asked: set[str], used: set[str], stamped: set[str]) -> None:
+        """Raise Limit if the keywords `asked` do not fit. All names are in lower case.
+
+        used: keywords that some mail has. stamped: flags with a stamp on some mail.
+        """
+        used = used | self.coming
+        if not asked <= used and len(used | asked) > KEYWORDS_MAX:
+            raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords")
+        stamped = stamped - {name.lower() for name in SYSTEM_FLAGS}
+        if not asked <= stamped and len(stamped | asked) > KEYWORDS_STAMPED_MAX:
+            raise Limit(f"a mailbox remembers at most {KEYWORDS_STAMPED_MAX} keywords that its mails have had lately")
 
     def allot(self, name: str, used: Callable[[], set[str]]) -> None:
         """Give a keyword a place. used: the keywords that some mail has, in lower case.

@@ -16,14 +16,11 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import Limit
 from ..types import Guid
 from . import _invariants
 from ._delta import (
     CLAIM_PURGED,
-    KEYWORD_BYTES_MAX,
     KEYWORDS_MAX,
-    KEYWORDS_STAMPED_MAX,
     SYSTEM_FLAGS,
     Changed,
     Delta,
@@ -38,9 +35,7 @@ ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
 MODSEQ_MAX: Final = 2**53 - 1
 RUN_MIN: Final = 16
-"""With more UIDs than these, checking first whether they are neighbours takes a tenth
-of the time of looking up each.
-"""
+"""With more UIDs, checking first for neighbours takes a tenth of the time."""
 
 FlagOp = Literal["add", "remove", "replace"]
 _FIXED: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home", "home_uid", "oid")
@@ -73,8 +68,7 @@ class State:
         self.gaps: list[tuple[int, int]] = []
         self.bytes = 0
         self.unseen = 0
-        # Changes that came before the mail or the expunge that they refer to. Deltas of
-        # two writers may come in this order.
+        # Changes whose mail or expunge comes later, as with deltas of two writers.
         self._early_flags: dict[str, dict[int, int]] = {}
         self._early_purged: set[int] = set()
 
@@ -84,10 +78,7 @@ class State:
         return self._n
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """A column: uid size internaldate zone savedate modseq home home_uid oid bits.
-
-        The array is a view of the present rows.
-        """
+        """uid size internaldate zone savedate modseq home home_uid oid bits: a view."""
         return self._columns[name][: self._n]
 
     @property
@@ -104,9 +95,7 @@ class State:
         return self._columns["modseq"][: self._n]
 
     def positions(self, uids: UidArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-        """For each of `uids` its row, and whether it exists; the row of a missing UID
-        has no meaning.
-        """
+        """For each of `uids` its row (any, if it is missing), and whether it exists."""
         mine = self.uids
         count = len(uids)
         if count > RUN_MIN:
@@ -151,16 +140,12 @@ class State:
 
     @property
     def flag_names(self) -> list[str]:
-        """Names by bit. The first five are the system's; those beyond the 64th are not
-        in `bits`.
-        """
+        """Names by bit, the system's five first; `bits` has the first 64."""
         return self.flags.names
 
     @property
     def keywords(self) -> list[str]:
-        """The keywords that have a place: all that some mail has, and some that no mail
-        has any more.
-        """
+        """The keywords that have a place; some of them no mail has any more."""
         return self.flags.keywords
 
     @property
@@ -188,10 +173,7 @@ class State:
         return found
 
     def flag_bits(self, where: npt.NDArray[np.intp] | slice) -> list[int]:
-        """Flags of the mails at `where`.
-
-        Bit i stands for `flag_names[i]`, however many names there are.
-        """
+        """Flags of the mails at `where`: bit i for `flag_names[i]`, for all names."""
         bits: list[int] = self.bits[where].tolist()
         return with_wide(bits, self._wide_masks(where), self.flag_names) if self.flags.wide else bits
 
@@ -221,9 +203,7 @@ class State:
         return foreign
 
     def gone_since(self, modseq: int, known: UidArray | None = None) -> UidArray:
-        """UIDs expunged after `modseq`; with `known`, only those in it. RFC 7162
-        §3.2.5.2.
-        """
+        """UIDs expunged after `modseq`, out of `known`. RFC 7162 §3.2.5.2."""
         uids = self.gone_uid[self.gone_modseq > np.uint64(self.trusted(modseq))]
         return uids if known is None else uids[np.isin(uids, known, assume_unique=True)]
 
@@ -239,9 +219,7 @@ class State:
         return modseq
 
     def next_modseq(self, now_ms: int) -> int:
-        """max(last + 1, unix milliseconds): it grows across owners without
-        communication.
-        """
+        """max(last + 1, unix milliseconds): owners need no communication."""
         return min(max(self.highestmodseq + 1, now_ms), MODSEQ_MAX)
 
     def active_holders(self) -> set[int]:
@@ -249,9 +227,7 @@ class State:
         return {uid for (uid, _, _), released in self.holders.items() if not released}
 
     def dead(self, before_modseq: int) -> UidArray:
-        """Expunged UIDs to whose object nothing has referred since `before_modseq`
-        (unix milliseconds).
-        """
+        """Expunged UIDs to whose object nothing has referred since then."""
         mask = ~self.gone_purged & (self.gone_modseq < np.uint64(max(before_modseq, 0)))
         uids = self.gone_uid[mask]
         if len(uids) and self.holders:
@@ -260,9 +236,7 @@ class State:
         return uids
 
     def garbage_since(self) -> int:
-        """Modseq of the earliest expunge whose object still exists; for claims of the
-        last change; 0: none.
-        """
+        """Modseq of the earliest expunge, or last claim, with an object left; or 0."""
         left = self.gone_modseq[~self.gone_purged]
         if len(left):
             return int(left.min())
@@ -271,36 +245,18 @@ class State:
     # -- commands: what would have to change -----------------------------------------------------------------------
 
     def spell(self, flags: Iterable[str]) -> list[str]:
-        """`flags` without repeats, in this mailbox's spelling. Raises Limit if the
-        keywords would not fit.
+        """`FlagNames.spelled`. Raises Limit if the keywords do not fit.
 
         They fit if the keywords that mails have or are about to get, and these, are at
         most KEYWORDS_MAX. Keywords that are all in use fit too, even if a merge has
         brought more.
         """
-        names = self._spelled(flags)
+        names = self.flags.spelled(flags)
         asked = {name.lower() for name in names if name not in SYSTEM_FLAGS}
-        coming = self.flags.coming
-        room = KEYWORDS_MAX - len(self.keywords) - len(coming)
-        if len(asked) <= room and len(self._stamps) + len(asked) <= KEYWORDS_STAMPED_MAX:
-            return names
-        used = self._used() | coming
-        if not asked <= used and len(used | asked) > KEYWORDS_MAX:
-            raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords")
-        stamped = {name.lower() for name, stamps in self._stamps.items() if stamps[: self._n].any()}
-        stamped -= {name.lower() for name in SYSTEM_FLAGS}
-        if not asked <= stamped and len(stamped | asked) > KEYWORDS_STAMPED_MAX:
-            raise Limit(f"a mailbox remembers at most {KEYWORDS_STAMPED_MAX} keywords that its mails have had lately")
+        if not self.flags.has_room(len(asked), len(self._stamps)):
+            stamped = {name.lower() for name, stamps in self._stamps.items() if stamps[: self._n].any()}
+            self.flags.check_room(asked, self._used(), stamped)
         return names
-
-    def _spelled(self, flags: Iterable[str]) -> list[str]:
-        out: dict[str, str] = {}
-        for flag in flags:
-            known = self.flags.known(flag)
-            if known is None and len(flag) > KEYWORD_BYTES_MAX:  # a keyword is ASCII
-                raise Limit(f"a keyword has at most {KEYWORD_BYTES_MAX} bytes")
-            out.setdefault(flag.lower(), known or flag)
-        return list(out.values())
 
     def flag_delta(
         self, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int
@@ -311,7 +267,7 @@ class State:
         It is for those of `uids` that exist. The delta is None if all of them have
         these flags already: a STORE that changes nothing costs nothing. Raises Limit.
         """
-        names = self.spell(flags) if op != "remove" else self._spelled(filter(self.flags.known, flags))
+        names = self.spell(flags) if op != "remove" else self.flags.spelled(filter(self.flags.known, flags))
         uids = uid_array(uids)
         where, there = self.positions(uids)
         where, uids = where[there], uids[there]
@@ -336,8 +292,7 @@ class State:
     def expunge_delta(self, uids: UidArray, now_ms: int) -> tuple[Delta | None, UidArray]:
         """The change that expunges those of `uids` that exist, and those UIDs.
 
-        Records whose object lies in another mailbox are purged at once: they have no
-        object here.
+        Records whose object lies in another mailbox have no object here: `purged`.
         """
         uids = uid_array(uids)
         where, there = self.positions(uids)
@@ -349,20 +304,16 @@ class State:
         return Delta(gone=Gone.at(modseq, uids), highestmodseq=modseq, purged=foreign if len(foreign) else None), uids
 
     def takeover_delta(self, now_ms: int, ahead_ms: int = 60_000, *, merged: bool = False) -> Delta:
-        """The gap that an unclean takeover leaves: the dead owner may have shown
-        modseqs that are in no journal.
+        """The gap of an unclean takeover: modseqs shown, but in no journal.
 
-        merged: histories of two writers have been joined. The changes of each may lie
-        below a modseq that the clients of the other know, so no earlier value can be
-        trusted.
+        merged: histories of two writers have been joined. Changes of each may lie below
+        a modseq that the clients of the other know: no earlier value can be trusted.
         """
         high = max(self.highestmodseq, now_ms + ahead_ms)
         return Delta(gaps=[(0 if merged else self.highestmodseq, high)], highestmodseq=high)
 
     def renewal(self, changed: Changed, now_ms: int) -> Delta | None:
-        """A fresh modseq for what a merge has changed here, so that open sessions
-        report it.
-        """
+        """A fresh modseq for changes of a merge, so that open sessions report them."""
         if not changed:
             return None
         modseq = self.next_modseq(now_ms)
@@ -373,9 +324,7 @@ class State:
     # -- joining ---------------------------------------------------------------------------------------------------
 
     def join(self, delta: Delta) -> Changed:
-        """Join `delta`: commutative, associative and idempotent over deltas. Returns
-        the effect here.
-        """
+        """Join `delta`: commutative, associative, idempotent. Returns the effect."""
         changed_new = changed_flags = changed_gone = _EMPTY
         if delta.gone is not None and len(delta.gone.uid):
             changed_gone = self._join_gone(delta.gone)
@@ -439,9 +388,7 @@ class State:
         return fresh[there]
 
     def _join_rows(self, rows: Rows) -> tuple[UidArray, UidArray]:
-        """Add records that are neither here nor gone, and join the stamps of those that
-        are here.
-        """
+        """Add records that are neither here nor gone; join the stamps of the others."""
         self.highestmodseq = max(self.highestmodseq, int(rows.modseq.max()))
         self.uidnext = max(self.uidnext, int(rows.uid[-1]) + 1)
         highest = max(int(column[-1]) if len(column) else 0 for column in (self.uids, self.gone_uid))
@@ -556,9 +503,7 @@ class State:
         self.unseen += int(np.count_nonzero(before & seen)) - int(np.count_nonzero(after & seen))
 
     def _stamped_name(self, flag: str) -> str:
-        """Our spelling of a flag that some mail has had; creates its column at its
-        first use.
-        """
+        """Our spelling of a flag that some mail has had; makes its column if needed."""
         if flag in self._stamps:
             return flag
         low = flag.lower()
@@ -579,8 +524,7 @@ class State:
         return out
 
     def forget(self, names: Iterable[str], before_modseq: int) -> None:
-        """Drop the stamps of keywords that are still forgettable, once a base without
-        them covers all.
+        """Drop stamps of forgettable keywords, once a base without them covers all.
 
         After that, an older change of another writer to such a keyword is no longer
         known to be older. docs/format.md, "Bundles".
@@ -596,9 +540,7 @@ class State:
         return self.homes.index(guid)
 
     def _reserve(self, count: int) -> None:
-        """Make room for `count` rows. Room grows by half, so that n deliveries copy
-        O(n) rows.
-        """
+        """Make room for `count` rows; grows by half: n deliveries copy O(n) rows."""
         have = len(self._columns["uid"])
         if count <= have:
             return
@@ -647,9 +589,7 @@ class State:
         )
 
     def fingerprint(self) -> tuple[object, ...]:
-        """The parts in which two equal states agree, whatever the order of their joins
-        was.
-        """
+        """The parts in which equal states agree, whatever their joins' order was."""
         return _invariants.fingerprint(self, self._stamps, self._early_flags, self._early_purged)
 
     def check(self) -> None:

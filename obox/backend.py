@@ -32,23 +32,19 @@ from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
 from .lmtp.settings import Settings as LmtpSettings
+from .net import Certificates, Listeners, TlsError, Via, inherited_sockets
 from .objectstore import StoreError, needs_race, open_store, probe, require_one_winner
 from .objectstore.keys import escape
 from .objectstore.stats import BUCKETS_S
 from .reload import Reload
 from .server import (
-    Certificates,
     FileWatch,
     HttpServer,
     Lifecycle,
-    Listeners,
     LoopLag,
     Metrics,
     Notifier,
-    TlsError,
-    Via,
     application,
-    inherited_sockets,
     raise_open_files_limit,
 )
 from .store import Env, MailStore

@@ -85,7 +85,8 @@ def serve(path: str | None, demo: Path | None) -> None:
     config = _load(path)
     gc.disable()  # imports make objects and no garbage; `_run` turns it on again
     from .backend import Backend
-    from .server import ListenError, TlsError, set_up_logging
+    from .net import ListenError, TlsError
+    from .server import set_up_logging
 
     set_up_logging(config.log.level, config.log.format)
     started: Callable[[Backend], None] | None = None
@@ -139,7 +140,7 @@ def show_config(path: str | None, changed_only: bool) -> None:
     if not config.auth.passwd_file.exists():
         click.echo(f"obox: auth.passwd_file = {config.auth.passwd_file}: no such file; nobody can log in yet", err=True)
     from .backend import Backend
-    from .server import TlsError
+    from .net import TlsError
 
     try:
         Backend(config).check()

@@ -17,7 +17,8 @@ from .auth import PasswdFile
 from .changes import Changes, changes
 from .config import Config, by_client, load
 from .errors import ConfigError, Unavailable
-from .server import Certificates, Reloaded, TlsError, set_level
+from .net import Certificates, TlsError
+from .server import Reloaded, set_level
 
 if TYPE_CHECKING:
     from .backend import Backend

@@ -23,6 +23,7 @@ ROOMS_LEFT = {
     "obox.imap",
     "obox.lmtp",
     "obox.main",
+    "obox.net",
     "obox.reload",
     "obox.rooms",
     "obox.server",

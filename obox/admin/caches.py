@@ -37,13 +37,13 @@ async def metacache_flush(admin: Admin, account: Account, params: MetacacheFlush
 
 
 async def _flush(admin: Admin, sid: StorageId, name: str, important_only: bool, min_priority: int) -> Row:
-    from ..store import operate
+    from ..store import upload
 
     try:
         user = await admin.store.load_user(name, sid)
     except NotFound:  # who has never had mail
         return {"bundles": 0, "changes": CHANGES[0]}
-    done = await operate.flush(user, important_only=important_only, min_priority=min_priority)
+    done = await upload.flush(user, important_only=important_only, min_priority=min_priority)
     return {"bundles": done.mailboxes, "changes": CHANGES[done.changes]}
 
 
@@ -60,12 +60,12 @@ async def metacache_flushall(admin: Admin, params: MetacacheFlushallParams) -> A
     Cut short it is begun again: what was uploaded is not uploaded twice.
     """
     from ..errors import OboxError
-    from ..store import operate
+    from ..store import upload
     from .exits import of
     from .table import Failure
 
     names = admin.names()
-    sids = await operate.changed_users(admin.store, important_only=params.important_only)
+    sids = await upload.changed_users(admin.store, important_only=params.important_only)
     chosen = [(sid, names.get(sid) or admin.name_of(sid)) for sid in sids]
     chosen = [(sid, name) for sid, name in chosen if _fits(name, params.mask)]
     for at, (sid, name) in enumerate(chosen):

@@ -175,16 +175,16 @@ async def _until_gone(admin: Admin) -> None:
 
 
 async def _flush_important(admin: Admin) -> int:
-    from ..store import operate
+    from ..store import upload
 
     store = admin.store
-    sids = await operate.changed_users(store, important_only=True)
+    sids = await upload.changed_users(store, important_only=True)
     gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
 
     async def one(sid: str) -> None:
         async with gate:
             user = await store.load_user(admin.name_of(sid), type(sids[0])(sid))
-            await operate.flush(user, important_only=True)
+            await upload.flush(user, important_only=True)
 
     results = await asyncio.gather(*(one(sid) for sid in sids), return_exceptions=True)
     failed = [error for error in results if isinstance(error, BaseException)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from obox.imap.intake import Intake
-from obox.imap.registry import Registry
 from obox.imap.settings import ImapSettings
+from obox.net import Hub, Registry, Upgrade
 from obox.store.api import User
 
 
@@ -68,34 +67,30 @@ class NoCounters:
         pass
 
 
-Upgrade = Callable[[asyncio.Transport, asyncio.Protocol], Awaitable[asyncio.Transport]]
-"""Turns a transport in clear into one under TLS, for STARTTLS."""
-Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
-
-
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """Shared by all sessions of a server. clock: monotonic seconds, to yield the loop in time; now: unix seconds.
+    """Shared by all sessions of a server.
 
-    settings: of the server; settings_of: of a client, by its address ("": a unix socket).
+    settings: of the server. settings_of: of a client, by its address ("": a unix socket).
+    upgrade: starts TLS; None: STARTTLS is not offered.
     """
 
+    hub: Hub
     settings: ImapSettings
     settings_of: Callable[[str], ImapSettings]
     authenticator: Authenticator
     open_user: Callable[[Account], Awaitable[User]]
-    registry: Registry
     counters: Counters
-    clock: Callable[[], float]
-    now: Callable[[], float]
     upgrade: Upgrade | None
-    spawn: Spawn
     log: Any
     intake: Intake
-    stopping: str = ""
-    """Why no new connection is served; empty while serving."""
-    last_id: int = field(default=0)
 
-    def next_id(self) -> int:
-        self.last_id += 1
-        return self.last_id
+    @property
+    def registry(self) -> Registry:
+        """Who is connected."""
+        return self.hub.registry
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Monotonic seconds, to let the loop run others in time."""
+        return self.hub.clock

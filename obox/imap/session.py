@@ -1,40 +1,33 @@
-"""One session: which state it is in, one command after the other, and what the client is told beside the answers.
+"""One session: its state, and what the handlers of the commands may ask of it.
 
-Theory of operation. The connection hands over one event at a time. A command is looked up in the table of its state
-(`states.TABLE`); its handler writes untagged lines and returns the tagged one. Before the tagged line the view is
-polled, so that a client hears of others' changes with each command: everything, but for EXPUNGE during FETCH, STORE and
-SEARCH (RFC 9051 §7.5.1). AUTHENTICATE and IDLE return None: their answer follows the client's next line.
+A session has a user after login and a mailbox after SELECT; its state follows from
+that. It is given back what it holds in `finish`, when the connection is gone.
 
-Whatever a handler raises ends in a tagged line: an OboxError by `replies.ERRORS`, anything else as SERVERBUG with a
-traceback in the log; the session lives. A selected mailbox that someone deletes is left: `* OK [CLOSED]` comes with the
-next command (at once in IDLE), and commands that need a mailbox are answered NO [NONEXISTENT].
-
-Refuses to know: transports, timers; how a command works.
+Refuses to know: the table of commands (`obox.imap.states`), what is done with an event
+(`obox.imap.machine`), transports and timers (`Channel` is all that it sees of them).
 """
 
 from __future__ import annotations
 
 import enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from obox.auth import SaslServer
-from obox.errors import Invalid, OboxError
-from obox.imap import ast, events, wire
+from obox.errors import Invalid
+from obox.imap import wire
 from obox.imap.capabilities import capabilities
 from obox.imap.context import Account, Context
-from obox.imap.registry import is_loopback
-from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
+from obox.imap.parser import Parser
+from obox.imap.replies import Reply
 from obox.imap.sets import SequenceSet
 from obox.imap.settings import ImapSettings
 from obox.mailbox._uidset import UidArray
 from obox.mailbox.view import View
+from obox.net import is_loopback
 from obox.store.api import Mailbox, User
-
-if TYPE_CHECKING:
-    from obox.imap.connection import Connection
 
 NO_UIDS: Final[UidArray] = np.empty(0, dtype=np.uint32)
 
@@ -48,6 +41,50 @@ class State(enum.Enum):
     LOGOUT = "logout"
 
 
+class Channel(Protocol):
+    """What a session and its handlers may ask of the connection.
+
+    ended: why the connection ends, for the log. full: so much output is gathered that
+    it should be flushed.
+    """
+
+    id: int
+    tls: bool
+    remote: str
+    ended: str
+    settings: ImapSettings
+    parser: Parser
+    bytes_in: int
+    bytes_out: int
+
+    @property
+    def full(self) -> bool: ...
+
+    def write(self, data: bytes) -> None:
+        """Gather output. It goes out in order, at the latest when the command ends."""
+
+    async def flush(self) -> None:
+        """Hand over the output and wait for a slow client. Raises: ConnectionResetError."""
+
+    async def breathe(self) -> None:
+        """Let the loop run other tasks if this one has had its time."""
+
+    async def start_tls(self) -> None:
+        """Continue under TLS."""
+
+    def close(self) -> None:
+        """Send what is gathered and close."""
+
+    def wake(self) -> None:
+        """The session has something to tell the client now."""
+
+    def logged_in(self) -> None:
+        """The limits and times of a user hold from now on."""
+
+    def idle_changed(self) -> None:
+        """The session has entered or left IDLE."""
+
+
 class Session:
     """See the module's text. `out` is the connection."""
 
@@ -59,7 +96,6 @@ class Session:
         "commands",
         "condstore",
         "context",
-        "ended",
         "idling",
         "logged_out",
         "mailbox",
@@ -76,7 +112,7 @@ class Session:
         "waiting_tag",
     )
 
-    def __init__(self, context: Context, out: Connection) -> None:
+    def __init__(self, context: Context, out: Channel) -> None:
         self.context = context
         self.out = out
         self.user: User | None = None
@@ -100,8 +136,6 @@ class Session:
         self.logged_out = False
         self.client_id = ""
         self.commands = 0
-        self.ended = ""
-        """Why, for the log."""
         self._bad_in_row = 0
         self._unwatch: Any = None
 
@@ -135,9 +169,7 @@ class Session:
         )
 
     def greeting(self) -> bytes:
-        line = wire.status(None, "OK", f"{self.settings.name} ready.", b"CAPABILITY " + self.capability())
-        self.out.bytes_out += len(line)
-        return line
+        return wire.status(None, "OK", f"{self.settings.name} ready.", b"CAPABILITY " + self.capability())
 
     def need_user(self) -> User:
         if self.user is None:
@@ -151,7 +183,7 @@ class Session:
 
     def hang_up(self, reason: str, code: str | None = None) -> None:
         """Say BYE, and nothing after it."""
-        self.ended = reason
+        self.out.ended = reason
         self.write(wire.status(None, "BYE", reason, code))
         self.out.close()
 
@@ -169,88 +201,14 @@ class Session:
         else:
             await self.out.breathe()
 
-    # -- events ----------------------------------------------------------------------------------------------------
-
-    async def handle(self, event: events.Event) -> None:
-        """Answer one event of the parser."""
-        if isinstance(event, ast.Command):
-            await self._command(event)
-        elif isinstance(event, events.NeedFlush):
-            await event.incoming.flush()
-        elif isinstance(event, events.NeedContinuation):
-            self.write(wire.continuation("OK"))
-        elif isinstance(event, events.SaslResponse):
-            await self._sasl(event.data)
-        elif isinstance(event, events.IdleDone):
-            await self._end_idle(Reply("Idle completed"))
-        elif isinstance(event, events.BadLine):
-            await self._bad_line(event.reason)
-        elif isinstance(event, events.TooBig | events.BadCommand):
-            await self._reset(event.resets)
-            self.write(wire.refusal(event))
-            if isinstance(event, events.TooBig) and event.fatal:
-                self.ended = "literal beyond all limits"
-                self.out.close()
-            elif isinstance(event, events.TooBig):
-                self._count(event.command, "NO")
-            else:
-                self._count("", event.status)
-
-    async def _reset(self, resets: events.Resets) -> None:
-        """Take from the session what a command that the parser has refused takes by failing."""
-        if resets is events.Resets.MAILBOX:
-            await self.leave(closed="Previous mailbox was closed")
-        elif resets is events.Resets.SAVED:
-            self.saved = NO_UIDS
-
-    async def _command(self, command: ast.Command) -> None:
-        from obox.imap.states import CANCELLABLE, EXPUNGE_FORBIDDEN, TABLE
-
-        self.commands += 1
-        lost = False
-        if self.mailbox is not None and self.mailbox.deleted:
-            await self.leave(closed="Mailbox was deleted")
-            lost = True
-        handler = TABLE[self.state].get(type(command))
-        if handler is None:
-            if lost and type(command) in TABLE[State.SELECTED]:
-                self.finish_command(command.tag, command.NAME, no("Mailbox was deleted", "NONEXISTENT"))
-            else:
-                self.finish_command(command.tag, command.NAME, self._refusal(command))
-            return
-        self.may_cancel = type(command) in CANCELLABLE
-        reply: Reply | None
-        try:
-            reply = await handler(self, command)
-        except BadSet as error:
-            reply = bad(str(error))
-        except OboxError as error:
-            reply = of_error(error)
-        except ConnectionError:
-            raise
-        except Exception:
-            self._bug(command.NAME)
-            reply = SERVER_BUG
-        finally:
-            self.may_cancel = False
-        if reply is None:
-            return
-        try:
-            uid = bool(getattr(command, "uid", False))
-            await self.tell(expunge=uid or type(command) not in EXPUNGE_FORBIDDEN, uid=uid)
-        except ConnectionError:
-            raise
-        except Exception:
-            self._bug(command.NAME)
-        self.finish_command(command.tag, command.NAME, reply)
-        if self.logged_out:
-            self.out.close()
+    # -- answers ---------------------------------------------------------------------------------------------------
 
     def finish_command(self, tag: bytes, name: str, reply: Reply) -> None:
         self.write(wire.status(tag, reply.condition, reply.text, reply.code))
-        self._count(name, reply.condition)
+        self.count(name, reply.condition)
 
-    def _count(self, name: str, condition: str) -> None:
+    def count(self, name: str, condition: str) -> None:
+        """Count an answer. Too many BAD in a row end the session: the client speaks no IMAP."""
         self.context.counters.command(name, condition)
         if condition != "BAD":
             self._bad_in_row = 0
@@ -259,54 +217,11 @@ class Session:
         if self._bad_in_row >= self.settings.bad_commands_max:
             self.hang_up("Too many bad commands")
 
-    def _refusal(self, command: ast.Command) -> Reply:
-        from obox.imap.states import TABLE
-
-        states = [state for state in State if type(command) in TABLE[state]]
-        if not states:
-            return bad(f"{command.NAME} is not supported")
-        if self.user is None:
-            return bad(f"{command.NAME} needs a login first")
-        if states == [State.SELECTED]:
-            return bad(f"{command.NAME} needs a selected mailbox")
-        return bad(f"{command.NAME} is not allowed in {self.state.value} state")
-
-    def _bug(self, name: str) -> None:
+    def log_bug(self, name: str) -> None:
+        """Log the exception that is being handled."""
         self.context.log.exception(
             "imap command failed", command=name, session=self.out.id, user=self.user_name, mailbox=self.mailbox_name
         )
-
-    # -- answers of the client -------------------------------------------------------------------------------------
-
-    async def _sasl(self, data: bytes | None) -> None:
-        from obox.imap.commands.auth import respond
-
-        tag = self.waiting_tag
-        try:
-            reply = await respond(self, data)
-        except OboxError as error:
-            reply = of_error(error)
-        except ConnectionError:
-            raise
-        except Exception:
-            self._bug("AUTHENTICATE")
-            reply = SERVER_BUG
-        if reply is not None:
-            self.sasl = None
-            self.finish_command(tag, "AUTHENTICATE", reply)
-
-    async def _bad_line(self, reason: str) -> None:
-        if self.idling:
-            await self._end_idle(bad(reason))
-            return
-        self.sasl = None
-        self.finish_command(self.waiting_tag, "AUTHENTICATE", bad(reason))
-
-    async def _end_idle(self, reply: Reply) -> None:
-        await self.tell()
-        self.idling = False
-        self.out.idle_changed()
-        self.finish_command(self.waiting_tag, "IDLE", reply)
 
     # -- what has changed ------------------------------------------------------------------------------------------
 
@@ -315,22 +230,6 @@ class Session:
         self.changed = True
         if self.idling:
             self.out.wake()
-
-    async def tell(self, *, expunge: bool = True, uid: bool = False) -> None:
-        """Tell the client what it does not know yet. uid: its command counts in UIDs, so the answers name them."""
-        from obox.imap.updates import send_updates
-
-        self.changed = False
-        if self.mailbox is None or self.view is None:
-            return
-        if self.mailbox.deleted:
-            if self.idling:
-                await self.leave(closed="Mailbox was deleted")
-            return
-        claim = None if self.read_only else self.mailbox.take_recent
-        updates = self.view.poll(self.mailbox.state, expunge=expunge, take_recent=claim)
-        if updates is not None:
-            await send_updates(self, updates, uid=uid)
 
     # -- mailbox ---------------------------------------------------------------------------------------------------
 
@@ -398,7 +297,9 @@ class Session:
             if user is not None:
                 await user.release()
         if not self.user_name:
-            self.context.log.debug("imap disconnect", remote=self.out.remote, session=self.out.id, reason=self.ended)
+            self.context.log.debug(
+                "imap disconnect", remote=self.out.remote, session=self.out.id, reason=self.out.ended
+            )
             return
         self.context.log.info(
             "imap logout",
@@ -406,7 +307,7 @@ class Session:
             remote=self.out.remote,
             session=self.out.id,
             client=self.client_id,
-            reason=self.ended or "disconnected",
+            reason=self.out.ended or "disconnected",
             commands=self.commands,
             bytes_in=self.out.bytes_in,
             bytes_out=self.out.bytes_out,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from obox.imap.parser import Limits
+from obox.net import Flow
 
 FetchFailure = Literal["disconnect-immediately", "disconnect-after", "no-after"]
 
@@ -71,6 +72,7 @@ class ImapSettings:
 
     anonymous_limits: Limits = field(init=False, repr=False)
     limits: Limits = field(init=False, repr=False)
+    flow: Flow = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         common = {"line_bytes_max": self.line_bytes_max, "literal_bytes_max": self.literal_bytes_max}
@@ -78,3 +80,12 @@ class ImapSettings:
         after = Limits(**common, append_bytes_max=self.mail_bytes_max, multiappend_bytes_max=self.multiappend_bytes_max)
         object.__setattr__(self, "anonymous_limits", before)
         object.__setattr__(self, "limits", after)
+        flow = Flow(
+            chunk_bytes=self.chunk_bytes,
+            write_buffer_max=self.write_buffer_max,
+            write_timeout_s=self.write_timeout_s,
+            ahead_bytes_max=self.pipelined_bytes_max,
+            ahead_lines_max=self.pipelined_lines_max,
+            address_connections_max=self.address_sessions_max,
+        )
+        object.__setattr__(self, "flow", flow)

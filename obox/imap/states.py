@@ -11,8 +11,7 @@ need beside the state (TLS, a loopback peer) their handlers ask.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 from obox.imap import ast
 from obox.imap.commands import (
@@ -29,10 +28,8 @@ from obox.imap.commands import (
     store,
 )
 from obox.imap.commands import list as listing
-from obox.imap.replies import Reply
+from obox.imap.machine import Handler, Table
 from obox.imap.session import State
-
-Handler = Callable[[Any, Any], Awaitable[Reply | None]]
 
 _ANY: Final[dict[type[ast.Command], Handler]] = {
     ast.Capability: auth.capability,
@@ -85,8 +82,11 @@ TABLE: Final[dict[State, dict[type[ast.Command], Handler]]] = {
 BEFORE_LOGIN: Final = frozenset(command.NAME for command in _NOT_AUTHENTICATED)
 """What the parser reads the arguments of before there is a user."""
 
-EXPUNGE_FORBIDDEN: Final = frozenset({ast.Fetch, ast.Store, ast.Search})
+EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, ast.Store, ast.Search})
 """No EXPUNGE while these run, unless in their UID form. RFC 9051 §7.5.1."""
 
-CANCELLABLE: Final = frozenset({ast.Fetch, ast.Search, ast.Login, ast.Authenticate})
+CANCELLABLE: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, ast.Search, ast.Login, ast.Authenticate})
 """Stopped when the client is gone; anything else is finished, as the client asked for it."""
+
+COMMANDS: Final = Table(TABLE, EXPUNGE_FORBIDDEN, CANCELLABLE, auth.respond)
+"""What the machine is handed."""

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from obox.imap import wire
 from obox.imap.rows import Where, flag_column, flag_lines, flag_rows
+from obox.imap.session import Session
 from obox.imap.sets import format_set
 from obox.mailbox import Table
 from obox.mailbox._uidset import UidArray
 from obox.mailbox.view import Updates
-
-if TYPE_CHECKING:
-    from obox.imap.session import Session
 
 CHUNK_ROWS: Final = 1000
 """Flag lines made at a time: about 64 KiB, half a millisecond."""
@@ -89,3 +87,22 @@ async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None
         session.write(b"* %d RECENT\r\n" % updates.recent)
     if len(updates.changed):
         await write_flags(session, updates.changed, uid=uid)
+
+
+async def tell(session: Session, *, expunge: bool = True, uid: bool = False) -> None:
+    """Tell the client what has changed since it was last told.
+
+    expunge: sequence numbers may change. uid: the command counts in UIDs, so the answers
+    name them.
+    """
+    session.changed = False
+    if session.mailbox is None or session.view is None:
+        return
+    if session.mailbox.deleted:
+        if session.idling:
+            await session.leave(closed="Mailbox was deleted")
+        return
+    claim = None if session.read_only else session.mailbox.take_recent
+    updates = session.view.poll(session.mailbox.state, expunge=expunge, take_recent=claim)
+    if updates is not None:
+        await send_updates(session, updates, uid=uid)

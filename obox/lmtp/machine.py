@@ -22,6 +22,7 @@ import enum
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from obox.lmtp.address import NULL_ADDRESS, Address, parse_parameters, parse_path, split_detail
 from obox.lmtp.replies import Reply
@@ -96,7 +97,7 @@ class MailReceived:
 
 @dataclass(slots=True)
 class TlsAsked:
-    """220 is in the output: send it, shake hands, call `tls_started`."""
+    """220 is in the output: send it, call `tls_started`, shake hands."""
 
 
 class Pause(enum.Enum):
@@ -130,23 +131,6 @@ class Machine:
         self._awaiting: type[RecipientAsked] | type[MailReceived] | type[TlsAsked] | None = None
         self._bad_commands = 0
         self._line_lost = False
-        self._commands: dict[str, Callable[[str], Event | None]] = {
-            "LHLO": self._lhlo,
-            "MAIL": self._mail,
-            "RCPT": self._rcpt,
-            "DATA": self._data,
-            "BDAT": self._bdat,
-        }
-        self._anywhere: dict[str, Callable[[str], Event | None]] = {
-            "RSET": self._rset,
-            "NOOP": self._noop,
-            "VRFY": self._vrfy,
-            "HELP": self._help,
-            "QUIT": self._quit,
-            "STARTTLS": self._starttls,
-            "HELO": self._helo,
-            "EHLO": self._helo,
-        }
         self._clear()
 
     def _clear(self) -> None:
@@ -225,7 +209,10 @@ class Machine:
         self.state = State.READY
 
     def tls_started(self) -> None:
-        """Answers TlsAsked. What came before the handshake is forgotten, on both sides. RFC 3207 §4.2."""
+        """Answers TlsAsked. What came before the handshake is forgotten, on both sides. RFC 3207 §4.2.
+
+        Called when 220 has gone out and before the first byte under TLS is fed.
+        """
         assert self._awaiting is TlsAsked
         self._awaiting = None
         self._buffer.clear()
@@ -366,12 +353,12 @@ class Machine:
             return self._bad(Reply(500, "5.5.2", "Line is not UTF-8"))
         verb, _, argument = text.partition(" ")
         verb, argument = verb.upper(), argument.strip()
-        if (command := self._commands.get(verb)) is not None:
+        if (command := COMMANDS.get(verb)) is not None:
             if verb in NEXT[self.state] or verb == "BDAT":
-                return command(argument)
+                return command(self, argument)
             return self._bad(Reply(503, "5.5.1", f"Bad sequence: {WANTED[self.state]}"))
-        if (command := self._anywhere.get(verb)) is not None:
-            return command(argument)
+        if (command := ANYWHERE.get(verb)) is not None:
+            return command(self, argument)
         return self._bad(Reply(500, "5.5.1", "Unknown command"))
 
     def _lhlo(self, argument: str) -> Event | None:
@@ -522,3 +509,27 @@ class Machine:
 
     def _reply(self, reply: Reply) -> None:
         self._output.append(reply.wire(utf8=self._smtputf8))
+
+
+Command = Callable[[Machine, str], Event | None]
+"""Takes the argument of a command."""
+
+COMMANDS: Final[dict[str, Command]] = {
+    "LHLO": Machine._lhlo,
+    "MAIL": Machine._mail,
+    "RCPT": Machine._rcpt,
+    "DATA": Machine._data,
+    "BDAT": Machine._bdat,
+}
+"""Commands that have their states in `NEXT`."""
+ANYWHERE: Final[dict[str, Command]] = {
+    "RSET": Machine._rset,
+    "NOOP": Machine._noop,
+    "VRFY": Machine._vrfy,
+    "HELP": Machine._help,
+    "QUIT": Machine._quit,
+    "STARTTLS": Machine._starttls,
+    "HELO": Machine._helo,
+    "EHLO": Machine._helo,
+}
+"""Commands that may come in each state."""

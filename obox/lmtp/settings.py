@@ -7,7 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from obox.net import Flow
+
 LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+READ_AHEAD_BYTES = 256 << 10
+"""Input that is read while the machine is busy; then reading is paused."""
+
+WRITE_BUFFER_BYTES = 64 << 10
+"""Replies that the client has not read; beyond, its next command waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +58,15 @@ class Settings:
     """452 4.2.2 in place of 552 5.2.2, as in Dovecot."""
     tls: Callable[[], ssl.SSLContext] | None = None
     """Gives the context of a STARTTLS; None: not offered."""
+
+    flow: Flow = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        flow = Flow(
+            write_buffer_max=WRITE_BUFFER_BYTES,
+            write_timeout_s=self.command_timeout_s,
+            ahead_bytes_max=READ_AHEAD_BYTES,
+            address_connections_max=self.address_connections_max,
+            connections_max=self.connections_max,
+        )
+        object.__setattr__(self, "flow", flow)

@@ -3,7 +3,7 @@
 uvicorn's protocol on our own listeners: its server would take the signals and knows no "/proxy" entries. `/healthz`
 answers from the loop alone: nothing of bucket or caches, a restart would not help those. `/readyz` is "not draining".
 
-Theory of operation. A connection is silent (`obox.server.pending`) until the header of a request is whole, and again
+Theory of operation. A connection is silent (`obox.net.pending`) until the header of a request is whole, and again
 after the response; it has little time for the header. While it is silent it counts against no request, and gives way to
 newcomers. Requests have places of their own, and the probes and /metrics have others, so that nothing that anybody asks
 for takes these away.
@@ -34,9 +34,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from obox.config import Listen
+from obox.net import Entry, Pending, Via
 from obox.server.metrics import CONTENT_TYPE
-from obox.server.pending import Entry, Pending
-from obox.server.proxy import Via
 
 KEEP_ALIVE_S: Final = 30
 """Without a request: longer than the usual 15 s between scrapes, so that a scraper keeps its connection."""

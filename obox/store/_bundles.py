@@ -13,21 +13,20 @@ force-resync`).
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 import structlog
-
-from metacache import STAMP_BYTES_MAX
+from msgspec.structs import replace
 
 from ..errors import Corrupt, Unavailable
 from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ObjectKind
 from ..objectstore.keys import BundleKey, Form, bundle_key, bundles_prefix, owner_of, parse_bundle_key
 from ..types import StorageId
 from ._env import TRY_LATER, Env
+from .stamp import Stamp, name_of
 
 log = structlog.get_logger()
 
@@ -47,75 +46,11 @@ class BundleMeta(msgspec.Struct, omit_defaults=True):
     base: str = ""
 
 
-PACKED: Final = b"Z"
-"""Begins a stamp that is compressed; one that is not begins as a MessagePack map, with 0x80 or above."""
-
-PACKED_BYTES: Final = 4096
-"""From here on: names of bundles repeat their writer, and a month of uploads each minute has thousands."""
-
-
-class Known(msgspec.Struct):
-    """What this backend knows of a box's bundles; kept with the local copy as its stamp.
-
-    generation: of the local caches under which the copy was last checked against the bucket; heads: names, the base
-    first; base_modseq, base_bytes: of that base; known_uidnext: bundles have known of all UIDs below it since known_at;
-    superseded: (name, unix seconds when it became so); segments: cache segments by name; cached_uid: fields up to here
-    are in segments; flushed_uidnext: UIDNEXT of the newest bundle.
-    """
-
-    generation: int = 0
-    version: int = 0
-    heads: list[str] = []
-    base_modseq: int = 0
-    known_uidnext: int = 0
-    known_at: float = 0.0
-    base_bytes: int = 0
-    need_base: bool = True
-    superseded: list[tuple[str, float]] = []
-    segments: list[str] = []
-    cached_uid: int = 0
-    flushed_uidnext: int = 1
-    clean: bool = False
-    checked: float = 0.0
-    """When the bundles were LISTed last, unix seconds."""
-    listed: float = 0.0
-    """When the mails were."""
-
-    def encode(self) -> bytes:
-        """At most STAMP_BYTES_MAX: a bundle, superseded, or segment that finds no room is found by a LIST again."""
-        data, known = msgspec.msgpack.encode(self), self
-        if len(data) <= PACKED_BYTES:
-            return data
-        while len(packed := PACKED + zlib.compress(msgspec.msgpack.encode(known), 1)) > STAMP_BYTES_MAX:
-            old, segments = known.superseded, known.segments
-            known = msgspec.structs.replace(
-                known, superseded=old[len(old) // 2 + 1 :], segments=segments if old else segments[len(segments) // 2 :]
-            )
-        return packed
-
-    def knows(self, infos: list[ObjectInfo]) -> bool:
-        """Nobody else has written any of these bundles of ours."""
-        return {name_of(info.key) for info in infos if info.size and not info.key.endswith(".cache")} <= self.names()
-
-    def names(self) -> set[str]:
-        """All bundles whose content is in the copy."""
-        return {*self.heads, *(name for name, _ in self.superseded)}
-
-    @classmethod
-    def decode(cls, data: bytes) -> Known | None:
-        try:
-            if data.startswith(PACKED):
-                data = zlib.decompress(data[len(PACKED) :])
-            return msgspec.msgpack.decode(data, type=cls)
-        except (msgspec.MsgspecError, zlib.error):
-            return None
-
-
 @dataclass
 class Loaded:
     """What the bucket knows of a box: the payloads of its heads, oldest first."""
 
-    known: Known
+    stamp: Stamp
     payloads: list[bytes] = field(default_factory=list)
     merged: bool = False
     """They are of more than one history."""
@@ -132,14 +67,12 @@ def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
     return boxes
 
 
-def name_of(key: str) -> str:
-    return key.rsplit("/", 1)[1]
-
-
 class Bundles:
-    """The bundles of one box."""
+    """The bundles of one box. stamp: what is known of them; whoever changes it replaces the present one, between two
+    awaits."""
 
     def __init__(self, env: Env, sid: StorageId, box: str) -> None:
+        self.stamp = Stamp()
         self._env = env
         self._sid = sid
         self._box = box
@@ -152,14 +85,12 @@ class Bundles:
 
     async def load(self, infos: list[ObjectInfo]) -> Loaded:
         """Read the heads among `infos`, this box's part of a LIST. Newest first, so that most are never read."""
-        known = Known(need_base=False)
-        loaded = Loaded(known)
         parsed = sorted(
             ((parse_bundle_key(info.key), info) for info in infos), key=lambda p: (p[0].version, p[0].writer)
         )
         bundles = [(key, info) for key, info in parsed if key.form != "cache" and info.size]
-        known.segments = [name_of(info.key) for key, info in parsed if key.form == "cache"]
-        known.cached_uid = max((segment_range(name)[1] for name in known.segments), default=0)
+        segments = tuple(name_of(info.key) for key, info in parsed if key.form == "cache")
+        clean = False
         covered = _outdone(bundles)
         heads: list[tuple[BundleKey, ObjectInfo, bytes]] = []
         base_of: dict[str, str] = {}
@@ -178,28 +109,25 @@ class Bundles:
                 covered.update(meta.covers)
                 heads.append((key, info, payload))
                 base_of[name_of(info.key)] = meta.base
-                known.clean = meta.clean and len(heads) == 1
+                clean = meta.clean and len(heads) == 1
             pending = [(key, info) for key, info in pending if name_of(info.key) not in covered]
         heads.sort(key=lambda head: (head[0].version, head[0].writer))
         bases = [head for head in heads if head[0].form == "base"]
-        known.version = max((key.version for key, _ in bundles), default=0)
-        known.heads = [name_of(info.key) for _, info, _ in heads]
-        if bases:
-            known.known_at = bases[-1][1].modified
-        known.need_base = [base_of[name] for name in known.heads] not in ([""], ["", known.heads[0]] if heads else [""])
-        loaded.merged = known.need_base and len(heads) > 1
-        names = set(known.heads)
-        known.superseded = [
-            (name_of(info.key), self._covered_at(info, bundles))
-            for _, info in bundles
-            if name_of(info.key) not in names
-        ]
-        loaded.payloads = [payload for _, _, payload in heads]
-        return loaded
-
-    def _covered_at(self, info: ObjectInfo, bundles: list[tuple[BundleKey, ObjectInfo]]) -> float:
-        """Not before the newest bundle came: whichever covers it has been there at most that long."""
-        return max(other.modified for _, other in bundles)
+        names = tuple(name_of(info.key) for _, info, _ in heads)
+        newest = max((info.modified for _, info in bundles), default=0.0)
+        need_base = [base_of[name] for name in names] not in ([""], ["", names[0]] if heads else [""])
+        stamp = Stamp(
+            version=max((key.version for key, _ in bundles), default=0),
+            heads=names,
+            known_at=bases[-1][1].modified if bases else 0.0,
+            need_base=need_base,
+            # Since the newest bundle's time: any of them may be the one that covers it, and none is younger.
+            superseded=tuple((name, newest) for _, info in bundles if (name := name_of(info.key)) not in names),
+            segments=segments,
+            cached_uid=max((segment_range(name)[1] for name in segments), default=0),
+            clean=clean,
+        )
+        return Loaded(stamp, [payload for _, _, payload in heads], need_base and len(heads) > 1)
 
     def _decode(self, key: str, body: bytes) -> tuple[BundleMeta, bytes]:
         try:
@@ -208,44 +136,54 @@ class Bundles:
         except (CorruptObject, NewerFormat, msgspec.MsgspecError) as exc:
             raise Corrupt(f"index bundle {key} does not decode: {exc}") from exc
 
-    async def put(
-        self, known: Known, form: Form, payload: bytes, *, modseq: int, uidnext: int = 0, clean: bool = False
-    ) -> None:
+    async def put(self, form: Form, payload: bytes, *, modseq: int, uidnext: int = 0, clean: bool = False) -> None:
         """Write one bundle and note what it makes superfluous. Raises Unavailable: nothing is covered then."""
-        keep = [] if form == "base" else known.heads[:1]
-        covers = [name for name in known.heads if name not in keep]
-        known.version += 1  # also of a PUT that fails: it may have landed, or land yet
-        key = bundle_key(self._sid, self._box, known.version, self._env.writer, form)
+        stamp = self.stamp
+        keep = () if form == "base" else stamp.heads[:1]
+        covers = [name for name in stamp.heads if name not in keep]
+        version = stamp.version + 1
+        self.stamp = replace(stamp, version=version)  # also of a PUT that fails: it may have landed, or land yet
+        key = bundle_key(self._sid, self._box, version, self._env.writer, form)
         kind = ObjectKind.BASE if form == "base" else ObjectKind.DIFF
-        covered = [*covers, *_last_of_others(known.superseded, self._env.writer)]
+        covered = [*covers, *_last_of_others(stamp.superseded, self._env.writer)]
         meta = msgspec.msgpack.encode(BundleMeta(covered, clean, keep[0] if keep else ""))
         now = self._env.now()
         try:
             if not await self._env.put_new(key, kind, meta, payload):
                 raise Unavailable(TRY_LATER)
         except BaseException:
-            known.superseded.append((name_of(key), now))
+            self._supersede([name_of(key)], now)
             raise
         now = self._env.now()
-        known.superseded += [(name, now) for name in covers]
-        known.heads = [*keep, name_of(key)]
-        known.clean = clean
-        known.flushed_uidnext = max(known.flushed_uidnext, uidnext)
+        self._supersede(covers, now)
+        stamp = replace(
+            self.stamp,
+            heads=(*keep, name_of(key)),
+            clean=clean,
+            flushed_uidnext=max(self.stamp.flushed_uidnext, uidnext),
+        )
         if form == "base":
-            known.base_modseq, known.base_bytes, known.need_base = modseq, len(payload), False
-        if known.known_at <= now - self._env.delete_delay_s:
-            known.known_uidnext, known.known_at = uidnext, now
+            stamp = replace(stamp, base_modseq=modseq, base_bytes=len(payload), need_base=False)
+        if stamp.known_at <= now - self._env.delete_delay_s:
+            stamp = replace(stamp, known_uidnext=uidnext, known_at=now)
+        self.stamp = stamp
 
-    async def put_segment(self, known: Known, low: int, high: int, payload: bytes) -> None:
+    async def put_segment(self, low: int, high: int, payload: bytes) -> None:
         """Write the fields of the UIDs low..high; segments inside that range are superseded."""
         key = bundle_key(self._sid, self._box, low << 32 | high, self._env.writer, "cache")
         # One that is there already is of an earlier attempt: fields never change, at worst it has fewer.
         await self._env.put_new(key, ObjectKind.CACHE, b"", payload)
-        inside = [name for name in known.segments if low <= segment_range(name)[0] and segment_range(name)[1] <= high]
-        now = self._env.now()
-        known.superseded += [(name, now) for name in inside]
-        known.segments = [*(name for name in known.segments if name not in inside), name_of(key)]
-        known.cached_uid = max(known.cached_uid, high)
+        segments = self.stamp.segments
+        inside = [name for name in segments if low <= segment_range(name)[0] and segment_range(name)[1] <= high]
+        self._supersede(inside, self._env.now())
+        self.stamp = replace(
+            self.stamp,
+            segments=(*(name for name in segments if name not in inside), name_of(key)),
+            cached_uid=max(self.stamp.cached_uid, high),
+        )
+
+    def _supersede(self, names: list[str], now: float) -> None:
+        self.stamp = replace(self.stamp, superseded=(*self.stamp.superseded, *((name, now) for name in names)))
 
     async def get_segments(self, names: list[str]) -> list[bytes | None]:
         """Payloads of cache segments; None for one that is lost or damaged: its fields are made anew."""
@@ -258,13 +196,14 @@ class Bundles:
                 out.append(None)
         return out
 
-    async def clear(self, known: Known) -> bool:
+    async def clear(self) -> bool:
         """Delete what has been superseded for the delay. True if anything was."""
         limit = self._env.now() - self._env.delete_delay_s
-        old = [name for name, since in known.superseded if since < limit]
+        old = [name for name, since in self.stamp.superseded if since < limit]
         if old:
             await self._env.delete([self._prefix + name for name in old], kind="index")
-            known.superseded = [(name, since) for name, since in known.superseded if name not in old]
+            left = tuple((name, since) for name, since in self.stamp.superseded if name not in old)
+            self.stamp = replace(self.stamp, superseded=left)
         return bool(old)
 
     async def clear_all(self) -> None:
@@ -272,7 +211,7 @@ class Bundles:
         await self._env.delete([info.key for info in await self.listing()], kind="index")
 
 
-def _last_of_others(superseded: list[tuple[str, float]], writer: str) -> list[str]:
+def _last_of_others(superseded: Iterable[tuple[str, float]], writer: str) -> list[str]:
     """The last base and diff of each other writer among superseded bundles; `_outdone` follows from them."""
     last: dict[tuple[str, str], str] = {}
     for name, _ in superseded:

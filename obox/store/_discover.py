@@ -8,11 +8,13 @@ it can never appear later. A mail inside the range of a lower claim is void.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from enum import Enum
+from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
-from metacache import Change
+from metacache import Change, Copy
 
 from ..errors import Corrupt, Unavailable
 from ..mailbox import Delta, State
@@ -21,14 +23,12 @@ from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, S
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key, mail_prefix, owner_of, parse_mail_key
 from ..types import Uid
-from ._bundles import Known
 from ._env import GETS_AT_ONCE
 from ._mail import MailMeta, check_claim, check_meta
 from ._slots import Slot
-from ._writer import stamp
-
-if TYPE_CHECKING:
-    from .mailbox import Mailbox
+from .index import Index, give_modseq
+from .stage import Edit
+from .stamp import Assignment, Stamp, Trust, trust
 
 log = structlog.get_logger()
 
@@ -39,114 +39,130 @@ HOLES_MAX: Final = 10_000
 """Undecided UIDs that one open burns; more are a sign of something else and left to `oboxadm rebuild`."""
 
 
-async def load(mailbox: Mailbox, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
+async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
     """See `Mailbox.load`."""
-    env, state, sid, generation = mailbox.env, mailbox.state, mailbox.user.storage_id, mailbox.env.generation
-    merged = False
-    copy = env.metacache.load(sid, mailbox.guid)
-    known = Known.decode(copy.stamp) if copy is not None else None
-    checked = 0.0 if known is None else known.checked
-    if copy is not None and known is not None:
-        try:
-            for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
-                state.join(Delta.decode(data))
-        except ValueError as exc:
-            log.warning(
-                "local index copy damaged, dropped", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc)
-            )
-            env.metacache.drop(sid, mailbox.guid)
-            mailbox.state = state = type(state)(mailbox.guid)
-            known = None
+    env, user, guid = mailbox.env, mailbox.user, mailbox.guid
+    assignment = env.assignment(user.storage_id)
+    copy = env.metacache.load(user.storage_id, guid)
+    stamp = Stamp.decode(copy.stamp) if copy is not None else None
+    if copy is not None and stamp is not None:
+        if _join_copy(mailbox, copy):
+            mailbox.stamp, mailbox.change, mailbox.local_deltas = stamp, copy.change, len(copy.deltas)
         else:
-            mailbox.known, mailbox.change = known, copy.change
-            mailbox.local_deltas = len(copy.deltas)
-    if known is None and mailbox.guid in mailbox.user.born:
-        mailbox.user.born.discard(mailbox.guid)
-        mailbox.known.generation = generation
-        mailbox.known.checked = mailbox.known.listed = env.now()
+            stamp = None
+    merged = False
+    worth = trust(copy, stamp, assignment, made_here=guid in user.born)
+    if worth is Trust.NEW:
+        user.born.discard(guid)
+        mailbox.stamp = replace(mailbox.stamp, generation=assignment.generation, checked=env.now(), listed=env.now())
         mailbox.save()
         return
-    if known is None:
+    if worth is Trust.REBUILD:
         merged = await _from_bundles(mailbox, infos)
-        mailbox.known.generation = -1
         if copy is not None:  # without a base: holders that were noted while the box was not in memory
             pending = [*copy.deltas, *pending]
-    elif known.generation != generation or env.must_refresh(known.checked):
-        unflushed = mailbox.change is not Change.NONE
-        merged = await _take_bundles(mailbox, await mailbox.bundles.listing() if infos is None else infos)
-        if mailbox.known is not known:
-            mailbox.known.generation = -1  # others have written: mails too, perhaps
-        mailbox.known.checked = env.now()
-        stale = mailbox.known.generation != generation
-        told = mailbox.guid in mailbox.user.told
-        mailbox.user.told.discard(mailbox.guid)
-        # The journal of the life before may not have it, and ours will speak of higher UIDs.
-        if unflushed and stale and not told:
-            since = 0 if mailbox.known.need_base else mailbox.known.base_modseq
-            mailbox.user.journal.add(sid, mailbox.guid, state.extract(since).encode())
-    known = mailbox.known
+    elif worth is Trust.COMPARE:
+        merged = await _compare(mailbox, infos, assignment)
+    state = mailbox.state
     for data in pending:
         state.join(_decode(mailbox, data))
         mailbox.change = Change.IMPORTANT
-        known.need_base = True
-    if known.generation == generation and not pending and not env.must_rescan(known.listed):
-        if known.checked != checked:
+        mailbox.stamp = replace(mailbox.stamp, need_base=True)
+    if assignment.covers(mailbox.stamp) and not pending and not env.must_rescan(mailbox.stamp.listed):
+        if worth is Trust.COMPARE:
             mailbox.save_stamp()
         if mailbox.change is not Change.NONE:
             mailbox.reckon()
         return
     deltas, _ = await discover(mailbox, [])
-    ahead = mailbox.user.root.ahead
+    ahead = user.root.ahead
     behind = ahead > max((high for _, high in state.gaps), default=0)
     if merged or (behind and (state.uidnext > 1 or deltas)):
-        gap = state.takeover_delta(max(ahead, env.now_ms()), 0, merged=merged)
-        mailbox.user.journal.add(sid, mailbox.guid, gap.encode())
-        state.join(gap)
-        mailbox.change = Change.IMPORTANT
+        edit = user.edit()
+        edit.add_loading(mailbox, state.takeover_delta(max(ahead, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
+        user.log.stage(edit)
     for delta in deltas:
-        _take_in(mailbox, delta)
-        mailbox.change = max(mailbox.change, Change.UNIMPORTANT)
-    known.generation = generation
-    known.checked = known.checked or env.now()
-    known.listed = env.now()
+        # The journal will soon speak of higher UIDs: it has these too, so that no LIST begins this low again.
+        edit = _found(mailbox, delta)
+        edit.add_loading(mailbox, delta, Change.UNIMPORTANT)
+        user.log.stage(edit)
+    now = env.now()
+    mailbox.stamp = replace(
+        mailbox.stamp, generation=assignment.generation, checked=mailbox.stamp.checked or now, listed=now
+    )
     mailbox.save()
     if mailbox.change is not Change.NONE:
         mailbox.reckon()
 
 
-async def _from_bundles(mailbox: Mailbox, infos: list[ObjectInfo] | None) -> bool:
+def _join_copy(mailbox: Index, copy: Copy) -> bool:
+    """Take the state from the local copy; False, and the copy dropped, where it is damaged."""
+    try:
+        for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
+            mailbox.state.join(Delta.decode(data))
+    except ValueError as exc:
+        sid = mailbox.user.storage_id
+        log.warning("local index copy damaged, dropped", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc))
+        mailbox.env.metacache.drop(sid, mailbox.guid)
+        mailbox.state = State(mailbox.guid)
+        return False
+    return True
+
+
+async def _compare(mailbox: Index, infos: list[ObjectInfo] | None, assignment: Assignment) -> bool:
+    """Take in the bundles that others have written since the local copy was compared; True if that makes one history
+    of two."""
+    unflushed = mailbox.change is not Change.NONE
+    found = await _take_bundles(mailbox, await mailbox.bundles.listing() if infos is None else infos)
+    mailbox.stamp = replace(mailbox.stamp, checked=mailbox.env.now())
+    if found is not Found.NOTHING:
+        mailbox.stamp = mailbox.stamp.uncompared()  # others have written: mails too, perhaps
+    told = mailbox.guid in mailbox.user.told
+    mailbox.user.told.discard(mailbox.guid)
+    # The journal of the life before may not have it, and ours will speak of higher UIDs.
+    if unflushed and not assignment.covers(mailbox.stamp) and not told:
+        since = 0 if mailbox.stamp.need_base else mailbox.stamp.base_modseq
+        edit = mailbox.user.edit()
+        edit.tell_journal(mailbox.guid, mailbox.state.extract(since))
+        mailbox.user.log.stage(edit)
+    return found is Found.HISTORY
+
+
+async def _from_bundles(mailbox: Index, infos: list[ObjectInfo] | None) -> bool:
     """Join the heads of the bundles in the bucket; True if they are of more than one history."""
     loaded = await mailbox.bundles.load(await mailbox.bundles.listing() if infos is None else infos)
-    mailbox.known = loaded.known
+    mailbox.stamp = loaded.stamp
     for number, payload in enumerate(loaded.payloads):
         mailbox.state.join(_decode(mailbox, payload))
         if number == 0:
-            loaded.known.base_modseq = mailbox.state.highestmodseq
-            loaded.known.known_uidnext = mailbox.state.uidnext
-            loaded.known.base_bytes = len(payload)
-    loaded.known.flushed_uidnext = mailbox.state.uidnext
+            mailbox.stamp = replace(
+                mailbox.stamp,
+                base_modseq=mailbox.state.highestmodseq,
+                known_uidnext=mailbox.state.uidnext,
+                base_bytes=len(payload),
+            )
+    mailbox.stamp = replace(mailbox.stamp, flushed_uidnext=mailbox.state.uidnext)
     return loaded.merged
 
 
-def _decode(mailbox: Mailbox, data: bytes) -> Delta:
+def _decode(mailbox: Index, data: bytes) -> Delta:
     try:
         return Delta.decode(data)
     except ValueError as exc:
         raise Corrupt(f"the index of a mailbox does not decode ({mailbox.guid}): {exc}") from exc
 
 
-def _take_in(mailbox: Mailbox, delta: Delta) -> None:
-    """Join one delta that LIST has found, under a modseq of its own; into the journal as well, which will soon speak of
-    higher UIDs, so that no LIST begins this low again."""
-    modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
-    stamp(delta, modseq)
+def _found(mailbox: Index, delta: Delta) -> Edit:
+    """Give a delta that LIST has found its modseq. Returns an edit with what it means for other mailboxes, to which
+    the caller adds the delta."""
+    give_modseq(delta, mailbox.state.next_modseq(mailbox.env.now_ms()))
+    edit = mailbox.user.edit()
     if delta.rows is not None:
-        mailbox.user.adopt(mailbox, delta.rows)
-    mailbox.user.journal.add(mailbox.user.storage_id, mailbox.guid, delta.encode())
-    mailbox.state.join(delta)
+        mailbox.user.hold(edit, mailbox.guid, delta.rows)
+    return edit
 
 
-async def discover(mailbox: Mailbox, ours: list[Slot]) -> tuple[list[Delta], int]:
+async def discover(mailbox: Index, ours: list[Slot]) -> tuple[list[Delta], int]:
     """LIST from `uidnext` and say what was written there, in UID order, and the UIDNEXT that follows.
 
     ours: our own slots in flight, which are left out. Raises Unavailable.
@@ -191,7 +207,7 @@ def _first_uid(delta: Delta) -> int:
 
 
 async def _read(
-    mailbox: Mailbox, start: int, found: dict[int, int], skip: dict[int, int]
+    mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int]
 ) -> tuple[list[Delta], int, list[int]]:
     """Read the headers of what was listed; returns deltas, UIDNEXT, and the UIDs that nothing decides."""
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
@@ -221,7 +237,7 @@ async def _read(
     return deltas, max(uid, void_until), holes
 
 
-async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, int]:
+async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int]:
     """What the object under a UID says: one mail, or a claim of a range.
 
     A damaged one, or one that belongs to another user, mailbox or UID, is skipped, logged and never deleted. Raises
@@ -257,40 +273,51 @@ async def _read_one(mailbox: Mailbox, uid: int, prefix: bytes) -> tuple[Delta, i
         return Delta(claims={uid: CLAIM_PURGED}, uidnext=uid + 1), 1
 
 
-async def recheck(mailbox: Mailbox, infos: list[ObjectInfo]) -> None:
+async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
     """See `Mailbox.recheck`. Where nobody else has written nothing is to be uploaded afterwards."""
-    generation, known = mailbox.env.generation, mailbox.known
+    assignment = mailbox.env.assignment(mailbox.user.storage_id)
     async with mailbox.flushing:
-        await _take_bundles(mailbox, infos, renew=True)
-    two_histories = mailbox.known is not known or known.generation != generation
+        found = await _take_bundles(mailbox, infos, renew=True)
+    two_histories = found is not Found.NOTHING or not assignment.covers(mailbox.stamp)
     if two_histories:
         mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
     await mailbox.slots.recheck()
-    mailbox.known.generation = generation
-    mailbox.known.need_base |= two_histories
+    need_base = mailbox.stamp.need_base or two_histories
+    mailbox.stamp = replace(mailbox.stamp, generation=assignment.generation, need_base=need_base)
     mailbox.save()
 
 
-async def _take_bundles(mailbox: Mailbox, infos: list[ObjectInfo], *, renew: bool = False) -> bool:
-    """Join the bundles that others have written; True if that makes one history of two. renew: sessions are looking."""
-    known, state, unflushed = mailbox.known, mailbox.state, mailbox.change is not Change.NONE
-    if known.knows(infos):
-        return False
+class Found(Enum):
+    """What others have written: nothing that we do not know; bundles that continue what we know; another history."""
+
+    NOTHING = "nothing"
+    MORE = "more"
+    HISTORY = "history"
+
+
+async def _take_bundles(mailbox: Index, infos: list[ObjectInfo], *, renew: bool = False) -> Found:
+    """Join the bundles that others have written. renew: sessions are looking."""
+    stamp, state, unflushed = mailbox.stamp, mailbox.state, mailbox.change is not Change.NONE
+    if stamp.knows(infos):
+        return Found.NOTHING
     loaded = await mailbox.bundles.load(infos)
     for payload in loaded.payloads:
         changed = state.join(_decode(mailbox, payload))
         renewal = state.renewal(changed, mailbox.env.now_ms()) if renew else None
         if renewal is not None:
             state.join(renewal)
-    loaded.known.version = max(loaded.known.version, known.version)
-    loaded.known.generation, loaded.known.listed = known.generation, known.listed
-    loaded.known.flushed_uidnext = known.flushed_uidnext
-    loaded.known.need_base = True
-    mailbox.known = loaded.known
-    return unflushed or loaded.merged
+    mailbox.stamp = replace(
+        loaded.stamp,
+        version=max(loaded.stamp.version, stamp.version),
+        generation=stamp.generation,
+        listed=stamp.listed,
+        flushed_uidnext=stamp.flushed_uidnext,
+        need_base=True,
+    )
+    return Found.HISTORY if unflushed or loaded.merged else Found.MORE
 
 
-async def refresh(mailbox: Mailbox) -> None:
+async def refresh(mailbox: Index) -> None:
     """After a UID was lost to another writer: take in what it wrote, then let our own mails stand or try again."""
     while True:
         try:
@@ -307,7 +334,8 @@ async def refresh(mailbox: Mailbox) -> None:
     ]
     lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
     lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}
-    mailbox.known.need_base |= bool(deltas or lost)
+    if deltas or lost:
+        mailbox.stamp = replace(mailbox.stamp, need_base=True)
     others = sum(len(delta.rows) for delta in deltas if delta.rows is not None)
     deltas.reverse()
 
@@ -320,7 +348,9 @@ async def refresh(mailbox: Mailbox) -> None:
     for slot in mailbox.slots.in_flight():
         if slot.fate == "orphan" and slot.uid not in lost:
             show(slot.uid - 1)
-            mailbox.user.journal.add(mailbox.user.storage_id, mailbox.guid, mailbox.taken_back(slot).encode())
+            edit = mailbox.user.edit()
+            edit.tell_journal(mailbox.guid, mailbox.taken_back(slot))
+            mailbox.user.log.stage(edit)
             await _journaled(mailbox)  # whoever finds the object by LIST must know before a higher UID shows
     show(uidnext)
     mailbox.slots.refreshed(uidnext, others)
@@ -334,15 +364,14 @@ def _is_anothers(state: State, slot: Slot) -> bool:
     return position is None or bytes(state.column("oid")[position]) != bytes(slot.delta.rows.oid[0])
 
 
-def _show(mailbox: Mailbox, delta: Delta) -> None:
+def _show(mailbox: Index, delta: Delta) -> None:
     """Make visible what LIST has found."""
-    stamp(delta, mailbox.state.next_modseq(mailbox.env.now_ms()))
-    if delta.rows is not None:
-        mailbox.user.adopt(mailbox, delta.rows)
-    mailbox.apply(delta, Change.UNIMPORTANT)
+    edit = _found(mailbox, delta)
+    edit.add(mailbox, delta, Change.UNIMPORTANT)
+    mailbox.user.log.stage(edit)
 
 
-async def _journaled(mailbox: Mailbox) -> None:
+async def _journaled(mailbox: Index) -> None:
     """Wait, however long, until what was shown is in the bucket."""
     while True:
         try:

@@ -24,6 +24,7 @@ from ..objectstore.keys import owner_of
 from ..types import Oid
 from ._once import EveryMinute
 from ._recent import Recent
+from .stamp import Assignment
 
 log = structlog.get_logger()
 
@@ -127,14 +128,16 @@ class Env:
     def delete_delay_s(self) -> float:
         return self.settings.delete_delay_s
 
-    def must_refresh(self, checked: float) -> bool:
-        """A local copy that was compared with the bucket at `checked` (unix seconds) is to be compared again."""
+    def assignment(self, sid: str) -> Assignment:
+        """Under which this backend has a user. One backend alone: all users have the present one."""
         settings, now = self.settings, self.now()
+        once = settings.refresh_index_once_after
         forced = settings.forced_refresh_interval_s
-        return (forced > 0 and checked < now - forced) or checked < settings.refresh_index_once_after <= now
+        since = max(once if once <= now else 0.0, now - forced if forced > 0 else 0.0)
+        return Assignment(self.generation, since)
 
     def must_rescan(self, listed: float) -> bool:
-        """The same for the LIST of a mailbox's new mails."""
+        """Whether a mailbox whose mails were LISTed at `listed` (unix seconds) is to be LISTed again."""
         return listed < self.settings.rescan_mails_once_after <= self.now()
 
     def now_ms(self) -> int:

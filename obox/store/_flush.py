@@ -13,7 +13,7 @@ A crash after 2 leaves a bundle that covers what the journal still says: joined 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -25,9 +25,7 @@ from ..mailbox._delta import CLAIM_PURGED
 from ..objectstore.keys import mail_key
 from ..types import Uid
 from ._bundles import DIFF_FREE_BYTES, DIFF_SHARE, segment_range
-
-if TYPE_CHECKING:
-    from .mailbox import Mailbox
+from .index import Index
 
 SEGMENT_MAILS_MIN: Final = 100
 """New mails before their ready fields are uploaded beside an index flush: a hundredth of a request a mail."""
@@ -49,11 +47,10 @@ SEGMENTS_MERGED: Final = 8
 """Small segments that are merged into one."""
 
 
-async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
+async def flush(mailbox: Index, *, everything: bool) -> bool:
     """See `Mailbox.flush`. Raises Unavailable: nothing is lost, the next one tries again."""
     async with mailbox.flushing:
         mailbox.user.require_there()
-        known = mailbox.known
         if _forgotten(mailbox):
             return False
         wrote = False
@@ -64,12 +61,12 @@ async def flush(mailbox: Mailbox, *, everything: bool) -> bool:
             wrote = True
         if everything or _uncached(mailbox) >= SEGMENT_MAILS_MIN:
             wrote |= await _flush_fields(mailbox)
-        if await mailbox.bundles.clear(known) or wrote:
+        if await mailbox.bundles.clear() or wrote:
             mailbox.save_stamp()
         return wrote
 
 
-def _forgotten(mailbox: Mailbox) -> bool:
+def _forgotten(mailbox: Index) -> bool:
     """Whether the mailbox was deleted and cleared: what a journal still said of it is no reason for another bundle."""
     if not mailbox.cleared:
         return False
@@ -80,19 +77,21 @@ def _forgotten(mailbox: Mailbox) -> bool:
     return True
 
 
-async def carry(mailbox: Mailbox) -> None:
+async def carry(mailbox: Index) -> None:
     """See `Mailbox.carry`. More than a few new mails, or a large fragment, make a bundle instead."""
     async with mailbox.flushing:
-        known, user = mailbox.known, mailbox.user
+        stamp, user = mailbox.stamp, mailbox.user
         user.require_there()
         if _forgotten(mailbox):
             return
         few = mailbox.unflushed_mails <= mailbox.env.settings.max_rescan_mail_count
         few &= user.journal.carried(user.storage_id, mailbox.guid) < CARRIED_S_MAX
-        if mailbox.change is Change.UNIMPORTANT and few and (not known.need_base or not known.heads):
-            delta = mailbox.state.extract(known.base_modseq if known.heads else 0).encode()
-            if len(delta) <= CARRIED_BYTES_MAX:
-                user.journal.carry(user.storage_id, mailbox.guid, delta)
+        if mailbox.change is Change.UNIMPORTANT and few and not stamp.merged:
+            delta = mailbox.state.extract(stamp.base_modseq if stamp.heads else 0)
+            if len(delta.encode()) <= CARRIED_BYTES_MAX:
+                edit = user.edit()
+                edit.carry(mailbox.guid, delta)
+                user.log.stage(edit)
                 return
         if mailbox.change is Change.NONE:
             user.journal.flushed(user.storage_id, mailbox.guid, user.journal.position(), more=False)
@@ -100,23 +99,23 @@ async def carry(mailbox: Mailbox) -> None:
             await _flush_index(mailbox)
 
 
-async def _flush_index(mailbox: Mailbox) -> None:
-    known, state, journal = mailbox.known, mailbox.state, mailbox.user.journal
-    await mailbox.user.begin_changes()
+async def _flush_index(mailbox: Index) -> None:
+    await mailbox.user.rootbox.begin_changes()
+    stamp, state, journal = mailbox.stamp, mailbox.state, mailbox.user.journal
     position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
     gone = len(mailbox.fields_left)
     dead, claims = _garbage(mailbox)
     modseq, uidnext = state.highestmodseq, state.uidnext
-    base = known.need_base or not known.heads
-    payload = b"" if base else state.extract(known.base_modseq).encode()
+    base = stamp.base_next
+    payload = b"" if base else state.extract(stamp.base_modseq).encode()
     forgotten: list[str] = []
     long_ago = int((mailbox.env.now() - KEYWORD_FORGET_S) * 1000)
-    if base or len(payload) > max(DIFF_FREE_BYTES, known.base_bytes // DIFF_SHARE):
+    if base or len(payload) > max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE):
         base, forgotten = True, state.forgettable(long_ago)
         payload = state.extract(without=forgotten).encode()
     # A bundle must not know of a copy, or of an expunged one, before the journal knows of what it means elsewhere.
     await journal.sync()
-    await mailbox.bundles.put(known, "base" if base else "diff", payload, modseq=modseq, uidnext=uidnext)
+    await mailbox.bundles.put("base" if base else "diff", payload, modseq=modseq, uidnext=uidnext)
     state.forget(forgotten, long_ago)
     more = mailbox.changes != seen
     mailbox.unflushed_mails -= mails
@@ -131,7 +130,7 @@ async def _flush_index(mailbox: Mailbox) -> None:
     await _purge(mailbox, dead, claims)
 
 
-async def sweep(mailbox: Mailbox) -> None:
+async def sweep(mailbox: Index) -> None:
     """See `Mailbox.sweep`."""
     async with mailbox.flushing:
         mailbox.user.require_there()
@@ -141,21 +140,21 @@ async def sweep(mailbox: Mailbox) -> None:
             await _flush_index(mailbox)
         else:
             await _purge(mailbox, *_garbage(mailbox))
-        if await mailbox.bundles.clear(mailbox.known):
+        if await mailbox.bundles.clear():
             mailbox.save_stamp()
 
 
-def _garbage(mailbox: Mailbox) -> tuple[list[int], list[int]]:
+def _garbage(mailbox: Index) -> tuple[list[int], list[int]]:
     """Expunged UIDs and claims whose objects may go, as far as the bundles in the bucket know of them."""
-    env, known, state = mailbox.env, mailbox.known, mailbox.state
+    env, stamp, state = mailbox.env, mailbox.stamp, mailbox.state
     dead = state.dead(int((env.now() - env.delete_delay_s) * 1000)).tolist()
-    claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= known.known_uidnext]
-    if known.known_at > env.now() - env.delete_delay_s:
+    claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= stamp.known_uidnext]
+    if stamp.known_at > env.now() - env.delete_delay_s:
         claims = []  # no bundle that knows these UIDs has been in the bucket for the delay
     return dead, claims
 
 
-async def _purge(mailbox: Mailbox, dead: list[int], claims: list[int]) -> None:
+async def _purge(mailbox: Index, dead: list[int], claims: list[int]) -> None:
     """Delete mails whose expunge is in a bundle and whose delay has passed, and claims that a base has long known."""
     if not dead and not claims:
         return
@@ -169,20 +168,19 @@ async def _purge(mailbox: Mailbox, dead: list[int], claims: list[int]) -> None:
     mailbox.apply(Delta(purged=purged, claims=dict.fromkeys(claims, CLAIM_PURGED)), Change.UNIMPORTANT, journal=False)
 
 
-def _uncached(mailbox: Mailbox) -> int:
-    return len(mailbox.state.uids) - int(np.searchsorted(mailbox.state.uids, mailbox.known.cached_uid, side="right"))
+def _uncached(mailbox: Index) -> int:
+    return len(mailbox.state.uids) - int(np.searchsorted(mailbox.state.uids, mailbox.stamp.cached_uid, side="right"))
 
 
-async def _flush_fields(mailbox: Mailbox) -> bool:
+async def _flush_fields(mailbox: Index) -> bool:
     """Upload the ready fields of mails that no segment holds; merge small neighbours."""
-    known = mailbox.known
     uids = mailbox.state.uids
-    todo = uids[np.searchsorted(uids, known.cached_uid, side="right") :].tolist()
+    todo = uids[np.searchsorted(uids, mailbox.stamp.cached_uid, side="right") :].tolist()
     for at in range(0, len(todo), SEGMENT_MAILS_MAX):
         await _put_segment(mailbox, todo[at], todo[min(at + SEGMENT_MAILS_MAX, len(todo)) - 1])
     small = [
         span
-        for span in sorted(map(segment_range, known.segments))
+        for span in sorted(map(segment_range, mailbox.stamp.segments))
         if mailbox.count_between(*span) < SEGMENT_MAILS_MAX // SEGMENTS_MERGED
     ]
     if len(small) >= SEGMENTS_MERGED and all(record is not None for record in _local(mailbox, small)):
@@ -190,17 +188,17 @@ async def _flush_fields(mailbox: Mailbox) -> bool:
     return bool(todo)
 
 
-def _local(mailbox: Mailbox, spans: list[tuple[int, int]]) -> list[bytes | None]:
+def _local(mailbox: Index, spans: list[tuple[int, int]]) -> list[bytes | None]:
     """Records of live mails in these ranges that the local copy has."""
     uids = mailbox.state.uids
     inside = uids[np.searchsorted(uids, spans[0][0]) : np.searchsorted(uids, spans[-1][1], side="right")].tolist()
     return mailbox.env.metacache.get_fields(mailbox.user.storage_id, mailbox.guid, inside)
 
 
-async def _put_segment(mailbox: Mailbox, low: int, high: int) -> None:
+async def _put_segment(mailbox: Index, low: int, high: int) -> None:
     uids = mailbox.state.uids
     inside = uids[np.searchsorted(uids, low) : np.searchsorted(uids, high, side="right")].tolist()
     records = mailbox.env.metacache.get_fields(mailbox.user.storage_id, mailbox.guid, inside)
     pairs = [(uid, record) for uid, record in zip(inside, records, strict=True) if record is not None]
-    await mailbox.bundles.put_segment(mailbox.known, low, high, msgspec.msgpack.encode(pairs))
+    await mailbox.bundles.put_segment(low, high, msgspec.msgpack.encode(pairs))
     await asyncio.sleep(0)

@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import structlog
 
 from ..mailbox._uidset import UidArray, uid_array
 from ._env import GETS_AT_ONCE
-
-if TYPE_CHECKING:
-    from .mailbox import Mailbox
+from .index import Index
 
 log = structlog.get_logger()
 
 
-async def look_again(mailbox: Mailbox, lost: Mapping[int, str], *, end: int | None = None) -> dict[str, bytes]:
+async def look_again(mailbox: Index, lost: Mapping[int, str], *, end: int | None = None) -> dict[str, bytes]:
     """Look for the objects of mails (UID to key) that a GET did not find; expunge the mails of those that are gone.
 
     Returns the objects that are there after all, by key. end: so many bytes of one are proof enough.
@@ -53,7 +50,7 @@ async def look_again(mailbox: Mailbox, lost: Mapping[int, str], *, end: int | No
         return there
 
 
-async def _listed(mailbox: Mailbox, key: str) -> bool:
+async def _listed(mailbox: Index, key: str) -> bool:
     """Does a LIST name the key? Of what follows the one before it. Raises Unavailable."""
     prefix, _, uid = key.rpartition("/")
     before = f"{prefix}/{int(uid, 16) - 1:08x}"
@@ -61,7 +58,7 @@ async def _listed(mailbox: Mailbox, key: str) -> bool:
     return any(info.key == key for info in infos)
 
 
-async def expunge(mailbox: Mailbox, lost: Mapping[int, str]) -> UidArray:
+async def expunge(mailbox: Index, lost: Mapping[int, str]) -> UidArray:
     """Expunge mails (UID to key) whose object is gone, and note that there is nothing to delete; say which were there.
 
     In the synced local commit on return. Raises Unavailable.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
@@ -17,18 +17,37 @@ from ..objectstore import StoreError, put_once
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import first_root_key, mail_key, owner_of
 from ..types import Guid, Uid
-from ._bundles import BundleMeta, Known, name_of
+from . import _flush
+from ._bundles import BundleMeta
 from ._env import Env
-from .api import MailboxInfo
-
-if TYPE_CHECKING:
-    from .mailbox import Mailbox
-    from .user import User
+from .api import Copied, MailboxInfo
+from .index import Index, Owner
+from .stage import Edit
+from .stamp import Stamp, name_of
 
 log = structlog.get_logger()
 
 MAILBOXES_MAX: Final = 10_000
 """Mailboxes of one user: the root bundle is read whole at a cold login."""
+
+
+class Maker(Owner, Protocol):
+    """The user, as whoever makes and deletes its mailboxes sees it."""
+
+    def entry(self, name: str) -> MailboxEntry:
+        """Raises NotFound."""
+
+    def fresh(self, entry: MailboxEntry) -> Index:
+        """A mailbox that was made just now."""
+
+    def forget(self, guid: Guid) -> None:
+        """A mailbox has been cleared: memory and local copy let go of it."""
+
+    async def change_root(self, delta: RootDelta, edit: Edit | None = None) -> None:
+        """Take a change of the list in, with an edit that it belongs to; in the bucket on return."""
+
+    async def move_all(self, source: Guid, name: str) -> Copied:
+        """Move all mails of a mailbox to another one."""
 
 
 def infos(root: Root) -> list[MailboxInfo]:
@@ -48,7 +67,7 @@ def infos(root: Root) -> list[MailboxInfo]:
     return out
 
 
-async def first(user: User) -> bool:
+async def first(user: Maker) -> bool:
     """Write the first root bundle of a new user under its fixed name; False if another backend was first."""
     env = user.env
     now = env.now_ms()
@@ -70,7 +89,7 @@ async def first(user: User) -> bool:
     except StoreError as exc:
         raise env.unavailable("put", key, exc) from exc
     user.root.join(delta)
-    user.known = Known(heads=[name_of(key)], need_base=False)
+    user.rootbox.stamp = Stamp(heads=(name_of(key),), need_base=False)
     user.born = {Guid(entry.guid) for entry in entries}
     log.info("user made", user=user.name, storage_id=user.storage_id)
     return True
@@ -82,7 +101,7 @@ def _check_count(names: list[str]) -> None:
         raise Limit(f"a user has at most {MAILBOXES_MAX} mailboxes, levels above them counted")
 
 
-async def create(user: User, name: str, special_use: str) -> Guid:
+async def create(user: Maker, name: str, special_use: str) -> Guid:
     """See `api.User.create`."""
     name = check_name(name)
     if name in user.root.names():
@@ -99,7 +118,7 @@ async def create(user: User, name: str, special_use: str) -> Guid:
     return Guid(entry.guid)
 
 
-def _new_entry(user: User, name: str, special_use: str = "") -> MailboxEntry:
+def _new_entry(user: Maker, name: str, special_use: str = "") -> MailboxEntry:
     now = user.env.now_ms()
     return MailboxEntry(
         guid=user.env.random_bytes(16).hex(),
@@ -111,7 +130,7 @@ def _new_entry(user: User, name: str, special_use: str = "") -> MailboxEntry:
     )
 
 
-async def delete(user: User, name: str) -> None:
+async def delete(user: Maker, name: str) -> None:
     """See `api.User.delete`: all mails expunged, the name gone; the index stays hidden while copies need its
     objects."""
     if canonical(name) == INBOX:
@@ -120,14 +139,15 @@ async def delete(user: User, name: str) -> None:
     box = await user.box(Guid(entry.guid))
     homes = await box.homes()
     user.journal.check()
-    box.expunge_now(box.state.uids, homes)  # with the list's change below in one journal object: both or neither
+    edit = user.edit()
+    box.expunge_in(edit, box.state.uids, homes)
     box.deleted = True
     modseq = user.root.next_modseq(user.env.now_ms())
     box.wake()
-    await user.change_root(RootDelta([msgspec.structs.replace(entry, deleted=modseq)], highestmodseq=modseq))
+    await user.change_root(RootDelta([msgspec.structs.replace(entry, deleted=modseq)], highestmodseq=modseq), edit)
 
 
-async def rename(user: User, old: str, new: str) -> None:
+async def rename(user: Maker, old: str, new: str) -> None:
     """See `api.User.rename`."""
     old, new = canonical(old), check_name(new)
     names = user.root.names()
@@ -150,19 +170,18 @@ async def rename(user: User, old: str, new: str) -> None:
     await user.change_root(RootDelta(entries, highestmodseq=modseq))
 
 
-async def _rename_inbox(user: User, new: str) -> None:
+async def _rename_inbox(user: Maker, new: str) -> None:
     """INBOX stays, its mails move to a new mailbox; its children stay. RFC 3501 §6.3.5."""
     await create(user, new, "")
-    inbox = await user.box(Guid(user.entry(INBOX).guid))
-    await user.copy(inbox, inbox.state.uids, new, move=True)
+    await user.move_all(Guid(user.entry(INBOX).guid), new)
 
 
-async def clear_deleted(user: User, entry: MailboxEntry) -> None:
+async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
     """Delete what is left of a mailbox that was deleted longer than the delay ago, once no copy needs it."""
     box = await user.box(Guid(entry.guid))
     homes = await box.homes()
     box.expunge_now(box.state.uids, homes)  # what came while it was deleted, or by another writer
-    await box.sweep()
+    await _flush.sweep(box)
     if bool((~box.state.gone_purged).any()) or box.state.active_holders():
         return
     async with box.flushing:
@@ -171,14 +190,13 @@ async def clear_deleted(user: User, entry: MailboxEntry) -> None:
         await user.env.delete([mail_key(user.storage_id, box.guid, Uid(uid)) for uid in claims], kind="mail")
         await box.bundles.clear_all()
         user.journal.flushed(user.storage_id, box.guid, user.journal.position(), more=False)
-    user.boxes.pop(box.guid, None)
-    user.env.metacache.drop(user.storage_id, box.guid)
+    user.forget(box.guid)
     modseq = user.root.next_modseq(user.env.now_ms())
     await user.change_root(RootDelta([msgspec.structs.replace(entry, cleared=1)], highestmodseq=modseq))
     log.info("deleted mailbox cleared", user=user.name, mailbox=entry.name)
 
 
-def rows_for_copy(source: Mailbox, target: Mailbox, uids: UidArray) -> tuple[Rows, list[tuple[Guid, int]]]:
+def rows_for_copy(source: Index, target: Index, uids: UidArray) -> tuple[Rows, list[tuple[Guid, int]]]:
     """The records that a COPY makes in `target`, without UIDs and modseqs yet, and the object that each refers to.
 
     Raises Limit when `target` has no room for their keywords.
@@ -199,7 +217,7 @@ def rows_for_copy(source: Mailbox, target: Mailbox, uids: UidArray) -> tuple[Row
     return rows, homes
 
 
-def copy_fields(env: Env, source: Mailbox, target: Mailbox, uids: UidArray, new: UidArray) -> None:
+def copy_fields(env: Env, source: Index, target: Index, uids: UidArray, new: UidArray) -> None:
     """Give the copies the ready fields of their originals, as far as they are local."""
     sid = source.user.storage_id
     records = env.metacache.get_fields(sid, source.guid, uids.tolist())

@@ -6,17 +6,6 @@ Invariant: once a day, also when the hour passes while the machine sleeps; none 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
-
-import structlog
-
-from ..errors import OboxError
-from . import operate
-
-if TYPE_CHECKING:
-    from .store import MailStore
-
-log = structlog.get_logger()
 
 
 class Nightly:
@@ -38,16 +27,3 @@ class Nightly:
             return False
         self._next = self._after(now)
         return True
-
-
-async def flush_all(store: MailStore) -> None:
-    """Upload everything of everybody, one user after the other."""
-    users = await operate.changed_users(store, important_only=False)
-    failed = 0
-    for sid in users:
-        try:
-            await operate.flush(await store.load_user(store.name_of(sid), sid), important_only=False)
-        except OboxError as exc:
-            failed += 1
-            log.warning("nightly flush: not now", user=sid, error=str(exc))
-    log.info("nightly flush", users=len(users), failed=failed)

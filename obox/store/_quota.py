@@ -10,19 +10,24 @@ serves the same user at the same time counts for itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..errors import InUse, OverQuota
 from ._slots import Slot
+from .api import Usage
 
-if TYPE_CHECKING:
-    from .user import User
+
+class Counted(Protocol):
+    """The user, as the quota sees it."""
+
+    def usage(self) -> Usage:
+        """What is visible of the user's mails."""
 
 
 class Quota:
     """What a user may store, and what is under way."""
 
-    def __init__(self, user: User) -> None:
+    def __init__(self, user: Counted) -> None:
         self._user = user
         self.bytes_max: int | None = None
         self.messages_max: int | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -17,17 +17,15 @@ import structlog
 from ..errors import Corrupt, Expunged, NotFound
 from ..mailbox import home_of
 from ..objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
-from ..objectstore.codec import OLD_MAJOR
+from ..objectstore.codec import OLD_MAJOR, Decoded
 from ..objectstore.keys import mail_key, mail_prefix, owner_of
 from ..types import Uid
 from . import _lost, _recent
 from ._bundles import segment_range
 from ._fields import Fields, opened
-from ._mail import opaque_fields, ready_fields
+from ._mail import MailMeta, check_meta, opaque_fields, ready_fields
 from .api import Unreadable
-
-if TYPE_CHECKING:
-    from .mailbox import Mailbox
+from .index import Index
 
 log = structlog.get_logger()
 
@@ -50,7 +48,7 @@ SLICE: Final = 200
 """Records unpacked between two looks at the loop: well below a millisecond."""
 
 
-async def fields(mailbox: Mailbox, uids: Sequence[int], *, autofix: bool) -> list[Fields | Unreadable | None]:
+async def fields(mailbox: Index, uids: Sequence[int], *, autofix: bool) -> list[Fields | Unreadable | None]:
     """See `api.Mailbox.fields`."""
     sid, guid, metacache = mailbox.user.storage_id, mailbox.guid, mailbox.env.metacache
     records = metacache.get_fields(sid, guid, uids)
@@ -79,7 +77,7 @@ async def fields(mailbox: Mailbox, uids: Sequence[int], *, autofix: bool) -> lis
     return out
 
 
-def _recorded(mailbox: Mailbox, uids: Sequence[int], at: list[int]) -> list[int]:
+def _recorded(mailbox: Index, uids: Sequence[int], at: list[int]) -> list[int]:
     """Those of the places `at` whose UID has an index record, live or retained."""
     if not at:
         return at
@@ -87,11 +85,11 @@ def _recorded(mailbox: Mailbox, uids: Sequence[int], at: list[int]) -> list[int]
     return [one for one in at if uids[one] in known]
 
 
-async def _load_segments(mailbox: Mailbox, uids: list[int]) -> bool:
+async def _load_segments(mailbox: Index, uids: list[int]) -> bool:
     """Read the cache segments that hold some of `uids` and were not read before; True if any came."""
     names = [
         name
-        for name in mailbox.known.segments
+        for name in mailbox.stamp.segments
         if name not in mailbox.segments_read
         and any(low <= uid <= high for low, high in (segment_range(name),) for uid in uids)
     ]
@@ -111,7 +109,7 @@ async def _load_segments(mailbox: Mailbox, uids: list[int]) -> bool:
 
 
 async def mails(
-    mailbox: Mailbox, uids: Sequence[int], *, autofix: bool
+    mailbox: Index, uids: Sequence[int], *, autofix: bool
 ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
     """See `api.Mailbox.mails`."""
     at = 0
@@ -129,7 +127,7 @@ _Found = tuple[int, str, bytes, int]
 """(uid, key and oid of its object, octets); the key is empty for one that is gone."""
 
 
-async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict[bytes, bytes | Unreadable]:
+async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[bytes, bytes | Unreadable]:
     """The mails of a batch by oid, or what is wrong with them; without those that are gone or lost."""
     env, sid = mailbox.env, mailbox.user.storage_id
     out: dict[bytes, bytes | Unreadable] = {}
@@ -151,7 +149,7 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
 
     async def fetch(key: str) -> bytes:
         fetched.add(key)
-        return await mailbox.fetch(key, expunged=key in expunged)
+        return await get_object(mailbox, key, expunged=key in expunged)
 
     found = await env.fscache.get_many(list(keys), fetch, absent=(NotFound, Expunged))
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
@@ -169,7 +167,7 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
             if isinstance(one, StoreError) and key not in fetched:
                 mail = out[oid] = await _anew(mailbox, key, oid, expunged=key in expunged)
             else:
-                mail = out[oid] = mailbox.checked(key, oid, one)
+                mail = out[oid] = _checked(mailbox, key, oid, one)
         except Expunged:
             continue
         except (Corrupt, NotFound) as damage:
@@ -180,17 +178,17 @@ async def _load(mailbox: Mailbox, batch: list[_Found], *, autofix: bool) -> dict
     return out
 
 
-async def whole(mailbox: Mailbox, key: str, oid: bytes, *, expunged: bool) -> bytes:
+async def whole(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
     """One mail. expunged: the mail is. Raises NotFound, Expunged, Corrupt, Unavailable."""
     fetched: list[bytes] = []
 
     async def fetch() -> bytes:
-        fetched.append(await mailbox.fetch(key, expunged=expunged))
+        fetched.append(await get_object(mailbox, key, expunged=expunged))
         return fetched[0]
 
     data = await mailbox.env.fscache.get(key, fetch)
     try:
-        return mailbox.decode(key, oid, data)
+        return _decode(mailbox, key, oid, data)
     except Corrupt:
         await mailbox.env.fscache.drop(key)
         if fetched:
@@ -198,17 +196,17 @@ async def whole(mailbox: Mailbox, key: str, oid: bytes, *, expunged: bool) -> by
     return await _anew(mailbox, key, oid, expunged=expunged)
 
 
-async def _anew(mailbox: Mailbox, key: str, oid: bytes, *, expunged: bool) -> bytes:
+async def _anew(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
     """A mail of which the cached object does not decode: the file is damaged, or of a version that the bucket has left
     behind. Raises NotFound, Expunged, Corrupt, Unavailable."""
     await mailbox.env.fscache.drop(key)
-    data = await mailbox.fetch(key, expunged=expunged)
-    mail = mailbox.decode(key, oid, data)
+    data = await get_object(mailbox, key, expunged=expunged)
+    mail = _decode(mailbox, key, oid, data)
     await mailbox.env.fscache.put(key, data)
     return mail
 
 
-def _where(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
+def _where(mailbox: Index, uids: Sequence[int], begin: int) -> list[_Found]:
     """Where the next mails lie: at most AHEAD of them, of AHEAD_BYTES if there is more than one."""
     state, sid = mailbox.state, mailbox.user.storage_id
     part = np.asarray(uids[begin : begin + AHEAD], dtype=np.uint32)
@@ -232,7 +230,7 @@ def _where(mailbox: Mailbox, uids: Sequence[int], begin: int) -> list[_Found]:
     return out
 
 
-async def part(mailbox: Mailbox, uid: int, start: int, end: int) -> bytes:
+async def part(mailbox: Index, uid: int, start: int, end: int) -> bytes:
     """See `api.Mailbox.part`."""
     state, env = mailbox.state, mailbox.env
     table, where, known = state.records(np.array([uid], dtype=np.uint32))
@@ -243,13 +241,13 @@ async def part(mailbox: Mailbox, uid: int, start: int, end: int) -> bytes:
     oid = bytes(table.column("oid")[position])
     key = mail_key(mailbox.user.storage_id, home, Uid(home_uid))
     if int(table.column("size")[position]) <= WHOLE_MAX:
-        return (await mailbox.read(key, oid, expunged=expunged))[start:end]
+        return (await _read(mailbox, key, oid, expunged=expunged))[start:end]
 
     async def read(low: int, high: int) -> bytes:
         return await env.fscache.read_range(key, low, high, fetch)
 
     async def fetch(low: int, high: int) -> bytes:
-        return await mailbox.fetch(key, low, high, expunged=expunged)
+        return await get_object(mailbox, key, low, high, expunged=expunged)
 
     async def cut() -> bytes:
         try:
@@ -275,8 +273,66 @@ async def part(mailbox: Mailbox, uid: int, start: int, end: int) -> bytes:
         raise Corrupt("the mail is damaged in the storage") from exc
 
 
-def _check(mailbox: Mailbox, key: str, oid: bytes, header: Header) -> None:
+def _check(mailbox: Index, key: str, oid: bytes, header: Header) -> None:
     """Raises Corrupt when this is not the mail that the index says."""
-    mailbox.check_oid(key, oid, header.oid)
+    _check_oid(mailbox, key, oid, header.oid)
     if header.major == OLD_MAJOR:
-        mailbox.check_owner(key, header.meta)
+        _check_owner(mailbox, key, header.meta)
+
+
+async def _read(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
+    """The mail under a key. expunged: the mail is. Raises NotFound, Expunged, Corrupt, Unavailable."""
+    name = _recent.name_of(mailbox.user.storage_id, oid)
+    mail = mailbox.env.recent.get(name)
+    if mail is None:
+        mail = await whole(mailbox, key, oid, expunged=expunged)
+        mailbox.env.recent.put(name, mail)
+    return mail
+
+
+async def get_object(
+    mailbox: Index, key: str, start: int = 0, end: int | None = None, *, expunged: bool = False
+) -> bytes:
+    """GET one mail's object, or a part of it. Raises NotFound when it is lost.
+
+    expunged: the mail is, so that its object may have been deleted: then Expunged, and nothing for the operator.
+    """
+    data = await mailbox.env.get(key, kind="mail", start=start, end=end)
+    if data is None:
+        if expunged:
+            raise Expunged("the mail has been expunged")
+        log.error("mail lost", key=key, user=mailbox.user.name, next_step="restore it, or oboxadm force-resync")
+        raise NotFound("the mail is lost from the storage")
+    return data
+
+
+def _decode(mailbox: Index, key: str, oid: bytes, data: bytes) -> bytes:
+    """The mail in an object; never another one's. Raises Corrupt."""
+    return _checked(mailbox, key, oid, mailbox.env.codec.decode_many([data], [owner_of(key)])[0])
+
+
+def _checked(mailbox: Index, key: str, oid: bytes, decoded: Decoded | StoreError) -> bytes:
+    """The same of an object that has been decoded, or of why it could not be."""
+    if isinstance(decoded, StoreError):
+        log.error("mail damaged", key=key, user=mailbox.user.name, error=str(decoded))
+        raise Corrupt("the mail is damaged in the storage") from decoded
+    _check_oid(mailbox, key, oid, decoded.oid)
+    if decoded.major == OLD_MAJOR:
+        _check_owner(mailbox, key, decoded.meta)
+    return decoded.payload
+
+
+def _check_owner(mailbox: Index, key: str, meta: bytes) -> None:
+    """Raises Corrupt when a mail of version 1 says that it is of another mailbox or UID."""
+    try:
+        check_meta(MailMeta.decode(meta), key)
+    except Corrupt as exc:
+        log.error("another mail under this key", key=key, user=mailbox.user.name, error=str(exc))
+        raise Corrupt("the mail is damaged in the storage") from exc
+
+
+def _check_oid(mailbox: Index, key: str, oid: bytes, found: bytes) -> None:
+    """Raises Corrupt when the object under a mail's key is another one than the index says."""
+    if found != oid:
+        log.error("another mail under this key", key=key, user=mailbox.user.name)
+        raise Corrupt("the mail is damaged in the storage")

@@ -2,7 +2,7 @@
 
 Invariant: the answer is the same whatever happens to be cached. A mail that is gone, lost or damaged when its text is
 wanted does not match. Each mail's header and each of its bodies are decoded at most once, however many keys there are.
-Nothing here holds the loop: others run every 10 ms (`Turn`), and what may take longer by itself (a mail above
+Nothing here holds the loop: others run every 5 ms (`Turn`), and what may take longer by itself (a mail above
 INLINE_BYTES, a query above INLINE_CELLS or INLINE_CHARS) is done in a thread.
 """
 
@@ -414,6 +414,11 @@ class HeaderSource:
         return wanted.finder.found((decode_header(self.block),)) if wanted.by_text else set()
 
 
+def _spells_otherwise(lower: bytes) -> bool:
+    """Whether bytes in lower case have a mark of a text that spells ASCII letters in other bytes."""
+    return any(map(lower.__contains__, _ASCII_OTHERWISE))
+
+
 class MailSource:
     """The whole mail: it always decides.
 
@@ -447,8 +452,13 @@ class MailSource:
     def _look(self) -> set[str]:
         """The needles that the body has."""
         wanted = self._needles
-        if self._plain():
-            wanted = wanted.possible(self._lower(wanted.overlap))
+        if len(wanted.by_text) <= _FEW and self.mail.isascii():
+            if len(self.mail) <= _LOWER_BYTES:
+                lower = self.mail.lower()
+                if not _spells_otherwise(lower):
+                    wanted = wanted.possible(iter((lower,)))
+            elif not any(map(_spells_otherwise, self._lower(_MARK_BYTES_MAX))):
+                wanted = wanted.possible(self._lower(wanted.overlap))
         found: set[str] = set()
         if wanted.by_text:
             for text in _body_texts(self.mail):
@@ -456,12 +466,6 @@ class MailSource:
                 if len(found) == len(wanted.by_text):
                     break
         return found
-
-    def _plain(self) -> bool:
-        """Whether the bytes, in lower case, are the text."""
-        if len(self._needles.by_text) > _FEW or not self.mail.isascii():
-            return False
-        return not any(mark in piece for piece in self._lower(_MARK_BYTES_MAX) for mark in _ASCII_OTHERWISE)
 
     def _lower(self, overlap: int) -> Iterator[bytes]:
         """The mail in lower case, in pieces that overlap."""

@@ -31,6 +31,7 @@ from typing import Final, Literal
 
 from ..errors import Unavailable
 from ..mailbox import Delta
+from .stage import Edit
 
 WAIT_S: Final = 15.0
 """For a refresh to end, before the sender is told to try again."""
@@ -53,15 +54,17 @@ Fate = Literal["pending", "landed", "void", "taken", "orphan"]
 class Slot:
     """`count` UIDs from `uid` on, under one key."""
 
-    __slots__ = ("also", "count", "delta", "done", "fate", "uid")
+    __slots__ = ("also", "count", "delta", "done", "elsewhere", "fate", "uid")
 
     def __init__(self, uid: int, count: int, done: asyncio.Future[bool]) -> None:
         self.uid = uid
         self.count = count
         self.fate: Fate = "pending"
         self.delta: Delta | None = None
+        self.elsewhere: Callable[[Edit, int], None] | None = None
+        """Adds to the edit that shows the slot, under this modseq, what changes with it in other mailboxes."""
         self.also: Callable[[], None] | None = None
-        """What else changes when the slot's turn comes, in the same go."""
+        """Called when the slot has become visible, in the same turn of the loop."""
         self.done = done
         """True when visible (or skipped), False when the UID was lost and another must be taken."""
 

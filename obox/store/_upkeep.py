@@ -18,9 +18,9 @@ Refuses to know: how a box is loaded or flushed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -29,14 +29,14 @@ from metacache import Change
 from ..errors import NotFound
 from ..objectstore.keys import ROOT, journal_key
 from ..types import Guid, StorageId
-from ._bundles import Known
 from ._jobs import Job, Jobs
-from ._nightly import Nightly, flush_all
-from .takeover import mark_clean
-
-if TYPE_CHECKING:
-    from .store import MailStore
-    from .user import User
+from ._nightly import Nightly
+from .fence import record
+from .journal import Journal
+from .stamp import Stamp
+from .takeover import Takeover
+from .upload import Users, flush_all
+from .user import User
 
 log = structlog.get_logger()
 
@@ -56,13 +56,28 @@ newer one."""
 AGAIN_S: Final = 5.0
 """Between looks at what could not be taken over yet."""
 
+T = TypeVar("T")
+
 _Work = tuple[Job, Callable[[], Awaitable[object]]]
+
+
+class Backend(Users, Protocol):
+    """The backend, as upkeep sees it."""
+
+    journal: Journal
+    takeover: Takeover
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a task that the backend waits for when it closes."""
+
+    def let_go(self, sid: StorageId) -> None:
+        """A user has left memory."""
 
 
 class Upkeep:
     """See the module's text."""
 
-    def __init__(self, store: MailStore) -> None:
+    def __init__(self, store: Backend) -> None:
         self._store = store
         self._deleted_below: dict[str, int] = {}
         env = store.env
@@ -85,7 +100,7 @@ class Upkeep:
             for guid, box in list(user.boxes.items()):
                 if box.is_due():
                     jobs.start(Job("flush", sid, guid), box.flush)
-            if user.is_due():
+            if user.rootbox.is_due():
                 jobs.start(Job("flush", sid, ROOT), user.flush_root)
         for sid_, box_ in store.journal.overdue(CARRY_INTERVALS * env.settings.upload_interval_s):
             jobs.start(Job("carry", sid_, box_), partial(self.carry, sid_, box_))
@@ -106,7 +121,7 @@ class Upkeep:
         user.unload_idle(before)
         if not user.busy() and user.used_at < before:
             user.leave()
-            del self._store.users[sid]
+            self._store.let_go(sid)
 
     async def carry(self, sid: str, box: str) -> None:
         """Carry a box forward in the journal, or flush it. A user that is gone is forgotten."""
@@ -148,24 +163,32 @@ class Upkeep:
     # -- after a start ---------------------------------------------------------------------------------------------
 
     async def adopt(self) -> None:
-        """Load and flush every box that a dead boot's journal speaks of, then mark those boots clean.
+        """Load and flush every box that a dead boot's journal speaks of, and note with those boots who is done.
 
-        Each user is done for itself; while one cannot be, its boots stay as they are.
+        Each user is done for itself. While one cannot be, its boots name it, and the next start reads it alone.
         """
         store = self._store
-        left = list(store.takeover.pending)  # also those that a session opens meanwhile
+        left = set(store.takeover.pending)  # also those that a session opens meanwhile
         while True:
-            works: list[_Work] = [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in left]
-            left = [job.user for job, _ in await self._attempt_all(works)]
-            if not left:
+            works: list[_Work] = [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in sorted(left)]
+            left = {job.user for job, _ in await self._attempt_all(works)}
+            for at, ended in enumerate(store.takeover.boots):
+                if not ended.clean:
+                    job = Job("adopt", mailbox=f"{ended.boot.backend}/{ended.boot.name}")
+                    await self.jobs.attempt(job, partial(self._record, at, left))
+            if not left and all(ended.clean for ended in store.takeover.boots):
                 break
             await store.env.sleep(AGAIN_S)
-        for backend, boot, seq in store.takeover.boots:
-            mark = partial(mark_clean, store.env, backend, boot, seq, store.journal.ahead)
-            while not await self.jobs.attempt(Job("adopt", mailbox=f"{backend}/{boot}"), mark):
-                await store.env.sleep(AGAIN_S)
         store.takeover.boots.clear()
         store.journal.dug()
+
+    async def _record(self, at: int, left: set[str]) -> None:
+        """Note who of a dead boot's users has been adopted, if somebody has since it was last noted."""
+        takeover = self._store.takeover
+        ended = takeover.boots[at]
+        named = takeover.users[ended.boot.backend, ended.boot.name]
+        if not named - left <= ended.adopted or named <= ended.adopted:
+            takeover.boots[at] = await record(self._store.env, ended, named, named - left, self._store.journal.ahead)
 
     async def _adopt_user(self, sid: str) -> None:
         store = self._store
@@ -217,6 +240,6 @@ class Upkeep:
         out = []
         for box in cache.boxes(sid):
             copy = cache.load(sid, box)
-            if copy is not None and copy.change is Change.IMPORTANT and Known.decode(copy.stamp) is not None:
+            if copy is not None and copy.change is Change.IMPORTANT and Stamp.decode(copy.stamp) is not None:
                 out.append(box)
         return out

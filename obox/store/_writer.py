@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import structlog
@@ -34,9 +34,7 @@ from ._mail import INLINE_MAX, MailMeta, quick_fields, ready_fields
 from ._quota import Room
 from ._slots import Fate, Slot
 from .api import Source
-
-if TYPE_CHECKING:
-    from .mailbox import Mailbox
+from .index import Index
 
 log = structlog.get_logger()
 
@@ -64,22 +62,7 @@ class Draft:
     zone: int
 
 
-def stamp(delta: Delta, modseq: int) -> None:
-    """Give a new delta and its rows their modseq, known only when their turn comes: `modseq` at least.
-
-    Flags at delivery are stamped with the save date, which is in the object: whoever finds the mail by LIST gives them
-    the same stamps as who delivered it, and a later removal, which is above the save date, wins in either case.
-    """
-    rows = delta.rows
-    if rows is not None:
-        modseq = max(modseq, int(rows.savedate.max()))
-        rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
-        on = rows.savedate.astype(np.uint64) * np.uint64(2) + np.uint64(1)
-        rows.stamps = {flag: np.where(stamps & np.uint64(1), on, np.uint64(0)) for flag, stamps in rows.stamps.items()}
-    delta.highestmodseq = modseq
-
-
-async def write_mails(mailbox: Mailbox, drafts: list[Draft], room: Room) -> list[Uid]:
+async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[Uid]:
     """Write mails under neighbouring UIDs, all visible at once or none; durable on return. Raises Unavailable.
 
     room: what they have taken of the quota; it is used up as they become visible. May be cut short: what is under way
@@ -112,7 +95,7 @@ async def write_mails(mailbox: Mailbox, drafts: list[Draft], room: Room) -> list
 
 
 @contextmanager
-def _keywords_held(mailbox: Mailbox, flags: Iterable[str]) -> Iterator[list[Slot]]:
+def _keywords_held(mailbox: Index, flags: Iterable[str]) -> Iterator[list[Slot]]:
     """Count keywords against the mailbox's limit until the last slot that is put into the list is visible or lost.
 
     Nobody else can then take the places that `State.spell` has found for them.
@@ -128,7 +111,7 @@ def _keywords_held(mailbox: Mailbox, flags: Iterable[str]) -> Iterator[list[Slot
             end()
 
 
-async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft]) -> None:
+async def _put_group(mailbox: Index, slots: list[Slot], drafts: list[Draft]) -> None:
     """PUT every mail of a group and settle its slots, however long it takes: all landed, or none counts."""
     gate = asyncio.Semaphore(PUTS_AT_ONCE)
 
@@ -151,7 +134,7 @@ async def _put_group(mailbox: Mailbox, slots: list[Slot], drafts: list[Draft]) -
             mailbox.slots.settle(slot, fate, delta)
 
 
-async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
+async def _put_mail(mailbox: Index, slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
     """PUT one mail, which may have to be read first."""
     if isinstance(draft.source, bytes):
         return await _put_source(mailbox, slot, draft, draft.source)
@@ -165,7 +148,7 @@ async def _put_mail(mailbox: Mailbox, slot: Slot, draft: Draft) -> tuple[Fate, D
 
 
 async def _put_source(
-    mailbox: Mailbox, slot: Slot, draft: Draft, source: bytes
+    mailbox: Index, slot: Slot, draft: Draft, source: bytes
 ) -> tuple[Fate, Delta | None, Fields | None]:
     """PUT the bytes of a mail; its fields are made while the bucket works."""
     env = mailbox.env
@@ -197,7 +180,7 @@ async def _put_source(
     return fate, Delta(rows=meta.row(oid, 0)), fields
 
 
-async def put_slot(mailbox: Mailbox, slot: Slot, data: bytes, oid: Oid) -> Fate:
+async def put_slot(mailbox: Index, slot: Slot, data: bytes, oid: Oid) -> Fate:
     """PUT under a slot's UID and say what became of it. A PUT without a known outcome is decided, however long it
     takes: what did land counts, for a LIST would find it."""
     key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
@@ -208,7 +191,7 @@ async def put_slot(mailbox: Mailbox, slot: Slot, data: bytes, oid: Oid) -> Fate:
     return await _decided(mailbox, key, oid)
 
 
-async def _decided(mailbox: Mailbox, key: str, oid: Oid) -> Fate:
+async def _decided(mailbox: Index, key: str, oid: Oid) -> Fate:
     """What became of a PUT, or of one that was never sent, however long it takes to say."""
     pause = 0.5
     while True:
@@ -221,7 +204,7 @@ async def _decided(mailbox: Mailbox, key: str, oid: Oid) -> Fate:
         return "landed" if outcome == "ours" else "void" if outcome == "burnt" else "taken"
 
 
-async def write_claim(mailbox: Mailbox, rows: Rows | None, count: int, until: float) -> tuple[Slot, Delta]:
+async def write_claim(mailbox: Index, rows: Rows | None, count: int, until: float) -> tuple[Slot, Delta]:
     """Claim `count` UIDs with one PUT that holds their records, or none: then they are skipped for ever. No new attempt
     begins after `until`. The slot is not settled yet: the caller does it, "landed" with the delta. Raises Unavailable.
     """
@@ -230,7 +213,7 @@ async def write_claim(mailbox: Mailbox, rows: Rows | None, count: int, until: fl
 
 
 async def _write_claim(
-    mailbox: Mailbox, rows: Rows | None, count: int, until: float, held: list[Slot]
+    mailbox: Index, rows: Rows | None, count: int, until: float, held: list[Slot]
 ) -> tuple[Slot, Delta]:
     env = mailbox.env
     for _ in range(ATTEMPTS_MAX):

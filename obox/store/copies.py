@@ -12,7 +12,7 @@ from metacache import Change, Copy
 
 from ..objectstore.keys import ROOT
 from ..types import Guid, StorageId
-from ._bundles import Known
+from .stamp import Stamp
 
 if TYPE_CHECKING:
     from .store import MailStore
@@ -59,17 +59,17 @@ class Copies:
 
     def must_upload(self, user: str, box: str, copy: Copy | None) -> bool:
         """Changes; of a root exact totals too, of a mailbox ready fields, without which a later open costs more."""
-        known = None if copy is None else Known.decode(copy.stamp)
-        if copy is None or known is None:
+        stamp = None if copy is None else Stamp.decode(copy.stamp)
+        if copy is None or stamp is None:
             return False  # without a stamp nobody can read it
-        if copy.change is not Change.IMPORTANT and known.generation != self._store.env.generation:
+        if copy.change is not Change.IMPORTANT and not self._store.env.assignment(user).covers(stamp):
             return False  # from before a takeover: the bucket is asked again in any case
         if copy.change is not Change.NONE:
             return True
         if box == ROOT:
-            return not known.clean
+            return not stamp.clean
         cache = self._store.env.metacache
-        return len(cache.iter_fields(user, box, known.cached_uid + 1, 0xFFFFFFFF)) > FIELDS_UNSAVED_MAX
+        return len(cache.iter_fields(user, box, stamp.cached_uid + 1, 0xFFFFFFFF)) > FIELDS_UNSAVED_MAX
 
     async def flush(self, user: str, box: str) -> None:
         """The use that this is itself does not count as one."""
@@ -102,7 +102,9 @@ class Copies:
         if found is None:
             return True
         if box == ROOT:
-            if found.change is not Change.NONE or any(one.change is not Change.NONE for one in found.boxes.values()):
+            if found.rootbox.change is not Change.NONE or any(
+                one.change is not Change.NONE for one in found.boxes.values()
+            ):
                 return False
             del self._store.users[sid]
             return True

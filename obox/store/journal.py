@@ -62,7 +62,8 @@ class Line(msgspec.Struct, array_like=True):
 class JournalObject(msgspec.Struct, omit_defaults=True):
     """One journal object. closed: a fence, or an orderly end; clean: everything in this boot is in bundles.
 
-    ahead: above every modseq that an owner who ever ended uncleanly may have shown to a client.
+    ahead: above every modseq that an owner who ever ended uncleanly may have shown to a client; adopted: users of whom
+    bundles have all that this boot says, behind a fence.
     """
 
     backend: str
@@ -73,6 +74,7 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     closed: bool = False
     clean: bool = False
     ahead: int = 0
+    adopted: list[str] = []
 
     @property
     def key(self) -> str:

@@ -30,9 +30,10 @@ from ..objectstore.keys import (
     user_prefix,
 )
 from ..types import Guid, StorageId
-from ._bundles import Known
 from ._env import TRY_LATER
-from .takeover import list_journals
+from .fence import list_journals
+from .stamp import Stamp
+from .upload import pending
 
 if TYPE_CHECKING:
     from .store import MailStore
@@ -53,47 +54,6 @@ FOREIGN_MAX: Final = 1000
 """Foreign objects, one page of a LIST, that may hide whether a user has mail; with more of them the answer is yes."""
 
 REFRESH_S: Final = 30.0
-
-
-class Flushed(NamedTuple):
-    """mailboxes: bundles written; changes: what was pending before."""
-
-    mailboxes: int
-    changes: Change
-
-
-async def changed_users(store: MailStore, *, important_only: bool) -> list[StorageId]:
-    """Users of whom the bucket lacks something, by storage id."""
-    least = Change.IMPORTANT if important_only else Change.UNIMPORTANT
-    await store.env.settle()
-    found = {StorageId(space.user) for space in store.env.metacache.users() if space.change >= least}
-    found |= {sid for sid, user in store.users.items() if pending(user) >= least}
-    return sorted(found)
-
-
-def pending(user: User) -> Change:
-    """The highest change of a user in memory that the bucket lacks."""
-    return max((user.change, *(box.change for box in user.boxes.values())))
-
-
-async def flush(user: User, *, important_only: bool, min_priority: int = 0) -> Flushed:
-    """Upload what the bucket lacks of a user, in memory or only in local copies. Raises Unavailable."""
-    least = Change.IMPORTANT if important_only else Change.UNIMPORTANT
-    before = pending(user)
-    for space in user.env.metacache.box_spaces(user.storage_id):
-        if space.change >= least and space.box in user.root.entries and space.box not in user.boxes:
-            await user.box(Guid(space.box))
-            before = max(before, space.change)
-    count = 0
-    for box in list(user.boxes.values()):
-        if box.priority >= min_priority and box.change >= least:
-            count += await box.flush(everything=not important_only)
-    if min_priority == 0:
-        if important_only:
-            await user.flush_root()
-        else:
-            await user.flush(everything=True)
-    return Flushed(count, before)
 
 
 async def let_go(store: MailStore, sid: StorageId, *, upload: bool) -> None:
@@ -129,10 +89,9 @@ async def refresh(user: User) -> int:
         if name == ROOT or Guid(name) in user.boxes:
             continue
         copy = env.metacache.load(sid, name)
-        known = Known.decode(copy.stamp) if copy is not None else None
-        if copy is not None and known is not None:
-            known.generation = -1  # no backend's: the next open LISTs
-            env.metacache.mark(sid, name, copy.change, known.encode())
+        stamp = Stamp.decode(copy.stamp) if copy is not None else None
+        if copy is not None and stamp is not None:
+            env.metacache.mark(sid, name, copy.change, stamp.uncompared().encode())
     await env.settle()
     return count
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
 import structlog
+from msgspec.structs import replace
 
 from metacache import BoxSpace, Change, Copy, MetacacheError
 
@@ -29,9 +30,10 @@ from ..mailbox._uidset import UidArray
 from ..objectstore import Codec, CorruptObject, NewerFormat, ObjectKind, UnknownKey
 from ..objectstore.keys import ROOT, bundles_prefix, pull_owner
 from ..types import Guid, StorageId
-from . import operate
-from ._bundles import Known, by_box
+from . import operate, upload
+from ._bundles import by_box
 from ._env import TRY_LATER
+from .stamp import Stamp
 
 if TYPE_CHECKING:
     from .store import MailStore
@@ -118,7 +120,7 @@ class Outgoing:
             return
         if sid in store.users or everything or any(space.change is Change.IMPORTANT for space in spaces):
             user = await store.load_user(name, sid)
-            await operate.flush(user, important_only=not everything)
+            await upload.flush(user, important_only=not everything)
             user.leave()
             if everything:
                 try:
@@ -137,10 +139,10 @@ class Outgoing:
                 if not known.knows(listed.get(space.box, [])):
                     self.outdated.append(space.box)
 
-    def _known(self, box: str) -> Known | None:
+    def _known(self, box: str) -> Stamp | None:
         """None: there is no whole copy."""
         copy = self._store.env.metacache.peek(self._sid, box)
-        return None if copy is None else Known.decode(copy.stamp)
+        return None if copy is None else Stamp.decode(copy.stamp)
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The stream, in pieces. What fails on the way ends it with an object that says so."""
@@ -168,7 +170,7 @@ class Outgoing:
         yield ObjectKind.PULL, head, b""
         for space in self._spaces:
             copy = metacache.load(sid, space.box)
-            if copy is None or Known.decode(copy.stamp) is None:
+            if copy is None or Stamp.decode(copy.stamp) is None:
                 continue  # cleaned meanwhile
             try:
                 payload, uids = await asyncio.to_thread(_whole, space.box, copy)
@@ -347,11 +349,11 @@ class Incoming:
             raise Corrupt(f"ready fields from the source: {error}") from error
 
     def _base(self, meta: BoxMeta, payload: bytes) -> None:
-        known = Known.decode(meta.stamp)
+        known = Stamp.decode(meta.stamp)
         if known is None or not 0 <= meta.change <= Change.IMPORTANT or not 0 <= meta.priority <= 3:
             raise Corrupt(f"the copy of {meta.box} from the source makes no sense")
-        known.generation, known.checked, known.listed = -1, 0.0, 0.0
-        taken = not self._is_open(meta.box) and self._install(meta, known, payload)
+        theirs = replace(known.uncompared(), checked=0.0, listed=0.0)
+        taken = not self._is_open(meta.box) and self._install(meta, theirs, payload)
         self.seen += 1
         if meta.box != ROOT:
             self.mailboxes += taken
@@ -364,25 +366,23 @@ class Incoming:
             return user is not None or self._store.opening(self._sid) is not None
         return user is not None and (Guid(box) in user.boxes or user.opening())
 
-    def _install(self, meta: BoxMeta, theirs: Known, payload: bytes) -> bool:
+    def _install(self, meta: BoxMeta, theirs: Stamp, payload: bytes) -> bool:
         """Join a copy with the one that is here (the table in docs/format.md); False: the one here stays."""
         metacache, sid, box = self._store.env.metacache, self._sid, meta.box
         mine = metacache.load(sid, box)
-        known = None if mine is None else Known.decode(mine.stamp)
+        known = None if mine is None else Stamp.decode(mine.stamp)
         change = Change(meta.change)
         if mine is not None and known is not None:
             clean, same = mine.change is Change.NONE, mine.base == payload and not mine.deltas
             if (same or (clean and change is Change.NONE)) and set(theirs.heads) <= known.names():
-                known.generation = -1
-                metacache.mark(sid, box, mine.change, known.encode())
+                metacache.mark(sid, box, mine.change, known.uncompared().encode())
                 return False
             if not (clean and set(known.heads) <= theirs.names()):
                 payload, merged = self._joined(box, mine, payload)
                 theirs, change = _both(known, theirs), Change.IMPORTANT if merged else max(mine.change, change)
         metacache.replace(sid, box, payload, theirs.encode(), change=change, priority=meta.priority)
         if mine is not None and known is None:
-            for delta in mine.deltas:
-                metacache.append(sid, box, delta, mine.change, priority=meta.priority)
+            self._store.log.put_back(sid, box, mine.deltas, mine.change, meta.priority)
         return True
 
     def _joined(self, box: str, mine: Copy, payload: bytes) -> tuple[bytes, bool]:
@@ -404,26 +404,28 @@ class Incoming:
             raise Corrupt(f"the local copy of {box} does not decode: {error}") from error
 
 
-def _both(mine: Known, theirs: Known) -> Known:
+def _both(mine: Stamp, theirs: Stamp) -> Stamp:
     """What is known of a box's bundles when two copies of it were joined; of no generation."""
     same = set(mine.heads) == set(theirs.heads)
     covered: dict[str, float] = {}
     for name, since in (*mine.superseded, *theirs.superseded):
         covered[name] = min(since, covered.get(name, since))
-    heads = [name for name in dict.fromkeys((*mine.heads, *theirs.heads)) if name not in covered]
     newest = sorted(covered.items(), key=lambda pair: pair[1])[-COVERED_MAX:]
-    segments = [name for name in dict.fromkeys((*mine.segments, *theirs.segments)) if name not in covered]
-    return msgspec.structs.replace(
-        theirs,
-        generation=-1,
+    return replace(
+        theirs.uncompared(),
         checked=0.0,
         listed=0.0,
         version=max(mine.version, theirs.version),
-        heads=heads,
-        superseded=newest,
-        segments=segments,
+        heads=_union(mine.heads, theirs.heads, covered),
+        superseded=tuple(newest),
+        segments=_union(mine.segments, theirs.segments, covered),
         cached_uid=max(mine.cached_uid, theirs.cached_uid),
         flushed_uidnext=max(mine.flushed_uidnext, theirs.flushed_uidnext),
         need_base=mine.need_base or theirs.need_base or not same,
         clean=same and mine.clean and theirs.clean,
     )
+
+
+def _union(mine: tuple[str, ...], theirs: tuple[str, ...], covered: Collection[str]) -> tuple[str, ...]:
+    """Names of either that are not covered, ours first."""
+    return tuple(name for name in dict.fromkeys((*mine, *theirs)) if name not in covered)

@@ -25,10 +25,12 @@ from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, UID_MAX, mail_key, mail_prefix, parse_bundle_key, parse_mail_key
 from ..types import Guid, StorageId, Uid
 from . import _lost, operate
-from ._bundles import Bundles, Known, name_of, segment_range
+from ._bundles import Bundles, segment_range
 from ._discover import _first_uid, _read
 from ._env import ANSWER_S
-from ._writer import stamp, write_claim
+from ._writer import write_claim
+from .index import give_modseq
+from .stamp import Stamp, name_of
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -220,8 +222,8 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
                 now // 1000 + len(wanted),
             )
         )
-    known = Known(version=version, heads=[name_of(info.key) for info in infos])
-    await bundles.put(known, "base", root.extract().encode(), modseq=root.highestmodseq)
+    bundles.stamp = Stamp(version=version, heads=tuple(name_of(info.key) for info in infos))
+    await bundles.put("base", root.extract().encode(), modseq=root.highestmodseq)
     env.metacache.drop(sid, ROOT)
     await env.settle()
     unknown = "names, subscriptions, special uses of all mailboxes" if lost else "what the damaged bundles alone said"
@@ -244,14 +246,14 @@ async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
     deltas, uidnext, _ = await _read(box, 1, found, {})
     least = await _floor(box, infos)
     for delta in sorted(deltas, key=_first_uid):
-        stamp(delta, max(box.state.next_modseq(env.now_ms()), least.highestmodseq + 1))
+        give_modseq(delta, max(box.state.next_modseq(env.now_ms()), least.highestmodseq + 1))
         box.state.join(delta)
     box.state.join(Delta(uidnext=max(uidnext, least.uidnext), highestmodseq=least.highestmodseq))
-    segments = [name_of(info.key) for info in infos if info.key.endswith(".cache")]
-    box.known = Known(
+    segments = tuple(name_of(info.key) for info in infos if info.key.endswith(".cache"))
+    box.stamp = Stamp(
         generation=env.generation,
         version=max((parse_bundle_key(one.key).version for one in infos if not one.key.endswith(".cache")), default=0),
-        heads=[name_of(info.key) for info in infos if not info.key.endswith(".cache")],
+        heads=tuple(name_of(info.key) for info in infos if not info.key.endswith(".cache")),
         segments=segments,
         cached_uid=max((segment_range(name)[1] for name in segments), default=0),
     )
@@ -290,4 +292,6 @@ async def _hold_again(user: User, anew: set[Guid]) -> None:
             keep = np.array([home >= 0 and rows.homes[home] in anew for home in rows.home.tolist()], dtype=np.bool_)
             rows = rows.take(keep)
         if len(rows):
-            user.adopt(box, rows)
+            edit = user.edit()
+            user.hold(edit, box.guid, rows)
+            user.log.stage(edit)

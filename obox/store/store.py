@@ -31,6 +31,7 @@ from ._nightly import Nightly
 from ._once import EveryMinute
 from ._upkeep import Upkeep
 from .journal import Journal
+from .stage import Log
 from .takeover import BOOT_MS_DIGITS, LastBoot, Takeover, take_over
 from .user import User
 
@@ -76,6 +77,7 @@ class MailStore:
         self.beginning = Beginning()
         self.unclean = False
         self.journal = self._new_journal(self._new_boot())
+        self.log = Log(env, self.journal)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -192,8 +194,7 @@ class MailStore:
         self.journal.interval_s = settings.journal_interval_s
         latest = env.clock() + settings.upload_interval_s
         for user in self.users.values():
-            if user.due_at is not None:
-                user.due_at = min(user.due_at, latest)
+            user.rootbox.due_by(latest)
             for box in user.boxes.values():
                 if box.due_at is not None or box.unflushed_mails > settings.max_rescan_mail_count:
                     box.due_at = latest if box.due_at is None else min(box.due_at, latest)
@@ -432,6 +433,10 @@ class MailStore:
         self.takeover.pending.pop(sid, None)
         self.users[sid] = user
         return user
+
+    def let_go(self, sid: StorageId) -> None:
+        """A user has left memory."""
+        self.users.pop(sid, None)
 
     def metadata(self) -> Mapping[str, object]:
         """Figures for logs and metrics."""

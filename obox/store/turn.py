@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-TURN_S: Final = 0.01
+TURN_S: Final = 0.005
 """Work on the loop before others run."""
 
 

@@ -149,7 +149,7 @@ async def _lock(user: User, key: str) -> AbstractAsyncContextManager[None]:
     """Under which this backend deletes the objects of that box."""
     box = key.split("/", 4)[3]
     if box == ROOT:
-        return user.flushing
+        return user.rootbox.flushing
     entry = user.root.entries.get(Guid(box))
     if entry is None or entry.cleared:
         return nullcontext()  # nobody deletes there

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import structlog
+from msgspec.structs import replace
 
 from metacache import Change
 
@@ -26,16 +28,17 @@ from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
 from . import _aftermath, _mailboxes, api
-from ._bundles import Bundles, Known, by_box
+from ._bundles import by_box
 from ._env import ANSWER_S, Env, answer_within
 from ._quota import Quota, Room
 from ._writer import PUTS_AT_ONCE, Draft, write_claim, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
+from .index import Index
 from .journal import Journal
 from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
-
-if TYPE_CHECKING:
-    from .store import MailStore
+from .rootbox import RootBox
+from .stage import Absent, Edit, Log, Target
+from .stamp import Stamp, Trust, trust
 
 log = structlog.get_logger()
 
@@ -49,20 +52,27 @@ LISTING_S: Final = 60.0
 T = TypeVar("T")
 
 
+class Backend(Protocol):
+    """The backend, as a user sees it. unclean: an owner before this boot may have ended uncleanly."""
+
+    journal: Journal
+    log: Log
+    unclean: bool
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a task that the backend waits for when it closes."""
+
+
 class User:
     """See the module's text and `api.User`."""
 
-    def __init__(self, store: MailStore, env: Env, name: str, storage_id: StorageId) -> None:
+    def __init__(self, store: Backend, env: Env, name: str, storage_id: StorageId) -> None:
         self._store = store
         self.env = env
         self.name = name
         self.storage_id = storage_id
         self.quota = Quota(self)
-        self.root = Root()
-        self.known = Known()
-        self.change = Change.NONE
-        self.changes = 0
-        self.due_at: float | None = None
+        self.rootbox = RootBox(env, store.log, storage_id, self)
         self.sessions = 0
         self.working = 0
         """Tasks of this user under way, some of which outlive their session."""
@@ -76,17 +86,24 @@ class User:
         self.pending: dict[str, list[bytes]] = {}
         self.told: set[Guid] = set()
         """Mailboxes whose changes of a life before are in the journal of this one."""
-        self._bundles = Bundles(env, storage_id, ROOT)
         self._infos: dict[str, list[ObjectInfo]] | None = None
         """Bundles by box as of a LIST at `_infos_at`, each for the first load of its box."""
         self._infos_at = 0.0
         self._held: dict[Guid, Delta] = {}
-        """Holders found while their mailbox was not in memory."""
+        """Holders noted while their mailbox was not in memory."""
         self._loading: dict[Guid, asyncio.Task[Mailbox]] = {}
         self._exact: set[Guid] = set()
         self._counted = False
         self._counting = False
-        self.flushing = asyncio.Lock()
+
+    @property
+    def root(self) -> Root:
+        """The list of mailboxes."""
+        return self.rootbox.state
+
+    @property
+    def log(self) -> Log:
+        return self._store.log
 
     @property
     def journal(self) -> Journal:
@@ -119,26 +136,28 @@ class User:
 
     async def open(self, pending: dict[str, list[bytes]], *, make: bool) -> None:
         """Load the list of mailboxes. make: at first use make it, else raise NotFound. Raises Unavailable, Corrupt."""
-        env = self.env
+        env, box = self.env, self.rootbox
         self.pending = pending
+        assignment = env.assignment(self.storage_id)
         copy = env.metacache.load(self.storage_id, ROOT)
-        known = Known.decode(copy.stamp) if copy is not None else None
-        exact, generation = False, env.generation
-        if copy is not None and known is not None:
+        stamp = Stamp.decode(copy.stamp) if copy is not None else None
+        worth = trust(copy, stamp, assignment, made_here=False)
+        exact = worth is Trust.TRUSTED
+        if copy is not None and stamp is not None:
             for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
-                self.root.join(_decode(data))
-            self.known, self.change = known, copy.change
-            exact = current = known.generation == generation
-            if not current or env.must_refresh(known.checked):
+                box.join(data)
+            box.stamp, box.change = stamp, copy.change
+            if worth is Trust.COMPARE:
+                current = assignment.covers(stamp)
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
-                await self._take_in(self._infos.get(ROOT, []))
-                exact = current or (known.clean and not pending and not self._store.unclean)
-                exact &= self.known is known
-                self.known.checked = env.now()
+                news = await self._take_in(self._infos.get(ROOT, []))
+                exact = current or (stamp.clean and not pending and not self._store.unclean)
+                exact &= not news
+                box.stamp = replace(box.stamp, checked=env.now())
                 if not current:
                     _aftermath.tell_unflushed(self)
-                if self.change is not Change.NONE:  # the journal of the life before may not have it
-                    self.journal.add(self.storage_id, ROOT, self.root.extract().encode())
+                if box.change is not Change.NONE:  # the journal of the life before may not have it
+                    box.restate()
                     await self.journal.sync()
         else:
             self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
@@ -147,35 +166,31 @@ class User:
             if ROOT not in self._infos and not await _mailboxes.first(self):
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
             if ROOT in self._infos:
-                loaded = await self._bundles.load(self._infos[ROOT])
-                self.known = loaded.known
-                self.known.generation = -1
+                loaded = await box.bundles.load(self._infos[ROOT])
+                box.stamp = loaded.stamp
                 for data in loaded.payloads:
-                    self.root.join(_decode(data))
-                exact = loaded.known.clean and not pending and not self._store.unclean
+                    box.join(data)
+                exact = loaded.stamp.clean and not pending and not self._store.unclean
             _aftermath.tell_unflushed(self)
-            self.known.checked = env.now()
+            box.stamp = replace(box.stamp, checked=env.now())
         for data in pending.pop(ROOT, []):
-            self.root.join(_decode(data))
-            self.change = Change.IMPORTANT
+            box.join(data)
+            box.change = Change.IMPORTANT
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
-        if self.known.generation != generation and (ahead := _aftermath.ahead(self, unclean=self._store.unclean)):
-            gap = RootDelta(ahead=ahead)  # kept until each mailbox has been opened, in whatever life
-            self.journal.add(self.storage_id, ROOT, gap.encode())
-            self.root.join(gap)
-            self.change = Change.IMPORTANT
+        if not assignment.covers(box.stamp) and (ahead := _aftermath.ahead(self, unclean=self._store.unclean)):
+            box.raise_floor(ahead)  # kept until each mailbox has been opened, in whatever life
         self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
         self._exact -= {
             guid for guid, totals in self.root.totals.items() if totals.modseq < self.root.ahead and totals.uidnext > 1
         }
-        self.known.generation = generation
+        box.stamp = replace(box.stamp, generation=assignment.generation)
         if self._infos is not None:
             self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
             self._infos_at = env.clock()
-        self._save()
-        if self.change is not Change.NONE:
-            self._changed(self.change)
+        box.save()
+        if box.change is not Change.NONE:
+            box.changed(box.change)
         self._counted = exact
         self.sweep()
         for entry in self.root.entries.values():
@@ -204,26 +219,24 @@ class User:
             if Guid(entry.guid) not in self._exact:
                 await self.box(Guid(entry.guid))
 
-    def adopt(self, mailbox: Mailbox, rows: Rows) -> None:
-        """Rows that LIST found and that refer to other mailboxes' objects: make sure that those know."""
+    def hold(self, edit: Edit, guid: Guid, rows: Rows) -> None:
+        """Add to an edit that those records of a mailbox which LIST has found hold objects of other mailboxes.
+
+        To be added before the records: they must not be known anywhere before.
+        """
         held: dict[Guid, Delta] = {}
         for uid, home, home_uid in zip(rows.uid.tolist(), rows.home.tolist(), rows.home_uid.tolist(), strict=True):
             if home >= 0 or home_uid != uid:
-                guid = rows.homes[home] if home >= 0 else mailbox.guid
-                held.setdefault(guid, Delta()).holders[home_uid, mailbox.guid, uid] = 0
-        for guid, delta in held.items():
-            self._hold(guid, delta)
+                held.setdefault(rows.homes[home] if home >= 0 else guid, Delta()).holders[home_uid, guid, uid] = 0
+        for home_guid, delta in held.items():
+            edit.add(self._target(home_guid), delta, Change.IMPORTANT)
 
-    def _hold(self, guid: Guid, delta: Delta) -> None:
-        """Note holders with their mailbox, at once in journal and local copy, whether it is in memory or not: the rows
-        must not be known anywhere before."""
-        box = self.boxes.get(guid)
-        if box is not None:
-            box.apply(delta, Change.IMPORTANT)
-            return
-        data, sid = delta.encode(), self.storage_id
-        self.env.keep(sid, guid, lambda cache: cache.append(sid, guid, data, Change.IMPORTANT, priority=PRIORITY_OTHER))
-        self.journal.add(sid, guid, data)
+    def _target(self, guid: Guid) -> Target[Delta]:
+        """A mailbox for the log, whether it is in memory or not."""
+        return self.boxes.get(guid) or Absent(guid, PRIORITY_OTHER, partial(self._remember, guid))
+
+    def _remember(self, guid: Guid, delta: Delta) -> None:
+        """Keep holders of a mailbox that is not in memory until it has been loaded, and load it."""
         waiting = self._held.setdefault(guid, Delta())
         if not waiting.holders:
             self.spawn(self._load_held(guid))
@@ -264,7 +277,7 @@ class User:
         self._exact.add(guid)
         held = self._held.pop(guid, None)
         if held is not None:
-            box.apply(held, Change.IMPORTANT, journal=False)
+            box.apply(held, Change.IMPORTANT, journal=False)  # what was saved as its local copy is without them
         return box
 
     def _make(self, entry: MailboxEntry) -> Mailbox:
@@ -276,12 +289,17 @@ class User:
     def fresh(self, entry: MailboxEntry) -> Mailbox:
         """A mailbox that was made just now: there is nothing to load."""
         box = self._make(entry)
-        box.known.generation = self.env.generation
-        box.known.checked = box.known.listed = self.env.now()
+        now, assignment = self.env.now(), self.env.assignment(self.storage_id)
+        box.stamp = replace(box.stamp, generation=assignment.generation, checked=now, listed=now)
         box.save()
         self.boxes[box.guid] = box
         self._exact.add(box.guid)
         return box
+
+    def forget(self, guid: Guid) -> None:
+        """A mailbox has been cleared: memory and local copy let go of it."""
+        self.boxes.pop(guid, None)
+        self.env.metacache.drop(self.storage_id, guid)
 
     async def release(self) -> None:
         self.sessions -= 1
@@ -298,28 +316,23 @@ class User:
             await box.slots.settled()
             async with box.flushing:
                 pass
-        async with self.flushing:
+        async with self.rootbox.flushing:
             pass
         while self.working:
             await self.env.sleep(WORKING_S)
 
     # -- the list of mailboxes -------------------------------------------------------------------------------------
 
-    def _changed(self, change: Change) -> None:
-        self.changes += 1
-        self.change = max(self.change, change)
-        if self.due_at is None:
-            self.due_at = self.env.clock() + self.env.settings.upload_interval_s
+    def edit(self) -> Edit:
+        """An empty edit of this user's boxes."""
+        return Edit(self.storage_id)
 
-    async def change_root(self, delta: RootDelta) -> None:
-        """Take a change of the list in; in the bucket on return."""
+    async def change_root(self, delta: RootDelta, edit: Edit | None = None) -> None:
+        """Take a change of the list in, with an edit that it belongs to; in the bucket on return."""
         self.journal.check()
-        data = delta.encode()
-        sid = self.storage_id
-        self.env.keep(sid, ROOT, lambda cache: cache.append(sid, ROOT, data, Change.IMPORTANT, priority=0))
-        self.journal.add(self.storage_id, ROOT, data)
-        self.root.join(delta)
-        self._changed(Change.IMPORTANT)
+        edit = edit or self.edit()
+        edit.add(self.rootbox, delta, Change.IMPORTANT)
+        self.log.stage(edit)
         await self.journal.sync()
 
     def entry(self, name: str) -> MailboxEntry:
@@ -424,13 +437,18 @@ class User:
                 work.add_done_callback(lambda _: room.end())
             return Copied(entry.uidvalidity, *await asyncio.shield(work))
 
+    async def move_all(self, source: Guid, name: str) -> Copied:
+        """Move all mails of a mailbox to another one. Raises as `copy`."""
+        box = await self.box(source)
+        return await self.copy(box, box.state.uids, name, move=True)
+
     async def _copy(
         self, source: Mailbox, target: Mailbox, uids: UidArray, room: Room | None, until: float
     ) -> tuple[UidArray, UidArray]:
         """Claim, journal, then both mailboxes (docs/format.md, "COPY and MOVE"); not to be cut short.
         room: what a COPY has taken of the quota; None: a MOVE, which needs none."""
         move = room is None
-        releasing = await source.homes(uids) if move else {}
+        releasing: dict[Guid, Index] = await source.homes(uids) if move else {}
         holding: dict[Guid, Mailbox] = {}
         while True:
             uids = uids[source.state.positions(uids)[1]]  # what was expunged meanwhile is not copied
@@ -449,15 +467,14 @@ class User:
             for uid, (guid, home_uid) in zip(new.tolist(), homes, strict=True):
                 held.setdefault(guid, Delta()).holders[home_uid, target.guid, uid] = 0
 
-            def also(held: dict[Guid, Delta] = held) -> None:
+            def elsewhere(edit: Edit, modseq: int, held: dict[Guid, Delta] = held) -> None:
                 for guid, holders in held.items():
-                    holding[guid].apply(holders, Change.IMPORTANT)
-                if room is not None:
-                    room.end()
+                    edit.add(holding[guid], holders, Change.IMPORTANT)
                 if move and not target.deleted:
-                    source.expunge_now(uids, releasing)
+                    source.expunge_in(edit, uids, releasing, above=modseq if source is target else 0)
 
-            slot.also = also  # with the records in one journal object
+            slot.elsewhere = elsewhere
+            slot.also = None if room is None else room.end
             target.slots.settle(slot, "landed", delta)
             if await slot.done:
                 break
@@ -473,15 +490,15 @@ class User:
         every: also of mailboxes that were compared since."""
         while not self.deleted:
             try:
-                generation = self.env.generation
+                assignment = self.env.assignment(self.storage_id)
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
-                async with self.flushing:
+                async with self.rootbox.flushing:
                     await self._take_in(infos.get(ROOT, []))
                 for guid, box in list(self.boxes.items()):
-                    if every or box.known.generation != generation:
+                    if every or not assignment.covers(box.stamp):
                         await box.recheck(infos.get(guid, []))
-                self.known.generation = generation
-                self._save()
+                self.rootbox.stamp = replace(self.rootbox.stamp, generation=assignment.generation)
+                self.rootbox.save()
                 return
             except Unavailable:
                 await self.env.sleep(1.0)
@@ -489,21 +506,23 @@ class User:
                 log.error("what others wrote does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
-    async def _take_in(self, infos: list[ObjectInfo]) -> None:
-        """Join the bundles of the list that others have written. Raises Unavailable, Corrupt."""
-        if self.known.knows(infos):
-            return
-        loaded = await self._bundles.load(infos)
+    async def _take_in(self, infos: list[ObjectInfo]) -> bool:
+        """Join the bundles of the list that others have written; True if there were some. Raises Unavailable,
+        Corrupt."""
+        rootbox = self.rootbox
+        if rootbox.stamp.knows(infos):
+            return False
+        loaded = await rootbox.bundles.load(infos)
         for data in loaded.payloads:
-            self.root.join(_decode(data))
+            rootbox.join(data)
         for entry in self.root.entries.values():
             box = self.boxes.get(Guid(entry.guid))
             if box is not None and entry.deleted:
                 box.deleted = True
                 box.wake()
-        loaded.known.version = max(loaded.known.version, self.known.version)
-        self.known = loaded.known
-        self._changed(Change.IMPORTANT)
+        rootbox.stamp = replace(loaded.stamp, version=max(loaded.stamp.version, rootbox.stamp.version))
+        rootbox.changed(Change.IMPORTANT)
+        return True
 
     # -- upkeep ----------------------------------------------------------------------------------------------------
 
@@ -518,31 +537,9 @@ class User:
             self.root.join(RootDelta(totals=fresh))
         return bool(fresh)
 
-    def is_due(self) -> bool:
-        return self.due_at is not None and self.env.clock() >= self.due_at
-
     async def flush_root(self, *, clean: bool = False) -> None:
-        """Upload the list of mailboxes with its totals. clean: everything of the user has been flushed before."""
-        async with self.flushing:
-            self.require_there()
-            stale = self.sync_totals()
-            if self.change is Change.NONE and not (clean and (stale or not self.known.clean)):
-                return
-            position, seen = self.journal.position(), self.changes
-            payload = self.root.extract().encode()
-            await self._bundles.put(self.known, "base", payload, modseq=self.root.highestmodseq, clean=clean)
-            more = self.changes != seen
-            self.change = self.change if more else Change.NONE
-            self.due_at = self.env.clock() + self.env.settings.upload_interval_s if more else None
-            self.journal.flushed(self.storage_id, ROOT, position, more=more)
-            await self._bundles.clear(self.known)
-            self._save()
-
-    async def begin_changes(self) -> None:
-        """Before the first bundle after a clean end: the list must no more say that its totals are exact."""
-        if self.known.clean:
-            self.change = max(self.change, Change.UNIMPORTANT)
-            await self.flush_root()
+        """See `RootBox.flush`."""
+        await self.rootbox.flush(clean=clean)
 
     async def flush(self, *, everything: bool = False) -> None:
         """Upload all that is behind. Raises Unavailable."""
@@ -577,20 +574,11 @@ class User:
         return bool(self._loading or self._held)
 
     def busy(self) -> bool:
-        return bool(self.sessions or self.boxes or self._loading or self.change is not Change.NONE or self.pending)
-
-    def _save(self) -> None:
-        data, stamp, sid, change = self.root.extract().encode(), self.known.encode(), self.storage_id, self.change
-        self.env.keep(sid, ROOT, lambda cache: cache.replace(sid, ROOT, data, stamp, change=change, priority=0))
+        return bool(
+            self.sessions or self.boxes or self._loading or self.rootbox.change is not Change.NONE or self.pending
+        )
 
     def leave(self) -> None:
         """Before the user leaves memory: keep what is derived."""
         self.sync_totals()
-        self._save()
-
-
-def _decode(data: bytes) -> RootDelta:
-    try:
-        return RootDelta.decode(data)
-    except ValueError as exc:
-        raise Corrupt(f"the list of mailboxes does not decode: {exc}") from exc
+        self.rootbox.save()

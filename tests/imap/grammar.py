@@ -348,8 +348,7 @@ class _Reader(Terminals):
         octets = self.number()
         inner = None
         media = kind.upper(), subtype.upper()
-        nested = self.data.startswith((b" (", b" NIL ("), self.at)
-        if media == (b"MESSAGE", b"RFC822") or (media == (b"MESSAGE", b"GLOBAL") and nested):
+        if media == (b"MESSAGE", b"RFC822"):  # message/global is a basic part: these sessions speak IMAP4rev1
             self.need(b" ")
             envelope = self.envelope()
             self.need(b" ")

@@ -74,7 +74,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def gone(running: Running) -> None:
     """Wait until the server has noticed that its clients left."""
-    await until(lambda: not len(running.imap.context.registry) and not running.imap._tasks)
+    await until(lambda: not len(running.imap.context.registry) and not running.imap.hub.tasks)
     await asyncio.sleep(0.02)  # callbacks of the transport
 
 

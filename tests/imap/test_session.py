@@ -131,7 +131,7 @@ async def test_a_pipelining_client_is_not_read_further(tmp_path: Path) -> None:
         gate = asyncio.Event()
         (connection,) = running.imap.context.registry
         assert isinstance(connection, Connection)
-        user = connection._session.user
+        user = connection.session.user
         assert user is not None
 
         async def slow(name: str) -> object:
@@ -148,7 +148,7 @@ async def test_a_pipelining_client_is_not_read_further(tmp_path: Path) -> None:
                 sent += 60_000
             for _ in range(50):
                 await asyncio.sleep(0.002)
-            assert connection._reading_paused
+            assert not connection.reading
             assert connection.parser.buffered < 1 << 20 < sent
         finally:
             gate.set()
@@ -173,10 +173,8 @@ async def test_a_slow_client_bounds_memory_and_holds_nobody(tmp_path: Path) -> N
             await other.ok("SELECT INBOX")
             await other.ok("STORE 1:* +FLAGS (\\Flagged)")
             await asyncio.sleep(0.005)
-            transport = connection._transport
-            assert transport is not None
-            assert transport.get_write_buffer_size() <= (1 << 17) + 2 * 200_200
-            assert connection._out_bytes <= 2 * 200_200
+            assert connection.gathered_bytes <= 2 * 200_200
+            assert connection.unsent_bytes - connection.gathered_bytes <= (1 << 17) + 2 * 200_200
         slow.reader._transport.resume_reading()
         lines = await slow.until(b"f ")
         assert lines[-1] == b"f OK Fetch completed"
@@ -266,7 +264,7 @@ async def test_an_idle_session_has_no_task_and_little_memory(running: Running) -
     finally:
         tracemalloc.stop()
     await asyncio.sleep(0)  # a task's end is noted one turn after it
-    assert not running.imap._tasks
+    assert not running.imap.hub.tasks
     assert each < 8192, each
     await fill(running, [MAIL])
     for _ in range(5):
@@ -464,7 +462,7 @@ async def test_stop_waits_for_the_command_in_progress(running: Running) -> None:
     client.send(b"a APPEND INBOX {25+}\r\n" + MAIL + b"\r\nb NOOP\r\n")
     (connection,) = running.imap.context.registry
     assert isinstance(connection, Connection)
-    while connection._session.commands < 2:
+    while connection.session.commands < 2:
         await asyncio.sleep(0)
     await running.imap.stop()
     assert (await client.line()).startswith(b"a OK [APPENDUID")

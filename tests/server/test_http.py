@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from obox.config import Listen
-from obox.server import HttpServer, Listeners, Metrics, application
+from obox.net import Listeners
+from obox.server import HttpServer, Metrics, application
 
 
 class Requests:

@@ -458,12 +458,13 @@ class Player:
     async def _needed(self, node: Node, user: Any) -> tuple[set[str], dict[str, Any]]:
         needed, state = set(), {}
         prefix = bundles_prefix(SID)
-        needed |= {f"{prefix}root/{name}" for name in (*user.known.heads, *(n for n, _ in user.known.superseded))}
+        root = user.rootbox.stamp
+        needed |= {f"{prefix}root/{name}" for name in (*root.heads, *(n for n, _ in root.superseded))}
         for guid, entry in user.root.entries.items():
             if entry.cleared:
                 continue
             box = await node.run(lambda store, guid=guid: user.box(guid))
-            names = (*box.known.heads, *box.known.segments, *(n for n, _ in box.known.superseded))
+            names = (*box.stamp.heads, *box.stamp.segments, *(n for n, _ in box.stamp.superseded))
             needed |= {f"{prefix}{guid}/{name}" for name in names}
             for at, _ in enumerate(box.state.uids):
                 home, uid = box.state.home_of(at)

@@ -120,9 +120,8 @@ class Life:
             return True
         users = list(self.store.users.values())
         late = self.time.clock() - 1.0  # the upkeep looks once a second
-        return any(u.due_at is not None and u.due_at < late for u in users) or any(
-            box.due_at is not None and box.due_at < late for user in users for box in user.boxes.values()
-        )
+        boxes = [box for user in users for box in (user.rootbox, *user.boxes.values())]
+        return any(box.due_at is not None and box.due_at < late for box in boxes)
 
     @contextmanager
     def counting(self) -> Iterator[Stats]:

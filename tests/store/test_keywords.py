@@ -7,6 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 from machines import Machine
+from msgspec.structs import replace
 
 from obox.errors import Limit, OboxError
 from obox.mailbox._delta import KEYWORDS_MAX
@@ -127,7 +128,7 @@ async def test_a_keyword_is_forgotten_long_after_its_last_use(machine: Machine, 
         await box.store_flags(uids(1), "add", ["\\Seen"])
         await box.flush(everything=True)
         assert "gone" in box.state._stamps
-        box.known.need_base = True
+        box.stamp = replace(box.stamp, need_base=True)
         await box.store_flags(uids(2), "add", ["\\Seen"])
         await box.flush(everything=True)
         forgotten = days * 86400.0 > KEYWORD_FORGET_S

@@ -18,7 +18,7 @@ from obox.objectstore import Codec, ObjectKind, load_keys
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore.faults import FaultyDriver
 from obox.objectstore.keys import mail_key, owner_of
-from obox.store import NewMail, User
+from obox.store import NewMail, User, _reader
 from obox.store._recent import Recent
 from obox.store.mailbox import Mailbox
 from obox.store.repair import rebuild, resync
@@ -387,15 +387,15 @@ async def test_expunged_between_the_404_and_the_second_look(shelf: Shelf, monkey
         await fill(user, "INBOX", [simple(0)])
         box = await opened(user)
         await shelf.take(life, key_of(box, 1))
-        fetch = box.fetch
+        get_object = _reader.get_object
 
-        async def then_expunge(key: str, start: int = 0, end: int | None = None, *, expunged: bool = False) -> bytes:
+        async def then_expunge(*args: Any, **named: Any) -> bytes:
             try:
-                return await fetch(key, start, end, expunged=expunged)
+                return await get_object(*args, **named)
             finally:
                 await box.expunge(uids(1))
 
-        monkeypatch.setattr(box, "fetch", then_expunge)
+        monkeypatch.setattr(_reader, "get_object", then_expunge)
         assert await read(box, [1], autofix=True) == {1: GONE}
         assert len(box.state.gone_uid) == 1
 

@@ -17,9 +17,9 @@ from metacache import Change, MetacacheFull
 from obox.errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
 from obox.objectstore import Codec, ObjectKind, load_keys
 from obox.objectstore.keys import ROOT, pull_owner, user_prefix
-from obox.store import MailStore, NewMail, operate
-from obox.store._bundles import Known
+from obox.store import MailStore, NewMail, operate, upload
 from obox.store.pull import BoxMeta, End, Head, Incoming, Outgoing, Splitter, opened
+from obox.store.stamp import Stamp
 
 
 async def sent(life: Life, *, everything: bool = False) -> bytes:
@@ -93,7 +93,7 @@ def without_upload(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return None
 
     with monkeypatch.context() as patch:
-        patch.setattr(operate, "flush", nothing)
+        patch.setattr(upload, "flush", nothing)
         yield
 
 
@@ -204,8 +204,8 @@ async def test_what_the_bucket_lacks_is_marked_and_uploaded_by_the_destination(
         copy = other.store.env.metacache.peek(SID, user.entry("INBOX").guid)
         assert copy is not None
         assert copy.change is Change.IMPORTANT
-        assert SID in await operate.changed_users(other.store, important_only=True)
-        await operate.flush(await other.store.load_user("anna", SID), important_only=True)
+        assert SID in await upload.changed_users(other.store, important_only=True)
+        await upload.flush(await other.store.load_user("anna", SID), important_only=True)
         one.store.env.metacache.drop_all()
         one.store.users.clear()
         one.users.clear()
@@ -318,7 +318,7 @@ async def test_changes_on_both_sides_are_joined(
         with without_upload(monkeypatch):
             await pull(one, other)
         if open_there:
-            await operate.flush(one.users[0], important_only=True)  # what was open did not take the copy
+            await upload.flush(one.users[0], important_only=True)  # what was open did not take the copy
             await operate.refresh(user)
         user = await other.user()
         box = await user.select("INBOX")
@@ -459,7 +459,7 @@ async def test_what_makes_no_sense_is_refused(machine: Machine, tmp_path: Path) 
         await some_mail(one)
         head = Head(1, other.store.bucket_id(), SID, "first", one.store.journal.boot, 1)
         end = (ObjectKind.PULL, End(1), b"")
-        stamp = Known().encode()
+        stamp = Stamp().encode()
         replace = msgspec.structs.replace
         guid = one.users[0].entry("INBOX").guid
         cases: list[tuple[type[OboxError], list[tuple[ObjectKind, Any, bytes]]]] = [

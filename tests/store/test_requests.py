@@ -244,7 +244,7 @@ async def test_a_refresh_that_finds_nothing_uploads_nothing(machine: Machine) ->
             await user.flush(everything=True)
         assert {op for op, _ in requests.requests()} == {"list"}
         assert box.state.highestmodseq == modseq
-        assert not box.known.need_base
+        assert not box.stamp.need_base
         await box.release()
 
 

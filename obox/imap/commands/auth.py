@@ -26,7 +26,7 @@ async def noop(_: Session, command: ast.Command) -> Reply:
 
 
 async def logout(session: Session, _: ast.Logout) -> Reply:
-    session.ended = "logout"
+    session.out.ended = "logout"
     await session.leave()
     session.write(wire.status(None, "BYE", "Logging out"))
     session.logged_out = True

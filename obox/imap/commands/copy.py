@@ -11,6 +11,7 @@ from obox.imap.commands.expunge import READ_ONLY
 from obox.imap.replies import Reply, no, of_error
 from obox.imap.session import Session
 from obox.imap.sets import format_set
+from obox.imap.updates import tell
 from obox.store.api import Copied
 
 
@@ -30,7 +31,7 @@ async def move(session: Session, command: ast.Move) -> Reply:
         return done
     session.write(wire.status(None, "OK", "Moved", _copyuid(done)))
     mailbox, _ = session.need_mailbox()
-    await session.tell(uid=command.uid)
+    await tell(session, uid=command.uid)
     code = f"HIGHESTMODSEQ {mailbox.state.highestmodseq}" if session.condstore else None
     return Reply("Move completed", code)
 

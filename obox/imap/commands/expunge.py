@@ -7,6 +7,7 @@ import numpy as np
 from obox.imap import ast
 from obox.imap.replies import Reply, no
 from obox.imap.session import Session
+from obox.imap.updates import tell
 from obox.mailbox._state import DELETED
 from obox.mailbox._uidset import UidArray
 
@@ -29,7 +30,7 @@ async def expunge(session: Session, command: ast.Expunge) -> Reply:
     if command.uids is not None:
         uids = uids[np.isin(uids, session.resolve(command.uids, uid=True), assume_unique=True)]
     gone = await mailbox.expunge(uids) if len(uids) else uids
-    await session.tell(uid=command.uids is not None)
+    await tell(session, uid=command.uids is not None)
     if len(gone) and session.condstore:  # RFC 7162 §3.2.7: so that the client may move its modseq on
         return Reply("Expunge completed", f"HIGHESTMODSEQ {mailbox.state.highestmodseq}")
     return Reply("Expunge completed")

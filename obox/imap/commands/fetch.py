@@ -53,6 +53,8 @@ STREAM_BYTES_MIN: Final = 1 << 20
 """A larger mail is not held in memory for a client that wants all of it."""
 PIECE_BYTES: Final = 1 << 18
 """What is read and sent of such a mail at a time: a frame of the stored object."""
+HEADER_CELLS_TURN: Final = 16
+"""Items that are cut out of header blocks between two looks at the clock: some 0.1 ms."""
 NAMED_MAX: Final = 50
 """Mails that a status line names by UID: clients have limits for a line."""
 
@@ -291,23 +293,26 @@ class _Fetch:
     async def _headers(self, found: dict[int, Fields]) -> dict[int, list[bytes]]:
         """What is asked of the header blocks, an item each; those that are too long to be cached are in the mail."""
         out: dict[int, list[bytes]] = {}
+        cuts = self.of_header
+        cells = 0
         for uid, fields in found.items():
             header = fields.header
-            if header is None:
-                try:
-                    mail: bytes | None = await self.mailbox.mail(uid, autofix=self.autofix)
-                except Expunged:
-                    continue
-                except (Corrupt, NotFound) as error:
-                    mail = self._instead(uid, error)
-                if mail is not None:
-                    out[uid] = await asyncio.to_thread(self._of_header_of, mail)
+            if header is not None:
+                out[uid] = [cut(header) for cut in cuts]
+                cells += len(cuts)
+                if cells >= HEADER_CELLS_TURN:
+                    cells = 0
+                    if self.turn.over():
+                        await self.turn.end()
                 continue
-            out[uid] = values = []
-            for cut in self.of_header:
-                values.append(cut(header))
-                if self.turn.over():
-                    await self.turn.end()
+            try:
+                mail: bytes | None = await self.mailbox.mail(uid, autofix=self.autofix)
+            except Expunged:
+                continue
+            except (Corrupt, NotFound) as error:
+                mail = self._instead(uid, error)
+            if mail is not None:
+                out[uid] = await asyncio.to_thread(self._of_header_of, mail)
         return out
 
     def _of_header_of(self, mail: bytes) -> list[bytes]:

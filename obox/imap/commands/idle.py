@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from obox.imap import ast, wire
 from obox.imap.session import Session
+from obox.imap.updates import tell
 
 
 async def idle(session: Session, command: ast.Idle) -> None:
-    await session.tell()
+    await tell(session)
     session.write(wire.continuation("idling"))
     session.waiting_tag = command.tag
     session.idling = True

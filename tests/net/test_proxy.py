@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from obox.server.proxy import SIGNATURE, ProxyError, Via, complete, need, parse
+from obox.net.proxy import SIGNATURE, ProxyError, Via, complete, need, parse
 
 
 def v2(family: int, body: bytes, command: int = 0x21) -> bytes:

@@ -5,7 +5,7 @@ nothing after `stop`. A protocol factory gets the `Listen` entry and the `Via` o
 is none; what the protocol then sees is a transport past the header, and past the handshake on a "/tls" entry.
 
 Whoever has shown nothing yet, neither the PROXY header nor the whole TLS handshake, has little time, and its place is
-given to newcomers (`obox.server.pending`).
+given to newcomers (`obox.net.pending`).
 
 Diagnostics: an address that cannot be had is fatal, `ListenError` names it. A bad PROXY header ends its connection,
 logged as info; connections that gave way to newcomers are logged as a warning, once a minute. Out of file descriptors:
@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from obox.config import Listen
-from obox.server import proxy
-from obox.server.pending import Pending
-from obox.server.proxy import ProxyError, Via
+from obox.net import proxy
+from obox.net.pending import Pending
+from obox.net.proxy import ProxyError, Via
 from obox.unixsocket import short_name
 
 Factory = Callable[[Listen, Via | None], asyncio.BaseProtocol]

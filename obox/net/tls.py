@@ -1,17 +1,22 @@
 """Certificates: contexts for "/tls" addresses and STARTTLS, chosen by name, replaced while running.
 
-Invariant: what is in use has been checked: it reads, the key matches, the names are known. Connections get one context
-object for ever; its handshake callback takes the certificates of the moment, so a reload touches no listener and
-no open connection. A client that names no host, or one that no certificate has, gets the first.
+Invariant: what is in use has been checked: it can be read, the key matches, the names
+are known. All connections get the same context object for the life of the process. Its
+handshake callback takes the certificates that are in use at that moment, so that a
+reload touches no listener and no open connection. A client that names no host, or a host
+that no certificate has, gets the first certificate.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from obox.net.stream import Upgrade
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -109,3 +114,20 @@ class Certificates:
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
         connection.context = self._set.choose(name)
+
+
+def starttls(context: Callable[[], ssl.SSLContext], handshake_s: float) -> Upgrade:
+    """What turns a connection in clear into one under TLS.
+
+    context: gives the context to use, anew for each handshake. handshake_s: for the
+    handshake, from the first byte to the last.
+    """
+
+    async def upgrade(transport: asyncio.Transport, protocol: asyncio.Protocol) -> asyncio.Transport:
+        loop = asyncio.get_running_loop()
+        new = await loop.start_tls(transport, protocol, context(), server_side=True, ssl_handshake_timeout=handshake_s)
+        if new is None:
+            raise ConnectionResetError("the connection was lost during the handshake")
+        return new
+
+    return upgrade

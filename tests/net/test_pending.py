@@ -13,8 +13,7 @@ import pytest
 from test_listeners import LOCAL, greeting, listening, port, trusting
 
 from obox.config import Listen
-from obox.server import Certificates, Listeners, listeners
-from obox.server.pending import Entry, Pending
+from obox.net import Certificates, Entry, Listeners, Pending, listeners
 
 
 def test_who_gives_way() -> None:

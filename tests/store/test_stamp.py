@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from machines import Machine
+from msgspec.structs import replace
 
-from metacache import STAMP_BYTES_MAX
+from metacache import STAMP_BYTES_MAX, Change, Copy
 from obox.store import NewMail
-from obox.store._bundles import Known
+from obox.store.stamp import Assignment, Stamp, Trust, trust
 
 
 def names(count: int, form: str, writer: str = "01a318707fc4e123") -> list[str]:
@@ -19,10 +21,10 @@ def names(count: int, form: str, writer: str = "01a318707fc4e123") -> list[str]:
 def test_superseded_bundles_fit_the_newest_first(count: int) -> None:
     """Uploads of a day: none, a few, one in five minutes, each minute, each second."""
     old = [(name, 1.8e9 + 299.7 * at) for at, name in enumerate(names(count, "diff"))]
-    known = Known(heads=names(2, "base"), superseded=old)
+    known = Stamp(heads=tuple(names(2, "base")), superseded=tuple(old))
     stamp = known.encode()
     assert len(stamp) <= STAMP_BYTES_MAX
-    again = Known.decode(stamp)
+    again = Stamp.decode(stamp)
     assert again is not None
     assert again.heads == known.heads
     assert again.superseded == known.superseded[len(known.superseded) - len(again.superseded) :]
@@ -30,15 +32,15 @@ def test_superseded_bundles_fit_the_newest_first(count: int) -> None:
 
 
 def test_segments_of_a_huge_mailbox_fit() -> None:
-    known = Known(segments=names(20_000, "cache"), superseded=[(name, 1.0) for name in names(5, "diff")])
-    again = Known.decode(known.encode())
+    known = Stamp(segments=tuple(names(20_000, "cache")), superseded=tuple((name, 1.0) for name in names(5, "diff")))
+    again = Stamp.decode(known.encode())
     assert again is not None
     assert known.segments[-1000:] == again.segments[-1000:]
 
 
 @pytest.mark.parametrize("damage", [b"", b"Z", b"Zjunk", b"\x80junk", b"\xff"])
 def test_a_damaged_stamp_is_none(damage: bytes) -> None:
-    assert Known.decode(damage) is None
+    assert Stamp.decode(damage) is None
 
 
 async def test_a_base_after_two_diffs_is_read_alone(machine: Machine) -> None:
@@ -48,7 +50,7 @@ async def test_a_base_after_two_diffs_is_read_alone(machine: Machine) -> None:
         await user.append("INBOX", [NewMail(b"a"), NewMail(b"b")])
         box = await user.box(user.entry("INBOX").guid)
         for at, flag in enumerate(("a", "b", "c", "d")):
-            box.known.need_base |= at == 3
+            box.stamp = replace(box.stamp, need_base=box.stamp.need_base or at == 3)
             await box.store_flags(np.array([1], dtype=np.uint32), "add", [flag])
             await box.flush(everything=True)
         modseq = box.state.highestmodseq
@@ -57,7 +59,7 @@ async def test_a_base_after_two_diffs_is_read_alone(machine: Machine) -> None:
         user = await life.user()
         with life.counting() as stats:
             box = await user.box(user.entry("INBOX").guid)
-        assert len(box.known.heads) == 1
+        assert len(box.stamp.heads) == 1
         assert box.state.gaps == []
         assert box.state.trusted(modseq) == modseq
         assert stats.count("get") == 1
@@ -77,7 +79,7 @@ async def test_what_another_life_has_written_stays_covered(machine: Machine) -> 
         user = await life.user()
         box = await user.box(user.entry("INBOX").guid)
         for flag in ("c", "d", "e"):
-            box.known.need_base = True
+            box.stamp = replace(box.stamp, need_base=True)
             await box.store_flags(np.array([1], dtype=np.uint32), "add", [flag])
             await box.flush(everything=True)
     machine.lose_disk()
@@ -85,6 +87,44 @@ async def test_what_another_life_has_written_stays_covered(machine: Machine) -> 
         user = await life.user()
         with life.counting() as stats:
             box = await user.box(user.entry("INBOX").guid)
-        assert (len(box.known.heads), box.state.gaps) == (1, [])
+        assert (len(box.stamp.heads), box.state.gaps) == (1, [])
         assert stats.count("get") <= 2, "the last two are read at once"
         assert len(await life.bucket.list(f"{box.bundles._prefix}", kind="index")) > 3, "nothing was deleted yet"
+
+
+COPY = Copy(stamp=b"", base=b"", deltas=[], change=Change.NONE)
+FRAGMENTS = Copy(stamp=b"", base=None, deltas=[b""], change=Change.IMPORTANT)
+
+CASES = [  # the table of docs/format.md, "Opening a mailbox": copy, its stamp, made here, verdict
+    (None, None, True, Trust.NEW),
+    (None, None, False, Trust.REBUILD),
+    (FRAGMENTS, None, True, Trust.NEW),
+    (FRAGMENTS, None, False, Trust.REBUILD),
+    (COPY, Stamp(generation=7, checked=100.0), False, Trust.TRUSTED),
+    (COPY, Stamp(generation=7, checked=100.0), True, Trust.TRUSTED),
+    (COPY, Stamp(generation=7, checked=99.9), False, Trust.COMPARE),
+    (COPY, Stamp(generation=6, checked=100.0), False, Trust.COMPARE),
+    (COPY, Stamp(generation=8, checked=100.0), False, Trust.COMPARE),
+    (COPY, Stamp(generation=None, checked=100.0), False, Trust.COMPARE),
+]
+
+
+@pytest.mark.parametrize(("copy", "stamp", "made_here", "verdict"), CASES)
+def test_what_a_local_copy_is_worth(copy: Copy | None, stamp: Stamp | None, made_here: bool, verdict: Trust) -> None:
+    assert trust(copy, stamp, Assignment(7, compared_since=100.0), made_here=made_here) is verdict
+
+
+def test_a_stamp_of_an_earlier_version_that_no_backend_vouched_for() -> None:
+    """It had -1 or 0 for "of no generation", and all other fields as today."""
+    for generation in (-1, 0):
+        data = msgspec.msgpack.encode(
+            {"generation": generation, "version": 3, "heads": ["a"], "superseded": [["b", 1.5]]}
+        )
+        assert Stamp.decode(data) == Stamp(version=3, heads=("a",), superseded=(("b", 1.5),))
+
+
+def test_an_earlier_version_reads_a_stamp_that_no_backend_vouched_for() -> None:
+    """It takes a field that is left out for 0, which no generation has."""
+    raw = msgspec.msgpack.decode(Stamp(version=3).encode())
+    assert "generation" not in raw
+    assert msgspec.msgpack.decode(Stamp(generation=1).encode()) == {"generation": 1}

@@ -3,7 +3,7 @@
 import pytest
 
 from obox.errors import Limit
-from obox.imap.registry import Registry, Who, is_loopback
+from obox.net import Registry, Who, is_loopback
 
 
 class Client:
@@ -12,6 +12,9 @@ class Client:
 
     def stop(self, reason: str) -> None:
         raise NotImplementedError
+
+    abort = stop
+    idle_since = None
 
 
 def test_one_ipv6_network_is_one_address() -> None:

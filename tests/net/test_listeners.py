@@ -16,7 +16,7 @@ import pytest
 from patience import PATIENT_S
 
 from obox.config import Listen
-from obox.server import Certificates, ListenError, Listeners, TlsError, inherited_sockets
+from obox.net import Certificates, ListenError, Listeners, TlsError, inherited_sockets
 
 LOCAL = (ip_network("127.0.0.0/8"), ip_network("::1"))
 

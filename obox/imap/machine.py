@@ -1,0 +1,171 @@
+"""The machine: what a session does with each event that the parser makes of the client's bytes.
+
+Theory of operation. The driver hands over one event at a time. A command is looked up
+in the row of the table for the session's state. Its handler writes the untagged lines
+and returns the tagged line. Before the tagged line is written, the client is told what
+others have changed in the mailbox; EXPUNGE waits while FETCH, STORE or SEARCH run (RFC
+9051 §7.5.1). AUTHENTICATE and IDLE return None, because their tagged line follows the
+client's next line.
+
+Whatever a handler raises becomes a tagged line. `replies.ERRORS` has the line for each
+OboxError. Any other exception is a bug: it is answered SERVERBUG, its traceback goes to
+the log, and the session goes on. If somebody deletes the selected mailbox, the session
+leaves it: the client is told `* OK [CLOSED]` with its next command, in IDLE at once.
+Commands that need a mailbox are then answered NO [NONEXISTENT].
+
+The machine is handed the table (`obox.imap.states`). It refuses to know transports,
+timers, and how a command works. A server has a single machine for all of its sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+from obox.errors import OboxError
+from obox.imap import ast, events, wire
+from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
+from obox.imap.session import NO_UIDS, BadSet, Session, State
+from obox.imap.updates import tell
+
+Handler = Callable[[Any, Any], Awaitable[Reply | None]]
+"""Takes the session and the parsed command."""
+Row = Mapping[type[ast.Command], Handler]
+"""The commands that are allowed in a state."""
+
+
+class Table(NamedTuple):
+    """What the commands are. respond: takes the client's answer to a SASL challenge.
+
+    without_expunge: no EXPUNGE is told while these run, unless in their UID form.
+    cancellable: these are stopped when the client is gone; any other is finished.
+    """
+
+    rows: Mapping[State, Row]
+    without_expunge: frozenset[type[ast.Command]]
+    cancellable: frozenset[type[ast.Command]]
+    respond: Callable[[Session, bytes | None], Awaitable[Reply | None]]
+
+
+class Machine:
+    """See the module's text."""
+
+    __slots__ = ("_table",)
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    async def handle(self, session: Session, event: events.Event) -> None:
+        """Answer one event of the parser."""
+        if isinstance(event, ast.Command):
+            await self._command(session, event)
+        elif isinstance(event, events.NeedFlush):
+            await event.incoming.flush()
+        elif isinstance(event, events.NeedContinuation):
+            session.write(wire.continuation("OK"))
+        elif isinstance(event, events.SaslResponse):
+            await self._sasl(session, event.data)
+        elif isinstance(event, events.IdleDone):
+            await _end_idle(session, Reply("Idle completed"))
+        elif isinstance(event, events.BadLine):
+            await _bad_line(session, event.reason)
+        elif isinstance(event, events.TooBig | events.BadCommand):
+            await _refused(session, event)
+
+    async def _command(self, session: Session, command: ast.Command) -> None:
+        table, kind = self._table, type(command)
+        session.commands += 1
+        lost = False
+        if session.mailbox is not None and session.mailbox.deleted:
+            await session.leave(closed="Mailbox was deleted")
+            lost = True
+        handler = table.rows[session.state].get(kind)
+        if handler is None:
+            if lost and kind in table.rows[State.SELECTED]:
+                reply = no("Mailbox was deleted", "NONEXISTENT")
+            else:
+                reply = self._refusal(session, command)
+            session.finish_command(command.tag, command.NAME, reply)
+            return
+        session.may_cancel = kind in table.cancellable
+        try:
+            answer = await _answered(session, command.NAME, handler(session, command))
+        finally:
+            session.may_cancel = False
+        if answer is None:
+            return
+        try:
+            uid = bool(getattr(command, "uid", False))
+            await tell(session, expunge=uid or kind not in table.without_expunge, uid=uid)
+        except ConnectionError:
+            raise
+        except Exception:
+            session.log_bug(command.NAME)
+        session.finish_command(command.tag, command.NAME, answer)
+        if session.logged_out:
+            session.out.close()
+
+    def _refusal(self, session: Session, command: ast.Command) -> Reply:
+        """Why the command is not allowed in this state."""
+        states = [state for state in State if type(command) in self._table.rows[state]]
+        if not states:
+            return bad(f"{command.NAME} is not supported")
+        if session.user is None:
+            return bad(f"{command.NAME} needs a login first")
+        if states == [State.SELECTED]:
+            return bad(f"{command.NAME} needs a selected mailbox")
+        return bad(f"{command.NAME} is not allowed in {session.state.value} state")
+
+    async def _sasl(self, session: Session, data: bytes | None) -> None:
+        tag = session.waiting_tag
+        reply = await _answered(session, "AUTHENTICATE", self._table.respond(session, data))
+        if reply is not None:
+            session.sasl = None
+            session.finish_command(tag, "AUTHENTICATE", reply)
+
+
+async def _answered(session: Session, name: str, work: Awaitable[Reply | None]) -> Reply | None:
+    """What the handler returns, or the reply to what it raises. Raises: ConnectionError."""
+    try:
+        return await work
+    except BadSet as error:
+        return bad(str(error))
+    except OboxError as error:
+        return of_error(error)
+    except ConnectionError:
+        raise
+    except Exception:
+        session.log_bug(name)
+        return SERVER_BUG
+
+
+async def _refused(session: Session, event: events.TooBig | events.BadCommand) -> None:
+    """Answer a command that the parser has refused. It takes what it takes by failing."""
+    if event.resets is events.Resets.MAILBOX:
+        await session.leave(closed="Previous mailbox was closed")
+    elif event.resets is events.Resets.SAVED:
+        session.saved = NO_UIDS
+    session.write(wire.refusal(event))
+    if isinstance(event, events.BadCommand):
+        session.count("", event.status)
+    elif event.fatal:
+        session.out.ended = "literal beyond all limits"
+        session.out.close()
+    else:
+        session.count(event.command, "NO")
+
+
+async def _bad_line(session: Session, reason: str) -> None:
+    """The client's line is neither a SASL response nor DONE."""
+    if session.idling:
+        await _end_idle(session, bad(reason))
+        return
+    session.sasl = None
+    session.finish_command(session.waiting_tag, "AUTHENTICATE", bad(reason))
+
+
+async def _end_idle(session: Session, reply: Reply) -> None:
+    await tell(session)
+    session.idling = False
+    session.out.idle_changed()
+    session.finish_command(session.waiting_tag, "IDLE", reply)

@@ -1,0 +1,169 @@
+"""The driver: the client's bytes go to the machine, its events to the session, replies back.
+
+Everything that is not LMTP's is in the engine, `obox.net.connection`.
+
+Invariants:
+- Events are worked through in order; only the recipients of a mail are delivered side by
+  side.
+- What the client does not read stops what we read from it: replies above the transport's
+  high-water mark wait, and while a delivery runs at most `READ_AHEAD_BYTES` and a single
+  read of pipelined input are taken.
+- A mail whose last byte has come is delivered even if its client is gone. A mail that has
+  not come whole is never delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import structlog
+
+from obox.errors import NoPerm
+from obox.lmtp.context import Context
+from obox.lmtp.machine import (
+    BodyChunk,
+    BodyDropped,
+    Machine,
+    MailReceived,
+    Pause,
+    RecipientAsked,
+    TlsAsked,
+)
+from obox.lmtp.replies import Reply
+from obox.lmtp.session import Session
+from obox.net import Connection as Engine
+from obox.net import Flow, NoRoom, Who, Why, starttls
+
+log = structlog.get_logger("obox.lmtp")
+
+TLS_HANDSHAKE_S = 30.0
+
+_TIMED_OUT = Reply(421, "4.4.2", "Timeout, closing")
+_TOO_MANY = Reply(421, "4.3.2", "Too many connections, try again later")
+_UNTRUSTED = Reply(554, "5.7.1", "Client is not in a trusted network")
+_LAST = {Why.REFUSED: _UNTRUSTED, Why.LIMIT: _TOO_MANY, Why.TIMEOUT: _TIMED_OUT}
+
+
+class Connection(Engine):
+    """See the module's text."""
+
+    __slots__ = ("context", "machine", "session", "settings")
+
+    outlives_client = True
+
+    def __init__(self, context: Context, remote: str | None = None) -> None:
+        super().__init__(context.hub, remote=remote)
+        self.context = context
+        self.settings = context.settings
+        self.machine = Machine(context.settings)
+        self.session = Session(context, self.settings, self.machine)
+
+    # -- what the engine asks --------------------------------------------------------------------------------------
+
+    def configure(self) -> Flow:
+        self.machine.secure = self.tls
+        self.session.remote = self.remote or "unix"
+        return self.settings.flow
+
+    def admit(self) -> None:
+        remote = self.session.remote
+        if self.remote and not self.context.trusts(self.remote):
+            log.warning("lmtp_untrusted", remote=remote)
+            raise NoPerm("Client is not in a trusted network")
+        try:
+            super().admit()
+        except NoRoom as error:
+            log.warning("lmtp_too_many_connections", remote=remote, limit=error.limit)
+            raise
+
+    def opened(self) -> None:
+        self.machine.greet()
+        self._reply()
+        self.send()
+        self.arm(self._look_s)
+
+    def received(self, data: bytes) -> bool:
+        self.machine.feed(data)
+        return True
+
+    def discard_input(self) -> None:
+        self.machine.tls_started()
+
+    @property
+    def may_stop(self) -> bool:
+        return self.machine.idle
+
+    async def work(self) -> None:
+        machine, session = self.machine, self.session
+        while True:
+            event = machine.next_event()
+            kind = type(event)
+            if kind is BodyChunk:
+                await session.take(cast(BodyChunk, event).data)
+            elif kind is RecipientAsked:
+                machine.answer_recipient(*await session.ask(cast(RecipientAsked, event)))
+            elif kind is MailReceived:
+                self._reply()
+                self.send()  # what is acknowledged already does not wait for this mail
+                machine.answer_mail(await session.deliver(cast(MailReceived, event)))
+                await session.drop()
+                if self.stop_asked:
+                    break
+            elif kind is BodyDropped:
+                await session.drop()
+            elif kind is TlsAsked:
+                await self._start_tls()
+            else:
+                break
+        self._reply()
+        self.quiet_since = asyncio.get_running_loop().time()
+        if event is Pause.CLOSED:
+            self.close()
+
+    def last_words(self, why: Why, text: str) -> bytes:
+        self.machine.close(_LAST.get(why) or Reply(421, "4.3.2", text))
+        return self.machine.take_output()
+
+    async def finish(self) -> None:
+        self.session.close()
+
+    def who(self) -> Who:
+        machine = self.machine
+        return Who(self.id, "", self.remote, self.tls, machine.state.name.lower(), "", machine.idle, self.since)
+
+    def log_bug(self, what: str) -> None:
+        log.exception(f"lmtp_{what.replace(' ', '_')}", session=self.session.id, remote=self.session.remote)
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _look_s(self) -> float:
+        return min(self.settings.command_timeout_s, self.settings.data_timeout_s)
+
+    def timer_due(self, quiet_s: float) -> float | None:
+        if self.working:
+            return self._look_s
+        machine, settings = self.machine, self.settings
+        left_s = (settings.data_timeout_s if machine.in_body else settings.command_timeout_s) - quiet_s
+        if left_s > 0:
+            return min(left_s, self._look_s)
+        log.info("lmtp_timeout", session=self.session.id, remote=self.session.remote, in_body=machine.in_body)
+        self.bye(Why.TIMEOUT, "")
+        return None
+
+    # -- replies and TLS -------------------------------------------------------------------------------------------
+
+    def _reply(self) -> None:
+        output = self.machine.take_output()
+        if output:
+            self.write(output)
+
+    async def _start_tls(self) -> None:
+        assert self.settings.tls is not None
+        self._reply()
+        try:
+            await self.handshake(starttls(self.settings.tls, TLS_HANDSHAKE_S))
+        except OSError as error:
+            log.info("lmtp_tls_failed", session=self.session.id, remote=self.session.remote, problem=str(error))
+            raise

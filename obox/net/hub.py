@@ -1,0 +1,99 @@
+"""What all connections of a server share: who is there, their tasks, the orderly end.
+
+Diagnostics: nothing here is fatal. It refuses to know protocols.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from obox.net.registry import Registry, Who
+
+CUT_S: Final = 1.0
+"""For connections that have been cut to give back what they hold."""
+_POLL_S: Final = 0.05
+"""Between two looks at what is left, while the server stops."""
+
+Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+
+
+def _uncounted(change: int) -> None:
+    """No metric."""
+
+
+class Hub:
+    """See the module's text.
+
+    registry: several servers may share it, and its limits with it. spawn: starts a task;
+    None: the loop does. count: is told of each connection that comes (+1) and goes (-1).
+    clock: monotonic seconds. now: unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry | None = None,
+        spawn: Spawn | None = None,
+        count: Callable[[int], None] = _uncounted,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.registry = Registry() if registry is None else registry
+        self.count = count
+        self.clock = clock
+        self.now = now
+        self.stopping = ""
+        """Why no new connection is served; empty while the server serves."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._spawn = spawn or asyncio.create_task
+        self._last_id = 0
+
+    def next_id(self) -> int:
+        """The number of a new connection."""
+        self._last_id += 1
+        return self._last_id
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run the work of a connection. `stop` waits for it."""
+        task = self._spawn(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def who(self) -> list[Who]:
+        """All connections, the oldest first."""
+        return sorted((member.who() for member in self.registry), key=lambda who: who.id)
+
+    def kick(self, user: str, reason: str) -> int:
+        """Stop a user's sessions, each as soon as its command is done. Returns how many there are."""
+        members = [member for member in self.registry if member.who().user == user]
+        for member in members:
+            member.stop(reason)
+        return len(members)
+
+    async def stop(self, reason: str, grace_s: float) -> None:
+        """Stop all connections, and cut what has not ended after `grace_s`. Idempotent."""
+        self.stopping = reason
+        for member in self.registry:
+            member.stop(reason)
+        try:
+            await self._ended(grace_s)
+        finally:
+            for member in self.registry:
+                member.abort()
+            for task in tuple(self.tasks):
+                task.cancel()
+        await self._ended(CUT_S)
+
+    async def _ended(self, within_s: float) -> None:
+        """Wait until no connection is left, for so long."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within_s
+        while (self.tasks or len(self.registry)) and (left_s := deadline - loop.time()) > 0:
+            if self.tasks:
+                await asyncio.wait(tuple(self.tasks), timeout=min(_POLL_S, left_s))
+            else:
+                await asyncio.sleep(min(_POLL_S, left_s))

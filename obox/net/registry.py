@@ -1,0 +1,133 @@
+"""Who is connected, and how many may be: by address from the first byte, by user from login.
+
+A server has one registry; several servers may share it, and its limits with it. Loopback
+and unix sockets are not counted by address, because a proxy or a webmail connects from
+there for many clients. An IPv6 address counts as its network (`obox.addresses`). No I/O.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from obox.addresses import counted, parsed
+from obox.errors import Limit
+
+TOO_MANY: Final = "Too many connections, try again later"
+
+
+def is_loopback(remote: str) -> bool:
+    """Is this address this machine's own? "" is a unix socket, which is."""
+    address = parsed(remote)
+    return not remote or (address is not None and address.is_loopback)
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """One session, as `who` lists it. since: unix seconds; mailbox: "" if none is selected."""
+
+    id: int
+    user: str
+    remote: str
+    tls: bool
+    state: str
+    mailbox: str
+    idle: bool
+    since: float
+
+
+class Member(Protocol):
+    """What the registry needs of a connection."""
+
+    def who(self) -> Who:
+        """What to show of it."""
+
+    def stop(self, reason: str) -> None:
+        """Say the last words as soon as no command runs, and close."""
+
+    def abort(self) -> None:
+        """Cut the connection."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """The loop's time since which it could be closed for another connection; None: it is busy."""
+
+
+class NoRoom(Limit):
+    """There are too many connections already. limit: how many there may be."""
+
+    def __init__(self, text: str, limit: int) -> None:
+        super().__init__(text)
+        self.limit = limit
+
+
+class Registry:
+    """Open connections. The limits come with the connection, as they depend on its address; 0 is no limit."""
+
+    def __init__(self) -> None:
+        self._members: set[Member] = set()
+        self._users: Counter[str] = Counter()
+        self._addresses: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(tuple(self._members))
+
+    @property
+    def addresses(self) -> Mapping[str, int]:
+        """Connections of each address that counts."""
+        return dict(self._addresses)
+
+    def enter(self, member: Member, remote: str, *, most: int, total: int = 0) -> None:
+        """Count a connection, at most `most` from its address and `total` together.
+
+        Where `total` is reached, the connection that has been idle longest is stopped.
+        Raises: NoRoom, and the connection is not counted.
+        """
+        address = counted(remote)
+        if address and most and self._addresses[address] >= most:
+            raise NoRoom("Too many connections from your address", most)
+        if total and len(self._members) >= total and not self._give_way():
+            raise NoRoom(TOO_MANY, total)
+        if address:
+            self._addresses[address] += 1
+        self._members.add(member)
+
+    def _give_way(self) -> bool:
+        """Stop the connection that has been idle longest; False: none is idle."""
+        idle = [(since, member) for member in self._members if (since := member.idle_since) is not None]
+        if not idle:
+            return False
+        _, member = min(idle, key=lambda found: found[0])
+        member.stop(TOO_MANY)
+        return True
+
+    def login(self, user: str, *, most: int) -> None:
+        """Count a user's session, of at most so many. Raises: Limit, and it is not counted."""
+        if most and self._users[user] >= most:
+            raise Limit("Too many sessions of this user")
+        self._users[user] += 1
+
+    def logout(self, user: str) -> None:
+        """Uncount a session whose login did not come to its end."""
+        _less(self._users, user)
+
+    def leave(self, member: Member, remote: str, user: str) -> None:
+        """Forget a connection that entered. user: "" if it never logged in."""
+        if member not in self._members:
+            return
+        self._members.discard(member)
+        if user:
+            _less(self._users, user)
+        if address := counted(remote):
+            _less(self._addresses, address)
+
+
+def _less(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]

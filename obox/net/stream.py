@@ -1,0 +1,288 @@
+"""A stream: what goes out to a client, what comes in, and how long the client may take.
+
+Output is gathered with `write` and handed to the transport with `send` or `flush`. When
+the transport holds more than `Flow.write_buffer_max`, `flush` waits for the client to
+read; a client that reads nothing for `Flow.write_timeout_s` is cut off. Reading can be
+paused, so that the kernel and then the client have to wait.
+
+There is a single timer at a time. Its owner decides in `timer_due` what the time means.
+After `close` the timer is for the last bytes, and cuts the connection when it is due.
+
+Invariant: a stream that is idle has no task, no buffer and at most a single timer. It
+refuses to know protocols, users and the other connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+YIELD_S: Final = 0.005
+"""Work between two turns of other tasks: a fifth of the 50 ms that a turn may take."""
+CLOSE_TIMEOUT_S: Final = 10.0
+"""For the last bytes to go out; then the connection is cut."""
+
+Upgrade = Callable[[asyncio.Transport, asyncio.Protocol], Awaitable[asyncio.Transport]]
+"""Turns a transport in clear into a transport under TLS."""
+Clock = Callable[[], float]
+"""Monotonic seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """How much a connection may hold and how long it waits; 0 is no limit.
+
+    All connections with the same settings share the object.
+    """
+
+    chunk_bytes: int = 65_536
+    """Output is gathered up to about this size before it is handed to the transport."""
+    write_buffer_max: int = 65_536
+    """Bytes that wait in the transport for a slow client; beyond, `flush` waits."""
+    write_timeout_s: float = 300.0
+    """For a client that does not read to take something; then the connection is cut."""
+    ahead_bytes_max: int = 65_536
+    """Bytes that are read while the task works; beyond, reading is paused."""
+    ahead_lines_max: int = 0
+    """The same in lines."""
+    address_connections_max: int = 0
+    """Connections of a client address. An IPv6 address counts as its /64."""
+    connections_max: int = 0
+    """Connections of the server; beyond, the connection that is idle longest ends."""
+
+
+class Stream(asyncio.Protocol, ABC):
+    """See the module's text. flow: `configure` it before there is output."""
+
+    __slots__ = (
+        "__weakref__",
+        "_clock",
+        "_closing",
+        "_drained",
+        "_last_yield",
+        "_lost",
+        "_out",
+        "_out_bytes",
+        "_reading_paused",
+        "_timer",
+        "_transport",
+        "_write_paused",
+        "bytes_in",
+        "bytes_out",
+        "ended",
+        "flow",
+        "quiet_since",
+        "tls",
+    )
+
+    flow: Flow
+
+    def __init__(self, clock: Clock, *, tls: bool) -> None:
+        self._clock = clock
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._closing = self._lost = False
+        self._reading_paused = self._write_paused = False
+        self._last_yield = 0.0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.ended = ""
+        """Why the connection ends, for the log."""
+        self.quiet_since = 0.0
+        """The loop's time at which the client last sent something."""
+        self.tls = tls
+
+    # -- what an owner implements ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def discard_input(self) -> None:
+        """Forget all input that has come: TLS begins. What came in clear counts for nothing."""
+
+    @abstractmethod
+    def timer_due(self, quiet_s: float) -> float | None:
+        """The timer is due. Returns the seconds until it is due again; None: no timer.
+
+        quiet_s: how long the client has sent nothing.
+        """
+
+    def writable(self) -> None:
+        """The client has read enough that output goes out again."""
+
+    # -- asyncio.Protocol ------------------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._wake_writer()
+        self.writable()
+
+    # -- output ----------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Gather output. It goes out in order, at the latest when the task has done its work."""
+        self._out.append(data)
+        self._out_bytes += len(data)
+
+    @property
+    def full(self) -> bool:
+        """So much output is gathered that it should be flushed."""
+        return self._out_bytes >= self.flow.chunk_bytes
+
+    @property
+    def congested(self) -> bool:
+        """The client does not read as fast as we write: `flush` would wait."""
+        return self._write_paused
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Output that the transport does not have yet."""
+        return self._out_bytes
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Output that has not left the process."""
+        return self._out_bytes + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+
+    def send(self) -> None:
+        """Hand the output over to the transport and do not wait. Without a client it is dropped."""
+        if not self._out:
+            return
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out = []
+        self._out_bytes = 0
+        if self._transport is not None and not self._lost:
+            self.bytes_out += len(data)
+            self._transport.write(data)
+
+    async def flush(self) -> None:
+        """Hand the output over, wait for a slow client, and let other tasks run in time.
+
+        Raises: ConnectionResetError if the client is gone.
+        """
+        if self._lost:
+            raise ConnectionResetError("the client is gone")
+        self.send()
+        if self._write_paused:
+            await self._drain()
+        await self.breathe()
+
+    async def breathe(self) -> None:
+        """Let other tasks run if this task has had its time."""
+        now = self._clock()
+        if now - self._last_yield > YIELD_S:
+            await asyncio.sleep(0)
+            self._last_yield = self._clock()
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        handle = loop.call_later(self.flow.write_timeout_s, self._stalled)
+        try:
+            while self._write_paused and not self._lost:
+                self._drained = loop.create_future()
+                await self._drained
+        finally:
+            self._drained = None
+            handle.cancel()
+        if self._lost:
+            raise ConnectionResetError("the client is gone")
+
+    def _stalled(self) -> None:
+        self.ended = "client does not read"
+        self.abort()
+
+    def _wake_writer(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # -- input -----------------------------------------------------------------------------------------------------
+
+    @property
+    def reading(self) -> bool:
+        """Reading is not paused."""
+        return not self._reading_paused
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the client for now."""
+        if not self._reading_paused and self._transport is not None and not self._closing:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take what the client sends."""
+        if self._reading_paused and self._transport is not None and not self._closing:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    async def handshake(self, upgrade: Upgrade) -> None:
+        """Continue under TLS. All output goes out in clear first, and all input that came in clear is thrown away.
+
+        Raises: OSError (ssl.SSLError is a kind of it) if there is no handshake.
+        """
+        transport = self._transport
+        if transport is None:
+            raise ConnectionResetError("the client is gone")
+        await self.flush()
+        transport.pause_reading()
+        self.discard_input()
+        try:
+            self._transport = await upgrade(transport, self)
+        except BaseException:
+            # The loop does not always tell of the end of a connection that ends in a handshake.
+            self._gone()
+            transport.abort()
+            raise
+        self._transport.set_write_buffer_limits(high=self.flow.write_buffer_max)
+        self._reading_paused = self._write_paused = False
+        self.tls = True
+
+    # -- time and end ----------------------------------------------------------------------------------------------
+
+    def arm(self, delay_s: float) -> None:
+        """Set the timer anew."""
+        self._disarm()
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._due)
+
+    def close(self) -> None:
+        """Send what is gathered and close; nothing more is read."""
+        if self._closing or self._transport is None:
+            return
+        self.send()
+        self._closing = True
+        self._transport.close()
+        self.arm(CLOSE_TIMEOUT_S)
+
+    def abort(self) -> None:
+        """Cut the connection; what is gathered is lost."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _due(self) -> None:
+        self._timer = None
+        if self._closing:
+            self.abort()
+            return
+        again_s = self.timer_due(asyncio.get_running_loop().time() - self.quiet_since)
+        if again_s is not None and not self._closing:
+            self.arm(again_s)
+
+    def _gone(self) -> None:
+        """The transport has ended: no timer, no output, and no task that waits for the client."""
+        self._lost = self._closing = True
+        self._disarm()
+        self._out = []
+        self._out_bytes = 0
+        self._wake_writer()

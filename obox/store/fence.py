@@ -1,0 +1,244 @@
+"""Boots that are over: ending them (`fence`), reading what they left (`replay`), and noting what is done (`record`).
+
+Theory of operation. `list_boots` names every boot that has objects in the bucket. `fence` PUTs the
+next `seq` of a boot as `closed`, repeated until it wins; from then on the owner of the boot, should
+it wake up, can acknowledge nothing. `replay` reads what lies between the last object's watermark
+and the fence, for all users or for some. Whoever has taken over users of a boot, so that bundles
+have all that it says of them, writes that behind the fence with `record`:
+
+    open --fence--> closed --record, some users--> adopted in part --record, the rest--> clean
+
+A boot that is clean is never read again. Several backends can share one: each replays its own users
+and records those. A record that loses its `seq` to another takes over what that one says, and is
+written under the next.
+
+All three can be called by a backend that serves. Refuses to know: local copies, users' boxes.
+Diagnostics: an unreadable journal object is skipped in a replay and logged with its key; the
+operator decides (`oboxadm rebuild`). Where a boot ends must be readable: else `Corrupt`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+import msgspec
+import structlog
+
+from ..errors import Corrupt, Unavailable
+from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, put_once
+from ..objectstore.keys import journal_key, journal_prefix, parse_journal_key
+from ._env import TRY_LATER, Env
+from .journal import DELETED, JournalObject
+
+log = structlog.get_logger()
+
+OBJECTS_AT_ONCE: Final = 64
+"""Journal objects that a replay reads at once."""
+
+_BOOT: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
+"""A boot's name, as `MailStore` makes it; anything else is somebody's copy."""
+
+
+@dataclass(frozen=True)
+class Boot:
+    """One boot as a LIST shows it. objects: `seq` to when it was written, by the bucket's clock in unix seconds."""
+
+    backend: str
+    name: str
+    objects: dict[int, float]
+
+    @property
+    def first(self) -> int:
+        return min(self.objects)
+
+    @property
+    def last(self) -> int:
+        return max(self.objects)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A boot that is over.
+
+    seq: the next one that is free; watermark: the first that a reader needs; closed_before: `fence` found it closed;
+    clean: bundles have all that it says; adopted: users of whom they have; ahead: see `JournalObject`.
+    """
+
+    boot: Boot
+    seq: int
+    watermark: int
+    closed_before: bool
+    clean: bool
+    adopted: frozenset[str]
+    ahead: int
+
+
+@dataclass
+class Replayed:
+    """What boots say. pending: deltas by storage id and box; users: whom each boot names, by (backend, boot)."""
+
+    pending: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
+    users: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+
+
+class _Said(NamedTuple):
+    """One change in a journal. at: when its object was written, by the bucket's clock; adopted: bundles have it."""
+
+    box: str
+    delta: bytes
+    boot: tuple[str, str]
+    seq: int
+    at: float
+    adopted: bool
+
+    def void(self, grave: _Said) -> bool:
+        """Was it said before the user was deleted?"""
+        return self.seq <= grave.seq if self.boot == grave.boot else self.at <= grave.at
+
+
+async def list_journals(env: Env) -> list[ObjectInfo]:
+    """All that lies in the journals of all backends: a LIST for their names and one for each. Raises Unavailable."""
+    prefixes: list[str] = []
+    for name in await env.names(journal_prefix(), kind="journal"):
+        try:
+            prefixes.append(journal_prefix(name))
+        except ValueError:
+            log.warning("foreign objects in the journal, left alone", key=f"{journal_prefix()}{name}/")
+    found = await asyncio.gather(*(env.listing(prefix, kind="journal") for prefix in prefixes))
+    return [info for infos in found for info in infos]
+
+
+def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
+    """The boots in a LIST of journals, by backend and time; foreign objects are told and left alone."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for info in infos:
+        try:
+            key = parse_journal_key(info.key)
+            if _BOOT.fullmatch(key.boot) is None:
+                raise ValueError(key.boot)
+        except ValueError:
+            log.warning("foreign object in the journal, left alone", key=info.key)
+            continue
+        found.setdefault((key.backend, key.boot), {})[key.seq] = info.modified
+    return [Boot(backend, name, objects) for (backend, name), objects in sorted(found.items())]
+
+
+async def fence(env: Env, boot: Boot) -> Ended:
+    """End a boot, if it has not ended: its owner can acknowledge nothing from then on. Raises Unavailable, Corrupt."""
+    end = await read(env, boot.backend, boot.name, boot.last)
+    closed_before = end.closed
+    while not end.closed:
+        seq = end.seq + 1
+        closing = JournalObject(boot.backend, boot.name, seq, end.watermark, closed=True, ahead=end.ahead)
+        if await _put(env, closing):
+            log.info("fenced", backend=boot.backend, boot=boot.name, seq=seq)
+            end = closing
+        else:
+            end = await read(env, boot.backend, boot.name, seq)
+    return Ended(boot, end.seq + 1, end.watermark, closed_before, end.clean, frozenset(end.adopted), end.ahead)
+
+
+async def replay(env: Env, boots: Sequence[Ended], users: Callable[[str], bool] = lambda sid: True) -> Replayed:
+    """Read what boots say of users whom nobody has adopted. users: of whom, by storage id. Raises Unavailable.
+
+    What was said of a user before it was deleted is left out, so give all boots that may speak of the user at once.
+    """
+    said: dict[str, list[_Said]] = {}
+    found = Replayed()
+    for one in boots:
+        boot = one.boot
+        name = boot.backend, boot.name
+        named = found.users.setdefault(name, set())
+        for journal in await _objects(env, boot, range(max(one.watermark, boot.first), one.seq - 1)):
+            at = boot.objects.get(journal.seq, float("inf"))
+            for line in journal.lines:
+                named.add(line.sid)
+                if users(line.sid):
+                    adopted = line.sid in one.adopted
+                    changes = said.setdefault(line.sid, [])
+                    changes += (_Said(box, delta, name, journal.seq, at, adopted) for box, delta in line.changes)
+    found.pending = _of_the_living(said)
+    return found
+
+
+async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], ahead: int) -> Ended:
+    """Note that users of a boot have been adopted; clean once those are all that it names. Raises Unavailable, Corrupt.
+
+    named: as of `replay`; adopted: those of whom bundles have all that the boot says, or that are no users any more.
+    Returns the boot as it is now, with what others have noted meanwhile.
+    """
+    seq, done = ended.seq, ended.adopted | adopted
+    while True:
+        clean = named <= done
+        noted = JournalObject(
+            ended.boot.backend,
+            ended.boot.name,
+            seq,
+            seq if clean else ended.watermark,
+            closed=True,
+            clean=clean,
+            ahead=ahead,
+            adopted=[] if clean else sorted(done),
+        )
+        if not await _put(env, noted):
+            noted = await read(env, ended.boot.backend, ended.boot.name, seq)
+        done |= set(noted.adopted)
+        seq += 1
+        if noted.clean or adopted <= set(noted.adopted):
+            return replace(ended, seq=seq, clean=noted.clean, adopted=done)
+
+
+async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
+    """One journal object. Raises Unavailable (also when it is gone), Corrupt."""
+    key = journal_key(backend, boot, seq)
+    data = await env.get(key, kind="journal")
+    if data is None:  # deleted since the LIST, by another backend that has taken over
+        raise Unavailable(TRY_LATER)
+    try:
+        return JournalObject.decode(env.codec, data, key)
+    except (CorruptObject, NewerFormat, msgspec.MsgspecError, ValueError) as exc:
+        raise Corrupt(f"journal object {key}: {exc}") from exc
+
+
+async def _put(env: Env, journal: JournalObject) -> bool:
+    """False: another object lies under its `seq`. Raises Unavailable."""
+    oid = env.new_oid()
+    try:
+        return await put_once(env.bucket, journal.key, journal.encode(env.codec, oid), oid, kind="journal")
+    except StoreError as exc:
+        raise env.unavailable("put", journal.key, exc) from exc
+
+
+async def _objects(env: Env, boot: Boot, seqs: range) -> list[JournalObject]:
+    """These objects, in order, but those that do not decode."""
+    found: list[JournalObject] = []
+    for begin in range(0, len(seqs), OBJECTS_AT_ONCE):
+        batch = seqs[begin : begin + OBJECTS_AT_ONCE]
+        objects = await asyncio.gather(*(_read_or_skip(env, boot, seq) for seq in batch))
+        found += [journal for journal in objects if journal is not None]
+    users = len({line.sid for journal in found for line in journal.lines})
+    log.info("journal replayed", backend=boot.backend, boot=boot.name, objects=len(seqs), users=users)
+    return found
+
+
+async def _read_or_skip(env: Env, boot: Boot, seq: int) -> JournalObject | None:
+    try:
+        return await read(env, boot.backend, boot.name, seq)
+    except Corrupt as exc:
+        log.error("journal object skipped", error=str(exc), next_step="restore it, or oboxadm rebuild the users named")
+        return None
+
+
+def _of_the_living(said: dict[str, list[_Said]]) -> dict[str, dict[str, list[bytes]]]:
+    """Deltas by storage id and box, without what was said of users before they were deleted, or has been adopted."""
+    pending: dict[str, dict[str, list[bytes]]] = {}
+    for sid, changes in said.items():
+        graves = [one for one in changes if one.box == DELETED]
+        for one in changes:
+            if one.box != DELETED and not one.adopted and not any(one.void(grave) for grave in graves):
+                pending.setdefault(sid, {}).setdefault(one.box, []).append(one.delta)
+    return pending

@@ -1,0 +1,361 @@
+"""The index of one mailbox in memory, and how it changes.
+
+Everything that a mailbox is but what sessions ask of it (`mailbox.Mailbox`): its state, its bundles, its local copy,
+its UIDs in flight. What reads, writes, discovers and flushes takes an `Index`.
+
+Invariant: `state` is what is acknowledged or settled; every change of it is part of an edit that the log has staged.
+Sessions never see a UID of which a lower one may still land.
+Refuses to know: protocols, other users, how it is loaded and flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol, TypeVar
+
+import numpy as np
+
+from metacache import Change
+
+from ..errors import NotFound
+from ..mailbox import Changed, Delta, Root, Rows, State, Totals
+from ..mailbox._delta import Gone
+from ..mailbox._state import DELETED
+from ..mailbox._uidset import UidArray, uid_array
+from ..types import Guid, StorageId
+from ._bundles import Bundles
+from ._env import Env
+from ._slots import Slot, Slots
+from .journal import Journal
+from .rootbox import RootBox
+from .stage import Edit, Log
+from .stamp import Stamp
+
+LOCAL_DELTAS_MAX: Final = 64
+"""Deltas behind the base of a local copy, above which a flush folds them into it."""
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """The user of a mailbox, as the mailbox sees it.
+
+    born: mailboxes that this process made and has not loaded; told: those whose changes of a life before are in the
+    journal of this one.
+    """
+
+    env: Env
+    name: str
+    storage_id: StorageId
+    rootbox: RootBox
+    born: set[Guid]
+    told: set[Guid]
+
+    @property
+    def root(self) -> Root: ...
+
+    @property
+    def log(self) -> Log: ...
+
+    @property
+    def journal(self) -> Journal: ...
+
+    def edit(self) -> Edit:
+        """An empty edit of this user's boxes."""
+
+    def hold(self, edit: Edit, guid: Guid, rows: Rows) -> None:
+        """Add to an edit the holders of objects that records of a mailbox refer to."""
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run to its end whatever becomes of the session."""
+
+    async def commit(self) -> None:
+        """Return when what was staged is as durable as an acknowledgement needs. Raises Unavailable."""
+
+    async def box(self, guid: Guid) -> Index:
+        """Another mailbox, loaded. Raises NotFound, Unavailable, Corrupt."""
+
+    def require_there(self) -> None:
+        """Raises NotFound when the user is being deleted."""
+
+
+def give_modseq(delta: Delta, modseq: int) -> None:
+    """Give a new delta and its rows their modseq, known only when their turn comes: `modseq` at least.
+
+    Flags at delivery are stamped with the save date, which is in the object: whoever finds the mail by LIST gives them
+    the same stamps as who delivered it, and a later removal, which is above the save date, wins in either case.
+    """
+    rows = delta.rows
+    if rows is not None:
+        modseq = max(modseq, int(rows.savedate.max()))
+        rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
+        on = rows.savedate.astype(np.uint64) * np.uint64(2) + np.uint64(1)
+        rows.stamps = {flag: np.where(stamps & np.uint64(1), on, np.uint64(0)) for flag, stamps in rows.stamps.items()}
+    delta.highestmodseq = modseq
+
+
+class Index:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        env: Env,
+        user: Owner,
+        guid: Guid,
+        uidvalidity: int,
+        priority: int,
+        *,
+        refresh: Callable[[Index], Coroutine[Any, Any, None]],
+    ) -> None:
+        """refresh: takes in what another writer wrote, after a UID was lost to it."""
+        self.env = env
+        self.user = user
+        self.guid = guid
+        self.uidvalidity = uidvalidity
+        self.priority = priority
+        self.state = State(guid)
+        self.bundles = Bundles(env, user.storage_id, guid)
+        self.deleted = False
+        self.clearing = False
+        self.unborn = False
+        """Its making is not yet in the bucket: no mail in it is acknowledged before."""
+        self.sessions = 0
+        self.used_at = env.clock()
+        self.changes = 0
+        """Counts changes since load, so that a flush sees whether more came meanwhile."""
+        self.change = Change.NONE
+        self.unflushed_mails = 0
+        self.due_at: float | None = None
+        self.local_deltas = 0
+        self.segments_read: set[str] = set()
+        self.fields_left: list[int] = []
+        """UIDs that have gone since the last flush: their ready fields go with the next."""
+        self.flushing = asyncio.Lock()
+        self.mending = asyncio.Lock()
+        """Held while lost mails are looked for once more."""
+        self._refresh = refresh
+        self.slots = Slots(self._show, self._taken, self._chance)
+        self._watchers: list[Callable[[], None]] = []
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    @property
+    def box(self) -> str:
+        """See `stage.Target`."""
+        return self.guid
+
+    @property
+    def stamp(self) -> Stamp:
+        """What is known of the mailbox's bundles."""
+        return self.bundles.stamp
+
+    @stamp.setter
+    def stamp(self, stamp: Stamp) -> None:
+        self.bundles.stamp = stamp
+
+    def apply(self, delta: Delta, change: Change, *, journal: bool = True) -> None:
+        """Stage a change of this mailbox alone. journal: False where the journal need not have it."""
+        edit = self.user.edit()
+        (edit.add if journal else edit.add_local)(self, delta, change)
+        self.user.log.stage(edit)
+
+    def take_in(self, delta: Delta, change: Change) -> Changed:
+        """See `stage.Target`."""
+        changed = self.state.join(delta)
+        self.local_deltas += 1
+        self.fields_left += changed.gone.tolist()
+        self._behind(change, len(changed.new))
+        return changed
+
+    def changed(self, change: Change) -> None:
+        """Note that the bucket's bundles are behind, and when that must end; wakes the sessions."""
+        self._behind(change, 0)
+        self.wake()
+
+    def _behind(self, change: Change, mails: int) -> None:
+        self.changes += 1
+        self.change = max(self.change, change)
+        self.unflushed_mails += mails
+        settings = self.env.settings
+        soon = change is Change.IMPORTANT or self.unflushed_mails > settings.max_rescan_mail_count
+        if soon and self.due_at is None:
+            self.due_at = self.env.clock() + settings.upload_interval_s
+
+    def reckon(self) -> None:
+        """After a load with changes that no bundle has: say how many mails, and when it must end."""
+        self.unflushed_mails = self.count_between(self.stamp.flushed_uidnext, self.state.uidnext)
+        self.changed(self.change)
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
+        self._watchers.append(wake)
+
+        def end() -> None:
+            if wake in self._watchers:
+                self._watchers.remove(wake)
+
+        return end
+
+    def wake(self) -> None:
+        for wake in tuple(self._watchers):
+            wake()
+
+    @property
+    def cleared(self) -> bool:
+        """Deleted, and nothing of it is left in the bucket."""
+        entry = self.user.root.entries.get(self.guid)
+        return self.clearing or (entry is not None and bool(entry.cleared))
+
+    async def homes(self, uids: UidArray | None = None) -> dict[Guid, Index]:
+        """The mailboxes that hold the objects of those of `uids` that are copies, loaded; None: of all that there are
+        on return, whatever came meanwhile."""
+        found: dict[Guid, Index] = {}
+        while True:
+            asked = self.state.uids if uids is None else uids
+            missing = [guid for guid in self.foreign(asked) if guid not in found]
+            if not missing:
+                return found
+            for guid in missing:
+                found[guid] = await self.user.box(guid)
+
+    def expunge_now(self, uids: UidArray, homes: dict[Guid, Index], *, lost: bool = False) -> UidArray:
+        """Expunge mails and say which were there; see `expunge_in`."""
+        edit = self.user.edit()
+        gone = self.expunge_in(edit, uids, homes, lost=lost)
+        self.user.log.stage(edit)
+        return gone
+
+    def expunge_in(
+        self, edit: Edit, uids: UidArray, homes: dict[Guid, Index], *, lost: bool = False, above: int = 0
+    ) -> UidArray:
+        """Add to an edit that mails are expunged and the holders of their objects released; say which were there.
+
+        homes: as of `homes`; lost: there are no objects, and none that comes back later is to be deleted; above: a
+        modseq of this mailbox that the edit has already given.
+        """
+        foreign = self.foreign(uids)
+        delta, gone = self.state.expunge_delta(uids, max(self.env.now_ms(), above + 1))
+        if delta is None:
+            return gone
+        if lost:
+            delta.purged = gone
+        edit.add(self, delta, Change.IMPORTANT)
+        for home, holders in foreign.items():
+            released = {(home_uid, self.guid, uid): delta.highestmodseq for uid, home_uid in holders}
+            ended = uid_array([far for _, far in holders]) if lost else None
+            purged = None if ended is None else np.intersect1d(ended, homes[home].state.gone_uid)
+            edit.add(homes[home], Delta(holders=released, purged=purged), Change.IMPORTANT)
+        return gone
+
+    def foreign(self, uids: UidArray) -> dict[Guid, list[tuple[int, int]]]:
+        """Of live `uids`, those whose mail is not in the object of their own UID: home -> [(uid, home uid)]."""
+        state = self.state
+        where, there = state.positions(uids)
+        where = where[there]
+        out: dict[Guid, list[tuple[int, int]]] = {}
+        for at in np.flatnonzero(state.foreign()[where]).tolist():
+            guid, far = state.home_of(int(where[at]))
+            out.setdefault(guid, []).append((int(state.uids[where[at]]), far))
+        return out
+
+    def require_live(self) -> None:
+        """Raises NotFound when the mailbox is deleted, Unavailable while the journal is late."""
+        self.require_there()
+        self.user.journal.check()
+
+    def require_there(self) -> None:
+        """Raises NotFound when the mailbox is deleted."""
+        if self.deleted:
+            raise NotFound("the mailbox has been deleted")
+
+    # -- new UIDs ------------------------------------------------------------------------------------------------------
+
+    def _show(self, slot: Slot) -> None:
+        """A slot's turn: what it holds becomes part of the state, or its UIDs are skipped for ever."""
+        end = slot.uid + slot.count
+        if slot.fate == "landed" and slot.delta is not None:
+            delta = slot.delta
+            modseq = self.state.next_modseq(self.env.now_ms())
+            give_modseq(delta, modseq)
+            delta.uidnext = end
+            edit = self.user.edit()
+            edit.add(self, delta, Change.IMPORTANT if delta.claims else Change.UNIMPORTANT)
+            if slot.elsewhere is not None:
+                slot.elsewhere(edit, delta.highestmodseq)
+            self.user.log.stage(edit)
+            if slot.also is not None:
+                slot.also()
+        elif slot.fate == "orphan":
+            self.apply(self.taken_back(slot), Change.IMPORTANT)
+        else:
+            self.apply(Delta(claims={slot.uid: 1}, uidnext=end), Change.UNIMPORTANT)
+
+    def taken_back(self, slot: Slot) -> Delta:
+        """Expunges a mail of a group that has failed."""
+        modseq = self.state.next_modseq(self.env.now_ms())
+        return Delta(gone=Gone.at(modseq, uid_array([slot.uid])), highestmodseq=modseq, uidnext=slot.uid + 1)
+
+    def _chance(self) -> float:
+        return int.from_bytes(self.env.random_bytes(2), "big") / 2**16
+
+    def _taken(self) -> None:
+        self.user.spawn(self._refresh(self))
+
+    # -- upkeep --------------------------------------------------------------------------------------------------------
+
+    def is_behind(self) -> bool:
+        """It wants a bundle; a few new mails do not, they are in the journal and the local copy."""
+        return self.change is Change.IMPORTANT or self.due_at is not None
+
+    def is_due(self) -> bool:
+        """The time for an upload has come."""
+        return self.due_at is not None and self.env.clock() >= self.due_at
+
+    def totals(self) -> Totals:
+        state = self.state
+        recent = self.count_between(state.recent, state.uidnext)
+        deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
+        garbage = state.garbage_since()
+        return Totals(
+            state.highestmodseq, len(state), state.unseen, state.bytes, state.uidnext, recent, deleted, garbage
+        )
+
+    def check_consistency(self) -> None:
+        """Assert the state's invariants."""
+        self.state.check()
+
+    def save(self) -> None:
+        """Make the local copy one base of the whole state, under the present stamp."""
+        data, stamp = self.state.extract().encode(), self.stamp.encode()
+        sid, guid, change, priority = self.user.storage_id, self.guid, self.change, self.priority
+        self.env.keep(sid, guid, lambda cache: cache.replace(sid, guid, data, stamp, change=change, priority=priority))
+        self.local_deltas = 0
+
+    def save_stamp(self) -> None:
+        """Note the bundles and the change mark with the local copy; fold it when it has many deltas."""
+        if self.local_deltas > LOCAL_DELTAS_MAX:
+            self.save()
+        else:
+            sid, guid, change, stamp = self.user.storage_id, self.guid, self.change, self.stamp.encode()
+            self.env.keep(sid, guid, lambda cache: cache.mark(sid, guid, change, stamp))
+
+    def put_fields(self, items: list[tuple[int, bytes]]) -> None:
+        """Keep ready fields by UID."""
+        sid, guid = self.user.storage_id, self.guid
+        self.env.keep(sid, guid, lambda cache: cache.put_fields(sid, guid, items))
+
+    def drop_fields(self, count: int) -> None:
+        """Drop the ready fields of the first `count` in `fields_left`; not sooner: a MOVE copies them afterwards, and a
+        session that was not told yet may ask."""
+        if count:
+            sid, guid, gone = self.user.storage_id, self.guid, self.fields_left[:count]
+            del self.fields_left[:count]
+            self.env.keep(sid, guid, lambda cache: cache.drop_fields(sid, guid, gone))
+
+    def count_between(self, low: int, high: int) -> int:
+        """Live mails with low <= UID <= high."""
+        uids = self.state.uids
+        return int(np.searchsorted(uids, high, side="right")) - int(np.searchsorted(uids, low))
+
+    def busy(self) -> bool:
+        return bool(self.sessions or self.slots.pending or self._watchers or self.flushing.locked())

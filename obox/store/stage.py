@@ -1,0 +1,218 @@
+"""The one writer: whatever changes a box of a user goes through `Log.stage`.
+
+Theory of operation. An `Edit` collects the deltas of one user that belong together: the two
+mailboxes of a MOVE, an expunge and the holder that it releases, a DELETE and its expunges.
+`stage` takes an edit in one turn of the loop:
+
+    every delta encoded -> local copies -> journal -> memory -> sessions woken -> listeners told
+
+Local copies and journal only have it staged; `User.commit` or `Journal.sync` waits until it is
+durable. `stage` awaits nothing and the journal takes all that is staged of a user into one object,
+so a reader of the bucket sees all of an edit or nothing of it.
+
+A box need not be in memory. The log knows it as a `Target`: a mailbox, a user's list of mailboxes,
+or whoever remembers the delta until the mailbox has been loaded.
+
+Listeners are told as values, `Altered`, what each edit did. `altered_by` makes the same values of
+a journal line, so that nothing is missed of an edit that a crash cut off from its listeners.
+
+Invariant: no other file hands a change to the journal or appends one to a local copy.
+Refuses to know: how a box is loaded or flushed.
+Diagnostics: a local copy that cannot be written is dropped (`Env.keep`). A listener that fails is
+logged, and the others are told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+import numpy as np
+import structlog
+
+from metacache import Change
+
+from ..mailbox import Changed, Delta, RootDelta
+from ..mailbox._uidset import UidArray
+from ..objectstore.keys import ROOT
+from ..types import StorageId
+from ._env import Env
+from .journal import DELETED, Journal, Line
+
+log = structlog.get_logger()
+
+_NONE: Final = np.empty(0, dtype=np.uint32)
+
+D_contra = TypeVar("D_contra", Delta, RootDelta, contravariant=True)
+D = TypeVar("D", Delta, RootDelta)
+
+
+@dataclass(frozen=True, slots=True)
+class ListChanged:
+    """What a change did to a list of mailboxes: GUIDs of entries, names of subscriptions."""
+
+    mailboxes: tuple[str, ...]
+    subscriptions: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.mailboxes or self.subscriptions)
+
+    @classmethod
+    def by(cls, delta: RootDelta) -> ListChanged:
+        """What a delta of a list names."""
+        return cls(tuple(entry.guid for entry in delta.entries), tuple(delta.subscriptions))
+
+
+@dataclass(frozen=True, slots=True)
+class Altered:
+    """What an edit did to one box of one user; see `mailbox.Changed` and `ListChanged`."""
+
+    sid: str
+    box: str
+    what: Changed | ListChanged
+
+
+class Target(Protocol[D_contra]):
+    """A box as the log sees it. box: a GUID, or `root`; priority: of its local copy."""
+
+    @property
+    def box(self) -> str: ...
+
+    @property
+    def priority(self) -> int: ...
+
+    def take_in(self, delta: D_contra, change: Change) -> Changed | ListChanged | None:
+        """Join a delta that copy and journal have; only `Log.stage` calls this. None: not yet joined.
+
+        change: the least that the bucket lacks of the box from now on.
+        """
+
+    def wake(self) -> None:
+        """Tell the box's sessions that they have something to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A mailbox that is not in memory, as a `Target`. remember: keeps a delta until the mailbox has been loaded."""
+
+    box: str
+    priority: int
+    remember: Callable[[Delta], None]
+
+    def take_in(self, delta: Delta, change: Change) -> None:
+        """See `Target`."""
+        self.remember(delta)
+
+    def wake(self) -> None:
+        """Nobody watches it."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """One delta of an edit. target None: memory has the delta; copied: the local copy gets it; journal: what the
+    journal does with it, `Edit.carry` for "carry"."""
+
+    box: str
+    delta: Delta | RootDelta
+    target: Target[Any] | None = None
+    change: Change = Change.NONE
+    copied: bool = False
+    journal: Literal["add", "carry", "nothing"] = "add"
+
+
+@dataclass(slots=True)
+class Edit:
+    """Deltas of one user that belong together, in the order in which readers join them.
+
+    It is made and staged in one turn of the loop: its deltas continue the state that its targets have now.
+    """
+
+    sid: StorageId
+    parts: list[_Part] = field(default_factory=list)
+
+    def add(self, target: Target[D], delta: D, change: Change) -> None:
+        """A change of a box: local copy, journal and memory get it."""
+        self.parts.append(_Part(target.box, delta, target, change, copied=True))
+
+    def add_local(self, target: Target[D], delta: D, change: Change) -> None:
+        """A change that the journal need not have: it has it already, or a crash may undo it."""
+        self.parts.append(_Part(target.box, delta, target, change, copied=True, journal="nothing"))
+
+    def add_loading(self, target: Target[D], delta: D, change: Change) -> None:
+        """A change of a box that is being loaded: whoever loads it writes its local copy whole afterwards."""
+        self.parts.append(_Part(target.box, delta, target, change))
+
+    def tell_journal(self, box: str, delta: Delta | RootDelta) -> None:
+        """A change that local copy and memory have already, or get before a session sees anything of it."""
+        self.parts.append(_Part(box, delta))
+
+    def carry(self, box: str, delta: Delta | RootDelta) -> None:
+        """Tell the journal again all that no bundle has of a box: readers need no older line of it from then on."""
+        self.parts.append(_Part(box, delta, journal="carry"))
+
+
+class Log:
+    """The journal and the local copies of one backend, as seen by whoever changes something."""
+
+    def __init__(self, env: Env, journal: Journal) -> None:
+        self._env = env
+        self.journal = journal
+        self.listeners: list[Callable[[tuple[Altered, ...]], None]] = []
+        """Each is called once an edit, in the turn in which it is staged: what it is told may not be durable yet."""
+
+    def stage(self, edit: Edit) -> list[Changed | ListChanged | None]:
+        """Take an edit in; says for each of its parts what it altered in memory. See the module's text."""
+        sid, parts = edit.sid, edit.parts
+        encoded = [part.delta.encode() for part in parts]  # what can fail does so before anything is changed
+        for part, data in zip(parts, encoded, strict=True):
+            if part.copied and part.target is not None:
+                self._append(sid, part.box, data, part.change, part.target.priority)
+        for part, data in zip(parts, encoded, strict=True):
+            if part.journal == "carry":
+                self.journal.carry(sid, part.box, data)
+            elif part.journal == "add":
+                self.journal.add(sid, part.box, data)
+        done = [None if part.target is None else part.target.take_in(part.delta, part.change) for part in parts]
+        for part in parts:
+            if part.target is not None:
+                part.target.wake()
+        if self.listeners:
+            self._tell(tuple(Altered(sid, part.box, what) for part, what in zip(parts, done, strict=True) if what))
+        return done
+
+    def put_back(self, sid: str, box: str, deltas: list[bytes], change: Change, priority: int) -> None:
+        """Append to a local copy what the copy that it replaces had; the journal has had it since."""
+        for data in deltas:
+            self._append(sid, box, data, change, priority)
+
+    def _append(self, sid: str, box: str, data: bytes, change: Change, priority: int) -> None:
+        self._env.keep(sid, box, lambda cache: cache.append(sid, box, data, change, priority=priority))
+
+    def _tell(self, altered: tuple[Altered, ...]) -> None:
+        for listener in self.listeners if altered else ():
+            try:
+                listener(altered)
+            except Exception as exc:
+                log.error("a listener failed", error=repr(exc), exc_info=exc)
+
+
+def altered_by(line: Line) -> list[Altered]:
+    """What a journal line says was altered, in its order. It may say more than the edit altered: a carried delta has
+    older changes in it as well. Raises ValueError: a delta does not decode."""
+    found = []
+    for box, data in line.changes:
+        if box == DELETED:
+            continue
+        what = ListChanged.by(RootDelta.decode(data)) if box == ROOT else _changed_by(Delta.decode(data))
+        if what:
+            found.append(Altered(line.sid, box, what))
+    return found
+
+
+def _changed_by(delta: Delta) -> Changed:
+    gone = _NONE if delta.gone is None else delta.gone.uid
+    new = _NONE if delta.rows is None else np.setdiff1d(delta.rows.uid, gone, assume_unique=True)
+    touched: UidArray = reduce(np.union1d, (uids for _, _, uids in delta.flags), _NONE)
+    return Changed(new, np.setdiff1d(touched, np.union1d(new, gone), assume_unique=True), gone)

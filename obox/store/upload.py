@@ -1,0 +1,90 @@
+"""Uploading what the bucket lacks of whole users: at night, before a restart, when an administrator asks.
+
+Refuses to know: how a box is flushed; verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import structlog
+
+from metacache import Change
+
+from ..errors import OboxError
+from ..types import Guid, StorageId
+from ._env import Env
+from .user import User
+
+log = structlog.get_logger()
+
+
+class Users(Protocol):
+    """The backend, as uploads see it."""
+
+    env: Env
+
+    @property
+    def users(self) -> Mapping[StorageId, User]:
+        """Who is in memory."""
+
+    def name_of(self, sid: StorageId) -> str:
+        """The name under which a user in memory was opened; else the storage id."""
+
+    async def load_user(self, name: str, storage_id: StorageId, *, make: bool = False) -> User:
+        """A user for upkeep. Raises NotFound, Unavailable, Corrupt."""
+
+
+class Flushed(NamedTuple):
+    """mailboxes: bundles written; changes: what was pending before."""
+
+    mailboxes: int
+    changes: Change
+
+
+async def changed_users(store: Users, *, important_only: bool) -> list[StorageId]:
+    """Users of whom the bucket lacks something, by storage id."""
+    least = Change.IMPORTANT if important_only else Change.UNIMPORTANT
+    await store.env.settle()
+    found = {StorageId(space.user) for space in store.env.metacache.users() if space.change >= least}
+    found |= {sid for sid, user in store.users.items() if pending(user) >= least}
+    return sorted(found)
+
+
+def pending(user: User) -> Change:
+    """The highest change of a user in memory that the bucket lacks."""
+    return max((user.rootbox.change, *(box.change for box in user.boxes.values())))
+
+
+async def flush(user: User, *, important_only: bool, min_priority: int = 0) -> Flushed:
+    """Upload what the bucket lacks of a user, in memory or only in local copies. Raises Unavailable."""
+    least = Change.IMPORTANT if important_only else Change.UNIMPORTANT
+    before = pending(user)
+    for space in user.env.metacache.box_spaces(user.storage_id):
+        if space.change >= least and space.box in user.root.entries and space.box not in user.boxes:
+            await user.box(Guid(space.box))
+            before = max(before, space.change)
+    count = 0
+    for box in list(user.boxes.values()):
+        if box.priority >= min_priority and box.change >= least:
+            count += await box.flush(everything=not important_only)
+    if min_priority == 0:
+        if important_only:
+            await user.flush_root()
+        else:
+            await user.flush(everything=True)
+    return Flushed(count, before)
+
+
+async def flush_all(store: Users) -> None:
+    """Upload everything of everybody, one user after the other."""
+    users = await changed_users(store, important_only=False)
+    failed = 0
+    for sid in users:
+        try:
+            await flush(await store.load_user(store.name_of(sid), sid), important_only=False)
+        except OboxError as exc:
+            failed += 1
+            log.warning("nightly flush: not now", user=sid, error=str(exc))
+    log.info("nightly flush", users=len(users), failed=failed)

@@ -27,7 +27,6 @@ ROOMS_LEFT = {
     "obox.reload",
     "obox.rooms",
     "obox.server",
-    "obox.spool",
     "obox.store",
     "obox.wiring",
 }

@@ -1,1 +1,3 @@
-"""Measurements of obox beside Dovecot: `python -m bench`, what they mean is in docs/benchmarks.md."""
+"""Measurements of obox beside Dovecot: `python -m bench`. docs/benchmarks.md explains
+them.
+"""

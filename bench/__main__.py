@@ -1,4 +1,7 @@
-"""`python -m bench`: one run of four minutes or so; the table goes to stdout, and to a file if one is named."""
+"""`python -m bench`: a run of about four minutes.
+
+The table goes to stdout, and to a file if one is named.
+"""
 
 from __future__ import annotations
 

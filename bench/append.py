@@ -1,4 +1,6 @@
-"""Sessions that APPEND one mail after the other, each waiting for its OK: what many clients at once get done."""
+"""Sessions that APPEND mails in sequence, each waiting for its OK: the throughput of
+many clients.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ class _Session(Worker):
 
 
 def append(port: int, users: Sequence[str], password: str, mails: Sequence[bytes]) -> float:
-    """APPEND every mail to the INBOX of one of `users`, a session each; returns seconds. Raises OSError."""
+    """APPEND every mail to the INBOX of one of `users`, in a session for each user.
+
+    Returns seconds. Raises OSError.
+    """
     import uvloop
 
     async def run() -> float:

@@ -1,4 +1,6 @@
-"""Connections that take their work from one iterator, all at once on one loop."""
+"""Connections that take their work from a common iterator, all at the same time on one
+loop.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ from typing import cast
 
 
 class Worker(asyncio.Protocol):
-    """One connection; `finish` when there is no more work, `fail` when the server does not do what it should."""
+    """A connection.
+
+    It calls `finish` if there is no more work, and `fail` if the server does something
+    unexpected.
+    """
 
     transport: asyncio.Transport
 
@@ -32,7 +38,10 @@ class Worker(asyncio.Protocol):
 
 
 async def work(port: int, workers: Sequence[Worker]) -> float:
-    """Connect all of them, wait until each is done; returns seconds. Raises what one of them fails with, OSError."""
+    """Connect all workers and wait until each is done; returns seconds.
+
+    Raises the failure of a worker, or OSError.
+    """
 
     async def one(worker: Worker) -> None:
         await asyncio.get_running_loop().create_connection(lambda: worker, "127.0.0.1", port)

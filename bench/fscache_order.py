@@ -1,7 +1,10 @@
-"""`python -m bench.fscache_order`: which share of reads a cache of mails serves, by order of eviction.
+"""`python -m bench.fscache_order`: the share of reads that a cache of mails serves, by
+order of eviction.
 
-A made access log of one day: mails are delivered, most are read soon by one or two clients, some are looked at again
-and again; every so often a client copies a whole mailbox (the scan). The same log for plain LRU and the cache's order.
+It generates an access log of a day. Mails are delivered, most are read soon by one or
+two clients, and some are read again and again. From time to time a client copies a
+whole mailbox (the scan). The same log runs with plain LRU and with the order of the
+cache.
 """
 
 from __future__ import annotations
@@ -28,14 +31,15 @@ def log(seed: int, *, scans: bool) -> Iterator[tuple[float, str, str]]:
         now = step * 2.0
         for name in later.pop(step, ()):
             yield now, "read", name
-        user = min(int(chance.expovariate(1 / 150)), USERS - 1)  # some users are much busier
+        # some users are much busier
+        user = min(int(chance.expovariate(1 / 150)), USERS - 1)
         if chance.random() < 0.5:
             name = f"{user}/{len(mails[user])}"
             mails[user].append(name)
             yield now, "put", name
             for _ in range(chance.choice((1, 1, 2))):
                 later.setdefault(step + int(chance.expovariate(1 / 600)) + 1, []).append(name)
-        else:  # a mail that matters is looked at again and again, most often a recent one
+        else:  # an important mail is read again and again, most often a recent mail
             back = min(int(chance.expovariate(1 / 4)), len(mails[user]) - 1)
             yield now, "read", mails[user][-1 - back]
         if scans and step % SCAN_EVERY == SCAN_EVERY - 1:
@@ -44,7 +48,7 @@ def log(seed: int, *, scans: bool) -> Iterator[tuple[float, str, str]]:
 
 
 def lru(events: Iterator[tuple[float, str, str]], places: int) -> tuple[int, int]:
-    """(hits, reads), those of scans left out."""
+    """(hits, reads), without those of scans."""
     there: OrderedDict[str, None] = OrderedDict()
     hits = reads = 0
     for _, what, name in events:
@@ -59,7 +63,7 @@ def lru(events: Iterator[tuple[float, str, str]], places: int) -> tuple[int, int
 
 
 def queues(events: Iterator[tuple[float, str, str]], places: int) -> tuple[int, int]:
-    """The same with the cache's own index."""
+    """The same with the index of the cache."""
     index = Index()
     hits = reads = 0
     for now, what, name in events:

@@ -1,6 +1,7 @@
-"""An IMAP client that does as little as it can: it reads all bytes and looks for the tagged line at their end.
+"""An IMAP client that does as little as possible.
 
-The same for both servers; it must not be what is measured.
+It reads all bytes and searches the tagged line at their end. Both servers get the same
+client, and its cost must not dominate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Refused(Exception):
 
 
 class Imap:
-    """One connection."""
+    """A connection."""
 
     def __init__(self, port: int, user: str, password: str, *, tls: bool = False) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=120)
@@ -43,7 +44,10 @@ class Imap:
         return data
 
     def command(self, text: str, *, literal: bytes | None = None) -> tuple[float, int]:
-        """Send one command, read its whole answer. Returns milliseconds and octets; raises Refused."""
+        """Send a command and read its whole answer.
+
+        Returns milliseconds and octets; raises Refused.
+        """
         self._serial += 1
         tag = b"zQ%06d " % self._serial
         data = tag + text.encode() + b"\r\n"
@@ -72,7 +76,7 @@ class Imap:
                     return octets, last
 
     def idle(self) -> None:
-        """Enter IDLE and stay there."""
+        """Enter IDLE and stay in it."""
         self._socket.sendall(b"zI IDLE\r\n")
         self._line()
 

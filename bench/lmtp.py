@@ -1,4 +1,8 @@
-"""An LMTP client as an MTA is one: connections that are kept; MAIL, RCPT and DATA in one write, the next after 250."""
+"""An LMTP client that works like an MTA.
+
+It keeps its connections, and sends MAIL, RCPT and DATA in a single write and the next
+mail after the 250.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +60,10 @@ class _Connection(Worker):
 
 
 def deliver(port: int, recipients: Sequence[str], mails: Sequence[bytes], connections: int = CONNECTIONS) -> float:
-    """Deliver every mail to one of `recipients` in turn; returns seconds. Raises DeliveryFailed, OSError."""
+    """Deliver every mail to one of `recipients` in turn; returns seconds.
+
+    Raises DeliveryFailed, OSError.
+    """
     import uvloop
 
     async def run() -> float:

@@ -1,6 +1,8 @@
-"""The mails that both servers get: 8 kB each, made from a seed, so that two runs measure the same.
+"""The mails that both servers get: 8 kB each, made from a seed, so that two runs
+measure the same.
 
-Half are plain text, the rest alternatives and attachments, with the headers that a mail collects on its way.
+Half of them are plain text, the others have alternatives and attachments, with the
+headers that a mail gets on its way.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from typing import Final
 
 SIZE: Final = 8 * 1024
 BODIES: Final = 256
-"""Different bodies; headers differ for each mail."""
+"""The number of different bodies; headers differ for each mail."""
 NEEDLE: Final = "quarterly"
-"""In the subject of one mail in a hundred, and in one body in sixteen."""
+"""Is in the subject of one mail in a hundred, and in one body in sixteen."""
 
 _LETTERS: Final = "bacodifeguhajokaleminuorparisateunvowixeyazoanerinst"
 _SYLLABLES: Final = [_LETTERS[at : at + 2] for at in range(0, len(_LETTERS), 2)]
 VOCABULARY: Final = 4000
-"""Words, the frequent ones short, each as frequent as its rank says (Zipf): text that compresses as prose does."""
+"""Words, of which the frequent ones are short. Each is as frequent as its rank says
+(Zipf): the text compresses like prose.
+"""
 
 
 class _Words:
@@ -46,7 +50,7 @@ def _text(words: _Words, size: int) -> str:
 
 
 def _body(rng: random.Random, words: _Words, number: int, size: int) -> str:
-    """Content-Type and what follows it."""
+    """Content-Type and the body behind it."""
     needle = f"{NEEDLE}\r\n" if number % 16 == 0 else ""
     if number % 4 < 2:
         return f"Content-Type: text/plain; charset=utf-8\r\n\r\n{needle}{_text(words, size)}"

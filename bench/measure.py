@@ -1,4 +1,6 @@
-"""The measurements. Each takes the servers in turns, several times, and keeps the best figure of each."""
+"""The measurements. Each measures the servers in turn, several times, and keeps the
+best result of each.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ APPENDING: Final = f"APPEND by {CONNECTIONS} sessions at once"
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """The amount of work that is measured."""
 
     mails: int
     rounds: int
@@ -45,7 +47,10 @@ QUICK: Final = Size(mails=1_500, rounds=2, deliveries=800, idle=200, appends=50)
 
 @dataclass
 class Bench:
-    """What a run has: sizes, mails, servers; `obox` keeps its mail in `bucket`, `plain` in a directory."""
+    """The parts of a run: sizes, mails, servers.
+
+    `obox` keeps its mail in `bucket`, `plain` in a directory.
+    """
 
     size: Size
     mails: list[bytes]
@@ -64,7 +69,7 @@ class Bench:
 
 
 class Best(dict[str, float]):
-    """The best figure for each server."""
+    """The best result of each server."""
 
     def __init__(self, *, more: bool = False) -> None:
         super().__init__()
@@ -79,7 +84,10 @@ class Best(dict[str, float]):
 
 
 def lmtp(bench: Bench) -> None:
-    """Mails a second over 80 users and into one mailbox, which this fills for what comes after; CPU a mail."""
+    """Mails a second over 80 users and into one mailbox; CPU time of a mail.
+
+    The mailbox that this fills serves the later measurements.
+    """
     servers = bench.pair()
     plain = [bench.plain] if bench.plain else []
     many, cpu, directory = Best(more=True), Best(), Best(more=True)
@@ -113,7 +121,10 @@ def _where(bench: Bench) -> str:
 
 
 def fill(bench: Bench) -> dict[str, float]:
-    """Deliver all mails into the one mailbox of both, in four parts by turns; the best rate of each."""
+    """Deliver all mails into the large mailbox of both servers, in four parts in turn.
+
+    Returns the best rate of each.
+    """
     best = Best(more=True)
     part = -(-len(bench.mails) // 4)
     for begin in range(0, len(bench.mails), part):
@@ -124,7 +135,11 @@ def fill(bench: Bench) -> dict[str, float]:
 
 
 def raw_puts(bench: Bench) -> None:
-    """What the bucket's server does on these cores with a client that only PUTs: the ceiling."""
+    """The number of PUTs that the bucket's server does on these cores for a client that
+    only PUTs.
+
+    It is the upper limit of deliveries.
+    """
     from obox.objectstore import Codec, Settings, open_store, put_once
     from obox.objectstore.codec import ObjectKind
     from obox.types import Owner
@@ -191,7 +206,7 @@ def _append(mail: bytes, times: int) -> Measure:
 
 
 def _others(few: int, mails: int) -> Measure:
-    """Bodies that were not read lately: the next `few` at each turn."""
+    """Bodies that were not read lately: the next `few` in each round."""
     starts: dict[int, int] = {}
 
     def run(imap: Imap) -> float:
@@ -206,7 +221,8 @@ def commands(bench: Bench) -> list[tuple[str, Measure]]:
     """Name and measurement, in the order in which they run; the mailbox is selected."""
     few = min(500, bench.size.mails)
     flag, loud = "STORE 1:* {}FLAGS.SILENT (\\Flagged)", "STORE 1:* {}FLAGS (\\Flagged)"
-    enough = bench.size.mails * SIZE > 2 * RECENT_BYTES_MAX  # else all are in memory soon
+    # else all are in memory soon
+    enough = bench.size.mails * SIZE > 2 * RECENT_BYTES_MAX
     unread = [(f"{few} bodies not read lately", _others(few, bench.size.mails))] if enough else []
     return [
         ("SELECT", _timed("SELECT INBOX", ["UNSELECT"])),
@@ -228,7 +244,9 @@ def commands(bench: Bench) -> list[tuple[str, Measure]]:
 
 
 def imap(bench: Bench, wanted: Callable[[str], bool]) -> None:
-    """Each command on a warm mailbox: one turn that does not count, then rounds by turns."""
+    """Each command on a warm mailbox: a round that does not count, then rounds
+    in turn.
+    """
     clients = {server.name: Imap(server.imap, BOX, PASSWORD) for server in bench.pair()}
     for server in bench.pair():
         with suppress(Exception):
@@ -245,7 +263,7 @@ def imap(bench: Bench, wanted: Callable[[str], bool]) -> None:
 
 
 def _by_turns(rounds: int, clients: dict[str, Imap], measure: Measure) -> Best:
-    """One turn that does not count, then as many as told."""
+    """A round that does not count, then as many rounds as requested."""
     best = Best()
     for turn in range(rounds + 1):
         for name, client in clients.items():
@@ -256,7 +274,9 @@ def _by_turns(rounds: int, clients: dict[str, Imap], measure: Measure) -> Best:
 
 
 def appending(bench: Bench) -> None:
-    """Mails a second by sessions that APPEND at the same time, each to its own INBOX."""
+    """Mails a second by sessions that APPEND at the same time, each to its own
+    INBOX.
+    """
     users, best = USERS[:CONNECTIONS], Best(more=True)
     for turn in range(bench.size.rounds + 1):
         mails = [bench.mails[(turn * 997 + at) % len(bench.mails)] for at in range(bench.size.appends * 8)]
@@ -286,9 +306,11 @@ def compressed(bench: Bench) -> None:
 
 
 def requests(bench: Bench) -> None:
-    """Requests to the bucket by one mail delivered, and by all reading commands on a warm mailbox together."""
+    """Requests to the bucket by one delivery, and by all reading commands on a warm
+    mailbox together.
+    """
     server = bench.obox
-    time.sleep(2.0)  # the journal's interval, and what is due after it
+    time.sleep(2.0)  # the journal's interval, and work that is due after it
     before = server.requests()
     deliver(server.lmtp, USERS, bench.mails[:800])
     time.sleep(2.0)
@@ -324,8 +346,11 @@ def _listed(used: dict[str, int]) -> str:
 
 
 def memory(bench: Bench) -> None:
-    """Memory of a connection in IDLE on a selected mailbox, one of 80 users each; obox in a fresh process, so that it
-    does not hide in what others have left."""
+    """Memory of a connection in IDLE on a selected mailbox, one of 80 users each.
+
+    obox runs in a fresh process, so that freed memory of earlier measurements does not
+    hide it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     best, tls = Best(), Best()
@@ -342,7 +367,9 @@ def memory(bench: Bench) -> None:
 
 
 def _of_idling(server: Server, idling: int, *, tls: bool = False) -> float:
-    """KiB that each of so many connections adds, once users and mailboxes are in memory."""
+    """KiB that each of so many connections adds, once users and mailboxes are in
+    memory.
+    """
     opened: list[Imap] = []
     try:
         opened += [_idle(server, number, tls) for number in range(len(USERS))]
@@ -367,7 +394,11 @@ def _idle(server: Server, number: int, tls: bool) -> Imap:
 
 
 def cold(bench: Bench) -> None:
-    """Stop the backend cleanly, start one with an empty state directory, open the large mailbox. Ends `bench.obox`."""
+    """Stop the backend cleanly, start another with an empty state directory, open the
+    large mailbox.
+
+    Ends `bench.obox`.
+    """
     bench.obox.process.terminate()
     bench.obox.process.wait(60)
     best, first = Best(), Best()

@@ -1,9 +1,12 @@
-"""`python -m bench.priorities`: requests for indexes with the weights of the metacache and with LRU, on one access log.
+"""`python -m bench.priorities`: requests for indexes with the weights of the metacache
+and with LRU.
 
-A simulation without a server: a made log of deliveries and sessions over one day, what each copy takes, and the
-cleaner's rule (start above max_space, lowest weight first, down to CLEAN_TO of it; changed copies are uploaded before).
-Counted are GETs of bundles for copies that were not there, and PUTs: those that were due anyway and those the cleaner
-was early with. Deterministic: the same seed gives the same figures.
+This is a simulation without a server. It generates an access log of deliveries and
+sessions over a day and the size of each copy, and applies the cleaner's rule (start
+above max_space, lowest weight first, down to CLEAN_TO of it; changed copies are
+uploaded before). It counts GETs of bundles for missing copies, and PUTs: those that
+were due anyway and those that the cleaner made early. Deterministic: the same seed
+gives the same figures.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ def priority_of(box: int) -> int:
 
 
 def sizes(seed: int) -> list[list[int]]:
-    """Bytes of each user's copies: most are small, a few hold ten thousands of mails."""
+    """Bytes of each user's copies: most are small, and a few have tens of thousands of
+    mails.
+    """
     chance = random.Random(seed)
 
     def size(median: int) -> int:
@@ -53,8 +58,12 @@ def sizes(seed: int) -> list[list[int]]:
 
 
 def log(seed: int) -> list[Access]:
-    """A day. Each user has a rhythm: mails come all day, clients poll INBOX, a person looks at folders now and then,
-    and a client that comes back after long reads all of them."""
+    """A day.
+
+    Each user has a rhythm: mails arrive all day, clients poll INBOX, a person reads
+    other mailboxes from time to time, and a client that comes back after a long time
+    reads all of them.
+    """
     chance = random.Random(seed)
     out: list[Access] = []
     for user in range(USERS):
@@ -71,7 +80,7 @@ def log(seed: int) -> list[Access]:
             for turn in range(chance.randint(1, 4)):
                 box = JUNK + 1 + int(FOLDERS * chance.random() ** 2)
                 out.append(Access(at + 20 * turn, user, box, chance.choice(("read", "read", "flags"))))
-        for at in _times(chance, 0.7):  # a client looks at everything
+        for at in _times(chance, 0.7):  # a client reads everything
             out += [Access(at + box, user, box, "read") for box in range(JUNK + 1 + FOLDERS)]
     return sorted(out)
 
@@ -96,7 +105,7 @@ class _Copy:
 class Result(NamedTuple):
     gets: int
     puts: int
-    early: int  # of the PUTs: by the cleaner
+    early: int  # PUTs that the cleaner made early
     root_misses: int
     inbox_misses: int
     cleaned: int
@@ -180,7 +189,9 @@ class Simulation:
 
 
 def compare(share: float, *, seed: int = 1) -> tuple[Result, Result]:
-    """Plain LRU and Dovecot's weights, with a max_space of that share of all indexes."""
+    """Plain LRU and Dovecot's weights, with a max_space of that share of all
+    indexes.
+    """
     all_sizes = sizes(seed)
     max_space = int(sum(map(sum, all_sizes)) * share)
     accesses = log(seed)

@@ -1,6 +1,8 @@
-"""The servers that are measured: processes of this run alone, on loopback, below one temporary directory.
+"""The servers that are measured: processes of this run, on loopback, below a temporary
+directory.
 
-Each is a context manager: whatever ends the run ends them and takes their data away.
+Each is a context manager: however the run ends, its servers end and their data is
+deleted.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ DOVECOT: Final = "/usr/sbin/dovecot"
 
 
 class NoStart(Exception):
-    """A server that does not come up; the text ends with its log."""
+    """A server did not start; the text ends with its log."""
 
 
 @dataclass
 class Server:
-    """A running one."""
+    """A running server."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -52,7 +54,7 @@ class Server:
         return [root, *root.children(recursive=True)]
 
     def cpu_s(self) -> float:
-        """User and system seconds of all its processes that live now."""
+        """User and system seconds of all its processes that are alive now."""
         total = 0.0
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
@@ -61,7 +63,7 @@ class Server:
         return total
 
     def memory_bytes(self) -> int:
-        """What its processes hold that no other process shares (USS)."""
+        """Memory of its processes that no other process shares (USS)."""
         total = 0
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
@@ -88,7 +90,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _tests(module: str) -> Any:
-    """What the tests have already."""
+    """A module of the tests."""
     directory = str(Path(__file__).parent.parent / "tests")
     if directory not in sys.path:
         sys.path.insert(0, directory)
@@ -109,7 +111,9 @@ def _wait(process: subprocess.Popen[bytes], ports: Sequence[int], log: Path) -> 
 
 
 def _kill(process: subprocess.Popen[bytes], stop_s: float) -> None:
-    """SIGTERM to the server, then SIGKILL to what is left of its process group, which is its own."""
+    """SIGTERM to the server, then SIGKILL to the rest of its process group, which is
+    its own.
+    """
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -121,7 +125,7 @@ def _kill(process: subprocess.Popen[bytes], stop_s: float) -> None:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where an obox keeps its mail."""
+    """The place where an obox keeps its mail."""
 
     url: str
     endpoint_url: str = ""
@@ -131,7 +135,7 @@ class Bucket:
 
 @contextmanager
 def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox") -> Iterator[Server]:
-    """One backend with empty local state. At the end it flushes, as at SIGTERM."""
+    """A backend with empty local state. At the end it flushes, as at SIGTERM."""
     home.mkdir()
     imap, lmtp, http, imaps = free_ports(4)
     cert, key = _tests("certificates").certificate(home)
@@ -172,7 +176,7 @@ def _wait_for_store(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def dovecot_version() -> str:
-    """The version, or "" where there is none."""
+    """The version, or "" if Dovecot is not installed."""
     if not os.access(DOVECOT, os.X_OK):
         return ""
     answer = subprocess.run([DOVECOT, "--version"], capture_output=True, text=True, check=False)
@@ -240,9 +244,10 @@ plugin {
 
 @contextmanager
 def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> Iterator[Server]:
-    """Dovecot with sdbox on the local disk; run by root it uses its own users, by anybody else it is that user.
+    """Dovecot with sdbox on the local disk.
 
-    compress: what it stores, as obox does.
+    If root runs it, it uses its own users; otherwise it runs as the present user.
+    compress: it compresses mails, as obox does.
     """
     home.mkdir()
     imap, lmtp = free_ports(2)
@@ -288,7 +293,9 @@ def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> 
 
 @contextmanager
 def run_seaweedfs() -> Iterator[Bucket | None]:
-    """A SeaweedFS with one bucket (the tests' own way to run one); None where the package is missing."""
+    """A SeaweedFS with a bucket, started in the same way as in the tests; None if the
+    package is missing.
+    """
     servers = _tests("servers")
     if servers.weed_program() is None:
         yield None
@@ -300,7 +307,9 @@ def run_seaweedfs() -> Iterator[Bucket | None]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary directory that other users may pass through: Dovecot's processes are not ours."""
+    """A temporary directory through which other users may pass: Dovecot's processes are
+    not ours.
+    """
     import tempfile
 
     path = Path(tempfile.mkdtemp(prefix="obox-bench-"))

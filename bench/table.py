@@ -1,4 +1,6 @@
-"""What comes out: rows of two figures and their ratio, as text for the terminal and as Markdown for the docs."""
+"""The result: rows of two figures and their ratio, as text for the terminal and as
+Markdown for the docs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Row:
-    """more: a higher figure is the better one; the ratio is above 1 where obox is the better of the two."""
+    """A row.
+
+    more: whether a higher figure is better. The ratio is above 1 if obox is the better
+    of the two.
+    """
 
     name: str
     unit: str
@@ -58,7 +64,7 @@ class Report:
 
 
 def machine() -> str:
-    """What it ran on, as far as it matters."""
+    """The machine of the run, as far as it matters."""
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as info:

@@ -6,8 +6,9 @@ The bucket is the mail system; every machine is a cache (docs/format.md, docs/fl
 import sys
 
 if "structlog" not in sys.modules and "rich" not in sys.modules:
-    # structlog imports rich where it is installed, for tracebacks that our log does not use: 45 ms of each start.
-    # A name that is None in sys.modules raises ImportError, for which structlog is prepared.
+    # structlog imports rich if it is installed, for tracebacks that our log does not
+    # use: 45 ms of each start. A name that is None in sys.modules raises ImportError,
+    # for which structlog is prepared.
     sys.modules["rich"] = None  # type: ignore[assignment]
     try:
         import structlog  # noqa: F401

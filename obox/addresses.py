@@ -1,8 +1,9 @@
 """Addresses of clients, as limits count them: IPv4 singly, IPv6 by /64.
 
-Whoever has one IPv6 address has all 2^64 of its network (RFC 6177 §2 gives a site a /64 at least), so a
-limit for one of them would be none. An IPv4 address inside IPv6 (`::ffff:192.0.2.1`) is the IPv4 one.
-Refuses to know: what is counted.
+A client that has an IPv6 address has all 2^64 addresses of its network (RFC 6177 §2
+gives a site at least a /64), so a limit for single addresses would not limit it. An
+IPv4 address inside IPv6 (`::ffff:192.0.2.1`) counts as the IPv4 address. Refuses to
+know: what is counted.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import ipaddress
 from typing import Final
 
 IPV6_PREFIX_BITS: Final = 64
-"""What counts as one client. A provider gives a subscriber a network of this size or a larger one."""
+"""What counts as the same client. A provider gives a subscriber a network of this size
+or larger.
+"""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parsed(remote: str) -> Address | None:
-    """The address, IPv4 where it is that inside IPv6; None for a unix socket or what is no address.
+    """The address; IPv4 if it is an IPv4 address inside IPv6; None for a unix socket or
+    for no address.
 
     A scope (`fe80::1%eth0`, RFC 4007 §11) is left out.
     """
@@ -31,8 +35,8 @@ def parsed(remote: str) -> Address | None:
 def counted(remote: str) -> str:
     """What a limit counts: the IPv4 address, or the network of an IPv6 address.
 
-    "" for this machine's own, which a proxy or a webmail uses for many clients, and for what is no
-    address, such as a unix socket.
+    "" for addresses of this machine, which a proxy or a webmail server uses for many
+    clients, and for what is no address, such as a unix socket.
     """
     address = parsed(remote)
     if address is None or address.is_loopback:

@@ -34,7 +34,7 @@ class Changes(NamedTuple):
 
 
 def changes(used: Config, read: Config) -> Changes:
-    """Compare what is in use with what was read."""
+    """Compare the configuration in use with the configuration that was read."""
     applied: list[str] = []
     waiting: list[str] = []
     for row in settings():
@@ -60,7 +60,7 @@ def _value(config: Config, row: Setting) -> Any:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Of a table the order counts as well: the first key encrypts."""
+    """In a table the order counts as well: the first key encrypts."""
     return bool(old == new) and (not isinstance(old, Mapping) or list(old) == list(new))
 
 
@@ -70,12 +70,12 @@ def _on(config: Config, section: str) -> bool:
 
 
 def _stays(used: Config, read: Config, section: str) -> bool:
-    """The section neither appears nor goes."""
+    """Whether the section is neither new nor removed."""
     return _on(used, section) == _on(read, section)
 
 
 def _section(used: Config, read: Config, section: str) -> Any:
-    """A section of what is to be in use; "": what is in none."""
+    """A section of the configuration to use; "": settings outside of sections."""
     old = _part(used, section)
     if old is None or not _stays(used, read, section):
         return old

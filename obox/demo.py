@@ -1,8 +1,9 @@
-"""`obox serve --demo DIR`: a backend that needs nothing, with a user and a few mails,
-to look at.
+"""`obox serve --demo DIR`: a backend without any preparation, with a user and a few
+mails.
 
 Everything lies below DIR: the configuration, the users, the bucket (a directory) and
-the local state. Started again it goes on where it was; the mails are delivered once.
+the local state. A second start continues with the same data; the mails are delivered
+once.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ listen = ["127.0.0.1:8080"]
 
 
 def prepare(directory: Path) -> Path:
-    """Make what is missing below `directory`; returns the configuration file."""
+    """Create what is missing below `directory`; returns the configuration file."""
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "obox.toml"
     if not config.exists():
@@ -61,7 +62,7 @@ def prepare(directory: Path) -> Path:
 
 
 def mails() -> list[bytes]:
-    """A plain mail, one with alternatives, one with an attachment."""
+    """A plain mail, a mail with alternatives, a mail with an attachment."""
     out = []
     for number, subject in enumerate(("Welcome to obox", "Two ways to say it", "With a picture, nearly"), 1):
         mail = EmailMessage()
@@ -80,8 +81,9 @@ def mails() -> list[bytes]:
 
 
 async def fill(backend: Backend) -> None:
-    """Deliver the mails, once, and say how to connect; nothing where the backend is
-    stopped before.
+    """Deliver the mails, once, and print how to connect.
+
+    Does nothing if the backend is stopped before.
     """
     await backend.ready.wait()
     try:
@@ -120,7 +122,7 @@ _filling: set[asyncio.Task[None]] = set()
 
 
 def begin(backend: Backend) -> None:
-    """Fill the demo beside the starting backend."""
+    """Fill the demo while the backend starts."""
     task = asyncio.get_running_loop().create_task(fill(backend))
     _filling.add(task)
     task.add_done_callback(_filling.discard)

@@ -1,10 +1,12 @@
 """The closed set of failures.
 
-Every failure that crosses a room is one of these; each protocol has one table that gives it a wire form, and a test
-asserts that every kind is in every table. Anything else that reaches a protocol is a bug: traceback to the log,
-`[SERVERBUG]` to the client. Errors know no wire. A leaf: imports nothing of obox.
+Every failure that crosses a room is one of these. Each protocol has a table that gives
+each failure a wire form, and a test asserts that every kind is in every table. Anything
+else that reaches a protocol is a bug: the log gets a traceback, the client gets
+`[SERVERBUG]`. Errors know no wire format. A leaf: imports nothing of obox.
 
-`permanent` answers the caller's first question: would the same request succeed later, nothing else changed?
+`permanent` answers the caller's first question: would the same request succeed later if
+nothing else changed?
 """
 
 from __future__ import annotations
@@ -13,43 +15,46 @@ from typing import ClassVar
 
 
 class OboxError(Exception):
-    """Base of all kinds. `str(error)` is safe to show to the client: no path, no key, no secret."""
+    """Base of all kinds.
+
+    `str(error)` is safe to show to the client: it has no path, no key and no secret.
+    """
 
     permanent: ClassVar[bool] = True
 
 
 class NotFound(OboxError):
-    """The mailbox, mail or user is not there."""
+    """The mailbox, mail or user does not exist."""
 
 
 class Exists(OboxError):
-    """A thing of that name is there already."""
+    """Something of that name exists already."""
 
 
 class NoPerm(OboxError):
-    """Not allowed for this user or in this state."""
+    """The operation is not allowed for this user or in this state."""
 
 
 class OverQuota(OboxError):
-    """The user's quota would be exceeded; clears when the user deletes something."""
+    """The user's quota would be exceeded. It helps to delete something."""
 
 
 class Expunged(OboxError):
-    """The mail was there and has been expunged."""
+    """The mail existed and has been expunged."""
 
 
 class InUse(OboxError):
-    """Someone else holds it at the moment."""
+    """Somebody else uses it at the moment."""
 
     permanent = False
 
 
 class Limit(OboxError):
-    """One of our limits is reached (sessions, keywords, mailboxes, …)."""
+    """A limit of obox is reached (sessions, keywords, mailboxes, …)."""
 
 
 class TooBig(OboxError):
-    """Larger than is ever accepted."""
+    """The data is larger than obox ever accepts."""
 
 
 class Invalid(OboxError):
@@ -63,7 +68,7 @@ class Unavailable(OboxError):
 
 
 class Temporary(OboxError):
-    """Something local failed in passing; try later."""
+    """A local operation failed for a reason that passes; try later."""
 
     permanent = False
 
@@ -89,4 +94,6 @@ KINDS: tuple[type[OboxError], ...] = (
 
 
 class ConfigError(Exception):
-    """A bad configuration: one line that names the key, the value and what is allowed. Exit code 78."""
+    """A bad configuration: a line that names the key, the value and what is allowed.
+    Exit code 78.
+    """

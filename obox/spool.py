@@ -1,8 +1,11 @@
-"""Where a mail waits while it comes in, and how much memory mails on their way may take. LMTP and IMAP use it.
+"""Where a mail waits while it arrives, and how much memory such mails may take, for
+LMTP and IMAP.
 
-A mail up to a limit stays in memory; a larger one goes to an unnamed temporary file, written and read in threads, so
-that a slow sender of a large mail costs no memory. The file is no promise: nothing is acknowledged before it is in the
-bucket, and a crash leaves nothing behind. A disk that fails makes this mail fail, in passing.
+A mail up to a limit stays in memory. A larger mail goes to an unnamed temporary file,
+which is written and read in threads, so that a slow sender of a large mail costs no
+memory. The file promises nothing: nothing is acknowledged before it is in the bucket,
+and a crash leaves nothing behind. If the disk fails, this mail fails with a temporary
+error.
 """
 
 from __future__ import annotations
@@ -21,11 +24,17 @@ import structlog
 log = structlog.get_logger("obox.spool")
 
 WRITE_BYTES = 256 << 10
-"""Spooled bytes are written in pieces of at least this size: one thread hop each."""
+"""Spooled bytes are written in pieces of at least this size, with a single call in a
+thread for each.
+"""
 
 
 class Spool:
-    """One mail at a time: `add` its bytes, `flush` whenever add says so, `take` it, `reset` before the next."""
+    """A mail at a time.
+
+    Call `add` with its bytes, `flush` whenever add says so, `take` at its end, and
+    `reset` before the next mail.
+    """
 
     def __init__(self, directory: Path | None, memory_bytes_max: int) -> None:
         self.failed = False
@@ -38,11 +47,11 @@ class Spool:
 
     @property
     def in_memory(self) -> bool:
-        """No file has been needed."""
+        """Whether no file has been needed."""
         return self._file is None
 
     def add(self, data: bytes) -> bool:
-        """Take bytes; True: `flush` has to follow before the next."""
+        """Add bytes. True: call `flush` before the next `add`."""
         if self.failed:
             return False
         self.size += len(data)
@@ -51,7 +60,7 @@ class Spool:
         return self._parts_bytes >= (WRITE_BYTES if self._file else self._memory_bytes_max + 1)
 
     async def flush(self) -> None:
-        """Move what is in memory to the file."""
+        """Move the bytes in memory to the file."""
         parts, self._parts, self._parts_bytes = self._parts, [], 0
         try:
             await asyncio.to_thread(self._write, parts)
@@ -66,7 +75,7 @@ class Spool:
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     async def take(self) -> bytes:
-        """The mail, wherever it is. Raises: OSError."""
+        """The mail, from memory or the file. Raises: OSError."""
         if self._file is None:
             return self.take_memory()
         if self._parts:
@@ -74,7 +83,7 @@ class Spool:
         return await asyncio.to_thread(self._read)
 
     async def read(self, start: int, size: int) -> bytes:
-        """Some of what was added, which `flush` has put into the file. Raises: OSError."""
+        """A range of the mail, which `flush` has put into the file. Raises: OSError."""
         if self._file is None or self.failed:
             raise OSError("the spool has failed")
         data = await asyncio.to_thread(os.pread, self._file.fileno(), size, start)
@@ -83,14 +92,14 @@ class Spool:
         return data
 
     async def reset(self) -> None:
-        """Forget the mail."""
+        """Discard the mail."""
         self._parts, self._parts_bytes, self.size, self.failed = [], 0, 0, False
         if self._file is not None:
             file, self._file = self._file, None
             await asyncio.to_thread(file.close)
 
     def close(self) -> None:
-        """`reset` without a loop: at the end of a connection."""
+        """`reset` without a loop, at the end of a connection."""
         self._parts = []
         if self._file is not None:
             self._file.close()
@@ -115,7 +124,10 @@ class Spool:
 
 
 class ByteBudget:
-    """At most so many bytes at once, first come first served; a larger claim counts as all of them."""
+    """A bounded number of bytes at a time, first come first served.
+
+    A larger claim counts as all of them.
+    """
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
@@ -124,7 +136,7 @@ class ByteBudget:
 
     @contextlib.asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
-        """Wait for `size` bytes, give them back at the end."""
+        """Wait for `size` bytes, and release them at the end."""
         size = min(size, self.bytes_max)
         if self._waiting or self._used + size > self.bytes_max:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -154,9 +166,9 @@ class ByteBudget:
 
 
 class Shares:
-    """Bytes in use, of each user and of all; who asks for more than there is gets none, and nobody waits.
+    """Bytes in use, of each user and of all. A claim that exceeds them fails at once.
 
-    user_share: what part of all one user may have.
+    user_share: the share of all bytes that a user may have.
     """
 
     def __init__(self, bytes_max: int, user_share: int = 4) -> None:
@@ -170,7 +182,7 @@ class Shares:
         return self.used + size <= self.bytes_max and self._users[user] + size <= self.user_bytes_max
 
     def take(self, user: str, size: int) -> bool:
-        """Claim bytes; False: there are not so many."""
+        """Claim bytes; False if there are not as many."""
         if not self.fits(user, size):
             return False
         self.used += size
@@ -178,7 +190,7 @@ class Shares:
         return True
 
     def give(self, user: str, size: int) -> None:
-        """Give claimed bytes back."""
+        """Release claimed bytes."""
         self.used -= size
         self._users[user] -= size
         if not self._users[user]:

@@ -1,4 +1,6 @@
-"""Names of unix sockets: the kernel has 108 bytes for one, paths may be longer. unix(7)."""
+"""Names of unix sockets: the kernel has 108 bytes for a name, and paths may be longer.
+unix(7).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ NAME_BYTES_MAX: Final = 107
 
 @contextmanager
 def short_name(path: Path) -> Iterator[str]:
-    """A name for the socket at `path` that fits, however deep the path is; good for the block. Raises OSError."""
+    """A name for the socket at `path` that fits, however deep the path is.
+
+    It is valid inside the block. Raises OSError.
+    """
     if len(os.fsencode(path)) <= NAME_BYTES_MAX:
         yield str(path)
         return

@@ -1,8 +1,9 @@
-"""How the two caches are built: nothing private used from outside, sizes and lines that can be read."""
+"""How the two caches are built: nothing private is used from outside, and sizes.
+
+`test_words.py` measures their lines of prose.
+"""
 
 import ast
-import io
-import tokenize
 
 import pytest
 from layers import TREE, files, imports
@@ -12,7 +13,6 @@ FILES = files(ROOMS)
 FUNCTION_LINES_MAX = 60
 METHODS_MAX = 25
 FILE_LINES_MAX = 400
-PROSE_COLUMNS_MAX = 88
 
 
 def test_the_private_files_of_a_room_are_its_own() -> None:
@@ -36,19 +36,3 @@ def test_sizes(name: str) -> None:
         elif isinstance(node, ast.ClassDef):
             methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
             assert len([method for method in methods if not method.startswith("_")]) <= METHODS_MAX, node.name
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_prose_ends_at_88_columns(name: str) -> None:
-    """Docstrings and comments, those behind code included; not the rules between sections."""
-    text = FILES[name].read_text()
-    lines = text.splitlines()
-    prose: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        alone = not token.line[: token.start[1]].strip()
-        docstring = token.type == tokenize.STRING and token.string.startswith('"""') and alone
-        comment = token.type == tokenize.COMMENT and not token.string.startswith(("# ----", "# type:", "# noqa"))
-        if docstring or comment:
-            prose.update(range(token.start[0], token.end[0] + 1))
-    long = [number for number in sorted(prose) if len(lines[number - 1]) > PROSE_COLUMNS_MAX]
-    assert not long, f"lines {long}"

@@ -1,7 +1,9 @@
-"""Who may come in: user names, the passwd-file as passdb and userdb, password schemes, SASL.
+"""Who may log in: user names, the passwd-file as passdb and userdb, password schemes,
+SASL.
 
-The invariant: a name is normalised by `normalise` before anything else sees it. Knows no protocol: IMAP, POP3 and the
-proxy hand it names, passwords and addresses; LMTP asks the passwd-file alone.
+Invariant: `normalise` normalises a name before anything else sees it. Knows no
+protocol: IMAP, POP3 and the proxy pass names, passwords and addresses; LMTP asks only
+the passwd-file.
 """
 
 from obox.auth.authenticator import Authenticator, AuthFailed, AuthUnavailable, Disabled, Penalties, UserDb

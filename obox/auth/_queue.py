@@ -1,11 +1,14 @@
-"""Who is hashed next: one queue for each address, served in turn.
+"""Whose password is hashed next: a queue for each address, served in turn.
 
-Theory of operation. `running_max` passwords are hashed at a time. Whoever comes while all are busy waits in the
-queue of its address; a place that comes free goes to the next address in the round, which then goes to its end.
-So a client waits for one hash of every other address that waits, however many each of those has asked for.
+Theory of operation. `running_max` passwords are hashed at a time. A login that comes
+while all places are busy waits in the queue of its address. A place that becomes free
+goes to the next address in the round, which then goes to the end of the round. A client
+therefore waits for one hash of every other address that waits, however many logins each
+of those has sent.
 
-Bounds. An address may have `address_max` in the queue, and all together `total_max`. When that is reached, the
-youngest of the address with most waiting gives its place to a newcomer whose address has fewer.
+Limits. An address may have `address_max` in the queue, and all together `total_max`.
+When that is reached, the youngest login of the address with the most gives its place to
+a new login whose address has fewer.
 
 Invariant: a waiting client is granted a place, displaced, or cancelled, exactly once.
 Refuses to know: passwords, and why an address matters.
@@ -18,11 +21,13 @@ from collections import Counter, OrderedDict, deque
 from typing import Final
 
 ADDRESS_MAX: Final = 64
-"""Logins of one address under way or waiting: a quarter of all, and 1.6 s of two cores at 50 ms a hash."""
+"""Logins of an address in progress or waiting: a quarter of all, and 1.6 s of two cores
+at 50 ms a hash.
+"""
 
 
 class Refused(Exception):
-    """There is no place. own: because of what the same address has asked for."""
+    """There is no place. own: because of the other logins of the same address."""
 
     def __init__(self, *, own: bool) -> None:
         super().__init__()
@@ -30,7 +35,7 @@ class Refused(Exception):
 
 
 class FairQueue:
-    """See the module's text. Everything runs on one event loop."""
+    """See the module's text. Everything runs on a single event loop."""
 
     def __init__(self, *, running_max: int, total_max: int, address_max: int = ADDRESS_MAX) -> None:
         self._running_max = running_max
@@ -38,23 +43,26 @@ class FairQueue:
         self._address_max = address_max
         self._running = 0
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        """address -> who waits, the oldest first. The first address is the next one in the round."""
+        """address -> waiting logins, the oldest first. The first address is the next in
+        the round.
+        """
         self._counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return self._counts.total()
 
     async def enter(self, address: str) -> None:
-        """Wait for a turn; `leave` has to follow. address: "" for this machine's own, which no share bounds.
+        """Wait for a turn; `leave` has to follow.
 
-        Raises Refused: at once, or later to whoever has to give its place away.
+        address: "" for this machine's own, which has no limit of its own. Raises
+        Refused: at once, or later if this login has to give its place away.
         """
         if address and self._counts[address] >= self._address_max:
             raise Refused(own=True)
         if len(self) >= self._total_max:
             self._displace(address)
         self._counts[address] += 1
-        if self._running < self._running_max:  # then nobody waits
+        if self._running < self._running_max:  # nobody waits in this case
             self._running += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -79,18 +87,22 @@ class FairQueue:
                 self._waiting.move_to_end(following)
             else:
                 del self._waiting[following]
-            if not turn.done():  # else it was cancelled and uncounts itself
+            if not turn.done():  # else it was cancelled and corrects the counts itself
                 turn.set_result(None)
                 self._running += 1
 
     def _displace(self, address: str) -> None:
-        """Take the place of another address' youngest. Raises Refused where nobody has much more than we."""
+        """Take the place of the youngest login of another address.
+
+        Raises Refused if no address has much more than this address.
+        """
         longest = max(self._waiting, key=lambda other: len(self._waiting[other]), default=address)
         there = len(self._waiting.get(longest, ()))
         if there < self._counts[address] + 2:
             raise Refused(own=there > 0 and longest == address)
-        turn = self._waiting[longest].pop()  # there are two at least, so the queue stays
-        if not turn.done():  # else it was cancelled and uncounts itself
+        # there are at least two, so the queue stays
+        turn = self._waiting[longest].pop()
+        if not turn.done():  # else it was cancelled and corrects the counts itself
             self._uncount(longest)
             turn.set_exception(Refused(own=True))
 

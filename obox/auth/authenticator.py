@@ -1,18 +1,25 @@
-"""Does this user hold this password? Checked in threads, behind a short cache and a growing delay.
+"""Does this user have this password? Checked in threads, with a short cache and a
+growing delay.
 
-The invariants:
-- The line in force decides: the cache holds an HMAC over name, password and the line's own secret under a key of this
-  process, so that a changed line fits no old answer; disabled and nologin are read anew each time.
-- An unknown user costs the same work as a known one (a hash of the file's commonest scheme). Files of mixed schemes
-  still show a difference; one scheme per file does not.
-- That a user is disabled is told only to who knows the password.
-- Every queue and table has a limit: hashes under way and waiting, cache entries, remembered addresses.
-- Addresses are hashed for in turn (`obox.auth._queue`), so that no number of wrong passwords from some addresses keeps
-the users of another one out. A password that was right lately is not hashed at all.
+Invariants:
+- The present line decides. The cache has an HMAC over name, password and the line's own
+  secret under a key of this process, so that no old answer fits a changed line;
+  disabled and nologin are read anew each time.
+- An unknown user costs the same work as a known user (a hash of the file's commonest
+  scheme). Files with several schemes still show a difference; a file with a single
+  scheme does not.
+- Only a client that knows the password is told that a user is disabled.
+- Every queue and table has a limit: hashes in progress and waiting, cache entries,
+  remembered addresses.
+- Addresses get hashes in turn (`obox.auth._queue`), so that no number of wrong
+  passwords from some addresses blocks the users of another address. A password that was
+  right lately is not hashed at all.
 
-Delays follow Dovecot's auth penalty: 0, 2, 4, 8, 15 s before the next attempt from an address (IPv6: /48) after each
-failure, forgotten after two quiet minutes or a success; the same wrong password once more (a phone with an old one)
-does not add. A login that was refused because its address asks for too much counts as a failure too.
+Delays follow Dovecot's auth penalty: 0, 2, 4, 8, 15 s before the next attempt from an
+address (IPv6: /48) after each failure. Failures are forgotten after two quiet minutes
+or a success. Repeating the same wrong password (a phone with an old password) does not
+add a delay. A login that was refused because its address asks for too much counts as a
+failure too.
 """
 
 from __future__ import annotations
@@ -44,14 +51,18 @@ log = structlog.get_logger("obox.auth")
 CACHE_TTL_S = 60.0
 CACHE_ENTRIES_MAX = 10_000
 HASHES_WAITING_MAX = 256
-"""Under way and waiting. Whoever comes then is told to try later, or takes the place of an address that has more: at
-50 ms a hash the last of them waits 6 s on two cores."""
+"""Logins in progress and waiting. A further login is refused temporarily, or takes the
+place of an address that has more: at 50 ms a hash the last of them waits 6 s on two
+cores.
+"""
 
 PENALTY_DELAYS_S = (0.0, 2.0, 4.0, 8.0, 15.0)
 PENALTY_FORGET_S = 120.0
 PENALTY_ADDRESSES_MAX = 10_000
 PENALTY_IPV6_PREFIX_BITS = 48
-"""As Dovecot counts: a site's whole network (RFC 6177 §2), of which it can use 65,536 subnets one after another."""
+"""The same as in Dovecot: a site's whole network (RFC 6177 §2), of which it can use
+65,536 subnets in turn.
+"""
 _PENALTY_SEEN_MAX = 10
 
 TOO_MANY = "Too many logins are being checked, try again later"
@@ -60,27 +71,31 @@ _FALLBACK_SECRET = (
     "{SHA512-CRYPT}$6$rounds=100000$oboxoboxoboxobox$"
     "jzGZWYEfLZoe3nTqHcZUeVvrzGxbNJl6m9Vvsw3o7JwBR4kgCtdpG2PzQxVKGqLDnPQJhqk7b2YQ3yJdG1bHM0"
 )
-"""Work for a file without any secret; fits nothing that matters, its answer is not read."""
+"""Work for a file without any secret. It protects nothing, and its answer is not used.
+"""
 
 
 class AuthFailed(NoPerm):
-    """Unknown user or wrong password; which one is not said."""
+    """Unknown user or wrong password; the answer does not say which."""
 
 
 class Disabled(NoPerm):
-    """The password fits, the user may not log in; the text is the line's `reason`."""
+    """The password fits, but the user may not log in; text: the line's `reason`."""
 
 
 class AuthUnavailable(Unavailable):
-    """It cannot be said now: no user database, too many waiting, or a hash that nothing here can check."""
+    """There is no answer now.
+
+    There is no user database, too many wait, or nothing here can check the hash.
+    """
 
 
 class UserDb(Protocol):
-    """What the authenticator needs of a passwd-file."""
+    """The part of a passwd-file that the authenticator needs."""
 
     @property
     def typical_secret(self) -> str:
-        """A secret that takes as long to check as most."""
+        """A secret that takes as long to check as most secrets."""
 
     def normalise(self, user: str) -> str:
         """The normal form. Raises: Invalid."""
@@ -97,7 +112,9 @@ class _Penalty:
 
 
 class Penalties:
-    """Failures per remote address, bounded: the address that failed longest ago is forgotten first."""
+    """Failures per remote address, bounded: the address whose failure is oldest is
+    forgotten first.
+    """
 
     def __init__(
         self,
@@ -107,8 +124,9 @@ class Penalties:
         clock: Callable[[], float] = time.monotonic,
         addresses_max: int = PENALTY_ADDRESSES_MAX,
     ) -> None:
-        """delays_s: after 0, 1, … failures. exempt: networks that never wait, such as a webmail's, whose users would
-        wait for each other."""
+        """delays_s: after 0, 1, … failures. exempt: networks that never wait, such as
+        the network of a webmail server, whose users would wait for each other.
+        """
         self.delays_s = tuple(delays_s)
         self._exempt = tuple(ipaddress.ip_network(network) for network in exempt)
         self._clock = clock
@@ -119,14 +137,16 @@ class Penalties:
         return len(self._table)
 
     def delay_s(self, remote: str) -> float:
-        """How long the next attempt from there has to wait."""
+        """How long the next attempt from this address has to wait."""
         penalty = self._table.get(key) if (key := self._key(remote)) else None
         if penalty is None or self._clock() - penalty.last_at >= PENALTY_FORGET_S:
             return 0.0
         return self.delays_s[min(penalty.failures, len(self.delays_s) - 1)]
 
     def failed(self, remote: str, attempt: bytes) -> None:
-        """One more failure. attempt: a keyed digest of what was tried."""
+        """Count a failure. attempt: a keyed digest of the user and password that were
+        tried.
+        """
         if not (key := self._key(remote)):
             return
         now = self._clock()
@@ -159,7 +179,7 @@ class Penalties:
 
 
 class Authenticator:
-    """Checks passwords for all protocols of a process. `close` when done."""
+    """Checks passwords for all protocols of a process. Call `close` at the end."""
 
     def __init__(
         self,
@@ -188,9 +208,11 @@ class Authenticator:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="obox-auth")
 
     async def verify(self, user: str, password: str, *, remote: str) -> Account:
-        """The account of a user who may log in. remote: the client's address, or "" for a unix socket.
+        """The account of a user who may log in. remote: the client's address, or "" for a
+        unix socket.
 
-        Raises: AuthFailed, Disabled, AuthUnavailable; after a delay if that address has failed before.
+        Raises: AuthFailed, Disabled, AuthUnavailable; after a delay if that address has
+        failed before.
         """
         if (delay_s := self._penalties.delay_s(remote)) > 0:
             await self._sleep(delay_s)
@@ -229,8 +251,10 @@ class Authenticator:
         return entry.account
 
     def use(self, users: UserDb, *, cache_ttl_s: float, delays_s: Sequence[float]) -> None:
-        """Other users, times and delays from now on. What was remembered before is so no longer than the new time; who
-        has failed has not been forgotten."""
+        """Use other users, times and delays from now on.
+
+        Cached passwords expire within the new time. Failures are still remembered.
+        """
         longer_s = cache_ttl_s - self._cache_ttl_s
         self._cache = OrderedDict((digest, expiry + longer_s) for digest, expiry in self._cache.items())
         self._users = users
@@ -238,18 +262,21 @@ class Authenticator:
         self._penalties.delays_s = tuple(delays_s)
 
     def close(self) -> None:
-        """Stop the threads; hashes under way end by themselves."""
+        """Stop the threads; hashes in progress end by themselves."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _hash(self, secret: str, password: str, address: str) -> bool:
-        """Does the secret fit, or, where there is none, False after the same work. Raises: Refused, AuthUnavailable."""
+        """Whether the password fits the secret.
+
+        Without a secret: False after the same work. Raises: Refused, AuthUnavailable.
+        """
         await self._queue.enter(address)
 
         def hashed(done: asyncio.Future[bool]) -> None:
-            """Also when the client has left meanwhile: the thread went on."""
+            """Called even if the client has left meanwhile: the thread continued."""
             self._queue.leave(address)
             if not done.cancelled():
-                done.exception()  # it was looked at
+                done.exception()  # marks the exception as retrieved
 
         work = functools.partial(self._check, secret or self._users.typical_secret or _FALLBACK_SECRET, password)
         try:

@@ -1,7 +1,9 @@
-"""User names: one normal form, made at one place, before auth, LMTP and object keys see a name.
+"""User names: one normal form, made in one place, before auth, LMTP and object keys see
+a name.
 
-The invariant: `normalise` is idempotent, so a name that has passed it may pass again. It refuses what could ever be
-mistaken for a path or break a line; escaping for the bucket is `obox.escaping`'s work.
+Invariant: `normalise` is idempotent, so a name that has passed it may pass again. It
+refuses everything that could be mistaken for a path or break a line. `obox.escaping`
+escapes names for the bucket.
 """
 
 from __future__ import annotations
@@ -12,17 +14,24 @@ from obox.errors import Invalid
 from obox.text import nfc_name
 
 NAME_BYTES_MAX = 200
-"""Longest name in UTF-8 bytes, domain included: escaped, it must fit one path element of 255 bytes."""
+"""Longest name in UTF-8 bytes, domain included: escaped, it must fit a path element of
+255 bytes.
+"""
 
 GIVEN_BYTES_MAX = 3 * NAME_BYTES_MAX
-"""Longest name that is normalised at all: NFC shortens a decomposed name to a third at most (Hangul)."""
+"""Longest name that is normalised at all: NFC shortens a decomposed name to no less
+than a third (Hangul).
+"""
 
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Cn", "Zl", "Zp"})
-"""Controls, surrogates, unassigned (their normal form may change with the Unicode version), line separators."""
+"""Controls, surrogates, unassigned characters (their normal form may change with the
+Unicode version), line separators.
+"""
 
 
 def normalise(name: str, default_domain: str = "") -> str:
-    """The normal form of a user name: NFC, lower case, with a domain if there is a default one.
+    """The normal form of a user name: NFC, lower case, with a domain if there is a
+    default one.
 
     Raises: Invalid, with a text that may be shown to the client.
     """
@@ -31,8 +40,8 @@ def normalise(name: str, default_domain: str = "") -> str:
             raise Invalid(f"user name is longer than {NAME_BYTES_MAX} bytes")
         result = name.lower()
     else:
-        # Lower case may decompose (U+0130) and NFC may then compose: twice NFC gives a fixed point.
-        # Both times the name is measured first.
+        # Lower case may decompose (U+0130) and NFC may then compose: applying NFC twice
+        # gives a fixed point. The name is measured before each.
         result = nfc_name(nfc_name(name, GIVEN_BYTES_MAX, "user name").lower(), GIVEN_BYTES_MAX, "user name")
     if not result:
         raise Invalid("user name is empty")

@@ -1,11 +1,15 @@
-"""The passwd-file: users looked up by name, reloaded when the file changes, edited without ever being half written.
+"""The passwd-file: users are looked up by name; the file is reloaded when it changes,
+and edited without ever being half written.
 
-The invariant: once read, there is always a table. A file that cannot be read, or that an editor has just emptied,
-leaves the old one in force and is logged; before the first success every lookup is Unavailable, so that no mail bounces
-because a mount came late. A bad line costs that line alone. Nobody opens mail that another line claims by `storage_id=`
-without saying `storage_id=` too: such a user is Unavailable until the file is mended.
+Invariant: once the file has been read, there is always a table. If the file cannot be
+read, or an editor has just emptied it, the old table stays in force and a line is
+logged. Before the first success every lookup is Unavailable, so that no mail bounces
+because a mount came late. A bad line affects only that line. Nobody opens mail that
+another line claims by `storage_id=`, unless their own line has `storage_id=` too: such
+a user is Unavailable until the file is corrected.
 
-Diagnostics: one warning per load with the bad lines' numbers; one per unreadable state, not per lookup.
+Diagnostics: a warning per load with the numbers of the bad lines; a warning per
+unreadable state, not per lookup.
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ from obox.errors import Exists, Invalid, NotFound, Temporary, Unavailable
 log = structlog.get_logger("obox.auth")
 
 CHECK_INTERVAL_S = 1.0
-"""A changed file is seen after at most this long: one stat a second, whatever the load."""
+"""A changed file is noticed after at most this long: a stat each second, whatever the
+load.
+"""
 
 PROBLEMS_LOGGED_MAX = 20
 
@@ -41,12 +47,12 @@ _Stamp = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with one line, counted from 1."""
+    """What is wrong with a line, counted from 1."""
 
     line: int
     text: str
     skipped: bool = True
-    """False: the user is there, the detail is not."""
+    """False: the user exists, without the wrong detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,10 @@ class _Table:
 
 
 def parse(data: bytes, default_domain: str = "") -> tuple[dict[str, UserEntry], tuple[Problem, ...]]:
-    """All users of a file by name, and what is wrong with its lines. The first of two lines for one user counts."""
+    """All users of a file by name, and what is wrong with its lines.
+
+    The first of two lines for the same user counts.
+    """
     users: dict[str, UserEntry] = {}
     numbers: dict[str, int] = {}
     problems: list[Problem] = []
@@ -85,8 +94,12 @@ def parse(data: bytes, default_domain: str = "") -> tuple[dict[str, UserEntry], 
 
 
 def claimed(users: Mapping[str, UserEntry]) -> dict[str, str]:
-    """Users whose mail would be another's, and whose: a line has `storage_id=` with their name, as after a rename, and
-    their own line has none. Who shares mail on purpose says so on both lines."""
+    """Users whose mail would be another user's, and whose.
+
+    This is so if a line has `storage_id=` with their name, as after a rename, and their
+    own line has no `storage_id=`. Users who share mail on purpose have it in both
+    lines.
+    """
     out = {}
     for owner in users.values():
         entry = users.get(owner.storage_id or "")
@@ -100,7 +113,7 @@ def _taken(user: str, owner: str) -> str:
 
 
 class PasswdFile:
-    """The users of one file. `clock` counts seconds and never goes back."""
+    """The users of a file. `clock` counts seconds and never goes back."""
 
     def __init__(
         self, path: str | Path, default_domain: str = "", *, clock: Callable[[], float] = time.monotonic
@@ -116,12 +129,15 @@ class PasswdFile:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What was wrong with the lines of the table in force."""
+        """What was wrong with the lines of the present table."""
         return self._table.problems if self._table else ()
 
     @property
     def typical_secret(self) -> str:
-        """A secret of the commonest scheme: hashing against it takes as long as against a user's own."""
+        """A secret of the commonest scheme.
+
+        Hashing against it takes as long as against a user's own secret.
+        """
         return self._table.typical_secret if self._table else ""
 
     def normalise(self, user: str) -> str:
@@ -129,16 +145,20 @@ class PasswdFile:
         return normalise(user, self.default_domain)
 
     def lookup(self, user: str) -> UserEntry | None:
-        """The entry of a user, in any spelling; None where there is none. Reads a changed file here and now.
+        """The entry of a user, in any spelling; None if there is no such user. Reads a
+        changed file at once.
 
-        Raises: Unavailable while the file has never been readable, and for a user whose mail another line claims.
+        Raises: Unavailable while the file has never been readable, and for a user whose
+        mail another line claims.
         """
         if (stamp := self._changed()) is not None:
             self._load(stamp)
         return self._find(user)
 
     async def lookup_async(self, user: str) -> UserEntry | None:
-        """`lookup` for the event loop: a changed file is read in a thread, once for all who wait."""
+        """`lookup` for the event loop: a changed file is read in a thread, once for all
+        who wait.
+        """
         await self.refresh()
         return self._find(user)
 
@@ -148,7 +168,10 @@ class PasswdFile:
         return entry.account if entry is not None else None
 
     async def refresh(self) -> None:
-        """See whether the file has changed, at most once a second once it was read, and read it in a thread."""
+        """Check whether the file has changed, and read it in a thread.
+
+        Once the file was read, it is checked at most once a second.
+        """
         if (stamp := self._changed()) is None:
             return
         self._loading = self._loading or asyncio.Lock()
@@ -157,20 +180,27 @@ class PasswdFile:
                 await asyncio.to_thread(self._load, stamp)
 
     def look_again(self) -> None:
-        """The file was changed by us: the next look-up sees it, however short the time since the last."""
+        """Note that we changed the file: the next lookup reads it, however short ago
+        the last check was.
+        """
         self._checked_at = -CHECK_INTERVAL_S
 
     def users(self) -> list[UserEntry]:
-        """All entries whose mail is theirs, by name. Raises: Unavailable while the file has never been readable."""
+        """All entries whose mail is theirs, by name.
+
+        Raises: Unavailable while the file has never been readable.
+        """
         if (stamp := self._changed()) is not None:
             self._load(stamp)
         table = self._required()
         return [entry for name, entry in sorted(table.users.items()) if name not in table.claimed]
 
     def moved(self, path: str | Path, default_domain: str) -> PasswdFile:
-        """What takes this one's place, read; this one stays as it is. Blocks.
+        """The replacement of this object, with its file read; this object stays as it
+        is. Blocks.
 
-        Raises: Unavailable where the file cannot be read, or is empty while this one has users.
+        Raises: Unavailable if the file cannot be read, or is empty while this file has
+        users.
         """
         new = PasswdFile(path, default_domain, clock=self._clock)
         new._table = self._table
@@ -262,19 +292,21 @@ def _typical_secret(users: dict[str, UserEntry]) -> str:
 
 
 def list_users(path: str | Path, default_domain: str = "") -> list[UserEntry]:
-    """All users of a file, by name, for the command line. Raises: NotFound, Temporary."""
+    """All users of a file, for the command line. Raises: NotFound, Temporary."""
     users, _ = parse(_read(Path(path)), default_domain)
     return [entry for _, entry in sorted(users.items())]
 
 
 def add_user(path: str | Path, user: str, secret: str, *, default_domain: str = "", extra: str = "") -> UserEntry:
-    """Append `user:secret` to the file, made with mode 0600 if it is not there; on disk on return.
+    """Append `user:secret` to the file; on disk on return.
 
-    secret: as `hash_password` gives it. extra: the extra fields, if any.
-    Other lines, the file's mode and its owner stay as they are; a symbolic link stays one. Two that add at once wait
-    for each other.
-    Raises: Exists for a user that is there in any spelling, and where its mail would be another's or another's its own;
-    Invalid; Temporary where the file cannot be written.
+    The file is created with mode 0600 if it does not exist. secret: from
+    `hash_password`. extra: the extra fields, if any. Other lines, the file's mode and
+    its owner stay as they are; a symbolic link stays a link. Two processes that add at
+    once wait for each other.
+
+    Raises: Exists for a user who exists in any spelling, and if two users would share
+    mail unintentionally; Invalid; Temporary if the file cannot be written.
     """
     name = normalise(user)
     if ":" in name or name.startswith("#"):
@@ -302,7 +334,9 @@ def add_user(path: str | Path, user: str, secret: str, *, default_domain: str = 
 
 
 def _refuse_shared(users: dict[str, UserEntry], entry: UserEntry) -> None:
-    """Raises Exists: with this entry some user's mail would be another's who has not said so."""
+    """Raises Exists if this entry would make some user's mail that of another user,
+    without `storage_id=`.
+    """
     for user, owner in claimed({**users, entry.user: entry}).items():
         if entry.user == user:
             raise Exists(_taken(user, owner))
@@ -311,7 +345,8 @@ def _refuse_shared(users: dict[str, UserEntry], entry: UserEntry) -> None:
 
 
 def rename_user(path: str | Path, user: str, new: str, *, default_domain: str = "") -> UserEntry:
-    """Give a user another name in one go, and `storage_id=` with what it was before: the mail stays where it is.
+    """Give a user another name, and `storage_id=` with the name before: the mail stays
+    where it is.
 
     Raises NotFound, Exists, Invalid (nothing is changed then), Temporary.
     """
@@ -336,11 +371,13 @@ def edit_user(
     default_domain: str = "",
     renamed: str = "",
 ) -> UserEntry | None:
-    """Change one user's line, whole or not at all; returns the new entry, None where the line was removed.
+    """Change a user's line, completely or not at all.
 
-    change: gets the eight fields of the line (user, secret, uid, gid, gecos, home, shell, extra fields), returns the
-    new ones, or None to remove it; renamed: the name they have then. Raises NotFound, Exists (there is one of that
-    name), Invalid (nothing is changed then), Temporary.
+    Returns the new entry, or None if the line was removed. change: gets the eight
+    fields of the line (user, secret, uid, gid, gecos, home, shell, extra fields) and
+    returns the new fields, or None to remove the line. renamed: the user's name after
+    the change. Raises NotFound, Exists (there is a user of that name), Invalid (nothing
+    is changed then), Temporary.
     """
     name = normalise(user, default_domain)
     target = Path(os.path.realpath(path))
@@ -374,7 +411,7 @@ def edit_user(
 
 
 def _names(raw: bytes, name: str, default_domain: str) -> bool:
-    """Is this the line of that user?"""
+    """Whether this is the line of that user."""
     try:
         found = parse_line(raw.decode("utf-8"), default_domain)
     except (UnicodeDecodeError, Invalid):
@@ -393,7 +430,7 @@ def _read(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bytes]:
-    """The file's bytes while no other editor of ours can replace it."""
+    """The file's bytes, while no other editor of ours can replace the file."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with open(fd, "rb") as file:
@@ -402,7 +439,8 @@ def _locked(path: Path) -> Iterator[bytes]:
                 current = os.stat(path)
             except FileNotFoundError:
                 continue
-            if current.st_ino == os.fstat(fd).st_ino:  # else it was replaced while we waited: lock the new one
+            # else it was replaced while we waited: lock the new file
+            if current.st_ino == os.fstat(fd).st_ino:
                 yield file.read()
                 return
 

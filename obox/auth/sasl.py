@@ -1,7 +1,9 @@
-"""SASL server side without I/O: base64 lines in, a challenge or credentials out. RFC 4422.
+"""SASL server side without I/O: base64 lines in, a challenge or credentials out. RFC
+4422.
 
-PLAIN (RFC 4616) and LOGIN (draft-murchison-sasl-login, what old Outlook speaks). The exchange checks form only: who the
-user is and whether the password fits is `obox.auth.authenticator`'s work. One object serves one exchange.
+PLAIN (RFC 4616) and LOGIN (draft-murchison-sasl-login, which old Outlook uses). The
+exchange checks only the form. `obox.auth.authenticator` checks who the user is and
+whether the password fits. An object serves a single exchange.
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ import binascii
 from dataclasses import dataclass, field
 
 LINE_BYTES_MAX = 8192
-"""Longest base64 line: a user name of 200 and a password of 1024 bytes, four times over."""
+"""Longest base64 line: four times a user name of 200 and a password of 1024 bytes."""
 
 _MECHANISMS = ("PLAIN", "LOGIN")
 
 
 class SaslError(Exception):
-    """The client's mistake; the text may be shown to it. IMAP answers BAD, POP3 -ERR, SMTP kin 501."""
+    """A mistake of the client; the text may be shown to it. IMAP answers BAD, POP3
+    -ERR, SMTP and LMTP 501.
+    """
 
 
 class SaslCancelled(SaslError):
@@ -26,41 +30,50 @@ class SaslCancelled(SaslError):
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """What the server asks next: `data` as the mechanism means it, `wire` as it is sent, without `+ ` and CRLF."""
+    """What the server asks next.
+
+    `data`: as the mechanism defines it. `wire`: as it is sent, without `+ ` and CRLF.
+    """
 
     data: bytes
 
     @property
     def wire(self) -> bytes:
-        """In base64."""
+        """The data in base64."""
         return base64.b64encode(self.data)
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the client claims to be, as it wrote it: not yet normalised, not yet checked."""
+    """The user and password that the client sent: not normalised, not checked."""
 
     user: str
     password: str = field(repr=False)
 
 
 def mechanisms(tls: bool) -> tuple[str, ...]:
-    """Names to advertise: both mechanisms show the password to the line, so none without TLS.
+    """Names to advertise: both mechanisms send the password readably, so none without
+    TLS.
 
-    The caller decides what counts as TLS; Dovecot takes a loopback peer as secured.
+    The caller decides what counts as TLS; Dovecot treats a loopback peer as secured.
     """
     return _MECHANISMS if tls else ()
 
 
 class SaslServer:
-    """One exchange: `start`, then `step` for each line of the client until Credentials come or SaslError is raised."""
+    """An exchange: `start`, then `step` for each line of the client.
+
+    It ends with Credentials or SaslError.
+    """
 
     def __init__(self) -> None:
         self._mechanism = ""
         self._user: str | None = None
 
     def start(self, mechanism: str, initial: bytes | None = None) -> Challenge | Credentials:
-        """Begin. `initial`: the initial response in base64, `=` for an empty one (RFC 4959 §3), None for none."""
+        """Begin. `initial`: the initial response in base64, `=` for an empty response
+        (RFC 4959 §3), None for none.
+        """
         name = mechanism.upper()
         if name not in _MECHANISMS:
             raise SaslError("Unsupported authentication mechanism")
@@ -72,7 +85,7 @@ class SaslServer:
         return self._respond(b"" if initial == b"=" else _decode(initial))
 
     def step(self, data: bytes) -> Challenge | Credentials:
-        """The client's next line, without CRLF."""
+        """Process the client's next line, without CRLF."""
         if not self._mechanism:
             raise SaslError("No authentication is under way")
         if data == b"*":

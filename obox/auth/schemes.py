@@ -1,11 +1,12 @@
 """Password schemes of the Dovecot passwd-file: `{SCHEME}secret`, checked and made.
 
-The invariant: no algorithm is implemented here. bcrypt, argon2-cffi, libpass and hashlib do the work; this module knows
-which spelling means which, and nothing of users or files. Comparisons take the same time wherever the bytes differ.
+Invariant: no algorithm is implemented here. bcrypt, argon2-cffi, libpass and hashlib do
+the work. This module knows the meaning of each spelling, and nothing of users or files.
+Comparisons take the same time wherever the bytes differ.
 
-A secret without `{SCHEME}` is CRYPT, as in Dovecot's passwd-file; `{SCHEME.b64}` and `{SCHEME.hex}` say how raw bytes
-are written. Formats: crypt(5) for `$1$ $2y$ $5$ $6$`; RFC 9106 for Argon2; RFC 8018 §5.2 for PBKDF2; RFC 2307 §5.3
-for SHA and SSHA.
+A secret without `{SCHEME}` is CRYPT, as in Dovecot's passwd-file; `{SCHEME.b64}` and
+`{SCHEME.hex}` say how raw bytes are written. Formats: crypt(5) for `$1$ $2y$ $5$ $6$`;
+RFC 9106 for Argon2; RFC 8018 §5.2 for PBKDF2; RFC 2307 §5.3 for SHA and SSHA.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ from obox.errors import Invalid
 
 DEFAULT_SCHEME = "CRYPT"
 PASSWORD_BYTES_MAX = 1024
-"""Longest password: hashes take time by length, and no client sends more (Dovecot's AUTH line is 8 KiB)."""
+"""Longest password: the time of a hash grows with the length, and no client sends more
+(Dovecot's AUTH line is 8 KiB).
+"""
 
 BCRYPT_BYTES_MAX = 72
-"""bcrypt reads no further. Dovecot cuts in silence, so checking does too; a longer password gets no new hash."""
+"""bcrypt reads no more bytes. Dovecot cuts a longer password silently, so checking does
+too; a longer password gets no new hash.
+"""
 
 ARGON2_MEMORY_KIB = 65536
 """64 MiB, three passes: the second recommendation of RFC 9106 §4."""
@@ -39,7 +44,11 @@ _SECRET = re.compile(r"\{([A-Za-z0-9-]+)(?:\.([A-Za-z0-9]+))?\}(.*)", re.DOTALL)
 
 
 class SchemeError(ValueError):
-    """The secret cannot be checked: an unknown scheme, or one that does not fit its bytes. Holds no secret."""
+    """The secret cannot be checked: an unknown scheme, or a scheme that does not fit
+    its bytes.
+
+    The error contains no secret.
+    """
 
 
 def split_secret(secret: str) -> tuple[str, str, str]:
@@ -53,7 +62,10 @@ def split_secret(secret: str) -> tuple[str, str, str]:
 
 
 def scheme_problem(secret: str) -> str:
-    """Why this secret can never be checked, in a few words, or "": for the report of a file's lines."""
+    """Why this secret can never be checked, in a few words, or "".
+
+    For the report about a file's lines.
+    """
     try:
         scheme, encoding, rest = split_secret(secret)
         if scheme not in _VERIFIERS:
@@ -68,9 +80,9 @@ def scheme_problem(secret: str) -> str:
 
 
 def verify_secret(secret: str, password: str) -> bool:
-    """Does the password fit? Takes as long as its scheme: call it in a thread.
+    """Whether the password fits. This takes as long as its scheme: call it in a thread.
 
-    Raises: SchemeError where the secret can never be checked.
+    Raises: SchemeError if the secret can never be checked.
     """
     scheme, encoding, rest = split_secret(secret)
     check = _VERIFIERS.get(scheme)
@@ -88,9 +100,11 @@ def verify_secret(secret: str, password: str) -> bool:
 
 
 def hash_password(scheme: str, password: str, *, rounds: int | None = None) -> str:
-    """`{SCHEME}secret` for a passwd-file. `rounds`: the scheme's own cost; None takes a good one (50 to 100 ms).
+    """`{SCHEME}secret` for a passwd-file.
 
-    Raises: Invalid for a scheme that cannot be made here or a password that it cannot hold.
+    `rounds`: the scheme's own cost; None chooses a cost of 50 to 100 ms. Raises:
+    Invalid for a scheme that cannot be made here or a password that the scheme cannot
+    hold.
     """
     name = scheme.strip("{}").upper()
     given = password.encode("utf-8", "surrogatepass")
@@ -106,7 +120,8 @@ def hash_password(scheme: str, password: str, *, rounds: int | None = None) -> s
     if make is None:
         raise Invalid(f"password scheme {{{name}}} is not one of {', '.join(sorted(_MAKERS))}")
     if name in _PLAIN and (":" in password or password != password.strip()):
-        return f"{{{name}.b64}}{base64.b64encode(given).decode()}"  # a ':' would end the field
+        # a ':' would end the field
+        return f"{{{name}.b64}}{base64.b64encode(given).decode()}"
     try:
         return f"{{{name}}}{make(given, rounds)}"
     except (ValueError, argon2.exceptions.HashingError) as error:
@@ -128,7 +143,8 @@ def _decoded(scheme: str, encoding: str, rest: str) -> bytes:
     if encoding:
         return base64.b64decode(rest, validate=True)
     if scheme in _RAW:
-        if len(rest) == 2 * _HEX_DIGEST_BYTES.get(scheme, -1):  # Dovecot guesses by length as well
+        # Dovecot decides by length as well
+        if len(rest) == 2 * _HEX_DIGEST_BYTES.get(scheme, -1):
             return bytes.fromhex(rest)
         return base64.b64decode(rest, validate=True)
     return rest.encode("utf-8", "surrogatepass")
@@ -178,7 +194,8 @@ def _verify_argon2(secret: bytes, given: bytes) -> bool:
 
 
 def _verify_pbkdf2(secret: bytes, given: bytes) -> bool:
-    empty, kind, salt, rounds, digest = secret.split(b"$")  # ValueError where there are not five
+    # ValueError if there are not five
+    empty, kind, salt, rounds, digest = secret.split(b"$")
     if empty or kind != b"1":
         raise SchemeError("{PBKDF2} is known as $1$salt$rounds$hex alone")
     found = hashlib.pbkdf2_hmac("sha1", given, salt, int(rounds), _PBKDF2_BYTES)
@@ -233,7 +250,8 @@ def _make_plain(given: bytes, rounds: int | None) -> str:
 
 def _make_bcrypt(given: bytes, rounds: int | None) -> str:
     made = bcrypt.hashpw(given, bcrypt.gensalt(10 if rounds is None else rounds)).decode("ascii")
-    return "$2y$" + made[4:]  # the same algorithm; $2y$ is the spelling that every crypt(3) and Dovecot know
+    # the same algorithm; every crypt(3) and Dovecot know the spelling $2y$
+    return "$2y$" + made[4:]
 
 
 def _make_sha256_crypt(given: bytes, rounds: int | None) -> str:
@@ -264,7 +282,7 @@ _MAKERS: dict[str, Callable[[bytes, int | None], str]] = {
     "PLAIN": _make_plain,
     "CLEAR": _make_plain,
     "CLEARTEXT": _make_plain,
-    "CRYPT": _make_bcrypt,  # as Dovecot 2.3 does
+    "CRYPT": _make_bcrypt,  # the same as Dovecot 2.3
     "SHA256-CRYPT": _make_sha256_crypt,
     "SHA512-CRYPT": _make_sha512_crypt,
     "BLF-CRYPT": _make_bcrypt,
@@ -274,4 +292,4 @@ _MAKERS: dict[str, Callable[[bytes, int | None], str]] = {
 }
 
 SCHEMES: tuple[str, ...] = tuple(sorted(_VERIFIERS))
-"""What can be checked; `hash_password` makes a part of them."""
+"""Schemes that can be checked; `hash_password` makes some of them."""

@@ -2,12 +2,14 @@
 
     user:{SCHEME}secret:uid:gid:gecos:home:shell:extra_fields
 
-Dovecot's passwd-file; uid to shell are read over. Extra fields are separated by spaces, with or without Dovecot's
-`userdb_` prefix: `quota_rule=*:storage=1G:messages=100000`, `nologin`, `disabled`, `reason=…`, `nopassword`,
-`storage_id=…`; any other is kept in `extra` and means nothing here.
+This is Dovecot's passwd-file; uid to shell are ignored. Extra fields are separated by
+spaces, with or without Dovecot's `userdb_` prefix:
+`quota_rule=*:storage=1G:messages=100000`, `nologin`, `disabled`, `reason=…`,
+`nopassword`, `storage_id=…`. Other fields are kept in `extra` and have no meaning here.
 
-The invariant: a line that names a user and has a password field gives an entry. A bad quota or an unknown password
-scheme is a problem to report, not a reason to lose the user: its mails would bounce. Pure.
+Invariant: a line that names a user and has a password field gives an entry. A bad quota
+or an unknown password scheme is a problem to report, not a reason to lose the user,
+whose mails would bounce. Pure.
 """
 
 from __future__ import annotations
@@ -31,23 +33,28 @@ _NO_EXTRA: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class UserEntry:
-    """One line. `user` is normalised; `password` is `{SCHEME}secret` and stays out of every repr."""
+    """A line. `user` is normalised; `password`, a `{SCHEME}secret`, is in no repr."""
 
     user: str
     password: str = field(repr=False)
     storage_id: str | None = None
-    """Another name than the user's in the bucket, before escaping; None: the user's."""
+    """The name in the bucket, before escaping, if it is not the user's; None: the
+    user's name.
+    """
     nologin: bool = False
     """No login; mail is still delivered."""
     disabled: bool = False
     """No login and no delivery."""
     reason: str = ""
-    """Shown to a client that is refused because of either."""
+    """The text for a client that is refused because of either."""
     nopassword: bool = False
-    """Any password fits. Holds only where the password field is empty, as in Dovecot."""
+    """Any password fits. This holds only if the password field is empty, as in Dovecot.
+    """
     quota: Quota = UNLIMITED
     extra: Mapping[str, str] = field(default_factory=lambda: _NO_EXTRA)
-    """Fields without a meaning here, and quota rules of single mailboxes; a flag has the value ""."""
+    """Fields without a meaning here, and quota rules of single mailboxes; a flag has
+    the value "".
+    """
 
     @property
     def sid(self) -> StorageId:
@@ -61,9 +68,10 @@ class UserEntry:
 
 
 def parse_line(line: str, default_domain: str = "") -> tuple[UserEntry, tuple[str, ...]] | None:
-    """The entry of one line and what is wrong with its details; None for a comment or an empty line.
+    """The entry of a line and what is wrong with its details; None for a comment or an
+    empty line.
 
-    Raises: Invalid where no user comes out of it.
+    Raises: Invalid if the line describes no user.
     """
     line = line.rstrip("\r\n")
     if not line.strip() or line.startswith("#"):
@@ -125,9 +133,11 @@ def _with_extra(user: str, password: str, text: str) -> tuple[UserEntry, tuple[s
 
 
 def parse_quota_rule(rule: str) -> Quota:
-    """`*:storage=1G:messages=1000` as in Dovecot: storage without a unit counts kilobytes, `bytes=` bytes.
+    """`*:storage=1G:messages=1000` as in Dovecot: storage without a unit counts
+    kilobytes, `bytes=` bytes.
 
-    0 is no limit. The zero stays a zero here, so that a later rule can lift an earlier one. Raises: Invalid.
+    0 means no limit. The zero stays a zero here, so that a later rule can undo an
+    earlier rule. Raises: Invalid.
     """
     mailbox, _, limits = rule.partition(":")
     if mailbox != "*":

@@ -1,9 +1,10 @@
 """Kinds of values that a setting can have: each reads TOML or environment text, and
-writes TOML back.
+writes TOML.
 
-A kind answers with a `ValueError` whose text says what is allowed; `_load` adds the
-key, the file and the line. Text of the environment and values of TOML go through the
-same `parse`, so both accept the same words. A leaf: imports nothing of obox.
+A kind answers with a `ValueError` whose text says what is allowed. `obox.config` adds
+which key, file and line it is about. Text of the environment and values of TOML go
+through the same `parse`, so both accept the same words. A leaf: imports nothing of
+obox.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MASK = "********"
 
 
 class Secret:
-    """Text that shows only when asked for by name: not in a repr, a log line, or `obox
+    """Text that is shown only by an explicit call: not in a repr, a log line, or `obox
     config`.
     """
 
@@ -62,7 +63,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """So many bytes, or a share of some total that the reader of the setting knows."""
+    """A number of bytes, or a share of a total that the reader of the setting knows."""
 
     amount: float
     percent: bool = False
@@ -76,7 +77,7 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """One listening address: `host` and `port`, or the `path` of a unix socket.
+    """A listening address: `host` and `port`, or the `path` of a unix socket.
 
     tls: implicit TLS from the first byte. proxy: each connection starts with a PROXY
     protocol header.
@@ -108,8 +109,9 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class NewMailbox:
-    """A mailbox made and subscribed at a user's first login. special_use: RFC 6154
-    attribute, or empty.
+    """A mailbox that is created and subscribed at a user's first login.
+
+    special_use: RFC 6154 attribute, or empty.
     """
 
     name: str
@@ -121,13 +123,12 @@ class NewMailbox:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one kind of value is read and written.
+    """How a kind of value is read and written.
 
-    parse: TOML value or text, and the directory that relative paths start from. Raises
-    ValueError.
-    show: the value as TOML. allowed: what an operator may write, the end of the error
-    line and a column of the manual.
-    from_file: the environment may name a file that holds the value (`…_FILE`).
+    parse: TOML value or text, and the directory where relative paths start. Raises
+    ValueError. show: the value as TOML. allowed: what an operator may write; it is the
+    end of the error line and a column of the manual. from_file: the environment may
+    name a file that has the value (`…_FILE`).
     """
 
     allowed: str
@@ -176,7 +177,9 @@ def show_duration(seconds: float) -> str:
 
 
 def read_listen(raw: object, base: Path) -> Listen:
-    """`host:port`, `[v6]:port` or `unix:path`, then `/tls` and `/proxy` in any order."""
+    """`host:port`, `[v6]:port` or `unix:path`, then `/tls` and `/proxy` in any
+    order.
+    """
     text, suffixes = _text(raw).strip(), set()
     while (cut := text.rpartition("/"))[2] in ("tls", "proxy") and cut[0]:
         suffixes.add(cut[2])
@@ -197,8 +200,9 @@ def read_network(raw: object) -> Network:
 
 
 def read_priority_weights(text: str) -> tuple[tuple[float, float], ...]:
-    """`<percent>% +<duration>` for each metacache priority 0 to 3, as (percent, boost
-    in seconds).
+    """`<percent>% +<duration>` for each metacache priority 0 to 3.
+
+    Returns (percent, boost in seconds).
     """
     words = text.split()
     if len(words) != 8 or not all(word.endswith("%") for word in words[::2]):
@@ -218,9 +222,8 @@ def read_size_weights(text: str) -> tuple[tuple[int, float], tuple[int, float]]:
 
 
 def read_moment(raw: object) -> float:
-    """Unix seconds; 0 or empty is none.
-
-    Text: seconds, or a date and time with its zone.
+    """Unix seconds; 0 or empty means none. Text: seconds, or a date and time with its
+    zone.
     """
     if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
         return float(raw)
@@ -303,7 +306,7 @@ def url(allowed: str, *schemes: str, optional: bool = False, words: tuple[str, .
         if (optional and not text) or text in words:
             return text
         parts = urlsplit(text)
-        _ = parts.port  # raises on a port that is no number
+        _ = parts.port  # raises if the port is no number
         if parts.scheme not in schemes or "://" not in text or re.search(r"\s", text):
             raise ValueError
         if parts.scheme in ("file", "lmdb"):
@@ -317,7 +320,7 @@ def url(allowed: str, *schemes: str, optional: bool = False, words: tuple[str, .
 
 
 def mask_url(text: str) -> str:
-    """The same URL, a password before its host masked."""
+    """The same URL, with a password before its host masked."""
     return re.sub(r"(://[^/@\s:]*):[^/@\s]*@", rf"\1:{MASK}@", text)
 
 
@@ -369,7 +372,8 @@ def _new_mailbox(raw: object, base: Path) -> NewMailbox:
     if not use.startswith("\\"):
         name, use = _text(raw).strip(), ""
     name = name.strip()
-    known = ("", "\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")  # RFC 6154 §2
+    # RFC 6154 §2
+    known = ("", "\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")
     if not name or (name.isascii() and name.upper() == "INBOX") or not name.isprintable() or use not in known:
         raise ValueError
     return NewMailbox(name, use)
@@ -391,9 +395,8 @@ def list_of(allowed: str, parse_one: Callable[[object, Path], Any]) -> Kind:
 
 
 def _keys(raw: object, base: Path) -> Mapping[str, Path]:
-    """Key ids and their files, in order: the first encrypts.
-
-    Text form: `id=file,id=file`.
+    """Key ids and their files, in order: the first encrypts. Text form:
+    `id=file,id=file`.
     """
     if isinstance(raw, str):
         raw = dict(item.strip().split("=", 1) for item in raw.split(",") if item.strip())

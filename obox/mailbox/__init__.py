@@ -1,7 +1,8 @@
-"""The index model: what a mailbox and a user's list of mailboxes are, as pure values.
+"""The index model: a mailbox and a user's list of mailboxes, as pure values.
 
-No bucket, no clock, no awaits. Everything is a join-semilattice: two states, or a state and a delta, are joined by
-elementwise maximum and union, so that histories written by two backends merge to one state from either side, in any
+The model has no bucket, no clock and no awaits. Everything is a join-semilattice: two
+states, or a state and a delta, are joined by elementwise maximum and union. Histories
+that two backends wrote therefore merge to the same state from either side, in any
 order, any number of times (docs/format.md, "Delta").
 """
 

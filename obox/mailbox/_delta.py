@@ -1,7 +1,8 @@
-"""A change to one mailbox as a value: what the journal, the local copy and a COPY's claim carry.
+"""A change of a mailbox as a value: the journal, local copies and claims consist of
+deltas.
 
-A delta is a fragment of a state; applying it is a join, so that applying it twice, late, or beside another writer's
-deltas gives the same state (docs/format.md, "Delta").
+A delta is a fragment of a state. Applying a delta is a join: applied twice, late, or
+after the deltas of another writer, it gives the same state (docs/format.md, "Delta").
 """
 
 from __future__ import annotations
@@ -17,20 +18,27 @@ from ..types import Guid
 from ._uidset import UidArray, pack_ranges, unpack_ranges
 
 SYSTEM_FLAGS: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
-"""RFC 3501 §2.3.2, in the order of their bits; \\Recent is a property of a session, not of a mail."""
+"""RFC 3501 §2.3.2, in the order of their bits. \\Recent is a property of a session, not
+of a mail.
+"""
 
 KEYWORD_BYTES_MAX: Final = 255
-"""One keyword. Each answer that tells a mail's flags repeats it."""
+"""Length of a keyword. Each answer with a mail's flags repeats the keyword."""
 
 KEYWORDS_MAX: Final = 59
-"""Keywords a mailbox can hold, so that the flags of a mail fit the 64 bits of one column with the system's five."""
+"""Keywords that a mailbox can hold: together with the system's five flags they fit the
+64 bits of a column.
+"""
 
 KEYWORDS_STAMPED_MAX: Final = 128
-"""Keywords that the mails of a mailbox have or have had lately: each costs 8 bytes a mail, so that a late change of
-another writer finds what is newer."""
+"""Keywords that the mails of a mailbox have or have had lately. Each costs 8 bytes for
+each mail: its stamps decide whether a late change of another writer is older.
+"""
 
 CLAIM_PURGED: Final = 1 << 32
-"""A claim's count after its object has been deleted: larger than any count, so that it wins the join."""
+"""The count of a claim whose object has been deleted. It is larger than any count, so
+that it wins the join.
+"""
 
 _COLUMNS: Final = (
     ("uid", "<u4"),
@@ -48,10 +56,11 @@ _COLUMNS: Final = (
 class Rows:
     """Index records in columns, in ascending UID order.
 
-    uid; size (octets, RFC822.SIZE); internaldate (unix seconds) and zone (minutes east of UTC); savedate (unix
-    milliseconds); modseq; home (-1: the object lies in this mailbox, else an index into `homes`) and home_uid: the
-    object that holds the mail; oid: (n, 16) bytes of that object; stamps: by flag name, modseq * 2 + value, 0 where
-    never set.
+    uid; size (octets, RFC822.SIZE); internaldate (unix seconds) and zone (minutes east
+    of UTC); savedate (unix milliseconds); modseq; home (-1: the object lies in this
+    mailbox, else an index into `homes`) and home_uid: the object that holds the mail;
+    oid: (n, 16) bytes of that object; stamps: by flag name, modseq * 2 + value, 0 if
+    the flag was never set.
     """
 
     uid: UidArray
@@ -89,7 +98,7 @@ class Rows:
         home: Guid | None = None,
         home_uid: int = 0,
     ) -> Rows:
-        """The record of one mail, new at `modseq` with `flags`."""
+        """The record of a mail that is new at `modseq` and has `flags`."""
         return cls(
             uid=np.array([uid], dtype="<u4"),
             size=np.array([size], dtype="<u4"),
@@ -105,7 +114,9 @@ class Rows:
         )
 
     def take(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> Rows:
-        """The records at `index` (positions, a mask or a slice), as copies unless a slice."""
+        """The records at `index` (positions, a mask or a slice); a slice gives views,
+        all else copies.
+        """
         return Rows(
             self.uid[index],
             self.size[index],
@@ -130,7 +141,10 @@ class Rows:
 
     @classmethod
     def unpack(cls, data: dict[str, object]) -> Rows:
-        """The inverse of `pack`. Raises ValueError, KeyError or TypeError on columns that do not fit each other."""
+        """The inverse of `pack`.
+
+        Raises ValueError, KeyError or TypeError on columns that do not fit each other.
+        """
         columns = {name: np.frombuffer(data[name], dtype=kind) for name, kind in _COLUMNS}  # type: ignore[call-overload]
         count = len(columns["uid"])
         oid = np.frombuffer(data["oid"], dtype=np.uint8).reshape(-1, 16)  # type: ignore[call-overload]
@@ -148,12 +162,14 @@ class Rows:
 
 
 Holder = tuple[int, Guid, int]
-"""(home UID, mailbox guid, uid): a record elsewhere that shares the object of `home UID`."""
+"""(home UID, mailbox guid, uid): a record in another mailbox that shares the object of
+`home UID`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """Expunged UIDs, sorted, and the modseq at which each went."""
+    """Expunged UIDs, sorted, and the modseq of each expunge."""
 
     uid: UidArray
     modseq: npt.NDArray[np.uint64]
@@ -167,12 +183,14 @@ class Gone:
 class Delta:
     """A fragment of a mailbox's state.
 
-    rows: records that are new (or whole, in a bundle); flags: (flag, stamp, uids); gone: expunged UIDs;
-    holders: records elsewhere that share an object of ours, 0 while they do, else the modseq at which they ceased;
-    claims: first UID to count, of ranges that a COPY claimed and of burnt UIDs (count 1), CLAIM_PURGED once the object
-    is deleted; purged: expunged UIDs that have no object in the bucket (any more); gaps: (low, high] intervals of
-    MODSEQ in which a client's value cannot be trusted; uidnext, highestmodseq, recent (the lowest UID that no session
-    has been told of): each joins by maximum.
+    rows: records that are new (in a bundle: all records). flags: (flag, stamp, uids).
+    gone: expunged UIDs. holders: records in other mailboxes that share an object of
+    this mailbox; the value is 0 while they do, and then the modseq at which they
+    ceased. claims: first UID to count, of ranges that a COPY claimed and of burnt UIDs
+    (count 1); CLAIM_PURGED once the object is deleted. purged: expunged UIDs that have
+    no object in the bucket, or none any more. gaps: (low, high] intervals of MODSEQ in
+    which a client's value cannot be trusted. uidnext, highestmodseq, recent (the lowest
+    UID that no session has seen as recent): each is joined by maximum.
     """
 
     rows: Rows | None = None
@@ -187,7 +205,9 @@ class Delta:
     recent: int = 0
 
     def encode(self) -> bytes:
-        """MessagePack map of the fields that say something; unknown fields are for newer minor versions."""
+        """A MessagePack map of the fields that are not empty. Unknown fields belong to
+        newer minor versions.
+        """
         out: dict[str, object] = {}
         if self.rows is not None and len(self.rows):
             out["rows"] = self.rows.pack()
@@ -233,7 +253,9 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What a join did: UIDs that are new, whose flags differ, that are gone; each sorted."""
+    """The effect of a join: UIDs that are new, whose flags differ, that are gone; each
+    sorted.
+    """
 
     new: UidArray
     flags: UidArray

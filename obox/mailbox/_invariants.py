@@ -1,4 +1,6 @@
-"""What must hold of a mailbox's state, and what two states that are the same agree in. For `State`."""
+"""The invariants of a mailbox's state, and the parts in which equal states agree, for
+`State`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ Early = Mapping[str, Mapping[int, int]]
 
 
 class Model(Protocol):
-    """What is read of a `State` here."""
+    """The part of a `State` that is read here."""
 
     uidnext: int
     highestmodseq: int

@@ -1,13 +1,14 @@
-"""Text as it compares in SEARCH, and the finding of many strings in it.
+"""Text in the form in which SEARCH compares it, and the search for many strings in it.
 
-Text compares as under i;unicode-casemap (RFC 5051): both sides normalised, then substring. A long
-text is worked on slice by slice, so that no call that holds the interpreter's lock takes more than
-a few milliseconds, and no more than a slice of it is in memory in its normalised form, which may be
-18 times as long (U+FDFA). Runs of combining characters are broken up first (`obox.text`), since
-normalising takes quadratic time in their length.
+Text compares as under i;unicode-casemap (RFC 5051): both sides are normalised, then the
+needle is searched as a substring. A long text is processed slice by slice. No call that
+holds the interpreter's lock then takes more than a few milliseconds, and at most a
+slice is in memory in its normalised form, which may be 18 times as long (U+FDFA). Long
+sequences of combining characters are broken up first (`obox.text`), since normalising
+takes quadratic time in their length.
 
-Invariant: the slices of `normalised`, put together, are `normalise` of the whole text, wherever it
-was cut. Pure.
+Invariant: the slices of `normalised`, put together, are `normalise` of the whole text,
+wherever the text was cut. Pure.
 """
 
 from __future__ import annotations
@@ -22,29 +23,34 @@ import numpy.typing as npt
 from obox.text import starts_anew, stream_safe
 
 SLICE_CHARS: Final = 8 * 1024
-"""Characters normalised by one call: 5 ms for those that decompose into 18."""
+"""Characters that a call normalises: 5 ms for characters that decompose into 18."""
 
 _FILTER_FROM: Final = 16
-"""Needles from which on a text is asked first which of them it can have at all."""
+"""With at least so many needles, a text is first checked for those that it can contain
+at all.
+"""
 _GRAM: Final = 3
 _GRAMS_MAX: Final = 64
-"""Trigrams of one needle that are looked up."""
+"""Trigrams of a needle that are looked up."""
 _TABLE: Final = 1 << 16
 
 
 def _fold(text: str) -> str:
-    """No case, compatibility forms decomposed; the text is short and stream-safe."""
+    """Fold case and decompose compatibility forms of a short, stream-safe text."""
     if text.isascii():
         return text.lower()
-    # Twice: folding may compose (U+0345), decomposing may bring capitals (U+1D400).
+    # This is done twice: folding may compose (U+0345), and decomposing may bring
+    # capitals (U+1D400).
     return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
 
 
 def normalise(text: str) -> str:
-    """`text` as it compares: no case, compatibility forms decomposed (RFC 5051), each run of white space one space.
+    """`text` in the form in which it compares.
 
-    White space is folded because a header or a paragraph may be wrapped anywhere. Marks are kept but come apart from
-    their letters, so that `cafe` finds `café` and not the other way round.
+    Case is folded, compatibility forms are decomposed (RFC 5051), and each sequence of
+    white space becomes one space, because a header or a paragraph may be wrapped
+    anywhere. Marks are kept but separated from their letters, so that `cafe` finds
+    `café`, but `café` does not find `cafe`.
     """
     if len(text) > SLICE_CHARS:
         return "".join(normalised((text,)))
@@ -52,7 +58,9 @@ def normalise(text: str) -> str:
 
 
 def _spaced(text: str, after_space: bool) -> str:
-    """Each run of white space one space; none at the beginning if there was one before."""
+    """Replace each sequence of white space by one space, or by none at the beginning if
+    a space came before.
+    """
     words = text.split()
     if not words:
         return " " if text and not after_space else ""
@@ -63,13 +71,16 @@ def _spaced(text: str, after_space: bool) -> str:
 def normalised(texts: Iterable[str]) -> Iterator[str]:
     """`normalise` of the texts put together, slice by slice."""
     kept = ""
-    """What the next characters may still change: the last starter and the marks behind it."""
+    """The end that the next characters may still change: the last starter and the marks
+    behind it.
+    """
     space = False
     for text in texts:
         for at in range(0, len(text), SLICE_CHARS):
             piece = stream_safe(kept + text[at : at + SLICE_CHARS])
             cut = len(piece) - 1
-            while cut > 0 and not starts_anew(piece[cut]):  # 31 steps, since the piece is stream-safe
+            # at most 31 steps, since the piece is stream-safe
+            while cut > 0 and not starts_anew(piece[cut]):
                 cut -= 1
             kept = piece[cut:]
             if cut:
@@ -84,8 +95,9 @@ def normalised(texts: Iterable[str]) -> Iterator[str]:
 class Needle:
     """A search string, normalised once.
 
-    raw: what must occur in the lower-cased bytes of a text that is pure ASCII and not encoded, if the text matches: the
-    longest word of the needle; None when the needle is not ASCII, so that no such text matches.
+    raw: the longest word of the needle. If a text is pure ASCII and not encoded, it can
+    match only if its lower-cased bytes contain this word. None if the needle is not
+    ASCII: no such text matches.
     """
 
     __slots__ = ("raw", "text")
@@ -101,20 +113,24 @@ class Needle:
 
 
 class Finder:
-    """Looks for all needles of a search at once, so that a text is decoded and normalised once.
+    """Searches for all needles of a SEARCH together, so that a text is decoded and
+    normalised once.
 
-    Costs the length of the text and, for a text that is asked about more than a few needles, little more: which of
-    their trigrams occur in a window of the text is seen first, and only needles with all of them are searched for.
+    The cost is the length of the text. It is only a little more for many needles: a
+    window of the text is first checked for the trigrams of the needles, and only
+    needles with all their trigrams in it are searched for.
     """
 
     def __init__(self, needles: Collection[str]) -> None:
-        """needles: normalised."""
+        """needles: normalised strings."""
         self._needles = list(dict.fromkeys(needles))
         self._longest = max(map(len, self._needles), default=0)
         self._filter = _Filter(self._needles) if len(self._needles) >= _FILTER_FROM else None
 
     def found(self, texts: Iterable[str]) -> set[str]:
-        """Which needles occur in the one text that `texts`, not yet normalised, are slices of."""
+        """The needles that occur in a text. `texts` are the slices of that text, not
+        yet normalised.
+        """
         out: set[str] = set()
         window: list[str] = []
         length = 0
@@ -140,7 +156,9 @@ class Finder:
 
 
 class _Filter:
-    """Which of many needles a text may contain: those whose trigrams all occur in it, by a table of their hashes."""
+    """The needles that a text may contain: a table of hashes shows whether all their
+    trigrams occur.
+    """
 
     def __init__(self, needles: Sequence[str]) -> None:
         self._short = [needle for needle in needles if len(needle) < _GRAM]
@@ -159,7 +177,7 @@ class _Filter:
 
 
 def _grams(text: str) -> npt.NDArray[Any]:
-    """A number below _TABLE for each three characters in a row."""
+    """A number below _TABLE for each three consecutive characters."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     mixed = codes[:-2] * np.uint32(0x9E3779B1) ^ codes[1:-1] * np.uint32(0x85EBCA6B) ^ codes[2:] * np.uint32(0xC2B2AE35)
     numbers: npt.NDArray[Any] = mixed >> np.uint32(16)

@@ -1,11 +1,13 @@
-"""Index records apart from the state: of mails that are expunged and that some session still counts.
+"""Index records apart from the state: records of expunged mails that some session still
+counts.
 
-A client may ask for a mail that another session has expunged until it is told so, and the server
-does well to answer (RFC 2180 §4.1). `Retained` keeps such records for as long as a view needs them;
-`Records` is a table of some mails, live or retained, that is read as a state is.
+A client may ask for a mail that another session has expunged until it gets the EXPUNGE,
+and the server should answer (RFC 2180 §4.1). `Retained` keeps such records for as long
+as a view needs them. `Records` is a table of some mails, live or retained, and is read
+like a state.
 
-Invariant: what is retained changes no answer but those about expunged mails.
-Refuses to know: which of the records a view still counts.
+Invariant: retained records change only answers about expunged mails. Refuses to know:
+which of the records a view still counts.
 """
 
 from __future__ import annotations
@@ -21,17 +23,20 @@ from ..types import Guid
 from ._uidset import UidArray
 
 RETAINED_MAX: Final = 65_536
-"""Records that one mailbox retains, about 70 bytes each. Of mails beyond, the sessions that count
-them hear EXPUNGEISSUED."""
+"""Records that a mailbox retains, about 70 bytes each. For mails beyond the limit,
+sessions that count them get EXPUNGEISSUED.
+"""
 
 PARTS_MAX: Final = 32
-"""Arrays of records, each looked through for what is asked; beyond, the older half becomes one."""
+"""Arrays of records, each of which a lookup searches. Beyond the limit, the older half
+becomes a single array.
+"""
 
 Where = npt.NDArray[np.intp]
 
 
 class Table(Protocol):
-    """What is read of mails by position: a `State`, or `Records` of some of its mails."""
+    """What is read of mails by position: a `State`, or `Records` of some mails."""
 
     @property
     def uids(self) -> UidArray:
@@ -44,11 +49,16 @@ class Table(Protocol):
         """uid size internaldate zone savedate modseq home home_uid oid bits."""
 
     def flag_bits(self, where: Where | slice) -> list[int]:
-        """Flags of the mails at `where`, bit i for `State.flag_names[i]`, however many names there are."""
+        """Flags of the mails at `where`.
+
+        Bit i stands for `State.flag_names[i]`, however many names there are.
+        """
 
 
 class Records:
-    """Records of some mails. columns: as of a state, in UID order; wide: masks of wide keywords."""
+    """Records of some mails. columns: as in a state, in UID order. wide: masks of wide
+    keywords.
+    """
 
     __slots__ = ("columns", "names", "wide")
 
@@ -105,7 +115,7 @@ def with_wide(bits: list[int], masks: Mapping[str, npt.NDArray[np.bool_]], names
 
 
 class Retained:
-    """Records of expunged mails by when they went; see the module's text."""
+    """Records of expunged mails, in the order of expunging; see the module's text."""
 
     __slots__ = ("__weakref__", "_count", "_end", "_parts", "_told")
 
@@ -121,21 +131,23 @@ class Retained:
 
     @property
     def wanted(self) -> bool:
-        """Some view may count what goes now."""
+        """Whether a view may still count mails that are expunged now."""
         return bool(self._told)
 
     def enter(self, view: object) -> None:
-        """`view` has seen the mailbox as it is now."""
+        """`view` counts the mails that are in the mailbox now."""
         self._told[view] = self._end
         self._drop()
 
     def leave(self, view: object) -> None:
-        """`view` is asked for nothing any more."""
+        """`view` will ask for no record any more."""
         self._told.pop(view, None)
         self._drop()
 
     def add(self, records: Records) -> None:
-        """Retain records of mails that go now; the oldest beyond RETAINED_MAX are dropped."""
+        """Retain records of mails that are expunged now. The oldest beyond RETAINED_MAX
+        are dropped.
+        """
         if len(records) > RETAINED_MAX:
             records = records.take(slice(-RETAINED_MAX, None))
         self._end += 1
@@ -152,7 +164,7 @@ class Retained:
             self._parts[:half] = [(self._parts[half - 1][0], older)]
 
     def find(self, uids: UidArray) -> list[Records]:
-        """Those of `uids` that are retained, in parts."""
+        """The retained records of `uids`, in parts."""
         found = []
         for _, part in self._parts:
             mask = np.isin(part.uids, uids, assume_unique=True)

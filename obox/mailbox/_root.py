@@ -1,8 +1,9 @@
 """A user's mailboxes: names, subscriptions, totals.
 
-Names and subscriptions are last-write-wins registers stamped with a modseq; a deleted mailbox never comes back; a name
-that two mailboxes claim goes to the older, the other gets a suffix, the same from either side. Totals are derived from
-each mailbox's state, never merged: the higher modseq is the later truth.
+Names and subscriptions are last-write-wins registers, stamped with a modseq. A deleted
+mailbox never comes back. If two mailboxes claim a name, the older mailbox keeps it and
+the other gets a suffix; both backends come to the same result. Totals are derived from
+the state of each mailbox and are never merged: the higher modseq is the later truth.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from ..types import Guid
 
 
 class Totals(NamedTuple):
-    """What STATUS and quota need of a mailbox that is not open; recent: mails that no session was told of."""
+    """What STATUS and quota need of a mailbox that is not open.
+
+    recent: mails that no session has seen as recent.
+    """
 
     modseq: int = 0
     messages: int = 0
@@ -26,14 +30,17 @@ class Totals(NamedTuple):
     recent: int = 0
     deleted: int = 0
     garbage: int = 0
-    """Unix milliseconds of the earliest expunge whose object is still in the bucket, 0 for none."""
+    """Unix milliseconds of the earliest expunge whose object is still in the bucket; 0
+    for none.
+    """
 
 
 class MailboxEntry(msgspec.Struct, array_like=True, frozen=True):
-    """One mailbox of a user.
+    """A mailbox of a user.
 
-    guid: 32 hex digits; name: full, decoded, `/` between levels, INBOX in capitals; stamp: modseq of the name; created:
-    unix milliseconds; special_use: as "\\\\Sent" or ""; deleted: modseq of the deletion, 0 while it lives.
+    guid: 32 hex digits. name: full, decoded, `/` between levels, INBOX in capitals.
+    stamp: modseq of the name. created: unix milliseconds. special_use: such as
+    "\\\\Sent", or "". deleted: modseq of the deletion, 0 if it is not deleted.
     """
 
     guid: str
@@ -54,9 +61,11 @@ class MailboxEntry(msgspec.Struct, array_like=True, frozen=True):
 
 @dataclass(slots=True)
 class RootDelta:
-    """A fragment of a root: entries by mailbox, subscriptions by name (stamp * 2 + value), totals, highest modseq.
+    """A fragment of a root.
 
-    ahead: above every modseq that an owner who ended uncleanly may have shown in any mailbox of the user.
+    entries by mailbox, subscriptions by name (stamp * 2 + value), totals, highest
+    modseq. ahead: an upper bound of every MODSEQ that an owner who ended uncleanly may
+    have shown in any mailbox of the user (the modseq floor).
     """
 
     entries: list[MailboxEntry] = field(default_factory=list)
@@ -67,7 +76,7 @@ class RootDelta:
     ahead: int = 0
 
     def encode(self) -> bytes:
-        """MessagePack map; unknown fields are for newer minor versions."""
+        """A MessagePack map. Unknown fields belong to newer minor versions."""
         out: dict[str, Any] = {}
         if self.entries:
             out["entries"] = self.entries
@@ -83,7 +92,7 @@ class RootDelta:
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> RootDelta:
-        """The inverse of `encode`. Raises ValueError on bytes that are no root delta."""
+        """The inverse of `encode`. Raises ValueError on bytes of anything else."""
         try:
             raw = msgspec.msgpack.decode(data)
             return cls(
@@ -99,7 +108,7 @@ class RootDelta:
 
 
 class Root:
-    """A user's list of mailboxes; only `join` changes it."""
+    """A user's list of mailboxes. Only `join` changes it."""
 
     def __init__(self) -> None:
         self.entries: dict[Guid, MailboxEntry] = {}
@@ -111,7 +120,7 @@ class Root:
         self._names: dict[str, MailboxEntry] | None = None
 
     def join(self, delta: RootDelta) -> None:
-        """Take `delta` in: commutative, associative, idempotent."""
+        """Join `delta`: commutative, associative, idempotent."""
         for entry in delta.entries:
             guid = Guid(entry.guid)
             known = self.entries.get(guid)
@@ -129,7 +138,10 @@ class Root:
         self._names = None
 
     def names(self) -> dict[str, MailboxEntry]:
-        """Live mailboxes by the name that clients see. The older of two that claim a name keeps it."""
+        """Live mailboxes by the name that clients see.
+
+        If two mailboxes claim a name, the older mailbox keeps it.
+        """
         if self._names is None:
             names: dict[str, MailboxEntry] = {}
             live = [entry for entry in self.entries.values() if not entry.deleted]
@@ -152,7 +164,7 @@ class Root:
         return sorted(name for name, stamp in self.subscriptions.items() if stamp & 1)
 
     def usage(self) -> tuple[int, int]:
-        """(octets, messages) of all live mailboxes: the quota's sum."""
+        """(octets, messages) of all live mailboxes: the sum that quota uses."""
         live = [self.totals.get(Guid(entry.guid), Totals()) for entry in self.entries.values() if not entry.deleted]
         return sum(t.bytes for t in live), sum(t.messages for t in live)
 
@@ -160,11 +172,15 @@ class Root:
         return max(self.highestmodseq + 1, now_ms)
 
     def next_uidvalidity(self, now_s: int) -> int:
-        """Grows with each mailbox made, so that a name made anew never shows an old value. RFC 3501 §2.3.1.1."""
+        """The UIDVALIDITY of the next mailbox.
+
+        It grows with each new mailbox, so that a name that is used again never shows an
+        old value. RFC 3501 §2.3.1.1.
+        """
         return max(self.uidvalidity + 1, now_s)
 
     def extract(self) -> RootDelta:
-        """All of it, as a delta."""
+        """The whole root, as a delta."""
         return RootDelta(
             list(self.entries.values()),
             dict(self.subscriptions),

@@ -1,8 +1,9 @@
-"""One mailbox in memory: numpy columns shared by all its sessions.
+"""A mailbox in memory: numpy columns that all its sessions share.
 
-Invariant: `rows` is sorted by UID; a UID is either a row, or gone, or was never given; nothing that is gone comes back.
-`uid` arrays are never changed in place for positions that exist, so a session may hold one and see the mailbox as it
-was. Only `join` changes a state; what a command wants to change it first makes into a `Delta`.
+Invariant: `rows` is sorted by UID. A UID is either a row, or gone, or was never given;
+nothing that is gone comes back. `uid` arrays are never changed in place for existing
+positions, so a session may keep an array and see the mailbox as it was. Only `join`
+changes a state; a command first makes a `Delta` of its change.
 
 Refuses to know: the bucket, the journal, who asks.
 """
@@ -15,14 +16,11 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import Limit
 from ..types import Guid
 from . import _invariants
 from ._delta import (
     CLAIM_PURGED,
-    KEYWORD_BYTES_MAX,
     KEYWORDS_MAX,
-    KEYWORDS_STAMPED_MAX,
     SYSTEM_FLAGS,
     Changed,
     Delta,
@@ -37,7 +35,7 @@ ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
 MODSEQ_MAX: Final = 2**53 - 1
 RUN_MIN: Final = 16
-"""UIDs from which on it pays to look first whether they are neighbours: a tenth of the time of looking up each."""
+"""With more UIDs, checking first for neighbours takes a tenth of the time."""
 
 FlagOp = Literal["add", "remove", "replace"]
 _FIXED: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home", "home_uid", "oid")
@@ -70,7 +68,7 @@ class State:
         self.gaps: list[tuple[int, int]] = []
         self.bytes = 0
         self.unseen = 0
-        # Changes that came before the mail or the expunge that they are about, as deltas of two writers may.
+        # Changes whose mail or expunge comes later, as with deltas of two writers.
         self._early_flags: dict[str, dict[int, int]] = {}
         self._early_purged: set[int] = set()
 
@@ -80,7 +78,7 @@ class State:
         return self._n
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """One of uid size internaldate zone savedate modseq home home_uid oid bits: a view of the rows of now."""
+        """uid size internaldate zone savedate modseq home home_uid oid bits: a view."""
         return self._columns[name][: self._n]
 
     @property
@@ -97,13 +95,14 @@ class State:
         return self._columns["modseq"][: self._n]
 
     def positions(self, uids: UidArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-        """For each of `uids` its row and whether it exists; the row is meaningless where it does not."""
+        """For each of `uids` its row (any, if it is missing), and whether it exists."""
         mine = self.uids
         count = len(uids)
         if count > RUN_MIN:
             first = int(np.searchsorted(mine, uids[0]))
             run = mine[first : first + count]
-            if len(run) == count and bool((run == uids).all()):  # neighbours, as in most commands
+            # neighbours, as in most commands
+            if len(run) == count and bool((run == uids).all()):
                 return np.arange(first, first + count), np.ones(count, dtype=np.bool_)
         where = np.searchsorted(mine, uids)
         if self._n == 0:
@@ -113,14 +112,16 @@ class State:
         return where, there
 
     def position(self, uid: int) -> int | None:
-        """The row of one UID, or None."""
+        """The row of a UID, or None."""
         where = int(np.searchsorted(self.uids, uid))
         return where if where < self._n and int(self.uids[where]) == uid else None
 
     def records(self, uids: UidArray) -> tuple[Table, npt.NDArray[np.intp], UidArray]:
-        """Where to read the records of `uids`, ascending: a table, their positions in it, and which have one.
+        """Where to read the records of `uids`, ascending.
 
-        The table is the state itself where all of them are live, else one of those that are live or retained.
+        Returns a table, positions in it, and the UIDs that have a record. The table is
+        the state itself if all of them are live; else it has the records that are live
+        or retained.
         """
         where, there = self.positions(uids)
         if there.all():
@@ -139,21 +140,21 @@ class State:
 
     @property
     def flag_names(self) -> list[str]:
-        """Names by bit; the first five are the system's, those beyond the 64th are not in `bits`."""
+        """Names by bit, the system's five first; `bits` has the first 64."""
         return self.flags.names
 
     @property
     def keywords(self) -> list[str]:
-        """The keywords that have a place: all that some mail has, and some that none has any more."""
+        """The keywords that have a place; some of them no mail has any more."""
         return self.flags.keywords
 
     @property
     def full(self) -> bool:
-        """No new keyword can be brought: KEYWORDS_MAX are in use."""
+        """Whether no new keyword is accepted, because KEYWORDS_MAX are in use."""
         return len(self.flag_names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self._used()) >= KEYWORDS_MAX
 
     def mask_of(self, flags: Iterable[str]) -> int:
-        """The bits, in the word, of those of `flags` that this mailbox knows."""
+        """The bits in the word for those of `flags` that this mailbox knows."""
         mask = 0
         for flag in flags:
             name = self.flags.known(flag)
@@ -172,7 +173,7 @@ class State:
         return found
 
     def flag_bits(self, where: npt.NDArray[np.intp] | slice) -> list[int]:
-        """Flags of the mails at `where`, bit i for `flag_names[i]`, however many names there are."""
+        """Flags of the mails at `where`: bit i for `flag_names[i]`, for all names."""
         bits: list[int] = self.bits[where].tolist()
         return with_wide(bits, self._wide_masks(where), self.flag_names) if self.flags.wide else bits
 
@@ -183,7 +184,7 @@ class State:
         return {name: self.has_flag(name, where) for name in self.flags.wide}
 
     def _used(self) -> set[str]:
-        """Keywords, in lower case, that some mail has, also one that is retained."""
+        """Keywords, in lower case, that some mail has; retained mails count."""
         bits = int(np.bitwise_or.reduce(self.bits))
         used = {name for i, name in enumerate(self.flag_names[:NARROW]) if bits >> i & 1}
         used |= {name for name, mask in self._wide_masks(slice(0, self._n)).items() if mask.any()}
@@ -195,34 +196,38 @@ class State:
         return home_of(self, position, self.guid, self.homes)
 
     def foreign(self) -> npt.NDArray[np.bool_]:
-        """Which rows' mail is not in the object under their own UID: copies."""
+        """Which rows have their mail in an object under another UID: copies."""
         home: npt.NDArray[np.int32] = self._columns["home"][: self._n]
         home_uid: npt.NDArray[np.uint32] = self._columns["home_uid"][: self._n]
         foreign: npt.NDArray[np.bool_] = (home >= 0) | (home_uid != self.uids)
         return foreign
 
     def gone_since(self, modseq: int, known: UidArray | None = None) -> UidArray:
-        """UIDs expunged after `modseq`, of those in `known` if given. RFC 7162 §3.2.5.2."""
+        """UIDs expunged after `modseq`, out of `known`. RFC 7162 §3.2.5.2."""
         uids = self.gone_uid[self.gone_modseq > np.uint64(self.trusted(modseq))]
         return uids if known is None else uids[np.isin(uids, known, assume_unique=True)]
 
     def trusted(self, modseq: int) -> int:
-        """`modseq` as a client presents it, or 0, everything: inside a gap that a takeover or a merge has left, where
-        the client may have been told what is not so, or above what there is."""
+        """The modseq to use for a client that presents `modseq`: the same, or 0 for
+        "everything".
+
+        It is 0 inside a gap that a takeover or a merge has left, where the client may
+        have received changes that were lost, and above the highest modseq.
+        """
         if modseq > self.highestmodseq or any(low < modseq <= high for low, high in self.gaps):
             return 0
         return modseq
 
     def next_modseq(self, now_ms: int) -> int:
-        """max(last + 1, unix milliseconds), so that it grows across owners without asking anyone."""
+        """max(last + 1, unix milliseconds): owners need no communication."""
         return min(max(self.highestmodseq + 1, now_ms), MODSEQ_MAX)
 
     def active_holders(self) -> set[int]:
-        """Home UIDs that some record elsewhere still shares."""
+        """Home UIDs whose object some record in another mailbox still shares."""
         return {uid for (uid, _, _), released in self.holders.items() if not released}
 
     def dead(self, before_modseq: int) -> UidArray:
-        """Expunged UIDs whose object nobody has referred to since before `before_modseq` (unix milliseconds)."""
+        """Expunged UIDs to whose object nothing has referred since then."""
         mask = ~self.gone_purged & (self.gone_modseq < np.uint64(max(before_modseq, 0)))
         uids = self.gone_uid[mask]
         if len(uids) and self.holders:
@@ -231,7 +236,7 @@ class State:
         return uids
 
     def garbage_since(self) -> int:
-        """Modseq of the earliest expunge that has left an object behind, or of the last change for claims; 0: none."""
+        """Modseq of the earliest expunge, or last claim, with an object left; or 0."""
         left = self.gone_modseq[~self.gone_purged]
         if len(left):
             return int(left.min())
@@ -240,43 +245,29 @@ class State:
     # -- commands: what would have to change -----------------------------------------------------------------------
 
     def spell(self, flags: Iterable[str]) -> list[str]:
-        """`flags` without repeats in this mailbox's spelling. Raises Limit when the keywords would not fit.
+        """`FlagNames.spelled`. Raises Limit if the keywords do not fit.
 
-        They fit if, with those that mails have or are about to get, they are at most KEYWORDS_MAX; so do keywords
-        that are all in use, of which a merge may have brought more.
+        They fit if the keywords that mails have or are about to get, and these, are at
+        most KEYWORDS_MAX. Keywords that are all in use fit too, even if a merge has
+        brought more.
         """
-        names = self._spelled(flags)
+        names = self.flags.spelled(flags)
         asked = {name.lower() for name in names if name not in SYSTEM_FLAGS}
-        coming = self.flags.coming
-        room = KEYWORDS_MAX - len(self.keywords) - len(coming)
-        if len(asked) <= room and len(self._stamps) + len(asked) <= KEYWORDS_STAMPED_MAX:
-            return names
-        used = self._used() | coming
-        if not asked <= used and len(used | asked) > KEYWORDS_MAX:
-            raise Limit(f"a mailbox holds at most {KEYWORDS_MAX} keywords")
-        stamped = {name.lower() for name, stamps in self._stamps.items() if stamps[: self._n].any()}
-        stamped -= {name.lower() for name in SYSTEM_FLAGS}
-        if not asked <= stamped and len(stamped | asked) > KEYWORDS_STAMPED_MAX:
-            raise Limit(f"a mailbox remembers at most {KEYWORDS_STAMPED_MAX} keywords that its mails have had lately")
+        if not self.flags.has_room(len(asked), len(self._stamps)):
+            stamped = {name.lower() for name, stamps in self._stamps.items() if stamps[: self._n].any()}
+            self.flags.check_room(asked, self._used(), stamped)
         return names
-
-    def _spelled(self, flags: Iterable[str]) -> list[str]:
-        out: dict[str, str] = {}
-        for flag in flags:
-            known = self.flags.known(flag)
-            if known is None and len(flag) > KEYWORD_BYTES_MAX:  # a keyword is ASCII
-                raise Limit(f"a keyword has at most {KEYWORD_BYTES_MAX} bytes")
-            out.setdefault(flag.lower(), known or flag)
-        return list(out.values())
 
     def flag_delta(
         self, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int
     ) -> tuple[Delta | None, UidArray]:
-        """The change that adds, removes or replaces `flags` on those of `uids` that exist, and the UIDs it alters.
+        """The change that adds, removes or replaces `flags`, and the UIDs that it
+        alters.
 
-        None when every mail has them so already: a STORE that changes nothing costs nothing. Raises Limit.
+        It is for those of `uids` that exist. The delta is None if all of them have
+        these flags already: a STORE that changes nothing costs nothing. Raises Limit.
         """
-        names = self.spell(flags) if op != "remove" else self._spelled(filter(self.flags.known, flags))
+        names = self.spell(flags) if op != "remove" else self.flags.spelled(filter(self.flags.known, flags))
         uids = uid_array(uids)
         where, there = self.positions(uids)
         where, uids = where[there], uids[there]
@@ -299,8 +290,10 @@ class State:
         return Delta(flags=changes, highestmodseq=modseq), uids[altered]
 
     def expunge_delta(self, uids: UidArray, now_ms: int) -> tuple[Delta | None, UidArray]:
-        """The change that expunges those of `uids` that exist, and those UIDs. Records of other mailboxes' objects are
-        purged at once: nothing of theirs lies here."""
+        """The change that expunges those of `uids` that exist, and those UIDs.
+
+        Records whose object lies in another mailbox have no object here: `purged`.
+        """
         uids = uid_array(uids)
         where, there = self.positions(uids)
         uids, where = uids[there], where[there]
@@ -311,16 +304,16 @@ class State:
         return Delta(gone=Gone.at(modseq, uids), highestmodseq=modseq, purged=foreign if len(foreign) else None), uids
 
     def takeover_delta(self, now_ms: int, ahead_ms: int = 60_000, *, merged: bool = False) -> Delta:
-        """The gap that an unclean takeover leaves: the dead owner may have shown modseqs that are in no journal.
+        """The gap of an unclean takeover: modseqs shown, but in no journal.
 
-        merged: two writers' histories have been joined: what either did lies below what the other's clients know, so
-        that no earlier value can be trusted.
+        merged: histories of two writers have been joined. Changes of each may lie below
+        a modseq that the clients of the other know: no earlier value can be trusted.
         """
         high = max(self.highestmodseq, now_ms + ahead_ms)
         return Delta(gaps=[(0 if merged else self.highestmodseq, high)], highestmodseq=high)
 
     def renewal(self, changed: Changed, now_ms: int) -> Delta | None:
-        """A fresh modseq for what a merge has changed here, so that those who are looking are told."""
+        """A fresh modseq for changes of a merge, so that open sessions report them."""
         if not changed:
             return None
         modseq = self.next_modseq(now_ms)
@@ -331,7 +324,7 @@ class State:
     # -- joining ---------------------------------------------------------------------------------------------------
 
     def join(self, delta: Delta) -> Changed:
-        """Take `delta` in. Commutative, associative and idempotent over deltas; returns what it altered here."""
+        """Join `delta`: commutative, associative, idempotent. Returns the effect."""
         changed_new = changed_flags = changed_gone = _EMPTY
         if delta.gone is not None and len(delta.gone.uid):
             changed_gone = self._join_gone(delta.gone)
@@ -358,7 +351,7 @@ class State:
         return Changed(changed_new, changed_flags, changed_gone)
 
     def _join_gone(self, gone: Gone) -> UidArray:
-        """Remove rows for good; returns those that were live."""
+        """Remove rows for good; returns the UIDs that were live."""
         self.highestmodseq = max(self.highestmodseq, int(gone.modseq.max()))
         self.uidnext = max(self.uidnext, int(gone.uid[-1]) + 1)
         known = np.isin(gone.uid, self.gone_uid, assume_unique=True)
@@ -395,7 +388,7 @@ class State:
         return fresh[there]
 
     def _join_rows(self, rows: Rows) -> tuple[UidArray, UidArray]:
-        """Add records that are neither here nor gone, join the stamps of those that are here."""
+        """Add records that are neither here nor gone; join the stamps of the others."""
         self.highestmodseq = max(self.highestmodseq, int(rows.modseq.max()))
         self.uidnext = max(self.uidnext, int(rows.uid[-1]) + 1)
         highest = max(int(column[-1]) if len(column) else 0 for column in (self.uids, self.gone_uid))
@@ -420,7 +413,7 @@ class State:
         return rows.uid.astype(np.uint32), flags
 
     def _join_early(self, uids: UidArray) -> None:
-        """Apply flag changes that were here before their mails."""
+        """Apply flag changes that came before their mails."""
         if not any(self._early_flags.values()):
             return
         fresh = set(uids.tolist())
@@ -483,7 +476,10 @@ class State:
     def _stamp(
         self, flag: str, where: npt.NDArray[np.intp], stamps: npt.NDArray[np.uint64] | np.uint64
     ) -> npt.NDArray[np.bool_]:
-        """Join the stamps of one flag into the rows at `where`; which of them have it now and had not, or reversed."""
+        """Join stamps of a flag into the rows at `where`.
+
+        Returns which rows have the flag now and did not before, or the reverse.
+        """
         name = self._stamped_name(flag)
         column = self._stamps[name]
         before = column[where]
@@ -507,7 +503,7 @@ class State:
         self.unseen += int(np.count_nonzero(before & seen)) - int(np.count_nonzero(after & seen))
 
     def _stamped_name(self, flag: str) -> str:
-        """Our spelling of a flag that some mail has had; makes its column at its first use."""
+        """Our spelling of a flag that some mail has had; makes its column if needed."""
         if flag in self._stamps:
             return flag
         low = flag.lower()
@@ -518,7 +514,7 @@ class State:
         return name
 
     def forgettable(self, before_modseq: int) -> list[str]:
-        """Keywords that no mail has, and that none has had since `before_modseq`."""
+        """Keywords that no mail has, and that no mail has had since `before_modseq`."""
         out = []
         for name, column in self._stamps.items():
             stamps = column[: self._n]
@@ -528,9 +524,10 @@ class State:
         return out
 
     def forget(self, names: Iterable[str], before_modseq: int) -> None:
-        """Drop the stamps of keywords, as far as they are still forgettable: once a base without them covers all.
+        """Drop stamps of forgettable keywords, once a base without them covers all.
 
-        Another writer's older change of such a keyword is no longer known to be older. docs/format.md, "Delta".
+        After that, an older change of another writer to such a keyword is no longer
+        known to be older. docs/format.md, "Bundles".
         """
         for name in set(names).intersection(self.forgettable(before_modseq)):
             del self._stamps[name]
@@ -543,7 +540,7 @@ class State:
         return self.homes.index(guid)
 
     def _reserve(self, count: int) -> None:
-        """Room for `count` rows; grows by half, so that n deliveries copy O(n) rows."""
+        """Make room for `count` rows; grows by half: n deliveries copy O(n) rows."""
         have = len(self._columns["uid"])
         if count <= have:
             return
@@ -558,15 +555,16 @@ class State:
     # -- bundles ---------------------------------------------------------------------------------------------------
 
     def rows(self, mask: npt.NDArray[np.bool_] | None = None) -> Rows:
-        """The records, those of `mask` only if given."""
+        """The records; with `mask`, only those that it selects."""
         index: npt.NDArray[np.bool_] | slice = slice(0, self._n) if mask is None else mask
         fixed = {name: self._columns[name][: self._n][index] for name in _FIXED}
         stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
         return Rows(**fixed, stamps=stamps, homes=self.homes)
 
     def extract(self, since: int = 0, *, without: Iterable[str] = ()) -> Delta:
-        """Everything that was changed after modseq `since`, as a delta: a base bundle with 0, a diff bundle else.
+        """Everything that was changed after modseq `since`, as a delta.
 
+        0 gives the content of a base bundle, other values the content of a diff bundle.
         without: keywords whose stamps are left out.
         """
         rows = self.rows(self.modseqs > np.uint64(since) if since else None)
@@ -591,9 +589,12 @@ class State:
         )
 
     def fingerprint(self) -> tuple[object, ...]:
-        """What two states that are the same agree in, whatever order they were joined in."""
+        """The parts in which equal states agree, whatever their joins' order was."""
         return _invariants.fingerprint(self, self._stamps, self._early_flags, self._early_purged)
 
     def check(self) -> None:
-        """Assert the invariants, for tests and `force-resync`. Raises AssertionError naming the first broken one."""
+        """Assert the invariants, for tests and `force-resync`.
+
+        Raises AssertionError that names the first broken invariant.
+        """
         _invariants.check(self, self._stamps, self._early_flags, self._early_purged)

@@ -10,7 +10,9 @@ import numpy.typing as npt
 UidArray = npt.NDArray[np.uint32]
 
 UIDS_MAX: Final = 1 << 26
-"""UIDs in one stored set: more than a mailbox ever holds, so that damaged bytes do not ask for 16 GiB of memory."""
+"""UIDs of a stored set: more than a mailbox ever holds, so that damaged bytes do not
+allocate 16 GiB of memory.
+"""
 
 
 def uid_array(uids: object) -> UidArray:
@@ -22,7 +24,9 @@ def uid_array(uids: object) -> UidArray:
 
 
 def pack_ranges(uids: UidArray) -> bytes:
-    """UIDs as little-endian pairs (first, last), 8 bytes a range: 10,000 neighbours cost 8 bytes."""
+    """UIDs as little-endian pairs (first, last), 8 bytes for a range: 10,000 neighbours
+    cost 8 bytes.
+    """
     if len(uids) == 0:
         return b""
     uids = uid_array(uids)
@@ -33,7 +37,9 @@ def pack_ranges(uids: UidArray) -> bytes:
 
 
 def unpack_ranges(data: bytes) -> UidArray:
-    """The inverse of `pack_ranges`. Raises ValueError on bytes that are no sorted ranges."""
+    """The inverse of `pack_ranges`. Raises ValueError on bytes that are no sorted
+    ranges.
+    """
     pairs = np.frombuffer(data, dtype="<u4").reshape(-1, 2).astype(np.int64)
     if len(pairs) == 0:
         return np.empty(0, dtype=np.uint32)

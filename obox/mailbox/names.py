@@ -1,12 +1,14 @@
-"""Mailbox names: their canonical form, what a valid one is, and LIST's wildcards, at one place.
+"""Mailbox names: their canonical form, their rules, and LIST's wildcards, in one place.
 
-A name is decoded text, NFC, `/` between levels, without one at either end. INBOX is written in any case as a whole name
-and as the first level of one (`inbox/Lists` is `INBOX/Lists`); all else compares exactly. RFC 3501 §5.1, RFC 9051 §5.1.
-`canonical` is applied where a name comes in: by the IMAP parser, by the store's `User` for whoever else calls it.
+A name is decoded text, NFC, with `/` between levels and without a separator at either
+end. INBOX has any case as a whole name and as the first level of a name (`inbox/Lists`
+is `INBOX/Lists`); everything else compares exactly. RFC 3501 §5.1, RFC 9051 §5.1.
+`canonical` is applied where a name comes in: by the IMAP parser, and by the store's
+`User` for other callers.
 
-`%` and `*` may occur in names, discouraged as they are (RFC 3501 §5.1): people call mailboxes `50%`, and a name as a
-pattern always matches at least itself. The bucket and the caches know mailboxes by GUID: no character has a meaning
-there.
+`%` and `*` may occur in names although they are discouraged (RFC 3501 §5.1): people
+call mailboxes `50%`, and a name used as a pattern always matches at least itself. The
+bucket and the caches know mailboxes by GUID, so no character has a meaning there.
 """
 
 from __future__ import annotations
@@ -24,24 +26,34 @@ SEPARATOR: Final = "/"
 INBOX: Final = "INBOX"
 
 LEVEL_BYTES_MAX: Final = 255
-"""UTF-8 bytes of one level: what a file name holds, so that every name can be exported to any file system."""
+"""UTF-8 bytes of a level: a file name holds as many, so that every name can be exported
+to any file system.
+"""
 NAME_BYTES_MAX: Final = 1000
-"""UTF-8 bytes of a whole name: a LIST line stays well below the lengths at which clients give up."""
+"""UTF-8 bytes of a whole name: a LIST line stays well below the lengths at which
+clients give up.
+"""
 GIVEN_BYTES_MAX: Final = 3 * NAME_BYTES_MAX
-"""UTF-8 bytes of a name or LIST pattern as it is given: NFC shortens a decomposed name to a third at most (Hangul)."""
+"""UTF-8 bytes of a name or LIST pattern as it arrives: NFC shortens a decomposed name
+to no less than a third (Hangul).
+"""
 LEVELS_MAX: Final = 50
-"""Levels of a name: an answer to LIST may hold one line for each."""
+"""Levels of a name: an answer to LIST may have a line for each level."""
 
 _REFUSED: Final = {"Cc": "a control character", "Cs": "half a surrogate pair", "Zl": "a line end", "Zp": "a line end"}
-"""By Unicode category; RFC 9051 §5.1 asks for Net-Unicode (RFC 5198), which has none of these."""
+"""Unicode categories. RFC 9051 §5.1 asks for Net-Unicode (RFC 5198), which has none of
+these.
+"""
 
 
 def canonical(name: str) -> str:
-    """The one spelling of a name: NFC, no separator at its end, INBOX in capitals.
+    """The canonical spelling of a name: NFC, no separator at its end, INBOX in
+    capitals.
 
-    Does not check whether a mailbox may be called so, but measures before it normalises: raises Invalid for a name of
-    more than GIVEN_BYTES_MAX bytes or with too many combining characters in a row, which no mailbox has.
-    Idempotent: of two separators at the end neither is dropped, so that `check_name` refuses them.
+    Does not check whether a mailbox may have this name, but checks lengths before it
+    normalises. Raises Invalid for a name of more than GIVEN_BYTES_MAX bytes or with too
+    many consecutive combining characters; no mailbox has such a name. Idempotent: of
+    two separators at the end neither is dropped, so that `check_name` refuses them.
     """
     name = _fold(name)
     return name if name.endswith(SEPARATOR * 2) else name.removesuffix(SEPARATOR)
@@ -55,23 +67,26 @@ def _fold(name: str) -> str:
 
 
 def is_inbox(name: str) -> bool:
-    """Whether a whole name is INBOX. Only ASCII letters have two cases here (RFC 3501 §5.1).
+    """Whether a whole name is INBOX. Only ASCII letters have two cases here (RFC 3501
+    §5.1).
 
-    `str.upper` alone makes `I` of U+0131, the dotless i, too.
+    `str.upper` alone would turn U+0131, the dotless i, into `I`, too.
     """
     return name.isascii() and name.upper() == INBOX
 
 
 def fits_mask(name: str, mask: str) -> bool:
-    """Whether a canonical name fits a shell mask of an administrator, in which INBOX has any case."""
+    """Whether a canonical name fits a shell mask of an administrator. INBOX has any
+    case in the mask.
+    """
     return fnmatch.fnmatchcase(name, canonical(mask))
 
 
 def check_name(name: str) -> str:
-    """Return the canonical form of a name that a mailbox may be given.
+    """Return the canonical form of a name that a mailbox may have.
 
-    One separator at the end, with which a client says that it wants children (RFC 3501 §6.3.3), is dropped.
-    Raises Invalid with the reason.
+    A separator at the end, with which a client says that it wants children (RFC 3501
+    §6.3.3), is dropped. Raises Invalid with the reason.
     """
     name = canonical(name)
     if not name:
@@ -126,7 +141,9 @@ def is_below(name: str, ancestor: str) -> bool:
 
 
 def moved(name: str, old: str, new: str) -> str | None:
-    """What RENAME of `old` to `new` makes of `name`; None if that is neither `old` nor below it."""
+    """The name that RENAME of `old` to `new` gives to `name`; None if `name` is neither
+    `old` nor below it.
+    """
     if name == old:
         return new
     return new + name[len(old) :] if is_below(name, old) else None
@@ -141,20 +158,26 @@ def sort_key(name: str) -> tuple[bool, list[str]]:
 
 
 class Pattern:
-    """A LIST pattern: `*` stands for anything, `%` for anything within one level. RFC 3501 §6.3.8.
+    """A LIST pattern: `*` stands for any text, `%` for any text within a level. RFC
+    3501 §6.3.8.
 
-    A pattern with wildcards elsewhere than at its end runs as a non-deterministic automaton whose states are the bits
-    of one int: time is linear in the name whatever the pattern, where a regular expression with several wildcards may
-    backtrack for hours. Bit i: the first i signs of the pattern have been matched.
+    A pattern with wildcards elsewhere than at its end runs as a non-deterministic
+    automaton whose states are the bits of an int. The time is linear in the name
+    whatever the pattern is; a regular expression with several wildcards may backtrack
+    for hours. Bit i: the first i signs of the pattern have been matched.
     """
 
     __slots__ = ("_across", "_by_char", "_final", "_inside", "_prefix", "_tail", "_within", "ends_in_percent")
 
     def __init__(self, pattern: str) -> None:
-        """Raises Invalid for a pattern of more than GIVEN_BYTES_MAX bytes, wildcards counted in each run as one."""
+        """Raises Invalid for a pattern of more than GIVEN_BYTES_MAX bytes; a sequence
+        of wildcards counts as one.
+        """
         signs = _fold(_collapse(pattern))
         self.ends_in_percent = signs[-1:] == "%"
-        """Matching levels above a mailbox are wanted as well, also where they are no mailboxes."""
+        """Whether matching levels above a mailbox are wanted as well, even if they are
+        no mailboxes.
+        """
         self._tail = signs[-1:] if signs[-1:] in ("*", "%") else ""
         head = signs[: len(signs) - len(self._tail)]
         self._prefix = None if "*" in head or "%" in head or _touches_inbox(head) else head
@@ -183,7 +206,8 @@ class Pattern:
             return self._tail == "*" or len(name) == len(self._prefix)
         if self._inside and self._inside not in name:
             return False
-        # A wildcard is not a state of its own but a loop at the state before the sign that follows it.
+        # A wildcard is not a state of its own but a loop at the state before the sign
+        # that follows it.
         inbox = len(INBOX) if name == INBOX or is_below(name, INBOX) else 0
         by_char, across, within = self._by_char, self._across, self._across | self._within
         states = 1
@@ -201,26 +225,33 @@ _WILDCARDS: Final = re.compile(r"[*%]{2,}")
 
 
 def _collapse(pattern: str) -> str:
-    """Each run of wildcards as one: `*` if it has one, else `%`."""
+    """Replace each sequence of wildcards by one: `*` if the sequence has a `*`, else
+    `%`.
+    """
     return _WILDCARDS.sub(lambda run: "*" if "*" in run[0] else "%", pattern)
 
 
 def _longest_literal(signs: str) -> str:
-    """The longest piece that a name has to contain to match: without wildcards, nor letters of INBOX in any case."""
+    """The longest piece that a matching name contains, without wildcards and without
+    letters of INBOX.
+    """
     return max(re.split(r"[*%INBOXinbox]", signs), key=len)
 
 
 def _touches_inbox(head: str) -> bool:
-    """Whether a literal start is one of INBOX only without case: `inb*` has to find it, `work*` need not look."""
+    """Whether a literal start can match INBOX if case is ignored: `inb*` can, `work*`
+    cannot.
+    """
     start = head[: len(INBOX)]
     return start.isascii() and start.upper() == INBOX[: len(head)] and not INBOX.startswith(start)
 
 
 def match(pattern: str, names: Iterable[str]) -> dict[str, bool]:
-    """Those of `names` that a LIST or LSUB pattern matches, in their order, each with True.
+    """Those of `names` that a LIST or LSUB pattern matches, in their order, each with
+    True.
 
-    If the pattern ends in `%`, also the levels above them that match and are not among `names`, each with False
-    (\\Noselect, RFC 3501 §6.3.8 and §6.3.9).
+    If the pattern ends in `%`, also matching levels above them that are not among
+    `names`, each with False (\\Noselect, RFC 3501 §6.3.8 and §6.3.9).
     """
     compiled = Pattern(pattern)
     names = list(names)

@@ -1,15 +1,18 @@
 """SEARCH as a value, and its evaluation in three-valued logic: no, yes, not known yet.
 
-A query is a tree of the nodes below. `evaluate` answers from the columns all that columns can answer, for all mails at
-once, and leaves two masks: mails that match, and mails for which it depends on text. For one of those `matches` asks a
-`TextSource`, which may again say "not known from what I have": first one with the cached header, then one with the
-whole mail, so that a mail is read only when nothing cheaper decides.
+A query is a tree of the nodes below. `evaluate` answers from the columns everything
+that columns can answer, for all mails at once, and leaves two masks: mails that match,
+and mails for which the answer depends on text. For each of the latter `matches` asks a
+`TextSource`, which may again answer "not known". The first source has the cached
+header, the second has the whole mail, so that a mail is read only if nothing cheaper
+decides.
 
-Text compares as `obox.mailbox._needles` says. Decoding of charsets and MIME is the source's, which is told all strings
-that TEXT and BODY look for (`Evaluation.needles`), so that it goes through a mail once for all of them.
+Text compares as `obox.mailbox._needles` says. The source decodes charsets and MIME. It
+knows all strings that TEXT and BODY search for (`Evaluation.needles`), so that it
+decodes a mail once for all of them.
 
-Refuses to know: MIME, IMAP, where text comes from. Sequence numbers and \\Recent are the session's: it resolves both to
-a `UidSet`.
+Refuses to know: MIME, IMAP, the origin of text. Sequence numbers and \\Recent belong to
+the session, which resolves both to a `UidSet`.
 """
 
 from __future__ import annotations
@@ -54,14 +57,14 @@ class All:
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """All of `keys`; of none: every mail."""
+    """All of `keys`; without keys: every mail."""
 
     keys: tuple[Query, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """Any of `keys`; of none: no mail."""
+    """Any of `keys`; without keys: no mail."""
 
     keys: tuple[Query, ...]
 
@@ -73,7 +76,10 @@ class Not:
 
 @dataclass(frozen=True, slots=True)
 class UidSet:
-    """UIDs in inclusive ranges, in any order, overlaps allowed. RECENT, OLD, `$` and sequence sets end up here."""
+    """UIDs in inclusive ranges, in any order, overlaps allowed.
+
+    RECENT, OLD, `$` and sequence sets become this key.
+    """
 
     ranges: tuple[tuple[int, int], ...]
 
@@ -90,7 +96,9 @@ class UidSet:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """The mail has the flag or keyword, or lacks it with on=False. Names compare without case."""
+    """The mail has the flag or keyword; with on=False the mail lacks it. Names compare
+    without case.
+    """
 
     name: str
     on: bool = True
@@ -112,10 +120,12 @@ class Smaller:
 
 @dataclass(frozen=True, slots=True)
 class OnDate:
-    """BEFORE, ON, SINCE and their SENT and SAVED forms: dates compare without time and zone. RFC 3501 §6.4.4.
+    """BEFORE, ON, SINCE and their SENT and SAVED forms: dates compare without time and
+    zone.
 
-    The INTERNALDATE's day is that of the zone it was given with, the sent day the one that the Date field spells; a
-    mail without a readable Date field has no sent day and matches none. RFC 8514 for the saved date (a day in UTC).
+    RFC 3501 §6.4.4. The day of the INTERNALDATE is the day in its own zone. The sent
+    day is the day that the Date field spells; a mail without a readable Date field has
+    no sent day and matches none. RFC 8514 for the saved date (a day in UTC).
     """
 
     field: DateField
@@ -146,7 +156,9 @@ class ModSeqFrom:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A field of this name whose value contains `value`; an empty value: the field exists."""
+    """The mail has a field of this name whose value contains `value`. If `value` is
+    empty, the field exists.
+    """
 
     name: str
     value: str
@@ -189,13 +201,16 @@ Query: TypeAlias = (
 
 
 class TextSource(Protocol):
-    """The text of one mail, as far as it is at hand; each answers None for "not known from what I have"."""
+    """The text of a mail, as far as the source has it.
+
+    Each method returns None for "not known from what the source has".
+    """
 
     def header(self, name: str, needle: Needle) -> bool | None:
         """Whether a field `name` (lower case) contains `needle`."""
 
     def sent_day(self) -> dt.date | bool | None:
-        """The day that the Date field spells; False when there is none that can be read."""
+        """The day that the Date field spells; False if no date can be read."""
 
     def contains(self, needle: Needle, body_only: bool) -> bool | None:
         """Whether the body, or the header unless `body_only`, contains `needle`."""
@@ -215,8 +230,11 @@ _Ask = Callable[[int, TextSource], bool | None]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the columns say of each row: `yes` matches, `unknown` depends on text; `matches` asks for one such row.
-    needles: what `TextSource.contains` will be asked for."""
+    """What the columns say about each row: `yes` matches, `unknown` depends on text.
+
+    `matches` decides a row that is unknown. needles: the strings for which
+    `TextSource.contains` will be called.
+    """
 
     yes: Mask
     unknown: Mask
@@ -237,12 +255,12 @@ def leaves(query: Query) -> Iterator[Query]:
 
 
 def strings_of(query: Query) -> Iterator[str]:
-    """The strings that a query looks for in text."""
+    """The strings for which a query searches in text."""
     return (key.value for key in leaves(query) if isinstance(key, Header | Text | Body))
 
 
 class Table:
-    """What the columns of a mailbox say of some of its rows; index i is the i-th of `where`."""
+    """The columns of some rows of a mailbox; index i is the i-th row of `where`."""
 
     def __init__(self, state: State, where: npt.NDArray[np.intp] | slice) -> None:
         self.count = len(state.uids[where])
@@ -258,7 +276,9 @@ class Table:
         return self._state.has_flag(flag, self._where)
 
     def frozen(self, query: Query) -> Table:
-        """A copy of what the query needs, for a thread: the state may change meanwhile."""
+        """A copy of the columns that the query needs, for a thread: the state may
+        change meanwhile.
+        """
         return _Frozen(self, {key.name for key in leaves(query) if isinstance(key, Flag)})
 
 
@@ -278,8 +298,9 @@ class _Frozen(Table):
 def evaluate(query: Query, table: Table, now: float, needles: dict[str, Needle] | None = None) -> Evaluation:
     """Evaluate `query` for the rows of `table`.
 
-    now: unix seconds. needles: strings of the query that were normalised before. The columns are read here only: the
-    evaluation stays right when the state changes. Costs some 0.2 ms for a key and 100,000 rows.
+    now: unix seconds. needles: strings of the query that were normalised before. Only
+    this function reads the columns: the evaluation stays right when the state changes.
+    A key costs some 0.2 ms for 100,000 rows.
     """
     evaluator = _Evaluator(table, now, needles)
     node = evaluator.node(query)
@@ -288,7 +309,7 @@ def evaluate(query: Query, table: Table, now: float, needles: dict[str, Needle] 
 
 
 def needs_header(query: Query) -> bool:
-    """Whether a mail's header alone may decide something."""
+    """Whether a mail's header alone may decide the query."""
     match query:
         case Header() | Text() | OnDate(field=DateField.SENT):
             return True
@@ -301,7 +322,10 @@ def needs_header(query: Query) -> bool:
 
 @dataclass(slots=True)
 class _Node:
-    """yes is a part of maybe; `ask` is None when both are the same; cost: 0 columns, 1 header, 2 the whole mail."""
+    """yes is a subset of maybe; `ask` is None if both are equal.
+
+    cost: 0 columns, 1 header, 2 the whole mail.
+    """
 
     yes: Mask
     maybe: Mask
@@ -336,7 +360,7 @@ class _Evaluator:
             case And(keys):
                 return self._all_of(self.node(key) for key in keys)
             case Or(keys):
-                # By De Morgan: one way to order, fold and ask.
+                # By De Morgan, so that ordering, folding and asking exist only once.
                 return _negate(self._all_of(_negate(self.node(key)) for key in keys))
             case Not(key):
                 return _negate(self.node(key))
@@ -376,7 +400,9 @@ class _Evaluator:
         return found
 
     def _in_ranges(self, ranges: Sequence[tuple[int, int]]) -> Mask:
-        """Which UIDs lie in a range: each range adds one where it begins and takes one where it ends."""
+        """Which UIDs lie in a range: each range adds one at its beginning and subtracts
+        one at its end.
+        """
         uids = self.table.column("uid")
         bounds = np.array([r for r in ranges if r[0] <= r[1]], dtype=np.int64).reshape(-1, 2)
         steps = np.zeros(self.count + 1, dtype=np.int64)
@@ -385,7 +411,9 @@ class _Evaluator:
         return np.cumsum(steps[:-1]) > 0
 
     def _all_of(self, nodes: Iterator[_Node]) -> _Node:
-        """The masks of a node are let go before the next is made: there may be thousands."""
+        """The masks of a node are released before the next node is made: there may be
+        thousands.
+        """
         yes, maybe = self.all.copy(), self.all.copy()
         asked: list[tuple[int, _Ask]] = []
         count = 0

@@ -1,22 +1,24 @@
-"""What one client has been told of a mailbox, against what is true now: sequence numbers live here.
+"""What a client knows of a mailbox, against what is true now; has sequence numbers.
 
-Theory of operation. A client counts mails by sequence number, so the server may change those numbers only when it says
-so: `* n EXPUNGE` (or VANISHED) and `* n EXISTS`. The view holds the UIDs in the client's order, the modseq up to which
-it knows all flags, and its own changes since. `poll` compares that with the state and returns what is to be said; from
-then on the client is taken to know it.
+Theory of operation. A client counts mails by sequence number, so the server may
+change those numbers only with a response that says so: `* n EXPUNGE` (or VANISHED)
+and `* n EXISTS`. The view holds the UIDs in the client's order, the modseq up to which
+the client knows all flags, and the session's own changes since. `poll` compares that
+with the state and returns what to send. From then on the client counts as knowing it.
 
-    told        state           poll(expunge=False)      poll(expunge=True)
+    known       state           poll(expunge=False)      poll(expunge=True)
     1 2 3       1 3 4           EXISTS 4 (1 2 3 4)       EXPUNGE 2, EXISTS 3 (1 3 4)
 
-Invariants: `uids` is sorted; a UID enters only at the end, and leaves only in a poll that may expunge. `uids` is the
-state's own array while both agree, so that a view of 100,000 mails costs nothing. A poll without change is three
-comparisons.
+Invariants: `uids` is sorted; a UID enters only at the end, and leaves only in a poll
+that may expunge. `uids` is the state's own array while both agree, so that a view of
+100,000 mails costs nothing. A poll without change is three comparisons.
 
-A mail that another writer's history brings in below UIDs that the client knows stays unseen until it selects again: in
-the middle it would move the numbers of others. Knows no wire.
+If the history of another writer brings in a mail below UIDs that the client knows, the
+mail stays invisible until the client selects again: in the middle it would change the
+numbers of other mails. The view knows no wire format.
 
-What the client may do about mails that are gone, and that it was not told of, is in `State.retained`: the view is
-registered there until `close`, or until nobody holds it.
+`State.retained` has the records of mails that are gone and whose EXPUNGE the client has
+not received. The view is registered there until `close`, or until it is collected.
 RFC 3501 §7.4.1, RFC 9051 §7.5.1, RFC 7162 §3.2.10.
 """
 
@@ -33,29 +35,37 @@ from ._uidset import UidArray
 
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
 RECENT_RANGES_MAX: Final = 256
-"""Stretches of \\Recent mails that one session holds; beyond, the oldest mails lose it. RFC 9051 has dropped it."""
+"""Intervals of \\Recent mails that a session holds. Beyond the limit the oldest mails
+lose it. RFC 9051 has dropped \\Recent.
+"""
 
 Ranges = Sequence[tuple[int, int]]
 
 
 class Updates(NamedTuple):
-    """What the client does not know yet. Sent in this order: names, expunged, exists, recent, changed."""
+    """What the client does not know yet.
+
+    It is sent in this order: names, expunged, exists, recent, changed.
+    """
 
     expunged: list[int]
-    """Sequence numbers, descending: each is right when all before it have been sent."""
+    """Sequence numbers, descending: each is right after all before it have been sent.
+    """
     vanished: UidArray
     """The same mails by UID."""
     exists: int | None
-    """The number of mails, where it grew."""
+    """The number of mails, if it grew."""
     recent: int | None
     changed: UidArray
-    """Mails with other flags than the client knows."""
+    """Mails whose flags differ from what the client knows."""
     names: bool
-    """The mailbox has other keywords than the client was told: `note_names` follows."""
+    """Whether the mailbox has keywords that the client does not know; `note_names`
+    follows.
+    """
 
 
 class View:
-    """One session's view of one mailbox; see the module's text."""
+    """A session's view of a mailbox; see the module's text."""
 
     __slots__ = (
         "__weakref__",
@@ -77,10 +87,12 @@ class View:
         self._uidnext = state.uidnext
         self._modseq = state.highestmodseq
         self.names: tuple[str, ...] = tuple(state.flag_names)
-        """The flags that the client was told of, with the view at its making."""
+        """The flags that the client knows, and the version of the names when the view
+        was made.
+        """
         self._names = (state.flags.version, state.full)
         self._key = _key(state)
-        self._hidden = False  # expunges that the client was not told of
+        self._hidden = False  # whether there are expunges that the client does not know
         self._own: list[tuple[int, UidArray]] = []
         self._recent: list[tuple[int, int]] = []
         self._told_recent = 0
@@ -88,7 +100,7 @@ class View:
         self._retained.enter(self)
 
     def close(self) -> None:
-        """Nothing is asked of expunged mails any more."""
+        """The session asks for expunged mails no more."""
         self._retained.leave(self)
 
     def __len__(self) -> int:
@@ -101,11 +113,18 @@ class View:
         return np.searchsorted(self.uids, uids) + 1
 
     def by_seq(self, ranges: Ranges) -> UidArray:
-        """The UIDs at sequence numbers in `ranges`: ascending, apart. Numbers beyond the last name nothing."""
+        """The UIDs at the sequence numbers in `ranges`, which are ascending and do not
+        overlap.
+
+        Numbers beyond the last mail have no UID.
+        """
         return _joined([self.uids[low - 1 : high] for low, high in ranges])
 
     def by_uid(self, ranges: Ranges) -> UidArray:
-        """The UIDs in `ranges`: ascending, apart. UIDs that are not there are ignored. RFC 9051 §6.4.9."""
+        """The UIDs in `ranges`, which are ascending and do not overlap.
+
+        UIDs that do not exist are ignored. RFC 9051 §6.4.9.
+        """
         if len(ranges) == 1:
             low, high = ranges[0]
             first, last = np.searchsorted(self.uids, np.array((low, high + 1), dtype=np.uint64))
@@ -119,7 +138,7 @@ class View:
     # -- \Recent ---------------------------------------------------------------------------------------------------
 
     def add_recent(self, low: int, high: int) -> None:
-        """Mails of UIDs from `low` to below `high` are recent to this session."""
+        """Mails with UIDs from `low` to below `high` are recent in this session."""
         if low >= high:
             return
         if self._recent and self._recent[-1][1] >= low:
@@ -129,31 +148,35 @@ class View:
         del self._recent[:-RECENT_RANGES_MAX]
 
     def recent_uids(self) -> UidArray:
-        """The mails that are recent to this session."""
+        """The mails that are recent in this session."""
         if not self._recent:
             return _EMPTY
         return self.by_uid([(low, high - 1) for low, high in self._recent])
 
     def recent_count(self) -> int:
-        """The number to say in RECENT; the client is taken to know it."""
+        """The number for a RECENT response, which the client knows afterwards."""
         self._told_recent = len(self.recent_uids()) if self._recent else 0
         return self._told_recent
 
     # -- names of flags --------------------------------------------------------------------------------------------
 
     def untold_names(self, state: State) -> bool:
-        """Does the mailbox have flags that the client was not told of, or has room for keywords come or gone?"""
+        """Whether the mailbox has flags that the client does not know, or
+        PERMANENTFLAGS has changed.
+        """
         return self._names != (state.flags.version, state.full)
 
     def note_names(self, state: State, names: Sequence[str]) -> None:
-        """The client was told these names of flags, all of the state's among them."""
+        """The client now knows these names of flags, all of the state's among them."""
         self.names = tuple(names)
         self._names = (state.flags.version, state.full)
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
     def untold(self, state: State, uids: UidArray) -> npt.NDArray[np.bool_]:
-        """Which of `uids`, all in the state, have changes of others that the client was not told of."""
+        """Which of `uids`, all in the state, have changes of others that the client
+        does not know.
+        """
         where, _ = state.positions(uids)
         modseqs = state.modseqs[where]
         mask = modseqs > np.uint64(self._modseq)
@@ -162,19 +185,22 @@ class View:
         return mask
 
     def note_own(self, modseq: int, uids: UidArray) -> None:
-        """This session gave `uids` the modseq, and the client knows their flags: no poll is to tell it."""
+        """This session gave `uids` the modseq, and the client knows their flags: no
+        poll repeats them.
+        """
         if modseq and len(uids):
             self._own.append((modseq, uids))
 
     def pending(self, state: State) -> bool:
-        """Is there anything that a poll could say?"""
+        """Whether a poll might return something."""
         return self._hidden or self._key != _key(state)
 
     def poll(self, state: State, *, expunge: bool, take_recent: Callable[[], int] | None = None) -> Updates | None:
-        """What has changed, to be told now; None if there is nothing.
+        """What has changed and must be sent now; None if there is nothing.
 
-        expunge: may numbers change now. take_recent: claims new mails for this session (`Mailbox.take_recent`); None
-        where the mailbox is open for reading only: \\Recent is then shown and left to others.
+        expunge: whether numbers may change now. take_recent: claims new mails for this
+        session (`Mailbox.take_recent`). It is None if the mailbox is open read-only:
+        \\Recent is then shown and stays for other sessions.
         """
         key = _key(state)
         if expunge and len(state.retained):
@@ -199,7 +225,8 @@ class View:
         first = int(np.searchsorted(state.uids, self._uidnext))
         fresh = state.uids[first:]
         total = len(kept) + len(fresh)
-        # Both sorted, kept a part of the state unless hidden: of equal length they are the same.
+        # Both are sorted, and kept is a part of the state unless something is hidden:
+        # if their lengths are equal, they are equal.
         self.uids = state.uids if total == len(state) and not self._hidden else np.concatenate((kept, fresh))
         changed = self._changed(state, first)
         if len(fresh):
@@ -220,7 +247,9 @@ class View:
         )
 
     def _changed(self, state: State, first: int) -> UidArray:
-        """Mails before row `first`, those that the client knows, whose flags differ from what it was told."""
+        """Mails before row `first`, which the client knows, whose flags differ from
+        what it knows.
+        """
         low, self._modseq = self._modseq, max(self._modseq, state.highestmodseq)
         own, self._own = self._own, []
         modseqs = state.modseqs[:first]
@@ -238,7 +267,7 @@ class View:
 
 
 def _key(state: State) -> tuple[int, int, int, int]:
-    """What differs whenever a poll may have something to say."""
+    """A key that differs whenever a poll may have something to return."""
     return state.highestmodseq, state.uidnext, len(state), state.flags.version
 
 

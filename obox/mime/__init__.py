@@ -1,8 +1,10 @@
-"""MIME: raw mails to structure, ENVELOPE, BODYSTRUCTURE, sections, text. Bytes in, bytes out; no I/O, no state.
+"""MIME: raw mails to structure, ENVELOPE, BODYSTRUCTURE, sections and text.
 
-Any bytes are a mail: nothing here raises on wire data, everything takes linear time, depth and number of parts are
-bounded (DEPTH_MAX, `Budget`). Offsets, sizes and lines count in the mail as stored.
-RFC 5322 (header), RFC 2045, 2046, 2047, 2183 (MIME), RFC 9051 §6.4.5 and §7.5.2 (what IMAP asks for).
+Bytes in, bytes out; no I/O and no state. Any bytes are a mail: nothing here raises on
+wire data, everything takes linear time, and depth and number of parts are bounded
+(DEPTH_MAX, `Budget`). Offsets, sizes and lines refer to the mail as stored. RFC 5322
+(header), RFC 2045, 2046, 2047, 2183 (MIME), RFC 9051 §6.4.5 and §7.5.2 (what IMAP asks
+for).
 """
 
 from ._address import Address, addresses

@@ -1,9 +1,11 @@
 """Address lists of header fields: any bytes to (name, route, mailbox, host) tuples.
 
-Two paths: almost every address of a real mail matches one of two patterns; what does not goes, that one address alone,
-through a tolerant reader of RFC 5322 §3.4 with the obsolete forms of §4.4 (routes, comments and blanks anywhere, empty
-list elements). An address that is broken still appears, with the words that Dovecot puts in its place, since a host of
-NIL would announce a group (RFC 9051 §7.5.2). Encoded words stay encoded. Linear time.
+There are two paths. Almost every address of a real mail matches one of two patterns.
+Any other address goes, alone, through a tolerant reader of RFC 5322 §3.4 with the
+obsolete forms of §4.4 (routes, comments and blanks anywhere, empty list elements). A
+broken address still appears, with the words that Dovecot puts in its place, because a
+host of NIL would announce a group (RFC 9051 §7.5.2). Encoded words stay encoded. Linear
+time.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _NAMED = re.compile(
     rb'\s*+(?:"([^"\\]*+)"\s*+|([^\x00-\x08\x0e-\x1f"(),:;<>@\[\\\]]*+))<' + _MAILBOX + rb">\s*+(?:,|\Z)"
 )
 _BARE = re.compile(rb"\s*+" + _MAILBOX + rb"\s*+(?:,|\Z)")
-_BLANK = re.compile(rb"(?:\s++|\([^()\\]*+\))*+")  # with the comments that are simple, which is nearly all
+# with simple comments, which nearly all comments are
+_BLANK = re.compile(rb"(?:\s++|\([^()\\]*+\))*+")
 _ATOM = re.compile(rb'[^\s"(),.:;<>@\[\\\]]++|[\\\]]++')
 _QUOTED = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)("|\\?\Z)', re.DOTALL)
 _DOMAIN_LITERAL = re.compile(rb"\[[^\[\]\\]*+(?:\\.[^\[\]\\]*+)*+\]", re.DOTALL)
@@ -33,7 +36,11 @@ _SKIP = re.compile(rb'[^"(,;<>]++|[<>]')
 
 
 class Address(NamedTuple):
-    """As in ENVELOPE: a group starts with (None, None, its name, None) and ends with four Nones. RFC 9051 §7.5.2."""
+    """An address as in ENVELOPE.
+
+    A group starts with (None, None, its name, None) and ends with four Nones. RFC 9051
+    §7.5.2.
+    """
 
     name: bytes | None
     route: bytes | None
@@ -45,15 +52,19 @@ _GROUP_END = Address(None, None, None, None)
 
 
 def addresses(value: bytes) -> list[Address]:
-    """The addresses of one field's value (folded or not), at most ADDRESSES_MAX. RFC 5322 §3.4."""
+    """The addresses of a field's value (folded or not), at most ADDRESSES_MAX. RFC 5322
+    §3.4.
+    """
     return read_addresses(value, ADDRESSES_MAX)[0]
 
 
 def read_addresses(value: bytes, most: int) -> tuple[list[Address], int]:
-    """The addresses among the first `most` list elements, and how many elements were read.
+    """The addresses among the first `most` list elements, and the number of elements
+    read.
 
-    More than `most` elements: there is one behind the last that was read. An element is an address,
-    a group's name or end, or nothing that can be read.
+    If the number is more than `most`, there is another element behind the last that was
+    read. An element is an address, the name or the end of a group, or nothing that can
+    be read.
     """
     found: list[Address] = []
     at, end = 0, len(value)
@@ -95,7 +106,7 @@ def read_addresses(value: bytes, most: int) -> tuple[list[Address], int]:
 
 
 class _Reader:
-    """Reads one address; stops at the `,`, `;` or `:` (of a group's name) behind it."""
+    """Reads an address; stops at the `,`, `;` or `:` (of a group's name) behind it."""
 
     __slots__ = ("at", "comment", "end", "open", "quoted", "value")
 
@@ -108,7 +119,10 @@ class _Reader:
         self.quoted = False  # the first word is a quoted string
 
     def peek(self) -> bytes:
-        """The next byte behind blanks and comments; the last comment is kept, it may be the name."""
+        """The next byte behind blanks and comments.
+
+        The last comment is kept, because it may be the name.
+        """
         while True:
             blank = _BLANK.match(self.value, self.at)
             if blank is not None and blank.end() > self.at:
@@ -124,14 +138,18 @@ class _Reader:
             self.keep(start, self.at)
 
     def keep(self, start: int, end: int) -> None:
-        """Remember the comment that stands there; blanks may follow it."""
+        """Keep the comment between these offsets; blanks may follow it."""
         inside = self.value[start + 1 : end].rstrip()
         if inside.endswith(b")"):
             inside = inside[:-1]
         self.comment = b" ".join(unquote(inside).split()) or None
 
     def words(self) -> tuple[bytes, bytes | None]:
-        """A run of words and dots: as a phrase, and as a local part or None where two words have no dot between."""
+        """A sequence of words and dots.
+
+        Returns it as a phrase, and as a local part, or None if two words have no dot
+        between them.
+        """
         phrase: list[bytes] = []
         local: list[bytes] = []
         is_local, after_word = True, False
@@ -148,7 +166,9 @@ class _Reader:
                 quoted = _QUOTED.match(self.value, self.at)
                 if quoted is None or quoted[2] != b'"':
                     self.open = True
-                    self.at = self.end  # an open quoted string swallows the rest; nothing of it can be trusted
+                    # an open quoted string takes the rest, and nothing of it can be
+                    # trusted
+                    self.at = self.end
                     break
                 text = unquote(quoted[1])
                 if b"\n" in text:
@@ -168,7 +188,7 @@ class _Reader:
             if phrase:
                 phrase.append(b" ")
             else:
-                self.comment = None  # what stands before an address does not name it
+                self.comment = None  # a comment before an address does not name it
                 self.quoted = c == b'"'
             phrase.append(text)
             local.append(text)
@@ -177,7 +197,7 @@ class _Reader:
         return b" ".join(b"".join(phrase).split()), b"".join(local) if is_local else None
 
     def domain(self) -> bytes | None:
-        """A domain or domain literal; None where there is none."""
+        """A domain or domain literal; None if there is none."""
         if self.peek() == b"[":
             literal = _DOMAIN_LITERAL.match(self.value, self.at)
             if literal is None:
@@ -199,7 +219,9 @@ class _Reader:
         return b"".join(pieces) if pieces and pieces[-1] != b"." else None
 
     def skip(self, group: bool) -> None:
-        """Go to the `,` behind this address, or the `;` of its group: what else is there is not understood."""
+        """Go to the `,` behind this address, or the `;` of its group, and ignore
+        everything before it.
+        """
         while self.at < self.end:
             c = self.peek()
             if c == b"," or (c == b";" and group):
@@ -212,7 +234,10 @@ class _Reader:
             self.at = run.end() if run else self.at + 1
 
     def address(self, group: bool) -> Address | None:
-        """One address or the start of a group; None for an empty list element. group: inside a group already."""
+        """An address or the start of a group; None for an empty list element.
+
+        group: whether the reader is inside a group already.
+        """
         phrase, local = self.words()
         c = self.peek()
         if c == b":" and phrase and not group:
@@ -223,7 +248,8 @@ class _Reader:
             address = self.angle(phrase)
         elif c == b"@":
             self.at += 1
-            self.comment = None  # the one behind the address is the name: user@host (Full Name)
+            # the comment behind the address is the name: user@host (Full Name)
+            self.comment = None
             host = self.domain()
             if local is None:
                 address = Address(phrase, None, MISSING_MAILBOX, MISSING_DOMAIN)
@@ -242,7 +268,10 @@ class _Reader:
         return address
 
     def angle(self, phrase: bytes) -> Address:
-        """What stands in angle brackets: [route] local-part "@" domain. The name is the phrase before them."""
+        """The content of angle brackets: [route] local-part "@" domain.
+
+        The name is the phrase before them.
+        """
         name = phrase or None
         route: bytes | None = None
         if self.peek() == b"@":

@@ -1,8 +1,9 @@
-"""What the description of one mail may cost: addresses, parts, bytes of field values.
+"""The limits of the description of a mail: addresses, parts, bytes of field values.
 
-One budget serves a whole mail, its embedded messages included, so that nesting multiplies
-nothing. What goes beyond it is not described: a list of addresses or a text is NIL, a part is
-opaque bytes. No real mail comes near; `exceeded` says what did.
+A single budget holds for a whole mail, including its embedded messages, so that nesting
+multiplies nothing. What exceeds the budget is not described: a list of addresses or a
+text is NIL, and a part is opaque bytes. No real mail comes near the limits. `exceeded`
+has the limits that a mail exceeds.
 """
 
 from __future__ import annotations
@@ -10,17 +11,25 @@ from __future__ import annotations
 from typing import Final
 
 ADDRESSES_MAX: Final = 2000
-"""Addresses that are read of one mail. A broken one takes 7 us to read and is ten times as long
-in ENVELOPE, where From counts three times. Large providers send to 500 to 2,000 recipients."""
+"""Addresses of a mail that are parsed. A broken address takes 7 us to parse and is ten
+times as long in ENVELOPE, where From counts three times. Large providers send to 500 to
+2,000 recipients.
+"""
 PARTS_MAX: Final = 10_000
-"""Parts of one mail; after the last no delimiter is looked for any more. Each takes 13 us."""
+"""Parts of a mail. After the last of them no delimiter is searched any more. Each takes
+13 us.
+"""
 VALUES_BYTES_MAX: Final = 512 * 1024
-"""Bytes of field values that ENVELOPE and BODYSTRUCTURE of one mail are made of; 1 us each at
-worst. A part has some 200, an embedded message 500."""
+"""Bytes of field values in ENVELOPE and BODYSTRUCTURE of a mail, at most 1 us each. A
+part has some 200, an embedded message 500.
+"""
 
 
 class Budget:
-    """What is left for one mail. Counts go down only; `exceeded` names what was asked beyond it."""
+    """What is left for a mail.
+
+    Counts only decrease; `exceeded` names the limits that were exceeded.
+    """
 
     __slots__ = ("addresses", "exceeded", "parts", "values_bytes")
 
@@ -34,12 +43,17 @@ class Budget:
 
     @classmethod
     def quick(cls) -> Budget:
-        """A budget of some 5 ms: for a caller who may not take longer and begins anew elsewhere
-        when it does not suffice."""
+        """A budget of some 5 ms.
+
+        It is for a caller that may not take longer, and that begins anew elsewhere if
+        the budget is too small.
+        """
         return cls(200, 100, 16 * 1024)
 
     def value(self, length: int) -> bool:
-        """Whether a field value of so many bytes may still be looked at; if so it is counted."""
+        """Whether a field value of so many bytes may still be parsed; if so, it is
+        counted.
+        """
         if length > self.values_bytes:
             self.exceeded["values"] = None
             return False

@@ -1,7 +1,8 @@
-"""The Date: field as a point in time and as a day. RFC 5322 §3.3 with the obsolete forms of §4.3.
+"""The Date: field as a point in time and as a day.
 
-What cannot be read is None: years outside of 1 to 9999 too, for which the standard library has no day (RFC 5322 writes
-a year with four digits or more).
+RFC 5322 §3.3 with the obsolete forms of §4.3. A date that cannot be read is None. This
+includes years outside of 1 to 9999, for which the standard library has no day (RFC 5322
+writes a year with four digits or more).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _MONTHS = {
         (b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec"), 1
     )
 }
-# RFC 5322 §4.3: these have a meaning, all other names count as -0000.
+# RFC 5322 §4.3: these names have a meaning; all other names count as -0000.
 _ZONES = {
     b"edt": -240,
     b"est": -300,
@@ -38,9 +39,14 @@ _DATE = re.compile(
 
 
 class SentDate(NamedTuple):
-    """seconds: since 1970 in UTC; a zone at the ends of the years 1 and 9999 may lead out of them. zone_min: minutes
-    east of UTC in which the sender wrote it. day: as the sender wrote it, days since 1970; SENTON and its like compare
-    it (RFC 9051 §6.4.4). A leap second counts as the second before it, which keeps it in its own day."""
+    """A date that was read.
+
+    seconds: since 1970 in UTC; a zone at the ends of the years 1 and 9999 may lead out
+    of them. zone_min: minutes east of UTC in which the sender wrote the date. day: as
+    the sender wrote it, in days since 1970; SENTON and related keys compare it (RFC
+    9051 §6.4.4). A leap second counts as the second before it, which keeps it in its
+    own day.
+    """
 
     seconds: int
     zone_min: int
@@ -84,7 +90,10 @@ def parse_date(value: bytes) -> SentDate | None:
 
 
 def sent_date(header: bytes) -> int | None:
-    """Unix seconds of the Date: field, the last one where there are several, as ENVELOPE shows it."""
+    """Unix seconds of the Date: field.
+
+    If there are several such fields, the last one counts, as in ENVELOPE.
+    """
     values = header_values(header, b"date")
     found = parse_date(values[-1]) if values else None
     return None if found is None else found.seconds

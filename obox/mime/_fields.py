@@ -1,11 +1,14 @@
-"""Header fields: find, unfold, cut out, and take comments away; bytes in, bytes out.
+"""Header fields: find, unfold and cut out fields, and remove comments; bytes in, bytes
+out.
 
-Invariant: every pattern is linear in its input. Repeats are possessive, so that no input makes them backtrack, and a
-construct that may stay open (quoted string, comment) is closed by the end of the value. Knows no part and no IMAP.
+Invariant: every pattern is linear in its input. Repeats are possessive, so that no
+input makes them backtrack. A construct that may stay open (quoted string, comment) is
+closed by the end of the value. Refuses to know: parts, IMAP.
 
-A field is `name [WSP] ":" value`, a value goes on over lines that start with WSP (RFC 5322 §2.2.3, §4.5 for the WSP
-before the colon). A line is ended by LF; a CR before it is part of the line end. A line that is neither field nor
-continuation is left alone: it belongs to no field and does not end the header.
+A field is `name [WSP] ":" value`. A value continues over lines that start with WSP (RFC
+5322 §2.2.3; §4.5 for the WSP before the colon). A line ends with LF; a CR before the LF
+is part of the line end. A line that is neither field nor continuation is left alone: it
+belongs to no field and does not end the header.
 """
 
 from __future__ import annotations
@@ -19,16 +22,21 @@ FIELD_VALUE = rb"([^\n]*+(?:\n[ \t][^\n]*+)*+)"
 """A value with its continuation lines, without the last LF. Follows `name[ \\t]*+:`."""
 
 HEADER_BYTES_MAX: Final = 128 * 1024
-"""Bytes of a header block in which fields are looked for; Postfix has 100 KiB (header_size_limit).
-One call of a regular expression over so many takes 15 ms at worst, and holds the interpreter's lock."""
+"""Bytes of a header block in which fields are searched. Postfix has 100 KiB
+(header_size_limit). A call of a regular expression over as many bytes takes at most 15
+ms, and holds the interpreter's lock.
+"""
 _COMPILED_NAMES_MAX: Final = 16
-"""More names than this are looked up in a set."""
+"""Above this number names are looked up in a set."""
 _COMPILED_NAME_BYTES_MAX: Final = 64
 _COMPILE_AFTER: Final = 64
-"""Headers that one set of names has been looked up in before a pattern is compiled for it: 2 ms, as
-much as these took. So nobody who sends names makes us compile more than he makes us read."""
+"""Headers in which a set of names is looked up before a pattern is compiled for it.
+Compiling takes 2 ms, as long as these look-ups. Nobody who sends names makes us compile
+more than we read for them.
+"""
 
-# Linear although it starts with a repeat: the LF before it pins where a match may start.
+# This is linear although it starts with a repeat: the LF before it fixes where a match
+# may start.
 _ANY_FIELD = re.compile(rb"\n(([^\s:]++)[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+)")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _FIELD_NAME = re.compile(rb"[^\s:]++")
@@ -38,7 +46,9 @@ _COMMENT_STEP = re.compile(rb"[^()\\]*+(?:\\.[^()\\]*+)*+", re.DOTALL)
 _OUTSIDE_COMMENT = re.compile(rb'(?:[^"(\\]++|\\.|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|\\\Z)*+', re.DOTALL)
 
 SLICE_BYTES: Final = 1 << 20
-"""What one call looks through of a long mail: 4 ms at worst, during which the interpreter's lock is held."""
+"""The bytes of a long mail that a call searches: at most 4 ms, during which the call
+holds the interpreter's lock.
+"""
 
 
 def find(mail: bytes, needle: bytes, start: int, end: int) -> int:
@@ -61,7 +71,7 @@ def lines_in(mail: bytes, start: int, end: int) -> int:
 
 
 def blank_line(mail: bytes, start: int, end: int) -> int:
-    """Offset behind the first blank line (LF, perhaps CR, LF), or -1; slice by slice."""
+    """Offset behind the first blank line (LF, perhaps CR, LF), or -1; by slices."""
     while True:
         stop = min(end, start + SLICE_BYTES)
         blank = _BLANK_LINE.search(mail, start, stop)
@@ -73,7 +83,10 @@ def blank_line(mail: bytes, start: int, end: int) -> int:
 
 
 def header_end(mail: bytes) -> int:
-    """Offset behind the blank line that ends the header; the length of the mail when there is none. RFC 5322 §2.1."""
+    """Offset behind the blank line that ends the header. RFC 5322 §2.1.
+
+    It is the length of the mail if there is no blank line.
+    """
     if mail.startswith(b"\r\n"):
         return 2
     if mail.startswith(b"\n"):
@@ -83,9 +96,10 @@ def header_end(mail: bytes) -> int:
 
 
 def unfold(value: bytes) -> bytes:
-    """One line without blanks at its ends: line ends go, the WSP behind them stays. RFC 5322 §2.2.3.
+    """The value as a single line without blanks at its ends. RFC 5322 §2.2.3.
 
-    A bare CR, which no line of the answer may carry, becomes a blank.
+    Line ends are removed, and the WSP behind them stays. A bare CR, which no line of an
+    answer may have, becomes a blank.
     """
     if b"\n" in value:
         value = value.replace(b"\r\n", b"").replace(b"\n", b"")
@@ -94,17 +108,20 @@ def unfold(value: bytes) -> bytes:
 
 
 def spelled(name: bytes) -> bytes:
-    """A pattern for a lower-case name in any case: with both cases spelled out the regex engine tests a first byte by
-    a bitmap, with IGNORECASE it does not."""
+    """A pattern for a lower-case name in any case.
+
+    With both cases spelled out, the regex engine tests a first byte by a bitmap; with
+    IGNORECASE it does not.
+    """
     return b"".join(b"[%c%c]" % (c, c - 32) if 97 <= c <= 122 else re.escape(bytes((c,))) for c in name)
 
 
 class _Names:
-    """Names of fields as a client gave them, made ready once for many headers.
+    """Names of fields as a client gave them, prepared once for many headers.
 
-    lower: the names in lower case, less those that no field can have.
-    fields: a pattern that matches `LF field` for them, its group the field without its last LF; None until it is worth
-    its while, or where there are too many names or too long ones.
+    lower: the names in lower case, without names that no field can have. fields: a
+    pattern that matches `LF field` for them; its group is the field without its last
+    LF. None until compiling pays off, or if there are too many names or too long names.
     """
 
     __slots__ = ("_uses", "fields", "lower")
@@ -129,17 +146,21 @@ _ready = lru_cache(maxsize=64)(_Names)
 
 
 def bounded(header: bytes) -> bytes:
-    """The whole lines of a header block among its first HEADER_BYTES_MAX bytes: where fields are looked for."""
+    """The whole lines of a header block among its first HEADER_BYTES_MAX bytes.
+
+    Fields are searched only in these.
+    """
     if len(header) <= HEADER_BYTES_MAX:
         return header
     return header[: header.rfind(b"\n", 0, HEADER_BYTES_MAX) + 1 or HEADER_BYTES_MAX]
 
 
 def header_fields(header: bytes, names: frozenset[bytes], invert: bool) -> bytes:
-    """The fields of these names, or all but these, in original order and bytes, and the final CRLF.
+    """The fields of these names, or all but these, in original order and bytes, and the
+    final CRLF.
 
-    header: a header block with or without its blank line; a last line without an end gets one. names: any case.
-    RFC 9051 §6.4.5 (HEADER.FIELDS).
+    header: a header block with or without its blank line; a last line without an end
+    gets a line end. names: any case. RFC 9051 §6.4.5 (HEADER.FIELDS).
     """
     found = _ready(names).used()
     rest = b""
@@ -166,7 +187,10 @@ def _fields_of(header: bytes, names: _Names) -> list[bytes]:
 
 
 def _fields_not(header: bytes, names: _Names, rest: bytes) -> bytes:
-    """The header without the fields of these names, and the rest of one that is too long to be looked through."""
+    """The header without the fields of these names.
+
+    rest: the end of a header that is too long to be searched; it is kept.
+    """
     text = b"\n" + header
     lower = names.lower
     if names.fields is not None:
@@ -180,7 +204,10 @@ def _fields_not(header: bytes, names: _Names, rest: bytes) -> bytes:
 
 
 def header_values(header: bytes, name: bytes) -> list[bytes]:
-    """The unfolded values of all fields of that name (any case), in order; encoded words stay encoded."""
+    """The unfolded values of all fields of that name (any case), in order.
+
+    Encoded words stay encoded.
+    """
     if not name:
         return []
     names = _ready(frozenset((name,))).used()
@@ -188,7 +215,10 @@ def header_values(header: bytes, name: bytes) -> list[bytes]:
 
 
 def all_values(header: bytes) -> dict[bytes, list[bytes]]:
-    """The unfolded values of all fields by their names in lower case: for a caller that asks for many names."""
+    """The unfolded values of all fields by their names in lower case.
+
+    For a caller that asks for many names.
+    """
     values: dict[bytes, list[bytes]] = {}
     for field, name in _ANY_FIELD.findall(b"\n" + bounded(header)):
         values.setdefault(name.lower(), []).append(unfold(field[field.index(b":", len(name)) + 1 :]))
@@ -208,7 +238,10 @@ def collect(found: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
 
 
 def skip_comment(value: bytes, at: int) -> int:
-    """Offset behind the comment that opens at `at`; comments nest; an open one ends with the value. RFC 5322 §3.2.2."""
+    """Offset behind the comment that opens at `at`. RFC 5322 §3.2.2.
+
+    Comments nest; an open comment ends with the value.
+    """
     depth = 0
     end = len(value)
     while True:
@@ -242,5 +275,5 @@ def strip_comments(value: bytes) -> bytes:
 
 
 def unquote(text: bytes) -> bytes:
-    """What stands between the quotes of a quoted string, its quoted pairs resolved. RFC 5322 §3.2.4."""
+    """The content of a quoted string, quoted pairs resolved. RFC 5322 §3.2.4."""
     return _QUOTED_PAIR.sub(rb"\1", text) if b"\\" in text else text

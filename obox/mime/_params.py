@@ -1,12 +1,15 @@
-"""Parameters of Content-Type and Content-Disposition: read, joined, decoded. RFC 2045 §5.1, RFC 2183 §2, RFC 2231.
+"""Parameters of Content-Type and Content-Disposition: parsed, joined, decoded.
 
-RFC 2231 lets a mailer cut a value into sections (`name*0=…; name*1=…`, §3) and say its charset
-(`name*=utf-8'de'Gr%C3%BC%C3%9Fe`, §4). `parameters` joins the sections: BODYSTRUCTURE then shows one
-parameter, `name` or, where a section has the extended syntax, `name*` with its charset (§6; Dovecot
-does the same). `value_of` undoes the extended syntax as well, for those who use a value.
+RFC 2045 §5.1, RFC 2183 §2, RFC 2231. RFC 2231 allows a mailer to split a value into
+sections (`name*0=…; name*1=…`, §3) and to give its charset
+(`name*=utf-8'de'Gr%C3%BC%C3%9Fe`, §4). `parameters` joins the sections. BODYSTRUCTURE
+then shows a single parameter: `name`, or `name*` with its charset if a section has the
+extended syntax (§6; Dovecot does the same). `value_of` undoes the extended syntax as
+well, for code that uses a value.
 
-Invariant: as in `_fields`, every pattern is linear and possessive. What cannot be joined stays as
-it came. A parameter's own name is looked for first, its extended form after it.
+Invariant: as in `_fields`, every pattern is linear and possessive. Sections that cannot
+be joined stay as they are. The plain name of a parameter is searched first, and its
+extended form second.
 """
 
 from __future__ import annotations
@@ -19,31 +22,40 @@ from urllib.parse import unquote_to_bytes
 from ._fields import unquote
 
 SECTIONS_MAX: Final = 100
-"""Sections of one value that are joined; mailers cut after 60 to 70 characters."""
+"""Sections of a value that are joined. Mailers begin a new section after 60 to 70
+characters.
+"""
 
 Parameters = tuple[tuple[bytes, bytes], ...]
-"""Names in lower case, values unquoted and joined, in the order of the mail; a name that ends in `*` has a value in
-the extended syntax."""
+"""Names in lower case, values unquoted and joined, in the order of the mail. If a name
+ends in `*`, its value has the extended syntax.
+"""
 
-# RFC 2045 §5.1: parameter := attribute "=" value; value := token / quoted-string. What real mails add is let through:
-# tspecials in an unquoted value, an unclosed quoted string, blanks around "=".
+# RFC 2045 §5.1: parameter := attribute "=" value; value := token / quoted-string.
+# Deviations of real mails are accepted: tspecials in an unquoted value, an unclosed
+# quoted string, blanks around "=".
 _PARAMETER = re.compile(
     rb"""[;\s]*+([^\s;="]++)\s*+(?:=\s*+(?:"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\\?\Z)|([^\s;"]*+)))?[^;"]*+""", re.DOTALL
 )
 _JUNK = re.compile(rb'[;\s="]++')
-# RFC 2231 §7: section := initial-section / other-sections; the number has no leading zero.
+# RFC 2231 §7: section := initial-section / other-sections; the number has no leading
+# zero.
 _SECTION = re.compile(rb"([^*]++)\*(0|[1-9][0-9]?)(\*?)")
 _NOT_ATTRIBUTE_CHAR = re.compile(rb"""[^!#$&+.0-9A-Z^_`a-z{|}~-]""")
 
 
 def parameters(text: bytes) -> Parameters:
-    """The parameters that follow a media or disposition type, from its first `;` on; sections joined."""
+    """The parameters behind a media or disposition type, from its first `;` on;
+    sections joined.
+    """
     found = tuple(_parameters(text))
     return _joined(found) if b"*" in text else found
 
 
 def value_of(params: Parameters, name: bytes) -> bytes | None:
-    """The first value of that (lower-case) name, octets; without `name`, that of `name*` decoded."""
+    """The octets of the first value of that (lower-case) name; without `name`, those of
+    `name*`, decoded.
+    """
     for key, value in params:
         if key == name:
             return value
@@ -52,7 +64,10 @@ def value_of(params: Parameters, name: bytes) -> bytes | None:
 
 
 def charset_and_value(params: Parameters, name: bytes) -> tuple[bytes | None, bytes] | None:
-    """As `value_of`, the extended form first, with the charset that it names; None: no such parameter."""
+    """As `value_of`, but the extended form first, and with the charset that it names.
+
+    None: there is no such parameter.
+    """
     extended = _extended(params, name)
     if extended is not None:
         return extended
@@ -61,7 +76,10 @@ def charset_and_value(params: Parameters, name: bytes) -> tuple[bytes | None, by
 
 
 def _extended(params: Parameters, name: bytes) -> tuple[bytes | None, bytes] | None:
-    """Charset and octets of `name*`. RFC 2231 §4: charset'language'value; without the two quotes, all is value."""
+    """Charset and octets of `name*`.
+
+    RFC 2231 §4: charset'language'value. Without the two quotes, everything is value.
+    """
     wanted = name + b"*"
     for key, value in params:
         if key == wanted:
@@ -90,14 +108,19 @@ def _parameters(text: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _joined(params: Parameters) -> Parameters:
-    """With one parameter for the sections of each name, where its first stood; sections behind a gap are left."""
+    """The parameters with a single parameter for the sections of each name.
+
+    It stands at the place of the first section. Sections behind a missing section are
+    left out.
+    """
     sections: dict[bytes, dict[int, tuple[bytes, bytes, bool]]] = {}
     for key, value in params:
         found = _SECTION.fullmatch(key)
         if found is not None:
             name, number, star = found.groups()
             sections.setdefault(name, {}).setdefault(int(number), (key, value, bool(star)))
-    whole: dict[bytes, tuple[bytes, bytes]] = {}  # key of the first section -> the parameter in its place
+    # key of the first section -> the parameter in its place
+    whole: dict[bytes, tuple[bytes, bytes]] = {}
     gone: set[bytes] = set()
     for name, numbered in sections.items():
         run = [numbered[number] for number in range(len(numbered)) if number in numbered]
@@ -119,10 +142,12 @@ def _joined(params: Parameters) -> Parameters:
 def _join(name: bytes, run: list[tuple[bytes, bytes, bool]]) -> tuple[bytes, bytes]:
     if not any(star for _, _, star in run):
         return name, b"".join([value for _, value, _ in run])
-    # A plain section of an extended value is text: it takes the extended syntax to stand beside the others.
+    # A plain section of an extended value is text. It gets the extended syntax so that
+    # the sections can be joined.
     pieces = [value if star else _NOT_ATTRIBUTE_CHAR.sub(_percent, value) for _, value, star in run]
     if not run[0][2]:
-        pieces.insert(0, b"''")  # RFC 2231 §4.1: the first one says the charset, here it says none
+        # RFC 2231 §4.1: the first section has the charset; here it has none
+        pieces.insert(0, b"''")
     return name + b"*", b"".join(pieces)
 
 

@@ -1,15 +1,24 @@
 """The scanner: a raw mail to a tree of parts with byte offsets.
 
-Theory of operation. A mail is read once from front to back. While inside a multipart its boundary is on a stack; every
-boundary on the stack may end the current part. The next delimiter line is found by searching for LF `--` boundary for
-each one on the stack, outermost first, an inner one only up to what the outer one found; what was found is remembered
-until passed. So each byte is searched at most once per level, by the C search of bytes, and the levels are bounded.
+Theory of operation. A mail is read once from front to back. Inside a multipart its
+boundary is on a stack, and every boundary on the stack may end the current part. The
+next delimiter line is found by searching for LF `--` boundary for each boundary on the
+stack. The outermost is searched first, and an inner boundary only up to the place that
+was found for the outer. Results are kept until the scan has passed them. Each byte is
+therefore searched at most once per level, by the C search of bytes, and the levels are
+bounded.
 
-Invariant: no input raises; offsets are ordered and inside the mail; children lie inside their parents; time is linear.
-RFC 2046 §5.1.1 (delimiters: a line that *starts* with a boundary counts; the line end before it belongs to it),
-RFC 2046 §5.1.5 (digest), RFC 2045 §5.2 (text/plain where there is no readable type). As the Dovecot server does: the
-longest boundary wins where several match, but an inner one that is the whole line, and the innermost of equals; a
-delimiter of an open multipart inside a part's header ends that part, and a multipart whose header it cut has no parts;
+Invariant: no input raises; offsets are ordered and inside the mail; children lie inside
+their parents; time is linear.
+
+RFC 2046 §5.1.1 (delimiters: a line that *starts* with a boundary counts; the line end
+before it belongs to it), RFC 2046 §5.1.5 (digest), RFC 2045 §5.2 (text/plain if there
+is no readable type).
+
+The scanner follows the Dovecot server in these cases. If several boundaries match, the
+longest wins, except that an inner boundary wins that is the whole line; of equal
+boundaries the innermost wins. A delimiter of an open multipart inside a part's header
+ends that part, and a multipart whose header is cut off in this way has no parts.
 Content-* fields of a message with neither MIME-Version nor Content-Type do not count.
 """
 
@@ -22,8 +31,12 @@ from ._budget import Budget
 from ._fields import FIELD_VALUE, HEADER_BYTES_MAX, blank_line, collect, find, lines_in, strip_comments, unfold
 from ._params import Parameters, parameters, value_of
 
-DEPTH_MAX = 50  # levels of multipart and message; mailers make less than ten, deeper is opaque
-_BOUNDARY_MAX = 256  # bytes compared of a boundary; RFC 2046 §5.1.1 allows 70. The search prepares its needle each time
+# levels of multipart and message; mailers make less than ten, and deeper levels are
+# opaque
+DEPTH_MAX = 50
+# bytes of a boundary that are compared; RFC 2046 §5.1.1 allows 70. The search prepares
+# its needle each time
+_BOUNDARY_MAX = 256
 
 _CONTENT = re.compile(rb"\n[Cc][Oo][Nn][Tt][Ee][Nn][Tt]-([A-Za-z0-9-]++)[ \t]*+:" + FIELD_VALUE)
 _WHOLE_LINE = re.compile(rb"(?:--)?[ \t]*+(?:\r?\n|\Z)")
@@ -38,11 +51,13 @@ Fields = dict[bytes, list[bytes]]
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """One part: a whole mail, a body part of a multipart, or the message inside a message/rfc822 part.
+    """A part: a whole mail, a body part of a multipart, or the message inside a
+    message/rfc822 part.
 
-    Offsets count from the start of the raw mail: header `[header_start, header_end)` with its blank line, body
-    `[body_start, body_end)` without the line end that belongs to the next delimiter. type, subtype, encoding and
-    parameter names are lower case; text is unfolded, not decoded. None: the field is not there.
+    Offsets count from the start of the raw mail: header `[header_start, header_end)`
+    with its blank line, body `[body_start, body_end)` without the line end that belongs
+    to the next delimiter. type, subtype, encoding and parameter names are lower case;
+    text is unfolded, not decoded. None: the field does not exist.
     """
 
     header_start: int
@@ -60,34 +75,48 @@ class Part:
     location: bytes | None = None
     md5: bytes | None = None
     lines: int = 0
-    """LFs in the body; counted for text and message parts alone."""
+    """LFs in the body; counted only for text and message parts."""
     children: list[Part] = field(default_factory=list)
-    """Of a multipart: at least one. One without any delimiter gets an empty text/plain, which IMAP's grammar needs."""
+    """Of a multipart: at least one. A multipart without any delimiter gets an empty
+    text/plain, because the grammar of IMAP needs a part.
+    """
     message: Part | None = None
-    """Of message/rfc822 and message/global: the message inside. IMAP4rev1 knows no message/global (RFC 3501 §9,
-    media-message): there it is described as any other body (`body_forms`), in IMAP4rev2 as message/rfc822 is."""
+    """Of message/rfc822 and message/global: the message inside. IMAP4rev1 does not know
+    message/global (RFC 3501 §9, media-message) and gets it described like any other
+    body (`body_forms`); IMAP4rev2 gets it like message/rfc822.
+    """
 
     def param(self, name: bytes) -> bytes | None:
-        """The first parameter of that (lower-case) name, or the decoded one of its extended form. RFC 2231 §4."""
+        """The first parameter of that (lower-case) name, or the decoded value of its
+        extended form.
+
+        RFC 2231 §4.
+        """
         return value_of(self.params, name)
 
 
 def parse(mail: bytes, budget: Budget | None = None) -> Part:
-    """The tree of a mail. Any bytes are a mail; linear time, at most DEPTH_MAX levels and PARTS_MAX parts.
+    """The tree of a mail.
 
-    budget: what it may cost, used up here; None: a mail's whole budget.
+    Any bytes are a mail; linear time, at most DEPTH_MAX levels and PARTS_MAX parts.
+    budget: what the tree may cost, used up here; None: the whole budget of a mail.
     """
     return _Scanner(mail, Budget() if budget is None else budget).part(0, 0, False, True)
 
 
 def parse_with_fields(mail: bytes, header_end: int, fields: Fields, budget: Budget) -> Part:
-    """parse() for a caller that already has the root's header end and fields, `content-` in their names, and spent
-    some of the mail's budget."""
+    """`parse` for a caller that already has the root's header end and its fields.
+
+    fields: with `content-` in their names. budget: the caller has used a part of the
+    mail's budget.
+    """
     return _Scanner(mail, budget).part(0, 0, False, True, (header_end, fields))
 
 
 class _Scanner:
-    """The position-independent state of one scan: the stack of boundaries and what is known ahead of them."""
+    """The state of a scan that does not depend on the position: the stack of
+    boundaries, and the next place of each.
+    """
 
     __slots__ = ("ahead", "budget", "cut", "found", "length", "mail", "needles", "stop")
 
@@ -97,12 +126,18 @@ class _Scanner:
         self.length = len(mail)
         self.needles: list[bytes] = []
         self.ahead: list[int] = []  # per needle: no match before this offset
-        self.found: list[bool] = []  # per needle: and one at this offset
-        self.cut = False  # the last header was ended by a delimiter
-        self.stop = 0  # where the last part ended: the LF before a delimiter, or the end of the mail
+        # per needle: whether there is a match at this offset
+        self.found: list[bool] = []
+        self.cut = False  # whether a delimiter ended the last header
+        # where the last part ended: the LF before a delimiter, or the end of the mail
+        self.stop = 0
 
     def delimiter(self, at: int) -> tuple[int, int]:
-        """Level and offset (of the LF before it) of the first delimiter line at or after `at`; (-1, length) if none."""
+        """Level and offset (of the LF before it) of the first delimiter line at or
+        after `at`.
+
+        (-1, length) if there is none.
+        """
         best, level, longest = self.length, -1, 0
         if self.budget.parts <= 0:
             self.budget.exceeded["parts"] = None
@@ -122,10 +157,11 @@ class _Scanner:
         return level, best
 
     def part(self, start: int, depth: int, digest: bool, top: bool, known: tuple[int, Fields] | None = None) -> Part:
-        """The part whose header starts at `start`, up to the next delimiter of any open multipart.
+        """The part whose header starts at `start`, up to the next delimiter of any open
+        multipart.
 
-        digest: message/rfc822 is the default type. top: a message's own header, not that of a body part. known: the
-        header's end and its fields.
+        digest: message/rfc822 is the default type. top: this is the header of a
+        message, not of a body part. known: the end of the header and its fields.
         """
         mail = self.mail
         budget = self.budget
@@ -169,7 +205,9 @@ class _Scanner:
         return True
 
     def blank_line(self, start: int, limit: int) -> int:
-        """End of the header that starts at `start`: behind its blank line, or where the delimiter cuts it off."""
+        """End of the header that starts at `start`: behind its blank line, or where a
+        delimiter cuts it off.
+        """
         mail = self.mail
         if start == 0:
             if mail.startswith(b"\r\n"):
@@ -181,7 +219,11 @@ class _Scanner:
         return end if end >= 0 else self.content_end(start, limit)
 
     def content_end(self, start: int, stop: int) -> int:
-        """End of content that starts at `start` and is followed by the delimiter at `stop`, whose CR is not content."""
+        """End of content that starts at `start` and is followed by the delimiter at
+        `stop`.
+
+        The CR of the delimiter is not content.
+        """
         if stop <= start:
             return start
         return stop - 1 if stop < self.length and self.mail[stop - 1] == 13 else stop
@@ -197,7 +239,8 @@ class _Scanner:
             self.ahead.append(-1)
             self.found.append(False)
             digest = part.subtype == b"digest"
-            at = part.body_start - 1  # the LF of the blank line may be the one before the first delimiter
+            # the LF of the blank line may be the LF before the first delimiter
+            at = part.body_start - 1
             hit, stop = self.delimiter(at if at >= 0 else 0)
             while hit == level and not mail.startswith(b"--", stop + 3 + len(boundary)):
                 line_end = mail.find(b"\n", stop + 1)
@@ -206,7 +249,8 @@ class _Scanner:
                 )
                 hit, stop = self.delimiter(self.stop)
             del self.needles[level:], self.ahead[level:], self.found[level:]
-            if hit == level:  # the close delimiter: the epilogue lasts until an outer delimiter
+            # the close delimiter: the epilogue lasts until an outer delimiter
+            if hit == level:
                 stop = self.delimiter(stop + 1)[1]
             self.stop = stop
             part.body_end = self.content_end(part.body_start, stop)
@@ -235,12 +279,17 @@ def content_fields(mail: bytes, start: int, end: int, top: bool) -> Fields:
 
 
 def _make_opaque(part: Part) -> None:
-    """A container beyond the limits is bytes that nobody looks into. RFC 2045 §5.2 would have it shown as text."""
+    """Make a container beyond the limits opaque bytes.
+
+    RFC 2045 §5.2 would have it shown as text.
+    """
     part.type, part.subtype, part.params = b"application", b"octet-stream", ()
 
 
 def _describe(part: Part, fields: Fields, digest: bool) -> None:
-    """Fill in what the Content-* fields say; the first of several fields counts."""
+    """Fill in what the Content-* fields say; of several fields of a name the first
+    counts.
+    """
     for name, values in fields.items():
         value = values[0]
         if name == b"type":
@@ -254,7 +303,8 @@ def _describe(part: Part, fields: Fields, digest: bool) -> None:
                 part.params = _params(rest)
         elif name == b"transfer-encoding":
             token = strip_comments(value).strip(b' \t\r\n;"')
-            if _MECHANISM.fullmatch(token):  # else RFC 2045 §6.1: 7bit, as if there were none
+            # else RFC 2045 §6.1: 7bit, as if there were no such field
+            if _MECHANISM.fullmatch(token):
                 part.encoding = token.lower()
         elif name == b"disposition":
             part.disposition = _disposition(value)
@@ -273,7 +323,7 @@ def _describe(part: Part, fields: Fields, digest: bool) -> None:
 
 
 def _params(rest: bytes) -> Parameters:
-    """The parameters behind a type: from the first `;`, folding and comments removed."""
+    """The parameters behind a type, from the first `;`, without folds and comments."""
     if b"\n" in rest:
         rest = rest.replace(b"\r\n", b"").replace(b"\n", b"")
     return parameters(strip_comments(rest).partition(b";")[2].rstrip())

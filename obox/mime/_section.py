@@ -1,7 +1,7 @@
-"""Sections: which bytes of a mail a FETCH BODY[...] names.
+"""Sections: the bytes of a mail that a FETCH BODY[...] names.
 
-Answers are offsets wherever the section is one run of the raw mail, so that a caller reads just the frames it needs.
-RFC 9051 §6.4.5, §9 (section-spec).
+Answers are offsets if the section is a contiguous range of the raw mail, so that a
+caller reads only the frames that it needs. RFC 9051 §6.4.5, §9 (section-spec).
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from ._scan import Part
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A parsed section-spec: `1.2.HEADER.FIELDS (To)` is path (1, 2), what "HEADER.FIELDS", fields (b"To",).
+    """A parsed section-spec.
 
-    what: "", "HEADER", "HEADER.FIELDS", "HEADER.FIELDS.NOT", "TEXT" or "MIME". fields: in any case, as the client sent.
+    `1.2.HEADER.FIELDS (To)` is path (1, 2), what "HEADER.FIELDS", fields (b"To",).
+    what: "", "HEADER", "HEADER.FIELDS", "HEADER.FIELDS.NOT", "TEXT" or "MIME". fields:
+    in any case, as the client sent them.
     """
 
     path: tuple[int, ...] = ()
@@ -27,7 +29,8 @@ class Section:
 def find_part(root: Part, path: tuple[int, ...]) -> Part | None:
     """The part of that number, or None. The empty path is the mail itself.
 
-    Part 1 of a message that is not multipart is its body: the answer then is the message's own Part.
+    Part 1 of a message that is not multipart is its body: the result is then the
+    message's own Part.
     """
     part = root
     whole = True  # part stands for a message, not for a body part
@@ -45,7 +48,10 @@ def find_part(root: Part, path: tuple[int, ...]) -> Part | None:
 
 
 def section(mail: bytes, root: Part, spec: Section) -> tuple[int, int] | bytes | None:
-    """The range of a section, its bytes for HEADER.FIELDS and HEADER.FIELDS.NOT, or None where the mail has no such."""
+    """The range of a section, or its bytes for HEADER.FIELDS and HEADER.FIELDS.NOT.
+
+    None if the mail has no such section.
+    """
     part = find_part(root, spec.path)
     if part is None:
         return None

@@ -1,4 +1,8 @@
-"""What the index keeps of a mail, made once when it is delivered: one pass over the header, one over the body."""
+"""What the index keeps of a mail.
+
+It is made once, when the mail is delivered: a pass over the header, a pass over the
+body.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,13 @@ from ._wire import body_forms, envelope_fields, envelope_of
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Ready answers. All bytes are wire form but `header` (the block with its blank line) and `message_id` (unfolded,
-    b"" where there is none). sent_date: unix seconds; sent_zone_min: minutes east of UTC, 0 where unknown.
-    exceeded: which limits of `Budget` the mail goes beyond: what lies beyond is NIL or opaque."""
+    """Ready answers.
+
+    All bytes are in wire form, except `header` (the block with its blank line) and
+    `message_id` (unfolded, b"" if there is none). sent_date: unix seconds.
+    sent_zone_min: minutes east of UTC, 0 if unknown. exceeded: the limits of `Budget`
+    that the mail exceeds; what is beyond them is NIL or opaque.
+    """
 
     envelope: bytes
     bodystructure: bytes
@@ -28,9 +36,10 @@ class Summary:
 
 
 def summary(mail: bytes, budget: Budget | None = None) -> Summary:
-    """Everything that FETCH and SEARCH ask for most, of one mail. The mail is any bytes; nothing raises.
+    """Everything that FETCH and SEARCH ask for most, of a mail. The mail is any bytes;
+    nothing raises.
 
-    budget: what it may cost, used up here; None: a mail's whole budget.
+    budget: what the summary may cost, used up here; None: the whole budget of a mail.
     """
     budget = Budget() if budget is None else budget
     end = header_end(mail)
@@ -39,7 +48,8 @@ def summary(mail: bytes, budget: Budget | None = None) -> Summary:
     content = {name[8:]: values for name, values in fields.items() if name.startswith(b"content-")}
     if b"type" not in content and b"mime-version" not in fields:
         content = {}
-    envelope = envelope_of(fields, budget)  # first: what the body holds must not use its share up
+    # this comes first: the body must not use up its share
+    envelope = envelope_of(fields, budget)
     short, long = body_forms(mail, parse_with_fields(mail, end, content, budget), budget)
     dates = fields.get(b"date")
     date = parse_date(dates[-1]) if dates else None

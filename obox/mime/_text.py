@@ -1,9 +1,11 @@
-"""Text out of mails, for search and preview: encoded words, transfer encodings, charsets.
+"""Text of mails, for search and preview: encoded words, transfer encodings, charsets.
 
-Invariant: any bytes give text; what a charset cannot decode becomes U+FFFD; a charset that is unknown, or refused as
-none of mails' or as slow to decode, is read as UTF-8 or else as Windows-1252. A long body is decoded slice by slice:
-no call into the standard library, each of which holds the interpreter's lock, has more than SLICE_BYTES to do.
-RFC 2045 §6 (encodings), RFC 2047 (encoded words; a language suffix of RFC 2231 §5 is skipped).
+Invariant: any bytes give text. Bytes that a charset cannot decode become U+FFFD. If a
+charset is unknown, or refused (because mails do not use it, or because it is slow to
+decode), the bytes are read as UTF-8 or else as Windows-1252. A long body is decoded
+slice by slice: no call into the standard library has more than SLICE_BYTES to process,
+because each holds the interpreter's lock. RFC 2045 §6 (encodings), RFC 2047 (encoded
+words; a language suffix of RFC 2231 §5 is skipped).
 """
 
 from __future__ import annotations
@@ -22,28 +24,35 @@ from ._params import charset_and_value
 from ._scan import Part
 
 SLICE_BYTES: Final = 32 * 1024
-"""Bytes of a body that one call decodes: 5 ms at worst (UTF-7 that is none: 0.15 us a byte)."""
+"""Bytes of a body that a call decodes: at most 5 ms (bytes that are not valid UTF-7:
+0.15 us a byte).
+"""
 
-# Codecs of the standard library that are no charsets of mails; punycode and idna take quadratic time as well.
+# Codecs of the standard library that are not charsets of mails. punycode and idna also
+# take quadratic time.
 _REFUSED = frozenset(
     {"punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape", "mbcs", "oem", "charmap", "utf-8-sig"}
 )
-_CHARSET_NAME_MAX = 40  # the longest registered name has 45 letters, the longest one with a codec here 17
+# the longest registered name has 45 letters, the longest name with a codec here 17
+_CHARSET_NAME_MAX = 40
 
-# RFC 2047 §2: encoded-word = "=?" charset "?" encoding "?" encoded-text "?="; blanks in the text are let through, since
-# mailers write them.
+# RFC 2047 §2: encoded-word = "=?" charset "?" encoding "?" encoded-text "?=". Blanks in
+# the text are accepted, since mailers write them.
 _ENCODED_WORD = re.compile(rb"=\?([^\s?*]{1,64})(?:\*[^\s?]{0,64})?\?([BbQq])\?([^?\r\n]*+)\?=")
 _FOLD = re.compile(rb"\r?\n(?=[ \t])")
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _NOT_BASE64 = bytes(c for c in range(256) if c not in _BASE64 + b"=")
-_BLANKS_BEFORE_LINE_END = re.compile(rb"(?<![ \t])[ \t]++(?=\r?\n)")  # the look-behind keeps a run of blanks linear
+# the look-behind keeps a sequence of blanks linear
+_BLANKS_BEFORE_LINE_END = re.compile(rb"(?<![ \t])[ \t]++(?=\r?\n)")
 
 
 @cache
 def _known() -> frozenset[str]:
-    """Names of the standard library's codecs, as it normalises them, aliases among them.
+    """Names of the standard library's codecs, as it normalises them, with their
+    aliases.
 
-    Nothing else is looked up: for an unknown name `codecs.lookup` searches the disk and remembers it for ever.
+    No other name is looked up: for an unknown name `codecs.lookup` searches the disk
+    and remembers the name for ever.
     """
     modules = {module.name for module in pkgutil.iter_modules(encodings.__path__)} - {"aliases"}
     return frozenset(modules | set(encodings.aliases.aliases))
@@ -51,7 +60,7 @@ def _known() -> frozenset[str]:
 
 @lru_cache(maxsize=256)
 def _codec(charset: bytes) -> str | None:
-    """Name of the codec for a charset, None where there is none."""
+    """Name of the codec for a charset; None if there is none."""
     if len(charset) > _CHARSET_NAME_MAX:
         return None
     try:
@@ -59,20 +68,23 @@ def _codec(charset: bytes) -> str | None:
         if spelled not in _known():
             return None
         name = codecs.lookup(spelled).name
-        "".encode(name)  # not a text encoding: LookupError
+        "".encode(name)  # LookupError if it is not a text encoding
     except (LookupError, ValueError):
         return None
     if name.replace("_", "-") in _REFUSED:
         return None
-    # What senders mean by these: RFC 2046 text with 8-bit bytes, and the superset that the web settled on.
+    # What senders mean by these names: RFC 2046 text with 8-bit bytes, and the superset
+    # that the web uses.
     return {"ascii": None, "iso8859-1": "cp1252", "gb2312": "gb18030", "gbk": "gb18030"}.get(name, name)
 
 
 @cache
 def _table(codec: str) -> str | None:
-    """Of a charset with one byte a character: all 256, U+FFFD for those that it lacks.
+    """All 256 characters of a charset with a byte for each character; U+FFFD for those
+    that it lacks.
 
-    The codecs themselves take 150 times as long for a byte that they lack as for another.
+    The codecs themselves take 150 times as long for a byte that they lack as for
+    another byte.
     """
     module = importlib.import_module(f"encodings.{encodings.normalize_encoding(codec)}")
     table: str | None = getattr(module, "decoding_table", None)
@@ -110,7 +122,10 @@ def _cut(data: bytes) -> Iterator[bytes]:
 
 
 def _decoded_slices(slices: Callable[[], Iterator[bytes]], codec: str | None) -> Iterator[str]:
-    """The text of bytes that come in slices; twice, where it has to be seen first whether they are UTF-8."""
+    """The text of bytes that come in slices.
+
+    The slices are read twice if they must first be checked for UTF-8.
+    """
     if codec is None:
         codec = "utf-8" if _is_utf8(slices()) else "cp1252"
     if _table(codec):
@@ -124,7 +139,7 @@ def _decoded_slices(slices: Callable[[], Iterator[bytes]], codec: str | None) ->
             yield decoder.decode(piece)
             if codec == "utf-7":
                 yield decoder.decode(b"", True)
-        except ValueError:  # none that we know of
+        except ValueError:  # not a codec that we know
             decoder.reset()
             yield piece.decode("latin-1")
     try:
@@ -145,8 +160,11 @@ def _is_utf8(slices: Iterator[bytes]) -> bool:
 
 
 def _utf7_runs(slices: Callable[[], Iterator[bytes]]) -> Callable[[], Iterator[bytes]]:
-    """Slices that end where a shift sequence cannot go on (RFC 2152): the incremental decoder of UTF-7 begins an open
-    one anew with each slice, in quadratic time. One longer than a slice is cut."""
+    """Slices that end where a shift sequence cannot continue (RFC 2152).
+
+    The incremental decoder of UTF-7 begins an open sequence anew with each slice, which
+    takes quadratic time. A sequence that is longer than a slice is cut.
+    """
 
     def cut() -> Iterator[bytes]:
         kept = b""
@@ -162,7 +180,7 @@ def _utf7_runs(slices: Callable[[], Iterator[bytes]]) -> Callable[[], Iterator[b
 
 
 def _base64_slices(data: bytes, start: int, end: int) -> Iterator[bytes]:
-    """`_base64` slice by slice: padding ends it, if it completes four letters."""
+    """`_base64` slice by slice. Padding ends the data, if it completes four letters."""
     kept = b""
     for at in range(start, end, SLICE_BYTES):
         pieces = data[at : min(at + SLICE_BYTES, end)].translate(None, _NOT_BASE64).split(b"=")
@@ -187,7 +205,7 @@ def _base64_slices(data: bytes, start: int, end: int) -> Iterator[bytes]:
 
 
 def _quoted_printable_slices(data: bytes, start: int, end: int) -> Iterator[bytes]:
-    """Quoted-printable slice by slice: cut behind a line, or else not inside of `=XX`."""
+    """Quoted-printable slice by slice: cut behind a line, or else outside of `=XX`."""
     while start < end:
         stop = min(start + SLICE_BYTES, end)
         if stop < end:
@@ -201,13 +219,17 @@ def _quoted_printable_slices(data: bytes, start: int, end: int) -> Iterator[byte
 
 
 def _quoted_printable(data: bytes) -> bytes:
-    if b" \n" in data or b" \r\n" in data or b"\t\n" in data or b"\t\r\n" in data:  # RFC 2045 §6.7 (3)
+    # RFC 2045 §6.7 (3)
+    if b" \n" in data or b" \r\n" in data or b"\t\n" in data or b"\t\r\n" in data:
         data = _BLANKS_BEFORE_LINE_END.sub(b"", data)
     return binascii.a2b_qp(data)
 
 
 def _base64(data: bytes) -> bytes:
-    """Base64 with whatever is between the letters; an incomplete end gives what is there. RFC 2045 §6.8."""
+    """Decode base64 with any bytes between the letters. RFC 2045 §6.8.
+
+    An incomplete end gives the bytes that are there.
+    """
     try:
         return binascii.a2b_base64(data)
     except binascii.Error:
@@ -224,9 +246,11 @@ def _encoded_word(encoding: bytes, text: bytes) -> bytes:
 
 
 def decode_header(value: bytes) -> str:
-    """A header value as text: unfolded, encoded words decoded, other bytes UTF-8 or else Windows-1252. RFC 2047 §6.2.
+    """A header value as text. RFC 2047 §6.2.
 
-    Neighbouring words of one charset are joined before their charset is decoded: many mailers split a character.
+    The value is unfolded and its encoded words are decoded; other bytes are UTF-8 or
+    else Windows-1252. Neighbouring words of the same charset are joined before they are
+    decoded, because many mailers split a character.
     """
     value = _FOLD.sub(b"", value) if b"\n" in value else value
     if b"=?" not in value:
@@ -256,8 +280,11 @@ def decode_header(value: bytes) -> str:
 
 
 def decoded(mail: bytes, part: Part) -> bytes:
-    """The body of a part with its Content-Transfer-Encoding undone; unknown encodings as they are. RFC 9051 §6.4.5
-    (BINARY)."""
+    """The body of a part with its Content-Transfer-Encoding undone. RFC 9051 §6.4.5
+    (BINARY).
+
+    A body with an unknown encoding is returned as it is.
+    """
     return b"".join(_body_slices(mail, part))
 
 
@@ -277,7 +304,7 @@ def _body_slices(mail: bytes, part: Part) -> Iterator[bytes]:
 
 
 def part_text(mail: bytes, part: Part) -> str:
-    """The body of a leaf as text: transfer encoding and charset undone, markup left in."""
+    """The body of a leaf as text: encoding and charset undone, markup left in."""
     return "".join(_part_slices(mail, part))
 
 
@@ -290,7 +317,9 @@ def _part_slices(mail: bytes, part: Part) -> Iterator[str]:
 
 
 def texts_of(mail: bytes, root: Part) -> Iterator[Iterator[str]]:
-    """The text of all text/* leaves in the order of the mail, those of embedded messages included; each in slices."""
+    """The text of all text/* leaves in the order of the mail, including embedded
+    messages; each in slices.
+    """
     rest = [root]
     while rest:
         part = rest.pop()

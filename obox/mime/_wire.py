@@ -1,9 +1,10 @@
-"""ENVELOPE, BODY and BODYSTRUCTURE in wire form, as they are stored once and sent often.
+"""ENVELOPE, BODY and BODYSTRUCTURE in wire form: they are stored once and sent often.
 
-Invariant: the output is one parenthesised list of RFC 9051 §9 (envelope, body): balanced, no CR, LF, NUL or 8-bit byte
-outside literals, no NUL anywhere (it becomes U+FFFD, as Dovecot has it), literals are synchronising `{n}` CRLF.
-A string that is not 7-bit goes as literal: quoted strings of RFC 3501 §4.3 are 7-bit, and the stored form serves both
-revisions. Text is unfolded, encoded words stay encoded.
+Invariant: the output is a parenthesised list of RFC 9051 §9 (envelope, body). It is
+balanced, has no CR, LF, NUL or 8-bit byte outside literals, and no NUL anywhere (NUL
+becomes U+FFFD, as in Dovecot). Literals are synchronising `{n}` CRLF. A string that is
+not 7-bit becomes a literal: quoted strings of RFC 3501 §4.3 are 7-bit, and the stored
+form serves both revisions. Text is unfolded; encoded words stay encoded.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from ._fields import FIELD_VALUE, bounded, collect, spelled, unfold
 from ._params import Parameters
 from ._scan import Fields, Part
 
-# Bytes that may stand in a quoted string as they are. RFC 3501 §9: QUOTED-CHAR, less the two that take a backslash.
+# Bytes that may stand in a quoted string as they are. RFC 3501 §9: QUOTED-CHAR, without
+# the two that need a backslash.
 _PLAIN = bytes(c for c in range(1, 128) if c not in b'\r\n"\\')
-_ESCAPES_MAX = 4  # more backslashes than this and a literal is the shorter reading, as Dovecot has it
+# with more backslashes a literal is shorter to read; Dovecot does the same
+_ESCAPES_MAX = 4
 
 _ENVELOPE_NAMES = (
     b"date",
@@ -47,7 +50,9 @@ _ENVELOPE_AND_CONTENT = re.compile(
 
 
 def string(value: bytes) -> bytes:
-    """A value as quoted string, or as literal where that is not allowed. RFC 9051 §4.3."""
+    """A value as a quoted string, or as a literal if a quoted string is not allowed.
+    RFC 9051 §4.3.
+    """
     odd = value.translate(None, _PLAIN)
     if not odd:
         return b'"' + value + b'"'
@@ -68,9 +73,11 @@ def _address(address: Address) -> bytes:
 
 
 def _addresses(fields: Fields, name: bytes, budget: Budget) -> bytes:
-    """A list of addresses, or NIL; several fields of one name are one list, as in Dovecot.
+    """A list of addresses, or NIL; several fields of a name make a single list, as in
+    Dovecot.
 
-    A list that goes beyond the budget is NIL as a whole: part of a list would pass for all of it.
+    A list that exceeds the budget is NIL as a whole: a part of the list would look like
+    all of it.
     """
     values = fields.get(name)
     if values is None:
@@ -98,13 +105,16 @@ def _text(fields: Fields, name: bytes, budget: Budget) -> bytes:
 
 
 def envelope_fields(header: bytes, content: bool = False) -> Fields:
-    """The fields that ENVELOPE is made of; with `content` also those that describe the body, for one pass over both."""
+    """The fields that ENVELOPE needs.
+
+    With `content` also the fields that describe the body, so that one pass serves both.
+    """
     pattern = _ENVELOPE_AND_CONTENT if content else _ENVELOPE
     return collect(pattern.findall(b"\n" + bounded(header)))
 
 
 def envelope_of(fields: Fields, budget: Budget) -> bytes:
-    """ENVELOPE of collected fields; NIL for those that go beyond the budget."""
+    """ENVELOPE of collected fields; fields that exceed the budget are NIL."""
     subject = fields.get(b"subject")
     if subject and not budget.value(len(subject[-1])):
         subject = None
@@ -113,7 +123,8 @@ def envelope_of(fields: Fields, budget: Budget) -> bytes:
     reply_to = _addresses(fields, b"reply-to", budget)
     return b"(%b %b %b %b %b %b %b %b %b %b)" % (
         _text(fields, b"date", budget),
-        # Blanks collapse, in the subject alone: what clients show in a list, and what Dovecot answers.
+        # Blanks collapse only in the subject, which clients show in a list; Dovecot
+        # does the same.
         string(b" ".join(subject[-1].split())) if subject else b"NIL",
         sender_default,
         sender_default if sender == b"NIL" else sender,
@@ -129,8 +140,10 @@ def envelope_of(fields: Fields, budget: Budget) -> bytes:
 def envelope(header: bytes) -> bytes:
     """ENVELOPE of a header block, in wire form. RFC 9051 §7.5.2.
 
-    Sender and Reply-To are From's where absent or empty. Of Date, Subject, In-Reply-To, Message-ID the last field
-    counts, address fields of one name are joined: as Dovecot does, RFC 5322 §3.6 allows one of each.
+    Sender and Reply-To are those of From if they are absent or empty. Of Date, Subject,
+    In-Reply-To and Message-ID the last field counts; address fields of the same name
+    are joined. RFC 5322 §3.6 allows one field of each name; Dovecot treats more fields
+    in this way.
     """
     return envelope_of(envelope_fields(header), Budget())
 
@@ -142,7 +155,7 @@ def _parameters(params: Parameters) -> bytes:
 
 
 def _extension(part: Part) -> bytes:
-    """body-fld-dsp, body-fld-lang, body-fld-loc: where all three are absent, three NILs."""
+    """body-fld-dsp, body-fld-lang, body-fld-loc: three NILs if all are absent."""
     if part.disposition is None and not part.language and part.location is None:
         return b" NIL NIL NIL"
     if part.disposition is None:
@@ -155,9 +168,10 @@ def _extension(part: Part) -> bytes:
 
 
 def body_forms(mail: bytes, part: Part, budget: Budget) -> tuple[bytes, bytes]:
-    """BODY and BODYSTRUCTURE of a part, in wire form. RFC 3501 §7.4.2; sizes and lines are those of the raw bytes.
+    """BODY and BODYSTRUCTURE of a part, in wire form. RFC 3501 §7.4.2.
 
-    budget: what is left of the mail's, for the ENVELOPEs of embedded messages.
+    Sizes and lines are those of the raw bytes. budget: what is left of the mail's
+    budget, for the ENVELOPEs of embedded messages.
     """
     if part.children:
         forms = [body_forms(mail, child, budget) for child in part.children]
@@ -170,7 +184,8 @@ def body_forms(mail: bytes, part: Part, budget: Budget) -> tuple[bytes, bytes]:
     params = part.params
     is_text = part.type == b"text"
     if is_text and part.param(b"charset") is None:
-        params = (*params, (b"charset", b"us-ascii"))  # RFC 2045 §5.2; said aloud, as Dovecot does
+        # RFC 2045 §5.2; explicit, as in Dovecot
+        params = (*params, (b"charset", b"us-ascii"))
     start = b"(%b %b %b %b %b %b %d" % (
         string(part.type),
         string(part.subtype),

@@ -1,13 +1,16 @@
-"""The bucket: create-only PUT, ranged GET, ordered LIST, bulk DELETE, over S3, a directory or memory.
+"""The bucket: create-only PUT, ranged GET, ordered LIST, bulk DELETE, over S3, a
+directory or memory.
 
-The rooms above see ObjectStore, the helpers put_once and settle, the layout in `keys` and the bytes in `codec`.
+The rooms above see ObjectStore, the helpers put_once and settle, the layout in `keys`
+and the bytes in `codec`.
 
-Invariant: an object is written once, and what it holds is never modified. What `put` returned for is durable.
+Invariant: an object is written once, and its content is never modified. A `put` that
+has returned is durable.
 
 Refuses to know: mail, indexes, users.
 
-Diagnostics: every failure is a StoreError with `permanent`; retries are logged at debug, slow requests at warning; a
-bad setting is ConfigError. See the modules.
+Diagnostics: every failure is a StoreError with `permanent`. Retries are logged at
+debug, slow requests at warning. A bad setting is ConfigError. See the modules.
 """
 
 from obox.objectstore._driver import REQUEST_KEYS_MAX, Driver, Kind, ObjectInfo, ObjectStore, Page

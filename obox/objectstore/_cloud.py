@@ -1,22 +1,26 @@
 """`s3://`, `gs://`, `az://`: object stores over HTTP, through obstore.
 
-Credentials for S3 are those given in the settings, else what boto3's own chain finds (environment, files, container,
-instance): refreshable ones are asked for again every few minutes, boto3 renews them in time. They are looked up at the
-first request, in a thread: a metadata service that is slow or down delays no start.
+Credentials for S3 come from the settings, or else from boto3's own chain (environment,
+files, container, instance). Refreshable credentials are read again every few minutes;
+boto3 renews them in time. They are looked up at the first request, in a thread, so that
+a metadata service that is slow or down does not delay a start.
 
-A custom endpoint is addressed in path style (`http://host:port/bucket/key`), AWS itself in virtual-host style
-(`https://bucket.host/key`), unless the settings say otherwise.
+A custom endpoint is addressed in path style (`http://host:port/bucket/key`), AWS itself
+in virtual-host style (`https://bucket.host/key`), unless the settings say otherwise.
 `gs://` and `az://` use obstore's own credential chain. They are accepted and untested.
 
-Invariant: one call is one HTTP request (obstore's own retries are off), but for a copy before the store is known to
-make them create-only (see Driver). put sends `If-None-Match: *`.
+Invariant: a call is a single HTTP request (obstore's own retries are off), except a
+copy before the store is known to make copies create-only (see Driver). put sends
+`If-None-Match: *`.
 
 Refuses to know: retries, statistics, our prefix.
 
-Diagnostics: what the store says is turned into StoreError kinds by `translate`; 401, 403, 400 and a missing bucket are
-Refused, 5xx, 429, SlowDown, timeouts and broken connections Unreachable, and only those that cannot have reached the
-store (no connection, 429, SlowDown) say so. 409 ConditionalRequestConflict is S3's "somebody else is writing this key
-at this moment": Unreachable, so that the retry gets the real answer.
+Diagnostics: `translate` turns an answer of the store into a StoreError kind. 401, 403,
+400 and a missing bucket are Refused. 5xx, 429, SlowDown, timeouts and broken
+connections are Unreachable; only those that cannot have reached the store (no
+connection, 429, SlowDown) say so. 409 ConditionalRequestConflict is S3's "somebody else
+is writing this key at this moment": it is Unreachable, so that the retry gets the real
+answer.
 """
 
 from __future__ import annotations
@@ -39,10 +43,12 @@ if TYPE_CHECKING:
     from obstore.store import S3Credential
 
 _CREDENTIALS_FOR = timedelta(minutes=4)
-"""How long obstore keeps refreshable credentials; boto3 renews them 10 to 15 minutes before they end."""
+"""How long obstore keeps refreshable credentials. boto3 renews them 10 to 15 minutes
+before they end.
+"""
 
 _NOT_SENT = ("error trying to connect", "Connection refused", "ConnectError", "dns error", "SlowDown")
-"""What says that a request had no effect."""
+"""Texts which show that a request had no effect."""
 
 _PASSING = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")
 """S3's error codes for "try again", whatever the status."""
@@ -51,7 +57,7 @@ _OS_WORDS = re.compile(r'(?:message|error): "((?:[^"\\\n]|\\.){1,200})"')
 """As in `Os { code: 111, kind: ConnectionRefused, message: "Connection refused" }`."""
 
 _STATUS = re.compile(r"status(?: code)?: (\d{3})\b")
-"""As in obstore's texts; no key can hold a space, so none can look like it."""
+"""As in obstore's texts. No key can contain a space, so no key can look like it."""
 
 
 _REFUSALS = (
@@ -64,7 +70,7 @@ _REFUSALS = (
 
 
 def translate(op: str, key: str, error: Exception) -> StoreError:
-    """Return the StoreError that an error of obstore's means."""
+    """Return the StoreError for an error of obstore."""
     whole = str(error)
     what = f"{op} {key}: " + whole.split("\n\nDebug source", 1)[0].replace("\n", " ")[:500] + _cause(whole)
     status = _status(error)
@@ -75,7 +81,8 @@ def translate(op: str, key: str, error: Exception) -> StoreError:
         return AlreadyExists(what)
     if isinstance(error, FileNotFoundError):
         return Missing(what) if op in ("get", "copy") and "NoSuchBucket" not in whole else Refused(what)
-    if isinstance(error, _REFUSALS) or "without LOCATION" in whole:  # a redirect: the region is wrong
+    # a redirect: the region is wrong
+    if isinstance(error, _REFUSALS) or "without LOCATION" in whole:
         return Refused(what)
     if status is not None and (300 <= status < 500 or status == 501) and status not in (408, 429):
         return Refused(what)
@@ -83,7 +90,9 @@ def translate(op: str, key: str, error: Exception) -> StoreError:
 
 
 def _cause(whole: str) -> str:
-    """The operating system's or the resolver's own words, which obstore has in its debug text alone."""
+    """The message of the operating system or the resolver, which only obstore's debug
+    text has.
+    """
     _, _, debug = whole.partition("\n\nDebug source")
     found = _OS_WORDS.findall(debug)
     return f" ({found[-1]})" if found else ""
@@ -109,10 +118,12 @@ class CloudDriver:
         connections_max: int,
         exact: ExactKeys | None = None,
     ) -> None:
-        """create_only: False drops `If-None-Match`, for stores that reject it (conditional_put = "off").
+        """create_only: False drops `If-None-Match`, for stores that reject it
+        (conditional_put = "off").
 
         connections_max: requests at a time; the others wait, within their deadline.
-        exact: for keys that obstore cannot name; without it they stay, and a LIST that meets one is refused.
+        exact: for keys that obstore cannot name. Without it such keys stay, and a LIST
+        that meets one is refused.
         """
         self._store = store
         self._exact = exact
@@ -146,7 +157,8 @@ class CloudDriver:
                 data = bytes(await answer.bytes_async())
         except (exceptions.BaseError, OSError, ValueError) as error:
             if _status(error) == 416:
-                return b""  # nothing there: an empty object, or a start at or behind its end
+                # no such bytes: an empty object, or a start at or behind its end
+                return b""
             raise translate("get", key, error) from error
         if len(data) != after - first:
             raise Truncated(f"get {key}: {len(data)} of {after - first} bytes")
@@ -155,7 +167,9 @@ class CloudDriver:
     async def list_page(
         self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
     ) -> Page:
-        """See Driver. The cursor is obstore's stream, which follows the store's continuation tokens, or a Token."""
+        """See Driver. The cursor is obstore's stream, which follows the store's
+        continuation tokens, or a Token.
+        """
         exact_keys = self._exact
         if isinstance(cursor, Token) or (exact and exact_keys is not None):
             assert exact_keys is not None
@@ -164,7 +178,7 @@ class CloudDriver:
         stream = cursor
         try:
             if stream is None:
-                # Without its end: obstore adds that again.
+                # Without its final `/`, which obstore adds again.
                 where = prefix.rstrip("/") or None
                 stream = obstore.list(self._store, where, offset=after or None, chunk_size=REQUEST_KEYS_MAX)
             async with self._slots:
@@ -174,7 +188,8 @@ class CloudDriver:
         except exceptions.InvalidPathError as error:
             if exact_keys is None:
                 raise translate("list", prefix, error) from error
-            async with self._slots:  # a key that obstore cannot name: begin anew with one who can
+            # a key that obstore cannot name: begin anew with `exact`
+            async with self._slots:
                 return await exact_keys.page(prefix, after, REQUEST_KEYS_MAX, Token(""))
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("list", prefix, error) from error
@@ -211,7 +226,7 @@ class CloudDriver:
             raise translate("delete", keys[0], error) from error
 
     async def _delete_one_by_one(self, keys: Sequence[str]) -> None:
-        """GCS and Azure stop at a key that is not there: go on behind it."""
+        """GCS and Azure stop at a missing key: continue behind it."""
         for key in keys:
             try:
                 async with self._slots:
@@ -230,11 +245,14 @@ class CloudDriver:
             raise translate("copy", target, error) from error
 
     async def close(self) -> None:
-        """obstore closes its connections when it is collected."""
+        """Nothing to do: obstore closes its connections when it is collected."""
 
 
 def fixed_credentials(access_key_id: str, secret_access_key: str) -> Callable[[], S3Credential]:
-    """Return a credential provider of these alone: obstore would add a session token that the environment has."""
+    """Return a credential provider of exactly these credentials.
+
+    obstore would add a session token from the environment.
+    """
 
     def provide() -> S3Credential:
         return {
@@ -284,9 +302,10 @@ def boto3_region() -> str | None:
 
 
 def boto3_client(config: Mapping[str, Any], *, addressing: Literal["path", "virtual"], deadline_s: float) -> Any:
-    """Return a boto3 S3 client. config: endpoint_url, region, access_key_id, secret_access_key; "": by boto3's chain.
+    """Return a boto3 S3 client.
 
-    addressing: where the bucket's name is.
+    config: endpoint_url, region, access_key_id, secret_access_key; an empty value comes
+    from boto3's chain. addressing: where the bucket's name is.
     """
     import boto3
     from botocore.config import Config

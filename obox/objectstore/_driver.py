@@ -1,11 +1,13 @@
-"""What a driver is: one request to the store per call, and no more.
+"""The contract of a driver: each call sends a single request to the store.
 
-Invariant: `put` is create-only; every call is one attempt. A batch is at most REQUEST_KEYS_MAX keys, a page at most
-page_keys; the retry layer above loops over them, so that statistics below it count every request that was sent.
+Invariant: `put` is create-only; every call is a single attempt. A batch is at most
+REQUEST_KEYS_MAX keys, a page at most page_keys. The retry layer above loops over them,
+so that the statistics below it count every request that was sent.
 
-Refuses to know: retries, deadlines, statistics, prefixes, what an object holds.
+Refuses to know: retries, deadlines, statistics, prefixes, the content of objects.
 
-Diagnostics: a driver raises StoreError kinds only (anything else is a bug) and logs nothing.
+Diagnostics: a driver raises only StoreError kinds (anything else is a bug) and logs
+nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Kind = Literal["mail", "index", "journal", "fts", "format"]
-"""What an object is for: statistics are kept by it."""
+"""The purpose of an object. Statistics are kept for each kind."""
 
 REQUEST_KEYS_MAX = 1000
-"""Keys in one LIST page and in one bulk DELETE: the limit of S3 for both."""
+"""Keys in a LIST page and in a bulk DELETE: the limit of S3 for both."""
 
 
 class ObjectInfo(NamedTuple):
-    """One line of a LIST. `modified`: unix seconds by the store's clock."""
+    """A line of a LIST. `modified`: unix seconds by the store's clock."""
 
     key: str
     size: int
@@ -33,40 +35,48 @@ Names: TypeAlias = list[str]
 """For classes whose own `list` hides the type."""
 
 Cursor: TypeAlias = Any
-"""What a LIST is continued from: the driver's own, used once. None: from the start; in a Page: there is no more."""
+"""The place from which a LIST continues. It belongs to the driver and is used once.
+None: from the start; in a Page: the LIST is complete.
+"""
 
 
 class Page(NamedTuple):
-    """One answer to LIST, in the store's order. `next`: what to continue from; None: this was all."""
+    """An answer to LIST, in the store's order.
+
+    `next`: where to continue; None: the LIST is complete.
+    """
 
     items: list[ObjectInfo]
     next: Cursor
 
 
 class ObjectStore(Protocol):
-    """The bucket as the rooms above see it. Errors are StoreError kinds; cancellation always passes.
+    """The bucket as the rooms above see it. Errors are StoreError kinds; cancellation
+    always passes.
 
     Keys are `/`-separated non-empty elements; a LIST prefix is "" or ends with `/`.
     """
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
-        """Store a new object; durable on return. Never replaces one.
+        """Store a new object; durable on return. Never replaces an object.
 
-        Raises: AlreadyExists (also when an earlier attempt of this very call had landed: use put_once),
-        OutcomeUnknown, Unreachable, Refused.
+        Raises: AlreadyExists (also if an earlier attempt of this very call succeeded:
+        use put_once), OutcomeUnknown, Unreachable, Refused.
         """
         ...
 
     async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
-        """Store an object in the place of the one under the key; durable on return, and no reader sees half of it.
+        """Store an object in place of the object under the key.
 
-        For new bytes that mean the same, an object's newer format alone: an attempt may land after it was given up.
+        It is durable on return, and no reader sees half of it. This is only for a newer
+        format of the same content: an attempt may succeed after it was given up.
         Raises: Unreachable, Refused.
         """
         ...
 
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
-        """Return bytes start..end (end excluded, cut at the object's end; b"" where there are none).
+        """Return bytes start..end (end excluded, limited to the object; b"" if there
+        are none).
 
         Raises: Missing, Truncated, Unreachable, Refused.
         """
@@ -75,48 +85,54 @@ class ObjectStore(Protocol):
     async def list(
         self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None, exact: bool = False
     ) -> list[ObjectInfo]:
-        """Return the objects below prefix with key > after, sorted by key; as many requests as needed.
+        """Return the objects below prefix with key > after, sorted by key; as many
+        requests as needed.
 
-        after: where keys below prefix have one length and no `/` (mails of a mailbox, bundles of a box, a boot's
-        journal): some stores leave keys out after a key beside whose directory there is another.
-        limit: at most so many, of those that the store names first.
-        exact: keys as they are, also those that obox never makes (see CloudDriver); slower, for what deletes them.
+        after: only if keys below prefix have the same length and no `/` (mails of a
+        mailbox, bundles of a box, a boot's journal): some stores leave out keys after a
+        key if another directory lies next to its directory. limit: at most so many, of
+        those that the store names first. exact: keys as they are, including those that
+        obox never makes (see CloudDriver). This is slower; code that deletes such keys
+        needs it.
         """
         ...
 
     async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
-        """As list, in the store's own order: for who checks the store."""
+        """As list, in the store's own order: for code that checks the store."""
         ...
 
     async def list_names(self, prefix: str, *, kind: Kind) -> Names:
-        """Return the names directly below prefix that have objects below them, sorted: `a` for `<prefix>a/b`.
+        """Return the names directly below prefix that have objects below them, sorted.
 
-        A store may name more of them: directories that are empty now.
+        `a` for `<prefix>a/b`. A store may name more: directories that are empty now.
         """
         ...
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
-        """Delete objects, 1000 a request. Keys that are not there are fine."""
+        """Delete objects, 1000 in a request. Missing keys are no error."""
         ...
 
     async def copy(self, source: str, target: str, *, kind: Kind) -> None:
-        """Copy inside the store, create-only; server side where the store does both at once, else GET and PUT.
+        """Copy inside the store, create-only.
 
+        Server side if the store does both in a single request, else by GET and PUT.
         Raises: as get and put.
         """
         ...
 
     async def close(self) -> None:
-        """Free connections and threads. The store is not usable afterwards."""
+        """Release connections and threads. The store is not usable afterwards."""
         ...
 
 
 class Driver(Protocol):
-    """One kind of store. Every method is one request, named as in ObjectStore but for `list` and `delete`.
+    """A kind of store. Every method is a request, named as in ObjectStore except for
+    `list` and `delete`.
 
-    creates_at_once: of several PUTs of one key at the same time one succeeds, by construction: nobody needs to try it.
-    copies_create_only: `copy` is known never to replace an object. Where it is False, the layer above copies by GET and
-    PUT; `probe` sets it. page_keys: the most that list_page returns.
+    creates_at_once: of several PUTs of the same key at the same time one succeeds, by
+    construction: nobody needs to try it. copies_create_only: whether `copy` is known
+    never to replace an object. If it is False, the layer above copies by GET and PUT;
+    `probe` sets it. page_keys: the maximum of list_page.
     """
 
     copies_create_only: bool
@@ -136,18 +152,20 @@ class Driver(Protocol):
     async def list_page(
         self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
     ) -> Page:
-        """Return the next objects below prefix with key > after: about limit (<= page_keys), by the store's mind.
+        """Return the next objects below prefix with key > after: about limit (<=
+        page_keys).
 
-        cursor: of the page before, from this driver, for the same prefix and after.
+        The store may return fewer or more. cursor: of the page before, from this
+        driver, for the same prefix and after.
         """
         ...
 
     async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
-        """Return the names of what looks like directories directly below prefix, all of them."""
+        """Return all names that look like directories directly below prefix."""
         ...
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
-        """Delete at most REQUEST_KEYS_MAX objects; missing ones are fine."""
+        """Delete at most REQUEST_KEYS_MAX objects; missing objects are no error."""
         ...
 
     async def copy(self, source: str, target: str, *, kind: Kind) -> None: ...

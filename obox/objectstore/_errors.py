@@ -1,11 +1,15 @@
-"""The store's own failures; the rooms above translate them at their boundary with `raise ... from`.
+"""The store's own failures. The rooms above translate them at their boundary with
+`raise ... from`.
 
-Invariant: a failure answers `permanent?` first. What is transient has been retried already when a caller sees it.
+Invariant: a failure answers `permanent?` first. A transient failure has been retried
+already when a caller sees it.
 
-Refuses to know: obox.errors kinds (except that a bad setting is ConfigError, raised where a setting is read), wires.
+Refuses to know: obox.errors kinds (except that a bad setting is ConfigError, raised
+where a setting is read), wire formats.
 
-Diagnostics: nothing is logged here. Messages name the operation, the key and what the store answered; they never hold a
-secret. They are for the operator's log, not for a mail client.
+Diagnostics: nothing is logged here. Messages name the operation, the key and the answer
+of the store. They never contain a secret. They are for the operator's log, not for a
+mail client.
 """
 
 from __future__ import annotations
@@ -14,28 +18,36 @@ from typing import ClassVar
 
 
 class StoreError(Exception):
-    """Base of all. `permanent`: would the same request fail again, nothing else changed?"""
+    """Base of all kinds. `permanent`: would the same request fail again if nothing else
+    changed?
+    """
 
     permanent: ClassVar[bool] = True
 
 
 class AlreadyExists(StoreError):
-    """A create-only PUT or copy found an object under its key. It may be our own, see put_once."""
+    """A create-only PUT or copy found an object under its key. It may be our own; see
+    put_once.
+    """
 
 
 class Missing(StoreError):
-    """No object under that key."""
+    """There is no object under that key."""
 
 
 class Refused(StoreError):
-    """The store understood and said no (400, 401, 403, no such bucket, a key it cannot hold): an operator must act."""
+    """The store understood the request and refused it: an operator must act.
+
+    For example 400, 401, 403, no such bucket, or a key that it cannot store.
+    """
 
 
 class Unreachable(StoreError):
-    """The store did not answer, or answered 5xx or SlowDown, until retries or the deadline ran out.
+    """The store did not answer, or answered 5xx or SlowDown, until retries or the
+    deadline ended.
 
-    maybe_done: the request may have had its effect all the same. On a PUT the retry layer turns that into
-    OutcomeUnknown.
+    maybe_done: the request may have had its effect all the same. For a PUT the retry
+    layer turns that into OutcomeUnknown.
     """
 
     permanent = False
@@ -46,20 +58,26 @@ class Unreachable(StoreError):
 
 
 class OutcomeUnknown(StoreError):
-    """A PUT or copy at its deadline: it has landed, may still land, or never will. `settle` finds out."""
+    """A PUT or copy at its deadline: it has succeeded, may still succeed, or never
+    will.
+
+    `settle` finds out.
+    """
 
     permanent = False
 
 
 class Truncated(StoreError):
-    """A GET brought fewer bytes than the store announced."""
+    """A GET returned fewer bytes than the store announced."""
 
     permanent = False
 
 
 class CorruptObject(StoreError):
-    """Stored bytes do not decode: never wrong bytes, always this."""
+    """Stored bytes do not decode. No code returns wrong bytes instead of this error."""
 
 
 class NewerFormat(StoreError):
-    """The object's major version is above ours: do not read, do not delete, upgrade this obox."""
+    """The object's major version is above ours: do not read or delete it; upgrade this
+    obox.
+    """

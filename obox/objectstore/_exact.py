@@ -1,11 +1,13 @@
-"""S3 keys that obstore cannot name, by boto3: `dir/` (a directory marker), `a//b`, `.`, `..`, control characters.
+"""S3 keys that obstore cannot name, by boto3: `dir/` (a directory marker), `a//b`, `.`,
+`..`, control characters.
 
-obox makes none of them; consoles, rclone and mistakes do. obstore drops a final `/`, and ends a LIST with an error at
-the others, so that one such key would hide all keys beside it.
+obox never makes such keys; consoles, rclone and mistakes do. obstore drops a final `/`,
+and ends a LIST with an error at the others, so that a single such key would hide all
+keys next to it.
 
-Refuses to know: retries, statistics, what a key means.
+Refuses to know: retries, statistics, the meaning of a key.
 
-Diagnostics: StoreError kinds only, as a driver's.
+Diagnostics: only StoreError kinds, as in a driver.
 """
 
 from __future__ import annotations
@@ -22,22 +24,24 @@ _UNNAMABLE = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|[\x00-\x1f\x7f]")
 """An element that is empty, `.` or `..`; a control character."""
 
 _PASSING_STATUS = 500
-"""From here on an HTTP status says that the store is in trouble, and not that it refuses."""
+"""From this HTTP status on the store has a problem; below it the store refuses."""
 
 
 def unnamable(key: str) -> bool:
-    """True for a key that obstore changes or refuses."""
+    """Whether obstore changes or refuses a key."""
     return _UNNAMABLE.search(key) is not None
 
 
 class Token(NamedTuple):
-    """What a LIST is continued from: S3's continuation token, "" for the first page."""
+    """The place from which a LIST continues: S3's continuation token, "" for the first
+    page.
+    """
 
     text: str
 
 
 class ExactKeys:
-    """LIST and DELETE of one bucket by its exact keys, in threads."""
+    """LIST and DELETE of a bucket by its exact keys, in threads."""
 
     def __init__(self, bucket: str, client: Callable[[], Any]) -> None:
         """client: makes a boto3 S3 client; called at the first use."""
@@ -46,7 +50,7 @@ class ExactKeys:
         self._client: Any = None
 
     async def page(self, prefix: str, after: str, limit: int, token: Token) -> Page:
-        """One page of keys below prefix, from a token on."""
+        """A page of keys below prefix, from a token on."""
         words = {"ContinuationToken": token.text} if token.text else {"StartAfter": after} if after else {}
         answer = await self._ask("list", prefix, "list_objects_v2", Prefix=prefix, MaxKeys=limit, **words)
         items = [
@@ -56,7 +60,10 @@ class ExactKeys:
         return Page(items, Token(more) if more else None)
 
     async def names(self, prefix: str) -> list[str]:
-        """Names directly below prefix that have keys below them; an empty one is left out: nobody can ask for it."""
+        """Names directly below prefix that have keys below them.
+
+        An empty name is left out, because nobody can ask for it.
+        """
         names: list[str] = []
         more: dict[str, str] = {}
         while True:
@@ -69,7 +76,10 @@ class ExactKeys:
             more = {"ContinuationToken": token}
 
     async def delete(self, keys: Sequence[str]) -> None:
-        """Delete keys one by one: some stores read `dir/` in a bulk DELETE as the directory and all that is in it."""
+        """Delete keys singly.
+
+        In a bulk DELETE some stores read `dir/` as the directory and everything in it.
+        """
         for key in keys:
             await self._ask("delete", key, "delete_object", Key=key)
 
@@ -77,7 +87,8 @@ class ExactKeys:
         return await asyncio.to_thread(self._ask_now, op, key, method, words)
 
     def _ask_now(self, op: str, key: str, method: str, words: dict[str, Any]) -> Any:
-        from botocore.exceptions import BotoCoreError, ClientError  # heavy: for foreign keys alone
+        # a heavy import, only for foreign keys
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             if self._client is None:

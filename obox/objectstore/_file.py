@@ -1,23 +1,29 @@
 """`file:///dir`: a bucket in a local directory, durable and create-only.
 
-A key is a path below the directory. A PUT is: temporary file in `.tmp`, write, fsync, link(2) to the final name (which
-fails if that exists: create-only, atomic, also between processes), unlink the temporary name, fsync of the directory.
-PUTs that come at the same time are written by one thread as a group: one fsync per directory serves them all.
-Directories that are new are made durable from the parent down; one that this process has not seen yet is treated as
-new.
+A key is a path below the directory. A PUT has these steps: write a temporary file in
+`.tmp`, fsync, link(2) to the final name (which fails if the name exists: create-only,
+atomic, also between processes), unlink the temporary name, fsync the directory. A
+thread writes PUTs that come at the same time as a group: a single fsync per directory
+serves all of them. New directories are made durable from the parent down; a directory
+that this process has not seen yet is treated as new.
 
-An element of a key longer than ELEMENT_BYTES_MAX becomes nested directories, each but the last with `~` at its end.
+An element of a key that is longer than ELEMENT_BYTES_MAX becomes nested directories,
+each except the last with `~` at its end.
 
-Invariant: what put returned for is on the disk; a name never shows a partial object; LIST sees no temporary files.
-Crash gaps: before the link, a leftover in `.tmp` that is swept when it is TEMP_AGE_S old (another process may be busy
-with a younger one); between link and answer, an object that was not acknowledged, as with any store.
-A delete removes directories that it empties; a PUT that finds its directory gone makes it again.
+Invariant: a put that has returned is on the disk; a name never shows a partial object;
+LIST shows no temporary files.
 
-Refuses to know: what is stored; other file systems' lack of link(2) (a PUT there is Refused).
+Crash gaps: before the link, a file remains in `.tmp`; it is removed when it is
+TEMP_AGE_S old (another process may be using a younger file). Between link and answer,
+an object remains that was not acknowledged, as with any store. A delete removes
+directories that become empty; a PUT that finds its directory removed makes it again.
 
-Diagnostics: ENOSPC, EDQUOT, EIO, a bucket that is not mounted any more and whatever else may pass are Unreachable;
-EACCES, EPERM, EROFS and a key that is a directory of other keys are Refused. Sweeping fails silently: it is tried
-again at the next start. Nothing is logged.
+Refuses to know: the content; file systems without link(2) (a PUT there is Refused).
+
+Diagnostics: ENOSPC, EDQUOT, EIO, a bucket that is not mounted any more and every other
+error that may pass are Unreachable. EACCES, EPERM, EROFS and a key that is a directory
+of other keys are Refused. Removing temporary files fails silently and is tried again at
+the next start. Nothing is logged.
 """
 
 from __future__ import annotations
@@ -38,23 +44,27 @@ from obox.objectstore._driver import Cursor, Kind, ObjectInfo, Page
 from obox.objectstore._errors import AlreadyExists, Missing, Refused, StoreError, Truncated, Unreachable
 
 ELEMENT_BYTES_MAX = 240
-"""Longest name of one directory entry: file systems allow 255."""
+"""Longest name of a directory entry; file systems allow 255."""
 
 LAST_CHARACTER = "\U0010ffff"
-"""Sorts behind all that a key may hold."""
+"""Sorts behind everything that a key may contain."""
 
 TEMP_AGE_S = 3600.0
-"""Age at which a temporary file is a leftover: no PUT lives that long."""
+"""Age at which a temporary file is a leftover: no PUT takes that long."""
 
 _TEMP = ".tmp"
 _GROUP_MAX = 16
-"""PUTs in one group: bounds open files and the time that the first of them waits."""
+"""PUTs in a group: this bounds open files and the time that the first of them waits."""
 _READERS = 4
 _WRITERS = 4
-"""Groups at a time: while some wait for their fsync, the next is written; more were no faster, measured."""
+"""Groups at a time: while some wait for their fsync, the next is written. More groups
+were not faster when measured.
+"""
 _KNOWN_DIRECTORIES_MAX = 65536
 _LINK_TRIES = 100
-"""Of making a directory and linking into it, against deletes that remove it in between."""
+"""Attempts to make a directory and link into it, against deletes that remove it in
+between.
+"""
 
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
 
@@ -62,7 +72,7 @@ T = TypeVar("T")
 
 
 class _Put:
-    """One PUT on its way through a group."""
+    """A PUT on its way through a group."""
 
     __slots__ = ("data", "directory", "error", "fd", "future", "key", "linked", "loop", "path", "replaces", "temp")
 
@@ -80,7 +90,7 @@ class _Put:
         self.error: StoreError | None = None
 
     def answer(self) -> None:
-        """Wake the caller; in its loop."""
+        """Wake the caller, in its event loop."""
         if self.future.done():  # cancelled meanwhile
             return
         if self.error is None:
@@ -95,10 +105,13 @@ class FileDriver:
     copies_create_only = True
     creates_at_once = True
     page_keys = 16384
-    """More than S3's, because each page scans its directory from the start."""
+    """More than the limit of S3, because each page scans its directory from the start.
+    """
 
     def __init__(self, root: str, *, rng: random.Random, wall: Callable[[], float] = time.time) -> None:
-        """root: absolute; made at the first PUT. rng: names temporary files. wall: unix time, for the sweep."""
+        """root: absolute; created at the first PUT. rng: names temporary files. wall:
+        unix time, for old temporary files.
+        """
         self._root = root.rstrip("/") or "/"
         self._temp = os.path.join(self._root, _TEMP)
         self._wall = wall
@@ -109,10 +122,13 @@ class FileDriver:
         self._lock = threading.Lock()
         self._pending: deque[_Put] = deque()
         self._writing = 0
-        self._known: dict[str, int] = {}  # directory -> inode, durable with all its parents
+        # directory -> inode, durable with all its parents
+        self._known: dict[str, int] = {}
         self._swept = False
         self._inode = 0
-        """Of the root since it was first seen: another one there means that ours is not mounted any more."""
+        """Inode of the root since it was first seen. Another inode there means that our
+        directory is not mounted any more.
+        """
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         await self._queue(_Put(key, self._path(key), data))
@@ -147,7 +163,7 @@ class FileDriver:
         await self.put(target, await self.get(source, kind=kind), kind=kind)
 
     async def close(self) -> None:
-        """Finish what is being written and stop the threads."""
+        """Finish PUTs that have begun and stop the threads."""
         await asyncio.get_running_loop().run_in_executor(None, self._writers.shutdown)
         self._readers.shutdown(wait=False)
 
@@ -155,12 +171,15 @@ class FileDriver:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
 
     def _check_root(self) -> None:
-        """Raises Unreachable when the root is gone, or not the directory that it was.
+        """Raises Unreachable if the root is gone, or is not the same directory as
+        before.
 
-        Asked where something is missing: an unmounted bucket must not look like an empty one. By inode alone: a device
-        has another number when it is mounted again.
+        This is checked if something is missing: an unmounted bucket must not look like
+        an empty bucket. Only the inode counts, because a device has another number when
+        it is mounted again.
         """
-        known = self._inode  # before the look: another thread may make the root, and see it, at any time
+        # read it first: another thread may make the root, and see it, at any time
+        known = self._inode
         try:
             inode = os.stat(self._root).st_ino
         except FileNotFoundError:
@@ -178,8 +197,9 @@ class FileDriver:
             raise
 
     def _path(self, key: str, *, foreign: bool = False) -> str:
-        """Return the path of a key. foreign: also of one that LIST may name, though we never write it.
+        """Return the path of a key.
 
+        foreign: also accept a key that LIST may name although we never write it.
         Raises: Refused for keys that a path cannot hold safely.
         """
         parts = [self._root]
@@ -207,7 +227,7 @@ class FileDriver:
                     return
             try:
                 self._write_group(group)
-            except BaseException as error:  # a bug must not leave callers waiting for ever
+            except BaseException as error:  # a bug must not make callers wait for ever
                 for put in group:
                     put.error = put.error or Unreachable(f"put {put.key}: {error!r}")
                 raise
@@ -239,13 +259,15 @@ class FileDriver:
             try:
                 self._sync_directory(directory)
             except FileNotFoundError:
-                continue  # what was linked there has been deleted since, and the directory with it
+                # what was linked there has been deleted since, together with the
+                # directory
+                continue
             except OSError as error:
                 for put in puts:
                     put.error = _failure(f"put {put.key}", error, maybe_done=True)
 
     def _prepare(self) -> None:
-        """Make `.tmp`, and sweep it once."""
+        """Make `.tmp`, and remove old files in it once."""
         if self._swept:
             return
         self._check_root()
@@ -280,7 +302,7 @@ class FileDriver:
         try:
             put.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
-            self._swept = False  # .tmp was removed under us: make it again
+            self._swept = False  # .tmp was removed: make it again
             self._prepare()
             put.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         put.temp = path
@@ -294,7 +316,11 @@ class FileDriver:
         put.fd = -1
 
     def _link(self, put: _Put) -> None:
-        """Give the file its name. linked: the directory must be synced before the answer, whatever that is."""
+        """Give the file its name.
+
+        linked: whether the directory must be synced before the answer, whatever the
+        answer is.
+        """
         try:
             self._link_into_place(put)
         except FileExistsError:
@@ -302,7 +328,8 @@ class FileDriver:
                 put.error = Refused(f"put {put.key}: other keys lie below it")
             elif os.path.isdir(put.directory):
                 put.error = AlreadyExists(f"put {put.key}: there is an object already")
-                self._drop_temp(put)  # what is there may be another process's, not yet synced
+                # the existing file may belong to another process that has not synced it
+                self._drop_temp(put)
             else:
                 put.error = Refused(f"put {put.key}: it lies below another key")
                 return
@@ -313,7 +340,10 @@ class FileDriver:
         self._drop_temp(put)
 
     def _link_into_place(self, put: _Put) -> None:
-        """link(2), making directories that are missing: again, when a delete removes one that is still empty."""
+        """link(2) after making missing directories.
+
+        This is repeated if a delete removes a directory that is still empty.
+        """
         for _ in range(_LINK_TRIES):
             try:
                 self._name(put)
@@ -337,7 +367,9 @@ class FileDriver:
             put.temp = ""
 
     def _forget(self, directory: str) -> None:
-        """A directory is missing: what is made in its place, and above it, is to be synced anew."""
+        """A directory is missing: its replacement, and directories above it, must be
+        synced anew.
+        """
         while not os.path.isdir(directory) and len(directory) > len(self._root):
             self._known.pop(directory, None)
             directory = os.path.dirname(directory)
@@ -350,11 +382,13 @@ class FileDriver:
             try:
                 os.unlink(put.temp)
             except OSError:
-                pass  # a leftover: swept later
+                pass  # a leftover, which is removed later
             put.temp = ""
 
     def _sync_directory(self, directory: str) -> None:
-        """fsync a directory; its parents too when it is not known to be durable itself."""
+        """fsync a directory, and its parents too if the directory is not known to be
+        durable.
+        """
         while True:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -362,7 +396,8 @@ class FileDriver:
                 inode = os.fstat(fd).st_ino
             finally:
                 os.close(fd)
-            if self._known.get(directory) == inode:  # another inode: removed and made again since
+            # another inode: it was removed and made again
+            if self._known.get(directory) == inode:
                 return
             if len(self._known) >= _KNOWN_DIRECTORIES_MAX:
                 self._known.clear()
@@ -371,7 +406,9 @@ class FileDriver:
                 try:
                     fd = os.open(os.path.dirname(self._root), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 except PermissionError:
-                    return  # not ours: so somebody else has made the root, and synced it or not
+                    # not ours: somebody else has made the root, and may not have synced
+                    # it
+                    return
                 try:
                     os.fsync(fd)
                 finally:
@@ -400,11 +437,13 @@ class FileDriver:
                     self._known.pop(directory, None)
                     directory = os.path.dirname(directory)
             except OSError:
-                pass  # not empty, or gone: both fine
+                pass  # not empty, or gone: both are fine
             self._sync_quietly(directory)
 
     def _sync_quietly(self, directory: str) -> None:
-        """fsync after a removal; one that is lost with the power is only removed again."""
+        """fsync after a removal. If a power cut loses the removal, the file is only
+        removed again.
+        """
         try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -426,7 +465,7 @@ class FileDriver:
                 try:
                     found = os.stat(path)
                 except FileNotFoundError:
-                    continue  # deleted since
+                    continue  # deleted in the meantime
                 items.append(ObjectInfo(key, found.st_size, found.st_mtime))
         except OSError as error:
             raise _failure(f"list {prefix}", error, maybe_done=False) from error
@@ -490,7 +529,10 @@ def _read(key: str, path: str, start: int, end: int | None) -> bytes:
 
 
 def _walk(directory: str, prefix: str, after: str) -> Iterator[tuple[str, str]]:
-    """Yield (key, path) below directory, in key order, key > after; skips directories that lie before it."""
+    """Yield (key, path) below directory, in key order, key > after.
+
+    Directories that lie before `after` are skipped.
+    """
     try:
         with os.scandir(directory) as scan:
             entries = [(e.name, e.is_dir(follow_symlinks=False)) for e in scan if e.name[0] != "."]
@@ -515,7 +557,7 @@ def _walk(directory: str, prefix: str, after: str) -> Iterator[tuple[str, str]]:
         _walk(f"{directory}/{name}", key, after) if is_directory else iter([(key, f"{directory}/{name}")])
         for key, name, is_directory in rows
     )
-    if parts_of_elements:  # keys below "aa…~" and those below "aa…" itself interleave
+    if parts_of_elements:  # keys below "aa…~" and keys below "aa…" itself interleave
         yield from heapq.merge(*streams)
     else:
         for stream in streams:

@@ -1,6 +1,8 @@
-"""Frames of an object's payload: compressed, sealed, found by offset. What codec.py says of them is the format.
+"""Frames of an object's payload: compressed, sealed, found by offset. codec.py
+describes the format.
 
-Refuses to know: how a header lies in the bytes; keys by name. Diagnostics: CorruptObject.
+Refuses to know: the place of a header in the bytes; the names of keys. Diagnostics:
+CorruptObject.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from obox.objectstore._errors import CorruptObject
 from obox.types import Oid
 
 FRAME_BYTES: Final = 256 * 1024
-"""Payload in a frame: what a partial FETCH reads at least."""
+"""Payload in a frame: the least that a partial FETCH reads."""
 
 TAG_BYTES: Final = 16
 META_FRAME: Final = 0xFFFFFFFF
-"""The number under which the meta is sealed."""
+"""The frame number under which the meta is sealed."""
 
 _AAD = struct.Struct("<IB")
 _NONCE = struct.Struct("<I8x")
@@ -39,12 +41,12 @@ class Compression(IntEnum):
 
 
 class Seal:
-    """Seals and opens the frames of one object."""
+    """Seals and opens the frames of an object."""
 
     __slots__ = ("_aead", "_bound")
 
     def __init__(self, master: bytes, oid: bytes, info: bytes, bound: bytes) -> None:
-        """info: of the key; bound: header bytes 0..48 and, since version 2, the owner."""
+        """info: of the key. bound: header bytes 0..48 and the owner since version 2."""
         self._aead = AESGCM(HKDF(SHA256(), 32, salt=oid, info=info).derive(master))
         self._bound = bound
 
@@ -59,7 +61,9 @@ class Seal:
 
 
 class _Zstd(threading.local):
-    """One compressor per level and one decompressor for each thread: zstandard's objects are not for sharing."""
+    """A compressor per level and a decompressor for each thread: zstandard's objects
+    must not be shared.
+    """
 
     def __init__(self) -> None:
         self.decompressor = zstandard.ZstdDecompressor()
@@ -74,13 +78,14 @@ class _Zstd(threading.local):
 
 zstd = _Zstd()
 MANY: Final = hasattr(zstandard.ZstdDecompressor, "multi_decompress_to_buffer")
-"""False where zstandard runs without its C extension."""
+"""The attribute is False if zstandard runs without its C extension."""
 
 
 class Header:
     """The verified beginning of an object: enough to read any range of its payload.
 
-    start: offset of frame 0 in the object; object_bytes: the size the whole object must have.
+    start: offset of frame 0 in the object. object_bytes: the size that the whole object
+    must have.
     """
 
     __slots__ = (
@@ -121,7 +126,8 @@ class Header:
         self.meta = meta
         self.payload_bytes = payload_bytes
         self._seal = seal
-        self._table: list[tuple[int, int, int]] = []  # offset, length, crc; then the end as a row of its own
+        # offset, length, crc; then the end as a row of its own
+        self._table: list[tuple[int, int, int]] = []
         at = start
         for length, crc in entries:
             self._table.append((at, length, crc))
@@ -135,17 +141,19 @@ class Header:
         return len(self._table) - 1
 
     def frames_for(self, start: int, end: int) -> tuple[int, int]:
-        """Return the byte range (end excluded) of the object that holds payload bytes start..end.
+        """Return the byte range (end excluded) of the object that contains payload
+        bytes start..end.
 
-        The range is cut at the payload's end; (n, n) when it is empty.
+        The range ends at the payload's end at the latest; it is (n, n) if it is empty.
         """
         first, after = self._span(start, end)
         return self._table[first][0], self._table[after][0]
 
     def decode_range(self, data: bytes, start: int, end: int) -> bytes:
-        """Return payload bytes start..end out of the object's bytes frames_for(start, end).
+        """Return payload bytes start..end out of the object's bytes frames_for(start,
+        end).
 
-        Raises: CorruptObject, also when data is shorter or longer than that range.
+        Raises: CorruptObject, also if data is shorter or longer than that range.
         """
         first, after = self._span(start, end)
         base = self._table[first][0]
@@ -167,7 +175,9 @@ class Header:
         return start // FRAME_BYTES, -(-end // FRAME_BYTES)
 
     def opened(self, view: memoryview, base: int, number: int) -> bytes:
-        """A frame as it was before it was sealed: still compressed. base: offset of view in the object."""
+        """A frame as it was before it was sealed: still compressed. base: offset of
+        view in the object.
+        """
         offset, length, crc = self._table[number]
         stored = view[offset - base : offset - base + length]
         if crc32(stored) != crc:
@@ -186,7 +196,10 @@ class Header:
 
 
 def decompress(frame: bytes, expected: int, number: int) -> bytes:
-    """Return exactly expected bytes; the size is checked before anything is allocated, against bombs."""
+    """Return exactly expected bytes.
+
+    The size is checked before anything is allocated, against decompression bombs.
+    """
     try:
         if zstandard.frame_content_size(frame) != expected:
             raise CorruptObject(f"frame {number}: does not hold {expected} bytes")

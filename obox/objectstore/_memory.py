@@ -1,9 +1,11 @@
-"""`memory://`: a dict and a sorted list of its keys, for tests and for trying things out.
+"""`memory://`: a dict and a sorted list of its keys, for tests and for trying things
+out.
 
-Invariant: as the other drivers, so that a test on this one means something: create-only, key order, ranges.
-Each MemoryDriver is a bucket of its own; hand one driver to two stores to let two backends share it.
+Invariant: the same behaviour as other drivers, so that a test on this driver is
+meaningful: create-only, key order, ranges. Each MemoryDriver is a separate bucket; pass
+the same driver to two stores to let two backends share it.
 
-Refuses to know: durability. It is gone with the process.
+Refuses to know: durability. The content is gone with the process.
 
 Diagnostics: AlreadyExists and Missing are its only failures.
 """
@@ -69,7 +71,8 @@ class MemoryDriver:
             name, slash, _ = self._keys[at][len(prefix) :].partition("/")
             if slash:
                 names.append(name)
-                at = bisect_left(self._keys, f"{prefix}{name}0")  # what sorts behind all of `name/`
+                # the first key behind all of `name/`
+                at = bisect_left(self._keys, f"{prefix}{name}0")
             else:
                 at += 1
         return names

@@ -1,12 +1,14 @@
-"""Opens the bucket that the settings name: driver -> faults -> statistics -> deadline and retries -> key prefix.
+"""Opens the bucket of the settings: driver -> faults -> statistics -> deadline and
+retries -> key prefix.
 
-Invariant: every ObjectStore that obox uses is composed here, in this order: statistics see each attempt, faults hit
-below both, and no layer but the last knows the prefix of the url.
+Invariant: every ObjectStore that obox uses is composed here, in this order. Statistics
+see each attempt, faults are below both, and only the last layer knows the prefix of the
+url.
 
-Refuses to know: configuration files; what is stored.
+Refuses to know: configuration files; the content of objects.
 
-Diagnostics: a bad setting is ConfigError, one line. Opening makes no request: an unreachable bucket does not stop a
-start.
+Diagnostics: a bad setting is ConfigError, in one line. Opening makes no request: an
+unreachable bucket does not stop a start.
 """
 
 from __future__ import annotations
@@ -44,19 +46,25 @@ class Settings:
     secret_access_key: str = ""
     region: str = ""
     addressing: Literal["auto", "path", "virtual"] = "auto"
-    """Where the bucket's name is: in the path, or in the host; auto: in the path with an endpoint_url, else in the
-    host."""
+    """Where the bucket's name is: in the path, or in the host; auto: in the path with
+    an endpoint_url, else in the host.
+    """
     conditional_put: Literal["on", "off"] = "on"
-    """off: PUT overwrites. For one backend alone: two that write the same user lose mails."""
+    """off: PUT overwrites. For a single backend: two that write the same user lose
+    mails.
+    """
     deadline_s: float = 10.0
-    """Of one request, retries included."""
+    """Deadline of a request, retries included."""
     slow_s: float = 5.0
     connections_max: int = 256
-    """HTTP connections, each with one request at a time; further requests wait within their deadline."""
+    """HTTP connections, each with a single request at a time. Further requests wait
+    within their deadline.
+    """
 
 
 class OpenStore:
-    """An ObjectStore below a key prefix, with the counters of all requests that it sent.
+    """An ObjectStore below a key prefix, with the counters of all requests that it
+    sent.
 
     stats: see stats.py. driver: the innermost driver, for tests.
     """
@@ -107,7 +115,9 @@ class OpenStore:
 
     @property
     def last_failure(self) -> str:
-        """What the latest attempt that failed said, for the log of who waits."""
+        """The error of the latest attempt that failed, for the log of a caller that
+        waits.
+        """
         return self._inner.last_failure
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
@@ -136,9 +146,9 @@ def open_store(
 ) -> OpenStore:
     """Open the bucket of settings.url; sends no request.
 
-    clock, sleep: time of deadlines, pauses and statistics; wall: unix time. rng: jitter and temporary names.
-    driver: instead of the url's, so that several stores share one memory bucket. wrap: puts faults around the driver.
-    Raises: ConfigError.
+    clock, sleep: time of deadlines, pauses and statistics; wall: unix time. rng: jitter
+    and temporary names. driver: is used instead of the url's, so that several stores
+    share a memory bucket. wrap: puts faults around the driver. Raises: ConfigError.
     """
     if settings.conditional_put not in ("on", "off"):
         raise ConfigError(f'storage.conditional_put = "{settings.conditional_put}"; allowed: "on", "off"')
@@ -201,7 +211,7 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
     from obox.objectstore._exact import ExactKeys
 
     endpoint = settings.endpoint_url
-    if scheme == "s3" and not endpoint:  # boto3 knows these two: so do its users
+    if scheme == "s3" and not endpoint:  # boto3 knows these two, and so do its users
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     endpoint = endpoint.rstrip("/")
     if endpoint and not endpoint.startswith(("http://", "https://")):
@@ -234,7 +244,8 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
     }
     if endpoint:
         scheme, _, host = endpoint.partition("://")
-        config["endpoint"] = f"{scheme}://{bucket}.{host}" if virtual else endpoint  # obstore adds no name to a host
+        # obstore does not add the bucket's name to a host
+        config["endpoint"] = f"{scheme}://{bucket}.{host}" if virtual else endpoint
     if settings.access_key_id:
         config["credential_provider"] = fixed_credentials(settings.access_key_id, settings.secret_access_key)
     else:

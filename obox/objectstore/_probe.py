@@ -1,14 +1,17 @@
-"""Does a store keep what obox needs of it: a PUT that creates or is refused, also when several come at the same time?
+"""Checks what obox needs of a store: a PUT that creates or is refused, also if several
+come at the same time.
 
-Some stores refuse a second PUT of a key that is there, and let several succeed that come together: two backends would
-then write one mail over the other. So at the first start with a bucket RACERS writers race for each of ROUNDS keys.
-That is 160 PUTs and takes from 20 ms to 5 s, so a bucket that has passed is remembered by the caller.
+Some stores refuse a second PUT of an existing key, but let several PUTs succeed that
+come together: two backends would then overwrite each other's mails. So at the first
+start with a bucket RACERS writers race for each of ROUNDS keys. That is 160 PUTs and
+takes from 20 ms to 5 s, so the caller remembers a bucket that has passed.
 
-Refuses to know: what is stored.
+Refuses to know: the content of objects.
 
-Diagnostics: ConfigError, one line, for a store that must not be used with these settings; StoreError kinds where there
-is no answer. Probes clean up behind themselves; cancelled, they end at once and leave what they wrote below `_probe/`:
-a store that does not answer must not hold up a stop.
+Diagnostics: ConfigError, in one line, for a store that must not be used with these
+settings; StoreError kinds if there is no answer. Probes remove their objects. If they
+are cancelled, they end at once and leave their objects below `_probe/`: a store that
+does not answer must not delay a stop.
 """
 
 from __future__ import annotations
@@ -25,23 +28,27 @@ from obox.objectstore._errors import AlreadyExists, OutcomeUnknown, Refused, Sto
 from obox.objectstore._open import OpenStore
 
 RACERS: Final = 8
-"""Writers for one key."""
+"""Writers for a key."""
 
 ROUNDS: Final = 20
-"""Keys. A store that was right in 9 rounds of 20 has been seen: to pass all of them by chance is one in 10^6."""
+"""Keys. We have seen a store that was right in 9 rounds of 20: the chance that it
+passes all of them is one in 10^6.
+"""
 
 ROUNDS_AT_ONCE: Final = 20
-"""So that 32 requests are on their way, each on a connection of its own."""
+"""So that 32 requests are in progress, each on a connection of its own."""
 
 
 LEFT_S: Final = 3600.0
-"""Age of probes that nobody is at any more."""
+"""Age of probes that nobody works on any more."""
 
 
 class Raced(NamedTuple):
-    """rounds: how many; one_winner: of them, those in which exactly one PUT succeeded; most: winners of one key.
+    """The result of a race.
 
-    replaced: rounds after which the object was not the winner's.
+    rounds: their number. one_winner: rounds in which exactly one PUT succeeded. most:
+    winners of a single key. replaced: rounds after which the object was not the
+    winner's.
     """
 
     rounds: int
@@ -51,7 +58,9 @@ class Raced(NamedTuple):
 
     @property
     def fit(self) -> bool:
-        """No key had two winners. A round without one is no harm: its winner's answer was lost."""
+        """No key had two winners. A round without a winner is harmless: the winner's
+        answer was lost.
+        """
         return self.most <= 1 and not self.replaced
 
     def __str__(self) -> str:
@@ -62,11 +71,14 @@ class Raced(NamedTuple):
 
 
 async def race(store: ObjectStore, prefix: str) -> Raced:
-    """Let RACERS write each of ROUNDS keys below prefix at the same time; leaves nothing. Raises StoreError kinds."""
+    """Let RACERS write each of ROUNDS keys below prefix at the same time.
+
+    Leaves nothing behind. Raises StoreError kinds.
+    """
     gate = asyncio.Semaphore(ROUNDS_AT_ONCE)
 
     async def write(key: str, data: bytes) -> bool | None:
-        """True: it succeeded; None: nobody knows."""
+        """True: the PUT succeeded; None: nobody knows."""
         try:
             await store.put(key, data, kind="format")
         except AlreadyExists:
@@ -92,9 +104,11 @@ async def race(store: ObjectStore, prefix: str) -> Raced:
 
 
 async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
-    """Check that the store honours create-only PUT, and learn whether it does so for copies.
+    """Check that the store supports create-only PUT, and find out whether it does so
+    for copies.
 
-    Raises: ConfigError when it does not and conditional_put is not "off"; StoreError kinds when there is no answer.
+    Raises: ConfigError if it does not and conditional_put is not "off"; StoreError
+    kinds if there is no answer.
     """
     name = f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}"
     first, second = f"{name}.a", f"{name}.b"
@@ -108,14 +122,18 @@ async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
 
 
 def needs_race(store: OpenStore) -> bool:
-    """False for a store that is known to let one PUT succeed, and where nobody asks it to."""
+    """False if the store is known to let one PUT succeed, or if the settings do not ask
+    for it.
+    """
     return store.settings.conditional_put == "on" and not store.driver.creates_at_once
 
 
 async def require_one_winner(store: OpenStore, *, now: float, rng: random.Random | None = None) -> None:
-    """Race writers for keys, and remove what earlier probes that were cut short have left. now: unix seconds.
+    """Race writers for keys, and remove what interrupted probes have left. now: unix
+    seconds.
 
-    Raises: ConfigError when a key has two winners; StoreError kinds when there is no answer.
+    Raises: ConfigError if a key has two winners; StoreError kinds if there is no
+    answer.
     """
     left = [info.key for info in await store.list("_probe/", kind="format") if info.modified < now - LEFT_S]
     await store.delete(left, kind="format")

@@ -1,26 +1,33 @@
-"""The one place that waits and tries again: deadline, attempts, pages and batches over a driver.
+"""The only place that waits and tries again: deadline, attempts, pages and batches over
+a driver.
 
-A request has `deadline_s` for all its attempts and the pauses between them. The pause before a retry is 50 ms, 200 ms,
-500 ms, then 1 s each time, shortened by up to a quarter at random, so that many clients do not come back at once. So a
-store that is back after an outage is asked within a second.
-The deadline is per request: a LIST of a million keys is a thousand requests and may take longer.
+A request has `deadline_s` for all its attempts and the pauses between them. The pause
+before a retry is 50 ms, 200 ms, 500 ms, then 1 s each time, shortened by up to a
+quarter at random, so that many clients do not come back at once. A store that is back
+after an outage therefore gets a request within a second. The deadline is per request: a
+LIST of a million keys is a thousand requests and may take longer.
 
-A store may take a request and say nothing: a dead connection, a server that hangs. While nothing at all has been heard
-from the store since an attempt began, another attempt is made beside it each second, on another connection; the one
-before it, but for the first, is given up. The first is kept until the deadline, since a slow store may answer it yet.
-While others hear from the store, an attempt that takes half of the deadline gets a second one beside it.
+A store may accept a request and never answer: a dead connection, a server that hangs.
+While the store has not answered any request since an attempt began, another attempt is
+made in parallel each second, on another connection. The attempt before it is given up,
+except the first attempt. The first is kept until the deadline, since a slow store may
+still answer it. While other requests get answers, an attempt that takes half of the
+deadline gets a second attempt in parallel.
 
-A LIST follows the store's own continuation to its end. Where that breaks it begins anew from the start, and what has
-been named already is dropped: no order of the store's is relied on, and no key that a page ended with.
+A LIST follows the store's own continuation to its end. If the continuation breaks, the
+LIST begins anew from the start, and keys that were named already are dropped: the code
+relies neither on an order of the store, nor on the last key of a page.
 
-Invariant: only what is transient (Unreachable, Truncated, a timeout) is tried again; no attempt begins at or after the
-deadline. A PUT or copy that fails in the end is Unreachable or Refused only when no attempt can have had its effect;
-else OutcomeUnknown. Cancellation passes at once.
+Invariant: only transient failures (Unreachable, Truncated, a timeout) are tried again.
+No attempt begins at or after the deadline. A PUT or copy that fails in the end is
+Unreachable or Refused only if no attempt can have had its effect; else OutcomeUnknown.
+Cancellation passes at once.
 
-Refuses to know: what a driver is, keys, codec.
+Refuses to know: kinds of drivers, keys, codec.
 
-Diagnostics: each retry is logged at debug (`retry`: op, key, attempt, pause, error); giving up is an exception, not a
-log line. `last_failure` is what the latest failed attempt said. Nothing is fatal.
+Diagnostics: each retry is logged at debug (`retry`: op, key, attempt, pause, error).
+Giving up is an exception, not a log line. `last_failure` is the error of the latest
+failed attempt. Nothing is fatal.
 """
 
 from __future__ import annotations
@@ -35,19 +42,23 @@ from obox.objectstore._errors import OutcomeUnknown, Refused, Truncated, Unreach
 from obox.objectstore.stats import ATTEMPT
 
 PAUSES_S: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0)
-"""The longest pause before each retry; the last one before all that follow."""
+"""The longest pause before each retry; the last value holds for all that follow."""
 
 SILENCE_S = 1.0
-"""Without any answer of the store, before an attempt is made beside the one that waits."""
+"""Time without any answer of the store before another attempt is made in parallel."""
 
 UPLOAD_BYTES_PER_S = 1 << 20
-"""A PUT of many bytes is given so much more time before its silence counts: the uplink of a small site."""
+"""A PUT of many bytes gets as much more time before its silence counts: the uplink of a
+small site.
+"""
 
 LIST_RESTARTS_MAX = 4
-"""Times that one LIST begins anew without a new key in between."""
+"""How often a LIST begins anew without a new key in between."""
 
 LIST_EMPTY_PAGES_MAX = 1000
-"""Pages in a row that name no new key: a store that goes round in circles must not hold us for ever."""
+"""Consecutive pages that name no new key: a store that repeats the same pages must not
+keep us for ever.
+"""
 
 _JITTER = 0.25
 
@@ -56,7 +67,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Timer(Protocol):
-    """What can be cancelled: of the loop, or a task on virtual time."""
+    """A timer of the loop, or a task on virtual time: it can be cancelled."""
 
     def cancel(self, /) -> Any: ...
 
@@ -117,7 +128,9 @@ class Retrying:
         return await self._listed(prefix, kind=kind, after=after, limit=None, exact=False)
 
     async def _listed(self, prefix: str, *, kind: Kind, after: str, limit: int | None, exact: bool) -> Objects:
-        """Objects below a prefix, in the order in which the store named them, each once."""
+        """Objects below a prefix, in the order in which the store named them, each
+        once.
+        """
         if prefix and not prefix.endswith("/"):
             raise ValueError(f"prefix {prefix!r}: a prefix is empty or ends with /")
         found: dict[str, ObjectInfo] = {}
@@ -131,7 +144,8 @@ class Retrying:
                 empty, restarts, pages = 0, listing.restarts, listing.pages
                 continue
             empty += 1
-            most = LIST_EMPTY_PAGES_MAX + pages * LIST_RESTARTS_MAX  # each time it begins anew it catches up first
+            # each time the LIST begins anew, it first repeats the old pages
+            most = LIST_EMPTY_PAGES_MAX + pages * LIST_RESTARTS_MAX
             if empty > most or listing.restarts - restarts > LIST_RESTARTS_MAX:
                 raise Unreachable(f"list {prefix}: broken off again and again, the last time with {self.last_failure}")
         return list(found.values())
@@ -168,7 +182,9 @@ class Retrying:
         writes: bool = False,
         silence_s: float | None = None,
     ) -> T:
-        """Return what the first attempt that succeeds returns. call: starts one attempt."""
+        """Return the result of the first attempt that succeeds. call: starts an
+        attempt.
+        """
         deadline = self._clock() + self._deadline_s
         left = self._deadline_s
         silence_s = self._silence(0) if silence_s is None else silence_s
@@ -186,7 +202,8 @@ class Retrying:
                 failure = error
             except Refused as error:
                 self.last_failure = str(error)
-                if writes and (maybe_done or attempt.maybe_done):  # one before it may have had its effect
+                # an earlier attempt may have had its effect
+                if writes and (maybe_done or attempt.maybe_done):
                     raise OutcomeUnknown(f"{op} {key}: unknown, then refused: {error}") from error
                 raise
             finally:
@@ -201,7 +218,8 @@ class Retrying:
                 self._log.debug("retry", op=op, key=key, attempt=number, pause=round(pause, 3), error=str(failure))
                 await self._sleep(pause)
                 left = deadline - self._clock()
-                if left > 0:  # on a machine under load the pause may have taken all that was left
+                # on a machine under load the pause may have taken all that was left
+                if left > 0:
                     number += 1
                     continue
             if writes and maybe_done:
@@ -209,22 +227,26 @@ class Retrying:
             raise failure
 
     def _silence(self, size: int) -> float:
-        """Seconds without an answer, for a request of so many bytes, before another attempt is made beside it."""
+        """Seconds without an answer, for a request of so many bytes, before another
+        attempt starts in parallel.
+        """
         return min(SILENCE_S, self._deadline_s / 2) + size / UPLOAD_BYTES_PER_S
 
     def heard(self) -> None:
-        """The store has answered somebody."""
+        """The store has answered some request."""
         self._heard_at = self._clock()
 
     def silent_since(self, at: float) -> bool:
-        """Nobody has heard from the store since then."""
+        """Whether no request has got an answer since then."""
         return self._heard_at <= at
 
     def now(self) -> float:
         return self._clock()
 
     def after(self, seconds: float, then: Callable[[], None]) -> Timer:
-        """Call `then` later: by the loop's timer, or by a sleep of one's own (a virtual clock)."""
+        """Call `then` later: by the loop's timer, or by an injected sleep (a virtual
+        clock).
+        """
         if self._sleep is asyncio.sleep:
             return asyncio.get_running_loop().call_later(seconds, then)
 
@@ -236,7 +258,9 @@ class Retrying:
 
 
 class _Attempt(Generic[T]):
-    """One attempt, and while the store is silent another one beside it; the first that knows anything counts."""
+    """An attempt, and another in parallel while the store is silent; the first that has
+    a result counts.
+    """
 
     def __init__(
         self,
@@ -247,7 +271,8 @@ class _Attempt(Generic[T]):
         silence_s: float,
     ) -> None:
         self.maybe_done = False
-        """One that was made beside the first, or the first beside it, may have had its effect."""
+        """Whether an attempt in parallel with the counting one may have had its effect.
+        """
         self._owner = owner
         self._call = call
         self._number = number
@@ -259,7 +284,9 @@ class _Attempt(Generic[T]):
         self._timer: Timer | None = None
 
     async def result(self) -> T:
-        """Raises TimeoutError when nothing is known in time, else as the attempt that counts."""
+        """Raises TimeoutError if there is no result in time, else as the attempt that
+        counts.
+        """
         owner = self._owner
         self._began = owner.now()
         end = owner.after(self._left_s, self._stop)
@@ -290,12 +317,12 @@ class _Attempt(Generic[T]):
                 self._beside.cancel()
 
     def _stop(self) -> None:
-        """End the first attempt: its time is over, or one beside it has an answer."""
+        """End the first attempt: its time is over, or another has an answer."""
         if self._guard is not None:
             self._guard.reschedule(asyncio.get_running_loop().time())
 
     def _look(self) -> None:
-        """Is the store silent? Then ask it once more."""
+        """If the store is silent, send the request once more."""
         if self._guard is None:
             return
         owner = self._owner
@@ -306,7 +333,8 @@ class _Attempt(Generic[T]):
         elif self._beside is not None or owner.now() - self._began < self._left_s / 2:
             return
         self._number += 1
-        ATTEMPT.set(self._number)  # in the context of this timer, which the task inherits
+        # in the context of this timer, which the task inherits
+        ATTEMPT.set(self._number)
         self.maybe_done = True
         task = self._beside = asyncio.ensure_future(self._call())
         task.add_done_callback(self._ended)
@@ -326,7 +354,7 @@ class _Attempt(Generic[T]):
 
 
 class _Listing:
-    """One LIST as it goes on, page by page; after a page that failed it begins anew."""
+    """A LIST in progress, page by page; after a page that failed it begins anew."""
 
     def __init__(self, inner: Driver, prefix: str, *, kind: Kind, after: str, limit: int | None, exact: bool) -> None:
         self.ended = False
@@ -341,7 +369,9 @@ class _Listing:
         self._cursor: Cursor = None
 
     async def ask(self) -> Page:
-        """One request. What it continues from is used up by it, whatever becomes of it."""
+        """Send a request. It uses up the cursor from which it continues, whatever its
+        result is.
+        """
         cursor, self._cursor = self._cursor, None
         if cursor is None and self.pages:
             self.restarts += 1
@@ -350,7 +380,7 @@ class _Listing:
         )
 
     def take(self, page: Page) -> Objects:
-        """Go on from this page, the answer that counts."""
+        """Continue from this page, the answer that counts."""
         self.pages += 1
         self._cursor = page.next
         self.ended = page.next is None

@@ -5,9 +5,10 @@ All integers are little-endian.
 ```
  offset  size  field
       0     4  magic, b"obox"
-      4     1  major version, 2: 1 is read, another one is not
-      5     1  minor version, 0: a newer one is read, what it adds is in the caller's meta
-      6     1  kind: 1 mail, 2 claim, 3 base, 4 diff, 5 cache, 6 journal, 7 format, 8 pull; others are kept as numbers
+      4     1  major version, 2; 1 is read, any other version is not
+      5     1  minor version, 0; a newer version is read: its additions are in the meta
+      6     1  kind: 1 mail, 2 claim, 3 base, 4 diff, 5 cache, 6 journal, 7 format,
+               8 pull; others are kept as numbers
       7     1  compression of the frames: 0 none, 1 zstd
       8     8  key id, ASCII, NUL padded; all NUL: not encrypted
      16    16  oid
@@ -15,33 +16,42 @@ All integers are little-endian.
      36     4  number of frames
      40     8  bytes of the payload (plain, all frames)
      48     4  CRC-32 of bytes 0..48, the owner, the frame table and the meta as stored
-     52   8*n  frame table, per frame: u32 bytes as stored, u32 CRC-32 of the bytes as stored
-  52+8n     m  meta: the caller's bytes, never compressed, sealed if the object is encrypted
-      …     …  frames: each 256 KiB of payload but the last, which has the rest; compressed, then sealed
+     52   8*n  frame table, per frame: u32 bytes as stored, u32 CRC-32 of these bytes
+  52+8n     m  meta: the caller's bytes, never compressed, sealed if the object is
+               encrypted
+      …     …  frames: each has 256 KiB of payload except the last, which has the rest;
+               compressed, then sealed
 ```
 
-Compression is a property of the object: if zstd does not make the payload smaller, all frames are stored as they are.
-Sealed is AES-256-GCM: key = HKDF-SHA256(master key, salt = oid, info = b"obox 2 object" and the owner), nonce = frame
-number u32 and 8 NUL bytes, associated data = header bytes 0..48, the owner, frame number u32, 1 byte that is 1 on the
-last frame. The meta is frame 0xffffffff, last mark 0, and is sealed even when it is empty, so that every encrypted
-object has an authentic header.
+Compression is a property of the object: if zstd does not make the payload smaller, all
+frames are stored as they are. "Sealed" is AES-256-GCM: key = HKDF-SHA256(master key,
+salt = oid, info = b"obox 2 object" and the owner), nonce = frame number u32 and 8 NUL
+bytes, associated data = header bytes 0..48, the owner, frame number u32, 1 byte that is
+1 on the last frame. The meta is frame 0xffffffff with last mark 0. It is sealed even if
+it is empty, so that every encrypted object has an authentic header.
 
-The owner says what an object belongs to (keys.owner_of makes it). It is not in the object: whoever reads an object
-knows whose it must be. A copy of it anywhere else is refused: by the seal, or in a bucket without encryption by the
-header's CRC, which finds mistakes but no attacker. Version 1 differs in two points: it knows no owner, and its key is
-of info = b"obox 1 object"; who reads it checks what its meta and payload say of themselves.
+The owner says what an object belongs to (keys.owner_of makes it). It is not in the
+object: a reader knows which owner the object must have. A copy of the object anywhere
+else is refused: by the seal, or in a bucket without encryption by the header's CRC,
+which finds mistakes but does not stop an attacker. Version 1 differs in two points: it
+knows no owner, and its key has info = b"obox 1 object". A reader of version 1 checks
+what its meta and payload say about themselves.
 
 An object of zero bytes is a burnt claim: it has no header. See put_once.py.
 
-Invariant: what decode returns is what encode was given, or it raises; a single wrong byte is always found (CRC-32 over
-every byte but the CRC itself). One oid is for one object: the key comes from it, so a second object under the same oid
-and owner would use a GCM nonce twice. encode refuses that as far as it remembers. `renewed` keeps the oid: its bytes
-depend on nothing but the object that it is given, the owner and the key, and version 1 has keys of its own.
+Invariant: decode returns what encode was given, or it raises. A single wrong byte is
+always found (CRC-32 over every byte except the CRC itself). An oid is for a single
+object: the key comes from it, so a second object under the same oid and owner would use
+a GCM nonce twice. encode refuses that as far as it remembers. `renewed` keeps the oid:
+its bytes depend only on the object that it is given, the owner and the key, and version
+1 has keys of its own.
 
-Refuses to know: what meta and payload hold, where objects lie, where keys come from.
+Refuses to know: the content of meta and payload, where objects lie, where keys come
+from.
 
-Diagnostics: CorruptObject (damaged, truncated, wrong key, or a key id that is not configured: UnknownKey) and
-NewerFormat are for the caller to log with the object's key; nothing here is retried or logged.
+Diagnostics: CorruptObject (damaged, truncated, wrong key, or a key id that is not
+configured: UnknownKey) and NewerFormat are for the caller to log with the object's key.
+Nothing here is retried or logged.
 """
 
 from __future__ import annotations
@@ -78,7 +88,7 @@ from obox.types import Oid, Owner
 MAGIC: Final = b"obox"
 MAJOR: Final = 2
 OLD_MAJOR: Final = 1
-"""Read, and no longer written."""
+"""A version that is read, and no longer written."""
 
 MINOR: Final = 0
 
@@ -108,7 +118,9 @@ _SIGNED_BYTES: Final = (
 HEADER_BYTES: Final = _SIGNED_BYTES + _CRC_BYTES  # 48+4 = 52
 
 PAYLOAD_BYTES_MAX: Final = 1 << 30
-"""1 GiB: far above any mail or bundle; a header that claims more is damaged, not a reason to allocate."""
+"""1 GiB, far above any mail or bundle. A header that claims more is damaged, and
+nothing is allocated for it.
+"""
 
 META_BYTES_MAX: Final = 64 << 20
 """64 MiB: the largest meta is the user table of a journal object."""
@@ -125,7 +137,7 @@ assert _FIXED.size == _SIGNED_BYTES
 
 
 class ObjectKind(IntEnum):
-    """What an object holds: byte 6."""
+    """The kind of an object: byte 6."""
 
     MAIL = 1
     CLAIM = 2
@@ -135,11 +147,14 @@ class ObjectKind(IntEnum):
     JOURNAL = 6
     FORMAT = 7
     PULL = 8
-    """Between two backends, never in the bucket."""
+    """It is sent between two backends and is never in the bucket."""
 
 
 class ShortPrefix(ValueError):
-    """More of the object's beginning is needed: ask again with at least `need` bytes (or all, if there are fewer)."""
+    """More of the object's beginning is needed.
+
+    Ask again with at least `need` bytes (or all, if there are fewer).
+    """
 
     def __init__(self, need: int) -> None:
         super().__init__(f"a longer prefix is needed: {need} bytes")
@@ -147,13 +162,17 @@ class ShortPrefix(ValueError):
 
 
 class UnknownKey(CorruptObject):
-    """The object is sealed under a key id that is not configured: not damaged, but not readable here."""
+    """The object is sealed under a key id that is not configured.
+
+    It is not damaged, but nobody can read it here.
+    """
 
 
 class Decoded(NamedTuple):
-    """A whole object. kind: an ObjectKind, or a number that a newer minor version may know.
+    """A whole object. kind: an ObjectKind, or a number that a newer minor version may
+    know.
 
-    major: of version 1 the caller checks what meta and payload say of their owner.
+    major: in version 1 the caller checks what meta and payload say about their owner.
     """
 
     kind: int
@@ -164,7 +183,9 @@ class Decoded(NamedTuple):
 
 
 class _Plain(NamedTuple):
-    """An object of one frame without a seal, its checksums seen: what is left to do is to decompress the frame."""
+    """An object of one frame without a seal, with verified checksums: only
+    decompressing is left.
+    """
 
     kind: int
     oid: bytes
@@ -181,9 +202,10 @@ class _Plain(NamedTuple):
 
 
 def _read_plain(data: bytes, owner: Owner, major_min: int) -> _Plain | None:
-    """Take apart an object of one frame without a seal, as nearly every mail is, at a third of the general way's cost.
+    """Read an object of one frame without a seal, as nearly every mail is.
 
-    None for any other and for any doubt: the general way decides, and says what is wrong.
+    This takes a third of the time of the general way. None for any other object and for
+    any doubt: the general way decides, and says what is wrong.
     """
     if len(data) < HEADER_BYTES + _ENTRY.size:
         return None
@@ -206,12 +228,18 @@ def _read_plain(data: bytes, owner: Owner, major_min: int) -> _Plain | None:
 
 
 def _signed(prefix: bytes, major: int, owner: Owner) -> bytes:
-    """What the header's CRC begins with, and the seal's associated data."""
+    """The beginning of what the header's CRC covers, and the associated data of the
+    seal.
+    """
     return prefix[:_SIGNED_BYTES] if major == OLD_MAJOR else prefix[:_SIGNED_BYTES] + owner
 
 
 def _info(major: int, owner: Owner) -> bytes:
-    """Of a key. With the owner in it, an object that is bound to another one later, oid and all, has another key."""
+    """The info of a key.
+
+    It includes the owner, so that an object that is bound to another owner later, with
+    the same oid, has another key.
+    """
     return b"obox 1 object" if major == OLD_MAJOR else b"obox 2 object" + owner
 
 
@@ -225,7 +253,7 @@ def _decode_plain(data: bytes, owner: Owner, major_min: int) -> Decoded | None:
 
 
 def _decompress_many(frames: Sequence[_Plain]) -> list[bytes] | None:
-    """Decompress in one call; None if one is damaged."""
+    """Decompress in a single call; None if a frame is damaged."""
     sizes = struct.pack(f"={len(frames)}Q", *(one.expected for one in frames))
     try:
         found = zstd.decompressor.multi_decompress_to_buffer([one.frame for one in frames], decompressed_sizes=sizes)
@@ -235,7 +263,7 @@ def _decompress_many(frames: Sequence[_Plain]) -> list[bytes] | None:
 
 
 class Codec:
-    """Encodes and decodes objects under one set of keys. Safe to use from several threads."""
+    """Encodes and decodes objects under a set of keys. Several threads may use it."""
 
     def __init__(
         self,
@@ -245,10 +273,11 @@ class Codec:
         *,
         require_encryption: bool = False,
     ) -> None:
-        """keys: id -> 32 bytes, all of which decrypt; encrypt_with: the id that encrypts, None for plain objects.
+        """keys: id -> 32 bytes, all of which decrypt; encrypt_with: the id that
+        encrypts, None for plain objects.
 
-        compress: "none" or "zstd:LEVEL" with level 1 to 19. require_encryption: plain and old objects are refused.
-        Raises: ConfigError.
+        compress: "none" or "zstd:LEVEL" with level 1 to 19. require_encryption: plain
+        and old objects are refused. Raises: ConfigError.
         """
         for key_id, key in keys.items():
             check_key_id(key_id)
@@ -265,14 +294,17 @@ class Codec:
             raise ConfigError("storage.require_encryption is on; allowed: with storage.encryption_keys")
         self._plain_allowed = not require_encryption
         self.major_min = MAJOR if require_encryption else OLD_MAJOR
-        """Objects of an older version are refused: MAJOR once the whole bucket is of it."""
+        """Objects of an older version are refused: MAJOR as soon as the whole bucket
+        has this version.
+        """
         self._used: OrderedDict[bytes, int] = OrderedDict()
         self._used_lock = threading.Lock()
 
     def encode(self, kind: ObjectKind, owner: Owner, oid: Oid, meta: bytes, payload: bytes) -> bytes:
-        """Return the object. One oid is for one object: take a new one when owner, meta or payload change.
+        """Return the object. Take a new oid if owner, meta or payload change.
 
-        Raises: ValueError on sizes above the limits, on an oid of another length, on an oid seen with other content.
+        Raises: ValueError on sizes above the limits, on an oid of another length, on an
+        oid that was used with other content.
         """
         if len(oid) != OID_BYTES or len(payload) > PAYLOAD_BYTES_MAX or len(meta) > META_BYTES_MAX:
             raise ValueError(f"oid of {len(oid)}, meta of {len(meta)}, payload of {len(payload)} bytes")
@@ -334,9 +366,10 @@ class Codec:
         return b"".join((signed, _CRC.pack(crc), table, meta, *frames))
 
     def outdated(self, prefix: bytes) -> bool:
-        """Of an older version, or not sealed under the key that encrypts: out of the first HEADER_BYTES, unverified.
+        """Whether an object has an older version, or is not sealed under the key that
+        encrypts.
 
-        Raises: CorruptObject, NewerFormat.
+        It uses the first HEADER_BYTES, unverified. Raises: CorruptObject, NewerFormat.
         """
         _check_start(prefix, OLD_MAJOR)
         if len(prefix) < HEADER_BYTES:
@@ -345,16 +378,19 @@ class Codec:
         return prefix[_MAGIC_BYTES] != MAJOR or key_id != (self._encrypt_with or key_id)
 
     def renewed(self, data: bytes, owner: Owner, *, was: Owner | None = None) -> bytes:
-        """Return an object as this version writes it, sealed under the key that encrypts, with the oid that it has.
+        """Return an object as this version writes it, with the oid that it has.
 
-        Frames stay compressed as they are, so that renewing once more gives the same bytes: no key ever seals two texts
-        under one nonce. The caller has checked what version 1 says of its owner. was: the owner that the object is
-        bound to, where that is another one. Objects that `decode` refuses as old or plain are read.
-        Raises: CorruptObject, UnknownKey, NewerFormat.
+        It is sealed under the key that encrypts. Frames stay compressed as they are, so
+        that renewing once more gives the same bytes: no key ever seals two texts under
+        the same nonce. The caller has checked what version 1 says about its owner. was:
+        the owner to which the object is bound, if that is another owner. Objects that
+        `decode` refuses as old or plain are read. Raises: CorruptObject, UnknownKey,
+        NewerFormat.
         """
         header = self._whole(data, owner if was is None else was, lenient=True)
         start, _ = header.frames_for(0, header.payload_bytes)
-        header.decode_range(data[start:], 0, header.payload_bytes)  # else damage would get a good checksum
+        # else damaged bytes would get a good checksum
+        header.decode_range(data[start:], 0, header.payload_bytes)
         frames = [header.opened(memoryview(data), 0, number) for number in range(header.frames)]
         return self._put_together(
             header.kind,
@@ -369,10 +405,11 @@ class Codec:
         )
 
     def decode(self, data: bytes, owner: Owner, *, lenient: bool = False) -> Decoded:
-        """Return what a whole object holds. Raises: CorruptObject (also when it is another owner's), UnknownKey,
-        NewerFormat.
+        """Return the content of a whole object.
 
-        lenient: old and plain objects are read though they are refused otherwise: to renew them.
+        lenient: old and plain objects are read although they are otherwise refused, to
+        renew them. Raises: CorruptObject (also for an object of another owner),
+        UnknownKey, NewerFormat.
         """
         if self._plain_allowed:
             plain = _decode_plain(data, owner, self.major_min)
@@ -384,7 +421,7 @@ class Codec:
         return Decoded(header.kind, header.oid, header.meta, payload, header.major)
 
     def _whole(self, data: bytes, owner: Owner, *, lenient: bool) -> Header:
-        """The header of an object of which nothing is missing."""
+        """The header of an object that is complete."""
         try:
             header = self.decode_header(data, owner, lenient=lenient)
         except ShortPrefix as short:
@@ -394,9 +431,10 @@ class Codec:
         return header
 
     def decode_many(self, objects: Sequence[bytes], owners: Sequence[Owner]) -> list[Decoded | StoreError]:
-        """Decode whole objects, many of them in a thread: the interpreter's lock is given up once, not for each.
+        """Decode whole objects, if there are many in a thread.
 
-        For one that `decode` refuses, its error.
+        The thread gives up the interpreter's lock once, and not for each object. For an
+        object that `decode` refuses, the result has its error.
         """
         out: list[Decoded | StoreError | None] = [None] * len(objects)
         packed: list[tuple[int, _Plain]] = []
@@ -420,9 +458,11 @@ class Codec:
             return error
 
     def decode_header(self, prefix: bytes, owner: Owner, *, lenient: bool = False) -> Header:
-        """Return the header out of the first bytes of an object; 4 KiB hold nearly every one. lenient: see `decode`.
+        """Return the header out of the first bytes of an object; 4 KiB contain nearly
+        every header.
 
-        Raises: ShortPrefix (and says how many bytes it takes), CorruptObject, UnknownKey, NewerFormat.
+        lenient: see `decode`. Raises: ShortPrefix (which says how many bytes are
+        needed), CorruptObject, UnknownKey, NewerFormat.
         """
         _check_start(prefix, OLD_MAJOR if lenient else self.major_min)
         if len(prefix) < HEADER_BYTES:
@@ -473,7 +513,7 @@ class Codec:
         )
 
     def _remember(self, oid: bytes, digest: int) -> None:
-        """Refuse a second object under one oid, among the last few thousand."""
+        """Refuse a second object under the same oid, among the last few thousand."""
         with self._used_lock:
             if self._used.setdefault(oid, digest) != digest:
                 raise ValueError(f"oid {oid.hex()} is used for a second object: a sealed object takes a fresh oid")
@@ -482,9 +522,10 @@ class Codec:
 
 
 def oid_of(prefix: bytes) -> Oid:
-    """Return the oid out of the first HEADER_BYTES of an object, unverified: enough to recognise one's own.
+    """Return the oid out of the first HEADER_BYTES of an object, unverified.
 
-    Raises: CorruptObject, NewerFormat.
+    This is enough to recognise an object of one's own. Raises: CorruptObject,
+    NewerFormat.
     """
     _check_start(prefix, OLD_MAJOR)
     if len(prefix) < HEADER_BYTES:
@@ -493,7 +534,9 @@ def oid_of(prefix: bytes) -> Oid:
 
 
 def new_oid(rng: random.Random) -> Oid:
-    """Return a fresh object id: unique for ever, if rng is the system's or seeded apart."""
+    """Return a new object id: unique for ever, if rng is the system's or has a seed of
+    its own.
+    """
     return Oid(rng.randbytes(OID_BYTES))
 
 

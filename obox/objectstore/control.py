@@ -1,6 +1,7 @@
-"""What a bucket says of its own settings: versioning and lifecycle rules, by aioboto3; S3 only.
+"""The bucket's own settings: versioning and lifecycle rules, by aioboto3; S3 only.
 
-Refuses to know: objects. Diagnostics: what may not be read is named among the problems; nothing is raised.
+Refuses to know: objects. Diagnostics: settings that may not be read are named among the
+problems; nothing is raised.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from obox.objectstore._open import Settings
 
 
 async def describe(settings: Settings) -> dict[str, Any]:
-    """Facts of the bucket of settings.url: versioning ("on", "off", "unknown"), lifecycle (text), expires_current and
-    expires_versions (names of rules), problems. A directory or memory has no versions; of other stores nothing is
-    known."""
+    """Return facts about the bucket of settings.url.
+
+    versioning ("on", "off", "unknown"), lifecycle (text), expires_current and
+    expires_versions (names of rules), problems. A directory or memory has no versions;
+    about other stores nothing is known.
+    """
     scheme = urlsplit(settings.url).scheme
     if scheme in ("file", "memory"):
         return {"versioning": "off"}
@@ -68,7 +72,7 @@ async def _ask(client: Any, bucket: str, facts: dict[str, Any]) -> None:
 
 
 def _expires(rule: dict[str, Any]) -> bool:
-    """Days or a date, and not the marker of deleted versions alone."""
+    """Whether a rule has days or a date, and not only a delete marker."""
     return bool({"Days", "Date"} & set(rule["Expiration"]))
 
 

@@ -1,24 +1,27 @@
 """A driver that fails on purpose: seeded, in percent per operation, or by script.
 
-It wraps another driver, below statistics and retries (`open_store(..., wrap=lambda d: FaultyDriver(d, rng=...))`).
+It wraps another driver, below statistics and retries
+(`open_store(..., wrap=lambda d: FaultyDriver(d, rng=...))`).
 
     error     the request does not reach the store
-    lost      it is done, the answer is lost
-    delay     it is done after `delay_s`
-    late      PUT and copy: an error now, the request is done after `late_s`, unless the key is taken by then
-    late_hang the same, but no answer at all
-    truncate  GET: the body is cut short
-    hang      it is not done, and no answer comes until the caller gives up
-    refused   the store says no
-    missing   GET: the store says that there is no such object, though there is
+    lost      the request is done, its answer is lost
+    delay     the request is done after `delay_s`
+    late      PUT and copy: an error now; the request is done after `late_s`, unless
+              the key is taken by then
+    late_hang the same, but without any answer
+    truncate  GET: the body is shortened
+    hang      the request is not done, and no answer comes until the caller gives up
+    refused   the store refuses
+    missing   GET: the store says that there is no such object, although there is
     outage    a switch: nothing reaches the store while it is on
 
-Invariant: with the same seed and the same order of requests, the same faults; a rate of 0 changes nothing. Without
-faults it is as its inner driver.
+Invariant: the same seed and the same order of requests give the same faults. A rate of
+0 changes nothing. Without faults it behaves as its inner driver.
 
-Refuses to know: real time: delays go through `sleep`, late requests through `later`.
+Refuses to know: real time. Delays go through `sleep`, late requests through `later`.
 
-Diagnostics: `history` has every fault made, as (op, key, fault): print it with the seed when a test fails.
+Diagnostics: `history` has every fault that was made, as (op, key, fault). Print it with
+the seed when a test fails.
 """
 
 from __future__ import annotations
@@ -71,7 +74,7 @@ class Script:
 
 
 class Made(NamedTuple):
-    """One fault that was made."""
+    """A fault that was made."""
 
     op: Op
     key: str
@@ -80,7 +83,10 @@ class Made(NamedTuple):
 
 @dataclass
 class Plan:
-    """What goes wrong; may be changed at any time. rates: per operation, `every` for those that are not in it."""
+    """The faults to make; may be changed at any time.
+
+    rates: per operation; `every` holds for operations that are not in it.
+    """
 
     every: Rates = Rates()
     rates: Mapping[Op, Rates] = field(default_factory=dict)
@@ -101,7 +107,9 @@ class FaultyDriver:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         later: Later | None = None,
     ) -> None:
-        """later: schedules late requests; by default a task that sleeps by `sleep` and is ended by `close`."""
+        """later: schedules late requests; by default a task that sleeps by `sleep` and
+        that `close` ends.
+        """
         self.inner = inner
         self.plan = plan if plan is not None else Plan()
         self.history: list[Made] = []
@@ -130,9 +138,10 @@ class FaultyDriver:
     def fail_next(
         self, op: Op, key: str = "", fault: Fault = "error", *, times: int = 1, seconds: float | None = None
     ) -> None:
-        """Script a fault for the next requests of op whose key (LIST: prefix; DELETE: first key) the regex finds.
+        """Script a fault for the next requests of op whose key matches the regex.
 
-        seconds: of a delay or until a late request is done; by default as in the plan.
+        The key is the prefix of a LIST, and the first key of a DELETE. seconds: of a
+        delay, or until a late request is done; by default as in the plan.
         """
         self._scripts.append(Script(op, re.compile(key), fault, times, seconds))
 

@@ -1,35 +1,40 @@
-"""The layout of the bucket: every key that obox writes is made and read here.
+"""The layout of the bucket: every key that obox writes is made and parsed here.
 
 ```
-<hh>/<sid>/m/<mailbox-guid>/<uid:08x>                              mail, claim or burnt claim
-<hh>/<sid>/x/<mailbox-guid|root>/<version:016x>.<writer>.<form>    index bundle; form: base, diff, cache
-_journal/<backend>/<boot>/<seq:016x>                               journal object
-_format                                                            version of the whole
+<hh>/<sid>/m/<guid>/<uid:08x>                         mail, claim or burnt claim
+<hh>/<sid>/x/<guid|root>/<version:016x>.<writer>.<form>
+                                                      index bundle: base, diff, cache
+_journal/<backend>/<boot>/<seq:016x>                  journal object
+_format                                               version of the whole
 ```
 
-hh: the first two hex digits of the SHA-256 of sid, which spreads users over the store's partitions. Numbers have fixed
-width, so that key order is number order. Elements (sid, backend, boot, writer) are names that went through
-`obox.escaping.escape`: one safe path element of lower-case ASCII. Functions here refuse elements that did not; they
-never escape by themselves, so that nothing is escaped twice.
+hh: the first two hex digits of the SHA-256 of sid, which spread users over the store's
+partitions. guid: of a mailbox. Numbers have fixed width, so that key order is number
+order. Elements (sid, backend, boot, writer) are names that went through `obox.escaping.escape`: a
+safe path element of lower-case ASCII. Functions here refuse other elements; they never
+escape by themselves, so that nothing is escaped twice.
 
-The owner of an object, which its envelope is bound to (codec.py), is ASCII text in the manner of its key:
+The owner of an object, to which its envelope is bound (codec.py), is ASCII text similar
+to its key:
 
 ```
-<sid>/m/<mailbox-guid>/<uid:08x>      mail, claim: storage id, home mailbox, UID
-<sid>/x/<mailbox-guid|root>           base, diff, cache
+<sid>/m/<guid>/<uid:08x>              mail, claim: storage id, home mailbox, UID
+<sid>/x/<guid|root>                   base, diff, cache
 _journal/<backend>/<boot>/<seq:016x>  journal object
 _format                               version of the whole
-<sid>/pull                            every object of a pull, which lies under no key
+<sid>/pull                            every object of a pull, which has no key
 ```
 
-No element holds a `/`, so that no two owners have one text. A mail that lay in another object than its key names would
-still have this owner.
+No element has a `/`, so that no two owners have the same text. If a mail lay in another
+object than its key names, it would still have this owner.
 
-Invariant: parse_x(x_key(...)) gives the arguments back; a parse function raises ValueError on every other string.
+Invariant: parse_x(x_key(...)) gives the arguments back; a parse function raises
+ValueError on every other string.
 
-Refuses to know: what lies under a key.
+Refuses to know: the content of the object under a key.
 
-Diagnostics: ValueError only. A foreign key in the bucket is for the caller to log and to leave alone.
+Diagnostics: ValueError only. The caller logs a foreign key in the bucket and leaves it
+alone.
 """
 
 from __future__ import annotations
@@ -63,7 +68,7 @@ _JOURNAL = re.compile(r"_journal/([^/]+)/([^/]+)/([0-9a-f]{16})", re.ASCII)
 
 
 class MailKey(NamedTuple):
-    """What a mail's key says."""
+    """The content of a mail's key."""
 
     sid: StorageId
     guid: Guid
@@ -71,7 +76,7 @@ class MailKey(NamedTuple):
 
 
 class BundleKey(NamedTuple):
-    """What a bundle's key says. box: a mailbox GUID or ROOT."""
+    """The content of a bundle's key. box: a mailbox GUID or ROOT."""
 
     sid: StorageId
     box: str
@@ -81,7 +86,7 @@ class BundleKey(NamedTuple):
 
 
 class JournalKey(NamedTuple):
-    """What a journal object's key says."""
+    """The content of a journal object's key."""
 
     backend: str
     boot: str
@@ -124,7 +129,7 @@ def mails_prefix(sid: StorageId) -> str:
 
 
 def user_prefix(sid: StorageId) -> str:
-    """Return the prefix of everything of a user but the journal."""
+    """Return the prefix of everything of a user except the journal."""
     return f"{_home(sid)}/"
 
 
@@ -134,7 +139,7 @@ def fts_prefix(sid: StorageId) -> str:
 
 
 def parse_mail_key(key: str) -> MailKey:
-    """Return what mail_key was given. Raises: ValueError on any other key."""
+    """Return the arguments of mail_key. Raises: ValueError on any other key."""
     m = _MAIL.fullmatch(key)
     if m is None or hh(element(m[2])) != m[1] or (uid := int(m[4], 16)) == 0:
         raise ValueError(f"not the key of a mail: {key[:200]!r}")
@@ -154,12 +159,15 @@ def bundles_prefix(sid: StorageId, box: str | None = None) -> str:
 
 
 def first_root_key(sid: StorageId) -> str:
-    """Return the fixed name of a user's first root bundle: whoever writes it decides what INBOX is."""
+    """Return the fixed name of a user's first root bundle.
+
+    The writer whose PUT succeeds decides what INBOX is.
+    """
     return bundle_key(sid, ROOT, 0, FIRST_WRITER, "base")
 
 
 def parse_bundle_key(key: str) -> BundleKey:
-    """Return what bundle_key was given. Raises: ValueError on any other key."""
+    """Return the arguments of bundle_key. Raises: ValueError on any other key."""
     m = _BUNDLE.fullmatch(key)
     if m is None or hh(element(m[2])) != m[1]:
         raise ValueError(f"not the key of a bundle: {key[:200]!r}")
@@ -167,14 +175,16 @@ def parse_bundle_key(key: str) -> BundleKey:
 
 
 def journal_key(backend: str, boot: str, seq: int) -> str:
-    """Return the key of one journal object."""
+    """Return the key of a journal object."""
     if not 0 <= seq <= _U64_MAX:
         raise ValueError(f"not a journal seq: {seq}")
     return f"{journal_prefix(backend, boot)}{seq:016x}"
 
 
 def journal_prefix(backend: str | None = None, boot: str | None = None) -> str:
-    """Return the prefix of all journals, of one backend's, or of one boot's."""
+    """Return the prefix of all journals, of the journals of a backend, or of the
+    journal of a boot.
+    """
     if backend is None:
         return "_journal/"
     if boot is None:
@@ -183,7 +193,7 @@ def journal_prefix(backend: str | None = None, boot: str | None = None) -> str:
 
 
 def parse_journal_key(key: str) -> JournalKey:
-    """Return what journal_key was given. Raises: ValueError on any other key."""
+    """Return the arguments of journal_key. Raises: ValueError on any other key."""
     m = _JOURNAL.fullmatch(key)
     if m is None:
         raise ValueError(f"not the key of a journal object: {key[:200]!r}")
@@ -191,7 +201,10 @@ def parse_journal_key(key: str) -> JournalKey:
 
 
 def owner_of(key: str) -> Owner:
-    """Return the owner of the object under a key that was made here. ValueError on a key that cannot be."""
+    """Return the owner of the object under a key that was made here.
+
+    Raises: ValueError on any other key.
+    """
     if key.startswith("_"):
         return Owner(key.encode("ascii"))
     _, sid, part, rest = key.split("/", 3)
@@ -201,7 +214,11 @@ def owner_of(key: str) -> Owner:
 
 
 def owner_in(path: str) -> Owner | None:
-    """Return the owner of an object whose key ends this path, as in a copy of the bucket; None where no key does."""
+    """Return the owner of an object whose key ends this path, as in a copy of the
+    bucket.
+
+    None if the path ends with no key.
+    """
     parts = path.split("/")
     parsers: tuple[tuple[Callable[[str], object], int], ...] = (
         (parse_mail_key, 5),

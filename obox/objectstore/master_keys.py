@@ -1,6 +1,6 @@
-"""Master keys out of files, and the names that objects call them by.
+"""Master keys from files, and the ids by which objects name them.
 
-Refuses to know: what is sealed with a key. Diagnostics: ConfigError, one line.
+Refuses to know: what is sealed with a key. Diagnostics: ConfigError, in one line.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Final
 from obox.errors import ConfigError
 
 KEY_ID_BYTES: Final = 8
-"""The longest id of a key: the field of the header has so many bytes."""
+"""The longest id of a key: the length of its field in the header."""
 
 
 def load_keys(files: Mapping[str, str]) -> dict[str, bytes]:
-    """Read master keys, id -> file: 32 bytes, or their hex, or their base64. Raises: ConfigError, one line."""
+    """Read master keys, id -> file: 32 bytes, or their hex, or their base64.
+
+    Raises: ConfigError, in one line.
+    """
     keys: dict[str, bytes] = {}
     for key_id, name in files.items():
         check_key_id(key_id)

@@ -1,24 +1,30 @@
 """Create-only PUTs whose answer may be lost: who owns the key now?
 
 put_once  1. PUT the object. Stored: ours.
-          2. Refused as existing: GET the first HEADER_BYTES. Our oid: an earlier attempt of ours had landed: ours.
-             Another oid, or no bytes: somebody else's, or burnt: take the next key.
-settle    for a PUT of unknown outcome (OutcomeUnknown), which may also land late, minutes from now:
-          1. PUT an empty object under the same key. Stored: the key is burnt, and the late PUT is refused for ever.
-          2. Refused as existing: GET what is there, as above. Empty: burnt already (by us or by somebody else).
+          2. Refused as existing: GET the first HEADER_BYTES. Our oid: an earlier
+             attempt of ours succeeded: ours. Another oid, or no bytes: somebody else's
+             object, or burnt: take the next key.
+settle    for a PUT of unknown outcome (OutcomeUnknown), which may also succeed late,
+          minutes from now:
+          1. PUT an empty object under the same key. Stored: the key is burnt, and the
+             late PUT is refused for ever.
+          2. Refused as existing: GET the existing object, as above. Empty: burnt
+             already (by us or by somebody else).
 
-A crash between the steps leaves the key unknown to this process; whoever lists it later sees what landed: a mail that
-was never acknowledged, or a burnt claim. Both are legal.
+A crash between the steps leaves the key unknown to this process. A backend that lists
+the key later sees what was stored: a mail that was never acknowledged, or a burnt
+claim. Both are legal.
 
-Invariant: after settle has returned, the answer never changes. True and "ours" mean durable.
+Invariant: after settle has returned, the answer never changes. True and "ours" mean
+durable.
 
-Refuses to know: what is in the object but its oid; which key comes next.
+Refuses to know: the content of the object except its oid; which key comes next.
 
-Diagnostics: OutcomeUnknown is for `settle`, now or later: the key must stay pending; it is also raised when a PUT was
-refused as existing and what is there cannot be read, or is gone again. Unreachable and Refused come from put_once only
-when nothing of ours can have been stored. A damaged header is "other": the object is not touched, the caller takes
-another
-key.
+Diagnostics: OutcomeUnknown is for `settle`, now or later: the key must stay pending. It
+is also raised if a PUT was refused as existing and the existing object cannot be read,
+or is gone again. put_once raises Unreachable and Refused only if nothing of ours can
+have been stored. A damaged header is "other": the object is not touched, and the caller
+takes another key.
 """
 
 from __future__ import annotations
@@ -34,10 +40,11 @@ Outcome = Literal["ours", "burnt", "other"]
 
 
 async def put_once(store: ObjectStore, key: str, data: bytes, oid: Oid, kind: Kind) -> bool:
-    """Store an encoded object; True: it is stored, False: somebody else's object, or a burnt claim, is under the key.
+    """Store an encoded object.
 
-    oid: the one that data was encoded with.
-    Raises: OutcomeUnknown (then `settle`), Unreachable and Refused (nothing was stored).
+    Returns True if it is stored, and False if somebody else's object, or a burnt claim,
+    is under the key. oid: the oid with which data was encoded. Raises: OutcomeUnknown
+    (then call `settle`), Unreachable and Refused (nothing was stored).
     """
     try:
         await store.put(key, data, kind=kind)
@@ -49,8 +56,9 @@ async def put_once(store: ObjectStore, key: str, data: bytes, oid: Oid, kind: Ki
 async def settle(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
     """Decide a PUT of unknown outcome, for good.
 
-    "ours": it had landed. "burnt": it never will, the key is lost. "other": somebody else's object is there.
-    Raises: OutcomeUnknown, Unreachable, Refused: still unknown, call again.
+    "ours": it succeeded. "burnt": it never will succeed, the key is lost. "other":
+    somebody else's object is there. Raises: OutcomeUnknown, Unreachable, Refused: still
+    unknown, call again.
     """
     try:
         await store.put(key, b"", kind=kind)

@@ -1,14 +1,17 @@
-"""Counts every request that is sent to the store, and names the slow ones.
+"""Counts every request that is sent to the store, and logs the slow requests.
 
-Requests are what a bucket costs: tests assert their number per operation, /metrics shows it, `(op, kind)` is its label.
+Requests are what a bucket costs. Tests assert their number per operation, /metrics
+shows it, and `(op, kind)` is its label.
 
-Invariant: one call to a driver is one request counted, when it ends, whatever its end. The numbers only grow. Answers
-that callers count on (AlreadyExists, Missing) are no errors; everything else that raises is, a cancelled request too.
+Invariant: a call to a driver counts as one request when it ends, however it ends. The
+numbers only grow. Answers on which callers rely (AlreadyExists, Missing) are no errors;
+everything else that raises is an error, including a cancelled request.
 
-Refuses to know: metrics libraries; retries (it sits below them: a retried PUT is two).
+Refuses to know: metrics libraries; retries (they are above: a retried PUT counts as
+two).
 
-Diagnostics: a request slower than slow_s is logged as a warning, `slow request`, with op, kind, key, ms, attempt, ok.
-Nothing here fails.
+Diagnostics: a request slower than slow_s is logged as a warning, `slow request`, with
+op, kind, key, ms, attempt, ok. Nothing here fails.
 """
 
 from __future__ import annotations
@@ -27,15 +30,20 @@ OPS: tuple[Op, ...] = get_args(Op)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 BUCKETS_S: tuple[float, ...] = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the histogram; what is slower is in one more bucket."""
+"""Upper bounds of the histogram; slower requests are in an additional bucket."""
 
 ATTEMPT: ContextVar[int] = ContextVar("obox_objectstore_attempt", default=1)
-"""Which attempt of the retry layer this request is, for the slow log alone."""
+"""The attempt of the retry layer to which this request belongs, for the log of slow
+requests only.
+"""
 
 
 @dataclass(slots=True)
 class Counter:
-    """Numbers of one (op, kind). buckets[i]: requests of at most BUCKETS_S[i], not cumulated."""
+    """Numbers of an (op, kind).
+
+    buckets[i]: requests of at most BUCKETS_S[i], not cumulated.
+    """
 
     requests: int = 0
     errors: int = 0
@@ -48,13 +56,13 @@ Snapshot = dict[tuple[Op, Kind], Counter]
 
 
 class Stats:
-    """The counters of one store. `op` or `kind` of None means all of them."""
+    """The counters of a store. `op` or `kind` of None means all of them."""
 
     def __init__(self, counters: Snapshot | None = None) -> None:
         self._counters: Snapshot = {} if counters is None else counters
 
     def record(self, op: Op, kind: Kind, *, seconds: float, size: int, error: bool) -> None:
-        """Count one request."""
+        """Count a request."""
         counter = self._counters.get((op, kind))
         if counter is None:
             counter = self._counters[op, kind] = Counter()
@@ -73,7 +81,7 @@ class Stats:
         return sum(counter.errors for counter in self._select(op, kind))
 
     def bytes(self, op: Op | None = None, kind: Kind | None = None) -> int:
-        """Return the bytes of payload that went (PUT) or came (GET)."""
+        """Return the bytes of payload that were sent (PUT) or received (GET)."""
         return sum(counter.bytes for counter in self._select(op, kind))
 
     def snapshot(self) -> Snapshot:
@@ -98,7 +106,9 @@ class Stats:
         return Stats(grown)
 
     def requests(self) -> dict[tuple[Op, Kind], int]:
-        """Return the number of requests by (op, kind): what a test compares with a literal."""
+        """Return the number of requests by (op, kind), which a test compares with a
+        literal.
+        """
         return {key: counter.requests for key, counter in self._counters.items() if counter.requests}
 
     def _select(self, op: Op | None, kind: Kind | None) -> list[Counter]:

@@ -20,6 +20,7 @@ from obox.objectstore import (
     put_once,
     settle,
 )
+from obox.types import Owner
 
 from .conftest import s3_settings
 from .faultproxy import FAULTS, FaultProxy
@@ -46,7 +47,7 @@ async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
 
     async def deliver(key: str) -> None:
         oid = new_oid(rng)
-        data_of[key] = codec.encode(ObjectKind.MAIL, oid, b"meta", key.encode())
+        data_of[key] = codec.encode(ObjectKind.MAIL, Owner(key.encode()), oid, b"meta", key.encode())
         try:
             told[key] = "ours" if await put_once(store, key, data_of[key], oid, "mail") else "other"
             return

@@ -92,9 +92,10 @@ def cli(
 ) -> None:
     """Look after a mail backend.
 
-    Commands ask the backend of the configuration over its socket, state_dir/admin.sock. Where none runs, most open its
-    state themselves. Rows go to stdout, all else to stderr; exit codes are doveadm's (sysexits), 2 where a command
-    failed for some of the users.
+    Commands ask the backend of the configuration over its socket, state_dir/admin.sock.
+    Where none runs, most open its state themselves. Rows go to stdout, all else to
+    stderr; exit codes are doveadm's (sysexits), 2 where a command failed for some of
+    the users.
     """
     if context.get_parameter_source("key_file") is ParameterSource.COMMANDLINE and not url:
         raise click.UsageError("--key-file: it is for --url; the backend of this machine needs no key")

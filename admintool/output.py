@@ -5,7 +5,8 @@ Names of columns are API. Values come from mails and their senders. In every for
 character that does not print, such as one that moves a terminal's cursor, is escaped
 (`\\x1b`; in JSON `\\u001b`). `pager` alone keeps line ends and tabs. In `tab` a
 backslash is escaped too, so that a row is always one line and can be read back. Rows
-are printed as they come; `table` waits for all of them, because it must know the widths.
+are printed as they come; `table` waits for all of them, because it must know the
+widths.
 """
 
 from __future__ import annotations

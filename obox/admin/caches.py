@@ -235,8 +235,10 @@ async def metacache_rescan(admin: Admin, params: Nothing) -> AsyncIterator[Event
 async def metacache_boots(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     """List the starts of this backend: how the boot before each ended, and what became of the local copies.
 
-    copies: kept, asked again (each mailbox is LISTed once when it is opened), dropped, or none (there were none).
-    users: how many a dead boot's journal spoke of. ended is empty for the boot that runs and for one that was killed.
+    copies: kept, asked again (each mailbox is LISTed once when it is opened), dropped,
+    or none (there were none).
+    users: how many a dead boot's journal spoke of. ended is empty for the boot that
+    runs and for one that was killed.
     """
     from ..store import boots
 
@@ -265,7 +267,8 @@ class MetacacheUnpackParams(Params, kw_only=True):
 async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> AsyncIterator[Event]:
     """Show what an index bundle says, readable; also a journal object, a claim, a mail's header.
 
-    Made for -f json. Of a cache segment the UIDs and sizes are shown. An object can be read only by who knows its key.
+    Made for -f json. Of a cache segment the UIDs and sizes are shown. An object can be
+    read only by who knows its key.
     """
     from ..objectstore import CorruptObject
     from ..objectstore.keys import owner_in

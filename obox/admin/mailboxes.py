@@ -103,7 +103,8 @@ class MailboxDeleteParams(Selection, kw_only=True):
 async def mailbox_delete(admin: Admin, account: Account, params: MailboxDeleteParams) -> AsyncIterator[Event]:
     """Delete mailboxes with their mails; those below stay unless recursive.
 
-    Nothing is deleted where one of the names has no mailbox, or where one is not empty and must be.
+    Nothing is deleted where one of the names has no mailbox, or where one is not empty
+    and must be.
     """
     async with admin.open(account) as user:
         names = [info.name for info in user.mailboxes() if info.guid is not None]

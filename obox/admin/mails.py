@@ -76,9 +76,11 @@ class FetchParams(QueryParams, kw_only=True):
 async def fetch(admin: Admin, account: Account, params: FetchParams) -> AsyncIterator[Event]:
     """Show fields of the mails that a query matches.
 
-    Fields: user mailbox mailbox-guid seq uid guid flags modseq hdr hdr.<name> body text text.utf8 size.physical
-    size.virtual date.received date.sent date.saved imap.envelope imap.body imap.bodystructure storageid. Bytes that are
-    not UTF-8 are replaced; text.utf8 has the texts of all parts decoded. A mail that is lost has empty contents.
+    Fields: user mailbox mailbox-guid seq uid guid flags modseq hdr hdr.<name> body text
+    text.utf8 size.physical size.virtual date.received date.sent date.saved
+    imap.envelope imap.body imap.bodystructure storageid. Bytes that are not UTF-8 are
+    replaced; text.utf8 has the texts of all parts decoded. A mail that is lost has
+    empty contents.
     """
     fields = [field for one in params.field for field in one.lower().split()]
     for field in fields:

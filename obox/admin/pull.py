@@ -77,9 +77,10 @@ async def _reachable(admin: Admin, params: MetacachePullParams) -> None:
 async def metacache_pull(admin: Admin, account: Account, params: MetacachePullParams) -> AsyncIterator[Event]:
     """Copy users' local copies from another backend's metacache, so that they open here without reading bundles.
 
-    The source uploads important changes before. kept: mailboxes whose copy here is as new, or is open: that one is
-    compared with the bucket. Cut short it is run again. Exit 68 or 69 if the source is not there, 77 if the key does
-    not fit, 1003 (a shell sees 235) if the source is outdated, 75 if with --clean something stays there.
+    The source uploads important changes before. kept: mailboxes whose copy here is as
+    new, or is open: that one is compared with the bucket. Cut short it is run again.
+    Exit 68 or 69 if the source is not there, 77 if the key does not fit, 1003 (a shell
+    sees 235) if the source is outdated, 75 if with --clean something stays there.
     """
     from ..store.pull import Incoming
 

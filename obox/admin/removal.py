@@ -38,8 +38,9 @@ class OboxUserDeleteParams(Selection, kw_only=True):
 async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDeleteParams) -> AsyncIterator[Event]:
     """Delete all mails, indexes, caches of a user from the bucket and this backend.
 
-    Disable the user in the user database first, remove it there afterwards. Exit 65 if somebody is logged in. Cut short
-    it is begun again. What it cannot reach or must wait for is said in rows of its own.
+    Disable the user in the user database first, remove it there afterwards. Exit 65 if
+    somebody is logged in. Cut short it is begun again. What it cannot reach or must
+    wait for is said in rows of its own.
     """
     from ..store import operate
 
@@ -133,9 +134,10 @@ class OboxUserRenameParams(Params, kw_only=True):
 async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncIterator[Event]:
     """Give a user another name; nothing in the bucket is touched, the mail stays under the storage id that it has.
 
-    The line of the passwd-file gets the name and storage_id=. No alias is left: mail to the old name is refused. Nobody
-    else can be added under the old name without a storage_id= of their own. Exit 65 if somebody is logged in, 73 if
-    there is a user of the new name, or mail.
+    The line of the passwd-file gets the name and storage_id=. No alias is left: mail to
+    the old name is refused. Nobody else can be added under the old name without a
+    storage_id= of their own. Exit 65 if somebody is logged in, 73 if there is a user of
+    the new name, or mail.
     """
     from ..auth import rename_user
     from ..store import operate

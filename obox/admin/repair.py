@@ -31,10 +31,11 @@ class ForceResyncParams(Selection, kw_only=True):
 async def force_resync(admin: Admin, account: Account, params: ForceResyncParams) -> AsyncIterator[Event]:
     """Bring mailboxes in line with the bucket: join all index bundles, LIST all mails.
 
-    Mails that no bundle knew are added; mails whose object is gone are expunged, after a second look. unknown: objects
-    that no index speaks of, below the next UID; oboxadm rebuild brings them back. Exit 70 if an index does not decode.
-    A bucket that was restored knows nothing of the UIDs that were given since its backup: --skip-uids keeps other mails
-    from getting them, which clients would take for those they know.
+    Mails that no bundle knew are added; mails whose object is gone are expunged, after
+    a second look. unknown: objects that no index speaks of, below the next UID; oboxadm
+    rebuild brings them back. Exit 70 if an index does not decode. A bucket that was
+    restored knows nothing of the UIDs that were given since its backup: --skip-uids
+    keeps other mails from getting them, which clients would take for those they know.
     """
     from ..store import repair
 
@@ -61,9 +62,9 @@ class RebuildParams(Selection, kw_only=True):
 async def rebuild(admin: Admin, account: Account, params: RebuildParams) -> AsyncIterator[Event]:
     """Rebuild indexes that do not decode, from mails alone: for disasters.
 
-    Mailboxes whose index is damaged or that no list knows; others only if they are named. Nobody may be logged in.
-    unknown says what the mails do not tell: mails expunged lately may be back, a moved one be in both places. UIDs
-    stay.
+    Mailboxes whose index is damaged or that no list knows; others only if they are
+    named. Nobody may be logged in. unknown says what the mails do not tell: mails
+    expunged lately may be back, a moved one be in both places. UIDs stay.
     """
     from ..store import repair
 

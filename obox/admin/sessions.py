@@ -56,8 +56,9 @@ def _inside(session: Session, network: ipaddress.IPv4Network | ipaddress.IPv6Net
 async def who(admin: Admin, params: WhoParams) -> AsyncIterator[Event]:
     """Show who is logged in.
 
-    One row for each user: the number of connections and the clients' addresses. Connections that have not logged in
-    are shown with separateConnections alone, with an empty username.
+    One row for each user: the number of connections and the clients' addresses.
+    Connections that have not logged in are shown with separateConnections alone, with
+    an empty username.
     """
     chosen = _chosen(admin, params.mask, params.ip)
     if params.separate_connections:
@@ -111,8 +112,8 @@ async def kick(admin: Admin, params: KickParams) -> AsyncIterator[Event]:
 async def reload(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     """Read the configuration anew and use it; exit 78 and the old one stays, whole, if it is wrong.
 
-    Shows each setting that has changed: used now, or after a restart. New connections get what is for connections;
-    docs/config.md says which settings wait.
+    Shows each setting that has changed: used now, or after a restart. New connections
+    get what is for connections; docs/config.md says which settings wait.
     """
     applied, waiting = await admin.backend.reload()
     for names, used in ((applied, "now"), (waiting, "after a restart")):
@@ -132,8 +133,9 @@ class StopParams(Params, kw_only=True):
 async def stop(admin: Admin, params: StopParams) -> AsyncIterator[Event]:
     """Stop the backend in order, with as little left for the end as can be.
 
-    Flush what is important; accept no more logins and deliveries; kick; flush; wait; kick; flush; end. A step that
-    the time limit cuts short is shown as such; the end itself flushes again what is left.
+    Flush what is important; accept no more logins and deliveries; kick; flush; wait;
+    kick; flush; end. A step that the time limit cuts short is shown as such; the end
+    itself flushes again what is left.
     """
     server = admin.backend
     if params.dry_run:

@@ -38,9 +38,10 @@ order of the names."""
 async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     """Try all that obox asks of the bucket: rights, create-only PUT, ranges, LIST order, deleting; its clock and rules.
 
-    Writes small objects below _probe/ and removes them; 160 of them at the same time, to see who of eight writers gets
-    a key. Exit 65 if something that obox needs is wrong, or if the store refuses: its words are in the row. Exit 69 if
-    it does not answer. Warnings are about what you may want otherwise.
+    Writes small objects below _probe/ and removes them; 160 of them at the same time,
+    to see who of eight writers gets a key. Exit 65 if something that obox needs is
+    wrong, or if the store refuses: its words are in the row. Exit 69 if it does not
+    answer. Warnings are about what you may want otherwise.
     """
     from ..objectstore import StoreError
 

@@ -31,9 +31,10 @@ class StorageUpgradeParams(Selection, kw_only=True):
 async def storage_upgrade(admin: Admin, account: Account, params: StorageUpgradeParams) -> AsyncIterator[Event]:
     """Rewrite users' objects of an older format, or that are not sealed under the first key, in the present one.
 
-    Nothing that a client sees changes. It runs beside sessions and deliveries, on the backend that serves the user; cut
-    short it is begun again and goes on with what is left. damaged: objects that do not decode, or that belong to
-    another user, mailbox or UID; they are left as they are. All backends must be of this version before.
+    Nothing that a client sees changes. It runs beside sessions and deliveries, on the
+    backend that serves the user; cut short it is begun again and goes on with what is
+    left. damaged: objects that do not decode, or that belong to another user, mailbox
+    or UID; they are left as they are. All backends must be of this version before.
     """
     from ..store import upgrade
 
@@ -67,8 +68,9 @@ def _storage_id(text: str) -> StorageId:
 async def storage_finish_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     """Look at every object of the bucket and, if none is outdated, say in the bucket that it has the present format.
 
-    An older obox refuses to start on it from then on, and this one refuses older objects. Exit 65 while there are some:
-    a row for each user who has; those of the journal go delete_delay after bundles cover them.
+    An older obox refuses to start on it from then on, and this one refuses older
+    objects. Exit 65 while there are some: a row for each user who has; those of the
+    journal go delete_delay after bundles cover them.
     """
     from ..store import upgrade
 

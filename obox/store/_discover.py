@@ -8,13 +8,12 @@ it can never appear later. A mail inside the range of a lower claim is void.
 from __future__ import annotations
 
 import asyncio
-from enum import Enum
 from typing import Final
 
 import structlog
 from msgspec.structs import replace
 
-from metacache import Change, Copy
+from metacache import Change
 
 from ..errors import Corrupt, Unavailable
 from ..mailbox import Delta, State
@@ -26,9 +25,10 @@ from ..types import Uid
 from ._env import GETS_AT_ONCE
 from ._mail import MailMeta, check_claim, check_meta
 from ._slots import Slot
+from .box import Found
 from .index import Index, give_modseq
 from .stage import Edit
-from .stamp import Assignment, Stamp, Trust, trust
+from .stamp import Assignment, Trust
 
 log = structlog.get_logger()
 
@@ -42,30 +42,22 @@ HOLES_MAX: Final = 10_000
 async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
     """See `Mailbox.load`."""
     env, user, guid = mailbox.env, mailbox.user, mailbox.guid
-    assignment = env.assignment(user.storage_id)
-    copy = env.metacache.load(user.storage_id, guid)
-    stamp = Stamp.decode(copy.stamp) if copy is not None else None
-    if copy is not None and stamp is not None:
-        if _join_copy(mailbox, copy):
-            mailbox.stamp, mailbox.change, mailbox.local_deltas = stamp, copy.change, len(copy.deltas)
-        else:
-            stamp = None
+    assignment = mailbox.assignment
     merged = False
-    worth = trust(copy, stamp, assignment, made_here=guid in user.born)
+    worth, fragments = mailbox.load_copy(assignment, made_here=guid in user.born)
     if worth is Trust.NEW:
         user.born.discard(guid)
         mailbox.stamp = replace(mailbox.stamp, generation=assignment.generation, checked=env.now(), listed=env.now())
         mailbox.save()
         return
     if worth is Trust.REBUILD:
-        merged = await _from_bundles(mailbox, infos)
-        if copy is not None:  # without a base: holders that were noted while the box was not in memory
-            pending = [*copy.deltas, *pending]
+        merged = await mailbox.rebuild(await mailbox.bundles.listing() if infos is None else infos)
+        pending = [*fragments, *pending]
     elif worth is Trust.COMPARE:
         merged = await _compare(mailbox, infos, assignment)
     state = mailbox.state
     for data in pending:
-        state.join(_decode(mailbox, data))
+        mailbox.join(data)
         mailbox.change = Change.IMPORTANT
         mailbox.stamp = replace(mailbox.stamp, need_base=True)
     if assignment.covers(mailbox.stamp) and not pending and not env.must_rescan(mailbox.stamp.listed):
@@ -95,25 +87,11 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
         mailbox.reckon()
 
 
-def _join_copy(mailbox: Index, copy: Copy) -> bool:
-    """Take the state from the local copy; False, and the copy dropped, where it is damaged."""
-    try:
-        for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
-            mailbox.state.join(Delta.decode(data))
-    except ValueError as exc:
-        sid = mailbox.user.storage_id
-        log.warning("local index copy damaged, dropped", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc))
-        mailbox.env.metacache.drop(sid, mailbox.guid)
-        mailbox.state = State(mailbox.guid)
-        return False
-    return True
-
-
 async def _compare(mailbox: Index, infos: list[ObjectInfo] | None, assignment: Assignment) -> bool:
     """Take in the bundles that others have written since the local copy was compared; True if that makes one history
     of two."""
     unflushed = mailbox.change is not Change.NONE
-    found = await _take_bundles(mailbox, await mailbox.bundles.listing() if infos is None else infos)
+    found = await mailbox.take_bundles(await mailbox.bundles.listing() if infos is None else infos)
     mailbox.stamp = replace(mailbox.stamp, checked=mailbox.env.now())
     if found is not Found.NOTHING:
         mailbox.stamp = mailbox.stamp.uncompared()  # others have written: mails too, perhaps
@@ -126,30 +104,6 @@ async def _compare(mailbox: Index, infos: list[ObjectInfo] | None, assignment: A
         edit.tell_journal(mailbox.guid, mailbox.state.extract(since))
         mailbox.user.log.stage(edit)
     return found is Found.HISTORY
-
-
-async def _from_bundles(mailbox: Index, infos: list[ObjectInfo] | None) -> bool:
-    """Join the heads of the bundles in the bucket; True if they are of more than one history."""
-    loaded = await mailbox.bundles.load(await mailbox.bundles.listing() if infos is None else infos)
-    mailbox.stamp = loaded.stamp
-    for number, payload in enumerate(loaded.payloads):
-        mailbox.state.join(_decode(mailbox, payload))
-        if number == 0:
-            mailbox.stamp = replace(
-                mailbox.stamp,
-                base_modseq=mailbox.state.highestmodseq,
-                known_uidnext=mailbox.state.uidnext,
-                base_bytes=len(payload),
-            )
-    mailbox.stamp = replace(mailbox.stamp, flushed_uidnext=mailbox.state.uidnext)
-    return loaded.merged
-
-
-def _decode(mailbox: Index, data: bytes) -> Delta:
-    try:
-        return Delta.decode(data)
-    except ValueError as exc:
-        raise Corrupt(f"the index of a mailbox does not decode ({mailbox.guid}): {exc}") from exc
 
 
 def _found(mailbox: Index, delta: Delta) -> Edit:
@@ -275,9 +229,9 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
 
 async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
     """See `Mailbox.recheck`. Where nobody else has written nothing is to be uploaded afterwards."""
-    assignment = mailbox.env.assignment(mailbox.user.storage_id)
+    assignment = mailbox.assignment
     async with mailbox.flushing:
-        found = await _take_bundles(mailbox, infos, renew=True)
+        found = await mailbox.take_bundles(infos, renew=True)
     two_histories = found is not Found.NOTHING or not assignment.covers(mailbox.stamp)
     if two_histories:
         mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
@@ -285,36 +239,6 @@ async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
     need_base = mailbox.stamp.need_base or two_histories
     mailbox.stamp = replace(mailbox.stamp, generation=assignment.generation, need_base=need_base)
     mailbox.save()
-
-
-class Found(Enum):
-    """What others have written: nothing that we do not know; bundles that continue what we know; another history."""
-
-    NOTHING = "nothing"
-    MORE = "more"
-    HISTORY = "history"
-
-
-async def _take_bundles(mailbox: Index, infos: list[ObjectInfo], *, renew: bool = False) -> Found:
-    """Join the bundles that others have written. renew: sessions are looking."""
-    stamp, state, unflushed = mailbox.stamp, mailbox.state, mailbox.change is not Change.NONE
-    if stamp.knows(infos):
-        return Found.NOTHING
-    loaded = await mailbox.bundles.load(infos)
-    for payload in loaded.payloads:
-        changed = state.join(_decode(mailbox, payload))
-        renewal = state.renewal(changed, mailbox.env.now_ms()) if renew else None
-        if renewal is not None:
-            state.join(renewal)
-    mailbox.stamp = replace(
-        loaded.stamp,
-        version=max(loaded.stamp.version, stamp.version),
-        generation=stamp.generation,
-        listed=stamp.listed,
-        flushed_uidnext=stamp.flushed_uidnext,
-        need_base=True,
-    )
-    return Found.HISTORY if unflushed or loaded.merged else Found.MORE
 
 
 async def refresh(mailbox: Index) -> None:

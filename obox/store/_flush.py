@@ -117,13 +117,8 @@ async def _flush_index(mailbox: Index) -> None:
     await journal.sync()
     await mailbox.bundles.put("base" if base else "diff", payload, modseq=modseq, uidnext=uidnext)
     state.forget(forgotten, long_ago)
-    more = mailbox.changes != seen
     mailbox.unflushed_mails -= mails
-    mailbox.due_at = None
-    if more:
-        mailbox.changed(mailbox.change)
-    else:
-        mailbox.change = Change.NONE
+    more = mailbox.uploaded(seen)
     mailbox.drop_fields(gone)
     mailbox.save_stamp()  # now: a copy that is read again must not write under this version once more
     journal.flushed(mailbox.user.storage_id, mailbox.guid, position, more=more)

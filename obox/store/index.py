@@ -12,28 +12,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from metacache import Change
 
-from ..errors import NotFound
+from ..errors import Corrupt, NotFound
 from ..mailbox import Changed, Delta, Root, Rows, State, Totals
 from ..mailbox._delta import Gone
 from ..mailbox._state import DELETED
 from ..mailbox._uidset import UidArray, uid_array
 from ..types import Guid, StorageId
-from ._bundles import Bundles
 from ._env import Env
 from ._slots import Slot, Slots
+from .box import Box
 from .journal import Journal
 from .rootbox import RootBox
 from .stage import Edit, Log
-from .stamp import Stamp
-
-LOCAL_DELTAS_MAX: Final = 64
-"""Deltas behind the base of a local copy, above which a flush folds them into it."""
 
 T = TypeVar("T")
 
@@ -95,7 +91,7 @@ def give_modseq(delta: Delta, modseq: int) -> None:
     delta.highestmodseq = modseq
 
 
-class Index:
+class Index(Box):
     """See the module's text."""
 
     def __init__(
@@ -109,50 +105,59 @@ class Index:
         refresh: Callable[[Index], Coroutine[Any, Any, None]],
     ) -> None:
         """refresh: takes in what another writer wrote, after a UID was lost to it."""
-        self.env = env
+        super().__init__(env, user.log, user.storage_id, guid, priority)
         self.user = user
         self.guid = guid
         self.uidvalidity = uidvalidity
-        self.priority = priority
         self.state = State(guid)
-        self.bundles = Bundles(env, user.storage_id, guid)
         self.deleted = False
         self.clearing = False
         self.unborn = False
         """Its making is not yet in the bucket: no mail in it is acknowledged before."""
         self.sessions = 0
         self.used_at = env.clock()
-        self.changes = 0
-        """Counts changes since load, so that a flush sees whether more came meanwhile."""
-        self.change = Change.NONE
         self.unflushed_mails = 0
-        self.due_at: float | None = None
-        self.local_deltas = 0
         self.segments_read: set[str] = set()
         self.fields_left: list[int] = []
         """UIDs that have gone since the last flush: their ready fields go with the next."""
-        self.flushing = asyncio.Lock()
         self.mending = asyncio.Lock()
         """Held while lost mails are looked for once more."""
         self._refresh = refresh
         self.slots = Slots(self._show, self._taken, self._chance)
         self._watchers: list[Callable[[], None]] = []
 
+    # -- the state (box.Box) -------------------------------------------------------------------------------------------
+
+    def join(self, data: bytes) -> None:
+        self.state.join(self._decoded(data))
+
+    def join_others(self, data: bytes, *, renew: bool) -> None:
+        changed = self.state.join(self._decoded(data))
+        renewal = self.state.renewal(changed, self.env.now_ms()) if renew else None
+        if renewal is not None:
+            self.state.join(renewal)
+
+    def _decoded(self, data: bytes) -> Delta:
+        try:
+            return Delta.decode(data)
+        except ValueError as exc:
+            raise Corrupt(f"the index of a mailbox does not decode ({self.guid}): {exc}") from exc
+
+    def restart(self) -> None:
+        self.state = State(self.guid)
+
+    def whole(self) -> bytes:
+        return self.state.extract().encode()
+
+    @property
+    def highestmodseq(self) -> int:
+        return self.state.highestmodseq
+
+    @property
+    def uidnext(self) -> int:
+        return self.state.uidnext
+
     # -- changing ------------------------------------------------------------------------------------------------------
-
-    @property
-    def box(self) -> str:
-        """See `stage.Target`."""
-        return self.guid
-
-    @property
-    def stamp(self) -> Stamp:
-        """What is known of the mailbox's bundles."""
-        return self.bundles.stamp
-
-    @stamp.setter
-    def stamp(self, stamp: Stamp) -> None:
-        self.bundles.stamp = stamp
 
     def apply(self, delta: Delta, change: Change, *, journal: bool = True) -> None:
         """Stage a change of this mailbox alone. journal: False where the journal need not have it."""
@@ -307,10 +312,6 @@ class Index:
         """It wants a bundle; a few new mails do not, they are in the journal and the local copy."""
         return self.change is Change.IMPORTANT or self.due_at is not None
 
-    def is_due(self) -> bool:
-        """The time for an upload has come."""
-        return self.due_at is not None and self.env.clock() >= self.due_at
-
     def totals(self) -> Totals:
         state = self.state
         recent = self.count_between(state.recent, state.uidnext)
@@ -323,21 +324,6 @@ class Index:
     def check_consistency(self) -> None:
         """Assert the state's invariants."""
         self.state.check()
-
-    def save(self) -> None:
-        """Make the local copy one base of the whole state, under the present stamp."""
-        data, stamp = self.state.extract().encode(), self.stamp.encode()
-        sid, guid, change, priority = self.user.storage_id, self.guid, self.change, self.priority
-        self.env.keep(sid, guid, lambda cache: cache.replace(sid, guid, data, stamp, change=change, priority=priority))
-        self.local_deltas = 0
-
-    def save_stamp(self) -> None:
-        """Note the bundles and the change mark with the local copy; fold it when it has many deltas."""
-        if self.local_deltas > LOCAL_DELTAS_MAX:
-            self.save()
-        else:
-            sid, guid, change, stamp = self.user.storage_id, self.guid, self.change, self.stamp.encode()
-            self.env.keep(sid, guid, lambda cache: cache.mark(sid, guid, change, stamp))
 
     def put_fields(self, items: list[tuple[int, bytes]]) -> None:
         """Keep ready fields by UID."""

@@ -33,12 +33,13 @@ from ._env import ANSWER_S, Env, answer_within
 from ._quota import Quota, Room
 from ._writer import PUTS_AT_ONCE, Draft, write_claim, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
+from .box import Found
 from .index import Index
 from .journal import Journal
 from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
 from .rootbox import RootBox
 from .stage import Absent, Edit, Log, Target
-from .stamp import Stamp, Trust, trust
+from .stamp import Trust
 
 log = structlog.get_logger()
 
@@ -138,21 +139,18 @@ class User:
         """Load the list of mailboxes. make: at first use make it, else raise NotFound. Raises Unavailable, Corrupt."""
         env, box = self.env, self.rootbox
         self.pending = pending
-        assignment = env.assignment(self.storage_id)
-        copy = env.metacache.load(self.storage_id, ROOT)
-        stamp = Stamp.decode(copy.stamp) if copy is not None else None
-        worth = trust(copy, stamp, assignment, made_here=False)
+        assignment = box.assignment
+        worth, fragments = box.load_copy(assignment)
         exact = worth is Trust.TRUSTED
-        if copy is not None and stamp is not None:
-            for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
-                box.join(data)
-            box.stamp, box.change = stamp, copy.change
+        if worth is not Trust.REBUILD:
+            stamp = box.stamp
             if worth is Trust.COMPARE:
                 current = assignment.covers(stamp)
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
                 news = await self._take_in(self._infos.get(ROOT, []))
                 exact = current or (stamp.clean and not pending and not self._store.unclean)
-                exact &= not news
+                if news:
+                    box.stamp, exact = box.stamp.uncompared(), False
                 box.stamp = replace(box.stamp, checked=env.now())
                 if not current:
                     _aftermath.tell_unflushed(self)
@@ -166,14 +164,11 @@ class User:
             if ROOT not in self._infos and not await _mailboxes.first(self):
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
             if ROOT in self._infos:
-                loaded = await box.bundles.load(self._infos[ROOT])
-                box.stamp = loaded.stamp
-                for data in loaded.payloads:
-                    box.join(data)
-                exact = loaded.stamp.clean and not pending and not self._store.unclean
+                await box.rebuild(self._infos[ROOT])
+                exact = box.stamp.clean and not pending and not self._store.unclean
             _aftermath.tell_unflushed(self)
             box.stamp = replace(box.stamp, checked=env.now())
-        for data in pending.pop(ROOT, []):
+        for data in [*fragments, *pending.pop(ROOT, [])]:
             box.join(data)
             box.change = Change.IMPORTANT
         if not self.root.entries:
@@ -289,8 +284,8 @@ class User:
     def fresh(self, entry: MailboxEntry) -> Mailbox:
         """A mailbox that was made just now: there is nothing to load."""
         box = self._make(entry)
-        now, assignment = self.env.now(), self.env.assignment(self.storage_id)
-        box.stamp = replace(box.stamp, generation=assignment.generation, checked=now, listed=now)
+        now = self.env.now()
+        box.stamp = replace(box.stamp, generation=box.assignment.generation, checked=now, listed=now)
         box.save()
         self.boxes[box.guid] = box
         self._exact.add(box.guid)
@@ -490,7 +485,7 @@ class User:
         every: also of mailboxes that were compared since."""
         while not self.deleted:
             try:
-                assignment = self.env.assignment(self.storage_id)
+                assignment = self.rootbox.assignment
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
                 async with self.rootbox.flushing:
                     await self._take_in(infos.get(ROOT, []))
@@ -509,19 +504,14 @@ class User:
     async def _take_in(self, infos: list[ObjectInfo]) -> bool:
         """Join the bundles of the list that others have written; True if there were some. Raises Unavailable,
         Corrupt."""
-        rootbox = self.rootbox
-        if rootbox.stamp.knows(infos):
+        if await self.rootbox.take_bundles(infos) is Found.NOTHING:
             return False
-        loaded = await rootbox.bundles.load(infos)
-        for data in loaded.payloads:
-            rootbox.join(data)
         for entry in self.root.entries.values():
             box = self.boxes.get(Guid(entry.guid))
             if box is not None and entry.deleted:
                 box.deleted = True
                 box.wake()
-        rootbox.stamp = replace(loaded.stamp, version=max(loaded.stamp.version, rootbox.stamp.version))
-        rootbox.changed(Change.IMPORTANT)
+        self.rootbox.changed(Change.IMPORTANT)
         return True
 
     # -- upkeep ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Delivers to the store: the LMTP server's `Deliverer` over user database and store.
 
-The invariant: `deliver` returns only when the mail is in the bucket. Knows the two by narrow contracts, no SMTP.
+The invariant: `deliver` returns only when the mail is in the bucket. Knows the two by
+narrow contracts, no SMTP.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class StoreDeliverer:
     def __init__(
         self, store: Store, users: Users, *, storage_id: Callable[[Entry], StorageId], mail_bytes_max: int
     ) -> None:
-        """storage_id: the user's name in the bucket, escaped. mail_bytes_max: of one mail, as received."""
+        """storage_id: the user's name in the bucket, escaped.
+
+        mail_bytes_max: of one mail, as received.
+        """
         self._store = store
         self._users = users
         self._storage_id = storage_id

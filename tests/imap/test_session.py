@@ -15,7 +15,7 @@ from harness import Client, Passwords, Running, serving
 from imapclient import IMAPClient
 from patience import PATIENT_S
 
-from obox import errors
+from obox import errors, net
 from obox.auth import AuthFailed, Disabled
 from obox.imap import ast, states
 from obox.imap.connection import Connection
@@ -490,6 +490,21 @@ async def test_starttls(tmp_path: Path) -> None:
         await client.ok("LOGIN anna secret")
         await client.append("INBOX", MAIL)
         await client.ok("LOGOUT")
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_handshake_that_does_not_end(leaves: bool, tmp_path: Path) -> None:
+    """The session ends with it, whether the client leaves or says nothing, and its address has its place back."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    async with serving(tmp_path, upgrade=net.starttls(lambda: context, 20.0 if leaves else 0.1)) as running:
+        client = await running.client()
+        assert (await client.cmd("STARTTLS"))[-1].startswith(b"OK")
+        if leaves:
+            client.writer.close()
+        async with asyncio.timeout(PATIENT_S):
+            while running.imap.who() or running.imap.hub.tasks:
+                await asyncio.sleep(0.01)
 
 
 # -- real clients ------------------------------------------------------------------------------------------------------

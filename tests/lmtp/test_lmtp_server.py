@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import smtplib
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -550,6 +552,34 @@ async def test_a_command_right_behind_the_handshake(tmp_path: Path) -> None:
         answer = await asyncio.to_thread(talk, world.port)
         assert answer.startswith(b"250-mx\r\n")
         assert b"STARTTLS" not in answer
+
+
+@pytest.mark.parametrize("end", ["close", "quit", "abort", "in a mail", "stop"])
+async def test_reference_counts_free_a_connection(end: str, tmp_path: Path) -> None:
+    """An idle connection has no task; once it has ended, the collector of cycles has nothing to do."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(tmp_path) as world:
+            client = await world.connect()
+            client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 2 LAST\r\n\r\n")
+            assert (await client.replies(3))[2].startswith("250")
+            await _until(lambda: not world.server.hub.tasks)
+            (connection,) = world.server.connections
+            watched = [weakref.ref(connection), weakref.ref(connection.machine)]
+            del connection
+            if end == "quit":
+                assert (await client.say("QUIT")).startswith("221")
+            elif end == "in a mail":
+                client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 99 LAST\r\n\r\n")
+                await client.replies(2)
+            elif end == "stop":
+                await world.server.close(grace_s=5)
+            (client.writer.transport.abort if end == "abort" else client.writer.close)()
+            await _until(lambda: not world.server.connections)
+            await _until(lambda: [one() for one in watched] == [None, None])
+    finally:
+        gc.enable()
 
 
 async def test_byte_budget() -> None:

@@ -225,8 +225,7 @@ class Stream(asyncio.Protocol, ABC):
         """Continue under TLS.
 
         All output goes out in clear first. All input that came in clear is thrown away.
-        Raises: OSError (ssl.SSLError is a kind of it) if the handshake fails; then the
-        connection ends.
+        Raises: ConnectionResetError if the handshake fails; then the connection ends.
         """
         transport = self._transport
         if transport is None:
@@ -236,10 +235,12 @@ class Stream(asyncio.Protocol, ABC):
         self.discard_input()
         try:
             self._transport = await upgrade(transport, self)
-        except BaseException:
+        except BaseException as error:
             # asyncio does not call `connection_lost` if it ends in a handshake.
             self._gone()
             transport.abort()
+            if isinstance(error, OSError):  # ssl.SSLError is a kind of it
+                raise ConnectionResetError(f"TLS handshake failed: {error}") from error
             raise
         self._transport.set_write_buffer_limits(high=self.flow.write_buffer_max)
         self._reading_paused = self._write_paused = False

@@ -111,7 +111,10 @@ NUMBER64_MAX: Final = 2**63 - 1
 
 
 class Scan:
-    """The cursor. `charset` is what `text` decodes from; `utf8` says that names are UTF-8 (RFC 6855)."""
+    """The cursor. It has a method for each terminal of the grammar, so it has many.
+
+    charset: what `text` decodes from. utf8: names are UTF-8 (RFC 6855).
+    """
 
     __slots__ = ("_keys", "_parts", "at", "charset", "index", "limits", "line", "utf8")
 

@@ -1,9 +1,11 @@
 """What a client may ask: one frozen struct per command, its arguments decoded.
 
-Parsed once, here nothing is wire any more: mailbox names are str (NFC, `INBOX` in capitals, hierarchy separators as
-sent), flags are str with system flags spelt as in RFC 9051 (`\\Seen`) and keywords as sent, dates and sets are values.
-Search strings are str, decoded from their charset; message data, passwords and SASL responses are bytes. Secrets do
-not appear in `repr`. Knows no state: whether a command is allowed now is the session's question.
+Parsed once, here nothing is wire any more: mailbox names are str (NFC, `INBOX` in
+capitals, hierarchy separators as sent), flags are str with system flags spelt as in RFC
+9051 (`\\Seen`) and keywords as sent, dates and sets are values. Search strings are str,
+decoded from their charset; message data, passwords and SASL responses are bytes.
+Secrets do not appear in `repr`. Knows no state: whether a command is allowed now is the
+session's question.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from obox.store.api import Source
 
 
 class Command(msgspec.Struct, frozen=True):
-    """Base of all commands. NAME is the command's word, for tables, logs and metrics."""
+    """Base of all commands.
+
+    NAME is the command's word, for tables, logs and metrics.
+    """
 
     NAME: ClassVar[str] = ""
     tag: bytes
@@ -41,7 +46,10 @@ class Logout(Command, frozen=True):
 
 
 class Id(Command, frozen=True):
-    """RFC 2971. params: pairs in the client's order, None for `ID NIL`; a value may be NIL."""
+    """RFC 2971.
+
+    params: pairs in the client's order, None for `ID NIL`; a value may be NIL.
+    """
 
     NAME: ClassVar[str] = "ID"
     params: tuple[tuple[str, str | None], ...] | None
@@ -51,13 +59,18 @@ class Id(Command, frozen=True):
 
 
 class StartTls(Command, frozen=True):
-    """The session must call `Parser.discard_buffer` before it starts TLS: what came in clear does not count."""
+    """The session must call `Parser.discard_buffer` before it starts TLS: what came in
+    clear does not count."""
 
     NAME: ClassVar[str] = "STARTTLS"
 
 
 class Authenticate(Command, frozen=True):
-    """mechanism: in capitals. initial: the decoded initial response, b"" for `=`, None if there is none (RFC 4959)."""
+    """mechanism: in capitals.
+
+    initial: the decoded initial response, b"" for `=`, None if there is none (RFC
+    4959).
+    """
 
     NAME: ClassVar[str] = "AUTHENTICATE"
     mechanism: str
@@ -80,7 +93,10 @@ class Login(Command, frozen=True):
 
 
 class Enable(Command, frozen=True):
-    """RFC 5161. capabilities: in capitals, unknown ones included; the session ignores those."""
+    """RFC 5161.
+
+    capabilities: in capitals, unknown ones included; the session ignores those.
+    """
 
     NAME: ClassVar[str] = "ENABLE"
     capabilities: tuple[str, ...]
@@ -89,7 +105,8 @@ class Enable(Command, frozen=True):
 class QResync(msgspec.Struct, frozen=True):
     """What the client knew when it was last here. RFC 7162 §3.2.5.
 
-    seq_match: (sequence numbers, UIDs) of equal length when expanded; the session compares, not the parser.
+    seq_match: (sequence numbers, UIDs) of equal length when expanded; the session
+    compares, not the parser.
     """
 
     uidvalidity: int
@@ -109,7 +126,10 @@ class Select(Command, frozen=True):
 
 
 class Create(Command, frozen=True):
-    """special_use: attributes of `(USE (\\Sent))`, RFC 6154 §3. A trailing separator is still in the name."""
+    """special_use: attributes of `(USE (\\Sent))`, RFC 6154 §3.
+
+    A trailing separator is still in the name.
+    """
 
     NAME: ClassVar[str] = "CREATE"
     mailbox: str
@@ -169,8 +189,9 @@ class ListReturn(enum.Enum):
 class List(Command, frozen=True):
     """LIST, plain or extended. RFC 5258; RFC 5819 (status).
 
-    patterns: with `*` and `%` as sent; may hold one empty pattern, which asks for the separator in plain LIST.
-    extended: any part of the extended syntax was used; answers then follow RFC 5258 (no answer for a "" pattern).
+    patterns: with `*` and `%` as sent; may hold one empty pattern, which asks for the
+    separator in plain LIST. extended: any part of the extended syntax was used; answers
+    then follow RFC 5258 (no answer for a "" pattern).
     """
 
     NAME: ClassVar[str] = "LIST"
@@ -208,7 +229,10 @@ class InternalDate(msgspec.Struct, frozen=True):
 
 
 class AppendMessage(msgspec.Struct, frozen=True):
-    """One mail of an APPEND. binary: it came as literal8, `~{n}`, and may hold NUL. A large one may be in a file."""
+    """One mail of an APPEND.
+
+    binary: it came as literal8, `~{n}`, and may hold NUL. A large one may be in a file.
+    """
 
     data: bytes | Source
     flags: tuple[str, ...] = ()
@@ -222,7 +246,8 @@ class AppendMessage(msgspec.Struct, frozen=True):
 class Append(Command, frozen=True):
     """messages: one, or several to be stored all or none (MULTIAPPEND, RFC 3502).
 
-    incoming: what holds them (`obox.imap.intake.Incoming`), to be given back when they are stored; None: nothing does.
+    incoming: what holds them (`obox.imap.intake.Incoming`), to be given back when they
+    are stored; None: nothing does.
     """
 
     NAME: ClassVar[str] = "APPEND"
@@ -267,14 +292,20 @@ class All(msgspec.Struct, frozen=True):
 
 
 class InSet(msgspec.Struct, frozen=True):
-    """uid: the set names UIDs (`UID 1:5`), else sequence numbers. A saved `$` is a set of either."""
+    """uid: the set names UIDs (`UID 1:5`), else sequence numbers.
+
+    A saved `$` is a set of either.
+    """
 
     sequence: SequenceSet
     uid: bool
 
 
 class HasFlag(msgspec.Struct, frozen=True):
-    """SEEN, UNSEEN, KEYWORD x, …; present=False for the UN- forms. RECENT, OLD and NEW use `\\Recent`."""
+    """SEEN, UNSEEN, KEYWORD x, …; present=False for the UN- forms.
+
+    RECENT, OLD and NEW use `\\Recent`.
+    """
 
     flag: str
     present: bool = True
@@ -293,7 +324,10 @@ class DateTest(enum.Enum):
 
 
 class OnDate(msgspec.Struct, frozen=True):
-    """BEFORE, SENTON, SAVEDSINCE, …: dates compare without time and zone. RFC 8514 for the saved date."""
+    """BEFORE, SENTON, SAVEDSINCE, …: dates compare without time and zone.
+
+    RFC 8514 for the saved date.
+    """
 
     field: DateField
     test: DateTest
@@ -312,7 +346,10 @@ class Size(msgspec.Struct, frozen=True):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """HEADER name value; BCC, CC, FROM, SUBJECT, TO likewise. name: in lower case. An empty value: the field exists."""
+    """HEADER name value; BCC, CC, FROM, SUBJECT, TO likewise.
+
+    name: in lower case. An empty value: the field exists.
+    """
 
     name: str
     value: str
@@ -326,7 +363,10 @@ class Text(msgspec.Struct, frozen=True):
 
 
 class ModSeqFrom(msgspec.Struct, frozen=True):
-    """MODSEQ n: mails of this modseq or above. The entry, if any, is kept and may be ignored. RFC 7162 §3.1.5."""
+    """MODSEQ n: mails of this modseq or above.
+
+    The entry, if any, is kept and may be ignored. RFC 7162 §3.1.5.
+    """
 
     modseq: int
     entry: str | None = None
@@ -345,7 +385,8 @@ class Not(msgspec.Struct, frozen=True):
 
 
 class Or(msgspec.Struct, frozen=True):
-    """At least two keys: `OR a OR b c` is one Or of three, so that a long chain of ORs is not deep."""
+    """At least two keys: `OR a OR b c` is one Or of three, so that a long chain of ORs
+    is not deep."""
 
     keys: tuple[SearchKey, ...]
 
@@ -370,7 +411,10 @@ class SearchReturn(enum.Enum):
 
 
 class Search(Command, frozen=True):
-    """returns: None for the old `* SEARCH` answer; `RETURN ()` is {ALL}. uid: answer with UIDs."""
+    """returns: None for the old `* SEARCH` answer; `RETURN ()` is {ALL}.
+
+    uid: answer with UIDs.
+    """
 
     NAME: ClassVar[str] = "SEARCH"
     uid: bool
@@ -393,7 +437,10 @@ class SortField(enum.Enum):
 
 
 class Sort(Command, frozen=True):
-    """RFC 5256. criteria: (field, reverse), the most significant first. returns: as for Search."""
+    """RFC 5256.
+
+    criteria: (field, reverse), the most significant first. returns: as for Search.
+    """
 
     NAME: ClassVar[str] = "SORT"
     uid: bool
@@ -403,7 +450,10 @@ class Sort(Command, frozen=True):
 
 
 class Thread(Command, frozen=True):
-    """RFC 5256. algorithm: in capitals, unchecked; the session knows which ones it advertises."""
+    """RFC 5256.
+
+    algorithm: in capitals, unchecked; the session knows which ones it advertises.
+    """
 
     NAME: ClassVar[str] = "THREAD"
     uid: bool
@@ -412,7 +462,10 @@ class Thread(Command, frozen=True):
 
 
 class FetchAttr(enum.Enum):
-    """FETCH items without arguments; the value is the name in the answer. RFC 9051 §6.4.5, RFC 8514 (SAVEDATE)."""
+    """FETCH items without arguments; the value is the name in the answer.
+
+    RFC 9051 §6.4.5, RFC 8514 (SAVEDATE).
+    """
 
     ENVELOPE = "ENVELOPE"
     FLAGS = "FLAGS"
@@ -442,8 +495,9 @@ class SectionText(enum.Enum):
 class BodySection(msgspec.Struct, frozen=True):
     """`BODY[section]<start.count>`.
 
-    label: the item's name in the answer, ready: `BODY[1.HEADER.FIELDS (Subject)]<0>`. fields: as sent.
-    part: part numbers, () for the whole mail. peek: do not set `\\Seen`. start, count: None without `<>`.
+    label: the item's name in the answer, ready: `BODY[1.HEADER.FIELDS (Subject)]<0>`.
+    fields: as sent. part: part numbers, () for the whole mail. peek: do not set
+    `\\Seen`. start, count: None without `<>`.
     """
 
     label: bytes
@@ -459,9 +513,11 @@ FetchItem: TypeAlias = FetchAttr | BodySection
 
 
 class Fetch(Command, frozen=True):
-    """items: macros expanded, repetitions dropped. The session adds UID to the answer of a UID FETCH.
+    """items: macros expanded, repetitions dropped. The session adds UID to the answer
+    of a UID FETCH.
 
-    changed_since, vanished: RFC 7162 §3.1.4.1, §3.2.6; `vanished` only with `uid` and `changed_since`.
+    changed_since, vanished: RFC 7162 §3.1.4.1, §3.2.6; `vanished` only with `uid` and
+    `changed_since`.
     """
 
     NAME: ClassVar[str] = "FETCH"

@@ -38,7 +38,10 @@ AFTER_LOGIN: Final = (
 
 @lru_cache(maxsize=16)
 def capabilities(*, logged_in: bool, secure: bool, starttls: bool, append_limit: int) -> bytes:
-    """The list without the word CAPABILITY. secure: passwords are taken on this line; starttls: TLS can be begun."""
+    """The list without the word CAPABILITY.
+
+    secure: passwords are taken on this line; starttls: TLS can be begun.
+    """
     words = list(ALWAYS)
     if logged_in:
         words += AFTER_LOGIN

@@ -1,4 +1,4 @@
-"""The driver: the client's bytes go to the parser, its events to the machine, one at a time.
+"""The driver: bytes go to the parser, its events to the machine, one at a time.
 
 Everything that is not IMAP's is in the engine, `obox.net.connection`. What the timer
 means follows from the state when it is due: a client that does not log in, a command
@@ -134,7 +134,8 @@ class Connection(Engine):
 
     @property
     def _look_s(self) -> float:
-        """When to look again: the client may be in the middle of a command, or quiet for too long."""
+        """When to look again: it may be in the middle of a command, or quiet for too
+        long."""
         return min(self.settings.idle_timeout_s, self.settings.read_timeout_s)
 
     def timer_due(self, quiet_s: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What all sessions of one server share, and what it is made of: everything from outside comes in here."""
+"""What all sessions of a server share; everything from outside comes in here."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class NoCounters:
 class Context:
     """Shared by all sessions of a server.
 
-    settings: of the server. settings_of: of a client, by its address ("": a unix socket).
-    upgrade: starts TLS; None: STARTTLS is not offered.
+    settings: of the server. settings_of: of a client, by its address ("": a unix
+    socket). upgrade: starts TLS; None: STARTTLS is not offered.
     """
 
     hub: Hub

@@ -1,7 +1,9 @@
-"""VANISHED (EARLIER): what a client that comes back is told is gone. RFC 7162 §3.2.5.1, §3.2.6, §3.2.10.1.
+"""VANISHED (EARLIER): what a client that comes back is told is gone. RFC 7162 §3.2.5.1,
+§3.2.6, §3.2.10.1.
 
-For a modseq that can be trusted: the expunges since. Else (`State.trusted`) every UID below UIDNEXT without a mail,
-because such a client may know mails of which this mailbox has no trace: the bucket was restored from a backup.
+For a modseq that can be trusted: the expunges since. Else (`State.trusted`) every UID
+below UIDNEXT without a mail, because such a client may know mails of which this mailbox
+has no trace: the bucket was restored from a backup.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ def vanished_earlier(
 ) -> bytes:
     """The UIDs in wire form; empty: none.
 
-    known: what the client asks about, None for all; above: nothing up to this UID is gone; shown: UIDs, ascending, that
-    the client is told of otherwise, when numbers may change.
+    known: what the client asks about, None for all; above: nothing up to this UID is
+    gone; shown: UIDs, ascending, that the client is told of otherwise, when numbers may
+    change.
     """
     last = state.uidnext - 1
     if not state.trusted(modseq):
@@ -40,7 +43,8 @@ def vanished_earlier(
 
 
 def within(uids: UidArray, known: SequenceSet, last: int) -> UidArray:
-    """Those of `uids`, ascending, that are in a set; the set may be far larger than the mailbox. last: what `*` is."""
+    """Those of `uids`, ascending, that are in a set; the set may be far larger than the
+    mailbox. last: what `*` is."""
     ranges = known.resolve(last)
     edges = np.array(ranges, dtype=np.uint64).reshape(-1, 2)
     where = np.searchsorted(edges[:, 0], uids, side="right")

@@ -1,7 +1,7 @@
 """What the parser answers to bytes: commands (obox.imap.ast), and the events here.
 
-`next()` is called until it says NEED_DATA. Events hold no wire form beyond what the peer must see; obox.imap.wire
-turns a refusal into its response line.
+`next()` is called until it says NEED_DATA. Events hold no wire form beyond what the
+peer must see; obox.imap.wire turns a refusal into its response line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ NEED_DATA: Final = NeedData()
 
 
 class Incoming(Protocol):
-    """The mails of one APPEND while they come in: `obox.imap.intake.Incoming`. Without one the parser holds them."""
+    """The mails of one APPEND while they come in: `obox.imap.intake.Incoming`.
+
+    Without one the parser holds them.
+    """
 
     spooling: bool
 
@@ -41,9 +44,11 @@ class NeedFlush(msgspec.Struct, frozen=True):
 
 
 class NeedContinuation(msgspec.Struct, frozen=True):
-    """The client waits for `+` before it sends a literal: send it, or call `Parser.refuse` and answer NO.
+    """The client waits for `+` before it sends a literal: send it, or call
+    `Parser.refuse` and answer NO.
 
-    Only for synchronising literals (`{n}`); `{n+}` is read without an event. command: the command's word in capitals.
+    Only for synchronising literals (`{n}`); `{n+}` is read without an event. command:
+    the command's word in capitals.
     """
 
     tag: bytes
@@ -52,7 +57,10 @@ class NeedContinuation(msgspec.Struct, frozen=True):
 
 
 class Resets(enum.Enum):
-    """What a command takes from the session by failing, if it is answered NO. A BAD changes nothing."""
+    """What a command takes from the session by failing, if it is answered NO.
+
+    A BAD changes nothing.
+    """
 
     NOTHING = 0
     MAILBOX = 1
@@ -62,12 +70,13 @@ class Resets(enum.Enum):
 
 
 class BadCommand(msgspec.Struct, frozen=True):
-    """The command was not understood, the parser is at the next line: answer `tag STATUS [code] reason`.
+    """The command was not understood, the parser is at the next line: answer `tag
+    STATUS [code] reason`.
 
-    tag: None where there was none to be read: answer `* BAD reason`.
-    status: "BAD" for a syntax error, "NO" where the syntax is right and a value cannot be served.
-    code: a response code without brackets, such as `BADCHARSET (US-ASCII UTF-8)`.
-    resets: with "NO" only.
+    tag: None where there was none to be read: answer `* BAD reason`. status: "BAD" for
+    a syntax error, "NO" where the syntax is right and a value cannot be served. code: a
+    response code without brackets, such as `BADCHARSET (US-ASCII UTF-8)`. resets: with
+    "NO" only.
     """
 
     tag: bytes | None
@@ -78,10 +87,11 @@ class BadCommand(msgspec.Struct, frozen=True):
 
 
 class TooBig(msgspec.Struct, frozen=True):
-    """A literal was refused for its size, unread or thrown away: NO [TOOBIG] to APPEND (RFC 7889 §4), else NO [LIMIT].
+    """A literal was refused for its size, unread or thrown away: NO [TOOBIG] to APPEND
+    (RFC 7889 §4), else NO [LIMIT].
 
-    fatal: the client goes on sending more than is ever thrown away; say BYE and close. The parser gives nothing more.
-    tag: None only where `fatal`.
+    fatal: the client goes on sending more than is ever thrown away; say BYE and close.
+    The parser gives nothing more. tag: None only where `fatal`.
     """
 
     tag: bytes | None
@@ -93,7 +103,8 @@ class TooBig(msgspec.Struct, frozen=True):
 
 
 class SaslResponse(msgspec.Struct, frozen=True):
-    """After `expect_sasl`: the decoded response, or None where the client cancelled with `*`. RFC 9051 §6.2.2."""
+    """After `expect_sasl`: the decoded response, or None where the client cancelled
+    with `*`. RFC 9051 §6.2.2."""
 
     data: bytes | None
 
@@ -106,7 +117,8 @@ class IdleDone(msgspec.Struct, frozen=True):
 
 
 class BadLine(msgspec.Struct, frozen=True):
-    """After `expect_sasl` or `expect_done`: another line than expected; answer the waiting command's tag with BAD."""
+    """After `expect_sasl` or `expect_done`: another line than expected; answer the
+    waiting command's tag with BAD."""
 
     reason: str
 

@@ -1,14 +1,19 @@
-"""The mails of an APPEND while they come in: small ones in memory, larger ones in a file, all of them within budgets.
+"""The mails of an APPEND while they come in: small ones in memory, larger ones in a
+file, all of them within budgets.
 
-Theory of operation. The parser asks `admit` before it takes a literal that holds a mail. What a session, a user and the
-process may hold in memory is counted (`Intake.memory`); a mail that finds no room there goes to the spool file of its
-command, which has a budget as well (`Intake.disk`), counted as bytes arrive. When the command is complete its mails are
-read back, one large mail at a time, for which the command waits its turn (`Intake.reading`).
+Theory of operation. The parser asks `admit` before it takes a literal that holds a
+mail. What a session, a user and the process may hold in memory is counted
+(`Intake.memory`); a mail that finds no room there goes to the spool file of its
+command, which has a budget as well (`Intake.disk`), counted as bytes arrive. When the
+command is complete its mails are read back, one large mail at a time, for which the
+command waits its turn (`Intake.reading`).
 
-Invariant: what a command has claimed is given back when its Incoming is closed or is referenced no more. A command that
-was cut off may still have a PUT under way that reads from the file: so the file lives as long as its mails do.
+Invariant: what a command has claimed is given back when its Incoming is closed or is
+referenced no more. A command that was cut off may still have a PUT under way that reads
+from the file: so the file lives as long as its mails do.
 
-Diagnostics: a disk that fails makes the command fail with [UNAVAILABLE], a budget that is used up with [LIMIT].
+Diagnostics: a disk that fails makes the command fail with [UNAVAILABLE], a budget that
+is used up with [LIMIT].
 """
 
 from __future__ import annotations
@@ -49,7 +54,10 @@ class Intake:
 
     @contextlib.asynccontextmanager
     async def reading(self, user: str, size: int) -> AsyncIterator[None]:
-        """Wait until a mail of `size` bytes may be in memory as a whole. Half of the budget is for other users."""
+        """Wait until a mail of `size` bytes may be in memory as a whole.
+
+        Half of the budget is for other users.
+        """
         mine = self._reading_of.get(user)
         if mine is None:
             mine = self._reading_of[user] = ByteBudget(self._reading.bytes_max // 2)
@@ -58,7 +66,10 @@ class Intake:
 
 
 class Incoming:
-    """The mails of one command. Used by the parser: `admit`, then `add` until the literal is complete, then `end`."""
+    """The mails of one command.
+
+    Used by the parser: `admit`, then `add` until the literal is complete, then `end`.
+    """
 
     def __init__(self, intake: Intake, user: str) -> None:
         self.spooling = False
@@ -113,7 +124,10 @@ class Incoming:
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """Wait until the mails may be read back, one large one at a time. Raises: Limit, Temporary."""
+        """Wait until the mails may be read back, one large one at a time.
+
+        Raises: Limit, Temporary.
+        """
         if self._full:
             raise Limit(TRY_LATER)
         if self._spool is None:
@@ -140,7 +154,10 @@ class Incoming:
         return self._spool is not None and self._spool.failed
 
     async def discard(self) -> None:
-        """All mails are stored: give back what was claimed. Closes the file in a thread."""
+        """All mails are stored: give back what was claimed.
+
+        Closes the file in a thread.
+        """
         if self._spool is not None:
             await self._spool.reset()
         self.close()
@@ -175,7 +192,10 @@ class Spooled:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[bytes]:
-        """The mail in memory. Of the large mails of one command one is open at a time. Raises: Temporary."""
+        """The mail in memory.
+
+        Of the large mails of one command one is open at a time. Raises: Temporary.
+        """
         if self._size <= MAIL_MEMORY_BYTES:
             yield await self._incoming.read(self._begin, self._size)
             return

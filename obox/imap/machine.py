@@ -1,4 +1,4 @@
-"""The machine: what a session does with each event that the parser makes of the client's bytes.
+"""The machine: what a session does with each event of the parser.
 
 Theory of operation. The driver hands over one event at a time. A command is looked up
 in the row of the table for the session's state. Its handler writes the untagged lines
@@ -125,7 +125,10 @@ class Machine:
 
 
 async def _answered(session: Session, name: str, work: Awaitable[Reply | None]) -> Reply | None:
-    """What the handler returns, or the reply to what it raises. Raises: ConnectionError."""
+    """What the handler returns, or the reply to what it raises.
+
+    Raises: ConnectionError.
+    """
     try:
         return await work
     except BadSet as error:
@@ -140,7 +143,8 @@ async def _answered(session: Session, name: str, work: Awaitable[Reply | None]) 
 
 
 async def _refused(session: Session, event: events.TooBig | events.BadCommand) -> None:
-    """Answer a command that the parser has refused. It takes what it takes by failing."""
+    """Answer a command that the parser has refused, and undo what its failure
+    undoes."""
     if event.resets is events.Resets.MAILBOX:
         await session.leave(closed="Previous mailbox was closed")
     elif event.resets is events.Resets.SAVED:

@@ -1,10 +1,13 @@
-"""What a FETCH asks for, compiled once: what has to be read, and which columns make a line. RFC 9051 §6.4.5, §7.5.2.
+"""What a FETCH asks for, compiled once: what has to be read, and which columns make a
+line. RFC 9051 §6.4.5, §7.5.2.
 
-Three costs, told apart here so that the command pays for no more than it needs: columns (flags, size, dates, modseq,
-UID), cached fields (ENVELOPE, BODYSTRUCTURE, BODY, header), whole mails (any other section). Pure.
+Three costs, told apart here so that the command pays for no more than it needs: columns
+(flags, size, dates, modseq, UID), cached fields (ENVELOPE, BODYSTRUCTURE, BODY,
+header), whole mails (any other section). Pure.
 
-A mail's bytes leave as they were stored, NUL included: RFC 3501 §9 (CHAR8) forbids NUL in a literal, but what was
-delivered is to be read back byte for byte, and a literal is counted, not scanned.
+A mail's bytes leave as they were stored, NUL included: RFC 3501 §9 (CHAR8) forbids NUL
+in a literal, but what was delivered is to be read back byte for byte, and a literal is
+counted, not scanned.
 """
 
 from __future__ import annotations
@@ -52,7 +55,11 @@ def literal(data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """One section. label: its name in the answer. spec: what to cut out of a mail. whole: all of the mail."""
+    """One section.
+
+    label: its name in the answer. spec: what to cut out of a mail. whole: all of the
+    mail.
+    """
 
     label: bytes
     spec: Section
@@ -80,7 +87,8 @@ class Body:
         return start, min(start + (self.count or 0), size)
 
     def of_header(self) -> Callable[[bytes], bytes]:
-        """What makes the answer's value of a header block; made once, for many mails."""
+        """What makes the answer's value of a header block; made once, for many
+        mails."""
         what = self.spec.what
         partial = self.partial
         if what == "HEADER":
@@ -91,12 +99,16 @@ class Body:
         return lambda header: literal(partial(header_fields(header, names, invert)))
 
     def of_mail(self, mail: bytes, root: Part | None) -> bytes:
-        """The answer's value, from the mail and its structure; NIL where it has no such part."""
+        """The answer's value, from the mail and its structure; NIL where it has no such
+        part."""
         source, start, end = self.span_of(mail, root)
         return b"NIL" if source is None else literal(source[start:end])
 
     def span_of(self, mail: bytes, root: Any) -> tuple[bytes | None, int, int]:
-        """Where the answer's octets are: in what (None: nowhere), from, to. Nothing is copied out of the mail."""
+        """Where the answer's octets are: in what (None: nowhere), from, to.
+
+        Nothing is copied out of the mail.
+        """
         if self.whole:
             return mail, *self.span(len(mail))
         assert root is not None, "the plan needs the structure"
@@ -121,7 +133,8 @@ class Plan:
 
     @property
     def whole_only(self) -> bool:
-        """All that needs the mail asks for octets of the whole, which can be read piecewise."""
+        """All that needs the mail asks for octets of the whole, which can be read
+        piecewise."""
         return all(item.whole for item in self.order if isinstance(item, Body) and not item.in_header)
 
     @property
@@ -146,9 +159,11 @@ class Plan:
     def columns(
         self, table: Table, where: Where, flags: FlagsOf, fields: Sequence[Fields], headers: Sequence[Sequence[bytes]]
     ) -> list[Sequence[Any]]:
-        """Values for the gaps, for the rows at `where`. Not for a plan that needs mails.
+        """Values for the gaps, for the rows at `where`. Not for a plan that needs
+        mails.
 
-        headers: for each row what is cut from its header, for each item that asks for it.
+        headers: for each row what is cut from its header, for each item that asks for
+        it.
         """
         out: list[Sequence[Any]] = []
         of_header = 0
@@ -174,7 +189,10 @@ _RFC822: Final = {
 
 
 def compile_plan(items: Sequence[FetchItem], *, uid: bool, modseq: bool) -> Plan:
-    """uid: UID is part of each answer; modseq: MODSEQ too (CHANGEDSINCE). RFC 7162 §3.1.4.1."""
+    """uid: UID is part of each answer; modseq: MODSEQ too (CHANGEDSINCE).
+
+    RFC 7162 §3.1.4.1.
+    """
     plan = Plan()
     wanted = list(items)
     if uid and FetchAttr.UID not in wanted:

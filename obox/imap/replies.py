@@ -1,7 +1,7 @@
-"""How a command ends: the tagged answer, and the one table from our failures to IMAP's words.
+"""How a command ends: the tagged line, and the table from our failures to IMAP's words.
 
-Every kind of `obox.errors` is in ERRORS (a test holds it); what is not an OboxError is a bug: the session logs it and
-answers SERVER_BUG. Response codes: RFC 5530, RFC 9051 §7.1.
+Every kind of `obox.errors` is in ERRORS, which a test holds. What is no OboxError is a
+bug: it is logged and answered SERVER_BUG. Response codes: RFC 5530, RFC 9051 §7.1.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ ERRORS: Final[dict[type[errors.OboxError], tuple[str, str, str]]] = {
 
 
 def of_error(error: errors.OboxError, *, target: bool = False) -> Reply:
-    """The answer to a failure. target: what is missing is the mailbox to put mails into, which a CREATE would mend."""
+    """The answer to a failure.
+
+    target: if a mailbox is missing, mails were to go there, and CREATE would help.
+    """
     for kind in type(error).__mro__:
         if kind in ERRORS:
             condition, code, text = ERRORS[kind]

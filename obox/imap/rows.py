@@ -1,7 +1,9 @@
-"""FETCH lines out of columns: the bytes of many mails by one format string, without a Python loop over the mails.
+"""FETCH lines out of columns: the bytes of many mails by one format string, without a
+Python loop over the mails.
 
-A line is a template such as `* %d FETCH (UID %d FLAGS %b)` and one list of values for each gap. `lines` repeats the
-template and fills it in one go; lists of flags are made once for each combination that occurs. Pure.
+A line is a template such as `* %d FETCH (UID %d FLAGS %b)` and one list of values for
+each gap. `lines` repeats the template and fills it in one go; lists of flags are made
+once for each combination that occurs. Pure.
 """
 
 from __future__ import annotations
@@ -19,19 +21,24 @@ from obox.mailbox._uidset import UidArray
 from obox.mailbox.view import View
 
 ANSWER_BYTES: Final = 1 << 20
-"""Lines that are made at a time, before the client has taken some: what one slow client may leave in the transport."""
+"""Lines that are made at a time, before the client has taken some: what one slow client
+may leave in the transport."""
 LINE_BYTES: Final = 128
-"""Of a line beside its flags, strings and the names of its sections: numbers and dates."""
+"""Of a line beside its flags, strings and the names of its sections: numbers and
+dates."""
 
 Where = npt.NDArray[np.intp]
 FlagsOf = Callable[[Table, Where], list[bytes]]
-"""Makes the flag lists of the rows of a table. A session has one that tells the names first: `updates.flags_of`."""
+"""Makes the flag lists of the rows of a table. A session has one that tells the names
+first: `updates.flags_of`."""
 
 
 class FlagLists(dict[int, bytes]):
-    """Bits of a mail -> `(\\Seen $Label)`, each made at its first use. Holds for as long as no keyword is added.
+    """Bits of a mail -> `(\\Seen $Label)`, each made at its first use. Holds for as
+    long as no keyword is added.
 
-    recent: the bit, beyond those of the names, of a mail that is recent to this session.
+    recent: the bit, beyond those of the names, of a mail that is recent to this
+    session.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -45,7 +52,8 @@ class FlagLists(dict[int, bytes]):
 
 
 def flag_rows(state: State, most: int) -> int:
-    """How many mails to take at a time, `most` at the most, so that their flags stay below ANSWER_BYTES.
+    """How many mails to take at a time, `most` at the most, so that their flags stay
+    below ANSWER_BYTES.
 
     A mailbox has few keywords, and short ones: then it is `most`.
     """
@@ -53,7 +61,8 @@ def flag_rows(state: State, most: int) -> int:
 
 
 def parts(names: Sequence[bytes], columns: Sequence[Sequence[Any]], count: int) -> Iterator[slice]:
-    """Cut `count` lines into runs of about ANSWER_BYTES: one run, unless values are long."""
+    """Cut `count` lines into runs of about ANSWER_BYTES: one run, unless values are
+    long."""
     wide = [column for column in columns if isinstance(column[0], bytes)]
     size = count * (LINE_BYTES + sum(map(len, names))) + sum(sum(map(len, column)) for column in wide)
     if size <= ANSWER_BYTES:
@@ -69,7 +78,10 @@ def parts(names: Sequence[bytes], columns: Sequence[Sequence[Any]], count: int) 
 
 
 def flag_column(names: Sequence[str], table: Table, where: Where, recent: UidArray) -> list[bytes]:
-    """The flag lists of the rows at `where`. names: by bit; recent: the mails that are recent to this session."""
+    """The flag lists of the rows at `where`.
+
+    names: by bit; recent: the mails that are recent to this session.
+    """
     made = FlagLists(names)
     bits = table.flag_bits(where)
     if len(recent):
@@ -79,15 +91,20 @@ def flag_column(names: Sequence[str], table: Table, where: Where, recent: UidArr
 
 
 def lines(names: Sequence[bytes], seqs: Sequence[int], columns: Sequence[Sequence[Any]]) -> bytes:
-    """One FETCH line for each of `seqs`. names: items as format strings, `UID %d`; columns: a list for each gap."""
+    """One FETCH line for each of `seqs`.
+
+    names: items as format strings, `UID %d`; columns: a list for each gap.
+    """
     template = b"* %d FETCH (" + b" ".join(names) + b")\r\n"
     return (template * len(seqs)) % tuple(chain.from_iterable(zip(seqs, *columns, strict=True)))
 
 
 def flag_lines(state: State, view: View, uids: UidArray, *, uid: bool, modseq: bool, flags: FlagsOf | None) -> bytes:
-    """FETCH lines with the flags of those of `uids` that exist, all of which the client knows.
+    """FETCH lines with the flags of those of `uids` that exist, all of which the client
+    knows.
 
-    uid, modseq: with these items; flags None: without the flags, for a silent STORE under CONDSTORE.
+    uid, modseq: with these items; flags None: without the flags, for a silent STORE
+    under CONDSTORE.
     """
     where, there = state.positions(uids)
     if not there.all():

@@ -1,6 +1,7 @@
 """The IMAP server: makes a protocol for each connection, and knows all that are open.
 
-Diagnostics: a connection beyond a limit is told BYE [LIMIT] or [UNAVAILABLE] and logged; nothing here is fatal.
+Diagnostics: a connection beyond a limit is told BYE [LIMIT] or [UNAVAILABLE], which is
+logged. Nothing here is fatal.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ TLS_HANDSHAKE_S = 10.0
 
 
 class ImapServer:
-    """All IMAP sessions of a process. Make one, give `connection_factory` to the listeners, `stop` at the end."""
+    """All IMAP sessions of a process.
+
+    Give `connection_factory` to the listeners, and call `stop` at the end.
+    """
 
     def __init__(
         self,
@@ -45,10 +49,10 @@ class ImapServer:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """settings_of: what is different for a client of an address; None: nothing.
-        upgrade: starts TLS on a transport; None: no STARTTLS.
+        """settings_of: the settings for a client of an address; None: the same for all.
 
-        spawn: `TaskGroup.create_task` of the process; None: tasks are kept here, and `stop` waits for them.
+        upgrade: starts TLS on a transport; None: no STARTTLS. spawn: starts a task;
+        None: the loop does.
         """
         settings = settings or ImapSettings()
 
@@ -77,9 +81,10 @@ class ImapServer:
         )
 
     def connection_factory(self, *, tls: bool = False, remote: str | None = None) -> asyncio.Protocol:
-        """The protocol of one connection. tls: it is under TLS already (also where a proxy ended it).
+        """The protocol of a new connection.
 
-        remote: the client's address where a proxy told it; None: the transport's own.
+        tls: it is under TLS already, also if a proxy does the TLS. remote: the client's
+        address if a proxy told it; None: the transport's own.
         """
         return Connection(self.context, self._machine, tls=tls, remote=remote)
 
@@ -88,7 +93,10 @@ class ImapServer:
         return self.hub.who()
 
     def kick(self, user: str, reason: str = "Disconnected by the administrator") -> int:
-        """Say BYE to a user's sessions, each as soon as its command is done. Returns how many there are."""
+        """Say BYE to a user's sessions, each after its command.
+
+        Returns how many there are.
+        """
         return self.hub.kick(user, reason)
 
     def use(self, settings: ImapSettings, settings_of: Callable[[str], ImapSettings]) -> None:
@@ -100,7 +108,10 @@ class ImapServer:
         self.context.upgrade = upgrade
 
     async def stop(self, reason: str = STOP_REASON, grace_s: float = 25.0) -> None:
-        """BYE to all, after the command in progress; what is not done after `grace_s` is cut. Idempotent."""
+        """Say BYE to all, each after its command; cut those left after `grace_s`.
+
+        Idempotent.
+        """
         await self.hub.stop(reason, grace_s)
 
 

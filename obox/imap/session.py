@@ -65,7 +65,10 @@ class Channel(Protocol):
         """Gather output. It goes out in order, at the latest when the command ends."""
 
     async def flush(self) -> None:
-        """Hand over the output and wait for a slow client. Raises: ConnectionResetError."""
+        """Hand over the output, wait for a slow client.
+
+        Raises: ConnectionResetError.
+        """
 
     async def breathe(self) -> None:
         """Let the loop run other tasks if this one has had its time."""
@@ -133,7 +136,8 @@ class Session:
         self.waiting_tag = b""
         """Of the command that waits for the client's next line."""
         self.may_cancel = False
-        """The command in progress changes nothing: pointless once the client is gone."""
+        """The command in progress changes nothing, so it is pointless without a
+        client."""
         self.logged_out = False
         self.client_id = ""
         self.commands = 0
@@ -196,7 +200,8 @@ class Session:
         await self.out.flush()
 
     async def go_on(self) -> None:
-        """Between two steps of a long command: hand over what is enough for that, and let others run in time."""
+        """Between two steps of a long command: flush if enough is gathered, and let
+        other tasks run in time."""
         if self.out.full:
             await self.out.flush()
         else:
@@ -209,7 +214,10 @@ class Session:
         self.count(name, reply.condition)
 
     def count(self, name: str, condition: str) -> None:
-        """Count an answer. Too many BAD in a row end the session: the client speaks no IMAP."""
+        """Count an answer.
+
+        Too many BAD in a row end the session: this is no IMAP client.
+        """
         self.context.counters.command(name, condition)
         if condition != "BAD":
             self._bad_in_row = 0
@@ -240,7 +248,10 @@ class Session:
         self._unwatch = mailbox.watch(self.wake)
 
     async def leave(self, *, closed: str = "") -> None:
-        """Back to the authenticated state. closed: say so with this text. RFC 9051 §7.1 (CLOSED)."""
+        """Back to the authenticated state. RFC 9051 §7.1 (CLOSED).
+
+        closed: the client is told so with this text.
+        """
         mailbox = self.mailbox
         if mailbox is None:
             return
@@ -258,7 +269,8 @@ class Session:
     def resolve(self, sequence: SequenceSet, *, uid: bool, lenient: bool = False) -> UidArray:
         """The mails that a set names, as UIDs; UIDs that are not there are ignored.
 
-        lenient: sequence numbers beyond the last are ignored too. Raises: BadSet. RFC 9051 §9 (seq-number).
+        lenient: sequence numbers beyond the last are ignored too. Raises: BadSet.
+        RFC 9051 §9 (seq-number).
         """
         _, view = self.need_mailbox()
         if sequence.saved:
@@ -316,7 +328,7 @@ class Session:
         )
 
     def sever(self) -> None:
-        """The last that is done with a session: no cycle is left, so that its memory is free at once."""
+        """Leave no cycle of references, so that the memory is free at once."""
         del self.out
         self.sasl = None
         self._unwatch = None

@@ -1,7 +1,8 @@
 """Sequence sets: `1:5,7,*:9` as ranges, and sorted numbers as sets.
 
-A set keeps what the client said, bounded in length, and is never expanded here: `1:4294967295` is one range. `*`
-depends on the mailbox, so it stays a marker until `resolve`. Knows nothing of mailboxes, nor whether numbers are UIDs.
+A set keeps what the client said, bounded in length, and is never expanded here:
+`1:4294967295` is one range. `*` depends on the mailbox, so it stays a marker until
+`resolve`. Knows nothing of mailboxes, nor whether numbers are UIDs.
 """
 
 from __future__ import annotations
@@ -21,20 +22,23 @@ _DIGITS: Final = 10
 """Of NUMBER_MAX."""
 
 STAR: Final = 2**32
-"""Marks `*`: greater than every number, so that ranges stay in order before they are resolved."""
+"""Marks `*`: greater than every number, so that ranges stay in order before they are
+resolved."""
 
 RANGES_MAX: Final = 32_768
 """Ranges in one set: as many as fit on a line of 64 KiB."""
 
-# sequence-set = (seq-number / seq-range) ["," sequence-set]; seq-range = seq-number ":" seq-number. RFC 9051 §9.
-# Possessive, so that a bad set of 64 KiB fails in one pass.
+# sequence-set = (seq-number / seq-range) ["," sequence-set]; seq-range = seq-number ":"
+# seq-number. RFC 9051 §9. Possessive, so that a bad set of 64 KiB fails in one pass.
 _SET: Final = re.compile(rb"(?:[0-9]++|\*)(?::(?:[0-9]++|\*))?+(?:,(?:[0-9]++|\*)(?::(?:[0-9]++|\*))?+)*+")
 
 
 class SequenceSet(msgspec.Struct, frozen=True):
-    """A set as the client sent it: ranges (low, high), `*` as STAR, in the client's order.
+    """A set as the client sent it: ranges (low, high), `*` as STAR, in the client's
+    order.
 
-    saved: the set was `$`, the result that an earlier SEARCH RETURN (SAVE) left (RFC 5182); `ranges` is then empty.
+    saved: the set was `$`, the result that an earlier SEARCH RETURN (SAVE) left (RFC
+    5182); `ranges` is then empty.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -46,14 +50,19 @@ class SequenceSet(msgspec.Struct, frozen=True):
 
     @property
     def highest(self) -> int:
-        """The greatest number named, `*` aside; 0 if there is none. A server checks sequence numbers with it."""
+        """The greatest number named, `*` aside; 0 if there is none.
+
+        A server checks sequence numbers with it.
+        """
         return max((low if high == STAR else high for low, high in self.ranges if low != STAR), default=0)
 
     def resolve(self, largest: int) -> tuple[tuple[int, int], ...]:
-        """Return ascending ranges that neither touch nor overlap, `*` replaced by `largest`.
+        """Return ascending ranges that neither touch nor overlap, `*` replaced by
+        `largest`.
 
-        largest: the highest UID or sequence number of the mailbox, 0 if it is empty; `*` then names nothing.
-        `9:*` with a largest of 7 is 7:9, as RFC 9051 §9 (seq-range) wants. Numbers above `largest` stay.
+        largest: the highest UID or sequence number of the mailbox, 0 if it is empty;
+        `*` then names nothing. `9:*` with a largest of 7 is 7:9, as RFC 9051 §9
+        (seq-range) wants. Numbers above `largest` stay.
         """
         fixed: list[tuple[int, int]] = []
         for low, high in self.ranges:
@@ -109,7 +118,8 @@ def _number(digits: bytes) -> int:
 
 
 def parse_set(data: bytes, *, star: bool = True, saved: bool = True, ranges_max: int = RANGES_MAX) -> SequenceSet:
-    """Parse a sequence set. `$` is accepted where `saved`, `*` where `star` (known-uids have neither).
+    """Parse a sequence set. `$` is accepted where `saved`, `*` where `star` (known-uids
+    have neither).
 
     Raises: Invalid, with a reason for the client.
     """
@@ -140,10 +150,11 @@ def parse_set(data: bytes, *, star: bool = True, saved: bool = True, ranges_max:
 
 
 def format_set(numbers: Iterable[int]) -> bytes:
-    """Return ascending numbers as a compact set: 1, 2, 3, 7 gives `1:3,7`; nothing gives an empty string.
+    """Return ascending numbers as a compact set: 1, 2, 3, 7 gives `1:3,7`; nothing
+    gives an empty string.
 
-    numbers: a list, any iterable, or a one-dimensional integer array, which is told by its `nonzero` and whose runs are
-    found in its own loop.
+    numbers: a list, any iterable, or a one-dimensional integer array, which is told by
+    its `nonzero` and whose runs are found in its own loop.
     """
     if hasattr(numbers, "nonzero") and hasattr(numbers, "tolist"):
         array: Any = numbers

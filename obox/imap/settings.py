@@ -1,6 +1,7 @@
-"""Every limit and time of the IMAP server, with its unit and reason. `obox.config` fills it in.
+"""Every limit and time of the IMAP server, with its unit and reason.
 
-A client's address may choose among several: `Context.settings_of`.
+`obox.rooms` fills it in. A client's address may choose among several:
+`Context.settings_of`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ class ImapSettings:
     mail_bytes_max: int = 50 << 20
     """Largest mail of an APPEND; told as APPENDLIMIT. RFC 7889."""
     multiappend_bytes_max: int = 128 << 20
-    """All mails of one APPEND: in memory up to `intake.SESSION_MEMORY_BYTES`, then in a file."""
+    """All mails of an APPEND: in memory to `intake.SESSION_MEMORY_BYTES`, then in a
+    file."""
     append_memory_max: int = 256 << 20
-    """Mails that sessions hold in memory, and as much again for large ones while they are stored. A quarter a user."""
+    """Mails that sessions hold in memory, and as much again for large mails while they
+    are stored. A user may have a quarter."""
     append_spool_max: int = 4 << 30
     """Larger mails in files while they come in. A quarter for one user."""
     spool_dir: Path | None = None
@@ -38,9 +41,10 @@ class ImapSettings:
     literal_bytes_max: int = 65_536
     """One literal that is not a mail."""
     pipelined_lines_max: int = 32
-    """Lines read while a command runs, about as many commands; then reading stops. Also at `pipelined_bytes_max`."""
+    """Lines read while a command runs, about as many commands; then reading is
+    paused."""
     pipelined_bytes_max: int = 65_536
-    """Bytes read while a command runs."""
+    """Bytes read while a command runs; then reading is paused."""
     user_sessions_max: int = 50
     """Sessions of one user; 0: no limit."""
     address_sessions_max: int = 500
@@ -50,17 +54,20 @@ class ImapSettings:
     login_timeout_s: float = 60.0
     """To log in; then BYE."""
     idle_timeout_s: float = 1800.0
-    """Without a command; RFC 9051 §5.4 asks for 30 minutes at least. IDLE does not count where there is a keepalive."""
+    """Without a command; RFC 9051 §5.4 asks for 30 minutes at least. It does not end
+    IDLE if there is a keepalive."""
     keepalive_s: float = 120.0
-    """Between untagged lines while IDLE, so that NAT tables keep the connection and dead peers show; 0: none."""
+    """Between untagged lines in IDLE, so that NAT tables keep the connection and dead
+    peers are noticed; 0: none."""
     read_timeout_s: float = 300.0
-    """For a client in the middle of a command to send more of it; then BYE. What it has sent is held until then."""
+    """For a client in the middle of a command to send more of it; then BYE. What has
+    come of the command is held until then."""
     write_timeout_s: float = 300.0
     """For a client that does not read to take something; then the connection is cut."""
     write_buffer_max: int = 1 << 20
     """Bytes waiting for one slow client; then its command waits, holding nothing."""
     chunk_bytes: int = 65_536
-    """Answers are gathered up to about this size before they are handed to the transport."""
+    """Answers are gathered to about this size, then handed to the transport."""
     plaintext_login: bool = False
     """Passwords over connections without TLS from other machines too."""
     fetch_failure: FetchFailure = "no-after"

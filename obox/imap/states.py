@@ -1,12 +1,14 @@
-"""Which command is allowed when: the four states of RFC 9051 §3 as a table. The diagram in docs/ is drawn from it.
+"""Which command is allowed when: the four states of RFC 9051 §3 as a table.
 
     connection --greeting--> NOT_AUTHENTICATED --LOGIN, AUTHENTICATE--> AUTHENTICATED
-    AUTHENTICATED --SELECT, EXAMINE--> SELECTED --CLOSE, UNSELECT, a failed SELECT, the mailbox deleted--> AUTHENTICATED
+    AUTHENTICATED --SELECT, EXAMINE--> SELECTED
+    SELECTED --CLOSE, UNSELECT, a failed SELECT, the mailbox deleted--> AUTHENTICATED
     any --LOGOUT, BYE--> LOGOUT
 
-The state is not stored: it follows from whether the session has a user and a mailbox (`Session.state`), so it cannot
-contradict them. A command that is not in the row of the state is answered BAD with the reason. What STARTTLS or LOGIN
-need beside the state (TLS, a loopback peer) their handlers ask.
+The state is not stored. It follows from whether the session has a user and a mailbox
+(`Session.state`), so it cannot contradict them. A command that is not in the row of the
+state is answered BAD with the reason. What STARTTLS and LOGIN need beside the state
+(TLS, a loopback peer) is asked by their handlers.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, a
 """No EXPUNGE while these run, unless in their UID form. RFC 9051 §7.5.1."""
 
 CANCELLABLE: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, ast.Search, ast.Login, ast.Authenticate})
-"""Stopped when the client is gone; anything else is finished, as the client asked for it."""
+"""Stopped when the client is gone. Any other command is finished: it was asked for."""
 
 COMMANDS: Final = Table(TABLE, EXPUNGE_FORBIDDEN, CANCELLABLE, auth.respond)
 """What the machine is handed."""

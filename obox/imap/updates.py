@@ -1,7 +1,10 @@
-"""Untagged lines about what has changed: FLAGS, EXPUNGE or VANISHED, EXISTS, RECENT, FETCH. RFC 9051 §7.3 to §7.5.
+"""Untagged lines about what has changed. RFC 9051 §7.3 to §7.5.
 
-Invariant: no client hears of a keyword before a FLAGS line has named it. Another session may bring one between any two
-commands, or while one waits; so `flags_of` alone makes lists of flags, and says first what is new.
+These are FLAGS, EXPUNGE or VANISHED, EXISTS, RECENT and FETCH.
+
+Invariant: no client hears of a keyword before a FLAGS line has named it. Another
+session may add a keyword between any two commands, or while a command waits. So
+`flags_of` alone makes lists of flags, and it first tells the names that are new.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ SYSTEM_FLAGS: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draf
 def write_names(session: Session, *, besides: Sequence[str] = ()) -> None:
     """FLAGS and PERMANENTFLAGS: what there is, and what may be changed for good.
 
-    `\\*`, for new keywords too, is left out where none would fit. besides: names that are told once more.
+    `\\*` allows new keywords too; it is left out where none would fit. besides: names
+    that are told once more.
     """
     mailbox, view = session.need_mailbox()
     state = mailbox.state
@@ -40,10 +44,10 @@ def write_names(session: Session, *, besides: Sequence[str] = ()) -> None:
 
 
 def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
-    """The flag lists of rows, for lines that are written after what this writes: names that are new to the client.
+    """The flag lists of rows. Names that are new to the client are written at once.
 
-    Lines of which the flags were listed a while ago, in a FETCH of bodies, may still be to come: names that the mailbox
-    has no more stay told until the next poll.
+    The lines with these lists are written later. Those of a FETCH of bodies may come
+    much later: so a name that the mailbox has no more stays told until the next poll.
     """
     mailbox, view = session.need_mailbox()
     state = mailbox.state
@@ -61,7 +65,8 @@ def write_expunged(session: Session, expunged: list[int], vanished: UidArray) ->
 
 
 async def write_flags(session: Session, uids: UidArray, *, uid: bool, flags: bool = True) -> None:
-    """FETCH lines for mails whose flags have changed, in chunks that wait for a slow client."""
+    """FETCH lines for mails whose flags have changed, in chunks that wait for a slow
+    client."""
     made = partial(flags_of, session) if flags else None
     at = 0
     while at < len(uids):
@@ -92,8 +97,8 @@ async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None
 async def tell(session: Session, *, expunge: bool = True, uid: bool = False) -> None:
     """Tell the client what has changed since it was last told.
 
-    expunge: sequence numbers may change. uid: the command counts in UIDs, so the answers
-    name them.
+    expunge: sequence numbers may change. uid: the command counts in UIDs, so the
+    answers name them.
     """
     session.changed = False
     if session.mailbox is None or session.view is None:

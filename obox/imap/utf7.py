@@ -1,7 +1,8 @@
 """Modified UTF-7, the wire form of mailbox names. RFC 3501 §5.1.3, RFC 9051 appendix A.
 
-There is one encoding per name and only that one decodes: two spellings of a name would be two ways past a check. Names
-in raw UTF-8, which RFC 3501 forbids and clients send, decode as what they are.
+There is one encoding per name and only that one decodes: two spellings of a name would
+be two ways past a check. Names in raw UTF-8, which RFC 3501 forbids and clients send,
+decode as what they are.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ def _unshift(match: re.Match[bytes]) -> bytes:
 
 
 def decode(data: bytes) -> str:
-    """Return the name that `data` encodes; data with any byte above 127 is UTF-8 as it stands, `&` included.
+    """Return the name that `data` encodes; data with any byte above 127 is UTF-8 as it
+    stands, `&` included.
 
-    Raises: Invalid for a shift that does not end or does not decode, for half a surrogate pair, and for any encoding
-    but the one `encode` gives (ASCII in base64, raw control characters, two shifts in a row, stray bits).
+    Raises: Invalid for a shift that does not end or does not decode, for half a
+    surrogate pair, and for any encoding but the one `encode` gives (ASCII in base64,
+    raw control characters, two shifts in a row, stray bits).
     """
     try:
         if not data.isascii():

@@ -1,7 +1,8 @@
 """What the server writes: strings, flags, dates and response lines as bytes.
 
-Each function returns what is safe at its place whatever it is given: no CR, LF or NUL leaves in a line, 8-bit text
-leaves in literals only, or where the session has enabled UTF-8. Pure, knows no command.
+Each function returns what is safe at its place whatever it is given: no CR, LF or NUL
+leaves in a line, 8-bit text leaves in literals only, or where the session has enabled
+UTF-8. Pure, knows no command.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", 
 QUOTED_BYTES_MAX: Final = 4096
 """Longer strings go as literals: clients read a quoted string into a line buffer."""
 
-# ATOM-CHAR: any CHAR except atom-specials = "(" / ")" / "{" / SP / CTL / "%" / "*" / DQUOTE / "\" / "]". RFC 9051 §9.
-# Our own atoms leave out "[" too, which some clients take for the start of a section.
+# ATOM-CHAR: any CHAR except atom-specials = "(" / ")" / "{" / SP / CTL / "%" / "*" /
+# DQUOTE / "\" / "]". RFC 9051 §9. Our own atoms leave out "[" too, which some clients
+# take for the start of a section.
 _ATOM: Final = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\\]\[]+""")
 _NOT_QUOTABLE: Final = re.compile(rb"[\x00\r\n\x80-\xff]")
 _NOT_QUOTABLE_UTF8: Final = re.compile(rb"[\x00\r\n]")
@@ -39,14 +41,18 @@ ZONE_MINUTES_MAX: Final = 23 * 60 + 59
 
 
 def quoted(data: bytes) -> bytes:
-    """Return a quoted string. data: without CR, LF and NUL, which are replaced by `?`; see `string`."""
+    """Return a quoted string.
+
+    data: without CR, LF and NUL, which are replaced by `?`; see `string`.
+    """
     if b"\\" in data or b'"' in data:
         data = data.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
     return b'"' + _NOT_QUOTABLE_UTF8.sub(b"?", data) + b'"'
 
 
 def literal(data: bytes) -> bytes:
-    """Return a literal; its NULs, which a literal may not hold, leave as 0x80 (as in other servers)."""
+    """Return a literal; its NULs, which a literal may not hold, leave as 0x80 (as in
+    other servers)."""
     if b"\0" in data:
         data = data.replace(b"\0", b"\x80")
     return b"{%d}\r\n%b" % (len(data), data)
@@ -58,7 +64,10 @@ def literal8(data: bytes) -> bytes:
 
 
 def string(data: bytes, *, utf8: bool = False) -> bytes:
-    """Return a quoted string where that can hold `data`, else a literal. utf8: quoted strings may be UTF-8."""
+    """Return a quoted string where that can hold `data`, else a literal.
+
+    utf8: quoted strings may be UTF-8.
+    """
     pattern = _NOT_QUOTABLE_UTF8 if utf8 else _NOT_QUOTABLE
     if len(data) > QUOTED_BYTES_MAX or pattern.search(data):
         return literal(data)
@@ -77,7 +86,8 @@ def astring(data: bytes, *, utf8: bool = False) -> bytes:
 
 
 def mailbox(name: str, *, utf8: bool = False) -> bytes:
-    """Return a mailbox name: modified UTF-7, or UTF-8 where the session has enabled it (RFC 6855)."""
+    """Return a mailbox name: modified UTF-7, or UTF-8 where the session has enabled it
+    (RFC 6855)."""
     return astring(name.encode() if utf8 else utf7.encode(name), utf8=utf8)
 
 
@@ -95,7 +105,8 @@ def _date(day: int) -> bytes:
 def internaldate(seconds: int, zone_minutes: int = 0) -> bytes:
     """Return a date-time with its quotes: `"17-Jul-1996 02:44:25 -0700"`.
 
-    seconds: Unix time; years outside of 1 to 9999 show as the nearest. zone_minutes: east of Greenwich.
+    seconds: Unix time; years outside of 1 to 9999 show as the nearest. zone_minutes:
+    east of Greenwich.
     """
     zone_minutes = max(-ZONE_MINUTES_MAX, min(ZONE_MINUTES_MAX, zone_minutes))
     day, second = divmod(seconds + zone_minutes * 60, _DAY)
@@ -108,7 +119,8 @@ def internaldate(seconds: int, zone_minutes: int = 0) -> bytes:
 
 
 def text(reason: str) -> bytes:
-    """Return resp-text: one line of printable ASCII, never empty; what is not becomes `?`. RFC 9051 §9 (text)."""
+    """Return resp-text: one line of printable ASCII, never empty; what is not becomes
+    `?`. RFC 9051 §9 (text)."""
     clean = _NOT_TEXT.sub("?", reason)
     if clean.startswith("["):  # would be read as a response code
         clean = "(" + clean
@@ -116,9 +128,11 @@ def text(reason: str) -> bytes:
 
 
 def status(tag: bytes | None, condition: str, reason: str, code: str | bytes | None = None) -> bytes:
-    """Return a status line: `tag OK [code] reason`. tag: None for untagged. condition: OK, NO, BAD, BYE or PREAUTH.
+    """Return a status line: `tag OK [code] reason`. tag: None for untagged. condition:
+    OK, NO, BAD, BYE or PREAUTH.
 
-    code: without brackets. A `]` in it can only stand in a quoted string of the code's own making.
+    code: without brackets. A `]` in it can only stand in a quoted string of the code's
+    own making.
     """
     head = (tag or b"*") + b" " + condition.encode("ascii") + b" "
     if code is None:
@@ -128,7 +142,8 @@ def status(tag: bytes | None, condition: str, reason: str, code: str | bytes | N
 
 
 def line(*words: bytes) -> bytes:
-    """Return an untagged response: `* ` and the words, joined by spaces, as they are."""
+    """Return an untagged response: `* ` and the words, joined by spaces, as they
+    are."""
     return b"* " + b" ".join(words) + CRLF
 
 

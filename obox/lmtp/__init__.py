@@ -1,6 +1,7 @@
 """LMTP: how mail comes in. RFC 2033.
 
-The invariant: 250 after the mail means durable, one reply for each recipient. Knows the store only as a `Deliverer`.
+The invariant: 250 after the mail means durable, one reply for each recipient. Knows the
+store only as a `Deliverer`.
 """
 
 from obox.lmtp.deliverer import Deliverer, Envelope, Recipient

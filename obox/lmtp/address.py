@@ -4,9 +4,10 @@
     Mailbox    = Local-part "@" ( Domain / address-literal )
     Local-part = Dot-string / Quoted-string
 
-More is accepted than that: dots anywhere (senders have them), UTF-8 (RFC 6531 §3.3), a local part without a domain
-(the default domain follows in `obox.auth.normalise`), a space before the "<". Control characters never. A source
-route is read over (RFC 5321 appendix C).
+More is accepted than that: dots anywhere (senders have them), UTF-8 (RFC 6531 §3.3), a
+local part without a domain (the default domain follows in `obox.auth.normalise`), a
+space before the "<". Control characters never. A source route is read over (RFC 5321
+appendix C).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`text` as the client wrote it, without brackets and route; `local` without quotes; `domain` may be empty."""
+    """`text` as the client wrote it, without brackets and route; `local` without
+    quotes; `domain` may be empty."""
 
     text: str
     local: str
@@ -41,7 +43,8 @@ NULL_ADDRESS = Address("", "", "")
 
 
 def parse_path(text: str) -> tuple[Address, str] | None:
-    """What follows `FROM:` or `TO:`: the address and the parameters; None if it is no path."""
+    """What follows `FROM:` or `TO:`: the address and the parameters; None if it is no
+    path."""
     match = _PATH.fullmatch(text)
     if match is None:
         null = _NULL.fullmatch(text)
@@ -57,7 +60,8 @@ def parse_path(text: str) -> tuple[Address, str] | None:
 
 
 def parse_parameters(text: str) -> dict[str, str] | None:
-    """`KEY=value KEY …` with keys in upper case and "" for no value; None if one comes twice or has no key."""
+    """`KEY=value KEY …` with keys in upper case and "" for no value; None if one comes
+    twice or has no key."""
     found: dict[str, str] = {}
     for item in text.split():
         key, _, value = item.partition("=")
@@ -69,7 +73,8 @@ def parse_parameters(text: str) -> dict[str, str] | None:
 
 
 def split_detail(address: Address, delimiters: str) -> tuple[str, str]:
-    """(user, detail): `bob+work@x` is user `bob@x`, detail `work`. Any character of `delimiters` separates.
+    """(user, detail): `bob+work@x` is user `bob@x`, detail `work`. Any character of
+    `delimiters` separates.
 
     A local part that begins with a delimiter has no detail. RFC 5233 §1.
     """

@@ -1,15 +1,16 @@
-"""The driver: the client's bytes go to the machine, its events to the session, replies back.
+"""The driver: the client's bytes go to the machine, its events to the session, replies
+back.
 
 Everything that is not LMTP's is in the engine, `obox.net.connection`.
 
 Invariants:
-- Events are worked through in order; only the recipients of a mail are delivered side by
-  side.
-- What the client does not read stops what we read from it: replies above the transport's
-  high-water mark wait, and while a delivery runs at most `READ_AHEAD_BYTES` and a single
-  read of pipelined input are taken.
-- A mail whose last byte has come is delivered even if its client is gone. A mail that has
-  not come whole is never delivered.
+- Events are worked through in order; only the recipients of a mail are delivered side
+  by side.
+- What the client does not read stops what we read from it: replies above the
+  transport's high-water mark wait, and while a delivery runs at most `READ_AHEAD_BYTES`
+  and a single read of pipelined input are taken.
+- A mail whose last byte has come is delivered even if its client is gone. A mail that
+  has not come whole is never delivered.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from obox.spool import ByteBudget
 class Context:
     """deliverer: of all sessions. settings: of those that begin from now on.
 
-    budget: memory for all large mails under delivery. wall_clock: unix seconds. observe:
-    is told of the result ("250", "451", …) and the seconds of each delivery.
+    budget: memory for all large mails under delivery. wall_clock: unix seconds.
+    observe: is told of the result ("250", "451", …) and the seconds of each delivery.
     """
 
     hub: Hub

@@ -1,7 +1,9 @@
-"""What the LMTP server needs of the store: may this recipient have mail, and store this mail.
+"""What the LMTP server needs of the store: may this recipient have mail, and store this
+mail.
 
-The invariant: `deliver` returns only when the mail is durable; the reply 250 follows it and nothing else does.
-Failures are kinds of `obox.errors`; `obox.lmtp.replies` says what the client hears.
+The invariant: `deliver` returns only when the mail is durable; the reply 250 follows it
+and nothing else does. Failures are kinds of `obox.errors`; `obox.lmtp.replies` says
+what the client hears.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """An accepted recipient. `context` is the deliverer's own: whatever it looked up and wants back."""
+    """An accepted recipient.
+
+    `context` is the deliverer's own: whatever it looked up and wants back.
+    """
 
     address: str
     """As the client wrote it, without brackets."""
@@ -48,12 +53,13 @@ class Deliverer(Protocol):
     async def recipient(self, address: str, user: str, detail: str, size: int | None) -> Recipient:
         """Answer RCPT. size: what the client announced (RFC 1870), or None.
 
-        Raises: NotFound; NoPerm (disabled); OverQuota; Invalid; Unavailable, Temporary (retry).
+        Raises: NotFound; NoPerm (disabled); OverQuota; Invalid; Unavailable, Temporary
+        (retry).
         """
 
     async def deliver(self, recipient: Recipient, envelope: Envelope, source: bytes) -> None:
         """Store one mail for one recipient; durable on return.
 
-        source: Return-Path, Delivered-To and Received for this recipient, then the mail as received.
-        Raises: as `recipient`, and TooBig.
+        source: Return-Path, Delivered-To and Received for this recipient, then the mail
+        as received. Raises: as `recipient`, and TooBig.
         """

@@ -1,6 +1,7 @@
 """Delivers to the store: the LMTP server's `Deliverer` over user database and store.
 
-The invariant: `deliver` returns only when the mail is in the bucket. Knows the two by narrow contracts, no SMTP.
+The invariant: `deliver` returns only when the mail is in the bucket. Knows the two by
+narrow contracts, no SMTP.
 """
 
 from __future__ import annotations

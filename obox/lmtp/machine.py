@@ -1,17 +1,19 @@
 """LMTP without I/O: bytes in, events and reply bytes out. RFC 2033 over RFC 5321.
 
-Theory of operation. `feed` appends to a buffer, `next_event` works on it until it has something that the driver must
-do, or NEED_DATA. Two events stop the machine until they are answered, because what follows depends on the answer:
-`RecipientAsked` (`answer_recipient`) and `MailReceived` (`answer_mail`). Meanwhile pipelined commands wait in the
-buffer (RFC 2920). Replies gather in order until `take_output`.
+Theory of operation. `feed` appends to a buffer, `next_event` works on it until it has
+something that the driver must do, or NEED_DATA. Two events stop the machine until they
+are answered, because what follows depends on the answer: `RecipientAsked`
+(`answer_recipient`) and `MailReceived` (`answer_mail`). Meanwhile pipelined commands
+wait in the buffer (RFC 2920). Replies gather in order until `take_output`.
 
     NEW --LHLO--> READY --MAIL--> MAIL --RCPT accepted--> RCPT --DATA--> DATA --CRLF.CRLF--> READY
                                                            `---BDAT n--> CHUNK --n bytes--> BDAT --LAST--> READY
 
 The invariants:
-- After the mail there is one reply for each accepted recipient, in their order (RFC 2033 §4.2), and only then.
-- DATA ends at CRLF.CRLF and at nothing else; a bare CR or LF is content and is kept. So no two servers can see
-  different mails in what we take ("SMTP smuggling").
+- After the mail there is one reply for each accepted recipient, in their order (RFC
+  2033 §4.2), and only then.
+- DATA ends at CRLF.CRLF and at nothing else; a bare CR or LF is content and is kept. So
+  no two servers can see different mails in what we take ("SMTP smuggling").
 - The events and replies do not depend on how the bytes were cut.
 - Nothing is unbounded: line, recipients, mail, bad commands.
 """
@@ -49,8 +51,9 @@ NEXT: dict[State, dict[str, State]] = {
     State.RCPT: {"LHLO": State.READY, "RCPT": State.RCPT, "DATA": State.DATA, "BDAT": State.CHUNK},
     State.BDAT: {"LHLO": State.READY, "BDAT": State.CHUNK},
 }
-"""state -> command -> state if it succeeds. STARTTLS and RSET, NOOP, VRFY, HELP, QUIT go in each of these; a BDAT
-out of place goes to CHUNK too, because its bytes follow whatever we say."""
+"""state -> command -> state if it succeeds. STARTTLS and RSET, NOOP, VRFY, HELP, QUIT
+go in each of these; a BDAT out of place goes to CHUNK too, because its bytes follow
+whatever we say."""
 
 WANTED: dict[State, str] = {
     State.NEW: "send LHLO first",
@@ -63,7 +66,10 @@ WANTED: dict[State, str] = {
 
 @dataclass(slots=True)
 class RecipientAsked:
-    """May mail be delivered there? Answer with `answer_recipient`. `size`: as declared by SIZE=, or None."""
+    """May mail be delivered there? Answer with `answer_recipient`.
+
+    `size`: as declared by SIZE=, or None.
+    """
 
     address: str
     user: str
@@ -80,12 +86,18 @@ class BodyChunk:
 
 @dataclass(slots=True)
 class BodyDropped:
-    """The chunks so far are of no use: too big, or the client gave up. Needs no answer."""
+    """The chunks so far are of no use: too big, or the client gave up.
+
+    Needs no answer.
+    """
 
 
 @dataclass(slots=True)
 class MailReceived:
-    """All chunks have come. Answer with `answer_mail`: one reply for each accepted recipient, in their order."""
+    """All chunks have come.
+
+    Answer with `answer_mail`: one reply for each accepted recipient, in their order.
+    """
 
     reverse_path: str
     recipients: tuple[object, ...]
@@ -189,7 +201,10 @@ class Machine:
             self._buffer.clear()
 
     def answer_recipient(self, reply: Reply, recipient: object = None) -> None:
-        """Answers RecipientAsked; a 2xx adds the recipient. `recipient` comes back in MailReceived."""
+        """Answers RecipientAsked; a 2xx adds the recipient.
+
+        `recipient` comes back in MailReceived.
+        """
         assert self._awaiting is RecipientAsked
         self._awaiting = None
         self._reply(reply)
@@ -198,7 +213,8 @@ class Machine:
             self.state = NEXT[self.state]["RCPT"]
 
     def answer_mail(self, replies: Sequence[Reply]) -> None:
-        """Answers MailReceived: one reply for each accepted recipient, in their order."""
+        """Answers MailReceived: one reply for each accepted recipient, in their
+        order."""
         assert self._awaiting is MailReceived
         assert len(replies) == len(self._recipients)
         self._awaiting = None
@@ -209,7 +225,8 @@ class Machine:
         self.state = State.READY
 
     def tls_started(self) -> None:
-        """Answers TlsAsked. What came before the handshake is forgotten, on both sides. RFC 3207 §4.2.
+        """Answers TlsAsked. What came before the handshake is forgotten, on both sides.
+        RFC 3207 §4.2.
 
         Called when 220 has gone out and before the first byte under TLS is fed.
         """
@@ -241,7 +258,11 @@ class Machine:
     # Bodies.
 
     def _in_data(self) -> Event | None:
-        """DATA. RFC 5321 §4.5.2: a dot that begins a line goes; CRLF.CRLF ends, and its first CRLF is content."""
+        """DATA.
+
+        RFC 5321 §4.5.2: a dot that begins a line goes; CRLF.CRLF ends, and its first
+        CRLF is content.
+        """
         buffer = self._buffer
         if self._data_first:  # the very first line has no CRLF before it
             if len(buffer) < 3 and _END[2:].startswith(buffer):
@@ -268,7 +289,8 @@ class Machine:
         if event is None:
             del buffer[: end + len(_END)]
             return self._mail_ended()
-        # The last bytes go first; the mark stays in the buffer and is found again at once.
+        # The last bytes go first; the mark stays in the buffer and is found again at
+        # once.
         del buffer[:end]
         self._data_ending = True
         return event
@@ -326,7 +348,10 @@ class Machine:
     # Commands.
 
     def _command(self) -> Event | None:
-        """One line. It ends with CRLF; one that ends with a bare LF is refused, not waited for."""
+        """One line.
+
+        It ends with CRLF; one that ends with a bare LF is refused, not waited for.
+        """
         buffer = self._buffer
         if self._line_lost:  # read over the rest of a line that was too long, then answer
             end = buffer.find(b"\n")

@@ -1,7 +1,8 @@
 """Replies: code, enhanced status, text; and the one table from our failures to them.
 
-The invariant: every kind of `obox.errors.KINDS` has a row, and a failure that may pass never becomes a 5xx: the sending
-MTA keeps the mail. RFC 5321 §4.2; RFC 3463; RFC 5248 for the meaning of the enhanced codes.
+The invariant: every kind of `obox.errors.KINDS` has a row, and a failure that may pass
+never becomes a 5xx: the sending MTA keeps the mail. RFC 5321 §4.2; RFC 3463; RFC 5248
+for the meaning of the enhanced codes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from obox import errors
 
 TEXT_BYTES_MAX = 490
-"""With codes and CRLF a reply line has at most the 512 octets of RFC 5321 §4.5.3.1.5."""
+"""With codes and CRLF a reply line has at most the 512 octets of RFC 5321
+§4.5.3.1.5."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
@@ -31,7 +33,10 @@ class Reply:
         return 200 <= self.code < 300
 
     def wire(self, *, utf8: bool = False) -> bytes:
-        """One line with CRLF. utf8: the client has asked for SMTPUTF8 (RFC 6531 §3.5); else others become '?'."""
+        """One line with CRLF.
+
+        utf8: the client has asked for SMTPUTF8 (RFC 6531 §3.5); else others become '?'.
+        """
         text = _UNPRINTABLE.sub(" ", self.text).encode("utf-8" if utf8 else "ascii", "replace")
         if len(text) > TEXT_BYTES_MAX:
             text = text[:TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()  # no half character
@@ -53,7 +58,8 @@ KIND_REPLIES: dict[type[errors.OboxError], Reply] = {
     errors.Temporary: Reply(451, "4.3.0", "Temporary failure, try again later"),
     errors.Corrupt: Reply(451, "4.3.0", "Mailbox needs repair, try again later"),
 }
-"""After Dovecot's. Exists and Expunged make no sense for a delivery, Corrupt is for us to repair: the mail waits."""
+"""After Dovecot's. Exists and Expunged make no sense for a delivery, Corrupt is for us
+to repair: the mail waits."""
 
 QUOTA_TEMPFAIL = Reply(452, "4.2.2", "Quota exceeded (mailbox for user is full)")
 """Dovecot's `quota_full_tempfail = yes`: the sender's queue keeps the mail."""
@@ -67,7 +73,8 @@ SAVED = Reply(250, "2.0.0", "Saved")
 
 
 def reply_for(error: BaseException, *, quota_full_tempfail: bool = False) -> Reply:
-    """The reply for a failure; an OboxError's own text replaces the table's, anything else tells nothing."""
+    """The reply for a failure; an OboxError's own text replaces the table's, anything
+    else tells nothing."""
     if isinstance(error, TimeoutError):
         return TIMED_OUT
     for kind in type(error).__mro__:

@@ -3,7 +3,8 @@
 Invariants:
 - Idle connections keep nobody out. Where all places are taken, the connection that has
   been idle longest is closed with 421.
-- `close` lets transactions under way come to their end, for a time that its caller sets.
+- `close` lets transactions under way come to their end, for a time that its caller
+  sets.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ STOP_REASON = "Shutting down, try again later"
 
 
 class LmtpServer:
-    """The sessions of a process. `protocol` is the factory for `create_server` and `create_unix_server`."""
+    """The sessions of a process.
+
+    `protocol` is the factory for `create_server` and `create_unix_server`.
+    """
 
     def __init__(
         self,
@@ -33,7 +37,8 @@ class LmtpServer:
         wall_clock: Callable[[], float] = time.time,
         observe: Callable[[str, float], None] | None = None,
     ) -> None:
-        """observe: called with the result ("250", "451", …) and seconds of each delivery, for metrics."""
+        """observe: called with the result ("250", "451", …) and seconds of each
+        delivery, for metrics."""
         self.hub = Hub(now=wall_clock)
         self.budget = ByteBudget(settings.delivery_bytes_max)
         self.context = Context(
@@ -56,7 +61,8 @@ class LmtpServer:
         return self.context.settings
 
     def use(self, deliverer: Deliverer, settings: Settings) -> None:
-        """Use other settings for connections that come from now on, and the deliverer for all.
+        """Use other settings for connections that come from now on, and the deliverer
+        for all.
 
         The memory of all deliveries together stays what it was.
         """
@@ -85,8 +91,10 @@ class LmtpServer:
         return self.hub.registry.addresses
 
     async def close(self, grace_s: float = 30.0) -> None:
-        """End every session: idle ones now, others after their transaction, all after `grace_s`.
+        """End every session: idle ones now, others after their transaction, all after
+        `grace_s`.
 
-        Close the listeners first. A delivery that is cut off has no reply, so its sender tries again.
+        Close the listeners first. A delivery that is cut off has no reply, so its
+        sender tries again.
         """
         await self.hub.stop(STOP_REASON, grace_s)

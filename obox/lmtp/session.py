@@ -76,7 +76,10 @@ class Session:
         return _RECIPIENT_OK, recipient
 
     async def deliver(self, mail: MailReceived) -> list[Reply]:
-        """Deliver the mail that has come. Returns a reply for each recipient, in order."""
+        """Deliver the mail that has come.
+
+        Returns a reply for each recipient, in order.
+        """
         self._transactions += 1
         session = f"{self.id}-{self._transactions}"
         recipients = cast("tuple[Recipient, ...]", mail.recipients)
@@ -85,8 +88,8 @@ class Session:
         parallel = min(len(recipients), self._settings.deliveries_parallel_max)
         if self._spool.in_memory:
             return await self._deliver_source(self._spool.take_memory(), mail, session, parallel)
-        # Memory for a large mail comes out of what all connections share: its bytes, and a
-        # copy for each delivery that runs.
+        # Memory for a large mail comes out of what all connections share: its bytes,
+        # and a copy for each delivery that runs.
         copies = max(1, min(parallel, self._context.budget.bytes_max // mail.size - 1))
         async with self._context.budget.hold(mail.size * (1 + copies)):
             try:

@@ -1,12 +1,13 @@
 """Header fields that a final delivery reads and writes. Pure.
 
-Return-Path, Delivered-To and Received go in front of the mail (RFC 5321 §4.4); the mail itself stays byte for byte as
-received, a Return-Path that is there already too (it MAY be removed, and signatures may cover it): the first one is
-ours.
+Return-Path, Delivered-To and Received go in front of the mail (RFC 5321 §4.4); the mail
+itself stays byte for byte as received, a Return-Path that is there already too (it MAY
+be removed, and signatures may cover it): the first one is ours.
 
-A loop is counted, not taken from one line (RFC 5321 §6.3): a mail that is fetched, sent on or restored brings the
-Delivered-To of its delivery before, and perhaps of the same recipient. It loops when it has gone through more than
-HOPS_MAX servers, or was delivered to this recipient more than OWN_DELIVERIES_MAX times.
+A loop is counted, not taken from one line (RFC 5321 §6.3): a mail that is fetched, sent
+on or restored brings the Delivered-To of its delivery before, and perhaps of the same
+recipient. It loops when it has gone through more than HOPS_MAX servers, or was
+delivered to this recipient more than OWN_DELIVERIES_MAX times.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ HEADER_BYTES_MAX = 256 << 10
 """How far into a mail its header is looked for."""
 
 HOPS_MAX: Final = 100
-"""Received fields, and likewise Delivered-To fields, of a mail that is no loop. RFC 5321 §6.3 asks for 100 at least;
-the MTAs before us have lower limits (Postfix 50), so that theirs are met first."""
+"""Received fields, and likewise Delivered-To fields, of a mail that is no loop. RFC
+5321 §6.3 asks for 100 at least; the MTAs before us have lower limits (Postfix 50), so
+that theirs are met first."""
 
 OWN_DELIVERIES_MAX: Final = 10
-"""Delivered-To fields of the recipient. A mail is fetched or restored a few times in its life; a loop between mailboxes
-goes on for ever, and stores one copy in each round."""
+"""Delivered-To fields of the recipient. A mail is fetched or restored a few times in
+its life; a loop between mailboxes goes on for ever, and stores one copy in each
+round."""
 
 _FIELD = re.compile(
     rb"^(delivered-to|message-id|received)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)",
@@ -49,7 +52,8 @@ class Inspected:
     delivered_to: Mapping[str, int]
     """How often it was delivered to an address, in lower case."""
     hops: int
-    """Received or Delivered-To fields, whichever are more; counted up to HOPS_MAX + 1."""
+    """Received or Delivered-To fields, whichever are more; counted up to HOPS_MAX +
+    1."""
     message_id: str
     queue_id: str
 
@@ -59,7 +63,8 @@ class Inspected:
 
 
 def inspect(source: bytes) -> Inspected:
-    """Look at the header: up to the first empty line, whether lines end with CRLF or a bare LF."""
+    """Look at the header: up to the first empty line, whether lines end with CRLF or a
+    bare LF."""
     header = source[: _header_end(source)]
     delivered_to: Counter[str] = Counter()
     message_id = queue_id = ""
@@ -94,8 +99,9 @@ def trace_fields(
 ) -> bytes:
     """The fields to put in front, for one recipient.
 
-    protocol: LMTP, LMTPS, UTF8LMTP or UTF8LMTPS (RFC 3848, RFC 6531 §4.3). remote: the client's address, or "unix"; an
-    IPv6 address is written `[IPv6:…]` (RFC 5321 §4.1.3).
+    protocol: LMTP, LMTPS, UTF8LMTP or UTF8LMTPS (RFC 3848, RFC 6531 §4.3). remote: the
+    client's address, or "unix"; an IPv6 address is written `[IPv6:…]` (RFC 5321
+    §4.1.3).
     """
     origin = f"{_clean(lhlo)} ({literal(remote)})" if remote != "unix" else _clean(lhlo)
     to = _clean(recipient)

@@ -1,12 +1,16 @@
 """Connections: what every protocol does with a client before it looks at a byte.
 
-stream.py      Stream: flow control, timer, TLS      listeners.py  addresses: bind, accept
-connection.py  Connection: admission, task, end      pending.py    who has shown nothing yet
-registry.py    who is there, and how many may be     proxy.py      the PROXY header
-hub.py         what a server's connections share     tls.py        certificates
+connection.py  Connection: admission, a task while there is work, the end
+stream.py      Stream, its base: flow control, the timer, STARTTLS
+hub.py         Hub: what the connections of a server share; the drain
+registry.py    Registry: who is there, and how many may be
+listeners.py   Listeners: addresses are bound, clients accepted
+pending.py     Pending: clients that have shown nothing yet
+proxy.py       the PROXY header
+tls.py         certificates
 
 A protocol is a driver: a subclass of Connection that hands bytes to a parser, and the
-parser's events to whatever answers them. docs/flow.md, "A connection".
+parser's events to what answers them. docs/flow.md, "A connection".
 """
 
 from obox.net.connection import Connection, Why

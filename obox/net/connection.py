@@ -1,8 +1,9 @@
-"""A client's connection, from the first byte to the last. Each protocol is a driver on it.
+"""A client's connection, from the first byte to the last; each protocol is a driver.
 
-Theory of operation. `received` hands the client's bytes to the driver. If no task works,
-a task is started. It calls the driver's `work`, which handles all events that the input
-is good for, hands the output over, and ends. An idle connection has no task.
+Theory of operation. `received` hands the client's bytes to the driver. If no task
+works, a task is started. The task calls the driver's `work`, which handles all events
+that are in the input. Then the task hands the output over and ends. An idle connection
+has none.
 
     admitted --bytes, `wake`--> working --all events handled, output handed over--> idle
     idle --bytes, `wake`--> working
@@ -92,7 +93,7 @@ class Connection(Stream):
 
     @abstractmethod
     def configure(self) -> Flow:
-        """Choose the settings for the client at `remote`. Called before anything else."""
+        """Choose the settings for the client at `remote`. Called first."""
 
     @abstractmethod
     def opened(self) -> None:
@@ -112,9 +113,9 @@ class Connection(Stream):
 
     @abstractmethod
     async def finish(self) -> None:
-        """Give back all that the driver holds, and forget what refers back to the connection.
+        """Give back all that the driver holds; the client is gone.
 
-        The client is gone.
+        Forget what refers back to the connection, so that no cycle is left.
         """
 
     @abstractmethod
@@ -146,7 +147,10 @@ class Connection(Stream):
         return False
 
     def admit(self) -> None:
-        """Count the connection. Raises: OboxError, and the client is refused with its text."""
+        """Count the connection.
+
+        Raises: OboxError; the client is refused with its text.
+        """
         flow = self.flow
         self.hub.registry.enter(self, self.remote, most=flow.address_connections_max, total=flow.connections_max)
 
@@ -194,7 +198,10 @@ class Connection(Stream):
             self.pause_reading()
 
     def eof_received(self) -> bool:
-        """The client sends no more. What it asked for is still answered where the transport can do that."""
+        """The client sends no more.
+
+        In clear it still gets the answers to what it has sent.
+        """
         self._eof = True
         return self._task is not None and not self.tls
 
@@ -226,7 +233,8 @@ class Connection(Stream):
 
     @property
     def idle_since(self) -> float | None:
-        """The loop's time since which the connection could be closed for another; None: it is busy."""
+        """Since when it could be closed for another, in the loop's time; None: it is
+        busy."""
         return self.quiet_since if self._task is None and not self._closing and self.may_stop else None
 
     def wake(self) -> None:
@@ -248,7 +256,8 @@ class Connection(Stream):
         self.close()
 
     def cut(self, why: Why, text: str) -> None:
-        """End the connection now. If the task works it is cancelled; otherwise the last words are said."""
+        """Cancel the work, which ends the connection; without work say the last
+        words."""
         if self._task is not None:
             self._task.cancel()
         else:

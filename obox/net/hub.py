@@ -27,9 +27,9 @@ def _uncounted(change: int) -> None:
 class Hub:
     """See the module's text.
 
-    registry: several servers may share it, and its limits with it. spawn: starts a task;
-    None: the loop does. count: is told of each connection that comes (+1) and goes (-1).
-    clock: monotonic seconds. now: unix seconds.
+    registry: several servers may share it, and its limits with it. spawn: starts a
+    task; None: the loop does. count: is told of each connection that comes (+1) and
+    goes (-1). clock: monotonic seconds. now: unix seconds.
     """
 
     def __init__(
@@ -68,14 +68,20 @@ class Hub:
         return sorted((member.who() for member in self.registry), key=lambda who: who.id)
 
     def kick(self, user: str, reason: str) -> int:
-        """Stop a user's sessions, each as soon as its command is done. Returns how many there are."""
+        """Stop a user's sessions, each after its command.
+
+        Returns how many there are.
+        """
         members = [member for member in self.registry if member.who().user == user]
         for member in members:
             member.stop(reason)
         return len(members)
 
     async def stop(self, reason: str, grace_s: float) -> None:
-        """Stop all connections, and cut what has not ended after `grace_s`. Idempotent."""
+        """Stop all connections, and cut what has not ended after `grace_s`.
+
+        Idempotent.
+        """
         self.stopping = reason
         for member in self.registry:
             member.stop(reason)

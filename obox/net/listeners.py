@@ -1,15 +1,17 @@
-"""Listening addresses: bound all or none, then accepting, then closed.
+"""Listening addresses: they are bound all or none, then accept, then are closed.
 
-Invariant: after `bind` the address is ours and the kernel queues connections; nothing is accepted before `start`,
-nothing after `stop`. A protocol factory gets the `Listen` entry and the `Via` of the PROXY header, or None where there
-is none; what the protocol then sees is a transport past the header, and past the handshake on a "/tls" entry.
+Invariant: after `bind` an address is ours and the kernel queues connections. Nothing is
+accepted before `start` or after `stop`. A protocol's factory gets the `Listen` entry
+and the `Via` of the PROXY header, or None if there is no header. The protocol then sees
+a transport past the header and, on a "/tls" entry, past the handshake.
 
-Whoever has shown nothing yet, neither the PROXY header nor the whole TLS handshake, has little time, and its place is
-given to newcomers (`obox.net.pending`).
+A client that has shown neither the PROXY header nor the whole TLS handshake has little
+time, and its place is given to newcomers (`obox.net.pending`).
 
-Diagnostics: an address that cannot be had is fatal, `ListenError` names it. A bad PROXY header ends its connection,
-logged as info; connections that gave way to newcomers are logged as a warning, once a minute. Out of file descriptors:
-accepting pauses, logged.
+Diagnostics: an address that is not to be had is fatal; `ListenError` names it. A bad
+PROXY header ends its connection, and is logged as info. Connections that gave way to
+newcomers are logged as a warning, once a minute. If file descriptors are used up,
+accepting pauses, which is logged.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 BACKLOG = 1024  # connections that wait in the kernel; a burst of logins after a restart
 HANDSHAKE_S = 10.0
-"""For a TLS handshake, from the first byte to the last: three round trips of a slow line."""
+"""For a TLS handshake, first byte to last: three round trips of a slow line."""
 DROPPED_LOG_S = 60.0
 """Between two lines of the log about connections that gave way."""
 PAUSE_S = 0.5  # of accepting, when file descriptors are out
@@ -48,7 +50,10 @@ _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class ListenError(Exception):
-    """An address that cannot be listened on; one line that names the setting, the address and the reason."""
+    """We cannot listen there.
+
+    Its line names the setting, the address and the reason.
+    """
 
 
 @dataclass(slots=True)
@@ -62,7 +67,10 @@ class _Bound:
 
 
 def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
-    """The sockets that the service manager opened for this process. sd_listen_fds(3)."""
+    """The sockets that the service manager opened for this process.
+
+    sd_listen_fds(3).
+    """
     if environ.get("LISTEN_PID") != str(os.getpid()) or not environ.get("LISTEN_FDS", "").isdigit():
         return []
     descriptors = range(_FIRST_FD, _FIRST_FD + int(environ["LISTEN_FDS"]))
@@ -74,9 +82,9 @@ def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
 class Listeners:
     """All listening sockets of the process.
 
-    inherited: sockets to use instead of binding, where the address is the same. tls: for "/tls" entries.
-    proxy_networks: who may send a PROXY header; a unix socket always may. proxy_timeout_s: for it to come.
-    handshake_s: for TLS.
+    inherited: sockets to use instead of binding, where the address is the same. tls:
+    for "/tls" entries. proxy_networks: who may send a PROXY header; a unix socket
+    always may. proxy_timeout_s: for the header to come. handshake_s: for TLS.
     """
 
     def __init__(
@@ -100,7 +108,10 @@ class Listeners:
         self._bound: list[_Bound] = []
 
     def bind(self, name: str, entries: Sequence[Listen], factory: Factory, *, unix_mode: int | None = None) -> None:
-        """Take the addresses of one protocol. unix_mode: another than all others'. Raises: ListenError."""
+        """Take the addresses of a protocol. Raises: ListenError.
+
+        unix_mode: of its unix sockets, if it differs from all others.
+        """
         for entry in entries:
             if entry.tls and self._tls is None:
                 raise ListenError(f"{name}.listen {entry}: no certificate")
@@ -110,11 +121,15 @@ class Listeners:
                 self._bind_tcp(name, entry, factory)
 
     def addresses(self, name: str) -> list[str]:
-        """Where a protocol listens, with the port that a 0 became, as `Listen` writes it."""
+        """Where a protocol listens, with the port that a 0 became, as `Listen` writes
+        it."""
         return [_address(bound) for bound in self._bound if bound.name == name]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Accept on all addresses. tasks: of the process; it holds the accepting of "/proxy" and "/tls" entries."""
+        """Accept on all addresses.
+
+        tasks: of the process; it holds the accepting of "/proxy" and "/tls" entries.
+        """
         loop = asyncio.get_running_loop()
         for bound in self._bound:
             if _greeted(bound.entry):
@@ -151,7 +166,8 @@ class Listeners:
                 try:
                     sock = _listen_tcp(family, kind, number, address)
                 except OSError as error:
-                    # A name such as localhost may have an address of a family that the machine does not speak.
+                    # A name such as localhost may have an address of a family that the
+                    # machine does not speak.
                     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
                         continue
                     raise ListenError(f"{name}.listen {entry}: {_reason(error)}") from error
@@ -168,7 +184,7 @@ class Listeners:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _remove_stale(path)
-            # Nobody gets in between bind and chmod: a socket that does not listen yet refuses.
+            # Nobody gets in between bind and chmod: a socket refuses until it listens.
             with short_name(path) as short:
                 sock.bind(short)
             path.chmod(mode)
@@ -191,7 +207,8 @@ class Listeners:
     async def _accept(self, bound: _Bound) -> None:
         """Accept on a "/proxy" or "/tls" address.
 
-        The PROXY header is read before there is a transport, so that not a byte too many is.
+        The PROXY header is read before there is a transport, so that nothing behind the
+        header is read with it.
         """
         loop = asyncio.get_running_loop()
         pending = Pending()
@@ -216,7 +233,10 @@ class Listeners:
                         told_at, told = loop.time(), pending.dropped
 
     async def _greet(self, bound: _Bound, sock: socket.socket, pending: Pending) -> None:
-        """Read the PROXY header and shake hands. The task is cancelled when the connection has to give way."""
+        """Read the PROXY header and shake hands.
+
+        The task is cancelled when the connection has to give way.
+        """
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
@@ -248,7 +268,7 @@ class Listeners:
                     pending.leave(place)
                     place = pending.enter(via.client[0], task.cancel)
             context, handshake_s = (self._tls, self._handshake_s) if entry.tls else (None, None)
-            with suppress(OSError, ssl.SSLError):  # the handshake is the client's to lose
+            with suppress(OSError, ssl.SSLError):  # a client that fails is no error of ours
                 await loop.connect_accepted_socket(
                     lambda: bound.factory(entry, via), sock, ssl=context, ssl_handshake_timeout=handshake_s
                 )
@@ -274,7 +294,10 @@ def _greeted(entry: Listen) -> bool:
 
 
 async def _read_header(sock: socket.socket) -> bytes:
-    """Read a PROXY header and nothing behind it: look first, then take what belongs to it."""
+    """Read a PROXY header and nothing behind it.
+
+    Look at what has come, then take what belongs to the header.
+    """
     header = b""
     while not proxy.complete(header):
         await _readable(sock)

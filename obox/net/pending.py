@@ -1,10 +1,12 @@
-"""Connections that have shown nothing yet: bounded, and the oldest of the greediest address gives way.
+"""Connections that have shown nothing yet are bounded; newcomers are never refused.
 
-A connection is pending until its PROXY header has come, its TLS handshake is done, or, in HTTP, while no request is
-under way. Strangers can open any number of these, so that a newcomer is never refused for them: instead the oldest is
-dropped, first of an address that has more than its share, then of the address that has most.
+A connection is pending until its PROXY header has come, until its TLS handshake is
+done, or, in HTTP, while no request is under way. Strangers can open any number of
+these. When there are too many, the oldest is dropped for the newcomer: the oldest of an
+address that has more than its share, otherwise the oldest of the address that has most.
 
-Invariant: each entry ends once: by `leave`, or dropped. Refuses to know: what a connection is.
+Invariant: each entry ends once, by `leave` or by being dropped. It refuses to know what
+a connection is.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ class Pending:
         return self._count
 
     def enter(self, remote: str, drop: Callable[[], object]) -> Entry:
-        """Count a connection; others may be dropped for it. drop: called once if this one has to give way."""
+        """Count a connection; another may be dropped for it.
+
+        drop: called once if this connection has to give way.
+        """
         entry = Entry(counted(remote), drop)
         entries = self._entries.setdefault(entry.address, OrderedDict())
         entries[entry] = None

@@ -1,8 +1,8 @@
 """The PROXY protocol header, versions 1 and 2: who the client of a proxy is.
 
-Pure: bytes in, a `Via` or "so many more" out. The header is the first thing on a connection, before TLS, and nothing of
-what follows it may be read with it: `need` never asks for a byte too many.
-The PROXY protocol, versions 1 and 2 (haproxy doc/proxy-protocol.txt), §2.1 and §2.2.
+Pure: bytes in, a `Via` or "so many more" out. The header is the first thing on a
+connection, before TLS, and nothing of what follows may be read with it: `need` never
+asks for a byte too many. haproxy doc/proxy-protocol.txt, §2.1 and §2.2.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class ProxyError(Exception):
 class Via:
     """What the proxy says of its client.
 
-    client, local: (address, port) at both ends of the client's connection; None: the proxy speaks for itself (health
-    check), the transport's own are right. tls: the client's connection to the proxy is encrypted.
+    client, local: (address, port) at both ends of the client's connection. None: the
+    proxy speaks for itself (health check), so the transport's own are right. tls: the
+    client's connection to the proxy is encrypted.
     """
 
     client: tuple[str, int] | None = None
@@ -40,7 +41,9 @@ class Via:
 
 
 def need(data: bytes, ahead: bytes) -> int:
-    """How many bytes of `ahead`, what has arrived after `data`, belong to the header. At least 1 if ahead has any.
+    """How many bytes of `ahead` belong to the header; at least 1 if there are any.
+
+    data: of the header so far. ahead: what has arrived after it.
 
     Raises: ProxyError, as soon as it cannot be a header.
     """

@@ -1,8 +1,10 @@
-"""Who is connected, and how many may be: by address from the first byte, by user from login.
+"""Who is connected, and how many may be: by address from the first byte, by user from
+login.
 
-A server has one registry; several servers may share it, and its limits with it. Loopback
-and unix sockets are not counted by address, because a proxy or a webmail connects from
-there for many clients. An IPv6 address counts as its network (`obox.addresses`). No I/O.
+A server has one registry; several servers may share it, and its limits with it.
+Loopback and unix sockets are not counted by address, because a proxy or a webmail
+connects from there for many clients. An IPv6 address counts as its network
+(`obox.addresses`). No I/O.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ def is_loopback(remote: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """One session, as `who` lists it. since: unix seconds; mailbox: "" if none is selected."""
+    """One session, as `who` lists it.
+
+    since: unix seconds; mailbox: "" if none is selected.
+    """
 
     id: int
     user: str
@@ -52,7 +57,8 @@ class Member(Protocol):
 
     @property
     def idle_since(self) -> float | None:
-        """The loop's time since which it could be closed for another connection; None: it is busy."""
+        """Since when it could be closed for another, in the loop's time; None: it is
+        busy."""
 
 
 class NoRoom(Limit):
@@ -64,7 +70,10 @@ class NoRoom(Limit):
 
 
 class Registry:
-    """Open connections. The limits come with the connection, as they depend on its address; 0 is no limit."""
+    """Open connections.
+
+    The limits come with the connection, because they depend on its address; 0 is none.
+    """
 
     def __init__(self) -> None:
         self._members: set[Member] = set()
@@ -107,7 +116,10 @@ class Registry:
         return True
 
     def login(self, user: str, *, most: int) -> None:
-        """Count a user's session, of at most so many. Raises: Limit, and it is not counted."""
+        """Count a user's session, of at most so many.
+
+        Raises: Limit; it is not counted.
+        """
         if most and self._users[user] >= most:
             raise Limit("Too many sessions of this user")
         self._users[user] += 1

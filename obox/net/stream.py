@@ -102,7 +102,7 @@ class Stream(asyncio.Protocol, ABC):
 
     @abstractmethod
     def discard_input(self) -> None:
-        """Forget all input that has come: TLS begins. What came in clear counts for nothing."""
+        """TLS begins: forget all input. What came in clear counts for nothing."""
 
     @abstractmethod
     def timer_due(self, quiet_s: float) -> float | None:
@@ -127,7 +127,7 @@ class Stream(asyncio.Protocol, ABC):
     # -- output ----------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Gather output. It goes out in order, at the latest when the task has done its work."""
+        """Gather output. It goes out in order, at the latest when the task ends."""
         self._out.append(data)
         self._out_bytes += len(data)
 
@@ -152,7 +152,7 @@ class Stream(asyncio.Protocol, ABC):
         return self._out_bytes + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
 
     def send(self) -> None:
-        """Hand the output over to the transport and do not wait. Without a client it is dropped."""
+        """Hand the output over and do not wait. Without a client it is dropped."""
         if not self._out:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
@@ -163,7 +163,7 @@ class Stream(asyncio.Protocol, ABC):
             self._transport.write(data)
 
     async def flush(self) -> None:
-        """Hand the output over, wait for a slow client, and let other tasks run in time.
+        """Hand the output over, wait for a slow client, let other tasks run in time.
 
         Raises: ConnectionResetError if the client is gone.
         """
@@ -222,9 +222,10 @@ class Stream(asyncio.Protocol, ABC):
             self._transport.resume_reading()
 
     async def handshake(self, upgrade: Upgrade) -> None:
-        """Continue under TLS. All output goes out in clear first, and all input that came in clear is thrown away.
+        """Continue under TLS.
 
-        Raises: OSError (ssl.SSLError is a kind of it) if there is no handshake.
+        All output goes out in clear first. All input that came in clear is thrown away.
+        Raises: ConnectionResetError if the handshake fails; then the connection ends.
         """
         transport = self._transport
         if transport is None:
@@ -234,10 +235,12 @@ class Stream(asyncio.Protocol, ABC):
         self.discard_input()
         try:
             self._transport = await upgrade(transport, self)
-        except BaseException:
-            # The loop does not always tell of the end of a connection that ends in a handshake.
+        except BaseException as error:
+            # asyncio does not call `connection_lost` if it ends in a handshake.
             self._gone()
             transport.abort()
+            if isinstance(error, OSError):  # ssl.SSLError is a kind of it
+                raise ConnectionResetError(f"TLS handshake failed: {error}") from error
             raise
         self._transport.set_write_buffer_limits(high=self.flow.write_buffer_max)
         self._reading_paused = self._write_paused = False
@@ -280,7 +283,7 @@ class Stream(asyncio.Protocol, ABC):
             self.arm(again_s)
 
     def _gone(self) -> None:
-        """The transport has ended: no timer, no output, and no task that waits for the client."""
+        """The transport has ended: no timer, no output, nobody waits for the client."""
         self._lost = self._closing = True
         self._disarm()
         self._out = []

@@ -1,10 +1,10 @@
-"""Certificates: contexts for "/tls" addresses and STARTTLS, chosen by name, replaced while running.
+"""Certificates for "/tls" addresses and STARTTLS: chosen by name, replaced at run time.
 
 Invariant: what is in use has been checked: it can be read, the key matches, the names
 are known. All connections get the same context object for the life of the process. Its
 handshake callback takes the certificates that are in use at that moment, so that a
-reload touches no listener and no open connection. A client that names no host, or a host
-that no certificate has, gets the first certificate.
+reload touches no listener and no open connection. A client that names no host, or a
+host that no certificate has, gets the first certificate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from obox.net.stream import Upgrade
 if TYPE_CHECKING:
     from cryptography import x509
 
-TICKETS = 2  # TLS 1.3 session tickets per handshake: the library's default, said so that it is known
+TICKETS = 2
+"""TLS 1.3 session tickets of a handshake: the library's default, written down."""
 
 
 class TlsError(Exception):
@@ -52,7 +53,8 @@ def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
         context.num_tickets = TICKETS
         try:
-            # An empty pass phrase: an encrypted key is refused instead of asked for on a terminal.
+            # With an empty pass phrase an encrypted key is refused. Without it the
+            # library asks on a terminal.
             context.load_cert_chain(cert, key, password="")
             leaf = x509.load_pem_x509_certificate(cert.read_bytes())
         except ssl.SSLError as error:
@@ -74,7 +76,10 @@ def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
-    """DNS names of a certificate; the subject only where there are none. RFC 9525 §2."""
+    """DNS names of a certificate; the subject only where there are none.
+
+    RFC 9525 §2.
+    """
     from cryptography import x509  # see _load
 
     try:

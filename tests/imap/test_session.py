@@ -14,8 +14,9 @@ from certificates import certificate
 from harness import Client, Passwords, Running, serving
 from imapclient import IMAPClient
 from patience import PATIENT_S
+from structlog.testing import capture_logs
 
-from obox import errors
+from obox import errors, net
 from obox.auth import AuthFailed, Disabled
 from obox.imap import ast, states
 from obox.imap.connection import Connection
@@ -490,6 +491,27 @@ async def test_starttls(tmp_path: Path) -> None:
         await client.ok("LOGIN anna secret")
         await client.append("INBOX", MAIL)
         await client.ok("LOGOUT")
+
+
+@pytest.mark.parametrize("way", ["leaves", "says nothing", "sends rubbish"])
+async def test_a_handshake_that_fails(way: str, tmp_path: Path) -> None:
+    """The session ends with it, its address has its place back, and nobody takes it for a bug of ours."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    async with serving(
+        tmp_path, upgrade=net.starttls(lambda: context, 0.1 if way == "says nothing" else 20.0)
+    ) as running:
+        client = await running.client()
+        assert (await client.cmd("STARTTLS"))[-1].startswith(b"OK")
+        with capture_logs() as logs:
+            if way == "leaves":
+                client.writer.close()
+            elif way == "sends rubbish":
+                client.send(b"a LOGIN anna secret\r\n" * 10)
+            async with asyncio.timeout(PATIENT_S):
+                while running.imap.who() or running.imap.hub.tasks:
+                    await asyncio.sleep(0.01)
+        assert [line["event"] for line in logs] == ["imap disconnect"]
 
 
 # -- real clients ------------------------------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import smtplib
+import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -508,6 +511,75 @@ async def test_starttls(tmp_path: Path) -> None:
         async with asyncio.timeout(PATIENT_S):
             await client.reader.read()
         await world.connect()
+
+
+async def test_a_command_right_behind_the_handshake(tmp_path: Path) -> None:
+    """In the same packet as the last message of the handshake: it is under TLS, so it is answered."""
+    cert, key = certificate(tmp_path)
+    server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server_tls.load_cert_chain(cert, key)
+    client_tls = ssl.create_default_context(cafile=cert)
+    client_tls.check_hostname = False
+
+    def talk(port: int) -> bytes:
+        came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = client_tls.wrap_bio(came, goes)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENT_S) as sock:
+            sock.sendall(b"LHLO c\r\nSTARTTLS\r\n")
+            seen = b""
+            while not seen.endswith(b"220 2.0.0 Begin TLS\r\n"):
+                seen += sock.recv(4096)
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    sock.sendall(goes.read())
+                    came.write(sock.recv(4096))
+            tls.write(b"LHLO again\r\n")
+            sock.sendall(goes.read())
+            answer = b""
+            while not answer.endswith(b"250 SMTPUTF8\r\n"):
+                try:
+                    answer += tls.read(4096)
+                except ssl.SSLWantReadError:
+                    data = sock.recv(4096)
+                    assert data, "the connection has ended"
+                    came.write(data)
+            return answer
+
+    async with serving(tmp_path, tls=lambda: server_tls) as world:
+        answer = await asyncio.to_thread(talk, world.port)
+        assert answer.startswith(b"250-mx\r\n")
+        assert b"STARTTLS" not in answer
+
+
+@pytest.mark.parametrize("end", ["close", "quit", "abort", "in a mail", "stop"])
+async def test_reference_counts_free_a_connection(end: str, tmp_path: Path) -> None:
+    """An idle connection has no task; once it has ended, the collector of cycles has nothing to do."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(tmp_path) as world:
+            client = await world.connect()
+            client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 2 LAST\r\n\r\n")
+            assert (await client.replies(3))[2].startswith("250")
+            await _until(lambda: not world.server.hub.tasks)
+            (connection,) = world.server.connections
+            watched = [weakref.ref(connection), weakref.ref(connection.machine)]
+            del connection
+            if end == "quit":
+                assert (await client.say("QUIT")).startswith("221")
+            elif end == "in a mail":
+                client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 99 LAST\r\n\r\n")
+                await client.replies(2)
+            elif end == "stop":
+                await world.server.close(grace_s=5)
+            (client.writer.transport.abort if end == "abort" else client.writer.close)()
+            await _until(lambda: not world.server.connections)
+            await _until(lambda: [one() for one in watched] == [None, None])
+    finally:
+        gc.enable()
 
 
 async def test_byte_budget() -> None:

@@ -1,4 +1,5 @@
-"""A transport without a socket, and a driver of a protocol of lines, for tests of the engine."""
+"""A transport without a socket, and a driver of a protocol of lines, for tests of the
+engine."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,7 +8,10 @@ from obox.net import Connection, Flow, Hub, Who, Why
 
 
 class Transport(asyncio.Transport):
-    """Keeps what is written. The client reads nothing while `slow`: `read` takes what waits."""
+    """Keeps what is written.
+
+    The client reads nothing while `slow`: `read` takes what waits.
+    """
 
     def __init__(self, remote: str = "192.0.2.1") -> None:
         super().__init__({"peername": (remote, 4000)} if remote else {})

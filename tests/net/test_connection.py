@@ -1,4 +1,5 @@
-"""The connection engine under a transport without a socket: flow, timer, end, limits, drain."""
+"""The connection engine under a transport without a socket: flow, timer, end, limits,
+drain."""
 
 import asyncio
 import gc
@@ -366,7 +367,10 @@ async def test_the_longest_idle_gives_way() -> None:
 
 
 class Spliced(Lines):
-    """What comes goes to the peer. There is no task, and each side's pace is the other's."""
+    """What comes goes to the peer.
+
+    There is no task, and each side's pace is the other's.
+    """
 
     __slots__ = ("peer",)
     peer: "Spliced | None"
@@ -428,7 +432,8 @@ class Secured(Lines):
 
 @pytest.mark.parametrize("way", ["shakes hands", "leaves", "stays silent", "sends rubbish"])
 async def test_starttls(way: str, tmp_path: Path) -> None:
-    """What comes in clear behind the command is thrown away, and a handshake that fails ends the connection."""
+    """What comes in clear behind the command is thrown away, and a handshake that fails
+    ends the connection."""
     served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     served.load_cert_chain(*certificate(tmp_path))
     hub, made = Hub(), []

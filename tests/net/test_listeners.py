@@ -1,4 +1,5 @@
-"""Addresses: TCP, unix sockets, TLS and PROXY headers on them; what cannot be had says so."""
+"""Addresses: TCP, unix sockets, TLS and PROXY headers on them; what cannot be had says
+so."""
 
 import asyncio
 import os

@@ -1,4 +1,5 @@
-"""PROXY headers: every split reads the same, nothing behind the header is taken, rubbish is refused."""
+"""PROXY headers: every split reads the same, nothing behind the header is taken,
+rubbish is refused."""
 
 import ipaddress
 import struct

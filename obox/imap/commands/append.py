@@ -1,7 +1,9 @@
-"""APPEND, also of several mails at once. RFC 9051 §6.3.12, RFC 3502, RFC 4315 §3 (APPENDUID), RFC 7889.
+"""APPEND, also of several mails at once. RFC 9051 §6.3.12, RFC 3502, RFC 4315 §3
+(APPENDUID), RFC 7889.
 
-Large mails wait in a file (`obox.imap.intake`). One mail is read back before a UID is taken for it, so that nobody
-waits for its turn in memory; of several the store reads one after the other.
+Large mails wait in a file (`obox.imap.intake`). One mail is read back before a UID is
+taken for it, so that nobody waits for its turn in memory; of several the store reads
+one after the other.
 """
 
 from __future__ import annotations

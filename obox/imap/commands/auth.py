@@ -1,4 +1,7 @@
-"""CAPABILITY, ID, STARTTLS, LOGIN, AUTHENTICATE, ENABLE, NOOP, LOGOUT. RFC 9051 §6.1, §6.2, §6.3.1."""
+"""CAPABILITY, ID, STARTTLS, LOGIN, AUTHENTICATE, ENABLE, NOOP, LOGOUT.
+
+RFC 9051 §6.1, §6.2, §6.3.1.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ async def capability(session: Session, _: ast.Capability) -> Reply:
 
 
 async def noop(_: Session, command: ast.Command) -> Reply:
-    """NOOP and CHECK: what has changed comes with every command. RFC 9051 §6.1.2, RFC 3501 §6.4.1."""
+    """NOOP and CHECK: what has changed comes with every command.
+
+    RFC 9051 §6.1.2, RFC 3501 §6.4.1.
+    """
     return Reply(f"{command.NAME.capitalize()} completed")
 
 
@@ -34,7 +40,8 @@ async def logout(session: Session, _: ast.Logout) -> Reply:
 
 
 async def identify(session: Session, command: ast.Id) -> Reply:
-    """RFC 2971: what the client says of itself goes to the log, shortened; nothing depends on it."""
+    """RFC 2971: what the client says of itself goes to the log, shortened; nothing
+    depends on it."""
     if command.params:
         told = [f"{name}={value}" for name, value in command.params if value is not None]
         session.client_id = " ".join(told)[:ID_VALUE_CHARS_MAX]
@@ -62,7 +69,10 @@ async def enable(session: Session, command: ast.Enable) -> Reply:
 
 
 def enable_condstore(session: Session) -> None:
-    """What any command that needs modseqs does: from now on they are told. RFC 7162 §3.1."""
+    """What any command that needs modseqs does: from now on they are told.
+
+    RFC 7162 §3.1.
+    """
     if session.condstore:
         return
     session.condstore = True

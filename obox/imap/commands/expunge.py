@@ -1,4 +1,7 @@
-"""EXPUNGE, UID EXPUNGE, CLOSE, UNSELECT. RFC 9051 §6.4.1, §6.4.2, §6.4.3; RFC 4315 §2.1; RFC 7162 §3.2.7."""
+"""EXPUNGE, UID EXPUNGE, CLOSE, UNSELECT.
+
+RFC 9051 §6.4.1, §6.4.2, §6.4.3; RFC 4315 §2.1; RFC 7162 §3.2.7.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,19 @@
 """FETCH and UID FETCH. RFC 9051 §6.4.5, RFC 7162 §3.1.4, §3.2.6.
 
-Mails are taken in chunks of UIDs. For each: read what the plan needs (awaiting), then look the rows up and make the
-lines (not awaiting), then hand them over and wait for the client.
+Mails are taken in chunks of UIDs. For each: read what the plan needs (awaiting), then
+look the rows up and make the lines (not awaiting), then hand them over and wait for the
+client.
 
-A mail that another session has expunged, and that this client was not told of, is served from what is left of it: its
-record (`State.retained`), its ready fields, its object. The answer is OK with EXPUNGEISSUED, and NO where something
-that was asked for is left nowhere (RFC 2180 §4.1, RFC 5530 §3). By UID, such mails may as well not exist: OK.
+A mail that another session has expunged, and that this client was not told of, is
+served from what is left of it: its record (`State.retained`), its ready fields, its
+object. The answer is OK with EXPUNGEISSUED, and NO where something that was asked for
+is left nowhere (RFC 2180 §4.1, RFC 5530 §3). By UID, such mails may as well not exist:
+OK.
 
-A FETCH that asks for what is in the index alone never meets a lost or damaged mail. Of one whose bytes it would have to
-read the flags are told, and `fetch_failure` decides: BYE at once, or the others first and then BYE or NO. With
-`lost_as_empty` a lost mail is an empty one. Once the length of a literal has been said nothing but the end of the
+A FETCH that asks for what is in the index alone never meets a lost or damaged mail. Of
+one whose bytes it would have to read the flags are told, and `fetch_failure` decides:
+BYE at once, or the others first and then BYE or NO. With `lost_as_empty` a lost mail is
+an empty one. Once the length of a literal has been said nothing but the end of the
 connection is honest.
 """
 
@@ -46,7 +50,8 @@ COLUMN_ROWS: Final = 1000
 FIELD_ROWS: Final = 250
 """Mails of a chunk that needs cached fields: about 200 KiB."""
 HEADER_CELLS: Final = 1000
-"""Header sections of a chunk, over all its mails: each may be as large as a header that is kept, 8 KiB."""
+"""Header sections of a chunk, over all its mails: each may be as large as a header that
+is kept, 8 KiB."""
 MAIL_ROWS: Final = 128
 """Mails of a chunk that needs whole mails, whose \\Seen is set at once."""
 STREAM_BYTES_MIN: Final = 1 << 20
@@ -91,7 +96,8 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
 
 
 def _named(unreadable: list[int]) -> str:
-    """What a client is told of mails that cannot be read, in a line that stays short."""
+    """What a client is told of mails that cannot be read, in a line that stays
+    short."""
     more = f" and {len(unreadable) - NAMED_MAX} more" if len(unreadable) > NAMED_MAX else ""
     return f"Mails of UID {format_set(unreadable[:NAMED_MAX]).decode()}{more} are damaged or lost"
 
@@ -99,7 +105,8 @@ def _named(unreadable: list[int]) -> str:
 def _changed_since(session: Session, command: ast.Fetch, uids: UidArray, modseq: int) -> UidArray:
     mailbox, view = session.need_mailbox()
     state = mailbox.state
-    # What the client still counts is told with the next EXPUNGE or VANISHED, not as an earlier one.
+    # What the client still counts is told with the next EXPUNGE or VANISHED, not as an
+    # earlier one.
     if command.vanished and (gone := vanished_earlier(state, modseq, command.sequence, shown=view.uids)):
         session.write(wire.line(b"VANISHED (EARLIER)", gone))
     table, where, known = state.records(uids)
@@ -111,7 +118,8 @@ def _of_mail(item: FetchAttr | Body) -> bool:
 
 
 async def _structure(mail: bytes) -> tuple[Part, bool]:
-    """The parts of a mail, and whether it is a small one whose parts can be cut out on the loop too."""
+    """The parts of a mail, and whether it is a small one whose parts can be cut out on
+    the loop too."""
     if len(mail) <= INLINE_MAX:
         budget = Budget.quick()
         root = parse(mail, budget)
@@ -121,7 +129,8 @@ async def _structure(mail: bytes) -> tuple[Part, bool]:
 
 
 class _Rows(NamedTuple):
-    """Mails whose lines are made now: the table to read them from, their positions in it, their UIDs."""
+    """Mails whose lines are made now: the table to read them from, their positions in
+    it, their UIDs."""
 
     table: Table
     where: Where
@@ -133,8 +142,8 @@ class _AtOnce(Exception):
 
 
 class _Fetch:
-    """One FETCH under way. unreadable: UIDs of mails that are lost or damaged; expunged: some are gone; unsent: of some
-    that are gone not all could be sent."""
+    """One FETCH under way. unreadable: UIDs of mails that are lost or damaged;
+    expunged: some are gone; unsent: of some that are gone not all could be sent."""
 
     def __init__(self, session: Session, plan: Plan, *, uid: bool) -> None:
         self.session = session
@@ -166,7 +175,8 @@ class _Fetch:
                 await self.session.flush()
 
     def _alone(self, uids: UidArray, found: Mapping[int, Fields]) -> list[UidArray]:
-        """The mails in runs, such that each header that is too long to be cached is in memory by itself."""
+        """The mails in runs, such that each header that is too long to be cached is in
+        memory by itself."""
         if not self.of_header or all(fields.header is not None for fields in found.values()):
             return [uids]
         long = [at for at, uid in enumerate(uids.tolist()) if uid in found and found[uid].header is None]
@@ -224,7 +234,10 @@ class _Fetch:
     # -- what cannot be read ---------------------------------------------------------------------------------------
 
     def _instead(self, uid: int, error: Unreadable) -> bytes | None:
-        """What is served for a mail that cannot be read: an empty one, or none. Raises: _AtOnce."""
+        """What is served for a mail that cannot be read: an empty one, or none.
+
+        Raises: _AtOnce.
+        """
         settings = self.session.settings
         if settings.lost_as_empty and isinstance(error, NotFound):
             return b""
@@ -234,10 +247,11 @@ class _Fetch:
         return None
 
     async def _write_flags(self, uid: int, seen: UidArray) -> None:
-        """What may always be said of a mail that cannot be read: its flags, if they were asked for or are new.
+        """What may always be said of a mail that cannot be read: its flags, if they
+        were asked for or are new.
 
-        Not the rest of its line: a client takes a line with a date and no body for a mistake of ours (mbsync 1.4 gives
-        up on the mailbox).
+        Not the rest of its line: a client takes a line with a date and no body for a
+        mistake of ours (mbsync 1.4 gives up on the mailbox).
         """
         if uid in seen or self.plan.has(FetchAttr.FLAGS):
             await write_flags(self.session, np.array([uid], dtype=np.uint32), uid=self.uid)
@@ -245,7 +259,8 @@ class _Fetch:
     # -- \Seen -----------------------------------------------------------------------------------------------------
 
     async def _mark_seen(self, uids: UidArray) -> UidArray:
-        """Set \\Seen where it is missing; the mails that have it new, whose flags belong in the answer."""
+        """Set \\Seen where it is missing; the mails that have it new, whose flags
+        belong in the answer."""
         state = self.mailbox.state
         where, there = state.positions(uids)
         there[there] = (state.bits[where[there]] & np.uint64(SEEN)) == 0
@@ -254,7 +269,8 @@ class _Fetch:
         try:
             stored = await self.mailbox.store_flags(uids[there], "add", ["\\Seen"])
         except (Unavailable, Temporary) as error:
-            # Reading goes on while nothing can be changed: the mail matters more than its flag.
+            # Reading goes on while nothing can be changed: the mail matters more than
+            # its flag.
             self.session.context.log.warning("seen not set", user=self.session.user_name, error=str(error))
             return NO_UIDS
         self.view.note_own(stored.modseq, stored.changed)
@@ -263,7 +279,8 @@ class _Fetch:
     def _with_flags(
         self, rows: _Rows, seen: UidArray, columns: list[Sequence[Any]]
     ) -> tuple[list[bytes], list[Sequence[Any]]]:
-        """Add flags (and modseq) where \\Seen is new and the client did not ask for them."""
+        """Add flags (and modseq) where \\Seen is new and the client did not ask for
+        them."""
         table, where, uids = rows
         new = np.isin(uids, seen, assume_unique=True).tolist()
         names = list(self.names)
@@ -291,7 +308,8 @@ class _Fetch:
         return out
 
     async def _headers(self, found: dict[int, Fields]) -> dict[int, list[bytes]]:
-        """What is asked of the header blocks, an item each; those that are too long to be cached are in the mail."""
+        """What is asked of the header blocks, an item each; those that are too long to
+        be cached are in the mail."""
         out: dict[int, list[bytes]] = {}
         cuts = self.of_header
         cells = 0
@@ -324,7 +342,8 @@ class _Fetch:
     async def _whole(
         self, asked: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> None:
-        """The columns of all are taken now, each mail's bytes follow: a change in between is told by the next poll."""
+        """The columns of all are taken now, each mail's bytes follow: a change in
+        between is told by the next poll."""
         order = asked.uids.tolist()
         sizes = asked.table.column("size")[asked.where].tolist()
         names, rows = self._cells(asked, seen, found, headers)
@@ -376,7 +395,8 @@ class _Fetch:
     def _cells(
         self, rows: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> tuple[list[bytes], list[list[Any]]]:
-        """Format strings, and for each line its sequence number and values; what is cut from the mail is None yet."""
+        """Format strings, and for each line its sequence number and values; what is cut
+        from the mail is None yet."""
         plan = self.plan
         table, where, uids = rows
         small = Plan([item for item in plan.order if not _of_mail(item)])
@@ -398,7 +418,10 @@ class _Fetch:
         return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
 
     async def _write_row(self, lead: bytes, names: list[bytes], values: list[Any], mail: bytes) -> None:
-        """The line of one mail. Where its items together may be large, they go out piece by piece."""
+        """The line of one mail.
+
+        Where its items together may be large, they go out piece by piece.
+        """
         root, quick = await _structure(mail) if self.needs_structure else (None, True)
         if len(mail) * len(self.cut) > ANSWER_BYTES:
             await self._write_items(names, values, mail, root, quick=quick)
@@ -417,7 +440,8 @@ class _Fetch:
     async def _write_items(
         self, names: list[bytes], values: list[Any], mail: bytes, root: Part | None, *, quick: bool
     ) -> None:
-        """As `_write_row`, holding no more than one item and PIECE_BYTES of output: the client's pace counts."""
+        """As `_write_row`, holding no more than one item and PIECE_BYTES of output: the
+        client's pace counts."""
         session, order = self.session, self.plan.order
         cells, tail = values[1 : len(order) + 1], values[len(order) + 1 :]
         lead = b"* %d FETCH (" % values[0]
@@ -445,7 +469,8 @@ class _Fetch:
     async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> Unreadable | None:
         """Send a large mail, piece by piece; returns why nothing of it was sent.
 
-        What fails inside a literal ends the connection (ConnectionResetError): its length has been said.
+        What fails inside a literal ends the connection (ConnectionResetError): its
+        length has been said.
         """
         session, order = self.session, self.plan.order
         seq, cells, tail = values[0], values[1 : len(order) + 1], values[len(order) + 1 :]

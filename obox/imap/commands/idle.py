@@ -1,7 +1,7 @@
 """IDLE, RFC 2177: the session goes on telling what changes until the client says DONE.
 
-The handler only enters the state; `Session.wake` starts the connection's task for each change, so that an idle session
-holds no task. The tagged answer follows DONE.
+The handler only enters the state; `Session.wake` starts the connection's task for each
+change, so that an idle session holds no task. The tagged answer follows DONE.
 """
 
 from __future__ import annotations

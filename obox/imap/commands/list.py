@@ -1,7 +1,9 @@
-"""LIST, LSUB, NAMESPACE. RFC 3501 §6.3.8, §6.3.9; RFC 5258; RFC 5819; RFC 6154; RFC 2342.
+"""LIST, LSUB, NAMESPACE. RFC 3501 §6.3.8, §6.3.9; RFC 5258; RFC 5819; RFC 6154; RFC
+2342.
 
-A name is judged twice: does it match a pattern, and is it selected (all names, the subscribed, those of special use).
-With RECURSIVEMATCH a name that is not selected is shown where something below it is, with CHILDINFO.
+A name is judged twice: does it match a pattern, and is it selected (all names, the
+subscribed, those of special use). With RECURSIVEMATCH a name that is not selected is
+shown where something below it is, with CHILDINFO.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ async def list_(session: Session, command: ast.List) -> Reply:
     matching = await _matching(session, patterns, (entry.name for entry in entries))
     above: set[str] = set()
     if ListSelect.RECURSIVEMATCH in select:
-        # RFC 5258 §3.5: a parent that matches stands for children that the patterns do not show themselves.
+        # RFC 5258 §3.5: a parent that matches stands for children that the patterns do
+        # not show themselves.
         above = names.with_children(name for name in chosen if name not in matching)
     show_subscribed = wants_subscribed or ListReturn.SUBSCRIBED in returns
     for entry in entries:
@@ -85,7 +88,8 @@ async def list_(session: Session, command: ast.List) -> Reply:
 
 
 async def lsub(session: Session, command: ast.Lsub) -> Reply:
-    """Subscribed names; a `%` that ends the pattern shows levels above them as \\Noselect. RFC 3501 §6.3.9."""
+    """Subscribed names; a `%` that ends the pattern shows levels above them as
+    \\Noselect. RFC 3501 §6.3.9."""
     user = session.need_user()
     existing = {info.name for info in user.mailboxes() if info.guid is not None}
     await session.go_on()
@@ -124,14 +128,16 @@ async def _matching(session: Session, patterns: Sequence[Pattern], known: Iterab
 
 
 def _joined(reference: str, pattern: str) -> str:
-    """RFC 9051 §6.3.9: the reference is a prefix of the pattern, unless that starts at the root."""
+    """RFC 9051 §6.3.9: the reference is a prefix of the pattern, unless that starts at
+    the root."""
     if not reference or pattern.startswith(SEPARATOR):
         return pattern.removeprefix(SEPARATOR) if reference else pattern
     return reference + pattern
 
 
 async def _entries(session: Session, user: User) -> list[_Entry]:
-    """All names that LIST can show: mailboxes, levels above them, and subscriptions to what is not there."""
+    """All names that LIST can show: mailboxes, levels above them, and subscriptions to
+    what is not there."""
     table: dict[str, _Entry] = {}
     infos = user.mailboxes()
     await session.go_on()

@@ -1,4 +1,7 @@
-"""CREATE, DELETE, RENAME, SUBSCRIBE, UNSUBSCRIBE. RFC 9051 §6.3.4 to §6.3.8, RFC 6154 §3 (USE)."""
+"""CREATE, DELETE, RENAME, SUBSCRIBE, UNSUBSCRIBE.
+
+RFC 9051 §6.3.4 to §6.3.8, RFC 6154 §3 (USE).
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ SPECIAL_USES: Final = ("\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent",
 async def create(session: Session, command: ast.Create) -> Reply:
     """Make a mailbox.
 
-    A separator at the end of the name, which announces children, is dropped: the mailbox is made.
-    A special use that another mailbox has is refused with USEATTR. RFC 6154 §3.
+    A separator at the end of the name, which announces children, is dropped: the
+    mailbox is made. A special use that another mailbox has is refused with USEATTR. RFC
+    6154 §3.
     """
     use = ""
     if command.special_use:
@@ -55,7 +59,8 @@ async def rename(session: Session, command: ast.Rename) -> Reply:
 
 
 async def subscribe(session: Session, command: ast.Subscribe) -> Reply:
-    """RFC 9051 §6.3.7 lets a server ask that the name is there; once subscribed it stays so when the mailbox goes."""
+    """RFC 9051 §6.3.7 lets a server ask that the name is there; once subscribed it
+    stays so when the mailbox goes."""
     user, name = session.need_user(), command.mailbox
     if all(info.name != name for info in user.mailboxes()):
         raise NotFound(f"No mailbox {name!r}")

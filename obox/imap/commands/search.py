@@ -1,7 +1,8 @@
-"""SEARCH and UID SEARCH, with RETURN and `$`. RFC 9051 §6.4.4, RFC 4731, RFC 5182, RFC 7162 §3.1.5.
+"""SEARCH and UID SEARCH, with RETURN and `$`. RFC 9051 §6.4.4, RFC 4731, RFC 5182, RFC
+7162 §3.1.5.
 
-The keys become a query of `obox.mailbox.search`; what only this session knows, sequence numbers and \\Recent, becomes
-sets of UIDs on the way.
+The keys become a query of `obox.mailbox.search`; what only this session knows, sequence
+numbers and \\Recent, becomes sets of UIDs on the way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""SELECT and EXAMINE, with CONDSTORE and QRESYNC. RFC 3501 §6.3.1, RFC 7162 §3.1.8, §3.2.5.
+"""SELECT and EXAMINE, with CONDSTORE and QRESYNC. RFC 3501 §6.3.1, RFC 7162 §3.1.8,
+§3.2.5.
 
 A failed SELECT leaves no mailbox selected (RFC 9051 §6.3.2).
 """
@@ -21,7 +22,8 @@ from obox.mailbox.view import View
 from obox.store.api import Mailbox
 
 SAMPLES_MAX: Final = 10_000
-"""Pairs of the sequence match data that are looked at; more are an optimisation that is not taken."""
+"""Pairs of the sequence match data that are looked at; more are an optimisation that is
+not taken."""
 
 
 async def select(session: Session, command: ast.Select) -> Reply:
@@ -71,9 +73,11 @@ async def _resync(session: Session, state: State, view: View, known: ast.QResync
 
 
 def _settled(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
-    """The highest UID that still has the sequence number the client knows it by: nothing below it is gone.
+    """The highest UID that still has the sequence number the client knows it by:
+    nothing below it is gone.
 
-    Numbers only fall when something below goes, and new mails come above. RFC 7162 §3.2.5.2.
+    Numbers only fall when something below goes, and new mails come above. RFC 7162
+    §3.2.5.2.
     """
     best = 0
     for seq, uid in zip(_expand(seqs, len(view)), _expand(uids, 2**32), strict=False):

@@ -15,7 +15,8 @@ been named already is dropped: no order of the store's is relied on, and no key 
 
 Invariant: only what is transient (Unreachable, Truncated, a timeout) is tried again; no attempt begins at or after the
 deadline. A PUT or copy that fails in the end is Unreachable or Refused only when no attempt can have had its effect;
-else OutcomeUnknown. Cancellation passes at once.
+else OutcomeUnknown. An attempt that waited for a connection until its time was over was never sent: it had no effect.
+Cancellation passes at once.
 
 Refuses to know: what a driver is, keys, codec.
 
@@ -30,7 +31,18 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from obox.objectstore._driver import REQUEST_KEYS_MAX, Cursor, Driver, Kind, Names, ObjectInfo, Objects, Page
+from obox.objectstore._driver import (
+    REQUEST_KEYS_MAX,
+    SENDING,
+    Cursor,
+    Driver,
+    Kind,
+    Names,
+    ObjectInfo,
+    Objects,
+    Page,
+    Sending,
+)
 from obox.objectstore._errors import OutcomeUnknown, Refused, Truncated, Unreachable
 from obox.objectstore.stats import ATTEMPT
 
@@ -181,7 +193,7 @@ class Retrying:
             try:
                 return await attempt.result()
             except TimeoutError:
-                failure = Unreachable(f"{op} {key}: no answer within {left:.3g} s")
+                failure = Unreachable(f"{op} {key}: no answer within {left:.3g} s", maybe_done=attempt.first_sent)
             except (Unreachable, Truncated) as error:
                 failure = error
             except Refused as error:
@@ -246,17 +258,27 @@ class _Attempt(Generic[T]):
         left_s: float,
         silence_s: float,
     ) -> None:
-        self.maybe_done = False
-        """One that was made beside the first, or the first beside it, may have had its effect."""
         self._owner = owner
         self._call = call
         self._number = number
         self._left_s = left_s
         self._silence_s = silence_s
+        self._first = Sending()
+        self._besides: list[Sending] = []
         self._beside: asyncio.Task[T] | None = None
         self._answer: asyncio.Task[T] | None = None
         self._guard: asyncio.Timeout | None = None
         self._timer: Timer | None = None
+
+    @property
+    def first_sent(self) -> bool:
+        return not self._first.held
+
+    @property
+    def maybe_done(self) -> bool:
+        """One that was made beside the first, or the first beside it, may have had its effect."""
+        sent = any(not sending.held for sending in self._besides)
+        return sent or (self._answer is not None and self.first_sent)
 
     async def result(self) -> T:
         """Raises TimeoutError when nothing is known in time, else as the attempt that counts."""
@@ -267,6 +289,7 @@ class _Attempt(Generic[T]):
             self._timer = owner.after(self._silence_s, self._look)
         try:
             async with asyncio.timeout(None) as self._guard:
+                token = SENDING.set(self._first)
                 try:
                     answer = await self._call()
                 except (Unreachable, Truncated, asyncio.CancelledError):
@@ -274,12 +297,13 @@ class _Attempt(Generic[T]):
                 except Exception:
                     owner.heard()
                     raise
+                finally:
+                    SENDING.reset(token)
                 owner.heard()
                 return answer
         except TimeoutError:
             if self._answer is None:
                 raise
-            self.maybe_done = True
             return self._answer.result()
         finally:
             self._guard = None
@@ -307,7 +331,9 @@ class _Attempt(Generic[T]):
             return
         self._number += 1
         ATTEMPT.set(self._number)  # in the context of this timer, which the task inherits
-        self.maybe_done = True
+        sending = Sending()
+        SENDING.set(sending)
+        self._besides.append(sending)
         task = self._beside = asyncio.ensure_future(self._call())
         task.add_done_callback(self._ended)
 

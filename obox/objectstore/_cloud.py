@@ -35,7 +35,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from obox.objectstore._driver import REQUEST_KEYS_MAX, Cursor, Kind, ObjectInfo, Page
+from obox.objectstore._driver import REQUEST_KEYS_MAX, SENDING, Cursor, Kind, ObjectInfo, Page
 from obox.objectstore._errors import AlreadyExists, Missing, Refused, StoreError, Truncated, Unreachable
 from obox.objectstore._exact import ExactKeys, Token, unnamable
 
@@ -103,6 +103,19 @@ def _status(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+class _Connections(asyncio.Semaphore):
+    """Places for requests at one time; says of an attempt that it waits for one."""
+
+    async def acquire(self) -> Literal[True]:
+        sending = SENDING.get()
+        if sending is None or not self.locked():
+            return await super().acquire()
+        sending.held = True
+        await super().acquire()
+        sending.held = False  # not in a `finally`: who is cancelled has not been sent
+        return True
+
+
 class CloudDriver:
     """A bucket behind HTTP."""
 
@@ -127,7 +140,7 @@ class CloudDriver:
         """
         self._store = store
         self._exact = exact
-        self._slots = asyncio.Semaphore(connections_max)
+        self._slots = _Connections(connections_max)
         self._mode: Literal["create", "overwrite"] = "create" if create_only else "overwrite"
         self.copies_create_only = copies_create_only
 

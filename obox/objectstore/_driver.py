@@ -13,6 +13,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Kind = Literal["mail", "index", "journal", "fts", "format"]
@@ -48,6 +49,20 @@ class Page(NamedTuple):
 
     items: list[ObjectInfo]
     next: Cursor
+
+
+class Sending:
+    """How far one attempt has come: a driver says so, the retry layer reads it."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = False
+        """The attempt waits for a connection of ours. One that ends meanwhile was never sent."""
+
+
+SENDING: ContextVar[Sending | None] = ContextVar("obox_objectstore_sending", default=None)
+"""The attempt that the present call is."""
 
 
 class ObjectStore(Protocol):

@@ -21,6 +21,8 @@ relies neither on an order of the store, nor on the last key of a page.
 Invariant: only transient failures (Unreachable, Truncated, a timeout) are tried again.
 No attempt begins at or after the deadline. A PUT or copy that fails in the end is
 Unreachable or Refused only if no attempt can have had its effect; else OutcomeUnknown.
+An attempt that waited for a connection until its time was over was never sent: it had
+no effect.
 Cancellation passes at once.
 
 Refuses to know: kinds of drivers, keys, codec.
@@ -37,7 +39,18 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from obox.objectstore._driver import REQUEST_KEYS_MAX, Cursor, Driver, Kind, Names, ObjectInfo, Objects, Page
+from obox.objectstore._driver import (
+    REQUEST_KEYS_MAX,
+    SENDING,
+    Cursor,
+    Driver,
+    Kind,
+    Names,
+    ObjectInfo,
+    Objects,
+    Page,
+    Sending,
+)
 from obox.objectstore._errors import OutcomeUnknown, Refused, Truncated, Unreachable
 from obox.objectstore.stats import ATTEMPT
 
@@ -197,7 +210,7 @@ class Retrying:
             try:
                 return await attempt.result()
             except TimeoutError:
-                failure = Unreachable(f"{op} {key}: no answer within {left:.3g} s")
+                failure = Unreachable(f"{op} {key}: no answer within {left:.3g} s", maybe_done=attempt.first_sent)
             except (Unreachable, Truncated) as error:
                 failure = error
             except Refused as error:
@@ -270,18 +283,27 @@ class _Attempt(Generic[T]):
         left_s: float,
         silence_s: float,
     ) -> None:
-        self.maybe_done = False
-        """Whether an attempt in parallel with the counting one may have had its effect.
-        """
         self._owner = owner
         self._call = call
         self._number = number
         self._left_s = left_s
         self._silence_s = silence_s
+        self._first = Sending()
+        self._besides: list[Sending] = []
         self._beside: asyncio.Task[T] | None = None
         self._answer: asyncio.Task[T] | None = None
         self._guard: asyncio.Timeout | None = None
         self._timer: Timer | None = None
+
+    @property
+    def first_sent(self) -> bool:
+        return not self._first.held
+
+    @property
+    def maybe_done(self) -> bool:
+        """One that was made beside the first, or the first beside it, may have had its effect."""
+        sent = any(not sending.held for sending in self._besides)
+        return sent or (self._answer is not None and self.first_sent)
 
     async def result(self) -> T:
         """Raises TimeoutError if there is no result in time, else as the attempt that
@@ -294,6 +316,7 @@ class _Attempt(Generic[T]):
             self._timer = owner.after(self._silence_s, self._look)
         try:
             async with asyncio.timeout(None) as self._guard:
+                token = SENDING.set(self._first)
                 try:
                     answer = await self._call()
                 except (Unreachable, Truncated, asyncio.CancelledError):
@@ -301,12 +324,13 @@ class _Attempt(Generic[T]):
                 except Exception:
                     owner.heard()
                     raise
+                finally:
+                    SENDING.reset(token)
                 owner.heard()
                 return answer
         except TimeoutError:
             if self._answer is None:
                 raise
-            self.maybe_done = True
             return self._answer.result()
         finally:
             self._guard = None
@@ -335,7 +359,9 @@ class _Attempt(Generic[T]):
         self._number += 1
         # in the context of this timer, which the task inherits
         ATTEMPT.set(self._number)
-        self.maybe_done = True
+        sending = Sending()
+        SENDING.set(sending)
+        self._besides.append(sending)
         task = self._beside = asyncio.ensure_future(self._call())
         task.add_done_callback(self._ended)
 

@@ -8,6 +8,7 @@ it can never appear later. A mail inside the range of a lower claim is void.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -38,6 +39,14 @@ PREFIX_BYTES: Final = 4096
 HOLES_MAX: Final = 10_000
 """Undecided UIDs that one open burns; more are a sign of something else and left to `oboxadm rebuild`."""
 
+HOLE_PAUSES_S: Final = (0.01, 0.03, 0.06, 0.1, 0.2)
+"""Between LISTs that wait for another writer's PUTs, before the UIDs that they leave free are burnt: a PUT that is on
+its way lands meanwhile, and one of a writer that is gone is not waited for long. They begin anew when some of the UIDs
+have been filled: a writer that PUTs many mails as one group."""
+
+HOLES_S: Final = 5.0
+"""But not after so long: our own senders wait, for 15 s at most."""
+
 
 async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
     """See `Mailbox.load`."""
@@ -66,7 +75,7 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
         if mailbox.change is not Change.NONE:
             mailbox.reckon()
         return
-    deltas, _ = await discover(mailbox, [])
+    deltas, _, _ = await discover(mailbox, [])
     ahead = user.root.ahead
     behind = ahead > max((high for _, high in state.gaps), default=0)
     if merged or (behind and (state.uidnext > 1 or deltas)):
@@ -116,28 +125,43 @@ def _found(mailbox: Index, delta: Delta) -> Edit:
     return edit
 
 
-async def discover(mailbox: Index, ours: list[Slot]) -> tuple[list[Delta], int]:
-    """LIST from `uidnext` and say what was written there, in UID order, and the UIDNEXT that follows.
+async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = ()) -> tuple[list[Delta], int, int]:
+    """LIST from `uidnext` and say what was written there, in UID order, the UIDNEXT that follows, and the highest UID
+    that was listed.
 
-    ours: our own slots in flight, which are left out. Raises Unavailable.
+    Taken in is what the first LIST showed, and what follows it without a hole: another that writes on has holes above
+    at any time, and would hold us for ever. ours: our own slots in flight, which are left out. pauses: so often and so
+    long another writer is given time to fill its holes, before they are burnt. Raises Unavailable.
     """
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     start = mailbox.state.uidnext
     skip = {slot.uid: slot.count for slot in ours if slot.fate in ("landed", "void", "orphan")}
-    until: int | None = None
-    """What the first LIST shows: another that writes on has holes above it at any time, and would hold us for ever."""
+    after = mail_prefix(sid, guid) + f"{start - 1:08x}"
+    waits, waited, left = iter(pauses), 0.0, 0
+    bodies: dict[int, bytes | None] = {}
+    least: int | None = None
     while True:
-        after = mail_prefix(sid, guid) + f"{start - 1:08x}"
         found: dict[int, int] = {}
         for info in await env.listing(mail_prefix(sid, guid), kind="mail", after=after):
             try:
                 found[parse_mail_key(info.key).uid] = info.size
             except ValueError:
                 log.warning("foreign object among the mails, left alone", key=info.key)
-        if until is None:
-            until = max([*found, *skip], default=start - 1)
+        seen = max([*found, *skip], default=start - 1)
+        until = least = seen if least is None else least
+        while until + 1 in found or until + 1 in skip:
+            until += skip.get(until + 1, 1)
         found = {uid: size for uid, size in found.items() if uid <= until}
-        deltas, end, holes = await _read(mailbox, start, found, skip)
+        deltas, end, holes = await _read(mailbox, start, found, skip, bodies)
+        holes = holes[:HOLES_MAX]
+        if len(holes) < left and waited < HOLES_S:
+            waits = iter(pauses)  # their writer is at work
+        left = len(holes)
+        wait = next(waits, None) if holes else None
+        if wait is not None:
+            waited += wait
+            await env.sleep(wait)
+            continue
         gate = asyncio.Semaphore(GETS_AT_ONCE)
 
         async def burn(uid: int, gate: asyncio.Semaphore = gate) -> bool:
@@ -149,11 +173,10 @@ async def discover(mailbox: Index, ours: list[Slot]) -> tuple[list[Delta], int]:
                 except StoreError as exc:
                     raise env.unavailable("put", key, exc) from exc
 
-        holes = holes[:HOLES_MAX]
         burnt = await asyncio.gather(*map(burn, holes))
         deltas += [Delta(claims={uid: 1}, uidnext=uid + 1) for uid in holes]
         if all(burnt):
-            return sorted(deltas, key=_first_uid), end
+            return sorted(deltas, key=_first_uid), end, seen
 
 
 def _first_uid(delta: Delta) -> int:
@@ -161,13 +184,16 @@ def _first_uid(delta: Delta) -> int:
 
 
 async def _read(
-    mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int]
+    mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int], bodies: dict[int, bytes | None]
 ) -> tuple[list[Delta], int, list[int]]:
-    """Read the headers of what was listed; returns deltas, UIDNEXT, and the UIDs that nothing decides."""
+    """Read the headers of what was listed; returns deltas, UIDNEXT, and the UIDs that nothing decides.
+
+    bodies: what has been read already, and is read now.
+    """
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
-    wanted = [uid for uid, size in sorted(found.items()) if size and uid not in skip]
+    wanted = [uid for uid, size in sorted(found.items()) if size and uid not in skip and uid not in bodies]
     prefixes = await env.get_all([mail_key(sid, guid, Uid(uid)) for uid in wanted], kind="mail", end=PREFIX_BYTES)
-    bodies = dict(zip(wanted, prefixes, strict=True))
+    bodies.update(zip(wanted, prefixes, strict=True))
     deltas: list[Delta] = []
     holes: list[int] = []
     uid = start
@@ -245,7 +271,7 @@ async def refresh(mailbox: Index) -> None:
     """After a UID was lost to another writer: take in what it wrote, then let our own mails stand or try again."""
     while True:
         try:
-            deltas, uidnext = await discover(mailbox, mailbox.slots.in_flight())
+            deltas, uidnext, seen = await discover(mailbox, mailbox.slots.in_flight(), HOLE_PAUSES_S)
             break
         except Exception as exc:
             log.warning("refresh after a lost UID", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc))
@@ -277,7 +303,7 @@ async def refresh(mailbox: Index) -> None:
             mailbox.user.log.stage(edit)
             await _journaled(mailbox)  # whoever finds the object by LIST must know before a higher UID shows
     show(uidnext)
-    mailbox.slots.refreshed(uidnext, others)
+    mailbox.slots.refreshed(uidnext, seen, others)
 
 
 def _is_anothers(state: State, slot: Slot) -> bool:

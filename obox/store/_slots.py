@@ -12,11 +12,17 @@ and whoever lost its UID takes another.
               -> taken  -> refresh; every slot in flight above it is tried again
               -> orphan -> refresh; expunged in the journal, then skipped
 
-Who loses a UID LISTs and reads what the other has written; meanwhile that one writes on, and the loser's next UID is
-taken before it is tried: one of two writers would starve. Two rules work against that. After LOSSES in a row the next
-UIDs are taken further ahead, by about as many as the other wrote in the last round: the PUT lands then, the refresh
-that follows burns what is still free below, and the other loses a UID in its turn. And who has lost one and had written
-more than the others waits before it goes on, in proportion.
+Two writers. A writer that loses a UID LISTs and reads what the other has written. That takes longer than the other's
+next PUT, so its next UID is taken as well, and it would starve. So a writer that has lost a UID takes turns with the
+other. The bucket says whose turn it is: the turn is the other's if the highest UID is ours. In its turn a writer takes
+UIDs once, for all who wait, but at most twice as many as the other took in its last turn (TURN_UIDS at least). Then it
+LISTs, with growing pauses, until the other has written. After YIELD_S without a mail of the other's it is alone again.
+A writer that has lost nothing yet knows no turns. Who loses to such a one LOSSES times in a row takes UIDs further
+ahead, by about as many as the other wrote between the last two LISTs. They land, the other fills the UIDs below them,
+loses the first of them, and takes turns from then on (docs/format.md, "Turns").
+
+    alone --lost--> our turn --all taken--> their turn --found theirs--> our turn
+                                                       --nothing--> alone
 
 Invariant: visible UIDs are a prefix of those handed out. Refuses to know: the bucket.
 """
@@ -37,16 +43,21 @@ WAIT_S: Final = 15.0
 """For a refresh to end, before the sender is told to try again."""
 
 LOSSES: Final = 2
-"""UIDs lost in a row, before the next one is taken ahead: one loss is what two writers do to each other anyway."""
-
-YIELD_S: Final = 0.5
-"""The longest wait of one who has written more than the others: short beside what a delivery may take."""
-
-YIELD_TIMES: Final = 3
-"""... and how long it is, in times of the time in which one wrote more: the others LIST and read first."""
+"""Turns in a row in which all UIDs were lost, before UIDs are taken ahead."""
 
 AHEAD_MAX: Final = 1024
 """UIDs that may be left free, and so burnt, below one that is taken ahead."""
+
+YIELD_S: Final = 0.5
+"""How long the other's turn is waited for: some requests to a slow store, and short beside the time that a delivery
+may take."""
+
+ASK_S: Final = (0.005, 0.1)
+"""The pause before the first LIST that looks for the other's turn, and the longest; the pause doubles."""
+
+TURN_UIDS: Final = 4
+"""The UIDs of a turn, or more. Beside a backend with ten senders, one with a single sender then gets a fifth of the
+mails through; with all ten in each turn it would get an eleventh."""
 
 Fate = Literal["pending", "landed", "void", "taken", "orphan"]
 
@@ -80,45 +91,65 @@ class Slots:
         self._show = show
         self._taken = taken
         self._chance = chance
-        self._lost_uid = 0
-        """The lowest UID lost since the last refresh; 0: none."""
-        self._behind = 0
-        """So many UIDs the others took while we lost one and LISTed."""
-        self._losses = 0
-        """UIDs lost in a row."""
-        self._landed = 0
-        """UIDs of ours since the last refresh."""
-        self._refreshed_at = 0.0
-        self._jumped = False
         self._queue: deque[Slot] = deque()
         self._next = 0
         self._open = asyncio.Event()
         self._open.set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._waiting = 0
+        self._refresh = False
+        """What is settled is shown by the refresh that follows when all is."""
+        self._lost = False
+        """A UID was lost since the last refresh."""
+        self._losses = 0
+        """Refreshes in a row after a loss in which no mail of ours became visible."""
+        self._reach = 0
+        """Above all UIDs that the last refresh saw, also those that it could not take in yet."""
+        self._ours_until = 0
+        """Above our highest UID that is visible."""
+        self._turns = False
+        """Another writer is there, and each takes its turn."""
+        self._left = 0
+        """UIDs that our turn still has."""
+        self._ahead = 0
+        """UIDs left free below those of our turn."""
+        self._over = False
+        """Our turn has ended; the hand-out is closed."""
+        self._over_at = 0.0
+        self._pause = 0.0
+        self._asking = False
+        """A refresh that looks for the other's turn is on its way."""
 
     def __len__(self) -> int:
         return len(self._queue)
 
     @property
     def pending(self) -> bool:
-        """Some UID handed out is not settled."""
-        return bool(self._queue)
+        """Some UID handed out is not settled, or somebody waits for one."""
+        return bool(self._queue or self._waiting or self._asking)
 
     async def take(self, uidnext: int, counts: list[int]) -> list[Slot]:
-        """Hand out slots of so many UIDs each, neighbours; waits while a refresh is under way. Raises Unavailable."""
+        """Hand out slots of so many UIDs each, neighbours; waits while a refresh is under way, and for our turn.
+
+        Raises Unavailable.
+        """
         try:
             async with asyncio.timeout(WAIT_S):
-                while not self._open.is_set():  # whoever was woken before may have closed it again
-                    await self._open.wait()
+                await self._opened()
         except TimeoutError:
             raise Unavailable("the storage does not answer; try again later") from None
         loop = asyncio.get_running_loop()
         self._next = max(self._next, uidnext)
-        if self._losses >= LOSSES and not self._jumped:
-            self._jumped = True
-            self._next += 1 + min(AHEAD_MAX, int(self._behind * (0.5 + self._chance())))
-            loop.call_soon(self._open.clear)  # whoever was woken with us goes along
+        if self._turns:
+            self._next += self._ahead
+            self._refresh |= self._ahead > 0
+            self._ahead = 0
+            self._left -= sum(counts)
+            if self._left <= 0:
+                self._end_turn()
+            else:
+                loop.call_soon(self._end_turn)  # whoever was woken with us goes along
         slots = []
         for count in counts:
             slot = Slot(self._next, count, loop.create_future())
@@ -128,31 +159,67 @@ class Slots:
         self._idle.clear()
         return slots
 
+    async def _opened(self) -> None:
+        """Return when UIDs are handed out."""
+        self._waiting += 1
+        try:
+            while not self._open.is_set():  # whoever was woken before may have closed it again
+                self._ask()
+                await self._open.wait()
+        finally:
+            self._waiting -= 1
+
+    def _end_turn(self) -> None:
+        self._open.clear()
+        self._over = True
+
+    def _ask(self) -> None:
+        """After our turn: LIST after a pause, to see whether the other has had its own; only while a sender waits."""
+        if not self._over or not self._waiting or self._queue or self._asking:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._over_at >= YIELD_S:
+            self._turns = self._over = False
+            self._losses = 0
+            self._open.set()
+            return
+        self._asking = True
+        loop.call_later(self._pause, self._taken)
+        self._pause = min(2 * self._pause, ASK_S[1])
+
+    def _yield(self) -> None:
+        """Our turn is over, and all of it is visible."""
+        self._over = True
+        self._over_at, self._pause = asyncio.get_running_loop().time(), ASK_S[0]
+        self._ask()
+
     def settle(self, slot: Slot, fate: Fate, delta: Delta | None = None) -> None:
         """Say what became of a slot; shows what can be shown."""
         slot.fate, slot.delta = fate, delta
-        if fate == "taken":
-            self._lost_uid = min(slot.uid, self._lost_uid or slot.uid)
+        self._lost |= fate == "taken"
         if fate == "void" and slot.count > 1:
             slot.count = 1  # only its first UID is burnt: the others are decided by the refresh
+            self._refresh = True
+        if fate in ("taken", "orphan"):
+            self._refresh = True
+        if self._refresh:
             self._open.clear()
-        if fate in ("taken", "orphan") or self._jumped:
-            self._open.clear()
-        if not self._open.is_set():
             if all(other.fate != "pending" for other in self._queue):
                 self._taken()
             return
         while self._queue and self._queue[0].fate != "pending":
             self._finish(self._queue.popleft(), True)
+        if self._over and not self._queue:
+            self._yield()
 
     async def recheck(self) -> None:
         """Settle what is in flight and refresh, then return; nothing new is handed out meanwhile."""
-        while not self._open.is_set():
-            await self._open.wait()
+        await self._opened()
         self._open.clear()
+        self._refresh = True
         if all(slot.fate != "pending" for slot in self._queue):
             self._taken()
-        await self._open.wait()
+        await self._opened()
 
     def show(self, until: int, lost: Callable[[Slot], bool]) -> None:
         """After a LIST that took in what others wrote: show our slots up to a UID that stand, fail those that `lost`
@@ -161,28 +228,39 @@ class Slots:
             slot = self._queue.popleft()
             self._finish(slot, not (slot.fate == "taken" or lost(slot)))
 
-    def refreshed(self, uidnext: int, others: int = 0) -> None:
-        """All is shown: hand out UIDs again. others: mails that others wrote since the last time."""
-        loop = asyncio.get_running_loop()
-        mine, since = self._landed, loop.time() - self._refreshed_at
-        lost = self._lost_uid
+    def refreshed(self, uidnext: int, seen: int, others: int) -> None:
+        """All is shown: hand out UIDs again, or wait for the other's turn.
+
+        seen: the highest UID that was listed, also above uidnext. others: mails that others wrote since the last time.
+        """
+        lost, asked = self._lost, self._asking
+        self._lost = self._asking = self._refresh = False
+        reach = max(uidnext, seen + 1)
+        behind, self._reach = reach - self._reach, reach
+        self._next, self._ahead = uidnext, 0
         if lost:
+            self._turns = True
             self._losses += 1
-            self._behind = uidnext - lost
-        self._lost_uid, self._jumped = 0, False
-        self._landed, self._refreshed_at = 0, loop.time()
-        self._next = uidnext
-        if lost and mine > others > 0:
-            loop.call_later(min(YIELD_S, YIELD_TIMES * since * (mine - others) / (mine + others)), self._open.set)
-        else:
-            self._open.set()
+        if self._turns and self._ours_until == reach:
+            if asked:
+                self._ask()
+            else:
+                self._yield()
+            return
+        if self._turns:
+            self._left = max(TURN_UIDS, 2 * others)
+            self._ahead = reach - uidnext
+            if self._losses >= LOSSES:
+                self._ahead += min(AHEAD_MAX, 1 + int(behind * (0.5 + self._chance())))
+        self._over = False
+        self._open.set()
 
     def _finish(self, slot: Slot, visible: bool) -> None:
         if visible:
             self._show(slot)
             if slot.fate == "landed":
                 self._losses = 0
-                self._landed += slot.count
+                self._ours_until = slot.uid + slot.count
         if not slot.done.done():
             slot.done.set_result(visible and slot.fate == "landed")
         if not self._queue:

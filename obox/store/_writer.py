@@ -122,7 +122,10 @@ async def _put_group(mailbox: Index, slots: list[Slot], drafts: list[Draft]) -> 
     if len(slots) == 1:
         results = [await _put_mail(mailbox, slots[0], drafts[0])]
     else:
-        results = list(await asyncio.gather(*(one(slot, draft) for slot, draft in zip(slots, drafts, strict=True))))
+        # The last one goes out first: another writer that LISTs sees how far we go, and waits for what lies below.
+        pairs = list(zip(slots, drafts, strict=True))
+        last, *others = await asyncio.gather(*(one(slot, draft) for slot, draft in [pairs[-1], *pairs[:-1]]))
+        results = [*others, last]
     all_landed = all(fate == "landed" for fate, _, _ in results)
     if all_landed:
         made = zip(slots, results, strict=True)

@@ -243,7 +243,7 @@ async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
     box = user._make(entry)
     infos = [info for info in await box.bundles.listing() if info.size]
     found = await _listed(box, guid)
-    deltas, uidnext, _ = await _read(box, 1, found, {})
+    deltas, uidnext, _ = await _read(box, 1, found, {}, {})
     least = await _floor(box, infos)
     for delta in sorted(deltas, key=_first_uid):
         give_modseq(delta, max(box.state.next_modseq(env.now_ms()), least.highestmodseq + 1))

@@ -675,6 +675,37 @@ async def test_no_more_requests_at_a_time_than_connections(
     assert not slots.locked()
 
 
+@pytest.mark.parametrize("then", ["is held", "is sent"])
+async def test_a_put_that_never_got_a_connection_is_not_done(then: str) -> None:
+    """It was answered "perhaps done", so that its UID was burnt with one more PUT."""
+    settings = Settings("s3://bucket", access_key_id="i", secret_access_key="s", endpoint_url="http://127.0.0.1:9")
+    store = open_store(replace(settings, connections_max=1, deadline_s=0.2))
+    slots = store.driver._inner._slots
+    sent = 0
+
+    async def hang(*_: object, **__: object) -> None:
+        nonlocal sent
+        sent += 1
+        await asyncio.sleep(3600)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cloud.obstore, "put_async", hang)
+        async with slots:
+            putting = asyncio.ensure_future(store.put("k", b"x", kind="mail"))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert slots._waiters
+            if then == "is held":
+                with pytest.raises(Unreachable, match="no answer"):
+                    await putting
+                assert sent == 0
+        if then == "is sent":
+            with pytest.raises(OutcomeUnknown):
+                await putting
+            assert sent >= 1
+    assert not slots.locked()
+
+
 def test_gs_and_az_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     open_store(Settings("gs://bucket/prefix"))
     with pytest.raises(ConfigError, match="Account must be specified; allowed"):

@@ -1,57 +1,201 @@
-"""Two backends that both deliver to one mailbox: neither starves, and the UIDs that are burnt for it stay few."""
+"""Two backends that both deliver to one mailbox and do not know of each other: neither starves, nobody waits long, few
+UIDs are burnt for it; and one that is alone notices nothing of how that is done."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from obox.errors import OboxError
+from obox.objectstore import Kind
+from obox.objectstore._errors import Unreachable
 from obox.store import MailStore, NewMail
+from obox.store._slots import WAIT_S, YIELD_S
 
 from .caches import Disk
 from .loop import simulate
 from .player import SID, USER
 from .world import Node, World
 
-RUN_S = 3.0
-"""Of virtual time: some hundred mails."""
+MEET_S = 0.8
+"""After so long both have lost a UID, and know of each other."""
+
+RUN_S = 0.7
+"""Of virtual time, from then on: some hundred mails."""
+
+FIND_FEET_S = 1.0
+"""The first backend is fenced by the second, and finds that out at its next mail, before anything is counted."""
+
+CONFLICT_S = 0.002
+"""How long a store that answers 409 takes to write an object."""
+
+FAST, SPREAD = (0.002, 0.004), (0.001, 0.03)
+"""Seconds that a request takes."""
 
 
-async def deliver(store: MailStore) -> None:
+SEEDS = [seed for seed in range(1, 100) if World(seed).page_keys == 1000]
+"""Pages of a LIST hold 1,000 keys in their worlds: more than anybody writes while one is read, as with real stores."""
+
+
+async def deliver(store: MailStore, mails: int = 1) -> None:
     user = await store.open_user(USER, SID)
-    await user.append("INBOX", [NewMail(b"Subject: x\r\n\r\nx\r\n", ())])
+    await user.append("INBOX", [NewMail(b"Subject: x\r\n\r\nx\r\n", ())] * mails)
 
 
-@pytest.mark.parametrize("latency_s", [(0.002, 0.004), (0.001, 0.03)])
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_both_get_a_quarter_through(seed: int, latency_s: tuple[float, float]) -> None:
-    """One had 8 mails through and the other 8,450: whoever lost a UID read while the other wrote on."""
+def answer_409(world: World) -> None:
+    """As S3: of PUTs of one key that overlap all but one are told to try again, and only then that it exists."""
+    put, busy = world.faults.put, set[str]()
+
+    async def conflicting(key: str, data: bytes, *, kind: Kind) -> None:
+        if key in busy:
+            raise Unreachable(f"put {key}: 409 ConditionalRequestConflict")
+        busy.add(key)
+        try:
+            await asyncio.sleep(CONFLICT_S)
+            await put(key, data, kind=kind)
+        finally:
+            busy.discard(key)
+
+    world.faults.put = conflicting  # type: ignore[method-assign]
+
+
+@dataclass
+class Result:
+    done: dict[str, int] = field(default_factory=dict)
+    waits_s: list[float] = field(default_factory=list)
+    refused: int = 0
+    keys: int = 0
+    burnt: int = 0
+    requests: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Of mails: (backend, verb)."""
+
+    @property
+    def least(self) -> float:
+        """The smaller part of all that was delivered."""
+        return min(self.done.values()) / sum(self.done.values())
+
+
+def contend(
+    seed: int,
+    latency_s: tuple[float, float],
+    senders: tuple[int, int],
+    *,
+    groups: tuple[int, int] = (1, 1),
+    conflicts: bool = False,
+    begins_s: tuple[float, float] = (0.0, 0.0),
+    ends_s: tuple[float, float] = (MEET_S + RUN_S, MEET_S + RUN_S),
+    count_from_s: float = MEET_S,
+) -> Result:
+    """senders: of either backend, each of which sends one mail after the other until its backend's end; 0: there is no
+    such backend.
+
+    groups: how many mails each of them sends at a time, as MULTIAPPEND.
+    Times count from when both are ready. What is counted is what began at `count_from_s` or later.
+    """
+    result = Result()
 
     async def main() -> None:
         world = World(seed)
         world.latency_s = latency_s
-        nodes = [await world.node(name, Disk()).start() for name in ("a", "x")]
-        done = {node.name: 0 for node in nodes}
-        refused = 0
-        begin = world.clock() + 1.0  # the first of them is fenced by the second, and has to find its feet
-        end = begin + RUN_S
+        if conflicts:
+            answer_409(world)
+        names = [name for name, count in zip(("a", "x"), senders, strict=True) if count]
+        nodes = [await world.node(name, Disk()).start() for name in names]
+        ready = world.clock() + FIND_FEET_S
+        for node in nodes:
+            await node.run(deliver)
+        begin = ready + count_from_s
+        result.done = {node.name: 0 for node in nodes}
+        for node in nodes:
+            watch(node, begin)
 
-        async def send(node: Node) -> None:
-            nonlocal refused
-            while world.clock() < end:
+        async def send(node: Node, mails: int, since: float, until: float) -> None:
+            await asyncio.sleep(since - world.clock())
+            while (began := world.clock()) < until:
                 try:
-                    await node.run(deliver)
-                    done[node.name] += world.clock() >= begin
+                    await node.run(lambda store: deliver(store, mails))
                 except OboxError:
-                    refused += 1
+                    result.refused += 1
+                if began >= begin:
+                    result.done[node.name] += mails
+                    result.waits_s.append(world.clock() - began)
 
-        await asyncio.gather(*(send(node) for node in nodes))
-        assert min(done.values()) >= sum(done.values()) / 4, done
-        assert refused == 0
+        await asyncio.gather(
+            *(
+                send(node, mails, ready + begin_s, ready + end_s)
+                for node, count, mails, begin_s, end_s in zip(nodes, senders, groups, begins_s, ends_s, strict=False)
+                for _ in range(count)
+            )
+        )
         keys = world.keys("/m/")
-        burnt = sum(not world.memory._objects[key][0] for key in keys)
-        assert len(keys) - burnt >= sum(done.values())
-        assert burnt <= len(keys) / 2
+        result.keys = len(keys)
+        result.burnt = sum(not world.memory._objects[key][0] for key in keys)
+
+    def watch(node: Node, begin: float) -> None:
+        sent: Any = node.sent
+
+        def counted(op: str, key: str) -> None:
+            sent(op, key)
+            if "/m/" in key and node.world.clock() >= begin:
+                result.requests[node.name, op] += 1
+
+        node.sent = counted  # type: ignore[method-assign]
 
     simulate(main)
+    return result
+
+
+@pytest.mark.parametrize("latency_s", [FAST, SPREAD])
+@pytest.mark.parametrize("senders", [(1, 1), (3, 3), (10, 10), (10, 1), (3, 10)])
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_neither_starves(seed: int, senders: tuple[int, int], latency_s: tuple[float, float]) -> None:
+    """One had 8 mails through and the other 8,450: whoever lost a UID read while the other wrote on."""
+    result = contend(seed, latency_s, senders, conflicts=seed == SEEDS[2])
+    assert result.least >= 1 / 8, result.done  # a fair share is a half
+    assert result.refused == 0
+    assert max(result.waits_s) < WAIT_S
+    assert result.keys - result.burnt >= sum(result.done.values())
+    assert result.burnt < result.keys / 5
+
+
+@pytest.mark.parametrize("senders", [1, 10])
+def test_alone_a_delivery_is_one_put(senders: int) -> None:
+    """Nobody yields, nothing is looked for: as if there were no turns."""
+    result = contend(SEEDS[0], SPREAD, (senders, 0), count_from_s=0.0, ends_s=(1.0, 1.0))
+    assert result.requests == {("a", "put"): result.done["a"]}
+    assert max(result.waits_s) <= SPREAD[1]
+    assert result.burnt == 0
+
+
+@pytest.mark.parametrize(("groups", "latency_s"), [((40, 1), FAST), ((40, 1), SPREAD), ((40, 40), SPREAD)])
+def test_a_group_of_mails_is_not_broken_by_the_other(groups: tuple[int, int], latency_s: tuple[float, float]) -> None:
+    """All its UIDs must be won, or it begins anew, and after some times it fails for good."""
+    result = contend(SEEDS[0], latency_s, (1, 3), groups=groups)
+    assert result.refused == 0
+    assert min(result.done.values()) > 0
+    assert max(result.waits_s) < WAIT_S
+    assert result.burnt < result.keys / 100
+
+
+@pytest.mark.parametrize("latency_s", [FAST, SPREAD])
+@pytest.mark.parametrize("senders", [1, 10])
+def test_who_comes_upon_a_busy_writer_gets_a_mail_through_within_a_second(
+    senders: int, latency_s: tuple[float, float]
+) -> None:
+    """The busy one has lost nothing, and so knows of nobody: nothing but a UID taken ahead stops it."""
+    result = contend(SEEDS[0], latency_s, (10, senders), begins_s=(0.0, 0.2), count_from_s=0.2, ends_s=(1.2, 1.2))
+    assert result.done["x"] >= senders
+    assert max(result.waits_s) < MEET_S
+    assert result.burnt < result.keys / 5
+
+
+@pytest.mark.parametrize("senders", [1, 10])
+def test_when_the_other_has_ended_a_delivery_is_one_put_again(senders: int) -> None:
+    result = contend(SEEDS[0], SPREAD, (senders, 10), ends_s=(3.0, 1.0), count_from_s=1.0 + 2 * YIELD_S + SPREAD[1])
+    assert result.done["x"] == 0
+    assert result.requests == {("a", "put"): result.done["a"]}
+    assert max(result.waits_s) <= SPREAD[1]

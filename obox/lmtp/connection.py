@@ -115,12 +115,25 @@ class Connection(Engine):
                 await session.drop()
             elif kind is TlsAsked:
                 await self._start_tls()
+            elif event is Pause.TURN:
+                await self._breathe()
             else:
                 break
         self._reply()
         self.quiet_since = asyncio.get_running_loop().time()
         if event is Pause.CLOSED:
             self.close()
+
+    async def _breathe(self) -> None:
+        """Between many pipelined commands: hand over the replies, let others run, and wait
+        for a client that does not read. A client that is gone is not waited for: a mail
+        that has come whole is still delivered.
+        """
+        self._reply()
+        try:
+            await self.flush()
+        except ConnectionResetError:
+            await asyncio.sleep(0)
 
     def last_words(self, why: Why, text: str) -> bytes:
         self.machine.close(_LAST.get(why) or Reply(421, "4.3.2", text))

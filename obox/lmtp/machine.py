@@ -112,11 +112,17 @@ class TlsAsked:
     """220 is in the output: send it, call `tls_started`, shake hands."""
 
 
+COMMANDS_TURN: Final = 64
+"""Commands that are answered before others may run: about a millisecond."""
+
+
 class Pause(enum.Enum):
     """Nothing to do for the driver but this."""
 
     NEED_DATA = enum.auto()
     NEED_ANSWER = enum.auto()
+    TURN = enum.auto()
+    """Others should run before the next command."""
     CLOSED = enum.auto()
 
 
@@ -131,7 +137,7 @@ _CHUNK_LOST = Reply(503, "5.5.1", "BDAT out of order, its bytes were read over")
 
 
 class Machine:
-    """One session. `secure`: TLS is on already."""
+    """One session. secure: TLS is on already."""
 
     def __init__(self, settings: Settings, *, secure: bool = False) -> None:
         self.settings = settings
@@ -239,8 +245,11 @@ class Machine:
         self.state = State.NEW
 
     def next_event(self) -> Event:
-        """What the driver has to do next."""
-        while True:
+        """What the driver has to do next.
+
+        `Pause.TURN` after COMMANDS_TURN commands that gave no event.
+        """
+        for _ in range(COMMANDS_TURN):
             if self.state is State.CLOSED:
                 return Pause.CLOSED
             if self._awaiting is not None:
@@ -254,6 +263,7 @@ class Machine:
                 event = self._command()
             if event is not None:
                 return event
+        return Pause.TURN
 
     # Bodies.
 

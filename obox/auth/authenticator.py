@@ -208,15 +208,13 @@ class Authenticator:
             fits = True
         else:
             try:
-                fits = await self._hash(secret, password if usable else "", counted(remote))
+                fits = await self._hash(secret, password if usable else "", counted(remote), digest)
             except Refused as refused:
                 if refused.own:
                     self._penalties.failed(remote, digest)
                 log.info("auth_busy", user=name[:200], remote=remote, own=refused.own)
                 raise AuthUnavailable(TOO_MANY) from refused
             fits = fits and entry is not None and usable
-            if fits:
-                self._remember(digest)
         if not fits or entry is None:
             self._penalties.failed(remote, digest)
             log.info("auth_failed", user=name[:200], remote=remote, known=entry is not None)
@@ -240,15 +238,22 @@ class Authenticator:
         """Stop the threads; hashes under way end by themselves."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _hash(self, secret: str, password: str, address: str) -> bool:
-        """Does the secret fit, or, where there is none, False after the same work. Raises: Refused, AuthUnavailable."""
+    async def _hash(self, secret: str, password: str, address: str, digest: bytes) -> bool:
+        """Does the secret fit, or, where there is none, False after the same work. Raises: Refused, AuthUnavailable.
+
+        A client's connections come back all at once after a restart: the first is hashed, those that wait meanwhile are
+        known by their digest.
+        """
         await self._queue.enter(address)
+        if secret and self._cached(digest):
+            self._queue.leave(address)
+            return True
 
         def hashed(done: asyncio.Future[bool]) -> None:
-            """Also when the client has left meanwhile: the thread went on."""
+            """Also when the client has left meanwhile: the thread went on. Remembers, then gives the turn away."""
+            if not done.cancelled() and done.exception() is None and done.result() and secret and password:
+                self._remember(digest)
             self._queue.leave(address)
-            if not done.cancelled():
-                done.exception()  # it was looked at
 
         work = functools.partial(self._check, secret or self._users.typical_secret or _FALLBACK_SECRET, password)
         try:

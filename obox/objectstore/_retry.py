@@ -181,7 +181,7 @@ class Retrying:
             try:
                 return await attempt.result()
             except TimeoutError:
-                failure = Unreachable(f"{op} {key}: no answer within {left:.3g} s")
+                failure = Unreachable(f"{op} {key}: no answer within {max(round(left, 1), 0.1):g} s")
             except (Unreachable, Truncated) as error:
                 failure = error
             except Refused as error:

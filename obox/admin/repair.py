@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import msgspec
@@ -72,21 +72,25 @@ async def rebuild(admin: Admin, account: Account, params: RebuildParams) -> Asyn
         return bool(params.mailbox_mask) and bool(matching([name], params.mailbox_mask))
 
     if params.dry_run:
-        async for row in _would_rebuild(admin, account, wanted):
+        async for row in _would_rebuild(admin, account, params.mailbox_mask):
             yield row
         return
     async for done in repair.rebuild(admin.store, account.storage_id, account.name, wanted):
         yield {"mailbox": done.name, "mails": done.mails, "result": done.result, "unknown": done.unknown}
 
 
-async def _would_rebuild(admin: Admin, account: Account, wanted: Callable[[str], bool]) -> AsyncIterator[Event]:
-    """What rebuild would do, as far as that is seen without reading every index."""
+async def _would_rebuild(admin: Admin, account: Account, masks: list[str]) -> AsyncIterator[Event]:
+    """What rebuild would do, as far as that is seen without reading every index; and what is named but not there."""
     from ..errors import Corrupt
 
     try:
         async with admin.open(account) as user:
-            for name in [info.name for info in user.mailboxes() if info.guid is not None and wanted(info.name)]:
-                yield {"mailbox": name, "mails": None, "result": "would be rebuilt", "unknown": ""}
+            names = [info.name for info in user.mailboxes() if info.guid is not None]
+        for name in matching(names, masks) if masks else ():
+            yield {"mailbox": name, "mails": None, "result": "would be rebuilt", "unknown": ""}
+        for mask in masks:
+            if not matching(names, [mask]):
+                yield {"mailbox": mask, "mails": None, "result": "no such mailbox", "unknown": ""}
     except Corrupt:
         yield {"mailbox": "", "mails": None, "result": "the list of mailboxes would be rebuilt", "unknown": ""}
     result = "each index that does not decode would be rebuilt"

@@ -4,6 +4,7 @@ settings good.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -49,9 +50,10 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     bucket = store.env.bucket
     prefix = f"_probe/{store.env.random_bytes(16).hex()}/"
     wrong = []
+    written = asyncio.Event()
     try:
         for name, check in (
-            ("rights", _rights),
+            ("rights", lambda bucket, prefix: _rights(bucket, prefix, written)),
             ("create-only", _create_only),
             ("race", _race),
             ("range", _range),
@@ -69,10 +71,11 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
             if failure is not None and name == "rights":
                 break  # the others would hear the same
     finally:
-        try:
-            await bucket.delete([prefix + name for name in ("one", "two", *NAMES, *SIBLINGS)], kind="format")
-        except StoreError as error:  # the rows say more
-            log.warning("probes could not be removed", prefix=prefix, error=str(error))
+        if written.is_set():
+            try:
+                await bucket.delete([prefix + name for name in ("one", "two", *NAMES, *SIBLINGS)], kind="format")
+            except StoreError as error:  # the rows say more
+                log.warning("probes could not be removed", prefix=prefix, error=str(error))
     async for row in _rules(admin):
         yield row
     if wrong:
@@ -95,8 +98,16 @@ async def _checked(name: str, bucket: ObjectStore, prefix: str, check: Check) ->
     return {"check": name, "result": result, "detail": detail, "ms": ms}, failure
 
 
-async def _rights(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
-    await bucket.put(prefix + "one", b"0123456789", kind="format")
+async def _rights(bucket: ObjectStore, prefix: str, written: asyncio.Event) -> tuple[str, str]:
+    """Sets `written` once there may be something to remove."""
+    from ..objectstore import OutcomeUnknown
+
+    try:
+        await bucket.put(prefix + "one", b"0123456789", kind="format")
+    except OutcomeUnknown:
+        written.set()
+        raise
+    written.set()
     got = await bucket.get(prefix + "one", kind="format")
     listed = await bucket.list(prefix, kind="format")
     if got != b"0123456789" or [info.key for info in listed] != [prefix + "one"]:

@@ -231,15 +231,13 @@ class Authenticator:
             fits = True
         else:
             try:
-                fits = await self._hash(secret, password if usable else "", counted(remote))
+                fits = await self._hash(secret, password if usable else "", counted(remote), digest)
             except Refused as refused:
                 if refused.own:
                     self._penalties.failed(remote, digest)
                 log.info("auth_busy", user=name[:200], remote=remote, own=refused.own)
                 raise AuthUnavailable(TOO_MANY) from refused
             fits = fits and entry is not None and usable
-            if fits:
-                self._remember(digest)
         if not fits or entry is None:
             self._penalties.failed(remote, digest)
             log.info("auth_failed", user=name[:200], remote=remote, known=entry is not None)
@@ -265,18 +263,26 @@ class Authenticator:
         """Stop the threads; hashes in progress end by themselves."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _hash(self, secret: str, password: str, address: str) -> bool:
+    async def _hash(self, secret: str, password: str, address: str, digest: bytes) -> bool:
         """Whether the password fits the secret.
 
-        Without a secret: False after the same work. Raises: Refused, AuthUnavailable.
+        Without a secret: False after the same work. Raises: Refused, AuthUnavailable. A
+        client's connections come back all at once after a restart: the first password is
+        hashed, and those that wait meanwhile are known by their digest.
         """
         await self._queue.enter(address)
+        if secret and self._cached(digest):
+            self._queue.leave(address)
+            return True
 
         def hashed(done: asyncio.Future[bool]) -> None:
-            """Called even if the client has left meanwhile: the thread continued."""
+            """Called even if the client has left meanwhile: the thread continued.
+
+            It remembers the result before it gives the turn away.
+            """
+            if not done.cancelled() and done.exception() is None and done.result() and secret and password:
+                self._remember(digest)
             self._queue.leave(address)
-            if not done.cancelled():
-                done.exception()  # marks the exception as retrieved
 
         work = functools.partial(self._check, secret or self._users.typical_secret or _FALLBACK_SECRET, password)
         try:

@@ -210,7 +210,8 @@ class Retrying:
             try:
                 return await attempt.result()
             except TimeoutError:
-                failure = Unreachable(f"{op} {key}: no answer within {left:.3g} s", maybe_done=attempt.first_sent)
+                shown_s = max(round(left, 1), 0.1)
+                failure = Unreachable(f"{op} {key}: no answer within {shown_s:g} s", maybe_done=attempt.first_sent)
             except (Unreachable, Truncated) as error:
                 failure = error
             except Refused as error:

@@ -191,6 +191,15 @@ async def test_rebuild_what_is_named(service: Service) -> None:
     assert await uids(service, "MAILBOX", "INBOX", "SEEN") == []
 
 
+async def test_a_rebuild_says_before_it_begins_what_is_not_there(service: Service) -> None:
+    await service.deliver(ANNA, [mail(1)])
+    rows = await service.call("rebuild", user=ANNA, mailboxMask=["INBOX", "nosuch"], dryRun=True)
+    assert [(row["mailbox"], row["result"]) for row in rows[:2]] == [
+        ("INBOX", "would be rebuilt"),
+        ("nosuch", "no such mailbox"),
+    ]
+
+
 async def test_boots(start: Start) -> None:
     async with start() as service:
         (row,) = await service.call("metacacheBoots")

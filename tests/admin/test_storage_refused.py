@@ -75,6 +75,7 @@ async def test_the_stores_words_and_exit_65(tmp_path: Path, status: int, code: s
         assert outcome.rows[0]["result"] == "wrong"
         assert code in outcome.rows[0]["detail"]
         assert sum(head.startswith(b"PUT") for head in heads) == 1, "what is refused is not tried again"
+        assert not any(head.startswith((b"POST", b"DELETE")) for head in heads), "nothing was written"
 
 
 @pytest.mark.needs("weed")

@@ -247,6 +247,26 @@ async def test_too_many_at_once(world: World) -> None:
     auth.close()
 
 
+async def test_connections_that_come_back_at_once_are_hashed_once(world: World) -> None:
+    started, gate = threading.Event(), threading.Event()
+    checked = []
+
+    def slow(secret: str, password: str) -> bool:
+        checked.append(password)
+        started.set()
+        return gate.wait(10) and verify_secret(secret, password)
+
+    auth = Authenticator(world.users, threads=1, check=slow)
+    tasks = [asyncio.create_task(auth.verify("bob", "x", remote="")) for _ in range(5)]
+    wrong = [asyncio.create_task(auth.verify("bob", "wrong", remote="")) for _ in range(2)]
+    assert await asyncio.to_thread(started.wait, 10)
+    gate.set()
+    assert {entry.user for entry in await asyncio.gather(*tasks)} == {"bob"}
+    assert [type(error) for error in await asyncio.gather(*wrong, return_exceptions=True)] == [AuthFailed] * 2
+    assert checked == ["x", "wrong", "wrong"]
+    auth.close()
+
+
 async def test_a_first_lookup_waits_for_the_file(world: World) -> None:
     found = await asyncio.gather(*(world.users.lookup_async("bob") for _ in range(5)))
     assert all(entry is not None for entry in found)

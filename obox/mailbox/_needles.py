@@ -140,15 +140,15 @@ class Finder:
             length += len(piece)
             if length >= least:
                 text = "".join(window)
-                self._look(text, out)
+                self._search(text, out)
                 if len(out) == len(self._needles):
                     return out
                 text = text[len(text) - self._longest + 1 :] if self._longest > 1 else ""
                 window, length = [text], len(text)
-        self._look("".join(window), out)
+        self._search("".join(window), out)
         return out
 
-    def _look(self, text: str, out: set[str]) -> None:
+    def _search(self, text: str, out: set[str]) -> None:
         needles: Iterable[str] = self._needles
         if self._filter is not None:
             needles = self._filter.possible(text)

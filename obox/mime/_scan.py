@@ -118,14 +118,15 @@ class _Scanner:
     boundaries, and the next place of each.
     """
 
-    __slots__ = ("ahead", "budget", "cut", "found", "length", "mail", "needles", "stop")
+    __slots__ = ("budget", "cut", "found", "length", "mail", "needles", "next_match", "stop")
 
     def __init__(self, mail: bytes, budget: Budget) -> None:
         self.mail = mail
         self.budget = budget
         self.length = len(mail)
         self.needles: list[bytes] = []
-        self.ahead: list[int] = []  # per needle: no match before this offset
+        # per needle: there is no match before this offset
+        self.next_match: list[int] = []
         # per needle: whether there is a match at this offset
         self.found: list[bool] = []
         self.cut = False  # whether a delimiter ended the last header
@@ -143,17 +144,19 @@ class _Scanner:
             self.budget.exceeded["parts"] = None
             return level, best
         for i, needle in enumerate(self.needles):
-            ahead = self.ahead[i]
-            if ahead < at:
-                ahead = find(self.mail, needle, at, best + len(needle))
-                self.found[i] = ahead >= 0
-                if ahead < 0:
-                    ahead = best
-                self.ahead[i] = ahead
+            found_at = self.next_match[i]
+            if found_at < at:
+                found_at = find(self.mail, needle, at, best + len(needle))
+                self.found[i] = found_at >= 0
+                if found_at < 0:
+                    found_at = best
+                self.next_match[i] = found_at
             if self.found[i] and (
-                ahead < best or len(needle) >= longest or _WHOLE_LINE.match(self.mail, ahead + len(needle)) is not None
+                found_at < best
+                or len(needle) >= longest
+                or _WHOLE_LINE.match(self.mail, found_at + len(needle)) is not None
             ):
-                best, level, longest = ahead, i, len(needle)
+                best, level, longest = found_at, i, len(needle)
         return level, best
 
     def part(self, start: int, depth: int, digest: bool, top: bool, known: tuple[int, Fields] | None = None) -> Part:
@@ -182,12 +185,12 @@ class _Scanner:
         self.stop = limit
         media = part.type
         if media == b"multipart":
-            if self.room(depth):
+            if self.may_nest(depth):
                 self.multipart(part, depth)
             else:
                 _make_opaque(part)
         elif media == b"message" and part.subtype in {b"rfc822", b"global"}:
-            if not self.room(depth):
+            if not self.may_nest(depth):
                 _make_opaque(part)
             else:
                 part.message = self.part(header_end, depth + 1, False, True)
@@ -197,7 +200,7 @@ class _Scanner:
             part.lines = lines_in(mail, header_end, end)
         return part
 
-    def room(self, depth: int) -> bool:
+    def may_nest(self, depth: int) -> bool:
         """Whether a container at that depth may have parts."""
         if depth >= DEPTH_MAX or self.budget.parts <= 0:
             self.budget.exceeded["depth" if depth >= DEPTH_MAX else "parts"] = None
@@ -236,7 +239,7 @@ class _Scanner:
             level = len(self.needles)
             needle = b"\n--" + boundary[:_BOUNDARY_MAX]
             self.needles.append(needle)
-            self.ahead.append(-1)
+            self.next_match.append(-1)
             self.found.append(False)
             digest = part.subtype == b"digest"
             # the LF of the blank line may be the LF before the first delimiter
@@ -248,7 +251,7 @@ class _Scanner:
                     self.part(line_end + 1 if line_end >= 0 else self.length, depth + 1, digest, False)
                 )
                 hit, stop = self.delimiter(self.stop)
-            del self.needles[level:], self.ahead[level:], self.found[level:]
+            del self.needles[level:], self.next_match[level:], self.found[level:]
             # the close delimiter: the epilogue lasts until an outer delimiter
             if hit == level:
                 stop = self.delimiter(stop + 1)[1]

@@ -104,7 +104,7 @@ class Retrying:
         self._sleep = sleep
         self._rng = rng
         self._log = log
-        self._heard_at = clock()
+        self._answered_at = clock()
         self.last_failure = ""
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
@@ -246,13 +246,13 @@ class Retrying:
         """
         return min(SILENCE_S, self._deadline_s / 2) + size / UPLOAD_BYTES_PER_S
 
-    def heard(self) -> None:
+    def note_answer(self) -> None:
         """The store has answered some request."""
-        self._heard_at = self._clock()
+        self._answered_at = self._clock()
 
-    def silent_since(self, at: float) -> bool:
+    def unanswered_since(self, at: float) -> bool:
         """Whether no request has got an answer since then."""
-        return self._heard_at <= at
+        return self._answered_at <= at
 
     def now(self) -> float:
         return self._clock()
@@ -291,7 +291,7 @@ class _Attempt(Generic[T]):
         self._silence_s = silence_s
         self._first = Sending()
         self._besides: list[Sending] = []
-        self._beside: asyncio.Task[T] | None = None
+        self._parallel: asyncio.Task[T] | None = None
         self._answer: asyncio.Task[T] | None = None
         self._guard: asyncio.Timeout | None = None
         self._timer: Timer | None = None
@@ -314,7 +314,7 @@ class _Attempt(Generic[T]):
         self._began = owner.now()
         end = owner.after(self._left_s, self._stop)
         if self._silence_s < self._left_s:
-            self._timer = owner.after(self._silence_s, self._look)
+            self._timer = owner.after(self._silence_s, self._check_silence)
         try:
             async with asyncio.timeout(None) as self._guard:
                 token = SENDING.set(self._first)
@@ -323,11 +323,11 @@ class _Attempt(Generic[T]):
                 except (Unreachable, Truncated, asyncio.CancelledError):
                     raise
                 except Exception:
-                    owner.heard()
+                    owner.note_answer()
                     raise
                 finally:
                     SENDING.reset(token)
-                owner.heard()
+                owner.note_answer()
                 return answer
         except TimeoutError:
             if self._answer is None:
@@ -338,24 +338,24 @@ class _Attempt(Generic[T]):
             end.cancel()
             if self._timer is not None:
                 self._timer.cancel()
-            if self._beside is not None:
-                self._beside.cancel()
+            if self._parallel is not None:
+                self._parallel.cancel()
 
     def _stop(self) -> None:
         """End the first attempt: its time is over, or another has an answer."""
         if self._guard is not None:
             self._guard.reschedule(asyncio.get_running_loop().time())
 
-    def _look(self) -> None:
+    def _check_silence(self) -> None:
         """If the store is silent, send the request once more."""
         if self._guard is None:
             return
         owner = self._owner
-        self._timer = owner.after(self._silence_s, self._look)
-        if owner.silent_since(self._began):
-            if self._beside is not None:
-                self._beside.cancel()
-        elif self._beside is not None or owner.now() - self._began < self._left_s / 2:
+        self._timer = owner.after(self._silence_s, self._check_silence)
+        if owner.unanswered_since(self._began):
+            if self._parallel is not None:
+                self._parallel.cancel()
+        elif self._parallel is not None or owner.now() - self._began < self._left_s / 2:
             return
         self._number += 1
         # in the context of this timer, which the task inherits
@@ -363,7 +363,7 @@ class _Attempt(Generic[T]):
         sending = Sending()
         SENDING.set(sending)
         self._besides.append(sending)
-        task = self._beside = asyncio.ensure_future(self._call())
+        task = self._parallel = asyncio.ensure_future(self._call())
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[T]) -> None:
@@ -371,10 +371,10 @@ class _Attempt(Generic[T]):
             return
         transient = isinstance(task.exception(), Unreachable | Truncated)
         if not transient:
-            self._owner.heard()
-        if task is not self._beside or self._guard is None:
+            self._owner.note_answer()
+        if task is not self._parallel or self._guard is None:
             return
-        self._beside = None
+        self._parallel = None
         if not transient:
             self._answer = task
             self._stop()

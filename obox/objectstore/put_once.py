@@ -49,7 +49,7 @@ async def put_once(store: ObjectStore, key: str, data: bytes, oid: Oid, kind: Ki
     try:
         await store.put(key, data, kind=kind)
     except AlreadyExists:
-        return await _look(store, key, oid, kind) == "ours"
+        return await _owner_now(store, key, oid, kind) == "ours"
     return True
 
 
@@ -63,11 +63,11 @@ async def settle(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
     try:
         await store.put(key, b"", kind=kind)
     except AlreadyExists:
-        return await _look(store, key, oid, kind)
+        return await _owner_now(store, key, oid, kind)
     return "burnt"
 
 
-async def _look(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
+async def _owner_now(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
     """Say whose object is under the key, after a PUT was refused there."""
     try:
         prefix = await store.get(key, kind=kind, end=HEADER_BYTES)

@@ -12,7 +12,7 @@ from obox import parts
 from obox.backend import Backend
 from obox.config import load
 from obox.errors import ConfigError
-from obox.server import ListenError
+from obox.net import ListenError
 
 
 def config(home: Path, **environ: str) -> Any:

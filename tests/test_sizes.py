@@ -17,16 +17,15 @@ PUBLIC_METHODS_MAX = 25
 
 LONG: dict[str, str] = {
     "obox.objectstore._open._cloud": "one row of options for each kind of bucket, and nothing else",
-    "obox.store._discover.load": "the steps of docs/format.md, Opening a mailbox; to be taken apart with Box and Stamp",
-    "obox.store.user.User.open": "the same steps for the root; to be taken apart with Box and Stamp",
     "tests.e2e.test_clients.test_mbsync_both_ways_and_then_nothing": "one story of a client, read from top to bottom",
     "tests.objectstore.test_faultproxy.test_what_is_told_is_true": "one story: each fault and what must be told",
+    "tests.sim.test_fair.contend": "two backends and their senders, started, run and counted in one place",
     "tests.servers.run_seaweedfs": "starts a server in the order that it needs, and stops it in reverse",
 }
 WIDE: dict[str, str] = {
     "obox.imap._scan.Scan": "one method for each terminal of the grammar of RFC 9051",
     "obox.mailbox._state.State": "the columns of a mailbox; to be divided into what joins and what is asked",
-    "obox.store.mailbox.Mailbox": "implements store.api and is reached into; to be divided with Box and Stamp",
+    "obox.store.index.Index": "the index of a mailbox, with what flush, discovery and purge ask of it",
     "obox.store.user.User": "implements store.api and is reached into; to be divided with Box and Stamp",
     "tests.fscache.test_fscache_model.FscacheMachine": "one method for each rule and invariant of the model",
 }

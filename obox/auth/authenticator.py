@@ -208,8 +208,9 @@ class Authenticator:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="obox-auth")
 
     async def verify(self, user: str, password: str, *, remote: str) -> Account:
-        """The account of a user who may log in. remote: the client's address, or "" for a
-        unix socket.
+        """The account of a user who may log in.
+
+        remote: the client's address, or "" for a unix socket.
 
         Raises: AuthFailed, Disabled, AuthUnavailable; after a delay if that address has
         failed before.
@@ -267,8 +268,8 @@ class Authenticator:
         """Whether the password fits the secret.
 
         Without a secret: False after the same work. Raises: Refused, AuthUnavailable. A
-        client's connections come back all at once after a restart: the first password is
-        hashed, and those that wait meanwhile are known by their digest.
+        client's connections come back all at once after a restart: the first password
+        is hashed, and those that wait meanwhile are known by their digest.
         """
         await self._queue.enter(address)
         if secret and self._cached(digest):

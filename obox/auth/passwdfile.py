@@ -163,7 +163,10 @@ class PasswdFile:
         return self._find(user)
 
     async def account(self, user: str) -> Account | None:
-        """The account of a user, in any spelling; None where there is none. Raises as `lookup`."""
+        """The account of a user, in any spelling; None if there is no such user.
+
+        Raises as `lookup`.
+        """
         entry = await self.lookup_async(user)
         return entry.account if entry is not None else None
 

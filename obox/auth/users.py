@@ -117,7 +117,8 @@ def _with_extra(user: str, password: str, text: str) -> tuple[UserEntry, tuple[s
         problems.append("nopassword next to a password is ignored")
     named: str | None = None
     if known.get("storage_id"):
-        named = normalise(known["storage_id"])  # a wrong one would open another's mail: the line is bad
+        # a wrong value would open another user's mail: the line is bad
+        named = normalise(known["storage_id"])
     entry = UserEntry(
         user=user,
         password=password,

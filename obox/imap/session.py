@@ -25,7 +25,7 @@ from obox.imap.parser import Parser
 from obox.imap.replies import Reply
 from obox.imap.sets import SequenceSet
 from obox.imap.settings import ImapSettings
-from obox.mailbox._uidset import UidArray
+from obox.mailbox import UidArray
 from obox.mailbox.view import View
 from obox.net import is_loopback
 from obox.store.api import Mailbox, User

@@ -58,7 +58,9 @@ class Sending:
 
     def __init__(self) -> None:
         self.held = False
-        """The attempt waits for a connection of ours. One that ends meanwhile was never sent."""
+        """The attempt waits for a connection of ours. If it ends meanwhile, it was never
+    sent.
+    """
 
 
 SENDING: ContextVar[Sending | None] = ContextVar("obox_objectstore_sending", default=None)

@@ -302,7 +302,7 @@ class _Attempt(Generic[T]):
 
     @property
     def maybe_done(self) -> bool:
-        """One that was made beside the first, or the first beside it, may have had its effect."""
+        """Whether another attempt than the counting one may have had its effect."""
         sent = any(not sending.held for sending in self._besides)
         return sent or (self._answer is not None and self.first_sent)
 

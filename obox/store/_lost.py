@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from ..mailbox._uidset import UidArray, uid_array
+from ..mailbox import UidArray, uid_array
 from ._env import GETS_AT_ONCE
 from .index import Index
 

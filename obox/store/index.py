@@ -19,10 +19,7 @@ import numpy as np
 from metacache import Change
 
 from ..errors import Corrupt, NotFound
-from ..mailbox import Changed, Delta, Root, Rows, State, Totals
-from ..mailbox._delta import Gone
-from ..mailbox._state import DELETED
-from ..mailbox._uidset import UidArray, uid_array
+from ..mailbox import DELETED, Changed, Delta, Gone, Root, Rows, State, Totals, UidArray, uid_array
 from ..types import Guid, StorageId
 from ._env import Env
 from ._slots import Slot, Slots

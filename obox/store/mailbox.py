@@ -16,9 +16,7 @@ import numpy as np
 from metacache import Change
 
 from ..errors import Expunged, NotFound
-from ..mailbox import Delta
-from ..mailbox._state import FlagOp
-from ..mailbox._uidset import UidArray
+from ..mailbox import Delta, FlagOp, UidArray
 from ..mailbox.search import Query
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import mail_key

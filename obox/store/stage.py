@@ -34,8 +34,7 @@ import structlog
 
 from metacache import Change
 
-from ..mailbox import Changed, Delta, RootDelta
-from ..mailbox._uidset import UidArray
+from ..mailbox import Changed, Delta, RootDelta, UidArray
 from ..objectstore.keys import ROOT
 from ..types import StorageId
 from ._env import Env

@@ -11,8 +11,7 @@ import pytest
 from machines import SID, Life, Machine, uids
 
 from metacache import Change
-from obox.mailbox import Changed, Delta, RootDelta
-from obox.mailbox._delta import Gone
+from obox.mailbox import Changed, Delta, Gone, RootDelta
 from obox.objectstore.keys import ROOT
 from obox.store import NewMail
 from obox.store.journal import JournalObject, Line

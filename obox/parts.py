@@ -138,7 +138,7 @@ class Parts:
         await self.store.start()
 
     async def drop_unused(self) -> None:
-        """Drop the local copies that have been unused for as long as the settings say."""
+        """Drop local copies that have been unused for as long as the settings say."""
         if unused_s := self.config.metacache.drop_at_start_older_than:
             await self.cleaner.clean(unused_s=unused_s)
 

@@ -58,7 +58,7 @@ class Sending:
 
     def __init__(self) -> None:
         self.held = False
-        """The attempt waits for a connection of ours. If it ends meanwhile, it was never
+        """The attempt waits for a connection of ours. If it ends there, it was never
     sent.
     """
 

@@ -11,7 +11,8 @@ _format                                               version of the whole
 hh: the first two hex digits of the SHA-256 of sid, which spread users over the store's
 partitions. guid: of a mailbox. Numbers have fixed width, so that key order is number
 order. Elements (sid, backend, boot, writer) are names that went through
-`obox.escaping.escape`: a safe path element of lower-case ASCII. Functions here refuse other elements; they never
+`obox.escaping.escape`: a safe path element of lower-case ASCII. Functions here refuse
+other elements; they never
 escape by themselves, so that nothing is escaped twice.
 
 The owner of an object, to which its envelope is bound (codec.py), is ASCII text similar

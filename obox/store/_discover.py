@@ -137,7 +137,7 @@ async def discover(mailbox: Index, ours: list[Slot]) -> tuple[list[Delta], int]:
         if until is None:
             until = max([*found, *skip], default=start - 1)
         found = {uid: size for uid, size in found.items() if uid <= until}
-        deltas, end, holes = await _read(mailbox, start, found, skip)
+        deltas, end, holes = await read_listed(mailbox, start, found, skip)
         gate = asyncio.Semaphore(GETS_AT_ONCE)
 
         async def burn(uid: int, gate: asyncio.Semaphore = gate) -> bool:
@@ -153,14 +153,14 @@ async def discover(mailbox: Index, ours: list[Slot]) -> tuple[list[Delta], int]:
         burnt = await asyncio.gather(*map(burn, holes))
         deltas += [Delta(claims={uid: 1}, uidnext=uid + 1) for uid in holes]
         if all(burnt):
-            return sorted(deltas, key=_first_uid), end
+            return sorted(deltas, key=first_uid), end
 
 
-def _first_uid(delta: Delta) -> int:
+def first_uid(delta: Delta) -> int:
     return min(delta.claims, default=0) or (int(delta.rows.uid[0]) if delta.rows is not None else 0)
 
 
-async def _read(
+async def read_listed(
     mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int]
 ) -> tuple[list[Delta], int, list[int]]:
     """Read the headers of what was listed; returns deltas, UIDNEXT, and the UIDs that nothing decides."""
@@ -265,7 +265,7 @@ async def refresh(mailbox: Index) -> None:
 
     def show(until: int) -> None:
         """All that is settled up to a UID, in one go."""
-        while deltas and _first_uid(deltas[-1]) <= until:
+        while deltas and first_uid(deltas[-1]) <= until:
             _show(mailbox, deltas.pop())
         mailbox.slots.show(until, lambda slot: slot.uid in lost)
 

@@ -16,8 +16,8 @@ import numpy as np
 from metacache import Change
 
 from ..errors import Expunged, NotFound
-from ..mailbox import Delta
-from ..mailbox._state import FlagOp
+from ..mailbox import Delta, Totals
+from ..mailbox._state import DELETED, FlagOp
 from ..mailbox._uidset import UidArray
 from ..mailbox.search import Query
 from ..objectstore import ObjectInfo
@@ -54,6 +54,19 @@ class Mailbox(Index):
     async def release(self) -> None:
         self.sessions -= 1
         self.used_at = self.env.clock()
+
+    def totals(self) -> Totals:
+        state = self.state
+        recent = self.count_between(state.recent, state.uidnext)
+        deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
+        garbage = state.garbage_since()
+        return Totals(
+            state.highestmodseq, len(state), state.unseen, state.bytes, state.uidnext, recent, deleted, garbage
+        )
+
+    def check_consistency(self) -> None:
+        """Assert the state's invariants."""
+        self.state.check()
 
     # -- changing ------------------------------------------------------------------------------------------------------
 

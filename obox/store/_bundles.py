@@ -105,7 +105,7 @@ class Bundles:
                     continue
                 if body is None:  # covered and deleted since the LIST: what covers it is not in that
                     raise Unavailable(TRY_LATER)
-                meta, payload = self._decode(info.key, body)
+                meta, payload = self.decode(info.key, body)
                 covered.update(meta.covers)
                 heads.append((key, info, payload))
                 base_of[name_of(info.key)] = meta.base
@@ -129,7 +129,8 @@ class Bundles:
         )
         return Loaded(stamp, [payload for _, _, payload in heads], need_base and len(heads) > 1)
 
-    def _decode(self, key: str, body: bytes) -> tuple[BundleMeta, bytes]:
+    def decode(self, key: str, body: bytes) -> tuple[BundleMeta, bytes]:
+        """What a bundle says. Raises Corrupt."""
         try:
             decoded = self._env.codec.decode(body, self._owner)
             return msgspec.msgpack.decode(decoded.meta, type=BundleMeta), decoded.payload

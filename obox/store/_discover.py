@@ -151,7 +151,7 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
         while until + 1 in found or until + 1 in skip:
             until += skip.get(until + 1, 1)
         found = {uid: size for uid, size in found.items() if uid <= until}
-        deltas, end, holes = await _read(mailbox, start, found, skip, bodies)
+        deltas, end, holes = await read_listed(mailbox, start, found, skip, bodies)
         holes = holes[:HOLES_MAX]
         if len(holes) < left and waited < HOLES_S:
             waits = iter(pauses)  # their writer is at work
@@ -175,14 +175,14 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
         burnt = await asyncio.gather(*map(burn, holes))
         deltas += [Delta(claims={uid: 1}, uidnext=uid + 1) for uid in holes]
         if all(burnt):
-            return sorted(deltas, key=_first_uid), end, seen
+            return sorted(deltas, key=first_uid), end, seen
 
 
-def _first_uid(delta: Delta) -> int:
+def first_uid(delta: Delta) -> int:
     return min(delta.claims, default=0) or (int(delta.rows.uid[0]) if delta.rows is not None else 0)
 
 
-async def _read(
+async def read_listed(
     mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int], bodies: dict[int, bytes | None]
 ) -> tuple[list[Delta], int, list[int]]:
     """Read the headers of what was listed; returns deltas, UIDNEXT, and the UIDs that nothing decides.
@@ -290,7 +290,7 @@ async def refresh(mailbox: Index) -> None:
 
     def show(until: int) -> None:
         """All that is settled up to a UID, in one go."""
-        while deltas and _first_uid(deltas[-1]) <= until:
+        while deltas and first_uid(deltas[-1]) <= until:
             _show(mailbox, deltas.pop())
         mailbox.slots.show(until, lambda slot: slot.uid in lost)
 

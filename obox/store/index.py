@@ -19,7 +19,7 @@ import numpy as np
 from metacache import Change
 
 from ..errors import Corrupt, NotFound
-from ..mailbox import DELETED, Changed, Delta, Gone, Root, Rows, State, Totals, UidArray, uid_array
+from ..mailbox import Changed, Delta, Gone, Root, Rows, State, UidArray, uid_array
 from ..types import Guid, StorageId
 from ._env import Env
 from ._slots import Slot, Slots
@@ -308,19 +308,6 @@ class Index(Box):
     def is_behind(self) -> bool:
         """It wants a bundle; a few new mails do not, they are in the journal and the local copy."""
         return self.change is Change.IMPORTANT or self.due_at is not None
-
-    def totals(self) -> Totals:
-        state = self.state
-        recent = self.count_between(state.recent, state.uidnext)
-        deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
-        garbage = state.garbage_since()
-        return Totals(
-            state.highestmodseq, len(state), state.unseen, state.bytes, state.uidnext, recent, deleted, garbage
-        )
-
-    def check_consistency(self) -> None:
-        """Assert the state's invariants."""
-        self.state.check()
 
     def put_fields(self, items: list[tuple[int, bytes]]) -> None:
         """Keep ready fields by UID."""

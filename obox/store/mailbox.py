@@ -16,7 +16,7 @@ import numpy as np
 from metacache import Change
 
 from ..errors import Expunged, NotFound
-from ..mailbox import Delta, FlagOp, UidArray
+from ..mailbox import DELETED, Delta, FlagOp, Totals, UidArray
 from ..mailbox.search import Query
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import mail_key
@@ -52,6 +52,19 @@ class Mailbox(Index):
     async def release(self) -> None:
         self.sessions -= 1
         self.used_at = self.env.clock()
+
+    def totals(self) -> Totals:
+        state = self.state
+        recent = self.count_between(state.recent, state.uidnext)
+        deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
+        garbage = state.garbage_since()
+        return Totals(
+            state.highestmodseq, len(state), state.unseen, state.bytes, state.uidnext, recent, deleted, garbage
+        )
+
+    def check_consistency(self) -> None:
+        """Assert the state's invariants."""
+        self.state.check()
 
     # -- changing ------------------------------------------------------------------------------------------------------
 

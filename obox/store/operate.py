@@ -10,7 +10,7 @@ Refuses to know: user names' form, sessions of protocols, how results are shown.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -30,10 +30,10 @@ from ..objectstore.keys import (
     user_prefix,
 )
 from ..types import Guid, StorageId
-from ._env import TRY_LATER
+from ._env import TRY_LATER, Env
 from .fence import list_journals
 from .stamp import Stamp
-from .upload import pending
+from .upload import flush, pending
 
 if TYPE_CHECKING:
     from .store import MailStore
@@ -85,15 +85,36 @@ async def refresh(user: User) -> int:
     except TimeoutError:
         raise Unavailable(TRY_LATER) from None
     count = len(user.boxes)
-    for name in env.metacache.boxes(sid):
-        if name == ROOT or Guid(name) in user.boxes:
-            continue
+    _doubt(env, sid, [name for name in env.metacache.boxes(sid) if name != ROOT and Guid(name) not in user.boxes])
+    await env.settle()
+    return count
+
+
+def _doubt(env: Env, sid: StorageId, boxes: Iterable[str]) -> None:
+    """Let whoever opens these boxes next compare their local copies with the bucket."""
+    for name in boxes:
         copy = env.metacache.load(sid, name)
         stamp = Stamp.decode(copy.stamp) if copy is not None else None
         if copy is not None and stamp is not None:
             env.metacache.mark(sid, name, copy.change, stamp.uncompared().encode())
+
+
+async def hand_over(store: MailStore, sid: StorageId) -> None:
+    """Upload all of a user and forget it, before another backend serves it. Raises InUse, NotFound, Unavailable.
+
+    Afterwards memory, journal, takeover and upkeep hold nothing of the user. Its local copies stay, and are compared
+    with the bucket should the user come back.
+    """
+    env = store.env
     await env.settle()
-    return count
+    await flush(await store.load_user(store.name_of(sid), sid), important_only=False)
+    await let_go(store, sid, upload=True)
+    await store.journal.sync()
+    if store.users.get(sid) is not None or store.opening(sid) is not None:
+        raise InUse("the user has just been opened again")
+    store.forget(sid)
+    _doubt(env, sid, env.metacache.boxes(sid))
+    await env.settle()
 
 
 class Deleted(NamedTuple):

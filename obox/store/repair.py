@@ -26,7 +26,7 @@ from ..objectstore.keys import ROOT, UID_MAX, mail_key, mail_prefix, parse_bundl
 from ..types import Guid, StorageId, Uid
 from . import _lost, operate
 from ._bundles import Bundles, segment_range
-from ._discover import _first_uid, _read
+from ._discover import first_uid, read_listed
 from ._env import ANSWER_S
 from ._writer import write_claim
 from .index import give_modseq
@@ -197,7 +197,7 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
         version = max(version, parse_bundle_key(info.key).version)
         data = await env.get(info.key, kind="index")
         try:
-            root.join(RootDelta.decode(bundles._decode(info.key, data or b"")[1]))
+            root.join(RootDelta.decode(bundles.decode(info.key, data or b"")[1]))
         except (Corrupt, ValueError) as error:
             log.error("the list of mailboxes is damaged", key=info.key, error=str(error))
     copy = env.metacache.load(sid, ROOT)
@@ -240,12 +240,12 @@ def _entry(user: User, guid: Guid) -> RootDelta:
 async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
     """One mailbox out of its mails; in memory and in the local copy, not yet uploaded."""
     env, sid, guid = user.env, user.storage_id, Guid(entry.guid)
-    box = user._make(entry)
+    box = user.unloaded(entry)
     infos = [info for info in await box.bundles.listing() if info.size]
     found = await _listed(box, guid)
-    deltas, uidnext, _ = await _read(box, 1, found, {}, {})
+    deltas, uidnext, _ = await read_listed(box, 1, found, {}, {})
     least = await _floor(box, infos)
-    for delta in sorted(deltas, key=_first_uid):
+    for delta in sorted(deltas, key=first_uid):
         give_modseq(delta, max(box.state.next_modseq(env.now_ms()), least.highestmodseq + 1))
         box.state.join(delta)
     box.state.join(Delta(uidnext=max(uidnext, least.uidnext), highestmodseq=least.highestmodseq))
@@ -260,8 +260,7 @@ async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
     env.metacache.drop(sid, guid)
     box.change = Change.IMPORTANT
     box.save()
-    user.pending.pop(guid, None)
-    user.boxes[guid] = box
+    user.rebuilt(box)
     box.changed(Change.IMPORTANT)
     return box
 
@@ -274,7 +273,7 @@ async def _floor(box: Mailbox, infos: list[ObjectInfo]) -> Delta:
             continue
         try:
             data = await box.env.get(info.key, kind="index")
-            delta = Delta.decode(box.bundles._decode(info.key, data or b"")[1])
+            delta = Delta.decode(box.bundles.decode(info.key, data or b"")[1])
         except (Corrupt, ValueError):
             continue
         least.uidnext = max(least.uidnext, delta.uidnext)

@@ -262,7 +262,7 @@ class User:
         entry = self.root.entries.get(guid)
         if entry is None:
             raise NotFound("no such mailbox")
-        box = self._make(entry)
+        box = self.unloaded(entry)
         infos = None if self._infos is None else self._infos.pop(guid, None)
         if self.env.clock() - self._infos_at > LISTING_S:
             infos = None
@@ -276,7 +276,8 @@ class User:
             box.apply(held, Change.IMPORTANT, journal=False)  # what was saved as its local copy is without them
         return box
 
-    def _make(self, entry: MailboxEntry) -> Mailbox:
+    def unloaded(self, entry: MailboxEntry) -> Mailbox:
+        """A mailbox of which nothing has been loaded."""
         first = entry.name == "INBOX" or entry.special_use == "\\Junk"
         box = Mailbox(self.env, self, Guid(entry.guid), entry.uidvalidity, PRIORITY_INBOX if first else PRIORITY_OTHER)
         box.deleted = bool(entry.deleted)
@@ -284,13 +285,18 @@ class User:
 
     def fresh(self, entry: MailboxEntry) -> Mailbox:
         """A mailbox that was made just now: there is nothing to load."""
-        box = self._make(entry)
+        box = self.unloaded(entry)
         now = self.env.now()
         box.stamp = replace(box.stamp, generation=box.assignment.generation, checked=now, listed=now)
         box.save()
         self.boxes[box.guid] = box
         self._exact.add(box.guid)
         return box
+
+    def rebuilt(self, box: Mailbox) -> None:
+        """A mailbox was made anew out of its mails: what journals said of it before is not joined any more."""
+        self.pending.pop(box.guid, None)
+        self.boxes[box.guid] = box
 
     def forget(self, guid: Guid) -> None:
         """A mailbox has been cleared: memory and local copy let go of it."""

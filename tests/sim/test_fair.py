@@ -189,7 +189,7 @@ def test_who_comes_upon_a_busy_writer_gets_a_mail_through_within_a_second(
     """The busy one has lost nothing, and so knows of nobody: nothing but a UID taken ahead stops it."""
     result = contend(SEEDS[0], latency_s, (10, senders), begins_s=(0.0, 0.2), count_from_s=0.2, ends_s=(1.2, 1.2))
     assert result.done["x"] >= senders
-    assert max(result.waits_s) < MEET_S
+    assert max(result.waits_s) < 1.0
     assert result.burnt < result.keys / 5
 
 

@@ -104,6 +104,8 @@ class Pause(enum.Enum):
 
     NEED_DATA = enum.auto()
     NEED_ANSWER = enum.auto()
+    TURN = enum.auto()
+    """Others should run before the next command."""
     CLOSED = enum.auto()
 
 
@@ -118,11 +120,12 @@ _CHUNK_LOST = Reply(503, "5.5.1", "BDAT out of order, its bytes were read over")
 
 
 class Machine:
-    """One session. `secure`: TLS is on already."""
+    """One session. secure: TLS is on already. over: asked after each command; True: the next event is `Pause.TURN`."""
 
-    def __init__(self, settings: Settings, *, secure: bool = False) -> None:
+    def __init__(self, settings: Settings, *, secure: bool = False, over: Callable[[], bool] = lambda: False) -> None:
         self.settings = settings
         self.secure = secure
+        self._over = over
         self.state = State.NEW
         self.lhlo = ""
         self._buffer = bytearray()
@@ -250,6 +253,8 @@ class Machine:
                 event = self._command()
             if event is not None:
                 return event
+            if self._over():
+                return Pause.TURN
 
     # Bodies.
 

@@ -42,6 +42,7 @@ from obox.lmtp.replies import INTERNAL, LOOP, SAVED, Reply, reply_for
 from obox.lmtp.settings import Settings
 from obox.lmtp.trace import Inspected, inspect, trace_fields
 from obox.spool import ByteBudget, Spool
+from obox.store.turn import Turn
 
 log = structlog.get_logger("obox.lmtp")
 
@@ -149,7 +150,8 @@ class Connection(asyncio.Protocol):
         self.task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._machine = Machine(server.settings)
+        self._turn = Turn()
+        self._machine = Machine(server.settings, over=self._turn.over)
         self._spool = Spool(server.settings.spool_dir, server.settings.spool_memory_bytes)
         self._remote = remote or "unix"
         self._session = ""
@@ -264,9 +266,11 @@ class Connection(asyncio.Protocol):
                     self._transport.abort()
 
     async def _serve(self) -> None:
-        machine, spool = self._machine, self._spool
+        machine, spool, turn = self._machine, self._spool, self._turn
         machine.greet()
         while True:
+            if turn.over() and not await self._breathe():
+                return
             event = machine.next_event()
             kind = type(event)
             if kind is BodyChunk:
@@ -286,18 +290,34 @@ class Connection(asyncio.Protocol):
                 await self._start_tls()
             elif event is Pause.CLOSED:
                 return
-            else:
+            elif event is not Pause.TURN:
                 self._send()
                 if not await self._more():
                     return
+                turn.begin()
+
+    async def _breathe(self) -> bool:
+        """Many commands may have come at once: hand over their replies, and let others run; False at the end."""
+        self._send()
+        await self._turn.end()
+        return not self._writing_paused or await self._until_taken()
 
     async def _more(self) -> bool:
         """Wait until there is input for the machine, and its replies have somewhere to go; False at the end."""
-        machine = self._machine
         if self._reading_paused and self._transport is not None:
             self._reading_paused = False
             self._transport.resume_reading()
-        before = machine.buffered_bytes
+        return await self._wait(self._machine.buffered_bytes)
+
+    async def _until_taken(self) -> bool:
+        """Wait until the client has taken its replies; False at the end."""
+        going_on = await self._wait(None)
+        self._turn.begin()
+        return going_on
+
+    async def _wait(self, before: int | None) -> bool:
+        """before: bytes that the machine had, where more have to come."""
+        machine = self._machine
         while True:
             if self._lost:
                 return False

@@ -6,7 +6,8 @@ answers from the loop alone: nothing of bucket or caches, a restart would not he
 Theory of operation. A connection is silent (`obox.server.pending`) until the header of a request is whole, and again
 after the response; it has little time for the header. While it is silent it counts against no request, and gives way to
 newcomers. Requests have places of their own, and the probes and /metrics have others, so that nothing that anybody asks
-for takes these away.
+for takes these away. A probe has its place while its answer is made; a client that is slow to take the answer counts as
+silent, so that it holds nothing that others need.
 
     silent --header--> busy --response complete--> silent (kept for KEEP_ALIVE_S)
     silent --HEADER_S--> closed;  busy --BODY_S without a byte of the body, WRITE_S without reading--> cut
@@ -20,6 +21,7 @@ import asyncio
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -29,7 +31,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -57,6 +59,8 @@ REQUESTS_MAX: Final = 256
 """Requests under way; more get 503."""
 PROBES_MAX: Final = 16
 """The same of /healthz, /readyz and /metrics: places of their own."""
+METRICS_SHARE: Final = 0.1
+"""Of the loop's time for the text of /metrics, which takes some 5 ms: who asks more often gets the last one again."""
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -73,9 +77,16 @@ def application(
     the request came over a unix socket from root or from the user that this process runs as.
     """
 
+    text, stale_at = b"", 0.0
+
     async def show_metrics(request: Request) -> Response:
+        nonlocal text, stale_at
         assert metrics is not None
-        return Response(metrics(), media_type=CONTENT_TYPE)
+        if (now := time.monotonic()) >= stale_at:
+            begin = time.thread_time()
+            text = metrics()
+            stale_at = now + (time.thread_time() - begin) / METRICS_SHARE
+        return Response(text, media_type=CONTENT_TYPE)
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -128,8 +139,9 @@ class _Protocol(H11Protocol):
         """Also called by uvicorn for what was pipelined behind a request."""
         super().handle_events()
         if self._busy and self._place is not None:
-            self._silent.leave(self._place)
-            self._place = None
+            if self.cycle.scope["path"] not in PROBES:
+                self._silent.leave(self._place)
+                self._place = None
             self._within(BODY_S if self.cycle.more_body else None)
 
     def on_response_complete(self) -> None:
@@ -217,12 +229,23 @@ class _Places:
             await full(scope, receive, send)
             return
         self._free[probe] -= 1
+        held = True
+
+        def leave() -> None:
+            nonlocal held
+            self._free[probe] += held
+            held = False
+
+        async def answer(message: Message) -> None:
+            leave()  # the rest is up to the client
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, answer if probe else send)
         except ClientDisconnect:
             pass
         finally:
-            self._free[probe] += 1
+            leave()
 
 
 def _trusted(transport: asyncio.BaseTransport) -> bool:

@@ -14,9 +14,11 @@ import pytest
 from certificates import certificate
 from patience import PATIENT_S
 from structlog.testing import capture_logs
+from turns import turns
 
 from obox import errors
 from obox.lmtp import Envelope, LmtpServer, Recipient, Settings
+from obox.lmtp.server import READ_AHEAD_BYTES
 from obox.spool import ByteBudget, Spool
 
 MAIL = b"Received: from a by b with ESMTP id Q1; x\r\nMessage-ID: <1@x>\r\nSubject: s\r\n\r\nbody\r\n"
@@ -180,6 +182,42 @@ async def test_mixed_recipients(tmp_path: Path) -> None:
         assert [line["recipient"] for line in logs if line["event"] == "lmtp_bug"] == ["bug@d"]
         assert (await client.say("QUIT")).startswith("221")
         assert await client.ended()
+
+
+@pytest.mark.parametrize("command", ["NOOP", "LHLO x", "MAIL FROM:<a@b>\r\nRSET", "RCPT TO:<no@d>", "BDAT 0"])
+async def test_pipelined_commands_let_others_run(command: str, tmp_path: Path) -> None:
+    """However many come at once."""
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        client.write(b"MAIL FROM:<a@b>\r\nRCPT TO:<bob@d>\r\n")
+        await client.replies(2)
+        with capture_logs(), turns() as found:
+            count = 8_000 if "RCPT" in command else 200_000 // len(command)
+            client.write(f"{command}\r\n".encode() * count + b"QUIT\r\n")
+            async with asyncio.timeout(PATIENT_S):
+                assert (await client.reader.read()).count(b"\r\n") > count
+        found.check()
+
+
+async def test_pipelined_replies_that_nobody_reads(tmp_path: Path) -> None:
+    """The commands behind them wait, and go on when they are read."""
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        (connection,) = world.server.connections
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        client.write(b"LHLO x\r\n" * 100_000 + b"QUIT\r\n")
+        for _ in range(1_000):
+            if connection._writing_paused:
+                break
+            await asyncio.sleep(0.01)
+        assert connection._writing_paused
+        await asyncio.sleep(0.1)
+        assert connection._machine.buffered_bytes < 4 * READ_AHEAD_BYTES
+        assert connection._transport is not None
+        assert connection._transport.get_write_buffer_size() < 4_000_000  # type: ignore[attr-defined]
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(PATIENT_S):
+            assert (await client.reader.read()).count(b"250 SMTPUTF8\r\n") == 100_000
 
 
 async def test_what_is_stored(tmp_path: Path) -> None:

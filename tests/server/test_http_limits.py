@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from test_http import served
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from obox.config import Listen
 from obox.server import application, http
@@ -146,6 +148,64 @@ async def test_the_probes_have_places_of_their_own(log: Any, slow: Slow, monkeyp
         slow.go.set()
         assert {(await task).text for task in waiting} == {"done"}
         assert (await client.get("/wait")).text == "done", "the places are free again"
+
+
+async def test_a_probe_that_is_not_read_holds_no_place(log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "PROBES_MAX", 2)
+    monkeypatch.setattr(http, "SILENT_MAX", 4)
+    waiting = 0
+    plain = FlowControl.drain
+
+    async def drain(flow: FlowControl) -> None:
+        nonlocal waiting
+        waiting += 1
+        await plain(flow)
+        waiting -= 1
+
+    monkeypatch.setattr(FlowControl, "drain", drain)
+    app = application(metrics=lambda: b"m" * 100_000, draining=lambda: False)
+    async with served(app, TCP, log) as client:
+        greedy = [await opened(client) for _ in range(3)]
+        try:
+            for reader, writer in greedy:
+                reader._transport.pause_reading()  # type: ignore[attr-defined]
+                writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            for _ in range(1_000):
+                if waiting >= 2:
+                    break
+                await asyncio.sleep(0.01)
+            for _ in range(5):
+                for probe in ("/healthz", "/readyz", "/metrics"):
+                    assert (await client.get(probe)).status_code == 200, probe
+            greedy += [await opened(client) for _ in range(4)]
+            assert (await client.get("/healthz")).status_code == 200
+            assert waiting == 0, "who does not read gives way to newcomers"
+        finally:
+            for _, writer in greedy:
+                writer.transport.abort()
+
+
+async def test_many_who_ask_for_metrics_at_once(log: Any, slow: Slow) -> None:
+    made = 0
+
+    def metrics() -> bytes:
+        nonlocal made
+        made += 1
+        begin = time.thread_time()
+        while time.thread_time() - begin < 0.01:
+            pass
+        return b"metrics %d" % made
+
+    async with served(application(metrics=metrics), TCP, log) as client:
+        begin = time.monotonic()
+        writers = [(await opened(client))[1] for _ in range(50)]
+        for writer in writers:
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
+        while (await client.get("/metrics")).text == "metrics 1":
+            assert time.monotonic() < begin + 60, "the text is made anew"
+        assert made <= 2 + (time.monotonic() - begin) / 0.1, "a tenth of the time goes into it"
+        for writer in writers:
+            writer.close()
 
 
 @pytest.mark.parametrize(

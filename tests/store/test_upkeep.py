@@ -13,10 +13,11 @@ from mails import simple
 from structlog.testing import capture_logs
 
 from obox.errors import Corrupt, NotFound, Unavailable
+from obox.mailbox import Totals
 from obox.store import NewMail
 from obox.store._jobs import DELAY_S_MAX, FIRST_DELAY_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
 from obox.store.mailbox import Mailbox
-from obox.store.user import User
+from obox.store.user import UNLOAD_AT_ONCE, User
 
 FLUSH = Job("flush", "anna", "inbox")
 
@@ -165,10 +166,10 @@ async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(
 ) -> None:
     plain = User.sync_totals
 
-    def sync_totals(self: User) -> bool:
+    def sync_totals(self: User, *of: Any) -> bool:
         if self.storage_id == "bad":
             raise KeyError("poisoned")
-        return plain(self)
+        return plain(self, *of)
 
     async with machine.run(kill=True) as life:
         for name in ("bad", "anna"):
@@ -179,6 +180,38 @@ async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(
         await until(lambda: "anna" not in life.store.users, lambda: life.time.move(5.0))
         assert {job.kind for job in life.store.upkeep.jobs.failing if job.user == "bad"} >= {"sweep"}
         monkeypatch.undo()
+
+
+async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And some at a time: a user may have ten thousand."""
+    calls: list[int] = []
+    inside = False
+    plain, unload = Mailbox.totals, User.unload_idle
+
+    def totals(self: Mailbox) -> Totals:
+        if inside:
+            calls[-1] += 1
+        return plain(self)
+
+    def unload_idle(self: User, before: float) -> None:
+        nonlocal inside
+        calls.append(0)
+        inside = True
+        unload(self, before)
+        inside = False
+
+    async with machine.run(kill=True) as life:
+        user = await life.user("anna")
+        for i in range(150):
+            await user.create(f"box{i}")
+        assert len(life.store.users[user.storage_id].boxes) >= 150
+        await user.release()
+        monkeypatch.setattr(Mailbox, "totals", totals)
+        monkeypatch.setattr(User, "unload_idle", unload_idle)
+        await life.let_pass(301.0)
+        await until(lambda: not life.store.users, lambda: life.time.move(5.0))
+        assert sum(calls) >= 150
+        assert max(calls) <= UNLOAD_AT_ONCE
 
 
 @pytest.mark.parametrize("poison", ["line", "root line", "root bundle"])

@@ -181,7 +181,7 @@ class Retrying:
             try:
                 return await attempt.result()
             except TimeoutError:
-                failure = Unreachable(f"{op} {key}: no answer within {max(round(left, 1), 0.1):g} s")
+                failure = Unreachable(f"{op} {key}: no answer within {_in_seconds(left)}")
             except (Unreachable, Truncated) as error:
                 failure = error
             except Refused as error:
@@ -233,6 +233,11 @@ class Retrying:
             then()
 
         return asyncio.ensure_future(wait())
+
+
+def _in_seconds(seconds: float) -> str:
+    """For people: what was left of a deadline may be a few microseconds."""
+    return f"{max(round(seconds, 1), 0.1):g} s"
 
 
 class _Attempt(Generic[T]):

@@ -224,6 +224,13 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(name: str, text: str, a
 def test_the_same_address_twice() -> None:
     message = refusal({"OBOX_IMAP__LISTEN": "127.0.0.1:24", "OBOX_LMTP__LISTEN": "127.0.0.1:24"})
     assert "the same address as in imap.listen" in message
+    message = refusal({"OBOX_IMAP__LISTEN": "127.0.0.1:24,127.0.0.1:24"})
+    assert "the same entry twice; allowed: a list" in message
+
+
+def test_a_network_with_host_bits_says_so() -> None:
+    message = refusal({"OBOX_LMTP__TRUSTED_NETWORKS": "10.0.0.1/8"})
+    assert "10.0.0.1/8 has host bits set; allowed: a list" in message
 
 
 def test_unknown_keys_say_the_nearest() -> None:

@@ -266,7 +266,8 @@ def _parse(row: Setting, value: _Given | None, base: Path, file: Path | None) ->
     try:
         return row.kind.parse(value.raw, base)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(_refusal(row, value, f"allowed: {row.kind.allowed}")) from error
+        why = f"{error}; " if isinstance(error, kinds.Why) else ""
+        raise ConfigError(_refusal(row, value, f"{why}allowed: {row.kind.allowed}")) from error
 
 
 def _refusal(row: Setting, value: _Given, why: str) -> str:

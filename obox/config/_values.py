@@ -160,6 +160,10 @@ def show_size(value: int) -> str:
     return str(value)
 
 
+class Why(ValueError):
+    """Says what is wrong where that is not to be seen from what is allowed."""
+
+
 def read_duration(raw: object) -> float:
     if str(raw) == "0":
         return 0.0
@@ -196,7 +200,12 @@ def read_listen(raw: object, base: Path) -> Listen:
 
 
 def read_network(raw: object) -> Network:
-    return ipaddress.ip_network(_text(raw).strip())
+    text = _text(raw).strip()
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        ipaddress.ip_network(text, strict=False)  # raises where it is no network at all
+        raise Why(str(error)) from error
 
 
 def read_priority_weights(text: str) -> tuple[tuple[float, float], ...]:
@@ -388,7 +397,7 @@ def list_of(allowed: str, parse_one: Callable[[object, Path], Any]) -> Kind:
             raise ValueError
         values = tuple(parse_one(item, base) for item in items if item != "")
         if len(set(map(str, values))) != len(values):
-            raise ValueError("the same entry twice")
+            raise Why("the same entry twice")
         return values
 
     return Kind(f"a list of {allowed}", parse, lambda value: "[" + ", ".join(quote(str(v)) for v in value) + "]")

@@ -210,8 +210,8 @@ class Retrying:
             try:
                 return await attempt.result()
             except TimeoutError:
-                shown_s = max(round(left, 1), 0.1)
-                failure = Unreachable(f"{op} {key}: no answer within {shown_s:g} s", maybe_done=attempt.first_sent)
+                said = f"{op} {key}: no answer within {_in_seconds(left)}"
+                failure = Unreachable(said, maybe_done=attempt.first_sent)
             except (Unreachable, Truncated) as error:
                 failure = error
             except Refused as error:
@@ -269,6 +269,11 @@ class Retrying:
             then()
 
         return asyncio.ensure_future(wait())
+
+
+def _in_seconds(seconds: float) -> str:
+    """For people: what was left of a deadline may be a few microseconds."""
+    return f"{max(round(seconds, 1), 0.1):g} s"
 
 
 class _Attempt(Generic[T]):

@@ -26,6 +26,7 @@ from obox.objectstore import (
     put_once,
     settle,
 )
+from obox.objectstore._retry import _in_seconds
 from obox.objectstore.faults import FaultyDriver, Plan, Rates
 from obox.types import Oid, Owner
 
@@ -344,6 +345,11 @@ async def test_everything_hangs_until_the_deadline_and_no_longer() -> None:
         with pytest.raises(error):
             await world.time.run(call())
         assert world.time.now - began == pytest.approx(10)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(10.0, "10 s"), (1.26, "1.3 s"), (4.83e-05, "0.1 s")])
+def test_what_was_left_of_a_deadline_is_said_in_numbers_for_people(seconds: float, shown: str) -> None:
+    assert _in_seconds(seconds) == shown
 
 
 async def test_a_lost_answer_is_recognised() -> None:

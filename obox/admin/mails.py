@@ -19,7 +19,7 @@ from .query import SearchQuery
 from .table import Event, Row, user_verb
 
 if TYPE_CHECKING:
-    from ..mailbox._uidset import UidArray
+    from ..mailbox import UidArray
     from ..store.api import Fields, Unreadable
     from ..store.mailbox import Mailbox
     from ..store.user import User

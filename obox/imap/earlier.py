@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from obox.imap.sets import SequenceSet, format_ranges, format_set
-from obox.mailbox import State
-from obox.mailbox._uidset import UidArray
+from obox.mailbox import State, UidArray
 
 Ranges = Sequence[tuple[int, int]]
 

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from obox.imap import wire
-from obox.mailbox import State, Table
-from obox.mailbox._uidset import UidArray
+from obox.mailbox import State, Table, UidArray
 from obox.mailbox.view import View
 
 ANSWER_BYTES: Final = 1 << 20

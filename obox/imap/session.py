@@ -30,7 +30,7 @@ from obox.imap.registry import is_loopback
 from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
 from obox.imap.sets import SequenceSet
 from obox.imap.settings import ImapSettings
-from obox.mailbox._uidset import UidArray
+from obox.mailbox import UidArray
 from obox.mailbox.view import View
 from obox.store.api import Mailbox, User
 

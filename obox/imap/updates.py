@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Final
 from obox.imap import wire
 from obox.imap.rows import Where, flag_column, flag_lines, flag_rows
 from obox.imap.sets import format_set
-from obox.mailbox import Table
-from obox.mailbox._uidset import UidArray
+from obox.mailbox import Table, UidArray
 from obox.mailbox.view import Updates
 
 if TYPE_CHECKING:

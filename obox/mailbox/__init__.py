@@ -5,24 +5,35 @@ elementwise maximum and union, so that histories written by two backends merge t
 order, any number of times (docs/format.md, "Delta").
 """
 
-from ._delta import KEYWORD_BYTES_MAX, Changed, Delta, Rows
+from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, Changed, Delta, Gone, Rows
+from ._needles import Finder, Needle, normalise
 from ._records import Table, home_of
 from ._root import MailboxEntry, Root, RootDelta, Totals
-from ._state import State
-from ._uidset import pack_ranges, unpack_ranges
+from ._state import DELETED, SEEN, FlagOp, State
+from ._uidset import UidArray, pack_ranges, uid_array, unpack_ranges
 
 __all__ = [
+    "CLAIM_PURGED",
+    "DELETED",
     "KEYWORD_BYTES_MAX",
+    "SEEN",
     "Changed",
     "Delta",
+    "Finder",
+    "FlagOp",
+    "Gone",
     "MailboxEntry",
+    "Needle",
     "Root",
     "RootDelta",
     "Rows",
     "State",
     "Table",
     "Totals",
+    "UidArray",
     "home_of",
+    "normalise",
     "pack_ranges",
+    "uid_array",
     "unpack_ranges",
 ]

@@ -15,8 +15,7 @@ import structlog
 from metacache import Change
 
 from ..errors import Corrupt, Unavailable
-from ..mailbox import Delta, State
-from ..mailbox._delta import CLAIM_PURGED
+from ..mailbox import CLAIM_PURGED, Delta, State
 from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, StoreError, UnknownKey, settle
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key, mail_prefix, owner_of, parse_mail_key

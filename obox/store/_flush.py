@@ -20,8 +20,7 @@ import numpy as np
 
 from metacache import Change
 
-from ..mailbox import Delta
-from ..mailbox._delta import CLAIM_PURGED
+from ..mailbox import CLAIM_PURGED, Delta
 from ..objectstore.keys import mail_key
 from ..types import Uid
 from ._bundles import DIFF_FREE_BYTES, DIFF_SHARE, segment_range

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ..mailbox._uidset import UidArray, uid_array
+from ..mailbox import UidArray, uid_array
 from ._env import GETS_AT_ONCE
 
 if TYPE_CHECKING:

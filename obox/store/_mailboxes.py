@@ -9,9 +9,7 @@ import numpy as np
 import structlog
 
 from ..errors import Exists, Invalid, Limit, NoPerm, NotFound
-from ..mailbox import MailboxEntry, Root, RootDelta, Rows
-from ..mailbox._delta import CLAIM_PURGED
-from ..mailbox._uidset import UidArray
+from ..mailbox import CLAIM_PURGED, MailboxEntry, Root, RootDelta, Rows, UidArray
 from ..mailbox.names import INBOX, canonical, check_name, with_children
 from ..objectstore import StoreError, put_once
 from ..objectstore.codec import ObjectKind

@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from ..mailbox import State
-from ..mailbox._needles import Finder, Needle, normalise
-from ..mailbox._uidset import UidArray
+from ..mailbox import Finder, Needle, State, UidArray, normalise
 from ..mailbox.search import (
     Evaluation,
     Mask,

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ..errors import Corrupt, NotFound
-from ..mailbox import State
-from ..mailbox._state import FlagOp
-from ..mailbox._uidset import UidArray
+from ..mailbox import FlagOp, State, UidArray
 from ..mailbox.search import Query
 from ..types import Guid, StorageId, Uid
 from ._fields import Fields as Fields  # noqa: PLC0414 - part of the contract

@@ -18,10 +18,7 @@ import structlog
 from metacache import Change
 
 from ..errors import Corrupt, Expunged, NotFound
-from ..mailbox import Changed, Delta, State, Totals
-from ..mailbox._delta import Gone
-from ..mailbox._state import DELETED, FlagOp
-from ..mailbox._uidset import UidArray, uid_array
+from ..mailbox import DELETED, Changed, Delta, FlagOp, Gone, State, Totals, UidArray, uid_array
 from ..mailbox.search import Query
 from ..objectstore import ObjectInfo, StoreError
 from ..objectstore.codec import OLD_MAJOR, Decoded

@@ -17,9 +17,7 @@ import msgspec
 import numpy as np
 
 from ..errors import Exists, Expunged, Invalid, Limit, NoPerm, NotFound, OverQuota, TooBig
-from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, State, Totals
-from ..mailbox._state import DELETED, FlagOp
-from ..mailbox._uidset import UidArray
+from ..mailbox import DELETED, Delta, FlagOp, MailboxEntry, Root, RootDelta, Rows, State, Totals, UidArray
 from ..mailbox.names import check_name
 from ..mailbox.search import Query
 from ..types import Guid, Oid, StorageId, Uid

@@ -24,8 +24,7 @@ import structlog
 from metacache import BoxSpace, Change, Copy, MetacacheError
 
 from ..errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
-from ..mailbox import Delta, Root, RootDelta, State
-from ..mailbox._uidset import UidArray
+from ..mailbox import Delta, Root, RootDelta, State, UidArray
 from ..objectstore import Codec, CorruptObject, NewerFormat, ObjectKind, UnknownKey
 from ..objectstore.keys import ROOT, bundles_prefix, pull_owner
 from ..types import Guid, StorageId

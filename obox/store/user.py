@@ -19,8 +19,7 @@ import structlog
 from metacache import Change
 
 from ..errors import Corrupt, NotFound, TooBig, Unavailable
-from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals
-from ..mailbox._uidset import UidArray
+from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals, UidArray
 from ..mailbox.names import canonical, check_name
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 
 from obox.imap.earlier import vanished_earlier
 from obox.imap.sets import parse_set
-from obox.mailbox import Delta, Rows, State
-from obox.mailbox._delta import Gone
-from obox.mailbox._uidset import uid_array
+from obox.mailbox import Delta, Gone, Rows, State, uid_array
 from obox.types import Guid
 
 TOP = 30

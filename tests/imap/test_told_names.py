@@ -17,7 +17,7 @@ from obox.imap import updates
 from obox.imap.commands import fetch
 from obox.imap.connection import Connection
 from obox.imap.settings import ImapSettings
-from obox.mailbox._uidset import uid_array
+from obox.mailbox import uid_array
 from obox.store import NewMail
 from obox.store.mailbox import Mailbox
 from obox.types import StorageId

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obox.mailbox import _needles
-from obox.mailbox._needles import Finder, Needle, normalise, normalised
+from obox.mailbox import Finder, Needle, _needles, normalise
+from obox.mailbox._needles import normalised
 from obox.text import stream_safe
 
 MARKS = "\u0301" * 16_384 + "\u0316" * 16_384

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from turns import turns
 
-from obox.mailbox import Delta, Rows, State
-from obox.mailbox._needles import Needle, normalise
+from obox.mailbox import Delta, Needle, Rows, State, normalise
 from obox.mailbox.search import (
     _COMPARE,
     All,

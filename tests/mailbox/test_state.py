@@ -8,10 +8,22 @@ import numpy as np
 import pytest
 
 from obox.errors import Limit
-from obox.mailbox import Delta, Rows, State, _records, pack_ranges, unpack_ranges
-from obox.mailbox._delta import CLAIM_PURGED, KEYWORDS_MAX, KEYWORDS_STAMPED_MAX, Gone
-from obox.mailbox._state import MODSEQ_MAX, FlagOp
-from obox.mailbox._uidset import UIDS_MAX, UidArray, uid_array
+from obox.mailbox import (
+    CLAIM_PURGED,
+    Delta,
+    FlagOp,
+    Gone,
+    Rows,
+    State,
+    UidArray,
+    _records,
+    pack_ranges,
+    uid_array,
+    unpack_ranges,
+)
+from obox.mailbox._delta import KEYWORDS_MAX, KEYWORDS_STAMPED_MAX
+from obox.mailbox._state import MODSEQ_MAX
+from obox.mailbox._uidset import UIDS_MAX
 from obox.mailbox.view import View
 from obox.types import Guid
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obox.mailbox import Delta, Rows, State
-from obox.mailbox._delta import Gone
+from obox.mailbox import Delta, Gone, Rows, State
 from obox.mailbox.view import Updates, View
 from obox.types import Guid
 

@@ -15,9 +15,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obox.mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, State, Totals
-from obox.mailbox._delta import CLAIM_PURGED, Gone
-from obox.mailbox._uidset import uid_array
+from obox.mailbox import CLAIM_PURGED, Delta, Gone, MailboxEntry, Root, RootDelta, Rows, State, Totals, uid_array
 from obox.types import Guid
 
 GUID = Guid("a" * 32)

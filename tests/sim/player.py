@@ -12,8 +12,7 @@ import numpy as np
 
 from metacache import Change
 from obox.errors import Exists, Invalid, Limit, NotFound, OboxError, Unavailable
-from obox.mailbox import Delta
-from obox.mailbox._delta import CLAIM_PURGED
+from obox.mailbox import CLAIM_PURGED, Delta
 from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundles_prefix, mail_key, owner_of, parse_mail_key, user_prefix
 from obox.store import MailStore, NewMail, repair

@@ -20,7 +20,7 @@ import numpy as np
 
 from fscache import Fscache
 from metacache import Metacache
-from obox.mailbox._uidset import UidArray
+from obox.mailbox import UidArray
 from obox.objectstore import Codec, Driver, OpenStore, Settings, open_store
 from obox.objectstore.stats import Stats
 from obox.store import Env, Mailbox, MailStore, StoreSettings, User

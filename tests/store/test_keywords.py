@@ -9,8 +9,8 @@ import pytest
 from machines import Machine
 
 from obox.errors import Limit, OboxError
+from obox.mailbox import UidArray
 from obox.mailbox._delta import KEYWORDS_MAX
-from obox.mailbox._uidset import UidArray
 from obox.store import Mailbox, NewMail, User
 from obox.store._flush import KEYWORD_FORGET_S
 

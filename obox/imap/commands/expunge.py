@@ -7,8 +7,7 @@ import numpy as np
 from obox.imap import ast
 from obox.imap.replies import Reply, no
 from obox.imap.session import Session
-from obox.mailbox._state import DELETED
-from obox.mailbox._uidset import UidArray
+from obox.mailbox import DELETED, UidArray
 
 READ_ONLY = no("Mailbox was opened for reading only", "READ-ONLY")
 

@@ -34,9 +34,7 @@ from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lines, parts
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import flags_of, write_flags
-from obox.mailbox import Table
-from obox.mailbox._state import SEEN
-from obox.mailbox._uidset import UidArray
+from obox.mailbox import SEEN, Table, UidArray
 from obox.store.api import Fields, Unreadable
 from obox.store.content import INLINE_MAX, Budget, Part, header_end, make_fields, parse
 from obox.store.turn import Turn

@@ -18,8 +18,8 @@ from obox.imap.commands.auth import enable_condstore
 from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
+from obox.mailbox import UidArray
 from obox.mailbox import search as query
-from obox.mailbox._uidset import UidArray
 from obox.mailbox.search import Query
 
 Numbers = npt.NDArray[Any]

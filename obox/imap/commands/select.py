@@ -15,8 +15,7 @@ from obox.imap.replies import Reply, bad
 from obox.imap.session import Session
 from obox.imap.sets import SequenceSet
 from obox.imap.updates import write_flags, write_names
-from obox.mailbox import State
-from obox.mailbox._state import SEEN
+from obox.mailbox import SEEN, State
 from obox.mailbox.view import View
 from obox.store.api import Mailbox
 

@@ -20,9 +20,7 @@ from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import write_flags
-from obox.mailbox import State
-from obox.mailbox._state import FlagOp
-from obox.mailbox._uidset import UidArray
+from obox.mailbox import FlagOp, State, UidArray
 
 Bits = npt.NDArray[np.uint64]
 

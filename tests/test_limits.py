@@ -58,3 +58,8 @@ def test_each_limit_is_what_the_page_says(row: list[str]) -> None:
     if hasattr(value, "total_seconds"):
         value = value.total_seconds()
     assert number(default) == pytest.approx(float(value)), f"{match[1]} is {value}"
+
+
+def test_each_limit_is_listed_once() -> None:
+    names = [row[-1] for row in ROWS]
+    assert sorted(names) == sorted(set(names))

@@ -23,6 +23,7 @@ import structlog
 from obox.errors import NoPerm
 from obox.lmtp.context import Context
 from obox.lmtp.machine import (
+    COMMANDS_TURN,
     BodyChunk,
     BodyDropped,
     Machine,
@@ -97,6 +98,7 @@ class Connection(Engine):
 
     async def work(self) -> None:
         machine, session = self.machine, self.session
+        asked = 0
         while True:
             event = machine.next_event()
             kind = type(event)
@@ -104,6 +106,8 @@ class Connection(Engine):
                 await session.take(cast(BodyChunk, event).data)
             elif kind is RecipientAsked:
                 machine.answer_recipient(*await session.ask(cast(RecipientAsked, event)))
+                asked += 1
+                await (self.breathe() if asked % COMMANDS_TURN else self._breathe())
             elif kind is MailReceived:
                 self._reply()
                 self.send()  # what is acknowledged already does not wait for this mail

@@ -261,7 +261,7 @@ async def test_connections_that_come_back_at_once_are_hashed_once(world: World) 
     wrong = [asyncio.create_task(auth.verify("bob", "wrong", remote="")) for _ in range(2)]
     assert await asyncio.to_thread(started.wait, 10)
     gate.set()
-    assert {entry.user for entry in await asyncio.gather(*tasks)} == {"bob"}
+    assert {account.name for account in await asyncio.gather(*tasks)} == {"bob"}
     assert [type(error) for error in await asyncio.gather(*wrong, return_exceptions=True)] == [AuthFailed] * 2
     assert checked == ["x", "wrong", "wrong"]
     auth.close()

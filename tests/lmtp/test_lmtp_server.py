@@ -21,7 +21,7 @@ from turns import turns
 
 from obox import errors
 from obox.lmtp import Envelope, LmtpServer, Recipient, Settings
-from obox.lmtp.server import READ_AHEAD_BYTES
+from obox.lmtp.settings import READ_AHEAD_BYTES
 from obox.spool import ByteBudget, Spool
 
 MAIL = b"Received: from a by b with ESMTP id Q1; x\r\nMessage-ID: <1@x>\r\nSubject: s\r\n\r\nbody\r\n"
@@ -210,12 +210,12 @@ async def test_pipelined_replies_that_nobody_reads(tmp_path: Path) -> None:
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]
         client.write(b"LHLO x\r\n" * 100_000 + b"QUIT\r\n")
         for _ in range(1_000):
-            if connection._writing_paused:
+            if connection._write_paused:
                 break
             await asyncio.sleep(0.01)
-        assert connection._writing_paused
+        assert connection._write_paused
         await asyncio.sleep(0.1)
-        assert connection._machine.buffered_bytes < 4 * READ_AHEAD_BYTES
+        assert connection.machine.buffered_bytes < 4 * READ_AHEAD_BYTES
         assert connection._transport is not None
         assert connection._transport.get_write_buffer_size() < 4_000_000  # type: ignore[attr-defined]
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]

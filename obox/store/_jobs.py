@@ -20,7 +20,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import structlog
 
@@ -121,8 +121,8 @@ class Jobs:
         """For metrics, by kind."""
         failing = Counter(job.kind for job in self.failing)
         return {
-            **{f"upkeep_{kind}_failing": failing[kind] for kind in Kind.__args__},  # type: ignore[attr-defined]
-            **{f"upkeep_{kind}_failures_total": self.failures[kind] for kind in Kind.__args__},  # type: ignore[attr-defined]
+            **{f"upkeep_{kind}_failing": failing[kind] for kind in get_args(Kind)},
+            **{f"upkeep_{kind}_failures_total": self.failures[kind] for kind in get_args(Kind)},
         }
 
     async def _run(self, job: Job, work: Callable[[], Awaitable[object]]) -> None:

@@ -77,7 +77,7 @@ def make(directory: Path, *arguments: str, first: Path | None = None) -> str:
     """What `make` would do there. first: where programs are looked for first."""
     path = os.environ["PATH"] if first is None else f"{first}:{os.environ['PATH']}"
     got = subprocess.run(
-        ["make", "--dry-run", *arguments],
+        ["make", "--no-print-directory", "--dry-run", *arguments],
         check=False,
         capture_output=True,
         text=True,

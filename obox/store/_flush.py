@@ -118,7 +118,7 @@ async def _flush_index(mailbox: Index) -> None:
     state.forget(forgotten, long_ago)
     mailbox.unflushed_mails -= mails
     more = mailbox.uploaded(seen)
-    mailbox.drop_fields(gone)
+    await mailbox.drop_fields(gone)
     mailbox.save_stamp()  # now: a copy that is read again must not write under this version once more
     journal.flushed(mailbox.user.storage_id, mailbox.guid, position, more=more)
     await _purge(mailbox, dead, claims)

@@ -19,9 +19,10 @@ from . import _flush
 from ._bundles import BundleMeta
 from ._env import Env
 from .api import Copied, MailboxInfo
-from .index import Index, Owner
+from .index import FIELDS_STEP, Index, Owner
 from .stage import Edit
 from .stamp import Stamp, name_of
+from .turn import Turn
 
 log = structlog.get_logger()
 
@@ -180,7 +181,7 @@ async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
     homes = await box.homes()
     box.expunge_now(box.state.uids, homes)  # what came while it was deleted, or by another writer
     await _flush.sweep(box)
-    if bool((~box.state.gone_purged).any()) or box.state.active_holders():
+    if bool((~box.state.gone_purged).any()) or len(box.state.active_holders()):
         return
     async with box.flushing:
         box.clearing = True
@@ -194,30 +195,35 @@ async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
     log.info("deleted mailbox cleared", user=user.name, mailbox=entry.name)
 
 
-def rows_for_copy(source: Index, target: Index, uids: UidArray) -> tuple[Rows, list[tuple[Guid, int]]]:
-    """The records that a COPY makes in `target`, without UIDs and modseqs yet, and the object that each refers to.
+def rows_for_copy(source: Index, target: Index, uids: UidArray) -> Rows:
+    """The records that a COPY makes in `target`, without UIDs and modseqs yet.
 
     Raises Limit when `target` has no room for their keywords.
     """
     state = source.state
-    where, _ = state.positions(uids)
-    rows = state.rows(np.isin(state.uids, uids, assume_unique=True))
-    homes = [state.home_of(int(at)) for at in where]
-    table = sorted({guid for guid, _ in homes if guid != target.guid})
-    rows.homes = table
-    rows.home = np.array([-1 if guid == target.guid else table.index(guid) for guid, _ in homes], dtype=np.int32)
-    rows.home_uid = np.array([uid for _, uid in homes], dtype=np.uint32)
+    rows = state.rows(state.positions(uids)[0])
+    guids = [*state.homes, source.guid]  # -1, the source itself, is the last
+    used = {guids[home] for home in np.flatnonzero(np.bincount(rows.home + 1, minlength=1)) - 1}
+    rows.homes = sorted(used - {target.guid})
+    numbers = {guid: number for number, guid in enumerate(rows.homes)}
+    rows.home = np.array([numbers.get(guid, -1) for guid in guids], dtype=np.int32)[rows.home]
     rows.savedate = np.full(len(rows), source.env.now_ms(), dtype=np.int64)
     on = {flag: stamps & np.uint64(1) for flag, stamps in rows.stamps.items()}
     on = {flag: stamps for flag, stamps in on.items() if stamps.any()}
     rows.stamps = dict(zip(target.state.spell(on), on.values(), strict=True))
     rows.modseq = np.zeros(len(rows), dtype=np.uint64)
-    return rows, homes
+    return rows
 
 
-def copy_fields(env: Env, source: Index, target: Index, uids: UidArray, new: UidArray) -> None:
-    """Give the copies the ready fields of their originals, as far as they are local."""
-    sid = source.user.storage_id
-    records = env.metacache.get_fields(sid, source.guid, uids.tolist())
-    pairs = [(uid, record) for uid, record in zip(new.tolist(), records, strict=True) if record is not None]
-    target.put_fields(pairs)
+async def copy_fields(env: Env, source: Index, target: Index, uids: UidArray, new: UidArray) -> None:
+    """Give the copies the ready fields of their originals, as far as they are local; others run meanwhile."""
+    sid, turn = source.user.storage_id, Turn()
+    for at in range(0, len(uids), FIELDS_STEP):
+        if target.deleted:
+            return
+        step = slice(at, at + FIELDS_STEP)
+        records = env.metacache.get_fields(sid, source.guid, uids[step].tolist())
+        pairs = zip(new[step].tolist(), records, strict=True)
+        target.put_fields([(uid, record) for uid, record in pairs if record is not None])
+        if turn.over():
+            await turn.end()

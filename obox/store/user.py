@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from metacache import Change
 
 from ..errors import Corrupt, NotFound, TooBig, Unavailable
-from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals, UidArray
+from ..mailbox import Delta, Holders, MailboxEntry, Root, RootDelta, Rows, Totals, UidArray, by_home
 from ..mailbox.names import canonical, check_name
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
@@ -52,6 +52,15 @@ LISTING_S: Final = 60.0
 """How long a LIST of bundles is good for: well below any delay after which one that it names may be deleted."""
 
 T = TypeVar("T")
+
+
+def held_by(rows: Rows, guid: Guid) -> dict[Guid, Holders]:
+    """The objects that records of a mailbox share, as the holders of the mailboxes that have these objects."""
+    found: dict[Guid, Holders] = {}
+    for home, (uids, home_uids) in by_home(rows.uid, rows.home, rows.home_uid, guid, rows.homes).items():
+        found[home] = Holders()
+        found[home].add(guid, home_uids, uids, 0)
+    return found
 
 
 class Backend(Protocol):
@@ -220,12 +229,8 @@ class User:
 
         To be added before the records: they must not be known anywhere before.
         """
-        held: dict[Guid, Delta] = {}
-        for uid, home, home_uid in zip(rows.uid.tolist(), rows.home.tolist(), rows.home_uid.tolist(), strict=True):
-            if home >= 0 or home_uid != uid:
-                held.setdefault(rows.homes[home] if home >= 0 else guid, Delta()).holders[home_uid, guid, uid] = 0
-        for home_guid, delta in held.items():
-            edit.add(self._target(home_guid), delta, Change.IMPORTANT)
+        for home, holders in held_by(rows, guid).items():
+            edit.add(self._target(home), Delta(holders=holders), Change.IMPORTANT)
 
     def _target(self, guid: Guid) -> Target[Delta]:
         """A mailbox for the log, whether it is in memory or not."""
@@ -236,7 +241,7 @@ class User:
         waiting = self._held.setdefault(guid, Delta())
         if not waiting.holders:
             self.spawn(self._load_held(guid))
-        waiting.holders |= delta.holders
+        waiting.holders.join(delta.holders)
 
     async def _load_held(self, guid: Guid) -> None:
         while guid in self._held:
@@ -451,13 +456,13 @@ class User:
         room: what a COPY has taken of the quota; None: a MOVE, which needs none."""
         move = room is None
         releasing: dict[Guid, Index] = await source.homes(uids) if move else {}
-        holding: dict[Guid, Mailbox] = {}
+        holding = {target.guid: target}
         while True:
             uids = uids[source.state.positions(uids)[1]]  # what was expunged meanwhile is not copied
             if len(uids) == 0:
                 return uids, uids
-            rows, homes = _mailboxes.rows_for_copy(source, target, uids)
-            missing = [guid for guid in dict.fromkeys(guid for guid, _ in homes) if guid not in holding]
+            rows = _mailboxes.rows_for_copy(source, target, uids)
+            missing = [guid for guid in rows.homes if guid not in holding]
             if not missing:
                 break
             holding |= {guid: await self.box(guid) for guid in missing}
@@ -465,23 +470,22 @@ class User:
         while True:
             slot, delta = await write_claim(target, rows, len(rows), until)
             new = np.arange(slot.uid, slot.uid + len(rows), dtype=np.uint32)
-            held: dict[Guid, Delta] = {}
-            for uid, (guid, home_uid) in zip(new.tolist(), homes, strict=True):
-                held.setdefault(guid, Delta()).holders[home_uid, target.guid, uid] = 0
+            held = {} if delta.rows is None else held_by(delta.rows, target.guid)
 
-            def elsewhere(edit: Edit, modseq: int, held: dict[Guid, Delta] = held) -> None:
+            def elsewhere(edit: Edit, modseq: int, held: dict[Guid, Holders] = held) -> None:
                 for guid, holders in held.items():
-                    edit.add(holding[guid], holders, Change.IMPORTANT)
+                    edit.add(holding[guid], Delta(holders=holders), Change.IMPORTANT)
                 if move and not target.deleted:
                     source.expunge_in(edit, uids, releasing, above=modseq if source is target else 0)
 
+            target.state.reserve(len(target.state) + len(rows))
             slot.elsewhere = elsewhere
             slot.also = None if room is None else room.end
             target.slots.settle(slot, "landed", delta)
             if await slot.done:
                 break
         target.require_there()
-        _mailboxes.copy_fields(self.env, source, target, uids, new)
+        await _mailboxes.copy_fields(self.env, source, target, uids, new)
         await self.journal.sync()
         if lease is not None:
             await lease

@@ -66,25 +66,25 @@ class Holders:
 
     def copy(self) -> Holders:
         found = Holders()
-        found._boxes = dict(self._merged())
+        found._boxes = dict(self.merge())
         return found
 
     def __bool__(self) -> bool:
         return bool(self._boxes or self._late)
 
     def __len__(self) -> int:
-        return sum(len(keys) for keys, _ in self._merged().values())
+        return sum(len(keys) for keys, _ in self.merge().values())
 
     def items(self) -> Iterator[tuple[Holder, int]]:
         """All of them, one by one: for few, and for tests."""
-        for guid, (keys, released) in self._merged().items():
+        for guid, (keys, released) in self.merge().items():
             for key, modseq in zip(keys.tolist(), released.tolist(), strict=True):
                 yield (key & 0xFFFFFFFF, guid, key >> 32), modseq
 
     def needed(self, since: int | None = None) -> UidArray:
         """Home UIDs that a record shares, or has shared at `since` or later; sorted."""
         found = []
-        for keys, released in self._merged().values():
+        for keys, released in self.merge().values():
             mask = released == 0
             if since is not None:
                 mask |= released >= np.uint64(max(since, 0))
@@ -94,7 +94,7 @@ class Holders:
     def pack(self) -> list[list[object]]:
         """[home uid, guid, uid, released] for each; many of a mailbox as columns."""
         out: list[list[object]] = []
-        for guid, (keys, released) in sorted(self._merged().items()):
+        for guid, (keys, released) in sorted(self.merge().items()):
             raw = bytes.fromhex(guid)
             if len(keys) < COLUMNS_MIN:
                 pairs = zip(keys.tolist(), released.tolist(), strict=True)
@@ -149,9 +149,15 @@ class Holders:
             late = self._late[guid] = []
         late.append((keys, released))
         if len(late) > LATE_MAX:
-            self._merged()
+            self.merge()
 
-    def _merged(self) -> dict[Guid, tuple[Numbers, Numbers]]:
+    @property
+    def late(self) -> int:
+        """How many wait to be merged."""
+        return sum(len(keys) for late in self._late.values() for keys, _ in late)
+
+    def merge(self) -> dict[Guid, tuple[Numbers, Numbers]]:
+        """Merge what has been joined; whoever reads does it too."""
         for guid, late in self._late.items():
             parts = [self._boxes[guid], *late] if guid in self._boxes else late
             keys = np.concatenate([keys for keys, _ in parts])

@@ -1,15 +1,14 @@
-"""Making, renaming, deleting and listing mailboxes; the records of a COPY. For `user.py`."""
+"""Making, renaming, deleting and listing mailboxes. For `user.py`."""
 
 from __future__ import annotations
 
 from typing import Final, Protocol
 
 import msgspec
-import numpy as np
 import structlog
 
-from ..errors import Exists, Invalid, Limit, NoPerm, NotFound
-from ..mailbox import CLAIM_PURGED, MailboxEntry, Root, RootDelta, Rows, UidArray
+from ..errors import Exists, Invalid, Limit, MailboxFull, NoPerm, NotFound
+from ..mailbox import CLAIM_PURGED, MailboxEntry, Root, RootDelta
 from ..mailbox.names import INBOX, canonical, check_name, with_children
 from ..objectstore import StoreError, put_once
 from ..objectstore.codec import ObjectKind
@@ -17,12 +16,10 @@ from ..objectstore.keys import first_root_key, mail_key, owner_of
 from ..types import Guid, Uid
 from . import _flush
 from ._bundles import BundleMeta
-from ._env import Env
-from .api import Copied, MailboxInfo
-from .index import FIELDS_STEP, Index, Owner
+from .api import MailboxInfo
+from .index import Index, Owner
 from .stage import Edit
 from .stamp import Stamp, name_of
-from .turn import Turn
 
 log = structlog.get_logger()
 
@@ -45,7 +42,7 @@ class Maker(Owner, Protocol):
     async def change_root(self, delta: RootDelta, edit: Edit | None = None) -> None:
         """Take a change of the list in, with an edit that it belongs to; in the bucket on return."""
 
-    async def move_all(self, source: Guid, name: str) -> Copied:
+    async def move_all(self, source: Index, name: str) -> None:
         """Move all mails of a mailbox to another one."""
 
 
@@ -171,8 +168,11 @@ async def rename(user: Maker, old: str, new: str) -> None:
 
 async def _rename_inbox(user: Maker, new: str) -> None:
     """INBOX stays, its mails move to a new mailbox; its children stay. RFC 3501 §6.3.5."""
+    inbox = await user.box(Guid(user.entry(INBOX).guid))
+    if (most := user.env.settings.mailbox_mails_max) < len(inbox.state):
+        raise MailboxFull(f"a mailbox has at most {most} mails")
     await create(user, new, "")
-    await user.move_all(Guid(user.entry(INBOX).guid), new)
+    await user.move_all(inbox, new)
 
 
 async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
@@ -193,37 +193,3 @@ async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
     modseq = user.root.next_modseq(user.env.now_ms())
     await user.change_root(RootDelta([msgspec.structs.replace(entry, cleared=1)], highestmodseq=modseq))
     log.info("deleted mailbox cleared", user=user.name, mailbox=entry.name)
-
-
-def rows_for_copy(source: Index, target: Index, uids: UidArray) -> Rows:
-    """The records that a COPY makes in `target`, without UIDs and modseqs yet.
-
-    Raises Limit when `target` has no room for their keywords.
-    """
-    state = source.state
-    rows = state.rows(state.positions(uids)[0])
-    guids = [*state.homes, source.guid]  # -1, the source itself, is the last
-    used = {guids[home] for home in np.flatnonzero(np.bincount(rows.home + 1, minlength=1)) - 1}
-    rows.homes = sorted(used - {target.guid})
-    numbers = {guid: number for number, guid in enumerate(rows.homes)}
-    rows.home = np.array([numbers.get(guid, -1) for guid in guids], dtype=np.int32)[rows.home]
-    rows.savedate = np.full(len(rows), source.env.now_ms(), dtype=np.int64)
-    on = {flag: stamps & np.uint64(1) for flag, stamps in rows.stamps.items()}
-    on = {flag: stamps for flag, stamps in on.items() if stamps.any()}
-    rows.stamps = dict(zip(target.state.spell(on), on.values(), strict=True))
-    rows.modseq = np.zeros(len(rows), dtype=np.uint64)
-    return rows
-
-
-async def copy_fields(env: Env, source: Index, target: Index, uids: UidArray, new: UidArray) -> None:
-    """Give the copies the ready fields of their originals, as far as they are local; others run meanwhile."""
-    sid, turn = source.user.storage_id, Turn()
-    for at in range(0, len(uids), FIELDS_STEP):
-        if target.deleted:
-            return
-        step = slice(at, at + FIELDS_STEP)
-        records = env.metacache.get_fields(sid, source.guid, uids[step].tolist())
-        pairs = zip(new[step].tolist(), records, strict=True)
-        target.put_fields([(uid, record) for uid, record in pairs if record is not None])
-        if turn.over():
-            await turn.end()

@@ -11,14 +11,14 @@ Refuses to know: protocols, other users, how it is loaded and flushed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
 from metacache import Change
 
-from ..errors import Corrupt, NotFound
+from ..errors import Corrupt, MailboxFull, NotFound
 from ..mailbox import Changed, Delta, Gone, Holders, Root, Rows, State, UidArray, by_home, uid_array
 from ..types import Guid, StorageId
 from ._env import Env
@@ -30,6 +30,13 @@ from .stage import Edit, Log
 from .turn import Turn
 
 T = TypeVar("T")
+
+PART_MAILS: Final = 50_000
+"""Mails of a MOVE or an EXPUNGE that change in one turn of the loop: 10 ms. More change in several edits, between which
+others run."""
+
+TIDY_MIN: Final = 10_000
+"""Holders that a change has added before they are merged at once, in a turn of their own, and not by the next flush."""
 
 FIELDS_STEP: Final = 1000
 """Mails whose ready fields are copied or dropped between two looks at the clock: a millisecond."""
@@ -75,6 +82,14 @@ class Owner(Protocol):
 
     def require_there(self) -> None:
         """Raises NotFound when the user is being deleted."""
+
+
+async def tidy(boxes: Iterable[Index]) -> None:
+    """Merge what a change of many mails has left to be merged; others run meanwhile."""
+    for box in boxes:
+        if box.state.holders.late > TIDY_MIN:
+            await asyncio.sleep(0)
+            box.state.holders.merge()
 
 
 async def drop_fields(mailbox: Index, uids: UidArray) -> None:
@@ -276,6 +291,12 @@ class Index(Box):
         """Raises NotFound when the mailbox is deleted, Unavailable while the journal is late."""
         self.require_there()
         self.user.journal.check()
+
+    def require_room(self, mails: int) -> None:
+        """Raises MailboxFull when the mailbox, with what is being written to it, has no room for so many more."""
+        most = self.env.settings.mailbox_mails_max
+        if len(self.state) + sum(slot.count for slot in self.slots.in_flight()) + mails > most:
+            raise MailboxFull(f"the mailbox has {len(self.state)} mails; allowed: {most}")
 
     def require_there(self) -> None:
         """Raises NotFound when the mailbox is deleted."""

@@ -15,23 +15,22 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
-import numpy as np
 import structlog
 from msgspec.structs import replace
 
 from metacache import Change
 
 from ..errors import Corrupt, NotFound, TooBig, Unavailable
-from ..mailbox import Delta, Holders, MailboxEntry, Root, RootDelta, Rows, Totals, UidArray, by_home
+from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals, UidArray
 from ..mailbox.names import canonical, check_name
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
-from . import _aftermath, _mailboxes, api
+from . import _aftermath, _copy, _mailboxes, api
 from ._bundles import by_box
 from ._env import ANSWER_S, Env, answer_within
-from ._quota import Quota, Room
-from ._writer import PUTS_AT_ONCE, Draft, write_claim, write_mails
+from ._quota import Quota
+from ._writer import PUTS_AT_ONCE, Draft, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
 from .box import Found
 from .index import Index
@@ -52,15 +51,6 @@ LISTING_S: Final = 60.0
 """How long a LIST of bundles is good for: well below any delay after which one that it names may be deleted."""
 
 T = TypeVar("T")
-
-
-def held_by(rows: Rows, guid: Guid) -> dict[Guid, Holders]:
-    """The objects that records of a mailbox share, as the holders of the mailboxes that have these objects."""
-    found: dict[Guid, Holders] = {}
-    for home, (uids, home_uids) in by_home(rows.uid, rows.home, rows.home_uid, guid, rows.homes).items():
-        found[home] = Holders()
-        found[home].add(guid, home_uids, uids, 0)
-    return found
 
 
 class Backend(Protocol):
@@ -229,7 +219,7 @@ class User:
 
         To be added before the records: they must not be known anywhere before.
         """
-        for home, holders in held_by(rows, guid).items():
+        for home, holders in _copy.held_by(rows, guid).items():
             edit.add(self._target(home), Delta(holders=holders), Change.IMPORTANT)
 
     def _target(self, guid: Guid) -> Target[Delta]:
@@ -415,6 +405,7 @@ class User:
             async with answer_within(ANSWER_S * (1 + len(mails) // PUTS_AT_ONCE)):
                 box = await self.box(Guid(entry.guid))
                 box.require_live()
+                box.require_room(len(mails))
                 box.state.spell(flag for mail in mails for flag in mail.flags)  # of all together
                 drafts = [
                     Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone)
@@ -427,69 +418,13 @@ class User:
     async def copy(self, source: api.Mailbox, uids: UidArray, name: str, *, move: bool = False) -> Copied:
         if not isinstance(source, Mailbox):
             raise TypeError("a mailbox of another store")
-        entry = self.entry(name)
-        until = self.env.clock() + ANSWER_S
-        async with answer_within(ANSWER_S):
-            target = await self.box(Guid(entry.guid))
-            source.require_live()
-            target.require_live()
-            where, there = source.state.positions(uids)
-            uids = uids[there]
-            if len(uids) == 0:
-                return Copied(entry.uidvalidity, uids, uids)
-            size = int(source.state.column("size")[where[there]].sum(dtype=np.uint64))
-            room = None if move else self.quota.take(size, len(uids))
-            work = self.spawn(self._copy(source, target, uids, room, until))
-            if room is not None:
-                work.add_done_callback(lambda _: room.end())
-            return Copied(entry.uidvalidity, *await asyncio.shield(work))
+        return await (_copy.move if move else _copy.copy)(self, source, uids, name)
 
-    async def move_all(self, source: Guid, name: str) -> Copied:
+    async def move_all(self, source: Index, name: str) -> None:
         """Move all mails of a mailbox to another one. Raises as `copy`."""
-        box = await self.box(source)
-        return await self.copy(box, box.state.uids, name, move=True)
-
-    async def _copy(
-        self, source: Mailbox, target: Mailbox, uids: UidArray, room: Room | None, until: float
-    ) -> tuple[UidArray, UidArray]:
-        """Claim, journal, then both mailboxes (docs/format.md, "COPY, MOVE"); not to be cut short.
-        room: what a COPY has taken of the quota; None: a MOVE, which needs none."""
-        move = room is None
-        releasing: dict[Guid, Index] = await source.homes(uids) if move else {}
-        holding = {target.guid: target}
-        while True:
-            uids = uids[source.state.positions(uids)[1]]  # what was expunged meanwhile is not copied
-            if len(uids) == 0:
-                return uids, uids
-            rows = _mailboxes.rows_for_copy(source, target, uids)
-            missing = [guid for guid in rows.homes if guid not in holding]
-            if not missing:
-                break
-            holding |= {guid: await self.box(guid) for guid in missing}
-        lease = self.spawn(self.journal.lease()) if self.journal.stale() else None
-        while True:
-            slot, delta = await write_claim(target, rows, len(rows), until)
-            new = np.arange(slot.uid, slot.uid + len(rows), dtype=np.uint32)
-            held = {} if delta.rows is None else held_by(delta.rows, target.guid)
-
-            def elsewhere(edit: Edit, modseq: int, held: dict[Guid, Holders] = held) -> None:
-                for guid, holders in held.items():
-                    edit.add(holding[guid], Delta(holders=holders), Change.IMPORTANT)
-                if move and not target.deleted:
-                    source.expunge_in(edit, uids, releasing, above=modseq if source is target else 0)
-
-            target.state.reserve(len(target.state) + len(rows))
-            slot.elsewhere = elsewhere
-            slot.also = None if room is None else room.end
-            target.slots.settle(slot, "landed", delta)
-            if await slot.done:
-                break
-        target.require_there()
-        await _mailboxes.copy_fields(self.env, source, target, uids, new)
-        await self.journal.sync()
-        if lease is not None:
-            await lease
-        return uids, new
+        done = await _copy.move(self, source, source.state.uids, name)
+        if done.failure is not None:
+            raise done.failure
 
     async def recheck(self, *, every: bool = False) -> None:
         """After we were fenced off: take in what the bucket has and we do not, without closing what is open.

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obox.mailbox import Delta, Holders, State, UidArray
-from obox.mailbox._holders import COLUMNS_MIN, LATE_MAX
 from obox.types import Guid
 
 Parts = list[tuple[Guid, list[tuple[int, int]], int]]
@@ -68,14 +67,14 @@ def test_a_join_is_by_maximum(parts: Parts, more: Parts) -> None:
 
 def test_what_was_written_one_by_one_is_read() -> None:
     """As every version before wrote all of them, in any order."""
-    rows = [[9 - n % 9, bytes.fromhex(GUIDS[n % 2]), n + 1, n % 3 * 4] for n in range(4 * COLUMNS_MIN)]
+    rows = [[9 - n % 9, bytes.fromhex(GUIDS[n % 2]), n + 1, n % 3 * 4] for n in range(4 * Holders.COLUMNS_MIN)]
     found = Delta.decode(msgspec.msgpack.encode({"holders": rows})).holders
     assert dict(found.items()) == {(home, Guid(raw.hex()), uid): released for home, raw, uid, released in rows}
 
 
 def test_many_are_columns_and_few_are_not() -> None:
     few, many = Holders(), Holders()
-    numbers = np.arange(1, COLUMNS_MIN + 1, dtype=np.uint32)
+    numbers = np.arange(1, Holders.COLUMNS_MIN + 1, dtype=np.uint32)
     few.add(GUIDS[0], numbers[1:], numbers[1:], 7)
     many.add(GUIDS[0], numbers, numbers, 7)
     raw = bytes.fromhex(GUIDS[0])
@@ -138,7 +137,7 @@ def test_a_few_more_do_not_copy_all() -> None:
     found = Holders()
     found.add(GUIDS[0], numbers, numbers, 0)
     (before,) = [keys for keys, _ in found.merge().values()]
-    for number in range(1, LATE_MAX + 1):
+    for number in range(1, Holders.LATE_MAX + 1):
         found.add(GUIDS[0], uids([number]), uids([number]), 3)
         assert found.late == number
         assert found._boxes[GUIDS[0]][0] is before

@@ -1,6 +1,8 @@
 """What concerns all mails of a large mailbox lets other sessions run: it goes in parts, or works on columns."""
 
+import gc
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -171,6 +173,44 @@ async def test_an_expunge_in_parts_is_whole(running: Running, monkeypatch: pytes
     assert (await box.expunge(uids[1:40])).tolist() == uids[1:40].tolist()
     lines = await client.ok("NOOP")
     assert sum(line.endswith(b" EXPUNGE") for line in lines) == 39
+    await box.release()
+    await user.release()
+
+
+async def test_what_is_gone_is_told_in_pieces(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obox.imap.updates.EXPUNGED_AT_ONCE", 7)
+    client, user, uids = await moved(running)
+    other = await running.client(login="anna")
+    await other.ok("ENABLE QRESYNC")
+    await other.ok("SELECT INBOX")
+    box = await user.select("INBOX")
+    await box.expunge(uids[::2])
+    lines = await client.ok("NOOP")
+    assert [int(line.split()[1]) for line in lines if line.endswith(b" EXPUNGE")] == list(range(49, 0, -2))
+    vanished = [line.split()[2] for line in await other.ok("NOOP") if line.startswith(b"* VANISHED ")]
+    assert len(vanished) == 4
+    assert b",".join(vanished) == b",".join(b"%d" % uid for uid in uids[::2].tolist())
+    await box.release()
+    await user.release()
+
+
+async def test_a_copied_mail_costs_little_memory(running: Running) -> None:
+    """Its record, the holder of its object, and what waits for journal and local copy until they are written."""
+    user = await filled(running)
+    box, count = await user.select("INBOX"), 50_000
+    await user.create("there")
+    await user.flush()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        await user.copy(box, box.state.uids[:count], "there")
+        await user.journal.sync()
+        await running.store.env.settle()
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 150 * count
+    finally:
+        tracemalloc.stop()
+    assert (await user.status("there")).messages == count
     await box.release()
     await user.release()
 

@@ -139,6 +139,14 @@ class Rows:
             self.homes,
         )
 
+    def parted(self, mask: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
+        """The records that a mask leaves out, and those that it names; not copied if they are all."""
+        if not mask.any():
+            return self, self.take(slice(0, 0))
+        if mask.all():
+            return self.take(slice(0, 0)), self
+        return self.take(~mask), self.take(mask)
+
     def pack(self) -> dict[str, object]:
         """The columns as a map of byte strings; all-zero stamps are left out."""
         out: dict[str, object] = {name: _bytes(getattr(self, name).astype(kind, copy=False)) for name, kind in _COLUMNS}

@@ -392,9 +392,8 @@ class State:
         self.uidnext = max(self.uidnext, int(rows.uid[-1]) + 1)
         highest = max(int(column[-1]) if len(column) else 0 for column in (self.uids, self.gone_uid))
         if int(rows.uid[0]) <= highest:
-            rows = rows.take(~np.isin(rows.uid, self.gone_uid, assume_unique=True))
-            _, here = self.positions(rows.uid)
-            old, rows = rows.take(here), rows.take(~here)
+            rows, _ = rows.parted(np.isin(rows.uid, self.gone_uid, assume_unique=True))
+            rows, old = rows.parted(self.positions(rows.uid)[1])
         else:
             old = None
         flags = _EMPTY

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from adminservice import running, write_config
 from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs
-from stores import Racy, SeaweedLike
+from stores import Late, Racy, SeaweedLike, Stale, Stubborn
 from structlog.testing import capture_logs
 
 from obox import parts as module
@@ -166,6 +166,39 @@ async def test_a_racy_store_fails_the_check(tmp_path: Path, monkeypatch: pytest.
     assert [row["check"] for row in outcome.rows if row["result"] == "wrong"] == ["race"]
     (row,) = [row for row in outcome.rows if row["check"] == "race"]
     assert row["detail"].startswith("0 of 20 rounds of 8 writers had exactly one winner")
+
+
+async def test_puts_of_the_race_that_land_late_are_no_fault_and_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were sent twice, and the first attempts landed after the DELETE: "1 objects are still listed"."""
+    monkeypatch.setattr("obox.objectstore._probe.SWEEP_PAUSES_S", (0.01, 0.01, 0.01))
+    driver = Late()
+    served_by(monkeypatch, driver)
+    config = write_config(tmp_path, "memory://")
+    config.write_text(config.read_text().replace("[imap]", 'deadline = "2s"\n[imap]'))
+    outcome = await check(config)
+    assert driver.held == [], "all of them landed"
+    assert [row for row in outcome.rows if row["result"] == "wrong"] == []
+    assert outcome.code == 0
+    assert await open_store_of(driver).list("", kind="format") == []
+
+
+async def test_a_list_that_names_the_deleted_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obox.objectstore._probe.SWEEP_PAUSES_S", ())
+
+    class Keeps(Stubborn):
+        async def delete_batch(self, keys: Any, *, kind: Any) -> None:
+            self.stay = {key for key in keys if key.endswith("/z")}
+            await super().delete_batch(keys, kind=kind)
+
+    for number, driver in enumerate((Stale(), Keeps([]))):
+        served_by(monkeypatch, driver)
+        outcome = await check(write_config(tmp_path / str(number), "memory://"))
+        assert outcome.code == 65
+        (row,) = [row for row in outcome.rows if row["result"] == "wrong"]
+        assert row["check"] == "delete"
+        assert "still listed" in row["detail"]
 
 
 async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(

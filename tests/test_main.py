@@ -43,9 +43,7 @@ def doubts(path: Path, text: str) -> str:
     return "".join(line for line in got.stderr.splitlines(keepends=True) if "passwd_file" not in line)
 
 
-def test_config_tells_what_serve_could_not_use(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_config_tells_what_serve_could_not_use(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     memory = '[storage]\nurl = "memory://"\n'
     assert doubts(config, f'state_dir = "state"\n{memory}') == ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -33,6 +33,11 @@ NAMES: Final = ("a", "b", "c/d", "c0", "z")
 DELETES_MAX: Final = 4
 """How often an object is deleted until its LIST row counts as a fault: a PUT that was
 slow has been sent again, and its first attempt may land after a DELETE.
+"""
+
+GIVE_UP_S: Final = 3.0
+"""How long the first request may fail without an answer; a port that speaks no HTTP is
+told after this, and not at the deadline.
 """
 
 RACE: Final = "race/"
@@ -112,7 +117,7 @@ async def _rights(bucket: ObjectStore, prefix: str, written: asyncio.Event) -> t
     from ..objectstore import OutcomeUnknown
 
     try:
-        await bucket.put(prefix + "one", b"0123456789", kind="format")
+        await _answered(bucket, bucket.put(prefix + "one", b"0123456789", kind="format"))
     except OutcomeUnknown:
         written.set()
         raise
@@ -122,6 +127,25 @@ async def _rights(bucket: ObjectStore, prefix: str, written: asyncio.Event) -> t
     if got != b"0123456789" or [info.key for info in listed] != [prefix + "one"]:
         return "wrong", "what was written is not what is read: PUT, GET and LIST disagree"
     return "ok", "PUT, GET, LIST; what is written is seen at once"
+
+
+async def _answered(bucket: ObjectStore, request: Coroutine[Any, Any, None]) -> None:
+    """Send the first request, and give up early if all its attempts fail.
+
+    Raises StoreError kinds.
+    """
+    from ..objectstore import Unreachable
+
+    before = getattr(bucket, "last_failure", "")
+    task = asyncio.ensure_future(request)
+    try:
+        while not (await asyncio.wait([task], timeout=GIVE_UP_S))[0]:
+            failure = getattr(bucket, "last_failure", "")
+            if failure and failure != before:
+                raise Unreachable(failure)
+        await task
+    finally:
+        task.cancel()
 
 
 async def _create_only(bucket: ObjectStore, prefix: str) -> tuple[str, str]:

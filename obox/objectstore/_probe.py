@@ -8,7 +8,7 @@ takes from 20 ms to 7 s, so the caller remembers a bucket that has passed. Seawe
 the slow one: who waits there for a key looks once a second whether the key is free.
 
 A PUT that was slow has been sent again, and its first attempt may land after our
-DELETE. `sweep` therefore looks again, a few times, after a race that was slow.
+DELETE. `sweep` therefore looks again, a few times, after a race that sent PUTs again.
 
 Refuses to know: the content of objects.
 
@@ -30,6 +30,7 @@ from obox.errors import ConfigError
 from obox.objectstore._driver import PROBES, ObjectStore
 from obox.objectstore._errors import AlreadyExists, OutcomeUnknown, Refused, StoreError
 from obox.objectstore._open import OpenStore
+from obox.objectstore.stats import Stats
 
 RACERS: Final = 8
 """Writers for a key."""
@@ -46,9 +47,6 @@ ROUNDS_AT_ONCE: Final = 20
 LEFT_S: Final = 3600.0
 """Age of probes that nobody works on any more."""
 
-LATE_S: Final = 0.5
-"""A race that takes longer may have sent a PUT twice."""
-
 SWEEP_PAUSES_S: tuple[float, ...] = (1.0, 2.0, 4.0)
 """How long `sweep` waits for late PUTs before it looks again."""
 
@@ -58,7 +56,7 @@ class Raced(NamedTuple):
 
     rounds: their number. one_winner: rounds in which exactly one PUT succeeded. most:
     winners of a single key. replaced: rounds after which the object was not the
-    winner's. late: a PUT may still land.
+    winner's. late: PUTs were sent again, and their first attempts may still land.
     """
 
     rounds: int
@@ -87,7 +85,8 @@ async def race(store: ObjectStore, prefix: str) -> Raced:
     Removes the keys; late PUTs may make them again: see `sweep`. Raises StoreError
     kinds.
     """
-    began = asyncio.get_running_loop().time()
+    stats = store.stats if isinstance(store, OpenStore) else Stats()
+    before = stats.count("put", "format")
     gate = asyncio.Semaphore(ROUNDS_AT_ONCE)
 
     async def write(key: str, data: bytes) -> bool | None:
@@ -113,7 +112,7 @@ async def race(store: ObjectStore, prefix: str) -> Raced:
         with suppress(StoreError):
             await store.delete(keys, kind="format")
     winners = Counter(count for count, _ in rounds)
-    late = asyncio.get_running_loop().time() - began > LATE_S
+    late = stats.count("put", "format") - before > RACERS * ROUNDS
     return Raced(ROUNDS, winners[1], max(winners), sum(replaced for _, replaced in rounds), late)
 
 

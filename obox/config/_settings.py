@@ -371,13 +371,13 @@ class Cluster:
     directory: str = _set(
         kinds.url("local, lmdb:///path or cassandra://host,host/keyspace", "lmdb", "cassandra", words=("local",)),
         "local",
-        "local: LMDB below state_dir; lmdb: shared by the backends of one host",
+        "which backend serves whom; only local for now: this backend serves everybody",
         restart=True,
     )
     events: str = _set(
         kinds.url("local or nats://host:4222", "nats", words=("local",)),
         "local",
-        "the bus for news between backends",
+        "the bus for news between backends; only local for now: there is none",
         restart=True,
     )
 

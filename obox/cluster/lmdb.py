@@ -111,7 +111,8 @@ class LmdbDirectory:
     async def open(self) -> None:
         """Raises as `open_lmdb` says."""
         await self._ask(self._writes, self._open)
-        await self._ask(self._reads, lambda: self._get(_FORMAT_KEY))  # takes this process' place among the readers
+        # Takes this process' place among the readers.
+        await self._ask(self._reads, lambda: self._get(_FORMAT_KEY))
 
     async def get(self, kind: Kind, key: str) -> Row | None:
         found = await self._ask(self._reads, lambda: self._get(_place(kind, key)))
@@ -151,7 +152,8 @@ class LmdbDirectory:
 
     async def _answer(self, future: Future[T]) -> T:
         try:
-            async with asyncio.timeout(DEADLINE_S + 1):  # the thread's own deadline comes first, and says more
+            # The thread's own deadline comes first, and says more.
+            async with asyncio.timeout(DEADLINE_S + 1):
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             raise Unavailable("the directory's disk does not answer") from None
@@ -182,9 +184,9 @@ class LmdbDirectory:
             try:
                 self._env = lmdb.open(
                     str(self._path), map_size=self._map_bytes, metasync=False, mode=0o600, max_readers=READERS_MAX,
-                    max_spare_txns=1,  # so this process keeps its place among the readers, and takes no mutex to read
+                    max_spare_txns=1,  # keeps the place among the readers: no mutex
                 )  # fmt: skip
-                self._env.reader_check()  # places of processes that died without giving them back
+                self._env.reader_check()  # gives back the places of dead processes
                 _stretch(self._path / "data.mdb", self._env)
                 self._check_format()
             except _FOREIGN as error:
@@ -271,7 +273,7 @@ class LmdbDirectory:
             try:
                 self._write_once(env, puts)
             except lmdb.MapFullError:
-                env.reader_check()  # pages that only a dead process was reading are free now
+                env.reader_check()  # gives back pages that a dead process was reading
                 self._write_once(env, puts)
 
     def _write_once(self, env: Any, puts: list[_Put]) -> None:

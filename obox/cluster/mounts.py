@@ -39,6 +39,7 @@ def network_mount(path: Path, mounts: Path = MOUNTS) -> str:
             continue
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), parts[4])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(found):  # of two on one point the later hides the other
+        # Of two mounts on one point the later hides the other.
+        if inside and len(point) >= len(found):
             found, kind = point, rest.split(" ")[0]
     return kind if kind in NETWORK else ""

@@ -5,9 +5,11 @@ Arrow: knows the leaves of obox (`errors`, `types`) and no other room.
 """
 
 from .assign import group_of, newer, rank
+from .cassandra import CassandraDirectory, open_cassandra
 from .directory import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
 from .lmdb import open_lmdb
 from .memory import Faults, MemoryDirectory, MemoryReplica
+from .open import open_directory
 from .records import (
     Assigned,
     Beat,
@@ -31,6 +33,7 @@ __all__ = [
     "Assigned",
     "Beat",
     "BootRow",
+    "CassandraDirectory",
     "Directory",
     "Faults",
     "Here",
@@ -52,6 +55,8 @@ __all__ = [
     "group_of",
     "newer",
     "next_timestamp",
+    "open_cassandra",
+    "open_directory",
     "open_lmdb",
     "rank",
     "user_key",

@@ -6,7 +6,12 @@ Arrow: knows the leaves of obox (`errors`, `types`) and no other room.
 
 from .assign import group_of, newer, rank
 from .cassandra import CassandraDirectory, open_cassandra
+from .check import Claims, Finding, check
+from .dead import DeadWatch, Observation
 from .directory import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
+from .dump import dump, load
+from .initial import make_settings, read_settings
+from .kept import Keeper, Kept, KeptFile
 from .lmdb import open_lmdb
 from .memory import Faults, MemoryDirectory, MemoryReplica
 from .open import open_directory
@@ -26,6 +31,7 @@ from .records import (
     user_key,
 )
 from .route import Here, Router, There
+from .view import Changes, View
 
 __all__ = [
     "KEY_BYTES_MAX",
@@ -34,14 +40,22 @@ __all__ = [
     "Beat",
     "BootRow",
     "CassandraDirectory",
+    "Changes",
+    "Claims",
+    "DeadWatch",
     "Directory",
     "Faults",
+    "Finding",
     "Here",
+    "Keeper",
+    "Kept",
+    "KeptFile",
     "Kind",
     "Member",
     "MemoryDirectory",
     "MemoryReplica",
     "Move",
+    "Observation",
     "Orders",
     "Router",
     "Row",
@@ -49,15 +63,21 @@ __all__ = [
     "Site",
     "State",
     "There",
+    "View",
+    "check",
     "decode",
+    "dump",
     "encode",
     "group_key",
     "group_of",
+    "load",
+    "make_settings",
     "newer",
     "next_timestamp",
     "open_cassandra",
     "open_directory",
     "open_lmdb",
     "rank",
+    "read_settings",
     "user_key",
 ]

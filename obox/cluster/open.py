@@ -30,6 +30,4 @@ async def open_directory(url: str, state_dir: Path, *, password_file: Path | Non
         return await open_lmdb(Path(unquote(urlsplit(url).path)))
     if scheme == "cassandra":
         return open_cassandra(url, password_file)
-    raise ConfigError(
-        f"cluster.directory: {scheme or url!r}; allowed: local, lmdb:///path or cassandra://host/keyspace"
-    )
+    raise ConfigError(f"cluster.directory: {scheme or url}; allowed: local, lmdb:///path or cassandra://host/keyspace")

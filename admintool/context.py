@@ -75,7 +75,8 @@ class Context:
             return
         backend = Remote(config.state_dir / SOCKET)
         if self._given("state_dir") and verb.needs is not Needs.BACKEND and not backend.listens():
-            pass  # nor is one asked that comes in this moment: it would have other settings
+            # Nor is one asked that comes in this moment: it would have other settings.
+            pass
         else:
             self._refuse_settings("state_dir", where=f"the backend in {config.state_dir}")
             try:

@@ -192,7 +192,8 @@ class Backend:
                 tasks.create_task(self.parts.cleaner.run()),
                 tasks.create_task(self.certificate_watch.run()),
             ]
-            tasks.create_task(self.parts.users.refresh())  # a missing file is told now, not at the first login
+            # A missing file is told now, not at the first login.
+            tasks.create_task(self.parts.users.refresh())
             try:
                 code = await self.lifecycle.run(signals=signals)
             finally:
@@ -250,10 +251,13 @@ class Backend:
         async def stop_accepting() -> None:
             """The probes go on: they say that we drain."""
             self.listeners.stop(keep=https)
-            if self._starting is not None:  # a start must not go on over caches that are closed below
+            # A start must not go on over caches that are closed below.
+            if self._starting is not None:
                 self._starting.cancel()
                 await asyncio.wait([self._starting])
-            store.beginning.decide()  # who waits for the start is refused now, not when the stop has waited for it
+            # Who waits for the start is refused now, not when the stop has waited for
+            # it.
+            store.beginning.decide()
 
         async def end_sessions() -> None:
             """Finish what clients have begun; one that stalls must leave the flush its
@@ -292,7 +296,8 @@ class Backend:
         except TlsError as error:
             log.error("the certificates on disk cannot be used, the old ones stay", error=str(error))
         else:
-            if tls is self.parts.config.tls:  # else a reload has read newer ones meanwhile
+            # Else a reload has read newer ones meanwhile.
+            if tls is self.parts.config.tls:
                 self.certificates.use(loaded)
                 log.info("certificates renewed")
 

@@ -56,7 +56,9 @@ class Reload:
         used = self.parts.config
         read = load(str(used.file) if used.file else None, self.environ)
         rooms.refuse_absent(read)
-        rooms.codec(read)  # keys wait for a restart, but it should not be the restart that finds them wrong
+        # Keys wait for a restart, but it should not be the restart that finds them
+        # wrong.
+        rooms.codec(read)
         changed = changes(used, read)
         config, users = changed.config, self._users(changed)
         uses = [
@@ -151,7 +153,8 @@ class Reload:
             self.lifecycle.drain_timeout_s = config.server.shutdown_timeout
             self.listeners.proxy_networks = config.server.haproxy_trusted_networks
             self.listeners.proxy_timeout_s = config.server.haproxy_timeout
-            if "log.level" in changed.applied:  # else it is what the process has set up, or a test
+            # Else it is what the process has set up, or a test.
+            if "log.level" in changed.applied:
                 set_level(config.log.level)
             if "fscache.max_size" in changed.applied:
                 warn_of_small_disks(config)

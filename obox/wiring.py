@@ -140,7 +140,8 @@ async def offline(config: Config) -> AsyncIterator[Admin]:
             await parts.store.close()
         finally:
             starting.cancel()
-            await asyncio.wait([starting])  # a start must not go on over rooms that are closed below
+            # A start must not go on over rooms that are closed below.
+            await asyncio.wait([starting])
 
 
 async def _start(parts: Parts) -> None:

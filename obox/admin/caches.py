@@ -276,7 +276,8 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
     if params.file:
         data = await asyncio.to_thread(_file, Path(params.bundle))
     else:
-        if not params.bundle.isprintable():  # obox writes no such key, and stores refuse some
+        # Obox writes no such key, and stores refuse some.
+        if not params.bundle.isprintable():
             raise Invalid("a key of the bucket has no control characters")
         found = await admin.store.env.get(params.bundle.lstrip("/"), kind="index")
         if found is None:

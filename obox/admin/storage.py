@@ -148,7 +148,8 @@ async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
     for name in reversed([*NAMES, *SIBLINGS]):
         await bucket.put(prefix + name, b"x", kind="format")
     listed = [info.key.removeprefix(prefix) for info in await bucket.list_as_stored(prefix, kind="format")]
-    listed = [name for name in listed if not name.startswith("race/")]  # late PUTs of the race before
+    # Late PUTs of the race before.
+    listed = [name for name in listed if not name.startswith("race/")]
     below = prefix + "s/"
     after = [info.key.removeprefix(below) for info in await bucket.list(below, kind="format", after=below + "1")]
     names = await bucket.list_names(prefix, kind="format")
@@ -156,7 +157,8 @@ async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
         return "wrong", f"LIST gives {' '.join(listed)}"
     if after != ["2", "3"]:
         return "wrong", f"LIST after s/1 gives {' '.join(after) or 'nothing'} instead of 2 3"
-    if not {"c", "s", "s-t", "s.t", "st"} <= set(names):  # SeaweedFS names empty ones, too
+    # SeaweedFS names empty ones, too.
+    if not {"c", "s", "s-t", "s.t", "st"} <= set(names):
         return "wrong", f"LIST by directories gives {' '.join(names)}"
     if listed != expected:
         first, then = next(pair for pair in itertools.pairwise(listed) if pair[0] > pair[1])

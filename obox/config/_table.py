@@ -105,7 +105,8 @@ def describe(config: Config, *, changed_only: bool = False) -> str:
             out += [] if changed_only else ["", f"# [{name}] is off"]
             continue
         found = lines(name, cls, section)
-        if found or may_be_off or not changed_only:  # a section that is there turns its protocol on
+        # A section that is there turns its protocol on.
+        if found or may_be_off or not changed_only:
             out += ["", f"[{name}]", *found]
     for remote in config.remotes:
         shown = remote_section(remote.network)

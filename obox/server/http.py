@@ -198,7 +198,8 @@ class _Protocol(H11Protocol):
             self.cycle.message_event.set()
             self.flow.resume_writing()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            headers = [("Content-Length", "0"), ("Connection", "close")]  # no text: it may be a HEAD
+            # No text: it may be a HEAD.
+            headers = [("Content-Length", "0"), ("Connection", "close")]
             for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
@@ -269,7 +270,8 @@ class _Places:
 def _trusted(transport: asyncio.BaseTransport) -> bool:
     """Is the peer root or our own user? SO_PEERCRED, unix(7): pid, uid, gid."""
     sock = transport.get_extra_info("socket")
-    with socket.socket(fileno=os.dup(sock.fileno())) as own:  # the loop's is no whole socket
+    # The loop's is no whole socket.
+    with socket.socket(fileno=os.dup(sock.fileno())) as own:
         peer = own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", peer)
     return uid in (0, os.geteuid())

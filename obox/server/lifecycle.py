@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 from obox.errors import Unavailable
 from obox.server.notify import Notifier
 
-HURRY_S = 2.0  # for each drain after a second signal: one more round trip to the bucket, no more
+# For each drain after a second signal: one more round trip to the bucket, no more.
+HURRY_S = 2.0
 LAG_INTERVAL_S = 0.25  # between measurements of the loop
 _ENDING = "the backend is stopping"
-OPEN_FILES_MAX = 1 << 20  # where the system sets no limit: a million sessions are more than one process serves
+# Where the system sets no limit: a million sessions are more than one process serves.
+OPEN_FILES_MAX = 1 << 20
 LAG_LOG_S = 0.5  # later than this is worth a line; the goal is 50 ms
 
 Drain = Callable[[], Awaitable[None]]

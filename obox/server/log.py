@@ -19,9 +19,11 @@ from typing import Any, Protocol, TextIO
 import structlog
 
 MASK = "********"
-KEYS_MAX = 1024  # of one `once_a_minute`: beyond it, all that are older than a minute are forgotten
+# Of one `once_a_minute`: beyond it, all that are older than a minute are forgotten.
+KEYS_MAX = 1024
 
-RECENT_MAX = 1000  # warnings and errors kept in memory for `oboxadm log errors`, about a kilobyte each
+# Warnings and errors kept in memory for `oboxadm log errors`, about a kilobyte each.
+RECENT_MAX = 1000
 
 _SECRET = re.compile(r"pass(word|wd)?|secret(_access_key)?|token|authorization|api_key|credentials?|master_key", re.I)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

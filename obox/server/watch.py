@@ -47,7 +47,8 @@ class FileWatch:
         """Watch until cancelled; with no files there is nothing to do."""
         if not self._files:
             return
-        from ._watching import Watching  # 5 ms of the start of a backend that has nothing to watch
+        # 5 ms of the start of a backend that has nothing to watch.
+        from ._watching import Watching
 
         loop = asyncio.get_running_loop()
         watching = None

@@ -283,8 +283,8 @@ class Writer:
                     waiter.set_exception(type(error)(str(error)))
         if (now := self._clock()) - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
-            tell = log.warning if isinstance(error, MetacacheFull) else log.error
-            tell("metacache cannot commit", path=self._path, error=str(error), staged_bytes=self.staged())
+            write = log.warning if isinstance(error, MetacacheFull) else log.error
+            write("metacache cannot commit", path=self._path, error=str(error), staged_bytes=self.staged())
 
 
 def _resolve(waiters: list[asyncio.Future[None]]) -> None:

@@ -79,7 +79,7 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
 
     The source uploads important changes before. kept: mailboxes whose copy here is as
     new, or is open: that one is compared with the bucket. Cut short it is run again.
-    Exit 68 or 69 if the source is not there, 77 if the key does not fit, 1003 (a shell
+    Exit 68 or 69 if the source is not there, 77 if the key is wrong, 1003 (a shell
     sees 235) if the source is outdated, 75 if with --clean something stays there.
     """
     from ..store.pull import Incoming
@@ -119,7 +119,7 @@ class _Dropped(msgspec.Struct):
     why: str = ""
 
 
-class _Told(msgspec.Struct, rename="camel"):
+class _Failure(msgspec.Struct, rename="camel"):
     """A failure."""
 
     exit_code: int
@@ -157,7 +157,7 @@ class _Source:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hang_up()
+        self._disconnect()
         self._thread.shutdown(wait=False)
 
     async def identity(self) -> _Identity:
@@ -187,7 +187,7 @@ class _Source:
             raise Unavailable(f"{self._name}: no admin API answers there") from error
 
     async def _ask(self, method: str, path: str) -> http.client.HTTPResponse:
-        self._hang_up()
+        self._disconnect()
         connection = self._connection = self._new()
         headers = {}
         if self._key:
@@ -211,7 +211,7 @@ class _Source:
         context = ssl.create_default_context()
         return http.client.HTTPSConnection(self._host, self._port, timeout=CONNECT_S, context=context)
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         """Close the connection, also while a thread reads it: the thread sees the end."""
         connection, self._connection = self._connection, None
         if connection is None:
@@ -238,16 +238,16 @@ class _Source:
     def _failure(self, status: int, text: bytes) -> OboxError:
         """What the source answered instead."""
         if status == 401:
-            return NoPerm(f"{self._name}: the key does not fit")
+            return NoPerm(f"{self._name}: the key is wrong")
         if status == 404:
             return NoPerm(f"{self._name}: no admin API there; it needs http.api_key")
         try:
-            told = msgspec.json.decode(text, type=_Told)
+            failure = msgspec.json.decode(text, type=_Failure)
         except (msgspec.DecodeError, RecursionError):
             return Unavailable(f"{self._name}: HTTP {status}")
         kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
-        kind = next((kind for kind in kinds if of(kind("")) == told.exit_code), Temporary)
-        shown = "".join(char if char.isprintable() else "?" for char in told.message[:TOLD_CHARS_MAX])
+        kind = next((kind for kind in kinds if of(kind("")) == failure.exit_code), Temporary)
+        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:TOLD_CHARS_MAX])
         return kind(f"{self._name}: {shown}")
 
 

@@ -1,4 +1,5 @@
 """LMTP, the protocol by which mail arrives. RFC 2033.
+
 Invariant: after the mail there is a reply for each recipient, and 250 means that the
 mail is durable. This room knows the store only as a `Deliverer`.
 """

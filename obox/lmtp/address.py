@@ -3,6 +3,7 @@
     Path       = "<" [ A-d-l ":" ] Mailbox ">"            ; RFC 5321 §4.1.2
     Mailbox    = Local-part "@" ( Domain / address-literal )
     Local-part = Dot-string / Quoted-string
+
 More than that is accepted: dots anywhere (senders use them), UTF-8 (RFC 6531 §3.3), a
 local part without a domain (`obox.auth.normalise` adds the default domain), and a space
 before the "<". Control characters are never accepted. A source route is ignored (RFC

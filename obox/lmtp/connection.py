@@ -1,5 +1,6 @@
 """The driver: it hands the client's bytes to the machine, the machine's events to the
 session, and replies to the client.
+
 What is not specific to LMTP is in the engine, `obox.net.connection`.
 
 Invariants:

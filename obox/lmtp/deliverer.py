@@ -1,4 +1,5 @@
 """What the LMTP server needs of the store: check a recipient, and store a mail.
+
 Invariant: `deliver` returns only when the mail is durable. The reply 250 is sent only
 after that. Failures are kinds of `obox.errors`; `obox.lmtp.replies` maps them to
 replies.
@@ -13,6 +14,7 @@ from typing import Protocol
 @dataclass(frozen=True, slots=True)
 class Recipient:
     """An accepted recipient.
+
     `context` belongs to the deliverer: what it looked up and needs again in `deliver`.
     """
 

@@ -1,5 +1,6 @@
 """Delivers to the store. It is the LMTP server's `Deliverer`, made of user database and
 store.
+
 Invariant: `deliver` returns only when the mail is in the bucket. This module knows both
 by narrow contracts, and it knows no SMTP.
 """

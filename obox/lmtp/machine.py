@@ -1,4 +1,5 @@
 """LMTP without I/O: it takes bytes, and returns events and replies. RFC 2033, RFC 5321.
+
 Theory of operation. `feed` appends to a buffer. `next_event` works on the buffer until
 it has an event for the driver, or NEED_DATA. Two events stop the machine until they are
 answered, because what follows depends on the answer: `RecipientAsked`
@@ -234,6 +235,7 @@ class Machine:
     def tls_started(self) -> None:
         """Answer TlsAsked. Both sides forget what came before the handshake. RFC 3207
         §4.2.
+
         Call it after 220 has been sent, and before the first byte under TLS is fed.
         """
         assert self._awaiting is TlsAsked

@@ -1,5 +1,6 @@
 """Replies (code, enhanced status, text), and the table that maps our failures to
 replies.
+
 Invariant: every kind of `obox.errors.KINDS` has a row. A temporary failure never
 becomes a 5xx, so that the sending MTA keeps the mail. RFC 5321 §4.2; RFC 3463; RFC 5248
 for the meaning of the enhanced codes.

@@ -63,6 +63,7 @@ class LmtpServer:
     def use(self, deliverer: Deliverer, settings: Settings) -> None:
         """Use other settings for connections that begin from now on, and another
         deliverer for all.
+
         The memory limit of all deliveries together does not change.
         """
         self.context.use(deliverer, settings)
@@ -92,6 +93,7 @@ class LmtpServer:
     async def close(self, grace_s: float = 30.0) -> None:
         """End every session: idle sessions now, others after their transaction, and all
         of them after `grace_s`.
+
         Close the listeners first. A delivery that is cut off gets no reply, so its
         sender tries again.
         """

@@ -1,6 +1,8 @@
 """A session: the mail that arrives, and its delivery to each recipient.
+
 A large mail waits in a file (`obox.spool`), and is read back when there is memory for
 it. A recipient is checked at RCPT, and gets the mail after its last byte has arrived.
+
 Diagnostics: a line `lmtp_delivery` is logged for each recipient of each mail. A failure
 that is not one of `obox.errors` is a bug: its traceback is logged, and the client gets
 451 4.3.0. This module knows no transports and no timers.

@@ -1,7 +1,9 @@
 """Header fields that final delivery reads and writes. Pure.
+
 Return-Path, Delivered-To and Received go in front of the mail (RFC 5321 §4.4); the mail
 itself stays byte for byte as received. A Return-Path that the mail already has stays
 too: it MAY be removed, but signatures may cover it. The first Return-Path is ours.
+
 A single Delivered-To field does not prove a loop. A mail that is fetched, forwarded or
 restored has the Delivered-To field of its earlier delivery, perhaps to the same
 recipient. So fields are counted (RFC 5321 §6.3). A mail loops if it has passed more

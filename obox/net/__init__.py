@@ -8,6 +8,7 @@ listeners.py   Listeners: bind addresses and accept clients
 pending.py     Pending: bounds the connections that have sent nothing valid yet
 proxy.py       parses the PROXY header
 tls.py         loads and replaces certificates
+
 A protocol is a driver: a subclass of Connection. It hands the client's bytes to a
 parser, and the parser's events to the code that answers them. See docs/flow.md, "A
 connection".

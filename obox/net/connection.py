@@ -1,4 +1,5 @@
 """A client's connection from the first byte to the last. Each protocol is a driver.
+
 Theory of operation. `received` hands the client's bytes to the driver. If no task
 works, a task is started. The task calls the driver's `work`, which handles all events
 that are in the input. Then the task hands the output over and ends. An idle connection
@@ -8,13 +9,16 @@ has no task.
     idle --bytes, `wake`--> working
     any --`stop`--> the last words are sent as soon as the driver may stop
     any --closed, lost--> the work at hand ends at its next `flush`, then `finish`
+
 Flow. While the task works, up to `Flow.ahead_bytes_max` bytes are read ahead. Then
 reading is paused until the input is used up. `obox.net.stream` describes output.
+
 End. When the client is gone, work that the driver calls pointless (`may_cancel`) is
 cancelled. Other work ends when its next `flush` raises ConnectionResetError. A driver
 that sets `outlives_client` still works through the input that has arrived. Then
 `finish` releases what the driver holds. Reference counts alone must free a connection,
 because the garbage collector runs too seldom for the memory that a connection may hold.
+
 Diagnostics: an exception other than OSError is a bug. Then `log_bug` is called, and the
 connection is cut. This module knows no commands, no mailboxes and no protocol's
 replies.
@@ -50,6 +54,7 @@ class Why(enum.Enum):
 
 class Connection(Stream):
     """See the module's text.
+
     remote: the client's address, if a proxy reported it. If it is None, the address of
     the transport counts. tls: the client's side already uses TLS.
     """
@@ -145,6 +150,7 @@ class Connection(Stream):
 
     def admit(self) -> None:
         """Count the connection.
+
         Raises: OboxError, whose text is sent to the client with the refusal.
         """
         flow = self.flow
@@ -195,6 +201,7 @@ class Connection(Stream):
 
     def eof_received(self) -> bool:
         """The client sends no more.
+
         Without TLS, the client still gets the answers to what it has sent.
         """
         self._eof = True

@@ -1,4 +1,5 @@
 """What all connections of a server share: the registry, their tasks, and the drain.
+
 Diagnostics: nothing here is fatal. This module knows no protocols.
 """
 
@@ -26,6 +27,7 @@ def _uncounted(change: int) -> None:
 
 class Hub:
     """See the module's text.
+
     registry: several servers may share it, and then they share its limits. spawn:
     starts a task; if it is None, the loop does. count: called with +1 for each
     connection that begins and with -1 for each that ends. clock: monotonic seconds.

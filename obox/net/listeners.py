@@ -4,8 +4,10 @@ Invariant: after `bind` an address is ours and the kernel queues connections. No
 accepted before `start` or after `stop`. A protocol's factory gets the `Listen` entry
 and the `Via` of the PROXY header, or None if there is no header. The protocol then sees
 a transport past the header and, on a "/tls" entry, past the handshake.
+
 A client that has not completed the PROXY header and the TLS handshake has little time,
 and it may be dropped for a new client (`obox.net.pending`).
+
 Diagnostics: an address that cannot be bound is fatal; `ListenError` names it. A bad
 PROXY header ends its connection, and is logged as info. Connections that were dropped
 for new clients are logged as a warning, once a minute. If file descriptors are used up,
@@ -82,6 +84,7 @@ def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
 
 class Listeners:
     """All listening sockets of the process.
+
     inherited: sockets to use instead of binding, if the address is the same. tls: the
     context of "/tls" entries. proxy_networks: networks that may send a PROXY header; a
     unix socket always may. proxy_timeout_s: time limit of the header. handshake_s: time
@@ -129,6 +132,7 @@ class Listeners:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Accept on all addresses.
+
         tasks: the group of the process. It runs the tasks that accept on "/proxy" and
         "/tls" entries.
         """

@@ -1,9 +1,11 @@
 """Bounds the connections that have sent nothing valid yet. New clients are never
-refused. A connection is pending until its PROXY header has come and its TLS handshake
-is done. In HTTP it is also pending while no request is under way. Anybody can open any
-number of such connections. When there are too many, an old connection is dropped for
-the new client. If the client's address has more than its share, its oldest connection
-is dropped. Otherwise it is the oldest connection of the address that has most.
+refused.
+
+A connection is pending until its PROXY header has come and its TLS handshake is done.
+In HTTP it is also pending while no request is under way. Anybody can open any number of
+such connections. When there are too many, an old connection is dropped for the new
+client. If the client's address has more than its share, its oldest connection is
+dropped. Otherwise it is the oldest connection of the address that has most.
 
 Invariant: each entry ends once, by `leave` or by being dropped. This module does not
 know what a connection is.

@@ -1,4 +1,5 @@
 """The PROXY protocol header, versions 1 and 2: which client a proxy speaks for.
+
 Pure: it takes bytes and returns a `Via`, or the number of bytes that are still missing.
 The header is the first thing on a connection, before TLS. Bytes that follow the header
 must not be read with it, so `need` never asks for a byte too many. See haproxy
@@ -31,6 +32,7 @@ class ProxyError(Exception):
 @dataclass(frozen=True, slots=True)
 class Via:
     """What the proxy says about its client.
+
     client, local: (address, port) at both ends of the client's connection. They are
     None if the proxy speaks for itself (a health check); then the transport's addresses
     are right. tls: the client's connection to the proxy is encrypted.
@@ -44,7 +46,9 @@ class Via:
 def need(data: bytes, arrived: bytes) -> int:
     """Return how many bytes of `arrived` belong to the header, at least 1 if it has
     any.
+
     data: the header so far. arrived: the bytes that came after it.
+
     Raises: ProxyError, as soon as the bytes cannot be a header.
     """
     seen = data + arrived

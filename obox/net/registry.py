@@ -1,5 +1,6 @@
 """Counts connections and limits them: by address from the first byte, by user from
 login.
+
 A server has one registry. Servers that share a registry share its limits. Loopback and
 unix sockets are not counted by address, because a proxy or a webmail connects from
 there for many clients. An IPv6 address counts as its network (`obox.addresses`). No
@@ -29,6 +30,7 @@ def is_loopback(remote: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Who:
     """One session, as `who` lists it.
+
     since: unix seconds. mailbox: "" if no mailbox is selected.
     """
 
@@ -70,6 +72,7 @@ class NoRoom(Limit):
 
 class Registry:
     """Open connections.
+
     Limits are parameters of `enter` and `login`, because they depend on the client's
     address. 0 means no limit.
     """

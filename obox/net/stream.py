@@ -1,10 +1,13 @@
 """A stream: output to a client, input from it, and time limits for the client.
+
 Output is gathered with `write` and handed to the transport with `send` or `flush`. When
 the transport holds more than `Flow.write_buffer_max`, `flush` waits for the client to
 read. A client that reads nothing for `Flow.write_timeout_s` is cut off. Reading can be
 paused; then the kernel's buffers fill, and the client has to wait.
+
 There is a single timer at a time. The driver decides in `timer_due` what follows. After
 `close` the timer limits how long the last bytes may take, and cuts the connection.
+
 Invariant: a stream that is idle has no task, no buffer and at most a single timer. It
 knows no protocols, no users and no other connections.
 """

@@ -1,5 +1,6 @@
 """Certificates for "/tls" addresses and STARTTLS. The client's host name chooses one of
 them, and a reload replaces them.
+
 Invariant: certificates in use have been checked. They can be read, their keys match,
 and their names are known. All connections get the same context object for the life of
 the process. Its handshake callback takes the certificates that are in use at that
@@ -95,6 +96,7 @@ def _names(leaf: x509.Certificate) -> list[str]:
 
 class Certificates:
     """The certificates of the process.
+
     context: the context for listeners and STARTTLS. Reloads do not replace the object.
     Raises: TlsError, from the constructor and from `prepare`.
     """
@@ -127,6 +129,7 @@ class Certificates:
 
 def starttls(context: Callable[[], ssl.SSLContext], handshake_s: float) -> Upgrade:
     """Return a function that starts TLS on a connection in clear.
+
     context: called for each handshake; returns the context to use. handshake_s: the
     time limit of a handshake, from the first byte to the last.
     """

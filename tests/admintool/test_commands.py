@@ -50,7 +50,7 @@ def test_over_http(served: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("OBOXADM_API_KEY", "other")
     wrong = served("who", config=False)
     assert wrong.exit_code == exits.NO_PERM
-    assert "the key does not fit" in wrong.stderr
+    assert "the key is wrong" in wrong.stderr
     assert served("--url", "ftp://x", "who").exit_code == exits.CONFIG
     assert served("--url", "http://127.0.0.1:1", "who").exit_code == exits.UNAVAILABLE
 

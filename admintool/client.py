@@ -118,7 +118,7 @@ class Remote:
         text = answer.read(500).decode("utf-8", "replace").strip()
         match answer.status:
             case 401:
-                raise NoPerm(f"{self._where}: the key is wrong; give it by --key-file or OBOXADM_API_KEY")
+                raise NoPerm(f"{self._where}: the key is not accepted; give it by --key-file or OBOXADM_API_KEY")
             case 404:
                 raise NoPerm(f"{self._where}: no API there; it needs http.api_key")
             case _:

@@ -272,7 +272,7 @@ class Writer:
         return True
 
     def _fail(self, error: MetacacheError) -> None:
-        """Tell the waiters and the log. The operations stay staged."""
+        """Report an error to the waiters and the log. The operations stay staged."""
         self.failing = True
         if isinstance(error, MetacacheFull):
             self._full()

@@ -293,8 +293,8 @@ class Backend:
         self.lifecycle.on_stop("caches", close)
 
     async def _renew_certificates(self) -> None:
-        """Use the certificates on disk. If they cannot be used, the old ones stay in
-        use."""
+        """Use the certificates on disk. If they cannot be used, the old certificates
+        stay in use."""
         assert self.certificates is not None
         tls = self.parts.config.tls
         try:

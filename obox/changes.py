@@ -1,5 +1,5 @@
-"""Compare the configuration in use with one that was read, and say what can change
-without a restart.
+"""Compares the configuration in use with a configuration that was read, and finds what
+can change without a restart.
 
 Invariant: the configuration that comes out has two sources. A value that the table
 marks `restart` comes from the configuration in use; every other value comes from the

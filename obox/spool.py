@@ -28,8 +28,10 @@ WRITE_BYTES = 256 << 10
 
 
 class Spool:
-    """Holds a single mail at a time. Call `add` with its bytes, `flush` when `add` asks
-    for it, `take` at its end, and `reset` before the next mail.
+    """Holds a single mail at a time.
+
+    Call `add` with its bytes, `flush` when `add` asks for it, `take` at its end, and
+    `reset` before the next mail.
     """
 
     def __init__(self, directory: Path | None, memory_bytes_max: int) -> None:

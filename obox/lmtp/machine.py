@@ -6,8 +6,9 @@ answered, because what follows depends on the answer: `RecipientAsked`
 (`answer_recipient`) and `MailReceived` (`answer_mail`). Meanwhile pipelined commands
 wait in the buffer (RFC 2920). Replies are gathered in order until `take_output`.
 
-    NEW --LHLO--> READY --MAIL--> MAIL --RCPT accepted--> RCPT --DATA--> DATA --CRLF.CRLF--> READY
-                                                           `---BDAT n--> CHUNK --n bytes--> BDAT --LAST--> READY
+    NEW --LHLO--> READY --MAIL--> MAIL --RCPT accepted--> RCPT
+    RCPT --DATA--> DATA --CRLF.CRLF--> READY
+    RCPT --BDAT n--> CHUNK --n bytes--> BDAT --LAST--> READY
 
 Invariants:
 - Only after the mail, there is a reply for each accepted recipient, in their order (RFC

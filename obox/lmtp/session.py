@@ -76,8 +76,9 @@ class Session:
         return _RECIPIENT_OK, recipient
 
     async def deliver(self, mail: MailReceived) -> list[Reply]:
-        """Deliver the mail that has arrived. Returns a reply for each recipient, in
-        order.
+        """Deliver the mail that has arrived.
+
+        Returns a reply for each recipient, in order.
         """
         self._transactions += 1
         session = f"{self.id}-{self._transactions}"

@@ -10,8 +10,8 @@ proxy.py       parses the PROXY header
 tls.py         loads and replaces certificates
 
 A protocol is a driver: a subclass of Connection. It hands the client's bytes to a
-parser, and the parser's events to the code that answers them. See docs/flow.md, "A
-connection".
+parser, and the parser's events to the code that answers them. See
+docs/flow.md, "A connection".
 """
 
 from obox.net.connection import Connection, Why

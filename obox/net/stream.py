@@ -230,9 +230,10 @@ class Stream(asyncio.Protocol, ABC):
             self._transport.resume_reading()
 
     async def handshake(self, upgrade: Upgrade) -> None:
-        """Start TLS. All output goes out in clear first. All input that came in clear
-        is thrown away. Raises: ConnectionResetError if the handshake fails; then the
-        connection ends.
+        """Start TLS.
+
+        All output goes out in clear first. All input that came in clear is thrown away.
+        Raises: ConnectionResetError if the handshake fails; then the connection ends.
         """
         transport = self._transport
         if transport is None:

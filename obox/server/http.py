@@ -14,7 +14,8 @@ from being answered. A probe counts while its answer is made. A client that read
 answer slowly counts as silent, so that it holds nothing that others need.
 
     silent --header--> busy --response complete--> silent (kept for KEEP_ALIVE_S)
-    silent --HEADER_S--> closed;  busy --BODY_S without a byte of the body, WRITE_S without reading--> cut
+    silent --HEADER_S--> closed
+    busy --BODY_S without a byte of the body, WRITE_S without reading--> cut
 
 Diagnostics: a client that leaves in the middle of a request or a response is not an
 error.
@@ -307,8 +308,9 @@ class HttpServer:
         return _Protocol(self._config, self._state, unix=entry.path is not None, remote=remote, silent=self._silent)
 
     async def close(self) -> None:
-        """Finish the requests under way and close idle connections. Call it after the
-        listeners have stopped.
+        """Finish the requests under way and close idle connections.
+
+        Call it after the listeners have stopped.
         """
         while self._state.connections:
             for connection in list(self._state.connections):

@@ -1,7 +1,9 @@
 """The process from start to stop: signals, reload, drain, watchdog, delay of the loop.
 
-    starting --run()--> serving --SIGTERM, SIGINT, SIGUSR1--> draining --all drained or out of time--> stopped
-                        serving --SIGHUP--> serving: all is loaded and checked, then used, or nothing is
+    starting --run()--> serving
+    serving --SIGHUP--> serving: all is loaded and checked, then used, or nothing is
+    serving --SIGTERM, SIGINT, SIGUSR1--> draining
+    draining --all drained or out of time--> stopped
 
 Invariant: mail is durable before it is acknowledged, so a drain that is cut short loses
 work but no mail. Drains run in the order of registration, and share a time limit. A

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import rooms
 from .admin import Admin
@@ -29,6 +30,9 @@ from .net import Certificates, Listeners, TlsError
 from .parts import Parts, warn_of_small_disks
 from .server import FileWatch, Lifecycle, Reloaded, set_level
 
+if TYPE_CHECKING:
+    from .proxy import Forwarder
+
 Use = Callable[[], None]
 
 
@@ -38,13 +42,14 @@ class Reload:
     `Lifecycle.on_reload`.
 
     environ: of the process. imap, lmtp, certificates: None where the configuration has
-    none.
+    none. forwarder: None where no directory says who serves whom.
     """
 
     parts: Parts
     environ: Mapping[str, str]
     admin: Admin
     imap: ImapServer | None
+    forwarder: Forwarder | None
     lmtp: LmtpServer | None
     certificates: Certificates | None
     certificate_watch: FileWatch
@@ -64,6 +69,7 @@ class Reload:
             self._logins(config, users),
             self._store(config),
             self._protocols(config, users),
+            self._link(config),
             self._process(changed),
         ]
 
@@ -141,6 +147,15 @@ class Reload:
         def use() -> None:
             for one in uses:
                 one()
+
+        return use
+
+    def _link(self, config: Config) -> Use:
+        forwarder, secrets = self.forwarder, rooms.link_secrets(config)
+
+        def use() -> None:
+            if forwarder is not None:
+                forwarder.secrets = secrets
 
         return use
 

@@ -56,6 +56,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "obox.events": LEAVES,
     "obox.cluster": {*LEAVES, "obox.auth", "obox.events"},
+    "obox.proxy": {*LEAVES, "obox.auth", "obox.cluster", "obox.imap", "obox.lmtp", "obox.net", "obox.spool"},
     "admintool": {"obox", "obox.config", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
 }
 WIRING = (

@@ -13,7 +13,6 @@ from obox.auth.names import normalise
 from obox.auth.passwdfile import PasswdFile, Problem, add_user, claimed, edit_user, list_users, rename_user
 from obox.auth.sasl import Challenge, Credentials, SaslCancelled, SaslError, SaslServer, mechanisms
 from obox.auth.schemes import SCHEMES, hash_password
-from obox.auth.secretfile import read_secrets
 from obox.auth.users import UserEntry
 
 __all__ = [
@@ -45,6 +44,5 @@ __all__ = [
     "list_users",
     "mechanisms",
     "normalise",
-    "read_secrets",
     "rename_user",
 ]

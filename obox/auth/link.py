@@ -140,7 +140,7 @@ class LinkOwner:
         self._binding = binding
 
     def start(self, mechanism: str, initial: bytes | None = None) -> Challenge:
-        """Begin. initial: the initial response in base64; None: it comes with `step`."""
+        """Begin. initial: the first message in base64; None: it comes with `step`."""
         if mechanism.upper() != MECHANISM:
             raise SaslError("Unsupported authentication mechanism")
         return Challenge(b"") if initial is None else self._begin(_decode(initial))

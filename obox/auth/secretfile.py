@@ -1,4 +1,4 @@
-"""The file with the secrets of a cluster: one a line, the first signs, all are accepted.
+"""The secrets of a cluster: one a line of a file; the first signs, all are accepted.
 
 Empty lines, and lines that begin with "#", are left out. A short secret, or a file that
 others can read, is told and used all the same: an operator who rotates secrets must not

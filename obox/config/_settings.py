@@ -380,6 +380,11 @@ class Cluster:
         "the bus for news between backends",
         restart=True,
     )
+    secret_file: Path | None = _set(
+        kinds.OPTIONAL_PATH,
+        "",
+        "secrets of the link between members, one a line: the first signs, all are accepted; empty: no link",
+    )
 
 
 @dataclass(frozen=True, slots=True)

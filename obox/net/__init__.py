@@ -2,6 +2,8 @@
 
 connection.py  Connection: admission, a task while there is work, the end
 stream.py      Stream, its base: flow control, the timer, STARTTLS
+dialogue.py    Dialogue: a conversation with another server, line by line
+splice.py      Splice: a client's connection that goes on at another server
 hub.py         Hub: what the connections of a server share; the drain
 registry.py    Registry: who is there, and how many may be
 listeners.py   Listeners: addresses are bound, clients accepted
@@ -9,11 +11,13 @@ pending.py     Pending: clients that have shown nothing yet
 proxy.py       the PROXY header
 tls.py         certificates
 
+`dialogue` and `splice` are imported by themselves, where users are forwarded.
+
 A protocol is a driver: a subclass of Connection that hands bytes to a parser, and the
 parser's events to what answers them. docs/flow.md, "A connection".
 """
 
-from obox.net.connection import Connection, Why
+from obox.net.connection import Connection, Why, speak_for
 from obox.net.hub import Hub, Spawn
 from obox.net.listeners import Factory, ListenError, Listeners, inherited_sockets
 from obox.net.pending import Entry, Pending
@@ -47,5 +51,6 @@ __all__ = [
     "Why",
     "inherited_sockets",
     "is_loopback",
+    "speak_for",
     "starttls",
 ]

@@ -28,11 +28,11 @@ from __future__ import annotations
 import asyncio
 import enum
 from abc import abstractmethod
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 from obox.errors import Limit, OboxError
 from obox.net.hub import Hub
-from obox.net.registry import Who
+from obox.net.registry import Member, Who, is_loopback
 from obox.net.stream import Flow, Stream
 
 
@@ -61,6 +61,7 @@ class Connection(Stream):
     __slots__ = (
         "_ahead_bytes",
         "_ahead_lines",
+        "_counted",
         "_entered",
         "_eof",
         "_fed",
@@ -69,6 +70,7 @@ class Connection(Stream):
         "_told_remote",
         "hub",
         "id",
+        "is_local",
         "remote",
         "since",
     )
@@ -84,6 +86,9 @@ class Connection(Stream):
         self.since = 0.0
         """Unix seconds at which the client came."""
         self._told_remote = remote is not None
+        self._counted = ""
+        self.is_local = False
+        """The peer is on this machine, and no proxy told us so."""
         self._task: asyncio.Task[None] | None = None
         self._fed = self._eof = self._entered = False
         self._ahead_bytes = self._ahead_lines = 0
@@ -152,6 +157,8 @@ class Connection(Stream):
         Raises: OboxError; the client is refused with its text.
         """
         flow = self.flow
+        self._counted = self.remote
+        self.is_local = not self._told_remote and is_loopback(self.remote)
         self.hub.registry.enter(self, self.remote, most=flow.address_connections_max, total=flow.connections_max)
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
@@ -312,7 +319,53 @@ class Connection(Stream):
         finally:
             if self._entered:
                 self._entered = False
-                self.hub.registry.leave(self, self.remote, user)
+                self.hub.registry.leave(self, self._counted, user)
                 self.hub.count(-1)
             self._out = []
             self._transport = None
+
+
+class Given(NamedTuple):
+    """A client's transport that another protocol takes over.
+
+    congested: the client does not read. paused: it is not being read. eof: it sends no
+    more. stop: why it is to end; "": it is not.
+    """
+
+    transport: asyncio.Transport
+    congested: bool
+    paused: bool
+    eof: bool
+    stop: str
+
+
+def hand_over(connection: Connection, successor: Member) -> Given:
+    """Give the client and the place in the registry to another; the connection ends.
+
+    The successor leaves the registry, and counts the connection out of the hub. Raises:
+    ConnectionResetError, the client is gone.
+    """
+    if connection._transport is None or connection._closing:
+        raise ConnectionResetError("the client is gone")
+    connection.send()
+    given = Given(
+        connection._transport,
+        connection._write_paused,
+        connection._reading_paused,
+        connection._eof,
+        connection._stop_reason,
+    )
+    connection.hub.registry.replace(connection, successor)
+    connection._entered = False
+    connection._gone()
+    connection._transport = None
+    return given
+
+
+def speak_for(connection: Connection, remote: str) -> None:
+    """The peer is a member of the cluster: its connections are those of its clients,
+    each of which it counts itself.
+    """
+    connection.hub.registry.uncount(connection._counted)
+    connection._counted = ""
+    connection.remote = remote

@@ -10,6 +10,7 @@ host that no certificate has, gets the first certificate.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class _Set:
     """All certificates of one load. by_name: lower case, a wildcard as `*.domain`."""
 
     first: ssl.SSLContext
+    digest: bytes
+    """SHA-256 of the first certificate."""
     by_name: dict[str, ssl.SSLContext]
 
     def choose(self, name: str | None) -> ssl.SSLContext:
@@ -44,8 +47,10 @@ class _Set:
 
 def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
     from cryptography import x509  # 15 ms of the start of a backend without certificates
+    from cryptography.hazmat.primitives.serialization import Encoding
 
     contexts: list[ssl.SSLContext] = []
+    digests: list[bytes] = []
     by_name: dict[str, ssl.SSLContext] = {}
     for cert, key in pairs:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -70,9 +75,10 @@ def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
         except ValueError as error:
             raise TlsError(f"tls.cert {cert}: {error}") from error
         contexts.append(context)
+        digests.append(hashlib.sha256(leaf.public_bytes(Encoding.DER)).digest())
         for name in _names(leaf):
             by_name.setdefault(name.lower(), context)
-    return _Set(contexts[0], by_name)
+    return _Set(contexts[0], digests[0], by_name)
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
@@ -112,6 +118,12 @@ class Certificates:
         if not certs or len(certs) != len(keys):
             raise TlsError("tls.cert: one key for each certificate")
         return _load(list(zip(certs, keys, strict=True)))
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of what a client that names no host is shown: what the trusted link is
+        bound to. RFC 5929 §4 (tls-server-end-point)."""
+        return self._set.digest
 
     def use(self, loaded: _Set) -> None:
         """Serve what `prepare` has read to every handshake from now on."""

@@ -18,10 +18,9 @@ from obox.auth import (
     LinkSender,
     SaslCancelled,
     SaslError,
-    read_secrets,
 )
 from obox.auth.link import FORWARD_BYTES_MAX, LINE_BYTES_MAX, PROOF_BYTES
-from obox.auth.secretfile import SECRETS_MAX
+from obox.auth.secretfile import SECRETS_MAX, read_secrets
 from obox.errors import ConfigError
 
 SECRET, OTHER, UNKNOWN = b"s" * 32, b"o" * 32, b"u" * 32

@@ -165,7 +165,12 @@ class Backend:
             self.metrics.lmtp_deliveries.labels(kind).inc()
 
         deliverer = StoreDeliverer(self.parts.store, self.parts.users, mail_bytes_max=settings.mail_bytes_max)
-        return LmtpServer(deliverer, settings, observe=observe)
+        lmtp = LmtpServer(deliverer, settings, observe=observe)
+        if self.forwarder is not None:
+            from .proxy import LmtpForwarder
+
+            lmtp.forwards(LmtpForwarder(self.forwarder, lambda: self.parts.users))
+        return lmtp
 
     def _sources(self) -> None:
         """Numbers of the rooms as metrics."""

@@ -25,6 +25,8 @@ class Recipient:
     """Without the detail; not yet normalised unless the deliverer did it."""
     detail: str = ""
     context: object = None
+    owner: str = ""
+    """The backend that serves the user; "": we do."""
 
 
 @dataclass(frozen=True, slots=True)

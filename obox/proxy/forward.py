@@ -103,7 +103,7 @@ class Forwarder:
         self._certificate = certificate
         self._legs: dict[str, set[asyncio.Transport]] = {}
         self._random = random_bytes
-        self._sleep = sleep
+        self.sleep = sleep
 
     # -- the owner's end -------------------------------------------------------------------------------------------
 
@@ -177,9 +177,9 @@ class Forwarder:
                 route = await self.router.reread(sid, Assigned(found.backend, found.number, found.token))
             except OSError as error:
                 if (delay_s := tries.delay_s()) is not None:
-                    await self._sleep(delay_s)
+                    await self.sleep(delay_s)
                     continue
-                before, route = route, await self.router.reread(sid, _later(route.assigned))
+                before, route = route, await self.router.reread(sid, later(route.assigned))
                 if route == before or not tries.renew():
                     log.warning("backend_silent", backend=before.backend, listener=listener, error=str(error))
                     raise Unavailable(NO_BACKEND) from error
@@ -191,14 +191,7 @@ class Forwarder:
         try:
             done = await work(there)
         except LinkRefused as refused:
-            count(listener, "refused")
-            log.warning(
-                "link_failed",
-                backend=there.backend,
-                address=there.address,
-                why=str(refused),
-                next_step="give both the same cluster.secret_file, and reload",
-            )
+            self.no_common_secret(there, listener, refused)
             raise Unavailable(NO_BACKEND) from refused
         except Referred:
             count(listener, "referred")
@@ -209,18 +202,29 @@ class Forwarder:
         count(listener, "ok")
         return done
 
+    def no_common_secret(self, there: There, listener: str, refused: LinkRefused) -> None:
+        """Count and log that a backend and we could not prove ourselves."""
+        self.counters.forward(listener, "refused")
+        log.warning(
+            "link_failed",
+            backend=there.backend,
+            address=there.address,
+            why=str(refused),
+            next_step="give both the same cluster.secret_file, and reload",
+        )
+
     def sender(self, forward: Forward, binding: bytes) -> LinkSender:
         """Our side of the link. Raises: LinkRefused, we have no secret."""
         if not self.secrets:
             raise LinkRefused("there is no cluster.secret_file")
         return LinkSender(self.secrets[0], forward, nonce=self._random(NONCE_BYTES), binding=binding)
 
-    def forward_of(self, there: There, account: Account, *, listener: str, remote: str, tls: bool) -> Forward:
-        """What a backend hears of a client."""
+    def forward_of(self, there: There, account: Account | None, *, listener: str, remote: str, tls: bool) -> Forward:
+        """What a backend hears of a client. account: None in LMTP."""
         assigned = there.assigned
         return Forward(
-            user=account.name,
-            storage_id=account.storage_id,
+            user=account.name if account is not None else "",
+            storage_id=account.storage_id if account is not None else "",
             remote=remote,
             listener=listener,
             tls=tls,
@@ -295,6 +299,6 @@ def _claim(forward: Forward) -> Assigned:
     return Assigned(forward.backend, forward.number, forward.token)
 
 
-def _later(assigned: Assigned) -> Assigned:
+def later(assigned: Assigned) -> Assigned:
     """An assignment that is newer than one: so `reread` reads the row."""
     return Assigned("", assigned.number + 1, 0)

@@ -19,8 +19,11 @@ from obox.cluster import Assigned, Here, There
 from obox.errors import Unavailable
 from obox.imap.server import ImapServer, starttls
 from obox.imap.settings import ImapSettings
+from obox.lmtp import LmtpServer
+from obox.lmtp import Settings as LmtpSettings
+from obox.lmtp.delivery import StoreDeliverer
 from obox.net import Hub
-from obox.proxy import Forwarder
+from obox.proxy import Forwarder, LmtpForwarder, Nowhere
 from obox.store import MailStore
 from obox.types import StorageId
 
@@ -101,10 +104,12 @@ class Member:
     counts: Counts
     penalties: Penalties
     imap: ImapServer
+    lmtp: LmtpServer
     store: MailStore | None
     tls_port: int = 0
     port: int = 0
-    server: asyncio.Server | None = None
+    lmtp_port: int = 0
+    servers: list[asyncio.Server] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
 
     async def client(
@@ -131,14 +136,46 @@ class Member:
 
     async def listen(self) -> None:
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(self.imap.connection_factory, ADDRESS, self.port)
-        self.port = self.server.sockets[0].getsockname()[1]
-        self.rows.places[self.name] = (ADDRESS, {"imap": self.port})
+        imap = await loop.create_server(self.imap.connection_factory, ADDRESS, self.port)
+        lmtp = await loop.create_server(self.lmtp.protocol, ADDRESS, self.lmtp_port)
+        self.servers = [imap, lmtp]
+        self.port, self.lmtp_port = (server.sockets[0].getsockname()[1] for server in self.servers)
+        self.rows.places[self.name] = (ADDRESS, {"imap": self.port, "lmtp": self.lmtp_port})
 
     def silent(self) -> None:
-        """Nobody answers at its port any more."""
-        assert self.server is not None
-        self.server.close()
+        """Nobody answers at its ports any more."""
+        for server in self.servers:
+            server.close()
+
+    async def deliver(self, mail: bytes, *recipients: str, lines: bytes = b"") -> list[str]:
+        """Send a mail over LMTP; the replies to RCPT that are no 250, then those to the mail."""
+        reader, writer = await asyncio.open_connection(ADDRESS, self.lmtp_port)
+        got = []
+        async with asyncio.timeout(30):
+            rcpt = b"".join(b"RCPT TO:<%b>\r\n" % one.encode() for one in recipients)
+            writer.write(b"LHLO mta.example\r\n" + lines + b"MAIL FROM:<from@example.org>\r\n" + rcpt)
+            while not (await reader.readline()).startswith(b"250 "):
+                pass
+            await reader.readline()  # MAIL
+            replies = [await reader.readline() for _ in recipients]
+            got += [reply.decode() for reply in replies if not reply.startswith(b"250")]
+            accepted = len(recipients) - len(got)
+            if accepted:
+                writer.write(b"BDAT %d LAST\r\n" % len(mail) + mail)
+                got += [(await reader.readline()).decode() for _ in range(accepted)]
+        writer.close()
+        return got
+
+    async def mails(self, user: str) -> list[bytes]:
+        """What is in a user's INBOX here."""
+        assert self.store is not None
+        opened = await self.store.open_user(user, StorageId(user))
+        client = await self.client(strict=False)
+        await client.ok(f"LOGIN {user} secret")
+        await client.ok("SELECT INBOX")
+        lines = await client.cmd("FETCH 1:* BODY.PEEK[]")
+        await opened.release()
+        return [line for line in lines if line.startswith(b"* ")]
 
 
 @dataclass
@@ -156,6 +193,7 @@ class Cluster:
         proxy: bool = False,
         secrets: tuple[bytes, ...] = (SECRET,),
         settings: ImapSettings | None = None,
+        lmtp_settings: LmtpSettings | None = None,
         tls: bool = False,
     ) -> Member:
         """Start a backend, or a proxy."""
@@ -172,7 +210,10 @@ class Cluster:
         )
         imap = ImapServer(store, authenticator, settings or ImapSettings(), upgrade=starttls(lambda: context))
         imap.forwards(forwarder)
-        member = Member(name, self.rows, router, forwarder, counts, penalties, imap, store)
+        deliverer = Nowhere() if store is None else StoreDeliverer(store, self.users, mail_bytes_max=64 << 20)
+        lmtp = LmtpServer(deliverer, lmtp_settings or LmtpSettings(tls=lambda: context))
+        lmtp.forwards(LmtpForwarder(forwarder, lambda: self.users))
+        member = Member(name, self.rows, router, forwarder, counts, penalties, imap, lmtp, store)
         await member.listen()
         if tls:
             server = await asyncio.get_running_loop().create_server(
@@ -193,6 +234,7 @@ async def _stop(member: Member) -> None:
     for client in member.clients:
         await client.close()
     await member.imap.stop(grace_s=5.0)
+    await member.lmtp.close(5.0)
     assert member.counts.open == 0
     assert not member.forwarder._legs
 

@@ -142,7 +142,7 @@ async def test_an_owner_that_comes_back_within_seconds_is_waited_for(two: tuple[
     _, b1, b2 = two
     b2.silent()
     asked = asyncio.Event()
-    b1.forwarder._sleep = lambda _: asked.wait()  # type: ignore[assignment]
+    b1.forwarder.sleep = lambda _: asked.wait()  # type: ignore[assignment]
     client = await b1.client()
     client.send(b"a LOGIN ben secret\r\n")
     await until(lambda: b1.counts.results == [("imap", "unavailable")])

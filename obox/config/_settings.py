@@ -368,22 +368,46 @@ class Cluster:
         "name of this backend; empty: the host name",
         restart=True,
     )
+    site: str = _set(
+        kinds.string("letters, digits, dot, dash, underscore; 1 to 64", r"[A-Za-z0-9._-]{1,64}"),
+        "default",
+        "name of the site that this member is in; a member of another site is never taken for dead",
+        restart=True,
+    )
+    address: str = _set(
+        kinds.string("a host name or an IP address, or empty", r"[A-Za-z0-9.:_-]{0,253}"),
+        "",
+        "host where the other members reach this member; empty: the host name",
+        restart=True,
+    )
     directory: str = _set(
         kinds.url("local, lmdb:///path or cassandra://host,host/keyspace", "lmdb", "cassandra", words=("local",)),
         "local",
-        "local: LMDB below state_dir; lmdb: shared by the backends of one host",
+        "which backend serves whom; only local for now: this backend serves everybody",
         restart=True,
     )
-    events: str = _set(
-        kinds.url("local or nats://host:4222", "nats", words=("local",)),
-        "local",
-        "the bus for news between backends",
+    password_file: Path | None = _set(
+        kinds.OPTIONAL_PATH,
+        "",
+        "file with the password of the user in a cassandra:// URL; it is read at each connect",
         restart=True,
     )
     secret_file: Path | None = _set(
         kinds.OPTIONAL_PATH,
         "",
-        "secrets of the link between members, one a line: the first signs, all are accepted; empty: no link",
+        "file with a secret a line that all members share; the first signs, all are accepted; empty: no forwarding",
+    )
+    dead_after: float = _set(
+        kinds.duration("5s", "1h"),
+        "15s",
+        "a backend whose beat has not changed for this time, and that does not answer, is taken for dead",
+        restart=True,
+    )
+    events: str = _set(
+        kinds.url("local or nats://host:4222", "nats", words=("local",)),
+        "local",
+        "the bus for news between backends; only local for now: there is none",
+        restart=True,
     )
 
 
@@ -414,6 +438,11 @@ class Quota:
 
     max_mail_size: int = _set(
         kinds.size("1K", "2G"), "50M", "size of a mail, delivered or appended; clients see it as APPENDLIMIT"
+    )
+    max_mailbox_mails: int = _set(
+        kinds.integer(1000, 10_000_000),
+        "500000",
+        "mails of a mailbox; some work takes time for each of them, and other users wait meanwhile",
     )
 
 

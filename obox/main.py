@@ -140,8 +140,8 @@ def _run(main: Callable[[], object]) -> int:
 def show_config(path: str | None, changed_only: bool) -> None:
     """Check the configuration and print its effective values.
 
-    Each line says where its value came from. Secrets are masked. Warnings on stderr name
-    what `obox serve` could probably not use on this machine.
+    Each line says where its value came from. Secrets are masked. Warnings on stderr
+    name what `obox serve` could probably not use on this machine.
     """
     config = _load(path)
     click.echo(describe(config, changed_only=changed_only), nl=False)

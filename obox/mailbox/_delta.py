@@ -57,7 +57,8 @@ _RECORD_BYTES: Final = 16 + sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
 """Of a record without flags, an oid among them."""
 
 BYTES_COPIED_MAX: Final = 1000
-"""Elements of a column that are encoded as bytes: for few that is quicker than a view."""
+"""Elements of a column that are encoded as bytes, which is quicker than a view for
+few."""
 
 
 @dataclass(slots=True)

@@ -553,7 +553,8 @@ class State:
     # -- bundles ---------------------------------------------------------------------------------------------------
 
     def rows(self, where: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | None = None) -> Rows:
-        """The records; with `where`, only those that this mask selects, or at these positions."""
+        """The records; with `where`, only those that this mask or these positions
+        select."""
         index: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice = slice(0, self._n) if where is None else where
         fixed = {name: self._columns[name][: self._n][index] for name in _FIXED}
         stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}

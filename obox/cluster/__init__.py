@@ -1,11 +1,13 @@
 """The cluster directory, and who serves whom; see docs/cluster.md.
 
 The public face: `Directory` and its rows, the records, the pure rules, `Router`.
-Arrow: knows `errors`, `types` and the directory's engines; knows no mail.
+Arrow: knows the leaves of obox (`errors`, `types`) and no other room.
 """
 
 from .assign import group_of, newer, rank
-from .directory import VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
+from .directory import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
+from .lmdb import open_lmdb
+from .memory import Faults, MemoryDirectory, MemoryReplica
 from .records import (
     Assigned,
     Beat,
@@ -24,14 +26,18 @@ from .records import (
 from .route import Here, Router, There
 
 __all__ = [
+    "KEY_BYTES_MAX",
     "VALUE_BYTES_MAX",
     "Assigned",
     "Beat",
     "BootRow",
     "Directory",
+    "Faults",
     "Here",
     "Kind",
     "Member",
+    "MemoryDirectory",
+    "MemoryReplica",
     "Move",
     "Orders",
     "Router",
@@ -46,6 +52,7 @@ __all__ = [
     "group_of",
     "newer",
     "next_timestamp",
+    "open_lmdb",
     "rank",
     "user_key",
 ]

@@ -7,12 +7,14 @@ Arrow: knows the leaves of obox (`errors`, `types`) and no other room.
 from .assign import group_of, newer, rank
 from .directory import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
 from .lmdb import open_lmdb
+from .member import BackendMember, Myself, World
 from .memory import Faults, MemoryDirectory, MemoryReplica
 from .records import (
     Assigned,
     Beat,
     BootRow,
     Member,
+    Merge,
     Move,
     Orders,
     Settings,
@@ -29,6 +31,7 @@ __all__ = [
     "KEY_BYTES_MAX",
     "VALUE_BYTES_MAX",
     "Assigned",
+    "BackendMember",
     "Beat",
     "BootRow",
     "Directory",
@@ -38,7 +41,9 @@ __all__ = [
     "Member",
     "MemoryDirectory",
     "MemoryReplica",
+    "Merge",
     "Move",
+    "Myself",
     "Orders",
     "Router",
     "Row",
@@ -46,6 +51,7 @@ __all__ = [
     "Site",
     "State",
     "There",
+    "World",
     "decode",
     "encode",
     "group_key",

@@ -20,11 +20,13 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import TYPE_CHECKING, Final
 
 import structlog
+from msgspec.structs import replace
 
 from metacache import Change
 
 from ..errors import InUse, NotFound, OboxError, Unavailable
-from ..types import StorageId
+from ..objectstore.keys import ROOT
+from ..types import Guid, StorageId
 from ._aftermath import AHEAD_MS
 from .fence import Ended, boots_of, list_journals, look, replay
 from .operate import let_go
@@ -34,6 +36,7 @@ from .upload import flush
 
 if TYPE_CHECKING:
     from .store import MailStore
+    from .user import User
 
 log = structlog.get_logger()
 
@@ -69,12 +72,30 @@ async def gain(
         owned.gain(units, unclean=found.unclean)
         store.remember_units()
         for user in here:
-            await user.adopt(store.takeover.pending.pop(user.storage_id, {}))
+            _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
             store.spawn(user.recheck(every=True))
         await env.settle()
         log.info("units gained", units=len(units), users=len(found.replayed.pending), unclean=found.unclean)
         if store.takeover.left or store.takeover.boots:
             store.spawn(store.upkeep.adopt())
+
+
+def _adopt(user: User, pending: dict[str, list[bytes]]) -> None:
+    """Join what journals say of a user that is in memory. Raises Corrupt."""
+    for data in pending.pop(ROOT, []):
+        user.rootbox.join(data)
+        user.rootbox.changed(Change.IMPORTANT)
+    user.rootbox.save()
+    for guid, deltas in pending.items():
+        box = user.boxes.get(Guid(guid))
+        if box is None:
+            user.pending.setdefault(guid, []).extend(deltas)
+            continue
+        for data in deltas:
+            box.join_others(data, renew=True)
+        box.stamp = replace(box.stamp, need_base=True)
+        box.changed(Change.IMPORTANT)
+        box.save()
 
 
 async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Callable[[], Awaitable[bool]]) -> bool:
@@ -136,6 +157,24 @@ async def doubt(store: MailStore, units: Collection[str]) -> None:
     for sid in _in_memory(store, units):
         store.spawn(store.users[sid].recheck(every=True))
     await store.env.settle()
+
+
+async def sweep(store: MailStore) -> None:
+    """Look for boots that are over and name users of this backend who were not adopted: of a backend whose groups came
+    to several others, or to one that died before it was done. Raises Unavailable, Corrupt."""
+    async with store.changing:
+        owned, known = store.env.owned, {(one.boot.backend, one.boot.name) for one in store.takeover.boots}
+        found = await survey(store.env, store.journal.boot, [], owned.owns, orderly=False, alive=False, known=known)
+        boots = store.takeover.boots
+        store.takeover.boots = [one for one in boots if (one.boot.backend, one.boot.name) in found.unclean_boots]
+        if found.boots:
+            here = [store.users[StorageId(sid)] for sid in found.replayed.pending if sid in store.users]
+            store.takeover.add(found)
+            for user in here:
+                _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
+            store.journal.ahead = max(store.journal.ahead, found.ahead)
+    if store.takeover.left or store.takeover.boots:
+        store.spawn(store.upkeep.adopt())
 
 
 async def go_on(store: MailStore, boot: str) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from msgspec.structs import replace
 
 from metacache import Change
 
@@ -189,14 +188,6 @@ class Index(Box):
         """After a load with changes that no bundle has: say how many mails, and when it must end."""
         self.unflushed_mails = self.count_between(self.stamp.flushed_uidnext, self.state.uidnext)
         self.changed(self.change)
-
-    def adopt(self, deltas: list[bytes]) -> None:
-        """Join what a journal says of the mailbox, which is in memory. Raises Corrupt."""
-        for data in deltas:
-            self.join_others(data, renew=True)
-        self.stamp = replace(self.stamp, need_base=True)
-        self.changed(Change.IMPORTANT)
-        self.save()
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         self._watchers.append(wake)

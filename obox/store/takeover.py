@@ -19,7 +19,7 @@ Diagnostics: see `fence`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -129,11 +129,12 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
 class Survey:
     """What the journals say of units that come to this backend.
 
-    boots: that are over and not clean; replayed: what they and the live ones say of the users; unclean: an owner ended
+    boots: that are over and not clean; unclean_boots: the names of all such, also of those that were known; replayed: what they and the live ones say of the users; unclean: an owner ended
     without an end, so clients may know MODSEQs that are nowhere; ahead, assigned: the highest of all journals.
     """
 
     boots: list[Ended]
+    unclean_boots: set[tuple[str, str]]
     replayed: Replayed
     unclean: bool
     ahead: int
@@ -141,24 +142,34 @@ class Survey:
 
 
 async def survey(
-    env: Env, own: str, dead: Sequence[tuple[str, str]], users: Callable[[str], bool], *, orderly: bool
+    env: Env,
+    own: str,
+    dead: Sequence[tuple[str, str]],
+    users: Callable[[str], bool],
+    *,
+    orderly: bool,
+    alive: bool = True,
+    known: Collection[tuple[str, str]] = (),
 ) -> Survey:
     """Fence the boots that were seen dying, and read what all journals say of users. Raises Unavailable, Corrupt.
 
     own: the present boot of this backend, which is not read; dead: (backend, boot), and all boots of that backend
     before it, every one that is there if boot is empty; orderly: the owner before has handed over, and its bundles have
-    everything.
+    everything; alive: read boots that go on, too; known: boots that have been read before.
     """
     present = [boot for boot in boots_of(await list_journals(env)) if boot.name != own]
     dying = [boot for boot in present if any(boot.backend == name and _until(boot, last) for name, last in dead)]
     fenced = [await fence(env, boot) for boot in dying]
     seen = fenced + await _look_all(env, [boot for boot in present if boot not in dying])
-    unclean = [one for one in seen if not one.clean]
+    unclean = [one for one in seen if not one.clean and (alive or not one.alive)]
+    over_names = {(one.boot.backend, one.boot.name) for one in unclean if not one.alive}
+    unclean = [one for one in unclean if (one.boot.backend, one.boot.name) not in known]
     replayed = Replayed() if orderly else await replay(env, unclean, users)
     over = [one for one in unclean if not one.alive]
     names = {name for name, named in replayed.users.items() if any(map(users, named))}
     return Survey(
         over,
+        over_names,
         replayed,
         any((one.boot.backend, one.boot.name) in names for one in over) or any(not one.closed_before for one in fenced),
         max((one.ahead for one in seen), default=0),

@@ -150,7 +150,7 @@ class User:
                 current = assignment.covers(stamp)
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
                 news = await self._take_in(self._infos.get(ROOT, []))
-                exact = current or (stamp.clean and not pending and not self.unclean)
+                exact = current or (stamp.clean and not pending and not self._unclean)
                 if news:
                     box.stamp, exact = box.stamp.uncompared(), False
                 box.stamp = replace(box.stamp, checked=env.now())
@@ -167,7 +167,7 @@ class User:
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
             if ROOT in self._infos:
                 await box.rebuild(self._infos[ROOT])
-                exact = box.stamp.clean and not pending and not self.unclean
+                exact = box.stamp.clean and not pending and not self._unclean
             _aftermath.tell_unflushed(self)
             box.stamp = replace(box.stamp, checked=env.now())
         for data in [*fragments, *pending.pop(ROOT, [])]:
@@ -175,7 +175,7 @@ class User:
             box.change = Change.IMPORTANT
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
-        if not assignment.covers(box.stamp) and (ahead := _aftermath.ahead(self, unclean=self.unclean)):
+        if not assignment.covers(box.stamp) and (ahead := _aftermath.ahead(self, unclean=self._unclean)):
             box.raise_floor(ahead)  # kept until each mailbox has been opened, in whatever life
         self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
         self._exact -= {
@@ -319,22 +319,9 @@ class User:
             raise Elsewhere("another backend serves the user; try again")
 
     @property
-    def unclean(self) -> bool:
+    def _unclean(self) -> bool:
         """An owner ended uncleanly, just now, so that clients may know MODSEQs that are nowhere."""
         return self._store.unclean or self.env.owned.is_unclean(self.storage_id)
-
-    async def adopt(self, pending: dict[str, list[bytes]]) -> None:
-        """Join what journals say of a user that is in memory. Raises Corrupt."""
-        for data in pending.pop(ROOT, []):
-            self.rootbox.join(data)
-            self.rootbox.changed(Change.IMPORTANT)
-        self.rootbox.save()
-        for box, deltas in pending.items():
-            found = self.boxes.get(Guid(box))
-            if found is None:
-                self.pending.setdefault(box, []).extend(deltas)
-            else:
-                found.adopt(deltas)
 
     async def settled(self) -> None:
         """Nothing of this user is under way any more: no mail without a verdict, no upload, no task."""

@@ -5,10 +5,17 @@ Arrow: knows the leaves of obox (`errors`, `types`) and no other room.
 """
 
 from .assign import group_of, newer, rank
+from .cassandra import CassandraDirectory, open_cassandra
+from .check import Claims, Finding, check
+from .dead import DeadWatch, Observation
 from .directory import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
+from .dump import dump, load
+from .initial import make_settings, read_settings
+from .kept import Keeper, Kept, KeptFile
 from .lmdb import open_lmdb
 from .member import BackendMember, Myself, World
 from .memory import Faults, MemoryDirectory, MemoryReplica
+from .open import open_directory
 from .records import (
     Assigned,
     Beat,
@@ -26,6 +33,7 @@ from .records import (
     user_key,
 )
 from .route import Here, Router, There
+from .view import Changes, View
 
 __all__ = [
     "KEY_BYTES_MAX",
@@ -34,9 +42,17 @@ __all__ = [
     "BackendMember",
     "Beat",
     "BootRow",
+    "CassandraDirectory",
+    "Changes",
+    "Claims",
+    "DeadWatch",
     "Directory",
     "Faults",
+    "Finding",
     "Here",
+    "Keeper",
+    "Kept",
+    "KeptFile",
     "Kind",
     "Member",
     "MemoryDirectory",
@@ -44,6 +60,7 @@ __all__ = [
     "Merge",
     "Move",
     "Myself",
+    "Observation",
     "Orders",
     "Router",
     "Row",
@@ -51,14 +68,22 @@ __all__ = [
     "Site",
     "State",
     "There",
+    "View",
     "World",
+    "check",
     "decode",
+    "dump",
     "encode",
     "group_key",
     "group_of",
+    "load",
+    "make_settings",
     "newer",
     "next_timestamp",
+    "open_cassandra",
+    "open_directory",
     "open_lmdb",
     "rank",
+    "read_settings",
     "user_key",
 ]

@@ -57,7 +57,8 @@ READERS_MAX: Final = 512
 
 _LOCK_POLL_S: Final = 0.002
 _LOG_EVERY_S: Final = 60.0
-_HEAD: Final = Struct(">qH")  # timestamp, bytes of the key; then the key, then the value
+# Timestamp and bytes of the key; then the key, then the value.
+_HEAD: Final = Struct(">qH")
 _FORMAT_KEY: Final = b"\0format"
 _FORMAT: Final = b"1"
 _KEY_BYTES_PLAIN: Final = 400  # LMDB allows 511 for the kind and the key

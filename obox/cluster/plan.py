@@ -1,7 +1,6 @@
 """What a backend does next about its groups: a pure function of what it knows.
 
-`plan` is asked once a second. It never acts on a single row alone: what it returns says
-which rows to write, which groups to acquire, and which to give up, in the order of
+`plan` is asked once a second. What it returns says which groups to acquire, and which to give up, in the order of
 docs/cluster.md. Two backends that know the same plan the same; where they do not, the
 bucket decides, and the next plan follows the newer assignment.
 """
@@ -24,7 +23,7 @@ class Picture:
     """What a backend knows.
 
     me: its name; units: of all groups, by key; rows: the newest assignment that was ever
-    seen of each unit; read: what the directory shows now; held: what the store serves;
+    seen of each unit; held: what the store serves;
     orders, members: rows by backend; dead: by backend, the boot that was seen dying;
     moves: by unit.
     """
@@ -32,7 +31,6 @@ class Picture:
     me: str
     units: frozenset[str]
     rows: Mapping[str, Assigned]
-    read: Mapping[str, Assigned]
     held: Mapping[str, Assigned]
     orders: Mapping[str, Orders]
     members: Mapping[str, Member]
@@ -65,14 +63,12 @@ class Release(NamedTuple):
 class Plan:
     """What to do now.
 
-    write_back: rows that the directory has lost, whoever they name: the backend that they
-    name may have lost its own memory of them; lose: units that another backend has;
+    lose: units that another backend has;
     gain: units whose rows name us; claim: units without an owner, to be written and
     gained; fence: (backend, boot) that were seen dying, whose units are in `claim` or
     who have none; release: at most one batch.
     """
 
-    write_back: Mapping[str, Assigned]
     lose: frozenset[str]
     gain: Mapping[str, Assigned]
     claim: frozenset[str]
@@ -82,7 +78,6 @@ class Plan:
 
 def plan(now: Picture) -> Plan:
     """See the module's text."""
-    write_back: dict[str, Assigned] = {}
     lose: set[str] = set()
     gain: dict[str, Assigned] = {}
     for unit, ours in now.held.items():
@@ -95,13 +90,9 @@ def plan(now: Picture) -> Plan:
     for unit, row in now.rows.items():
         if row.backend == now.me and unit not in now.held:
             gain[unit] = row
-        shown = now.read.get(unit)
-        if shown is None or newer(shown, row):
-            write_back[unit] = row
     weights = now.weights()
     claim, fence = _claims(now, weights)
     return Plan(
-        write_back=write_back,
         lose=frozenset(lose),
         gain=gain,
         claim=frozenset(claim),

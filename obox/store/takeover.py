@@ -129,8 +129,9 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
 class Survey:
     """What the journals say of units that come to this backend.
 
-    boots: that are over and not clean; unclean_boots: the names of all such, also of those that were known; replayed: what they and the live ones say of the users; unclean: an owner ended
-    without an end, so clients may know MODSEQs that are nowhere; ahead, assigned: the highest of all journals.
+    boots: that are over and not clean; unclean_boots: the names of all such, also of those that were known; replayed:
+    what they and the live ones say of the users; unclean: an owner ended without an end, so clients may know MODSEQs
+    that are nowhere; ahead, assigned: the highest of all journals.
     """
 
     boots: list[Ended]

@@ -7,14 +7,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENT_S
 
 from obox.cluster import Directory, MemoryDirectory, MemoryReplica, open_lmdb
+from obox.cluster import lmdb as engine
 
 
 @pytest.fixture(params=["memory", "lmdb"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Directory, Directory]]:
+async def pair(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Directory, Directory]]:
     """The directory as two members see it. A process opens LMDB once, so there it is one object; other processes are
     in test_lmdb.py."""
+    monkeypatch.setattr(engine, "DEADLINE_S", PATIENT_S)
     one: Directory
     other: Directory
     if request.param == "memory":

@@ -7,17 +7,17 @@ that it serves the user; while two say so, they are two groups of clients that d
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import msgspec
 
 from obox.cluster import (
     BackendMember,
-    Beat,
+    DeadWatch,
     Faults,
+    Kept,
     Kind,
     Member,
     MemoryDirectory,
@@ -25,9 +25,11 @@ from obox.cluster import (
     Move,
     Myself,
     Orders,
+    Row,
     State,
-    decode,
+    View,
     encode,
+    make_settings,
     next_timestamp,
 )
 from obox.cluster import World as MemberWorld
@@ -48,31 +50,18 @@ SETTLED_S = 90.0
 """After the last accident: by then there is one owner, and it knows what the others wrote."""
 
 
-class SimWatch:
-    """Rules 1 to 3 of docs/cluster.md, "When a backend counts as dead"; greetings come out of the simulation."""
+class SimKeeper:
+    """What a member keeps, on the simulated disk."""
 
-    def __init__(self, story: ClusterStory, me: str) -> None:
-        self._story, self._me = story, me
-        self._seen: dict[str, tuple[Beat, float, int]] = {}
-        self._taken: tuple[str, float] = ("", float("-inf"))
+    def __init__(self, node: Node) -> None:
+        self._node = node
 
-    async def dead(self, beats: Mapping[str, Beat], members: Mapping[str, Member]) -> Mapping[str, str]:
-        now, found = self._story.world.clock(), {}
-        mine = beats.get(self._me)
-        for name in members:
-            beat = beats.get(name)
-            known = self._seen.get(name)
-            if beat is None:
-                continue
-            if known is None or known[0].counter != beat.counter or known[0].boot != beat.boot:
-                self._seen[name] = beat, now, 0
-                continue
-            first, since, polls = known
-            self._seen[name] = first, since, polls + 1
-            if name != self._me and polls + 1 >= 5 and now - since >= DEAD_AFTER_S and mine is not None:
-                if not self._story.greets(name):
-                    found[name] = beat.boot
-        return found
+    def load(self) -> Kept | None:
+        data = self._node.metacache.get_state("cluster")
+        return msgspec.msgpack.decode(data, type=Kept) if data else None
+
+    async def save(self, kept: Kept) -> None:
+        self._node.metacache.put_state("cluster", msgspec.msgpack.encode(kept))
 
 
 class ClusterStory:
@@ -138,14 +127,22 @@ class ClusterStory:
         def make() -> None:
             store = node.store = MailStore(node.env, cluster=membership)
             node.hear(store)
+            view = View(way, clock=world.clock, now=node.env.now, sleep=asyncio.sleep, keeper=SimKeeper(node))
+            view.restore()
+
+            async def settle(myself: MemberWorld) -> None:
+                await make_settings(way, GROUPS, now=myself.now, sleep=myself.sleep, random_bytes=myself.random_bytes)
+
+            async def greets(member: Member | None) -> bool:
+                await asyncio.sleep(0.01)
+                return member is not None and self.greets(member.address)
+
             member = BackendMember(
-                way,
+                view,
                 membership,
-                SimWatch(self, name),
-                Myself(name, Member("backend", "default", name), State.ONLINE, GROUPS),
-                MemberWorld(node.env.now, world.clock, asyncio.sleep, chance.randbytes, dict),
-                recalled=node.metacache.get_state("cluster"),
-                remember=lambda state: node.metacache.put_state("cluster", state),
+                DeadWatch(name, "default", DEAD_AFTER_S),
+                Myself(name, Member("backend", "default", name), State.ONLINE, settle),
+                MemberWorld(node.env.now, world.clock, asyncio.sleep, chance.randbytes, dict, greets),
             )
             membership.bind(store, member, self._kicker(node))
             self.members[name] = member
@@ -205,7 +202,16 @@ class ClusterStory:
         """For whoever reads a failure: what each backend believes."""
         for name, node in self.nodes.items():
             member = self.members[name]
-            self.world.note(name, "up" if node.up else "down", "has", dict(node.env.owned.units), "knows", member._rows)
+            self.world.note(
+                name,
+                "up" if node.up else "down",
+                "has",
+                dict(node.env.owned.units),
+                "knows",
+                member.view.groups,
+                "dead",
+                member._watch.dead,
+            )
             self.world.note(name, "boots", [one.boot.name for one in node.store.takeover.boots] if node.store else "")
         for (kind, key), row in self.replica.rows().items():
             if kind in (Kind.GROUPS, Kind.ORDERS, Kind.MOVES):
@@ -254,66 +260,75 @@ class ClusterStory:
             raise
 
     async def _accident(self) -> None:
-        rng, world = self.rng, self.world
-        kind = rng.choice(["stop", "kill", "lose", "evacuate", "move", "cut", "outage", "restore", "freeze", "bucket"])
-        if self.frozen:
-            kind = "thaw"
+        rng = self.rng
+        kinds: list[Callable[[Node], Awaitable[None]]] = [
+            self._stops, self._dies, self._dies, self._is_evacuated, self._moves, self._is_cut, self._outage,
+            self._restored, self._freezes, self._bucket_is_gone,
+        ]  # fmt: skip
+        kind = self._thaws if self.frozen else rng.choice(kinds)
         up = [name for name, node in self.nodes.items() if node.up]
         if not up:
             return
         owners = [node.name for node in self.owners()]
         name = rng.choice(owners or up) if rng.random() < 0.7 else rng.choice(up)
-        node = self.nodes[name]
-        world.note("accident", kind, name)
+        self.world.note("accident", kind.__name__, name)
         busy = [asyncio.ensure_future(self._commands())] if rng.random() < 0.5 else []
         await asyncio.sleep(rng.choice([0, 0.01, 0.1, 1.0]))
-        match kind:
-            case "stop":
-                await self._stop(node)
-                await asyncio.sleep(rng.choice([0, 2, 30]))
-                await self._start(name, node.disk)
-            case "kill" | "lose":
-                node.kill()
-                self.player.lost(node)
-                await asyncio.sleep(rng.choice([0, 0.5, 5, 30]))
-                await self._start(name, Disk() if kind == "lose" else node.disk.snapshot())
-            case "evacuate":
-                await self._order(name, Orders(State.ONLINE, 100, evacuate=True))
-                await asyncio.sleep(rng.choice([1, 5, 20]))
-                await self._order(name, Orders())
-            case "move":
-                to = rng.choice(NAMES)
-                unit = self.members[name].unit_of(SID)
-                await self._put(Kind.MOVES, unit, Move(to, world.now()))
-            case "cut":
-                self.ways[name].faults.cut = True
-                await asyncio.sleep(rng.choice([1, 15, 40]))
-                self.ways[name].faults.cut = False
-            case "outage":
-                for way in self.ways.values():
-                    way.faults.cut = True
-                await asyncio.sleep(rng.choice([1, 15, 40]))
-                for way in self.ways.values():
-                    way.faults.cut = False
-            case "restore":
-                if self.old_rows:
-                    self._split()
-                    self.replica.restore(rng.choice(self.old_rows))
-            case "freeze":
-                self._split()
-                node.freeze()
-                self.frozen[name] = node
-            case "thaw":
-                name, node = self.frozen.popitem()
-                node.thaw()
-                self._split()
-            case "bucket":
-                world.plan.outage = True
-                await asyncio.sleep(rng.choice([1, 8, 20]))
-                world.plan.outage = False
+        await kind(self.nodes[name])
         self.old_rows.append(dict(self.replica.rows()))
         for task in busy:
             await task
+
+    async def _stops(self, node: Node) -> None:
+        await self._stop(node)
+        await asyncio.sleep(self.rng.choice([0, 2, 30]))
+        await self._start(node.name, node.disk)
+
+    async def _dies(self, node: Node) -> None:
+        node.kill()
+        self.player.lost(node)
+        await asyncio.sleep(self.rng.choice([0, 0.5, 5, 30]))
+        await self._start(node.name, Disk() if self.rng.random() < 0.5 else node.disk.snapshot())
+
+    async def _is_evacuated(self, node: Node) -> None:
+        self._put(Kind.ORDERS, node.name, Orders(evacuate=True))
+        await asyncio.sleep(self.rng.choice([1, 5, 20]))
+        self._put(Kind.ORDERS, node.name, Orders())
+
+    async def _moves(self, node: Node) -> None:
+        unit = self.members[node.name].unit_of(SID)
+        self._put(Kind.MOVES, unit, Move(self.rng.choice(NAMES), self.world.now()))
+
+    async def _is_cut(self, node: Node) -> None:
+        self.ways[node.name].faults.cut = True
+        await asyncio.sleep(self.rng.choice([1, 15, 40]))
+        self.ways[node.name].faults.cut = False
+
+    async def _outage(self, node: Node) -> None:
+        for way in self.ways.values():
+            way.faults.cut = True
+        await asyncio.sleep(self.rng.choice([1, 15, 40]))
+        for way in self.ways.values():
+            way.faults.cut = False
+
+    async def _restored(self, node: Node) -> None:
+        if self.old_rows:
+            self._split()
+            self.replica.restore(self.rng.choice(self.old_rows))
+
+    async def _freezes(self, node: Node) -> None:
+        self._split()
+        node.freeze()
+        self.frozen[node.name] = node
+
+    async def _thaws(self, node: Node) -> None:
+        self.frozen.popitem()[1].thaw()
+        self._split()
+
+    async def _bucket_is_gone(self, node: Node) -> None:
+        self.world.plan.outage = True
+        await asyncio.sleep(self.rng.choice([1, 8, 20]))
+        self.world.plan.outage = False
 
     async def _stop(self, node: Node) -> None:
         for task in list(node.host.tasks):
@@ -324,13 +339,8 @@ class ClusterStory:
         except Crash:
             pass
 
-    async def _order(self, name: str, orders: Orders) -> None:
-        await self._put(Kind.ORDERS, name, orders)
-
-    async def _put(self, kind: Kind, key: str, record: Any) -> None:
+    def _put(self, kind: Kind, key: str, record: Any) -> None:
         row = self.replica.rows().get((kind, key))
-        from obox.cluster import Row
-
         self.replica.write((kind, key), Row(encode(record), next_timestamp(self.world.now, row)))
 
     # -- the end ---------------------------------------------------------------------------------------------------
@@ -359,4 +369,4 @@ def play(seed: int, *, steps: int = 30) -> World:
     return simulate(lambda: ClusterStory(seed, steps=steps).run())
 
 
-__all__ = ["ClusterStory", "contextvars", "decode", "play"]
+__all__ = ["ClusterStory", "play"]

@@ -46,7 +46,7 @@ class Membership:
 
     async def fenced(self, boot: str) -> None:
         self._store.spawn(handover.go_on(self._store, boot))
-        self._store.env.owned.lose(await self._member.reread())
+        self._store.env.owned.lose(await self._member.reread_rows())
 
     # -- for the member --------------------------------------------------------------------------------------------
 

@@ -138,7 +138,7 @@ class BackendMember:
         """The highest number of an assignment that was seen."""
         return max((row.number for row in self.view.groups.values()), default=0)
 
-    async def reread(self) -> frozenset[str]:
+    async def reread_rows(self) -> frozenset[str]:
         """Read who has what, however long the directory does not answer; which units of ours others have.
 
         Gives those up in the background; the caller stops serving them at once.
@@ -170,7 +170,7 @@ class BackendMember:
             raise Unavailable("the user's backend is not known; try again")
         return There(row.backend, found.address, found.ports, row)
 
-    async def reroute(self, sid: StorageId, seen: Assigned) -> Here | There:
+    async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """See `route.Router.reread`."""
         row = None if self.view.settings is None else self.view.assigned(self.unit_of(sid))
         if row is None or row == seen or newer(row, seen):

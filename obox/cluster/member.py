@@ -115,6 +115,7 @@ class BackendMember:
         self._merged: dict[str, Merge] | None = None
         """What has been compared already; None before the first pass."""
         self._ready = asyncio.Event()
+        self._at_start: dict[str, Assigned] = {}
         self._sweep_at = world.clock() + SWEEP_S
         self._losing: set[asyncio.Task[None]] = set()
 
@@ -183,12 +184,17 @@ class BackendMember:
         """Until cancelled. Raises ConfigError: the directory is newer than this code."""
         while not await self._join():
             if self.view.settings is not None:
-                self._ready.set()  # what was kept is served
+                self._begin()  # what was kept is served
             await self._world.sleep(POLL_S)
-        self._ready.set()
+        self._begin()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._again_and_again(self.beat))  # apart, for a step may take its time
             tasks.create_task(self._again_and_again(self.step))
+
+    def _begin(self) -> None:
+        if not self._ready.is_set():
+            self._at_start = self._rows()
+            self._ready.set()
 
     async def _join(self) -> bool:
         """Read the directory, make it if it is new, and tell it of this backend; False if it does not answer."""
@@ -291,7 +297,8 @@ class BackendMember:
 
     async def _gain(self, units: Mapping[str, Assigned]) -> None:
         fence = sorted(self._fence)
-        orderly = not fence and bool(units) and all(row.released for row in units.values())
+        # A row that named us when we began may have been released to a life before, which wrote since.
+        orderly = not fence and all(row.released and row != self._at_start.get(unit) for unit, row in units.items())
         try:
             await self._store.gain(units, fence, orderly=orderly)
         except OboxError as exc:

@@ -72,16 +72,15 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Myself:
-    """What a backend is told of itself.
+    """What the directory is told of a backend.
 
-    member: what the directory is told; joins_as: the state if the directory does not
-    know this backend; settle: makes the directory's settings if there are none.
+    joins_as: the state if the directory does not know it; settle: makes the directory's
+    settings if there are none.
     """
 
-    name: str
     member: Member
     joins_as: State
-    settle: Callable[[World], Awaitable[object]]
+    settle: Callable[[], Awaitable[object]]
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,11 @@ class World:
 class BackendMember:
     """See the module's text. `restore` first, then `run`."""
 
-    def __init__(self, view: View, store: Store, watch: DeadWatch, myself: Myself, world: World) -> None:
+    def __init__(self, view: View, store: Store, watch: DeadWatch, world: World) -> None:
         self.view = view
         self._store = store
         self._watch = watch
-        self._myself = myself
-        self.me = myself.name
+        self.me = watch.name
         self._world = world
         self._counter = 0
         self._began = world.now()
@@ -180,8 +178,15 @@ class BackendMember:
 
     # -- life ------------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
+    async def look(self) -> None:
+        """Read the directory once, for a tool that changes nothing in it. Raises ConfigError, Unavailable."""
+        if not await self.view.poll() and self.view.settings is None:
+            raise Unavailable("the cluster directory does not answer")
+        self._begin()
+
+    async def run(self, myself: Myself) -> None:
         """Until cancelled. Raises ConfigError: the directory is newer than this code."""
+        self._myself = myself
         while not await self._join():
             if self.view.settings is not None:
                 self._begin()  # what was kept is served
@@ -199,8 +204,7 @@ class BackendMember:
     async def _join(self) -> bool:
         """Read the directory, make it if it is new, and tell it of this backend; False if it does not answer."""
         try:
-            world = self._world
-            await self._myself.settle(world)
+            await self._myself.settle()
             if not await self.view.poll():
                 return False
             if self.me not in self.view.orders:

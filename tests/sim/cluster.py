@@ -130,8 +130,8 @@ class ClusterStory:
             view = View(way, clock=world.clock, now=node.env.now, sleep=asyncio.sleep, keeper=SimKeeper(node))
             view.restore()
 
-            async def settle(myself: MemberWorld) -> None:
-                await make_settings(way, GROUPS, now=myself.now, sleep=myself.sleep, random_bytes=myself.random_bytes)
+            async def settle() -> None:
+                await make_settings(way, GROUPS, now=node.env.now, sleep=asyncio.sleep, random_bytes=chance.randbytes)
 
             async def greets(member: Member | None) -> bool:
                 await asyncio.sleep(0.01)
@@ -141,15 +141,15 @@ class ClusterStory:
                 view,
                 membership,
                 DeadWatch(name, "default", DEAD_AFTER_S),
-                Myself(name, Member("backend", "default", name), State.ONLINE, settle),
                 MemberWorld(node.env.now, world.clock, asyncio.sleep, chance.randbytes, dict, greets),
             )
-            membership.bind(store, member, self._kicker(node))
+            membership.bind(store, member)
+            membership.kick = self._kicker(node)
             self.members[name] = member
+            node.host.spawn(member.run(Myself(Member("backend", "default", name), State.ONLINE, settle)))
 
         node.host.context.run(make)
         world.note("start", name)
-        node.host.spawn(self.members[name].run())
         assert node.store is not None
         starting = node.host.spawn(node.store.start())
         try:
@@ -332,7 +332,7 @@ class ClusterStory:
 
     async def _stop(self, node: Node) -> None:
         for task in list(node.host.tasks):
-            if "BackendMember.run" in repr(task):
+            if "BackendMember." in repr(task):
                 task.cancel()
         try:
             await node.stop()

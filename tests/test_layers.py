@@ -55,7 +55,7 @@ ARROWS: dict[str, set[str]] = {
         "metacache",
     },
     "obox.events": LEAVES,
-    "obox.cluster": {*LEAVES, "obox.auth", "obox.events"},
+    "obox.cluster": LEAVES,
     "admintool": {"obox", "obox.config", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
 }
 WIRING = (

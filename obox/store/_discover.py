@@ -18,15 +18,16 @@ from metacache import Change
 
 from ..errors import Corrupt, Unavailable
 from ..mailbox import CLAIM_PURGED, Delta, State
-from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, StoreError, UnknownKey, settle
+from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, UnknownKey
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key, mail_prefix, owner_of, parse_mail_key
 from ..types import Uid
 from ._env import GETS_AT_ONCE
-from ._mail import MailMeta, check_claim, check_meta
-from ._slots import Slot
 from .box import Found
 from .index import Index, give_modseq
+from .mails.meta import MailMeta, check_claim, check_meta
+from .mails.slots import Slot
+from .mails.write import burn
 from .stage import Edit
 from .stamp import Assignment, Trust
 
@@ -163,16 +164,11 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
             continue
         gate = asyncio.Semaphore(GETS_AT_ONCE)
 
-        async def burn(uid: int, gate: asyncio.Semaphore = gate) -> bool:
-            """False: something has landed there meanwhile."""
-            key = mail_key(sid, guid, Uid(uid))
+        async def burn_one(uid: int, gate: asyncio.Semaphore = gate) -> bool:
             async with gate:
-                try:
-                    return await settle(env.bucket, key, env.new_oid(), kind="mail") != "other"
-                except StoreError as exc:
-                    raise env.unavailable("put", key, exc) from exc
+                return await burn(mailbox, uid)
 
-        burnt = await asyncio.gather(*map(burn, holes))
+        burnt = await asyncio.gather(*map(burn_one, holes))
         deltas += [Delta(claims={uid: 1}, uidnext=uid + 1) for uid in holes]
         if all(burnt):
             return sorted(deltas, key=first_uid), end, seen

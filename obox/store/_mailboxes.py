@@ -9,17 +9,18 @@ import numpy as np
 import structlog
 
 from ..errors import Exists, Invalid, Limit, NoPerm, NotFound
-from ..mailbox import CLAIM_PURGED, MailboxEntry, Root, RootDelta, Rows, UidArray
+from ..mailbox import MailboxEntry, Root, RootDelta, Rows, UidArray
 from ..mailbox.names import INBOX, canonical, check_name, with_children
 from ..objectstore import StoreError, put_once
 from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import first_root_key, mail_key, owner_of
-from ..types import Guid, Uid
+from ..objectstore.keys import first_root_key, owner_of
+from ..types import Guid
 from . import _flush
 from ._bundles import BundleMeta
 from ._env import Env
 from .api import Copied, MailboxInfo
 from .index import Index, Owner
+from .mails.purge import purge_last
 from .stage import Edit
 from .stamp import Stamp, name_of
 
@@ -180,12 +181,10 @@ async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
     homes = await box.homes()
     box.expunge_now(box.state.uids, homes)  # what came while it was deleted, or by another writer
     await _flush.sweep(box)
-    if bool((~box.state.gone_purged).any()) or box.state.active_holders():
-        return
     async with box.flushing:
+        if not await purge_last(box):
+            return
         box.clearing = True
-        claims = [uid for uid, count in box.state.claims.items() if count < CLAIM_PURGED]
-        await user.env.delete([mail_key(user.storage_id, box.guid, Uid(uid)) for uid in claims], kind="mail")
         await box.bundles.clear_all()
         user.journal.flushed(user.storage_id, box.guid, user.journal.position(), more=False)
     user.forget(box.guid)

@@ -16,7 +16,7 @@ from ..errors import Corrupt, NotFound
 from ..mailbox import FlagOp, State, UidArray
 from ..mailbox.search import Query
 from ..types import Guid, StorageId, Uid
-from ._fields import Fields as Fields  # noqa: PLC0414 - part of the contract
+from .mails.fields import Fields as Fields  # noqa: PLC0414 - part of the contract
 
 Unreadable = NotFound | Corrupt
 """Why a mail that is in the index cannot be read: its object is gone (lost), or does not decode (damaged)."""

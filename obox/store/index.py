@@ -22,9 +22,9 @@ from ..errors import Corrupt, NotFound
 from ..mailbox import Changed, Delta, Gone, Root, Rows, State, UidArray, uid_array
 from ..types import Guid, StorageId
 from ._env import Env
-from ._slots import Slot, Slots
 from .box import Box
 from .journal import Journal
+from .mails.slots import Slot, Slots
 from .rootbox import RootBox
 from .stage import Edit, Log
 

@@ -22,11 +22,11 @@ from ..mailbox.names import check_name
 from ..mailbox.search import Query
 from ..types import Guid, Oid, StorageId, Uid
 from . import api
-from ._fields import Fields
-from ._mail import make_fields
 from ._mailboxes import MAILBOXES_MAX, infos
 from ._search import search
 from .api import Appended, Copied, MailboxInfo, NewMail, Source, Status, Stored, Unreadable, Usage
+from .mails.fields import Fields
+from .mails.meta import make_fields
 
 DEFAULT_MAILBOXES = (("INBOX", ""), ("Drafts", "\\Drafts"), ("Sent", "\\Sent"), ("Trash", "\\Trash"))
 

@@ -28,15 +28,15 @@ from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
 from . import _aftermath, _mailboxes, api
-from ._bundles import by_box
+from ._bundles import Bundles, by_box
 from ._env import ANSWER_S, Env, answer_within
 from ._quota import Quota, Room
-from ._writer import PUTS_AT_ONCE, Draft, write_claim, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
 from .box import Found
 from .index import Index
 from .journal import Journal
 from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
+from .mails.write import PUTS_AT_ONCE, Draft, write_claim, write_mails
 from .rootbox import RootBox
 from .stage import Absent, Edit, Log, Target
 from .stamp import Trust
@@ -193,7 +193,7 @@ class User:
             if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
                 self.spawn(_mailboxes.clear_deleted(self, entry))
             elif entry.cleared and (left := (self._infos or {}).get(entry.guid)):  # of a writer who did not know
-                self.spawn(env.delete([info.key for info in left], kind="index"))
+                self.spawn(Bundles(env, self.storage_id, entry.guid).remove(left))
 
     def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:
         """Set the quota; after an unclean end the mailboxes that it counts are loaded, beside the session."""

@@ -11,8 +11,8 @@ from harness import Client, Running, serving
 
 from obox.objectstore.keys import mail_key
 from obox.store import NewMail
-from obox.store._recent import Recent
 from obox.store.mailbox import Mailbox
+from obox.store.mails.recent import Recent
 from obox.types import StorageId, Uid
 
 ANNA = StorageId("anna")

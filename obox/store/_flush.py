@@ -98,11 +98,9 @@ async def carry(mailbox: Index) -> None:
 
 async def _flush_index(mailbox: Index) -> None:
     await mailbox.user.rootbox.begin_changes()
-    stamp, state, journal = mailbox.stamp, mailbox.state, mailbox.user.journal
-    position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
+    stamp, state, mails = mailbox.stamp, mailbox.state, mailbox.unflushed_mails
     gone = len(mailbox.fields_left)
     old = garbage(mailbox)
-    modseq, uidnext = state.highestmodseq, state.uidnext
     base = stamp.base_next
     payload = b"" if base else state.extract(stamp.base_modseq).encode()
     forgotten: list[str] = []
@@ -110,15 +108,14 @@ async def _flush_index(mailbox: Index) -> None:
     if base or len(payload) > max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE):
         base, forgotten = True, state.forgettable(long_ago)
         payload = state.extract(without=forgotten).encode()
-    # A bundle must not know of a copy, or of an expunged one, before the journal knows of what it means elsewhere.
-    await journal.sync()
-    await mailbox.bundles.put("base" if base else "diff", payload, modseq=modseq, uidnext=uidnext)
-    state.forget(forgotten, long_ago)
-    mailbox.unflushed_mails -= mails
-    more = mailbox.uploaded(seen)
+
+    def landed() -> None:
+        state.forget(forgotten, long_ago)
+        mailbox.unflushed_mails -= mails
+
+    await mailbox.upload("base" if base else "diff", payload, landed=landed)
     mailbox.drop_fields(gone)
     mailbox.save_stamp()  # now: a copy that is read again must not write under this version once more
-    journal.flushed(mailbox.user.storage_id, mailbox.guid, position, more=more)
     await purge(mailbox, old)
 
 

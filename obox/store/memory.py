@@ -228,17 +228,7 @@ class MemoryUser:
 
     async def status(self, name: str) -> Status:
         box = self._box(name)
-        totals = box.totals()
-        return Status(
-            messages=totals.messages,
-            recent=totals.recent,
-            unseen=totals.unseen,
-            deleted=totals.deleted,
-            uidnext=totals.uidnext,
-            uidvalidity=box.uidvalidity,
-            highestmodseq=totals.modseq,
-            size=totals.bytes,
-        )
+        return Status.of(box.totals(), box.uidvalidity)
 
     async def select(self, name: str) -> MemoryMailbox:
         return self._box(name)

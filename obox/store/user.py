@@ -17,7 +17,6 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import structlog
-from msgspec.structs import replace
 
 from metacache import Change
 
@@ -141,37 +140,20 @@ class User:
         env, box = self.env, self.rootbox
         self.pending = pending
         assignment = box.assignment
-        worth, fragments = box.load_copy(assignment)
+        worth, fragments = box.load_copy()
         exact = worth is Trust.TRUSTED
-        if worth is not Trust.REBUILD:
-            stamp = box.stamp
-            if worth is Trust.COMPARE:
-                current = assignment.covers(stamp)
-                self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
-                news = await self._take_in(self._infos.get(ROOT, []))
-                exact = current or (stamp.clean and not pending and not self._store.unclean)
-                if news:
-                    box.stamp, exact = box.stamp.uncompared(), False
-                box.stamp = replace(box.stamp, checked=env.now())
-                if not current:
-                    _aftermath.tell_unflushed(self)
-                if box.change is not Change.NONE:  # the journal of the life before may not have it
-                    box.restate()
-                    await self.journal.sync()
-        else:
-            self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
-            if ROOT not in self._infos and not make:
-                raise NotFound("no such user")
-            if ROOT not in self._infos and not await _mailboxes.first(self):
-                self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
-            if ROOT in self._infos:
-                await box.rebuild(self._infos[ROOT])
-                exact = box.stamp.clean and not pending and not self._store.unclean
-            _aftermath.tell_unflushed(self)
-            box.stamp = replace(box.stamp, checked=env.now())
-        for data in [*fragments, *pending.pop(ROOT, [])]:
-            box.join(data)
-            box.change = Change.IMPORTANT
+        if not exact:
+            current, sure = assignment.covers(box.stamp), not pending and not self._store.unclean
+            found = await self._catch_up(worth, make=make)
+            exact = found is Found.NOTHING and (current or (box.stamp.clean and sure))
+            if worth is Trust.REBUILD:
+                exact = box.stamp.clean and sure
+            if not current:
+                _aftermath.tell_unflushed(self)
+            if worth is Trust.COMPARE and box.change is not Change.NONE:  # the journal before may not have it
+                box.restate()
+                await self.journal.sync()
+        box.join_unflushed([*fragments, *pending.pop(ROOT, [])])
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
         if not assignment.covers(box.stamp) and (ahead := _aftermath.ahead(self, unclean=self._store.unclean)):
@@ -180,11 +162,10 @@ class User:
         self._exact -= {
             guid for guid, totals in self.root.totals.items() if totals.modseq < self.root.ahead and totals.uidnext > 1
         }
-        box.stamp = replace(box.stamp, generation=assignment.generation)
         if self._infos is not None:
             self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
             self._infos_at = env.clock()
-        box.save()
+        box.compared(assignment)
         if box.change is not Change.NONE:
             box.changed(box.change)
         self._counted = exact
@@ -194,6 +175,21 @@ class User:
                 self.spawn(_mailboxes.clear_deleted(self, entry))
             elif entry.cleared and (left := (self._infos or {}).get(entry.guid)):  # of a writer who did not know
                 self.spawn(Bundles(env, self.storage_id, entry.guid).remove(left))
+
+    async def _catch_up(self, worth: Trust, *, make: bool) -> Found:
+        """Read what is new of the list of mailboxes, or make the user. The LIST is of all bundles of the user. Raises
+        NotFound, Unavailable, Corrupt."""
+        self._infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
+        if worth is Trust.REBUILD and ROOT not in self._infos:
+            if not make:
+                raise NotFound("no such user")
+            if await _mailboxes.first(self):
+                return Found.NOTHING
+            self._infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
+        found = await self.rootbox.catch_up(worth, self._infos.get(ROOT, []))
+        if worth is Trust.COMPARE and found is not Found.NOTHING:
+            self.rootbox.changed(Change.IMPORTANT)
+        return found
 
     def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:
         """Set the quota; after an unclean end the mailboxes that it counts are loaded, beside the session."""
@@ -286,9 +282,7 @@ class User:
     def fresh(self, entry: MailboxEntry) -> Mailbox:
         """A mailbox that was made just now: there is nothing to load."""
         box = self.unloaded(entry)
-        now = self.env.now()
-        box.stamp = replace(box.stamp, generation=box.assignment.generation, checked=now, listed=now)
-        box.save()
+        box.compared(box.assignment, listed=self.env.now())
         self.boxes[box.guid] = box
         self._exact.add(box.guid)
         return box
@@ -373,16 +367,7 @@ class User:
             totals = self.root.totals.get(guid, Totals())
         else:
             totals = (await self.box(guid)).totals()
-        return Status(
-            messages=totals.messages,
-            recent=totals.recent,
-            unseen=totals.unseen,
-            deleted=totals.deleted,
-            uidnext=totals.uidnext,
-            uidvalidity=entry.uidvalidity,
-            highestmodseq=max(totals.modseq, 1),
-            size=totals.bytes,
-        )
+        return Status.of(totals, entry.uidvalidity)
 
     async def select(self, name: str) -> Mailbox:
         box = await self.box(Guid(self.entry(name).guid))
@@ -499,8 +484,7 @@ class User:
                 for guid, box in list(self.boxes.items()):
                     if every or not assignment.covers(box.stamp):
                         await box.recheck(infos.get(guid, []))
-                self.rootbox.stamp = replace(self.rootbox.stamp, generation=assignment.generation)
-                self.rootbox.save()
+                self.rootbox.compared(assignment)
                 return
             except Unavailable:
                 await self.env.sleep(1.0)

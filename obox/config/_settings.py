@@ -410,6 +410,11 @@ class Quota:
     max_mail_size: int = _set(
         kinds.size("1K", "2G"), "50M", "size of a mail, delivered or appended; clients see it as APPENDLIMIT"
     )
+    max_mailbox_mails: int = _set(
+        kinds.integer(1000, 10_000_000),
+        "500000",
+        "mails of a mailbox; some work takes time for each of them, and other users wait meanwhile",
+    )
 
 
 @dataclass(frozen=True, slots=True)

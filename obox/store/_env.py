@@ -63,6 +63,8 @@ class StoreSettings:
     upload_interval_s: float = 300.0
     max_rescan_mail_count: int = 10
     max_mail_size: int = 50 << 20
+    mailbox_mails_max: int = 500_000
+    """Mails of a mailbox: some work of a turn of the loop takes all of them."""
     mailboxes: tuple[tuple[str, str], ...] = (
         ("Drafts", "\\Drafts"),
         ("Sent", "\\Sent"),

@@ -114,7 +114,7 @@ async def _flush_index(mailbox: Index) -> None:
         mailbox.unflushed_mails -= mails
 
     await mailbox.upload("base" if base else "diff", payload, landed=landed)
-    mailbox.drop_fields(gone)
+    await mailbox.drop_fields(gone)
     mailbox.save_stamp()  # now: a copy that is read again must not write under this version once more
     await purge(mailbox, old)
 

@@ -77,7 +77,7 @@ async def purge_last(mailbox: Index) -> bool:
     False: some of its mails are still in the bucket, or another mailbox holds one; nothing is deleted then. Raises
     Unavailable.
     """
-    if not await _alone(mailbox) or bool((~mailbox.state.gone_purged).any()) or mailbox.state.active_holders():
+    if not await _alone(mailbox) or bool((~mailbox.state.gone_purged).any()) or len(mailbox.state.active_holders()):
         return False
     await _delete(mailbox, [uid for uid, count in mailbox.state.claims.items() if count < CLAIM_PURGED])
     return True

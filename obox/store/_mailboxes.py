@@ -28,11 +28,8 @@ MAILBOXES_MAX: Final = 10_000
 """Mailboxes of one user: the root bundle is read whole at a cold login."""
 
 
-class Maker(Owner, Protocol):
-    """The user, as whoever makes and deletes its mailboxes sees it."""
-
-    def entry(self, name: str) -> MailboxEntry:
-        """Raises NotFound."""
+class Lister(Owner, Protocol):
+    """The user, as whoever changes its list of mailboxes sees it."""
 
     def fresh(self, entry: MailboxEntry) -> Index:
         """A mailbox that was made just now."""
@@ -42,6 +39,13 @@ class Maker(Owner, Protocol):
 
     async def change_root(self, delta: RootDelta, edit: Edit | None = None) -> None:
         """Take a change of the list in, with an edit that it belongs to; in the bucket on return."""
+
+
+class Maker(Lister, Protocol):
+    """The user, as whoever makes and deletes its mailboxes by name sees it."""
+
+    def entry(self, name: str) -> MailboxEntry:
+        """Raises NotFound."""
 
     async def move_all(self, source: Index, name: str) -> None:
         """Move all mails of a mailbox to another one."""
@@ -64,7 +68,7 @@ def infos(root: Root) -> list[MailboxInfo]:
     return out
 
 
-async def first(user: Maker) -> bool:
+async def first(user: Lister) -> bool:
     """Write the first root bundle of a new user under its fixed name; False if another backend was first."""
     env = user.env
     now = env.now_ms()
@@ -176,7 +180,7 @@ async def _rename_inbox(user: Maker, new: str) -> None:
     await user.move_all(inbox, new)
 
 
-async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
+async def clear_deleted(user: Lister, entry: MailboxEntry) -> None:
     """Delete what is left of a mailbox that was deleted longer than the delay ago, once no copy needs it."""
     box = await user.box(Guid(entry.guid))
     homes = await box.homes()

@@ -177,7 +177,7 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
         for box in anew:
             await box.flush()
         if anew:
-            await user.flush_root()
+            await user.rootbox.flush()
     finally:
         store.barred.discard(sid)
 

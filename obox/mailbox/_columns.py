@@ -28,7 +28,7 @@ RUN_MIN: Final = 16
 """With more UIDs, checking first for neighbours takes a tenth of the time."""
 
 FIXED: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home", "home_uid", "oid")
-"""Columns that a bundle has of each mail; `bits` and the stamps of flags are beside them."""
+"""Columns that a bundle has of each mail, beside the stamps of flags."""
 
 
 class Columns:
@@ -111,7 +111,7 @@ class Columns:
         return Records(columns, self._wide_masks(where), self.flag_names)
 
     def rows(self, where: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | None = None) -> Rows:
-        """The records; with `where` those that a mask selects, or at these positions."""
+        """The records; with `where` those of a mask, or at these positions."""
         index: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice = slice(0, self._n) if where is None else where
         fixed = {name: self._columns[name][: self._n][index] for name in FIXED}
         stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}

@@ -53,6 +53,9 @@ _COLUMNS: Final = (
 )
 
 
+_RECORD_BYTES: Final = 16 + sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
+"""Of a record without flags, an oid among them."""
+
 BYTES_COPIED_MAX: Final = 1000
 """Elements of a column that are encoded as bytes: for few that is quicker than a view."""
 
@@ -202,6 +205,11 @@ class Delta:
     uidnext: int = 0
     highestmodseq: int = 0
     recent: int = 0
+
+    @property
+    def least_bytes(self) -> int:
+        """The encoding is longer than this."""
+        return 0 if self.rows is None else len(self.rows) * _RECORD_BYTES
 
     def encode(self) -> bytes:
         """A MessagePack map of the fields that are not empty. Unknown fields belong to

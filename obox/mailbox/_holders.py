@@ -25,13 +25,6 @@ Holder = tuple[int, Guid, int]
 
 Numbers = npt.NDArray[np.uint64]
 
-LATE_MAX: Final = 64
-"""Joins of one mailbox that wait until the holders are read: a COPY of one mail does not
-copy the holders of all mails.
-"""
-COLUMNS_MIN: Final = 16
-"""Holders of one mailbox that are encoded as columns and not one by one."""
-
 _UID_BITS: Final = np.uint64(32)
 _UID_MASK: Final = np.uint64(0xFFFFFFFF)
 
@@ -42,6 +35,13 @@ class Holders:
     """
 
     __slots__ = ("_boxes", "_late")
+
+    LATE_MAX: Final = 64
+    """Joins of one mailbox that wait to be merged: a COPY of one mail does not copy the
+    holders of all mails.
+    """
+    COLUMNS_MIN: Final = 16
+    """Holders of one mailbox that are encoded as columns and not one by one."""
 
     def __init__(self) -> None:
         self._boxes: dict[Guid, tuple[Numbers, Numbers]] = {}
@@ -96,7 +96,7 @@ class Holders:
         out: list[list[object]] = []
         for guid, (keys, released) in sorted(self.merge().items()):
             raw = bytes.fromhex(guid)
-            if len(keys) < COLUMNS_MIN:
+            if len(keys) < self.COLUMNS_MIN:
                 pairs = zip(keys.tolist(), released.tolist(), strict=True)
                 out += [[key & 0xFFFFFFFF, raw, key >> 32, modseq] for key, modseq in pairs]
                 continue
@@ -148,7 +148,7 @@ class Holders:
         if late is None:
             late = self._late[guid] = []
         late.append((keys, released))
-        if len(late) > LATE_MAX:
+        if len(late) > self.LATE_MAX:
             self.merge()
 
     @property

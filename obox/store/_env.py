@@ -102,9 +102,11 @@ class Env:
     local_failures: int = 0
     recent: Recent = field(default_factory=Recent)
     trouble: EveryMinute = field(init=False)
+    undecided: EveryMinute = field(init=False)
 
     def __post_init__(self) -> None:
         self.trouble = EveryMinute(self.clock)
+        self.undecided = EveryMinute(self.clock)
 
     def keep(self, sid: str, box: str, write: Callable[[Metacache], None]) -> None:
         """Stage a write of a box's local copy. Where that fails the copy is dropped: none is better than a wrong

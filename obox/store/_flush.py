@@ -101,11 +101,14 @@ async def _flush_index(mailbox: Index) -> None:
     stamp, state, mails = mailbox.stamp, mailbox.state, mailbox.unflushed_mails
     gone = len(mailbox.fields_left)
     old = garbage(mailbox)
-    base = stamp.base_next
-    payload = b"" if base else state.extract(stamp.base_modseq).encode()
+    base, payload, diff_max = stamp.base_next, b"", max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE)
+    if not base:
+        diff = state.extract(stamp.base_modseq)
+        base = diff.least_bytes > diff_max  # which is known without the encoding of a mailbox's worth of records
+        payload = b"" if base else diff.encode()
     forgotten: list[str] = []
     long_ago = int((mailbox.env.now() - KEYWORD_FORGET_S) * 1000)
-    if base or len(payload) > max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE):
+    if base or len(payload) > diff_max:
         base, forgotten = True, state.forgettable(long_ago)
         payload = state.extract(without=forgotten).encode()
 

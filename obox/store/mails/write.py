@@ -193,7 +193,8 @@ async def put_slot(mailbox: Index, slot: Slot, data: bytes, oid: Oid) -> Fate:
     try:
         return "landed" if await put_once(mailbox.env.bucket, key, data, oid, kind="mail") else "taken"
     except StoreError as exc:
-        log.warning("delivery undecided", user=mailbox.user.name, key=key, error=str(exc))
+        if (told := mailbox.env.undecided).due():
+            log.warning("delivery undecided", user=mailbox.user.name, key=key, error=str(exc), more=told.skipped())
     return await _decided(mailbox, key, oid)
 
 

@@ -44,7 +44,7 @@ from ..mime import (
     parse_date,
     texts_of,
 )
-from ._fields import Fields
+from .mails.fields import Fields
 from .turn import Turn
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ..errors import Corrupt, NotFound, OboxError
-from ..mailbox import FlagOp, State, UidArray
+from ..mailbox import FlagOp, State, Totals, UidArray
 from ..mailbox.search import Query
 from ..types import Guid, StorageId, Uid
-from ._fields import Fields as Fields  # noqa: PLC0414 - part of the contract
+from .mails.fields import Fields as Fields  # noqa: PLC0414 - part of the contract
 
 Unreadable = NotFound | Corrupt
 """Why a mail that is in the index cannot be read: its object is gone (lost), or does not decode (damaged)."""
@@ -33,6 +33,20 @@ class Status(NamedTuple):
     uidvalidity: int
     highestmodseq: int
     size: int
+
+    @classmethod
+    def of(cls, totals: Totals, uidvalidity: int) -> Status:
+        """What the totals of a mailbox say."""
+        return cls(
+            messages=totals.messages,
+            recent=totals.recent,
+            unseen=totals.unseen,
+            deleted=totals.deleted,
+            uidnext=totals.uidnext,
+            uidvalidity=uidvalidity,
+            highestmodseq=max(totals.modseq, 1),
+            size=totals.bytes,
+        )
 
 
 class MailboxInfo(NamedTuple):

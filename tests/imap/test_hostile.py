@@ -26,7 +26,7 @@ from obox.imap.states import BEFORE_LOGIN
 from obox.mailbox import MailboxEntry, RootDelta, names
 from obox.store.api import NewMail
 from obox.types import StorageId
-from tests.imap.harness import DEADLINE_S, Client, Running, serving
+from tests.imap.harness import DEADLINE_S, Client, Running, serving_real
 from tests.turns import turns
 
 MARKS = "\u0301" * 16_384 + "\u0316" * 16_384
@@ -45,7 +45,7 @@ def collector() -> Iterator[None]:
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         yield running
 
 

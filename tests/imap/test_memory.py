@@ -22,7 +22,7 @@ from obox.imap.connection import Connection
 from obox.imap.intake import MAIL_MEMORY_BYTES, SESSION_MEMORY_BYTES, Intake
 from obox.imap.server import starttls
 from obox.imap.settings import ImapSettings
-from tests.imap.harness import DEADLINE_S, Client, Running, serving
+from tests.imap.harness import DEADLINE_S, Client, Running, serving_real
 
 MIB = 1 << 20
 BACK_BYTES_MAX = 10 * MIB
@@ -39,7 +39,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path, ImapSettings(spool_dir=tmp_path / "spool")) as running:
+    async with serving_real(tmp_path, ImapSettings(spool_dir=tmp_path / "spool")) as running:
         yield running
 
 
@@ -174,7 +174,7 @@ async def test_reference_counts_free_a_session(running: Running, state: str, way
 
 
 async def test_a_connection_that_is_refused_is_freed(tmp_path: Path) -> None:
-    async with serving(tmp_path, ImapSettings(address_sessions_max=1)) as running:
+    async with serving_real(tmp_path, ImapSettings(address_sessions_max=1)) as running:
         made: list[ref[object]] = []
         plain = running.imap.connection_factory
         listener = await asyncio.get_running_loop().create_server(
@@ -200,7 +200,7 @@ async def test_a_session_under_tls_is_freed(tmp_path: Path, way: str) -> None:
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_mode = ssl.CERT_NONE
-    async with serving(
+    async with serving_real(
         tmp_path, ImapSettings(spool_dir=tmp_path / "spool"), upgrade=starttls(lambda: context)
     ) as running:
         client = await running.client()
@@ -238,7 +238,7 @@ async def test_a_command_that_fails_holds_nothing(running: Running) -> None:
 @pytest.mark.parametrize("begun", [b"a APPEND INBOX {9000000}\r\n", b"a SELECT {900+}\r\nx", b"a SEL"])
 async def test_a_command_that_does_not_end(tmp_path: Path, begun: bytes) -> None:
     """Whoever stops in the middle of a command is told so long before the autologout, and holds nothing any more."""
-    async with serving(tmp_path, ImapSettings(read_timeout_s=0.2, spool_dir=tmp_path / "spool")) as running:
+    async with serving_real(tmp_path, ImapSettings(read_timeout_s=0.2, spool_dir=tmp_path / "spool")) as running:
         quiet = await running.client(login="anna")
         await quiet.ok("SELECT INBOX")
         client = await running.client(login="anna")
@@ -275,7 +275,7 @@ async def test_mails_come_back_from_the_file_as_they_were(running: Running) -> N
 async def test_a_users_and_the_servers_share(tmp_path: Path) -> None:
     """In memory, then in files, then not at all; another user still has room."""
     settings = ImapSettings(append_memory_max=8 * MIB, append_spool_max=40 * MIB, spool_dir=tmp_path / "spool")
-    async with serving(tmp_path, settings) as running:
+    async with serving_real(tmp_path, settings) as running:
         intake = running.imap.context.intake
         clients = [await running.client(login="anna") for _ in range(4)]
         for client in clients:
@@ -297,7 +297,7 @@ async def test_a_users_and_the_servers_share(tmp_path: Path) -> None:
 async def test_bytes_beyond_the_budget_are_dropped_and_told(tmp_path: Path) -> None:
     """Two that were admitted together do not fit together: the later one hears NO [LIMIT]."""
     settings = ImapSettings(append_spool_max=40 * MIB, spool_dir=tmp_path / "spool")
-    async with serving(tmp_path, settings) as running:
+    async with serving_real(tmp_path, settings) as running:
         first, second = [await running.client(login="anna") for _ in range(2)]
         for client in (first, second):
             client.send(b"a APPEND INBOX {%d}\r\n" % (8 * MIB))

@@ -335,3 +335,31 @@ async def test_many_writers_at_once_each_get_their_own_uid(user: User) -> None:
     for number, one in enumerate(done):
         assert await box.mail(one.uids[0]) == simple(number)
     assert bool((np.diff(box.state.uids) > 0).all())
+
+
+# -- what sessions count on ----------------------------------------------------------------------------------------
+
+
+async def test_names_are_taken_in_any_spelling_of_inbox(user: User) -> None:
+    await user.create("Inbox/Sub")
+    await user.append("inbox/Sub", [NewMail(simple(1))])
+    assert (await user.status("iNBOX/Sub")).messages == 1
+    await user.rename("inbox/Sub", "inbox/Other")
+    await user.delete("InBox/Other")
+    with pytest.raises(NoPerm):
+        await user.delete("inbox")
+
+
+class Uncounted:
+    """A session that counts mails, and has not been told that some of them have gone."""
+
+
+async def test_an_expunged_mail_is_read_as_long_as_its_record_is_retained(user: User) -> None:
+    box = await filled(user, 3)
+    view = Uncounted()
+    box.state.retained.enter(view)
+    await box.expunge(uids(2))
+    assert [mail async for _, mail in box.mails([1, 2])] == [simple(1), simple(2)]
+    assert None not in await box.fields([1, 2])
+    box.state.retained.leave(view)
+    assert [mail async for _, mail in box.mails([1, 2])] == [simple(1), None]

@@ -14,18 +14,19 @@ import msgspec
 import numpy as np
 import structlog
 
-from ..errors import Corrupt, Expunged, NotFound
-from ..mailbox import home_of
-from ..objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
-from ..objectstore.codec import OLD_MAJOR, Decoded
-from ..objectstore.keys import mail_key, mail_prefix, owner_of
-from ..types import Uid
-from . import _lost, _recent
-from ._bundles import segment_range
-from ._fields import Fields, opened
-from ._mail import MailMeta, check_meta, opaque_fields, ready_fields
-from .api import Unreadable
-from .index import Index
+from ...errors import Corrupt, Expunged, NotFound
+from ...mailbox import home_of
+from ...objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
+from ...objectstore.codec import OLD_MAJOR, Decoded
+from ...objectstore.keys import mail_key, mail_prefix, owner_of
+from ...types import Uid
+from .._bundles import segment_range
+from ..api import Unreadable
+from ..index import Index
+from .fields import Fields, opened
+from .lost import look_again
+from .meta import MailMeta, check_meta, opaque_fields, ready_fields
+from .recent import name_of
 
 log = structlog.get_logger()
 
@@ -135,7 +136,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
     expunged: set[str] = set()
     size = 0
     for uid, key, oid, octets in batch:
-        mail = env.recent.get(_recent.name_of(sid, oid))
+        mail = env.recent.get(name_of(sid, oid))
         if mail is not None:
             out[oid] = mail
         elif key:
@@ -155,7 +156,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
         lost = {uid: key for uid, key, _, _ in batch if key in keys and key not in objects}
-        objects |= await _lost.look_again(mailbox, lost)
+        objects |= await look_again(mailbox, lost)
     data, owners = list(objects.values()), [owner_of(key) for key in objects]
     if size > INLINE_DECODED_BYTES or sum(map(len, data)) > INLINE_BYTES:
         decoded = await asyncio.to_thread(env.codec.decode_many, data, owners)
@@ -174,7 +175,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
             out[oid] = damage
             await env.fscache.drop(key)
         else:
-            env.recent.put(_recent.name_of(sid, oid), mail)
+            env.recent.put(name_of(sid, oid), mail)
     return out
 
 
@@ -282,7 +283,7 @@ def _check(mailbox: Index, key: str, oid: bytes, header: Header) -> None:
 
 async def _read(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
     """The mail under a key. expunged: the mail is. Raises NotFound, Expunged, Corrupt, Unavailable."""
-    name = _recent.name_of(mailbox.user.storage_id, oid)
+    name = name_of(mailbox.user.storage_id, oid)
     mail = mailbox.env.recent.get(name)
     if mail is None:
         mail = await whole(mailbox, key, oid, expunged=expunged)

@@ -35,9 +35,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal
 
-from ..errors import Unavailable
-from ..mailbox import Delta
-from .stage import Edit
+from ...errors import Unavailable
+from ...mailbox import Delta
+from ..stage import Edit
 
 WAIT_S: Final = 15.0
 """For a refresh to end, before the sender is told to try again."""

@@ -86,6 +86,9 @@ class Context:
             except NoBackend:
                 if verb.needs is Needs.BACKEND:
                     raise
+        if verb.needs is Needs.DIRECTORY:
+            yield from Local(self._configured).call(verb.name, params)
+            return
         with state_is_free(config.state_dir):
             alone = self._bucket_alone if verb.needs is Needs.BUCKET else self._offline
             yield from Local(alone).call(verb.name, params)

@@ -33,6 +33,7 @@ from .records import (
     user_key,
 )
 from .route import Here, Router, There
+from .tables import Tables, read_tables
 from .view import Changes, View
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "Settings",
     "Site",
     "State",
+    "Tables",
     "There",
     "View",
     "World",
@@ -85,5 +87,6 @@ __all__ = [
     "open_lmdb",
     "rank",
     "read_settings",
+    "read_tables",
     "user_key",
 ]

@@ -159,9 +159,10 @@ async def doubt(store: MailStore, units: Collection[str]) -> None:
     await store.env.settle()
 
 
-async def sweep(store: MailStore) -> None:
+async def sweep(store: MailStore) -> frozenset[tuple[str, str]]:
     """Look for boots that are over and name users of this backend who were not adopted: of a backend whose groups came
-    to several others, or to one that died before it was done. Raises Unavailable, Corrupt."""
+    to several others, or to one that died before it was done. Returns the boots, but the present one, that are not
+    clean. Raises Unavailable, Corrupt."""
     async with store.changing:
         owned, known = store.env.owned, {(one.boot.backend, one.boot.name) for one in store.takeover.boots}
         found = await survey(store.env, store.journal.boot, [], owned.owns, orderly=False, alive=False, known=known)
@@ -175,6 +176,7 @@ async def sweep(store: MailStore) -> None:
             store.journal.ahead = max(store.journal.ahead, found.ahead)
     if store.takeover.left or store.takeover.boots:
         store.spawn(store.upkeep.adopt())
+    return frozenset(found.open_boots)
 
 
 async def go_on(store: MailStore, boot: str) -> None:

@@ -129,13 +129,15 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
 class Survey:
     """What the journals say of units that come to this backend.
 
-    boots: that are over and not clean; unclean_boots: the names of all such, also of those that were known; replayed:
-    what they and the live ones say of the users; unclean: an owner ended without an end, so clients may know MODSEQs
-    that are nowhere; ahead, assigned: the highest of all journals.
+    boots: that are over and not clean; unclean_boots: the names of all such, also of those that were known; open_boots:
+    the names of all that are not clean, also of those that go on; replayed: what they and the live ones say of the
+    users; unclean: an owner ended without an end, so clients may know MODSEQs that are nowhere; ahead, assigned: the
+    highest of all journals.
     """
 
     boots: list[Ended]
     unclean_boots: set[tuple[str, str]]
+    open_boots: set[tuple[str, str]]
     replayed: Replayed
     unclean: bool
     ahead: int
@@ -171,6 +173,7 @@ async def survey(
     return Survey(
         over,
         over_names,
+        {(one.boot.backend, one.boot.name) for one in seen if not one.clean},
         replayed,
         any((one.boot.backend, one.boot.name) in names for one in over) or any(not one.closed_before for one in fenced),
         max((one.ahead for one in seen), default=0),

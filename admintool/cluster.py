@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import TextIO
 
 import click
 
@@ -56,10 +55,10 @@ def dump(obj: Context) -> None:
 
 
 @cluster.command()
-@click.argument("file", type=click.File("r", encoding="utf-8", lazy=True))
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--replace", is_flag=True, help="They win against newer rows of the directory.")
 @click.pass_obj
-def load(obj: Context, file: TextIO, *, replace: bool) -> None:
+def load(obj: Context, file: str, *, replace: bool) -> None:
     """Write the rows of a dump into the directory.
 
     A row that is newer in the directory stays, unless --replace is given. Nothing is
@@ -70,7 +69,8 @@ def load(obj: Context, file: TextIO, *, replace: bool) -> None:
     Example:
       oboxadm cluster load /var/backups/cluster.jsonl
     """
-    lines = [line.rstrip("\n") for line in file]
+    with click.open_file(file, encoding="utf-8") as opened:
+        lines = [line.rstrip("\n") for line in opened]
     raise SystemExit(show(obj, TABLE["clusterLoad"], {"lines": lines} | ({"replace": True} if replace else {})))
 
 

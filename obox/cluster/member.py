@@ -373,7 +373,7 @@ class BackendMember:
         return kept
 
     async def _gain(self, units: Mapping[str, Assigned]) -> None:
-        fence = sorted(self._fence)
+        fence, fresh = sorted(self._fence), units.keys() - self._store.held().keys()
         # A row that named us when we began may have been released to a life before, which wrote since.
         orderly = not fence and all(row.released and row != self._at_start.get(unit) for unit, row in units.items())
         try:
@@ -382,7 +382,7 @@ class BackendMember:
             log.warning("groups cannot be taken over yet", groups=len(units), error=str(exc))
             return
         self.counts.fences += len(fence)
-        self.counts.gains += len(units)
+        self.counts.gains += len(fresh)
         self._fence.clear()
         for unit, move in self.view.moves.items():
             if unit in units and not move.done and move.to == self.me:
@@ -401,7 +401,7 @@ class BackendMember:
             log.warning("groups cannot be released yet", groups=len(release.units), to=release.to, error=str(exc))
 
     def _lose(self, units: frozenset[str]) -> None:
-        self.counts.losses += len(units)
+        self.counts.losses += len(units & self._store.held().keys())
 
         async def lose() -> None:
             users = await self._store.lose(sorted(units))

@@ -26,6 +26,7 @@ from obox.imap.replies import Reply
 from obox.imap.sets import SequenceSet
 from obox.imap.settings import ImapSettings
 from obox.mailbox import UidArray
+from obox.mailbox.search import UidSet
 from obox.mailbox.view import View
 from obox.net import is_loopback
 from obox.store.api import Mailbox, User
@@ -266,11 +267,10 @@ class Session:
             self.write(wire.status(None, "OK", closed, "CLOSED"))
         await mailbox.release()
 
-    def resolve(self, sequence: SequenceSet, *, uid: bool, lenient: bool = False) -> UidArray:
+    def resolve(self, sequence: SequenceSet, *, uid: bool) -> UidArray:
         """The mails that a set names, as UIDs; UIDs that are not there are ignored.
 
-        lenient: sequence numbers beyond the last are ignored too. Raises: BadSet.
-        RFC 9051 §9 (seq-number).
+        Raises: BadSet. RFC 9051 §9 (seq-number).
         """
         _, view = self.need_mailbox()
         if sequence.saved:
@@ -278,9 +278,24 @@ class Session:
         if uid:
             largest = int(view.uids[-1]) if len(view) else 0
             return view.by_uid(sequence.resolve(largest))
-        if not lenient and (sequence.highest > len(view) or (sequence.has_star and not len(view))):
+        if sequence.highest > len(view) or (sequence.has_star and not len(view)):
             raise BadSet(f"No such mail: the mailbox has {len(view)}, the set goes up to {sequence.highest or '*'}")
         return view.by_seq(sequence.resolve(len(view)))
+
+    def uid_ranges(self, sequence: SequenceSet, *, uid: bool) -> tuple[tuple[int, int], ...]:
+        """The UIDs that a set names, for a search among the mails of the view.
+
+        Not `$`. There are no more ranges than the client has written, however many
+        mails there are; what does not exist is ignored.
+        """
+        _, view = self.need_mailbox()
+        if uid:
+            return sequence.resolve(int(view.uids[-1]) if len(view) else 0)
+        return view.uid_ranges(sequence.resolve(len(view)))
+
+    def saved_ranges(self) -> tuple[tuple[int, int], ...]:
+        """`$` as ranges of UIDs."""
+        return UidSet.of(self.saved).ranges
 
     # -- life ------------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ from ._state import State
 from ._uidset import UidArray
 
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
+_FEW_RANGES: Final = 16
+"""So few are looked up without making an array: a search may have thousands of sets."""
 RECENT_RANGES_MAX: Final = 256
 """Intervals of \\Recent mails that a session holds. Beyond the limit the oldest mails
 lose it. RFC 9051 has dropped \\Recent.
@@ -120,6 +122,20 @@ class View:
         """
         return _joined([self.uids[low - 1 : high] for low, high in ranges])
 
+    def uid_ranges(self, ranges: Ranges) -> tuple[tuple[int, int], ...]:
+        """The mails at the sequence numbers in `ranges` as ranges of UIDs.
+
+        A range may name UIDs that the client does not know; numbers beyond the last
+        mail are ignored. There are no more ranges than were given, however many mails
+        there are.
+        """
+        count, uids = len(self.uids), self.uids
+        inside = [(low - 1, min(high, count) - 1) for low, high in ranges if low <= count]
+        if len(inside) <= _FEW_RANGES:
+            return tuple([(uids.item(low), uids.item(high)) for low, high in inside])
+        edges = uids[np.array(inside, dtype=np.intp)].tolist()
+        return tuple([(low, high) for low, high in edges])
+
     def by_uid(self, ranges: Ranges) -> UidArray:
         """The UIDs in `ranges`, which are ascending and do not overlap.
 
@@ -149,9 +165,12 @@ class View:
 
     def recent_uids(self) -> UidArray:
         """The mails that are recent in this session."""
-        if not self._recent:
-            return _EMPTY
-        return self.by_uid([(low, high - 1) for low, high in self._recent])
+        ranges = self.recent_ranges()
+        return self.by_uid(ranges) if ranges else _EMPTY
+
+    def recent_ranges(self) -> tuple[tuple[int, int], ...]:
+        """The same as ranges of UIDs, some of which the client may not know."""
+        return tuple([(low, high - 1) for low, high in self._recent])
 
     def recent_count(self) -> int:
         """The number for a RECENT response, which the client knows afterwards."""

@@ -19,8 +19,9 @@ A line may be the client's answer to a SASL challenge or its DONE instead: the s
 A command that `allowed` does not name is refused at its first word: its arguments are never looked at, a literal that
 the client offers is refused, and one that comes unasked is thrown away.
 
-Invariant: the same bytes give the same events however they were cut, NeedTurn and NeedParse aside. What is held is bounded by Limits, and by what the
-session feeds at once. Refuses to know: users, mailboxes, and what a server advertises.
+Invariant: the same bytes give the same events however they were cut, NeedTurn and NeedParse aside. What is held is
+bounded by Limits, and by what the session feeds at once. Refuses to know: users, mailboxes, and what a server
+advertises.
 """
 
 from __future__ import annotations
@@ -100,9 +101,10 @@ class _Parsing:
     __slots__ = ("_event", "_limits", "_parts", "_tag", "_utf8", "_word", "_word_end", "incoming")
 
     def __init__(
-        self, parts: list[Any], word: str, word_end: int, tag: bytes, limits: Limits, incoming: Incoming | None, utf8: bool
+        self, parts: list[Any], begin: tuple[bytes, str, int], limits: Limits, incoming: Incoming | None, *, utf8: bool
     ) -> None:
-        self._parts, self._word, self._word_end, self._tag = parts, word, word_end, tag
+        """begin: the tag, the command's word, where its arguments begin."""
+        self._parts, (self._tag, self._word, self._word_end) = parts, begin
         self._limits, self._utf8 = limits, utf8
         self.incoming = incoming
         self._event: Command | BadCommand | None = None
@@ -342,7 +344,7 @@ class Parser:
     def _finish(self, line: bytes) -> Event:
         parts = [*self._parts, line.rstrip(b" ")]
         incoming, self._incoming, self._sink = self._incoming, None, None
-        parsing = _Parsing(parts, self._word, self._word_end, self._tag, self.limits, incoming, self.utf8)
+        parsing = _Parsing(parts, (self._tag, self._word, self._word_end), self.limits, incoming, utf8=self.utf8)
         self._reset()
         if not parsing.large:
             return _made(parsing)

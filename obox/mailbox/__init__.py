@@ -11,7 +11,7 @@ from ._needles import Finder, Needle, normalise
 from ._records import Table, home_of
 from ._root import MailboxEntry, Root, RootDelta, Totals
 from ._state import DELETED, SEEN, FlagOp, State
-from ._uidset import UidArray, pack_ranges, uid_array, unpack_ranges
+from ._uidset import UidArray, pack_ranges, uid_array, union, unpack_ranges
 
 __all__ = [
     "CLAIM_PURGED",
@@ -36,5 +36,6 @@ __all__ = [
     "normalise",
     "pack_ranges",
     "uid_array",
+    "union",
     "unpack_ranges",
 ]

@@ -29,7 +29,7 @@ from ._delta import (
 )
 from ._flags import NARROW, FlagNames
 from ._records import Records, Retained, Table, home_of, with_wide
-from ._uidset import UidArray, uid_array
+from ._uidset import UidArray, uid_array, union
 
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
@@ -317,7 +317,7 @@ class State:
         if not changed:
             return None
         modseq = self.next_modseq(now_ms)
-        rows = self.rows(np.isin(self.uids, np.union1d(changed.new, changed.flags)))
+        rows = self.rows(np.isin(self.uids, union(changed.new, changed.flags)))
         rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
         return Delta(rows=rows, gone=Gone.at(modseq, changed.gone), highestmodseq=modseq)
 
@@ -336,7 +336,7 @@ class State:
         for flag, stamp, uids in delta.flags:
             touched = self._join_flag(flag, stamp, uids)
             if len(touched):
-                changed_flags = touched if len(changed_flags) == 0 else np.union1d(changed_flags, touched)
+                changed_flags = touched if len(changed_flags) == 0 else union(changed_flags, touched)
         if len(changed_new) and len(changed_flags):
             changed_flags = np.setdiff1d(changed_flags, changed_new, assume_unique=True)
         for holder, released in delta.holders.items():

@@ -19,8 +19,20 @@ def uid_array(uids: object) -> UidArray:
     """`uids` (any iterable or array of ints) as a sorted array without repeats."""
     array = np.asarray(uids if isinstance(uids, np.ndarray) else list(uids), dtype=np.uint32)  # type: ignore[call-overload]
     if len(array) > 1 and not bool((array[1:] > array[:-1]).all()):
-        array = np.unique(array)
+        array = union(array, array[:0])
     return array
+
+
+def union(one: UidArray, other: UidArray) -> UidArray:
+    """The UIDs of both, sorted without repeats.
+
+    numpy's own `unique`, `union1d` and `intersect1d` import `numpy.ma` when they are
+    called first, which holds the loop for as long as 50 ms.
+    """
+    both = np.sort(np.concatenate((one, other)))
+    first = np.ones(len(both), dtype=np.bool_)
+    np.not_equal(both[1:], both[:-1], out=first[1:])
+    return both[first]
 
 
 def pack_ranges(uids: UidArray) -> bytes:

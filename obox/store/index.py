@@ -245,7 +245,7 @@ class Index(Box):
         for home, holders in foreign.items():
             released = {(home_uid, self.guid, uid): delta.highestmodseq for uid, home_uid in holders}
             ended = uid_array([far for _, far in holders]) if lost else None
-            purged = None if ended is None else np.intersect1d(ended, homes[home].state.gone_uid)
+            purged = None if ended is None else ended[np.isin(ended, homes[home].state.gone_uid)]
             edit.add(homes[home], Delta(holders=released, purged=purged), Change.IMPORTANT)
         return gone
 

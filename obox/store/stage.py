@@ -34,7 +34,7 @@ import structlog
 
 from metacache import Change
 
-from ..mailbox import Changed, Delta, RootDelta, UidArray
+from ..mailbox import Changed, Delta, RootDelta, UidArray, union
 from ..objectstore.keys import ROOT
 from ..types import StorageId
 from ._env import Env
@@ -213,5 +213,5 @@ def altered_by(line: Line) -> list[Altered]:
 def _changed_by(delta: Delta) -> Changed:
     gone = _NONE if delta.gone is None else delta.gone.uid
     new = _NONE if delta.rows is None else np.setdiff1d(delta.rows.uid, gone, assume_unique=True)
-    touched: UidArray = reduce(np.union1d, (uids for _, _, uids in delta.flags), _NONE)
-    return Changed(new, np.setdiff1d(touched, np.union1d(new, gone), assume_unique=True), gone)
+    touched: UidArray = reduce(union, (uids for _, _, uids in delta.flags), _NONE)
+    return Changed(new, np.setdiff1d(touched, union(new, gone), assume_unique=True), gone)

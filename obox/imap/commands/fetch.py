@@ -226,7 +226,7 @@ class _Fetch:
         if self.plan.needs_fields and len(found) < len(uids):
             has = np.isin(known, np.fromiter(found, dtype=np.uint32, count=len(found)))
             known, where = known[has], where[has]
-        self.unsent |= len(known) < len(uids) and not self.unreadable.issuperset(np.setdiff1d(uids, known).tolist())
+        self.unsent |= len(known) < len(uids) and not self.unreadable.issuperset(uids[~np.isin(uids, known)].tolist())
         return _Rows(table, where, known)
 
     # -- what cannot be read ---------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 
 from obox.imap import ast, wire
@@ -19,7 +18,7 @@ from obox.imap.commands.auth import enable_condstore
 from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import SequenceSet, format_set
-from obox.mailbox import UidArray
+from obox.mailbox import UidArray, uid_array
 from obox.mailbox import search as query
 from obox.mailbox.search import Query
 
@@ -77,7 +76,7 @@ def _extended(
     picked = found
     if not options & {SearchReturn.ALL, SearchReturn.COUNT} and options:
         ends = ([0] if SearchReturn.MIN in options else []) + ([-1] if SearchReturn.MAX in options else [])
-        picked = np.unique(found[ends]) if len(found) else found
+        picked = uid_array(found[ends]) if len(found) else found
     if SearchReturn.SAVE in (command.returns or ()):
         session.saved = picked  # RFC 5182 §2.4: MIN and MAX alone save no more than they return
         if not options:

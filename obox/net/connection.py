@@ -263,6 +263,9 @@ class Connection(Stream):
         else:
             self.bye(why, text)
 
+    async def _wait_turn(self) -> None:
+        await self.hub.lanes.turn(self.user)
+
     # -- the task --------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:

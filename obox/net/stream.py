@@ -178,8 +178,15 @@ class Stream(asyncio.Protocol, ABC):
         """Let other tasks run if this task has had its time."""
         now = self._clock()
         if now - self._last_yield > YIELD_S:
-            await asyncio.sleep(0)
-            self._last_yield = self._clock()
+            await self.pause()
+
+    async def pause(self) -> None:
+        """Let other tasks run."""
+        await self._wait_turn()
+        self._last_yield = self._clock()
+
+    async def _wait_turn(self) -> None:
+        await asyncio.sleep(0)
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()

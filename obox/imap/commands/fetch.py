@@ -41,7 +41,6 @@ from obox.imap.updates import flags_of, write_flags
 from obox.mailbox import SEEN, Table, UidArray
 from obox.store.api import Fields, Unreadable
 from obox.store.content import INLINE_MAX, Budget, Part, header_end, make_fields, parse
-from obox.store.turn import Turn
 
 COLUMN_ROWS: Final = 1000
 """Mails of a chunk that needs columns alone: about 64 KiB of lines."""
@@ -151,7 +150,6 @@ class _Fetch:
         self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
         self.of_header = [item.of_header() for item in plan.order if isinstance(item, Body) and item.in_header]
         self.needs_structure = plan.needs_structure
-        self.turn = Turn(session.context.clock)
         self.uid = uid
         self.autofix = session.settings.autofix_storage
         self.unreadable: set[int] = set()
@@ -318,8 +316,7 @@ class _Fetch:
                 cells += len(cuts)
                 if cells >= HEADER_CELLS_TURN:
                     cells = 0
-                    if self.turn.over():
-                        await self.turn.end()
+                    await self.session.out.breathe()
                 continue
             try:
                 mail: bytes | None = await self.mailbox.mail(uid, autofix=self.autofix)
@@ -431,8 +428,7 @@ class _Fetch:
             return
         for at, item in self.cut:
             values[at] = item.of_mail(mail, root)
-            if self.turn.over():
-                await self.turn.end()
+            await self.session.out.breathe()
         self.session.write(lead % tuple(values))
 
     async def _write_items(

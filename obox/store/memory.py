@@ -10,6 +10,7 @@ Refuses to know: durability. Everything is gone with the process.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
@@ -77,9 +78,17 @@ class MemoryMailbox:
         """The mail of a row."""
         return self._store.mails[Oid(self.state.column("oid")[position].tobytes())]
 
-    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
-        at = [self.state.position(uid) for uid in uids]
-        return [None if position is None else make_fields(self.source(position)) for position in at]
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
+    ) -> list[Fields | Unreadable | None]:
+        found: list[Fields | Unreadable | None] = []
+        for position in [self.state.position(uid) for uid in uids]:
+            one = None if position is None else make_fields(self.source(position))
+            found.append(one)
+            bytes_max -= 0 if one is None else len(one.packed)
+            if bytes_max < 0:
+                break
+        return found
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
         position = self.state.position(uid)

@@ -80,6 +80,10 @@ _PART_BYTES: Final = 16
 """What a literal costs beside its bytes: as much as so many."""
 
 
+_NONE: Final[list[Any]] = []
+"""Never changed."""
+
+
 class _State(enum.Enum):
     LINE = 0
     LITERAL = 1
@@ -141,6 +145,33 @@ class Parser:
     the mails of one APPEND; None: the parser does.
     """
 
+    __slots__ = (
+        "_buffer",
+        "_chunks",
+        "_expect",
+        "_flush",
+        "_incoming",
+        "_line_left",
+        "_mails",
+        "_marks",
+        "_missing",
+        "_parsing",
+        "_parts",
+        "_pending",
+        "_seen",
+        "_sink",
+        "_state",
+        "_strings",
+        "_tag",
+        "_tail",
+        "_word",
+        "_word_end",
+        "allowed",
+        "intake",
+        "limits",
+        "utf8",
+    )
+
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.utf8 = False
@@ -154,7 +185,8 @@ class Parser:
         self._expect = _Expect.COMMAND
         self._buffer = bytearray()
         self._seen = 0  # bytes of the buffer known to hold no LF
-        self._parts: list[Any] = []  # lines, and literals as bytes or, of a mail, obox.store.api.Source
+        # Nothing is held between commands: `_NONE` stands for the empty list, and `_tail` is b"".
+        self._parts: list[Any] = _NONE  # lines, and literals as bytes or, of a mail, obox.store.api.Source
         self._tag = b""
         self._word = ""
         self._word_end = 0
@@ -162,8 +194,8 @@ class Parser:
         self._strings = 0  # bytes of this command in literals that are not mails
         self._mails = 0
         self._missing = 0  # bytes of the present literal still to come
-        self._chunks: list[bytes] = []
-        self._tail = bytearray()
+        self._chunks: list[bytes] = _NONE
+        self._tail: bytearray | bytes = b""
         self._pending: Event | None = None
         self._marks = True  # whether a line being drained may announce a literal
 
@@ -252,12 +284,12 @@ class Parser:
         self._parsing = None
         self._state = _State.LINE
         self._seen = 0
-        self._parts = []
+        self._parts = _NONE
         self._tag, self._word = b"", ""
         self._line_left = self.limits.line_bytes_max
         self._strings = self._mails = self._missing = 0
-        self._chunks = []
-        self._tail.clear()
+        self._chunks = _NONE
+        self._tail = b""
         self._pending = None
         self._marks = True
 
@@ -329,6 +361,8 @@ class Parser:
             self._mails += size
         else:
             self._strings += size
+        if self._parts is _NONE:
+            self._parts = []
         self._parts.append(line)
         self._missing = size
         self._state = _State.LITERAL
@@ -366,12 +400,14 @@ class Parser:
             self._flush |= self._sink.add(data)
             return
         if len(data) >= _CHUNK // 4 and not self._tail:
-            self._chunks.append(data)
+            self._chunks = [*self._chunks, data]
             return
+        if not self._tail:
+            self._tail = bytearray()
         self._tail += data
         if len(self._tail) >= _CHUNK:
-            self._chunks.append(bytes(self._tail))
-            self._tail.clear()
+            self._chunks = [*self._chunks, bytes(self._tail)]
+            self._tail = b""
 
     def _literal(self) -> Event | None:
         if self._buffer and self._missing:
@@ -389,10 +425,10 @@ class Parser:
             self._state = _State.LINE
             return None
         if self._tail:
-            self._chunks.append(bytes(self._tail))
-            self._tail.clear()
+            self._chunks = [*self._chunks, bytes(self._tail)]
+            self._tail = b""
         self._parts.append(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
-        self._chunks = []
+        self._chunks = _NONE
         self._state = _State.LINE
         return None
 

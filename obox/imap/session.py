@@ -10,7 +10,6 @@ Refuses to know: the table of commands (`obox.imap.states`), what is done with a
 from __future__ import annotations
 
 import enum
-from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from obox.errors import Invalid
 from obox.imap import wire
 from obox.imap.capabilities import capabilities
 from obox.imap.context import Context
+from obox.imap.intake import Incoming
 from obox.imap.parser import Parser
 from obox.imap.replies import Reply
 from obox.imap.sets import SequenceSet
@@ -310,10 +310,13 @@ class Session:
                 registry.logout(account.name)
         self.user_name = account.name
         self.out.logged_in()
-        self.out.parser.intake = partial(self.context.intake.incoming, account.name)
+        self.out.parser.intake = self._incoming
         self.context.log.info(
             "imap login", user=account.name, remote=self.out.remote, session=self.out.id, tls=self.out.tls
         )
+
+    def _incoming(self) -> Incoming:
+        return self.context.intake.incoming(self.user_name)
 
     async def finish(self, duration_s: float) -> None:
         """Give back what is held; one line to the log. The connection is gone."""

@@ -70,7 +70,6 @@ class View:
     """A session's view of a mailbox; see the module's text."""
 
     __slots__ = (
-        "__weakref__",
         "_hidden",
         "_key",
         "_modseq",
@@ -95,14 +94,17 @@ class View:
         self._names = (state.flags.version, state.full)
         self._key = _key(state)
         self._hidden = False  # whether there are expunges that the client does not know
-        self._own: list[tuple[int, UidArray]] = []
-        self._recent: list[tuple[int, int]] = []
+        self._own: tuple[tuple[int, UidArray], ...] = ()
+        self._recent: tuple[tuple[int, int], ...] = ()
         self._told_recent = 0
         self._retained = state.retained
         self._retained.enter(self)
 
     def close(self) -> None:
         """The session asks for expunged mails no more."""
+        self._retained.leave(self)
+
+    def __del__(self) -> None:
         self._retained.leave(self)
 
     def __len__(self) -> int:
@@ -158,10 +160,9 @@ class View:
         if low >= high:
             return
         if self._recent and self._recent[-1][1] >= low:
-            self._recent[-1] = (self._recent[-1][0], high)
+            self._recent = (*self._recent[:-1], (self._recent[-1][0], high))
             return
-        self._recent.append((low, high))
-        del self._recent[:-RECENT_RANGES_MAX]
+        self._recent = (*self._recent, (low, high))[-RECENT_RANGES_MAX:]
 
     def recent_uids(self) -> UidArray:
         """The mails that are recent in this session."""
@@ -208,7 +209,7 @@ class View:
         poll repeats them.
         """
         if modseq and len(uids):
-            self._own.append((modseq, uids))
+            self._own = (*self._own, (modseq, uids))
 
     def pending(self, state: State) -> bool:
         """Whether a poll might return something."""
@@ -225,7 +226,7 @@ class View:
         if expunge and len(state.retained):
             state.retained.enter(self)
         if key == self._key and not (self._hidden and expunge):
-            self._own.clear()
+            self._own = ()
             return None
         self._key = key
         told = len(self.uids)
@@ -270,7 +271,7 @@ class View:
         what it knows.
         """
         low, self._modseq = self._modseq, max(self._modseq, state.highestmodseq)
-        own, self._own = self._own, []
+        own, self._own = self._own, ()
         modseqs = state.modseqs[:first]
         rows = np.flatnonzero(modseqs > np.uint64(low))
         if len(rows) == 0:

@@ -317,5 +317,5 @@ class Connection(Stream):
                 self._entered = False
                 self.hub.registry.leave(self, self.remote, user)
                 self.hub.count(-1)
-            self._out = []
+            self._out = ()
             self._transport = None

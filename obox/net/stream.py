@@ -85,7 +85,7 @@ class Stream(asyncio.Protocol, ABC):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._out: list[bytes] = []
+        self._out: list[bytes] | tuple[()] = ()  # a list while there is output
         self._out_bytes = 0
         self._closing = self._lost = False
         self._reading_paused = self._write_paused = False
@@ -128,6 +128,8 @@ class Stream(asyncio.Protocol, ABC):
 
     def write(self, data: bytes) -> None:
         """Gather output. It goes out in order, at the latest when the task ends."""
+        if isinstance(self._out, tuple):
+            self._out = []
         self._out.append(data)
         self._out_bytes += len(data)
 
@@ -156,7 +158,7 @@ class Stream(asyncio.Protocol, ABC):
         if not self._out:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out = []
+        self._out = ()
         self._out_bytes = 0
         if self._transport is not None and not self._lost:
             self.bytes_out += len(data)
@@ -293,6 +295,6 @@ class Stream(asyncio.Protocol, ABC):
         """The transport has ended: no timer, no output, nobody waits for the client."""
         self._lost = self._closing = True
         self._disarm()
-        self._out = []
+        self._out = ()
         self._out_bytes = 0
         self._wake_writer()

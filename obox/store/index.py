@@ -73,6 +73,19 @@ class Owner(Protocol):
         """Raises NotFound when the user is being deleted."""
 
 
+class _Watch:
+    """Ends a `watch` when it is called; smaller than a closure, for each session has one."""
+
+    __slots__ = ("_wake", "_watchers")
+
+    def __init__(self, watchers: list[Callable[[], None]], wake: Callable[[], None]) -> None:
+        self._watchers, self._wake = watchers, wake
+
+    def __call__(self) -> None:
+        if self._wake in self._watchers:
+            self._watchers.remove(self._wake)
+
+
 def give_modseq(delta: Delta, modseq: int) -> None:
     """Give a new delta and its rows their modseq, known only when their turn comes: `modseq` at least.
 
@@ -191,12 +204,7 @@ class Index(Box):
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         self._watchers.append(wake)
-
-        def end() -> None:
-            if wake in self._watchers:
-                self._watchers.remove(wake)
-
-        return end
+        return _Watch(self._watchers, wake)
 
     def wake(self) -> None:
         for wake in tuple(self._watchers):

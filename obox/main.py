@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from . import __version__
-from .config import Config, describe, load
+from .config import Config, describe, doubts, load
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -136,11 +136,16 @@ def _run(main: Callable[[], object]) -> int:
 @_config_option
 @click.option("-n", "changed_only", is_flag=True, help="Only what differs from the defaults.")
 def show_config(path: str | None, changed_only: bool) -> None:
-    """Check a configuration and print the effective one: where each value came from, secrets masked."""
+    """Check a configuration and print the effective one: where each value came from, secrets masked.
+
+    On stderr: what `obox serve` could probably not use on this machine.
+    """
     config = _load(path)
     click.echo(describe(config, changed_only=changed_only), nl=False)
     if not config.auth.passwd_file.exists():
         click.echo(f"obox: auth.passwd_file = {config.auth.passwd_file}: no such file; nobody can log in yet", err=True)
+    for line in doubts(config):
+        click.echo(f"obox: {line}", err=True)
     from .backend import Backend
     from .net import TlsError
 

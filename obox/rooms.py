@@ -78,6 +78,7 @@ def store_settings(config: Config) -> StoreSettings:
         rescan_mails_once_after=metacache.rescan_mails_once_after,
         flush_at=metacache.flush_at,
         max_mail_size=config.quota.max_mail_size,
+        mailbox_mails_max=config.quota.max_mailbox_mails,
         autofix_storage=storage.autofix_storage,
         lost_mailbox_prefix=storage.lost_mailbox_prefix,
         mailboxes=tuple((box.name, box.special_use) for box in config.mailboxes.create),

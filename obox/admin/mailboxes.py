@@ -12,7 +12,7 @@ from ..accounts import Account
 from ..errors import Exists, Invalid, NotFound
 from ..mailbox.names import canonical
 from .params import DryRun, Selection
-from .parts import Admin, matching
+from .parts import Admin, matching, require_named
 from .table import Event, Row, user_verb
 
 STATUS_FIELDS: Final = (
@@ -52,7 +52,10 @@ class MailboxStatusParams(Selection, kw_only=True):
 
 @user_verb("mailbox status", MailboxStatusParams)
 async def mailbox_status(admin: Admin, account: Account, params: MailboxStatusParams) -> AsyncIterator[Event]:
-    """Show the state of mailboxes: numbers of mails, next UID, size."""
+    """Show the state of mailboxes: numbers of mails, next UID, size.
+
+    Exit 65 if a mailbox that is named without wildcards is not there.
+    """
     wanted = [field for one in params.field for field in one.lower().split()]
     if unknown := [field for field in wanted if field not in (*STATUS_FIELDS, "all")]:
         raise Invalid(f"field {unknown[0]!r}; allowed: all {' '.join(STATUS_FIELDS)}")
@@ -72,6 +75,7 @@ async def mailbox_status(admin: Admin, account: Account, params: MailboxStatusPa
                 yield {"mailbox": name, **{field: row[field] for field in fields}}
     if params.total_sum:
         yield sums
+    require_named(list(guids), params.mailbox_mask)
 
 
 class MailboxCreateParams(Selection, kw_only=True):

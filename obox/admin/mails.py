@@ -376,3 +376,5 @@ async def _copy(admin: Admin, account: Account, words: list[str], target: str, *
                 continue
             copied = await user.copy(found.box, found.uids, target, move=move)
             yield {"mailbox": found.name, "moved" if move else "copied": len(copied.target)}
+            if copied.failure is not None:
+                raise copied.failure

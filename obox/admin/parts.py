@@ -233,6 +233,13 @@ def matching(names: Sequence[str], masks: Sequence[str]) -> list[str]:
     return out
 
 
+def require_named(names: Sequence[str], masks: Sequence[str]) -> None:
+    """Raises NotFound for a mailbox that is named without wildcards and is not there."""
+    for mask in masks:
+        if not any(sign in mask for sign in "*?[") and not matching(names, [mask]):
+            raise NotFound(f"no mailbox {mask!r}")
+
+
 def _unescaped(sid: str) -> str:
     try:
         return unescape(sid)
@@ -240,4 +247,4 @@ def _unescaped(sid: str) -> str:
         return sid
 
 
-__all__ = ["Admin", "Evaluate", "Server", "Session", "masked", "matching"]
+__all__ = ["Admin", "Evaluate", "Server", "Session", "masked", "matching", "require_named"]

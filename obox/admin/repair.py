@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from ..accounts import Account
 from .params import DryRun, Selection
-from .parts import Admin, matching
+from .parts import Admin, matching, require_named
 from .table import Event, user_verb
 
 
@@ -33,9 +33,10 @@ async def force_resync(admin: Admin, account: Account, params: ForceResyncParams
 
     Mails that no bundle knew are added; mails whose object is gone are expunged, after
     a second look. unknown: objects that no index speaks of, below the next UID; oboxadm
-    rebuild brings them back. Exit 70 if an index does not decode. A bucket that was
-    restored knows nothing of the UIDs that were given since its backup: --skip-uids
-    keeps other mails from getting them, which clients would take for those they know.
+    rebuild brings them back. Exit 70 if an index does not decode, 65 if a mailbox that
+    is named without wildcards is not there. A bucket that was restored knows nothing of
+    the UIDs that were given since its backup: --skip-uids keeps other mails from
+    getting them, which clients would take for those they know.
     """
     from ..store import repair
 
@@ -44,6 +45,7 @@ async def force_resync(admin: Admin, account: Account, params: ForceResyncParams
         for name in matching(list(guids), params.mailbox_mask):
             done = await repair.resync(user, guids[name], keep_lost=params.keep_lost, skip_uids=params.skip_uids)
             yield {"mailbox": name, **done._asdict()}
+    require_named(list(guids), params.mailbox_mask)
 
 
 class RebuildParams(Selection, kw_only=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -30,6 +30,19 @@ delays from ours."""
 NAMES: Final = ("a", "b", "c/d", "c0", "z")
 """In key order, which is byte order: `/` sorts before `0`."""
 
+DELETES_MAX: Final = 4
+"""How often an object is deleted until its LIST row counts as a fault: a PUT that was
+slow has been sent again, and its first attempt may land after a DELETE.
+"""
+
+GIVE_UP_S: Final = 3.0
+"""How long the first request may fail without an answer; a port that speaks no HTTP is
+told after this, and not at the deadline.
+"""
+
+RACE: Final = "race/"
+"""Below it PUTs come late: nothing there counts but who won."""
+
 SIBLINGS: Final = ("s-t/2", "s.t/1", "s/1", "s/2", "s/3", "st/1")
 """In byte order: directories whose names begin alike, which some stores put in the
 order of the names."""
@@ -44,18 +57,18 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     wrong, or if the store refuses: its words are in the row. Exit 69 if it does not
     answer. Warnings are about what you may want otherwise.
     """
-    from ..objectstore import StoreError
+    from ..objectstore import StoreError, sweep
 
     store = admin.store
     bucket = store.env.bucket
     prefix = f"_probe/{store.env.random_bytes(16).hex()}/"
     wrong = []
-    written = asyncio.Event()
+    written, late = asyncio.Event(), asyncio.Event()
     try:
         for name, check in (
             ("rights", lambda bucket, prefix: _rights(bucket, prefix, written)),
             ("create-only", _create_only),
-            ("race", _race),
+            ("race", lambda bucket, prefix: _race(bucket, prefix, late)),
             ("range", _range),
             ("list order", _list_order),
             ("copy", _copy),
@@ -74,6 +87,7 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
         if written.is_set():
             try:
                 await bucket.delete([prefix + name for name in ("one", "two", *NAMES, *SIBLINGS)], kind="format")
+                await sweep(bucket, prefix, now=store.env.now(), late=late.is_set())
             except StoreError as error:  # the rows say more
                 log.warning("probes could not be removed", prefix=prefix, error=str(error))
     async for row in _rules(admin):
@@ -103,7 +117,7 @@ async def _rights(bucket: ObjectStore, prefix: str, written: asyncio.Event) -> t
     from ..objectstore import OutcomeUnknown
 
     try:
-        await bucket.put(prefix + "one", b"0123456789", kind="format")
+        await _answered(bucket, bucket.put(prefix + "one", b"0123456789", kind="format"))
     except OutcomeUnknown:
         written.set()
         raise
@@ -113,6 +127,25 @@ async def _rights(bucket: ObjectStore, prefix: str, written: asyncio.Event) -> t
     if got != b"0123456789" or [info.key for info in listed] != [prefix + "one"]:
         return "wrong", "what was written is not what is read: PUT, GET and LIST disagree"
     return "ok", "PUT, GET, LIST; what is written is seen at once"
+
+
+async def _answered(bucket: ObjectStore, request: Coroutine[Any, Any, None]) -> None:
+    """Send the first request, and give up early if all its attempts fail.
+
+    Raises StoreError kinds.
+    """
+    from ..objectstore import Unreachable
+
+    before = getattr(bucket, "last_failure", "")
+    task = asyncio.ensure_future(request)
+    try:
+        while not (await asyncio.wait([task], timeout=GIVE_UP_S))[0]:
+            failure = getattr(bucket, "last_failure", "")
+            if failure and failure != before:
+                raise Unreachable(failure)
+        await task
+    finally:
+        task.cancel()
 
 
 async def _create_only(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
@@ -130,10 +163,13 @@ async def _range(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
     return ("ok", "a part of an object is read") if got == b"345" else ("wrong", f"bytes 3 to 6 are {got!r}")
 
 
-async def _race(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
+async def _race(bucket: ObjectStore, prefix: str, late: asyncio.Event) -> tuple[str, str]:
+    """Sets `late` if PUTs may land after the race."""
     from ..objectstore import race
 
-    raced = await race(bucket, prefix + "race/")
+    raced = await race(bucket, prefix + RACE)
+    if raced.late:
+        late.set()
     if raced.fit:
         return "ok", str(raced)
     return "wrong", f'{raced}; allowed: conditional_put = "off" with one backend alone'
@@ -148,7 +184,7 @@ async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
     for name in reversed([*NAMES, *SIBLINGS]):
         await bucket.put(prefix + name, b"x", kind="format")
     listed = [info.key.removeprefix(prefix) for info in await bucket.list_as_stored(prefix, kind="format")]
-    listed = [name for name in listed if not name.startswith("race/")]  # late PUTs of the race before
+    listed = [name for name in listed if not name.startswith(RACE)]
     below = prefix + "s/"
     after = [info.key.removeprefix(below) for info in await bucket.list(below, kind="format", after=below + "1")]
     names = await bucket.list_names(prefix, kind="format")
@@ -178,10 +214,24 @@ async def _clock(bucket: ObjectStore, prefix: str, now: Callable[[], float]) -> 
 
 
 async def _delete(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
-    keys = [info.key for info in await bucket.list(prefix, kind="format")]
-    await bucket.delete([*keys, prefix + "never"], kind="format")
-    left = await bucket.list(prefix, kind="format")
-    return ("wrong", f"{len(left)} objects are still listed") if left else ("ok", "DELETE in bulk; gone at once")
+    """An object that is listed after its DELETE is a fault if it cannot be read, or if
+    it stays: else a late PUT has made it again.
+    """
+    from ..objectstore import Missing
+
+    for _ in range(DELETES_MAX):
+        keys = [info.key for info in await bucket.list(prefix, kind="format")]
+        await bucket.delete([*keys, prefix + "never"], kind="format")
+        left = [info.key for info in await bucket.list(prefix, kind="format")]
+        left = [key for key in left if not key.startswith(prefix + RACE)]
+        try:
+            for key in left:
+                await bucket.get(key, kind="format")
+        except Missing:
+            break
+        if not left:
+            return "ok", "DELETE in bulk; gone at once"
+    return "wrong", f"{len(left)} objects are still listed"
 
 
 async def _rules(admin: Admin) -> AsyncIterator[Row]:

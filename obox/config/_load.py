@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from obox.config import _values as kinds
 from obox.config._settings import Config, Remote
@@ -60,7 +61,8 @@ def find_file(path: str | None, environ: Mapping[str, str]) -> Path | None:
     named = path or environ.get("OBOX_CONFIG")
     if named:
         if not Path(named).is_file():
-            raise ConfigError(f"{'-c' if path else 'OBOX_CONFIG'} = {kinds.quote(named)}: no such file")
+            why = "is a directory; allowed: a file" if Path(named).is_dir() else "no such file"
+            raise ConfigError(f"{'-c' if path else 'OBOX_CONFIG'} = {kinds.quote(named)}: {why}")
         return Path(named).absolute()
     home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "")
     places = [Path(home, "obox/obox.toml")] if home else []
@@ -285,6 +287,12 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
 
     if values["server.workers"] > 1:
         refuse("server.workers", "several workers behind one address are not there yet; allowed: 1")
+    for key in ("cluster.directory", "cluster.events"):
+        if values[key] != "local":
+            refuse(key, 'backends of a cluster are not there yet; allowed: "local"')
+    bucket = urlsplit(values["storage.url"])
+    if bucket.scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket.netloc):
+        refuse("storage.url", "allowed: after s3:// a bucket name of 3 to 255 letters, digits, dots, - and _")
     if bool(values["storage.access_key_id"]) != bool(values["storage.secret_access_key"]):
         refuse("storage.access_key_id", "allowed: together with storage.secret_access_key, or neither")
     if len(values["tls.cert"]) != len(values["tls.key"]):

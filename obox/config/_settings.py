@@ -371,13 +371,13 @@ class Cluster:
     directory: str = _set(
         kinds.url("local, lmdb:///path or cassandra://host,host/keyspace", "lmdb", "cassandra", words=("local",)),
         "local",
-        "local: LMDB below state_dir; lmdb: shared by the backends of one host",
+        "which backend serves whom; only local for now: this backend serves everybody",
         restart=True,
     )
     events: str = _set(
         kinds.url("local or nats://host:4222", "nats", words=("local",)),
         "local",
-        "the bus for news between backends",
+        "the bus for news between backends; only local for now: there is none",
         restart=True,
     )
 
@@ -409,6 +409,11 @@ class Quota:
 
     max_mail_size: int = _set(
         kinds.size("1K", "2G"), "50M", "size of a mail, delivered or appended; clients see it as APPENDLIMIT"
+    )
+    max_mailbox_mails: int = _set(
+        kinds.integer(1000, 10_000_000),
+        "500000",
+        "mails of a mailbox; some work takes time for each of them, and other users wait meanwhile",
     )
 
 

@@ -52,6 +52,7 @@ KIND_REPLIES: dict[type[errors.OboxError], Reply] = {
     errors.Expunged: Reply(451, "4.3.0", "Internal error, try again later"),
     errors.InUse: Reply(451, "4.2.0", "Mailbox is in use, try again later"),
     errors.Limit: Reply(452, "4.3.1", "Too much at once, try again later"),
+    errors.MailboxFull: Reply(552, "5.2.2", "The mailbox of the user has as many mails as it may have"),
     errors.TooBig: Reply(552, "5.3.4", "Message is too big"),
     errors.Invalid: Reply(501, "5.1.3", "Bad recipient address"),
     errors.Unavailable: Reply(451, "4.3.0", "Storage is not available, try again later"),
@@ -81,7 +82,7 @@ def reply_for(error: BaseException, *, quota_full_tempfail: bool = False) -> Rep
         row = KIND_REPLIES.get(kind)
         if row is None:
             continue
-        if kind is errors.OverQuota and quota_full_tempfail:
+        if kind in (errors.OverQuota, errors.MailboxFull) and quota_full_tempfail:
             row = QUOTA_TEMPFAIL
         text = str(error)
         return Reply(row.code, row.enhanced, text) if text else row

@@ -1,0 +1,39 @@
+"""Who serves whom: pure functions that give every observer the same answer.
+
+See docs/cluster.md, "Who owns a group" and "Which of two assignments holds".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+from .records import Assigned
+
+
+def group_of(sid: str, groups: int) -> int:
+    """The group of a storage id. groups: their number, at least 1."""
+    return int.from_bytes(hashlib.sha256(sid.encode()).digest()[:8], "big") % groups
+
+
+def newer(ours: Assigned, other: Assigned) -> bool:
+    """Whether `other` holds against `ours`."""
+    return (other.number, other.token) > (ours.number, ours.token)
+
+
+def rank(thing: str, weights: Mapping[str, float]) -> list[str]:
+    """The backends in the order in which they should serve a group or user.
+
+    thing: a group's or a user's key; weights: load factors by name, those of 0 never
+    serve. Weighted rendezvous hashing: each backend gets a share in proportion to its
+    weight, and when a backend comes or goes, only what it gets or had moves.
+    """
+    scored = [(_score(thing, name, weight), name) for name, weight in weights.items() if weight > 0]
+    return [name for _, name in sorted(scored)]
+
+
+def _score(thing: str, backend: str, weight: float) -> float:
+    digest = hashlib.sha256(f"{thing}:{backend}".encode()).digest()
+    fraction = (int.from_bytes(digest[:8], "big") + 1) / 2.0**64
+    return -math.log(fraction) / weight

@@ -1,0 +1,145 @@
+"""What the rows of the directory say: one record for each kind, as a MessagePack map.
+
+A reader ignores keys that it does not know, and takes the default for one that is
+missing: newer members may write more. `decode` raises ValueError for what is no record
+of the kind. Evolution: `Settings.major` says what must not be read by older code.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, TypeVar
+
+import msgspec
+
+MAJOR: Final = 1
+"""A directory with a higher major version is not read."""
+
+GROUP_DIGITS: Final = 5
+"""Of a group's number as a key."""
+
+
+class State(StrEnum):
+    """online: serves and takes groups; standby: runs, and takes no groups; offline: not
+    to be used, its groups are for others; removed: as if it had never been there.
+    """
+
+    ONLINE = "online"
+    STANDBY = "standby"
+    OFFLINE = "offline"
+    REMOVED = "removed"
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Of the directory. groups: their number, which never changes; id: random, 32 hex
+    digits; made: unix seconds.
+    """
+
+    groups: int
+    id: str
+    made: float
+    major: int = MAJOR
+    minor: int = 0
+
+
+class Site(msgspec.Struct, frozen=True):
+    """state: online, offline or removed."""
+
+    state: State = State.ONLINE
+    comment: str = ""
+
+
+class Member(msgspec.Struct, frozen=True):
+    """What a member says of itself.
+
+    role: "backend" or "proxy"; address: a host, or "unix:/directory"; ports: by
+    listener, such as "imap", "imaps", "lmtp", "http"; reads: what its code can read, by
+    name ("envelope", "journal", "wire"); version: of obox.
+    """
+
+    role: str
+    site: str
+    address: str
+    ports: dict[str, int] = {}
+    reads: dict[str, int] = {}
+    version: str = ""
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What the operator wants of a backend. load_factor: 0 to 100."""
+
+    state: State = State.ONLINE
+    load_factor: int = 100
+    evacuate: bool = False
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """A member lives: `counter` is one more each second.
+
+    boot: the journal's boot, "" of a proxy; started: unix seconds; load: by name
+    ("cpu" and "memory" as fractions of 1, "sessions", "users").
+    """
+
+    counter: int
+    boot: str = ""
+    started: float = 0.0
+    load: dict[str, float] = {}
+
+
+class BootRow(msgspec.Struct, frozen=True):
+    """One boot of a backend, for operators. ended: unix seconds, 0 while it runs or
+    where it did not end in order; clean: bundles have everything that it said.
+    """
+
+    began: float
+    ended: float = 0.0
+    clean: bool = False
+
+
+class Assigned(msgspec.Struct, frozen=True):
+    """Who serves a group, or a pinned user.
+
+    See docs/cluster.md, "Which of two assignments holds".
+
+    number: grows by one with each change; token: random, 64 bits; removed: of a pin
+    that is no more.
+    """
+
+    backend: str
+    number: int
+    token: int
+    removed: bool = False
+
+
+class Move(msgspec.Struct, frozen=True):
+    """Somebody wants a group or a pinned user at backend `to`.
+
+    since: unix seconds; by: who asked, for operators; done: the move is over.
+    """
+
+    to: str
+    since: float
+    by: str = ""
+    done: bool = False
+
+
+Record = TypeVar("Record", Settings, Site, Member, Orders, Beat, BootRow, Assigned, Move)
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    return msgspec.msgpack.encode(record)
+
+
+def decode(value: bytes, kind: type[Record]) -> Record:
+    """Raises ValueError: this is no record of the kind."""
+    return msgspec.msgpack.decode(value, type=kind)
+
+
+def group_key(group: int) -> str:
+    """A group's key among the rows of kind `groups`, and of `moves`."""
+    return f"{group:0{GROUP_DIGITS}}"
+
+
+def user_key(sid: str) -> str:
+    """A pinned user's key among the rows of kind `moves`."""
+    return f"u:{sid}"

@@ -146,6 +146,7 @@ class Parser:
     """
 
     __slots__ = (
+        "__weakref__",
         "_buffer",
         "_chunks",
         "_expect",

@@ -1,8 +1,7 @@
-"""What each room needs of the configuration, in the room's own words, at the start and
-at each reload.
+"""Translates the configuration into the settings of each room, at start and reload.
 
-Invariant: equal configurations give equal words. Reads the files with encryption keys,
-nothing else.
+Invariant: equal configurations give equal settings. The only files that it reads are
+those with encryption keys and with secrets of the cluster.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ import socket
 from collections.abc import Callable, Sequence
 from ssl import SSLContext
 from typing import Literal, cast
+
+import structlog
 
 from metacache import SizeWeights, Weights
 
@@ -24,10 +25,13 @@ from .objectstore import Codec, load_keys
 from .objectstore import Settings as BucketSettings
 from .store import StoreSettings
 
+log = structlog.get_logger()
+
 __all__ = [
     "bucket_settings",
     "codec",
     "imap_settings",
+    "link_secrets",
     "lmtp_settings",
     "login_delays",
     "refuse_absent",
@@ -58,7 +62,7 @@ def bucket_settings(config: Config) -> BucketSettings:
 
 
 def codec(config: Config) -> Codec:
-    """Reads the encryption keys. Raises ConfigError."""
+    """Read the encryption keys. Raises ConfigError."""
     storage, paths = config.storage, config.storage.encryption_keys
     keys = load_keys({name: str(path) for name, path in paths.items()})
     return Codec(keys, next(iter(paths), None), storage.compress, require_encryption=storage.require_encryption)
@@ -86,7 +90,7 @@ def store_settings(config: Config) -> StoreSettings:
 
 
 def weights(config: Config) -> Weights:
-    """What the metacache's cleaner ranks by."""
+    """Return the weights by which the metacache's cleaner ranks local copies."""
     priorities, sizes = config.metacache.priority_weights, config.metacache.size_weights
     low, high = read_size_weights(sizes) if sizes else ((0, 0.0), (0, 0.0))
     return Weights(
@@ -96,8 +100,8 @@ def weights(config: Config) -> Weights:
 
 
 def login_delays(config: Config) -> Sequence[float]:
-    """Before the next login from an address, after so many failures: 0, then doubling
-    up to the most seconds.
+    """Return the delay of the next login from an address, by the number of failures. It
+    begins with 0, and doubles up to its maximum.
     """
     first, most = config.auth.failure_delay, config.auth.max_failure_delay
     delays = [0.0]
@@ -109,8 +113,24 @@ def login_delays(config: Config) -> Sequence[float]:
     return (*delays, most)
 
 
+def link_secrets(config: Config) -> tuple[bytes, ...]:
+    """Secrets of the link between members; none: there is no link.
+
+    Reads the file, and warns of what is weak. Raises ConfigError.
+    """
+    path = config.cluster.secret_file
+    if path is None:
+        return ()
+    from .auth.secretfile import read_secrets
+
+    secrets, warnings = read_secrets(path)
+    for warning in warnings:
+        log.warning("cluster.secret_file is weak", file=str(path), why=warning)
+    return secrets
+
+
 def imap_settings(config: Config) -> ImapSettings:
-    """What [imap] and its neighbours allow the clients that this configuration is for."""
+    """Return the IMAP settings of the clients that this configuration is for."""
     imap, storage = config.imap, config.storage
     assert imap is not None
     return ImapSettings(

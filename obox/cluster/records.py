@@ -1,6 +1,6 @@
 """What the rows of the directory say: one record for each kind, as a MessagePack map.
 
-A reader ignores keys that it does not know, and takes the default for one that is
+A reader ignores keys that it does not know, and takes the default for a key that is
 missing: newer members may write more. `decode` raises ValueError for what is no record
 of the kind. Evolution: `Settings.major` says what must not be read by older code.
 """
@@ -11,6 +11,8 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 import msgspec
+
+from .directory import Kind
 
 MAJOR: Final = 1
 """A directory with a higher major version is not read."""
@@ -82,6 +84,7 @@ class Beat(msgspec.Struct, frozen=True):
 
     counter: int
     boot: str = ""
+    site: str = ""
     started: float = 0.0
     load: dict[str, float] = {}
 
@@ -126,6 +129,22 @@ class Move(msgspec.Struct, frozen=True):
 Record = TypeVar("Record", Settings, Site, Member, Orders, Beat, BootRow, Assigned, Move)
 
 
+RECORDS: Final[dict[Kind, type[msgspec.Struct]]] = {
+    Kind.SETTINGS: Settings,
+    Kind.SITES: Site,
+    Kind.MEMBERS: Member,
+    Kind.ORDERS: Orders,
+    Kind.BEATS: Beat,
+    Kind.BOOTS: BootRow,
+    Kind.GROUPS: Assigned,
+    Kind.PINS: Assigned,
+    Kind.MOVES: Move,
+}
+"""The record of each kind of row."""
+
+SETTINGS_KEY: Final = "directory"
+
+
 def encode(record: msgspec.Struct) -> bytes:
     return msgspec.msgpack.encode(record)
 
@@ -138,6 +157,11 @@ def decode(value: bytes, kind: type[Record]) -> Record:
 def group_key(group: int) -> str:
     """A group's key among the rows of kind `groups`, and of `moves`."""
     return f"{group:0{GROUP_DIGITS}}"
+
+
+def group_number(key: str) -> int | None:
+    """The group that a key names, None if it names none."""
+    return int(key) if len(key) == GROUP_DIGITS and key.isascii() and key.isdigit() else None
 
 
 def user_key(sid: str) -> str:

@@ -1,8 +1,9 @@
-"""The table of all settings: name, kind, default and a line of documentation.
+"""The table of all settings, with name, kind, default and a line of documentation.
 
 The dataclasses below are the table. `obox.config` reads a configuration, checks it and
 shows it by this table. An absent section of a protocol is None, which means "off".
-Invariant: plain values, no behaviour. Seconds are floats, sizes are bytes.
+Invariant: there are only plain values, without behaviour. Seconds are floats, sizes are
+bytes.
 """
 
 # ruff: noqa: RUF009 - the rows of the table are fields, each with a new value
@@ -36,7 +37,7 @@ def _set(kind: Kind, default: str, doc: str, *, remote: bool = False, restart: b
 class Storage:
     """The bucket."""
 
-    url: str = _set(  # Storage() without one is a ValueError
+    url: str = _set(  # Storage() without a URL is a ValueError
         kinds.url(
             "file:///dir, memory://, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
             "file",
@@ -368,10 +369,39 @@ class Cluster:
         "name of this backend; empty: the host name",
         restart=True,
     )
+    site: str = _set(
+        kinds.string("letters, digits, dot, dash, underscore; 1 to 64", r"[A-Za-z0-9._-]{1,64}"),
+        "default",
+        "name of the site that this member is in; a member of another site is never taken for dead",
+        restart=True,
+    )
+    address: str = _set(
+        kinds.string("a host name or an IP address, or empty", r"[A-Za-z0-9.:_-]{0,253}"),
+        "",
+        "host where the other members reach this member; empty: the host name",
+        restart=True,
+    )
     directory: str = _set(
         kinds.url("local, lmdb:///path or cassandra://host,host/keyspace", "lmdb", "cassandra", words=("local",)),
         "local",
         "which backend serves whom; only local for now: this backend serves everybody",
+        restart=True,
+    )
+    password_file: Path | None = _set(
+        kinds.OPTIONAL_PATH,
+        "",
+        "file with the password of the user in a cassandra:// URL; it is read at each connect",
+        restart=True,
+    )
+    secret_file: Path | None = _set(
+        kinds.OPTIONAL_PATH,
+        "",
+        "file with a secret a line that all members share; the first signs, all are accepted; empty: no forwarding",
+    )
+    dead_after: float = _set(
+        kinds.duration("5s", "1h"),
+        "15s",
+        "a backend whose beat has not changed for this time, and that does not answer, is taken for dead",
         restart=True,
     )
     events: str = _set(

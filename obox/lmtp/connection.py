@@ -1,45 +1,48 @@
-"""The driver: the client's bytes go to the machine, its events to the session, replies
-back.
+"""The driver: it hands the client's bytes to the machine, the machine's events to the
+session, and replies to the client.
 
-Everything that is not LMTP's is in the engine, `obox.net.connection`.
+What is not specific to LMTP is in the engine, `obox.net.connection`.
 
 Invariants:
-- Events are worked through in order; only the recipients of a mail are delivered side
-  by side.
-- What the client does not read stops what we read from it: replies above the
-  transport's high-water mark wait, and while a delivery runs at most `READ_AHEAD_BYTES`
+- Events are handled in order. Only the recipients of a single mail are delivered in
+  parallel.
+- If the client does not read its replies, we stop reading from it. Replies above the
+  transport's high-water mark wait. While a delivery runs, at most `READ_AHEAD_BYTES`
   and a single read of pipelined input are taken.
-- A mail whose last byte has come is delivered even if its client is gone. A mail that
-  has not come whole is never delivered.
+- A mail whose last byte has arrived is delivered even if its client is gone. An
+  incomplete mail is never delivered.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Final, cast
 
 import structlog
 
-from obox.errors import NoPerm
+from obox.auth import LINK, Challenge, Forward, LinkRefused, SaslError
+from obox.errors import NoPerm, OboxError
 from obox.lmtp.context import Context
-from obox.lmtp.machine import (
-    COMMANDS_TURN,
+from obox.lmtp.events import (
     BodyChunk,
     BodyDropped,
-    Machine,
+    LinkAsked,
     MailReceived,
     Pause,
     RecipientAsked,
     TlsAsked,
 )
+from obox.lmtp.machine import COMMANDS_TURN, Machine
 from obox.lmtp.replies import Reply
 from obox.lmtp.session import Session
 from obox.net import Connection as Engine
-from obox.net import Flow, NoRoom, Who, Why, starttls
+from obox.net import Flow, NoRoom, Who, Why, speak_for, starttls
 
 log = structlog.get_logger("obox.lmtp")
 
 TLS_HANDSHAKE_S = 30.0
+LINK_S: Final = 10.0
+"""For a client outside `trusted_networks` to prove that it is a member."""
 
 _TIMED_OUT = Reply(421, "4.4.2", "Timeout, closing")
 _TOO_MANY = Reply(421, "4.3.2", "Too many connections, try again later")
@@ -70,7 +73,10 @@ class Connection(Engine):
 
     def admit(self) -> None:
         remote = self.session.remote
-        if self.remote and not self.context.trusts(self.remote):
+        machine = self.machine
+        machine.links = self.context.forwarding is not None
+        machine.trusted = not self.remote or self.context.trusts(self.remote)
+        if not machine.trusted and not machine.links:
             log.warning("lmtp_untrusted", remote=remote)
             raise NoPerm("Client is not in a trusted network")
         try:
@@ -110,7 +116,7 @@ class Connection(Engine):
                 await (self.breathe() if asked % COMMANDS_TURN else self._breathe())
             elif kind is MailReceived:
                 self._reply()
-                self.send()  # what is acknowledged already does not wait for this mail
+                self.send()  # replies that are ready do not wait for this mail
                 machine.answer_mail(await session.deliver(cast(MailReceived, event)))
                 await session.drop()
                 if self.stop_asked:
@@ -119,6 +125,8 @@ class Connection(Engine):
                 await session.drop()
             elif kind is TlsAsked:
                 await self._start_tls()
+            elif kind is LinkAsked:
+                await self._link(cast(LinkAsked, event))
             elif event is Pause.TURN:
                 await self._breathe()
             else:
@@ -129,9 +137,9 @@ class Connection(Engine):
             self.close()
 
     async def _breathe(self) -> None:
-        """Between many pipelined commands: hand over the replies, let others run, and wait
-        for a client that does not read. A client that is gone is not waited for: a mail
-        that has come whole is still delivered.
+        """Pause between many pipelined commands: hand over the replies, let others run,
+        and wait for a client that does not read. If the client is gone, it does not
+        wait, because a complete mail is still delivered.
         """
         self._reply()
         try:
@@ -157,12 +165,18 @@ class Connection(Engine):
 
     @property
     def _look_s(self) -> float:
+        if not self.machine.trusted:
+            return LINK_S
         return min(self.settings.command_timeout_s, self.settings.data_timeout_s)
 
     def timer_due(self, quiet_s: float) -> float | None:
         if self.working:
             return self._look_s
         machine, settings = self.machine, self.settings
+        if not (machine.trusted or machine.member):
+            log.info("lmtp_untrusted", remote=self.session.remote, link=False)
+            self.bye(Why.REFUSED, "")
+            return None
         left_s = (settings.data_timeout_s if machine.in_body else settings.command_timeout_s) - quiet_s
         if left_s > 0:
             return min(left_s, self._look_s)
@@ -176,6 +190,34 @@ class Connection(Engine):
         output = self.machine.take_output()
         if output:
             self.write(output)
+
+    async def _link(self, asked: LinkAsked) -> None:
+        """One step of X-OBOX-LINK."""
+        machine, session, forwarding = self.machine, self.session, self.context.forwarding
+        assert forwarding is not None
+        try:
+            if asked.first:
+                session.link = await forwarding.exchange(remote=self.remote, local=self.is_local, tls=self.tls)
+                step: Challenge | Forward = session.link.start(LINK, asked.line)
+            else:
+                assert session.link is not None
+                step = session.link.step(asked.line or b"")
+        except SaslError as error:
+            machine.answer_link(Reply(501, "5.5.4", str(error)))
+        except LinkRefused as refused:
+            forwarding.forged(str(refused), remote=self.remote, listener="lmtp")
+            machine.answer_link(Reply(535, "5.7.8", "Authentication failed"))
+        except OboxError as error:
+            machine.answer_link(Reply(538, "5.7.11", str(error)))
+        else:
+            if isinstance(step, Challenge):
+                machine.answer_link(None, step.wire)
+                return
+            machine.member = True
+            speak_for(self, step.remote)
+            session.remote = step.remote or "unix"
+            machine.answer_link(Reply(235, "2.7.0", "Welcome"))
+        session.link = None
 
     async def _start_tls(self) -> None:
         assert self.settings.tls is not None

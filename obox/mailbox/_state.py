@@ -588,7 +588,7 @@ class State:
         )
 
     def fingerprint(self) -> tuple[object, ...]:
-        """The parts in which equal states agree, whatever their joins' order was."""
+        """The parts in which equal states agree for every order of their joins."""
         return _invariants.fingerprint(self, self._stamps, self._early_flags, self._early_purged)
 
     def check(self) -> None:

@@ -1,0 +1,177 @@
+"""What is wrong or unfinished in a directory: for operators, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from obox.errors import ConfigError
+
+from .directory import Directory, Kind, Row
+from .initial import settings_in
+from .records import (
+    RECORDS,
+    SETTINGS_KEY,
+    Assigned,
+    Beat,
+    BootRow,
+    Member,
+    Move,
+    Orders,
+    Settings,
+    State,
+    group_key,
+    group_number,
+)
+
+Claims = Mapping[str, Mapping[str, Assigned]]
+"""By backend: the keys that it serves, and the assignment by which it does."""
+
+
+class Finding(NamedTuple):
+    """error: whether somebody has to do something; what: a word for programs; where:
+    kind and key; text: for people.
+    """
+
+    error: bool
+    what: str
+    where: str
+    text: str
+
+
+class _Tables(NamedTuple):
+    """The rows that decode, by kind and key, and what the others are."""
+
+    bad: list[Finding]
+    settings: Settings | None
+    members: dict[str, Member]
+    orders: dict[str, Orders]
+    beats: dict[str, Beat]
+    boots: dict[str, BootRow]
+    groups: dict[str, Assigned]
+    pins: dict[str, Assigned]
+    moves: dict[str, Move]
+
+
+async def check(directory: Directory, *, now: float, claims: Claims | None = None) -> list[Finding]:
+    """now: unix seconds; claims: what running backends say that they serve, if they
+    were asked. Raises Unavailable.
+    """
+    tables = _decode({kind: await directory.all(kind) for kind in Kind})
+    return [
+        *tables.bad,
+        *_settings(tables),
+        *_assignments(tables),
+        *_double_owners(tables, claims or {}),
+        *_boots(tables),
+        *_moves(tables, now),
+    ]
+
+
+def _decode(rows: Mapping[Kind, Mapping[str, Row]]) -> _Tables:
+    bad: list[Finding] = []
+    decoded: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
+    for kind, of in rows.items():
+        for key, row in sorted(of.items()):
+            try:
+                if kind is Kind.GROUPS and group_number(key) is None:
+                    raise ValueError("the key is no group")
+                decoded[kind][key] = msgspec.msgpack.decode(row.value, type=RECORDS[kind])
+            except ValueError as error:
+                bad.append(Finding(True, "unreadable", f"{kind.value} {key}", f"the row cannot be read: {error}"))
+    return _Tables(
+        bad,
+        decoded[Kind.SETTINGS].get(SETTINGS_KEY),
+        *(
+            decoded[kind]
+            for kind in (Kind.MEMBERS, Kind.ORDERS, Kind.BEATS, Kind.BOOTS, Kind.GROUPS, Kind.PINS, Kind.MOVES)
+        ),
+    )
+
+
+def _settings(tables: _Tables) -> Iterator[Finding]:
+    where = f"{Kind.SETTINGS.value} {SETTINGS_KEY}"
+    if tables.settings is None:
+        yield Finding(True, "no-settings", where, "the directory has no settings; cluster init makes them")
+        return
+    try:
+        settings_in(Row(msgspec.msgpack.encode(tables.settings), 1))
+    except ConfigError as error:
+        yield Finding(True, "newer", where, str(error))
+    missing = [key for key in map(group_key, range(tables.settings.groups)) if key not in tables.groups]
+    if missing:
+        yield Finding(
+            False, "unassigned", f"{Kind.GROUPS.value} {missing[0]}", f"groups that nobody has acquired: {len(missing)}"
+        )
+    for key in tables.groups:
+        if (group_number(key) or 0) >= tables.settings.groups:
+            text = f"the directory has {tables.settings.groups} groups, from 0; this one is not used"
+            yield Finding(True, "no-such-group", f"{Kind.GROUPS.value} {key}", text)
+
+
+def _unfit(tables: _Tables, backend: str) -> str:
+    """Why a backend must not own anything, "" if it may."""
+    state = tables.orders.get(backend, Orders()).state
+    if state in (State.REMOVED, State.OFFLINE):
+        return f"backend {backend} is {state.value}"
+    if backend not in tables.members:
+        return f"backend {backend} is not known"
+    if tables.members[backend].role != "backend":
+        return f"{backend} is a {tables.members[backend].role}, not a backend"
+    return ""
+
+
+def _assignments(tables: _Tables) -> Iterator[Finding]:
+    for kind, of in ((Kind.GROUPS, tables.groups), (Kind.PINS, tables.pins)):
+        for key, assigned in of.items():
+            if not assigned.removed and (reason := _unfit(tables, assigned.backend)):
+                yield Finding(True, "bad-owner", f"{kind.value} {key}", f"{reason}, and owns it")
+
+
+def _double_owners(tables: _Tables, claims: Claims) -> Iterator[Finding]:
+    serving: dict[str, dict[str, Assigned]] = {}
+    for backend, of in claims.items():
+        for key, assigned in of.items():
+            serving.setdefault(key, {})[backend] = assigned
+    for key, of in sorted(serving.items()):
+        row = tables.pins.get(key) or tables.groups.get(key)
+        if len(of) > 1:
+            text = "served by " + " and ".join(f"{name} (number {one.number})" for name, one in sorted(of.items()))
+            yield Finding(True, "double-owner", key, text)
+        elif row is not None and row.backend not in of:
+            text = f"served by {next(iter(of))}, and the directory names {row.backend} (number {row.number})"
+            yield Finding(True, "other-owner", key, text)
+    places: dict[tuple[str, int], str] = {}
+    for name, member in sorted(tables.members.items()):
+        if tables.orders.get(name, Orders()).state is State.REMOVED:
+            continue
+        for port in member.ports.values():
+            other = places.setdefault((member.address, port), name)
+            if other != name:
+                text = f"{name} and {other} are both at {member.address} port {port}"
+                yield Finding(True, "same-address", f"{Kind.MEMBERS.value} {name}", text)
+                break
+
+
+def _boots(tables: _Tables) -> Iterator[Finding]:
+    for key, row in sorted(tables.boots.items()):
+        backend, _, boot = key.rpartition("/")
+        beat = tables.beats.get(backend)
+        if row.clean or (beat is not None and beat.boot == boot):
+            continue
+        text = "ended, and its users are not all adopted" if row.ended else "did not end in order, or still runs"
+        yield Finding(False, "unclosed-boot", f"{Kind.BOOTS.value} {key}", text)
+
+
+def _moves(tables: _Tables, now: float) -> Iterator[Finding]:
+    for key, move in sorted(tables.moves.items()):
+        if move.done:
+            continue
+        where, by = f"{Kind.MOVES.value} {key}", f", asked by {move.by}" if move.by else ""
+        if reason := _unfit(tables, move.to):
+            yield Finding(True, "bad-move", where, f"{reason}, and is the destination{by}")
+        else:
+            text = f"to {move.to}, pending for {max(0, round(now - move.since))} s{by}"
+            yield Finding(False, "pending-move", where, text)

@@ -1,0 +1,66 @@
+"""The directory's settings: made once, refused where they are newer than this code."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from obox.errors import ConfigError
+
+from .directory import Directory, Kind, Row, next_timestamp
+from .records import GROUP_DIGITS, MAJOR, SETTINGS_KEY, Settings, decode, encode
+
+GROUPS_LOCAL: Final = 64
+"""Of a directory that makes itself: the workers of one machine."""
+
+GROUPS_MAX: Final = 10_000
+"""100 backends of 100 groups: a member reads all of them every second."""
+
+READ_BACK_S: Final = 0.05
+"""Who wrote a row reads it back after this time, and the last writer's row is there."""
+
+
+def settings_in(row: Row | None) -> Settings | None:
+    """The settings in a row; None without a row.
+
+    Raises ConfigError: they are of a newer version, or cannot be read.
+    """
+    if row is None:
+        return None
+    try:
+        found = decode(row.value, Settings)
+    except ValueError as error:
+        raise ConfigError(f"cluster.directory: its settings cannot be read ({error})") from error
+    if found.major > MAJOR:
+        raise ConfigError(
+            f"cluster.directory: it has version {found.major} since `cluster upgrade`, and this obox reads version "
+            f"{MAJOR}; install the version of obox that the other members have"
+        )
+    return found
+
+
+async def read_settings(directory: Directory) -> Settings | None:
+    """Raises ConfigError as `settings_in` says; Unavailable."""
+    return settings_in(await directory.get(Kind.SETTINGS, SETTINGS_KEY))
+
+
+async def make_settings(
+    directory: Directory,
+    groups: int,
+    *,
+    now: Callable[[], float],
+    sleep: Callable[[float], Awaitable[object]],
+    random_bytes: Callable[[int], bytes],
+) -> Settings:
+    """The settings of the directory; made with `groups` groups if there are none.
+
+    Of two members that do this at the same time both get the settings of the same one.
+    Raises: ConfigError; ValueError (a bad number of groups); Unavailable.
+    """
+    if not 1 <= groups <= min(GROUPS_MAX, 10**GROUP_DIGITS):
+        raise ValueError(f"a directory has 1 to {GROUPS_MAX} groups, not {groups}")
+    while (found := await read_settings(directory)) is None:
+        made = Settings(groups=groups, id=random_bytes(16).hex(), made=now())
+        await directory.put(Kind.SETTINGS, SETTINGS_KEY, encode(made), next_timestamp(now, None))
+        await sleep(READ_BACK_S)
+    return found

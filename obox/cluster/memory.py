@@ -1,0 +1,168 @@
+"""A directory in memory that lies as real ones may: for tests and simulations.
+
+`MemoryReplica` has the rows of one site. Each member reaches it through a
+`MemoryDirectory` of its own, with faults of its own: unavailable, lost writes, old
+reads. Replicas that are joined give each other their writes late. Clock, sleep and
+chance are parameters, so that a run under a virtual clock is repeatable.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from obox.errors import Unavailable
+
+from .directory import Kind, Row, checked
+
+Place = tuple[Kind, str]
+
+
+@dataclass
+class Faults:
+    """What goes wrong for one member. Fractions are of 1.
+
+    cut: nothing is answered. lost: writes that are answered and never arrive.
+    unanswered: writes that raise Unavailable, half of which arrive. failed: reads that
+    raise Unavailable. old: reads that are answered with the rows as they were at most
+    old_s ago. latency_s: of each operation, at most.
+    """
+
+    cut: bool = False
+    lost: float = 0.0
+    unanswered: float = 0.0
+    failed: float = 0.0
+    old: float = 0.0
+    old_s: float = 5.0
+    latency_s: float = 0.0
+
+
+class _Write(NamedTuple):
+    at: float
+    place: Place
+    row: Row
+
+
+class MemoryReplica:
+    """The rows of one site, with what each key had before."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._written: dict[Place, list[_Write]] = {}
+        self._joined: list[_Join] = []
+
+    def write(self, place: Place, row: Row) -> None:
+        self.arrive(place, row)
+        for join in self._joined:
+            join.send(self._clock(), place, row)
+
+    def arrive(self, place: Place, row: Row) -> None:
+        """A write, without passing it on."""
+        writes = self._written.setdefault(place, [])
+        if row.beats(writes[-1].row if writes else None):
+            writes.append(_Write(self._clock(), place, row))
+
+    def rows(self, *, age_s: float = 0.0) -> dict[Place, Row]:
+        """All rows as they were age_s ago."""
+        for join in self._joined:
+            join.deliver(self._clock())
+        until = self._clock() - age_s
+        found: dict[Place, Row] = {}
+        for place, writes in self._written.items():
+            for write in writes:
+                if write.at <= until:
+                    found[place] = write.row
+        return found
+
+    def restore(self, rows: dict[Place, Row]) -> None:
+        """As from a backup: these rows alone, whatever has been written since."""
+        self._written = {place: [_Write(self._clock(), place, row)] for place, row in rows.items()}
+
+    def join(self, other: MemoryReplica, delay_s: float) -> _Join:
+        """Give each other all later writes, delay_s late. Returns the link, which can
+        be cut: it keeps what it was given, and delivers when it has healed.
+        """
+        link = _Join(self, other, delay_s)
+        self._joined.append(link)
+        other._joined.append(link)
+        return link
+
+
+class _Join:
+    """The link between two replicas."""
+
+    def __init__(self, one: MemoryReplica, other: MemoryReplica, delay_s: float) -> None:
+        self.cut = False
+        self._both, self._delay_s = (one, other), delay_s
+        self._sent: list[_Write] = []
+
+    def send(self, now: float, place: Place, row: Row) -> None:
+        self._sent.append(_Write(now + self._delay_s, place, row))
+
+    def deliver(self, now: float) -> None:
+        if self.cut:
+            return
+        due = [write for write in self._sent if write.at <= now]
+        self._sent = [write for write in self._sent if write.at > now]
+        for write in due:
+            for replica in self._both:  # the sender has the row already
+                replica.arrive(write.place, write.row)
+
+
+class MemoryDirectory:
+    """A `Directory`: one member's way to a replica.
+
+    sleep: called once for each operation, so that others run between them.
+    """
+
+    def __init__(
+        self,
+        replica: MemoryReplica,
+        *,
+        sleep: Callable[[float], Awaitable[object]],
+        rng: random.Random | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        self.replica = replica
+        self.faults = faults if faults is not None else Faults()
+        self._sleep = sleep
+        self._rng = rng if rng is not None else random.Random(0)
+        self.operations: list[tuple[str, Kind]] = []
+        """Every get, all and put, with its kind, for tests that count them."""
+
+    async def get(self, kind: Kind, key: str) -> Row | None:
+        return (await self._read("get", kind)).get((kind, key))
+
+    async def all(self, kind: Kind) -> dict[str, Row]:
+        rows = await self._read("all", kind)
+        return {key: row for (of, key), row in rows.items() if of is kind}
+
+    async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
+        row = checked(key, value, timestamp)
+        await self._begin("put", kind)
+        unanswered = self._chance(self.faults.unanswered)
+        if not (self._chance(0.5) if unanswered else self._chance(self.faults.lost)):
+            self.replica.write((kind, key), row)
+        if unanswered:
+            raise Unavailable("the directory does not answer")
+
+    async def close(self) -> None:
+        pass
+
+    async def _read(self, operation: str, kind: Kind) -> dict[Place, Row]:
+        await self._begin(operation, kind)
+        if self._chance(self.faults.failed):
+            raise Unavailable("the directory does not answer")
+        old = self._chance(self.faults.old)
+        return self.replica.rows(age_s=self._rng.uniform(0, self.faults.old_s) if old else 0.0)
+
+    async def _begin(self, operation: str, kind: Kind) -> None:
+        self.operations.append((operation, kind))
+        await self._sleep(self._rng.uniform(0, self.faults.latency_s) if self.faults.latency_s else 0)
+        if self.faults.cut:
+            raise Unavailable("the directory does not answer")
+
+    def _chance(self, share: float) -> bool:
+        return share > 0 and self._rng.random() < share

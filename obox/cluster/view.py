@@ -1,0 +1,347 @@
+"""What a member knows of the cluster: read from the directory once a second.
+
+Invariant: a view never goes back. Of two rows the newer stays, whatever the directory
+shows later: by `newer` where it is an assignment, by the timestamp otherwise. So old
+answers, lost rows and a directory that was restored change nothing here. Rows that the
+directory shows older or not at all are *behind*, and are written back.
+
+The last good answer is kept in local state. While the directory does not answer, it
+holds, also after a restart.
+
+Diagnostics: a row that does not decode is ignored, and logged once. A directory that is
+newer than this code is ConfigError, the only error that leaves `poll` and `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+import structlog
+
+from obox.errors import Unavailable
+
+from .assign import newer
+from .directory import Directory, Kind, Row
+from .initial import settings_in
+from .kept import Keeper, Kept
+from .records import (
+    RECORDS,
+    SETTINGS_KEY,
+    Assigned,
+    Beat,
+    Member,
+    Move,
+    Orders,
+    Settings,
+    decode,
+    group_number,
+)
+
+log = structlog.get_logger()
+
+POLL_S: Final = 1.0
+"""A change of the directory is known everywhere within two polls."""
+
+SETTINGS_POLLS: Final = 60
+"""The directory's own settings are read in one of so many polls."""
+
+BEHIND_POLLS: Final = 5
+"""A row that was behind in so many polls in a row is written back by any member; its
+owner does it at once."""
+
+WRITE_BACK_ROWS: Final = 64
+"""Written back at once: an empty directory is full again in some seconds."""
+
+POLLED: Final = (Kind.GROUPS, Kind.PINS, Kind.MOVES, Kind.ORDERS, Kind.MEMBERS, Kind.BEATS)
+_KEPT: Final = (Kind.SETTINGS, *POLLED[:-1])
+_ROWS_A_TURN: Final = 1000
+_BAD_MAX: Final = 10_000
+_LOG_EVERY_S: Final = 60.0
+_Record = TypeVar("_Record")
+
+
+class Changes(NamedTuple):
+    """Keys of the rows that have changed in one poll. groups: numbers of groups."""
+
+    groups: frozenset[int]
+    pins: frozenset[str]
+    moves: frozenset[str]
+    orders: frozenset[str]
+    members: frozenset[str]
+
+
+class _Known(NamedTuple):
+    row: Row
+    record: Any
+
+
+class View:
+    """A member's view. `restore` first, then `run`.
+
+    clock: monotonic; now: unix seconds; keeper: local state.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        clock: Callable[[], float],
+        now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]],
+        keeper: Keeper | None = None,
+    ) -> None:
+        self._directory, self._clock, self._now, self._sleep = directory, clock, now, sleep
+        self._keeper = keeper
+        self._known: dict[Kind, dict[str, _Known]] = {kind: {} for kind in (*_KEPT, Kind.BEATS)}
+        self._read: dict[Kind, dict[str, Row]] = {}
+        self._behind: dict[tuple[Kind, str], int] = {}
+        self._bad: set[tuple[Kind, str, int]] = set()
+        self._listeners: list[Callable[[Changes], None]] = []
+        self._good_at: float | None = None
+        self._polls = 0
+        self._logged_at: float | None = None
+        self._unsaved = False
+
+    # -- what is known ----------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings | None:
+        """Of the directory; None before they have been read once."""
+        return self._records(Kind.SETTINGS, Settings).get(SETTINGS_KEY)
+
+    @property
+    def groups(self) -> dict[int, Assigned]:
+        """By group number."""
+        return {int(key): record for key, record in self._records(Kind.GROUPS, Assigned).items()}
+
+    @property
+    def pins(self) -> dict[str, Assigned]:
+        """By storage id; those that were removed, too."""
+        return self._records(Kind.PINS, Assigned)
+
+    @property
+    def moves(self) -> dict[str, Move]:
+        return self._records(Kind.MOVES, Move)
+
+    @property
+    def orders(self) -> dict[str, Orders]:
+        return self._records(Kind.ORDERS, Orders)
+
+    @property
+    def members(self) -> dict[str, Member]:
+        return self._records(Kind.MEMBERS, Member)
+
+    @property
+    def beats(self) -> dict[str, Beat]:
+        """The newest beat of each member."""
+        return self._records(Kind.BEATS, Beat)
+
+    def assigned(self, key: str, kind: Kind = Kind.GROUPS) -> Assigned | None:
+        """The assignment of a group or a pinned user, by the row's key."""
+        known = self._known[kind].get(key)
+        return known.record if known is not None else None
+
+    def beat_read(self, name: str) -> int | None:
+        """The counter of a member as the last good poll read it, new or old."""
+        row = self._read.get(Kind.BEATS, {}).get(name)
+        try:
+            return None if row is None else decode(row.value, Beat).counter
+        except ValueError:
+            return None
+
+    def owners(self) -> dict[str, str]:
+        """All backends that an assignment names, with their sites, "" where unknown."""
+        records = [known.record for kind in (Kind.GROUPS, Kind.PINS) for known in self._known[kind].values()]
+        return {name: self._site(name) for name in {record.backend for record in records if not record.removed}}
+
+    def age(self) -> float | None:
+        """Seconds since the last good answer, also of an earlier life; None without
+        one.
+        """
+        return None if self._good_at is None else max(0.0, self._clock() - self._good_at)
+
+    @property
+    def behind(self) -> frozenset[tuple[Kind, str]]:
+        """Rows that the last good poll showed older than known here, or not at all."""
+        return frozenset(self._behind)
+
+    def listen(self, listener: Callable[[Changes], None]) -> None:
+        """Call `listener` after each poll that changed something."""
+        self._listeners.append(listener)
+
+    # -- reading ----------------------------------------------------------------------
+
+    def restore(self) -> bool:
+        """Take what an earlier life has kept. Raises ConfigError."""
+        kept = self._keeper.load() if self._keeper is not None else None
+        if kept is None:
+            return False
+        for kind in _KEPT:
+            for key, row in kept.rows.get(kind.value, {}).items():
+                self._take(kind, key, Row(*row))
+        known = self._known[Kind.SETTINGS].get(SETTINGS_KEY)
+        settings_in(known.row if known is not None else None)
+        self._good_at = self._clock() - max(0.0, self._now() - kept.at)
+        return True
+
+    def note(self, kind: Kind, key: str, row: Row) -> None:
+        """A row that was read outside of a poll, such as after a write of ours."""
+        if self._take(kind, key, row):
+            self._unsaved = True
+            self._tell({kind: {key}})
+
+    async def run(self) -> None:
+        """Poll for ever. Raises ConfigError."""
+        while True:
+            began = self._clock()
+            await self.poll()
+            await self._sleep(max(0.0, began + POLL_S - self._clock()))
+
+    async def poll(self) -> bool:
+        """One pass over the directory. False: no answer. Raises ConfigError."""
+        try:
+            rows = dict(zip(POLLED, await asyncio.gather(*map(self._directory.all, POLLED)), strict=True))
+            if self._polls % SETTINGS_POLLS == 0 or self.settings is None:
+                rows[Kind.SETTINGS] = await self._directory.all(Kind.SETTINGS)
+        except Unavailable as error:
+            self._log_outage(str(error))
+            return False
+        if Kind.SETTINGS in rows:
+            settings_in(rows[Kind.SETTINGS].get(SETTINGS_KEY))
+        self._polls += 1
+        changed = {kind: await self._take_all(kind, of) for kind, of in rows.items()}
+        self._read |= rows
+        self._good_at = self._clock()
+        if self._logged_at is not None:
+            self._logged_at = None
+            log.info("the directory answers again")
+        if any(changed[kind] for kind in rows if kind is not Kind.BEATS):
+            self._unsaved = True
+        self._tell(changed)
+        await self._save()
+        return True
+
+    async def write_back(self, name: str) -> int:
+        """Put back rows that the directory has lost: those of member `name` at once,
+        others if nobody else has done it for some polls. Returns how many.
+
+        Raises Unavailable.
+        """
+        due = [
+            (kind, key, self._known[kind][key].row)
+            for (kind, key), polls in self._behind.items()
+            if polls >= BEHIND_POLLS or self._belongs(kind, key) == name
+        ][:WRITE_BACK_ROWS]
+        for kind, key, row in due:
+            shown = self._read[kind].get(key)
+            stamp = row.timestamp if shown is None else max(row.timestamp, shown.timestamp + 1)
+            await self._directory.put(kind, key, row.value, stamp)
+            self._behind.pop((kind, key), None)
+        return len(due)
+
+    # -- inside -----------------------------------------------------------------------
+
+    def _records(self, kind: Kind, of: type[_Record]) -> dict[str, _Record]:
+        return {key: known.record for key, known in self._known[kind].items()}
+
+    def _site(self, name: str) -> str:
+        member, beat = self._known[Kind.MEMBERS].get(name), self._known[Kind.BEATS].get(name)
+        return str(member.record.site if member is not None else beat.record.site if beat is not None else "")
+
+    def _belongs(self, kind: Kind, key: str) -> str:
+        """The member that a row is of."""
+        if kind in (Kind.GROUPS, Kind.PINS):
+            return str(self._known[kind][key].record.backend)
+        return key if kind in (Kind.MEMBERS, Kind.ORDERS) else ""
+
+    async def _take_all(self, kind: Kind, rows: Mapping[str, Row]) -> set[str]:
+        """The keys whose records have changed. Other tasks run between parts."""
+        changed = set()
+        before = self._read.get(kind, {})
+        for number, (key, row) in enumerate(rows.items(), 1):
+            if before.get(key) != row and self._take(kind, key, row):
+                changed.add(key)
+            if number % _ROWS_A_TURN == 0:
+                await self._sleep(0)
+        if kind in _KEPT:
+            self._compare(kind, rows)
+        return changed
+
+    def _take(self, kind: Kind, key: str, row: Row) -> bool:
+        """Take a row if it is newer. True if its record has changed."""
+        known = self._known[kind].get(key)
+        if known is not None and known.row == row:
+            return False
+        record = self._decoded(kind, key, row)
+        if record is None or (known is not None and not _later(known, row, record)):
+            return False
+        self._known[kind][key] = _Known(row, record)
+        return known is None or known.record != record
+
+    def _decoded(self, kind: Kind, key: str, row: Row) -> msgspec.Struct | None:
+        try:
+            if kind is Kind.GROUPS and group_number(key) is None:
+                raise ValueError("the key is no group")
+            return msgspec.msgpack.decode(row.value, type=RECORDS[kind])
+        except ValueError as error:
+            bad = (kind, key, row.timestamp)
+            if bad not in self._bad:
+                if len(self._bad) >= _BAD_MAX:
+                    self._bad.clear()
+                self._bad.add(bad)
+                log.error("a row of the directory cannot be read, ignored", kind=kind.value, key=key, reason=str(error))
+            return None
+
+    def _compare(self, kind: Kind, rows: Mapping[str, Row]) -> None:
+        """Which rows the directory shows older than we know them."""
+        known = self._known[kind]
+        behind = {key for key, one in known.items() if key not in rows or rows[key] != one.row}
+        for key in [key for of, key in self._behind if of is kind and key not in behind]:
+            del self._behind[kind, key]
+        for key in behind:
+            self._behind[kind, key] = self._behind.get((kind, key), 0) + 1
+
+    def _tell(self, changed: Mapping[Kind, Iterable[str]]) -> None:
+        if not any(changed.get(kind) for kind in POLLED[:-1]):
+            return
+        groups = frozenset(int(key) for key in changed.get(Kind.GROUPS, ()))
+        others = (frozenset(changed.get(kind, ())) for kind in (Kind.PINS, Kind.MOVES, Kind.ORDERS, Kind.MEMBERS))
+        for listener in list(self._listeners):
+            listener(Changes(groups, *others))
+
+    async def _save(self) -> None:
+        """A local disk that fails costs the next start, not this life."""
+        if self._keeper is None or not self._unsaved:
+            return
+        rows = {
+            kind.value: {key: (known.row.value, known.row.timestamp) for key, known in self._known[kind].items()}
+            for kind in _KEPT
+        }
+        self._unsaved = False
+        try:
+            await self._keeper.save(Kept(self._now(), rows))
+        except OSError as error:
+            self._unsaved = True
+            log.warning("the directory's answer cannot be kept", reason=str(error))
+
+    def _log_outage(self, reason: str) -> None:
+        now = self._clock()
+        if self._logged_at is None or now - self._logged_at >= _LOG_EVERY_S:
+            self._logged_at = now
+            age = self.age()
+            log.warning(
+                "the directory does not answer, what is known of it holds",
+                reason=reason,
+                age_s=None if age is None else round(age),
+            )
+
+
+def _later(known: _Known, row: Row, record: msgspec.Struct) -> bool:
+    """Whether a row holds against what is known."""
+    if isinstance(record, Assigned):
+        same = (record.number, record.token) == (known.record.number, known.record.token)
+        return row.beats(known.row) if same else newer(known.record, record)
+    return row.beats(known.row)

@@ -1,0 +1,115 @@
+"""The Cassandra engine without a server: statements, URLs, files, and servers that do not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog.testing
+from patience import PATIENT_S
+
+from obox.cluster import Kind, open_cassandra
+from obox.cluster import cassandra as engine
+from obox.errors import ConfigError, Unavailable
+
+
+async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline holds while the driver's thread waits, and nobody waits behind it for longer."""
+    monkeypatch.setattr(engine, "DEADLINE_S", 0.2)
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    directory = open_cassandra(f"cassandra://127.0.0.1:{silent.sockets[0].getsockname()[1]}/obox")
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await directory.all(Kind.GROUPS)
+    await directory.close()
+    silent.close()
+
+
+def test_all_statements_are_three_without_transaction_and_delete() -> None:
+    assert len(engine.STATEMENTS) == 3
+    source = Path(engine.__file__).read_text()
+    written = re.findall(
+        r'"{1,3}\s*((?:SELECT|INSERT|UPDATE|DELETE|BEGIN|TRUNCATE|ALTER|DROP|CREATE|GRANT) [^"]+)', source
+    )
+    assert {" ".join(text.split()) for text in written} == {
+        *(" ".join(text.split()) for text in (*engine.STATEMENTS, engine.TABLE))
+    }
+    for statement in engine.STATEMENTS:
+        assert re.match(r"SELECT|INSERT", statement)
+        assert not re.search(r"\b(IF|DELETE|BATCH|TTL|ALLOW|TOKEN)\b", statement, re.I)
+    assert "USING TIMESTAMP ?" in engine.INSERT
+    assert "SERIAL" not in source
+
+
+URLS = [
+    ("cassandra://host", "a keyspace"),
+    ("cassandra://a:1,b:2/obox", "one port"),
+    ("cassandra://a,,b/obox", "hosts"),
+    ("cassandra://[::1/obox", "hosts"),
+    ("cassandra://a/obox/rows", "a keyspace"),
+    ("cassandra://a/obox?dc=here", "unknown option 'dc'.*datacenter"),
+    ("cassandra://a/obox?tls=yes", "tls=off or verify or chain"),
+    ("cassandra://a/obox?tls=off&ca=/ca.pem", "tls"),
+    ("cassandra://a/obox?tls=verify&cert=/c.pem", "together"),
+    ("cassandra://u:hush@a/obox?", None),
+]
+
+
+@pytest.mark.parametrize(("url", "reason"), URLS)
+def test_bad_urls_say_what_is_allowed(url: str, reason: str | None) -> None:
+    if reason is None:
+        assert "hush" not in repr(engine.read_url(url))
+        return
+    with pytest.raises(ConfigError, match=f"cluster.directory: .*{reason}") as refusal:
+        engine.read_url(url.replace("://", "://u:hush@"))
+    assert "hush" not in str(refusal.value)
+    assert "allowed: " in str(refusal.value)
+
+
+def test_a_url_with_everything() -> None:
+    url = "cassandra://o%40box@10.0.0.1,b.example.org:19042/mail?datacenter=dc%201&ca=/ca.pem&cert=c.pem&key=k.pem"
+    place = engine.read_url(url)
+    assert (place.hosts, place.port) == (("10.0.0.1", "b.example.org"), 19042)
+    assert (place.keyspace, place.user) == ("mail", "o@box")
+    assert (place.datacenter, place.tls, place.ca) == ("dc 1", "verify", "/ca.pem")
+    assert engine.read_url("cassandra://a/obox").port == engine.PORT
+    assert engine.read_url("cassandra://[2001:db8::1]:19042/obox").hosts == ("2001:db8::1",)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = builtins.__import__
+
+    def without(name: str, *arguments: Any, **words: Any) -> Any:
+        if name.startswith("cassandra"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return there(name, *arguments, **words)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"obox\[cluster\]"):
+        open_cassandra("cassandra://a/obox")
+
+
+@pytest.mark.parametrize(
+    ("options", "password", "named"),
+    [("?ca=/none.pem", None, "cluster.directory: ca"), ("", Path("/none"), "cluster.password_file: /none")],
+)
+def test_files_are_read_at_the_start(options: str, password: Path | None, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        open_cassandra("cassandra://u@a/obox" + options, password)
+
+
+async def test_nobody_listens_is_unavailable_in_time() -> None:
+    began = time.monotonic()
+    directory = open_cassandra("cassandra://127.0.0.1:1/obox")
+    with structlog.testing.capture_logs() as logs, pytest.raises(Unavailable):
+        await directory.all(Kind.GROUPS)
+    assert "127.0.0.1" in logs[0]["hosts"]
+    await directory.close()
+    assert time.monotonic() - began < PATIENT_S
+    with pytest.raises(Unavailable):
+        await directory.all(Kind.GROUPS)

@@ -1,0 +1,115 @@
+"""What every engine of the directory has to do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from obox.cluster import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
+
+NOW = 1_800_000_000_000_000
+
+
+async def test_nothing_is_no_row(directory: Directory) -> None:
+    assert await directory.get(Kind.GROUPS, "00001") is None
+    assert await directory.all(Kind.GROUPS) == {}
+
+
+async def test_a_row_is_read_by_both(pair: tuple[Directory, Directory]) -> None:
+    one, other = pair
+    await one.put(Kind.GROUPS, "00001", b"value", NOW)
+    for reader in (one, other):
+        assert await reader.get(Kind.GROUPS, "00001") == Row(b"value", NOW)
+        assert await reader.all(Kind.GROUPS) == {"00001": Row(b"value", NOW)}
+
+
+async def test_kinds_are_apart(directory: Directory) -> None:
+    for kind in Kind:
+        await directory.put(kind, "same", kind.encode(), NOW)
+    for kind in Kind:
+        assert await directory.all(kind) == {"same": Row(kind.encode(), NOW)}
+        assert await directory.get(kind, "same") == Row(kind.encode(), NOW)
+
+
+ROWS = [Row(b"a", NOW), Row(b"b", NOW), Row(b"", NOW + 1), Row(b"aa", NOW + 1)]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(len(ROWS)))))
+async def test_the_last_write_wins_in_whatever_order_they_come(directory: Directory, order: tuple[int, ...]) -> None:
+    for index in order:
+        await directory.put(Kind.PINS, "anna", *ROWS[index])
+    assert await directory.get(Kind.PINS, "anna") == ROWS[-1]
+
+
+async def test_of_equal_timestamps_the_higher_value_stays(directory: Directory) -> None:
+    values = [b"", b"\0", b"\x7f", b"\x7f\0", b"\x80", b"\xff"]
+    for value in (values[4], values[0], values[5], values[2], values[1], values[3]):
+        await directory.put(Kind.GROUPS, "00001", value, NOW)
+    assert await directory.get(Kind.GROUPS, "00001") == Row(values[-1], NOW)
+
+
+async def test_any_bytes_and_any_key(directory: Directory) -> None:
+    every = bytes(range(256))
+    keys = ["a", "a\x01", "mail-1/20260101T0000", "u:anna%40example.org", "ä€😀", "k" * KEY_BYTES_MAX, "a/b", "'; --"]
+    keys += ["k" * 500 + end for end in "ab"]
+    for number, key in enumerate(keys):
+        await directory.put(Kind.MOVES, key, every + bytes([number]), NOW + number)
+    found = await directory.all(Kind.MOVES)
+    assert found == {key: Row(every + bytes([number]), NOW + number) for number, key in enumerate(keys)}
+    for key in keys:
+        assert await directory.get(Kind.MOVES, key) == found[key]
+
+
+async def test_the_largest_value(directory: Directory) -> None:
+    value = bytes(range(256)) * (VALUE_BYTES_MAX // 256)
+    await directory.put(Kind.MEMBERS, "a", value, NOW)
+    assert await directory.get(Kind.MEMBERS, "a") == Row(value, NOW)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "timestamp"),
+    [
+        ("", b"", NOW),
+        ("k" * (KEY_BYTES_MAX + 1), b"", NOW),
+        ("€" * 214, b"", NOW),
+        ("a", bytes(VALUE_BYTES_MAX + 1), NOW),
+        *[("a", b"", timestamp) for timestamp in (0, -1, 1 << 63)],
+    ],
+)
+async def test_what_is_too_large_is_refused(directory: Directory, key: str, value: bytes, timestamp: int) -> None:
+    with pytest.raises(ValueError, match="of the directory"):
+        await directory.put(Kind.MEMBERS, key, value, timestamp)
+    assert await directory.all(Kind.MEMBERS) == {}
+
+
+async def test_more_rows_than_a_page_or_a_transaction(directory: Directory) -> None:
+    rows = {f"{number:05}": Row(b"%d" % number, NOW + number) for number in range(1500)}
+    for begin in range(0, len(rows), 250):
+        some = list(rows.items())[begin : begin + 250]
+        await asyncio.gather(*(directory.put(Kind.PINS, key, *row) for key, row in some))
+    assert await directory.all(Kind.PINS) == rows
+
+
+async def test_many_at_once_leave_the_newest(pair: tuple[Directory, Directory]) -> None:
+    writes = [(number % 2, Row(b"%d" % number, NOW + number * 7919 % 101)) for number in range(101)]
+    await asyncio.gather(*(pair[who].put(Kind.GROUPS, "00001", *row) for who, row in writes))
+    newest = max((row for _, row in writes), key=lambda row: row.timestamp)
+    assert await pair[0].get(Kind.GROUPS, "00001") == await pair[1].get(Kind.GROUPS, "00001") == newest
+
+
+async def test_clocks_that_are_five_seconds_apart(pair: tuple[Directory, Directory]) -> None:
+    """Two members change one row in turn. The clock of the second is 5 s behind."""
+    clocks = (lambda: NOW / 1e6, lambda: NOW / 1e6 - 5)
+    for turn in range(6):
+        member, clock = pair[turn % 2], clocks[turn % 2]
+        found = await member.get(Kind.GROUPS, "00001")
+        value = b"%d" % turn
+        await member.put(Kind.GROUPS, "00001", value, next_timestamp(clock, found))
+        assert (await pair[0].get(Kind.GROUPS, "00001") or Row(b"", 0)).value == value
+    blind = await pair[1].all(Kind.PINS)
+    assert blind == {}
+    await pair[0].put(Kind.PINS, "anna", b"fast", next_timestamp(clocks[0], None))
+    await pair[1].put(Kind.PINS, "anna", b"slow", next_timestamp(clocks[1], None))
+    assert (await pair[0].get(Kind.PINS, "anna") or Row(b"", 0)).value == b"fast", "it had not read the row"

@@ -66,6 +66,10 @@ CONNECT_AGAIN_S: Final = 1.0
 RECONNECT_MAX_S: Final = 10.0
 """The driver tries hosts that are down again at least so often."""
 
+RENEW_S: Final = 30.0
+"""After so long without a good answer everything is connected anew: names are resolved
+again, and the driver's own attempts end for good where a password was refused."""
+
 _REQUEST_S: Final = DEADLINE_S - 1  # the driver's reason comes before our deadline
 _LOG_EVERY_S: Final = 60.0
 _OPTIONS: Final = ("ca", "cert", "datacenter", "key", "tls")
@@ -155,6 +159,7 @@ class CassandraDirectory:
         self._pending = 0
         self._failed_at = -CONNECT_AGAIN_S
         self._failure = ""
+        self._bad_since: float | None = None
         self._logged: dict[str, float] = {}
         self._closed = False
 
@@ -212,6 +217,7 @@ class CassandraDirectory:
     def _failed(self, reason: str) -> Unavailable:
         """The error for the caller; the log gets each reason once a minute."""
         now = time.monotonic()
+        self._bad_since = now if self._bad_since is None else self._bad_since
         if now - self._logged.get(reason, -_LOG_EVERY_S) >= _LOG_EVERY_S:
             if len(self._logged) > 100:
                 self._logged.clear()
@@ -237,6 +243,7 @@ class CassandraDirectory:
             if sent.has_more_pages:
                 sent.start_fetching_next_page()
             else:
+                self._bad_since = None
                 answer.give(rows)
 
         # In the driver's thread, or here if the answer is there already.
@@ -252,11 +259,14 @@ class CassandraDirectory:
         return self._prepared[statement].bind(values)
 
     def _connect(self) -> None:
-        """The driver reconnects by itself later, whatever happens to hosts."""
-        if self._session is not None:
+        """The driver reconnects by itself later, where it can."""
+        bad_s = 0.0 if self._bad_since is None else time.monotonic() - self._bad_since
+        if self._session is not None and bad_s < RENEW_S:
             return
         if time.monotonic() - self._failed_at < CONNECT_AGAIN_S:
             raise ConnectionError(self._failure)
+        self._disconnect()
+        self._bad_since = None
         try:
             self._cluster = self._new_cluster()
             session = self._cluster.connect(self._place.keyspace)
@@ -275,7 +285,6 @@ class CassandraDirectory:
 
     def _new_cluster(self) -> Any:
         from cassandra import ConsistencyLevel
-        from cassandra.auth import PlainTextAuthProvider
         from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
         from cassandra.policies import DCAwareRoundRobinPolicy, ExponentialReconnectionPolicy, TokenAwarePolicy
 
@@ -289,7 +298,7 @@ class CassandraDirectory:
         return Cluster(
             list(place.hosts),
             port=place.port,
-            auth_provider=PlainTextAuthProvider(place.user, self._password()) if place.user else None,
+            auth_provider=_Passwords(place.user, self._password) if place.user else None,
             ssl_context=self._tls(),
             execution_profiles={EXEC_PROFILE_DEFAULT: profile},
             reconnection_policy=ExponentialReconnectionPolicy(1.0, RECONNECT_MAX_S),
@@ -318,6 +327,18 @@ class CassandraDirectory:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"cluster.directory: ca, cert or key cannot be read: {error}") from error
         return context
+
+
+class _Passwords:
+    """The driver's AuthProvider: reads the password for each connection."""
+
+    def __init__(self, user: str, password: Callable[[], str]) -> None:
+        self._user, self._read = user, password
+
+    def new_authenticator(self, host: object) -> Any:
+        from cassandra.auth import PlainTextAuthenticator
+
+        return PlainTextAuthenticator(self._user, self._read())
 
 
 class _Answer:

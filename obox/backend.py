@@ -1,11 +1,10 @@
-"""One backend as a process: protocols and HTTP around the rooms that `obox.parts`
-opens.
+"""A backend as a process: protocols and HTTP around the rooms that `obox.parts` opens.
 
-The start has an order: local state is locked and opened, addresses are bound (nothing
-is accepted), the loop accepts, and only then is the bucket asked. An unreachable bucket
-therefore stops nothing: logins and deliveries wait for the store, and hear
-`[UNAVAILABLE]` or `451` when it has not come within 10 s. The stop has one too: accept
-no more, finish IMAP commands and LMTP transactions, flush, write the journal's end,
+A start first locks and opens the local state. Then it binds the addresses, without
+accepting. Then it accepts connections, and only then it sends a request to the bucket.
+So an unreachable bucket does not prevent a start. Logins and deliveries wait for the
+store for 10 s, and then get `[UNAVAILABLE]` or `451`. A stop has an order too: accept
+no more, finish IMAP commands and LMTP transactions, flush, write the journal's end, and
 close the rooms.
 """
 
@@ -67,7 +66,8 @@ class Backend:
     """See the module's text. `run` is the process."""
 
     def __init__(self, config: Config, *, environ: Mapping[str, str] | None = None) -> None:
-        """Raises ConfigError: bad keys, certificates or paths. Binds nothing yet."""
+        """Raises ConfigError for bad keys, certificates or paths. It binds nothing
+        yet."""
         rooms.refuse_absent(config)
         self._config = config
         self._environ = dict(os.environ if environ is None else environ)
@@ -88,7 +88,7 @@ class Backend:
         self.lmtp: LmtpServer | None = None
         self._starting: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
-        """The bucket has answered and the store has started."""
+        """Whether the bucket has answered and the store has started."""
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ class Backend:
         return LmtpServer(deliverer, settings, observe=observe)
 
     def _sources(self) -> None:
-        """Numbers of the rooms as metrics."""
+        """Show numbers of the rooms as metrics."""
         opened, metrics = self.parts, self.metrics
         fs_path, meta_path = opened.config.fscache.path, opened.config.metacache.path
         metrics.objectstore(opened.bucket.stats.snapshot, BUCKETS_S)  # type: ignore[arg-type]
@@ -139,9 +139,10 @@ class Backend:
         metrics.source("store", of_store)
 
     def _http(self, admin: Admin) -> dict[str, HttpServer]:
-        """The servers of [http], [metrics] and the admin socket: with [metrics] there,
-        it alone has /metrics and the probes. The admin API is on the socket and, with a
-        key or a unix socket there, in [http]."""
+        """Make the servers of [http], [metrics] and the admin socket. If there is a
+        section [metrics], only its server has /metrics and the probes. The admin API is
+        on the admin socket. It is also in [http], if there is a key or a unix
+        socket."""
         config = self.parts.config
         key = config.http.api_key.reveal() if config.http is not None else ""
         api = routes(admin, key=key, version=__version__)
@@ -168,8 +169,8 @@ class Backend:
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def run(self, *, signals: bool = True, started: Callable[[Backend], None] | None = None) -> int:
-        """Serve until told to stop; returns the exit code. started: called when
-        addresses are bound.
+        """Serve until the process is stopped, and return the exit code. started: called
+        when the addresses are bound.
 
         Raises ConfigError, ListenError.
         """
@@ -192,7 +193,8 @@ class Backend:
                 tasks.create_task(self.parts.cleaner.run()),
                 tasks.create_task(self.certificate_watch.run()),
             ]
-            tasks.create_task(self.parts.users.refresh())  # a missing file is told now, not at the first login
+            # A missing file is reported now, not at the first login.
+            tasks.create_task(self.parts.users.refresh())
             try:
                 code = await self.lifecycle.run(signals=signals)
             finally:
@@ -201,7 +203,8 @@ class Backend:
         return code
 
     def _assemble(self) -> None:
-        """Make the servers, bind their addresses, and say what a stop and a reload do.
+        """Make the servers, bind their addresses, and register what a stop and a reload
+        do.
 
         Raises ListenError.
         """
@@ -218,7 +221,9 @@ class Backend:
         https = self._http(self.admin)
         self._bind_http(https)
         if config.imap is None and config.lmtp is None:
-            log.warning("neither [imap] nor [lmtp] is there: nothing serves mail", next_step="give one a `listen`")
+            log.warning(
+                "neither [imap] nor [lmtp] is configured: nothing serves mail", next_step="add one of the sections"
+            )
         self._on_stop(https)
         reload = Reload(
             parts=self.parts,
@@ -239,25 +244,29 @@ class Backend:
         await self.parts.drop_unused()
 
     async def _race(self) -> None:
-        """Beside serving. Raises ConfigError, which ends the process."""
+        """Run the race while the backend serves. Raises ConfigError, which ends the
+        process."""
         await self.ready.wait()
         await self.parts.race()
 
     def _on_stop(self, https: dict[str, HttpServer]) -> None:
-        """What happens at SIGTERM, in order."""
+        """Register what SIGTERM does, in order."""
         store = self.parts.store
 
         async def stop_accepting() -> None:
-            """The probes go on: they say that we drain."""
+            """Stop accepting. The probes continue, and report that we drain."""
             self.listeners.stop(keep=https)
-            if self._starting is not None:  # a start must not go on over caches that are closed below
+            # The start must end before the caches are closed below.
+            if self._starting is not None:
                 self._starting.cancel()
                 await asyncio.wait([self._starting])
-            store.beginning.decide()  # who waits for the start is refused now, not when the stop has waited for it
+            # Clients that wait for the start are refused now, so that the stop need not
+            # wait.
+            store.beginning.decide()
 
         async def end_sessions() -> None:
-            """Finish what clients have begun; one that stalls must leave the flush its
-            half of the time.
+            """Finish what clients have begun. They get half of the time, so that a slow
+            client leaves the other half to the flush.
             """
             grace_s = self.parts.config.server.shutdown_timeout / 2
             async with asyncio.TaskGroup() as tasks:
@@ -284,21 +293,23 @@ class Backend:
         self.lifecycle.on_stop("caches", close)
 
     async def _renew_certificates(self) -> None:
-        """Use what is on disk now; what cannot be used leaves the old ones in use."""
+        """Use the certificates on disk. If they cannot be used, the old certificates
+        stay in use."""
         assert self.certificates is not None
         tls = self.parts.config.tls
         try:
             loaded = await asyncio.to_thread(Certificates.prepare, tls.cert, tls.key)
         except TlsError as error:
-            log.error("the certificates on disk cannot be used, the old ones stay", error=str(error))
+            log.error("the certificates on disk cannot be used, the old certificates stay", error=str(error))
         else:
-            if tls is self.parts.config.tls:  # else a reload has read newer ones meanwhile
+            # Otherwise a reload has read newer certificates meanwhile.
+            if tls is self.parts.config.tls:
                 self.certificates.use(loaded)
                 log.info("certificates renewed")
 
 
 def _client(via: Via | None) -> str | None:
-    """The client's address out of a PROXY header."""
+    """Return the client's address from a PROXY header."""
     return via.client[0] if via is not None and via.client is not None else None
 
 
@@ -314,5 +325,5 @@ _COUNTERS: Final = frozenset({"hits", "misses", "evictions", "errors", "skipped"
 
 
 def _of_fscache(stats: Stats) -> dict[str, float]:
-    """Its figures under the names of metrics."""
+    """Return the figures of the fscache under the names of metrics."""
     return {f"{name}_total" if name in _COUNTERS else name: value for name, value in stats._asdict().items()}

@@ -53,6 +53,10 @@ class Limit(OboxError):
     """A limit of obox is reached (sessions, keywords, mailboxes, …)."""
 
 
+class MailboxFull(Limit):
+    """The mailbox has as many mails as a mailbox may have. It helps to move some."""
+
+
 class TooBig(OboxError):
     """The data is larger than obox ever accepts."""
 
@@ -85,6 +89,7 @@ KINDS: tuple[type[OboxError], ...] = (
     Expunged,
     InUse,
     Limit,
+    MailboxFull,
     TooBig,
     Invalid,
     Unavailable,

@@ -1,8 +1,7 @@
-"""What each room needs of the configuration, in the room's own words, at the start and
-at each reload.
+"""Translates the configuration into the settings of each room, at start and reload.
 
-Invariant: equal configurations give equal words. Reads the files with encryption keys,
-nothing else.
+Invariant: equal configurations give equal settings. The only files that it reads are
+those with encryption keys.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def bucket_settings(config: Config) -> BucketSettings:
 
 
 def codec(config: Config) -> Codec:
-    """Reads the encryption keys. Raises ConfigError."""
+    """Read the encryption keys. Raises ConfigError."""
     storage, paths = config.storage, config.storage.encryption_keys
     keys = load_keys({name: str(path) for name, path in paths.items()})
     return Codec(keys, next(iter(paths), None), storage.compress, require_encryption=storage.require_encryption)
@@ -78,6 +77,7 @@ def store_settings(config: Config) -> StoreSettings:
         rescan_mails_once_after=metacache.rescan_mails_once_after,
         flush_at=metacache.flush_at,
         max_mail_size=config.quota.max_mail_size,
+        mailbox_mails_max=config.quota.max_mailbox_mails,
         autofix_storage=storage.autofix_storage,
         lost_mailbox_prefix=storage.lost_mailbox_prefix,
         mailboxes=tuple((box.name, box.special_use) for box in config.mailboxes.create),
@@ -85,7 +85,7 @@ def store_settings(config: Config) -> StoreSettings:
 
 
 def weights(config: Config) -> Weights:
-    """What the metacache's cleaner ranks by."""
+    """Return the weights by which the metacache's cleaner ranks local copies."""
     priorities, sizes = config.metacache.priority_weights, config.metacache.size_weights
     low, high = read_size_weights(sizes) if sizes else ((0, 0.0), (0, 0.0))
     return Weights(
@@ -95,8 +95,8 @@ def weights(config: Config) -> Weights:
 
 
 def login_delays(config: Config) -> Sequence[float]:
-    """Before the next login from an address, after so many failures: 0, then doubling
-    up to the most seconds.
+    """Return the delay of the next login from an address, by the number of failures. It
+    begins with 0, and doubles up to its maximum.
     """
     first, most = config.auth.failure_delay, config.auth.max_failure_delay
     delays = [0.0]
@@ -109,7 +109,7 @@ def login_delays(config: Config) -> Sequence[float]:
 
 
 def imap_settings(config: Config) -> ImapSettings:
-    """What [imap] and its neighbours allow the clients that this configuration is for."""
+    """Return the IMAP settings of the clients that this configuration is for."""
     imap, storage = config.imap, config.storage
     assert imap is not None
     return ImapSettings(

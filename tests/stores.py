@@ -1,7 +1,8 @@
 """Stores in memory that behave as real ones have been seen to: what a backend must not rely on.
 
 MinioLike and SeaweedLike LIST as those two do (the versions that were tried); Racy lets several create-only PUTs of one
-key succeed that come at the same time, as some small servers do; Stubborn lists what it was told to delete.
+key succeed that come at the same time, as some small servers do; Stubborn lists what it was told to delete, Stale once;
+PUTs of Late land after a DELETE.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from obox.objectstore import MemoryDriver
+from obox.objectstore import AlreadyExists, MemoryDriver
 from obox.objectstore._driver import Cursor, Kind, ObjectInfo, Page
 
 MINIO_SCAN_KEYS = 1066
@@ -111,3 +113,48 @@ class Stubborn(MemoryDriver):
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
         await super().delete_batch([key for key in keys if key not in self.stay], kind=kind)
+
+
+class Late(MemoryDriver):
+    """The first PUTs of a race are not answered, and land after later DELETEs: one after each."""
+
+    creates_at_once = False
+
+    def __init__(self, *, late: int = 3, **words: Any) -> None:
+        super().__init__(**words)
+        self._hold = late
+        self.held: list[tuple[str, bytes, Kind]] = []
+
+    async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
+        if self._hold and key.startswith("_probe/") and key.endswith("/00"):
+            self._hold -= 1
+            self.held.append((key, data, kind))
+            await asyncio.Event().wait()
+        await super().put(key, data, kind=kind)
+
+    async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
+        await super().delete_batch(keys, kind=kind)
+        if self.held and not self._hold:
+            key, data, kind = self.held.pop()
+            with suppress(AlreadyExists):
+                await super().put(key, data, kind=kind)
+
+
+class Stale(MemoryDriver):
+    """A LIST names what was deleted just before."""
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__(**words)
+        self._gone: list[ObjectInfo] = []
+
+    async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
+        before = (await super().list_page("", kind=kind, after="", limit=1000)).items
+        await super().delete_batch(keys, kind=kind)
+        self._gone = [info for info in before if info.key in keys]
+
+    async def list_page(
+        self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
+    ) -> Page:
+        page = await super().list_page(prefix, kind=kind, after=after, limit=limit, cursor=cursor, exact=exact)
+        gone, self._gone = self._gone, []
+        return page._replace(items=[*page.items, *(info for info in gone if info.key.startswith(prefix))])

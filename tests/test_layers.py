@@ -93,8 +93,8 @@ IMPURE = {
     "obstore",
     "boto3",
 }
-IMPURE |= {"aioboto3", "lmdb", "anyio", "uvloop", "starlette"}
-CLIENTS = {"obstore", "boto3", "aioboto3", "botocore"}  # of the bucket
+IMPURE |= {"lmdb", "anyio", "uvloop", "starlette"}
+CLIENTS = {"obstore", "boto3", "botocore"}  # of the bucket
 
 
 MODULES = list(files().items())

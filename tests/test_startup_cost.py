@@ -7,15 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 LIBRARY_MODULES_MAX = 540
 """Of a start with a directory as bucket; a module costs half a millisecond on average, numpy's 100 among them."""
 OWN_BYTES_MAX = 1_550_000
 """Source of our own modules at a start: they cost by their size, however it is cut into files."""
+PACKAGES_MAX = 36
+"""What `make serve` installs: each costs a third of a second of CPU time, downloads not counted."""
 OWN = ("obox", "metacache", "fscache")
 
 UNUSED = (
@@ -64,6 +69,22 @@ def test_a_start_imports_what_it_needs(tmp_path: Path) -> None:
 def source_bytes(module: str) -> int:
     path = ROOT / module.replace(".", "/")
     return next(file.stat().st_size for file in (path / "__init__.py", path.with_suffix(".py")) if file.exists())
+
+
+def test_make_serve_installs_few_packages() -> None:
+    """The packages that ours asks for, and those that they ask for, without extras. It was 49."""
+    found: set[str] = set()
+    asked = ["obox"]
+    while asked:
+        name = canonicalize_name(asked.pop())
+        if name in found:
+            continue
+        found.add(name)
+        for line in metadata.requires(name) or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                asked.append(requirement.name)
+    assert len(found) <= PACKAGES_MAX, sorted(found)
 
 
 def test_rich_is_still_there_for_tables() -> None:

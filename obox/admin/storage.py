@@ -1,5 +1,5 @@
-"""The verb storage check: does the bucket do what obox needs of it, and are its
-settings good.
+"""The verb storage check. It checks whether the bucket does what obox needs, and
+whether its settings are good.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -24,38 +24,53 @@ if TYPE_CHECKING:
 log = structlog.get_logger("obox.admin")
 
 CLOCK_SKEW_MAX_S: Final = 60.0
-"""Between the bucket's clock and ours: the ages of objects come from its clock, and the
-delays from ours."""
+"""Allowed difference between the bucket's clock and ours. Ages of objects come from its
+clock, and delays from ours."""
 
 NAMES: Final = ("a", "b", "c/d", "c0", "z")
 """In key order, which is byte order: `/` sorts before `0`."""
 
+DELETES_MAX: Final = 4
+"""How often an object is deleted until its LIST row counts as a fault: a PUT that was
+slow has been sent again, and its first attempt may land after a DELETE.
+"""
+
+GIVE_UP_S: Final = 3.0
+"""How long the first request may fail without an answer; a port that speaks no HTTP is
+told after this, and not at the deadline.
+"""
+
+RACE: Final = "race/"
+"""Below it PUTs come late: nothing there counts but who won."""
+
 SIBLINGS: Final = ("s-t/2", "s.t/1", "s/1", "s/2", "s/3", "st/1")
-"""In byte order: directories whose names begin alike, which some stores put in the
-order of the names."""
+"""Directories with a common prefix, in byte order. Some stores list them in the order
+of their names."""
 
 
 @verb("storage check", Nothing, needs=Needs.BUCKET, columns=("check", "result", "detail", "ms"))
 async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Try all that obox asks of the bucket: rights, create-only PUT, ranges, LIST order, deleting; its clock and rules.
+    """Check that the bucket does everything that obox needs, and show its settings.
 
-    Writes small objects below _probe/ and removes them; 160 of them at the same time,
-    to see who of eight writers gets a key. Exit 65 if something that obox needs is
-    wrong, or if the store refuses: its words are in the row. Exit 69 if it does not
-    answer. Warnings are about what you may want otherwise.
+    It checks rights, create-only PUT, ranges, the order of LIST, deletion, the clock
+    and the rules. It writes small objects below _probe/ and removes them. 160 of them
+    are written at the same time, to check that of eight writers of a key only one
+    succeeds. Exit 65 if something that obox needs is wrong, or if the store refuses;
+    the row has the store's message. Exit 69 if it does not answer. Warnings are about
+    settings that you may want to change.
     """
-    from ..objectstore import StoreError
+    from ..objectstore import StoreError, sweep
 
     store = admin.store
     bucket = store.env.bucket
     prefix = f"_probe/{store.env.random_bytes(16).hex()}/"
     wrong = []
-    written = asyncio.Event()
+    written, late = asyncio.Event(), asyncio.Event()
     try:
         for name, check in (
             ("rights", lambda bucket, prefix: _rights(bucket, prefix, written)),
             ("create-only", _create_only),
-            ("race", _race),
+            ("race", lambda bucket, prefix: _race(bucket, prefix, late)),
             ("range", _range),
             ("list order", _list_order),
             ("copy", _copy),
@@ -69,17 +84,18 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
             if failure is not None and not failure.permanent:
                 raise Unavailable(f"the storage does not answer: {failure}")
             if failure is not None and name == "rights":
-                break  # the others would hear the same
+                break  # the other checks would get the same answer
     finally:
         if written.is_set():
             try:
                 await bucket.delete([prefix + name for name in ("one", "two", *NAMES, *SIBLINGS)], kind="format")
-            except StoreError as error:  # the rows say more
+                await sweep(bucket, prefix, now=store.env.now(), late=late.is_set())
+            except StoreError as error:  # the rows have more details
                 log.warning("probes could not be removed", prefix=prefix, error=str(error))
     async for row in _rules(admin):
         yield row
     if wrong:
-        raise Incomplete(f"the bucket is not fit: {', '.join(wrong)}")
+        raise Incomplete(f"the bucket does not do what obox needs: {', '.join(wrong)}")
 
 
 Check = Callable[["ObjectStore", str], Awaitable[tuple[str, str]]]
@@ -103,7 +119,7 @@ async def _rights(bucket: ObjectStore, prefix: str, written: asyncio.Event) -> t
     from ..objectstore import OutcomeUnknown
 
     try:
-        await bucket.put(prefix + "one", b"0123456789", kind="format")
+        await _answered(bucket, bucket.put(prefix + "one", b"0123456789", kind="format"))
     except OutcomeUnknown:
         written.set()
         raise
@@ -111,8 +127,27 @@ async def _rights(bucket: ObjectStore, prefix: str, written: asyncio.Event) -> t
     got = await bucket.get(prefix + "one", kind="format")
     listed = await bucket.list(prefix, kind="format")
     if got != b"0123456789" or [info.key for info in listed] != [prefix + "one"]:
-        return "wrong", "what was written is not what is read: PUT, GET and LIST disagree"
-    return "ok", "PUT, GET, LIST; what is written is seen at once"
+        return "wrong", "what is read differs from what was written: PUT, GET and LIST disagree"
+    return "ok", "PUT, GET, LIST; what is written can be read at once"
+
+
+async def _answered(bucket: ObjectStore, request: Coroutine[Any, Any, None]) -> None:
+    """Send the first request, and give up early if all its attempts fail.
+
+    Raises StoreError kinds.
+    """
+    from ..objectstore import Unreachable
+
+    before = getattr(bucket, "last_failure", "")
+    task = asyncio.ensure_future(request)
+    try:
+        while not (await asyncio.wait([task], timeout=GIVE_UP_S))[0]:
+            failure = getattr(bucket, "last_failure", "")
+            if failure and failure != before:
+                raise Unreachable(failure)
+        await task
+    finally:
+        task.cancel()
 
 
 async def _create_only(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
@@ -130,25 +165,28 @@ async def _range(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
     return ("ok", "a part of an object is read") if got == b"345" else ("wrong", f"bytes 3 to 6 are {got!r}")
 
 
-async def _race(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
+async def _race(bucket: ObjectStore, prefix: str, late: asyncio.Event) -> tuple[str, str]:
+    """Sets `late` if PUTs may land after the race."""
     from ..objectstore import race
 
-    raced = await race(bucket, prefix + "race/")
+    raced = await race(bucket, prefix + RACE)
+    if raced.late:
+        late.set()
     if raced.fit:
         return "ok", str(raced)
     return "wrong", f'{raced}; allowed: conditional_put = "off" with one backend alone'
 
 
 async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
-    """What obox needs: all keys, each once; a beginning among keys of one directory.
-
-    It needs no order.
+    """Check what obox needs of LIST: every key once, and a start at any key of a
+    directory. It needs no order.
     """
     expected = sorted([*NAMES, *SIBLINGS, "one"])
     for name in reversed([*NAMES, *SIBLINGS]):
         await bucket.put(prefix + name, b"x", kind="format")
     listed = [info.key.removeprefix(prefix) for info in await bucket.list_as_stored(prefix, kind="format")]
-    listed = [name for name in listed if not name.startswith("race/")]  # late PUTs of the race before
+    # Late PUTs of the race may still arrive.
+    listed = [name for name in listed if not name.startswith(RACE)]
     below = prefix + "s/"
     after = [info.key.removeprefix(below) for info in await bucket.list(below, kind="format", after=below + "1")]
     names = await bucket.list_names(prefix, kind="format")
@@ -156,12 +194,13 @@ async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
         return "wrong", f"LIST gives {' '.join(listed)}"
     if after != ["2", "3"]:
         return "wrong", f"LIST after s/1 gives {' '.join(after) or 'nothing'} instead of 2 3"
-    if not {"c", "s", "s-t", "s.t", "st"} <= set(names):  # SeaweedFS names empty ones, too
+    # SeaweedFS lists empty directories, too.
+    if not {"c", "s", "s-t", "s.t", "st"} <= set(names):
         return "wrong", f"LIST by directories gives {' '.join(names)}"
     if listed != expected:
         first, then = next(pair for pair in itertools.pairwise(listed) if pair[0] > pair[1])
-        return "ok", f"LIST is complete, begins where it is told, and is not in byte order: {first} comes before {then}"
-    return "ok", "LIST is complete, in byte order, and begins where it is told"
+        return "ok", f"LIST is complete, begins at the given key, and is not in byte order: {first} comes before {then}"
+    return "ok", "LIST is complete, in byte order, and begins at the given key"
 
 
 async def _copy(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
@@ -178,14 +217,28 @@ async def _clock(bucket: ObjectStore, prefix: str, now: Callable[[], float]) -> 
 
 
 async def _delete(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
-    keys = [info.key for info in await bucket.list(prefix, kind="format")]
-    await bucket.delete([*keys, prefix + "never"], kind="format")
-    left = await bucket.list(prefix, kind="format")
-    return ("wrong", f"{len(left)} objects are still listed") if left else ("ok", "DELETE in bulk; gone at once")
+    """An object that is listed after its DELETE is a fault if it cannot be read, or if
+    it stays: else a late PUT has made it again.
+    """
+    from ..objectstore import Missing
+
+    for _ in range(DELETES_MAX):
+        keys = [info.key for info in await bucket.list(prefix, kind="format")]
+        await bucket.delete([*keys, prefix + "never"], kind="format")
+        left = [info.key for info in await bucket.list(prefix, kind="format")]
+        left = [key for key in left if not key.startswith(prefix + RACE)]
+        try:
+            for key in left:
+                await bucket.get(key, kind="format")
+        except Missing:
+            break
+        if not left:
+            return "ok", "DELETE in bulk; gone at once"
+    return "wrong", f"{len(left)} objects are still listed"
 
 
 async def _rules(admin: Admin) -> AsyncIterator[Row]:
-    """Settings of the bucket, as far as it tells them."""
+    """Show settings of the bucket, as far as it reports them."""
     if admin.describe_bucket is None:
         return
     facts: Any = await admin.describe_bucket()
@@ -199,12 +252,12 @@ async def _rules(admin: Admin) -> AsyncIterator[Row]:
     expiring = facts.get("expires_current", [])
     if "lifecycle" in facts:
         if expiring:
-            yield row("lifecycle", "warning", f"rules delete current objects, so mails: {', '.join(expiring)}")
+            yield row("lifecycle", "warning", f"rules delete current objects, and so mails: {', '.join(expiring)}")
         else:
             yield row("lifecycle", "ok", facts["lifecycle"])
     versioning = facts.get("versioning", "unknown")
     if versioning == "on" and not facts.get("expires_versions"):
-        yield row("versioning", "warning", "on, and no rule deletes old versions: deleted mails stay and cost")
+        yield row("versioning", "warning", "on, and no rule deletes old versions: deleted mails stay and cost money")
     else:
         yield row("versioning", "ok" if versioning in ("on", "off") else "unknown", str(versioning))
     for problem in facts.get("problems", ()):

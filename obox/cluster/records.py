@@ -1,6 +1,6 @@
 """What the rows of the directory say: one record for each kind, as a MessagePack map.
 
-A reader ignores keys that it does not know, and takes the default for one that is
+A reader ignores keys that it does not know, and takes the default for a key that is
 missing: newer members may write more. `decode` raises ValueError for what is no record
 of the kind. Evolution: `Settings.major` says what must not be read by older code.
 """

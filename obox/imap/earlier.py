@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from obox.imap.sets import SequenceSet, format_ranges, format_set
-from obox.mailbox import State, UidArray
+from obox.mailbox import State, UidArray, united
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -29,7 +29,7 @@ def vanished_earlier(
     """
     last = state.uidnext - 1
     if not state.trusted(modseq):
-        there = state.uids if shown is None else np.union1d(state.uids, shown)
+        there = state.uids if shown is None else united(state.uids, shown)
         ranges = _overlap(_between(there, last), [(above + 1, last)])
         return format_ranges(ranges if known is None else _overlap(ranges, known.resolve(last)))
     gone = state.gone_since(modseq)

@@ -39,6 +39,7 @@ ERRORS: Final[dict[type[errors.OboxError], tuple[str, str, str]]] = {
     errors.Expunged: ("NO", "EXPUNGEISSUED", "Some of the mails no longer exist"),
     errors.InUse: ("NO", "INUSE", "In use, try later"),
     errors.Limit: ("NO", "LIMIT", "A limit is reached"),
+    errors.MailboxFull: ("NO", "LIMIT", "The mailbox has as many mails as it may have"),
     errors.TooBig: ("NO", "TOOBIG", "Too big"),
     errors.Invalid: ("NO", "CANNOT", "Cannot do that"),
     errors.Unavailable: ("NO", "UNAVAILABLE", "Storage is not available, try later"),

@@ -22,6 +22,8 @@ from obox.mailbox.view import Updates
 
 CHUNK_ROWS: Final = 1000
 """Flag lines made at a time: about 64 KiB, half a millisecond."""
+EXPUNGED_AT_ONCE: Final = 20_000
+"""Expunged mails that are told before others run: 5 ms, 400 KiB of EXPUNGE lines."""
 SYSTEM_FLAGS: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
 
 
@@ -55,12 +57,17 @@ def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
     return flag_column(state.flag_names, table, where, view.recent_uids())
 
 
-def write_expunged(session: Session, expunged: list[int], vanished: UidArray) -> None:
-    """What is gone. expunged: sequence numbers, descending. RFC 7162 §3.2.10."""
-    if session.qresync:
-        session.write(wire.line(b"VANISHED", format_set(vanished)))
-        return
-    session.write((b"* %d EXPUNGE\r\n" * len(expunged)) % tuple(expunged))
+async def write_expunged(session: Session, expunged: list[int], vanished: UidArray) -> None:
+    """What is gone, some at a time. expunged: sequence numbers, descending. RFC 7162 §3.2.10."""
+    for at in range(0, len(expunged), EXPUNGED_AT_ONCE):
+        if at:
+            await session.go_on()
+        part = slice(at, at + EXPUNGED_AT_ONCE)
+        if session.qresync:
+            session.write(wire.line(b"VANISHED", format_set(vanished[part])))
+        else:
+            numbers = expunged[part]
+            session.write((b"* %d EXPUNGE\r\n" * len(numbers)) % tuple(numbers))
 
 
 async def write_flags(session: Session, uids: UidArray, *, uid: bool, flags: bool = True) -> None:
@@ -84,7 +91,7 @@ async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None
     if updates.names:
         write_names(session)
     if updates.expunged:
-        write_expunged(session, updates.expunged, updates.vanished)
+        await write_expunged(session, updates.expunged, updates.vanished)
     if updates.exists is not None:
         session.write(b"* %d EXISTS\r\n" % updates.exists)
     if updates.recent is not None:

@@ -7,11 +7,12 @@ order, any number of times (docs/format.md, "Delta").
 """
 
 from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, Changed, Delta, Gone, Rows
+from ._holders import Holders
 from ._needles import Finder, Needle, normalise
-from ._records import Table, home_of
+from ._records import Table, by_home, home_of
 from ._root import MailboxEntry, Root, RootDelta, Totals
 from ._state import DELETED, SEEN, FlagOp, State
-from ._uidset import UidArray, pack_ranges, uid_array, unpack_ranges
+from ._uidset import UidArray, distinct, pack_ranges, uid_array, united, unpack_ranges
 
 __all__ = [
     "CLAIM_PURGED",
@@ -23,6 +24,7 @@ __all__ = [
     "Finder",
     "FlagOp",
     "Gone",
+    "Holders",
     "MailboxEntry",
     "Needle",
     "Root",
@@ -32,9 +34,12 @@ __all__ = [
     "Table",
     "Totals",
     "UidArray",
+    "by_home",
+    "distinct",
     "home_of",
     "normalise",
     "pack_ranges",
     "uid_array",
+    "united",
     "unpack_ranges",
 ]

@@ -8,13 +8,14 @@ after the deltas of another writer, it gives the same state (docs/format.md, "De
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ..types import Guid
+from ._holders import Holders
 from ._uidset import UidArray, pack_ranges, unpack_ranges
 
 SYSTEM_FLAGS: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
@@ -50,6 +51,13 @@ _COLUMNS: Final = (
     ("home", "<i4"),
     ("home_uid", "<u4"),
 )
+
+
+_RECORD_BYTES: Final = 16 + sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
+"""Of a record without flags, an oid among them."""
+
+BYTES_COPIED_MAX: Final = 1000
+"""Elements of a column that are encoded as bytes: for few that is quicker than a view."""
 
 
 @dataclass(slots=True)
@@ -133,10 +141,10 @@ class Rows:
 
     def pack(self) -> dict[str, object]:
         """The columns as a map of byte strings; all-zero stamps are left out."""
-        out: dict[str, object] = {name: getattr(self, name).astype(kind).tobytes() for name, kind in _COLUMNS}
-        out["oid"] = self.oid.tobytes()
+        out: dict[str, object] = {name: _bytes(getattr(self, name).astype(kind, copy=False)) for name, kind in _COLUMNS}
+        out["oid"] = _bytes(self.oid)
         out["homes"] = [bytes.fromhex(guid) for guid in self.homes]
-        out["stamps"] = {flag: s.astype("<u8").tobytes() for flag, s in self.stamps.items() if s.any()}
+        out["stamps"] = {flag: _bytes(s.astype("<u8", copy=False)) for flag, s in self.stamps.items() if s.any()}
         return out
 
     @classmethod
@@ -159,12 +167,6 @@ class Rows:
         if count and not -1 <= int(home.min()) <= int(home.max()) < len(homes):
             raise ValueError("an index record names a home that is not there")
         return cls(**columns, oid=oid, stamps=stamps, homes=homes)
-
-
-Holder = tuple[int, Guid, int]
-"""(home UID, mailbox guid, uid): a record in another mailbox that shares the object of
-`home UID`.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +198,18 @@ class Delta:
     rows: Rows | None = None
     flags: list[tuple[str, int, UidArray]] = field(default_factory=list)
     gone: Gone | None = None
-    holders: dict[Holder, int] = field(default_factory=dict)
+    holders: Holders = field(default_factory=Holders)
     claims: dict[int, int] = field(default_factory=dict)
     purged: UidArray | None = None
     gaps: list[tuple[int, int]] = field(default_factory=list)
     uidnext: int = 0
     highestmodseq: int = 0
     recent: int = 0
+
+    @property
+    def least_bytes(self) -> int:
+        """The encoding is longer than this."""
+        return 0 if self.rows is None else len(self.rows) * _RECORD_BYTES
 
     def encode(self) -> bytes:
         """A MessagePack map of the fields that are not empty. Unknown fields belong to
@@ -218,7 +225,7 @@ class Delta:
             same = bool((self.gone.modseq == one).all())
             out["gone"] = [one if same else self.gone.modseq.astype("<u8").tobytes(), pack_ranges(self.gone.uid)]
         if self.holders:
-            out["holders"] = [[u, bytes.fromhex(g), n, m] for (u, g, n), m in sorted(self.holders.items())]
+            out["holders"] = self.holders.pack()
         if self.claims:
             out["claims"] = sorted(self.claims.items())
         if self.purged is not None and len(self.purged):
@@ -239,7 +246,7 @@ class Delta:
                 rows=Rows.unpack(raw["rows"]) if "rows" in raw else None,
                 flags=[(flag, int(stamp), unpack_ranges(uids)) for flag, stamp, uids in raw.get("flags", ())],
                 gone=_unpack_gone(*raw["gone"]) if "gone" in raw else None,
-                holders={(int(u), Guid(g.hex()), int(n)): int(m) for u, g, n, m in raw.get("holders", ())},
+                holders=Holders.unpack(raw.get("holders", ())),
                 claims={int(uid): int(count) for uid, count in raw.get("claims", ())},
                 purged=unpack_ranges(raw["purged"]) if "purged" in raw else None,
                 gaps=[(int(low), int(high)) for low, high in raw.get("gaps", ())],
@@ -263,6 +270,13 @@ class Changed:
 
     def __bool__(self) -> bool:
         return bool(len(self.new) or len(self.flags) or len(self.gone))
+
+
+def _bytes(column: npt.NDArray[Any]) -> memoryview | bytes:
+    """A column for the encoder, which copies it: not copied before, if it is long."""
+    if len(column) < BYTES_COPIED_MAX or not column.flags.c_contiguous:
+        return column.tobytes()
+    return column.reshape(-1).view(np.uint8).data
 
 
 def _unpack_gone(modseq: int | bytes, ranges: bytes) -> Gone:

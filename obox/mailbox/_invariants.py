@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..types import Guid
 from ._flags import NARROW
+from ._holders import Holders
 from ._uidset import UidArray
 
 Stamps = Mapping[str, npt.NDArray[np.uint64]]
@@ -29,7 +30,7 @@ class Model(Protocol):
     gone_uid: UidArray
     gone_modseq: npt.NDArray[np.uint64]
     gone_purged: npt.NDArray[np.bool_]
-    holders: dict[tuple[int, Guid, int], int]
+    holders: Holders
     claims: dict[int, int]
     gaps: list[tuple[int, int]]
 

@@ -189,6 +189,24 @@ class Retained:
         self._count = sum(len(part) for _, part in self._parts)
 
 
+def by_home(
+    uids: UidArray, home: npt.NDArray[np.int32], home_uid: UidArray, own: Guid, homes: Sequence[Guid]
+) -> dict[Guid, tuple[UidArray, UidArray]]:
+    """The mails that are not in the object of their own UID, by the mailbox that has their
+    object: their UIDs, and the UIDs of the objects.
+
+    uids, home, home_uid: columns of records of the mailbox `own`.
+    """
+    found = {}
+    for number in (np.flatnonzero(np.bincount(home + 1)) - 1).tolist():
+        mine = home == number
+        if number < 0:
+            mine &= home_uid != uids
+        if mine.any():
+            found[own if number < 0 else homes[number]] = uids[mine], home_uid[mine]
+    return found
+
+
 def home_of(table: Table, position: int, own: Guid, homes: Sequence[Guid]) -> tuple[Guid, int]:
     """(mailbox guid, uid) of the object that holds the mail at a position."""
     home = int(table.column("home")[position])

@@ -28,8 +28,9 @@ from ._delta import (
     Rows,
 )
 from ._flags import NARROW, FlagNames
-from ._records import Records, Retained, Table, home_of, with_wide
-from ._uidset import UidArray, uid_array
+from ._holders import Holders
+from ._records import RETAINED_MAX, Records, Retained, Table, home_of, with_wide
+from ._uidset import UidArray, merged, uid_array, united
 
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
@@ -63,7 +64,7 @@ class State:
         self.gone_uid: UidArray = _EMPTY
         self.gone_modseq: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
         self.gone_purged: npt.NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
-        self.holders: dict[tuple[int, Guid, int], int] = {}
+        self.holders = Holders()
         self.claims: dict[int, int] = {}
         self.gaps: list[tuple[int, int]] = []
         self.bytes = 0
@@ -222,17 +223,16 @@ class State:
         """max(last + 1, unix milliseconds): owners need no communication."""
         return min(max(self.highestmodseq + 1, now_ms), MODSEQ_MAX)
 
-    def active_holders(self) -> set[int]:
+    def active_holders(self) -> UidArray:
         """Home UIDs whose object some record in another mailbox still shares."""
-        return {uid for (uid, _, _), released in self.holders.items() if not released}
+        return self.holders.needed()
 
     def dead(self, before_modseq: int) -> UidArray:
         """Expunged UIDs to whose object nothing has referred since then."""
         mask = ~self.gone_purged & (self.gone_modseq < np.uint64(max(before_modseq, 0)))
         uids = self.gone_uid[mask]
         if len(uids) and self.holders:
-            kept = [uid for (uid, _, _), released in self.holders.items() if not released or released >= before_modseq]
-            uids = uids[~np.isin(uids, np.array(kept, dtype=np.uint32))]
+            uids = uids[~np.isin(uids, self.holders.needed(before_modseq), assume_unique=True)]
         return uids
 
     def garbage_since(self) -> int:
@@ -317,7 +317,7 @@ class State:
         if not changed:
             return None
         modseq = self.next_modseq(now_ms)
-        rows = self.rows(np.isin(self.uids, np.union1d(changed.new, changed.flags)))
+        rows = self.rows(np.isin(self.uids, united(changed.new, changed.flags)))
         rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
         return Delta(rows=rows, gone=Gone.at(modseq, changed.gone), highestmodseq=modseq)
 
@@ -336,11 +336,10 @@ class State:
         for flag, stamp, uids in delta.flags:
             touched = self._join_flag(flag, stamp, uids)
             if len(touched):
-                changed_flags = touched if len(changed_flags) == 0 else np.union1d(changed_flags, touched)
+                changed_flags = united(changed_flags, touched)
         if len(changed_new) and len(changed_flags):
             changed_flags = np.setdiff1d(changed_flags, changed_new, assume_unique=True)
-        for holder, released in delta.holders.items():
-            self.holders[holder] = max(self.holders.get(holder, 0), released)
+        self.holders.join(delta.holders)
         for uid, count in delta.claims.items():
             self.claims[uid] = max(self.claims.get(uid, 0), count)
         if delta.gaps:
@@ -362,12 +361,12 @@ class State:
         fresh = gone.uid[~known]
         if len(fresh) == 0:
             return _EMPTY
-        at = np.searchsorted(self.gone_uid, fresh)
-        self.gone_uid = np.insert(self.gone_uid, at, fresh)
-        self.gone_modseq = np.insert(self.gone_modseq, at, gone.modseq[~known])
-        self.gone_purged = np.insert(self.gone_purged, at, [uid in self._early_purged for uid in fresh.tolist()])
-        self._early_purged.difference_update(fresh.tolist())
-        for early in self._early_flags.values():
+        purged = np.isin(fresh, uid_array(self._early_purged))
+        mine = self.gone_uid, self.gone_modseq, self.gone_purged
+        self.gone_uid, self.gone_modseq, self.gone_purged = merged(mine, (fresh, gone.modseq[~known], purged))
+        if self._early_purged:
+            self._early_purged.difference_update(fresh.tolist())
+        for early in filter(None, self._early_flags.values()):
             for uid in early.keys() & set(fresh.tolist()):
                 del early[uid]
         where, there = self.positions(fresh)
@@ -375,15 +374,15 @@ class State:
         if len(where) == 0:
             return _EMPTY
         if self.retained.wanted:
-            self.retained.add(self._records(where))
+            self.retained.add(self._records(where[-RETAINED_MAX:]))
         self.bytes -= int(self._columns["size"][where].sum(dtype=np.uint64))
         self.unseen -= int(np.count_nonzero(self.bits[where] & np.uint64(SEEN) == 0))
         keep = np.ones(self._n, dtype=np.bool_)
         keep[where] = False
-        for name, column in self._columns.items():
-            self._columns[name] = column[: self._n][keep]
-        for flag, stamps in self._stamps.items():
-            self._stamps[flag] = stamps[: self._n][keep]
+        left = np.flatnonzero(keep)
+        for table in (self._columns, self._stamps):
+            for name, column in table.items():
+                table[name] = column.take(left, axis=0)
         self._n -= len(where)
         return fresh[there]
 
@@ -440,7 +439,7 @@ class State:
             if name in self.flag_names and (bit := self.flag_names.index(name)) < NARROW:
                 bits |= (values & np.uint64(1)) << np.uint64(bit)
         at_end = self._n == 0 or int(rows.uid[0]) > int(self.uids[-1])
-        self._reserve(self._n + count)
+        self.reserve(self._n + count)
         n = self._n
         for name in _FIXED:
             self._columns[name][n : n + count] = home if name == "home" else getattr(rows, name)
@@ -539,7 +538,7 @@ class State:
             self.homes.append(guid)
         return self.homes.index(guid)
 
-    def _reserve(self, count: int) -> None:
+    def reserve(self, count: int) -> None:
         """Make room for `count` rows; grows by half: n deliveries copy O(n) rows."""
         have = len(self._columns["uid"])
         if count <= have:
@@ -554,9 +553,9 @@ class State:
 
     # -- bundles ---------------------------------------------------------------------------------------------------
 
-    def rows(self, mask: npt.NDArray[np.bool_] | None = None) -> Rows:
-        """The records; with `mask`, only those that it selects."""
-        index: npt.NDArray[np.bool_] | slice = slice(0, self._n) if mask is None else mask
+    def rows(self, where: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | None = None) -> Rows:
+        """The records; with `where`, only those that this mask selects, or at these positions."""
+        index: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice = slice(0, self._n) if where is None else where
         fixed = {name: self._columns[name][: self._n][index] for name in _FIXED}
         stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
         return Rows(**fixed, stamps=stamps, homes=self.homes)
@@ -579,9 +578,9 @@ class State:
                 for stamp in sorted(set(early.values()))
             ],
             gone=Gone(self.gone_uid[fresh], self.gone_modseq[fresh]),
-            holders=dict(self.holders),
+            holders=self.holders.copy(),
             claims={uid: count for uid, count in self.claims.items() if since or count < CLAIM_PURGED},
-            purged=uid_array([*self.gone_uid[self.gone_purged].tolist(), *self._early_purged]),
+            purged=united(self.gone_uid[self.gone_purged], uid_array(self._early_purged)),
             gaps=list(self.gaps),
             uidnext=self.uidnext,
             highestmodseq=self.highestmodseq,
@@ -589,7 +588,7 @@ class State:
         )
 
     def fingerprint(self) -> tuple[object, ...]:
-        """The parts in which equal states agree, whatever their joins' order was."""
+        """The parts in which equal states agree for every order of their joins."""
         return _invariants.fingerprint(self, self._stamps, self._early_flags, self._early_purged)
 
     def check(self) -> None:

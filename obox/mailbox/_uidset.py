@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+K = TypeVar("K", bound=np.integer[Any])
 UidArray = npt.NDArray[np.uint32]
 
 UIDS_MAX: Final = 1 << 26
@@ -18,9 +20,36 @@ allocate 16 GiB of memory.
 def uid_array(uids: object) -> UidArray:
     """`uids` (any iterable or array of ints) as a sorted array without repeats."""
     array = np.asarray(uids if isinstance(uids, np.ndarray) else list(uids), dtype=np.uint32)  # type: ignore[call-overload]
-    if len(array) > 1 and not bool((array[1:] > array[:-1]).all()):
-        array = np.unique(array)
-    return array
+    return distinct(array)
+
+
+def distinct(array: npt.NDArray[K]) -> npt.NDArray[K]:
+    """The values of an array, sorted and without repeats.
+
+    `np.unique` and what builds on it put all values into a hash table, which takes thirty
+    times as long as a sort that merges ascending runs: what we have is mostly such runs.
+    """
+    if len(array) < 2 or bool((array[1:] > array[:-1]).all()):
+        return array
+    array = np.sort(array, kind="stable")
+    first = np.ones(len(array), dtype=np.bool_)
+    np.not_equal(array[1:], array[:-1], out=first[1:])
+    return array[first]
+
+
+def united(*sets: npt.NDArray[K]) -> npt.NDArray[K]:
+    """The union of sorted arrays."""
+    filled = [one for one in sets if len(one)]
+    return distinct(np.concatenate(filled)) if filled else sets[0]
+
+
+def merged(table: Sequence[npt.NDArray[Any]], more: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """The rows of two tables whose first columns are sorted and have nothing in common."""
+    columns = [np.concatenate(pair) for pair in zip(table, more, strict=True)]
+    if len(table[0]) and len(more[0]) and not bool(more[0][0] > table[0][-1]):
+        order = np.argsort(columns[0], kind="stable")
+        columns = [column[order] for column in columns]
+    return columns
 
 
 def pack_ranges(uids: UidArray) -> bytes:

@@ -29,7 +29,7 @@ from obox.objectstore._file import FileDriver
 from obox.objectstore._frames import FRAME_BYTES, Header
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore._open import OpenStore, Settings, open_store
-from obox.objectstore._probe import Raced, needs_race, probe, race, require_one_winner
+from obox.objectstore._probe import Raced, needs_race, probe, race, require_one_winner, sweep
 from obox.objectstore.codec import (
     HEADER_BYTES,
     Codec,
@@ -85,4 +85,5 @@ __all__ = [
     "race",
     "require_one_winner",
     "settle",
+    "sweep",
 ]

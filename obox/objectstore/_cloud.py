@@ -18,7 +18,8 @@ Refuses to know: retries, statistics, our prefix.
 Diagnostics: `translate` turns an answer of the store into a StoreError kind. 401, 403,
 400 and a missing bucket are Refused. 5xx, 429, SlowDown, timeouts and broken
 connections are Unreachable; only those that cannot have reached the store (no
-connection, 429, SlowDown) say so. 409 ConditionalRequestConflict is S3's "somebody else
+connection, 429, SlowDown) say so. A text begins with the store's words, or with the
+reason why there are none. 409 ConditionalRequestConflict is S3's "somebody else
 is writing this key at this moment": it is Unreachable, so that the retry gets the real
 answer.
 """
@@ -26,6 +27,7 @@ answer.
 from __future__ import annotations
 
 import asyncio
+import html
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -51,10 +53,24 @@ _NOT_SENT = ("error trying to connect", "Connection refused", "ConnectError", "d
 """Texts which show that a request had no effect."""
 
 _PASSING = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")
-"""S3's error codes for "try again", whatever the status."""
+"""S3's error codes for "try again", with any status."""
 
 _OS_WORDS = re.compile(r'(?:message|error): "((?:[^"\\\n]|\\.){1,200})"')
 """As in `Os { code: 111, kind: ConnectionRefused, message: "Connection refused" }`."""
+
+_ANSWER = re.compile(r"status code: (\d{3}) ?([^:]*): ?(.*)", re.S)
+_CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]{1,300})")
+
+_TOOK = re.compile(r" in [\d.]+(?:ns|µs|ms|s)\b")
+"""How long a request took: a log line that comes again should be the same."""
+
+_HANDSHAKES = (
+    ("Parse(", "the answer is not HTTP: is it the right port, and does it speak http or https?"),
+    ("InvalidContentType", "the answer is not TLS: does the port speak http instead of https?"),
+    ("TimedOut", "no connection in time: is it the right port, and does it speak https?"),
+)
+"""What obstore's debug text has, and what an operator should look at."""
 
 _STATUS = re.compile(r"status(?: code)?: (\d{3})\b")
 """As in obstore's texts. No key can contain a space, so no key can look like it."""
@@ -72,7 +88,7 @@ _REFUSALS = (
 def translate(op: str, key: str, error: Exception) -> StoreError:
     """Return the StoreError for an error of obstore."""
     whole = str(error)
-    what = f"{op} {key}: " + whole.split("\n\nDebug source", 1)[0].replace("\n", " ")[:500] + _cause(whole)
+    what = f"{_words(whole)} ({op} {key})"
     status = _status(error)
     unreachable = Unreachable(what, maybe_done=status != 429 and not any(word in whole for word in _NOT_SENT))
     if any(word in whole for word in _PASSING):
@@ -89,13 +105,28 @@ def translate(op: str, key: str, error: Exception) -> StoreError:
     return unreachable
 
 
-def _cause(whole: str) -> str:
-    """The message of the operating system or the resolver, which only obstore's debug
-    text has.
+def _words(whole: str) -> str:
+    """The store's own words first: `403 SignatureDoesNotMatch: …`; without an answer,
+    the reason for it.
     """
-    _, _, debug = whole.partition("\n\nDebug source")
-    found = _OS_WORDS.findall(debug)
-    return f" ({found[-1]})" if found else ""
+    text, _, debug = whole.partition("\n\nDebug source")
+    if answer := _ANSWER.search(text):
+        status, reason, body = answer.groups()
+        if code := _CODE.search(body):
+            message = _MESSAGE.search(body)
+            said = f"{status} {code[1]}" + (f": {html.unescape(message[1])}" if message else "")
+        else:
+            said = f"{status} {reason}" + (f": {body}" if body else "")
+        return " ".join(said.split())[:500]
+    text = _TOOK.sub("", " ".join(text.split()))[:500]
+    if found := _OS_WORDS.findall(debug):
+        return f"{found[-1]}: {text}"
+    if text.endswith("error sending request"):
+        for sign, meaning in _HANDSHAKES:
+            if sign in debug:
+                return f"{meaning} {text}"
+    where, _, said = text.partition(" - ")
+    return f"{said}: {where}" if said else text
 
 
 def _status(error: Exception) -> int | None:

@@ -22,6 +22,9 @@ Kind = Literal["mail", "index", "journal", "fts", "format"]
 REQUEST_KEYS_MAX = 1000
 """Keys in a LIST page and in a bulk DELETE: the limit of S3 for both."""
 
+PROBES = "_probe/"
+"""The prefix of the objects that probes make and remove."""
+
 
 class ObjectInfo(NamedTuple):
     """A line of a LIST. `modified`: unix seconds by the store's clock."""

@@ -95,12 +95,15 @@ class ExactKeys:
                 self._client = self._make()
             return getattr(self._client, method)(Bucket=self._bucket, **words)
         except (ClientError, BotoCoreError, ValueError) as error:
-            raise _translate(f"{op} {key}: {str(error)[:500]}", error) from error
+            raise _translate(f"{op} {key}", error) from error
 
 
-def _translate(what: str, error: Exception) -> StoreError:
+def _translate(request: str, error: Exception) -> StoreError:
     answer: dict[str, Any] = getattr(error, "response", {})
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    told = answer.get("Error", {})
+    said = f"{status} {told['Code']}: {told.get('Message', '')}" if "Code" in told else str(error)
+    what = f"{said[:500]} ({request})"
     if isinstance(status, int) and status < _PASSING_STATUS and status != 429:
         return Refused(what)
     return Unreachable(what)

@@ -4,7 +4,11 @@ come at the same time.
 Some stores refuse a second PUT of an existing key, but let several PUTs succeed that
 come together: two backends would then overwrite each other's mails. So at the first
 start with a bucket RACERS writers race for each of ROUNDS keys. That is 160 PUTs and
-takes from 20 ms to 5 s, so the caller remembers a bucket that has passed.
+takes from 20 ms to 7 s, so the caller remembers a bucket that has passed. SeaweedFS is
+the slow one: who waits there for a key looks once a second whether the key is free.
+
+A PUT that was slow has been sent again, and its first attempt may land after our
+DELETE. `sweep` therefore looks again, a few times, after a race that sent PUTs again.
 
 Refuses to know: the content of objects.
 
@@ -23,9 +27,10 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from obox.errors import ConfigError
-from obox.objectstore._driver import ObjectStore
+from obox.objectstore._driver import PROBES, ObjectStore
 from obox.objectstore._errors import AlreadyExists, OutcomeUnknown, Refused, StoreError
 from obox.objectstore._open import OpenStore
+from obox.objectstore.stats import Stats
 
 RACERS: Final = 8
 """Writers for a key."""
@@ -42,19 +47,23 @@ ROUNDS_AT_ONCE: Final = 20
 LEFT_S: Final = 3600.0
 """Age of probes that nobody works on any more."""
 
+SWEEP_PAUSES_S: tuple[float, ...] = (1.0, 2.0, 4.0)
+"""How long `sweep` waits for late PUTs before it looks again."""
+
 
 class Raced(NamedTuple):
     """The result of a race.
 
     rounds: their number. one_winner: rounds in which exactly one PUT succeeded. most:
     winners of a single key. replaced: rounds after which the object was not the
-    winner's.
+    winner's. late: PUTs were sent again, and their first attempts may still land.
     """
 
     rounds: int
     one_winner: int
     most: int
     replaced: int
+    late: bool
 
     @property
     def fit(self) -> bool:
@@ -73,8 +82,11 @@ class Raced(NamedTuple):
 async def race(store: ObjectStore, prefix: str) -> Raced:
     """Let RACERS write each of ROUNDS keys below prefix at the same time.
 
-    Leaves nothing behind. Raises StoreError kinds.
+    Removes the keys; late PUTs may make them again: see `sweep`. Raises StoreError
+    kinds.
     """
+    stats = store.stats if isinstance(store, OpenStore) else Stats()
+    before = stats.count("put", "format")
     gate = asyncio.Semaphore(ROUNDS_AT_ONCE)
 
     async def write(key: str, data: bytes) -> bool | None:
@@ -100,7 +112,23 @@ async def race(store: ObjectStore, prefix: str) -> Raced:
         with suppress(StoreError):
             await store.delete(keys, kind="format")
     winners = Counter(count for count, _ in rounds)
-    return Raced(ROUNDS, winners[1], max(winners), sum(replaced for _, replaced in rounds))
+    late = stats.count("put", "format") - before > RACERS * ROUNDS
+    return Raced(ROUNDS, winners[1], max(winners), sum(replaced for _, replaced in rounds), late)
+
+
+async def sweep(store: ObjectStore, prefix: str, *, now: float, late: bool) -> None:
+    """Remove the objects below the prefix, and what interrupted probes have left.
+
+    late: PUTs may still land, so look again after each of SWEEP_PAUSES_S. So it does
+    while there is something below the prefix. Raises StoreError kinds.
+    """
+    for pause in (*SWEEP_PAUSES_S, None):
+        found = await store.list(PROBES, kind="format")
+        left = [info.key for info in found if info.key.startswith(prefix) or info.modified < now - LEFT_S]
+        await store.delete(left, kind="format")
+        if pause is None or not (late or any(key.startswith(prefix) for key in left)):
+            return
+        await asyncio.sleep(pause)
 
 
 async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
@@ -110,7 +138,7 @@ async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
     Raises: ConfigError if it does not and conditional_put is not "off"; StoreError
     kinds if there is no answer.
     """
-    name = f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}"
+    name = f"{PROBES}{(rng or random.SystemRandom()).randbytes(16).hex()}"
     first, second = f"{name}.a", f"{name}.b"
     try:
         await _check(store, first, second)
@@ -135,9 +163,10 @@ async def require_one_winner(store: OpenStore, *, now: float, rng: random.Random
     Raises: ConfigError if a key has two winners; StoreError kinds if there is no
     answer.
     """
-    left = [info.key for info in await store.list("_probe/", kind="format") if info.modified < now - LEFT_S]
-    await store.delete(left, kind="format")
-    result = await race(store, f"_probe/{(rng or random.SystemRandom()).randbytes(16).hex()}/")
+    prefix = f"{PROBES}{(rng or random.SystemRandom()).randbytes(16).hex()}/"
+    result = await race(store, prefix)
+    with suppress(StoreError):  # what is left now is removed by the next sweep
+        await sweep(store, prefix, now=now, late=result.late)
     if not result.fit:
         raise ConfigError(
             f'storage.url = "{store.settings.url}": of the PUTs with If-None-Match that come at the same time the '

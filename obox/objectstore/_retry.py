@@ -202,7 +202,7 @@ class Retrying:
         left = self._deadline_s
         silence_s = self._silence(0) if silence_s is None else silence_s
         maybe_done = last = False
-        number = 1
+        number, before = 1, ""
         while True:
             failure: Unreachable | Truncated
             attempt = _Attempt(self, call, number, left, silence_s)
@@ -210,15 +210,15 @@ class Retrying:
             try:
                 return await attempt.result()
             except TimeoutError:
-                said = f"{op} {key}: no answer within {_in_seconds(left)}"
+                said = f"no answer within {_in_seconds(left)}" + (f"; before: {before}" if before else f" ({op} {key})")
                 failure = Unreachable(said, maybe_done=attempt.first_sent)
             except (Unreachable, Truncated) as error:
-                failure = error
+                failure, before = error, str(error)
             except Refused as error:
                 self.last_failure = str(error)
                 # an earlier attempt may have had its effect
                 if writes and (maybe_done or attempt.maybe_done):
-                    raise OutcomeUnknown(f"{op} {key}: unknown, then refused: {error}") from error
+                    raise OutcomeUnknown(f"unknown, then refused: {error}") from error
                 raise
             finally:
                 ATTEMPT.reset(token)
@@ -237,7 +237,8 @@ class Retrying:
                     number += 1
                     continue
             if writes and maybe_done:
-                raise OutcomeUnknown(f"{op} {key}: unknown after {number} attempts: {failure}") from failure
+                attempts = "1 attempt" if number == 1 else f"{number} attempts"
+                raise OutcomeUnknown(f"unknown after {attempts}: {failure}") from failure
             raise failure
 
     def _silence(self, size: int) -> float:

@@ -63,6 +63,8 @@ class StoreSettings:
     upload_interval_s: float = 300.0
     max_rescan_mail_count: int = 10
     max_mail_size: int = 50 << 20
+    mailbox_mails_max: int = 500_000
+    """Mails of a mailbox: some work of a turn of the loop takes all of them."""
     mailboxes: tuple[tuple[str, str], ...] = (
         ("Drafts", "\\Drafts"),
         ("Sent", "\\Sent"),
@@ -100,9 +102,11 @@ class Env:
     local_failures: int = 0
     recent: Recent = field(default_factory=Recent)
     trouble: EveryMinute = field(init=False)
+    undecided: EveryMinute = field(init=False)
 
     def __post_init__(self) -> None:
         self.trouble = EveryMinute(self.clock)
+        self.undecided = EveryMinute(self.clock)
 
     def keep(self, sid: str, box: str, write: Callable[[Metacache], None]) -> None:
         """Stage a write of a box's local copy. Where that fails the copy is dropped: none is better than a wrong

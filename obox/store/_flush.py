@@ -105,11 +105,14 @@ async def _flush_index(mailbox: Index) -> None:
     gone = len(mailbox.fields_left)
     dead, claims = _garbage(mailbox)
     modseq, uidnext = state.highestmodseq, state.uidnext
-    base = stamp.base_next
-    payload = b"" if base else state.extract(stamp.base_modseq).encode()
+    base, payload, diff_max = stamp.base_next, b"", max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE)
+    if not base:
+        diff = state.extract(stamp.base_modseq)
+        base = diff.least_bytes > diff_max  # which is known without the encoding of a mailbox's worth of records
+        payload = b"" if base else diff.encode()
     forgotten: list[str] = []
     long_ago = int((mailbox.env.now() - KEYWORD_FORGET_S) * 1000)
-    if base or len(payload) > max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE):
+    if base or len(payload) > diff_max:
         base, forgotten = True, state.forgettable(long_ago)
         payload = state.extract(without=forgotten).encode()
     # A bundle must not know of a copy, or of an expunged one, before the journal knows of what it means elsewhere.
@@ -118,7 +121,7 @@ async def _flush_index(mailbox: Index) -> None:
     state.forget(forgotten, long_ago)
     mailbox.unflushed_mails -= mails
     more = mailbox.uploaded(seen)
-    mailbox.drop_fields(gone)
+    await mailbox.drop_fields(gone)
     mailbox.save_stamp()  # now: a copy that is read again must not write under this version once more
     journal.flushed(mailbox.user.storage_id, mailbox.guid, position, more=more)
     await _purge(mailbox, dead, claims)

@@ -1,15 +1,14 @@
-"""Making, renaming, deleting and listing mailboxes; the records of a COPY. For `user.py`."""
+"""Making, renaming, deleting and listing mailboxes. For `user.py`."""
 
 from __future__ import annotations
 
 from typing import Final, Protocol
 
 import msgspec
-import numpy as np
 import structlog
 
-from ..errors import Exists, Invalid, Limit, NoPerm, NotFound
-from ..mailbox import CLAIM_PURGED, MailboxEntry, Root, RootDelta, Rows, UidArray
+from ..errors import Exists, Invalid, Limit, MailboxFull, NoPerm, NotFound
+from ..mailbox import CLAIM_PURGED, MailboxEntry, Root, RootDelta
 from ..mailbox.names import INBOX, canonical, check_name, with_children
 from ..objectstore import StoreError, put_once
 from ..objectstore.codec import ObjectKind
@@ -17,8 +16,7 @@ from ..objectstore.keys import first_root_key, mail_key, owner_of
 from ..types import Guid, Uid
 from . import _flush
 from ._bundles import BundleMeta
-from ._env import Env
-from .api import Copied, MailboxInfo
+from .api import MailboxInfo
 from .index import Index, Owner
 from .stage import Edit
 from .stamp import Stamp, name_of
@@ -44,7 +42,7 @@ class Maker(Owner, Protocol):
     async def change_root(self, delta: RootDelta, edit: Edit | None = None) -> None:
         """Take a change of the list in, with an edit that it belongs to; in the bucket on return."""
 
-    async def move_all(self, source: Guid, name: str) -> Copied:
+    async def move_all(self, source: Index, name: str) -> None:
         """Move all mails of a mailbox to another one."""
 
 
@@ -170,8 +168,11 @@ async def rename(user: Maker, old: str, new: str) -> None:
 
 async def _rename_inbox(user: Maker, new: str) -> None:
     """INBOX stays, its mails move to a new mailbox; its children stay. RFC 3501 §6.3.5."""
+    inbox = await user.box(Guid(user.entry(INBOX).guid))
+    if (most := user.env.settings.mailbox_mails_max) < len(inbox.state):
+        raise MailboxFull(f"a mailbox has at most {most} mails")
     await create(user, new, "")
-    await user.move_all(Guid(user.entry(INBOX).guid), new)
+    await user.move_all(inbox, new)
 
 
 async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
@@ -180,7 +181,7 @@ async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
     homes = await box.homes()
     box.expunge_now(box.state.uids, homes)  # what came while it was deleted, or by another writer
     await _flush.sweep(box)
-    if bool((~box.state.gone_purged).any()) or box.state.active_holders():
+    if bool((~box.state.gone_purged).any()) or len(box.state.active_holders()):
         return
     async with box.flushing:
         box.clearing = True
@@ -192,32 +193,3 @@ async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
     modseq = user.root.next_modseq(user.env.now_ms())
     await user.change_root(RootDelta([msgspec.structs.replace(entry, cleared=1)], highestmodseq=modseq))
     log.info("deleted mailbox cleared", user=user.name, mailbox=entry.name)
-
-
-def rows_for_copy(source: Index, target: Index, uids: UidArray) -> tuple[Rows, list[tuple[Guid, int]]]:
-    """The records that a COPY makes in `target`, without UIDs and modseqs yet, and the object that each refers to.
-
-    Raises Limit when `target` has no room for their keywords.
-    """
-    state = source.state
-    where, _ = state.positions(uids)
-    rows = state.rows(np.isin(state.uids, uids, assume_unique=True))
-    homes = [state.home_of(int(at)) for at in where]
-    table = sorted({guid for guid, _ in homes if guid != target.guid})
-    rows.homes = table
-    rows.home = np.array([-1 if guid == target.guid else table.index(guid) for guid, _ in homes], dtype=np.int32)
-    rows.home_uid = np.array([uid for _, uid in homes], dtype=np.uint32)
-    rows.savedate = np.full(len(rows), source.env.now_ms(), dtype=np.int64)
-    on = {flag: stamps & np.uint64(1) for flag, stamps in rows.stamps.items()}
-    on = {flag: stamps for flag, stamps in on.items() if stamps.any()}
-    rows.stamps = dict(zip(target.state.spell(on), on.values(), strict=True))
-    rows.modseq = np.zeros(len(rows), dtype=np.uint64)
-    return rows, homes
-
-
-def copy_fields(env: Env, source: Index, target: Index, uids: UidArray, new: UidArray) -> None:
-    """Give the copies the ready fields of their originals, as far as they are local."""
-    sid = source.user.storage_id
-    records = env.metacache.get_fields(sid, source.guid, uids.tolist())
-    pairs = [(uid, record) for uid, record in zip(new.tolist(), records, strict=True) if record is not None]
-    target.put_fields(pairs)

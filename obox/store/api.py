@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from ..errors import Corrupt, NotFound
+from ..errors import Corrupt, NotFound, OboxError
 from ..mailbox import FlagOp, State, UidArray
 from ..mailbox.search import Query
 from ..types import Guid, StorageId, Uid
@@ -79,6 +79,8 @@ class Copied(NamedTuple):
     uidvalidity: int
     source: UidArray
     target: UidArray
+    failure: OboxError | None = None
+    """Why a MOVE has moved these alone, and left the others where they were."""
 
 
 class Stored(NamedTuple):
@@ -194,8 +196,9 @@ class User(Protocol):
         """
 
     async def copy(self, source: Mailbox, uids: UidArray, name: str, *, move: bool = False) -> Copied:
-        """COPY or MOVE those of `uids` that exist; two requests however many; in the bucket on return.
+        """COPY or MOVE those of `uids` that exist; in the bucket on return.
 
+        A COPY is two requests, and all or nothing. A MOVE of many mails goes in parts, each of two requests.
         Raises NotFound (the target), OverQuota, Limit. RFC 3501 §6.4.7, RFC 6851.
         """
 

@@ -11,15 +11,15 @@ Refuses to know: protocols, other users, how it is loaded and flushed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
 from metacache import Change
 
-from ..errors import Corrupt, NotFound
-from ..mailbox import Changed, Delta, Gone, Root, Rows, State, UidArray, uid_array
+from ..errors import Corrupt, MailboxFull, NotFound
+from ..mailbox import Changed, Delta, Gone, Holders, Root, Rows, State, UidArray, by_home, uid_array
 from ..types import Guid, StorageId
 from ._env import Env
 from ._slots import Slot, Slots
@@ -27,8 +27,19 @@ from .box import Box
 from .journal import Journal
 from .rootbox import RootBox
 from .stage import Edit, Log
+from .turn import Turn
 
 T = TypeVar("T")
+
+PART_MAILS: Final = 50_000
+"""Mails of a MOVE or an EXPUNGE that change in one turn of the loop: 10 ms. More change in several edits, between which
+others run."""
+
+TIDY_MIN: Final = 10_000
+"""Holders that a change has added before they are merged at once, in a turn of their own, and not by the next flush."""
+
+FIELDS_STEP: Final = 1000
+"""Mails whose ready fields are copied or dropped between two looks at the clock: a millisecond."""
 
 
 class Owner(Protocol):
@@ -73,6 +84,24 @@ class Owner(Protocol):
         """Raises NotFound when the user is being deleted."""
 
 
+async def tidy(boxes: Iterable[Index]) -> None:
+    """Merge what a change of many mails has left to be merged; others run meanwhile."""
+    for box in boxes:
+        if box.state.holders.late > TIDY_MIN:
+            await asyncio.sleep(0)
+            box.state.holders.merge()
+
+
+async def drop_fields(mailbox: Index, uids: UidArray) -> None:
+    """Drop ready fields of a mailbox; others run meanwhile."""
+    sid, guid, turn = mailbox.user.storage_id, mailbox.guid, Turn()
+    for at in range(0, len(uids), FIELDS_STEP):
+        gone = uids[at : at + FIELDS_STEP].tolist()
+        mailbox.env.keep(sid, guid, lambda cache, gone=gone: cache.drop_fields(sid, guid, gone))  # type: ignore[misc]
+        if turn.over():
+            await turn.end()
+
+
 def give_modseq(delta: Delta, modseq: int) -> None:
     """Give a new delta and its rows their modseq, known only when their turn comes: `modseq` at least.
 
@@ -115,7 +144,7 @@ class Index(Box):
         self.used_at = env.clock()
         self.unflushed_mails = 0
         self.segments_read: set[str] = set()
-        self.fields_left: list[int] = []
+        self.fields_left: list[UidArray] = []
         """UIDs that have gone since the last flush: their ready fields go with the next."""
         self.mending = asyncio.Lock()
         """Held while lost mails are looked for once more."""
@@ -166,7 +195,8 @@ class Index(Box):
         """See `stage.Target`."""
         changed = self.state.join(delta)
         self.local_deltas += 1
-        self.fields_left += changed.gone.tolist()
+        if len(changed.gone):
+            self.fields_left.append(changed.gone)
         self._behind(change, len(changed.new))
         return changed
 
@@ -242,28 +272,31 @@ class Index(Box):
         if lost:
             delta.purged = gone
         edit.add(self, delta, Change.IMPORTANT)
-        for home, holders in foreign.items():
-            released = {(home_uid, self.guid, uid): delta.highestmodseq for uid, home_uid in holders}
-            ended = uid_array([far for _, far in holders]) if lost else None
-            purged = None if ended is None else np.intersect1d(ended, homes[home].state.gone_uid)
+        for home, (own, far) in foreign.items():
+            released = Holders()
+            released.add(self.guid, far, own, delta.highestmodseq)
+            purged = np.intersect1d(uid_array(far), homes[home].state.gone_uid, assume_unique=True) if lost else None
             edit.add(homes[home], Delta(holders=released, purged=purged), Change.IMPORTANT)
         return gone
 
-    def foreign(self, uids: UidArray) -> dict[Guid, list[tuple[int, int]]]:
-        """Of live `uids`, those whose mail is not in the object of their own UID: home -> [(uid, home uid)]."""
+    def foreign(self, uids: UidArray) -> dict[Guid, tuple[UidArray, UidArray]]:
+        """Of live `uids`, those whose mail is not in the object of their own UID: home -> their UIDs, and the UIDs of
+        their objects."""
         state = self.state
         where, there = state.positions(uids)
-        where = where[there]
-        out: dict[Guid, list[tuple[int, int]]] = {}
-        for at in np.flatnonzero(state.foreign()[where]).tolist():
-            guid, far = state.home_of(int(where[at]))
-            out.setdefault(guid, []).append((int(state.uids[where[at]]), far))
-        return out
+        uids, home, home_uid = (state.column(name)[where[there]] for name in ("uid", "home", "home_uid"))
+        return by_home(uids, home, home_uid, self.guid, state.homes)
 
     def require_live(self) -> None:
         """Raises NotFound when the mailbox is deleted, Unavailable while the journal is late."""
         self.require_there()
         self.user.journal.check()
+
+    def require_room(self, mails: int) -> None:
+        """Raises MailboxFull when the mailbox, with what is being written to it, has no room for so many more."""
+        most = self.env.settings.mailbox_mails_max
+        if len(self.state) + sum(slot.count for slot in self.slots.in_flight()) + mails > most:
+            raise MailboxFull(f"the mailbox has {len(self.state)} mails; allowed: {most}")
 
     def require_there(self) -> None:
         """Raises NotFound when the mailbox is deleted."""
@@ -314,13 +347,13 @@ class Index(Box):
         sid, guid = self.user.storage_id, self.guid
         self.env.keep(sid, guid, lambda cache: cache.put_fields(sid, guid, items))
 
-    def drop_fields(self, count: int) -> None:
+    async def drop_fields(self, count: int) -> None:
         """Drop the ready fields of the first `count` in `fields_left`; not sooner: a MOVE copies them afterwards, and a
         session that was not told yet may ask."""
         if count:
-            sid, guid, gone = self.user.storage_id, self.guid, self.fields_left[:count]
+            gone = np.concatenate(self.fields_left[:count])
             del self.fields_left[:count]
-            self.env.keep(sid, guid, lambda cache: cache.drop_fields(sid, guid, gone))
+            await drop_fields(self, gone)
 
     def count_between(self, low: int, high: int) -> int:
         """Live mails with low <= UID <= high."""

@@ -49,6 +49,9 @@ DELETED: Final = "deleted"
 LATE_S: Final = 10.0
 """While the journal is this late, changes are refused: the most that a crash may lose stays bounded."""
 
+INLINE_BYTES: Final = 64 * 1024
+"""Deltas that are compressed on the loop; more are a change of many mails, and go to a thread."""
+
 log = structlog.get_logger()
 
 
@@ -322,7 +325,7 @@ class Journal:
         self, staged: dict[str, list[tuple[str, bytes]]], *, closed: bool = False, clean: bool = False
     ) -> None:
         """Put one object, again and again the same bytes, until it is known to be there; through fences."""
-        seq, data, oid = self._encode(staged, closed, clean)
+        seq, data, oid = await self._encode(staged, closed, clean)
         while True:
             begun = self._clock()
             try:
@@ -341,9 +344,11 @@ class Journal:
             self._seq = 0
             self._first = {key: (0, since) for key, (_, since) in self._first.items()}
             self._buried = dict.fromkeys(self._buried.keys() & staged.keys(), 0)  # who fenced us has read the others
-            seq, data, oid = self._encode(staged, closed, clean)
+            seq, data, oid = await self._encode(staged, closed, clean)
 
-    def _encode(self, staged: dict[str, list[tuple[str, bytes]]], closed: bool, clean: bool) -> tuple[int, bytes, Oid]:
+    async def _encode(
+        self, staged: dict[str, list[tuple[str, bytes]]], closed: bool, clean: bool
+    ) -> tuple[int, bytes, Oid]:
         seq = self._seq
         self._seq += 1
         oid = self._new_oid()
@@ -352,6 +357,8 @@ class Journal:
         journal = JournalObject(self.backend, self.boot, seq, watermark, lines, closed, clean, self.ahead)
         if watermark and (not self.covered or self.covered[-1][:2] != (self.boot, watermark)):
             self.covered.append((self.boot, watermark, self._clock()))
+        if sum(len(delta) for changes in staged.values() for _, delta in changes) > INLINE_BYTES:
+            return seq, await asyncio.to_thread(journal.encode, self._codec, oid), oid
         return seq, journal.encode(self._codec, oid), oid
 
     @staticmethod

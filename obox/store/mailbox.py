@@ -8,6 +8,7 @@ Diagnostics: a lost mail (its object is gone) is `NotFound` and logged with its 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 
@@ -25,7 +26,7 @@ from . import _discover, _flush, _lost, _reader
 from ._env import Env
 from ._search import search
 from .api import Fields, Stored, Unreadable
-from .index import Index, Owner
+from .index import PART_MAILS, Index, Owner, tidy
 
 PRIORITY_INBOX: Final = 2
 PRIORITY_OTHER: Final = 3
@@ -93,11 +94,20 @@ class Mailbox(Index):
 
     async def expunge(self, uids: UidArray) -> UidArray:
         self.require_live()
-        homes = await self.homes(uids)
-        gone = self.expunge_now(uids, homes)
-        if len(gone):
+        gone: list[UidArray] = []
+        for at in range(0, len(uids), PART_MAILS):
+            if gone:
+                await asyncio.sleep(0)
+                if self.deleted:
+                    break
+            part = uids[at : at + PART_MAILS]
+            homes = await self.homes(part)
+            gone.append(self.expunge_now(part, homes))
+            await tidy(homes.values())
+        found = np.concatenate(gone) if gone else uids
+        if len(found):
             await self.user.commit()
-        return gone
+        return found
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -34,7 +33,7 @@ import structlog
 
 from metacache import Change
 
-from ..mailbox import Changed, Delta, RootDelta, UidArray
+from ..mailbox import Changed, Delta, RootDelta, united
 from ..objectstore.keys import ROOT
 from ..types import StorageId
 from ._env import Env
@@ -213,5 +212,5 @@ def altered_by(line: Line) -> list[Altered]:
 def _changed_by(delta: Delta) -> Changed:
     gone = _NONE if delta.gone is None else delta.gone.uid
     new = _NONE if delta.rows is None else np.setdiff1d(delta.rows.uid, gone, assume_unique=True)
-    touched: UidArray = reduce(np.union1d, (uids for _, _, uids in delta.flags), _NONE)
-    return Changed(new, np.setdiff1d(touched, np.union1d(new, gone), assume_unique=True), gone)
+    touched = united(_NONE, *(uids for _, _, uids in delta.flags))
+    return Changed(new, np.setdiff1d(touched, united(new, gone), assume_unique=True), gone)

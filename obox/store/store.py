@@ -39,8 +39,9 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-ROOM_S: Final = 5.0
-"""How long an open waits for the cleaner when metacache is full, before clients hear [UNAVAILABLE]."""
+ROOM_S: Final = 9.0
+"""How long an open waits for the cleaner when metacache is full, before clients hear [UNAVAILABLE]; within OPEN_S, so
+that they hear the reason."""
 
 ROOM_TICK_S: Final = 0.05
 
@@ -66,6 +67,7 @@ class MailStore:
         self.barred: set[StorageId] = set()
         """Users that are being deleted: nobody opens them."""
         self._travelling: Counter[StorageId] = Counter()
+        self._rooming = asyncio.Lock()
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: list[asyncio.Task[Any]] = []
@@ -395,6 +397,7 @@ class MailStore:
     async def _user(self, sid: StorageId, name: str, *, upkeep: bool = False, make: bool = False) -> User:
         """Upkeep makes nobody: a user who was deleted while it was on its way stays deleted."""
         make |= not upkeep
+        waited = False
         while True:
             if not self.started or sid in self.barred:
                 raise Unavailable(TRY_LATER)
@@ -405,8 +408,9 @@ class MailStore:
             task = self._opening.get(sid)
             ours = task is None
             if task is None:
-                if not upkeep and sid not in self.takeover.pending and self.env.metacache.full():
+                if not upkeep and not waited and sid not in self.takeover.pending and self._crowded():
                     await self._room()
+                    waited = True
                     continue
                 task = self._opening[sid] = self.spawn(self._open(sid, name, make))
                 task.add_done_callback(lambda _: self._opening.pop(sid, None))
@@ -416,16 +420,22 @@ class MailStore:
                 if ours or not make:
                     raise  # else it was upkeep that looked
 
+    def _crowded(self) -> bool:
+        """No room for another user's index, or others wait for it."""
+        return self.env.metacache.full() or self._rooming.locked()
+
     async def _room(self) -> None:
-        """Wait for the cleaner to make room for another user's index. Raises Unavailable."""
+        """Wait for the cleaner to make room for another user's index: whoever came first is let in first. Raises
+        Unavailable."""
         metacache, sleep = self.env.metacache, self.env.sleep
         until = self.env.clock() + ROOM_S
-        while metacache.full():
-            if self.env.clock() >= until:
-                raise Unavailable("no room for another user's index; try again later")
-            if metacache.on_pressure is not None:
-                metacache.on_pressure()
-            await sleep(ROOM_TICK_S)
+        async with self._rooming:  # who waits here hears of it not later than the first, who came before
+            while metacache.full():
+                if self.env.clock() >= until:
+                    raise Unavailable("no room for another user's index; try again later")
+                if metacache.on_pressure is not None:
+                    metacache.on_pressure()
+                await sleep(ROOM_TICK_S)
 
     async def _open(self, sid: StorageId, name: str, make: bool) -> User:
         user = User(self, self.env, name, sid)

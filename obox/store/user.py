@@ -15,7 +15,6 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
-import numpy as np
 import structlog
 from msgspec.structs import replace
 
@@ -27,11 +26,11 @@ from ..mailbox.names import canonical, check_name
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
-from . import _aftermath, _mailboxes, api
+from . import _aftermath, _copy, _mailboxes, api
 from ._bundles import by_box
 from ._env import ANSWER_S, Env, answer_within
-from ._quota import Quota, Room
-from ._writer import PUTS_AT_ONCE, Draft, write_claim, write_mails
+from ._quota import Quota
+from ._writer import PUTS_AT_ONCE, Draft, write_mails
 from .api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
 from .box import Found
 from .index import Index
@@ -220,12 +219,8 @@ class User:
 
         To be added before the records: they must not be known anywhere before.
         """
-        held: dict[Guid, Delta] = {}
-        for uid, home, home_uid in zip(rows.uid.tolist(), rows.home.tolist(), rows.home_uid.tolist(), strict=True):
-            if home >= 0 or home_uid != uid:
-                held.setdefault(rows.homes[home] if home >= 0 else guid, Delta()).holders[home_uid, guid, uid] = 0
-        for home_guid, delta in held.items():
-            edit.add(self._target(home_guid), delta, Change.IMPORTANT)
+        for home, holders in _copy.held_by(rows, guid).items():
+            edit.add(self._target(home), Delta(holders=holders), Change.IMPORTANT)
 
     def _target(self, guid: Guid) -> Target[Delta]:
         """A mailbox for the log, whether it is in memory or not."""
@@ -236,7 +231,7 @@ class User:
         waiting = self._held.setdefault(guid, Delta())
         if not waiting.holders:
             self.spawn(self._load_held(guid))
-        waiting.holders |= delta.holders
+        waiting.holders.join(delta.holders)
 
     async def _load_held(self, guid: Guid) -> None:
         while guid in self._held:
@@ -410,6 +405,7 @@ class User:
             async with answer_within(ANSWER_S * (1 + len(mails) // PUTS_AT_ONCE)):
                 box = await self.box(Guid(entry.guid))
                 box.require_live()
+                box.require_room(len(mails))
                 box.state.spell(flag for mail in mails for flag in mail.flags)  # of all together
                 drafts = [
                     Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone)
@@ -422,70 +418,13 @@ class User:
     async def copy(self, source: api.Mailbox, uids: UidArray, name: str, *, move: bool = False) -> Copied:
         if not isinstance(source, Mailbox):
             raise TypeError("a mailbox of another store")
-        entry = self.entry(name)
-        until = self.env.clock() + ANSWER_S
-        async with answer_within(ANSWER_S):
-            target = await self.box(Guid(entry.guid))
-            source.require_live()
-            target.require_live()
-            where, there = source.state.positions(uids)
-            uids = uids[there]
-            if len(uids) == 0:
-                return Copied(entry.uidvalidity, uids, uids)
-            size = int(source.state.column("size")[where[there]].sum(dtype=np.uint64))
-            room = None if move else self.quota.take(size, len(uids))
-            work = self.spawn(self._copy(source, target, uids, room, until))
-            if room is not None:
-                work.add_done_callback(lambda _: room.end())
-            return Copied(entry.uidvalidity, *await asyncio.shield(work))
+        return await (_copy.move if move else _copy.copy)(self, source, uids, name)
 
-    async def move_all(self, source: Guid, name: str) -> Copied:
+    async def move_all(self, source: Index, name: str) -> None:
         """Move all mails of a mailbox to another one. Raises as `copy`."""
-        box = await self.box(source)
-        return await self.copy(box, box.state.uids, name, move=True)
-
-    async def _copy(
-        self, source: Mailbox, target: Mailbox, uids: UidArray, room: Room | None, until: float
-    ) -> tuple[UidArray, UidArray]:
-        """Claim, journal, then both mailboxes (docs/format.md, "COPY, MOVE"); not to be cut short.
-        room: what a COPY has taken of the quota; None: a MOVE, which needs none."""
-        move = room is None
-        releasing: dict[Guid, Index] = await source.homes(uids) if move else {}
-        holding: dict[Guid, Mailbox] = {}
-        while True:
-            uids = uids[source.state.positions(uids)[1]]  # what was expunged meanwhile is not copied
-            if len(uids) == 0:
-                return uids, uids
-            rows, homes = _mailboxes.rows_for_copy(source, target, uids)
-            missing = [guid for guid in dict.fromkeys(guid for guid, _ in homes) if guid not in holding]
-            if not missing:
-                break
-            holding |= {guid: await self.box(guid) for guid in missing}
-        lease = self.spawn(self.journal.lease()) if self.journal.stale() else None
-        while True:
-            slot, delta = await write_claim(target, rows, len(rows), until)
-            new = np.arange(slot.uid, slot.uid + len(rows), dtype=np.uint32)
-            held: dict[Guid, Delta] = {}
-            for uid, (guid, home_uid) in zip(new.tolist(), homes, strict=True):
-                held.setdefault(guid, Delta()).holders[home_uid, target.guid, uid] = 0
-
-            def elsewhere(edit: Edit, modseq: int, held: dict[Guid, Delta] = held) -> None:
-                for guid, holders in held.items():
-                    edit.add(holding[guid], holders, Change.IMPORTANT)
-                if move and not target.deleted:
-                    source.expunge_in(edit, uids, releasing, above=modseq if source is target else 0)
-
-            slot.elsewhere = elsewhere
-            slot.also = None if room is None else room.end
-            target.slots.settle(slot, "landed", delta)
-            if await slot.done:
-                break
-        target.require_there()
-        _mailboxes.copy_fields(self.env, source, target, uids, new)
-        await self.journal.sync()
-        if lease is not None:
-            await lease
-        return uids, new
+        done = await _copy.move(self, source, source.state.uids, name)
+        if done.failure is not None:
+            raise done.failure
 
     async def recheck(self, *, every: bool = False) -> None:
         """After we were fenced off: take in what the bucket has and we do not, without closing what is open.

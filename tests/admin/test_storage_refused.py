@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from adminservice import running, write_config
 from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs
-from stores import Racy, SeaweedLike
+from stores import Late, Racy, SeaweedLike, Stale, Stubborn
 from structlog.testing import capture_logs
 
 from obox import parts as module
@@ -73,7 +74,7 @@ async def test_the_stores_words_and_exit_65(tmp_path: Path, status: int, code: s
         assert outcome.code == 65
         assert [row["check"] for row in outcome.rows][:1] == ["rights"]
         assert outcome.rows[0]["result"] == "wrong"
-        assert code in outcome.rows[0]["detail"]
+        assert outcome.rows[0]["detail"].startswith(f"{status} {code}: about {code} (put ")
         assert sum(head.startswith(b"PUT") for head in heads) == 1, "what is refused is not tried again"
         assert not any(head.startswith((b"POST", b"DELETE")) for head in heads), "nothing was written"
 
@@ -86,13 +87,13 @@ async def test_a_wrong_key_and_a_wrong_secret(s3_bucket: S3Bucket, tmp_path: Pat
         outcome = await check(on_s3(home, server.endpoint_url, bucket=s3_bucket.name, key=key, secret=secret))
         assert outcome.code == 65
         assert outcome.rows[0]["check"] == "rights"
-        assert "403" in outcome.rows[0]["detail"]
+        assert re.match(r"403 \w+: .*\(put ", outcome.rows[0]["detail"])
 
 
 async def test_no_such_bucket(moto_bucket: S3Bucket, tmp_path: Path) -> None:
     outcome = await check(on_s3(tmp_path, moto_bucket.server.endpoint_url, bucket="nobody-made-it"))
     assert outcome.code == 65
-    assert "NoSuchBucket" in outcome.rows[0]["detail"]
+    assert outcome.rows[0]["detail"].startswith("404 NoSuchBucket: ")
 
 
 async def test_a_store_that_does_not_answer_is_69_with_the_cause(tmp_path: Path) -> None:
@@ -102,6 +103,47 @@ async def test_a_store_that_does_not_answer_is_69_with_the_cause(tmp_path: Path)
     assert outcome.code == 69
     assert [row["result"] for row in outcome.rows] == ["wrong"]
     assert "Connection refused" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("scheme", "spoken", "words"),
+    [
+        ("http", b"220 mail.example.org ESMTP\r\n", "the answer is not HTTP"),
+        ("http", b"\x15\x03\x01\x00\x02\x02\x46", "the answer is not HTTP"),  # an alert of TLS
+        ("https", b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "the answer is not TLS"),
+    ],
+)
+async def test_a_port_that_speaks_another_protocol(
+    tmp_path: Path, scheme: str, spoken: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """27 s it took, and without a reason."""
+    monkeypatch.setattr("obox.admin.storage.GIVE_UP_S", 0.3)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(spoken)
+        with suppress(OSError):
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    config = on_s3(tmp_path, f"{scheme}://127.0.0.1:{port}")
+    config.write_text(config.read_text().replace("[imap]", 'deadline = "60s"\n[imap]'))
+    outcome = await asyncio.wait_for(check(config), 50)  # below the deadline: it was given up
+    server.close()
+    assert outcome.code == 69
+    assert outcome.rows[0]["detail"].startswith(words)
+    assert outcome.message.startswith(f"the storage does not answer: {words}")
+
+
+async def test_an_unknown_outcome_names_its_request_once(tmp_path: Path) -> None:
+    config = on_s3(tmp_path, "http://127.0.0.1:1")
+    config.write_text(config.read_text().replace("[imap]", 'deadline = "1s"\n[imap]'))
+    outcome = await check(config)
+    assert outcome.rows[0]["detail"].count("(put ") == 1
+    assert "put _probe" in outcome.rows[0]["detail"]
+    assert outcome.rows[0]["detail"].count("_probe/") == 2, "the request, and its URL"
 
 
 async def test_a_command_without_a_backend_ends_with_the_stores_words(tmp_path: Path) -> None:
@@ -119,7 +161,7 @@ async def test_a_backend_that_waits_says_why_after_a_second(
 ) -> None:
     """Once, and then once a minute; 17 s it took, and without "connection refused"."""
     monkeypatch.setattr(module, "RETRY_S", 0.01)
-    monkeypatch.setattr(module, "TELL_S", 0.05)
+    monkeypatch.setattr(module, "REPORT_AFTER_S", 0.05)
     async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
         config = on_s3(tmp_path, endpoint if end == "refuses" else "http://127.0.0.1:1")
         parts = await module.open(load(config, {}))
@@ -168,6 +210,39 @@ async def test_a_racy_store_fails_the_check(tmp_path: Path, monkeypatch: pytest.
     assert row["detail"].startswith("0 of 20 rounds of 8 writers had exactly one winner")
 
 
+async def test_puts_of_the_race_that_land_late_are_no_fault_and_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were sent twice, and the first attempts landed after the DELETE: "1 objects are still listed"."""
+    monkeypatch.setattr("obox.objectstore._probe.SWEEP_PAUSES_S", (0.01, 0.01, 0.01))
+    driver = Late()
+    served_by(monkeypatch, driver)
+    config = write_config(tmp_path, "memory://")
+    config.write_text(config.read_text().replace("[imap]", 'deadline = "2s"\n[imap]'))
+    outcome = await check(config)
+    assert driver.held == [], "all of them landed"
+    assert [row for row in outcome.rows if row["result"] == "wrong"] == []
+    assert outcome.code == 0
+    assert await open_store_of(driver).list("", kind="format") == []
+
+
+async def test_a_list_that_names_the_deleted_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obox.objectstore._probe.SWEEP_PAUSES_S", ())
+
+    class Keeps(Stubborn):
+        async def delete_batch(self, keys: Any, *, kind: Any) -> None:
+            self.stay = {key for key in keys if key.endswith("/z")}
+            await super().delete_batch(keys, kind=kind)
+
+    for number, driver in enumerate((Stale(), Keeps([]))):
+        served_by(monkeypatch, driver)
+        outcome = await check(write_config(tmp_path / str(number), "memory://"))
+        assert outcome.code == 65
+        (row,) = [row for row in outcome.rows if row["result"] == "wrong"]
+        assert row["check"] == "delete"
+        assert "still listed" in row["detail"]
+
+
 async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +266,7 @@ async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
     path = write_config(tmp_path / "fit", f"file://{tmp_path}/unused")
     for _ in range(2):
         async with running(path) as service:
-            for _ in range(200):
+            for _ in range(3000):
                 if fit.raced >= 160 and service.backend.parts.store.env.metacache.get_state(module.RACED):
                     break
                 await asyncio.sleep(0.01)

@@ -365,6 +365,18 @@ async def test_unpack(start: Callable[..., Any]) -> None:
         assert (await service.fails("metacacheUnpack", bundle=str(bad), file=True, key=other))[0] == 70
 
 
+@pytest.mark.parametrize("command", ["mailboxStatus", "forceResync"])
+async def test_a_mailbox_that_is_named_must_be_there(service: Service, command: str) -> None:
+    """Exit 0 and no row, it was: as if all were well."""
+    await service.deliver(ANNA, [mail(1)])
+    rows = await service.call(command, user=ANNA, mailboxMask=["INBOX", "Nowhere*"])
+    assert [row["mailbox"] for row in rows] == ["INBOX"]
+    result = await service.refused(command, user=ANNA, mailboxMask=["Nowhere", "INBOX"])
+    assert result["exitCode"] == 65
+    assert "no mailbox 'Nowhere'" in str(result)
+    assert [row["mailbox"] for row in result["rows"]] == ["INBOX"], "the others are shown all the same"
+
+
 async def test_storage_check(service: Service) -> None:
     rows = await service.call("storageCheck")
     assert {row["result"] for row in rows} == {"ok"}

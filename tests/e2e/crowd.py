@@ -1,7 +1,8 @@
 """A crowd at a backend: IMAP sessions that come, work and go, and senders at a steady rate, in one loop.
 
-Every answer is looked at: what is not OK or 250 is a complaint. What was acknowledged is remembered, so that it can be
-asked for afterwards.
+Every answer is looked at: what is not OK or 250 is a complaint. One refusal is none: a metacache that is full of users
+in use says so, with a temporary error, to whoever would be another; they come again, as clients do, and must get in.
+What was acknowledged is remembered, so that it can be asked for afterwards.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 ANSWER_S = 30.0
+TRIES_MAX = 30
+AGAIN_S = 1.0
+NO_ROOM = re.compile(r"NO \[UNAVAILABLE\] No room for another user's index|451 4\.3\.0 ")
+"""LMTP says to senders that the storage is not available, and no more."""
 _LITERAL = re.compile(rb"\{(\d+)\}\r\n$")
 
 
@@ -94,6 +99,8 @@ class Crowd:
     """By user: numbers of the mails that were answered 250."""
     appended: dict[str, int] = field(default_factory=dict)
     commands: int = 0
+    refused: int = 0
+    """How often there was no room for another user."""
     stopping: bool = False
     _number: int = 0
 
@@ -127,8 +134,13 @@ class Crowd:
         self, client: Imap, rng: random.Random, user: str, pause_s: float
     ) -> None:
         async def say(text: str, literal: bytes | None = None) -> list[bytes]:
-            answer, lines = await client.command(text, literal)
-            self.commands += 1
+            for _ in range(TRIES_MAX):
+                answer, lines = await client.command(text, literal)
+                self.commands += 1
+                if not NO_ROOM.match(answer):
+                    break
+                self.refused += 1
+                await asyncio.sleep(AGAIN_S)
             if not answer.startswith("OK"):
                 self.complain(user, f"{text[:60]} -> {answer}")
             return lines
@@ -203,28 +215,37 @@ class Crowd:
     async def _deliver(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: str) -> None:
         number = self.next_number()
         mail = re.sub(rb"(?m)^\.", b"..", self.make(number))
-        writer.write(b"MAIL FROM:<crowd@example.net>\r\nRCPT TO:<%b>\r\nDATA\r\n" % user.encode())
-        for step in ("MAIL", f"RCPT {user}"):
-            await self._expect(reader, step)
-        await self._expect(reader, "DATA", "354")
-        writer.write(mail + b".\r\n")
-        if await self._expect(reader, f"the mail for {user}"):
+        for _ in range(TRIES_MAX):
+            writer.write(b"MAIL FROM:<crowd@example.net>\r\nRCPT TO:<%b>\r\nDATA\r\n" % user.encode())
+            for step in ("MAIL", f"RCPT {user}"):
+                await self._expect(reader, step)
+            await self._expect(reader, "DATA", "354")
+            writer.write(mail + b".\r\n")
+            reply = await self._reply(reader, "DATA")
+            if not NO_ROOM.match(reply):
+                break
+            self.refused += 1
+            await asyncio.sleep(AGAIN_S)
+        if reply.startswith("2"):
             self.delivered.setdefault(user, set()).add(number)
+        else:
+            self.complain("lmtp", f"the mail for {user} -> {reply}")
 
-    async def _expect(self, reader: asyncio.StreamReader, step: str, code: str = "2") -> bool:
+    async def _reply(self, reader: asyncio.StreamReader, step: str) -> str:
         async with asyncio.timeout(ANSWER_S):
             while True:
                 line = (await reader.readline()).decode(errors="replace")
                 if not line:
                     raise Gone(f"LMTP closed at {step}")
                 if line[3:4] != "-":
-                    break
+                    return line.strip()
+
+    async def _expect(self, reader: asyncio.StreamReader, step: str, code: str = "2") -> None:
+        line = await self._reply(reader, step)
         if not line.startswith(code):
-            self.complain("lmtp", f"{step} -> {line.strip()}")
+            self.complain("lmtp", f"{step} -> {line}")
             if code == "354":
                 raise Gone(line)
-            return False
-        return True
 
     # -- all -------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from obox.mailbox import (
     Delta,
     FlagOp,
     Gone,
+    Holders,
     Rows,
     State,
     UidArray,
@@ -435,16 +436,16 @@ def test_takeover() -> None:
 def test_dead() -> None:
     state = state_of(rows(1), rows(2), rows(3), rows(4, home=OTHER, home_uid=9))
     held = (2, OTHER, 8)
-    state.join(Delta(holders={held: 0}))
+    state.join(Delta(holders=Holders.of({held: 0})))
     delta, _ = state.expunge_delta(uids(1, 2, 4), 1000)
     assert delta is not None
     state.join(Delta.decode(delta.encode()))
-    assert state.active_holders() == {2}
+    assert state.active_holders().tolist() == [2]
     assert state.dead(1000).tolist() == []
     assert state.dead(1001).tolist() == [1]  # 2 is held, the object of 4 lies elsewhere
-    state.join(Delta(holders={held: 2000}))
-    state.join(Delta(holders={held: 0}))
-    assert state.active_holders() == set()
+    state.join(Delta(holders=Holders.of({held: 2000})))
+    state.join(Delta(holders=Holders.of({held: 0})))
+    assert state.active_holders().tolist() == []
     assert state.dead(2000).tolist() == [1]
     assert state.dead(2001).tolist() == [1, 2]
     state.join(Delta(purged=uids(1)))

@@ -15,7 +15,19 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obox.mailbox import CLAIM_PURGED, Delta, Gone, MailboxEntry, Root, RootDelta, Rows, State, Totals, uid_array
+from obox.mailbox import (
+    CLAIM_PURGED,
+    Delta,
+    Gone,
+    Holders,
+    MailboxEntry,
+    Root,
+    RootDelta,
+    Rows,
+    State,
+    Totals,
+    uid_array,
+)
 from obox.types import Guid
 
 GUID = Guid("a" * 32)
@@ -65,7 +77,7 @@ class Model:
             assert {flag.lower() for flag in state.flags_of_bits(bits)} == want
         assert dict(zip(state.gone_uid.tolist(), state.gone_modseq.tolist(), strict=True)) == self.gone
         assert set(state.gone_uid[state.gone_purged].tolist()) == self.purged & self.gone.keys()
-        assert state.holders == self.holders
+        assert dict(state.holders.items()) == self.holders
         assert state.claims == self.claims
 
 
@@ -121,7 +133,7 @@ class Writer:
 
     def hold(self, uid: int, other: int, released: bool) -> None:
         holder = (uid, OTHERS[other % len(OTHERS)], uid)
-        self.apply(Delta(holders={holder: self.state.next_modseq(self.now) if released else 0}))
+        self.apply(Delta(holders=Holders.of({holder: self.state.next_modseq(self.now) if released else 0})))
 
     def claim(self, uid: int, count: int) -> None:
         self.apply(Delta(claims={uid: count}, uidnext=uid + count))

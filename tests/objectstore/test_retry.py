@@ -560,6 +560,14 @@ async def test_slow_requests_are_logged_with_their_attempt() -> None:
     ]
 
 
+async def test_slow_probes_are_not_logged() -> None:
+    """A race of 160 PUTs wrote a line for each that was slow; its row says how long it took."""
+    world = World(slow_s=0.5)
+    world.faults.fail_next("put", fault="delay", seconds=0.75)
+    await world.time.run(world.store.put("_probe/00/race/01", b"x", kind="format"))
+    assert [line for line in world.log.lines if line[0] == "warning"] == []
+
+
 async def test_a_copy_before_the_probe_is_get_and_put_where_the_store_may_overwrite() -> None:
     world = World()
     world.store.driver.copies_create_only = False

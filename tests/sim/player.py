@@ -464,7 +464,7 @@ class Player:
             for at, _ in enumerate(box.state.uids):
                 home, uid = box.state.home_of(at)
                 needed.add(mail_key(SID, home, uid))
-            needed |= {mail_key(SID, guid, Uid(uid)) for uid in box.state.active_holders()}
+            needed |= {mail_key(SID, guid, Uid(uid)) for uid in box.state.active_holders().tolist()}
             state[guid] = (entry.name, entry.deleted > 0, flags_of(box.state), box.state.uidnext)
         return needed, state
 

@@ -223,6 +223,26 @@ async def test_above_the_limit_new_users_wait_and_sessions_go_on(
         assert life.store.env.metacache.peek("anna", "root").change in tuple(Change)
 
 
+async def test_who_waits_for_room_is_let_in_before_who_comes_later(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each looked on its own, so that whoever came at the right moment went first, and others were refused."""
+    async with machine.run() as life:
+        metacache = life.store.env.metacache
+        monkeypatch.setattr(metacache, "full", lambda: True)
+        opened: list[str] = []
+
+        async def open_one(name: str) -> None:
+            await life.user(name)
+            opened.append(name)
+
+        first = asyncio.ensure_future(open_one("anna"))
+        await asyncio.sleep(0.01)
+        monkeypatch.setattr(metacache, "full", lambda: False)
+        await asyncio.gather(open_one("bo"), first)
+        assert opened == ["anna", "bo"]
+
+
 async def test_an_open_compares_with_the_bucket_after_the_forced_interval_and_once_after_a_moment(
     machine: Machine,
 ) -> None:

@@ -9,7 +9,7 @@ from machines import SID, Life, Machine, uids
 from mails import simple
 
 from metacache import Change
-from obox.mailbox import Delta
+from obox.mailbox import Delta, Holders
 from obox.objectstore.keys import bundles_prefix
 from obox.store import NewMail, User
 from obox.types import Guid
@@ -44,7 +44,7 @@ async def test_late_news_make_no_bundle(machine: Machine) -> None:
     async with machine.run() as life:
         user, guid, _ = await cleared(machine, life)
         box = await user.box(guid)
-        box.apply(Delta(holders={(1, Guid("ab" * 16), 7): 0}), Change.IMPORTANT)
+        box.apply(Delta(holders=Holders.of({(1, Guid("ab" * 16), 7): 0})), Change.IMPORTANT)
         await box.flush(everything=True)
         await box.sweep()
         await box.carry()

@@ -352,12 +352,12 @@ async def test_lists_of_mailboxes_are_joined(machine: Machine, tmp_path: Path, m
 
 async def test_holders_noted_before_stay(machine: Machine, tmp_path: Path) -> None:
     """A mailbox of which the destination has nothing but that a copy elsewhere needs its object."""
-    from obox.mailbox import Delta
+    from obox.mailbox import Delta, Holders
 
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         guid = one.users[0].entry("INBOX").guid
-        held = Delta(holders={(3, one.users[0].entry("Sent").guid, 9): 0})
+        held = Delta(holders=Holders.of({(3, one.users[0].entry("Sent").guid, 9): 0}))
         other.store.env.metacache.append(SID, guid, held.encode(), Change.IMPORTANT)
         await pull(one, other)
         box = await (await other.user()).select("INBOX")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from machines import Machine
+from structlog.testing import capture_logs
 
 from obox.errors import InUse, OboxError, OverQuota, Unavailable
-from obox.objectstore import Unreachable
+from obox.objectstore import OutcomeUnknown, Unreachable
 from obox.store import NewMail, User
 
 
@@ -100,6 +102,31 @@ async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: p
         assert taken(user) == (0, 0)
         assert user.usage().storage_bytes == 6000
         await user.append("INBOX", [NewMail(b"x" * 4000)])
+
+
+async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_each(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puts: list[object] = []
+
+    async def unknown(*args: Any, **kwargs: Any) -> Any:
+        puts.append(args)
+        raise OutcomeUnknown("nobody knows")
+
+    async with machine.run() as life:
+        user = await life.user()
+        monkeypatch.setattr("obox.store._writer.put_once", unknown)
+        with capture_logs() as logs:
+            for _ in range(2):
+                with suppress(OboxError):
+                    await user.append("INBOX", [NewMail(b"x")])
+            before = len(puts)
+            await life.let_pass(61.0)
+            with suppress(OboxError):
+                await user.append("INBOX", [NewMail(b"x")])
+        told = [line["more"] for line in logs if line["event"] == "delivery undecided"]
+        assert 1 < before < len(puts)
+        assert told == [0, before - 1], "a minute later, with the number of the others"
 
 
 async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ async def move(session: Session, command: ast.Move) -> Reply:
     session.write(wire.status(None, "OK", "Moved", _copyuid(done)))
     mailbox, _ = session.need_mailbox()
     await tell(session, uid=command.uid)
+    if done.failure is not None:  # RFC 6851 §3.3: each mail is in one of the two
+        return of_error(done.failure, target=True)
     code = f"HIGHESTMODSEQ {mailbox.state.highestmodseq}" if session.condstore else None
     return Reply("Move completed", code)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -40,6 +40,10 @@ from .server import (
     raise_open_files_limit,
 )
 
+if TYPE_CHECKING:
+    from .cluster import Router
+    from .proxy import Forwarder
+
 log = structlog.get_logger()
 
 
@@ -62,12 +66,33 @@ class _Counters:
         self._metrics.imap_commands.labels(name, condition).inc()
 
 
+class LinkCounters:
+    """Numbers of forwards and splices as metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def forward(self, listener: str, result: str) -> None:
+        self._metrics.forwards.labels(listener, result).inc()
+
+    def splices(self, change: int) -> None:
+        self._metrics.splices.inc(change)
+
+    def spliced(self, from_client: int, to_client: int) -> None:
+        self._metrics.spliced_bytes.labels("from_client").inc(from_client)
+        self._metrics.spliced_bytes.labels("to_client").inc(to_client)
+
+
 class Backend:
     """See the module's text. `run` is the process."""
 
-    def __init__(self, config: Config, *, environ: Mapping[str, str] | None = None) -> None:
-        """Raises ConfigError for bad keys, certificates or paths. It binds nothing
-        yet."""
+    def __init__(
+        self, config: Config, *, environ: Mapping[str, str] | None = None, router: Router | None = None
+    ) -> None:
+        """Raises ConfigError for bad keys, certificates or paths. It binds nothing yet.
+
+        router: says who serves whom; None: this backend serves all users.
+        """
         rooms.refuse_absent(config)
         self._config = config
         self._environ = dict(os.environ if environ is None else environ)
@@ -84,6 +109,8 @@ class Backend:
             proxy_timeout_s=config.server.haproxy_timeout,
             inherited=inherited_sockets(self._environ),
         )
+        self.router = router
+        self.forwarder: Forwarder | None = None
         self.imap: ImapServer | None = None
         self.lmtp: LmtpServer | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -97,16 +124,34 @@ class Backend:
         config`. Raises ConfigError.
         """
         rooms.codec(self._config)
+        rooms.link_secrets(self._config)
 
     def _imap(self) -> ImapServer:
         certificates, config = self.certificates, self.parts.config
-        return ImapServer(
+        imap = ImapServer(
             self.parts.store,
             self.parts.authenticator,
             rooms.imap_settings(config),
             settings_of=by_client(config, rooms.imap_settings),
             upgrade=starttls(lambda: certificates.context) if certificates else None,
             counters=_Counters(self.metrics),
+        )
+        imap.forwards(self.forwarder)
+        return imap
+
+    def _forwarder(self) -> Forwarder | None:
+        if self.router is None:
+            return None
+        from .proxy import Forwarder  # a backend that serves all users does without
+
+        config, certificates = self.parts.config, self.certificates
+        return Forwarder(
+            self.router,
+            rooms.link_secrets(config),
+            self.parts.authenticator,
+            member=config.cluster.backend,
+            certificate=lambda: certificates.digest if certificates else b"",
+            counters=LinkCounters(self.metrics),
         )
 
     def _lmtp(self) -> LmtpServer:
@@ -119,7 +164,12 @@ class Backend:
             self.metrics.lmtp_deliveries.labels(kind).inc()
 
         deliverer = StoreDeliverer(self.parts.store, self.parts.users, mail_bytes_max=settings.mail_bytes_max)
-        return LmtpServer(deliverer, settings, observe=observe)
+        lmtp = LmtpServer(deliverer, settings, observe=observe)
+        if self.forwarder is not None:
+            from .proxy import LmtpForwarder
+
+            lmtp.forwards(LmtpForwarder(self.forwarder, lambda: self.parts.users))
+        return lmtp
 
     def _sources(self) -> None:
         """Show numbers of the rooms as metrics."""
@@ -210,6 +260,7 @@ class Backend:
         """
         config = self.parts.config
         self._sources()
+        self.forwarder = self._forwarder()
         if config.imap is not None:
             self.imap = self._imap()
             self.listeners.bind("imap", config.imap.listen, _imap_factory(self.imap))
@@ -230,6 +281,7 @@ class Backend:
             environ=self._environ,
             admin=self.admin,
             imap=self.imap,
+            forwarder=self.forwarder,
             lmtp=self.lmtp,
             certificates=self.certificates,
             certificate_watch=self.certificate_watch,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import rooms
 from .admin import Admin
@@ -28,6 +29,9 @@ from .net import Certificates, Listeners, TlsError
 from .parts import Parts, warn_of_small_disks
 from .server import FileWatch, Lifecycle, Reloaded, set_level
 
+if TYPE_CHECKING:
+    from .proxy import Forwarder
+
 Use = Callable[[], None]
 
 
@@ -36,13 +40,14 @@ class Reload:
     """Everything that a reload changes. `prepare` is for `Lifecycle.on_reload`.
 
     environ: the environment of the process. imap, lmtp, certificates: None if the
-    configuration has none.
+    configuration has none. forwarder: None if no directory says who serves whom.
     """
 
     parts: Parts
     environ: Mapping[str, str]
     admin: Admin
     imap: ImapServer | None
+    forwarder: Forwarder | None
     lmtp: LmtpServer | None
     certificates: Certificates | None
     certificate_watch: FileWatch
@@ -64,6 +69,7 @@ class Reload:
             self._logins(config, users),
             self._store(config),
             self._protocols(config, users),
+            self._link(config),
             self._process(changed),
         ]
 
@@ -141,6 +147,15 @@ class Reload:
         def use() -> None:
             for one in uses:
                 one()
+
+        return use
+
+    def _link(self, config: Config) -> Use:
+        forwarder, secrets = self.forwarder, rooms.link_secrets(config)
+
+        def use() -> None:
+            if forwarder is not None:
+                forwarder.secrets = secrets
 
         return use
 

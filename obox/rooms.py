@@ -1,7 +1,7 @@
 """Translates the configuration into the settings of each room, at start and reload.
 
 Invariant: equal configurations give equal settings. The only files that it reads are
-those with encryption keys.
+those with encryption keys and with secrets of the cluster.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import socket
 from collections.abc import Callable, Sequence
 from ssl import SSLContext
 from typing import Literal, cast
+
+import structlog
 
 from metacache import SizeWeights, Weights
 
@@ -23,10 +25,13 @@ from .objectstore import Codec, load_keys
 from .objectstore import Settings as BucketSettings
 from .store import StoreSettings
 
+log = structlog.get_logger()
+
 __all__ = [
     "bucket_settings",
     "codec",
     "imap_settings",
+    "link_secrets",
     "lmtp_settings",
     "login_delays",
     "refuse_absent",
@@ -106,6 +111,22 @@ def login_delays(config: Config) -> Sequence[float]:
         delays.append(first)
         first *= 2
     return (*delays, most)
+
+
+def link_secrets(config: Config) -> tuple[bytes, ...]:
+    """Secrets of the link between members; none: there is no link.
+
+    Reads the file, and warns of what is weak. Raises ConfigError.
+    """
+    path = config.cluster.secret_file
+    if path is None:
+        return ()
+    from .auth.secretfile import read_secrets
+
+    secrets, warnings = read_secrets(path)
+    for warning in warnings:
+        log.warning("cluster.secret_file is weak", file=str(path), why=warning)
+    return secrets
 
 
 def imap_settings(config: Config) -> ImapSettings:

@@ -89,6 +89,29 @@ class Spool:
             raise OSError("the spool is shorter than what was written")
         return data
 
+    async def head(self, size: int) -> bytes | None:
+        """Its first bytes, at most `size`; None: the file cannot be read.
+
+        A mail that is in a file is in there whole, by `flush`.
+        """
+        if self._file is None:
+            return None if self.failed else self.take_memory()[:size]
+        try:
+            return await self.read(0, min(size, self.size))
+        except OSError:
+            return None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The whole mail in pieces, which costs no more memory than a piece.
+
+        A mail that is in a file is in there whole, by `flush`. Raises: OSError.
+        """
+        if self._file is None:
+            yield self.take_memory()
+            return
+        for start in range(0, self.size, WRITE_BYTES):
+            yield await self.read(start, min(WRITE_BYTES, self.size - start))
+
     async def reset(self) -> None:
         """Discard the mail."""
         self._parts, self._parts_bytes, self.size, self.failed = [], 0, 0, False

@@ -55,6 +55,7 @@ ARROWS: dict[str, set[str]] = {
         "metacache",
     },
     "obox.events": LEAVES,
+    "obox.proxy": {*LEAVES, "obox.auth", "obox.cluster", "obox.imap", "obox.lmtp", "obox.net", "obox.spool"},
     "obox.cluster": LEAVES,
     "admintool": {"obox", "obox.config", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
 }

@@ -7,6 +7,8 @@ the passwd-file.
 """
 
 from obox.auth.authenticator import Authenticator, AuthFailed, AuthUnavailable, Disabled, Penalties, UserDb
+from obox.auth.link import MECHANISM as LINK
+from obox.auth.link import Forward, LinkOwner, LinkRefused, LinkSender, Referred
 from obox.auth.names import normalise
 from obox.auth.passwdfile import PasswdFile, Problem, add_user, claimed, edit_user, list_users, rename_user
 from obox.auth.sasl import Challenge, Credentials, SaslCancelled, SaslError, SaslServer, mechanisms
@@ -14,6 +16,7 @@ from obox.auth.schemes import SCHEMES, hash_password
 from obox.auth.users import UserEntry
 
 __all__ = [
+    "LINK",
     "SCHEMES",
     "AuthFailed",
     "AuthUnavailable",
@@ -21,9 +24,14 @@ __all__ = [
     "Challenge",
     "Credentials",
     "Disabled",
+    "Forward",
+    "LinkOwner",
+    "LinkRefused",
+    "LinkSender",
     "PasswdFile",
     "Penalties",
     "Problem",
+    "Referred",
     "SaslCancelled",
     "SaslError",
     "SaslServer",

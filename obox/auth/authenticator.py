@@ -249,6 +249,38 @@ class Authenticator:
             raise Disabled(entry.reason or "Login is disabled for this user")
         return entry.account
 
+    async def admit(self, remote: str) -> None:
+        """Let a peer wait as long as after its failures, before it proves anything."""
+        if (delay_s := self._penalties.delay_s(remote)) > 0:
+            await self._sleep(delay_s)
+
+    def forged(self, remote: str) -> None:
+        """Count a forged proof as a failed login of an address."""
+        self._penalties.failed(remote, secrets.token_bytes(16))
+
+    async def forwarded(self, user: str, storage_id: str) -> Account:
+        """The account of a user whose password another member of the cluster has
+        checked.
+
+        Raises: Disabled, AuthUnavailable; also where we know the user as another, since
+        the members then have different user databases.
+        """
+        try:
+            entry = await self._users.lookup_async(self._users.normalise(user))
+        except (Invalid, Unavailable) as error:
+            raise AuthUnavailable("Authentication is temporarily unavailable") from error
+        if entry is None or entry.account.storage_id != storage_id:
+            log.error(
+                "auth_members_differ",
+                user=user[:200],
+                known=entry is not None,
+                next_step="give all members the same users",
+            )
+            raise AuthUnavailable("Authentication is temporarily unavailable")
+        if entry.disabled or entry.nologin:
+            raise Disabled(entry.reason or "Login is disabled for this user")
+        return entry.account
+
     def use(self, users: UserDb, *, cache_ttl_s: float, delays_s: Sequence[float]) -> None:
         """Use other users, times and delays from now on.
 

@@ -397,7 +397,6 @@ class Cluster:
         kinds.OPTIONAL_PATH,
         "",
         "file with a secret a line that all members share; the first signs, all are accepted; empty: no forwarding",
-        restart=True,
     )
     dead_after: float = _set(
         kinds.duration("5s", "1h"),

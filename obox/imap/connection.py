@@ -9,7 +9,7 @@ Refuses to know: commands, mailboxes.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from obox.errors import OboxError
 from obox.imap import wire
@@ -21,7 +21,10 @@ from obox.imap.session import Session
 from obox.imap.states import BEFORE_LOGIN
 from obox.imap.updates import tell
 from obox.net import Connection as Engine
-from obox.net import Flow, Who, Why
+from obox.net import Flow, Who, Why, speak_for
+
+if TYPE_CHECKING:
+    from obox.net.splice import Leg
 
 KEEPALIVE: Final = b"* OK Still here\r\n"
 CODES: Final = {Why.LIMIT: "LIMIT", Why.NOT_SERVING: "UNAVAILABLE"}
@@ -77,6 +80,9 @@ class Connection(Engine):
             if event is NEED_DATA:
                 return
             await self.machine.handle(session, event)
+            if session.leg is not None:
+                self._splice(*session.leg)
+                return
             await session.go_on()  # many small commands may have come at once
 
     @property
@@ -112,6 +118,13 @@ class Connection(Engine):
     def log_bug(self, what: str) -> None:
         self.context.log.exception(f"imap {what}", session=self.id, user=self.session.user_name)
 
+    def _splice(self, leg: Leg, user: str) -> None:
+        """The tagged OK is gathered: from here on the owner answers."""
+        from obox.net.splice import Splice  # where users are forwarded
+
+        Splice(self, leg, user, self.parser.take())
+        self.session.leg = None
+
     # -- the session's side ----------------------------------------------------------------------------------------
 
     async def start_tls(self) -> None:
@@ -119,6 +132,10 @@ class Connection(Engine):
         if upgrade is None:
             raise ConnectionResetError("no TLS")
         await self.handshake(upgrade)
+
+    def speak_for(self, remote: str) -> None:
+        speak_for(self, remote)
+        self.flow = self.configure()
 
     def logged_in(self) -> None:
         self.parser.limits = self.settings.limits

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from obox.accounts import Account
+from obox.auth import Forward, LinkOwner
 from obox.imap.intake import Intake
 from obox.imap.settings import ImapSettings
 from obox.net import Hub, Registry, Upgrade
 from obox.store.api import User
+
+if TYPE_CHECKING:
+    from obox.net.splice import Leg
 
 
 class Authenticator(Protocol):
@@ -18,6 +22,31 @@ class Authenticator(Protocol):
 
     async def verify(self, user: str, password: str, *, remote: str) -> Account:
         """Raises: AuthFailed, Disabled, AuthUnavailable."""
+
+
+class Forwarding(Protocol):
+    """What a member of a cluster does with users of other members; `obox.proxy`."""
+
+    async def connect(self, account: Account, *, listener: str, remote: str, tls: bool) -> Leg | None:
+        """A connection to the backend that owns the user, logged in; None: it is us.
+
+        remote: the client's address. Raises: Unavailable, Limit, NoPerm.
+        """
+
+    async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
+        """The owner's side of X-OBOX-LINK, for a peer at `remote`.
+
+        Raises: NoPerm, there is no link over such a connection.
+        """
+
+    async def accept(self, forward: Forward) -> Account:
+        """The account of a user that a member forwards to us.
+
+        Raises: Referred; Disabled, Unavailable.
+        """
+
+    def forged(self, why: str, *, remote: str, listener: str) -> None:
+        """A peer has proved nothing: log it, and count a failed login of its address."""
 
 
 class Counters(Protocol):
@@ -55,7 +84,8 @@ class Context:
     """Shared by all sessions of a server.
 
     settings: of the server. settings_of: of a client, by its address ("": a unix
-    socket). upgrade: starts TLS; None: STARTTLS is not offered.
+    socket). upgrade: starts TLS; None: STARTTLS is not offered. forwarding: None where
+    all users are ours.
     """
 
     hub: Hub
@@ -67,6 +97,7 @@ class Context:
     upgrade: Upgrade | None
     log: Any
     intake: Intake
+    forwarding: Forwarding | None = None
 
     @property
     def registry(self) -> Registry:

@@ -148,6 +148,12 @@ class Parser:
         self._reset()
         return size
 
+    def take(self) -> bytes:
+        """What was fed and not used, for another server: the client is in the middle of no command."""
+        rest = bytes(self._buffer)
+        self.discard_buffer()
+        return rest
+
     def close(self) -> None:
         """Nothing more is read, and nothing is held."""
         self._reset()

@@ -15,8 +15,9 @@ import structlog
 
 from obox import net
 from obox.accounts import Account
+from obox.errors import Unavailable
 from obox.imap.connection import Connection
-from obox.imap.context import Authenticator, Context, Counters, NoCounters
+from obox.imap.context import Authenticator, Context, Counters, Forwarding, NoCounters
 from obox.imap.intake import Intake
 from obox.imap.machine import Machine
 from obox.imap.settings import ImapSettings
@@ -37,7 +38,7 @@ class ImapServer:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | None,
         authenticator: Authenticator,
         settings: ImapSettings | None = None,
         *,
@@ -49,14 +50,17 @@ class ImapServer:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """settings_of: the settings for a client of an address; None: the same for all.
+        """store: None in a proxy, which forwards every user.
 
+        settings_of: the settings for a client of an address; None: the same for all.
         upgrade: starts TLS on a transport; None: no STARTTLS. spawn: starts a task;
         None: the loop does.
         """
         settings = settings or ImapSettings()
 
         async def open_user(account: Account) -> User:
+            if store is None:
+                raise Unavailable("No backend serves this user")
             quota = account.quota
             return await store.open_user(
                 account.name,
@@ -106,6 +110,11 @@ class ImapServer:
     def tls_offered(self, upgrade: Upgrade | None) -> None:
         """Offer STARTTLS with another certificate from now on, or no more."""
         self.context.upgrade = upgrade
+
+    def forwards(self, forwarding: Forwarding | None) -> None:
+        """Serve users of this backend only, and forward those of others; None: all are
+        ours."""
+        self.context.forwarding = forwarding
 
     async def stop(self, reason: str = STOP_REASON, grace_s: float = 25.0) -> None:
         """Say BYE to all, each after its command; cut those left after `grace_s`.

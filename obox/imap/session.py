@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import enum
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from obox.accounts import Account
-from obox.auth import SaslServer
+from obox.auth import LinkOwner, SaslServer
 from obox.errors import Invalid
 from obox.imap import wire
 from obox.imap.capabilities import capabilities
@@ -29,6 +29,9 @@ from obox.mailbox import UidArray
 from obox.mailbox.view import View
 from obox.net import is_loopback
 from obox.store.api import Mailbox, User
+
+if TYPE_CHECKING:
+    from obox.net.splice import Leg
 
 NO_UIDS: Final[UidArray] = np.empty(0, dtype=np.uint32)
 
@@ -60,6 +63,12 @@ class Channel(Protocol):
 
     @property
     def full(self) -> bool: ...
+
+    @property
+    def is_local(self) -> bool: ...
+
+    def speak_for(self, remote: str) -> None:
+        """The peer is a member of the cluster, and its client is at `remote`."""
 
     def write(self, data: bytes) -> None:
         """Gather output. It goes out in order, at the latest when the command ends."""
@@ -101,6 +110,7 @@ class Session:
         "condstore",
         "context",
         "idling",
+        "leg",
         "logged_out",
         "mailbox",
         "mailbox_name",
@@ -132,7 +142,9 @@ class Session:
         self.idling = False
         self.changed = False
         """The mailbox has changed since the last look."""
-        self.sasl: SaslServer | None = None
+        self.sasl: SaslServer | LinkOwner | None = None
+        self.leg: tuple[Leg, str] | None = None
+        """The owner's connection and the user, from the login on until both are one."""
         self.waiting_tag = b""
         """Of the command that waits for the client's next line."""
         self.may_cancel = False
@@ -300,8 +312,26 @@ class Session:
             "imap login", user=account.name, remote=self.out.remote, session=self.out.id, tls=self.out.tls
         )
 
+    def forward(self, account: Account, leg: Leg) -> None:
+        """Another backend serves the user: the sessions are limited there, not here."""
+        self.context.registry.login(account.name, most=0)
+        self.leg = (leg, account.name)
+        self.context.log.info(
+            "imap forwarded",
+            user=account.name,
+            remote=self.out.remote,
+            session=self.out.id,
+            tls=self.out.tls,
+            backend=leg.backend,
+        )
+
     async def finish(self, duration_s: float) -> None:
         """Give back what is held; one line to the log. The connection is gone."""
+        if self.leg is not None:  # the client left just then
+            leg, name = self.leg
+            self.context.registry.logout(name)
+            leg.abort()
+            self.leg = None
         self.idling = False
         user, self.user = self.user, None
         try:

@@ -16,30 +16,33 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Final, cast
 
 import structlog
 
-from obox.errors import NoPerm
+from obox.auth import LINK, Challenge, Forward, LinkRefused, SaslError
+from obox.errors import NoPerm, OboxError
 from obox.lmtp.context import Context
-from obox.lmtp.machine import (
-    COMMANDS_TURN,
+from obox.lmtp.events import (
     BodyChunk,
     BodyDropped,
-    Machine,
+    LinkAsked,
     MailReceived,
     Pause,
     RecipientAsked,
     TlsAsked,
 )
+from obox.lmtp.machine import COMMANDS_TURN, Machine
 from obox.lmtp.replies import Reply
 from obox.lmtp.session import Session
 from obox.net import Connection as Engine
-from obox.net import Flow, NoRoom, Who, Why, starttls
+from obox.net import Flow, NoRoom, Who, Why, speak_for, starttls
 
 log = structlog.get_logger("obox.lmtp")
 
 TLS_HANDSHAKE_S = 30.0
+LINK_S: Final = 10.0
+"""For a client outside `trusted_networks` to prove that it is a member."""
 
 _TIMED_OUT = Reply(421, "4.4.2", "Timeout, closing")
 _TOO_MANY = Reply(421, "4.3.2", "Too many connections, try again later")
@@ -70,7 +73,10 @@ class Connection(Engine):
 
     def admit(self) -> None:
         remote = self.session.remote
-        if self.remote and not self.context.trusts(self.remote):
+        machine = self.machine
+        machine.links = self.context.forwarding is not None
+        machine.trusted = not self.remote or self.context.trusts(self.remote)
+        if not machine.trusted and not machine.links:
             log.warning("lmtp_untrusted", remote=remote)
             raise NoPerm("Client is not in a trusted network")
         try:
@@ -119,6 +125,8 @@ class Connection(Engine):
                 await session.drop()
             elif kind is TlsAsked:
                 await self._start_tls()
+            elif kind is LinkAsked:
+                await self._link(cast(LinkAsked, event))
             elif event is Pause.TURN:
                 await self._breathe()
             else:
@@ -157,12 +165,18 @@ class Connection(Engine):
 
     @property
     def _look_s(self) -> float:
+        if not self.machine.trusted:
+            return LINK_S
         return min(self.settings.command_timeout_s, self.settings.data_timeout_s)
 
     def timer_due(self, quiet_s: float) -> float | None:
         if self.working:
             return self._look_s
         machine, settings = self.machine, self.settings
+        if not (machine.trusted or machine.member):
+            log.info("lmtp_untrusted", remote=self.session.remote, link=False)
+            self.bye(Why.REFUSED, "")
+            return None
         left_s = (settings.data_timeout_s if machine.in_body else settings.command_timeout_s) - quiet_s
         if left_s > 0:
             return min(left_s, self._look_s)
@@ -176,6 +190,34 @@ class Connection(Engine):
         output = self.machine.take_output()
         if output:
             self.write(output)
+
+    async def _link(self, asked: LinkAsked) -> None:
+        """One step of X-OBOX-LINK."""
+        machine, session, forwarding = self.machine, self.session, self.context.forwarding
+        assert forwarding is not None
+        try:
+            if asked.first:
+                session.link = await forwarding.exchange(remote=self.remote, local=self.is_local, tls=self.tls)
+                step: Challenge | Forward = session.link.start(LINK, asked.line)
+            else:
+                assert session.link is not None
+                step = session.link.step(asked.line or b"")
+        except SaslError as error:
+            machine.answer_link(Reply(501, "5.5.4", str(error)))
+        except LinkRefused as refused:
+            forwarding.forged(str(refused), remote=self.remote, listener="lmtp")
+            machine.answer_link(Reply(535, "5.7.8", "Authentication failed"))
+        except OboxError as error:
+            machine.answer_link(Reply(538, "5.7.11", str(error)))
+        else:
+            if isinstance(step, Challenge):
+                machine.answer_link(None, step.wire)
+                return
+            machine.member = True
+            speak_for(self, step.remote)
+            session.remote = step.remote or "unix"
+            machine.answer_link(Reply(235, "2.7.0", "Welcome"))
+        session.link = None
 
     async def _start_tls(self) -> None:
         assert self.settings.tls is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from obox.addresses import parsed
 from obox.lmtp.deliverer import Deliverer
+from obox.lmtp.forwarding import Forwarding
 from obox.lmtp.settings import Settings
 from obox.net import Hub
 from obox.spool import ByteBudget
@@ -19,6 +20,7 @@ class Context:
     """deliverer: used by all sessions. settings: used by sessions that begin from now
     on. budget: memory for all large mails under delivery. wall_clock: unix seconds.
     observe: called with the result ("250", "451", …) and the seconds of each delivery.
+    forwarding: None if this backend serves all users.
     """
 
     hub: Hub
@@ -27,6 +29,7 @@ class Context:
     budget: ByteBudget
     wall_clock: Callable[[], float]
     observe: Callable[[str, float], None] | None
+    forwarding: Forwarding | None = None
     trusted: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = field(init=False)
 
     def __post_init__(self) -> None:

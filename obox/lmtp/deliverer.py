@@ -24,6 +24,8 @@ class Recipient:
     """The user without the detail. It is not normalised unless the deliverer did it."""
     detail: str = ""
     context: object = None
+    owner: str = ""
+    """The backend that serves the user; "": we do."""
 
 
 @dataclass(frozen=True, slots=True)

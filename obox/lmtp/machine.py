@@ -24,10 +24,20 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from obox.auth import LINK
 from obox.lmtp.address import NULL_ADDRESS, Address, parse_parameters, parse_path, split_detail
+from obox.lmtp.events import (
+    BodyChunk,
+    BodyDropped,
+    Event,
+    LinkAsked,
+    MailReceived,
+    Pause,
+    RecipientAsked,
+    TlsAsked,
+)
 from obox.lmtp.replies import Reply
 from obox.lmtp.settings import Settings
 
@@ -65,70 +75,11 @@ WANTED: dict[State, str] = {
 }
 
 
-@dataclass(slots=True)
-class RecipientAsked:
-    """Asks whether a recipient is accepted. Answer with `answer_recipient`.
-
-    size: as declared by SIZE=, or None.
-    """
-
-    address: str
-    user: str
-    detail: str
-    size: int | None
-
-
-@dataclass(slots=True)
-class BodyChunk:
-    """Bytes of the mail in order, without dot-stuffing."""
-
-    data: bytes
-
-
-@dataclass(slots=True)
-class BodyDropped:
-    """The chunks so far are to be dropped: the mail is too big, or the client gave up.
-
-    It needs no answer.
-    """
-
-
-@dataclass(slots=True)
-class MailReceived:
-    """All chunks have come.
-
-    Answer with `answer_mail`: one reply for each accepted recipient, in their order.
-    """
-
-    reverse_path: str
-    recipients: tuple[object, ...]
-    """The recipients that were passed to `answer_recipient`."""
-    size: int
-    body: str
-    smtputf8: bool
-
-
-@dataclass(slots=True)
-class TlsAsked:
-    """220 is in the output: send it, call `tls_started`, and do the handshake."""
-
-
+CLAIM: Final = "XOBOX="
+"""Parameter of RCPT over the link: the owner's assignment, as its sender knows it."""
 COMMANDS_TURN: Final = 64
 """Commands that are answered before other tasks may run. They take about a
 millisecond."""
-
-
-class Pause(enum.Enum):
-    """Events that carry no data."""
-
-    NEED_DATA = enum.auto()
-    NEED_ANSWER = enum.auto()
-    TURN = enum.auto()
-    """Other tasks should run before the next command."""
-    CLOSED = enum.auto()
-
-
-Event = RecipientAsked | BodyChunk | BodyDropped | MailReceived | TlsAsked | Pause
 
 _END = b"\r\n.\r\n"
 _BDAT = re.compile(r"(\d{1,18})( +LAST)?", re.IGNORECASE)
@@ -139,16 +90,23 @@ _CHUNK_LOST = Reply(503, "5.5.1", "BDAT out of order, its bytes were ignored")
 
 
 class Machine:
-    """The protocol of a session. secure: whether TLS is already in use."""
+    """The protocol of a session. secure: whether TLS is already in use.
+
+    links: AUTH X-OBOX-LINK is accepted. member: the peer has proved itself; its mails
+    name the owner of each recipient. trusted: mails are accepted from others, too.
+    """
 
     def __init__(self, settings: Settings, *, secure: bool = False) -> None:
         self.settings = settings
         self.secure = secure
         self.state = State.NEW
         self.lhlo = ""
+        self.links = self.member = False
+        self.trusted = True
+        self._linking = False
         self._buffer = bytearray()
         self._output: list[bytes] = []
-        self._awaiting: type[RecipientAsked] | type[MailReceived] | type[TlsAsked] | None = None
+        self._awaiting: type[Event] | None = None
         self._bad_commands = 0
         self._line_lost = False
         self._clear()
@@ -233,6 +191,16 @@ class Machine:
         self._clear()
         self.state = State.READY
 
+    def answer_link(self, reply: Reply | None, challenge: bytes = b"") -> None:
+        """Answers LinkAsked. None: the exchange goes on with a challenge, in base64."""
+        assert self._awaiting is LinkAsked
+        self._awaiting = None
+        self._linking = reply is None
+        if reply is None:
+            self._output.append(b"334 " + challenge + b"\r\n")
+        else:
+            self._reply(reply)
+
     def tls_started(self) -> None:
         """Answer TlsAsked. Both sides forget what came before the handshake. RFC 3207
         §4.2.
@@ -244,6 +212,7 @@ class Machine:
         self._buffer.clear()
         self._clear()
         self.lhlo = ""
+        self.member = self._linking = False
         self.secure = True
         self.state = State.NEW
 
@@ -389,6 +358,8 @@ class Machine:
             text = line[:-2].decode("utf-8")
         except UnicodeDecodeError:
             return self._bad(Reply(500, "5.5.2", "Line is not UTF-8"))
+        if self._linking:
+            return self._link(text.encode(), first=False)
         verb, _, argument = text.partition(" ")
         verb, argument = verb.upper(), argument.strip()
         if (command := COMMANDS.get(verb)) is not None:
@@ -420,7 +391,24 @@ class Machine:
         # RFC 2033 §4.1: HELO and EHLO are not part of LMTP; answer 500.
         return self._bad(Reply(500, "5.5.1", "This is LMTP, not SMTP: send LHLO"))
 
+    def _auth(self, argument: str) -> Event | None:
+        """Of members alone: docs/cluster.md, "The trusted link"."""
+        mechanism, _, initial = argument.partition(" ")
+        if not self.links:
+            return self._bad(Reply(500, "5.5.1", "Unknown command"))
+        if self.state is not State.READY or self.member:
+            return self._bad(Reply(503, "5.5.1", "AUTH comes once, after LHLO"))
+        if mechanism.upper() != LINK:
+            return self._bad(Reply(504, "5.5.4", "Unsupported authentication mechanism"))
+        return self._link(initial.encode() or None, first=True)
+
+    def _link(self, line: bytes | None, *, first: bool) -> Event:
+        self._awaiting = LinkAsked
+        return LinkAsked(line, first)
+
     def _mail(self, argument: str) -> Event | None:
+        if not (self.trusted or self.member):
+            return self._bad(Reply(554, "5.7.1", "Client is not in a trusted network"))
         path = parse_path(argument[5:]) if argument[:5].upper() == "FROM:" else None
         if path is None:
             return self._bad(Reply(501, "5.1.7", "Bad syntax: MAIL FROM:<address>"))
@@ -459,19 +447,22 @@ class Machine:
         if path is None or path[0] is NULL_ADDRESS:
             return self._bad(Reply(501, "5.1.3", "Bad syntax: RCPT TO:<address>"))
         address, rest = path
+        claim = ""
         if rest:
-            return self._bad(Reply(555, "5.5.4", "Unsupported parameter of RCPT"))
+            if not self.member or not rest.upper().startswith(CLAIM):
+                return self._bad(Reply(555, "5.5.4", "Unsupported parameter of RCPT"))
+            claim = rest[len(CLAIM) :]
         if not self._smtputf8 and not address.text.isascii():
             return self._bad(Reply(553, "5.6.7", "Address needs SMTPUTF8"))
         if len(self._recipients) >= self.settings.recipients_max:
             self._reply(Reply(452, "4.5.3", "Too many recipients"))
             return None
-        return self._ask(address)
+        return self._ask(address, claim)
 
-    def _ask(self, address: Address) -> Event:
+    def _ask(self, address: Address, claim: str) -> Event:
         self._awaiting = RecipientAsked
         user, detail = split_detail(address, self.settings.delimiters)
-        return RecipientAsked(address.text, user, detail, self._declared)
+        return RecipientAsked(address.text, user, detail, self._declared, claim)
 
     def _data(self, argument: str) -> Event | None:
         if argument:
@@ -569,6 +560,7 @@ ANYWHERE: Final[dict[str, Command]] = {
     "HELP": Machine._help,
     "QUIT": Machine._quit,
     "STARTTLS": Machine._starttls,
+    "AUTH": Machine._auth,
     "HELO": Machine._helo,
     "EHLO": Machine._helo,
 }

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from obox.lmtp.connection import Connection
 from obox.lmtp.context import Context
 from obox.lmtp.deliverer import Deliverer
+from obox.lmtp.forwarding import Forwarding
 from obox.lmtp.settings import Settings
 from obox.net import Hub
 from obox.spool import ByteBudget
@@ -67,6 +68,11 @@ class LmtpServer:
         The memory limit of all deliveries together does not change.
         """
         self.context.use(deliverer, settings)
+
+    def forwards(self, forwarding: Forwarding | None) -> None:
+        """Take mails for users of this backend only, and forward those of others; None:
+        all are ours."""
+        self.context.forwarding = forwarding
 
     def protocol(self, remote: str | None = None) -> asyncio.Protocol:
         """Make the protocol of a new connection.

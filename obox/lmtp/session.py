@@ -12,21 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import cast
+from collections.abc import Sequence
+from typing import Final, cast
 
 import structlog
 
+from obox.auth import LinkOwner, Referred
 from obox.errors import OboxError
 from obox.lmtp.context import Context
 from obox.lmtp.deliverer import Envelope, Recipient
-from obox.lmtp.machine import Machine, MailReceived, RecipientAsked
+from obox.lmtp.events import MailReceived, RecipientAsked
+from obox.lmtp.forwarding import Relayed
+from obox.lmtp.machine import Machine
 from obox.lmtp.replies import INTERNAL, LOOP, SAVED, Reply, reply_for
 from obox.lmtp.settings import Settings
-from obox.lmtp.trace import Inspected, inspect, trace_fields
+from obox.lmtp.trace import HEADER_BYTES_MAX, Inspected, inspect, trace_fields
 from obox.spool import Spool
 
 log = structlog.get_logger("obox.lmtp")
 
+REFERRAL: Final = "X-OBOX-REFERRAL"
+"""Text of a reply to RCPT: the assignment of a recipient whom another backend owns."""
 _RECIPIENT_OK = Reply(250, "2.1.5", "OK")
 _SPOOL_FAILED = Reply(451, "4.3.0", "Temporary failure, try again later")
 
@@ -34,11 +40,13 @@ _SPOOL_FAILED = Reply(451, "4.3.0", "Temporary failure, try again later")
 class Session:
     """See the module's text. remote: the client's address, or "unix"."""
 
-    __slots__ = ("_context", "_machine", "_settings", "_spool", "_transactions", "id", "remote")
+    __slots__ = ("_context", "_machine", "_settings", "_spool", "_transactions", "id", "link", "remote")
 
     def __init__(self, context: Context, settings: Settings, machine: Machine) -> None:
         self.id = secrets.token_hex(6)
         self.remote = "unix"
+        self.link: LinkOwner | None = None
+        """The exchange with a member that is under way."""
         self._context = context
         self._settings = settings
         self._machine = machine
@@ -61,7 +69,9 @@ class Session:
     async def ask(self, asked: RecipientAsked) -> tuple[Reply, Recipient | None]:
         try:
             async with asyncio.timeout(self._settings.delivery_timeout_s):
-                recipient = await self._context.deliverer.recipient(asked.address, asked.user, asked.detail, asked.size)
+                recipient = await self._recipient(asked)
+        except Referred as referred:
+            return Reply(451, "4.3.2", f"{REFERRAL} {referred.backend} {referred.number} {referred.token}"), None
         except Exception as error:
             reply = self._reply_for(error, asked.address)
             log.info(
@@ -75,6 +85,12 @@ class Session:
             return Reply(reply.code, reply.enhanced, f"<{asked.address}> {reply.text}"), None
         return _RECIPIENT_OK, recipient
 
+    async def _recipient(self, asked: RecipientAsked) -> Recipient:
+        deliverer, forwarding = self._context.deliverer, self._context.forwarding
+        if forwarding is not None:
+            return await forwarding.recipient(asked, deliverer)
+        return await deliverer.recipient(asked.address, asked.user, asked.detail, asked.size)
+
     async def deliver(self, mail: MailReceived) -> list[Reply]:
         """Deliver the mail that has arrived.
 
@@ -85,9 +101,56 @@ class Session:
         recipients = cast("tuple[Recipient, ...]", mail.recipients)
         if self._spool.failed:
             return [_SPOOL_FAILED] * len(recipients)
+        if any(recipient.owner for recipient in recipients):
+            return await self._split(mail, recipients, session)
+        return await self._deliver_here(mail, recipients, session)
+
+    async def _split(self, mail: MailReceived, recipients: Sequence[Recipient], session: str) -> list[Reply]:
+        """Recipients by owner, all owners side by side; those of ours are delivered."""
+        by_owner: dict[str, list[int]] = {}
+        for index, recipient in enumerate(recipients):
+            by_owner.setdefault(recipient.owner, []).append(index)
+        if not self._spool.in_memory:
+            await self._spool.flush()
+        head = await self._spool.head(HEADER_BYTES_MAX) if not self._spool.failed else None
+        if head is None:
+            return [_SPOOL_FAILED] * len(recipients)
+        envelope = self._envelope(mail, inspect(head), session)
+
+        async def one(owner: str, indexes: Sequence[int]) -> list[Reply]:
+            chosen = tuple(recipients[index] for index in indexes)
+            if not owner:
+                return await self._deliver_here(mail, chosen, session)
+            return await self._relay(owner, chosen, envelope)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = {owner: group.create_task(one(owner, indexes)) for owner, indexes in by_owner.items()}
+        replies = [_SPOOL_FAILED] * len(recipients)
+        for owner, indexes in by_owner.items():
+            for index, reply in zip(indexes, tasks[owner].result(), strict=True):
+                replies[index] = reply
+        return replies
+
+    async def _relay(self, owner: str, recipients: Sequence[Recipient], envelope: Envelope) -> list[Reply]:
+        forwarding, loop = self._context.forwarding, asyncio.get_running_loop()
+        assert forwarding is not None
+        started = loop.time()
+        mail = Relayed(
+            recipients, envelope, self._spool.pieces, self._machine.secure, self._settings.delivery_timeout_s
+        )
+        try:
+            replies = await forwarding.relay(mail)
+        except Exception as error:
+            replies = [self._reply_for(error, recipient.address) for recipient in recipients]
+        seconds = loop.time() - started
+        for recipient, reply in zip(recipients, replies, strict=True):
+            self._log(recipient, envelope, reply, seconds, backend=owner)
+        return replies
+
+    async def _deliver_here(self, mail: MailReceived, recipients: Sequence[Recipient], session: str) -> list[Reply]:
         parallel = min(len(recipients), self._settings.deliveries_parallel_max)
         if self._spool.in_memory:
-            return await self._deliver_source(self._spool.take_memory(), mail, session, parallel)
+            return await self._deliver_source(self._spool.take_memory(), mail, recipients, session, parallel)
         # All connections share the memory for large mails. A large mail needs its own
         # bytes, and a copy for each delivery that runs.
         copies = max(1, min(parallel, self._context.budget.bytes_max // mail.size - 1))
@@ -97,11 +160,10 @@ class Session:
             except OSError as error:
                 log.error("lmtp_spool_failed", session=session, problem=str(error))
                 return [_SPOOL_FAILED] * len(recipients)
-            return await self._deliver_source(source, mail, session, copies)
+            return await self._deliver_source(source, mail, recipients, session, copies)
 
-    async def _deliver_source(self, source: bytes, mail: MailReceived, session: str, parallel: int) -> list[Reply]:
-        inspected = inspect(source)
-        envelope = Envelope(
+    def _envelope(self, mail: MailReceived, inspected: Inspected, session: str) -> Envelope:
+        return Envelope(
             reverse_path=mail.reverse_path,
             lhlo=self._machine.lhlo,
             remote=self.remote,
@@ -112,7 +174,12 @@ class Session:
             message_id=inspected.message_id,
             queue_id=inspected.queue_id,
         )
-        recipients = cast("tuple[Recipient, ...]", mail.recipients)
+
+    async def _deliver_source(
+        self, source: bytes, mail: MailReceived, recipients: Sequence[Recipient], session: str, parallel: int
+    ) -> list[Reply]:
+        inspected = inspect(source)
+        envelope = self._envelope(mail, inspected, session)
         if len(recipients) == 1:
             return [await self._deliver(recipients[0], envelope, inspected)]
         gate = asyncio.Semaphore(parallel)
@@ -148,7 +215,11 @@ class Session:
                     await self._context.deliverer.deliver(recipient, envelope, fields + mail.source)
             except Exception as error:
                 reply = self._reply_for(error, recipient.address)
-        seconds = loop.time() - started
+        self._log(recipient, envelope, reply, loop.time() - started)
+        text = f"<{recipient.address}> {envelope.session_id} {reply.text}"
+        return Reply(reply.code, reply.enhanced, text)
+
+    def _log(self, recipient: Recipient, envelope: Envelope, reply: Reply, seconds: float, **more: str) -> None:
         log.info(
             "lmtp_delivery",
             recipient=recipient.address,
@@ -161,11 +232,10 @@ class Session:
             ms=round(seconds * 1000, 1),
             result=f"{reply.code} {reply.enhanced}",
             text=reply.text,
+            **more,
         )
         if self._context.observe is not None:
             self._context.observe(str(reply.code), seconds)
-        text = f"<{recipient.address}> {envelope.session_id} {reply.text}"
-        return Reply(reply.code, reply.enhanced, text)
 
     def _reply_for(self, error: Exception, recipient: str) -> Reply:
         if not isinstance(error, OboxError | TimeoutError):

@@ -2,6 +2,8 @@
 
 connection.py  Connection: admission, a task while there is work, the end
 stream.py      Stream, its base: flow control, the timer, STARTTLS
+dialogue.py    Dialogue: a conversation with another server, line by line
+splice.py      Splice: a client's connection that goes on at another server
 hub.py         Hub: what the connections of a server share; the drain
 registry.py    Registry: the open connections, and the limits of their number
 listeners.py   Listeners: bind addresses and accept clients
@@ -9,12 +11,14 @@ pending.py     Pending: bounds the connections that have sent nothing valid yet
 proxy.py       parses the PROXY header
 tls.py         loads and replaces certificates
 
+`dialogue` and `splice` are imported by themselves, where users are forwarded.
+
 A protocol is a driver: a subclass of Connection. It hands the client's bytes to a
 parser, and the parser's events to the code that answers them. See
 docs/flow.md, "A connection".
 """
 
-from obox.net.connection import Connection, Why
+from obox.net.connection import Connection, Why, speak_for
 from obox.net.hub import Hub, Spawn
 from obox.net.listeners import Factory, ListenError, Listeners, inherited_sockets
 from obox.net.pending import Entry, Pending
@@ -48,5 +52,6 @@ __all__ = [
     "Why",
     "inherited_sockets",
     "is_loopback",
+    "speak_for",
     "starttls",
 ]

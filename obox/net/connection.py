@@ -29,11 +29,11 @@ from __future__ import annotations
 import asyncio
 import enum
 from abc import abstractmethod
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 from obox.errors import Limit, OboxError
 from obox.net.hub import Hub
-from obox.net.registry import Who
+from obox.net.registry import Member, Who, is_loopback
 from obox.net.stream import Flow, Stream
 
 
@@ -62,6 +62,7 @@ class Connection(Stream):
     __slots__ = (
         "_ahead_bytes",
         "_ahead_lines",
+        "_counted",
         "_entered",
         "_eof",
         "_fed",
@@ -70,6 +71,7 @@ class Connection(Stream):
         "_task",
         "hub",
         "id",
+        "is_local",
         "remote",
         "since",
     )
@@ -85,6 +87,9 @@ class Connection(Stream):
         self.since = 0.0
         """Unix seconds at which the client connected."""
         self._remote_given = remote is not None
+        self._counted = ""
+        self.is_local = False
+        """Whether the peer is on this machine, and no proxy has named another."""
         self._task: asyncio.Task[None] | None = None
         self._fed = self._eof = self._entered = False
         self._ahead_bytes = self._ahead_lines = 0
@@ -154,6 +159,8 @@ class Connection(Stream):
         Raises: OboxError, whose text is sent to the client with the refusal.
         """
         flow = self.flow
+        self._counted = self.remote
+        self.is_local = not self._remote_given and is_loopback(self.remote)
         self.hub.registry.enter(self, self.remote, most=flow.address_connections_max, total=flow.connections_max)
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
@@ -314,7 +321,53 @@ class Connection(Stream):
         finally:
             if self._entered:
                 self._entered = False
-                self.hub.registry.leave(self, self.remote, user)
+                self.hub.registry.leave(self, self._counted, user)
                 self.hub.count(-1)
             self._out = []
             self._transport = None
+
+
+class Given(NamedTuple):
+    """A client's transport that another protocol takes over.
+
+    congested: the client does not read. paused: it is not being read. eof: it sends no
+    more. stop: why it is to end; "": it is not.
+    """
+
+    transport: asyncio.Transport
+    congested: bool
+    paused: bool
+    eof: bool
+    stop: str
+
+
+def hand_over(connection: Connection, successor: Member) -> Given:
+    """Give the client and the place in the registry to another; the connection ends.
+
+    The successor leaves the registry, and counts the connection out of the hub. Raises:
+    ConnectionResetError, the client is gone.
+    """
+    if connection._transport is None or connection._closing:
+        raise ConnectionResetError("the client is gone")
+    connection.send()
+    given = Given(
+        connection._transport,
+        connection._write_paused,
+        connection._reading_paused,
+        connection._eof,
+        connection._stop_reason,
+    )
+    connection.hub.registry.replace(connection, successor)
+    connection._entered = False
+    connection._gone()
+    connection._transport = None
+    return given
+
+
+def speak_for(connection: Connection, remote: str) -> None:
+    """The peer is a member of the cluster: its connections are those of its clients,
+    each of which it counts itself.
+    """
+    connection.hub.registry.uncount(connection._counted)
+    connection._counted = ""
+    connection.remote = remote

@@ -133,6 +133,16 @@ class Registry:
         """Stop counting a session whose login did not complete."""
         _less(self._users, user)
 
+    def uncount(self, remote: str) -> None:
+        """A connection from an address counts there no more; it leaves with ""."""
+        if address := counted(remote):
+            _less(self._addresses, address)
+
+    def replace(self, member: Member, successor: Member) -> None:
+        """Another takes a connection's place, and leaves in its stead."""
+        self._members.discard(member)
+        self._members.add(successor)
+
     def leave(self, member: Member, remote: str, user: str) -> None:
         """Stop counting a connection. user: "" if it never logged in."""
         if member not in self._members:
@@ -140,8 +150,7 @@ class Registry:
         self._members.discard(member)
         if user:
             _less(self._users, user)
-        if address := counted(remote):
-            _less(self._addresses, address)
+        self.uncount(remote)
 
 
 def _less(counter: Counter[str], key: str) -> None:

@@ -11,6 +11,7 @@ no host, or a host that no certificate has, gets the first certificate.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class _Set:
     `*.domain`."""
 
     first: ssl.SSLContext
+    digest: bytes
+    """SHA-256 of the first certificate."""
     by_name: dict[str, ssl.SSLContext]
 
     def choose(self, name: str | None) -> ssl.SSLContext:
@@ -48,8 +51,10 @@ class _Set:
 def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
     # 15 ms of the start of a backend without certificates.
     from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
 
     contexts: list[ssl.SSLContext] = []
+    digests: list[bytes] = []
     by_name: dict[str, ssl.SSLContext] = {}
     for cert, key in pairs:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -74,9 +79,10 @@ def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
         except ValueError as error:
             raise TlsError(f"tls.cert {cert}: {error}") from error
         contexts.append(context)
+        digests.append(hashlib.sha256(leaf.public_bytes(Encoding.DER)).digest())
         for name in _names(leaf):
             by_name.setdefault(name.lower(), context)
-    return _Set(contexts[0], by_name)
+    return _Set(contexts[0], digests[0], by_name)
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
@@ -118,6 +124,12 @@ class Certificates:
         if not certs or len(certs) != len(keys):
             raise TlsError("tls.cert: one key for each certificate")
         return _load(list(zip(certs, keys, strict=True)))
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of what a client that names no host is shown: what the trusted link is
+        bound to. RFC 5929 §4 (tls-server-end-point)."""
+        return self._set.digest
 
     def use(self, loaded: _Set) -> None:
         """Use what `prepare` has read for every handshake from now on."""

@@ -102,6 +102,13 @@ class Metrics:
         self.lmtp_sessions = Gauge("obox_lmtp_sessions", "Open LMTP connections.", registry=registry)
         self.lmtp_deliveries = _counter(registry, "obox_lmtp_deliveries", "Recipients answered after DATA.", ["result"])
         self.logins = _counter(registry, "obox_logins", "Attempts to log in.", ["result"])
+        self.forwards = _counter(
+            registry, "obox_forwards", "Clients of other backends' users, here and there.", ["protocol", "result"]
+        )
+        self.splices = Gauge("obox_splices", "Clients that are served through us.", registry=registry)
+        self.spliced_bytes = _counter(
+            registry, "obox_spliced_bytes", "Bytes of such clients that have left.", ["direction"]
+        )
         self.loop_lag = Histogram(
             "obox_loop_lag_seconds",
             "Delay of timers of the event loop.",

@@ -8,12 +8,25 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import Final
 
-from obox.auth import AuthFailed, Challenge, Credentials, SaslError, SaslServer
+from obox.accounts import Account
+from obox.auth import (
+    LINK,
+    AuthFailed,
+    Challenge,
+    Credentials,
+    Forward,
+    LinkRefused,
+    Referred,
+    SaslError,
+    SaslServer,
+)
 from obox.errors import NoPerm, OboxError
 from obox.imap import ast, wire
 from obox.imap.replies import Reply, bad, no
 from obox.imap.session import Session
 
+REFERRAL: Final = "X-OBOX-REFERRAL"
+"""Response code: the assignment of a forwarded user whom another backend owns."""
 ID_VALUE_CHARS_MAX: Final = 200
 """Of what a client tells of itself; it goes to the log."""
 
@@ -106,9 +119,13 @@ async def login(session: Session, command: ast.Login) -> Reply:
 
 async def authenticate(session: Session, command: ast.Authenticate) -> Reply | None:
     """RFC 9051 §6.2.2; the initial response is RFC 4959's."""
-    if not session.secure:
+    forwarding, out = session.context.forwarding, session.out
+    if forwarding is not None and command.mechanism.upper() == LINK:
+        session.sasl = await forwarding.exchange(remote=out.remote, local=out.is_local, tls=out.tls)
+    elif not session.secure:
         return no("Passwords need TLS here", "PRIVACYREQUIRED")
-    session.sasl = SaslServer()
+    else:
+        session.sasl = SaslServer()
     initial = command.initial
     coded = None if initial is None else (b64encode(initial) or b"=")
     try:
@@ -127,16 +144,21 @@ async def respond(session: Session, data: bytes | None) -> Reply | None:
         step = session.sasl.step(b"*" if data is None else b64encode(data))
     except SaslError as error:
         return bad(str(error))
+    except LinkRefused as refused:
+        _forged(session, str(refused))
+        raise AuthFailed from None
     return await _step(session, session.waiting_tag, step)
 
 
-async def _step(session: Session, tag: bytes, step: Challenge | Credentials) -> Reply | None:
+async def _step(session: Session, tag: bytes, step: Challenge | Credentials | Forward) -> Reply | None:
     if isinstance(step, Challenge):
         session.waiting_tag = tag
         session.write(wire.challenge(step.data))
         session.out.parser.expect_sasl()
         return None
     session.sasl = None
+    if isinstance(step, Forward):
+        return await _accept(session, step)
     return await _check(session, step.user, step.password)
 
 
@@ -150,9 +172,52 @@ async def _check(session: Session, user: str, password: str) -> Reply:
             context.log.info("imap login refused", user=user[:200], remote=session.out.remote, reason=str(error))
         raise
     try:
-        await session.login(account)
+        return await _enter(session, account)
     except OboxError:
         context.counters.login("unavailable")
         raise
+
+
+async def _enter(session: Session, account: Account) -> Reply:
+    """The password is right: serve the user, or let the owner do it."""
+    context, out = session.context, session.out
+    leg = None
+    if context.forwarding is not None:
+        leg = await context.forwarding.connect(account, listener="imap", remote=out.remote, tls=out.tls)
+    if leg is None:
+        return await _login(session, account)
+    session.forward(account, leg)
     context.counters.login("ok")
+    return Reply(leg.text, leg.code)
+
+
+async def _login(session: Session, account: Account) -> Reply:
+    await session.login(account)
+    session.context.counters.login("ok")
     return Reply("Logged in", b"CAPABILITY " + session.capability())
+
+
+# -- the trusted link --------------------------------------------------------------------------------------------------
+
+
+async def _accept(session: Session, forward: Forward) -> Reply:
+    """A member has checked the password: serve the user without one."""
+    context = session.context
+    assert context.forwarding is not None
+    try:
+        account = await context.forwarding.accept(forward)
+        session.out.speak_for(forward.remote)
+        return await _login(session, account)
+    except Referred as referred:
+        return no(str(referred), f"{REFERRAL} {referred.backend} {referred.number} {referred.token}")
+    except OboxError:
+        context.counters.login("unavailable")
+        raise
+
+
+def _forged(session: Session, why: str) -> None:
+    context = session.context
+    assert context.forwarding is not None
+    session.sasl = None
+    context.counters.login("failed")
+    context.forwarding.forged(why, remote=session.out.remote, listener="imap")

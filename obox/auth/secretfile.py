@@ -1,0 +1,42 @@
+"""The secrets of a cluster: one a line of a file; the first signs, all are accepted.
+
+Empty lines, and lines that begin with "#", are left out. A short secret, or a file that
+others can read, is told and used all the same: an operator who rotates secrets must not
+lose the cluster over it.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Final
+
+from obox.errors import ConfigError
+
+SECRET_CHARS_MIN: Final = 32
+"""Below that a warning: 128 bits, written in hexadecimal digits."""
+SECRETS_MAX: Final = 16
+"""Of a file: each login over the link tries all of them."""
+
+
+def read_secrets(path: Path) -> tuple[tuple[bytes, ...], list[str]]:
+    """The secrets of a file, and what an operator should hear of them.
+
+    Raises ConfigError, with a line that names the file.
+    """
+    try:
+        mode, text = path.stat().st_mode, path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f'cluster.secret_file = "{path}": {error.strerror}') from error
+    lines = [line.strip() for line in text.splitlines()]
+    secrets = tuple(dict.fromkeys(line for line in lines if line and not line.startswith(b"#")))
+    if not 0 < len(secrets) <= SECRETS_MAX:
+        raise ConfigError(
+            f'cluster.secret_file = "{path}": {len(secrets)} secrets; allowed: one a line, 1 to {SECRETS_MAX}'
+        )
+    told = []
+    if any(len(secret) < SECRET_CHARS_MIN for secret in secrets):
+        told.append(f"a secret has fewer than {SECRET_CHARS_MIN} characters")
+    if mode & (stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH):
+        told.append("others than its owner can read or write the file; make it mode 0600")
+    return secrets, told

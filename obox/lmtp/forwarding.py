@@ -1,0 +1,53 @@
+"""What LMTP asks where other backends serve some of the users; `obox.proxy` implements it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from obox.auth import LinkOwner
+from obox.lmtp.deliverer import Deliverer, Envelope, Recipient
+from obox.lmtp.events import RecipientAsked
+from obox.lmtp.replies import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """A mail for recipients of one owner.
+
+    pieces: its bytes as received, from the beginning, each time that it is called.
+    tls: the client's side is encrypted. timeout_s: of one attempt.
+    """
+
+    recipients: Sequence[Recipient]
+    envelope: Envelope
+    pieces: Callable[[], AsyncIterator[bytes]]
+    tls: bool
+    timeout_s: float
+
+
+class Forwarding(Protocol):
+    """See the module's text."""
+
+    async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
+        """The owner's side of X-OBOX-LINK, for a peer at `remote`.
+
+        Raises: NoPerm, there is no link over such a connection.
+        """
+
+    def forged(self, why: str, *, remote: str, listener: str) -> None:
+        """A peer has proved nothing: log it, and count a failed login of its address."""
+
+    async def recipient(self, asked: RecipientAsked, deliverer: Deliverer) -> Recipient:
+        """Answer RCPT, for a recipient of ours or of another backend.
+
+        Raises: as `Deliverer.recipient`; Referred, for what a member forwards wrongly.
+        """
+
+    async def relay(self, mail: Relayed) -> list[Reply]:
+        """Hand a mail to the owner of its recipients; a reply for each, in order.
+
+        Raises nothing but bugs. Once all of the mail has gone to a backend no other is
+        tried: what then has no reply is temporary.
+        """

@@ -1,0 +1,15 @@
+"""A member of the cluster that hands its clients over to the backends that own them.
+
+forward.py  Forwarder: who serves a user, the trusted link, retries, referrals
+dial.py     connections to a backend, up to TLS and the link's proof
+imap.py     the login at a backend over IMAP
+lmtp.py     LmtpForwarder: mails for users of other backends
+
+Every backend has this code too, so that a client may connect anywhere. Arrow: knows the
+cluster, accounts, auth and connections; knows no store.
+"""
+
+from .forward import Counters, Forwarder, NoCounters
+from .lmtp import LmtpForwarder, Nowhere
+
+__all__ = ["Counters", "Forwarder", "LmtpForwarder", "NoCounters", "Nowhere"]

@@ -1,0 +1,91 @@
+"""The login of a forwarded client at its backend, over IMAP.
+
+Diagnostics: a backend that does not answer is an OSError, one that refuses is an
+OboxError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from obox.auth import LINK, LinkRefused, LinkSender, Referred
+from obox.errors import Limit, NoPerm, OboxError, Unavailable
+from obox.net.dialogue import Dialogue
+
+from .dial import CONNECT_S, binding, context
+
+LOGIN_S: Final = 15.0
+"""For the backend to open the user's mail: it waits 10 s for the bucket itself."""
+_TAGGED: Final = re.compile(rb"[ab] (OK|NO|BAD)(?: \[([^\]\r\n]*)\])? ?(.*)", re.IGNORECASE)
+_REFERRAL: Final = re.compile(r"X-OBOX-REFERRAL ([A-Za-z0-9._-]{1,64}) (\d{1,18}) (\d{1,20})")
+
+
+class Answer(NamedTuple):
+    """The tagged OK: the code without its brackets, and the text."""
+
+    code: bytes
+    text: str
+
+
+async def login(dialogue: Dialogue, make: Callable[[bytes], LinkSender]) -> Answer:
+    """Log a client in over a new connection.
+
+    make: the sender of the link for a binding. Raises: Referred, Limit, Unavailable;
+    LinkRefused, the two members have no common secret; OSError.
+    """
+    async with asyncio.timeout(LOGIN_S):
+        greeting = await dialogue.line()
+        if not greeting.startswith(b"* OK"):
+            raise ConnectionRefusedError(greeting.decode(errors="replace"))
+        if not dialogue.tls and not dialogue.local:
+            await dialogue.send(b"a STARTTLS\r\n")
+            if _tagged(await _until_tagged(dialogue))[0] != b"OK":
+                raise ConnectionRefusedError("the backend offers no TLS")
+            await dialogue.start_tls(context(), CONNECT_S)
+        sender = make(binding(dialogue))
+        await dialogue.send(b"b AUTHENTICATE %b %b\r\n" % (LINK.encode(), sender.first()))
+        line = await _until_tagged(dialogue)
+        if line.startswith(b"+"):
+            try:
+                answer = sender.answer(line.removeprefix(b"+").strip())
+            except LinkRefused:
+                await dialogue.send(b"*\r\n")
+                raise
+            await dialogue.send(answer + b"\r\n")
+            line = await _until_tagged(dialogue)
+    condition, code, text = _tagged(line)
+    if condition != b"OK":
+        raise _refusal(code.decode("ascii", "replace"), text)
+    return Answer(code, text)
+
+
+async def _until_tagged(dialogue: Dialogue) -> bytes:
+    """The next line that is no untagged one."""
+    while True:
+        line = await dialogue.line()
+        if line.startswith(b"* BYE"):
+            raise ConnectionRefusedError(line.decode(errors="replace"))
+        if not line.startswith(b"* "):
+            return line
+
+
+def _tagged(line: bytes) -> tuple[bytes, bytes, str]:
+    match = _TAGGED.fullmatch(line)
+    if match is None:
+        raise ConnectionRefusedError("the backend's answer is no IMAP")
+    return match[1].upper(), match[2] or b"", match[3].decode(errors="replace")
+
+
+def _refusal(code: str, text: str) -> OboxError | LinkRefused:
+    if (match := _REFERRAL.fullmatch(code)) is not None:
+        return Referred(match[1], int(match[2]), int(match[3]))
+    if code == "AUTHENTICATIONFAILED":
+        return LinkRefused("the backend does not accept our proof")
+    if code == "LIMIT":
+        return Limit(text)
+    if code == "AUTHORIZATIONFAILED":
+        return NoPerm(text)
+    return Unavailable(text)

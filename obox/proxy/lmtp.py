@@ -1,0 +1,284 @@
+"""Deliveries to users of other backends, over LMTP and the trusted link.
+
+Theory of operation. RCPT asks who owns the recipient. After the last byte of the mail,
+the recipients of one owner go to it in one transaction, as BDAT, so that the mail is
+not changed. An owner that does not answer, or refers to another, is tried as in
+`Forwarder.at_owner`; what is left after one more owner is temporary.
+
+Invariant: once the last byte has been handed to a backend, no other is tried for
+recipients that it has accepted. They get its replies, or 451.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple, Protocol, cast
+
+import structlog
+
+from obox.accounts import Account
+from obox.auth import LINK, LinkOwner, LinkRefused
+from obox.cluster import Assigned, Here, There
+from obox.errors import NoPerm, NotFound, Unavailable
+from obox.lmtp import Deliverer, Envelope, Recipient, Reply
+from obox.lmtp.events import RecipientAsked
+from obox.lmtp.forwarding import Relayed
+from obox.net.dialogue import Dialogue
+
+from .dial import CONNECT_S, binding, context, dial, place_of
+from .forward import RETRIES_S, Forwarder, later
+
+log = structlog.get_logger("obox.proxy")
+
+REPLY_LINES_MAX: Final = 32
+"""Of one reply: LHLO is answered with ten."""
+ANSWER_S: Final = 15.0
+"""For a reply before the mail: the backend waits 10 s for the bucket itself."""
+NO_BACKEND: Final = Reply(451, "4.3.0", "The backend of this user does not answer, try again later")
+_REFERRAL: Final = re.compile(r"X-OBOX-REFERRAL ([A-Za-z0-9._-]{1,64}) (\d{1,18}) (\d{1,20})")
+_CLAIM: Final = re.compile(r"([A-Za-z0-9._-]{0,64}):(\d{1,18}):(\d{1,20})")
+_LINE: Final = re.compile(rb"(\d{3})([ -])(?:(\d\.\d{1,3}\.\d{1,3}) )?(.*)")
+
+
+class Users(Protocol):
+    """The user database."""
+
+    async def account(self, user: str) -> Account | None:
+        """The account of a user; None where there is none.
+
+        Raises: Unavailable, Invalid.
+        """
+
+
+class Nowhere:
+    """The `Deliverer` of a proxy: it has no mail itself."""
+
+    async def recipient(self, address: str, user: str, detail: str, size: int | None) -> Recipient:
+        raise Unavailable("No backend serves this user")
+
+    async def deliver(self, recipient: Recipient, envelope: Envelope, source: bytes) -> None:
+        raise Unavailable("No backend serves this user")
+
+
+class _Remote(NamedTuple):
+    """Whose a recipient is: what `Recipient.context` has."""
+
+    account: Account
+    there: There
+
+
+class _Group:
+    """Recipients of a mail that go to one backend, by their index in the mail."""
+
+    def __init__(self, mail: Relayed, there: There, members: Mapping[int, _Remote]) -> None:
+        self.mail = mail
+        self.there = there
+        self.members = members
+        self.replies: dict[int, Reply] = {}
+        self.moved: dict[int, Assigned] = {}
+        """Recipients whose owner is another, with an assignment to look for."""
+        self.sent = False
+        """The last byte has been handed over."""
+
+    @property
+    def open(self) -> list[int]:
+        """Who has no answer yet."""
+        return [index for index in self.members if index not in self.replies and index not in self.moved]
+
+    def rest(self, reply: Reply) -> None:
+        """The same answer for all who have none."""
+        for index in self.open:
+            self.replies[index] = reply
+
+
+class LmtpForwarder:
+    """See the module's text; the `Forwarding` of LMTP."""
+
+    def __init__(self, forwarder: Forwarder, users: Callable[[], Users]) -> None:
+        """users: the user database that is in use."""
+        self._forwarder = forwarder
+        self._users = users
+
+    async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
+        return await self._forwarder.exchange(remote=remote, local=local, tls=tls)
+
+    def forged(self, why: str, *, remote: str, listener: str) -> None:
+        self._forwarder.forged(why, remote=remote, listener=listener)
+
+    async def recipient(self, asked: RecipientAsked, deliverer: Deliverer) -> Recipient:
+        """See `obox.lmtp.forwarding.Forwarding`."""
+        account = await self._users().account(asked.user)
+        if account is None:
+            raise NotFound(f"no user {asked.user!r}")
+        if account.disabled:
+            raise NoPerm("the user is disabled")
+        if asked.claim:
+            match = _CLAIM.fullmatch(asked.claim)
+            claim = Assigned(match[1], int(match[2]), int(match[3])) if match else Assigned("", 0, 0)
+            await self._forwarder.confirm(account.storage_id, claim)
+            self._forwarder.counters.forward("lmtp", "accepted")
+        else:
+            route = await self._forwarder.router.route(account.storage_id)
+            if isinstance(route, There):
+                return Recipient(asked.address, account.name, asked.detail, _Remote(account, route), route.backend)
+        return await deliverer.recipient(asked.address, asked.user, asked.detail, asked.size)
+
+    async def relay(self, mail: Relayed) -> list[Reply]:
+        """See `obox.lmtp.forwarding.Forwarding`."""
+        replies: dict[int, Reply] = {}
+        waiting = {index: cast(_Remote, one.context) for index, one in enumerate(mail.recipients)}
+        for last in (False, True):
+            moved: dict[int, Assigned] = {}
+            for group in _grouped(mail, waiting):
+                await self._send(group)
+                replies |= group.replies
+                moved |= group.moved
+            waiting = {} if last else await self._again(waiting, moved)
+        return [replies.get(index, NO_BACKEND) for index in range(len(mail.recipients))]
+
+    async def _again(self, before: Mapping[int, _Remote], moved: Mapping[int, Assigned]) -> dict[int, _Remote]:
+        """The recipients that another backend owns by now."""
+        found = {}
+        for index, seen in moved.items():
+            account, there = before[index]
+            try:
+                route = await self._forwarder.router.reread(account.storage_id, seen)
+            except Unavailable:
+                continue
+            if not isinstance(route, Here) and route != there:
+                found[index] = _Remote(account, route)
+        return found
+
+    async def _send(self, group: _Group) -> None:
+        """Hand the mail to one backend; every recipient has a reply, or has moved."""
+        count, there = self._forwarder.counters.forward, group.there
+        for delay_s in (*RETRIES_S, None):
+            try:
+                async with asyncio.timeout(group.mail.timeout_s):
+                    await self._attempt(group)
+            except LinkRefused as refused:
+                self._forwarder.no_common_secret(there, "lmtp", refused)
+            except OSError as error:
+                count("lmtp", "unavailable")
+                if not group.sent and group.open:
+                    if delay_s is not None:
+                        await self._forwarder.sleep(delay_s)
+                        continue
+                    log.warning("backend_silent", backend=there.backend, listener="lmtp", error=str(error))
+                    group.moved |= {index: later(group.members[index].there.assigned) for index in group.open}
+            else:
+                count("lmtp", "referred" if group.moved else "ok")
+            group.rest(NO_BACKEND)
+            return
+
+    async def _attempt(self, group: _Group) -> None:
+        """Raises: OSError, LinkRefused."""
+        dialogue = await dial(place_of(group.there, "lmtp"))
+        try:
+            await self._link(dialogue, group)
+            accepted = await _envelope(dialogue, group)
+            if accepted:
+                await _mail(dialogue, group, accepted)
+        except BaseException:
+            dialogue.abort()
+            raise
+        dialogue.close()
+
+    async def _link(self, dialogue: Dialogue, group: _Group) -> None:
+        """Greeting, LHLO, TLS where it is needed, and the proof."""
+        lhlo = b"LHLO %b\r\n" % group.mail.envelope.lhlo.encode()
+        _expect(await _reply(dialogue), 220)
+        await dialogue.send(lhlo)
+        _expect(await _reply(dialogue), 250)
+        if not dialogue.tls and not dialogue.local:
+            await dialogue.send(b"STARTTLS\r\n")
+            _expect(await _reply(dialogue), 220)
+            await dialogue.start_tls(context(), CONNECT_S)
+            await dialogue.send(lhlo)
+            _expect(await _reply(dialogue), 250)
+        remote = group.mail.envelope.remote
+        forward = self._forwarder.forward_of(
+            group.there,
+            None,
+            listener="lmtp",
+            remote="" if remote == "unix" else remote,
+            tls=group.mail.tls,
+        )
+        sender = self._forwarder.sender(forward, binding(dialogue))
+        await dialogue.send(b"AUTH %b %b\r\n" % (LINK.encode(), sender.first()))
+        challenge = _expect(await _reply(dialogue), 334)
+        try:
+            answer = sender.answer(challenge.text.encode())
+        except LinkRefused:
+            await dialogue.send(b"*\r\n")
+            raise
+        await dialogue.send(answer + b"\r\n")
+        if (await _reply(dialogue)).code != 235:
+            raise LinkRefused("the backend does not accept our proof")
+
+
+def _grouped(mail: Relayed, waiting: Mapping[int, _Remote]) -> list[_Group]:
+    by_backend: dict[str, dict[int, _Remote]] = {}
+    for index, remote in waiting.items():
+        by_backend.setdefault(remote.there.backend, {})[index] = remote
+    return [_Group(mail, next(iter(members.values())).there, members) for members in by_backend.values()]
+
+
+async def _envelope(dialogue: Dialogue, group: _Group) -> list[int]:
+    """MAIL and RCPT in one piece. Returns the recipients that the backend accepts."""
+    envelope = group.mail.envelope
+    parameters = f" SIZE={envelope.size} BODY={envelope.body}" + (" SMTPUTF8" if envelope.smtputf8 else "")
+    asked = group.open
+    lines = [f"MAIL FROM:<{envelope.reverse_path}>{parameters}\r\n"]
+    for index in asked:
+        of = group.members[index].there.assigned
+        claim = f"XOBOX={of.backend}:{of.number}:{of.token}"
+        lines.append(f"RCPT TO:<{group.mail.recipients[index].address}> {claim}\r\n")
+    await dialogue.send("".join(lines).encode())
+    mail = await _reply(dialogue)
+    accepted = []
+    for index in asked:
+        reply = await _reply(dialogue)
+        if (match := _REFERRAL.search(reply.text)) is not None:
+            group.moved[index] = Assigned(match[1], int(match[2]), int(match[3]))
+        elif reply.accepted:
+            accepted.append(index)
+        else:
+            group.replies[index] = reply if mail.accepted else mail
+    return accepted
+
+
+async def _mail(dialogue: Dialogue, group: _Group, accepted: list[int]) -> None:
+    """BDAT, and a reply for each recipient."""
+    size = group.mail.envelope.size
+    await dialogue.send(b"BDAT %d LAST\r\n" % size)
+    left = size
+    group.sent = not size
+    async for piece in group.mail.pieces():
+        left -= len(piece)
+        group.sent = not left  # before it is sent: an error says not how far it came
+        await dialogue.send(piece)
+    for index in accepted:
+        group.replies[index] = await _reply(dialogue, group.mail.timeout_s)
+
+
+async def _reply(dialogue: Dialogue, within_s: float = ANSWER_S) -> Reply:
+    """One reply, of its last line. Raises: OSError."""
+    async with asyncio.timeout(within_s):
+        for _ in range(REPLY_LINES_MAX):
+            match = _LINE.fullmatch(await dialogue.line())
+            if match is None:
+                break
+            if match[2] == b" ":
+                text = match[4].decode("utf-8", "replace")
+                return Reply(int(match[1]), (match[3] or b"").decode("ascii"), text)
+    raise ConnectionResetError("the backend's answer is no LMTP")
+
+
+def _expect(reply: Reply, code: int) -> Reply:
+    """Raises: ConnectionRefusedError, it is another."""
+    if reply.code != code:
+        raise ConnectionRefusedError(f"{reply.code} {reply.enhanced} {reply.text}")
+    return reply

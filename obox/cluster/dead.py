@@ -49,8 +49,8 @@ class _Silence:
 class DeadWatch:
     """One observer's judgement. name, site: the observer's.
 
-    `observe` each successful poll. It names a backend that must be greeted now; tell
-    the result with `greeted`. `dead` holds until a backend's beat changes.
+    `observe` each successful poll. It names a backend that must be greeted now; give
+    the result to `greeted`. `dead` holds until a backend's beat changes.
     """
 
     name: str

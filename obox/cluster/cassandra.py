@@ -35,7 +35,7 @@ from .directory import DEADLINE_S, Kind, Row, checked
 
 log = structlog.get_logger()
 
-SELECT_ROW: Final = "SELECT value, writetime(value) FROM rows WHERE kind = ? AND key = ?"
+SELECT_ROW: Final = "SELECT key, value, writetime(value) FROM rows WHERE kind = ? AND key = ?"
 SELECT_KIND: Final = "SELECT key, value, writetime(value) FROM rows WHERE kind = ?"
 INSERT: Final = "INSERT INTO rows (kind, key, value) VALUES (?, ?, ?) USING TIMESTAMP ?"
 STATEMENTS: Final = (SELECT_ROW, SELECT_KIND, INSERT)
@@ -170,11 +170,10 @@ class CassandraDirectory:
 
     async def get(self, kind: Kind, key: str) -> Row | None:
         rows = await self._ask(SELECT_ROW, kind.value, key)
-        return Row(bytes(rows[0][0]), rows[0][1]) if rows and rows[0][0] is not None else None
+        return rows[0][1] if rows else None
 
     async def all(self, kind: Kind) -> dict[str, Row]:
-        rows = await self._ask(SELECT_KIND, kind.value)
-        return {key: Row(bytes(value), timestamp) for key, value, timestamp in rows if value is not None}
+        return dict(await self._ask(SELECT_KIND, kind.value))
 
     async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
         row = checked(key, value, timestamp)
@@ -197,7 +196,7 @@ class CassandraDirectory:
 
     # -- on the loop ------------------------------------------------------------------
 
-    async def _ask(self, statement: str, *values: object) -> list[Any]:
+    async def _ask(self, statement: str, *values: object) -> list[tuple[str, Row]]:
         if self._closed:
             raise Unavailable("the directory is closed")
         if self._pending >= PENDING_MAX:
@@ -236,10 +235,10 @@ class CassandraDirectory:
         except Exception as error:
             answer.fail(self._failed(_reason(error)))
             return
-        rows: list[Any] = []
+        rows: list[tuple[str, Row]] = []
 
         def page(found: Any) -> None:
-            rows.extend(found or ())
+            rows.extend((key, Row(value, stamp)) for key, value, stamp in found or () if value is not None)
             if sent.has_more_pages:
                 sent.start_fetching_next_page()
             else:
@@ -345,11 +344,11 @@ class _Answer:
     """An answer on its way from the driver's threads to the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[list[Any]] = loop.create_future()
+        self.future: asyncio.Future[list[tuple[str, Row]]] = loop.create_future()
         self.given_up = False
         self._loop = loop
 
-    def give(self, rows: list[Any]) -> None:
+    def give(self, rows: list[tuple[str, Row]]) -> None:
         self._call(lambda: self.future.set_result(rows))
 
     def fail(self, error: Exception) -> None:

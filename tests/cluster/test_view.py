@@ -374,7 +374,7 @@ def test_many_rows_let_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
         view = View(world.way_in, clock=world.loop.time, now=world.loop.time, sleep=sleep)
         await view.poll()
-        assert turns == [0] * 5
+        assert turns == [0] * 10
         assert len(view.pins) == 5000
         decoded = []
         there = module.View._decoded

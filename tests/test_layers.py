@@ -63,6 +63,7 @@ WIRING = (
     "obox.main",
     "obox.backend",
     "obox.demo",
+    "obox.front",
     "obox.parts",
     "obox.reload",
     "obox.rooms",

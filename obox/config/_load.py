@@ -74,8 +74,11 @@ def load(
     environ: Mapping[str, str] | None = None,
     *,
     overrides: Iterable[tuple[str, object]] = (),
+    proxy: bool = False,
 ) -> Config:
     """Find, read and check a configuration.
+
+    proxy: of a proxy, which has no bucket and needs no storage.url.
 
     path: the file that `-c` named. environ: the environment; none is an empty one.
     overrides: (key, value) pairs of the command line, such as ("imap.listen",
@@ -94,11 +97,13 @@ def load(
     for key, raw in overrides:
         _known(key, "command line")
         given[key] = _Given(raw, "command line")
+    if proxy:
+        given.setdefault("storage.url", _Given("memory://", "default"))
     present |= {key.partition(".")[0] for key in given}
     values = {key: _parse(row, given.get(key), base, file) for key, row in TABLE.items()
               if row.section in present or not row.section or not SECTIONS[row.section][1]}  # fmt: skip
     origins = {key: given[key].origin if key in given else "default" for key in values}
-    _check(values, origins)
+    _check(values, origins, proxy=proxy)
     _derive(values)
     remotes = _parse_remotes(sections, base)
     for section in sections:
@@ -279,7 +284,7 @@ def _refusal(row: Setting, value: _Given, why: str) -> str:
     return f"{value.key or row.key} = {shown} ({value.origin}): {why}"
 
 
-def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+def _check(values: Mapping[str, Any], origins: Mapping[str, str], *, proxy: bool) -> None:
     """What no single value shows."""
 
     def refuse(key: str, why: str) -> None:
@@ -287,7 +292,7 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
 
     if values["server.workers"] > 1:
         refuse("server.workers", "several workers behind one address are not there yet; allowed: 1")
-    for key in ("cluster.directory", "cluster.events"):
+    for key in () if proxy else ("cluster.directory", "cluster.events"):
         if values[key] != "local":
             refuse(key, 'backends of a cluster are not there yet; allowed: "local"')
     bucket = urlsplit(values["storage.url"])

@@ -190,8 +190,8 @@ class Backend:
         it alone has /metrics and the probes. The admin API is on the socket and, with a
         key or a unix socket there, in [http]."""
         config = self.parts.config
-        key = config.http.api_key.reveal() if config.http is not None else ""
-        api = routes(admin, key=key, version=__version__)
+        key = self._api_key
+        api = [*routes(admin, key=key, version=__version__), *self._nginx()]
         draining = lambda: self.lifecycle.draining  # noqa: E731
         out = {"admin": HttpServer(application(routes=api))}
         if config.http is not None and config.metrics is not None:
@@ -201,6 +201,22 @@ class Backend:
         if config.metrics is not None:
             out["metrics"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining))
         return out
+
+    def _nginx(self) -> list[Any]:
+        """The answers for nginx as a front end."""
+        if self.forwarder is None:
+            return []
+        from .proxy.nginx import NginxAuth
+
+        def here() -> tuple[str, dict[str, int]]:
+            return self.parts.config.cluster.address or "127.0.0.1", rooms.ports(self.parts.config)
+
+        return NginxAuth(self.forwarder, lambda: self._api_key, here).routes()
+
+    @property
+    def _api_key(self) -> str:
+        http = self.parts.config.http
+        return http.api_key.reveal() if http is not None else ""
 
     def _bind_http(self, servers: dict[str, HttpServer]) -> None:
         config = self.parts.config

@@ -36,12 +36,13 @@ from .cluster import (
     next_timestamp,
     open_directory,
 )
-from .config import Config, Listen, by_client, load
+from .config import Config, by_client, load
 from .errors import ConfigError, Unavailable
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
 from .net import Certificates, Listeners, TlsError, inherited_sockets
 from .proxy import Forwarder, LmtpForwarder, Nowhere, ViewRouter
+from .proxy.nginx import NginxAuth
 from .server import (
     FileWatch,
     HttpServer,
@@ -191,14 +192,18 @@ class Front:
         return rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
 
     def _bind_http(self) -> None:
-        """The probes and the metrics; there is no admin API."""
+        """The probes, the metrics and the answers for nginx; there is no admin API."""
         draining = lambda: self.lifecycle.draining  # noqa: E731
-        app = application(metrics=self.metrics.exposition, draining=draining)
+        nginx = NginxAuth(self.forwarder, self._api_key, lambda: ("", {}))
+        app = application(metrics=self.metrics.exposition, draining=draining, routes=nginx.routes())
         for name in ("http", "metrics"):
             section = getattr(self.config, name)
             if section is not None:
                 self.http[name] = HttpServer(app)
                 self.listeners.bind(name, section.listen, self.http[name].factory)
+
+    def _api_key(self) -> str:
+        return self.config.http.api_key.reveal() if self.config.http is not None else ""
 
     def _age(self) -> dict[str, float]:
         age = self.view.age()
@@ -227,16 +232,6 @@ class Front:
 
     # -- the directory ---------------------------------------------------------------------------------------------
 
-    def ports(self) -> dict[str, int]:
-        """By listener, for the directory; a "/proxy" address takes no member."""
-        found: dict[str, int] = {}
-        for name, section in (("imap", self.config.imap), ("lmtp", self.config.lmtp), ("http", self.config.http)):
-            entries: tuple[Listen, ...] = () if section is None else section.listen
-            for entry in entries:
-                if entry.port and not entry.proxy:
-                    found.setdefault(f"{name}s" if entry.tls else name, entry.port)
-        return found
-
     async def _beat(self, directory: Directory) -> None:
         """Tell the others that we live, from the first good answer on."""
         cluster, registered, counter = self.config.cluster, False, 0
@@ -245,7 +240,9 @@ class Front:
             try:
                 if not registered:
                     row = await directory.get(Kind.MEMBERS, name)
-                    ours = Member("proxy", cluster.site, cluster.address or name, self.ports(), {}, __version__)
+                    ours = Member(
+                        "proxy", cluster.site, cluster.address or name, rooms.ports(self.config), {}, __version__
+                    )
                     await directory.put(Kind.MEMBERS, name, encode(ours), next_timestamp(time.time, row))
                     registered = True
                 counter += 1
@@ -298,7 +295,7 @@ class Front:
         return use
 
     async def _renew(self) -> None:
-        """Use the certificates on disk; the old ones stay where those cannot be used."""
+        """Use the certificates on disk; if those cannot be used, the old ones stay."""
         assert self.certificates is not None
         tls = self.config.tls
         try:

@@ -17,7 +17,7 @@ import structlog
 from metacache import SizeWeights, Weights
 
 from . import __version__
-from .config import Config, read_priority_weights, read_size_weights
+from .config import Config, Listen, read_priority_weights, read_size_weights
 from .errors import ConfigError
 from .escaping import escape
 from .imap.settings import FetchFailure, ImapSettings
@@ -35,6 +35,7 @@ __all__ = [
     "link_secrets",
     "lmtp_settings",
     "login_delays",
+    "ports",
     "refuse_absent",
     "store_settings",
     "weights",
@@ -112,6 +113,17 @@ def login_delays(config: Config) -> Sequence[float]:
         delays.append(first)
         first *= 2
     return (*delays, most)
+
+
+def ports(config: Config) -> dict[str, int]:
+    """By listener, as the directory has them; a "/proxy" address takes no member."""
+    found: dict[str, int] = {}
+    for name, section in (("imap", config.imap), ("lmtp", config.lmtp), ("http", config.http)):
+        entries: tuple[Listen, ...] = () if section is None else section.listen
+        for entry in entries:
+            if entry.port and not entry.proxy:
+                found.setdefault(f"{name}s" if entry.tls else name, entry.port)
+    return found
 
 
 def link_secrets(config: Config) -> tuple[bytes, ...]:

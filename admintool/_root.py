@@ -1,6 +1,4 @@
-"""The root of all commands: options that every one has, and how errors become exit
-codes.
-"""
+"""The root of all commands: options that all have, and how errors become exit codes."""
 
 from __future__ import annotations
 
@@ -14,14 +12,14 @@ from click.core import ParameterSource
 from admintool import cache, exits, mail, mailbox, obox, process, repair, who
 from admintool.completion import completion
 from admintool.context import Context
-from admintool.output import FORMATS, Output, tell
+from admintool.output import FORMATS, Output, print_message
 from admintool.pw import pw
 from admintool.user import user
 from obox import __version__
 from obox.errors import ConfigError, OboxError
 
 WITHOUT_BACKEND = ("pw", "completion")
-"""Commands that read no configuration, ask nobody and print no rows."""
+"""Commands that read no configuration, ask no backend and print no rows."""
 
 
 class Root(click.Group):
@@ -50,7 +48,7 @@ class Root(click.Group):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    tell(message)
+    print_message(message)
     sys.exit(code)
 
 
@@ -69,7 +67,7 @@ def _override(context: click.Context, parameter: click.Parameter, given: tuple[s
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.option("-c", "--config", "config_path", metavar="FILE", help="Configuration; else as for obox serve.")
+@click.option("-c", "--config", "config_path", metavar="FILE", help="Configuration file; else as for obox serve.")
 @click.option("-o", "--option", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", callback=_override,
               help="A setting for this command, above file and environment.")  # fmt: skip
 @click.option("-f", "--format", "format_", type=click.Choice(FORMATS), help="Of what goes to stdout; table mostly.")
@@ -93,9 +91,9 @@ def cli(
     """Look after a mail backend.
 
     Commands ask the backend of the configuration over its socket, state_dir/admin.sock.
-    Where none runs, most open its state themselves. Rows go to stdout, all else to
-    stderr; exit codes are doveadm's (sysexits), 2 where a command failed for some of
-    the users.
+    If no backend runs, most commands open its state themselves. Rows go to stdout,
+    everything else to stderr. Exit codes are doveadm's (sysexits); 2 means that a
+    command failed for some of the users.
     """
     if context.get_parameter_source("key_file") is ParameterSource.COMMANDLINE and not url:
         raise click.UsageError("--key-file: it is for --url; the backend of this machine needs no key")

@@ -1,8 +1,8 @@
-"""Running a verb: over the API of a backend, on its socket or by URL, or in this
-process where no backend runs.
+"""Runs a verb: over the API of a backend, by its socket or URL, or in this process if
+no backend runs.
 
-All give the same events, one after the other: {"row": …}, {"progress": …}, {"failure":
-…}, and at the end {"end": {"exitCode": …, "message": …}}.
+All of them give the same events in order: {"row": …}, {"progress": …}, {"failure": …},
+and at the end {"end": {"exitCode": …, "message": …}}.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Event = Mapping[str, Any]
 
 
 class NoBackend(Unavailable):
-    """Nothing listens on the socket."""
+    """No process listens on the socket."""
 
 
 class _OnSocket(http.client.HTTPConnection):
@@ -53,14 +53,15 @@ class _OnSocket(http.client.HTTPConnection):
 
 
 class Remote:
-    """A backend's API: on its unix socket, or at a URL with a key."""
+    """A backend's API, on its unix socket or at a URL with a key."""
 
     def __init__(self, where: Path | str, key: str = "") -> None:
         self._where = where
         self._key = key
 
     def listens(self) -> bool:
-        """Does somebody accept connections there? Raises NoPerm: we may not know."""
+        """Whether a process accepts connections there. Raises NoPerm if we may not
+        connect."""
         connection = self._connection()
         try:
             connection.connect()
@@ -81,7 +82,7 @@ class Remote:
         try:
             try:
                 connection.request("POST", self._path(), json.dumps([[name, params, "oboxadm"]]), headers)
-                connection.sock.settimeout(None)  # long commands take their time
+                connection.sock.settimeout(None)  # long commands have no time limit
                 answer = connection.getresponse()
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 raise NoBackend(f"no backend listens at {self._where}") from error
@@ -117,7 +118,7 @@ class Remote:
         text = answer.read(500).decode("utf-8", "replace").strip()
         match answer.status:
             case 401:
-                raise NoPerm(f"{self._where}: the key does not fit; give it by --key-file or OBOXADM_API_KEY")
+                raise NoPerm(f"{self._where}: the key is not accepted; give it by --key-file or OBOXADM_API_KEY")
             case 404:
                 raise NoPerm(f"{self._where}: no API there; it needs http.api_key")
             case _:
@@ -137,7 +138,7 @@ class Remote:
 
 
 class Local:
-    """A verb in this process. open: the parts, for as long as it runs."""
+    """Runs a verb in this process. open: opens the parts for the time of the run."""
 
     def __init__(self, open_: Callable[[], AbstractAsyncContextManager[Admin]]) -> None:
         self._open = open_
@@ -171,7 +172,7 @@ async def _next(events: AsyncIterator[Event]) -> Event | None:
 
 @contextmanager
 def state_is_free(state_dir: Path) -> Iterator[None]:
-    """Raises Temporary: a process holds the state directory, though its socket does not
+    """Raises Temporary if a process holds the state directory but its socket does not
     answer.
     """
     if locked(state_dir):
@@ -180,7 +181,7 @@ def state_is_free(state_dir: Path) -> Iterator[None]:
 
 
 def locked(state_dir: Path) -> bool:
-    """Does a process hold this state directory?"""
+    """Whether a process holds this state directory."""
     try:
         with (state_dir / "lock").open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

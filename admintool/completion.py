@@ -1,4 +1,4 @@
-"""oboxadm completion: the script that teaches a shell our commands."""
+"""oboxadm completion: print the script with which a shell completes our commands."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What all commands share: the configuration, read when a command asks for it, where
-verbs run, and the output.
+"""What all commands share: the configuration, the place where verbs run, and the
+output.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from admintool.client import Event, Local, NoBackend, Remote, state_is_free
-from admintool.output import Output, tell
+from admintool.output import Output, print_message
 from obox.admin.table import Needs, Verb
 from obox.config import Config, load
 from obox.errors import ConfigError
@@ -26,7 +26,8 @@ SOCKET = "admin.sock"
 
 
 class Context:
-    """What commands share. config: read at the first use, so that `pw` needs none."""
+    """What commands share. config: it is read at the first use, so that `pw` needs
+    none."""
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class Context:
         key_file: str = "",
         yes: bool = False,
     ) -> None:
-        """overrides: settings for this command, above file and environment."""
+        """overrides: settings for this command. They win over file and environment."""
         self._config_path = config_path
         self._config: Config | None = None
         self._overrides = tuple(overrides)
@@ -55,14 +56,14 @@ class Context:
 
     @property
     def remote(self) -> bool:
-        """Another machine is asked."""
+        """Whether the command asks a backend by URL."""
         return bool(self._url)
 
     def call(self, verb: Verb, params: Mapping[str, Any]) -> Iterator[Event]:
-        """Run a verb where it can run; its events.
+        """Run a verb where it can run, and yield its events.
 
-        Raises OboxError, ConfigError; UsageError: a setting was given for this command,
-        and a backend that runs with its own answers it.
+        Raises OboxError and ConfigError. Raises UsageError if a setting was given for
+        this command, but a backend with its own settings answers it.
         """
         if self._url:
             key_given = self._key_file or os.environ.get("OBOXADM_API_KEY")
@@ -75,7 +76,8 @@ class Context:
             return
         backend = Remote(config.state_dir / SOCKET)
         if self._given("state_dir") and verb.needs is not Needs.BACKEND and not backend.listens():
-            pass  # nor is one asked that comes in this moment: it would have other settings
+            # A backend that starts at this moment is not asked: it has other settings.
+            pass
         else:
             self._refuse_settings("state_dir", where=f"the backend in {config.state_dir}")
             try:
@@ -89,13 +91,13 @@ class Context:
             yield from Local(alone).call(verb.name, params)
 
     def _given(self, used: str) -> list[str]:
-        """Settings that were given for this command, but one that takes effect wherever
-        the command is run.
+        """Return the settings that were given for this command, except `used`, which
+        takes effect wherever the command runs.
         """
         return sorted({key for key, _ in self._overrides} - {used})
 
     def _refuse_settings(self, used: str, *, where: str) -> None:
-        """Raises UsageError: settings that were given for this command would have no
+        """Raises UsageError if settings that were given for this command would have no
         effect.
         """
         if given := self._given(used):
@@ -141,5 +143,5 @@ class Context:
 
 def fail(message: str, code: int) -> None:
     """End with a message and an exit code."""
-    tell(message)
+    print_message(message)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Exit codes: sysexits(3), with doveadm's meaning of them; the same as the API's."""
+"""Exit codes: sysexits(3) with doveadm's meaning. They are the same as in the API."""
 
 from obox.admin.exits import (
     CANNOT_CREATE,

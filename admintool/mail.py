@@ -1,4 +1,5 @@
-"""oboxadm fetch, search, flags, expunge, copy, move: mails, chosen by a search query."""
+"""oboxadm fetch, search, flags, expunge, copy, move: mails that match a search
+query."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""oboxadm mailbox, quota: a user's mailboxes and what they hold in all."""
+"""oboxadm mailbox, quota: a user's mailboxes and their total size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def mailbox() -> None:
 
 @click.group()
 def quota() -> None:
-    """What users store and may store."""
+    """Storage used by users, and their limits."""
 
 
 def add_to(root: click.Group) -> None:

@@ -1,11 +1,10 @@
-"""What commands print: rows with named columns, as a table, as JSON, by tabs, flowing,
-or a field a line.
+"""What commands print: rows with named columns, in the format that `-f` names.
 
 Names of columns are API. Values come from mails and their senders. In every format a
-character that does not print, such as one that moves a terminal's cursor, is escaped
-(`\\x1b`; in JSON `\\u001b`). `pager` alone keeps line ends and tabs. In `tab` a
-backslash is escaped too, so that a row is always one line and can be read back. Rows
-are printed as they come; `table` waits for all of them, because it must know the
+character that does not print is escaped, such as a character that moves a terminal's
+cursor (`\\x1b`; in JSON `\\u001b`). Only `pager` keeps line ends and tabs. In `tab` a
+backslash is escaped too, so that a row is always a single line and can be read back.
+Rows are printed as they come. Only `table` waits for all rows, because it needs their
 widths.
 """
 
@@ -22,8 +21,8 @@ FORMATS = ("table", "tab", "json", "flow", "pager")
 
 
 class Output:
-    """Prints the rows of one command: `row` for each, `end` once. format_: "" for the
-    command's own.
+    """Prints the rows of a command. Call `row` for each row, and `end` once. format_:
+    "" for the command's usual format.
     """
 
     def __init__(self, format_: str = "") -> None:
@@ -31,11 +30,11 @@ class Output:
         self._columns: list[str] = []
         self._rows: list[list[Any]] = []
         self.count = 0
-        """Rows so far."""
+        """Rows that were printed so far."""
 
     def begin(self, columns: Sequence[str], usual: str = "table") -> None:
-        """columns: those that are printed also without a row; usual: the format where
-        none was asked for.
+        """columns: columns that are printed even without rows. usual: the format if the
+        user chose none.
         """
         self.format = self.format or usual
         self._columns = list(columns)
@@ -64,7 +63,7 @@ class Output:
         self.count += 1
 
     def end(self, *, failed: bool = False) -> None:
-        """failed: without a row there is nothing to show, not an empty table."""
+        """failed: the command failed, so no empty table is printed."""
         if failed and not self.count and self.format != "json":
             return
         match self.format:
@@ -79,14 +78,14 @@ class Output:
         click.echo("\t".join(_tab(name) for name in self._columns))
 
     def rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Print rows that are at hand."""
+        """Print several rows."""
         for row in rows:
             self.row(row)
         self.end()
 
 
 def flowing(columns: Sequence[str], values: Sequence[Any]) -> str:
-    """A row as `name=value`, one after the other."""
+    """Return a row as a sequence of `name=value`."""
     return " ".join(f"{name}={_plain(value)}" for name, value in zip(columns, values, strict=True))
 
 
@@ -117,8 +116,8 @@ def _shown(value: object) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with what does not print escaped as Python does: `\\t`, `\\x1b`,
-    `\\u202e`. keep: characters that stay.
+    """Escape characters that do not print as Python does: `\\t`, `\\x1b`, `\\u202e`.
+    keep: characters that stay.
 
     Unicode's controls, formats (which turn the direction of writing), separators and
     surrogates do not print.
@@ -128,8 +127,8 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
 
 
-def tell(message: str) -> None:
-    """Print a line for people to stderr; what it quotes may be a stranger's."""
+def print_message(message: str) -> None:
+    """Print a line to stderr. It is escaped, because it may quote a stranger's text."""
     click.echo(f"oboxadm: {printable(message)}", err=True)
 
 
@@ -145,7 +144,7 @@ def _plain(value: object) -> str:
 
 
 def _lines(value: object) -> str:
-    """Text as it is, for reading."""
+    """Return the text for people to read."""
     return printable(_shown(value).replace("\r\n", "\n"), keep="\n\t")
 
 

@@ -16,12 +16,12 @@ from obox.errors import Temporary
 
 POLL_S = 0.1
 END_S = 60.0
-"""For the last flush and the end, after the steps of the stop."""
+"""Time for the last flush and the end of the process, after the steps of the stop."""
 
 
 @click.group()
 def log() -> None:
-    """What the backend complained about."""
+    """Warnings and errors of the backend."""
 
 
 @click.group()
@@ -30,13 +30,13 @@ def auth() -> None:
 
 
 def _until_gone(obj: Context, params: dict[str, Any]) -> None:
-    """Wait until the process has let go of its state."""
+    """Wait until the process has released its state directory."""
     if obj.remote:
         return
     deadline = time.monotonic() + params.get("timeLimit", 60) + END_S
     while locked(obj.config.state_dir):
         if time.monotonic() > deadline:
-            raise Temporary("the backend is still there")
+            raise Temporary("the backend still runs")
         time.sleep(POLL_S)
     click.echo("stopped", err=True)
 
@@ -46,7 +46,7 @@ def _until_gone(obj: Context, params: dict[str, Any]) -> None:
 @click.option("-p", "--password", help="Better left out: other users of the machine see it.")
 @click.pass_obj
 def auth_test(obj: Context, user: str, password: str | None) -> None:
-    """Try a login, as IMAP would; exit 77 if it is refused.
+    """Try a login as IMAP does; exit 77 if it is refused.
 
     \b
     Example:

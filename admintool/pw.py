@@ -1,4 +1,4 @@
-"""oboxadm pw: hash a password for a passwd-file, or say whether one fits."""
+"""oboxadm pw: hash a password for a passwd-file, or check a password."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMES_HINT = "ARGON2ID, BLF-CRYPT, SHA512-CRYPT, …; -l lists all."
 
 
 def ask_password(confirm: bool = True) -> str:
-    """Ask on a terminal, or read one line of stdin."""
+    """Ask on a terminal, or read a line of stdin."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\r\n")
     text: str = click.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True)
@@ -22,12 +22,12 @@ def ask_password(confirm: bool = True) -> str:
 
 @click.command()
 @click.option("-s", "--scheme", default=DEFAULT_SCHEME, help=SCHEMES_HINT, show_default=True)
-@click.option("-p", "--password", help="Better left out: other users of the machine see it.")
-@click.option("-r", "--rounds", type=int, help="The scheme's own cost; a good one if left out.")
-@click.option("-t", "--test", "secret", metavar="SECRET", help="Say whether the password fits; exit 77 if not.")
+@click.option("-p", "--password", help="Better left out: other users of the machine can see it.")
+@click.option("-r", "--rounds", type=int, help="The cost of the scheme; if left out, a good default.")
+@click.option("-t", "--test", "secret", metavar="SECRET", help="Say whether the password matches; exit 77 if not.")
 @click.option("-l", "--list", "list_", is_flag=True, help="List the schemes.")
 def pw(scheme: str, password: str | None, rounds: int | None, secret: str | None, list_: bool) -> None:
-    """Print {SCHEME}hash of a password, from -p, a terminal, or one line of stdin.
+    """Print {SCHEME}hash of a password from -p, a terminal, or a line of stdin.
 
     \b
     Example:
@@ -47,6 +47,6 @@ def pw(scheme: str, password: str | None, rounds: int | None, secret: str | None
         fits = verify_secret(secret, given)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    click.echo("(verified)" if fits else "password does not fit", err=not fits)
+    click.echo("(verified)" if fits else "password does not match", err=not fits)
     if not fits:
         sys.exit(exits.NO_PERM)

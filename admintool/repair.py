@@ -1,4 +1,4 @@
-"""oboxadm force-resync, rebuild: indexes set right."""
+"""oboxadm force-resync, rebuild: repair indexes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""oboxadm user: who is in the passwd-file."""
+"""oboxadm user: the users of the passwd-file."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ command(user, "userList", arguments=("mask",), example="oboxadm user list '*@exa
 @click.option("--extra", default="", help="Extra fields, such as quota_rule=*:storage=1G.")
 @click.pass_obj
 def add(obj: Context, name: str, scheme: str, password: str | None, extra: str) -> None:
-    """Add a user; the password comes from -p, a terminal, or one line of stdin.
+    """Add a user; the password comes from -p, a terminal, or a line of stdin.
 
-    Exit 73 if there is one, or if the mail of that name is another user's.
+    Exit 73 if there is such a user, or if mail under that name belongs to another user.
 
     \b
     Example:
@@ -53,7 +53,7 @@ def add(obj: Context, name: str, scheme: str, password: str | None, extra: str) 
 @click.option("-p", "--password", "given", help="Better left out: other users of the machine see it.")
 @click.pass_obj
 def password(obj: Context, name: str, scheme: str, given: str | None) -> None:
-    """Give a user another password; it comes from -p, a terminal, or one line of stdin.
+    """Set a user's password; it comes from -p, a terminal, or a line of stdin.
 
     \b
     Example:

@@ -1,9 +1,9 @@
-"""Commands made of the table of verbs: one call to `command` gives a verb its place,
-arguments and short options.
+"""Makes commands of the table of verbs. A call of `command` gives a verb its place in
+the tree of commands, its arguments and its short options.
 
-The options of a command are its verb's parameters, with their descriptions as help; a
-command that picks users has `-u`, `-A` and `-F`. One that destroys looks first, shows
-what it would do, and asks, unless `-y`.
+The options of a command are its verb's parameters, with their descriptions as help. A
+command that selects users has `-u`, `-A` and `-F`. A command that destroys something
+first shows what it would do, and asks, unless `-y` is given.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import obox.admin  # noqa: F401 - fills the table
 from admintool import exits
 from admintool.client import Event
 from admintool.context import Context
-from admintool.output import flowing, printable, tell
+from admintool.output import flowing, print_message, printable
 from obox.admin.params import Selection
 from obox.admin.table import TABLE, Verb
 from obox.errors import Invalid
 
 _SELECTION = {field.name for field in msgspec.structs.fields(Selection)}
 LOOKED_MAX = 20
-"""Rows that are shown before a question; the others are counted."""
+"""Rows that are shown before a question. Further rows are only counted."""
 
 _MADE: dict[str, click.Command] = {}
-"""Commands by API name: each verb has one."""
+"""Commands by API name. Each verb has a command."""
 
 
 def made() -> Mapping[str, click.Command]:
@@ -52,11 +52,11 @@ def command(  # noqa: PLR0913 - one call describes a command; all but two by key
 ) -> click.Command:
     """Give a verb its command.
 
-    arguments: parameters by position; joined: the one of them that is several words in
-    one argument, as doveadm's "uid flags"; short: parameter -> option letter; secrets:
-    parameters that come out of a file, for a command line is seen by all users of the
-    machine; example: shown in the help; usual: its output format; before, after: what
-    this process does around it.
+    arguments: parameters by position. joined: the parameter among them that is a single
+    argument with several words, as doveadm's "uid flags". short: parameter -> option
+    letter. secrets: parameters that are read from a file, because all users of the
+    machine see a command line. example: shown in the help. usual: the output format.
+    before, after: what this process does before and after the verb.
     """
     verb = TABLE[name]
 
@@ -70,7 +70,7 @@ def command(  # noqa: PLR0913 - one call describes a command; all but two by key
         if before is not None:
             before(obj, params)
         if verb.asks and not given.get("yes") and not obj.yes and not given["dry_run"]:
-            _look(obj, verb, params)
+            _preview(obj, verb, params)
             click.confirm(f"{verb.asks} ({_about(params)})", abort=True, err=True)
         code = show(obj, verb, params, usual)
         if after is not None and code == 0 and not given.get("dry_run"):
@@ -95,7 +95,7 @@ def command(  # noqa: PLR0913 - one call describes a command; all but two by key
 def _parameters(
     verb: Verb, arguments: Sequence[str], joined: str, short: Mapping[str, str], secrets: Sequence[str]
 ) -> list[click.Parameter]:
-    """Options and arguments of a verb's command, as `command` was told."""
+    """Return the options and arguments of a verb's command."""
     options: list[click.Parameter] = _user_options() if verb.per_user else []
     letters = dict(short)
     fields = {field.name: field for field in msgspec.structs.fields(verb.params)}
@@ -114,7 +114,7 @@ def _parameters(
 
 
 def show(obj: Context, verb: Verb, params: Mapping[str, Any], usual: str = "table") -> int:
-    """Run a verb, print its rows, tell of progress and failures; returns the exit code."""
+    """Run a verb, and print its rows, progress and failures. Returns the exit code."""
     output = obj.output
     output.begin(verb.columns, usual)
     code = 0
@@ -128,28 +128,29 @@ def show(obj: Context, verb: Verb, params: Mapping[str, Any], usual: str = "tabl
             elif "failure" in event:
                 progress.hide()
                 failure = event["failure"]
-                tell(f"{failure['user']}: {failure['message']}")
+                print_message(f"{failure['user']}: {failure['message']}")
             elif "end" in event:
                 code = int(event["end"]["exitCode"])
                 message = str(event["end"]["message"])
     output.end(failed=bool(code))
     if code and message:
-        tell(message)
+        print_message(message)
     if not code and not output.count:
-        say_none(verb, params)
+        print_none(verb, params)
     return code
 
 
-def say_none(verb: Verb, params: Mapping[str, Any]) -> None:
-    """Say on stderr that there is nothing, so that nobody takes silence for a failure."""
+def print_none(verb: Verb, params: Mapping[str, Any]) -> None:
+    """Print on stderr that there are no rows, so that silence is not taken for a
+    failure."""
     if verb.none:
         about = f" ({_about(params)})" if params else ""
         click.echo(f"oboxadm: {verb.none}{about}", err=True)
 
 
-def _look(obj: Context, verb: Verb, params: Mapping[str, Any]) -> None:
-    """Before the question: show what the verb would do; end here where there is nothing
-    to do or it cannot be done.
+def _preview(obj: Context, verb: Verb, params: Mapping[str, Any]) -> None:
+    """Show what the verb would do, before the question. Exit if there is nothing to do,
+    or if it cannot be done.
     """
     count, code, message = 0, 0, ""
     for event in obj.call(verb, {**params, "dryRun": True}):
@@ -167,12 +168,12 @@ def _look(obj: Context, verb: Verb, params: Mapping[str, Any]) -> None:
         click.echo(f"oboxadm: {message}", err=True)
         sys.exit(code)
     if not count:
-        say_none(verb, params)
+        print_none(verb, params)
         sys.exit(code)
 
 
 class _Progress:
-    """A bar on stderr while a long command runs on a terminal; elsewhere nothing."""
+    """A progress bar on stderr while a long command runs on a terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -206,7 +207,7 @@ class _Progress:
 
 
 def parameters(verb: Verb, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a call out of what click has parsed; only what was said."""
+    """Return the parameters of a call from what click has parsed, without defaults."""
     out: dict[str, Any] = {}
     for field in msgspec.structs.fields(verb.params):
         if verb.per_user and field.name in _SELECTION:
@@ -224,7 +225,7 @@ def _selected(given: Mapping[str, Any]) -> dict[str, Any]:
     users: tuple[str, ...] = given["user"]
     ways = bool(users) + bool(given["all_users"]) + (given["user_file"] is not None)
     if ways != 1:
-        raise click.UsageError("Which users? One of -u USER, -A, -F FILE.")
+        raise click.UsageError("Which users? Give -u USER, -A or -F FILE.")
     more = {"noUserdbLookup": True} if given["no_userdb_lookup"] else {}
     if given["all_users"]:
         return {"allUsers": True, **more}
@@ -244,18 +245,18 @@ def _user_options() -> list[click.Parameter]:
             ["-F", "--user-file", "user_file"],
             type=click.File("r", encoding="utf-8"),
             metavar="FILE",
-            help="The users in this file, one a line; - for stdin.",
+            help="The users in this file, a name on each line; - for stdin.",
         ),
         click.Option(
             ["--no-userdb-lookup", "no_userdb_lookup"],
             is_flag=True,
-            help="Take names as they are, also those that the user database does not know.",
+            help="Use names as they are, also names that the user database does not know.",
         ),
     ]
 
 
 def _kind(field: msgspec.structs.FieldInfo) -> tuple[type, bool, str]:
-    """(type, several of them, description) of a parameter."""
+    """Return (type, whether it is a list, description) of a parameter."""
     kind, doc = field.type, ""
     if get_origin(kind) is Annotated:
         kind, *metas = get_args(kind)
@@ -303,14 +304,14 @@ def _argument(field: msgspec.structs.FieldInfo, *, joined: bool) -> click.Argume
 
 
 def _columns(verb: Verb) -> str:
-    """What the columns mean, for the help; a column a line, as long as it may be."""
+    """Return the meaning of the columns for the help, each on a line of any length."""
     width = max(map(len, verb.explained), default=0)
     lines = [f"  {name.ljust(width)}  {text}" for name, text in verb.explained.items()]
     return "\n\n\b\nColumns:\n" + "\n".join(lines) if lines else ""
 
 
 def _about(params: Mapping[str, Any]) -> str:
-    """What a question is about, in a line."""
+    """Describe in a line what a question is about."""
     shown = []
     for name, value in params.items():
         text = "all users" if name == "allUsers" else _joined(value)

@@ -21,8 +21,8 @@ NEEDLE: Final = "quarterly"
 _LETTERS: Final = "bacodifeguhajokaleminuorparisateunvowixeyazoanerinst"
 _SYLLABLES: Final = [_LETTERS[at : at + 2] for at in range(0, len(_LETTERS), 2)]
 VOCABULARY: Final = 4000
-"""Words, of which the frequent ones are short. Each is as frequent as its rank says
-(Zipf): the text compresses like prose.
+"""Words; frequent words are short. The frequency of each follows from its rank (Zipf):
+the text compresses like prose.
 """
 
 

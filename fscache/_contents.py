@@ -177,7 +177,7 @@ class Contents:
     # ---- rounds ------------------------------------------------------------------------------------------------
 
     def over(self) -> bool:
-        """Whether a file has to go, whatever is put."""
+        """Whether a file has to be evicted, even without a new file."""
         return bool(self._removals) or self.nbytes > self.max_size
 
     def due(self) -> bool:

@@ -1,4 +1,5 @@
-"""Fetches under way: each name has at most a single fetch, whoever waits for it.
+"""Fetches under way: each name has at most a single fetch, which all waiting readers
+share.
 
 Invariant: the fetch runs as long as somebody waits for it. The last waiter who leaves
 cancels it.

@@ -272,7 +272,7 @@ class Writer:
         return True
 
     def _fail(self, error: MetacacheError) -> None:
-        """Tell the waiters and the log. The operations stay staged."""
+        """Report an error to the waiters and the log. The operations stay staged."""
         self.failing = True
         if isinstance(error, MetacacheFull):
             self._full()
@@ -283,8 +283,8 @@ class Writer:
                     waiter.set_exception(type(error)(str(error)))
         if (now := self._clock()) - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
-            tell = log.warning if isinstance(error, MetacacheFull) else log.error
-            tell("metacache cannot commit", path=self._path, error=str(error), staged_bytes=self.staged())
+            write = log.warning if isinstance(error, MetacacheFull) else log.error
+            write("metacache cannot commit", path=self._path, error=str(error), staged_bytes=self.staged())
 
 
 def _resolve(waiters: list[asyncio.Future[None]]) -> None:

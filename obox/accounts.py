@@ -1,10 +1,9 @@
-"""Who a user is: the name, the place of the mail in the bucket, and what the user may
-store.
+"""A user's account: the name, the place of the mail in the bucket, and the quota.
 
 The user database makes accounts (`obox.auth`); protocols, deliveries and the
-administrator's verbs use them. Invariant: `storage_id` here is the one function that
-says where a user's mail lies.
-Refuses to know: passwords, and where an account was read.
+administrator's verbs use them. Invariant: only `storage_id` here says where a user's
+mail is stored. This module knows no passwords, and does not know where an account was
+read.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from obox.types import StorageId
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a user may store; None is without limit."""
+    """How much a user may store. None means no limit."""
 
     storage_bytes: int | None = None
     messages: int | None = None
@@ -29,7 +28,7 @@ UNLIMITED: Final = Quota()
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One user. name: normalised (`obox.auth.normalise`)."""
+    """A user's account. name: normalised (`obox.auth.normalise`)."""
 
     name: str
     storage_id: StorageId
@@ -37,11 +36,11 @@ class Account:
     disabled: bool = False
     """The user may neither log in nor receive mail."""
     known: bool = True
-    """The user database has this user; False: an administrator named it."""
+    """Whether the user database has this user. If not, an administrator named it."""
 
 
 def storage_id(name: str) -> StorageId:
-    """The storage id of a normalised name: the user's own, or what `storage_id=` of the
-    line says.
+    """Return the storage id for a normalised name. The name is the user's, or the value
+    of `storage_id=` in the user's line.
     """
     return StorageId(escape(name))

@@ -1,9 +1,9 @@
-"""Addresses of clients, as limits count them: IPv4 singly, IPv6 by /64.
+"""Addresses of clients as limits count them: IPv4 by address, IPv6 by /64.
 
 A client that has an IPv6 address has all 2^64 addresses of its network (RFC 6177 §2
 gives a site at least a /64), so a limit for single addresses would not limit it. An
-IPv4 address inside IPv6 (`::ffff:192.0.2.1`) counts as the IPv4 address. Refuses to
-know: what is counted.
+IPv4 address inside IPv6 (`::ffff:192.0.2.1`) counts as the IPv4 address. This module
+does not know what is counted.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import ipaddress
 from typing import Final
 
 IPV6_PREFIX_BITS: Final = 64
-"""What counts as the same client. A provider gives a subscriber a network of this size
-or larger.
+"""Addresses with the same prefix of this length count as the same client. A provider
+gives a subscriber a network of this size or larger.
 """
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parsed(remote: str) -> Address | None:
-    """The address; IPv4 if it is an IPv4 address inside IPv6; None for a unix socket or
-    for no address.
+    """Parse an address. An IPv4 address inside IPv6 becomes IPv4. Returns None for a
+    unix socket, and for text that is not an address.
 
     A scope (`fe80::1%eth0`, RFC 4007 §11) is left out.
     """

@@ -1,11 +1,10 @@
-"""One backend as a process: protocols and HTTP around the rooms that `obox.parts`
-opens.
+"""A backend as a process: protocols and HTTP around the rooms that `obox.parts` opens.
 
-The start has an order: local state is locked and opened, addresses are bound (nothing
-is accepted), the loop accepts, and only then is the bucket asked. An unreachable bucket
-therefore stops nothing: logins and deliveries wait for the store, and hear
-`[UNAVAILABLE]` or `451` when it has not come within 10 s. The stop has one too: accept
-no more, finish IMAP commands and LMTP transactions, flush, write the journal's end,
+A start first locks and opens the local state. Then it binds the addresses, without
+accepting. Then it accepts connections, and only then it sends a request to the bucket.
+So an unreachable bucket does not prevent a start. Logins and deliveries wait for the
+store for 10 s, and then get `[UNAVAILABLE]` or `451`. A stop has an order too: accept
+no more, finish IMAP commands and LMTP transactions, flush, write the journal's end, and
 close the rooms.
 """
 
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -40,9 +39,11 @@ from .server import (
     application,
     raise_open_files_limit,
 )
+from .types import StorageId
 
 if TYPE_CHECKING:
     from .cluster import Router
+    from .membership import Joining
     from .proxy import Forwarder
 
 log = structlog.get_logger()
@@ -90,9 +91,9 @@ class Backend:
     def __init__(
         self, config: Config, *, environ: Mapping[str, str] | None = None, router: Router | None = None
     ) -> None:
-        """Raises ConfigError: bad keys, certificates or paths. Binds nothing yet.
+        """Raises ConfigError for bad keys, certificates or paths. It binds nothing yet.
 
-        router: who serves whom; None: we serve all users.
+        router: says who serves whom; None: this backend serves all users.
         """
         rooms.refuse_absent(config)
         self._config = config
@@ -116,7 +117,7 @@ class Backend:
         self.lmtp: LmtpServer | None = None
         self._starting: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
-        """The bucket has answered and the store has started."""
+        """Whether the bucket has answered and the store has started."""
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
@@ -169,7 +170,7 @@ class Backend:
         return lmtp
 
     def _sources(self) -> None:
-        """Numbers of the rooms as metrics."""
+        """Show numbers of the rooms as metrics."""
         opened, metrics = self.parts, self.metrics
         fs_path, meta_path = opened.config.fscache.path, opened.config.metacache.path
         metrics.objectstore(opened.bucket.stats.snapshot, BUCKETS_S)  # type: ignore[arg-type]
@@ -186,9 +187,10 @@ class Backend:
         metrics.source("store", of_store)
 
     def _http(self, admin: Admin) -> dict[str, HttpServer]:
-        """The servers of [http], [metrics] and the admin socket: with [metrics] there,
-        it alone has /metrics and the probes. The admin API is on the socket and, with a
-        key or a unix socket there, in [http]."""
+        """Make the servers of [http], [metrics] and the admin socket. If there is a
+        section [metrics], only its server has /metrics and the probes. The admin API is
+        on the admin socket. It is also in [http], if there is a key or a unix
+        socket."""
         config = self.parts.config
         key = self._api_key
         api = [*routes(admin, key=key, version=__version__), *self._nginx()]
@@ -209,7 +211,7 @@ class Backend:
         from .proxy.nginx import NginxAuth
 
         def here() -> tuple[str, dict[str, int]]:
-            return self.parts.config.cluster.address or "127.0.0.1", rooms.ports(self.parts.config)
+            return self.parts.config.cluster.address or "127.0.0.1", self._ports()
 
         return NginxAuth(self.forwarder, lambda: self._api_key, here).routes()
 
@@ -231,8 +233,8 @@ class Backend:
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def run(self, *, signals: bool = True, started: Callable[[Backend], None] | None = None) -> int:
-        """Serve until told to stop; returns the exit code. started: called when
-        addresses are bound.
+        """Serve until the process is stopped, and return the exit code. started: called
+        when the addresses are bound.
 
         Raises ConfigError, ListenError.
         """
@@ -247,15 +249,18 @@ class Backend:
             await self.listeners.start(tasks)
             if started is not None:
                 started(self)
+            members = [] if self.parts.joining is None else [tasks.create_task(self._join(self.parts.joining))]
             self._starting = tasks.create_task(self._start())
             beside = [
                 self._starting,
+                *members,
                 tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run()),
                 tasks.create_task(self._race()),
                 tasks.create_task(self.parts.cleaner.run()),
                 tasks.create_task(self.certificate_watch.run()),
             ]
-            tasks.create_task(self.parts.users.refresh())  # a missing file is told now, not at the first login
+            # A missing file is reported now, not at the first login.
+            tasks.create_task(self.parts.users.refresh())
             try:
                 code = await self.lifecycle.run(signals=signals)
             finally:
@@ -264,12 +269,16 @@ class Backend:
         return code
 
     def _assemble(self) -> None:
-        """Make the servers, bind their addresses, and say what a stop and a reload do.
+        """Make the servers, bind their addresses, and register what a stop and a reload
+        do.
 
         Raises ListenError.
         """
         config = self.parts.config
         self._sources()
+        if self.parts.joining is not None:
+            self.parts.joining.membership.kick = self._kick
+            self.router = self.parts.joining.membership.member
         self.forwarder = self._forwarder()
         if config.imap is not None:
             self.imap = self._imap()
@@ -282,7 +291,9 @@ class Backend:
         https = self._http(self.admin)
         self._bind_http(https)
         if config.imap is None and config.lmtp is None:
-            log.warning("neither [imap] nor [lmtp] is there: nothing serves mail", next_step="give one a `listen`")
+            log.warning(
+                "neither [imap] nor [lmtp] is configured: nothing serves mail", next_step="add one of the sections"
+            )
         self._on_stop(https)
         reload = Reload(
             parts=self.parts,
@@ -298,31 +309,50 @@ class Backend:
         )
         self.lifecycle.on_reload("configuration", reload.prepare)
 
+    async def _join(self, joining: Joining) -> None:
+        """Be a member of the cluster. Raises ConfigError, which ends the process."""
+        await joining.run(self._ports())
+
+    def _ports(self) -> dict[str, int]:
+        """Where the other members and front ends reach our listeners."""
+        from .membership import ports_of
+
+        return ports_of(("imap", "lmtp", "http"), self.listeners.addresses)
+
+    async def _kick(self, users: Collection[StorageId]) -> None:
+        """End the sessions of users who move to another backend."""
+        if self.imap is not None:
+            self.imap.kick_mail(users, "Your mail moves to another server, please log in again")
+
     async def _start(self) -> None:
         await self.parts.start()
         self.ready.set()
         await self.parts.drop_unused()
 
     async def _race(self) -> None:
-        """Beside serving. Raises ConfigError, which ends the process."""
+        """Run the race while the backend serves. Raises ConfigError, which ends the
+        process."""
         await self.ready.wait()
         await self.parts.race()
 
     def _on_stop(self, https: dict[str, HttpServer]) -> None:
-        """What happens at SIGTERM, in order."""
+        """Register what SIGTERM does, in order."""
         store = self.parts.store
 
         async def stop_accepting() -> None:
-            """The probes go on: they say that we drain."""
+            """Stop accepting. The probes continue, and report that we drain."""
             self.listeners.stop(keep=https)
-            if self._starting is not None:  # a start must not go on over caches that are closed below
+            # The start must end before the caches are closed below.
+            if self._starting is not None:
                 self._starting.cancel()
                 await asyncio.wait([self._starting])
-            store.beginning.decide()  # who waits for the start is refused now, not when the stop has waited for it
+            # Clients that wait for the start are refused now, so that the stop need not
+            # wait.
+            store.beginning.decide()
 
         async def end_sessions() -> None:
-            """Finish what clients have begun; one that stalls must leave the flush its
-            half of the time.
+            """Finish what clients have begun. They get half of the time, so that a slow
+            client leaves the other half to the flush.
             """
             grace_s = self.parts.config.server.shutdown_timeout / 2
             async with asyncio.TaskGroup() as tasks:
@@ -349,21 +379,23 @@ class Backend:
         self.lifecycle.on_stop("caches", close)
 
     async def _renew_certificates(self) -> None:
-        """Use what is on disk now; what cannot be used leaves the old ones in use."""
+        """Use the certificates on disk. If they cannot be used, the old certificates
+        stay in use."""
         assert self.certificates is not None
         tls = self.parts.config.tls
         try:
             loaded = await asyncio.to_thread(Certificates.prepare, tls.cert, tls.key)
         except TlsError as error:
-            log.error("the certificates on disk cannot be used, the old ones stay", error=str(error))
+            log.error("the certificates on disk cannot be used, the old certificates stay", error=str(error))
         else:
-            if tls is self.parts.config.tls:  # else a reload has read newer ones meanwhile
+            # Otherwise a reload has read newer certificates meanwhile.
+            if tls is self.parts.config.tls:
                 self.certificates.use(loaded)
                 log.info("certificates renewed")
 
 
 def _client(via: Via | None) -> str | None:
-    """The client's address out of a PROXY header."""
+    """Return the client's address from a PROXY header."""
     return via.client[0] if via is not None and via.client is not None else None
 
 
@@ -379,5 +411,5 @@ _COUNTERS: Final = frozenset({"hits", "misses", "evictions", "errors", "skipped"
 
 
 def _of_fscache(stats: Stats) -> dict[str, float]:
-    """Its figures under the names of metrics."""
+    """Return the figures of the fscache under the names of metrics."""
     return {f"{name}_total" if name in _COUNTERS else name: value for name, value in stats._asdict().items()}

@@ -1,11 +1,11 @@
-"""Compare the configuration in use with one that was read, and say what can change
-without a restart.
+"""Compares the configuration in use with a configuration that was read, and finds what
+can change without a restart.
 
 Invariant: the configuration that comes out has two sources. A value that the table
 marks `restart` comes from the configuration in use; every other value comes from the
-one that was read. A protocol that appears or goes waits for a restart with all of its
-section, and so do the first certificate and the last. Pure. Refuses to know: what is
-done with the settings.
+configuration that was read. If a protocol is added or removed, its whole section needs
+a restart. Turning TLS on or off needs a restart too. Pure. This module does not know
+what the settings are used for.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from obox.config import SECTIONS, Config, Setting, remote_section, settings
 __all__ = ["Changes", "changes"]
 
 _TURNS_ON: Final = ("listen", "cert", "key")
-"""The settings that turn a section on: a report names these where a section appears or
-goes."""
+"""The settings that turn a section on. A report names them if a section is added or
+removed."""
 
 
 class Changes(NamedTuple):
-    """config: is to be in use. applied, waiting: keys of settings that differ; the
+    """config: the configuration to use. applied, waiting: keys of changed settings; the
     latter need a restart.
     """
 
@@ -60,7 +60,8 @@ def _value(config: Config, row: Setting) -> Any:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """In a table the order counts as well: the first key encrypts."""
+    """Compare two values. In a table the order counts as well, because the first key
+    encrypts."""
     return bool(old == new) and (not isinstance(old, Mapping) or list(old) == list(new))
 
 
@@ -75,7 +76,8 @@ def _stays(used: Config, read: Config, section: str) -> bool:
 
 
 def _section(used: Config, read: Config, section: str) -> Any:
-    """A section of the configuration to use; "": settings outside of sections."""
+    """Return a section of the configuration to use; "" means settings outside of
+    sections."""
     old = _part(used, section)
     if old is None or not _stays(used, read, section):
         return old
@@ -84,8 +86,8 @@ def _section(used: Config, read: Config, section: str) -> Any:
 
 
 def _remotes(used: Config, read: Config) -> list[str]:
-    """Keys of [remote] sections that differ, as `obox config` names them; none of them
-    needs a restart.
+    """Return keys of changed [remote] settings, as `obox config` names them. None of
+    them needs a restart.
     """
     old, new = _by_key(used), _by_key(read)
     return [key for key in {**new, **old} if key not in old or key not in new or old[key] != new[key]]

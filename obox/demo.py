@@ -1,8 +1,8 @@
-"""`obox serve --demo DIR`: a backend without any preparation, with a user and a few
-mails.
+"""`obox serve --demo DIR`: a backend with a user and a few mails, without any
+preparation.
 
-Everything lies below DIR: the configuration, the users, the bucket (a directory) and
-the local state. A second start continues with the same data; the mails are delivered
+Everything is below DIR: the configuration, the users, the bucket (a directory) and the
+local state. A second start continues with the same data. The mails are delivered only
 once.
 """
 
@@ -49,7 +49,7 @@ listen = ["127.0.0.1:8080"]
 
 
 def prepare(directory: Path) -> Path:
-    """Create what is missing below `directory`; returns the configuration file."""
+    """Create what is missing below `directory`, and return the configuration file."""
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "obox.toml"
     if not config.exists():
@@ -62,7 +62,7 @@ def prepare(directory: Path) -> Path:
 
 
 def mails() -> list[bytes]:
-    """A plain mail, a mail with alternatives, a mail with an attachment."""
+    """Return a plain mail, a mail with alternatives, and a mail with an attachment."""
     out = []
     for number, subject in enumerate(("Welcome to obox", "Two ways to say it", "With a picture, nearly"), 1):
         mail = EmailMessage()
@@ -83,7 +83,7 @@ def mails() -> list[bytes]:
 async def fill(backend: Backend) -> None:
     """Deliver the mails, once, and print how to connect.
 
-    Does nothing if the backend is stopped before.
+    It does nothing if the backend is stopped before.
     """
     await backend.ready.wait()
     try:
@@ -91,7 +91,7 @@ async def fill(backend: Backend) -> None:
     except Unavailable as error:
         print(f"obox: no mails were delivered: {error}", file=sys.stderr, flush=True)
         return
-    _tell(backend)
+    _print_hint(backend)
 
 
 async def _deliver(backend: Backend) -> None:
@@ -103,7 +103,7 @@ async def _deliver(backend: Backend) -> None:
         await user.release()
 
 
-def _tell(backend: Backend) -> None:
+def _print_hint(backend: Backend) -> None:
     imap, *_ = backend.listeners.addresses("imap")
     lmtp, *_ = backend.listeners.addresses("lmtp")
     print(

@@ -40,6 +40,7 @@ from .config import Config, by_client, load
 from .errors import ConfigError, Unavailable
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
+from .membership import ports_of
 from .net import Certificates, Listeners, TlsError, inherited_sockets
 from .proxy import Forwarder, LmtpForwarder, Nowhere, ViewRouter
 from .proxy.nginx import NginxAuth
@@ -103,7 +104,7 @@ class Front:
         self._started = time.time()
 
     async def run(self, *, signals: bool = True, started: Callable[[Front], None] | None = None) -> int:
-        """Serve until told to stop; returns the exit code. started: called when
+        """Serve until a stop, and return the exit code. started: called when the
         addresses are bound.
 
         Raises ConfigError, ListenError.
@@ -233,7 +234,7 @@ class Front:
     # -- the directory ---------------------------------------------------------------------------------------------
 
     async def _beat(self, directory: Directory) -> None:
-        """Tell the others that we live, from the first good answer on."""
+        """Register this proxy, and write its beat once a second."""
         cluster, registered, counter = self.config.cluster, False, 0
         name = cluster.backend
         while True:
@@ -241,7 +242,12 @@ class Front:
                 if not registered:
                     row = await directory.get(Kind.MEMBERS, name)
                     ours = Member(
-                        "proxy", cluster.site, cluster.address or name, rooms.ports(self.config), {}, __version__
+                        "proxy",
+                        cluster.site,
+                        cluster.address or name,
+                        ports_of(("imap", "lmtp", "http"), self.listeners.addresses),
+                        {},
+                        __version__,
                     )
                     await directory.put(Kind.MEMBERS, name, encode(ours), next_timestamp(time.time, row))
                     registered = True
@@ -295,7 +301,7 @@ class Front:
         return use
 
     async def _renew(self) -> None:
-        """Use the certificates on disk; if those cannot be used, the old ones stay."""
+        """Use the certificates on disk, unless they are bad."""
         assert self.certificates is not None
         tls = self.config.tls
         try:

@@ -1,7 +1,7 @@
 """Entry points: `obox serve`, `obox proxy` and `obox config`.
 
-Exit codes are sysexits': 0, 64 usage, 69 an address that cannot be had, 70 a bug, 78
-configuration.
+Exit codes are those of sysexits: 0, 64 usage, 69 an address cannot be bound, 70 a bug,
+78 configuration.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from . import __version__
-from .config import Config, describe, doubts, load
+from .config import Config, describe, load
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ EX_USAGE: Final = 64
 EX_UNAVAILABLE: Final = 69
 EX_CONFIG: Final = 78
 GC_THRESHOLD: Final = (20_000, 20, 50)
-"""Next to nothing here is cyclic; with Python's own numbers a delivery spends a 25th of
-its time in collections."""
+"""Threshold of the garbage collector. Almost no garbage here is cyclic. With Python's
+defaults, a delivery would spend a 25th of its time in collections."""
 
 _config_option = click.option(
     "-c", "--config", "path", metavar="FILE", help="Configuration file; otherwise the usual places (docs/config.md)."
@@ -36,7 +36,8 @@ _config_option = click.option(
 
 
 class _Root(click.Group):
-    """Ends with sysexits' code where the command line is wrong, instead of click's 2."""
+    """Exits with the code of sysexits if the command line is wrong, instead of click's
+    2."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         run: Any = super().main
@@ -48,7 +49,7 @@ class _Root(click.Group):
             error.show()
             sys.exit(EX_USAGE)
         except click.exceptions.Abort:
-            sys.exit(130)  # as a shell says of a process that Ctrl-C has ended
+            sys.exit(130)  # the code that a shell gives to a process ended by Ctrl-C
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,18 +75,19 @@ def _load(path: str | None) -> Config:
 @click.option(
     "--demo",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Serve a demo user out of this directory, made if need be.",
+    help="Serve a demo user from this directory, which is created if it does not exist.",
 )
 def serve(path: str | None, demo: Path | None) -> None:
     """Run one backend until SIGTERM."""
     if demo is not None:
         if path is not None:
-            raise click.UsageError("-c: --demo has a configuration of its own, in its directory")
+            raise click.UsageError("-c: --demo uses the configuration in its directory")
         from . import demo as demonstration
 
         path = str(demonstration.prepare(demo))
     config = _load(path)
-    gc.disable()  # imports make objects and no garbage; `_run` turns it on again
+    # Imports create objects but no garbage; `_run` turns collection on again.
+    gc.disable()
     from .backend import Backend
     from .server import set_up_logging
 
@@ -103,7 +105,7 @@ def serve(path: str | None, demo: Path | None) -> None:
 @cli.command()
 @_config_option
 def proxy(path: str | None) -> None:
-    """Run one proxy until SIGTERM: it forwards clients to the backends that own their users."""
+    """Run one proxy, which forwards clients to the backends of their users."""
     try:
         config = load(path, os.environ, proxy=True)
     except ConfigError as exc:
@@ -143,14 +145,14 @@ def _first(group: BaseException) -> BaseException:
 
 
 def _run(main: Callable[[], object]) -> int:
-    """Run on uvloop where there is one."""
+    """Run on uvloop if it is installed."""
     try:
         import uvloop
     except ImportError:
         factory = None
     else:
         factory = uvloop.new_event_loop
-    gc.freeze()  # what the imports made stays: no collection looks at it again
+    gc.freeze()  # imported objects stay, so collections need not examine them
     gc.set_threshold(*GC_THRESHOLD)
     gc.enable()
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -161,14 +163,17 @@ def _run(main: Callable[[], object]) -> int:
 @_config_option
 @click.option("-n", "changed_only", is_flag=True, help="Only what differs from the defaults.")
 def show_config(path: str | None, changed_only: bool) -> None:
-    """Check a configuration and print the effective one: where each value came from, secrets masked.
+    """Check the configuration and print its effective values.
 
-    On stderr: what `obox serve` could probably not use on this machine.
+    Each line says where its value came from. Secrets are masked. Warnings on stderr
+    name what `obox serve` could probably not use on this machine.
     """
     config = _load(path)
     click.echo(describe(config, changed_only=changed_only), nl=False)
     if not config.auth.passwd_file.exists():
         click.echo(f"obox: auth.passwd_file = {config.auth.passwd_file}: no such file; nobody can log in yet", err=True)
+    from .config.doubts import doubts
+
     for line in doubts(config):
         click.echo(f"obox: {line}", err=True)
     from .backend import Backend

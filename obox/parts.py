@@ -1,13 +1,13 @@
-"""Every room of one backend, opened and closed at one place.
+"""Opens and closes every room of a backend in a single place.
 
-`open` locks the state directory and opens what lies in it, in order; `Parts.close`
-closes it in reverse. A backend that serves, a reload, and the command line where no
-backend runs use the same.
+`open` locks the state directory and opens the rooms in order. `Parts.close` closes them
+in reverse. A serving backend, a reload, and the command line without a backend all use
+it.
 
-Invariant: whoever has `Parts` holds the lock of the state directory, so that two
-processes never write the same local state. `open` asks the bucket nothing, so that an
-unreachable one stops
-nothing: `Parts.start` asks. Refuses to know: protocols, addresses and signals.
+Invariant: a process that has `Parts` holds the lock of the state directory, so that two
+processes never write the same local state. `open` sends no request to the bucket, so
+that an unreachable bucket does not prevent it; `Parts.start` does. This module knows no
+protocols, addresses or signals.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import psutil
 import structlog
@@ -35,36 +35,39 @@ from .objectstore import OpenStore, StoreError, needs_race, open_store, probe, r
 from .store import Env, MailStore
 from .store.copies import Copies
 
+if TYPE_CHECKING:
+    from .membership import Joining, Membership
+
 log = structlog.get_logger()
 
 RETRY_S: Final = 1.0
-"""Between attempts to reach the bucket at start."""
+"""Interval between attempts to reach the bucket at start."""
 
-TELL_S: Final = 1.0
-"""After which a start that waits for the bucket says why, for the first time."""
+REPORT_AFTER_S: Final = 1.0
+"""Time until a start that waits for the bucket logs the reason for the first time."""
 
-TOLD_EVERY_S: Final = 60.0
-"""And then as often."""
+REPORT_EVERY_S: Final = 60.0
+"""Interval at which it logs the reason again."""
 
 RACE_RETRY_S: Final = 60.0
-"""Between attempts to race for keys, while the bucket does not answer."""
+"""Interval between attempts of the race, while the bucket does not answer."""
 
 RACED: Final = "raced"
-"""In the local state: the bucket that has passed the race."""
+"""File in the local state that names the bucket that has passed the race."""
 
 
 def boottime() -> float:
-    """Seconds that count while the machine sleeps: what the journal's lease is measured
-    with.
+    """Return seconds of a clock that also runs while the machine is suspended. The
+    journal's lease uses it.
     """
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Chance:
-    """The system's randomness, fetched in larger pieces.
+    """The system's randomness, read in larger pieces.
 
-    Each system call lets other threads in; without the pieces there were two of them a
-    mail.
+    Each system call releases the interpreter's lock. Without the pieces each mail would
+    need two such calls.
     """
 
     PIECE_BYTES: Final = 4096
@@ -82,8 +85,8 @@ class Chance:
 
 @dataclass(kw_only=True)
 class Parts:
-    """What `open` opened. config and users: in use; a reload puts others into their
-    place.
+    """The rooms that `open` opened. config, users: those in use; a reload replaces
+    them.
     """
 
     config: Config
@@ -95,55 +98,59 @@ class Parts:
     cleaner: Cleaner
     users: PasswdFile
     authenticator: Authenticator
+    joining: Joining | None
+    """The cluster; None for a backend alone."""
     closing: AsyncExitStack
 
     async def close(self) -> None:
         """Close everything in reverse and unlock the state directory. The second call
         does nothing.
 
-        The store's own end, which uploads, comes before: `store.close`.
+        Call `store.close` first, which uploads.
         """
         await self.closing.aclose()
 
     async def start(self, *, patient: bool = True) -> None:
-        """Ask the bucket until it answers, then start the store.
+        """Wait until the bucket answers, then start the store.
 
-        A bucket that cannot do what we need is a ConfigError.
-        patient: False raises Unavailable, with the store's words, when it answers that
-        it refuses.
+        A bucket that cannot do what we need is a ConfigError. patient: if it is False,
+        a refusal of the store raises Unavailable with the store's message.
         """
-        told: float | None = None
+        reported: float | None = None
 
-        def tell(error: str) -> None:
-            nonlocal told
-            if told is None or boottime() - told >= TOLD_EVERY_S:
-                told = boottime()
+        def report(error: str) -> None:
+            nonlocal reported
+            if reported is None or boottime() - reported >= REPORT_EVERY_S:
+                reported = boottime()
                 log.warning("the bucket does not serve us; serving [UNAVAILABLE] until it does", error=error)
 
         while True:
             probing = asyncio.ensure_future(probe(self.bucket))
             try:
-                while not (await asyncio.wait([probing], timeout=TELL_S))[0]:
+                while not (await asyncio.wait([probing], timeout=REPORT_AFTER_S))[0]:
                     if self.bucket.last_failure:
-                        tell(self.bucket.last_failure)
+                        report(self.bucket.last_failure)
                 await probing
                 break
             except StoreError as exc:
                 if exc.permanent and not patient:
                     raise Unavailable(f"the storage refuses: {exc}") from exc
-                tell(str(exc))
+                report(str(exc))
                 await asyncio.sleep(RETRY_S)
             finally:
                 probing.cancel()
+        if self.joining is not None and not patient:
+            await self.joining.membership.member.look()  # a tool, which is no member
         await self.store.start()
 
     async def drop_unused(self) -> None:
-        """Drop local copies that have been unused for as long as the settings say."""
+        """Drop local copies that were not used for the time that the settings say."""
         if unused_s := self.config.metacache.drop_at_start_older_than:
             await self.cleaner.clean(unused_s=unused_s)
 
     async def race(self) -> None:
-        """Once for each bucket: see that of several PUTs of one key one succeeds.
+        """Check once for each bucket that only one of several concurrent PUTs of a key
+        succeeds.
 
         Call it once the store has started. Raises ConfigError for a bucket that lets
         several succeed.
@@ -166,7 +173,7 @@ class Parts:
 async def open(config: Config) -> Parts:
     """Open every room.
 
-    Raises ConfigError; what had been opened by then is closed again.
+    Raises ConfigError; rooms that were already open are closed again.
     """
     async with AsyncExitStack() as closing:
         closing.enter_context(_locked(config.state_dir))
@@ -182,7 +189,14 @@ async def open(config: Config) -> Parts:
         closing.push_async_callback(metacache.close)
         fscache = Fscache(config.fscache.path, max_size=config.fscache.max_size, clock=time.time)
         closing.push_async_callback(fscache.close)
-        store = _store(config, bucket, metacache, fscache)
+        joining = None
+        if config.cluster.directory != "local":
+            from .membership import open_membership  # a backend alone starts without it
+
+            joining = await open_membership(config, closing)
+        store = _store(config, bucket, metacache, fscache, None if joining is None else joining.membership)
+        if joining is not None:
+            joining.join(store)
         warn_of_small_disks(config)
         copies = Copies(store, close_delay_s=config.metacache.close_delay)
         users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
@@ -200,11 +214,14 @@ async def open(config: Config) -> Parts:
             cleaner=Cleaner(metacache, copies, weights=rooms.weights(config), clock=time.time),
             users=users,
             authenticator=authenticator,
+            joining=joining,
             closing=closing.pop_all(),
         )
 
 
-def _store(config: Config, bucket: OpenStore, metacache: Metacache, fscache: Fscache) -> MailStore:
+def _store(
+    config: Config, bucket: OpenStore, metacache: Metacache, fscache: Fscache, cluster: Membership | None
+) -> MailStore:
     store = MailStore(
         Env(
             bucket=bucket,
@@ -216,7 +233,8 @@ def _store(config: Config, bucket: OpenStore, metacache: Metacache, fscache: Fsc
             clock=boottime,
             sleep=asyncio.sleep,
             random_bytes=Chance(),
-        )
+        ),
+        cluster=cluster,
     )
     if config.storage.url == "memory://":
         store.begin_anew()
@@ -224,7 +242,8 @@ def _store(config: Config, bucket: OpenStore, metacache: Metacache, fscache: Fsc
 
 
 def _locked(path: Path) -> IO[str]:
-    """The lock of a state directory, held until it is closed: one process each.
+    """Lock a state directory for this process. The lock is held until the file is
+    closed.
 
     Raises ConfigError.
     """
@@ -249,8 +268,8 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
 
 
 def warn_of_small_disks(config: Config) -> None:
-    """A cache that may grow larger than its disk works, but not as long as its limit
-    promises.
+    """Warn if a cache's limit exceeds its disk. The cache works, but keeps less than
+    its limit promises.
     """
     for key, path, most in (
         ("fscache.max_size", config.fscache.path, config.fscache.max_size),
@@ -262,9 +281,10 @@ def warn_of_small_disks(config: Config) -> None:
 
 
 def disk_room(path: Path) -> dict[str, float]:
-    """Room on the file system that holds a directory, made or not, in bytes.
+    """Return the space of a directory's file system in bytes. The directory need not
+    exist.
 
-    Empty while the file system does not answer.
+    It is empty while the file system does not answer.
     """
     try:
         usage = psutil.disk_usage(str(next(place for place in (path, *path.parents) if place.exists())))

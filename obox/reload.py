@@ -1,14 +1,13 @@
-"""A reload: a backend that runs uses the settings that can change; the others wait for
-a restart.
+"""Applies changed settings to a running backend, except those that need a restart.
 
-A reload has two steps. `prepare` runs in a thread: it reads and checks the file as a
-start does, and makes everything of it that may fail. Then one turn of the loop puts
-everything into its place. Nothing fails there, so a reload happens wholly or not at
-all. The file is compared with the settings in use: a change that waits is reported at
-each reload until the restart.
+A reload has two steps. `prepare` runs in a thread. It reads and checks the file as a
+start does, and makes everything that may fail. Then a single turn of the loop puts
+everything into use. Nothing fails there, so a reload is applied completely or not at
+all. The file is compared with the settings in use, so a change that needs a restart is
+reported at each reload until then.
 
-Every room gets all of its settings again, changed or not; tests/admin/test_reload.py
-holds that none is left out.
+Every room gets all of its settings again, whether they changed or not.
+tests/admin/test_reload.py checks that none is left out.
 """
 
 from __future__ import annotations
@@ -38,11 +37,10 @@ Use = Callable[[], None]
 
 @dataclass(slots=True, kw_only=True)
 class Reload:
-    """Everything that gets other settings. `prepare` is for
-    `Lifecycle.on_reload`.
+    """Everything that a reload changes. `prepare` is for `Lifecycle.on_reload`.
 
-    environ: of the process. imap, lmtp, certificates: None where the configuration has
-    none. forwarder: None where no directory says who serves whom.
+    environ: the environment of the process. imap, lmtp, certificates: None if the
+    configuration has none. forwarder: None if no directory says who serves whom.
     """
 
     parts: Parts
@@ -57,11 +55,13 @@ class Reload:
     listeners: Listeners
 
     def prepare(self) -> Callable[[], Reloaded]:
-        """Raises ConfigError; blocks on files."""
+        """Read and check. Returns the function that applies it. Raises ConfigError;
+        blocks on files."""
         used = self.parts.config
         read = load(str(used.file) if used.file else None, self.environ)
         rooms.refuse_absent(read)
-        rooms.codec(read)  # keys wait for a restart, but it should not be the restart that finds them wrong
+        # Keys need a restart, but an error in them should be found now.
+        rooms.codec(read)
         changed = changes(used, read)
         config, users = changed.config, self._users(changed)
         uses = [
@@ -82,8 +82,8 @@ class Reload:
         return use
 
     def _certificates(self, read: Config, config: Config) -> Use:
-        """What was read is checked in any case; the first certificate and the last wait
-        for a restart.
+        """Read the certificates. They are always checked. To turn TLS on or off needs a
+        restart.
         """
         try:
             loaded = Certificates.prepare(read.tls.cert, read.tls.key) if read.tls.cert else None
@@ -98,9 +98,9 @@ class Reload:
         return use
 
     def _users(self, changed: Changes) -> PasswdFile:
-        """The users from now on.
+        """Return the users from now on.
 
-        A file that nobody could read would refuse everybody, so the old one stays.
+        If the file cannot be read, everybody would be refused, so the old users stay.
         """
         auth, users = changed.config.auth, self.parts.users
         if (auth.passwd_file, auth.default_domain) == (users.path, users.default_domain):
@@ -166,7 +166,8 @@ class Reload:
             self.lifecycle.drain_timeout_s = config.server.shutdown_timeout
             self.listeners.proxy_networks = config.server.haproxy_trusted_networks
             self.listeners.proxy_timeout_s = config.server.haproxy_timeout
-            if "log.level" in changed.applied:  # else it is what the process has set up, or a test
+            # Otherwise the level stays as the process or a test has set it.
+            if "log.level" in changed.applied:
                 set_level(config.log.level)
             if "fscache.max_size" in changed.applied:
                 warn_of_small_disks(config)

@@ -1,8 +1,7 @@
-"""What each room needs of the configuration, in the room's own words, at the start and
-at each reload.
+"""Translates the configuration into the settings of each room, at start and reload.
 
-Invariant: equal configurations give equal words. Reads the files with encryption keys
-and with secrets of the cluster, nothing else.
+Invariant: equal configurations give equal settings. The only files that it reads are
+those with encryption keys and with secrets of the cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import structlog
 from metacache import SizeWeights, Weights
 
 from . import __version__
-from .config import Config, Listen, read_priority_weights, read_size_weights
+from .config import Config, read_priority_weights, read_size_weights
 from .errors import ConfigError
 from .escaping import escape
 from .imap.settings import FetchFailure, ImapSettings
@@ -35,7 +34,6 @@ __all__ = [
     "link_secrets",
     "lmtp_settings",
     "login_delays",
-    "ports",
     "refuse_absent",
     "store_settings",
     "weights",
@@ -64,7 +62,7 @@ def bucket_settings(config: Config) -> BucketSettings:
 
 
 def codec(config: Config) -> Codec:
-    """Reads the encryption keys. Raises ConfigError."""
+    """Read the encryption keys. Raises ConfigError."""
     storage, paths = config.storage, config.storage.encryption_keys
     keys = load_keys({name: str(path) for name, path in paths.items()})
     return Codec(keys, next(iter(paths), None), storage.compress, require_encryption=storage.require_encryption)
@@ -92,7 +90,7 @@ def store_settings(config: Config) -> StoreSettings:
 
 
 def weights(config: Config) -> Weights:
-    """What the metacache's cleaner ranks by."""
+    """Return the weights by which the metacache's cleaner ranks local copies."""
     priorities, sizes = config.metacache.priority_weights, config.metacache.size_weights
     low, high = read_size_weights(sizes) if sizes else ((0, 0.0), (0, 0.0))
     return Weights(
@@ -102,8 +100,8 @@ def weights(config: Config) -> Weights:
 
 
 def login_delays(config: Config) -> Sequence[float]:
-    """Before the next login from an address, after so many failures: 0, then doubling
-    up to the most seconds.
+    """Return the delay of the next login from an address, by the number of failures. It
+    begins with 0, and doubles up to its maximum.
     """
     first, most = config.auth.failure_delay, config.auth.max_failure_delay
     delays = [0.0]
@@ -113,17 +111,6 @@ def login_delays(config: Config) -> Sequence[float]:
         delays.append(first)
         first *= 2
     return (*delays, most)
-
-
-def ports(config: Config) -> dict[str, int]:
-    """By listener, as the directory has them; a "/proxy" address takes no member."""
-    found: dict[str, int] = {}
-    for name, section in (("imap", config.imap), ("lmtp", config.lmtp), ("http", config.http)):
-        entries: tuple[Listen, ...] = () if section is None else section.listen
-        for entry in entries:
-            if entry.port and not entry.proxy:
-                found.setdefault(f"{name}s" if entry.tls else name, entry.port)
-    return found
 
 
 def link_secrets(config: Config) -> tuple[bytes, ...]:
@@ -143,7 +130,7 @@ def link_secrets(config: Config) -> tuple[bytes, ...]:
 
 
 def imap_settings(config: Config) -> ImapSettings:
-    """What [imap] and its neighbours allow the clients that this configuration is for."""
+    """Return the IMAP settings of the clients that this configuration is for."""
     imap, storage = config.imap, config.storage
     assert imap is not None
     return ImapSettings(

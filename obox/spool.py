@@ -1,11 +1,10 @@
-"""Where a mail waits while it arrives, and how much memory such mails may take, for
-LMTP and IMAP.
+"""Holds a mail while it arrives over LMTP or IMAP, and limits the memory of such mails.
 
 A mail up to a limit stays in memory. A larger mail goes to an unnamed temporary file,
 which is written and read in threads, so that a slow sender of a large mail costs no
-memory. The file promises nothing: nothing is acknowledged before it is in the bucket,
-and a crash leaves nothing behind. If the disk fails, this mail fails with a temporary
-error.
+memory. The file need not be durable: a mail is acknowledged only when it is in the
+bucket. A crash leaves no file behind. If the disk fails, this mail fails with a
+temporary error.
 """
 
 from __future__ import annotations
@@ -24,15 +23,14 @@ import structlog
 log = structlog.get_logger("obox.spool")
 
 WRITE_BYTES = 256 << 10
-"""Spooled bytes are written in pieces of at least this size, with a single call in a
-thread for each.
+"""Smallest piece that is written to the file. Each piece is a single call in a thread.
 """
 
 
 class Spool:
-    """A mail at a time.
+    """Holds a single mail at a time.
 
-    Call `add` with its bytes, `flush` whenever add says so, `take` at its end, and
+    Call `add` with its bytes, `flush` when `add` asks for it, `take` at its end, and
     `reset` before the next mail.
     """
 
@@ -147,9 +145,9 @@ class Spool:
 
 
 class ByteBudget:
-    """A bounded number of bytes at a time, first come first served.
+    """Limits the bytes that are held at a time. Claims are served in order.
 
-    A larger claim counts as all of them.
+    A claim above the limit counts as the whole limit.
     """
 
     def __init__(self, bytes_max: int) -> None:

@@ -1,7 +1,7 @@
-"""What an administrator's verbs work on: the rooms of a backend that runs, or those
-that the tool opens.
+"""Gives an administrator's verbs the rooms that they use: those of a running backend,
+or those that the tool opens.
 
-Invariant: `offline` holds the lock of the state directory while it is open, so that a
+Invariant: `offline` holds the lock of the state directory while it is open. So a
 backend and the tool never write the same local state.
 """
 
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 from .server import Lifecycle
 
 SOCKET: Final = "admin.sock"
-"""Below state_dir: the admin API for root and the service user."""
+"""Name of the socket in state_dir that serves the admin API to root and the service
+user."""
 
 START_S: Final = 30.0
-"""Until the bucket has answered, when a state directory is opened without a backend."""
+"""How long the tool waits for the bucket's answer when it opens a state directory."""
 
 
 def quiet_logging() -> None:
-    """Log warnings to stderr and nothing else: for a command that opens the rooms by
+    """Log only warnings and errors to stderr, for a command that opens the rooms
     itself.
     """
     from .server.log import set_up_logging
@@ -47,10 +48,10 @@ def socket_path(state_dir: Path) -> Path:
 
 
 class Running:
-    """The process as verbs may move it (`admin.Server`)."""
+    """The running process as verbs control it (`admin.Server`)."""
 
     def __init__(self, imap: ImapServer | None, listeners: Listeners, lifecycle: Lifecycle) -> None:
-        """imap: None where the configuration has no [imap]."""
+        """imap: None if the configuration has no [imap]."""
         self._imap = imap
         self._listeners = listeners
         self._lifecycle = lifecycle
@@ -76,14 +77,14 @@ class Running:
 
 
 def parse_search(program: bytes) -> Evaluate:
-    """IMAP's own grammar over one search program. Raises Invalid."""
+    """Parse a search program with IMAP's grammar. Raises Invalid."""
     from .imap import program as programs
 
     return programs.parse_search(program)
 
 
 def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
-    """Verbs that need the configuration alone."""
+    """Return the parts for verbs that need only the configuration."""
     found = users or PasswdFile(config.auth.passwd_file, config.auth.default_domain)
 
     return Admin(
@@ -103,7 +104,7 @@ def _own_http(config: Config) -> OwnHttp:
 
 
 def of_parts(parts: Parts, server: Running | None = None) -> Admin:
-    """All verbs over what is open; server: None where no backend runs."""
+    """Return the parts for all verbs. server: None if no backend runs."""
     from .server.log import recent_problems
 
     async def describe_bucket() -> Mapping[str, Any]:
@@ -123,24 +124,25 @@ def of_parts(parts: Parts, server: Running | None = None) -> Admin:
 
 @asynccontextmanager
 async def offline(config: Config) -> AsyncIterator[Admin]:
-    """The rooms of a backend that is not running, opened and closed in order; nothing
-    listens.
+    """Open the rooms of a backend that is not running, and close them at the end.
+    Nothing listens.
 
-    Raises ConfigError (a backend runs after all, or the settings are bad), Unavailable
-    (the bucket does not answer, or refuses; with its words).
+    Raises ConfigError if a backend runs or the settings are bad. Raises Unavailable if
+    the bucket does not answer or refuses; the text has the bucket's message.
     """
     async with _opened(config) as parts:
         starting = asyncio.ensure_future(_start(parts))
         try:
             done, _ = await asyncio.wait([starting], timeout=START_S)
             if not done:
-                raise Unavailable(f"the bucket does not answer: {parts.bucket.last_failure or 'not a word'}")
+                raise Unavailable(f"the bucket does not answer: {parts.bucket.last_failure or 'no response'}")
             await starting
             yield of_parts(parts)
             await parts.store.close()
         finally:
             starting.cancel()
-            await asyncio.wait([starting])  # a start must not go on over rooms that are closed below
+            # The start must end before the rooms are closed below.
+            await asyncio.wait([starting])
 
 
 async def _start(parts: Parts) -> None:
@@ -150,8 +152,8 @@ async def _start(parts: Parts) -> None:
 
 @asynccontextmanager
 async def bucket_alone(config: Config) -> AsyncIterator[Admin]:
-    """As `offline`, but the bucket has not been asked anything: for verbs that say what
-    is wrong with it.
+    """As `offline`, but without a request to the bucket: for verbs that examine a
+    bucket that fails.
     """
     async with _opened(config) as parts:
         yield of_parts(parts)

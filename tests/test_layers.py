@@ -61,6 +61,7 @@ ARROWS: dict[str, set[str]] = {
 }
 WIRING = (
     "obox.main",
+    "obox.membership",
     "obox.backend",
     "obox.demo",
     "obox.front",

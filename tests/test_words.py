@@ -15,25 +15,21 @@ ROOT = Path(__file__).parent.parent
 CODE_COLUMNS_MAX = 88
 PAGE_COLUMNS_MAX = 100
 
-ROOMS_LEFT = {
-    "admintool",
-    "obox.admin",
-    "obox.backend",
-    "obox.config",
-    "obox.imap",
-    "obox.lmtp",
-    "obox.main",
-    "obox.net",
-    "obox.reload",
-    "obox.rooms",
-    "obox.server",
-    "obox.store",
-    "obox.wiring",
-}
+ROOMS_LEFT = {"obox.imap", "obox.store"}
 """Rooms whose prose is not rewritten yet. The set may only shrink."""
 
-METAPHORS = re.compile(r"\b(aftermath|buri\w+|bury\w*|dug|reckon\w*)\b", re.IGNORECASE)
+METAPHORS = re.compile(
+    r"\b(aftermath|buri\w+|bury\w*|dug|newcomers?|reckon\w*|tells?|told|vouch\w*|whoever)\b", re.IGNORECASE
+)
 """Words for which the field has a term (docs/glossary.md)."""
+
+PRONOUN_ONE = re.compile(
+    r"\bones\b|\bone (?:that|which|who)\b|"
+    r"\b(?:another|each|earlier|every|first|last|later|new|newer|newest|next|old|older|oldest|other|present|right|same|"
+    r"such|that|this|wrong) one(?:[.,;:)]|$)",
+    re.IGNORECASE,
+)
+"""`one` instead of a noun. It is a number only (CONTRIBUTING.md, "Words")."""
 
 FILES = files(("obox", "metacache", "fscache", "admintool", "bench"))
 PAGES = sorted(
@@ -44,6 +40,10 @@ PAGES = sorted(
 def room_of(name: str) -> str:
     """`obox.imap.commands.fetch` belongs to `obox.imap`, `bench.imap` to `bench`."""
     return ".".join(name.split(".")[: 2 if name.startswith("obox") else 1])
+
+
+def not_a_term(line: str) -> bool:
+    return bool(METAPHORS.search(line) or PRONOUN_ONE.search(line))
 
 
 def too_long(name: str) -> list[str]:
@@ -59,7 +59,7 @@ def test_docstrings_and_comments_end_at_88_columns(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in FILES if room_of(name) not in ROOMS_LEFT])
 def test_docstrings_and_comments_have_no_metaphors(name: str) -> None:
     lines = prose_of_code(FILES[name].read_text())
-    assert not [f"{number}: {line.strip()}" for number, line in lines if METAPHORS.search(line)]
+    assert not [f"{number}: {line.strip()}" for number, line in lines if not_a_term(line)]
 
 
 def test_rooms_that_are_done_are_no_longer_left() -> None:
@@ -75,7 +75,7 @@ def test_lines_of_a_page_end_at_100_columns(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_have_no_metaphors(page: Path) -> None:
-    assert not [line for _, line in prose_of_page(page.read_text()) if METAPHORS.search(line)]
+    assert not [line for _, line in prose_of_page(page.read_text()) if not_a_term(line)]
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,7 @@ def test_the_checks_see_what_they_look_for() -> None:
     page = f"# {'t' * 110}\n\nUse.\n\n| {'c' * 110} |\n```\n{'f' * 110}\n```\n- {'p ' * 60}\n"
     assert [number for number, line in prose_of_page(page) if len(line) > PAGE_COLUMNS_MAX] == [9]
     assert first_paragraph(page) == "Use."
-    assert METAPHORS.search("lines below what buried them")
+    assert not_a_term("lines below what buried them")
+    assert not_a_term("The use that this is itself does not count as one which was.")
+    assert not_a_term("a newer bundle replaces the older one")
+    assert not not_a_term("Only one of several writers succeeds; each has one key.")

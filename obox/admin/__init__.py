@@ -1,8 +1,7 @@
-"""The administrator's verbs over store, caches and server, and the HTTP API that serves
-them.
+"""The administrator's verbs for store, caches and server, and the HTTP API for them.
 
-The table of all verbs is `TABLE`; `run` runs one; `http.routes` is the API. The wiring
-hands in an `Admin`.
+`TABLE` has all verbs, `run` runs a verb, and `http.routes` is the API. `obox.wiring`
+passes in an `Admin`.
 """
 
 from . import caches, mailboxes, mails, pull, removal, repair, sessions, storage, upgrade, users

@@ -1,4 +1,4 @@
-"""Verbs about the two local caches: metacache …, fscache …."""
+"""Verbs for the two local caches: metacache …, fscache …."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..objectstore import Decoded
 
 PRIORITIES: Final = (0, 1, 2, 3)
-MIN_PRIORITY: Final = Meta(ge=0, le=3, description="Only this priority and below: 0 all, 3 other mailboxes alone")
+MIN_PRIORITY: Final = Meta(ge=0, le=3, description="Only this priority and below: 0 all, 3 only other mailboxes")
 CHANGES: Final = ("none", "unimportant", "important")
 FILE_BYTES_MAX: Final = 1 << 30
 
@@ -57,9 +57,10 @@ class MetacacheFlushallParams(Params, kw_only=True):
 
 @verb("metacache flushall", MetacacheFlushallParams, columns=("username", "bundles", "changes"))
 async def metacache_flushall(admin: Admin, params: MetacacheFlushallParams) -> AsyncIterator[Event]:
-    """Upload what the bucket lacks of all users of this backend, whether the user database knows them or not.
+    """Upload what the bucket lacks of the indexes of all users of this backend.
 
-    Cut short it is begun again: what was uploaded is not uploaded twice.
+    It includes users that the user database does not have. If it is cut short, run it
+    again; nothing is uploaded twice.
     """
     from ..errors import OboxError
     from ..store import upload
@@ -91,7 +92,7 @@ class MetacacheListParams(Params, kw_only=True):
 
 @verb("metacache list", MetacacheListParams)
 async def metacache_list(admin: Admin, params: MetacacheListParams) -> AsyncIterator[Event]:
-    """List users with local copies: bytes and last access by priority, changes; the first to be cleaned comes first."""
+    """List users with local copies, those that are cleaned first at the top."""
     names = admin.names()
     await admin.store.env.settle()
     for info in await admin.cleaner.list_users():
@@ -109,7 +110,7 @@ async def metacache_list(admin: Admin, params: MetacacheListParams) -> AsyncIter
 
 @verb("metacache status", Nothing)
 async def metacache_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Show how full the metacache is, in bytes, and by priority."""
+    """Show how full the metacache is, in total and by priority."""
     status = admin.store.env.metacache.status()
     row: Row = {
         "users": status.users,
@@ -127,18 +128,21 @@ async def metacache_status(admin: Admin, params: Nothing) -> AsyncIterator[Event
 
 class MetacacheCleanParams(Selection, kw_only=True):
     min_priority: Annotated[int, MIN_PRIORITY] = 0
-    days: Annotated[int, Meta(ge=0, description="Only what was not used for so many days")] = 0
+    days: Annotated[int, Meta(ge=0, description="Only copies that were not used for this number of days")] = 0
 
 
 @user_verb("metacache clean", MetacacheCleanParams, columns=("copies", "bytes", "kept", "why"))
 async def metacache_clean(admin: Admin, account: Account, params: MetacacheCleanParams) -> AsyncIterator[Event]:
-    """Drop users' local copies. What is not uploaded or in use stays, exit 75: flush first, kick."""
+    """Drop users' local copies.
+
+    Copies that are in use or not uploaded stay; then exit 75. Kick and flush first.
+    """
     async for event in _clean(admin, account.storage_id, params.min_priority, params.days * 86400.0):
         yield event
 
 
 async def cleaned(admin: Admin, sid: StorageId, min_priority: int = 0, idle_s: float = 0.0) -> Row:
-    """Drop a user's local copies; the row has what was dropped, and why the others
+    """Drop a user's local copies. Returns a row with what was dropped, and why others
     stay.
     """
     done = await admin.cleaner.clean(sid, min_priority=min_priority, unused_s=idle_s)
@@ -155,7 +159,7 @@ async def _clean(admin: Admin, sid: StorageId, min_priority: int, idle_s: float)
 
 class MetacacheRemoveParams(Params, kw_only=True):
     mask: Annotated[str, Meta(description="Users, also those whom the user database no longer knows")]
-    force: Annotated[bool, Meta(description="Also what is not uploaded: such changes are lost")] = False
+    force: Annotated[bool, Meta(description="Also drop changes that are not uploaded, which are lost then")] = False
     dry_run: DryRun = False
 
 
@@ -163,12 +167,13 @@ class MetacacheRemoveParams(Params, kw_only=True):
     "metacache remove",
     MetacacheRemoveParams,
     columns=("username", "copies", "bytes", "kept", "why"),
-    asks="Forget the local copies of these users?",
+    asks="Drop the local copies of these users?",
 )
 async def metacache_remove(admin: Admin, params: MetacacheRemoveParams) -> AsyncIterator[Event]:
-    """Forget the local copies of all users that fit, also of those whom the user database does not know.
+    """Drop the local copies of all users that match the mask.
 
-    What is not uploaded or in use stays, exit 75.
+    It includes users that the user database does not have. Copies that are in use or
+    not uploaded stay; then exit 75.
     """
     names = admin.names()
     found = False
@@ -196,7 +201,7 @@ async def metacache_remove(admin: Admin, params: MetacacheRemoveParams) -> Async
         except InUse:
             kept += 1
     if kept:
-        raise InUse(f"of {kept} users something stays: flush first, kick")
+        raise InUse(f"copies of {kept} users stay: kick and flush first")
     if not found and not masked(params.mask):
         raise NotFound(f"no local copies of {params.mask}")
 
@@ -207,7 +212,7 @@ class MetacacheRefreshParams(Selection, kw_only=True):
 
 @user_verb("metacache refresh", MetacacheRefreshParams, columns=("asked",))
 async def metacache_refresh(admin: Admin, account: Account, params: MetacacheRefreshParams) -> AsyncIterator[Event]:
-    """Ask the bucket for what other backends wrote: of open mailboxes now, of the others when they are opened."""
+    """Compare open mailboxes with the bucket now, and others when they are opened."""
     from ..store import operate
 
     try:
@@ -220,7 +225,10 @@ async def metacache_refresh(admin: Admin, account: Account, params: MetacacheRef
 
 @verb("metacache rescan", Nothing, columns=("users", "before_bytes", "bytes", "right", "wrong"))
 async def metacache_rescan(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Count the local copies anew, say whether the accounts were right, and mend them if not; online."""
+    """Count the local copies again, and correct the accounts if they were wrong.
+
+    It can run while the backend serves.
+    """
     got = await admin.store.env.metacache.rescan()
     yield {
         "users": got.users,
@@ -233,12 +241,12 @@ async def metacache_rescan(admin: Admin, params: Nothing) -> AsyncIterator[Event
 
 @verb("metacache boots", Nothing, columns=("boot", "began", "ended", "before", "copies", "users"))
 async def metacache_boots(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """List the starts of this backend: how the boot before each ended, and what became of the local copies.
+    """List the starts of this backend, and how it treated the local copies.
 
-    copies: kept, asked again (each mailbox is LISTed once when it is opened), dropped,
-    or none (there were none).
-    users: how many a dead boot's journal spoke of. ended is empty for the boot that
-    runs and for one that was killed.
+    copies: kept, asked again (each mailbox is compared once when it is opened),
+    dropped, or none (there were none). users: how many users the journal of a boot that
+    ended uncleanly has changes of. ended: empty for the running boot and for a boot
+    that was killed.
     """
     from ..store import boots
 
@@ -257,18 +265,18 @@ class MetacacheUnpackParams(Params, kw_only=True):
     bundle: Annotated[
         str, Meta(description="The key of a bundle, journal object, mail or claim in the bucket, or a local file")
     ]
-    file: Annotated[bool, Meta(description="It is a file of the machine that the backend runs on")] = False
+    file: Annotated[bool, Meta(description="The argument is a file on the backend's machine")] = False
     key: Annotated[
-        str, Meta(description="The key that the object had in the bucket, where the file's path does not end with it")
+        str, Meta(description="The key that the object had in the bucket, if the file's path does not end with it")
     ] = ""
 
 
 @verb("metacache unpack", MetacacheUnpackParams)
 async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> AsyncIterator[Event]:
-    """Show what an index bundle says, readable; also a journal object, a claim, a mail's header.
+    """Show the content of a bundle, a journal object, a claim, or a mail's header.
 
-    Made for -f json. Of a cache segment the UIDs and sizes are shown. An object can be
-    read only by who knows its key.
+    Use it with -f json. Of a cache segment it shows UIDs and sizes. To read an object,
+    its key is needed.
     """
     from ..objectstore import CorruptObject
     from ..objectstore.keys import owner_in
@@ -276,8 +284,9 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
     if params.file:
         data = await asyncio.to_thread(_file, Path(params.bundle))
     else:
-        if not params.bundle.isprintable():  # obox writes no such key, and stores refuse some
-            raise Invalid("a key of the bucket has no control characters")
+        # obox writes no such key, and some stores refuse it.
+        if not params.bundle.isprintable():
+            raise Invalid("a key in the bucket has no control characters")
         found = await admin.store.env.get(params.bundle.lstrip("/"), kind="index")
         if found is None:
             raise NotFound(f"no object {params.bundle} in the bucket")
@@ -334,7 +343,7 @@ def _unpacked(key: str, size: int, decoded: Decoded) -> Row:
 
 
 def _plain(data: bytes) -> Any:
-    """MessagePack as JSON can have it, or hex."""
+    """Return MessagePack as JSON values, or the bytes as hex."""
     from ..store.operate import readable
 
     try:
@@ -344,7 +353,7 @@ def _plain(data: bytes) -> Any:
 
 
 def _columns(payload: bytes) -> list[Row]:
-    """A mailbox's records, one by one."""
+    """Return the records of a mailbox, a row each."""
     from ..mailbox import Delta
 
     try:
@@ -373,18 +382,23 @@ def _columns(payload: bytes) -> list[Row]:
 
 @verb("fscache status", Nothing)
 async def fscache_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Show what the cache of mail bodies holds, its hits and misses since the start."""
+    """Show the content of the fscache, and its hits and misses since the start."""
     stats = admin.store.env.fscache.stats()
     total = stats.hits + stats.misses
     yield stats._asdict() | {"hit_percent": stats.hits * 100 // total if total else None}
 
 
 class FscacheRescanParams(Params, kw_only=True):
-    max_age: Annotated[int, Meta(ge=0, description="Seconds: also remove what was not read so long")] = 0
+    max_age: Annotated[
+        int, Meta(ge=0, description="Also remove files that were not read for this number of seconds")
+    ] = 0
 
 
 @verb("fscache rescan", FscacheRescanParams)
 async def fscache_rescan(admin: Admin, params: FscacheRescanParams) -> AsyncIterator[Event]:
-    """Compare the accounts of the cache of mail bodies with its directory, and make them right; online."""
+    """Compare the accounts of the fscache with its directory, and correct them.
+
+    It can run while the backend serves.
+    """
     done = await admin.store.env.fscache.rescan(max_age_s=params.max_age or None)
     yield {name: value for name, value in done._asdict().items()} | {"right": done.right}

@@ -26,12 +26,12 @@ from ..errors import (
 )
 
 PARTIAL: Final = 2
-"""Done for some of the users; what failed was said."""
+"""Done for some of the users. The failures were reported."""
 USAGE: Final = 64
 DATA: Final = 65
 NO_USER: Final = 67
 NO_HOST: Final = 68
-"""The user has no session, doveadm's meaning over HTTP; the host is not known."""
+"""The user has no session, as doveadm over HTTP means it; or the host is unknown."""
 UNAVAILABLE: Final = 69
 SOFTWARE: Final = 70
 CANNOT_CREATE: Final = 73
@@ -40,7 +40,7 @@ TEMPFAIL: Final = 75
 NO_PERM: Final = 77
 CONFIG: Final = 78
 OUTDATED: Final = 1003
-"""doveadm's; a process that ends with it shows 235."""
+"""The same number as doveadm's. A shell sees 235 when a process exits with it."""
 
 OF: Final[dict[type[OboxError], int]] = {
     NotFound: DATA,
@@ -64,15 +64,15 @@ class NoUser(NotFound):
 
 
 class NoSession(NotFound):
-    """Nobody of that name is logged in."""
+    """No user of that name is logged in."""
 
 
 class InUseByClients(InUse):
-    """A user's mail is open; doveadm's code for it is 65."""
+    """A user's mail is open. doveadm's code for this is 65."""
 
 
 class NoHost(Unavailable):
-    """The name of another backend means no machine."""
+    """The host name of another backend does not resolve."""
 
 
 class Outdated(InUse):
@@ -80,7 +80,7 @@ class Outdated(InUse):
 
 
 class Incomplete(OboxError):
-    """A check found something wrong; the rows say what."""
+    """A check found something wrong. The rows say what it is."""
 
 
 _OWN: Final[dict[type[Exception], int]] = {
@@ -95,7 +95,7 @@ _OWN: Final[dict[type[Exception], int]] = {
 
 
 def of(error: BaseException) -> int:
-    """The exit code of a failure; 70 for one that is a bug."""
+    """Return the exit code of a failure; 70 means a bug."""
     for kind in type(error).__mro__:
         code = _OWN.get(kind) or OF.get(kind)
         if code is not None:

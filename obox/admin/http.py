@@ -1,18 +1,19 @@
 """The admin API over HTTP: doveadm's JSON at /doveadm/v1.
 
     POST /doveadm/v1               [["kick", {"user": "anna"}, "tag"]]
-                               ->  [["doveadmResponse", [{...}], "tag"]]
-                                   [["error", {"type": "exitCode", "exitCode": 67, ...}, "tag"]]
+        returns  [["doveadmResponse", [{...}], "tag"]]
+        or       [["error", {"type": "exitCode", "exitCode": 67, ...}, "tag"]]
     GET  /doveadm/v1               the commands with their parameters
     GET  /doveadm/v1/openapi.json  the same as an OpenAPI document
 
-Commands of one request run in order; one that fails does not keep the next from
-running. With `Accept: application/x-ndjson` and one command, rows come one a line as
-they are found, with the progress of long commands between them: what `oboxadm` reads.
+Commands of a request run in order. If a command fails, the next command still runs.
+With `Accept: application/x-ndjson` and a single command, each row is sent on a line of
+its own as soon as it is found. The progress of long commands comes between rows.
+`oboxadm` reads this form.
 
-Who may ask: over a unix socket root and the service user, without a key. Over TCP
-whoever has the key (`Basic doveadm:key` or `X-Dovecot-API base64(key)`); with no key
-set there is nothing at this path.
+Access: over a unix socket, root and the service user need no key. Over TCP the key is
+needed (`Basic doveadm:key` or `X-Dovecot-API base64(key)`). If no key is set, this path
+does not exist.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from .table import TABLE
 
 PATH: Final = "/doveadm/v1"
 BODY_BYTES_MAX: Final = 8 << 20
-"""Of one request: some hundred thousand user names."""
+"""Largest body of a request. It has room for some hundred thousand user names."""
 COMMANDS_MAX: Final = 100
-"""In one request."""
+"""Commands in a single request."""
 LINES: Final = "application/x-ndjson"
 
 
 def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
-    """The API's routes. key: "" for none."""
+    """Return the API's routes. key: "" if there is no key."""
 
     def refusal(request: Request) -> Response | None:
         if request.state.local:
@@ -88,7 +89,7 @@ async def _run(admin: Admin, request: Request) -> Response:
     except RecursionError:
         return Response("nested too deeply\n", 400)
     if len(calls) > COMMANDS_MAX:
-        return Response(f"allowed: {COMMANDS_MAX} commands in one request\n", 400)
+        return Response(f"allowed: {COMMANDS_MAX} commands in a request\n", 400)
     if LINES in request.headers.get("accept", "") and len(calls) == 1:
         name, params, _ = calls[0]
         return StreamingResponse(_lines(admin, name, params), media_type=LINES)

@@ -1,4 +1,4 @@
-"""Verbs about a user's mailboxes and what they hold in all: mailbox …, quota …."""
+"""Verbs for a user's mailboxes and their total size: mailbox …, quota …."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MailboxListParams(Selection, kw_only=True):
     mailbox_mask: Annotated[list[str], Meta(description="Only those that fit one of these masks")] = msgspec.field(
         default_factory=list
     )
-    subscriptions: Annotated[bool, Meta(description="Subscribed names, whether there is a mailbox or not")] = False
+    subscriptions: Annotated[bool, Meta(description="Show subscribed names, whether the mailbox exists or not")] = False
 
 
 @user_verb("mailbox list", MailboxListParams, columns=("mailbox",))
@@ -47,7 +47,7 @@ class MailboxStatusParams(Selection, kw_only=True):
     mailbox_mask: Annotated[list[str], Meta(description="Only those that fit one of these masks")] = msgspec.field(
         default_factory=list
     )
-    total_sum: Annotated[bool, Meta(description="One row with the sums")] = False
+    total_sum: Annotated[bool, Meta(description="Show a single row with the sums")] = False
 
 
 @user_verb("mailbox status", MailboxStatusParams)
@@ -85,7 +85,10 @@ class MailboxCreateParams(Selection, kw_only=True):
 
 @user_verb("mailbox create", MailboxCreateParams)
 async def mailbox_create(admin: Admin, account: Account, params: MailboxCreateParams) -> AsyncIterator[Event]:
-    """Make mailboxes; in the bucket when it ends. Exit 73 if there is one of that name."""
+    """Create mailboxes.
+
+    They are in the bucket when it ends. Exit 73 if a mailbox of that name exists.
+    """
     async with admin.open(account) as user:
         for name in params.mailbox:
             await user.create(name)
@@ -97,18 +100,18 @@ async def mailbox_create(admin: Admin, account: Account, params: MailboxCreatePa
 
 class MailboxDeleteParams(Selection, kw_only=True):
     mailbox: Annotated[list[str], Meta(min_length=1, description="Names")]
-    recursive: Annotated[bool, Meta(description="With all below them")] = False
-    require_empty: Annotated[bool, Meta(description="Refuse where there are mails")] = False
+    recursive: Annotated[bool, Meta(description="Delete all mailboxes below them as well")] = False
+    require_empty: Annotated[bool, Meta(description="Refuse if a mailbox has mails")] = False
     subscriptions: Annotated[bool, Meta(description="Unsubscribe them as well")] = False
     dry_run: DryRun = False
 
 
 @user_verb("mailbox delete", MailboxDeleteParams, asks="Delete these mailboxes with all their mails?")
 async def mailbox_delete(admin: Admin, account: Account, params: MailboxDeleteParams) -> AsyncIterator[Event]:
-    """Delete mailboxes with their mails; those below stay unless recursive.
+    """Delete mailboxes with their mails. Mailboxes below them stay unless recursive.
 
-    Nothing is deleted where one of the names has no mailbox, or where one is not empty
-    and must be.
+    Nothing is deleted if a name has no mailbox, or if a mailbox must be empty and is
+    not.
     """
     async with admin.open(account) as user:
         names = [info.name for info in user.mailboxes() if info.guid is not None]
@@ -141,7 +144,10 @@ class MailboxRenameParams(Selection, kw_only=True):
 
 @user_verb("mailbox rename", MailboxRenameParams)
 async def mailbox_rename(admin: Admin, account: Account, params: MailboxRenameParams) -> AsyncIterator[Event]:
-    """Rename a mailbox with all below it; INBOX's mails move to the new one."""
+    """Rename a mailbox with all below it.
+
+    If it is INBOX, its mails move to the new mailbox instead.
+    """
     async with admin.open(account) as user:
         await user.rename(params.mailbox, params.new_name)
         if params.subscriptions:
@@ -169,7 +175,7 @@ class MailboxUnsubscribeParams(Selection, kw_only=True):
 
 @user_verb("mailbox unsubscribe", MailboxUnsubscribeParams)
 async def mailbox_unsubscribe(admin: Admin, account: Account, params: MailboxUnsubscribeParams) -> AsyncIterator[Event]:
-    """Unsubscribe mailboxes, also names without a mailbox."""
+    """Unsubscribe mailboxes. A name need not have a mailbox."""
     await _subscribe(admin, account, params.mailbox, False)
     return
     yield {}
@@ -187,7 +193,10 @@ class QuotaGetParams(Selection, kw_only=True):
 
 @user_verb("quota get", QuotaGetParams, columns=("quota", "type", "value", "limit", "percent"))
 async def quota_get(admin: Admin, account: Account, params: QuotaGetParams) -> AsyncIterator[Event]:
-    """Show what users store and may store: octets (STORAGE, in doveadm's kibibytes) and mails (MESSAGE)."""
+    """Show how much users store and may store.
+
+    STORAGE is in kibibytes, as in doveadm; MESSAGE is the number of mails.
+    """
     async with admin.open(account) as user:
         usage = user.usage()
         yield _quota("STORAGE", (usage.storage_bytes + 1023) // 1024, usage.storage_bytes_max, 1024)
@@ -206,7 +215,7 @@ class QuotaRecalcParams(Selection, kw_only=True):
 
 @user_verb("quota recalc", QuotaRecalcParams, columns=("before_bytes", "bytes", "before_messages", "messages"))
 async def quota_recalc(admin: Admin, account: Account, params: QuotaRecalcParams) -> AsyncIterator[Event]:
-    """Sum up every mailbox anew instead of the totals kept with the list of mailboxes, and keep that."""
+    """Recalculate the totals of a user from every mailbox, and store them."""
     async with admin.open(account) as user:
         before = user.usage()
         for info in user.mailboxes():

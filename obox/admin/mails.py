@@ -1,4 +1,4 @@
-"""Verbs about mails: fetch, search, flags …, expunge, copy, move."""
+"""Verbs for mails: fetch, search, flags …, expunge, copy, move."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ BATCH: Final = 64
 
 
 class QueryParams(Selection, kw_only=True):
-    query: Annotated[list[str], Meta(min_length=1, description="A search query, a word each: MAILBOX INBOX UNSEEN")]
+    query: Annotated[list[str], Meta(min_length=1, description="The words of a search query: MAILBOX INBOX UNSEEN")]
 
 
 class Found(NamedTuple):
-    """Mails of one mailbox that a query matches; opened while it is worked on."""
+    """Mails of a mailbox that a query matches. The mailbox is open while it is used."""
 
     name: str
     box: Mailbox
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 
 async def _search(admin: Admin, user: User, query: SearchQuery) -> AsyncIterator[Found]:
-    """Where a query matches, mailbox by mailbox. Raises Invalid."""
+    """Yield the mailboxes in which a query matches, with the mails. Raises Invalid."""
     for info in user.mailboxes():
         program = query.program(info.name, info.guid) if info.guid is not None else None
         if program is None:
@@ -63,13 +63,13 @@ async def _search(admin: Admin, user: User, query: SearchQuery) -> AsyncIterator
 async def _opened(admin: Admin, account: Account, words: list[str], *, guarded: bool) -> AsyncIterator[Any]:
     query = SearchQuery(words, time.time())
     if guarded and not (query.names_mailbox and query.names_mails):
-        raise Invalid("the query must say MAILBOX and which mails; allowed: MAILBOX name ALL for all of it")
+        raise Invalid("the query must name MAILBOX and select mails; allowed: MAILBOX name ALL for all mails")
     async with admin.open(account) as user:
         yield user, query
 
 
 class FetchParams(QueryParams, kw_only=True):
-    field: Annotated[list[str], Meta(min_length=1, description="Fields; hdr.<name> for one field of the header")]
+    field: Annotated[list[str], Meta(min_length=1, description="Fields; hdr.<name> for a field of the header")]
 
 
 @user_verb("fetch", FetchParams)
@@ -79,8 +79,8 @@ async def fetch(admin: Admin, account: Account, params: FetchParams) -> AsyncIte
     Fields: user mailbox mailbox-guid seq uid guid flags modseq hdr hdr.<name> body text
     text.utf8 size.physical size.virtual date.received date.sent date.saved
     imap.envelope imap.body imap.bodystructure storageid. Bytes that are not UTF-8 are
-    replaced; text.utf8 has the texts of all parts decoded. A mail that is lost has
-    empty contents.
+    replaced. text.utf8 has the decoded texts of all parts. A lost mail has empty
+    contents.
     """
     fields = [field for one in params.field for field in one.lower().split()]
     for field in fields:
@@ -99,7 +99,7 @@ async def _rows(user: User, found: Found, uids: list[int], fields: list[str]) ->
     if header or any(field in _NEED_FIELDS for field in fields):
         ready = dict(zip(uids, await found.box.fields(uids), strict=True))
     whole = any(field in _NEED_MAIL for field in fields)
-    if not whole and header:  # a header too long to be kept
+    if not whole and header:  # the header was too long to be kept
         whole = any(one.header is None for one in ready.values() if one and not isinstance(one, OboxError))
     if whole:
         async for uid, source in found.box.mails(uids):
@@ -112,20 +112,20 @@ async def _rows(user: User, found: Found, uids: list[int], fields: list[str]) ->
 
 
 class Contents(NamedTuple):
-    """What was read of one mail: its ready fields, the whole of it."""
+    """What was read of a mail: its ready fields, and the whole mail."""
 
     ready: Fields | None
     source: bytes
 
 
 def _contents(ready: Fields | Unreadable | None, source: bytes | Unreadable | None) -> Contents:
-    """Of a mail that is gone or cannot be read: nothing."""
+    """Return the contents. They are empty if the mail is lost or cannot be read."""
     return Contents(None if isinstance(ready, OboxError) else ready, source if isinstance(source, bytes) else b"")
 
 
 @dataclass(frozen=True, slots=True)
 class _Mail:
-    """One mail of which a row is shown. at: its place in the mailbox's columns."""
+    """A mail that is shown as a row. at: its index in the mailbox's columns."""
 
     user: str
     found: Found
@@ -148,20 +148,20 @@ class _Mail:
         return self.source[mime.header_end(self.source) :] if self.source else b""
 
     def texts(self) -> str:
-        """The text parts, decoded."""
+        """The decoded text parts."""
         from .. import mime
 
         return "\n".join(mime.text_of(self.source, mime.parse(self.source))) if self.source else ""
 
     def field(self, name: str) -> str:
-        """The values of one field of the header, decoded."""
+        """Return the decoded values of a field of the header."""
         from .. import mime
 
         values = mime.header_values(self.header, name.encode())
         return "\n".join(mime.decode_header(value).strip() for value in values)
 
     def wire(self, name: str) -> str:
-        """A field in the form in which IMAP sends it."""
+        """Return a field in the form in which IMAP sends it."""
         return "" if self.ready is None else _text(bytes(getattr(self.ready, name)))
 
     def home(self) -> str:
@@ -196,7 +196,7 @@ FIELDS: Final = tuple(_SHOWN)
 
 
 def _row(user: User, found: Found, uid: int, fields: list[str], contents: Contents) -> Row | None:
-    """The row of a mail; None if it has been expunged meanwhile."""
+    """Return the row of a mail, or None if it has been expunged meanwhile."""
     from .. import mime
 
     ready, source = contents
@@ -239,7 +239,7 @@ class SearchParams(QueryParams, kw_only=True):
 
 @user_verb("search", SearchParams, columns=("mailbox-guid", "uid"))
 async def search(admin: Admin, account: Account, params: SearchParams) -> AsyncIterator[Event]:
-    """Say which mails a query matches, by the GUID of their mailbox and UID."""
+    """Show which mails a query matches, by the GUID of their mailbox and their UID."""
     async with _opened(admin, account, params.query, guarded=False) as (user, query):
         async for found in _search(admin, user, query):
             for uid in found.uids.tolist():
@@ -255,7 +255,7 @@ class FlagsRemoveParams(QueryParams, kw_only=True):
 
 
 class FlagsReplaceParams(QueryParams, kw_only=True):
-    flag: Annotated[list[str], Meta(description="Flags and keywords; none takes all off")]
+    flag: Annotated[list[str], Meta(description="Flags and keywords; without any, all are removed")]
 
 
 @user_verb("flags add", FlagsAddParams, columns=("mailbox", "changed"))
@@ -267,14 +267,14 @@ async def flags_add(admin: Admin, account: Account, params: FlagsAddParams) -> A
 
 @user_verb("flags remove", FlagsRemoveParams, columns=("mailbox", "changed"))
 async def flags_remove(admin: Admin, account: Account, params: FlagsRemoveParams) -> AsyncIterator[Event]:
-    """Take flags off the mails that a query matches."""
+    """Remove flags of the mails that a query matches."""
     async for row in _flags(admin, account, params.query, "remove", params.flag):
         yield row
 
 
 @user_verb("flags replace", FlagsReplaceParams, columns=("mailbox", "changed"))
 async def flags_replace(admin: Admin, account: Account, params: FlagsReplaceParams) -> AsyncIterator[Event]:
-    """Give the mails that a query matches these flags and no others."""
+    """Replace all flags of the mails that a query matches."""
     async for row in _flags(admin, account, params.query, "replace", params.flag):
         yield row
 
@@ -283,9 +283,9 @@ SYSTEM: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
 
 
 def _flag_names(given: list[str]) -> list[str]:
-    """Flags, one or several a word.
+    """Return the flags of words that may each have several.
 
-    Raises Invalid: no such system flag, or a character that no flag has.
+    Raises Invalid for an unknown system flag, or a character that flags cannot have.
     """
     names = []
     for name in (name for one in given for name in one.split()):
@@ -306,13 +306,16 @@ async def _flags(admin: Admin, account: Account, words: list[str], op: Any, flag
 
 
 class ExpungeParams(QueryParams, kw_only=True):
-    delete_empty_mailbox: Annotated[bool, Meta(description="Delete mailboxes that are empty then, but INBOX")] = False
+    delete_empty_mailbox: Annotated[bool, Meta(description="Delete mailboxes that become empty, except INBOX")] = False
     dry_run: DryRun = False
 
 
 @user_verb("expunge", ExpungeParams, columns=("mailbox", "expunged"), asks="Expunge these mails?")
 async def expunge(admin: Admin, account: Account, params: ExpungeParams) -> AsyncIterator[Event]:
-    """Expunge the mails that a query matches; the query must name a mailbox and say which mails."""
+    """Expunge the mails that a query matches.
+
+    The query must name a mailbox and select mails.
+    """
     emptied = []
     async with _opened(admin, account, params.query, guarded=True) as (user, query):
         async for found in _search(admin, user, query):
@@ -352,7 +355,7 @@ async def move(admin: Admin, account: Account, params: MoveParams) -> AsyncItera
 
 async def _copy(admin: Admin, account: Account, words: list[str], target: str, *, move: bool) -> AsyncIterator[Row]:
     async with _opened(admin, account, words, guarded=move) as (user, query):
-        user.entry(target)  # NotFound before anything is copied
+        user.entry(target)  # raises NotFound before anything is copied
         async for found in _search(admin, user, query):
             if move and found.name == target:
                 continue

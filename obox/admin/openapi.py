@@ -1,5 +1,5 @@
-"""The table as documents: doveadm's list of commands, and OpenAPI 3.1 with a schema for
-each command.
+"""The table of verbs as documents: doveadm's list of commands, and OpenAPI 3.1 with a
+schema for each command.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from .table import TABLE, Verb
 
 
 def commands() -> list[dict[str, Any]]:
-    """As doveadm's GET answers: [{"command": …, "parameters": [{"name": …, "type":
-    …}]}].
+    """Return the list as doveadm's GET answers it: [{"command": …, "parameters":
+    [{"name": …, "type": …}]}].
     """
     out = []
     for verb in TABLE.values():
@@ -32,7 +32,7 @@ def commands() -> list[dict[str, Any]]:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """doveadm's words for types."""
+    """Return doveadm's name of a type."""
     kinds = [schema.get("type"), *(one.get("type") for one in schema.get("anyOf", ()))]
     kind = next((one for one in kinds if one and one != "null"), "string")
     return str({"array": "array", "boolean": "boolean", "integer": "integer"}.get(kind, kind))
@@ -45,7 +45,7 @@ def _schema(verb: Verb) -> dict[str, Any]:
 
 
 def document(version: str) -> dict[str, Any]:
-    """The OpenAPI document."""
+    """Return the OpenAPI document."""
     params = {verb.params.__name__: {**_schema(verb), "title": verb.params.__name__} for verb in TABLE.values()}
     return {
         "openapi": "3.1.0",
@@ -61,14 +61,14 @@ def document(version: str) -> dict[str, Any]:
 
 
 def _run() -> dict[str, Any]:
-    """POST of commands."""
+    """Describe the POST of commands."""
     calls = [_call(verb) for verb in TABLE.values()]
     return {
         "summary": "Run commands, in order",
         "requestBody": {"required": True, "content": _json({"type": "array", "items": {"oneOf": calls}})},
         "responses": {
             "200": {
-                "description": "one answer for each command",
+                "description": "an answer for each command",
                 "content": _json({"type": "array", "items": _ANSWER}),
             },
             "400": {"description": "not a list of commands"},
@@ -79,7 +79,7 @@ def _run() -> dict[str, Any]:
 
 
 def _call(verb: Verb) -> dict[str, Any]:
-    """One command of a POST."""
+    """Describe a command of a POST."""
     return {
         "type": "array",
         "title": verb.name,
@@ -87,7 +87,7 @@ def _call(verb: Verb) -> dict[str, Any]:
         "prefixItems": [
             {"const": verb.name},
             {"$ref": f"#/components/schemas/{verb.params.__name__}"},
-            {"type": "string", "description": "a tag of the caller's, given back with the answer"},
+            {"type": "string", "description": "a tag of the caller, returned with the answer"},
         ],
         "minItems": 3,
         "maxItems": 3,
@@ -102,7 +102,7 @@ def _flag(name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "schema": {"type": "boolean"}, "description": description}
 
 
-_ROW: Final = {"type": "object", "description": "named columns; which ones, the command says"}
+_ROW: Final = {"type": "object", "description": "named columns, which depend on the command"}
 _ERROR: Final = {
     "type": "object",
     "properties": {
@@ -146,7 +146,7 @@ _SEND: Final = {
     },
 }
 _DROP: Final = {
-    "summary": "Drop a user's local copies but those in use and what the bucket lacks",
+    "summary": "Drop a user's local copies, except copies in use and changes that the bucket lacks",
     "parameters": [_SID],
     "responses": {"200": {"description": "{copies, bytes, kept, why}"}, "409": _REFUSED},
 }

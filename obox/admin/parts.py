@@ -1,8 +1,8 @@
-"""What verbs work on: the rooms of a backend, which the wiring hands in, and the users
+"""What verbs use: the rooms of a backend, which `obox.wiring` passes in, and the users
 of a request.
 
-Invariant: a user is opened here with the limits of the user database, so that a verb
-never changes what a session of that user may store.
+Invariant: a user is opened here with the limits of the user database. So a verb never
+changes the quota of a session of that user.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 NAMES_S: Final = 5.0
-"""How old the names shown for storage ids may be. To make them takes a second for a
-million users."""
+"""How old the table of names by storage id may be. To make it for a million users takes
+a second."""
 
 
 class Session(Protocol):
-    """One connection of a client."""
+    """A connection of a client."""
 
     @property
     def id(self) -> int: ...
@@ -59,23 +59,24 @@ class Session(Protocol):
 
 
 class Server(Protocol):
-    """The process that runs, as far as verbs may move it."""
+    """The running process, as far as verbs control it."""
 
     def sessions(self) -> Sequence[Session]:
-        """All connections, the oldest first."""
+        """Return all connections, the oldest first."""
 
     def kick(self, sessions: Sequence[Session], reason: str) -> None:
-        """Say BYE to these, each as soon as its command is done."""
+        """End these sessions with BYE, each as soon as its command is done."""
 
     async def reload(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Read the configuration anew; the settings that are used from now on, and
-        those that wait for a restart.
+        """Read the configuration again. Returns the settings that are used from now on,
+        and those that need a restart.
 
-        Raises ConfigError: the old one stays. Unavailable: the process ends.
+        Raises ConfigError; then the old configuration stays. Raises Unavailable if the
+        process ends.
         """
 
     def stop_logins(self) -> None:
-        """Accept no more mail clients and deliveries; this API goes on."""
+        """Accept no more mail clients and deliveries. This API continues."""
 
     def stop(self) -> None:
         """End the process as SIGTERM does."""
@@ -83,8 +84,8 @@ class Server(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnHttp:
-    """How this backend's own admin API is reached, which the others of a cluster have
-    likewise: what a source is asked with unless the request says otherwise."""
+    """How this backend's own admin API is reached. Other backends of a cluster are
+    reached in the same way, unless a request says otherwise."""
 
     key: str = field(default="", repr=False)
     port: int = 8080
@@ -92,14 +93,14 @@ class OwnHttp:
 
 
 Evaluate = Callable[["Mailbox"], "Query"]
-"""A parsed search, resolved against one mailbox: sequence numbers mean something there
-only."""
+"""A parsed search, resolved for a single mailbox, because sequence numbers depend on
+it."""
 
 
 @dataclass(slots=True)
 class Admin:
-    """The parts. store: None where only the configuration is at hand; server: None
-    where no backend runs.
+    """The parts. store: None if there is only a configuration. server: None if no
+    backend runs.
     """
 
     users: PasswdFile
@@ -137,16 +138,17 @@ class Admin:
     # -- users -----------------------------------------------------------------------------------------------------
 
     def named(self, name: str) -> Account:
-        """A user that the user database need not know. Raises Invalid."""
+        """Return the account of a name that the user database need not have. Raises
+        Invalid."""
         name = self.users.normalise(name)
         return Account(name, storage_id(name), known=False)
 
     def name_of(self, sid: str) -> str:
-        """The user behind a storage id, as far as that is known."""
+        """Return the name of the user with a storage id, if it is known."""
         return self.names().get(StorageId(sid)) or _unescaped(sid)
 
     def names(self) -> dict[StorageId, str]:
-        """Users by storage id, as of NAMES_S ago at most."""
+        """Return users by storage id. The table is at most NAMES_S old."""
         at, names = self.known_names
         if time.monotonic() - at >= NAMES_S:
             try:
@@ -157,11 +159,12 @@ class Admin:
         return names
 
     def forget_names(self) -> None:
-        """A user has another name now."""
+        """Forget the table of names, because a user was renamed."""
         self.known_names = float("-inf"), {}
 
     async def select(self, selection: Selection) -> list[Account]:
-        """The users of a request, by name. Raises NoUser, Invalid, Unavailable."""
+        """Return the users of a request, by name. Raises NoUser, Invalid,
+        Unavailable."""
         given = (selection.user is not None) + bool(selection.users) + selection.all_users
         if given != 1:
             raise Invalid("which users? allowed: one of user, users, allUsers")
@@ -169,13 +172,13 @@ class Admin:
             if selection.all_users or masked(selection.user or ""):
                 raise Invalid("noUserdbLookup takes names; allowed: no mask, not allUsers")
             return [self.named(name) for name in selection.users or [selection.user or ""]]
-        self.users.look_again()  # whoever asks may have changed the file a moment ago
+        self.users.look_again()  # the file may have been changed a moment ago
         await self.users.refresh()
         if selection.all_users or masked(selection.user or ""):
             mask = "*" if selection.all_users else (selection.user or "").lower()
             found = [e for e in self.users.users() if fnmatch.fnmatchcase(e.user, mask)]
             if not found:
-                raise NoUser(f"no user fits {selection.user or '*'}")
+                raise NoUser(f"no user matches {selection.user or '*'}")
             return [entry.account for entry in found]
         return [self._known(name) for name in selection.users or [selection.user or ""]]
 
@@ -187,8 +190,8 @@ class Admin:
 
     @asynccontextmanager
     async def open(self, account: Account) -> AsyncIterator[User]:
-        """A user's mail, for a while; one that the user database does not know is not
-        made. Raises NoUser, Unavailable, Corrupt."""
+        """Open a user's mail for the time of the context. A user that the user database
+        does not have is not created. Raises NoUser, Unavailable, Corrupt."""
         if not account.known:
             try:
                 user = await self.store.load_user(account.name, account.storage_id)
@@ -207,7 +210,7 @@ class Admin:
 
     @asynccontextmanager
     async def mailbox(self, user: User, name: str) -> AsyncIterator[Mailbox]:
-        """A mailbox of an open user. Raises NotFound."""
+        """Open a mailbox of an open user. Raises NotFound."""
         box = await user.select(name)
         try:
             yield box
@@ -216,12 +219,13 @@ class Admin:
 
 
 def masked(text: str) -> bool:
-    """Does this have wildcards?"""
+    """Whether the text has wildcards."""
     return "*" in text or "?" in text
 
 
 def matching(names: Sequence[str], masks: Sequence[str]) -> list[str]:
-    """Those of mailbox `names` that fit any of `masks` (none: all); INBOX in any case."""
+    """Return those `names` of mailboxes that match any of `masks`, or all without
+    masks. INBOX is compared without regard to case."""
     if not masks:
         return list(names)
     out = []
@@ -234,7 +238,8 @@ def matching(names: Sequence[str], masks: Sequence[str]) -> list[str]:
 
 
 def require_named(names: Sequence[str], masks: Sequence[str]) -> None:
-    """Raises NotFound for a mailbox that is named without wildcards and is not there."""
+    """Raises NotFound for a mailbox that is named without wildcards and does not
+    exist."""
     for mask in masks:
         if not any(sign in mask for sign in "*?[") and not matching(names, [mask]):
             raise NotFound(f"no mailbox {mask!r}")

@@ -1,13 +1,13 @@
-"""metacache pull: a user's local copies out of another backend's metacache, over its
-admin API.
+"""metacache pull: copies a user's local copies from another backend's metacache, over
+its admin API.
 
-The destination runs the verb and asks the source; `store.pull` knows what is sent,
-`source` answers. The source's certificate is verified against the system's authorities;
-its key never leaves this module but in the request's header.
+The destination runs the verb and sends requests to the source. `store.pull` defines
+what is sent, and `source` answers. The source's certificate is verified with the
+system's authorities. The source's key leaves this module only in the request's header.
 
-The host is given with the request and may be anything: what answers there is not
-repeated, but for the message of an admin API, shortened and without what does not
-print.
+The host comes with the request and may be any machine. So its answer is not repeated,
+except the message of an admin API. The message is shortened, and characters that do not
+print are replaced.
 """
 
 from __future__ import annotations
@@ -38,24 +38,27 @@ T = TypeVar("T")
 PATH: Final = "/doveadm/v1"
 CONNECT_S: Final = 10.0
 SILENCE_S: Final = 120.0
-"""Without a byte from the source: it may upload a user's mailboxes before it sends."""
+"""Time without a byte from the source. The source may upload a user's mailboxes before
+it sends."""
 READ_BYTES: Final = 256 * 1024
 ANSWER_BYTES_MAX: Final = 64 * 1024
 TOLD_CHARS_MAX: Final = 300
-"""Of the source's own message that we repeat."""
+"""Characters of the source's message that we repeat."""
 
 
 class MetacachePullParams(Selection, kw_only=True):
     source_backend_host: Annotated[str, Meta(description="Where to copy from: host, host:port, or URL of its [http]")]
-    latest_only: Annotated[bool, Meta(description="Not users of whom the bucket has newer bundles than the source")] = (
-        False
-    )
-    clean: Annotated[bool, Meta(description="The source drops its copies then; what the bucket lacks stays")] = False
+    latest_only: Annotated[
+        bool, Meta(description="Refuse users of whom the bucket has newer bundles than the source")
+    ] = False
+    clean: Annotated[
+        bool, Meta(description="The source drops its copies afterwards, except changes that the bucket lacks")
+    ] = False
     api_key: Annotated[str, Meta(description="The source's http.api_key; this backend's own if left out")] = ""
 
 
 async def _reachable(admin: Admin, params: MetacachePullParams) -> None:
-    """Before the first user: what concerns all of them.
+    """Check what concerns all users, before the first user.
 
     Raises NoHost, Unavailable, NoPerm, Invalid.
     """
@@ -75,12 +78,15 @@ async def _reachable(admin: Admin, params: MetacachePullParams) -> None:
     begin=_reachable,
 )
 async def metacache_pull(admin: Admin, account: Account, params: MetacachePullParams) -> AsyncIterator[Event]:
-    """Copy users' local copies from another backend's metacache, so that they open here without reading bundles.
+    """Copy users' local copies from another backend's metacache.
+
+    Then mailboxes open here without reading bundles.
 
     The source uploads important changes before. kept: mailboxes whose copy here is as
-    new, or is open: that one is compared with the bucket. Cut short it is run again.
-    Exit 68 or 69 if the source is not there, 77 if the key does not fit, 1003 (a shell
-    sees 235) if the source is outdated, 75 if with --clean something stays there.
+    new, or is open; an open mailbox is compared with the bucket. If it is cut short,
+    run it again. Exit 68 or 69 if the source does not answer, 77 if the source refuses
+    the key, 1003 (a shell sees 235) if the source is outdated, and 75 if copies stay
+    there in spite of --clean.
     """
     from ..store.pull import Incoming
 
@@ -119,17 +125,18 @@ class _Dropped(msgspec.Struct):
     why: str = ""
 
 
-class _Told(msgspec.Struct, rename="camel"):
-    """A failure."""
+class _Failure(msgspec.Struct, rename="camel"):
+    """A failure as the source reports it."""
 
     exit_code: int
     message: str = ""
 
 
 class _Source:
-    """The other backend's API: one connection a request, read in a thread of its own.
+    """The other backend's API. Each request has its own connection, which a thread
+    reads.
 
-    Use as a context.
+    Use it as a context.
     """
 
     def __init__(self, admin: Admin, params: MetacachePullParams) -> None:
@@ -157,7 +164,7 @@ class _Source:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hang_up()
+        self._disconnect()
         self._thread.shutdown(wait=False)
 
     async def identity(self) -> _Identity:
@@ -165,7 +172,7 @@ class _Source:
         return await self._json("GET", "", _Identity)
 
     async def copies(self, sid: StorageId, *, latest_only: bool, clean: bool) -> AsyncIterator[bytes]:
-        """The stream of a user, in pieces.
+        """Yield the stream of a user in pieces.
 
         Raises Outdated, NotFound, InUse, Temporary, …
         """
@@ -175,7 +182,7 @@ class _Source:
             yield data
 
     async def drop(self, sid: StorageId) -> _Dropped:
-        """The source drops its copies; why: some stay."""
+        """Ask the source to drop its copies. The result says why some stay."""
         return await self._json("DELETE", f"/{quote(sid, safe='')}", _Dropped)
 
     async def _json(self, method: str, path: str, kind: type[T]) -> T:
@@ -187,7 +194,7 @@ class _Source:
             raise Unavailable(f"{self._name}: no admin API answers there") from error
 
     async def _ask(self, method: str, path: str) -> http.client.HTTPResponse:
-        self._hang_up()
+        self._disconnect()
         connection = self._connection = self._new()
         headers = {}
         if self._key:
@@ -211,8 +218,8 @@ class _Source:
         context = ssl.create_default_context()
         return http.client.HTTPSConnection(self._host, self._port, timeout=CONNECT_S, context=context)
 
-    def _hang_up(self) -> None:
-        """Close the connection, also while a thread reads it: the thread sees the end."""
+    def _disconnect(self) -> None:
+        """Close the connection. A thread that reads it sees the end of the input."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -224,7 +231,8 @@ class _Source:
         connection.close()
 
     async def _in_thread(self, work: Callable[[], T], *, asking: bool = False) -> T:
-        """Raises NoHost, Unavailable; Temporary for what had begun."""
+        """Raises NoHost or Unavailable, or Temporary if the answer had already
+        begun."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except socket.gaierror as error:
@@ -236,24 +244,24 @@ class _Source:
             raise Temporary(f"{self._name}: the stream was cut short: {text}") from error
 
     def _failure(self, status: int, text: bytes) -> OboxError:
-        """What the source answered instead."""
+        """Return the error for a failure that the source answered."""
         if status == 401:
-            return NoPerm(f"{self._name}: the key does not fit")
+            return NoPerm(f"{self._name}: the key is not accepted")
         if status == 404:
             return NoPerm(f"{self._name}: no admin API there; it needs http.api_key")
         try:
-            told = msgspec.json.decode(text, type=_Told)
+            failure = msgspec.json.decode(text, type=_Failure)
         except (msgspec.DecodeError, RecursionError):
             return Unavailable(f"{self._name}: HTTP {status}")
         kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
-        kind = next((kind for kind in kinds if of(kind("")) == told.exit_code), Temporary)
-        shown = "".join(char if char.isprintable() else "?" for char in told.message[:TOLD_CHARS_MAX])
+        kind = next((kind for kind in kinds if of(kind("")) == failure.exit_code), Temporary)
+        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:TOLD_CHARS_MAX])
         return kind(f"{self._name}: {shown}")
 
 
 def _why(error: Exception) -> str:
-    """What went wrong on the way, in our words: an exception of http.client quotes what
-    came.
+    """Describe a network error in our own words, because an exception of http.client
+    quotes the answer.
     """
     if isinstance(error, TimeoutError):
         return "no answer in time"

@@ -1,11 +1,14 @@
 """doveadm's search queries: IMAP's search keys and MAILBOX, as words of a command line.
 
-    MAILBOX INBOX SINCE 2w NOT FROM alice        mailbox names may have * and ?
-    ( MAILBOX a* OR MAILBOX b ) UNSEEN           dates also as 2026-01-31, as unix time, or as an age: 2w, 3d
+    MAILBOX INBOX SINCE 2w NOT FROM alice
+    ( MAILBOX a* OR MAILBOX b ) UNSEEN
 
-doveadm writes OR between its keys where IMAP writes it before them; both are taken. A
-query is rewritten into an IMAP search program, and IMAP's own parser reads that;
-MAILBOX, which IMAP has not, is true or false once the mailbox is known. Pure.
+Names of mailboxes may have * and ?. Dates may also be written as 2026-01-31, as unix
+time, or as an age such as 2w or 3d.
+
+doveadm writes OR between its keys, and IMAP writes it before them; both are accepted. A
+query is rewritten to an IMAP search program, which IMAP's parser reads. IMAP has no key
+MAILBOX; it becomes true or false once the mailbox is known. Pure.
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ WORDS_MAX: Final = 4096
 
 
 class SearchQuery:
-    """A query: which mailboxes it can match in, and for each of these an IMAP search
-    program.
+    """A query: the mailboxes in which it can match, and an IMAP search program for
+    each.
     """
 
     def __init__(self, words: Sequence[str], now: float) -> None:
@@ -59,16 +62,17 @@ class SearchQuery:
 
     @property
     def names_mailbox(self) -> bool:
-        """Does it say which mailboxes it is about?"""
+        """Whether the query names mailboxes."""
         return bool(self._masks)
 
     @property
     def names_mails(self) -> bool:
-        """Does it say anything but MAILBOX?"""
+        """Whether the query has any key other than MAILBOX."""
         return any(not isinstance(one, _Mailbox) for one in _leaves(self._tree))
 
     def program(self, mailbox: str, guid: str) -> bytes | None:
-        """What to search for in one mailbox; None: nothing there can match."""
+        """Return the search program for a mailbox, or None if nothing there can
+        match."""
         known = _resolve(self._tree, mailbox, guid)
         return None if known is False else b"ALL" if known is True else _written(known).encode()
 
@@ -155,7 +159,7 @@ class SearchQuery:
                 day = dt.datetime.fromtimestamp(self._now - _seconds(text), dt.UTC).date()
         except (ValueError, OverflowError, OSError, Invalid) as error:
             raise Invalid(
-                f"date {text!r}; allowed: 2026-01-31, 31-Jan-2026, unix time, or an age as 90s, 5mins, 3d, 2w"
+                f"date {text!r}; allowed: 2026-01-31, 31-Jan-2026, unix time, or an age such as 90s, 5mins, 3d, 2w"
             ) from error
         return f"{day.day}-{_MONTHS[day.month - 1]}-{day.year:04d}"
 
@@ -192,8 +196,8 @@ def _leaves(tree: _Tree) -> list[_Leaf | _Mailbox]:
 
 
 def _resolve(tree: _Tree, name: str, guid: str) -> _Tree | bool:
-    """The query for one mailbox: MAILBOX is known, and with it all that depends on
-    nothing else.
+    """Return the query for a mailbox, with MAILBOX replaced by true or false and
+    simplified.
     """
     if isinstance(tree, _Leaf):
         return tree
@@ -212,7 +216,8 @@ def _resolve(tree: _Tree, name: str, guid: str) -> _Tree | bool:
 
 
 def _written(tree: _Tree) -> str:
-    """As IMAP's search program: OR before its two keys. RFC 9051 §6.4.4."""
+    """Write a query as IMAP's search program, with OR before its two keys. RFC 9051
+    §6.4.4."""
     if isinstance(tree, _Leaf):
         return tree.text
     assert isinstance(tree, _Node)
@@ -225,9 +230,7 @@ def _written(tree: _Tree) -> str:
 
 
 def _parentheses(word: str) -> list[str]:
-    """`(` and `)` stand alone or at the edge of a word, as shells and people write
-    them.
-    """
+    """Split `(` and `)` off a word. They may stand alone or at the edge of a word."""
     out: list[str] = []
     while word.startswith("("):
         out.append("(")
@@ -240,7 +243,7 @@ def _parentheses(word: str) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """An IMAP quoted string. Raises Invalid for what none can hold."""
+    """Return an IMAP quoted string. Raises Invalid if it cannot hold the text."""
     if any(char in "\r\n\0" for char in text):
         raise Invalid("search query: a text has a line end")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -248,7 +251,7 @@ def quoted(text: str) -> str:
 
 def _word(text: str) -> str:
     if not text or any(char in ' "(){}\\\r\n' for char in text.removeprefix("\\")):
-        raise Invalid(f"search query: {text!r}; allowed: one word")
+        raise Invalid(f"search query: {text!r}; allowed: a single word")
     return text
 
 

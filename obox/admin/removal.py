@@ -1,4 +1,4 @@
-"""Verbs about the whole of a user: obox user delete, obox user rename, obox user wait."""
+"""Verbs for a whole user: obox user delete, obox user rename, obox user wait."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class OboxUserDeleteParams(Selection, kw_only=True):
     "obox user delete",
     OboxUserDeleteParams,
     columns=("what", "objects", "bytes", "result"),
-    asks="Delete all mails and indexes of these users, for ever?",
+    asks="Delete all mails and indexes of these users irrevocably?",
 )
 async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDeleteParams) -> AsyncIterator[Event]:
-    """Delete all mails, indexes, caches of a user from the bucket and this backend.
+    """Delete all mails, indexes and caches of a user from the bucket and this backend.
 
-    Disable the user in the user database first, remove it there afterwards. Exit 65 if
-    somebody is logged in. Cut short it is begun again. What it cannot reach or must
-    wait for is said in rows of its own.
+    Disable the user in the user database first, and remove it there afterwards. Exit 65
+    if the user is logged in. If it is cut short, run it again. Rows of their own name
+    what it cannot reach or must wait for.
     """
     from ..store import operate
 
@@ -48,7 +48,7 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
     sessions = kicked(admin.server.sessions(), account.name) if admin.server is not None else []
     if params.dry_run and (params.kick or not sessions):
         there = await operate.is_in_bucket(admin.store, account.storage_id)
-        text = "would be deleted" if there else "nothing to delete: there is none in the bucket"
+        text = "would be deleted" if there else "nothing to delete: the bucket has no mail of this user"
         yield {"what": "mails and index", "objects": None, "bytes": None, "result": text}
         return
     if params.kick:
@@ -61,7 +61,7 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
     left: list[Row] = []
     async for one in deleting:
         if one.left:
-            text = f"the store lists them after their DELETE, {one.what} among them: remove them with its own tools"
+            text = f"the store lists them after their DELETE, for example {one.what}: remove them with its own tools"
             left.append({"what": "foreign objects", "objects": one.objects, "bytes": one.size, "result": text})
             continue
         total = totals.setdefault(one.what, [0, 0])
@@ -79,10 +79,10 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
 
 
 def _refuse_shared(admin: Admin, account: Account) -> None:
-    """Raises Invalid: another user's mail is the same."""
+    """Raises Invalid if another user has the same mail."""
     for entry in admin.users.users():
         if entry.user != account.name and entry.sid == account.storage_id:
-            raise Invalid(f"{entry.user} has the same storage_id: its mail would go as well")
+            raise Invalid(f"{entry.user} has the same storage_id: its mail would be deleted as well")
 
 
 async def _kick(admin: Admin, name: str) -> None:
@@ -97,7 +97,7 @@ async def _kick(admin: Admin, name: str) -> None:
 
 
 async def _left(admin: Admin, account: Account, began: float) -> AsyncIterator[Row]:
-    """What the deletion does not reach."""
+    """Yield rows about what the deletion does not reach."""
     from ..store import operate
 
     env = admin.store.env
@@ -106,22 +106,24 @@ async def _left(admin: Admin, account: Account, began: float) -> AsyncIterator[R
         "what": "journal lines",
         "objects": objects,
         "bytes": None,
-        "result": f"in objects that all users share; nobody reads them for this user any more, they go "
+        "result": f"in objects that all users share; they are not read for this user any more, and are deleted "
         f"{duration(env.delete_delay_s)} after bundles cover them",
     }
     entry = admin.users.lookup(account.name)
     if entry is not None:
-        state = "still known, disabled" if entry.disabled else "still known: the next login or delivery makes it anew"
+        state = (
+            "still known, disabled" if entry.disabled else "still known: the next login or delivery creates it again"
+        )
         yield {"what": "user database", "objects": None, "bytes": None, "result": state}
     facts = await admin.describe_bucket() if admin.describe_bucket is not None else {}
     versions = facts.get("versioning", "unknown")
     if versions != "off":
         text = {"on": "the bucket keeps old versions: its lifecycle rules or you must delete them"}
-        unknown = "whether the bucket keeps old versions is not known: if it does, delete them there"
+        unknown = "whether the bucket keeps old versions is unknown: if it does, delete them there"
         yield {"what": "object versions", "objects": None, "bytes": None, "result": text.get(str(versions), unknown)}
     yield {"what": "backups", "objects": None, "bytes": None, "result": "copies outside this bucket are not reached"}
     yield {"what": "other backends", "objects": None, "bytes": None,
-           "result": "local copies there go when they are cleaned: oboxadm metacache remove"}  # fmt: skip
+           "result": "local copies there stay until they are cleaned: oboxadm metacache remove"}  # fmt: skip
 
 
 class OboxUserRenameParams(Params, kw_only=True):
@@ -132,12 +134,13 @@ class OboxUserRenameParams(Params, kw_only=True):
 
 @verb("obox user rename", OboxUserRenameParams, columns=("user", "storage_id", "connections", "result"))
 async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncIterator[Event]:
-    """Give a user another name; nothing in the bucket is touched, the mail stays under the storage id that it has.
+    """Give a user another name.
 
-    The line of the passwd-file gets the name and storage_id=. No alias is left: mail to
-    the old name is refused. Nobody else can be added under the old name without a
-    storage_id= of their own. Exit 65 if somebody is logged in, 73 if there is a user of
-    the new name, or mail.
+    Nothing in the bucket changes: the mail stays under its storage id. The line of the
+    passwd-file gets the new name and storage_id=. There is no alias: mail to the old
+    name is refused. A new user with the old name needs a storage_id= of its own. Exit
+    65 if the user is logged in, and 73 if there is a user with the new name, or mail
+    under it.
     """
     from ..auth import rename_user
     from ..store import operate
@@ -168,12 +171,12 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
 
 
 class OboxUserWaitParams(Selection, kw_only=True):
-    timeout: Annotated[int, Meta(ge=0, description="Seconds to wait at most; 0 looks once")] = 60
+    timeout: Annotated[int, Meta(ge=0, description="Seconds to wait at most; 0 checks once")] = 60
 
 
 @user_verb("obox user wait", OboxUserWaitParams, needs=Needs.BACKEND, columns=("sessions",))
 async def obox_user_wait(admin: Admin, account: Account, params: OboxUserWaitParams) -> AsyncIterator[Event]:
-    """Wait until nobody has a user's mail open; exit 65 when the time is over."""
+    """Wait until a user's mail is not open any more; exit 65 when the time is over."""
     deadline = time.monotonic() + params.timeout
     while True:
         user = admin.store.users.get(account.storage_id)

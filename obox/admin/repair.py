@@ -1,4 +1,4 @@
-"""Verbs that set indexes right: force-resync, rebuild."""
+"""Verbs that repair indexes: force-resync, rebuild."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from .table import Event, user_verb
 
 class ForceResyncParams(Selection, kw_only=True):
     mailbox_mask: Annotated[
-        list[str], Meta(min_length=1, description="Mailboxes that fit one of these masks; * for all")
+        list[str], Meta(min_length=1, description="Mailboxes that match any of these masks; * for all")
     ]
-    keep_lost: Annotated[bool, Meta(description="Only tell of mails whose object is gone, do not expunge them")] = False
+    keep_lost: Annotated[bool, Meta(description="Only report lost mails, and do not expunge them")] = False
     skip_uids: Annotated[
         int,
-        Meta(ge=0, le=1_000_000, description="Never give the next so many UIDs: after the bucket was restored"),
+        Meta(
+            ge=0, le=1_000_000, description="How many UIDs are never used: for a bucket that was restored from a backup"
+        ),
     ] = 0
 
 
@@ -29,14 +31,15 @@ class ForceResyncParams(Selection, kw_only=True):
     "force-resync", ForceResyncParams, columns=("mailbox", "mails", "new", "lost", "dropped", "unknown", "uidnext")
 )
 async def force_resync(admin: Admin, account: Account, params: ForceResyncParams) -> AsyncIterator[Event]:
-    """Bring mailboxes in line with the bucket: join all index bundles, LIST all mails.
+    """Make the indexes of mailboxes agree with the bucket.
 
-    Mails that no bundle knew are added; mails whose object is gone are expunged, after
-    a second look. unknown: objects that no index speaks of, below the next UID; oboxadm
-    rebuild brings them back. Exit 70 if an index does not decode, 65 if a mailbox that
-    is named without wildcards is not there. A bucket that was restored knows nothing of
-    the UIDs that were given since its backup: --skip-uids keeps other mails from
-    getting them, which clients would take for those they know.
+    It joins all index bundles and LISTs all mails. Mails that are in no bundle are
+    added. Mails whose object is gone are expunged, after a second check. unknown:
+    objects below the next UID that no index has; oboxadm rebuild brings them back. Exit
+    70 if an index does not decode, 65 if a mailbox that is named without wildcards does
+    not exist. After a restore, clients may know UIDs that were used since the backup.
+    --skip-uids keeps new mails from getting those UIDs, so that clients do not take
+    them for mails that they know.
     """
     from ..store import repair
 
@@ -49,9 +52,9 @@ async def force_resync(admin: Admin, account: Account, params: ForceResyncParams
 
 
 class RebuildParams(Selection, kw_only=True):
-    mailbox_mask: Annotated[
-        list[str], Meta(description="Rebuild these as well, from mails alone, though their index decodes")
-    ] = msgspec.field(default_factory=list)
+    mailbox_mask: Annotated[list[str], Meta(description="Rebuild these as well, although their index decodes")] = (
+        msgspec.field(default_factory=list)
+    )
     dry_run: DryRun = False
 
 
@@ -59,14 +62,15 @@ class RebuildParams(Selection, kw_only=True):
     "rebuild",
     RebuildParams,
     columns=("mailbox", "mails", "result", "unknown"),
-    asks="Rebuild indexes from mails alone? What only an index knew is lost.",
+    asks="Rebuild indexes from mails alone? Data that only an index has is lost.",
 )
 async def rebuild(admin: Admin, account: Account, params: RebuildParams) -> AsyncIterator[Event]:
-    """Rebuild indexes that do not decode, from mails alone: for disasters.
+    """Rebuild indexes that do not decode from mails alone, after a disaster.
 
-    Mailboxes whose index is damaged or that no list knows; others only if they are
-    named. Nobody may be logged in. unknown says what the mails do not tell: mails
-    expunged lately may be back, a moved one be in both places. UIDs stay.
+    It rebuilds mailboxes whose index is damaged, and mailboxes that are missing in the
+    list of mailboxes. It rebuilds others only if they are named. The user must not be
+    logged in. UIDs stay the same. unknown: what cannot be known from the mails. Mails
+    that were expunged lately may be back, and a moved mail may be in both mailboxes.
     """
     from ..store import repair
 
@@ -82,7 +86,8 @@ async def rebuild(admin: Admin, account: Account, params: RebuildParams) -> Asyn
 
 
 async def _would_rebuild(admin: Admin, account: Account, masks: list[str]) -> AsyncIterator[Event]:
-    """What rebuild would do, as far as that is seen without reading every index; and what is named but not there."""
+    """Yield what rebuild would do, as far as that is known without reading every index.
+    Also yield named mailboxes that do not exist."""
     from ..errors import Corrupt
 
     try:

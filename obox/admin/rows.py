@@ -1,8 +1,8 @@
-"""What the columns of each verb mean, and what is said where a verb finds nothing to
+"""The meaning of each verb's columns, and the messages of verbs that find nothing to
 show.
 
-The command line's help and the manual are made of both; tests compare them with the
-table and with the rows that verbs really give.
+The command line's help and the manual use both. Tests compare them with the table and
+with the rows that verbs give.
 
 Invariant: names of columns are API: they change only with the CHANGELOG.
 """
@@ -23,7 +23,7 @@ _CHANGES: Final = (
 _ENTRY: Final = {
     "user": "the name to log in with",
     "login": "whether the user may log in",
-    "delivery": "whether mail for the user is taken",
+    "delivery": "whether mail for the user is accepted",
     "quota_bytes": "the most octets of mail that the user may store; empty for no limit",
     "quota_messages": "the most mails that the user may store; empty for no limit",
 }
@@ -44,26 +44,26 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     "userRemove": _ENTRY,
     "authTest": {
         "username": "the user that the login is for",
-        "storage_id": "the name under which the user's mail lies in the bucket",
+        "storage_id": "the name under which the user's mail is stored in the bucket",
         "quota_bytes": _ENTRY["quota_bytes"],
     },
     "who": {
-        "username": "who is logged in; empty for a connection that has not logged in",
+        "username": "the user who is logged in; empty for a connection that has not logged in",
         "connections": "how many connections the user has",
         "service": "the protocol",
         "ips": "the addresses of the clients",
         "id": "the number of the session, as in the log",
         "ip": "the address of the client",
         "tls": "whether the connection is encrypted",
-        "state": "where the session is: not authenticated, authenticated, selected, logout",
+        "state": "the state of the session: not authenticated, authenticated, selected, logout",
         "mailbox": "the mailbox that is selected",
         "idle": "whether the client waits in IDLE",
         "since": "when the connection began, unix time",
     },
-    "kick": {"username": "who was disconnected", "connections": "how many connections"},
+    "kick": {"username": "the user who was disconnected", "connections": "how many connections"},
     "reload": {"setting": "a setting whose value has changed", "used": "now, or after a restart"},
     "stop": {
-        "step": "what was done, with what cut it short",
+        "step": "what was done, and whether it was cut short",
         "count": "users that were flushed, or connections that were ended",
         "seconds": "how long it took",
     },
@@ -109,7 +109,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "flags": "flags and keywords",
         "modseq": "the MODSEQ",
         "hdr": "the header",
-        "hdr.NAME": "one field of the header, decoded; a line for each of several",
+        "hdr.NAME": "a field of the header, decoded; a line for each, if there are several",
         "body": "what follows the header",
         "text": "the whole mail",
         "text.utf8": "the texts of all parts, decoded",
@@ -121,7 +121,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "imap.envelope": "ENVELOPE, as IMAP writes it",
         "imap.body": "BODY, as IMAP writes it",
         "imap.bodystructure": "BODYSTRUCTURE, as IMAP writes it",
-        "storageid": "the mailbox and UID under which the mail's object lies in the bucket",
+        "storageid": "the mailbox and UID under which the mail's object is stored in the bucket",
     },
     "search": {"mailbox-guid": "the mailbox's name in the bucket", "uid": "the UID of a mail that matches"},
     "flagsAdd": {"mailbox": _FOUND, "changed": "how many mails got other flags than before"},
@@ -136,14 +136,14 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "new": "mails that no index knew, added now",
         "lost": "mails whose object is gone",
         "dropped": "of these, how many were expunged",
-        "unknown": "objects that no index speaks of, below the next UID; oboxadm rebuild brings them back",
+        "unknown": "objects below the next UID that no index has; oboxadm rebuild brings them back",
         "uidnext": "the UID that the next mail gets",
     },
     "rebuild": {
         "mailbox": "the mailbox's name; empty for the list of mailboxes",
         "mails": "how many mails it has now",
         "result": "what was done, and why",
-        "unknown": "what the mails do not tell",
+        "unknown": "what cannot be known from the mails",
     },
     "metacacheFlush": _FLUSHED,
     "metacacheFlushall": {"username": _USER, **_FLUSHED},
@@ -162,7 +162,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "mailboxes": "local copies of mailboxes, lists of mailboxes among them",
         "bytes": "their size: what counts against the limits",
         "max_space": "metacache.max_space: above it the cleaner drops copies",
-        "limit": "max_space and max_grace: above it nobody else's copy is taken in",
+        "limit": "max_space plus max_grace: above it no further copy is stored",
         "staged_bytes": "changes in memory that are not yet on the disk",
         "file_bytes": "size of the files; it does not shrink when copies are dropped",
         "bytes-used(N)": _BY_PRIORITY,
@@ -190,11 +190,11 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     "metacacheBoots": {
         "boot": "the name of the start: its time in milliseconds, in hexadecimal, and a random number",
         "began": "when it began, unix time",
-        "ended": "when it ended in order, unix time; empty for the boot that runs and for one that was killed",
+        "ended": "when it ended in order, unix time; empty for the running boot and for a boot that was killed",
         "before": "how the boot before it ended: clean, unclean, or unknown",
-        "copies": "what became of the local copies: kept, asked again (each mailbox is compared once when it is "
+        "copies": "what was done with the local copies: kept, asked again (each mailbox is compared once when it is "
         "opened), dropped, or none (there were none)",
-        "users": "of how many users the journal of a dead boot spoke",
+        "users": "how many users the journal of a boot that ended uncleanly has changes of",
     },
     "metacacheUnpack": {
         "key": "the key in the bucket, or the file",
@@ -202,10 +202,10 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "version": "the major version of its envelope",
         "oid": "the object's own number",
         "bytes": "its size in the bucket",
-        "meta": "what its head says",
+        "meta": "the metadata in its envelope",
         "octets": "of a mail: its size",
         "fields": "of a cache segment: UIDs and the size of their fields",
-        "content": "what it says",
+        "content": "its content",
     },
     "fscacheStatus": {
         "hits": "reads that were answered from the cache, since the start",
@@ -215,7 +215,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "evictions": "files that made room for others, since the start",
         "errors": "failed reads and writes of files, since the start",
         "skipped": "objects that were not stored: too large, or too many waiting",
-        "oldest": "when the file that is longest unread was last read, unix time, about",
+        "oldest": "when the file that was not read for the longest time was last read, unix time, about",
         "pending": "bytes that wait to be written",
         "max_size": "fscache.max_size",
         "hit_percent": "hits of all reads; empty before the first",
@@ -225,7 +225,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "bytes": "bytes in the directory",
         "files": "files in the directory",
         "added": "files that the accounts did not know",
-        "removed": "files that somebody else had removed",
+        "removed": "files that another program had removed",
         "changed": "files with another size than the accounts said",
         "expired": "files that were removed for their age",
         "right": "whether the accounts were right",
@@ -254,7 +254,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "outdated": "how many of them are of an older format, or not sealed under the first key",
         "upgraded": "how many were rewritten",
         "damaged": "how many do not decode, or belong to somebody else; they are left as they are",
-        "foreign": "how many keys are none of obox",
+        "foreign": "how many keys do not belong to obox",
     },
     "storageFinishUpgrade": {
         "what": "a user, or a kind of object",
@@ -262,8 +262,8 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "result": "what to do about them, or that the upgrade is finished",
     },
 }
-"""By API name of the verb, then by column. (N): a column for each priority. Beside
-these, where a command is about several users, each row begins with `username`."""
+"""By API name of the verb, then by column. (N) means a column for each priority. If a
+command is about several users, each row also begins with `username`."""
 
 _NO_MAIL: Final = "no mail matches"
 _NO_MAILBOX: Final = "no such mailbox"
@@ -285,22 +285,22 @@ NONE: Final[dict[str, str]] = {
     "move": _NO_MAIL,
     "forceResync": _NO_MAILBOX,
     "rebuild": "every index decodes, none was rebuilt",
-    "metacacheFlushall": "nobody has changes to upload",
-    "metacacheList": "nobody has local copies",
-    "metacacheRemove": "nobody has local copies",
+    "metacacheFlushall": "no user has changes to upload",
+    "metacacheList": "no user has local copies",
+    "metacacheRemove": "no user has local copies",
     "metacacheBoots": "no backend was started with this state_dir",
     "oboxUserWait": "nobody has the mail open",
 }
-"""What to say, on stderr, where a verb that usually has rows has none. By API name."""
+"""The message on stderr if a verb that usually has rows has none, by API name."""
 
 SILENT: Final = frozenset(
     ("userRemove", "mailboxCreate", "mailboxDelete", "mailboxRename", "mailboxSubscribe", "mailboxUnsubscribe")
 )
-"""Verbs that have no rows when all is well: there is nothing to tell."""
+"""Verbs that have no rows if they succeed. They need no message."""
 
 
 def names(verb: str, column: str) -> str:
-    """The name under which `COLUMNS` explains a column of a row; empty if it does not."""
+    """Return the name under which `COLUMNS` explains a column, or "" if it does not."""
     known = COLUMNS.get(verb, {})
     head, opened, rest = column.partition("(")
     if opened and rest.rstrip(")").isdigit():

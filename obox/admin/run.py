@@ -1,5 +1,5 @@
-"""Run a verb: check its parameters, select its users, report each failure beside the
-results of the others.
+"""Runs a verb: checks its parameters, selects its users, and reports the failure of a
+user beside the results of the others.
 
 The exit code of a run is 0 if it succeeded. It is the failure's own code if the failure
 ended the verb or if the verb failed for all users, and 2 if it failed for some of them.
@@ -21,17 +21,17 @@ from .table import TABLE, Event, Failure, Progress, Row, Verb
 log = structlog.get_logger("obox.admin")
 
 LOGGED_CHARS_MAX: Final = 500
-"""Of an error, a name or a command that came with a request."""
+"""Characters that are logged of an error, a name or a command in a request."""
 
 
 class UnknownVerb(Invalid):
-    """No such verb."""
+    """There is no such verb."""
 
 
 def prepare(name: str, raw: object) -> tuple[Verb, Any]:
-    """A verb and its parameters out of a request.
+    """Return the verb and the parameters of a request.
 
-    Raises Invalid with what is wrong and what is allowed.
+    Raises Invalid, which says what is wrong and what is allowed.
     """
     verb = TABLE.get(name)
     if verb is None:
@@ -48,7 +48,7 @@ def _count(verb: Verb) -> int:
 
 
 async def run(admin: Admin, verb: Verb, params: Any) -> AsyncIterator[Event]:
-    """Run a verb. Raises OboxError or ConfigError for what ends it."""
+    """Run a verb. Raises OboxError or ConfigError if a failure ends it."""
     if verb.run is not None:
         async for event in verb.run(admin, params):
             yield event
@@ -75,7 +75,7 @@ async def run(admin: Admin, verb: Verb, params: Any) -> AsyncIterator[Event]:
 
 
 class Outcome:
-    """The end of a run, gathered."""
+    """The result of a run."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -92,7 +92,7 @@ class Outcome:
 
 
 async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> AsyncIterator[Event]:
-    """Run by name; how it ended is in `outcome` afterwards.
+    """Run a verb by name. Afterwards `outcome` has its result.
 
     Raises nothing but cancellation.
     """
@@ -120,8 +120,8 @@ async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> Asy
 
 
 def _who(raw: object) -> str:
-    """Whom a request names: anything may be there, also what its parameters do not
-    allow.
+    """Return the users that a request names. The request may have any content, also
+    content that its parameters do not allow.
     """
     named = raw.get("user") or raw.get("users") if isinstance(raw, Mapping) else None
     if isinstance(named, list):
@@ -130,7 +130,7 @@ def _who(raw: object) -> str:
 
 
 def line(event: Event) -> dict[str, Any]:
-    """One event as the lines of a streamed answer have it."""
+    """Return an event as it is written in the lines of a streamed answer."""
     match event:
         case Progress():
             return {"progress": event._asdict()}

@@ -1,5 +1,5 @@
-"""Verbs about the process and who is connected to it: who, kick, reload, stop, log
-errors, auth test.
+"""Verbs for the process and its sessions: who, kick, reload, stop, log errors, auth
+test.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FLUSHES_AT_ONCE: Final = 8
 
 
 class WhoParams(Params, kw_only=True):
-    mask: Annotated[str | None, Meta(description="Users that fit this mask")] = None
-    ip: Annotated[str | None, Meta(description="Clients at this address or in this network, as 10.0.0.0/8")] = None
-    separate_connections: Annotated[bool, Meta(description="One row for each connection")] = False
+    mask: Annotated[str | None, Meta(description="Users that match this mask")] = None
+    ip: Annotated[str | None, Meta(description="Clients at this address or in this network, such as 10.0.0.0/8")] = None
+    separate_connections: Annotated[bool, Meta(description="Show a row for each connection")] = False
 
 
 def _chosen(admin: Admin, mask: str | None, ip: str | None) -> list[Session]:
-    """Sessions of users that fit, from there. Raises Invalid."""
+    """Return the sessions of matching users and addresses. Raises Invalid."""
     try:
         network = ipaddress.ip_network(ip, strict=False) if ip else None
     except ValueError as error:
@@ -56,9 +56,9 @@ def _inside(session: Session, network: ipaddress.IPv4Network | ipaddress.IPv6Net
 async def who(admin: Admin, params: WhoParams) -> AsyncIterator[Event]:
     """Show who is logged in.
 
-    One row for each user: the number of connections and the clients' addresses.
-    Connections that have not logged in are shown with separateConnections alone, with
-    an empty username.
+    There is a row for each user, with the number of connections and the addresses of
+    the clients. Connections that have not logged in are shown only with
+    separateConnections, with an empty username.
     """
     chosen = _chosen(admin, params.mask, params.ip)
     if params.separate_connections:
@@ -85,18 +85,18 @@ async def who(admin: Admin, params: WhoParams) -> AsyncIterator[Event]:
 
 
 class KickParams(Params, kw_only=True):
-    user: Annotated[str | None, Meta(description="Users that fit this mask")] = None
+    user: Annotated[str | None, Meta(description="Users that match this mask")] = None
     ip: Annotated[str | None, Meta(description="Clients at this address or in this network")] = None
 
 
 @verb("kick", KickParams, needs=Needs.BACKEND, columns=("username", "connections"))
 async def kick(admin: Admin, params: KickParams) -> AsyncIterator[Event]:
-    """Disconnect users, each as soon as its command is done.
+    """Disconnect users, each session as soon as its command is done.
 
-    Exit code 68 when nobody of them is logged in.
+    Exit 68 if none of them is logged in.
     """
     if not params.user and not params.ip:
-        raise Invalid("whom? allowed: user, ip, or both")
+        raise Invalid("no user is named; allowed: user, ip, or both")
     chosen = _chosen(admin, params.user, params.ip)
     if not chosen:
         raise NoSession(f"no session of {params.user or params.ip}")
@@ -110,10 +110,11 @@ async def kick(admin: Admin, params: KickParams) -> AsyncIterator[Event]:
 
 @verb("reload", Nothing, needs=Needs.BACKEND, columns=("setting", "used"))
 async def reload(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Read the configuration anew and use it; exit 78 and the old one stays, whole, if it is wrong.
+    """Read the configuration again and use it.
 
-    Shows each setting that has changed: used now, or after a restart. New connections
-    get what is for connections; docs/config.md says which settings wait.
+    It shows each setting that has changed, and whether it is used now or after a
+    restart. Settings of connections apply to new connections. docs/config.md says which
+    settings need a restart. If the configuration is wrong, nothing changes; exit 78.
     """
     applied, waiting = await admin.backend.reload()
     for names, used in ((applied, "now"), (waiting, "after a restart")):
@@ -122,7 +123,7 @@ async def reload(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
 
 
 class StopParams(Params, kw_only=True):
-    time_limit: Annotated[int, Meta(ge=1, le=86400, description="Seconds until the process ends whatever is left")] = 60
+    time_limit: Annotated[int, Meta(ge=1, le=86400, description="Seconds until the process ends in any case")] = 60
     no_flush: Annotated[bool, Meta(description="End as SIGTERM does, without flushing while clients still work")] = (
         False
     )
@@ -131,11 +132,11 @@ class StopParams(Params, kw_only=True):
 
 @verb("stop", StopParams, needs=Needs.BACKEND, columns=("step", "count", "seconds"), asks="End this backend?")
 async def stop(admin: Admin, params: StopParams) -> AsyncIterator[Event]:
-    """Stop the backend in order, with as little left for the end as can be.
+    """Stop the backend in order, so that the end itself has little left to do.
 
-    Flush what is important; accept no more logins and deliveries; kick; flush; wait;
-    kick; flush; end. A step that the time limit cuts short is shown as such; the end
-    itself flushes again what is left.
+    The steps are: flush important changes; accept no more logins and deliveries; kick;
+    flush; wait; kick; flush; end. The row of a step says if the time limit cut it
+    short. The end itself flushes what is left.
     """
     server = admin.backend
     if params.dry_run:
@@ -171,7 +172,7 @@ async def stop(admin: Admin, params: StopParams) -> AsyncIterator[Event]:
 
 
 async def _until_gone(admin: Admin) -> None:
-    """At least doveadm's second, for what kicked clients still do."""
+    """Wait until clients are gone, and at least a second as doveadm does."""
     await asyncio.sleep(1.0)
     for _ in range(int(5.0 / POLL_S)):
         if not admin.backend.sessions():
@@ -186,12 +187,12 @@ async def _flush_important(admin: Admin) -> int:
     sids = await upload.changed_users(store, important_only=True)
     gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
 
-    async def one(sid: str) -> None:
+    async def flush_user(sid: str) -> None:
         async with gate:
             user = await store.load_user(admin.name_of(sid), type(sids[0])(sid))
             await upload.flush(user, important_only=True)
 
-    results = await asyncio.gather(*(one(sid) for sid in sids), return_exceptions=True)
+    results = await asyncio.gather(*(flush_user(sid) for sid in sids), return_exceptions=True)
     failed = [error for error in results if isinstance(error, BaseException)]
     if failed:
         raise Temporary(f"{len(failed)} of {len(sids)} users not flushed: {failed[0]}")
@@ -199,13 +200,16 @@ async def _flush_important(admin: Admin) -> int:
 
 
 class LogErrorsParams(Params, kw_only=True):
-    since: Annotated[int, Meta(description="Unix time: only what came later")] = 0
-    limit: Annotated[int, Meta(ge=1, description="The last so many")] = 1000
+    since: Annotated[int, Meta(description="Unix time: only events after it")] = 0
+    limit: Annotated[int, Meta(ge=1, description="Largest number of events")] = 1000
 
 
 @verb("log errors", LogErrorsParams, needs=Needs.BACKEND, columns=("timestamp", "type", "text"))
 async def log_errors(admin: Admin, params: LogErrorsParams) -> AsyncIterator[Event]:
-    """Show the last warnings and errors of the running process, the oldest first; it keeps a thousand."""
+    """Show the last warnings and errors of the running process, the oldest first.
+
+    The process keeps a thousand of them.
+    """
     found = [one for one in admin.recent() if _unix(str(one.get("timestamp", ""))) >= params.since]
     for one in found[-params.limit :]:
         yield {
@@ -237,7 +241,7 @@ class AuthTestParams(Params, kw_only=True):
 
 @verb("auth test", AuthTestParams, needs=Needs.CONFIG, columns=("username", "storage_id", "quota_bytes"))
 async def auth_test(admin: Admin, params: AuthTestParams) -> AsyncIterator[Event]:
-    """Try a login, as IMAP would; exit 77 if it is refused."""
+    """Try a login as IMAP does; exit 77 if it is refused."""
     account = await admin.authenticator().verify(params.user, params.password, remote="")
     yield {
         "username": account.name,
@@ -247,5 +251,5 @@ async def auth_test(admin: Admin, params: AuthTestParams) -> AsyncIterator[Event
 
 
 def kicked(sessions: Sequence[Session], name: str) -> list[Session]:
-    """The sessions of one user."""
+    """Return the sessions of a user."""
     return [one for one in sessions if one.user == name]

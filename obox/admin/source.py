@@ -1,15 +1,18 @@
-"""The source's side of `metacache pull`: what another backend asks of this one, behind
-the same key as the verbs.
+"""The source's side of `metacache pull`: requests of other backends to this backend.
+They need the same key as the verbs.
 
-    GET    /doveadm/v1/metacache          {"bucket": hex, "backend": name, "boot": name}
-    POST   /doveadm/v1/metacache/<sid>    the user's local copies, a stream (docs/format.md, "Pull")
-               ?latestOnly=true           refused when the bucket has bundles that the copies here do not know
-               &clean=true                everything is uploaded before
-    DELETE /doveadm/v1/metacache/<sid>    drop the copies that nobody uses and that hold nothing the bucket lacks:
-                                          {"copies": n, "bytes": n, "kept": n, "why": text}
+    GET /doveadm/v1/metacache
+        returns {"bucket": hex, "backend": name, "boot": name}
+    POST /doveadm/v1/metacache/<sid>?latestOnly=true&clean=true
+        returns the user's local copies as a stream (docs/format.md, "Pull")
+        latestOnly: refuse if the bucket has bundles that are newer than the copies here
+        clean: upload everything before
+    DELETE /doveadm/v1/metacache/<sid>
+        drops copies that are not in use and hold nothing that the bucket lacks;
+        returns {"copies": n, "bytes": n, "kept": n, "why": text}
 
-What fails before the first byte is 409 with {"exitCode": n, "message": text}; later the
-stream says it itself.
+A failure before the first byte is answered with 409 and {"exitCode": n, "message":
+text}. A later failure is reported in the stream.
 """
 
 from __future__ import annotations
@@ -36,12 +39,12 @@ log = structlog.get_logger("obox.admin")
 
 MEDIA_TYPE: Final = "application/vnd.obox.pull"
 SILENCE_S: Final = 120.0
-"""After which a pull ends whose destination reads nothing. The user cannot be deleted
-while a pull runs."""
+"""A pull ends if its destination reads nothing for this time. The user cannot be
+deleted while a pull runs."""
 
 
 def routes(admin: Admin, path: str, refusal: Callable[[Request], Response | None]) -> Sequence[BaseRoute]:
-    """refusal: the answer to who may not ask."""
+    """refusal: returns the response to a request without permission, or None."""
 
     async def identity(request: Request) -> Response:
         return refusal(request) or await _answer(request, lambda: _identity(admin))
@@ -85,7 +88,7 @@ def _sid(request: Request) -> StorageId:
             return StorageId(sid)
     except ValueError:
         pass
-    raise Invalid(f"{sid!r} is no storage id")
+    raise Invalid(f"{sid!r} is not a storage id")
 
 
 async def _send(admin: Admin, request: Request) -> Response:
@@ -106,9 +109,9 @@ async def _send(admin: Admin, request: Request) -> Response:
 
 
 class _Stream(StreamingResponse):
-    """A response at whose end the user counts as no longer on the way, however it ends.
+    """A response that unmarks the user as being pulled when it ends, however it ends.
 
-    A connection that takes no data for SILENCE_S is given up.
+    A connection that reads nothing for SILENCE_S is closed.
     """
 
     def __init__(self, body: AsyncIterator[bytes], travelling: ExitStack) -> None:
@@ -124,7 +127,7 @@ class _Stream(StreamingResponse):
             try:
                 await super().__call__(scope, receive, within)
             except TimeoutError:
-                log.info("a pull was given up: its destination reads nothing", seconds=SILENCE_S)
+                log.info("a pull was ended: its destination reads nothing", seconds=SILENCE_S)
 
 
 async def _drop(admin: Admin, request: Request) -> Response:
@@ -135,5 +138,5 @@ async def _drop(admin: Admin, request: Request) -> Response:
     try:
         await operate.let_go(store, sid, upload=True)
     except InUse:
-        pass  # the row says what stays
+        pass  # the row says what was kept
     return JSONResponse(await cleaned(admin, sid))

@@ -1,5 +1,5 @@
-"""The verb storage check: does the bucket do what obox needs of it, and are its
-settings good.
+"""The verb storage check. It checks whether the bucket does what obox needs, and
+whether its settings are good.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("obox.admin")
 
 CLOCK_SKEW_MAX_S: Final = 60.0
-"""Between the bucket's clock and ours: the ages of objects come from its clock, and the
-delays from ours."""
+"""Allowed difference between the bucket's clock and ours. Ages of objects come from its
+clock, and delays from ours."""
 
 NAMES: Final = ("a", "b", "c/d", "c0", "z")
 """In key order, which is byte order: `/` sorts before `0`."""
@@ -36,26 +36,28 @@ slow has been sent again, and its first attempt may land after a DELETE.
 """
 
 GIVE_UP_S: Final = 3.0
-"""How long the first request may fail without an answer; a port that speaks no HTTP is
-told after this, and not at the deadline.
+"""How long the first request may fail without an answer; a port that does not speak
+HTTP is reported after this time, and not at the deadline.
 """
 
 RACE: Final = "race/"
 """Below it PUTs come late: nothing there counts but who won."""
 
 SIBLINGS: Final = ("s-t/2", "s.t/1", "s/1", "s/2", "s/3", "st/1")
-"""In byte order: directories whose names begin alike, which some stores put in the
-order of the names."""
+"""Directories with a common prefix, in byte order. Some stores list them in the order
+of their names."""
 
 
 @verb("storage check", Nothing, needs=Needs.BUCKET, columns=("check", "result", "detail", "ms"))
 async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Try all that obox asks of the bucket: rights, create-only PUT, ranges, LIST order, deleting; its clock and rules.
+    """Check that the bucket does everything that obox needs, and show its settings.
 
-    Writes small objects below _probe/ and removes them; 160 of them at the same time,
-    to see who of eight writers gets a key. Exit 65 if something that obox needs is
-    wrong, or if the store refuses: its words are in the row. Exit 69 if it does not
-    answer. Warnings are about what you may want otherwise.
+    It checks rights, create-only PUT, ranges, the order of LIST, deletion, the clock
+    and the rules. It writes small objects below _probe/ and removes them. 160 of them
+    are written at the same time, to check that of eight writers of a key only one
+    succeeds. Exit 65 if something that obox needs is wrong, or if the store refuses;
+    the row has the store's message. Exit 69 if it does not answer. Warnings are about
+    settings that you may want to change.
     """
     from ..objectstore import StoreError, sweep
 
@@ -82,18 +84,18 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
             if failure is not None and not failure.permanent:
                 raise Unavailable(f"the storage does not answer: {failure}")
             if failure is not None and name == "rights":
-                break  # the others would hear the same
+                break  # the other checks would get the same answer
     finally:
         if written.is_set():
             try:
                 await bucket.delete([prefix + name for name in ("one", "two", *NAMES, *SIBLINGS)], kind="format")
                 await sweep(bucket, prefix, now=store.env.now(), late=late.is_set())
-            except StoreError as error:  # the rows say more
+            except StoreError as error:  # the rows have more details
                 log.warning("probes could not be removed", prefix=prefix, error=str(error))
     async for row in _rules(admin):
         yield row
     if wrong:
-        raise Incomplete(f"the bucket is not fit: {', '.join(wrong)}")
+        raise Incomplete(f"the bucket does not do what obox needs: {', '.join(wrong)}")
 
 
 Check = Callable[["ObjectStore", str], Awaitable[tuple[str, str]]]
@@ -125,8 +127,8 @@ async def _rights(bucket: ObjectStore, prefix: str, written: asyncio.Event) -> t
     got = await bucket.get(prefix + "one", kind="format")
     listed = await bucket.list(prefix, kind="format")
     if got != b"0123456789" or [info.key for info in listed] != [prefix + "one"]:
-        return "wrong", "what was written is not what is read: PUT, GET and LIST disagree"
-    return "ok", "PUT, GET, LIST; what is written is seen at once"
+        return "wrong", "what is read differs from what was written: PUT, GET and LIST disagree"
+    return "ok", "PUT, GET, LIST; what is written can be read at once"
 
 
 async def _answered(bucket: ObjectStore, request: Coroutine[Any, Any, None]) -> None:
@@ -176,14 +178,14 @@ async def _race(bucket: ObjectStore, prefix: str, late: asyncio.Event) -> tuple[
 
 
 async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
-    """What obox needs: all keys, each once; a beginning among keys of one directory.
-
-    It needs no order.
+    """Check what obox needs of LIST: every key once, and a start at any key of a
+    directory. It needs no order.
     """
     expected = sorted([*NAMES, *SIBLINGS, "one"])
     for name in reversed([*NAMES, *SIBLINGS]):
         await bucket.put(prefix + name, b"x", kind="format")
     listed = [info.key.removeprefix(prefix) for info in await bucket.list_as_stored(prefix, kind="format")]
+    # Late PUTs of the race may still arrive.
     listed = [name for name in listed if not name.startswith(RACE)]
     below = prefix + "s/"
     after = [info.key.removeprefix(below) for info in await bucket.list(below, kind="format", after=below + "1")]
@@ -192,12 +194,13 @@ async def _list_order(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
         return "wrong", f"LIST gives {' '.join(listed)}"
     if after != ["2", "3"]:
         return "wrong", f"LIST after s/1 gives {' '.join(after) or 'nothing'} instead of 2 3"
-    if not {"c", "s", "s-t", "s.t", "st"} <= set(names):  # SeaweedFS names empty ones, too
+    # SeaweedFS lists empty directories, too.
+    if not {"c", "s", "s-t", "s.t", "st"} <= set(names):
         return "wrong", f"LIST by directories gives {' '.join(names)}"
     if listed != expected:
         first, then = next(pair for pair in itertools.pairwise(listed) if pair[0] > pair[1])
-        return "ok", f"LIST is complete, begins where it is told, and is not in byte order: {first} comes before {then}"
-    return "ok", "LIST is complete, in byte order, and begins where it is told"
+        return "ok", f"LIST is complete, begins at the given key, and is not in byte order: {first} comes before {then}"
+    return "ok", "LIST is complete, in byte order, and begins at the given key"
 
 
 async def _copy(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
@@ -235,7 +238,7 @@ async def _delete(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
 
 
 async def _rules(admin: Admin) -> AsyncIterator[Row]:
-    """Settings of the bucket, as far as it tells them."""
+    """Show settings of the bucket, as far as it reports them."""
     if admin.describe_bucket is None:
         return
     facts: Any = await admin.describe_bucket()
@@ -249,12 +252,12 @@ async def _rules(admin: Admin) -> AsyncIterator[Row]:
     expiring = facts.get("expires_current", [])
     if "lifecycle" in facts:
         if expiring:
-            yield row("lifecycle", "warning", f"rules delete current objects, so mails: {', '.join(expiring)}")
+            yield row("lifecycle", "warning", f"rules delete current objects, and so mails: {', '.join(expiring)}")
         else:
             yield row("lifecycle", "ok", facts["lifecycle"])
     versioning = facts.get("versioning", "unknown")
     if versioning == "on" and not facts.get("expires_versions"):
-        yield row("versioning", "warning", "on, and no rule deletes old versions: deleted mails stay and cost")
+        yield row("versioning", "warning", "on, and no rule deletes old versions: deleted mails stay and cost money")
     else:
         yield row("versioning", "ok" if versioning in ("on", "off") else "unknown", str(versioning))
     for problem in facts.get("problems", ()):

@@ -1,14 +1,14 @@
-"""The table of verbs: what an administrator can ask of a backend, each one async
+"""The table of verbs that an administrator can run on a backend. Each verb is an async
 function with typed parameters.
 
-One row drives everything: the HTTP API and its OpenAPI document, the options of the
-command line, the check that the manual names each command. A verb yields rows (named
-columns), progress and failures of single users; what it raises ends it.
+Each row defines everything about a verb: its HTTP API and OpenAPI document, the options
+of its command, and what the manual must have. A verb yields rows (named columns),
+progress and failures of single users. An exception ends it.
 
-Invariant: names of verbs, parameters and columns are API: they change only with the
-CHANGELOG. Nothing heavy is imported here or by the verbs' modules at import time, so
-that the command line starts quickly.
-Refuses to know: how a request came, how rows are shown.
+Invariant: names of verbs, parameters and columns are API. They change only with a line
+in the CHANGELOG. This module and the verbs' modules import no large modules at import
+time, so that the command line starts quickly. This module does not know how a request
+arrived or how rows are shown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Progress(NamedTuple):
-    """How far a long verb is. total 0: nobody knows."""
+    """How much of a long verb is done. total is 0 if it is unknown."""
 
     what: str
     done: int
@@ -35,7 +35,7 @@ class Progress(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """One user of several for whom the verb failed; the others go on."""
+    """A user for whom the verb failed. The verb continues with the other users."""
 
     user: str
     code: int
@@ -47,18 +47,19 @@ Event: TypeAlias = "Row | Progress | Failure"
 
 
 class Needs(enum.IntEnum):
-    """What a verb runs on, and so where `oboxadm` may run it by itself."""
+    """What a verb needs, which decides whether `oboxadm` can run it without a
+    backend."""
 
     CONFIG = 0
     """The configuration and the files that it names."""
     STATE = 1
-    """Bucket and local state: a backend, or its state directory while no backend
+    """Bucket and local state: a backend, or the state directory while no backend
     runs."""
     BACKEND = 2
-    """A backend that runs."""
+    """A running backend."""
     BUCKET = 3
-    """As STATE, whatever the bucket says: for who wants to know what is wrong with
-    it."""
+    """As STATE, but without waiting for the bucket: for verbs that examine a failing
+    bucket."""
 
 
 P = TypeVar("P", bound=Params)
@@ -67,11 +68,11 @@ S = TypeVar("S", bound=Selection)
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One row. words: as typed, `metacache flush`; asks: what a terminal is asked
-    before, "" for harmless verbs.
+    """A row of the table. words: the command as typed, such as `metacache flush`. asks:
+    the question before it runs on a terminal, "" for harmless verbs.
 
-    A verb that asks has a parameter `dry_run`: with it the verb only looks, and its
-    rows say what it would do.
+    A verb with a question has a parameter `dry_run`. With it the verb changes nothing,
+    and its rows say what it would do.
     """
 
     words: str
@@ -83,7 +84,7 @@ class Verb:
     asks: str
     doc: str
     begin: Callable[[Admin, Any], Awaitable[None]] | None = None
-    """Of a verb per user: what is asked once, before the first of them."""
+    """Called once before the first user, for a verb that runs for each user."""
 
     @property
     def name(self) -> str:
@@ -96,14 +97,12 @@ class Verb:
 
     @property
     def explained(self) -> dict[str, str]:
-        """What each column means that a row may have."""
+        """The meaning of each column that a row may have."""
         return rows.COLUMNS.get(self.name, {})
 
     @property
     def none(self) -> str:
-        """What is to be said where the verb has found nothing; "" where that says
-        nothing.
-        """
+        """The message if the verb has found nothing; "" if no message is needed."""
         return rows.NONE.get(self.name, "")
 
     @property
@@ -135,8 +134,8 @@ def _doc(run: object) -> str:
 def verb(
     words: str, params: type[P], *, needs: Needs = Needs.STATE, columns: tuple[str, ...] = (), asks: str = ""
 ) -> Callable[[Callable[[Admin, P], AsyncIterator[Event]]], Callable[[Admin, P], AsyncIterator[Event]]]:
-    """Put an async generator into the table. columns: of its rows, where they are
-    always the same.
+    """Put an async generator into the table. columns: the columns of its rows, if they
+    are always the same.
     """
 
     def add(run: Callable[[Admin, P], AsyncIterator[Event]]) -> Callable[[Admin, P], AsyncIterator[Event]]:
@@ -157,7 +156,7 @@ def user_verb(
 ) -> Callable[
     [Callable[[Admin, Account, S], AsyncIterator[Event]]], Callable[[Admin, Account, S], AsyncIterator[Event]]
 ]:
-    """Put an async generator that is run once for each selected user into the table."""
+    """Put an async generator into the table that runs for each selected user."""
 
     def add(
         run: Callable[[Admin, Account, S], AsyncIterator[Event]],

@@ -1,4 +1,4 @@
-"""Verbs that bring objects of an older format to the present one: storage upgrade,
+"""Verbs that convert objects of an older format to the present format: storage upgrade,
 storage finish-upgrade.
 """
 
@@ -21,20 +21,21 @@ from .table import Event, Progress, user_verb, verb
 
 class StorageUpgradeParams(Selection, kw_only=True):
     dry_run: Annotated[bool, Meta(description="Only count what is outdated")] = False
-    rate: Annotated[int, Meta(ge=0, description="Objects a second at most; 0: as fast as the bucket is")] = 0
+    rate: Annotated[int, Meta(ge=0, description="Largest number of objects a second; 0: no limit")] = 0
     copied_from: Annotated[
-        str, Meta(description="The objects were copied from this storage id: they become this user's, who must be new")
+        str,
+        Meta(description="The storage id that the objects were copied from; they become those of this new user"),
     ] = ""
 
 
 @user_verb("storage upgrade", StorageUpgradeParams, columns=("objects", "outdated", "upgraded", "damaged", "foreign"))
 async def storage_upgrade(admin: Admin, account: Account, params: StorageUpgradeParams) -> AsyncIterator[Event]:
-    """Rewrite users' objects of an older format, or that are not sealed under the first key, in the present one.
+    """Rewrite users' objects of an older format, or not sealed under the first key.
 
-    Nothing that a client sees changes. It runs beside sessions and deliveries, on the
-    backend that serves the user; cut short it is begun again and goes on with what is
-    left. damaged: objects that do not decode, or that belong to another user, mailbox
-    or UID; they are left as they are. All backends must be of this version before.
+    Clients see no change. It runs beside sessions and deliveries, on the backend that
+    serves the user. If it is cut short, run it again; it continues with what is left.
+    damaged: objects that do not decode, or that belong to another user, mailbox or UID.
+    They are left as they are. All backends must have this version before.
     """
     from ..store import upgrade
 
@@ -48,7 +49,7 @@ async def storage_upgrade(admin: Admin, account: Account, params: StorageUpgrade
     try:
         async for done in steps:
             yield Progress(f"upgrading {account.name}", done.objects)
-    except NotFound:  # who has never had mail
+    except NotFound:  # a user who has never had mail
         pass
     yield asdict(done)
 
@@ -66,11 +67,12 @@ def _storage_id(text: str) -> StorageId:
 
 @verb("storage finish-upgrade", Nothing, columns=("what", "outdated", "result"))
 async def storage_finish_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Look at every object of the bucket and, if none is outdated, say in the bucket that it has the present format.
+    """Mark the bucket as having the present format, if no object is outdated.
 
-    An older obox refuses to start on it from then on, and this one refuses older
-    objects. Exit 65 while there are some: a row for each user who has; those of the
-    journal go delete_delay after bundles cover them.
+    It checks every object of the bucket. Afterwards an older obox refuses to start on
+    the bucket, and this version refuses older objects. Exit 65 while there are outdated
+    objects. There is a row for each user who has some. Outdated journal objects are
+    deleted when bundles have covered them for delete_delay.
     """
     from ..store import upgrade
 
@@ -80,10 +82,10 @@ async def storage_finish_upgrade(admin: Admin, params: Nothing) -> AsyncIterator
     for sid, count in sorted(left.users.items()):
         yield {"what": admin.name_of(sid), "outdated": count, "result": "run storage upgrade for this user"}
     if left.journal:
-        text = "they go when bundles have covered them for delete_delay; restart backends of the older version"
+        text = "they are deleted when bundles have covered them for delete_delay; restart backends of the older version"
         yield {"what": "journal objects", "outdated": left.journal, "result": text}
     if left.damaged:
-        yield {"what": "damaged", "outdated": left.damaged, "result": "left as they are, the log names them"}
+        yield {"what": "damaged", "outdated": left.damaged, "result": "left as they are; the log names them"}
     if not left.finished:
         raise Incomplete("some objects are outdated")
-    yield {"what": "bucket", "outdated": 0, "result": f"finished: {left.objects} objects are of the present format"}
+    yield {"what": "bucket", "outdated": 0, "result": f"finished: {left.objects} objects have the present format"}

@@ -1,6 +1,5 @@
-"""Verbs about the passwd-file: user list|add|password|disable|enable|remove.
-
-They need no backend.
+"""Verbs for the passwd-file: user list|add|password|disable|enable|remove. They need no
+backend.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ COLUMNS: Final = ("user", "login", "delivery", "quota_bytes", "quota_messages")
 
 
 class UserListParams(Params, kw_only=True):
-    mask: Annotated[str, Meta(description="Users that fit; * and ?")] = "*"
+    mask: Annotated[str, Meta(description="Users that match; * and ?")] = "*"
 
 
 def _row(entry: UserEntry) -> Row:
@@ -41,7 +40,7 @@ def _row(entry: UserEntry) -> Row:
 
 @verb("user list", UserListParams, needs=Needs.CONFIG, columns=COLUMNS)
 async def user_list(admin: Admin, params: UserListParams) -> AsyncIterator[Event]:
-    """List users; exit 67 if none fits."""
+    """List users; exit 67 if no user matches."""
     from ..auth import claimed, list_users
 
     everyone = list_users(admin.users.path, admin.users.default_domain)
@@ -50,7 +49,7 @@ async def user_list(admin: Admin, params: UserListParams) -> AsyncIterator[Event
     for entry in found:
         yield _row(entry) | ({"login": False, "delivery": False} if entry.user in refused else {})
     if not found and params.mask != "*":
-        raise NoUser(f"no user fits {params.mask}")
+        raise NoUser(f"no user matches {params.mask}")
 
 
 class UserAddParams(Params, kw_only=True):
@@ -62,7 +61,10 @@ class UserAddParams(Params, kw_only=True):
 
 @verb("user add", UserAddParams, needs=Needs.CONFIG, columns=COLUMNS)
 async def user_add(admin: Admin, params: UserAddParams) -> AsyncIterator[Event]:
-    """Add a user to the passwd-file; exit 73 if there is one, or if the mail of that name is another user's."""
+    """Add a user to the passwd-file.
+
+    Exit 73 if there is such a user, or if mail under that name belongs to another user.
+    """
     import asyncio
 
     from ..auth import add_user, hash_password
@@ -81,7 +83,7 @@ class UserPasswordParams(Params, kw_only=True):
 
 @verb("user password", UserPasswordParams, needs=Needs.CONFIG, columns=COLUMNS)
 async def user_password(admin: Admin, params: UserPasswordParams) -> AsyncIterator[Event]:
-    """Give a user another password; exit 67 if there is no such user."""
+    """Set a user's password; exit 67 if there is no such user."""
     import asyncio
 
     from ..auth import hash_password
@@ -92,13 +94,16 @@ async def user_password(admin: Admin, params: UserPasswordParams) -> AsyncIterat
 
 class UserDisableParams(Params, kw_only=True):
     user: Annotated[str, Meta(description="The name")]
-    deliver: Annotated[bool, Meta(description="Refuse logins alone, still take mail")] = False
-    reason: Annotated[str, Meta(pattern=r"^[^\s:]*$", description="One word that the client is shown")] = ""
+    deliver: Annotated[bool, Meta(description="Refuse only logins, and still accept mail")] = False
+    reason: Annotated[str, Meta(pattern=r"^[^\s:]*$", description="A word that is shown to the client")] = ""
 
 
 @verb("user disable", UserDisableParams, needs=Needs.CONFIG, columns=COLUMNS)
 async def user_disable(admin: Admin, params: UserDisableParams) -> AsyncIterator[Event]:
-    """Refuse a user's logins and deliveries from now on; who is logged in stays so until kicked."""
+    """Refuse a user's logins and deliveries from now on.
+
+    Sessions that are open continue until they are kicked.
+    """
     words = ["nologin" if params.deliver else "disabled"] + [f"reason={params.reason}"] * bool(params.reason)
     yield _edited(admin, params.user, lambda fields: [*fields[:7], " ".join([*_others(fields[7]), *words])])
 
@@ -109,7 +114,7 @@ class UserEnableParams(Params, kw_only=True):
 
 @verb("user enable", UserEnableParams, needs=Needs.CONFIG, columns=COLUMNS)
 async def user_enable(admin: Admin, params: UserEnableParams) -> AsyncIterator[Event]:
-    """Take a user's logins and deliveries again."""
+    """Accept a user's logins and deliveries again."""
     yield _edited(admin, params.user, lambda fields: [*fields[:7], " ".join(_others(fields[7]))])
 
 
@@ -120,7 +125,10 @@ class UserRemoveParams(Params, kw_only=True):
 
 @verb("user remove", UserRemoveParams, needs=Needs.CONFIG, asks="Remove this user from the passwd-file?")
 async def user_remove(admin: Admin, params: UserRemoveParams) -> AsyncIterator[Event]:
-    """Remove a user from the passwd-file; the mail stays: oboxadm obox user delete comes first."""
+    """Remove a user from the passwd-file.
+
+    The mail stays in the bucket. To delete it, run oboxadm obox user delete first.
+    """
     if params.dry_run:
         from ..auth import list_users
 
@@ -135,7 +143,7 @@ async def user_remove(admin: Admin, params: UserRemoveParams) -> AsyncIterator[E
 
 
 def _others(extra: str) -> list[str]:
-    """Extra fields but those that disable a user."""
+    """Return the extra fields except those that disable a user."""
     names = ("disabled", "nologin", "reason")
     return [word for word in extra.split() if word.partition("=")[0].removeprefix("userdb_") not in names]
 

@@ -8,7 +8,7 @@ Invariants:
 - An unknown user costs the same work as a known user (a hash of the file's commonest
   scheme). Files with several schemes still show a difference; a file with a single
   scheme does not.
-- Only a client that knows the password is told that a user is disabled.
+- Only a client that knows the password learns that a user is disabled.
 - Every queue and table has a limit: hashes in progress and waiting, cache entries,
   remembered addresses.
 - Addresses get hashes in turn (`obox.auth._queue`), so that no number of wrong

@@ -13,6 +13,7 @@ from .dump import dump, load
 from .initial import make_settings, read_settings
 from .kept import Keeper, Kept, KeptFile
 from .lmdb import open_lmdb
+from .member import BackendMember, Myself, World
 from .memory import Faults, MemoryDirectory, MemoryReplica
 from .open import open_directory
 from .records import (
@@ -20,6 +21,7 @@ from .records import (
     Beat,
     BootRow,
     Member,
+    Merge,
     Move,
     Orders,
     Settings,
@@ -37,6 +39,7 @@ __all__ = [
     "KEY_BYTES_MAX",
     "VALUE_BYTES_MAX",
     "Assigned",
+    "BackendMember",
     "Beat",
     "BootRow",
     "CassandraDirectory",
@@ -54,7 +57,9 @@ __all__ = [
     "Member",
     "MemoryDirectory",
     "MemoryReplica",
+    "Merge",
     "Move",
+    "Myself",
     "Observation",
     "Orders",
     "Router",
@@ -64,6 +69,7 @@ __all__ = [
     "State",
     "There",
     "View",
+    "World",
     "check",
     "decode",
     "dump",

@@ -1,7 +1,8 @@
-"""The directory: what the members of a cluster tell each other, as rows of a small map.
+"""The directory: what the members of a cluster publish for each other, as rows of a
+small map.
 
 A row is found by its kind and its key. The last write wins, by timestamp. Nothing here
-is trusted with a mail: a directory may lose rows, show old ones, or show different rows
+is trusted with a mail: a directory may lose rows, show old rows, or show different rows
 to two readers (docs/cluster.md, "The two rules").
 
 Refuses to know: what a row says (`records`), and who owns what (`assign`).
@@ -35,6 +36,7 @@ class Kind(StrEnum):
     GROUPS = "groups"
     PINS = "pins"
     MOVES = "moves"
+    MERGES = "merges"
 
 
 class Row(NamedTuple):

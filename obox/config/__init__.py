@@ -1,17 +1,15 @@
-"""How a configuration is found, read, checked and shown.
+"""Finds, reads, checks and shows the configuration.
 
-Every setting is one row of `_settings`; parsing, environment names, `obox config`,
-`obox.toml` and `docs/config.md` follow from it (tests hold the last two). A `Config` is
-frozen: a reload makes a new one. Sources, the later wins: default, file, environment,
-overrides. What a [remote] section says holds for the clients of its network over all of
-them.
+Every setting is a row of `_settings`. Parsing, environment names and `obox config`
+follow from it; tests compare `obox.toml` and `docs/config.md` with it. A `Config` is
+frozen, so a reload makes a new object. The sources are default, file, environment and
+overrides; the later source wins. For the clients of its network, a [remote] section
+wins over all of them.
 
 Invariant: a `Config` that `load` returned has been checked; anything else is a
-`ConfigError`.
-Refuses to know: what is done with the values.
+`ConfigError`. This room does not know what the values are used for.
 """
 
-from obox.config._doubts import doubts
 from obox.config._load import by_client, load
 from obox.config._settings import Config, Imap, Metacache, Remote, Storage
 from obox.config._table import SECTIONS, Setting, describe, remote_section, settings
@@ -39,7 +37,6 @@ __all__ = [
     "Storage",
     "by_client",
     "describe",
-    "doubts",
     "load",
     "mask_url",
     "read_priority_weights",

@@ -1,7 +1,7 @@
-"""How a configuration is found, read and checked, and what it is for one client.
+"""How a configuration is found, read and checked, and what applies to a client.
 
-Invariant: a `Config` that `load` returned has been checked; anything else is a
-`ConfigError`, one line that names the key, the value and what is allowed.
+Invariant: a `Config` that `load` returned has been checked. Anything else is a
+`ConfigError`, a single line that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A value that somebody wrote, and where."""
+    """A value from a file, the environment or the command line, with its place."""
 
     raw: object
     origin: str
     key: str = ""
-    """As it was written, where that is not the setting's own."""
+    """The key as it was written, if it differs from the setting's key."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """One [remote] section as written."""
+    """A [remote] section as it was written."""
 
     network: str
     origin: str
@@ -47,16 +47,16 @@ class _Section:
         return remote_section(self.network)
 
     def origins(self) -> Iterator[tuple[str, str]]:
-        """Once it has been checked: key with the network's one spelling, where its
-        value came from.
+        """Yield (key, origin of its value), with the network in its canonical form.
+        Call it after the section has been checked.
         """
         shown = remote_section(kinds.read_network(self.network))
         return ((f"{shown}.{key}", given.origin) for key, given in self.given.items())
 
 
 def find_file(path: str | None, environ: Mapping[str, str]) -> Path | None:
-    """The file to read: one that was named must be there, the usual places may be
-    empty.
+    """Return the file to read. A file that was named must exist; the usual places may
+    be empty.
     """
     named = path or environ.get("OBOX_CONFIG")
     if named:
@@ -80,10 +80,9 @@ def load(
 
     proxy: of a proxy, which has no bucket and needs no storage.url.
 
-    path: the file that `-c` named. environ: the environment; none is an empty one.
+    path: the file that `-c` named. environ: the environment; None counts as empty.
     overrides: (key, value) pairs of the command line, such as ("imap.listen",
-    "127.0.0.1:0"); they win over all.
-    Raises: ConfigError.
+    "127.0.0.1:0"). They win over all other sources. Raises: ConfigError.
     """
     environ = environ or {}
     file = find_file(path, environ)
@@ -103,7 +102,7 @@ def load(
     values = {key: _parse(row, given.get(key), base, file) for key, row in TABLE.items()
               if row.section in present or not row.section or not SECTIONS[row.section][1]}  # fmt: skip
     origins = {key: given[key].origin if key in given else "default" for key in values}
-    _check(values, origins, proxy=proxy)
+    _check(values, origins)
     _derive(values)
     remotes = _parse_remotes(sections, base)
     for section in sections:
@@ -117,7 +116,7 @@ def load(
 
 
 def _known(key: str, origin: str, *, shown: str = "") -> None:
-    """Raises ConfigError for a key that no setting has. shown: the key as written."""
+    """Raises ConfigError for a key of no setting. shown: the key as it was written."""
     if key in TABLE:
         return
     import difflib
@@ -163,8 +162,8 @@ def _read_file(file: Path, given: dict[str, _Given], present: set[str], remotes:
 
 
 def _read_remotes(file: Path, lines: Sequence[str], value: object, remotes: list[_Section]) -> None:
-    """[remote."10.0.0.0/8"]: tables as the whole file has them; TOML's
-    `imap.idle_timeout = …` is one too.
+    """[remote."10.0.0.0/8"]: its value has the same tables as the whole file. In TOML,
+    `imap.idle_timeout = …` makes such a table too.
     """
     if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
         line = _line(lines, "", REMOTE)
@@ -182,7 +181,7 @@ def _read_remotes(file: Path, lines: Sequence[str], value: object, remotes: list
 
 
 def _parse_remote(section: _Section, base: Path) -> Remote:
-    """Check a network and what its clients may have for themselves."""
+    """Check a network and the settings of its clients."""
     try:
         network = kinds.read_network(section.network)
     except ValueError as error:
@@ -212,13 +211,13 @@ def _parse_remotes(sections: Sequence[_Section], base: Path) -> tuple[Remote, ..
 
 
 def _line(lines: Sequence[str], section: str, name: str) -> int:
-    """The line of a key that is there, 1 if it cannot be found."""
+    """Return the line of a key that exists, or 1 if its line cannot be found."""
     return _find(lines, section, name) or 1
 
 
 def _find(lines: Sequence[str], section: str, name: str) -> int:
-    """The line of a key, 0 if none is found. tomllib keeps no positions; this finds the
-    usual ways to write it.
+    """Return the line of a key, or 0 if it is not found. tomllib keeps no positions;
+    this finds the usual ways to write a key.
     """
     bare, sub = re.escape(name), re.escape(section)
     here, in_key, best = "", rf"\s*[\"']?{bare}[\"']?\s*[=.]", 0
@@ -247,8 +246,8 @@ def _read_environ(environ: Mapping[str, str], given: dict[str, _Given]) -> None:
 def _secret_file(
     name: str, text: str, environ: Mapping[str, str], names: Mapping[str, Setting], given: dict[str, _Given]
 ) -> bool:
-    """Read a secret from the file that `…_FILE` names, as container runtimes hand it
-    out, without its last newline.
+    """Read a secret from the file that `…_FILE` names, as container runtimes provide
+    it, without its last newline.
     """
     row = names.get(name.removesuffix("_FILE"))
     if not name.endswith("_FILE") or row is None or not row.kind.from_file:
@@ -284,17 +283,18 @@ def _refusal(row: Setting, value: _Given, why: str) -> str:
     return f"{value.key or row.key} = {shown} ({value.origin}): {why}"
 
 
-def _check(values: Mapping[str, Any], origins: Mapping[str, str], *, proxy: bool) -> None:
-    """What no single value shows."""
+def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Check rules that concern several values."""
 
     def refuse(key: str, why: str) -> None:
         raise ConfigError(f"{key} = {TABLE[key].kind.show(values[key])} ({origins[key]}): {why}")
 
     if values["server.workers"] > 1:
         refuse("server.workers", "several workers behind one address are not there yet; allowed: 1")
-    for key in () if proxy else ("cluster.directory", "cluster.events"):
-        if values[key] != "local":
-            refuse(key, 'backends of a cluster are not there yet; allowed: "local"')
+    if values["cluster.events"] != "local":
+        refuse("cluster.events", 'a bus between backends is not there yet; allowed: "local"')
+    if values["cluster.directory"] != "local" and values["cluster.secret_file"] is None:
+        refuse("cluster.directory", "members forward users to each other; allowed: together with cluster.secret_file")
     bucket = urlsplit(values["storage.url"])
     if bucket.scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket.netloc):
         refuse("storage.url", "allowed: after s3:// a bucket name of 3 to 255 letters, digits, dots, - and _")
@@ -323,12 +323,12 @@ def _derive(values: dict[str, Any]) -> None:
 
 
 def by_client(config: Config, make: Callable[[Config], T]) -> Callable[[str], T]:
-    """`make` of the configuration as it is for a client, by the client's address; made
-    once for each network.
+    """Return a function that maps a client's address to `make` of the client's
+    configuration. `make` is called once for each network.
 
-    The address is text; empty, a unix socket, is in no network. Of the networks that
-    hold it, the most specific that says something of a setting wins. An IPv4 address is
-    one also where it came over an IPv6 socket.
+    The address is text. An empty address means a unix socket, which is in no network.
+    If several networks contain the address and set a value, the most specific network
+    wins. An IPv4 address inside IPv6 counts as IPv4.
     """
     default = make(config)
     made = [(remote.network, make(_for_network(config, remote.network))) for remote in config.remotes]
@@ -347,8 +347,8 @@ def by_client(config: Config, make: Callable[[Config], T]) -> Callable[[str], T]
 
 
 def _for_network(config: Config, network: kinds.Network) -> Config:
-    """The configuration with what [remote] says of a network and of those that hold it,
-    the widest first.
+    """Return the configuration with the [remote] values of a network and of all
+    networks that contain it. The widest network is applied first.
     """
     for remote in reversed(config.remotes):
         if remote.network.version == network.version and network.subnet_of(remote.network):

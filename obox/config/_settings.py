@@ -1,8 +1,9 @@
-"""The table of all settings: name, kind, default and a line of documentation.
+"""The table of all settings, with name, kind, default and a line of documentation.
 
 The dataclasses below are the table. `obox.config` reads a configuration, checks it and
 shows it by this table. An absent section of a protocol is None, which means "off".
-Invariant: plain values, no behaviour. Seconds are floats, sizes are bytes.
+Invariant: there are only plain values, without behaviour. Seconds are floats, sizes are
+bytes.
 """
 
 # ruff: noqa: RUF009 - the rows of the table are fields, each with a new value
@@ -36,7 +37,7 @@ def _set(kind: Kind, default: str, doc: str, *, remote: bool = False, restart: b
 class Storage:
     """The bucket."""
 
-    url: str = _set(  # Storage() without one is a ValueError
+    url: str = _set(  # Storage() without a URL is a ValueError
         kinds.url(
             "file:///dir, memory://, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
             "file",
@@ -383,7 +384,7 @@ class Cluster:
     directory: str = _set(
         kinds.url("local, lmdb:///path or cassandra://host,host/keyspace", "lmdb", "cassandra", words=("local",)),
         "local",
-        "which backend serves whom; only local for now: this backend serves everybody",
+        "who serves whom; local: this backend serves everybody; lmdb: shared by the backends of one host",
         restart=True,
     )
     password_file: Path | None = _set(

@@ -1,5 +1,5 @@
-"""The table of all settings as rows, made of the dataclasses in `_settings`; and a
-configuration as text.
+"""The rows of the table of settings, made from the dataclasses of `_settings`. Also
+shows a configuration as text.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from obox.config._settings import Config
 from obox.config._values import Kind
 
 PREFIX: Final = "OBOX_"
-"""Of the environment's names."""
+"""Prefix of names in the environment."""
 REMOTE: Final = "remote"
 """The first word of the sections that hold for the clients of one network."""
-_MARKS: Final = '# "; restart": a change waits for one; all others are used at a reload'
+_MARKS: Final = '# "; restart": a change needs a restart; other changes are used at a reload'
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the table, for those who check documents against it."""
+    """A row of the table, as checks of documents use it."""
 
     section: str
     name: str
@@ -32,7 +32,7 @@ class Setting:
     doc: str
     remote: bool
     restart: bool
-    """A change of it waits for one."""
+    """Whether a change needs a restart."""
 
     @property
     def key(self) -> str:
@@ -43,14 +43,14 @@ class Setting:
         return PREFIX + self.key.upper().replace(".", "__")
 
     def default_toml(self) -> str:
-        """The default as a line of `obox.toml` would say it."""
+        """Return the default as it is written in `obox.toml`."""
         if self.key == "storage.url":
             return '""'
         return self.kind.show(self.kind.parse(self.default, Path()))
 
 
 def _sections() -> dict[str, tuple[type[Any], bool]]:
-    """Section name -> (dataclass, whether it may be absent)."""
+    """Return section name -> (dataclass, whether the section may be absent)."""
     out = {}
     for name, hint in get_type_hints(Config, vars(_settings)).items():
         classes = [cls for cls in get_args(hint) or (hint,) if hasattr(cls, "__dataclass_fields__")]
@@ -81,11 +81,11 @@ def remote_section(network: object) -> str:
 
 
 def describe(config: Config, *, changed_only: bool = False) -> str:
-    """The effective configuration as TOML that `load` reads again, each line with its
-    origin; secrets masked.
+    """Return the effective configuration as TOML that `load` can read, each line with
+    its origin. Secrets are masked.
 
-    changed_only: without settings that have their default value, and without sections
-    that are off.
+    changed_only: leave out settings with their default value, and sections that are
+    off.
     """
 
     def lines(section: str, cls: type[Any], found: Any) -> list[str]:
@@ -105,7 +105,8 @@ def describe(config: Config, *, changed_only: bool = False) -> str:
             out += [] if changed_only else ["", f"# [{name}] is off"]
             continue
         found = lines(name, cls, section)
-        if found or may_be_off or not changed_only:  # a section that is there turns its protocol on
+        # An existing section turns its protocol on, so it is shown even if it is empty.
+        if found or may_be_off or not changed_only:
             out += ["", f"[{name}]", *found]
     for remote in config.remotes:
         shown = remote_section(remote.network)

@@ -1,10 +1,9 @@
-"""Kinds of values that a setting can have: each reads TOML or environment text, and
-writes TOML.
+"""Kinds of values of settings. Each reads TOML or environment text, and writes TOML.
 
-A kind answers with a `ValueError` whose text says what is allowed. `obox.config` adds
-which key, file and line it is about. Text of the environment and values of TOML go
-through the same `parse`, so both accept the same words. A leaf: imports nothing of
-obox.
+A kind refuses a value with a `ValueError` whose text says what is allowed.
+`obox.config` adds the key, the file and the line. Text of the environment and values of
+TOML go through the same `parse`, so both accept the same words. A leaf: imports nothing
+of obox.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ MASK = "********"
 
 
 class Secret:
-    """Text that is shown only by an explicit call: not in a repr, a log line, or `obox
-    config`.
+    """Text that is shown only by an explicit call. It does not appear in a repr, in a
+    log line or in `obox config`.
     """
 
     __slots__ = ("_text",)
@@ -63,7 +62,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A number of bytes, or a share of a total that the reader of the setting knows."""
+    """A number of bytes, or a share of a total that the user of the setting knows."""
 
     amount: float
     percent: bool = False
@@ -79,8 +78,8 @@ class Amount:
 class Listen:
     """A listening address: `host` and `port`, or the `path` of a unix socket.
 
-    tls: implicit TLS from the first byte. proxy: each connection starts with a PROXY
-    protocol header.
+    tls: TLS from the first byte. proxy: each connection starts with a PROXY protocol
+    header.
     """
 
     host: str = ""
@@ -125,10 +124,10 @@ class NewMailbox:
 class Kind:
     """How a kind of value is read and written.
 
-    parse: TOML value or text, and the directory where relative paths start. Raises
-    ValueError. show: the value as TOML. allowed: what an operator may write; it is the
-    end of the error line and a column of the manual. from_file: the environment may
-    name a file that has the value (`…_FILE`).
+    parse: takes a TOML value or text, and the directory where relative paths start. It
+    raises ValueError. show: writes the value as TOML. allowed: what an operator may
+    write; it is the end of the error line and a column of the manual. from_file: the
+    environment may name a file that has the value (`…_FILE`).
     """
 
     allowed: str
@@ -161,7 +160,7 @@ def show_size(value: int) -> str:
 
 
 class Why(ValueError):
-    """Says what is wrong where that is not to be seen from what is allowed."""
+    """Says what is wrong, if the text about what is allowed does not show it."""
 
 
 def read_duration(raw: object) -> float:
@@ -204,7 +203,7 @@ def read_network(raw: object) -> Network:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        ipaddress.ip_network(text, strict=False)  # raises where it is no network at all
+        ipaddress.ip_network(text, strict=False)  # raises if this is not a network
         raise Why(str(error)) from error
 
 
@@ -231,8 +230,8 @@ def read_size_weights(text: str) -> tuple[tuple[int, float], tuple[int, float]]:
 
 
 def read_moment(raw: object) -> float:
-    """Unix seconds; 0 or empty means none. Text: seconds, or a date and time with its
-    zone.
+    """Return unix seconds; 0 or empty text means none. Text is seconds, or a date and
+    time with its zone.
     """
     if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
         return float(raw)
@@ -315,7 +314,7 @@ def url(allowed: str, *schemes: str, optional: bool = False, words: tuple[str, .
         if (optional and not text) or text in words:
             return text
         parts = urlsplit(text)
-        _ = parts.port  # raises if the port is no number
+        _ = parts.port  # raises if the port is not a number
         if parts.scheme not in schemes or "://" not in text or re.search(r"\s", text):
             raise ValueError
         if parts.scheme in ("file", "lmdb"):

@@ -52,7 +52,7 @@ class Forwarding(Protocol):
         """
 
     def forged(self, why: str, *, remote: str, listener: str) -> None:
-        """A peer has proved nothing: log it, and count a failed login of its address."""
+        """Log a peer that has no proof, and count a failed login of its address."""
 
 
 class Counters(Protocol):

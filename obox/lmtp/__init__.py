@@ -1,7 +1,7 @@
-"""LMTP: how mail comes in. RFC 2033.
+"""LMTP, the protocol by which mail arrives. RFC 2033.
 
-The invariant: 250 after the mail means durable, one reply for each recipient. Knows the
-store only as a `Deliverer`.
+Invariant: after the mail there is a reply for each recipient, and 250 means that the
+mail is durable. This room knows the store only as a `Deliverer`.
 """
 
 from obox.lmtp.deliverer import Deliverer, Envelope, Recipient

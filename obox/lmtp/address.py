@@ -4,10 +4,10 @@
     Mailbox    = Local-part "@" ( Domain / address-literal )
     Local-part = Dot-string / Quoted-string
 
-More is accepted than that: dots anywhere (senders have them), UTF-8 (RFC 6531 §3.3), a
-local part without a domain (the default domain follows in `obox.auth.normalise`), a
-space before the "<". Control characters never. A source route is read over (RFC 5321
-appendix C).
+More than that is accepted: dots anywhere (senders use them), UTF-8 (RFC 6531 §3.3), a
+local part without a domain (`obox.auth.normalise` adds the default domain), and a space
+before the "<". Control characters are never accepted. A source route is ignored (RFC
+5321 appendix C).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 
 ADDRESS_BYTES_MAX = 512
-"""RFC 5321 §4.5.3.1.3 has 256; twice that for UTF-8."""
+"""Longest path. RFC 5321 §4.5.3.1.3 has 256 octets; UTF-8 gets twice as many."""
 
 _ATOM = r'[^\s\x00-\x20\x7f-\x9f<>()\[\]\\,;:@"]+'
 _QUOTED = r'"(?:[^\x00-\x1f\x7f-\x9f"\\]|\\[\x20-\x7e])*"'
@@ -30,8 +30,8 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`text` as the client wrote it, without brackets and route; `local` without
-    quotes; `domain` may be empty."""
+    """text: as the client wrote it, without brackets and route. local: without quotes.
+    domain: it may be empty."""
 
     text: str
     local: str
@@ -43,8 +43,8 @@ NULL_ADDRESS = Address("", "", "")
 
 
 def parse_path(text: str) -> tuple[Address, str] | None:
-    """What follows `FROM:` or `TO:`: the address and the parameters; None if it is no
-    path."""
+    """Parse what follows `FROM:` or `TO:`. Returns the address and the parameters, or
+    None if the text is not a path."""
     match = _PATH.fullmatch(text)
     if match is None:
         null = _NULL.fullmatch(text)
@@ -60,8 +60,8 @@ def parse_path(text: str) -> tuple[Address, str] | None:
 
 
 def parse_parameters(text: str) -> dict[str, str] | None:
-    """`KEY=value KEY …` with keys in upper case and "" for no value; None if one comes
-    twice or has no key."""
+    """Parse `KEY=value KEY …`. Keys are returned in upper case, with "" for no value.
+    Returns None if a key is empty or occurs twice."""
     found: dict[str, str] = {}
     for item in text.split():
         key, _, value = item.partition("=")
@@ -73,8 +73,8 @@ def parse_parameters(text: str) -> dict[str, str] | None:
 
 
 def split_detail(address: Address, delimiters: str) -> tuple[str, str]:
-    """(user, detail): `bob+work@x` is user `bob@x`, detail `work`. Any character of
-    `delimiters` separates.
+    """Return (user, detail): `bob+work@x` is user `bob@x`, detail `work`. Any character
+    of `delimiters` separates them.
 
     A local part that begins with a delimiter has no detail. RFC 5233 §1.
     """

@@ -1,16 +1,16 @@
-"""The driver: the client's bytes go to the machine, its events to the session, replies
-back.
+"""The driver: it hands the client's bytes to the machine, the machine's events to the
+session, and replies to the client.
 
-Everything that is not LMTP's is in the engine, `obox.net.connection`.
+What is not specific to LMTP is in the engine, `obox.net.connection`.
 
 Invariants:
-- Events are worked through in order; only the recipients of a mail are delivered side
-  by side.
-- What the client does not read stops what we read from it: replies above the
-  transport's high-water mark wait, and while a delivery runs at most `READ_AHEAD_BYTES`
+- Events are handled in order. Only the recipients of a single mail are delivered in
+  parallel.
+- If the client does not read its replies, we stop reading from it. Replies above the
+  transport's high-water mark wait. While a delivery runs, at most `READ_AHEAD_BYTES`
   and a single read of pipelined input are taken.
-- A mail whose last byte has come is delivered even if its client is gone. A mail that
-  has not come whole is never delivered.
+- A mail whose last byte has arrived is delivered even if its client is gone. An
+  incomplete mail is never delivered.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Connection(Engine):
                 await (self.breathe() if asked % COMMANDS_TURN else self._breathe())
             elif kind is MailReceived:
                 self._reply()
-                self.send()  # what is acknowledged already does not wait for this mail
+                self.send()  # replies that are ready do not wait for this mail
                 machine.answer_mail(await session.deliver(cast(MailReceived, event)))
                 await session.drop()
                 if self.stop_asked:
@@ -137,9 +137,9 @@ class Connection(Engine):
             self.close()
 
     async def _breathe(self) -> None:
-        """Between many pipelined commands: hand over the replies, let others run, and wait
-        for a client that does not read. A client that is gone is not waited for: a mail
-        that has come whole is still delivered.
+        """Pause between many pipelined commands: hand over the replies, let others run,
+        and wait for a client that does not read. If the client is gone, it does not
+        wait, because a complete mail is still delivered.
         """
         self._reply()
         try:

@@ -1,4 +1,5 @@
-"""What all LMTP sessions of a server share; everything from outside comes in here."""
+"""What all LMTP sessions of a server share. Everything that the server needs from
+outside is passed in here."""
 
 from __future__ import annotations
 
@@ -16,11 +17,10 @@ from obox.spool import ByteBudget
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """deliverer: of all sessions. settings: of those that begin from now on.
-
-    budget: memory for all large mails under delivery. wall_clock: unix seconds.
-    observe: is told of the result ("250", "451", …) and the seconds of each delivery.
-    forwarding: None where all users are ours.
+    """deliverer: used by all sessions. settings: used by sessions that begin from now
+    on. budget: memory for all large mails under delivery. wall_clock: unix seconds.
+    observe: called with the result ("250", "451", …) and the seconds of each delivery.
+    forwarding: None if this backend serves all users.
     """
 
     hub: Hub
@@ -41,6 +41,6 @@ class Context:
         self.trusted = [ipaddress.ip_network(network) for network in settings.trusted_networks]
 
     def trusts(self, remote: str) -> bool:
-        """May this TCP client speak to us?"""
+        """Whether this TCP client may deliver to us."""
         address = parsed(remote)
         return address is not None and any(address in network for network in self.trusted)

@@ -1,9 +1,8 @@
-"""What the LMTP server needs of the store: may this recipient have mail, and store this
-mail.
+"""What the LMTP server needs of the store: check a recipient, and store a mail.
 
-The invariant: `deliver` returns only when the mail is durable; the reply 250 follows it
-and nothing else does. Failures are kinds of `obox.errors`; `obox.lmtp.replies` says
-what the client hears.
+Invariant: `deliver` returns only when the mail is durable. The reply 250 is sent only
+after that. Failures are kinds of `obox.errors`; `obox.lmtp.replies` maps them to
+replies.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Protocol
 class Recipient:
     """An accepted recipient.
 
-    `context` is the deliverer's own: whatever it looked up and wants back.
+    `context` belongs to the deliverer: what it looked up and needs again in `deliver`.
     """
 
     address: str
     """As the client wrote it, without brackets."""
     user: str
-    """Without the detail; not yet normalised unless the deliverer did it."""
+    """The user without the detail. It is not normalised unless the deliverer did it."""
     detail: str = ""
     context: object = None
     owner: str = ""
@@ -31,7 +30,7 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What is known of a mail beside its bytes."""
+    """What is known about a mail apart from its bytes."""
 
     reverse_path: str
     """Empty for a bounce."""
@@ -39,18 +38,18 @@ class Envelope:
     remote: str
     """The client's address, or "unix"."""
     session_id: str
-    """Names the transaction in our log, in Received and in the reply."""
+    """Identifies the transaction in our log, in Received and in the reply."""
     size: int
     """Bytes as received, without the header fields that we add."""
     body: str = "7BIT"
     smtputf8: bool = False
     message_id: str = ""
     queue_id: str = ""
-    """The sending MTA's, from its Received field."""
+    """The queue id of the sending MTA, from its Received field."""
 
 
 class Deliverer(Protocol):
-    """The store, as LMTP sees it. Both methods may be called for many mails at once."""
+    """The store as LMTP uses it. Both methods may be called for many mails at once."""
 
     async def recipient(self, address: str, user: str, detail: str, size: int | None) -> Recipient:
         """Answer RCPT. size: what the client announced (RFC 1870), or None.

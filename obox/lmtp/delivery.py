@@ -1,7 +1,8 @@
-"""Delivers to the store: the LMTP server's `Deliverer` over user database and store.
+"""Delivers to the store. It is the LMTP server's `Deliverer`, made of user database and
+store.
 
-The invariant: `deliver` returns only when the mail is in the bucket. Knows the two by
-narrow contracts, no SMTP.
+Invariant: `deliver` returns only when the mail is in the bucket. This module knows both
+by narrow contracts, and it knows no SMTP.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ class Users(Protocol):
     """The user database."""
 
     async def account(self, user: str) -> Account | None:
-        """The account of a user; None where there is none. Raises: Unavailable, Invalid."""
+        """Return a user's account, or None if there is no such user. Raises:
+        Unavailable, Invalid."""
 
 
 class StoreDeliverer:
     """See `obox.lmtp.Deliverer`."""
 
     def __init__(self, store: Store, users: Users, *, mail_bytes_max: int) -> None:
-        """mail_bytes_max: of one mail, as received."""
+        """mail_bytes_max: the largest size of a mail, as received."""
         self._store = store
         self._users = users
         self._mail_bytes_max = mail_bytes_max

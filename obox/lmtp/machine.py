@@ -1,21 +1,22 @@
-"""LMTP without I/O: bytes in, events and reply bytes out. RFC 2033 over RFC 5321.
+"""LMTP without I/O: it takes bytes, and returns events and replies. RFC 2033, RFC 5321.
 
-Theory of operation. `feed` appends to a buffer, `next_event` works on it until it has
-something that the driver must do, or NEED_DATA. Two events stop the machine until they
-are answered, because what follows depends on the answer: `RecipientAsked`
+Theory of operation. `feed` appends to a buffer. `next_event` works on the buffer until
+it has an event for the driver, or NEED_DATA. Two events stop the machine until they are
+answered, because what follows depends on the answer: `RecipientAsked`
 (`answer_recipient`) and `MailReceived` (`answer_mail`). Meanwhile pipelined commands
-wait in the buffer (RFC 2920). Replies gather in order until `take_output`.
+wait in the buffer (RFC 2920). Replies are gathered in order until `take_output`.
 
-    NEW --LHLO--> READY --MAIL--> MAIL --RCPT accepted--> RCPT --DATA--> DATA --CRLF.CRLF--> READY
-                                                           `---BDAT n--> CHUNK --n bytes--> BDAT --LAST--> READY
+    NEW --LHLO--> READY --MAIL--> MAIL --RCPT accepted--> RCPT
+    RCPT --DATA--> DATA --CRLF.CRLF--> READY
+    RCPT --BDAT n--> CHUNK --n bytes--> BDAT --LAST--> READY
 
-The invariants:
-- After the mail there is one reply for each accepted recipient, in their order (RFC
-  2033 §4.2), and only then.
-- DATA ends at CRLF.CRLF and at nothing else; a bare CR or LF is content and is kept. So
-  no two servers can see different mails in what we take ("SMTP smuggling").
-- The events and replies do not depend on how the bytes were cut.
-- Nothing is unbounded: line, recipients, mail, bad commands.
+Invariants:
+- Only after the mail, there is a reply for each accepted recipient, in their order (RFC
+  2033 §4.2).
+- DATA ends at CRLF.CRLF and at nothing else. A bare CR or LF is content and is kept. So
+  no other server can see a different end of the mail ("SMTP smuggling").
+- Events and replies do not depend on how the input was split.
+- Lines, recipients, mails and bad commands are bounded.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from obox.lmtp.settings import Settings
 
 
 class State(enum.Enum):
-    """Where a session stands; see the picture above."""
+    """The state of a session; see the drawing above."""
 
     NEW = enum.auto()
     READY = enum.auto()
@@ -61,9 +62,9 @@ NEXT: dict[State, dict[str, State]] = {
     State.RCPT: {"LHLO": State.READY, "RCPT": State.RCPT, "DATA": State.DATA, "BDAT": State.CHUNK},
     State.BDAT: {"LHLO": State.READY, "BDAT": State.CHUNK},
 }
-"""state -> command -> state if it succeeds. STARTTLS and RSET, NOOP, VRFY, HELP, QUIT
-go in each of these; a BDAT out of place goes to CHUNK too, because its bytes follow
-whatever we say."""
+"""state -> command -> state if the command succeeds. STARTTLS, RSET, NOOP, VRFY, HELP
+and QUIT are allowed in each of these states. A BDAT out of order goes to CHUNK too,
+because its bytes follow whatever we reply."""
 
 WANTED: dict[State, str] = {
     State.NEW: "send LHLO first",
@@ -77,21 +78,22 @@ WANTED: dict[State, str] = {
 CLAIM: Final = "XOBOX="
 """Parameter of RCPT over the link: the owner's assignment, as its sender knows it."""
 COMMANDS_TURN: Final = 64
-"""Commands that are answered before others may run: about a millisecond."""
+"""Commands that are answered before other tasks may run. They take about a
+millisecond."""
 
 _END = b"\r\n.\r\n"
 _BDAT = re.compile(r"(\d{1,18})( +LAST)?", re.IGNORECASE)
 _LHLO = re.compile(r"[!-~]{1,255}")
 _TOO_BIG = Reply(552, "5.3.4", "Message is too big")
 _NO_RECIPIENTS = Reply(503, "5.5.1", "No valid recipients")
-_CHUNK_LOST = Reply(503, "5.5.1", "BDAT out of order, its bytes were read over")
+_CHUNK_LOST = Reply(503, "5.5.1", "BDAT out of order, its bytes were ignored")
 
 
 class Machine:
-    """One session. secure: TLS is on already.
+    """The protocol of a session. secure: whether TLS is already in use.
 
-    links: AUTH X-OBOX-LINK is taken. member: the peer has proved itself; its mails name
-    who owns each recipient. trusted: mails are taken of others, too.
+    links: AUTH X-OBOX-LINK is accepted. member: the peer has proved itself; its mails
+    name the owner of each recipient. trusted: mails are accepted from others, too.
     """
 
     def __init__(self, settings: Settings, *, secure: bool = False) -> None:
@@ -121,7 +123,8 @@ class Machine:
         self._data_ending = False
         self._chunk_left = 0
         self._chunk_last = False
-        self._chunk_lost: State | None = None  # a BDAT out of place: read over its bytes, then go back there
+        # A BDAT out of order: ignore its bytes, then return to this state.
+        self._chunk_lost: State | None = None
 
     # The driver's side.
 
@@ -130,12 +133,12 @@ class Machine:
         self._reply(Reply(220, "", f"{self.settings.hostname} LMTP obox ready"))
 
     def feed(self, data: bytes) -> None:
-        """Bytes from the client, cut anywhere."""
+        """Take bytes from the client; they may be split anywhere."""
         if self.state is not State.CLOSED:
             self._buffer += data
 
     def take_output(self) -> bytes:
-        """What to send to the client now."""
+        """Return what to send to the client now."""
         if not self._output:
             return b""
         output = b"".join(self._output)
@@ -144,30 +147,30 @@ class Machine:
 
     @property
     def buffered_bytes(self) -> int:
-        """Fed and not yet consumed."""
+        """Bytes that were fed and are not consumed yet."""
         return len(self._buffer)
 
     @property
     def in_body(self) -> bool:
-        """The next bytes belong to a mail."""
+        """Whether the next bytes belong to a mail."""
         return self.state is State.DATA or self.state is State.CHUNK
 
     @property
     def idle(self) -> bool:
-        """No transaction is under way: a good moment to stop."""
+        """Whether no transaction is under way, so that the session may be stopped."""
         return self.state is State.NEW or self.state is State.READY or self.state is State.CLOSED
 
     def close(self, reply: Reply) -> None:
-        """Say a last word, as 421, and take nothing more."""
+        """Send a last reply such as 421, and accept nothing more."""
         if self.state is not State.CLOSED:
             self._reply(reply)
             self.state = State.CLOSED
             self._buffer.clear()
 
     def answer_recipient(self, reply: Reply, recipient: object = None) -> None:
-        """Answers RecipientAsked; a 2xx adds the recipient.
+        """Answer RecipientAsked. A 2xx reply adds the recipient.
 
-        `recipient` comes back in MailReceived.
+        recipient: returned in MailReceived.
         """
         assert self._awaiting is RecipientAsked
         self._awaiting = None
@@ -177,7 +180,7 @@ class Machine:
             self.state = NEXT[self.state]["RCPT"]
 
     def answer_mail(self, replies: Sequence[Reply]) -> None:
-        """Answers MailReceived: one reply for each accepted recipient, in their
+        """Answer MailReceived with a reply for each accepted recipient, in their
         order."""
         assert self._awaiting is MailReceived
         assert len(replies) == len(self._recipients)
@@ -199,10 +202,10 @@ class Machine:
             self._reply(reply)
 
     def tls_started(self) -> None:
-        """Answers TlsAsked. What came before the handshake is forgotten, on both sides.
-        RFC 3207 §4.2.
+        """Answer TlsAsked. Both sides forget what came before the handshake. RFC 3207
+        §4.2.
 
-        Called when 220 has gone out and before the first byte under TLS is fed.
+        Call it after 220 has been sent, and before the first byte under TLS is fed.
         """
         assert self._awaiting is TlsAsked
         self._awaiting = None
@@ -214,9 +217,9 @@ class Machine:
         self.state = State.NEW
 
     def next_event(self) -> Event:
-        """What the driver has to do next.
+        """Return what the driver has to do next.
 
-        `Pause.TURN` after COMMANDS_TURN commands that gave no event.
+        It returns `Pause.TURN` after COMMANDS_TURN commands without an event.
         """
         for _ in range(COMMANDS_TURN):
             if self.state is State.CLOSED:
@@ -237,10 +240,10 @@ class Machine:
     # Bodies.
 
     def _in_data(self) -> Event | None:
-        """DATA.
+        """Read the mail after DATA.
 
-        RFC 5321 §4.5.2: a dot that begins a line goes; CRLF.CRLF ends, and its first
-        CRLF is content.
+        RFC 5321 §4.5.2: a dot that begins a line is removed. CRLF.CRLF ends the mail,
+        and its first CRLF is content.
         """
         buffer = self._buffer
         if self._data_first:  # the very first line has no CRLF before it
@@ -254,7 +257,7 @@ class Machine:
             self._data_first = False
         end = buffer.find(_END)
         if end < 0:
-            # Keep what may be the beginning of an end, or of a dot to take away.
+            # Keep what may be the beginning of the end mark, or of a dot to remove.
             keep = next((size for size in (4, 3, 2, 1) if buffer.endswith(_END[:size])), 0)
             data = self._unstuffed(len(buffer) - keep)
             del buffer[: len(buffer) - keep]
@@ -268,8 +271,8 @@ class Machine:
         if event is None:
             del buffer[: end + len(_END)]
             return self._mail_ended()
-        # The last bytes go first; the mark stays in the buffer and is found again at
-        # once.
+        # The last bytes of the mail are returned first. The mark stays in the buffer,
+        # and the next call finds it at once.
         del buffer[:end]
         self._data_ending = True
         return event
@@ -304,7 +307,7 @@ class Machine:
         return None
 
     def _chunk(self, data: bytes) -> Event | None:
-        """Hand on bytes of the mail, unless it has become too big."""
+        """Pass on bytes of the mail, unless it has become too big."""
         if not data or self._too_big:
             return None
         self._size += len(data)
@@ -327,12 +330,12 @@ class Machine:
     # Commands.
 
     def _command(self) -> Event | None:
-        """One line.
+        """Read a command line.
 
-        It ends with CRLF; one that ends with a bare LF is refused, not waited for.
+        It ends with CRLF. A line that ends with a bare LF is refused at once.
         """
         buffer = self._buffer
-        if self._line_lost:  # read over the rest of a line that was too long, then answer
+        if self._line_lost:  # ignore the rest of a line that was too long, then answer
             end = buffer.find(b"\n")
             if end < 0:
                 buffer.clear()
@@ -385,7 +388,7 @@ class Machine:
         return dropped
 
     def _helo(self, argument: str) -> Event | None:
-        # RFC 2033 §4.1: HELO and EHLO are not of LMTP, answer 500.
+        # RFC 2033 §4.1: HELO and EHLO are not part of LMTP; answer 500.
         return self._bad(Reply(500, "5.5.1", "This is LMTP, not SMTP: send LHLO"))
 
     def _auth(self, argument: str) -> Event | None:
@@ -417,7 +420,8 @@ class Machine:
         if parameters is None:
             return self._bad(Reply(501, "5.5.4", "Bad parameters"))
         for key, value in parameters.items():
-            if key == "SIZE" and value.isascii() and value.isdigit() and len(value) <= 20:  # RFC 1870 §5
+            # RFC 1870 §5.
+            if key == "SIZE" and value.isascii() and value.isdigit() and len(value) <= 20:
                 declared = int(value)
             elif key == "BODY" and value.upper() in {"7BIT", "8BITMIME"}:  # RFC 6152 §3
                 body = value.upper()
@@ -470,7 +474,8 @@ class Machine:
     def _bdat(self, argument: str) -> Event | None:
         match = _BDAT.fullmatch(argument)
         if match is None:
-            # How many bytes follow is not known, so the next command is not either.
+            # The number of bytes that follow is unknown, so the next command cannot be
+            # found.
             self.close(Reply(501, "5.5.4", "Bad syntax: BDAT size [LAST]; closing"))
             return None
         self._chunk_left = int(match[1])
@@ -522,7 +527,7 @@ class Machine:
         return BodyDropped() if self._size and not self._too_big else None
 
     def _bad(self, reply: Reply) -> Event | None:
-        """Answer a bad command; one too many ends the session."""
+        """Answer a bad command. Too many of them end the session."""
         self._reply(reply)
         return self._counted()
 

@@ -1,7 +1,8 @@
-"""Replies: code, enhanced status, text; and the one table from our failures to them.
+"""Replies (code, enhanced status, text), and the table that maps our failures to
+replies.
 
-The invariant: every kind of `obox.errors.KINDS` has a row, and a failure that may pass
-never becomes a 5xx: the sending MTA keeps the mail. RFC 5321 §4.2; RFC 3463; RFC 5248
+Invariant: every kind of `obox.errors.KINDS` has a row. A temporary failure never
+becomes a 5xx, so that the sending MTA keeps the mail. RFC 5321 §4.2; RFC 3463; RFC 5248
 for the meaning of the enhanced codes.
 """
 
@@ -13,15 +14,15 @@ from dataclasses import dataclass
 from obox import errors
 
 TEXT_BYTES_MAX = 490
-"""With codes and CRLF a reply line has at most the 512 octets of RFC 5321
-§4.5.3.1.5."""
+"""Longest text. With codes and CRLF a reply line then has at most the 512 octets of RFC
+5321 §4.5.3.1.5."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply to one command or, after the mail, to one recipient."""
+    """A reply to a command or, after the mail, to a single recipient."""
 
     code: int
     enhanced: str
@@ -29,17 +30,19 @@ class Reply:
 
     @property
     def accepted(self) -> bool:
-        """2xx."""
+        """Whether the code is 2xx."""
         return 200 <= self.code < 300
 
     def wire(self, *, utf8: bool = False) -> bytes:
-        """One line with CRLF.
+        """Return the reply as a line with CRLF.
 
-        utf8: the client has asked for SMTPUTF8 (RFC 6531 §3.5); else others become '?'.
+        utf8: whether the client has asked for SMTPUTF8 (RFC 6531 §3.5). If not,
+        characters outside ASCII become '?'.
         """
         text = _UNPRINTABLE.sub(" ", self.text).encode("utf-8" if utf8 else "ascii", "replace")
         if len(text) > TEXT_BYTES_MAX:
-            text = text[:TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()  # no half character
+            # Cuts no character in half.
+            text = text[:TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()
         code = f"{self.code} {self.enhanced} " if self.enhanced else f"{self.code} "
         return code.encode("ascii") + text + b"\r\n"
 
@@ -59,14 +62,16 @@ KIND_REPLIES: dict[type[errors.OboxError], Reply] = {
     errors.Temporary: Reply(451, "4.3.0", "Temporary failure, try again later"),
     errors.Corrupt: Reply(451, "4.3.0", "Mailbox needs repair, try again later"),
 }
-"""After Dovecot's. Exists and Expunged make no sense for a delivery, Corrupt is for us
-to repair: the mail waits."""
+"""The table follows Dovecot's. Exists and Expunged make no sense for a delivery.
+Corrupt needs a repair on our side, so the mail waits."""
 
 QUOTA_TEMPFAIL = Reply(452, "4.2.2", "Quota exceeded (mailbox for user is full)")
-"""Dovecot's `quota_full_tempfail = yes`: the sender's queue keeps the mail."""
+"""The reply of Dovecot's `quota_full_tempfail = yes`: the sender's queue keeps the
+mail."""
 
 INTERNAL = Reply(451, "4.3.0", "Internal error, try again later")
-"""An exception that is no OboxError: a bug, its traceback is in our log alone."""
+"""The reply to an exception other than OboxError. It is a bug, whose traceback is only
+in our log."""
 
 TIMED_OUT = Reply(451, "4.3.0", "Delivery took too long, try again later")
 LOOP = Reply(554, "5.4.6", "Mail forwarding loop")
@@ -74,8 +79,8 @@ SAVED = Reply(250, "2.0.0", "Saved")
 
 
 def reply_for(error: BaseException, *, quota_full_tempfail: bool = False) -> Reply:
-    """The reply for a failure; an OboxError's own text replaces the table's, anything
-    else tells nothing."""
+    """Return the reply for a failure. The text of an OboxError replaces the text of the
+    table. Any other exception reveals nothing."""
     if isinstance(error, TimeoutError):
         return TIMED_OUT
     for kind in type(error).__mro__:

@@ -1,10 +1,10 @@
-"""The LMTP server: makes a protocol for each connection, and knows all that are open.
+"""The LMTP server. It makes a protocol for each connection, and knows all open
+connections.
 
 Invariants:
-- Idle connections keep nobody out. Where all places are taken, the connection that has
-  been idle longest is closed with 421.
-- `close` lets transactions under way come to their end, for a time that its caller
-  sets.
+- Idle connections never prevent new connections. When there are `connections_max` of
+  them, the connection that has been idle longest is closed with 421.
+- `close` lets transactions under way complete, within a time that its caller sets.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LmtpServer:
         wall_clock: Callable[[], float] = time.time,
         observe: Callable[[str, float], None] | None = None,
     ) -> None:
-        """observe: called with the result ("250", "451", …) and seconds of each
+        """observe: called with the result ("250", "451", …) and the seconds of each
         delivery, for metrics."""
         self.hub = Hub(now=wall_clock)
         self.budget = ByteBudget(settings.delivery_bytes_max)
@@ -53,19 +53,19 @@ class LmtpServer:
 
     @property
     def deliverer(self) -> Deliverer:
-        """Where mails go now."""
+        """The deliverer that all sessions use now."""
         return self.context.deliverer
 
     @property
     def settings(self) -> Settings:
-        """For connections that come from now on."""
+        """The settings of connections that begin from now on."""
         return self.context.settings
 
     def use(self, deliverer: Deliverer, settings: Settings) -> None:
-        """Use other settings for connections that come from now on, and the deliverer
-        for all.
+        """Use other settings for connections that begin from now on, and another
+        deliverer for all.
 
-        The memory of all deliveries together stays what it was.
+        The memory limit of all deliveries together does not change.
         """
         self.context.use(deliverer, settings)
 
@@ -75,32 +75,32 @@ class LmtpServer:
         self.context.forwarding = forwarding
 
     def protocol(self, remote: str | None = None) -> asyncio.Protocol:
-        """A new connection's protocol.
+        """Make the protocol of a new connection.
 
-        remote: the client's address where a PROXY header gave it; None: the transport's
-        peer. It decides about trust.
+        remote: the client's address, if a PROXY header reported it; None: the
+        transport's peer. Trust depends on this address.
         """
         return Connection(self.context, remote)
 
     def trusts(self, remote: str) -> bool:
-        """May this TCP client speak to us?"""
+        """Whether this TCP client may deliver to us."""
         return self.context.trusts(remote)
 
     @property
     def connections(self) -> list[Connection]:
-        """Those that are open."""
+        """Return the open connections."""
         return [member for member in self.hub.registry if isinstance(member, Connection)]
 
     @property
     def addresses(self) -> Mapping[str, int]:
-        """Connections of each client address."""
+        """Return the number of connections of each client address."""
         return self.hub.registry.addresses
 
     async def close(self, grace_s: float = 30.0) -> None:
-        """End every session: idle ones now, others after their transaction, all after
-        `grace_s`.
+        """End every session: idle sessions now, others after their transaction, and all
+        of them after `grace_s`.
 
-        Close the listeners first. A delivery that is cut off has no reply, so its
+        Close the listeners first. A delivery that is cut off gets no reply, so its
         sender tries again.
         """
         await self.hub.stop(STOP_REASON, grace_s)

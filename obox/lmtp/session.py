@@ -1,11 +1,11 @@
-"""One session: the mail that comes in, and its delivery to each recipient.
+"""A session: the mail that arrives, and its delivery to each recipient.
 
 A large mail waits in a file (`obox.spool`), and is read back when there is memory for
-it. A recipient is asked for with RCPT, and gets the mail after its last byte has come.
+it. A recipient is checked at RCPT, and gets the mail after its last byte has arrived.
 
-Diagnostics: there is a line `lmtp_delivery` for each recipient of each mail. A failure
-that is no kind of `obox.errors` is a bug: its traceback goes to the log, and the client
-is answered 451 4.3.0. It refuses to know transports and timers.
+Diagnostics: a line `lmtp_delivery` is logged for each recipient of each mail. A failure
+that is not one of `obox.errors` is a bug: its traceback is logged, and the client gets
+451 4.3.0. This module knows no transports and no timers.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Session:
         self._transactions = 0
 
     async def take(self, data: bytes) -> None:
-        """Keep bytes of the mail that comes in."""
+        """Keep bytes of the mail that arrives."""
         if self._spool.add(data):
             await self._spool.flush()
 
@@ -63,7 +63,7 @@ class Session:
         await self._spool.reset()
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release what the session holds."""
         self._spool.close()
 
     async def ask(self, asked: RecipientAsked) -> tuple[Reply, Recipient | None]:
@@ -92,7 +92,7 @@ class Session:
         return await deliverer.recipient(asked.address, asked.user, asked.detail, asked.size)
 
     async def deliver(self, mail: MailReceived) -> list[Reply]:
-        """Deliver the mail that has come.
+        """Deliver the mail that has arrived.
 
         Returns a reply for each recipient, in order.
         """
@@ -151,8 +151,8 @@ class Session:
         parallel = min(len(recipients), self._settings.deliveries_parallel_max)
         if self._spool.in_memory:
             return await self._deliver_source(self._spool.take_memory(), mail, recipients, session, parallel)
-        # Memory for a large mail comes out of what all connections share: its bytes,
-        # and a copy for each delivery that runs.
+        # All connections share the memory for large mails. A large mail needs its own
+        # bytes, and a copy for each delivery that runs.
         copies = max(1, min(parallel, self._context.budget.bytes_max // mail.size - 1))
         async with self._context.budget.hold(mail.size * (1 + copies)):
             try:
@@ -184,12 +184,12 @@ class Session:
             return [await self._deliver(recipients[0], envelope, inspected)]
         gate = asyncio.Semaphore(parallel)
 
-        async def one(recipient: Recipient) -> Reply:
+        async def deliver_to(recipient: Recipient) -> Reply:
             async with gate:
                 return await self._deliver(recipient, envelope, inspected)
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(recipient)) for recipient in recipients]
+            tasks = [group.create_task(deliver_to(recipient)) for recipient in recipients]
         return [task.result() for task in tasks]
 
     async def _deliver(self, recipient: Recipient, envelope: Envelope, mail: Inspected) -> Reply:

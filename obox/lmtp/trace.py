@@ -1,13 +1,14 @@
-"""Header fields that a final delivery reads and writes. Pure.
+"""Header fields that final delivery reads and writes. Pure.
 
 Return-Path, Delivered-To and Received go in front of the mail (RFC 5321 §4.4); the mail
-itself stays byte for byte as received, a Return-Path that is there already too (it MAY
-be removed, and signatures may cover it): the first one is ours.
+itself stays byte for byte as received. A Return-Path that the mail already has stays
+too: it MAY be removed, but signatures may cover it. The first Return-Path is ours.
 
-A loop is counted, not taken from one line (RFC 5321 §6.3): a mail that is fetched, sent
-on or restored brings the Delivered-To of its delivery before, and perhaps of the same
-recipient. It loops when it has gone through more than HOPS_MAX servers, or was
-delivered to this recipient more than OWN_DELIVERIES_MAX times.
+A single Delivered-To field does not prove a loop. A mail that is fetched, forwarded or
+restored has the Delivered-To field of its earlier delivery, perhaps to the same
+recipient. So fields are counted (RFC 5321 §6.3). A mail loops if it has passed more
+than HOPS_MAX servers, or was delivered to this recipient more than OWN_DELIVERIES_MAX
+times.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from typing import Final
 from obox.addresses import literal
 
 HEADER_BYTES_MAX = 256 << 10
-"""How far into a mail its header is looked for."""
+"""The header is looked for in so many bytes at the beginning of a mail."""
 
 HOPS_MAX: Final = 100
-"""Received fields, and likewise Delivered-To fields, of a mail that is no loop. RFC
-5321 §6.3 asks for 100 at least; the MTAs before us have lower limits (Postfix 50), so
-that theirs are met first."""
+"""The largest number of Received fields, and of Delivered-To fields, of a mail that
+does not loop. RFC 5321 §6.3 asks for 100 at least. The MTAs before us have lower limits
+(Postfix: 50), so their limits apply first."""
 
 OWN_DELIVERIES_MAX: Final = 10
-"""Delivered-To fields of the recipient. A mail is fetched or restored a few times in
-its life; a loop between mailboxes goes on for ever, and stores one copy in each
-round."""
+"""The largest number of Delivered-To fields with the recipient's address. A mail may be
+fetched or restored a few times. A loop between mailboxes never ends, and each round
+stores a copy."""
 
 _FIELD = re.compile(
     rb"^(delivered-to|message-id|received)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)",
@@ -46,24 +47,24 @@ _LOG_CHARS_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """A mail whose header has been looked at once for all its recipients."""
+    """What the header of a mail says. It is read once for all recipients."""
 
     source: bytes
     delivered_to: Mapping[str, int]
-    """How often it was delivered to an address, in lower case."""
+    """How often the mail was delivered to each address. Addresses are in lower case."""
     hops: int
-    """Received or Delivered-To fields, whichever are more; counted up to HOPS_MAX +
-    1."""
+    """The number of Received or of Delivered-To fields, whichever is larger. Counting
+    stops at HOPS_MAX + 1."""
     message_id: str
     queue_id: str
 
     def loops(self, address: str) -> bool:
-        """Does it go in circles?"""
+        """Whether the mail loops."""
         return self.hops > HOPS_MAX or self.delivered_to.get(address.lower(), 0) > OWN_DELIVERIES_MAX
 
 
 def inspect(source: bytes) -> Inspected:
-    """Look at the header: up to the first empty line, whether lines end with CRLF or a
+    """Read the header. It ends at the first empty line; lines may end with CRLF or a
     bare LF."""
     header = source[: _header_end(source)]
     delivered_to: Counter[str] = Counter()
@@ -78,7 +79,7 @@ def inspect(source: bytes) -> Inspected:
             message_id = message_id or _text(match[2])
         else:
             received += 1
-            if received == 1:  # the topmost is that of the MTA which sends to us
+            if received == 1:  # the first field is from the MTA that sends to us
                 found = _QUEUE_ID.search(match[2])
                 queue_id = _text(found[1]) if found else ""
         if max(received, delivered) > HOPS_MAX:
@@ -97,7 +98,7 @@ def trace_fields(
     protocol: str,
     unix_s: int,
 ) -> bytes:
-    """The fields to put in front, for one recipient.
+    """Return the fields to put in front of the mail for a single recipient.
 
     protocol: LMTP, LMTPS, UTF8LMTP or UTF8LMTPS (RFC 3848, RFC 6531 §4.3). remote: the
     client's address, or "unix"; an IPv6 address is written `[IPv6:…]` (RFC 5321

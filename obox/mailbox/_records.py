@@ -192,8 +192,8 @@ class Retained:
 def by_home(
     uids: UidArray, home: npt.NDArray[np.int32], home_uid: UidArray, own: Guid, homes: Sequence[Guid]
 ) -> dict[Guid, tuple[UidArray, UidArray]]:
-    """The mails that are not in the object of their own UID, by the mailbox that has their
-    object: their UIDs, and the UIDs of the objects.
+    """The mails that are not in the object of their own UID, by the mailbox that has
+    their object: their UIDs, and the UIDs of the objects.
 
     uids, home, home_uid: columns of records of the mailbox `own`.
     """

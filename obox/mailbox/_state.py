@@ -392,9 +392,8 @@ class State:
         self.uidnext = max(self.uidnext, int(rows.uid[-1]) + 1)
         highest = max(int(column[-1]) if len(column) else 0 for column in (self.uids, self.gone_uid))
         if int(rows.uid[0]) <= highest:
-            rows = rows.take(~np.isin(rows.uid, self.gone_uid, assume_unique=True))
-            _, here = self.positions(rows.uid)
-            old, rows = rows.take(here), rows.take(~here)
+            rows, _ = rows.parted(np.isin(rows.uid, self.gone_uid, assume_unique=True))
+            rows, old = rows.parted(self.positions(rows.uid)[1])
         else:
             old = None
         flags = _EMPTY
@@ -554,7 +553,8 @@ class State:
     # -- bundles ---------------------------------------------------------------------------------------------------
 
     def rows(self, where: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | None = None) -> Rows:
-        """The records; with `where`, only those that this mask selects, or at these positions."""
+        """The records; with `where`, only those that this mask or these positions
+        select."""
         index: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice = slice(0, self._n) if where is None else where
         fixed = {name: self._columns[name][: self._n][index] for name in _FIXED}
         stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
@@ -588,7 +588,7 @@ class State:
         )
 
     def fingerprint(self) -> tuple[object, ...]:
-        """The parts in which equal states agree, whatever their joins' order was."""
+        """The parts in which equal states agree for every order of their joins."""
         return _invariants.fingerprint(self, self._stamps, self._early_flags, self._early_purged)
 
     def check(self) -> None:

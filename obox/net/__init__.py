@@ -1,20 +1,21 @@
-"""Connections: what every protocol does with a client before it looks at a byte.
+"""Connections: what all protocols have in common, apart from their commands.
 
 connection.py  Connection: admission, a task while there is work, the end
 stream.py      Stream, its base: flow control, the timer, STARTTLS
 dialogue.py    Dialogue: a conversation with another server, line by line
 splice.py      Splice: a client's connection that goes on at another server
 hub.py         Hub: what the connections of a server share; the drain
-registry.py    Registry: who is there, and how many may be
-listeners.py   Listeners: addresses are bound, clients accepted
-pending.py     Pending: clients that have shown nothing yet
-proxy.py       the PROXY header
-tls.py         certificates
+registry.py    Registry: the open connections, and the limits of their number
+listeners.py   Listeners: bind addresses and accept clients
+pending.py     Pending: bounds the connections that have sent nothing valid yet
+proxy.py       parses the PROXY header
+tls.py         loads and replaces certificates
 
 `dialogue` and `splice` are imported by themselves, where users are forwarded.
 
-A protocol is a driver: a subclass of Connection that hands bytes to a parser, and the
-parser's events to what answers them. docs/flow.md, "A connection".
+A protocol is a driver: a subclass of Connection. It hands the client's bytes to a
+parser, and the parser's events to the code that answers them. See
+docs/flow.md, "A connection".
 """
 
 from obox.net.connection import Connection, Why, speak_for

@@ -1,26 +1,27 @@
-"""A client's connection, from the first byte to the last; each protocol is a driver.
+"""A client's connection from the first byte to the last. Each protocol is a driver.
 
 Theory of operation. `received` hands the client's bytes to the driver. If no task
 works, a task is started. The task calls the driver's `work`, which handles all events
 that are in the input. Then the task hands the output over and ends. An idle connection
-has none.
+has no task.
 
     admitted --bytes, `wake`--> working --all events handled, output handed over--> idle
     idle --bytes, `wake`--> working
-    any --`stop`--> the last words are said as soon as the driver may stop
+    any --`stop`--> the last words are sent as soon as the driver may stop
     any --closed, lost--> the work at hand ends at its next `flush`, then `finish`
 
-Flow. While the task works, up to `Flow.ahead_bytes_max` are read ahead; then reading is
-paused until the input is used up. Output: `obox.net.stream`.
+Flow. While the task works, up to `Flow.ahead_bytes_max` bytes are read ahead. Then
+reading is paused until the input is used up. `obox.net.stream` describes output.
 
 End. When the client is gone, work that the driver calls pointless (`may_cancel`) is
-cancelled, and other work ends by the ConnectionResetError of its next `flush`. A driver
-that sets `outlives_client` works through the input that has come in any case. Then
-`finish` gives back what the driver holds. Reference counts alone free a connection: the
-garbage collector runs too seldom for what a connection may hold.
+cancelled. Other work ends when its next `flush` raises ConnectionResetError. A driver
+that sets `outlives_client` still works through the input that has arrived. Then
+`finish` releases what the driver holds. Reference counts alone must free a connection,
+because the garbage collector runs too seldom for the memory that a connection may hold.
 
-Diagnostics: an exception that is no OSError is a bug: `log_bug` is called, and the
-connection is cut. It refuses to know commands, mailboxes and the words of a protocol.
+Diagnostics: an exception other than OSError is a bug. Then `log_bug` is called, and the
+connection is cut. This module knows no commands, no mailboxes and no protocol's
+replies.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from obox.net.stream import Flow, Stream
 
 
 class Why(enum.Enum):
-    """Why a connection gets its last words; each protocol has its own words."""
+    """Why a connection ends. Each protocol has its own last words for each reason."""
 
     REFUSED = "refused"
     """The client may not connect from where it is."""
     LIMIT = "limit"
     """There are too many connections."""
     NOT_SERVING = "not serving"
-    """The server was stopping already when the client came."""
+    """The server was already stopping when the client connected."""
     STOPPED = "stopped"
     """The server stops, or an administrator ends the session."""
     TIMEOUT = "timeout"
@@ -54,8 +55,8 @@ class Why(enum.Enum):
 class Connection(Stream):
     """See the module's text.
 
-    remote: the client's address if a proxy told it; None: the transport's own. tls: the
-    client's side is under TLS already.
+    remote: the client's address, if a proxy reported it. If it is None, the address of
+    the transport counts. tls: the client's side already uses TLS.
     """
 
     __slots__ = (
@@ -65,9 +66,9 @@ class Connection(Stream):
         "_entered",
         "_eof",
         "_fed",
+        "_remote_given",
         "_stop_reason",
         "_task",
-        "_told_remote",
         "hub",
         "id",
         "is_local",
@@ -76,7 +77,7 @@ class Connection(Stream):
     )
 
     outlives_client: ClassVar[bool] = False
-    """Input that came before the client left is worked through."""
+    """Whether input that arrived before the client left is still worked through."""
 
     def __init__(self, hub: Hub, *, tls: bool = False, remote: str | None = None) -> None:
         super().__init__(hub.clock, tls=tls)
@@ -84,11 +85,11 @@ class Connection(Stream):
         self.id = hub.next_id()
         self.remote = remote or ""
         self.since = 0.0
-        """Unix seconds at which the client came."""
-        self._told_remote = remote is not None
+        """Unix seconds at which the client connected."""
+        self._remote_given = remote is not None
         self._counted = ""
         self.is_local = False
-        """The peer is on this machine, and no proxy told us so."""
+        """Whether the peer is on this machine, and no proxy has named another."""
         self._task: asyncio.Task[None] | None = None
         self._fed = self._eof = self._entered = False
         self._ahead_bytes = self._ahead_lines = 0
@@ -98,7 +99,7 @@ class Connection(Stream):
 
     @abstractmethod
     def configure(self) -> Flow:
-        """Choose the settings for the client at `remote`. Called first."""
+        """Choose the settings for the client at `remote`. It is called first."""
 
     @abstractmethod
     def opened(self) -> None:
@@ -114,18 +115,18 @@ class Connection(Stream):
 
     @abstractmethod
     def last_words(self, why: Why, text: str) -> bytes:
-        """What the client is told before the connection is closed."""
+        """Return what is sent to the client before the connection is closed."""
 
     @abstractmethod
     async def finish(self) -> None:
-        """Give back all that the driver holds; the client is gone.
+        """Release everything that the driver holds, because the client is gone.
 
-        Forget what refers back to the connection, so that no cycle is left.
+        Drop every reference back to the connection, so that no cycle is left.
         """
 
     @abstractmethod
     def who(self) -> Who:
-        """What to show of the connection."""
+        """Return what to show of the connection."""
 
     @abstractmethod
     def log_bug(self, what: str) -> None:
@@ -133,32 +134,33 @@ class Connection(Stream):
 
     @property
     def user(self) -> str:
-        """The user whose session the registry has counted; "": none."""
+        """The user whose session the registry has counted, or "" if there is none."""
         return ""
 
     @property
     def pending(self) -> bool:
-        """There is work for the task beside the client's input."""
+        """Whether there is work for the task beside the client's input."""
         return False
 
     @property
     def may_stop(self) -> bool:
-        """No transaction is under way that should come to its end first."""
+        """Whether the connection may end now; False while a transaction is under
+        way."""
         return True
 
     @property
     def may_cancel(self) -> bool:
-        """The work at hand is pointless once the client is gone."""
+        """Whether the work at hand is pointless once the client is gone."""
         return False
 
     def admit(self) -> None:
         """Count the connection.
 
-        Raises: OboxError; the client is refused with its text.
+        Raises: OboxError, whose text is sent to the client with the refusal.
         """
         flow = self.flow
         self._counted = self.remote
-        self.is_local = not self._told_remote and is_loopback(self.remote)
+        self.is_local = not self._remote_given and is_loopback(self.remote)
         self.hub.registry.enter(self, self.remote, most=flow.address_connections_max, total=flow.connections_max)
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ class Connection(Stream):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         hub = self.hub
         self._transport = cast(asyncio.Transport, transport)
-        if not self._told_remote:
+        if not self._remote_given:
             peer = transport.get_extra_info("peername")
             self.remote = str(peer[0]) if isinstance(peer, tuple) and peer else ""
         self.tls = self.tls or transport.get_extra_info("sslcontext") is not None
@@ -207,13 +209,13 @@ class Connection(Stream):
     def eof_received(self) -> bool:
         """The client sends no more.
 
-        In clear it still gets the answers to what it has sent.
+        Without TLS, the client still gets the answers to what it has sent.
         """
         self._eof = True
         return self._task is not None and not self.tls
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._lost:  # it ended in a handshake
+        if self._lost:  # the connection ended in a handshake
             return
         self._gone()
         if self._task is None:
@@ -225,32 +227,32 @@ class Connection(Stream):
 
     @property
     def working(self) -> bool:
-        """The task runs."""
+        """Whether the task runs."""
         return self._task is not None
 
     @property
     def must_stop(self) -> bool:
-        """The last words are due, or have been said: begin nothing more."""
+        """Whether the last words are due or sent, so that nothing new may begin."""
         return self._closing or (bool(self._stop_reason) and self.may_stop)
 
     @property
     def stop_asked(self) -> bool:
-        """The connection is to end as soon as `may_stop`."""
+        """Whether the connection is to end as soon as `may_stop` is true."""
         return bool(self._stop_reason)
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it could be closed for another, in the loop's time; None: it is
-        busy."""
+        """The loop's time since which the connection is idle; None while it is busy. An
+        idle connection may be closed to admit a new client."""
         return self.quiet_since if self._task is None and not self._closing and self.may_stop else None
 
     def wake(self) -> None:
-        """There is work for the task."""
+        """Start the task, because there is work for it."""
         if self._task is None and not self._closing:
             self._start()
 
     def stop(self, reason: str) -> None:
-        """Say the last words and close, as soon as the driver may stop."""
+        """Send the last words and close, as soon as the driver may stop."""
         if self._closing:
             return
         self._stop_reason = reason
@@ -258,13 +260,13 @@ class Connection(Stream):
             self.bye(Why.STOPPED, reason)
 
     def bye(self, why: Why, text: str) -> None:
-        """Say the last words and close."""
+        """Send the last words and close."""
         self.write(self.last_words(why, text))
         self.close()
 
     def cut(self, why: Why, text: str) -> None:
-        """Cancel the work, which ends the connection; without work say the last
-        words."""
+        """Cancel the work, which ends the connection. If there is no work, send the
+        last words and close."""
         if self._task is not None:
             self._task.cancel()
         else:
@@ -310,7 +312,7 @@ class Connection(Stream):
                 self._start()
 
     async def _finish(self) -> None:
-        """Leave the registry once the driver has given back what it holds."""
+        """Leave the registry once the driver has released what it holds."""
         user = self.user
         try:
             await self.finish()

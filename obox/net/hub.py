@@ -1,6 +1,6 @@
-"""What all connections of a server share: who is there, their tasks, the orderly end.
+"""What all connections of a server share: the registry, their tasks, and the drain.
 
-Diagnostics: nothing here is fatal. It refuses to know protocols.
+Diagnostics: nothing here is fatal. This module knows no protocols.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from typing import Any, Final
 from obox.net.registry import Registry, Who
 
 CUT_S: Final = 1.0
-"""For connections that have been cut to give back what they hold."""
+"""How long the hub waits for connections that have been cut to release what they
+hold."""
 _POLL_S: Final = 0.05
-"""Between two looks at what is left, while the server stops."""
+"""Interval at which a stopping server checks how many connections are left."""
 
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 def _uncounted(change: int) -> None:
-    """No metric."""
+    """Count nothing: there is no metric."""
 
 
 class Hub:
     """See the module's text.
 
-    registry: several servers may share it, and its limits with it. spawn: starts a
-    task; None: the loop does. count: is told of each connection that comes (+1) and
-    goes (-1). clock: monotonic seconds. now: unix seconds.
+    registry: several servers may share it, and then they share its limits. spawn:
+    starts a task; if it is None, the loop does. count: called with +1 for each
+    connection that begins and with -1 for each that ends. clock: monotonic seconds.
+    now: unix seconds.
     """
 
     def __init__(
@@ -46,13 +48,13 @@ class Hub:
         self.clock = clock
         self.now = now
         self.stopping = ""
-        """Why no new connection is served; empty while the server serves."""
+        """Why no new connection is served. It is empty while the server serves."""
         self.tasks: set[asyncio.Task[None]] = set()
         self._spawn = spawn or asyncio.create_task
         self._last_id = 0
 
     def next_id(self) -> int:
-        """The number of a new connection."""
+        """Return the number of a new connection."""
         self._last_id += 1
         return self._last_id
 
@@ -64,13 +66,13 @@ class Hub:
         return task
 
     def who(self) -> list[Who]:
-        """All connections, the oldest first."""
+        """Return all connections, the oldest first."""
         return sorted((member.who() for member in self.registry), key=lambda who: who.id)
 
     def kick(self, user: str, reason: str) -> int:
         """Stop a user's sessions, each after its command.
 
-        Returns how many there are.
+        Returns how many sessions there are.
         """
         members = [member for member in self.registry if member.who().user == user]
         for member in members:
@@ -95,7 +97,7 @@ class Hub:
         await self._ended(CUT_S)
 
     async def _ended(self, within_s: float) -> None:
-        """Wait until no connection is left, for so long."""
+        """Wait until no connection is left, but at most `within_s` seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within_s
         while (self.tasks or len(self.registry)) and (left_s := deadline - loop.time()) > 0:

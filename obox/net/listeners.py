@@ -1,16 +1,16 @@
-"""Listening addresses: they are bound all or none, then accept, then are closed.
+"""Listening addresses: all of them are bound or none is; then they accept clients.
 
 Invariant: after `bind` an address is ours and the kernel queues connections. Nothing is
 accepted before `start` or after `stop`. A protocol's factory gets the `Listen` entry
 and the `Via` of the PROXY header, or None if there is no header. The protocol then sees
 a transport past the header and, on a "/tls" entry, past the handshake.
 
-A client that has shown neither the PROXY header nor the whole TLS handshake has little
-time, and its place is given to newcomers (`obox.net.pending`).
+A client that has not completed the PROXY header and the TLS handshake has little time,
+and it may be dropped for a new client (`obox.net.pending`).
 
-Diagnostics: an address that is not to be had is fatal; `ListenError` names it. A bad
-PROXY header ends its connection, and is logged as info. Connections that gave way to
-newcomers are logged as a warning, once a minute. If file descriptors are used up,
+Diagnostics: an address that cannot be bound is fatal; `ListenError` names it. A bad
+PROXY header ends its connection, and is logged as info. Connections that were dropped
+for new clients are logged as a warning, once a minute. If file descriptors are used up,
 accepting pauses, which is logged.
 """
 
@@ -41,18 +41,19 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 BACKLOG = 1024  # connections that wait in the kernel; a burst of logins after a restart
 HANDSHAKE_S = 10.0
-"""For a TLS handshake, first byte to last: three round trips of a slow line."""
+"""Time limit of a TLS handshake, which is three round trips of a slow line."""
 DROPPED_LOG_S = 60.0
-"""Between two lines of the log about connections that gave way."""
-PAUSE_S = 0.5  # of accepting, when file descriptors are out
+"""Interval between two log lines about connections that were dropped for new
+clients."""
+PAUSE_S = 0.5  # how long accepting pauses when file descriptors are used up
 _FIRST_FD = 3  # sd_listen_fds(3)
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class ListenError(Exception):
-    """We cannot listen there.
+    """An address cannot be bound.
 
-    Its line names the setting, the address and the reason.
+    The text is a single line that names the setting, the address and the reason.
     """
 
 
@@ -62,14 +63,16 @@ class _Bound:
     entry: Listen
     sock: socket.socket
     factory: Factory
-    inode: tuple[int, int] | None = None  # of a unix socket that we made: only ours is removed
-    end: Callable[[], object] | None = None  # stops accepting; None before the start
+    # Of a unix socket that we created: only ours is removed.
+    inode: tuple[int, int] | None = None
+    # Stops accepting; it is None before the start.
+    end: Callable[[], object] | None = None
 
 
 def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
-    """The sockets that the service manager opened for this process.
+    """Return the sockets that the service manager opened for this process.
 
-    sd_listen_fds(3).
+    See sd_listen_fds(3).
     """
     if environ.get("LISTEN_PID") != str(os.getpid()) or not environ.get("LISTEN_FDS", "").isdigit():
         return []
@@ -82,9 +85,10 @@ def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
 class Listeners:
     """All listening sockets of the process.
 
-    inherited: sockets to use instead of binding, where the address is the same. tls:
-    for "/tls" entries. proxy_networks: who may send a PROXY header; a unix socket
-    always may. proxy_timeout_s: for the header to come. handshake_s: for TLS.
+    inherited: sockets to use instead of binding, if the address is the same. tls: the
+    context of "/tls" entries. proxy_networks: networks that may send a PROXY header; a
+    unix socket always may. proxy_timeout_s: time limit of the header. handshake_s: time
+    limit of the TLS handshake.
     """
 
     def __init__(
@@ -108,9 +112,10 @@ class Listeners:
         self._bound: list[_Bound] = []
 
     def bind(self, name: str, entries: Sequence[Listen], factory: Factory, *, unix_mode: int | None = None) -> None:
-        """Take the addresses of a protocol. Raises: ListenError.
+        """Bind the addresses of a protocol. Raises: ListenError.
 
-        unix_mode: of its unix sockets, if it differs from all others.
+        unix_mode: the mode of its unix sockets, if it differs from the mode of all
+        others.
         """
         for entry in entries:
             if entry.tls and self._tls is None:
@@ -121,14 +126,15 @@ class Listeners:
                 self._bind_tcp(name, entry, factory)
 
     def addresses(self, name: str) -> list[str]:
-        """Where a protocol listens, with the port that a 0 became, as `Listen` writes
-        it."""
+        """Return the addresses of a protocol as `Listen` writes them. Port 0 is
+        replaced by the port that the system chose."""
         return [_address(bound) for bound in self._bound if bound.name == name]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Accept on all addresses.
 
-        tasks: of the process; it holds the accepting of "/proxy" and "/tls" entries.
+        tasks: the group of the process. It runs the tasks that accept on "/proxy" and
+        "/tls" entries.
         """
         loop = asyncio.get_running_loop()
         for bound in self._bound:
@@ -142,7 +148,8 @@ class Listeners:
             self._log.warning("inherited socket matches no listen entry", address=str(sock.getsockname()))
 
     def stop(self, *, keep: Collection[str] = ()) -> None:
-        """Accept no more, but for the protocols in `keep`; open connections go on."""
+        """Stop accepting, except for the protocols in `keep`. Open connections
+        continue."""
         for bound in self._bound:
             if bound.name in keep:
                 continue
@@ -150,7 +157,8 @@ class Listeners:
                 _remove(bound.entry.path, bound.inode)
             if bound.end is not None:
                 bound.end()
-            if not (bound.end is not None and _greeted(bound.entry)):  # theirs closes at the end of `_accept`
+            # `_accept` closes the others.
+            if not (bound.end is not None and _greeted(bound.entry)):
                 bound.sock.close()
         self._bound = [bound for bound in self._bound if bound.name in keep]
 
@@ -167,7 +175,7 @@ class Listeners:
                     sock = _listen_tcp(family, kind, number, address)
                 except OSError as error:
                     # A name such as localhost may have an address of a family that the
-                    # machine does not speak.
+                    # machine does not support.
                     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
                         continue
                     raise ListenError(f"{name}.listen {entry}: {_reason(error)}") from error
@@ -184,7 +192,8 @@ class Listeners:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _remove_stale(path)
-            # Nobody gets in between bind and chmod: a socket refuses until it listens.
+            # No client can connect between bind and chmod: a socket refuses until it
+            # listens.
             with short_name(path) as short:
                 sock.bind(short)
             path.chmod(mode)
@@ -226,16 +235,16 @@ class Listeners:
                     tasks.create_task(self._greet(bound, sock, pending))
                     if pending.dropped != told and loop.time() - told_at >= DROPPED_LOG_S:
                         self._log.warning(
-                            "silent connections gave way to new ones",
+                            "silent connections dropped for new clients",
                             address=str(bound.entry),
                             count=pending.dropped - told,
                         )
                         told_at, told = loop.time(), pending.dropped
 
     async def _greet(self, bound: _Bound, sock: socket.socket, pending: Pending) -> None:
-        """Read the PROXY header and shake hands.
+        """Read the PROXY header and do the TLS handshake.
 
-        The task is cancelled when the connection has to give way.
+        The task is cancelled if the connection is dropped for another.
         """
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
@@ -244,7 +253,7 @@ class Listeners:
         try:
             peer = str(sock.getpeername()[0]) if entry.path is None else ""
             sock.setblocking(False)
-        except OSError:  # the client has gone already
+        except OSError:  # the client has already left
             sock.close()
             return
         place = pending.enter("" if entry.proxy else peer, task.cancel)
@@ -268,7 +277,8 @@ class Listeners:
                     pending.leave(place)
                     place = pending.enter(via.client[0], task.cancel)
             context, handshake_s = (self._tls, self._handshake_s) if entry.tls else (None, None)
-            with suppress(OSError, ssl.SSLError):  # a client that fails is no error of ours
+            # A failure of the client is not our error.
+            with suppress(OSError, ssl.SSLError):
                 await loop.connect_accepted_socket(
                     lambda: bound.factory(entry, via), sock, ssl=context, ssl_handshake_timeout=handshake_s
                 )
@@ -289,25 +299,26 @@ class Listeners:
 
 
 def _greeted(entry: Listen) -> bool:
-    """Does something come before the protocol?"""
+    """Whether a PROXY header or a TLS handshake comes before the protocol."""
     return entry.proxy or entry.tls
 
 
 async def _read_header(sock: socket.socket) -> bytes:
-    """Read a PROXY header and nothing behind it.
+    """Read a PROXY header and no byte after it.
 
-    Look at what has come, then take what belongs to the header.
+    It looks at the bytes that have arrived, and then takes those that belong to the
+    header.
     """
     header = b""
     while not proxy.complete(header):
         await _readable(sock)
         try:
-            ahead = sock.recv(proxy.V2_BYTES_MAX, socket.MSG_PEEK)
+            arrived = sock.recv(proxy.V2_BYTES_MAX, socket.MSG_PEEK)
         except BlockingIOError:
             continue
-        if not ahead:
+        if not arrived:
             raise ProxyError("closed before the PROXY header")
-        header += sock.recv(proxy.need(header, ahead))
+        header += sock.recv(proxy.need(header, arrived))
     return header
 
 
@@ -325,7 +336,8 @@ def _listen_tcp(family: int, kind: int, number: int, address: Any) -> socket.soc
     sock = socket.socket(family, kind, number)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:  # so that 0.0.0.0 and [::] can both be listed
+        # Otherwise 0.0.0.0 and [::] could not both be listed.
+        if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
@@ -337,17 +349,19 @@ def _listen_tcp(family: int, kind: int, number: int, address: Any) -> socket.soc
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the socket that a dead process left; one that answers is in use."""
+    """Remove the socket of a process that has ended. A socket that answers is in
+    use."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(errno.EEXIST, "is there and no socket")
+            raise OSError(errno.EEXIST, "exists and is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         with short_name(path) as name:
             answer = probe.connect_ex(name)
-    if answer not in (errno.ECONNREFUSED, errno.ENOENT):  # EAGAIN: its backlog is full, somebody has it
+    # EAGAIN: the backlog is full, so a process listens there.
+    if answer not in (errno.ECONNREFUSED, errno.ENOENT):
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     path.unlink(missing_ok=True)
 

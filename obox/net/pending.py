@@ -1,12 +1,14 @@
-"""Connections that have shown nothing yet are bounded; newcomers are never refused.
+"""Bounds the connections that have sent nothing valid yet. New clients are never
+refused.
 
-A connection is pending until its PROXY header has come, until its TLS handshake is
-done, or, in HTTP, while no request is under way. Strangers can open any number of
-these. When there are too many, the oldest is dropped for the newcomer: the oldest of an
-address that has more than its share, otherwise the oldest of the address that has most.
+A connection is pending until its PROXY header has come and its TLS handshake is done.
+In HTTP it is also pending while no request is under way. Anybody can open any number of
+such connections. When there are too many, an old connection is dropped for the new
+client. If the client's address has more than its share, its oldest connection is
+dropped. Otherwise it is the oldest connection of the address that has most.
 
-Invariant: each entry ends once, by `leave` or by being dropped. It refuses to know what
-a connection is.
+Invariant: each entry ends once, by `leave` or by being dropped. This module does not
+know what a connection is.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from typing import Final
 from obox.addresses import counted
 
 PENDING_MAX: Final = 1024
-"""Of one listening address: with TLS each holds some 50 KiB."""
+"""Limit for one listening address. With TLS each connection holds some 50 KiB."""
 PENDING_ADDRESS_MAX: Final = 256
-"""Of one client address: an office whose clients all come back at once."""
+"""Limit for one client address. All clients of an office may reconnect at once."""
 
 
 class Entry:
-    """One pending connection, or one that was."""
+    """A connection that is or was pending."""
 
     __slots__ = ("address", "drop")
 
@@ -42,7 +44,7 @@ class Pending:
         self._entries: dict[str, OrderedDict[Entry, None]] = {}
         self._count = 0
         self.dropped = 0
-        """How many had to give way."""
+        """How many connections were dropped for new clients."""
 
     def __len__(self) -> int:
         return self._count
@@ -50,7 +52,7 @@ class Pending:
     def enter(self, remote: str, drop: Callable[[], object]) -> Entry:
         """Count a connection; another may be dropped for it.
 
-        drop: called once if this connection has to give way.
+        drop: called once, if this connection is dropped for another.
         """
         entry = Entry(counted(remote), drop)
         entries = self._entries.setdefault(entry.address, OrderedDict())
@@ -63,7 +65,8 @@ class Pending:
         return entry
 
     def leave(self, entry: Entry) -> None:
-        """It is pending no more. An entry that was dropped may leave again."""
+        """The connection is no longer pending. An entry that was dropped may leave
+        again."""
         entries = self._entries.get(entry.address)
         if entries is None or entry not in entries:
             return

@@ -1,8 +1,9 @@
-"""The PROXY protocol header, versions 1 and 2: who the client of a proxy is.
+"""The PROXY protocol header, versions 1 and 2: which client a proxy speaks for.
 
-Pure: bytes in, a `Via` or "so many more" out. The header is the first thing on a
-connection, before TLS, and nothing of what follows may be read with it: `need` never
-asks for a byte too many. haproxy doc/proxy-protocol.txt, §2.1 and §2.2.
+Pure: it takes bytes and returns a `Via`, or the number of bytes that are still missing.
+The header is the first thing on a connection, before TLS. Bytes that follow the header
+must not be read with it, so `need` never asks for a byte too many. See haproxy
+doc/proxy-protocol.txt, §2.1 and §2.2.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 V1_BYTES_MAX = 107  # §2.1: the longest line, CRLF included
 V2_HEAD_BYTES = 16  # signature 12, version and command 1, family 1, length 2
-V2_BYTES_MAX = V2_HEAD_BYTES + 4096  # addresses, and TLVs: a certificate's names are the longest seen
+# Addresses and TLVs: a certificate's names are the longest seen.
+V2_BYTES_MAX = V2_HEAD_BYTES + 4096
 PP2_TYPE_SSL = 0x20
 PP2_CLIENT_SSL = 0x01
 
@@ -23,16 +25,17 @@ _V1 = re.compile(rb"PROXY (?:UNKNOWN(?: .*)?|TCP([46]) (\S+) (\S+) (\d{1,5}) (\d
 
 
 class ProxyError(Exception):
-    """The peer did not send a valid header: its mistake, the connection ends."""
+    """The peer did not send a valid header. This is the peer's mistake, and the
+    connection ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Via:
-    """What the proxy says of its client.
+    """What the proxy says about its client.
 
-    client, local: (address, port) at both ends of the client's connection. None: the
-    proxy speaks for itself (health check), so the transport's own are right. tls: the
-    client's connection to the proxy is encrypted.
+    client, local: (address, port) at both ends of the client's connection. They are
+    None if the proxy speaks for itself (a health check); then the transport's addresses
+    are right. tls: the client's connection to the proxy is encrypted.
     """
 
     client: tuple[str, int] | None = None
@@ -40,23 +43,24 @@ class Via:
     tls: bool = False
 
 
-def need(data: bytes, ahead: bytes) -> int:
-    """How many bytes of `ahead` belong to the header; at least 1 if there are any.
+def need(data: bytes, arrived: bytes) -> int:
+    """Return how many bytes of `arrived` belong to the header, at least 1 if it has
+    any.
 
-    data: of the header so far. ahead: what has arrived after it.
+    data: the header so far. arrived: the bytes that came after it.
 
-    Raises: ProxyError, as soon as it cannot be a header.
+    Raises: ProxyError, as soon as the bytes cannot be a header.
     """
-    seen = data + ahead
+    seen = data + arrived
     if SIGNATURE.startswith(seen[:12]) and len(seen) < 12:
-        return len(ahead)
+        return len(arrived)
     if seen.startswith(SIGNATURE):
         total = V2_HEAD_BYTES
         if len(seen) >= V2_HEAD_BYTES:
             total += int.from_bytes(seen[14:16], "big")
         if total > V2_BYTES_MAX:
             raise ProxyError("header too long")
-        return min(len(ahead), total - len(data))
+        return min(len(arrived), total - len(data))
     end = seen.find(b"\n") + 1
     if not (b"PROXY " + seen[6:]).startswith(seen) or (end or len(seen)) > V1_BYTES_MAX:
         raise ProxyError("no PROXY header")

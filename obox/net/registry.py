@@ -1,10 +1,10 @@
-"""Who is connected, and how many may be: by address from the first byte, by user from
+"""Counts connections and limits them: by address from the first byte, by user from
 login.
 
-A server has one registry; several servers may share it, and its limits with it.
-Loopback and unix sockets are not counted by address, because a proxy or a webmail
-connects from there for many clients. An IPv6 address counts as its network
-(`obox.addresses`). No I/O.
+A server has one registry. Servers that share a registry share its limits. Loopback and
+unix sockets are not counted by address, because a proxy or a webmail connects from
+there for many clients. An IPv6 address counts as its network (`obox.addresses`). No
+I/O.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ TOO_MANY: Final = "Too many connections, try again later"
 
 
 def is_loopback(remote: str) -> bool:
-    """Is this address this machine's own? "" is a unix socket, which is."""
+    """Whether this is an address of this machine. "" is a unix socket, which is
+    local."""
     address = parsed(remote)
     return not remote or (address is not None and address.is_loopback)
 
@@ -30,7 +31,7 @@ def is_loopback(remote: str) -> bool:
 class Who:
     """One session, as `who` lists it.
 
-    since: unix seconds; mailbox: "" if none is selected.
+    since: unix seconds. mailbox: "" if no mailbox is selected.
     """
 
     id: int
@@ -47,22 +48,22 @@ class Member(Protocol):
     """What the registry needs of a connection."""
 
     def who(self) -> Who:
-        """What to show of it."""
+        """Return what to show of the connection."""
 
     def stop(self, reason: str) -> None:
-        """Say the last words as soon as no command runs, and close."""
+        """Send the last words as soon as no command runs, and close."""
 
     def abort(self) -> None:
         """Cut the connection."""
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it could be closed for another, in the loop's time; None: it is
-        busy."""
+        """The loop's time since which the connection is idle; None while it is busy. An
+        idle connection may be closed to admit a new client."""
 
 
 class NoRoom(Limit):
-    """There are too many connections already. limit: how many there may be."""
+    """There are too many connections. limit: how many there may be."""
 
     def __init__(self, text: str, limit: int) -> None:
         super().__init__(text)
@@ -72,7 +73,8 @@ class NoRoom(Limit):
 class Registry:
     """Open connections.
 
-    The limits come with the connection, because they depend on its address; 0 is none.
+    Limits are parameters of `enter` and `login`, because they depend on the client's
+    address. 0 means no limit.
     """
 
     def __init__(self) -> None:
@@ -88,26 +90,29 @@ class Registry:
 
     @property
     def addresses(self) -> Mapping[str, int]:
-        """Connections of each address that counts."""
+        """Return the number of connections of each address that is counted."""
         return dict(self._addresses)
 
     def enter(self, member: Member, remote: str, *, most: int, total: int = 0) -> None:
-        """Count a connection, at most `most` from its address and `total` together.
+        """Count a connection. At most `most` may come from its address, and `total`
+        from all.
 
-        Where `total` is reached, the connection that has been idle longest is stopped.
-        Raises: NoRoom, and the connection is not counted.
+        If `total` is reached, the connection that has been idle longest is stopped.
+
+        Raises: NoRoom; the connection is not counted then.
         """
         address = counted(remote)
         if address and most and self._addresses[address] >= most:
             raise NoRoom("Too many connections from your address", most)
-        if total and len(self._members) >= total and not self._give_way():
+        if total and len(self._members) >= total and not self._stop_idle():
             raise NoRoom(TOO_MANY, total)
         if address:
             self._addresses[address] += 1
         self._members.add(member)
 
-    def _give_way(self) -> bool:
-        """Stop the connection that has been idle longest; False: none is idle."""
+    def _stop_idle(self) -> bool:
+        """Stop the connection that has been idle longest. Returns False if none is
+        idle."""
         idle = [(since, member) for member in self._members if (since := member.idle_since) is not None]
         if not idle:
             return False
@@ -116,16 +121,16 @@ class Registry:
         return True
 
     def login(self, user: str, *, most: int) -> None:
-        """Count a user's session, of at most so many.
+        """Count a session of a user, who may have at most `most` of them.
 
-        Raises: Limit; it is not counted.
+        Raises: Limit; the session is not counted then.
         """
         if most and self._users[user] >= most:
             raise Limit("Too many sessions of this user")
         self._users[user] += 1
 
     def logout(self, user: str) -> None:
-        """Uncount a session whose login did not come to its end."""
+        """Stop counting a session whose login did not complete."""
         _less(self._users, user)
 
     def uncount(self, remote: str) -> None:
@@ -139,7 +144,7 @@ class Registry:
         self._members.add(successor)
 
     def leave(self, member: Member, remote: str, user: str) -> None:
-        """Forget a connection that entered. user: "" if it never logged in."""
+        """Stop counting a connection. user: "" if it never logged in."""
         if member not in self._members:
             return
         self._members.discard(member)

@@ -1,15 +1,15 @@
-"""A stream: what goes out to a client, what comes in, and how long the client may take.
+"""A stream: output to a client, input from it, and time limits for the client.
 
 Output is gathered with `write` and handed to the transport with `send` or `flush`. When
 the transport holds more than `Flow.write_buffer_max`, `flush` waits for the client to
-read; a client that reads nothing for `Flow.write_timeout_s` is cut off. Reading can be
-paused, so that the kernel and then the client have to wait.
+read. A client that reads nothing for `Flow.write_timeout_s` is cut off. Reading can be
+paused; then the kernel's buffers fill, and the client has to wait.
 
-There is a single timer at a time. Its owner decides in `timer_due` what the time means.
-After `close` the timer is for the last bytes, and cuts the connection when it is due.
+There is a single timer at a time. The driver decides in `timer_due` what follows. After
+`close` the timer limits how long the last bytes may take, and cuts the connection.
 
 Invariant: a stream that is idle has no task, no buffer and at most a single timer. It
-refuses to know protocols, users and the other connections.
+knows no protocols, no users and no other connections.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from dataclasses import dataclass
 from typing import Final
 
 YIELD_S: Final = 0.005
-"""Work between two turns of other tasks: a fifth of the 50 ms that a turn may take."""
+"""How long a task may work before it lets other tasks run. It is a fifth of the 50 ms
+that a turn of the loop may take."""
 CLOSE_TIMEOUT_S: Final = 10.0
-"""For the last bytes to go out; then the connection is cut."""
+"""Time limit for sending the last bytes; then the connection is cut."""
 
 Upgrade = Callable[[asyncio.Transport, asyncio.Protocol], Awaitable[asyncio.Transport]]
-"""Turns a transport in clear into a transport under TLS."""
+"""Starts TLS on a transport in clear, and returns the new transport."""
 Clock = Callable[[], float]
 """Monotonic seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """How much a connection may hold and how long it waits; 0 is no limit.
+    """How much a connection may hold and how long it waits. 0 means no limit.
 
     All connections with the same settings share the object.
     """
@@ -41,21 +42,24 @@ class Flow:
     chunk_bytes: int = 65_536
     """Output is gathered up to about this size before it is handed to the transport."""
     write_buffer_max: int = 65_536
-    """Bytes that wait in the transport for a slow client; beyond, `flush` waits."""
+    """Bytes that may wait in the transport for a slow client. With more, `flush`
+    waits."""
     write_timeout_s: float = 300.0
-    """For a client that does not read to take something; then the connection is cut."""
+    """How long a client may read nothing while output waits; then the connection is
+    cut."""
     ahead_bytes_max: int = 65_536
-    """Bytes that are read while the task works; beyond, reading is paused."""
+    """Bytes that are read while the task works. With more, reading is paused."""
     ahead_lines_max: int = 0
-    """The same in lines."""
+    """Lines that are read while the task works. With more, reading is paused."""
     address_connections_max: int = 0
-    """Connections of a client address. An IPv6 address counts as its /64."""
+    """Connections of a single client address. An IPv6 address counts as its /64."""
     connections_max: int = 0
-    """Connections of the server; beyond, the connection that is idle longest ends."""
+    """Connections of the server. With more, the connection that is idle longest
+    ends."""
 
 
 class Stream(asyncio.Protocol, ABC):
-    """See the module's text. flow: `configure` it before there is output."""
+    """See the module's text. flow: set it before there is output."""
 
     __slots__ = (
         "__weakref__",
@@ -102,17 +106,18 @@ class Stream(asyncio.Protocol, ABC):
 
     @abstractmethod
     def discard_input(self) -> None:
-        """TLS begins: forget all input. What came in clear counts for nothing."""
+        """Discard all input that came in clear, because TLS begins."""
 
     @abstractmethod
     def timer_due(self, quiet_s: float) -> float | None:
-        """The timer is due. Returns the seconds until it is due again; None: no timer.
+        """Handle the timer. Returns the seconds until it is due again, or None to stop
+        it.
 
         quiet_s: how long the client has sent nothing.
         """
 
     def writable(self) -> None:
-        """The client has read enough that output goes out again."""
+        """Called when the client has read enough that output goes out again."""
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
 
@@ -133,26 +138,28 @@ class Stream(asyncio.Protocol, ABC):
 
     @property
     def full(self) -> bool:
-        """So much output is gathered that it should be flushed."""
+        """Whether enough output is gathered that it should be flushed."""
         return self._out_bytes >= self.flow.chunk_bytes
 
     @property
     def congested(self) -> bool:
-        """The client does not read as fast as we write: `flush` would wait."""
+        """Whether `flush` would wait, because the client reads more slowly than we
+        write."""
         return self._write_paused
 
     @property
     def gathered_bytes(self) -> int:
-        """Output that the transport does not have yet."""
+        """Bytes of output that the transport does not have yet."""
         return self._out_bytes
 
     @property
     def unsent_bytes(self) -> int:
-        """Output that has not left the process."""
+        """Bytes of output that have not left the process."""
         return self._out_bytes + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
 
     def send(self) -> None:
-        """Hand the output over and do not wait. Without a client it is dropped."""
+        """Hand the output to the transport without waiting. Drop it if the client is
+        gone."""
         if not self._out:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
@@ -163,7 +170,8 @@ class Stream(asyncio.Protocol, ABC):
             self._transport.write(data)
 
     async def flush(self) -> None:
-        """Hand the output over, wait for a slow client, let other tasks run in time.
+        """Hand the output over, wait for a slow client, and let other tasks run in
+        time.
 
         Raises: ConnectionResetError if the client is gone.
         """
@@ -206,23 +214,23 @@ class Stream(asyncio.Protocol, ABC):
 
     @property
     def reading(self) -> bool:
-        """Reading is not paused."""
+        """Whether reading is not paused."""
         return not self._reading_paused
 
     def pause_reading(self) -> None:
-        """Take nothing more from the client for now."""
+        """Read nothing more from the client for now."""
         if not self._reading_paused and self._transport is not None and not self._closing:
             self._reading_paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Take what the client sends."""
+        """Read again what the client sends."""
         if self._reading_paused and self._transport is not None and not self._closing:
             self._reading_paused = False
             self._transport.resume_reading()
 
     async def handshake(self, upgrade: Upgrade) -> None:
-        """Continue under TLS.
+        """Start TLS.
 
         All output goes out in clear first. All input that came in clear is thrown away.
         Raises: ConnectionResetError if the handshake fails; then the connection ends.
@@ -236,10 +244,10 @@ class Stream(asyncio.Protocol, ABC):
         try:
             self._transport = await upgrade(transport, self)
         except BaseException as error:
-            # asyncio does not call `connection_lost` if it ends in a handshake.
+            # asyncio does not call `connection_lost` if the handshake fails.
             self._gone()
             transport.abort()
-            if isinstance(error, OSError):  # ssl.SSLError is a kind of it
+            if isinstance(error, OSError):  # ssl.SSLError is an OSError
                 raise ConnectionResetError(f"TLS handshake failed: {error}") from error
             raise
         self._transport.set_write_buffer_limits(high=self.flow.write_buffer_max)
@@ -249,12 +257,12 @@ class Stream(asyncio.Protocol, ABC):
     # -- time and end ----------------------------------------------------------------------------------------------
 
     def arm(self, delay_s: float) -> None:
-        """Set the timer anew."""
+        """Set the timer, and cancel the timer that was set before."""
         self._disarm()
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._due)
 
     def close(self) -> None:
-        """Send what is gathered and close; nothing more is read."""
+        """Send the gathered output and close. Nothing more is read."""
         if self._closing or self._transport is None:
             return
         self.send()
@@ -263,7 +271,7 @@ class Stream(asyncio.Protocol, ABC):
         self.arm(CLOSE_TIMEOUT_S)
 
     def abort(self) -> None:
-        """Cut the connection; what is gathered is lost."""
+        """Cut the connection. Gathered output is lost."""
         self._closing = True
         if self._transport is not None:
             self._transport.abort()
@@ -283,7 +291,7 @@ class Stream(asyncio.Protocol, ABC):
             self.arm(again_s)
 
     def _gone(self) -> None:
-        """The transport has ended: no timer, no output, nobody waits for the client."""
+        """The transport has ended: stop the timer, drop output, and wake the writer."""
         self._lost = self._closing = True
         self._disarm()
         self._out = []

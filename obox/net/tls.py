@@ -1,10 +1,11 @@
-"""Certificates for "/tls" addresses and STARTTLS: chosen by name, replaced at run time.
+"""Certificates for "/tls" addresses and STARTTLS. The client's host name chooses one of
+them, and a reload replaces them.
 
-Invariant: what is in use has been checked: it can be read, the key matches, the names
-are known. All connections get the same context object for the life of the process. Its
-handshake callback takes the certificates that are in use at that moment, so that a
-reload touches no listener and no open connection. A client that names no host, or a
-host that no certificate has, gets the first certificate.
+Invariant: certificates in use have been checked. They can be read, their keys match,
+and their names are known. All connections get the same context object for the life of
+the process. Its handshake callback takes the certificates that are in use at that
+moment, so that a reload touches no listener and no open connection. A client that names
+no host, or a host that no certificate has, gets the first certificate.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 TICKETS = 2
-"""TLS 1.3 session tickets of a handshake: the library's default, written down."""
+"""TLS 1.3 session tickets that a handshake sends. It is the library's default."""
 
 
 class TlsError(Exception):
-    """A certificate or key that cannot be used; one line that names the file."""
+    """A certificate or key cannot be used. The text is a single line that names the
+    file."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """All certificates of one load. by_name: lower case, a wildcard as `*.domain`."""
+    """The certificates of one load. by_name: names in lower case, a wildcard as
+    `*.domain`."""
 
     first: ssl.SSLContext
     digest: bytes
@@ -46,7 +49,8 @@ class _Set:
 
 
 def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
-    from cryptography import x509  # 15 ms of the start of a backend without certificates
+    # 15 ms of the start of a backend without certificates.
+    from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
     contexts: list[ssl.SSLContext] = []
@@ -82,7 +86,7 @@ def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
-    """DNS names of a certificate; the subject only where there are none.
+    """Return the DNS names of a certificate, or its subject if it has no DNS names.
 
     RFC 9525 §2.
     """
@@ -99,8 +103,8 @@ def _names(leaf: x509.Certificate) -> list[str]:
 class Certificates:
     """The certificates of the process.
 
-    context: for listeners and STARTTLS, the same object through all reloads.
-    Raises: TlsError, at making and at `prepare`.
+    context: the context for listeners and STARTTLS. Reloads do not replace the object.
+    Raises: TlsError, from the constructor and from `prepare`.
     """
 
     def __init__(self, certs: Sequence[Path], keys: Sequence[Path]) -> None:
@@ -109,24 +113,28 @@ class Certificates:
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
         self.context.num_tickets = TICKETS
-        self.context.load_cert_chain(certs[0], keys[0], password="")  # a handshake starts with some certificate
+        # A handshake needs a certificate to start with.
+        self.context.load_cert_chain(certs[0], keys[0], password="")
         self.context.sni_callback = self._choose
 
     @staticmethod
     def prepare(certs: Sequence[Path], keys: Sequence[Path]) -> _Set:
-        """Read and check, use nothing yet. Blocks on the files."""
+        """Read and check certificates without using them yet. It blocks on the
+        files."""
         if not certs or len(certs) != len(keys):
             raise TlsError("tls.cert: one key for each certificate")
         return _load(list(zip(certs, keys, strict=True)))
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of what a client that names no host is shown: what the trusted link is
-        bound to. RFC 5929 §4 (tls-server-end-point)."""
+        """SHA-256 of the certificate that a client gets if it names no host.
+
+        The trusted link is bound to it. RFC 5929 §4 (tls-server-end-point).
+        """
         return self._set.digest
 
     def use(self, loaded: _Set) -> None:
-        """Serve what `prepare` has read to every handshake from now on."""
+        """Use what `prepare` has read for every handshake from now on."""
         self._set = loaded
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
@@ -134,10 +142,10 @@ class Certificates:
 
 
 def starttls(context: Callable[[], ssl.SSLContext], handshake_s: float) -> Upgrade:
-    """What turns a connection in clear into one under TLS.
+    """Return a function that starts TLS on a connection in clear.
 
-    context: gives the context to use, anew for each handshake. handshake_s: for the
-    handshake, from the first byte to the last.
+    context: called for each handshake; returns the context to use. handshake_s: the
+    time limit of a handshake, from the first byte to the last.
     """
 
     async def upgrade(transport: asyncio.Transport, protocol: asyncio.Protocol) -> asyncio.Transport:

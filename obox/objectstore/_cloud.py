@@ -53,7 +53,7 @@ _NOT_SENT = ("error trying to connect", "Connection refused", "ConnectError", "d
 """Texts which show that a request had no effect."""
 
 _PASSING = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")
-"""S3's error codes for "try again", whatever the status."""
+"""S3's error codes for "try again", with any status."""
 
 _OS_WORDS = re.compile(r'(?:message|error): "((?:[^"\\\n]|\\.){1,200})"')
 """As in `Os { code: 111, kind: ConnectionRefused, message: "Connection refused" }`."""

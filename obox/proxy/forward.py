@@ -7,8 +7,8 @@ What cannot be reached is Unavailable, which is no failed login. The same object
 owner's end: it takes forwards of other members, and never forwards them again
 (docs/cluster.md, "Forwarding").
 
-Diagnostics: a backend that does not answer, and one that has no common secret with us,
-are logged as warnings; a forged forward likewise, with the peer's address. It refuses
+Diagnostics: warnings in the log name a backend that does not answer or has no common
+secret with us, and a forged forward, with the peer's address. It refuses
 to know mailboxes, and what goes over a splice.
 """
 

@@ -1,6 +1,7 @@
 """The process around the protocols: signals, log, metrics, watched files, HTTP.
 
-Knows no IMAP, no LMTP and no mail: it is handed callables. `obox.backend` wires it.
+This room knows no IMAP, no LMTP and no mail. It is given callables, and `obox.backend`
+connects them.
 """
 
 from obox.server.http import HttpServer, application

@@ -1,4 +1,4 @@
-"""What the kernel says of some directories, by watchdog."""
+"""Events of directories, from the kernel by way of watchdog."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _READ_ONLY: Final = frozenset({"opened", "closed_no_write"})
 
 
 class Watching(FileSystemEventHandler):
-    """One observer of some directories, not of what is below them."""
+    """Observes directories without their subdirectories."""
 
     def __init__(self, places: set[str], moved: Callable[[], None]) -> None:
         self.places = places

@@ -1,22 +1,24 @@
-"""HTTP: /metrics, the probes, and the place of the admin API.
+"""HTTP: /metrics, the probes, and the server of the admin API.
 
-This room runs uvicorn's protocol on our own listeners. uvicorn's own server would take
-the signals, and it does not know "/proxy" entries. `/healthz` answers from the loop
-alone and asks neither bucket nor caches: a restart would not help those. `/readyz`
-answers 200 while the process is not draining.
+This room runs uvicorn's protocol on our own listeners. uvicorn's own server would
+handle the signals, and it does not support "/proxy" entries. `/healthz` only shows that
+the loop runs. It checks neither bucket nor caches, because a restart would not repair
+those. `/readyz` answers 200 while the process is not draining.
 
-Theory of operation. A connection is silent (`obox.net.pending`) until the header of
-a request is complete, and again after the response; the header must arrive within
+Theory of operation. A connection is silent (`obox.net.pending`) until the header of a
+request is complete, and again after the response; the header must arrive within
 HEADER_S. A silent connection does not count as a request, and is closed first when a
-new connection needs its place. Requests have places of their own. The probes and
-/metrics have other places, so that requests of the API cannot use those up.
-A probe has its place while its answer is made. A client that is slow to take the answer
-counts as silent, so that it holds nothing that others need.
+new connection needs its place. The number of requests under way is limited. The probes
+and /metrics have a limit of their own, so that requests of the API cannot keep them
+from being answered. A probe counts while its answer is made. A client that reads the
+answer slowly counts as silent, so that it holds nothing that others need.
 
     silent --header--> busy --response complete--> silent (kept for KEEP_ALIVE_S)
-    silent --HEADER_S--> closed;  busy --BODY_S without a byte of the body, WRITE_S without reading--> cut
+    silent --HEADER_S--> closed
+    busy --BODY_S without a byte of the body, WRITE_S without reading--> cut
 
-Diagnostics: a client that leaves in the middle of a request or a response is no error.
+Diagnostics: a client that leaves in the middle of a request or a response is not an
+error.
 """
 
 from __future__ import annotations
@@ -44,30 +46,33 @@ from obox.net import Entry, Pending, Via
 from obox.server.metrics import CONTENT_TYPE
 
 KEEP_ALIVE_S: Final = 30
-"""Without a request: longer than the usual 15 s between scrapes, so that a scraper
-keeps its connection."""
+"""Time without a request until the connection is closed. It is longer than the usual 15
+s between scrapes, so that a scraper keeps its connection."""
 HEADER_S: Final = 10.0
-"""For the header of a request, from the connection or its first byte on."""
+"""Time limit of a request's header, from the connection or the header's first byte
+on."""
 BODY_S: Final = 30.0
-"""Without a byte of a body that has been announced."""
+"""Time without a byte of an announced body."""
 WRITE_S: Final = 120.0
-"""For a client that does not read to take something: as long as a pull waits."""
+"""How long a client may read nothing. It is as long as a pull waits."""
 CLOSE_S: Final = 10.0
-"""For the last bytes to go; then the connection is cut."""
+"""Time limit for sending the last bytes; then the connection is cut."""
 HEADER_BYTES_MAX: Final = 16 * 1024
 SILENT_MAX: Final = 256
-"""Connections without a request under way, of one server; beyond, the oldest gives
-way."""
+"""Connections of a server without a request under way. With more, the oldest is
+closed."""
 SILENT_ADDRESS_MAX: Final = 64
-"""The same of one client address."""
+"""Such connections of a single client address."""
 REQUESTS_MAX: Final = 256
-"""Requests under way; more get 503."""
+"""Requests under way. Further requests get 503."""
 PROBES_MAX: Final = 16
-"""The same of /healthz, /readyz and /metrics: places of their own."""
+"""Requests of /healthz, /readyz and /metrics under way. They have this limit of their
+own."""
 METRICS_SHARE: Final = 0.1
-"""Of the loop's time for the text of /metrics, which takes some 5 ms: who asks more often gets the last one again."""
+"""Share of the loop's time for making the text of /metrics, which takes some 5 ms. A
+client that asks more often gets the last text again."""
 METRICS_BURST_S: Final = 0.1
-"""CPU time that may go into it at once, some 20 texts, before the share counts."""
+"""CPU time that may be used at once, for some 20 texts, before the share applies."""
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -79,10 +84,11 @@ def application(
 ) -> Starlette:
     """Make one ASGI application.
 
-    metrics: text for /metrics. draining: turns the probes on, and /readyz to 503 when
-    true. Without them the paths are 404: with [metrics] there, [http] has none of the
-    three. routes: the admin API; `request.state.local` says whether the request came
-    over a unix socket from root or from the user that this process runs as.
+    metrics: returns the text for /metrics. draining: serves the probes; /readyz answers
+    503 while it returns true. Without these parameters the paths are 404: if there is a
+    section [metrics], [http] has none of the three. routes: the admin API;
+    `request.state.local` says whether the request came over a unix socket from root or
+    from the user that this process runs as.
     """
 
     text, credit_s, counted_at = b"", METRICS_BURST_S, time.monotonic()
@@ -117,7 +123,7 @@ def application(
 class _Protocol(H11Protocol):
     """uvicorn's protocol, with a time limit for each step of the client.
 
-    It also knows which user is at the other end of a unix socket.
+    It also knows which user a unix socket's peer is.
     """
 
     def __init__(
@@ -145,12 +151,12 @@ class _Protocol(H11Protocol):
         super().data_received(data)
         if self._busy:
             self._within(BODY_S if self.cycle.more_body else None)
-        elif self._timer is None:  # the first bytes of another request
+        elif self._timer is None:  # these are the first bytes of another request
             self._within(HEADER_S)
         self._ends()
 
     def handle_events(self) -> None:
-        """Also called by uvicorn for what was pipelined behind a request."""
+        """Handle what was received. uvicorn also calls it for pipelined requests."""
         super().handle_events()
         if self._busy and self._place is not None:
             if self.cycle.scope["path"] not in PROBES:
@@ -162,7 +168,7 @@ class _Protocol(H11Protocol):
         self._within(None)
         self._quiet()
         super().on_response_complete()
-        if self._busy:  # a pipelined one has begun
+        if self._busy:  # a pipelined request has begun
             return
         if self.conn.trailing_data[0]:
             self._within(HEADER_S)
@@ -190,15 +196,14 @@ class _Protocol(H11Protocol):
             super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Where a response has begun there is none to send any more: the connection
-        ends.
-        """
+        """Send 400, or end the connection if a response has already begun."""
         if self._busy:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             self.flow.resume_writing()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            headers = [("Content-Length", "0"), ("Connection", "close")]  # no text: it may be a HEAD
+            # There is no text, because the request may be a HEAD.
+            headers = [("Content-Length", "0"), ("Connection", "close")]
             for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
@@ -212,7 +217,8 @@ class _Protocol(H11Protocol):
             self._place = self._silent.enter(self._remote or "", self.transport.abort)
 
     def _within(self, seconds: float | None) -> None:
-        """Give the client so long for its next step; None: it has none to do."""
+        """Set the time limit of the client's next step. None: the client has nothing to
+        do."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None else self.loop.call_later(seconds, self._late)
@@ -226,13 +232,13 @@ class _Protocol(H11Protocol):
             self._within(CLOSE_S)
 
     def _ends(self) -> None:
-        """Limit how long a connection that is being closed waits for its client to read."""
+        """Limit how long a closing connection waits for its client to read."""
         if self.transport.is_closing():
             self._within(CLOSE_S)
 
 
 class _Places:
-    """ASGI: so many requests at a time, the probes apart; a client that leaves is no
+    """ASGI: limits requests under way, and probes apart. A client that leaves is no
     error.
     """
 
@@ -255,7 +261,7 @@ class _Places:
             held = False
 
         async def answer(message: Message) -> None:
-            leave()  # the rest is up to the client
+            leave()  # the rest depends on the client
             await send(message)
 
         try:
@@ -267,9 +273,10 @@ class _Places:
 
 
 def _trusted(transport: asyncio.BaseTransport) -> bool:
-    """Is the peer root or our own user? SO_PEERCRED, unix(7): pid, uid, gid."""
+    """Whether the peer is root or our own user. SO_PEERCRED, unix(7): pid, uid, gid."""
     sock = transport.get_extra_info("socket")
-    with socket.socket(fileno=os.dup(sock.fileno())) as own:  # the loop's is no whole socket
+    # The loop's socket object lacks methods that are needed here.
+    with socket.socket(fileno=os.dup(sock.fileno())) as own:
         peer = own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", peer)
     return uid in (0, os.geteuid())
@@ -301,7 +308,7 @@ class HttpServer:
         return _Protocol(self._config, self._state, unix=entry.path is not None, remote=remote, silent=self._silent)
 
     async def close(self) -> None:
-        """Finish the requests at hand, close idle connections.
+        """Finish the requests under way and close idle connections.
 
         Call it after the listeners have stopped.
         """

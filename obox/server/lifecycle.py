@@ -1,13 +1,15 @@
-"""From start to stop: signals, reload, drain, watchdog; and how late the loop is.
+"""The process from start to stop: signals, reload, drain, watchdog, delay of the loop.
 
-    starting --run()--> serving --SIGTERM, SIGINT, SIGUSR1--> draining --all drained or out of time--> stopped
-                        serving --SIGHUP--> serving: all is loaded and checked, then used, or nothing is
+    starting --run()--> serving
+    serving --SIGHUP--> serving: all is loaded and checked, then used, or nothing is
+    serving --SIGTERM, SIGINT, SIGUSR1--> draining
+    draining --all drained or out of time--> stopped
 
 Invariant: mail is durable before it is acknowledged, so a drain that is cut short loses
-work and no mail. Drains run in the order of registration, under one time limit. A second
-signal ends the drain that runs and gives each later drain `HURRY_S`. The exit code is 0
-either way. SIGUSR1 stops the process for a restart on the same disk: a drain may leave
-for later what is safe there (`returning`).
+work but no mail. Drains run in the order of registration, and share a time limit. A
+second signal ends the drain that runs and gives each later drain `HURRY_S`. The exit
+code is 0 in both cases. SIGUSR1 stops the process for a restart on the same disk: then
+a drain may leave work for the next start if the local state is safe (`returning`).
 """
 
 from __future__ import annotations
@@ -21,17 +23,20 @@ from typing import Any, NamedTuple
 from obox.errors import Unavailable
 from obox.server.notify import Notifier
 
-HURRY_S = 2.0  # for each drain after a second signal: one more round trip to the bucket, no more
-LAG_INTERVAL_S = 0.25  # between measurements of the loop
+# For each drain after a second signal: enough for a round trip to the bucket.
+HURRY_S = 2.0
+LAG_INTERVAL_S = 0.25  # between measurements of the loop's delay
 _ENDING = "the backend is stopping"
-OPEN_FILES_MAX = 1 << 20  # where the system sets no limit: a million sessions are more than one process serves
-LAG_LOG_S = 0.5  # later than this is worth a line; the goal is 50 ms
+# Used if the system has no limit. No process serves a million sessions.
+OPEN_FILES_MAX = 1 << 20
+LAG_LOG_S = 0.5  # longer delays are logged; the goal is 50 ms
 
 Drain = Callable[[], Awaitable[None]]
 
 
 class Reloaded(NamedTuple):
-    """The settings that differ, by name: those in use from now on, and those that wait."""
+    """Names of changed settings: those in use from now on, and those that wait for a
+    restart."""
 
     applied: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
@@ -43,9 +48,11 @@ Prepare = Callable[[], Callable[[], Reloaded]]
 class Lifecycle:
     """State of the process.
 
-    `draining`: /readyz answers 503. `returning`: the stop is for a restart.
+    draining: /readyz answers 503. returning: the stop is for a restart on the same
+    disk.
 
-    drain_timeout_s: for all drains together, of a stop that begins later.
+    drain_timeout_s: time limit of all drains together; a change counts for a later
+    stop.
     """
 
     def __init__(self, *, log: Any, notifier: Notifier, drain_timeout_s: float) -> None:
@@ -68,30 +75,32 @@ class Lifecycle:
         self._drains.append((name, drain))
 
     def on_reload(self, name: str, prepare: Prepare) -> None:
-        """Register for SIGHUP. prepare: loads and checks in a thread, returns what uses
-        it; raises to keep the old.
+        """Register for SIGHUP. prepare: loads and checks in a thread, and returns a
+        function that uses the result. If it raises, everything stays as it is.
         """
         self._reloads.append((name, prepare))
 
     def stop(self) -> None:
-        """What SIGTERM does: drain, and hurry when it comes again."""
+        """Do what SIGTERM does: drain. The second call shortens the drains."""
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
 
     def stop_to_return(self) -> None:
-        """What SIGUSR1 does; during a stop it hurries, as another SIGTERM would."""
+        """Do what SIGUSR1 does. During a stop it shortens the drains, as another
+        SIGTERM would."""
         self.returning = self.returning or not self._stop.is_set()
         self.stop()
 
     def reload(self) -> None:
-        """What SIGHUP does."""
+        """Do what SIGHUP does."""
         self._reload.set()
 
     async def reloaded(self) -> Reloaded:
         """Reload, and return when it is done.
 
-        Raises what was wrong: all is as before; Unavailable: it stops.
+        Raises what was wrong; then nothing has changed. Raises Unavailable if the
+        process stops.
         """
         if self._stop.is_set():
             raise Unavailable(_ENDING)
@@ -101,7 +110,8 @@ class Lifecycle:
         return await asked
 
     async def run(self, *, signals: bool = True, status: str = "") -> int:
-        """Say READY, serve until told to stop, drain. Returns the exit code."""
+        """Report READY, serve until a signal or `stop`, and drain. Returns the exit
+        code."""
         loop = asyncio.get_running_loop()
         handlers = {
             signal.SIGTERM: self.stop,
@@ -153,7 +163,7 @@ class Lifecycle:
             signalled = tasks.create_task(self._hurry.wait())
             done, _ = await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
             signalled.cancel()
-            work.cancel()  # no effect on one that is done
+            work.cancel()  # no effect on a task that is done
         if work not in done:
             raise TimeoutError
 
@@ -193,15 +203,16 @@ class Lifecycle:
         return Reloaded(applied, waiting)
 
     async def _watchdog(self) -> None:
-        """Report from the loop that it runs; the service manager restarts one that hangs."""
+        """Report from the loop that it runs. The service manager restarts a process
+        that hangs."""
         while self._notifier.watchdog_interval_s:
             self._notifier.watchdog()
             await asyncio.sleep(self._notifier.watchdog_interval_s)
 
 
 def raise_open_files_limit() -> int:
-    """Allow as many descriptors as the hard limit does, return how many: the soft one
-    is often 1024.
+    """Raise the limit of open files from the soft limit, often 1024, to the hard limit,
+    and return it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
@@ -211,7 +222,7 @@ def raise_open_files_limit() -> int:
 
 
 def _answer(asked: list[asyncio.Future[Reloaded]], answer: Reloaded | Exception) -> None:
-    """Tell those who asked and still wait."""
+    """Answer the callers that still wait."""
     for future in asked:
         if future.done():
             continue
@@ -226,8 +237,8 @@ async def _awaited(drain: Drain) -> None:
 
 
 class LoopLag:
-    """Measures how late the loop wakes a sleeper. observe: gets each lag, in seconds (a
-    histogram).
+    """Measures the delay of the loop's timers. observe: called with each delay in
+    seconds.
     """
 
     def __init__(self, *, observe: Callable[[float], None], log: Any, interval_s: float = LAG_INTERVAL_S) -> None:

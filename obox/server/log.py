@@ -1,8 +1,8 @@
-"""The log: one event per line on stderr, UTC, as JSON, logfmt or for a console.
+"""The log: an event on each line of stderr, in UTC, as JSON, logfmt or console text.
 
-Invariant: a secret does not get here. Values under a name that means a secret are
-masked, `Secret` masks itself, and control characters are escaped, so that what a client
-sends cannot forge a line.
+Invariant: the log has no secrets. Values under a name that means a secret are masked,
+and `Secret` masks itself. Control characters are escaped, so that a client cannot forge
+a line.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Any, Protocol, TextIO
 import structlog
 
 MASK = "********"
-KEYS_MAX = 1024  # of one `once_a_minute`: beyond it, all that are older than a minute are forgotten
+# Keys of a single `once_a_minute`. With more, keys older than a minute are dropped.
+KEYS_MAX = 1024
 
-RECENT_MAX = 1000  # warnings and errors kept in memory for `oboxadm log errors`, about a kilobyte each
+# Warnings and errors kept in memory for `oboxadm log errors`, about a kilobyte each.
+RECENT_MAX = 1000
 
 _SECRET = re.compile(r"pass(word|wd)?|secret(_access_key)?|token|authorization|api_key|credentials?|master_key", re.I)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -57,14 +59,15 @@ def _second(now_s: int) -> str:
 
 
 def _stamped(_: Any, __: str, event: Event) -> Event:
-    """UTC, with microseconds; the date is made once a second, not once a line."""
+    """Add the time in UTC with microseconds. The date is formatted once a second, not
+    for each line."""
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
     event["timestamp"] = f"{_second(seconds)}.{microseconds:06d}Z"
     return event
 
 
 def _ordered(_: Any, __: str, event: Event) -> Event:
-    """When, how bad, what: first in every line."""
+    """Put time, level and event first in every line."""
     first = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
     return {**first, **event}
 
@@ -73,12 +76,12 @@ _recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
 
 
 def recent_problems() -> list[dict[str, Any]]:
-    """The last warnings and errors of this process, the oldest first."""
+    """Return the last warnings and errors of this process, the oldest first."""
     return list(_recent)
 
 
 def _remember(_: Any, __: str, event: Event) -> Event:
-    """Keep warnings and worse, masked and on one line as they are logged."""
+    """Keep warnings and errors, masked and on a single line as they are logged."""
     if event.get("level") in ("warning", "error", "critical", "exception"):
         kept = {key: value for key, value in event.items() if not key.startswith("_") and key != "exc_info"}
         _recent.append({key: value if isinstance(value, int | float) else str(value) for key, value in kept.items()})
@@ -86,24 +89,25 @@ def _remember(_: Any, __: str, event: Event) -> Event:
 
 
 class _Leveled(structlog.BoundLoggerBase):
-    """Every logger of the process. `set_level` gives it its methods: loggers are kept
-    by their modules for ever, their class is what can be changed."""
+    """The class of every logger of the process. Modules keep their loggers for ever, so
+    `set_level` replaces methods of this class instead."""
 
 
 def set_level(level: str) -> None:
-    """The least that is logged from now on, also by loggers that are in use."""
+    """Set the lowest level that is logged from now on, also by loggers that are in
+    use."""
     for name, method in vars(structlog.make_filtering_bound_logger(_LEVELS[level])).items():
         if not name.startswith("__"):
             setattr(_Leveled, name, method)
-    # Libraries are chatty below warning (one line per request of an SDK), and that is
-    # for debugging only.
+    # Below the level warning, libraries log much, such as a line for each request of an
+    # SDK. That is for debugging only.
     logging.getLogger().setLevel(logging.DEBUG if level == "debug" else max(logging.WARNING, _LEVELS[level]))
     for name in ("asyncio", "uvicorn", "uvicorn.error", "botocore", "urllib3"):
         logging.getLogger(name).setLevel(max(logging.INFO if level == "debug" else logging.WARNING, _LEVELS[level]))
 
 
 def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO | None = None) -> None:
-    """Send structlog and the standard library's logging to one place.
+    """Send structlog and the standard library's logging to the same stream.
 
     level: debug, info, warning, error. format: json, logfmt, console; auto: console on
     a terminal, else json.
@@ -155,13 +159,15 @@ class _Logs(Protocol):
 
 
 class OnceAMinute:
-    """A logger that says the same thing once a minute, with how often it kept silent."""
+    """A logger that repeats a line at most once a minute, with the number of lines that
+    it left out."""
 
     def __init__(self, logger: _Logs, interval_s: float, clock: Callable[[], float]) -> None:
         self._logger = logger
         self._interval_s = interval_s
         self._clock = clock
-        self._said: dict[str, list[float]] = {}  # key -> [when, how many since]
+        # Key -> [time of the last line, lines left out since].
+        self._said: dict[str, list[float]] = {}
 
     def info(self, event: str, *, key: str = "", **values: Any) -> None:
         self._log(self._logger.info, event, key, values)
@@ -191,7 +197,7 @@ class OnceAMinute:
 def once_a_minute(
     logger: _Logs, *, interval_s: float = 60.0, clock: Callable[[], float] = time.monotonic
 ) -> OnceAMinute:
-    """Wrap a logger for errors that repeat, such as an unreachable bucket. key: tells
-    things of one event apart.
+    """Wrap a logger for errors that repeat, such as an unreachable bucket. key:
+    distinguishes lines with the same event.
     """
     return OnceAMinute(logger, interval_s, clock)

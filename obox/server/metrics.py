@@ -1,9 +1,8 @@
-"""What is counted, and its names: Prometheus text of everything that this process knows
-about itself.
+"""The metrics of this process and their names, as Prometheus text.
 
 Names are API. Numbers that other rooms keep (requests to the bucket, the caches) are
-read from callables when somebody scrapes; the rest are counters handed out here. A
-registry of its own, so that two backends fit into one test process.
+read from callables at each scrape. The other numbers are counters of this module. The
+registry belongs to the object, so that a test process can have two backends.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Requests(Protocol):
-    """Numbers of one (op, kind). buckets[i]: requests within bounds[i] seconds, not
-    cumulated; then all others.
+    """Numbers of an (op, kind). buckets[i]: requests that took at most bounds[i]
+    seconds, not cumulated; the last item has all others.
     """
 
     requests: int
@@ -112,7 +111,7 @@ class Metrics:
         )
         self.loop_lag = Histogram(
             "obox_loop_lag_seconds",
-            "How late the event loop woke a sleeper.",
+            "Delay of timers of the event loop.",
             buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
             registry=registry,
         )
@@ -127,26 +126,27 @@ class Metrics:
         self.lmtp_deliveries.labels(kind).inc()
 
     def objectstore(self, snapshot: Snapshot, bounds_s: Iterable[float]) -> None:
-        """Show requests to the bucket. snapshot: numbers by (op, kind); bounds_s: of
-        their histogram.
+        """Show requests to the bucket. snapshot: returns numbers by (op, kind).
+        bounds_s: bounds of their histogram.
         """
         self.registry.register(_Lazy(_Objectstore(snapshot, tuple(bounds_s))))
 
     def source(self, room: str, read: Callable[[], Mapping[str, float]], doc: str = "") -> None:
-        """Show numbers of a room as obox_<room>_<name>; a name that ends in _total is a
-        counter, others are gauges.
+        """Show numbers of a room as obox_<room>_<name>. A name that ends in _total is a
+        counter; others are gauges.
         """
         self.registry.register(_Lazy(_Source(f"obox_{room}", read, doc or f"Of {room}.")))
 
     def exposition(self) -> bytes:
-        """All of it, as text (CONTENT_TYPE)."""
-        # The library sorts labels; op first is how the manual writes them, and how
-        # somebody greps.
+        """Return all metrics as text (CONTENT_TYPE)."""
+        # The library sorts labels. The manual has `op` first, and people search for
+        # that.
         return _SORTED.sub(rb'\1{op="\4",kind="\2"\3}', generate_latest(self.registry))
 
 
 class _Lazy(Collector):
-    """A collector that is not asked at registration: its room may not have begun yet."""
+    """A collector that is not read at registration, because its room may not have
+    started."""
 
     def __init__(self, inner: Collector) -> None:
         self._inner = inner

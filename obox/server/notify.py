@@ -1,8 +1,8 @@
 """Messages to the service manager over $NOTIFY_SOCKET. sd_notify(3), systemd.service(5)
 Type=notify-reload.
 
-Without the variable nothing is sent. A message that cannot be sent is not reported:
-mail matters more.
+Without the variable nothing is sent. A message that cannot be sent is not reported,
+because serving mail matters more.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """environ: as the process got it. watchdog_interval_s: how often `watchdog` is due,
-    None if nobody watches.
+    """environ: the environment of the process. watchdog_interval_s: how often
+    `watchdog` is due; None if there is no watchdog.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -33,8 +33,8 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str = "", *, within_s: float = 0) -> None:
-        """within_s: it may take so long; the manager waits if that is more than its own
-        TimeoutStopSec.
+        """within_s: how long the stop may take. The manager waits that long if this is
+        more than its TimeoutStopSec.
         """
         more = f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}" if within_s else ""
         self._send("STOPPING=1", f"STATUS={status}" if status else "", more)
@@ -53,4 +53,4 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
                 sock.sendto(message.encode(), self._address)
         except OSError:
-            pass  # nobody listens, or its queue is full
+            pass  # no process listens, or its queue is full

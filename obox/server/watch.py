@@ -1,14 +1,13 @@
-"""Files that others replace while the process runs: certificates that were renewed.
+"""Watches files that are replaced while the process runs, such as renewed certificates.
 
 The kernel reports that something changed in a directory (watchdog). Then the files
-themselves are compared, so that the way of the replacement does not matter: a file may
-be written in place, another may be renamed over it, or a symbolic link may point
-elsewhere.
+themselves are compared, so that it does not matter how they are replaced. A file may be
+written in place, another file may be renamed to its name, or a symbolic link may be
+changed.
 
-Invariant: `changed` runs once after no file has changed for SETTLE_S, and never twice
-at the same time.
-Refuses to know: what is in the files. Diagnostics: a directory that cannot be watched
-is logged once; the operator can still send SIGHUP.
+Invariant: `changed` runs once after no file has changed for QUIET_S, and never twice at
+the same time. This module does not know what the files contain. Diagnostics: a
+directory that cannot be watched is logged once. The operator can still send SIGHUP.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-SETTLE_S: Final = 1.0
-"""A certificate and its key are two files: they come one after the other."""
+QUIET_S: Final = 1.0
+"""How long no file may change before `changed` runs. A certificate and its key are two
+files, which are replaced one after the other."""
 
 LINKS_MAX: Final = 8
 
@@ -29,25 +29,26 @@ class FileWatch:
     """See the module's text. log: a bound logger."""
 
     def __init__(
-        self, files: Sequence[Path], changed: Callable[[], Awaitable[None]], *, log: Any, settle_s: float = SETTLE_S
+        self, files: Sequence[Path], changed: Callable[[], Awaitable[None]], *, log: Any, quiet_s: float = QUIET_S
     ) -> None:
         self._files = files
         self._changed = changed
         self._log = log
-        self._settle_s = settle_s
+        self._quiet_s = quiet_s
         self._moved = asyncio.Event()
         self._known = _stamps(files)
 
     def follow(self, files: Sequence[Path]) -> None:
-        """Watch other files from now on; they are as their user knows them."""
+        """Watch other files from now on. Their present contents count as known."""
         self._files, self._known = files, _stamps(files)
         self._moved.set()
 
     async def run(self) -> None:
-        """Watch until cancelled; with no files there is nothing to do."""
+        """Watch until cancelled. Without files it only waits."""
         if not self._files:
             return
-        from ._watching import Watching  # 5 ms of the start of a backend that has nothing to watch
+        # The import takes 5 ms, which a backend that watches nothing does not spend.
+        from ._watching import Watching
 
         loop = asyncio.get_running_loop()
         watching = None
@@ -57,18 +58,17 @@ class FileWatch:
                 if watching is None or watching.places != places:
                     if watching is not None:
                         await asyncio.to_thread(watching.stop)
-                    watching = Watching(places, lambda: _tell(loop, self._moved))
+                    watching = Watching(places, lambda: _set_event(loop, self._moved))
                     try:
                         await asyncio.to_thread(watching.start)
                     except OSError as error:
                         self._log.warning("cannot watch for changed files, SIGHUP rereads them", error=str(error))
                         return
-                    # What changed before the watch began is seen by the comparison
-                    # below.
+                    # The comparison below finds changes from before the watch began.
                 else:
                     await self._moved.wait()
                 self._moved.clear()
-                while await self._restless():
+                while await self._still_changing():
                     pass
                 now = _stamps(self._files)
                 if now != self._known:
@@ -78,10 +78,10 @@ class FileWatch:
             if watching is not None:
                 await asyncio.shield(asyncio.to_thread(watching.stop))
 
-    async def _restless(self) -> bool:
-        """Whether something moved within the settling time."""
+    async def _still_changing(self) -> bool:
+        """Whether a file has changed within QUIET_S."""
         try:
-            async with asyncio.timeout(self._settle_s):
+            async with asyncio.timeout(self._quiet_s):
                 await self._moved.wait()
         except TimeoutError:
             return False
@@ -89,8 +89,8 @@ class FileWatch:
         return True
 
 
-def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    """Out of the observer's thread, which may outlive the loop."""
+def _set_event(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """Set the event from the observer's thread, which may outlive the loop."""
     try:
         loop.call_soon_threadsafe(event.set)
     except RuntimeError:
@@ -98,7 +98,7 @@ def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
 
 
 def _directories(files: Sequence[Path]) -> set[str]:
-    """Where the files lie, and each symbolic link on the way to them."""
+    """Return the directories of the files, and of each symbolic link in their paths."""
     out: set[str] = set()
     for file in files:
         at = Path(os.path.abspath(file))
@@ -112,8 +112,8 @@ def _directories(files: Sequence[Path]) -> set[str]:
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[int, int, int] | None]:
-    """What tells one file from another under the same name; None for one that is not
-    there.
+    """Return what identifies each file, so that a replacement is noticed; None if it is
+    missing.
     """
     out: list[tuple[int, int, int] | None] = []
     for file in files:

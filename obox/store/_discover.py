@@ -29,6 +29,7 @@ from .box import Found
 from .index import Index, give_modseq
 from .stage import Edit
 from .stamp import Assignment, Trust
+from .turn import Turn
 
 log = structlog.get_logger()
 
@@ -63,8 +64,10 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
         pending = [*fragments, *pending]
     elif worth is Trust.COMPARE:
         merged = await _compare(mailbox, infos, assignment)
-    state = mailbox.state
+    state, turn = mailbox.state, Turn(env.clock)
     for data in pending:
+        if turn.over():
+            await turn.end()
         mailbox.join(data)
         mailbox.change = Change.IMPORTANT
         mailbox.stamp = replace(mailbox.stamp, need_base=True)
@@ -86,6 +89,8 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
         edit = _found(mailbox, delta)
         edit.add_loading(mailbox, delta, Change.UNIMPORTANT)
         user.log.stage(edit)
+        if turn.over():
+            await turn.end()
     now = env.now()
     mailbox.stamp = replace(
         mailbox.stamp, generation=assignment.generation, checked=mailbox.stamp.checked or now, listed=now
@@ -198,7 +203,10 @@ async def read_listed(
     uid = start
     last = max([*found, *skip], default=start - 1)
     void_until = 0
+    turn = Turn(env.clock)
     while uid <= last:
+        if turn.over():
+            await turn.end()
         if uid in skip and uid >= void_until:
             void_until = max(void_until, uid + skip[uid])
         elif uid < void_until:

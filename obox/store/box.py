@@ -134,6 +134,7 @@ class Box(ABC):
         loaded = await self.bundles.load(infos)
         self.stamp = loaded.stamp
         for number, payload in enumerate(loaded.payloads):
+            await asyncio.sleep(0)  # each may have all mails
             self.join(payload)
             if number == 0:
                 of_base = {"base_modseq": self.highestmodseq, "base_bytes": len(payload)}

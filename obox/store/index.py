@@ -94,7 +94,7 @@ async def tidy(boxes: Iterable[Index]) -> None:
 
 async def drop_fields(mailbox: Index, uids: UidArray) -> None:
     """Drop ready fields of a mailbox; others run meanwhile."""
-    sid, guid, turn = mailbox.user.storage_id, mailbox.guid, Turn()
+    sid, guid, turn = mailbox.user.storage_id, mailbox.guid, Turn(mailbox.env.clock)
     for at in range(0, len(uids), FIELDS_STEP):
         gone = uids[at : at + FIELDS_STEP].tolist()
         mailbox.env.keep(sid, guid, lambda cache, gone=gone: cache.drop_fields(sid, guid, gone))  # type: ignore[misc]

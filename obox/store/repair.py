@@ -251,7 +251,7 @@ async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
     box.state.join(Delta(uidnext=max(uidnext, least.uidnext), highestmodseq=least.highestmodseq))
     segments = tuple(name_of(info.key) for info in infos if info.key.endswith(".cache"))
     box.stamp = Stamp(
-        generation=env.generation,
+        generation=box.assignment.generation,
         version=max((parse_bundle_key(one.key).version for one in infos if not one.key.endswith(".cache")), default=0),
         heads=tuple(name_of(info.key) for info in infos if not info.key.endswith(".cache")),
         segments=segments,

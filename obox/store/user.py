@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from metacache import Change
 
-from ..errors import Corrupt, NotFound, TooBig, Unavailable
+from ..errors import Corrupt, Elsewhere, NotFound, TooBig, Unavailable
 from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, Totals, UidArray
 from ..mailbox.names import canonical, check_name
 from ..objectstore import ObjectInfo
@@ -130,6 +130,7 @@ class User:
             return
         if not await self.env.settle():
             await self.journal.sync()
+        self._require_ours()
         if self.journal.expired():
             await self.journal.lease()
 
@@ -148,7 +149,7 @@ class User:
                 current = assignment.covers(stamp)
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
                 news = await self._take_in(self._infos.get(ROOT, []))
-                exact = current or (stamp.clean and not pending and not self._store.unclean)
+                exact = current or (stamp.clean and not pending and not self._unclean)
                 if news:
                     box.stamp, exact = box.stamp.uncompared(), False
                 box.stamp = replace(box.stamp, checked=env.now())
@@ -165,7 +166,7 @@ class User:
                 self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
             if ROOT in self._infos:
                 await box.rebuild(self._infos[ROOT])
-                exact = box.stamp.clean and not pending and not self._store.unclean
+                exact = box.stamp.clean and not pending and not self._unclean
             _aftermath.tell_unflushed(self)
             box.stamp = replace(box.stamp, checked=env.now())
         for data in [*fragments, *pending.pop(ROOT, [])]:
@@ -173,7 +174,7 @@ class User:
             box.change = Change.IMPORTANT
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
-        if not assignment.covers(box.stamp) and (ahead := _aftermath.ahead(self, unclean=self._store.unclean)):
+        if not assignment.covers(box.stamp) and (ahead := _aftermath.ahead(self, unclean=self._unclean)):
             box.raise_floor(ahead)  # kept until each mailbox has been opened, in whatever life
         self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
         self._exact -= {
@@ -306,6 +307,16 @@ class User:
         """Raises NotFound when the user is being deleted."""
         if self.deleted:
             raise NotFound("the user has been deleted")
+
+    def _require_ours(self) -> None:
+        """Raises Elsewhere: what was staged is uploaded, and nothing of it is acknowledged."""
+        if self.sessions and not self.env.owned.owns(self.storage_id):
+            raise Elsewhere("another backend serves the user; try again")
+
+    @property
+    def _unclean(self) -> bool:
+        """An owner ended uncleanly, just now, so that clients may know MODSEQs that are nowhere."""
+        return self._store.unclean or self.env.owned.is_unclean(self.storage_id)
 
     async def settled(self) -> None:
         """Nothing of this user is under way any more: no mail without a verdict, no upload, no task."""

@@ -161,7 +161,7 @@ async def test_a_backend_that_waits_says_why_after_a_second(
 ) -> None:
     """Once, and then once a minute; 17 s it took, and without "connection refused"."""
     monkeypatch.setattr(module, "RETRY_S", 0.01)
-    monkeypatch.setattr(module, "TELL_S", 0.05)
+    monkeypatch.setattr(module, "REPORT_AFTER_S", 0.05)
     async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
         config = on_s3(tmp_path, endpoint if end == "refuses" else "http://127.0.0.1:1")
         parts = await module.open(load(config, {}))

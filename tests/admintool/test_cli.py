@@ -42,7 +42,7 @@ def test_user_list(run: Any) -> None:
     assert run("-f", "flow", "user", "list", "bob").stdout.startswith("user=bob login=yes")
     none = run("user", "list", "zoe*")
     assert none.exit_code == exits.NO_USER
-    assert "no user fits zoe*" in none.stderr
+    assert "no user matches zoe*" in none.stderr
 
 
 def test_user_add(run: Any, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_over_http(served: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("OBOXADM_API_KEY", "other")
     wrong = served("who", config=False)
     assert wrong.exit_code == exits.NO_PERM
-    assert "the key does not fit" in wrong.stderr
+    assert "the key is not accepted" in wrong.stderr
     assert served("--url", "ftp://x", "who").exit_code == exits.CONFIG
     assert served("--url", "http://127.0.0.1:1", "who").exit_code == exits.UNAVAILABLE
 
@@ -347,6 +347,16 @@ def test_each_command_is_in_the_manual(name: str) -> None:
         ):  # fmt: skip
             for option in parameter.opts:
                 assert f"`{option}`" in part, option
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_manual_says_what_the_help_says(name: str) -> None:
+    part = MANUAL.split(f"### {name}\n", 1)[1].split("\n### ", 1)[0]
+    manual = " ".join(re.sub(r" \(\[[^]]*\]\([^)]*\)\)", "", part).split())
+    prose = (COMMANDS[name].help or "").split("\b")[0]
+    assert prose.strip()
+    for paragraph in re.split(r"\n\s*\n", prose):
+        assert " ".join(paragraph.split()) in manual
 
 
 def test_the_manual_names_nothing_else() -> None:

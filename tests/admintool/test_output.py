@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from admintool.output import FORMATS, Output, tell
+from admintool.output import FORMATS, Output, print_message
 
 NASTY = "a\x1b[2Jb\x9b31mc\x01d\te\r\nf\\t\x7f\u202eg\u2028h\ud800\x85\u200bz"
 """ESC, the CSI of C1, SOH, tab, CRLF, a backslash, DEL, right-to-left, a line separator, half a surrogate, NEL."""
@@ -41,5 +41,5 @@ def test_tab_gives_the_value_back(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_messages_too(capsys: pytest.CaptureFixture[str]) -> None:
-    tell("no mailbox " + NASTY)
+    print_message("no mailbox " + NASTY)
     assert capsys.readouterr().err.removesuffix("\n").isprintable()

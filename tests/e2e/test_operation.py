@@ -143,7 +143,7 @@ def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
     assert serial() not in (first, second)
     second = serial()
     (tmp_path / "one.pem").write_text("broken")
-    backend.wait_event("the certificates on disk cannot be used, the old ones stay")
+    backend.wait_event("the certificates on disk cannot be used, the old certificates stay")
     assert serial() == second
     backend.signal(signal.SIGHUP)
     backend.wait_event("reload failed, the old configuration stays", 1)

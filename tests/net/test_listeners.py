@@ -97,7 +97,7 @@ async def test_unix_socket(log: Any, greeter: Any, tmp_path: Path) -> None:
         assert await greeting(path=str(path)) == b"hello direct\r\n"
     assert not path.exists()
     path.write_text("mine")
-    with pytest.raises(ListenError, match="is there and no socket"):
+    with pytest.raises(ListenError, match="exists and is not a socket"):
         listeners.bind("imap", [Listen(path=path)], greeter)
     assert path.read_text() == "mine"
 

@@ -298,7 +298,7 @@ async def test_a_session_leaves_the_address_of_its_proxy(two: tuple[Cluster, Mem
     connection._counted = connection.remote = "192.0.2.5"  # type: ignore[attr-defined]
     assert registry.addresses == {"192.0.2.5": 1}
     sender = LinkSender(SECRET, Forward("ben", "ben", "198.51.100.1", backend="b2"), nonce=b"n" * 32, binding=b"")
-    connection._told_remote = False  # type: ignore[attr-defined]
+    connection._remote_given = False  # type: ignore[attr-defined]
     connection.tls = True  # type: ignore[attr-defined]
     b2.forwarder._certificate = bytes
     client.send(b"a AUTHENTICATE X-OBOX-LINK %b\r\n" % sender.first())

@@ -14,7 +14,7 @@ from patience import PATIENT_S
 
 from obox.server.watch import FileWatch
 
-SETTLE_S = 0.05
+QUIET_S = 0.05
 
 
 class Seen:
@@ -35,8 +35,8 @@ class Seen:
 @asynccontextmanager
 async def watching(log: Any, *files: Path) -> AsyncIterator[Seen]:
     seen = Seen()
-    task = asyncio.create_task(FileWatch(files, seen.changed, log=log, settle_s=SETTLE_S).run())
-    await asyncio.sleep(4 * SETTLE_S)
+    task = asyncio.create_task(FileWatch(files, seen.changed, log=log, quiet_s=QUIET_S).run())
+    await asyncio.sleep(4 * QUIET_S)
     try:
         yield seen
     finally:
@@ -66,11 +66,11 @@ async def test_a_replaced_file_is_seen_once(tmp_path: Path, log: Any, replace: C
     async with watching(log, path) as seen:
         replace(path)
         await seen.wait()
-        await asyncio.sleep(4 * SETTLE_S)
+        await asyncio.sleep(4 * QUIET_S)
         assert seen.count == 1
         path.with_name("beside").write_text("another file is none of ours")
         path.read_text()
-        await asyncio.sleep(4 * SETTLE_S)
+        await asyncio.sleep(4 * QUIET_S)
         assert seen.count == 1
 
 
@@ -80,10 +80,10 @@ async def test_two_files_one_after_the_other_are_one_change(tmp_path: Path, log:
     key.write_text("one")
     async with watching(log, cert, key) as seen:
         renamed(cert)
-        await asyncio.sleep(SETTLE_S / 2)
+        await asyncio.sleep(QUIET_S / 2)
         renamed(key)
         await seen.wait()
-        await asyncio.sleep(4 * SETTLE_S)
+        await asyncio.sleep(4 * QUIET_S)
         assert seen.count == 1
 
 
@@ -102,7 +102,7 @@ async def test_a_link_that_points_elsewhere(tmp_path: Path, log: Any) -> None:
             other.symlink_to(f"../archive{number}/cert.pem")
             os.rename(other, link)
             await seen.wait()
-        await asyncio.sleep(4 * SETTLE_S)
+        await asyncio.sleep(4 * QUIET_S)
         (tmp_path / "archive3" / "cert.pem").write_text("written where the link points now")
         await seen.wait()
         assert seen.count == 3

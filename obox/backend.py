@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .cluster import Router
     from .membership import Joining
     from .proxy import Forwarder
+    from .proxy.socketmap import SocketmapServer
 
 log = structlog.get_logger()
 
@@ -204,16 +205,34 @@ class Backend:
             out["metrics"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining))
         return out
 
+    def _socketmap(self) -> SocketmapServer | None:
+        """The answers for Postfix as a front end."""
+        config = self.parts.config
+        if config.socketmap is None:
+            return None
+        from .proxy.socketmap import Lookups, SocketmapServer
+
+        def delimiters() -> str:
+            lmtp = self.parts.config.lmtp
+            return lmtp.recipient_delimiter if lmtp is not None else "+"
+
+        router = self.forwarder.router if self.forwarder is not None else None
+        lookups = Lookups(lambda: self.parts.users, router, self._here, delimiters=delimiters)
+        made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
+        self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
+        return made
+
+    def _here(self) -> tuple[str, dict[str, int]]:
+        """Where front ends reach our own listeners."""
+        return self.parts.config.cluster.address or "127.0.0.1", self._ports()
+
     def _nginx(self) -> list[Any]:
         """The answers for nginx as a front end."""
         if self.forwarder is None:
             return []
         from .proxy.nginx import NginxAuth
 
-        def here() -> tuple[str, dict[str, int]]:
-            return self.parts.config.cluster.address or "127.0.0.1", self._ports()
-
-        return NginxAuth(self.forwarder, lambda: self._api_key, here).routes()
+        return NginxAuth(self.forwarder, lambda: self._api_key, self._here).routes()
 
     @property
     def _api_key(self) -> str:
@@ -288,6 +307,7 @@ class Backend:
             self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
         server = wiring.Running(self.imap, self.listeners, self.lifecycle)
         self.admin = wiring.of_parts(self.parts, server)
+        self.socketmap = self._socketmap()
         https = self._http(self.admin)
         self._bind_http(https)
         if config.imap is None and config.lmtp is None:
@@ -360,6 +380,8 @@ class Backend:
                     tasks.create_task(self.imap.stop(grace_s=grace_s))
                 if self.lmtp is not None:
                     tasks.create_task(self.lmtp.close(grace_s))
+                if self.socketmap is not None:
+                    tasks.create_task(self.socketmap.close(grace_s))
 
         async def flush() -> None:
             await store.close(upload=not self.lifecycle.returning)
@@ -394,17 +416,17 @@ class Backend:
                 log.info("certificates renewed")
 
 
-def _client(via: Via | None) -> str | None:
+def client(via: Via | None) -> str | None:
     """Return the client's address from a PROXY header."""
     return via.client[0] if via is not None and via.client is not None else None
 
 
 def imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: imap.connection_factory(tls=entry.tls, remote=_client(via))
+    return lambda entry, via: imap.connection_factory(tls=entry.tls, remote=client(via))
 
 
 def lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: lmtp.protocol(_client(via))
+    return lambda entry, via: lmtp.protocol(client(via))
 
 
 _COUNTERS: Final = frozenset({"hits", "misses", "evictions", "errors", "skipped"})

@@ -23,7 +23,7 @@ import structlog
 
 from . import __version__, rooms
 from .auth import Authenticator, PasswdFile, Penalties
-from .backend import ImapCounters, LinkCounters, imap_factory, lmtp_factory
+from .backend import ImapCounters, LinkCounters, client, imap_factory, lmtp_factory
 from .changes import changes
 from .cluster import (
     Beat,
@@ -44,6 +44,7 @@ from .membership import ports_of
 from .net import Certificates, Listeners, TlsError, inherited_sockets
 from .proxy import Forwarder, LmtpForwarder, Nowhere, ViewRouter
 from .proxy.nginx import NginxAuth
+from .proxy.socketmap import Lookups, SocketmapServer
 from .server import (
     FileWatch,
     HttpServer,
@@ -64,7 +65,7 @@ BEAT_S: Final = 1.0
 KEPT: Final = "directory"
 """Below state_dir: the last good answer of the directory."""
 USED: Final = frozenset(
-    {"auth", "cluster", "http", "imap", "lmtp", "log", "metrics", "quota", "server", "state_dir", "tls"}
+    {"auth", "cluster", "http", "imap", "lmtp", "log", "metrics", "quota", "server", "socketmap", "state_dir", "tls"}
 )
 """Sections that a proxy has a use for."""
 
@@ -100,6 +101,7 @@ class Front:
         )
         self.imap: ImapServer | None = None
         self.lmtp: LmtpServer | None = None
+        self.socketmap: SocketmapServer | None = None
         self.http: dict[str, HttpServer] = {}
         self._started = time.time()
 
@@ -182,10 +184,24 @@ class Front:
             self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
         if self.imap is None and self.lmtp is None:
             log.warning("neither [imap] nor [lmtp] is there: nothing serves mail", next_step="give one a `listen`")
+        if config.socketmap is not None:
+            self._bind_socketmap(config)
         self.metrics.source("directory", self._age, "Of the cluster's directory.")
         self._bind_http()
         self._on_stop()
         self.lifecycle.on_reload("configuration", self._prepare)
+
+    def _bind_socketmap(self, config: Config) -> None:
+        """The answers for Postfix."""
+        assert config.socketmap is not None
+
+        def delimiters() -> str:
+            return self.config.lmtp.recipient_delimiter if self.config.lmtp is not None else "+"
+
+        lookups = Lookups(lambda: self.users, self.forwarder.router, lambda: ("", {}), delimiters=delimiters)
+        made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
+        self.socketmap = made
+        self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
 
     def _lmtp_settings(self, config: Config) -> Any:
         certificates = self.certificates
@@ -221,6 +237,8 @@ class Front:
                     tasks.create_task(self.imap.stop(grace_s=grace_s))
                 if self.lmtp is not None:
                     tasks.create_task(self.lmtp.close(grace_s))
+                if self.socketmap is not None:
+                    tasks.create_task(self.socketmap.close(grace_s))
 
         async def stop_probes() -> None:
             self.listeners.stop()

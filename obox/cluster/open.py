@@ -8,9 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from obox.errors import ConfigError
 
-from .cassandra import open_cassandra
 from .directory import Directory
-from .lmdb import open_lmdb
 
 LOCAL: Final = "local"
 FOLDER: Final = "cluster"
@@ -38,7 +36,11 @@ async def open_directory(url: str, state_dir: Path, *, password_file: Path | Non
     """
     scheme = urlsplit(url).scheme
     if (file := file_of(url, state_dir)) is not None:
+        from .lmdb import open_lmdb
+
         return await open_lmdb(file)
     if scheme == "cassandra":
+        from .cassandra import open_cassandra
+
         return open_cassandra(url, password_file)
     raise ConfigError(f"cluster.directory: {scheme or url}; allowed: local, lmdb:///path or cassandra://host/keyspace")

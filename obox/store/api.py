@@ -7,6 +7,7 @@ and does not answer. Methods without `async` are served from memory and make no 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -139,9 +140,14 @@ class Mailbox(Protocol):
     def take_recent(self) -> int:
         """The lowest UID that no session was told of, and claim all from there on as told (SELECT; \\Recent)."""
 
-    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
+    ) -> list[Fields | Unreadable | None]:
         """Ready bytes for each UID; None for one that is gone. Reads mails whose fields are not cached, and caches
         them. Mails that are expunged and retained are read like others, here and below, while their objects are there.
+
+        bytes_max: the answer is for the first of `uids` only, at least one, and ends with the one that makes it about
+        so many bytes: ask again for the others.
         """
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:

@@ -85,6 +85,19 @@ class Owner(Protocol):
         """Raises NotFound when the user is being deleted."""
 
 
+class _Watch:
+    """Ends a `watch` when it is called; smaller than a closure, for each session has one."""
+
+    __slots__ = ("_wake", "_watchers")
+
+    def __init__(self, watchers: list[Callable[[], None]], wake: Callable[[], None]) -> None:
+        self._watchers, self._wake = watchers, wake
+
+    def __call__(self) -> None:
+        if self._wake in self._watchers:
+            self._watchers.remove(self._wake)
+
+
 async def tidy(boxes: Iterable[Index]) -> None:
     """Merge what a change of many mails has left to be merged; others run meanwhile."""
     for box in boxes:
@@ -197,12 +210,7 @@ class Index(Box[State, Delta]):
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         self._watchers.append(wake)
-
-        def end() -> None:
-            if wake in self._watchers:
-                self._watchers.remove(wake)
-
-        return end
+        return _Watch(self._watchers, wake)
 
     def wake(self) -> None:
         for wake in tuple(self._watchers):

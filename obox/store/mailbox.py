@@ -9,6 +9,7 @@ Diagnostics: a lost mail (its object is gone) is `NotFound` and logged with its 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 
@@ -116,8 +117,10 @@ class Mailbox(Index):
         """Is a lost mail to be looked for once more, and expunged?"""
         return self.env.settings.autofix_storage if autofix is None else autofix
 
-    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
-        return await read.fields(self, uids, autofix=self.mends(autofix))
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
+    ) -> list[Fields | Unreadable | None]:
+        return await read.fields(self, uids, autofix=self.mends(autofix), bytes_max=bytes_max)
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
         async for _, found in self.mails([uid], autofix=autofix):

@@ -10,6 +10,7 @@ Refuses to know: durability. Everything is gone with the process.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
@@ -78,8 +79,18 @@ class MemoryMailbox:
         table, where, _ = self.state.records(np.array([uid], dtype=np.uint32))
         return self._store.mails[Oid(table.column("oid")[where[0]].tobytes())] if len(where) else None
 
-    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
-        return [None if (source := self.source(uid)) is None else make_fields(source) for uid in uids]
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
+    ) -> list[Fields | Unreadable | None]:
+        found: list[Fields | Unreadable | None] = []
+        for uid in uids:
+            source = self.source(uid)
+            one = None if source is None else make_fields(source)
+            found.append(one)
+            bytes_max -= 0 if one is None else len(one.packed)
+            if bytes_max < 0:
+                break
+        return found
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
         source = self.source(uid)

@@ -6,12 +6,15 @@ import datetime as dt
 import re
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import Client, Running, serving_real
 from turns import turns
 
 from obox.store import NewMail
+from obox.store.api import Fields
+from obox.store.mailbox import Mailbox
 from obox.types import StorageId
 
 MARKS = ("\u0301" * 16_384 + "\u0316" * 16_384).encode()
@@ -204,3 +207,37 @@ async def test_a_split_boundary(tmp_path: Path) -> None:
         assert b"BODY[1] {5}\r\nfirst" in lines[0]
         assert b"BODY[2.HEADER] {18}\r\nSubject: inner\r\n\r\n" in lines[0]
         assert numbers(await client.ok("SEARCH BODY second")) == [1]
+
+
+async def test_ready_fields_of_many_hostile_mails_come_by_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty mails whose BODYSTRUCTURE has 900 kB: FETCH and SEARCH hold a few of them, not a chunk of 250 or 500."""
+    held: list[int] = []
+    plain = Mailbox.fields
+
+    async def fields(box: Mailbox, *given: Any, **more: Any) -> Any:
+        found = await plain(box, *given, **more)
+        held.append(sum(len(one.packed) for one in found if isinstance(one, Fields)))
+        return found
+
+    monkeypatch.setattr(Mailbox, "fields", fields)
+    many = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\n" * 6_000
+    async with serving_real(tmp_path) as running:
+        client = await fill(running, *[b"Subject: %d\r\n" % at + many for at in range(30)])
+        client.strict = False
+        for command in (
+            b"FETCH 1:* BODYSTRUCTURE",
+            b"FETCH 1:* (ENVELOPE BODY[HEADER.FIELDS (Subject)])",
+            b"SEARCH SUBJECT 7",
+        ):
+            held.clear()
+            lines = await client.ok(command)
+            if command.startswith(b"FETCH"):
+                assert [line for line in lines if b" FETCH (" in line][29].startswith(b"* 30 FETCH (")
+                assert len(lines) == 31
+            else:
+                assert lines[0] == b"* SEARCH 8 18 28"
+            assert sum(held) > 20 << 20
+            assert max(held) <= 6 << 20
+        assert b"\\Seen" in (await client.ok("FETCH 30 FLAGS"))[0]

@@ -366,3 +366,31 @@ async def test_large_mails_wait_for_each_other_and_a_user_has_half() -> None:
     go.set()
     await asyncio.gather(*tasks)
     assert sorted(order) == ["anna", "anna", "anna", "ben"]
+
+
+@pytest.mark.parametrize(("selects", "bytes_max"), [(False, 1_280), (True, 1_900)])
+async def test_an_idle_session_is_small(tmp_path: Path, selects: bool, bytes_max: int) -> None:
+    """What our own code has allocated for a session in IDLE; the transport and the timer are asyncio's."""
+    count = 50
+    async with serving_real(tmp_path, ImapSettings(user_sessions_max=0, address_sessions_max=0)) as running:
+
+        async def idle() -> None:
+            client = await running.client(login="anna")
+            if selects:
+                await client.ok("SELECT INBOX")
+            client.send(b"x IDLE\r\n")
+            assert await client.line() == b"+ idling"
+
+        for _ in range(5):
+            await idle()
+        gc.collect()
+        tracemalloc.start(1)
+        try:
+            for _ in range(count):
+                await idle()
+            gc.collect()
+            filters = (tracemalloc.Filter(True, "*/obox/*.py"), tracemalloc.Filter(False, "*/tests/*"))
+            taken = tracemalloc.take_snapshot().filter_traces(filters)
+        finally:
+            tracemalloc.stop()
+        assert sum(trace.size for trace in taken.traces) / count <= bytes_max

@@ -17,6 +17,7 @@ from mails import every_kind, simple
 from obox.errors import Exists, Expunged, Invalid, Limit, NoPerm, NotFound, OverQuota, TooBig
 from obox.mailbox.search import And, Flag, Header, Not, Text
 from obox.store import Mailbox, NewMail, Store, User
+from obox.store.api import Fields
 from obox.store.memory import DEFAULT_MAILBOXES, MemoryStore
 from obox.types import StorageId
 
@@ -45,6 +46,25 @@ async def names(user: User) -> list[str]:
 async def filled(user: User, count: int = 5, *, name: str = "INBOX", flags: tuple[str, ...] = ()) -> Mailbox:
     await user.append(name, [NewMail(simple(number), flags) for number in range(1, count + 1)])
     return await user.select(name)
+
+
+async def test_ready_fields_come_by_bytes(user: User) -> None:
+    """No more are in memory than `bytes_max` and the last: the others are asked for again."""
+    box = await filled(user, 12)
+    asked = box.state.uids.tolist()
+    whole = await box.fields(asked)
+    sizes = [len(one.packed) for one in whole if isinstance(one, Fields)]
+    assert len(sizes) == 12
+    for most in (0, sizes[0], 3 * max(sizes), sum(sizes)):
+        at, found = 0, []
+        while at < 12:
+            some = await box.fields([*asked[at:], 999], bytes_max=most)
+            assert some
+            assert sum(sizes[at : at + len(some) - 1]) <= most
+            found += [one.packed for one in some if isinstance(one, Fields)]
+            at += len(some)
+        assert found == [one.packed for one in whole if isinstance(one, Fields)]
+    await box.release()
 
 
 # -- mailboxes -----------------------------------------------------------------------------------------------------

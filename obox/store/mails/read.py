@@ -7,7 +7,9 @@ object is there; one whose object is gone as well is gone, not lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
@@ -49,31 +51,39 @@ SLICE: Final = 200
 """Records unpacked between two looks at the loop: well below a millisecond."""
 
 
-async def fields(mailbox: Index, uids: Sequence[int], *, autofix: bool) -> list[Fields | Unreadable | None]:
+async def fields(
+    mailbox: Index, uids: Sequence[int], *, autofix: bool, bytes_max: int = sys.maxsize
+) -> list[Fields | Unreadable | None]:
     """See `api.Mailbox.fields`."""
     sid, guid, metacache = mailbox.user.storage_id, mailbox.guid, mailbox.env.metacache
-    records = metacache.get_fields(sid, guid, uids)
+    records = metacache.get_fields(sid, guid, uids, bytes_max=bytes_max)
     out: list[Fields | Unreadable | None] = [*opened(records)]
     missing = _recorded(mailbox, uids, [at for at, record in enumerate(out) if record is None])
     if missing and await _load_segments(mailbox, [uids[at] for at in missing]):
-        records = metacache.get_fields(sid, guid, [uids[at] for at in missing])
-        for at, one in zip(missing, opened(records), strict=True):
+        records = metacache.get_fields(sid, guid, [uids[at] for at in missing], bytes_max=bytes_max)
+        for at, one in zip(missing, opened(records), strict=False):
             out[at] = one
-        missing = [at for at in missing if out[at] is None]
+        if len(records) < len(missing):
+            del out[missing[len(records)] :]
+        missing = [at for at in missing if at < len(out) and out[at] is None]
     if missing:
         where = {uids[at]: at for at in missing}
         made: list[tuple[int, bytes]] = []
-        async for uid, source in mails(mailbox, list(where), autofix=autofix):
-            if not isinstance(source, bytes):
-                out[where[uid]] = source
-                continue
-            ready = await ready_fields(source, mailbox=guid, uid=uid)
-            if ready is None:
-                out[where[uid]] = opaque_fields(source)
-                continue
-            out[where[uid]] = ready
-            if mailbox.state.position(uid) is not None:
-                made.append((uid, ready.packed))
+        async with aclosing(mails(mailbox, list(where), autofix=autofix)) as sources:
+            async for uid, source in sources:
+                if not isinstance(source, bytes):
+                    out[where[uid]] = source
+                    continue
+                ready = await ready_fields(source, mailbox=guid, uid=uid)
+                if ready is None:
+                    ready = opaque_fields(source)
+                elif mailbox.state.position(uid) is not None:
+                    made.append((uid, ready.packed))
+                out[where[uid]] = ready
+                bytes_max -= len(ready.packed)
+                if bytes_max < 0:
+                    del out[where[uid] + 1 :]
+                    break
         mailbox.put_fields(made)
     return out
 
@@ -111,7 +121,7 @@ async def _load_segments(mailbox: Index, uids: list[int]) -> bool:
 
 async def mails(
     mailbox: Index, uids: Sequence[int], *, autofix: bool
-) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
+) -> AsyncGenerator[tuple[int, bytes | Unreadable | None], None]:
     """See `api.Mailbox.mails`."""
     at = 0
     while at < len(uids):

@@ -66,7 +66,9 @@ class Draft:
 
 
 async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[Uid]:
-    """Write mails under neighbouring UIDs, all visible at once or none; durable on return. Raises Unavailable.
+    """Write mails under neighbouring UIDs, all visible or none; durable on return. Raises Unavailable.
+
+    Of very many the first become visible some turns of the loop before the last (`_slots.SHOW_AT_ONCE`).
 
     room: what they have taken of the quota; it is used up as they become visible. May be cut short: what is under way
     then comes to its end unacknowledged.

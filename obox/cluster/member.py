@@ -133,7 +133,7 @@ class BackendMember:
         self._sweep_at = world.clock() + SWEEP_S
         self._losing: set[asyncio.Task[None]] = set()
         self._boot = ""
-        """The boot that the directory was told of."""
+        """The boot that the directory has a row of."""
         self._boot_began = 0.0
         self.counts = Counts()
 

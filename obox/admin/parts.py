@@ -162,12 +162,20 @@ class Admin:
             raise Unavailable("no backend runs here")
         return self.server
 
-    def cluster(self, *, make: bool = False) -> AbstractAsyncContextManager[ClusterParts]:
+    @asynccontextmanager
+    async def cluster(self, *, make: bool = False) -> AsyncIterator[ClusterParts]:
         """Open the cluster's directory for the time of the context. Raises
-        ConfigError, Unavailable."""
+        ConfigError; Unavailable, with the reason, which clients do not see."""
         if self.find_cluster is None:
             raise ConfigError('cluster.directory = "local": this backend serves all users, and there is no cluster')
-        return self.find_cluster(make=make)
+        try:
+            async with self.find_cluster(make=make) as found:
+                yield found
+        except Unavailable as error:
+            notes = getattr(error, "__notes__", ())
+            if type(error) is not Unavailable or not notes:
+                raise
+            raise Unavailable(f"{error}: {'; '.join(notes)}") from error
 
     # -- users -----------------------------------------------------------------------------------------------------
 

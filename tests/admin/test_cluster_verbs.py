@@ -40,6 +40,7 @@ from obox.cluster import (
     open_lmdb,
     read_tables,
 )
+from obox.errors import Unavailable
 
 GROUPS = 8
 READS = {"envelope": 2, "journal": 1}
@@ -473,3 +474,16 @@ async def test_without_a_cluster(board: Board) -> None:
     code, text = await board.fails("clusterStatus")
     assert code == 78
     assert "there is no cluster" in text
+
+
+async def test_the_reason_is_for_operators(board: Board) -> None:
+    """The text of the error is what clients see; the tool's user gets the reason as well."""
+    failure = Unavailable("the directory does not answer")
+    failure.add_note("10.0.0.1: refused")
+
+    async def fail(*_: object) -> None:
+        raise failure
+
+    board.directory.get = fail  # type: ignore[method-assign,assignment]
+    assert await board.fails("clusterStatus") == (69, "the directory does not answer: 10.0.0.1: refused")
+    assert str(failure) == "the directory does not answer"

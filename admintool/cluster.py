@@ -78,7 +78,7 @@ def add_to(root: click.Group) -> None:
     command(cluster, "clusterInit", example="oboxadm cluster init --groups 400")
     command(cluster, "clusterUpgrade", example="oboxadm cluster upgrade")
     command(cluster, "clusterStatus", usual="flow", example="oboxadm cluster status")
-    command(cluster, "clusterCheck", example="oboxadm cluster check")
+    command(cluster, "clusterCheck", example="oboxadm cluster check --login anna@example.org")
     command(cluster, "clusterReboots", arguments=("mask",), example="oboxadm cluster reboots mail2")
     command(cluster, "clusterMerges", example="oboxadm cluster merges")
     command(cluster, "clusterBalance", example="oboxadm cluster balance --dry-run")

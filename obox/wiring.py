@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .admin.parts import Admin, ClusterParts, Evaluate, FindCluster, OwnHttp, Session
+from .admin.parts import Admin, ClusterParts, Evaluate, FindCluster, OwnHttp, Probe, Session
 from .auth import Authenticator, PasswdFile
 from .config import Config
 from .errors import ConfigError, Unavailable
@@ -21,6 +21,8 @@ from .errors import ConfigError, Unavailable
 __all__ = ["Running", "bucket_alone", "of_config", "of_parts", "offline", "quiet_logging", "socket_path"]
 
 if TYPE_CHECKING:
+    from .accounts import Account
+    from .cluster import Assigned, Member
     from .imap.server import ImapServer
     from .membership import Joining
     from .net import Listeners
@@ -111,9 +113,10 @@ def _find_cluster(config: Config, joining: Joining | None = None) -> FindCluster
 
         url, settings = config.cluster.directory, config.cluster
         about = plain_url(url), settings.backend, settings.dead_after, READS
+        probe = _probe(config)
         if joining is not None:
             serves = joining.membership.serves if joining.member_runs else None
-            yield ClusterParts(joining.directory, *about, serves)
+            yield ClusterParts(joining.directory, *about, serves, probe)
             return
         file = file_of(url, config.state_dir)
         if file is not None and not make and not file.exists():
@@ -122,11 +125,28 @@ def _find_cluster(config: Config, joining: Joining | None = None) -> FindCluster
             )
         directory = await open_directory(url, config.state_dir, password_file=settings.password_file)
         try:
-            yield ClusterParts(directory, *about)
+            yield ClusterParts(directory, *about, probe=probe)
         finally:
             await directory.close()
 
     return find
+
+
+def _probe(config: Config) -> Probe | None:
+    """None: there is no secret."""
+    if config.cluster.secret_file is None:
+        return None
+
+    async def probe(backend: str, member: Member, account: Account, assigned: Assigned) -> tuple[bool, str]:
+        """Raises ConfigError: the file of secrets cannot be read."""
+        from . import rooms
+        from .cluster import There
+        from .proxy.probe import probe
+
+        there, secrets = There(backend, member.address, member.ports, assigned), rooms.link_secrets(config)
+        return await probe(there, account, member=config.cluster.backend, secret=secrets[0])
+
+    return probe
 
 
 def _own_http(config: Config) -> OwnHttp:

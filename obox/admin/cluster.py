@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from msgspec import Meta
 from msgspec.structs import replace
 
-from ..errors import Exists, InUse, Invalid
+from ..errors import ConfigError, Exists, InUse, Invalid, Unavailable
 from .directory import read, unix, write
 from .exits import Incomplete
-from .params import DryRun, Nothing, Params
+from .params import DryRun, Nothing, Params, Selection
 from .parts import Admin, ClusterParts
 from .table import Event, Needs, Row, verb
 
@@ -141,13 +141,19 @@ async def cluster_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
         }
 
 
-@verb("cluster check", Nothing, needs=Needs.DIRECTORY, columns=("result", "check", "where", "detail"))
-async def cluster_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+class CheckParams(Params, kw_only=True):
+    login: Annotated[str, Meta(description="A user whose login is tried at each backend, without a password")] = ""
+
+
+@verb("cluster check", CheckParams, needs=Needs.DIRECTORY, columns=("result", "check", "where", "detail"))
+async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Event]:
     """Check the directory: rows that cannot be read, groups without an owner or with
     two, owners that are gone, moves that are pending, boots that are not clean.
 
-    It also compares what the backend that is asked serves. It changes nothing. Exit 65
-    if something is wrong.
+    It also compares what the backend that is asked serves. With --login it also tries
+    each backend that is not offline, over the trusted link: it lives, has the same
+    secret, and lets the user in or refers to the owner. It changes nothing. Exit 65 if
+    something is wrong.
     """
     from ..cluster import check
 
@@ -163,8 +169,32 @@ async def cluster_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
                 "where": finding.where,
                 "detail": finding.text,
             }
+        if params.login:
+            async for row in _logins(admin, cluster, params.login):
+                if row["result"] == "wrong":
+                    wrong.add("login")
+                yield row
         if wrong:
             raise Incomplete(f"the directory of the cluster has errors: {', '.join(sorted(wrong))}")
+
+
+async def _logins(admin: Admin, cluster: ClusterParts, user: str) -> AsyncIterator[Row]:
+    """Try a login at each backend. Raises NoUser, ConfigError."""
+    from ..cluster import State, group_key, group_of
+
+    if cluster.probe is None:
+        raise ConfigError("cluster.secret_file: it is needed to log in at other members")
+    (account,) = await admin.select(Selection(users=[user]))
+    tables = await read(cluster)
+    assert tables.settings is not None
+    unit = group_key(group_of(account.storage_id, tables.settings.groups))
+    if unit not in tables.groups:
+        raise Unavailable(f"nobody serves {user} at the moment")
+    for name, orders in tables.backends().items():
+        if orders.state is State.OFFLINE or name not in tables.members:
+            continue
+        works, text = await cluster.probe(name, tables.members[name], account, tables.groups[unit])
+        yield {"result": "ok" if works else "wrong", "check": "login", "where": f"members {name}", "detail": text}
 
 
 @verb("cluster dump", Nothing, needs=Needs.DIRECTORY, columns=("kind", "key", "timestamp", "record"))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from metacache import Cleaner
 
     from ..auth import Authenticator, PasswdFile
-    from ..cluster import Assigned, Directory
+    from ..cluster import Assigned, Directory, Member
     from ..mailbox.search import Query
     from ..store import MailStore
     from ..store.mailbox import Mailbox
@@ -98,7 +98,7 @@ class ClusterParts:
     """The cluster as verbs see it.
 
     name: of its directory, without a password; backend: the name in the configuration;
-    reads: formats that this code can read; serves: the units that this backend serves,
+    reads: formats that this code can read; probe: None without a secret; serves: the units that this backend serves,
     None if no backend runs here.
     """
 
@@ -108,6 +108,14 @@ class ClusterParts:
     dead_after_s: float
     reads: Mapping[str, int]
     serves: Callable[[], Mapping[str, Assigned]] | None = None
+    probe: Probe | None = None
+
+
+class Probe(Protocol):
+    """Tries a login at a backend, as other members do it."""
+
+    async def __call__(self, backend: str, member: Member, account: Account, assigned: Assigned) -> tuple[bool, str]:
+        """Whether it works, and what was seen."""
 
 
 class FindCluster(Protocol):

@@ -299,7 +299,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "answer_ms": "how long the directory took to answer, in milliseconds",
     },
     "clusterCheck": {
-        "result": "wrong (somebody has to do something) or note",
+        "result": "wrong (somebody has to do something), note, or ok (of a login)",
         "check": "what was found, in a word",
         "where": "the row: its kind and key",
         "detail": "what was seen",

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from obox.accounts import Account
 from obox.admin import rows
 from obox.admin.parts import Admin, ClusterParts
 from obox.admin.run import Outcome
@@ -52,13 +53,13 @@ class Board:
 
     def __init__(self, directory: Directory, users: PasswdFile) -> None:
         self.directory = directory
-        self.made = True
+        self.probe: Any = None
         self.serves: dict[str, Assigned] | None = None
 
         @asynccontextmanager
         async def find(*, make: bool = False) -> AsyncIterator[ClusterParts]:
             serves = None if self.serves is None else self._serves
-            yield ClusterParts(directory, "memory", "a", 15.0, READS, serves)
+            yield ClusterParts(directory, "memory", "a", 15.0, READS, serves, self.probe)
 
         self.admin = Admin(
             users=users, authenticator=lambda: Authenticator(users), parse_search=lambda _: None, find_cluster=find
@@ -197,6 +198,25 @@ async def test_check_finds_what_is_wrong(board: Board) -> None:
     assert outcome.code == 65
     assert "other-owner" in outcome.message
     assert {row["check"] for row in outcome.rows} == {"other-owner", "unclosed-boot"}
+
+
+async def test_check_tries_logins(board: Board) -> None:
+    assert (await board.fails("clusterCheck", login=ANNA))[0] == 78, "there is no secret"
+    asked = []
+
+    async def probe(backend: str, member: Member, account: Account, assigned: Assigned) -> tuple[bool, str]:
+        asked.append((backend, member.address, account.name, assigned.backend))
+        return backend != "b", "seen"
+
+    board.probe = probe
+    await board.put(Kind.ORDERS, "c", Orders(State.OFFLINE))
+    outcome = await board.ask("clusterCheck", login=ANNA)
+    assert outcome.code == 65
+    assert "login" in outcome.message
+    assert [(row["where"], row["result"]) for row in outcome.rows] == [("members a", "ok"), ("members b", "wrong")]
+    owner = (await board.row("clusterUserStatus", user=ANNA))["backend"]
+    assert asked == [(name, f"{name}.example.org", ANNA, owner) for name in ("a", "b")]
+    assert (await board.fails("clusterCheck", login="zoe"))[0] == 67
 
 
 async def test_dump_and_load(board: Board, empty: Board) -> None:

@@ -115,6 +115,11 @@ def test_a_backend_is_evacuated_under_clients(pair: tuple[Backend, Backend]) -> 
         client.login(user, PASSWORD)
         client.select("INBOX")
         assert client.store("1", "+FLAGS", "\\Seen")[0] == "OK"
+    probes = answer(other, "check", "--login", user)
+    assert {row["where"]: row["detail"] for row in probes if row["check"] == "login"} == {
+        f"members {source.name}": f"{user} can log in",
+        f"members {other.name}": f"answers, and says that {source.name} serves {user}",
+    }
     evacuation = adm(other, "backend", "evacuate", source.name)
     until(lambda: write(other, user))  # as the evacuation goes on
     out, err = evacuation.communicate(timeout=PATIENCE_S)

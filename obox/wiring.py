@@ -18,11 +18,20 @@ from .auth import Authenticator, PasswdFile
 from .config import Config
 from .errors import ConfigError, Unavailable
 
-__all__ = ["Running", "bucket_alone", "of_config", "of_parts", "offline", "quiet_logging", "socket_path"]
+__all__ = [
+    "Running",
+    "bucket_alone",
+    "find_cluster",
+    "of_config",
+    "of_parts",
+    "offline",
+    "quiet_logging",
+    "socket_path",
+]
 
 if TYPE_CHECKING:
     from .accounts import Account
-    from .cluster import Assigned, Member
+    from .cluster import Assigned, Directory, Member
     from .imap.server import ImapServer
     from .membership import Joining
     from .net import Listeners
@@ -95,15 +104,18 @@ def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
         authenticator=lambda: Authenticator(found),
         parse_search=parse_search,
         own_http=_own_http(config),
-        find_cluster=_find_cluster(config),
+        find_cluster=find_cluster(config),
     )
 
 
-def _find_cluster(config: Config, joining: Joining | None = None) -> FindCluster | None:
+def find_cluster(
+    config: Config, joining: Joining | None = None, *, directory: Directory | None = None
+) -> FindCluster | None:
     """How verbs reach the directory; None if the configuration has no cluster.
-    joining: the cluster of a process that has opened the directory."""
+    joining: the cluster of a backend; directory: of another process that has opened it.
+    """
     local = config.state_dir / "cluster"
-    if config.cluster.directory == "local" and joining is None and not local.exists():
+    if config.cluster.directory == "local" and joining is None and directory is None and not local.exists():
         return None
 
     @asynccontextmanager
@@ -118,16 +130,19 @@ def _find_cluster(config: Config, joining: Joining | None = None) -> FindCluster
             serves = joining.membership.serves if joining.member_runs else None
             yield ClusterParts(joining.directory, *about, serves, probe)
             return
+        if directory is not None:
+            yield ClusterParts(directory, *about, probe=probe)
+            return
         file = file_of(url, config.state_dir)
         if file is not None and not make and not file.exists():
             raise ConfigError(
                 f"cluster.directory: there is nothing at {file} yet; run oboxadm cluster init, or start a backend"
             )
-        directory = await open_directory(url, config.state_dir, password_file=settings.password_file)
+        opened = await open_directory(url, config.state_dir, password_file=settings.password_file)
         try:
-            yield ClusterParts(directory, *about, probe=probe)
+            yield ClusterParts(opened, *about, probe=probe)
         finally:
-            await directory.close()
+            await opened.close()
 
     return find
 
@@ -173,7 +188,7 @@ def of_parts(parts: Parts, server: Running | None = None) -> Admin:
     admin.server = server
     admin.recent = recent_problems
     admin.describe_bucket = describe_bucket
-    admin.find_cluster = _find_cluster(parts.config, parts.joining)
+    admin.find_cluster = find_cluster(parts.config, parts.joining)
     return admin
 
 

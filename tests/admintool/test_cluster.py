@@ -94,3 +94,12 @@ def test_a_backend_that_runs_is_asked(home: Home) -> None:
         assert [row["state"] for row in home.json("cluster", "reboots")] == ["runs", "clean"]
     finally:
         home.stop()
+
+
+def test_the_configuration_may_be_a_proxys(home: Home, tmp_path: Path) -> None:
+    home("cluster", "init", "--groups", "12")
+    proxy = member(tmp_path / "proxy", tmp_path / "cluster", "front1")
+    text = proxy.config.read_text()
+    proxy.config.write_text(text.replace(f'[storage]\nurl = "file://{proxy.path}/bucket"\n', ""))
+    assert proxy.json("cluster", "status")[0]["groups"] == 12
+    assert proxy("mailbox", "list", "-u", ANNA).exit_code == exits.CONFIG

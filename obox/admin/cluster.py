@@ -90,7 +90,9 @@ async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]
             silent = tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)
             if name not in tables.backends() and (member.role == "backend" or silent):
                 continue
-            less = [what for what, version in cluster.reads.items() if member.reads.get(what, 0) < version]
+            # A proxy reads only what it says.
+            wanted = cluster.reads if member.role == "backend" else cluster.reads.keys() & member.reads.keys()
+            less = sorted(what for what in wanted if member.reads.get(what, 0) < cluster.reads[what])
             if less:
                 behind.append(name)
             result = f"reads an older {', '.join(less)}; upgrade it, or remove it" if less else "ready"

@@ -189,6 +189,16 @@ async def test_upgrade_names_members_that_are_behind(board: Board, monkeypatch: 
     assert (await board.rows("clusterUpgrade"))[-1]["result"] == "up to date"
 
 
+async def test_upgrade_and_proxies(board: Board) -> None:
+    """A proxy reads no mails; whether it reads what it says counts while it runs."""
+    await board.put(Kind.MEMBERS, "front", Member("proxy", "north", "front.example.org"))
+    await board.put(Kind.BEATS, "front", Beat(1))
+    await board.put(Kind.MEMBERS, "gone", Member("proxy", "north", "gone.example.org", {}, {"journal": 0}))
+    assert {row["result"] for row in await board.rows("clusterUpgrade")} == {"ready", "up to date"}
+    await board.put(Kind.MEMBERS, "front", Member("proxy", "north", "front.example.org", {}, {"journal": 0}))
+    assert (await board.fails("clusterUpgrade"))[0] == 75
+
+
 async def test_check_finds_what_is_wrong(board: Board) -> None:
     assert await board.rows("clusterCheck") == []
     await board.put(Kind.BOOTS, "b/old", BootRow(1.0, ended=2.0))

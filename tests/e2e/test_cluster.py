@@ -27,7 +27,7 @@ def pair(make: Callable[..., Backend], tmp_path: Path) -> Iterator[tuple[Backend
     secret.write_text(secrets.token_hex(32) + "\n")
     secret.chmod(0o600)
     cluster = {"directory": f"lmdb://{tmp_path}/cluster", "secret_file": str(secret), "dead_after": "5s"}
-    first = make(sections={"cluster": cluster})
+    first = make(sections={"cluster": cluster, "http": {"api_key": secrets.token_hex(8)}})
     second = first.moved(tmp_path / "second", "second")
     second.spawn()
     first.spawn()
@@ -155,6 +155,12 @@ def test_a_backend_is_evacuated_under_clients(pair: tuple[Backend, Backend]) -> 
     until(balanced)
     for backend in pair:
         until(lambda backend=backend: has(backend, user, 2))
+    (status,) = answer(source, "user", "status", "-u", user)
+    owner, elsewhere = (source, other) if status["backend"] == source.name else (other, source)
+    client = imaplib.IMAP4("127.0.0.1", elsewhere.imap)
+    client.login(user, PASSWORD)
+    assert answer(elsewhere, "user", "kick", "-u", user) == [{"backend": owner.name, "connections": 1}]
+    until(lambda: over(client))
     assert source.stop() == 0
     assert other.stop() == 0
     states = {(row["backend"], row["state"]) for row in answer(first, "reboots")}

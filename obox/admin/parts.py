@@ -98,8 +98,8 @@ class ClusterParts:
     """The cluster as verbs see it.
 
     name: of its directory, without a password; backend: the name in the configuration;
-    reads: formats that this code can read; probe: None without a secret; serves: the units that this backend serves,
-    None if no backend runs here.
+    reads: formats that this code can read; serves: the units that this backend serves,
+    None if no backend runs here; probe: None without a secret.
     """
 
     directory: Directory

@@ -258,7 +258,8 @@ class BackendMember:
             await self._begin_boot(boot)
 
     async def _begin_boot(self, boot: str) -> None:
-        """Note a boot for operators, and the end of the boot before it, which was fenced."""
+        """Note a boot for operators, and the end of the boot before it, which was
+        fenced."""
         now, before = self._world.now(), self._boot
         began = now if before else self._began
         await self._put_boot(boot, BootRow(began))
@@ -268,7 +269,8 @@ class BackendMember:
         self._boot, self._boot_began = boot, began
 
     async def end(self, *, clean: bool) -> None:
-        """Note that the present boot has ended in order. clean: bundles have everything."""
+        """Note that the present boot has ended in order. clean: bundles have
+        everything."""
         if self._boot:
             now = self._world.now()
             try:

@@ -16,7 +16,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from ..errors import Exists, InUse, Invalid, Temporary
-from .directory import NAME, OfBackend, backend_named, backend_of, listed, read, state_named, unix, write
+from .directory import NAME, OfBackend, backend_named, backend_of, counted, listed, read, state_named, unix, write
 from .params import Params
 from .parts import Admin, ClusterParts
 from .table import Event, Needs, Progress, Row, verb
@@ -148,7 +148,7 @@ async def cluster_backend_remove(admin: Admin, params: BackendRemoveParams) -> A
         tables = await read(cluster)
         name, orders = backend_of(cluster, tables, params)
         if groups := tables.groups_of(name):
-            raise InUse(f"{name} has {len(groups)} groups; run oboxadm cluster backend evacuate {name} first")
+            raise InUse(f"{name} has {counted(groups)}; run oboxadm cluster backend evacuate {name} first")
         if coming := [unit for unit, move in tables.pending().items() if move.to == name]:
             raise InUse(f"groups are to move to {name}: {listed(coming)}; move them elsewhere first")
         await write(cluster, Kind.ORDERS, name, replace(orders, state=State.REMOVED, evacuate=False))
@@ -219,7 +219,8 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
         deadline = time.monotonic() + params.timeout if params.timeout else float("inf")
         while True:
             tables = await read(cluster)
-            left, orders = len(tables.groups_of(name)), backend_named(tables, name)[1]
+            groups, orders = tables.groups_of(name), backend_named(tables, name)[1]
+            left = len(groups)
             yield Progress(f"evacuating {name}", max(0, total - left), max(total, left))
             row = {"backend": name, "groups": left, "status": orders.state.value}
             if await _done(cluster, tables, name, orders):
@@ -230,7 +231,7 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
                 raise Temporary(f"the evacuation of {name} was called off: its status was changed")
             if time.monotonic() >= deadline:
                 yield row | {"result": "goes on"}
-                raise Temporary(f"{name} has {left} groups after {params.timeout} s; run this again to wait on")
+                raise Temporary(f"{name} has {counted(groups)} after {params.timeout} s; run this again to wait on")
             await asyncio.sleep(POLL_S)
 
 

@@ -8,7 +8,7 @@ is read back.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta, field
@@ -97,6 +97,11 @@ def listed(names: Iterable[str]) -> str:
     found = list(names)
     more = f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else ""
     return (", ".join(found[:NAMED_MAX]) or "none, since there is none") + more
+
+
+def counted(groups: Sequence[str]) -> str:
+    """Their number, with the noun."""
+    return "1 group" if len(groups) == 1 else f"{len(groups)} groups"
 
 
 def unix(seconds: float) -> Any:

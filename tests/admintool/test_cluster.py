@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENT_S
 from toolhome import ANNA, BEN, Home
 
 from admintool import exits
+
+MEMBER = {"role": "backend", "site": "default", "address": "127.0.0.1"}
 
 
 @pytest.fixture
@@ -103,3 +110,25 @@ def test_the_configuration_may_be_a_proxys(home: Home, tmp_path: Path) -> None:
     proxy.config.write_text(text.replace(f'[storage]\nurl = "file://{proxy.path}/bucket"\n', ""))
     assert proxy.json("cluster", "status")[0]["groups"] == 12
     assert proxy("mailbox", "list", "-u", ANNA).exit_code == exits.CONFIG
+
+
+def test_an_interrupted_evacuation_goes_on(home: Home, tmp_path: Path) -> None:
+    """Two backends that do not run: so nothing moves, and the command waits until it is interrupted."""
+    home("cluster", "init", "--groups", "4")
+    rows = [{"kind": "members", "key": name, "timestamp": 1, "record": MEMBER} for name in ("mail1", "mail2")]
+    assigned = {"backend": "mail1", "number": 1, "token": 1}
+    rows.append({"kind": "groups", "key": "00003", "timestamp": 1, "record": assigned})
+    assert home("cluster", "load", "-", stdin="".join(json.dumps(row) + "\n" for row in rows)).exit_code == 0
+    program = [Path(sys.executable).parent / "oboxadm", "-c", home.config, "cluster", "backend", "evacuate", "mail1"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + PATIENT_S
+    while not home.json("cluster", "backend", "status", "mail1")[0]["evacuate"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENT_S)
+    assert (process.returncode, out, err.strip()) == (exits.TEMPFAIL, "", "oboxadm: aborted")
+    assert home.json("cluster", "backend", "status", "mail1")[0]["evacuate"]
+    again = home("cluster", "backend", "evacuate", "mail1", "-t", "1")
+    assert again.exit_code == exits.TEMPFAIL
+    assert "mail1 has 1 group after 1 s" in again.stderr

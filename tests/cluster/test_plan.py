@@ -74,7 +74,7 @@ def test_a_row_that_names_us_is_gained_once() -> None:
 
 def test_groups_of_a_backend_that_lives_are_left_alone() -> None:
     found = plan(picture(rows=all_of("c")))
-    assert not (found.claim or found.gain or found.lose or found.fence or found.release)
+    assert [found.claim, found.gain, found.lose, found.fence, found.release] == [set(), {}, set(), set(), None]
 
 
 def test_a_move_releases_the_group_to_its_destination() -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cluster import ADDRESS, SECRET, Cluster, Member, cluster
+from members import ADDRESS, SECRET, Cluster, Member, cluster
 from structlog.testing import capture_logs
 
 from obox import errors

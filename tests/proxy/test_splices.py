@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster import ADDRESS, SECRET, Cluster, Member, cluster, until
+from members import ADDRESS, SECRET, Cluster, Member, cluster, until
 
 from obox.auth import LINK, Forward, LinkOwner
 from obox.net.dialogue import USER_TIMEOUT_S

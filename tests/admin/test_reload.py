@@ -220,6 +220,7 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "server.haproxy_trusted_networks": (["10.0.0.0/8"], lambda backend: backend.listeners.proxy_networks),
     "server.haproxy_timeout": ("1s", lambda backend: backend.listeners.proxy_timeout_s),
     "quota.max_mail_size": ("1M", both(store("max_mail_size"), imap("mail_bytes_max"))),
+    "quota.max_mailbox_mails": (1000, store("mailbox_mails_max")),
     "log.level": ("error", lambda backend: logging.getLogger("botocore").getEffectiveLevel()),
     "mailboxes.create": (["Notes"], store("mailboxes")),
 }  # fmt: skip

@@ -351,7 +351,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Socketmap:
-    """Postfix's questions: is this a user, and which backend has the mail; off without this section."""
+    """Lookups of Postfix: users, and their backends; off without this section."""
 
     listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:9145", "addresses to listen on", restart=True)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -39,9 +39,11 @@ from .server import (
     application,
     raise_open_files_limit,
 )
+from .types import StorageId
 
 if TYPE_CHECKING:
     from .cluster import Router
+    from .membership import Joining
     from .proxy import Forwarder
 
 log = structlog.get_logger()
@@ -235,9 +237,11 @@ class Backend:
             await self.listeners.start(tasks)
             if started is not None:
                 started(self)
+            members = [] if self.parts.joining is None else [tasks.create_task(self._join(self.parts.joining))]
             self._starting = tasks.create_task(self._start())
             beside = [
                 self._starting,
+                *members,
                 tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run()),
                 tasks.create_task(self._race()),
                 tasks.create_task(self.parts.cleaner.run()),
@@ -260,6 +264,9 @@ class Backend:
         """
         config = self.parts.config
         self._sources()
+        if self.parts.joining is not None:
+            self.parts.joining.membership.kick = self._kick
+            self.router = self.parts.joining.membership.member
         self.forwarder = self._forwarder()
         if config.imap is not None:
             self.imap = self._imap()
@@ -289,6 +296,20 @@ class Backend:
             listeners=self.listeners,
         )
         self.lifecycle.on_reload("configuration", reload.prepare)
+
+    async def _join(self, joining: Joining) -> None:
+        """Be a member of the cluster. Raises ConfigError, which ends the process."""
+        from .membership import ports_of
+
+        config = self.parts.config
+        sections = {"imap": config.imap, "lmtp": config.lmtp, "http": config.http}
+        listens = {name: section.listen for name, section in sections.items() if section is not None}
+        await joining.run(ports_of(listens, self.listeners.addresses))
+
+    async def _kick(self, users: Collection[StorageId]) -> None:
+        """End the sessions of users who leave for another backend, each after its command."""
+        if self.imap is not None:
+            self.imap.kick_mail(users, "Your mail moves to another server, please log in again")
 
     async def _start(self) -> None:
         await self.parts.start()

@@ -71,6 +71,10 @@ class Unavailable(OboxError):
     permanent = False
 
 
+class Elsewhere(Unavailable):
+    """Another backend serves the user; whoever routes sessions asks again who does."""
+
+
 class Temporary(OboxError):
     """A local operation failed for a reason that passes; try later."""
 

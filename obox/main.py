@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from . import __version__
-from .config import Config, describe, doubts, load
+from .config import Config, describe, load
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -140,13 +140,15 @@ def _run(main: Callable[[], object]) -> int:
 def show_config(path: str | None, changed_only: bool) -> None:
     """Check the configuration and print its effective values.
 
-    Each line says where its value came from. Secrets are masked. Warnings on stderr name
-    what `obox serve` could probably not use on this machine.
+    Each line says where its value came from. Secrets are masked. Warnings on stderr
+    name what `obox serve` could probably not use on this machine.
     """
     config = _load(path)
     click.echo(describe(config, changed_only=changed_only), nl=False)
     if not config.auth.passwd_file.exists():
         click.echo(f"obox: auth.passwd_file = {config.auth.passwd_file}: no such file; nobody can log in yet", err=True)
+    from .config.doubts import doubts
+
     for line in doubts(config):
         click.echo(f"obox: {line}", err=True)
     from .backend import Backend

@@ -19,7 +19,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import psutil
 import structlog
@@ -34,6 +34,9 @@ from .errors import ConfigError, Unavailable
 from .objectstore import OpenStore, StoreError, needs_race, open_store, probe, require_one_winner
 from .store import Env, MailStore
 from .store.copies import Copies
+
+if TYPE_CHECKING:
+    from .membership import Joining, Membership
 
 log = structlog.get_logger()
 
@@ -95,6 +98,8 @@ class Parts:
     cleaner: Cleaner
     users: PasswdFile
     authenticator: Authenticator
+    joining: Joining | None
+    """The cluster; None for a backend alone."""
     closing: AsyncExitStack
 
     async def close(self) -> None:
@@ -134,6 +139,8 @@ class Parts:
                 await asyncio.sleep(RETRY_S)
             finally:
                 probing.cancel()
+        if self.joining is not None and not patient:
+            await self.joining.membership.member.look()  # a tool, which is no member
         await self.store.start()
 
     async def drop_unused(self) -> None:
@@ -182,7 +189,14 @@ async def open(config: Config) -> Parts:
         closing.push_async_callback(metacache.close)
         fscache = Fscache(config.fscache.path, max_size=config.fscache.max_size, clock=time.time)
         closing.push_async_callback(fscache.close)
-        store = _store(config, bucket, metacache, fscache)
+        joining = None
+        if config.cluster.directory != "local":
+            from .membership import open_membership  # a backend alone starts without it
+
+            joining = await open_membership(config, closing)
+        store = _store(config, bucket, metacache, fscache, None if joining is None else joining.membership)
+        if joining is not None:
+            joining.join(store)
         warn_of_small_disks(config)
         copies = Copies(store, close_delay_s=config.metacache.close_delay)
         users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
@@ -200,11 +214,14 @@ async def open(config: Config) -> Parts:
             cleaner=Cleaner(metacache, copies, weights=rooms.weights(config), clock=time.time),
             users=users,
             authenticator=authenticator,
+            joining=joining,
             closing=closing.pop_all(),
         )
 
 
-def _store(config: Config, bucket: OpenStore, metacache: Metacache, fscache: Fscache) -> MailStore:
+def _store(
+    config: Config, bucket: OpenStore, metacache: Metacache, fscache: Fscache, cluster: Membership | None
+) -> MailStore:
     store = MailStore(
         Env(
             bucket=bucket,
@@ -216,7 +233,8 @@ def _store(config: Config, bucket: OpenStore, metacache: Metacache, fscache: Fsc
             clock=boottime,
             sleep=asyncio.sleep,
             random_bytes=Chance(),
-        )
+        ),
+        cluster=cluster,
     )
     if config.storage.url == "memory://":
         store.begin_anew()

@@ -61,6 +61,7 @@ ARROWS: dict[str, set[str]] = {
 }
 WIRING = (
     "obox.main",
+    "obox.membership",
     "obox.backend",
     "obox.demo",
     "obox.parts",
@@ -137,7 +138,7 @@ def test_no_two_files_import_each_other() -> None:
     assert circles(edges(TREE)) == []
 
 
-PRIVATE_IN_TESTS_MAX = 66
+PRIVATE_IN_TESTS_MAX = 52
 """Imports of private modules by tests, with tests of those very modules; the number can only fall."""
 
 

@@ -238,7 +238,8 @@ def matching(names: Sequence[str], masks: Sequence[str]) -> list[str]:
 
 
 def require_named(names: Sequence[str], masks: Sequence[str]) -> None:
-    """Raises NotFound for a mailbox that is named without wildcards and is not there."""
+    """Raises NotFound for a mailbox that is named without wildcards and does not
+    exist."""
     for mask in masks:
         if not any(sign in mask for sign in "*?[") and not matching(names, [mask]):
             raise NotFound(f"no mailbox {mask!r}")

@@ -36,8 +36,8 @@ slow has been sent again, and its first attempt may land after a DELETE.
 """
 
 GIVE_UP_S: Final = 3.0
-"""How long the first request may fail without an answer; a port that speaks no HTTP is
-told after this, and not at the deadline.
+"""How long the first request may fail without an answer; a port that does not speak
+HTTP is reported after this time, and not at the deadline.
 """
 
 RACE: Final = "race/"

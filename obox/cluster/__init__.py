@@ -17,6 +17,7 @@ from .records import (
     Beat,
     BootRow,
     Member,
+    Merge,
     Move,
     Orders,
     Settings,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .kept import Keeper, Kept, KeptFile
     from .lines import dump, load
     from .lmdb import open_lmdb
+    from .member import BackendMember, Myself, World
     from .memory import Faults, MemoryDirectory, MemoryReplica
     from .open import open_directory
     from .view import Changes, View
@@ -49,6 +51,7 @@ _LATER = {
     "kept": ("Keeper", "Kept", "KeptFile"),
     "lines": ("dump", "load"),
     "lmdb": ("open_lmdb",),
+    "member": ("BackendMember", "Myself", "World"),
     "memory": ("Faults", "MemoryDirectory", "MemoryReplica"),
     "open": ("open_directory",),
     "view": ("Changes", "View"),
@@ -60,6 +63,7 @@ __all__ = [
     "KEY_BYTES_MAX",
     "VALUE_BYTES_MAX",
     "Assigned",
+    "BackendMember",
     "Beat",
     "BootRow",
     "CassandraDirectory",
@@ -77,7 +81,9 @@ __all__ = [
     "Member",
     "MemoryDirectory",
     "MemoryReplica",
+    "Merge",
     "Move",
+    "Myself",
     "Observation",
     "Orders",
     "Router",
@@ -87,6 +93,7 @@ __all__ = [
     "State",
     "There",
     "View",
+    "World",
     "check",
     "decode",
     "dump",

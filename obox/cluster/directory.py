@@ -36,6 +36,7 @@ class Kind(StrEnum):
     GROUPS = "groups"
     PINS = "pins"
     MOVES = "moves"
+    MERGES = "merges"
 
 
 class Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""A directory in memory that lies as a real directory may, for tests and simulations.
+"""A directory in memory with the faults of real directories, for tests and simulations.
 
 `MemoryReplica` has the rows of one site. Each member reaches it through a
 `MemoryDirectory` of its own, with faults of its own: unavailable, lost writes, old

@@ -104,13 +104,15 @@ class Assigned(msgspec.Struct, frozen=True):
 
     See docs/cluster.md, "Which of two assignments holds".
 
-    number: grows by one with each change; token: random, 64 bits; removed: of a pin
-    that is no more.
+    number: above every number that the writer has seen of any group; token: random, 64
+    bits; released: the backend before has given the group up in order, so that its
+    bundles have everything; removed: of a pin that is no more.
     """
 
     backend: str
     number: int
     token: int
+    released: bool = False
     removed: bool = False
 
 
@@ -126,7 +128,19 @@ class Move(msgspec.Struct, frozen=True):
     done: bool = False
 
 
-Record = TypeVar("Record", Settings, Site, Member, Orders, Beat, BootRow, Assigned, Move)
+class Merge(msgspec.Struct, frozen=True):
+    """A backend has uploaded changes of users whom another one serves: the owner
+    compares its copies with the bucket.
+
+    by: the backend; at: unix seconds; users: how many.
+    """
+
+    by: str
+    at: float
+    users: int = 0
+
+
+Record = TypeVar("Record", Settings, Site, Member, Orders, Beat, BootRow, Assigned, Move, Merge)
 
 
 RECORDS: Final[dict[Kind, type[msgspec.Struct]]] = {
@@ -139,6 +153,7 @@ RECORDS: Final[dict[Kind, type[msgspec.Struct]]] = {
     Kind.GROUPS: Assigned,
     Kind.PINS: Assigned,
     Kind.MOVES: Move,
+    Kind.MERGES: Merge,
 }
 """The record of each kind of row."""
 

@@ -33,10 +33,12 @@ from .records import (
     Assigned,
     Beat,
     Member,
+    Merge,
     Move,
     Orders,
     Settings,
     decode,
+    encode,
     group_number,
 )
 
@@ -55,7 +57,7 @@ owner does it at once."""
 WRITE_BACK_ROWS: Final = 64
 """Written back at once: an empty directory is full again in some seconds."""
 
-POLLED: Final = (Kind.GROUPS, Kind.PINS, Kind.MOVES, Kind.ORDERS, Kind.MEMBERS, Kind.BEATS)
+POLLED: Final = (Kind.GROUPS, Kind.PINS, Kind.MOVES, Kind.ORDERS, Kind.MEMBERS, Kind.MERGES, Kind.BEATS)
 _KEPT: Final = (Kind.SETTINGS, *POLLED[:-1])
 _ROWS_A_TURN: Final = 1000
 _BAD_MAX: Final = 10_000
@@ -71,6 +73,7 @@ class Changes(NamedTuple):
     moves: frozenset[str]
     orders: frozenset[str]
     members: frozenset[str]
+    merges: frozenset[str]
 
 
 class _Known(NamedTuple):
@@ -157,6 +160,11 @@ class View:
         records = [known.record for kind in (Kind.GROUPS, Kind.PINS) for known in self._known[kind].values()]
         return {name: self._site(name) for name in {record.backend for record in records if not record.removed}}
 
+    @property
+    def merges(self) -> dict[str, Merge]:
+        """By unit: who has uploaded changes of users that another backend serves."""
+        return self._records(Kind.MERGES, Merge)
+
     def age(self) -> float | None:
         """Seconds since the last good answer, also of an earlier life; None without
         one.
@@ -223,6 +231,17 @@ class View:
         self._tell(changed)
         await self._save()
         return True
+
+    async def put(self, kind: Kind, key: str, record: msgspec.Struct) -> None:
+        """Write a row that is newer than any that was seen under its key, and note it.
+
+        Raises Unavailable: it may have been written, or may still be.
+        """
+        known, shown = self._known[kind].get(key), self._read.get(kind, {}).get(key)
+        seen = max((row.timestamp for row in (known and known.row, shown) if row is not None), default=0)
+        row = Row(encode(record), max(int(self._now() * 1_000_000), seen + 1))
+        await self._directory.put(kind, key, row.value, row.timestamp)
+        self.note(kind, key, row)
 
     async def write_back(self, name: str) -> int:
         """Put back rows that the directory has lost: those of member `name` at once,
@@ -312,7 +331,7 @@ class View:
         if not any(changed.get(kind) for kind in POLLED[:-1]):
             return
         groups = frozenset(int(key) for key in changed.get(Kind.GROUPS, ()))
-        others = (frozenset(changed.get(kind, ())) for kind in (Kind.PINS, Kind.MOVES, Kind.ORDERS, Kind.MEMBERS))
+        others = (frozenset(changed.get(kind, ())) for kind in POLLED[1:-1])
         for listener in list(self._listeners):
             listener(Changes(groups, *others))
 

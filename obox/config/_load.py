@@ -286,9 +286,10 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
 
     if values["server.workers"] > 1:
         refuse("server.workers", "several workers behind one address are not there yet; allowed: 1")
-    for key in ("cluster.directory", "cluster.events"):
-        if values[key] != "local":
-            refuse(key, 'backends of a cluster are not there yet; allowed: "local"')
+    if values["cluster.events"] != "local":
+        refuse("cluster.events", 'a bus between backends is not there yet; allowed: "local"')
+    if values["cluster.directory"] != "local" and values["cluster.secret_file"] is None:
+        refuse("cluster.directory", "members forward users to each other; allowed: together with cluster.secret_file")
     bucket = urlsplit(values["storage.url"])
     if bucket.scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket.netloc):
         refuse("storage.url", "allowed: after s3:// a bucket name of 3 to 255 letters, digits, dots, - and _")

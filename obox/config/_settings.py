@@ -384,7 +384,7 @@ class Cluster:
     directory: str = _set(
         kinds.url("local, lmdb:///path or cassandra://host,host/keyspace", "lmdb", "cassandra", words=("local",)),
         "local",
-        "which backend serves whom; only local for now: this backend serves everybody",
+        "who serves whom; local: this backend serves everybody; lmdb: shared by the backends of one host",
         restart=True,
     )
     password_file: Path | None = _set(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -24,6 +24,7 @@ from obox.imap.settings import ImapSettings
 from obox.imap.states import COMMANDS
 from obox.net import Hub, Registry, Spawn, Upgrade, Who
 from obox.store.api import Store, User
+from obox.types import StorageId
 
 STOP_REASON = "Server is shutting down, please reconnect"
 TLS_HANDSHAKE_S = 10.0
@@ -102,6 +103,14 @@ class ImapServer:
         Returns how many there are.
         """
         return self.hub.kick(user, reason)
+
+    def kick_mail(self, owners: Collection[StorageId], reason: str) -> None:
+        """Say BYE to the sessions that have the mail of these users open, each after its command."""
+        for member in self.hub.registry:
+            if isinstance(member, Connection):
+                user = member.session.user
+                if user is not None and user.storage_id in owners:
+                    member.stop(reason)
 
     def use(self, settings: ImapSettings, settings_of: Callable[[str], ImapSettings]) -> None:
         """Other settings for connections that come from now on."""

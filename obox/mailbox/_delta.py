@@ -57,7 +57,8 @@ _RECORD_BYTES: Final = 16 + sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
 """Of a record without flags, an oid among them."""
 
 BYTES_COPIED_MAX: Final = 1000
-"""Elements of a column that are encoded as bytes: for few that is quicker than a view."""
+"""Elements of a column that are encoded as bytes, which is quicker than a view for
+few."""
 
 
 @dataclass(slots=True)
@@ -138,6 +139,14 @@ class Rows:
             {flag: stamps[index] for flag, stamps in self.stamps.items()},
             self.homes,
         )
+
+    def parted(self, mask: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
+        """The records that a mask leaves out, and those that it names; not copied if they are all."""
+        if not mask.any():
+            return self, self.take(slice(0, 0))
+        if mask.all():
+            return self.take(slice(0, 0)), self
+        return self.take(~mask), self.take(mask)
 
     def pack(self) -> dict[str, object]:
         """The columns as a map of byte strings; all-zero stamps are left out."""

@@ -157,13 +157,13 @@ class Holders:
         return sum(len(keys) for late in self._late.values() for keys, _ in late)
 
     def merge(self) -> dict[Guid, tuple[Numbers, Numbers]]:
-        """Merge what has been joined; whoever reads does it too."""
+        """Merge what has been joined. Reads do it too."""
         for guid, late in self._late.items():
             parts = [self._boxes[guid], *late] if guid in self._boxes else late
             keys = np.concatenate([keys for keys, _ in parts])
             released = np.concatenate([released for _, released in parts])
             if not _ascends(keys):
-                order = np.argsort(keys, kind="stable")  # of some sorted runs: they are merged
+                order = np.argsort(keys, kind="stable")  # merges the sorted runs
                 keys, released = keys[order], released[order]
                 first = np.flatnonzero(np.concatenate((_TRUE, keys[1:] != keys[:-1])))
                 keys, released = keys[first], np.maximum.reduceat(released, first)

@@ -26,8 +26,9 @@ def uid_array(uids: object) -> UidArray:
 def distinct(array: npt.NDArray[K]) -> npt.NDArray[K]:
     """The values of an array, sorted and without repeats.
 
-    `np.unique` and what builds on it put all values into a hash table, which takes thirty
-    times as long as a sort that merges ascending runs: what we have is mostly such runs.
+    `np.unique` and what builds on it put all values into a hash table, which takes
+    thirty times as long as a sort that merges ascending runs: arrays here mostly have
+    such runs.
     """
     if len(array) < 2 or bool((array[1:] > array[:-1]).all()):
         return array
@@ -44,7 +45,8 @@ def united(*sets: npt.NDArray[K]) -> npt.NDArray[K]:
 
 
 def merged(table: Sequence[npt.NDArray[Any]], more: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """The rows of two tables whose first columns are sorted and have nothing in common."""
+    """The rows of two tables whose first columns are sorted and have no common
+    values."""
     columns = [np.concatenate(pair) for pair in zip(table, more, strict=True)]
     if len(table[0]) and len(more[0]) and not bool(more[0][0] > table[0][-1]):
         order = np.argsort(columns[0], kind="stable")

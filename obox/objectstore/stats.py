@@ -11,8 +11,8 @@ Refuses to know: metrics libraries; retries (they are above: a retried PUT count
 two).
 
 Diagnostics: a request slower than slow_s is logged as a warning, `slow request`, with
-op, kind, key, ms, attempt, ok. Requests of probes are not logged: whoever probes says
-how long it took. Nothing here fails.
+op, kind, key, ms, attempt, ok. Requests of probes are not logged; the prober reports
+how long they took. Nothing here fails.
 """
 
 from __future__ import annotations

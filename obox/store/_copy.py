@@ -22,9 +22,9 @@ from ..mailbox import Delta, Holders, MailboxEntry, Rows, UidArray, by_home
 from ..types import Guid
 from ._env import ANSWER_S, Env, answer_within
 from ._quota import Quota, Room
-from ._writer import write_claim
 from .api import Copied
 from .index import FIELDS_STEP, PART_MAILS, Index, Owner, tidy
+from .mails.write import write_claim
 from .stage import Edit
 from .turn import Turn
 
@@ -113,14 +113,13 @@ async def _copy(
         for guid in missing:
             holding[guid] = await user.box(guid)
     lease = user.spawn(user.journal.lease()) if user.journal.stale() else None
-    turn = Turn()
     while True:
-        await turn.end()
+        await asyncio.sleep(0)
         slot, delta = await write_claim(target, rows, len(rows), until)
         new = np.arange(slot.uid, slot.uid + len(rows), dtype=np.uint32)
         held = {} if delta.rows is None else held_by(delta.rows, target.guid)
         target.state.reserve(len(target.state) + len(rows))
-        await turn.end()
+        await asyncio.sleep(0)
 
         def elsewhere(edit: Edit, modseq: int, held: dict[Guid, Holders] = held) -> None:
             for guid, holders in held.items():
@@ -178,7 +177,7 @@ def held_by(rows: Rows, guid: Guid) -> dict[Guid, Holders]:
 
 async def copy_fields(env: Env, source: Index, target: Index, uids: UidArray, new: UidArray) -> None:
     """Give the copies the ready fields of their originals, as far as they are local; others run meanwhile."""
-    sid, turn = source.user.storage_id, Turn()
+    sid, turn = source.user.storage_id, Turn(env.clock)
     for at in range(0, len(uids), FIELDS_STEP):
         if target.deleted:
             return

@@ -23,7 +23,8 @@ from ..objectstore.codec import Codec, ObjectKind
 from ..objectstore.keys import owner_of
 from ..types import Oid
 from ._once import EveryMinute
-from ._recent import Recent
+from .mails.recent import Recent
+from .owned import Owned
 from .stamp import Assignment
 
 log = structlog.get_logger()
@@ -98,7 +99,7 @@ class Env:
     sleep: Callable[[float], Awaitable[None]]
     random_bytes: Callable[[int], bytes]
     writer: str = ""
-    generation: int = 0
+    owned: Owned = field(default_factory=Owned)
     local_failures: int = 0
     recent: Recent = field(default_factory=Recent)
     trouble: EveryMinute = field(init=False)
@@ -133,12 +134,12 @@ class Env:
         return self.settings.delete_delay_s
 
     def assignment(self, sid: str) -> Assignment:
-        """Under which this backend has a user. One backend alone: all users have the present one."""
+        """Under which this backend has a user; see `owned`."""
         settings, now = self.settings, self.now()
         once = settings.refresh_index_once_after
         forced = settings.forced_refresh_interval_s
         since = max(once if once <= now else 0.0, now - forced if forced > 0 else 0.0)
-        return Assignment(self.generation, since)
+        return Assignment(self.owned.generation_of(sid), since)
 
     def must_rescan(self, listed: float) -> bool:
         """Whether a mailbox whose mails were LISTed at `listed` (unix seconds) is to be LISTed again."""

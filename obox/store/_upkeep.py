@@ -31,7 +31,7 @@ from ..objectstore.keys import ROOT, journal_key
 from ..types import Guid, StorageId
 from ._jobs import Job, Jobs
 from ._nightly import Nightly
-from .fence import record
+from .fence import Ended, record
 from .journal import Journal
 from .stamp import Stamp
 from .takeover import Takeover
@@ -80,6 +80,7 @@ class Upkeep:
     def __init__(self, store: Backend) -> None:
         self._store = store
         self._deleted_below: dict[str, int] = {}
+        self._adopting = False
         env = store.env
         self.jobs = Jobs(clock=env.clock, spawn=store.spawn, at_once=JOBS_AT_ONCE)
         self.nightly = Nightly(env.settings.flush_at, env.now())
@@ -101,7 +102,7 @@ class Upkeep:
                 if box.is_due():
                     jobs.start(Job("flush", sid, guid), box.flush)
             if user.rootbox.is_due():
-                jobs.start(Job("flush", sid, ROOT), user.flush_root)
+                jobs.start(Job("flush", sid, ROOT), user.rootbox.flush)
         for sid_, box_ in store.journal.overdue(CARRY_INTERVALS * env.settings.upload_interval_s):
             jobs.start(Job("carry", sid_, box_), partial(self.carry, sid_, box_))
         now = env.clock()
@@ -129,7 +130,7 @@ class Upkeep:
         if user is None:
             self._store.journal.forget(sid)
         elif box == ROOT:
-            await user.flush_root()
+            await user.rootbox.flush()
         elif Guid(box) in user.root.entries:
             await (await user.box(Guid(box))).carry()
         else:
@@ -167,28 +168,50 @@ class Upkeep:
 
         Each user is done for itself. While one cannot be, its boots name it, and the next start reads it alone.
         """
+        if self._adopting:
+            return
+        self._adopting = True
+        try:
+            await self._adopt()
+        finally:
+            self._adopting = False
+
+    async def _adopt(self) -> None:
         store = self._store
-        left = set(store.takeover.pending)  # also those that a session opens meanwhile
+        takeover = store.takeover
         while True:
-            works: list[_Work] = [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in sorted(left)]
-            left = {job.user for job, _ in await self._attempt_all(works)}
-            for at, ended in enumerate(store.takeover.boots):
+            left = sorted(takeover.left)  # also those that a session opens meanwhile
+            works: list[_Work] = [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in left]
+            failed = {job.user for job, _ in await self._attempt_all(works)}
+            takeover.left -= set(left) - failed
+            for ended in list(takeover.boots):
                 if not ended.clean:
                     job = Job("adopt", mailbox=f"{ended.boot.backend}/{ended.boot.name}")
-                    await self.jobs.attempt(job, partial(self._record, at, left))
-            if not left and all(ended.clean for ended in store.takeover.boots):
+                    await self.jobs.attempt(job, partial(self._record, ended))
+            if not takeover.left and all(ended.clean or self._is_recorded(ended) for ended in takeover.boots):
                 break
             await store.env.sleep(AGAIN_S)
-        store.takeover.boots.clear()
-        store.journal.dug()
+        takeover.boots = [ended for ended in takeover.boots if not ended.clean]
+        if not takeover.boots:
+            store.journal.dug()
 
-    async def _record(self, at: int, left: set[str]) -> None:
+    def _done_of(self, ended: Ended) -> set[str]:
+        """Those users of a dead boot who are this backend's, and of whom bundles have everything."""
+        takeover, owned = self._store.takeover, self._store.env.owned
+        named = takeover.users[ended.boot.backend, ended.boot.name]
+        return {sid for sid in named if sid not in takeover.left and owned.owns(sid)}
+
+    def _is_recorded(self, ended: Ended) -> bool:
+        """Whether the boot says of all users of this backend that they have been adopted."""
+        return self._done_of(ended) <= ended.adopted
+
+    async def _record(self, ended: Ended) -> None:
         """Note who of a dead boot's users has been adopted, if somebody has since it was last noted."""
         takeover = self._store.takeover
-        ended = takeover.boots[at]
         named = takeover.users[ended.boot.backend, ended.boot.name]
-        if not named - left <= ended.adopted or named <= ended.adopted:
-            takeover.boots[at] = await record(self._store.env, ended, named, named - left, self._store.journal.ahead)
+        if not self._is_recorded(ended) or named <= ended.adopted:
+            noted = await record(self._store.env, ended, named, self._done_of(ended), self._store.journal.ahead)
+            takeover.boots[takeover.boots.index(ended)] = noted
 
     async def _adopt_user(self, sid: str) -> None:
         store = self._store
@@ -232,7 +255,7 @@ class Upkeep:
             return  # gone meanwhile, with its user
         user = await self._user(StorageId(sid))
         if user is not None:
-            await (user.flush_root() if box == ROOT else (await user.box(Guid(box))).flush())
+            await (user.rootbox.flush() if box == ROOT else (await user.box(Guid(box))).flush())
 
     def _dirty(self, sid: str) -> list[str]:
         """Boxes of a user whose local copy has important changes."""

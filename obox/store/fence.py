@@ -65,7 +65,8 @@ class Ended:
     """A boot that is over.
 
     seq: the next one that is free; watermark: the first that a reader needs; closed_before: `fence` found it closed;
-    clean: bundles have all that it says; adopted: users of whom they have; ahead: see `JournalObject`.
+    clean: bundles have all that it says; adopted: users of whom they have; ahead, assigned: see `JournalObject`; alive:
+    it has not ended, and is read all the same.
     """
 
     boot: Boot
@@ -75,6 +76,8 @@ class Ended:
     clean: bool
     adopted: frozenset[str]
     ahead: int
+    assigned: int = 0
+    alive: bool = False
 
 
 @dataclass
@@ -133,13 +136,36 @@ async def fence(env: Env, boot: Boot) -> Ended:
     closed_before = end.closed
     while not end.closed:
         seq = end.seq + 1
-        closing = JournalObject(boot.backend, boot.name, seq, end.watermark, closed=True, ahead=end.ahead)
+        closing = JournalObject(
+            boot.backend, boot.name, seq, end.watermark, closed=True, ahead=end.ahead, assigned=end.assigned
+        )
         if await _put(env, closing):
             log.info("fenced", backend=boot.backend, boot=boot.name, seq=seq)
             end = closing
         else:
             end = await read(env, boot.backend, boot.name, seq)
-    return Ended(boot, end.seq + 1, end.watermark, closed_before, end.clean, frozenset(end.adopted), end.ahead)
+    return _ended(boot, end, closed_before=closed_before)
+
+
+async def look(env: Env, boot: Boot) -> Ended:
+    """A boot as it is now, which may go on. Raises Unavailable, Corrupt."""
+    newest = await read(env, boot.backend, boot.name, boot.last)
+    if newest.closed:
+        return _ended(boot, newest, closed_before=True)
+    return replace(_ended(boot, newest, closed_before=False), seq=newest.seq + 2, alive=True)
+
+
+def _ended(boot: Boot, end: JournalObject, *, closed_before: bool) -> Ended:
+    return Ended(
+        boot,
+        end.seq + 1,
+        end.watermark,
+        closed_before,
+        end.clean,
+        frozenset(end.adopted),
+        end.ahead,
+        end.assigned,
+    )
 
 
 async def replay(env: Env, boots: Sequence[Ended], users: Callable[[str], bool] = lambda sid: True) -> Replayed:
@@ -183,6 +209,7 @@ async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], ahe
             clean=clean,
             ahead=ahead,
             adopted=[] if clean else sorted(done),
+            assigned=ended.assigned,
         )
         if not await _put(env, noted):
             noted = await read(env, ended.boot.backend, ended.boot.name, seq)

@@ -66,7 +66,8 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     """One journal object. closed: a fence, or an orderly end; clean: everything in this boot is in bundles.
 
     ahead: above every modseq that an owner who ever ended uncleanly may have shown to a client; adopted: users of whom
-    bundles have all that this boot says, behind a fence.
+    bundles have all that this boot says, behind a fence; assigned: the highest number of an assignment that the writer
+    has seen (docs/cluster.md).
     """
 
     backend: str
@@ -78,6 +79,7 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     clean: bool = False
     ahead: int = 0
     adopted: list[str] = []
+    assigned: int = 0
 
     @property
     def key(self) -> str:
@@ -113,9 +115,10 @@ class Journal:
         sleep: Callable[[float], Awaitable[None]],
         new_oid: Callable[[], Oid],
         before_put: Callable[[str, int], Awaitable[None]],
-        fenced: Callable[[], str],
+        fenced: Callable[[], Awaitable[str]],
     ) -> None:
-        """clock: seconds, counting suspend; before_put(boot, seq): remember it locally; fenced(): a new boot's name."""
+        """clock: seconds, counting suspend; before_put(boot, seq): remember it locally; fenced(): a new boot's name,
+        once it is known which users are still this backend's."""
         self._store = store
         self._codec = codec
         self.backend = backend
@@ -129,7 +132,8 @@ class Journal:
         self._staged: dict[str, list[tuple[str, bytes]]] = {}
         self._staged_at: float | None = None
         self.ahead = 0
-        """Goes into every object; see `JournalObject`."""
+        self.assigned = 0
+        """Both go into every object; see `JournalObject`."""
         self._seq = 0
         self._lease_at = -LEASE_S
         self._wake = asyncio.Event()
@@ -175,6 +179,10 @@ class Journal:
         limit = self._clock() - age_s
         return [key for key, (_, since) in self._first.items() if since < limit]
 
+    def uncovered(self) -> list[tuple[str, str]]:
+        """(user, box) of everything that no bundle covers."""
+        return list(self._first)
+
     async def sync(self) -> None:
         """Return when everything added before is in the bucket. Raises Unavailable after LATE_S."""
         if self._staged or self._busy:
@@ -184,6 +192,10 @@ class Journal:
         """Return when an acknowledgement is allowed. Raises Unavailable."""
         while self.stale():
             await self._wait(self._writes + 1)
+
+    async def announce(self) -> None:
+        """Return when an object that was begun after the call is in the bucket. Raises Unavailable."""
+        await self._wait(self._writes + 1 + self._busy)
 
     def bury(self, sid: str) -> None:
         """Stage that a user was deleted: a later one under the same storage id is not told what a crash replays of
@@ -340,7 +352,8 @@ class Journal:
             if ours:
                 self._lease_at = begun
                 return
-            self.boot = self._fenced()
+            self._lease_at = float("-inf")  # nothing is acknowledged until the new boot's first object has landed
+            self.boot = await self._fenced()
             self._seq = 0
             self._first = {key: (0, since) for key, (_, since) in self._first.items()}
             self._buried = dict.fromkeys(self._buried.keys() & staged.keys(), 0)  # who fenced us has read the others
@@ -354,7 +367,9 @@ class Journal:
         oid = self._new_oid()
         lines = [Line(sid, changes) for sid, changes in staged.items()]
         watermark = min(self.watermark(), seq)
-        journal = JournalObject(self.backend, self.boot, seq, watermark, lines, closed, clean, self.ahead)
+        journal = JournalObject(
+            self.backend, self.boot, seq, watermark, lines, closed, clean, self.ahead, assigned=self.assigned
+        )
         if watermark and (not self.covered or self.covered[-1][:2] != (self.boot, watermark)):
             self.covered.append((self.boot, watermark, self._clock()))
         if sum(len(delta) for changes in staged.values() for _, delta in changes) > INLINE_BYTES:

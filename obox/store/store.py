@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -31,6 +31,7 @@ from ._nightly import Nightly
 from ._once import EveryMinute
 from ._upkeep import Upkeep
 from .journal import Journal
+from .owned import Cluster, Owned
 from .stage import Log
 from .takeover import BOOT_MS_DIGITS, LastBoot, Takeover, take_over
 from .user import User
@@ -59,10 +60,13 @@ _BUCKET: Final = "bucket"
 class MailStore:
     """See the module's text and `api.Store`."""
 
-    def __init__(self, env: Env, *, live: Callable[[str], bool] = lambda backend: False) -> None:
-        """live: whether another running backend claims a name (the cluster directory)."""
+    def __init__(self, env: Env, *, cluster: Cluster | None = None) -> None:
+        """cluster: says which users are this backend's; None: all are, and no other backend is alive."""
         self.env = env
-        self._live = live
+        self._cluster = cluster
+        env.owned = Owned(None if cluster is None else cluster.unit_of)
+        self.changing = asyncio.Lock()
+        """Held while units come to this backend or leave it."""
         self.users: dict[StorageId, User] = {}
         self.barred: set[StorageId] = set()
         """Users that are being deleted: nobody opens them."""
@@ -123,35 +127,49 @@ class MailStore:
     def _note(self, last: LastBoot) -> None:
         self.env.metacache.put_state(_LAST_BOOT, msgspec.msgpack.encode(last))
 
-    def _fenced(self) -> str:
-        """Another backend believes us dead: a new boot, and nothing local is trusted before it was checked."""
+    async def _fenced(self) -> str:
+        """Another backend has ended this boot: it begins a new one.
+
+        Alone it trusts nothing local before it was checked. In a cluster it asks first which users it has left, and
+        goes on with them as before; the others are given up (`handover.lose`).
+        """
         boot = self._new_boot()
         log.error("fenced off by another backend; continuing as a new boot", old=self.journal.boot, new=boot)
         self.env.writer = boot
+        self.journal.ahead = max(self.journal.ahead, self.env.now_ms() + AHEAD_MS)
+        if self._cluster is not None:
+            await self._cluster.fenced(self.journal.boot)
+            return boot
         self.unclean = True
-        self.journal.ahead = self.env.now_ms() + AHEAD_MS
-        self._bump_generation()
+        self.doubt()
         for user in self.users.values():
             self.spawn(user.recheck())
         return boot
 
-    def _bump_generation(self) -> None:
-        self.env.generation += 1
-        self.env.metacache.put_state(_GENERATION, str(self.env.generation).encode())
+    def doubt(self, units: Iterable[str] | None = None) -> None:
+        """Compare every local copy of these units, of all by default, when its box is opened next."""
+        self.env.owned.doubt(units)
+        self.remember_units()
+
+    def remember_units(self) -> None:
+        """Write which units are here into the local state; durable with its next commit."""
+        self.env.metacache.put_state(_GENERATION, self.env.owned.encode())
 
     async def start(self) -> None:
         """Check the format, fence what is dead, read what it left; tries until the bucket answers. Raises
         ConfigError."""
         env = self.env
-        raw = env.metacache.get_state(_GENERATION)
-        env.generation = int(raw) if raw else 1
+        env.owned.load(env.metacache.get_state(_GENERATION))
+        if self._cluster is not None:
+            await self._cluster.ready()
+            env.owned.keep(self._cluster.units())
         raw = env.metacache.get_state(_LAST_BOOT)
         last = msgspec.msgpack.decode(raw, type=LastBoot) if raw else None
         while True:
             try:
                 if self._is_another(await self._check_format()):
                     last = None
-                self.takeover = await take_over(env, last, self._live)
+                self.takeover = await take_over(env, last, lambda backend: self._cluster is not None)
                 break
             except Unavailable:
                 if self._trouble.due():
@@ -159,10 +177,16 @@ class MailStore:
                 await env.sleep(1.0)
         if self.takeover.trust == "none":
             env.metacache.drop_all()
-        if self.takeover.trust != "all":
-            self._bump_generation()
+        behind = self._cluster is not None and self._cluster.number() < self.takeover.assigned
+        if behind:
+            log.warning("the directory knows less than the journals: local copies are compared with the bucket")
+        if self.takeover.trust != "all" or behind:
+            self.doubt()
         self.unclean = self.takeover.unclean or (last is not None and not last.clean)
         self.journal.ahead = max(self.takeover.ahead, env.now_ms() + AHEAD_MS if self.unclean else 0)
+        self.journal.assigned = self.takeover.assigned
+        if self._cluster is not None:
+            self.journal.assigned = max(self.journal.assigned, self._cluster.number())
         before = "unknown" if last is None else "clean" if last.clean else "unclean"
         users = len(self.takeover.pending)
         boots.began(env, self.journal.boot, trust=self.takeover.trust, before=before, users=users)
@@ -330,6 +354,7 @@ class MailStore:
         """See `api.Store.open_user`."""
         async with answer_within(OPEN_S):
             await self.beginning.decided()
+            await self.env.owned.admit(storage_id)
             user = await self._user(storage_id, name)
         user.name = name
         user.limit(quota_bytes, quota_messages)
@@ -371,6 +396,10 @@ class MailStore:
         """The task that opens a user at the moment."""
         return self._opening.get(sid)
 
+    def opening_users(self) -> list[StorageId]:
+        """Users who are being opened at the moment."""
+        return list(self._opening)
+
     def awaits_takeover(self, sid: StorageId) -> bool:
         """A dead boot's journal speaks of this user, and nobody has opened it since."""
         return sid in self.takeover.pending
@@ -385,6 +414,7 @@ class MailStore:
         self.journal.forget(sid)
         self.upkeep.jobs.forget(sid)
         self.takeover.pending.pop(sid, None)
+        self.takeover.left.discard(sid)
 
     async def bury(self, sid: StorageId) -> None:
         """A user has been deleted: no journal is believed about it any more. In the bucket on return. Raises

@@ -18,16 +18,18 @@ Diagnostics: see `fence`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 import structlog
 
+from ..errors import Corrupt
 from ..objectstore.keys import journal_key, parse_journal_key
 from ._env import Env
-from .fence import Boot, Ended, boots_of, fence, list_journals, read, replay
+from .fence import Boot, Ended, Replayed, boots_of, fence, list_journals, look, read, replay
 
 log = structlog.get_logger()
 
@@ -60,8 +62,29 @@ class Takeover:
     unclean: bool = False
     ahead: int = 0
     """The highest of all backends' journals."""
+    assigned: int = 0
+    """The highest number of an assignment in all backends' journals."""
     trust: str = "none"
     """"all", "check" (LIST each mailbox once) or "none"."""
+    left: set[str] = field(default_factory=set)
+    """Users of whom the boots speak and bundles do not have everything yet."""
+
+    def add(self, survey: Survey) -> None:
+        """Take in what was found when units came to a backend that serves."""
+        for sid, boxes in survey.replayed.pending.items():
+            waiting = self.pending.setdefault(sid, {})
+            for box, deltas in boxes.items():
+                waiting.setdefault(box, []).extend(deltas)
+            self.left.add(sid)
+        known = {(one.boot.backend, one.boot.name): at for at, one in enumerate(self.boots)}
+        for one in survey.boots:
+            name = one.boot.backend, one.boot.name
+            named = survey.replayed.users.get(name, set())
+            self.users.setdefault(name, set()).update(named)
+            if name in known:
+                self.boots[known[name]] = one
+            elif named:
+                self.boots.append(one)
 
 
 async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]) -> Takeover:
@@ -69,12 +92,13 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     Unavailable, Corrupt."""
     found = Takeover()
     backend = env.settings.backend
-    boots = [boot for boot in boots_of(await list_journals(env)) if boot.backend == backend or not live(boot.backend)]
+    present = boots_of(await list_journals(env))
+    boots = [boot for boot in present if boot.backend == backend or not live(boot.backend)]
     fenced_by_other = False
     for boot in boots:
         found.old += [(journal_key(boot.backend, boot.name, seq), at) for seq, at in boot.objects.items()]
         ended = await fence(env, boot)
-        found.ahead = max(found.ahead, ended.ahead)
+        found.ahead, found.assigned = max(found.ahead, ended.ahead), max(found.assigned, ended.assigned)
         if ended.closed_before and ended.clean:
             continue
         if boot.backend == backend and ended.closed_before and last is not None and boot.name == last.boot:
@@ -83,20 +107,92 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
         else:
             found.unclean = True
         found.boots.append(ended)
-    replayed = await replay(env, found.boots)
-    found.pending, found.users = replayed.pending, replayed.users
+    for other in await _look_all(env, [boot for boot in present if boot not in boots]):
+        found.ahead, found.assigned = max(found.ahead, other.ahead), max(found.assigned, other.assigned)
+    replayed = await replay(env, found.boots, env.owned.owns)
+    found.pending, found.users, found.left = replayed.pending, replayed.users, set(replayed.pending)
     own = {boot.name: boot for boot in boots if boot.backend == backend}
     known = None if last is None else own.get(last.boot)
     if last is not None and known is not None and known.last > last.seq and not fenced_by_other:
         after = last.seq + 1
         fenced_by_other = after in known.objects and (await read(env, backend, last.boot, after)).closed
     found.trust = _trust(last, max(own, default=""), known, fenced_by_other)
-    if found.trust == "all" and last is not None and _others_wrote(found.old, backend, last.boot):
+    if found.trust == "all" and last is not None and env.owned.alone and _others_wrote(found.old, backend, last.boot):
         log.info("another backend has written since we began: local copies are compared with the bucket")
         found.trust = "check"
     newest = {parse_journal_key(key).backend: key for key, _ in sorted(found.old)}
     found.old = [(key, at) for key, at in found.old if key not in newest.values()]
     return found
+
+
+@dataclass
+class Survey:
+    """What the journals say of units that come to this backend.
+
+    boots: that are over and not clean; unclean_boots: the names of all such, also of those that were known; replayed:
+    what they and the live ones say of the users; unclean: an owner ended without an end, so clients may know MODSEQs
+    that are nowhere; ahead, assigned: the highest of all journals.
+    """
+
+    boots: list[Ended]
+    unclean_boots: set[tuple[str, str]]
+    replayed: Replayed
+    unclean: bool
+    ahead: int
+    assigned: int
+
+
+async def survey(
+    env: Env,
+    own: str,
+    dead: Sequence[tuple[str, str]],
+    users: Callable[[str], bool],
+    *,
+    orderly: bool,
+    alive: bool = True,
+    known: Collection[tuple[str, str]] = (),
+) -> Survey:
+    """Fence the boots that were seen dying, and read what all journals say of users. Raises Unavailable, Corrupt.
+
+    own: the present boot of this backend, which is not read; dead: (backend, boot), and all boots of that backend
+    before it, every one that is there if boot is empty; orderly: the owner before has handed over, and its bundles have
+    everything; alive: read boots that go on, too; known: boots that have been read before.
+    """
+    present = [boot for boot in boots_of(await list_journals(env)) if boot.name != own]
+    dying = [boot for boot in present if any(boot.backend == name and _until(boot, last) for name, last in dead)]
+    fenced = [await fence(env, boot) for boot in dying]
+    seen = fenced + await _look_all(env, [boot for boot in present if boot not in dying])
+    unclean = [one for one in seen if not one.clean and (alive or not one.alive)]
+    over_names = {(one.boot.backend, one.boot.name) for one in unclean if not one.alive}
+    unclean = [one for one in unclean if (one.boot.backend, one.boot.name) not in known]
+    replayed = Replayed() if orderly else await replay(env, unclean, users)
+    over = [one for one in unclean if not one.alive]
+    names = {name for name, named in replayed.users.items() if any(map(users, named))}
+    return Survey(
+        over,
+        over_names,
+        replayed,
+        any((one.boot.backend, one.boot.name) in names for one in over) or any(not one.closed_before for one in fenced),
+        max((one.ahead for one in seen), default=0),
+        max((one.assigned for one in seen), default=0),
+    )
+
+
+def _until(boot: Boot, last: str) -> bool:
+    return not last or boot.name <= last
+
+
+async def _look_all(env: Env, boots: Sequence[Boot]) -> list[Ended]:
+    """Boots as they are now, but those whose newest object is gone or does not decode. Raises Unavailable."""
+
+    async def one(boot: Boot) -> Ended | None:
+        try:
+            return await look(env, boot)
+        except Corrupt as exc:
+            log.error("a journal cannot be read", backend=boot.backend, boot=boot.name, error=str(exc))
+            return None
+
+    return [found for found in await asyncio.gather(*map(one, boots)) if found is not None]
 
 
 def _others_wrote(objects: list[tuple[str, float]], backend: str, boot: str) -> bool:

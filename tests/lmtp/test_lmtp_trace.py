@@ -25,6 +25,8 @@ def test_reply_for() -> None:
     assert reply_for(errors.NotFound("gone fishing")) == Reply(550, "5.1.1", "gone fishing")
     assert reply_for(Disabled("moved")) == Reply(550, "5.2.1", "moved")  # a kind's child
     assert reply_for(errors.OverQuota(), quota_full_tempfail=True) == QUOTA_TEMPFAIL
+    assert reply_for(errors.MailboxFull()).code == 552
+    assert reply_for(errors.MailboxFull(), quota_full_tempfail=True) == QUOTA_TEMPFAIL
     assert reply_for(TimeoutError()) == TIMED_OUT
     assert reply_for(KeyError("secret")) == INTERNAL
 

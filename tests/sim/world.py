@@ -303,7 +303,11 @@ class Node:
         return self
 
     def _make(self) -> None:
-        store = self.store = MailStore(self.env)
+        self.store = MailStore(self.env)
+        self.hear(self.store)
+
+    def hear(self, store: MailStore) -> None:
+        """Make failures of the store's tasks failures of the simulation."""
         told = store._ended
 
         def ended(task: asyncio.Task[Any]) -> None:

@@ -49,7 +49,7 @@ async def desk() -> AsyncIterator[Desk]:
     async def remember(boot: str, seq: int) -> None:
         desk.remembered.append((boot, seq))
 
-    def fenced() -> str:
+    async def fenced() -> str:
         desk.boots.append(f"boot{len(desk.boots) + 2}")
         return desk.boots[-1]
 

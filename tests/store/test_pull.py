@@ -17,9 +17,10 @@ from metacache import Change, MetacacheFull
 from obox.errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
 from obox.objectstore import Codec, ObjectKind, load_keys
 from obox.objectstore.keys import ROOT, pull_owner, user_prefix
-from obox.store import MailStore, NewMail, operate, upload
+from obox.store import NewMail, operate, upload
 from obox.store.pull import BoxMeta, End, Head, Incoming, Outgoing, Splitter, opened
 from obox.store.stamp import Stamp
+from obox.store.takeover import take_over
 
 
 async def sent(life: Life, *, everything: bool = False) -> bytes:
@@ -61,7 +62,7 @@ def packed(life: Life, *parts: tuple[ObjectKind, Any, bytes]) -> bytes:
 @pytest.fixture
 def directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each backend knows that the others live."""
-    monkeypatch.setitem(MailStore.__init__.__kwdefaults__, "live", lambda backend: True)
+    monkeypatch.setattr("obox.store.store.take_over", lambda env, last, live: take_over(env, last, lambda _: True))
 
 
 @asynccontextmanager

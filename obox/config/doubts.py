@@ -86,7 +86,8 @@ def _unresolved(host: str) -> str:
 
 
 def _here(host: str) -> bool:
-    """Whether one of its addresses is of this machine; sockets tell, without a port."""
+    """Whether one of its addresses is of this machine. It is found with sockets,
+    without a port."""
     for family, kind, number, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
         try:
             with socket.socket(family, kind, number) as probe:

@@ -1,0 +1,197 @@
+"""A backend's store and its member of the cluster, made known to each other.
+
+`obox.store` and `obox.cluster` know nothing of each other: each says as a Protocol what it asks of
+the other side. `Membership` answers both, and `open_membership` makes it of the configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+import psutil
+
+from . import __version__
+from .cluster import (
+    Assigned,
+    BackendMember,
+    DeadWatch,
+    Directory,
+    KeptFile,
+    Member,
+    Myself,
+    State,
+    View,
+    World,
+    make_settings,
+    open_directory,
+)
+from .cluster.initial import GROUPS_LOCAL
+from .config import Config, Listen
+from .errors import Unavailable
+from .store import MailStore, handover
+from .store.handover import Kick
+from .store.owned import Tag
+
+GREETING_S: Final = 1.0
+"""A backend that lives greets within this time (docs/cluster.md)."""
+
+READS: Final = {"envelope": 2, "journal": 1, "wire": 1}
+"""What this code can read, by format and major version."""
+
+
+class Membership:
+    """`store.owned.Cluster` for the store, and `cluster.member.Store` for the member.
+
+    Make it, then the store with it, then the member with it; `bind` makes the three whole.
+    """
+
+    def __init__(self) -> None:
+        self._store: MailStore
+        self.member: BackendMember
+        self.kick: Kick = _nobody
+        """Ends the sessions and deliveries of users; a backend that serves says how."""
+
+    def bind(self, store: MailStore, member: BackendMember) -> None:
+        """Make the three whole."""
+        self._store, self.member = store, member
+
+    # -- for the store ---------------------------------------------------------------------------------------------
+
+    def unit_of(self, sid: str) -> str:
+        return self.member.unit_of(sid)
+
+    async def ready(self) -> None:
+        await self.member.ready()
+
+    def units(self) -> Mapping[str, Tag]:
+        return {unit: Tag(*tag) for unit, tag in self.member.units().items()}
+
+    def number(self) -> int:
+        return self.member.number()
+
+    async def fenced(self, boot: str) -> None:
+        self._store.spawn(handover.go_on(self._store, boot))
+        self._store.env.owned.lose(await self.member.reread_rows())
+
+    # -- for the member --------------------------------------------------------------------------------------------
+
+    def held(self) -> Mapping[str, tuple[int, int]]:
+        return self._store.env.owned.units
+
+    def boot(self) -> str:
+        return self._store.journal.boot
+
+    async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
+        await self._started()
+        tags = {unit: Tag(row.number, row.token) for unit, row in units.items()}
+        await handover.gain(self._store, tags, fence, orderly=orderly)
+
+    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
+        await self._started()
+        return await handover.release(self._store, frozenset(units), self.kick, hand)
+
+    async def lose(self, units: Sequence[str]) -> int:
+        await self._started()
+        return len(await handover.lose(self._store, frozenset(units), self.kick))
+
+    async def doubt(self, units: Sequence[str]) -> None:
+        await self._started()
+        await handover.doubt(self._store, frozenset(units))
+
+    async def sweep(self) -> None:
+        await self._started()
+        await handover.sweep(self._store)
+
+    async def _started(self) -> None:
+        """Raises Unavailable: the store has not started, or is closing."""
+        await self._store.beginning.decided()
+        if not self._store.started:
+            raise Unavailable("the store has not started")
+
+
+async def _nobody(users: object) -> None:
+    """Nobody is logged in."""
+
+
+class Joining:
+    """What `parts.open` has made of `[cluster]`, until the store is there, and afterwards."""
+
+    def __init__(self, config: Config, directory: Directory, view: View) -> None:
+        self._config, self._directory = config, directory
+        self._view = view
+        self.membership = Membership()
+
+    def join(self, store: MailStore) -> None:
+        """The store that was made with `membership` is there."""
+        cluster = self._config.cluster
+        watch = DeadWatch(cluster.backend, cluster.site, cluster.dead_after)
+        world = World(time.time, time.monotonic, asyncio.sleep, os.urandom, _load, _greets)
+        self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))
+
+    async def run(self, ports: Mapping[str, int]) -> None:
+        """Be a member until cancelled. ports: of this backend's listeners. Raises ConfigError."""
+        cluster = self._config.cluster
+        one_host = not cluster.directory.startswith("cassandra:")
+        address = cluster.address or ("127.0.0.1" if one_host else socket.gethostname())
+        member = Member("backend", cluster.site, address, dict(ports), READS, __version__)
+        settle = partial(
+            make_settings,
+            self._directory,
+            GROUPS_LOCAL,
+            now=time.time,
+            sleep=asyncio.sleep,
+            random_bytes=os.urandom,
+        )
+        joins_as = State.ONLINE if one_host else State.STANDBY
+        await self.membership.member.run(Myself(member, joins_as, settle))
+
+
+async def open_membership(config: Config, closing: AsyncExitStack) -> Joining:
+    """Open the directory of a cluster. Raises ConfigError, Unavailable."""
+    cluster = config.cluster
+    directory = await open_directory(cluster.directory, config.state_dir, password_file=cluster.password_file)
+    closing.push_async_callback(directory.close)
+    keeper = KeptFile(config.state_dir / "cluster.kept")
+    view = View(directory, clock=time.monotonic, now=time.time, sleep=asyncio.sleep, keeper=keeper)
+    view.restore()
+    return Joining(config, directory, view)
+
+
+def ports_of(listens: Mapping[str, Sequence[Listen]], addresses: Callable[[str], list[str]]) -> dict[str, int]:
+    """The ports of TCP listeners by name, with an "s" where TLS begins at once. addresses: as bound, in order."""
+    found: dict[str, int] = {}
+    for name, entries in listens.items():
+        for entry, bound in zip(entries, addresses(name), strict=True):
+            if entry.path is None and not entry.proxy:
+                found.setdefault(f"{name}s" if entry.tls else name, int(bound.split("/")[0].rpartition(":")[2]))
+    return found
+
+
+def _load() -> dict[str, float]:
+    return {"cpu": psutil.cpu_percent() / 100, "memory": psutil.virtual_memory().percent / 100}
+
+
+async def _greets(member: Member | None) -> bool:
+    """Whether a listener of a backend answers a connection with a greeting."""
+    if member is None:
+        return False
+    for listener in ("imap", "lmtp"):
+        if port := member.ports.get(listener):
+            try:
+                async with asyncio.timeout(GREETING_S):
+                    reader, writer = await asyncio.open_connection(member.address, port)
+                    try:
+                        if await reader.readline():
+                            return True
+                    finally:
+                        writer.transport.abort()
+            except (OSError, TimeoutError):
+                continue
+    return False

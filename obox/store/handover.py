@@ -1,0 +1,285 @@
+"""Units of users come to a backend that serves, and leave it (docs/cluster.md, "Acquiring groups").
+
+    gain     the row names us: fence, read the journals, compare, serve
+    release  in order: hold, end sessions, flush, let the caller write the row, forget
+    lose     another backend has them: end sessions, upload what was staged, forget
+    doubt    another has written beside us: compare
+
+Invariant: between `hold` and the row that names another backend nothing is acknowledged; after it nothing of the unit
+is left in memory, journal, takeover or upkeep. A user that is lost is uploaded as bundles, which join with the other
+backend's.
+Refuses to know: the directory, and who decides.
+Diagnostics: `gain` and `release` raise Unavailable when the bucket does not answer; call them again. `lose` tries until
+it has uploaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from msgspec.structs import replace
+
+from metacache import Change
+
+from ..errors import InUse, NotFound, OboxError, Unavailable
+from ..objectstore.keys import ROOT
+from ..types import Guid, StorageId
+from ._aftermath import AHEAD_MS
+from .fence import Ended, boots_of, list_journals, look, replay
+from .operate import let_go
+from .owned import Tag
+from .takeover import survey
+from .upload import flush
+
+if TYPE_CHECKING:
+    from .store import MailStore
+    from .user import User
+
+log = structlog.get_logger()
+
+KICK_S: Final = 1.0
+"""How long sessions have to finish their command before their user is handed over."""
+
+TICK_S: Final = 0.02
+"""Between looks whether the sessions are gone."""
+
+AGAIN_S: Final = 5.0
+"""Between attempts to upload what was staged for users that another backend has."""
+
+Kick = Callable[[Collection[StorageId]], Awaitable[None]]
+"""Ends the sessions and deliveries of users: politely, then cut."""
+
+
+async def gain(
+    store: MailStore, units: Mapping[str, Tag], dead: Sequence[tuple[str, str]] = (), *, orderly: bool = False
+) -> None:
+    """Serve units whose rows name this backend.
+
+    dead: (backend, boot) that were seen dying, each fenced with all boots of the backend before it; orderly: the owner
+    before has released them. Raises Unavailable, Corrupt: call it again.
+    """
+    async with store.changing:
+        env, journal, owned = store.env, store.journal, store.env.owned
+        found = await survey(env, journal.boot, dead, lambda sid: owned.unit_of(sid) in units, orderly=orderly)
+        journal.ahead = max(journal.ahead, found.ahead, env.now_ms() + AHEAD_MS if found.unclean else 0)
+        journal.assigned = max(journal.assigned, found.assigned, *(tag.number for tag in units.values()))
+        await journal.announce()
+        here = [user for sid, user in store.users.items() if owned.unit_of(sid) in units]  # upkeep had them open
+        store.takeover.add(found)
+        owned.gain(units, unclean=found.unclean)
+        store.remember_units()
+        for user in here:
+            _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
+            store.spawn(user.recheck(every=True))
+        await env.settle()
+        log.info("units gained", units=len(units), users=len(found.replayed.pending), unclean=found.unclean)
+        if store.takeover.left or store.takeover.boots:
+            store.spawn(store.upkeep.adopt())
+
+
+def _adopt(user: User, pending: dict[str, list[bytes]]) -> None:
+    """Join what journals say of a user that is in memory. Raises Corrupt."""
+    for data in pending.pop(ROOT, []):
+        user.rootbox.join(data)
+        user.rootbox.changed(Change.IMPORTANT)
+    user.rootbox.save()
+    for guid, deltas in pending.items():
+        box = user.boxes.get(Guid(guid))
+        if box is None:
+            user.pending.setdefault(guid, []).extend(deltas)
+            continue
+        for data in deltas:
+            box.join_others(data, renew=True)
+        box.stamp = replace(box.stamp, need_base=True)
+        box.changed(Change.IMPORTANT)
+        box.save()
+
+
+async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Callable[[], Awaitable[bool]]) -> bool:
+    """Give units up in order.
+
+    hand: writes the row that names the next backend and reads it back; False: it names another one, or still us.
+    Returns what it returned; then nothing of the units is here. Raises Unavailable, InUse: the units stay.
+    """
+    async with store.changing:
+        owned, env = store.env.owned, store.env
+        await _flush_all(store, units)  # most of it, before anybody has to wait
+        owned.hold(units)
+        try:
+            await _end_sessions(store, units, kick)
+            await _flush_all(store, units)
+            for sid in _in_memory(store, units):
+                await let_go(store, sid, upload=True)
+            await store.journal.sync()
+            if _in_memory(store, units) or _opening(store, units):
+                raise InUse("a user of the unit has just been opened again")
+            if not await hand():
+                owned.release(units)
+                return False
+        except BaseException:
+            owned.release(units)
+            raise
+        _forget(store, units)
+        owned.lose(units)
+        store.remember_units()
+        await env.settle()
+        return True
+
+
+async def lose(store: MailStore, units: Collection[str], kick: Kick) -> list[StorageId]:
+    """Another backend has the units: acknowledge nothing more, and upload what was staged.
+
+    Returns the users whose changes were uploaded: the other backend must compare their copies.
+    """
+    owned = store.env.owned
+    owned.lose(units)
+    store.remember_units()
+    users = {StorageId(sid) for sid, _ in store.journal.uncovered() if owned.unit_of(sid) in units}
+    users |= set(_in_memory(store, units))
+    await kick(users)
+    uploaded = []
+    for sid in sorted(users):
+        if await _upload(store, sid):
+            uploaded.append(sid)
+    async with store.changing:
+        gone = {unit for unit in units if unit not in owned.units}  # and has not come back meanwhile
+        _forget(store, gone)
+    await store.env.settle()
+    return uploaded
+
+
+async def doubt(store: MailStore, units: Collection[str]) -> None:
+    """Another backend has written to users of these units, which are ours: take in what it wrote."""
+    store.doubt(units)
+    for sid in _in_memory(store, units):
+        store.spawn(store.users[sid].recheck(every=True))
+    await store.env.settle()
+
+
+async def sweep(store: MailStore) -> None:
+    """Look for boots that are over and name users of this backend who were not adopted: of a backend whose groups came
+    to several others, or to one that died before it was done. Raises Unavailable, Corrupt."""
+    async with store.changing:
+        owned, known = store.env.owned, {(one.boot.backend, one.boot.name) for one in store.takeover.boots}
+        found = await survey(store.env, store.journal.boot, [], owned.owns, orderly=False, alive=False, known=known)
+        boots = store.takeover.boots
+        store.takeover.boots = [one for one in boots if (one.boot.backend, one.boot.name) in found.unclean_boots]
+        if found.boots:
+            here = [store.users[StorageId(sid)] for sid in found.replayed.pending if sid in store.users]
+            store.takeover.add(found)
+            for user in here:
+                _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
+            store.journal.ahead = max(store.journal.ahead, found.ahead)
+    if store.takeover.left or store.takeover.boots:
+        store.spawn(store.upkeep.adopt())
+
+
+async def go_on(store: MailStore, boot: str) -> None:
+    """After a fence: tell the new boot what no bundle covers, and note with the old one that its users are served on.
+
+    boot: the one that was fenced. Waits until the new boot has begun.
+    """
+    journal, owned = store.journal, store.env.owned
+    while journal.boot == boot:
+        await store.env.sleep(TICK_S)
+    while True:
+        try:
+            await journal.sync()
+            for sid, box in journal.uncovered():
+                if owned.owns(sid):
+                    await store.upkeep.carry(sid, box)
+            await journal.sync()
+            ended = await _ended(store, boot)
+            break
+        except OboxError as exc:
+            log.warning("the new boot does not have everything yet", boot=boot, error=str(exc))
+            await store.env.sleep(AGAIN_S)
+    if ended is not None:
+        store.takeover.boots.append(ended)
+        await store.upkeep.adopt()
+
+
+async def _ended(store: MailStore, boot: str) -> Ended | None:
+    """A boot of this backend that was fenced, with whom it names; None if there is nothing left of it to do."""
+    env = store.env
+    for found in boots_of(await list_journals(env)):
+        if (found.backend, found.name) == (env.settings.backend, boot):
+            ended = await look(env, found)
+            if ended.clean or ended.alive:
+                return None
+            replayed = await replay(env, [ended], lambda sid: False)
+            store.takeover.users.update(replayed.users)
+            return ended
+    return None
+
+
+def _in_memory(store: MailStore, units: Collection[str]) -> list[StorageId]:
+    return [sid for sid in store.users if store.env.owned.unit_of(sid) in units]
+
+
+def _opening(store: MailStore, units: Collection[str]) -> bool:
+    return any(store.env.owned.unit_of(sid) in units for sid in store.opening_users())
+
+
+async def _end_sessions(store: MailStore, units: Collection[str], kick: Kick) -> None:
+    users = _in_memory(store, units)
+    await kick(users)
+    try:
+        async with asyncio.timeout(KICK_S):
+            while any(store.users[sid].sessions for sid in users if sid in store.users):
+                await store.env.sleep(TICK_S)
+    except TimeoutError:
+        raise InUse("sessions of the unit do not end") from None
+
+
+async def _flush_all(store: MailStore, units: Collection[str]) -> None:
+    """Upload everything of the units' users. Raises Unavailable."""
+    owned, env = store.env.owned, store.env
+    users = {sid for sid, _ in store.journal.uncovered()} | set(_in_memory(store, units)) | store.takeover.left
+    users |= {space.user for space in env.metacache.users() if _is_behind(store, space.user, units)}
+    for sid in sorted(users):
+        if owned.unit_of(sid) in units:
+            try:
+                user = await store.load_user(store.name_of(StorageId(sid)), StorageId(sid))
+            except NotFound:
+                continue
+            await flush(user, important_only=False)
+
+
+def _is_behind(store: MailStore, sid: str, units: Collection[str]) -> bool:
+    """Whether local copies of a user of the units have changes that no bundle has."""
+    env = store.env
+    return env.owned.unit_of(sid) in units and any(
+        space.change is Change.IMPORTANT for space in env.metacache.box_spaces(sid)
+    )
+
+
+async def _upload(store: MailStore, sid: StorageId) -> bool:
+    """Upload all of a user that another backend has, and let it go; whether there was something."""
+    while True:
+        try:
+            user = await store.load_user(store.name_of(sid), sid)
+            had = user.rootbox.change is not Change.NONE or any(
+                box.change is not Change.NONE for box in user.boxes.values()
+            )
+            await flush(user, important_only=False)
+            await let_go(store, sid, upload=True)
+        except NotFound:
+            return False
+        except (Unavailable, InUse) as exc:
+            log.warning("what was staged for a user of another backend is not uploaded yet", user=sid, error=str(exc))
+            await store.env.sleep(AGAIN_S)
+        else:
+            return had
+
+
+def _forget(store: MailStore, units: Iterable[str]) -> None:
+    """Drop what journal, takeover and upkeep hold of the units' users."""
+    units, owned = set(units), store.env.owned
+    users = {sid for sid, _ in store.journal.uncovered()} | set(store.takeover.pending) | store.takeover.left
+    for sid in users:
+        if owned.unit_of(sid) in units:
+            store.forget(StorageId(sid))

@@ -1,0 +1,372 @@
+"""A random life of one user's mail in a cluster: backends that die, leave and return, a directory that lies.
+
+Each backend has its store, its member and its way to the directory. The player's clients ask whichever backend says
+that it serves the user; while two say so, they are two groups of clients that do not know of each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+import msgspec
+
+from obox.cluster import (
+    BackendMember,
+    DeadWatch,
+    Faults,
+    Kept,
+    Kind,
+    Member,
+    MemoryDirectory,
+    MemoryReplica,
+    Move,
+    Myself,
+    Orders,
+    Row,
+    State,
+    View,
+    encode,
+    make_settings,
+    next_timestamp,
+)
+from obox.cluster import World as MemberWorld
+from obox.membership import Membership
+from obox.objectstore.faults import Rates
+from obox.store import MailStore
+from obox.types import StorageId
+
+from .caches import Disk
+from .loop import simulate
+from .player import SID, Player
+from .world import Crash, Node, World
+
+GROUPS = 4
+DEAD_AFTER_S = 10.0
+NAMES = ("a", "b", "c")
+SETTLED_S = 90.0
+"""After the last accident: by then there is one owner, and it knows what the others wrote."""
+
+
+class SimKeeper:
+    """What a member keeps, on the simulated disk."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def load(self) -> Kept | None:
+        data = self._node.metacache.get_state("cluster")
+        return msgspec.msgpack.decode(data, type=Kept) if data else None
+
+    async def save(self, kept: Kept) -> None:
+        self._node.metacache.put_state("cluster", msgspec.msgpack.encode(kept))
+
+
+class ClusterStory:
+    """What happens, from a seed."""
+
+    def __init__(self, seed: int, *, steps: int = 30) -> None:
+        self.seed, self.steps = seed, steps
+        self.rng = random.Random(seed * 104_729)
+
+    async def run(self) -> World:
+        self.world = World(self.seed)
+        try:
+            await self._run()
+        except BaseException as exc:
+            exc.add_note(f"seed {self.seed}: .venv/bin/python -m tests.sim --cluster --start {self.seed} --seeds 1 -v")
+            exc.add_note("\n".join(self.world.trace[-80:]))
+            raise
+        return self.world
+
+    async def _run(self) -> None:
+        world, rng = self.world, self.rng
+        self.player = Player(world)
+        self.replica = MemoryReplica(world.clock)
+        self.old_rows: list[Any] = []
+        self.nodes: dict[str, Node] = {}
+        self.members: dict[str, BackendMember] = {}
+        self.ways: dict[str, MemoryDirectory] = {}
+        self.frozen: dict[str, Node] = {}
+        self.everybody: list[Node] = []
+        self.split_until = 0.0
+        await asyncio.gather(*(self._start(name, Disk()) for name in NAMES))
+        await self._until_served()
+        for _ in range(self.steps):
+            self._weather()
+            if rng.random() < 0.3:
+                await self._accident()
+            else:
+                await self._commands()
+            if rng.random() < 0.4:
+                await asyncio.sleep(rng.choice([0.05, 0.5, 1.5, 5.0, 25.0]))
+            if rng.random() < 0.2:
+                await self._look()
+        await self._finish()
+
+    # -- backends --------------------------------------------------------------------------------------------------
+
+    def greets(self, name: str) -> bool:
+        node = self.nodes[name]
+        return not node.ended and not node.host.frozen
+
+    async def _start(self, name: str, disk: Disk) -> None:
+        world = self.world
+        node = world.node(name, disk)
+        self.nodes[name] = node
+        self.everybody.append(node)
+        way = MemoryDirectory(
+            self.replica, sleep=asyncio.sleep, rng=random.Random(world.rng.random()), faults=Faults(latency_s=0.02)
+        )
+        self.ways[name] = way
+        chance = random.Random(world.rng.random())
+        membership = Membership()
+
+        def make() -> None:
+            store = node.store = MailStore(node.env, cluster=membership)
+            node.hear(store)
+            view = View(way, clock=world.clock, now=node.env.now, sleep=asyncio.sleep, keeper=SimKeeper(node))
+            view.restore()
+
+            async def settle() -> None:
+                await make_settings(way, GROUPS, now=node.env.now, sleep=asyncio.sleep, random_bytes=chance.randbytes)
+
+            async def greets(member: Member | None) -> bool:
+                await asyncio.sleep(0.01)
+                return member is not None and self.greets(member.address)
+
+            member = BackendMember(
+                view,
+                membership,
+                DeadWatch(name, "default", DEAD_AFTER_S),
+                MemberWorld(node.env.now, world.clock, asyncio.sleep, chance.randbytes, dict, greets),
+            )
+            membership.bind(store, member)
+            membership.kick = self._kicker(node)
+            self.members[name] = member
+            node.host.spawn(member.run(Myself(Member("backend", "default", name), State.ONLINE, settle)))
+
+        node.host.context.run(make)
+        world.note("start", name)
+        assert node.store is not None
+        starting = node.host.spawn(node.store.start())
+        try:
+            await asyncio.wait([starting], timeout=60)
+        except Crash:
+            pass
+
+    def _kicker(self, node: Node) -> Any:
+        async def kick(users: Collection[StorageId]) -> None:
+            assert node.store is not None
+            for sid in users:
+                user = node.store.users.get(sid)
+                if user is not None:
+                    self.world.note("kick", node, sid)
+                    user.sessions = 0
+                    for box in user.boxes.values():
+                        box.sessions = 0
+
+        return kick
+
+    def owners(self) -> list[Node]:
+        """Who says that the user is theirs."""
+        found = []
+        for node in self.nodes.values():
+            if node.up and node.store is not None and node.env.owned.owns(SID):
+                found.append(node)
+        if len(found) > 1:
+            self._split()
+        return found
+
+    def _split(self) -> None:
+        self.split_until = self.world.clock() + SETTLED_S
+        self.player.split = True
+
+    @property
+    def in_doubt(self) -> bool:
+        """Two may write, or have written lately and do not know of it."""
+        return bool(self.frozen) or self.world.clock() < self.split_until
+
+    async def _until_served(self, patience_s: float = 120.0) -> Node:
+        until = self.world.clock() + patience_s
+        while not (owners := self.owners()):
+            if self.world.clock() >= until:
+                self._tell_why()
+                raise AssertionError(f"nobody serves the user: {self.members}")
+            await asyncio.sleep(0.5)
+        return owners[0]
+
+    def _tell_why(self) -> None:
+        """For whoever reads a failure: what each backend believes."""
+        for name, node in self.nodes.items():
+            member = self.members[name]
+            self.world.note(
+                name,
+                "up" if node.up else "down",
+                "has",
+                dict(node.env.owned.units),
+                "knows",
+                member.view.groups,
+                "dead",
+                member._watch.dead,
+            )
+            self.world.note(name, "boots", [one.boot.name for one in node.store.takeover.boots] if node.store else "")
+        for (kind, key), row in self.replica.rows().items():
+            if kind in (Kind.GROUPS, Kind.ORDERS, Kind.MOVES):
+                self.world.note(kind, key, msgspec.msgpack.decode(row.value))
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def _weather(self) -> None:
+        plan, rng = self.world.plan, self.rng
+        plan.outage = False
+        plan.every = Rates()
+        if rng.random() < 0.3:
+            plan.every = Rates(error=rng.choice([0, 10]), lost=rng.choice([0, 5]), delay=rng.choice([0, 20]))
+        for way in self.ways.values():
+            way.faults = Faults(latency_s=0.02)
+            if rng.random() < 0.3:
+                way.faults = Faults(
+                    latency_s=0.1,
+                    lost=rng.choice([0, 0.05]),
+                    unanswered=rng.choice([0, 0.1]),
+                    failed=rng.choice([0, 0.1]),
+                    old=rng.choice([0, 0.2]),
+                )
+
+    async def _commands(self) -> None:
+        rng = self.rng
+        owners = self.owners()
+        self.player.split = self.in_doubt
+        work = [self.player.act(node, rng, gentle=True) for node in owners for _ in range(rng.choice([1, 1, 2]))]
+        for result in await asyncio.gather(*work, return_exceptions=True):
+            if isinstance(result, BaseException) and not isinstance(result, Crash):
+                raise result
+        self.owners()
+
+    async def _look(self) -> None:
+        if self.in_doubt or len(owners := self.owners()) != 1:
+            return
+        await self.world.no_faults()
+        try:
+            await self.player.look(owners[0])
+        except Crash:
+            pass
+        except Exception:
+            if self.owners() != owners:
+                return  # it moved meanwhile
+            raise
+
+    async def _accident(self) -> None:
+        rng = self.rng
+        kinds: list[Callable[[Node], Awaitable[None]]] = [
+            self._stops, self._dies, self._dies, self._is_evacuated, self._moves, self._is_cut, self._outage,
+            self._restored, self._freezes, self._bucket_is_gone,
+        ]  # fmt: skip
+        kind = self._thaws if self.frozen else rng.choice(kinds)
+        up = [name for name, node in self.nodes.items() if node.up]
+        if not up:
+            return
+        owners = [node.name for node in self.owners()]
+        name = rng.choice(owners or up) if rng.random() < 0.7 else rng.choice(up)
+        self.world.note("accident", kind.__name__, name)
+        busy = [asyncio.ensure_future(self._commands())] if rng.random() < 0.5 else []
+        await asyncio.sleep(rng.choice([0, 0.01, 0.1, 1.0]))
+        await kind(self.nodes[name])
+        self.old_rows.append(dict(self.replica.rows()))
+        for task in busy:
+            await task
+
+    async def _stops(self, node: Node) -> None:
+        await self._stop(node)
+        await asyncio.sleep(self.rng.choice([0, 2, 30]))
+        await self._start(node.name, node.disk)
+
+    async def _dies(self, node: Node) -> None:
+        node.kill()
+        self.player.lost(node)
+        await asyncio.sleep(self.rng.choice([0, 0.5, 5, 30]))
+        await self._start(node.name, Disk() if self.rng.random() < 0.5 else node.disk.snapshot())
+
+    async def _is_evacuated(self, node: Node) -> None:
+        self._put(Kind.ORDERS, node.name, Orders(evacuate=True))
+        await asyncio.sleep(self.rng.choice([1, 5, 20]))
+        self._put(Kind.ORDERS, node.name, Orders())
+
+    async def _moves(self, node: Node) -> None:
+        unit = self.members[node.name].unit_of(SID)
+        self._put(Kind.MOVES, unit, Move(self.rng.choice(NAMES), self.world.now()))
+
+    async def _is_cut(self, node: Node) -> None:
+        self.ways[node.name].faults.cut = True
+        await asyncio.sleep(self.rng.choice([1, 15, 40]))
+        self.ways[node.name].faults.cut = False
+
+    async def _outage(self, node: Node) -> None:
+        for way in self.ways.values():
+            way.faults.cut = True
+        await asyncio.sleep(self.rng.choice([1, 15, 40]))
+        for way in self.ways.values():
+            way.faults.cut = False
+
+    async def _restored(self, node: Node) -> None:
+        if self.old_rows:
+            self._split()
+            self.replica.restore(self.rng.choice(self.old_rows))
+
+    async def _freezes(self, node: Node) -> None:
+        self._split()
+        node.freeze()
+        self.frozen[node.name] = node
+
+    async def _thaws(self, node: Node) -> None:
+        self.frozen.popitem()[1].thaw()
+        self._split()
+
+    async def _bucket_is_gone(self, node: Node) -> None:
+        self.world.plan.outage = True
+        await asyncio.sleep(self.rng.choice([1, 8, 20]))
+        self.world.plan.outage = False
+
+    async def _stop(self, node: Node) -> None:
+        for task in list(node.host.tasks):
+            if "BackendMember." in repr(task):
+                task.cancel()
+        try:
+            await node.stop()
+        except Crash:
+            pass
+
+    def _put(self, kind: Kind, key: str, record: Any) -> None:
+        row = self.replica.rows().get((kind, key))
+        self.replica.write((kind, key), Row(encode(record), next_timestamp(self.world.now, row)))
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        world = self.world
+        await world.no_faults()
+        for way in self.ways.values():
+            way.faults = Faults(latency_s=0.02)
+        for node in self.frozen.values():
+            node.thaw()
+        self.frozen.clear()
+        await asyncio.sleep(2 * SETTLED_S)
+        owner = await self._until_served()
+        assert len(self.owners()) == 1, f"more than one owner in the end: {self.owners()}"
+        self.player.split = False
+        await self.player.look(owner, "at the end")
+        for name, node in self.nodes.items():
+            if node.up:
+                world.note("last stop", name)
+                await self._stop(node)
+        await self.player.finish([])
+
+
+def play(seed: int, *, steps: int = 30) -> World:
+    return simulate(lambda: ClusterStory(seed, steps=steps).run())
+
+
+__all__ = ["ClusterStory", "play"]

@@ -282,6 +282,28 @@ def test_a_row_with_a_lower_number_and_a_later_timestamp_does_not_hold() -> None
     play(story)
 
 
+def test_many_who_poll_at_once_share_a_pass_that_begins_after_their_call() -> None:
+    async def story(world: World) -> None:
+        world.faults.latency_s = 0.2
+        view = world.view()
+        first = asyncio.create_task(view.poll())
+        await asyncio.sleep(0.01)
+        await world.group(1, "a", 1)  # may be too late for the first
+        assert await asyncio.gather(*(view.poll() for _ in range(100))) == [True] * 100
+        assert view.groups == {1: Assigned("a", 1, 7)}
+        assert await first
+        assert world.way_in.operations.count(("all", Kind.GROUPS)) == 2
+        world.faults.cut = True
+        assert await asyncio.gather(*(view.poll() for _ in range(100))) == [False] * 100
+        world.faults.cut = False
+        gone, stays = asyncio.create_task(view.poll()), asyncio.create_task(view.poll())
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        assert await stays, "who waits for a pass that was cancelled makes it"
+
+    play(story)
+
+
 def test_a_write_of_ours_is_known_at_once() -> None:
     async def story(world: World) -> None:
         view, told = world.view(), []

@@ -74,8 +74,11 @@ def load(
     environ: Mapping[str, str] | None = None,
     *,
     overrides: Iterable[tuple[str, object]] = (),
+    proxy: bool = False,
 ) -> Config:
     """Find, read and check a configuration.
+
+    proxy: of a proxy, which has no bucket and needs no storage.url.
 
     path: the file that `-c` named. environ: the environment; None counts as empty.
     overrides: (key, value) pairs of the command line, such as ("imap.listen",
@@ -93,6 +96,8 @@ def load(
     for key, raw in overrides:
         _known(key, "command line")
         given[key] = _Given(raw, "command line")
+    if proxy:
+        given.setdefault("storage.url", _Given("memory://", "default"))
     present |= {key.partition(".")[0] for key in given}
     values = {key: _parse(row, given.get(key), base, file) for key, row in TABLE.items()
               if row.section in present or not row.section or not SECTIONS[row.section][1]}  # fmt: skip

@@ -1,4 +1,5 @@
-"""What all sessions of a server share; everything from outside comes in here."""
+"""What all sessions of a server share. Everything that the server needs from outside is
+passed in here."""
 
 from __future__ import annotations
 
@@ -56,10 +57,10 @@ class Forwarding(Protocol):
 
 
 class Counters(Protocol):
-    """What is counted; `obox.backend` makes metrics of it."""
+    """Counters of the server. `obox.backend` makes metrics of them."""
 
     def session(self, change: int) -> None:
-        """A connection came (+1) or went (-1)."""
+        """A connection began (+1) or ended (-1)."""
 
     def idle(self, change: int) -> None:
         """A session entered or left IDLE."""
@@ -89,9 +90,9 @@ class NoCounters:
 class Context:
     """Shared by all sessions of a server.
 
-    settings: of the server. settings_of: of a client, by its address ("": a unix
-    socket). upgrade: starts TLS; None: STARTTLS is not offered. forwarding: None where
-    all users are ours.
+    settings: the settings of the server. settings_of: returns a client's settings by
+    its address ("" is a unix socket). upgrade: starts TLS; None: STARTTLS is not
+    offered. forwarding: None where all users are ours.
     """
 
     hub: Hub
@@ -112,5 +113,5 @@ class Context:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Monotonic seconds, to let the loop run others in time."""
+        """Monotonic seconds, with which long work lets other tasks run in time."""
         return self.hub.clock

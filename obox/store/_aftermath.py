@@ -1,6 +1,8 @@
-"""After an unclean end, when a user is opened: tell what only local copies have, leave a gap in the modseqs.
+"""Opens a user after an unclean end: writes changes that only local copies have to the
+journal, and leaves a gap in the MODSEQs.
 
-Invariant: what belongs together becomes known together, also when the machine is lost once more right after.
+Invariant: changes that belong together are in a single journal object, even if the
+machine is lost again right after.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from .index import Owner
 from .stamp import Stamp
 
 AHEAD_MS: Final = 60_000
-"""A new owner starts so far ahead of an unclean one's modseqs: clocks differ by less."""
+"""How far a new owner starts above the MODSEQs of an owner that ended uncleanly. Clocks
+differ by less."""
 
 
 def tell_unflushed(user: Owner) -> None:
-    """Journal what a life before left in local copies alone, all in one go: an expunge and the holder that it releases,
-    or a MOVE's two mailboxes, must not be known one without the other."""
+    """Write to the journal, in a single edit, the changes that an earlier boot left
+    only in local copies. An expunge and the holder that it releases, or the two
+    mailboxes of a MOVE, must not be known separately."""
     metacache, sid, edit = user.env.metacache, user.storage_id, user.edit()
     assignment = user.env.assignment(sid)
     for space in metacache.box_spaces(sid):
@@ -34,15 +38,18 @@ def tell_unflushed(user: Owner) -> None:
             for data in [*([] if copy.base is None else [copy.base]), *copy.deltas]:
                 state.join(Delta.decode(data))
         except ValueError:
-            continue  # dropped when it is loaded
+            continue  # the copy is dropped when it is loaded
         edit.tell_journal(space.box, state.extract(0 if stamp.need_base else stamp.base_modseq))
         user.told.add(Guid(space.box))
     user.log.stage(edit)
 
 
 def ahead(user: Owner, *, unclean: bool) -> int:
-    """What the user's modseqs must be above because an owner ended uncleanly, just now or before a life in which nobody
-    opened the user; 0 if none did, or the user is younger. unclean: just now."""
+    """Return the MODSEQ floor after an unclean end: the user's next MODSEQ must exceed
+    it. It is 0 if no owner ended uncleanly, or if the root already records it.
+
+    unclean: whether the last owner before this boot may have ended uncleanly.
+    """
     if unclean:
         return user.env.now_ms() + AHEAD_MS
     known = user.journal.ahead

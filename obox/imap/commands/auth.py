@@ -28,7 +28,7 @@ from obox.imap.session import Session
 REFERRAL: Final = "X-OBOX-REFERRAL"
 """Response code: the assignment of a forwarded user whom another backend owns."""
 ID_VALUE_CHARS_MAX: Final = 200
-"""Of what a client tells of itself; it goes to the log."""
+"""Characters of a client's ID that are logged."""
 
 
 async def capability(session: Session, _: ast.Capability) -> Reply:
@@ -37,7 +37,7 @@ async def capability(session: Session, _: ast.Capability) -> Reply:
 
 
 async def noop(_: Session, command: ast.Command) -> Reply:
-    """NOOP and CHECK: what has changed comes with every command.
+    """Answer NOOP and CHECK. Changes are reported with every command.
 
     RFC 9051 §6.1.2, RFC 3501 §6.4.1.
     """
@@ -53,8 +53,7 @@ async def logout(session: Session, _: ast.Logout) -> Reply:
 
 
 async def identify(session: Session, command: ast.Id) -> Reply:
-    """RFC 2971: what the client says of itself goes to the log, shortened; nothing
-    depends on it."""
+    """Log the client's ID, shortened. Nothing depends on it. RFC 2971."""
     if command.params:
         told = [f"{name}={value}" for name, value in command.params if value is not None]
         session.client_id = " ".join(told)[:ID_VALUE_CHARS_MAX]
@@ -82,7 +81,7 @@ async def enable(session: Session, command: ast.Enable) -> Reply:
 
 
 def enable_condstore(session: Session) -> None:
-    """What any command that needs modseqs does: from now on they are told.
+    """Report MODSEQs from now on. Any command that needs them calls it.
 
     RFC 7162 §3.1.
     """
@@ -113,7 +112,8 @@ async def login(session: Session, command: ast.Login) -> Reply:
     try:
         password = command.password.decode()
     except UnicodeDecodeError:
-        password = ""  # no stored password is anything but UTF-8: it fails as any wrong one
+        # Every stored password is UTF-8, so this password fails as any wrong password.
+        password = ""
     return await _check(session, command.username, password)
 
 

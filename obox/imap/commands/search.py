@@ -1,8 +1,8 @@
 """SEARCH and UID SEARCH, with RETURN and `$`. RFC 9051 §6.4.4, RFC 4731, RFC 5182, RFC
 7162 §3.1.5.
 
-The keys become a query of `obox.mailbox.search`; what only this session knows, sequence
-numbers and \\Recent, becomes sets of UIDs on the way.
+The keys become a query of `obox.mailbox.search`; sequence numbers and \\Recent, which
+depend on the session, become sets of UIDs.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _extended(
         ends = ([0] if SearchReturn.MIN in options else []) + ([-1] if SearchReturn.MAX in options else [])
         picked = uid_array(found[ends]) if len(found) else found
     if SearchReturn.SAVE in (command.returns or ()):
-        session.saved = picked  # RFC 5182 §2.4: MIN and MAX alone save no more than they return
+        # RFC 5182 §2.4: MIN and MAX alone save no more than they return.
+        session.saved = picked
         if not options:
             return
     words = [b"ESEARCH", b"(TAG " + wire.quoted(command.tag) + b")"]
@@ -106,7 +107,7 @@ def _modseq(session: Session, uids: UidArray) -> int:
 
 
 def asks_modseq(key: SearchKey) -> bool:
-    """Does MODSEQ occur anywhere in a search?"""
+    """Whether a search has MODSEQ anywhere."""
     if isinstance(key, ast.Not):
         return asks_modseq(key.key)
     if isinstance(key, ast.And | ast.Or):
@@ -115,7 +116,7 @@ def asks_modseq(key: SearchKey) -> bool:
 
 
 def to_query(session: Session, key: SearchKey) -> Query:
-    """The query that a search key means to this session now."""
+    """Return the query for a search key in this session now."""
     return _Meaning(session).of(key)
 
 

@@ -86,7 +86,7 @@ class Connection(Engine):
             if session.leg is not None:
                 self._splice(*session.leg)
                 return
-            await session.go_on()  # many small commands may have come at once
+            await session.pause()  # many small commands may have come at once
 
     @property
     def pending(self) -> bool:
@@ -111,7 +111,7 @@ class Connection(Engine):
             await session.finish(self.hub.now() - self.since)
         finally:
             self.parser.close()
-            session.sever()
+            session.break_cycles()
 
     def who(self) -> Who:
         session = self.session

@@ -80,7 +80,7 @@ class Channel(Protocol):
         Raises: ConnectionResetError.
         """
 
-    async def breathe(self) -> None:
+    async def yield_if_due(self) -> None:
         """Let other tasks run if this task has used its time."""
 
     async def start_tls(self) -> None:
@@ -199,7 +199,7 @@ class Session:
             raise AssertionError("the table lets no such command through without a mailbox")
         return self.mailbox, self.view
 
-    def hang_up(self, reason: str, code: str | None = None) -> None:
+    def end_with_bye(self, reason: str, code: str | None = None) -> None:
         """Send BYE, and nothing after it."""
         self.out.ended = reason
         self.write(wire.status(None, "BYE", reason, code))
@@ -212,13 +212,13 @@ class Session:
     async def flush(self) -> None:
         await self.out.flush()
 
-    async def go_on(self) -> None:
+    async def pause(self) -> None:
         """Pause between two steps of a long command: flush if enough is gathered, and
         let other tasks run in time."""
         if self.out.full:
             await self.out.flush()
         else:
-            await self.out.breathe()
+            await self.out.yield_if_due()
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class Session:
             return
         self._bad_in_row += 1
         if self._bad_in_row >= self.settings.bad_commands_max:
-            self.hang_up("Too many bad commands")
+            self.end_with_bye("Too many bad commands")
 
     def log_bug(self, name: str) -> None:
         """Log the exception that is being handled."""
@@ -377,7 +377,7 @@ class Session:
             duration_s=round(duration_s, 3),
         )
 
-    def sever(self) -> None:
+    def break_cycles(self) -> None:
         """Break cycles of references, so that the memory is freed at once."""
         del self.out
         self.sasl = None

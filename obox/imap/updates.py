@@ -65,7 +65,7 @@ async def write_expunged(session: Session, expunged: list[int], vanished: UidArr
     §3.2.10."""
     for at in range(0, len(expunged), EXPUNGED_AT_ONCE):
         if at:
-            await session.go_on()
+            await session.pause()
         part = slice(at, at + EXPUNGED_AT_ONCE)
         if session.qresync:
             session.write(wire.line(b"VANISHED", format_set(vanished[part])))
@@ -87,7 +87,7 @@ async def write_flags(session: Session, uids: UidArray, *, uid: bool, flags: boo
         data = flag_lines(mailbox.state, view, part, uid=uid or session.qresync, modseq=session.condstore, flags=made)
         if data:
             session.write(data)
-        await session.go_on()
+        await session.pause()
 
 
 async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None:

@@ -132,7 +132,7 @@ async def _copy(
 
         slot.elsewhere = elsewhere
         slot.also = None if room is None else room.end
-        target.slots.settle(slot, "landed", delta)
+        target.slots.resolve(slot, "landed", delta)
         if await slot.done:
             break
     target.require_there()

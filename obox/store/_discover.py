@@ -57,18 +57,18 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
     """See `Mailbox.load`."""
     env, user = mailbox.env, mailbox.user
     assignment = mailbox.assignment
-    worth, fragments = mailbox.load_copy(made_here=mailbox.guid in user.born)
+    worth, fragments = mailbox.load_copy(made_here=mailbox.guid in user.created_here)
     found = Found.NOTHING
     if worth is Trust.NEW:
-        user.born.discard(mailbox.guid)
+        user.created_here.discard(mailbox.guid)
         return mailbox.compared(assignment, listed=env.now())
     if worth is not Trust.TRUSTED:
         unflushed = mailbox.change is not Change.NONE
         found = await mailbox.catch_up(worth, await mailbox.bundles.listing() if infos is None else infos)
-        told = mailbox.guid in user.told
+        journaled = mailbox.guid in user.journaled
         if worth is Trust.COMPARE:
-            user.told.discard(mailbox.guid)
-        if unflushed and not told and not assignment.covers(mailbox.stamp):
+            user.journaled.discard(mailbox.guid)
+        if unflushed and not journaled and not assignment.covers(mailbox.stamp):
             # The journal of the boot before may not have it, and ours will have higher
             # UIDs.
             mailbox.restate()
@@ -85,11 +85,11 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
             mailbox.count_unflushed()
         return
     deltas, _, _ = await discover(mailbox, [])
-    ahead = user.root.ahead
-    behind = ahead > max((high for _, high in state.gaps), default=0)
+    floor = user.root.modseq_floor
+    behind = floor > max((high for _, high in state.gaps), default=0)
     if merged or (behind and (state.uidnext > 1 or deltas)):
         edit = user.edit()
-        edit.add_loading(mailbox, state.takeover_delta(max(ahead, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
+        edit.add_loading(mailbox, state.takeover_delta(max(floor, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
         user.log.stage(edit)
     for delta in deltas:
         # The journal will soon have higher UIDs. It gets these too, so that no LIST
@@ -293,7 +293,7 @@ async def refresh(mailbox: Index) -> None:
         if slot.fate == "orphan" and slot.uid not in lost:
             show(slot.uid - 1)
             edit = mailbox.user.edit()
-            edit.tell_journal(mailbox.guid, mailbox.taken_back(slot))
+            edit.add_journal_only(mailbox.guid, mailbox.taken_back(slot))
             mailbox.user.log.stage(edit)
             # Other readers that LIST the object must learn this before a higher UID is
             # visible.

@@ -126,7 +126,7 @@ class Env:
             log.warning("local copy not written, dropped", storage_id=sid, box=box, error=str(exc))
             self.metacache.drop(sid, box)
 
-    async def settle(self) -> bool:
+    async def commit_staged(self) -> bool:
         """Commit what is staged. Returns False if a part cannot be written now; it
         stays in memory."""
         try:

@@ -93,7 +93,7 @@ async def first(user: Lister) -> bool:
         raise env.unavailable("put", key, exc) from exc
     user.root.join(delta)
     user.rootbox.stamp = Stamp(heads=(name_of(key),), need_base=False)
-    user.born = {Guid(entry.guid) for entry in entries}
+    user.created_here = {Guid(entry.guid) for entry in entries}
     log.info("user made", user=user.name, storage_id=user.storage_id)
     return True
 

@@ -73,7 +73,7 @@ class Backend(Users, Protocol):
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a task that the backend waits for when it closes."""
 
-    def let_go(self, sid: StorageId) -> None:
+    def unload(self, sid: StorageId) -> None:
         """Unload a user from memory."""
 
 
@@ -125,7 +125,7 @@ class Upkeep:
         user.unload_idle(before)
         if not user.busy() and user.used_at < before:
             user.leave()
-            self._store.let_go(sid)
+            self._store.unload(sid)
 
     async def carry(self, sid: str, box: str) -> None:
         """Carry a box forward in the journal, or flush it. A user that does not exist
@@ -187,7 +187,7 @@ class Upkeep:
         takeover = store.takeover
         while True:
             left = sorted(takeover.left)  # also users that a session opens meanwhile
-            works: list[_Work] = [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in left]
+            works: list[_Work] = [(Job("adopt", sid), partial(self._take_over_user, sid)) for sid in left]
             failed = {job.user for job, _ in await self._attempt_all(works)}
             takeover.left -= set(left) - failed
             for ended in list(takeover.boots):
@@ -199,7 +199,7 @@ class Upkeep:
             await store.env.sleep(AGAIN_S)
         takeover.boots = [ended for ended in takeover.boots if not ended.clean]
         if not takeover.boots:
-            store.journal.dug()
+            store.journal.forget_deletions()
 
     def _done_of(self, ended: Ended) -> set[str]:
         """Those users of a dead boot who are this backend's, and of whom bundles have
@@ -218,10 +218,10 @@ class Upkeep:
         takeover = self._store.takeover
         named = takeover.users[ended.boot.backend, ended.boot.name]
         if not self._is_recorded(ended) or named <= ended.adopted:
-            noted = await record(self._store.env, ended, named, self._done_of(ended), self._store.journal.ahead)
+            noted = await record(self._store.env, ended, named, self._done_of(ended), self._store.journal.modseq_floor)
             takeover.boots[takeover.boots.index(ended)] = noted
 
-    async def _adopt_user(self, sid: str) -> None:
+    async def _take_over_user(self, sid: str) -> None:
         store = self._store
         user = await self._user(StorageId(sid))
         if user is None:  # deleted, before the crash or since

@@ -154,7 +154,7 @@ class Box(ABC, Generic[S, D]):
             self.change = Change.IMPORTANT
             self.stamp = replace(self.stamp, need_base=True)
 
-    def take_in(self, delta: D, change: Change) -> Changed | ListChanged:
+    def join_staged(self, delta: D, change: Change) -> Changed | ListChanged:
         """See `stage.Target`."""
         altered = self._altered(delta)
         self.local_deltas += 1
@@ -177,7 +177,7 @@ class Box(ABC, Generic[S, D]):
         """Write what the bundles lack to the journal again, because the journal of the
         boot before may not have it."""
         edit = Edit(self.sid)
-        edit.tell_journal(self.box, self.lacking())
+        edit.add_journal_only(self.box, self.lacking())
         self.log.stage(edit)
 
     def whole(self) -> bytes:

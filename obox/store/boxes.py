@@ -25,7 +25,7 @@ from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
-from . import _aftermath, _copy, _mailboxes
+from . import _copy, _mailboxes, _unclean
 from ._bundles import Bundles, by_box
 from ._env import Env
 from .box import Found
@@ -76,10 +76,10 @@ class Boxes:
         self.used_at = env.clock()
         self.swept_at = env.clock()
         self.boxes: dict[Guid, Mailbox] = {}
-        self.born: set[Guid] = set()
+        self.created_here: set[Guid] = set()
         """Mailboxes that this process created and has not loaded."""
         self.pending: dict[str, list[bytes]] = {}
-        self.told: set[Guid] = set()
+        self.journaled: set[Guid] = set()
         """Mailboxes whose changes of an earlier boot are in the journal of this
         boot."""
         self._infos: dict[str, list[ObjectInfo]] | None = None
@@ -122,7 +122,7 @@ class Boxes:
         if self.env.settings.durability == "bucket":
             await self.journal.sync()
             return
-        if not await self.env.settle():
+        if not await self.env.commit_staged():
             await self.journal.sync()
         self._require_ours()
         if self.journal.expired():
@@ -145,10 +145,10 @@ class Boxes:
         has."""
         return self._store.unclean or self.env.owned.is_unclean(self.storage_id)
 
-    async def settled(self) -> None:
+    async def wait_idle(self) -> None:
         """Return when no UID is undecided, and no upload and no task is under way."""
         for box in list(self.boxes.values()):
-            await box.slots.settled()
+            await box.slots.all_resolved()
             async with box.flushing:
                 pass
         async with self.rootbox.flushing:
@@ -184,7 +184,7 @@ class Boxes:
             if worth is Trust.REBUILD:
                 exact = box.stamp.clean and sure
             if not current:
-                _aftermath.tell_unflushed(self)
+                _unclean.journal_unflushed(self)
             # The journal before may not have it.
             if worth is Trust.COMPARE and box.change is not Change.NONE:
                 box.restate()
@@ -192,11 +192,13 @@ class Boxes:
         box.join_unflushed([*fragments, *pending.pop(ROOT, [])])
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
-        if not assignment.covers(box.stamp) and (ahead := _aftermath.ahead(self, unclean=self._unclean)):
-            box.raise_floor(ahead)  # It is kept until each mailbox was opened.
+        if not assignment.covers(box.stamp) and (floor := _unclean.modseq_floor(self, unclean=self._unclean)):
+            box.raise_floor(floor)  # It is kept until each mailbox was opened.
         self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
         self._exact -= {
-            guid for guid, totals in self.root.totals.items() if totals.modseq < self.root.ahead and totals.uidnext > 1
+            guid
+            for guid, totals in self.root.totals.items()
+            if totals.modseq < self.root.modseq_floor and totals.uidnext > 1
         }
         if self._infos is not None:
             self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
@@ -236,7 +238,7 @@ class Boxes:
                 assignment = self.rootbox.assignment
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
                 async with self.rootbox.flushing:
-                    await self._take_in(infos.get(ROOT, []))
+                    await self._join_bundles(infos.get(ROOT, []))
                 for guid, box in list(self.boxes.items()):
                     if every or not assignment.covers(box.stamp):
                         await box.recheck(infos.get(guid, []))
@@ -248,7 +250,7 @@ class Boxes:
                 log.error("what others wrote does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
-    async def _take_in(self, infos: list[ObjectInfo]) -> bool:
+    async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
         """Join bundles of the list that others wrote. Returns True if there were
         some."""
         if await self.rootbox.take_bundles(infos) is Found.NOTHING:

@@ -106,7 +106,7 @@ class Copies:
         if not opened.sessions:
             opened.used_at = user_used_at
 
-    def let_go(self, user: str, box: str) -> bool:
+    def unload(self, user: str, box: str) -> bool:
         if self.in_use(user, box):
             return False
         sid = StorageId(user)

@@ -81,7 +81,7 @@ class Ended:
     closed_before: bool
     clean: bool
     adopted: frozenset[str]
-    ahead: int
+    modseq_floor: int
     assigned: int = 0
     alive: bool = False
 
@@ -106,9 +106,9 @@ class _Said(NamedTuple):
     at: float
     adopted: bool
 
-    def void(self, grave: _Said) -> bool:
+    def void(self, deletion: _Said) -> bool:
         """Whether the change is from before the user was deleted."""
-        return self.seq <= grave.seq if self.boot == grave.boot else self.at <= grave.at
+        return self.seq <= deletion.seq if self.boot == deletion.boot else self.at <= deletion.at
 
 
 async def list_journals(env: Env) -> list[ObjectInfo]:
@@ -148,7 +148,13 @@ async def fence(env: Env, boot: Boot) -> Ended:
     while not end.closed:
         seq = end.seq + 1
         closing = JournalObject(
-            boot.backend, boot.name, seq, end.watermark, closed=True, ahead=end.ahead, assigned=end.assigned
+            boot.backend,
+            boot.name,
+            seq,
+            end.watermark,
+            closed=True,
+            modseq_floor=end.modseq_floor,
+            assigned=end.assigned,
         )
         if await _put(env, closing):
             log.info("fenced", backend=boot.backend, boot=boot.name, seq=seq)
@@ -174,7 +180,7 @@ def _ended(boot: Boot, end: JournalObject, *, closed_before: bool) -> Ended:
         closed_before,
         end.clean,
         frozenset(end.adopted),
-        end.ahead,
+        end.modseq_floor,
         end.assigned,
     )
 
@@ -200,11 +206,11 @@ async def replay(env: Env, boots: Sequence[Ended], users: Callable[[str], bool] 
                     adopted = line.sid in one.adopted
                     changes = said.setdefault(line.sid, [])
                     changes += (_Said(box, delta, name, journal.seq, at, adopted) for box, delta in line.changes)
-    found.pending = _of_the_living(said)
+    found.pending = _without_deleted(said)
     return found
 
 
-async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], ahead: int) -> Ended:
+async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], modseq_floor: int) -> Ended:
     """Record that users of a boot have been adopted. The boot is clean once these are
     all users that it names. Raises Unavailable, Corrupt.
 
@@ -222,7 +228,7 @@ async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], ahe
             seq if clean else ended.watermark,
             closed=True,
             clean=clean,
-            ahead=ahead,
+            modseq_floor=modseq_floor,
             adopted=[] if clean else sorted(done),
             assigned=ended.assigned,
         )
@@ -275,13 +281,13 @@ async def _read_or_skip(env: Env, boot: Boot, seq: int) -> JournalObject | None:
         return None
 
 
-def _of_the_living(said: dict[str, list[_Said]]) -> dict[str, dict[str, list[bytes]]]:
+def _without_deleted(said: dict[str, list[_Said]]) -> dict[str, dict[str, list[bytes]]]:
     """Return deltas by storage id and box, without changes from before a user's
     deletion, and without adopted changes."""
     pending: dict[str, dict[str, list[bytes]]] = {}
     for sid, changes in said.items():
-        graves = [one for one in changes if one.box == DELETED]
+        deletions = [one for one in changes if one.box == DELETED]
         for one in changes:
-            if one.box != DELETED and not one.adopted and not any(one.void(grave) for grave in graves):
+            if one.box != DELETED and not one.adopted and not any(one.void(deletion) for deletion in deletions):
                 pending.setdefault(sid, {}).setdefault(one.box, []).append(one.delta)
     return pending

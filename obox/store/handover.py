@@ -28,9 +28,9 @@ from metacache import Change
 from ..errors import InUse, NotFound, OboxError, Unavailable
 from ..objectstore.keys import ROOT
 from ..types import Guid, StorageId
-from ._aftermath import AHEAD_MS
+from ._unclean import FLOOR_MARGIN_MS
 from .fence import Ended, boots_of, list_journals, look, replay
-from .operate import let_go
+from .operate import unload
 from .owned import Tag
 from .takeover import survey
 from .upload import flush
@@ -67,7 +67,9 @@ async def gain(
     async with store.changing:
         env, journal, owned = store.env, store.journal, store.env.owned
         found = await survey(env, journal.boot, dead, lambda sid: owned.unit_of(sid) in units, orderly=orderly)
-        journal.ahead = max(journal.ahead, found.ahead, env.now_ms() + AHEAD_MS if found.unclean else 0)
+        journal.modseq_floor = max(
+            journal.modseq_floor, found.modseq_floor, env.now_ms() + FLOOR_MARGIN_MS if found.unclean else 0
+        )
         journal.assigned = max(journal.assigned, found.assigned, *(tag.number for tag in units.values()))
         await journal.announce()
         # Upkeep had opened them.
@@ -78,7 +80,7 @@ async def gain(
         for user in here:
             _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
             store.spawn(user.recheck(every=True))
-        await env.settle()
+        await env.commit_staged()
         log.info("units gained", units=len(units), users=len(found.replayed.pending), unclean=found.unclean)
         if store.takeover.left or store.takeover.boots:
             store.spawn(store.upkeep.adopt())
@@ -118,7 +120,7 @@ async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Ca
             await _end_sessions(store, units, kick)
             await _flush_all(store, units)
             for sid in _in_memory(store, units):
-                await let_go(store, sid, upload=True)
+                await unload(store, sid, upload=True)
             await store.journal.sync()
             if _in_memory(store, units) or _opening(store, units):
                 raise InUse("a user of the unit has just been opened again")
@@ -131,7 +133,7 @@ async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Ca
         _forget(store, units)
         owned.lose(units)
         store.remember_units()
-        await env.settle()
+        await env.commit_staged()
         return True
 
 
@@ -156,7 +158,7 @@ async def lose(store: MailStore, units: Collection[str], kick: Kick) -> list[Sto
         # A unit may have come back meanwhile.
         gone = {unit for unit in units if unit not in owned.units}
         _forget(store, gone)
-    await store.env.settle()
+    await store.env.commit_staged()
     return uploaded
 
 
@@ -166,7 +168,7 @@ async def doubt(store: MailStore, units: Collection[str]) -> None:
     store.doubt(units)
     for sid in _in_memory(store, units):
         store.spawn(store.users[sid].recheck(every=True))
-    await store.env.settle()
+    await store.env.commit_staged()
 
 
 async def sweep(store: MailStore) -> None:
@@ -183,7 +185,7 @@ async def sweep(store: MailStore) -> None:
             store.takeover.add(found)
             for user in here:
                 _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
-            store.journal.ahead = max(store.journal.ahead, found.ahead)
+            store.journal.modseq_floor = max(store.journal.modseq_floor, found.modseq_floor)
     if store.takeover.left or store.takeover.boots:
         store.spawn(store.upkeep.adopt())
 
@@ -280,7 +282,7 @@ async def _upload(store: MailStore, sid: StorageId) -> bool:
                 box.change is not Change.NONE for box in user.boxes.values()
             )
             await flush(user, important_only=False)
-            await let_go(store, sid, upload=True)
+            await unload(store, sid, upload=True)
         except NotFound:
             return False
         except (Unavailable, InUse) as exc:

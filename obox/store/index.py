@@ -52,16 +52,16 @@ millisecond."""
 class Owner(Protocol):
     """What a mailbox needs of its user.
 
-    born: mailboxes that this process created and has not loaded. journaled: mailboxes
-    whose changes of an earlier boot are in the journal of this boot.
+    created_here: mailboxes that this process created and has not loaded. journaled:
+    mailboxes whose changes of an earlier boot are in the journal of this boot.
     """
 
     env: Env
     name: str
     storage_id: StorageId
     rootbox: RootBox
-    born: set[Guid]
-    told: set[Guid]
+    created_here: set[Guid]
+    journaled: set[Guid]
 
     @property
     def root(self) -> Root: ...

@@ -78,8 +78,8 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     """A journal object. closed: it is a fence, or an orderly end. clean: everything of
     this boot is in bundles.
 
-    ahead: an upper bound of every MODSEQ that a crashed owner may have shown to a
-    client. adopted: users of whom bundles have all changes of this boot; only in
+    modseq_floor: an upper bound of every MODSEQ that a crashed owner may have shown to
+    a client. adopted: users of whom bundles have all changes of this boot; only in
     records after a fence. assigned: the highest number of an assignment that the writer
     has seen (docs/cluster.md).
     """
@@ -91,7 +91,7 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     lines: list[Line] = []
     closed: bool = False
     clean: bool = False
-    ahead: int = 0
+    modseq_floor: int = msgspec.field(default=0, name="ahead")
     adopted: list[str] = []
     assigned: int = 0
 
@@ -147,7 +147,7 @@ class Journal:
         self._fenced = fenced
         self._staged: dict[str, list[tuple[str, bytes]]] = {}
         self._staged_at: float | None = None
-        self.ahead = 0
+        self.modseq_floor = 0
         self.assigned = 0
         """Both go into every object; see `JournalObject`."""
         self._seq = 0
@@ -164,7 +164,7 @@ class Journal:
         self._carried: dict[tuple[str, str], float] = {}
         """By (user, box): when the oldest change that was carried forward was
         staged."""
-        self._buried: dict[str, int] = {}
+        self._deletions: dict[str, int] = {}
         """By user: the `seq` that records the user's deletion, while boots before ours
         may still be read."""
         self.covered: list[tuple[str, int, float]] = []
@@ -222,21 +222,21 @@ class Journal:
         Unavailable."""
         await self._wait(self._writes + 1 + self._busy)
 
-    def bury(self, sid: str) -> None:
+    def record_deletion(self, sid: str) -> None:
         """Stage the deletion of a user, so that a replay does not give its changes to a
         later user with the same storage id. Readers find the deletion as long as they
         may find older changes (`forget_deletions`)."""
         self.forget(sid)
         self._staged[sid] = [(DELETED, b"")]
-        self._buried[sid] = self._seq
+        self._deletions[sid] = self._seq
         if self._staged_at is None:
             self._staged_at = self._clock()
             self._wake.set()
 
-    def dug(self) -> None:
+    def forget_deletions(self) -> None:
         """Call this once all earlier boots are clean. No replay can then reach a
         deleted user's data, so deletion records no longer hold the watermark."""
-        self._buried.clear()
+        self._deletions.clear()
 
     def forget(self, sid: str) -> None:
         """Drop all changes of a user that are staged or not yet covered, because the
@@ -300,7 +300,7 @@ class Journal:
         """The first `seq` that a reader needs."""
         return min(
             min((seq for seq, _ in self._first.values()), default=self._seq),
-            min(self._buried.values(), default=self._seq),
+            min(self._deletions.values(), default=self._seq),
         )
 
     # -- the writing task ------------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ class Journal:
             self._seq = 0
             self._first = {key: (0, since) for key, (_, since) in self._first.items()}
             # The backend that fenced us has read the others.
-            self._buried = dict.fromkeys(self._buried.keys() & staged.keys(), 0)
+            self._deletions = dict.fromkeys(self._deletions.keys() & staged.keys(), 0)
             seq, data, oid = await self._encode(staged, closed, clean)
 
     async def _encode(
@@ -403,7 +403,7 @@ class Journal:
         lines = [Line(sid, changes) for sid, changes in staged.items()]
         watermark = min(self.watermark(), seq)
         journal = JournalObject(
-            self.backend, self.boot, seq, watermark, lines, closed, clean, self.ahead, assigned=self.assigned
+            self.backend, self.boot, seq, watermark, lines, closed, clean, self.modseq_floor, assigned=self.assigned
         )
         if watermark and (not self.covered or self.covered[-1][:2] != (self.boot, watermark)):
             self.covered.append((self.boot, watermark, self._clock()))
@@ -423,6 +423,6 @@ class Journal:
         """Write the end of this boot, after `run` has ended. It is clean if bundles
         cover all."""
         staged, self._staged = self._staged, {}
-        clean = not self._first and not staged and not self._buried
+        clean = not self._first and not staged and not self._deletions
         await self._write(staged, closed=True, clean=clean)
         self._staged_at = None

@@ -118,14 +118,14 @@ class Mailbox(Index):
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def mends(self, autofix: bool | None) -> bool:
+    def autofixes(self, autofix: bool | None) -> bool:
         """Whether a lost mail is looked for again, and expunged."""
         return self.env.settings.autofix_storage if autofix is None else autofix
 
     async def fields(
         self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
     ) -> list[Fields | Unreadable | None]:
-        return await read.fields(self, uids, autofix=self.mends(autofix), bytes_max=bytes_max)
+        return await read.fields(self, uids, autofix=self.autofixes(autofix), bytes_max=bytes_max)
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
         async for _, found in self.mails([uid], autofix=autofix):
@@ -137,23 +137,23 @@ class Mailbox(Index):
     def mails(
         self, uids: Sequence[int], *, autofix: bool | None = None
     ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
-        return read.mails(self, uids, autofix=self.mends(autofix))
+        return read.mails(self, uids, autofix=self.autofixes(autofix))
 
     async def part(self, uid: int, start: int, end: int, *, autofix: bool | None = None) -> bytes:
         try:
             return await read.part(self, uid, start, end)
         except NotFound:
             position = self.state.position(uid)
-            if position is None or not self.mends(autofix):
+            if position is None or not self.autofixes(autofix):
                 raise
             home, home_uid = self.state.home_of(position)
             key = mail_key(self.user.storage_id, home, Uid(home_uid))
-        await lost.look_again(self, {uid: key}, end=1)
+        await lost.check_again(self, {uid: key}, end=1)
         return await read.part(self, uid, start, end)
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
         env = self.env
-        return await search(self, query, uids, now=env.now(), autofix=self.mends(autofix), clock=env.clock)
+        return await search(self, query, uids, now=env.now(), autofix=self.autofixes(autofix), clock=env.clock)
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 

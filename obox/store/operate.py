@@ -62,7 +62,7 @@ With more of them the answer is yes."""
 REFRESH_S: Final = 30.0
 
 
-async def let_go(store: MailStore, sid: StorageId, *, upload: bool) -> None:
+async def unload(store: MailStore, sid: StorageId, *, upload: bool) -> None:
     """Unload a user from memory. upload: flush first. Raises InUse if a session or a
     delivery has it open."""
     user = store.users.get(sid)
@@ -92,12 +92,14 @@ async def refresh(user: User) -> int:
     except TimeoutError:
         raise Unavailable(TRY_LATER) from None
     count = len(user.boxes)
-    _doubt(env, sid, [name for name in env.metacache.boxes(sid) if name != ROOT and Guid(name) not in user.boxes])
-    await env.settle()
+    _mark_uncompared(
+        env, sid, [name for name in env.metacache.boxes(sid) if name != ROOT and Guid(name) not in user.boxes]
+    )
+    await env.commit_staged()
     return count
 
 
-def _doubt(env: Env, sid: StorageId, boxes: Iterable[str]) -> None:
+def _mark_uncompared(env: Env, sid: StorageId, boxes: Iterable[str]) -> None:
     """Mark these boxes so that their next open compares the local copies with the
     bucket."""
     for name in boxes:
@@ -115,15 +117,15 @@ async def hand_over(store: MailStore, sid: StorageId) -> None:
     copies stay, and are compared with the bucket if the user comes back.
     """
     env = store.env
-    await env.settle()
+    await env.commit_staged()
     await flush(await store.load_user(store.name_of(sid), sid), important_only=False)
-    await let_go(store, sid, upload=True)
+    await unload(store, sid, upload=True)
     await store.journal.sync()
     if store.users.get(sid) is not None or store.opening(sid) is not None:
         raise InUse("the user has just been opened again")
     store.forget(sid)
-    _doubt(env, sid, env.metacache.boxes(sid))
-    await env.settle()
+    _mark_uncompared(env, sid, env.metacache.boxes(sid))
+    await env.commit_staged()
 
 
 class Deleted(NamedTuple):
@@ -148,21 +150,23 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
     remove are reported and left. Raises InUse, Unavailable.
     """
     env = store.env
-    store.bar(sid)
+    store.block_opening(sid)
     try:
         await _unload(store, sid)
         space = sum(one.space_bytes for one in env.metacache.box_spaces(sid))
         copies = len(env.metacache.boxes(sid))
         env.recent.clear()
         env.metacache.drop_user(sid)
-        await env.settle()
+        await env.commit_staged()
         yield Deleted("local copies", copies, space)
-        stubborn: dict[str, ObjectInfo] = {}
+        undeletable: dict[str, ObjectInfo] = {}
         for _ in range(PASSES_MAX):
             found = False
             # The index first, so that a partly deleted user cannot be opened.
             for part in ("x", "m", "t", ""):
-                async for batch in _doomed(store, user_prefix(sid) + (f"{part}/" if part else ""), stubborn):
+                async for batch in _remaining_objects(
+                    store, user_prefix(sid) + (f"{part}/" if part else ""), undeletable
+                ):
                     found = True
                     for one in await _delete(store, batch):
                         yield one
@@ -170,12 +174,14 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
                 break
         else:
             raise InUse("the user is still written to; disable it in the user database, and begin again")
-        if stubborn:
-            log.error("objects of a deleted user stay", user=sid, objects=len(stubborn), key=min(stubborn))
-            yield Deleted(min(stubborn), len(stubborn), sum(info.size for info in stubborn.values()), left=True)
+        if undeletable:
+            log.error("objects of a deleted user stay", user=sid, objects=len(undeletable), key=min(undeletable))
+            yield Deleted(
+                min(undeletable), len(undeletable), sum(info.size for info in undeletable.values()), left=True
+            )
         env.metacache.drop_user(sid)
-        await env.settle()
-        await store.bury(sid)
+        await env.commit_staged()
+        await store.record_deletion(sid)
     finally:
         store.barred.discard(sid)
 
@@ -192,7 +198,7 @@ async def _unload(store: MailStore, sid: StorageId) -> None:
         user.deleted = True
         try:
             async with asyncio.timeout(SETTLE_S):
-                await user.settled()
+                await user.wait_idle()
         except TimeoutError:
             user.deleted = False
             store.users[sid] = user
@@ -200,22 +206,24 @@ async def _unload(store: MailStore, sid: StorageId) -> None:
     store.forget(sid)
 
 
-async def _doomed(store: MailStore, prefix: str, stubborn: dict[str, ObjectInfo]) -> AsyncIterator[list[ObjectInfo]]:
+async def _remaining_objects(
+    store: MailStore, prefix: str, undeletable: dict[str, ObjectInfo]
+) -> AsyncIterator[list[ObjectInfo]]:
     """Yield objects below a prefix, for the caller to delete, until a LIST has only
     objects that cannot be removed.
 
-    Keys are exact, also keys that obox never makes. stubborn: objects that a LIST named
+    Keys are exact, also keys that obox never makes. undeletable: objects that a LIST named
     again with the same time after they were deleted. It grows, so the loop ends. Raises
     Unavailable.
     """
     tried: dict[str, ObjectInfo] = {}
     while True:
-        limit = DELETE_KEYS + len(stubborn)
+        limit = DELETE_KEYS + len(undeletable)
         found = await store.env.listing(prefix, kind="mail", limit=limit, exact=True)
         batch = []
         for info in found:
-            if tried.get(info.key) == info or stubborn.get(info.key) == info:
-                stubborn[info.key] = info
+            if tried.get(info.key) == info or undeletable.get(info.key) == info:
+                undeletable[info.key] = info
             else:
                 batch.append(info)
         if not batch:

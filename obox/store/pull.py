@@ -103,7 +103,7 @@ class Object(msgspec.Struct):
 
 
 class Outgoing:
-    """What this backend has of a user. Use it while `store.travelling` keeps the user
+    """What this backend has of a user. Use it while `store.pulling` keeps the user
     from being deleted."""
 
     def __init__(self, store: MailStore, sid: StorageId) -> None:
@@ -122,7 +122,7 @@ class Outgoing:
         store, sid, env = self._store, self._sid, self._store.env
         if not store.started:
             raise Unavailable(TRY_LATER)
-        await env.settle()
+        await env.commit_staged()
         spaces = env.metacache.box_spaces(sid)
         if not spaces:
             return
@@ -132,10 +132,10 @@ class Outgoing:
             user.leave()
             if everything:
                 try:
-                    await operate.let_go(store, sid, upload=True)
+                    await operate.unload(store, sid, upload=True)
                 except InUse:
                     pass  # the copy is sent as it is, and stays here
-            await env.settle()
+            await env.commit_staged()
             spaces = env.metacache.box_spaces(sid)
         listed = by_box(await env.listing(bundles_prefix(sid), kind="index"))
         if ROOT not in listed:
@@ -258,7 +258,7 @@ def opened(codec: Codec, data: bytes, sid: StorageId) -> Object:
 
 
 class Incoming:
-    """Receives a user's copies. Use it while `store.travelling` keeps the user from
+    """Receives a user's copies. Use it while `store.pulling` keeps the user from
     being deleted.
 
     mailboxes: mailboxes whose copy was accepted. kept: mailboxes whose copy here
@@ -287,7 +287,7 @@ class Incoming:
         if not self._store.started:
             raise Unavailable(TRY_LATER)
         try:
-            await operate.let_go(self._store, self._sid, upload=True)
+            await operate.unload(self._store, self._sid, upload=True)
         except InUse:
             # A mailbox that a session has open stays, and is compared with the bucket
             # at the end.
@@ -400,7 +400,7 @@ class Incoming:
                 theirs, change = _both(known, theirs), Change.IMPORTANT if merged else max(mine.change, change)
         metacache.replace(sid, box, payload, theirs.encode(), change=change, priority=meta.priority)
         if mine is not None and known is None:
-            self._store.log.put_back(sid, box, mine.deltas, mine.change, meta.priority)
+            self._store.log.append_replaced(sid, box, mine.deltas, mine.change, meta.priority)
         return True
 
     def _joined(self, box: str, mine: Copy, payload: bytes) -> tuple[bytes, bool]:

@@ -90,7 +90,7 @@ async def _skip(box: Mailbox, count: int) -> None:
         raise Limit(f"the next UID is {box.state.uidnext}: {count} more are not left of {UID_MAX}")
     while True:
         slot, delta = await write_claim(box, None, count, box.env.clock() + ANSWER_S)
-        box.slots.settle(slot, "landed", delta)
+        box.slots.resolve(slot, "landed", delta)
         if await slot.done:
             return
 
@@ -151,7 +151,7 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
     Raises InUse (a session or delivery has the user open), Unavailable.
     """
     try:
-        await operate.let_go(store, sid, upload=True)
+        await operate.unload(store, sid, upload=True)
     except Corrupt as error:
         log.warning("not uploaded before the rebuild", user=name, error=str(error))
     if (done := await _root(store, sid)) is not None:
@@ -234,7 +234,7 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
     bundles.stamp = Stamp(version=version, heads=tuple(name_of(info.key) for info in infos))
     await bundles.put("base", root.extract().encode(), modseq=root.highestmodseq)
     env.metacache.drop(sid, ROOT)
-    await env.settle()
+    await env.commit_staged()
     unknown = "names, subscriptions, special uses of all mailboxes" if lost else "what only the damaged bundles had"
     return Rebuilt("", len(root.names()), "list of mailboxes rebuilt", unknown)
 

@@ -86,7 +86,7 @@ class Target(Protocol[D_contra]):
     @property
     def priority(self) -> int: ...
 
-    def take_in(self, delta: D_contra, change: Change) -> Changed | ListChanged | None:
+    def join_staged(self, delta: D_contra, change: Change) -> Changed | ListChanged | None:
         """Join a delta that copy and journal have. Only `Log.stage` calls it. Returns
         None if it is joined later.
 
@@ -107,7 +107,7 @@ class Absent:
     priority: int
     remember: Callable[[Delta], None]
 
-    def take_in(self, delta: Delta, change: Change) -> None:
+    def join_staged(self, delta: Delta, change: Change) -> None:
         """See `Target`."""
         self.remember(delta)
 
@@ -154,7 +154,7 @@ class Edit:
         after the load."""
         self.parts.append(_Part(target.box, delta, target, change))
 
-    def tell_journal(self, box: str, delta: Delta | RootDelta) -> None:
+    def add_journal_only(self, box: str, delta: Delta | RootDelta) -> None:
         """Add a change only for the journal. Local copy and memory have it already, or
         get it before a session sees it."""
         self.parts.append(_Part(box, delta))
@@ -190,15 +190,15 @@ class Log:
                 self.journal.carry(sid, part.box, data)
             elif part.journal == "add":
                 self.journal.add(sid, part.box, data)
-        done = [None if part.target is None else part.target.take_in(part.delta, part.change) for part in parts]
+        done = [None if part.target is None else part.target.join_staged(part.delta, part.change) for part in parts]
         for part in parts:
             if part.target is not None:
                 part.target.wake()
         if self.listeners:
-            self._tell(tuple(Altered(sid, part.box, what) for part, what in zip(parts, done, strict=True) if what))
+            self._notify(tuple(Altered(sid, part.box, what) for part, what in zip(parts, done, strict=True) if what))
         return done
 
-    def put_back(self, sid: str, box: str, deltas: list[bytes], change: Change, priority: int) -> None:
+    def append_replaced(self, sid: str, box: str, deltas: list[bytes], change: Change, priority: int) -> None:
         """Append deltas of the replaced copy to a new local copy. The journal has them
         already."""
         for data in deltas:
@@ -207,7 +207,7 @@ class Log:
     def _append(self, sid: str, box: str, data: bytes, change: Change, priority: int) -> None:
         self._env.keep(sid, box, lambda cache: cache.append(sid, box, data, change, priority=priority))
 
-    def _tell(self, altered: tuple[Altered, ...]) -> None:
+    def _notify(self, altered: tuple[Altered, ...]) -> None:
         for listener in self.listeners if altered else ():
             try:
                 listener(altered)

@@ -27,11 +27,11 @@ from ..objectstore.codec import MAJOR, OLD_MAJOR, ObjectKind
 from ..objectstore.keys import FORMAT_KEY, ROOT, owner_of
 from ..types import Guid, StorageId
 from . import boots
-from ._aftermath import AHEAD_MS
 from ._beginning import Beginning
 from ._env import OPEN_S, TRY_LATER, Env, StoreSettings, answer_within
 from ._nightly import Nightly
 from ._once import EveryMinute
+from ._unclean import FLOOR_MARGIN_MS
 from ._upkeep import Upkeep
 from .journal import Journal
 from .owned import Cluster, Owned
@@ -76,7 +76,7 @@ class MailStore:
         self.users: dict[StorageId, User] = {}
         self.barred: set[StorageId] = set()
         """Users that are being deleted. They cannot be opened."""
-        self._travelling: Counter[StorageId] = Counter()
+        self._pulling: Counter[StorageId] = Counter()
         self._rooming = asyncio.Lock()
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -129,7 +129,7 @@ class MailStore:
         """Record the boot and `seq` before a journal PUT. So the bucket never has more
         of us than our disk, unless the disk was restored."""
         self._note(LastBoot(boot, seq, clean=False))
-        await self.env.settle()
+        await self.env.commit_staged()
 
     def _note(self, last: LastBoot) -> None:
         self.env.metacache.put_state(_LAST_BOOT, msgspec.msgpack.encode(last))
@@ -144,7 +144,7 @@ class MailStore:
         boot = self._new_boot()
         log.error("fenced off by another backend; continuing as a new boot", old=self.journal.boot, new=boot)
         self.env.writer = boot
-        self.journal.ahead = max(self.journal.ahead, self.env.now_ms() + AHEAD_MS)
+        self.journal.modseq_floor = max(self.journal.modseq_floor, self.env.now_ms() + FLOOR_MARGIN_MS)
         if self._cluster is not None:
             await self._cluster.fenced(self.journal.boot)
             return boot
@@ -193,7 +193,9 @@ class MailStore:
         if self.takeover.trust != "all" or behind:
             self.doubt()
         self.unclean = self.takeover.unclean or (last is not None and not last.clean)
-        self.journal.ahead = max(self.takeover.ahead, env.now_ms() + AHEAD_MS if self.unclean else 0)
+        self.journal.modseq_floor = max(
+            self.takeover.modseq_floor, env.now_ms() + FLOOR_MARGIN_MS if self.unclean else 0
+        )
         self.journal.assigned = self.takeover.assigned
         if self._cluster is not None:
             self.journal.assigned = max(self.journal.assigned, self._cluster.number())
@@ -236,7 +238,7 @@ class MailStore:
                 if box.due_at is not None or box.unflushed_mails > settings.max_rescan_mail_count:
                     box.due_at = latest if box.due_at is None else min(box.due_at, latest)
 
-    def begin_anew(self) -> None:
+    def discard_local_state(self) -> None:
         """Discard all local state before `start`, because the bucket is new with this
         process (`memory://`)."""
         self.env.metacache.drop_all()
@@ -298,7 +300,7 @@ class MailStore:
         if not self.started:  # perhaps during its start
             return await self._end_tasks()
         self.started = False
-        await self._settle()
+        await self._wait_for_slots()
         for task in self._running[1:]:
             task.cancel()
         clean = True
@@ -320,7 +322,7 @@ class MailStore:
         if clean:
             self._note(LastBoot(self.journal.boot, self.journal.position()[1] - 1, clean=True))
             boots.ended(self.env, self.journal.boot)
-        await self.env.settle()
+        await self.env.commit_staged()
         await self._end_tasks()
 
     async def _end_tasks(self) -> None:
@@ -354,12 +356,12 @@ class MailStore:
                 return False
         return True
 
-    async def _settle(self) -> None:
+    async def _wait_for_slots(self) -> None:
         """Wait a limited time for the UIDs in flight."""
         boxes = [box for user in self.users.values() for box in user.boxes.values()]
         try:
             async with asyncio.timeout(30):
-                await asyncio.gather(*(box.slots.settled() for box in boxes))
+                await asyncio.gather(*(box.slots.all_resolved() for box in boxes))
         except TimeoutError:
             log.warning("some deliveries are still undecided; they were not acknowledged")
 
@@ -390,22 +392,22 @@ class MailStore:
         return await self._user(storage_id, name, upkeep=True, make=make)
 
     @contextmanager
-    def travelling(self, sid: StorageId) -> Iterator[None]:
+    def pulling(self, sid: StorageId) -> Iterator[None]:
         """Mark that a user's copies are sent to or received from another backend.
         Raises InUse if the user is being deleted."""
         if sid in self.barred:
             raise InUse("the user is being deleted")
-        self._travelling[sid] += 1
+        self._pulling[sid] += 1
         try:
             yield
         finally:
-            self._travelling[sid] -= 1
-            self._travelling += Counter()  # without zeros
+            self._pulling[sid] -= 1
+            self._pulling += Counter()  # without zeros
 
-    def bar(self, sid: StorageId) -> None:
+    def block_opening(self, sid: StorageId) -> None:
         """Mark that a user is being deleted. Raises InUse if its copies are being
         pulled."""
-        if sid in self._travelling:
+        if sid in self._pulling:
             raise InUse("the user is being pulled; try again in a while")
         self.barred.add(sid)
 
@@ -441,12 +443,12 @@ class MailStore:
         self.takeover.pending.pop(sid, None)
         self.takeover.left.discard(sid)
 
-    async def bury(self, sid: StorageId) -> None:
+    async def record_deletion(self, sid: StorageId) -> None:
         """Record that a user has been deleted, so that no replay uses earlier changes
         of it. The record is in the bucket on return. Raises Unavailable."""
-        self.journal.bury(sid)
+        self.journal.record_deletion(sid)
         if not self.takeover.boots:
-            self.journal.dug()
+            self.journal.forget_deletions()
         await self.journal.sync()
 
     async def _user(self, sid: StorageId, name: str, *, upkeep: bool = False, make: bool = False) -> User:
@@ -502,7 +504,7 @@ class MailStore:
         self.users[sid] = user
         return user
 
-    def let_go(self, sid: StorageId) -> None:
+    def unload(self, sid: StorageId) -> None:
         """Unload a user from memory."""
         self.users.pop(sid, None)
 

@@ -67,7 +67,7 @@ class Takeover:
     users: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     old: list[tuple[str, float]] = field(default_factory=list)
     unclean: bool = False
-    ahead: int = 0
+    modseq_floor: int = 0
     """The highest of all backends' journals."""
     assigned: int = 0
     """The highest number of an assignment in all backends' journals."""
@@ -105,7 +105,10 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     for boot in boots:
         found.old += [(journal_key(boot.backend, boot.name, seq), at) for seq, at in boot.objects.items()]
         ended = await fence(env, boot)
-        found.ahead, found.assigned = max(found.ahead, ended.ahead), max(found.assigned, ended.assigned)
+        found.modseq_floor, found.assigned = (
+            max(found.modseq_floor, ended.modseq_floor),
+            max(found.assigned, ended.assigned),
+        )
         if ended.closed_before and ended.clean:
             continue
         if boot.backend == backend and ended.closed_before and last is not None and boot.name == last.boot:
@@ -116,7 +119,10 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
             found.unclean = True
         found.boots.append(ended)
     for other in await _look_all(env, [boot for boot in present if boot not in boots]):
-        found.ahead, found.assigned = max(found.ahead, other.ahead), max(found.assigned, other.assigned)
+        found.modseq_floor, found.assigned = (
+            max(found.modseq_floor, other.modseq_floor),
+            max(found.assigned, other.assigned),
+        )
     replayed = await replay(env, found.boots, env.owned.owns)
     found.pending, found.users, found.left = replayed.pending, replayed.users, set(replayed.pending)
     own = {boot.name: boot for boot in boots if boot.backend == backend}
@@ -147,7 +153,7 @@ class Survey:
     unclean_boots: set[tuple[str, str]]
     replayed: Replayed
     unclean: bool
-    ahead: int
+    modseq_floor: int
     assigned: int
 
 
@@ -185,7 +191,7 @@ async def survey(
         over_names,
         replayed,
         any((one.boot.backend, one.boot.name) in names for one in over) or any(not one.closed_before for one in fenced),
-        max((one.ahead for one in seen), default=0),
+        max((one.modseq_floor for one in seen), default=0),
         max((one.assigned for one in seen), default=0),
     )
 

@@ -141,7 +141,7 @@ async def take_over_copy(
     done = Upgraded()
     if sid in store.users or store.opening(sid) is not None or store.env.metacache.boxes(sid):
         raise InUse("the user exists already; objects are bound to a new user only")
-    store.bar(sid)
+    store.block_opening(sid)
     try:
         indexes = await store.env.listing(bundles_prefix(sid), kind="index")
         roots = [info for info in indexes if info.key.startswith(bundles_prefix(sid, ROOT))]

@@ -49,7 +49,7 @@ class Flushed(NamedTuple):
 async def changed_users(store: Users, *, important_only: bool) -> list[StorageId]:
     """Return the storage ids of users of whom the bucket lacks something."""
     least = Change.IMPORTANT if important_only else Change.UNIMPORTANT
-    await store.env.settle()
+    await store.env.commit_staged()
     found = {StorageId(space.user) for space in store.env.metacache.users() if space.change >= least}
     found |= {sid for sid, user in store.users.items() if pending(user) >= least}
     return sorted(found)

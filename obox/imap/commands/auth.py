@@ -55,8 +55,8 @@ async def logout(session: Session, _: ast.Logout) -> Reply:
 async def identify(session: Session, command: ast.Id) -> Reply:
     """Log the client's ID, shortened. Nothing depends on it. RFC 2971."""
     if command.params:
-        told = [f"{name}={value}" for name, value in command.params if value is not None]
-        session.client_id = " ".join(told)[:ID_VALUE_CHARS_MAX]
+        named = [f"{name}={value}" for name, value in command.params if value is not None]
+        session.client_id = " ".join(named)[:ID_VALUE_CHARS_MAX]
     settings = session.settings
     pairs = [b'"name"', wire.quoted(settings.name.encode())]
     if settings.version:

@@ -88,7 +88,7 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
         said = _named(sorted(job.unreadable))
         if session.settings.fetch_failure == "no-after":
             return no(said, "CORRUPTION")
-        session.hang_up(said, "CORRUPTION")
+        session.end_with_bye(said, "CORRUPTION")
         return None
     if job.unsent and not command.uid:
         return no("Some of the mails no longer exist", "EXPUNGEISSUED")
@@ -331,7 +331,7 @@ class _Fetch:
                 cells += len(cuts)
                 if cells >= HEADER_CELLS_TURN:
                     cells = 0
-                    await self.session.out.breathe()
+                    await self.session.out.yield_if_due()
                 continue
             try:
                 mail: bytes | None = await self.mailbox.mail(uid, autofix=self.autofix)
@@ -443,7 +443,7 @@ class _Fetch:
             return
         for at, item in self.cut:
             values[at] = item.of_mail(mail, root)
-            await self.session.out.breathe()
+            await self.session.out.yield_if_due()
         self.session.write(lead % tuple(values))
 
     async def _write_items(
@@ -464,12 +464,12 @@ class _Fetch:
                 while source is not None and start < end:
                     session.write(source[start : min(start + PIECE_BYTES, end)])
                     start += PIECE_BYTES
-                    await session.go_on()
+                    await session.pause()
                 session.write(*more)
             else:
                 session.write(lead + name % (cells[at], *more))
             lead = b" "
-            await session.go_on()
+            await session.pause()
         session.write(b")\r\n")
 
     def _of_mail(self, mail: bytes, root: Part | None) -> list[bytes]:

@@ -39,9 +39,9 @@ async def search(session: Session, command: ast.Search) -> Reply:
         meaning = _Meaning(session)
         for key in _sets_in(command.key):
             meaning.note(key)
-            await session.go_on()
+            await session.pause()
         wanted = meaning.of(command.key)
-        await session.go_on()  # thousands of keys take some milliseconds
+        await session.pause()  # thousands of keys take some milliseconds
         found = await mailbox.search(wanted, view.uids, autofix=session.settings.autofix_storage)
     except BaseException:
         if saves:

@@ -66,13 +66,13 @@ async def _resync(session: Session, state: State, view: View, known: ast.QResync
     changed = state.uids[state.modseqs > np.uint64(state.trusted(known.modseq))]
     if known.known_uids is not None:
         changed = within(changed, known.known_uids, state.uidnext - 1)
-    settled = 0 if known.seq_match is None else _settled(view, *known.seq_match)
-    if gone := vanished_earlier(state, known.modseq, known.known_uids, above=settled):
+    known_below = 0 if known.seq_match is None else _known_below(view, *known.seq_match)
+    if gone := vanished_earlier(state, known.modseq, known.known_uids, above=known_below):
         session.write(wire.line(b"VANISHED (EARLIER)", gone))
     await write_flags(session, changed, uid=True)
 
 
-def _settled(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
+def _known_below(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
     """The highest UID that still has the sequence number the client knows it by:
     nothing below it is gone.
 

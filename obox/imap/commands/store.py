@@ -53,13 +53,13 @@ async def store(session: Session, command: ast.Store) -> Reply:
     state = mailbox.state
     refused = stored.refused
     done = uids if len(refused) == 0 else uids[~np.isin(uids, refused, assume_unique=True)]
-    told = stored.changed
+    reported = stored.changed
     if command.silent and state.flags.wide:
-        told = NO_UIDS
+        reported = NO_UIDS
     elif command.silent:
         expected = _apply(before, op, state.mask_of(command.flags))
-        told = told[np.isin(told, _as_expected(state, uids, expected, known), assume_unique=True)]
-    view.note_own(stored.modseq, told)
+        reported = reported[np.isin(reported, _as_expected(state, uids, expected, known), assume_unique=True)]
+    view.note_own(stored.modseq, reported)
     if not command.silent:
         await write_flags(session, done, uid=command.uid)
     elif session.condstore:

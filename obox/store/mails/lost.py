@@ -2,7 +2,7 @@
 (docs/format.md, "A lost mail").
 
 A single GET that finds nothing proves little: a replica may be out of date, or the
-error may be temporary. `look_again` checks again, and a mail that is still gone is
+error may be temporary. `check_again` checks again, and a mail that is still gone is
 expunged from the index. The object is left alone: if it comes back, nothing deletes it,
 and `oboxadm rebuild` finds it. Other records of the same object, copies elsewhere, are
 checked when they are read.
@@ -29,7 +29,7 @@ from ..index import Index
 log = structlog.get_logger()
 
 
-async def look_again(mailbox: Index, lost: Mapping[int, str], *, end: int | None = None) -> dict[str, bytes]:
+async def check_again(mailbox: Index, lost: Mapping[int, str], *, end: int | None = None) -> dict[str, bytes]:
     """Look for the objects of mails (UID to key) that a GET did not find; expunge the
     mails of those that are gone.
 

@@ -28,7 +28,7 @@ from .._bundles import segment_range
 from ..api import Unreadable
 from ..index import Index
 from .fields import Fields, opened
-from .lost import look_again
+from .lost import check_again
 from .meta import MailMeta, check_meta, opaque_fields, ready_fields
 from .recent import name_of
 
@@ -175,7 +175,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
         lost = {uid: key for uid, key, _, _ in batch if key in keys and key not in objects}
-        objects |= await look_again(mailbox, lost)
+        objects |= await check_again(mailbox, lost)
     data, owners = list(objects.values()), [owner_of(key) for key in objects]
     if size > INLINE_DECODED_BYTES or sum(map(len, data)) > INLINE_BYTES:
         decoded = await asyncio.to_thread(env.codec.decode_many, data, owners)

@@ -217,7 +217,7 @@ class Slots:
         self._over_at, self._pause = asyncio.get_running_loop().time(), ASK_S[0]
         self._ask()
 
-    def settle(self, slot: Slot, fate: Fate, delta: Delta | None = None) -> None:
+    def resolve(self, slot: Slot, fate: Fate, delta: Delta | None = None) -> None:
         """Set the fate of a slot, and show what can become visible."""
         slot.fate, slot.delta = fate, delta
         self._lost |= fate == "taken"
@@ -312,6 +312,6 @@ class Slots:
     def in_flight(self) -> list[Slot]:
         return list(self._queue)
 
-    async def settled(self) -> None:
+    async def all_resolved(self) -> None:
         """Return when nothing is in flight."""
         await self._idle.wait()

@@ -24,7 +24,7 @@ import structlog
 
 from ...errors import Temporary, Unavailable
 from ...mailbox import Delta, Rows
-from ...objectstore import StoreError, put_once, settle
+from ...objectstore import StoreError, find_outcome, put_once
 from ...objectstore.codec import ObjectKind
 from ...objectstore.keys import mail_key, owner_of
 from ...types import Oid, Uid
@@ -146,9 +146,9 @@ async def _put_group(mailbox: Index, slots: list[Slot], drafts: list[Draft]) -> 
         mailbox.put_fields([(slot.uid, fields.packed) for slot, (_, _, fields) in made if fields is not None])
     for slot, (fate, delta, _) in zip(slots, results, strict=True):
         if fate == "landed" and not all_landed:
-            mailbox.slots.settle(slot, "orphan", delta)
+            mailbox.slots.resolve(slot, "orphan", delta)
         else:
-            mailbox.slots.settle(slot, fate, delta)
+            mailbox.slots.resolve(slot, fate, delta)
 
 
 async def _put_mail(mailbox: Index, slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
@@ -216,7 +216,7 @@ async def _decided(mailbox: Index, key: str, oid: Oid) -> Fate:
     pause = 0.5
     while True:
         try:
-            outcome = await settle(mailbox.env.bucket, key, oid, kind="mail")
+            outcome = await find_outcome(mailbox.env.bucket, key, oid, kind="mail")
         except StoreError:
             await mailbox.env.sleep(pause)
             pause = min(pause * 2, DECIDE_S)
@@ -229,7 +229,7 @@ async def burn(mailbox: Index, uid: int) -> bool:
     land there. False: something has landed meanwhile. Raises Unavailable."""
     env, key = mailbox.env, mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
     try:
-        return await settle(env.bucket, key, env.new_oid(), kind="mail") != "other"
+        return await find_outcome(env.bucket, key, env.new_oid(), kind="mail") != "other"
     except StoreError as exc:
         raise env.unavailable("put", key, exc) from exc
 
@@ -261,7 +261,7 @@ async def _write_claim(
         fate = await put_slot(mailbox, slot, data, oid)
         if fate == "landed":
             return slot, delta
-        mailbox.slots.settle(slot, fate)
+        mailbox.slots.resolve(slot, fate)
         await slot.done
         if env.clock() > until:
             break

@@ -17,12 +17,12 @@ from ..types import Guid
 from .index import Owner
 from .stamp import Stamp
 
-AHEAD_MS: Final = 60_000
+FLOOR_MARGIN_MS: Final = 60_000
 """How far a new owner starts above the MODSEQs of an owner that ended uncleanly. Clocks
 differ by less."""
 
 
-def tell_unflushed(user: Owner) -> None:
+def journal_unflushed(user: Owner) -> None:
     """Write to the journal, in a single edit, the changes that an earlier boot left
     only in local copies. An expunge and the holder that it releases, or the two
     mailboxes of a MOVE, must not be known separately."""
@@ -39,19 +39,19 @@ def tell_unflushed(user: Owner) -> None:
                 state.join(Delta.decode(data))
         except ValueError:
             continue  # the copy is dropped when it is loaded
-        edit.tell_journal(space.box, state.extract(0 if stamp.need_base else stamp.base_modseq))
-        user.told.add(Guid(space.box))
+        edit.add_journal_only(space.box, state.extract(0 if stamp.need_base else stamp.base_modseq))
+        user.journaled.add(Guid(space.box))
     user.log.stage(edit)
 
 
-def ahead(user: Owner, *, unclean: bool) -> int:
+def modseq_floor(user: Owner, *, unclean: bool) -> int:
     """Return the MODSEQ floor after an unclean end: the user's next MODSEQ must exceed
     it. It is 0 if no owner ended uncleanly, or if the root already records it.
 
     unclean: whether the last owner before this boot may have ended uncleanly.
     """
     if unclean:
-        return user.env.now_ms() + AHEAD_MS
-    known = user.journal.ahead
+        return user.env.now_ms() + FLOOR_MARGIN_MS
+    known = user.journal.modseq_floor
     young = all(entry.created > known for entry in user.root.entries.values())
-    return 0 if young or user.root.ahead >= known else known
+    return 0 if young or user.root.modseq_floor >= known else known

@@ -212,9 +212,9 @@ async def _remaining_objects(
     """Yield objects below a prefix, for the caller to delete, until a LIST has only
     objects that cannot be removed.
 
-    Keys are exact, also keys that obox never makes. undeletable: objects that a LIST named
-    again with the same time after they were deleted. It grows, so the loop ends. Raises
-    Unavailable.
+    Keys are exact, also keys that obox never makes. undeletable: objects that a LIST
+    named again with the same time after they were deleted. It grows, so the loop ends.
+    Raises Unavailable.
     """
     tried: dict[str, ObjectInfo] = {}
     while True:

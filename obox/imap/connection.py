@@ -122,7 +122,8 @@ class Connection(Engine):
         self.context.log.exception(f"imap {what}", session=self.id, user=self.session.user_name)
 
     def _splice(self, leg: Leg, user: str) -> None:
-        """The tagged OK is gathered: from here on the owner answers."""
+        """Pass the connection to the owner, which answers from here on. The tagged OK
+        is gathered."""
         from obox.net.splice import Splice  # where users are forwarded
 
         Splice(self, leg, user, self.parser.take())

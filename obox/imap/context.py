@@ -26,28 +26,31 @@ class Authenticator(Protocol):
 
 
 class Forwarding(Protocol):
-    """What a member of a cluster does with users of other members; `obox.proxy`."""
+    """What a member of a cluster does with users of other members. `obox.proxy`
+    implements it."""
 
     async def connect(self, account: Account, *, listener: str, remote: str, tls: bool) -> Leg | None:
-        """A connection to the backend that owns the user, logged in; None: it is us.
+        """Return a connection to the backend that owns the user, after the login. None
+        if this backend is the owner.
 
         remote: the client's address. Raises: Unavailable, Limit, NoPerm.
         """
 
     async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
-        """The owner's side of X-OBOX-LINK, for a peer at `remote`.
+        """Return the owner's side of X-OBOX-LINK, for a peer at `remote`.
 
-        Raises: NoPerm, there is no link over such a connection.
+        Raises: NoPerm, if no link is allowed over such a connection.
         """
 
     def redeem(self, user: str, token: str) -> Forward | None:
-        """What a member says of a client whose front end logs in with a token.
+        """Return what a member states about a client whose front end logs in with a
+        token.
 
-        None: it is a password. Raises: LinkRefused.
+        None if the secret is a password. Raises: LinkRefused.
         """
 
     async def accept(self, forward: Forward) -> Account:
-        """The account of a user that a member forwards to us.
+        """Return the account of a user that a member forwards to this backend.
 
         Raises: Referred; Disabled, Unavailable.
         """

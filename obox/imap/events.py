@@ -45,14 +45,14 @@ class NeedFlush(msgspec.Struct, frozen=True):
 
 
 class NeedTurn(msgspec.Struct, frozen=True):
-    """Much has been read without an event: let others run before the next event."""
+    """Much has been read without an event. Let others run before the next event."""
 
 
 NEED_TURN: Final = NeedTurn()
 
 
 class NeedParse(msgspec.Struct, frozen=True, eq=False):
-    """A large command has come whole: call `parse`, in a thread, before the next event.
+    """A large command is complete. Call `parse` in a thread before the next event.
 
     Without it the next call of `next` parses the command.
     """

@@ -84,9 +84,9 @@ STEPS_MAX: Final = 500
 """Lines and literals that are read without an event before others run: a
 millisecond."""
 INLINE_BYTES: Final = 8192
-"""A command of more bytes is parsed in a thread: 64 KiB of sets take 20 ms."""
+"""A command of more bytes is parsed in a thread, because 64 KiB of sets take 20 ms."""
 _PART_BYTES: Final = 16
-"""What a literal costs beside its bytes: as much as so many."""
+"""What a literal costs in addition to its bytes, as a number of bytes."""
 
 
 _NONE: Final[list[Any]] = []
@@ -117,7 +117,7 @@ class _Parsing:
     def __init__(
         self, parts: list[Any], begin: tuple[bytes, str, int], limits: Limits, incoming: Incoming | None, *, utf8: bool
     ) -> None:
-        """begin: the tag, the command's word, where its arguments begin."""
+        """begin: the tag, the command's word, and the position of its arguments."""
         self._parts, (self._tag, self._word, self._word_end) = parts, begin
         self._limits, self._utf8 = limits, utf8
         self.incoming = incoming
@@ -125,13 +125,13 @@ class _Parsing:
 
     @property
     def large(self) -> bool:
-        """Better parsed in a thread."""
+        """Whether the command should be parsed in a thread."""
         parts = self._parts
         size = sum(len(part) for part in parts if isinstance(part, bytes)) if self._word != "APPEND" else 0
         return size + len(parts) * _PART_BYTES > INLINE_BYTES
 
     def parse(self) -> Command | BadCommand:
-        """The command, or why it is none."""
+        """Return the command, or the reason why it is not valid."""
         if self._event is None:
             self._event = self._parse()
         return self._event

@@ -52,5 +52,5 @@ class _Alone:
         return self._view.uid_ranges(sequence.resolve(len(uids)))
 
     def saved_ranges(self) -> tuple[tuple[int, int], ...]:
-        """Nothing is saved."""
+        """Whether nothing is saved."""
         return ()

@@ -123,8 +123,8 @@ class ImapServer:
         self.context.upgrade = upgrade
 
     def forwards(self, forwarding: Forwarding | None) -> None:
-        """Serve users of this backend only, and forward those of others; None: all are
-        ours."""
+        """Serve only users of this backend, and forward users of others. None: this
+        backend serves all users."""
         self.context.forwarding = forwarding
 
     async def stop(self, reason: str = STOP_REASON, grace_s: float = 25.0) -> None:

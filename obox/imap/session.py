@@ -145,7 +145,8 @@ class Session:
         """Whether the mailbox has changed since the last poll."""
         self.sasl: SaslServer | LinkOwner | None = None
         self.leg: tuple[Leg, str] | None = None
-        """The owner's connection and the user, from the login on until both are one."""
+        """The owner's connection and the user, from the login until both connections
+        are joined."""
         self.waiting_tag = b""
         """The tag of the command that waits for the client's next line."""
         self.may_cancel = False
@@ -297,10 +298,10 @@ class Session:
         return view.by_seq(sequence.resolve(len(view)))
 
     def uid_ranges(self, sequence: SequenceSet, *, uid: bool) -> tuple[tuple[int, int], ...]:
-        """The UIDs that a set names, for a search among the mails of the view.
+        """Return the UIDs that a set names, for a search among the mails of the view.
 
-        Not `$`. There are no more ranges than the client has written, however many
-        mails there are; what does not exist is ignored.
+        `$` is not allowed. The result has no more ranges than the client has written.
+        UIDs that do not exist are ignored.
         """
         _, view = self.need_mailbox()
         if uid:
@@ -308,7 +309,7 @@ class Session:
         return view.uid_ranges(sequence.resolve(len(view)))
 
     def saved_ranges(self) -> tuple[tuple[int, int], ...]:
-        """`$` as ranges of UIDs."""
+        """Return `$` as ranges of UIDs."""
         return UidSet.of(self.saved).ranges
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -333,7 +334,8 @@ class Session:
         return self.context.intake.incoming(self.user_name)
 
     def forward(self, account: Account, leg: Leg) -> None:
-        """Another backend serves the user: the sessions are limited there, not here."""
+        """Note that the session is forwarded to the owner. No limit of sessions applies
+        here, because the owner limits them."""
         self.context.registry.login(account.name, most=0)
         self.leg = (leg, account.name)
         self.context.log.info(

@@ -227,7 +227,7 @@ class Bundles:
         await self.remove(await self.listing())
 
     async def remove(self, infos: Iterable[ObjectInfo]) -> None:
-        """Delete these bundles of a box that is gone for good."""
+        """Delete these bundles of a box that was deleted."""
         await self._env.delete([info.key for info in infos], kind="index")
 
 

@@ -142,7 +142,7 @@ class Env:
         return self.settings.delete_delay_s
 
     def assignment(self, sid: str) -> Assignment:
-        """Under which this backend has a user; see `owned`."""
+        """Return the assignment under which this backend has a user; see `owned`."""
         settings, now = self.settings, self.now()
         once = settings.refresh_index_once_after
         forced = settings.forced_refresh_interval_s

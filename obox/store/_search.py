@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 CHUNK: Final = 500
 """Mails whose cached fields are read at a time, which takes about 5 ms."""
 CHUNK_BYTES: Final = 4 << 20
-"""Octets of these fields: 500 mails have 500 kB, a hostile one has megabytes."""
+"""Octets of these fields. 500 mails have 500 kB; a hostile mail has megabytes."""
 INLINE_BYTES: Final = 16 * 1024
 """Octets of a mail that is searched on the loop: 20 ms at worst, 0.1 ms for most."""
 INLINE_CHARS: Final = 8 * 1024

@@ -58,10 +58,10 @@ class Joinable(Protocol[D]):
     highestmodseq: int
 
     def join(self, delta: D) -> object:
-        """Commutative, associative, idempotent."""
+        """Join a delta. A join is commutative, associative and idempotent."""
 
     def extract(self) -> D:
-        """All of it, as a delta."""
+        """Return the whole state as a delta."""
 
 
 S = TypeVar("S", bound=Joinable[Any])
@@ -238,7 +238,7 @@ class Box(ABC, Generic[S, D]):
         """Note that the state has everything that the bucket has. The local copy is
         trusted as long as the assignment is valid.
 
-        listed: when the mails were LISTed, if they were.
+        listed: the time of a LIST of the mails; None if there was none.
         """
         stamp = replace(self.stamp, generation=assignment.generation, checked=self.stamp.checked or self.env.now())
         self.stamp = stamp if listed is None else replace(stamp, listed=listed)
@@ -250,7 +250,7 @@ class Box(ABC, Generic[S, D]):
         loaded = await self.bundles.load(infos)
         self.stamp = loaded.stamp
         for number, payload in enumerate(loaded.payloads):
-            await asyncio.sleep(0)  # each may have all mails
+            await asyncio.sleep(0)  # Each payload may have all mails.
             self.join(payload)
             if number == 0:
                 of_base = {"base_modseq": self.state.highestmodseq, "base_bytes": len(payload)}

@@ -165,7 +165,8 @@ async def fence(env: Env, boot: Boot) -> Ended:
 
 
 async def look(env: Env, boot: Boot) -> Ended:
-    """A boot as it is now, which may go on. Raises Unavailable, Corrupt."""
+    """Read a boot without fencing it. It may still be running. Raises Unavailable,
+    Corrupt."""
     newest = await read(env, boot.backend, boot.name, boot.last)
     if newest.closed:
         return _ended(boot, newest, closed_before=True)

@@ -149,7 +149,7 @@ class Journal:
         self._staged_at: float | None = None
         self.modseq_floor = 0
         self.assigned = 0
-        """Both go into every object; see `JournalObject`."""
+        """Both are written into every object; see `JournalObject`."""
         self._seq = 0
         self._lease_at = -LEASE_S
         self._wake = asyncio.Event()
@@ -203,7 +203,7 @@ class Journal:
         return [key for key, (_, since) in self._first.items() if since < limit]
 
     def uncovered(self) -> list[tuple[str, str]]:
-        """(user, box) of everything that no bundle covers."""
+        """Return (user, box) of each box that has changes which no bundle covers."""
         return list(self._first)
 
     async def sync(self) -> None:

@@ -72,7 +72,7 @@ class MailStore:
         self._cluster = cluster
         env.owned = Owned(None if cluster is None else cluster.unit_of)
         self.changing = asyncio.Lock()
-        """Held while units come to this backend or leave it."""
+        """Held while this backend gains or loses units."""
         self.users: dict[StorageId, User] = {}
         self.barred: set[StorageId] = set()
         """Users that are being deleted. They cannot be opened."""

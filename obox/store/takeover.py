@@ -74,10 +74,10 @@ class Takeover:
     trust: str = "none"
     """"all", "check" (LIST each mailbox once) or "none"."""
     left: set[str] = field(default_factory=set)
-    """Users of whom the boots speak and bundles do not have everything yet."""
+    """Users that the boots name, and of whom bundles do not have everything yet."""
 
     def add(self, survey: Survey) -> None:
-        """Take in what was found when units came to a backend that serves."""
+        """Add what was found when a running backend gained units."""
         for sid, boxes in survey.replayed.pending.items():
             waiting = self.pending.setdefault(sid, {})
             for box, deltas in boxes.items():

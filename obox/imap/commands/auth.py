@@ -26,7 +26,7 @@ from obox.imap.replies import Reply, bad, no
 from obox.imap.session import Session
 
 REFERRAL: Final = "X-OBOX-REFERRAL"
-"""Response code: the assignment of a forwarded user whom another backend owns."""
+"""Response code with the assignment of a forwarded user that another backend owns."""
 ID_VALUE_CHARS_MAX: Final = 200
 """Characters of a client's ID that are logged."""
 
@@ -187,7 +187,7 @@ async def _check(session: Session, user: str, password: str) -> Reply:
 
 
 async def _enter(session: Session, account: Account) -> Reply:
-    """The password is right: serve the user, or let the owner do it."""
+    """Serve a user whose password was right, or forward the session to the owner."""
     context, out = session.context, session.out
     leg = None
     if context.forwarding is not None:
@@ -209,7 +209,7 @@ async def _login(session: Session, account: Account) -> Reply:
 
 
 async def _accept(session: Session, forward: Forward) -> Reply:
-    """A member has checked the password: serve the user without one."""
+    """Serve a user without a password, because a member has checked it."""
     context = session.context
     assert context.forwarding is not None
     try:

@@ -47,7 +47,8 @@ COLUMN_ROWS: Final = 1000
 FIELD_ROWS: Final = 250
 """Mails of a chunk that needs cached fields: about 200 KiB."""
 FIELDS_BYTES: Final = 4 << 20
-"""Octets of these fields in memory: most mails have 1 kB, a hostile one megabytes."""
+"""Octets of these fields in memory. Most mails have 1 kB; a hostile mail has
+megabytes."""
 HEADER_CELLS: Final = 1000
 """Header sections of a chunk, over all its mails: each may be as large as a header that
 is kept, 8 KiB."""
@@ -307,7 +308,7 @@ class _Fetch:
     # -- fields and headers ----------------------------------------------------------------------------------------
 
     async def _fields(self, uids: UidArray) -> tuple[UidArray, dict[int, Fields]]:
-        """The ready fields of the first mails, and which mails these are."""
+        """Return the ready fields of the first mails, and the UIDs of these mails."""
         found = await self.mailbox.fields(uids.tolist(), autofix=self.autofix, bytes_max=FIELDS_BYTES)
         uids = uids[: len(found)]
         out: dict[int, Fields] = {}

@@ -131,8 +131,8 @@ def _sets_in(key: SearchKey) -> Iterator[ast.InSet]:
 
 
 class _Meaning:
-    """What keys mean to a session. What is large and may be asked for by many keys of
-    one command is made once."""
+    """What keys mean to a session. Large values that many keys of a command may ask for
+    are made once."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -141,7 +141,7 @@ class _Meaning:
         self._recent: Query | None = None
 
     def note(self, key: ast.InSet) -> None:
-        """Work a set out before `of` is asked: thousands of them take 20 ms."""
+        """Resolve a set before `of` is called, because thousands of sets take 20 ms."""
         self._sets[id(key)] = self._set(key.sequence, uid=key.uid)
 
     def of(self, key: SearchKey) -> Query:
@@ -181,7 +181,7 @@ class _Meaning:
         return self._saved
 
     def recent(self) -> Query:
-        """The mails that are recent in this session."""
+        """Return the mails that are recent in this session."""
         if self._recent is None:
             _, view = self._session.need_mailbox()
             self._recent = query.UidSet(view.recent_ranges())

@@ -232,14 +232,14 @@ class Slots:
             if all(other.fate != "pending" for other in self._queue):
                 self._taken()
             return
-        self._show_settled()
+        self._show_resolved()
 
-    def _show_settled(self) -> None:
+    def _show_resolved(self) -> None:
         """Show the slots that nothing pending lies below, SHOW_AT_ONCE in a turn of the
         loop."""
         while self._queue and self._queue[0].fate != "pending":
             if self._shown == 0:
-                asyncio.get_running_loop().call_soon(self._go_on)
+                asyncio.get_running_loop().call_soon(self._continue_showing)
             elif self._shown >= SHOW_AT_ONCE:
                 return
             self._shown += 1
@@ -247,11 +247,11 @@ class Slots:
         if self._over and not self._queue:
             self._yield()
 
-    def _go_on(self) -> None:
-        """In the next turn of the loop."""
+    def _continue_showing(self) -> None:
+        """Show what waits. The loop calls it in its next turn."""
         full, self._shown = self._shown >= SHOW_AT_ONCE, 0
         if full and not self._refresh:  # else all are shown by the refresh
-            self._show_settled()
+            self._show_resolved()
 
     async def recheck(self) -> None:
         """Wait until all slots in flight are resolved, and refresh. Nothing new is

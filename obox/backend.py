@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MOVED_S: Final = 2.0
-"""After which splices to a backend that no longer owns the user are closed: one that
-lives ends these sessions by itself, with its last words.
+"""After which splices to a backend that no longer owns the user are closed. A backend
+that lives ends these sessions by itself, with its last words.
 """
 
 
@@ -347,7 +347,7 @@ class Backend:
         return ports_of(("imap", "lmtp", "http"), self.listeners.addresses)
 
     def _moved(self, changed: Changes) -> None:
-        """Users have other backends: clients that are forwarded come back, and find these."""
+        """Users have new backends: their forwarded clients come back, and find these."""
         if (changed.groups or changed.pins) and self.forwarder is not None and self.parts.joining is not None:
             owner = self.parts.joining.membership.member.owner
             asyncio.get_running_loop().call_later(MOVED_S, self.forwarder.drop_moved, owner)

@@ -183,7 +183,7 @@ class Upkeep:
             self._adopting = False
 
     def settled(self) -> bool:
-        """Whether every dead boot says that the users of this backend have been adopted."""
+        """Whether every dead boot says that this backend's users have been adopted."""
         return not self._adopting and all(map(self._is_recorded, self._store.takeover.boots))
 
     async def _adopt(self) -> None:

@@ -217,7 +217,7 @@ async def go_on(store: MailStore, boot: str) -> None:
 
 
 async def _restate(store: MailStore, sid: StorageId, box: str) -> None:
-    """Tell the new boot what no bundle has of a box."""
+    """Stage in the new boot what no bundle has of a box."""
     try:
         user = await store.load_user(store.name_of(sid), sid)
         if box == ROOT:

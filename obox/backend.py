@@ -347,7 +347,7 @@ class Backend:
         return ports_of(("imap", "lmtp", "http"), self.listeners.addresses)
 
     def _moved(self, changed: Changes) -> None:
-        """Users have new backends: their forwarded clients come back, and find these."""
+        """Users have new backends: clients that are forwarded must come back."""
         if (changed.groups or changed.pins) and self.forwarder is not None and self.parts.joining is not None:
             owner = self.parts.joining.membership.member.owner
             asyncio.get_running_loop().call_later(MOVED_S, self.forwarder.drop_moved, owner)

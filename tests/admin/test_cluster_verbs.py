@@ -22,6 +22,7 @@ from obox.cluster import (
     Assigned,
     Beat,
     BootRow,
+    CassandraDirectory,
     Directory,
     Faults,
     Kind,
@@ -31,6 +32,7 @@ from obox.cluster import (
     Merge,
     Move,
     Orders,
+    Row,
     Settings,
     Site,
     State,
@@ -147,6 +149,38 @@ async def test_init_makes_the_directory_once(empty: Board) -> None:
     assert code == 73
     assert "200 groups" in text
     assert (await empty.row("clusterStatus"))["unassigned"] == 200
+
+
+class WithTable(CassandraDirectory):
+    """Rows in memory; nothing can be read before the table is made."""
+
+    def __init__(self, inner: Directory) -> None:
+        self.inner, self.made = inner, 0
+
+    async def make(self) -> None:
+        self.made += 1
+
+    async def get(self, kind: Kind, key: str) -> Row | None:
+        assert self.made
+        return await self.inner.get(kind, key)
+
+    async def all(self, kind: Kind) -> dict[str, Row]:
+        assert self.made
+        return await self.inner.all(kind)
+
+    async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
+        await self.inner.put(kind, key, value, timestamp)
+
+
+async def test_init_makes_the_table_in_cassandra(empty: Board) -> None:
+    directory = WithTable(empty.directory)
+    board = Board(directory, empty.admin.users)
+    code, text = await board.fails("clusterInit")
+    assert code == 65
+    assert "give --groups" in text
+    assert (await board.row("clusterInit", groups=400))["groups"] == 400
+    assert (await board.row("clusterInit"))["groups"] == 400
+    assert directory.made == 3
 
 
 async def test_status_counts(board: Board) -> None:

@@ -76,8 +76,9 @@ def _made(cluster: ClusterParts, settings: Settings) -> Row:
 async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     """Raise the version of the directory to that of this obox.
 
-    All members must be able to read it. It shows what each member can read. Exit 75 while a member reads less than this
-    version of obox: upgrade it, or remove it. Proxies that do not run do not count.
+    All members must be able to read it. It shows what each member can read. Exit 75
+    while a member reads less than this version of obox: upgrade it, or remove it.
+    Proxies that do not run do not count.
     """
     from ..cluster import Kind
     from ..cluster.records import MAJOR, MINOR, SETTINGS_KEY
@@ -151,10 +152,10 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
     """Check the directory of the cluster.
 
     It finds rows that cannot be read, groups without an owner or with two, owners that
-    are gone, moves that are pending, and boots that are not clean. It also compares what the backend that is asked serves. With --login it also tries
-    each backend that is not offline, over the trusted link: it lives, has the same
-    secret, and lets the user in or refers to the owner. It changes nothing. Exit 65 if
-    something is wrong.
+    are gone, moves that are pending, and boots that are not clean. It also compares
+    what the backend that is asked serves. With --login it also tries each backend that
+    is not offline, over the trusted link: it lives, has the same secret, and lets the
+    user in or refers to the owner. It changes nothing. Exit 65 if something is wrong.
     """
     from ..cluster import check
 

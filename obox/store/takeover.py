@@ -146,7 +146,7 @@ class Survey:
     boots: boots that are over and not clean. unclean_boots: the names of all such
     boots, also of those that were known. replayed: the changes of the users in these
     and in live boots. unclean: whether an owner has crashed, so that clients may know
-    MODSEQs that no object has. ahead, assigned: the highest of all journals.
+    MODSEQs that no object has. modseq_floor, assigned: the highest of all journals.
     """
 
     boots: list[Ended]

@@ -176,6 +176,11 @@ class BackendMember:
             raise Unavailable("the user's backend is not known; try again")
         return There(row.backend, found.address, found.ports, row)
 
+    def owner(self, sid: StorageId) -> str | None:
+        """The backend of a user; None: not known."""
+        row = None if self.view.settings is None else self.view.assigned(self.unit_of(sid))
+        return None if row is None else row.backend
+
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """See `route.Router.reread`."""
         row = None if self.view.settings is None else self.view.assigned(self.unit_of(sid))

@@ -74,7 +74,7 @@ class Connection(Engine):
     def admit(self) -> None:
         remote = self.session.remote
         machine = self.machine
-        machine.links = self.context.forwarding is not None
+        machine.links = self.context.forwarding is not None and self.context.forwarding.linked
         machine.trusted = not self.remote or self.context.trusts(self.remote)
         if not machine.trusted and not machine.links:
             log.warning("lmtp_untrusted", remote=remote)

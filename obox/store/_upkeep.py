@@ -182,6 +182,10 @@ class Upkeep:
         finally:
             self._adopting = False
 
+    def settled(self) -> bool:
+        """Whether every dead boot says that this backend's users have been adopted."""
+        return not self._adopting and all(map(self._is_recorded, self._store.takeover.boots))
+
     async def _adopt(self) -> None:
         store = self._store
         takeover = store.takeover

@@ -204,7 +204,7 @@ async def go_on(store: MailStore, boot: str) -> None:
             await journal.sync()
             for sid, box in journal.uncovered():
                 if owned.owns(sid):
-                    await store.upkeep.carry(sid, box)
+                    await _restate(store, StorageId(sid), box)
             await journal.sync()
             ended = await _ended(store, boot)
             break
@@ -214,6 +214,18 @@ async def go_on(store: MailStore, boot: str) -> None:
     if ended is not None:
         store.takeover.boots.append(ended)
         await store.upkeep.adopt()
+
+
+async def _restate(store: MailStore, sid: StorageId, box: str) -> None:
+    """Stage in the new boot what no bundle has of a box."""
+    try:
+        user = await store.load_user(store.name_of(sid), sid)
+        if box == ROOT:
+            user.rootbox.restate()
+        elif Guid(box) in user.root.entries:
+            (await user.box(Guid(box))).restate()
+    except NotFound:
+        return
 
 
 async def _ended(store: MailStore, boot: str) -> Ended | None:

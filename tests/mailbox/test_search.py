@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -293,7 +294,9 @@ class Box:
         self.asked_mails: list[int] = []
         self.memo = _search.Memo()
 
-    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
+    ) -> list[Fields | Unreadable | None]:
         self.asked_fields += uids
         out: list[Fields | Unreadable | None] = []
         for uid in uids:

@@ -351,8 +351,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Socketmap:
-    """The listener for Postfix, which asks whether a user exists and which backend has
-    its mail. It is off without this section."""
+    """Lookups of Postfix: users, and their backends; off without this section."""
 
     listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:9145", "addresses to listen on", restart=True)
 

@@ -51,8 +51,12 @@ class Context:
     @property
     def config(self) -> Config:
         if self._config is None:
-            self._config = load(self._config_path, os.environ, overrides=self._overrides)
+            self._config = self._read()
         return self._config
+
+    def _read(self, *, proxy: bool = False) -> Config:
+        """proxy: the configuration may be a proxy's, which has no bucket."""
+        return load(self._config_path, os.environ, overrides=self._overrides, proxy=proxy)
 
     @property
     def remote(self) -> bool:
@@ -70,6 +74,8 @@ class Context:
             self._refuse_settings("" if key_given else "http.api_key", where=f"the backend at {self._url}")
             yield from Remote(self._url, self._key()).call(verb.name, params)
             return
+        if verb.needs in (Needs.DIRECTORY, Needs.BACKEND):
+            self._config = self._config or self._read(proxy=True)
         config = self.config
         if verb.needs is Needs.CONFIG:
             yield from Local(self._configured).call(verb.name, params)
@@ -86,6 +92,9 @@ class Context:
             except NoBackend:
                 if verb.needs is Needs.BACKEND:
                     raise
+        if verb.needs is Needs.DIRECTORY:
+            yield from Local(self._configured).call(verb.name, params)
+            return
         with state_is_free(config.state_dir):
             alone = self._bucket_alone if verb.needs is Needs.BUCKET else self._offline
             yield from Local(alone).call(verb.name, params)

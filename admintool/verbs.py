@@ -261,7 +261,8 @@ def _kind(field: msgspec.structs.FieldInfo) -> tuple[type, bool, str]:
     if get_origin(kind) is Annotated:
         kind, *metas = get_args(kind)
         doc = next((str(meta.description) for meta in metas if meta.description), "")
-    arguments = [one for one in get_args(kind) if one is not type(None)]
+    bare = [get_args(one)[0] if get_origin(one) is Annotated else one for one in get_args(kind)]
+    arguments = [one for one in bare if one is not type(None)]
     if get_origin(kind) is list:
         return arguments[0], True, doc
     return (arguments[0] if arguments else kind), False, doc
@@ -269,7 +270,7 @@ def _kind(field: msgspec.structs.FieldInfo) -> tuple[type, bool, str]:
 
 def _option(field: msgspec.structs.FieldInfo, letter: str) -> click.Option:
     kind, several, doc = _kind(field)
-    names = [f"-{letter}"] * bool(letter) + [f"--{field.name.replace('_', '-')}", field.name]
+    names = [f"-{letter}"] * bool(letter) + [f"--{field.name.rstrip('_').replace('_', '-')}", field.name]
     if kind is bool:
         return click.Option(names, is_flag=True, help=f"{doc}.")
     required = field.required

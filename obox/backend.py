@@ -191,6 +191,8 @@ class Backend:
 
         metrics.source("metacache", of_metacache)
         metrics.source("store", of_store)
+        if opened.joining is not None:
+            metrics.source("cluster", opened.joining.membership.member.figures)
 
     def _http(self, admin: Admin) -> dict[str, HttpServer]:
         """Make the servers of [http], [metrics] and the admin socket. If there is a
@@ -397,7 +399,10 @@ class Backend:
                     tasks.create_task(self.socketmap.close(grace_s))
 
         async def flush() -> None:
-            await store.close(upload=not self.lifecycle.returning)
+            upload = not self.lifecycle.returning
+            await store.close(upload=upload)
+            if self.parts.joining is not None:
+                await self.parts.joining.end(uploaded=upload)
 
         async def stop_probes() -> None:
             self.listeners.stop()

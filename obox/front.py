@@ -21,7 +21,8 @@ from typing import IO, Any, Final
 
 import structlog
 
-from . import __version__, rooms
+from . import __version__, rooms, wiring
+from .admin.http import routes
 from .auth import Authenticator, PasswdFile, Penalties
 from .backend import ImapCounters, LinkCounters, client, imap_factory, lmtp_factory
 from .changes import changes
@@ -37,7 +38,7 @@ from .cluster import (
     next_timestamp,
     open_directory,
 )
-from .config import Config, by_client, load
+from .config import Config, Listen, by_client, load
 from .errors import ConfigError, Unavailable
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
@@ -160,6 +161,7 @@ class Front:
     def _assemble(self, directory: Directory) -> None:
         """Raises ConfigError, ListenError."""
         config, certificates = self.config, self.certificates
+        self.directory = directory
         router = ViewRouter(self.view, directory)
         self.forwarder = Forwarder(
             router,
@@ -219,7 +221,16 @@ class Front:
         return rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
 
     def _bind_http(self) -> None:
-        """The probes, the metrics and the answers for nginx; there is no admin API."""
+        """The probes, the metrics, the answers for nginx, and the admin API on its
+        socket: for the cluster, the sessions here, and this process."""
+        self.admin = wiring.of_config(self.config, self.users)
+        self.admin.authenticator = lambda: self.authenticator
+        self.admin.server = wiring.Running(self.imap, self.listeners, self.lifecycle)
+        self.admin.find_cluster = wiring.find_cluster(self.config, directory=self.directory)
+        api = routes(self.admin, key="", version=__version__)
+        self.http["admin"] = HttpServer(application(routes=api))
+        path = wiring.socket_path(self.config.state_dir)
+        self.listeners.bind("admin", [Listen(path=path)], self.http["admin"].factory, unix_mode=0o600)
         draining = lambda: self.lifecycle.draining  # noqa: E731
         nginx = NginxAuth(self.forwarder, self._api_key, lambda: ("", {}))
         app = application(metrics=self.metrics.exposition, draining=draining, routes=nginx.routes())
@@ -311,6 +322,8 @@ class Front:
 
         def use() -> Reloaded:
             self.config, self.forwarder.secrets, self.users = config, secrets, users
+            self.admin.users = users
+            self.admin.forget_names()
             self.authenticator.use(users, cache_ttl_s=config.auth.cache_ttl, delays_s=rooms.login_delays(config))
             if self.certificates is not None and loaded is not None:
                 self.certificates.use(loaded)

@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
@@ -36,7 +36,7 @@ from .cluster import (
 from .cluster.initial import GROUPS_LOCAL
 from .config import Config
 from .errors import Unavailable
-from .store import MailStore, handover
+from .store import MailStore, boots, handover
 from .store.handover import Kick
 from .store.owned import Tag
 
@@ -87,8 +87,16 @@ class Membership:
     def held(self) -> Mapping[str, tuple[int, int]]:
         return self._store.env.owned.units
 
+    def serves(self) -> dict[str, Assigned]:
+        """The units that are served, by which assignment."""
+        return {unit: Assigned(self.member.me, number, token) for unit, (number, token) in self.held().items()}
+
     def boot(self) -> str:
         return self._store.journal.boot
+
+    def ended(self) -> bool:
+        """Whether the present boot has ended in order."""
+        return any(one.boot == self.boot() and one.ended > 0 for one in boots.listing(self._store.env))
 
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         await self._started()
@@ -107,9 +115,9 @@ class Membership:
         await self._started()
         await handover.doubt(self._store, frozenset(units))
 
-    async def sweep(self) -> None:
+    async def sweep(self) -> Collection[tuple[str, str]]:
         await self._started()
-        await handover.sweep(self._store)
+        return await handover.sweep(self._store)
 
     async def _started(self) -> None:
         """Raises Unavailable: the store has not started, or is closing."""
@@ -127,9 +135,11 @@ class Joining:
     afterwards."""
 
     def __init__(self, config: Config, directory: Directory, view: View) -> None:
-        self._config, self._directory = config, directory
+        self._config, self.directory = config, directory
         self._view = view
         self.membership = Membership()
+        self.member_runs = False
+        """Whether this process is a member, and no tool."""
 
     def join(self, store: MailStore) -> None:
         """The store that was made with `membership` is there."""
@@ -141,13 +151,14 @@ class Joining:
     async def run(self, ports: Mapping[str, int]) -> None:
         """Be a member until cancelled. ports: of this backend's listeners. Raises
         ConfigError."""
+        self.member_runs = True
         cluster = self._config.cluster
         one_host = not cluster.directory.startswith("cassandra:")
         address = cluster.address or ("127.0.0.1" if one_host else socket.gethostname())
         member = Member("backend", cluster.site, address, dict(ports), READS, __version__)
         settle = partial(
             make_settings,
-            self._directory,
+            self.directory,
             GROUPS_LOCAL,
             now=time.time,
             sleep=asyncio.sleep,
@@ -155,6 +166,11 @@ class Joining:
         )
         joins_as = State.ONLINE if one_host else State.STANDBY
         await self.membership.member.run(Myself(member, joins_as, settle))
+
+    async def end(self, *, uploaded: bool) -> None:
+        """The store was closed: note how its boot ended. uploaded: the close uploaded
+        all that it could."""
+        await self.membership.member.end(clean=uploaded and self.membership.ended())
 
 
 async def open_membership(config: Config, closing: AsyncExitStack) -> Joining:

@@ -13,15 +13,27 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .admin.parts import Admin, Evaluate, OwnHttp, Session
+from .admin.parts import Admin, ClusterParts, Evaluate, FindCluster, OwnHttp, Probe, Session
 from .auth import Authenticator, PasswdFile
 from .config import Config
-from .errors import Unavailable
+from .errors import ConfigError, Unavailable
 
-__all__ = ["Running", "bucket_alone", "of_config", "of_parts", "offline", "quiet_logging", "socket_path"]
+__all__ = [
+    "Running",
+    "bucket_alone",
+    "find_cluster",
+    "of_config",
+    "of_parts",
+    "offline",
+    "quiet_logging",
+    "socket_path",
+]
 
 if TYPE_CHECKING:
+    from .accounts import Account
+    from .cluster import Assigned, Directory, Member
     from .imap.server import ImapServer
+    from .membership import Joining
     from .net import Listeners
     from .parts import Parts
 from .server import Lifecycle
@@ -92,7 +104,64 @@ def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
         authenticator=lambda: Authenticator(found),
         parse_search=parse_search,
         own_http=_own_http(config),
+        find_cluster=find_cluster(config),
     )
+
+
+def find_cluster(
+    config: Config, joining: Joining | None = None, *, directory: Directory | None = None
+) -> FindCluster | None:
+    """How verbs reach the directory; None if the configuration has no cluster.
+    joining: the cluster of a backend; directory: of another process that has opened it.
+    """
+    local = config.state_dir / "cluster"
+    if config.cluster.directory == "local" and joining is None and directory is None and not local.exists():
+        return None
+
+    @asynccontextmanager
+    async def find(*, make: bool = False) -> AsyncIterator[ClusterParts]:
+        from .cluster.open import file_of, open_directory, plain_url
+        from .membership import READS
+
+        url, settings = config.cluster.directory, config.cluster
+        about = plain_url(url), settings.backend, settings.dead_after, READS
+        probe = _probe(config)
+        if joining is not None:
+            serves = joining.membership.serves if joining.member_runs else None
+            yield ClusterParts(joining.directory, *about, serves, probe)
+            return
+        if directory is not None:
+            yield ClusterParts(directory, *about, probe=probe)
+            return
+        file = file_of(url, config.state_dir)
+        if file is not None and not make and not file.exists():
+            raise ConfigError(
+                f"cluster.directory: there is nothing at {file} yet; run oboxadm cluster init, or start a backend"
+            )
+        opened = await open_directory(url, config.state_dir, password_file=settings.password_file)
+        try:
+            yield ClusterParts(opened, *about, probe=probe)
+        finally:
+            await opened.close()
+
+    return find
+
+
+def _probe(config: Config) -> Probe | None:
+    """None: there is no secret."""
+    if config.cluster.secret_file is None:
+        return None
+
+    async def probe(backend: str, member: Member, account: Account, assigned: Assigned) -> tuple[bool, str]:
+        """Raises ConfigError: the file of secrets cannot be read."""
+        from . import rooms
+        from .cluster import There
+        from .proxy.probe import probe
+
+        there, secrets = There(backend, member.address, member.ports, assigned), rooms.link_secrets(config)
+        return await probe(there, account, member=config.cluster.backend, secret=secrets[0])
+
+    return probe
 
 
 def _own_http(config: Config) -> OwnHttp:
@@ -119,6 +188,7 @@ def of_parts(parts: Parts, server: Running | None = None) -> Admin:
     admin.server = server
     admin.recent = recent_problems
     admin.describe_bucket = describe_bucket
+    admin.find_cluster = find_cluster(parts.config, parts.joining)
     return admin
 
 

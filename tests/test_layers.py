@@ -49,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
         "obox",
         "obox.store",
         "obox.auth",
+        "obox.cluster",
         "obox.mailbox",
         "obox.mime",
         "obox.objectstore",

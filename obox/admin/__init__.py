@@ -4,7 +4,21 @@
 passes in an `Admin`.
 """
 
-from . import caches, mailboxes, mails, pull, removal, repair, sessions, storage, upgrade, users
+from . import (
+    caches,
+    cluster,
+    clusterbackends,
+    clustergroups,
+    mailboxes,
+    mails,
+    pull,
+    removal,
+    repair,
+    sessions,
+    storage,
+    upgrade,
+    users,
+)
 from .params import Nothing, Params, Selection
 from .parts import Admin, Server, Session
 from .table import TABLE, Event, Failure, Needs, Progress, Row, Verb
@@ -24,6 +38,9 @@ __all__ = [
     "Session",
     "Verb",
     "caches",
+    "cluster",
+    "clusterbackends",
+    "clustergroups",
     "mailboxes",
     "mails",
     "pull",

@@ -10,12 +10,12 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..accounts import Account, storage_id
-from ..errors import Invalid, NotFound, Unavailable
+from ..errors import ConfigError, Invalid, NotFound, Unavailable
 from ..escaping import unescape
 from ..mailbox.names import fits_mask
 from ..types import StorageId
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from metacache import Cleaner
 
     from ..auth import Authenticator, PasswdFile
+    from ..cluster import Assigned, Directory, Member
     from ..mailbox.search import Query
     from ..store import MailStore
     from ..store.mailbox import Mailbox
@@ -92,6 +93,39 @@ class OwnHttp:
     tls: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterParts:
+    """The cluster as verbs see it.
+
+    name: of its directory, without a password; backend: the name in the configuration;
+    reads: formats that this code can read; serves: the units that this backend serves,
+    None if no backend runs here; probe: None without a secret.
+    """
+
+    directory: Directory
+    name: str
+    backend: str
+    dead_after_s: float
+    reads: Mapping[str, int]
+    serves: Callable[[], Mapping[str, Assigned]] | None = None
+    probe: Probe | None = None
+
+
+class Probe(Protocol):
+    """Tries a login at a backend, as other members do it."""
+
+    async def __call__(self, backend: str, member: Member, account: Account, assigned: Assigned) -> tuple[bool, str]:
+        """Whether it works, and what was seen."""
+
+
+class FindCluster(Protocol):
+    """Opens the directory for the time of a verb."""
+
+    def __call__(self, *, make: bool = False) -> AbstractAsyncContextManager[ClusterParts]:
+        """make: the file of the directory need not exist. Raises ConfigError and
+        Unavailable."""
+
+
 Evaluate = Callable[["Mailbox"], "Query"]
 """A parsed search, resolved for a single mailbox, because sequence numbers depend on
 it."""
@@ -112,6 +146,7 @@ class Admin:
     recent: Callable[[], Sequence[Mapping[str, Any]]] = tuple
     describe_bucket: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     own_http: OwnHttp = OwnHttp()
+    find_cluster: FindCluster | None = None
     known_names: tuple[float, dict[StorageId, str]] = (float("-inf"), {})
 
     @property
@@ -134,6 +169,21 @@ class Admin:
         if self.server is None:
             raise Unavailable("no backend runs here")
         return self.server
+
+    @asynccontextmanager
+    async def cluster(self, *, make: bool = False) -> AsyncIterator[ClusterParts]:
+        """Open the cluster's directory for the time of the context. Raises
+        ConfigError; Unavailable, with the reason, which clients do not see."""
+        if self.find_cluster is None:
+            raise ConfigError('cluster.directory = "local": this backend serves all users, and there is no cluster')
+        try:
+            async with self.find_cluster(make=make) as found:
+                yield found
+        except Unavailable as error:
+            notes = getattr(error, "__notes__", ())
+            if type(error) is not Unavailable or not notes:
+                raise
+            raise Unavailable(f"{error}: {'; '.join(notes)}") from error
 
     # -- users -----------------------------------------------------------------------------------------------------
 
@@ -252,4 +302,14 @@ def _unescaped(sid: str) -> str:
         return sid
 
 
-__all__ = ["Admin", "Evaluate", "Server", "Session", "masked", "matching", "require_named"]
+__all__ = [
+    "Admin",
+    "ClusterParts",
+    "Evaluate",
+    "FindCluster",
+    "Server",
+    "Session",
+    "masked",
+    "matching",
+    "require_named",
+]

@@ -34,6 +34,23 @@ _DROPPED: Final = {
     "kept": "local copies that stay",
     "why": "why they stay",
 }
+_DIRECTORY: Final = {
+    "directory": "where the directory is",
+    "id": "the random number that the directory got when it was made",
+    "version": "the version of its rows: major.minor",
+    "groups": "how many groups it has",
+    "made": "when it was made, unix time",
+}
+_BACKEND: Final = {
+    "backend": "the name of the backend",
+    "site": "the site that it is in; empty before its first start",
+    "address": "the host where other members reach it; empty before its first start",
+    "status": "what the operator wants: online, standby (it gets no groups) or offline (others take its groups)",
+    "load_factor": "its share of the load, 0 to 100; with 0 it gets no groups",
+}
+_EVACUATE: Final = "whether it gives its groups up"
+_SITE: Final = {"site": "the name of the site", "status": "online or offline", "comment": "for operators"}
+_OWNER: Final = "the backend that has the group; empty: nobody yet"
 
 COLUMNS: Final[dict[str, dict[str, str]]] = {
     "userList": _ENTRY,
@@ -261,6 +278,119 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "outdated": "how many objects of an older format there are",
         "result": "what to do about them, or that the upgrade is finished",
     },
+    "clusterInit": _DIRECTORY,
+    "clusterUpgrade": {
+        "what": "a member, or the directory",
+        "version": "of a member: its version of obox; of the directory: the version of its rows",
+        "reads": "formats that it can read, with their versions; of the directory: those of this obox",
+        "result": "ready, or what to do; of the directory: up to date, raised, or that it waits",
+    },
+    "clusterStatus": {
+        **_DIRECTORY,
+        "unassigned": "groups that no backend has yet",
+        "moving": "moves that are pending",
+        "backends": "how many backends there are",
+        "online": "how many of them are online",
+        "standby": "how many of them are standby",
+        "offline": "how many of them are offline",
+        "evacuating": "how many of them are online and give their groups up",
+        "silent": "how many of them have no beat that is younger than cluster.dead_after",
+        "proxies": "how many proxies there are",
+        "answer_ms": "how long the directory took to answer, in milliseconds",
+    },
+    "clusterCheck": {
+        "result": "wrong (somebody has to do something), note, or ok (of a login)",
+        "check": "what was found, in a word",
+        "where": "the row: its kind and key",
+        "detail": "what was seen",
+    },
+    "clusterDump": {
+        "kind": "the kind of the row",
+        "key": "its key",
+        "timestamp": "when it was written, unix time in microseconds",
+        "record": "what it says",
+        "value": "of a row that cannot be read: its bytes in base64",
+    },
+    "clusterLoad": {"rows": "how many rows the dump has"},
+    "clusterReboots": {
+        "backend": "the name of the backend",
+        "boot": "the name of the boot, as in metacache boots",
+        "began": "when it began, unix time",
+        "ended": "when it ended in order or was fenced, unix time; empty otherwise",
+        "state": "runs, silent (its beat is old), unclean (the bucket does not have everything in bundles yet), or "
+        "clean",
+    },
+    "clusterMerges": {
+        "group": "the group",
+        "backend": "the backend that wrote to its users while another had it",
+        "at": "when it uploaded what it had, unix time",
+        "users": "how many users that concerned",
+    },
+    "clusterBalance": {
+        "group": "the group that moves",
+        "backend": "the backend that has it",
+        "to": "the backend that gets it",
+        "why": "the numbers of groups and the shares that lead to it",
+    },
+    "clusterBackendList": _BACKEND,
+    "clusterBackendAdd": _BACKEND,
+    "clusterBackendUpdate": {**_BACKEND, "evacuate": _EVACUATE},
+    "clusterBackendStatus": {
+        **{name: text for name, text in _BACKEND.items() if name != "address"},
+        "groups": "how many groups it has",
+        "evacuate": _EVACUATE,
+        "alive": "whether its beat is younger than cluster.dead_after",
+        "beat": "age of its beat in seconds; empty without a beat",
+        "started": "when the process began, unix time",
+        "version": "its version of obox",
+        "cpu": "how busy the processors of its machine are, in percent",
+        "memory": "how much of the memory of its machine is in use, in percent",
+    },
+    "clusterBackendRemove": {"backend": "the name of the backend", "result": "what was done"},
+    "clusterBackendEvacuate": {
+        "backend": "the name of the backend",
+        "groups": "how many groups it has left",
+        "status": "its status",
+        "result": "asked, evacuated, called off, or goes on",
+    },
+    "clusterSiteAdd": _SITE,
+    "clusterSiteList": _SITE,
+    "clusterSiteStatus": {
+        **_SITE,
+        "backends": "how many backends it has",
+        "alive": "how many of them have a beat that is younger than cluster.dead_after",
+        "groups": "how many groups its backends have",
+    },
+    "clusterGroupList": {
+        "group": "the number of the group",
+        "backend": _OWNER,
+        "alternative": "the backend that takes it if its owner is gone",
+        "to": "the backend that it is to move to; empty: none",
+        "number": "the number of its assignment",
+    },
+    "clusterGroupMove": {
+        "group": "the number of the group",
+        "backend": "the backend that has it",
+        "to": "the backend that it moves to",
+        "result": "asked, already there, or called off",
+    },
+    "clusterUserStatus": {
+        "storage_id": "the name under which the user's mail is stored in the bucket",
+        "group": "the group that the user is in",
+        "backend": _OWNER,
+        "site": "the site of the backend",
+        "address": "the host of the backend",
+        "to": "the backend that the group is to move to; empty: none",
+    },
+    "clusterUserMove": {
+        "group": "the group that the user is in",
+        "backend": _OWNER,
+        "to": "the backend that the user moves to",
+    },
+    "clusterUserKick": {
+        "backend": "the backend that has the user's group",
+        "connections": "how many sessions it ended",
+    },
 }
 """By API name of the verb, then by column. (N) means a column for each priority. If a
 command is about several users, each row also begins with `username`."""
@@ -290,6 +420,16 @@ NONE: Final[dict[str, str]] = {
     "metacacheRemove": "no user has local copies",
     "metacacheBoots": "no backend was started with this state_dir",
     "oboxUserWait": "nobody has the mail open",
+    "clusterCheck": "the directory is in order",
+    "clusterDump": "the directory has no rows",
+    "clusterReboots": "no boot is known",
+    "clusterMerges": "no two backends have written to the same users",
+    "clusterBalance": "each backend has its share of the groups",
+    "clusterBackendList": "no backend matches",
+    "clusterBackendStatus": "no backend matches",
+    "clusterSiteList": "no site matches",
+    "clusterSiteStatus": "no site matches",
+    "clusterGroupList": "no group matches",
 }
 """The message on stderr if a verb that usually has rows has none, by API name."""
 

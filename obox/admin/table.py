@@ -60,6 +60,9 @@ class Needs(enum.IntEnum):
     BUCKET = 3
     """As STATE, but without waiting for the bucket: for verbs that examine a failing
     bucket."""
+    DIRECTORY = 4
+    """The directory of the cluster: through a running backend, or opened as the
+    configuration says. A state directory that is in use does not matter."""
 
 
 P = TypeVar("P", bound=Params)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .member import BackendMember, Myself, World
     from .memory import Faults, MemoryDirectory, MemoryReplica
     from .open import open_directory
+    from .tables import Tables, read_tables
     from .view import Changes, View
 
 _LATER = {
@@ -54,6 +55,7 @@ _LATER = {
     "member": ("BackendMember", "Myself", "World"),
     "memory": ("Faults", "MemoryDirectory", "MemoryReplica"),
     "open": ("open_directory",),
+    "tables": ("Tables", "read_tables"),
     "view": ("Changes", "View"),
 }
 """By module: the names that it has. A module costs every start that imports it."""
@@ -91,6 +93,7 @@ __all__ = [
     "Settings",
     "Site",
     "State",
+    "Tables",
     "There",
     "View",
     "World",
@@ -109,6 +112,7 @@ __all__ = [
     "open_lmdb",
     "rank",
     "read_settings",
+    "read_tables",
     "user_key",
 ]
 

@@ -214,7 +214,8 @@ class CassandraDirectory:
             self._pending -= 1
 
     def _failed(self, reason: str) -> Unavailable:
-        """The error for the caller; the log gets each reason once a minute."""
+        """The error for the caller, with the reason as a note, since clients see its
+        text; the log gets each reason once a minute."""
         now = time.monotonic()
         self._bad_since = now if self._bad_since is None else self._bad_since
         if now - self._logged.get(reason, -_LOG_EVERY_S) >= _LOG_EVERY_S:
@@ -222,7 +223,9 @@ class CassandraDirectory:
                 self._logged.clear()
             self._logged[reason] = now
             log.error("the directory does not answer", hosts=",".join(self._place.hosts), reason=reason)
-        return Unavailable("the directory does not answer")
+        failure = Unavailable("the directory does not answer")
+        failure.add_note(reason)
+        return failure
 
     # -- in the thread ----------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,20 +11,8 @@ from obox.errors import ConfigError
 
 from .directory import Directory, Kind, Row
 from .initial import settings_in
-from .records import (
-    RECORDS,
-    SETTINGS_KEY,
-    Assigned,
-    Beat,
-    BootRow,
-    Member,
-    Move,
-    Orders,
-    Settings,
-    State,
-    group_key,
-    group_number,
-)
+from .records import SETTINGS_KEY, Assigned, Orders, State, group_key, group_number
+from .tables import Tables, read_tables
 
 Claims = Mapping[str, Mapping[str, Assigned]]
 """By backend: the keys that it serves, and the assignment by which it does."""
@@ -41,27 +29,13 @@ class Finding(NamedTuple):
     text: str
 
 
-class _Tables(NamedTuple):
-    """The rows that decode, by kind and key, and what the others are."""
-
-    bad: list[Finding]
-    settings: Settings | None
-    members: dict[str, Member]
-    orders: dict[str, Orders]
-    beats: dict[str, Beat]
-    boots: dict[str, BootRow]
-    groups: dict[str, Assigned]
-    pins: dict[str, Assigned]
-    moves: dict[str, Move]
-
-
 async def check(directory: Directory, *, now: float, claims: Claims | None = None) -> list[Finding]:
     """now: unix seconds; claims: what running backends say that they serve, if they
     were asked. Raises Unavailable.
     """
-    tables = _decode({kind: await directory.all(kind) for kind in Kind})
+    tables = await read_tables(directory)
     return [
-        *tables.bad,
+        *_bad(tables),
         *_settings(tables),
         *_assignments(tables),
         *_double_owners(tables, claims or {}),
@@ -70,28 +44,12 @@ async def check(directory: Directory, *, now: float, claims: Claims | None = Non
     ]
 
 
-def _decode(rows: Mapping[Kind, Mapping[str, Row]]) -> _Tables:
-    bad: list[Finding] = []
-    decoded: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
-    for kind, of in rows.items():
-        for key, row in sorted(of.items()):
-            try:
-                if kind is Kind.GROUPS and group_number(key) is None:
-                    raise ValueError("the key is no group")
-                decoded[kind][key] = msgspec.msgpack.decode(row.value, type=RECORDS[kind])
-            except ValueError as error:
-                bad.append(Finding(True, "unreadable", f"{kind.value} {key}", f"the row cannot be read: {error}"))
-    return _Tables(
-        bad,
-        decoded[Kind.SETTINGS].get(SETTINGS_KEY),
-        *(
-            decoded[kind]
-            for kind in (Kind.MEMBERS, Kind.ORDERS, Kind.BEATS, Kind.BOOTS, Kind.GROUPS, Kind.PINS, Kind.MOVES)
-        ),
-    )
+def _bad(tables: Tables) -> Iterator[Finding]:
+    for (kind, key), why in tables.bad.items():
+        yield Finding(True, "unreadable", f"{kind.value} {key}", f"the row cannot be read: {why}")
 
 
-def _settings(tables: _Tables) -> Iterator[Finding]:
+def _settings(tables: Tables) -> Iterator[Finding]:
     where = f"{Kind.SETTINGS.value} {SETTINGS_KEY}"
     if tables.settings is None:
         yield Finding(True, "no-settings", where, "the directory has no settings; cluster init makes them")
@@ -111,7 +69,7 @@ def _settings(tables: _Tables) -> Iterator[Finding]:
             yield Finding(True, "no-such-group", f"{Kind.GROUPS.value} {key}", text)
 
 
-def _unfit(tables: _Tables, backend: str) -> str:
+def _unfit(tables: Tables, backend: str) -> str:
     """Why a backend must not own anything, "" if it may."""
     state = tables.orders.get(backend, Orders()).state
     if state in (State.REMOVED, State.OFFLINE):
@@ -123,14 +81,14 @@ def _unfit(tables: _Tables, backend: str) -> str:
     return ""
 
 
-def _assignments(tables: _Tables) -> Iterator[Finding]:
+def _assignments(tables: Tables) -> Iterator[Finding]:
     for kind, of in ((Kind.GROUPS, tables.groups), (Kind.PINS, tables.pins)):
         for key, assigned in of.items():
             if not assigned.removed and (reason := _unfit(tables, assigned.backend)):
                 yield Finding(True, "bad-owner", f"{kind.value} {key}", f"{reason}, and owns it")
 
 
-def _double_owners(tables: _Tables, claims: Claims) -> Iterator[Finding]:
+def _double_owners(tables: Tables, claims: Claims) -> Iterator[Finding]:
     serving: dict[str, dict[str, Assigned]] = {}
     for backend, of in claims.items():
         for key, assigned in of.items():
@@ -155,7 +113,7 @@ def _double_owners(tables: _Tables, claims: Claims) -> Iterator[Finding]:
                 break
 
 
-def _boots(tables: _Tables) -> Iterator[Finding]:
+def _boots(tables: Tables) -> Iterator[Finding]:
     for key, row in sorted(tables.boots.items()):
         backend, _, boot = key.rpartition("/")
         beat = tables.beats.get(backend)
@@ -165,7 +123,7 @@ def _boots(tables: _Tables) -> Iterator[Finding]:
         yield Finding(False, "unclosed-boot", f"{Kind.BOOTS.value} {key}", text)
 
 
-def _moves(tables: _Tables, now: float) -> Iterator[Finding]:
+def _moves(tables: Tables, now: float) -> Iterator[Finding]:
     for key, move in sorted(tables.moves.items()):
         if move.done:
             continue

@@ -168,12 +168,15 @@ class LmdbDirectory:
             raise self._failed("the directory cannot be read", reason=str(error)) from error
 
     def _failed(self, event: str, **words: object) -> Unavailable:
-        """The error for the caller; the log gets path and reason once a minute."""
+        """The error for the caller, with the reason as a note, since clients see its
+        text; the log gets path and reason once a minute."""
         now = time.monotonic()
         if now - self._logged.get(event, -_LOG_EVERY_S) >= _LOG_EVERY_S:
             self._logged[event] = now
             log.error(event, path=str(self._path), **words)
-        return Unavailable(event)
+        failure = Unavailable(event)
+        failure.add_note(", ".join([str(self._path), *map(str, words.values())]))
+        return failure
 
     def _open(self) -> None:
         try:

@@ -13,8 +13,8 @@ not answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
 import structlog
@@ -27,7 +27,7 @@ from .assign import group_of, newer
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
-from .records import Assigned, Beat, Member, Merge, Orders, State, group_key
+from .records import Assigned, Beat, BootRow, Member, Merge, Orders, State, group_key
 from .route import Here, There
 from .view import View
 
@@ -69,8 +69,9 @@ class Store(Protocol):
     async def doubt(self, units: Sequence[str]) -> None:
         """Another backend has written to the units' users."""
 
-    async def sweep(self) -> None:
-        """Look for boots that are over and name users of this backend."""
+    async def sweep(self) -> Collection[tuple[str, str]]:
+        """Look for boots that are over and name users of this backend. Returns all
+        boots of others, as (backend, boot), that the bucket does not say are clean."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,21 @@ class World:
     greets: Callable[[Member | None], Awaitable[bool]]
 
 
+@dataclass
+class Counts:
+    """What a member has done since it began. fences: boots of others that it fenced;
+    fenced: boots of its own that others fenced; gains, releases, losses: units;
+    merges: units that others had written to as well.
+    """
+
+    fences: int = 0
+    fenced: int = 0
+    gains: int = 0
+    releases: int = 0
+    losses: int = 0
+    merges: int = 0
+
+
 class BackendMember:
     """See the module's text. `restore` first, then `run`."""
 
@@ -120,6 +136,10 @@ class BackendMember:
         self._at_start: dict[str, Assigned] = {}
         self._sweep_at = world.clock() + SWEEP_S
         self._losing: set[asyncio.Task[None]] = set()
+        self._boot = ""
+        """The boot that the directory has a row of."""
+        self._boot_began = 0.0
+        self.counts = Counts()
 
     # -- what the store asks (store.owned.Cluster) -----------------------------------------------------------------
 
@@ -250,6 +270,32 @@ class BackendMember:
         boot, site = self._store.boot(), self._myself.member.site
         beat = Beat(self._counter, boot, site, self._began, dict(self._world.load()))
         await self.view.put(Kind.BEATS, self.me, beat)
+        if boot != self._boot:
+            await self._begin_boot(boot)
+
+    async def _begin_boot(self, boot: str) -> None:
+        """Note a boot for operators, and the end of the boot before it, which was
+        fenced."""
+        now, before = self._world.now(), self._boot
+        began = now if before else self._began
+        await self._put_boot(boot, BootRow(began))
+        if before:
+            await self._put_boot(before, BootRow(self._boot_began, ended=now))
+            self.counts.fenced += 1
+        self._boot, self._boot_began = boot, began
+
+    async def end(self, *, clean: bool) -> None:
+        """Note that the present boot has ended in order. clean: bundles have
+        everything."""
+        if self._boot:
+            now = self._world.now()
+            try:
+                await self._put_boot(self._boot, BootRow(self._boot_began, ended=now, clean=clean))
+            except Unavailable as exc:
+                log.info("the directory does not know how this boot ended", error=str(exc))
+
+    async def _put_boot(self, boot: str, row: BootRow) -> None:
+        await self.view.put_boot(f"{self.me}/{boot}", row)
 
     async def step(self) -> None:
         """Read, plan, act. Raises Unavailable, ConfigError."""
@@ -257,11 +303,40 @@ class BackendMember:
             return
         await self._watch_others()
         await self.view.write_back(self.me)
+        await self._stand_by()
         await self._act(plan(self._picture()))
         await self._take_merges()
         if self._world.clock() >= self._sweep_at:
             self._sweep_at = self._world.clock() + SWEEP_S
-            await self._store.sweep()
+            await self._close_boots(await self._store.sweep())
+
+    async def _stand_by(self) -> None:
+        """An evacuation ends when nothing is held any more."""
+        orders = self.view.orders.get(self.me, Orders())
+        if not orders.evacuate or orders.state is not State.ONLINE or self._store.held() or self._losing:
+            return
+        if not self.units():
+            await self.view.put(Kind.ORDERS, self.me, replace(orders, state=State.STANDBY))
+            log.info("all groups are evacuated, this backend stands by")
+
+    async def _close_boots(self, unclean: Collection[tuple[str, str]]) -> None:
+        """Note which boots that are over the bucket has everything of."""
+        beats = self.view.beats
+        for key, boot in await self.view.boots():
+            backend, _, name = key.rpartition("/")
+            present = name == self._boot or (backend in beats and beats[backend].boot == name)
+            if not boot.clean and not present and (backend, name) not in unclean:
+                await self.view.put_boot(key, replace(boot, clean=True))
+
+    def figures(self) -> dict[str, float]:
+        """Numbers for metrics. The age is infinite before the first answer."""
+        age = self.view.age()
+        counts = {f"{name}_total": float(count) for name, count in asdict(self.counts).items()}
+        return {
+            "directory_age_seconds": float("inf") if age is None else age,
+            "groups": float(len(self._store.held())),
+            **counts,
+        }
 
     async def _watch_others(self) -> None:
         """See docs/cluster.md, "When a backend counts as dead"."""
@@ -317,7 +392,7 @@ class BackendMember:
         return kept
 
     async def _gain(self, units: Mapping[str, Assigned]) -> None:
-        fence = sorted(self._fence)
+        fence, fresh = sorted(self._fence), units.keys() - self._store.held().keys()
         # A row that named this backend when the process began may have been released to
         # an earlier process, which has written since.
         orderly = not fence and all(row.released and row != self._at_start.get(unit) for unit, row in units.items())
@@ -326,6 +401,8 @@ class BackendMember:
         except OboxError as exc:
             log.warning("groups cannot be taken over yet", groups=len(units), error=str(exc))
             return
+        self.counts.fences += len(fence)
+        self.counts.gains += len(fresh)
         self._fence.clear()
         for unit, move in self.view.moves.items():
             if unit in units and not move.done and move.to == self.me:
@@ -338,11 +415,14 @@ class BackendMember:
 
         try:
             if await self._store.release(release.units, hand):
+                self.counts.releases += len(release.units)
                 log.info("groups released", groups=len(release.units), to=release.to)
         except OboxError as exc:
             log.warning("groups cannot be released yet", groups=len(release.units), to=release.to, error=str(exc))
 
     def _lose(self, units: frozenset[str]) -> None:
+        self.counts.losses += len(units & self._store.held().keys())
+
         async def lose() -> None:
             users = await self._store.lose(sorted(units))
             merge = Merge(self.me, self._world.now(), users)
@@ -365,4 +445,5 @@ class BackendMember:
         fresh = [unit for unit, merge in merges.items() if unit in held and before.get(unit) != merge]
         if fresh:
             await self._store.doubt(fresh)
+            self.counts.merges += len(fresh)
         self._merged = merges

@@ -15,6 +15,19 @@ FOLDER: Final = "cluster"
 """Of `local`, below state_dir."""
 
 
+def file_of(url: str, state_dir: Path) -> Path | None:
+    """The folder of a directory in LMDB; None for Cassandra."""
+    if url == LOCAL:
+        return state_dir / FOLDER
+    return Path(unquote(urlsplit(url).path)) if urlsplit(url).scheme == "lmdb" else None
+
+
+def plain_url(url: str) -> str:
+    """The URL without user and password, for people."""
+    parts = urlsplit(url)
+    return url if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 async def open_directory(url: str, state_dir: Path, *, password_file: Path | None = None) -> Directory:
     """url: "local", lmdb:///path or cassandra://…; password_file: of the role in
     Cassandra.
@@ -22,10 +35,10 @@ async def open_directory(url: str, state_dir: Path, *, password_file: Path | Non
     Raises: ConfigError; Unavailable (LMDB: another process stands still as it opens).
     """
     scheme = urlsplit(url).scheme
-    if url == LOCAL or scheme == "lmdb":
+    if (file := file_of(url, state_dir)) is not None:
         from .lmdb import open_lmdb
 
-        return await open_lmdb(state_dir / FOLDER if url == LOCAL else Path(unquote(urlsplit(url).path)))
+        return await open_lmdb(file)
     if scheme == "cassandra":
         from .cassandra import open_cassandra
 

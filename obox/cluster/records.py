@@ -17,6 +17,9 @@ from .directory import Kind
 MAJOR: Final = 1
 """A directory with a higher major version is not read."""
 
+MINOR: Final = 0
+"""Raised by `cluster upgrade`, for what older code may ignore."""
+
 GROUP_DIGITS: Final = 5
 """Of a group's number as a key."""
 
@@ -41,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True):
     id: str
     made: float
     major: int = MAJOR
-    minor: int = 0
+    minor: int = MINOR
 
 
 class Site(msgspec.Struct, frozen=True):

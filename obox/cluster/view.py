@@ -24,7 +24,7 @@ import structlog
 from obox.errors import Unavailable
 
 from .assign import newer
-from .directory import Directory, Kind, Row
+from .directory import Directory, Kind, Row, next_timestamp
 from .initial import settings_in
 from .kept import Keeper, Kept
 from .records import (
@@ -32,6 +32,7 @@ from .records import (
     SETTINGS_KEY,
     Assigned,
     Beat,
+    BootRow,
     Member,
     Merge,
     Move,
@@ -248,6 +249,18 @@ class View:
         self._tell(changed)
         await self._save()
         return True
+
+    async def boots(self) -> list[tuple[str, BootRow]]:
+        """All rows of boots that can be read; no poll reads them. Raises
+        Unavailable."""
+        rows = await self._directory.all(Kind.BOOTS)
+        found = ((key, self._decoded(Kind.BOOTS, key, row)) for key, row in sorted(rows.items()))
+        return [(key, record) for key, record in found if isinstance(record, BootRow)]
+
+    async def put_boot(self, key: str, row: BootRow) -> None:
+        """Write a row of a boot, which no poll reads. Raises Unavailable."""
+        before = await self._directory.get(Kind.BOOTS, key)
+        await self._directory.put(Kind.BOOTS, key, encode(row), next_timestamp(self._now, before))
 
     async def put(self, kind: Kind, key: str, record: msgspec.Struct) -> None:
         """Write a row that is newer than any that was seen under its key, and note it.

@@ -171,10 +171,11 @@ async def doubt(store: MailStore, units: Collection[str]) -> None:
     await store.env.commit_staged()
 
 
-async def sweep(store: MailStore) -> None:
+async def sweep(store: MailStore) -> frozenset[tuple[str, str]]:
     """Look for boots that are over and name users of this backend who were not adopted.
     There are some if the groups of a backend came to several others, or to a backend
-    that died before it had adopted them. Raises Unavailable, Corrupt."""
+    that died before it had adopted them. Returns the boots, except the present boot,
+    that are not clean. Raises Unavailable, Corrupt."""
     async with store.changing:
         owned, known = store.env.owned, {(one.boot.backend, one.boot.name) for one in store.takeover.boots}
         found = await survey(store.env, store.journal.boot, [], owned.owns, orderly=False, alive=False, known=known)
@@ -188,6 +189,7 @@ async def sweep(store: MailStore) -> None:
             store.journal.modseq_floor = max(store.journal.modseq_floor, found.modseq_floor)
     if store.takeover.left or store.takeover.boots:
         store.spawn(store.upkeep.adopt())
+    return frozenset(found.open_boots)
 
 
 async def go_on(store: MailStore, boot: str) -> None:

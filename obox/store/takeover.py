@@ -144,13 +144,15 @@ class Survey:
     """What the journals have of units that this backend gains.
 
     boots: boots that are over and not clean. unclean_boots: the names of all such
-    boots, also of those that were known. replayed: the changes of the users in these
-    and in live boots. unclean: whether an owner has crashed, so that clients may know
-    MODSEQs that no object has. modseq_floor, assigned: the highest of all journals.
+    boots, also of those that were known. open_boots: the names of all boots that are
+    not clean, also of live boots. replayed: the changes of the users in these and in
+    live boots. unclean: whether an owner has crashed, so that clients may know MODSEQs
+    that no object has. modseq_floor, assigned: the highest of all journals.
     """
 
     boots: list[Ended]
     unclean_boots: set[tuple[str, str]]
+    open_boots: set[tuple[str, str]]
     replayed: Replayed
     unclean: bool
     modseq_floor: int
@@ -189,6 +191,7 @@ async def survey(
     return Survey(
         over,
         over_names,
+        {(one.boot.backend, one.boot.name) for one in seen if not one.clean},
         replayed,
         any((one.boot.backend, one.boot.name) in names for one in over) or any(not one.closed_before for one in fenced),
         max((one.modseq_floor for one in seen), default=0),

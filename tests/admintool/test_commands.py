@@ -256,7 +256,16 @@ def test_what_destroys_asks(served: Home) -> None:
         assert bool(verb.asks) == (verb.name in ASK), verb.name
 
 
-ASK = {"userRemove", "mailboxDelete", "expunge", "stop", "metacacheRemove", "oboxUserDelete", "rebuild"}
+ASK = {
+    "clusterBalance",
+    "userRemove",
+    "mailboxDelete",
+    "expunge",
+    "stop",
+    "metacacheRemove",
+    "oboxUserDelete",
+    "rebuild",
+}
 
 
 def test_settings_of_one_command(alone: Home, tmp_path: Path) -> None:
@@ -368,6 +377,8 @@ def test_each_verb_has_its_command() -> None:
         "userAdd": "oboxadm user add",
         "userPassword": "oboxadm user password",
         "authTest": "oboxadm auth test",
+        "clusterDump": "oboxadm cluster dump",
+        "clusterLoad": "oboxadm cluster load",
     }
     assert set(made()) | set(by_hand) == set(TABLE)
     for name, command in by_hand.items():

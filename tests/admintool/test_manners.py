@@ -76,7 +76,10 @@ def test_options_that_a_command_has_no_use_for(alone: Home, option: list[str], c
 
 
 ALWAYS_ROWS = {
-    "authTest", "fscacheRescan", "fscacheStatus", "kick", "metacacheClean", "metacacheFlush", "metacachePull",
+    "authTest", "clusterBackendAdd", "clusterBackendEvacuate", "clusterBackendRemove", "clusterBackendUpdate",
+    "clusterGroupMove", "clusterInit", "clusterLoad", "clusterSiteAdd", "clusterStatus", "clusterUpgrade",
+    "clusterUserKick", "clusterUserMove", "clusterUserStatus",
+    "fscacheRescan", "fscacheStatus", "kick", "metacacheClean", "metacacheFlush", "metacachePull",
     "metacacheRefresh", "metacacheRescan", "metacacheStatus", "metacacheUnpack", "oboxUserDelete", "oboxUserRename",
     "quotaGet", "quotaRecalc", "stop", "storageCheck",
     "storageFinishUpgrade", "storageUpgrade", "userAdd", "userDisable", "userEnable", "userPassword",

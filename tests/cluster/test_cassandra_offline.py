@@ -113,3 +113,15 @@ async def test_nobody_listens_is_unavailable_in_time() -> None:
     assert time.monotonic() - began < PATIENT_S
     with pytest.raises(Unavailable):
         await directory.all(Kind.GROUPS)
+
+
+async def test_the_reason_is_a_note_of_the_error() -> None:
+    """Clients see the text of an error, and no host."""
+    directory = open_cassandra("cassandra://127.0.0.1:1/obox")
+    try:
+        with pytest.raises(Unavailable) as failure:
+            await directory.get(Kind.SETTINGS, "directory")
+    finally:
+        await directory.close()
+    assert str(failure.value) == "the directory does not answer"
+    assert "127.0.0.1" in " ".join(failure.value.__notes__)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import imaplib
+import json
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import PASSWORD, USERS, Backend
 
+ROOT = Path(__file__).parent.parent.parent
 PATIENCE_S = 60.0
 MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nText\r\n"
 
@@ -22,7 +27,7 @@ def pair(make: Callable[..., Backend], tmp_path: Path) -> Iterator[tuple[Backend
     secret.write_text(secrets.token_hex(32) + "\n")
     secret.chmod(0o600)
     cluster = {"directory": f"lmdb://{tmp_path}/cluster", "secret_file": str(secret), "dead_after": "5s"}
-    first = make(sections={"cluster": cluster})
+    first = make(sections={"cluster": cluster, "http": {"api_key": secrets.token_hex(8)}})
     second = first.moved(tmp_path / "second", "second")
     second.spawn()
     first.spawn()
@@ -37,7 +42,7 @@ def until(work: Callable[[], object], patience_s: float = PATIENCE_S) -> float:
     while True:
         try:
             work()
-        except (OSError, imaplib.IMAP4.error, AssertionError):
+        except (OSError, imaplib.IMAP4.error, AssertionError, pytest.fail.Exception):
             if time.monotonic() - began > patience_s:
                 raise
             time.sleep(0.1)
@@ -77,3 +82,91 @@ def test_a_client_may_connect_to_either_and_a_dead_backend_is_replaced(pair: tup
         until(lambda user=user: has(first, user, 3))
     assert first.stop() == 0
     assert second.stop() == 0
+
+
+def adm(backend: Backend, *arguments: str) -> subprocess.Popen[str]:
+    """`oboxadm` at this backend."""
+    program = [Path(sys.executable).parent / "oboxadm", "-c", str(backend.config), "-f", "json", "cluster", *arguments]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def over(client: imaplib.IMAP4) -> None:
+    """The backend has ended this session."""
+    with pytest.raises((imaplib.IMAP4.abort, OSError)):
+        client.noop()
+
+
+def answer(backend: Backend, *arguments: str) -> list[dict[str, Any]]:
+    process = adm(backend, *arguments)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    return list(json.loads(out))
+
+
+def come_back(source: Backend, other: Backend, user: str) -> None:
+    """The backend that was evacuated gets its share of the groups again, and a kick anywhere finds the user."""
+    assert answer(source, "backend", "update", source.name, "--status", "online")[0]["evacuate"] is False
+    moves = answer(source, "balance", "-y")
+    assert {row["to"] for row in moves} == {source.name}
+    assert len(moves) == 32
+
+    def balanced() -> None:
+        assert {row["groups"] for row in answer(source, "backend", "status")} == {32}
+
+    until(balanced)
+    for backend in (source, other):
+        until(lambda backend=backend: has(backend, user, 2))
+    (status,) = answer(source, "user", "status", "-u", user)
+    owner, elsewhere = (source, other) if status["backend"] == source.name else (other, source)
+    client = imaplib.IMAP4("127.0.0.1", elsewhere.imap)
+    client.login(user, PASSWORD)
+    assert answer(elsewhere, "user", "kick", "-u", user) == [{"backend": owner.name, "connections": 1}]
+    until(lambda: over(client))
+
+
+def test_a_backend_is_evacuated_under_clients(pair: tuple[Backend, Backend]) -> None:
+    first, second = pair
+    until(lambda: write(first, USERS[0]))
+    until(lambda: write(second, USERS[1]))
+    user = USERS[0]
+    (status,) = answer(first, "user", "status", "-u", user)
+    source, other = (first, second) if status["backend"] == "first" else (second, first)
+    at_source, at_other = (imaplib.IMAP4("127.0.0.1", one.imap) for one in (source, other))
+    for client in (at_source, at_other):
+        client.login(user, PASSWORD)
+        client.select("INBOX")
+        assert client.store("1", "+FLAGS", "\\Seen")[0] == "OK"
+    probes = answer(other, "check", "--login", user)
+    assert {row["where"]: row["detail"] for row in probes if row["check"] == "login"} == {
+        f"members {source.name}": f"{user} can log in",
+        f"members {other.name}": f"answers, and says that {source.name} serves {user}",
+    }
+    evacuation = adm(other, "backend", "evacuate", source.name)
+    until(lambda: write(other, user))  # as the evacuation goes on
+    out, err = evacuation.communicate(timeout=PATIENCE_S)
+    assert evacuation.returncode == 0, err
+    assert json.loads(out)[0] == {"backend": source.name, "groups": 0, "status": "standby", "result": "evacuated"}
+    for client in (at_source, at_other):  # both sessions were ended, and say so
+        until(lambda client=client: over(client))
+    for backend in pair:
+        until(lambda backend=backend: has(backend, user, 2))
+        until(lambda backend=backend: has(backend, USERS[1], 1))
+    rows = {row["backend"]: row for row in answer(source, "backend", "status")}
+    assert (rows[source.name]["groups"], rows[other.name]["groups"]) == (0, 64)
+    assert source.metric("obox_cluster_groups") == 0
+    for backend in pair:  # a start of two at once may lose some of the groups that it has just acquired
+        of = {
+            name: backend.metric(f"obox_cluster_{name}") for name in ("gains_total", "releases_total", "losses_total")
+        }
+        left = of["gains_total"] - of["releases_total"] - of["losses_total"]
+        assert left == backend.metric("obox_cluster_groups")
+    assert source.metric("obox_cluster_releases_total") > 0
+    assert other.metric("obox_cluster_fences_total") == other.metric("obox_cluster_fenced_total") == 0
+    assert other.metric("obox_cluster_directory_age_seconds") < PATIENCE_S
+    (kicked,) = answer(source, "user", "status", "-u", user)
+    assert kicked["backend"] == other.name
+    come_back(source, other, user)
+    assert source.stop() == 0
+    assert other.stop() == 0
+    states = {(row["backend"], row["state"]) for row in answer(first, "reboots")}
+    assert states == {("first", "clean"), ("second", "clean")}

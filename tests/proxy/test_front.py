@@ -14,7 +14,9 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from imap.harness import Client
 from members import ADDRESS, SECRET, Cluster, Member, Rows, cluster, until
@@ -322,3 +324,26 @@ async def test_nobody_is_unavailable() -> None:
     router = ViewRouter(await view_of(directory), directory)
     with pytest.raises(Unavailable, match="not known"):
         await router.route(BEN)
+
+
+async def test_a_proxy_answers_for_the_cluster_and_its_sessions(
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path
+) -> None:
+    _, _, directory = backend
+    async with running(config_file(tmp_path), directory) as front:
+        await until(lambda: front.view.settings is not None)
+        ben = await client(front)
+        await ben.ok("LOGIN ben secret")
+        transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "proxy/admin.sock"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://obox", timeout=PATIENT_S) as api:
+
+            async def ask(name: str, **params: object) -> Any:
+                got = await api.post("/doveadm/v1", json=[[name, params, "t"]])
+                ((_, result, _),) = got.json()
+                return result
+
+            assert [row["backend"] for row in await ask("clusterBackendList")] == ["b2"]
+            assert (await ask("clusterStatus"))[0]["groups"] == front.view.settings.groups
+            assert [row["username"] for row in await ask("who")] == ["ben"]
+            assert (await ask("mailboxList", user="ben"))["exitCode"] == 69
+            assert (await ask("kick", user="ben"))[0]["connections"] == 1

@@ -1,0 +1,322 @@
+"""Verbs for a cluster as a whole: init, upgrade, status, check, dump, load, reboots,
+merges, balance."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta
+from msgspec.structs import replace
+
+from ..errors import ConfigError, Exists, InUse, Invalid, Unavailable
+from .directory import read, unix, write
+from .exits import Incomplete
+from .params import DryRun, Nothing, Params, Selection
+from .parts import Admin, ClusterParts
+from .table import Event, Needs, Row, verb
+
+if TYPE_CHECKING:
+    from ..cluster import Settings, Tables
+
+MADE: Final = ("directory", "id", "version", "groups", "made")
+
+
+class InitParams(Params, kw_only=True):
+    groups: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)] | None,
+        Meta(description="Number of groups, about 100 for each backend of the size planned"),
+    ] = None
+
+
+@verb("cluster init", InitParams, needs=Needs.DIRECTORY, columns=MADE)
+async def cluster_init(admin: Admin, params: InitParams) -> AsyncIterator[Event]:
+    """Make the directory of a cluster: the table in Cassandra, and the settings.
+
+    The number of groups never changes afterwards. With lmdb it is 64 if left out; then
+    the first backend that starts makes the directory, too. With Cassandra it has to be
+    given. A directory that exists is shown and stays as it is; exit 73 if it has
+    another number of groups.
+    """
+    from ..cluster import CassandraDirectory, make_settings, read_settings
+    from ..cluster.initial import GROUPS_LOCAL
+
+    async with admin.cluster(make=True) as cluster:
+        directory = cluster.directory
+        if isinstance(directory, CassandraDirectory):
+            await directory.make()
+            if params.groups is None and await read_settings(directory) is None:
+                raise Invalid("how many groups? give --groups, about 100 for each backend of the size planned")
+        made = await make_settings(
+            directory,
+            params.groups or GROUPS_LOCAL,
+            now=time.time,
+            sleep=asyncio.sleep,
+            random_bytes=os.urandom,
+        )
+        yield _made(cluster, made)
+        if params.groups not in (None, made.groups):
+            raise Exists(f"the directory has {made.groups} groups, and their number does not change")
+
+
+def _made(cluster: ClusterParts, settings: Settings) -> Row:
+    return {
+        "directory": cluster.name,
+        "id": settings.id,
+        "version": f"{settings.major}.{settings.minor}",
+        "groups": settings.groups,
+        "made": unix(settings.made),
+    }
+
+
+@verb("cluster upgrade", Nothing, needs=Needs.DIRECTORY, columns=("what", "version", "reads", "result"))
+async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """Raise the version of the directory to that of this obox, once all members can
+    read it.
+
+    It shows what each member can read. Exit 75 while a member reads less than this
+    version of obox: upgrade it, or remove it. Proxies that do not run do not count.
+    """
+    from ..cluster import Kind
+    from ..cluster.records import MAJOR, MINOR, SETTINGS_KEY
+
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        behind = []
+        for name, member in sorted(tables.members.items()):
+            silent = tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)
+            if name not in tables.backends() and (member.role == "backend" or silent):
+                continue
+            # A proxy reads only what it says.
+            wanted = cluster.reads if member.role == "backend" else cluster.reads.keys() & member.reads.keys()
+            less = sorted(what for what in wanted if member.reads.get(what, 0) < cluster.reads[what])
+            if less:
+                behind.append(name)
+            result = f"reads an older {', '.join(less)}; upgrade it, or remove it" if less else "ready"
+            yield {"what": name, "version": member.version, "reads": _reads(member.reads), "result": result}
+        settings = tables.settings
+        assert settings is not None
+        had, have = (settings.major, settings.minor), (MAJOR, MINOR)
+        text = "up to date" if had >= have else "waits for the members above" if behind else "raised"
+        if text == "raised":
+            await write(cluster, Kind.SETTINGS, SETTINGS_KEY, replace(settings, major=MAJOR, minor=MINOR))
+        version = "{}.{}".format(*(have if text == "raised" else had))
+        yield {"what": "directory", "version": version, "reads": _reads(cluster.reads), "result": text}
+        if behind:
+            raise InUse(f"members with an older obox: {', '.join(behind)}")
+
+
+def _reads(reads: Mapping[str, int]) -> str:
+    return " ".join(f"{what} {version}" for what, version in sorted(reads.items()))
+
+
+@verb(
+    "cluster status",
+    Nothing,
+    needs=Needs.DIRECTORY,
+    columns=(
+        *MADE, "unassigned", "moving", "backends", "online", "standby", "offline", "evacuating", "silent", "proxies",
+        "answer_ms",
+    ),
+)  # fmt: skip
+async def cluster_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """Show the directory of the cluster, and how many backends are in which state."""
+    async with admin.cluster() as cluster:
+        began = time.perf_counter()
+        tables = await read(cluster)
+        answer_ms = round((time.perf_counter() - began) * 1000, 1)
+        backends, now = tables.backends(), time.time()
+        states = [orders.state.value for orders in backends.values()]
+        assert tables.settings is not None
+        yield _made(cluster, tables.settings) | {
+            "unassigned": len(tables.unassigned()),
+            "moving": len(tables.pending()),
+            "backends": len(backends),
+            **{state: states.count(state) for state in ("online", "standby", "offline")},
+            "evacuating": sum(orders.evacuate and orders.state == "online" for orders in backends.values()),
+            "silent": sum(tables.silent(name, now=now, dead_after_s=cluster.dead_after_s) for name in backends),
+            "proxies": len(tables.proxies()),
+            "answer_ms": answer_ms,
+        }
+
+
+class CheckParams(Params, kw_only=True):
+    login: Annotated[str, Meta(description="A user whose login is tried at each backend, without a password")] = ""
+
+
+@verb("cluster check", CheckParams, needs=Needs.DIRECTORY, columns=("result", "check", "where", "detail"))
+async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Event]:
+    """Check the directory: rows that cannot be read, groups without an owner or with
+    two, owners that are gone, moves that are pending, boots that are not clean.
+
+    It also compares what the backend that is asked serves. With --login it also tries
+    each backend that is not offline, over the trusted link: it lives, has the same
+    secret, and lets the user in or refers to the owner. It changes nothing. Exit 65 if
+    something is wrong.
+    """
+    from ..cluster import check
+
+    async with admin.cluster() as cluster:
+        claims = {cluster.backend: cluster.serves()} if cluster.serves is not None else None
+        wrong = set()
+        for finding in await check(cluster.directory, now=time.time(), claims=claims):
+            if finding.error:
+                wrong.add(finding.what)
+            yield {
+                "result": "wrong" if finding.error else "note",
+                "check": finding.what,
+                "where": finding.where,
+                "detail": finding.text,
+            }
+        if params.login:
+            async for row in _logins(admin, cluster, params.login):
+                if row["result"] == "wrong":
+                    wrong.add("login")
+                yield row
+        if wrong:
+            raise Incomplete(f"the directory of the cluster has errors: {', '.join(sorted(wrong))}")
+
+
+async def _logins(admin: Admin, cluster: ClusterParts, user: str) -> AsyncIterator[Row]:
+    """Try a login at each backend. Raises NoUser, ConfigError."""
+    from ..cluster import State, group_key, group_of
+
+    if cluster.probe is None:
+        raise ConfigError("cluster.secret_file: it is needed to log in at other members")
+    (account,) = await admin.select(Selection(users=[user]))
+    tables = await read(cluster)
+    assert tables.settings is not None
+    unit = group_key(group_of(account.storage_id, tables.settings.groups))
+    if unit not in tables.groups:
+        raise Unavailable(f"nobody serves {user} at the moment")
+    for name, orders in tables.backends().items():
+        if orders.state is State.OFFLINE or name not in tables.members:
+            continue
+        works, text = await cluster.probe(name, tables.members[name], account, tables.groups[unit])
+        yield {"result": "ok" if works else "wrong", "check": "login", "where": f"members {name}", "detail": text}
+
+
+@verb("cluster dump", Nothing, needs=Needs.DIRECTORY, columns=("kind", "key", "timestamp", "record"))
+async def cluster_dump(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """Print all rows of the directory, except beats, as lines of JSON for cluster load.
+
+    A row that cannot be read has value instead of record, in base64.
+    """
+    import msgspec
+
+    from ..cluster import dump
+
+    async with admin.cluster() as cluster:
+        for line in await dump(cluster.directory):
+            yield msgspec.json.decode(line, type=dict[str, Any])
+
+
+class LoadParams(Params, kw_only=True):
+    lines: Annotated[list[str], Meta(description="The lines of a dump")]
+    replace: Annotated[bool, Meta(description="They win against newer rows of the directory")] = False
+
+
+@verb("cluster load", LoadParams, needs=Needs.DIRECTORY, columns=("rows",))
+async def cluster_load(admin: Admin, params: LoadParams) -> AsyncIterator[Event]:
+    """Write the rows of a dump into the directory.
+
+    A row that is newer in the directory stays, unless --replace is given. Nothing is
+    written if a line is wrong; exit 65. Rows that the dump does not have stay, too.
+    Backends that run write newer rows of their own back. A backend that is asked takes
+    at most 8 MiB; without a backend there is no limit.
+    """
+    from ..cluster import load
+
+    async with admin.cluster(make=True) as cluster:
+        try:
+            count = await load(cluster.directory, params.lines, replace=params.replace, now=time.time)
+        except ValueError as error:
+            raise Invalid(str(error)) from error
+        yield {"rows": count}
+
+
+class RebootsParams(Params, kw_only=True):
+    mask: Annotated[str | None, Meta(description="Backends that match this mask")] = None
+
+
+@verb("cluster reboots", RebootsParams, needs=Needs.DIRECTORY, columns=("backend", "boot", "began", "ended", "state"))
+async def cluster_reboots(admin: Admin, params: RebootsParams) -> AsyncIterator[Event]:
+    """Show the boots of the backends, the latest first."""
+    import fnmatch
+
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        for key, boot in sorted(tables.boots.items(), key=lambda item: (-item[1].began, item[0])):
+            backend, _, name = key.rpartition("/")
+            if not fnmatch.fnmatchcase(backend, params.mask or "*"):
+                continue
+            beat = tables.beats.get(backend)
+            runs = beat is not None and beat.boot == name and not boot.ended
+            silent = tables.silent(backend, now=time.time(), dead_after_s=cluster.dead_after_s)
+            state = "clean" if boot.clean else "unclean" if not runs else "silent" if silent else "runs"
+            row = {"backend": backend, "boot": name, "began": unix(boot.began), "ended": unix(boot.ended)}
+            yield row | {"state": state}
+
+
+@verb("cluster merges", Nothing, needs=Needs.DIRECTORY, columns=("group", "backend", "at", "users"))
+async def cluster_merges(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+    """Show the groups that two backends have written to at once, the latest first.
+
+    The changes of both are in the bucket, and the owner of the group has joined them.
+    There is a row for each group, of the last time.
+    """
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        for key, merge in sorted(tables.merges.items(), key=lambda item: (-item[1].at, item[0])):
+            yield {"group": key, "backend": merge.by, "at": unix(merge.at), "users": merge.users}
+
+
+class BalanceParams(Params, kw_only=True):
+    dry_run: DryRun = False
+
+
+@verb(
+    "cluster balance",
+    BalanceParams,
+    needs=Needs.DIRECTORY,
+    columns=("group", "backend", "to", "why"),
+    asks="Move these groups?",
+)
+async def cluster_balance(admin: Admin, params: BalanceParams) -> AsyncIterator[Event]:
+    """Move groups so that each backend has its share by load factor, and say why.
+
+    A backend gives its groups up a few at a time; sessions of their users end, and the
+    clients connect again. Backends that are evacuated, standby, offline or silent get
+    and give nothing. Moves that are pending count as done.
+    """
+    from ..cluster import Kind, Move
+    from ..cluster.balance import balance
+
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        owned, weights = _owned(cluster, tables)
+        for shift in balance(owned, weights):
+            if not params.dry_run:
+                await write(cluster, Kind.MOVES, shift.unit, Move(shift.to, time.time(), by="balance"))
+            yield {"group": shift.unit, "backend": shift.source, "to": shift.to, "why": shift.why}
+
+
+def _owned(cluster: ClusterParts, tables: Tables) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """Groups by the backend that has or will have them, and weights, of backends that
+    take part."""
+    now = time.time()
+    weights = {
+        name: weight
+        for name, weight in tables.weights().items()
+        if not tables.backends()[name].evacuate and not tables.silent(name, now=now, dead_after_s=cluster.dead_after_s)
+    }
+    moves = tables.pending()
+    owned: dict[str, list[str]] = {name: [] for name in weights}
+    for name in weights:
+        for unit in tables.groups_of(name):
+            to = moves[unit].to if unit in moves else name
+            owned.setdefault(to, []).append(unit)
+    return {name: owned[name] for name in weights}, weights

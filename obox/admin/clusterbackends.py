@@ -1,0 +1,322 @@
+"""Verbs for the backends and the sites of a cluster: cluster backend, cluster site.
+
+They write what the operator wants, and the backends do it. So a verb that waits can be
+ended and run again from anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta
+from msgspec.structs import replace
+
+from ..errors import Exists, InUse, Invalid, Temporary
+from .directory import NAME, OfBackend, backend_named, backend_of, counted, listed, read, state_named, unix, write
+from .params import Params
+from .parts import Admin, ClusterParts
+from .table import Event, Needs, Progress, Row, verb
+
+if TYPE_CHECKING:
+    from ..cluster import Orders, Tables
+
+POLL_S: Final = 1.0
+"""Between looks at the directory while a backend is evacuated."""
+
+LIST: Final = ("backend", "site", "address", "status", "load_factor")
+STATUS: Final = (
+    "backend", "site", "status", "load_factor", "groups", "evacuate", "alive", "beat", "started", "version", "cpu",
+    "memory",
+)  # fmt: skip
+
+
+class BackendListParams(Params, kw_only=True):
+    mask: Annotated[str | None, Meta(description="Backends that match this mask")] = None
+    site: Annotated[str, Meta(description="Only backends of this site")] = ""
+
+
+def _chosen(tables: Tables, params: BackendListParams) -> dict[str, Orders]:
+    """Raises NotFound: there is no backend of the name, which is no mask."""
+    mask = params.mask or "*"
+    if not any(sign in mask for sign in "*?["):
+        backend_named(tables, mask)
+    return {
+        name: orders
+        for name, orders in tables.backends().items()
+        if fnmatch.fnmatchcase(name, mask) and params.site in ("", tables.site_of(name))
+    }
+
+
+def _row(tables: Tables, name: str, orders: Orders) -> Row:
+    member = tables.members.get(name)
+    return {
+        "backend": name,
+        "site": tables.site_of(name),
+        "address": member.address if member is not None else "",
+        "status": orders.state.value,
+        "load_factor": orders.load_factor,
+    }
+
+
+@verb("cluster backend list", BackendListParams, needs=Needs.DIRECTORY, columns=LIST)
+async def cluster_backend_list(admin: Admin, params: BackendListParams) -> AsyncIterator[Event]:
+    """Show the backends of the cluster, with what the operator wants of them."""
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        for name, orders in _chosen(tables, params).items():
+            yield _row(tables, name, orders)
+
+
+@verb("cluster backend status", BackendListParams, needs=Needs.DIRECTORY, columns=STATUS)
+async def cluster_backend_status(admin: Admin, params: BackendListParams) -> AsyncIterator[Event]:
+    """Show what the backends of the cluster do: their groups, their beat and their
+    load.
+
+    The age of a beat is the difference between two clocks: that of the backend and that
+    of the machine that is asked.
+    """
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        now = time.time()
+        for name, orders in _chosen(tables, params).items():
+            row = _row(tables, name, orders)
+            del row["address"]
+            beat, at = tables.beats.get(name), tables.beats_at.get(name)
+            load = beat.load if beat is not None else {}
+            yield row | {
+                "groups": len(tables.groups_of(name)),
+                "evacuate": orders.evacuate,
+                "alive": not tables.silent(name, now=now, dead_after_s=cluster.dead_after_s),
+                "beat": "" if at is None else max(0, round(now - at)),
+                "started": unix(beat.started) if beat is not None else "",
+                "version": tables.members[name].version if name in tables.members else "",
+                "cpu": _percent(load.get("cpu")),
+                "memory": _percent(load.get("memory")),
+            }
+
+
+def _percent(share: float | None) -> Any:
+    return "" if share is None else round(share * 100)
+
+
+class BackendAddParams(Params, kw_only=True):
+    backend: Annotated[str, Meta(pattern=NAME, description="The name, as in its cluster.backend")]
+    status: Annotated[str, Meta(description="online, standby or offline")] = "standby"
+    load_factor: Annotated[int, Meta(ge=0, le=100, description="Share of the load, 0 to 100")] = 100
+
+
+@verb("cluster backend add", BackendAddParams, needs=Needs.DIRECTORY, columns=LIST)
+async def cluster_backend_add(admin: Admin, params: BackendAddParams) -> AsyncIterator[Event]:
+    """Add a backend to the cluster before it starts, or after it was removed.
+
+    A backend that starts adds itself, too: as online where all backends are on one
+    host, and as standby with Cassandra. Its site and its address are what its own
+    configuration says. Exit 73 if the cluster has it already.
+    """
+    from ..cluster import Kind, Orders, State
+
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        state = state_named(params.status, State.ONLINE, State.STANDBY, State.OFFLINE)
+        if params.backend in tables.backends():
+            raise Exists(f"the cluster has {params.backend} already; oboxadm cluster backend update changes it")
+        if params.backend in tables.proxies():
+            raise Exists(f"{params.backend} is a proxy")
+        orders = Orders(state, params.load_factor)
+        await write(cluster, Kind.ORDERS, params.backend, orders)
+        yield _row(tables, params.backend, orders)
+
+
+class BackendRemoveParams(OfBackend, kw_only=True):
+    pass
+
+
+@verb("cluster backend remove", BackendRemoveParams, needs=Needs.DIRECTORY, columns=("backend", "result"))
+async def cluster_backend_remove(admin: Admin, params: BackendRemoveParams) -> AsyncIterator[Event]:
+    """Remove a backend from the cluster.
+
+    It is refused with exit 75 while the backend has groups, or while groups are to move
+    to it: evacuate it first. Nothing is deleted in the bucket.
+    """
+    from ..cluster import Kind, State
+
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        name, orders = backend_of(cluster, tables, params)
+        if groups := tables.groups_of(name):
+            raise InUse(f"{name} has {counted(groups)}; run oboxadm cluster backend evacuate {name} first")
+        if coming := [unit for unit, move in tables.pending().items() if move.to == name]:
+            raise InUse(f"groups are to move to {name}: {listed(coming)}; move them elsewhere first")
+        await write(cluster, Kind.ORDERS, name, replace(orders, state=State.REMOVED, evacuate=False))
+        alive = not tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)
+        yield {"backend": name, "result": "removed; it still runs, and can be stopped" if alive else "removed"}
+
+
+class BackendUpdateParams(OfBackend, kw_only=True):
+    status: Annotated[str | None, Meta(description="online, standby or offline")] = None
+    load_factor: Annotated[
+        Annotated[int, Meta(ge=0, le=100)] | None, Meta(description="Share of the load, 0 to 100")
+    ] = None
+
+
+@verb("cluster backend update", BackendUpdateParams, needs=Needs.DIRECTORY, columns=(*LIST, "evacuate"))
+async def cluster_backend_update(admin: Admin, params: BackendUpdateParams) -> AsyncIterator[Event]:
+    """Change the status or the load factor of a backend.
+
+    online: it serves its groups and gets others; this also ends an evacuation. standby:
+    it serves what it has and gets no groups. offline: it is gone, and others take its
+    groups at once; use evacuate for a backend that runs. A load factor of 0 means that
+    it gets no groups.
+    """
+    from ..cluster import Kind, State
+
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        name, orders = backend_of(cluster, tables, params)
+        if params.status is None and params.load_factor is None:
+            raise Invalid("what should change? allowed: --status, --load-factor")
+        if params.status is not None:
+            orders = replace(orders, state=state_named(params.status, State.ONLINE, State.STANDBY, State.OFFLINE))
+            orders = replace(orders, evacuate=orders.evacuate and orders.state is State.STANDBY)
+        if params.load_factor is not None:
+            orders = replace(orders, load_factor=params.load_factor)
+        await write(cluster, Kind.ORDERS, name, orders)
+        yield _row(tables, name, orders) | {"evacuate": orders.evacuate}
+
+
+class BackendEvacuateParams(OfBackend, kw_only=True):
+    no_wait: Annotated[bool, Meta(description="Ask for it, and do not wait until it is done")] = False
+    timeout: Annotated[int, Meta(ge=0, description="Seconds to wait; 0: no limit")] = 0
+
+
+@verb(
+    "cluster backend evacuate",
+    BackendEvacuateParams,
+    needs=Needs.DIRECTORY,
+    columns=("backend", "groups", "status", "result"),
+)
+async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) -> AsyncIterator[Event]:
+    """Move all groups of a backend to others, and set it to standby.
+
+    The backend gives its groups up a few at a time: it finishes commands, uploads, and
+    ends the sessions of their users, who connect again. It waits until the backend has
+    no groups and is standby. If it is interrupted or the time is over, it ends with
+    exit 75, and the evacuation continues; run it again to wait for the rest. The load
+    factor stays, so that update --status online undoes it.
+    """
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        name, orders = backend_of(cluster, tables, params)
+        total = len(tables.groups_of(name))
+        await _order(cluster, tables, name, orders)
+        if params.no_wait:
+            yield {"backend": name, "groups": total, "status": orders.state.value, "result": "asked"}
+            return
+        deadline = time.monotonic() + params.timeout if params.timeout else float("inf")
+        while True:
+            tables = await read(cluster)
+            groups, orders = tables.groups_of(name), backend_named(tables, name)[1]
+            left = len(groups)
+            yield Progress(f"evacuating {name}", max(0, total - left), max(total, left))
+            row = {"backend": name, "groups": left, "status": orders.state.value}
+            if await _done(cluster, tables, name, orders):
+                yield row | {"status": "standby", "result": "evacuated"}
+                return
+            if not orders.evacuate:
+                yield row | {"result": "called off"}
+                raise Temporary(f"the evacuation of {name} was called off: its status was changed")
+            if time.monotonic() >= deadline:
+                yield row | {"result": "goes on"}
+                raise Temporary(f"{name} has {counted(groups)} after {params.timeout} s; run this again to wait on")
+            await asyncio.sleep(POLL_S)
+
+
+async def _order(cluster: ClusterParts, tables: Tables, name: str, orders: Orders) -> None:
+    """Ask for an evacuation, unless it was asked for. Raises InUse, Invalid."""
+    from ..cluster import Kind, State
+
+    if orders.state is State.OFFLINE:
+        raise Invalid(f"{name} is offline: others take its groups without an evacuation; allowed: online, standby")
+    if not any(weight > 0 for other, weight in tables.weights().items() if other != name):
+        raise InUse(f"no other backend takes the groups of {name}; set one online, with a load factor above 0")
+    if not orders.evacuate:
+        await write(cluster, Kind.ORDERS, name, replace(orders, evacuate=True))
+
+
+async def _done(cluster: ClusterParts, tables: Tables, name: str, orders: Orders) -> bool:
+    """Whether a backend has no groups and is standby, which is noted here for a backend
+    that does not run."""
+    from ..cluster import Kind, State
+
+    if tables.groups_of(name):
+        return False
+    silent = tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)
+    if orders.evacuate and orders.state is State.ONLINE and silent:
+        await write(cluster, Kind.ORDERS, name, replace(orders, state=State.STANDBY))
+        return True
+    return orders.state is State.STANDBY
+
+
+class SiteAddParams(Params, kw_only=True):
+    site: Annotated[str, Meta(pattern=NAME, description="The name, as in the members' cluster.site")]
+    comment: Annotated[str, Meta(max_length=500, description="For operators")] = ""
+
+
+SITE: Final = ("site", "status", "comment")
+
+
+@verb("cluster site add", SiteAddParams, needs=Needs.DIRECTORY, columns=SITE)
+async def cluster_site_add(admin: Admin, params: SiteAddParams) -> AsyncIterator[Event]:
+    """Add a site to the cluster; exit 73 if it has it already.
+
+    A site also exists as soon as a member of it has started.
+    """
+    from ..cluster import Kind, Site, State
+
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        if params.site in tables.sites and tables.sites[params.site].state is not State.REMOVED:
+            raise Exists(f"the cluster has the site {params.site} already")
+        site = Site(comment=params.comment)
+        await write(cluster, Kind.SITES, params.site, site)
+        yield {"site": params.site, "status": site.state.value, "comment": site.comment}
+
+
+class SiteListParams(Params, kw_only=True):
+    mask: Annotated[str | None, Meta(description="Sites that match this mask")] = None
+
+
+@verb("cluster site list", SiteListParams, needs=Needs.DIRECTORY, columns=SITE)
+async def cluster_site_list(admin: Admin, params: SiteListParams) -> AsyncIterator[Event]:
+    """Show the sites of the cluster."""
+    async with admin.cluster() as cluster:
+        for row in _sites(await read(cluster), params):
+            yield row
+
+
+@verb("cluster site status", SiteListParams, needs=Needs.DIRECTORY, columns=(*SITE, "backends", "alive", "groups"))
+async def cluster_site_status(admin: Admin, params: SiteListParams) -> AsyncIterator[Event]:
+    """Show how many backends of each site live, and how many groups they have."""
+    async with admin.cluster() as cluster:
+        tables = await read(cluster)
+        for row in _sites(tables, params):
+            names = [name for name in tables.backends() if tables.site_of(name) == row["site"]]
+            silent = [name for name in names if tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)]
+            groups = sum(len(tables.groups_of(name)) for name in names)
+            yield row | {"backends": len(names), "alive": len(names) - len(silent), "groups": groups}
+
+
+def _sites(tables: Tables, params: SiteListParams) -> list[Row]:
+    """Sites that have a row, or a member."""
+    from ..cluster import Site, State
+
+    named = {member.site: Site() for name, member in tables.members.items() if name in tables.backends()}
+    return [
+        {"site": name, "status": site.state.value, "comment": site.comment}
+        for name, site in sorted((named | dict(tables.sites)).items())
+        if site.state is not State.REMOVED and fnmatch.fnmatchcase(name, params.mask or "*")
+    ]

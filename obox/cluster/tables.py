@@ -1,0 +1,120 @@
+"""All rows of a directory, decoded: what `check` and the verbs of operators read.
+
+Refuses to know: what is wrong with the rows; who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from .directory import Directory, Kind, Row
+from .records import (
+    RECORDS,
+    SETTINGS_KEY,
+    Assigned,
+    Beat,
+    BootRow,
+    Member,
+    Merge,
+    Move,
+    Orders,
+    Settings,
+    Site,
+    State,
+    group_key,
+    group_number,
+)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The rows that decode, by key. bad: why the others do not, by kind and key;
+    beats_at: when each beat was written, unix seconds by the member's clock.
+    """
+
+    settings: Settings | None = None
+    sites: Mapping[str, Site] = field(default_factory=dict)
+    members: Mapping[str, Member] = field(default_factory=dict)
+    orders: Mapping[str, Orders] = field(default_factory=dict)
+    beats: Mapping[str, Beat] = field(default_factory=dict)
+    boots: Mapping[str, BootRow] = field(default_factory=dict)
+    groups: Mapping[str, Assigned] = field(default_factory=dict)
+    pins: Mapping[str, Assigned] = field(default_factory=dict)
+    moves: Mapping[str, Move] = field(default_factory=dict)
+    merges: Mapping[str, Merge] = field(default_factory=dict)
+    bad: Mapping[tuple[Kind, str], str] = field(default_factory=dict)
+    beats_at: Mapping[str, float] = field(default_factory=dict)
+
+    def backends(self) -> dict[str, Orders]:
+        """Backends that are registered or added, and not removed, in the order of their
+        names."""
+        names = {name for name, member in self.members.items() if member.role == "backend"}
+        names |= {name for name in self.orders if name not in self.members}
+        found = {name: self.orders.get(name, Orders()) for name in sorted(names)}
+        return {name: orders for name, orders in found.items() if orders.state is not State.REMOVED}
+
+    def proxies(self) -> list[str]:
+        """Names of proxies."""
+        return sorted(name for name, member in self.members.items() if member.role == "proxy")
+
+    def site_of(self, name: str) -> str:
+        """The site of a member, "" if it has not registered."""
+        return self.members[name].site if name in self.members else ""
+
+    def groups_of(self, backend: str) -> list[str]:
+        """Keys of the groups whose rows name a backend."""
+        return sorted(key for key, row in self.groups.items() if row.backend == backend and not row.removed)
+
+    def pending(self) -> dict[str, Move]:
+        """Moves that are not done, by unit."""
+        return {key: move for key, move in self.moves.items() if not move.done}
+
+    def unassigned(self) -> list[str]:
+        """Keys of the groups that have no row."""
+        return [key for key in self.group_keys() if key not in self.groups]
+
+    def group_keys(self) -> list[str]:
+        """Keys of all groups that the directory has."""
+        return [group_key(number) for number in range(self.settings.groups if self.settings is not None else 0)]
+
+    def silent(self, name: str, *, now: float, dead_after_s: float) -> bool:
+        """Whether a member's beat is missing or old. Its clock may differ from ours."""
+        return name not in self.beats_at or now - self.beats_at[name] > dead_after_s
+
+    def weights(self) -> dict[str, float]:
+        """Load factors of the backends that may get groups; 0 of those that are
+        evacuated.
+        """
+        return {
+            name: 0.0 if orders.evacuate else float(orders.load_factor)
+            for name, orders in self.backends().items()
+            if orders.state is State.ONLINE and name in self.members
+        }
+
+
+async def read_tables(directory: Directory) -> Tables:
+    """Raises Unavailable."""
+    bad: dict[tuple[Kind, str], str] = {}
+    decoded: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
+    beats: Mapping[str, Row] = {}
+    for kind in Kind:
+        rows = await directory.all(kind)
+        if kind is Kind.BEATS:
+            beats = rows
+        for key, row in sorted(rows.items()):
+            try:
+                if kind is Kind.GROUPS and group_number(key) is None:
+                    raise ValueError("the key is no group")
+                decoded[kind][key] = msgspec.msgpack.decode(row.value, type=RECORDS[kind])
+            except ValueError as error:
+                bad[kind, key] = str(error)
+    return Tables(
+        settings=decoded.pop(Kind.SETTINGS).get(SETTINGS_KEY),
+        bad=bad,
+        beats_at={name: beats[name].timestamp / 1_000_000 for name in decoded[Kind.BEATS]},
+        **{kind.value: of for kind, of in decoded.items()},
+    )

@@ -1,0 +1,63 @@
+"""A login at a backend as other members do it, to see whether it works: `cluster check
+--login`.
+
+The login needs no password: it goes over the trusted link. A backend that does not own
+the user refers to the owner, which shows as well that it lives, and has our secret.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from obox.accounts import Account
+from obox.auth import Forward, LinkRefused, LinkSender, Referred
+from obox.auth.link import NONCE_BYTES
+from obox.cluster import There
+from obox.errors import OboxError
+
+from . import imap
+from .dial import dial, place_of
+
+LISTENER = "imap"
+
+
+class Probed(NamedTuple):
+    """works: whether other members can forward clients there. text: for people."""
+
+    works: bool
+    text: str
+
+
+async def probe(there: There, account: Account, *, member: str, secret: bytes) -> Probed:
+    """Try a backend. there: the backend, with the assignment of the user; member: who
+    asks."""
+    assigned = there.assigned
+    forward = Forward(
+        user=account.name,
+        storage_id=account.storage_id,
+        remote="127.0.0.1",
+        listener=LISTENER,
+        tls=True,
+        member=member,
+        backend=assigned.backend,
+        number=assigned.number,
+        token=assigned.token,
+    )
+    try:
+        dialogue = await dial(place_of(there, LISTENER))
+        try:
+            await imap.login(
+                dialogue, lambda binding: LinkSender(secret, forward, nonce=os.urandom(NONCE_BYTES), binding=binding)
+            )
+        finally:
+            dialogue.abort()
+    except Referred as found:
+        return Probed(True, f"answers, and says that {found.backend} serves {account.name}")
+    except LinkRefused as error:
+        return Probed(False, f"{error}; all members need the same cluster.secret_file")
+    except TimeoutError:
+        return Probed(False, "no answer in time")
+    except (OSError, OboxError) as error:
+        return Probed(False, str(getattr(error, "strerror", None) or error) or type(error).__name__)
+    return Probed(True, f"{account.name} can log in")

@@ -1,0 +1,553 @@
+"""`oboxadm cluster …` over a directory in memory and in LMDB, each verb with what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from obox.accounts import Account
+from obox.admin import rows
+from obox.admin.parts import Admin, ClusterParts
+from obox.admin.run import Outcome
+from obox.auth import Authenticator, PasswdFile
+from obox.cluster import (
+    Assigned,
+    Beat,
+    BootRow,
+    CassandraDirectory,
+    Directory,
+    Faults,
+    Kind,
+    Member,
+    MemoryDirectory,
+    MemoryReplica,
+    Merge,
+    Move,
+    Orders,
+    Row,
+    Settings,
+    Site,
+    State,
+    decode,
+    group_key,
+    group_of,
+    next_timestamp,
+    open_lmdb,
+    read_tables,
+)
+from obox.errors import Unavailable
+
+GROUPS = 8
+READS = {"envelope": 2, "journal": 1}
+ANNA = "anna@example.org"
+
+
+class Board:
+    """A directory with its rows, and verbs that are run on it."""
+
+    def __init__(self, directory: Directory, users: PasswdFile) -> None:
+        self.directory = directory
+        self.probe: Any = None
+        self.serves: dict[str, Assigned] | None = None
+
+        @asynccontextmanager
+        async def find(*, make: bool = False) -> AsyncIterator[ClusterParts]:
+            serves = None if self.serves is None else self._serves
+            yield ClusterParts(directory, "memory", "a", 15.0, READS, serves, self.probe)
+
+        self.admin = Admin(
+            users=users, authenticator=lambda: Authenticator(users), parse_search=lambda _: None, find_cluster=find
+        )  # type: ignore[arg-type]
+
+    def _serves(self) -> dict[str, Assigned]:
+        assert self.serves is not None
+        return self.serves
+
+    async def put(self, kind: Kind, key: str, record: msgspec.Struct) -> None:
+        row = await self.directory.get(kind, key)
+        await self.directory.put(kind, key, msgspec.msgpack.encode(record), next_timestamp(time.time, row))
+
+    async def fill(self) -> None:
+        """Two backends that live, and a third that nobody has heard of for long; a has 5 groups, b has 3."""
+        await self.put(Kind.SETTINGS, "directory", Settings(GROUPS, "f" * 32, 1000.0))
+        for name, site in (("a", "north"), ("b", "south"), ("c", "south")):
+            await self.put(
+                Kind.MEMBERS, name, Member("backend", site, f"{name}.example.org", {"imap": 143}, READS, "1")
+            )
+            await self.put(Kind.ORDERS, name, Orders(State.STANDBY if name == "c" else State.ONLINE))
+        for name in ("a", "b"):
+            beat = Beat(7, f"boot-{name}", started=900.0, load={"cpu": 0.25, "memory": 0.5})
+            await self.put(Kind.BEATS, name, beat)
+        for number in range(GROUPS):
+            await self.put(Kind.GROUPS, group_key(number), Assigned("a" if number < 5 else "b", number + 1, 1))
+
+    async def ask(self, name: str, /, **params: Any) -> Outcome:
+        outcome = Outcome()
+        await outcome.gather(self.admin, name, params)
+        for row in outcome.rows:
+            assert [column for column in row if not rows.names(name, column)] == []
+        return outcome
+
+    async def rows(self, name: str, /, **params: Any) -> list[dict[str, Any]]:
+        outcome = await self.ask(name, **params)
+        assert outcome.code == 0, outcome.message
+        return outcome.rows
+
+    async def row(self, name: str, /, **params: Any) -> dict[str, Any]:
+        (found,) = await self.rows(name, **params)
+        return found
+
+    async def fails(self, name: str, /, **params: Any) -> tuple[int, str]:
+        outcome = await self.ask(name, **params)
+        assert outcome.code, outcome.rows
+        return outcome.code, outcome.message
+
+    async def orders(self, name: str) -> Orders:
+        row = await self.directory.get(Kind.ORDERS, name)
+        assert row is not None
+        return decode(row.value, Orders)
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+async def empty(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Board]:
+    (tmp_path / "users").write_text(f"{ANNA}:{{PLAIN}}secret:::::\n")
+    directory: Directory
+    if request.param == "memory":
+        directory = MemoryDirectory(MemoryReplica(asyncio.get_running_loop().time), sleep=asyncio.sleep)
+    else:
+        directory = await open_lmdb(tmp_path / "cluster")
+    yield Board(directory, PasswdFile(tmp_path / "users", ""))
+    await directory.close()
+
+
+@pytest.fixture
+async def board(empty: Board) -> Board:
+    await empty.fill()
+    return empty
+
+
+# -- the directory -----------------------------------------------------------------------------------------------------
+
+
+async def test_init_makes_the_directory_once(empty: Board) -> None:
+    code, text = await empty.fails("clusterStatus")
+    assert code == 78
+    assert "cluster init" in text
+    made = await empty.row("clusterInit", groups=200)
+    assert (made["groups"], made["version"], made["directory"]) == (200, "1.0", "memory")
+    assert await empty.row("clusterInit") == made
+    assert await empty.row("clusterInit", groups=200) == made
+    code, text = await empty.fails("clusterInit", groups=300)
+    assert code == 73
+    assert "200 groups" in text
+    assert (await empty.row("clusterStatus"))["unassigned"] == 200
+
+
+class WithTable(CassandraDirectory):
+    """Rows in memory; nothing can be read before the table is made."""
+
+    def __init__(self, inner: Directory) -> None:
+        self.inner, self.made = inner, 0
+
+    async def make(self) -> None:
+        self.made += 1
+
+    async def get(self, kind: Kind, key: str) -> Row | None:
+        assert self.made
+        return await self.inner.get(kind, key)
+
+    async def all(self, kind: Kind) -> dict[str, Row]:
+        assert self.made
+        return await self.inner.all(kind)
+
+    async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
+        await self.inner.put(kind, key, value, timestamp)
+
+
+async def test_init_makes_the_table_in_cassandra(empty: Board) -> None:
+    directory = WithTable(empty.directory)
+    board = Board(directory, empty.admin.users)
+    code, text = await board.fails("clusterInit")
+    assert code == 65
+    assert "give --groups" in text
+    assert (await board.row("clusterInit", groups=400))["groups"] == 400
+    assert (await board.row("clusterInit"))["groups"] == 400
+    assert directory.made == 3
+
+
+async def test_status_counts(board: Board) -> None:
+    await board.put(Kind.MOVES, "00001", Move("b", 1.0))
+    await board.put(Kind.MOVES, "00002", Move("b", 1.0, done=True))
+    await board.put(Kind.MEMBERS, "front", Member("proxy", "north", "front.example.org"))
+    got = await board.row("clusterStatus")
+    assert got.pop("answer_ms") >= 0
+    assert got == {
+        "directory": "memory", "id": "f" * 32, "version": "1.0", "groups": GROUPS, "made": 1000, "unassigned": 0,
+        "moving": 1, "backends": 3, "online": 2, "standby": 1, "offline": 0, "evacuating": 0, "silent": 1, "proxies": 1,
+    }  # fmt: skip
+
+
+async def test_a_newer_directory_is_refused(board: Board) -> None:
+    await board.put(Kind.SETTINGS, "directory", Settings(GROUPS, "f" * 32, 1.0, major=99))
+    for name in ("clusterStatus", "clusterBackendList", "clusterUpgrade", "clusterGroupList"):
+        code, text = await board.fails(name)
+        assert code == 78
+        assert "version 99" in text
+
+
+async def test_upgrade_names_members_that_are_behind(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    got = await board.rows("clusterUpgrade")
+    assert [row["result"] for row in got] == ["ready", "ready", "ready", "up to date"]
+    monkeypatch.setattr("obox.cluster.records.MINOR", 3)
+    old = Member("backend", "south", "b.example.org", {"imap": 143}, {"envelope": 1, "journal": 1}, "0")
+    await board.put(Kind.MEMBERS, "b", old)
+    outcome = await board.ask("clusterUpgrade")
+    assert outcome.code == 75
+    assert "members with an older obox: b" in outcome.message
+
+    assert "older envelope" in outcome.rows[1]["result"]
+    assert outcome.rows[-1]["version"] == "1.0"
+    await board.put(Kind.ORDERS, "b", Orders(State.REMOVED))
+    got = await board.rows("clusterUpgrade")
+    assert got[-1]["result"] == "raised"
+    assert got[-1]["version"] == "1.3"
+    assert (await board.row("clusterStatus"))["version"] == "1.3"
+    assert (await board.rows("clusterUpgrade"))[-1]["result"] == "up to date"
+
+
+async def test_upgrade_and_proxies(board: Board) -> None:
+    """A proxy reads no mails; whether it reads what it says counts while it runs."""
+    await board.put(Kind.MEMBERS, "front", Member("proxy", "north", "front.example.org"))
+    await board.put(Kind.BEATS, "front", Beat(1))
+    await board.put(Kind.MEMBERS, "gone", Member("proxy", "north", "gone.example.org", {}, {"journal": 0}))
+    assert {row["result"] for row in await board.rows("clusterUpgrade")} == {"ready", "up to date"}
+    await board.put(Kind.MEMBERS, "front", Member("proxy", "north", "front.example.org", {}, {"journal": 0}))
+    assert (await board.fails("clusterUpgrade"))[0] == 75
+
+
+async def test_check_finds_what_is_wrong(board: Board) -> None:
+    assert await board.rows("clusterCheck") == []
+    await board.put(Kind.BOOTS, "b/old", BootRow(1.0, ended=2.0))
+    assert [row["result"] for row in await board.rows("clusterCheck")] == ["note"]
+    board.serves = {"00007": Assigned("a", 3, 1)}
+    outcome = await board.ask("clusterCheck")
+    assert outcome.code == 65
+    assert "other-owner" in outcome.message
+    assert {row["check"] for row in outcome.rows} == {"other-owner", "unclosed-boot"}
+
+
+async def test_check_tries_logins(board: Board) -> None:
+    assert (await board.fails("clusterCheck", login=ANNA))[0] == 78, "there is no secret"
+    asked = []
+
+    async def probe(backend: str, member: Member, account: Account, assigned: Assigned) -> tuple[bool, str]:
+        asked.append((backend, member.address, account.name, assigned.backend))
+        return backend != "b", "seen"
+
+    board.probe = probe
+    await board.put(Kind.ORDERS, "c", Orders(State.OFFLINE))
+    outcome = await board.ask("clusterCheck", login=ANNA)
+    assert outcome.code == 65
+    assert "login" in outcome.message
+    assert [(row["where"], row["result"]) for row in outcome.rows] == [("members a", "ok"), ("members b", "wrong")]
+    owner = (await board.row("clusterUserStatus", user=ANNA))["backend"]
+    assert asked == [(name, f"{name}.example.org", ANNA, owner) for name in ("a", "b")]
+    assert (await board.fails("clusterCheck", login="zoe"))[0] == 67
+
+
+async def test_dump_and_load(board: Board, empty: Board) -> None:
+    lines = [json.dumps(row) for row in await board.rows("clusterDump")]
+    assert len(lines) == 1 + 3 + 3 + GROUPS
+    await board.put(Kind.GROUPS, "00000", Assigned("b", 99, 1))
+    assert await board.row("clusterLoad", lines=lines) == {"rows": len(lines)}
+    assert (await read_tables(board.directory)).groups["00000"].backend == "b", "the newer row stays"
+    await board.rows("clusterLoad", lines=lines, replace=True)
+    assert (await read_tables(board.directory)).groups["00000"].backend == "a"
+    code, text = await board.fails("clusterLoad", lines=[*lines, '{"kind": "grups"}'])
+    assert code == 65
+    assert f"line {len(lines) + 1}" in text
+
+
+async def test_reboots_and_merges(board: Board) -> None:
+    assert await board.rows("clusterReboots") == []
+    assert await board.rows("clusterMerges") == []
+    await board.put(Kind.BOOTS, "a/boot-a", BootRow(100.0))
+    await board.put(Kind.BOOTS, "a/boot-0", BootRow(50.0, ended=90.0, clean=True))
+    await board.put(Kind.BOOTS, "b/boot-0", BootRow(60.0, ended=70.0))
+    await board.put(Kind.BOOTS, "c/boot-c", BootRow(40.0))
+    got = await board.rows("clusterReboots")
+    assert [(row["backend"], row["state"], row["ended"]) for row in got] == [
+        ("a", "runs", ""), ("b", "unclean", 70), ("a", "clean", 90), ("c", "unclean", ""),
+    ]  # fmt: skip
+    assert {row["backend"] for row in await board.rows("clusterReboots", mask="b*")} == {"b"}
+    await board.put(Kind.MERGES, "00003", Merge("b", 500.0, 2))
+    assert await board.rows("clusterMerges") == [{"group": "00003", "backend": "b", "at": 500, "users": 2}]
+
+
+async def test_balance_says_why_and_moves(board: Board) -> None:
+    await board.put(Kind.ORDERS, "a", Orders(load_factor=25))
+    got = await board.rows("clusterBalance", dryRun=True)
+    assert [(row["backend"], row["to"]) for row in got] == [("a", "b")] * 3
+    assert got[0]["why"] == "a has 5 groups, its share is 1.6; b has 3, its share is 6.4"
+    assert (await read_tables(board.directory)).pending() == {}
+    assert await board.rows("clusterBalance") == got
+    pending = (await read_tables(board.directory)).pending()
+    assert {unit: move.to for unit, move in pending.items()} == {row["group"]: "b" for row in got}
+    assert await board.rows("clusterBalance") == [], "pending moves count as done"
+
+
+async def test_a_directory_that_does_not_answer_is_exit_69(empty: Board) -> None:
+    if not isinstance(empty.directory, MemoryDirectory):
+        await empty.directory.close()
+    else:
+        empty.directory.faults = Faults(cut=True)
+    for name, params in (("clusterStatus", {}), ("clusterInit", {}), ("clusterBackendEvacuate", {"self": True})):
+        code, text = await empty.fails(name, **params)
+        assert code == 69
+        assert "the directory" in text
+
+
+# -- backends ----------------------------------------------------------------------------------------------------------
+
+
+async def test_backends_are_listed(board: Board) -> None:
+    got = await board.rows("clusterBackendList")
+    assert [(row["backend"], row["site"], row["status"]) for row in got] == [
+        ("a", "north", "online"), ("b", "south", "online"), ("c", "south", "standby"),
+    ]  # fmt: skip
+    assert [row["backend"] for row in await board.rows("clusterBackendList", site="south")] == ["b", "c"]
+    assert await board.rows("clusterBackendList", mask="z*") == []
+    code, text = await board.fails("clusterBackendList", mask="zoe")
+    assert code == 65
+    assert "allowed: a, b, c" in text
+
+
+async def test_status_of_a_backend(board: Board) -> None:
+    a, b, c = await board.rows("clusterBackendStatus")
+    assert (a["groups"], b["groups"], c["groups"]) == (5, 3, 0)
+    assert (a["alive"], a["cpu"], a["memory"], a["started"], a["version"]) == (True, 25, 50, 900, "1")
+    assert a["beat"] <= 15
+    assert (c["alive"], c["beat"], c["cpu"], c["started"]) == (False, "", "", "")
+
+
+async def test_a_backend_is_added_changed_and_removed(board: Board) -> None:
+    got = await board.row("clusterBackendAdd", backend="d")
+    assert got == {"backend": "d", "site": "", "address": "", "status": "standby", "load_factor": 100}
+    assert (await board.fails("clusterBackendAdd", backend="d"))[0] == 73
+    assert (await board.row("clusterBackendUpdate", backend="d", status="online", loadFactor=25))["load_factor"] == 25
+    assert await board.orders("d") == Orders(State.ONLINE, 25)
+    assert (await board.row("clusterBackendRemove", backend="d"))["result"] == "removed"
+    assert (await board.fails("clusterBackendRemove", backend="d"))[0] == 65
+    assert (await board.row("clusterBackendAdd", backend="d", status="offline"))["status"] == "offline"
+    assert (await board.fails("clusterBackendAdd", backend="no/name"))[0] == 65
+
+
+async def test_what_a_backend_cannot_be(board: Board) -> None:
+    code, text = await board.fails("clusterBackendUpdate", backend="a", status="onlin")
+    assert (code, text) == (65, "no status 'onlin'; allowed: online, standby, offline")
+    assert (await board.fails("clusterBackendUpdate", backend="a", status="removed"))[0] == 65
+    code, text = await board.fails("clusterBackendUpdate", backend="z", status="online")
+    assert (code, text) == (65, "no backend 'z'; allowed: a, b, c")
+    assert "what should change" in (await board.fails("clusterBackendUpdate", backend="a"))[1]
+    assert (await board.fails("clusterBackendUpdate", backend="a", loadFactor=101))[0] == 65
+    assert "which backend" in (await board.fails("clusterBackendUpdate", status="online"))[1]
+    assert "which backend" in (await board.fails("clusterBackendUpdate", backend="b", self=True, status="online"))[1]
+    assert await board.orders("a") == Orders()
+
+
+async def test_a_backend_that_has_groups_is_not_removed(board: Board) -> None:
+    code, text = await board.fails("clusterBackendRemove", backend="a")
+    assert code == 75
+    assert "a has 5 groups" in text
+    await board.put(Kind.MOVES, "00002", Move("c", 1.0))
+    code, text = await board.fails("clusterBackendRemove", backend="c")
+    assert code == 75
+    assert "00002" in text
+    assert await board.orders("c") == Orders(State.STANDBY)
+
+
+async def asked(board: Board, name: str) -> None:
+    while not (await board.orders(name)).evacuate:  # noqa: ASYNC110 - the directory has no events
+        await asyncio.sleep(0.01)
+
+
+async def drain(board: Board, name: str, *, standby: bool = True) -> None:
+    """What the members do: groups go one by one, and the backend stands by at the end."""
+    await asked(board, name)
+    for unit in (await read_tables(board.directory)).groups_of(name):
+        await board.put(Kind.GROUPS, unit, Assigned("b", 100, 1, released=True))
+        await asyncio.sleep(0.01)
+    if standby:
+        await board.put(Kind.ORDERS, name, Orders(State.STANDBY, (await board.orders(name)).load_factor, evacuate=True))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obox.admin.clusterbackends.POLL_S", 0.01)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_evacuate_waits_until_the_backend_is_standby(board: Board) -> None:
+    await board.put(Kind.ORDERS, "a", Orders(load_factor=40))
+    members = asyncio.ensure_future(drain(board, "a"))
+    got = await board.row("clusterBackendEvacuate", self=True)
+    await members
+    assert got == {"backend": "a", "groups": 0, "status": "standby", "result": "evacuated"}
+    assert await board.row("clusterBackendEvacuate", backend="a") == got, "again: there is nothing left to do"
+    online = await board.row("clusterBackendUpdate", backend="a", status="online")
+    assert (online["evacuate"], online["load_factor"]) == (False, 40)
+    assert await board.orders("a") == Orders(load_factor=40)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_evacuation_can_be_waited_for_again(board: Board) -> None:
+    got = await board.row("clusterBackendEvacuate", backend="a", noWait=True)
+    assert got == {"backend": "a", "groups": 5, "status": "online", "result": "asked"}
+    assert (await board.orders("a")).evacuate
+    outcome = await board.ask("clusterBackendEvacuate", backend="a", timeout=1)
+    assert outcome.code == 75
+    assert "a has 5 groups after 1 s" in outcome.message
+    assert outcome.rows == [{"backend": "a", "groups": 5, "status": "online", "result": "goes on"}]
+    members = asyncio.ensure_future(drain(board, "a"))
+    assert (await board.row("clusterBackendEvacuate", backend="a"))["result"] == "evacuated"
+    await members
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_evacuation_that_is_called_off_ends(board: Board) -> None:
+    waiting = asyncio.ensure_future(board.ask("clusterBackendEvacuate", backend="a"))
+    await asked(board, "a")
+    await board.rows("clusterBackendUpdate", backend="a", status="online")
+    outcome = await waiting
+    assert outcome.code == 75
+    assert "called off" in outcome.message
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_dead_backend_is_set_to_standby_when_others_have_its_groups(board: Board) -> None:
+    await board.put(Kind.ORDERS, "c", Orders())
+    await board.put(Kind.GROUPS, "00000", Assigned("c", 50, 1))
+    members = asyncio.ensure_future(drain(board, "c", standby=False))
+    assert (await board.row("clusterBackendEvacuate", backend="c"))["result"] == "evacuated"
+    await members
+    assert (await board.orders("c")).state is State.STANDBY
+
+
+async def test_what_cannot_be_evacuated(board: Board) -> None:
+    await board.put(Kind.ORDERS, "b", Orders(load_factor=0))
+    code, text = await board.fails("clusterBackendEvacuate", backend="a")
+    assert code == 75
+    assert "no other backend takes the groups of a" in text
+    await board.put(Kind.ORDERS, "b", Orders(State.OFFLINE))
+    assert "b is offline" in (await board.fails("clusterBackendEvacuate", backend="b"))[1]
+    assert not (await board.orders("a")).evacuate
+    assert (await board.fails("clusterBackendEvacuate", backend="z"))[0] == 65
+
+
+# -- sites -------------------------------------------------------------------------------------------------------------
+
+
+async def test_sites(board: Board) -> None:
+    assert [row["site"] for row in await board.rows("clusterSiteList")] == ["north", "south"]
+    added = {"site": "west", "status": "online", "comment": "Cork"}
+    assert await board.row("clusterSiteAdd", site="west", comment="Cork") == added
+    assert (await board.fails("clusterSiteAdd", site="west"))[0] == 73
+    assert (await board.fails("clusterSiteAdd", site="no/name"))[0] == 65
+    assert added in await board.rows("clusterSiteList")
+    got = {row["site"]: (row["backends"], row["alive"], row["groups"]) for row in await board.rows("clusterSiteStatus")}
+    assert got == {"north": (1, 1, 5), "south": (2, 1, 3), "west": (0, 0, 0)}
+    await board.put(Kind.SITES, "west", Site(State.REMOVED))
+    assert len(await board.rows("clusterSiteList")) == 2
+
+
+# -- groups and users --------------------------------------------------------------------------------------------------
+
+
+async def test_groups_are_listed_and_moved(board: Board) -> None:
+    got = await board.rows("clusterGroupList")
+    assert [row["group"] for row in got] == [group_key(number) for number in range(GROUPS)]
+    assert {row["alternative"] for row in got if row["backend"] == "a"} == {"b"}
+    assert len(await board.rows("clusterGroupList", backend="b")) == 3
+    assert (await board.rows("clusterGroupList", mask="*7"))[0]["number"] == 8
+    moved = await board.row("clusterGroupMove", group="2", backend="b")
+    assert moved == {"group": "00002", "backend": "a", "to": "b", "result": "asked"}
+    assert (await read_tables(board.directory)).pending()["00002"].to == "b"
+    assert (await board.row("clusterGroupMove", group="00002", backend="a"))["result"] == "called off"
+    assert (await read_tables(board.directory)).pending() == {}
+    assert (await board.row("clusterGroupMove", group="00002", backend="a"))["result"] == "already there"
+
+
+async def test_where_a_group_cannot_go(board: Board) -> None:
+    for wrong in ("8", "-1", "x", "²", "000000000"):
+        code, text = await board.fails("clusterGroupMove", group=wrong, backend="b")
+        assert code == 65
+        assert "allowed: 00000 to 00007" in text
+    code, text = await board.fails("clusterGroupMove", group="0", backend="c")
+    assert (code, text) == (65, "c takes no groups (it is standby); allowed: a, b")
+    assert "allowed: a, b, c" in (await board.fails("clusterGroupMove", group="0", backend="z"))[1]
+    assert "allowed: a, b, c" in (await board.fails("clusterGroupList", backend="z"))[1]
+    assert (await read_tables(board.directory)).moves == {}
+
+
+async def test_status_of_a_user(board: Board) -> None:
+    unit = group_key(group_of(ANNA, GROUPS))
+    owner = "a" if int(unit) < 5 else "b"
+    got = await board.row("clusterUserStatus", user=ANNA)
+    assert got == {
+        "storage_id": ANNA, "group": unit, "backend": owner, "site": {"a": "north", "b": "south"}[owner],
+        "address": f"{owner}.example.org", "to": "",
+    }  # fmt: skip
+    assert (await board.fails("clusterUserStatus", user="zoe@example.org"))[0] == 67
+    assert (await board.row("clusterUserStatus", user="zoe@example.org", noUserdbLookup=True))["group"]
+
+
+async def test_a_single_user_is_not_moved_yet(board: Board) -> None:
+    owner = (await board.row("clusterUserStatus", user=ANNA))["backend"]
+    other = "b" if owner == "a" else "a"
+    assert (await board.row("clusterUserMove", user=ANNA, backend=owner))["to"] == owner
+    code, text = await board.fails("clusterUserMove", user=ANNA, backend=other)
+    assert code == 77
+    assert "cluster group move" in text
+    assert (await board.fails("clusterUserMove", user=ANNA, backend="z"))[0] == 65
+
+
+async def test_a_kick_needs_the_key_and_the_owner(board: Board) -> None:
+    code, text = await board.fails("clusterUserKick", user=ANNA)
+    assert code == 77
+    assert "http.api_key" in text
+    await board.put(Kind.MEMBERS, "b", Member("backend", "south", "127.0.0.1"))
+    await board.put(Kind.MEMBERS, "a", Member("backend", "south", "127.0.0.1"))
+    from obox.admin.parts import OwnHttp
+
+    board.admin.own_http = OwnHttp("key")
+    code, text = await board.fails("clusterUserKick", user=ANNA)
+    assert code == 69
+    assert "[http]" in text
+
+
+async def test_without_a_cluster(board: Board) -> None:
+    board.admin.find_cluster = None
+    code, text = await board.fails("clusterStatus")
+    assert code == 78
+    assert "there is no cluster" in text
+
+
+async def test_the_reason_is_for_operators(board: Board) -> None:
+    """The text of the error is what clients see; the tool's user gets the reason as well."""
+    failure = Unavailable("the directory does not answer")
+    failure.add_note("10.0.0.1: refused")
+
+    async def fail(*_: object) -> None:
+        raise failure
+
+    board.directory.get = fail  # type: ignore[method-assign,assignment]
+    assert await board.fails("clusterStatus") == (69, "the directory does not answer: 10.0.0.1: refused")
+    assert str(failure) == "the directory does not answer"

@@ -1,0 +1,205 @@
+"""A member of a cluster, step by step, over a store that only remembers what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+import msgspec
+import pytest
+
+from obox.cluster import (
+    Assigned,
+    BackendMember,
+    BootRow,
+    DeadWatch,
+    Kind,
+    Member,
+    MemoryDirectory,
+    MemoryReplica,
+    Myself,
+    Orders,
+    State,
+    View,
+    World,
+    decode,
+    make_settings,
+)
+
+GROUPS = 12
+
+
+class FakeStore:
+    """`member.Store`: units come and go at once."""
+
+    def __init__(self) -> None:
+        self.units: dict[str, tuple[int, int]] = {}
+        self.present = "boot1"
+        self.unclean: set[tuple[str, str]] = set()
+
+    def held(self) -> Mapping[str, tuple[int, int]]:
+        return self.units
+
+    def boot(self) -> str:
+        return self.present
+
+    async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
+        self.units |= {unit: (row.number, row.token) for unit, row in units.items()}
+
+    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
+        if not await hand():
+            return False
+        for unit in units:
+            del self.units[unit]
+        return True
+
+    async def lose(self, units: Sequence[str]) -> int:
+        for unit in units:
+            self.units.pop(unit, None)
+        return 0
+
+    async def doubt(self, units: Sequence[str]) -> None:
+        pass
+
+    async def sweep(self) -> Collection[tuple[str, str]]:
+        return self.unclean
+
+
+class Fleet:
+    """Members on one directory and one clock, each driven by hand."""
+
+    def __init__(self) -> None:
+        self.time = 1_800_000_000.0
+        self.replica = MemoryReplica(lambda: self.time)
+        self.directory = self.way()
+        self.stores: dict[str, FakeStore] = {}
+        self.members: dict[str, BackendMember] = {}
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        await asyncio.sleep(0)
+
+    def way(self) -> MemoryDirectory:
+        return MemoryDirectory(self.replica, sleep=self.sleep)
+
+    async def join(self, name: str) -> BackendMember:
+        way, store = self.way(), FakeStore()
+        view = View(way, clock=lambda: self.time, now=lambda: self.time, sleep=self.sleep)
+        world = World(lambda: self.time, lambda: self.time, self.sleep, lambda n: b"r" * n, dict, self.greets)
+        member = BackendMember(view, store, DeadWatch(name, "default", 15.0), world)
+        self.stores[name], self.members[name] = store, member
+
+        async def settle() -> None:
+            await make_settings(way, GROUPS, now=lambda: self.time, sleep=self.sleep, random_bytes=lambda n: b"r" * n)
+
+        member._myself = Myself(Member("backend", "default", "127.0.0.1"), State.ONLINE, settle)
+        assert await member._join()
+        return member
+
+    async def greets(self, member: Member | None) -> bool:
+        return True
+
+    async def seconds(self, count: int) -> None:
+        for _ in range(count):
+            for member in self.members.values():
+                await member.beat()
+            for member in self.members.values():
+                await member.step()
+            self.time += 1.0
+
+    async def put(self, kind: Kind, key: str, record: msgspec.Struct) -> None:
+        await self.directory.put(kind, key, msgspec.msgpack.encode(record), int(self.time * 1_000_000) + 1)
+
+    async def orders(self, name: str) -> Orders:
+        row = await self.directory.get(Kind.ORDERS, name)
+        assert row is not None
+        return decode(row.value, Orders)
+
+    async def boots(self) -> dict[str, BootRow]:
+        rows = await self.directory.all(Kind.BOOTS)
+        return {key: decode(row.value, BootRow) for key, row in rows.items()}
+
+
+@pytest.fixture
+async def fleet() -> Fleet:
+    made = Fleet()
+    await made.join("a")
+    await made.join("b")
+    await made.seconds(5)
+    assert len(made.stores["a"].units) + len(made.stores["b"].units) == GROUPS
+    assert made.stores["a"].units
+    assert made.stores["b"].units
+    return made
+
+
+async def test_an_evacuated_backend_stands_by_when_it_holds_nothing(fleet: Fleet) -> None:
+    await fleet.put(Kind.ORDERS, "a", Orders(load_factor=70, evacuate=True))
+    await fleet.members["a"].step()
+    assert (await fleet.orders("a")).state is State.ONLINE, "it still holds groups, or has only just released them"
+    await fleet.seconds(10)
+    assert fleet.stores["a"].units == {}
+    assert len(fleet.stores["b"].units) == GROUPS
+    assert await fleet.orders("a") == Orders(State.STANDBY, 70, evacuate=True)
+
+
+async def test_a_backend_that_cannot_release_does_not_stand_by(fleet: Fleet) -> None:
+    await fleet.put(Kind.ORDERS, "b", Orders(load_factor=0))
+    await fleet.put(Kind.ORDERS, "a", Orders(evacuate=True))
+    held = dict(fleet.stores["a"].units)
+    await fleet.seconds(10)
+    assert fleet.stores["a"].units == held, "nobody may take its groups"
+    assert (await fleet.orders("a")).state is State.ONLINE
+
+
+async def test_online_again_brings_new_groups_and_no_standby(fleet: Fleet) -> None:
+    await fleet.put(Kind.ORDERS, "a", Orders(evacuate=True))
+    await fleet.seconds(10)
+    await fleet.put(Kind.ORDERS, "a", Orders())
+    await fleet.seconds(10)
+    assert await fleet.orders("a") == Orders()
+
+
+async def test_boots_are_noted_with_their_end(fleet: Fleet) -> None:
+    boots = await fleet.boots()
+    assert sorted(boots) == ["a/boot1", "b/boot1"]
+    assert boots["a/boot1"].began == pytest.approx(fleet.time, abs=60)
+    assert (boots["a/boot1"].ended, boots["a/boot1"].clean) == (0.0, False)
+    await fleet.members["a"].end(clean=True)
+    ended = (await fleet.boots())["a/boot1"]
+    assert (ended.began, ended.clean) == (boots["a/boot1"].began, True)
+    assert ended.ended >= ended.began
+
+
+async def test_a_boot_that_was_fenced_is_closed_when_the_bucket_says_so(fleet: Fleet) -> None:
+    store, member = fleet.stores["a"], fleet.members["a"]
+    store.present = "boot2"
+    await fleet.seconds(2)
+    boots = await fleet.boots()
+    assert boots["a/boot1"].ended > 0
+    assert not boots["a/boot1"].clean
+    assert boots["a/boot2"].ended == 0
+    assert member.counts.fenced == 1
+    for one in fleet.stores.values():
+        one.unclean = {("a", "boot1")}
+    await fleet.seconds(600)
+    assert not (await fleet.boots())["a/boot1"].clean
+    for one in fleet.stores.values():
+        one.unclean = set()
+    await fleet.seconds(400)
+    boots = await fleet.boots()
+    assert boots["a/boot1"].clean
+    assert not boots["a/boot2"].clean, "a boot that goes on is not clean"
+    assert not boots["b/boot1"].clean
+
+
+async def test_figures_count_what_was_done(fleet: Fleet) -> None:
+    a, b = fleet.members["a"], fleet.members["b"]
+    had = len(fleet.stores["a"].units)
+    assert a.figures()["groups"] == had
+    assert a.figures()["gains_total"] == had
+    assert a.figures()["directory_age_seconds"] <= 2.0
+    await fleet.put(Kind.ORDERS, "a", Orders(evacuate=True))
+    await fleet.seconds(10)
+    assert a.figures()["releases_total"] == had
+    assert b.figures()["gains_total"] == GROUPS
+    assert b.figures()["losses_total"] == b.figures()["fences_total"] == b.figures()["merges_total"] == 0

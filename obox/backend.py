@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-class _Counters:
+class ImapCounters:
     """IMAP's counters as metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -136,7 +136,7 @@ class Backend:
             rooms.imap_settings(config),
             settings_of=by_client(config, rooms.imap_settings),
             upgrade=starttls(lambda: certificates.context) if certificates else None,
-            counters=_Counters(self.metrics),
+            counters=ImapCounters(self.metrics),
         )
         imap.forwards(self.forwarder)
         return imap
@@ -161,12 +161,8 @@ class Backend:
         (config.state_dir / "spool").mkdir(exist_ok=True)
         settings = rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
 
-        def observe(result: str, seconds: float) -> None:
-            kind = {"2": "ok", "4": "temporary"}.get(result[:1], "permanent")
-            self.metrics.lmtp_deliveries.labels(kind).inc()
-
         deliverer = StoreDeliverer(self.parts.store, self.parts.users, mail_bytes_max=settings.mail_bytes_max)
-        lmtp = LmtpServer(deliverer, settings, observe=observe)
+        lmtp = LmtpServer(deliverer, settings, observe=self.metrics.delivered)
         if self.forwarder is not None:
             from .proxy import LmtpForwarder
 
@@ -270,10 +266,10 @@ class Backend:
         self.forwarder = self._forwarder()
         if config.imap is not None:
             self.imap = self._imap()
-            self.listeners.bind("imap", config.imap.listen, _imap_factory(self.imap))
+            self.listeners.bind("imap", config.imap.listen, imap_factory(self.imap))
         if config.lmtp is not None:
             self.lmtp = self._lmtp()
-            self.listeners.bind("lmtp", config.lmtp.listen, _lmtp_factory(self.lmtp))
+            self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
         server = wiring.Running(self.imap, self.listeners, self.lifecycle)
         self.admin = wiring.of_parts(self.parts, server)
         https = self._http(self.admin)
@@ -386,11 +382,11 @@ def _client(via: Via | None) -> str | None:
     return via.client[0] if via is not None and via.client is not None else None
 
 
-def _imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
+def imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
     return lambda entry, via: imap.connection_factory(tls=entry.tls, remote=_client(via))
 
 
-def _lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
+def lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
     return lambda entry, via: lmtp.protocol(_client(via))
 
 

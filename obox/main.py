@@ -1,4 +1,4 @@
-"""Entry points: `obox serve` and `obox config`.
+"""Entry points: `obox serve`, `obox proxy` and `obox config`.
 
 Exit codes are those of sysexits: 0, 64 usage, 69 an address cannot be bound, 70 a bug,
 78 configuration.
@@ -89,7 +89,6 @@ def serve(path: str | None, demo: Path | None) -> None:
     # Imports create objects but no garbage; `_run` turns collection on again.
     gc.disable()
     from .backend import Backend
-    from .net import ListenError, TlsError
     from .server import set_up_logging
 
     set_up_logging(config.log.level, config.log.format)
@@ -99,6 +98,32 @@ def serve(path: str | None, demo: Path | None) -> None:
 
     async def run() -> int:
         return await Backend(config).run(started=started)
+
+    _serve(run)
+
+
+@cli.command()
+@_config_option
+def proxy(path: str | None) -> None:
+    """Run one proxy until SIGTERM: it forwards clients to the backends that own their users."""
+    try:
+        config = load(path, os.environ, proxy=True)
+    except ConfigError as exc:
+        _fail(str(exc), EX_CONFIG)
+    from .front import Front
+    from .server import set_up_logging
+
+    set_up_logging(config.log.level, config.log.format)
+
+    async def run() -> int:
+        return await Front(config).run()
+
+    _serve(run)
+
+
+def _serve(run: Callable[[], object]) -> NoReturn:
+    """Run a process to its end, with sysexits' code."""
+    from .net import ListenError, TlsError
 
     try:
         sys.exit(_run(run))

@@ -64,6 +64,7 @@ WIRING = (
     "obox.membership",
     "obox.backend",
     "obox.demo",
+    "obox.front",
     "obox.parts",
     "obox.reload",
     "obox.rooms",

@@ -4,6 +4,7 @@ forward.py  Forwarder: who serves a user, the trusted link, retries, referrals
 dial.py     connections to a backend, up to TLS and the link's proof
 imap.py     the login at a backend over IMAP
 lmtp.py     LmtpForwarder: mails for users of other backends
+router.py   ViewRouter: a proxy's answers, out of the directory
 
 Every backend has this code too, so that a client may connect anywhere. Arrow: knows the
 cluster, accounts, auth and connections; knows no store.
@@ -11,5 +12,6 @@ cluster, accounts, auth and connections; knows no store.
 
 from .forward import Counters, Forwarder, NoCounters
 from .lmtp import LmtpForwarder, Nowhere
+from .router import ViewRouter
 
-__all__ = ["Counters", "Forwarder", "LmtpForwarder", "NoCounters", "Nowhere"]
+__all__ = ["Counters", "Forwarder", "LmtpForwarder", "NoCounters", "Nowhere", "ViewRouter"]

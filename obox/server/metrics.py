@@ -120,6 +120,11 @@ class Metrics:
         for result in ("ok", "failed", "unavailable"):
             self.logins.labels(result)
 
+    def delivered(self, result: str, seconds: float) -> None:
+        """Count an answer to a recipient, "250" and so on."""
+        kind = {"2": "ok", "4": "temporary"}.get(result[:1], "permanent")
+        self.lmtp_deliveries.labels(kind).inc()
+
     def objectstore(self, snapshot: Snapshot, bounds_s: Iterable[float]) -> None:
         """Show requests to the bucket. snapshot: returns numbers by (op, kind).
         bounds_s: bounds of their histogram.

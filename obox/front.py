@@ -1,0 +1,331 @@
+"""One proxy as a process: listeners, logins, and the directory; no store and no caches.
+
+The start has an order: addresses are bound, the loop accepts, and the directory is
+asked once a second. A directory that does not answer stops nothing: what was kept of it
+in `state_dir` holds, and without that clients hear `[UNAVAILABLE]`. The stop has one
+too: accept no more, end the splices, each after what its backend still says.
+
+Sections of the configuration that a proxy has no use for are accepted, so that the file
+may be a backend's, and named once in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+import structlog
+
+from . import __version__, rooms
+from .auth import Authenticator, PasswdFile, Penalties
+from .backend import ImapCounters, LinkCounters, imap_factory, lmtp_factory
+from .changes import changes
+from .cluster import (
+    Beat,
+    Directory,
+    KeptFile,
+    Kind,
+    Member,
+    View,
+    encode,
+    next_timestamp,
+    open_directory,
+)
+from .config import Config, Listen, by_client, load
+from .errors import ConfigError, Unavailable
+from .imap.server import ImapServer, starttls
+from .lmtp import LmtpServer
+from .net import Certificates, Listeners, TlsError, inherited_sockets
+from .proxy import Forwarder, LmtpForwarder, Nowhere, ViewRouter
+from .server import (
+    FileWatch,
+    HttpServer,
+    Lifecycle,
+    LoopLag,
+    Metrics,
+    Notifier,
+    Reloaded,
+    application,
+    raise_open_files_limit,
+    set_level,
+)
+
+log = structlog.get_logger()
+
+BEAT_S: Final = 1.0
+"""Between two writes of our beat."""
+KEPT: Final = "directory"
+"""Below state_dir: the last good answer of the directory."""
+USED: Final = frozenset(
+    {"auth", "cluster", "http", "imap", "lmtp", "log", "metrics", "quota", "server", "state_dir", "tls"}
+)
+"""Sections that a proxy has a use for."""
+
+
+class Front:
+    """See the module's text. `run` is the process."""
+
+    def __init__(
+        self, config: Config, *, environ: Mapping[str, str] | None = None, directory: Directory | None = None
+    ) -> None:
+        """directory: None opens that of the configuration. Raises ConfigError."""
+        rooms.refuse_absent(config)
+        self.config = config
+        self._environ = dict(os.environ if environ is None else environ)
+        self._directory = directory
+        self.metrics = Metrics(__version__)
+        self.lifecycle = Lifecycle(
+            log=log, notifier=Notifier(self._environ), drain_timeout_s=config.server.shutdown_timeout
+        )
+        self.certificates = Certificates(config.tls.cert, config.tls.key) if config.tls.cert else None
+        self.certificate_watch = FileWatch([*config.tls.cert, *config.tls.key], self._renew, log=log)
+        self.listeners = Listeners(
+            log=log,
+            tls=self.certificates.context if self.certificates else None,
+            unix_mode=config.server.unix_mode,
+            proxy_networks=config.server.haproxy_trusted_networks,
+            proxy_timeout_s=config.server.haproxy_timeout,
+            inherited=inherited_sockets(self._environ),
+        )
+        self.users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
+        self.authenticator = Authenticator(
+            self.users, cache_ttl_s=config.auth.cache_ttl, penalties=Penalties(rooms.login_delays(config))
+        )
+        self.imap: ImapServer | None = None
+        self.lmtp: LmtpServer | None = None
+        self.http: dict[str, HttpServer] = {}
+        self._started = time.time()
+
+    async def run(self, *, signals: bool = True, started: Callable[[Front], None] | None = None) -> int:
+        """Serve until told to stop; returns the exit code. started: called when
+        addresses are bound.
+
+        Raises ConfigError, ListenError.
+        """
+        raise_open_files_limit()
+        config = self.config
+        if unused := unused_sections(config):
+            log.warning("a proxy has no use for these sections", sections=unused)
+        with _locked(config.state_dir):
+            directory = self._directory or await open_directory(
+                config.cluster.directory, config.state_dir, password_file=config.cluster.password_file
+            )
+            try:
+                self.view = View(
+                    directory,
+                    clock=time.monotonic,
+                    now=time.time,
+                    sleep=asyncio.sleep,
+                    keeper=KeptFile(config.state_dir / KEPT),
+                )
+                self.view.restore()
+                self._assemble(directory)
+                return await self._serve(directory, signals, started)
+            finally:
+                self.authenticator.close()
+                await directory.close()
+
+    async def _serve(self, directory: Directory, signals: bool, started: Callable[[Front], None] | None) -> int:
+        async with asyncio.TaskGroup() as tasks:
+            await self.listeners.start(tasks)
+            beside = [
+                tasks.create_task(self.view.run()),
+                tasks.create_task(self._beat(directory)),
+                tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run()),
+                tasks.create_task(self.certificate_watch.run()),
+            ]
+            tasks.create_task(self.users.refresh())
+            if started is not None:
+                started(self)
+            try:
+                return await self.lifecycle.run(signals=signals)
+            finally:
+                for task in beside:
+                    task.cancel()
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _assemble(self, directory: Directory) -> None:
+        """Raises ConfigError, ListenError."""
+        config, certificates = self.config, self.certificates
+        self.forwarder = Forwarder(
+            ViewRouter(self.view, directory),
+            rooms.link_secrets(config),
+            self.authenticator,
+            member=config.cluster.backend,
+            certificate=lambda: certificates.digest if certificates else b"",
+            counters=LinkCounters(self.metrics),
+        )
+        if not self.forwarder.secrets:
+            raise ConfigError('cluster.secret_file = "": a proxy needs one; allowed: the file of the backends')
+        if config.imap is not None:
+            self.imap = ImapServer(
+                None,
+                self.authenticator,
+                rooms.imap_settings(config),
+                settings_of=by_client(config, rooms.imap_settings),
+                upgrade=starttls(lambda: certificates.context) if certificates else None,
+                counters=ImapCounters(self.metrics),
+            )
+            self.imap.forwards(self.forwarder)
+            self.listeners.bind("imap", config.imap.listen, imap_factory(self.imap))
+        if config.lmtp is not None:
+            self.lmtp = LmtpServer(Nowhere(), self._lmtp_settings(config), observe=self.metrics.delivered)
+            self.lmtp.forwards(LmtpForwarder(self.forwarder, lambda: self.users))
+            self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
+        if self.imap is None and self.lmtp is None:
+            log.warning("neither [imap] nor [lmtp] is there: nothing serves mail", next_step="give one a `listen`")
+        self.metrics.source("directory", self._age, "Of the cluster's directory.")
+        self._bind_http()
+        self._on_stop()
+        self.lifecycle.on_reload("configuration", self._prepare)
+
+    def _lmtp_settings(self, config: Config) -> Any:
+        certificates = self.certificates
+        (config.state_dir / "spool").mkdir(exist_ok=True)
+        return rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
+
+    def _bind_http(self) -> None:
+        """The probes and the metrics; there is no admin API."""
+        draining = lambda: self.lifecycle.draining  # noqa: E731
+        app = application(metrics=self.metrics.exposition, draining=draining)
+        for name in ("http", "metrics"):
+            section = getattr(self.config, name)
+            if section is not None:
+                self.http[name] = HttpServer(app)
+                self.listeners.bind(name, section.listen, self.http[name].factory)
+
+    def _age(self) -> dict[str, float]:
+        age = self.view.age()
+        return {} if age is None else {"age_seconds": age}
+
+    def _on_stop(self) -> None:
+        async def stop_accepting() -> None:
+            self.listeners.stop(keep=self.http)
+
+        async def end_sessions() -> None:
+            grace_s = self.config.server.shutdown_timeout
+            async with asyncio.TaskGroup() as tasks:
+                if self.imap is not None:
+                    tasks.create_task(self.imap.stop(grace_s=grace_s))
+                if self.lmtp is not None:
+                    tasks.create_task(self.lmtp.close(grace_s))
+
+        async def stop_probes() -> None:
+            self.listeners.stop()
+
+        self.lifecycle.on_stop("listeners", stop_accepting)
+        self.lifecycle.on_stop("sessions", end_sessions)
+        self.lifecycle.on_stop("probes", stop_probes)
+        for name, server in self.http.items():
+            self.lifecycle.on_stop(name, server.close)
+
+    # -- the directory ---------------------------------------------------------------------------------------------
+
+    def ports(self) -> dict[str, int]:
+        """By listener, for the directory; a "/proxy" address takes no member."""
+        found: dict[str, int] = {}
+        for name, section in (("imap", self.config.imap), ("lmtp", self.config.lmtp), ("http", self.config.http)):
+            entries: tuple[Listen, ...] = () if section is None else section.listen
+            for entry in entries:
+                if entry.port and not entry.proxy:
+                    found.setdefault(f"{name}s" if entry.tls else name, entry.port)
+        return found
+
+    async def _beat(self, directory: Directory) -> None:
+        """Tell the others that we live, from the first good answer on."""
+        cluster, registered, counter = self.config.cluster, False, 0
+        name = cluster.backend
+        while True:
+            try:
+                if not registered:
+                    row = await directory.get(Kind.MEMBERS, name)
+                    ours = Member("proxy", cluster.site, cluster.address or name, self.ports(), {}, __version__)
+                    await directory.put(Kind.MEMBERS, name, encode(ours), next_timestamp(time.time, row))
+                    registered = True
+                counter += 1
+                sessions = len(self.imap.hub.registry) if self.imap is not None else 0
+                beat = Beat(counter, site=cluster.site, started=self._started, load={"sessions": float(sessions)})
+                stamp = next_timestamp(time.time, await directory.get(Kind.BEATS, name))
+                await directory.put(Kind.BEATS, name, encode(beat), stamp)
+            except Unavailable:
+                pass  # the view says so in the log
+            await asyncio.sleep(BEAT_S)
+
+    # -- a reload --------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> Callable[[], Reloaded]:
+        """Raises ConfigError; blocks on files."""
+        used = self.config
+        read = load(str(used.file) if used.file else None, self._environ, proxy=True)
+        changed = changes(used, read)
+        config = changed.config
+        secrets = rooms.link_secrets(config)
+        if not secrets:
+            raise ConfigError('cluster.secret_file = "": a proxy needs one; allowed: the file of the backends')
+        users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
+        loaded = None
+        if self.certificates is not None and config.tls.cert:
+            try:
+                loaded = Certificates.prepare(config.tls.cert, config.tls.key)
+            except TlsError as error:
+                raise ConfigError(str(error)) from error
+        imap = (rooms.imap_settings(config), by_client(config, rooms.imap_settings)) if self.imap is not None else None
+        lmtp = self._lmtp_settings(config) if self.lmtp is not None else None
+
+        def use() -> Reloaded:
+            self.config, self.forwarder.secrets, self.users = config, secrets, users
+            self.authenticator.use(users, cache_ttl_s=config.auth.cache_ttl, delays_s=rooms.login_delays(config))
+            if self.certificates is not None and loaded is not None:
+                self.certificates.use(loaded)
+                self.certificate_watch.follow([*config.tls.cert, *config.tls.key])
+            if self.imap is not None and imap is not None:
+                self.imap.use(*imap)
+            if self.lmtp is not None and lmtp is not None:
+                self.lmtp.use(Nowhere(), lmtp)
+            self.lifecycle.drain_timeout_s = config.server.shutdown_timeout
+            self.listeners.proxy_networks = config.server.haproxy_trusted_networks
+            self.listeners.proxy_timeout_s = config.server.haproxy_timeout
+            if "log.level" in changed.applied:
+                set_level(config.log.level)
+            return Reloaded(changed.applied, changed.waiting)
+
+        return use
+
+    async def _renew(self) -> None:
+        """Use the certificates on disk; the old ones stay where those cannot be used."""
+        assert self.certificates is not None
+        tls = self.config.tls
+        try:
+            loaded = await asyncio.to_thread(Certificates.prepare, tls.cert, tls.key)
+        except TlsError as error:
+            log.error("the certificates on disk cannot be used, the old ones stay", error=str(error))
+        else:
+            self.certificates.use(loaded)
+            log.info("certificates renewed")
+
+
+def unused_sections(config: Config) -> list[str]:
+    """What the configuration says and a proxy does not ask for."""
+    given = {key.partition(".")[0] for key, origin in config.origins.items() if origin != "default"}
+    return sorted(section for section in given - USED if not section.startswith("remote"))
+
+
+def _locked(path: Path) -> IO[str]:
+    """The lock of the state directory: one process each. Raises ConfigError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f'state_dir = "{path}": {error.strerror}; allowed: a directory we can write') from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ConfigError(f'state_dir = "{path}": another process uses it; allowed: one process each') from error
+    return lock

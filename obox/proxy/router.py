@@ -1,0 +1,62 @@
+"""Where a proxy sends a user: out of its view of the directory.
+
+It never says Here. Nothing is asked for a user whose row is known; `reread` asks for
+the row of that user alone.
+"""
+
+from __future__ import annotations
+
+from obox.cluster import (
+    Assigned,
+    Directory,
+    Here,
+    Kind,
+    There,
+    View,
+    group_key,
+    group_of,
+    newer,
+)
+from obox.errors import Unavailable
+from obox.types import StorageId
+
+
+class ViewRouter:
+    """A `Router`."""
+
+    def __init__(self, view: View, directory: Directory) -> None:
+        self._view = view
+        self._directory = directory
+
+    async def route(self, sid: StorageId) -> Here | There:
+        """See `obox.cluster.Router`."""
+        assigned = self._view.assigned(*self._place(sid))
+        if assigned is None:
+            raise Unavailable("No backend serves this user yet")
+        return self._there(assigned)
+
+    async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
+        """See `obox.cluster.Router`."""
+        for kind, key in dict.fromkeys([(Kind.PINS, str(sid)), self._place(sid)[::-1]]):
+            known = self._view.assigned(key, kind)
+            if known is None or newer(known, seen):
+                row = await self._directory.get(kind, key)
+                if row is not None:
+                    self._view.note(kind, key, row)
+        return await self.route(sid)
+
+    def _place(self, sid: StorageId) -> tuple[str, Kind]:
+        """The key and kind of the row that says who serves a user."""
+        pin = self._view.assigned(sid, Kind.PINS)
+        if pin is not None and not pin.removed:
+            return sid, Kind.PINS
+        settings = self._view.settings
+        if settings is None:
+            raise Unavailable("The cluster's directory has not answered yet")
+        return group_key(group_of(sid, settings.groups)), Kind.GROUPS
+
+    def _there(self, assigned: Assigned) -> There:
+        member = self._view.members.get(assigned.backend)
+        if member is None:
+            raise Unavailable("The backend of this user is not known yet")
+        return There(assigned.backend, member.address, member.ports, assigned)

@@ -1,0 +1,305 @@
+"""`obox proxy`: a process without a store, in front of the backends that the directory names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from cluster import ADDRESS, SECRET, Cluster, Member, Rows, cluster, until
+from imap.harness import Client
+from patience import PATIENT_S
+from structlog.testing import capture_logs
+
+from obox.cluster import (
+    Assigned,
+    Beat,
+    Here,
+    Kind,
+    MemoryDirectory,
+    MemoryReplica,
+    Settings,
+    There,
+    View,
+    decode,
+    encode,
+    group_key,
+)
+from obox.cluster import Member as MemberRow
+from obox.cluster.records import SETTINGS_KEY
+from obox.config import load
+from obox.errors import ConfigError, Unavailable
+from obox.front import Front, unused_sections
+from obox.proxy import ViewRouter
+from obox.types import StorageId
+
+BEN = StorageId("ben")
+
+
+def directory_of_a_test() -> MemoryDirectory:
+    return MemoryDirectory(MemoryReplica(time.monotonic), sleep=asyncio.sleep)
+
+
+async def put(directory: MemoryDirectory, kind: Kind, key: str, record: object, at: int = 1) -> None:
+    await directory.put(kind, key, encode(record), at)  # type: ignore[arg-type]
+
+
+async def written(rows: Rows, directory: MemoryDirectory) -> None:
+    """The directory says what the rows of a test say, in one group."""
+    await put(directory, Kind.SETTINGS, SETTINGS_KEY, Settings(1, "0" * 32, 1.0))
+    for name, (address, ports) in rows.places.items():
+        await put(directory, Kind.MEMBERS, name, MemberRow("backend", "default", address, ports))
+    for user, assigned in rows.owners.items():
+        await put(directory, Kind.PINS, user, assigned)
+
+
+def config_file(path: Path, more: str = "") -> Path:
+    (path / "secret").write_bytes(SECRET)
+    (path / "secret").chmod(0o600)
+    file = path / "proxy.toml"
+    file.write_text(
+        f"""state_dir = "{path}/proxy"
+[imap]
+listen = ["127.0.0.1:0"]
+[lmtp]
+listen = ["127.0.0.1:0"]
+[http]
+listen = ["127.0.0.1:0"]
+[auth]
+passwd_file = "users"
+failure_delay = "0s"
+[cluster]
+backend = "p1"
+secret_file = "secret"
+{more}"""
+    )
+    return file
+
+
+@asynccontextmanager
+async def running(file: Path, directory: MemoryDirectory) -> AsyncIterator[Front]:
+    front = Front(load(str(file), {}, proxy=True), environ={}, directory=directory)
+    listening = asyncio.Event()
+    task = asyncio.create_task(front.run(signals=False, started=lambda _: listening.set()))
+    await asyncio.wait([task, asyncio.ensure_future(listening.wait())], return_when=asyncio.FIRST_COMPLETED)
+    try:
+        yield front
+    finally:
+        front.lifecycle.stop()
+        assert await task == 0
+
+
+def port_of(front: Front, name: str) -> int:
+    return int(front.listeners.addresses(name)[0].rpartition(":")[2])
+
+
+async def client(front: Front) -> Client:
+    reader, writer = await asyncio.open_connection(ADDRESS, port_of(front, "imap"))
+    made = Client(reader, writer)
+    await made.line()
+    return made
+
+
+@pytest.fixture
+async def backend(tmp_path: Path) -> AsyncIterator[tuple[Cluster, Member, MemoryDirectory]]:
+    async with cluster(tmp_path) as made:
+        made.rows.own("ben", "b2")
+        member = await made.member("b2")
+        directory = directory_of_a_test()
+        await written(made.rows, directory)
+        yield made, member, directory
+
+
+async def test_a_proxy_serves_logins_mails_probes_and_metrics(
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path
+) -> None:
+    _, b2, directory = backend
+    async with running(config_file(tmp_path), directory) as front:
+        await until(lambda: front.view.settings is not None)
+        ben = await client(front)
+        await ben.ok("LOGIN ben secret")
+        await ben.ok("SELECT INBOX")
+        assert (await (await client(front)).cmd("LOGIN ben wrong"))[-1].startswith(b"NO [AUTHENTICATIONFAILED]")
+        reader, writer = await asyncio.open_connection(ADDRESS, port_of(front, "lmtp"))
+        writer.write(b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<ben>\r\nDATA\r\n\r\nhello\r\n.\r\nQUIT\r\n")
+        assert b"\r\n250 2.0.0 <ben> " in await asyncio.wait_for(reader.read(), PATIENT_S)
+        assert (await ben.ok("NOOP"))[0] == b"* 1 EXISTS"
+        where = f"http://{ADDRESS}:{port_of(front, 'http')}"
+
+        def get(path: str) -> str:
+            with urllib.request.urlopen(where + path) as answer:
+                return str(answer.read().decode())
+
+        assert await asyncio.to_thread(get, "/readyz") == "ready\n"
+        metrics = await asyncio.to_thread(get, "/metrics")
+        assert 'obox_forwards_total{protocol="imap",result="ok"} 1.0' in metrics
+        assert 'obox_forwards_total{protocol="lmtp",result="ok"} 1.0' in metrics
+        assert "obox_splices 1.0" in metrics
+        assert "obox_directory_age_seconds" in metrics
+        assert [who.user for who in b2.imap.who()] == ["ben"]
+        await until(lambda: "p1" in front.view.beats)
+        row = await directory.get(Kind.MEMBERS, "p1")
+        assert row is not None
+        assert decode(row.value, MemberRow).role == "proxy"
+        assert front.view.beats["p1"].site == "default"
+        assert isinstance(front.view.beats["p1"], Beat)
+    assert b2.counts.open == 0
+
+
+async def test_a_directory_that_was_once_read_is_kept(
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path
+) -> None:
+    _, _, directory = backend
+    file = config_file(tmp_path)
+    async with running(file, directory) as front:
+        await until((tmp_path / "proxy/directory").exists)
+    empty = directory_of_a_test()
+
+    async def down(*_: object) -> object:
+        raise Unavailable("down")
+
+    empty.get = empty.all = empty.put = down  # type: ignore[method-assign,assignment]
+    async with running(file, empty) as front:
+        await (await client(front)).ok("LOGIN ben secret")
+
+
+async def test_without_any_word_of_the_directory_logins_are_unavailable(
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path
+) -> None:
+    async with running(config_file(tmp_path), directory_of_a_test()) as front:
+        assert (await (await client(front)).cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
+
+
+async def test_a_reload_takes_new_secrets_and_a_bad_one_changes_nothing(
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path
+) -> None:
+    _, _, directory = backend
+    file = config_file(tmp_path)
+    async with running(file, directory) as front:
+        (tmp_path / "secret").write_bytes(b"n" * 32 + b"\n" + SECRET)
+        await front.lifecycle.reloaded()
+        assert front.forwarder.secrets == (b"n" * 32, SECRET)
+        (tmp_path / "secret").write_bytes(b"")
+        with pytest.raises(ConfigError, match="secret_file"):
+            await front.lifecycle.reloaded()
+        assert front.forwarder.secrets == (b"n" * 32, SECRET)
+
+
+async def test_what_a_proxy_has_no_use_for_is_named_once(tmp_path: Path) -> None:
+    file = config_file(tmp_path, '[storage]\nurl = "s3://bucket"\n[fscache]\nmax_size = "1G"\n')
+    (tmp_path / "users").write_text("")
+    config = load(str(file), {}, proxy=True)
+    assert unused_sections(config) == ["fscache", "storage"]
+    with capture_logs() as logs:
+        async with running(file, directory_of_a_test()):
+            pass
+    assert [line["sections"] for line in logs if "sections" in line] == [["fscache", "storage"]]
+
+
+async def test_a_proxy_without_a_secret_does_not_start(tmp_path: Path) -> None:
+    file = config_file(tmp_path)
+    file.write_text(file.read_text().replace('secret_file = "secret"', ""))
+    with pytest.raises(ConfigError, match="secret_file"):
+        await Front(load(str(file), {}, proxy=True), environ={}, directory=directory_of_a_test()).run(signals=False)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """A process of its own, with an LMDB directory, from start to SIGTERM."""
+    file = config_file(tmp_path)
+    (tmp_path / "users").write_text("ben:{PLAIN}secret::::::\n")
+    with socket.socket() as free:
+        free.bind((ADDRESS, 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "obox.main", "proxy", "-c", str(file)],
+        env={**os.environ, "OBOX_IMAP__LISTEN": f"{ADDRESS}:{port}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(int(PATIENT_S * 20)):
+            try:
+                connection = socket.create_connection((ADDRESS, port), PATIENT_S)
+                break
+            except OSError:
+                assert process.poll() is None
+                signal.sigtimedwait([], 0.05)
+        with connection, connection.makefile("rwb", buffering=0) as stream:
+            assert stream.readline().startswith(b"* OK ")
+            stream.write(b"a LOGIN ben secret\r\n")
+            assert stream.readline().startswith(b"a NO [UNAVAILABLE]")
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENT_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "stopping" in {json.loads(line)["event"] for line in errors.splitlines()}
+
+
+# -- the router --------------------------------------------------------------------------------------------------------
+
+
+async def view_of(directory: MemoryDirectory) -> View:
+    view = View(directory, clock=lambda: 0.0, now=lambda: 0.0, sleep=asyncio.sleep)
+    await view.poll()
+    return view
+
+
+async def test_a_pin_goes_before_the_group() -> None:
+    directory = directory_of_a_test()
+    await put(directory, Kind.SETTINGS, SETTINGS_KEY, Settings(1, "0" * 32, 1.0))
+    for name, port in (("b1", 1), ("b2", 2)):
+        await put(directory, Kind.MEMBERS, name, MemberRow("backend", "default", "192.0.2.1", {"imap": port}))
+    await put(directory, Kind.GROUPS, group_key(0), Assigned("b1", 1, 1))
+    router = ViewRouter(await view_of(directory), directory)
+    route = await router.route(BEN)
+    assert route == There("b1", "192.0.2.1", {"imap": 1}, Assigned("b1", 1, 1))
+    await put(directory, Kind.PINS, "ben", Assigned("b2", 1, 1))
+    assert await router.route(BEN) == route  # not read yet
+    again = await router.reread(BEN, Assigned("b2", 2, 0))
+    assert not isinstance(again, Here)
+    assert again.backend == "b2"
+    await put(directory, Kind.PINS, "ben", Assigned("b2", 2, 1, removed=True), 2)
+    again = await router.reread(BEN, Assigned("", 3, 0))
+    assert not isinstance(again, Here)
+    assert again.backend == "b1"
+
+
+async def test_a_row_that_is_new_enough_is_not_read_again() -> None:
+    directory = directory_of_a_test()
+    await put(directory, Kind.SETTINGS, SETTINGS_KEY, Settings(1, "0" * 32, 1.0))
+    await put(directory, Kind.MEMBERS, "b1", MemberRow("backend", "default", "192.0.2.1", {"imap": 1}))
+    await put(directory, Kind.GROUPS, group_key(0), Assigned("b1", 5, 1))
+    await put(directory, Kind.PINS, "ben", Assigned("b1", 5, 1))
+    router = ViewRouter(await view_of(directory), directory)
+
+    async def read(*_: object) -> None:
+        raise AssertionError("asked")
+
+    directory.get = read  # type: ignore[method-assign,assignment]
+    await router.reread(BEN, Assigned("b2", 5, 0))
+
+
+async def test_nobody_is_unavailable() -> None:
+    directory = directory_of_a_test()
+    router = ViewRouter(await view_of(directory), directory)
+    with pytest.raises(Unavailable, match="not answered"):
+        await router.route(BEN)
+    await put(directory, Kind.SETTINGS, SETTINGS_KEY, Settings(1, "0" * 32, 1.0))
+    router = ViewRouter(await view_of(directory), directory)
+    with pytest.raises(Unavailable, match="No backend"):
+        await router.route(BEN)
+    await put(directory, Kind.GROUPS, group_key(0), Assigned("b1", 5, 1))
+    router = ViewRouter(await view_of(directory), directory)
+    with pytest.raises(Unavailable, match="not known"):
+        await router.route(BEN)

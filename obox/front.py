@@ -31,6 +31,7 @@ from .cluster import (
     KeptFile,
     Kind,
     Member,
+    Router,
     View,
     encode,
     next_timestamp,
@@ -109,7 +110,7 @@ class Front:
         """
         raise_open_files_limit()
         config = self.config
-        if unused := unused_sections(config):
+        if unused := self.unused():
             log.warning("a proxy has no use for these sections", sections=unused)
         with _locked(config.state_dir):
             directory = self._directory or await open_directory(
@@ -132,21 +133,50 @@ class Front:
 
     async def _serve(self, directory: Directory, signals: bool, started: Callable[[Front], None] | None) -> int:
         async with asyncio.TaskGroup() as tasks:
-            await self.listeners.start(tasks)
+            self._opening = tasks.create_task(self._open(tasks, started))
             beside = [
+                self._opening,
                 tasks.create_task(self.view.run()),
                 tasks.create_task(self._beat(directory)),
                 tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run()),
                 tasks.create_task(self.certificate_watch.run()),
             ]
             tasks.create_task(self.users.refresh())
-            if started is not None:
-                started(self)
             try:
                 return await self.lifecycle.run(signals=signals)
             finally:
                 for task in beside:
                     task.cancel()
+
+    async def _open(self, tasks: asyncio.TaskGroup, started: Callable[[Front], None] | None) -> None:
+        await self.before(tasks)
+        await self.listeners.start(tasks)
+        if started is not None:
+            started(self)
+
+    # -- what a supervisor of workers does otherwise ---------------------------------------------------------------
+
+    def unused(self) -> list[str]:
+        """Sections that have no use here."""
+        return unused_sections(self.config)
+
+    def read(self) -> Config:
+        """Read the configuration anew. Raises ConfigError; blocks on files."""
+        return load(str(self.config.file) if self.config.file else None, self._environ, proxy=True)
+
+    def router(self, directory: Directory) -> Router:
+        """Who owns a user."""
+        return ViewRouter(self.view, directory)
+
+    async def pause(self, seconds: float) -> None:
+        """Before another attempt at a backend that does not answer."""
+        await asyncio.sleep(seconds)
+
+    async def before(self, tasks: asyncio.TaskGroup) -> None:
+        """The addresses are bound; returns when clients may be accepted.
+
+        Raises ConfigError.
+        """
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
@@ -154,12 +184,13 @@ class Front:
         """Raises ConfigError, ListenError."""
         config, certificates = self.config, self.certificates
         self.forwarder = Forwarder(
-            ViewRouter(self.view, directory),
+            self.router(directory),
             rooms.link_secrets(config),
             self.authenticator,
             member=config.cluster.backend,
             certificate=lambda: certificates.digest if certificates else b"",
             counters=LinkCounters(self.metrics),
+            sleep=self.pause,
         )
         if not self.forwarder.secrets:
             raise ConfigError('cluster.secret_file = "": a proxy needs one; allowed: the file of the backends')
@@ -206,6 +237,7 @@ class Front:
 
     def _on_stop(self) -> None:
         async def stop_accepting() -> None:
+            self._opening.cancel()
             self.listeners.stop(keep=self.http)
 
         async def end_sessions() -> None:
@@ -262,8 +294,7 @@ class Front:
     def _prepare(self) -> Callable[[], Reloaded]:
         """Raises ConfigError; blocks on files."""
         used = self.config
-        read = load(str(used.file) if used.file else None, self._environ, proxy=True)
-        changed = changes(used, read)
+        changed = changes(used, self.read())
         config = changed.config
         secrets = rooms.link_secrets(config)
         if not secrets:

@@ -13,7 +13,7 @@ Diagnostics: groups that cannot be taken over or released yet are logged at each
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -39,6 +39,10 @@ POLL_S: Final = 1.0
 READ_BACK_S: Final = 0.05
 """Between writing a row and reading who has it: what two that write at once are apart."""
 
+ARRIVE_S: Final = 10.0
+"""How long a login waits for its unit to be taken over, as it waits for a bucket."""
+ARRIVE_POLL_S: Final = 0.02
+
 SWEEP_S: Final = 300.0
 """Between looks at the journals of all backends for boots that concern this one: a LIST
 for each backend that ever was.
@@ -50,6 +54,9 @@ class Store(Protocol):
 
     def held(self) -> Mapping[str, tuple[int, int]]:
         """What is served: by unit, number and token of the assignment."""
+
+    def holds(self, unit: str) -> bool:
+        """Whether a unit is served."""
 
     def boot(self) -> str:
         """The present boot of the journal."""
@@ -86,7 +93,8 @@ class Myself:
 @dataclass(frozen=True)
 class World:
     """Time, chance, load, and others. now: unix seconds; clock: monotonic seconds; load: see
-    `Beat`; greets: whether a backend, None if it is not registered, answers a connection.
+    `Beat`; greets: whether a backend, None if it is not registered, answers a connection;
+    gone: backends whose process is known to have ended.
     """
 
     now: Callable[[], float]
@@ -95,6 +103,7 @@ class World:
     random_bytes: Callable[[int], bytes]
     load: Callable[[], Mapping[str, float]]
     greets: Callable[[Member | None], Awaitable[bool]]
+    gone: Callable[[], Collection[str]] = tuple
 
 
 class BackendMember:
@@ -163,11 +172,18 @@ class BackendMember:
         if row is None:
             raise Unavailable("no backend serves the user yet; try again")
         if row.backend == self.me:
+            await self._arrived(self.unit_of(sid))
             return Here(row)
         found = self.view.members.get(row.backend)
         if found is None:
             raise Unavailable("the user's backend is not known; try again")
         return There(row.backend, found.address, found.ports, row)
+
+    async def _arrived(self, unit: str) -> None:
+        """Wait a little for a unit whose row names us to be taken over."""
+        late = self._world.clock() + ARRIVE_S
+        while not self._store.holds(unit) and self._world.clock() < late:
+            await self._world.sleep(ARRIVE_POLL_S)
 
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """See `route.Router.reread`."""
@@ -250,7 +266,8 @@ class BackendMember:
     async def _watch_others(self) -> None:
         """See docs/cluster.md, "When a backend counts as dead"."""
         view, watch, clock = self.view, self._watch, self._world.clock
-        suspect = watch.observe(Observation(clock(), view.beats, view.beat_read(self.me), view.owners()))
+        gone = self._world.gone()
+        suspect = watch.observe(Observation(clock(), view.beats, view.beat_read(self.me), view.owners(), gone))
         if suspect is not None:
             answered = await self._world.greets(view.members.get(suspect))
             if watch.greeted(suspect, answered, clock()):

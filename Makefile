@@ -21,8 +21,8 @@ FAST = -m 'not needs' $(SLOW:%=--ignore=tests/%)
 # The newest Python beside the one of .venv that can make an environment; empty where there is none.
 NEWEST ?= $(firstword $(filter-out $(PYTHON),$(shell for p in python3.14 python3.13 python3.12; do \
 	$$p -c 'import ensurepip, venv' 2>/dev/null && echo $$p; done)))
-PACKAGES := curl default-jre-headless dovecot-imapd dovecot-lmtpd isync maven nginx-light openssl postfix python3 \
-	python3-venv systemd
+PACKAGES := curl default-jre-headless dovecot-imapd dovecot-lmtpd haproxy isync libnginx-mod-mail maven \
+	nginx-light openssl postfix python3 python3-venv systemd
 SLOW := sim fuzz model e2e operations systemd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

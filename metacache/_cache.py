@@ -15,6 +15,7 @@ environment that is damaged.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -185,15 +186,25 @@ class Metacache:
             ops = self._writer.pending(txn, user, box)
         return fold_copy(copy, ops)
 
-    def get_fields(self, user: str, box: str, uids: Sequence[int]) -> list[bytes | None]:
+    def get_fields(
+        self, user: str, box: str, uids: Sequence[int], *, bytes_max: int = sys.maxsize
+    ) -> list[bytes | None]:
         """Return the records of `uids` in their order, None where there is none.
 
-        Ascending uids are fastest.
+        Ascending uids are fastest. bytes_max: the records end with the one that makes
+        them more together.
         """
         with self._disk.snapshot() as txn:
-            values = self._disk.get_fields(txn, user, box, uids)
+            values = self._disk.get_fields(txn, user, box, uids, bytes_max)
             ops = self._writer.pending(txn, user, box)
-        return fold_fields(values, uids, ops) if ops else values
+        if not ops:
+            return values
+        values = fold_fields(values, uids[: len(values)], ops)
+        for at, value in enumerate(values):
+            bytes_max -= 0 if value is None else len(value)
+            if bytes_max < 0:
+                return values[: at + 1]
+        return values
 
     def iter_fields(self, user: str, box: str, low: int, high: int) -> list[tuple[int, bytes]]:
         """Return the records with low <= uid <= high, by uid."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -157,8 +158,13 @@ class Disk:
         record = None if raw is None else BoxRecord.decode(raw)
         return None if record is None or not record.has_copy else Copy(record.stamp, None, [], record.change)
 
-    def get_fields(self, txn: Txn, user: str, box: str, uids: Sequence[int]) -> list[bytes | None]:
-        """Return the records of `uids` in their order, None where there is none."""
+    def get_fields(
+        self, txn: Txn, user: str, box: str, uids: Sequence[int], bytes_max: int = sys.maxsize
+    ) -> list[bytes | None]:
+        """Return the records of `uids` in their order, None where there is none.
+
+        It ends with the record that makes them more than `bytes_max` together.
+        """
         prefix = box_key(user, box)
         keys = [prefix + u32(uid) for uid in uids]
         with txn.cursor(self.env.fields) as cursor:
@@ -169,9 +175,16 @@ class Disk:
             else:
                 found = dict(pairs)
                 values = [found.get(key) for key in keys]
-            for at, value in enumerate(values):
-                if value is not None and len(value) == CHUNK_BYTES:
-                    values[at] = value + _continued(cursor, keys[at])
+            for at, first in enumerate(values):
+                if first is None:
+                    continue
+                size = len(first)
+                if size == CHUNK_BYTES:
+                    whole = values[at] = first + _continued(cursor, keys[at])
+                    size = len(whole)
+                bytes_max -= size
+                if bytes_max < 0:
+                    return values[: at + 1]
         return values
 
     def iter_fields(self, txn: Txn, user: str, box: str, low: int, high: int) -> dict[int, bytes]:

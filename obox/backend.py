@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .cluster import Router
     from .membership import Joining
     from .proxy import Forwarder
+    from .proxy.socketmap import SocketmapServer
 
 log = structlog.get_logger()
 
@@ -199,8 +200,8 @@ class Backend:
         on the admin socket. It is also in [http], if there is a key or a unix
         socket."""
         config = self.parts.config
-        key = config.http.api_key.reveal() if config.http is not None else ""
-        api = routes(admin, key=key, version=__version__)
+        key = self._api_key
+        api = [*routes(admin, key=key, version=__version__), *self._nginx()]
         draining = lambda: self.lifecycle.draining  # noqa: E731
         out = {"admin": HttpServer(application(routes=api))}
         if config.http is not None and config.metrics is not None:
@@ -210,6 +211,40 @@ class Backend:
         if config.metrics is not None:
             out["metrics"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining))
         return out
+
+    def _socketmap(self) -> SocketmapServer | None:
+        """The answers for Postfix as a front end."""
+        config = self.parts.config
+        if config.socketmap is None:
+            return None
+        from .proxy.socketmap import Lookups, SocketmapServer
+
+        def delimiters() -> str:
+            lmtp = self.parts.config.lmtp
+            return lmtp.recipient_delimiter if lmtp is not None else "+"
+
+        router = self.forwarder.router if self.forwarder is not None else None
+        lookups = Lookups(lambda: self.parts.users, router, self._here, delimiters=delimiters)
+        made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
+        self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
+        return made
+
+    def _here(self) -> tuple[str, dict[str, int]]:
+        """Where front ends reach our own listeners."""
+        return self.parts.config.cluster.address or "127.0.0.1", self._ports()
+
+    def _nginx(self) -> list[Any]:
+        """The answers for nginx as a front end."""
+        if self.forwarder is None:
+            return []
+        from .proxy.nginx import NginxAuth
+
+        return NginxAuth(self.forwarder, lambda: self._api_key, self._here).routes()
+
+    @property
+    def _api_key(self) -> str:
+        http = self.parts.config.http
+        return http.api_key.reveal() if http is not None else ""
 
     def _bind_http(self, servers: dict[str, HttpServer]) -> None:
         config = self.parts.config
@@ -279,6 +314,7 @@ class Backend:
             self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
         server = wiring.Running(self.imap, self.listeners, self.lifecycle)
         self.admin = wiring.of_parts(self.parts, server)
+        self.socketmap = self._socketmap()
         https = self._http(self.admin)
         self._bind_http(https)
         if config.imap is None and config.lmtp is None:
@@ -306,15 +342,16 @@ class Backend:
 
     async def _join(self, joining: Joining) -> None:
         """Be a member of the cluster. Raises ConfigError, which ends the process."""
+        await joining.run(self._ports())
+
+    def _ports(self) -> dict[str, int]:
+        """Where the other members and front ends reach our listeners."""
         from .membership import ports_of
 
-        config = self.parts.config
-        sections = {"imap": config.imap, "lmtp": config.lmtp, "http": config.http}
-        listens = {name: section.listen for name, section in sections.items() if section is not None}
-        await joining.run(ports_of(listens, self.listeners.addresses))
+        return ports_of(("imap", "lmtp", "http"), self.listeners.addresses)
 
     async def _kick(self, users: Collection[StorageId]) -> None:
-        """End the sessions of users who leave for another backend, each after its command."""
+        """End the sessions of users who move to another backend."""
         if self.imap is not None:
             self.imap.kick_mail(users, "Your mail moves to another server, please log in again")
 
@@ -354,6 +391,8 @@ class Backend:
                     tasks.create_task(self.imap.stop(grace_s=grace_s))
                 if self.lmtp is not None:
                     tasks.create_task(self.lmtp.close(grace_s))
+                if self.socketmap is not None:
+                    tasks.create_task(self.socketmap.close(grace_s))
 
         async def flush() -> None:
             await store.close(upload=not self.lifecycle.returning)
@@ -388,17 +427,17 @@ class Backend:
                 log.info("certificates renewed")
 
 
-def _client(via: Via | None) -> str | None:
+def client(via: Via | None) -> str | None:
     """Return the client's address from a PROXY header."""
     return via.client[0] if via is not None and via.client is not None else None
 
 
 def imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: imap.connection_factory(tls=entry.tls, remote=_client(via))
+    return lambda entry, via: imap.connection_factory(tls=entry.tls, remote=client(via))
 
 
 def lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: lmtp.protocol(_client(via))
+    return lambda entry, via: lmtp.protocol(client(via))
 
 
 _COUNTERS: Final = frozenset({"hits", "misses", "evictions", "errors", "skipped"})

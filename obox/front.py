@@ -23,7 +23,7 @@ import structlog
 
 from . import __version__, rooms
 from .auth import Authenticator, PasswdFile, Penalties
-from .backend import ImapCounters, LinkCounters, imap_factory, lmtp_factory
+from .backend import ImapCounters, LinkCounters, client, imap_factory, lmtp_factory
 from .changes import changes
 from .cluster import (
     Beat,
@@ -37,12 +37,15 @@ from .cluster import (
     next_timestamp,
     open_directory,
 )
-from .config import Config, Listen, by_client, load
+from .config import Config, by_client, load
 from .errors import ConfigError, Unavailable
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
+from .membership import ports_of
 from .net import Certificates, Listeners, TlsError, inherited_sockets
 from .proxy import Forwarder, LmtpForwarder, Nowhere, ViewRouter
+from .proxy.nginx import NginxAuth
+from .proxy.socketmap import Lookups, SocketmapServer
 from .server import (
     FileWatch,
     HttpServer,
@@ -63,7 +66,7 @@ BEAT_S: Final = 1.0
 KEPT: Final = "directory"
 """Below state_dir: the last good answer of the directory."""
 USED: Final = frozenset(
-    {"auth", "cluster", "http", "imap", "lmtp", "log", "metrics", "quota", "server", "state_dir", "tls"}
+    {"auth", "cluster", "http", "imap", "lmtp", "log", "metrics", "quota", "server", "socketmap", "state_dir", "tls"}
 )
 """Sections that a proxy has a use for."""
 
@@ -99,11 +102,12 @@ class Front:
         )
         self.imap: ImapServer | None = None
         self.lmtp: LmtpServer | None = None
+        self.socketmap: SocketmapServer | None = None
         self.http: dict[str, HttpServer] = {}
         self._started = time.time()
 
     async def run(self, *, signals: bool = True, started: Callable[[Front], None] | None = None) -> int:
-        """Serve until told to stop; returns the exit code. started: called when
+        """Serve until a stop, and return the exit code. started: called when the
         addresses are bound.
 
         Raises ConfigError, ListenError.
@@ -211,10 +215,24 @@ class Front:
             self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
         if self.imap is None and self.lmtp is None:
             log.warning("neither [imap] nor [lmtp] is there: nothing serves mail", next_step="give one a `listen`")
+        if config.socketmap is not None:
+            self._bind_socketmap(config)
         self.metrics.source("directory", self._age, "Of the cluster's directory.")
         self._bind_http()
         self._on_stop()
         self.lifecycle.on_reload("configuration", self._prepare)
+
+    def _bind_socketmap(self, config: Config) -> None:
+        """The answers for Postfix."""
+        assert config.socketmap is not None
+
+        def delimiters() -> str:
+            return self.config.lmtp.recipient_delimiter if self.config.lmtp is not None else "+"
+
+        lookups = Lookups(lambda: self.users, self.forwarder.router, lambda: ("", {}), delimiters=delimiters)
+        made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
+        self.socketmap = made
+        self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
 
     def _lmtp_settings(self, config: Config) -> Any:
         certificates = self.certificates
@@ -222,14 +240,18 @@ class Front:
         return rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
 
     def _bind_http(self) -> None:
-        """The probes and the metrics; there is no admin API."""
+        """The probes, the metrics and the answers for nginx; there is no admin API."""
         draining = lambda: self.lifecycle.draining  # noqa: E731
-        app = application(metrics=self.metrics.exposition, draining=draining)
+        nginx = NginxAuth(self.forwarder, self._api_key, lambda: ("", {}))
+        app = application(metrics=self.metrics.exposition, draining=draining, routes=nginx.routes())
         for name in ("http", "metrics"):
             section = getattr(self.config, name)
             if section is not None:
                 self.http[name] = HttpServer(app)
                 self.listeners.bind(name, section.listen, self.http[name].factory)
+
+    def _api_key(self) -> str:
+        return self.config.http.api_key.reveal() if self.config.http is not None else ""
 
     def _age(self) -> dict[str, float]:
         age = self.view.age()
@@ -247,6 +269,8 @@ class Front:
                     tasks.create_task(self.imap.stop(grace_s=grace_s))
                 if self.lmtp is not None:
                     tasks.create_task(self.lmtp.close(grace_s))
+                if self.socketmap is not None:
+                    tasks.create_task(self.socketmap.close(grace_s))
 
         async def stop_probes() -> None:
             self.listeners.stop()
@@ -259,25 +283,22 @@ class Front:
 
     # -- the directory ---------------------------------------------------------------------------------------------
 
-    def ports(self) -> dict[str, int]:
-        """By listener, for the directory; a "/proxy" address takes no member."""
-        found: dict[str, int] = {}
-        for name, section in (("imap", self.config.imap), ("lmtp", self.config.lmtp), ("http", self.config.http)):
-            entries: tuple[Listen, ...] = () if section is None else section.listen
-            for entry in entries:
-                if entry.port and not entry.proxy:
-                    found.setdefault(f"{name}s" if entry.tls else name, entry.port)
-        return found
-
     async def _beat(self, directory: Directory) -> None:
-        """Tell the others that we live, from the first good answer on."""
+        """Register this proxy, and write its beat once a second."""
         cluster, registered, counter = self.config.cluster, False, 0
         name = cluster.backend
         while True:
             try:
                 if not registered:
                     row = await directory.get(Kind.MEMBERS, name)
-                    ours = Member("proxy", cluster.site, cluster.address or name, self.ports(), {}, __version__)
+                    ours = Member(
+                        "proxy",
+                        cluster.site,
+                        cluster.address or name,
+                        ports_of(("imap", "lmtp", "http"), self.listeners.addresses),
+                        {},
+                        __version__,
+                    )
                     await directory.put(Kind.MEMBERS, name, encode(ours), next_timestamp(time.time, row))
                     registered = True
                 counter += 1
@@ -329,7 +350,7 @@ class Front:
         return use
 
     async def _renew(self) -> None:
-        """Use the certificates on disk; the old ones stay where those cannot be used."""
+        """Use the certificates on disk, unless they are bad."""
         assert self.certificates is not None
         tls = self.config.tls
         try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from . import __version__
-from .config import Config, describe, doubts, load
+from .config import Config, describe, load
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def worker(name: str) -> None:
 @cli.command()
 @_config_option
 def proxy(path: str | None) -> None:
-    """Run one proxy until SIGTERM: it forwards clients to the backends that own their users."""
+    """Run one proxy, which forwards clients to the backends of their users."""
     try:
         config = load(path, os.environ, proxy=True)
     except ConfigError as exc:
@@ -212,6 +212,8 @@ def show_config(path: str | None, changed_only: bool) -> None:
     click.echo(describe(config, changed_only=changed_only), nl=False)
     if not config.auth.passwd_file.exists():
         click.echo(f"obox: auth.passwd_file = {config.auth.passwd_file}: no such file; nobody can log in yet", err=True)
+    from .config.doubts import doubts
+
     for line in doubts(config):
         click.echo(f"obox: {line}", err=True)
     from .backend import Backend

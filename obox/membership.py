@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from .cluster import (
     open_directory,
 )
 from .cluster.initial import GROUPS_LOCAL
-from .config import Config, Listen
+from .config import Config
 from .errors import Unavailable
 from .store import MailStore, handover
 from .store.handover import Kick
@@ -175,13 +175,17 @@ async def open_membership(config: Config, closing: AsyncExitStack) -> Joining:
     return Joining(config, directory, view)
 
 
-def ports_of(listens: Mapping[str, Sequence[Listen]], addresses: Callable[[str], list[str]]) -> dict[str, int]:
-    """The ports of TCP listeners by name, with an "s" where TLS begins at once. addresses: as bound, in order."""
+def ports_of(listeners: Iterable[str], addresses: Callable[[str], list[str]]) -> dict[str, int]:
+    """The ports of TCP listeners by name, with an "s" where TLS begins at once.
+
+    addresses: of a listener, as bound: a host name may have several.
+    """
     found: dict[str, int] = {}
-    for name, entries in listens.items():
-        for entry, bound in zip(entries, addresses(name), strict=True):
-            if entry.path is None and not entry.proxy:
-                found.setdefault(f"{name}s" if entry.tls else name, int(bound.split("/")[0].rpartition(":")[2]))
+    for name in listeners:
+        for bound in addresses(name):
+            place, _, flags = bound.partition("/")
+            if not bound.startswith("unix:") and "proxy" not in flags:
+                found.setdefault(f"{name}s" if "tls" in flags else name, int(place.rpartition(":")[2]))
     return found
 
 

@@ -29,6 +29,9 @@ START_S = 240.0
 SUPERUSER = "cassandra"
 """Name and password of a new server's first role."""
 
+KEYSTORE = "obox-test"
+"""Password of the server's key."""
+
 GIVEN = os.environ.get("OBOX_TEST_CASSANDRA", "")
 PROGRAMS = () if GIVEN else ("java", "mvn")
 """For the marker `needs`."""
@@ -78,6 +81,13 @@ auto_snapshot: false
 authenticator: PasswordAuthenticator
 authorizer: CassandraAuthorizer
 role_manager: CassandraRoleManager
+client_encryption_options:
+  enabled: true
+  optional: true
+  keystore: {home}/keystore.p12
+  keystore_password: {secret}
+  store_type: PKCS12
+  require_client_auth: false
 permissions_validity: 100ms
 roles_validity: 100ms
 credentials_validity: 100ms
@@ -95,12 +105,13 @@ LOGBACK = """\
 
 @dataclass(frozen=True)
 class CassandraServer:
-    """A running server and its superuser."""
+    """A running server and its superuser. ca: of its certificate, which is for 127.0.0.1; None: not known."""
 
     host: str
     port: int
     user: str = SUPERUSER
     password: str = SUPERUSER
+    ca: Path | None = None
 
     def connect(self, user: str = "", password: str = "") -> Any:
         """A driver's Cluster; without a user as superuser. The caller shuts it down."""
@@ -121,6 +132,18 @@ class CassandraServer:
                 session.execute(statement, timeout=PATIENT_S)
         finally:
             cluster.shutdown()
+
+    def run_patiently(self, statement: str) -> None:
+        """The same until it is taken: a password may be changed every 5 s."""
+        deadline = time.monotonic() + PATIENT_S
+        while True:
+            try:
+                self.run(statement)
+                return
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
 
 def fetched() -> Path:
@@ -162,6 +185,25 @@ def _arguments(jars: Path, home: Path, jmx: int) -> list[str]:
     ]
 
 
+def _keystore(home: Path) -> Path:
+    """Make the server's certificate and its key, for Java; returns the certificate, which is its own CA."""
+    from certificates import certificate
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
+
+    cert, key = certificate(home)
+    private = load_pem_private_key(key.read_bytes(), None)
+    store = pkcs12.serialize_key_and_certificates(
+        b"node",
+        private,
+        x509.load_pem_x509_certificate(cert.read_bytes()),
+        None,
+        BestAvailableEncryption(KEYSTORE.encode()),
+    )
+    (home / "keystore.p12").write_bytes(store)
+    return cert
+
+
 @contextmanager
 def run_cassandra() -> Iterator[CassandraServer]:
     """Start a server in a directory of its own, wait until its superuser can log in, kill it at the end."""
@@ -173,7 +215,8 @@ def run_cassandra() -> Iterator[CassandraServer]:
     process: subprocess.Popen[bytes] | None = None
     try:
         port, storage, jmx = free_port(), free_port(), free_port()
-        (home / "cassandra.yaml").write_text(SETTINGS.format(home=home, port=port, storage=storage))
+        (home / "cassandra.yaml").write_text(SETTINGS.format(home=home, port=port, storage=storage, secret=KEYSTORE))
+        ca = _keystore(home)
         (home / "logback.xml").write_text(LOGBACK)
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -184,7 +227,7 @@ def run_cassandra() -> Iterator[CassandraServer]:
                 stderr=out,
                 start_new_session=True,
             )
-        server = CassandraServer("127.0.0.1", port)
+        server = CassandraServer("127.0.0.1", port, ca=ca)
         if not _wait_ready(process, server):
             pytest.fail("Cassandra does not start: " + log.read_text(errors="replace")[-3000:])
         yield server

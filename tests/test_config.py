@@ -50,7 +50,7 @@ def test_no_file_and_a_url_is_a_valid_start() -> None:
     assert got.fscache.path == Path("/var/lib/obox/fscache")
     assert got.metacache.max_grace.of(got.metacache.max_space) == (1 << 30) // 10
     assert got.cluster.backend
-    for name in ("imap", "lmtp", "pop3", "managesieve", "http", "metrics"):
+    for name in ("imap", "lmtp", "pop3", "managesieve", "http", "metrics", "socketmap"):
         assert getattr(got, name) is None, "an absent section is off"
 
 
@@ -207,7 +207,7 @@ BAD = [
     ("CLUSTER__DIRECTORY", "redis://x", "cassandra://"),
     ("SERVER__WORKERS", "4", "allowed: 1"),
     ("CLUSTER__EVENTS", "nats://127.0.0.1:4222", 'allowed: "local"'),
-    ("CLUSTER__DIRECTORY", "lmdb:///var/lib/obox/cluster", 'allowed: "local"'),
+    ("CLUSTER__DIRECTORY", "lmdb:///var/lib/obox/cluster", "allowed: together with cluster.secret_file"),
     ("STORAGE__URL", "s3://my bucket", "s3://bucket/prefix"),
     ("STORAGE__URL", "s3://my%20bucket", "a bucket name of 3 to 255"),
     ("STORAGE__URL", "s3://ab/mail", "a bucket name of 3 to 255"),

@@ -24,8 +24,6 @@ LONG: dict[str, str] = {
 }
 WIDE: dict[str, str] = {
     "obox.imap._scan.Scan": "one method for each terminal of the grammar of RFC 9051",
-    "obox.mailbox._state.State": "the columns of a mailbox; to be divided into what joins and what is asked",
-    "obox.store.user.User": "implements store.api and is reached into; to be divided with Box and Stamp",
     "tests.fscache.test_fscache_model.FscacheMachine": "one method for each rule and invariant of the model",
 }
 

@@ -17,9 +17,10 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 LIBRARY_MODULES_MAX = 540
 """Of a start with a directory as bucket; a module costs half a millisecond on average, numpy's 100 among them."""
-OWN_BYTES_MAX = 1_550_000
-"""Source of our own modules at a start: they cost by their size, however it is cut into files."""
-PACKAGES_MAX = 36
+OWN_BYTES_MAX = 1_700_000
+"""Source of our own modules at a start: they cost by their size, however it is cut into files. A tenth of it came with
+units of users that come and go, forwarding, and prose in full sentences."""
+PACKAGES_MAX = 50
 """What `make serve` installs: each costs a third of a second of CPU time, downloads not counted."""
 OWN = ("obox", "metacache", "fscache")
 
@@ -72,7 +73,10 @@ def source_bytes(module: str) -> int:
 
 
 def test_make_serve_installs_few_packages() -> None:
-    """The packages that ours asks for, and those that they ask for, without extras. It was 49."""
+    """The packages that ours asks for, and those that they ask for, without extras.
+
+    aioboto3, which the project is asked to use, brings 14 of them.
+    """
     found: set[str] = set()
     asked = ["obox"]
     while asked:

@@ -10,17 +10,24 @@ A call in another thread that keeps the interpreter's lock stops the loop as wel
 of the loop's thread; `Turns.held_s` counts the CPU time of the whole process between two callbacks,
 which includes it.
 
-Use `with turns() as found:` round a test that runs its server in the test's own asyncio loop.
+Use `with turns() as found:` round a test that runs its server in the test's own asyncio loop. The three
+longest turns are printed at its end: the callback of each, and where it was when a thread looked every
+few milliseconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import heapq
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 TURN_S_MAX = 0.05
@@ -28,7 +35,11 @@ TURN_S_MAX = 0.05
 HELD_S_MAX = 0.5
 """CPU time of all threads between two callbacks: a turn, and what threads may do beside it without the
 interpreter's lock."""
-
+LONGEST_COUNT: Final = 3
+"""Turns that are remembered and named."""
+LOOK_S: Final = 0.006
+FRAMES_COUNT: Final = 7
+"""Frames of the stack that are named, the innermost last."""
 
 _TEXT: Final = bytes(range(256)) * 64
 _best_s = float("inf")
@@ -48,15 +59,46 @@ def _sample() -> float:
 
 @dataclass
 class Turns:
-    longest_s: float = 0.0
-    longest: str = ""
+    longest: list[tuple[float, int, str]] = field(default_factory=list)
+    """The LONGEST_COUNT longest: seconds, the number of the turn, the callback. A heap, the shortest first."""
     held_s: float = 0.0
     count: int = 0
     samples: list[float] = field(default_factory=list)
+    seen: tuple[int, str] = (-1, "")
+    """Where a turn was that took long, and how many turns came before it."""
+
+    @property
+    def longest_s(self) -> float:
+        return max((took for took, _, _ in self.longest), default=0.0)
+
+    def add(self, took: float, handle: asyncio.Handle) -> None:
+        """Count a turn; remember its callback if the turn is one of the longest."""
+        seen = self.seen[1] if self.seen[0] == self.count else ""
+        self.count += 1
+        if len(self.longest) < LONGEST_COUNT:
+            heapq.heappush(self.longest, (took, self.count, f"{_named(handle)}{seen}"))
+        elif took > self.longest[0][0]:
+            heapq.heapreplace(self.longest, (took, self.count, f"{_named(handle)}{seen}"))
+
+    def look(self, thread_id: int, over: threading.Event) -> None:
+        """In a thread: note where a turn is that is not over when we look again."""
+        turn = -1
+        while not over.wait(LOOK_S):
+            if turn == self.count and self.seen[0] != turn and (frame := sys._current_frames().get(thread_id)):
+                lines = traceback.extract_stack(frame)[-FRAMES_COUNT:]
+                self.seen = turn, " in " + " > ".join(f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in lines)
+            turn = self.count
+
+    def report(self) -> str:
+        """The longest turns, a line each."""
+        lines = [f"{took * 1000:.1f} ms, turn {number}: {name}" for took, number, name in sorted(self.longest)[::-1]]
+        return f"longest of {self.count} turns (slowdown {self.slowdown:.1f}):\n  " + "\n  ".join(lines)
 
     @property
     def slowdown(self) -> float:
         """What a shared processor makes of a turn: the slow tenth of the samples beside the best there was."""
+        if not self.samples:
+            return 1.0
         return max(1.0, sorted(self.samples)[len(self.samples) * 9 // 10] / _best_s)
 
     def check(self) -> None:
@@ -64,7 +106,7 @@ class Turns:
         assert self.count, "nothing ran on this loop"
         self.samples += [_sample() for _ in range(20)]
         longest, held = self.longest_s / self.slowdown, self.held_s / self.slowdown
-        assert longest <= TURN_S_MAX, f"{self.longest} held the loop for {longest:.3f} s of CPU ({self.slowdown:.1f})"
+        assert longest <= TURN_S_MAX, f"a turn of {longest:.3f} s of CPU; {self.report()}"
         assert held <= HELD_S_MAX, f"the loop got no turn during {held:.3f} s of CPU ({self.slowdown:.1f})"
 
 
@@ -108,9 +150,7 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
             return plain(handle)
         finally:
             took = time.thread_time() - collected - begin
-            found.count += 1
-            if took > found.longest_s:
-                found.longest_s, found.longest = took, _named(handle)
+            found.add(took, handle)
 
     last = time.process_time()
 
@@ -124,9 +164,15 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
     timer = loop.call_later(tick_s, tick)
     asyncio.events.Handle._run = run  # type: ignore[method-assign]
     gc.callbacks.append(collection)
+    over = threading.Event()
+    looking = threading.Thread(target=found.look, args=(threading.get_ident(), over), daemon=True)
+    looking.start()
     try:
         yield found
     finally:
+        over.set()
+        looking.join()
         gc.callbacks.remove(collection)
         asyncio.events.Handle._run = plain  # type: ignore[method-assign]
         timer.cancel()
+        print(found.report())

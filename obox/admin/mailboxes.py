@@ -222,7 +222,7 @@ async def quota_recalc(admin: Admin, account: Account, params: QuotaRecalcParams
             if info.guid is not None:
                 await user.box(info.guid)
         after = user.usage()
-        await user.flush_root()
+        await user.rootbox.flush()
         yield {
             "before_bytes": before.storage_bytes,
             "bytes": after.storage_bytes,

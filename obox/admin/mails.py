@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -28,6 +29,8 @@ _NEED_FIELDS: Final = frozenset(("imap.envelope", "imap.body", "imap.bodystructu
 _NEED_MAIL: Final = frozenset(("body", "text", "text.utf8"))
 _NEED_HEADER: Final = frozenset(("hdr", "date.sent"))
 BATCH: Final = 64
+INLINE_BYTES: Final = 16 * 1024
+"""Octets of a mail whose texts are decoded on the loop; of a larger one in a thread."""
 
 
 class QueryParams(Selection, kw_only=True):
@@ -103,11 +106,11 @@ async def _rows(user: User, found: Found, uids: list[int], fields: list[str]) ->
         whole = any(one.header is None for one in ready.values() if one and not isinstance(one, OboxError))
     if whole:
         async for uid, source in found.box.mails(uids):
-            if (row := _row(user, found, uid, fields, _contents(ready.get(uid), source))) is not None:
+            if (row := await _row(user, found, uid, fields, _contents(ready.get(uid), source))) is not None:
                 yield row
         return
     for uid in uids:
-        if (row := _row(user, found, uid, fields, _contents(ready.get(uid), None))) is not None:
+        if (row := await _row(user, found, uid, fields, _contents(ready.get(uid), None))) is not None:
             yield row
 
 
@@ -195,8 +198,11 @@ _SHOWN: Final[Mapping[str, Callable[[_Mail], object]]] = {
 FIELDS: Final = tuple(_SHOWN)
 
 
-def _row(user: User, found: Found, uid: int, fields: list[str], contents: Contents) -> Row | None:
-    """Return the row of a mail, or None if it has been expunged meanwhile."""
+async def _row(user: User, found: Found, uid: int, fields: list[str], contents: Contents) -> Row | None:
+    """Return the row of a mail, or None if it has been expunged meanwhile.
+
+    A large mail is decoded in a thread.
+    """
     from .. import mime
 
     ready, source = contents
@@ -205,6 +211,21 @@ def _row(user: User, found: Found, uid: int, fields: list[str], contents: Conten
         return None
     header = source[: mime.header_end(source)] if source else (ready.header or b"") if ready is not None else b""
     mail = _Mail(user.name, found, uid, at, ready, header, source)
+    row = {field: None if _of_contents(field) else _SHOWN[field](mail) for field in fields}
+    decoded = [field for field in fields if _of_contents(field)]
+    ready_bytes = 0 if ready is None else len(ready.packed)
+    if len(source) + len(header) + ready_bytes > INLINE_BYTES:
+        return {**row, **await asyncio.to_thread(_decoded, mail, decoded)}
+    await asyncio.sleep(0)  # small ones by the hundred
+    return {**row, **_decoded(mail, decoded)}
+
+
+def _of_contents(field: str) -> bool:
+    """The field is made of the mail's bytes, not of the index, which only the loop may read."""
+    return field in _NEED_HEADER or field in _NEED_FIELDS or field in _NEED_MAIL or field.startswith("hdr.")
+
+
+def _decoded(mail: _Mail, fields: list[str]) -> Row:
     return {field: _SHOWN[field](mail) if field in _SHOWN else mail.field(field[4:]) for field in fields}
 
 

@@ -39,9 +39,9 @@ LINE_BYTES_MAX: Final = 4 * ((PROOF_BYTES + FORWARD_BYTES_MAX + 2) // 3)
 
 
 class LinkRefused(Exception):
-    """The peer does not know the secret, or has changed what it was told.
+    """The peer does not know the secret, or has changed a message.
 
-    The text is for the log; the peer is told nothing.
+    The text is for the log, and never for the peer.
     """
 
 

@@ -1,8 +1,8 @@
 """The secrets of a cluster: one a line of a file; the first signs, all are accepted.
 
 Empty lines, and lines that begin with "#", are left out. A short secret, or a file that
-others can read, is told and used all the same: an operator who rotates secrets must not
-lose the cluster over it.
+others can read, gives a warning and is used all the same, so that an operator who
+rotates secrets does not lose the cluster.
 """
 
 from __future__ import annotations

@@ -1,21 +1,17 @@
 """The cluster directory, and who serves whom; see docs/cluster.md.
 
-The public face: `Directory` and its rows, the records, the pure rules, `Router`.
+The public face: `Directory` and its rows, the records, the pure rules, `Router`. What
+only some programs use is imported when it is used.
 Arrow: knows the leaves of obox (`errors`, `types`) and no other room.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .assign import group_of, newer, rank
-from .cassandra import CassandraDirectory, open_cassandra
-from .check import Claims, Finding, check
-from .dead import DeadWatch, Observation
 from .directory import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
-from .dump import dump, load
-from .initial import make_settings, read_settings
-from .kept import Keeper, Kept, KeptFile
-from .lmdb import open_lmdb
-from .member import BackendMember, Myself, World
-from .memory import Faults, MemoryDirectory, MemoryReplica
-from .open import open_directory
 from .records import (
     Assigned,
     Beat,
@@ -33,7 +29,35 @@ from .records import (
     user_key,
 )
 from .route import Here, Router, There
-from .view import Changes, View
+
+if TYPE_CHECKING:
+    from .cassandra import CassandraDirectory, open_cassandra
+    from .dead import DeadWatch, Observation
+    from .findings import Claims, Finding, check
+    from .initial import make_settings, read_settings
+    from .kept import Keeper, Kept, KeptFile
+    from .lines import dump, load
+    from .lmdb import open_lmdb
+    from .member import BackendMember, Myself, World
+    from .memory import Faults, MemoryDirectory, MemoryReplica
+    from .open import open_directory
+    from .view import Changes, View
+
+_LATER = {
+    "cassandra": ("CassandraDirectory", "open_cassandra"),
+    "dead": ("DeadWatch", "Observation"),
+    "findings": ("Claims", "Finding", "check"),
+    "initial": ("make_settings", "read_settings"),
+    "kept": ("Keeper", "Kept", "KeptFile"),
+    "lines": ("dump", "load"),
+    "lmdb": ("open_lmdb",),
+    "member": ("BackendMember", "Myself", "World"),
+    "memory": ("Faults", "MemoryDirectory", "MemoryReplica"),
+    "open": ("open_directory",),
+    "view": ("Changes", "View"),
+}
+"""By module: the names that it has. A module costs every start that imports it."""
+_MODULES = {name: module for module, names in _LATER.items() for name in names}
 
 __all__ = [
     "KEY_BYTES_MAX",
@@ -87,3 +111,9 @@ __all__ = [
     "read_settings",
     "user_key",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -35,7 +35,7 @@ from .directory import DEADLINE_S, Kind, Row, checked
 
 log = structlog.get_logger()
 
-SELECT_ROW: Final = "SELECT value, writetime(value) FROM rows WHERE kind = ? AND key = ?"
+SELECT_ROW: Final = "SELECT key, value, writetime(value) FROM rows WHERE kind = ? AND key = ?"
 SELECT_KIND: Final = "SELECT key, value, writetime(value) FROM rows WHERE kind = ?"
 INSERT: Final = "INSERT INTO rows (kind, key, value) VALUES (?, ?, ?) USING TIMESTAMP ?"
 STATEMENTS: Final = (SELECT_ROW, SELECT_KIND, INSERT)
@@ -65,6 +65,10 @@ CONNECT_AGAIN_S: Final = 1.0
 
 RECONNECT_MAX_S: Final = 10.0
 """The driver tries hosts that are down again at least so often."""
+
+RENEW_S: Final = 30.0
+"""After so long without a good answer everything is connected anew: names are resolved
+again, and the driver's own attempts end for good where a password was refused."""
 
 _REQUEST_S: Final = DEADLINE_S - 1  # the driver's reason comes before our deadline
 _LOG_EVERY_S: Final = 60.0
@@ -155,6 +159,7 @@ class CassandraDirectory:
         self._pending = 0
         self._failed_at = -CONNECT_AGAIN_S
         self._failure = ""
+        self._bad_since: float | None = None
         self._logged: dict[str, float] = {}
         self._closed = False
 
@@ -165,11 +170,10 @@ class CassandraDirectory:
 
     async def get(self, kind: Kind, key: str) -> Row | None:
         rows = await self._ask(SELECT_ROW, kind.value, key)
-        return Row(bytes(rows[0][0]), rows[0][1]) if rows and rows[0][0] is not None else None
+        return rows[0][1] if rows else None
 
     async def all(self, kind: Kind) -> dict[str, Row]:
-        rows = await self._ask(SELECT_KIND, kind.value)
-        return {key: Row(bytes(value), timestamp) for key, value, timestamp in rows if value is not None}
+        return dict(await self._ask(SELECT_KIND, kind.value))
 
     async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
         row = checked(key, value, timestamp)
@@ -192,7 +196,7 @@ class CassandraDirectory:
 
     # -- on the loop ------------------------------------------------------------------
 
-    async def _ask(self, statement: str, *values: object) -> list[Any]:
+    async def _ask(self, statement: str, *values: object) -> list[tuple[str, Row]]:
         if self._closed:
             raise Unavailable("the directory is closed")
         if self._pending >= PENDING_MAX:
@@ -212,6 +216,7 @@ class CassandraDirectory:
     def _failed(self, reason: str) -> Unavailable:
         """The error for the caller; the log gets each reason once a minute."""
         now = time.monotonic()
+        self._bad_since = now if self._bad_since is None else self._bad_since
         if now - self._logged.get(reason, -_LOG_EVERY_S) >= _LOG_EVERY_S:
             if len(self._logged) > 100:
                 self._logged.clear()
@@ -230,13 +235,14 @@ class CassandraDirectory:
         except Exception as error:
             answer.fail(self._failed(_reason(error)))
             return
-        rows: list[Any] = []
+        rows: list[tuple[str, Row]] = []
 
         def page(found: Any) -> None:
-            rows.extend(found or ())
+            rows.extend((key, Row(value, stamp)) for key, value, stamp in found or () if value is not None)
             if sent.has_more_pages:
                 sent.start_fetching_next_page()
             else:
+                self._bad_since = None
                 answer.give(rows)
 
         # In the driver's thread, or here if the answer is there already.
@@ -252,11 +258,14 @@ class CassandraDirectory:
         return self._prepared[statement].bind(values)
 
     def _connect(self) -> None:
-        """The driver reconnects by itself later, whatever happens to hosts."""
-        if self._session is not None:
+        """The driver reconnects by itself later, where it can."""
+        bad_s = 0.0 if self._bad_since is None else time.monotonic() - self._bad_since
+        if self._session is not None and bad_s < RENEW_S:
             return
         if time.monotonic() - self._failed_at < CONNECT_AGAIN_S:
             raise ConnectionError(self._failure)
+        self._disconnect()
+        self._bad_since = None
         try:
             self._cluster = self._new_cluster()
             session = self._cluster.connect(self._place.keyspace)
@@ -275,7 +284,6 @@ class CassandraDirectory:
 
     def _new_cluster(self) -> Any:
         from cassandra import ConsistencyLevel
-        from cassandra.auth import PlainTextAuthProvider
         from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
         from cassandra.policies import DCAwareRoundRobinPolicy, ExponentialReconnectionPolicy, TokenAwarePolicy
 
@@ -289,7 +297,7 @@ class CassandraDirectory:
         return Cluster(
             list(place.hosts),
             port=place.port,
-            auth_provider=PlainTextAuthProvider(place.user, self._password()) if place.user else None,
+            auth_provider=_Passwords(place.user, self._password) if place.user else None,
             ssl_context=self._tls(),
             execution_profiles={EXEC_PROFILE_DEFAULT: profile},
             reconnection_policy=ExponentialReconnectionPolicy(1.0, RECONNECT_MAX_S),
@@ -320,15 +328,27 @@ class CassandraDirectory:
         return context
 
 
+class _Passwords:
+    """The driver's AuthProvider: reads the password for each connection."""
+
+    def __init__(self, user: str, password: Callable[[], str]) -> None:
+        self._user, self._read = user, password
+
+    def new_authenticator(self, host: object) -> Any:
+        from cassandra.auth import PlainTextAuthenticator
+
+        return PlainTextAuthenticator(self._user, self._read())
+
+
 class _Answer:
     """An answer on its way from the driver's threads to the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[list[Any]] = loop.create_future()
+        self.future: asyncio.Future[list[tuple[str, Row]]] = loop.create_future()
         self.given_up = False
         self._loop = loop
 
-    def give(self, rows: list[Any]) -> None:
+    def give(self, rows: list[tuple[str, Row]]) -> None:
         self._call(lambda: self.future.set_result(rows))
 
     def fail(self, error: Exception) -> None:

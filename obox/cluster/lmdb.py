@@ -120,7 +120,7 @@ class LmdbDirectory:
         return None if found is None else _unpack(found)[1]
 
     async def all(self, kind: Kind) -> dict[str, Row]:
-        return dict(map(_unpack, await self._ask(self._reads, lambda: self._all(kind))))
+        return await self._ask(self._reads, lambda: self._all(kind))
 
     async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
         row = checked(key, value, timestamp)
@@ -234,10 +234,10 @@ class LmdbDirectory:
             found = txn.get(at)
             return None if found is None else bytes(found)
 
-    def _all(self, kind: Kind) -> list[bytes]:
+    def _all(self, kind: Kind) -> dict[str, Row]:
         prefix = _place(kind, "")
         with self._there().begin() as txn, txn.cursor() as cursor:
-            return list(_values(cursor, prefix))
+            return dict(map(_unpack, _values(cursor, prefix)))
 
     def _write_waiting(self) -> None:
         """One transaction for what waits."""

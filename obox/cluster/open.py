@@ -8,9 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from obox.errors import ConfigError
 
-from .cassandra import open_cassandra
 from .directory import Directory
-from .lmdb import open_lmdb
 
 LOCAL: Final = "local"
 FOLDER: Final = "cluster"
@@ -24,10 +22,12 @@ async def open_directory(url: str, state_dir: Path, *, password_file: Path | Non
     Raises: ConfigError; Unavailable (LMDB: another process stands still as it opens).
     """
     scheme = urlsplit(url).scheme
-    if url == LOCAL:
-        return await open_lmdb(state_dir / FOLDER)
-    if scheme == "lmdb":
-        return await open_lmdb(Path(unquote(urlsplit(url).path)))
+    if url == LOCAL or scheme == "lmdb":
+        from .lmdb import open_lmdb
+
+        return await open_lmdb(state_dir / FOLDER if url == LOCAL else Path(unquote(urlsplit(url).path)))
     if scheme == "cassandra":
+        from .cassandra import open_cassandra
+
         return open_cassandra(url, password_file)
     raise ConfigError(f"cluster.directory: {scheme or url}; allowed: local, lmdb:///path or cassandra://host/keyspace")

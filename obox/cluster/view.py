@@ -286,7 +286,7 @@ class View:
             if number % _ROWS_A_TURN == 0:
                 await self._sleep(0)
         if kind in _KEPT:
-            self._compare(kind, rows)
+            await self._compare(kind, rows)
         return changed
 
     def _take(self, kind: Kind, key: str, row: Row) -> bool:
@@ -314,10 +314,14 @@ class View:
                 log.error("a row of the directory cannot be read, ignored", kind=kind.value, key=key, reason=str(error))
             return None
 
-    def _compare(self, kind: Kind, rows: Mapping[str, Row]) -> None:
+    async def _compare(self, kind: Kind, rows: Mapping[str, Row]) -> None:
         """Which rows the directory shows older than we know them."""
-        known = self._known[kind]
-        behind = {key for key, one in known.items() if key not in rows or rows[key] != one.row}
+        known, behind = self._known[kind], set()
+        for number, key in enumerate(list(known), 1):
+            if rows.get(key) != known[key].row:
+                behind.add(key)
+            if number % _ROWS_A_TURN == 0:
+                await self._sleep(0)
         for key in [key for of, key in self._behind if of is kind and key not in behind]:
             del self._behind[kind, key]
         for key in behind:
@@ -335,11 +339,13 @@ class View:
         """A local disk that fails costs the next start, not this life."""
         if self._keeper is None or not self._unsaved:
             return
-        rows = {
-            kind.value: {key: (known.row.value, known.row.timestamp) for key, known in self._known[kind].items()}
-            for kind in _KEPT
-        }
         self._unsaved = False
+        rows: dict[str, dict[str, tuple[bytes, int]]] = {kind.value: {} for kind in _KEPT}
+        for kind in _KEPT:
+            for number, (key, known) in enumerate(list(self._known[kind].items()), 1):
+                rows[kind.value][key] = (known.row.value, known.row.timestamp)
+                if number % _ROWS_A_TURN == 0:
+                    await self._sleep(0)
         try:
             await self._keeper.save(Kept(self._now(), rows))
         except OSError as error:

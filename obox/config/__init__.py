@@ -10,7 +10,6 @@ Invariant: a `Config` that `load` returned has been checked; anything else is a
 `ConfigError`. This room does not know what the values are used for.
 """
 
-from obox.config._doubts import doubts
 from obox.config._load import by_client, load
 from obox.config._settings import Config, Http, Imap, Metacache, Remote, Storage
 from obox.config._table import SECTIONS, Setting, describe, remote_section, settings
@@ -39,7 +38,6 @@ __all__ = [
     "Storage",
     "by_client",
     "describe",
-    "doubts",
     "load",
     "mask_url",
     "read_priority_weights",

@@ -78,8 +78,9 @@ def load(
 ) -> Config:
     """Find, read and check a configuration.
 
-    path: the file that `-c` named. environ: the environment; None counts as empty.
     proxy: of a proxy, which has no bucket and needs no storage.url.
+
+    path: the file that `-c` named. environ: the environment; None counts as empty.
     overrides: (key, value) pairs of the command line, such as ("imap.listen",
     "127.0.0.1:0"). They win over all other sources. Raises: ConfigError.
     """
@@ -101,7 +102,7 @@ def load(
     values = {key: _parse(row, given.get(key), base, file) for key, row in TABLE.items()
               if row.section in present or not row.section or not SECTIONS[row.section][1]}  # fmt: skip
     origins = {key: given[key].origin if key in given else "default" for key in values}
-    _check(values, origins, proxy=proxy)
+    _check(values, origins)
     _derive(values)
     remotes = _parse_remotes(sections, base)
     for section in sections:
@@ -282,7 +283,7 @@ def _refusal(row: Setting, value: _Given, why: str) -> str:
     return f"{value.key or row.key} = {shown} ({value.origin}): {why}"
 
 
-def _check(values: Mapping[str, Any], origins: Mapping[str, str], *, proxy: bool) -> None:
+def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
     """Check rules that concern several values."""
 
     def refuse(key: str, why: str) -> None:
@@ -292,9 +293,9 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str], *, proxy: bool
         refuse("server.workers", 'workers share a directory of their own; allowed: 1, or cluster.directory = "local"')
     if values["server.workers"] > 1 and values["storage.url"].startswith("memory:"):
         refuse("server.workers", "workers share a bucket, and memory:// is of one process; allowed: 1")
-    if not proxy and values["cluster.events"] != "local":
+    if values["cluster.events"] != "local":
         refuse("cluster.events", 'a bus between backends is not there yet; allowed: "local"')
-    if not proxy and values["cluster.directory"] != "local" and values["cluster.secret_file"] is None:
+    if values["cluster.directory"] != "local" and values["cluster.secret_file"] is None:
         refuse("cluster.directory", "members forward users to each other; allowed: together with cluster.secret_file")
     bucket = urlsplit(values["storage.url"])
     if bucket.scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket.netloc):

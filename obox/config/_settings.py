@@ -350,6 +350,13 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Socketmap:
+    """Postfix's questions: is this a user, and which backend has the mail; off without this section."""
+
+    listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:9145", "addresses to listen on", restart=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Tls:
     """Certificates for "/tls" addresses and STARTTLS."""
 
@@ -502,6 +509,7 @@ class Config:
     managesieve: Managesieve | None
     http: Http | None
     metrics: Metrics | None
+    socketmap: Socketmap | None
     tls: Tls
     cluster: Cluster
     server: Server

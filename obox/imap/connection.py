@@ -74,6 +74,7 @@ class Connection(Engine):
     async def work(self) -> None:
         session = self.session
         if session.idling:
+            await self.pause()  # one change of a mailbox wakes all sessions that have it selected
             await tell(session)
         while not self.must_stop:
             event = self.parser.next()

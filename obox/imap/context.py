@@ -39,6 +39,12 @@ class Forwarding(Protocol):
         Raises: NoPerm, there is no link over such a connection.
         """
 
+    def redeem(self, user: str, token: str) -> Forward | None:
+        """What a member says of a client whose front end logs in with a token.
+
+        None: it is a password. Raises: LinkRefused.
+        """
+
     async def accept(self, forward: Forward) -> Account:
         """The account of a user that a member forwards to us.
 
@@ -46,7 +52,7 @@ class Forwarding(Protocol):
         """
 
     def forged(self, why: str, *, remote: str, listener: str) -> None:
-        """A peer has proved nothing: log it, and count a failed login of its address."""
+        """Log a peer that has no proof, and count a failed login of its address."""
 
 
 class Counters(Protocol):

@@ -7,6 +7,7 @@ peer must see; obox.imap.wire turns a refusal into its response line.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -41,6 +42,22 @@ class NeedFlush(msgspec.Struct, frozen=True):
     """In the middle of a mail: wait for `incoming.flush` before the next event."""
 
     incoming: Incoming
+
+
+class NeedTurn(msgspec.Struct, frozen=True):
+    """Much has been read without an event: let others run before the next event."""
+
+
+NEED_TURN: Final = NeedTurn()
+
+
+class NeedParse(msgspec.Struct, frozen=True, eq=False):
+    """A large command has come whole: call `parse`, in a thread, before the next event.
+
+    Without it the next call of `next` parses the command.
+    """
+
+    parse: Callable[[], object]
 
 
 class NeedContinuation(msgspec.Struct, frozen=True):
@@ -124,5 +141,15 @@ class BadLine(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    NeedData | NeedFlush | NeedContinuation | Command | BadCommand | TooBig | SaslResponse | IdleDone | BadLine
+    NeedData
+    | NeedFlush
+    | NeedTurn
+    | NeedParse
+    | NeedContinuation
+    | Command
+    | BadCommand
+    | TooBig
+    | SaslResponse
+    | IdleDone
+    | BadLine
 )

@@ -19,6 +19,7 @@ timers, and how a command works. A server has a single machine for all of its se
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -61,6 +62,8 @@ class Machine:
             await self._command(session, event)
         elif isinstance(event, events.NeedFlush):
             await event.incoming.flush()
+        elif isinstance(event, events.NeedParse):
+            await asyncio.to_thread(event.parse)
         elif isinstance(event, events.NeedContinuation):
             session.write(wire.continuation("OK"))
         elif isinstance(event, events.SaslResponse):

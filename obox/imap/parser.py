@@ -9,6 +9,8 @@ to the grammar (obox.imap._commands), so that the grammar never waits and each b
     SKIP     throwing away the announced number of bytes; then DRAIN
     DRAIN    throwing away up to the end of a line; if that announces a literal without waiting for `+`, SKIP;
              else the broken command is over, its event is given, and LINE begins anew
+    PARSE    a large command is complete: NeedParse is the event that says where its arguments can be parsed off the
+             loop; then LINE
     DEAD     nothing more is read
 
 A line may be the client's answer to a SASL challenge or its DONE instead: the session says so (`expect_sasl`,
@@ -17,8 +19,9 @@ A line may be the client's answer to a SASL challenge or its DONE instead: the s
 A command that `allowed` does not name is refused at its first word: its arguments are never looked at, a literal that
 the client offers is refused, and one that comes unasked is thrown away.
 
-Invariant: the same bytes give the same events however they were cut. What is held is bounded by Limits, and by what the
-session feeds at once. Refuses to know: users, mailboxes, and what a server advertises.
+Invariant: the same bytes give the same events however they were cut, NeedTurn and NeedParse aside. What is held is
+bounded by Limits, and by what the session feeds at once. Refuses to know: users, mailboxes, and what a server
+advertises.
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ import msgspec
 from obox.errors import Invalid
 from obox.imap._commands import COMMANDS, base64, parse_command
 from obox.imap._scan import Limits, Malformed
-from obox.imap.ast import Append
+from obox.imap.ast import Append, Command
 from obox.imap.events import (
     NEED_DATA,
+    NEED_TURN,
     BadCommand,
     BadLine,
     Event,
@@ -44,6 +48,7 @@ from obox.imap.events import (
     NeedContinuation,
     NeedData,
     NeedFlush,
+    NeedParse,
     Resets,
     SaslResponse,
     TooBig,
@@ -67,6 +72,17 @@ _CHUNK: Final = 65_536
 """Pieces of a literal are gathered to this size, so that single bytes do not each cost an object."""
 _REASON_MAX: Final = 600
 
+STEPS_MAX: Final = 500
+"""Lines and literals that are read without an event before others run: a millisecond."""
+INLINE_BYTES: Final = 8192
+"""A command of more bytes is parsed in a thread: 64 KiB of sets take 20 ms."""
+_PART_BYTES: Final = 16
+"""What a literal costs beside its bytes: as much as so many."""
+
+
+_NONE: Final[list[Any]] = []
+"""Never changed."""
+
 
 class _State(enum.Enum):
     LINE = 0
@@ -74,12 +90,51 @@ class _State(enum.Enum):
     SKIP = 2
     DRAIN = 3
     DEAD = 4
+    PARSE = 5
 
 
 class _Expect(enum.Enum):
     COMMAND = 0
     SASL = 1
     DONE = 2
+
+
+class _Parsing:
+    """A complete command whose arguments are not parsed yet; `parse` may be called in a thread."""
+
+    __slots__ = ("_event", "_limits", "_parts", "_tag", "_utf8", "_word", "_word_end", "incoming")
+
+    def __init__(
+        self, parts: list[Any], begin: tuple[bytes, str, int], limits: Limits, incoming: Incoming | None, *, utf8: bool
+    ) -> None:
+        """begin: the tag, the command's word, where its arguments begin."""
+        self._parts, (self._tag, self._word, self._word_end) = parts, begin
+        self._limits, self._utf8 = limits, utf8
+        self.incoming = incoming
+        self._event: Command | BadCommand | None = None
+
+    @property
+    def large(self) -> bool:
+        """Better parsed in a thread."""
+        parts = self._parts
+        size = sum(len(part) for part in parts if isinstance(part, bytes)) if self._word != "APPEND" else 0
+        return size + len(parts) * _PART_BYTES > INLINE_BYTES
+
+    def parse(self) -> Command | BadCommand:
+        """The command, or why it is none."""
+        if self._event is None:
+            self._event = self._parse()
+        return self._event
+
+    def _parse(self) -> Command | BadCommand:
+        parts, word, tag = self._parts, self._word, self._tag
+        try:
+            return parse_command(parts, word, self._word_end, tag, self._limits, utf8=self._utf8)
+        except Malformed as error:
+            resets = _resets(word, parts[0]) if error.status == "NO" else Resets.NOTHING
+            return BadCommand(tag, _short(str(error)), error.status, error.code, resets)
+        except Invalid as error:
+            return BadCommand(tag, _short(str(error)))
 
 
 class Parser:
@@ -90,6 +145,34 @@ class Parser:
     the mails of one APPEND; None: the parser does.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_chunks",
+        "_expect",
+        "_flush",
+        "_incoming",
+        "_line_left",
+        "_mails",
+        "_marks",
+        "_missing",
+        "_parsing",
+        "_parts",
+        "_pending",
+        "_seen",
+        "_sink",
+        "_state",
+        "_strings",
+        "_tag",
+        "_tail",
+        "_word",
+        "_word_end",
+        "allowed",
+        "intake",
+        "limits",
+        "utf8",
+    )
+
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.utf8 = False
@@ -98,11 +181,13 @@ class Parser:
         self._incoming: Incoming | None = None
         self._sink: Incoming | None = None  # where the present literal goes, if not into `_chunks`
         self._flush = False
+        self._parsing: _Parsing | None = None
         self._state = _State.LINE
         self._expect = _Expect.COMMAND
         self._buffer = bytearray()
         self._seen = 0  # bytes of the buffer known to hold no LF
-        self._parts: list[Any] = []  # lines, and literals as bytes or, of a mail, obox.store.api.Source
+        # Nothing is held between commands: `_NONE` stands for the empty list, and `_tail` is b"".
+        self._parts: list[Any] = _NONE  # lines, and literals as bytes or, of a mail, obox.store.api.Source
         self._tag = b""
         self._word = ""
         self._word_end = 0
@@ -110,8 +195,8 @@ class Parser:
         self._strings = 0  # bytes of this command in literals that are not mails
         self._mails = 0
         self._missing = 0  # bytes of the present literal still to come
-        self._chunks: list[bytes] = []
-        self._tail = bytearray()
+        self._chunks: list[bytes] = _NONE
+        self._tail: bytearray | bytes = b""
         self._pending: Event | None = None
         self._marks = True  # whether a line being drained may announce a literal
 
@@ -178,7 +263,8 @@ class Parser:
 
     def next(self) -> Event:
         """Return the next event; NeedData when all that was fed has been used. Never raises for what a client sends."""
-        while True:
+        for _ in range(STEPS_MAX):
+            event: Event | None
             if self._state is _State.LINE:
                 event = self._line() if self._expect is _Expect.COMMAND else self._answer()
             elif self._state is _State.LITERAL:
@@ -187,24 +273,30 @@ class Parser:
                 event = self._skip()
             elif self._state is _State.DRAIN:
                 event = self._drain()
+            elif self._state is _State.PARSE:
+                event = self._parsed()
             else:
                 return NEED_DATA
             if event is not None:
                 return event
+        return NEED_TURN
 
     def _reset(self) -> None:
         if self._incoming is not None:
             self._incoming.close()
             self._incoming = self._sink = None
             self._flush = False
+        if self._parsing is not None and self._parsing.incoming is not None:
+            self._parsing.incoming.close()
+        self._parsing = None
         self._state = _State.LINE
         self._seen = 0
-        self._parts = []
+        self._parts = _NONE
         self._tag, self._word = b"", ""
         self._line_left = self.limits.line_bytes_max
         self._strings = self._mails = self._missing = 0
-        self._chunks = []
-        self._tail.clear()
+        self._chunks = _NONE
+        self._tail = b""
         self._pending = None
         self._marks = True
 
@@ -276,6 +368,8 @@ class Parser:
             self._mails += size
         else:
             self._strings += size
+        if self._parts is _NONE:
+            self._parts = []
         self._parts.append(line)
         self._missing = size
         self._state = _State.LITERAL
@@ -290,22 +384,20 @@ class Parser:
 
     def _finish(self, line: bytes) -> Event:
         parts = [*self._parts, line.rstrip(b" ")]
-        tag, word, at = self._tag, self._word, self._word_end
         incoming, self._incoming, self._sink = self._incoming, None, None
+        parsing = _Parsing(parts, (self._tag, self._word, self._word_end), self.limits, incoming, utf8=self.utf8)
         self._reset()
-        try:
-            command = parse_command(parts, word, at, tag, self.limits, utf8=self.utf8)
-            if incoming is not None and isinstance(command, Append):
-                command, incoming = msgspec.structs.replace(command, incoming=incoming), None
-            return command
-        except Malformed as error:
-            resets = _resets(word, parts[0]) if error.status == "NO" else Resets.NOTHING
-            return BadCommand(tag, _short(str(error)), error.status, error.code, resets)
-        except Invalid as error:
-            return BadCommand(tag, _short(str(error)))
-        finally:
-            if incoming is not None:
-                incoming.close()
+        if not parsing.large:
+            return _made(parsing)
+        self._parsing = parsing
+        self._state = _State.PARSE
+        return NeedParse(parsing.parse)
+
+    def _parsed(self) -> Event:
+        parsing, self._parsing = self._parsing, None
+        assert parsing is not None
+        self._state = _State.LINE
+        return _made(parsing)
 
     # -- literals ------------------------------------------------------------------------------------------------------
 
@@ -315,12 +407,14 @@ class Parser:
             self._flush |= self._sink.add(data)
             return
         if len(data) >= _CHUNK // 4 and not self._tail:
-            self._chunks.append(data)
+            self._chunks = [*self._chunks, data]
             return
+        if not self._tail:
+            self._tail = bytearray()
         self._tail += data
         if len(self._tail) >= _CHUNK:
-            self._chunks.append(bytes(self._tail))
-            self._tail.clear()
+            self._chunks = [*self._chunks, bytes(self._tail)]
+            self._tail = b""
 
     def _literal(self) -> Event | None:
         if self._buffer and self._missing:
@@ -338,10 +432,10 @@ class Parser:
             self._state = _State.LINE
             return None
         if self._tail:
-            self._chunks.append(bytes(self._tail))
-            self._tail.clear()
+            self._chunks = [*self._chunks, bytes(self._tail)]
+            self._tail = b""
         self._parts.append(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
-        self._chunks = []
+        self._chunks = _NONE
         self._state = _State.LINE
         return None
 
@@ -429,6 +523,17 @@ class Parser:
             return SaslResponse(base64(line))
         except Invalid as error:
             return BadLine(str(error))
+
+
+def _made(parsing: _Parsing) -> Command | BadCommand:
+    """The command with the mails that came for it, which are given up where it is none."""
+    event, incoming = parsing.parse(), parsing.incoming
+    if incoming is None:
+        return event
+    if isinstance(event, Append):
+        return msgspec.structs.replace(event, incoming=incoming)
+    incoming.close()
+    return event
 
 
 def _resets(word: str, line: bytes) -> Resets:

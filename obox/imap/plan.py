@@ -201,8 +201,9 @@ def compile_plan(items: Sequence[FetchItem], *, uid: bool, modseq: bool) -> Plan
         wanted.append(FetchAttr.MODSEQ)
     for item in wanted:
         if isinstance(item, BodySection):
-            spec = Section(item.part, item.text.value, item.fields)
-            plan.order.append(Body(item.label, spec, item.start, item.count))
+            body = Body(item.label, Section(item.part, item.text.value, item.fields), item.start, item.count)
+            if body not in plan.order:  # BODY[x] and BODY.PEEK[x] are answered once
+                plan.order.append(body)
             plan.sets_seen |= not item.peek
         elif item in _RFC822:
             spec, seen = _RFC822[item]

@@ -42,9 +42,13 @@ class _Alone:
     def need_mailbox(self) -> tuple[Mailbox, View]:
         return self._mailbox, self._view
 
-    def resolve(self, sequence: SequenceSet, *, uid: bool, lenient: bool = False) -> Any:
+    def uid_ranges(self, sequence: SequenceSet, *, uid: bool) -> tuple[tuple[int, int], ...]:
         """The UIDs that a set names."""
         uids = self._view.uids
         if uid:
-            return self._view.by_uid(sequence.resolve(int(uids[-1]) if len(uids) else 0))
-        return self._view.by_seq(sequence.resolve(len(uids)))
+            return sequence.resolve(int(uids[-1]) if len(uids) else 0)
+        return self._view.uid_ranges(sequence.resolve(len(uids)))
+
+    def saved_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Nothing is saved."""
+        return ()

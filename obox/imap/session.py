@@ -10,7 +10,6 @@ Refuses to know: the table of commands (`obox.imap.states`), what is done with a
 from __future__ import annotations
 
 import enum
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -21,11 +20,13 @@ from obox.errors import Invalid
 from obox.imap import wire
 from obox.imap.capabilities import capabilities
 from obox.imap.context import Context
+from obox.imap.intake import Incoming
 from obox.imap.parser import Parser
 from obox.imap.replies import Reply
 from obox.imap.sets import SequenceSet
 from obox.imap.settings import ImapSettings
 from obox.mailbox import UidArray
+from obox.mailbox.search import UidSet
 from obox.mailbox.view import View
 from obox.net import is_loopback
 from obox.store.api import Mailbox, User
@@ -278,11 +279,10 @@ class Session:
             self.write(wire.status(None, "OK", closed, "CLOSED"))
         await mailbox.release()
 
-    def resolve(self, sequence: SequenceSet, *, uid: bool, lenient: bool = False) -> UidArray:
+    def resolve(self, sequence: SequenceSet, *, uid: bool) -> UidArray:
         """The mails that a set names, as UIDs; UIDs that are not there are ignored.
 
-        lenient: sequence numbers beyond the last are ignored too. Raises: BadSet.
-        RFC 9051 §9 (seq-number).
+        Raises: BadSet. RFC 9051 §9 (seq-number).
         """
         _, view = self.need_mailbox()
         if sequence.saved:
@@ -290,9 +290,24 @@ class Session:
         if uid:
             largest = int(view.uids[-1]) if len(view) else 0
             return view.by_uid(sequence.resolve(largest))
-        if not lenient and (sequence.highest > len(view) or (sequence.has_star and not len(view))):
+        if sequence.highest > len(view) or (sequence.has_star and not len(view)):
             raise BadSet(f"No such mail: the mailbox has {len(view)}, the set goes up to {sequence.highest or '*'}")
         return view.by_seq(sequence.resolve(len(view)))
+
+    def uid_ranges(self, sequence: SequenceSet, *, uid: bool) -> tuple[tuple[int, int], ...]:
+        """The UIDs that a set names, for a search among the mails of the view.
+
+        Not `$`. There are no more ranges than the client has written, however many
+        mails there are; what does not exist is ignored.
+        """
+        _, view = self.need_mailbox()
+        if uid:
+            return sequence.resolve(int(view.uids[-1]) if len(view) else 0)
+        return view.uid_ranges(sequence.resolve(len(view)))
+
+    def saved_ranges(self) -> tuple[tuple[int, int], ...]:
+        """`$` as ranges of UIDs."""
+        return UidSet.of(self.saved).ranges
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -307,10 +322,13 @@ class Session:
                 registry.logout(account.name)
         self.user_name = account.name
         self.out.logged_in()
-        self.out.parser.intake = partial(self.context.intake.incoming, account.name)
+        self.out.parser.intake = self._incoming
         self.context.log.info(
             "imap login", user=account.name, remote=self.out.remote, session=self.out.id, tls=self.out.tls
         )
+
+    def _incoming(self) -> Incoming:
+        return self.context.intake.incoming(self.user_name)
 
     def forward(self, account: Account, leg: Leg) -> None:
         """Another backend serves the user: the sessions are limited there, not here."""

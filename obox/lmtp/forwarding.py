@@ -1,4 +1,4 @@
-"""What LMTP asks where other backends serve some of the users; `obox.proxy` implements it."""
+"""What LMTP asks where other backends serve some users; `obox.proxy` implements it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Forwarding(Protocol):
         """
 
     def forged(self, why: str, *, remote: str, listener: str) -> None:
-        """A peer has proved nothing: log it, and count a failed login of its address."""
+        """Log a peer that has no proof, and count a failed login of its address."""
 
     async def recipient(self, asked: RecipientAsked, deliverer: Deliverer) -> Recipient:
         """Answer RCPT, for a recipient of ours or of another backend.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -123,7 +122,7 @@ class Retained:
         self._parts: list[tuple[int, Records]] = []
         self._count = 0
         self._end = 0
-        self._told: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+        self._told: dict[int, int] = {}  # by id: a view leaves before it is gone
 
     def __len__(self) -> int:
         """How many records there are."""
@@ -136,12 +135,12 @@ class Retained:
 
     def enter(self, view: object) -> None:
         """`view` counts the mails that are in the mailbox now."""
-        self._told[view] = self._end
+        self._told[id(view)] = self._end
         self._drop()
 
     def leave(self, view: object) -> None:
         """`view` will ask for no record any more."""
-        self._told.pop(view, None)
+        self._told.pop(id(view), None)
         self._drop()
 
     def add(self, records: Records) -> None:

@@ -1,9 +1,9 @@
-"""A mailbox in memory: numpy columns that all its sessions share.
+"""A mailbox in memory: how deltas are joined, and which deltas commands make.
 
-Invariant: `rows` is sorted by UID. A UID is either a row, or gone, or was never given;
-nothing that is gone comes back. `uid` arrays are never changed in place for existing
-positions, so a session may keep an array and see the mailbox as it was. Only `join`
-changes a state; a command first makes a `Delta` of its change.
+Its mails are columns that all its sessions share (`_columns.Columns`).
+
+Invariant: a UID is either a row, or gone, or was never given; nothing that is gone
+comes back. Only `join` changes a state; a command first makes a `Delta` of its change.
 
 Refuses to know: the bucket, the journal, who asks.
 """
@@ -11,56 +11,42 @@ Refuses to know: the bucket, the journal, who asks.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..types import Guid
 from . import _invariants
+from ._columns import FIXED, Columns
 from ._delta import (
     CLAIM_PURGED,
-    KEYWORDS_MAX,
     SYSTEM_FLAGS,
     Changed,
     Delta,
     Gone,
     Rows,
 )
-from ._flags import NARROW, FlagNames
+from ._flags import NARROW
 from ._holders import Holders
-from ._records import RETAINED_MAX, Records, Retained, Table, home_of, with_wide
+from ._records import RETAINED_MAX
 from ._uidset import UidArray, merged, uid_array, united
 
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
 MODSEQ_MAX: Final = 2**53 - 1
-RUN_MIN: Final = 16
-"""With more UIDs, checking first for neighbours takes a tenth of the time."""
 
 FlagOp = Literal["add", "remove", "replace"]
-_FIXED: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home", "home_uid", "oid")
 
 
-class State:
+class State(Columns):
     """The state of one mailbox; see the module's text."""
 
     def __init__(self, guid: Guid) -> None:
-        self.guid = guid
+        super().__init__(guid)
         self.uidnext = 1
         self.highestmodseq = 1
         self.recent = 1
-        self.homes: list[Guid] = []
-        self.flags = FlagNames()
-        self.retained = Retained()
-        """Records of expunged mails that some session still counts."""
-        self._n = 0
-        empty = Rows.empty()
-        self._columns: dict[str, npt.NDArray[Any]] = {
-            name: getattr(empty, name).astype(getattr(empty, name).dtype.newbyteorder("=")) for name in _FIXED
-        }
-        self._columns["bits"] = np.empty(0, dtype=np.uint64)
-        self._stamps: dict[str, npt.NDArray[np.uint64]] = {}
         self.gone_uid: UidArray = _EMPTY
         self.gone_modseq: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
         self.gone_purged: npt.NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
@@ -73,135 +59,7 @@ class State:
         self._early_flags: dict[str, dict[int, int]] = {}
         self._early_purged: set[int] = set()
 
-    # -- reading ---------------------------------------------------------------------------------------------------
-
-    def __len__(self) -> int:
-        return self._n
-
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """uid size internaldate zone savedate modseq home home_uid oid bits: a view."""
-        return self._columns[name][: self._n]
-
-    @property
-    def uids(self) -> UidArray:
-        return self._columns["uid"][: self._n]
-
-    @property
-    def bits(self) -> npt.NDArray[np.uint64]:
-        """Flags of each row: bit i stands for `flag_names[i]`."""
-        return self._columns["bits"][: self._n]
-
-    @property
-    def modseqs(self) -> npt.NDArray[np.uint64]:
-        return self._columns["modseq"][: self._n]
-
-    def positions(self, uids: UidArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-        """For each of `uids` its row (any, if it is missing), and whether it exists."""
-        mine = self.uids
-        count = len(uids)
-        if count > RUN_MIN:
-            first = int(np.searchsorted(mine, uids[0]))
-            run = mine[first : first + count]
-            # neighbours, as in most commands
-            if len(run) == count and bool((run == uids).all()):
-                return np.arange(first, first + count), np.ones(count, dtype=np.bool_)
-        where = np.searchsorted(mine, uids)
-        if self._n == 0:
-            return where, np.zeros(len(uids), dtype=np.bool_)
-        where = np.minimum(where, self._n - 1)
-        there: npt.NDArray[np.bool_] = mine[where] == uids
-        return where, there
-
-    def position(self, uid: int) -> int | None:
-        """The row of a UID, or None."""
-        where = int(np.searchsorted(self.uids, uid))
-        return where if where < self._n and int(self.uids[where]) == uid else None
-
-    def records(self, uids: UidArray) -> tuple[Table, npt.NDArray[np.intp], UidArray]:
-        """Where to read the records of `uids`, ascending.
-
-        Returns a table, positions in it, and the UIDs that have a record. The table is
-        the state itself if all of them are live; else it has the records that are live
-        or retained.
-        """
-        where, there = self.positions(uids)
-        if there.all():
-            return self, where, uids
-        kept = self.retained.find(uids[~there]) if len(self.retained) else []
-        if not kept:
-            return self, where[there], uids[there]
-        table = Records.joined([*kept, self._records(where[there])]) if there.any() else Records.joined(kept)
-        return table, np.arange(len(table)), table.uids
-
-    def _records(self, where: npt.NDArray[np.intp]) -> Records:
-        columns = {name: column[where] for name, column in self._columns.items()}
-        return Records(columns, self._wide_masks(where), self.flag_names)
-
-    # -- flags -----------------------------------------------------------------------------------------------------
-
-    @property
-    def flag_names(self) -> list[str]:
-        """Names by bit, the system's five first; `bits` has the first 64."""
-        return self.flags.names
-
-    @property
-    def keywords(self) -> list[str]:
-        """The keywords that have a place; some of them no mail has any more."""
-        return self.flags.keywords
-
-    @property
-    def full(self) -> bool:
-        """Whether no new keyword is accepted, because KEYWORDS_MAX are in use."""
-        return len(self.flag_names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self._used()) >= KEYWORDS_MAX
-
-    def mask_of(self, flags: Iterable[str]) -> int:
-        """The bits in the word for those of `flags` that this mailbox knows."""
-        mask = 0
-        for flag in flags:
-            name = self.flags.known(flag)
-            if name is not None and (bit := self.flag_names.index(name)) < NARROW:
-                mask |= 1 << bit
-        return mask
-
-    def has_flag(self, flag: str, where: npt.NDArray[np.intp] | slice) -> npt.NDArray[np.bool_]:
-        """Which of the mails at `where` have a flag."""
-        name = self.flags.known(flag)
-        bit = -1 if name is None else self.flag_names.index(name)
-        if name is None or (bit >= NARROW and name not in self._stamps):
-            return np.zeros(len(self.uids[where]), dtype=np.bool_)
-        word = self.bits[where] >> np.uint64(bit) if bit < NARROW else self._stamps[name][: self._n][where]
-        found: npt.NDArray[np.bool_] = (word & np.uint64(1)).astype(np.bool_)
-        return found
-
-    def flag_bits(self, where: npt.NDArray[np.intp] | slice) -> list[int]:
-        """Flags of the mails at `where`: bit i for `flag_names[i]`, for all names."""
-        bits: list[int] = self.bits[where].tolist()
-        return with_wide(bits, self._wide_masks(where), self.flag_names) if self.flags.wide else bits
-
-    def flags_of_bits(self, bits: int) -> list[str]:
-        return [name for i, name in enumerate(self.flag_names) if bits >> i & 1]
-
-    def _wide_masks(self, where: npt.NDArray[np.intp] | slice) -> dict[str, npt.NDArray[np.bool_]]:
-        return {name: self.has_flag(name, where) for name in self.flags.wide}
-
-    def _used(self) -> set[str]:
-        """Keywords, in lower case, that some mail has; retained mails count."""
-        bits = int(np.bitwise_or.reduce(self.bits))
-        used = {name for i, name in enumerate(self.flag_names[:NARROW]) if bits >> i & 1}
-        used |= {name for name, mask in self._wide_masks(slice(0, self._n)).items() if mask.any()}
-        used |= self.retained.used(self.flag_names) if len(self.retained) else set()
-        return {name.lower() for name in used.difference(SYSTEM_FLAGS)}
-
-    def home_of(self, position: int) -> tuple[Guid, int]:
-        """(mailbox guid, uid) of the object that holds the mail of a row."""
-        return home_of(self, position, self.guid, self.homes)
-
-    def foreign(self) -> npt.NDArray[np.bool_]:
-        """Which rows have their mail in an object under another UID: copies."""
-        home: npt.NDArray[np.int32] = self._columns["home"][: self._n]
-        home_uid: npt.NDArray[np.uint32] = self._columns["home_uid"][: self._n]
-        foreign: npt.NDArray[np.bool_] = (home >= 0) | (home_uid != self.uids)
-        return foreign
+    # -- what has gone, and since when -------------------------------------------------------------------------------
 
     def gone_since(self, modseq: int, known: UidArray | None = None) -> UidArray:
         """UIDs expunged after `modseq`, out of `known`. RFC 7162 §3.2.5.2."""
@@ -243,20 +101,6 @@ class State:
         return self.highestmodseq if any(count < CLAIM_PURGED for count in self.claims.values()) else 0
 
     # -- commands: what would have to change -----------------------------------------------------------------------
-
-    def spell(self, flags: Iterable[str]) -> list[str]:
-        """`FlagNames.spelled`. Raises Limit if the keywords do not fit.
-
-        They fit if the keywords that mails have or are about to get, and these, are at
-        most KEYWORDS_MAX. Keywords that are all in use fit too, even if a merge has
-        brought more.
-        """
-        names = self.flags.spelled(flags)
-        asked = {name.lower() for name in names if name not in SYSTEM_FLAGS}
-        if not self.flags.has_room(len(asked), len(self._stamps)):
-            stamped = {name.lower() for name, stamps in self._stamps.items() if stamps[: self._n].any()}
-            self.flags.check_room(asked, self._used(), stamped)
-        return names
 
     def flag_delta(
         self, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int
@@ -440,7 +284,7 @@ class State:
         at_end = self._n == 0 or int(rows.uid[0]) > int(self.uids[-1])
         self.reserve(self._n + count)
         n = self._n
-        for name in _FIXED:
+        for name in FIXED:
             self._columns[name][n : n + count] = home if name == "home" else getattr(rows, name)
         self._columns["bits"][n : n + count] = bits
         for name, column in self._stamps.items():
@@ -537,28 +381,7 @@ class State:
             self.homes.append(guid)
         return self.homes.index(guid)
 
-    def reserve(self, count: int) -> None:
-        """Make room for `count` rows; grows by half: n deliveries copy O(n) rows."""
-        have = len(self._columns["uid"])
-        if count <= have:
-            return
-        room = max(count, have + have // 2, 16)
-        for table in (self._columns, self._stamps):
-            for name, old in table.items():
-                shape = (room, *old.shape[1:])
-                grown = np.zeros(shape, dtype=old.dtype)
-                grown[: self._n] = old[: self._n]
-                table[name] = grown
-
     # -- bundles ---------------------------------------------------------------------------------------------------
-
-    def rows(self, where: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | None = None) -> Rows:
-        """The records; with `where`, only those that this mask or these positions
-        select."""
-        index: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice = slice(0, self._n) if where is None else where
-        fixed = {name: self._columns[name][: self._n][index] for name in _FIXED}
-        stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
-        return Rows(**fixed, stamps=stamps, homes=self.homes)
 
     def extract(self, since: int = 0, *, without: Iterable[str] = ()) -> Delta:
         """Everything that was changed after modseq `since`, as a delta.

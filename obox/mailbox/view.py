@@ -34,6 +34,8 @@ from ._state import State
 from ._uidset import UidArray
 
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
+_FEW_RANGES: Final = 16
+"""So few are looked up without making an array: a search may have thousands of sets."""
 RECENT_RANGES_MAX: Final = 256
 """Intervals of \\Recent mails that a session holds. Beyond the limit the oldest mails
 lose it. RFC 9051 has dropped \\Recent.
@@ -68,7 +70,6 @@ class View:
     """A session's view of a mailbox; see the module's text."""
 
     __slots__ = (
-        "__weakref__",
         "_hidden",
         "_key",
         "_modseq",
@@ -93,14 +94,17 @@ class View:
         self._names = (state.flags.version, state.full)
         self._key = _key(state)
         self._hidden = False  # whether there are expunges that the client does not know
-        self._own: list[tuple[int, UidArray]] = []
-        self._recent: list[tuple[int, int]] = []
+        self._own: tuple[tuple[int, UidArray], ...] = ()
+        self._recent: tuple[tuple[int, int], ...] = ()
         self._told_recent = 0
         self._retained = state.retained
         self._retained.enter(self)
 
     def close(self) -> None:
         """The session asks for expunged mails no more."""
+        self._retained.leave(self)
+
+    def __del__(self) -> None:
         self._retained.leave(self)
 
     def __len__(self) -> int:
@@ -119,6 +123,20 @@ class View:
         Numbers beyond the last mail have no UID.
         """
         return _joined([self.uids[low - 1 : high] for low, high in ranges])
+
+    def uid_ranges(self, ranges: Ranges) -> tuple[tuple[int, int], ...]:
+        """The mails at the sequence numbers in `ranges` as ranges of UIDs.
+
+        A range may name UIDs that the client does not know; numbers beyond the last
+        mail are ignored. There are no more ranges than were given, however many mails
+        there are.
+        """
+        count, uids = len(self.uids), self.uids
+        inside = [(low - 1, min(high, count) - 1) for low, high in ranges if low <= count]
+        if len(inside) <= _FEW_RANGES:
+            return tuple([(uids.item(low), uids.item(high)) for low, high in inside])
+        edges = uids[np.array(inside, dtype=np.intp)].tolist()
+        return tuple([(low, high) for low, high in edges])
 
     def by_uid(self, ranges: Ranges) -> UidArray:
         """The UIDs in `ranges`, which are ascending and do not overlap.
@@ -142,16 +160,18 @@ class View:
         if low >= high:
             return
         if self._recent and self._recent[-1][1] >= low:
-            self._recent[-1] = (self._recent[-1][0], high)
+            self._recent = (*self._recent[:-1], (self._recent[-1][0], high))
             return
-        self._recent.append((low, high))
-        del self._recent[:-RECENT_RANGES_MAX]
+        self._recent = (*self._recent, (low, high))[-RECENT_RANGES_MAX:]
 
     def recent_uids(self) -> UidArray:
         """The mails that are recent in this session."""
-        if not self._recent:
-            return _EMPTY
-        return self.by_uid([(low, high - 1) for low, high in self._recent])
+        ranges = self.recent_ranges()
+        return self.by_uid(ranges) if ranges else _EMPTY
+
+    def recent_ranges(self) -> tuple[tuple[int, int], ...]:
+        """The same as ranges of UIDs, some of which the client may not know."""
+        return tuple([(low, high - 1) for low, high in self._recent])
 
     def recent_count(self) -> int:
         """The number for a RECENT response, which the client knows afterwards."""
@@ -189,7 +209,7 @@ class View:
         poll repeats them.
         """
         if modseq and len(uids):
-            self._own.append((modseq, uids))
+            self._own = (*self._own, (modseq, uids))
 
     def pending(self, state: State) -> bool:
         """Whether a poll might return something."""
@@ -206,7 +226,7 @@ class View:
         if expunge and len(state.retained):
             state.retained.enter(self)
         if key == self._key and not (self._hidden and expunge):
-            self._own.clear()
+            self._own = ()
             return None
         self._key = key
         told = len(self.uids)
@@ -251,7 +271,7 @@ class View:
         what it knows.
         """
         low, self._modseq = self._modseq, max(self._modseq, state.highestmodseq)
-        own, self._own = self._own, []
+        own, self._own = self._own, ()
         modseqs = state.modseqs[:first]
         rows = np.flatnonzero(modseqs > np.uint64(low))
         if len(rows) == 0:

@@ -272,6 +272,9 @@ class Connection(Stream):
         else:
             self.bye(why, text)
 
+    async def _wait_turn(self) -> None:
+        await self.hub.lanes.turn(self.user)
+
     # -- the task --------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -323,7 +326,7 @@ class Connection(Stream):
                 self._entered = False
                 self.hub.registry.leave(self, self._counted, user)
                 self.hub.count(-1)
-            self._out = []
+            self._out = ()
             self._transport = None
 
 

@@ -1,7 +1,7 @@
 """A conversation with another server, line by line, until its transport is taken over.
 
 What comes is kept up to `AHEAD_BYTES`; beyond that reading pauses. `take` gives what
-has come behind the last line, and the transport, to whoever continues without lines.
+has come behind the last line, and the transport, to the protocol that continues.
 
 Diagnostics: every failure of the network is an OSError. The owner sets deadlines. It
 refuses to know what the lines mean.
@@ -142,7 +142,8 @@ class Dialogue(asyncio.Protocol):
     async def start_tls(self, context: ssl.SSLContext, handshake_s: float) -> None:
         """Continue under TLS.
 
-        No name is sent, so that the server shows its first certificate. Raises: OSError.
+        No name is sent, so that the server shows its first certificate. Raises:
+        OSError.
         """
         self._buffer.clear()
         loop = asyncio.get_running_loop()

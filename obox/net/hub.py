@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from obox.net.lanes import Lanes
 from obox.net.registry import Registry, Who
 
 CUT_S: Final = 1.0
@@ -44,6 +45,8 @@ class Hub:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.registry = Registry() if registry is None else registry
+        self.lanes = Lanes()
+        """Whose turn it is among the connections of a user."""
         self.count = count
         self.clock = clock
         self.now = now

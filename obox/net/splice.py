@@ -4,8 +4,9 @@ Theory of operation. A client's connection (`obox.net.connection`) has become on
 server elsewhere, after a login. From then on nothing is parsed. Each side is a protocol
 of its own that writes what comes to the other side's transport.
 
-    open --a side sends no more--> half: the other side is told, its bytes still come
-    open, half --a side is gone, `stop`--> ending: what was read goes out, no more is read
+    open --a side sends no more--> half: the other side learns it, its bytes still come
+    open, half --a side is gone, `stop`--> ending: what was read goes out, and no more
+        is read
     open, half, ending --both sides are gone--> the registry forgets the splice
 
 Flow. When the transport of a side holds more than BUFFER_BYTES, the other side is not
@@ -248,7 +249,7 @@ class Splice:
     # -- time ------------------------------------------------------------------------------------------------------
 
     def _look(self, left_s: float = CLOSE_TIMEOUT_S) -> None:
-        """A server under TLS cannot be told that no more comes: wait for a pause."""
+        """TLS has no half-closed state: wait until the server pauses."""
         loop = asyncio.get_running_loop()
         if loop.time() - self.quiet_since >= QUIET_S or left_s <= 0:
             self.end(self.reason)

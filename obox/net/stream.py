@@ -89,7 +89,7 @@ class Stream(asyncio.Protocol, ABC):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._out: list[bytes] = []
+        self._out: list[bytes] | tuple[()] = ()  # a list while there is output
         self._out_bytes = 0
         self._closing = self._lost = False
         self._reading_paused = self._write_paused = False
@@ -133,6 +133,8 @@ class Stream(asyncio.Protocol, ABC):
 
     def write(self, data: bytes) -> None:
         """Gather output. It goes out in order, at the latest when the task ends."""
+        if isinstance(self._out, tuple):
+            self._out = []
         self._out.append(data)
         self._out_bytes += len(data)
 
@@ -163,7 +165,7 @@ class Stream(asyncio.Protocol, ABC):
         if not self._out:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out = []
+        self._out = ()
         self._out_bytes = 0
         if self._transport is not None and not self._lost:
             self.bytes_out += len(data)
@@ -186,8 +188,15 @@ class Stream(asyncio.Protocol, ABC):
         """Let other tasks run if this task has had its time."""
         now = self._clock()
         if now - self._last_yield > YIELD_S:
-            await asyncio.sleep(0)
-            self._last_yield = self._clock()
+            await self.pause()
+
+    async def pause(self) -> None:
+        """Let other tasks run."""
+        await self._wait_turn()
+        self._last_yield = self._clock()
+
+    async def _wait_turn(self) -> None:
+        await asyncio.sleep(0)
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
@@ -294,6 +303,6 @@ class Stream(asyncio.Protocol, ABC):
         """The transport has ended: stop the timer, drop output, and wake the writer."""
         self._lost = self._closing = True
         self._disarm()
-        self._out = []
+        self._out = ()
         self._out_bytes = 0
         self._wake_writer()

@@ -127,8 +127,10 @@ class Certificates:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of what a client that names no host is shown: what the trusted link is
-        bound to. RFC 5929 §4 (tls-server-end-point)."""
+        """SHA-256 of the certificate that a client gets if it names no host.
+
+        The trusted link is bound to it. RFC 5929 §4 (tls-server-end-point).
+        """
         return self._set.digest
 
     def use(self, loaded: _Set) -> None:

@@ -1,5 +1,4 @@
-"""The bucket's own settings: versioning and lifecycle rules, by boto3 in a
-thread; S3 only.
+"""The bucket's own settings: versioning and lifecycle rules, by aioboto3; S3 only.
 
 Refuses to know: objects. Diagnostics: settings that may not be read are named among the
 problems; nothing is raised.
@@ -7,7 +6,6 @@ problems; nothing is raised.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,17 +24,13 @@ async def describe(settings: Settings) -> dict[str, Any]:
         return {"versioning": "off"}
     if scheme != "s3":
         return {"versioning": "unknown"}
-    return await asyncio.to_thread(_describe, settings)
-
-
-def _describe(settings: Settings) -> dict[str, Any]:
-    import boto3
+    import aioboto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
     facts: dict[str, Any] = {"versioning": "unknown", "problems": []}
     try:
-        client = boto3.client(
+        async with aioboto3.Session().client(
             "s3",
             endpoint_url=settings.endpoint_url or None,
             region_name=settings.region or None,
@@ -48,23 +42,23 @@ def _describe(settings: Settings) -> dict[str, Any]:
                 retries={"total_max_attempts": 2},
                 s3=None if settings.addressing == "auto" else {"addressing_style": settings.addressing},
             ),
-        )
-        _ask(client, urlsplit(settings.url).netloc, facts)
+        ) as client:
+            await _ask(client, urlsplit(settings.url).netloc, facts)
     except (BotoCoreError, ValueError) as error:
         facts["problems"].append(f"settings of the bucket: {_short(error)}")
     return facts
 
 
-def _ask(client: Any, bucket: str, facts: dict[str, Any]) -> None:
+async def _ask(client: Any, bucket: str, facts: dict[str, Any]) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        status = client.get_bucket_versioning(Bucket=bucket).get("Status", "")
+        status = (await client.get_bucket_versioning(Bucket=bucket)).get("Status", "")
         facts["versioning"] = "on" if status == "Enabled" else "off"
     except (BotoCoreError, ClientError) as error:
         facts["problems"].append(f"versioning may not be read: {_short(error)}")
     try:
-        rules = client.get_bucket_lifecycle_configuration(Bucket=bucket).get("Rules", [])
+        rules = (await client.get_bucket_lifecycle_configuration(Bucket=bucket)).get("Rules", [])
     except (BotoCoreError, ClientError) as error:
         code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else ""
         if code != "NoSuchLifecycleConfiguration":

@@ -7,8 +7,8 @@ What cannot be reached is Unavailable, which is no failed login. The same object
 owner's end: it takes forwards of other members, and never forwards them again
 (docs/cluster.md, "Forwarding").
 
-Diagnostics: a backend that does not answer, and one that has no common secret with us,
-are logged as warnings; a forged forward likewise, with the peer's address. It refuses
+Diagnostics: warnings in the log name a backend that does not answer or has no common
+secret with us, and a forged forward, with the peer's address. It refuses
 to know mailboxes, and what goes over a splice.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
@@ -31,6 +32,7 @@ from obox.auth import (
     Referred,
 )
 from obox.auth.link import NONCE_BYTES
+from obox.auth.token import PREFIX, UsedTokens
 from obox.cluster import Assigned, Router, There, newer
 from obox.errors import NoPerm, OboxError, Unavailable
 from obox.net.dialogue import Dialogue
@@ -101,8 +103,9 @@ class Forwarder:
         self.authenticator = authenticator
         self.counters = counters or NoCounters()
         self._certificate = certificate
+        self._tokens = UsedTokens()
         self._legs: dict[str, set[asyncio.Transport]] = {}
-        self._random = random_bytes
+        self.random_bytes = random_bytes
         self.sleep = sleep
 
     # -- the owner's end -------------------------------------------------------------------------------------------
@@ -116,8 +119,14 @@ class Forwarder:
         await self.authenticator.admit(remote)
         binding = self._certificate() if tls else b""
         return LinkOwner(
-            self.secrets, nonce=self._random(NONCE_BYTES), unknown=self._random(NONCE_BYTES), binding=binding
+            self.secrets, nonce=self.random_bytes(NONCE_BYTES), unknown=self.random_bytes(NONCE_BYTES), binding=binding
         )
+
+    def redeem(self, user: str, token: str) -> Forward | None:
+        """See `obox.imap.context.Forwarding`."""
+        if not token.startswith(PREFIX):
+            return None
+        return self._tokens.read(self.secrets, token, user=user, now=time.time())
 
     async def accept(self, forward: Forward) -> Account:
         """See `obox.imap.context.Forwarding`."""
@@ -213,11 +222,15 @@ class Forwarder:
             next_step="give both the same cluster.secret_file, and reload",
         )
 
-    def sender(self, forward: Forward, binding: bytes) -> LinkSender:
-        """Our side of the link. Raises: LinkRefused, we have no secret."""
+    def secret(self) -> bytes:
+        """The secret that signs. Raises: LinkRefused, we have none."""
         if not self.secrets:
             raise LinkRefused("there is no cluster.secret_file")
-        return LinkSender(self.secrets[0], forward, nonce=self._random(NONCE_BYTES), binding=binding)
+        return self.secrets[0]
+
+    def sender(self, forward: Forward, binding: bytes) -> LinkSender:
+        """Our side of the link. Raises: LinkRefused, we have no secret."""
+        return LinkSender(self.secret(), forward, nonce=self.random_bytes(NONCE_BYTES), binding=binding)
 
     def forward_of(self, there: There, account: Account | None, *, listener: str, remote: str, tls: bool) -> Forward:
         """What a backend hears of a client. account: None in LMTP."""

@@ -1,7 +1,6 @@
 """The login of a forwarded client at its backend, over IMAP.
 
-Diagnostics: a backend that does not answer is an OSError, one that refuses is an
-OboxError.
+Diagnostics: a backend that does not answer is an OSError, a refusal is an OboxError.
 """
 
 from __future__ import annotations

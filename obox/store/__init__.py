@@ -4,7 +4,6 @@
 """
 
 from ._env import Env, StoreSettings
-from ._recent import RECENT_BYTES_MAX
 from .api import (
     Appended,
     Copied,
@@ -18,6 +17,7 @@ from .api import (
     Usage,
     User,
 )
+from .mails.recent import RECENT_BYTES_MAX
 from .store import MailStore
 
 __all__ = [

@@ -209,7 +209,11 @@ class Bundles:
 
     async def clear_all(self) -> None:
         """Delete every bundle of a box that is gone for good."""
-        await self._env.delete([info.key for info in await self.listing()], kind="index")
+        await self.remove(await self.listing())
+
+    async def remove(self, infos: Iterable[ObjectInfo]) -> None:
+        """Delete these bundles of a box that is gone for good."""
+        await self._env.delete([info.key for info in infos], kind="index")
 
 
 def _last_of_others(superseded: Iterable[tuple[str, float]], writer: str) -> list[str]:

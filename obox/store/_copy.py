@@ -22,9 +22,9 @@ from ..mailbox import Delta, Holders, MailboxEntry, Rows, UidArray, by_home
 from ..types import Guid
 from ._env import ANSWER_S, Env, answer_within
 from ._quota import Quota, Room
-from ._writer import write_claim
 from .api import Copied
 from .index import FIELDS_STEP, PART_MAILS, Index, Owner, tidy
+from .mails.write import write_claim
 from .stage import Edit
 from .turn import Turn
 

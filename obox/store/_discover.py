@@ -18,17 +18,18 @@ from metacache import Change
 
 from ..errors import Corrupt, Unavailable
 from ..mailbox import CLAIM_PURGED, Delta, State
-from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, StoreError, UnknownKey, settle
+from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, UnknownKey
 from ..objectstore.codec import ObjectKind
 from ..objectstore.keys import mail_key, mail_prefix, owner_of, parse_mail_key
 from ..types import Uid
 from ._env import GETS_AT_ONCE
-from ._mail import MailMeta, check_claim, check_meta
-from ._slots import Slot
 from .box import Found
 from .index import Index, give_modseq
+from .mails.meta import MailMeta, check_claim, check_meta
+from .mails.slots import Slot
+from .mails.write import burn
 from .stage import Edit
-from .stamp import Assignment, Trust
+from .stamp import Trust
 from .turn import Turn
 
 log = structlog.get_logger()
@@ -50,32 +51,32 @@ HOLES_S: Final = 5.0
 
 async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
     """See `Mailbox.load`."""
-    env, user, guid = mailbox.env, mailbox.user, mailbox.guid
+    env, user = mailbox.env, mailbox.user
     assignment = mailbox.assignment
-    merged = False
-    worth, fragments = mailbox.load_copy(assignment, made_here=guid in user.born)
+    worth, fragments = mailbox.load_copy(made_here=mailbox.guid in user.born)
+    found = Found.NOTHING
     if worth is Trust.NEW:
-        user.born.discard(guid)
-        mailbox.stamp = replace(mailbox.stamp, generation=assignment.generation, checked=env.now(), listed=env.now())
-        mailbox.save()
-        return
-    if worth is Trust.REBUILD:
-        merged = await mailbox.rebuild(await mailbox.bundles.listing() if infos is None else infos)
-        pending = [*fragments, *pending]
-    elif worth is Trust.COMPARE:
-        merged = await _compare(mailbox, infos, assignment)
-    state, turn = mailbox.state, Turn(env.clock)
+        user.born.discard(mailbox.guid)
+        return mailbox.compared(assignment, listed=env.now())
+    if worth is not Trust.TRUSTED:
+        unflushed = mailbox.change is not Change.NONE
+        found = await mailbox.catch_up(worth, await mailbox.bundles.listing() if infos is None else infos)
+        told = mailbox.guid in user.told
+        if worth is Trust.COMPARE:
+            user.told.discard(mailbox.guid)
+        if unflushed and not told and not assignment.covers(mailbox.stamp):
+            mailbox.restate()  # the journal of the life before may not have it, and ours will speak of higher UIDs
+    pending, turn = [*fragments, *pending], Turn(env.clock)
     for data in pending:
         if turn.over():
             await turn.end()
-        mailbox.join(data)
-        mailbox.change = Change.IMPORTANT
-        mailbox.stamp = replace(mailbox.stamp, need_base=True)
+        mailbox.join_unflushed([data])
+    state, merged = mailbox.state, found is Found.HISTORY
     if assignment.covers(mailbox.stamp) and not pending and not env.must_rescan(mailbox.stamp.listed):
         if worth is Trust.COMPARE:
             mailbox.save_stamp()
         if mailbox.change is not Change.NONE:
-            mailbox.reckon()
+            mailbox.count_unflushed()
         return
     deltas, _, _ = await discover(mailbox, [])
     ahead = user.root.ahead
@@ -91,32 +92,9 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
         user.log.stage(edit)
         if turn.over():
             await turn.end()
-    now = env.now()
-    mailbox.stamp = replace(
-        mailbox.stamp, generation=assignment.generation, checked=mailbox.stamp.checked or now, listed=now
-    )
-    mailbox.save()
+    mailbox.compared(assignment, listed=env.now())
     if mailbox.change is not Change.NONE:
-        mailbox.reckon()
-
-
-async def _compare(mailbox: Index, infos: list[ObjectInfo] | None, assignment: Assignment) -> bool:
-    """Take in the bundles that others have written since the local copy was compared; True if that makes one history
-    of two."""
-    unflushed = mailbox.change is not Change.NONE
-    found = await mailbox.take_bundles(await mailbox.bundles.listing() if infos is None else infos)
-    mailbox.stamp = replace(mailbox.stamp, checked=mailbox.env.now())
-    if found is not Found.NOTHING:
-        mailbox.stamp = mailbox.stamp.uncompared()  # others have written: mails too, perhaps
-    told = mailbox.guid in mailbox.user.told
-    mailbox.user.told.discard(mailbox.guid)
-    # The journal of the life before may not have it, and ours will speak of higher UIDs.
-    if unflushed and not assignment.covers(mailbox.stamp) and not told:
-        since = 0 if mailbox.stamp.need_base else mailbox.stamp.base_modseq
-        edit = mailbox.user.edit()
-        edit.tell_journal(mailbox.guid, mailbox.state.extract(since))
-        mailbox.user.log.stage(edit)
-    return found is Found.HISTORY
+        mailbox.count_unflushed()
 
 
 def _found(mailbox: Index, delta: Delta) -> Edit:
@@ -168,16 +146,11 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
             continue
         gate = asyncio.Semaphore(GETS_AT_ONCE)
 
-        async def burn(uid: int, gate: asyncio.Semaphore = gate) -> bool:
-            """False: something has landed there meanwhile."""
-            key = mail_key(sid, guid, Uid(uid))
+        async def burn_one(uid: int, gate: asyncio.Semaphore = gate) -> bool:
             async with gate:
-                try:
-                    return await settle(env.bucket, key, env.new_oid(), kind="mail") != "other"
-                except StoreError as exc:
-                    raise env.unavailable("put", key, exc) from exc
+                return await burn(mailbox, uid)
 
-        burnt = await asyncio.gather(*map(burn, holes))
+        burnt = await asyncio.gather(*map(burn_one, holes))
         deltas += [Delta(claims={uid: 1}, uidnext=uid + 1) for uid in holes]
         if all(burnt):
             return sorted(deltas, key=first_uid), end, seen
@@ -269,9 +242,9 @@ async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
     if two_histories:
         mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
     await mailbox.slots.recheck()
-    need_base = mailbox.stamp.need_base or two_histories
-    mailbox.stamp = replace(mailbox.stamp, generation=assignment.generation, need_base=need_base)
-    mailbox.save()
+    if two_histories:
+        mailbox.stamp = replace(mailbox.stamp, need_base=True)
+    mailbox.compared(assignment)
 
 
 async def refresh(mailbox: Index) -> None:

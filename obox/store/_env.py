@@ -23,7 +23,7 @@ from ..objectstore.codec import Codec, ObjectKind
 from ..objectstore.keys import owner_of
 from ..types import Oid
 from ._once import EveryMinute
-from ._recent import Recent
+from .mails.recent import Recent
 from .owned import Owned
 from .stamp import Assignment
 

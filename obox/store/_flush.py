@@ -20,11 +20,9 @@ import numpy as np
 
 from metacache import Change
 
-from ..mailbox import CLAIM_PURGED, Delta
-from ..objectstore.keys import mail_key
-from ..types import Uid
 from ._bundles import DIFF_FREE_BYTES, DIFF_SHARE, segment_range
 from .index import Index
+from .mails.purge import garbage, purge
 
 SEGMENT_MAILS_MIN: Final = 100
 """New mails before their ready fields are uploaded beside an index flush: a hundredth of a request a mail."""
@@ -100,11 +98,9 @@ async def carry(mailbox: Index) -> None:
 
 async def _flush_index(mailbox: Index) -> None:
     await mailbox.user.rootbox.begin_changes()
-    stamp, state, journal = mailbox.stamp, mailbox.state, mailbox.user.journal
-    position, seen, mails = journal.position(), mailbox.changes, mailbox.unflushed_mails
+    stamp, state, mails = mailbox.stamp, mailbox.state, mailbox.unflushed_mails
     gone = len(mailbox.fields_left)
-    dead, claims = _garbage(mailbox)
-    modseq, uidnext = state.highestmodseq, state.uidnext
+    old = garbage(mailbox)
     base, payload, diff_max = stamp.base_next, b"", max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE)
     if not base:
         diff = state.extract(stamp.base_modseq)
@@ -115,16 +111,15 @@ async def _flush_index(mailbox: Index) -> None:
     if base or len(payload) > diff_max:
         base, forgotten = True, state.forgettable(long_ago)
         payload = state.extract(without=forgotten).encode()
-    # A bundle must not know of a copy, or of an expunged one, before the journal knows of what it means elsewhere.
-    await journal.sync()
-    await mailbox.bundles.put("base" if base else "diff", payload, modseq=modseq, uidnext=uidnext)
-    state.forget(forgotten, long_ago)
-    mailbox.unflushed_mails -= mails
-    more = mailbox.uploaded(seen)
+
+    def landed() -> None:
+        state.forget(forgotten, long_ago)
+        mailbox.unflushed_mails -= mails
+
+    await mailbox.upload("base" if base else "diff", payload, landed=landed)
     await mailbox.drop_fields(gone)
     mailbox.save_stamp()  # now: a copy that is read again must not write under this version once more
-    journal.flushed(mailbox.user.storage_id, mailbox.guid, position, more=more)
-    await _purge(mailbox, dead, claims)
+    await purge(mailbox, old)
 
 
 async def sweep(mailbox: Index) -> None:
@@ -136,33 +131,9 @@ async def sweep(mailbox: Index) -> None:
         if mailbox.change is not Change.NONE:
             await _flush_index(mailbox)
         else:
-            await _purge(mailbox, *_garbage(mailbox))
+            await purge(mailbox, garbage(mailbox))
         if await mailbox.bundles.clear():
             mailbox.save_stamp()
-
-
-def _garbage(mailbox: Index) -> tuple[list[int], list[int]]:
-    """Expunged UIDs and claims whose objects may go, as far as the bundles in the bucket know of them."""
-    env, stamp, state = mailbox.env, mailbox.stamp, mailbox.state
-    dead = state.dead(int((env.now() - env.delete_delay_s) * 1000)).tolist()
-    claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= stamp.known_uidnext]
-    if stamp.known_at > env.now() - env.delete_delay_s:
-        claims = []  # no bundle that knows these UIDs has been in the bucket for the delay
-    return dead, claims
-
-
-async def _purge(mailbox: Index, dead: list[int], claims: list[int]) -> None:
-    """Delete mails whose expunge is in a bundle and whose delay has passed, and claims that a base has long known."""
-    if not dead and not claims:
-        return
-    env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
-    keys = [mail_key(sid, guid, Uid(uid)) for uid in sorted({*dead, *claims})]
-    await env.delete(keys, kind="mail")
-    for key in keys:
-        await env.fscache.drop(key)
-    env.metacache.drop_fields(sid, guid, dead)  # again, for what went in an earlier life and was not flushed in it
-    purged = np.array(dead, dtype=np.uint32)
-    mailbox.apply(Delta(purged=purged, claims=dict.fromkeys(claims, CLAIM_PURGED)), Change.UNIMPORTANT, journal=False)
 
 
 def _uncached(mailbox: Index) -> int:

@@ -8,16 +8,17 @@ import msgspec
 import structlog
 
 from ..errors import Exists, Invalid, Limit, MailboxFull, NoPerm, NotFound
-from ..mailbox import CLAIM_PURGED, MailboxEntry, Root, RootDelta
+from ..mailbox import MailboxEntry, Root, RootDelta
 from ..mailbox.names import INBOX, canonical, check_name, with_children
 from ..objectstore import StoreError, put_once
 from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import first_root_key, mail_key, owner_of
-from ..types import Guid, Uid
+from ..objectstore.keys import first_root_key, owner_of
+from ..types import Guid
 from . import _flush
 from ._bundles import BundleMeta
 from .api import MailboxInfo
 from .index import Index, Owner
+from .mails.purge import purge_last
 from .stage import Edit
 from .stamp import Stamp, name_of
 
@@ -27,11 +28,8 @@ MAILBOXES_MAX: Final = 10_000
 """Mailboxes of one user: the root bundle is read whole at a cold login."""
 
 
-class Maker(Owner, Protocol):
-    """The user, as whoever makes and deletes its mailboxes sees it."""
-
-    def entry(self, name: str) -> MailboxEntry:
-        """Raises NotFound."""
+class Lister(Owner, Protocol):
+    """The user, as whoever changes its list of mailboxes sees it."""
 
     def fresh(self, entry: MailboxEntry) -> Index:
         """A mailbox that was made just now."""
@@ -41,6 +39,13 @@ class Maker(Owner, Protocol):
 
     async def change_root(self, delta: RootDelta, edit: Edit | None = None) -> None:
         """Take a change of the list in, with an edit that it belongs to; in the bucket on return."""
+
+
+class Maker(Lister, Protocol):
+    """The user, as whoever makes and deletes its mailboxes by name sees it."""
+
+    def entry(self, name: str) -> MailboxEntry:
+        """Raises NotFound."""
 
     async def move_all(self, source: Index, name: str) -> None:
         """Move all mails of a mailbox to another one."""
@@ -63,7 +68,7 @@ def infos(root: Root) -> list[MailboxInfo]:
     return out
 
 
-async def first(user: Maker) -> bool:
+async def first(user: Lister) -> bool:
     """Write the first root bundle of a new user under its fixed name; False if another backend was first."""
     env = user.env
     now = env.now_ms()
@@ -175,18 +180,16 @@ async def _rename_inbox(user: Maker, new: str) -> None:
     await user.move_all(inbox, new)
 
 
-async def clear_deleted(user: Maker, entry: MailboxEntry) -> None:
+async def clear_deleted(user: Lister, entry: MailboxEntry) -> None:
     """Delete what is left of a mailbox that was deleted longer than the delay ago, once no copy needs it."""
     box = await user.box(Guid(entry.guid))
     homes = await box.homes()
     box.expunge_now(box.state.uids, homes)  # what came while it was deleted, or by another writer
     await _flush.sweep(box)
-    if bool((~box.state.gone_purged).any()) or len(box.state.active_holders()):
-        return
     async with box.flushing:
+        if not await purge_last(box):
+            return
         box.clearing = True
-        claims = [uid for uid, count in box.state.claims.items() if count < CLAIM_PURGED]
-        await user.env.delete([mail_key(user.storage_id, box.guid, Uid(uid)) for uid in claims], kind="mail")
         await box.bundles.clear_all()
         user.journal.flushed(user.storage_id, box.guid, user.journal.position(), more=False)
     user.forget(box.guid)

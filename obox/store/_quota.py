@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..errors import InUse, OverQuota
-from ._slots import Slot
 from .api import Usage
+from .mails.slots import Slot
 
 
 class Counted(Protocol):

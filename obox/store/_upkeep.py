@@ -102,7 +102,7 @@ class Upkeep:
                 if box.is_due():
                     jobs.start(Job("flush", sid, guid), box.flush)
             if user.rootbox.is_due():
-                jobs.start(Job("flush", sid, ROOT), user.flush_root)
+                jobs.start(Job("flush", sid, ROOT), user.rootbox.flush)
         for sid_, box_ in store.journal.overdue(CARRY_INTERVALS * env.settings.upload_interval_s):
             jobs.start(Job("carry", sid_, box_), partial(self.carry, sid_, box_))
         now = env.clock()
@@ -130,7 +130,7 @@ class Upkeep:
         if user is None:
             self._store.journal.forget(sid)
         elif box == ROOT:
-            await user.flush_root()
+            await user.rootbox.flush()
         elif Guid(box) in user.root.entries:
             await (await user.box(Guid(box))).carry()
         else:
@@ -255,7 +255,7 @@ class Upkeep:
             return  # gone meanwhile, with its user
         user = await self._user(StorageId(sid))
         if user is not None:
-            await (user.flush_root() if box == ROOT else (await user.box(Guid(box))).flush())
+            await (user.rootbox.flush() if box == ROOT else (await user.box(Guid(box))).flush())
 
     def _dirty(self, sid: str) -> list[str]:
         """Boxes of a user whose local copy has important changes."""

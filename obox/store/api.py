@@ -7,16 +7,17 @@ and does not answer. Methods without `async` are served from memory and make no 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ..errors import Corrupt, NotFound, OboxError
-from ..mailbox import FlagOp, State, UidArray
+from ..mailbox import FlagOp, State, Totals, UidArray
 from ..mailbox.search import Query
 from ..types import Guid, StorageId, Uid
-from ._fields import Fields as Fields  # noqa: PLC0414 - part of the contract
+from .mails.fields import Fields as Fields  # noqa: PLC0414 - part of the contract
 
 Unreadable = NotFound | Corrupt
 """Why a mail that is in the index cannot be read: its object is gone (lost), or does not decode (damaged)."""
@@ -33,6 +34,20 @@ class Status(NamedTuple):
     uidvalidity: int
     highestmodseq: int
     size: int
+
+    @classmethod
+    def of(cls, totals: Totals, uidvalidity: int) -> Status:
+        """What the totals of a mailbox say."""
+        return cls(
+            messages=totals.messages,
+            recent=totals.recent,
+            unseen=totals.unseen,
+            deleted=totals.deleted,
+            uidnext=totals.uidnext,
+            uidvalidity=uidvalidity,
+            highestmodseq=max(totals.modseq, 1),
+            size=totals.bytes,
+        )
 
 
 class MailboxInfo(NamedTuple):
@@ -125,9 +140,14 @@ class Mailbox(Protocol):
     def take_recent(self) -> int:
         """The lowest UID that no session was told of, and claim all from there on as told (SELECT; \\Recent)."""
 
-    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
+    ) -> list[Fields | Unreadable | None]:
         """Ready bytes for each UID; None for one that is gone. Reads mails whose fields are not cached, and caches
         them. Mails that are expunged and retained are read like others, here and below, while their objects are there.
+
+        bytes_max: the answer is for the first of `uids` only, at least one, and ends with the one that makes it about
+        so many bytes: ask again for the others.
         """
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:

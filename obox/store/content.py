@@ -1,6 +1,6 @@
 """What the protocols need of a mail's content: the mime room, through the store's door."""
 
 from ..mime import Budget, Part, Section, header_end, header_fields, parse, section
-from ._mail import INLINE_MAX, make_fields
+from .mails.meta import INLINE_MAX, make_fields
 
 __all__ = ["INLINE_MAX", "Budget", "Part", "Section", "header_end", "header_fields", "make_fields", "parse", "section"]

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
 from metacache import Change
 
-from ..errors import Corrupt, MailboxFull, NotFound
+from ..errors import MailboxFull, NotFound
 from ..mailbox import Changed, Delta, Gone, Holders, Root, Rows, State, UidArray, by_home, uid_array
 from ..types import Guid, StorageId
 from ._env import Env
-from ._slots import Slot, Slots
 from .box import Box
 from .journal import Journal
+from .mails.slots import Slot, Slots
 from .rootbox import RootBox
 from .stage import Edit, Log
 from .turn import Turn
@@ -84,6 +85,19 @@ class Owner(Protocol):
         """Raises NotFound when the user is being deleted."""
 
 
+class _Watch:
+    """Ends a `watch` when it is called; smaller than a closure, for each session has one."""
+
+    __slots__ = ("_wake", "_watchers")
+
+    def __init__(self, watchers: list[Callable[[], None]], wake: Callable[[], None]) -> None:
+        self._watchers, self._wake = watchers, wake
+
+    def __call__(self) -> None:
+        if self._wake in self._watchers:
+            self._watchers.remove(self._wake)
+
+
 async def tidy(boxes: Iterable[Index]) -> None:
     """Merge what a change of many mails has left to be merged; others run meanwhile."""
     for box in boxes:
@@ -117,7 +131,7 @@ def give_modseq(delta: Delta, modseq: int) -> None:
     delta.highestmodseq = modseq
 
 
-class Index(Box):
+class Index(Box[State, Delta]):
     """See the module's text."""
 
     def __init__(
@@ -131,11 +145,11 @@ class Index(Box):
         refresh: Callable[[Index], Coroutine[Any, Any, None]],
     ) -> None:
         """refresh: takes in what another writer wrote, after a UID was lost to it."""
-        super().__init__(env, user.log, user.storage_id, guid, priority)
+        empty = partial(State, guid)
+        super().__init__(env, user.log, user.storage_id, guid, priority, empty=empty, decode=Delta.decode)
         self.user = user
         self.guid = guid
         self.uidvalidity = uidvalidity
-        self.state = State(guid)
         self.deleted = False
         self.clearing = False
         self.unborn = False
@@ -154,34 +168,32 @@ class Index(Box):
 
     # -- the state (box.Box) -------------------------------------------------------------------------------------------
 
-    def join(self, data: bytes) -> None:
-        self.state.join(self._decoded(data))
-
     def join_others(self, data: bytes, *, renew: bool) -> None:
-        changed = self.state.join(self._decoded(data))
+        changed = self.state.join(self.decoded(data))
         renewal = self.state.renewal(changed, self.env.now_ms()) if renew else None
         if renewal is not None:
             self.state.join(renewal)
 
-    def _decoded(self, data: bytes) -> Delta:
-        try:
-            return Delta.decode(data)
-        except ValueError as exc:
-            raise Corrupt(f"the index of a mailbox does not decode ({self.guid}): {exc}") from exc
-
-    def restart(self) -> None:
-        self.state = State(self.guid)
-
-    def whole(self) -> bytes:
-        return self.state.extract().encode()
-
-    @property
-    def highestmodseq(self) -> int:
-        return self.state.highestmodseq
-
     @property
     def uidnext(self) -> int:
         return self.state.uidnext
+
+    def lacking(self) -> Delta:
+        return self.state.extract(0 if self.stamp.need_base else self.stamp.base_modseq)
+
+    def wants_bundle(self, change: Change) -> bool:
+        return change is Change.IMPORTANT or self.unflushed_mails > self.env.settings.max_rescan_mail_count
+
+    async def _before_bundle(self) -> None:
+        """A bundle must not know of a copy, or of an expunged one, before the journal knows what it means elsewhere."""
+        await self.user.journal.sync()
+
+    def _altered(self, delta: Delta) -> Changed:
+        changed = self.state.join(delta)
+        if len(changed.gone):
+            self.fields_left.append(changed.gone)
+        self.unflushed_mails += len(changed.new)
+        return changed
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -191,42 +203,14 @@ class Index(Box):
         (edit.add if journal else edit.add_local)(self, delta, change)
         self.user.log.stage(edit)
 
-    def take_in(self, delta: Delta, change: Change) -> Changed:
-        """See `stage.Target`."""
-        changed = self.state.join(delta)
-        self.local_deltas += 1
-        if len(changed.gone):
-            self.fields_left.append(changed.gone)
-        self._behind(change, len(changed.new))
-        return changed
-
-    def changed(self, change: Change) -> None:
-        """Note that the bucket's bundles are behind, and when that must end; wakes the sessions."""
-        self._behind(change, 0)
-        self.wake()
-
-    def _behind(self, change: Change, mails: int) -> None:
-        self.changes += 1
-        self.change = max(self.change, change)
-        self.unflushed_mails += mails
-        settings = self.env.settings
-        soon = change is Change.IMPORTANT or self.unflushed_mails > settings.max_rescan_mail_count
-        if soon and self.due_at is None:
-            self.due_at = self.env.clock() + settings.upload_interval_s
-
-    def reckon(self) -> None:
+    def count_unflushed(self) -> None:
         """After a load with changes that no bundle has: say how many mails, and when it must end."""
         self.unflushed_mails = self.count_between(self.stamp.flushed_uidnext, self.state.uidnext)
         self.changed(self.change)
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         self._watchers.append(wake)
-
-        def end() -> None:
-            if wake in self._watchers:
-                self._watchers.remove(wake)
-
-        return end
+        return _Watch(self._watchers, wake)
 
     def wake(self) -> None:
         for wake in tuple(self._watchers):

@@ -9,6 +9,7 @@ Diagnostics: a lost mail (its object is gone) is `NotFound` and logged with its 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 
@@ -22,11 +23,12 @@ from ..mailbox.search import Query
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import mail_key
 from ..types import Guid, Uid
-from . import _discover, _flush, _lost, _reader
+from . import _discover, _flush
 from ._env import Env
 from ._search import search
 from .api import Fields, Stored, Unreadable
 from .index import PART_MAILS, Index, Owner, tidy
+from .mails import lost, read
 
 PRIORITY_INBOX: Final = 2
 PRIORITY_OTHER: Final = 3
@@ -115,8 +117,10 @@ class Mailbox(Index):
         """Is a lost mail to be looked for once more, and expunged?"""
         return self.env.settings.autofix_storage if autofix is None else autofix
 
-    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
-        return await _reader.fields(self, uids, autofix=self.mends(autofix))
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
+    ) -> list[Fields | Unreadable | None]:
+        return await read.fields(self, uids, autofix=self.mends(autofix), bytes_max=bytes_max)
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
         async for _, found in self.mails([uid], autofix=autofix):
@@ -128,19 +132,19 @@ class Mailbox(Index):
     def mails(
         self, uids: Sequence[int], *, autofix: bool | None = None
     ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
-        return _reader.mails(self, uids, autofix=self.mends(autofix))
+        return read.mails(self, uids, autofix=self.mends(autofix))
 
     async def part(self, uid: int, start: int, end: int, *, autofix: bool | None = None) -> bytes:
         try:
-            return await _reader.part(self, uid, start, end)
+            return await read.part(self, uid, start, end)
         except NotFound:
             position = self.state.position(uid)
             if position is None or not self.mends(autofix):
                 raise
             home, home_uid = self.state.home_of(position)
             key = mail_key(self.user.storage_id, home, Uid(home_uid))
-        await _lost.look_again(self, {uid: key}, end=1)
-        return await _reader.part(self, uid, start, end)
+        await lost.look_again(self, {uid: key}, end=1)
+        return await read.part(self, uid, start, end)
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
         env = self.env

@@ -10,6 +10,7 @@ Refuses to know: durability. Everything is gone with the process.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
@@ -18,15 +19,15 @@ import numpy as np
 
 from ..errors import Exists, Expunged, Invalid, Limit, NoPerm, NotFound, OverQuota, TooBig
 from ..mailbox import DELETED, Delta, FlagOp, MailboxEntry, Root, RootDelta, Rows, State, Totals, UidArray
-from ..mailbox.names import check_name
+from ..mailbox.names import INBOX, canonical, check_name
 from ..mailbox.search import Query
 from ..types import Guid, Oid, StorageId, Uid
 from . import api
-from ._fields import Fields
-from ._mail import make_fields
 from ._mailboxes import MAILBOXES_MAX, infos
 from ._search import search
 from .api import Appended, Copied, MailboxInfo, NewMail, Source, Status, Stored, Unreadable, Usage
+from .mails.fields import Fields
+from .mails.meta import make_fields
 
 DEFAULT_MAILBOXES = (("INBOX", ""), ("Drafts", "\\Drafts"), ("Sent", "\\Sent"), ("Trash", "\\Trash"))
 
@@ -73,26 +74,35 @@ class MemoryMailbox:
         self.apply(Delta(rows=rows, uidnext=first + count, highestmodseq=modseq))
         return [Uid(uid) for uid in rows.uid.tolist()]
 
-    def source(self, position: int) -> bytes:
-        """The mail of a row."""
-        return self._store.mails[Oid(self.state.column("oid")[position].tobytes())]
+    def source(self, uid: int) -> bytes | None:
+        """A mail, also an expunged one that some session still counts; None: it is gone."""
+        table, where, _ = self.state.records(np.array([uid], dtype=np.uint32))
+        return self._store.mails[Oid(table.column("oid")[where[0]].tobytes())] if len(where) else None
 
-    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
-        at = [self.state.position(uid) for uid in uids]
-        return [None if position is None else make_fields(self.source(position)) for position in at]
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
+    ) -> list[Fields | Unreadable | None]:
+        found: list[Fields | Unreadable | None] = []
+        for uid in uids:
+            source = self.source(uid)
+            one = None if source is None else make_fields(source)
+            found.append(one)
+            bytes_max -= 0 if one is None else len(one.packed)
+            if bytes_max < 0:
+                break
+        return found
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
-        position = self.state.position(uid)
-        if position is None:
+        source = self.source(uid)
+        if source is None:
             raise Expunged("the mail has been expunged")
-        return self.source(position)
+        return source
 
     async def mails(
         self, uids: Sequence[int], *, autofix: bool | None = None
     ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
         for uid in uids:
-            position = self.state.position(uid)
-            yield uid, None if position is None else self.source(position)
+            yield uid, self.source(uid)
 
     async def part(self, uid: int, start: int, end: int, *, autofix: bool | None = None) -> bytes:
         return (await self.mail(uid))[start:end]
@@ -130,6 +140,10 @@ class MemoryMailbox:
     async def release(self) -> None:
         """Nothing is held for a session."""
 
+    def check_consistency(self) -> None:
+        """Assert the state's invariants."""
+        self.state.check()
+
     def totals(self) -> Totals:
         """What STATUS says."""
         state = self.state
@@ -163,7 +177,7 @@ class MemoryUser:
         return guid
 
     def _entry(self, name: str) -> MailboxEntry:
-        entry = self.root.names().get(name)
+        entry = self.root.names().get(canonical(name))
         if entry is None:
             raise NotFound(f"no mailbox {name!r}")
         return entry
@@ -189,7 +203,7 @@ class MemoryUser:
         return self._make(name, special_use)
 
     async def delete(self, name: str) -> None:
-        if name == "INBOX":
+        if canonical(name) == INBOX:
             raise NoPerm("INBOX cannot be deleted")
         entry = self._entry(name)
         box = self._box(name)
@@ -200,8 +214,8 @@ class MemoryUser:
         box.apply(Delta())
 
     async def rename(self, old: str, new: str) -> None:
-        new = check_name(new)
-        if old == "INBOX":  # its mails move, it stays: RFC 3501 §6.3.5
+        old, new = canonical(old), check_name(new)
+        if old == INBOX:  # its mails move, it stays: RFC 3501 §6.3.5
             await self.create(new)
             inbox = self._box(old)
             await self.copy(inbox, inbox.state.uids, new, move=True)
@@ -228,17 +242,7 @@ class MemoryUser:
 
     async def status(self, name: str) -> Status:
         box = self._box(name)
-        totals = box.totals()
-        return Status(
-            messages=totals.messages,
-            recent=totals.recent,
-            unseen=totals.unseen,
-            deleted=totals.deleted,
-            uidnext=totals.uidnext,
-            uidvalidity=box.uidvalidity,
-            highestmodseq=totals.modseq,
-            size=totals.bytes,
-        )
+        return Status.of(box.totals(), box.uidvalidity)
 
     async def select(self, name: str) -> MemoryMailbox:
         return self._box(name)

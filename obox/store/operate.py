@@ -26,12 +26,12 @@ from ..objectstore.keys import (
     mail_prefix,
     mails_prefix,
     parse_bundle_key,
-    parse_mail_key,
     user_prefix,
 )
 from ..types import Guid, StorageId
 from ._env import TRY_LATER, Env
 from .fence import list_journals
+from .mails.purge import is_mail, purge_all
 from .stamp import Stamp
 from .upload import flush, pending
 
@@ -213,19 +213,14 @@ async def _delete(store: MailStore, batch: list[ObjectInfo]) -> list[Deleted]:
     kinds: dict[str, list[ObjectInfo]] = {}
     for info in batch:
         kinds.setdefault(_kind(info.key), []).append(info)
-    await store.env.delete([info.key for info in batch], kind="mail")
-    for info in kinds.get("mails", ()):
-        await store.env.fscache.drop(info.key)
+    await purge_all(store.env, batch)
     return [Deleted(what, len(infos), sum(info.size for info in infos)) for what, infos in kinds.items()]
 
 
 def _kind(key: str) -> str:
     """What an object is by its key; "other" if it is not one of obox's."""
-    try:
-        parse_mail_key(key)
+    if is_mail(key):
         return "mails"
-    except ValueError:
-        pass
     try:
         parse_bundle_key(key)
         return "index"

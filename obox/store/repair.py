@@ -24,12 +24,13 @@ from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, UID_MAX, mail_key, mail_prefix, parse_bundle_key, parse_mail_key
 from ..types import Guid, StorageId, Uid
-from . import _lost, operate
+from . import operate
 from ._bundles import Bundles, segment_range
 from ._discover import first_uid, read_listed
 from ._env import ANSWER_S
-from ._writer import write_claim
 from .index import give_modseq
+from .mails.lost import expunge as expunge_lost
+from .mails.write import write_claim
 from .stamp import Stamp, name_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ async def resync(user: User, guid: Guid, *, keep_lost: bool, skip_uids: int = 0)
     listed = await _listed(box, guid)
     lost = await _lost_mails(box, listed)
     if not keep_lost:
-        await _lost.expunge(box, lost)
+        await expunge_lost(box, lost)
     if skip_uids:
         await _skip(box, skip_uids)
     await box.flush()
@@ -176,7 +177,7 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
         for box in anew:
             await box.flush()
         if anew:
-            await user.flush_root()
+            await user.rootbox.flush()
     finally:
         store.barred.discard(sid)
 

@@ -10,7 +10,6 @@ from typing import Protocol
 
 from metacache import Change
 
-from ..errors import Corrupt
 from ..mailbox import Root, RootDelta
 from ..objectstore.keys import ROOT
 from ..types import StorageId
@@ -29,62 +28,19 @@ class Owner(Protocol):
         """Bring the totals of the mailboxes in memory into the list; True if any differed."""
 
 
-class RootBox(Box):
+class RootBox(Box[Root, RootDelta]):
     """See the module's text."""
 
     def __init__(self, env: Env, log: Log, sid: StorageId, owner: Owner) -> None:
-        super().__init__(env, log, sid, ROOT, 0)
+        super().__init__(env, log, sid, ROOT, 0, empty=Root, decode=RootDelta.decode)
         self._owner = owner
-        self.state = Root()
 
-    # -- the state (box.Box) -------------------------------------------------------------------------------------------
-
-    def join(self, data: bytes) -> None:
-        try:
-            self.state.join(RootDelta.decode(data))
-        except ValueError as exc:
-            raise Corrupt(f"the list of mailboxes does not decode: {exc}") from exc
-
-    def join_others(self, data: bytes, *, renew: bool) -> None:
-        self.join(data)
-
-    def restart(self) -> None:
-        self.state = Root()
-
-    def whole(self) -> bytes:
-        return self.state.extract().encode()
-
-    @property
-    def highestmodseq(self) -> int:
-        return self.state.highestmodseq
-
-    @property
-    def uidnext(self) -> int:
-        return 0
-
-    # -- changing ------------------------------------------------------------------------------------------------------
-
-    def take_in(self, delta: RootDelta, change: Change) -> ListChanged:
-        """See `stage.Target`."""
+    def _altered(self, delta: RootDelta) -> ListChanged:
         self.state.join(delta)
-        self.local_deltas += 1
-        self.changed(change)
         return ListChanged.by(delta)
 
     def wake(self) -> None:
         """No session watches the list."""
-
-    def changed(self, change: Change) -> None:
-        self.changes += 1
-        self.change = max(self.change, change)
-        if self.due_at is None:
-            self.due_at = self.env.clock() + self.env.settings.upload_interval_s
-
-    def restate(self) -> None:
-        """Tell the journal all of the list."""
-        edit = Edit(self.sid)
-        edit.tell_journal(ROOT, self.state.extract())
-        self.log.stage(edit)
 
     def raise_floor(self, modseq: int) -> None:
         """While the list is being loaded: note what each mailbox's modseqs must be above when it is opened."""
@@ -95,15 +51,12 @@ class RootBox(Box):
     async def flush(self, *, clean: bool = False) -> None:
         """Upload the list with its totals. clean: everything of the user has been flushed before. Raises
         Unavailable."""
-        journal = self.log.journal
         async with self.flushing:
             self._owner.require_there()
             stale = self._owner.sync_totals()
             if self.change is Change.NONE and not (clean and (stale or not self.stamp.clean)):
                 return
-            position, seen = journal.position(), self.changes
-            await self.bundles.put("base", self.whole(), modseq=self.state.highestmodseq, clean=clean)
-            journal.flushed(self.sid, ROOT, position, more=self.uploaded(seen))
+            await self.upload("base", self.whole(), clean=clean)
             await self.bundles.clear()
             self.save()
 

@@ -46,8 +46,9 @@ from ..objectstore.keys import (
     user_prefix,
 )
 from ..types import Guid, Owner, StorageId
-from ._mail import MailMeta, check_claim, check_meta
 from .journal import JournalObject
+from .mails.meta import MailMeta, check_claim, check_meta
+from .mails.purge import is_mail
 
 if TYPE_CHECKING:
     from .store import MailStore
@@ -234,11 +235,7 @@ async def _replace(store: MailStore, key: str, data: bytes, kind: Kind) -> None:
 
 def _kind(key: str) -> Kind | None:
     """What the requests for an object count as; None: the key is none of ours."""
-    try:
-        parse_mail_key(key)
-    except ValueError:
-        pass
-    else:
+    if is_mail(key):
         return "mail"
     try:
         parse_bundle_key(key)

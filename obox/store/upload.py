@@ -71,7 +71,7 @@ async def flush(user: User, *, important_only: bool, min_priority: int = 0) -> F
             count += await box.flush(everything=not important_only)
     if min_priority == 0:
         if important_only:
-            await user.flush_root()
+            await user.rootbox.flush()
         else:
             await user.flush(everything=True)
     return Flushed(count, before)

@@ -114,7 +114,7 @@ async def test_another_backends_mails_are_found(start: Start) -> None:
         env = service.backend.parts.store.env
         from obox.objectstore.codec import ObjectKind
         from obox.objectstore.keys import mail_key, owner_of
-        from obox.store._mail import MailMeta
+        from obox.store.mails.meta import MailMeta
         from obox.types import Guid, StorageId, Uid
 
         source = mail(2)

@@ -9,7 +9,7 @@ import version1
 from adminservice import mail
 
 from obox.objectstore.keys import mail_key, user_prefix
-from obox.store._mail import MailMeta
+from obox.store.mails.meta import MailMeta
 from obox.types import Guid, StorageId, Uid
 
 ANNA = "anna@example.org"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from adminservice import Service, mail
 from patience import PATIENT_S
 
+from obox import mime
 from obox.admin import TABLE
 
 ANNA = "anna@example.org"
@@ -237,6 +239,22 @@ async def test_fetch(service: Service) -> None:
     assert (await service.fails("fetch", user=ANNA, field=["nosuch"], query=["ALL"]))[0] == 65
     assert (await service.fails("fetch", user=ANNA, field=["uid"], query=["NOSUCH"]))[0] == 65
     assert (await service.fails("fetch", user=ANNA, field=["uid"], query=["SINCE", "x"]))[0] == 65
+
+
+async def test_fetch_decodes_large_mails_in_a_thread(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside: list[bool] = []
+    plain = mime.text_of
+
+    def text_of(*given: Any) -> list[str]:
+        aside.append(threading.current_thread() is not threading.main_thread())
+        return list(plain(*given))
+
+    monkeypatch.setattr(mime, "text_of", text_of)
+    await service.deliver(ANNA, [mail(1), mail(2) + b"x" * 100_000])
+    rows = await service.call("fetch", user=ANNA, field=["uid text.utf8 seq"], query=["MAILBOX", "INBOX"])
+    assert [(row["uid"], row["seq"]) for row in rows] == [(1, 1), (2, 2)]
+    assert [list(row) for row in rows] == [["uid", "text.utf8", "seq"]] * 2
+    assert aside == [False, True]
 
 
 async def test_search_flags_expunge_copy_move(service: Service) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog.testing
 from cassandra_server import PROGRAMS, CassandraServer, cassandra_server
+from certificates import certificate
 from patience import PATIENT_S
 from test_directory import *  # noqa: F403 - every test of the conformance suite runs here, too
 
@@ -224,14 +225,14 @@ async def test_a_keyspace_without_a_table_names_the_command(site: Site) -> None:
 class Relay:
     """A way to the server that can be cut and mended."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._to = (host, port)
+    def __init__(self, host: str, port: int, *, at: str = "127.0.0.1") -> None:
+        self._to, self._at = (host, port), at
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self.port = 0
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, self._at, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
@@ -270,6 +271,69 @@ async def test_it_starts_without_cassandra_and_reconnects_after_a_cut(site: Site
     await relay.start()
     await patiently(directory)
     await directory.close()
+
+
+async def test_a_password_that_is_changed_while_it_runs(
+    site: Site, superuser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver gives up where a password is refused; we connect anew."""
+    monkeypatch.setattr(engine, "RENEW_S", 1.0)
+    await asyncio.to_thread(
+        site.server.run,
+        f"DROP ROLE IF EXISTS {ROLE}_changed",
+        f"CREATE ROLE {ROLE}_changed WITH PASSWORD = 'first' AND LOGIN = true",
+        f"GRANT SELECT ON TABLE {KEYSPACE}.rows TO {ROLE}_changed",
+    )
+    (tmp_path / "password").write_text("first")
+    relay = Relay(site.server.host, site.server.port)
+    await relay.start()
+    directory = open_cassandra(f"cassandra://{ROLE}_changed@127.0.0.1:{relay.port}/{KEYSPACE}", tmp_path / "password")
+    await patiently(directory)
+    await asyncio.to_thread(site.server.run_patiently, f"ALTER ROLE {ROLE}_changed WITH PASSWORD = 'second'")
+    await relay.cut()
+    async with asyncio.timeout(PATIENT_S):
+        with pytest.raises(Unavailable):
+            await until_it_fails(directory)
+    await relay.start()
+    for _ in range(20):
+        with pytest.raises(Unavailable):
+            await directory.all(Kind.GROUPS)
+        await asyncio.sleep(0.1)
+    (tmp_path / "password").write_text("second")
+    await patiently(directory)
+    await directory.close()
+    await relay.cut()
+    await asyncio.to_thread(site.server.run, f"DROP ROLE {ROLE}_changed")
+
+
+async def test_tls(site: Site, tmp_path: Path) -> None:
+    """The certificate is for 127.0.0.1 alone."""
+    if site.server.ca is None:
+        pytest.skip("needs java: the certificate of another server is not known")
+    relay = Relay(site.server.host, site.server.port, at="127.0.0.2")
+    await relay.start()
+    other, _ = certificate(tmp_path)
+    ca = site.server.ca
+    direct, elsewhere = f"127.0.0.1:{site.server.port}", f"127.0.0.2:{relay.port}"
+    for where, options, reason in [
+        (direct, f"ca={ca}", ""),
+        (direct, f"ca={ca}&tls=chain", ""),
+        (direct, f"ca={other}", "CERTIFICATE_VERIFY_FAILED"),
+        (direct, f"ca={other}&tls=chain", "CERTIFICATE_VERIFY_FAILED"),
+        (direct, "tls=verify", "CERTIFICATE_VERIFY_FAILED"),
+        (elsewhere, f"ca={ca}", "IP address mismatch"),
+    ]:
+        directory = open_cassandra(f"cassandra://{ROLE}@{where}/{KEYSPACE}?{options}", site.folder / ROLE)
+        with structlog.testing.capture_logs() as logs:
+            if not reason:
+                await patiently(directory)
+            else:
+                with pytest.raises(Unavailable):
+                    await directory.all(Kind.GROUPS)
+        assert all(reason in line["reason"] for line in logs)
+        assert bool(logs) == bool(reason)
+        await directory.close()
+    await relay.cut()
 
 
 async def until_it_fails(directory: Directory) -> None:

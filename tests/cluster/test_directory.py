@@ -7,7 +7,23 @@ import itertools
 
 import pytest
 
-from obox.cluster import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
+from obox.cluster import (
+    KEY_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    Assigned,
+    Directory,
+    Kind,
+    Orders,
+    Row,
+    View,
+    check,
+    dump,
+    encode,
+    group_key,
+    load,
+    make_settings,
+    next_timestamp,
+)
 
 NOW = 1_800_000_000_000_000
 
@@ -113,3 +129,24 @@ async def test_clocks_that_are_five_seconds_apart(pair: tuple[Directory, Directo
     await pair[0].put(Kind.PINS, "anna", b"fast", next_timestamp(clocks[0], None))
     await pair[1].put(Kind.PINS, "anna", b"slow", next_timestamp(clocks[1], None))
     assert (await pair[0].get(Kind.PINS, "anna") or Row(b"", 0)).value == b"fast", "it had not read the row"
+
+
+async def test_the_functions_above_an_engine(pair: tuple[Directory, Directory]) -> None:
+    """Settings, view, dump, load and check, once each."""
+    one, other = pair
+    settings = await make_settings(one, 2, now=lambda: NOW / 1e6, sleep=asyncio.sleep, random_bytes=bytes)
+    await one.put(Kind.GROUPS, group_key(0), encode(Assigned("a", 1, 2**64 - 1)), NOW)
+    await one.put(Kind.ORDERS, "a", encode(Orders()), NOW)
+    view = View(other, clock=lambda: 1.0, now=lambda: 1.0, sleep=asyncio.sleep)
+    assert await view.poll()
+    assert view.settings == settings
+    assert view.groups == {0: Assigned("a", 1, 2**64 - 1)}
+    await one.put(Kind.GROUPS, group_key(0), encode(Assigned("b", 0, 1)), NOW + 10)  # somebody who knew less
+    assert await view.poll()
+    assert await view.write_back("a") == 1
+    assert await one.get(Kind.GROUPS, group_key(0)) == Row(encode(Assigned("a", 1, 2**64 - 1)), NOW + 11)
+    lines = await dump(other)
+    assert len(lines) == 3
+    assert await load(one, lines, now=lambda: 1.0) == 3
+    assert await dump(one) == lines
+    assert [finding.what for finding in await check(one, now=1.0)] == ["unassigned", "bad-owner"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,9 @@ import lmdb
 import pytest
 import structlog.testing
 from patience import PATIENT_S
+from turns import turns
 
-from obox.cluster import Directory, Kind, Row, open_lmdb
+from obox.cluster import Assigned, Directory, Kept, KeptFile, Kind, Row, View, encode, open_lmdb
 from obox.cluster import lmdb as engine
 from obox.errors import ConfigError, Unavailable
 
@@ -204,6 +206,29 @@ async def test_many_writes_at_once_are_few_transactions(tmp_path: Path, monkeypa
     assert len(written) < 64
 
 
+async def test_polls_of_very_many_rows_leave_the_loop_to_others(tmp_path: Path) -> None:
+    """100,000 pinned users, of whom one changes."""
+    with lmdb.open(str(tmp_path / "cluster"), map_size=engine.MAP_BYTES) as env, env.begin(write=True) as txn:
+        txn.put(b"\0format", b"1")
+        for number in range(100_000):
+            key = f"user{number}@example.org"
+            value = engine._HEAD.pack(NOW, len(key)) + key.encode() + encode(Assigned("mail-1", 1, number))
+            txn.put(engine._place(Kind.PINS, key), value)
+    directory = await open_lmdb(tmp_path / "cluster")
+    keeper = KeptFile(tmp_path / "kept")
+    view = View(directory, clock=time.monotonic, now=time.time, sleep=asyncio.sleep, keeper=keeper)
+    for number in range(3):
+        await directory.put(Kind.PINS, "anna", encode(Assigned("mail-1", number, 1)), NOW + number)
+        with turns() as found:
+            assert await view.poll()
+        found.check()
+    assert len(view.pins) == 100_001
+    kept = keeper.load()
+    assert isinstance(kept, Kept)
+    assert len(kept.rows["pins"]) == 100_001
+    await directory.close()
+
+
 async def test_a_full_map_says_so_and_reads_go_on(tmp_path: Path) -> None:
     directory = await open_lmdb(tmp_path, map_bytes=1 << 20)
 
@@ -219,12 +244,17 @@ async def test_a_full_map_says_so_and_reads_go_on(tmp_path: Path) -> None:
 
 
 async def test_readers_that_died_are_forgotten_at_the_next_start(tmp_path: Path) -> None:
+    directory = await open_lmdb(tmp_path)  # as long as somebody has it open, LMDB itself forgets nobody
+
+    def readers() -> set[str]:
+        return {line.split()[0] for line in directory._env.readers().splitlines()[1:]}
+
     for _ in range(3):
-        with process(WRITER, str(tmp_path), "b"):
+        with process(WRITER, str(tmp_path), "b") as last:
             pass
-    directory = await open_lmdb(tmp_path)
-    readers = directory._env.readers().splitlines()[1:]
-    assert {line.split()[0] for line in readers} == {str(os.getpid())}
+    assert str(last.pid) in readers()
+    with process(WRITER, str(tmp_path), "b") as other:
+        assert readers() == {str(os.getpid()), str(other.pid)}
     await directory.close()
 
 

@@ -101,7 +101,7 @@ def test_one_query_for_each_kind_and_the_settings_once_a_minute() -> None:
         running.cancel()
         counts = {kind: world.way_in.operations.count(("all", kind)) for kind in Kind}
         assert counts == dict.fromkeys(Kind, 0) | dict.fromkeys(module.POLLED, 120) | {Kind.SETTINGS: 2}
-        assert len(world.way_in.operations) == 722
+        assert len(world.way_in.operations) == 842
         assert view.settings
         assert view.settings.groups == 4
 
@@ -115,7 +115,9 @@ def test_listeners_are_told_what_changed_and_nothing_else() -> None:
         await world.group(1, "a", 1)
         await world.put(Kind.MEMBERS, "a", Member("backend", "x", "host"))
         await view.poll()
-        assert told.pop() == Changes(frozenset({1}), frozenset(), frozenset(), frozenset(), frozenset({"a"}))
+        assert told.pop() == Changes(
+            frozenset({1}), frozenset(), frozenset(), frozenset(), frozenset({"a"}), frozenset()
+        )
         await world.put(Kind.BEATS, "a", Beat(1))
         await world.group(1, "a", 1)  # the same again, with a newer timestamp
         await view.poll()
@@ -126,7 +128,7 @@ def test_listeners_are_told_what_changed_and_nothing_else() -> None:
         await world.put(Kind.ORDERS, "a", Orders(evacuate=True))
         await view.poll()
         assert told.pop() == Changes(
-            frozenset(), frozenset({"anna"}), frozenset({group_key(1)}), frozenset({"a"}), frozenset()
+            frozenset(), frozenset({"anna"}), frozenset({group_key(1)}), frozenset({"a"}), frozenset(), frozenset()
         )
         assert view.groups == {1: Assigned("a", 1, 7)}
         assert view.owners() == {"a": "x"}
@@ -374,7 +376,7 @@ def test_many_rows_let_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
         view = View(world.way_in, clock=world.loop.time, now=world.loop.time, sleep=sleep)
         await view.poll()
-        assert turns == [0] * 5
+        assert turns == [0] * 10
         assert len(view.pins) == 5000
         decoded = []
         there = module.View._decoded

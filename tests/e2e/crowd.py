@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 ANSWER_S = 30.0
 TRIES_MAX = 30
 AGAIN_S = 1.0
-NO_ROOM = re.compile(r"NO \[UNAVAILABLE\] No room for another user's index|451 4\.3\.0 ")
+REFUSED = re.compile(r"NO \[UNAVAILABLE\] No room for another user's index|451 4\.3\.0 ")
 """LMTP says to senders that the storage is not available, and no more."""
 _LITERAL = re.compile(rb"\{(\d+)\}\r\n$")
 
@@ -137,7 +137,7 @@ class Crowd:
             for _ in range(TRIES_MAX):
                 answer, lines = await client.command(text, literal)
                 self.commands += 1
-                if not NO_ROOM.match(answer):
+                if not REFUSED.match(answer):
                     break
                 self.refused += 1
                 await asyncio.sleep(AGAIN_S)
@@ -222,7 +222,7 @@ class Crowd:
             await self._expect(reader, "DATA", "354")
             writer.write(mail + b".\r\n")
             reply = await self._reply(reader, "DATA")
-            if not NO_ROOM.match(reply):
+            if not REFUSED.match(reply):
                 break
             self.refused += 1
             await asyncio.sleep(AGAIN_S)

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
-from crowd import AGAIN_S, NO_ROOM, TRIES_MAX, Crowd, Imap
+from crowd import AGAIN_S, REFUSED, TRIES_MAX, Crowd, Imap
 from patience import PATIENT_S
 from processes import PASSWORD, Backend
 from processes import USERS as PEOPLE
@@ -36,6 +36,7 @@ SENDERS = 20
 MAX_SPACE = (4 << 20) * SCALE
 MAX_SIZE = (4 << 20) * SCALE
 KEY = "operator's key"
+NO_ROOM = "no room for another user's index"
 PULLED = 5
 """Users at least whose copies another backend pulls."""
 ANSWER_S = 10 * PATIENT_S
@@ -65,16 +66,30 @@ class Operator:
         self.failed: list[str] = []
 
     async def __call__(self, verb: str, **params: Any) -> Any:
-        for _ in range(TRIES_MAX):
-            kind, payload = await self._ask(verb, params)
-            if "no room for another user's index" not in str(payload):  # as for clients: try again a little later
-                break
-            await asyncio.sleep(AGAIN_S)
+        kind, payload = await self._ask(verb, params)
         self.done[verb] = self.done.get(verb, 0) + 1
+        if kind == "doveadmResponse":
+            return payload
         # A failure of some users has no message of its own: theirs are in `users`.
-        if kind != "doveadmResponse" and "no local copies" not in payload.get("message", ""):  # cleaned meanwhile
+        alone = {"user": params.get("user"), "message": payload.get("message", "")}
+        failures = payload.get("users") or [alone]
+        crowded = [failure["user"] for failure in failures if NO_ROOM in failure["message"]]
+        for user in crowded:
+            await self._again(verb, {**params, "user": user})
+        if len(crowded) < len(failures) and "no local copies" not in alone["message"]:  # cleaned meanwhile
             self.failed.append(f"{verb} {params}: {payload}")
         return payload
+
+    async def _again(self, verb: str, params: dict[str, Any]) -> None:
+        """As clients do: for a user for whom there was no room, a little later."""
+        for _ in range(TRIES_MAX):
+            await asyncio.sleep(AGAIN_S)
+            kind, payload = await self._ask(verb, params)
+            if kind == "doveadmResponse":
+                return
+            if NO_ROOM not in str(payload):
+                break
+        self.failed.append(f"{verb} {params}: {payload}")
 
     async def _ask(self, verb: str, params: dict[str, Any]) -> tuple[str, Any]:
         try:
@@ -197,7 +212,7 @@ async def login(client: Imap, user: str) -> None:
     """Where there is no room for another user, again a little later."""
     for _ in range(TRIES_MAX):
         answer, _ = await client.command(f"LOGIN {user} {PASSWORD}")
-        if not NO_ROOM.match(answer):
+        if not REFUSED.match(answer):
             break
         await asyncio.sleep(AGAIN_S)
     assert answer.startswith("OK"), f"{user}: {answer}"

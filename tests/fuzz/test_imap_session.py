@@ -24,7 +24,7 @@ from obox.accounts import Quota
 from obox.imap.settings import ImapSettings
 from tests.fuzz.imap_commands import Commands
 from tests.imap.grammar import Ungrammatical, parse
-from tests.imap.harness import DEADLINE_S, Client, Running, serving
+from tests.imap.harness import DEADLINE_S, Client, Running, serving_real
 from tests.turns import turns
 
 MIB = 1 << 20
@@ -141,7 +141,7 @@ async def test_random_commands(tmp_path: Path, fuzz_seconds: float) -> None:
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
     settings = ImapSettings(spool_dir=tmp_path / "spool", bad_commands_max=1_000)
     with errors_logged() as bugs:
-        async with serving(tmp_path, settings, bucket=f"file://{tmp_path}/bucket") as running:
+        async with serving_real(tmp_path, settings, bucket=f"file://{tmp_path}/bucket") as running:
             quota = Quota(messages=300, storage_bytes=8 * MIB)
             running.imap.context.authenticator.quota = quota  # type: ignore[attr-defined]
             first = await running.client(login="anna")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Client, Running, serving
+from harness import Client, Running, serving_real
 from hostile import NAMES, Rng, key, mail
 from rounds import rounds
 from turns import turns
@@ -137,7 +137,7 @@ async def search_everything(client: Client, rng: Rng, count: int) -> None:
 async def test_mails(tmp_path: Path, fuzz_seconds: float) -> None:
     for number, rng in enumerate(rounds(fuzz_seconds)):
         sources = [mail(rng) for _ in range(4)]
-        async with serving(tmp_path / str(number)) as running:
+        async with serving_real(tmp_path / str(number)) as running:
             with turns(mine=False) as found:
                 await fill(running, sources)
                 client = await running.client(login="anna")
@@ -153,7 +153,7 @@ async def test_memory_comes_back(tmp_path: Path, part: str) -> None:
     rng = next(iter(rounds(0)))
     sources = [mail(rng) for _ in range(4)]
     held: list[int] = []
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         await fill(running, sources)
         client = await running.client(login="anna")
         await client.ok("SELECT INBOX")

@@ -1,4 +1,7 @@
-"""An IMAP server over the real store on a bucket in memory, and a client that speaks lines.
+"""An IMAP server over a store in memory, or over the real one on a bucket in memory, and a client that speaks lines.
+
+`serving` is for tests of the protocol, `serving_real` for those that ask for the bucket, the caches or the real store's
+own behaviour. One conformance suite holds both stores to the contract (tests/store/test_contract.py).
 
 Nothing here waits for time: a client reads until the answer it asked for, under one generous deadline.
 """
@@ -11,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from fscache import Fscache
 from metacache import Metacache
@@ -20,6 +24,7 @@ from obox.imap.server import ImapServer
 from obox.imap.settings import ImapSettings
 from obox.objectstore import Codec, Settings, open_store
 from obox.store import Env, MailStore, StoreSettings
+from obox.store.memory import MemoryStore
 from tests.imap.grammar import parse
 
 DEADLINE_S = 20.0
@@ -69,12 +74,15 @@ async def mail_store(path: Path, bucket: str = "memory://") -> AsyncIterator[Mai
         await metacache.close()
 
 
+S = TypeVar("S", MailStore, MemoryStore)
+
+
 @dataclass
-class Running:
+class Running(Generic[S]):
     """A server that listens on loopback."""
 
     imap: ImapServer
-    store: MailStore
+    store: S
     port: int
     clients: list["Client"] = field(default_factory=list)
 
@@ -170,18 +178,37 @@ class Client:
 
 @asynccontextmanager
 async def serving(
-    path: Path, settings: ImapSettings | None = None, *, bucket: str = "memory://", **more: object
-) -> AsyncIterator[Running]:
+    path: Path, settings: ImapSettings | None = None, **more: object
+) -> AsyncIterator[Running[MemoryStore]]:
     """A server and its store, for the length of a test."""
-    async with mail_store(path, bucket) as store:
-        imap = ImapServer(store, Passwords(), settings or ImapSettings(), **more)
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(imap.connection_factory, "127.0.0.1", 0)
-        running = Running(imap, store, listener.sockets[0].getsockname()[1])
-        try:
-            yield running
-        finally:
-            listener.close()
-            for client in running.clients:
-                await client.close()
-            await imap.stop(grace_s=5.0)
+    mailboxes = (("INBOX", ""), *StoreSettings(backend="test").mailboxes)
+    async with _listening(MemoryStore(mailboxes=mailboxes), settings, more) as running:
+        yield running
+
+
+@asynccontextmanager
+async def serving_real(
+    path: Path, settings: ImapSettings | None = None, *, bucket: str = "memory://", **more: object
+) -> AsyncIterator[Running[MailStore]]:
+    """The same over the real store; see `mail_store`."""
+    async with mail_store(path, bucket) as store, _listening(store, settings, more) as running:
+        yield running
+
+
+STORES = {"memory": serving, "real": serving_real}
+"""For tests that hold on both."""
+
+
+@asynccontextmanager
+async def _listening(store: S, settings: ImapSettings | None, more: Mapping[str, object]) -> AsyncIterator[Running[S]]:
+    imap = ImapServer(store, Passwords(), settings or ImapSettings(), **more)
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(imap.connection_factory, "127.0.0.1", 0)
+    running = Running(imap, store, listener.sockets[0].getsockname()[1])
+    try:
+        yield running
+    finally:
+        listener.close()
+        for client in running.clients:
+            await client.close()
+        await imap.stop(grace_s=5.0)

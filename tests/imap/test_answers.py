@@ -14,7 +14,7 @@ from obox.imap.rows import ANSWER_BYTES, parts
 from obox.mailbox import KEYWORD_BYTES_MAX
 from obox.store.api import NewMail
 from obox.types import StorageId
-from tests.imap.harness import Client, Running, serving
+from tests.imap.harness import Client, Running, serving_real
 from tests.imap.test_hostile import answer
 from tests.turns import turns
 
@@ -28,7 +28,7 @@ PARTS = (
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         yield running
 
 

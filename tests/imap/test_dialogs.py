@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import Client, Running, serving
+from harness import STORES, Client, Running
 
 from obox.store import NewMail
 from obox.types import StorageId
@@ -102,9 +102,10 @@ class Dialog:
         return found is not None
 
 
+@pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("path", DIALOGS, ids=lambda path: path.stem)
-async def test_dialog(path: Path, tmp_path: Path) -> None:
-    async with serving(tmp_path) as running:
+async def test_dialog(path: Path, tmp_path: Path, store: str) -> None:
+    async with STORES[store](tmp_path) as running:
         await Dialog(running, path).run()
         for user in running.store.users.values():
             for box in user.boxes.values():

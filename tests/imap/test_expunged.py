@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from harness import Client, Running, serving
+from harness import Client, Running, serving_real
 
 from obox.objectstore.keys import mail_key
 from obox.store import NewMail
-from obox.store._recent import Recent
 from obox.store.mailbox import Mailbox
+from obox.store.mails.recent import Recent
 from obox.types import StorageId, Uid
 
 ANNA = StorageId("anna")
@@ -49,7 +49,7 @@ class Pair:
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         user = await running.store.open_user("anna", ANNA)
         flags = [("\\Flagged",), ("$Label1", "\\Seen"), (), ("$Label2",), ()]
         sources = [mail(1), mail(2), LARGE, mail(4), LONG]

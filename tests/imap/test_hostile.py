@@ -6,8 +6,10 @@ Time is the loop's CPU time for each turn (tests/turns.py); everything else is c
 import asyncio
 import gc
 import sys
+import threading
 import unicodedata
 from base64 import b64encode
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +21,16 @@ from obox.auth import normalise
 from obox.errors import Invalid, Limit
 from obox.imap import _scan, parser
 from obox.imap._scan import NAME_WIRE_BYTES_MAX, Limits
-from obox.imap.ast import Command
-from obox.imap.events import BadCommand, Event, NeedContinuation, NeedData
+from obox.imap.ast import Command, Search
+from obox.imap.commands.search import to_query
+from obox.imap.events import BadCommand, Event, NeedContinuation, NeedData, NeedParse, NeedTurn
 from obox.imap.parser import Parser
 from obox.imap.states import BEFORE_LOGIN
 from obox.mailbox import MailboxEntry, RootDelta, names
+from obox.mailbox.search import UidSet
 from obox.store.api import NewMail
 from obox.types import StorageId
-from tests.imap.harness import DEADLINE_S, Client, Running, serving
+from tests.imap.harness import DEADLINE_S, Client, Running, serving_real
 from tests.turns import turns
 
 MARKS = "\u0301" * 16_384 + "\u0316" * 16_384
@@ -45,7 +49,7 @@ def collector() -> Iterator[None]:
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         yield running
 
 
@@ -92,7 +96,8 @@ def events(data: bytes, allowed: frozenset[str] | None = None) -> list[Event]:
     made.feed(data)
     found: list[Event] = []
     while not isinstance(event := made.next(), NeedData):
-        found.append(event)
+        if not isinstance(event, NeedTurn | NeedParse):
+            found.append(event)
     return found
 
 
@@ -313,7 +318,9 @@ def test_what_clients_do_send_is_taken() -> None:
         limits = Limits(line_bytes_max=128 << 10)
         made = Parser(limits)
         made.feed(data + b"\r\n")
-        assert isinstance(made.next(), Command)
+        while isinstance(event := made.next(), NeedParse):
+            pass
+        assert isinstance(event, Command)
 
 
 async def test_a_keyword_that_is_too_long_is_refused_by_the_store_too(running: Running) -> None:
@@ -379,3 +386,89 @@ def test_nothing_in_the_parser_is_quadratic() -> None:
     for small, large in zip(commands(500), commands(4_000), strict=True):
         assert calls(large) <= 10 * calls(small) + 500, large[:40]
     assert _scan.Limits is Limits
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b" {0+}\r\n" * 10_000,
+        b"a LOGIN" + b" {0+}\r\n" * 9_000,
+        b"a LOGIN {70000+}\r\n" + b"x" * 70_000 + b" {0+}\r\n" * 9_000,
+    ],
+)
+def test_literals_of_no_bytes_let_others_run(data: bytes) -> None:
+    """Before login: as many as fit a command, or a refused one's rest. A line and a literal are two steps."""
+    made = Parser()
+    made.allowed = BEFORE_LOGIN
+    made.feed(data)
+    seen = 0
+    while not isinstance(event := made.next(), NeedData):
+        seen += isinstance(event, NeedTurn)
+    assert seen >= data.count(b"{0+}") // parser.STEPS_MAX
+
+
+async def test_a_large_command_is_parsed_in_a_thread(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside: list[bool] = []
+    plain = parser.parse_command
+
+    def parse(*given: Any, **more: Any) -> Command:
+        aside.append(threading.current_thread() is not threading.main_thread())
+        return plain(*given, **more)
+
+    client = await running.client(login="anna")
+    await client.append("INBOX", b"a: b\r\n\r\nc")
+    await client.ok("SELECT INBOX")
+    monkeypatch.setattr(parser, "parse_command", parse)
+    for command in (
+        b"SEARCH" + b" 1:*" * 4_000,
+        b"SEARCH" + b" SUBJECT {1+}\r\na" * 600,
+        b"FETCH " + b"1," * 9_000 + b"1 UID",
+    ):
+        assert len(await client.ok(command)) == 2
+    await client.ok("NOOP")
+    assert aside == [True, True, True, False]
+    client.send(b"x SEARCH" + b" 1:*" * 5_000 + b"\r\ny NOOP\r\n")  # what follows waits for it
+    assert [line[:5] for line in await client.until(b"y ")] == [b"x NO ", b"y OK "]
+
+
+async def test_sets_of_a_search_are_not_expanded(running: Running) -> None:
+    """A mailbox with gaps: each of thousands of sets would be as long as the mailbox."""
+    client = await running.client(login="anna")
+    await client.ok(b"APPEND INBOX" + b" {5+}\r\na: b\n" * 200)
+    await client.ok("SELECT INBOX")
+    await client.ok(b"UID STORE %b +FLAGS (\\Deleted)" % b",".join(b"%d" % uid for uid in range(2, 200, 2)))
+    await client.ok("EXPUNGE")
+    (session,) = [member.session for member in running.imap.context.registry]  # type: ignore[attr-defined]
+    for key, uids in ((b"1:*", range(1, 200, 2)), (b"UID 1:*", range(1, 200, 2)), (b"2:3,7", (3, 5, 13))):
+        (made,) = events(b"a SEARCH " + key + b"\r\n")
+        assert isinstance(made, Search)
+        wanted = to_query(session, made.key)
+        assert isinstance(wanted, UidSet)
+        assert len(wanted.ranges) <= key.count(b",") + 1
+        found = (await client.ok(b"UID SEARCH " + key))[0]
+        assert found.split()[2:] == [b"%d" % uid for uid in (*uids, *([200] if key.endswith(b"*") else []))]
+
+
+async def test_many_new_mails_become_visible_in_several_turns(running: Running) -> None:
+    """A MULTIAPPEND of 350 mails: in order, at most 100 in a turn of the loop."""
+    user = await running.store.open_user("anna", StorageId("anna"))
+    mailbox = await user.select("INBOX")
+    turn = 0
+    shown: list[tuple[int, int]] = []
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.ensure_future(count())
+    unwatch = mailbox.watch(lambda: shown.append((turn, len(mailbox.state))))
+    done = await user.append("INBOX", [NewMail(b"a: b\r\n\r\nc")] * 350)
+    counting.cancel()
+    unwatch()
+    assert [number for _, number in shown] == list(range(1, 351))
+    assert max(Counter(turn for turn, _ in shown).values()) <= 100
+    assert list(done.uids) == mailbox.state.uids.tolist()
+    await mailbox.release()
+    await user.release()

@@ -6,12 +6,15 @@ import datetime as dt
 import re
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness import Client, Running, serving
+from harness import Client, Running, serving_real
 from turns import turns
 
 from obox.store import NewMail
+from obox.store.api import Fields
+from obox.store.mailbox import Mailbox
 from obox.types import StorageId
 
 MARKS = ("\u0301" * 16_384 + "\u0316" * 16_384).encode()
@@ -38,7 +41,7 @@ def numbers(lines: list[bytes]) -> list[int]:
 
 
 async def test_one_date_breaks_no_search(tmp_path: Path) -> None:
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         client = await fill(running, *(b"Date: " + date + b"\r\nSubject: s\r\n\r\nbody\r\n" for date in DATES))
         for asked in (dt.date(1, 1, 1), dt.date(2016, 12, 31), dt.date(2017, 1, 1), dt.date(9999, 12, 31)):
             spelled = f"{asked.day}-{asked:%b}-{asked.year:04}"
@@ -66,7 +69,7 @@ async def test_one_date_breaks_no_search(tmp_path: Path) -> None:
 async def test_internaldates_at_the_ends_of_time(tmp_path: Path, date: str) -> None:
     mail = b"Subject: s\r\n\r\nbody\r\n"
     day, month, year = date[:11].split("-")
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         client = await running.client(login="anna")
         await client.ok(f'APPEND INBOX "{date}" {{{len(mail)}+}}\r\n'.encode() + mail)
         await client.ok("SELECT INBOX")
@@ -81,7 +84,7 @@ async def test_internaldates_at_the_ends_of_time(tmp_path: Path, date: str) -> N
 
 async def test_marks_in_subject_and_body(tmp_path: Path) -> None:
     """28 s at 256 KiB before, under the interpreter's lock; 4 MB of U+FDFA took 580 MB."""
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         client = await fill(
             running,
             b"Subject: " + MARKS + b"\r\n\r\nzq\r\n",
@@ -110,7 +113,7 @@ async def test_sections_of_a_large_mail(tmp_path: Path) -> None:
     large += b"Content-Type: message/rfc822\r\n\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n"
     large += b"--c\r\nX-Inner: 1\r\n\r\n" + b"some text\r\n" * 2_700_000 + b"--c\r\n\r\nlast\r\n--c--\r\n--b--\r\n"
     parts = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\n" * 9_000
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         client = await fill(running, large, parts)
         with turns(mine=False) as found:
             lines = await client.ok("FETCH 1 (BODY.PEEK[1.1.MIME] BODY.PEEK[1.2] BODY.PEEK[1.HEADER])")
@@ -128,7 +131,7 @@ async def test_long_names_of_header_fields(tmp_path: Path, item: str, monkeypatc
     compiled: list[int] = []
     plain = re.compile
     header = b"X: " + b"y" * 70 + b"\r\n"
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         client = await fill(running, b"Subject: s\r\n" + header * 50 + b"\r\nx\r\n", header * 3_000 + b"\r\nx\r\n")
         monkeypatch.setattr(re, "compile", lambda text, *flags: compiled.append(len(text)) or plain(text, *flags))
         with turns(mine=False) as found:
@@ -145,7 +148,7 @@ async def test_long_names_of_header_fields(tmp_path: Path, item: str, monkeypatc
 async def test_headers_too_long_to_be_kept(tmp_path: Path) -> None:
     """Each is in memory by itself, and looked through in a thread."""
     block = b"Subject: s%d\r\n" + b"a:\r\n" * 60_000 + b"X: z\r\n" + b"\r\n"
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         client = await fill(running, *(block % n + b"x\r\n" for n in range(8)), b"Subject: short\r\n\r\nx\r\n")
         with turns(mine=False) as found:
             lines = await client.ok("FETCH 1:* (UID FLAGS BODY.PEEK[HEADER.FIELDS (Subject)] BODY.PEEK[HEADER]<0.7>)")
@@ -163,7 +166,7 @@ async def test_headers_too_long_to_be_kept(tmp_path: Path) -> None:
 
 async def test_address_bomb(tmp_path: Path) -> None:
     fields = b"".join(name + b": " + b"a," * 9_500 + b"\r\n" for name in (b"From", b"To", b"Cc"))
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         client = await running.client(login="anna")
         mail = b"Subject: bomb\r\n" + fields + b"\r\nx\r\n"
         nested = (fields + b"Content-Type: message/rfc822\r\n\r\n") * 60
@@ -179,7 +182,7 @@ async def test_address_bomb(tmp_path: Path) -> None:
 
 async def test_searches_of_many_keys_let_others_in(tmp_path: Path) -> None:
     mails = [b"Subject: s%d\r\nFrom: a@b\r\n" % n + b"X: y\r\n" * 500 + b"\r\nbody\r\n" for n in range(100)]
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         client = await fill(running, *mails)
         with turns(mine=False) as found:
             for key in ("TEXT a{}", "HEADER x-{} y", "SUBJECT t{}", "SENTON 1-Jan-{}"):
@@ -193,7 +196,7 @@ async def test_a_split_boundary(tmp_path: Path) -> None:
         b'Content-Type: multipart/mixed; boundary*0="one"; boundary*1="two"\r\n\r\n--onetwo\r\n\r\nfirst\r\n'
         b"--onetwo\r\nContent-Type: message/global\r\n\r\nSubject: inner\r\n\r\nsecond\r\n--onetwo--\r\n"
     )
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         client = await fill(running, mail)
         lines = await client.ok("FETCH 1 (BODY BODYSTRUCTURE BODY.PEEK[1] BODY.PEEK[2.HEADER])")
         assert (
@@ -204,3 +207,37 @@ async def test_a_split_boundary(tmp_path: Path) -> None:
         assert b"BODY[1] {5}\r\nfirst" in lines[0]
         assert b"BODY[2.HEADER] {18}\r\nSubject: inner\r\n\r\n" in lines[0]
         assert numbers(await client.ok("SEARCH BODY second")) == [1]
+
+
+async def test_ready_fields_of_many_hostile_mails_come_by_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty mails whose BODYSTRUCTURE has 900 kB: FETCH and SEARCH hold a few of them, not a chunk of 250 or 500."""
+    held: list[int] = []
+    plain = Mailbox.fields
+
+    async def fields(box: Mailbox, *given: Any, **more: Any) -> Any:
+        found = await plain(box, *given, **more)
+        held.append(sum(len(one.packed) for one in found if isinstance(one, Fields)))
+        return found
+
+    monkeypatch.setattr(Mailbox, "fields", fields)
+    many = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\n" * 6_000
+    async with serving_real(tmp_path) as running:
+        client = await fill(running, *[b"Subject: %d\r\n" % at + many for at in range(30)])
+        client.strict = False
+        for command in (
+            b"FETCH 1:* BODYSTRUCTURE",
+            b"FETCH 1:* (ENVELOPE BODY[HEADER.FIELDS (Subject)])",
+            b"SEARCH SUBJECT 7",
+        ):
+            held.clear()
+            lines = await client.ok(command)
+            if command.startswith(b"FETCH"):
+                assert [line for line in lines if b" FETCH (" in line][29].startswith(b"* 30 FETCH (")
+                assert len(lines) == 31
+            else:
+                assert lines[0] == b"* SEARCH 8 18 28"
+            assert sum(held) > 20 << 20
+            assert max(held) <= 6 << 20
+        assert b"\\Seen" in (await client.ok("FETCH 30 FLAGS"))[0]

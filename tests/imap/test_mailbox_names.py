@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from harness import Running, serving
+from harness import STORES, Running
 
 from obox.errors import NoPerm
 from obox.imap import utf7
@@ -16,9 +16,9 @@ DOTLESS = utf7.encode("\u0131nbox").decode()
 """`str.upper` makes INBOX of it; IMAP does not."""
 
 
-@pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path) as running:
+@pytest.fixture(params=STORES)
+async def running(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
+    async with STORES[request.param](tmp_path) as running:
         yield running
 
 

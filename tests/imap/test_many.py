@@ -13,7 +13,7 @@ from obox.mailbox import UidArray
 from obox.store import User
 from obox.store.api import NewMail
 from obox.types import StorageId
-from tests.imap.harness import Client, Running, serving
+from tests.imap.harness import Client, Running, serving_real
 from tests.turns import turns
 
 MAILS = 61_440
@@ -23,7 +23,7 @@ COPY = "obox.store._copy"
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         yield running
 
 

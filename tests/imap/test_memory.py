@@ -22,7 +22,7 @@ from obox.imap.connection import Connection
 from obox.imap.intake import MAIL_MEMORY_BYTES, SESSION_MEMORY_BYTES, Intake
 from obox.imap.server import starttls
 from obox.imap.settings import ImapSettings
-from tests.imap.harness import DEADLINE_S, Client, Running, serving
+from tests.imap.harness import DEADLINE_S, Client, Running, serving_real
 
 MIB = 1 << 20
 BACK_BYTES_MAX = 10 * MIB
@@ -39,7 +39,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path, ImapSettings(spool_dir=tmp_path / "spool")) as running:
+    async with serving_real(tmp_path, ImapSettings(spool_dir=tmp_path / "spool")) as running:
         yield running
 
 
@@ -174,7 +174,7 @@ async def test_reference_counts_free_a_session(running: Running, state: str, way
 
 
 async def test_a_connection_that_is_refused_is_freed(tmp_path: Path) -> None:
-    async with serving(tmp_path, ImapSettings(address_sessions_max=1)) as running:
+    async with serving_real(tmp_path, ImapSettings(address_sessions_max=1)) as running:
         made: list[ref[object]] = []
         plain = running.imap.connection_factory
         listener = await asyncio.get_running_loop().create_server(
@@ -200,7 +200,7 @@ async def test_a_session_under_tls_is_freed(tmp_path: Path, way: str) -> None:
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_mode = ssl.CERT_NONE
-    async with serving(
+    async with serving_real(
         tmp_path, ImapSettings(spool_dir=tmp_path / "spool"), upgrade=starttls(lambda: context)
     ) as running:
         client = await running.client()
@@ -238,7 +238,7 @@ async def test_a_command_that_fails_holds_nothing(running: Running) -> None:
 @pytest.mark.parametrize("begun", [b"a APPEND INBOX {9000000}\r\n", b"a SELECT {900+}\r\nx", b"a SEL"])
 async def test_a_command_that_does_not_end(tmp_path: Path, begun: bytes) -> None:
     """Whoever stops in the middle of a command is told so long before the autologout, and holds nothing any more."""
-    async with serving(tmp_path, ImapSettings(read_timeout_s=0.2, spool_dir=tmp_path / "spool")) as running:
+    async with serving_real(tmp_path, ImapSettings(read_timeout_s=0.2, spool_dir=tmp_path / "spool")) as running:
         quiet = await running.client(login="anna")
         await quiet.ok("SELECT INBOX")
         client = await running.client(login="anna")
@@ -275,7 +275,7 @@ async def test_mails_come_back_from_the_file_as_they_were(running: Running) -> N
 async def test_a_users_and_the_servers_share(tmp_path: Path) -> None:
     """In memory, then in files, then not at all; another user still has room."""
     settings = ImapSettings(append_memory_max=8 * MIB, append_spool_max=40 * MIB, spool_dir=tmp_path / "spool")
-    async with serving(tmp_path, settings) as running:
+    async with serving_real(tmp_path, settings) as running:
         intake = running.imap.context.intake
         clients = [await running.client(login="anna") for _ in range(4)]
         for client in clients:
@@ -297,7 +297,7 @@ async def test_a_users_and_the_servers_share(tmp_path: Path) -> None:
 async def test_bytes_beyond_the_budget_are_dropped_and_told(tmp_path: Path) -> None:
     """Two that were admitted together do not fit together: the later one hears NO [LIMIT]."""
     settings = ImapSettings(append_spool_max=40 * MIB, spool_dir=tmp_path / "spool")
-    async with serving(tmp_path, settings) as running:
+    async with serving_real(tmp_path, settings) as running:
         first, second = [await running.client(login="anna") for _ in range(2)]
         for client in (first, second):
             client.send(b"a APPEND INBOX {%d}\r\n" % (8 * MIB))
@@ -366,3 +366,31 @@ async def test_large_mails_wait_for_each_other_and_a_user_has_half() -> None:
     go.set()
     await asyncio.gather(*tasks)
     assert sorted(order) == ["anna", "anna", "anna", "ben"]
+
+
+@pytest.mark.parametrize(("selects", "bytes_max"), [(False, 1_280), (True, 1_900)])
+async def test_an_idle_session_is_small(tmp_path: Path, selects: bool, bytes_max: int) -> None:
+    """What our own code has allocated for a session in IDLE; the transport and the timer are asyncio's."""
+    count = 50
+    async with serving_real(tmp_path, ImapSettings(user_sessions_max=0, address_sessions_max=0)) as running:
+
+        async def idle() -> None:
+            client = await running.client(login="anna")
+            if selects:
+                await client.ok("SELECT INBOX")
+            client.send(b"x IDLE\r\n")
+            assert await client.line() == b"+ idling"
+
+        for _ in range(5):
+            await idle()
+        gc.collect()
+        tracemalloc.start(1)
+        try:
+            for _ in range(count):
+                await idle()
+            gc.collect()
+            filters = (tracemalloc.Filter(True, "*/obox/*.py"), tracemalloc.Filter(False, "*/tests/*"))
+            taken = tracemalloc.take_snapshot().filter_traces(filters)
+        finally:
+            tracemalloc.stop()
+        assert sum(trace.size for trace in taken.traces) / count <= bytes_max

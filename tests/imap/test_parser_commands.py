@@ -8,7 +8,7 @@ import pytest
 
 from obox.imap import ast
 from obox.imap.ast import FetchAttr, InternalDate, ListReturn, ListSelect, SectionText, StatusItem, StoreMode
-from obox.imap.events import NEED_DATA, BadCommand, NeedContinuation
+from obox.imap.events import NEED_DATA, BadCommand, NeedContinuation, NeedParse, NeedTurn
 from obox.imap.parser import Parser
 from obox.imap.sets import STAR, SequenceSet, parse_set
 
@@ -18,7 +18,7 @@ def parse(data: bytes) -> object:
     parser = Parser()
     parser.feed(data + b"\r\n")
     event = parser.next()
-    while isinstance(event, NeedContinuation):
+    while isinstance(event, NeedContinuation | NeedParse | NeedTurn):
         event = parser.next()
     assert parser.next() == NEED_DATA
     return event

@@ -19,6 +19,8 @@ from obox.imap.events import (
     IdleDone,
     NeedContinuation,
     NeedData,
+    NeedParse,
+    NeedTurn,
     SaslResponse,
     TooBig,
 )
@@ -45,6 +47,8 @@ def drive(pieces: list[bytes], limits: Limits | None = None) -> list[Event]:
     for piece in pieces:
         parser.feed(piece)
         while not isinstance(event := parser.next(), NeedData):
+            if isinstance(event, NeedTurn | NeedParse):
+                continue
             events.append(event)
             if isinstance(event, Idle):
                 parser.expect_done()

@@ -29,7 +29,7 @@ from obox.imap.ast import (
     Thread,
     Within,
 )
-from obox.imap.events import BadCommand, NeedContinuation
+from obox.imap.events import BadCommand, NeedContinuation, NeedParse, NeedTurn
 from obox.imap.parser import Limits, Parser
 from obox.imap.sets import SAVED, STAR, SequenceSet
 
@@ -38,7 +38,7 @@ def parse(data: bytes, limits: Limits | None = None) -> object:
     parser = Parser(limits)
     parser.feed(data + b"\r\n")
     event = parser.next()
-    while isinstance(event, NeedContinuation):
+    while isinstance(event, NeedContinuation | NeedParse | NeedTurn):
         event = parser.next()
     return event
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from harness import Client, Running, serving
+from harness import Client, Running, serving, serving_real
 
 from obox.errors import NotFound
 from obox.imap import updates
@@ -29,7 +29,7 @@ KEYWORD = b"$Label2"
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path) as running:
+    async with serving_real(tmp_path) as running:
         user = await running.store.open_user("anna", StorageId("anna"))
         await user.append("INBOX", [NewMail(MAIL)] * 5)
         await user.release()
@@ -214,7 +214,7 @@ def test_one_place_makes_lists_of_flags() -> None:
 @pytest.mark.parametrize("seed", range(6))
 async def test_stress(tmp_path: Path, seed: int) -> None:
     """Sessions that change, expunge, fetch and listen at random: no keyword untold, no FETCH refused."""
-    async with serving(tmp_path) as running:
+    async with (serving if seed % 2 else serving_real)(tmp_path) as running:
         setup = await running.client(login="anna")
         await setup.ok("CREATE box")
         for _ in range(8):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Client, Running, serving
+from harness import Client, Running, serving_real
 
 from obox.imap.settings import FetchFailure, ImapSettings
 from obox.objectstore import Unreachable
 from obox.objectstore.keys import mail_key
 from obox.store import NewMail
-from obox.store._recent import Recent
+from obox.store.mails.recent import Recent
 from obox.types import StorageId, Uid
 
 MODES: list[FetchFailure] = ["disconnect-immediately", "disconnect-after", "no-after"]
@@ -87,7 +87,7 @@ def office(tmp_path: Path) -> Open:
         """settings: of all clients; remotes: of those of an address."""
         usual = ImapSettings(**settings)
         find = (remotes or {}).get
-        async with serving(tmp_path, usual, settings_of=lambda remote: find(remote, usual)) as running:
+        async with serving_real(tmp_path, usual, settings_of=lambda remote: find(remote, usual)) as running:
             yield Office(running.imap, running.store, running.port, running.clients)
 
     return opened

@@ -245,3 +245,19 @@ def test_a_client_that_believes_the_server_is_right(steps: list[tuple[str, objec
 def bits_of(state: State, uid: int) -> int:
     position = state.position(uid)
     return 0 if position is None else int(state.bits[position])
+
+
+@given(
+    st.sets(st.integers(1, 60), max_size=40),
+    st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)).map(lambda pair: (min(pair), max(pair))), max_size=30),
+)
+def test_sequence_numbers_as_ranges_of_uids(uids: set[int], ranges: list[tuple[int, int]]) -> None:
+    """As many ranges as were given at most; among the mails of the view they name the same mails."""
+    state = State(Guid("0" * 32))
+    if uids:
+        state.join(Delta(rows=rows(sorted(uids), 5)))
+    view = View(state)
+    made = view.uid_ranges(ranges)
+    assert len(made) <= len(ranges)
+    named = {uid for low, high in made for uid in range(low, high + 1)} & uids
+    assert named == {uid for one in ranges for uid in view.by_seq([one]).tolist()}

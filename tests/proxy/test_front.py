@@ -100,7 +100,7 @@ async def running(file: Path, directory: MemoryDirectory) -> AsyncIterator[Front
 
 
 def port_of(front: Front, name: str) -> int:
-    return int(front.listeners.addresses(name)[0].rpartition(":")[2])
+    return int(front.listeners.addresses(name)[0].partition("/")[0].rpartition(":")[2])
 
 
 async def client(front: Front) -> Client:

@@ -17,6 +17,7 @@ from mails import every_kind, simple
 from obox.errors import Exists, Expunged, Invalid, Limit, NoPerm, NotFound, OverQuota, TooBig
 from obox.mailbox.search import And, Flag, Header, Not, Text
 from obox.store import Mailbox, NewMail, Store, User
+from obox.store.api import Fields
 from obox.store.memory import DEFAULT_MAILBOXES, MemoryStore
 from obox.types import StorageId
 
@@ -45,6 +46,25 @@ async def names(user: User) -> list[str]:
 async def filled(user: User, count: int = 5, *, name: str = "INBOX", flags: tuple[str, ...] = ()) -> Mailbox:
     await user.append(name, [NewMail(simple(number), flags) for number in range(1, count + 1)])
     return await user.select(name)
+
+
+async def test_ready_fields_come_by_bytes(user: User) -> None:
+    """No more are in memory than `bytes_max` and the last: the others are asked for again."""
+    box = await filled(user, 12)
+    asked = box.state.uids.tolist()
+    whole = await box.fields(asked)
+    sizes = [len(one.packed) for one in whole if isinstance(one, Fields)]
+    assert len(sizes) == 12
+    for most in (0, sizes[0], 3 * max(sizes), sum(sizes)):
+        at, found = 0, []
+        while at < 12:
+            some = await box.fields([*asked[at:], 999], bytes_max=most)
+            assert some
+            assert sum(sizes[at : at + len(some) - 1]) <= most
+            found += [one.packed for one in some if isinstance(one, Fields)]
+            at += len(some)
+        assert found == [one.packed for one in whole if isinstance(one, Fields)]
+    await box.release()
 
 
 # -- mailboxes -----------------------------------------------------------------------------------------------------
@@ -335,3 +355,31 @@ async def test_many_writers_at_once_each_get_their_own_uid(user: User) -> None:
     for number, one in enumerate(done):
         assert await box.mail(one.uids[0]) == simple(number)
     assert bool((np.diff(box.state.uids) > 0).all())
+
+
+# -- what sessions count on ----------------------------------------------------------------------------------------
+
+
+async def test_names_are_taken_in_any_spelling_of_inbox(user: User) -> None:
+    await user.create("Inbox/Sub")
+    await user.append("inbox/Sub", [NewMail(simple(1))])
+    assert (await user.status("iNBOX/Sub")).messages == 1
+    await user.rename("inbox/Sub", "inbox/Other")
+    await user.delete("InBox/Other")
+    with pytest.raises(NoPerm):
+        await user.delete("inbox")
+
+
+class Uncounted:
+    """A session that counts mails, and has not been told that some of them have gone."""
+
+
+async def test_an_expunged_mail_is_read_as_long_as_its_record_is_retained(user: User) -> None:
+    box = await filled(user, 3)
+    view = Uncounted()
+    box.state.retained.enter(view)
+    await box.expunge(uids(2))
+    assert [mail async for _, mail in box.mails([1, 2])] == [simple(1), simple(2)]
+    assert None not in await box.fields([1, 2])
+    box.state.retained.leave(view)
+    assert [mail async for _, mail in box.mails([1, 2])] == [simple(1), None]

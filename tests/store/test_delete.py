@@ -114,7 +114,7 @@ async def test_who_holds_a_deleted_user_writes_nothing(machine: Machine) -> None
         inbox.sessions = 0
         await user.release()
         await delete(life)
-        for late in (user.flush, user.flush_root, inbox.flush, archive.carry, archive.sweep):
+        for late in (user.flush, user.rootbox.flush, inbox.flush, archive.carry, archive.sweep):
             try:
                 done = late()
                 if done is not None:

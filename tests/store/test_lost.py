@@ -18,9 +18,10 @@ from obox.objectstore import Codec, ObjectKind, load_keys
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore.faults import FaultyDriver
 from obox.objectstore.keys import mail_key, owner_of
-from obox.store import NewMail, User, _reader
-from obox.store._recent import Recent
+from obox.store import NewMail, User
 from obox.store.mailbox import Mailbox
+from obox.store.mails import read as reading
+from obox.store.mails.recent import Recent
 from obox.store.repair import rebuild, resync
 from obox.types import Uid
 
@@ -387,7 +388,7 @@ async def test_expunged_between_the_404_and_the_second_look(shelf: Shelf, monkey
         await fill(user, "INBOX", [simple(0)])
         box = await opened(user)
         await shelf.take(life, key_of(box, 1))
-        get_object = _reader.get_object
+        get_object = reading.get_object
 
         async def then_expunge(*args: Any, **named: Any) -> bytes:
             try:
@@ -395,7 +396,7 @@ async def test_expunged_between_the_404_and_the_second_look(shelf: Shelf, monkey
             finally:
                 await box.expunge(uids(1))
 
-        monkeypatch.setattr(_reader, "get_object", then_expunge)
+        monkeypatch.setattr(reading, "get_object", then_expunge)
         assert await read(box, [1], autofix=True) == {1: GONE}
         assert len(box.state.gone_uid) == 1
 

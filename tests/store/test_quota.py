@@ -73,10 +73,10 @@ async def test_what_fails_gives_its_room_back(machine: Machine, monkeypatch: pyt
 
 async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client has gone, the PUT may land: until it has, others do not get its room."""
-    from obox.store import _writer
+    from obox.store.mails import write
 
     go = asyncio.Event()
-    put_once = _writer.put_once
+    put_once = write.put_once
 
     async def late(*args: Any, **kwargs: Any) -> Any:
         await go.wait()
@@ -84,7 +84,7 @@ async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: p
 
     async with machine.run() as life:
         user = await life.user(quota_bytes=10_000)
-        monkeypatch.setattr(_writer, "put_once", late)
+        monkeypatch.setattr(write, "put_once", late)
         first = asyncio.create_task(user.append("INBOX", [NewMail(b"x" * 3000), NewMail(b"x" * 3000)]))
         while not taken(user)[0]:  # noqa: ASYNC110 - no event says so
             await asyncio.sleep(0)
@@ -115,7 +115,7 @@ async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_e
 
     async with machine.run() as life:
         user = await life.user()
-        monkeypatch.setattr("obox.store._writer.put_once", unknown)
+        monkeypatch.setattr("obox.store.mails.write.put_once", unknown)
         with capture_logs() as logs:
             for _ in range(2):
                 with suppress(OboxError):
@@ -131,7 +131,7 @@ async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_e
 
 async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of a group counts when one of it fails for good."""
-    from obox.store import _writer
+    from obox.store.mails import write
 
     async def refused(*args: Any, **kwargs: Any) -> Any:
         raise Unreachable("no")
@@ -142,8 +142,8 @@ async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.Monke
     async with machine.run() as life:
         user = await life.user(quota_bytes=10_000)
         with monkeypatch.context() as patch:
-            patch.setattr(_writer, "put_once", refused)
-            patch.setattr(_writer, "settle", burnt)
+            patch.setattr(write, "put_once", refused)
+            patch.setattr(write, "settle", burnt)
             with pytest.raises(Unavailable):
                 await user.append("INBOX", [NewMail(b"x" * 3000), NewMail(b"x" * 3000)])
         assert taken(user) == (0, 0)

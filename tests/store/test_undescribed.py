@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 from turns import turns
 
 from obox import mime
-from obox.store import NewMail, _writer
+from obox.store import NewMail
 from obox.store.api import Fields
+from obox.store.mails import write
 
 FIELDS = b"".join(name + b": " + b"a," * 10_000 + b"\r\n" for name in (b"From", b"To", b"Cc"))
 NESTED = (FIELDS + b"Content-Type: message/rfc822\r\n\r\n") * 60
@@ -69,7 +70,7 @@ async def test_a_mail_in_the_bucket_does_not_wait_for_its_description(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its sender would hear 451 of what is stored, and send it again."""
-    monkeypatch.setattr(_writer, "FIELDS_S", 0.01)
+    monkeypatch.setattr(write, "FIELDS_S", 0.01)
     go = threading.Event()
     plain = mime.summary
 

@@ -164,6 +164,14 @@ async def _step(session: Session, tag: bytes, step: Challenge | Credentials | Fo
 
 async def _check(session: Session, user: str, password: str) -> Reply:
     context = session.context
+    if context.forwarding is not None:
+        try:
+            forward = context.forwarding.redeem(user, password)
+        except LinkRefused as refused:
+            _forged(session, str(refused))
+            raise AuthFailed from None
+        if forward is not None:
+            return await _accept(session, forward)
     try:
         account = await context.authenticator.verify(user, password, remote=session.out.remote)
     except OboxError as error:

@@ -41,12 +41,13 @@ from obox.imap.updates import flags_of, write_flags
 from obox.mailbox import SEEN, Table, UidArray
 from obox.store.api import Fields, Unreadable
 from obox.store.content import INLINE_MAX, Budget, Part, header_end, make_fields, parse
-from obox.store.turn import Turn
 
 COLUMN_ROWS: Final = 1000
 """Mails of a chunk that needs columns alone: about 64 KiB of lines."""
 FIELD_ROWS: Final = 250
 """Mails of a chunk that needs cached fields: about 200 KiB."""
+FIELDS_BYTES: Final = 4 << 20
+"""Octets of these fields in memory: most mails have 1 kB, a hostile one megabytes."""
 HEADER_CELLS: Final = 1000
 """Header sections of a chunk, over all its mails: each may be as large as a header that
 is kept, 8 KiB."""
@@ -75,8 +76,9 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
     rows = MAIL_ROWS if plan.needs_mail else FIELD_ROWS if plan.needs_fields else COLUMN_ROWS
     rows = max(1, min(rows, HEADER_CELLS // max(1, len(job.of_header))))
     try:
-        for at in range(0, len(uids), rows):
-            await job.chunk(uids[at : at + rows])
+        at = 0
+        while at < len(uids):
+            at += await job.chunk(uids[at : at + rows])
             await session.flush()
     except _AtOnce:
         pass
@@ -151,26 +153,31 @@ class _Fetch:
         self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
         self.of_header = [item.of_header() for item in plan.order if isinstance(item, Body) and item.in_header]
         self.needs_structure = plan.needs_structure
-        self.turn = Turn(session.context.clock)
         self.uid = uid
         self.autofix = session.settings.autofix_storage
         self.unreadable: set[int] = set()
         self.expunged = self.unsent = False
         self.flags = partial(flags_of, session)
 
-    async def chunk(self, uids: UidArray) -> None:
-        """Deliver some mails."""
+    async def chunk(self, uids: UidArray) -> int:
+        """Deliver some mails, or as many of the first as FIELDS_BYTES allows.
+
+        Returns how many.
+        """
         plan = self.plan
         seen = NO_UIDS
+        found: dict[int, Fields] = {}
+        if plan.needs_fields:
+            uids, found = await self._fields(uids)
         if plan.sets_seen and not self.session.read_only:
             seen = await self._mark_seen(uids)
-        found = await self._fields(uids) if plan.needs_fields else {}
         runs = self._alone(uids, found)
         for some in runs:
             theirs = found if len(runs) == 1 else {uid: found[uid] for uid in some.tolist() if uid in found}
             await self._deliver(some, seen, theirs)
             if len(runs) > 1:
                 await self.session.flush()
+        return len(uids)
 
     def _alone(self, uids: UidArray, found: Mapping[int, Fields]) -> list[UidArray]:
         """The mails in runs, such that each header that is too long to be cached is in
@@ -226,7 +233,7 @@ class _Fetch:
         if self.plan.needs_fields and len(found) < len(uids):
             has = np.isin(known, np.fromiter(found, dtype=np.uint32, count=len(found)))
             known, where = known[has], where[has]
-        self.unsent |= len(known) < len(uids) and not self.unreadable.issuperset(np.setdiff1d(uids, known).tolist())
+        self.unsent |= len(known) < len(uids) and not self.unreadable.issuperset(uids[~np.isin(uids, known)].tolist())
         return _Rows(table, where, known)
 
     # -- what cannot be read ---------------------------------------------------------------------------------------
@@ -294,16 +301,17 @@ class _Fetch:
 
     # -- fields and headers ----------------------------------------------------------------------------------------
 
-    async def _fields(self, uids: UidArray) -> dict[int, Fields]:
-        asked = uids.tolist()
-        found = await self.mailbox.fields(asked, autofix=self.autofix)
+    async def _fields(self, uids: UidArray) -> tuple[UidArray, dict[int, Fields]]:
+        """The ready fields of the first mails, and which mails these are."""
+        found = await self.mailbox.fields(uids.tolist(), autofix=self.autofix, bytes_max=FIELDS_BYTES)
+        uids = uids[: len(found)]
         out: dict[int, Fields] = {}
-        for uid, one in zip(asked, found, strict=True):
+        for uid, one in zip(uids.tolist(), found, strict=True):
             if isinstance(one, Fields):
                 out[uid] = one
             elif one is not None and (mail := self._instead(uid, one)) is not None:
                 out[uid] = make_fields(mail)
-        return out
+        return uids, out
 
     async def _headers(self, found: dict[int, Fields]) -> dict[int, list[bytes]]:
         """What is asked of the header blocks, an item each; those that are too long to
@@ -318,8 +326,7 @@ class _Fetch:
                 cells += len(cuts)
                 if cells >= HEADER_CELLS_TURN:
                     cells = 0
-                    if self.turn.over():
-                        await self.turn.end()
+                    await self.session.out.breathe()
                 continue
             try:
                 mail: bytes | None = await self.mailbox.mail(uid, autofix=self.autofix)
@@ -431,8 +438,7 @@ class _Fetch:
             return
         for at, item in self.cut:
             values[at] = item.of_mail(mail, root)
-            if self.turn.over():
-                await self.turn.end()
+            await self.session.out.breathe()
         self.session.write(lead % tuple(values))
 
     async def _write_items(

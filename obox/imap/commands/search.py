@@ -7,10 +7,9 @@ numbers and \\Recent, becomes sets of UIDs on the way.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 
 from obox.imap import ast, wire
@@ -18,8 +17,8 @@ from obox.imap.ast import SearchKey, SearchReturn
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
-from obox.imap.sets import format_set
-from obox.mailbox import UidArray
+from obox.imap.sets import SequenceSet, format_set
+from obox.mailbox import UidArray, uid_array
 from obox.mailbox import search as query
 from obox.mailbox.search import Query
 
@@ -37,7 +36,12 @@ async def search(session: Session, command: ast.Search) -> Reply:
     mailbox, view = session.need_mailbox()
     saves = command.returns is not None and SearchReturn.SAVE in command.returns
     try:
-        wanted = to_query(session, command.key)
+        meaning = _Meaning(session)
+        for key in _sets_in(command.key):
+            meaning.note(key)
+            await session.go_on()
+        wanted = meaning.of(command.key)
+        await session.go_on()  # thousands of keys take some milliseconds
         found = await mailbox.search(wanted, view.uids, autofix=session.settings.autofix_storage)
     except BaseException:
         if saves:
@@ -72,7 +76,7 @@ def _extended(
     picked = found
     if not options & {SearchReturn.ALL, SearchReturn.COUNT} and options:
         ends = ([0] if SearchReturn.MIN in options else []) + ([-1] if SearchReturn.MAX in options else [])
-        picked = np.unique(found[ends]) if len(found) else found
+        picked = uid_array(found[ends]) if len(found) else found
     if SearchReturn.SAVE in (command.returns or ()):
         session.saved = picked  # RFC 5182 §2.4: MIN and MAX alone save no more than they return
         if not options:
@@ -112,33 +116,72 @@ def asks_modseq(key: SearchKey) -> bool:
 
 def to_query(session: Session, key: SearchKey) -> Query:
     """The query that a search key means to this session now."""
-    walk = partial(to_query, session)
-    match key:
-        case ast.Not(inner):
-            return query.Not(walk(inner))
-        case ast.And(keys):
-            return query.And(tuple(map(walk, keys)))
-        case ast.Or(keys):
-            return query.Or(tuple(map(walk, keys)))
-        case ast.InSet(sequence, uid):
-            return query.UidSet.of(session.resolve(sequence, uid=uid, lenient=True))
-        case ast.HasFlag("\\Recent", present):
-            _, view = session.need_mailbox()
-            recent = query.UidSet.of(view.recent_uids())
-            return recent if present else query.Not(recent)
-        case ast.HasFlag(flag, present):
-            return query.Flag(flag, present)
-        case ast.OnDate(field, test, date):
-            return query.OnDate(_DATE_FIELDS[field], _DATE_TESTS[test], date)
-        case ast.Size(larger, size):
-            return query.Larger(size) if larger else query.Smaller(size)
-        case ast.Header(name, value):
-            return query.Header(name, value)
-        case ast.Text(value, body_only):
-            return query.Body(value) if body_only else query.Text(value)
-        case ast.ModSeqFrom():
-            return query.ModSeqFrom(key.modseq)
-        case ast.Within(older, seconds):
-            return query.Older(seconds) if older else query.Younger(seconds)
-        case ast.All() | ast.SaveDateSupported():
-            return query.All()
+    return _Meaning(session).of(key)
+
+
+def _sets_in(key: SearchKey) -> Iterator[ast.InSet]:
+    if isinstance(key, ast.InSet):
+        yield key
+    elif isinstance(key, ast.Not):
+        yield from _sets_in(key.key)
+    elif isinstance(key, ast.And | ast.Or):
+        for one in key.keys:
+            yield from _sets_in(one)
+
+
+class _Meaning:
+    """What keys mean to a session. What is large and may be asked for by many keys of
+    one command is made once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._sets: dict[int, Query] = {}
+        self._saved: Query | None = None
+        self._recent: Query | None = None
+
+    def note(self, key: ast.InSet) -> None:
+        """Work a set out before `of` is asked: thousands of them take 20 ms."""
+        self._sets[id(key)] = self._set(key.sequence, uid=key.uid)
+
+    def of(self, key: SearchKey) -> Query:
+        match key:
+            case ast.InSet(sequence, uid):
+                return self._sets.get(id(key)) or self._set(sequence, uid=uid)
+            case ast.HasFlag("\\Recent", present):
+                return self.recent() if present else query.Not(self.recent())
+            case ast.HasFlag(flag, present):
+                return query.Flag(flag, present)
+            case ast.Header(name, value):
+                return query.Header(name, value)
+            case ast.Text(value, body_only):
+                return query.Body(value) if body_only else query.Text(value)
+            case ast.Not(inner):
+                return query.Not(self.of(inner))
+            case ast.And(keys):
+                return query.And(tuple(map(self.of, keys)))
+            case ast.Or(keys):
+                return query.Or(tuple(map(self.of, keys)))
+            case ast.OnDate(field, test, date):
+                return query.OnDate(_DATE_FIELDS[field], _DATE_TESTS[test], date)
+            case ast.Size(larger, size):
+                return query.Larger(size) if larger else query.Smaller(size)
+            case ast.ModSeqFrom():
+                return query.ModSeqFrom(key.modseq)
+            case ast.Within(older, seconds):
+                return query.Older(seconds) if older else query.Younger(seconds)
+            case ast.All() | ast.SaveDateSupported():
+                return query.All()
+
+    def _set(self, sequence: SequenceSet, *, uid: bool) -> Query:
+        if not sequence.saved:
+            return query.UidSet(self._session.uid_ranges(sequence, uid=uid))
+        if self._saved is None:
+            self._saved = query.UidSet(self._session.saved_ranges())
+        return self._saved
+
+    def recent(self) -> Query:
+        """The mails that are recent in this session."""
+        if self._recent is None:
+            _, view = self._session.need_mailbox()
+            self._recent = query.UidSet(view.recent_ranges())
+        return self._recent

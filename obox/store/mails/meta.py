@@ -12,11 +12,11 @@ from typing import Final
 import msgspec
 import structlog
 
-from .. import mime
-from ..errors import Corrupt
-from ..mailbox import Delta, Rows
-from ..objectstore.keys import parse_mail_key
-from ._fields import Fields
+from ... import mime
+from ...errors import Corrupt
+from ...mailbox import Delta, Rows
+from ...objectstore.keys import parse_mail_key
+from .fields import Fields
 
 log = structlog.get_logger()
 

@@ -7,25 +7,28 @@ object is there; one whose object is gone as well is gone, not lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
 import numpy as np
 import structlog
 
-from ..errors import Corrupt, Expunged, NotFound
-from ..mailbox import home_of
-from ..objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
-from ..objectstore.codec import OLD_MAJOR, Decoded
-from ..objectstore.keys import mail_key, mail_prefix, owner_of
-from ..types import Uid
-from . import _lost, _recent
-from ._bundles import segment_range
-from ._fields import Fields, opened
-from ._mail import MailMeta, check_meta, opaque_fields, ready_fields
-from .api import Unreadable
-from .index import Index
+from ...errors import Corrupt, Expunged, NotFound
+from ...mailbox import home_of
+from ...objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
+from ...objectstore.codec import OLD_MAJOR, Decoded
+from ...objectstore.keys import mail_key, mail_prefix, owner_of
+from ...types import Uid
+from .._bundles import segment_range
+from ..api import Unreadable
+from ..index import Index
+from .fields import Fields, opened
+from .lost import look_again
+from .meta import MailMeta, check_meta, opaque_fields, ready_fields
+from .recent import name_of
 
 log = structlog.get_logger()
 
@@ -48,31 +51,39 @@ SLICE: Final = 200
 """Records unpacked between two looks at the loop: well below a millisecond."""
 
 
-async def fields(mailbox: Index, uids: Sequence[int], *, autofix: bool) -> list[Fields | Unreadable | None]:
+async def fields(
+    mailbox: Index, uids: Sequence[int], *, autofix: bool, bytes_max: int = sys.maxsize
+) -> list[Fields | Unreadable | None]:
     """See `api.Mailbox.fields`."""
     sid, guid, metacache = mailbox.user.storage_id, mailbox.guid, mailbox.env.metacache
-    records = metacache.get_fields(sid, guid, uids)
+    records = metacache.get_fields(sid, guid, uids, bytes_max=bytes_max)
     out: list[Fields | Unreadable | None] = [*opened(records)]
     missing = _recorded(mailbox, uids, [at for at, record in enumerate(out) if record is None])
     if missing and await _load_segments(mailbox, [uids[at] for at in missing]):
-        records = metacache.get_fields(sid, guid, [uids[at] for at in missing])
-        for at, one in zip(missing, opened(records), strict=True):
+        records = metacache.get_fields(sid, guid, [uids[at] for at in missing], bytes_max=bytes_max)
+        for at, one in zip(missing, opened(records), strict=False):
             out[at] = one
-        missing = [at for at in missing if out[at] is None]
+        if len(records) < len(missing):
+            del out[missing[len(records)] :]
+        missing = [at for at in missing if at < len(out) and out[at] is None]
     if missing:
         where = {uids[at]: at for at in missing}
         made: list[tuple[int, bytes]] = []
-        async for uid, source in mails(mailbox, list(where), autofix=autofix):
-            if not isinstance(source, bytes):
-                out[where[uid]] = source
-                continue
-            ready = await ready_fields(source, mailbox=guid, uid=uid)
-            if ready is None:
-                out[where[uid]] = opaque_fields(source)
-                continue
-            out[where[uid]] = ready
-            if mailbox.state.position(uid) is not None:
-                made.append((uid, ready.packed))
+        async with aclosing(mails(mailbox, list(where), autofix=autofix)) as sources:
+            async for uid, source in sources:
+                if not isinstance(source, bytes):
+                    out[where[uid]] = source
+                    continue
+                ready = await ready_fields(source, mailbox=guid, uid=uid)
+                if ready is None:
+                    ready = opaque_fields(source)
+                elif mailbox.state.position(uid) is not None:
+                    made.append((uid, ready.packed))
+                out[where[uid]] = ready
+                bytes_max -= len(ready.packed)
+                if bytes_max < 0:
+                    del out[where[uid] + 1 :]
+                    break
         mailbox.put_fields(made)
     return out
 
@@ -110,7 +121,7 @@ async def _load_segments(mailbox: Index, uids: list[int]) -> bool:
 
 async def mails(
     mailbox: Index, uids: Sequence[int], *, autofix: bool
-) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
+) -> AsyncGenerator[tuple[int, bytes | Unreadable | None], None]:
     """See `api.Mailbox.mails`."""
     at = 0
     while at < len(uids):
@@ -135,7 +146,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
     expunged: set[str] = set()
     size = 0
     for uid, key, oid, octets in batch:
-        mail = env.recent.get(_recent.name_of(sid, oid))
+        mail = env.recent.get(name_of(sid, oid))
         if mail is not None:
             out[oid] = mail
         elif key:
@@ -155,7 +166,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
         lost = {uid: key for uid, key, _, _ in batch if key in keys and key not in objects}
-        objects |= await _lost.look_again(mailbox, lost)
+        objects |= await look_again(mailbox, lost)
     data, owners = list(objects.values()), [owner_of(key) for key in objects]
     if size > INLINE_DECODED_BYTES or sum(map(len, data)) > INLINE_BYTES:
         decoded = await asyncio.to_thread(env.codec.decode_many, data, owners)
@@ -174,7 +185,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
             out[oid] = damage
             await env.fscache.drop(key)
         else:
-            env.recent.put(_recent.name_of(sid, oid), mail)
+            env.recent.put(name_of(sid, oid), mail)
     return out
 
 
@@ -282,7 +293,7 @@ def _check(mailbox: Index, key: str, oid: bytes, header: Header) -> None:
 
 async def _read(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
     """The mail under a key. expunged: the mail is. Raises NotFound, Expunged, Corrupt, Unavailable."""
-    name = _recent.name_of(mailbox.user.storage_id, oid)
+    name = name_of(mailbox.user.storage_id, oid)
     mail = mailbox.env.recent.get(name)
     if mail is None:
         mail = await whole(mailbox, key, oid, expunged=expunged)

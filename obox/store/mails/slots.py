@@ -35,9 +35,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal
 
-from ..errors import Unavailable
-from ..mailbox import Delta
-from .stage import Edit
+from ...errors import Unavailable
+from ...mailbox import Delta
+from ..stage import Edit
 
 WAIT_S: Final = 15.0
 """For a refresh to end, before the sender is told to try again."""
@@ -58,6 +58,9 @@ ASK_S: Final = (0.005, 0.1)
 TURN_UIDS: Final = 4
 """The UIDs of a turn, or more. Beside a backend with ten senders, one with a single sender then gets a fifth of the
 mails through; with all ten in each turn it would get an eleventh."""
+
+SHOW_AT_ONCE: Final = 100
+"""Slots that become visible in one turn of the loop: 4 ms. The others follow in the next turns."""
 
 Fate = Literal["pending", "landed", "void", "taken", "orphan"]
 
@@ -118,6 +121,8 @@ class Slots:
         """Our turn has ended; the hand-out is closed."""
         self._over_at = 0.0
         self._pause = 0.0
+        self._shown = 0
+        """Slots that became visible in this turn of the loop."""
         self._asking = False
         """A refresh that looks for the other's turn is on its way."""
 
@@ -207,10 +212,25 @@ class Slots:
             if all(other.fate != "pending" for other in self._queue):
                 self._taken()
             return
+        self._show_settled()
+
+    def _show_settled(self) -> None:
+        """Show the slots that nothing pending lies below, SHOW_AT_ONCE in a turn of the loop."""
         while self._queue and self._queue[0].fate != "pending":
+            if self._shown == 0:
+                asyncio.get_running_loop().call_soon(self._go_on)
+            elif self._shown >= SHOW_AT_ONCE:
+                return
+            self._shown += 1
             self._finish(self._queue.popleft(), True)
         if self._over and not self._queue:
             self._yield()
+
+    def _go_on(self) -> None:
+        """In the next turn of the loop."""
+        full, self._shown = self._shown >= SHOW_AT_ONCE, 0
+        if full and not self._refresh:  # else all are shown by the refresh
+            self._show_settled()
 
     async def recheck(self) -> None:
         """Settle what is in flight and refresh, then return; nothing new is handed out meanwhile."""

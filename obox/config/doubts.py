@@ -36,7 +36,7 @@ def doubts(config: Config) -> Iterator[str]:
 
 
 def _addresses(config: Config) -> Iterator[str]:
-    for name in ("imap", "lmtp", "pop3", "managesieve", "http", "metrics"):
+    for name in ("imap", "lmtp", "pop3", "managesieve", "http", "metrics", "socketmap"):
         section = getattr(config, name)
         for entry in () if section is None else section.listen:
             if entry.path is not None:

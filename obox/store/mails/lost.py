@@ -17,9 +17,9 @@ from collections.abc import Mapping
 
 import structlog
 
-from ..mailbox import UidArray, uid_array
-from ._env import GETS_AT_ONCE
-from .index import Index
+from ...mailbox import UidArray, uid_array
+from .._env import GETS_AT_ONCE
+from ..index import Index
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""Writing mails and claims under new UIDs (docs/format.md, "Delivery", "COPY and MOVE").
+"""The one way in: mails, claims and burnt UIDs under new keys (docs/format.md, "Delivery", "COPY, MOVE").
 
 Steps of a delivery; the commit point is 3:
  1. a UID is taken (`Slots.take`), the mail encoded under it with a fresh oid;
@@ -22,19 +22,19 @@ from typing import Final
 import numpy as np
 import structlog
 
-from ..errors import Temporary, Unavailable
-from ..mailbox import Delta, Rows
-from ..objectstore import StoreError, put_once, settle
-from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import mail_key, owner_of
-from ..types import Oid, Uid
-from ._env import TRY_LATER
-from ._fields import Fields
-from ._mail import INLINE_MAX, MailMeta, quick_fields, ready_fields
-from ._quota import Room
-from ._slots import Fate, Slot
-from .api import Source
-from .index import Index
+from ...errors import Temporary, Unavailable
+from ...mailbox import Delta, Rows
+from ...objectstore import StoreError, put_once, settle
+from ...objectstore.codec import ObjectKind
+from ...objectstore.keys import mail_key, owner_of
+from ...types import Oid, Uid
+from .._env import TRY_LATER
+from .._quota import Room
+from ..api import Source
+from ..index import Index
+from .fields import Fields
+from .meta import INLINE_MAX, MailMeta, quick_fields, ready_fields
+from .slots import Fate, Slot
 
 log = structlog.get_logger()
 
@@ -66,7 +66,9 @@ class Draft:
 
 
 async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[Uid]:
-    """Write mails under neighbouring UIDs, all visible at once or none; durable on return. Raises Unavailable.
+    """Write mails under neighbouring UIDs, all visible or none; durable on return. Raises Unavailable.
+
+    Of very many the first become visible some turns of the loop before the last (`_slots.SHOW_AT_ONCE`).
 
     room: what they have taken of the quota; it is used up as they become visible. May be cut short: what is under way
     then comes to its end unacknowledged.
@@ -209,6 +211,16 @@ async def _decided(mailbox: Index, key: str, oid: Oid) -> Fate:
             pause = min(pause * 2, DECIDE_S)
             continue
         return "landed" if outcome == "ours" else "void" if outcome == "burnt" else "taken"
+
+
+async def burn(mailbox: Index, uid: int) -> bool:
+    """Put nothing under a UID that nobody seems to have used, so that no late PUT can land there. False: something has
+    landed meanwhile. Raises Unavailable."""
+    env, key = mailbox.env, mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
+    try:
+        return await settle(env.bucket, key, env.new_oid(), kind="mail") != "other"
+    except StoreError as exc:
+        raise env.unavailable("put", key, exc) from exc
 
 
 async def write_claim(mailbox: Index, rows: Rows | None, count: int, until: float) -> tuple[Slot, Delta]:

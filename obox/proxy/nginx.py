@@ -1,0 +1,117 @@
+"""nginx as a front end: the answers that its mail module asks for (`auth_http`).
+
+nginx sends name, password and the client's address as headers. The answer says where
+the user is served, and has a token as the password for nginx's own login there
+(`obox.auth.token`). A wrong password is answered with a text. All answers are 200, as
+the module wants it. Only who knows the key of [http] is answered, because the caller
+names the client whose failures count. docs/proxy.md, "nginx".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import unquote
+
+import structlog
+
+from obox.addresses import parsed
+from obox.auth import LinkRefused
+from obox.auth.token import NONCE_BYTES, make_token
+from obox.cluster import There
+from obox.errors import NoPerm, OboxError
+
+from .forward import Forwarder
+
+log = structlog.get_logger("obox.proxy")
+
+PATH: Final = "/nginx-auth"
+KEY: Final = "x-obox-key"
+"""Header with the `http.api_key`."""
+WAIT_S: Final = "1"
+"""Until nginx lets a client try again; the delay of failures has been waited for."""
+HEADERS_BYTES_MAX: Final = 2048
+"""Of a name or a password, decoded."""
+
+
+class NginxAuth:
+    """See the module's text. here: where our own users are served."""
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        key: Callable[[], str],
+        here: Callable[[], tuple[str, Mapping[str, int]]],
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._forwarder = forwarder
+        self._key = key
+        self._here = here
+        self._now = now
+
+    def routes(self) -> list[Any]:
+        """For `obox.server.application`."""
+        from starlette.requests import Request
+        from starlette.responses import PlainTextResponse, Response
+        from starlette.routing import Route
+
+        async def ask(request: Request) -> Response:
+            key = self._key()
+            if not key or not hmac.compare_digest(request.headers.get(KEY, "").encode(), key.encode()):
+                return PlainTextResponse("X-Obox-Key is not http.api_key\n", 403)
+            return Response(headers=await self.answer(request.headers))
+
+        return [Route(PATH, ask)]
+
+    async def answer(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """The headers of an answer. headers: of the question, names in lower case."""
+        method, protocol = headers.get("auth-method", ""), headers.get("auth-protocol", "")
+        if (method, protocol) != ("plain", "imap"):
+            return _no("Only IMAP with a password is served")
+        user, password = (unquote(headers.get(name, "")) for name in ("auth-user", "auth-pass"))
+        remote = headers.get("client-ip", "")
+        if parsed(remote) is None or max(len(user), len(password)) > HEADERS_BYTES_MAX:
+            return _no("[UNAVAILABLE] The front end does not say who asks")
+        try:
+            return await self._place(user, password, remote, tls=headers.get("auth-ssl") == "on")
+        except NoPerm as error:
+            return {**_no(f"[AUTHENTICATIONFAILED] {error}"), "Auth-Wait": WAIT_S}
+        except (OboxError, OSError, LinkRefused) as error:
+            log.warning("nginx_unavailable", remote=remote, error=str(error))
+            return _no("[UNAVAILABLE] Temporary failure, try again later")
+
+    async def _place(self, user: str, password: str, remote: str, *, tls: bool) -> dict[str, str]:
+        forwarder = self._forwarder
+        account = await forwarder.authenticator.verify(user, password, remote=remote)
+        route = await forwarder.router.route(account.storage_id)
+        address, ports = (route.address, route.ports) if isinstance(route, There) else self._here()
+        there = There(route.assigned.backend, address, dict(ports), route.assigned)
+        forward = forwarder.forward_of(there, account, listener="nginx", remote=remote, tls=tls)
+        nonce = forwarder.random_bytes(NONCE_BYTES)
+        token = make_token(forwarder.secret(), forward, now=self._now(), nonce=nonce)
+        if "imap" not in ports:
+            raise OSError(f"{there.backend} has no port in clear for nginx")
+        return {
+            "Auth-Status": "OK",
+            "Auth-Server": await _number(address),
+            "Auth-Port": str(ports["imap"]),
+            "Auth-User": account.name,
+            "Auth-Pass": token,
+        }
+
+
+def _no(text: str) -> dict[str, str]:
+    return {"Auth-Status": text.encode("ascii", "replace").decode()}
+
+
+async def _number(host: str) -> str:
+    """nginx takes an address and no name. Raises: OSError."""
+    if parsed(host) is not None:
+        return host
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return str(found[0][4][0])

@@ -1,0 +1,58 @@
+"""A user with many sessions takes no more turns of the loop than another user: counted, not timed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obox.imap import updates
+from obox.imap.settings import ImapSettings
+from tests.imap.harness import Client, serving
+
+SESSIONS = 48
+SLICES_MAX = 30
+"""Thousands of lines made for another user's sessions between a command and its answer: the answer takes some six
+rounds of the loop, the client's part included, and a session makes about three in a round."""
+
+
+async def drain(client: Client, size: int) -> None:
+    """Read without looking, so that the client costs little of the loop."""
+    while size > 0:
+        size -= len(await client.reader.read(1 << 20))
+
+
+async def test_changes_for_many_sessions_do_not_keep_another_user_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices = 0
+    plain = updates.flag_lines
+
+    def flag_lines(*given: Any, **more: Any) -> bytes:
+        nonlocal slices
+        slices += 1
+        return plain(*given, **more)
+
+    async with serving(tmp_path, ImapSettings(user_sessions_max=0, address_sessions_max=0)) as running:
+        writer, ben = await running.client(login="anna"), await running.client(login="ben")
+        for _ in range(3):
+            await writer.ok(b"APPEND INBOX" + b" {5+}\r\na: b\n" * 900)
+        idle = [await running.client(login="anna") for _ in range(SESSIONS)]
+        for client in idle:
+            await client.ok("SELECT INBOX")
+            client.send(b"x IDLE\r\n")
+            await client.line()
+        await writer.ok("SELECT INBOX")
+        monkeypatch.setattr(updates, "flag_lines", flag_lines)
+        reading = [asyncio.ensure_future(drain(client, 2_700 * 20)) for client in idle]
+        writer.send(b"y STORE 1:* +FLAGS.SILENT (\\Flagged)\r\n")
+        waited: list[int] = []
+        while not all(task.done() for task in reading):
+            before = slices
+            await ben.ok("NOOP")
+            waited.append(slices - before)
+        assert sum(waited) >= SESSIONS
+        assert max(waited) <= SLICES_MAX
+        assert len(running.imap.hub.lanes) <= 1

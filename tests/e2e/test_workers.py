@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 from processes import PASSWORD, Backend, lmtp
+from prometheus_client.parser import text_string_to_metric_families
 from test_cluster import until
 
 MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nText\r\n"
+OBOXADM = Path(sys.executable).with_name("oboxadm")
 NAMES = [f"user{number}@example.org" for number in range(8)]
 """Enough that each worker has some: their groups are a hash of the name."""
 
@@ -53,15 +55,18 @@ class Unit:
             client.login(user, PASSWORD)
             return int(client.select("INBOX")[1][0] or 0)
 
-    def admin(self, *arguments: str) -> list[dict[str, Any]]:
+    def admin(self, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
         got = subprocess.run(
-            [sys.executable, "-m", "admintool", "-c", str(self.backend.config), "-f", "json", *arguments],
+            [str(OBOXADM), "-c", str(self.backend.config), "-f", "json", *arguments],
             capture_output=True,
             text=True,
             check=False,
         )
-        assert got.returncode == 0, got.stderr
-        return json.loads(got.stdout)  # type: ignore[no-any-return]
+        assert got.returncode == code, (got.stdout, got.stderr)
+        return json.loads(got.stdout or "[]")  # type: ignore[no-any-return]
+
+    def events_of_workers(self, event: str) -> set[str]:
+        return {line["worker"] for line in self.backend.events(event) if "worker" in line}
 
 
 @pytest.fixture
@@ -101,3 +106,101 @@ def test_a_worker_that_is_killed_is_started_again_and_keeps_its_users(unit: Unit
     assert unit.backend.stop() == 0
     state: Path = unit.backend.state
     assert not list(state.glob("worker-*/*.sock")) or all(path.name == "notify.sock" for path in state.glob("*/*.sock"))
+
+
+def test_oboxadm_treats_the_workers_as_one_server(unit: Unit) -> None:
+    for name in NAMES:
+        unit.deliver(name)
+    clients = {name: imaplib.IMAP4("127.0.0.1", unit.backend.imap) for name in NAMES}
+    for name, client in clients.items():
+        client.login(name, PASSWORD)
+    assert {unit.who_serves(name) for name in NAMES} == {"first-1", "first-2"}
+    assert {row["username"] for row in unit.admin("who")} == set(NAMES)
+    assert {row["username"] for row in unit.admin("metacache", "list")} == set(NAMES)
+    (row,) = unit.admin("mailbox", "status", "-u", NAMES[0], "messages", "INBOX")
+    assert int(row["messages"]) == 1
+    rows = unit.admin("mailbox", "status", "-A", "messages", "INBOX")
+    assert {row["username"]: int(row["messages"]) for row in rows} == dict.fromkeys(NAMES, 1)
+    unit.admin("metacache", "flush", "-u", NAMES[0])
+    assert {row["worker"] for row in unit.admin("fscache", "status")} == {"first-1", "first-2"}
+    unit.admin("kick", NAMES[0])
+    until(lambda: _gone(unit, NAMES[0]))
+    unit.admin("kick", NAMES[0], code=68)
+    unit.admin("mailbox", "list", "-u", "nobody@example.org", code=67)
+    assert unit.admin("stop", "-y", "-t", "20")[-1]["step"] == "end"
+    assert unit.backend.process is not None
+    assert unit.backend.process.wait(20) == 0
+
+
+def _gone(unit: Unit, name: str) -> None:
+    assert name not in {row["username"] for row in unit.admin("who")}
+
+
+def test_a_reload_is_all_or_none(unit: Unit, tmp_path: Path) -> None:
+    backend = unit.backend
+    backend.sections["log"] = {"level": "debug"}
+    backend.write()
+    assert unit.admin("reload") == [{"setting": "log.level", "used": "now"}]
+    until(lambda: _all_have(unit, "reloaded"))
+    # A key that a worker cannot read: the supervisor has no use for it.
+    backend.sections["log"] = {"level": "warning"}
+    backend.sections["storage"] = {"encryption_keys": {"k1": str(tmp_path / "missing")}}
+    backend.write()
+    unit.admin("reload", code=78)
+    backend.wait_event("reload failed, the old configuration stays")
+    assert [line["settings"] for line in backend.events("reloaded") if line["settings"]] == [["log.level"]] * 3
+    unit.deliver(NAMES[0])
+
+
+def _all_have(unit: Unit, event: str) -> None:
+    assert unit.events_of_workers(event) == {"first-1", "first-2"}
+
+
+def test_users_of_a_worker_that_ends_again_and_again_are_served_by_others(unit: Unit) -> None:
+    for name in NAMES:
+        unit.deliver(name)
+    for _ in range(3):
+        pid = unit.pid("first-2")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: _is_new(unit, pid) if len(unit.backend.events(ENDED)) < 3 else None)
+    for name in NAMES:
+        unit.deliver(name)
+        assert unit.count(name) == 2
+        assert unit.who_serves(name) == "first-1"
+    assert unit.backend.stop() == 0
+
+
+ENDED = "a worker has ended, it is started again"
+
+
+def _is_new(unit: Unit, pid: int) -> None:
+    try:
+        assert unit.pid("first-2") != pid
+    except ValueError as error:
+        raise AssertionError from error
+
+
+def test_metrics_name_the_worker(unit: Unit) -> None:
+    unit.deliver(NAMES[0])
+    families = list(text_string_to_metric_families(unit.backend.get("/metrics")[1]))
+    assert len({family.name for family in families}) == len(families), "samples of a metric are together"
+    (users,) = [family for family in families if family.name == "obox_store_users"]
+    assert {sample.labels["worker"] for sample in users.samples} == {"first-1", "first-2"}
+    (deliveries,) = [family for family in families if family.name == "obox_lmtp_deliveries"]
+    counts = {sample.labels["worker"]: sample.value for sample in deliveries.samples if sample.labels["result"] == "ok"}
+    assert sorted(counts.values()) == [0, 1, 1], "the supervisor and one worker"
+
+
+def test_the_number_of_workers_may_change(unit: Unit) -> None:
+    for name in NAMES:
+        unit.deliver(name)
+    for number, workers in enumerate((3, 1, 2), 2):
+        assert unit.backend.stop() == 0
+        unit.backend.sections["server"] = {"workers": workers}
+        unit.backend.write()
+        unit.backend.spawn()
+        unit.backend.wait_listening()
+        for name in NAMES:
+            until(lambda name=name: unit.deliver(name))
+        assert {name: unit.count(name) for name in NAMES} == dict.fromkeys(NAMES, number)
+    assert unit.backend.stop() == 0

@@ -61,6 +61,8 @@ class Pool:
         self._changed = changed
         self._watchdog_s = watchdog_s
         self._removed: frozenset[str] = frozenset()
+        self._running: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
         self._chores: set[asyncio.Task[None]] = set()
 
     # -- the directory ---------------------------------------------------------------------------------------------
@@ -124,9 +126,9 @@ class Pool:
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start all, in a group that ends when one refuses its configuration."""
         for worker in self.workers.values():
-            tasks.create_task(worker.run(lambda: self.stopping, self._released), name=f"worker {worker.name}")
+            self._running.append(tasks.create_task(worker.run(self._released), name=f"worker {worker.name}"))
         if self._watchdog_s is not None:
-            tasks.create_task(self._watch(self._watchdog_s))
+            self._watching = tasks.create_task(self._watch(self._watchdog_s))
 
     async def serving(self, within_s: float) -> bool:
         """Return when all workers are ready and all groups have an owner.
@@ -158,13 +160,20 @@ class Pool:
         """Whether all loops answer. A worker that rests is no loop."""
         return all(worker.resting or worker.ready.is_set() for worker in self.workers.values())
 
+    def let_end(self) -> None:
+        """Workers end soon, and are not started again."""
+        self.stopping = True
+        for worker in self.workers.values():
+            worker.let_end()
+
     async def stop(self, *, to_return: bool) -> None:
         """Stop all in order. If this is cut short, each worker hurries."""
         self.stopping = True
         try:
             for worker in self.workers.values():
                 worker.stop(to_return=to_return)
-            await asyncio.gather(*(worker.ended() for worker in self.workers.values()))
+            if self._running:
+                await asyncio.wait(self._running)
         except asyncio.CancelledError:
             for worker in self.workers.values():
                 worker.stop(to_return=to_return)
@@ -173,15 +182,12 @@ class Pool:
     async def kill(self) -> None:
         """End what is left."""
         self.stopping = True
-        for chore in self._chores:
+        for chore in (*self._chores, *([self._watching] if self._watching is not None else [])):
             chore.cancel()
-        ends = asyncio.gather(*(worker.ended() for worker in self.workers.values()))
-        try:
-            async with asyncio.timeout(LAST_S):
-                await ends
-        except TimeoutError:
-            for worker in self.workers.values():
-                worker.signal(signal.SIGKILL)
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=LAST_S)
+            for task in late:
+                task.cancel()  # which kills the process
 
     async def _watch(self, limit_s: float) -> None:
         """Kill a worker whose loop does not report; it is started again."""

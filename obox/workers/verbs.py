@@ -121,7 +121,7 @@ class Relay:
         """Stop all workers side by side, then this process; the rows are sums."""
         calls = [_Call(worker, msgspec.to_builtins(params)) for worker in self._pool.workers.values()]
         if not params.dry_run:
-            self._pool.stopping = True
+            self._pool.let_end()
             self._stop_logins()
         steps: dict[str, list[Mapping[str, Any]]] = {}
         seen: dict[tuple[str, str], int] = {}

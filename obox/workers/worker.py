@@ -70,6 +70,7 @@ class Worker:
         self._watchdog_s = watchdog_s
         self._ends: deque[float] = deque(maxlen=CRASHES_MAX)
         self._beat_at = 0.0
+        self._stopping = asyncio.Event()
         self._answer: asyncio.Future[str] | None = None
         self._inbox: socket.socket | None = None
 
@@ -113,8 +114,8 @@ class Worker:
 
     # -- life ------------------------------------------------------------------------------------------------------
 
-    async def run(self, stopping: Callable[[], bool], released: Callable[[Worker], None]) -> None:
-        """Run the process, and start it again, until it ends while `stopping`.
+    async def run(self, released: Callable[[Worker], None]) -> None:
+        """Run the process, and start it again, until `stop`.
 
         released: called when its groups are for others. Raises ConfigError: its first
         start refuses the configuration.
@@ -122,10 +123,11 @@ class Worker:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._listen()
         try:
-            while not stopping():
-                await self._free()
+            while not self._stopping.is_set():
+                if not await self._free():
+                    return
                 code = await self._process()
-                if stopping():
+                if self._stopping.is_set():
                     return
                 if code == EX_CONFIG and not self.served:
                     raise ConfigError(f"worker {self.name} cannot start; the line before says why")
@@ -135,7 +137,7 @@ class Worker:
                     log.error("a worker ends again and again, others serve its users", name=self.name)
                     self.resting = self.gone = True
                     released(self)
-                    await asyncio.sleep(REST_S)
+                    await self._rest(REST_S)
                     self.gone = False  # its next boot is not fenced
                     self._changed(self)
         finally:
@@ -143,14 +145,25 @@ class Worker:
                 asyncio.get_running_loop().remove_reader(self._inbox)
                 self._inbox.close()
 
-    async def _free(self) -> None:
-        """Wait for a process of an earlier supervisor to end."""
+    async def _rest(self, seconds: float) -> bool:
+        """Wait. False: a stop has begun meanwhile."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    async def _free(self) -> bool:
+        """Wait for a process of an earlier supervisor to end. False: a stop has begun."""
         told = False
         while _locked(self.home):
             if not told:
                 log.warning("a worker of an earlier supervisor still runs, waiting for its end", name=self.name)
             told = True
-            await asyncio.sleep(LOCK_POLL_S)
+            if not await self._rest(LOCK_POLL_S):
+                return False
+        return True
 
     async def _process(self) -> int:
         """One process, from its start to its end; returns the exit code."""
@@ -167,6 +180,8 @@ class Worker:
         try:
             assert self.process.stdin is not None
             self.process.stdin.write(self.start.encode())
+            if self._stopping.is_set():  # the signal has come too early for this process
+                self.process.terminate()
             return await self.process.wait()
         finally:
             if self.process.returncode is None:
@@ -214,13 +229,13 @@ class Worker:
 
     # -- its end ---------------------------------------------------------------------------------------------------
 
-    async def ended(self) -> None:
-        """Return when no process of it runs."""
-        if self.process is not None:
-            await self.process.wait()
+    def let_end(self) -> None:
+        """The end of its process is what was asked for from now on."""
+        self._stopping.set()
 
     def stop(self, *, to_return: bool) -> None:
         """Stop in order. to_return: for a restart on the same disk."""
+        self.let_end()
         self.tell(orders.DROP)
         self.signal(signal.SIGUSR1 if to_return else signal.SIGTERM)
 

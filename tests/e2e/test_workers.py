@@ -6,6 +6,7 @@ import imaplib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PASSWORD, Backend, lmtp
+from processes import PASSWORD, USERS, Backend, lmtp
 from prometheus_client.parser import text_string_to_metric_families
-from test_cluster import until
+from test_cluster import PATIENCE_S, until
 
 MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nText\r\n"
 OBOXADM = Path(sys.executable).with_name("oboxadm")
@@ -46,6 +47,16 @@ class Unit:
         )
         (found,) = [line for line in listed.stdout.splitlines() if line.endswith(f" worker {worker}")]
         return int(found.split()[0])
+
+    def restarted(self, worker: str, before: int) -> None:
+        """Fails while the process of a worker is still the same, or there is none."""
+        try:
+            assert self.pid(worker) != before
+        except ValueError as error:
+            raise AssertionError from error
+
+    def workers_listen(self) -> bool:
+        return all((self.backend.state / f"worker-{number}/imap.sock").exists() for number in (1, 2))
 
     def deliver(self, user: str) -> None:
         assert lmtp(("127.0.0.1", self.backend.lmtp), MAIL, [user])[0][0] == 250
@@ -96,10 +107,9 @@ def test_a_worker_that_is_killed_is_started_again_and_keeps_its_users(unit: Unit
     assert set(served.values()) == {"first-1", "first-2"}, "both have users"
     for worker in ("first-1", "first-2"):
         os.kill(unit.pid(worker), signal.SIGKILL)
-        for name in NAMES:
-            unit.deliver(name)  # at the first attempt
-        for name in NAMES:
-            until(lambda name=name: unit.count(name))
+        for name in NAMES:  # at the first attempt, by the one protocol or the other
+            assert worker == "first-1" or unit.count(name) == 2
+            unit.deliver(name)
     assert {name: unit.count(name) for name in NAMES} == dict.fromkeys(NAMES, 3)
     assert {name: unit.who_serves(name) for name in NAMES} == served
     assert len(unit.backend.events("a worker has ended, it is started again")) == 2
@@ -162,7 +172,7 @@ def test_users_of_a_worker_that_ends_again_and_again_are_served_by_others(unit: 
     for _ in range(3):
         pid = unit.pid("first-2")
         os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: _is_new(unit, pid) if len(unit.backend.events(ENDED)) < 3 else None)
+        until(lambda pid=pid: unit.restarted("first-2", pid) if len(unit.backend.events(ENDED)) < 3 else None)
     for name in NAMES:
         unit.deliver(name)
         assert unit.count(name) == 2
@@ -173,11 +183,33 @@ def test_users_of_a_worker_that_ends_again_and_again_are_served_by_others(unit: 
 ENDED = "a worker has ended, it is started again"
 
 
-def _is_new(unit: Unit, pid: int) -> None:
-    try:
-        assert unit.pid("first-2") != pid
-    except ValueError as error:
-        raise AssertionError from error
+def test_the_supervisor_alone_notifies_and_replaces_a_worker_that_hangs(
+    make: Callable[..., Backend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "manager"))
+    manager.settimeout(PATIENCE_S)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "manager"))
+    monkeypatch.setenv("WATCHDOG_USEC", str(20_000_000))
+    backend = make(sections={"server": {"workers": 2}})
+    backend.spawn()
+    assert manager.recv(4096).startswith(b"READY=1")
+    assert Unit(backend).workers_listen(), "systemd hears of it once all workers serve"
+    backend.wait_listening()
+    unit = Unit(backend)
+    pid = unit.pid("first-1")
+    os.kill(pid, signal.SIGSTOP)
+    backend.wait_event("a worker does not answer, it is killed")
+    until(lambda: unit.restarted("first-1", pid))
+    until(lambda: unit.count(USERS[0]))
+    assert backend.stop() == 0
+    manager.setblocking(False)
+    heard = b""
+    with suppress(BlockingIOError):
+        while True:
+            heard += manager.recv(4096) + b"\n"
+    assert b"WATCHDOG=1" in heard
+    assert heard.count(b"STOPPING=1") == 1, "workers stop too, and say so to the supervisor"
 
 
 def test_metrics_name_the_worker(unit: Unit) -> None:
@@ -203,4 +235,31 @@ def test_the_number_of_workers_may_change(unit: Unit) -> None:
         for name in NAMES:
             until(lambda name=name: unit.deliver(name))
         assert {name: unit.count(name) for name in NAMES} == dict.fromkeys(NAMES, number)
+    assert unit.backend.stop() == 0
+
+
+def test_a_first_start_that_a_worker_refuses_ends_with_78(make: Callable[..., Backend], tmp_path: Path) -> None:
+    backend = make(sections={"server": {"workers": 2}, "storage": {"encryption_keys": {"k1": str(tmp_path / "none")}}})
+    backend.spawn()
+    assert backend.process is not None
+    assert backend.process.wait(PATIENCE_S) == 78
+    lines = backend.log.read_text().splitlines()
+    assert any(line.startswith("obox: ") and line.endswith("none: No such file or directory") for line in lines), lines
+    assert any(line.startswith("obox: worker first-") for line in lines), lines
+
+
+def test_workers_end_with_a_supervisor_that_is_killed_and_the_next_one_waits_for_them(unit: Unit) -> None:
+    for name in NAMES:
+        unit.deliver(name)
+    before = {name: unit.pid(name) for name in ("first-1", "first-2")}
+    os.kill(before["first-1"], signal.SIGSTOP)  # it cannot end yet
+    unit.backend.kill()
+    unit.backend.spawn()
+    unit.backend.wait_event("a worker of an earlier supervisor still runs, waiting for its end")
+    os.kill(before["first-1"], signal.SIGCONT)
+    unit.backend.wait_listening()
+    for name in NAMES:
+        until(lambda name=name: unit.deliver(name))
+    assert {name: unit.count(name) for name in NAMES} == dict.fromkeys(NAMES, 2)
+    assert unit.events_of_workers("the supervisor has ended, stopping") == {"first-1", "first-2"}
     assert unit.backend.stop() == 0

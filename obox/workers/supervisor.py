@@ -162,7 +162,7 @@ class Supervisor(Front):
             Start(of_worker(self._read_config, number), number, self._workers, self._overrides)
             for number in range(1, self._workers + 1)
         ]
-        # Half of the manager's limit, so that a worker that hangs does not end the unit.
+        # Half of the manager's limit: a worker that hangs does not end the unit.
         self.pool = Pool(starts, self.view, self._notifier.pay, limit_s)
         self._notifier.answers = self.pool.answers
         self._store = directory

@@ -36,6 +36,8 @@ from .orders import Start
 
 log = structlog.get_logger()
 
+PROGRAM: Final = (sys.executable, "-m", "obox.main", "worker")
+"""What a worker's process runs; its name comes after it."""
 CRASHES_MAX: Final = 3
 """Ends of a worker's process within `CRASHES_S` after which others get its groups."""
 CRASHES_S: Final = 60.0
@@ -155,7 +157,7 @@ class Worker:
         return False
 
     async def _free(self) -> bool:
-        """Wait for a process of an earlier supervisor to end. False: a stop has begun."""
+        """Wait for a process of an earlier supervisor. False: a stop has begun."""
         told = False
         while _locked(self.home):
             if not told:
@@ -172,7 +174,8 @@ class Worker:
         if self._watchdog_s is not None:
             environ["WATCHDOG_USEC"] = str(int(self._watchdog_s * 1e6))
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "obox.main", "worker", self.name),
+            *PROGRAM,
+            self.name,
             stdin=asyncio.subprocess.PIPE,
             env=environ,
             start_new_session=True,  # Ctrl-C on the terminal is for the supervisor
@@ -180,7 +183,7 @@ class Worker:
         try:
             assert self.process.stdin is not None
             self.process.stdin.write(self.start.encode())
-            if self._stopping.is_set():  # the signal has come too early for this process
+            if self._stopping.is_set():  # the signal came before this process was there
                 self.process.terminate()
             return await self.process.wait()
         finally:

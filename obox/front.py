@@ -172,6 +172,10 @@ class Front:
         """Who owns a user."""
         return ViewRouter(self.view, directory)
 
+    def places(self) -> tuple[Router | None, Callable[[], tuple[str, Mapping[str, int]]]]:
+        """Where Postfix delivers: a router, and where users of ours are served."""
+        return self.forwarder.router, lambda: ("", {})
+
     async def pause(self, seconds: float) -> None:
         """Before another attempt at a backend that does not answer."""
         await asyncio.sleep(seconds)
@@ -229,7 +233,8 @@ class Front:
         def delimiters() -> str:
             return self.config.lmtp.recipient_delimiter if self.config.lmtp is not None else "+"
 
-        lookups = Lookups(lambda: self.users, self.forwarder.router, lambda: ("", {}), delimiters=delimiters)
+        router, here = self.places()
+        lookups = Lookups(lambda: self.users, router, here, delimiters=delimiters)
         made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
         self.socketmap = made
         self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))

@@ -26,6 +26,7 @@ from obox.cluster import Assigned, Directory, Here, Router, There
 from obox.config import Config, Listen, load
 from obox.errors import Unavailable
 from obox.front import Front
+from obox.membership import ports_of
 from obox.server import HttpServer, Lifecycle, Notifier, Reloaded, application
 from obox.server.log import recent_problems
 from obox.types import StorageId
@@ -169,6 +170,13 @@ class Supervisor(Front):
         self._inner = super().router(directory)
         return _WorkerRouter(self._inner, self.pool)
 
+    def places(self) -> tuple[None, Callable[[], tuple[str, Mapping[str, int]]]]:
+        """Front ends reach no worker: all users are served here."""
+        return None, lambda: (self.config.cluster.address or "127.0.0.1", self._ports())
+
+    def _ports(self) -> dict[str, int]:
+        return ports_of(("imap", "lmtp"), self.listeners.addresses)
+
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         await self.pool.settled(START_S)
@@ -205,13 +213,12 @@ class Supervisor(Front):
         exposition = Exposition(
             config.cluster.backend, self.metrics.exposition, lambda: list(self.pool.workers.values())
         )
-        key = config.http.api_key.reveal() if config.http is not None else ""
         self.admin = wiring.of_config(config, self.users)
         self.admin.authenticator = lambda: self.authenticator
         self.admin.recent = recent_problems
         self.admin.server = _Process(self)
         relay = Relay(self.pool, self._inner, self.admin.server.stop_logins)
-        api = routes(self.admin, key=key, version=__version__, run=relay.run)
+        api = routes(self.admin, key=self._api_key(), version=__version__, run=relay.run)
         draining = lambda: self.lifecycle.draining  # noqa: E731
         probes = application(draining=draining, routes=[exposition.route(), *([] if config.metrics else api)])
         self.http["admin"] = HttpServer(application(routes=api))

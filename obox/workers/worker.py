@@ -87,7 +87,10 @@ class Worker:
 
     def tell(self, *words: str) -> None:
         """Give an order; a process that has ended misses it."""
-        if self.process is not None and self.process.returncode is None and self.process.stdin is not None:
+        if self.process is None or self.process.returncode is not None or self.process.stdin is None:
+            return
+        # uvloop raises RuntimeError if the pipe was closed before the end was noticed.
+        with suppress(RuntimeError, OSError):
             self.process.stdin.write((" ".join(words) + "\n").encode())
 
     def signal(self, number: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from processes import PASSWORD, USERS, Backend, lmtp
 from prometheus_client.parser import text_string_to_metric_families
 from test_cluster import PATIENCE_S, until
@@ -263,3 +264,22 @@ def test_workers_end_with_a_supervisor_that_is_killed_and_the_next_one_waits_for
     assert {name: unit.count(name) for name in NAMES} == dict.fromkeys(NAMES, 2)
     assert unit.events_of_workers("the supervisor has ended, stopping") == {"first-1", "first-2"}
     assert unit.backend.stop() == 0
+
+
+def test_postfix_hears_where_all_users_are_served(unit: Unit) -> None:
+    assert unit.backend.stop() == 0
+    port = free_port()
+    unit.backend.sections["socketmap"] = {"listen": [f"127.0.0.1:{port}"]}
+    unit.backend.write()
+    unit.backend.spawn()
+    unit.backend.wait_listening()
+    answers = set()
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as asking:
+        for name in NAMES:
+            question = f"transport {name}".encode()
+            asking.sendall(b"%d:%b," % (len(question), question))
+            answers.add(asking.recv(1000))
+    (answer,) = answers
+    assert f"lmtp:inet:[127.0.0.1]:{unit.backend.lmtp}".encode() in answer or b"%d" % unit.backend.lmtp in answer, (
+        answer
+    )

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from obox.config import Amount, Config, load
+from obox.config import Amount, Config, load, settings
 from obox.errors import ConfigError
 from obox.workers import derive
 from obox.workers.orders import LENGTH, Start
+
+LISTEN = [row.section for row in settings() if row.name == "listen"]
 
 
 def config_of(path: Path, **settings: str) -> Config:
@@ -21,9 +23,7 @@ def config_of(path: Path, **settings: str) -> Config:
         "OBOX_STORAGE__URL": f"file://{path}/bucket",
         "OBOX_SERVER__WORKERS": "4",
         "OBOX_CLUSTER__BACKEND": "mail",
-        "OBOX_IMAP__LISTEN": "127.0.0.1:0",
-        "OBOX_LMTP__LISTEN": "127.0.0.1:0",
-        "OBOX_METRICS__LISTEN": "127.0.0.1:0",
+        **{f"OBOX_{name.upper()}__LISTEN": "127.0.0.1:0" for name in LISTEN},
         **{f"OBOX_{name}": value for name, value in settings.items()},
     }
     return load(None, environ)
@@ -52,8 +52,9 @@ def test_sizes_are_totals_and_no_state_is_shared(tmp_path: Path) -> None:
     assert workers[1].fscache.path == tmp_path / "fast/worker-2"
     assert workers[1].metacache.path == tmp_path / "worker-2/metacache"
     assert all(one.metrics is None and not one.tls.cert and one.server.workers == 1 for one in workers)
-    listens = [entry for one in workers for part in (one.imap, one.lmtp, one.http) if part for entry in part.listen]
-    assert len({entry.path for entry in listens}) == 12
+    parts = [getattr(one, field.name) for one in workers for field in dataclasses.fields(one)]
+    listens = [entry for part in parts for entry in getattr(part, "listen", ())]
+    assert len({entry.path for entry in listens}) == len(listens) == 12 < 4 * len(LISTEN)
     assert all(entry.path and entry.path.is_relative_to(tmp_path) for entry in listens)
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from patience import PATIENT_S
@@ -162,3 +163,16 @@ async def test_a_reload_that_one_refuses_is_dropped_by_all(tmp_path: Path, monke
         await until(lambda: one.orders(1)[-1] == one.orders(2)[-1] == "drop")
         await one.pool.stop(to_return=False)
         await one.pool.kill()
+
+
+class _Closed:
+    """A pipe as uvloop leaves it when it was closed before the end of the process was noticed."""
+
+    def write(self, data: bytes) -> None:
+        raise RuntimeError("the handle is closed")
+
+
+async def test_an_order_for_a_process_that_is_ending_is_lost_and_nothing_else(tmp_path: Path) -> None:
+    worker = workers.Worker(Start(of_worker(config_of(tmp_path), 1), 1, 2), lambda _: None, None)
+    worker.process = SimpleNamespace(returncode=None, stdin=_Closed())  # type: ignore[assignment]
+    worker.tell("gone")

@@ -191,8 +191,8 @@ class Metacache:
     ) -> list[bytes | None]:
         """Return the records of `uids` in their order, None where there is none.
 
-        Ascending uids are fastest. bytes_max: the records end with the one that makes
-        them more together.
+        Ascending uids are fastest. bytes_max: the records end with the record that
+        exceeds this together with the records before it.
         """
         with self._disk.snapshot() as txn:
             values = self._disk.get_fields(txn, user, box, uids, bytes_max)

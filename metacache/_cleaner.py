@@ -3,7 +3,7 @@
 It begins when the copies take more than `max_space`, and stops when they take CLEAN_TO
 of it. The copy with the lowest weight is dropped first (`metacache._weights`). If the
 owner has not uploaded something of a copy, the owner flushes it before. An obsolete
-copy is dropped without. A copy in use stays: `let_go` is asked in the same turn of the
+copy is dropped without. A copy in use stays: `unload` is asked in the same turn of the
 loop in which the drop is staged, so nothing can happen in between.
 
 Invariant: a copy in use is never dropped. A copy with changes that the bucket lacks
@@ -54,7 +54,7 @@ class Owner(Protocol):
         """Upload what the bucket lacks of the copy. Any exception means: not now."""
         ...
 
-    def let_go(self, user: str, box: str) -> bool:
+    def unload(self, user: str, box: str) -> bool:
         """Forget what memory has of the copy, which is about to be dropped.
 
         Returns False if the copy must stay: it is in use, or it has changed.
@@ -197,7 +197,7 @@ class Cleaner:
                 return 0
         copy = self._cache.peek(user, box)
         obsolete = copy is not None and copy.change is not Change.NONE
-        if (obsolete and uploaded) or not self._owner.let_go(user, box):
+        if (obsolete and uploaded) or not self._owner.unload(user, box):
             return 0
         return self._drop(user, candidate.space, weight=candidate.weight, uploaded=uploaded, obsolete=obsolete)
 
@@ -260,7 +260,7 @@ class Cleaner:
                         if space.priority < min_priority or space.accessed > before:
                             continue
                         why = refusal(user, space.box)
-                        if not why and not self._owner.let_go(user, space.box):
+                        if not why and not self._owner.unload(user, space.box):
                             why = "in use"
                         if why:
                             refused.append(Refused(user, space.box, why))

@@ -72,7 +72,8 @@ class Unavailable(OboxError):
 
 
 class Elsewhere(Unavailable):
-    """Another backend serves the user; whoever routes sessions asks again who does."""
+    """Another backend serves the user. The router of the session reads the assignment
+    again."""
 
 
 class Temporary(OboxError):

@@ -27,6 +27,7 @@ from .backend import ImapCounters, LinkCounters, client, imap_factory, lmtp_fact
 from .changes import changes
 from .cluster import (
     Beat,
+    Changes,
     Directory,
     KeptFile,
     Kind,
@@ -63,6 +64,8 @@ log = structlog.get_logger()
 
 BEAT_S: Final = 1.0
 """Between two writes of our beat."""
+MOVED_S: Final = 2.0
+"""For a backend that has released users to close their sessions itself."""
 KEPT: Final = "directory"
 """Below state_dir: the last good answer of the directory."""
 USED: Final = frozenset(
@@ -168,9 +171,9 @@ class Front:
         """Read the configuration anew. Raises ConfigError; blocks on files."""
         return load(str(self.config.file) if self.config.file else None, self._environ, proxy=True)
 
-    def router(self, directory: Directory) -> Router:
-        """Who owns a user."""
-        return ViewRouter(self.view, directory)
+    def routed(self, router: ViewRouter, directory: Directory) -> Router:
+        """Who owns a user. router: by the view of the directory."""
+        return router
 
     def places(self) -> tuple[Router | None, Callable[[], tuple[str, Mapping[str, int]]]]:
         """Where Postfix delivers: a router, and where users of ours are served."""
@@ -191,8 +194,9 @@ class Front:
     def _assemble(self, directory: Directory) -> None:
         """Raises ConfigError, ListenError."""
         config, certificates = self.config, self.certificates
+        router = ViewRouter(self.view, directory)
         self.forwarder = Forwarder(
-            self.router(directory),
+            self.routed(router, directory),
             rooms.link_secrets(config),
             self.authenticator,
             member=config.cluster.backend,
@@ -200,6 +204,7 @@ class Front:
             counters=LinkCounters(self.metrics),
             sleep=self.pause,
         )
+        self.view.listen(lambda changed: self._moved(router, changed))
         if not self.forwarder.secrets:
             raise ConfigError('cluster.secret_file = "": a proxy needs one; allowed: the file of the backends')
         if config.imap is not None:
@@ -238,6 +243,11 @@ class Front:
         made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
         self.socketmap = made
         self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
+
+    def _moved(self, router: ViewRouter, changed: Changes) -> None:
+        """Users have other backends: their clients come back, and find these."""
+        if changed.groups or changed.pins:
+            asyncio.get_running_loop().call_later(MOVED_S, self.forwarder.drop_moved, router.owner)
 
     def _lmtp_settings(self, config: Config) -> Any:
         certificates = self.certificates

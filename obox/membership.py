@@ -1,7 +1,8 @@
 """A backend's store and its member of the cluster, made known to each other.
 
-`obox.store` and `obox.cluster` know nothing of each other: each says as a Protocol what it asks of
-the other side. `Membership` answers both, and `open_membership` makes it of the configuration.
+`obox.store` and `obox.cluster` know nothing of each other. Each defines as a Protocol
+what it asks of the other side. `Membership` implements both, and `open_membership`
+makes it of the configuration.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ READS: Final = {"envelope": 2, "journal": 1, "wire": 1}
 class Membership:
     """`store.owned.Cluster` for the store, and `cluster.member.Store` for the member.
 
-    Make it, then the store with it, then the member with it; `bind` makes the three whole.
+    Make it, then the store with it, then the member with it; `bind` makes the three
+    whole.
     """
 
     def __init__(self) -> None:
@@ -131,7 +133,8 @@ async def _nobody(users: object) -> None:
 
 
 class Joining:
-    """What `parts.open` has made of `[cluster]`, until the store is there, and afterwards."""
+    """What `parts.open` has made of `[cluster]`, until the store is there, and
+    afterwards."""
 
     def __init__(self, config: Config, directory: Directory, view: View) -> None:
         self._config, self._directory = config, directory
@@ -147,7 +150,8 @@ class Joining:
         self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))
 
     async def run(self, ports: Mapping[str, int]) -> None:
-        """Be a member until cancelled. ports: of this backend's listeners. Raises ConfigError."""
+        """Be a member until cancelled. ports: of this backend's listeners. Raises
+        ConfigError."""
         cluster = self._config.cluster
         one_host = not cluster.directory.startswith("cassandra:")
         address = cluster.address or ("127.0.0.1" if one_host else socket.gethostname())

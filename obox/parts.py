@@ -167,7 +167,7 @@ class Parts:
                 log.warning("whether the bucket lets one of several PUTs succeed is not known yet", error=str(exc))
                 await asyncio.sleep(RACE_RETRY_S)
         metacache.put_state(RACED, mark)
-        await self.store.env.settle()
+        await self.store.env.commit_staged()
 
 
 async def open(config: Config) -> Parts:
@@ -237,7 +237,7 @@ def _store(
         cluster=cluster,
     )
     if config.storage.url == "memory://":
-        store.begin_anew()
+        store.discard_local_state()
     return store
 
 

@@ -14,6 +14,7 @@ from patience import PATIENT_S
 from obox.accounts import storage_id
 from obox.admin import rows
 from obox.backend import Backend
+from obox.cluster import Router
 from obox.config import load
 from obox.store.api import NewMail
 
@@ -90,9 +91,9 @@ def write_config(home: Path, url: str = "", more: str = "") -> Path:
 
 
 @asynccontextmanager
-async def running(config: Path) -> AsyncIterator[Service]:
-    """One life of a backend."""
-    backend = Backend(load(str(config)), environ={})
+async def running(config: Path, router: Router | None = None) -> AsyncIterator[Service]:
+    """One life of a backend. router: of a member of a cluster."""
+    backend = Backend(load(str(config)), environ={}, router=router)
     task = asyncio.create_task(backend.run(signals=False))
     socket = config.parent / "state/admin.sock"
     try:

@@ -94,7 +94,7 @@ class MetacacheListParams(Params, kw_only=True):
 async def metacache_list(admin: Admin, params: MetacacheListParams) -> AsyncIterator[Event]:
     """List users with local copies, those that are cleaned first at the top."""
     names = admin.names()
-    await admin.store.env.settle()
+    await admin.store.env.commit_staged()
     for info in await admin.cleaner.list_users():
         name = names.get(StorageId(info.user)) or admin.name_of(info.user)
         if not _fits(name, params.mask) or (params.changed and not info.change):

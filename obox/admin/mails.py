@@ -216,12 +216,14 @@ async def _row(user: User, found: Found, uid: int, fields: list[str], contents: 
     ready_bytes = 0 if ready is None else len(ready.packed)
     if len(source) + len(header) + ready_bytes > INLINE_BYTES:
         return {**row, **await asyncio.to_thread(_decoded, mail, decoded)}
-    await asyncio.sleep(0)  # small ones by the hundred
+    # Also hundreds of small mails must let others run.
+    await asyncio.sleep(0)
     return {**row, **_decoded(mail, decoded)}
 
 
 def _of_contents(field: str) -> bool:
-    """The field is made of the mail's bytes, not of the index, which only the loop may read."""
+    """Whether the field is made of the mail's bytes, and not of the index, which only
+    the loop may read."""
     return field in _NEED_HEADER or field in _NEED_FIELDS or field in _NEED_MAIL or field.startswith("hdr.")
 
 

@@ -172,7 +172,7 @@ class Admin:
             if selection.all_users or masked(selection.user or ""):
                 raise Invalid("noUserdbLookup takes names; allowed: no mask, not allUsers")
             return [self.named(name) for name in selection.users or [selection.user or ""]]
-        self.users.look_again()  # the file may have been changed a moment ago
+        self.users.expect_change()  # the file may have been changed a moment ago
         await self.users.refresh()
         if selection.all_users or masked(selection.user or ""):
             mask = "*" if selection.all_users else (selection.user or "").lower()

@@ -92,7 +92,7 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
 
     sid, store = account.storage_id, admin.store
     with _Source(admin, params) as source:
-        with store.travelling(sid):
+        with store.pulling(sid):
             incoming = Incoming(store, sid)
             await incoming.begin()
             shown = -1

@@ -146,7 +146,7 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
     from ..store import operate
 
     users = admin.users
-    users.look_again()
+    users.expect_change()
     entry = users.lookup(params.user)
     if entry is None:
         raise NoUser(f"no user {params.user}")
@@ -161,7 +161,7 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
         rename_user(users.path, old, new, default_domain=users.default_domain)
     except NotFound as error:
         raise NoUser(str(error)) from error
-    users.look_again()
+    users.expect_change()
     admin.forget_names()
     if (user := admin.store.users.get(sid)) is not None:
         user.name = new

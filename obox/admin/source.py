@@ -98,14 +98,14 @@ async def _send(admin: Admin, request: Request) -> Response:
     sid, store = _sid(request), admin.store
     latest_only, everything = (request.query_params.get(name) == "true" for name in ("latestOnly", "clean"))
     with ExitStack() as stack:
-        stack.enter_context(store.travelling(sid))
+        stack.enter_context(store.pulling(sid))
         outgoing = Outgoing(store, sid)
         await outgoing.prepare(admin.name_of(sid), everything=everything)
         if latest_only and outgoing.outdated:
             raise exits.Outdated(f"the bucket has newer bundles than the source, of {len(outgoing.outdated)} mailboxes")
-        travelling = stack.pop_all()
+        pulling = stack.pop_all()
 
-    return _Stream(outgoing.stream(), travelling)
+    return _Stream(outgoing.stream(), pulling)
 
 
 class _Stream(StreamingResponse):
@@ -114,16 +114,16 @@ class _Stream(StreamingResponse):
     A connection that reads nothing for SILENCE_S is closed.
     """
 
-    def __init__(self, body: AsyncIterator[bytes], travelling: ExitStack) -> None:
+    def __init__(self, body: AsyncIterator[bytes], pulling: ExitStack) -> None:
         super().__init__(body, media_type=MEDIA_TYPE)
-        self._travelling = travelling
+        self._pulling = pulling
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def within(message: Message) -> None:
             async with asyncio.timeout(SILENCE_S):
                 await send(message)
 
-        with self._travelling:
+        with self._pulling:
             try:
                 await super().__call__(scope, receive, within)
             except TimeoutError:
@@ -136,7 +136,7 @@ async def _drop(admin: Admin, request: Request) -> Response:
 
     sid, store = _sid(request), admin.store
     try:
-        await operate.let_go(store, sid, upload=True)
+        await operate.unload(store, sid, upload=True)
     except InUse:
         pass  # the row says what was kept
     return JSONResponse(await cleaned(admin, sid))

@@ -182,7 +182,7 @@ class PasswdFile:
             if stamp != self._stamp:
                 await asyncio.to_thread(self._load, stamp)
 
-    def look_again(self) -> None:
+    def expect_change(self) -> None:
         """Note that we changed the file: the next lookup reads it, however short ago
         the last check was.
         """
@@ -207,7 +207,7 @@ class PasswdFile:
         """
         new = PasswdFile(path, default_domain, clock=self._clock)
         new._table = self._table
-        new.look_again()
+        new.expect_change()
         if (stamp := new._changed()) is not None:
             new._load(stamp)
         if new._stamp is None:

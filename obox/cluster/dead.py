@@ -47,10 +47,10 @@ class _Silence:
 
 @dataclass
 class DeadWatch:
-    """One observer's judgement. name, site: the observer's.
+    """The judgement of an observer. name, site: those of the observer.
 
-    `observe` each successful poll. It names a backend that must be greeted now; give
-    the result to `greeted`. `dead` holds until a backend's beat changes.
+    `observe` each successful poll. It names a backend that must be greeted now; report
+    the result with `greeted`. `dead` holds until a backend's beat changes.
     """
 
     name: str

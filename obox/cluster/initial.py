@@ -54,7 +54,7 @@ async def make_settings(
 ) -> Settings:
     """The settings of the directory; made with `groups` groups if there are none.
 
-    Two members that do this at the same time get the same settings.
+    If two members do this at the same time, both get the settings of one of them.
     Raises: ConfigError; ValueError (a bad number of groups); Unavailable.
     """
     if not 1 <= groups <= min(GROUPS_MAX, 10**GROUP_DIGITS):

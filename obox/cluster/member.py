@@ -1,13 +1,13 @@
-"""A backend as a member of the cluster: it beats, reads, plans and acts, once a second.
+"""A backend as a member of the cluster. It beats, reads, plans and acts once a second.
 
-`step` is the whole of it: one pass over the directory (`view.View`), one plan
-(`plan.plan`), and what the plan says.
+`step` makes a pass over the directory (`view.View`) and a plan (`plan.plan`), and then
+does what the plan says.
 
-Invariant: a unit is gained only after the row that names this backend was read back, and
-released only after the store has flushed it.
-Refuses to know: what is in a mailbox; how an engine of the directory works.
-Diagnostics: groups that cannot be taken over or released yet are logged at each attempt;
-`View` logs a directory that does not answer.
+Invariant: a unit is gained only after the row that names this backend was read back,
+and released only after the store has flushed it. This module does not know what is in a
+mailbox, or how an engine of the directory works. Diagnostics: groups that cannot be
+taken over or released yet are logged at each attempt. `View` logs a directory that does
+not answer.
 """
 
 from __future__ import annotations
@@ -34,23 +34,25 @@ from .view import View
 log = structlog.get_logger()
 
 POLL_S: Final = 1.0
-"""Between two passes over the directory."""
+"""Interval of passes over the directory."""
 
 READ_BACK_S: Final = 0.05
-"""Between writing a row and reading who has it: what two that write at once are apart."""
+"""Time between the write of a row and its read. Backends that write at the same time
+differ by less than that."""
 
 ARRIVE_S: Final = 10.0
 """How long a login waits for its unit to be taken over, as it waits for a bucket."""
 ARRIVE_POLL_S: Final = 0.02
 
 SWEEP_S: Final = 300.0
-"""Between looks at the journals of all backends for boots that concern this one: a LIST
-for each backend that ever was.
+"""Interval of reading the journals of all backends for boots that concern this backend.
+It takes a LIST for each backend that ever existed.
 """
 
 
 class Store(Protocol):
-    """What a member asks of the backend's store; the wiring makes it of `obox.store`."""
+    """What a member asks of the backend's store; the wiring makes it of
+    `obox.store`."""
 
     def held(self) -> Mapping[str, tuple[int, int]]:
         """What is served: by unit, number and token of the assignment."""
@@ -68,7 +70,8 @@ class Store(Protocol):
         """Give units up; `hand` writes the rows. Raises Unavailable, InUse."""
 
     async def lose(self, units: Sequence[str]) -> int:
-        """Another backend has the units. Returns of how many users changes were uploaded."""
+        """Another backend has the units. Returns of how many users changes were
+        uploaded."""
 
     async def doubt(self, units: Sequence[str]) -> None:
         """Another backend has written to the units' users."""
@@ -79,7 +82,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Myself:
-    """What the directory is told of a backend.
+    """What a backend writes to the directory about itself.
 
     joins_as: the state if the directory does not know it; settle: makes the directory's
     settings if there are none.
@@ -92,9 +95,9 @@ class Myself:
 
 @dataclass(frozen=True)
 class World:
-    """Time, chance, load, and others. now: unix seconds; clock: monotonic seconds; load: see
-    `Beat`; greets: whether a backend, None if it is not registered, answers a connection;
-    gone: backends whose process is known to have ended.
+    """Time, randomness, load, and other backends. now: unix seconds. clock: monotonic
+    seconds. load: see `Beat`. greets: whether a backend, None if it is not registered,
+    answers a connection. gone: backends whose process is known to have ended.
     """
 
     now: Callable[[], float]
@@ -135,7 +138,8 @@ class BackendMember:
         return group_key(group_of(sid, settings.groups))
 
     async def ready(self) -> None:
-        """Return once the directory was read, or what was kept of it is all that can be had."""
+        """Return once the directory was read, or once it is known that it does not
+        answer and its kept copy is used."""
         await self._ready.wait()
 
     def units(self) -> dict[str, tuple[int, int]]:
@@ -147,9 +151,11 @@ class BackendMember:
         return max((row.number for row in self.view.groups.values()), default=0)
 
     async def reread_rows(self) -> frozenset[str]:
-        """Read who has what, however long the directory does not answer; which units of ours others have.
+        """Read the rows, however long the directory does not answer. Returns the units
+        of this backend that others have.
 
-        Gives those up in the background; the caller stops serving them at once.
+        It gives these units up in the background. The caller stops serving them at
+        once.
         """
         while not await self.view.poll():
             await self._world.sleep(POLL_S)
@@ -185,6 +191,11 @@ class BackendMember:
         while not self._store.holds(unit) and self._world.clock() < late:
             await self._world.sleep(ARRIVE_POLL_S)
 
+    def owner(self, sid: StorageId) -> str | None:
+        """The backend of a user; None: not known."""
+        row = None if self.view.settings is None else self.view.assigned(self.unit_of(sid))
+        return None if row is None else row.backend
+
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """See `route.Router.reread`."""
         row = None if self.view.settings is None else self.view.assigned(self.unit_of(sid))
@@ -195,13 +206,15 @@ class BackendMember:
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Read the directory once, for a tool that changes nothing in it. Raises ConfigError, Unavailable."""
+        """Read the directory once, for a tool that does not change it. Raises
+        ConfigError, Unavailable."""
         if not await self.view.poll() and self.view.settings is None:
             raise Unavailable("the cluster directory does not answer")
         self._begin()
 
     async def run(self, myself: Myself) -> None:
-        """Until cancelled. Raises ConfigError: the directory is newer than this code."""
+        """Until cancelled. Raises ConfigError: the directory is newer than this
+        code."""
         self._myself = myself
         while not await self._join():
             if self.view.settings is not None:
@@ -209,7 +222,8 @@ class BackendMember:
             await self._world.sleep(POLL_S)
         self._begin()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._again_and_again(self.beat))  # apart, for a step may take its time
+            # A task of its own, because a step may take long.
+            tasks.create_task(self._again_and_again(self.beat))
             tasks.create_task(self._again_and_again(self.step))
 
     def _begin(self) -> None:
@@ -218,7 +232,8 @@ class BackendMember:
             self._ready.set()
 
     async def _join(self) -> bool:
-        """Read the directory, make it if it is new, and tell it of this backend; False if it does not answer."""
+        """Read the directory, create it if it is new, and register this backend.
+        Returns False if it does not answer."""
         try:
             await self._myself.settle()
             if not await self.view.poll():
@@ -303,7 +318,8 @@ class BackendMember:
             await self._release(todo.release)
 
     async def _write(self, to: str, units: Sequence[str], *, released: bool) -> dict[str, Assigned]:
-        """Write a name into rows; those that have it a little later. Raises Unavailable."""
+        """Write a name into rows. Returns the rows that have it a little later. Raises
+        Unavailable."""
         number, token = self.number() + 1, int.from_bytes(self._world.random_bytes(8), "big")
         row = Assigned(to, number, token, released=released)
         for unit in units:
@@ -318,7 +334,8 @@ class BackendMember:
 
     async def _gain(self, units: Mapping[str, Assigned]) -> None:
         fence = sorted(self._fence)
-        # A row that named us when we began may have been released to a life before, which wrote since.
+        # A row that named this backend when the process began may have been released to
+        # an earlier process, which has written since.
         orderly = not fence and all(row.released and row != self._at_start.get(unit) for unit, row in units.items())
         try:
             await self._store.gain(units, fence, orderly=orderly)

@@ -1,8 +1,8 @@
 """What a backend does next about its groups: a pure function of what it knows.
 
-`plan` is asked once a second. What it returns says which groups to acquire, and which to give up, in the order of
-docs/cluster.md. Two backends that know the same plan the same; where they do not, the
-bucket decides, and the next plan follows the newer assignment.
+`plan` is called once a second. It returns which groups to acquire, and which to give
+up, in the order of docs/cluster.md. Two backends that know the same plan the same. If
+they differ, the bucket decides, and the next plan follows the newer assignment.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from .assign import newer, rank
 from .records import Assigned, Member, Move, Orders, State
 
 MOVED_AT_ONCE = 8
-"""Groups that are released together: a user waits no longer than for so many flushes."""
+"""Groups that are released together: a user waits no longer than for so many
+flushes."""
 
 
 @dataclass(frozen=True)
 class Picture:
     """What a backend knows.
 
-    me: its name; units: of all groups, by key; rows: the newest assignment that was ever
-    seen of each unit; held: what the store serves;
-    orders, members: rows by backend; dead: by backend, the boot that was seen dying;
-    moves: by unit.
+    me: its name. units: of all groups, by key. rows: the newest assignment that was
+    ever seen of each unit. held: what the store serves. orders, members: rows by
+    backend. dead: by backend, the boot that is dead. moves: by unit.
     """
 
     me: str
@@ -84,7 +84,8 @@ def plan(now: Picture) -> Plan:
         row = now.rows.get(unit)
         if row is not None and newer(ours, row):
             if row.backend == now.me:
-                gain[unit] = row  # written by us in a life before, or by a restored directory
+                # An earlier process of this backend, or a restored directory, has it.
+                gain[unit] = row
             else:
                 lose.add(unit)
     for unit, row in now.rows.items():

@@ -107,6 +107,9 @@ class View:
         self._polls = 0
         self._logged_at: float | None = None
         self._unsaved = False
+        self._passing = asyncio.Lock()
+        self._begun = self._done = 0
+        self._answered = False
 
     # -- what is known ----------------------------------------------------------------
 
@@ -209,7 +212,21 @@ class View:
             await self._sleep(max(0.0, began + POLL_S - self._clock()))
 
     async def poll(self) -> bool:
-        """One pass over the directory. False: no answer. Raises ConfigError."""
+        """A pass over the directory that begins after the call. False: no answer.
+
+        Passes run one after the other; those who wait for the same pass share it.
+        Raises ConfigError.
+        """
+        before = self._begun
+        async with self._passing:
+            if self._done > before:
+                return self._answered
+            self._begun += 1
+            self._answered = await self._pass()
+            self._done = self._begun
+            return self._answered
+
+    async def _pass(self) -> bool:
         try:
             rows = dict(zip(POLLED, await asyncio.gather(*map(self._directory.all, POLLED)), strict=True))
             if self._polls % SETTINGS_POLLS == 0 or self.settings is None:
@@ -250,12 +267,12 @@ class View:
         Raises Unavailable.
         """
         due = [
-            (kind, key, self._known[kind][key].row)
+            (kind, key)
             for (kind, key), polls in self._behind.items()
             if polls >= BEHIND_POLLS or self._belongs(kind, key) == name
         ][:WRITE_BACK_ROWS]
-        for kind, key, row in due:
-            shown = self._read[kind].get(key)
+        for kind, key in due:
+            row, shown = self._known[kind][key].row, self._read[kind].get(key)
             stamp = row.timestamp if shown is None else max(row.timestamp, shown.timestamp + 1)
             await self._directory.put(kind, key, row.value, stamp)
             self._behind.pop((kind, key), None)

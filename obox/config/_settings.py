@@ -351,7 +351,8 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Socketmap:
-    """Postfix's questions: is this a user, and which backend has the mail; off without this section."""
+    """The listener for Postfix, which asks whether a user exists and which backend has
+    its mail. It is off without this section."""
 
     listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:9145", "addresses to listen on", restart=True)
 

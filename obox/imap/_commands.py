@@ -1,7 +1,7 @@
 """The arguments of each command, and the table of all commands.
 
-A function takes the cursor behind the command's word and returns the command; it takes everything to the end of the
-line. FETCH and SEARCH have modules of their own.
+A function takes the cursor behind the command's word and returns the command; it takes
+everything to the end of the line. FETCH and SEARCH have modules of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _BASE64: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*+(?:[A-Za-z0-9+/]{2}==|[A-Za
 
 
 def base64(data: bytes) -> bytes:
-    """Return what `data` encodes. base64 = *(4base64-char) [base64-terminal]. Raises: Malformed."""
+    """Return what `data` encodes. base64 = *(4base64-char) [base64-terminal]. Raises:
+    Malformed."""
     if not _BASE64.fullmatch(data):
         raise Malformed("Bad base64")
     try:
@@ -54,7 +55,8 @@ def _option(kind: type[E], word: str, what: str) -> E:
 
 
 def _id(scan: Scan, tag: bytes) -> Command:
-    """id = "ID" SP id-params-list; id-params-list = "(" [string SP nstring *(SP string SP nstring)] ")" / nil"""
+    """id = "ID" SP id-params-list; id-params-list = "(" [string SP nstring *(SP string
+    SP nstring)] ")" / nil"""
     scan.sp("a parameter list or NIL")
     if scan.peek() != b"(":
         if scan.word("a parameter list or NIL") != "NIL":
@@ -142,7 +144,8 @@ def _select(read_only: bool) -> Callable[[Scan, bytes], Command]:
 
 
 def _qresync(scan: Scan) -> ast.QResync:
-    """ "QRESYNC" SP "(" uidvalidity SP mod-sequence-value [SP known-uids] [SP seq-match-data] ")". RFC 7162 §7."""
+    """ "QRESYNC" SP "(" uidvalidity SP mod-sequence-value [SP known-uids] [SP
+    seq-match-data] ")". RFC 7162 §7."""
     scan.sp("the arguments of QRESYNC")
     scan.need(b"(", "before the arguments of QRESYNC")
     uidvalidity = scan.number("UIDVALIDITY", least=1)
@@ -162,7 +165,8 @@ def _qresync(scan: Scan) -> ast.QResync:
 
 
 def _create(scan: Scan, tag: bytes) -> Command:
-    """create = "CREATE" SP mailbox [SP "(" "USE" SP "(" [use-attr *(SP use-attr)] ")" ")"]. RFC 6154 §6."""
+    """create = "CREATE" SP mailbox [SP "(" "USE" SP "(" [use-attr *(SP use-attr)] ")"
+    ")"]. RFC 6154 §6."""
     scan.sp("a mailbox name")
     mailbox = scan.mailbox()
     use: tuple[str, ...] = ()
@@ -204,7 +208,8 @@ def _rename(scan: Scan, tag: bytes) -> Command:
 
 
 def _list(scan: Scan, tag: bytes) -> Command:
-    """list = "LIST" [SP list-select-opts] SP mailbox SP mbox-or-pat [SP list-return-opts]. RFC 5258 §6."""
+    """list = "LIST" [SP list-select-opts] SP mailbox SP mbox-or-pat [SP
+    list-return-opts]. RFC 5258 §6."""
     scan.sp("a reference name")
     select: frozenset[ast.ListSelect] = frozenset()
     extended = False
@@ -275,15 +280,16 @@ def _status(scan: Scan, tag: bytes) -> Command:
 
 
 def _append(scan: Scan, tag: bytes) -> Command:
-    """append = "APPEND" SP mailbox 1*append-message
-    append-message = [SP flag-list] [SP date-time] SP (literal / literal8). RFC 3502 §6.3.11, RFC 9051 §9."""
+    """append = "APPEND" SP mailbox 1*append-message append-message = [SP flag-list] [SP
+    date-time] SP (literal / literal8). RFC 3502 §6.3.11, RFC 9051 §9."""
     scan.sp("a mailbox name")
     mailbox = scan.mailbox()
     messages: list[ast.AppendMessage] = []
     while not messages or scan.more():
         scan.sp("the mail")
         if messages and scan.peek() == b" ":
-            scan.sp("the mail")  # IMAPClient 4.1 sends two before a second mail when it uses LITERAL+
+            # IMAPClient 4.1 sends two before a second mail when it uses LITERAL+.
+            scan.sp("the mail")
         flags: tuple[str, ...] = ()
         date = None
         if scan.peek() == b"(":
@@ -316,7 +322,8 @@ _STORE_MODES: Final = {mode.value: mode for mode in ast.StoreMode}
 
 
 def _store(scan: Scan, tag: bytes, uid: bool) -> Command:
-    """store = "STORE" SP sequence-set [SP store-modifiers] SP store-att-flags. RFC 4466 §2.5, RFC 7162 §3.1.3."""
+    """store = "STORE" SP sequence-set [SP store-modifiers] SP store-att-flags. RFC 4466
+    §2.5, RFC 7162 §3.1.3."""
     scan.sp("a set")
     sequence = scan.sequence()
     scan.sp("FLAGS, +FLAGS or -FLAGS")
@@ -425,5 +432,6 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
 
 
 def parse_command(parts: list[Any], word: str, at: int, tag: bytes, limits: Limits, *, utf8: bool) -> Command:
-    """Return the command whose word, a key of COMMANDS, ends at `at` in the first line. Raises: Invalid, Malformed."""
+    """Return the command whose word, a key of COMMANDS, ends at `at` in the first line.
+    Raises: Invalid, Malformed."""
     return COMMANDS[word](Scan(parts, at, limits, utf8=utf8), tag)

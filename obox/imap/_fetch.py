@@ -1,4 +1,5 @@
-"""FETCH, UID FETCH: items, sections, modifiers. RFC 9051 §6.4.5, RFC 7162 §3.1.4 and §3.2.6."""
+"""FETCH, UID FETCH: items, sections, modifiers. RFC 9051 §6.4.5, RFC 7162 §3.1.4 and
+§3.2.6."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _MACROS: Final[dict[bytes, tuple[FetchItem, ...]]] = {
     b"FULL": (*_FAST, FetchAttr.ENVELOPE, FetchAttr.BODY),
 }
 _TEXTS: Final = {text.value: text for text in SectionText}
-_FIELD: Final = re.compile(rb"[\x21-\x39\x3b-\x7e]+")  # RFC 5322 §3.6.8 ftext: printable, no colon
+# RFC 5322 §3.6.8 ftext: printable, no colon.
+_FIELD: Final = re.compile(rb"[\x21-\x39\x3b-\x7e]+")
 _PART: Final = re.compile(rb"([0-9]++(?:\.[0-9]++)*+)(\.?)")
 
 
@@ -45,7 +47,8 @@ def fetch(scan: Scan, tag: bytes, uid: bool) -> Fetch:
 
 
 def _modifiers(scan: Scan, uid: bool) -> tuple[int | None, bool]:
-    """fetch-modifiers = SP "(" fetch-modifier *(SP fetch-modifier) ")". RFC 4466 §2.4."""
+    """fetch-modifiers = SP "(" fetch-modifier *(SP fetch-modifier) ")". RFC 4466
+    §2.4."""
     changed_since: int | None = None
     vanished = False
 
@@ -96,7 +99,8 @@ def _known() -> list[str]:
 
 
 def _section(scan: Scan, peek: bool) -> BodySection:
-    """section = "[" [section-spec] "]"; section-spec = section-msgtext / (section-part ["." section-text])"""
+    """section = "[" [section-spec] "]"; section-spec = section-msgtext / (section-part
+    ["." section-text])"""
     part: tuple[int, ...] = ()
     dotted = True
     match = _PART.match(scan.line, scan.at)
@@ -123,7 +127,8 @@ def _section(scan: Scan, peek: bool) -> BodySection:
 
 
 def _section_text(scan: Scan, part: tuple[int, ...]) -> tuple[SectionText, tuple[bytes, ...]]:
-    """section-msgtext = "HEADER" / "HEADER.FIELDS" [".NOT"] SP header-list / "TEXT"; section-text adds "MIME"."""
+    """section-msgtext = "HEADER" / "HEADER.FIELDS" [".NOT"] SP header-list / "TEXT";
+    section-text adds "MIME"."""
     match = _ITEM.match(scan.line, scan.at)
     word = match[0].upper().decode() if match else ""
     text = _TEXTS.get(word) if word else None

@@ -1,8 +1,9 @@
-"""A cursor over one complete command: the ABNF's terminals, each a compiled pattern.
+"""A cursor over a complete command. Each terminal of the ABNF is a compiled pattern.
 
-A command is its line fragments with the literals between them: [line, literal, line, literal, …, line]. Every line but
-the last ends with the mark of the literal behind it. Each method takes its terminal and moves on, or raises Malformed
-with a reason for the client: what is wrong, and what is allowed.
+A command is its line fragments with the literals between them: [line, literal, line,
+literal, …, line]. Every line but the last ends with the mark of the literal behind it.
+Each method takes its terminal and moves on, or raises Malformed with a reason for the
+client: what is wrong, and what is allowed.
 """
 
 from __future__ import annotations
@@ -28,49 +29,59 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may make the parser hold. Sizes in bytes."""
+    """What a single client may make the parser hold. Sizes are in bytes."""
 
     line_bytes_max: int = 65_536
-    """A command without its literals. Clients send long UID sets; 64 KiB is what they are used to (Dovecot)."""
+    """A command without its literals. Clients send long UID sets; 64 KiB is what they
+    are used to (Dovecot)."""
     literal_bytes_max: int = 65_536
-    """One literal that is not a mail: a name, a password, a search string."""
+    """A literal that is not a mail: a name, a password, a search string."""
     literals_bytes_max: int = 262_144
-    """All such literals of one command."""
+    """All such literals of a command."""
     append_bytes_max: int = 64 * 1024 * 1024
-    """One mail of an APPEND. The session sets it from limits.mail_bytes_max, and 0 before login."""
+    """A mail of an APPEND. The session sets it from limits.mail_bytes_max; it is 0
+    before login."""
     multiappend_bytes_max: int = 128 * 1024 * 1024
-    """All mails of one APPEND: they wait for each other, large ones in a file."""
+    """All mails of an APPEND. They wait for each other, large mails in a file."""
     discard_bytes_max: int = 1024 * 1024 * 1024
-    """A `{n+}` beyond its limit is read and thrown away up to here; beyond this the connection is at its end."""
+    """A `{n+}` beyond its limit is read and discarded up to this size. A larger literal
+    ends the connection."""
     arguments_max: int = 1_000
     """Elements of a list that has no limit of its own, and mails of one APPEND."""
     search_keys_max: int = 4_096
-    """Keys of one SEARCH, each NOT and OR counted: twice what `OR HEADER Message-ID …` fills a line with."""
+    """Keys of one SEARCH, each NOT and OR counted: twice what `OR HEADER Message-ID …`
+    fills a line with."""
     fetch_items_max: int = 128
-    """Different items of one FETCH: each may be as large as the mail. Clients ask for all parts of a mail at most."""
+    """Different items of one FETCH: each may be as large as the mail. Clients ask for
+    all parts of a mail at most."""
     header_names_max: int = 256
     """Names in one HEADER.FIELDS; clients ask for about 40."""
     header_name_bytes_max: int = 255
-    """One name in HEADER.FIELDS or SEARCH HEADER; a line of a header has 998 at most (RFC 5322 §2.1.1)."""
+    """One name in HEADER.FIELDS or SEARCH HEADER; a line of a header has 998 at most
+    (RFC 5322 §2.1.1)."""
     list_patterns_max: int = 64
-    """Patterns of one LIST; clients send one or two. Each is held against each mailbox."""
+    """Patterns of one LIST; clients send one or two. Each is held against each
+    mailbox."""
     flags_max: int = 128
-    """Flags of one mail in STORE and APPEND; a mailbox holds the five of the system and 59 keywords."""
+    """Flags of one mail in STORE and APPEND; a mailbox holds the five of the system and
+    59 keywords."""
     part_depth_max: int = 128
     """Numbers in a section's part, as in 1.2.1; deeper parts are not parsed."""
     id_fields_max: int = 64
     """Fields of ID. RFC 2971 §3.3 allows 30."""
     depth_max: int = 32
-    """Parentheses and NOTs within each other; the parser, and whoever walks its result, recurses."""
+    """Depth of parentheses and NOTs. The parser and the code that uses its result
+    recurse."""
 
 
 NAME_WIRE_BYTES_MAX: Final = 8 * NAME_BYTES_MAX
-"""A mailbox name or LIST pattern as it is sent: modified UTF-7 has at most 2.5 times the bytes of UTF-8, a decomposed
-name three times those of its NFC form."""
+"""A mailbox name or LIST pattern as it is sent: modified UTF-7 has at most 2.5 times
+the bytes of UTF-8, a decomposed name three times those of its NFC form."""
 
 
 class Malformed(Invalid):
-    """The command breaks the grammar (BAD), or asks for a value that cannot be served (NO)."""
+    """The command breaks the grammar (BAD), or asks for a value that cannot be served
+    (NO)."""
 
     def __init__(self, reason: str, status: str = "BAD", code: str | None = None) -> None:
         super().__init__(reason)
@@ -80,11 +91,13 @@ class Malformed(Invalid):
 
 # Possessive and with disjoint alternatives: no input makes them backtrack.
 #   astring = 1*ASTRING-CHAR / string;  ASTRING-CHAR = ATOM-CHAR / "]"
-#   quoted = DQUOTE *QUOTED-CHAR DQUOTE; QUOTED-CHAR = <any TEXT-CHAR except quoted-specials> / "\" quoted-specials
+#   quoted = DQUOTE *QUOTED-CHAR DQUOTE
+#   QUOTED-CHAR = <any TEXT-CHAR except quoted-specials> / "\" quoted-specials
 # 8-bit in an atom is not in the ABNF; clients send names that way.
 _QUOTED_BODY: Final = rb'"((?:[^"\\\r\n\x00]++|\\["\\])*+)"'
 _ASTRING: Final = re.compile(rb'([^\x00-\x20\x7f(){%*"\\]++)|' + _QUOTED_BODY)
-_LIST: Final = re.compile(rb'([^\x00-\x20\x7f(){"\\]++)|' + _QUOTED_BODY)  # list-char adds the wildcards
+# list-char adds the wildcards.
+_LIST: Final = re.compile(rb'([^\x00-\x20\x7f(){"\\]++)|' + _QUOTED_BODY)
 _QUOTED: Final = re.compile(_QUOTED_BODY)
 _WORD: Final = re.compile(rb"[A-Za-z0-9.+\-_/=:]++")
 _ATOM: Final = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\\]]++""")
@@ -131,7 +144,7 @@ class Scan:
     # -- reasons -------------------------------------------------------------------------------------------------------
 
     def shown(self) -> str:
-        """What stands at the cursor, short and printable."""
+        """Return the text at the cursor, short and printable."""
         match = _SHOW.match(self.line, self.at)
         found = match[0] if match else b""
         if not found:
@@ -143,7 +156,8 @@ class Scan:
         raise Malformed(reason)
 
     def beyond(self, reason: str) -> NoReturn:
-        """Refuse what the grammar allows and a limit does not; the reason names the limit. RFC 5530 §3 (LIMIT)."""
+        """Refuse what the grammar allows and a limit does not; the reason names the
+        limit. RFC 5530 §3 (LIMIT)."""
         raise Malformed(reason, "NO", "LIMIT")
 
     def expected(self, what: str) -> NoReturn:
@@ -168,7 +182,8 @@ class Scan:
         self.at += 1
 
     def sp(self, before: str) -> None:
-        """Take the one space before an argument. before: the argument, for the reason."""
+        """Take the single space before an argument. before: the name of the argument,
+        for the reason."""
         if self.line[self.at : self.at + 1] != b" ":
             if self.at >= len(self.line):
                 self.fail(f"Missing argument: {before}")
@@ -176,7 +191,8 @@ class Scan:
         self.at += 1
 
     def more(self) -> bool:
-        """Whether another argument follows; the parser has cut spaces at the end, which some clients send."""
+        """Whether another argument follows; the parser has cut spaces at the end, which
+        some clients send."""
         return self.line[self.at : self.at + 1] == b" "
 
     def end(self) -> None:
@@ -210,7 +226,8 @@ class Scan:
         match = _NUMBER.match(self.line, self.at)
         if match is None:
             self.expected(what)
-        value = int(match[0]) if len(match[0]) <= 19 else most + 1  # int() of many digits is quadratic
+        # int() of many digits is quadratic.
+        value = int(match[0]) if len(match[0]) <= 19 else most + 1
         if not least <= value <= most:
             self.fail(f"Bad {what} {self.shown()}: allowed are {least} to {most}")
         self.at = match.end()
@@ -270,7 +287,7 @@ class Scan:
         return self._string(_ASTRING, what)
 
     def string(self, what: str) -> bytes:
-        """Take a quoted string or a literal; an atom is not one."""
+        """Take a quoted string or a literal, but no atom."""
         return self._string(_QUOTED, what)
 
     def nstring(self, what: str) -> bytes | None:
@@ -313,7 +330,8 @@ class Scan:
         return self._decoded(self._measured(self.astring("a reference name"), "Reference name"))
 
     def pattern(self) -> str:
-        """Take list-mailbox: a name that may hold `*` and `%`; one that no mailbox can have matches nothing."""
+        """Take list-mailbox: a name that may have `*` and `%`. A pattern that no
+        mailbox can match is accepted."""
         data = self._measured(self._string(_LIST, "a mailbox pattern"), "Mailbox pattern")
         try:
             return self._decoded(data)
@@ -353,13 +371,15 @@ class Scan:
         return name
 
     def flags(self) -> tuple[str, ...]:
-        """Take a flag list in parentheses, which may be empty; repetitions are dropped."""
+        """Take a flag list in parentheses, which may be empty; repetitions are
+        dropped."""
         return tuple(dict.fromkeys(self.items("flags", self.flag, empty=True, most=self.limits.flags_max)))
 
     # -- dates ---------------------------------------------------------------------------------------------------------
 
     def date(self) -> dt.date:
-        """date = date-text / DQUOTE date-text DQUOTE; date-text = date-day "-" date-month "-" date-year"""
+        """date = date-text / DQUOTE date-text DQUOTE; date-text = date-day "-"
+        date-month "-" date-year"""
         match = _DATE.match(self.line, self.at)
         if match is None:
             self.expected("a date such as 1-Feb-1994")
@@ -371,12 +391,14 @@ class Scan:
         return found
 
     def date_time(self) -> InternalDate:
-        """date-time = DQUOTE date-day-fixed "-" date-month "-" date-year SP time SP zone DQUOTE"""
+        """date-time = DQUOTE date-day-fixed "-" date-month "-" date-year SP time SP
+        zone DQUOTE"""
         match = _DATE_TIME.match(self.line, self.at)
         if match is None:
             self.expected('a date such as "17-Jul-1996 02:44:25 -0700"')
         zone = self._zone(match[7])
-        second = min(int(match[6]), 59) if match[6] == b"60" else int(match[6])  # a leap second is its neighbour
+        # A leap second is its neighbour.
+        second = min(int(match[6]), 59) if match[6] == b"60" else int(match[6])
         try:
             moment = dt.datetime(
                 int(match[3]), self._month(match[2]), int(match[1]), int(match[4]), int(match[5]), second
@@ -402,7 +424,8 @@ class Scan:
     # -- lists ---------------------------------------------------------------------------------------------------------
 
     def items(self, what: str, one: Callable[[], T], *, empty: bool = False, most: int = 0) -> list[T]:
-        """Take `(one SP one …)`. most: how many there may be; 0: as the limits say of arguments."""
+        """Take `(one SP one …)`. most: how many there may be; 0: as the limits say of
+        arguments."""
         most = most or self.limits.arguments_max
         self.need(b"(", f"before {what}")
         found: list[T] = []

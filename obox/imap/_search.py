@@ -1,5 +1,5 @@
-"""SEARCH, SORT, THREAD: the key grammar, result options. RFC 9051 §6.4.4, RFC 4731, RFC 5256, and the keys of RFC 5032,
-RFC 7162 and RFC 8514."""
+"""SEARCH, SORT, THREAD: the key grammar, result options. RFC 9051 §6.4.4, RFC 4731, RFC
+5256, and the keys of RFC 5032, RFC 7162 and RFC 8514."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ CHARSETS: Final = frozenset(
     {"US-ASCII", "UTF-8", "ISO-8859-1", "ISO-8859-2", "ISO-8859-15", "WINDOWS-1250", "WINDOWS-1251", "WINDOWS-1252"}
     | {"KOI8-R", "KOI8-U", "ISO-2022-JP", "SHIFT_JIS", "EUC-JP", "GB2312", "GBK", "BIG5", "EUC-KR"}
 )
-"""Charsets a search may be in. Each is a text codec of the standard library; nothing else is looked up by name."""
+"""Charsets a search may be in. Each is a text codec of the standard library; nothing
+else is looked up by name."""
 
 _MODSEQ_TYPES: Final = ("all", "priv", "shared")
 
@@ -74,7 +75,8 @@ def _keyword(present: bool) -> Callable[[Scan], SearchKey]:
 
 
 def _mod_sequence(scan: Scan) -> SearchKey:
-    """search-modsequence = "MODSEQ" [search-modseq-ext] SP mod-sequence-valzer. RFC 7162 §7."""
+    """search-modsequence = "MODSEQ" [search-modseq-ext] SP mod-sequence-valzer. RFC
+    7162 §7."""
     if scan.peek() != b'"':
         return ModSeqFrom(scan.modseq())
     entry = scan.string("an entry name").decode("ascii", "replace")
@@ -108,7 +110,8 @@ _KEY: Final = re.compile(rb"[A-Za-z]++")
 
 
 def key(scan: Scan, depth: int = 0) -> SearchKey:
-    """Take one search key. A chain of OR is one Or, a chain of NOT cancels; parentheses and OR's left nest."""
+    """Take one search key. A chain of OR is one Or, a chain of NOT cancels; parentheses
+    and OR's left nest."""
     scan.count_key()
     head = scan.peek()
     if head == b"(":
@@ -150,7 +153,8 @@ def _negation(scan: Scan, depth: int) -> SearchKey:
 
 
 def _alternatives(scan: Scan, depth: int) -> SearchKey:
-    """`OR a OR b c`: the right side is taken in a loop, since clients chain hundreds."""
+    """`OR a OR b c`: the right side is taken in a loop, since clients chain
+    hundreds."""
     inner = scan.deeper(depth)
     found: list[SearchKey] = []
     while scan.peek_word() == "OR":
@@ -182,7 +186,8 @@ def _charset(scan: Scan) -> None:
 
 
 def _returns(scan: Scan) -> frozenset[SearchReturn] | None:
-    """search-return-opts = SP "RETURN" SP "(" [search-return-opt *(SP search-return-opt)] ")". RFC 4466 §2.6."""
+    """search-return-opts = SP "RETURN" SP "(" [search-return-opt *(SP
+    search-return-opt)] ")". RFC 4466 §2.6."""
     if scan.peek_word() != "RETURN":
         return None
     scan.at += 6
@@ -213,7 +218,8 @@ def search(scan: Scan, tag: bytes, uid: bool) -> Search:
 
 
 def sort(scan: Scan, tag: bytes, uid: bool) -> Sort:
-    """sort = ["UID" SP] "SORT" SP sort-criteria SP search-criteria. RFC 5256 §5; RFC 5267 §3 (RETURN)."""
+    """sort = ["UID" SP] "SORT" SP sort-criteria SP search-criteria. RFC 5256 §5; RFC
+    5267 §3 (RETURN)."""
     scan.sp("sort criteria")
     returns = _returns(scan)
 

@@ -1,11 +1,10 @@
-"""What a client may ask: one frozen struct per command, its arguments decoded.
+"""The commands of a client: a frozen struct for each, with decoded arguments.
 
-Parsed once, here nothing is wire any more: mailbox names are str (NFC, `INBOX` in
-capitals, hierarchy separators as sent), flags are str with system flags spelt as in RFC
-9051 (`\\Seen`) and keywords as sent, dates and sets are values. Search strings are str,
-decoded from their charset; message data, passwords and SASL responses are bytes.
-Secrets do not appear in `repr`. Knows no state: whether a command is allowed now is the
-session's question.
+Nothing here is wire data: mailbox names are str (NFC, `INBOX` in capitals, hierarchy
+separators as sent), flags are str with system flags spelt as in RFC 9051 (`\\Seen`) and
+keywords as sent, dates and sets are values. Search strings are str, decoded from their
+charset; message data, passwords and SASL responses are bytes. Secrets do not appear in
+`repr`. This module knows no state; the session decides whether a command is allowed.
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ class Id(Command, frozen=True):
 
 
 class StartTls(Command, frozen=True):
-    """The session must call `Parser.discard_buffer` before it starts TLS: what came in
-    clear does not count."""
+    """The session must call `Parser.discard_buffer` before it starts TLS, because bytes
+    that came in clear do not count."""
 
     NAME: ClassVar[str] = "STARTTLS"
 
@@ -95,7 +94,7 @@ class Login(Command, frozen=True):
 class Enable(Command, frozen=True):
     """RFC 5161.
 
-    capabilities: in capitals, unknown ones included; the session ignores those.
+    capabilities: in capitals. The session ignores unknown capabilities.
     """
 
     NAME: ClassVar[str] = "ENABLE"
@@ -229,9 +228,10 @@ class InternalDate(msgspec.Struct, frozen=True):
 
 
 class AppendMessage(msgspec.Struct, frozen=True):
-    """One mail of an APPEND.
+    """A mail of an APPEND.
 
-    binary: it came as literal8, `~{n}`, and may hold NUL. A large one may be in a file.
+    binary: it came as literal8, `~{n}`, and may have NUL. A large mail may be in a
+    file.
     """
 
     data: bytes | Source
@@ -244,10 +244,9 @@ class AppendMessage(msgspec.Struct, frozen=True):
 
 
 class Append(Command, frozen=True):
-    """messages: one, or several to be stored all or none (MULTIAPPEND, RFC 3502).
-
-    incoming: what holds them (`obox.imap.intake.Incoming`), to be given back when they
-    are stored; None: nothing does.
+    """messages: a single mail, or several that are stored all or none (MULTIAPPEND, RFC
+    3502). incoming: holds them (`obox.imap.intake.Incoming`), and must be discarded
+    when they are stored. None: nothing holds them.
     """
 
     NAME: ClassVar[str] = "APPEND"
@@ -452,7 +451,7 @@ class Sort(Command, frozen=True):
 class Thread(Command, frozen=True):
     """RFC 5256.
 
-    algorithm: in capitals, unchecked; the session knows which ones it advertises.
+    algorithm: in capitals, unchecked. The session knows which algorithms it advertises.
     """
 
     NAME: ClassVar[str] = "THREAD"

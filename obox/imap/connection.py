@@ -1,10 +1,11 @@
-"""The driver: bytes go to the parser, its events to the machine, one at a time.
+"""The driver: it hands bytes to the parser, and the parser's events to the machine, one
+at a time.
 
-Everything that is not IMAP's is in the engine, `obox.net.connection`. What the timer
-means follows from the state when it is due: a client that does not log in, a command
-that does not end, a client that is quiet for too long, a line for a client in IDLE.
+What is not specific to IMAP is in the engine, `obox.net.connection`. When the timer is
+due, the state decides what it means: a client that does not log in, a command that is
+not complete, a client that is idle for too long, or a line for a client in IDLE.
 
-Refuses to know: commands, mailboxes.
+This module knows no commands and no mailboxes.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Connection(Engine):
     async def work(self) -> None:
         session = self.session
         if session.idling:
-            await self.pause()  # one change of a mailbox wakes all sessions that have it selected
+            # One change of a mailbox wakes all sessions that have it selected.
+            await self.pause()
             await tell(session)
         while not self.must_stop:
             event = self.parser.next()
@@ -84,7 +86,7 @@ class Connection(Engine):
             if session.leg is not None:
                 self._splice(*session.leg)
                 return
-            await session.go_on()  # many small commands may have come at once
+            await session.pause()  # many small commands may have come at once
 
     @property
     def pending(self) -> bool:
@@ -109,7 +111,7 @@ class Connection(Engine):
             await session.finish(self.hub.now() - self.since)
         finally:
             self.parser.close()
-            session.sever()
+            session.break_cycles()
 
     def who(self) -> Who:
         session = self.session
@@ -120,7 +122,8 @@ class Connection(Engine):
         self.context.log.exception(f"imap {what}", session=self.id, user=self.session.user_name)
 
     def _splice(self, leg: Leg, user: str) -> None:
-        """The tagged OK is gathered: from here on the owner answers."""
+        """Pass the connection to the owner, which answers from here on. The tagged OK
+        is gathered."""
         from obox.net.splice import Splice  # where users are forwarded
 
         Splice(self, leg, user, self.parser.take())
@@ -152,15 +155,16 @@ class Connection(Engine):
 
     @property
     def _look_s(self) -> float:
-        """When to look again: it may be in the middle of a command, or quiet for too
-        long."""
+        """Return the seconds until the timer is due: the client may be in the middle of
+        a command, or idle for too long."""
         return min(self.settings.idle_timeout_s, self.settings.read_timeout_s)
 
     def timer_due(self, quiet_s: float) -> float | None:
         session, settings = self.session, self.settings
         if not session.user_name:
             self.ended = "login timeout"
-            self.cut(Why.TIMEOUT, "Login timeout")  # before login no work is worth waiting for
+            # Before login, work need not complete.
+            self.cut(Why.TIMEOUT, "Login timeout")
         elif session.idling and settings.keepalive_s:
             if not self.working and not self.congested:
                 self.write(KEEPALIVE)

@@ -1,4 +1,5 @@
-"""What all sessions of a server share; everything from outside comes in here."""
+"""What all sessions of a server share. Everything that the server needs from outside is
+passed in here."""
 
 from __future__ import annotations
 
@@ -25,28 +26,31 @@ class Authenticator(Protocol):
 
 
 class Forwarding(Protocol):
-    """What a member of a cluster does with users of other members; `obox.proxy`."""
+    """What a member of a cluster does with users of other members. `obox.proxy`
+    implements it."""
 
     async def connect(self, account: Account, *, listener: str, remote: str, tls: bool) -> Leg | None:
-        """A connection to the backend that owns the user, logged in; None: it is us.
+        """Return a connection to the backend that owns the user, after the login. None
+        if this backend is the owner.
 
         remote: the client's address. Raises: Unavailable, Limit, NoPerm.
         """
 
     async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
-        """The owner's side of X-OBOX-LINK, for a peer at `remote`.
+        """Return the owner's side of X-OBOX-LINK, for a peer at `remote`.
 
-        Raises: NoPerm, there is no link over such a connection.
+        Raises: NoPerm, if no link is allowed over such a connection.
         """
 
     def redeem(self, user: str, token: str) -> Forward | None:
-        """What a member says of a client whose front end logs in with a token.
+        """Return what a member states about a client whose front end logs in with a
+        token.
 
-        None: it is a password. Raises: LinkRefused.
+        None if the secret is a password. Raises: LinkRefused.
         """
 
     async def accept(self, forward: Forward) -> Account:
-        """The account of a user that a member forwards to us.
+        """Return the account of a user that a member forwards to this backend.
 
         Raises: Referred; Disabled, Unavailable.
         """
@@ -56,10 +60,10 @@ class Forwarding(Protocol):
 
 
 class Counters(Protocol):
-    """What is counted; `obox.backend` makes metrics of it."""
+    """Counters of the server. `obox.backend` makes metrics of them."""
 
     def session(self, change: int) -> None:
-        """A connection came (+1) or went (-1)."""
+        """A connection began (+1) or ended (-1)."""
 
     def idle(self, change: int) -> None:
         """A session entered or left IDLE."""
@@ -89,9 +93,9 @@ class NoCounters:
 class Context:
     """Shared by all sessions of a server.
 
-    settings: of the server. settings_of: of a client, by its address ("": a unix
-    socket). upgrade: starts TLS; None: STARTTLS is not offered. forwarding: None where
-    all users are ours.
+    settings: the settings of the server. settings_of: returns a client's settings by
+    its address ("" is a unix socket). upgrade: starts TLS; None: STARTTLS is not
+    offered. forwarding: None where all users are ours.
     """
 
     hub: Hub
@@ -112,5 +116,5 @@ class Context:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Monotonic seconds, to let the loop run others in time."""
+        """Monotonic seconds, with which long work lets other tasks run in time."""
         return self.hub.clock

@@ -1,9 +1,9 @@
-"""VANISHED (EARLIER): what a client that comes back is told is gone. RFC 7162 §3.2.5.1,
-§3.2.6, §3.2.10.1.
+"""VANISHED (EARLIER): the UIDs that are reported as expunged to a client that comes
+back. RFC 7162 §3.2.5.1, §3.2.6, §3.2.10.1.
 
-For a modseq that can be trusted: the expunges since. Else (`State.trusted`) every UID
-below UIDNEXT without a mail, because such a client may know mails of which this mailbox
-has no trace: the bucket was restored from a backup.
+If the client's MODSEQ can be trusted (`State.trusted`), these are the expunges since.
+Otherwise it is every UID below UIDNEXT without a mail, because the client may know
+mails that this mailbox never had: the bucket may have been restored from a backup.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Ranges = Sequence[tuple[int, int]]
 def vanished_earlier(
     state: State, modseq: int, known: SequenceSet | None, *, above: int = 0, shown: UidArray | None = None
 ) -> bytes:
-    """The UIDs in wire form; empty: none.
+    """Return the UIDs in wire form, or nothing if there are none.
 
-    known: what the client asks about, None for all; above: nothing up to this UID is
-    gone; shown: UIDs, ascending, that the client is told of otherwise, when numbers may
-    change.
+    known: the UIDs that the client asks about, None for all. above: no UID up to this
+    one is gone. shown: ascending UIDs that are reported to the client in another way,
+    when numbers may change.
     """
     last = state.uidnext - 1
     if not state.trusted(modseq):
@@ -42,8 +42,8 @@ def vanished_earlier(
 
 
 def within(uids: UidArray, known: SequenceSet, last: int) -> UidArray:
-    """Those of `uids`, ascending, that are in a set; the set may be far larger than the
-    mailbox. last: what `*` is."""
+    """Return those of the ascending `uids` that are in a set. The set may be far larger
+    than the mailbox. last: the value of `*`."""
     ranges = known.resolve(last)
     edges = np.array(ranges, dtype=np.uint64).reshape(-1, 2)
     where = np.searchsorted(edges[:, 0], uids, side="right")
@@ -53,14 +53,14 @@ def within(uids: UidArray, known: SequenceSet, last: int) -> UidArray:
 
 
 def _between(uids: UidArray, last: int) -> Ranges:
-    """What is not in `uids`, ascending, from 1 to `last`."""
+    """Return the ranges from 1 to `last` that are not in the ascending `uids`."""
     edges = np.concatenate(([0], uids.astype(np.int64), [last + 1]))
     where = np.flatnonzero(edges[1:] - edges[:-1] > 1)
     return list(zip((edges[where] + 1).tolist(), (edges[where + 1] - 1).tolist(), strict=True))
 
 
 def _overlap(one: Ranges, two: Ranges) -> Ranges:
-    """What is in both; each ascending and without overlaps."""
+    """Return the intersection. Both are ascending and without overlaps."""
     out: list[tuple[int, int]] = []
     a = b = 0
     while a < len(one) and b < len(two):

@@ -1,6 +1,6 @@
 """What the parser answers to bytes: commands (obox.imap.ast), and the events here.
 
-`next()` is called until it says NEED_DATA. Events hold no wire form beyond what the
+`next()` is called until it returns NEED_DATA. Events have no wire form beyond what the
 peer must see; obox.imap.wire turns a refusal into its response line.
 """
 
@@ -17,14 +17,14 @@ from obox.store.api import Source
 
 
 class NeedData(msgspec.Struct, frozen=True):
-    """Nothing more can be said before `feed`."""
+    """There is no further event before `feed`."""
 
 
 NEED_DATA: Final = NeedData()
 
 
 class Incoming(Protocol):
-    """The mails of one APPEND while they come in: `obox.imap.intake.Incoming`.
+    """The mails of an APPEND while they arrive: `obox.imap.intake.Incoming`.
 
     Without one the parser holds them.
     """
@@ -45,14 +45,14 @@ class NeedFlush(msgspec.Struct, frozen=True):
 
 
 class NeedTurn(msgspec.Struct, frozen=True):
-    """Much has been read without an event: let others run before the next event."""
+    """Much has been read without an event. Let others run before the next event."""
 
 
 NEED_TURN: Final = NeedTurn()
 
 
 class NeedParse(msgspec.Struct, frozen=True, eq=False):
-    """A large command has come whole: call `parse`, in a thread, before the next event.
+    """A large command is complete. Call `parse` in a thread before the next event.
 
     Without it the next call of `next` parses the command.
     """
@@ -74,7 +74,7 @@ class NeedContinuation(msgspec.Struct, frozen=True):
 
 
 class Resets(enum.Enum):
-    """What a command takes from the session by failing, if it is answered NO.
+    """What a failed command resets in the session, if it is answered NO.
 
     A BAD changes nothing.
     """
@@ -87,7 +87,7 @@ class Resets(enum.Enum):
 
 
 class BadCommand(msgspec.Struct, frozen=True):
-    """The command was not understood, the parser is at the next line: answer `tag
+    """The command was not understood, and the parser is at the next line. Answer `tag
     STATUS [code] reason`.
 
     tag: None where there was none to be read: answer `* BAD reason`. status: "BAD" for
@@ -104,11 +104,11 @@ class BadCommand(msgspec.Struct, frozen=True):
 
 
 class TooBig(msgspec.Struct, frozen=True):
-    """A literal was refused for its size, unread or thrown away: NO [TOOBIG] to APPEND
-    (RFC 7889 §4), else NO [LIMIT].
+    """A literal was refused for its size, and was not read or was discarded: NO
+    [TOOBIG] to APPEND (RFC 7889 §4), else NO [LIMIT].
 
-    fatal: the client goes on sending more than is ever thrown away; say BYE and close.
-    The parser gives nothing more. tag: None only where `fatal`.
+    fatal: the client sends more than is ever discarded; send BYE and close. The parser
+    returns nothing more. tag: None only where `fatal`.
     """
 
     tag: bytes | None

@@ -1,19 +1,19 @@
-"""The mails of an APPEND while they come in: small ones in memory, larger ones in a
-file, all of them within budgets.
+"""The mails of an APPEND while they arrive. Small mails are in memory and larger mails
+in a file, all of them within budgets.
 
 Theory of operation. The parser asks `admit` before it takes a literal that holds a
 mail. What a session, a user and the process may hold in memory is counted
-(`Intake.memory`); a mail that finds no room there goes to the spool file of its
-command, which has a budget as well (`Intake.disk`), counted as bytes arrive. When the
+(`Intake.memory`); a mail that does not fit goes to the spool file of its command, which
+has a budget as well (`Intake.disk`). Its bytes are counted as they arrive. When the
 command is complete its mails are read back, one large mail at a time, for which the
 command waits its turn (`Intake.reading`).
 
-Invariant: what a command has claimed is given back when its Incoming is closed or is
-referenced no more. A command that was cut off may still have a PUT under way that reads
-from the file: so the file lives as long as its mails do.
+Invariant: what a command has claimed is released when its Incoming is closed or is not
+referenced any more. A command that was cut off may still have a PUT under way that
+reads from the file. So the file exists as long as its mails.
 
-Diagnostics: a disk that fails makes the command fail with [UNAVAILABLE], a budget that
-is used up with [LIMIT].
+Diagnostics: if the disk fails, the command fails with [UNAVAILABLE]. If a budget is
+used up, it fails with [LIMIT].
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from obox.spool import ByteBudget, Shares, Spool
 MAIL_MEMORY_BYTES: Final = 1 << 20
 """A mail up to this size may stay in memory, as in LMTP."""
 SESSION_MEMORY_BYTES: Final = 4 << 20
-"""Mails of one APPEND that stay in memory together."""
+"""Bytes of an APPEND's mails that stay in memory together."""
 COPIES: Final = 2
-"""Of a mail while it is stored: its bytes, and the object that is made of them."""
+"""Copies of a mail while it is stored: its bytes, and the object that is made of
+them."""
 TRY_LATER: Final = "Too many mails are on their way, try again later"
 
 
@@ -41,7 +42,8 @@ class Intake:
     """The budgets of a server, shared by its sessions."""
 
     def __init__(self, directory: Path | None, memory_bytes_max: int, spool_bytes_max: int) -> None:
-        """directory: of the spool files; None: the system's for temporary files."""
+        """directory: the directory of spool files. None: the system's directory for
+        temporary files."""
         self.directory = directory
         self.memory = Shares(memory_bytes_max)
         self.disk = Shares(spool_bytes_max)
@@ -49,7 +51,7 @@ class Intake:
         self._reading_of: WeakValueDictionary[str, ByteBudget] = WeakValueDictionary()
 
     def incoming(self, user: str) -> Incoming:
-        """For the mails of one command."""
+        """Make an Incoming for the mails of a command."""
         return Incoming(self, user)
 
     @contextlib.asynccontextmanager
@@ -66,18 +68,18 @@ class Intake:
 
 
 class Incoming:
-    """The mails of one command.
+    """The mails of a command.
 
     Used by the parser: `admit`, then `add` until the literal is complete, then `end`.
     """
 
     def __init__(self, intake: Intake, user: str) -> None:
         self.spooling = False
-        """The literal that was admitted last goes to the file."""
+        """Whether the literal that was admitted last goes to the file."""
         self.largest = 0
         """Bytes of the largest mail in the file."""
         self.one = asyncio.Lock()
-        """Held while a large mail of several is in memory."""
+        """Held while a large mail of several mails is in memory."""
         self._intake = intake
         self._user = user
         self._memory = 0
@@ -87,7 +89,7 @@ class Incoming:
         self._spool: Spool | None = None
 
     def admit(self, size: int) -> bool:
-        """Whether a mail of so many bytes may come; sets `spooling`."""
+        """Whether a mail of so many bytes is accepted. It sets `spooling`."""
         intake = self._intake
         small = size <= MAIL_MEMORY_BYTES and self._memory + size <= SESSION_MEMORY_BYTES
         if small and intake.memory.take(self._user, size):
@@ -103,7 +105,8 @@ class Incoming:
         return True
 
     def add(self, data: bytes) -> bool:
-        """Take bytes of the mail; True: `flush` has to follow before more is read."""
+        """Take bytes of the mail. Returns True if `flush` has to follow before more is
+        read."""
         assert self._spool is not None
         if self._full or not self._intake.disk.take(self._user, len(data)):
             self._full = True
@@ -112,19 +115,19 @@ class Incoming:
         return self._spool.add(data)
 
     def end(self) -> Spooled:
-        """The mail that is complete now."""
+        """Return the mail that is complete now."""
         size = self._disk - self._begin
         self.largest = max(self.largest, size)
         return Spooled(self, self._begin, size)
 
     async def flush(self) -> None:
-        """Move what has come to the file."""
+        """Move the bytes that have arrived to the file."""
         if self._spool is not None and not self._spool.failed:
             await self._spool.flush()
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """Wait until the mails may be read back, one large one at a time.
+        """Wait until the mails may be read back, a single large mail at a time.
 
         Raises: Limit, Temporary.
         """
@@ -150,11 +153,11 @@ class Incoming:
 
     @property
     def lost(self) -> bool:
-        """The file cannot be read any more."""
+        """Whether the file cannot be read any more."""
         return self._spool is not None and self._spool.failed
 
     async def discard(self) -> None:
-        """All mails are stored: give back what was claimed.
+        """Release what was claimed, because all mails are stored.
 
         Closes the file in a thread.
         """
@@ -163,7 +166,7 @@ class Incoming:
         self.close()
 
     def close(self) -> None:
-        """Give back what was claimed. Idempotent."""
+        """Release what was claimed. Idempotent."""
         self._intake.memory.give(self._user, self._memory)
         self._intake.disk.give(self._user, self._disk)
         self._memory = self._disk = 0
@@ -192,9 +195,10 @@ class Spooled:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[bytes]:
-        """The mail in memory.
+        """Return the mail in memory.
 
-        Of the large mails of one command one is open at a time. Raises: Temporary.
+        Of the large mails of a command, a single mail is open at a time. Raises:
+        Temporary.
         """
         if self._size <= MAIL_MEMORY_BYTES:
             yield await self._incoming.read(self._begin, self._size)

@@ -1,20 +1,21 @@
 """The machine: what a session does with each event of the parser.
 
-Theory of operation. The driver hands over one event at a time. A command is looked up
+Theory of operation. The driver passes a single event at a time. A command is looked up
 in the row of the table for the session's state. Its handler writes the untagged lines
-and returns the tagged line. Before the tagged line is written, the client is told what
-others have changed in the mailbox; EXPUNGE waits while FETCH, STORE or SEARCH run (RFC
+and returns the tagged line. Before the tagged line, lines about changes of other
+sessions in the mailbox are written. EXPUNGE waits while FETCH, STORE or SEARCH run (RFC
 9051 §7.5.1). AUTHENTICATE and IDLE return None, because their tagged line follows the
 client's next line.
 
-Whatever a handler raises becomes a tagged line. `replies.ERRORS` has the line for each
-OboxError. Any other exception is a bug: it is answered SERVERBUG, its traceback goes to
-the log, and the session goes on. If somebody deletes the selected mailbox, the session
-leaves it: the client is told `* OK [CLOSED]` with its next command, in IDLE at once.
+Every exception of a handler becomes a tagged line. `replies.ERRORS` has the line for
+each OboxError. Any other exception is a bug: it is answered SERVERBUG, its traceback is
+logged, and the session continues. If the selected mailbox is deleted, the session
+leaves it. The client gets `* OK [CLOSED]` with its next command, or at once in IDLE.
 Commands that need a mailbox are then answered NO [NONEXISTENT].
 
-The machine is handed the table (`obox.imap.states`). It refuses to know transports,
-timers, and how a command works. A server has a single machine for all of its sessions.
+The machine gets the table (`obox.imap.states`). It knows no transports and no timers,
+and does not know how a command works. A server has a single machine for all of its
+sessions.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ Row = Mapping[type[ast.Command], Handler]
 
 
 class Table(NamedTuple):
-    """What the commands are. respond: takes the client's answer to a SASL challenge.
-
-    without_expunge: no EXPUNGE is told while these run, unless in their UID form.
-    cancellable: these are stopped when the client is gone; any other is finished.
+    """The commands. respond: handles the client's answer to a SASL challenge.
+    without_expunge: no EXPUNGE is sent while these run, except in their UID form.
+    cancellable: these are cancelled when the client is gone; any other command is
+    completed.
     """
 
     rows: Mapping[State, Row]
@@ -57,7 +58,7 @@ class Machine:
         self._table = table
 
     async def handle(self, session: Session, event: events.Event) -> None:
-        """Answer one event of the parser."""
+        """Answer an event of the parser."""
         if isinstance(event, ast.Command):
             await self._command(session, event)
         elif isinstance(event, events.NeedFlush):
@@ -128,7 +129,7 @@ class Machine:
 
 
 async def _answered(session: Session, name: str, work: Awaitable[Reply | None]) -> Reply | None:
-    """What the handler returns, or the reply to what it raises.
+    """Return the handler's reply, or the reply to its exception.
 
     Raises: ConnectionError.
     """
@@ -163,7 +164,7 @@ async def _refused(session: Session, event: events.TooBig | events.BadCommand) -
 
 
 async def _bad_line(session: Session, reason: str) -> None:
-    """The client's line is neither a SASL response nor DONE."""
+    """Answer a line that is neither a SASL response nor DONE."""
     if session.idling:
         await _end_idle(session, bad(reason))
         return

@@ -1,27 +1,32 @@
-"""IMAP from the server's side: bytes in, events out; no socket, no clock.
+"""The server's parser of IMAP: it takes bytes and returns events. It has no socket and
+no clock.
 
-Theory of operation. A command is lines with literals between them. The parser gathers it whole, then hands the pieces
-to the grammar (obox.imap._commands), so that the grammar never waits and each byte is looked at once while it arrives:
+Theory of operation. A command is lines with literals between them. The parser gathers a
+whole command, and then passes the pieces to the grammar (obox.imap._commands). So the
+grammar never waits, and each byte is examined once while it arrives:
 
     LINE     looking for the end of a line
-    LITERAL  gathering the announced number of bytes; then LINE. Mails go where `intake` says, perhaps to a file:
+    LITERAL  gathering the announced number of bytes; then LINE. Mails go to `intake`:
              NeedFlush is the event that says when this has to be waited for
-    SKIP     throwing away the announced number of bytes; then DRAIN
-    DRAIN    throwing away up to the end of a line; if that announces a literal without waiting for `+`, SKIP;
+    SKIP     discarding the announced number of bytes; then DRAIN
+    DRAIN    discarding to the end of a line; if it announces an unasked literal, SKIP;
              else the broken command is over, its event is given, and LINE begins anew
-    PARSE    a large command is complete: NeedParse is the event that says where its arguments can be parsed off the
-             loop; then LINE
+    PARSE    a large command is complete: NeedParse is the event that says where its
+             arguments can be parsed outside the loop; then LINE
     DEAD     nothing more is read
 
-A line may be the client's answer to a SASL challenge or its DONE instead: the session says so (`expect_sasl`,
-`expect_done`) before it asks for the next event.
+A line may be the client's answer to a SASL challenge or its DONE instead: the session
+says so (`expect_sasl`, `expect_done`) before it asks for the next event.
 
-A command that `allowed` does not name is refused at its first word: its arguments are never looked at, a literal that
-the client offers is refused, and one that comes unasked is thrown away.
+A command that `allowed` does not name is refused at its first word. Its arguments are
+never examined. A literal that the client offers is refused, and a literal that comes
+unasked is discarded.
 
-Invariant: the same bytes give the same events however they were cut, NeedTurn and NeedParse aside. What is held is
-bounded by Limits, and by what the session feeds at once. Refuses to know: users, mailboxes, and what a server
-advertises.
+Invariant: the same bytes give the same events, however they were split, except NeedTurn
+and NeedParse. What the parser holds is bounded by Limits, and by what the session feeds
+at a time.
+
+This module knows no users and no mailboxes, and does not know what a server advertises.
 """
 
 from __future__ import annotations
@@ -63,21 +68,25 @@ TAG_BYTES_MAX: Final = 256
 _TAG: Final = re.compile(rb"""([^\x00-\x20\x7f-\xff(){%*"\\+]++)(?: |\Z)""")
 _COMMAND: Final = re.compile(rb"[A-Za-z0-9]++(?= |\Z)")
 _SAVES: Final = re.compile(rb"[^ ]+ (?:UID )?SEARCH RETURN \([^)]*\bSAVE\b", re.IGNORECASE)
-# literal = "{" number64 ["+"] "}" CRLF *CHAR8; literal8 = "~" literal. At the end of a line only.
+# literal = "{" number64 ["+"] "}" CRLF *CHAR8; literal8 = "~" literal. At the end of a
+# line only.
 _MARK: Final = re.compile(rb"~?\{([0-9]{1,20})(\+?)\}\Z")
 _MARK_BYTES: Final = 32
-"""The tail of a line that holds any mark, its CR included: 1 + 1 + 20 + 1 + 1 + 1, rounded up."""
+"""The tail of a line that holds any mark, its CR included: 1 + 1 + 20 + 1 + 1 + 1,
+rounded up."""
 
 _CHUNK: Final = 65_536
-"""Pieces of a literal are gathered to this size, so that single bytes do not each cost an object."""
+"""Pieces of a literal are gathered to this size, so that single bytes do not each cost
+an object."""
 _REASON_MAX: Final = 600
 
 STEPS_MAX: Final = 500
-"""Lines and literals that are read without an event before others run: a millisecond."""
+"""Lines and literals that are read without an event before others run: a
+millisecond."""
 INLINE_BYTES: Final = 8192
-"""A command of more bytes is parsed in a thread: 64 KiB of sets take 20 ms."""
+"""A command of more bytes is parsed in a thread, because 64 KiB of sets take 20 ms."""
 _PART_BYTES: Final = 16
-"""What a literal costs beside its bytes: as much as so many."""
+"""What a literal costs in addition to its bytes, as a number of bytes."""
 
 
 _NONE: Final[list[Any]] = []
@@ -100,14 +109,15 @@ class _Expect(enum.Enum):
 
 
 class _Parsing:
-    """A complete command whose arguments are not parsed yet; `parse` may be called in a thread."""
+    """A complete command whose arguments are not parsed yet; `parse` may be called in a
+    thread."""
 
     __slots__ = ("_event", "_limits", "_parts", "_tag", "_utf8", "_word", "_word_end", "incoming")
 
     def __init__(
         self, parts: list[Any], begin: tuple[bytes, str, int], limits: Limits, incoming: Incoming | None, *, utf8: bool
     ) -> None:
-        """begin: the tag, the command's word, where its arguments begin."""
+        """begin: the tag, the command's word, and the position of its arguments."""
         self._parts, (self._tag, self._word, self._word_end) = parts, begin
         self._limits, self._utf8 = limits, utf8
         self.incoming = incoming
@@ -115,13 +125,13 @@ class _Parsing:
 
     @property
     def large(self) -> bool:
-        """Better parsed in a thread."""
+        """Whether the command should be parsed in a thread."""
         parts = self._parts
         size = sum(len(part) for part in parts if isinstance(part, bytes)) if self._word != "APPEND" else 0
         return size + len(parts) * _PART_BYTES > INLINE_BYTES
 
     def parse(self) -> Command | BadCommand:
-        """The command, or why it is none."""
+        """Return the command, or the reason why it is not valid."""
         if self._event is None:
             self._event = self._parse()
         return self._event
@@ -138,11 +148,13 @@ class _Parsing:
 
 
 class Parser:
-    """One connection's parser: `feed` bytes, then call `next` until it returns NeedData.
+    """One connection's parser: `feed` bytes, then call `next` until it returns
+    NeedData.
 
-    limits: may be replaced between commands, as by login. utf8: mailbox names are UTF-8, from ENABLE UTF8=ACCEPT on.
-    allowed: the commands that may be given now, such as those that need no login; None: all. intake: makes what holds
-    the mails of one APPEND; None: the parser does.
+    limits: may be replaced between commands, as by login. utf8: mailbox names are
+    UTF-8, from ENABLE UTF8=ACCEPT on. allowed: the commands that may be given now, such
+    as those that need no login; None: all. intake: makes what holds the mails of one
+    APPEND; None: the parser does.
     """
 
     __slots__ = (
@@ -179,15 +191,18 @@ class Parser:
         self.allowed: frozenset[str] | None = None
         self.intake: Callable[[], Incoming] | None = None
         self._incoming: Incoming | None = None
-        self._sink: Incoming | None = None  # where the present literal goes, if not into `_chunks`
+        # Where the present literal goes, if not into `_chunks`.
+        self._sink: Incoming | None = None
         self._flush = False
         self._parsing: _Parsing | None = None
         self._state = _State.LINE
         self._expect = _Expect.COMMAND
         self._buffer = bytearray()
         self._seen = 0  # bytes of the buffer known to hold no LF
-        # Nothing is held between commands: `_NONE` stands for the empty list, and `_tail` is b"".
-        self._parts: list[Any] = _NONE  # lines, and literals as bytes or, of a mail, obox.store.api.Source
+        # Nothing is held between commands: `_NONE` stands for the empty list, and
+        # `_tail` is b"".
+        # lines, and literals as bytes or, of a mail, obox.store.api.Source.
+        self._parts: list[Any] = _NONE
         self._tag = b""
         self._word = ""
         self._word_end = 0
@@ -203,7 +218,8 @@ class Parser:
     # -- bytes in ------------------------------------------------------------------------------------------------------
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take bytes from the client. Inside a literal they are kept as they are, not copied into the buffer."""
+        """Take bytes from the client. Inside a literal they are kept as they are, not
+        copied into the buffer."""
         if self._state is _State.LITERAL and not self._buffer and data:
             if len(data) <= self._missing:
                 self._gather(bytes(data))
@@ -217,42 +233,48 @@ class Parser:
 
     @property
     def buffered(self) -> int:
-        """Bytes that were fed and not used yet, literals in the making included; for the session's own limit."""
+        """Bytes that were fed and not used yet, literals in the making included; for
+        the session's own limit."""
         parts = sum(len(part) for part in self._parts if isinstance(part, bytes))
         return len(self._buffer) + len(self._tail) + sum(map(len, self._chunks)) + parts
 
     @property
     def in_command(self) -> bool:
-        """Some of a command has come, and more has to follow: a literal, or the rest of its line."""
+        """Whether a command is incomplete: a literal, or the rest of its line, has to
+        follow."""
         return bool(self._parts or self._buffer) or self._state in (_State.LITERAL, _State.SKIP, _State.DRAIN)
 
     def discard_buffer(self) -> int:
-        """Forget all that was fed and not used: before TLS starts, what came in clear must not count. Returns bytes."""
+        """Discard all bytes that were fed and not used, because bytes that came in
+        clear before TLS must not count. Returns their number."""
         size = self.buffered
         self._buffer.clear()
         self._reset()
         return size
 
     def take(self) -> bytes:
-        """What was fed and not used, for another server: the client is in the middle of no command."""
+        """What was fed and not used, for another server: the client is in the middle of
+        no command."""
         rest = bytes(self._buffer)
         self.discard_buffer()
         return rest
 
     def close(self) -> None:
-        """Nothing more is read, and nothing is held."""
+        """Read nothing more, and release everything."""
         self._reset()
         self._buffer = bytearray()
         self._state = _State.DEAD
         self.intake = None
 
     def refuse(self) -> None:
-        """Drop the command that asked for a continuation: the session answers its tag, the client does not send it."""
+        """Drop the command that asked for a continuation: the session answers its tag,
+        the client does not send it."""
         if self._state is _State.LITERAL:
             self._reset()
 
     def expect_sasl(self) -> None:
-        """The next line is a SASL response: SaslResponse or BadLine. Call it for each challenge sent."""
+        """The next line is a SASL response: SaslResponse or BadLine. Call it for each
+        challenge sent."""
         self._expect = _Expect.SASL
 
     def expect_done(self) -> None:
@@ -262,7 +284,8 @@ class Parser:
     # -- events out ----------------------------------------------------------------------------------------------------
 
     def next(self) -> Event:
-        """Return the next event; NeedData when all that was fed has been used. Never raises for what a client sends."""
+        """Return the next event; NeedData when all that was fed has been used. Never
+        raises for what a client sends."""
         for _ in range(STEPS_MAX):
             event: Event | None
             if self._state is _State.LINE:
@@ -301,9 +324,11 @@ class Parser:
         self._marks = True
 
     def _take_line(self) -> bytes | NeedData | None:
-        """Take a line from the buffer, without its end; None if it is too long, and the buffer as it was."""
+        """Take a line from the buffer, without its end; None if it is too long, and the
+        buffer as it was."""
         if not self._parts:
-            self._line_left = self.limits.line_bytes_max  # it may have been replaced since the last command
+            # It may have been replaced since the last command.
+            self._line_left = self.limits.line_bytes_max
         end = self._buffer.find(b"\n", self._seen)
         if end < 0:
             self._seen = len(self._buffer)
@@ -333,7 +358,8 @@ class Parser:
         return self._announced(line, mark)
 
     def _begin(self, line: bytes) -> BadCommand | None:
-        """Read tag and command word off the first line, before any literal is asked for."""
+        """Read tag and command word off the first line, before any literal is asked
+        for."""
         tag = _TAG.match(line)
         if tag is None or len(tag[1]) > TAG_BYTES_MAX:
             return BadCommand(None, "Expected a tag: letters and digits before the command" if line else "Empty line")
@@ -352,7 +378,8 @@ class Parser:
 
     def _announced(self, line: bytes, mark: re.Match[bytes]) -> Event | None:
         size, waits = int(mark[1]), not mark[2]
-        # In APPEND each literal is a mail, but for one that stands where the mailbox name does.
+        # In APPEND each literal is a mail, except a literal in the place of the mailbox
+        # name.
         is_mail = self._word == "APPEND" and (bool(self._parts) or mark.start() > self._word_end + 1)
         limits = self.limits
         if is_mail:
@@ -442,13 +469,15 @@ class Parser:
     # -- broken commands -----------------------------------------------------------------------------------------------
 
     def _abandon(self, problem: Event, line: bytes) -> Event | None:
-        """Give up the command whose present line has been taken; a literal that comes unasked is thrown away first."""
+        """Abandon the command whose present line has been taken. A literal that comes
+        unasked is discarded first."""
         self._reset()
         self._pending = problem
         return self._after(line)
 
     def _after(self, line: bytes) -> Event | None:
-        """At the end of a line of a broken command: throw away the literal it announces, or be done."""
+        """Handle the end of a line of a broken command: discard the literal that it
+        announces, or finish."""
         mark = _MARK.search(line, max(0, len(line) - _MARK_BYTES)) if self._marks else None
         if mark is not None and mark[2]:
             self._missing = int(mark[1])
@@ -459,7 +488,7 @@ class Parser:
         return problem
 
     def _give_up(self) -> Event:
-        """The client sends more than is ever thrown away: nothing more is read."""
+        """Read nothing more, because the client sends more than is ever discarded."""
         pending, size = self._pending, self._missing
         self._buffer.clear()
         self._reset()
@@ -468,13 +497,16 @@ class Parser:
         return TooBig(tag, word, size, self.limits.discard_bytes_max, fatal=True)
 
     def _too_long(self) -> Event:
-        """A line is beyond its limit: say so at once, since its end may never come, and drain it."""
+        """Refuse a line beyond its limit at once, because its end may never come, and
+        drain it."""
         reason = f"Line too long: at most {self.limits.line_bytes_max} bytes"
         problem: Event
         if self._expect is not _Expect.COMMAND:
             problem = BadLine(reason)
         else:
-            if not self._parts:  # no further than the limit: the tag must not depend on how much came at once
+            # No further than the limit: the tag must not depend on how much came at
+            # once.
+            if not self._parts:
                 match = _TAG.match(self._buffer, 0, min(TAG_BYTES_MAX, self._line_left) + 1)
                 self._tag = bytes(match[1]) if match and match[0].endswith(b" ") else b""
             problem = BadCommand(self._tag or None, reason)
@@ -526,7 +558,8 @@ class Parser:
 
 
 def _made(parsing: _Parsing) -> Command | BadCommand:
-    """The command with the mails that came for it, which are given up where it is none."""
+    """The command with the mails that came for it, which are given up where it is
+    none."""
     event, incoming = parsing.parse(), parsing.incoming
     if incoming is None:
         return event
@@ -537,7 +570,8 @@ def _made(parsing: _Parsing) -> Command | BadCommand:
 
 
 def _resets(word: str, line: bytes) -> Resets:
-    """What a command takes from the session if it is answered NO. line: its first, with all of RETURN's options."""
+    """Return what a command resets in the session if it is answered NO. line: its first
+    line, with all options of RETURN."""
     if word in ("SELECT", "EXAMINE"):
         return Resets.MAILBOX
     return Resets.SAVED if word in ("SEARCH", "UID") and _SAVES.match(line) else Resets.NOTHING

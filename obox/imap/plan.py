@@ -1,13 +1,13 @@
-"""What a FETCH asks for, compiled once: what has to be read, and which columns make a
-line. RFC 9051 §6.4.5, §7.5.2.
+"""A FETCH, compiled once: what has to be read, and which columns make a line. RFC 9051
+§6.4.5, §7.5.2.
 
-Three costs, told apart here so that the command pays for no more than it needs: columns
+Items have three different costs, and a command reads no more than it needs: columns
 (flags, size, dates, modseq, UID), cached fields (ENVELOPE, BODYSTRUCTURE, BODY,
-header), whole mails (any other section). Pure.
+header), and whole mails (any other section). Pure.
 
-A mail's bytes leave as they were stored, NUL included: RFC 3501 §9 (CHAR8) forbids NUL
-in a literal, but what was delivered is to be read back byte for byte, and a literal is
-counted, not scanned.
+A mail's bytes are sent as they were stored, with NUL. RFC 3501 §9 (CHAR8) forbids NUL
+in a literal, but a mail must be read back byte for byte, and clients count a literal
+instead of scanning it.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ CACHED: Final[dict[FetchAttr, tuple[bytes, Callable[[Fields], bytes]]]] = {
 
 
 def literal(data: bytes) -> bytes:
-    """A mail's bytes as they are; nothing is the empty string."""
+    """Return a mail's bytes as a literal. No bytes are the empty string."""
     return b"{%d}\r\n%b" % (len(data), data) if data else b'""'
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """One section.
+    """A section.
 
-    label: its name in the answer. spec: what to cut out of a mail. whole: all of the
+    label: its name in the answer. spec: what to cut out of a mail. whole: the whole
     mail.
     """
 
@@ -80,15 +80,15 @@ class Body:
         return data[self.start : self.start + (self.count or 0)]
 
     def span(self, size: int) -> tuple[int, int]:
-        """Which octets of a mail of `size` octets are asked for; of a whole one."""
+        """Return the range of a whole mail of `size` octets that is fetched."""
         if self.start is None:
             return 0, size
         start = min(self.start, size)
         return start, min(start + (self.count or 0), size)
 
     def of_header(self) -> Callable[[bytes], bytes]:
-        """What makes the answer's value of a header block; made once, for many
-        mails."""
+        """Return a function that makes the answer's value from a header block. It is
+        made once for many mails."""
         what = self.spec.what
         partial = self.partial
         if what == "HEADER":
@@ -99,13 +99,14 @@ class Body:
         return lambda header: literal(partial(header_fields(header, names, invert)))
 
     def of_mail(self, mail: bytes, root: Part | None) -> bytes:
-        """The answer's value, from the mail and its structure; NIL where it has no such
-        part."""
+        """Return the answer's value from the mail and its structure, or NIL if it has
+        no such part."""
         source, start, end = self.span_of(mail, root)
         return b"NIL" if source is None else literal(source[start:end])
 
     def span_of(self, mail: bytes, root: Any) -> tuple[bytes | None, int, int]:
-        """Where the answer's octets are: in what (None: nowhere), from, to.
+        """Return where the answer's octets are: the bytes (None if there are none),
+        start, end.
 
         Nothing is copied out of the mail.
         """

@@ -1,7 +1,8 @@
-"""One search program without a session: what an administrator's verb searches a mailbox with.
+"""A search program without a session, for an administrator's verb.
 
-The grammar is IMAP's own, so that a query of the command line means what a client's SEARCH means.
-Sequence numbers are those of the moment; nothing is saved (`$`), and nothing is \\Recent.
+The grammar is IMAP's own, so that a query of the command line means what a client's
+SEARCH means. Sequence numbers are the present numbers. Nothing is saved (`$`), and
+nothing is \\Recent.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from obox.store.api import Mailbox
 
 
 def parse_search(program: bytes) -> Callable[[Mailbox], Query]:
-    """Parse one search program. What comes out resolves it against a mailbox. Raises Invalid."""
+    """Parse a search program. Returns a function that makes the query for a mailbox.
+    Raises Invalid."""
     try:
         key = _search.search(Scan([b" " + program], 0, Limits()), b"a", True).key
     except Malformed as error:
@@ -33,7 +35,7 @@ def parse_search(program: bytes) -> Callable[[Mailbox], Query]:
 
 
 class _Alone:
-    """A mailbox as `to_query` sees it: the part of a session that a search asks."""
+    """The part of a session that `to_query` needs, for a mailbox alone."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
@@ -50,5 +52,5 @@ class _Alone:
         return self._view.uid_ranges(sequence.resolve(len(uids)))
 
     def saved_ranges(self) -> tuple[tuple[int, int], ...]:
-        """Nothing is saved."""
+        """Whether nothing is saved."""
         return ()

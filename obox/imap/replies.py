@@ -1,6 +1,6 @@
-"""How a command ends: the tagged line, and the table from our failures to IMAP's words.
+"""The tagged line of a command, and the table that maps our failures to tagged lines.
 
-Every kind of `obox.errors` is in ERRORS, which a test holds. What is no OboxError is a
+Every kind of `obox.errors` is in ERRORS, which a test checks. Any other exception is a
 bug: it is logged and answered SERVER_BUG. Response codes: RFC 5530, RFC 9051 §7.1.
 """
 

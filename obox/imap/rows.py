@@ -1,9 +1,9 @@
-"""FETCH lines out of columns: the bytes of many mails by one format string, without a
-Python loop over the mails.
+"""Makes FETCH lines from columns: a single format string makes the bytes of many mails,
+without a Python loop over them.
 
-A line is a template such as `* %d FETCH (UID %d FLAGS %b)` and one list of values for
-each gap. `lines` repeats the template and fills it in one go; lists of flags are made
-once for each combination that occurs. Pure.
+A line is a template such as `* %d FETCH (UID %d FLAGS %b)`, with a list of values for
+each gap. `lines` repeats the template and fills it in a single operation. Lists of
+flags are made once for each combination that occurs. Pure.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from obox.mailbox import State, Table, UidArray
 from obox.mailbox.view import View
 
 ANSWER_BYTES: Final = 1 << 20
-"""Lines that are made at a time, before the client has taken some: what one slow client
-may leave in the transport."""
+"""Bytes of lines that are made at a time. A slow client may leave as many in the
+transport."""
 LINE_BYTES: Final = 128
 """Of a line beside its flags, strings and the names of its sections: numbers and
 dates."""
 
 Where = npt.NDArray[np.intp]
 FlagsOf = Callable[[Table, Where], list[bytes]]
-"""Makes the flag lists of the rows of a table. A session has one that tells the names
-first: `updates.flags_of`."""
+"""Makes the flag lists of the rows of a table. `updates.flags_of` of a session first
+reports new names."""
 
 
 class FlagLists(dict[int, bytes]):
@@ -54,14 +54,14 @@ def flag_rows(state: State, most: int) -> int:
     """How many mails to take at a time, `most` at the most, so that their flags stay
     below ANSWER_BYTES.
 
-    A mailbox has few keywords, and short ones: then it is `most`.
+    Most mailboxes have few and short keywords. Then it is `most`.
     """
     return max(1, min(most, ANSWER_BYTES // (LINE_BYTES + sum(map(len, state.flag_names)))))
 
 
 def parts(names: Sequence[bytes], columns: Sequence[Sequence[Any]], count: int) -> Iterator[slice]:
-    """Cut `count` lines into runs of about ANSWER_BYTES: one run, unless values are
-    long."""
+    """Split `count` lines into runs of about ANSWER_BYTES. There is a single run,
+    unless values are long."""
     wide = [column for column in columns if isinstance(column[0], bytes)]
     size = count * (LINE_BYTES + sum(map(len, names))) + sum(sum(map(len, column)) for column in wide)
     if size <= ANSWER_BYTES:
@@ -90,7 +90,7 @@ def flag_column(names: Sequence[str], table: Table, where: Where, recent: UidArr
 
 
 def lines(names: Sequence[bytes], seqs: Sequence[int], columns: Sequence[Sequence[Any]]) -> bytes:
-    """One FETCH line for each of `seqs`.
+    """Return a FETCH line for each of `seqs`.
 
     names: items as format strings, `UID %d`; columns: a list for each gap.
     """

@@ -1,6 +1,7 @@
-"""The IMAP server: makes a protocol for each connection, and knows all that are open.
+"""The IMAP server. It makes a protocol for each connection, and knows all open
+connections.
 
-Diagnostics: a connection beyond a limit is told BYE [LIMIT] or [UNAVAILABLE], which is
+Diagnostics: a connection beyond a limit gets BYE [LIMIT] or [UNAVAILABLE], which is
 logged. Nothing here is fatal.
 """
 
@@ -28,7 +29,7 @@ from obox.types import StorageId
 
 STOP_REASON = "Server is shutting down, please reconnect"
 TLS_HANDSHAKE_S = 10.0
-"""For the handshake after STARTTLS, from the first byte to the last."""
+"""Time limit of the handshake after STARTTLS, from the first byte to the last."""
 
 
 class ImapServer:
@@ -86,10 +87,10 @@ class ImapServer:
         )
 
     def connection_factory(self, *, tls: bool = False, remote: str | None = None) -> asyncio.Protocol:
-        """The protocol of a new connection.
+        """Make the protocol of a new connection.
 
-        tls: it is under TLS already, also if a proxy does the TLS. remote: the client's
-        address if a proxy told it; None: the transport's own.
+        tls: whether it already uses TLS, also if a proxy does the TLS. remote: the
+        client's address, if a proxy reported it; None: the transport's address.
         """
         return Connection(self.context, self._machine, tls=tls, remote=remote)
 
@@ -98,14 +99,15 @@ class ImapServer:
         return self.hub.who()
 
     def kick(self, user: str, reason: str = "Disconnected by the administrator") -> int:
-        """Say BYE to a user's sessions, each after its command.
+        """End a user's sessions with BYE, each after its command.
 
         Returns how many there are.
         """
         return self.hub.kick(user, reason)
 
     def kick_mail(self, owners: Collection[StorageId], reason: str) -> None:
-        """Say BYE to the sessions that have the mail of these users open, each after its command."""
+        """Say BYE to the sessions that have the mail of these users open, each after
+        its command."""
         for member in self.hub.registry:
             if isinstance(member, Connection):
                 user = member.session.user
@@ -113,20 +115,21 @@ class ImapServer:
                     member.stop(reason)
 
     def use(self, settings: ImapSettings, settings_of: Callable[[str], ImapSettings]) -> None:
-        """Other settings for connections that come from now on."""
+        """Use other settings for connections that begin from now on."""
         self.context.settings, self.context.settings_of = settings, settings_of
 
     def tls_offered(self, upgrade: Upgrade | None) -> None:
-        """Offer STARTTLS with another certificate from now on, or no more."""
+        """Offer STARTTLS with another certificate from now on, or stop offering it."""
         self.context.upgrade = upgrade
 
     def forwards(self, forwarding: Forwarding | None) -> None:
-        """Serve users of this backend only, and forward those of others; None: all are
-        ours."""
+        """Serve only users of this backend, and forward users of others. None: this
+        backend serves all users."""
         self.context.forwarding = forwarding
 
     async def stop(self, reason: str = STOP_REASON, grace_s: float = 25.0) -> None:
-        """Say BYE to all, each after its command; cut those left after `grace_s`.
+        """End all sessions with BYE, each after its command, and cut those that are
+        left after `grace_s`.
 
         Idempotent.
         """
@@ -134,5 +137,6 @@ class ImapServer:
 
 
 def starttls(context: Callable[[], ssl.SSLContext]) -> Upgrade:
-    """What starts TLS with the certificates that `context()` has at that moment."""
+    """Return a function that starts TLS with the certificates that `context()` has at
+    that moment."""
     return net.starttls(context, TLS_HANDSHAKE_S)

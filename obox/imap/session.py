@@ -1,10 +1,10 @@
-"""One session: its state, and what the handlers of the commands may ask of it.
+"""A session: its state, and what the handlers of the commands may use of it.
 
-A session has a user after login and a mailbox after SELECT; its state follows from
-that. It is given back what it holds in `finish`, when the connection is gone.
+A session has a user after login and a mailbox after SELECT. Its state follows from
+that. `finish` releases what it holds, when the connection is gone.
 
-Refuses to know: the table of commands (`obox.imap.states`), what is done with an event
-(`obox.imap.machine`), transports and timers (`Channel` is all that it sees of them).
+This module does not know the table of commands (`obox.imap.states`), what is done with
+an event (`obox.imap.machine`), transports or timers (it sees only `Channel`).
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class State(enum.Enum):
 
 
 class Channel(Protocol):
-    """What a session and its handlers may ask of the connection.
+    """What a session and its handlers may use of the connection.
 
-    ended: why the connection ends, for the log. full: so much output is gathered that
-    it should be flushed.
+    ended: why the connection ends, for the log. full: whether enough output is gathered
+    that it should be flushed.
     """
 
     id: int
@@ -80,8 +80,8 @@ class Channel(Protocol):
         Raises: ConnectionResetError.
         """
 
-    async def breathe(self) -> None:
-        """Let the loop run other tasks if this one has had its time."""
+    async def yield_if_due(self) -> None:
+        """Let other tasks run if this task has used its time."""
 
     async def start_tls(self) -> None:
         """Continue under TLS."""
@@ -90,10 +90,10 @@ class Channel(Protocol):
         """Send what is gathered and close."""
 
     def wake(self) -> None:
-        """The session has something to tell the client now."""
+        """Start the task, because there is something to send to the client."""
 
     def logged_in(self) -> None:
-        """The limits and times of a user hold from now on."""
+        """Apply the limits and times of a logged-in user from now on."""
 
     def idle_changed(self) -> None:
         """The session has entered or left IDLE."""
@@ -142,15 +142,16 @@ class Session:
         """What SEARCH RETURN (SAVE) left for `$`. RFC 5182."""
         self.idling = False
         self.changed = False
-        """The mailbox has changed since the last look."""
+        """Whether the mailbox has changed since the last poll."""
         self.sasl: SaslServer | LinkOwner | None = None
         self.leg: tuple[Leg, str] | None = None
-        """The owner's connection and the user, from the login on until both are one."""
+        """The owner's connection and the user, from the login until both connections
+        are joined."""
         self.waiting_tag = b""
-        """Of the command that waits for the client's next line."""
+        """The tag of the command that waits for the client's next line."""
         self.may_cancel = False
-        """The command in progress changes nothing, so it is pointless without a
-        client."""
+        """Whether the command in progress changes nothing, so that it is pointless
+        without a client."""
         self.logged_out = False
         self.client_id = ""
         self.commands = 0
@@ -169,16 +170,16 @@ class Session:
 
     @property
     def secure(self) -> bool:
-        """May a password come over this line?"""
+        """Whether passwords are accepted over this connection."""
         return self.out.tls or self.settings.plaintext_login or is_loopback(self.out.remote)
 
     @property
     def settings(self) -> ImapSettings:
-        """Those for this client's address."""
+        """The settings for this client's address."""
         return self.out.settings
 
     def capability(self) -> bytes:
-        """The capabilities that hold now, without the word CAPABILITY."""
+        """Return the present capabilities, without the word CAPABILITY."""
         return capabilities(
             logged_in=self.user is not None,
             secure=self.secure,
@@ -199,8 +200,8 @@ class Session:
             raise AssertionError("the table lets no such command through without a mailbox")
         return self.mailbox, self.view
 
-    def hang_up(self, reason: str, code: str | None = None) -> None:
-        """Say BYE, and nothing after it."""
+    def end_with_bye(self, reason: str, code: str | None = None) -> None:
+        """Send BYE, and nothing after it."""
         self.out.ended = reason
         self.write(wire.status(None, "BYE", reason, code))
         self.out.close()
@@ -212,13 +213,13 @@ class Session:
     async def flush(self) -> None:
         await self.out.flush()
 
-    async def go_on(self) -> None:
-        """Between two steps of a long command: flush if enough is gathered, and let
-        other tasks run in time."""
+    async def pause(self) -> None:
+        """Pause between two steps of a long command: flush if enough is gathered, and
+        let other tasks run in time."""
         if self.out.full:
             await self.out.flush()
         else:
-            await self.out.breathe()
+            await self.out.yield_if_due()
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +230,7 @@ class Session:
     def count(self, name: str, condition: str) -> None:
         """Count an answer.
 
-        Too many BAD in a row end the session: this is no IMAP client.
+        Too many BAD in a row end the session, because this is not an IMAP client.
         """
         self.context.counters.command(name, condition)
         if condition != "BAD":
@@ -237,7 +238,7 @@ class Session:
             return
         self._bad_in_row += 1
         if self._bad_in_row >= self.settings.bad_commands_max:
-            self.hang_up("Too many bad commands")
+            self.end_with_bye("Too many bad commands")
 
     def log_bug(self, name: str) -> None:
         """Log the exception that is being handled."""
@@ -248,7 +249,8 @@ class Session:
     # -- what has changed ------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """The mailbox has changed: tell now if in IDLE, else with the next command."""
+        """Report that the mailbox has changed: now in IDLE, otherwise with the next
+        command."""
         self.changed = True
         if self.idling:
             self.out.wake()
@@ -261,9 +263,9 @@ class Session:
         self._unwatch = mailbox.watch(self.wake)
 
     async def leave(self, *, closed: str = "") -> None:
-        """Back to the authenticated state. RFC 9051 §7.1 (CLOSED).
+        """Return to the authenticated state. RFC 9051 §7.1 (CLOSED).
 
-        closed: the client is told so with this text.
+        closed: text of the CLOSED response for the client.
         """
         mailbox = self.mailbox
         if mailbox is None:
@@ -280,7 +282,8 @@ class Session:
         await mailbox.release()
 
     def resolve(self, sequence: SequenceSet, *, uid: bool) -> UidArray:
-        """The mails that a set names, as UIDs; UIDs that are not there are ignored.
+        """Return the UIDs of the mails that a set names. UIDs that do not exist are
+        ignored.
 
         Raises: BadSet. RFC 9051 §9 (seq-number).
         """
@@ -295,10 +298,10 @@ class Session:
         return view.by_seq(sequence.resolve(len(view)))
 
     def uid_ranges(self, sequence: SequenceSet, *, uid: bool) -> tuple[tuple[int, int], ...]:
-        """The UIDs that a set names, for a search among the mails of the view.
+        """Return the UIDs that a set names, for a search among the mails of the view.
 
-        Not `$`. There are no more ranges than the client has written, however many
-        mails there are; what does not exist is ignored.
+        `$` is not allowed. The result has no more ranges than the client has written.
+        UIDs that do not exist are ignored.
         """
         _, view = self.need_mailbox()
         if uid:
@@ -306,7 +309,7 @@ class Session:
         return view.uid_ranges(sequence.resolve(len(view)))
 
     def saved_ranges(self) -> tuple[tuple[int, int], ...]:
-        """`$` as ranges of UIDs."""
+        """Return `$` as ranges of UIDs."""
         return UidSet.of(self.saved).ranges
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -331,7 +334,8 @@ class Session:
         return self.context.intake.incoming(self.user_name)
 
     def forward(self, account: Account, leg: Leg) -> None:
-        """Another backend serves the user: the sessions are limited there, not here."""
+        """Note that the session is forwarded to the owner. No limit of sessions applies
+        here, because the owner limits them."""
         self.context.registry.login(account.name, most=0)
         self.leg = (leg, account.name)
         self.context.log.info(
@@ -344,7 +348,7 @@ class Session:
         )
 
     async def finish(self, duration_s: float) -> None:
-        """Give back what is held; one line to the log. The connection is gone."""
+        """Release what is held, and log a line, after the connection is gone."""
         if self.leg is not None:  # the client left just then
             leg, name = self.leg
             self.context.registry.logout(name)
@@ -375,12 +379,13 @@ class Session:
             duration_s=round(duration_s, 3),
         )
 
-    def sever(self) -> None:
-        """Leave no cycle of references, so that the memory is free at once."""
+    def break_cycles(self) -> None:
+        """Break cycles of references, so that the memory is freed at once."""
         del self.out
         self.sasl = None
         self._unwatch = None
 
 
 class BadSet(Invalid):
-    """A sequence number beyond the last: the client's mistake, BAD."""
+    """A sequence number beyond the last. It is the client's mistake, and is answered
+    BAD."""

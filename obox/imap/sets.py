@@ -110,7 +110,8 @@ def _merge(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 def _number(digits: bytes) -> int:
     if digits == b"*":
         return STAR
-    if len(digits) <= 16:  # a longer one is never converted: int() of many digits is quadratic
+    # A longer one is never converted: int() of many digits is quadratic.
+    if len(digits) <= 16:
         number = int(digits)
         if 0 < number <= NUMBER_MAX:
             return number
@@ -134,7 +135,8 @@ def parse_set(data: bytes, *, star: bool = True, saved: bool = True, ranges_max:
         raise Invalid("Bad set: * is not allowed here")
     pieces = data.split(b",")
     if len(pieces) > 1 and b":" not in data and b"*" not in data and max(map(len, pieces)) <= _DIGITS:
-        numbers = list(map(int, pieces))  # numbers alone, as many as fit a line: in a loop of the interpreter's
+        # Numbers alone, as many as fit a line: in a loop of the interpreter's.
+        numbers = list(map(int, pieces))
         if min(numbers) > 0 and max(numbers) <= NUMBER_MAX:
             return SequenceSet(tuple(zip(numbers, numbers, strict=True)))
     ranges: list[tuple[int, int]] = []
@@ -153,8 +155,8 @@ def format_set(numbers: Iterable[int]) -> bytes:
     """Return ascending numbers as a compact set: 1, 2, 3, 7 gives `1:3,7`; nothing
     gives an empty string.
 
-    numbers: a list, any iterable, or a one-dimensional integer array, which is told by
-    its `nonzero` and whose runs are found in its own loop.
+    numbers: a list, any iterable, or a one-dimensional integer array, which is
+    recognised by its `nonzero` and whose runs are found in its own loop.
     """
     if hasattr(numbers, "nonzero") and hasattr(numbers, "tolist"):
         array: Any = numbers

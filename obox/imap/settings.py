@@ -1,6 +1,6 @@
-"""Every limit and time of the IMAP server, with its unit and reason.
+"""The limits and times of the IMAP server, each with its unit and reason.
 
-`obox.rooms` fills it in. A client's address may choose among several:
+`obox.rooms` fills it in. There may be several, selected by the client's address:
 `Context.settings_of`.
 """
 
@@ -18,14 +18,14 @@ FetchFailure = Literal["disconnect-immediately", "disconnect-after", "no-after"]
 
 @dataclass(frozen=True, slots=True)
 class ImapSettings:
-    """What one IMAP server allows. Immutable."""
+    """What an IMAP server allows. Immutable."""
 
     name: str = "obox"
-    """Said in the greeting and to ID."""
+    """The name in the greeting and in the answer to ID."""
     version: str = ""
-    """Said to ID; empty: nothing."""
+    """The version in the answer to ID. Empty: it is left out."""
     mail_bytes_max: int = 50 << 20
-    """Largest mail of an APPEND; told as APPENDLIMIT. RFC 7889."""
+    """Largest mail of an APPEND. It is advertised as APPENDLIMIT. RFC 7889."""
     multiappend_bytes_max: int = 128 << 20
     """All mails of an APPEND: in memory to `intake.SESSION_MEMORY_BYTES`, then in a
     file."""
@@ -33,49 +33,53 @@ class ImapSettings:
     """Mails that sessions hold in memory, and as much again for large mails while they
     are stored. A user may have a quarter."""
     append_spool_max: int = 4 << 30
-    """Larger mails in files while they come in. A quarter for one user."""
+    """Larger mails in files while they arrive. A user may have a quarter."""
     spool_dir: Path | None = None
-    """Where those files are; None: the system's place for temporary files."""
+    """The directory of those files. None: the system's directory for temporary
+    files."""
     line_bytes_max: int = 65_536
     """A command without its literals."""
     literal_bytes_max: int = 65_536
-    """One literal that is not a mail."""
+    """A literal that is not a mail."""
     pipelined_lines_max: int = 32
     """Lines read while a command runs, about as many commands; then reading is
     paused."""
     pipelined_bytes_max: int = 65_536
     """Bytes read while a command runs; then reading is paused."""
     user_sessions_max: int = 50
-    """Sessions of one user; 0: no limit."""
+    """Sessions of a user. 0: no limit."""
     address_sessions_max: int = 500
-    """Connections from one address but this machine's; 0: no limit."""
+    """Connections from an address, except addresses of this machine. 0: no limit."""
     bad_commands_max: int = 20
-    """Commands answered BAD in a row; then BYE: it is no IMAP client."""
+    """Commands answered BAD in a row, after which BYE is sent, because this is not an
+    IMAP client."""
     login_timeout_s: float = 60.0
-    """To log in; then BYE."""
+    """Time to log in; then BYE is sent."""
     idle_timeout_s: float = 1800.0
-    """Without a command; RFC 9051 §5.4 asks for 30 minutes at least. It does not end
-    IDLE if there is a keepalive."""
+    """Time without a command. RFC 9051 §5.4 asks for 30 minutes at least. It does not
+    end IDLE if there is a keepalive."""
     keepalive_s: float = 120.0
-    """Between untagged lines in IDLE, so that NAT tables keep the connection and dead
-    peers are noticed; 0: none."""
+    """Interval of untagged lines in IDLE, so that NAT tables keep the connection, and
+    clients that are gone are noticed. 0: no lines."""
     read_timeout_s: float = 300.0
-    """For a client in the middle of a command to send more of it; then BYE. What has
-    come of the command is held until then."""
+    """Time without a byte in the middle of a command; then BYE is sent. The bytes of
+    the command are held until then."""
     write_timeout_s: float = 300.0
-    """For a client that does not read to take something; then the connection is cut."""
+    """How long a client may read nothing while output waits; then the connection is
+    cut."""
     write_buffer_max: int = 1 << 20
-    """Bytes waiting for one slow client; then its command waits, holding nothing."""
+    """Bytes that may wait for a slow client. With more, its command waits without
+    holding a lock."""
     chunk_bytes: int = 65_536
     """Answers are gathered to about this size, then handed to the transport."""
     plaintext_login: bool = False
-    """Passwords over connections without TLS from other machines too."""
+    """Whether passwords are accepted without TLS from other machines."""
     fetch_failure: FetchFailure = "no-after"
     """What a FETCH does about a mail that is damaged or lost."""
     lost_as_empty: bool = False
-    """A lost mail is served as an empty one, and the FETCH is OK."""
+    """Whether a lost mail is served as an empty mail, and the FETCH is OK."""
     autofix_storage: bool = False
-    """A lost mail is looked for once more, and expunged if it is gone."""
+    """Whether a lost mail is looked for again, and expunged if it is gone."""
 
     anonymous_limits: Limits = field(init=False, repr=False)
     limits: Limits = field(init=False, repr=False)

@@ -7,8 +7,8 @@
 
 The state is not stored. It follows from whether the session has a user and a mailbox
 (`Session.state`), so it cannot contradict them. A command that is not in the row of the
-state is answered BAD with the reason. What STARTTLS and LOGIN need beside the state
-(TLS, a loopback peer) is asked by their handlers.
+state is answered BAD with the reason. The handlers of STARTTLS and LOGIN check what
+they need beside the state (TLS, a loopback peer).
 """
 
 from __future__ import annotations
@@ -82,13 +82,14 @@ TABLE: Final[dict[State, dict[type[ast.Command], Handler]]] = {
 }
 
 BEFORE_LOGIN: Final = frozenset(command.NAME for command in _NOT_AUTHENTICATED)
-"""What the parser reads the arguments of before there is a user."""
+"""Commands whose arguments the parser reads before login."""
 
 EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, ast.Store, ast.Search})
 """No EXPUNGE while these run, unless in their UID form. RFC 9051 §7.5.1."""
 
 CANCELLABLE: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, ast.Search, ast.Login, ast.Authenticate})
-"""Stopped when the client is gone. Any other command is finished: it was asked for."""
+"""Commands that are cancelled when the client is gone. Any other command is
+completed."""
 
 COMMANDS: Final = Table(TABLE, EXPUNGE_FORBIDDEN, CANCELLABLE, auth.respond)
-"""What the machine is handed."""
+"""The table that the machine gets."""

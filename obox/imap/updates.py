@@ -2,9 +2,9 @@
 
 These are FLAGS, EXPUNGE or VANISHED, EXISTS, RECENT and FETCH.
 
-Invariant: no client hears of a keyword before a FLAGS line has named it. Another
-session may add a keyword between any two commands, or while a command waits. So
-`flags_of` alone makes lists of flags, and it first tells the names that are new.
+Invariant: no client gets a keyword before a FLAGS line has named it. Another session
+may add a keyword between any two commands, or while a command waits. So only `flags_of`
+makes lists of flags, and it first writes FLAGS if names are new.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from obox.mailbox.view import Updates
 CHUNK_ROWS: Final = 1000
 """Flag lines made at a time: about 64 KiB, half a millisecond."""
 EXPUNGED_AT_ONCE: Final = 20_000
-"""Expunged mails that are told before others run: 5 ms, 400 KiB of EXPUNGE lines."""
+"""Expunged mails that are reported before other sessions run: 5 ms, 400 KiB of EXPUNGE
+lines."""
 SYSTEM_FLAGS: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
 
 
 def write_names(session: Session, *, besides: Sequence[str] = ()) -> None:
-    """FLAGS and PERMANENTFLAGS: what there is, and what may be changed for good.
+    """Write FLAGS and PERMANENTFLAGS: the flags that exist, and the flags that can be
+    changed permanently.
 
-    `\\*` allows new keywords too; it is left out where none would fit. besides: names
-    that are told once more.
+    `\\*` allows new keywords. It is left out if there is no room for another keyword.
+    besides: names that are reported again.
     """
     mailbox, view = session.need_mailbox()
     state = mailbox.state
@@ -45,10 +47,11 @@ def write_names(session: Session, *, besides: Sequence[str] = ()) -> None:
 
 
 def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
-    """The flag lists of rows. Names that are new to the client are written at once.
+    """Return the flag lists of rows. Names that are new to the client are written at
+    once.
 
-    The lines with these lists are written later. Those of a FETCH of bodies may come
-    much later: so a name that the mailbox has no more stays told until the next poll.
+    Lines with these lists are written later, for a FETCH of bodies much later. So a
+    name that the mailbox does not have any more stays valid until the next poll.
     """
     mailbox, view = session.need_mailbox()
     state = mailbox.state
@@ -58,10 +61,11 @@ def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
 
 
 async def write_expunged(session: Session, expunged: list[int], vanished: UidArray) -> None:
-    """What is gone, some at a time. expunged: sequence numbers, descending. RFC 7162 §3.2.10."""
+    """What is gone, some at a time. expunged: sequence numbers, descending. RFC 7162
+    §3.2.10."""
     for at in range(0, len(expunged), EXPUNGED_AT_ONCE):
         if at:
-            await session.go_on()
+            await session.pause()
         part = slice(at, at + EXPUNGED_AT_ONCE)
         if session.qresync:
             session.write(wire.line(b"VANISHED", format_set(vanished[part])))
@@ -83,11 +87,11 @@ async def write_flags(session: Session, uids: UidArray, *, uid: bool, flags: boo
         data = flag_lines(mailbox.state, view, part, uid=uid or session.qresync, modseq=session.condstore, flags=made)
         if data:
             session.write(data)
-        await session.go_on()
+        await session.pause()
 
 
 async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None:
-    """Say what a poll of the view returned."""
+    """Write the lines for the result of a poll of the view."""
     if updates.names:
         write_names(session)
     if updates.expunged:
@@ -101,7 +105,7 @@ async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None
 
 
 async def tell(session: Session, *, expunge: bool = True, uid: bool = False) -> None:
-    """Tell the client what has changed since it was last told.
+    """Write what has changed since the last report to the client.
 
     expunge: sequence numbers may change. uid: the command counts in UIDs, so the
     answers name them.

@@ -74,7 +74,7 @@ class Connection(Engine):
     def admit(self) -> None:
         remote = self.session.remote
         machine = self.machine
-        machine.links = self.context.forwarding is not None
+        machine.links = self.context.forwarding is not None and self.context.forwarding.linked
         machine.trusted = not self.remote or self.context.trusts(self.remote)
         if not machine.trusted and not machine.links:
             log.warning("lmtp_untrusted", remote=remote)
@@ -113,7 +113,7 @@ class Connection(Engine):
             elif kind is RecipientAsked:
                 machine.answer_recipient(*await session.ask(cast(RecipientAsked, event)))
                 asked += 1
-                await (self.breathe() if asked % COMMANDS_TURN else self._breathe())
+                await (self.yield_if_due() if asked % COMMANDS_TURN else self._let_others_run())
             elif kind is MailReceived:
                 self._reply()
                 self.send()  # replies that are ready do not wait for this mail
@@ -128,7 +128,7 @@ class Connection(Engine):
             elif kind is LinkAsked:
                 await self._link(cast(LinkAsked, event))
             elif event is Pause.TURN:
-                await self._breathe()
+                await self._let_others_run()
             else:
                 break
         self._reply()
@@ -136,7 +136,7 @@ class Connection(Engine):
         if event is Pause.CLOSED:
             self.close()
 
-    async def _breathe(self) -> None:
+    async def _let_others_run(self) -> None:
         """Pause between many pipelined commands: hand over the replies, let others run,
         and wait for a client that does not read. If the client is gone, it does not
         wait, because a complete mail is still delivered.

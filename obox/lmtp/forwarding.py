@@ -30,6 +30,10 @@ class Relayed:
 class Forwarding(Protocol):
     """See the module's text."""
 
+    @property
+    def linked(self) -> bool:
+        """Whether members may prove themselves here."""
+
     async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
         """The owner's side of X-OBOX-LINK, for a peer at `remote`.
 

@@ -141,7 +141,8 @@ class Rows:
         )
 
     def parted(self, mask: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
-        """The records that a mask leaves out, and those that it names; not copied if they are all."""
+        """Return the records that a mask leaves out, and the records that it selects.
+        Nothing is copied if one part has all records."""
         if not mask.any():
             return self, self.take(slice(0, 0))
         if mask.all():

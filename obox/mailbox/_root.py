@@ -64,8 +64,8 @@ class RootDelta:
     """A fragment of a root.
 
     entries by mailbox, subscriptions by name (stamp * 2 + value), totals, highest
-    modseq. ahead: an upper bound of every MODSEQ that an owner who ended uncleanly may
-    have shown in any mailbox of the user (the modseq floor).
+    modseq. modseq_floor: an upper bound of every MODSEQ that an owner who ended
+    uncleanly may have shown in any mailbox of the user (the modseq floor).
     """
 
     entries: list[MailboxEntry] = field(default_factory=list)
@@ -73,7 +73,7 @@ class RootDelta:
     totals: dict[Guid, Totals] = field(default_factory=dict)
     highestmodseq: int = 0
     uidvalidity: int = 0
-    ahead: int = 0
+    modseq_floor: int = 0
 
     def encode(self) -> bytes:
         """A MessagePack map. Unknown fields belong to newer minor versions."""
@@ -86,8 +86,8 @@ class RootDelta:
             out["totals"] = self.totals
         out["highestmodseq"] = self.highestmodseq
         out["uidvalidity"] = self.uidvalidity
-        if self.ahead:
-            out["ahead"] = self.ahead
+        if self.modseq_floor:
+            out["ahead"] = self.modseq_floor
         return msgspec.msgpack.encode(out)
 
     @classmethod
@@ -101,7 +101,7 @@ class RootDelta:
                 totals={Guid(g): Totals(*t[: len(Totals._fields)]) for g, t in raw.get("totals", {}).items()},
                 highestmodseq=int(raw.get("highestmodseq", 0)),
                 uidvalidity=int(raw.get("uidvalidity", 0)),
-                ahead=int(raw.get("ahead", 0)),
+                modseq_floor=int(raw.get("ahead", 0)),
             )
         except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as exc:
             raise ValueError(f"not a root delta: {exc}") from exc
@@ -116,7 +116,7 @@ class Root:
         self.totals: dict[Guid, Totals] = {}
         self.highestmodseq = 1
         self.uidvalidity = 0
-        self.ahead = 0
+        self.modseq_floor = 0
         self._names: dict[str, MailboxEntry] | None = None
 
     def join(self, delta: RootDelta) -> None:
@@ -134,7 +134,7 @@ class Root:
             self.totals[guid] = max(self.totals.get(guid, Totals()), totals)
         self.highestmodseq = max(self.highestmodseq, delta.highestmodseq)
         self.uidvalidity = max(self.uidvalidity, delta.uidvalidity)
-        self.ahead = max(self.ahead, delta.ahead)
+        self.modseq_floor = max(self.modseq_floor, delta.modseq_floor)
         self._names = None
 
     def names(self) -> dict[str, MailboxEntry]:
@@ -187,7 +187,7 @@ class Root:
             dict(self.totals),
             self.highestmodseq,
             self.uidvalidity,
-            self.ahead,
+            self.modseq_floor,
         )
 
     def fingerprint(self) -> tuple[object, ...]:

@@ -229,10 +229,10 @@ class View:
             self._own = ()
             return None
         self._key = key
-        told = len(self.uids)
+        reported = len(self.uids)
         vanished, expunged = _EMPTY, []
         kept = self.uids
-        same = len(state) >= told and np.array_equal(state.uids[:told], kept)
+        same = len(state) >= reported and np.array_equal(state.uids[:reported], kept)
         self._hidden = False
         if not same:
             _, there = state.positions(kept)

@@ -182,9 +182,9 @@ class Stream(asyncio.Protocol, ABC):
         self.send()
         if self._write_paused:
             await self._drain()
-        await self.breathe()
+        await self.yield_if_due()
 
-    async def breathe(self) -> None:
+    async def yield_if_due(self) -> None:
         """Let other tasks run if this task has had its time."""
         now = self._clock()
         if now - self._last_yield > YIELD_S:

@@ -1,8 +1,8 @@
 """The bucket: create-only PUT, ranged GET, ordered LIST, bulk DELETE, over S3, a
 directory or memory.
 
-The rooms above see ObjectStore, the helpers put_once and settle, the layout in `keys`
-and the bytes in `codec`.
+The rooms above see ObjectStore, the helpers put_once and find_outcome, the layout in
+`keys` and the bytes in `codec`.
 
 Invariant: an object is written once, and its content is never modified. A `put` that
 has returned is durable.
@@ -41,7 +41,7 @@ from obox.objectstore.codec import (
     oid_of,
 )
 from obox.objectstore.master_keys import load_keys
-from obox.objectstore.put_once import Outcome, put_once, settle
+from obox.objectstore.put_once import Outcome, find_outcome, put_once
 from obox.objectstore.stats import Stats
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "Truncated",
     "UnknownKey",
     "Unreachable",
+    "find_outcome",
     "load_keys",
     "needs_race",
     "new_oid",
@@ -84,6 +85,5 @@ __all__ = [
     "put_once",
     "race",
     "require_one_winner",
-    "settle",
     "sweep",
 ]

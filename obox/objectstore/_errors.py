@@ -61,7 +61,7 @@ class OutcomeUnknown(StoreError):
     """A PUT or copy at its deadline: it has succeeded, may still succeed, or never
     will.
 
-    `settle` finds out.
+    `find_outcome` finds out.
     """
 
     permanent = False

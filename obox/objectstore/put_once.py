@@ -4,7 +4,7 @@ put_once  1. PUT the object. Stored: ours.
           2. Refused as existing: GET the first HEADER_BYTES. Our oid: an earlier
              attempt of ours succeeded: ours. Another oid, or no bytes: somebody else's
              object, or burnt: take the next key.
-settle    for a PUT of unknown outcome (OutcomeUnknown), which may also succeed late,
+find_outcome  for a PUT of unknown outcome (OutcomeUnknown), which may succeed late,
           minutes from now:
           1. PUT an empty object under the same key. Stored: the key is burnt, and the
              late PUT is refused for ever.
@@ -15,16 +15,16 @@ A crash between the steps leaves the key unknown to this process. A backend that
 the key later sees what was stored: a mail that was never acknowledged, or a burnt
 claim. Both are legal.
 
-Invariant: after settle has returned, the answer never changes. True and "ours" mean
-durable.
+Invariant: after find_outcome has returned, the answer never changes. True and "ours"
+mean durable.
 
 Refuses to know: the content of the object except its oid; which key comes next.
 
-Diagnostics: OutcomeUnknown is for `settle`, now or later: the key must stay pending. It
-is also raised if a PUT was refused as existing and the existing object cannot be read,
-or is gone again. put_once raises Unreachable and Refused only if nothing of ours can
-have been stored. A damaged header is "other": the object is not touched, and the caller
-takes another key.
+Diagnostics: OutcomeUnknown is for `find_outcome`, now or later: the key must stay
+pending. It is also raised if a PUT was refused as existing and the existing object
+cannot be read, or is gone again. put_once raises Unreachable and Refused only if
+nothing of ours can have been stored. A damaged header is "other": the object is not
+touched, and the caller takes another key.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def put_once(store: ObjectStore, key: str, data: bytes, oid: Oid, kind: Ki
 
     Returns True if it is stored, and False if somebody else's object, or a burnt claim,
     is under the key. oid: the oid with which data was encoded. Raises: OutcomeUnknown
-    (then call `settle`), Unreachable and Refused (nothing was stored).
+    (then call `find_outcome`), Unreachable and Refused (nothing was stored).
     """
     try:
         await store.put(key, data, kind=kind)
@@ -53,7 +53,7 @@ async def put_once(store: ObjectStore, key: str, data: bytes, oid: Oid, kind: Ki
     return True
 
 
-async def settle(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
+async def find_outcome(store: ObjectStore, key: str, oid: Oid, kind: Kind) -> Outcome:
     """Decide a PUT of unknown outcome, for good.
 
     "ours": it succeeded. "burnt": it never will succeed, the key is lost. "other":

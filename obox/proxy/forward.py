@@ -104,7 +104,7 @@ class Forwarder:
         self.counters = counters or NoCounters()
         self._certificate = certificate
         self._tokens = UsedTokens()
-        self._legs: dict[str, set[asyncio.Transport]] = {}
+        self._legs: dict[str, dict[asyncio.Transport, StorageId]] = {}
         self.random_bytes = random_bytes
         self.sleep = sleep
 
@@ -256,14 +256,30 @@ class Forwarder:
             transport.abort()
         return len(legs)
 
+    def drop_moved(self, owner: Callable[[StorageId], str | None]) -> int:
+        """Close splices whose backend owns the user no longer; returns how many.
+
+        A backend that lives closes these sessions itself; it may have died. owner: the
+        backend of a user; None: not known.
+        """
+        moved = [
+            transport
+            for backend, legs in self._legs.items()
+            for transport, sid in legs.items()
+            if owner(sid) not in (None, backend)
+        ]
+        for transport in moved:
+            transport.abort()
+        return len(moved)
+
     def _leg(self, dialogue: Dialogue, answer: imap.Answer, backend: str, account: Account, remote: str) -> Leg:
         transport, ahead = dialogue.take()
-        legs = self._legs.setdefault(backend, set())
-        legs.add(transport)
+        legs = self._legs.setdefault(backend, {})
+        legs[transport] = account.storage_id
         self.counters.splices(+1)
 
         def ended(from_client: int, to_client: int, reason: str) -> None:
-            legs.discard(transport)
+            legs.pop(transport, None)
             if not legs and self._legs.get(backend) is legs:
                 del self._legs[backend]
             self.counters.splices(-1)

@@ -101,6 +101,10 @@ class LmtpForwarder:
         self._forwarder = forwarder
         self._users = users
 
+    @property
+    def linked(self) -> bool:
+        return bool(self._forwarder.secrets)
+
     async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
         return await self._forwarder.exchange(remote=remote, local=local, tls=tls)
 

@@ -45,6 +45,14 @@ class ViewRouter:
                     self._view.note(kind, key, row)
         return await self.route(sid)
 
+    def owner(self, sid: StorageId) -> str | None:
+        """The backend of a user; None: not known."""
+        try:
+            assigned = self._view.assigned(*self._place(sid))
+        except Unavailable:
+            return None
+        return assigned.backend if assigned is not None else None
+
     def _place(self, sid: StorageId) -> tuple[str, Kind]:
         """The key and kind of the row that says who serves a user."""
         pin = self._view.assigned(sid, Kind.PINS)

@@ -1,6 +1,7 @@
 """A user's mail over bucket, metacache and fscache: what the protocols talk to.
 
-`api` is the contract; `MailStore` keeps it. See docs/flow.md for the order of steps and docs/format.md for the bytes.
+`api` is the contract; `MailStore` keeps it. See docs/flow.md for the order of steps and
+docs/format.md for the bytes.
 """
 
 from ._env import Env, StoreSettings

@@ -1,14 +1,15 @@
-"""Bundles of one box (a mailbox, or a user's root) in the bucket: which there are, reading, writing, clearing away.
+"""The bundles of a box (a mailbox, or a user's root) in the bucket: lists, reads,
+writes and deletes them.
 
-A base is the whole state, a diff everything that changed since its base; a new diff replaces the one before it, so that
-a cold open reads two objects. A bundle's meta names the bundles that it covers: those that no other covers are the
-heads, and the state is the join of the heads. A covered bundle is deleted when the one that covers it has been in the
-bucket for `delete_delay`.
+A base has the whole state. A diff has everything that changed since its base. A new
+diff replaces the diff before it, so that a cold open reads two objects. A bundle's meta
+names the bundles that it covers. Bundles that no other bundle covers are the heads, and
+the state is the join of the heads. A covered bundle is deleted when the bundle that
+covers it has been in the bucket for `delete_delay`.
 
-Invariant: a bundle is PUT before the local copy says so, and nothing that a reader may need is deleted before its
-delay.
-Diagnostics: a bundle that does not decode is `Corrupt` and names its key; the operator rebuilds (`oboxadm
-force-resync`).
+Invariant: a bundle is PUT before the local copy names it. Nothing that a reader may
+need is deleted before its delay. Diagnostics: a bundle that does not decode is
+`Corrupt` and names its key; the operator repairs it (`oboxadm force-resync`).
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ DIFF_SHARE: Final = 4
 """A diff that would be larger than 1/4 of its base becomes a new base."""
 
 DIFF_FREE_BYTES: Final = 16 * 1024
-"""... but a diff below this is always worth it: a base costs the same request and more bytes."""
+"""A diff smaller than this is always written, because a base costs the same request and
+more bytes."""
 
 
 class BundleMeta(msgspec.Struct, omit_defaults=True):
-    """covers: names (the last key element) of the bundles that this one makes superfluous; clean: root only, everything
-    of the user was flushed with it, so that its totals are exact; base: the name of the base that a diff is of."""
+    """covers: names (the last key element) of the bundles that this bundle makes
+    superfluous. clean: only of a root; everything of the user was flushed with it, so
+    its totals are exact. base: the name of the base that a diff belongs to."""
 
     covers: list[str] = []
     clean: bool = False
@@ -48,16 +51,17 @@ class BundleMeta(msgspec.Struct, omit_defaults=True):
 
 @dataclass
 class Loaded:
-    """What the bucket knows of a box: the payloads of its heads, oldest first."""
+    """What the bucket has of a box: the payloads of its heads, oldest first."""
 
     stamp: Stamp
     payloads: list[bytes] = field(default_factory=list)
     merged: bool = False
-    """They are of more than one history."""
+    """Whether they are of more than a single history."""
 
 
 def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
-    """A LIST of a user's bundles, by box; foreign keys are told and left alone."""
+    """Group a LIST of a user's bundles by box. Foreign keys are logged and left
+    alone."""
     boxes: dict[str, list[ObjectInfo]] = {}
     for info in infos:
         try:
@@ -68,8 +72,8 @@ def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
 
 
 class Bundles:
-    """The bundles of one box. stamp: what is known of them; whoever changes it replaces the present one, between two
-    awaits."""
+    """The bundles of a box. stamp: what is known of them. To change it, replace the
+    value between two awaits."""
 
     def __init__(self, env: Env, sid: StorageId, box: str) -> None:
         self.stamp = Stamp()
@@ -80,11 +84,12 @@ class Bundles:
         self._owner = owner_of(self._prefix)
 
     async def listing(self) -> list[ObjectInfo]:
-        """The bundles of the box; foreign objects among them are left alone. Raises Unavailable."""
+        """LIST the bundles of the box, without foreign objects. Raises Unavailable."""
         return by_box(await self._env.listing(self._prefix, kind="index")).get(self._box, [])
 
     async def load(self, infos: list[ObjectInfo]) -> Loaded:
-        """Read the heads among `infos`, this box's part of a LIST. Newest first, so that most are never read."""
+        """Read the heads among `infos`, this box's part of a LIST. It reads the newest
+        first, so that most bundles are never read."""
         parsed = sorted(
             ((parse_bundle_key(info.key), info) for info in infos), key=lambda p: (p[0].version, p[0].writer)
         )
@@ -96,14 +101,17 @@ class Bundles:
         base_of: dict[str, str] = {}
         pending = [(key, info) for key, info in bundles if name_of(info.key) not in covered]
         while pending:
-            wave = pending[-2:]  # a base and its diff, as nearly always; both at once
+            # Nearly always a base and its diff, which are read at the same time.
+            wave = pending[-2:]
             pending = pending[:-2]
             wanted = [(key, info) for key, info in wave if name_of(info.key) not in covered]
             bodies = await self._env.get_all([info.key for _, info in wanted], kind="index")
             for (key, info), body in sorted(zip(wanted, bodies, strict=True), key=lambda p: -p[0][0].version):
                 if name_of(info.key) in covered:
                     continue
-                if body is None:  # covered and deleted since the LIST: what covers it is not in that
+                # Covered and deleted since the LIST, which does not have the covering
+                # bundle.
+                if body is None:
                     raise Unavailable(TRY_LATER)
                 meta, payload = self.decode(info.key, body)
                 covered.update(meta.covers)
@@ -121,7 +129,8 @@ class Bundles:
             heads=names,
             known_at=bases[-1][1].modified if bases else 0.0,
             need_base=need_base,
-            # Since the newest bundle's time: any of them may be the one that covers it, and none is younger.
+            # Use the newest bundle's time. Any of the bundles may cover this object,
+            # and none is younger.
             superseded=tuple((name, newest) for _, info in bundles if (name := name_of(info.key)) not in names),
             segments=segments,
             cached_uid=max((segment_range(name)[1] for name in segments), default=0),
@@ -130,7 +139,7 @@ class Bundles:
         return Loaded(stamp, [payload for _, _, payload in heads], need_base and len(heads) > 1)
 
     def decode(self, key: str, body: bytes) -> tuple[BundleMeta, bytes]:
-        """What a bundle says. Raises Corrupt."""
+        """Decode a bundle. Raises Corrupt."""
         try:
             decoded = self._env.codec.decode(body, self._owner)
             return msgspec.msgpack.decode(decoded.meta, type=BundleMeta), decoded.payload
@@ -138,12 +147,14 @@ class Bundles:
             raise Corrupt(f"index bundle {key} does not decode: {exc}") from exc
 
     async def put(self, form: Form, payload: bytes, *, modseq: int, uidnext: int = 0, clean: bool = False) -> None:
-        """Write one bundle and note what it makes superfluous. Raises Unavailable: nothing is covered then."""
+        """Write a bundle and note what it makes superfluous. Raises Unavailable; then
+        nothing is covered."""
         stamp = self.stamp
         keep = () if form == "base" else stamp.heads[:1]
         covers = [name for name in stamp.heads if name not in keep]
         version = stamp.version + 1
-        self.stamp = replace(stamp, version=version)  # also of a PUT that fails: it may have landed, or land yet
+        # Also after a PUT that fails, because it may have landed or may land later.
+        self.stamp = replace(stamp, version=version)
         key = bundle_key(self._sid, self._box, version, self._env.writer, form)
         kind = ObjectKind.BASE if form == "base" else ObjectKind.DIFF
         covered = [*covers, *_last_of_others(stamp.superseded, self._env.writer)]
@@ -170,9 +181,11 @@ class Bundles:
         self.stamp = stamp
 
     async def put_segment(self, low: int, high: int, payload: bytes) -> None:
-        """Write the fields of the UIDs low..high; segments inside that range are superseded."""
+        """Write the fields of the UIDs low..high. Segments inside that range are
+        superseded."""
         key = bundle_key(self._sid, self._box, low << 32 | high, self._env.writer, "cache")
-        # One that is there already is of an earlier attempt: fields never change, at worst it has fewer.
+        # An existing segment is from an earlier attempt. Fields never change; at worst
+        # it has fewer of them.
         await self._env.put_new(key, ObjectKind.CACHE, b"", payload)
         segments = self.stamp.segments
         inside = [name for name in segments if low <= segment_range(name)[0] and segment_range(name)[1] <= high]
@@ -187,7 +200,8 @@ class Bundles:
         self.stamp = replace(self.stamp, superseded=(*self.stamp.superseded, *((name, now) for name in names)))
 
     async def get_segments(self, names: list[str]) -> list[bytes | None]:
-        """Payloads of cache segments; None for one that is lost or damaged: its fields are made anew."""
+        """Return the payloads of cache segments, None for a lost or damaged segment,
+        whose fields are made again."""
         bodies = await self._env.get_all([self._prefix + name for name in names], kind="index")
         out: list[bytes | None] = []
         for body in bodies:
@@ -198,7 +212,8 @@ class Bundles:
         return out
 
     async def clear(self) -> bool:
-        """Delete what has been superseded for the delay. True if anything was."""
+        """Delete what has been superseded for the delay. Returns True if anything was
+        deleted."""
         limit = self._env.now() - self._env.delete_delay_s
         old = [name for name, since in self.stamp.superseded if since < limit]
         if old:
@@ -208,16 +223,17 @@ class Bundles:
         return bool(old)
 
     async def clear_all(self) -> None:
-        """Delete every bundle of a box that is gone for good."""
+        """Delete every bundle of a box that was deleted."""
         await self.remove(await self.listing())
 
     async def remove(self, infos: Iterable[ObjectInfo]) -> None:
-        """Delete these bundles of a box that is gone for good."""
+        """Delete these bundles of a box that was deleted."""
         await self._env.delete([info.key for info in infos], kind="index")
 
 
 def _last_of_others(superseded: Iterable[tuple[str, float]], writer: str) -> list[str]:
-    """The last base and diff of each other writer among superseded bundles; `_outdone` follows from them."""
+    """Return the last base and diff of each other writer among superseded bundles.
+    `_outdone` follows from them."""
     last: dict[tuple[str, str], str] = {}
     for name, _ in superseded:
         version, other, form = name.split(".")
@@ -227,10 +243,12 @@ def _last_of_others(superseded: Iterable[tuple[str, float]], writer: str) -> lis
 
 
 def _outdone(bundles: list[tuple[BundleKey, ObjectInfo]]) -> set[str]:
-    """Bundles that a later one of their writer covers, though perhaps no bundle that is left says so.
+    """Return bundles that a later bundle of their writer covers, although perhaps no
+    remaining bundle names them.
 
-    Each of a writer's bundles has what its earlier ones had: a base all of it, a diff all since its base. A base names
-    the diff before it and not the diffs before that, which that diff had covered.
+    Each bundle of a writer has what its earlier bundles had: a base has all of it, a
+    diff all since its base. A base names the diff before it and not the diffs before
+    that, which that diff had covered.
     """
     last: dict[tuple[str, str], int] = {}
     for key, _ in bundles:
@@ -244,6 +262,7 @@ def _outdone(bundles: list[tuple[BundleKey, ObjectInfo]]) -> set[str]:
 
 
 def segment_range(name: str) -> tuple[int, int]:
-    """The UIDs that a cache segment holds, out of its name: low and high are its version's two halves."""
+    """Return the UIDs of a cache segment from its name: low and high are the halves of
+    its version."""
     version = int(name[:16], 16)
     return version >> 32, version & 0xFFFFFFFF

@@ -1,11 +1,12 @@
-"""COPY and MOVE (docs/format.md, "COPY, MOVE"). For `user.py`.
+"""COPY and MOVE (docs/format.md, "COPY, MOVE"). `user.py` uses it.
 
-What a claim has said in the bucket becomes visible in one turn of the loop: records, holders, and the expunges of a
-MOVE are one edit. What is made ready before that turn, and what is tidied after it, lets others run. A COPY is all or
-nothing (RFC 9051 §6.4.7), so that the mails of one COPY are limited. A MOVE goes in parts (RFC 6851 §3.3), each of
-which is a MOVE of its own.
+A claim in the bucket becomes visible in a single turn of the loop. Its records, its
+holders and the expunges of a MOVE are one edit. The work before and after that turn
+lets other sessions run. A COPY copies all mails or none (RFC 9051 §6.4.7), so the
+number of mails of a COPY is limited. A MOVE is made in parts (RFC 6851 §3.3), and each
+part is a complete MOVE.
 
-Refuses to know: protocols.
+This module knows no protocols.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from .stage import Edit
 from .turn import Turn
 
 COPY_MAX: Final = 250_000
-"""Mails of one COPY, which all become visible in one turn of the loop: 40 ms. A client that is told so copies them in
-parts."""
+"""Mails of a COPY. They all become visible in a single turn of the loop, which takes 40
+ms. A client that gets this limit as an error copies the mails in parts."""
 
 
 class Copier(Owner, Protocol):
-    """The user, as a COPY sees it."""
+    """What a COPY needs of the user."""
 
     quota: Quota
 
@@ -63,7 +64,8 @@ async def copy(user: Copier, source: Index, uids: UidArray, name: str) -> Copied
 
 
 async def move(user: Copier, source: Index, uids: UidArray, name: str) -> Copied:
-    """See `api.User.copy`. What refuses the whole does so before the first part."""
+    """See `api.User.copy`. Everything that can refuse the whole MOVE is checked before
+    the first part."""
     entry = user.entry(name)
     done: list[tuple[UidArray, UidArray]] = []
     failure: OboxError | None = None
@@ -95,15 +97,16 @@ async def move(user: Copier, source: Index, uids: UidArray, name: str) -> Copied
 async def _copy(
     user: Copier, source: Index, target: Index, uids: UidArray, room: Room | None
 ) -> tuple[UidArray, UidArray]:
-    """Claim, journal, then both mailboxes; not to be cut short.
+    """Write the claim, the journal, and then both mailboxes. It must not be cancelled.
 
-    room: what a COPY has taken of the quota; None: a MOVE, which needs none.
+    room: what a COPY has reserved of the quota; None for a MOVE.
     """
     move, until = room is None, user.env.clock() + ANSWER_S
     releasing: dict[Guid, Index] = await source.homes(uids) if move else {}
     holding = {target.guid: target}
     while True:
-        uids = uids[source.state.positions(uids)[1]]  # what was expunged meanwhile is not copied
+        # Mails that were expunged meanwhile are not copied.
+        uids = uids[source.state.positions(uids)[1]]
         if len(uids) == 0:
             return uids, uids
         rows = rows_for_copy(source, target, uids)
@@ -129,7 +132,7 @@ async def _copy(
 
         slot.elsewhere = elsewhere
         slot.also = None if room is None else room.end
-        target.slots.settle(slot, "landed", delta)
+        target.slots.resolve(slot, "landed", delta)
         if await slot.done:
             break
     target.require_there()
@@ -142,13 +145,13 @@ async def _copy(
 
 
 def rows_for_copy(source: Index, target: Index, uids: UidArray) -> Rows:
-    """The records that a COPY makes in `target`, without UIDs and modseqs yet.
+    """Return the records that a COPY makes in `target`, without UIDs and MODSEQs yet.
 
-    Raises Limit when `target` has no room for their keywords.
+    Raises Limit if `target` has no room for their keywords.
     """
     state = source.state
     rows = state.rows(state.positions(uids)[0])
-    guids = [*state.homes, source.guid]  # -1, the source itself, is the last
+    guids = [*state.homes, source.guid]  # -1 is the source itself, which is the last
     used = {guids[home] for home in np.flatnonzero(np.bincount(rows.home + 1)) - 1}
     rows.homes = sorted(used - {target.guid})
     numbers = {guid: number for number, guid in enumerate(rows.homes)}
@@ -161,13 +164,15 @@ def rows_for_copy(source: Index, target: Index, uids: UidArray) -> Rows:
 
 
 def _flags_on(stamps: dict[str, Any]) -> dict[str, Any]:
-    """1 where a mail has the flag; only flags that some mail has."""
+    """Return a column for each flag that some mail has: 1 where the mail has the
+    flag."""
     on = {flag: column & np.uint64(1) for flag, column in stamps.items()}
     return {flag: column for flag, column in on.items() if column.any()}
 
 
 def held_by(rows: Rows, guid: Guid) -> dict[Guid, Holders]:
-    """The objects that records of a mailbox share, as the holders of the mailboxes that have these objects."""
+    """Return the holders that records of a mailbox mean for the mailboxes that have the
+    shared objects."""
     found: dict[Guid, Holders] = {}
     for home, (uids, home_uids) in by_home(rows.uid, rows.home, rows.home_uid, guid, rows.homes).items():
         found[home] = Holders()
@@ -176,7 +181,8 @@ def held_by(rows: Rows, guid: Guid) -> dict[Guid, Holders]:
 
 
 async def copy_fields(env: Env, source: Index, target: Index, uids: UidArray, new: UidArray) -> None:
-    """Give the copies the ready fields of their originals, as far as they are local; others run meanwhile."""
+    """Copy the ready fields of the originals, as far as they are local. Other sessions
+    run meanwhile."""
     sid, turn = source.user.storage_id, Turn(env.clock)
     for at in range(0, len(uids), FIELDS_STEP):
         if target.deleted:

@@ -1,8 +1,10 @@
-"""Opening a mailbox: from the local copy, from the bundles, and by LIST what no bundle knows.
+"""Opens a mailbox: from the local copy, from the bundles, and by a LIST for mails that
+no bundle has.
 
-One LIST from `uidnext` names every mail and claim that was written since, in UID order. A UID below a listed one that
-has no object may still be on its way from a writer that is frozen: it is burnt (an empty object under its key), so that
-it can never appear later. A mail inside the range of a lower claim is void.
+A LIST from `uidnext` names every mail and claim that was written since, in UID order.
+If a UID below a listed UID has no object, a suspended writer may still send its PUT. So
+the UID is burnt (an empty object under its key), and a mail can never appear there
+later. A mail inside the range of a lower claim is void.
 """
 
 from __future__ import annotations
@@ -35,37 +37,41 @@ from .turn import Turn
 log = structlog.get_logger()
 
 PREFIX_BYTES: Final = 4096
-"""Read of each new mail: its header and meta, in one request."""
+"""Bytes that are read of each new mail: its header and meta, in a single request."""
 
 HOLES_MAX: Final = 10_000
-"""Undecided UIDs that one open burns; more are a sign of something else and left to `oboxadm rebuild`."""
+"""Undecided UIDs that an open may burn. More of them mean another problem, for which
+`oboxadm rebuild` is needed."""
 
 HOLE_PAUSES_S: Final = (0.01, 0.03, 0.06, 0.1, 0.2)
-"""Between LISTs that wait for another writer's PUTs, before the UIDs that they leave free are burnt: a PUT that is on
-its way lands meanwhile, and one of a writer that is gone is not waited for long. They begin anew when some of the UIDs
-have been filled: a writer that PUTs many mails as one group."""
+"""Pauses between LISTs that wait for another writer's PUTs, before free UIDs are burnt.
+A PUT that is under way lands meanwhile, and a writer that is gone is not waited for
+long. The pauses begin again when some of the UIDs have been filled, because the writer
+may PUT many mails as a group."""
 
 HOLES_S: Final = 5.0
-"""But not after so long: our own senders wait, for 15 s at most."""
+"""Limit of this wait, because our own senders wait, for 15 s at most."""
 
 
 async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
     """See `Mailbox.load`."""
     env, user = mailbox.env, mailbox.user
     assignment = mailbox.assignment
-    worth, fragments = mailbox.load_copy(made_here=mailbox.guid in user.born)
+    worth, fragments = mailbox.load_copy(made_here=mailbox.guid in user.created_here)
     found = Found.NOTHING
     if worth is Trust.NEW:
-        user.born.discard(mailbox.guid)
+        user.created_here.discard(mailbox.guid)
         return mailbox.compared(assignment, listed=env.now())
     if worth is not Trust.TRUSTED:
         unflushed = mailbox.change is not Change.NONE
         found = await mailbox.catch_up(worth, await mailbox.bundles.listing() if infos is None else infos)
-        told = mailbox.guid in user.told
+        journaled = mailbox.guid in user.journaled
         if worth is Trust.COMPARE:
-            user.told.discard(mailbox.guid)
-        if unflushed and not told and not assignment.covers(mailbox.stamp):
-            mailbox.restate()  # the journal of the life before may not have it, and ours will speak of higher UIDs
+            user.journaled.discard(mailbox.guid)
+        if unflushed and not journaled and not assignment.covers(mailbox.stamp):
+            # The journal of the boot before may not have it, and ours will have higher
+            # UIDs.
+            mailbox.restate()
     pending, turn = [*fragments, *pending], Turn(env.clock)
     for data in pending:
         if turn.over():
@@ -79,14 +85,15 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
             mailbox.count_unflushed()
         return
     deltas, _, _ = await discover(mailbox, [])
-    ahead = user.root.ahead
-    behind = ahead > max((high for _, high in state.gaps), default=0)
+    floor = user.root.modseq_floor
+    behind = floor > max((high for _, high in state.gaps), default=0)
     if merged or (behind and (state.uidnext > 1 or deltas)):
         edit = user.edit()
-        edit.add_loading(mailbox, state.takeover_delta(max(ahead, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
+        edit.add_loading(mailbox, state.takeover_delta(max(floor, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
         user.log.stage(edit)
     for delta in deltas:
-        # The journal will soon speak of higher UIDs: it has these too, so that no LIST begins this low again.
+        # The journal will soon have higher UIDs. It gets these too, so that no LIST
+        # begins this low again.
         edit = _found(mailbox, delta)
         edit.add_loading(mailbox, delta, Change.UNIMPORTANT)
         user.log.stage(edit)
@@ -98,8 +105,8 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
 
 
 def _found(mailbox: Index, delta: Delta) -> Edit:
-    """Give a delta that LIST has found its modseq. Returns an edit with what it means for other mailboxes, to which
-    the caller adds the delta."""
+    """Give a delta that LIST has found its MODSEQ. Returns an edit with its effects on
+    other mailboxes, to which the caller adds the delta."""
     give_modseq(delta, mailbox.state.next_modseq(mailbox.env.now_ms()))
     edit = mailbox.user.edit()
     if delta.rows is not None:
@@ -108,12 +115,14 @@ def _found(mailbox: Index, delta: Delta) -> Edit:
 
 
 async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = ()) -> tuple[list[Delta], int, int]:
-    """LIST from `uidnext` and say what was written there, in UID order, the UIDNEXT that follows, and the highest UID
-    that was listed.
+    """LIST from `uidnext`. Returns the deltas that were found in UID order, the UIDNEXT
+    that follows, and the highest listed UID.
 
-    Taken in is what the first LIST showed, and what follows it without a hole: another that writes on has holes above
-    at any time, and would hold us for ever. ours: our own slots in flight, which are left out. pauses: so often and so
-    long another writer is given time to fill its holes, before they are burnt. Raises Unavailable.
+    It takes what the first LIST showed, and what follows without a free UID. Another
+    active writer always has free UIDs above that, so waiting for it would never end.
+    ours: our own slots in flight, which are left out. pauses: how often and how long
+    another writer gets time to fill its free UIDs, before they are burnt. Raises
+    Unavailable.
     """
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     start = mailbox.state.uidnext
@@ -137,7 +146,7 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
         deltas, end, holes = await read_listed(mailbox, start, found, skip, bodies)
         holes = holes[:HOLES_MAX]
         if len(holes) < left and waited < HOLES_S:
-            waits = iter(pauses)  # their writer is at work
+            waits = iter(pauses)  # their writer still writes
         left = len(holes)
         wait = next(waits, None) if holes else None
         if wait is not None:
@@ -163,9 +172,11 @@ def first_uid(delta: Delta) -> int:
 async def read_listed(
     mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int], bodies: dict[int, bytes | None]
 ) -> tuple[list[Delta], int, list[int]]:
-    """Read the headers of what was listed; returns deltas, UIDNEXT, and the UIDs that nothing decides.
+    """Read the headers of listed objects. Returns deltas, UIDNEXT, and the UIDs that
+    are undecided.
 
-    bodies: what has been read already, and is read now.
+    bodies: the objects that have been read before, to which it adds those that it
+    reads.
     """
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     wanted = [uid for uid, size in sorted(found.items()) if size and uid not in skip and uid not in bodies]
@@ -198,10 +209,11 @@ async def read_listed(
 
 
 async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int]:
-    """What the object under a UID says: one mail, or a claim of a range.
+    """Return the delta of the object under a UID: a mail, or a claim of a range.
 
-    A damaged one, or one that belongs to another user, mailbox or UID, is skipped, logged and never deleted. Raises
-    Corrupt when its key is not configured, or its format newer.
+    An object that is damaged, or belongs to another user, mailbox or UID, is skipped,
+    logged and never deleted. Raises Corrupt if its key is not configured, or its format
+    is newer.
     """
     env = mailbox.env
     key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
@@ -229,12 +241,13 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
         raise Corrupt("a mail was written by a newer obox") from exc
     except (CorruptObject, Corrupt, ShortPrefix, ValueError) as exc:
         log.error("mail object does not decode, left alone", user=mailbox.user.name, key=key, error=str(exc))
-        # Noted as cleared: nothing ever deletes it.
+        # It is noted as cleared, so that nothing ever deletes it.
         return Delta(claims={uid: CLAIM_PURGED}, uidnext=uid + 1), 1
 
 
 async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
-    """See `Mailbox.recheck`. Where nobody else has written nothing is to be uploaded afterwards."""
+    """See `Mailbox.recheck`. If no other backend has written, nothing needs an upload
+    afterwards."""
     assignment = mailbox.assignment
     async with mailbox.flushing:
         found = await mailbox.take_bundles(infos, renew=True)
@@ -248,7 +261,8 @@ async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
 
 
 async def refresh(mailbox: Index) -> None:
-    """After a UID was lost to another writer: take in what it wrote, then let our own mails stand or try again."""
+    """Join what another writer wrote, after a UID was lost to it. Then show our own
+    mails, or let them try again."""
     while True:
         try:
             deltas, uidnext, seen = await discover(mailbox, mailbox.slots.in_flight(), HOLE_PAUSES_S)
@@ -260,7 +274,7 @@ async def refresh(mailbox: Index) -> None:
         (uid, uid + count)
         for delta in deltas
         for uid, count in delta.claims.items()
-        if delta.rows is not None or count > 1  # else it is a burnt UID
+        if delta.rows is not None or count > 1  # otherwise it is a burnt UID
     ]
     lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
     lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}
@@ -270,7 +284,7 @@ async def refresh(mailbox: Index) -> None:
     deltas.reverse()
 
     def show(until: int) -> None:
-        """All that is settled up to a UID, in one go."""
+        """Show all that is resolved up to a UID, in a single turn."""
         while deltas and first_uid(deltas[-1]) <= until:
             _show(mailbox, deltas.pop())
         mailbox.slots.show(until, lambda slot: slot.uid in lost)
@@ -279,15 +293,18 @@ async def refresh(mailbox: Index) -> None:
         if slot.fate == "orphan" and slot.uid not in lost:
             show(slot.uid - 1)
             edit = mailbox.user.edit()
-            edit.tell_journal(mailbox.guid, mailbox.taken_back(slot))
+            edit.add_journal_only(mailbox.guid, mailbox.taken_back(slot))
             mailbox.user.log.stage(edit)
-            await _journaled(mailbox)  # whoever finds the object by LIST must know before a higher UID shows
+            # Other readers that LIST the object must learn this before a higher UID is
+            # visible.
+            await _journaled(mailbox)
     show(uidnext)
     mailbox.slots.refreshed(uidnext, seen, others)
 
 
 def _is_anothers(state: State, slot: Slot) -> bool:
-    """A UID in flight that the state has come to know meanwhile, by the bundles of another writer, and not as ours."""
+    """Whether the state has got a UID in flight from another writer's bundle, so that
+    it is not ours."""
     if slot.uid >= state.uidnext or slot.delta is None or slot.delta.rows is None:
         return False
     position = state.position(slot.uid)
@@ -295,14 +312,14 @@ def _is_anothers(state: State, slot: Slot) -> bool:
 
 
 def _show(mailbox: Index, delta: Delta) -> None:
-    """Make visible what LIST has found."""
+    """Make visible what a LIST has found."""
     edit = _found(mailbox, delta)
     edit.add(mailbox, delta, Change.UNIMPORTANT)
     mailbox.user.log.stage(edit)
 
 
 async def _journaled(mailbox: Index) -> None:
-    """Wait, however long, until what was shown is in the bucket."""
+    """Wait, however long, until visible changes are in the bucket."""
     while True:
         try:
             return await mailbox.user.journal.sync()

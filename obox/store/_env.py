@@ -1,7 +1,9 @@
-"""What every part of the store shares: the bucket with errors translated, the codec, the caches, time and chance.
+"""What every part of the store shares: the bucket with translated errors, the codec,
+the caches, clocks and randomness.
 
-The one place where storage errors become the closed set: transient ones `Unavailable`, refusals `Unavailable` too (a
-client can do nothing about a bucket's policy), missing objects None or `NotFound`, damaged ones `Corrupt`.
+Only this module translates storage errors to `obox.errors`. Transient errors become
+`Unavailable`, and so do refusals, because a client cannot change a bucket's policy.
+Missing objects become None or `NotFound`, and damaged objects `Corrupt`.
 """
 
 from __future__ import annotations
@@ -30,22 +32,26 @@ from .stamp import Assignment
 log = structlog.get_logger()
 
 GETS_AT_ONCE: Final = 16
-"""Requests in flight for one caller: enough to hide the bucket's latency, few enough to leave room for others."""
+"""Requests in flight for a single caller: enough to hide the bucket's latency, and few
+enough to leave capacity for others."""
 
 OPEN_S: Final = 10.0
-"""How long a session waits for its user: a few small requests, of which each may take the bucket's deadline. The
-opening goes on meanwhile; who tries again finds it further."""
+"""How long a session waits for its user. Opening takes a few small requests, each of
+which may take the bucket's deadline. The opening continues after that, so a client that
+tries again waits less."""
 
 ANSWER_S: Final = 15.0
-"""How long a session waits for a change: its mailbox loaded, its mail landed, the lower UIDs decided. What is under way
-then comes to its end unacknowledged."""
+"""How long a session waits for a change: until its mailbox is loaded, its mail has
+landed, and lower UIDs are resolved. Work under way completes after that, but is not
+acknowledged."""
 
 TRY_LATER: Final = "the storage does not answer; try again later"
 
 
 @asynccontextmanager
 async def answer_within(seconds: float) -> AsyncIterator[None]:
-    """A block that raises Unavailable when it takes longer. What must not be cut short runs as a task, shielded."""
+    """Raise Unavailable if the block takes longer. Work that must not be cancelled runs
+    as a shielded task."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -55,7 +61,7 @@ async def answer_within(seconds: float) -> AsyncIterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """What the store is told by the configuration; sizes in bytes, times in seconds."""
+    """Settings of the store. Sizes are in bytes, times in seconds."""
 
     backend: str
     durability: Literal["local", "bucket"] = "local"
@@ -74,20 +80,21 @@ class StoreSettings:
         ("Archive", "\\Archive"),
     )
     idle_s: float = 60.0
-    """A mailbox without sessions leaves memory after this."""
+    """A mailbox without sessions is unloaded from memory after this time."""
     forced_refresh_interval_s: float = 8 * 3600.0
     refresh_index_once_after: float = 0.0
     rescan_mails_once_after: float = 0.0
     flush_at: str = ""
     """Local time of day, HH:MM."""
     autofix_storage: bool = False
-    """Where the caller of a read does not say: a lost mail is looked for once more, and expunged if it is gone."""
+    """Default of reads: a lost mail is looked for again, and expunged if it is gone."""
     lost_mailbox_prefix: str = "recovered-lost-folder-"
 
 
 @dataclass(slots=True)
 class Env:
-    """Shared by all users of one store. now: unix seconds; clock: seconds that count suspend; random_bytes: chance."""
+    """Shared by all users of a store. now: unix seconds. clock: seconds of a clock that
+    also runs during suspend. random_bytes: source of randomness."""
 
     bucket: ObjectStore
     codec: Codec
@@ -110,8 +117,8 @@ class Env:
         self.undecided = EveryMinute(self.clock)
 
     def keep(self, sid: str, box: str, write: Callable[[Metacache], None]) -> None:
-        """Stage a write of a box's local copy. Where that fails the copy is dropped: none is better than a wrong
-        one."""
+        """Stage a write of a box's local copy. If it fails, the copy is dropped,
+        because no copy is better than a wrong copy."""
         try:
             write(self.metacache)
         except MetacacheError as exc:
@@ -119,8 +126,9 @@ class Env:
             log.warning("local copy not written, dropped", storage_id=sid, box=box, error=str(exc))
             self.metacache.drop(sid, box)
 
-    async def settle(self) -> bool:
-        """Commit what is staged; False if not all of it can be written now: the rest stays in memory."""
+    async def commit_staged(self) -> bool:
+        """Commit what is staged. Returns False if a part cannot be written now; it
+        stays in memory."""
         try:
             await self.metacache.commit()
         except MetacacheError as exc:
@@ -134,7 +142,7 @@ class Env:
         return self.settings.delete_delay_s
 
     def assignment(self, sid: str) -> Assignment:
-        """Under which this backend has a user; see `owned`."""
+        """Return the assignment under which this backend has a user; see `owned`."""
         settings, now = self.settings, self.now()
         once = settings.refresh_index_once_after
         forced = settings.forced_refresh_interval_s
@@ -142,7 +150,8 @@ class Env:
         return Assignment(self.owned.generation_of(sid), since)
 
     def must_rescan(self, listed: float) -> bool:
-        """Whether a mailbox whose mails were LISTed at `listed` (unix seconds) is to be LISTed again."""
+        """Whether a mailbox whose mails were LISTed at `listed` (unix seconds) must be
+        LISTed again."""
         return listed < self.settings.rescan_mails_once_after <= self.now()
 
     def now_ms(self) -> int:
@@ -168,7 +177,7 @@ class Env:
             raise self.unavailable("list", prefix, exc) from exc
 
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes | None:
-        """The object's bytes, None if there is none."""
+        """Return the object's bytes, or None if it does not exist."""
         try:
             return await self.bucket.get(key, kind=kind, start=start, end=end)
         except Missing:
@@ -177,7 +186,7 @@ class Env:
             raise self.unavailable("get", key, exc) from exc
 
     async def get_all(self, keys: Sequence[str], *, kind: Kind, end: int | None = None) -> list[bytes | None]:
-        """Several at once, in order."""
+        """GET several objects in parallel. The results are in order."""
         if len(keys) == 1:
             return [await self.get(keys[0], kind=kind, end=end)]
         gate = asyncio.Semaphore(GETS_AT_ONCE)
@@ -189,9 +198,11 @@ class Env:
         return list(await asyncio.gather(*(one(key) for key in keys)))
 
     async def put_new(self, key: str, kind: ObjectKind, meta: bytes, payload: bytes) -> bool:
-        """Encode and PUT an object under a key that is ours alone (a bundle); False if there is one already.
+        """Encode and PUT an object under a key that only we use (a bundle). Returns
+        False if it exists already.
 
-        Raises Unavailable: it may be there, or come yet, and that key must not be used again.
+        Raises Unavailable; then the object may exist, now or later, and the key must
+        not be used again.
         """
         oid, owner = self.new_oid(), owner_of(key)
         if len(payload) > 64 * 1024:

@@ -1,13 +1,17 @@
-"""Uploading a mailbox's index (docs/format.md, "Flush").
+"""Uploads a mailbox's index (docs/format.md, "Flush").
 
 Steps; the commit point is 2:
- 1. under the mailbox's flush lock, in one go on the loop: note the journal's position, encode what has changed since
+ 1. under the mailbox's flush lock, in a single turn of the loop: note the journal's
+   position, encode what has changed since
     the base (or everything); the journal has all of it before the next step;
  2. PUT the bundle;
- 3. local copy: its stamp names the bundle, its change mark is cleared if nothing came meanwhile;
- 4. the journal is told what is covered; cached fields follow as a segment when there are enough;
+ 3. local copy: its stamp names the bundle, and its change mark is cleared if no change
+   came meanwhile;
+ 4. the journal learns what is covered; cached fields follow as a segment if there are
+   enough;
  5. objects and bundles that have been superfluous for `delete_delay` are deleted.
-A crash after 2 leaves a bundle that covers what the journal still says: joined again, nothing changes.
+A crash after 2 leaves a bundle that covers changes which the journal still has. To join
+them again changes nothing.
 """
 
 from __future__ import annotations
@@ -25,27 +29,31 @@ from .index import Index
 from .mails.purge import garbage, purge
 
 SEGMENT_MAILS_MIN: Final = 100
-"""New mails before their ready fields are uploaded beside an index flush: a hundredth of a request a mail."""
+"""New mails after which their ready fields are uploaded with a flush. It costs a
+hundredth of a request for each mail."""
 
 SEGMENT_MAILS_MAX: Final = 2000
-"""Mails in one segment: about 1 MiB, some 300 KiB compressed."""
+"""Mails in a segment. It has about 1 MiB, some 300 KiB compressed."""
 
 CARRIED_BYTES_MAX: Final = 16 * 1024
-"""A fragment that goes into the journal again instead of into a bundle: an hour's object has room for many."""
+"""Largest fragment that is carried forward in the journal instead of being written as a
+bundle. An object of an hour has room for many."""
 
 CARRIED_S_MAX: Final = 86400.0
-"""A day: then a bundle is cheaper than the journal objects that carry a few mails of a quiet backend."""
+"""How long changes may be carried forward. After a day, a bundle is cheaper than the
+journal objects that carry a few mails of a quiet backend."""
 
 KEYWORD_FORGET_S: Final = 30 * 86400.0
-"""A keyword that no mail has had for so long is left out of a base. Two writers who do not know of each other for
-longer may find it on a mail again from which one of them had removed it."""
+"""A keyword that no mail has had for this time is left out of a base. If two writers do
+not know of each other for longer, a removed keyword may come back on a mail."""
 
 SEGMENTS_MERGED: Final = 8
-"""Small segments that are merged into one."""
+"""Number of small segments that are merged into a larger segment."""
 
 
 async def flush(mailbox: Index, *, everything: bool) -> bool:
-    """See `Mailbox.flush`. Raises Unavailable: nothing is lost, the next one tries again."""
+    """See `Mailbox.flush`. Raises Unavailable; nothing is lost then, and the next flush
+    tries again."""
     async with mailbox.flushing:
         mailbox.user.require_there()
         if _forgotten(mailbox):
@@ -64,7 +72,8 @@ async def flush(mailbox: Index, *, everything: bool) -> bool:
 
 
 def _forgotten(mailbox: Index) -> bool:
-    """Whether the mailbox was deleted and cleared: what a journal still said of it is no reason for another bundle."""
+    """Whether the mailbox was deleted and cleared. Then changes in a journal are no
+    reason for another bundle."""
     if not mailbox.cleared:
         return False
     user, guid = mailbox.user, mailbox.guid
@@ -75,7 +84,8 @@ def _forgotten(mailbox: Index) -> bool:
 
 
 async def carry(mailbox: Index) -> None:
-    """See `Mailbox.carry`. More than a few new mails, or a large fragment, make a bundle instead."""
+    """See `Mailbox.carry`. More than a few new mails, or a large fragment, are written
+    as a bundle instead."""
     async with mailbox.flushing:
         stamp, user = mailbox.stamp, mailbox.user
         user.require_there()
@@ -104,7 +114,8 @@ async def _flush_index(mailbox: Index) -> None:
     base, payload, diff_max = stamp.base_next, b"", max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE)
     if not base:
         diff = state.extract(stamp.base_modseq)
-        base = diff.least_bytes > diff_max  # which is known without the encoding of a mailbox's worth of records
+        # This is known without encoding all records of the mailbox.
+        base = diff.least_bytes > diff_max
         payload = b"" if base else diff.encode()
     forgotten: list[str] = []
     long_ago = int((mailbox.env.now() - KEYWORD_FORGET_S) * 1000)
@@ -118,7 +129,9 @@ async def _flush_index(mailbox: Index) -> None:
 
     await mailbox.upload("base" if base else "diff", payload, landed=landed)
     await mailbox.drop_fields(gone)
-    mailbox.save_stamp()  # now: a copy that is read again must not write under this version once more
+    # Saved now, because a copy that is loaded again must not write under this version
+    # again.
+    mailbox.save_stamp()
     await purge(mailbox, old)
 
 
@@ -141,7 +154,8 @@ def _uncached(mailbox: Index) -> int:
 
 
 async def _flush_fields(mailbox: Index) -> bool:
-    """Upload the ready fields of mails that no segment holds; merge small neighbours."""
+    """Upload the ready fields of mails that no segment has. Merge small consecutive
+    segments."""
     uids = mailbox.state.uids
     todo = uids[np.searchsorted(uids, mailbox.stamp.cached_uid, side="right") :].tolist()
     for at in range(0, len(todo), SEGMENT_MAILS_MAX):
@@ -157,7 +171,7 @@ async def _flush_fields(mailbox: Index) -> bool:
 
 
 def _local(mailbox: Index, spans: list[tuple[int, int]]) -> list[bytes | None]:
-    """Records of live mails in these ranges that the local copy has."""
+    """Return the records of live mails in these ranges that the local copy has."""
     uids = mailbox.state.uids
     inside = uids[np.searchsorted(uids, spans[0][0]) : np.searchsorted(uids, spans[-1][1], side="right")].tolist()
     return mailbox.env.metacache.get_fields(mailbox.user.storage_id, mailbox.guid, inside)

@@ -1,17 +1,18 @@
-"""Work that is tried until it succeeds, each piece for itself.
+"""Jobs that are tried again until they succeed, independently of each other.
 
-Theory of operation. A job has a name: its kind, a user and a mailbox. One that fails waits before the
-next attempt, longer each time, and nobody else waits for it:
+Theory of operation. A job has a name: its kind, a user and a mailbox. A job that fails
+waits before the next attempt, longer each time. Other jobs do not wait for it:
 
     idle --start--> running --done--> idle
                        |
                        +--failed--> waiting --its time has come, start--> running
 
-A failure that only says that the bucket does not answer is logged once a minute for all jobs. Every
-other failure is logged with the job's name. `failing` lists what waits, for metrics and operators.
+Failures because the bucket does not answer are logged once a minute for all jobs. Every
+other failure is logged with the job's name. `failing` has the waiting jobs, for metrics
+and operators.
 
-Invariant: a job runs at most once at a time, at most `at_once` jobs run, and no failure leaves here.
-Refuses to know: what a job does.
+Invariant: a job runs at most once at a time, at most `at_once` jobs run, and no failure
+leaves here. This module does not know what a job does.
 """
 
 from __future__ import annotations
@@ -30,19 +31,22 @@ from ._once import EveryMinute
 log = structlog.get_logger()
 
 FIRST_DELAY_S: Final = 5.0
-"""After the first failure; doubled with each further one."""
+"""Delay after the first failure. It doubles with each further failure."""
 
 UNAVAILABLE_DELAY_S_MAX: Final = 20.0
-"""While the bucket does not answer: what waits goes on soon after it does."""
+"""Longest delay while the bucket does not answer, so that jobs continue soon after it
+answers."""
 
 DELAY_S_MAX: Final = 600.0
-"""For a job that fails by itself: rarely enough that a damaged mailbox costs nothing."""
+"""Longest delay of a job that fails for another reason. It is so long that a damaged
+mailbox costs nothing."""
 
 Kind = Literal["flush", "carry", "unload", "sweep", "adopt", "unflushed", "journal"]
 
 
 class Job(NamedTuple):
-    """user: a storage id; mailbox: a GUID, `root`, or "" for all of the user's."""
+    """user: a storage id. mailbox: a GUID, `root`, or "" for all of the user's
+    mailboxes."""
 
     kind: Kind
     user: str = ""
@@ -51,7 +55,7 @@ class Job(NamedTuple):
 
 @dataclass(slots=True)
 class Failure:
-    """Why a job waits. next_at: by the jobs' clock, in seconds."""
+    """Why a job waits. next_at: seconds of the jobs' clock."""
 
     attempts: int
     error: str
@@ -68,7 +72,7 @@ class Jobs:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         at_once: int,
     ) -> None:
-        """clock: seconds; spawn: runs a task that outlives the caller."""
+        """clock: seconds. spawn: runs a task that outlives the caller."""
         self._clock = clock
         self._spawn = spawn
         self._gate = asyncio.Semaphore(at_once)
@@ -94,7 +98,8 @@ class Jobs:
             self._spawn(self._run(job, work))
 
     async def attempt(self, job: Job, work: Callable[[], Awaitable[object]]) -> bool:
-        """Run a job here. True once it has succeeded; False if it failed, runs or waits."""
+        """Run a job in the present task. Returns True if it succeeded, and False if it
+        failed, runs or waits."""
         if not self.ready(job):
             return False
         self._running.add(job)
@@ -102,7 +107,7 @@ class Jobs:
         return job not in self.failing
 
     def check(self, job: Job, work: Callable[[], object]) -> None:
-        """The same for work that awaits nothing."""
+        """Run a job that awaits nothing."""
         if not self.ready(job):
             return
         try:
@@ -113,12 +118,12 @@ class Jobs:
             self.failing.pop(job, None)
 
     def forget(self, user: str) -> None:
-        """Drop what waits of a user that has been deleted."""
+        """Drop waiting jobs of a user that has been deleted."""
         for job in [job for job in self.failing if job.user == user]:
             del self.failing[job]
 
     def figures(self) -> Mapping[str, float]:
-        """For metrics, by kind."""
+        """Return numbers for metrics, by kind."""
         failing = Counter(job.kind for job in self.failing)
         return {
             **{f"upkeep_{kind}_failing": failing[kind] for kind in get_args(Kind)},

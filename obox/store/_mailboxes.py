@@ -1,4 +1,4 @@
-"""Making, renaming, deleting and listing mailboxes. For `user.py`."""
+"""Creates, renames, deletes and lists mailboxes. `user.py` uses it."""
 
 from __future__ import annotations
 
@@ -25,30 +25,31 @@ from .stamp import Stamp, name_of
 log = structlog.get_logger()
 
 MAILBOXES_MAX: Final = 10_000
-"""Mailboxes of one user: the root bundle is read whole at a cold login."""
+"""Mailboxes of a user. The root bundle is read as a whole at a cold login."""
 
 
 class Lister(Owner, Protocol):
-    """The user, as whoever changes its list of mailboxes sees it."""
+    """What a change of the list of mailboxes needs of the user."""
 
     def fresh(self, entry: MailboxEntry) -> Index:
-        """A mailbox that was made just now."""
+        """Return a mailbox that was created just now."""
 
     def forget(self, guid: Guid) -> None:
-        """A mailbox has been cleared: memory and local copy let go of it."""
+        """Drop a cleared mailbox from memory and local copies."""
 
     async def change_root(self, delta: RootDelta, edit: Edit | None = None) -> None:
-        """Take a change of the list in, with an edit that it belongs to; in the bucket on return."""
+        """Stage a change of the list, with an edit that belongs to it. It is in the
+        bucket on return."""
 
 
 class Maker(Lister, Protocol):
-    """The user, as whoever makes and deletes its mailboxes by name sees it."""
+    """What creating and deleting a mailbox by name needs of the user."""
 
     def entry(self, name: str) -> MailboxEntry:
         """Raises NotFound."""
 
     async def move_all(self, source: Index, name: str) -> None:
-        """Move all mails of a mailbox to another one."""
+        """Move all mails of a mailbox to another mailbox."""
 
 
 def infos(root: Root) -> list[MailboxInfo]:
@@ -69,7 +70,8 @@ def infos(root: Root) -> list[MailboxInfo]:
 
 
 async def first(user: Lister) -> bool:
-    """Write the first root bundle of a new user under its fixed name; False if another backend was first."""
+    """Write the first root bundle of a new user under its fixed name. Returns False if
+    another backend was first."""
     env = user.env
     now = env.now_ms()
     validity = now // 1000
@@ -91,13 +93,14 @@ async def first(user: Lister) -> bool:
         raise env.unavailable("put", key, exc) from exc
     user.root.join(delta)
     user.rootbox.stamp = Stamp(heads=(name_of(key),), need_base=False)
-    user.born = {Guid(entry.guid) for entry in entries}
+    user.created_here = {Guid(entry.guid) for entry in entries}
     log.info("user made", user=user.name, storage_id=user.storage_id)
     return True
 
 
 def _check_count(names: list[str]) -> None:
-    """Levels without a mailbox count: LIST has a line for each. Raises Limit."""
+    """Check the number of names. Levels without a mailbox count, because LIST has a
+    line for each. Raises Limit."""
     if len(names) > MAILBOXES_MAX or len(with_children(names).union(names)) > MAILBOXES_MAX:
         raise Limit(f"a user has at most {MAILBOXES_MAX} mailboxes, levels above them counted")
 
@@ -132,8 +135,8 @@ def _new_entry(user: Maker, name: str, special_use: str = "") -> MailboxEntry:
 
 
 async def delete(user: Maker, name: str) -> None:
-    """See `api.User.delete`: all mails expunged, the name gone; the index stays hidden while copies need its
-    objects."""
+    """See `api.User.delete`. All mails are expunged and the name is removed. The index
+    stays hidden while copies need its objects."""
     if canonical(name) == INBOX:
         raise NoPerm("INBOX cannot be deleted")
     entry = user.entry(name)
@@ -172,7 +175,8 @@ async def rename(user: Maker, old: str, new: str) -> None:
 
 
 async def _rename_inbox(user: Maker, new: str) -> None:
-    """INBOX stays, its mails move to a new mailbox; its children stay. RFC 3501 §6.3.5."""
+    """Move the mails of INBOX to a new mailbox. INBOX and its children stay. RFC 3501
+    §6.3.5."""
     inbox = await user.box(Guid(user.entry(INBOX).guid))
     if (most := user.env.settings.mailbox_mails_max) < len(inbox.state):
         raise MailboxFull(f"a mailbox has at most {most} mails")
@@ -181,10 +185,12 @@ async def _rename_inbox(user: Maker, new: str) -> None:
 
 
 async def clear_deleted(user: Lister, entry: MailboxEntry) -> None:
-    """Delete what is left of a mailbox that was deleted longer than the delay ago, once no copy needs it."""
+    """Delete the rest of a mailbox that was deleted longer than the delay ago, once no
+    copy needs it."""
     box = await user.box(Guid(entry.guid))
     homes = await box.homes()
-    box.expunge_now(box.state.uids, homes)  # what came while it was deleted, or by another writer
+    # Mails that arrived while it was deleted, or by another writer.
+    box.expunge_now(box.state.uids, homes)
     await _flush.sweep(box)
     async with box.flushing:
         if not await purge_last(box):

@@ -1,6 +1,8 @@
-"""The nightly flush: everything is uploaded at a quiet hour, so that a stop or a loss of the machine finds little left.
+"""The nightly flush: everything is uploaded at a quiet hour, so that little is left to
+do at a stop or a loss of the machine.
 
-Invariant: once a day, also when the hour passes while the machine sleeps; none at a start after the hour.
+Invariant: it runs once a day, also if the hour passes while the machine is suspended.
+It does not run at a start after the hour.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from datetime import datetime, timedelta
 
 
 class Nightly:
-    """at: "HH:MM" in local time, "" for never; now: unix seconds."""
+    """at: "HH:MM" in local time, "" for never. now: unix seconds."""
 
     def __init__(self, at: str, now: float) -> None:
         self._at = at
@@ -22,7 +24,7 @@ class Nightly:
         return (moment if moment > today else moment + timedelta(days=1)).timestamp()
 
     def due(self, now: float) -> bool:
-        """Whether the time has come; says so once."""
+        """Whether the time has come. It returns True once a day."""
         if now < self._next:
             return False
         self._next = self._after(now)

@@ -1,4 +1,4 @@
-"""Repeated trouble, logged once a minute."""
+"""Limits the log lines of a repeated problem to one a minute."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class EveryMinute:
-    """Says when to log, and how many were not."""
+    """Says when to log, and counts the lines that were left out."""
 
     def __init__(self, clock: Callable[[], float], every_s: float = 60.0) -> None:
         self._clock = clock
@@ -15,7 +15,7 @@ class EveryMinute:
         self._skipped = 0
 
     def due(self) -> bool:
-        """True at most once a minute; the others are counted."""
+        """Return True at most once a minute. Other calls are counted."""
         now = self._clock()
         if self._next is not None and now < self._next:
             self._skipped += 1
@@ -24,6 +24,6 @@ class EveryMinute:
         return True
 
     def skipped(self) -> int:
-        """How many were not logged since the last one that was."""
+        """Return how many lines were left out since the last line."""
         skipped, self._skipped = self._skipped, 0
         return skipped

@@ -1,10 +1,12 @@
-"""The quota of one user, which parallel APPENDs, deliveries and COPYs keep together.
+"""The quota of a user, which parallel APPENDs, deliveries and COPYs share.
 
-Room is taken before the first PUT and becomes usage when the mail is visible, in the same turn of the loop: a mail is
-counted once at any moment. What fails gives its room back; what is undecided (a bucket that does not answer) keeps it.
+Space is reserved before the first PUT. It becomes usage in the turn of the loop in
+which the mail becomes visible, so a mail is always counted exactly once. A write that
+fails releases its reservation. An undecided write (the bucket does not answer) keeps
+it.
 
-Invariant: usage and room taken together never exceed the quota by a mail that is written here. Another backend that
-serves the same user at the same time counts for itself.
+Invariant: mails that are written here never make usage plus reservations exceed the
+quota. Another backend that serves the same user at the same time counts separately.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from .mails.slots import Slot
 
 
 class Counted(Protocol):
-    """The user, as the quota sees it."""
+    """What the quota needs of the user."""
 
     def usage(self) -> Usage:
-        """What is visible of the user's mails."""
+        """Return the usage of the user's visible mails."""
 
 
 class Quota:
-    """What a user may store, and what is under way."""
+    """A user's limits, and the reservations of writes under way."""
 
     def __init__(self, user: Counted) -> None:
         self._user = user
@@ -35,7 +37,8 @@ class Quota:
         self.messages = 0
 
     def take(self, size: int, messages: int) -> Room:
-        """Room for mails of so many bytes in all. Raises OverQuota; InUse where it depends on what is under way."""
+        """Reserve space for mails of so many bytes in total. Raises OverQuota; InUse if
+        it depends on writes under way."""
         if self.bytes_max is not None or self.messages_max is not None:
             usage = self._user.usage()
             self._check("bytes", usage.storage_bytes, self.bytes, size, self.bytes_max)
@@ -54,24 +57,26 @@ class Quota:
 
 
 class Room:
-    """Room that was taken for mails. `used` for each that has become visible, `end` when its writer is done."""
+    """A reservation for mails. Call `used` for each mail that becomes visible, and
+    `end` when the writer is done."""
 
     def __init__(self, quota: Quota, size: int, messages: int) -> None:
         self._quota = quota
         self._bytes = size
         self._messages = messages
         self.slots: Sequence[Slot] = ()
-        """Where the mails are being written; what is not decided at the end keeps its room until it is."""
+        """The slots of the mails. A slot that is undecided at `end` keeps its
+        reservation until it is resolved."""
 
     def used(self, size: int, messages: int = 1) -> None:
-        """It counts as usage from now on."""
+        """Count a mail as usage from now on."""
         self._bytes -= size
         self._messages -= messages
         self._quota.bytes -= size
         self._quota.messages -= messages
 
     def end(self) -> None:
-        """Give the rest back."""
+        """Release the rest."""
         waiting = [slot.done for slot in self.slots if not slot.done.done()]
         if waiting:
             waiting[-1].add_done_callback(lambda _: self.end())

@@ -1,9 +1,11 @@
-"""SEARCH over a mailbox: columns first, then cached header blocks, then whole mails, each only for what is left.
+"""SEARCH in a mailbox: first columns, then cached header blocks, then whole mails, each
+only for mails that are undecided.
 
-Invariant: the answer is the same whatever happens to be cached. A mail that is gone, lost or damaged when its text is
-wanted does not match. Each mail's header and each of its bodies are decoded at most once, however many keys there are.
-Nothing here holds the loop: others run every 5 ms (`Turn`), and what may take longer by itself (a mail above
-INLINE_BYTES, a query above INLINE_CELLS or INLINE_CHARS) is done in a thread.
+Invariant: the answer does not depend on what is cached. A mail that is gone, lost or
+damaged when its text is needed does not match. Each mail's header and bodies are
+decoded at most once for all keys. Work never blocks the loop: other tasks run every 5
+ms (`Turn`). A mail above INLINE_BYTES, and a query above INLINE_CELLS or INLINE_CHARS,
+is handled in a thread.
 """
 
 from __future__ import annotations
@@ -51,45 +53,51 @@ if TYPE_CHECKING:
     from .api import Unreadable
 
 CHUNK: Final = 500
-"""Mails whose cached fields are asked for at once: about 5 ms of work."""
+"""Mails whose cached fields are read at a time, which takes about 5 ms."""
 CHUNK_BYTES: Final = 4 << 20
-"""Octets of these fields: 500 mails have 500 kB, a hostile one has megabytes."""
+"""Octets of these fields. 500 mails have 500 kB; a hostile mail has megabytes."""
 INLINE_BYTES: Final = 16 * 1024
-"""Octets of a mail that is looked through on the loop: 20 ms for the worst, 0.1 ms for most."""
+"""Octets of a mail that is searched on the loop: 20 ms at worst, 0.1 ms for most."""
 INLINE_CHARS: Final = 8 * 1024
-"""Characters of search strings that are normalised on the loop: 5 ms for the worst."""
+"""Characters of search strings that are normalised on the loop: 5 ms at worst."""
 INLINE_CELLS: Final = 4_000_000
 """Keys times mails whose columns are compared on the loop: 10 ms."""
 _KEY_CELLS: Final = 10_000
-"""What a key costs without any mail: as much as so many mails."""
+"""The cost of a key without any mail, as a number of mails."""
 STEPS: Final = 500
-"""Keys times mails that are decided from memory between two looks at the clock: less than 1 ms."""
+"""Keys times mails that are decided from memory before the clock is read again: less
+than 1 ms."""
 _LOWER_BYTES: Final = 256 * 1024
-"""Octets of a mail put in lower case by one call."""
+"""Octets of a mail that a single call converts to lower case."""
 MEMO_BYTES_MAX: Final = 32 * 1024 * 1024
-"""Memory of this process for normalised header fields: one field of some 150,000 mails."""
+"""Memory of this process for normalised header fields: one field of some 150,000
+mails."""
 _MEMO_VALUE_MAX: Final = 4000
-"""Longer values are decoded each time: lists of recipients, a few in a mailbox."""
+"""Longer values are not remembered. They are lists of recipients, of which a mailbox
+has few."""
 _MEMO_ENTRY_BYTES: Final = 150
-"""What an entry costs beside its characters: a string's head, a number, a slot of the table."""
+"""Memory of an entry beside its characters: the head of a string, a number, a slot of
+the table."""
 _MEMO_COLUMN_BYTES: Final = 500
-"""What an empty column costs."""
+"""Memory of an empty column."""
 _MEMO_COLUMNS_MAX: Final = 32
-"""Fields that one search remembers; what a search with more asks of the others is read each time."""
+"""Fields that a single search remembers. Further fields are read each time."""
 _FEW: Final = 16
-"""More strings than this are looked for with one `Finder`, not first one by one in the raw bytes."""
+"""More strings than this are searched with a `Finder`. Fewer are first searched in the
+raw bytes, each by itself."""
 
 _ADDRESS_FIELDS: Final = frozenset(("from", "to", "cc", "bcc", "sender", "reply-to"))
 _ODD_ADDRESS: Final = re.compile(rb'[(\\]|"\s*@|\s[@.]|[@.]\s')
 """An address whose characters are not those of its plain form."""
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
 _ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"=?", b"\x1b", b"\x00", b"utf-7", b"hz-gb")
-"""Marks of a mail that may spell ASCII letters in other bytes: encodings, encoded words, charsets with shifts."""
+"""Signs that a mail may encode ASCII letters in other bytes: encodings, encoded words,
+charsets with shifts."""
 _MARK_BYTES_MAX: Final = max(map(len, _ASCII_OTHERWISE))
 
 
 class Searchable(Protocol):
-    """What of a mailbox a search needs; `obox.store.api.Mailbox` has it."""
+    """What a search needs of a mailbox. `obox.store.api.Mailbox` provides it."""
 
     @property
     def state(self) -> State: ...
@@ -113,10 +121,10 @@ async def search(
     memo: Memo | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> UidArray:
-    """Those of `uids` (sorted) that match, in order. now: unix seconds, for OLDER and YOUNGER.
-
-    autofix: see `api.Mailbox`. memo: remembered header fields, by default those of the process. clock: see `Turn`.
-    Raises Unavailable when mails have to be read and the bucket does not answer.
+    """Return those of the sorted `uids` that match, in order. now: unix seconds, for
+    OLDER and YOUNGER. autofix: see `api.Mailbox`. memo: remembered header fields, by
+    default those of the process. clock: see `Turn`. Raises Unavailable if mails have to
+    be read and the bucket does not answer.
     """
     state = mailbox.state
     where, there = state.positions(uids)
@@ -138,7 +146,7 @@ async def search(
 
 
 async def _evaluated(query: Query, table: Table, keys: int, now: float) -> Evaluation:
-    """What the columns say; a large query in a thread."""
+    """Evaluate the columns, in a thread for a large query."""
     needles: dict[str, Needle] = {}
     if sum(map(len, strings_of(query))) > INLINE_CHARS:
         needles = await asyncio.to_thread(lambda: {value: Needle(value) for value in strings_of(query)})
@@ -148,7 +156,8 @@ async def _evaluated(query: Query, table: Table, keys: int, now: float) -> Evalu
 
 
 class _Run:
-    """One search of text. Each step marks in `found` the rows that match and returns those that it cannot decide."""
+    """A search of text. Each step marks the rows that match in `found`, and returns the
+    rows that it cannot decide."""
 
     def __init__(
         self,
@@ -235,10 +244,12 @@ class _Run:
 
 
 class Memo:
-    """Header fields of mails as they compare, by (mailbox, field) and UID; bounded, the least recently used go first.
+    """Normalised header fields of mails, by (mailbox, field) and UID. It is bounded,
+    and the least recently used column is dropped first.
 
-    A mail never changes and a UID is never given twice, so nothing here grows stale. A search that has been made once
-    costs less than a microsecond a mail the next time, and no read of the cached header.
+    A mail never changes and a UID is never used twice, so an entry is never out of
+    date. A repeated search costs less than a microsecond a mail, and does not read
+    cached headers.
     """
 
     def __init__(self, bytes_max: int = MEMO_BYTES_MAX) -> None:
@@ -247,7 +258,7 @@ class Memo:
         self._columns: OrderedDict[tuple[str, str | Day], MemoColumn] = OrderedDict()
 
     def column(self, guid: str, of: str | Day) -> MemoColumn:
-        """of: the name of a field, any that a client may think of, or a Day, which no name equals."""
+        """Return a column. of: any name of a field, or a Day, which equals no name."""
         column = self._columns.get((guid, of))
         if column is None:
             column = self._columns[guid, of] = MemoColumn()
@@ -256,7 +267,8 @@ class Memo:
         return column
 
     def put(self, column: MemoColumn, uid: int, value: str | dt.date | bool) -> None:
-        """Remember a value, unless it is long or its column was dropped; what is too much is dropped at once."""
+        """Remember a value, unless it is long or its column was dropped. Columns beyond
+        the limit are dropped at once."""
         length = len(value) * (1 if value.isascii() else 2) if isinstance(value, str) else 0
         if length > _MEMO_VALUE_MAX or column.dropped:
             return
@@ -266,17 +278,18 @@ class Memo:
         while self._bytes > self.bytes_max:
             _, last = self._columns.popitem(last=False)
             self._bytes -= _MEMO_COLUMN_BYTES + last.bytes
-            last.drop()  # a search may hold it
+            last.drop()  # a search may still use it
 
 
 class Day(enum.Enum):
-    """What is remembered of a mail beside its fields."""
+    """What is remembered of a mail apart from its fields."""
 
     SENT = enum.auto()
 
 
 class MemoColumn(dict[int, "str | dt.date | bool"]):
-    """By UID: the values of a field, normalised, a line each, or a day; False where the mail has none."""
+    """By UID: the normalised values of a field, a line each, or a day; False if the
+    mail has none."""
 
     bytes = 0
     dropped = False
@@ -290,7 +303,7 @@ MEMO: Final = Memo()
 
 
 class _Remembering:
-    """A TextSource before another one, or before none yet: what it has been asked once, it knows."""
+    """A TextSource that remembers the answers of another TextSource, if it has one."""
 
     def __init__(self, memo: Memo, guid: str) -> None:
         self.uid = 0
@@ -335,9 +348,11 @@ class _Remembering:
 
 
 class Needles:
-    """What TEXT and BODY look for in one search; each source looks for all of it at once.
+    """The strings of TEXT and BODY of a search. Each source searches all of them at
+    once.
 
-    A few are first looked for in the raw bytes, which decides most mails without decoding them.
+    A few strings are first searched in the raw bytes, which decides most mails without
+    decoding them.
     """
 
     def __init__(self, needles: Sequence[Needle] = ()) -> None:
@@ -348,7 +363,8 @@ class Needles:
         return self if needle.text in self.by_text else Needles((needle,))
 
     def possible(self, pieces: Iterator[bytes]) -> Needles:
-        """Those that a plain text can have. pieces: its bytes in lower case, with overlaps of at least `overlap`."""
+        """Return the strings that a plain text may have. pieces: its bytes in lower
+        case, with overlaps of at least `overlap`."""
         if len(self.by_text) > _FEW:
             return self
         left = list(self.by_text.values())
@@ -367,7 +383,8 @@ _NONE: Final = Needles()
 
 
 class HeaderSource:
-    """The header block of a mail, as far as fields are looked for in it (`mime.bounded`), and nothing of its body."""
+    """The header block of a mail, as far as fields are searched in it (`mime.bounded`),
+    without the body."""
 
     __slots__ = ("_all", "_found", "_needles", "_values", "block")
 
@@ -379,7 +396,8 @@ class HeaderSource:
         self._all: dict[bytes, list[bytes]] | None = None
 
     def value(self, name: str) -> str | bool:
-        """The values of the fields `name`, decoded and normalised, a line each; False if there is none."""
+        """Return the decoded and normalised values of the fields `name`, a line each,
+        or False if there is none."""
         found = self._values.get(name)
         if found is None:
             found = self._values[name] = self._value(name)
@@ -419,14 +437,16 @@ class HeaderSource:
 
 
 def _spells_otherwise(lower: bytes) -> bool:
-    """Whether bytes in lower case have a mark of a text that spells ASCII letters in other bytes."""
+    """Whether bytes in lower case have a sign that ASCII letters are encoded in other
+    bytes."""
     return any(map(lower.__contains__, _ASCII_OTHERWISE))
 
 
 class MailSource:
-    """The whole mail: it always decides.
+    """The whole mail, which always decides.
 
-    Body means the text parts, decoded, and the headers of parts (names of attachments), also in embedded messages.
+    Body means the text parts, decoded, and the headers of parts (names of attachments),
+    also in embedded messages.
     """
 
     def __init__(self, mail: bytes, needles: Needles = _NONE) -> None:
@@ -454,7 +474,7 @@ class MailSource:
         return needle.text in self._found
 
     def _look(self) -> set[str]:
-        """The needles that the body has."""
+        """Return the strings that the body has."""
         wanted = self._needles
         if len(wanted.by_text) <= _FEW and self.mail.isascii():
             if len(self.mail) <= _LOWER_BYTES:
@@ -472,13 +492,13 @@ class MailSource:
         return found
 
     def _lower(self, overlap: int) -> Iterator[bytes]:
-        """The mail in lower case, in pieces that overlap."""
+        """Yield the mail in lower case, in pieces that overlap."""
         for at in range(0, len(self.mail), _LOWER_BYTES):
             yield self.mail[at : at + _LOWER_BYTES + overlap].lower()
 
 
 def _body_texts(mail: bytes) -> Iterator[Iterator[str]]:
-    """The texts that make up a body, each in slices."""
+    """Yield the texts of a body, each in slices."""
     root = parse(mail)
     yield from texts_of(mail, root)
     rest: list[Part] = [*root.children] if root.message is None else [root.message]
@@ -494,7 +514,8 @@ def _body_texts(mail: bytes) -> Iterator[Iterator[str]]:
 
 
 def _plain_addresses(value: bytes) -> bytes:
-    """The addresses without comments, quotes and white space around `@` and `.`: what the reader sees."""
+    """Return the addresses as readers see them: without comments, quotes and white
+    space around `@` and `.`."""
     found = addresses(value)
     return b", ".join(b"@".join(part for part in (one.mailbox, one.host) if part) for one in found)
 

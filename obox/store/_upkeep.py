@@ -1,7 +1,9 @@
-"""What a backend does beside its sessions: upload, unload, delete, take over what others left.
+"""What a backend does beside its sessions: upload, unload, delete, and adopt users of
+boots that ended uncleanly.
 
-Each piece of work is a job of its own (`_jobs`), so that a mailbox, a user or a journal line that
-cannot be handled delays nobody else. Once a second `tick` looks for what is due:
+Each piece of work is a job of its own (`_jobs`), so that a mailbox, a user or a journal
+line that cannot be handled delays nobody else. Once a second `tick` starts the jobs
+that are due:
 
     flush      a mailbox, or a user's list of mailboxes, whose upload is due
     carry      a mailbox whose few new mails have been in one journal object for long
@@ -9,8 +11,8 @@ cannot be handled delays nobody else. Once a second `tick` looks for what is due
     unload     a user whose mailboxes, or who, has been idle
     journal    journal objects that bundles have covered for `delete_delay`
 
-Two more run after a start: `adopt`, every box that a dead boot's journal speaks of, and `unflushed`,
-every local copy with changes that an earlier process did not upload.
+Two more run after a start: `adopt`, every box that a dead boot's journal speaks of, and
+`unflushed`, every local copy with changes that an earlier process did not upload.
 
 Refuses to know: how a box is loaded or flushed.
 """
@@ -41,20 +43,21 @@ from .user import User
 log = structlog.get_logger()
 
 TICK_S: Final = 1.0
-"""How often `tick` looks for what is due."""
+"""Interval of `tick`."""
 
 JOBS_AT_ONCE: Final = 8
-"""Jobs in flight at once, so that a flush of many users leaves room for deliveries."""
+"""Jobs that run at the same time. The limit leaves capacity for deliveries while many
+users are flushed."""
 
 SWEEP_S: Final = 3600.0
-"""How often a user in memory is asked for objects that may be deleted."""
+"""Interval at which a user in memory is checked for objects that may be deleted."""
 
 CARRY_INTERVALS: Final = 12
-"""A few new mails stay so many upload intervals (an hour) in one journal object before they go into a
-newer one."""
+"""How many upload intervals (an hour) a few new mails stay in a journal object before
+they are carried forward."""
 
 AGAIN_S: Final = 5.0
-"""Between looks at what could not be taken over yet."""
+"""Interval between attempts to adopt what could not be adopted yet."""
 
 T = TypeVar("T")
 
@@ -62,7 +65,7 @@ _Work = tuple[Job, Callable[[], Awaitable[object]]]
 
 
 class Backend(Users, Protocol):
-    """The backend, as upkeep sees it."""
+    """What upkeep needs of the backend."""
 
     journal: Journal
     takeover: Takeover
@@ -70,8 +73,8 @@ class Backend(Users, Protocol):
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a task that the backend waits for when it closes."""
 
-    def let_go(self, sid: StorageId) -> None:
-        """A user has left memory."""
+    def unload(self, sid: StorageId) -> None:
+        """Unload a user from memory."""
 
 
 class Upkeep:
@@ -86,12 +89,12 @@ class Upkeep:
         self.nightly = Nightly(env.settings.flush_at, env.now())
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             await self._store.env.sleep(TICK_S)
             try:
                 self.tick()
-            except Exception as exc:  # a bug in one turn must not end all uploads
+            except Exception as exc:  # a bug in a single turn must not end all uploads
                 log.error("upkeep failed, will try again", error=repr(exc), exc_info=exc)
 
     def tick(self) -> None:
@@ -122,10 +125,11 @@ class Upkeep:
         user.unload_idle(before)
         if not user.busy() and user.used_at < before:
             user.leave()
-            self._store.let_go(sid)
+            self._store.unload(sid)
 
     async def carry(self, sid: str, box: str) -> None:
-        """Carry a box forward in the journal, or flush it. A user that is gone is forgotten."""
+        """Carry a box forward in the journal, or flush it. A user that does not exist
+        any more is forgotten."""
         user = await self._user(StorageId(sid))
         if user is None:
             self._store.journal.forget(sid)
@@ -138,7 +142,7 @@ class Upkeep:
             journal.flushed(sid, box, journal.position(), more=False)
 
     async def _user(self, sid: StorageId) -> User | None:
-        """The user, loaded; None if there is no such user any more."""
+        """Load the user. Returns None if there is no such user any more."""
         try:
             return await self._store.load_user(self._store.name_of(sid), sid)
         except NotFound:
@@ -164,9 +168,11 @@ class Upkeep:
     # -- after a start ---------------------------------------------------------------------------------------------
 
     async def adopt(self) -> None:
-        """Load and flush every box that a dead boot's journal speaks of, and note with those boots who is done.
+        """Load and flush every box that journals of boots that ended have changes of,
+        and record which users are done.
 
-        Each user is done for itself. While one cannot be, its boots name it, and the next start reads it alone.
+        Users are independent of each other. While a user cannot be adopted, its boots
+        still name it, and the next start reads only that user.
         """
         if self._adopting:
             return
@@ -176,12 +182,16 @@ class Upkeep:
         finally:
             self._adopting = False
 
+    def settled(self) -> bool:
+        """Whether every dead boot says that this backend's users have been adopted."""
+        return not self._adopting and all(map(self._is_recorded, self._store.takeover.boots))
+
     async def _adopt(self) -> None:
         store = self._store
         takeover = store.takeover
         while True:
-            left = sorted(takeover.left)  # also those that a session opens meanwhile
-            works: list[_Work] = [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in left]
+            left = sorted(takeover.left)  # also users that a session opens meanwhile
+            works: list[_Work] = [(Job("adopt", sid), partial(self._take_over_user, sid)) for sid in left]
             failed = {job.user for job, _ in await self._attempt_all(works)}
             takeover.left -= set(left) - failed
             for ended in list(takeover.boots):
@@ -193,27 +203,29 @@ class Upkeep:
             await store.env.sleep(AGAIN_S)
         takeover.boots = [ended for ended in takeover.boots if not ended.clean]
         if not takeover.boots:
-            store.journal.dug()
+            store.journal.forget_deletions()
 
     def _done_of(self, ended: Ended) -> set[str]:
-        """Those users of a dead boot who are this backend's, and of whom bundles have everything."""
+        """Those users of a dead boot who are this backend's, and of whom bundles have
+        everything."""
         takeover, owned = self._store.takeover, self._store.env.owned
         named = takeover.users[ended.boot.backend, ended.boot.name]
         return {sid for sid in named if sid not in takeover.left and owned.owns(sid)}
 
     def _is_recorded(self, ended: Ended) -> bool:
-        """Whether the boot says of all users of this backend that they have been adopted."""
+        """Whether the boot says of all users of this backend that they have been
+        adopted."""
         return self._done_of(ended) <= ended.adopted
 
     async def _record(self, ended: Ended) -> None:
-        """Note who of a dead boot's users has been adopted, if somebody has since it was last noted."""
+        """Record the users of a boot that have been adopted since the last record."""
         takeover = self._store.takeover
         named = takeover.users[ended.boot.backend, ended.boot.name]
         if not self._is_recorded(ended) or named <= ended.adopted:
-            noted = await record(self._store.env, ended, named, self._done_of(ended), self._store.journal.ahead)
+            noted = await record(self._store.env, ended, named, self._done_of(ended), self._store.journal.modseq_floor)
             takeover.boots[takeover.boots.index(ended)] = noted
 
-    async def _adopt_user(self, sid: str) -> None:
+    async def _take_over_user(self, sid: str) -> None:
         store = self._store
         user = await self._user(StorageId(sid))
         if user is None:  # deleted, before the crash or since
@@ -246,19 +258,19 @@ class Upkeep:
             await self._store.env.sleep(AGAIN_S)
 
     async def _attempt_all(self, works: list[_Work]) -> list[_Work]:
-        """Try all of them; returns those that have not succeeded."""
+        """Try all of them. Returns those that have not succeeded."""
         done = await asyncio.gather(*(self.jobs.attempt(*work) for work in works))
         return [work for work, ok in zip(works, done, strict=True) if not ok]
 
     async def _flush_copy(self, sid: str, box: str) -> None:
         if self._store.env.metacache.peek(sid, box) is None:
-            return  # gone meanwhile, with its user
+            return  # deleted meanwhile, with its user
         user = await self._user(StorageId(sid))
         if user is not None:
             await (user.rootbox.flush() if box == ROOT else (await user.box(Guid(box))).flush())
 
     def _dirty(self, sid: str) -> list[str]:
-        """Boxes of a user whose local copy has important changes."""
+        """Return the boxes of a user whose local copy has important changes."""
         cache = self._store.env.metacache
         out = []
         for box in cache.boxes(sid):

@@ -1,8 +1,9 @@
-"""What a protocol may ask of the store: one narrow contract, grouped by state.
+"""What a protocol may use of the store: a narrow contract, grouped by state.
 
-Values are plain: `bytes` of wire form are ready to be sent, UIDs are sorted numpy arrays, names are decoded strings.
-Every method may raise the errors of `obox.errors` that its docstring names, and `Unavailable` when the bucket is needed
-and does not answer. Methods without `async` are served from memory and make no request.
+Values are plain: wire data is `bytes` that can be sent, UIDs are sorted numpy arrays,
+names are decoded strings. Every method may raise the errors of `obox.errors` that its
+docstring names, and `Unavailable` if it needs the bucket and the bucket does not
+answer. Methods without `async` are served from memory and make no request.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from ..types import Guid, StorageId, Uid
 from .mails.fields import Fields as Fields  # noqa: PLC0414 - part of the contract
 
 Unreadable = NotFound | Corrupt
-"""Why a mail that is in the index cannot be read: its object is gone (lost), or does not decode (damaged)."""
+"""Why a mail of the index cannot be read: its object is gone (lost), or does not decode
+(damaged)."""
 
 
 class Status(NamedTuple):
-    """STATUS of a mailbox. RFC 3501 §6.3.10, RFC 7162 §3.1.1, RFC 8438 §3, RFC 9051 §6.3.11 (deleted)."""
+    """STATUS of a mailbox. RFC 3501 §6.3.10, RFC 7162 §3.1.1, RFC 8438 §3, RFC 9051
+    §6.3.11 (deleted)."""
 
     messages: int
     recent: int
@@ -37,7 +40,7 @@ class Status(NamedTuple):
 
     @classmethod
     def of(cls, totals: Totals, uidvalidity: int) -> Status:
-        """What the totals of a mailbox say."""
+        """Return the status that follows from the totals of a mailbox."""
         return cls(
             messages=totals.messages,
             recent=totals.recent,
@@ -51,7 +54,8 @@ class Status(NamedTuple):
 
 
 class MailboxInfo(NamedTuple):
-    """One line of LIST. `guid` None: a name without a mailbox (a parent level, or a subscription to nothing)."""
+    """A line of LIST. guid: None for a name without a mailbox (a parent level, or a
+    subscription without a mailbox)."""
 
     name: str
     guid: Guid | None
@@ -61,21 +65,23 @@ class MailboxInfo(NamedTuple):
 
 
 class Source(Protocol):
-    """A mail that is not in memory; its length is its size in bytes."""
+    """A mail that is not in memory. Its length is its size in bytes."""
 
     def __len__(self) -> int: ...
 
     def open(self) -> AbstractAsyncContextManager[bytes]:
-        """The mail's bytes, in memory until the end of the context. Raises Temporary."""
+        """Return the mail's bytes, which are in memory until the end of the context.
+        Raises Temporary."""
 
     @property
     def lost(self) -> bool:
-        """It cannot be read any more."""
+        """Whether it cannot be read any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewMail:
-    """One mail to be stored. internaldate: unix seconds, None for now; zone: minutes east of UTC."""
+    """A mail to be stored. internaldate: unix seconds, None for now. zone: minutes east
+    of UTC."""
 
     source: bytes | Source
     flags: tuple[str, ...] = ()
@@ -89,7 +95,8 @@ class Appended(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """COPYUID: the target's UIDVALIDITY and the UIDs there, one for each of `source`. RFC 4315 §3."""
+    """COPYUID: the target's UIDVALIDITY and the UIDs there, in the order of `source`.
+    RFC 4315 §3."""
 
     uidvalidity: int
     source: UidArray
@@ -99,8 +106,8 @@ class Copied(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """changed: UIDs that have a new modseq; refused: UIDs beyond UNCHANGEDSINCE; modseq: the new one, 0 without
-    change."""
+    """changed: UIDs that have a new MODSEQ. refused: UIDs beyond UNCHANGEDSINCE.
+    modseq: the new MODSEQ, 0 without a change."""
 
     changed: UidArray
     refused: UidArray
@@ -117,10 +124,11 @@ class Usage(NamedTuple):
 
 
 class Mailbox(Protocol):
-    """A selected mailbox. Held open by `User.select`, given back by `release`; many sessions share one.
+    """A selected mailbox. `User.select` holds it open until `release`; sessions share
+    it.
 
-    autofix, where mails are read: a lost one is looked for once more, and expunged if it is gone; None: as the store's
-    settings say.
+    autofix, for reads of mails: whether a lost mail is looked for again, and expunged
+    if it is gone. None means the store's setting.
     """
 
     guid: Guid
@@ -128,80 +136,94 @@ class Mailbox(Protocol):
 
     @property
     def state(self) -> State:
-        """Columns to read between awaits: uids, bits, modseqs, size, internaldate, … Never changed by a protocol."""
+        """Columns to read between awaits: uids, bits, modseqs, size, internaldate, …
+        Never changed by a protocol."""
 
     @property
     def deleted(self) -> bool:
-        """The mailbox itself has been deleted under its sessions."""
+        """Whether the mailbox has been deleted while sessions have it selected."""
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake` after every change by anyone, from the loop; returns the call that ends it."""
+        """Call `wake` from the loop after every change by any session or backend.
+        Returns a function that ends it."""
 
     def take_recent(self) -> int:
-        """The lowest UID that no session was told of, and claim all from there on as told (SELECT; \\Recent)."""
+        """Return the lowest UID that no session has seen as \\Recent, and mark all from
+        there on as seen (SELECT)."""
 
     async def fields(
         self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
     ) -> list[Fields | Unreadable | None]:
-        """Ready bytes for each UID; None for one that is gone. Reads mails whose fields are not cached, and caches
-        them. Mails that are expunged and retained are read like others, here and below, while their objects are there.
+        """Return the ready fields for each UID, None for a mail that is gone. Mails
+        whose fields are not cached are read, and their fields are cached. Here and
+        below, expunged mails that are retained are read like others while their objects
+        exist.
 
-        bytes_max: the answer is for the first of `uids` only, at least one, and ends with the one that makes it about
-        so many bytes: ask again for the others.
+        bytes_max: about how many bytes the answer may have. The answer has at least the
+        first of `uids`, and ends with the mail that reaches the limit. Ask again for
+        the others.
         """
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
-        """The whole mail. Raises Expunged, NotFound (lost from the bucket), Corrupt."""
+        """Return the whole mail. Raises Expunged, NotFound (lost from the bucket),
+        Corrupt."""
 
     def mails(
         self, uids: Sequence[int], *, autofix: bool | None = None
     ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
-        """Whole mails in the order of `uids`, read ahead by a few; None for one that is gone."""
+        """Yield whole mails in the order of `uids`, None for a mail that is gone. A few
+        are read ahead."""
 
     async def part(self, uid: int, start: int, end: int, *, autofix: bool | None = None) -> bytes:
-        """Octets [start, end) of a mail; of a large one only the frames needed are read. Raises as `mail`."""
+        """Return octets [start, end) of a mail. Of a large mail only the frames needed
+        are read. Raises as `mail`."""
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
-        """Those of `uids` that match, in order. Columns first; cached fields, then mails, only of what is left. A mail
-        that would have to be read and cannot be does not match."""
+        """Return those of `uids` that match, in order. It first compares columns, and
+        then cached fields and mails only of what is left. A mail that must be read and
+        cannot be read does not match."""
 
     async def store_flags(
         self, uids: UidArray, op: FlagOp, flags: Iterable[str], unchanged_since: int | None = None
     ) -> Stored:
-        """Change flags; in the synced local commit on return. Raises Limit (keywords). RFC 3501 §6.4.6, RFC 7162
-        §3.1.3."""
+        """Change flags. The change is in the synced local commit on return. Raises
+        Limit (keywords). RFC 3501 §6.4.6, RFC 7162 §3.1.3."""
 
     async def expunge(self, uids: UidArray) -> UidArray:
-        """Expunge those of `uids` that exist and say which; in the synced local commit on return."""
+        """Expunge and return those of `uids` that exist. The change is in the synced
+        local commit on return."""
 
     async def release(self) -> None:
         """The session has left the mailbox."""
 
 
 class User(Protocol):
-    """One user's mail, shared by all of the user's sessions."""
+    """A user's mail, shared by all of the user's sessions."""
 
     name: str
     storage_id: StorageId
 
     def mailboxes(self) -> list[MailboxInfo]:
-        """Every mailbox and every parent level that has none, sorted by name, INBOX first."""
+        """Return every mailbox, and every parent level without a mailbox, sorted by
+        name with INBOX first."""
 
     def subscriptions(self) -> list[str]:
         """Subscribed names, also of mailboxes that do not exist. RFC 3501 §6.3.6."""
 
     async def create(self, name: str, special_use: str = "") -> Guid:
-        """Make a mailbox; in the bucket on return. Raises Exists, Invalid, Limit. RFC 3501 §6.3.3."""
+        """Create a mailbox. It is in the bucket on return. Raises Exists, Invalid,
+        Limit. RFC 3501 §6.3.3."""
 
     async def delete(self, name: str) -> None:
-        """Delete a mailbox; its children stay. Raises NotFound, NoPerm (INBOX). RFC 3501 §6.3.4."""
+        """Delete a mailbox. Its children stay. Raises NotFound, NoPerm (INBOX). RFC
+        3501 §6.3.4."""
 
     async def rename(self, old: str, new: str) -> None:
-        """Rename with all children; INBOX's mails move to a new mailbox. Raises NotFound, Exists, Invalid. RFC 3501
-        §6.3.5."""
+        """Rename a mailbox with all children. For INBOX, its mails move to a new
+        mailbox. Raises NotFound, Exists, Invalid. RFC 3501 §6.3.5."""
 
     async def subscribe(self, name: str, on: bool) -> None:
-        """Subscribe or unsubscribe a name; in the bucket on return."""
+        """Subscribe or unsubscribe a name. The change is in the bucket on return."""
 
     async def status(self, name: str) -> Status:
         """Raises NotFound."""
@@ -210,20 +232,24 @@ class User(Protocol):
         """Open a mailbox. Raises NotFound."""
 
     async def append(self, name: str, mails: Sequence[NewMail]) -> Appended:
-        """Store mails, all or none visible; in the bucket on return.
+        """Store mails. All become visible or none does. They are in the bucket on
+        return.
 
-        Raises NotFound, OverQuota, TooBig, Limit. RFC 3501 §6.3.11, RFC 3502, RFC 4315 §3.
+        Raises NotFound, OverQuota, TooBig, Limit. RFC 3501 §6.3.11, RFC 3502, RFC 4315
+        §3.
         """
 
     async def copy(self, source: Mailbox, uids: UidArray, name: str, *, move: bool = False) -> Copied:
-        """COPY or MOVE those of `uids` that exist; in the bucket on return.
+        """COPY or MOVE those of `uids` that exist. The copies are in the bucket on
+        return.
 
-        A COPY is two requests, and all or nothing. A MOVE of many mails goes in parts, each of two requests.
-        Raises NotFound (the target), OverQuota, Limit. RFC 3501 §6.4.7, RFC 6851.
+        A COPY takes two requests, and copies all mails or none. A MOVE of many mails is
+        made in parts of two requests each. Raises NotFound (the target), OverQuota,
+        Limit. RFC 3501 §6.4.7, RFC 6851.
         """
 
     def usage(self) -> Usage:
-        """What the quota counts."""
+        """Return what the quota counts."""
 
     async def release(self) -> None:
         """The session has ended."""
@@ -235,7 +261,7 @@ class Store(Protocol):
     async def open_user(
         self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
     ) -> User:
-        """Open a user's mail, made at first use. Raises Unavailable."""
+        """Open a user's mail, which is created at the first use. Raises Unavailable."""
 
     def metadata(self) -> Mapping[str, object]:
-        """Figures for logs and metrics."""
+        """Return numbers for logs and metrics."""

@@ -1,6 +1,7 @@
-"""The boots of this backend and what each made of the local copies: for the operator (`oboxadm metacache boots`).
+"""The boots of this backend and how each treated the local copies (`oboxadm metacache
+boots`).
 
-Kept in the local state, the last BOOTS_MAX; lost with it, which the next boot then says.
+The local state has the last BOOTS_MAX boots. If it is lost, the next boot records that.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ if TYPE_CHECKING:
     from ._env import Env
 
 BOOTS_MAX: Final = 200
-"""Of some 100 bytes each: one state record has room for 600."""
+"""Each has some 100 bytes, and a state record has room for 600."""
 
 _KEY: Final = "boots"
 
 
 class BootRecord(msgspec.Struct):
-    """boot: its name in the journal; began, ended: unix seconds, ended 0 while it runs or where it did not end in
-    order; copies: what it made of the local copies ("kept", "asked again", "dropped", "none"); before: how the boot
-    before it ended ("clean", "unclean", "unknown"); users: of whom a dead boot's journal spoke."""
+    """boot: its name in the journal. began, ended: unix seconds; ended is 0 while it
+    runs, or if it did not end in order. copies: how it treated the local copies
+    ("kept", "asked again", "dropped", "none"). before: how the boot before it ended
+    ("clean", "unclean", "unknown"). users: how many users journals of boots that ended
+    uncleanly had changes of."""
 
     boot: str
     began: float
@@ -32,7 +35,7 @@ class BootRecord(msgspec.Struct):
 
 
 def listing(env: Env) -> list[BootRecord]:
-    """The boots that are remembered, the oldest first."""
+    """Return the remembered boots, the oldest first."""
     raw = env.metacache.get_state(_KEY)
     try:
         return msgspec.msgpack.decode(raw, type=list[BootRecord]) if raw else []
@@ -41,7 +44,7 @@ def listing(env: Env) -> list[BootRecord]:
 
 
 def began(env: Env, boot: str, *, trust: str, before: str, users: int) -> None:
-    """Note a boot. trust: as of the takeover."""
+    """Record a boot. trust: the result of the takeover."""
     had = any(True for _ in env.metacache.users())
     copies = {"all": "kept", "check": "asked again", "none": "dropped"}[trust] if had else "none"
     record = BootRecord(boot, env.now(), copies, before, users)
@@ -49,7 +52,7 @@ def began(env: Env, boot: str, *, trust: str, before: str, users: int) -> None:
 
 
 def ended(env: Env, boot: str) -> None:
-    """Note that a boot has ended in order: all is in bundles."""
+    """Record that a boot has ended in order, with everything in bundles."""
     records = listing(env)
     for record in records:
         if record.boot == boot:

@@ -1,13 +1,14 @@
 """A box: what a mailbox and a user's list of mailboxes have in common.
 
-A box is a state that changes by joins alone, a local copy of it, its bundles in the bucket, and the
-mark of what the bundles lack. How a box is loaded, compared with the bucket, changed, uploaded and
-saved is written here once; what its state is, the subclasses say (`index.Index`, `rootbox.RootBox`).
+A box is a state that changes only by joins, a local copy of it, its bundles in the
+bucket, and the mark of what the bundles lack. This module loads a box, compares it with
+the bucket, changes, uploads and saves it. Subclasses define the state (`index.Index`,
+`rootbox.RootBox`).
 
-Invariant: the local copy has all that memory has, and the bundles have it once `change` is NONE.
-Refuses to know: users, sessions, what a delta says.
-Diagnostics: a local copy that does not decode is dropped, with a warning, and the bucket is read; a
-bundle that does not is `Corrupt`.
+Invariant: the local copy has all that memory has, and the bundles have it once `change`
+is NONE. This module knows no users, no sessions and no contents of deltas. Diagnostics:
+a local copy that does not decode is dropped, with a warning, and the bucket is read. A
+bundle that does not decode is `Corrupt`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from .stage import Edit, ListChanged, Log
 from .stamp import Assignment, Stamp, Trust, trust
 
 LOCAL_DELTAS_MAX: Final = 64
-"""Deltas behind the base of a local copy, above which a flush folds them into it."""
+"""Deltas after the base of a local copy. With more, a flush joins them into the
+base."""
 
 D = TypeVar("D", Delta, RootDelta)
 
@@ -42,7 +44,8 @@ _log = structlog.get_logger()
 
 
 class Found(Enum):
-    """What others have written: nothing that we do not know; bundles that continue what we know; another history."""
+    """What other backends have written: nothing new, bundles that continue our history,
+    or another history."""
 
     NOTHING = "nothing"
     MORE = "more"
@@ -50,23 +53,23 @@ class Found(Enum):
 
 
 class Joinable(Protocol[D]):
-    """The state of a box: it changes by joins alone."""
+    """The state of a box. It changes only by joins."""
 
     highestmodseq: int
 
     def join(self, delta: D) -> object:
-        """Commutative, associative, idempotent."""
+        """Join a delta. A join is commutative, associative and idempotent."""
 
     def extract(self) -> D:
-        """All of it, as a delta."""
+        """Return the whole state as a delta."""
 
 
 S = TypeVar("S", bound=Joinable[Any])
 
 
 class Box(ABC, Generic[S, D]):
-    """See the module's text. box: a GUID, or `root`; priority: of its local copy; empty: makes a state; decode: a
-    delta out of bytes, raises ValueError."""
+    """See the module's text. box: a GUID, or `root`; priority: of its local copy;
+    empty: makes a state; decode: a delta out of bytes, raises ValueError."""
 
     def __init__(
         self,
@@ -88,7 +91,8 @@ class Box(ABC, Generic[S, D]):
         self.bundles = Bundles(env, sid, box)
         self.change = Change.NONE
         self.changes = 0
-        """Counts changes since the load, so that a flush sees whether more came meanwhile."""
+        """Counts changes since the load, so that a flush notices changes that came
+        meanwhile."""
         self.due_at: float | None = None
         self.local_deltas = 0
         self.flushing = asyncio.Lock()
@@ -99,19 +103,19 @@ class Box(ABC, Generic[S, D]):
 
     @abstractmethod
     def _altered(self, delta: D) -> Changed | ListChanged:
-        """Join a delta; say what it altered."""
+        """Join a delta. Returns what it altered."""
 
     @abstractmethod
     def wake(self) -> None:
-        """Tell the box's sessions that they have something to look at."""
+        """Wake the box's sessions, because the state has changed."""
 
     @property
     def uidnext(self) -> int:
-        """Of the state; 0 where it has no UIDs."""
+        """Return UIDNEXT of the state; 0 if it has no UIDs."""
         return 0
 
     def lacking(self) -> D:
-        """What the bundles lack of the state, or more."""
+        """Return a delta that has at least what the bundles lack of the state."""
         delta: D = self.state.extract()
         return delta
 
@@ -120,33 +124,37 @@ class Box(ABC, Generic[S, D]):
         return True
 
     async def _before_bundle(self) -> None:
-        """Return when a bundle of the present state may be written. Raises Unavailable."""
+        """Return when a bundle of the present state may be written. Raises
+        Unavailable."""
 
     # -- joining -------------------------------------------------------------------------------------------------------
 
     def decoded(self, data: bytes) -> D:
-        """A delta. Raises Corrupt."""
+        """Return a delta out of bytes. Raises Corrupt."""
         try:
             return self._decode(data)
         except ValueError as exc:
             raise Corrupt(f"the index of a box does not decode ({self.box}): {exc}") from exc
 
     def join(self, data: bytes) -> None:
-        """Join what a bundle, a local copy or a dead backend's journal has. Raises Corrupt."""
+        """Join data of a bundle, a local copy or the journal of a boot that has ended.
+        Raises Corrupt."""
         self.state.join(self.decoded(data))
 
     def join_others(self, data: bytes, *, renew: bool) -> None:
-        """Join a bundle that another backend has written. renew: sessions are looking. Raises Corrupt."""
+        """Join a bundle that another backend has written. renew: sessions use the box.
+        Raises Corrupt."""
         self.join(data)
 
     def join_unflushed(self, fragments: Iterable[bytes]) -> None:
-        """Join what no bundle has: out of journals, or of a local copy without a base. Raises Corrupt."""
+        """Join changes that no bundle has, from journals or from a local copy without a
+        base. Raises Corrupt."""
         for data in fragments:
             self.join(data)
             self.change = Change.IMPORTANT
             self.stamp = replace(self.stamp, need_base=True)
 
-    def take_in(self, delta: D, change: Change) -> Changed | ListChanged:
+    def join_staged(self, delta: D, change: Change) -> Changed | ListChanged:
         """See `stage.Target`."""
         altered = self._altered(delta)
         self.local_deltas += 1
@@ -154,7 +162,8 @@ class Box(ABC, Generic[S, D]):
         return altered
 
     def changed(self, change: Change) -> None:
-        """Note that the bucket's bundles are behind, and when that must end; wakes the sessions."""
+        """Note that the bundles in the bucket lack changes, and until when they must be
+        uploaded. Wakes the sessions."""
         self._behind(change)
         self.wake()
 
@@ -165,13 +174,14 @@ class Box(ABC, Generic[S, D]):
             self.due_at = self.env.clock() + self.env.settings.upload_interval_s
 
     def restate(self) -> None:
-        """Tell the journal what the bundles lack: an older journal may not have it."""
+        """Write what the bundles lack to the journal again, because the journal of the
+        boot before may not have it."""
         edit = Edit(self.sid)
-        edit.tell_journal(self.box, self.lacking())
+        edit.add_journal_only(self.box, self.lacking())
         self.log.stage(edit)
 
     def whole(self) -> bytes:
-        """All of the state, as a delta."""
+        """Return the whole state as a delta."""
         data: bytes = self.state.extract().encode()
         return data
 
@@ -179,7 +189,7 @@ class Box(ABC, Generic[S, D]):
 
     @property
     def stamp(self) -> Stamp:
-        """What is known of the bundles; of the local copy too, once it is saved."""
+        """What is known of the bundles. Once it is saved, the local copy has it too."""
         return self.bundles.stamp
 
     @stamp.setter
@@ -188,12 +198,13 @@ class Box(ABC, Generic[S, D]):
 
     @property
     def assignment(self) -> Assignment:
-        """Under which this backend has the user at present."""
+        """The assignment under which this backend has the user at present."""
         return self.env.assignment(self.sid)
 
     def load_copy(self, *, made_here: bool = False) -> tuple[Trust, list[bytes]]:
-        """Take the state from the local copy. Returns what that is worth, and deltas of a copy without a base: holders
-        that were noted while the box was not in memory."""
+        """Take the state from the local copy. Returns how far the copy can be trusted,
+        and the deltas of a copy without a base: holders that were noted while the box
+        was not in memory."""
         copy = self.env.metacache.load(self.sid, self.box)
         stamp = None if copy is None else Stamp.decode(copy.stamp)
         if copy is not None and stamp is not None:
@@ -211,33 +222,35 @@ class Box(ABC, Generic[S, D]):
         return trust(copy, stamp, self.assignment, made_here=made_here), fragments
 
     async def catch_up(self, worth: Trust, infos: list[ObjectInfo]) -> Found:
-        """After `load_copy`, where the copy is not the state: read what is new in a LIST of the bundles, or all of it.
-        Raises Unavailable, Corrupt."""
+        """Read new bundles of a LIST, or all of them, after `load_copy` has returned a
+        copy that is not trusted. Raises Unavailable, Corrupt."""
         if worth is Trust.REBUILD:
             found = Found.HISTORY if await self.rebuild(infos) else Found.NOTHING
         else:
             found = await self.take_bundles(infos)
             if found is not Found.NOTHING:
-                self.stamp = self.stamp.uncompared()  # others have written: more than bundles, perhaps
+                # Others have written, perhaps mails too.
+                self.stamp = self.stamp.uncompared()
         self.stamp = replace(self.stamp, checked=self.env.now())
         return found
 
     def compared(self, assignment: Assignment, *, listed: float | None = None) -> None:
-        """The state is what the bucket has, and more: the local copy is trusted as long as the assignment stands.
+        """Note that the state has everything that the bucket has. The local copy is
+        trusted as long as the assignment is valid.
 
-        listed: when the mails were LISTed, if they were.
+        listed: the time of a LIST of the mails; None if there was none.
         """
         stamp = replace(self.stamp, generation=assignment.generation, checked=self.stamp.checked or self.env.now())
         self.stamp = stamp if listed is None else replace(stamp, listed=listed)
         self.save()
 
     async def rebuild(self, infos: list[ObjectInfo]) -> bool:
-        """Join the heads of the bundles in a LIST; True if they are of more than one history. Raises Unavailable,
-        Corrupt."""
+        """Join the heads of the bundles in a LIST. Returns True if they are of several
+        histories. Raises Unavailable, Corrupt."""
         loaded = await self.bundles.load(infos)
         self.stamp = loaded.stamp
         for number, payload in enumerate(loaded.payloads):
-            await asyncio.sleep(0)  # each may have all mails
+            await asyncio.sleep(0)  # Each payload may have all mails.
             self.join(payload)
             if number == 0:
                 of_base = {"base_modseq": self.state.highestmodseq, "base_bytes": len(payload)}
@@ -246,8 +259,8 @@ class Box(ABC, Generic[S, D]):
         return loaded.merged
 
     async def take_bundles(self, infos: list[ObjectInfo], *, renew: bool = False) -> Found:
-        """Join those bundles of a LIST that others have written. renew: sessions are looking. Raises Unavailable,
-        Corrupt."""
+        """Join the bundles of a LIST that other backends have written. renew: sessions
+        use the box. Raises Unavailable, Corrupt."""
         stamp, unflushed = self.stamp, self.change is not Change.NONE
         if stamp.knows(infos):
             return Found.NOTHING
@@ -267,7 +280,8 @@ class Box(ABC, Generic[S, D]):
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Make the local copy one base of the whole state, under the present stamp."""
+        """Write the local copy as a single base of the whole state, under the present
+        stamp."""
         data, stamp, sid, box, change = self.whole(), self.stamp.encode(), self.sid, self.box, self.change
         priority = self.priority
         self.env.keep(sid, box, lambda cache: cache.replace(sid, box, data, stamp, change=change, priority=priority))
@@ -276,10 +290,11 @@ class Box(ABC, Generic[S, D]):
     async def upload(
         self, form: Form, payload: bytes, *, clean: bool = False, landed: Callable[[], None] | None = None
     ) -> None:
-        """PUT a bundle of the present state, and tell the journal what it covers; the caller saves the local copy.
+        """PUT a bundle of the present state, and report to the journal what it covers.
+        The caller saves the local copy.
 
-        payload: encoded in this turn of the loop; clean: see `Stamp`; landed: called once the bundle is there. Raises
-        Unavailable.
+        payload: encoded in this turn of the loop. clean: see `Stamp`. landed: called
+        once the bundle is in the bucket. Raises Unavailable.
         """
         journal = self.log.journal
         position, seen, modseq, uidnext = journal.position(), self.changes, self.state.highestmodseq, self.uidnext
@@ -295,7 +310,8 @@ class Box(ABC, Generic[S, D]):
         journal.flushed(self.sid, self.box, position, more=more)
 
     def save_stamp(self) -> None:
-        """Note the bundles and the change mark with the local copy; fold it when it has many deltas."""
+        """Write stamp and change mark to the local copy. Join its deltas into the base
+        if there are many."""
         if self.local_deltas > LOCAL_DELTAS_MAX:
             self.save()
         else:
@@ -307,6 +323,6 @@ class Box(ABC, Generic[S, D]):
         return self.due_at is not None and self.env.clock() >= self.due_at
 
     def due_by(self, latest: float) -> None:
-        """What waits for its upload waits no longer than until then."""
+        """Set the latest time of the upload of changes that wait for it."""
         if self.due_at is not None:
             self.due_at = min(self.due_at, latest)

@@ -1,12 +1,11 @@
-"""A user's boxes: the list of mailboxes, and which mailboxes are in memory.
+"""A user's boxes: the list of mailboxes, and the mailboxes in memory.
 
-How a user is opened, compared with the bucket, flushed and let go. What sessions ask of a user is
-`user.User`. The list is a box like a mailbox is (`root`): a local copy, deltas in the journal, a
-bundle in the bucket.
+It opens a user, compares it with the bucket, flushes and unloads it. `user.User` has
+what sessions ask of a user. The list is a box as a mailbox is (`root`): it has a local
+copy, deltas in the journal, and a bundle in the bucket.
 
-Invariant: a mailbox is in memory at most once, and one whose bundles are behind is not dropped from
-memory.
-Refuses to know: protocols; other users.
+Invariant: a mailbox is in memory at most once. A mailbox whose bundles lack changes is
+not unloaded. This module knows no protocols and no other users.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ..mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ..objectstore import ObjectInfo
 from ..objectstore.keys import ROOT, bundles_prefix
 from ..types import Guid, StorageId
-from . import _aftermath, _copy, _mailboxes
+from . import _copy, _mailboxes, _unclean
 from ._bundles import Bundles, by_box
 from ._env import Env
 from .box import Found
@@ -39,18 +38,18 @@ from .stamp import Trust
 log = structlog.get_logger()
 
 UNLOAD_AT_ONCE: Final = 100
-"""Mailboxes of one user that leave memory in one turn of the loop: some 10 ms."""
+"""Mailboxes of a user that are unloaded in a turn of the loop: some 10 ms."""
 WORKING_S: Final = 0.02
-"""Between looks whether tasks have ended: a hundredth of what they may take."""
+"""Interval of checks whether tasks have ended, a hundredth of their time limit."""
 
 LISTING_S: Final = 60.0
-"""How long a LIST of bundles is good for: well below any delay after which one that it names may be deleted."""
+"""How long a LIST of bundles may be used; far less than any delay of deletion."""
 
 T = TypeVar("T")
 
 
 class Backend(Protocol):
-    """The backend, as a user sees it. unclean: an owner before this boot may have ended uncleanly."""
+    """What a user needs of the backend. unclean: an earlier owner may have crashed."""
 
     journal: Journal
     log: Log
@@ -71,19 +70,20 @@ class Boxes:
         self.rootbox = RootBox(env, store.log, storage_id, self)
         self.sessions = 0
         self.working = 0
-        """Tasks of this user under way, some of which outlive their session."""
+        """Running tasks, some of which outlive their session."""
         self.deleted = False
-        """All of it goes from the bucket: who still has it in hand writes nothing."""
+        """Whether the user is being deleted, so that nothing may be written."""
         self.used_at = env.clock()
         self.swept_at = env.clock()
         self.boxes: dict[Guid, Mailbox] = {}
-        self.born: set[Guid] = set()
-        """Mailboxes that this process made and has not loaded: there is nothing to load."""
+        self.created_here: set[Guid] = set()
+        """Mailboxes that this process created and has not loaded."""
         self.pending: dict[str, list[bytes]] = {}
-        self.told: set[Guid] = set()
-        """Mailboxes whose changes of a life before are in the journal of this one."""
+        self.journaled: set[Guid] = set()
+        """Mailboxes whose changes of an earlier boot are in the journal of this
+        boot."""
         self._infos: dict[str, list[ObjectInfo]] | None = None
-        """Bundles by box as of a LIST at `_infos_at`, each for the first load of its box."""
+        """Bundles by box from a LIST at `_infos_at`, for the first load of each box."""
         self._infos_at = 0.0
         self._held: dict[Guid, Delta] = {}
         """Holders noted while their mailbox was not in memory."""
@@ -105,7 +105,8 @@ class Boxes:
         return self._store.journal
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run to its end whatever becomes of the session; the store waits for it when it closes."""
+        """Run a task that may outlive the session. The store waits for it when it
+        closes."""
         self.working += 1
         task = self._store.spawn(work)
         task.add_done_callback(self._worked)
@@ -115,38 +116,39 @@ class Boxes:
         self.working -= 1
 
     async def commit(self) -> None:
-        """What was handed to the local copy is synced; with `durability = "bucket"`, in the bucket.
-
-        A local disk that fails costs time only: then the bucket is waited for.
+        """Return when staged changes are as durable as `durability` says. If the local
+        disk fails, wait for the bucket instead.
         """
         if self.env.settings.durability == "bucket":
             await self.journal.sync()
             return
-        if not await self.env.settle():
+        if not await self.env.commit_staged():
             await self.journal.sync()
         self._require_ours()
         if self.journal.expired():
             await self.journal.lease()
 
     def require_there(self) -> None:
-        """Raises NotFound when the user is being deleted."""
+        """Raises NotFound if the user is being deleted."""
         if self.deleted:
             raise NotFound("the user has been deleted")
 
     def _require_ours(self) -> None:
-        """Raises Elsewhere: what was staged is uploaded, and nothing of it is acknowledged."""
+        """Raises Elsewhere if another backend has the user. Then what was staged is
+        uploaded, but nothing of it is acknowledged."""
         if self.sessions and not self.env.owned.owns(self.storage_id):
             raise Elsewhere("another backend serves the user; try again")
 
     @property
     def _unclean(self) -> bool:
-        """An owner ended uncleanly, just now, so that clients may know MODSEQs that are nowhere."""
+        """Whether an owner has crashed, so that clients may know MODSEQs that no object
+        has."""
         return self._store.unclean or self.env.owned.is_unclean(self.storage_id)
 
-    async def settled(self) -> None:
-        """Nothing of this user is under way any more: no mail without a verdict, no upload, no task."""
+    async def wait_idle(self) -> None:
+        """Return when no UID is undecided, and no upload and no task is under way."""
         for box in list(self.boxes.values()):
-            await box.slots.settled()
+            await box.slots.all_resolved()
             async with box.flushing:
                 pass
         async with self.rootbox.flushing:
@@ -155,11 +157,11 @@ class Boxes:
             await self.env.sleep(WORKING_S)
 
     def edit(self) -> Edit:
-        """An empty edit of this user's boxes."""
+        """Return an empty edit of this user's boxes."""
         return Edit(self.storage_id)
 
     async def change_root(self, delta: RootDelta, edit: Edit | None = None) -> None:
-        """Take a change of the list in, with an edit that it belongs to; in the bucket on return."""
+        """Stage a change of the list and its edit. It is in the bucket on return."""
         self.journal.check()
         edit = edit or self.edit()
         edit.add(self.rootbox, delta, Change.IMPORTANT)
@@ -169,7 +171,7 @@ class Boxes:
     # -- opening ------------------------------------------------------------------------------------------------------
 
     async def open(self, pending: dict[str, list[bytes]], *, make: bool) -> None:
-        """Load the list of mailboxes. make: at first use make it, else raise NotFound. Raises Unavailable, Corrupt."""
+        """Load or `make` the list. Raises NotFound, Unavailable, Corrupt."""
         env, box = self.env, self.rootbox
         self.pending = pending
         assignment = box.assignment
@@ -182,18 +184,21 @@ class Boxes:
             if worth is Trust.REBUILD:
                 exact = box.stamp.clean and sure
             if not current:
-                _aftermath.tell_unflushed(self)
-            if worth is Trust.COMPARE and box.change is not Change.NONE:  # the journal before may not have it
+                _unclean.journal_unflushed(self)
+            # The journal before may not have it.
+            if worth is Trust.COMPARE and box.change is not Change.NONE:
                 box.restate()
                 await self.journal.sync()
         box.join_unflushed([*fragments, *pending.pop(ROOT, [])])
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
-        if not assignment.covers(box.stamp) and (ahead := _aftermath.ahead(self, unclean=self._unclean)):
-            box.raise_floor(ahead)  # kept until each mailbox has been opened, in whatever life
+        if not assignment.covers(box.stamp) and (floor := _unclean.modseq_floor(self, unclean=self._unclean)):
+            box.raise_floor(floor)  # It is kept until each mailbox was opened.
         self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
         self._exact -= {
-            guid for guid, totals in self.root.totals.items() if totals.modseq < self.root.ahead and totals.uidnext > 1
+            guid
+            for guid, totals in self.root.totals.items()
+            if totals.modseq < self.root.modseq_floor and totals.uidnext > 1
         }
         if self._infos is not None:
             self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
@@ -206,12 +211,13 @@ class Boxes:
         for entry in self.root.entries.values():
             if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
                 self.spawn(_mailboxes.clear_deleted(self, entry))
-            elif entry.cleared and (left := (self._infos or {}).get(entry.guid)):  # of a writer who did not know
+            elif entry.cleared and (left := (self._infos or {}).get(entry.guid)):
+                # A writer that did not know of the deletion has left them.
                 self.spawn(Bundles(env, self.storage_id, entry.guid).remove(left))
 
     async def _catch_up(self, worth: Trust, *, make: bool) -> Found:
-        """Read what is new of the list of mailboxes, or make the user. The LIST is of all bundles of the user. Raises
-        NotFound, Unavailable, Corrupt."""
+        """Read new bundles of the list of mailboxes, or create the user. The LIST has
+        all bundles of the user. Raises NotFound, Unavailable, Corrupt."""
         self._infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
         if worth is Trust.REBUILD and ROOT not in self._infos:
             if not make:
@@ -225,14 +231,14 @@ class Boxes:
         return found
 
     async def recheck(self, *, every: bool = False) -> None:
-        """After we were fenced off: take in what the bucket has and we do not, without closing what is open.
-        every: also of mailboxes that were compared since."""
+        """Join what only the bucket has, after a fence. Open mailboxes stay open.
+        every: also mailboxes that were compared since."""
         while not self.deleted:
             try:
                 assignment = self.rootbox.assignment
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
                 async with self.rootbox.flushing:
-                    await self._take_in(infos.get(ROOT, []))
+                    await self._join_bundles(infos.get(ROOT, []))
                 for guid, box in list(self.boxes.items()):
                     if every or not assignment.covers(box.stamp):
                         await box.recheck(infos.get(guid, []))
@@ -244,9 +250,9 @@ class Boxes:
                 log.error("what others wrote does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
-    async def _take_in(self, infos: list[ObjectInfo]) -> bool:
-        """Join the bundles of the list that others have written; True if there were some. Raises Unavailable,
-        Corrupt."""
+    async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
+        """Join bundles of the list that others wrote. Returns True if there were
+        some."""
         if await self.rootbox.take_bundles(infos) is Found.NOTHING:
             return False
         for entry in self.root.entries.values():
@@ -260,7 +266,8 @@ class Boxes:
     # -- mailboxes in memory ------------------------------------------------------------------------------------------
 
     async def box(self, guid: Guid) -> Mailbox:
-        """The mailbox, loaded once however many ask. Raises NotFound, Unavailable, Corrupt."""
+        """Return the mailbox, loaded once for all callers. Raises NotFound,
+        Unavailable, Corrupt."""
         self.require_there()
         box = self.boxes.get(guid)
         if box is not None:
@@ -287,18 +294,19 @@ class Boxes:
         self._exact.add(guid)
         held = self._held.pop(guid, None)
         if held is not None:
-            box.apply(held, Change.IMPORTANT, journal=False)  # what was saved as its local copy is without them
+            # The local copy that was saved does not have them.
+            box.apply(held, Change.IMPORTANT, journal=False)
         return box
 
     def unloaded(self, entry: MailboxEntry) -> Mailbox:
-        """A mailbox of which nothing has been loaded."""
+        """Return a mailbox object that is not loaded yet."""
         first = entry.name == "INBOX" or entry.special_use == "\\Junk"
         box = Mailbox(self.env, self, Guid(entry.guid), entry.uidvalidity, PRIORITY_INBOX if first else PRIORITY_OTHER)
         box.deleted = bool(entry.deleted)
         return box
 
     def fresh(self, entry: MailboxEntry) -> Mailbox:
-        """A mailbox that was made just now: there is nothing to load."""
+        """Return a new mailbox, which has nothing to load."""
         box = self.unloaded(entry)
         box.compared(box.assignment, listed=self.env.now())
         self.boxes[box.guid] = box
@@ -306,29 +314,28 @@ class Boxes:
         return box
 
     def rebuilt(self, box: Mailbox) -> None:
-        """A mailbox was made anew out of its mails: what journals said of it before is not joined any more."""
+        """Use a mailbox that was rebuilt from its mails, without earlier journals."""
         self.pending.pop(box.guid, None)
         self.boxes[box.guid] = box
 
     def forget(self, guid: Guid) -> None:
-        """A mailbox has been cleared: memory and local copy let go of it."""
+        """Drop a cleared mailbox from memory and local copies."""
         self.boxes.pop(guid, None)
         self.env.metacache.drop(self.storage_id, guid)
 
     def hold(self, edit: Edit, guid: Guid, rows: Rows) -> None:
-        """Add to an edit that those records of a mailbox which LIST has found hold objects of other mailboxes.
-
-        To be added before the records: they must not be known anywhere before.
+        """Add holders to an edit for records, found by LIST, that refer to objects of
+        other mailboxes. Add them before the records, so that no reader lacks them.
         """
         for home, holders in _copy.held_by(rows, guid).items():
             edit.add(self._target(home), Delta(holders=holders), Change.IMPORTANT)
 
     def _target(self, guid: Guid) -> Target[Delta]:
-        """A mailbox for the log, whether it is in memory or not."""
+        """Return a mailbox as a target of the log, whether it is in memory or not."""
         return self.boxes.get(guid) or Absent(guid, PRIORITY_OTHER, partial(self._remember, guid))
 
     def _remember(self, guid: Guid, delta: Delta) -> None:
-        """Keep holders of a mailbox that is not in memory until it has been loaded, and load it."""
+        """Keep holders for a mailbox until it has been loaded, and load it."""
         waiting = self._held.setdefault(guid, Delta())
         if not waiting.holders:
             self.spawn(self._load_held(guid))
@@ -344,7 +351,8 @@ class Boxes:
     # -- upkeep -------------------------------------------------------------------------------------------------------
 
     def sync_totals(self, boxes: Mapping[Guid, Mailbox] | None = None) -> bool:
-        """Bring the totals of the mailboxes in memory into the root; True if any differed. boxes: only of these."""
+        """Copy totals of mailboxes in memory to the root. Returns True if any
+        differed."""
         fresh = {}
         for guid, box in (self.boxes if boxes is None else boxes).items():
             totals = box.totals()
@@ -355,13 +363,13 @@ class Boxes:
         return bool(fresh)
 
     async def flush(self, *, everything: bool = False) -> None:
-        """Upload all that is behind. Raises Unavailable."""
+        """Upload all that the bucket lacks. Raises Unavailable."""
         for box in list(self.boxes.values()):
             await box.flush(everything=everything)
         await self.rootbox.flush(clean=everything and not self.pending)
 
     def sweep(self) -> None:
-        """Begin to delete objects that have waited for the delay, in the mailboxes that say they have some."""
+        """Start deleting objects whose delay is over."""
         before = (self.env.now() - self.env.delete_delay_s) * 1000
         self.swept_at = self.env.clock()
         for guid, totals in self.root.totals.items():
@@ -372,10 +380,11 @@ class Boxes:
         try:
             await (await self.box(guid)).sweep()
         except Unavailable:
-            pass  # at the next sweep
+            pass  # it is tried again at the next sweep
 
     def unload_idle(self, before: float) -> None:
-        """Let go of mailboxes that nobody has used since, some at a time; never of one that is due for an upload."""
+        """Unload some mailboxes that were not used since and are not due for an
+        upload."""
         boxes = self.boxes.items()
         idle = (it for it in boxes if not it[1].busy() and it[1].used_at < before and not it[1].is_behind())
         leaving = dict(islice(idle, UNLOAD_AT_ONCE))
@@ -385,7 +394,7 @@ class Boxes:
             del self.boxes[guid]
 
     def opening(self) -> bool:
-        """Some mailbox is being loaded, or must be."""
+        """Whether a mailbox is being loaded, or must be loaded."""
         return bool(self._loading or self._held)
 
     def busy(self) -> bool:
@@ -394,6 +403,6 @@ class Boxes:
         )
 
     def leave(self) -> None:
-        """Before the user leaves memory: keep what is derived."""
+        """Save derived data before the user is unloaded."""
         self.sync_totals()
         self.rootbox.save()

@@ -1,4 +1,4 @@
-"""What the protocols need of a mail's content: the mime room, through the store's door."""
+"""What the protocols need of a mail's content: the public names of `obox.mime`."""
 
 from ..mime import Budget, Part, Section, header_end, header_fields, parse, section
 from .mails.meta import INLINE_MAX, make_fields

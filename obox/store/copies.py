@@ -1,7 +1,9 @@
-"""The store as owner of the local copies: what of them is in use, must be uploaded, and may go (metacache.Owner).
+"""The store as owner of the local copies (metacache.Owner). It says which copies are in
+use, must be uploaded, and may be dropped.
 
-Invariant: a copy whose mailbox is in memory goes only in the same turn of the loop in which the memory lets go of it; a
-mailbox that a task or a session may still hold is never let go of.
+Invariant: a copy whose mailbox is in memory is dropped only in the turn of the loop in
+which the mailbox is unloaded. A mailbox that a task or a session may still use is never
+unloaded.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 LONG_AGO: Final = float("-inf")
 
 FIELDS_UNSAVED_MAX: Final = 10
-"""Mails whose ready fields no segment holds: so many may be read again, one GET each, before an upload is cheaper."""
+"""Mails whose ready fields are in no segment. Fewer of them are cheaper to read again,
+with a GET each, than to upload."""
 
 
 class Copies:
-    """See `metacache.Owner`. close_delay_s: what was used so lately is in use."""
+    """See `metacache.Owner`. close_delay_s: a copy counts as in use for this time after
+    its last use."""
 
     def __init__(self, store: MailStore, *, close_delay_s: float = 2.0) -> None:
         self._store = store
@@ -43,13 +47,13 @@ class Copies:
         return self._holds(found, Guid(box))
 
     def _quiet(self, user: User) -> bool:
-        """No session, no task, and none just now."""
+        """Whether the user has no session and no task, and had none a moment ago."""
         busy = user.sessions or user.working or user.opening() or user.pending
         return not busy and user.used_at <= self._store.env.clock() - self.close_delay_s
 
     def _holds(self, user: User, guid: Guid) -> bool:
-        """Somebody may have this mailbox in hand. Beside sessions and tasks it must be as idle as for leaving
-        memory."""
+        """Whether a session or a task may use this mailbox. Otherwise it must be as
+        idle as for being unloaded."""
         mailbox = user.boxes.get(guid)
         if mailbox is None:
             return user.opening()
@@ -58,12 +62,14 @@ class Copies:
         return mailbox.busy() or mailbox.used_at > env.clock() - delay_s
 
     def must_upload(self, user: str, box: str, copy: Copy | None) -> bool:
-        """Changes; of a root exact totals too, of a mailbox ready fields, without which a later open costs more."""
+        """Whether the bucket lacks changes, a root's exact totals, or a mailbox's ready
+        fields, without which a later open costs more."""
         stamp = None if copy is None else Stamp.decode(copy.stamp)
         if copy is None or stamp is None:
-            return False  # without a stamp nobody can read it
+            return False  # without a stamp it cannot be used
         if copy.change is not Change.IMPORTANT and not self._store.env.assignment(user).covers(stamp):
-            return False  # from before a takeover: the bucket is asked again in any case
+            # From before a takeover: it will be compared with the bucket in any case.
+            return False
         if copy.change is not Change.NONE:
             return True
         if box == ROOT:
@@ -72,7 +78,11 @@ class Copies:
         return len(cache.iter_fields(user, box, stamp.cached_uid + 1, 0xFFFFFFFF)) > FIELDS_UNSAVED_MAX
 
     async def flush(self, user: str, box: str) -> None:
-        """The use that this is itself does not count as one."""
+        """Upload what the bucket lacks of a copy.
+
+        Flushing must not refresh `used_at`; otherwise the cleaner would keep the copy
+        that it is about to drop.
+        """
         store, sid = self._store, StorageId(user)
         before = store.users.get(sid)
         used_at = {} if before is None else {guid: one.used_at for guid, one in before.boxes.items()}
@@ -83,18 +93,20 @@ class Copies:
                 copy = store.env.metacache.peek(user, name)
                 missing = Guid(name) not in opened.boxes and name in opened.root.entries
                 if missing and copy is not None and copy.change is not Change.NONE:
-                    (await opened.box(Guid(name))).used_at = LONG_AGO  # what an earlier process did not upload
+                    # An earlier process did not upload it.
+                    (await opened.box(Guid(name))).used_at = LONG_AGO
             await opened.flush(everything=True)
         elif box in opened.root.entries:
             mailbox = await opened.box(Guid(box))
             mailbox.used_at = used_at.get(Guid(box), LONG_AGO)
             await mailbox.flush(everything=True)
         else:
-            store.env.metacache.mark(user, box, Change.NONE)  # cleared: no list knows it any more
+            # cleared: it is in no list any more.
+            store.env.metacache.mark(user, box, Change.NONE)
         if not opened.sessions:
             opened.used_at = user_used_at
 
-    def let_go(self, user: str, box: str) -> bool:
+    def unload(self, user: str, box: str) -> bool:
         if self.in_use(user, box):
             return False
         sid = StorageId(user)

@@ -1,20 +1,24 @@
-"""Boots that are over: ending them (`fence`), reading what they left (`replay`), and noting what is done (`record`).
+"""Boots that are over: ends them (`fence`), reads their journals (`replay`), and
+records what has been done (`record`).
 
-Theory of operation. `list_boots` names every boot that has objects in the bucket. `fence` PUTs the
-next `seq` of a boot as `closed`, repeated until it wins; from then on the owner of the boot, should
-it wake up, can acknowledge nothing. `replay` reads what lies between the last object's watermark
-and the fence, for all users or for some. Whoever has taken over users of a boot, so that bundles
-have all that it says of them, writes that behind the fence with `record`:
+Theory of operation. `list_boots` names every boot that has objects in the bucket.
+`fence` PUTs the next `seq` of a boot as `closed`, repeated until it succeeds. From then
+on the owner of the boot can acknowledge nothing, even if it was only suspended.
+`replay` reads the objects between the last object's watermark and the fence, for all
+users or for some. A backend that has taken over users of a boot, so that bundles have
+all their changes, writes that after the fence with `record`:
 
-    open --fence--> closed --record, some users--> adopted in part --record, the rest--> clean
+    open --fence--> closed --record, some users--> adopted in part
+    adopted in part --record, the rest--> clean
 
-A boot that is clean is never read again. Several backends can share one: each replays its own users
-and records those. A record that loses its `seq` to another takes over what that one says, and is
-written under the next.
+A boot that is clean is never read again. Several backends can share a boot: each
+replays and records its own users. If a record loses its `seq` to another record, it
+takes over the users of that record, and is written under the next `seq`.
 
-All three can be called by a backend that serves. Refuses to know: local copies, users' boxes.
-Diagnostics: an unreadable journal object is skipped in a replay and logged with its key; the
-operator decides (`oboxadm rebuild`). Where a boot ends must be readable: else `Corrupt`.
+A serving backend can call all three. This module knows no local copies and no boxes of
+users. Diagnostics: an unreadable journal object is skipped in a replay and logged with
+its key; the operator decides (`oboxadm rebuild`). The last object of a boot must be
+readable; otherwise `Corrupt` is raised.
 """
 
 from __future__ import annotations
@@ -37,15 +41,16 @@ from .journal import DELETED, JournalObject
 log = structlog.get_logger()
 
 OBJECTS_AT_ONCE: Final = 64
-"""Journal objects that a replay reads at once."""
+"""Journal objects that a replay reads in parallel."""
 
 _BOOT: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
-"""A boot's name, as `MailStore` makes it; anything else is somebody's copy."""
+"""A boot's name as `MailStore` makes it. Other names are copies that somebody made."""
 
 
 @dataclass(frozen=True)
 class Boot:
-    """One boot as a LIST shows it. objects: `seq` to when it was written, by the bucket's clock in unix seconds."""
+    """A boot as a LIST shows it. objects: maps `seq` to the time of its PUT, by the
+    bucket's clock in unix seconds."""
 
     backend: str
     name: str
@@ -64,9 +69,10 @@ class Boot:
 class Ended:
     """A boot that is over.
 
-    seq: the next one that is free; watermark: the first that a reader needs; closed_before: `fence` found it closed;
-    clean: bundles have all that it says; adopted: users of whom they have; ahead, assigned: see `JournalObject`; alive:
-    it has not ended, and is read all the same.
+    seq: the next free `seq`. watermark: the first `seq` that a reader needs.
+    closed_before: whether `fence` found it closed. clean: whether bundles have all its
+    changes. adopted: users of whom bundles have all its changes. ahead, assigned: see
+    `JournalObject`. alive: the boot has not ended, but is read nevertheless.
     """
 
     boot: Boot
@@ -75,21 +81,23 @@ class Ended:
     closed_before: bool
     clean: bool
     adopted: frozenset[str]
-    ahead: int
+    modseq_floor: int
     assigned: int = 0
     alive: bool = False
 
 
 @dataclass
 class Replayed:
-    """What boots say. pending: deltas by storage id and box; users: whom each boot names, by (backend, boot)."""
+    """The changes of boots. pending: deltas by storage id and box. users: the users
+    that each boot names, by (backend, boot)."""
 
     pending: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
     users: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
 
 class _Said(NamedTuple):
-    """One change in a journal. at: when its object was written, by the bucket's clock; adopted: bundles have it."""
+    """A change in a journal. at: the time of its object by the bucket's clock. adopted:
+    whether bundles have it."""
 
     box: str
     delta: bytes
@@ -98,13 +106,14 @@ class _Said(NamedTuple):
     at: float
     adopted: bool
 
-    def void(self, grave: _Said) -> bool:
-        """Was it said before the user was deleted?"""
-        return self.seq <= grave.seq if self.boot == grave.boot else self.at <= grave.at
+    def void(self, deletion: _Said) -> bool:
+        """Whether the change is from before the user was deleted."""
+        return self.seq <= deletion.seq if self.boot == deletion.boot else self.at <= deletion.at
 
 
 async def list_journals(env: Env) -> list[ObjectInfo]:
-    """All that lies in the journals of all backends: a LIST for their names and one for each. Raises Unavailable."""
+    """Return the objects in the journals of all backends: a LIST for the names, and a
+    LIST for each backend. Raises Unavailable."""
     prefixes: list[str] = []
     for name in await env.names(journal_prefix(), kind="journal"):
         try:
@@ -116,7 +125,8 @@ async def list_journals(env: Env) -> list[ObjectInfo]:
 
 
 def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
-    """The boots in a LIST of journals, by backend and time; foreign objects are told and left alone."""
+    """Return the boots in a LIST of journals, by backend and time. Foreign objects are
+    logged and left alone."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for info in infos:
         try:
@@ -131,13 +141,20 @@ def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
 
 
 async def fence(env: Env, boot: Boot) -> Ended:
-    """End a boot, if it has not ended: its owner can acknowledge nothing from then on. Raises Unavailable, Corrupt."""
+    """End a boot that has not ended, so that its owner can acknowledge nothing any
+    more. Raises Unavailable, Corrupt."""
     end = await read(env, boot.backend, boot.name, boot.last)
     closed_before = end.closed
     while not end.closed:
         seq = end.seq + 1
         closing = JournalObject(
-            boot.backend, boot.name, seq, end.watermark, closed=True, ahead=end.ahead, assigned=end.assigned
+            boot.backend,
+            boot.name,
+            seq,
+            end.watermark,
+            closed=True,
+            modseq_floor=end.modseq_floor,
+            assigned=end.assigned,
         )
         if await _put(env, closing):
             log.info("fenced", backend=boot.backend, boot=boot.name, seq=seq)
@@ -148,7 +165,8 @@ async def fence(env: Env, boot: Boot) -> Ended:
 
 
 async def look(env: Env, boot: Boot) -> Ended:
-    """A boot as it is now, which may go on. Raises Unavailable, Corrupt."""
+    """Read a boot without fencing it. It may still be running. Raises Unavailable,
+    Corrupt."""
     newest = await read(env, boot.backend, boot.name, boot.last)
     if newest.closed:
         return _ended(boot, newest, closed_before=True)
@@ -163,15 +181,17 @@ def _ended(boot: Boot, end: JournalObject, *, closed_before: bool) -> Ended:
         closed_before,
         end.clean,
         frozenset(end.adopted),
-        end.ahead,
+        end.modseq_floor,
         end.assigned,
     )
 
 
 async def replay(env: Env, boots: Sequence[Ended], users: Callable[[str], bool] = lambda sid: True) -> Replayed:
-    """Read what boots say of users whom nobody has adopted. users: of whom, by storage id. Raises Unavailable.
+    """Read the changes of users that no backend has taken over. users: selects users by
+    storage id. Raises Unavailable.
 
-    What was said of a user before it was deleted is left out, so give all boots that may speak of the user at once.
+    Changes from before the deletion of a user are left out, so pass all boots that may
+    have changes of a user in a single call.
     """
     said: dict[str, list[_Said]] = {}
     found = Replayed()
@@ -187,15 +207,17 @@ async def replay(env: Env, boots: Sequence[Ended], users: Callable[[str], bool] 
                     adopted = line.sid in one.adopted
                     changes = said.setdefault(line.sid, [])
                     changes += (_Said(box, delta, name, journal.seq, at, adopted) for box, delta in line.changes)
-    found.pending = _of_the_living(said)
+    found.pending = _without_deleted(said)
     return found
 
 
-async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], ahead: int) -> Ended:
-    """Note that users of a boot have been adopted; clean once those are all that it names. Raises Unavailable, Corrupt.
+async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], modseq_floor: int) -> Ended:
+    """Record that users of a boot have been adopted. The boot is clean once these are
+    all users that it names. Raises Unavailable, Corrupt.
 
-    named: as of `replay`; adopted: those of whom bundles have all that the boot says, or that are no users any more.
-    Returns the boot as it is now, with what others have noted meanwhile.
+    named: the users that `replay` returned. adopted: users of whom bundles have all
+    changes of the boot, or that do not exist any more. Returns the boot as it is now,
+    with what other backends have recorded meanwhile.
     """
     seq, done = ended.seq, ended.adopted | adopted
     while True:
@@ -207,7 +229,7 @@ async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], ahe
             seq if clean else ended.watermark,
             closed=True,
             clean=clean,
-            ahead=ahead,
+            modseq_floor=modseq_floor,
             adopted=[] if clean else sorted(done),
             assigned=ended.assigned,
         )
@@ -220,7 +242,7 @@ async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], ahe
 
 
 async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
-    """One journal object. Raises Unavailable (also when it is gone), Corrupt."""
+    """Read a journal object. Raises Unavailable (also if it is gone), Corrupt."""
     key = journal_key(backend, boot, seq)
     data = await env.get(key, kind="journal")
     if data is None:  # deleted since the LIST, by another backend that has taken over
@@ -232,7 +254,7 @@ async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
 
 
 async def _put(env: Env, journal: JournalObject) -> bool:
-    """False: another object lies under its `seq`. Raises Unavailable."""
+    """Return False if another object has its `seq`. Raises Unavailable."""
     oid = env.new_oid()
     try:
         return await put_once(env.bucket, journal.key, journal.encode(env.codec, oid), oid, kind="journal")
@@ -241,7 +263,7 @@ async def _put(env: Env, journal: JournalObject) -> bool:
 
 
 async def _objects(env: Env, boot: Boot, seqs: range) -> list[JournalObject]:
-    """These objects, in order, but those that do not decode."""
+    """Read these objects in order, without objects that do not decode."""
     found: list[JournalObject] = []
     for begin in range(0, len(seqs), OBJECTS_AT_ONCE):
         batch = seqs[begin : begin + OBJECTS_AT_ONCE]
@@ -260,12 +282,13 @@ async def _read_or_skip(env: Env, boot: Boot, seq: int) -> JournalObject | None:
         return None
 
 
-def _of_the_living(said: dict[str, list[_Said]]) -> dict[str, dict[str, list[bytes]]]:
-    """Deltas by storage id and box, without what was said of users before they were deleted, or has been adopted."""
+def _without_deleted(said: dict[str, list[_Said]]) -> dict[str, dict[str, list[bytes]]]:
+    """Return deltas by storage id and box, without changes from before a user's
+    deletion, and without adopted changes."""
     pending: dict[str, dict[str, list[bytes]]] = {}
     for sid, changes in said.items():
-        graves = [one for one in changes if one.box == DELETED]
+        deletions = [one for one in changes if one.box == DELETED]
         for one in changes:
-            if one.box != DELETED and not one.adopted and not any(one.void(grave) for grave in graves):
+            if one.box != DELETED and not one.adopted and not any(one.void(deletion) for deletion in deletions):
                 pending.setdefault(sid, {}).setdefault(one.box, []).append(one.delta)
     return pending

@@ -1,16 +1,17 @@
-"""Units of users come to a backend that serves, and leave it (docs/cluster.md, "Acquiring groups").
+"""A running backend gains and loses units of users
+(docs/cluster.md, "Acquiring groups").
 
-    gain     the row names us: fence, read the journals, compare, serve
-    release  in order: hold, end sessions, flush, let the caller write the row, forget
-    lose     another backend has them: end sessions, upload what was staged, forget
-    doubt    another has written beside us: compare
+    gain     the row names this backend: fence, read the journals, compare, serve
+    release  orderly: hold, end sessions, flush, let the caller write the row, forget
+    lose     another backend has the units: end sessions, upload what was staged, forget
+    doubt    another backend has written to units of this backend: compare
 
-Invariant: between `hold` and the row that names another backend nothing is acknowledged; after it nothing of the unit
-is left in memory, journal, takeover or upkeep. A user that is lost is uploaded as bundles, which join with the other
-backend's.
-Refuses to know: the directory, and who decides.
-Diagnostics: `gain` and `release` raise Unavailable when the bucket does not answer; call them again. `lose` tries until
-it has uploaded.
+Invariant: nothing is acknowledged between `hold` and the row that names another
+backend. After the row is written, nothing of the unit is left in memory, journal,
+takeover or upkeep. Changes of a lost user are uploaded as bundles, which join with the
+bundles of the other backend. This module does not know the directory, and does not
+decide. Diagnostics: `gain` and `release` raise Unavailable if the bucket does not
+answer; call them again. `lose` tries until it has uploaded.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from metacache import Change
 from ..errors import InUse, NotFound, OboxError, Unavailable
 from ..objectstore.keys import ROOT
 from ..types import Guid, StorageId
-from ._aftermath import AHEAD_MS
+from ._unclean import FLOOR_MARGIN_MS
 from .fence import Ended, boots_of, list_journals, look, replay
-from .operate import let_go
+from .operate import unload
 from .owned import Tag
 from .takeover import survey
 from .upload import flush
@@ -44,13 +45,14 @@ KICK_S: Final = 1.0
 """How long sessions have to finish their command before their user is handed over."""
 
 TICK_S: Final = 0.02
-"""Between looks whether the sessions are gone."""
+"""Interval of checks whether the sessions have ended."""
 
 AGAIN_S: Final = 5.0
-"""Between attempts to upload what was staged for users that another backend has."""
+"""Interval of attempts to upload what was staged for users that another backend has."""
 
 Kick = Callable[[Collection[StorageId]], Awaitable[None]]
-"""Ends the sessions and deliveries of users: politely, then cut."""
+"""Ends the sessions and deliveries of users: first with an announcement, then at
+once."""
 
 
 async def gain(
@@ -58,30 +60,34 @@ async def gain(
 ) -> None:
     """Serve units whose rows name this backend.
 
-    dead: (backend, boot) that were seen dying, each fenced with all boots of the backend before it; orderly: the owner
-    before has released them. Raises Unavailable, Corrupt: call it again.
+    dead: (backend, boot) that are dead. Each is fenced with all earlier boots of its
+    backend. orderly: whether the previous owner has released the units. Raises
+    Unavailable, Corrupt; then call it again.
     """
     async with store.changing:
         env, journal, owned = store.env, store.journal, store.env.owned
         found = await survey(env, journal.boot, dead, lambda sid: owned.unit_of(sid) in units, orderly=orderly)
-        journal.ahead = max(journal.ahead, found.ahead, env.now_ms() + AHEAD_MS if found.unclean else 0)
+        journal.modseq_floor = max(
+            journal.modseq_floor, found.modseq_floor, env.now_ms() + FLOOR_MARGIN_MS if found.unclean else 0
+        )
         journal.assigned = max(journal.assigned, found.assigned, *(tag.number for tag in units.values()))
         await journal.announce()
-        here = [user for sid, user in store.users.items() if owned.unit_of(sid) in units]  # upkeep had them open
+        # Upkeep had opened them.
+        here = [user for sid, user in store.users.items() if owned.unit_of(sid) in units]
         store.takeover.add(found)
         owned.gain(units, unclean=found.unclean)
         store.remember_units()
         for user in here:
             _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
             store.spawn(user.recheck(every=True))
-        await env.settle()
+        await env.commit_staged()
         log.info("units gained", units=len(units), users=len(found.replayed.pending), unclean=found.unclean)
         if store.takeover.left or store.takeover.boots:
             store.spawn(store.upkeep.adopt())
 
 
 def _adopt(user: User, pending: dict[str, list[bytes]]) -> None:
-    """Join what journals say of a user that is in memory. Raises Corrupt."""
+    """Join the changes that journals have of a user in memory. Raises Corrupt."""
     for data in pending.pop(ROOT, []):
         user.rootbox.join(data)
         user.rootbox.changed(Change.IMPORTANT)
@@ -99,20 +105,22 @@ def _adopt(user: User, pending: dict[str, list[bytes]]) -> None:
 
 
 async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Callable[[], Awaitable[bool]]) -> bool:
-    """Give units up in order.
+    """Give units up in an orderly way.
 
-    hand: writes the row that names the next backend and reads it back; False: it names another one, or still us.
-    Returns what it returned; then nothing of the units is here. Raises Unavailable, InUse: the units stay.
+    hand: writes the row that names the next backend and reads it back. It returns False
+    if the row names a third backend, or still this backend. Returns what `hand`
+    returned. If that is True, nothing of the units is left here. Raises Unavailable,
+    InUse; then the units stay.
     """
     async with store.changing:
         owned, env = store.env.owned, store.env
-        await _flush_all(store, units)  # most of it, before anybody has to wait
+        await _flush_all(store, units)  # most of it, while nobody waits
         owned.hold(units)
         try:
             await _end_sessions(store, units, kick)
             await _flush_all(store, units)
             for sid in _in_memory(store, units):
-                await let_go(store, sid, upload=True)
+                await unload(store, sid, upload=True)
             await store.journal.sync()
             if _in_memory(store, units) or _opening(store, units):
                 raise InUse("a user of the unit has just been opened again")
@@ -125,14 +133,16 @@ async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Ca
         _forget(store, units)
         owned.lose(units)
         store.remember_units()
-        await env.settle()
+        await env.commit_staged()
         return True
 
 
 async def lose(store: MailStore, units: Collection[str], kick: Kick) -> list[StorageId]:
-    """Another backend has the units: acknowledge nothing more, and upload what was staged.
+    """Stop serving units that another backend has, acknowledge nothing more, and upload
+    what was staged.
 
-    Returns the users whose changes were uploaded: the other backend must compare their copies.
+    Returns the users whose changes were uploaded. The other backend must compare their
+    copies.
     """
     owned = store.env.owned
     owned.lose(units)
@@ -145,23 +155,26 @@ async def lose(store: MailStore, units: Collection[str], kick: Kick) -> list[Sto
         if await _upload(store, sid):
             uploaded.append(sid)
     async with store.changing:
-        gone = {unit for unit in units if unit not in owned.units}  # and has not come back meanwhile
+        # A unit may have come back meanwhile.
+        gone = {unit for unit in units if unit not in owned.units}
         _forget(store, gone)
-    await store.env.settle()
+    await store.env.commit_staged()
     return uploaded
 
 
 async def doubt(store: MailStore, units: Collection[str]) -> None:
-    """Another backend has written to users of these units, which are ours: take in what it wrote."""
+    """Join what another backend has written to users of these units, which this backend
+    has."""
     store.doubt(units)
     for sid in _in_memory(store, units):
         store.spawn(store.users[sid].recheck(every=True))
-    await store.env.settle()
+    await store.env.commit_staged()
 
 
 async def sweep(store: MailStore) -> None:
-    """Look for boots that are over and name users of this backend who were not adopted: of a backend whose groups came
-    to several others, or to one that died before it was done. Raises Unavailable, Corrupt."""
+    """Look for boots that are over and name users of this backend who were not adopted.
+    There are some if the groups of a backend came to several others, or to a backend
+    that died before it had adopted them. Raises Unavailable, Corrupt."""
     async with store.changing:
         owned, known = store.env.owned, {(one.boot.backend, one.boot.name) for one in store.takeover.boots}
         found = await survey(store.env, store.journal.boot, [], owned.owns, orderly=False, alive=False, known=known)
@@ -172,15 +185,16 @@ async def sweep(store: MailStore) -> None:
             store.takeover.add(found)
             for user in here:
                 _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
-            store.journal.ahead = max(store.journal.ahead, found.ahead)
+            store.journal.modseq_floor = max(store.journal.modseq_floor, found.modseq_floor)
     if store.takeover.left or store.takeover.boots:
         store.spawn(store.upkeep.adopt())
 
 
 async def go_on(store: MailStore, boot: str) -> None:
-    """After a fence: tell the new boot what no bundle covers, and note with the old one that its users are served on.
+    """Continue after a fence: write what no bundle covers to the journal of the new
+    boot, and record in the old boot that its users were adopted.
 
-    boot: the one that was fenced. Waits until the new boot has begun.
+    boot: the boot that was fenced. Waits until the new boot has begun.
     """
     journal, owned = store.journal, store.env.owned
     while journal.boot == boot:
@@ -190,7 +204,7 @@ async def go_on(store: MailStore, boot: str) -> None:
             await journal.sync()
             for sid, box in journal.uncovered():
                 if owned.owns(sid):
-                    await store.upkeep.carry(sid, box)
+                    await _restate(store, StorageId(sid), box)
             await journal.sync()
             ended = await _ended(store, boot)
             break
@@ -202,8 +216,21 @@ async def go_on(store: MailStore, boot: str) -> None:
         await store.upkeep.adopt()
 
 
+async def _restate(store: MailStore, sid: StorageId, box: str) -> None:
+    """Stage in the new boot what no bundle has of a box."""
+    try:
+        user = await store.load_user(store.name_of(sid), sid)
+        if box == ROOT:
+            user.rootbox.restate()
+        elif Guid(box) in user.root.entries:
+            (await user.box(Guid(box))).restate()
+    except NotFound:
+        return
+
+
 async def _ended(store: MailStore, boot: str) -> Ended | None:
-    """A boot of this backend that was fenced, with whom it names; None if there is nothing left of it to do."""
+    """Return a fenced boot of this backend, with the users that it names. None if
+    nothing is left to do."""
     env = store.env
     for found in boots_of(await list_journals(env)):
         if (found.backend, found.name) == (env.settings.backend, boot):
@@ -258,7 +285,8 @@ def _is_behind(store: MailStore, sid: str, units: Collection[str]) -> bool:
 
 
 async def _upload(store: MailStore, sid: StorageId) -> bool:
-    """Upload all of a user that another backend has, and let it go; whether there was something."""
+    """Upload all of a user that another backend has, and unload it. Returns whether
+    there was something to upload."""
     while True:
         try:
             user = await store.load_user(store.name_of(sid), sid)
@@ -266,7 +294,7 @@ async def _upload(store: MailStore, sid: StorageId) -> bool:
                 box.change is not Change.NONE for box in user.boxes.values()
             )
             await flush(user, important_only=False)
-            await let_go(store, sid, upload=True)
+            await unload(store, sid, upload=True)
         except NotFound:
             return False
         except (Unavailable, InUse) as exc:

@@ -1,11 +1,15 @@
-"""The index of one mailbox in memory, and how it changes.
+"""The index of a mailbox in memory, and its changes.
 
-Everything that a mailbox is but what sessions ask of it (`mailbox.Mailbox`): its state, its bundles, its local copy,
-its UIDs in flight. What reads, writes, discovers and flushes takes an `Index`.
+It has the state, the bundles, the local copy and the UIDs in flight of a mailbox. What
+sessions call is in `mailbox.Mailbox`. Code that reads, writes, discovers and flushes
+takes an `Index`.
 
-Invariant: `state` is what is acknowledged or settled; every change of it is part of an edit that the log has staged.
-Sessions never see a UID of which a lower one may still land.
-Refuses to know: protocols, other users, how it is loaded and flushed.
+Invariant: `state` has what is acknowledged or resolved. Every change of it is part of
+an edit that the log has staged. Sessions never see a UID while a lower UID may still
+land.
+
+This module knows no protocols and no other users, and does not know how it is loaded
+and flushed.
 """
 
 from __future__ import annotations
@@ -33,29 +37,31 @@ from .turn import Turn
 T = TypeVar("T")
 
 PART_MAILS: Final = 50_000
-"""Mails of a MOVE or an EXPUNGE that change in one turn of the loop: 10 ms. More change in several edits, between which
-others run."""
+"""Mails of a MOVE or an EXPUNGE that change in one turn of the loop: 10 ms. More change
+in several edits, between which others run."""
 
 TIDY_MIN: Final = 10_000
-"""Holders that a change has added before they are merged at once, in a turn of their own, and not by the next flush."""
+"""Holders that a change has added before they are merged at once, in a turn of their
+own, and not by the next flush."""
 
 FIELDS_STEP: Final = 1000
-"""Mails whose ready fields are copied or dropped between two looks at the clock: a millisecond."""
+"""Mails whose ready fields are copied or dropped between two looks at the clock: a
+millisecond."""
 
 
 class Owner(Protocol):
-    """The user of a mailbox, as the mailbox sees it.
+    """What a mailbox needs of its user.
 
-    born: mailboxes that this process made and has not loaded; told: those whose changes of a life before are in the
-    journal of this one.
+    created_here: mailboxes that this process created and has not loaded. journaled:
+    mailboxes whose changes of an earlier boot are in the journal of this boot.
     """
 
     env: Env
     name: str
     storage_id: StorageId
     rootbox: RootBox
-    born: set[Guid]
-    told: set[Guid]
+    created_here: set[Guid]
+    journaled: set[Guid]
 
     @property
     def root(self) -> Root: ...
@@ -67,26 +73,28 @@ class Owner(Protocol):
     def journal(self) -> Journal: ...
 
     def edit(self) -> Edit:
-        """An empty edit of this user's boxes."""
+        """Return an empty edit of this user's boxes."""
 
     def hold(self, edit: Edit, guid: Guid, rows: Rows) -> None:
-        """Add to an edit the holders of objects that records of a mailbox refer to."""
+        """Add the holders of objects to an edit that records of a mailbox refer to."""
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run to its end whatever becomes of the session."""
+        """Run a task to its end, even if the session ends."""
 
     async def commit(self) -> None:
-        """Return when what was staged is as durable as an acknowledgement needs. Raises Unavailable."""
+        """Return when staged changes are as durable as an acknowledgement needs. Raises
+        Unavailable."""
 
     async def box(self, guid: Guid) -> Index:
-        """Another mailbox, loaded. Raises NotFound, Unavailable, Corrupt."""
+        """Load another mailbox. Raises NotFound, Unavailable, Corrupt."""
 
     def require_there(self) -> None:
-        """Raises NotFound when the user is being deleted."""
+        """Raises NotFound if the user is being deleted."""
 
 
 class _Watch:
-    """Ends a `watch` when it is called; smaller than a closure, for each session has one."""
+    """Ends a `watch` when it is called; smaller than a closure, for each session has
+    one."""
 
     __slots__ = ("_wake", "_watchers")
 
@@ -117,10 +125,12 @@ async def drop_fields(mailbox: Index, uids: UidArray) -> None:
 
 
 def give_modseq(delta: Delta, modseq: int) -> None:
-    """Give a new delta and its rows their modseq, known only when their turn comes: `modseq` at least.
+    """Give a new delta and its rows their MODSEQ, which is known only when they become
+    visible. It is at least `modseq`.
 
-    Flags at delivery are stamped with the save date, which is in the object: whoever finds the mail by LIST gives them
-    the same stamps as who delivered it, and a later removal, which is above the save date, wins in either case.
+    Flags at delivery are stamped with the save date, which is in the object. So a
+    reader that finds the mail by LIST gives them the same stamps as the writer. A later
+    removal is above the save date and wins in both cases.
     """
     rows = delta.rows
     if rows is not None:
@@ -144,7 +154,7 @@ class Index(Box[State, Delta]):
         *,
         refresh: Callable[[Index], Coroutine[Any, Any, None]],
     ) -> None:
-        """refresh: takes in what another writer wrote, after a UID was lost to it."""
+        """refresh: joins what another writer wrote, after a UID was lost to it."""
         empty = partial(State, guid)
         super().__init__(env, user.log, user.storage_id, guid, priority, empty=empty, decode=Delta.decode)
         self.user = user
@@ -153,15 +163,17 @@ class Index(Box[State, Delta]):
         self.deleted = False
         self.clearing = False
         self.unborn = False
-        """Its making is not yet in the bucket: no mail in it is acknowledged before."""
+        """Whether its creation is not yet in the bucket. No mail in it is acknowledged
+        before."""
         self.sessions = 0
         self.used_at = env.clock()
         self.unflushed_mails = 0
         self.segments_read: set[str] = set()
         self.fields_left: list[UidArray] = []
-        """UIDs that have gone since the last flush: their ready fields go with the next."""
+        """UIDs that were expunged since the last flush. The next flush drops their
+        ready fields."""
         self.mending = asyncio.Lock()
-        """Held while lost mails are looked for once more."""
+        """Held while lost mails are looked for again."""
         self._refresh = refresh
         self.slots = Slots(self._show, self._taken, self._chance)
         self._watchers: list[Callable[[], None]] = []
@@ -185,7 +197,8 @@ class Index(Box[State, Delta]):
         return change is Change.IMPORTANT or self.unflushed_mails > self.env.settings.max_rescan_mail_count
 
     async def _before_bundle(self) -> None:
-        """A bundle must not know of a copy, or of an expunged one, before the journal knows what it means elsewhere."""
+        """A bundle must not know of a copy, or of an expunged one, before the journal
+        knows what it means elsewhere."""
         await self.user.journal.sync()
 
     def _altered(self, delta: Delta) -> Changed:
@@ -198,13 +211,15 @@ class Index(Box[State, Delta]):
     # -- changing ------------------------------------------------------------------------------------------------------
 
     def apply(self, delta: Delta, change: Change, *, journal: bool = True) -> None:
-        """Stage a change of this mailbox alone. journal: False where the journal need not have it."""
+        """Stage a change of only this mailbox. journal: False if the journal need not
+        have it."""
         edit = self.user.edit()
         (edit.add if journal else edit.add_local)(self, delta, change)
         self.user.log.stage(edit)
 
     def count_unflushed(self) -> None:
-        """After a load with changes that no bundle has: say how many mails, and when it must end."""
+        """Count the changes that no bundle has after a load, and set the time of their
+        upload."""
         self.unflushed_mails = self.count_between(self.stamp.flushed_uidnext, self.state.uidnext)
         self.changed(self.change)
 
@@ -218,13 +233,13 @@ class Index(Box[State, Delta]):
 
     @property
     def cleared(self) -> bool:
-        """Deleted, and nothing of it is left in the bucket."""
+        """Whether the mailbox is deleted, and nothing of it is left in the bucket."""
         entry = self.user.root.entries.get(self.guid)
         return self.clearing or (entry is not None and bool(entry.cleared))
 
     async def homes(self, uids: UidArray | None = None) -> dict[Guid, Index]:
-        """The mailboxes that hold the objects of those of `uids` that are copies, loaded; None: of all that there are
-        on return, whatever came meanwhile."""
+        """Load the mailboxes that have the objects of copies among `uids`. None means
+        all mails, also mails that arrive meanwhile."""
         found: dict[Guid, Index] = {}
         while True:
             asked = self.state.uids if uids is None else uids
@@ -235,7 +250,7 @@ class Index(Box[State, Delta]):
                 found[guid] = await self.user.box(guid)
 
     def expunge_now(self, uids: UidArray, homes: dict[Guid, Index], *, lost: bool = False) -> UidArray:
-        """Expunge mails and say which were there; see `expunge_in`."""
+        """Expunge mails and return those that existed; see `expunge_in`."""
         edit = self.user.edit()
         gone = self.expunge_in(edit, uids, homes, lost=lost)
         self.user.log.stage(edit)
@@ -244,10 +259,12 @@ class Index(Box[State, Delta]):
     def expunge_in(
         self, edit: Edit, uids: UidArray, homes: dict[Guid, Index], *, lost: bool = False, above: int = 0
     ) -> UidArray:
-        """Add to an edit that mails are expunged and the holders of their objects released; say which were there.
+        """Add the expunge of mails, and the release of the holders of their objects, to
+        an edit. Returns the mails that existed.
 
-        homes: as of `homes`; lost: there are no objects, and none that comes back later is to be deleted; above: a
-        modseq of this mailbox that the edit has already given.
+        homes: the result of `homes`. lost: whether there are no objects; then an object
+        that comes back later must not be deleted. above: a MODSEQ of this mailbox that
+        the edit has already used.
         """
         foreign = self.foreign(uids)
         delta, gone = self.state.expunge_delta(uids, max(self.env.now_ms(), above + 1))
@@ -264,20 +281,22 @@ class Index(Box[State, Delta]):
         return gone
 
     def foreign(self, uids: UidArray) -> dict[Guid, tuple[UidArray, UidArray]]:
-        """Of live `uids`, those whose mail is not in the object of their own UID: home -> their UIDs, and the UIDs of
-        their objects."""
+        """Of live `uids`, those whose mail is not in the object of their own UID: home
+        -> their UIDs, and the UIDs of their objects."""
         state = self.state
         where, there = state.positions(uids)
         uids, home, home_uid = (state.column(name)[where[there]] for name in ("uid", "home", "home_uid"))
         return by_home(uids, home, home_uid, self.guid, state.homes)
 
     def require_live(self) -> None:
-        """Raises NotFound when the mailbox is deleted, Unavailable while the journal is late."""
+        """Raises NotFound if the mailbox is deleted, Unavailable while the journal is
+        late."""
         self.require_there()
         self.user.journal.check()
 
     def require_room(self, mails: int) -> None:
-        """Raises MailboxFull when the mailbox, with what is being written to it, has no room for so many more."""
+        """Raises MailboxFull when the mailbox, with what is being written to it, has no
+        room for so many more."""
         most = self.env.settings.mailbox_mails_max
         if len(self.state) + sum(slot.count for slot in self.slots.in_flight()) + mails > most:
             raise MailboxFull(f"the mailbox has {len(self.state)} mails; allowed: {most}")
@@ -290,7 +309,8 @@ class Index(Box[State, Delta]):
     # -- new UIDs ------------------------------------------------------------------------------------------------------
 
     def _show(self, slot: Slot) -> None:
-        """A slot's turn: what it holds becomes part of the state, or its UIDs are skipped for ever."""
+        """Show a slot: its contents become part of the state, or its UIDs are skipped
+        for ever."""
         end = slot.uid + slot.count
         if slot.fate == "landed" and slot.delta is not None:
             delta = slot.delta
@@ -310,7 +330,7 @@ class Index(Box[State, Delta]):
             self.apply(Delta(claims={slot.uid: 1}, uidnext=end), Change.UNIMPORTANT)
 
     def taken_back(self, slot: Slot) -> Delta:
-        """Expunges a mail of a group that has failed."""
+        """Return the expunge of a mail of a group that has failed."""
         modseq = self.state.next_modseq(self.env.now_ms())
         return Delta(gone=Gone.at(modseq, uid_array([slot.uid])), highestmodseq=modseq, uidnext=slot.uid + 1)
 
@@ -323,24 +343,26 @@ class Index(Box[State, Delta]):
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
     def is_behind(self) -> bool:
-        """It wants a bundle; a few new mails do not, they are in the journal and the local copy."""
+        """Whether a bundle should be written. A few new mails are no reason, because
+        journal and local copy have them."""
         return self.change is Change.IMPORTANT or self.due_at is not None
 
     def put_fields(self, items: list[tuple[int, bytes]]) -> None:
-        """Keep ready fields by UID."""
+        """Store ready fields by UID."""
         sid, guid = self.user.storage_id, self.guid
         self.env.keep(sid, guid, lambda cache: cache.put_fields(sid, guid, items))
 
     async def drop_fields(self, count: int) -> None:
-        """Drop the ready fields of the first `count` in `fields_left`; not sooner: a MOVE copies them afterwards, and a
-        session that was not told yet may ask."""
+        """Drop the ready fields of the first `count` UIDs in `fields_left`. Not
+        earlier, because a MOVE copies them afterwards, and a session that does not know
+        of the expunge may fetch them."""
         if count:
             gone = np.concatenate(self.fields_left[:count])
             del self.fields_left[:count]
             await drop_fields(self, gone)
 
     def count_between(self, low: int, high: int) -> int:
-        """Live mails with low <= UID <= high."""
+        """Return the number of live mails with low <= UID <= high."""
         uids = self.state.uids
         return int(np.searchsorted(uids, high, side="right")) - int(np.searchsorted(uids, low))
 

@@ -1,24 +1,32 @@
-"""The journal: what all users of this backend changed in one interval, in one object.
+"""The journal: the changes of all users of this backend in an interval, in a single
+object.
 
-Theory of operation. `add` stages a delta; one task writes what is staged, an object at a time, each under the next
-`seq`, create-only. An object that may or may not have landed is written again, the same bytes, until it is known: the
-create-only PUT makes that safe. A refused PUT means that another backend has fenced this boot off (it believes us
-dead):
-`Fenced` is told to the owner, which starts a new boot; what was staged or in flight goes into that boot's first object.
+Theory of operation. `add` stages a delta. A task writes what is staged, an object at a
+time, each under the next `seq`, create-only. If it is unknown whether an object has
+landed, the same bytes are written again until it is known; the create-only PUT makes
+that safe. A refused PUT means that another backend has fenced this boot. Then `fenced`
+is called, and the owner starts a new boot. Changes that were staged or in flight are
+written to the first object of the new boot.
 
     add -> staged -> in flight -> in the bucket
                         |
                         +-- refused: fenced -> new boot, staged again
 
-Lease. Nothing is acknowledged unless a journal PUT that began in the last LEASE_S seconds has succeeded, by a clock
-that counts while the machine sleeps: a frozen machine that wakes up learns first whether it has been replaced.
+Lease. Nothing is acknowledged unless a journal PUT that began in the last LEASE_S
+seconds has succeeded. The clock also runs while the machine is suspended, so a machine
+that was suspended first learns whether it has been replaced.
 
-Coverage. For each box (a user's root or mailbox) the journal remembers the first `seq` that holds a change which no
-bundle covers; the lowest of all is the watermark, written into every object: a reader needs nothing below it.
+Coverage. For each box (a user's root or mailbox) the journal remembers the first `seq`
+with a change that no bundle covers. The lowest of all is the watermark. Every object
+has it, and a reader needs nothing below it.
 
-Invariant: `sync()` returns only when everything added before the call is in the bucket under a boot that is not fenced.
-Refuses to know: what a delta says.
-Diagnostics: bucket trouble is logged once a minute and retried for ever; `late` says for how long.
+Invariant: `sync()` returns only when everything added before the call is in the bucket
+under a boot that is not fenced.
+
+This module does not know what a delta contains.
+
+Diagnostics: errors of the bucket are logged once a minute, and the PUT is repeated for
+ever; `late` says for how long.
 """
 
 from __future__ import annotations
@@ -38,35 +46,41 @@ from ..types import Oid
 from ._once import EveryMinute
 
 LEASE_S: Final = 30.0
-"""An acknowledgement needs a journal PUT begun within this time: what a takeover must wait for at most."""
+"""An acknowledgement needs a journal PUT that began within this time. A takeover need
+not wait longer."""
 
 RENEW_S: Final = 15.0
-"""An idle backend renews its lease when it is older than this, beside the mail's own PUT."""
+"""A lease older than this is renewed, in parallel with the mail's own PUT."""
 
 DELETED: Final = "deleted"
-"""In the place of a box: the user was deleted, what any journal said of it before is void."""
+"""Used in place of a box: the user was deleted, so earlier changes in any journal are
+void."""
 
 LATE_S: Final = 10.0
-"""While the journal is this late, changes are refused: the most that a crash may lose stays bounded."""
+"""If the journal is later than this, changes are refused, which bounds what a crash may
+lose."""
 
 INLINE_BYTES: Final = 64 * 1024
-"""Deltas that are compressed on the loop; more are a change of many mails, and go to a thread."""
+"""Deltas that are compressed on the loop; more are a change of many mails, and go to a
+thread."""
 
 log = structlog.get_logger()
 
 
 class Line(msgspec.Struct, array_like=True):
-    """The changes of one user in an object: (box, delta) in order."""
+    """The changes of a user in an object: (box, delta) in order."""
 
     sid: str
     changes: list[tuple[str, bytes]]
 
 
 class JournalObject(msgspec.Struct, omit_defaults=True):
-    """One journal object. closed: a fence, or an orderly end; clean: everything in this boot is in bundles.
+    """A journal object. closed: it is a fence, or an orderly end. clean: everything of
+    this boot is in bundles.
 
-    ahead: above every modseq that an owner who ever ended uncleanly may have shown to a client; adopted: users of whom
-    bundles have all that this boot says, behind a fence; assigned: the highest number of an assignment that the writer
+    modseq_floor: an upper bound of every MODSEQ that a crashed owner may have shown to
+    a client. adopted: users of whom bundles have all changes of this boot; only in
+    records after a fence. assigned: the highest number of an assignment that the writer
     has seen (docs/cluster.md).
     """
 
@@ -77,7 +91,7 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     lines: list[Line] = []
     closed: bool = False
     clean: bool = False
-    ahead: int = 0
+    modseq_floor: int = msgspec.field(default=0, name="ahead")
     adopted: list[str] = []
     assigned: int = 0
 
@@ -90,18 +104,19 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
 
     @classmethod
     def decode(cls, codec: Codec, data: bytes, key: str, *, lenient: bool = False) -> JournalObject:
-        """Of the object under a key; lenient: see `Codec.decode`.
+        """Decode the object under a key. lenient: see `Codec.decode`.
 
-        Raises CorruptObject (also when it is another key's), MsgspecError, NewerFormat, ValueError.
+        Raises CorruptObject (also if it belongs to another key), MsgspecError,
+        NewerFormat, ValueError.
         """
         found = msgspec.msgpack.decode(codec.decode(data, owner_of(key), lenient=lenient).payload, type=cls)
-        if found.key != key:  # of version 1: nothing else binds it
+        if found.key != key:  # an object of version 1 has no other binding
             raise CorruptObject(f"the journal object of {found.key}")
         return found
 
 
 class Journal:
-    """The writer of one backend's journal; see the module's text."""
+    """The writer of a backend's journal; see the module's text."""
 
     def __init__(
         self,
@@ -117,8 +132,9 @@ class Journal:
         before_put: Callable[[str, int], Awaitable[None]],
         fenced: Callable[[], Awaitable[str]],
     ) -> None:
-        """clock: seconds, counting suspend; before_put(boot, seq): remember it locally; fenced(): a new boot's name,
-        once it is known which users are still this backend's."""
+        """clock: seconds of a clock that runs during suspend. before_put(boot, seq):
+        records them locally. fenced(): returns the name of a new boot, once it is known
+        which users this backend still has."""
         self._store = store
         self._codec = codec
         self.backend = backend
@@ -131,9 +147,9 @@ class Journal:
         self._fenced = fenced
         self._staged: dict[str, list[tuple[str, bytes]]] = {}
         self._staged_at: float | None = None
-        self.ahead = 0
+        self.modseq_floor = 0
         self.assigned = 0
-        """Both go into every object; see `JournalObject`."""
+        """Both are written into every object; see `JournalObject`."""
         self._seq = 0
         self._lease_at = -LEASE_S
         self._wake = asyncio.Event()
@@ -143,19 +159,24 @@ class Journal:
         self._busy = False
         self._stopping = False
         self._first: dict[tuple[str, str], tuple[int, float]] = {}
-        """By (user, box): the seq of the first change that no bundle covers, and when it was staged."""
+        """By (user, box): the `seq` of the first change that no bundle covers, and when
+        it was staged."""
         self._carried: dict[tuple[str, str], float] = {}
-        """By (user, box): when the oldest change was staged that has been carried forward."""
-        self._buried: dict[str, int] = {}
-        """By user: the seq that says that it was deleted, while boots before ours may still be read."""
+        """By (user, box): when the oldest change that was carried forward was
+        staged."""
+        self._deletions: dict[str, int] = {}
+        """By user: the `seq` that records the user's deletion, while boots before ours
+        may still be read."""
         self.covered: list[tuple[str, int, float]] = []
-        """(boot, seq below which all is covered, since when by `clock`): what may be deleted after a delay."""
+        """(boot, `seq` below which all is covered, time by `clock`): what may be
+        deleted after the delay."""
         self._trouble = EveryMinute(clock)
 
     # -- writers ---------------------------------------------------------------------------------------------------
 
     def add(self, sid: str, box: str, delta: bytes) -> None:
-        """Stage one change; it is in the bucket within the interval while the bucket answers."""
+        """Stage a change. It is in the bucket within the interval while the bucket
+        answers."""
         self._staged.setdefault(sid, []).append((box, delta))
         if (sid, box) not in self._first:
             self._first[sid, box] = self._seq, self._clock()
@@ -164,27 +185,30 @@ class Journal:
             self._wake.set()
 
     def carry(self, sid: str, box: str, delta: bytes) -> None:
-        """Stage once more all that no bundle covers of a box: a reader needs its older lines no longer."""
+        """Stage again all changes of a box that no bundle covers, so that a reader does
+        not need its older lines."""
         _, since = self._first.pop((sid, box), (0, self._clock()))
         self._carried.setdefault((sid, box), since)
         self.add(sid, box, delta)
 
     def carried(self, sid: str, box: str) -> float:
-        """Seconds since the oldest change of a box that no bundle covers, if it was ever carried forward; else 0."""
+        """Return the age in seconds of the oldest change of a box that no bundle
+        covers, if it was ever carried forward; otherwise 0."""
         since = self._carried.get((sid, box))
         return 0.0 if since is None else self._clock() - since
 
     def overdue(self, age_s: float) -> list[tuple[str, str]]:
-        """Boxes of which some change has been without a bundle for so long."""
+        """Return boxes with a change that no bundle has covered for this time."""
         limit = self._clock() - age_s
         return [key for key, (_, since) in self._first.items() if since < limit]
 
     def uncovered(self) -> list[tuple[str, str]]:
-        """(user, box) of everything that no bundle covers."""
+        """Return (user, box) of each box that has changes which no bundle covers."""
         return list(self._first)
 
     async def sync(self) -> None:
-        """Return when everything added before is in the bucket. Raises Unavailable after LATE_S."""
+        """Return when everything added before is in the bucket. Raises Unavailable
+        after LATE_S."""
         if self._staged or self._busy:
             await self._wait(self._writes + bool(self._staged) + self._busy)
 
@@ -194,25 +218,29 @@ class Journal:
             await self._wait(self._writes + 1)
 
     async def announce(self) -> None:
-        """Return when an object that was begun after the call is in the bucket. Raises Unavailable."""
+        """Return when an object that was begun after the call is in the bucket. Raises
+        Unavailable."""
         await self._wait(self._writes + 1 + self._busy)
 
-    def bury(self, sid: str) -> None:
-        """Stage that a user was deleted: a later one under the same storage id is not told what a crash replays of
-        this one. Readers see it as long as they may see older lines (`dug`)."""
+    def record_deletion(self, sid: str) -> None:
+        """Stage the deletion of a user, so that a replay does not give its changes to a
+        later user with the same storage id. Readers find the deletion as long as they
+        may find older changes (`forget_deletions`)."""
         self.forget(sid)
         self._staged[sid] = [(DELETED, b"")]
-        self._buried[sid] = self._seq
+        self._deletions[sid] = self._seq
         if self._staged_at is None:
             self._staged_at = self._clock()
             self._wake.set()
 
-    def dug(self) -> None:
-        """No boot before ours is read any more: lines of the deleted are in this one alone, below what buried them."""
-        self._buried.clear()
+    def forget_deletions(self) -> None:
+        """Call this once all earlier boots are clean. No replay can then reach a
+        deleted user's data, so deletion records no longer hold the watermark."""
+        self._deletions.clear()
 
     def forget(self, sid: str) -> None:
-        """Drop a user's changes, staged or not yet covered: the user is being deleted."""
+        """Drop all changes of a user that are staged or not yet covered, because the
+        user is being deleted."""
         self._staged.pop(sid, None)
         if not self._staged:
             self._staged_at = None
@@ -221,24 +249,25 @@ class Journal:
                 del table[key]
 
     def stale(self) -> bool:
-        """The lease needs renewing: `lease` would make a request."""
+        """Whether `lease` would make a request to renew the lease."""
         return self._clock() - self._lease_at > RENEW_S
 
     def expired(self) -> bool:
-        """Another backend may have taken over since: nothing may be acknowledged."""
+        """Whether another backend may have taken over, so that nothing may be
+        acknowledged."""
         return self._clock() - self._lease_at > LEASE_S
 
     def check(self) -> None:
-        """Raises Unavailable while the journal is LATE_S late."""
+        """Raises Unavailable while the journal is later than LATE_S."""
         if self.late() > LATE_S:
             raise Unavailable("the storage does not answer; try again later")
 
     def late(self) -> float:
-        """Seconds for which the oldest change has waited."""
+        """Return how many seconds the oldest change has waited."""
         return 0.0 if self._staged_at is None else self._clock() - self._staged_at
 
     async def _wait(self, write: int) -> None:
-        """Until that many writes have been made."""
+        """Wait until so many writes have been made."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
         self._urgent.set()
@@ -252,29 +281,32 @@ class Journal:
     # -- coverage --------------------------------------------------------------------------------------------------
 
     def position(self) -> tuple[str, int]:
-        """The boot and the seq that a change added now will be in; for `flushed`."""
+        """Return the boot and the `seq` of a change that is added now; for
+        `flushed`."""
         return self.boot, self._seq
 
     def flushed(self, sid: str, box: str, position: tuple[str, int], *, more: bool) -> None:
-        """A bundle covers what was added of a box before `position` was taken; `more`: changes have come since."""
+        """Note that a bundle covers what was added of a box before `position`. more:
+        whether changes have come since."""
         key = (sid, box)
         self._carried.pop(key, None)
         if not more:
             self._first.pop(key, None)
-        elif key in self._first and position[0] == self.boot:  # else: what was staged at a fence is in the new boot
+        elif key in self._first and position[0] == self.boot:
+            # Otherwise it was staged at a fence and is in the new boot.
             self._first[key] = max(self._first[key][0], position[1]), self._clock()
 
     def watermark(self) -> int:
-        """The first seq that a reader needs."""
+        """The first `seq` that a reader needs."""
         return min(
             min((seq for seq, _ in self._first.values()), default=self._seq),
-            min(self._buried.values(), default=self._seq),
+            min(self._deletions.values(), default=self._seq),
         )
 
     # -- the writing task ------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Write until `stop`, and then what is left; the store owns this task."""
+        """Write until `stop`, and then write what is left. The store owns this task."""
         while True:
             await self._wake.wait()
             if self._stopping and not self._staged and not self._waiting:
@@ -292,7 +324,7 @@ class Journal:
         self._wake.set()
 
     async def _nap(self, seconds: float) -> None:
-        """Sleep, or until someone waits."""
+        """Sleep, but no longer than until a caller waits."""
         sleeping = asyncio.ensure_future(self._sleep(seconds))
         urgent = asyncio.ensure_future(self._urgent.wait())
         try:
@@ -336,7 +368,8 @@ class Journal:
     async def _write(
         self, staged: dict[str, list[tuple[str, bytes]]], *, closed: bool = False, clean: bool = False
     ) -> None:
-        """Put one object, again and again the same bytes, until it is known to be there; through fences."""
+        """PUT an object with the same bytes until it is known to be in the bucket, also
+        in a new boot after a fence."""
         seq, data, oid = await self._encode(staged, closed, clean)
         while True:
             begun = self._clock()
@@ -352,11 +385,13 @@ class Journal:
             if ours:
                 self._lease_at = begun
                 return
-            self._lease_at = float("-inf")  # nothing is acknowledged until the new boot's first object has landed
+            # Nothing is acknowledged until the new boot's first object has landed.
+            self._lease_at = float("-inf")
             self.boot = await self._fenced()
             self._seq = 0
             self._first = {key: (0, since) for key, (_, since) in self._first.items()}
-            self._buried = dict.fromkeys(self._buried.keys() & staged.keys(), 0)  # who fenced us has read the others
+            # The backend that fenced us has read the others.
+            self._deletions = dict.fromkeys(self._deletions.keys() & staged.keys(), 0)
             seq, data, oid = await self._encode(staged, closed, clean)
 
     async def _encode(
@@ -368,7 +403,7 @@ class Journal:
         lines = [Line(sid, changes) for sid, changes in staged.items()]
         watermark = min(self.watermark(), seq)
         journal = JournalObject(
-            self.backend, self.boot, seq, watermark, lines, closed, clean, self.ahead, assigned=self.assigned
+            self.backend, self.boot, seq, watermark, lines, closed, clean, self.modseq_floor, assigned=self.assigned
         )
         if watermark and (not self.covered or self.covered[-1][:2] != (self.boot, watermark)):
             self.covered.append((self.boot, watermark, self._clock()))
@@ -385,8 +420,9 @@ class Journal:
         return first
 
     async def close(self) -> None:
-        """Write the end of this boot; `run` has ended before. Clean if bundles cover all."""
+        """Write the end of this boot, after `run` has ended. It is clean if bundles
+        cover all."""
         staged, self._staged = self._staged, {}
-        clean = not self._first and not staged and not self._buried
+        clean = not self._first and not staged and not self._deletions
         await self._write(staged, closed=True, clean=clean)
         self._staged_at = None

@@ -1,9 +1,11 @@
-"""One mailbox of one user over bucket, metacache and fscache, as sessions ask it; shared by all of them.
+"""A user's mailbox over bucket, metacache and fscache, as sessions use it. All sessions
+share it.
 
-What the mailbox is, and how it changes, is its index (`index.Index`).
+The state of the mailbox, and its changes, are in its index (`index.Index`). This module
+knows no protocols and no other users.
 
-Refuses to know: protocols, other users.
-Diagnostics: a lost mail (its object is gone) is `NotFound` and logged with its key; a damaged one `Corrupt`.
+Diagnostics: a lost mail (its object is gone) is `NotFound`, and is logged with its key.
+A damaged mail is `Corrupt`.
 """
 
 from __future__ import annotations
@@ -41,15 +43,18 @@ class Mailbox(Index):
         super().__init__(env, user, guid, uidvalidity, priority, refresh=_discover.refresh)
 
     async def load(self, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
-        """Take the state from the local copy if it is to be trusted, else from the bucket; then what is new there.
+        """Take the state from the local copy if it can be trusted, otherwise from the
+        bucket. Then join what is new there.
 
-        infos: this mailbox's part of a LIST of bundles, None if there was none; pending: deltas out of the journal of a
-        backend that did not flush. Raises Unavailable, Corrupt.
+        infos: this mailbox's part of a LIST of bundles, or None without a LIST.
+        pending: deltas from the journal of a boot that did not flush. Raises
+        Unavailable, Corrupt.
         """
         await _discover.load(self, infos, pending)
 
     async def recheck(self, infos: list[ObjectInfo]) -> None:
-        """Take in what other backends have written: their bundles, and mails by LIST. Raises Unavailable, Corrupt."""
+        """Join what other backends have written: their bundles, and mails by LIST.
+        Raises Unavailable, Corrupt."""
         await _discover.recheck(self, infos)
 
     async def release(self) -> None:
@@ -113,14 +118,14 @@ class Mailbox(Index):
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def mends(self, autofix: bool | None) -> bool:
-        """Is a lost mail to be looked for once more, and expunged?"""
+    def autofixes(self, autofix: bool | None) -> bool:
+        """Whether a lost mail is looked for again, and expunged."""
         return self.env.settings.autofix_storage if autofix is None else autofix
 
     async def fields(
         self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
     ) -> list[Fields | Unreadable | None]:
-        return await read.fields(self, uids, autofix=self.mends(autofix), bytes_max=bytes_max)
+        return await read.fields(self, uids, autofix=self.autofixes(autofix), bytes_max=bytes_max)
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
         async for _, found in self.mails([uid], autofix=autofix):
@@ -132,34 +137,37 @@ class Mailbox(Index):
     def mails(
         self, uids: Sequence[int], *, autofix: bool | None = None
     ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
-        return read.mails(self, uids, autofix=self.mends(autofix))
+        return read.mails(self, uids, autofix=self.autofixes(autofix))
 
     async def part(self, uid: int, start: int, end: int, *, autofix: bool | None = None) -> bytes:
         try:
             return await read.part(self, uid, start, end)
         except NotFound:
             position = self.state.position(uid)
-            if position is None or not self.mends(autofix):
+            if position is None or not self.autofixes(autofix):
                 raise
             home, home_uid = self.state.home_of(position)
             key = mail_key(self.user.storage_id, home, Uid(home_uid))
-        await lost.look_again(self, {uid: key}, end=1)
+        await lost.check_again(self, {uid: key}, end=1)
         return await read.part(self, uid, start, end)
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
         env = self.env
-        return await search(self, query, uids, now=env.now(), autofix=self.mends(autofix), clock=env.clock)
+        return await search(self, query, uids, now=env.now(), autofix=self.autofixes(autofix), clock=env.clock)
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
     async def flush(self, *, everything: bool = False) -> bool:
-        """Upload what the bucket's bundles lack; `everything`: unimportant changes and cached fields too."""
+        """Upload what the bundles in the bucket lack. everything: also unimportant
+        changes and cached fields."""
         return await _flush.flush(self, everything=everything)
 
     async def carry(self) -> None:
-        """What has long been in the journal and is worth no bundle yet goes into a newer object. Raises Unavailable."""
+        """Write changes that have long been in the journal, but are too few for a
+        bundle, to a newer journal object. Raises Unavailable."""
         await _flush.carry(self)
 
     async def sweep(self) -> None:
-        """Delete objects whose time has come, without waiting for a change to be flushed. Raises Unavailable."""
+        """Delete objects whose delay is over, without waiting for a flush. Raises
+        Unavailable."""
         await _flush.sweep(self)

@@ -1,10 +1,14 @@
-"""A store in memory: the second implementation of `api`, for tests and for whoever embeds a protocol.
+"""A store in memory: the second implementation of `api`, for tests and for programs
+that embed a protocol.
 
-It keeps the contract with the least code: no bucket, no journal, no cache, one task at a time. What it shares with
-`MailStore` is the index model (`obox.mailbox`) and the search; `tests/store/test_contract.py` runs on both.
+It keeps the contract with little code: no bucket, no journal, no cache. It shares with
+`MailStore` the index model (`obox.mailbox`) and the search.
+`tests/store/test_contract.py` runs on both.
 
-Invariant: a method that changes something does so between two awaits, so that all sessions see whole changes.
-Refuses to know: durability. Everything is gone with the process.
+Invariant: a method makes its change between two awaits, so that all sessions see whole
+changes.
+
+Nothing is durable: everything is lost with the process.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ class MemoryMailbox:
         self._watchers: list[Callable[[], None]] = []
 
     def apply(self, delta: Delta) -> None:
-        """Take a change in and wake the sessions."""
+        """Join a change and wake the sessions."""
         self.state.join(delta)
         for wake in tuple(self._watchers):
             wake()
@@ -59,7 +63,7 @@ class MemoryMailbox:
         return first
 
     def add(self, rows: Rows) -> list[Uid]:
-        """Give records the next UIDs and one new modseq; returns the UIDs."""
+        """Give records the next UIDs and a new MODSEQ. Returns the UIDs."""
         state = self.state
         first, count = state.uidnext, len(rows)
         modseq = state.next_modseq(self._store.now_ms())
@@ -75,7 +79,8 @@ class MemoryMailbox:
         return [Uid(uid) for uid in rows.uid.tolist()]
 
     def source(self, uid: int) -> bytes | None:
-        """A mail, also an expunged one that some session still counts; None: it is gone."""
+        """Return a mail, also an expunged mail that some session still counts. None if
+        it is gone."""
         table, where, _ = self.state.records(np.array([uid], dtype=np.uint32))
         return self._store.mails[Oid(table.column("oid")[where[0]].tobytes())] if len(where) else None
 
@@ -215,7 +220,7 @@ class MemoryUser:
 
     async def rename(self, old: str, new: str) -> None:
         old, new = canonical(old), check_name(new)
-        if old == INBOX:  # its mails move, it stays: RFC 3501 §6.3.5
+        if old == INBOX:  # its mails move and the mailbox stays: RFC 3501 §6.3.5
             await self.create(new)
             inbox = self._box(old)
             await self.copy(inbox, inbox.state.uids, new, move=True)

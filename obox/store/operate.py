@@ -1,10 +1,13 @@
-"""What an administrator does to users as a whole: flush, forget local copies, ask the bucket again, delete, rebuild.
+"""What an administrator does to whole users: flush, drop local copies, compare with the
+bucket, delete, rebuild.
 
-For verbs (obox.admin); the protocols know none of it.
+Verbs use it (obox.admin); protocols do not.
 
-Invariant: a local copy that holds what the bucket does not is never dropped here. A user that is being deleted is
-barred: nobody opens it until that is over.
-Refuses to know: user names' form, sessions of protocols, how results are shown.
+Invariant: a local copy with changes that the bucket lacks is never dropped here. A user
+that is being deleted cannot be opened until that is over.
+
+This module does not know the form of user names, the sessions of protocols, or how
+results are shown.
 """
 
 from __future__ import annotations
@@ -42,22 +45,26 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SETTLE_S: Final = 20.0
-"""For deliveries in flight when a user is deleted: longer than a PUT's deadline."""
+"""How long the deletion of a user waits for deliveries in flight. It is longer than a
+PUT's deadline."""
 
 PASSES_MAX: Final = 5
-"""LISTs after which a user that is still written to is given up on."""
+"""LISTs after which the deletion of a user that is still written to fails."""
 
 DELETE_KEYS: Final = 10_000
-"""Keys listed and deleted at a time: ten bulk requests, a megabyte of names."""
+"""Keys that are listed and deleted at a time: ten bulk requests, a megabyte of
+names."""
 
 FOREIGN_MAX: Final = 1000
-"""Foreign objects, one page of a LIST, that may hide whether a user has mail; with more of them the answer is yes."""
+"""Foreign objects, a page of a LIST, that are examined to find whether a user has mail.
+With more of them the answer is yes."""
 
 REFRESH_S: Final = 30.0
 
 
-async def let_go(store: MailStore, sid: StorageId, *, upload: bool) -> None:
-    """Take a user out of memory. upload: flush first. Raises InUse: a session or a delivery has it open."""
+async def unload(store: MailStore, sid: StorageId, *, upload: bool) -> None:
+    """Unload a user from memory. upload: flush first. Raises InUse if a session or a
+    delivery has it open."""
     user = store.users.get(sid)
     if user is None:
         return
@@ -74,9 +81,9 @@ async def let_go(store: MailStore, sid: StorageId, *, upload: bool) -> None:
 
 
 async def refresh(user: User) -> int:
-    """Ask the bucket for what other backends wrote: now for what is in memory, at the next open for the rest.
-
-    Returns how many mailboxes were asked about now. Raises Unavailable.
+    """Compare a user's mailboxes with the bucket: now for mailboxes in memory, at the
+    next open for others. Returns how many mailboxes were compared now. Raises
+    Unavailable.
     """
     env, sid = user.env, user.storage_id
     try:
@@ -85,13 +92,16 @@ async def refresh(user: User) -> int:
     except TimeoutError:
         raise Unavailable(TRY_LATER) from None
     count = len(user.boxes)
-    _doubt(env, sid, [name for name in env.metacache.boxes(sid) if name != ROOT and Guid(name) not in user.boxes])
-    await env.settle()
+    _mark_uncompared(
+        env, sid, [name for name in env.metacache.boxes(sid) if name != ROOT and Guid(name) not in user.boxes]
+    )
+    await env.commit_staged()
     return count
 
 
-def _doubt(env: Env, sid: StorageId, boxes: Iterable[str]) -> None:
-    """Let whoever opens these boxes next compare their local copies with the bucket."""
+def _mark_uncompared(env: Env, sid: StorageId, boxes: Iterable[str]) -> None:
+    """Mark these boxes so that their next open compares the local copies with the
+    bucket."""
     for name in boxes:
         copy = env.metacache.load(sid, name)
         stamp = Stamp.decode(copy.stamp) if copy is not None else None
@@ -100,27 +110,29 @@ def _doubt(env: Env, sid: StorageId, boxes: Iterable[str]) -> None:
 
 
 async def hand_over(store: MailStore, sid: StorageId) -> None:
-    """Upload all of a user and forget it, before another backend serves it. Raises InUse, NotFound, Unavailable.
+    """Upload all of a user and forget the user, before another backend serves it.
+    Raises InUse, NotFound, Unavailable.
 
-    Afterwards memory, journal, takeover and upkeep hold nothing of the user. Its local copies stay, and are compared
-    with the bucket should the user come back.
+    Afterwards memory, journal, takeover and upkeep have nothing of the user. The local
+    copies stay, and are compared with the bucket if the user comes back.
     """
     env = store.env
-    await env.settle()
+    await env.commit_staged()
     await flush(await store.load_user(store.name_of(sid), sid), important_only=False)
-    await let_go(store, sid, upload=True)
+    await unload(store, sid, upload=True)
     await store.journal.sync()
     if store.users.get(sid) is not None or store.opening(sid) is not None:
         raise InUse("the user has just been opened again")
     store.forget(sid)
-    _doubt(env, sid, env.metacache.boxes(sid))
-    await env.settle()
+    _mark_uncompared(env, sid, env.metacache.boxes(sid))
+    await env.commit_staged()
 
 
 class Deleted(NamedTuple):
-    """How many objects of one kind were deleted, and how many bytes they had.
+    """How many objects of a kind were deleted, and how many bytes they had.
 
-    left: objects that are still listed after a DELETE that raised no error; then `what` is the key of one of them.
+    left: whether these objects are still listed after a DELETE without an error. Then
+    `what` is the key of one of them.
     """
 
     what: str
@@ -130,45 +142,52 @@ class Deleted(NamedTuple):
 
 
 async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
-    """Delete all of a user: what is in memory, local copies, index bundles, then mails; what was deleted, as it goes.
+    """Delete all of a user: memory, local copies, index bundles, then mails. Yields
+    what was deleted.
 
-    Everything below the user's prefix goes, whoever put it there. Cut short it is begun again from the start: each step
-    LISTs what is left. What a DELETE does not remove is told and left. Raises InUse, Unavailable.
+    Everything below the user's prefix is deleted, also foreign objects. If it is cut
+    short, begin again: each step LISTs what is left. Objects that a DELETE does not
+    remove are reported and left. Raises InUse, Unavailable.
     """
     env = store.env
-    store.bar(sid)
+    store.block_opening(sid)
     try:
         await _unload(store, sid)
         space = sum(one.space_bytes for one in env.metacache.box_spaces(sid))
         copies = len(env.metacache.boxes(sid))
         env.recent.clear()
         env.metacache.drop_user(sid)
-        await env.settle()
+        await env.commit_staged()
         yield Deleted("local copies", copies, space)
-        stubborn: dict[str, ObjectInfo] = {}
+        undeletable: dict[str, ObjectInfo] = {}
         for _ in range(PASSES_MAX):
             found = False
-            for part in ("x", "m", "t", ""):  # the index first: half a user is no user, not one with holes
-                async for batch in _doomed(store, user_prefix(sid) + (f"{part}/" if part else ""), stubborn):
+            # The index first, so that a partly deleted user cannot be opened.
+            for part in ("x", "m", "t", ""):
+                async for batch in _remaining_objects(
+                    store, user_prefix(sid) + (f"{part}/" if part else ""), undeletable
+                ):
                     found = True
                     for one in await _delete(store, batch):
                         yield one
             if not found:
                 break
         else:
-            raise InUse("somebody still writes to this user; disable it in the user database, and begin again")
-        if stubborn:
-            log.error("objects of a deleted user stay", user=sid, objects=len(stubborn), key=min(stubborn))
-            yield Deleted(min(stubborn), len(stubborn), sum(info.size for info in stubborn.values()), left=True)
+            raise InUse("the user is still written to; disable it in the user database, and begin again")
+        if undeletable:
+            log.error("objects of a deleted user stay", user=sid, objects=len(undeletable), key=min(undeletable))
+            yield Deleted(
+                min(undeletable), len(undeletable), sum(info.size for info in undeletable.values()), left=True
+            )
         env.metacache.drop_user(sid)
-        await env.settle()
-        await store.bury(sid)
+        await env.commit_staged()
+        await store.record_deletion(sid)
     finally:
         store.barred.discard(sid)
 
 
 async def _unload(store: MailStore, sid: StorageId) -> None:
-    """Wait for what is in flight, and forget the user without an upload."""
+    """Wait for work in flight, and forget the user without an upload."""
     if (task := store.opening(sid)) is not None:
         await asyncio.wait([task])
     user = store.users.get(sid)
@@ -179,7 +198,7 @@ async def _unload(store: MailStore, sid: StorageId) -> None:
         user.deleted = True
         try:
             async with asyncio.timeout(SETTLE_S):
-                await user.settled()
+                await user.wait_idle()
         except TimeoutError:
             user.deleted = False
             store.users[sid] = user
@@ -187,20 +206,24 @@ async def _unload(store: MailStore, sid: StorageId) -> None:
     store.forget(sid)
 
 
-async def _doomed(store: MailStore, prefix: str, stubborn: dict[str, ObjectInfo]) -> AsyncIterator[list[ObjectInfo]]:
-    """Objects below a prefix, for the caller to delete, until a LIST shows no other than those that stay.
+async def _remaining_objects(
+    store: MailStore, prefix: str, undeletable: dict[str, ObjectInfo]
+) -> AsyncIterator[list[ObjectInfo]]:
+    """Yield objects below a prefix, for the caller to delete, until a LIST has only
+    objects that cannot be removed.
 
-    Keys are exact: also those that obox never makes. stubborn: what a LIST named again after it was deleted once, of
-    the very same time; it grows, so that the loop ends. Raises Unavailable.
+    Keys are exact, also keys that obox never makes. undeletable: objects that a LIST
+    named again with the same time after they were deleted. It grows, so the loop ends.
+    Raises Unavailable.
     """
     tried: dict[str, ObjectInfo] = {}
     while True:
-        limit = DELETE_KEYS + len(stubborn)
+        limit = DELETE_KEYS + len(undeletable)
         found = await store.env.listing(prefix, kind="mail", limit=limit, exact=True)
         batch = []
         for info in found:
-            if tried.get(info.key) == info or stubborn.get(info.key) == info:
-                stubborn[info.key] = info
+            if tried.get(info.key) == info or undeletable.get(info.key) == info:
+                undeletable[info.key] = info
             else:
                 batch.append(info)
         if not batch:
@@ -218,7 +241,8 @@ async def _delete(store: MailStore, batch: list[ObjectInfo]) -> list[Deleted]:
 
 
 def _kind(key: str) -> str:
-    """What an object is by its key; "other" if it is not one of obox's."""
+    """Return the kind of an object by its key, or "other" if it is not an object of
+    obox."""
     if is_mail(key):
         return "mails"
     try:
@@ -229,21 +253,25 @@ def _kind(key: str) -> str:
 
 
 async def is_in_bucket(store: MailStore, sid: StorageId) -> bool:
-    """Does anything of obox's lie under this storage id? Raises Unavailable."""
+    """Whether the bucket has objects of obox under this storage id. Raises
+    Unavailable."""
     found = await store.env.listing(user_prefix(sid), kind="index", limit=FOREIGN_MAX)
     return len(found) >= FOREIGN_MAX or any(_kind(info.key) != "other" for info in found)
 
 
 async def journal_objects(store: MailStore) -> tuple[int, float]:
-    """Journal objects in the bucket now, of all backends, and when the newest was written; users share them."""
+    """Return the number of journal objects of all backends in the bucket, and when the
+    newest was written. Users share them."""
     infos = await list_journals(store.env)
     return len(infos), max((info.modified for info in infos), default=0.0)
 
 
 async def mailboxes_in_bucket(store: MailStore, sid: StorageId) -> dict[Guid, int]:
-    """The GUIDs that mails or bundles of a user lie under, with how many objects under m/. Raises Unavailable.
+    """Return the GUIDs under which a user has mails or bundles, with the number of
+    objects under m/. Raises Unavailable.
 
-    Requests: two LISTs for the names, and one for each that has mails: one mailbox is in memory at a time.
+    Requests: two LISTs for the names, and a LIST for each mailbox with mails. Only a
+    single mailbox is in memory at a time.
     """
     found: dict[Guid, int] = {}
     for prefix, counted in ((bundles_prefix(sid), False), (mails_prefix(sid), True)):
@@ -262,7 +290,7 @@ async def mailboxes_in_bucket(store: MailStore, sid: StorageId) -> dict[Guid, in
 
 
 def readable(value: object) -> object:
-    """A decoded MessagePack value as JSON can have it: bytes in hex, long columns as they are."""
+    """Return a decoded MessagePack value as JSON values, with bytes in hex."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, dict):

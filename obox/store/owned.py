@@ -1,15 +1,17 @@
-"""Which users this backend serves, and under which generation it compares their local copies.
+"""The users that this backend serves, and the generation under which it compares their
+local copies.
 
-A cluster assigns users in units: a group of users, or a single user that is pinned. A backend alone
-has a single unit with everybody in it. Each unit has a generation, a number that is given out once.
-A local copy whose stamp has the generation of its unit was compared with the bucket since the unit
-came here, and is trusted (`stamp.trust`). A unit that leaves loses its generation. When it comes
-back it gets a new one, so every copy of its users is compared once more.
+A cluster assigns users in units. A unit is a group of users, or a single pinned user.
+Without a cluster, a backend has a single unit of all users. Each unit has a generation,
+a number that is used once. A local copy whose stamp has the generation of its unit was
+compared with the bucket after the unit was gained, and is trusted (`stamp.trust`). A
+unit that is lost loses its generation. If it is gained again, it gets a new generation,
+so every copy of its users is compared again.
 
     gain: a new generation -> served -> hold (nobody opens its users) -> lose
 
-Invariant: a generation is never given to two units' stays, nor twice to one unit.
-Refuses to know: how groups are assigned, what a directory is.
+Invariant: each gain has its own generation. This module does not know how groups are
+assigned, or what a directory is.
 """
 
 from __future__ import annotations
@@ -24,47 +26,50 @@ from ..errors import Elsewhere, Unavailable
 from .stamp import FIRST_GENERATION
 
 EVERYBODY: Final = ""
-"""The unit of a backend alone."""
+"""The unit of a backend without a cluster."""
 
 HOLD_S: Final = 1.0
-"""How long an open waits while its user is handed over: what a client does not notice."""
+"""How long an open waits while its user is handed over. A client does not notice
+that."""
 
 NOT_OWNED: Final = 0
-"""The generation of a unit that is not here: no copy that is kept has it."""
+"""The generation of a unit of another backend. No local copy has it."""
 
 
 class Tag(NamedTuple):
-    """What tells one assignment of a unit from another: its number and its random token."""
+    """The identity of an assignment of a unit: its number and its random token."""
 
     number: int
     token: int
 
 
 class Cluster(Protocol):
-    """What the store asks of the cluster; `obox.cluster` answers."""
+    """What the store asks of the cluster. `obox.cluster` implements it."""
 
     def unit_of(self, sid: str) -> str:
-        """The unit of a user: always the same, until the user is pinned."""
+        """Return the unit of a user. It stays the same until the user is pinned."""
 
     async def ready(self) -> None:
-        """Return once it is known which units are this backend's."""
+        """Return once the units of this backend are known."""
 
     def units(self) -> Mapping[str, Tag]:
-        """The units that are assigned to this backend, as far as is known."""
+        """Return the units that are assigned to this backend, as far as is known."""
 
     def number(self) -> int:
-        """The highest number of an assignment that was ever seen here."""
+        """Return the highest number of an assignment that was ever seen here."""
 
     async def fenced(self, boot: str) -> None:
-        """This boot of ours was fenced: read anew which units are this backend's, and give the rest up.
+        """Handle that this boot was fenced: read the units of this backend again, and
+        give up the others.
 
-        Returns when `Owned` is right again, however long the directory does not answer. It must not wait for the
-        journal, whose writer waits here.
+        Returns when `Owned` is correct again, however long the directory does not
+        answer. It must not wait for the journal, because the journal's writer waits for
+        it.
         """
 
 
 class _Stay(msgspec.Struct, array_like=True):
-    """One unit as the local state remembers it."""
+    """A unit as it is recorded in the local state."""
 
     number: int
     token: int
@@ -80,7 +85,7 @@ class Owned:
     """See the module's text."""
 
     def __init__(self, unit_of: Callable[[str], str] | None = None) -> None:
-        """unit_of: the unit of a storage id; None: a backend alone."""
+        """unit_of: returns the unit of a storage id. None: there is no cluster."""
         self.alone = unit_of is None
         self._unit_of = unit_of
         self._last = FIRST_GENERATION
@@ -88,14 +93,15 @@ class Owned:
         self._left: dict[str, asyncio.Event] = {}
         """Units that are being handed over, each with the event that ends it."""
         self.unclean: set[str] = set()
-        """Units whose owner before ended uncleanly: clients may know MODSEQs that are nowhere."""
+        """Units whose previous owner crashed, so that clients may know MODSEQs that no
+        object has."""
         if self.alone:
             self._units[EVERYBODY] = _Stay(0, 0, FIRST_GENERATION)
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def unit_of(self, sid: str) -> str:
-        """The unit of a user."""
+        """Return the unit of a user."""
         return EVERYBODY if self._unit_of is None else self._unit_of(sid)
 
     def owns(self, sid: str) -> bool:
@@ -107,21 +113,23 @@ class Owned:
         return unit in self._units
 
     def generation_of(self, sid: str) -> int:
-        """See the module's text; NOT_OWNED for a user of another backend."""
+        """Return the generation of a user's unit; NOT_OWNED for a user of another
+        backend."""
         stay = self._units.get(self.unit_of(sid))
         return NOT_OWNED if stay is None else stay.generation
 
     def is_unclean(self, sid: str) -> bool:
-        """Whether the owner before may have shown MODSEQs that are nowhere."""
+        """Whether the previous owner may have shown MODSEQs that no object has."""
         return self.unit_of(sid) in self.unclean
 
     @property
     def units(self) -> Mapping[str, Tag]:
-        """What is here at present."""
+        """The units that this backend serves at present."""
         return {unit: Tag(stay.number, stay.token) for unit, stay in self._units.items()}
 
     async def admit(self, sid: str) -> None:
-        """Return when a session may open the user. Raises Elsewhere, Unavailable: it is being handed over."""
+        """Return when a session may open the user. Raises Elsewhere, and Unavailable if
+        the user is being handed over."""
         if self.alone:
             return
         unit = self.unit_of(sid)
@@ -137,20 +145,22 @@ class Owned:
     # -- changing --------------------------------------------------------------------------------------------------
 
     def gain(self, units: Mapping[str, Tag], *, unclean: bool = False) -> None:
-        """Units have come: their users are served from now on, and every copy is compared. unclean: see `unclean`."""
+        """Serve the users of these units from now on. Every copy of them is compared.
+        unclean: see `unclean`."""
         self._last += 1
         for unit, tag in units.items():
             self._units[unit] = _Stay(tag.number, tag.token, self._last)
             (self.unclean.add if unclean else self.unclean.discard)(unit)
 
     def keep(self, units: Mapping[str, Tag]) -> set[str]:
-        """At a start: the units that are still assigned as they were when the state was written; others are dropped."""
+        """Keep, at a start, the units that are still assigned as they were when the
+        state was written. Returns them; others are dropped."""
         kept = {unit for unit, stay in self._units.items() if units.get(unit) == Tag(stay.number, stay.token)}
         self._units = {unit: stay for unit, stay in self._units.items() if unit in kept}
         return kept
 
     def renumber(self, units: Mapping[str, Tag]) -> None:
-        """Units that stay here under another assignment: what is known of their copies holds."""
+        """Set another assignment of units that stay here. Their copies stay trusted."""
         for unit, tag in units.items():
             if (stay := self._units.get(unit)) is not None:
                 self._units[unit] = _Stay(tag.number, tag.token, stay.generation)
@@ -168,13 +178,13 @@ class Owned:
             self._left.setdefault(unit, asyncio.Event())
 
     def release(self, units: Iterable[str]) -> None:
-        """End a hold: the units stay."""
+        """End a hold of units that stay."""
         for unit in units:
             if (leaving := self._left.pop(unit, None)) is not None:
                 leaving.set()
 
     def lose(self, units: Iterable[str]) -> None:
-        """The units are another's from now on; ends a hold."""
+        """Stop serving units, which another backend has from now on. Ends a hold."""
         units = list(units)
         for unit in units:
             self._units.pop(unit, None)
@@ -184,13 +194,14 @@ class Owned:
     # -- the local state -------------------------------------------------------------------------------------------
 
     def encode(self) -> bytes:
-        """For the local state."""
+        """Return the units as bytes for the local state."""
         if self.alone:
             return str(self._units[EVERYBODY].generation).encode()
         return msgspec.msgpack.encode(_Remembered(self._last, self._units))
 
     def load(self, data: bytes | None) -> None:
-        """Take up what an earlier life wrote; a backend that was alone and is not any more trusts no copy."""
+        """Load what an earlier process wrote. If the backend has become part of a
+        cluster since, no copy is trusted."""
         if not data:
             return
         if data.isdigit():

@@ -1,13 +1,18 @@
-"""A user's local copies on their way from one backend to another (docs/format.md, "Pull").
+"""The transfer of a user's local copies from a backend to another (docs/format.md,
+"Pull").
 
-The source's part is `Outgoing`, the destination's `Incoming`; what carries the bytes between them is not known here.
+`Outgoing` is the source's part, `Incoming` the destination's. This module does not know
+what carries the bytes.
 
-Invariant: nothing is only on its way. The source gives nothing up while it sends; the destination joins what comes with
-what it has, and a copy keeps the mark of what the bucket lacks. A pulled copy is of no generation of this backend, so
-that whoever opens it asks the bucket first.
-Refuses to know: HTTP, names of users, which backend is whose.
-Diagnostics: what does not decode, is of another bucket or ends early is told to the caller and ends this user's pull;
-the mailboxes before it stay pulled.
+Invariant: no data is only in the stream. The source drops nothing while it sends. The
+destination joins what it receives with its own copy, which keeps the mark of what the
+bucket lacks. A pulled copy has no generation of this backend, so its next open compares
+it with the bucket.
+
+This module knows no HTTP and no names of users.
+
+Diagnostics: a stream that does not decode, is of another bucket or ends early raises an
+error and ends this user's pull. Mailboxes that were complete before stay pulled.
 """
 
 from __future__ import annotations
@@ -42,16 +47,18 @@ log = structlog.get_logger()
 MAJOR: Final = 1
 
 FIELDS_MAILS: Final = 2000
-"""Mails in one object of ready fields: about 1 MiB."""
+"""Mails in an object of ready fields, which has about 1 MiB."""
 
 SLICE_BYTES: Final = 256 * 1024
-"""Handed out at a time: what a slow destination makes us keep beside the object itself."""
+"""Size of the pieces that are sent. A slow destination makes us keep a piece beside the
+object itself."""
 
 OBJECT_BYTES_MAX: Final = 1 << 30
-"""As of a bundle; a length above it is no length."""
+"""Largest object, as for a bundle. A larger length is refused."""
 
 COVERED_MAX: Final = 200
-"""Names of covered bundles that a joined stamp keeps: one that is forgotten is read once more."""
+"""Names of covered bundles that a joined stamp keeps. A bundle whose name is dropped is
+read again."""
 
 _LENGTH: Final = struct.Struct("<I")
 
@@ -85,7 +92,7 @@ class End(msgspec.Struct, omit_defaults=True):
 
 
 class Object(msgspec.Struct):
-    """One object of the stream, opened."""
+    """A decoded object of the stream."""
 
     kind: int
     meta: bytes
@@ -96,24 +103,26 @@ class Object(msgspec.Struct):
 
 
 class Outgoing:
-    """What this backend has of a user; to be used while `store.travelling` keeps the user from being deleted."""
+    """What this backend has of a user. Use it while `store.pulling` keeps the user
+    from being deleted."""
 
     def __init__(self, store: MailStore, sid: StorageId) -> None:
         self._store = store
         self._sid = sid
         self._spaces: list[BoxSpace] = []
         self.outdated: list[str] = []
-        """Boxes of which the bucket has bundles that the copy here does not know."""
+        """Boxes of which the bucket has bundles that the copy here does not have."""
 
     async def prepare(self, name: str, *, everything: bool) -> None:
-        """Upload what the bucket lacks, look what there is. everything: unimportant changes as well, and leave memory.
+        """Upload what the bucket lacks, and find the copies. everything: also upload
+        unimportant changes, and unload the user.
 
         Raises NotFound (the bucket has no such user), Unavailable.
         """
         store, sid, env = self._store, self._sid, self._store.env
         if not store.started:
             raise Unavailable(TRY_LATER)
-        await env.settle()
+        await env.commit_staged()
         spaces = env.metacache.box_spaces(sid)
         if not spaces:
             return
@@ -123,10 +132,10 @@ class Outgoing:
             user.leave()
             if everything:
                 try:
-                    await operate.let_go(store, sid, upload=True)
+                    await operate.unload(store, sid, upload=True)
                 except InUse:
-                    pass  # it is sent as it is, and stays
-            await env.settle()
+                    pass  # the copy is sent as it is, and stays here
+            await env.commit_staged()
             spaces = env.metacache.box_spaces(sid)
         listed = by_box(await env.listing(bundles_prefix(sid), kind="index"))
         if ROOT not in listed:
@@ -139,12 +148,13 @@ class Outgoing:
                     self.outdated.append(space.box)
 
     def _known(self, box: str) -> Stamp | None:
-        """None: there is no whole copy."""
+        """Return the stamp of a copy, or None if there is no complete copy."""
         copy = self._store.env.metacache.peek(self._sid, box)
         return None if copy is None else Stamp.decode(copy.stamp)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The stream, in pieces. What fails on the way ends it with an object that says so."""
+        """Yield the stream in pieces. A failure ends it with an object that reports the
+        failure."""
         env, count, owner = self._store.env, 0, pull_owner(self._sid)
         try:
             async for kind, meta, payload in self._objects():
@@ -186,7 +196,7 @@ class Outgoing:
 
 
 def _whole(box: str, copy: Copy) -> tuple[bytes, UidArray]:
-    """A copy as one delta, and its live UIDs. Raises ValueError."""
+    """Return a copy as a single delta, and its live UIDs. Raises ValueError."""
     parts = [*([] if copy.base is None else [copy.base]), *copy.deltas]
     if box == ROOT:
         root = Root()
@@ -203,7 +213,7 @@ def _whole(box: str, copy: Copy) -> tuple[bytes, UidArray]:
 
 
 class Splitter:
-    """Bytes to objects; knows no source and no clock."""
+    """Splits bytes into objects. It knows no source and no clock."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -211,7 +221,7 @@ class Splitter:
         self._length = -1
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The objects that are complete with `data`. Raises Corrupt."""
+        """Yield the objects that `data` completes. Raises Corrupt."""
         self._buffer += data
         while len(self._buffer) >= self._need:
             piece = bytes(memoryview(self._buffer)[: self._need])
@@ -226,8 +236,8 @@ class Splitter:
 
 
 def opened(codec: Codec, data: bytes, sid: StorageId) -> Object:
-    """Decode an object, and what a mailbox's copy says as far as to know that it can be read. Raises Corrupt, Invalid
-    (of a newer format)."""
+    """Decode an object, and check that a mailbox's copy can be read. Raises Corrupt,
+    Invalid (a newer format)."""
     try:
         decoded = codec.decode(data, pull_owner(sid), lenient=True)
         if decoded.kind == ObjectKind.BASE:
@@ -248,10 +258,12 @@ def opened(codec: Codec, data: bytes, sid: StorageId) -> Object:
 
 
 class Incoming:
-    """A user's copies as they come; to be used while `store.travelling` keeps the user from being deleted.
+    """Receives a user's copies. Use it while `store.pulling` keeps the user from
+    being deleted.
 
-    mailboxes: whose copy was taken; kept: those whose copy here stayed; seen: boxes that have come, `root` included, of
-    `boxes`; bytes: of the stream.
+    mailboxes: mailboxes whose copy was accepted. kept: mailboxes whose copy here
+    stayed. seen: boxes that were received of `boxes`, with `root`. bytes: size of the
+    stream.
     """
 
     def __init__(self, store: MailStore, sid: StorageId) -> None:
@@ -271,18 +283,21 @@ class Incoming:
         return 0 if self._head is None else self._head.boxes
 
     async def begin(self) -> None:
-        """Take an idle user out of memory, flushed. Raises Unavailable."""
+        """Flush and unload an idle user. Raises Unavailable."""
         if not self._store.started:
             raise Unavailable(TRY_LATER)
         try:
-            await operate.let_go(self._store, self._sid, upload=True)
+            await operate.unload(self._store, self._sid, upload=True)
         except InUse:
-            pass  # what a session has open stays, and asks the bucket at the end
+            # A mailbox that a session has open stays, and is compared with the bucket
+            # at the end.
+            pass
 
     async def feed(self, data: bytes) -> None:
-        """Take what has come; a box that is whole is in a synced commit on return.
+        """Process received bytes. A box that is complete is in a synced commit on
+        return.
 
-        Raises Corrupt, Invalid (what the source sends is not for us), Temporary (no room).
+        Raises Corrupt, Invalid (the stream is not for us), Temporary (no space).
         """
         self.bytes += len(data)
         for raw in self._splitter.feed(data):
@@ -296,8 +311,8 @@ class Incoming:
                 raise Temporary(str(error)) from error
 
     async def end(self) -> None:
-        """The stream is over; what is open here is compared with the bucket. Raises Temporary (too early),
-        Unavailable."""
+        """End the stream, and compare open mailboxes with the bucket. Raises Temporary
+        (it is incomplete), Unavailable."""
         if not self._ended:
             raise Temporary("the stream was cut short; run the pull again")
         user = self._store.users.get(self._sid)
@@ -305,7 +320,8 @@ class Incoming:
             await operate.refresh(user)
 
     def _take(self, one: Object) -> None:
-        """One object, in one turn of the loop: nobody opens a mailbox between a look at its copy and its change."""
+        """Process an object in a single turn of the loop, so that no mailbox is opened
+        between the check of its copy and its change."""
         if self._ended:
             raise Corrupt("the source sends more after its end")
         if self._store.env.metacache.full():
@@ -341,7 +357,8 @@ class Incoming:
         return head
 
     def _fields(self, box: str, pairs: list[tuple[int, bytes]]) -> None:
-        """Ready fields never change: those of a copy that was kept are good as well."""
+        """Store ready fields. They never change, so they can also be added to a copy
+        that was kept."""
         try:
             self._store.env.metacache.put_fields(self._sid, box, pairs)
         except ValueError as error:
@@ -359,14 +376,16 @@ class Incoming:
             self.kept += not taken
 
     def _is_open(self, box: str) -> bool:
-        """In memory here, or on its way there: it will ask the bucket when all has come."""
+        """Whether the box is in memory here or being loaded. It is compared with the
+        bucket at the end."""
         user = self._store.users.get(self._sid)
         if box == ROOT:
             return user is not None or self._store.opening(self._sid) is not None
         return user is not None and (Guid(box) in user.boxes or user.opening())
 
     def _install(self, meta: BoxMeta, theirs: Stamp, payload: bytes) -> bool:
-        """Join a copy with the one that is here (the table in docs/format.md); False: the one here stays."""
+        """Join a copy with the copy here (see the table in docs/format.md). Returns
+        False if the copy here stays."""
         metacache, sid, box = self._store.env.metacache, self._sid, meta.box
         mine = metacache.load(sid, box)
         known = None if mine is None else Stamp.decode(mine.stamp)
@@ -381,12 +400,12 @@ class Incoming:
                 theirs, change = _both(known, theirs), Change.IMPORTANT if merged else max(mine.change, change)
         metacache.replace(sid, box, payload, theirs.encode(), change=change, priority=meta.priority)
         if mine is not None and known is None:
-            self._store.log.put_back(sid, box, mine.deltas, mine.change, meta.priority)
+            self._store.log.append_replaced(sid, box, mine.deltas, mine.change, meta.priority)
         return True
 
     def _joined(self, box: str, mine: Copy, payload: bytes) -> tuple[bytes, bool]:
-        """Both in one, and whether they are two histories: each has something that the other has not. Raises
-        Corrupt."""
+        """Return the join of both copies, and whether they are two histories, each with
+        something that the other lacks. Raises Corrupt."""
         try:
             ours, _ = _whole(box, mine)
             if box == ROOT:
@@ -404,7 +423,7 @@ class Incoming:
 
 
 def _both(mine: Stamp, theirs: Stamp) -> Stamp:
-    """What is known of a box's bundles when two copies of it were joined; of no generation."""
+    """Return the stamp of the join of two copies. It has no generation."""
     same = set(mine.heads) == set(theirs.heads)
     covered: dict[str, float] = {}
     for name, since in (*mine.superseded, *theirs.superseded):
@@ -426,5 +445,5 @@ def _both(mine: Stamp, theirs: Stamp) -> Stamp:
 
 
 def _union(mine: tuple[str, ...], theirs: tuple[str, ...], covered: Collection[str]) -> tuple[str, ...]:
-    """Names of either that are not covered, ours first."""
+    """Return the names of both that are not covered, ours first."""
     return tuple(name for name in dict.fromkeys((*mine, *theirs)) if name not in covered)

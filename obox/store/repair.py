@@ -1,11 +1,13 @@
-"""Setting a user's indexes right: against the bucket (`resync`), or from mails alone (`rebuild`).
+"""Repairs a user's indexes: by comparing them with the bucket (`resync`), or from mails
+alone (`rebuild`).
 
-`resync` joins all bundles, finds mails that no bundle knows, and mails of which the object is gone. It loses nothing
-that is there. `rebuild` is for indexes that do not decode: the list of mailboxes out of what of it still does, a
-mailbox out of the headers of its mails. What only an index knew is lost then, and `UNKNOWN` says what that is.
+`resync` joins all bundles, finds mails that no bundle knows, and mails whose object is
+gone. It loses no existing data. `rebuild` is for indexes that do not decode. It makes
+the list of mailboxes from the bundles that still decode, and a mailbox from the headers
+of its mails. Data that only an index had is lost then, and `UNKNOWN` names it.
 
-Invariant: UIDs stay, UIDNEXT and MODSEQ never fall below what any readable bundle says. A damaged bundle is covered by
-a new one, never deleted before its time.
+Invariant: UIDs stay, UIDNEXT and MODSEQ never fall below what any readable bundle says.
+A damaged bundle is covered by a new bundle, and never deleted before its time.
 """
 
 from __future__ import annotations
@@ -42,12 +44,13 @@ log = structlog.get_logger()
 
 UNKNOWN: Final = "flags since delivery, expunges and moves since, keywords"
 SLICE: Final = 2000
-"""Mails looked at between two looks at the loop: a few milliseconds."""
+"""Mails that are checked before other tasks run, which takes a few milliseconds."""
 
 
 class Resynced(NamedTuple):
-    """mails: as of now; new: found by LIST or in others' bundles; lost: their object is gone; dropped: those of them
-    that were expunged; unknown: objects below UIDNEXT that no index speaks of; uidnext: as of now."""
+    """mails: the present number. new: mails that were found by LIST or in bundles of
+    others. lost: mails whose object is gone. dropped: lost mails that were expunged.
+    unknown: objects below UIDNEXT that no index has. uidnext: the present UIDNEXT."""
 
     mails: int
     new: int
@@ -58,10 +61,11 @@ class Resynced(NamedTuple):
 
 
 async def resync(user: User, guid: Guid, *, keep_lost: bool, skip_uids: int = 0) -> Resynced:
-    """Bring one mailbox in line with the bucket.
+    """Make the index of a mailbox agree with the bucket.
 
-    skip_uids: how many UIDs are never to be given: those that were given after the backup that the bucket is restored
-    from, and more. Raises Unavailable, Corrupt; Limit when there are no such UIDs left.
+    skip_uids: how many UIDs are never used. It must be at least the number of UIDs that
+    were used after the backup from which the bucket was restored. Raises Unavailable,
+    Corrupt; Limit if not enough UIDs are left.
     """
     box = await user.box(guid)
     before = len(box.state)
@@ -80,18 +84,19 @@ async def resync(user: User, guid: Guid, *, keep_lost: bool, skip_uids: int = 0)
 
 
 async def _skip(box: Mailbox, count: int) -> None:
-    """Claim UIDs for nothing, as COPY would claim them: every writer of this mailbox hears of it."""
+    """Claim UIDs without records, as COPY claims them, so that every writer of this
+    mailbox skips them."""
     if box.state.uidnext + count > UID_MAX:
         raise Limit(f"the next UID is {box.state.uidnext}: {count} more are not left of {UID_MAX}")
     while True:
         slot, delta = await write_claim(box, None, count, box.env.clock() + ANSWER_S)
-        box.slots.settle(slot, "landed", delta)
+        box.slots.resolve(slot, "landed", delta)
         if await slot.done:
             return
 
 
 async def _listed(box: Mailbox, guid: Guid) -> dict[int, int]:
-    """Objects that lie under a mailbox's prefix: UID to size."""
+    """Return the objects under a mailbox's prefix, UID to size."""
     out: dict[int, int] = {}
     for info in await box.env.listing(mail_prefix(box.user.storage_id, guid), kind="mail"):
         try:
@@ -102,7 +107,7 @@ async def _listed(box: Mailbox, guid: Guid) -> dict[int, int]:
 
 
 async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
-    """UIDs whose object neither LIST nor GET finds, with its key."""
+    """Return UIDs whose object neither LIST nor GET finds, with the key."""
     state, sid = box.state, box.user.storage_id
     homes: dict[Guid, dict[int, int]] = {box.guid: listed}
     out = {}
@@ -122,7 +127,7 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
 
 
 def _known(box: Mailbox, uid: int) -> bool:
-    """Does the index speak of the object under a UID?"""
+    """Whether the index has the object under a UID."""
     state = box.state
     if state.position(uid) is not None or uid in state.gone_uid:
         return True
@@ -130,7 +135,8 @@ def _known(box: Mailbox, uid: int) -> bool:
 
 
 class Rebuilt(NamedTuple):
-    """One mailbox, or the list of them (name ""). result: what was done; unknown: what could not be known."""
+    """A mailbox, or the list of mailboxes (name ""). result: what was done. unknown:
+    what could not be known."""
 
     name: str
     mails: int
@@ -139,12 +145,13 @@ class Rebuilt(NamedTuple):
 
 
 async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[[str], bool]) -> AsyncIterator[Rebuilt]:
-    """Rebuild what does not decode, mailboxes that no list knows, and those that `wanted` names.
+    """Rebuild boxes that do not decode, mailboxes that are in no list, and mailboxes
+    that `wanted` selects.
 
     Raises InUse (a session or delivery has the user open), Unavailable.
     """
     try:
-        await operate.let_go(store, sid, upload=True)
+        await operate.unload(store, sid, upload=True)
     except Corrupt as error:
         log.warning("not uploaded before the rebuild", user=name, error=str(error))
     if (done := await _root(store, sid)) is not None:
@@ -183,14 +190,15 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
 
 
 async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
-    """Write the list of mailboxes anew out of what of it decodes; None if all does."""
+    """Write the list of mailboxes again from the bundles that decode. Returns None if
+    all of them decode."""
     env = store.env
     bundles = Bundles(env, sid, ROOT)
     infos = [info for info in await bundles.listing() if info.size]
     try:
         for payload in (await bundles.load(infos)).payloads:
             RootDelta.decode(payload)
-        return None  # a damaged one that a good one covers is nobody's trouble
+        return None  # a damaged bundle does not matter if a good bundle covers it
     except (Corrupt, ValueError):
         pass
     root, version = Root(), 0
@@ -226,8 +234,8 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
     bundles.stamp = Stamp(version=version, heads=tuple(name_of(info.key) for info in infos))
     await bundles.put("base", root.extract().encode(), modseq=root.highestmodseq)
     env.metacache.drop(sid, ROOT)
-    await env.settle()
-    unknown = "names, subscriptions, special uses of all mailboxes" if lost else "what the damaged bundles alone said"
+    await env.commit_staged()
+    unknown = "names, subscriptions, special uses of all mailboxes" if lost else "what only the damaged bundles had"
     return Rebuilt("", len(root.names()), "list of mailboxes rebuilt", unknown)
 
 
@@ -239,7 +247,8 @@ def _entry(user: User, guid: Guid) -> RootDelta:
 
 
 async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
-    """One mailbox out of its mails; in memory and in the local copy, not yet uploaded."""
+    """Make a mailbox from its mails, in memory and in the local copy. It is not
+    uploaded yet."""
     env, sid, guid = user.env, user.storage_id, Guid(entry.guid)
     box = user.unloaded(entry)
     infos = [info for info in await box.bundles.listing() if info.size]
@@ -267,7 +276,8 @@ async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
 
 
 async def _floor(box: Mailbox, infos: list[ObjectInfo]) -> Delta:
-    """The highest UIDNEXT and MODSEQ of the bundles that decode: what clients were told stays true."""
+    """Return the highest UIDNEXT and MODSEQ of the bundles that decode, so that values
+    which clients know stay valid."""
     least = Delta()
     for info in infos:
         if info.key.endswith(".cache"):
@@ -283,7 +293,8 @@ async def _floor(box: Mailbox, infos: list[ObjectInfo]) -> Delta:
 
 
 async def _hold_again(user: User, anew: set[Guid]) -> None:
-    """Tell rebuilt mailboxes which records elsewhere share their objects, and others of the rebuilt ones' copies."""
+    """Add holders to rebuilt mailboxes for records elsewhere that share their objects,
+    and to other mailboxes for copies in rebuilt mailboxes."""
     for entry in list(user.root.names().values()):
         box = await user.box(Guid(entry.guid))
         mask = box.state.foreign()

@@ -1,7 +1,8 @@
-"""A user's list of mailboxes as a box: its state, its local copy, its bundles (docs/format.md, "Root").
+"""A user's list of mailboxes as a box: its state, its local copy, its bundles
+(docs/format.md, "Root").
 
-How a box is loaded and saved: `box.Box`.
-Refuses to know: mailboxes; what an entry means.
+`box.Box` loads and saves it. This module knows no mailboxes, and does not know what an
+entry means.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from .stage import Edit, ListChanged, Log
 
 
 class Owner(Protocol):
-    """The user, as its list sees it."""
+    """What the list needs of its user."""
 
     def require_there(self) -> None:
-        """Raises NotFound when the user is being deleted."""
+        """Raises NotFound if the user is being deleted."""
 
     def sync_totals(self) -> bool:
-        """Bring the totals of the mailboxes in memory into the list; True if any differed."""
+        """Copy the totals of mailboxes in memory to the list. Returns True if any
+        differed."""
 
 
 class RootBox(Box[Root, RootDelta]):
@@ -40,17 +42,17 @@ class RootBox(Box[Root, RootDelta]):
         return ListChanged.by(delta)
 
     def wake(self) -> None:
-        """No session watches the list."""
+        """Do nothing, because no session watches the list."""
 
     def raise_floor(self, modseq: int) -> None:
-        """While the list is being loaded: note what each mailbox's modseqs must be above when it is opened."""
+        """Note the MODSEQ floor of all mailboxes, while the list is being loaded."""
         edit = Edit(self.sid)
-        edit.add_loading(self, RootDelta(ahead=modseq), Change.IMPORTANT)
+        edit.add_loading(self, RootDelta(modseq_floor=modseq), Change.IMPORTANT)
         self.log.stage(edit)
 
     async def flush(self, *, clean: bool = False) -> None:
-        """Upload the list with its totals. clean: everything of the user has been flushed before. Raises
-        Unavailable."""
+        """Upload the list with its totals. clean: whether everything of the user has
+        been flushed before. Raises Unavailable."""
         async with self.flushing:
             self._owner.require_there()
             stale = self._owner.sync_totals()
@@ -61,7 +63,8 @@ class RootBox(Box[Root, RootDelta]):
             self.save()
 
     async def begin_changes(self) -> None:
-        """Before the first bundle after a clean end: the list must no more say that its totals are exact."""
+        """Mark the totals of the list as not exact, before the first bundle after a
+        clean end."""
         if self.stamp.clean:
             self.change = max(self.change, Change.UNIMPORTANT)
             await self.flush()

@@ -1,11 +1,13 @@
-"""What a backend knows of a box's bundles (`Stamp`), and what its local copy is worth (`trust`).
+"""What a backend knows of a box's bundles (`Stamp`), and how far its local copy can be
+trusted (`trust`).
 
-A stamp lies beside each local copy. It names the bundles whose content the copy has, and the
-generation under which the copy was last compared with the bucket. A start that finds an unclean
-end, and a fence, begin a new generation: each copy is then compared once when its box is opened.
+Each local copy has a stamp. It names the bundles whose content the copy has, and the
+generation under which the copy was last compared with the bucket. A start that finds an
+unclean end, and a fence, begin a new generation: each copy is then compared once when
+its box is opened.
 
-Pure: no bucket, no clock. Both are values: two stamps are compared field by field, and whoever
-knows more makes a new one.
+Pure: no bucket, no clock. Both are values: stamps are compared field by field, and new
+knowledge makes a new stamp.
 """
 
 from __future__ import annotations
@@ -24,21 +26,25 @@ from metacache import STAMP_BYTES_MAX, Copy
 from ..objectstore import ObjectInfo
 
 PACKED: Final = b"Z"
-"""Begins a stamp that is compressed; one that is not begins as a MessagePack map, with 0x80 or above."""
+"""First byte of a compressed stamp. A stamp that is not compressed begins as a
+MessagePack map, with 0x80 or above."""
 
 PACKED_BYTES: Final = 4096
-"""From here on: names of bundles repeat their writer, and a month of uploads each minute has thousands."""
+"""Stamps of this size are compressed. Names of bundles repeat their writer, and a month
+of uploads each minute has thousands of names."""
 
 
 class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
     """What this backend knows of a box's bundles.
 
-    generation: under which the copy was last compared with the bucket, None if it never was here; version: the highest
-    of a bundle; heads: names, the base first; base_modseq, base_bytes: of that base; known_uidnext: bundles have known
-    of all UIDs below it since known_at; need_base: the next bundle is a base; superseded: (name, unix seconds when it
-    became so); segments: cache segments by name; cached_uid: fields up to here are in segments; flushed_uidnext:
-    UIDNEXT of the newest bundle; clean: of a root, its totals are exact; checked: when the bundles were LISTed last,
-    listed: when the mails were, unix seconds.
+    generation: under which the copy was last compared with the bucket, None if it never
+    was compared here. version: the highest version of a bundle. heads: names, the base
+    first. base_modseq, base_bytes: of that base. known_uidnext: bundles have had all
+    UIDs below it since known_at. need_base: the next bundle is a base. superseded:
+    (name, unix seconds when it was superseded). segments: cache segments by name.
+    cached_uid: fields up to this UID are in segments. flushed_uidnext: UIDNEXT of the
+    newest bundle. clean: only of a root; its totals are exact. checked: unix seconds of
+    the last LIST of bundles. listed: unix seconds of the last LIST of mails.
     """
 
     generation: int | None = None
@@ -59,7 +65,8 @@ class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def base_next(self) -> bool:
-        """Whether the next bundle is a base: the heads are of two histories, or there are none."""
+        """Whether the next bundle is a base: the heads are of two histories, or there
+        are none."""
         return self.need_base or not self.heads
 
     @property
@@ -72,15 +79,18 @@ class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
         return {*self.heads, *(name for name, _ in self.superseded)}
 
     def knows(self, infos: Iterable[ObjectInfo]) -> bool:
-        """Whether nobody else has written any of these bundles."""
+        """Whether the stamp has all these bundles, so that no other backend has
+        written."""
         return {name_of(info.key) for info in infos if info.size and not info.key.endswith(".cache")} <= self.names()
 
     def uncompared(self) -> Stamp:
-        """The same of a copy that whoever opens the box compares with the bucket."""
+        """Return the stamp for a copy that must be compared with the bucket at the next
+        open."""
         return replace(self, generation=None)
 
     def encode(self) -> bytes:
-        """At most STAMP_BYTES_MAX: a bundle, superseded, or segment that finds no room is found by a LIST again."""
+        """Encode in at most STAMP_BYTES_MAX. A superseded bundle or a segment that does
+        not fit is found again by a LIST."""
         data, stamp = msgspec.msgpack.encode(self), self
         if len(data) <= PACKED_BYTES:
             return data
@@ -93,7 +103,7 @@ class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def decode(cls, data: bytes) -> Stamp | None:
-        """None: there is no stamp, or it is damaged."""
+        """Decode a stamp. Returns None if there is none, or if it is damaged."""
         try:
             if data.startswith(PACKED):
                 data = zlib.decompress(data[len(PACKED) :])
@@ -106,48 +116,53 @@ class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 FIRST_GENERATION: Final = 1
-"""Of a backend without local state."""
+"""The generation of a backend without local state."""
 
 
 def name_of(key: str) -> str:
-    """A bundle's name: the last element of its key."""
+    """Return a bundle's name, the last element of its key."""
     return key.rsplit("/", 1)[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Under which this backend has a user at present.
+    """The assignment under which this backend has a user at present.
 
-    generation: copies that were compared under it are the user's whole state, but for what is in flight;
-    compared_since: unix seconds, copies that were compared earlier are compared again.
+    generation: copies that were compared under it have the user's whole state, except
+    what is in flight. compared_since: unix seconds; copies that were compared earlier
+    are compared again.
     """
 
     generation: int
     compared_since: float = 0.0
 
     def covers(self, stamp: Stamp) -> bool:
-        """Whether nobody else can have written since the copy was compared."""
+        """Whether no other backend can have written since the copy was compared."""
         return stamp.generation == self.generation
 
 
 class Trust(Enum):
-    """What a local copy is worth."""
+    """How far a local copy can be trusted."""
 
     TRUSTED = "trusted"
-    """It is the state: nothing is asked."""
+    """The copy is the state. No request is needed."""
     COMPARE = "compare"
-    """It has all that was acknowledged here, and perhaps not all that is in the bucket: bundles are LISTed."""
+    """The copy has all that was acknowledged here, but perhaps not all that is in the
+    bucket. Bundles are LISTed."""
     REBUILD = "rebuild"
-    """There is none: the state is read from the bundles in the bucket, then from the mails that they do not know."""
+    """There is no usable copy. The state is read from the bundles in the bucket, and
+    then from mails that they do not have."""
     NEW = "new"
-    """This process made the box, and it is empty: nothing is asked."""
+    """This process created the box, and it is empty. No request is needed."""
 
 
 def trust(copy: Copy | None, stamp: Stamp | None, assignment: Assignment, *, made_here: bool) -> Trust:
-    """What a local copy is worth; the table of cases is in docs/format.md, "Opening a mailbox".
+    """Return how far a local copy can be trusted. docs/format.md, "Opening a mailbox",
+    has the table of cases.
 
-    stamp: of the copy, None where the copy has none (then it has no more than holders that were noted while the box was
-    not in memory) or does not decode; made_here: this process made the box and has not loaded it.
+    stamp: the stamp of the copy, None if it does not decode or the copy has none. A
+    copy without a stamp has only holders that were noted while the box was not in
+    memory. made_here: whether this process created the box and has not loaded it.
     """
     if copy is None or stamp is None:
         return Trust.NEW if made_here else Trust.REBUILD

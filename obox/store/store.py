@@ -1,10 +1,13 @@
-"""All users of one backend over one bucket, one metacache and one fscache.
+"""All users of a backend, over a bucket, a metacache and an fscache.
 
-Life: `start` (format, fences, replay), `run` (the journal's writer, uploads when they are due, idle users let go, old
-objects deleted), `close` (everything flushed, the journal's end written). While the bucket does not answer at start,
-`start` tries again. Whoever opens a user meanwhile waits for the start, `OPEN_S` at most, and then gets `Unavailable`.
+`start` checks the format, fences and replays. `run` writes the journal, uploads when it
+is due, unloads idle users and deletes old objects. `close` flushes everything and
+writes the journal's end. While the bucket does not answer, `start` tries again. An open
+of a user meanwhile waits for the start, at most `OPEN_S`, and then raises
+`Unavailable`.
 
-Diagnostics: a newer format in the bucket is fatal (`ConfigError`); bucket trouble is logged once a minute and retried.
+Diagnostics: a newer format in the bucket is fatal (`ConfigError`). Errors of the bucket
+are logged once a minute, and the requests are repeated.
 """
 
 from __future__ import annotations
@@ -24,11 +27,11 @@ from ..objectstore.codec import MAJOR, OLD_MAJOR, ObjectKind
 from ..objectstore.keys import FORMAT_KEY, ROOT, owner_of
 from ..types import Guid, StorageId
 from . import boots
-from ._aftermath import AHEAD_MS
 from ._beginning import Beginning
 from ._env import OPEN_S, TRY_LATER, Env, StoreSettings, answer_within
 from ._nightly import Nightly
 from ._once import EveryMinute
+from ._unclean import FLOOR_MARGIN_MS
 from ._upkeep import Upkeep
 from .journal import Journal
 from .owned import Cluster, Owned
@@ -41,16 +44,18 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 ROOM_S: Final = 9.0
-"""How long an open waits for the cleaner when metacache is full, before clients hear [UNAVAILABLE]; within OPEN_S, so
-that they hear the reason."""
+"""How long an open waits for the cleaner when metacache is full, before clients hear
+[UNAVAILABLE]; within OPEN_S, so that they hear the reason."""
 
 ROOM_TICK_S: Final = 0.05
 
 FLUSHES_AT_ONCE: Final = 8
-"""Uploads in flight at once, so that a flush of many users leaves room for deliveries."""
+"""Uploads in flight at the same time. The limit leaves capacity for deliveries while
+many users are flushed."""
 
 STOP_S: Final = 30.0
-"""For the journal's end at a stop; what it could not write is in the local state."""
+"""Time limit for writing the journal's end at a stop. What could not be written is in
+the local state."""
 
 _LAST_BOOT: Final = "boot"
 _GENERATION: Final = "generation"
@@ -61,16 +66,17 @@ class MailStore:
     """See the module's text and `api.Store`."""
 
     def __init__(self, env: Env, *, cluster: Cluster | None = None) -> None:
-        """cluster: says which users are this backend's; None: all are, and no other backend is alive."""
+        """cluster: says which users are this backend's; None: all are, and no other
+        backend is alive."""
         self.env = env
         self._cluster = cluster
         env.owned = Owned(None if cluster is None else cluster.unit_of)
         self.changing = asyncio.Lock()
-        """Held while units come to this backend or leave it."""
+        """Held while this backend gains or loses units."""
         self.users: dict[StorageId, User] = {}
         self.barred: set[StorageId] = set()
-        """Users that are being deleted: nobody opens them."""
-        self._travelling: Counter[StorageId] = Counter()
+        """Users that are being deleted. They cannot be opened."""
+        self._pulling: Counter[StorageId] = Counter()
         self._rooming = asyncio.Lock()
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -88,7 +94,8 @@ class MailStore:
     # -- life ------------------------------------------------------------------------------------------------------
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task of the store: `close` waits for it; its failure is logged unless somebody awaits it."""
+        """Run a task of the store. `close` waits for it. Its failure is logged unless
+        it is awaited."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -119,24 +126,25 @@ class MailStore:
         )
 
     async def _remember(self, boot: str, seq: int) -> None:
-        """Before a journal PUT: so that the bucket never knows more of us than our own disk, unless that was
-        restored."""
+        """Record the boot and `seq` before a journal PUT. So the bucket never has more
+        of us than our disk, unless the disk was restored."""
         self._note(LastBoot(boot, seq, clean=False))
-        await self.env.settle()
+        await self.env.commit_staged()
 
     def _note(self, last: LastBoot) -> None:
         self.env.metacache.put_state(_LAST_BOOT, msgspec.msgpack.encode(last))
 
     async def _fenced(self) -> str:
-        """Another backend has ended this boot: it begins a new one.
+        """Begin a new boot, because another backend has fenced this boot.
 
-        Alone it trusts nothing local before it was checked. In a cluster it asks first which users it has left, and
-        goes on with them as before; the others are given up (`handover.lose`).
+        Without a cluster, no local copy is trusted before it was compared. In a
+        cluster, it first asks which users this backend still has, and continues to
+        serve them. The others are given up (`handover.lose`).
         """
         boot = self._new_boot()
         log.error("fenced off by another backend; continuing as a new boot", old=self.journal.boot, new=boot)
         self.env.writer = boot
-        self.journal.ahead = max(self.journal.ahead, self.env.now_ms() + AHEAD_MS)
+        self.journal.modseq_floor = max(self.journal.modseq_floor, self.env.now_ms() + FLOOR_MARGIN_MS)
         if self._cluster is not None:
             await self._cluster.fenced(self.journal.boot)
             return boot
@@ -147,17 +155,19 @@ class MailStore:
         return boot
 
     def doubt(self, units: Iterable[str] | None = None) -> None:
-        """Compare every local copy of these units, of all by default, when its box is opened next."""
+        """Mark every local copy of these units, of all by default, to be compared when
+        its box is opened next."""
         self.env.owned.doubt(units)
         self.remember_units()
 
     def remember_units(self) -> None:
-        """Write which units are here into the local state; durable with its next commit."""
+        """Write the units of this backend to the local state. They are durable with its
+        next commit."""
         self.env.metacache.put_state(_GENERATION, self.env.owned.encode())
 
     async def start(self) -> None:
-        """Check the format, fence what is dead, read what it left; tries until the bucket answers. Raises
-        ConfigError."""
+        """Check the format, fence boots that have ended, and read their journals. It
+        tries until the bucket answers. Raises ConfigError."""
         env = self.env
         env.owned.load(env.metacache.get_state(_GENERATION))
         if self._cluster is not None:
@@ -183,7 +193,9 @@ class MailStore:
         if self.takeover.trust != "all" or behind:
             self.doubt()
         self.unclean = self.takeover.unclean or (last is not None and not last.clean)
-        self.journal.ahead = max(self.takeover.ahead, env.now_ms() + AHEAD_MS if self.unclean else 0)
+        self.journal.modseq_floor = max(
+            self.takeover.modseq_floor, env.now_ms() + FLOOR_MARGIN_MS if self.unclean else 0
+        )
         self.journal.assigned = self.takeover.assigned
         if self._cluster is not None:
             self.journal.assigned = max(self.journal.assigned, self._cluster.number())
@@ -202,8 +214,9 @@ class MailStore:
         self.spawn(self.upkeep.flush_unflushed())
 
     async def _announce(self) -> None:
-        """Write the first journal object before anything is shown to anybody: whoever comes after must see that this
-        boot was, to fence it and to know that its clients may have been told what is nowhere."""
+        """Write the first journal object before clients see anything. A later backend
+        must find this boot, to fence it, and to know that its clients may have seen
+        values that are not in the bucket."""
         while True:
             try:
                 return await self.journal.lease()
@@ -211,8 +224,8 @@ class MailStore:
                 continue
 
     def use(self, settings: StoreSettings) -> None:
-        """Other settings from now on, but for `backend`. What waits for its upload waits no longer than the new ones
-        say."""
+        """Use other settings from now on, except `backend`. Uploads that are waiting
+        follow the new settings."""
         env = self.env
         if settings.flush_at != env.settings.flush_at:
             self.upkeep.nightly = Nightly(settings.flush_at, env.now())
@@ -225,13 +238,15 @@ class MailStore:
                 if box.due_at is not None or box.unflushed_mails > settings.max_rescan_mail_count:
                     box.due_at = latest if box.due_at is None else min(box.due_at, latest)
 
-    def begin_anew(self) -> None:
-        """Before `start`: the bucket is new with this process (`memory://`), nothing local means anything."""
+    def discard_local_state(self) -> None:
+        """Discard all local state before `start`, because the bucket is new with this
+        process (`memory://`)."""
         self.env.metacache.drop_all()
         self.env.metacache.put_state(_BUCKET, b"")
 
     def _is_another(self, bucket: bytes) -> bool:
-        """Remember which bucket the local state belongs to; if it was another's, nothing local means anything here."""
+        """Record which bucket the local state belongs to. Returns True if it belonged
+        to another bucket, so that it must be discarded."""
         metacache = self.env.metacache
         served = metacache.get_state(_BUCKET)
         metacache.put_state(_BUCKET, bucket)
@@ -242,7 +257,8 @@ class MailStore:
         return True
 
     async def _check_format(self) -> bytes:
-        """Make `_format` in a new bucket, or read it; returns its oid, which is the bucket's own."""
+        """Write `_format` to a new bucket, or read it. Returns its oid, which
+        identifies the bucket."""
         env = self.env
         data = await env.get(FORMAT_KEY, kind="format")
         if data is None and env.metacache.get_state(_BUCKET):
@@ -274,15 +290,17 @@ class MailStore:
         return bytes(decoded.oid)
 
     async def close(self, *, upload: bool = True) -> None:
-        """Flush everything and write the journal's end; what the bucket refuses now stays in the local copies.
+        """Flush everything and write the journal's end. What the bucket refuses now
+        stays in the local copies.
 
-        upload: False leaves the indexes to the next start, which finds them in local copies and journal.
+        upload: False leaves the indexes to the next start, which has them in local
+        copies and journal.
         """
         self.beginning.decide()
-        if not self.started:  # perhaps in the middle of its start
+        if not self.started:  # perhaps during its start
             return await self._end_tasks()
         self.started = False
-        await self._settle()
+        await self._wait_for_slots()
         for task in self._running[1:]:
             task.cancel()
         clean = True
@@ -304,7 +322,7 @@ class MailStore:
         if clean:
             self._note(LastBoot(self.journal.boot, self.journal.position()[1] - 1, clean=True))
             boots.ended(self.env, self.journal.boot)
-        await self.env.settle()
+        await self.env.commit_staged()
         await self._end_tasks()
 
     async def _end_tasks(self) -> None:
@@ -314,7 +332,8 @@ class MailStore:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _load_unflushed(self) -> None:
-        """Bring back what left memory with a few mails that only the journal has; the flush comes next."""
+        """Load mailboxes again that were unloaded with a few mails that only the
+        journal has. The flush follows."""
 
         async def load(sid: str, box: str) -> None:
             async with self._gate:
@@ -337,12 +356,12 @@ class MailStore:
                 return False
         return True
 
-    async def _settle(self) -> None:
-        """Wait, within reason, for the UIDs in flight."""
+    async def _wait_for_slots(self) -> None:
+        """Wait a limited time for the UIDs in flight."""
         boxes = [box for user in self.users.values() for box in user.boxes.values()]
         try:
             async with asyncio.timeout(30):
-                await asyncio.gather(*(box.slots.settled() for box in boxes))
+                await asyncio.gather(*(box.slots.all_resolved() for box in boxes))
         except TimeoutError:
             log.warning("some deliveries are still undecided; they were not acknowledged")
 
@@ -362,70 +381,79 @@ class MailStore:
         return user
 
     async def load_user(self, name: str, storage_id: StorageId, *, make: bool = False) -> User:
-        """A user for upkeep: no session is counted, its limits stay, and there is always room: what is uploaded can go.
+        """Load a user for upkeep. It counts no session and changes no limits. It is
+        loaded even if the metacache is full, because the upload frees space.
 
-        make: a user of whom the bucket knows nothing is made. Raises NotFound without it; Unavailable, Corrupt.
+        make: create a user that is not in the bucket. Raises NotFound without it;
+        Unavailable, Corrupt.
         """
         async with answer_within(OPEN_S):
             await self.beginning.decided()
         return await self._user(storage_id, name, upkeep=True, make=make)
 
     @contextmanager
-    def travelling(self, sid: StorageId) -> Iterator[None]:
-        """A user's copies are on their way to or from another backend. Raises InUse: the user is being deleted."""
+    def pulling(self, sid: StorageId) -> Iterator[None]:
+        """Mark that a user's copies are sent to or received from another backend.
+        Raises InUse if the user is being deleted."""
         if sid in self.barred:
             raise InUse("the user is being deleted")
-        self._travelling[sid] += 1
+        self._pulling[sid] += 1
         try:
             yield
         finally:
-            self._travelling[sid] -= 1
-            self._travelling += Counter()  # without zeros
+            self._pulling[sid] -= 1
+            self._pulling += Counter()  # without zeros
 
-    def bar(self, sid: StorageId) -> None:
-        """A user is being deleted. Raises InUse: its copies are on their way."""
-        if sid in self._travelling:
+    def block_opening(self, sid: StorageId) -> None:
+        """Mark that a user is being deleted. Raises InUse if its copies are being
+        pulled."""
+        if sid in self._pulling:
             raise InUse("the user is being pulled; try again in a while")
         self.barred.add(sid)
 
     def bucket_id(self) -> bytes:
-        """What tells one bucket, and prefix of it, from another: the oid of `_format`; empty before the start."""
+        """Return the oid of `_format`, which identifies a bucket and its prefix. It is
+        empty before the start."""
         return self.env.metacache.get_state(_BUCKET) or b""
 
     def opening(self, sid: StorageId) -> asyncio.Task[User] | None:
-        """The task that opens a user at the moment."""
+        """Return the task that is opening a user."""
         return self._opening.get(sid)
 
     def opening_users(self) -> list[StorageId]:
-        """Users who are being opened at the moment."""
+        """Return the users who are being opened at the moment."""
         return list(self._opening)
 
     def awaits_takeover(self, sid: StorageId) -> bool:
-        """A dead boot's journal speaks of this user, and nobody has opened it since."""
+        """Whether the journal of a boot that ended has changes of this user, who has
+        not been opened since."""
         return sid in self.takeover.pending
 
     def name_of(self, sid: StorageId) -> str:
-        """The name under which a user in memory was opened; else the storage id."""
+        """Return the name under which a user in memory was opened, or the storage id of
+        others."""
         user = self.users.get(sid)
         return sid if user is None else user.name
 
     def forget(self, sid: StorageId) -> None:
-        """Drop what journal and takeover still hold of a user that is being deleted."""
+        """Drop everything that journal and takeover have of a user that is being
+        deleted."""
         self.journal.forget(sid)
         self.upkeep.jobs.forget(sid)
         self.takeover.pending.pop(sid, None)
         self.takeover.left.discard(sid)
 
-    async def bury(self, sid: StorageId) -> None:
-        """A user has been deleted: no journal is believed about it any more. In the bucket on return. Raises
-        Unavailable."""
-        self.journal.bury(sid)
+    async def record_deletion(self, sid: StorageId) -> None:
+        """Record that a user has been deleted, so that no replay uses earlier changes
+        of it. The record is in the bucket on return. Raises Unavailable."""
+        self.journal.record_deletion(sid)
         if not self.takeover.boots:
-            self.journal.dug()
+            self.journal.forget_deletions()
         await self.journal.sync()
 
     async def _user(self, sid: StorageId, name: str, *, upkeep: bool = False, make: bool = False) -> User:
-        """Upkeep makes nobody: a user who was deleted while it was on its way stays deleted."""
+        """Return the user, loaded. Upkeep creates no user, so a user that was deleted
+        meanwhile stays deleted."""
         make |= not upkeep
         waited = False
         while True:
@@ -448,18 +476,20 @@ class MailStore:
                 return await asyncio.shield(task)
             except NotFound:
                 if ours or not make:
-                    raise  # else it was upkeep that looked
+                    raise  # otherwise upkeep has opened it
 
     def _crowded(self) -> bool:
-        """No room for another user's index, or others wait for it."""
+        """Whether the metacache has no space for another user's index, or others wait
+        for space."""
         return self.env.metacache.full() or self._rooming.locked()
 
     async def _room(self) -> None:
-        """Wait for the cleaner to make room for another user's index: whoever came first is let in first. Raises
-        Unavailable."""
+        """Wait until the cleaner has freed space for another user's index. Waiting
+        opens are served in their order. Raises Unavailable."""
         metacache, sleep = self.env.metacache, self.env.sleep
         until = self.env.clock() + ROOM_S
-        async with self._rooming:  # who waits here hears of it not later than the first, who came before
+        async with self._rooming:
+            # The loop ends in the same check for all that wait here.
             while metacache.full():
                 if self.env.clock() >= until:
                     raise Unavailable("no room for another user's index; try again later")
@@ -474,12 +504,12 @@ class MailStore:
         self.users[sid] = user
         return user
 
-    def let_go(self, sid: StorageId) -> None:
-        """A user has left memory."""
+    def unload(self, sid: StorageId) -> None:
+        """Unload a user from memory."""
         self.users.pop(sid, None)
 
     def metadata(self) -> Mapping[str, object]:
-        """Figures for logs and metrics."""
+        """Return numbers for logs and metrics."""
         return {
             "users": len(self.users),
             "mailboxes": sum(len(user.boxes) for user in self.users.values()),

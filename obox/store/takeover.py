@@ -1,17 +1,22 @@
-"""At start: which boots are over, what they say that no bundle has, and what the local copies are worth.
+"""The takeover at a start: finds the boots that have ended, their changes that no
+bundle has, and how far local copies can be trusted.
 
-Theory of operation. A LIST of `_journal/` names the backends, and a LIST for each of them shows its boots, each with
-its last `seq`. (One LIST over all would cross directories whose names may begin alike; stores have been seen to leave
-keys out there.) A boot that no live backend claims is fenced and replayed (`fence`). What it says is kept, by user and
-box, until each box has been loaded and flushed.
+Theory of operation. A LIST of `_journal/` names the backends, and a LIST for each of
+them shows its boots, each with its last `seq`. (A single LIST of all would cross
+directories whose names have a common prefix; some stores leave keys out there.) A boot
+that no live backend claims is fenced and replayed (`fence`). Its changes are kept, by
+user and box, until each box has been loaded and flushed.
 
-Our own last boot tells what the local copies are worth:
-- closed, and the local state remembers that we did it: every copy is current, flushed (clean) or not;
-- not closed, or closed by another backend (a crash), or others have written meanwhile: copies hold all that was
-  acknowledged here, perhaps even what no journal has, but not all that is in the bucket: bundles are LISTed for each
-  user and mails for each mailbox when it is opened, and joined;
-- the bucket knows a later boot of ours, or a later seq that is no fence (disks restored from a backup): no copy is
-  trusted, for what it has and the bucket has not may have been undone since.
+Our own last boot decides how far local copies can be trusted:
+- closed, and the local state remembers that we did it: every copy is current, flushed
+  (clean) or not;
+- not closed, or closed by another backend (a crash), or others have written meanwhile:
+  copies hold all that was acknowledged here, perhaps even what no journal has, but not
+  all that is in the bucket: bundles are LISTed for each user and mails for each mailbox
+  when it is opened, and joined;
+- the bucket knows a later boot of ours, or a later seq that is no fence (disks restored
+  from a backup): no copy is trusted, for what it has and the bucket has not may have
+  been undone since.
 
 Diagnostics: see `fence`.
 """
@@ -37,12 +42,12 @@ BOOT_MS_DIGITS: Final = 12
 """Of a boot's name: when it began, unix milliseconds."""
 
 CLOCKS_S: Final = 60.0
-"""By which the bucket's clock and ours may differ."""
+"""How much the bucket's clock and ours may differ."""
 
 
 class LastBoot(msgspec.Struct):
-    """What the local state remembers of this backend: its boot, the last `seq` it began to PUT, and if it ended
-    well."""
+    """What the local state has of this backend: its boot, the last `seq` whose PUT
+    began, and whether it ended in order."""
 
     boot: str
     seq: int
@@ -51,26 +56,28 @@ class LastBoot(msgspec.Struct):
 
 @dataclass
 class Takeover:
-    """What a start has found. pending: deltas by storage id and box; boots: those that are over and not clean; users:
-    whom each of them names, by (backend, boot); old: journal keys but each backend's newest, which tells of it for
-    ever, with the time they were written, to be deleted after the delay."""
+    """What a start has found. pending: deltas by storage id and box. boots: boots that
+    have ended and are not clean. users: the users that each of them names, by (backend,
+    boot). old: journal keys with the time when they were written, to be deleted after
+    the delay. The newest key of each backend is not in it, because it records the
+    backend for ever."""
 
     pending: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
     boots: list[Ended] = field(default_factory=list)
     users: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     old: list[tuple[str, float]] = field(default_factory=list)
     unclean: bool = False
-    ahead: int = 0
+    modseq_floor: int = 0
     """The highest of all backends' journals."""
     assigned: int = 0
     """The highest number of an assignment in all backends' journals."""
     trust: str = "none"
     """"all", "check" (LIST each mailbox once) or "none"."""
     left: set[str] = field(default_factory=set)
-    """Users of whom the boots speak and bundles do not have everything yet."""
+    """Users that the boots name, and of whom bundles do not have everything yet."""
 
     def add(self, survey: Survey) -> None:
-        """Take in what was found when units came to a backend that serves."""
+        """Add what was found when a running backend gained units."""
         for sid, boxes in survey.replayed.pending.items():
             waiting = self.pending.setdefault(sid, {})
             for box, deltas in boxes.items():
@@ -88,8 +95,8 @@ class Takeover:
 
 
 async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]) -> Takeover:
-    """Fence what is dead and read what it left. live: does another running backend claim this name. Raises
-    Unavailable, Corrupt."""
+    """Fence boots that have ended and read their journals. live: whether another
+    running backend claims a name. Raises Unavailable, Corrupt."""
     found = Takeover()
     backend = env.settings.backend
     present = boots_of(await list_journals(env))
@@ -98,17 +105,24 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     for boot in boots:
         found.old += [(journal_key(boot.backend, boot.name, seq), at) for seq, at in boot.objects.items()]
         ended = await fence(env, boot)
-        found.ahead, found.assigned = max(found.ahead, ended.ahead), max(found.assigned, ended.assigned)
+        found.modseq_floor, found.assigned = (
+            max(found.modseq_floor, ended.modseq_floor),
+            max(found.assigned, ended.assigned),
+        )
         if ended.closed_before and ended.clean:
             continue
         if boot.backend == backend and ended.closed_before and last is not None and boot.name == last.boot:
             fenced_by_other = not (last.clean and ended.seq - 1 == last.seq)
-            found.unclean |= fenced_by_other  # else our own end, with indexes not uploaded
+            # Otherwise it was our own end, with indexes not uploaded.
+            found.unclean |= fenced_by_other
         else:
             found.unclean = True
         found.boots.append(ended)
     for other in await _look_all(env, [boot for boot in present if boot not in boots]):
-        found.ahead, found.assigned = max(found.ahead, other.ahead), max(found.assigned, other.assigned)
+        found.modseq_floor, found.assigned = (
+            max(found.modseq_floor, other.modseq_floor),
+            max(found.assigned, other.assigned),
+        )
     replayed = await replay(env, found.boots, env.owned.owns)
     found.pending, found.users, found.left = replayed.pending, replayed.users, set(replayed.pending)
     own = {boot.name: boot for boot in boots if boot.backend == backend}
@@ -127,18 +141,19 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
 
 @dataclass
 class Survey:
-    """What the journals say of units that come to this backend.
+    """What the journals have of units that this backend gains.
 
-    boots: that are over and not clean; unclean_boots: the names of all such, also of those that were known; replayed:
-    what they and the live ones say of the users; unclean: an owner ended without an end, so clients may know MODSEQs
-    that are nowhere; ahead, assigned: the highest of all journals.
+    boots: boots that are over and not clean. unclean_boots: the names of all such
+    boots, also of those that were known. replayed: the changes of the users in these
+    and in live boots. unclean: whether an owner has crashed, so that clients may know
+    MODSEQs that no object has. ahead, assigned: the highest of all journals.
     """
 
     boots: list[Ended]
     unclean_boots: set[tuple[str, str]]
     replayed: Replayed
     unclean: bool
-    ahead: int
+    modseq_floor: int
     assigned: int
 
 
@@ -152,11 +167,14 @@ async def survey(
     alive: bool = True,
     known: Collection[tuple[str, str]] = (),
 ) -> Survey:
-    """Fence the boots that were seen dying, and read what all journals say of users. Raises Unavailable, Corrupt.
+    """Fence dead boots, and read the changes of users in all journals. Raises
+    Unavailable, Corrupt.
 
-    own: the present boot of this backend, which is not read; dead: (backend, boot), and all boots of that backend
-    before it, every one that is there if boot is empty; orderly: the owner before has handed over, and its bundles have
-    everything; alive: read boots that go on, too; known: boots that have been read before.
+    own: the present boot of this backend, which is not read. dead: (backend, boot).
+    Earlier boots of that backend are fenced too; if boot is empty, all boots. orderly:
+    whether the previous owner has handed over, so that its bundles have everything.
+    alive: whether to read also boots that have not ended. known: boots that have been
+    read before.
     """
     present = [boot for boot in boots_of(await list_journals(env)) if boot.name != own]
     dying = [boot for boot in present if any(boot.backend == name and _until(boot, last) for name, last in dead)]
@@ -173,7 +191,7 @@ async def survey(
         over_names,
         replayed,
         any((one.boot.backend, one.boot.name) in names for one in over) or any(not one.closed_before for one in fenced),
-        max((one.ahead for one in seen), default=0),
+        max((one.modseq_floor for one in seen), default=0),
         max((one.assigned for one in seen), default=0),
     )
 
@@ -183,7 +201,8 @@ def _until(boot: Boot, last: str) -> bool:
 
 
 async def _look_all(env: Env, boots: Sequence[Boot]) -> list[Ended]:
-    """Boots as they are now, but those whose newest object is gone or does not decode. Raises Unavailable."""
+    """Boots as they are now, but those whose newest object is gone or does not decode.
+    Raises Unavailable."""
 
     async def one(boot: Boot) -> Ended | None:
         try:
@@ -196,15 +215,15 @@ async def _look_all(env: Env, boots: Sequence[Boot]) -> list[Ended]:
 
 
 def _others_wrote(objects: list[tuple[str, float]], backend: str, boot: str) -> bool:
-    """A backend that is over now wrote in or after our last life: it may have changed what we have copies of, and while
-    both wrote neither knew."""
+    """Whether a backend that has ended wrote during or after our last boot. It may have
+    changed what we have copies of, and neither backend knew of the other."""
     begun = int(boot[:BOOT_MS_DIGITS], 16) / 1000 - CLOCKS_S
     return any(at >= begun for key, at in objects if parse_journal_key(key).backend != backend)
 
 
 def _trust(last: LastBoot | None, newest: str, known: Boot | None, fenced: bool) -> str:
-    """What the local copies are worth; see the module's text. newest: our latest boot in the bucket; known: the last
-    one that we remember."""
+    """Return how far local copies can be trusted; see the module's text. newest: our
+    latest boot in the bucket. known: the last boot that the local state has."""
     if last is None:
         return "none"
     if newest > last.boot:

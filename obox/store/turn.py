@@ -1,4 +1,5 @@
-"""Letting other sessions run: long work on the loop gives it up by time, not by count."""
+"""Lets other sessions run: long work yields to the loop after a time, not after a
+count."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ from time import monotonic
 from typing import Final
 
 TURN_S: Final = 0.005
-"""Work on the loop before others run."""
+"""How long work may use the loop before other tasks run."""
 
 
 class Turn:
-    """When the present turn of the loop ends; `if turn.over(): await turn.end()` in a loop of short steps.
+    """Knows when the present turn of the loop should end. Write `if turn.over(): await
+    turn.end()` in a loop of short steps.
 
-    clock: seconds, as the environment has it, so that a simulation gives the loop up at the same places each time.
+    clock: seconds of the environment's clock, so that a simulation yields at the same
+    places each time.
     """
 
     __slots__ = ("_clock", "_until")

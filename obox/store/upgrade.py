@@ -1,20 +1,27 @@
-"""Rewriting objects of an older version of the envelope, or that are not sealed under the key that encrypts.
+"""Rewrites objects that have an older version of the envelope, or are not sealed under
+the first key.
 
-Theory of operation. An object is replaced by one under the same key that holds the same: same oid, meta, payload. So
-no index changes, and whoever reads it before, meanwhile or afterwards reads the same mail. Each replacement stands for
-itself: cut short anywhere, the next run finds what is left. It is done under the lock under which this backend deletes
-objects of that mailbox, so that nothing is written again that was deleted a moment ago.
+Theory of operation. An object is replaced under its key by an object with the same oid,
+meta and payload. So no index changes, and a reader gets the same mail before, during
+and after it. Replacements are independent of each other. If a run is cut short, the
+next run finds what is left. A replacement holds the lock under which this backend
+deletes objects of that mailbox, so that an object that was just deleted is not written
+again.
 
-`finish` looks at every object of the bucket. When all are of this version, `_format` says so: an older obox does not
-start on the bucket any more, and this one refuses old objects. Objects of the journal with changes are never
-rewritten: when they were written tells whether they are about a user who was deleted since. They go by themselves. The
-last one of a boot may stay for ever; where it only says that the boot is over it is replaced here.
+`finish` looks at every object of the bucket. If all have the present version, it marks
+`_format`. Then an older obox does not start on the bucket any more, and this version
+refuses old objects. Objects of the journal with changes are never rewritten, because
+the time of their PUT shows whether they concern a user who was deleted since. They are
+deleted in the usual way. The last object of a boot may stay for ever. If it only says
+that the boot is over, it is replaced here.
 
-`take_over_copy` is for a user's objects that were restored under another storage id, as they are.
+`take_over_copy` is for a user's objects that were copied unchanged to another storage
+id.
 
-Invariant: an object that does not decode, or says that it belongs elsewhere, is left as it is.
-Refuses to know: other versions than those that the codec reads.
-Diagnostics: Unavailable ends a run, which may be begun again; damaged and foreign objects are counted and logged.
+Invariant: an object that does not decode, or says that it belongs elsewhere, is left as
+it is. This module knows only the versions that the codec reads. Diagnostics:
+Unavailable ends a run, which can be repeated. Damaged and foreign objects are counted
+and logged.
 """
 
 from __future__ import annotations
@@ -57,27 +64,29 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BATCH: Final = 16
-"""Objects rewritten at once, under one lock: so many requests wait for the bucket together."""
+"""Objects that are rewritten in parallel under a single lock."""
 
 BATCH_BYTES: Final = 16 << 20
-"""Their bytes together, unless one alone has more."""
+"""Their bytes together, unless a single object has more."""
 
 HEADER_FIRST: Final = 256 << 10
-"""Bytes from which on the header is asked for first: it may say that there is nothing to do."""
+"""Size from which on the header is read first, because it may show that there is
+nothing to do."""
 
 INLINE_BYTES: Final = 32 << 10
-"""Bytes of an object that is renewed on the loop: half a millisecond."""
+"""Size of an object that is renewed on the loop, which takes half a millisecond."""
 
 LOOKED_AT: Final = 1000
-"""Headers read before `finish` says how far it is."""
+"""Headers that are read between two reports of `finish`."""
 
 _KINDS: Final = {"base": ObjectKind.BASE, "diff": ObjectKind.DIFF, "cache": ObjectKind.CACHE}
 
 
 @dataclass(slots=True)
 class Upgraded:
-    """objects: of this user, without burnt UIDs; outdated: those of them that were to be rewritten; upgraded: that
-    were; damaged: that do not decode or belong elsewhere; foreign: whose keys are none of ours."""
+    """objects: objects of the user, without burnt UIDs. outdated: objects to rewrite.
+    upgraded: objects that were rewritten. damaged: objects that do not decode or belong
+    elsewhere. foreign: keys that are not ours."""
 
     objects: int = 0
     outdated: int = 0
@@ -89,21 +98,22 @@ class Upgraded:
 async def upgrade(
     store: MailStore, sid: StorageId, name: str, *, dry_run: bool = False, rate: int = 0
 ) -> AsyncIterator[Upgraded]:
-    """Rewrite what is outdated of a user; how far it is, as it goes. rate: objects a second at most, 0 for no limit.
-
-    Raises NotFound (there is no such user), Unavailable, Corrupt (the index does not decode).
+    """Rewrite outdated objects of a user, and yield the progress. rate: largest number
+    of objects a second, 0 for no limit. Raises NotFound (there is no such user),
+    Unavailable, Corrupt (the index does not decode).
     """
     done = Upgraded()
     try:
         user = await store.load_user(name, sid)
     except Corrupt:
-        # Objects that were restored into an upgraded bucket: nobody can open the user, so nobody deletes anything.
+        # These objects were restored into an upgraded bucket. The user cannot be
+        # opened, so nothing is deleted meanwhile.
         if dry_run:
             raise
         for batch in _batches(await store.env.listing(bundles_prefix(sid), kind="index")):
             await _batch(store, batch, Upgraded(), dry_run=False)
         user = await store.load_user(name, sid)
-    user.sessions += 1  # it stays in memory, and with it the locks
+    user.sessions += 1  # keeps the user in memory, and with it the locks
     try:
         for part in ("x/", "m/"):
             listed = await store.env.listing(user_prefix(sid) + part, kind="mail")
@@ -122,15 +132,16 @@ async def upgrade(
 async def take_over_copy(
     store: MailStore, sid: StorageId, copied_from: StorageId, *, dry_run: bool = False, rate: int = 0
 ) -> AsyncIterator[Upgraded]:
-    """Bind to a user the objects that were copied, as they are, from another storage id. Parameters as of `upgrade`.
+    """Bind objects to a user that were copied unchanged from another storage id. It has
+    the parameters of `upgrade`.
 
-    The list of mailboxes comes last, so that nobody can open the user before all is done. Raises InUse (the user is
-    there already), Unavailable.
+    The list of mailboxes comes last, so that the user cannot be opened before all is
+    done. Raises InUse (the user exists already), Unavailable.
     """
     done = Upgraded()
     if sid in store.users or store.opening(sid) is not None or store.env.metacache.boxes(sid):
-        raise InUse("the user is there already; objects are bound to a new one alone")
-    store.bar(sid)
+        raise InUse("the user exists already; objects are bound to a new user only")
+    store.block_opening(sid)
     try:
         indexes = await store.env.listing(bundles_prefix(sid), kind="index")
         roots = [info for info in indexes if info.key.startswith(bundles_prefix(sid, ROOT))]
@@ -147,18 +158,18 @@ async def take_over_copy(
 
 
 async def _lock(user: User, key: str) -> AbstractAsyncContextManager[None]:
-    """Under which this backend deletes the objects of that box."""
+    """Return the lock under which this backend deletes objects of that box."""
     box = key.split("/", 4)[3]
     if box == ROOT:
         return user.rootbox.flushing
     entry = user.root.entries.get(Guid(box))
     if entry is None or entry.cleared:
-        return nullcontext()  # nobody deletes there
+        return nullcontext()  # nothing is deleted there
     return (await user.box(Guid(box))).flushing
 
 
 def _batches(listed: list[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
-    """Objects of one box each, a few at a time, without burnt UIDs."""
+    """Yield objects in batches, each of a single box, without burnt UIDs."""
     for _, infos in groupby(sorted(listed), lambda info: info.key.split("/")[:4]):
         batch: list[ObjectInfo] = []
         size = 0
@@ -215,7 +226,8 @@ async def _one(
 
 
 def _bound_to(codec: Codec, key: str, data: bytes, copied_from: StorageId) -> Owner:
-    """The owner that a copied object has still, or its new one's. Raises StoreError."""
+    """Return the owner to which a copied object is bound: the original owner, or
+    already the new owner. Raises StoreError."""
     own = owner_of(key)
     try:
         codec.decode_header(data, own, lenient=True)
@@ -234,7 +246,7 @@ async def _replace(store: MailStore, key: str, data: bytes, kind: Kind) -> None:
 
 
 def _kind(key: str) -> Kind | None:
-    """What the requests for an object count as; None: the key is none of ours."""
+    """Return the kind of requests for an object, or None if the key is not ours."""
     if is_mail(key):
         return "mail"
     try:
@@ -245,7 +257,8 @@ def _kind(key: str) -> Kind | None:
 
 
 def _renewed(codec: Codec, key: str, data: bytes, was: Owner) -> bytes:
-    """was: the owner that it is bound to. Raises StoreError, Corrupt, ValueError: it stays as it is."""
+    """Encode an object again. was: the owner that it is bound to. Raises StoreError,
+    Corrupt, ValueError; then it stays as it is."""
     header = codec.decode_header(data, was, lenient=True)
     if "/x/" in key:
         if header.kind != _KINDS[parse_bundle_key(key).form]:
@@ -264,8 +277,8 @@ def _renewed(codec: Codec, key: str, data: bytes, was: Owner) -> bytes:
 
 @dataclass(slots=True)
 class Left:
-    """What keeps a bucket from being of this version: outdated objects by storage id, and of the journal. objects:
-    looked at so far."""
+    """What keeps a bucket from having the present version: outdated objects by storage
+    id, and of the journal. objects: objects that were checked so far."""
 
     objects: int
     users: dict[str, int]
@@ -275,7 +288,7 @@ class Left:
 
 
 async def finish(store: MailStore) -> AsyncIterator[Left]:
-    """Look at every object; when none is outdated, say in `_format` that the bucket is of this version.
+    """Check every object. If none is outdated, mark `_format` with the present version.
 
     Raises Unavailable.
     """
@@ -303,7 +316,7 @@ async def _look(store: MailStore, keys: list[str], left: Left) -> None:
                 continue
             _renewed(
                 codec, key, await store.env.get(key, kind="mail") or b"", owner_of(key)
-            )  # else nothing will ever renew it
+            )  # otherwise nothing would ever renew it
         except (StoreError, Corrupt, ValueError) as error:
             left.damaged += 1
             log.error("object does not decode, left alone", key=key, error=str(error))
@@ -313,7 +326,8 @@ async def _look(store: MailStore, keys: list[str], left: Left) -> None:
 
 
 async def _finish_journal(store: MailStore, left: Left) -> None:
-    """Replace what says that a boot is over and holds no changes; count what others are outdated."""
+    """Replace journal objects without changes that say that a boot is over. Count other
+    outdated journal objects."""
     env = store.env
     keys = sorted(info.key for info in await env.listing(journal_prefix(), kind="journal") if _is_journal(info.key))
     for key, prefix in zip(keys, await env.get_all(keys, kind="journal", end=HEADER_BYTES), strict=True):
@@ -351,7 +365,7 @@ async def _finish_format(store: MailStore) -> None:
         found = env.codec.decode(data, owner, lenient=True)
     except (CorruptObject, NewerFormat) as error:
         raise Corrupt(f"{FORMAT_KEY} in the bucket does not decode: {error}") from error
-    if found.major == OLD_MAJOR:  # its oid, which tells buckets apart, stays
+    if found.major == OLD_MAJOR:  # its oid stays, because it identifies the bucket
         content = msgspec.msgpack.encode({"major": MAJOR, "minor": 0})
         new = env.codec.encode(ObjectKind.FORMAT, owner, found.oid, b"", content)
     elif env.codec.outdated(data):

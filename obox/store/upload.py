@@ -1,6 +1,7 @@
-"""Uploading what the bucket lacks of whole users: at night, before a restart, when an administrator asks.
+"""Uploads what the bucket lacks of whole users: at night, before a stop, or for an
+administrator.
 
-Refuses to know: how a box is flushed; verbs.
+This module does not know how a box is flushed, and knows no verbs.
 """
 
 from __future__ import annotations
@@ -21,44 +22,47 @@ log = structlog.get_logger()
 
 
 class Users(Protocol):
-    """The backend, as uploads see it."""
+    """What uploads need of the backend."""
 
     env: Env
 
     @property
     def users(self) -> Mapping[StorageId, User]:
-        """Who is in memory."""
+        """Return the users in memory."""
 
     def name_of(self, sid: StorageId) -> str:
-        """The name under which a user in memory was opened; else the storage id."""
+        """Return the name under which a user in memory was opened, or the storage id of
+        others."""
 
     async def load_user(self, name: str, storage_id: StorageId, *, make: bool = False) -> User:
-        """A user for upkeep. Raises NotFound, Unavailable, Corrupt."""
+        """Load a user for upkeep. Raises NotFound, Unavailable, Corrupt."""
 
 
 class Flushed(NamedTuple):
-    """mailboxes: bundles written; changes: what was pending before."""
+    """mailboxes: bundles that were written. changes: the changes that were pending
+    before."""
 
     mailboxes: int
     changes: Change
 
 
 async def changed_users(store: Users, *, important_only: bool) -> list[StorageId]:
-    """Users of whom the bucket lacks something, by storage id."""
+    """Return the storage ids of users of whom the bucket lacks something."""
     least = Change.IMPORTANT if important_only else Change.UNIMPORTANT
-    await store.env.settle()
+    await store.env.commit_staged()
     found = {StorageId(space.user) for space in store.env.metacache.users() if space.change >= least}
     found |= {sid for sid, user in store.users.items() if pending(user) >= least}
     return sorted(found)
 
 
 def pending(user: User) -> Change:
-    """The highest change of a user in memory that the bucket lacks."""
+    """Return the most important change of a user in memory that the bucket lacks."""
     return max((user.rootbox.change, *(box.change for box in user.boxes.values())))
 
 
 async def flush(user: User, *, important_only: bool, min_priority: int = 0) -> Flushed:
-    """Upload what the bucket lacks of a user, in memory or only in local copies. Raises Unavailable."""
+    """Upload what the bucket lacks of a user, in memory or only in local copies. Raises
+    Unavailable."""
     least = Change.IMPORTANT if important_only else Change.UNIMPORTANT
     before = pending(user)
     for space in user.env.metacache.box_spaces(user.storage_id):

@@ -1,9 +1,10 @@
-"""One user's mail, as sessions and administrators ask it: the list of mailboxes, and what concerns several of them.
+"""A user's mail: the list of mailboxes, and operations that concern several mailboxes.
 
-What is in memory of a user, and how it gets there, is `boxes.Boxes`. Making, renaming and deleting mailboxes hand out
-names: they are in the bucket before they are acknowledged.
+`boxes.Boxes` has what is in memory of a user, and loads it. Creating, renaming and
+deleting mailboxes changes names. These changes are in the bucket before they are
+acknowledged.
 
-Refuses to know: protocols; other users.
+This module knows no protocols and no other users.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ class User(Boxes):
         self._counting = False
 
     def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:
-        """Set the quota; after an unclean end the mailboxes that it counts are loaded, beside the session."""
+        """Set the quota. After an unclean end, mailboxes are loaded in the
+        background."""
         self.quota.bytes_max, self.quota.messages_max = quota_bytes, quota_messages
         if not self._counted and not self._counting and (quota_bytes is not None or quota_messages is not None):
             self._counting = True
             self.spawn(self._count_all())
 
     async def _count_all(self) -> None:
-        """Make every mailbox's totals exact. What fails is tried again at the next login or delivery."""
+        """Make all totals exact. Failures are tried again at the next login or
+        delivery."""
         try:
             await self._load_inexact()
             self._counted = True
@@ -123,7 +126,8 @@ class User(Boxes):
                 box = await self.box(Guid(entry.guid))
                 box.require_live()
                 box.require_room(len(mails))
-                box.state.spell(flag for mail in mails for flag in mail.flags)  # of all together
+                # The keywords of all mails are checked together.
+                box.state.spell(flag for mail in mails for flag in mail.flags)
                 drafts = [
                     Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone)
                     for mail in mails
@@ -138,7 +142,7 @@ class User(Boxes):
         return await (_copy.move if move else _copy.copy)(self, source, uids, name)
 
     async def move_all(self, source: Index, name: str) -> None:
-        """Move all mails of a mailbox to another one. Raises as `copy`."""
+        """Move all mails of a mailbox to another mailbox. Raises as `copy`."""
         done = await _copy.move(self, source, source.state.uids, name)
         if done.failure is not None:
             raise done.failure

@@ -27,6 +27,7 @@ from obox.config import Config, Listen, load
 from obox.errors import Unavailable
 from obox.front import Front
 from obox.membership import ports_of
+from obox.proxy import ViewRouter
 from obox.server import HttpServer, Lifecycle, Notifier, Reloaded, application
 from obox.server.log import recent_problems
 from obox.types import StorageId
@@ -157,7 +158,7 @@ class Supervisor(Front):
         config = self._read_config
         return of_front(load(str(config.file) if config.file else None, self._environ, overrides=self._overrides))
 
-    def router(self, directory: Directory) -> Router:
+    def routed(self, router: ViewRouter, directory: Directory) -> Router:
         limit_s = self._notifier.watchdog_interval_s
         starts = [
             Start(of_worker(self._read_config, number), number, self._workers, self._overrides)
@@ -167,7 +168,7 @@ class Supervisor(Front):
         self.pool = Pool(starts, self.view, self._notifier.pay, limit_s)
         self._notifier.answers = self.pool.answers
         self._store = directory
-        self._inner = super().router(directory)
+        self._inner = router
         return _WorkerRouter(self._inner, self.pool)
 
     def places(self) -> tuple[None, Callable[[], tuple[str, Mapping[str, int]]]]:

@@ -320,7 +320,7 @@ async def test_cut_in_the_middle(start: Start, monkeypatch: pytest.MonkeyPatch) 
         assert code == 75
         assert "cut short" in message
         monkeypatch.undo()
-        assert not one.backend.parts.store._travelling
+        assert not one.backend.parts.store._pulling
         row = (await other.call("metacachePull", user=ANNA, sourceBackendHost=http(one)))[0]
         assert row["mailboxes"] + row["kept"] == 2
         rows = await other.call("mailboxStatus", user=ANNA, field=["messages"], mailboxMask=["INBOX"])
@@ -373,9 +373,9 @@ async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytes
         writer.write(head.encode() + b"\r\n")
         assert b"200" in await reader.read(20)
         async with asyncio.timeout(PATIENT_S):
-            while not store._travelling:  # noqa: ASYNC110 - it has no event
+            while not store._pulling:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
-            while store._travelling:  # noqa: ASYNC110 - nor has this
+            while store._pulling:  # noqa: ASYNC110 - nor has this
                 await asyncio.sleep(0.05)
         writer.close()
 

@@ -16,6 +16,7 @@ from patience import PATIENT_S
 
 from metacache import Change
 from obox.backend import Backend
+from obox.cluster import Assigned, Here
 from obox.config import settings
 from obox.escaping import escape
 from obox.objectstore.keys import mail_key
@@ -38,6 +39,16 @@ BASE: dict[str, dict[str, Any]] = {
 }
 
 
+class Alone:
+    """The router of a cluster of one backend."""
+
+    async def route(self, sid: StorageId) -> Here:
+        return Here(Assigned("b1", 1, 1))
+
+    async def reread(self, sid: StorageId, seen: Assigned) -> Here:
+        return await self.route(sid)
+
+
 class File:
     """A configuration that is written anew: `change(imap={"idle_timeout": "1h"})` on top of BASE; None leaves out."""
 
@@ -45,6 +56,8 @@ class File:
         self.path = home / "obox.toml"
         (home / "users").write_text(USERS)
         (home / "others").write_text(f"{ZOE}:{{PLAIN}}secret:::::\nanna:{{PLAIN}}secret:::::\n")
+        (home / "secret").write_text("s" * 32)
+        (home / "secret").chmod(0o600)
         for name in ("one", "two"):
             certificate(home, name, f"{name}.example")
         self.change()
@@ -67,7 +80,7 @@ def file(tmp_path: Path) -> File:
 
 @pytest.fixture
 async def service(file: File) -> AsyncIterator[Service]:
-    async with running(file.path) as one:
+    async with running(file.path, Alone()) as one:
         yield one
 
 
@@ -200,12 +213,14 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "lmtp.timeout": ("1min", lmtp("command_timeout_s")),
     "tls.cert": ("two.pem", lambda backend: set(backend.certificates._set.by_name)),
     "tls.key": ("two.key", lambda backend: set(backend.certificate_watch._files)),
+    "cluster.secret_file": ("secret", lambda backend: backend.forwarder.secrets),
     "server.shutdown_timeout": (
         "10s", both(lambda backend: backend.lifecycle.drain_timeout_s, lambda backend: backend.parts.config.server)
     ),
     "server.haproxy_trusted_networks": (["10.0.0.0/8"], lambda backend: backend.listeners.proxy_networks),
     "server.haproxy_timeout": ("1s", lambda backend: backend.listeners.proxy_timeout_s),
     "quota.max_mail_size": ("1M", both(store("max_mail_size"), imap("mail_bytes_max"))),
+    "quota.max_mailbox_mails": (1000, store("mailbox_mails_max")),
     "log.level": ("error", lambda backend: logging.getLogger("botocore").getEffectiveLevel()),
     "mailboxes.create": (["Notes"], store("mailboxes")),
 }  # fmt: skip

@@ -292,7 +292,7 @@ def test_nobody_opens_mail_that_another_line_claims(tmp_path: Path) -> None:
     assert [entry.user for entry in users.users()] == ["ben", "new"]
     assert [(problem.line, problem.skipped) for problem in users.problems] == [(1, True)]
     path.write_text("old:{PLAIN}x::::::storage_id=old\nnew:{PLAIN}y::::::storage_id=old\n")
-    users.look_again()
+    users.expect_change()
     assert [entry.user for entry in users.users()] == ["new", "old"], "who shares on purpose says so"
 
 

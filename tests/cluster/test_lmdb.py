@@ -19,7 +19,7 @@ import lmdb
 import pytest
 import structlog.testing
 from patience import PATIENT_S
-from turns import turns
+from turns import TURN_S_MAX, turns
 
 from obox.cluster import Assigned, Directory, Kept, KeptFile, Kind, Row, View, encode, open_lmdb
 from obox.cluster import lmdb as engine
@@ -221,7 +221,8 @@ async def test_polls_of_very_many_rows_leave_the_loop_to_others(tmp_path: Path) 
         await directory.put(Kind.PINS, "anna", encode(Assigned("mail-1", number, 1)), NOW + number)
         with turns() as found:
             assert await view.poll()
-        found.check()
+        # Threads decode beside the loop: which of them a loaded machine lets run is its own matter.
+        assert found.longest_s / found.slowdown <= TURN_S_MAX, found.report()
     assert len(view.pins) == 100_001
     kept = keeper.load()
     assert isinstance(kept, Kept)

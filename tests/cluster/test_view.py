@@ -37,6 +37,7 @@ from obox.cluster import (
 from obox.cluster import view as module
 from obox.errors import ConfigError
 
+NOTHING = Changes(*[frozenset()] * 6)
 NOW = 1_800_000_000_000_000
 
 
@@ -115,9 +116,7 @@ def test_listeners_are_told_what_changed_and_nothing_else() -> None:
         await world.group(1, "a", 1)
         await world.put(Kind.MEMBERS, "a", Member("backend", "x", "host"))
         await view.poll()
-        assert told.pop() == Changes(
-            frozenset({1}), frozenset(), frozenset(), frozenset(), frozenset({"a"}), frozenset()
-        )
+        assert told.pop() == NOTHING._replace(groups=frozenset({1}), members=frozenset({"a"}))
         await world.put(Kind.BEATS, "a", Beat(1))
         await world.group(1, "a", 1)  # the same again, with a newer timestamp
         await view.poll()
@@ -279,6 +278,28 @@ def test_a_row_with_a_lower_number_and_a_later_timestamp_does_not_hold() -> None
         await view.write_back("a")
         row = await world.writer.get(Kind.GROUPS, group_key(1))
         assert row == Row(encode(Assigned("a", 5, 7)), NOW + 10**7 + 1)
+
+    play(story)
+
+
+def test_many_who_poll_at_once_share_a_pass_that_begins_after_their_call() -> None:
+    async def story(world: World) -> None:
+        world.faults.latency_s = 0.2
+        view = world.view()
+        first = asyncio.create_task(view.poll())
+        await asyncio.sleep(0.01)
+        await world.group(1, "a", 1)  # may be too late for the first
+        assert await asyncio.gather(*(view.poll() for _ in range(100))) == [True] * 100
+        assert view.groups == {1: Assigned("a", 1, 7)}
+        assert await first
+        assert world.way_in.operations.count(("all", Kind.GROUPS)) == 2
+        world.faults.cut = True
+        assert await asyncio.gather(*(view.poll() for _ in range(100))) == [False] * 100
+        world.faults.cut = False
+        gone, stays = asyncio.create_task(view.poll()), asyncio.create_task(view.poll())
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        assert await stays, "who waits for a pass that was cancelled makes it"
 
     play(story)
 

@@ -74,7 +74,7 @@ def bodies(client: IMAPClient, items: str = "BODY.PEEK[TEXT]") -> dict[int, byte
 
 
 def test_by_the_clients_address(make: Make, tmp_path: Path) -> None:
-    """NO for most, an empty mail for a webmail, and who mends expunges: for all, and for good."""
+    """NO for most, an empty mail for a webmail, and who autofixes expunges: for all, and for good."""
     backend, files, proxied = lossy(make, tmp_path, 4, 2, 3)
     with backend.login() as client:
         client.select_folder("INBOX")

@@ -205,7 +205,7 @@ async def test_a_copied_mail_costs_little_memory(running: Running) -> None:
     try:
         await user.copy(box, box.state.uids[:count], "there")
         await user.journal.sync()
-        await running.store.env.settle()
+        await running.store.env.commit_staged()
         gc.collect()
         assert tracemalloc.get_traced_memory()[0] < 150 * count
     finally:

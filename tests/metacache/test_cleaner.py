@@ -40,7 +40,7 @@ class Owner:
         self.cache.mark(user, box, Change.NONE)
         self.during_flush()
 
-    def let_go(self, user: str, box: str) -> bool:
+    def unload(self, user: str, box: str) -> bool:
         return (user, box) not in self.used
 
 

@@ -43,7 +43,7 @@ class Nobody:
     async def flush(self, user: str, box: str) -> None:
         raise ConnectionError("no bucket")
 
-    def let_go(self, user: str, box: str) -> bool:
+    def unload(self, user: str, box: str) -> bool:
         return True
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from obox.objectstore import AlreadyExists, Missing, OpenStore, probe
 from obox.objectstore.faults import Plan
-from obox.objectstore.put_once import put_once, settle
+from obox.objectstore.put_once import find_outcome, put_once
 from obox.types import Oid
 
 from .conftest import Opened
@@ -212,10 +212,10 @@ async def test_put_once_and_settle(store: OpenStore) -> None:
     assert await put_once(store, "u/1", encoded(b"a"), ours, "mail")
     assert await put_once(store, "u/1", encoded(b"a"), ours, "mail")  # as when the first answer was lost
     assert not await put_once(store, "u/1", encoded(b"b"), other, "mail")
-    assert await settle(store, "u/1", ours, "mail") == "ours"
-    assert await settle(store, "u/1", other, "mail") == "other"
-    assert await settle(store, "u/2", ours, "mail") == "burnt"
-    assert await settle(store, "u/2", ours, "mail") == "burnt"
+    assert await find_outcome(store, "u/1", ours, "mail") == "ours"
+    assert await find_outcome(store, "u/1", other, "mail") == "other"
+    assert await find_outcome(store, "u/2", ours, "mail") == "burnt"
+    assert await find_outcome(store, "u/2", ours, "mail") == "burnt"
     assert not await put_once(store, "u/2", encoded(b"a"), ours, "mail")
 
 

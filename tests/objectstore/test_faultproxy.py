@@ -15,10 +15,10 @@ from obox.objectstore import (
     OutcomeUnknown,
     Refused,
     StoreError,
+    find_outcome,
     new_oid,
     open_store,
     put_once,
-    settle,
 )
 from obox.types import Owner
 
@@ -57,7 +57,7 @@ async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
                 return
         while True:
             try:
-                told[key] = await settle(store, key, oid, "mail")
+                told[key] = await find_outcome(store, key, oid, "mail")
                 return
             except StoreError:
                 await asyncio.sleep(0.05)

@@ -21,10 +21,10 @@ from obox.objectstore import (
     Settings,
     Truncated,
     Unreachable,
+    find_outcome,
     new_oid,
     open_store,
     put_once,
-    settle,
 )
 from obox.objectstore._retry import _in_seconds
 from obox.objectstore.faults import FaultyDriver, Plan, Rates
@@ -202,7 +202,7 @@ async def test_a_put_that_is_answered_late_is_still_waited_for() -> None:
 @pytest.mark.parametrize("fault", ["hang", "outage"])
 @pytest.mark.parametrize("lasts_s", [0.7, 3.3, 7.9, 9.1, 13.4, 20.0, 37.7])
 async def test_after_an_outage_the_first_put_lands_within_two_seconds(fault: str, lasts_s: float) -> None:
-    """As a delivery does it: put_once, then settle again and again, and the next mail; 8 s it took after a hang."""
+    """As a delivery does it: put_once, then find_outcome again and again, and the next mail."""
     world = World(plan=Plan(every=Rates(hang=100)) if fault == "hang" else Plan(outage=True), jitter=True)
     began = world.time.now
     landed: list[float] = []
@@ -225,7 +225,7 @@ async def test_after_an_outage_the_first_put_lands_within_two_seconds(fault: str
                 pass
             while True:
                 try:
-                    if await settle(world.store, key, oid, "mail") == "ours":
+                    if await find_outcome(world.store, key, oid, "mail") == "ours":
                         landed.append(world.time.now)
                     break
                 except (Unreachable, OutcomeUnknown):
@@ -384,7 +384,7 @@ async def test_a_lost_answer_whose_header_cannot_be_read_is_unknown() -> None:
         with pytest.raises(OutcomeUnknown):
             await world.time.run(put_once(world.store, "k", data, oid, "mail"))
         world.faults._scripts.clear()
-        assert await world.time.run(settle(world.store, "k", oid, "mail")) == "ours"
+        assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "ours"
 
 
 async def test_all_answers_lost_is_unknown_and_settles_as_ours() -> None:
@@ -394,7 +394,7 @@ async def test_all_answers_lost_is_unknown_and_settles_as_ours() -> None:
     with pytest.raises(OutcomeUnknown):
         await world.time.run(put_once(world.store, "k", data, oid, "mail"))
     world.faults._scripts.clear()
-    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "ours"
+    assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "ours"
     assert await world.bucket.get("k", kind="mail") == data
 
 
@@ -407,11 +407,11 @@ async def test_a_late_put_is_burnt_and_never_lands(fault: Any) -> None:
     with pytest.raises(OutcomeUnknown):
         await world.time.run(put_once(world.store, "k", data, oid, "mail"))
     world.faults._scripts.clear()
-    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "burnt"
+    assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "burnt"
     await world.time.advance(120)
     assert await world.bucket.get("k", kind="mail") == b""
     assert world.faults.history[-1].fault == f"{fault}: refused"
-    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "burnt"
+    assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "burnt"
     assert await world.time.run(put_once(world.store, "k", data, oid, "mail")) is False
 
 
@@ -424,14 +424,14 @@ async def test_a_late_put_that_lands_before_settle_is_ours() -> None:
         await world.time.run(put_once(world.store, "k", data, oid, "mail"))
     await world.time.advance(5)
     world.faults._scripts.clear()
-    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "ours"
+    assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "ours"
 
 
 async def test_settle_whose_own_answer_is_lost_is_burnt() -> None:
     world = World()
     oid, _ = world.mail()
     world.faults.fail_next("put", fault="lost")
-    assert await world.time.run(settle(world.store, "k", oid, "mail")) == "burnt"
+    assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "burnt"
 
 
 async def test_settle_during_an_outage_stays_unknown() -> None:
@@ -439,7 +439,7 @@ async def test_settle_during_an_outage_stays_unknown() -> None:
     oid, _ = world.mail()
     world.faults.plan.outage = True
     with pytest.raises(Unreachable):
-        await world.time.run(settle(world.store, "k", oid, "mail"))
+        await world.time.run(find_outcome(world.store, "k", oid, "mail"))
 
 
 async def test_an_object_that_goes_between_the_two_requests_is_unknown() -> None:
@@ -454,7 +454,7 @@ async def test_an_object_that_goes_between_the_two_requests_is_unknown() -> None
 
     world.bucket.get = get
     with pytest.raises(OutcomeUnknown):
-        await world.time.run(settle(world.store, "k", oid, "mail"))
+        await world.time.run(find_outcome(world.store, "k", oid, "mail"))
 
 
 async def test_damaged_and_newer_headers_are_other() -> None:
@@ -462,7 +462,7 @@ async def test_damaged_and_newer_headers_are_other() -> None:
     oid, data = world.mail()
     for key, there in {"a": b"garbage", "b": b"obox\x03" + data[5:], "c": data[:20]}.items():
         await world.bucket.put(key, there, kind="mail")
-        assert await world.time.run(settle(world.store, key, oid, "mail")) == "other"
+        assert await world.time.run(find_outcome(world.store, key, oid, "mail")) == "other"
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -483,7 +483,7 @@ async def test_many_writers_under_faults_agree(seed: int) -> None:
             except OutcomeUnknown:
                 while not outcome:
                     try:
-                        outcome = await settle(world.store, key, oid, "mail")
+                        outcome = await find_outcome(world.store, key, oid, "mail")
                     except (OutcomeUnknown, Unreachable):
                         continue
             told.append((outcome, oid))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cluster import SECRET, Cluster, Member, cluster, until
+from members import SECRET, Cluster, Member, cluster, until
 from structlog.testing import capture_logs
 
 from obox.auth import Forward, LinkSender

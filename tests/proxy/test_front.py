@@ -16,11 +16,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from cluster import ADDRESS, SECRET, Cluster, Member, Rows, cluster, until
 from imap.harness import Client
+from members import ADDRESS, SECRET, Cluster, Member, Rows, cluster, until
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 
+from obox import front as front_module
 from obox.cluster import (
     Assigned,
     Beat,
@@ -154,6 +155,24 @@ async def test_a_proxy_serves_logins_mails_probes_and_metrics(
         assert front.view.beats["p1"].site == "default"
         assert isinstance(front.view.beats["p1"], Beat)
     assert b2.counts.open == 0
+
+
+async def test_clients_of_users_who_have_another_backend_are_let_go(
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old backend may have died: what it does not close the proxy closes; others stay."""
+    monkeypatch.setattr(front_module, "MOVED_S", 0.0)
+    made, _, directory = backend
+    made.rows.own("anna", "b2")
+    await written(made.rows, directory)
+    async with running(config_file(tmp_path), directory) as front:
+        await until(lambda: len(front.view.pins) == 2)
+        ben, anna = await client(front), await client(front)
+        await ben.ok("LOGIN ben secret")
+        await anna.ok("LOGIN anna secret")
+        await put(directory, Kind.PINS, "ben", Assigned("b3", 9, 1), 2)
+        assert await asyncio.wait_for(ben.reader.read(), PATIENT_S) == b""
+        await anna.ok("NOOP")
 
 
 async def test_a_directory_that_was_once_read_is_kept(

@@ -9,9 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from cluster import ADDRESS, cluster, until
-from conftest import PLACES
 from imap.harness import Client
+from members import ADDRESS, PLACES, cluster, until
 from patience import PATIENT_S
 from ports import free_port
 from structlog.testing import capture_logs

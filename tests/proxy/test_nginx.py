@@ -10,9 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from cluster import ADDRESS, SECRET, Cluster, Member, cluster, until
-from conftest import PLACES
 from imap.harness import Client
+from members import ADDRESS, PLACES, SECRET, Cluster, Member, cluster, until
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 

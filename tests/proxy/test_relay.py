@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cluster import ADDRESS, SECRET, Cluster, Member, cluster
+from members import ADDRESS, SECRET, Cluster, Member, cluster
 from structlog.testing import capture_logs
 
 from obox import errors
@@ -193,6 +193,13 @@ async def test_a_member_is_trusted_wherever_it_is(tmp_path: Path) -> None:
         await reader.readline()
         got = await talk(reader, writer, b"LHLO x", b"MAIL FROM:<a@b>", b"QUIT")
         assert [line[:3] for line in got] == [b"250", b"554", b"221"]
+
+
+async def test_without_secrets_a_stranger_is_refused_at_once(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        b2 = await made.member("b2", secrets=(), lmtp_settings=Settings(trusted_networks=("192.0.2.0/24",)))
+        reader, _ = await asyncio.open_connection(ADDRESS, b2.lmtp_port)
+        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"554 5.7.1 ")
 
 
 async def test_a_stranger_has_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

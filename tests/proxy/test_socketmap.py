@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from cluster import ADDRESS, Cluster, Member, cluster, until
-from conftest import PLACES
+from members import ADDRESS, PLACES, Cluster, Member, cluster, until
 from patience import PATIENT_S
 from ports import free_port
 from postfix_config import MAIN, MASTER

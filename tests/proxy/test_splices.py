@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster import ADDRESS, SECRET, Cluster, Member, cluster, until
+from members import ADDRESS, SECRET, Cluster, Member, cluster, until
 
 from obox.auth import LINK, Forward, LinkOwner
+from obox.net import splice as splice_module
 from obox.net.dialogue import USER_TIMEOUT_S
 from obox.net.splice import BUFFER_BYTES, Splice
 
@@ -246,3 +247,16 @@ async def test_an_owner_that_speaks_no_imap_or_too_much(tmp_path: Path) -> None:
             client = await proxy.client()
             assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
             server.close()
+
+
+async def test_a_half_splice_ends_after_a_while_of_silence(
+    proxied: tuple[Member, Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sends no more, at a backend that neither answers nor closes."""
+    monkeypatch.setattr(splice_module, "HALF_S", 0.1)
+    proxy, owner = proxied
+    client = await proxy.client(login="ben", strict=False)
+    await owner.client()
+    client.writer.write_eof()
+    assert await client.reader.read() == b""
+    await until(lambda: not len(proxy.hub.registry))

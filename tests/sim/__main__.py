@@ -9,13 +9,14 @@ import traceback
 
 import structlog
 
-from .story import play
+from . import cluster, story
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many lives")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
+    parser.add_argument("--cluster", action="store_true", help="of a cluster of three backends")
     parser.add_argument("--steps", type=int, default=30, help="things that happen in a life")
     parser.add_argument("--keep-going", action="store_true", help="not only until the first failure")
     parser.add_argument("-v", action="store_true", help="show what the store logs")
@@ -24,7 +25,7 @@ def main() -> int:
     began, failed = time.process_time(), []
     for seed in range(args.start, args.start + args.seeds):
         try:
-            play(seed, steps=args.steps)
+            (cluster.play if args.cluster else story.play)(seed, steps=args.steps)
         except BaseException as exc:
             failed.append(seed)
             if isinstance(exc, KeyboardInterrupt):

@@ -102,13 +102,13 @@ class Story:
         self.world.note("pull", source, destination, everything, cut)
 
         async def send(store: MailStore) -> list[bytes]:
-            with store.travelling(SID):
+            with store.pulling(SID):
                 outgoing = Outgoing(store, SID)
                 await outgoing.prepare(USER, everything=everything)
                 return [piece async for piece in outgoing.stream()]
 
         async def take(store: MailStore, pieces: list[bytes]) -> None:
-            with store.travelling(SID):
+            with store.pulling(SID):
                 incoming = Incoming(store, SID)
                 await incoming.begin()
                 for piece in pieces:

@@ -24,6 +24,7 @@ from obox.mailbox import UidArray
 from obox.objectstore import Codec, Driver, OpenStore, Settings, open_store
 from obox.objectstore.stats import Stats
 from obox.store import Env, Mailbox, MailStore, StoreSettings, User
+from obox.store.owned import Cluster
 from obox.types import StorageId
 
 SID = StorageId("anna")
@@ -158,11 +159,17 @@ class Machine:
 
     @asynccontextmanager
     async def run(
-        self, clock: Time | None = None, *, kill: bool = False, upload: bool = True, start: bool = True
+        self,
+        clock: Time | None = None,
+        *,
+        kill: bool = False,
+        upload: bool = True,
+        start: bool = True,
+        cluster: Cluster | None = None,
     ) -> AsyncIterator[Life]:
         """One life; `kill`: it ends as by `kill -9`, at the end of the block; upload: see MailStore.close.
 
-        start: False leaves it to the block to start the store.
+        start: False leaves it to the block to start the store. cluster: see MailStore.
         """
         clock = clock or self.bucket.time
         self.path.mkdir(parents=True, exist_ok=True)
@@ -182,7 +189,7 @@ class Machine:
             sleep=clock.sleep,
             random_bytes=os.urandom,
         )
-        store = MailStore(env)
+        store = MailStore(env, cluster=cluster)
         life = Life(store, bucket, clock, self.settings)
         try:
             if start:

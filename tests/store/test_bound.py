@@ -246,7 +246,7 @@ async def test_a_journal_object_in_another_ones_place_is_skipped(machine: Machin
 async def test_another_users_pull_is_refused(machine: Machine) -> None:
     async with machine.run() as life:
         _, ben = await two_users(life)
-        with life.store.travelling(BEN):
+        with life.store.pulling(BEN):
             outgoing = Outgoing(life.store, BEN)
             await outgoing.prepare(ben.name, everything=False)
             data = b"".join([piece async for piece in outgoing.stream()])

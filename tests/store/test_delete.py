@@ -197,7 +197,7 @@ async def test_nor_of_what_an_older_boot_said(
         async with machine.run(kill=True) as life:
             await delete(life)
             life.time.move(5)
-            for n in range(5):  # the watermark would pass the grave
+            for n in range(5):  # the watermark would pass the deletion
                 carl = await life.user("carl")
                 await carl.append("INBOX", [NewMail(simple(n))])
                 await life.quiet()

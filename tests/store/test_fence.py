@@ -179,7 +179,7 @@ async def test_a_hand_over_leaves_no_trace(machine: Machine, tmp_path: Path, unl
         life.users.clear()
         store.upkeep.jobs.failing[Job("sweep", "anna")] = Failure(1, "as it may be", 0.0)
         if unloaded:
-            await operate.let_go(store, SID, upload=False)
+            await operate.unload(store, SID, upload=False)
         await operate.hand_over(store, SID)
         assert (list(store.users), list(store.takeover.pending)) == (["ben"], [])
         assert {sid for sid, _ in store.journal.overdue(-1.0)} == {"ben"}

@@ -103,7 +103,7 @@ async def test_a_write_that_was_cut_short_gives_its_places_back(machine: Machine
         assert box.state.flags.coming == {"a"}
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await box.slots.settled()
+        await box.slots.all_resolved()
         await asyncio.sleep(0)
         assert box.state.flags.coming == set()
         box.deleted = True  # and one that fails before its PUT

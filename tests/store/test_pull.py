@@ -25,14 +25,14 @@ from obox.store.takeover import take_over
 
 async def sent(life: Life, *, everything: bool = False) -> bytes:
     """All that a source sends."""
-    with life.store.travelling(SID):
+    with life.store.pulling(SID):
         outgoing = Outgoing(life.store, SID)
         await outgoing.prepare("anna", everything=everything)
         return b"".join([piece async for piece in outgoing.stream()])
 
 
 async def take(life: Life, data: bytes, *, size: int = 10_000) -> Incoming:
-    with life.store.travelling(SID):
+    with life.store.pulling(SID):
         incoming = Incoming(life.store, SID)
         await incoming.begin()
         for at in range(0, len(data), size):
@@ -394,7 +394,7 @@ async def test_a_source_that_goes_on_writing(machine: Machine, tmp_path: Path) -
         await some_mail(one)
         source = one.users[0]
         inbox = await source.select("INBOX")
-        with one.store.travelling(SID), other.store.travelling(SID):
+        with one.store.pulling(SID), other.store.pulling(SID):
             outgoing = Outgoing(one.store, SID)
             await outgoing.prepare("anna", everything=False)
             incoming = Incoming(other.store, SID)
@@ -434,7 +434,7 @@ async def test_cut_short_anywhere(machine: Machine, tmp_path: Path) -> None:
             async with machine.renamed(f"n{number}", tmp_path / str(number)).run() as other:
                 with pytest.raises(Temporary, match="cut short"):
                     await take(other, data[:cut])
-                assert not other.store._travelling
+                assert not other.store._pulling
                 if number % 2:
                     assert await whole(await other.user()) == expected
                     await leave(other)
@@ -521,7 +521,7 @@ async def test_the_source_fails_on_the_way(machine: Machine, tmp_path: Path, mon
                 raise Unavailable("the disk is gone")
             return real(user, box)
 
-        with monkeypatch.context() as patch, one.store.travelling(SID):
+        with monkeypatch.context() as patch, one.store.pulling(SID):
             outgoing = Outgoing(one.store, SID)
             await outgoing.prepare("anna", everything=False)
             patch.setattr(one.store.env.metacache, "load", load)
@@ -574,7 +574,7 @@ async def test_a_user_who_was_deleted_elsewhere(machine: Machine, tmp_path: Path
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         await leave(one)
-        await operate.let_go(one.store, SID, upload=True)
+        await operate.unload(one.store, SID, upload=True)
         async for _ in operate.delete(other.store, SID):
             pass
         with pytest.raises(NotFound):
@@ -587,10 +587,10 @@ async def test_deleting_and_pulling_wait_for_each_other(machine: Machine, tmp_pa
         await leave(one)
         data = await sent(one)
         for life in (one, other):
-            with life.store.travelling(SID), pytest.raises(InUse, match="pulled"):
+            with life.store.pulling(SID), pytest.raises(InUse, match="pulled"):
                 async for _ in operate.delete(life.store, SID):
                     pass
-            life.store.bar(SID)
+            life.store.block_opening(SID)
             with pytest.raises(InUse, match="deleted"):
                 await (sent(life) if life is one else take(life, data))
             life.store.barred.clear()

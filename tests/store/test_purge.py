@@ -46,7 +46,7 @@ def test_one_file_writes_mails() -> None:
     writing = {
         name
         for name, path in STORE.items()
-        for _, kind, _ in calls(path, "put", "put_once", "settle")
+        for _, kind, _ in calls(path, "put", "put_once", "find_outcome")
         if kind not in ("index", "journal", "format")
     }
     assert writing == {"obox.store.mails.write"}

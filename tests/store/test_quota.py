@@ -143,7 +143,7 @@ async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.Monke
         user = await life.user(quota_bytes=10_000)
         with monkeypatch.context() as patch:
             patch.setattr(write, "put_once", refused)
-            patch.setattr(write, "settle", burnt)
+            patch.setattr(write, "find_outcome", burnt)
             with pytest.raises(Unavailable):
                 await user.append("INBOX", [NewMail(b"x" * 3000), NewMail(b"x" * 3000)])
         assert taken(user) == (0, 0)

@@ -1,6 +1,6 @@
-"""One module for each command, or for a few that are one thing; `obox.imap.states` says
+"""A module for each command, or for a few related commands. `obox.imap.states` says
 when each is allowed.
 
 A handler takes the session and the parsed command, writes its untagged lines, and
-returns the tagged one.
+returns the tagged line.
 """

@@ -1,8 +1,8 @@
 """APPEND, also of several mails at once. RFC 9051 §6.3.12, RFC 3502, RFC 4315 §3
 (APPENDUID), RFC 7889.
 
-Large mails wait in a file (`obox.imap.intake`). One mail is read back before a UID is
-taken for it, so that nobody waits for its turn in memory; of several the store reads
+Large mails wait in a file (`obox.imap.intake`). A single mail is read back before a UID
+is taken for it, so that no UID waits for memory. Several mails are read by the store,
 one after the other.
 """
 
@@ -23,7 +23,7 @@ async def append(session: Session, command: ast.Append) -> Reply:
         return await _append(session, command)
     async with incoming.reading():
         reply = await _append(session, command)
-    # Not where that failed: a PUT that was given up may still read from the file.
+    # Not after a failure: a PUT that was abandoned may still read from the file.
     await incoming.discard()
     return reply
 

@@ -26,9 +26,9 @@ from obox.imap.replies import Reply, bad, no
 from obox.imap.session import Session
 
 REFERRAL: Final = "X-OBOX-REFERRAL"
-"""Response code: the assignment of a forwarded user whom another backend owns."""
+"""Response code with the assignment of a forwarded user that another backend owns."""
 ID_VALUE_CHARS_MAX: Final = 200
-"""Of what a client tells of itself; it goes to the log."""
+"""Characters of a client's ID that are logged."""
 
 
 async def capability(session: Session, _: ast.Capability) -> Reply:
@@ -37,7 +37,7 @@ async def capability(session: Session, _: ast.Capability) -> Reply:
 
 
 async def noop(_: Session, command: ast.Command) -> Reply:
-    """NOOP and CHECK: what has changed comes with every command.
+    """Answer NOOP and CHECK. Changes are reported with every command.
 
     RFC 9051 §6.1.2, RFC 3501 §6.4.1.
     """
@@ -53,11 +53,10 @@ async def logout(session: Session, _: ast.Logout) -> Reply:
 
 
 async def identify(session: Session, command: ast.Id) -> Reply:
-    """RFC 2971: what the client says of itself goes to the log, shortened; nothing
-    depends on it."""
+    """Log the client's ID, shortened. Nothing depends on it. RFC 2971."""
     if command.params:
-        told = [f"{name}={value}" for name, value in command.params if value is not None]
-        session.client_id = " ".join(told)[:ID_VALUE_CHARS_MAX]
+        named = [f"{name}={value}" for name, value in command.params if value is not None]
+        session.client_id = " ".join(named)[:ID_VALUE_CHARS_MAX]
     settings = session.settings
     pairs = [b'"name"', wire.quoted(settings.name.encode())]
     if settings.version:
@@ -82,7 +81,7 @@ async def enable(session: Session, command: ast.Enable) -> Reply:
 
 
 def enable_condstore(session: Session) -> None:
-    """What any command that needs modseqs does: from now on they are told.
+    """Report MODSEQs from now on. Any command that needs them calls it.
 
     RFC 7162 §3.1.
     """
@@ -113,7 +112,8 @@ async def login(session: Session, command: ast.Login) -> Reply:
     try:
         password = command.password.decode()
     except UnicodeDecodeError:
-        password = ""  # no stored password is anything but UTF-8: it fails as any wrong one
+        # Every stored password is UTF-8, so this password fails as any wrong password.
+        password = ""
     return await _check(session, command.username, password)
 
 
@@ -187,7 +187,7 @@ async def _check(session: Session, user: str, password: str) -> Reply:
 
 
 async def _enter(session: Session, account: Account) -> Reply:
-    """The password is right: serve the user, or let the owner do it."""
+    """Serve a user whose password was right, or forward the session to the owner."""
     context, out = session.context, session.out
     leg = None
     if context.forwarding is not None:
@@ -209,7 +209,7 @@ async def _login(session: Session, account: Account) -> Reply:
 
 
 async def _accept(session: Session, forward: Forward) -> Reply:
-    """A member has checked the password: serve the user without one."""
+    """Serve a user without a password, because a member has checked it."""
     context = session.context
     assert context.forwarding is not None
     try:

@@ -1,8 +1,8 @@
 """COPY, MOVE and their UID forms. RFC 9051 §6.4.7, §6.4.8; RFC 6851; COPYUID: RFC 4315
 §3.
 
-All or nothing: a COPY by sequence numbers of a mail that is gone, untold, copies none
-(RFC 2180 §4.4.1).
+All or nothing: if a COPY by sequence numbers has a mail that is expunged, and the
+client does not know that, it copies nothing (RFC 2180 §4.4.1).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ async def copy(session: Session, command: ast.Copy) -> Reply:
 
 
 async def move(session: Session, command: ast.Move) -> Reply:
-    """COPYUID goes untagged and first: the UIDs must be known before the mails are
-    gone. RFC 6851 §4.3."""
+    """Send COPYUID untagged and first, because the client must know the UIDs before the
+    mails are gone. RFC 6851 §4.3."""
     if session.read_only:
         return READ_ONLY
     done = await _copied(session, command, move=True)

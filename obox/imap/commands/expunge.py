@@ -17,7 +17,7 @@ READ_ONLY = no("Mailbox was opened for reading only", "READ-ONLY")
 
 
 def deleted_uids(session: Session) -> UidArray:
-    """The mails with \\Deleted that the client knows."""
+    """Return the UIDs of mails with \\Deleted that the client knows."""
     mailbox, view = session.need_mailbox()
     state = mailbox.state
     uids: UidArray = state.uids[(state.bits & np.uint64(DELETED)) != 0]
@@ -33,13 +33,14 @@ async def expunge(session: Session, command: ast.Expunge) -> Reply:
         uids = uids[np.isin(uids, session.resolve(command.uids, uid=True), assume_unique=True)]
     gone = await mailbox.expunge(uids) if len(uids) else uids
     await tell(session, uid=command.uids is not None)
-    if len(gone) and session.condstore:  # RFC 7162 §3.2.7: so that the client may move its modseq on
+    # RFC 7162 §3.2.7: so that the client can advance its MODSEQ.
+    if len(gone) and session.condstore:
         return Reply("Expunge completed", f"HIGHESTMODSEQ {mailbox.state.highestmodseq}")
     return Reply("Expunge completed")
 
 
 async def close(session: Session, _: ast.Close) -> Reply:
-    """The mails go without EXPUNGE lines; a mailbox opened with EXAMINE keeps them."""
+    """Expunge mails without EXPUNGE lines. A mailbox opened with EXAMINE keeps them."""
     mailbox, _view = session.need_mailbox()
     if not session.read_only:
         uids = deleted_uids(session)

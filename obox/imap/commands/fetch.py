@@ -1,20 +1,20 @@
 """FETCH and UID FETCH. RFC 9051 §6.4.5, RFC 7162 §3.1.4, §3.2.6.
 
-Mails are taken in chunks of UIDs. For each: read what the plan needs (awaiting), then
-look the rows up and make the lines (not awaiting), then hand them over and wait for the
-client.
+Mails are handled in chunks of UIDs. For each chunk: read what the plan needs
+(awaiting), then look up the rows and make the lines (not awaiting), then send them and
+wait for the client.
 
-A mail that another session has expunged, and that this client was not told of, is
-served from what is left of it: its record (`State.retained`), its ready fields, its
-object. The answer is OK with EXPUNGEISSUED, and NO where something that was asked for
-is left nowhere (RFC 2180 §4.1, RFC 5530 §3). By UID, such mails may as well not exist:
-OK.
+If another session has expunged a mail, and this client does not know that, the mail is
+served from what is left: its record (`State.retained`), its ready fields, its object.
+The answer is OK with EXPUNGEISSUED. It is NO if something that was fetched does not
+exist any more (RFC 2180 §4.1, RFC 5530 §3). A UID FETCH of such mails is OK, as if they
+did not exist.
 
-A FETCH that asks for what is in the index alone never meets a lost or damaged mail. Of
-one whose bytes it would have to read the flags are told, and `fetch_failure` decides:
-BYE at once, or the others first and then BYE or NO. With `lost_as_empty` a lost mail is
-an empty one. Once the length of a literal has been said nothing but the end of the
-connection is honest.
+A FETCH of items that are in the index never needs a lost or damaged mail. If it would
+have to read the bytes of such a mail, only the flags are sent, and `fetch_failure`
+decides: BYE at once, or the other mails first and then BYE or NO. With `lost_as_empty`
+a lost mail is served as an empty mail. After the length of a literal has been sent, a
+failure can only end the connection.
 """
 
 from __future__ import annotations
@@ -43,22 +43,25 @@ from obox.store.api import Fields, Unreadable
 from obox.store.content import INLINE_MAX, Budget, Part, header_end, make_fields, parse
 
 COLUMN_ROWS: Final = 1000
-"""Mails of a chunk that needs columns alone: about 64 KiB of lines."""
+"""Mails of a chunk that needs only columns: about 64 KiB of lines."""
 FIELD_ROWS: Final = 250
 """Mails of a chunk that needs cached fields: about 200 KiB."""
 FIELDS_BYTES: Final = 4 << 20
-"""Octets of these fields in memory: most mails have 1 kB, a hostile one megabytes."""
+"""Octets of these fields in memory. Most mails have 1 kB; a hostile mail has
+megabytes."""
 HEADER_CELLS: Final = 1000
 """Header sections of a chunk, over all its mails: each may be as large as a header that
 is kept, 8 KiB."""
 MAIL_ROWS: Final = 128
 """Mails of a chunk that needs whole mails, whose \\Seen is set at once."""
 STREAM_BYTES_MIN: Final = 1 << 20
-"""A larger mail is not held in memory for a client that wants all of it."""
+"""A larger mail is not held in memory as a whole, but is streamed."""
 PIECE_BYTES: Final = 1 << 18
-"""What is read and sent of such a mail at a time: a frame of the stored object."""
+"""Octets of such a mail that are read and sent at a time: a frame of the stored
+object."""
 HEADER_CELLS_TURN: Final = 16
-"""Items that are cut out of header blocks between two looks at the clock: some 0.1 ms."""
+"""Items that are cut out of header blocks before the clock is read again: some 0.1
+ms."""
 NAMED_MAX: Final = 50
 """Mails that a status line names by UID: clients have limits for a line."""
 
@@ -86,7 +89,7 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
         said = _named(sorted(job.unreadable))
         if session.settings.fetch_failure == "no-after":
             return no(said, "CORRUPTION")
-        session.hang_up(said, "CORRUPTION")
+        session.end_with_bye(said, "CORRUPTION")
         return None
     if job.unsent and not command.uid:
         return no("Some of the mails no longer exist", "EXPUNGEISSUED")
@@ -96,8 +99,7 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
 
 
 def _named(unreadable: list[int]) -> str:
-    """What a client is told of mails that cannot be read, in a line that stays
-    short."""
+    """Return a short text for the client about mails that cannot be read."""
     more = f" and {len(unreadable) - NAMED_MAX} more" if len(unreadable) > NAMED_MAX else ""
     return f"Mails of UID {format_set(unreadable[:NAMED_MAX]).decode()}{more} are damaged or lost"
 
@@ -105,8 +107,8 @@ def _named(unreadable: list[int]) -> str:
 def _changed_since(session: Session, command: ast.Fetch, uids: UidArray, modseq: int) -> UidArray:
     mailbox, view = session.need_mailbox()
     state = mailbox.state
-    # What the client still counts is told with the next EXPUNGE or VANISHED, not as an
-    # earlier one.
+    # Mails that the client still counts are reported with the next EXPUNGE or VANISHED,
+    # not as VANISHED (EARLIER).
     if command.vanished and (gone := vanished_earlier(state, modseq, command.sequence, shown=view.uids)):
         session.write(wire.line(b"VANISHED (EARLIER)", gone))
     table, where, known = state.records(uids)
@@ -129,8 +131,8 @@ async def _structure(mail: bytes) -> tuple[Part, bool]:
 
 
 class _Rows(NamedTuple):
-    """Mails whose lines are made now: the table to read them from, their positions in
-    it, their UIDs."""
+    """Mails whose lines are made now: their table, their positions in it, and their
+    UIDs."""
 
     table: Table
     where: Where
@@ -142,8 +144,9 @@ class _AtOnce(Exception):
 
 
 class _Fetch:
-    """One FETCH under way. unreadable: UIDs of mails that are lost or damaged;
-    expunged: some are gone; unsent: of some that are gone not all could be sent."""
+    """A FETCH under way. unreadable: UIDs of lost or damaged mails. expunged: whether
+    some mails are expunged. unsent: whether items of expunged mails could not be
+    sent."""
 
     def __init__(self, session: Session, plan: Plan, *, uid: bool) -> None:
         self.session = session
@@ -180,8 +183,8 @@ class _Fetch:
         return len(uids)
 
     def _alone(self, uids: UidArray, found: Mapping[int, Fields]) -> list[UidArray]:
-        """The mails in runs, such that each header that is too long to be cached is in
-        memory by itself."""
+        """Yield the mails in runs, so that each header that is too long to be cached is
+        alone in memory."""
         if not self.of_header or all(fields.header is not None for fields in found.values()):
             return [uids]
         long = [at for at, uid in enumerate(uids.tolist()) if uid in found and found[uid].header is None]
@@ -218,7 +221,8 @@ class _Fetch:
             names, columns = self._with_flags(rows, seen, columns)
         seqs = self.view.seqs(uids).tolist()
         if not plan.needs_fields and flag_rows(self.mailbox.state, len(seqs)) == len(seqs):
-            self.session.write(lines(names, seqs, columns))  # numbers, dates and few flags: nothing is long
+            # numbers, dates and few flags: nothing is long.
+            self.session.write(lines(names, seqs, columns))
             return
         for part in parts(names, columns, len(seqs)):
             self.session.write(lines(names, seqs[part], [column[part] for column in columns]))
@@ -226,7 +230,8 @@ class _Fetch:
                 await self.session.flush()
 
     def _known(self, uids: UidArray, found: Mapping[int, Fields]) -> _Rows:
-        """Those of `uids` whose record we have, and the fields that the plan needs."""
+        """Return those of `uids` whose record we have, and the fields that the plan
+        needs."""
         state = self.mailbox.state
         table, where, known = state.records(uids)
         self.expunged |= table is not state or len(known) < len(uids)
@@ -239,7 +244,8 @@ class _Fetch:
     # -- what cannot be read ---------------------------------------------------------------------------------------
 
     def _instead(self, uid: int, error: Unreadable) -> bytes | None:
-        """What is served for a mail that cannot be read: an empty one, or none.
+        """Return what is served for a mail that cannot be read: an empty mail, or
+        nothing.
 
         Raises: _AtOnce.
         """
@@ -252,11 +258,11 @@ class _Fetch:
         return None
 
     async def _write_flags(self, uid: int, seen: UidArray) -> None:
-        """What may always be said of a mail that cannot be read: its flags, if they
-        were asked for or are new.
+        """Write the flags of a mail that cannot be read, if they were fetched or are
+        new.
 
-        Not the rest of its line: a client takes a line with a date and no body for a
-        mistake of ours (mbsync 1.4 gives up on the mailbox).
+        The rest of its line is not sent, because clients treat a line with a date but
+        no body as our mistake (mbsync 1.4 stops synchronising the mailbox).
         """
         if uid in seen or self.plan.has(FetchAttr.FLAGS):
             await write_flags(self.session, np.array([uid], dtype=np.uint32), uid=self.uid)
@@ -264,7 +270,7 @@ class _Fetch:
     # -- \Seen -----------------------------------------------------------------------------------------------------
 
     async def _mark_seen(self, uids: UidArray) -> UidArray:
-        """Set \\Seen where it is missing; the mails that have it new, whose flags
+        """Set \\Seen where it is missing. Returns the mails that got it, whose flags
         belong in the answer."""
         state = self.mailbox.state
         where, there = state.positions(uids)
@@ -274,8 +280,8 @@ class _Fetch:
         try:
             stored = await self.mailbox.store_flags(uids[there], "add", ["\\Seen"])
         except (Unavailable, Temporary) as error:
-            # Reading goes on while nothing can be changed: the mail matters more than
-            # its flag.
+            # Reading continues while nothing can be changed, because the mail matters
+            # more than its flag.
             self.session.context.log.warning("seen not set", user=self.session.user_name, error=str(error))
             return NO_UIDS
         self.view.note_own(stored.modseq, stored.changed)
@@ -284,7 +290,7 @@ class _Fetch:
     def _with_flags(
         self, rows: _Rows, seen: UidArray, columns: list[Sequence[Any]]
     ) -> tuple[list[bytes], list[Sequence[Any]]]:
-        """Add flags (and modseq) where \\Seen is new and the client did not ask for
+        """Add flags (and MODSEQ) for mails that got \\Seen, if the client did not fetch
         them."""
         table, where, uids = rows
         new = np.isin(uids, seen, assume_unique=True).tolist()
@@ -302,7 +308,7 @@ class _Fetch:
     # -- fields and headers ----------------------------------------------------------------------------------------
 
     async def _fields(self, uids: UidArray) -> tuple[UidArray, dict[int, Fields]]:
-        """The ready fields of the first mails, and which mails these are."""
+        """Return the ready fields of the first mails, and the UIDs of these mails."""
         found = await self.mailbox.fields(uids.tolist(), autofix=self.autofix, bytes_max=FIELDS_BYTES)
         uids = uids[: len(found)]
         out: dict[int, Fields] = {}
@@ -314,8 +320,8 @@ class _Fetch:
         return uids, out
 
     async def _headers(self, found: dict[int, Fields]) -> dict[int, list[bytes]]:
-        """What is asked of the header blocks, an item each; those that are too long to
-        be cached are in the mail."""
+        """Return the items that are cut out of header blocks. Headers that are too long
+        to be cached are read from the mail."""
         out: dict[int, list[bytes]] = {}
         cuts = self.of_header
         cells = 0
@@ -326,7 +332,7 @@ class _Fetch:
                 cells += len(cuts)
                 if cells >= HEADER_CELLS_TURN:
                     cells = 0
-                    await self.session.out.breathe()
+                    await self.session.out.yield_if_due()
                 continue
             try:
                 mail: bytes | None = await self.mailbox.mail(uid, autofix=self.autofix)
@@ -347,8 +353,8 @@ class _Fetch:
     async def _whole(
         self, asked: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> None:
-        """The columns of all are taken now, each mail's bytes follow: a change in
-        between is told by the next poll."""
+        """Take the columns of all mails now, and then each mail's bytes. A change in
+        between is reported by the next poll."""
         order = asked.uids.tolist()
         sizes = asked.table.column("size")[asked.where].tolist()
         names, rows = self._cells(asked, seen, found, headers)
@@ -377,7 +383,8 @@ class _Fetch:
         return size >= STREAM_BYTES_MIN and self.plan.whole_only
 
     def _mails(self, uids: list[int], sizes: list[int]) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
-        """Whole mails in order; None for one that is to be streamed or was expunged."""
+        """Yield whole mails in order, None for a mail that is streamed or was
+        expunged."""
         if any(map(self._streams, sizes)):
             return self._between_streams(uids, sizes)
         return self.mailbox.mails(uids, autofix=self.autofix)
@@ -400,8 +407,8 @@ class _Fetch:
     def _cells(
         self, rows: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
     ) -> tuple[list[bytes], list[list[Any]]]:
-        """Format strings, and for each line its sequence number and values; what is cut
-        from the mail is None yet."""
+        """Return format strings, and for each line its sequence number and values.
+        Values that are cut from the mail are None for now."""
         plan = self.plan
         table, where, uids = rows
         small = Plan([item for item in plan.order if not _of_mail(item)])
@@ -423,9 +430,8 @@ class _Fetch:
         return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
 
     async def _write_row(self, lead: bytes, names: list[bytes], values: list[Any], mail: bytes) -> None:
-        """The line of one mail.
-
-        Where its items together may be large, they go out piece by piece.
+        """Write the line of a mail. If its items may be large together, they are sent
+        piece by piece.
         """
         root, quick = await _structure(mail) if self.needs_structure else (None, True)
         if len(mail) * len(self.cut) > ANSWER_BYTES:
@@ -438,14 +444,14 @@ class _Fetch:
             return
         for at, item in self.cut:
             values[at] = item.of_mail(mail, root)
-            await self.session.out.breathe()
+            await self.session.out.yield_if_due()
         self.session.write(lead % tuple(values))
 
     async def _write_items(
         self, names: list[bytes], values: list[Any], mail: bytes, root: Part | None, *, quick: bool
     ) -> None:
-        """As `_write_row`, holding no more than one item and PIECE_BYTES of output: the
-        client's pace counts."""
+        """As `_write_row`, but hold at most a single item and PIECE_BYTES of output, at
+        the client's pace."""
         session, order = self.session, self.plan.order
         cells, tail = values[1 : len(order) + 1], values[len(order) + 1 :]
         lead = b"* %d FETCH (" % values[0]
@@ -459,22 +465,23 @@ class _Fetch:
                 while source is not None and start < end:
                     session.write(source[start : min(start + PIECE_BYTES, end)])
                     start += PIECE_BYTES
-                    await session.go_on()
+                    await session.pause()
                 session.write(*more)
             else:
                 session.write(lead + name % (cells[at], *more))
             lead = b" "
-            await session.go_on()
+            await session.pause()
         session.write(b")\r\n")
 
     def _of_mail(self, mail: bytes, root: Part | None) -> list[bytes]:
         return [item.of_mail(mail, root) for _, item in self.cut]
 
     async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> Unreadable | None:
-        """Send a large mail, piece by piece; returns why nothing of it was sent.
+        """Send a large mail piece by piece. Returns why nothing of it was sent, or
+        None.
 
-        What fails inside a literal ends the connection (ConnectionResetError): its
-        length has been said.
+        A failure inside a literal ends the connection (ConnectionResetError), because
+        the length has been sent.
         """
         session, order = self.session, self.plan.order
         seq, cells, tail = values[0], values[1 : len(order) + 1], values[len(order) + 1 :]

@@ -1,4 +1,4 @@
-"""IDLE, RFC 2177: the session goes on telling what changes until the client says DONE.
+"""IDLE, RFC 2177: the session reports changes until the client sends DONE.
 
 The handler only enters the state; `Session.wake` starts the connection's task for each
 change, so that an idle session holds no task. The tagged answer follows DONE.

@@ -83,7 +83,7 @@ async def list_(session: Session, command: ast.List) -> Reply:
                 await write_status(session, entry.name, command.status)
             except NotFound:
                 pass  # deleted meanwhile: RFC 5819 §2 has no line for it
-        await session.go_on()
+        await session.pause()
     return Reply("List completed")
 
 
@@ -92,7 +92,7 @@ async def lsub(session: Session, command: ast.Lsub) -> Reply:
     \\Noselect. RFC 3501 §6.3.9."""
     user = session.need_user()
     existing = {info.name for info in user.mailboxes() if info.guid is not None}
-    await session.go_on()
+    await session.pause()
     subscribed = user.subscriptions()
     shown = dict.fromkeys(subscribed, True)
     patterns = await _compiled(session, command.reference, (command.pattern,))
@@ -101,7 +101,7 @@ async def lsub(session: Session, command: ast.Lsub) -> Reply:
     for name in sorted(await _matching(session, patterns, shown), key=names.sort_key):
         attributes = () if shown[name] and name in existing else ("\\Noselect",)
         session.write(wire.line(b"LSUB", wire.flags(attributes), _SEPARATOR, wire.mailbox(name)))
-        await session.go_on()
+        await session.pause()
     return Reply("Lsub completed")
 
 
@@ -111,7 +111,7 @@ async def _compiled(session: Session, reference: str, given: Sequence[str]) -> l
     for pattern in given:
         if pattern:
             out.append(Pattern(_joined(reference, pattern)))
-            await session.go_on()
+            await session.pause()
     return out
 
 
@@ -123,7 +123,7 @@ async def _matching(session: Session, patterns: Sequence[Pattern], known: Iterab
             if pattern.matches(name):
                 out.add(name)
                 break
-        await session.go_on()
+        await session.pause()
     return out
 
 
@@ -140,7 +140,7 @@ async def _entries(session: Session, user: User) -> list[_Entry]:
     what is not there."""
     table: dict[str, _Entry] = {}
     infos = user.mailboxes()
-    await session.go_on()
+    await session.pause()
     for info in infos:
         exists = info.guid is not None
         table[info.name] = _Entry(info.name, exists, info.special_use, info.subscribed, info.has_children)
@@ -148,13 +148,13 @@ async def _entries(session: Session, user: User) -> list[_Entry]:
         table[INBOX] = _Entry(INBOX, exists=True)
     for name in user.subscriptions():
         table.setdefault(name, _Entry(name)).subscribed = True
-    await session.go_on()
+    await session.pause()
     for name in names.with_children(entry.name for entry in table.values() if entry.exists):
         table.setdefault(name, _Entry(name)).level = True
-    await session.go_on()
+    await session.pause()
     for name in names.with_children(table):
         table.setdefault(name, _Entry(name))
-    await session.go_on()
+    await session.pause()
     return sorted(table.values(), key=lambda entry: names.sort_key(entry.name))
 
 

@@ -1,8 +1,8 @@
 """SEARCH and UID SEARCH, with RETURN and `$`. RFC 9051 §6.4.4, RFC 4731, RFC 5182, RFC
 7162 §3.1.5.
 
-The keys become a query of `obox.mailbox.search`; what only this session knows, sequence
-numbers and \\Recent, becomes sets of UIDs on the way.
+The keys become a query of `obox.mailbox.search`; sequence numbers and \\Recent, which
+depend on the session, become sets of UIDs.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ async def search(session: Session, command: ast.Search) -> Reply:
         meaning = _Meaning(session)
         for key in _sets_in(command.key):
             meaning.note(key)
-            await session.go_on()
+            await session.pause()
         wanted = meaning.of(command.key)
-        await session.go_on()  # thousands of keys take some milliseconds
+        await session.pause()  # thousands of keys take some milliseconds
         found = await mailbox.search(wanted, view.uids, autofix=session.settings.autofix_storage)
     except BaseException:
         if saves:
@@ -78,7 +78,8 @@ def _extended(
         ends = ([0] if SearchReturn.MIN in options else []) + ([-1] if SearchReturn.MAX in options else [])
         picked = uid_array(found[ends]) if len(found) else found
     if SearchReturn.SAVE in (command.returns or ()):
-        session.saved = picked  # RFC 5182 §2.4: MIN and MAX alone save no more than they return
+        # RFC 5182 §2.4: MIN and MAX alone save no more than they return.
+        session.saved = picked
         if not options:
             return
     words = [b"ESEARCH", b"(TAG " + wire.quoted(command.tag) + b")"]
@@ -106,7 +107,7 @@ def _modseq(session: Session, uids: UidArray) -> int:
 
 
 def asks_modseq(key: SearchKey) -> bool:
-    """Does MODSEQ occur anywhere in a search?"""
+    """Whether a search has MODSEQ anywhere."""
     if isinstance(key, ast.Not):
         return asks_modseq(key.key)
     if isinstance(key, ast.And | ast.Or):
@@ -115,7 +116,7 @@ def asks_modseq(key: SearchKey) -> bool:
 
 
 def to_query(session: Session, key: SearchKey) -> Query:
-    """The query that a search key means to this session now."""
+    """Return the query for a search key in this session now."""
     return _Meaning(session).of(key)
 
 
@@ -130,8 +131,8 @@ def _sets_in(key: SearchKey) -> Iterator[ast.InSet]:
 
 
 class _Meaning:
-    """What keys mean to a session. What is large and may be asked for by many keys of
-    one command is made once."""
+    """What keys mean to a session. Large values that many keys of a command may ask for
+    are made once."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -140,7 +141,7 @@ class _Meaning:
         self._recent: Query | None = None
 
     def note(self, key: ast.InSet) -> None:
-        """Work a set out before `of` is asked: thousands of them take 20 ms."""
+        """Resolve a set before `of` is called, because thousands of sets take 20 ms."""
         self._sets[id(key)] = self._set(key.sequence, uid=key.uid)
 
     def of(self, key: SearchKey) -> Query:
@@ -180,7 +181,7 @@ class _Meaning:
         return self._saved
 
     def recent(self) -> Query:
-        """The mails that are recent in this session."""
+        """Return the mails that are recent in this session."""
         if self._recent is None:
             _, view = self._session.need_mailbox()
             self._recent = query.UidSet(view.recent_ranges())

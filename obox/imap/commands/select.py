@@ -21,8 +21,8 @@ from obox.mailbox.view import View
 from obox.store.api import Mailbox
 
 SAMPLES_MAX: Final = 10_000
-"""Pairs of the sequence match data that are looked at; more are an optimisation that is
-not taken."""
+"""Pairs of the sequence match data that are used. The data is an optimisation, so
+further pairs are ignored."""
 
 
 async def select(session: Session, command: ast.Select) -> Reply:
@@ -37,7 +37,7 @@ async def select(session: Session, command: ast.Select) -> Reply:
     view.add_recent(state.recent if command.read_only else mailbox.take_recent(), state.uidnext)
     _describe(session, mailbox, view)
     if command.condstore:
-        session.condstore = True  # HIGHESTMODSEQ has been said already
+        session.condstore = True  # HIGHESTMODSEQ has already been sent
     if command.qresync is not None and command.qresync.uidvalidity == mailbox.uidvalidity:
         await _resync(session, state, view, command.qresync)
     if command.read_only:
@@ -61,22 +61,23 @@ def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
 
 
 async def _resync(session: Session, state: State, view: View, known: ast.QResync) -> None:
-    """What has changed since the client was last here. RFC 7162 §3.2.5.1, §3.2.5.2."""
+    """Write what has changed since the client last had the mailbox selected. RFC 7162
+    §3.2.5.1, §3.2.5.2."""
     changed = state.uids[state.modseqs > np.uint64(state.trusted(known.modseq))]
     if known.known_uids is not None:
         changed = within(changed, known.known_uids, state.uidnext - 1)
-    settled = 0 if known.seq_match is None else _settled(view, *known.seq_match)
-    if gone := vanished_earlier(state, known.modseq, known.known_uids, above=settled):
+    known_below = 0 if known.seq_match is None else _known_below(view, *known.seq_match)
+    if gone := vanished_earlier(state, known.modseq, known.known_uids, above=known_below):
         session.write(wire.line(b"VANISHED (EARLIER)", gone))
     await write_flags(session, changed, uid=True)
 
 
-def _settled(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
+def _known_below(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
     """The highest UID that still has the sequence number the client knows it by:
     nothing below it is gone.
 
-    Numbers only fall when something below goes, and new mails come above. RFC 7162
-    §3.2.5.2.
+    A sequence number only decreases when a lower mail is expunged, and new mails get
+    higher numbers. RFC 7162 §3.2.5.2.
     """
     best = 0
     for seq, uid in zip(_expand(seqs, len(view)), _expand(uids, 2**32), strict=False):

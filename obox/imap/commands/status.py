@@ -17,7 +17,7 @@ async def status(session: Session, command: ast.Status) -> Reply:
 
 
 async def write_status(session: Session, name: str, items: Sequence[StatusItem]) -> None:
-    """One STATUS line. Raises: NotFound."""
+    """Write a STATUS line. Raises: NotFound."""
     found = await session.need_user().status(name)
     if StatusItem.HIGHESTMODSEQ in items:
         enable_condstore(session)

@@ -1,8 +1,8 @@
 """STORE and UID STORE. RFC 9051 §6.4.6; UNCHANGEDSINCE: RFC 7162 §3.1.3.
 
-The new flags of every mail of the set are told, unless `.SILENT`. What a silent STORE
-changed is not told again by the poll, but only where the result is what the client can
-work out: a mail that another session changed at the same time is told in full.
+The new flags of every mail of the set are sent, unless `.SILENT`. The poll does not
+report the changes of a silent STORE, if the client can derive the result itself. A mail
+that another session changed at the same time is reported in full.
 """
 
 from __future__ import annotations
@@ -45,28 +45,29 @@ async def store(session: Session, command: ast.Store) -> Reply:
         uids, where = uids[there], where[there]
     op = OPS[command.mode]
     before = state.bits[where]
-    # The client works the result out from what it was told; the words of `bits` hold
-    # all of it but for wide keywords.
+    # The client derives the result from what was reported to it; the words of `bits`
+    # hold all of it but for wide keywords.
     guess = command.silent and op != "replace"
     known = ~view.untold(state, uids) if guess else np.ones(len(uids), dtype=np.bool_)
     stored = await mailbox.store_flags(uids, op, command.flags, command.unchanged_since)
     state = mailbox.state
     refused = stored.refused
     done = uids if len(refused) == 0 else uids[~np.isin(uids, refused, assume_unique=True)]
-    told = stored.changed
+    reported = stored.changed
     if command.silent and state.flags.wide:
-        told = NO_UIDS
+        reported = NO_UIDS
     elif command.silent:
         expected = _apply(before, op, state.mask_of(command.flags))
-        told = told[np.isin(told, _as_expected(state, uids, expected, known), assume_unique=True)]
-    view.note_own(stored.modseq, told)
+        reported = reported[np.isin(reported, _as_expected(state, uids, expected, known), assume_unique=True)]
+    view.note_own(stored.modseq, reported)
     if not command.silent:
         await write_flags(session, done, uid=command.uid)
     elif session.condstore:
         await write_flags(session, done, uid=command.uid, flags=False)
     if len(refused):
         return Reply("Store completed", b"MODIFIED " + format_set(refused if command.uid else view.seqs(refused)))
-    if missed and not command.uid:  # RFC 2180 §4.2.1: those that are left have been changed, and told
+    # RFC 2180 §4.2.1: the remaining mails have been changed and reported.
+    if missed and not command.uid:
         return Reply("Store completed, some of the mails no longer exist", "EXPUNGEISSUED")
     return Reply("Store completed")
 

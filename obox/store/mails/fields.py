@@ -1,11 +1,13 @@
-"""The ready fields of a mail, in the one record that they are kept in (docs/format.md, "Cache segments").
+"""The ready fields of a mail, as a single record (docs/format.md, "Cache segments").
 
     offset  size  type  field
     0       1     u8    version, 1
-    1       16    u32   lengths of envelope, body, bodystructure and header; header 0xffffffff: not kept, it is too long
+    1       16    u32   lengths of envelope, body, bodystructure and header;
+                        0xffffffff for a header that is too long to be kept
     17      n     bytes the four, one after the other
 
-Pure. A record is opened where it is read: a FETCH of ten thousand mails asks for one of the four.
+Pure. A record is decoded only where it is read, because a FETCH of ten thousand mails
+often needs only one of the four fields.
 """
 
 from __future__ import annotations
@@ -21,15 +23,16 @@ _unpack: Final = _HEAD.unpack_from
 
 
 class Fields:
-    """What a client asks for most, in wire form, made once when the mail arrives.
+    """What clients fetch most, in wire form. It is made once, when the mail arrives.
 
-    body: the non-extended BODY. header: the header block, None where it is too long to be kept.
+    body: the non-extended BODY. header: the header block, or None if it is too long to
+    be kept.
     """
 
     __slots__ = ("packed",)
 
     def __init__(self, packed: bytes) -> None:
-        """packed: a record of our version (`opened`)."""
+        """packed: a record of the present version (`opened`)."""
         self.packed = packed
 
     @classmethod
@@ -65,5 +68,6 @@ class Fields:
 
 
 def opened(records: list[bytes | None]) -> list[Fields | None]:
-    """The fields in records; None where there is none, or one of another version: that is made anew."""
+    """Decode records. The result is None if there is no record, or if it has another
+    version; then the fields are made again."""
     return [Fields(record) if record is not None and record[0] == VERSION else None for record in records]

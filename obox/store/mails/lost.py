@@ -1,13 +1,18 @@
-"""Lost mails: the index has a record of them, the bucket no object (docs/format.md, "A lost mail").
+"""Lost mails: the index has a record of them, but the bucket has no object
+(docs/format.md, "A lost mail").
 
-A GET that finds nothing proves little: a replica that is behind, a mistake in passing. `look_again` asks once more, and
-what is gone then is expunged from the index. The object is left alone: should it come back nothing deletes it, and
-`oboxadm rebuild` finds it. Other records of the same object, copies elsewhere, are looked at when they are read.
+A single GET that finds nothing proves little: a replica may be out of date, or the
+error may be temporary. `check_again` checks again, and a mail that is still gone is
+expunged from the index. The object is left alone: if it comes back, nothing deletes it,
+and `oboxadm rebuild` finds it. Other records of the same object, copies elsewhere, are
+checked when they are read.
 
-Invariant: nothing is expunged on one answer of the bucket alone; sessions that find the same mail wait for each other,
-so that it is looked for and expunged once.
-Diagnostics: each mail expunged is a warning with user, mailbox, UID and key, and so is one that was there after all. A
-bucket that does not answer is `Unavailable`: then nothing changes.
+Invariant: no mail is expunged because of a single answer of the bucket. Sessions that
+find the same mail wait for each other, so that it is looked for and expunged once.
+
+Diagnostics: a warning is logged for each expunged mail, with user, mailbox, UID and
+key, and for each mail that exists after all. If the bucket does not answer,
+`Unavailable` is raised and nothing changes.
 """
 
 from __future__ import annotations
@@ -24,11 +29,13 @@ from ..index import Index
 log = structlog.get_logger()
 
 
-async def look_again(mailbox: Index, lost: Mapping[int, str], *, end: int | None = None) -> dict[str, bytes]:
-    """Look for the objects of mails (UID to key) that a GET did not find; expunge the mails of those that are gone.
+async def check_again(mailbox: Index, lost: Mapping[int, str], *, end: int | None = None) -> dict[str, bytes]:
+    """Look for the objects of mails (UID to key) that a GET did not find; expunge the
+    mails of those that are gone.
 
-    Returns the objects that are there after all, by key. end: so many bytes of one are proof enough.
-    Requests: a LIST for each object, and a GET for each that it names. Raises Unavailable.
+    Returns the objects that exist after all, by key. end: how many bytes of an object
+    are read as proof. Requests: a LIST for each object, and a GET for each that the
+    LIST names. Raises Unavailable.
     """
     env = mailbox.env
     gate = asyncio.Semaphore(GETS_AT_ONCE)
@@ -51,7 +58,7 @@ async def look_again(mailbox: Index, lost: Mapping[int, str], *, end: int | None
 
 
 async def _listed(mailbox: Index, key: str) -> bool:
-    """Does a LIST name the key? Of what follows the one before it. Raises Unavailable."""
+    """Whether a LIST that starts just before the key names it. Raises Unavailable."""
     prefix, _, uid = key.rpartition("/")
     before = f"{prefix}/{int(uid, 16) - 1:08x}"
     infos = await mailbox.env.listing(f"{prefix}/", kind="mail", after=before, limit=1)
@@ -59,9 +66,10 @@ async def _listed(mailbox: Index, key: str) -> bool:
 
 
 async def expunge(mailbox: Index, lost: Mapping[int, str]) -> UidArray:
-    """Expunge mails (UID to key) whose object is gone, and note that there is nothing to delete; say which were there.
+    """Expunge mails (UID to key) whose object is gone, and note that there is nothing
+    to delete. Returns the mails that existed.
 
-    In the synced local commit on return. Raises Unavailable.
+    The change is in the synced local commit on return. Raises Unavailable.
     """
     uids = uid_array(sorted(lost))
     if not lost:

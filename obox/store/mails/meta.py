@@ -1,7 +1,8 @@
-"""The bytes that go with a mail: its meta, and the ready fields made of it (docs/format.md, "Mail", "Fields").
+"""The bytes that go with a mail: its meta, and the ready fields made of it
+(docs/format.md, "Mail", "Fields").
 
-Pure but for `ready_fields`, which goes to a thread with what may take long: encodes and decodes, knows neither bucket
-nor cache.
+Pure except `ready_fields`, which does long work in a thread. This module knows neither
+bucket nor cache.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from .fields import Fields
 log = structlog.get_logger()
 
 INLINE_MAX: Final = 64 * 1024
-"""Octets up to which a mail is parsed and compressed on the loop: about a millisecond."""
+"""Octets up to which a mail is parsed and compressed on the loop: about a
+millisecond."""
 
 HEADER_CACHED_MAX: Final = 8 * 1024
-"""Octets of a header block that is cached; a larger one is read with its mail. 99.9 % of mails have less."""
+"""Octets of a header block that is cached. A larger block is read with its mail. 99.9 %
+of mails have less."""
 
 
 class MailMeta(msgspec.Struct, omit_defaults=True):
-    """What a mail's object says of itself besides its bytes, so that the bucket alone rebuilds the index record.
+    """Metadata in a mail's object, from which the index record can be rebuilt.
 
-    guid: of the mailbox that it was delivered to; size: octets; internaldate: unix seconds; zone: minutes east of UTC;
-    savedate: unix milliseconds; flags: at delivery; uidl: of a migrated mail (RFC 1939 §7), "" for none. A map on disk:
-    unknown keys are for newer minor versions.
+    guid: the mailbox that it was delivered to; size: octets; internaldate: unix
+    seconds; zone: minutes east of UTC; savedate: unix milliseconds; flags: at delivery;
+    uidl: of a migrated mail (RFC 1939 §7), "" for none. A map on disk: unknown keys are
+    for newer minor versions.
     """
 
     guid: str
@@ -70,14 +74,16 @@ class MailMeta(msgspec.Struct, omit_defaults=True):
 
 
 def check_meta(meta: MailMeta, key: str) -> None:
-    """Raises Corrupt when a mail is not of the mailbox and UID of its key: all that binds one of version 1."""
+    """Raises Corrupt if a mail does not belong to the mailbox and UID of its key. A
+    mail of version 1 has no other binding."""
     _, guid, uid = parse_mail_key(key)
     if (meta.guid, meta.uid) != (guid, uid):
         raise Corrupt(f"the mail of another mailbox or UID: {meta.guid}, {meta.uid}")
 
 
 def check_claim(delta: Delta, uid: int) -> None:
-    """Raises Corrupt when a claim is not of the UIDs from its key on: all that binds one of version 1."""
+    """Raises Corrupt if a claim does not begin with the UID of its key. A claim of
+    version 1 has no other binding."""
     count = delta.claims.get(uid, 0)
     rows = [] if delta.rows is None else delta.rows.uid.tolist()
     if len(delta.claims) != 1 or not count or any(not uid <= one < uid + count for one in rows):
@@ -90,20 +96,22 @@ def make_fields(source: bytes) -> Fields:
 
 
 def quick_fields(source: bytes) -> Fields | None:
-    """The ready fields of a mail that is small and, as nearly all, within `mime.Budget.quick`; else None."""
+    """Return the ready fields of a mail that is small and, as nearly all mails, within
+    `mime.Budget.quick`; otherwise None."""
     if len(source) > INLINE_MAX:
         return None
     try:
         summary = mime.summary(source, mime.Budget.quick())
-    except Exception:  # a bug, which `ready_fields` tells the log
+    except Exception:  # a bug, which `ready_fields` logs
         return None
     return None if summary.exceeded else _packed(summary)
 
 
 async def ready_fields(source: bytes, **about: object) -> Fields | None:
-    """The ready fields of a mail, made in a thread if they are not quick to make; None where a bug keeps us from it.
+    """Return the ready fields of a mail, made in a thread if they take long. None means
+    that a bug prevented it.
 
-    about: names the mail in the log, which says which limits it goes beyond.
+    about: names the mail in the log, which has the limits that the mail exceeds.
     """
     fields = quick_fields(source)
     if fields is not None:
@@ -119,7 +127,8 @@ async def ready_fields(source: bytes, **about: object) -> Fields | None:
 
 
 def opaque_fields(source: bytes) -> Fields:
-    """What is served in place of ready fields that cannot be made: no ENVELOPE, one part of bytes."""
+    """Return a replacement for ready fields that cannot be made: no ENVELOPE, and a
+    single part of bytes."""
     body = b'"application" "octet-stream" NIL NIL NIL "7bit" %d' % len(source)
     return Fields.of(b"(" + b" ".join([b"NIL"] * 10) + b")", b"(%b)" % body, b"(%b NIL NIL NIL NIL)" % body, None)
 

@@ -1,23 +1,24 @@
-"""The one way out: every mail, claim and burnt UID that obox deletes is deleted here.
+"""Deletes mails, claims and burnt UIDs. No other module deletes any of them.
 
-While its user lives an object goes when all of this is true:
+If its user is not being deleted, an object is deleted when all of this is true:
 
-    nothing refers to it       its own record is expunged, and no mailbox holds it (`State.dead`); a
-                               claim or a burnt UID has no reader left
-    the bucket knows that      a bundle says so (`garbage` is asked before a bundle is made of it)
+    nothing refers to it       its record is expunged, and no mailbox holds it
+                               (`State.dead`); no reader needs a claim or burnt UID
+    the bucket has that        a bundle has it (`garbage` is called before a bundle)
     `delete_delay` has passed  since then
-    nobody else has the user   the lease is renewed, and the mailbox has been compared with the bucket
-                               under the present assignment
+    nobody else has the user   the lease is renewed, and the mailbox was compared with
+                               the bucket under the present assignment
 
-The last rule is for a backend that was suspended: another one may have taken over and copied a mail
-that this one still believes to be expunged everywhere. Such a backend is fenced when it asks for its
-lease, compares its mailboxes, and hears of the copies.
+The last rule is for a backend that was suspended. Another backend may have taken over,
+and copied a mail that is expunged in all mailboxes for the first backend. The first
+backend is fenced when it renews its lease. It then compares its mailboxes, and finds
+the copies.
 
-Of a user who is being deleted everything goes (`purge_all`): nobody has the user open, and nobody
-can open it (`MailStore.bar`).
+All objects of a user who is being deleted are deleted (`purge_all`). No session has the
+user open, and none can open it (`MailStore.block_opening`).
 
-Invariant: no other file deletes a key of a mail; tests/store/test_purge.py holds that.
-Refuses to know: why a mail was expunged, bundles, journals.
+Invariant: no other file deletes a key of a mail; tests/store/test_purge.py checks that.
+This module does not know why a mail was expunged, and knows no bundles and no journals.
 """
 
 from __future__ import annotations
@@ -38,44 +39,51 @@ from ..index import Index
 
 
 class Garbage(NamedTuple):
-    """UIDs of one mailbox whose objects may go."""
+    """UIDs of a mailbox whose objects may be deleted."""
 
     mails: list[int]
     claims: list[int]
 
 
 def garbage(mailbox: Index) -> Garbage:
-    """Expunged mails without holders, and claims and burnt UIDs, that have waited for the delay.
+    """Return expunged mails without holders, and claims and burnt UIDs, whose delay is
+    over.
 
-    The claims are known to bundles that are in the bucket; the mails are once a bundle of the present state is.
+    Bundles in the bucket already have the claims. They have the mails once a bundle of
+    the present state is in the bucket.
     """
     env, stamp, state = mailbox.env, mailbox.stamp, mailbox.state
     dead = state.dead(int((env.now() - env.delete_delay_s) * 1000)).tolist()
     claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= stamp.known_uidnext]
     if stamp.known_at > env.now() - env.delete_delay_s:
-        claims = []  # no bundle that knows these UIDs has been in the bucket for the delay
+        claims = []  # no bundle with these UIDs has been in the bucket for the delay
     return Garbage(dead, claims)
 
 
 async def purge(mailbox: Index, found: Garbage) -> None:
-    """Delete the objects of what `garbage` has found, now that the bundles know of it; under the lock `flushing`.
+    """Delete the objects that `garbage` has found, now that bundles have it. The caller
+    holds the lock `flushing`.
 
-    What nobody can be sure of stays for a later flush or sweep. Raises Unavailable.
+    If this is not safe at present, a later flush or sweep deletes them. Raises
+    Unavailable.
     """
     if not any(found) or not await _alone(mailbox):
         return
-    dead = np.intersect1d(found.mails, mailbox.state.dead(mailbox.env.now_ms())).tolist()  # none that is held since
+    # Without mails that are held since.
+    dead = np.intersect1d(found.mails, mailbox.state.dead(mailbox.env.now_ms())).tolist()
     await _delete(mailbox, [*dead, *found.claims])
-    mailbox.env.metacache.drop_fields(mailbox.sid, mailbox.guid, dead)  # of an earlier life that did not flush
+    # An earlier process that did not flush may have left them.
+    mailbox.env.metacache.drop_fields(mailbox.sid, mailbox.guid, dead)
     delta = Delta(purged=np.array(dead, dtype=np.uint32), claims=dict.fromkeys(found.claims, CLAIM_PURGED))
     mailbox.apply(delta, Change.UNIMPORTANT, journal=False)
 
 
 async def purge_last(mailbox: Index) -> bool:
-    """Delete the claims and burnt UIDs of a deleted mailbox; under the lock `flushing`.
+    """Delete the claims and burnt UIDs of a deleted mailbox. The caller holds the lock
+    `flushing`.
 
-    False: some of its mails are still in the bucket, or another mailbox holds one; nothing is deleted then. Raises
-    Unavailable.
+    Returns False, and deletes nothing, if some of its mails are still in the bucket or
+    are held by another mailbox. Raises Unavailable.
     """
     if not await _alone(mailbox) or bool((~mailbox.state.gone_purged).any()) or len(mailbox.state.active_holders()):
         return False
@@ -84,7 +92,8 @@ async def purge_last(mailbox: Index) -> bool:
 
 
 async def _alone(mailbox: Index) -> bool:
-    """Whether this backend may delete: it has the lease, and knows what others have written of the mailbox."""
+    """Whether this backend may delete. It must have the lease, and must have read what
+    others have written to the mailbox."""
     await mailbox.user.journal.lease()
     mailbox.user.require_there()
     return mailbox.assignment.covers(mailbox.stamp)
@@ -98,7 +107,7 @@ async def _delete(mailbox: Index, uids: Sequence[int]) -> None:
 
 
 async def purge_all(env: Env, infos: Sequence[ObjectInfo]) -> None:
-    """Delete objects of a user who is being deleted, whatever they are. Raises Unavailable."""
+    """Delete objects of any kind of a user who is being deleted. Raises Unavailable."""
     await env.delete([info.key for info in infos], kind="mail")
     for info in infos:
         if is_mail(info.key):

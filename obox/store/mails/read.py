@@ -1,7 +1,9 @@
-"""Reading mails and their ready fields: local copy, then segments, then the mails themselves.
+"""Reads mails and their ready fields: from the local copy, then from segments, then
+from the mails.
 
-Mails that are expunged are read as long as their record is retained for a session that still counts them, and their
-object is there; one whose object is gone as well is gone, not lost.
+Expunged mails can be read as long as their record is retained for a session that still
+counts them, and their object exists. An expunged mail whose object is deleted is
+expunged, not lost.
 """
 
 from __future__ import annotations
@@ -26,29 +28,34 @@ from .._bundles import segment_range
 from ..api import Unreadable
 from ..index import Index
 from .fields import Fields, opened
-from .lost import look_again
+from .lost import check_again
 from .meta import MailMeta, check_meta, opaque_fields, ready_fields
 from .recent import name_of
 
 log = structlog.get_logger()
 
 AHEAD: Final = 64
-"""Mails read at once: one hop to the disk, or so many GETs, some in parallel."""
+"""Mails that are read at a time: a single call in the disk's thread, or as many GETs,
+some in parallel."""
 
 AHEAD_BYTES: Final = 4 << 20
-"""Octets of mails read at once, if that is more than one."""
+"""Octets of mails that are read at a time, if they are several."""
 
 INLINE_BYTES: Final = 32 << 10
-"""Octets of encoded mails that are decoded on the loop: 0.2 ms, hardly more than a hop to a thread."""
+"""Octets of encoded mails that are decoded on the loop. It takes 0.2 ms, hardly more
+than a call in a thread."""
 
 INLINE_DECODED_BYTES: Final = 1 << 20
-"""Octets that these may become: 30 MB of one letter are 3 kB when encoded."""
+"""Octets that these may have after decoding: 30 MB of a repeated letter are 3 kB when
+encoded."""
 
 WHOLE_MAX: Final = 1 << 20
-"""Octets up to which a part is cut out of the whole mail; of a larger one only the frames needed are read."""
+"""Octets up to which a part is cut out of the whole mail. Of a larger mail only the
+frames needed are read."""
 
 SLICE: Final = 200
-"""Records unpacked between two looks at the loop: well below a millisecond."""
+"""Records that are unpacked before the turn's time is checked. They take well below a
+millisecond."""
 
 
 async def fields(
@@ -89,7 +96,7 @@ async def fields(
 
 
 def _recorded(mailbox: Index, uids: Sequence[int], at: list[int]) -> list[int]:
-    """Those of the places `at` whose UID has an index record, live or retained."""
+    """Return the positions `at` whose UID has an index record, live or retained."""
     if not at:
         return at
     known = set(mailbox.state.records(np.array([uids[one] for one in at], dtype=np.uint32))[2].tolist())
@@ -97,7 +104,8 @@ def _recorded(mailbox: Index, uids: Sequence[int], at: list[int]) -> list[int]:
 
 
 async def _load_segments(mailbox: Index, uids: list[int]) -> bool:
-    """Read the cache segments that hold some of `uids` and were not read before; True if any came."""
+    """Read the cache segments that have some of `uids` and were not read before.
+    Returns True if any was read."""
     names = [
         name
         for name in mailbox.stamp.segments
@@ -135,11 +143,12 @@ async def mails(
 
 
 _Found = tuple[int, str, bytes, int]
-"""(uid, key and oid of its object, octets); the key is empty for one that is gone."""
+"""(uid, key and oid of its object, octets). The key is empty if the mail is gone."""
 
 
 async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[bytes, bytes | Unreadable]:
-    """The mails of a batch by oid, or what is wrong with them; without those that are gone or lost."""
+    """Return the mails of a batch by oid, or why they cannot be read, without mails
+    that are gone or lost."""
     env, sid = mailbox.env, mailbox.user.storage_id
     out: dict[bytes, bytes | Unreadable] = {}
     keys: dict[str, bytes] = {}
@@ -166,7 +175,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
         lost = {uid: key for uid, key, _, _ in batch if key in keys and key not in objects}
-        objects |= await look_again(mailbox, lost)
+        objects |= await check_again(mailbox, lost)
     data, owners = list(objects.values()), [owner_of(key) for key in objects]
     if size > INLINE_DECODED_BYTES or sum(map(len, data)) > INLINE_BYTES:
         decoded = await asyncio.to_thread(env.codec.decode_many, data, owners)
@@ -190,7 +199,8 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
 
 
 async def whole(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
-    """One mail. expunged: the mail is. Raises NotFound, Expunged, Corrupt, Unavailable."""
+    """Read a mail. expunged: whether it is expunged. Raises NotFound, Expunged,
+    Corrupt, Unavailable."""
     fetched: list[bytes] = []
 
     async def fetch() -> bytes:
@@ -208,8 +218,9 @@ async def whole(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
 
 
 async def _anew(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
-    """A mail of which the cached object does not decode: the file is damaged, or of a version that the bucket has left
-    behind. Raises NotFound, Expunged, Corrupt, Unavailable."""
+    """Read a mail again whose cached object does not decode. The file is damaged, or of
+    an older version than the bucket accepts. Raises NotFound, Expunged, Corrupt,
+    Unavailable."""
     await mailbox.env.fscache.drop(key)
     data = await get_object(mailbox, key, expunged=expunged)
     mail = _decode(mailbox, key, oid, data)
@@ -218,7 +229,8 @@ async def _anew(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
 
 
 def _where(mailbox: Index, uids: Sequence[int], begin: int) -> list[_Found]:
-    """Where the next mails lie: at most AHEAD of them, of AHEAD_BYTES if there is more than one."""
+    """Return the places of the next mails: at most AHEAD mails, and AHEAD_BYTES if
+    there are several."""
     state, sid = mailbox.state, mailbox.user.storage_id
     part = np.asarray(uids[begin : begin + AHEAD], dtype=np.uint32)
     table, where, known = state.records(part)
@@ -273,7 +285,8 @@ async def part(mailbox: Index, uid: int, start: int, end: int) -> bytes:
     try:
         return await cut()
     except (CorruptObject, NewerFormat, ShortPrefix) as exc:
-        # A damaged file of the cache, or the object was rewritten (`storage upgrade`) between two of the requests.
+        # The file of the cache is damaged, or the object was rewritten (`storage
+        # upgrade`) between two requests.
         log.warning("mail does not decode, read anew", key=key, user=mailbox.user.name, error=str(exc))
         await env.fscache.drop(key)
     try:
@@ -285,14 +298,15 @@ async def part(mailbox: Index, uid: int, start: int, end: int) -> bytes:
 
 
 def _check(mailbox: Index, key: str, oid: bytes, header: Header) -> None:
-    """Raises Corrupt when this is not the mail that the index says."""
+    """Raises Corrupt if this is not the mail that the index names."""
     _check_oid(mailbox, key, oid, header.oid)
     if header.major == OLD_MAJOR:
         _check_owner(mailbox, key, header.meta)
 
 
 async def _read(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
-    """The mail under a key. expunged: the mail is. Raises NotFound, Expunged, Corrupt, Unavailable."""
+    """Read the mail under a key. expunged: whether it is expunged. Raises NotFound,
+    Expunged, Corrupt, Unavailable."""
     name = name_of(mailbox.user.storage_id, oid)
     mail = mailbox.env.recent.get(name)
     if mail is None:
@@ -304,9 +318,10 @@ async def _read(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
 async def get_object(
     mailbox: Index, key: str, start: int = 0, end: int | None = None, *, expunged: bool = False
 ) -> bytes:
-    """GET one mail's object, or a part of it. Raises NotFound when it is lost.
+    """GET a mail's object, or a part of it. Raises NotFound if it is lost.
 
-    expunged: the mail is, so that its object may have been deleted: then Expunged, and nothing for the operator.
+    expunged: whether the mail is expunged. Then its object may have been deleted; this
+    raises Expunged, and nothing is logged.
     """
     data = await mailbox.env.get(key, kind="mail", start=start, end=end)
     if data is None:
@@ -318,12 +333,14 @@ async def get_object(
 
 
 def _decode(mailbox: Index, key: str, oid: bytes, data: bytes) -> bytes:
-    """The mail in an object; never another one's. Raises Corrupt."""
+    """Return the mail in an object, after checking that it is the right mail. Raises
+    Corrupt."""
     return _checked(mailbox, key, oid, mailbox.env.codec.decode_many([data], [owner_of(key)])[0])
 
 
 def _checked(mailbox: Index, key: str, oid: bytes, decoded: Decoded | StoreError) -> bytes:
-    """The same of an object that has been decoded, or of why it could not be."""
+    """As `_decode`, for an object that has been decoded, or for the error of decoding
+    it."""
     if isinstance(decoded, StoreError):
         log.error("mail damaged", key=key, user=mailbox.user.name, error=str(decoded))
         raise Corrupt("the mail is damaged in the storage") from decoded
@@ -334,7 +351,7 @@ def _checked(mailbox: Index, key: str, oid: bytes, decoded: Decoded | StoreError
 
 
 def _check_owner(mailbox: Index, key: str, meta: bytes) -> None:
-    """Raises Corrupt when a mail of version 1 says that it is of another mailbox or UID."""
+    """Raises Corrupt if a mail of version 1 names another mailbox or UID."""
     try:
         check_meta(MailMeta.decode(meta), key)
     except Corrupt as exc:
@@ -343,7 +360,8 @@ def _check_owner(mailbox: Index, key: str, meta: bytes) -> None:
 
 
 def _check_oid(mailbox: Index, key: str, oid: bytes, found: bytes) -> None:
-    """Raises Corrupt when the object under a mail's key is another one than the index says."""
+    """Raises Corrupt if the object under a mail's key is not the object that the index
+    names."""
     if found != oid:
         log.error("another mail under this key", key=key, user=mailbox.user.name)
         raise Corrupt("the mail is damaged in the storage")

@@ -1,9 +1,11 @@
-"""Mails that were read lately, decoded, in memory: a client that reads a mail part by part, or a second client of the
-same user, does not pay for the file and the decompression again.
+"""Decoded mails that were read lately, in memory. A client that reads a mail part by
+part, or a second client of the same user, needs no second read and decompression.
 
-Invariant: what is held is at most `bytes_max` octets; a mail never changes under its oid, so nothing grows stale. A
-name has the storage id in it (`name_of`): a record that claims another user's oid, as a forged one may, finds nothing.
-Refuses to know: where mails lie.
+Invariant: it holds at most `bytes_max` octets. A mail never changes under its oid, so
+an entry is never out of date. A name includes the storage id (`name_of`), so a forged
+record with another user's oid finds nothing.
+
+This module does not know where mails are stored.
 """
 
 from __future__ import annotations
@@ -12,19 +14,21 @@ from collections import OrderedDict
 from typing import Final
 
 RECENT_BYTES_MAX: Final = 32 << 20
-"""Some thousand mails; the page cache of the kernel holds the files of more."""
+"""Memory for some thousand mails. The kernel's page cache holds the files of more."""
 
 MAIL_BYTES_MAX: Final = 1 << 20
-"""A larger one would evict too many for one reader; of such a mail only the frames needed are read."""
+"""Larger mails are not kept, because each would evict too many others. Of such a mail
+only the frames needed are read."""
 
 
 def name_of(sid: str, oid: bytes) -> bytes:
-    """What a user's mail is held under. No two have the same: an oid has 16 bytes."""
+    """Return the name under which a user's mail is held. Names are unique, because an
+    oid has 16 bytes."""
     return sid.encode("ascii") + oid
 
 
 class Recent:
-    """Decoded mails by name; the least recently used go first."""
+    """Decoded mails by name. The least recently used mail is evicted first."""
 
     def __init__(self, bytes_max: int = RECENT_BYTES_MAX) -> None:
         self.bytes_max = bytes_max

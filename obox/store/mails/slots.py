@@ -1,30 +1,36 @@
 """UIDs that are being written: handed out in order, made visible in order.
 
-Theory of operation. `take` hands out the next UIDs; the key of the PUT is the first of them. Each slot ends settled,
-one of: landed (with what it adds to the state), void (nothing of ours is there, or what is there counts for nothing),
-taken (somebody else's object is under the key), orphan (ours has landed, but the group that it belongs to has failed).
-Slots become visible from the lowest on, as far as they are settled: so a new UID shows only when every lower one is
-decided. A taken slot stops the hand-out: when all slots in flight are settled the owner LISTs what the others wrote,
-and whoever lost its UID takes another.
+Theory of operation. `take` hands out the next UIDs; the key of the PUT is the first of
+them. Each slot is resolved to one of four fates. Landed: our object is there, and the
+slot has what it adds to the state. Void: no object of ours is there, or it counts for
+nothing. Taken: another writer's object is under the key. Orphan: our object has landed,
+but the group that it belongs to has failed. Slots become visible from the lowest on, as
+far as they are resolved. So a new UID becomes visible only when every lower UID is
+resolved. A taken slot stops the hand-out. When all slots in flight are resolved, the
+owner LISTs what the others wrote, and each writer that lost its UID takes another UID.
 
     taken out -> landed -> visible
               -> void   -> skipped (a burnt claim)
               -> taken  -> refresh; every slot in flight above it is tried again
               -> orphan -> refresh; expunged in the journal, then skipped
 
-Two writers. A writer that loses a UID LISTs and reads what the other has written. That takes longer than the other's
-next PUT, so its next UID is taken as well, and it would starve. So a writer that has lost a UID takes turns with the
-other. The bucket says whose turn it is: the turn is the other's if the highest UID is ours. In its turn a writer takes
-UIDs once, for all who wait, but at most twice as many as the other took in its last turn (TURN_UIDS at least). Then it
-LISTs, with growing pauses, until the other has written. After YIELD_S without a mail of the other's it is alone again.
-A writer that has lost nothing yet knows no turns. Who loses to such a one LOSSES times in a row takes UIDs further
-ahead, by about as many as the other wrote between the last two LISTs. They land, the other fills the UIDs below them,
-loses the first of them, and takes turns from then on (docs/format.md, "Turns").
+Two writers. A writer that loses a UID LISTs and reads what the other has written. That
+takes longer than the other's next PUT, so the next UID would be lost as well, and the
+writer would starve. So a writer that has lost a UID takes turns with the other. The
+bucket decides whose turn it is: it is the other's turn if the highest UID is ours. In
+its turn a writer takes UIDs once, for all waiting senders, but at most twice as many as
+the other took in its last turn (TURN_UIDS at least). Then it LISTs, with growing
+pauses, until the other has written. After YIELD_S without a mail of the other writer it
+works alone again. A writer that has lost nothing yet does not take turns. A writer that
+loses to it LOSSES times in a row skips about as many UIDs as the other wrote between
+the last two LISTs. Its objects land, the other fills the UIDs below them, loses the
+first of them, and takes turns from then on (docs/format.md, "Turns").
 
     alone --lost--> our turn --all taken--> their turn --found theirs--> our turn
                                                        --nothing--> alone
 
-Invariant: visible UIDs are a prefix of those handed out. Refuses to know: the bucket.
+Invariant: visible UIDs are a prefix of the UIDs that were handed out. This module does
+not know the bucket.
 """
 
 from __future__ import annotations
@@ -40,33 +46,36 @@ from ...mailbox import Delta
 from ..stage import Edit
 
 WAIT_S: Final = 15.0
-"""For a refresh to end, before the sender is told to try again."""
+"""How long a sender waits for a refresh before it gets a temporary error."""
 
 LOSSES: Final = 2
-"""Turns in a row in which all UIDs were lost, before UIDs are taken ahead."""
+"""Turns in a row in which all UIDs were lost, after which UIDs are skipped."""
 
 AHEAD_MAX: Final = 1024
-"""UIDs that may be left free, and so burnt, below one that is taken ahead."""
+"""UIDs that may be skipped, and so burnt, at a time."""
 
 YIELD_S: Final = 0.5
-"""How long the other's turn is waited for: some requests to a slow store, and short beside the time that a delivery
-may take."""
+"""How long the other writer's turn is waited for. It is enough for some requests to a
+slow store, and short in comparison with a delivery's time limit."""
 
 ASK_S: Final = (0.005, 0.1)
-"""The pause before the first LIST that looks for the other's turn, and the longest; the pause doubles."""
+"""The first and the longest pause before a LIST that looks for the other writer's turn.
+The pause doubles."""
 
 TURN_UIDS: Final = 4
-"""The UIDs of a turn, or more. Beside a backend with ten senders, one with a single sender then gets a fifth of the
-mails through; with all ten in each turn it would get an eleventh."""
+"""The smallest number of UIDs of a turn. Beside a backend with ten senders, a backend
+with a single sender then writes a fifth of the mails. With all ten in each turn it
+would write an eleventh."""
 
 SHOW_AT_ONCE: Final = 100
-"""Slots that become visible in one turn of the loop: 4 ms. The others follow in the next turns."""
+"""Slots that become visible in one turn of the loop: 4 ms. The others follow in the
+next turns."""
 
 Fate = Literal["pending", "landed", "void", "taken", "orphan"]
 
 
 class Slot:
-    """`count` UIDs from `uid` on, under one key."""
+    """`count` UIDs from `uid` on, under a single key."""
 
     __slots__ = ("also", "count", "delta", "done", "elsewhere", "fate", "uid")
 
@@ -76,21 +85,24 @@ class Slot:
         self.fate: Fate = "pending"
         self.delta: Delta | None = None
         self.elsewhere: Callable[[Edit, int], None] | None = None
-        """Adds to the edit that shows the slot, under this modseq, what changes with it in other mailboxes."""
+        """Called with the edit that shows the slot and its MODSEQ; adds changes of
+        other mailboxes that belong to it."""
         self.also: Callable[[], None] | None = None
         """Called when the slot has become visible, in the same turn of the loop."""
         self.done = done
-        """True when visible (or skipped), False when the UID was lost and another must be taken."""
+        """True when the slot is visible or skipped, False when its UID was lost and
+        another must be taken."""
 
 
 class Slots:
-    """The slots of one mailbox."""
+    """The slots of a mailbox."""
 
     def __init__(
         self, show: Callable[[Slot], None], taken: Callable[[], None], chance: Callable[[], float] = random.random
     ) -> None:
-        """show: a slot's turn has come (its fate is landed or void); taken: call `refreshed` after a LIST; chance: a
-        number in [0, 1)."""
+        """show: called when a slot becomes visible or is skipped (landed or void).
+        taken: called when a UID was lost; it must LIST and then call `refreshed`.
+        chance: returns a number in [0, 1)."""
         self._show = show
         self._taken = taken
         self._chance = chance
@@ -102,40 +114,44 @@ class Slots:
         self._idle.set()
         self._waiting = 0
         self._refresh = False
-        """What is settled is shown by the refresh that follows when all is."""
+        """Resolved slots are shown by the refresh that follows when all slots are
+        resolved."""
         self._lost = False
         """A UID was lost since the last refresh."""
         self._losses = 0
         """Refreshes in a row after a loss in which no mail of ours became visible."""
         self._reach = 0
-        """Above all UIDs that the last refresh saw, also those that it could not take in yet."""
+        """Above all UIDs that the last refresh saw, also UIDs that it could not join
+        yet."""
         self._ours_until = 0
-        """Above our highest UID that is visible."""
+        """Above our highest visible UID."""
         self._turns = False
-        """Another writer is there, and each takes its turn."""
+        """Whether there is another writer, with which we take turns."""
         self._left = 0
-        """UIDs that our turn still has."""
+        """UIDs that are left of our turn."""
         self._ahead = 0
-        """UIDs left free below those of our turn."""
+        """UIDs that were skipped below those of our turn."""
         self._over = False
-        """Our turn has ended; the hand-out is closed."""
+        """Whether our turn has ended, so that the hand-out is closed."""
         self._over_at = 0.0
         self._pause = 0.0
         self._shown = 0
         """Slots that became visible in this turn of the loop."""
         self._asking = False
-        """A refresh that looks for the other's turn is on its way."""
+        """Whether a refresh that looks for the other writer's turn is scheduled."""
 
     def __len__(self) -> int:
         return len(self._queue)
 
     @property
     def pending(self) -> bool:
-        """Some UID handed out is not settled, or somebody waits for one."""
+        """Whether a UID that was handed out is not resolved, or a sender waits for a
+        UID."""
         return bool(self._queue or self._waiting or self._asking)
 
     async def take(self, uidnext: int, counts: list[int]) -> list[Slot]:
-        """Hand out slots of so many UIDs each, neighbours; waits while a refresh is under way, and for our turn.
+        """Hand out consecutive slots of so many UIDs each. Waits while a refresh is
+        under way, and for our turn.
 
         Raises Unavailable.
         """
@@ -154,7 +170,8 @@ class Slots:
             if self._left <= 0:
                 self._end_turn()
             else:
-                loop.call_soon(self._end_turn)  # whoever was woken with us goes along
+                # Senders that were woken at the same time take UIDs of this turn too.
+                loop.call_soon(self._end_turn)
         slots = []
         for count in counts:
             slot = Slot(self._next, count, loop.create_future())
@@ -168,7 +185,8 @@ class Slots:
         """Return when UIDs are handed out."""
         self._waiting += 1
         try:
-            while not self._open.is_set():  # whoever was woken before may have closed it again
+            # A sender that was woken before may have closed it again.
+            while not self._open.is_set():
                 self._ask()
                 await self._open.wait()
         finally:
@@ -179,7 +197,8 @@ class Slots:
         self._over = True
 
     def _ask(self) -> None:
-        """After our turn: LIST after a pause, to see whether the other has had its own; only while a sender waits."""
+        """LIST after a pause, to see whether the other writer has had its turn. Only
+        while a sender waits."""
         if not self._over or not self._waiting or self._queue or self._asking:
             return
         loop = asyncio.get_running_loop()
@@ -193,17 +212,18 @@ class Slots:
         self._pause = min(2 * self._pause, ASK_S[1])
 
     def _yield(self) -> None:
-        """Our turn is over, and all of it is visible."""
+        """End our turn, all of which is visible."""
         self._over = True
         self._over_at, self._pause = asyncio.get_running_loop().time(), ASK_S[0]
         self._ask()
 
-    def settle(self, slot: Slot, fate: Fate, delta: Delta | None = None) -> None:
-        """Say what became of a slot; shows what can be shown."""
+    def resolve(self, slot: Slot, fate: Fate, delta: Delta | None = None) -> None:
+        """Set the fate of a slot, and show what can become visible."""
         slot.fate, slot.delta = fate, delta
         self._lost |= fate == "taken"
         if fate == "void" and slot.count > 1:
-            slot.count = 1  # only its first UID is burnt: the others are decided by the refresh
+            # Only its first UID is burnt; the refresh decides the others.
+            slot.count = 1
             self._refresh = True
         if fate in ("taken", "orphan"):
             self._refresh = True
@@ -212,13 +232,14 @@ class Slots:
             if all(other.fate != "pending" for other in self._queue):
                 self._taken()
             return
-        self._show_settled()
+        self._show_resolved()
 
-    def _show_settled(self) -> None:
-        """Show the slots that nothing pending lies below, SHOW_AT_ONCE in a turn of the loop."""
+    def _show_resolved(self) -> None:
+        """Show the slots that nothing pending lies below, SHOW_AT_ONCE in a turn of the
+        loop."""
         while self._queue and self._queue[0].fate != "pending":
             if self._shown == 0:
-                asyncio.get_running_loop().call_soon(self._go_on)
+                asyncio.get_running_loop().call_soon(self._continue_showing)
             elif self._shown >= SHOW_AT_ONCE:
                 return
             self._shown += 1
@@ -226,14 +247,15 @@ class Slots:
         if self._over and not self._queue:
             self._yield()
 
-    def _go_on(self) -> None:
-        """In the next turn of the loop."""
+    def _continue_showing(self) -> None:
+        """Show what waits. The loop calls it in its next turn."""
         full, self._shown = self._shown >= SHOW_AT_ONCE, 0
         if full and not self._refresh:  # else all are shown by the refresh
-            self._show_settled()
+            self._show_resolved()
 
     async def recheck(self) -> None:
-        """Settle what is in flight and refresh, then return; nothing new is handed out meanwhile."""
+        """Wait until all slots in flight are resolved, and refresh. Nothing new is
+        handed out meanwhile."""
         await self._opened()
         self._open.clear()
         self._refresh = True
@@ -242,16 +264,17 @@ class Slots:
         await self._opened()
 
     def show(self, until: int, lost: Callable[[Slot], bool]) -> None:
-        """After a LIST that took in what others wrote: show our slots up to a UID that stand, fail those that `lost`
-        names."""
+        """Show our slots up to a UID, after a LIST that joined what others wrote. Slots
+        that `lost` names fail."""
         while self._queue and self._queue[0].uid <= until:
             slot = self._queue.popleft()
             self._finish(slot, not (slot.fate == "taken" or lost(slot)))
 
     def refreshed(self, uidnext: int, seen: int, others: int) -> None:
-        """All is shown: hand out UIDs again, or wait for the other's turn.
+        """Hand out UIDs again after a refresh, or wait for the other writer's turn.
 
-        seen: the highest UID that was listed, also above uidnext. others: mails that others wrote since the last time.
+        seen: the highest UID that was listed, also above uidnext. others: mails that
+        others wrote since the last time.
         """
         lost, asked = self._lost, self._asking
         self._lost = self._asking = self._refresh = False
@@ -289,6 +312,6 @@ class Slots:
     def in_flight(self) -> list[Slot]:
         return list(self._queue)
 
-    async def settled(self) -> None:
+    async def all_resolved(self) -> None:
         """Return when nothing is in flight."""
         await self._idle.wait()

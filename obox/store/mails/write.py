@@ -1,13 +1,13 @@
-"""The one way in: mails, claims and burnt UIDs under new keys (docs/format.md, "Delivery", "COPY, MOVE").
+"""The one way in: mails, claims and burnt UIDs under new keys (docs/format.md,
+"Delivery", "COPY, MOVE").
 
-Steps of a delivery; the commit point is 3:
- 1. a UID is taken (`Slots.take`), the mail encoded under it with a fresh oid;
- 2. the journal's lease is renewed beside it when it is old;
- 3. PUT, create-only, under the UID's key;
- 4. when every lower UID is settled: index record into memory, local copy and journal;
- 5. the acknowledgement.
+Steps of a delivery; the commit point is 3: 1. a UID is taken (`Slots.take`), the mail
+encoded under it with a fresh oid; 2. the journal's lease is renewed beside it when it
+is old; 3. PUT, create-only, under the UID's key; 4. when every lower UID is resolved:
+index record into memory, local copy and journal; 5. the acknowledgement.
 
-The PUT runs in a task of the store, so that a client that hangs up cannot leave a UID undecided.
+The PUT runs in a task of the store, so that a UID is resolved even if the client
+disconnects.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import structlog
 
 from ...errors import Temporary, Unavailable
 from ...mailbox import Delta, Rows
-from ...objectstore import StoreError, put_once, settle
+from ...objectstore import StoreError, find_outcome, put_once
 from ...objectstore.codec import ObjectKind
 from ...objectstore.keys import mail_key, owner_of
 from ...types import Oid, Uid
@@ -39,25 +39,28 @@ from .slots import Fate, Slot
 log = structlog.get_logger()
 
 PUTS_AT_ONCE: Final = 8
-"""PUTs in flight for one MULTIAPPEND."""
+"""PUTs in flight for a single MULTIAPPEND."""
 
 CLAIM_INLINE: Final = 1000
 """Mails of a claim that is compressed on the loop: two milliseconds."""
 
 FIELDS_S: Final = 2.0
-"""How long a mail that is in the bucket waits for its ready fields; without them it is visible, and whoever asks for
-them first makes them. More than this and its sender would hear 451 of a mail that is stored, and send it again."""
+"""How long a mail in the bucket waits for its ready fields. Without them it becomes
+visible, and the first reader makes them. After a longer wait the sender would get 451
+for a stored mail, and would send it again."""
 
 DECIDE_S: Final = 1.0
-"""Between attempts to decide a UID, so that deliveries go on soon after an outage."""
+"""Interval between attempts to resolve a UID. It is short, so that deliveries continue
+soon after an outage."""
 
 ATTEMPTS_MAX: Final = 8
-"""UIDs lost in a row to other writers before we give up for now."""
+"""UIDs that may be lost in a row to other writers before the write fails as
+temporary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A mail to be written; internaldate None: now."""
+    """A mail to be written. internaldate: None means now."""
 
     source: bytes | Source
     flags: tuple[str, ...]
@@ -66,12 +69,15 @@ class Draft:
 
 
 async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[Uid]:
-    """Write mails under neighbouring UIDs, all visible or none; durable on return. Raises Unavailable.
+    """Write mails under consecutive UIDs. All become visible or none does. They are
+    durable on return. Raises Unavailable.
 
-    Of very many the first become visible some turns of the loop before the last (`_slots.SHOW_AT_ONCE`).
+    Of very many mails, the first become visible some turns of the loop before the last
+    (`slots.SHOW_AT_ONCE`).
 
-    room: what they have taken of the quota; it is used up as they become visible. May be cut short: what is under way
-    then comes to its end unacknowledged.
+    room: what the mails have reserved of the quota. It becomes usage as they become
+    visible. If the call is cancelled, work under way completes, but is not
+    acknowledged.
     """
     journal = mailbox.user.journal
     journal.check()
@@ -95,15 +101,16 @@ async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[U
         await asyncio.shield(lease)
     if mailbox.unborn:
         await journal.sync()
-    await journal.lease()  # once more: the machine may have been suspended since
+    await journal.lease()  # again, because the machine may have been suspended since
     return [Uid(slot.uid) for slot in slots]
 
 
 @contextmanager
 def _keywords_held(mailbox: Index, flags: Iterable[str]) -> Iterator[list[Slot]]:
-    """Count keywords against the mailbox's limit until the last slot that is put into the list is visible or lost.
+    """Count keywords against the mailbox's limit until the last slot of the list is
+    visible or lost.
 
-    Nobody else can then take the places that `State.spell` has found for them.
+    So no other writer can take the places that `State.spell` has found for them.
     """
     end = mailbox.state.flags.expect(flags)
     slots: list[Slot] = []
@@ -117,7 +124,8 @@ def _keywords_held(mailbox: Index, flags: Iterable[str]) -> Iterator[list[Slot]]
 
 
 async def _put_group(mailbox: Index, slots: list[Slot], drafts: list[Draft]) -> None:
-    """PUT every mail of a group and settle its slots, however long it takes: all landed, or none counts."""
+    """PUT every mail of a group and resolve its slots, however long it takes. Either
+    all have landed, or none counts."""
     gate = asyncio.Semaphore(PUTS_AT_ONCE)
 
     async def one(slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
@@ -127,7 +135,8 @@ async def _put_group(mailbox: Index, slots: list[Slot], drafts: list[Draft]) -> 
     if len(slots) == 1:
         results = [await _put_mail(mailbox, slots[0], drafts[0])]
     else:
-        # The last one goes out first: another writer that LISTs sees how far we go, and waits for what lies below.
+        # The last mail is sent first. Another writer that LISTs then sees how far the
+        # group reaches, and waits for lower UIDs.
         pairs = list(zip(slots, drafts, strict=True))
         last, *others = await asyncio.gather(*(one(slot, draft) for slot, draft in [pairs[-1], *pairs[:-1]]))
         results = [*others, last]
@@ -137,13 +146,13 @@ async def _put_group(mailbox: Index, slots: list[Slot], drafts: list[Draft]) -> 
         mailbox.put_fields([(slot.uid, fields.packed) for slot, (_, _, fields) in made if fields is not None])
     for slot, (fate, delta, _) in zip(slots, results, strict=True):
         if fate == "landed" and not all_landed:
-            mailbox.slots.settle(slot, "orphan", delta)
+            mailbox.slots.resolve(slot, "orphan", delta)
         else:
-            mailbox.slots.settle(slot, fate, delta)
+            mailbox.slots.resolve(slot, fate, delta)
 
 
 async def _put_mail(mailbox: Index, slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
-    """PUT one mail, which may have to be read first."""
+    """PUT a mail, which may have to be read first."""
     if isinstance(draft.source, bytes):
         return await _put_source(mailbox, slot, draft, draft.source)
     try:
@@ -158,7 +167,7 @@ async def _put_mail(mailbox: Index, slot: Slot, draft: Draft) -> tuple[Fate, Del
 async def _put_source(
     mailbox: Index, slot: Slot, draft: Draft, source: bytes
 ) -> tuple[Fate, Delta | None, Fields | None]:
-    """PUT the bytes of a mail; its fields are made while the bucket works."""
+    """PUT the bytes of a mail. Its fields are made while the bucket works."""
     env = mailbox.env
     now = env.now()
     meta = MailMeta(
@@ -174,7 +183,7 @@ async def _put_source(
     what = ObjectKind.MAIL, owner_of(key), oid, meta.encode(), source
     data = env.codec.encode(*what) if len(source) <= INLINE_MAX else await asyncio.to_thread(env.codec.encode, *what)
     putting = mailbox.user.spawn(put_slot(mailbox, slot, data, oid))
-    await asyncio.sleep(0)  # the request goes out
+    await asyncio.sleep(0)  # the request is sent
     fields = quick_fields(source)
     making = None
     if fields is None:
@@ -189,8 +198,9 @@ async def _put_source(
 
 
 async def put_slot(mailbox: Index, slot: Slot, data: bytes, oid: Oid) -> Fate:
-    """PUT under a slot's UID and say what became of it. A PUT without a known outcome is decided, however long it
-    takes: what did land counts, for a LIST would find it."""
+    """PUT under a slot's UID and return the outcome. If the outcome of the PUT is
+    unknown, it is found out, however long it takes. An object that landed counts,
+    because a LIST would find it."""
     key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
     try:
         return "landed" if await put_once(mailbox.env.bucket, key, data, oid, kind="mail") else "taken"
@@ -201,11 +211,12 @@ async def put_slot(mailbox: Index, slot: Slot, data: bytes, oid: Oid) -> Fate:
 
 
 async def _decided(mailbox: Index, key: str, oid: Oid) -> Fate:
-    """What became of a PUT, or of one that was never sent, however long it takes to say."""
+    """Return the outcome of a PUT that was or was not sent, however long it takes to
+    find out."""
     pause = 0.5
     while True:
         try:
-            outcome = await settle(mailbox.env.bucket, key, oid, kind="mail")
+            outcome = await find_outcome(mailbox.env.bucket, key, oid, kind="mail")
         except StoreError:
             await mailbox.env.sleep(pause)
             pause = min(pause * 2, DECIDE_S)
@@ -214,18 +225,19 @@ async def _decided(mailbox: Index, key: str, oid: Oid) -> Fate:
 
 
 async def burn(mailbox: Index, uid: int) -> bool:
-    """Put nothing under a UID that nobody seems to have used, so that no late PUT can land there. False: something has
-    landed meanwhile. Raises Unavailable."""
+    """Put nothing under a UID that nobody seems to have used, so that no late PUT can
+    land there. False: something has landed meanwhile. Raises Unavailable."""
     env, key = mailbox.env, mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
     try:
-        return await settle(env.bucket, key, env.new_oid(), kind="mail") != "other"
+        return await find_outcome(env.bucket, key, env.new_oid(), kind="mail") != "other"
     except StoreError as exc:
         raise env.unavailable("put", key, exc) from exc
 
 
 async def write_claim(mailbox: Index, rows: Rows | None, count: int, until: float) -> tuple[Slot, Delta]:
-    """Claim `count` UIDs with one PUT that holds their records, or none: then they are skipped for ever. No new attempt
-    begins after `until`. The slot is not settled yet: the caller does it, "landed" with the delta. Raises Unavailable.
+    """Claim `count` UIDs with a single PUT that has their records, or with no records;
+    then the UIDs are skipped for ever. No new attempt begins after `until`. The caller
+    must resolve the slot as "landed" with the delta. Raises Unavailable.
     """
     with _keywords_held(mailbox, () if rows is None else rows.stamps) as held:
         return await _write_claim(mailbox, rows, count, until, held)
@@ -249,7 +261,7 @@ async def _write_claim(
         fate = await put_slot(mailbox, slot, data, oid)
         if fate == "landed":
             return slot, delta
-        mailbox.slots.settle(slot, fate)
+        mailbox.slots.resolve(slot, fate)
         await slot.done
         if env.clock() > until:
             break

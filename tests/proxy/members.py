@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -30,6 +31,8 @@ from obox.types import StorageId
 SECRET = b"the secret of this test's cluster"
 USERS = ("anna", "ben", "carl")
 ADDRESS = "127.0.0.1"
+PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+"""Where programs are; Debian keeps servers in sbin."""
 
 
 class Rows:

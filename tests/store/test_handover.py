@@ -1,0 +1,319 @@
+"""Users come to a backend that serves and leave it: what is uploaded, fenced, compared and refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from machines import Bucket, Life, Machine, flags_of, uids
+
+from obox.errors import Elsewhere, InUse
+from obox.store import NewMail, handover
+from obox.store.owned import Tag
+from obox.types import StorageId
+
+ANNA, BEN = StorageId("anna"), StorageId("ben")
+MAIL = NewMail(b"a: b\r\n\r\ntext")
+
+
+class Rows:
+    """A directory in which each user is a unit of its own."""
+
+    def __init__(self) -> None:
+        self.owners: dict[str, tuple[str, Tag]] = {}
+        self.highest = 0
+
+    def give(self, backend: str, *units: str) -> dict[str, Tag]:
+        self.highest += 1
+        tags = dict.fromkeys(units, Tag(self.highest, 7))
+        self.owners |= {unit: (backend, tag) for unit, tag in tags.items()}
+        return tags
+
+
+class Member:
+    """`store.owned.Cluster` of one backend."""
+
+    def __init__(self, rows: Rows, name: str) -> None:
+        self.rows, self.name = rows, name
+        self.life: Life
+
+    def unit_of(self, sid: str) -> str:
+        return sid
+
+    async def ready(self) -> None:
+        pass
+
+    def units(self) -> dict[str, Tag]:
+        return {unit: tag for unit, (name, tag) in self.rows.owners.items() if name == self.name}
+
+    def number(self) -> int:
+        return self.rows.highest
+
+    async def fenced(self, boot: str) -> None:
+        store = self.life.store
+        store.spawn(handover.go_on(store, boot))
+        store.env.owned.lose([unit for unit in store.env.owned.units if unit not in self.units()])
+
+    async def kick(self, users: Collection[StorageId]) -> None:
+        for sid in users:
+            if (user := self.life.store.users.get(sid)) is not None:
+                user.sessions = 0
+                for box in user.boxes.values():
+                    box.sessions = 0
+        self.life.users.clear()
+
+    async def gain(self, *units: str, dead: tuple[tuple[str, str], ...] = (), orderly: bool = False) -> None:
+        await handover.gain(self.life.store, self.rows.give(self.name, *units), dead, orderly=orderly)
+
+
+@asynccontextmanager
+async def member(machine: Machine, rows: Rows, *, kill: bool = False) -> AsyncIterator[Member]:
+    one = Member(rows, machine.settings.backend)
+    async with machine.run(cluster=one, kill=kill) as life:
+        one.life = life
+        yield one
+        await one.kick(list(life.store.users))
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return Rows()
+
+
+@pytest.fixture
+def other(machine: Machine, tmp_path: Path) -> Machine:
+    return machine.renamed("second", tmp_path / "second")
+
+
+async def with_flag(life: Life, name: str) -> None:
+    """A user with a mail of which the journal alone knows that it was seen."""
+    user = await life.user(name)
+    await user.append("INBOX", [MAIL])
+    box = await user.select("INBOX")
+    await user.flush(everything=True)
+    await box.store_flags(uids(1), "add", ["\\Seen"])
+    await life.store.journal.sync()
+
+
+async def adopted(one: Member) -> None:
+    """Everybody whom dead boots name and who is this backend's is in bundles, and the bucket says so."""
+    async with asyncio.timeout(30):
+        while one.life.store.takeover.left or not one.life.store.upkeep.settled():  # noqa: ASYNC110 - the store has no event for it
+            await asyncio.sleep(0.01)
+
+
+async def flags(life: Life, name: str) -> dict[int, list[str]]:
+    return flags_of(await (await life.user(name)).select("INBOX"))
+
+
+async def test_a_user_of_another_backend_is_not_opened(machine: Machine, rows: Rows) -> None:
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        await one.life.user("anna")
+        with pytest.raises(Elsewhere):
+            await one.life.user("ben")
+
+
+async def test_a_successor_has_what_the_dead_owner_journaled(machine: Machine, other: Machine, rows: Rows) -> None:
+    async with member(other, rows) as two:
+        async with member(machine, rows, kill=True) as one:
+            await one.gain("anna", "ben")
+            boot = one.life.store.journal.boot
+            for name in ("anna", "ben"):
+                await with_flag(one.life, name)
+        await two.gain("anna", dead=(("first", boot),))
+        assert await flags(two.life, "anna") == {1: ["\\Seen"]}
+        with pytest.raises(Elsewhere):
+            await two.life.user("ben")
+
+
+async def test_each_successor_adopts_its_own_users(
+    machine: Machine, other: Machine, rows: Rows, bucket: Bucket, tmp_path: Path
+) -> None:
+    """The boot stays unclean, with everything that it says, until the last of its users has been adopted."""
+    third = machine.renamed("third", tmp_path / "third")
+    async with member(other, rows) as two, member(third, rows) as three:
+        async with member(machine, rows, kill=True) as one:
+            await one.gain("anna", "ben")
+            boot = one.life.store.journal.boot
+            for name in ("anna", "ben"):
+                await with_flag(one.life, name)
+        await two.gain("anna", dead=(("first", boot),))
+        await adopted(two)
+        assert [(one.boot.name, one.clean) for one in two.life.store.takeover.boots] == [(boot, False)]
+        await three.gain("ben", dead=(("first", boot),))
+        assert await flags(three.life, "ben") == {1: ["\\Seen"]}
+        await adopted(three)
+        await handover.sweep(two.life.store)
+        assert not two.life.store.takeover.boots
+
+
+async def test_a_fence_names_the_boot_that_was_seen_dying(machine: Machine, other: Machine, rows: Rows) -> None:
+    async with member(other, rows) as two:
+        async with member(machine, rows, kill=True) as one:
+            await one.gain("anna")
+            dead = one.life.store.journal.boot
+            await with_flag(one.life, "anna")
+        async with member(machine, rows) as again:
+            boot = again.life.store.journal.boot
+            await two.gain("anna", dead=(("first", dead),))
+            await again.life.store.journal.announce()
+            assert again.life.store.journal.boot == boot, "its present boot was not fenced"
+
+
+async def test_a_fenced_owner_goes_on_with_the_users_that_are_still_its_own(
+    machine: Machine, other: Machine, rows: Rows
+) -> None:
+    """No bundle is written for them, no copy is compared, and what was acknowledged before is in the new boot."""
+    names = [f"user{number}" for number in range(20)]
+    async with member(machine, rows) as one, member(other, rows) as two:
+        await one.gain("anna", *names)
+        for name in ("anna", *names):
+            await with_flag(one.life, name)
+        store, boot = one.life.store, one.life.store.journal.boot
+        await two.gain("anna", dead=(("first", boot),))
+        with one.life.counting() as counted:
+            await store.journal.announce()
+            assert store.journal.boot != boot
+            await handover.go_on(store, boot)
+        assert counted.count("put", "index") == 0, "bundles"
+        assert all(store.env.owned.owns(name) for name in names)
+        assert not store.env.owned.owns("anna")
+        with one.life.counting() as counted:
+            assert await flags(one.life, names[0]) == {1: ["\\Seen"]}
+        assert counted.count("list", "index") == 0, "its copy is trusted"
+        lost = store.users[ANNA]
+        box = await lost.select("INBOX")
+        with pytest.raises(Elsewhere):
+            await box.store_flags(uids(1), "add", ["\\Flagged"])
+
+
+async def test_a_released_user_has_everything_in_bundles(machine: Machine, other: Machine, rows: Rows) -> None:
+    async with member(machine, rows) as one, member(other, rows) as two:
+        await one.gain("anna", "ben")
+        for name in ("anna", "ben"):
+            await with_flag(one.life, name)
+        store = one.life.store
+
+        async def hand() -> bool:
+            rows.give("second", "anna")
+            return True
+
+        assert await handover.release(store, ["anna"], one.kick, hand)
+        assert list(store.users) == ["ben"]
+        assert {sid for sid, _ in store.journal.uncovered()} == {"ben"}
+        with pytest.raises(Elsewhere):
+            await one.life.user("anna")
+        await two.gain("anna", orderly=True)
+        with two.life.counting() as counted:
+            assert await flags(two.life, "anna") == {1: ["\\Seen"]}
+        assert counted.count("put", "mail") == 0
+
+
+async def test_a_user_who_comes_back_is_compared_by_lists_alone(machine: Machine, other: Machine, rows: Rows) -> None:
+    async with member(machine, rows) as one, member(other, rows) as two:
+        await one.gain("anna")
+        await with_flag(one.life, "anna")
+
+        async def to(name: str) -> bool:
+            rows.give(name, "anna")
+            return True
+
+        assert await handover.release(one.life.store, ["anna"], one.kick, lambda: to("second"))
+        await two.gain("anna", orderly=True)
+        box = await (await two.life.user("anna")).select("INBOX")
+        await two.life.quiet()
+        assert flags_of(box) == {1: ["\\Seen"]}
+        assert await handover.release(two.life.store, ["anna"], two.kick, lambda: to("first"))
+        await one.gain("anna", orderly=True)
+        with one.life.counting() as counted:
+            assert await flags(one.life, "anna") == {1: ["\\Seen"]}
+        assert counted.count("list", "index") + counted.count("list", "mail") <= 3
+        assert counted.count("get", "mail") == 0
+        with one.life.counting() as counted:
+            assert await flags(one.life, "anna") == {1: ["\\Seen"]}
+        assert counted.count() == 0, "an open on the owner makes no request"
+
+
+async def test_a_release_that_nobody_takes_changes_nothing(machine: Machine, rows: Rows) -> None:
+    async def nobody() -> bool:
+        return False
+
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        await with_flag(one.life, "anna")
+        assert not await handover.release(one.life.store, ["anna"], one.kick, nobody)
+        assert await flags(one.life, "anna") == {1: ["\\Seen"]}
+
+
+async def test_sessions_that_do_not_end_stop_a_release(machine: Machine, rows: Rows) -> None:
+    async def stubborn(users: Collection[StorageId]) -> None:
+        pass
+
+    async def hand() -> bool:
+        raise AssertionError("the row is written only when everything is in bundles")
+
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        await with_flag(one.life, "anna")
+        with pytest.raises(InUse):
+            await handover.release(one.life.store, ["anna"], stubborn, hand)
+        assert await flags(one.life, "anna") == {1: ["\\Seen"]}
+
+
+async def test_what_a_lost_user_had_is_uploaded_and_reaches_the_owner(
+    machine: Machine, other: Machine, rows: Rows
+) -> None:
+    async with member(machine, rows) as one, member(other, rows) as two:
+        await one.gain("anna")
+        await with_flag(one.life, "anna")
+        await two.gain("anna")
+        box = await (await two.life.user("anna")).select("INBOX")
+        user = one.life.store.users[ANNA]
+        mine = await user.select("INBOX")
+        await mine.store_flags(uids(1), "add", ["work"])
+        assert await handover.lose(one.life.store, ["anna"], one.kick) == [ANNA]
+        assert ANNA not in one.life.store.users
+        await handover.doubt(two.life.store, ["anna"])
+        await two.life.store.users[ANNA].recheck(every=True)
+        assert flags_of(box) == {1: ["\\Seen", "work"]}
+
+
+async def test_a_directory_that_knows_less_than_the_journals_makes_every_copy_compare(
+    machine: Machine, other: Machine, rows: Rows
+) -> None:
+    """Both own the user by the row of yesterday; the first does not show what it has before it has asked."""
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        await with_flag(one.life, "anna")
+    yesterday = dict(rows.owners), rows.highest
+    async with member(other, rows) as two:
+        await two.gain("anna")
+        box = await (await two.life.user("anna")).select("INBOX")
+        await box.store_flags(uids(1), "add", ["work"])
+        await two.life.users[0].flush(everything=True)
+        rows.owners, rows.highest = yesterday
+        async with member(machine, rows) as one:
+            assert one.life.store.env.owned.owns("anna")
+            assert await flags(one.life, "anna") == {1: ["\\Seen", "work"]}
+
+
+async def test_a_restart_keeps_its_copies_where_its_rows_are_unchanged(machine: Machine, rows: Rows) -> None:
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        await with_flag(one.life, "anna")
+    async with member(machine, rows) as one:
+        with one.life.counting() as counted:
+            assert await flags(one.life, "anna") == {1: ["\\Seen"]}
+        assert counted.count() == 0
+    rows.give("first", "anna")  # it was away
+    async with member(machine, rows) as one:
+        with pytest.raises(Elsewhere):
+            await one.life.user("anna")
+        await one.gain("anna")
+        with one.life.counting() as counted:
+            await flags(one.life, "anna")
+        assert counted.count("list", "index") > 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import imaplib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ def test_a_worker_that_is_killed_is_started_again_and_keeps_its_users(unit: Unit
             unit.deliver(name)
     assert {name: unit.count(name) for name in NAMES} == dict.fromkeys(NAMES, 3)
     assert {name: unit.who_serves(name) for name in NAMES} == served
+    ends = [row for row in unit.admin("log", "errors") if ENDED in row["text"]]
+    assert [row["worker"] for row in ends] == ["", ""]
     assert len(unit.backend.events("a worker has ended, it is started again")) == 2
     assert unit.backend.stop() == 0
     state: Path = unit.backend.state
@@ -283,3 +286,38 @@ def test_postfix_hears_where_all_users_are_served(unit: Unit) -> None:
     assert f"lmtp:inet:[127.0.0.1]:{unit.backend.lmtp}".encode() in answer or b"%d" % unit.backend.lmtp in answer, (
         answer
     )
+
+
+def test_the_demo_is_a_cluster_whose_workers_may_be_killed(tmp_path: Path) -> None:
+    """The commands of README.md."""
+    imap = free_port()
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("OBOX_")}
+    environ |= {"OBOX_IMAP__LISTEN": f"127.0.0.1:{imap}", "OBOX_LMTP__LISTEN": f"127.0.0.1:{free_port()}"}
+    environ |= {"OBOX_HTTP__LISTEN": f"127.0.0.1:{free_port()}", "OBOX_CLUSTER__BACKEND": "demo"}
+    program = [str(OBOXADM.with_name("obox")), "serve", "--demo", str(tmp_path / "demo"), "--workers", "3"]
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(program, env=environ, stdout=subprocess.PIPE, stderr=log, text=True) as serving,
+    ):
+        try:
+            assert serving.stdout is not None
+            (line,) = [line for line in _until_ready(serving.stdout) if line.startswith("  workers")]
+            found = re.findall(r"demo-\d is process (\d+)", line)
+            assert len(found) == 3
+            for pid in map(int, found):
+                os.kill(pid, signal.SIGKILL)
+                with imaplib.IMAP4("127.0.0.1", imap) as client:  # at once
+                    client.login("demo@example.org", "demo")
+                    assert client.select("INBOX")[1] == [b"3"]
+            serving.terminate()
+            assert serving.wait(PATIENCE_S) == 0
+        finally:
+            serving.kill()
+
+
+def _until_ready(lines: Iterable[str]) -> Iterator[str]:
+    """What the demo prints, up to its last line."""
+    for line in lines:
+        yield line
+        if line.startswith("Stop with Ctrl-C"):
+            return

@@ -293,7 +293,9 @@ class Box:
         self.asked_mails: list[int] = []
         self.memo = _search.Memo()
 
-    async def fields(self, uids: Sequence[int], *, autofix: bool | None = None) -> list[Fields | Unreadable | None]:
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = 0
+    ) -> list[Fields | Unreadable | None]:
         self.asked_fields += uids
         out: list[Fields | Unreadable | None] = []
         for uid in uids:

@@ -424,7 +424,10 @@ class Server:
     """The process."""
 
     workers: int = _set(
-        kinds.integer(1, 1024), "1", "processes behind the same addresses; only 1 for now", restart=True
+        kinds.integer(1, 1024),
+        "1",
+        "backends behind the same addresses, each in a process of its own; caches are divided among them",
+        restart=True,
     )
     shutdown_timeout: float = _set(
         kinds.duration("1s", "1h"),

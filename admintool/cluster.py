@@ -39,9 +39,10 @@ def cluster_user() -> None:
 @cluster.command()
 @click.pass_obj
 def dump(obj: Context) -> None:
-    """Print all rows of the directory, except beats, as lines of JSON for cluster load.
+    """Print the rows of the directory as lines of JSON, for cluster load.
 
-    A row that cannot be read has value instead of record, in base64.
+    Beats are left out. A row that cannot be read has value instead of record, in
+    base64.
 
     \b
     Example:

@@ -74,11 +74,11 @@ def _made(cluster: ClusterParts, settings: Settings) -> Row:
 
 @verb("cluster upgrade", Nothing, needs=Needs.DIRECTORY, columns=("what", "version", "reads", "result"))
 async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Raise the version of the directory to that of this obox, once all members can
-    read it.
+    """Raise the version of the directory to that of this obox.
 
-    It shows what each member can read. Exit 75 while a member reads less than this
-    version of obox: upgrade it, or remove it. Proxies that do not run do not count.
+    All members must be able to read it. It shows what each member can read. Exit 75
+    while a member reads less than this version of obox: upgrade it, or remove it.
+    Proxies that do not run do not count.
     """
     from ..cluster import Kind
     from ..cluster.records import MAJOR, MINOR, SETTINGS_KEY
@@ -149,13 +149,13 @@ class CheckParams(Params, kw_only=True):
 
 @verb("cluster check", CheckParams, needs=Needs.DIRECTORY, columns=("result", "check", "where", "detail"))
 async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Event]:
-    """Check the directory: rows that cannot be read, groups without an owner or with
-    two, owners that are gone, moves that are pending, boots that are not clean.
+    """Check the directory of the cluster.
 
-    It also compares what the backend that is asked serves. With --login it also tries
-    each backend that is not offline, over the trusted link: it lives, has the same
-    secret, and lets the user in or refers to the owner. It changes nothing. Exit 65 if
-    something is wrong.
+    It finds rows that cannot be read, groups without an owner or with two, owners that
+    are gone, moves that are pending, and boots that are not clean. It also compares
+    what the backend that is asked serves. With --login it also tries each backend that
+    is not offline, over the trusted link: it lives, has the same secret, and lets the
+    user in or refers to the owner. It changes nothing. Exit 65 if something is wrong.
     """
     from ..cluster import check
 
@@ -201,9 +201,10 @@ async def _logins(admin: Admin, cluster: ClusterParts, user: str) -> AsyncIterat
 
 @verb("cluster dump", Nothing, needs=Needs.DIRECTORY, columns=("kind", "key", "timestamp", "record"))
 async def cluster_dump(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Print all rows of the directory, except beats, as lines of JSON for cluster load.
+    """Print the rows of the directory as lines of JSON, for cluster load.
 
-    A row that cannot be read has value instead of record, in base64.
+    Beats are left out. A row that cannot be read has value instead of record, in
+    base64.
     """
     import msgspec
 

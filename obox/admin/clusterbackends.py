@@ -73,8 +73,7 @@ async def cluster_backend_list(admin: Admin, params: BackendListParams) -> Async
 
 @verb("cluster backend status", BackendListParams, needs=Needs.DIRECTORY, columns=STATUS)
 async def cluster_backend_status(admin: Admin, params: BackendListParams) -> AsyncIterator[Event]:
-    """Show what the backends of the cluster do: their groups, their beat and their
-    load.
+    """Show groups, beats and load of the backends of the cluster.
 
     The age of a beat is the difference between two clocks: that of the backend and that
     of the machine that is asked.

@@ -19,7 +19,7 @@ import pytest
 from ports import free_port
 from processes import PASSWORD, USERS, Backend, lmtp
 from prometheus_client.parser import text_string_to_metric_families
-from test_cluster import PATIENCE_S, until
+from test_backends import PATIENCE_S, until
 
 MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nText\r\n"
 OBOXADM = Path(sys.executable).with_name("oboxadm")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,7 +80,8 @@ class Cluster:
     say: Callable[[str], None]
     backends: list[Machine] = field(default_factory=list)
     proxies: list[Machine] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    actions: list[tuple[float, str]] = field(default_factory=list)
+    """What happened, and when it began."""
     _disturbed: set[str] = field(default_factory=set)
 
     async def start(self) -> None:
@@ -90,7 +93,7 @@ class Cluster:
         for one in (*self.backends, *self.proxies):
             await one.listening()
 
-    async def _put(self, kind: Kind, key: str, record: Orders | Move) -> None:
+    async def put(self, kind: Kind, key: str, record: Orders | Move) -> None:
         while True:
             try:
                 row = await self.directory.get(kind, key)
@@ -106,7 +109,7 @@ class Cluster:
         for number in range(GROUPS):
             key = group_key(number)
             if rank(key, weights)[0] == to.name:
-                await self._put(Kind.MOVES, key, Move(to.name, time.time(), "bench"))
+                await self.put(Kind.MOVES, key, Move(to.name, time.time(), "bench"))
 
     # -- disturbances ------------------------------------------------------------------
 
@@ -127,7 +130,7 @@ class Cluster:
             victim = rng.choice(free)
             self._disturbed.add(victim.name)
             try:
-                self.counts[action] = self.counts.get(action, 0) + 1
+                self.actions.append((self.witness.now(), action))
                 await _ACTIONS[action](self, victim, rng, stopping)
                 await self.spread(victim)
             finally:
@@ -142,17 +145,17 @@ class Cluster:
 
     async def _evacuate(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
         self.say(f"evacuate {one.name}")
-        await self._put(Kind.ORDERS, one.name, Orders(evacuate=True))
+        await self.put(Kind.ORDERS, one.name, Orders(evacuate=True))
         await _within(stopping, 4 + 6 * rng.random())
         self.say(f"evacuate {one.name} no more")
-        await self._put(Kind.ORDERS, one.name, Orders())
+        await self.put(Kind.ORDERS, one.name, Orders())
 
     async def _evacuate_and_stop(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
         self.say(f"evacuate {one.name} and stop it")
-        await self._put(Kind.ORDERS, one.name, Orders(evacuate=True))
+        await self.put(Kind.ORDERS, one.name, Orders(evacuate=True))
         await _within(stopping, 8)
         await self._ended(one)
-        await self._put(Kind.ORDERS, one.name, Orders())
+        await self.put(Kind.ORDERS, one.name, Orders())
         await self._again(one, rng, stopping)
 
     async def _stop(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
@@ -204,7 +207,7 @@ class Cluster:
         one = rng.choice(free)
         self._disturbed.add(one.name)
         self.say(f"kill {one.name}")
-        self.counts["kill a proxy"] = self.counts.get("kill a proxy", 0) + 1
+        self.actions.append((self.witness.now(), "kill a proxy"))
         one.kill()
         await _within(stopping, 4 * rng.random())
         one.start()
@@ -218,7 +221,8 @@ class Cluster:
         for one in self.proxies:
             one.kill()
         half = len(self.backends) // 2
-        self.say("the end: " + ", ".join(f"{'stop' if at < half else 'kill'} {one.name}" for at, one in enumerate(self.backends)))
+        ends = [f"{'stop' if at < half else 'kill'} {one.name}" for at, one in enumerate(self.backends)]
+        self.say(f"the end: {', '.join(ends)}")
         for at, one in enumerate(self.backends):
             if at < half:
                 await self._ended(one)
@@ -232,13 +236,13 @@ class Cluster:
 
 _Action = Callable[[Cluster, Machine, random.Random, asyncio.Event], Awaitable[None]]
 _ACTIONS: Final[dict[str, _Action]] = {
-    "evacuate": Cluster._evacuate,  # noqa: SLF001 - of this file
-    "evacuate and stop": Cluster._evacuate_and_stop,  # noqa: SLF001
-    "stop": Cluster._stop,  # noqa: SLF001
-    "kill": Cluster._kill,  # noqa: SLF001
-    "lose the disk": Cluster._lose_disk,  # noqa: SLF001
-    "suspend": Cluster._suspend,  # noqa: SLF001
-    "kill a proxy": Cluster._kill,  # noqa: SLF001 - `disturb` chooses the proxy
+    "evacuate": Cluster._evacuate,
+    "evacuate and stop": Cluster._evacuate_and_stop,
+    "stop": Cluster._stop,
+    "kill": Cluster._kill,
+    "lose the disk": Cluster._lose_disk,
+    "suspend": Cluster._suspend,
+    "kill a proxy": Cluster._kill,
 }
 
 
@@ -258,16 +262,26 @@ class Outcome:
 
     witness: Witness
     clients: Patient
-    counts: dict[str, int]
+    actions: list[tuple[float, str]]
     errors: list[str]
 
     @property
     def lost(self) -> list[str]:
         return self.witness.found.lost
 
+    def by_action(self) -> dict[str, list[float]]:
+        """By name, for each time that it happened: how long a user was without service who
+        was not served any more between then and the next action.
+        """
+        out: dict[str, list[float]] = {}
+        for (began, name), (until, _) in pairwise([*self.actions, (math.inf, "")]):
+            after = [took for took, at, _ in self.witness.outages if began - 0.5 <= at - took < until - 0.5]
+            out.setdefault(name, []).append(max(after, default=0.0))
+        return out
+
     def table(self) -> str:
         witness, found = self.witness, self.witness.found
-        user, (longest, at) = max(witness.longest.items(), key=lambda item: item[1][0], default=("", (0.0, 0.0)))
+        longest, at, user = max(witness.outages, default=(0.0, witness.began, "nobody"))
         rows: list[tuple[str, object]] = [
             ("mails acknowledged", sum(map(len, witness.mails.values()))),
             ("places seen", len(witness.places)),
@@ -281,7 +295,10 @@ class Outcome:
             ("complaints", len(witness.complaints)),
             ("errors in logs", len(self.errors)),
         ]
-        rows += [(f"{name}, times", count) for name, count in sorted(self.counts.items())]
+        rows += [
+            (f"{name}: {len(outages)} times, longest without service, s", f"{max(outages):.1f}")
+            for name, outages in sorted(self.by_action().items())
+        ]
         for name, times in sorted(witness.times.items()):
             ordered = sorted(times)
             p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
@@ -303,7 +320,14 @@ class Outcome:
         return "\n".join(lines)
 
 
-async def run(size: Size, home: Path, bucket: Bucket, directory_url: str, password_file: str = "", say: Callable[[str], None] | None = None) -> Outcome:
+async def run(
+    size: Size,
+    home: Path,
+    bucket: Bucket,
+    directory_url: str,
+    password_file: str = "",
+    say: Callable[[str], None] | None = None,
+) -> Outcome:
     """A whole run below `home`, which is empty."""
     users = tuple(f"user{number}@example.org" for number in range(size.users))
     setting = Setting(home, bucket, directory_url, users, password_file)
@@ -313,30 +337,30 @@ async def run(size: Size, home: Path, bucket: Bucket, directory_url: str, passwo
     assert await read_settings(directory) is not None
     witness = Witness(time.monotonic, JOURNAL_INTERVAL_S)
 
-    def tell(text: str) -> None:
+    def note(text: str) -> None:
         (say or (lambda _: None))(f"{witness.stamp()} {text}")
 
-    cluster = Cluster(size, setting, directory, witness, tell)
+    cluster = Cluster(size, setting, directory, witness, note)
     fresh: Machine | None = None
     try:
         await cluster.start()
         for one in cluster.backends:
-            await cluster._put(Kind.ORDERS, one.name, Orders())  # noqa: SLF001
+            await cluster.put(Kind.ORDERS, one.name, Orders())
             await cluster.spread(one)
         fronts = [one.front for one in cluster.proxies] * PROXY_SHARE + [one.front for one in cluster.backends]
         clients = Patient(fronts, users, witness, size.seed)
-        tell("prepare")
+        note("prepare")
         await clients.prepare()
-        witness.longest.clear()
-        tell("load")
+        witness.outages.clear()
+        note("load")
         await _load(size, cluster, clients)
-        tell("settle")
+        note("settle")
         await asyncio.sleep(SETTLE_S)
         fresh = await cluster.end()
-        tell("judge")
+        note("judge")
         await _judge(fresh, clients)
         errors = [line for one in (*cluster.backends, *cluster.proxies, fresh) for line in one.errors()]
-        return Outcome(witness, clients, cluster.counts, errors)
+        return Outcome(witness, clients, cluster.actions, errors)
     finally:
         for one in (*cluster.backends, *cluster.proxies, *([fresh] if fresh else [])):
             one.kill()
@@ -411,7 +435,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     actions = tuple(action.strip() for action in asked.actions.split(",") if action.strip())
     if unknown := [action for action in actions if action not in _ACTIONS]:
         sys.exit(f"no such action: {unknown[0]}; allowed: {', '.join(_ACTIONS)}")
-    size = Size(asked.minutes * 60, asked.backends, asked.proxies, asked.rate, asked.users, asked.sessions, asked.seed, actions)
+    size = Size(
+        asked.minutes * 60, asked.backends, asked.proxies, asked.rate, asked.users, asked.sessions, asked.seed, actions
+    )
     head = machine()
     with ExitStack() as stack:
         home = stack.enter_context(scratch())

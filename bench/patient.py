@@ -155,12 +155,13 @@ class Patient:
                 self._failed(what, error)
                 if self.stopping.is_set() and self.witness.now() - since > GIVE_UP_S:
                     self.witness.complaints.append(f"{self.witness.stamp()} {what} of {user}: never; {error!r}")
-                    self.witness.served(user, since)
+                    self.witness.served(user, since, what)
                     return
                 await asyncio.sleep(AGAIN_S)
                 front = random.choice([one for one in self.fronts if one != front] or self.fronts)
             else:
-                self.witness.served(user, since)
+                if what == "session":  # `_delivery` says whom it has served
+                    self.witness.served(user, since, what)
                 return
 
     # -- IMAP --------------------------------------------------------------------------
@@ -178,7 +179,7 @@ class Patient:
                 finally:
                     client.close()
 
-            await self._insist(user, self.witness.now(), make, "prepare")
+            await self._insist(user, self.witness.now(), make, "session")
 
     async def session(self, which: int) -> None:
         """Visit users until `stopping`; a visit that breaks off is begun again."""
@@ -211,7 +212,7 @@ class Patient:
                 self.witness.times["login and SELECT"].append(self.witness.now() - began)
                 opened.append(session)
 
-            await self._insist(user, since, begin, "login")
+            await self._insist(user, since, begin, "session")
             if not opened:
                 return
             try:
@@ -221,6 +222,7 @@ class Patient:
                     since = self.witness.now()
                     name = await opened[0].something()
                     self.witness.times[name].append(self.witness.now() - since)
+                    self.witness.served(user, since, "session")
                     await asyncio.sleep(rng.random() * 0.6)
                 return
             except FAILURES as error:
@@ -254,7 +256,7 @@ class Patient:
             for user, answer in answers.items():
                 if answer.startswith("250"):
                     waiting.discard(user)
-                    self.witness.served(user, since)
+                    self.witness.served(user, since, "delivery")
             if waiting:
                 raise Failed(next(text for text in answers.values() if not text.startswith("250")))
             self.witness.times["delivery"].append(self.witness.now() - now)
@@ -374,9 +376,9 @@ class _Session:
         self._witness.flagging(place, self._keyword)
         lines = await self.client.command(f"UID STORE {uid} {'+' if is_set else '-'}FLAGS ({self._keyword})")
         for line in lines:  # a mail that is gone has no FETCH in the answer
-            if (match := _UID.search(line)) and int(match[1]) == uid and (shown := _FLAGS.search(line)):
-                if (self._keyword.encode() in shown[1].split()) is is_set:
-                    self._witness.flagged(place, self._keyword, is_set=is_set)
+            match, shown = _UID.search(line), _FLAGS.search(line)
+            if match and shown and int(match[1]) == uid and (self._keyword.encode() in shown[1].split()) is is_set:
+                self._witness.flagged(place, self._keyword, is_set=is_set)
 
     async def _copy(self, uid: int, place: Place) -> None:
         self._arrived(place, await self.client.command(f"UID COPY {uid} Archive"))
@@ -404,7 +406,9 @@ class _Session:
         return False
 
 
-async def fetch(client: Client, uids: str, what: str = "BODY.PEEK[HEADER.FIELDS (X-BENCH)]") -> dict[int, tuple[str, frozenset[str]]]:
+async def fetch(
+    client: Client, uids: str, what: str = "BODY.PEEK[HEADER.FIELDS (X-BENCH)]"
+) -> dict[int, tuple[str, frozenset[str]]]:
     """By UID, the id and the flags. Raises what is in FAILURES."""
     found = {}
     for line in await client.command(f"UID FETCH {uids} (UID FLAGS {what})"):

@@ -21,6 +21,10 @@ time after the answer: the journal's request takes time, too.
 """
 
 
+OUTAGE_S: Final = 0.2
+"""What a user waits for longer is noted."""
+
+
 class Place(NamedTuple):
     user: str
     box: str
@@ -80,8 +84,9 @@ class Witness:
         """What was seen while the cluster ran."""
         self.old: list[str] = []
         """A mailbox was shown without mails that had been acknowledged before."""
-        self.longest: dict[str, tuple[float, float]] = {}
-        """By user: longest time without service, and when it ended."""
+        self.outages: list[tuple[float, float, str]] = []
+        """Seconds without service, when they ended, and whose; the longer."""
+        self._served: dict[tuple[str, str], float] = {}
         self.times: dict[str, list[float]] = defaultdict(list)
         self.complaints: list[str] = []
 
@@ -108,9 +113,7 @@ class Witness:
 
     def known(self, user: str, box: str) -> frozenset[int]:
         """UIDs that have to be there."""
-        return frozenset(
-            place.uid for place in self.places if place[:2] == (user, box) and place not in self._leaving
-        )
+        return frozenset(place.uid for place in self.places if place[:2] == (user, box) and place not in self._leaving)
 
     def shown(self, user: str, box: str, had_to: frozenset[int], uids: Iterable[int]) -> None:
         """A client that asked for all UIDs got these. had_to: `known` before it asked."""
@@ -135,11 +138,15 @@ class Witness:
     def flagged(self, place: Place, keyword: str, *, is_set: bool) -> None:
         self._flags[place, keyword] = _Flag(is_set, self.now())
 
-    def served(self, user: str, since: float) -> None:
-        """A user who has tried since then has got what it asked for."""
-        took = self.now() - since
-        if took > self.longest.get(user, (0.0, 0.0))[0]:
-            self.longest[user] = took, self.now()
+    def served(self, user: str, since: float, kind: str) -> None:
+        """A user who has tried since then has got what it asked for: a "delivery" or a
+        "session". Another that was served meanwhile shows that there was service.
+        """
+        now = self.now()
+        took = now - max(since, self._served.get((user, kind), since))
+        self._served[user, kind] = now
+        if took > OUTAGE_S:
+            self.outages.append((took, now, f"{kind} of {user}"))
 
     def killed(self, since: float) -> None:
         """A backend was killed that answered nothing since then."""
@@ -180,7 +187,9 @@ class Witness:
         elif mail is not None and place in self._left:
             self._undone(self._left[place], f"{_text(place)} {ident} was expunged, is there")
         elif mail is None and place not in self._leaving:
-            elsewhere = [uid for box, uid in there if box == place.box and Place(place.user, box, uid) not in self.places]
+            elsewhere = [
+                uid for box, uid in there if box == place.box and Place(place.user, box, uid) not in self.places
+            ]
             if elsewhere:
                 self.found.uids.append(f"{_text(place)} {ident} is at {elsewhere}")
             else:

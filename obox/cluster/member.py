@@ -110,6 +110,8 @@ class BackendMember:
         self._began = world.now()
         self._fence: set[tuple[str, str]] = set()
         """Boots that were seen dying, until the units that they had are gained."""
+        self._fenced: set[tuple[str, str]] = set()
+        """Boots that were fenced, as long as their backend is dead."""
         self._merged: dict[str, Merge] | None = None
         """What has been compared already; None before the first pass."""
         self._ready = asyncio.Event()
@@ -265,6 +267,7 @@ class BackendMember:
         view, settings = self.view, self.view.settings
         assert settings is not None, "a poll has succeeded"
         boots = {name: view.beats[name].boot if name in view.beats else "" for name in self._watch.dead}
+        self._fenced &= boots.items()
         return Picture(
             me=self.me,
             units=frozenset(map(group_key, range(settings.groups))),
@@ -274,6 +277,7 @@ class BackendMember:
             members=view.members,
             dead=boots,
             moves=view.moves,
+            fenced=frozenset(self._fenced),
         )
 
     # -- acting ----------------------------------------------------------------------------------------------------
@@ -314,6 +318,7 @@ class BackendMember:
             log.warning("groups cannot be taken over yet", groups=len(units), error=str(exc))
             return
         self._fence.clear()
+        self._fenced |= set(fence)
         for unit, move in self.view.moves.items():
             if unit in units and not move.done and move.to == self.me:
                 await self.view.put(Kind.MOVES, unit, replace(move, done=True))

@@ -424,7 +424,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sessions", type=int, default=Size.sessions)
     parser.add_argument("--seed", type=int, default=Size.seed)
     parser.add_argument("--bucket", choices=("file", "seaweedfs"), default="seaweedfs")
-    parser.add_argument("--directory", choices=("lmdb", "cassandra"), default="lmdb")
+    parser.add_argument("--directory", default="lmdb", help="lmdb, or cassandra://role@host:port/keyspace, made for it")
+    parser.add_argument("--password-file", default="", help="of the role in Cassandra")
     parser.add_argument("--actions", default="", help=f"in place of chance, with commas: {', '.join(_ACTIONS)}")
     parser.add_argument("--keep", type=Path, help="keep configurations and logs in this new folder")
     return parser.parse_args(argv)
@@ -442,8 +443,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         home = stack.enter_context(scratch())
         bucket = stack.enter_context(_bucket(asked.bucket, home))
-        url = f"lmdb://{home}/cluster"
-        outcome = asyncio.run(run(size, home, bucket, url, say=lambda text: print(text, file=sys.stderr, flush=True)))
+        url = f"lmdb://{home}/cluster" if asked.directory == "lmdb" else asked.directory
+        outcome = asyncio.run(
+            run(size, home, bucket, url, asked.password_file, say=lambda text: print(text, file=sys.stderr, flush=True))
+        )
         if asked.keep is not None:
             shutil.copytree(home, asked.keep, ignore=shutil.ignore_patterns("state", "cluster"))
     print(f"{head}; {size}\n\n{outcome.table()}")

@@ -266,7 +266,7 @@ class BackendMember:
     def _picture(self) -> Picture:
         view, settings = self.view, self.view.settings
         assert settings is not None, "a poll has succeeded"
-        boots = {name: view.beats[name].boot if name in view.beats else "" for name in self._watch.dead}
+        boots = self._watch.boots(view.beats)  # the view may be newer than what was observed
         self._fenced &= boots.items()
         return Picture(
             me=self.me,

@@ -138,6 +138,8 @@ class BackendMember:
         self._began = world.now()
         self._fence: set[tuple[str, str]] = set()
         """Boots that were seen dying, until the units that they had are gained."""
+        self._fenced: set[tuple[str, str]] = set()
+        """Boots that were fenced, as long as their backend is dead."""
         self._merged: dict[str, Merge] | None = None
         """What has been compared already; None before the first pass."""
         self._ready = asyncio.Event()
@@ -366,7 +368,8 @@ class BackendMember:
     def _picture(self) -> Picture:
         view, settings = self.view, self.view.settings
         assert settings is not None, "a poll has succeeded"
-        boots = {name: view.beats[name].boot if name in view.beats else "" for name in self._watch.dead}
+        boots = self._watch.boots(view.beats)  # the view may be newer than what was observed
+        self._fenced &= boots.items()
         return Picture(
             me=self.me,
             units=frozenset(map(group_key, range(settings.groups))),
@@ -376,6 +379,7 @@ class BackendMember:
             members=view.members,
             dead=boots,
             moves=view.moves,
+            fenced=frozenset(self._fenced),
         )
 
     # -- acting ----------------------------------------------------------------------------------------------------
@@ -420,6 +424,7 @@ class BackendMember:
         self.counts.fences += len(fence)
         self.counts.gains += len(fresh)
         self._fence.clear()
+        self._fenced |= set(fence)
         for unit, move in self.view.moves.items():
             if unit in units and not move.done and move.to == self.me:
                 await self.view.put(Kind.MOVES, unit, replace(move, done=True))

@@ -22,7 +22,7 @@ from fscache import Stats
 from . import __version__, parts, rooms, wiring
 from .admin import Admin
 from .admin.http import routes
-from .config import Config, Listen, by_client
+from .config import Config, Listen, by_client, load
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
@@ -95,10 +95,16 @@ class Backend:
     """See the module's text. `run` is the process."""
 
     def __init__(
-        self, config: Config, *, environ: Mapping[str, str] | None = None, router: Router | None = None
+        self,
+        config: Config,
+        *,
+        environ: Mapping[str, str] | None = None,
+        router: Router | None = None,
+        read: Callable[[], Config] | None = None,
     ) -> None:
         """Raises ConfigError for bad keys, certificates or paths. It binds nothing yet.
 
+        read: reads the configuration anew; None: from the file that `config` came from.
         router: says who serves whom; None: this backend serves all users.
         """
         rooms.refuse_absent(config)
@@ -117,6 +123,7 @@ class Backend:
             proxy_timeout_s=config.server.haproxy_timeout,
             inherited=inherited_sockets(self._environ),
         )
+        self._read = read or self._read_file
         self.router = router
         self.forwarder: Forwarder | None = None
         self.imap: ImapServer | None = None
@@ -326,7 +333,7 @@ class Backend:
         self._on_stop(https)
         reload = Reload(
             parts=self.parts,
-            environ=self._environ,
+            read=self._read,
             admin=self.admin,
             imap=self.imap,
             forwarder=self.forwarder,
@@ -337,6 +344,10 @@ class Backend:
             listeners=self.listeners,
         )
         self.lifecycle.on_reload("configuration", reload.prepare)
+
+    def _read_file(self) -> Config:
+        """Raises ConfigError."""
+        return load(str(self._config.file) if self._config.file else None, self._environ)
 
     async def _join(self, joining: Joining) -> None:
         """Be a member of the cluster. Raises ConfigError, which ends the process."""

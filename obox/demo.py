@@ -91,7 +91,9 @@ async def fill(backend: Backend) -> None:
     except Unavailable as error:
         print(f"obox: no mails were delivered: {error}", file=sys.stderr, flush=True)
         return
-    _print_hint(backend)
+    imap, *_ = backend.listeners.addresses("imap")
+    lmtp, *_ = backend.listeners.addresses("lmtp")
+    print_hint(imap, lmtp, backend.parts.config.storage.url)
 
 
 async def _deliver(backend: Backend) -> None:
@@ -103,14 +105,13 @@ async def _deliver(backend: Backend) -> None:
         await user.release()
 
 
-def _print_hint(backend: Backend) -> None:
-    imap, *_ = backend.listeners.addresses("imap")
-    lmtp, *_ = backend.listeners.addresses("lmtp")
+def print_hint(imap: str, lmtp: str, bucket: str, more: str = "") -> None:
+    """Say how to connect. more: further lines."""
     print(
         f"\nobox is ready.\n\n"
         f"  user      {USER}   password  {PASSWORD}\n"
         f"  IMAP      {imap}   LMTP  {lmtp}\n"
-        f"  bucket    {backend.parts.config.storage.url}\n\n"
+        f"  bucket    {bucket}\n{more}\n"
         f"Read the first mail:\n\n"
         f"  curl -s --user {USER}:{PASSWORD} 'imap://{imap}/INBOX;MAILINDEX=1'\n\n"
         f"Stop with Ctrl-C: everything is flushed to the bucket; delete the state and start again, it is all there.\n",

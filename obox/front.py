@@ -33,6 +33,7 @@ from .cluster import (
     KeptFile,
     Kind,
     Member,
+    Router,
     View,
     encode,
     next_timestamp,
@@ -117,7 +118,7 @@ class Front:
         """
         raise_open_files_limit()
         config = self.config
-        if unused := unused_sections(config):
+        if unused := self.unused():
             log.warning("a proxy has no use for these sections", sections=unused)
         with _locked(config.state_dir):
             directory = self._directory or await open_directory(
@@ -140,21 +141,54 @@ class Front:
 
     async def _serve(self, directory: Directory, signals: bool, started: Callable[[Front], None] | None) -> int:
         async with asyncio.TaskGroup() as tasks:
-            await self.listeners.start(tasks)
+            self._opening = tasks.create_task(self._open(tasks, started))
             beside = [
+                self._opening,
                 tasks.create_task(self.view.run()),
                 tasks.create_task(self._beat(directory)),
                 tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run()),
                 tasks.create_task(self.certificate_watch.run()),
             ]
             tasks.create_task(self.users.refresh())
-            if started is not None:
-                started(self)
             try:
                 return await self.lifecycle.run(signals=signals)
             finally:
                 for task in beside:
                     task.cancel()
+
+    async def _open(self, tasks: asyncio.TaskGroup, started: Callable[[Front], None] | None) -> None:
+        await self.before(tasks)
+        await self.listeners.start(tasks)
+        if started is not None:
+            started(self)
+
+    # -- what a supervisor of workers does otherwise ---------------------------------------------------------------
+
+    def unused(self) -> list[str]:
+        """Sections that have no use here."""
+        return unused_sections(self.config)
+
+    def read(self) -> Config:
+        """Read the configuration anew. Raises ConfigError; blocks on files."""
+        return load(str(self.config.file) if self.config.file else None, self._environ, proxy=True)
+
+    def routed(self, router: ViewRouter, directory: Directory) -> Router:
+        """Who owns a user. router: by the view of the directory."""
+        return router
+
+    def places(self) -> tuple[Router | None, Callable[[], tuple[str, Mapping[str, int]]]]:
+        """Where Postfix delivers: a router, and where users of ours are served."""
+        return self.forwarder.router, lambda: ("", {})
+
+    async def pause(self, seconds: float) -> None:
+        """Before another attempt at a backend that does not answer."""
+        await asyncio.sleep(seconds)
+
+    async def before(self, tasks: asyncio.TaskGroup) -> None:
+        """The addresses are bound; returns when clients may be accepted.
+
+        Raises ConfigError.
+        """
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
@@ -164,12 +198,13 @@ class Front:
         self.directory = directory
         router = ViewRouter(self.view, directory)
         self.forwarder = Forwarder(
-            router,
+            self.routed(router, directory),
             rooms.link_secrets(config),
             self.authenticator,
             member=config.cluster.backend,
             certificate=lambda: certificates.digest if certificates else b"",
             counters=LinkCounters(self.metrics),
+            sleep=self.pause,
         )
         self.view.listen(lambda changed: self._moved(router, changed))
         if not self.forwarder.secrets:
@@ -205,7 +240,8 @@ class Front:
         def delimiters() -> str:
             return self.config.lmtp.recipient_delimiter if self.config.lmtp is not None else "+"
 
-        lookups = Lookups(lambda: self.users, self.forwarder.router, lambda: ("", {}), delimiters=delimiters)
+        router, here = self.places()
+        lookups = Lookups(lambda: self.users, router, here, delimiters=delimiters)
         made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
         self.socketmap = made
         self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
@@ -249,6 +285,7 @@ class Front:
 
     def _on_stop(self) -> None:
         async def stop_accepting() -> None:
+            self._opening.cancel()
             self.listeners.stop(keep=self.http)
 
         async def end_sessions() -> None:
@@ -304,8 +341,7 @@ class Front:
     def _prepare(self) -> Callable[[], Reloaded]:
         """Raises ConfigError; blocks on files."""
         used = self.config
-        read = load(str(used.file) if used.file else None, self._environ, proxy=True)
-        changed = changes(used, read)
+        changed = changes(used, self.read())
         config = changed.config
         secrets = rooms.link_secrets(config)
         if not secrets:

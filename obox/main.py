@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -22,6 +22,7 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .backend import Backend
+    from .front import Front
 
 EX_USAGE: Final = 64
 EX_UNAVAILABLE: Final = 69
@@ -63,29 +64,33 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _load(path: str | None) -> Config:
+def _load(path: str | None, overrides: Sequence[tuple[str, object]] = ()) -> Config:
     try:
-        return load(path, os.environ)
+        return load(path, os.environ, overrides=overrides)
     except ConfigError as exc:
         _fail(str(exc), EX_CONFIG)
 
 
 @cli.command()
 @_config_option
+@click.option("--workers", type=click.IntRange(1, 1024), help="In place of server.workers.")
 @click.option(
     "--demo",
     type=click.Path(file_okay=False, path_type=Path),
     help="Serve a demo user from this directory, which is created if it does not exist.",
 )
-def serve(path: str | None, demo: Path | None) -> None:
-    """Run one backend until SIGTERM."""
+def serve(path: str | None, workers: int | None, demo: Path | None) -> None:
+    """Run one backend until SIGTERM, or as many as `server.workers` says."""
     if demo is not None:
         if path is not None:
             raise click.UsageError("-c: --demo uses the configuration in its directory")
         from . import demo as demonstration
 
         path = str(demonstration.prepare(demo))
-    config = _load(path)
+    overrides = () if workers is None else (("server.workers", workers),)
+    config = _load(path, overrides)
+    if config.server.workers > 1:
+        _supervise(config, overrides, demo is not None)
     # Imports create objects but no garbage; `_run` turns collection on again.
     gc.disable()
     from .backend import Backend
@@ -98,6 +103,41 @@ def serve(path: str | None, demo: Path | None) -> None:
 
     async def run() -> int:
         return await Backend(config).run(started=started)
+
+    _serve(run)
+
+
+def _supervise(config: Config, overrides: Sequence[tuple[str, object]], demo: bool) -> NoReturn:
+    from .server import set_up_logging
+    from .workers import supervisor
+
+    set_up_logging(config.log.level, config.log.format)
+    started: Callable[[Front], None] | None = None
+    if demo:
+        from .workers.demo import begin as started
+
+    async def run() -> int:
+        return await supervisor.Supervisor(config, environ=os.environ, overrides=overrides).run(started=started)
+
+    _serve(run)
+
+
+@cli.command(hidden=True)
+@click.argument("name")
+def worker(name: str) -> None:
+    """Run a worker, as `obox serve` starts it. NAME is for those who list processes."""
+    gc.disable()
+    from .server import set_up_logging
+    from .workers import child
+
+    try:
+        start = child.start_given()
+    except ConfigError as exc:
+        _fail(str(exc), EX_CONFIG)
+    set_up_logging(start.config.log.level, start.config.log.format, worker=start.name)
+
+    async def run() -> int:
+        return await child.run(start)
 
     _serve(run)
 

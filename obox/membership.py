@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import psutil
@@ -39,9 +40,13 @@ from .errors import Unavailable
 from .store import MailStore, boots, handover
 from .store.handover import Kick
 from .store.owned import Tag
+from .unixsocket import short_name
 
 GREETING_S: Final = 1.0
 """A backend that lives greets within this time (docs/cluster.md)."""
+
+UNIX: Final = "unix:"
+"""Begins the address of a worker, whose listeners are sockets in a directory."""
 
 READS: Final = {"envelope": 2, "journal": 1, "wire": 1}
 """What this code can read, by format and major version."""
@@ -59,6 +64,8 @@ class Membership:
         self.member: BackendMember
         self.kick: Kick = _nobody
         """Ends the sessions and deliveries of users; a backend that serves says how."""
+        self.gone: frozenset[str] = frozenset()
+        """Backends whose process is known to have ended: a supervisor says so."""
 
     def bind(self, store: MailStore, member: BackendMember) -> None:
         """Make the three whole."""
@@ -90,6 +97,9 @@ class Membership:
     def serves(self) -> dict[str, Assigned]:
         """The units that are served, by which assignment."""
         return {unit: Assigned(self.member.me, number, token) for unit, (number, token) in self.held().items()}
+
+    def holds(self, unit: str) -> bool:
+        return self._store.env.owned.holds(unit)
 
     def boot(self) -> str:
         return self._store.journal.boot
@@ -145,7 +155,8 @@ class Joining:
         """The store that was made with `membership` is there."""
         cluster = self._config.cluster
         watch = DeadWatch(cluster.backend, cluster.site, cluster.dead_after)
-        world = World(time.time, time.monotonic, asyncio.sleep, os.urandom, _load, _greets)
+        gone = lambda: self.membership.gone  # noqa: E731
+        world = World(time.time, time.monotonic, asyncio.sleep, os.urandom, _load, _greets, gone)
         self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))
 
     async def run(self, ports: Mapping[str, int]) -> None:
@@ -202,15 +213,23 @@ def _load() -> dict[str, float]:
     return {"cpu": psutil.cpu_percent() / 100, "memory": psutil.virtual_memory().percent / 100}
 
 
+async def _connect(member: Member, listener: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Raises OSError."""
+    if member.address.startswith(UNIX):
+        with short_name(Path(member.address.removeprefix(UNIX)) / f"{listener}.sock") as name:
+            return await asyncio.open_unix_connection(name)
+    return await asyncio.open_connection(member.address, member.ports[listener])
+
+
 async def _greets(member: Member | None) -> bool:
     """Whether a listener of a backend answers a connection with a greeting."""
     if member is None:
         return False
     for listener in ("imap", "lmtp"):
-        if port := member.ports.get(listener):
+        if member.address.startswith(UNIX) or member.ports.get(listener):
             try:
                 async with asyncio.timeout(GREETING_S):
-                    reader, writer = await asyncio.open_connection(member.address, port)
+                    reader, writer = await _connect(member, listener)
                     try:
                         if await reader.readline():
                             return True

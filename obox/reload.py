@@ -12,7 +12,7 @@ tests/admin/test_reload.py checks that none is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from . import rooms
 from .admin import Admin
 from .auth import PasswdFile
 from .changes import Changes, changes
-from .config import Config, by_client, load
+from .config import Config, by_client
 from .errors import ConfigError, Unavailable
 from .imap.server import ImapServer
 from .lmtp import LmtpServer
@@ -39,12 +39,13 @@ Use = Callable[[], None]
 class Reload:
     """Everything that a reload changes. `prepare` is for `Lifecycle.on_reload`.
 
-    environ: the environment of the process. imap, lmtp, certificates: None if the
+    read: reads and checks the configuration as a start does. imap, lmtp,
+    certificates: None if the
     configuration has none. forwarder: None if no directory says who serves whom.
     """
 
     parts: Parts
-    environ: Mapping[str, str]
+    read: Callable[[], Config]
     admin: Admin
     imap: ImapServer | None
     forwarder: Forwarder | None
@@ -58,7 +59,7 @@ class Reload:
         """Read and check. Returns the function that applies it. Raises ConfigError;
         blocks on files."""
         used = self.parts.config
-        read = load(str(used.file) if used.file else None, self.environ)
+        read = self.read()
         rooms.refuse_absent(read)
         # Keys need a restart, but an error in them should be found now.
         rooms.codec(read)

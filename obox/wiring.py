@@ -198,8 +198,11 @@ async def offline(config: Config) -> AsyncIterator[Admin]:
     Nothing listens.
 
     Raises ConfigError if a backend runs or the settings are bad. Raises Unavailable if
-    the bucket does not answer or refuses; the text has the bucket's message.
+    the bucket does not answer or refuses; the text has the bucket's message; and if the
+    state is that of several workers.
     """
+    if config.server.workers > 1:
+        raise Unavailable(f"server.workers = {config.server.workers}: this command needs the running server; start it")
     async with _opened(config) as parts:
         starting = asyncio.ensure_future(_start(parts))
         try:

@@ -70,6 +70,7 @@ WIRING = (
     "obox.reload",
     "obox.rooms",
     "obox.wiring",
+    "obox.workers",
 )  # see all
 ARROWS |= {name: set() for name in WIRING}
 PURE = (

@@ -21,7 +21,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -32,7 +32,7 @@ from starlette.routing import BaseRoute, Route
 from . import source
 from .parts import Admin
 from .run import Outcome, guarded, line
-from .table import TABLE
+from .table import TABLE, Event
 
 PATH: Final = "/doveadm/v1"
 BODY_BYTES_MAX: Final = 8 << 20
@@ -42,8 +42,12 @@ COMMANDS_MAX: Final = 100
 LINES: Final = "application/x-ndjson"
 
 
-def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
-    """Return the API's routes. key: "" if there is no key."""
+Runner = Callable[[Admin, str, object, Outcome], AsyncIterator[Event]]
+"""Runs a verb, as `guarded` does."""
+
+
+def routes(admin: Admin, *, key: str, version: str, run: Runner = guarded) -> Sequence[BaseRoute]:
+    """Return the API's routes. key: "" if there is no key. run: runs the verbs."""
 
     def refusal(request: Request) -> Response | None:
         if request.state.local:
@@ -65,7 +69,7 @@ def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
         return refusal(request) or JSONResponse(document(version))
 
     async def post(request: Request) -> Response:
-        return refusal(request) or await _run(admin, request)
+        return refusal(request) or await _run(admin, request, run)
 
     return [
         *source.routes(admin, PATH, refusal),
@@ -75,7 +79,7 @@ def routes(admin: Admin, *, key: str, version: str) -> Sequence[BaseRoute]:
     ]
 
 
-async def _run(admin: Admin, request: Request) -> Response:
+async def _run(admin: Admin, request: Request, run: Runner) -> Response:
     """Run the commands of a request, in order."""
     body = bytearray()
     async for chunk in request.stream():
@@ -92,11 +96,11 @@ async def _run(admin: Admin, request: Request) -> Response:
         return Response(f"allowed: {COMMANDS_MAX} commands in a request\n", 400)
     if LINES in request.headers.get("accept", "") and len(calls) == 1:
         name, params, _ = calls[0]
-        return StreamingResponse(_lines(admin, name, params), media_type=LINES)
+        return StreamingResponse(_lines(admin, name, params, run), media_type=LINES)
     answers = []
     for name, params, tag in calls:
         outcome = Outcome()
-        await outcome.gather(admin, name, params)
+        await outcome.take(run(admin, name, params, outcome))
         answers.append(_answer(outcome, name, tag))
     return Response(msgspec.json.encode(answers), media_type="application/json")
 
@@ -118,9 +122,9 @@ def _answer(outcome: Outcome, name: str, tag: str) -> list[Any]:
     return ["error", error, tag]
 
 
-async def _lines(admin: Admin, name: str, params: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _lines(admin: Admin, name: str, params: dict[str, Any], run: Runner) -> AsyncIterator[bytes]:
     outcome = Outcome()
-    async for event in guarded(admin, name, params, outcome):
+    async for event in run(admin, name, params, outcome):
         yield msgspec.json.encode(line(event)) + b"\n"
     yield msgspec.json.encode({"end": {"exitCode": outcome.code, "message": outcome.message}}) + b"\n"
 

@@ -84,7 +84,11 @@ class Outcome:
         self.message = ""
 
     async def gather(self, admin: Admin, name: str, raw: object) -> None:
-        async for event in guarded(admin, name, raw, self):
+        await self.take(guarded(admin, name, raw, self))
+
+    async def take(self, events: AsyncIterator[Event]) -> None:
+        """Take the events of a run with this outcome."""
+        async for event in events:
             if isinstance(event, dict):
                 self.rows.append(event)
             elif isinstance(event, Failure):

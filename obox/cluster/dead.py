@@ -72,7 +72,9 @@ class DeadWatch:
         if own_changed:
             self._own_changed_at = seen.at
         if self._read_at is not None and seen.at - self._read_at > self.dead_after_s / 2:
-            self._silent.clear()  # nothing was seen meanwhile: all are watched anew
+            # Nothing was seen meanwhile, so all are watched anew. Who is dead stays so only
+            # if its beat is still the same.
+            self._silent = {name: silence for name, silence in self._silent.items() if name in self.dead}
         self._read_at = seen.at
         self._count(seen, own_changed)
         self.dead |= {name for name in seen.gone if name != self.name}
@@ -93,13 +95,25 @@ class DeadWatch:
         self._taken_at = at
         return True
 
+    def boots(self, beats: Mapping[str, Beat]) -> dict[str, str]:
+        """By backend that is dead, the boot that was seen dying, "" where it had no beat.
+
+        beats: the newest. A backend whose beat has changed since the last `observe` is
+        left out, so that the boot of a backend that has started again is never named.
+        """
+        found = {}
+        for name in self.dead:
+            silence = self._silent.get(name)
+            if silence is None or silence.beat == _mark(beats.get(name)):
+                found[name] = beats[name].boot if name in beats else ""
+        return found
+
     def _count(self, seen: Observation, own_changed: bool) -> None:
         watched = {*seen.watched, *self.dead}
         for name in set(self._silent) - watched:
             del self._silent[name]
         for name in watched:
-            beat = seen.beats.get(name)
-            mark = None if beat is None else (beat.boot, beat.counter)
+            mark = _mark(seen.beats.get(name))
             silence = self._silent.get(name)
             if silence is None or silence.beat != mark:
                 if silence is not None:
@@ -121,3 +135,7 @@ class DeadWatch:
             and silence.own_changes >= READS_MIN
             and recently
         )
+
+
+def _mark(beat: Beat | None) -> tuple[str, int] | None:
+    return None if beat is None else (beat.boot, beat.counter)

@@ -40,6 +40,10 @@ READ_BACK_S: Final = 0.05
 """Time between the write of a row and its read. Backends that write at the same time
 differ by less than that."""
 
+ARRIVE_S: Final = 10.0
+"""How long a login waits for its unit to be taken over, as it waits for a bucket."""
+ARRIVE_POLL_S: Final = 0.02
+
 SWEEP_S: Final = 300.0
 """Interval of reading the journals of all backends for boots that concern this backend.
 It takes a LIST for each backend that ever existed.
@@ -52,6 +56,9 @@ class Store(Protocol):
 
     def held(self) -> Mapping[str, tuple[int, int]]:
         """What is served: by unit, number and token of the assignment."""
+
+    def holds(self, unit: str) -> bool:
+        """Whether a unit is served."""
 
     def boot(self) -> str:
         """The present boot of the journal."""
@@ -91,7 +98,7 @@ class Myself:
 class World:
     """Time, randomness, load, and other backends. now: unix seconds. clock: monotonic
     seconds. load: see `Beat`. greets: whether a backend, None if it is not registered,
-    answers a connection.
+    answers a connection. gone: backends whose process is known to have ended.
     """
 
     now: Callable[[], float]
@@ -100,6 +107,7 @@ class World:
     random_bytes: Callable[[int], bytes]
     load: Callable[[], Mapping[str, float]]
     greets: Callable[[Member | None], Awaitable[bool]]
+    gone: Callable[[], Collection[str]] = tuple
 
 
 @dataclass
@@ -130,6 +138,8 @@ class BackendMember:
         self._began = world.now()
         self._fence: set[tuple[str, str]] = set()
         """Boots that were seen dying, until the units that they had are gained."""
+        self._fenced: set[tuple[str, str]] = set()
+        """Boots that were fenced, as long as their backend is dead."""
         self._merged: dict[str, Merge] | None = None
         """What has been compared already; None before the first pass."""
         self._ready = asyncio.Event()
@@ -190,11 +200,18 @@ class BackendMember:
         if row is None:
             raise Unavailable("no backend serves the user yet; try again")
         if row.backend == self.me:
+            await self._arrived(self.unit_of(sid))
             return Here(row)
         found = self.view.members.get(row.backend)
         if found is None:
             raise Unavailable("the user's backend is not known; try again")
         return There(row.backend, found.address, found.ports, row)
+
+    async def _arrived(self, unit: str) -> None:
+        """Wait a little for a unit whose row names us to be taken over."""
+        late = self._world.clock() + ARRIVE_S
+        while not self._store.holds(unit) and self._world.clock() < late:
+            await self._world.sleep(ARRIVE_POLL_S)
 
     def owner(self, sid: StorageId) -> str | None:
         """The backend of a user; None: not known."""
@@ -341,7 +358,8 @@ class BackendMember:
     async def _watch_others(self) -> None:
         """See docs/cluster.md, "When a backend counts as dead"."""
         view, watch, clock = self.view, self._watch, self._world.clock
-        suspect = watch.observe(Observation(clock(), view.beats, view.beat_read(self.me), view.owners()))
+        gone = self._world.gone()
+        suspect = watch.observe(Observation(clock(), view.beats, view.beat_read(self.me), view.owners(), gone))
         if suspect is not None:
             answered = await self._world.greets(view.members.get(suspect))
             if watch.greeted(suspect, answered, clock()):
@@ -350,7 +368,8 @@ class BackendMember:
     def _picture(self) -> Picture:
         view, settings = self.view, self.view.settings
         assert settings is not None, "a poll has succeeded"
-        boots = {name: view.beats[name].boot if name in view.beats else "" for name in self._watch.dead}
+        boots = self._watch.boots(view.beats)  # the view may be newer than what was observed
+        self._fenced &= boots.items()
         return Picture(
             me=self.me,
             units=frozenset(map(group_key, range(settings.groups))),
@@ -360,6 +379,7 @@ class BackendMember:
             members=view.members,
             dead=boots,
             moves=view.moves,
+            fenced=frozenset(self._fenced),
         )
 
     # -- acting ----------------------------------------------------------------------------------------------------
@@ -404,6 +424,7 @@ class BackendMember:
         self.counts.fences += len(fence)
         self.counts.gains += len(fresh)
         self._fence.clear()
+        self._fenced |= set(fence)
         for unit, move in self.view.moves.items():
             if unit in units and not move.done and move.to == self.me:
                 await self.view.put(Kind.MOVES, unit, replace(move, done=True))

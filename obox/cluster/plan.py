@@ -25,7 +25,8 @@ class Picture:
 
     me: its name. units: of all groups, by key. rows: the newest assignment that was
     ever seen of each unit. held: what the store serves. orders, members: rows by
-    backend. dead: by backend, the boot that is dead. moves: by unit.
+    backend. dead: by backend, the boot that is dead. moves: by unit. fenced: (backend,
+    boot) that this backend has fenced.
     """
 
     me: str
@@ -36,6 +37,7 @@ class Picture:
     members: Mapping[str, Member]
     dead: Mapping[str, str] = field(default_factory=dict)
     moves: Mapping[str, Move] = field(default_factory=dict)
+    fenced: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def highest(self) -> int:
@@ -115,7 +117,9 @@ def _claims(now: Picture, weights: Mapping[str, float]) -> tuple[set[str], set[t
             if row is not None and row.backend in now.dead:
                 fence.add((row.backend, now.dead[row.backend]))
     for backend, boot in now.dead.items():
-        if backend not in owners and next(iter(rank(f"boot:{backend}", weights)), None) == now.me:
+        if backend in owners or (backend, boot) in now.fenced:
+            continue  # a fence holds for good, and reading all journals is not cheap
+        if next(iter(rank(f"boot:{backend}", weights)), None) == now.me:
             fence.add((backend, boot))
     return claim, fence
 

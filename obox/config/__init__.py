@@ -11,7 +11,7 @@ Invariant: a `Config` that `load` returned has been checked; anything else is a
 """
 
 from obox.config._load import by_client, load
-from obox.config._settings import Config, Imap, Metacache, Remote, Storage
+from obox.config._settings import Config, Http, Imap, Metacache, Remote, Storage
 from obox.config._table import SECTIONS, Setting, describe, remote_section, settings
 from obox.config._values import (
     Amount,
@@ -27,6 +27,7 @@ __all__ = [
     "SECTIONS",
     "Amount",
     "Config",
+    "Http",
     "Imap",
     "Listen",
     "Metacache",

@@ -289,8 +289,10 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
     def refuse(key: str, why: str) -> None:
         raise ConfigError(f"{key} = {TABLE[key].kind.show(values[key])} ({origins[key]}): {why}")
 
-    if values["server.workers"] > 1:
-        refuse("server.workers", "several workers behind one address are not there yet; allowed: 1")
+    if values["server.workers"] > 1 and values["cluster.directory"] != "local":
+        refuse("server.workers", 'workers share a directory of their own; allowed: 1, or cluster.directory = "local"')
+    if values["server.workers"] > 1 and values["storage.url"].startswith("memory:"):
+        refuse("server.workers", "workers share a bucket, and memory:// is of one process; allowed: 1")
     if values["cluster.events"] != "local":
         refuse("cluster.events", 'a bus between backends is not there yet; allowed: "local"')
     if values["cluster.directory"] != "local" and values["cluster.secret_file"] is None:

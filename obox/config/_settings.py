@@ -351,8 +351,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Socketmap:
-    """The listener for Postfix, which asks whether a user exists and which backend has
-    its mail. It is off without this section."""
+    """Lookups of Postfix: users, and their backends; off without this section."""
 
     listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:9145", "addresses to listen on", restart=True)
 
@@ -425,7 +424,10 @@ class Server:
     """The process."""
 
     workers: int = _set(
-        kinds.integer(1, 1024), "1", "processes behind the same addresses; only 1 for now", restart=True
+        kinds.integer(1, 1024),
+        "1",
+        "backends behind the same addresses, each in a process of its own; caches are divided among them",
+        restart=True,
     )
     shutdown_timeout: float = _set(
         kinds.duration("1s", "1h"),

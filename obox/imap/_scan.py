@@ -166,7 +166,7 @@ class Scan:
     # -- punctuation ---------------------------------------------------------------------------------------------------
 
     def peek(self) -> bytes:
-        """The next byte; empty at the end of a line."""
+        """Return the next byte; empty at the end of a line."""
         return self.line[self.at : self.at + 1]
 
     def take(self, char: bytes) -> bool:

@@ -38,9 +38,8 @@ AFTER_LOGIN: Final = (
 
 @lru_cache(maxsize=16)
 def capabilities(*, logged_in: bool, secure: bool, starttls: bool, append_limit: int) -> bytes:
-    """The list without the word CAPABILITY.
-
-    secure: passwords are taken on this line; starttls: TLS can be begun.
+    """Return the list without the word CAPABILITY. secure: whether passwords are
+    accepted on this connection. starttls: whether TLS can begin.
     """
     words = list(ALWAYS)
     if logged_in:

@@ -63,16 +63,16 @@ class Counters(Protocol):
     """Counters of the server. `obox.backend` makes metrics of them."""
 
     def session(self, change: int) -> None:
-        """A connection began (+1) or ended (-1)."""
+        """Count a connection that began (+1) or ended (-1)."""
 
     def idle(self, change: int) -> None:
-        """A session entered or left IDLE."""
+        """Count a session that entered or left IDLE."""
 
     def login(self, result: str) -> None:
         """result: ok, failed, unavailable."""
 
     def command(self, name: str, condition: str) -> None:
-        """A command was answered OK, NO or BAD."""
+        """Count a command that was answered OK, NO or BAD."""
 
 
 class NoCounters:

@@ -253,8 +253,8 @@ class Parser:
         return size
 
     def take(self) -> bytes:
-        """What was fed and not used, for another server: the client is in the middle of
-        no command."""
+        """Return what was fed and not used, for another server. No command may be
+        incomplete."""
         rest = bytes(self._buffer)
         self.discard_buffer()
         return rest
@@ -273,12 +273,12 @@ class Parser:
             self._reset()
 
     def expect_sasl(self) -> None:
-        """The next line is a SASL response: SaslResponse or BadLine. Call it for each
-        challenge sent."""
+        """Parse the next line as a SASL response: SaslResponse or BadLine. Call it for
+        each challenge sent."""
         self._expect = _Expect.SASL
 
     def expect_done(self) -> None:
-        """The next line is DONE: IdleDone or BadLine; then come commands again."""
+        """Parse the next line as DONE: IdleDone or BadLine. Commands follow again."""
         self._expect = _Expect.DONE
 
     # -- events out ----------------------------------------------------------------------------------------------------
@@ -558,8 +558,8 @@ class Parser:
 
 
 def _made(parsing: _Parsing) -> Command | BadCommand:
-    """The command with the mails that came for it, which are given up where it is
-    none."""
+    """Return the command with the mails that came for it. The mails are discarded if
+    the command is not valid."""
     event, incoming = parsing.parse(), parsing.incoming
     if incoming is None:
         return event

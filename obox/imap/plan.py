@@ -134,8 +134,8 @@ class Plan:
 
     @property
     def whole_only(self) -> bool:
-        """All that needs the mail asks for octets of the whole, which can be read
-        piecewise."""
+        """Whether every item that needs the mail asks for octets of the whole mail,
+        which can be read piecewise."""
         return all(item.whole for item in self.order if isinstance(item, Body) and not item.in_header)
 
     @property
@@ -146,7 +146,7 @@ class Plan:
         return item in self.order
 
     def names(self) -> list[bytes]:
-        """The items as format strings, one gap each."""
+        """The items as format strings with a gap for each item."""
         out = []
         for item in self.order:
             if isinstance(item, Body):

@@ -45,7 +45,7 @@ class _Alone:
         return self._mailbox, self._view
 
     def uid_ranges(self, sequence: SequenceSet, *, uid: bool) -> tuple[tuple[int, int], ...]:
-        """The UIDs that a set names."""
+        """Return the UIDs that a set names."""
         uids = self._view.uids
         if uid:
             return sequence.resolve(int(uids[-1]) if len(uids) else 0)

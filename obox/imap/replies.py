@@ -52,9 +52,8 @@ ERRORS: Final[dict[type[errors.OboxError], tuple[str, str, str]]] = {
 
 
 def of_error(error: errors.OboxError, *, target: bool = False) -> Reply:
-    """The answer to a failure.
-
-    target: if a mailbox is missing, mails were to go there, and CREATE would help.
+    """Return the answer to a failure. target: whether a missing mailbox is the target
+    of mails, so that CREATE would help.
     """
     for kind in type(error).__mro__:
         if kind in ERRORS:

@@ -51,7 +51,7 @@ class FlagLists(dict[int, bytes]):
 
 
 def flag_rows(state: State, most: int) -> int:
-    """How many mails to take at a time, `most` at the most, so that their flags stay
+    """Return how many mails to take at a time, at most `most`, so that their flags stay
     below ANSWER_BYTES.
 
     Most mailboxes have few and short keywords. Then it is `most`.
@@ -77,9 +77,8 @@ def parts(names: Sequence[bytes], columns: Sequence[Sequence[Any]], count: int) 
 
 
 def flag_column(names: Sequence[str], table: Table, where: Where, recent: UidArray) -> list[bytes]:
-    """The flag lists of the rows at `where`.
-
-    names: by bit; recent: the mails that are recent to this session.
+    """Return the flag lists of the rows at `where`. names: by bit. recent: the mails
+    that are recent in this session.
     """
     made = FlagLists(names)
     bits = table.flag_bits(where)

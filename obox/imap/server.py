@@ -95,7 +95,7 @@ class ImapServer:
         return Connection(self.context, self._machine, tls=tls, remote=remote)
 
     def who(self) -> list[Who]:
-        """All connections, the oldest first."""
+        """Return all connections, the oldest first."""
         return self.hub.who()
 
     def kick(self, user: str, reason: str = "Disconnected by the administrator") -> int:

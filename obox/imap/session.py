@@ -69,7 +69,8 @@ class Channel(Protocol):
     def is_local(self) -> bool: ...
 
     def speak_for(self, remote: str) -> None:
-        """The peer is a member of the cluster, and its client is at `remote`."""
+        """Note that the peer is a member of the cluster, and that its client is at
+        `remote`."""
 
     def write(self, data: bytes) -> None:
         """Gather output. It goes out in order, at the latest when the command ends."""
@@ -96,7 +97,7 @@ class Channel(Protocol):
         """Apply the limits and times of a logged-in user from now on."""
 
     def idle_changed(self) -> None:
-        """The session has entered or left IDLE."""
+        """Note that the session has entered or left IDLE."""
 
 
 class Session:

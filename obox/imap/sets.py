@@ -50,9 +50,8 @@ class SequenceSet(msgspec.Struct, frozen=True):
 
     @property
     def highest(self) -> int:
-        """The greatest number named, `*` aside; 0 if there is none.
-
-        A server checks sequence numbers with it.
+        """Return the greatest number of the set, without `*`; 0 if there is none. A
+        server checks sequence numbers with it.
         """
         return max((low if high == STAR else high for low, high in self.ranges if low != STAR), default=0)
 

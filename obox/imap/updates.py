@@ -61,8 +61,8 @@ def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
 
 
 async def write_expunged(session: Session, expunged: list[int], vanished: UidArray) -> None:
-    """What is gone, some at a time. expunged: sequence numbers, descending. RFC 7162
-    §3.2.10."""
+    """Write EXPUNGE or VANISHED lines, some at a time. expunged: descending sequence
+    numbers. RFC 7162 §3.2.10."""
     for at in range(0, len(expunged), EXPUNGED_AT_ONCE):
         if at:
             await session.pause()

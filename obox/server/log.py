@@ -72,6 +72,17 @@ def _ordered(_: Any, __: str, event: Event) -> Event:
     return {**first, **event}
 
 
+class _Named:
+    """Adds the name of this process to each line."""
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+
+    def __call__(self, _: Any, __: str, event: Event) -> Event:
+        event["worker"] = self._worker
+        return event
+
+
 _recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
 
 
@@ -106,11 +117,13 @@ def set_level(level: str) -> None:
         logging.getLogger(name).setLevel(max(logging.INFO if level == "debug" else logging.WARNING, _LEVELS[level]))
 
 
-def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO | None = None) -> None:
+def set_up_logging(
+    level: str = "info", format: str = "auto", *, stream: TextIO | None = None, worker: str = ""
+) -> None:
     """Send structlog and the standard library's logging to the same stream.
 
     level: debug, info, warning, error. format: json, logfmt, console; auto: console on
-    a terminal, else json.
+    a terminal, else json. worker: a name that every line carries, "" for none.
     """
     out = stream or sys.stderr
     if format == "auto":
@@ -124,6 +137,8 @@ def set_up_logging(level: str = "info", format: str = "auto", *, stream: TextIO 
         _one_line,
         _remember,
     ]
+    if worker:
+        shared.insert(0, _Named(worker))
     end: list[structlog.typing.Processor]
     if format == "console":
         end = [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]

@@ -11,6 +11,9 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
+
+from obox.unixsocket import short_name
 
 
 class Notifier:
@@ -42,6 +45,10 @@ class Notifier:
     def watchdog(self) -> None:
         self._send("WATCHDOG=1")
 
+    def tell(self, line: str) -> None:
+        """Another line, `NAME=value`, for a manager that understands it."""
+        self._send(line)
+
     def status(self, text: str) -> None:
         self._send(f"STATUS={text}")
 
@@ -51,6 +58,10 @@ class Notifier:
         message = "\n".join(" ".join(line.split("\n")) for line in lines if line)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
-                sock.sendto(message.encode(), self._address)
+                if self._address.startswith("\0"):
+                    sock.sendto(message.encode(), self._address)
+                else:
+                    with short_name(Path(self._address)) as name:
+                        sock.sendto(message.encode(), name)
         except OSError:
             pass  # no process listens, or its queue is full

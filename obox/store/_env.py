@@ -191,11 +191,11 @@ class Env:
             return [await self.get(keys[0], kind=kind, end=end)]
         gate = asyncio.Semaphore(GETS_AT_ONCE)
 
-        async def one(key: str) -> bytes | None:
+        async def get_one(key: str) -> bytes | None:
             async with gate:
                 return await self.get(key, kind=kind, end=end)
 
-        return list(await asyncio.gather(*(one(key) for key in keys)))
+        return list(await asyncio.gather(*(get_one(key) for key in keys)))
 
     async def put_new(self, key: str, kind: ObjectKind, meta: bytes, payload: bytes) -> bool:
         """Encode and PUT an object under a key that only we use (a bundle). Returns

@@ -206,8 +206,8 @@ class Upkeep:
             store.journal.forget_deletions()
 
     def _done_of(self, ended: Ended) -> set[str]:
-        """Those users of a dead boot who are this backend's, and of whom bundles have
-        everything."""
+        """Return the users of a dead boot that this backend has, and of whom bundles
+        have everything."""
         takeover, owned = self._store.takeover, self._store.env.owned
         named = takeover.users[ended.boot.backend, ended.boot.name]
         return {sid for sid in named if sid not in takeover.left and owned.owns(sid)}

@@ -194,7 +194,7 @@ class Mailbox(Protocol):
         local commit on return."""
 
     async def release(self) -> None:
-        """The session has left the mailbox."""
+        """Note that the session has left the mailbox."""
 
 
 class User(Protocol):
@@ -252,7 +252,7 @@ class User(Protocol):
         """Return what the quota counts."""
 
     async def release(self) -> None:
-        """The session has ended."""
+        """Note that the session has ended."""
 
 
 class Store(Protocol):

@@ -71,8 +71,9 @@ class Ended:
 
     seq: the next free `seq`. watermark: the first `seq` that a reader needs.
     closed_before: whether `fence` found it closed. clean: whether bundles have all its
-    changes. adopted: users of whom bundles have all its changes. ahead, assigned: see
-    `JournalObject`. alive: the boot has not ended, but is read nevertheless.
+    changes. adopted: users of whom bundles have all its changes. modseq_floor,
+    assigned: see `JournalObject`. alive: the boot has not ended, but is read
+    nevertheless.
     """
 
     boot: Boot

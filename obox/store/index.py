@@ -197,8 +197,8 @@ class Index(Box[State, Delta]):
         return change is Change.IMPORTANT or self.unflushed_mails > self.env.settings.max_rescan_mail_count
 
     async def _before_bundle(self) -> None:
-        """A bundle must not know of a copy, or of an expunged one, before the journal
-        knows what it means elsewhere."""
+        """Return when the journal has the effects of copies and expunges on other
+        mailboxes. A bundle must not have them earlier."""
         await self.user.journal.sync()
 
     def _altered(self, delta: Delta) -> Changed:
@@ -281,8 +281,8 @@ class Index(Box[State, Delta]):
         return gone
 
     def foreign(self, uids: UidArray) -> dict[Guid, tuple[UidArray, UidArray]]:
-        """Of live `uids`, those whose mail is not in the object of their own UID: home
-        -> their UIDs, and the UIDs of their objects."""
+        """Return those live `uids` whose mail is in another object than that of their
+        own UID: home -> their UIDs, and the UIDs of their objects."""
         state = self.state
         where, there = state.positions(uids)
         uids, home, home_uid = (state.column(name)[where[there]] for name in ("uid", "home", "home_uid"))

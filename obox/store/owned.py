@@ -108,6 +108,10 @@ class Owned:
         """Whether this backend serves the user at present."""
         return self.alone or self.unit_of(sid) in self._units
 
+    def holds(self, unit: str) -> bool:
+        """Whether a unit is here at present."""
+        return unit in self._units
+
     def generation_of(self, sid: str) -> int:
         """Return the generation of a user's unit; NOT_OWNED for a user of another
         backend."""

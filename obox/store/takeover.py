@@ -146,8 +146,8 @@ class Survey:
     boots: boots that are over and not clean. unclean_boots: the names of all such
     boots, also of those that were known. open_boots: the names of all boots that are
     not clean, also of live boots. replayed: the changes of the users in these and in
-    live boots. unclean: whether an owner has crashed, so that clients may know
-    MODSEQs that no object has. ahead, assigned: the highest of all journals.
+    live boots. unclean: whether an owner has crashed, so that clients may know MODSEQs
+    that no object has. modseq_floor, assigned: the highest of all journals.
     """
 
     boots: list[Ended]
@@ -204,17 +204,17 @@ def _until(boot: Boot, last: str) -> bool:
 
 
 async def _look_all(env: Env, boots: Sequence[Boot]) -> list[Ended]:
-    """Boots as they are now, but those whose newest object is gone or does not decode.
-    Raises Unavailable."""
+    """Read boots without fencing them. Boots whose newest object is gone or does not
+    decode are left out. Raises Unavailable."""
 
-    async def one(boot: Boot) -> Ended | None:
+    async def read_end(boot: Boot) -> Ended | None:
         try:
             return await look(env, boot)
         except Corrupt as exc:
             log.error("a journal cannot be read", backend=boot.backend, boot=boot.name, error=str(exc))
             return None
 
-    return [found for found in await asyncio.gather(*map(one, boots)) if found is not None]
+    return [found for found in await asyncio.gather(*map(read_end, boots)) if found is not None]
 
 
 def _others_wrote(objects: list[tuple[str, float]], backend: str, boot: str) -> bool:

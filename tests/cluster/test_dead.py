@@ -135,3 +135,36 @@ def test_it_depends_on_nothing_but_what_was_observed() -> None:
     ]
     one, other = (DeadWatch("me", "x", DEAD_AFTER) for _ in range(2))
     assert [one.observe(each) for each in seen] == [other.observe(each) for each in seen]
+
+
+def dead_watch(beats: dict[str, Beat]) -> tuple[DeadWatch, float]:
+    """A watch that has found "a" dead, and when."""
+    watch, second = DeadWatch("me", "x", DEAD_AFTER), 0
+    while "a" not in watch.dead:
+        if watch.observe(Observation(float(second), beats, second, {"a": "x"})):
+            watch.greeted("a", False, float(second))
+        second += 1
+    return watch, float(second)
+
+
+@pytest.mark.parametrize("pause", [1.0, DEAD_AFTER], ids=["at once", "after a time without reads"])
+def test_a_backend_that_has_started_again_is_not_dead(pause: float) -> None:
+    """An observer that was suspended would fence the new boot, which serves."""
+    watch, now = dead_watch({"a": Beat(5, "boot1")})
+    watch.observe(Observation(now + pause, {"a": Beat(1, "boot2")}, 100, {"a": "x"}))
+    assert watch.dead == set()
+
+
+def test_a_time_without_reads_makes_no_dead_backend_live() -> None:
+    beats = {"a": Beat(5, "boot1")}
+    watch, now = dead_watch(beats)
+    watch.observe(Observation(now + DEAD_AFTER, beats, 100, {"a": "x"}))
+    assert watch.dead == {"a"}
+    assert watch.boots(beats) == {"a": "boot1"}
+
+
+def test_a_boot_that_has_begun_since_is_not_named() -> None:
+    """The view may have been read again between `observe` and the fence."""
+    watch, _ = dead_watch({"a": Beat(5, "boot1")})
+    assert watch.boots({"a": Beat(1, "boot2")}) == {}
+    assert watch.boots({"a": Beat(5, "boot1")}) == {"a": "boot1"}

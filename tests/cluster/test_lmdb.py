@@ -206,8 +206,11 @@ async def test_many_writes_at_once_are_few_transactions(tmp_path: Path, monkeypa
     assert len(written) < 64
 
 
-async def test_polls_of_very_many_rows_leave_the_loop_to_others(tmp_path: Path) -> None:
-    """100,000 pinned users, of whom one changes."""
+async def test_polls_of_very_many_rows_leave_the_loop_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100,000 pinned users, of whom one changes. How long a poll may take is a machine's own matter."""
+    monkeypatch.setattr(engine, "DEADLINE_S", 120.0)
     with lmdb.open(str(tmp_path / "cluster"), map_size=engine.MAP_BYTES) as env, env.begin(write=True) as txn:
         txn.put(b"\0format", b"1")
         for number in range(100_000):

@@ -55,6 +55,14 @@ def test_a_dead_backend_without_groups_is_fenced_by_one() -> None:
     assert sorted(map(len, fences)) == [0, 1]
 
 
+def test_a_dead_backend_without_groups_is_fenced_no_more_once_it_was() -> None:
+    known = {"rows": all_of("a"), "held": all_of("a"), "dead": {"c": "boot7"}}
+    fences = [plan(picture(me, **known, fenced=frozenset({("c", "boot7")}))).fence for me in ("a", "b")]
+    assert fences == [frozenset(), frozenset()]
+    again = [plan(picture(me, **known, fenced=frozenset({("c", "boot6")}))).fence for me in ("a", "b")]
+    assert sorted(map(len, again)) == [0, 1]
+
+
 def test_a_newer_row_of_another_is_a_loss() -> None:
     held = all_of("a", 3)
     assert plan(picture(rows={**held, ONE: Assigned("b", 4, 1)}, held=held)).lose == {ONE}

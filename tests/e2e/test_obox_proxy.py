@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ports import free_port
 from processes import PASSWORD, USERS, Backend, lmtp
-from test_cluster import MAIL, pair, until
+from test_backends import MAIL, pair, until
 
 __all__ = ["pair"]
 

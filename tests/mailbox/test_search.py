@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -294,7 +295,7 @@ class Box:
         self.memo = _search.Memo()
 
     async def fields(
-        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = 0
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
     ) -> list[Fields | Unreadable | None]:
         self.asked_fields += uids
         out: list[Fields | Unreadable | None] = []

@@ -50,12 +50,13 @@ async def test_an_opening_waits_for_the_start(machine: Machine, takeover: asynci
 async def test_it_waits_no_longer_than_for_its_user(
     machine: Machine, takeover: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "OPEN_S", 0.05)
     async with machine.run(start=False) as life:
         starting = asyncio.ensure_future(life.store.start())
-        for opening in (life.user(), life.store.load_user("anna", SID)):
-            with pytest.raises(Unavailable, match="does not answer"):
-                await opening
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "OPEN_S", 0.05)
+            for opening in (life.user(), life.store.load_user("anna", SID)):
+                with pytest.raises(Unavailable, match="does not answer"):
+                    await opening
         assert life.store.beginning.waiting == 0
         takeover.set()
         await starting

@@ -137,7 +137,7 @@ async def authenticate(session: Session, command: ast.Authenticate) -> Reply | N
 
 
 async def respond(session: Session, data: bytes | None) -> Reply | None:
-    """The client's answer to a challenge; None where it cancelled."""
+    """Return the client's answer to a challenge; None if the client cancelled."""
     if session.sasl is None:
         return bad("No authentication is under way")
     try:

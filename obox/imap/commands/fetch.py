@@ -120,8 +120,8 @@ def _of_mail(item: FetchAttr | Body) -> bool:
 
 
 async def _structure(mail: bytes) -> tuple[Part, bool]:
-    """The parts of a mail, and whether it is a small one whose parts can be cut out on
-    the loop too."""
+    """Return the parts of a mail, and whether it is so small that its parts can be cut
+    out on the loop too."""
     if len(mail) <= INLINE_MAX:
         budget = Budget.quick()
         root = parse(mail, budget)

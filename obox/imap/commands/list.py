@@ -106,7 +106,7 @@ async def lsub(session: Session, command: ast.Lsub) -> Reply:
 
 
 async def _compiled(session: Session, reference: str, given: Sequence[str]) -> list[Pattern]:
-    """The patterns that are not empty, below the reference. Raises: Invalid."""
+    """Return the patterns that are not empty, below the reference. Raises: Invalid."""
     out = []
     for pattern in given:
         if pattern:
@@ -116,7 +116,7 @@ async def _compiled(session: Session, reference: str, given: Sequence[str]) -> l
 
 
 async def _matching(session: Session, patterns: Sequence[Pattern], known: Iterable[str]) -> set[str]:
-    """Those of the names that a pattern matches."""
+    """Return the names that a pattern matches."""
     out = set()
     for name in known:
         for pattern in patterns:
@@ -136,8 +136,8 @@ def _joined(reference: str, pattern: str) -> str:
 
 
 async def _entries(session: Session, user: User) -> list[_Entry]:
-    """All names that LIST can show: mailboxes, levels above them, and subscriptions to
-    what is not there."""
+    """Return all names that LIST can show: mailboxes, levels above them, and
+    subscriptions to mailboxes that do not exist."""
     table: dict[str, _Entry] = {}
     infos = user.mailboxes()
     await session.pause()

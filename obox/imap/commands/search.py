@@ -100,7 +100,7 @@ def _extended(
 
 
 def _modseq(session: Session, uids: UidArray) -> int:
-    """The highest modseq among mails."""
+    """Return the highest MODSEQ among mails."""
     mailbox, _ = session.need_mailbox()
     where, there = mailbox.state.positions(uids)
     return int(mailbox.state.modseqs[where[there]].max()) if there.any() else 0

@@ -73,8 +73,8 @@ async def _resync(session: Session, state: State, view: View, known: ast.QResync
 
 
 def _known_below(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
-    """The highest UID that still has the sequence number the client knows it by:
-    nothing below it is gone.
+    """Return the highest UID that still has the sequence number by which the client
+    knows it. No mail below it was expunged.
 
     A sequence number only decreases when a lower mail is expunged, and new mails get
     higher numbers. RFC 7162 §3.2.5.2.
@@ -87,7 +87,8 @@ def _known_below(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
 
 
 def _expand(numbers: SequenceSet, most: int) -> list[int]:
-    """The numbers of a set up to `most`, at most as many as a client sends samples."""
+    """Return the numbers of a set up to `most`, at most as many as a client sends
+    samples."""
     out: list[int] = []
     for low, high in numbers.resolve(0):
         out.extend(range(low, min(high, most, low + SAMPLES_MAX) + 1))

@@ -73,7 +73,7 @@ async def store(session: Session, command: ast.Store) -> Reply:
 
 
 def _apply(bits: Bits, op: FlagOp, mask: int) -> Bits:
-    """What a STORE makes of flags, as the client works it out."""
+    """Return what a STORE makes of flags, as the client derives it."""
     flags = np.uint64(mask)
     if op == "add":
         return bits | flags

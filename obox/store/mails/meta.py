@@ -60,7 +60,7 @@ class MailMeta(msgspec.Struct, omit_defaults=True):
             raise Corrupt(f"a mail's meta does not decode: {exc}") from exc
 
     def row(self, oid: bytes, modseq: int) -> Rows:
-        """The index record of this mail, new at `modseq`."""
+        """Return the index record of this mail, new at `modseq`."""
         return Rows.one(
             self.uid,
             size=self.size,
@@ -91,7 +91,7 @@ def check_claim(delta: Delta, uid: int) -> None:
 
 
 def make_fields(source: bytes) -> Fields:
-    """The ready fields of a mail."""
+    """Return the ready fields of a mail."""
     return _packed(mime.summary(source))
 
 

@@ -70,7 +70,8 @@ async def purge(mailbox: Index, found: Garbage) -> None:
     if not any(found) or not await _alone(mailbox):
         return
     # Without mails that are held since.
-    dead = np.intersect1d(found.mails, mailbox.state.dead(mailbox.env.now_ms())).tolist()
+    free = set(mailbox.state.dead(mailbox.env.now_ms()).tolist())
+    dead = [uid for uid in found.mails if uid in free]
     await _delete(mailbox, [*dead, *found.claims])
     # An earlier process that did not flush may have left them.
     mailbox.env.metacache.drop_fields(mailbox.sid, mailbox.guid, dead)

@@ -128,7 +128,7 @@ async def _put_group(mailbox: Index, slots: list[Slot], drafts: list[Draft]) -> 
     all have landed, or none counts."""
     gate = asyncio.Semaphore(PUTS_AT_ONCE)
 
-    async def one(slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
+    async def put_one(slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
         async with gate:
             return await _put_mail(mailbox, slot, draft)
 
@@ -138,7 +138,7 @@ async def _put_group(mailbox: Index, slots: list[Slot], drafts: list[Draft]) -> 
         # The last mail is sent first. Another writer that LISTs then sees how far the
         # group reaches, and waits for lower UIDs.
         pairs = list(zip(slots, drafts, strict=True))
-        last, *others = await asyncio.gather(*(one(slot, draft) for slot, draft in [pairs[-1], *pairs[:-1]]))
+        last, *others = await asyncio.gather(*(put_one(slot, draft) for slot, draft in [pairs[-1], *pairs[:-1]]))
         results = [*others, last]
     all_landed = all(fate == "landed" for fate, _, _ in results)
     if all_landed:

@@ -1,0 +1,156 @@
+"""Backends and proxies of a cluster as processes: started, stopped, killed, suspended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from .patient import Front
+from .servers import PASSWORD, Bucket, free_ports
+
+START_S: Final = 60.0
+STOP_S: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all members have in common. password_file: of the directory's role, or ""."""
+
+    home: Path
+    bucket: Bucket
+    directory: str
+    users: tuple[str, ...]
+    password_file: str = ""
+    dead_after: str = "5s"
+
+    def write(self) -> None:
+        """The users and the secret, below `home`."""
+        (self.home / "users").write_text("".join(f"{user}:{{PLAIN}}{PASSWORD}:::::\n" for user in self.users))
+        (self.home / "secret").write_text(os.urandom(32).hex() + "\n")
+        for name in ("users", "secret"):
+            (self.home / name).chmod(0o600)
+
+
+@dataclass
+class Machine:
+    """A member. role: serve or proxy."""
+
+    name: str
+    role: str
+    setting: Setting
+    process: subprocess.Popen[bytes] | None = None
+    suspended_at: float | None = None
+    _front: Front = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.home = self.setting.home / self.name
+        self.home.mkdir()
+        imap, lmtp, self._http = free_ports(3)
+        self._front = Front(self.name, imap, lmtp)
+        self.log = self.home / "log"
+        self.state = self.home / "state"
+        common = self.setting
+        storage = {key: value for key, value in vars(common.bucket).items() if value}
+        cluster = {
+            "backend": self.name,
+            "directory": common.directory,
+            "secret_file": str(common.home / "secret"),
+            "dead_after": common.dead_after,
+        }
+        if common.password_file:
+            cluster["password_file"] = common.password_file
+        sections: dict[str, dict[str, Any]] = {
+            "storage": storage,
+            "auth": {"passwd_file": str(common.home / "users")},
+            "imap": {"listen": [f"127.0.0.1:{imap}"], "max_user_sessions": 0},
+            "lmtp": {"listen": [f"127.0.0.1:{lmtp}"]},
+            "http": {"listen": [f"127.0.0.1:{self._http}"]},
+            "cluster": cluster,
+            "log": {"format": "json"},
+        }
+        text = f"state_dir = {json.dumps(str(self.state))}\n"
+        for section, settings in sections.items():
+            text += f"\n[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        (self.home / "obox.toml").write_text(text)
+
+    @property
+    def front(self) -> Front:
+        return self._front
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "obox.main", self.role, "-c", str(self.home / "obox.toml")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    async def listening(self) -> None:
+        """Return when it greets. Raises RuntimeError: it ended, or takes too long."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                async with asyncio.timeout(2):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", self.front.imap)
+                    greeting = await reader.readline()
+                    writer.transport.abort()
+                if greeting.startswith(b"* OK"):
+                    return
+            except (OSError, TimeoutError):
+                pass
+            if not self.alive or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} does not start: {self.log.read_text(errors='replace')[-2000:]}")
+            await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(STOP_S)
+        self.suspended_at = None
+
+    async def stop(self) -> int:
+        """SIGTERM; the exit code. Raises TimeoutError: it does not end, and is killed."""
+        assert self.process is not None
+        self.process.terminate()
+        deadline = time.monotonic() + STOP_S
+        while (code := self.process.poll()) is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"{self.name} does not stop")
+            await asyncio.sleep(0.05)
+        return code
+
+    def suspend(self, now: float) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        self.suspended_at = now
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+        self.suspended_at = None
+
+    def lose_disk(self) -> None:
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    def errors(self) -> list[str]:
+        """Lines of the log that say that the program is wrong."""
+        if not self.log.exists():
+            return []
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [f"{self.name}: {line[:400]}" for line in lines if '"level": "error"' in line or "Traceback" in line]

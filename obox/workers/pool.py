@@ -1,0 +1,249 @@
+"""All workers of a supervisor: started and stopped together, and what the directory
+says of them.
+
+Invariant: the directory knows all workers before the first of them starts, so that each
+takes its part of the groups. Workers of an earlier start that are no more are removed
+there, and others take their groups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import structlog
+
+from obox import __version__
+from obox.cluster import (
+    Directory,
+    Kind,
+    Member,
+    Move,
+    Orders,
+    State,
+    View,
+    group_key,
+    make_settings,
+    rank,
+)
+from obox.cluster.initial import GROUPS_LOCAL
+from obox.errors import ConfigError, OboxError, Unavailable
+from obox.membership import READS
+from obox.server import Reloaded
+
+from . import orders
+from .orders import Start
+from .worker import CRASHES_S, Worker
+
+log = structlog.get_logger()
+
+POLL_S: Final = 0.05
+"""Between looks whether all groups have an owner, at the start."""
+LAST_S: Final = 2.0
+"""For a worker to end after the signal that ends it in any case."""
+
+
+class Pool:
+    """See the module's text. changed: called when a worker becomes ready, or is not any
+    more.
+    """
+
+    def __init__(
+        self, starts: Sequence[Start], view: View, changed: Callable[[], None], watchdog_s: float | None
+    ) -> None:
+        self.workers = {start.name: Worker(start, self._on_change, watchdog_s) for start in starts}
+        self.stopping = False
+        self._view = view
+        self._changed = changed
+        self._watchdog_s = watchdog_s
+        self._removed: frozenset[str] = frozenset()
+        self._running: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._chores: set[asyncio.Task[None]] = set()
+
+    # -- the directory ---------------------------------------------------------------------------------------------
+
+    async def register(self, directory: Directory) -> None:
+        """Register all workers. Raises ConfigError, Unavailable."""
+        await make_settings(directory, GROUPS_LOCAL, now=time.time, sleep=asyncio.sleep, random_bytes=os.urandom)
+        view = self._view
+        if not await view.poll():
+            raise Unavailable("the directory of the workers does not answer")
+        fresh = [
+            name for name in self.workers if view.orders.get(name, Orders(State.REMOVED)).state is not State.ONLINE
+        ]
+        for name, worker in self.workers.items():
+            member = Member("backend", worker.start.config.cluster.site, f"unix:{worker.home}", {}, READS, __version__)
+            if view.members.get(name) != member:
+                await view.put(Kind.MEMBERS, name, member)
+        for name in fresh:
+            await view.put(Kind.ORDERS, name, Orders(State.ONLINE))
+        known = {name for name, member in view.members.items() if member.role == "backend"} | set(view.owners())
+        self._removed = frozenset(known - set(self.workers))
+        for name in sorted(self._removed):
+            await view.put(Kind.ORDERS, name, Orders(State.REMOVED))
+        if fresh and view.groups:
+            self._chore(self._give(fresh))
+
+    async def _give(self, names: Sequence[str]) -> None:
+        """Move to workers that are new, or serve again, their part of the groups."""
+        for name in names:
+            await self.workers[name].ready.wait()
+        view, now = self._view, time.time()
+        settings = view.settings
+        assert settings is not None, "the directory was read"
+        weights = {
+            name: float(one.load_factor)
+            for name in self.workers
+            if (one := view.orders.get(name)) is not None and one.state is State.ONLINE
+        }
+        moved = 0
+        for unit in map(group_key, range(settings.groups)):
+            row, heir = view.assigned(unit), next(iter(rank(unit, weights)), None)
+            if heir is not None and heir in names and row is not None and row.backend != heir:
+                await view.put(Kind.MOVES, unit, Move(heir, now, "supervisor"))
+                moved += 1
+        log.info("groups move to workers that have come", names=list(names), groups=moved)
+
+    def _released(self, worker: Worker) -> None:
+        self._tell_gone()
+        self._chore(self._view.put(Kind.ORDERS, worker.name, Orders(State.OFFLINE)))
+
+    async def _again(self, worker: Worker) -> None:
+        """A worker that has rested runs again. If it lasts, it gets groups again."""
+        await asyncio.sleep(CRASHES_S)
+        if worker.ready.is_set() and worker.resting and not self.stopping:
+            worker.resting = False
+            await self._view.put(Kind.ORDERS, worker.name, Orders(State.ONLINE))
+            await self._give([worker.name])
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Start all, in a group that ends when one refuses its configuration."""
+        for worker in self.workers.values():
+            self._running.append(tasks.create_task(worker.run(self._released), name=f"worker {worker.name}"))
+        if self._watchdog_s is not None:
+            self._watching = tasks.create_task(self._watch(self._watchdog_s))
+
+    async def serving(self, within_s: float) -> bool:
+        """Return when all workers are ready and all groups have an owner.
+
+        False: it has taken longer than `within_s`.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                for worker in self.workers.values():
+                    await worker.ready.wait()
+                while (settings := self._view.settings) is None or len(self._view.groups) < settings.groups:
+                    await asyncio.sleep(POLL_S)
+                    await self._view.poll()
+        except TimeoutError:
+            return False
+        return True
+
+    async def settled(self, within_s: float) -> None:
+        """Return when no worker is being started, or it is late."""
+        try:
+            async with asyncio.timeout(within_s):
+                for worker in self.workers.values():
+                    if not worker.resting:
+                        await worker.ready.wait()
+        except TimeoutError:
+            pass
+
+    def answers(self) -> bool:
+        """Whether all loops answer. A worker that rests is no loop."""
+        return all(worker.resting or worker.ready.is_set() for worker in self.workers.values())
+
+    def let_end(self) -> None:
+        """Workers end soon, and are not started again."""
+        self.stopping = True
+        for worker in self.workers.values():
+            worker.let_end()
+
+    async def stop(self, *, to_return: bool) -> None:
+        """Stop all in order. If this is cut short, each worker hurries."""
+        self.stopping = True
+        try:
+            for worker in self.workers.values():
+                worker.stop(to_return=to_return)
+            if self._running:
+                await asyncio.wait(self._running)
+        except asyncio.CancelledError:
+            for worker in self.workers.values():
+                worker.stop(to_return=to_return)
+            raise
+
+    async def kill(self) -> None:
+        """End what is left."""
+        self.stopping = True
+        for chore in (*self._chores, *([self._watching] if self._watching is not None else [])):
+            chore.cancel()
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=LAST_S)
+            for task in late:
+                task.cancel()  # which kills the process
+
+    async def _watch(self, limit_s: float) -> None:
+        """Kill a worker whose loop does not report; it is started again."""
+        while True:
+            await asyncio.sleep(limit_s / 4)
+            for worker in self.workers.values():
+                if worker.silent_s > limit_s and not self.stopping:
+                    log.error("a worker does not answer, it is killed", name=worker.name)
+                    worker.signal(signal.SIGABRT)
+                    await asyncio.sleep(0)
+                    worker.signal(signal.SIGKILL)
+
+    # -- reload ----------------------------------------------------------------------------------------------------
+
+    async def prepare_reload(self) -> Callable[[], Reloaded]:
+        """All workers have checked the configuration; returns what has them use it.
+
+        Raises ConfigError, Unavailable: nothing has changed anywhere.
+        """
+        workers = list(self.workers.values())
+        results = await asyncio.gather(*(worker.prepare_reload() for worker in workers), return_exceptions=True)
+        wrong = [result for result in results if isinstance(result, BaseException)]
+        if wrong:
+            for worker in workers:
+                worker.tell(orders.DROP)
+            raise wrong[0] if isinstance(wrong[0], ConfigError | OboxError) else ConfigError(str(wrong[0]))
+
+        def use() -> Reloaded:
+            for worker in workers:
+                worker.tell(orders.USE)
+            return Reloaded()
+
+        return use
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _on_change(self, worker: Worker) -> None:
+        self._tell_gone()
+        if worker.ready.is_set() and worker.resting:
+            self._chore(self._again(worker))
+        self._changed()
+
+    def _tell_gone(self) -> None:
+        """Say to all workers which processes have ended and rest."""
+        gone = sorted(self._removed | {worker.name for worker in self.workers.values() if worker.gone})
+        for worker in self.workers.values():
+            worker.tell(orders.GONE, *gone)
+
+    def _chore(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(_logged(work))
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+
+async def _logged(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except (Unavailable, ConfigError) as error:
+        log.warning("the directory of the workers was not told", error=str(error))

@@ -1,0 +1,260 @@
+"""The process that an operator starts with `workers = N`: a proxy, and what keeps its
+workers running.
+
+It binds the addresses, registers its workers in the directory, starts them, and accepts
+clients when every group of users has a worker. A stop ends the clients first, then the
+workers, all in order. See docs/cluster.md, "Workers".
+
+Invariant: the service manager hears of this process alone, and only while all workers
+answer. A reload changes this process and all workers, or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from obox import __version__, wiring
+from obox.admin import Session
+from obox.admin.http import routes
+from obox.changes import changes
+from obox.cluster import Assigned, Directory, Here, Router, There
+from obox.config import Config, Listen, load
+from obox.errors import Unavailable
+from obox.front import Front
+from obox.membership import ports_of
+from obox.proxy import ViewRouter
+from obox.server import HttpServer, Lifecycle, Notifier, Reloaded, application
+from obox.server.log import recent_problems
+from obox.types import StorageId
+
+from .derive import make_secret, of_front, of_worker
+from .exposition import Exposition
+from .orders import Start
+from .pool import Pool
+from .verbs import Relay
+
+log = structlog.get_logger()
+
+START_S: Final = 10.0
+"""Clients wait for all workers for this long. Then users of a worker that is missing
+get `[UNAVAILABLE]`. A backend alone lets a login wait as long for its bucket."""
+POLL_S: Final = 0.05
+"""Between looks whether a worker that a login waits for serves."""
+
+
+class _Notifier(Notifier):
+    """Says nothing good while a worker does not answer."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(environ)
+        self.answers: Callable[[], bool] = lambda: True
+        self._owed: str | None = None
+
+    def ready(self, status: str = "") -> None:
+        self._owed = status
+        self.pay()
+
+    def pay(self) -> None:
+        """Say what was held back, if all workers answer by now."""
+        if self._owed is not None and self.answers():
+            super().ready(self._owed)
+            self._owed = None
+
+    def watchdog(self) -> None:
+        if self.answers():
+            super().watchdog()
+
+
+class _WorkerRouter:
+    """A `Router` that waits for a worker that is being started."""
+
+    def __init__(self, inner: Router, pool: Pool) -> None:
+        self._inner = inner
+        self._pool = pool
+
+    async def route(self, sid: StorageId) -> Here | There:
+        """See `obox.cluster.Router`."""
+        return await self._until_ready(lambda: self._inner.route(sid))
+
+    async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
+        """See `obox.cluster.Router`."""
+        await self._inner.reread(sid, seen)
+        return await self.route(sid)
+
+    async def _until_ready(self, ask: Callable[[], Awaitable[Here | There]]) -> There:
+        """Raises Unavailable: late."""
+        loop = asyncio.get_running_loop()
+        late = loop.time() + START_S
+        while True:
+            try:
+                there = await ask()
+                assert isinstance(there, There)
+                if self._pool.workers[there.backend].ready.is_set():
+                    return there
+                why = Unavailable("The worker of this user is starting")
+            except Unavailable as error:
+                why = error
+            except KeyError:
+                why = Unavailable("The worker of this user is no more")
+            if loop.time() >= late:
+                raise why
+            await asyncio.sleep(POLL_S)
+
+
+class _Process:
+    """This process as verbs control it (`admin.Server`); sessions are the workers'."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    def sessions(self) -> Sequence[Session]:
+        return ()
+
+    def kick(self, sessions: Sequence[Session], reason: str) -> None:
+        pass
+
+    async def reload(self) -> tuple[Sequence[str], Sequence[str]]:
+        return await self._front.lifecycle.reloaded()
+
+    def stop_logins(self) -> None:
+        self._front.listeners.stop(keep=self._front.http)
+
+    def stop(self) -> None:
+        self._front.lifecycle.stop()
+
+
+class Supervisor(Front):
+    """See the module's text."""
+
+    def __init__(
+        self, config: Config, *, environ: Mapping[str, str], overrides: Sequence[tuple[str, object]] = ()
+    ) -> None:
+        """config: as it was read. overrides: settings of the command line. Raises
+        ConfigError.
+        """
+        make_secret(config)
+        self._read_config, self._overrides = config, tuple(overrides)
+        super().__init__(of_front(config), environ=environ)
+        self._notifier = _Notifier(environ)
+        # Clients and workers have the time each, one after the other.
+        self.lifecycle = Lifecycle(log=log, notifier=self._notifier, drain_timeout_s=self._stop_s(config))
+        self._workers = config.server.workers
+
+    @staticmethod
+    def _stop_s(config: Config) -> float:
+        return 2 * config.server.shutdown_timeout
+
+    # -- what differs from a proxy ---------------------------------------------------------------------------------
+
+    def unused(self) -> list[str]:
+        return []  # the workers have a use for them
+
+    def read(self) -> Config:
+        config = self._read_config
+        return of_front(load(str(config.file) if config.file else None, self._environ, overrides=self._overrides))
+
+    def routed(self, router: ViewRouter, directory: Directory) -> Router:
+        limit_s = self._notifier.watchdog_interval_s
+        starts = [
+            Start(of_worker(self._read_config, number), number, self._workers, self._overrides)
+            for number in range(1, self._workers + 1)
+        ]
+        # Half of the manager's limit: a worker that hangs does not end the unit.
+        self.pool = Pool(starts, self.view, self._notifier.pay, limit_s)
+        self._notifier.answers = self.pool.answers
+        self._store = directory
+        self._inner = router
+        return _WorkerRouter(self._inner, self.pool)
+
+    def places(self) -> tuple[None, Callable[[], tuple[str, Mapping[str, int]]]]:
+        """Front ends reach no worker: all users are served here."""
+        return None, lambda: (self.config.cluster.address or "127.0.0.1", self._ports())
+
+    def _ports(self) -> dict[str, int]:
+        return ports_of(("imap", "lmtp"), self.listeners.addresses)
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.pool.settled(START_S)
+
+    async def before(self, tasks: asyncio.TaskGroup) -> None:
+        self._loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await self.pool.register(self._store)
+                break
+            except Unavailable as error:
+                log.warning("the workers wait for their directory", error=str(error))
+                await asyncio.sleep(1.0)
+        self.pool.start(tasks)
+        if not await self.pool.serving(START_S):
+            log.warning("not all workers serve yet, clients of the others are accepted")
+
+    def _on_stop(self) -> None:
+        async def stop_workers() -> None:
+            await self.pool.stop(to_return=self.lifecycle.returning)
+
+        async def kill_workers() -> None:
+            await self.pool.kill()
+
+        super()._on_stop()
+        self.lifecycle.on_stop("workers", stop_workers)
+        self.lifecycle.on_stop("workers that are left", kill_workers)
+
+    # -- HTTP ------------------------------------------------------------------------------------------------------
+
+    def _bind_http(self) -> None:
+        """As a backend has it: the API, the probes, and the metrics of all workers."""
+        config = self.config
+        exposition = Exposition(
+            config.cluster.backend, self.metrics.exposition, lambda: list(self.pool.workers.values())
+        )
+        self.admin = wiring.of_config(config, self.users)
+        self.admin.authenticator = lambda: self.authenticator
+        self.admin.recent = recent_problems
+        self.admin.server = _Process(self)
+        relay = Relay(self.pool, self._inner, self.admin.server.stop_logins)
+        api = routes(self.admin, key=self._api_key(), version=__version__, run=relay.run)
+        draining = lambda: self.lifecycle.draining  # noqa: E731
+        probes = application(draining=draining, routes=[exposition.route(), *([] if config.metrics else api)])
+        self.http["admin"] = HttpServer(application(routes=api))
+        if config.http is not None:
+            self.http["http"] = HttpServer(probes if config.metrics is None else application(routes=api))
+            self.listeners.bind("http", config.http.listen, self.http["http"].factory)
+        if config.metrics is not None:
+            self.http["metrics"] = HttpServer(probes)
+            self.listeners.bind("metrics", config.metrics.listen, self.http["metrics"].factory)
+        path = wiring.socket_path(config.state_dir)
+        self.listeners.bind("admin", [Listen(path=path)], self.http["admin"].factory, unix_mode=0o600)
+
+    # -- a reload --------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> Callable[[], Reloaded]:
+        """This process, then all workers: they check, and use nothing yet."""
+        read = self.read()
+        mine = super()._prepare()
+        theirs = asyncio.run_coroutine_threadsafe(self.pool.prepare_reload(), self._loop).result()
+
+        def use() -> Reloaded:
+            theirs()
+            done = mine()
+            self.admin.users = self.users
+            self.admin.forget_names()
+            # What a worker that is started again begins with.
+            self._read_config = changes(self._read_config, read).config
+            for worker in self.pool.workers.values():
+                number, overrides = worker.start.number, self._overrides
+                worker.start = Start(of_worker(self._config_of_workers(), number), number, self._workers, overrides)
+            self.lifecycle.drain_timeout_s = self._stop_s(self.config)
+            return done
+
+        return use
+
+    def _config_of_workers(self) -> Config:
+        config = self._read_config
+        return replace(config, server=replace(config.server, workers=self._workers))

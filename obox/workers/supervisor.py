@@ -218,6 +218,7 @@ class Supervisor(Front):
         self.admin.authenticator = lambda: self.authenticator
         self.admin.recent = recent_problems
         self.admin.server = _Process(self)
+        self.admin.find_cluster = wiring.find_cluster(config, directory=self.directory)
         relay = Relay(self.pool, self._inner, self.admin.server.stop_logins)
         api = routes(self.admin, key=self._api_key(), version=__version__, run=relay.run)
         draining = lambda: self.lifecycle.draining  # noqa: E731

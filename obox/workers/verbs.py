@@ -55,7 +55,7 @@ class Relay:
     async def run(self, admin: Admin, name: str, raw: object, outcome: Outcome) -> AsyncIterator[Event]:
         """As `guarded`."""
         verb = TABLE.get(name)
-        if verb is None or verb.needs is Needs.CONFIG or name in HERE:
+        if verb is None or verb.needs is Needs.CONFIG or name in HERE or _of_directory(verb):
             async for event in guarded(admin, name, raw, outcome):
                 yield event
             return
@@ -138,6 +138,11 @@ class Relay:
             yield {"step": rows[0]["step"], "count": sum(row["count"] for row in rows), "seconds": seconds}
         if not params.dry_run:
             admin.backend.stop()
+
+
+def _of_directory(verb: Verb) -> bool:
+    """Whether this process, which has the directory open, answers as any worker would."""
+    return verb.needs is Needs.DIRECTORY and not verb.per_user
 
 
 async def _all(calls: Sequence[_Call], name: str) -> AsyncIterator[tuple[_Call, Event]]:

@@ -150,6 +150,18 @@ def _gone(unit: Unit, name: str) -> None:
     assert name not in {row["username"] for row in unit.admin("who")}
 
 
+def test_oboxadm_shows_the_cluster_of_the_workers(unit: Unit) -> None:
+    workers = unit.admin("cluster", "backend", "status")
+    assert sum(row["groups"] for row in workers) == unit.admin("cluster", "status")[0]["groups"]
+    assert all(row["alive"] for row in workers)
+    (status,) = unit.admin("cluster", "user", "status", "-u", NAMES[0])
+    assert status["backend"] in {row["backend"] for row in workers}
+    unit.admin("cluster", "user", "kick", "-u", NAMES[0], code=68)
+    with imaplib.IMAP4("127.0.0.1", unit.backend.imap) as client:
+        client.login(NAMES[0], PASSWORD)
+        assert unit.admin("cluster", "user", "kick", "-u", NAMES[0])[0]["connections"] == 1
+
+
 def test_a_reload_is_all_or_none(unit: Unit, tmp_path: Path) -> None:
     backend = unit.backend
     backend.sections["log"] = {"level": "debug"}

@@ -141,7 +141,8 @@ class Relay:
 
 
 def _of_directory(verb: Verb) -> bool:
-    """Whether this process, which has the directory open, answers as any worker would."""
+    """Whether the supervisor, which has the directory open, answers as any worker
+    would."""
     return verb.needs is Needs.DIRECTORY and not verb.per_user
 
 

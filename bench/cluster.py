@@ -85,7 +85,7 @@ class Cluster:
     _disturbed: set[str] = field(default_factory=set)
 
     async def start(self) -> None:
-        """All members at once; the first that serves acquires all groups, and `spread` follows."""
+        """All members at once. The first that serves acquires all groups."""
         self.backends += [Machine(f"b{number}", "serve", self.setting) for number in range(1, self.size.backends + 1)]
         self.proxies += [Machine(f"p{number}", "proxy", self.setting) for number in range(1, self.size.proxies + 1)]
         for one in (*self.backends, *self.proxies):
@@ -217,7 +217,7 @@ class Cluster:
     # -- the end -----------------------------------------------------------------------
 
     async def end(self) -> Machine:
-        """Stop the first half of the backends, kill the others; a fresh backend that serves everybody."""
+        """Stop half of the backends and kill the others; a fresh backend."""
         for one in self.proxies:
             one.kill()
         half = len(self.backends) // 2
@@ -270,8 +270,8 @@ class Outcome:
         return self.witness.found.lost
 
     def by_action(self) -> dict[str, list[float]]:
-        """By name, for each time that it happened: how long a user was without service who
-        was not served any more between then and the next action.
+        """By name, for each time that it happened: the longest time without service
+        that began between then and the next action.
         """
         out: dict[str, list[float]] = {}
         for (began, name), (until, _) in pairwise([*self.actions, (math.inf, "")]):

@@ -1,4 +1,4 @@
-"""Backends and proxies of a cluster as processes: started, stopped, killed, suspended."""
+"""Backends and proxies of a cluster as processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOP_S: Final = 60.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What all members have in common. password_file: of the directory's role, or ""."""
+    """What all members have in common. password_file: of the directory, or ""."""
 
     home: Path
     bucket: Bucket
@@ -124,7 +124,7 @@ class Machine:
         self.suspended_at = None
 
     async def stop(self) -> int:
-        """SIGTERM; the exit code. Raises TimeoutError: it does not end, and is killed."""
+        """SIGTERM; the exit code. Raises TimeoutError: it had to be killed."""
         assert self.process is not None
         self.process.terminate()
         deadline = time.monotonic() + STOP_S

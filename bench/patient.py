@@ -27,7 +27,7 @@ GIVE_UP_S: Final = 120.0
 """A user who is not served for so long after the load has ended is reported."""
 BOXES: Final = ("INBOX", "Archive")
 SLOTS: Final = 8
-"""Each session changes the keyword of its slot; no two at once change one for a user."""
+"""Each session changes the keyword of its slot. A user has a slot once at a time."""
 TAIL: Final = 30
 """Mails that a session looks at."""
 _LITERAL: Final = re.compile(rb"\{(\d+)\}\r\n$")
@@ -100,7 +100,7 @@ class Client:
             out += await self._reader.readexactly(int(match[1]))
 
     async def command(self, text: str, literal: bytes | None = None) -> list[bytes]:
-        """All lines of an answer that is OK, the tagged line last. Raises what is in FAILURES."""
+        """All lines of an answer that is OK. Raises what is in FAILURES."""
         self._count += 1
         tag = b"a%d" % self._count
         said = b"" if literal is None else b" {%d+}\r\n%b" % (len(literal), literal)
@@ -233,7 +233,7 @@ class Patient:
     # -- LMTP --------------------------------------------------------------------------
 
     async def deliver(self, per_second: float) -> None:
-        """Deliveries at a steady rate until `stopping`; then wait for those that are open."""
+        """Deliver at a steady rate until `stopping`, and wait for open deliveries."""
         rng = random.Random(f"{self.seed} deliveries")
         loop = asyncio.get_running_loop()
         due = loop.time()

@@ -64,7 +64,7 @@ class Verdict:
 
 
 class Witness:
-    """Hears each answer from the clients. clock: seconds; interval_s: `journal_interval`."""
+    """Hears each answer from the clients. interval_s: `journal_interval`."""
 
     def __init__(self, clock: Callable[[], float], interval_s: float) -> None:
         self._clock = clock
@@ -116,7 +116,7 @@ class Witness:
         return frozenset(place.uid for place in self.places if place[:2] == (user, box) and place not in self._leaving)
 
     def shown(self, user: str, box: str, had_to: frozenset[int], uids: Iterable[int]) -> None:
-        """A client that asked for all UIDs got these. had_to: `known` before it asked."""
+        """The answer to a client that asked for all UIDs. had_to: `known` before."""
         for uid in sorted(had_to - frozenset(uids)):
             place = Place(user, box, uid)
             if place not in self._leaving:

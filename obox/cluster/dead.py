@@ -72,8 +72,8 @@ class DeadWatch:
         if own_changed:
             self._own_changed_at = seen.at
         if self._read_at is not None and seen.at - self._read_at > self.dead_after_s / 2:
-            # Nothing was seen meanwhile, so all are watched anew. Who is dead stays so only
-            # if its beat is still the same.
+            # Nothing was seen meanwhile, so all are watched anew. A dead backend stays
+            # dead only if its beat is still the same.
             self._silent = {name: silence for name, silence in self._silent.items() if name in self.dead}
         self._read_at = seen.at
         self._count(seen, own_changed)
@@ -96,7 +96,7 @@ class DeadWatch:
         return True
 
     def boots(self, beats: Mapping[str, Beat]) -> dict[str, str]:
-        """By backend that is dead, the boot that was seen dying, "" where it had no beat.
+        """By backend that is dead, the boot that was seen dying; "" without a beat.
 
         beats: the newest. A backend whose beat has changed since the last `observe` is
         left out, so that the boot of a backend that has started again is never named.

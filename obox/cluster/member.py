@@ -368,7 +368,8 @@ class BackendMember:
     def _picture(self) -> Picture:
         view, settings = self.view, self.view.settings
         assert settings is not None, "a poll has succeeded"
-        boots = self._watch.boots(view.beats)  # the view may be newer than what was observed
+        # The view may have been read again since the watch observed it.
+        boots = self._watch.boots(view.beats)
         self._fenced &= boots.items()
         return Picture(
             me=self.me,

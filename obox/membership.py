@@ -85,6 +85,9 @@ class Membership:
     def number(self) -> int:
         return self.member.number()
 
+    async def confirm(self) -> None:
+        self._store.env.owned.lose(await self.member.confirm())
+
     async def fenced(self, boot: str) -> None:
         self._store.spawn(handover.go_on(self._store, boot))
         self._store.env.owned.lose(await self.member.reread_rows())
@@ -144,8 +147,9 @@ class Joining:
     """What `parts.open` has made of `[cluster]`, until the store is there, and
     afterwards."""
 
-    def __init__(self, config: Config, directory: Directory, view: View) -> None:
+    def __init__(self, config: Config, directory: Directory, view: View, clock: Callable[[], float]) -> None:
         self._config, self.directory = config, directory
+        self._clock = clock
         self._view = view
         self.membership = Membership()
         self.member_runs = False
@@ -156,7 +160,7 @@ class Joining:
         cluster = self._config.cluster
         watch = DeadWatch(cluster.backend, cluster.site, cluster.dead_after)
         gone = lambda: self.membership.gone  # noqa: E731
-        world = World(time.time, time.monotonic, asyncio.sleep, os.urandom, _load, _greets, gone)
+        world = World(time.time, self._clock, asyncio.sleep, os.urandom, _load, _greets, gone)
         self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))
 
     async def run(self, ports: Mapping[str, int]) -> None:
@@ -184,15 +188,18 @@ class Joining:
         await self.membership.member.end(clean=uploaded and self.membership.ended())
 
 
-async def open_membership(config: Config, closing: AsyncExitStack) -> Joining:
-    """Open the directory of a cluster. Raises ConfigError, Unavailable."""
+async def open_membership(config: Config, closing: AsyncExitStack, clock: Callable[[], float]) -> Joining:
+    """Open the directory of a cluster. clock: seconds, also while the machine sleeps.
+
+    Raises ConfigError, Unavailable.
+    """
     cluster = config.cluster
     directory = await open_directory(cluster.directory, config.state_dir, password_file=cluster.password_file)
     closing.push_async_callback(directory.close)
     keeper = KeptFile(config.state_dir / "cluster.kept")
-    view = View(directory, clock=time.monotonic, now=time.time, sleep=asyncio.sleep, keeper=keeper)
+    view = View(directory, clock=clock, now=time.time, sleep=asyncio.sleep, keeper=keeper)
     view.restore()
-    return Joining(config, directory, view)
+    return Joining(config, directory, view, clock)
 
 
 def ports_of(listeners: Iterable[str], addresses: Callable[[str], list[str]]) -> dict[str, int]:

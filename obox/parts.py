@@ -193,7 +193,7 @@ async def open(config: Config) -> Parts:
         if config.cluster.directory != "local":
             from .membership import open_membership  # a backend alone starts without it
 
-            joining = await open_membership(config, closing)
+            joining = await open_membership(config, closing, boottime)
         store = _store(config, bucket, metacache, fscache, None if joining is None else joining.membership)
         if joining is not None:
             joining.join(store)

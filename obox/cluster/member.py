@@ -50,6 +50,15 @@ It takes a LIST for each backend that ever existed.
 """
 
 
+FIRST_CLAIM_S: Final = 2.0
+"""After joining, before groups that never had an owner are claimed: members that start
+at the same time know of each other by then, and claim different groups.
+"""
+
+CONFIRM_S: Final = 1.0
+"""How long a login waits for the directory after this process was suspended."""
+
+
 class Store(Protocol):
     """What a member asks of the backend's store; the wiring makes it of
     `obox.store`."""
@@ -143,6 +152,8 @@ class BackendMember:
         self._merged: dict[str, Merge] | None = None
         """What has been compared already; None before the first pass."""
         self._ready = asyncio.Event()
+        self._tried_at = float("-inf")
+        self._joined_at = float("-inf")
         self._at_start: dict[str, Assigned] = {}
         self._sweep_at = world.clock() + SWEEP_S
         self._losing: set[asyncio.Task[None]] = set()
@@ -179,8 +190,33 @@ class BackendMember:
         It gives these units up in the background. The caller stops serving them at
         once.
         """
-        while not await self.view.poll():
+        while not await self._read_rows():
             await self._world.sleep(POLL_S)
+        return self._give_up()
+
+    async def confirm(self) -> frozenset[str]:
+        """Read the rows if that was not tried lately, because this process was
+        suspended. Returns the units of this backend that others have.
+
+        A directory that does not answer is waited for as long as CONFIRM_S.
+        """
+        if self._world.clock() - self._tried_at <= self._watch.dead_after_s / 2:
+            return frozenset()
+        try:
+            async with asyncio.timeout(CONFIRM_S):
+                await self._read_rows()
+        except TimeoutError:
+            return frozenset()
+        return self._give_up()
+
+    async def _read_rows(self) -> bool:
+        """Make a pass over the directory. False if it does not answer."""
+        try:
+            return await self.view.poll()
+        finally:
+            self._tried_at = self._world.clock()
+
+    def _give_up(self) -> frozenset[str]:
         rows = self._rows()
         lost = frozenset(unit for unit in self._store.held() if unit not in rows or rows[unit].backend != self.me)
         if lost:
@@ -242,11 +278,16 @@ class BackendMember:
             if self.view.settings is not None:
                 self._begin()  # what was kept is served
             await self._world.sleep(POLL_S)
+        self._joined_at = self._world.clock()
         self._begin()
         async with asyncio.TaskGroup() as tasks:
             # A task of its own, because a step may take long.
             tasks.create_task(self._again_and_again(self.beat))
             tasks.create_task(self._again_and_again(self.step))
+
+    def _may_claim(self, unit: str) -> bool:
+        """Whether a group may be claimed already; see FIRST_CLAIM_S."""
+        return self.view.assigned(unit) is not None or self._world.clock() >= self._joined_at + FIRST_CLAIM_S
 
     def _begin(self) -> None:
         if not self._ready.is_set():
@@ -316,7 +357,7 @@ class BackendMember:
 
     async def step(self) -> None:
         """Read, plan, act. Raises Unavailable, ConfigError."""
-        if not await self.view.poll():
+        if not await self._read_rows():
             return
         await self._watch_others()
         await self.view.write_back(self.me)
@@ -390,8 +431,8 @@ class BackendMember:
             self._lose(todo.lose)
         self._fence |= todo.fence
         gain = dict(todo.gain)
-        if todo.claim:
-            gain |= await self._write(self.me, sorted(todo.claim), released=False)
+        if claim := sorted(filter(self._may_claim, todo.claim)):
+            gain |= await self._write(self.me, claim, released=False)
         if gain or self._fence:
             await self._gain(gain)
         if todo.release is not None:

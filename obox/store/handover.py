@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -72,7 +73,10 @@ async def gain(
         )
         journal.assigned = max(journal.assigned, found.assigned, *(tag.number for tag in units.values()))
         await journal.announce()
-        # Upkeep had opened them.
+        # Upkeep may have opened them. What is in memory may be older than the bucket.
+        for sid in _in_memory(store, units):
+            with suppress(InUse, Unavailable):
+                await unload(store, sid, upload=True)
         here = [user for sid, user in store.users.items() if owned.unit_of(sid) in units]
         store.takeover.add(found)
         owned.gain(units, unclean=found.unclean)

@@ -58,6 +58,10 @@ class Cluster(Protocol):
     def number(self) -> int:
         """Return the highest number of an assignment that was ever seen here."""
 
+    async def confirm(self) -> None:
+        """Read the units again if that was not tried lately, because the machine or the
+        process was suspended, and give up those of others. It does not wait long."""
+
     async def fenced(self, boot: str) -> None:
         """Handle that this boot was fenced: read the units of this backend again, and
         give up the others.

@@ -373,6 +373,8 @@ class MailStore:
         """See `api.Store.open_user`."""
         async with answer_within(OPEN_S):
             await self.beginning.decided()
+            if self._cluster is not None:
+                await self._cluster.confirm()
             await self.env.owned.admit(storage_id)
             user = await self._user(storage_id, name)
         user.name = name

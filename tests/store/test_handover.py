@@ -52,6 +52,9 @@ class Member:
     def number(self) -> int:
         return self.rows.highest
 
+    async def confirm(self) -> None:
+        pass
+
     async def fenced(self, boot: str) -> None:
         store = self.life.store
         store.spawn(handover.go_on(store, boot))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from obox.cluster import (
@@ -20,6 +21,7 @@ from obox.cluster import (
     group_key,
     make_settings,
 )
+from obox.cluster.member import FIRST_CLAIM_S
 
 GROUPS = 4
 
@@ -28,7 +30,9 @@ class Store:
     """A `member.Store` that serves all groups and counts."""
 
     def __init__(self) -> None:
+        self.now = [1000.0]
         self.gained: list[Sequence[tuple[str, str]]] = []
+        self.lost: list[str] = []
         self.units = {group_key(number): (1, 7) for number in range(GROUPS)}
 
     def held(self) -> Mapping[str, tuple[int, int]]:
@@ -45,7 +49,8 @@ class Store:
         raise AssertionError("nothing is released")
 
     async def lose(self, units: Sequence[str]) -> int:
-        raise AssertionError("nothing is lost")
+        self.lost += units
+        return 0
 
     async def doubt(self, units: Sequence[str]) -> None:
         raise AssertionError("nothing is merged")
@@ -56,7 +61,7 @@ class Store:
 
 async def make(store: Store) -> tuple[BackendMember, DeadWatch, MemoryDirectory]:
     """Backend c has been found dead."""
-    now = [1000.0]
+    now = store.now
 
     async def sleep(seconds: float) -> None:
         now[0] += seconds
@@ -92,3 +97,42 @@ async def test_a_dead_backend_that_owns_nothing_is_fenced_once() -> None:
     for _ in range(5):
         await member.step()
     assert store.gained == [[("c", "boot7")], [("c", "boot8")]]
+
+
+async def test_a_login_after_a_suspension_reads_the_rows_first() -> None:
+    """Another backend may have taken the groups over meanwhile."""
+    store = Store()
+    member, _, directory = await make(store)
+    await member.step()
+    reads = len(directory.operations)
+    assert await member.confirm() == frozenset()
+    assert len(directory.operations) == reads, "the rows were read lately"
+    store.now[0] += 20.0
+    unit = group_key(2)
+    await directory.put(Kind.GROUPS, unit, encode(Assigned("b", 2, 1)), 2)
+    assert await member.confirm() == {unit}
+    await asyncio.sleep(0)
+    assert store.lost == [unit]
+
+
+async def test_a_directory_that_does_not_answer_stops_no_login() -> None:
+    store = Store()
+    member, _, directory = await make(store)
+    await member.step()
+    store.now[0] += 20.0
+    directory.faults.cut = True
+    assert await member.confirm() == frozenset()
+    reads = len(directory.operations)
+    assert await member.confirm() == frozenset()
+    assert len(directory.operations) == reads, "it was asked just now"
+
+
+async def test_groups_without_an_owner_wait_until_members_know_of_each_other() -> None:
+    store = Store()
+    member, _, _ = await make(store)
+    member._joined_at = store.now[0]
+    await member.view.poll()
+    assert not member._may_claim("00099")
+    assert member._may_claim(group_key(0)), "it had an owner, who may have died"
+    store.now[0] += FIRST_CLAIM_S
+    assert member._may_claim("00099")

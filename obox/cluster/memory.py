@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from obox.errors import Unavailable
 
@@ -45,6 +45,10 @@ class _Write(NamedTuple):
     row: Row
 
 
+HISTORY_MAX: Final = 128
+"""Rows that are kept of a key: those of the last minute at least."""
+
+
 class MemoryReplica:
     """The rows of one site, with what each key had before."""
 
@@ -63,6 +67,8 @@ class MemoryReplica:
         writes = self._written.setdefault(place, [])
         if row.beats(writes[-1].row if writes else None):
             writes.append(_Write(self._clock(), place, row))
+        if len(writes) > HISTORY_MAX:  # a beat is written each second
+            del writes[: HISTORY_MAX // 2]
 
     def rows(self, *, age_s: float = 0.0) -> dict[Place, Row]:
         """All rows as they were age_s ago."""

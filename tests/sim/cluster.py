@@ -90,6 +90,7 @@ class ClusterStory:
         self.members: dict[str, BackendMember] = {}
         self.ways: dict[str, MemoryDirectory] = {}
         self.frozen: dict[str, Node] = {}
+        self.waiting: list[asyncio.Future[None]] = []
         self.everybody: list[Node] = []
         self.split_until = 0.0
         await asyncio.gather(*(self._start(name, Disk()) for name in NAMES))
@@ -276,8 +277,9 @@ class ClusterStory:
         await asyncio.sleep(rng.choice([0, 0.01, 0.1, 1.0]))
         await kind(self.nodes[name])
         self.old_rows.append(dict(self.replica.rows()))
-        for task in busy:
-            await task
+        self.waiting += busy
+        if not self.frozen:
+            await self._answered()
 
     async def _stops(self, node: Node) -> None:
         await self._stop(node)
@@ -325,6 +327,12 @@ class ClusterStory:
         self.frozen.popitem()[1].thaw()
         self._split()
 
+    async def _answered(self) -> None:
+        """Commands that were given before an accident have ended. Those of a frozen backend wait until it thaws."""
+        waiting, self.waiting = self.waiting, []
+        for task in waiting:
+            await task
+
     async def _bucket_is_gone(self, node: Node) -> None:
         self.world.plan.outage = True
         await asyncio.sleep(self.rng.choice([1, 8, 20]))
@@ -353,6 +361,7 @@ class ClusterStory:
         for node in self.frozen.values():
             node.thaw()
         self.frozen.clear()
+        await self._answered()
         await asyncio.sleep(2 * SETTLED_S)
         owner = await self._until_served()
         assert len(self.owners()) == 1, f"more than one owner in the end: {self.owners()}"
@@ -362,6 +371,8 @@ class ClusterStory:
             if node.up:
                 world.note("last stop", name)
                 await self._stop(node)
+            elif not node.ended:  # it never came up
+                node.kill()
         await self.player.finish([])
 
 

@@ -25,7 +25,7 @@ from patience import PATIENT_S
 from processes import PASSWORD, Backend
 from processes import USERS as PEOPLE
 
-from obox.admin import TABLE
+from obox.admin import TABLE, Needs
 
 SCALE = int(os.environ.get("OBOX_TEST_CROWD", "1"))
 USERS = 1000 * SCALE
@@ -325,7 +325,8 @@ async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backen
     assert crowd.complaints == []
     assert bounds == []
     assert tell.failed == []
-    assert set(TABLE) - set(tell.done) == {"stop"}, "which comes below"
+    of_a_cluster = {name for name, spec in TABLE.items() if spec.needs is Needs.DIRECTORY}  # test_backends.py
+    assert set(TABLE) - set(tell.done) - of_a_cluster == {"stop"}, "which comes below"
     assert delivered > 10 * SENDERS, "the load was none"
     errors = [line["event"] for line in backend.events() if line["level"] in ("error", "critical")]
     assert errors == ["fenced off by another backend; continuing as a new boot"], "when the second one started"

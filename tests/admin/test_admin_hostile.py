@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,16 @@ def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
+@pytest.fixture
+def usual_depth() -> Iterator[None]:
+    """The interpreter's limit of a process of ours; a property test before may have left a higher one."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.usefixtures("usual_depth")
 @pytest.mark.parametrize("levels", [990, 5_000, 1_000_000])
 @pytest.mark.parametrize(
     "form", ['[["who", {{"user": {0}{1}}}, "t"]]', "{0}{1}", '[["userList", {{"x": {0}1{1}}}, ""]]']

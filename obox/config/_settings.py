@@ -407,7 +407,7 @@ class Cluster:
     )
     dead_after: float = _set(
         kinds.duration("5s", "1h"),
-        "15s",
+        "10s",
         "a backend whose beat has not changed for this time, and that does not answer, is taken for dead",
         restart=True,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import fcntl
 import http.client
 import json
 import socket
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from obox.errors import ConfigError, NoPerm, OboxError, Temporary, Unavailable
+from obox.statelock import is_locked
 from obox.unixsocket import short_name
 
 if TYPE_CHECKING:
@@ -175,21 +175,9 @@ def state_is_free(state_dir: Path) -> Iterator[None]:
     """Raises Temporary if a process holds the state directory but its socket does not
     answer.
     """
-    if locked(state_dir):
+    if is_locked(state_dir):
         raise Temporary(f"a backend holds {state_dir}, but its socket does not answer: is it starting or stopping?")
     yield
 
 
-def locked(state_dir: Path) -> bool:
-    """Whether a process holds this state directory."""
-    try:
-        with (state_dir / "lock").open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-__all__ = ["Event", "Local", "NoBackend", "OboxError", "Remote", "locked", "state_is_free"]
+__all__ = ["Event", "Local", "NoBackend", "OboxError", "Remote", "state_is_free"]

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from admintool.client import locked
 from admintool.context import Context
 from admintool.pw import ask_password
 from admintool.verbs import command, show
 from obox.admin.table import TABLE
 from obox.errors import Temporary
+from obox.statelock import is_locked
 
 POLL_S = 0.1
 END_S = 60.0
@@ -34,7 +34,7 @@ def _until_gone(obj: Context, params: dict[str, Any]) -> None:
     if obj.remote:
         return
     deadline = time.monotonic() + params.get("timeLimit", 60) + END_S
-    while locked(obj.config.state_dir):
+    while is_locked(obj.config.state_dir):
         if time.monotonic() > deadline:
             raise Temporary("the backend still runs")
         time.sleep(POLL_S)

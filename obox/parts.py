@@ -32,6 +32,7 @@ from .auth import Authenticator, PasswdFile, Penalties
 from .config import Config
 from .errors import ConfigError, Unavailable
 from .objectstore import OpenStore, StoreError, needs_race, open_store, probe, require_one_winner
+from .statelock import LOCK
 from .store import Env, MailStore
 from .store.copies import Copies
 
@@ -249,7 +250,7 @@ def _locked(path: Path) -> IO[str]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "lock").open("w")
+        lock = (path / LOCK).open("w")
     except OSError as exc:
         raise _unwritable(path, exc) from exc
     try:

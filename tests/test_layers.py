@@ -12,6 +12,7 @@ LEAVES = {
     "obox.escaping",
     "obox.text",
     "obox.types",
+    "obox.statelock",
     "obox.unixsocket",
 }
 # what a protocol sees
@@ -25,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "obox.errors": set(),
     "obox.types": set(),
     "obox.text": {"obox.errors"},
+    "obox.statelock": set(),
     "obox.unixsocket": set(),
     "obox.spool": LEAVES,
     "obox.config": {"obox.errors"},

@@ -14,7 +14,6 @@ its exit code.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
 import socket
@@ -29,6 +28,7 @@ from typing import Final
 import structlog
 
 from obox.errors import ConfigError, Unavailable
+from obox.statelock import is_locked
 from obox.unixsocket import short_name
 
 from . import orders
@@ -162,7 +162,7 @@ class Worker:
     async def _free(self) -> bool:
         """Wait for a process of an earlier supervisor. False: a stop has begun."""
         told = False
-        while _locked(self.home):
+        while is_locked(self.home):
             if not told:
                 log.warning("a worker of an earlier supervisor still runs, waiting for its end", name=self.name)
             told = True
@@ -244,15 +244,3 @@ class Worker:
         self.let_end()
         self.tell(orders.DROP)
         self.signal(signal.SIGUSR1 if to_return else signal.SIGTERM)
-
-
-def _locked(state: Path) -> bool:
-    """Whether a process holds a state directory."""
-    try:
-        with (state / "lock").open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -1,0 +1,26 @@
+"""The lock of a state directory: one process at a time uses it. A leaf.
+
+`obox.parts` takes the lock with `flock` on the file LOCK for as long as the process
+runs; others ask here whether a process holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Final
+
+LOCK: Final = "lock"
+"""The file in a state directory."""
+
+
+def is_locked(state_dir: Path) -> bool:
+    """Whether a process holds a state directory."""
+    try:
+        with (state_dir / LOCK).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -36,7 +36,7 @@ from ._env import TRY_LATER, Env
 from .fence import list_journals
 from .mails.purge import is_mail, purge_all
 from .stamp import Stamp
-from .upload import flush, pending
+from .upload import pending
 
 if TYPE_CHECKING:
     from .store import MailStore
@@ -107,25 +107,6 @@ def _mark_uncompared(env: Env, sid: StorageId, boxes: Iterable[str]) -> None:
         stamp = Stamp.decode(copy.stamp) if copy is not None else None
         if copy is not None and stamp is not None:
             env.metacache.mark(sid, name, copy.change, stamp.uncompared().encode())
-
-
-async def hand_over(store: MailStore, sid: StorageId) -> None:
-    """Upload all of a user and forget the user, before another backend serves it.
-    Raises InUse, NotFound, Unavailable.
-
-    Afterwards memory, journal, takeover and upkeep have nothing of the user. The local
-    copies stay, and are compared with the bucket if the user comes back.
-    """
-    env = store.env
-    await env.commit_staged()
-    await flush(await store.load_user(store.name_of(sid), sid), important_only=False)
-    await unload(store, sid, upload=True)
-    await store.journal.sync()
-    if store.users.get(sid) is not None or store.opening(sid) is not None:
-        raise InUse("the user has just been opened again")
-    store.forget(sid)
-    _mark_uncompared(env, sid, env.metacache.boxes(sid))
-    await env.commit_staged()
 
 
 class Deleted(NamedTuple):

@@ -7,15 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-from machines import SID, Bucket, Life, Machine, flags_of, uids
+from machines import Bucket, Life, Machine, uids
 from structlog.testing import capture_logs
 
-from obox.errors import InUse
 from obox.mailbox import Delta
-from obox.store import NewMail, operate
+from obox.store import NewMail
 from obox.store._env import Env
-from obox.store._jobs import Failure, Job
 from obox.store.fence import Ended, boots_of, fence, list_journals, record, replay
 from obox.store.journal import DELETED, JournalObject, Line
 
@@ -159,38 +156,3 @@ async def test_what_was_said_before_a_deletion_stays_void_once_the_deletion_is_a
         assert found.pending == {}
         assert not (await record(env, boots[1], found.users["first", late], {"anna"}, 0)).clean
         assert (await replay(env, await dead(env))).pending == {}
-
-
-@pytest.mark.parametrize("unloaded", [False, True])
-async def test_a_hand_over_leaves_no_trace(machine: Machine, tmp_path: Path, unloaded: bool) -> None:
-    async with machine.run() as life, machine.renamed("second", tmp_path / "second").run() as other:
-        store = life.store
-        for name in ("anna", "ben"):
-            user = await life.user(name)
-            await user.append("INBOX", [NewMail(b"a: b\r\n\r\n1"), NewMail(b"a: b\r\n\r\n2")])
-            box = await user.select("INBOX")
-            await user.copy(box, uids(1), "Sent", move=True)
-            await box.store_flags(uids(2), "add", ["\\Seen"])
-            await box.release()
-            if name == "anna":
-                with pytest.raises(InUse):
-                    await operate.hand_over(store, SID)
-            await user.release()
-        life.users.clear()
-        store.upkeep.jobs.failing[Job("sweep", "anna")] = Failure(1, "as it may be", 0.0)
-        if unloaded:
-            await operate.unload(store, SID, upload=False)
-        await operate.hand_over(store, SID)
-        assert (list(store.users), list(store.takeover.pending)) == (["ben"], [])
-        assert {sid for sid, _ in store.journal.overdue(-1.0)} == {"ben"}
-        assert not store.upkeep.jobs.failing
-        theirs = await other.user("anna")
-        box = await theirs.select("INBOX")
-        assert flags_of(box) == {2: ["\\Seen"]}
-        await box.store_flags(uids(2), "remove", ["\\Seen"])
-        await theirs.append("Sent", [NewMail(b"a: b\r\n\r\n3")])
-        await box.flush()
-        back = await life.user("anna")
-        assert flags_of(await back.select("INBOX")) == {2: []}
-        assert (await back.status("Sent")).messages == 2
-        await life.quiet()

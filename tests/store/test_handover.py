@@ -11,7 +11,8 @@ import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
 
 from obox.errors import Elsewhere, InUse
-from obox.store import NewMail, handover
+from obox.store import NewMail, handover, operate
+from obox.store._jobs import Failure, Job
 from obox.store.owned import Tag
 from obox.types import StorageId
 
@@ -214,6 +215,45 @@ async def test_a_released_user_has_everything_in_bundles(machine: Machine, other
         with two.life.counting() as counted:
             assert await flags(two.life, "anna") == {1: ["\\Seen"]}
         assert counted.count("put", "mail") == 0
+
+
+@pytest.mark.parametrize("unloaded", [False, True])
+async def test_a_release_leaves_no_trace(machine: Machine, other: Machine, rows: Rows, unloaded: bool) -> None:
+    """Of another user everything stays; what the next backend changed is seen when the user comes back."""
+    async with member(machine, rows) as one, member(other, rows) as two:
+        await one.gain("anna", "ben")
+        store = one.life.store
+        for name in ("anna", "ben"):
+            user = await one.life.user(name)
+            await user.append("INBOX", [MAIL, MAIL])
+            box = await user.select("INBOX")
+            await user.copy(box, uids(1), "Sent", move=True)
+            await box.store_flags(uids(2), "add", ["\\Seen"])
+            await box.release()
+            await user.release()
+        one.life.users.clear()
+        store.upkeep.jobs.failing[Job("sweep", "anna")] = Failure(1, "as it may be", 0.0)
+        if unloaded:
+            await operate.unload(store, ANNA, upload=False)
+
+        async def to(name: str) -> bool:
+            rows.give(name, "anna")
+            return True
+
+        assert await handover.release(store, ["anna"], one.kick, lambda: to("second"))
+        assert (list(store.users), list(store.takeover.pending), store.takeover.left) == (["ben"], [], set())
+        assert {sid for sid, _ in store.journal.overdue(-1.0)} == {"ben"}
+        assert not store.upkeep.jobs.failing
+        await two.gain("anna", orderly=True)
+        theirs = await two.life.user("anna")
+        box = await theirs.select("INBOX")
+        assert flags_of(box) == {2: ["\\Seen"]}
+        await box.store_flags(uids(2), "remove", ["\\Seen"])
+        await theirs.append("Sent", [MAIL])
+        assert await handover.release(two.life.store, ["anna"], two.kick, lambda: to("first"))
+        await one.gain("anna", orderly=True)
+        assert await flags(one.life, "anna") == {2: []}
+        assert (await one.life.users[-1].status("Sent")).messages == 2
 
 
 async def test_a_user_who_comes_back_is_compared_by_lists_alone(machine: Machine, other: Machine, rows: Rows) -> None:

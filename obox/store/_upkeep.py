@@ -28,7 +28,7 @@ import structlog
 
 from metacache import Change
 
-from ..errors import NotFound
+from ..errors import Corrupt, NotFound
 from ..objectstore.keys import ROOT, journal_key
 from ..types import Guid, StorageId
 from ._jobs import Job, Jobs
@@ -231,6 +231,8 @@ class Upkeep:
         if user is None:  # deleted, before the crash or since
             store.takeover.pending.pop(sid, None)
             return
+        if sid in store.takeover.pending:  # in memory before, and not joined
+            raise Corrupt("the journal says something of the user that does not decode")
         failed: Exception | None = None
         for box in list(user.pending):
             if box not in user.root.entries:

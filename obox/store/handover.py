@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from metacache import Change
 
-from ..errors import InUse, NotFound, OboxError, Unavailable
+from ..errors import Corrupt, InUse, NotFound, OboxError
 from ..objectstore.keys import ROOT
 from ..types import Guid, StorageId
 from ._unclean import FLOOR_MARGIN_MS
@@ -75,14 +75,14 @@ async def gain(
         await journal.announce()
         # Upkeep may have opened them. What is in memory may be older than the bucket.
         for sid in _in_memory(store, units):
-            with suppress(InUse, Unavailable):
+            with suppress(OboxError):
                 await unload(store, sid, upload=True)
         here = [user for sid, user in store.users.items() if owned.unit_of(sid) in units]
         store.takeover.add(found)
         owned.gain(units, unclean=found.unclean)
         store.remember_units()
         for user in here:
-            _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
+            _adopt(store, user)
             store.spawn(user.recheck(every=True))
         await env.commit_staged()
         log.info("units gained", units=len(units), users=len(found.replayed.pending), unclean=found.unclean)
@@ -90,13 +90,27 @@ async def gain(
             store.spawn(store.upkeep.adopt())
 
 
-def _adopt(user: User, pending: dict[str, list[bytes]]) -> None:
-    """Join the changes that journals have of a user in memory. Raises Corrupt."""
-    for data in pending.pop(ROOT, []):
+def _adopt(store: MailStore, user: User) -> None:
+    """Join the changes that journals have of a user in memory. A change that does not
+    decode stays pending, so that no boot is noted as adopted; others are not
+    delayed."""
+    pending = store.takeover.pending.get(user.storage_id, {})
+    try:
+        _join(user, pending)
+    except Corrupt as exc:
+        log.error("a user cannot be adopted yet", user=user.storage_id, error=str(exc))
+    else:
+        store.takeover.pending.pop(user.storage_id, None)
+
+
+def _join(user: User, pending: dict[str, list[bytes]]) -> None:
+    for data in pending.get(ROOT, []):
         user.rootbox.join(data)
         user.rootbox.changed(Change.IMPORTANT)
     user.rootbox.save()
     for guid, deltas in pending.items():
+        if guid == ROOT:
+            continue
         box = user.boxes.get(Guid(guid))
         if box is None:
             user.pending.setdefault(guid, []).extend(deltas)
@@ -189,7 +203,7 @@ async def sweep(store: MailStore) -> frozenset[tuple[str, str]]:
             here = [store.users[StorageId(sid)] for sid in found.replayed.pending if sid in store.users]
             store.takeover.add(found)
             for user in here:
-                _adopt(user, store.takeover.pending.pop(user.storage_id, {}))
+                _adopt(store, user)
             store.journal.modseq_floor = max(store.journal.modseq_floor, found.modseq_floor)
     if store.takeover.left or store.takeover.boots:
         store.spawn(store.upkeep.adopt())
@@ -209,8 +223,8 @@ async def go_on(store: MailStore, boot: str) -> None:
         try:
             await journal.sync()
             for sid, box in journal.uncovered():
-                if owned.owns(sid):
-                    await _restate(store, StorageId(sid), box)
+                if owned.owns(sid) and not await _restate(store, StorageId(sid), box):
+                    store.takeover.left.add(sid)  # upkeep tries again
             await journal.sync()
             ended = await _ended(store, boot)
             break
@@ -219,11 +233,12 @@ async def go_on(store: MailStore, boot: str) -> None:
             await store.env.sleep(AGAIN_S)
     if ended is not None:
         store.takeover.boots.append(ended)
-        await store.upkeep.adopt()
+        store.spawn(store.upkeep.adopt())
 
 
-async def _restate(store: MailStore, sid: StorageId, box: str) -> None:
-    """Stage in the new boot what no bundle has of a box."""
+async def _restate(store: MailStore, sid: StorageId, box: str) -> bool:
+    """Stage in the new boot what no bundle has of a box. Returns False if the box
+    cannot be loaded for a reason that does not pass. Raises Unavailable."""
     try:
         user = await store.load_user(store.name_of(sid), sid)
         if box == ROOT:
@@ -231,7 +246,13 @@ async def _restate(store: MailStore, sid: StorageId, box: str) -> None:
         elif Guid(box) in user.root.entries:
             (await user.box(Guid(box))).restate()
     except NotFound:
-        return
+        return True
+    except OboxError as exc:
+        if not exc.permanent:
+            raise
+        log.error("a box cannot be staged in the new boot", user=sid, mailbox=box, error=str(exc))
+        return False
+    return True
 
 
 async def _ended(store: MailStore, boot: str) -> Ended | None:
@@ -303,7 +324,10 @@ async def _upload(store: MailStore, sid: StorageId) -> bool:
             await unload(store, sid, upload=True)
         except NotFound:
             return False
-        except (Unavailable, InUse) as exc:
+        except OboxError as exc:
+            if exc.permanent:
+                log.error("what was staged for a user of another backend cannot be uploaded", user=sid, error=str(exc))
+                return False
             log.warning("what was staged for a user of another backend is not uploaded yet", user=sid, error=str(exc))
             await store.env.sleep(AGAIN_S)
         else:

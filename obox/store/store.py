@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from ..errors import ConfigError, InUse, NotFound, OboxError, Unavailable
+from ..errors import ConfigError, Elsewhere, InUse, NotFound, OboxError, Unavailable
 from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
 from ..objectstore.codec import MAJOR, OLD_MAJOR, ObjectKind
 from ..objectstore.keys import FORMAT_KEY, ROOT, owner_of
@@ -377,6 +377,8 @@ class MailStore:
                 await self._cluster.confirm()
             await self.env.owned.admit(storage_id)
             user = await self._user(storage_id, name)
+        if not self.env.owned.owns(storage_id):  # lost while it was opened
+            raise Elsewhere("another backend serves the user; try again")
         user.name = name
         user.limit(quota_bytes, quota_messages)
         user.sessions += 1

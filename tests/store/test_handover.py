@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
 
-from obox.errors import Elsewhere, InUse
-from obox.store import NewMail, handover, operate
+from obox.errors import Corrupt, Elsewhere, InUse
+from obox.store import NewMail, User, handover, operate
 from obox.store._jobs import Failure, Job
 from obox.store.owned import Tag
 from obox.types import StorageId
@@ -215,6 +215,32 @@ async def test_a_released_user_has_everything_in_bundles(machine: Machine, other
         with two.life.counting() as counted:
             assert await flags(two.life, "anna") == {1: ["\\Seen"]}
         assert counted.count("put", "mail") == 0
+
+
+async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
+    machine: Machine, other: Machine, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One user's box does not load after a fence, and is not uploaded after a loss; the others' are."""
+    async with member(machine, rows) as one, member(other, rows) as two:
+        await one.gain("anna", "ben", "cleo")
+        store, boot = one.life.store, one.life.store.journal.boot
+        for name in ("anna", "ben", "cleo"):
+            await with_flag(one.life, name)
+        await two.gain("cleo", dead=(("first", boot),))
+        load = store.load_user
+
+        async def poisoned(name: str, sid: StorageId, *, make: bool = False) -> User:
+            if sid == ANNA:
+                raise Corrupt("poisoned")
+            return await load(name, sid, make=make)
+
+        monkeypatch.setattr(store, "load_user", poisoned)
+        await store.journal.announce()
+        await handover.go_on(store, boot)
+        assert store.takeover.left == {"anna"}, "its lines of the old boot are not noted as adopted"
+        assert {sid for sid, _ in store.journal.uncovered()} >= {"ben"}
+        await two.gain("anna", "ben")
+        assert await handover.lose(store, ["anna", "ben"], one.kick) == [BEN]
 
 
 @pytest.mark.parametrize("unloaded", [False, True])

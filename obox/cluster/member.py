@@ -149,8 +149,9 @@ class BackendMember:
         """Boots that were seen dying, until the units that they had are gained."""
         self._fenced: set[tuple[str, str]] = set()
         """Boots that were fenced, as long as their backend is dead."""
-        self._merged: dict[str, Merge] | None = None
-        """What has been compared already; None before the first pass."""
+        self._merged: dict[str, Merge] = {}
+        """Merges whose units were compared. A start compares all: some may have come
+        while this backend was away."""
         self._ready = asyncio.Event()
         self._tried_at = float("-inf")
         self._joined_at = float("-inf")
@@ -487,7 +488,11 @@ class BackendMember:
         self.counts.losses += len(units & self._store.held().keys())
 
         async def lose() -> None:
-            users = await self._store.lose(sorted(units))
+            try:
+                users = await self._store.lose(sorted(units))
+            except OboxError as exc:
+                log.warning("groups cannot be given up yet", groups=len(units), error=str(exc))
+                return  # the next plan says so again
             merge = Merge(self.me, self._world.now(), users)
             while users:
                 try:
@@ -504,8 +509,7 @@ class BackendMember:
     async def _take_merges(self) -> None:
         """Compare what others have written to units of ours."""
         held, merges = self._store.held(), self.view.merges
-        before = merges if self._merged is None else self._merged
-        fresh = [unit for unit, merge in merges.items() if unit in held and before.get(unit) != merge]
+        fresh = [unit for unit, merge in merges.items() if unit in held and self._merged.get(unit) != merge]
         if fresh:
             await self._store.doubt(fresh)
             self.counts.merges += len(fresh)

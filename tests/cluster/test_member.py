@@ -14,6 +14,7 @@ from obox.cluster import (
     Member,
     MemoryDirectory,
     MemoryReplica,
+    Merge,
     Orders,
     View,
     World,
@@ -33,6 +34,7 @@ class Store:
         self.now = [1000.0]
         self.gained: list[Sequence[tuple[str, str]]] = []
         self.lost: list[str] = []
+        self.doubted: list[Sequence[str]] = []
         self.units = {group_key(number): (1, 7) for number in range(GROUPS)}
 
     def held(self) -> Mapping[str, tuple[int, int]]:
@@ -53,7 +55,7 @@ class Store:
         return 0
 
     async def doubt(self, units: Sequence[str]) -> None:
-        raise AssertionError("nothing is merged")
+        self.doubted.append(units)
 
     async def sweep(self) -> None:
         return
@@ -113,6 +115,21 @@ async def test_a_login_after_a_suspension_reads_the_rows_first() -> None:
     assert await member.confirm() == {unit}
     await asyncio.sleep(0)
     assert store.lost == [unit]
+
+
+async def test_what_others_wrote_while_this_backend_was_away_is_compared_once() -> None:
+    store = Store()
+    member, _, directory = await make(store)
+    unit = group_key(1)
+    await directory.put(Kind.MERGES, unit, encode(Merge("b", 900.0, 1)), 1)
+    await directory.put(Kind.MERGES, group_key(GROUPS), encode(Merge("b", 900.0, 1)), 1)
+    for _ in range(3):
+        await member.step()
+    assert store.doubted == [[unit]], "the other unit is not served here"
+    await directory.put(Kind.MERGES, unit, encode(Merge("b", 1100.0, 1)), 2)
+    for _ in range(3):
+        await member.step()
+    assert store.doubted == [[unit], [unit]]
 
 
 async def test_a_directory_that_does_not_answer_stops_no_login() -> None:

@@ -279,15 +279,18 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
     its key is needed.
     """
     from ..objectstore import CorruptObject
-    from ..objectstore.keys import owner_in
+    from ..objectstore.keys import KEY_BYTES_MAX, owner_in, possible
 
     if params.file:
         data = await asyncio.to_thread(_file, Path(params.bundle))
     else:
-        # obox writes no such key, and some stores refuse it.
-        if not params.bundle.isprintable():
-            raise Invalid("a key in the bucket has no control characters")
-        found = await admin.store.env.get(params.bundle.lstrip("/"), kind="index")
+        key = params.bundle.lstrip("/")
+        if not possible(key):
+            raise Invalid(
+                f"{params.bundle[:200]!r} is no key that obox writes; allowed: at most {KEY_BYTES_MAX} printable ASCII "
+                "characters in parts between slashes, none of them empty or with a dot at its beginning"
+            )
+        found = await admin.store.env.get(key, kind="index")
         if found is None:
             raise NotFound(f"no object {params.bundle} in the bucket")
         data = found

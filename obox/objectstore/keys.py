@@ -44,7 +44,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
-from typing import Literal, NamedTuple, cast
+from typing import Final, Literal, NamedTuple, cast
 
 from obox.escaping import element
 from obox.types import Guid, Owner, StorageId, Uid
@@ -58,6 +58,9 @@ FORMS: tuple[Form, ...] = ("base", "diff", "cache")
 
 UID_MAX = 2**32 - 1
 """RFC 9051 §2.3.1.1."""
+
+KEY_BYTES_MAX: Final = 1024
+"""The longest key that S3 accepts."""
 
 _U64_MAX = 2**64 - 1
 _GUID = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -212,6 +215,18 @@ def owner_of(key: str) -> Owner:
     if part == "x":
         rest = rest[: rest.index("/")]
     return Owner(f"{sid}/{part}/{rest}".encode("ascii"))
+
+
+def possible(key: str) -> bool:
+    """Say whether obox could have written an object under this key.
+
+    Every store accepts such a key. Some refuse others: a directory, for example,
+    refuses elements that begin with a dot.
+    """
+    elements = key.split("/")
+    return len(key) <= KEY_BYTES_MAX and all(
+        part and part[0] != "." and part.isascii() and part.isprintable() for part in elements
+    )
 
 
 def owner_in(path: str) -> Owner | None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from adminservice import Service, mail
 from patience import PATIENT_S
+from structlog.testing import capture_logs
 
 from obox import mime
 from obox.admin import TABLE
@@ -381,6 +382,16 @@ async def test_unpack(start: Callable[..., Any]) -> None:
         assert row["version"] == 2
         other = key[:-1] + "7"
         assert (await service.fails("metacacheUnpack", bundle=str(bad), file=True, key=other))[0] == 70
+
+
+@pytest.mark.parametrize("key", ["e\u0301/m", "a//b", "a/../b", ".hidden", "a\\\x07", "k" * 1025, ""])
+async def test_a_key_that_cannot_be_is_no_fault_of_the_storage(service: Service, key: str) -> None:
+    """The storage was asked, refused, and the log called that an error."""
+    with capture_logs() as logged:
+        code, error = await service.fails("metacacheUnpack", bundle=key)
+    assert code == 65
+    assert "allowed" in error
+    assert not [line for line in logged if line["log_level"] == "error"]
 
 
 @pytest.mark.parametrize("command", ["mailboxStatus", "forceResync"])

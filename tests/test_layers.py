@@ -1,4 +1,5 @@
-"""Imports point one way: protocols -> store -> (mailbox, mime, metacache, fscache, objectstore); only main sees all."""
+"""Imports point one way: protocols -> store -> (mailbox, mime, metacache, fscache,
+objectstore); only main sees all."""
 
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def test_no_two_files_import_each_other() -> None:
 
 
 PRIVATE_IN_TESTS_MAX = 52
-"""Imports of private modules by tests, with tests of those very modules; the number can only fall."""
+"""Imports of private modules by tests, with tests of those very modules; the number can
+only fall."""
 
 
 def private_imports(*tops: str) -> list[tuple[str, str]]:
@@ -161,7 +163,8 @@ def private_imports(*tops: str) -> list[tuple[str, str]]:
 
 
 def test_no_file_imports_another_rooms_private_module() -> None:
-    """`_x.py` belongs to its folder; what others need is in the folder's face (`__init__.py`)."""
+    """`_x.py` belongs to its folder; what others need is in the folder's face
+    (`__init__.py`)."""
     assert private_imports(*PRODUCT, "bench") == []
 
 

@@ -360,8 +360,8 @@ async def test_what_a_backend_cannot_be(board: Board) -> None:
     assert (code, text) == (65, "no backend 'z'; allowed: a, b, c")
     assert "no change is given" in (await board.fails("clusterBackendUpdate", backend="a"))[1]
     assert (await board.fails("clusterBackendUpdate", backend="a", loadFactor=101))[0] == 65
-    assert "which backend" in (await board.fails("clusterBackendUpdate", status="online"))[1]
-    assert "which backend" in (await board.fails("clusterBackendUpdate", backend="b", self=True, status="online"))[1]
+    assert "named in one way" in (await board.fails("clusterBackendUpdate", status="online"))[1]
+    assert "named in one way" in (await board.fails("clusterBackendUpdate", backend="b", self=True, status="online"))[1]
     assert await board.orders("a") == Orders()
 
 

@@ -212,7 +212,7 @@ class Fscache:
             async with asyncio.timeout(CLOSE_TIMEOUTS * self._disk.timeout_s):
                 await self._writer.flush()
         except TimeoutError:
-            log.error("fscache closed with a disk that hangs", path=self._disk.name)
+            log.error("fscache closed while its disk does not answer", path=self._disk.name)
             await self._disk.close(wait=False)
             return
         await self._disk.close(wait=True)

@@ -142,7 +142,7 @@ class Contents:
             self.pending_bytes += len(data)
 
     def forget(self, name: str) -> None:
-        """From now on the key is a miss. A later round removes its file, if any."""
+        """Make the key a miss from now on. A later round removes its file, if any."""
         self._unqueue(name)
         if name in self._in_round:
             self._superseded.add(name)

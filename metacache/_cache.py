@@ -302,7 +302,7 @@ class Metacache:
             wrong += lines
         wrong += await self._writer.run(self._disk.recount_total)
         for line in wrong:
-            log.warning("metacache rescan: an account was wrong and is corrected", path=str(self._path), found=line)
+            log.warning("metacache account was wrong and is corrected", path=str(self._path), account=line)
         return Rescanned(users, before, self.space(), wrong)
 
     # ---- committing --------------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ class Cleaner:
     def _complain(self, **what: object) -> None:
         if (now := self._clock()) - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
-            log.warning("metacache cannot clean, will try again", **what)
+            log.warning("metacache cannot clean, it tries again", **what)
 
     # ---- commands of the operator ------------------------------------------------------------------------------
 

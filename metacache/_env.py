@@ -88,7 +88,9 @@ def open_env(path: Path, *, map_bytes: int, sync: bool) -> Env:
     except OSError as error:
         raise MetacacheError(f"metacache {path}: cannot open: {error}") from error
     aside = _move_aside(path)
-    log.warning("metacache unreadable, starting an empty one", path=str(path), moved_to=str(aside), reason=reason)
+    log.warning(
+        "metacache cannot be read, an empty metacache is created", path=str(path), moved_to=str(aside), reason=reason
+    )
     try:
         return _open_once(path, map_bytes, sync)
     except (_Damaged, OSError) as error:

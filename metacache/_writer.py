@@ -156,7 +156,7 @@ class Writer:
                 self._layers.append(Layer())
             await self._write_all()
         if self._layers:
-            log.error("metacache closed with writes that do not fit, they are lost", bytes=self.staged())
+            log.error("metacache closed, changes that did not fit are lost", bytes=self.staged())
         await self.run(self._disk.env.close)
         self._thread.shutdown()
 

@@ -108,7 +108,7 @@ async def read_tables(directory: Directory) -> Tables:
         for key, row in sorted(rows.items()):
             try:
                 if kind is Kind.GROUPS and group_number(key) is None:
-                    raise ValueError("the key is no group")
+                    raise ValueError("the key is not a group")
                 decoded[kind][key] = msgspec.msgpack.decode(row.value, type=RECORDS[kind])
             except ValueError as error:
                 bad[kind, key] = str(error)

@@ -134,7 +134,7 @@ class Connection(Engine):
     async def start_tls(self) -> None:
         upgrade = self.context.upgrade
         if upgrade is None:
-            raise ConnectionResetError("no TLS")
+            raise ConnectionResetError("TLS is not available")
         await self.handshake(upgrade)
 
     def speak_for(self, remote: str) -> None:

@@ -69,7 +69,8 @@ class Columns:
         return self._columns["modseq"][: self._n]
 
     def positions(self, uids: UidArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-        """For each of `uids` its row (any, if it is missing), and whether it exists."""
+        """Return for each of `uids` its row (any, if it is missing), and whether it
+        exists."""
         mine = self.uids
         count = len(uids)
         if count > RUN_MIN:

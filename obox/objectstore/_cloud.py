@@ -320,7 +320,7 @@ def boto3_credentials() -> Callable[[], Coroutine[Any, Any, S3Credential]]:
         if not found:
             credentials = session.get_credentials()
             if credentials is None:
-                raise PermissionError("no credentials: none in the settings, boto3's chain finds none")
+                raise PermissionError("there are no credentials, neither in the settings nor in boto3's chain")
             found.append(credentials)
         frozen = found[0].get_frozen_credentials()
         refreshable = hasattr(found[0], "refresh_needed")

@@ -118,7 +118,7 @@ class ObjectStore(Protocol):
         ...
 
     async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
-        """As list, in the store's own order: for code that checks the store."""
+        """LIST in the store's own order, for code that checks the store."""
         ...
 
     async def list_names(self, prefix: str, *, kind: Kind) -> Names:

@@ -272,4 +272,4 @@ class FaultyDriver:
 async def _never() -> NoReturn:
     """Wait until cancelled."""
     await asyncio.get_running_loop().create_future()
-    raise AssertionError("nobody sets that future")
+    raise AssertionError("the future is never set")

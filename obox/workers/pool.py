@@ -107,7 +107,7 @@ class Pool:
             if heir is not None and heir in names and row is not None and row.backend != heir:
                 await view.put(Kind.MOVES, unit, Move(heir, now, "supervisor"))
                 moved += 1
-        log.info("groups move to workers that have come", names=list(names), groups=moved)
+        log.info("groups move to new workers", workers=list(names), groups=moved)
 
     def _released(self, worker: Worker) -> None:
         self._tell_gone()
@@ -195,7 +195,7 @@ class Pool:
             await asyncio.sleep(limit_s / 4)
             for worker in self.workers.values():
                 if worker.silent_s > limit_s and not self.stopping:
-                    log.error("a worker does not answer, it is killed", name=worker.name)
+                    log.error("worker does not answer and is killed", worker=worker.name)
                     worker.signal(signal.SIGABRT)
                     await asyncio.sleep(0)
                     worker.signal(signal.SIGKILL)
@@ -246,4 +246,4 @@ async def _logged(work: Awaitable[None]) -> None:
     try:
         await work
     except (Unavailable, ConfigError) as error:
-        log.warning("the directory of the workers was not told", error=str(error))
+        log.warning("directory of the workers cannot be written", error=str(error))

@@ -1,4 +1,5 @@
-"""A member of a cluster, step by step, over a store that only remembers what it was asked."""
+"""A member of a cluster, step by step, over a store that only remembers what it was
+asked."""
 
 from __future__ import annotations
 

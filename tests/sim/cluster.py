@@ -1,7 +1,9 @@
-"""A random life of one user's mail in a cluster: backends that die, leave and return, a directory that lies.
+"""A random life of one user's mail in a cluster: backends that die, leave and return, a
+directory that lies.
 
-Each backend has its store, its member and its way to the directory. The player's clients ask whichever backend says
-that it serves the user; while two say so, they are two groups of clients that do not know of each other.
+Each backend has its store, its member and its way to the directory. The player's
+clients ask whichever backend says that it serves the user; while two say so, they are
+two groups of clients that do not know of each other.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ GROUPS = 4
 DEAD_AFTER_S = 10.0
 NAMES = ("a", "b", "c")
 SETTLED_S = 90.0
-"""After the last accident: by then there is one owner, and it knows what the others wrote."""
+"""After the last accident: by then there is one owner, and it knows what the others
+wrote."""
 
 
 class SimKeeper:
@@ -200,7 +203,7 @@ class ClusterStory:
         return owners[0]
 
     def _tell_why(self) -> None:
-        """For whoever reads a failure: what each backend believes."""
+        """Print what each backend believes, for the reader of a failure."""
         for name, node in self.nodes.items():
             member = self.members[name]
             self.world.note(
@@ -328,7 +331,8 @@ class ClusterStory:
         self._split()
 
     async def _answered(self) -> None:
-        """Commands that were given before an accident have ended. Those of a frozen backend wait until it thaws."""
+        """Commands that were given before an accident have ended. Those of a frozen
+        backend wait until it thaws."""
         waiting, self.waiting = self.waiting, []
         for task in waiting:
             await task

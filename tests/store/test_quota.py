@@ -1,4 +1,5 @@
-"""The quota is a bound, however many write at the same time; what fails gives its room back."""
+"""The quota is a bound, however many write at the same time; what fails gives its room
+back."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ async def test_what_fails_gives_its_room_back(machine: Machine, monkeypatch: pyt
 
 
 async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client has gone, the PUT may land: until it has, others do not get its room."""
+    """The client has gone, the PUT may land: until it has, others do not get its
+    room."""
     from obox.store.mails import write
 
     go = asyncio.Event()

@@ -1,4 +1,5 @@
-"""A mail that is costly or impossible to describe is stored once, acknowledged, and readable."""
+"""A mail that is costly or impossible to describe is stored once, acknowledged, and
+readable."""
 
 from __future__ import annotations
 

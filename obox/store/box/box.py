@@ -123,6 +123,28 @@ class Box(ABC, Generic[S, D]):
         """Whether a change must be uploaded within the interval."""
         return True
 
+    @abstractmethod
+    def require_user(self) -> None:
+        """Raises NotFound if the user is being deleted."""
+
+    def ended(self) -> bool:
+        """Whether the box needs no bundle any more, because it was deleted. Then
+        its changes are dropped."""
+        return False
+
+    @abstractmethod
+    def lacks_bundle(self, *, everything: bool) -> bool:
+        """Whether a flush must write a bundle now."""
+
+    @abstractmethod
+    async def write_bundle(self, *, everything: bool) -> None:
+        """Write a bundle of the present state. Raises Unavailable."""
+
+    async def write_derived(self, *, everything: bool) -> bool:
+        """Upload what can be made again from mails, if there is enough of it. Returns
+        True if there was. Raises Unavailable."""
+        return False
+
     async def _before_bundle(self) -> None:
         """Return when a bundle of the present state may be written. Raises
         Unavailable."""
@@ -276,6 +298,26 @@ class Box(ABC, Generic[S, D]):
             need_base=True,
         )
         return Found.HISTORY if unflushed or loaded.merged else Found.MORE
+
+    # -- uploading -----------------------------------------------------------------------------------------------------
+
+    async def flush(self, *, everything: bool = False) -> bool:
+        """Upload what the bundles lack, and delete bundles that have been superfluous
+        for `delete_delay`. Returns True if something was written.
+
+        everything: also unimportant changes and derived data. Raises Unavailable;
+        nothing is lost then, and the next flush tries again.
+        """
+        async with self.flushing:
+            self.require_user()
+            if self.ended():
+                return False
+            if wrote := self.lacks_bundle(everything=everything):
+                await self.write_bundle(everything=everything)
+            wrote |= await self.write_derived(everything=everything)
+            if await self.bundles.clear() or wrote:
+                self.save_stamp()
+            return wrote
 
     # -- saving --------------------------------------------------------------------------------------------------------
 

@@ -368,7 +368,7 @@ class Boxes:
         """Upload all that the bucket lacks. Raises Unavailable."""
         for box in list(self.boxes.values()):
             await box.flush(everything=everything)
-        await self.rootbox.flush(clean=everything and not self.pending)
+        await self.rootbox.flush(everything=everything and not self.pending)
 
     def sweep(self) -> None:
         """Start deleting objects whose delay is over."""

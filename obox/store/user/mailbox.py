@@ -158,10 +158,21 @@ class Mailbox(Index):
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
-    async def flush(self, *, everything: bool = False) -> bool:
-        """Upload what the bundles in the bucket lack. everything: also unimportant
-        changes and cached fields."""
-        return await _flush.flush(self, everything=everything)
+    def require_user(self) -> None:
+        self.user.require_there()
+
+    def ended(self) -> bool:
+        return _flush.ended(self)
+
+    def lacks_bundle(self, *, everything: bool) -> bool:
+        urgent = everything or self.is_due()
+        return self.change is Change.IMPORTANT or (self.change is not Change.NONE and urgent)
+
+    async def write_bundle(self, *, everything: bool) -> None:
+        await _flush.write_bundle(self)
+
+    async def write_derived(self, *, everything: bool) -> bool:
+        return await _flush.write_fields(self, everything=everything)
 
     async def carry(self) -> None:
         """Write changes that have long been in the journal, but are too few for a

@@ -533,6 +533,12 @@ def oid_of(prefix: bytes) -> Oid:
     return Oid(bytes(prefix[16 : 16 + OID_BYTES]))
 
 
+def payload_bytes_of(prefix: bytes) -> int:
+    """Return the size of the payload that an object claims in its first HEADER_BYTES,
+    unverified; 0 if these are no header."""
+    return _FIXED.unpack_from(prefix)[-1] if len(prefix) >= HEADER_BYTES else 0
+
+
 def new_oid(rng: random.Random) -> Oid:
     """Return a new object id: unique for ever, if rng is the system's or has a seed of
     its own.

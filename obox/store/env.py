@@ -21,9 +21,9 @@ from metacache import Metacache, MetacacheError
 
 from ..errors import Unavailable
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
-from ..objectstore.codec import Codec, ObjectKind
+from ..objectstore.codec import Codec, Decoded, ObjectKind, payload_bytes_of
 from ..objectstore.keys import owner_of
-from ..types import Oid
+from ..types import Oid, Owner
 from .once import EveryMinute
 from .owned import Owned
 from .recent import Recent
@@ -57,6 +57,16 @@ async def answer_within(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise Unavailable(TRY_LATER) from None
+
+
+INLINE_DECODED_BYTES: Final = 1 << 20
+"""Octets of a payload that is decoded on the loop, which takes about a millisecond."""
+
+
+def is_large(data: bytes) -> bool:
+    """Whether an object is decoded in a thread: 30 MB of a repeated letter are 3 kB
+    when encoded."""
+    return max(len(data), payload_bytes_of(data)) > INLINE_DECODED_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +223,13 @@ class Env:
             return await put_once(self.bucket, key, data, oid, kind="index")
         except StoreError as exc:
             raise self.unavailable("put", key, exc) from exc
+
+    async def decode(self, data: bytes, owner: Owner) -> Decoded:
+        """Decode a whole object, in a thread if it is large. Raises as
+        `Codec.decode`."""
+        if is_large(data):
+            return await asyncio.to_thread(self.codec.decode, data, owner)
+        return self.codec.decode(data, owner)
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
         try:

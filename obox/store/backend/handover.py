@@ -115,7 +115,7 @@ def _join(user: User, pending: dict[str, list[bytes]]) -> None:
             user.pending.setdefault(guid, []).extend(deltas)
             continue
         for data in deltas:
-            box.join_others(data, renew=True)
+            box.join_others(box.decoded(data), renew=True)
         box.stamp = replace(box.stamp, need_base=True)
         box.changed(Change.IMPORTANT)
         box.save()

@@ -29,7 +29,7 @@ from ...mailbox import Changed, Delta, RootDelta
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import Form
 from ...types import StorageId
-from ..env import Env
+from ..env import INLINE_DECODED_BYTES, Env
 from ..log.stage import Edit, ListChanged, Log
 from ..stamp import Assignment, Stamp, Trust, trust
 from .bundles import Bundles
@@ -141,10 +141,16 @@ class Box(ABC, Generic[S, D]):
         Raises Corrupt."""
         self.state.join(self.decoded(data))
 
-    def join_others(self, data: bytes, *, renew: bool) -> None:
-        """Join a bundle that another backend has written. renew: sessions use the box.
-        Raises Corrupt."""
-        self.join(data)
+    async def _read(self, data: bytes) -> D:
+        """Return a delta out of bytes; a thread decodes a large one. Raises Corrupt."""
+        if len(data) > INLINE_DECODED_BYTES:
+            return await asyncio.to_thread(self.decoded, data)
+        return self.decoded(data)
+
+    def join_others(self, delta: D, *, renew: bool) -> None:
+        """Join a bundle that another backend has written. renew: sessions use the
+        box."""
+        self.state.join(delta)
 
     def join_unflushed(self, fragments: Iterable[bytes]) -> None:
         """Join changes that no bundle has, from journals or from a local copy without a
@@ -251,7 +257,7 @@ class Box(ABC, Generic[S, D]):
         self.stamp = loaded.stamp
         for number, payload in enumerate(loaded.payloads):
             await asyncio.sleep(0)  # Each payload may have all mails.
-            self.join(payload)
+            self.state.join(await self._read(payload))
             if number == 0:
                 of_base = {"base_modseq": self.state.highestmodseq, "base_bytes": len(payload)}
                 self.stamp = replace(self.stamp, known_uidnext=self.uidnext, **of_base)
@@ -265,8 +271,8 @@ class Box(ABC, Generic[S, D]):
         if stamp.knows(infos):
             return Found.NOTHING
         loaded = await self.bundles.load(infos)
-        for payload in loaded.payloads:
-            self.join_others(payload, renew=renew)
+        for delta in [await self._read(payload) for payload in loaded.payloads]:
+            self.join_others(delta, renew=renew)
         self.stamp = replace(
             loaded.stamp,
             version=max(loaded.stamp.version, stamp.version),

@@ -180,8 +180,8 @@ class Index(Box[State, Delta]):
 
     # -- the state (box.Box) -------------------------------------------------------------------------------------------
 
-    def join_others(self, data: bytes, *, renew: bool) -> None:
-        changed = self.state.join(self.decoded(data))
+    def join_others(self, delta: Delta, *, renew: bool) -> None:
+        changed = self.state.join(delta)
         renewal = self.state.renewal(changed, self.env.now_ms()) if renew else None
         if renewal is not None:
             self.state.join(renewal)

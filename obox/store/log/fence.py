@@ -35,7 +35,7 @@ import structlog
 from ...errors import Corrupt, Unavailable
 from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, put_once
 from ...objectstore.keys import journal_key, journal_prefix, parse_journal_key
-from ..env import TRY_LATER, Env
+from ..env import TRY_LATER, Env, is_large
 from .journal import DELETED, JournalObject
 
 log = structlog.get_logger()
@@ -249,6 +249,8 @@ async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
     if data is None:  # deleted since the LIST, by another backend that has taken over
         raise Unavailable(TRY_LATER)
     try:
+        if is_large(data):
+            return await asyncio.to_thread(JournalObject.decode, env.codec, data, key)
         return JournalObject.decode(env.codec, data, key)
     except (CorruptObject, NewerFormat, msgspec.MsgspecError, ValueError) as exc:
         raise Corrupt(f"journal object {key}: {exc}") from exc

@@ -27,6 +27,7 @@ from ...types import Uid
 from ..api import Unreadable
 from ..box.bundles import segment_range
 from ..box.index import Index
+from ..env import INLINE_DECODED_BYTES
 from ..fields import Fields, opened
 from ..recent import name_of
 from .lost import check_again
@@ -44,10 +45,6 @@ AHEAD_BYTES: Final = 4 << 20
 INLINE_BYTES: Final = 32 << 10
 """Octets of encoded mails that are decoded on the loop. It takes 0.2 ms, hardly more
 than a call in a thread."""
-
-INLINE_DECODED_BYTES: Final = 1 << 20
-"""Octets that these may have after decoding: 30 MB of a repeated letter are 3 kB when
-encoded."""
 
 WHOLE_MAX: Final = 1 << 20
 """Octets up to which a part is cut out of the whole mail. Of a larger mail only the
@@ -209,7 +206,7 @@ async def whole(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
 
     data = await mailbox.env.fscache.get(key, fetch)
     try:
-        return _decode(mailbox, key, oid, data)
+        return await _decode(mailbox, key, oid, data)
     except Corrupt:
         await mailbox.env.fscache.drop(key)
         if fetched:
@@ -223,7 +220,7 @@ async def _anew(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
     Unavailable."""
     await mailbox.env.fscache.drop(key)
     data = await get_object(mailbox, key, expunged=expunged)
-    mail = _decode(mailbox, key, oid, data)
+    mail = await _decode(mailbox, key, oid, data)
     await mailbox.env.fscache.put(key, data)
     return mail
 
@@ -332,10 +329,15 @@ async def get_object(
     return data
 
 
-def _decode(mailbox: Index, key: str, oid: bytes, data: bytes) -> bytes:
+async def _decode(mailbox: Index, key: str, oid: bytes, data: bytes) -> bytes:
     """Return the mail in an object, after checking that it is the right mail. Raises
     Corrupt."""
-    return _checked(mailbox, key, oid, mailbox.env.codec.decode_many([data], [owner_of(key)])[0])
+    decoded: Decoded | StoreError
+    try:
+        decoded = await mailbox.env.decode(data, owner_of(key))
+    except StoreError as error:
+        decoded = error
+    return _checked(mailbox, key, oid, decoded)
 
 
 def _checked(mailbox: Index, key: str, oid: bytes, decoded: Decoded | StoreError) -> bytes:

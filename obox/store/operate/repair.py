@@ -207,7 +207,7 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
         version = max(version, parse_bundle_key(info.key).version)
         data = await env.get(info.key, kind="index")
         try:
-            root.join(RootDelta.decode(bundles.decode(info.key, data or b"")[1]))
+            root.join(RootDelta.decode((await bundles.decode(info.key, data or b""))[1]))
         except (Corrupt, ValueError) as error:
             log.error("the list of mailboxes is damaged", key=info.key, error=str(error))
     copy = env.metacache.load(sid, ROOT)
@@ -285,7 +285,7 @@ async def _floor(box: Mailbox, infos: list[ObjectInfo]) -> Delta:
             continue
         try:
             data = await box.env.get(info.key, kind="index")
-            delta = Delta.decode(box.bundles.decode(info.key, data or b"")[1])
+            delta = Delta.decode((await box.bundles.decode(info.key, data or b""))[1])
         except (Corrupt, ValueError):
             continue
         least.uidnext = max(least.uidnext, delta.uidnext)

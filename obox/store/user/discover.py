@@ -229,7 +229,7 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
             return Delta(rows=meta.row(header.oid, 0), uidnext=uid + 1), 1
         if header.kind == ObjectKind.CLAIM:
             body = prefix if len(prefix) == header.object_bytes else await env.get(key, kind="mail") or b""
-            delta = Delta.decode(env.codec.decode(body, owner).payload)
+            delta = Delta.decode((await env.decode(body, owner)).payload)
             check_claim(delta, uid)
             return delta, max(delta.claims.values(), default=1)
         raise CorruptObject(f"an object of kind {header.kind} among the mails")

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Literal
 
 import structlog
@@ -20,6 +21,7 @@ from fscache import Fscache
 from metacache import Metacache, MetacacheError
 
 from ..errors import Unavailable
+from ..lanes import Lanes
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
 from ..objectstore.codec import Codec, Decoded, ObjectKind, payload_bytes_of
 from ..objectstore.keys import owner_of
@@ -28,6 +30,7 @@ from .once import EveryMinute
 from .owned import Owned
 from .recent import Recent
 from .stamp import Assignment
+from .turn import Turn
 
 log = structlog.get_logger()
 
@@ -117,6 +120,8 @@ class Env:
     random_bytes: Callable[[int], bytes]
     writer: str = ""
     owned: Owned = field(default_factory=Owned)
+    lanes: Lanes = field(default_factory=Lanes)
+    """Whose turn it is among the long tasks of a user."""
     local_failures: int = 0
     recent: Recent = field(default_factory=Recent)
     trouble: EveryMinute = field(init=False)
@@ -146,6 +151,11 @@ class Env:
                 log.warning("local state cannot be written, the bucket is waited for instead", error=str(exc))
             return False
         return True
+
+    def turn(self, sid: str) -> Turn:
+        """Return the turns of long work for a user. Tasks of the same user wait for
+        each other, so that many of them take no more of the loop than one."""
+        return Turn(self.clock, partial(self.lanes.turn, sid))
 
     @property
     def delete_delay_s(self) -> float:

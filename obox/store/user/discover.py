@@ -32,7 +32,6 @@ from ..log.stage import Edit
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.write import burn
 from ..stamp import Trust
-from ..turn import Turn
 
 log = structlog.get_logger()
 
@@ -72,7 +71,7 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
             # The journal of the boot before may not have it, and ours will have higher
             # UIDs.
             mailbox.restate()
-    pending, turn = [*fragments, *pending], Turn(env.clock)
+    pending, turn = [*fragments, *pending], env.turn(mailbox.user.storage_id)
     for data in pending:
         if turn.over():
             await turn.end()
@@ -187,7 +186,7 @@ async def read_listed(
     uid = start
     last = max([*found, *skip], default=start - 1)
     void_until = 0
-    turn = Turn(env.clock)
+    turn = env.turn(mailbox.user.storage_id)
     while uid <= last:
         if turn.over():
             await turn.end()

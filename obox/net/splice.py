@@ -16,8 +16,8 @@ Time. An open splice has no timer: IDLE may last for hours, and the server knows
 client is quiet for too long. The kernel notices a dead peer (`dialogue.watch`). A half
 splice ends after HALF_S of silence, and an ending splice is cut after CLOSE_TIMEOUT_S.
 
-It refuses to know protocols: no last words are said, because they could stand in the
-middle of an answer.
+This module does not know protocols: no last words are said, because they could stand in
+the middle of an answer.
 """
 
 from __future__ import annotations

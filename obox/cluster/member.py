@@ -94,13 +94,13 @@ class Store(Protocol):
 class Myself:
     """What a backend writes to the directory about itself.
 
-    joins_as: the state if the directory does not know it; settle: makes the directory's
-    settings if there are none.
+    joins_as: the state if the directory does not know it. make_settings: makes the
+    directory's settings if there are none.
     """
 
     member: Member
     joins_as: State
-    settle: Callable[[], Awaitable[object]]
+    make_settings: Callable[[], Awaitable[object]]
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ class BackendMember:
         """Read the directory, create it if it is new, and register this backend.
         Returns False if it does not answer."""
         try:
-            await self._myself.settle()
+            await self._myself.make_settings()
             if not await self.view.poll():
                 return False
             if self.me not in self.view.orders:

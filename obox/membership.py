@@ -37,8 +37,10 @@ from .cluster import (
 from .cluster.initial import GROUPS_LOCAL
 from .config import Config
 from .errors import Unavailable
-from .store import MailStore, boots, handover
-from .store.handover import Kick
+from .store import MailStore
+from .store.backend import handover
+from .store.backend.handover import Kick
+from .store.log import boots
 from .store.owned import Tag
 from .unixsocket import short_name
 

@@ -34,7 +34,7 @@ from .errors import ConfigError, Unavailable
 from .objectstore import OpenStore, StoreError, needs_race, open_store, probe, require_one_winner
 from .statelock import LOCK
 from .store import Env, MailStore
-from .store.copies import Copies
+from .store.backend.copies import Copies
 
 if TYPE_CHECKING:
     from .membership import Joining, Membership

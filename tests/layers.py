@@ -30,7 +30,7 @@ class Import:
 
 
 def dotted(path: Path) -> str:
-    """`obox/store/user.py` is `obox.store.user`; a package's `__init__.py` is the package."""
+    """`obox/store/user/user.py` is `obox.store.user.user`; a package's `__init__.py` is the package."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 

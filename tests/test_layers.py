@@ -133,6 +133,28 @@ def test_arrows(name: str, path: Path) -> None:
         assert top not in IMPURE or not inside(name, *PURE), f"{name} is pure: no {top}"
 
 
+STORE_ROOMS = ("log", "box", "mails", "user", "backend", "operate")
+"""The rooms inside the store. Each imports itself, those before it, and the files that all of them share."""
+STORE_FACES = {"obox.store", "obox.store.memory", "obox.store.content"}
+"""What others import from the store. No room inside the store imports them; they may import any."""
+
+
+def store_room(name: str) -> str:
+    """The store's room that a file is in; "" for a file that all of them share."""
+    part = name.removeprefix("obox.store").removeprefix(".").partition(".")[0]
+    return part if part in STORE_ROOMS else ""
+
+
+@pytest.mark.parametrize("name", [name for name, _ in MODULES if inside(name, "obox.store")])
+def test_rooms_of_the_store(name: str) -> None:
+    mine = store_room(name)
+    shared_too = ("", *STORE_ROOMS[: STORE_ROOMS.index(mine) + 1]) if mine else ("",)
+    for target in edges()[name]:
+        if inside(target, "obox.store") and name not in STORE_FACES:
+            assert store_room(target) in shared_too, f"{name} may not import {target}"
+            assert target not in STORE_FACES, f"{name} may not import {target}, which is for others"
+
+
 def test_modules_have_one_noun() -> None:
     long = {name: lines for name, path in MODULES if (lines := len(path.read_text().splitlines())) > 600}
     assert not long, "past 600 lines look for the second noun"
@@ -143,7 +165,7 @@ def test_no_two_files_import_each_other() -> None:
     assert circles(edges(TREE)) == []
 
 
-PRIVATE_IN_TESTS_MAX = 52
+PRIVATE_IN_TESTS_MAX = 35
 """Imports of private modules by tests, with tests of those very modules; the number can only fall."""
 
 

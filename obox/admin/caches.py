@@ -39,7 +39,7 @@ async def metacache_flush(admin: Admin, account: Account, params: MetacacheFlush
 
 
 async def _flush(admin: Admin, sid: StorageId, name: str, important_only: bool, min_priority: int) -> Row:
-    from ..store import upload
+    from ..store.backend import upload
 
     try:
         user = await admin.store.load_user(name, sid)
@@ -63,7 +63,7 @@ async def metacache_flushall(admin: Admin, params: MetacacheFlushallParams) -> A
     again; nothing is uploaded twice.
     """
     from ..errors import OboxError
-    from ..store import upload
+    from ..store.backend import upload
     from .exits import of
     from .table import Failure
 
@@ -213,7 +213,7 @@ class MetacacheRefreshParams(Selection, kw_only=True):
 @user_verb("metacache refresh", MetacacheRefreshParams, columns=("asked",))
 async def metacache_refresh(admin: Admin, account: Account, params: MetacacheRefreshParams) -> AsyncIterator[Event]:
     """Compare open mailboxes with the bucket now, and others when they are opened."""
-    from ..store import operate
+    from ..store.operate import users as operate
 
     try:
         user = await admin.store.load_user(account.name, account.storage_id)
@@ -248,7 +248,7 @@ async def metacache_boots(admin: Admin, params: Nothing) -> AsyncIterator[Event]
     ended uncleanly has changes of. ended: empty for the running boot and for a boot
     that was killed.
     """
-    from ..store import boots
+    from ..store.log import boots
 
     for one in boots.listing(admin.store.env):
         yield {
@@ -320,7 +320,7 @@ def _file(path: Path) -> bytes:
 
 def _unpacked(key: str, size: int, decoded: Decoded) -> Row:
     from ..objectstore import ObjectKind
-    from ..store.operate import readable
+    from ..store.operate.users import readable
 
     try:
         kind = ObjectKind(decoded.kind).name.lower()
@@ -347,7 +347,7 @@ def _unpacked(key: str, size: int, decoded: Decoded) -> Row:
 
 def _plain(data: bytes) -> Any:
     """Return MessagePack as JSON values, or the bytes as hex."""
-    from ..store.operate import readable
+    from ..store.operate.users import readable
 
     try:
         return readable(msgspec.msgpack.decode(data))

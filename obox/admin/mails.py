@@ -22,8 +22,8 @@ from .table import Event, Row, user_verb
 if TYPE_CHECKING:
     from ..mailbox import UidArray
     from ..store.api import Fields, Unreadable
-    from ..store.mailbox import Mailbox
-    from ..store.user import User
+    from ..store.user.mailbox import Mailbox
+    from ..store.user.user import User
 
 _NEED_FIELDS: Final = frozenset(("imap.envelope", "imap.body", "imap.bodystructure"))
 _NEED_MAIL: Final = frozenset(("body", "text", "text.utf8"))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ..cluster import Assigned, Directory, Member
     from ..mailbox.search import Query
     from ..store import MailStore
-    from ..store.mailbox import Mailbox
-    from ..store.user import User
+    from ..store.user.mailbox import Mailbox
+    from ..store.user.user import User
 
 
 NAMES_S: Final = 5.0

@@ -1,7 +1,7 @@
 """metacache pull: copies a user's local copies from another backend's metacache, over
 its admin API.
 
-The destination runs the verb and sends requests to the source. `store.pull` defines
+The destination runs the verb and sends requests to the source. `operate.pull` defines
 what is sent, and `source` answers. The source's certificate is verified with the
 system's authorities. The source's key leaves this module only in the request's header.
 
@@ -88,7 +88,7 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
     the key, 1003 (a shell sees 235) if the source is outdated, and 75 if copies stay
     there in spite of --clean.
     """
-    from ..store.pull import Incoming
+    from ..store.operate.pull import Incoming
 
     sid, store = account.storage_id, admin.store
     with _Source(admin, params) as source:

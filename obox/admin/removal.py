@@ -19,7 +19,7 @@ from .sessions import KICK_REASON, POLL_S, kicked
 from .table import Event, Needs, Progress, Row, user_verb, verb
 
 if TYPE_CHECKING:
-    from ..store.operate import Deleted
+    from ..store.operate.users import Deleted
 
 KICK_WAIT_S: Final = 10.0
 
@@ -42,7 +42,7 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
     if the user is logged in. If it is cut short, run it again. Rows of their own name
     what it cannot reach or must wait for.
     """
-    from ..store import operate
+    from ..store.operate import users as operate
 
     _refuse_shared(admin, account)
     sessions = kicked(admin.server.sessions(), account.name) if admin.server is not None else []
@@ -98,7 +98,7 @@ async def _kick(admin: Admin, name: str) -> None:
 
 async def _left(admin: Admin, account: Account, began: float) -> AsyncIterator[Row]:
     """Yield rows about what the deletion does not reach."""
-    from ..store import operate
+    from ..store.operate import users as operate
 
     env = admin.store.env
     objects, _ = await operate.journal_objects(admin.store)
@@ -143,7 +143,7 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
     under it.
     """
     from ..auth import rename_user
-    from ..store import operate
+    from ..store.operate import users as operate
 
     users = admin.users
     users.expect_change()

@@ -41,7 +41,7 @@ async def force_resync(admin: Admin, account: Account, params: ForceResyncParams
     --skip-uids keeps new mails from getting those UIDs, so that clients do not take
     them for mails that they know.
     """
-    from ..store import repair
+    from ..store.operate import repair
 
     async with admin.open(account) as user:
         guids = {info.name: info.guid for info in user.mailboxes() if info.guid is not None}
@@ -72,7 +72,7 @@ async def rebuild(admin: Admin, account: Account, params: RebuildParams) -> Asyn
     logged in. UIDs stay the same. unknown: what cannot be known from the mails. Mails
     that were expunged lately may be back, and a moved mail may be in both mailboxes.
     """
-    from ..store import repair
+    from ..store.operate import repair
 
     def wanted(name: str) -> bool:
         return bool(params.mailbox_mask) and bool(matching([name], params.mailbox_mask))

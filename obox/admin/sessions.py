@@ -181,7 +181,7 @@ async def _until_gone(admin: Admin) -> None:
 
 
 async def _flush_important(admin: Admin) -> int:
-    from ..store import upload
+    from ..store.backend import upload
 
     store = admin.store
     sids = await upload.changed_users(store, important_only=True)

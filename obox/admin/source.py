@@ -93,7 +93,7 @@ def _sid(request: Request) -> StorageId:
 
 async def _send(admin: Admin, request: Request) -> Response:
     """Raises Outdated, NotFound, InUse, Unavailable."""
-    from ..store.pull import Outgoing
+    from ..store.operate.pull import Outgoing
 
     sid, store = _sid(request), admin.store
     latest_only, everything = (request.query_params.get(name) == "true" for name in ("latestOnly", "clean"))
@@ -132,11 +132,11 @@ class _Stream(StreamingResponse):
 
 async def _drop(admin: Admin, request: Request) -> Response:
     """Raises Unavailable, InUse."""
-    from ..store import operate
+    from ..store.backend import upload
 
     sid, store = _sid(request), admin.store
     try:
-        await operate.unload(store, sid, upload=True)
+        await upload.unload(store, sid, upload=True)
     except InUse:
         pass  # the row says what was kept
     return JSONResponse(await cleaned(admin, sid))

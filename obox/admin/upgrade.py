@@ -37,7 +37,7 @@ async def storage_upgrade(admin: Admin, account: Account, params: StorageUpgrade
     damaged: objects that do not decode, or that belong to another user, mailbox or UID.
     They are left as they are. All backends must have this version before.
     """
-    from ..store import upgrade
+    from ..store.operate import upgrade
 
     done = upgrade.Upgraded()
     store, sid = admin.store, account.storage_id
@@ -74,7 +74,7 @@ async def storage_finish_upgrade(admin: Admin, params: Nothing) -> AsyncIterator
     objects. There is a row for each user who has some. Outdated journal objects are
     deleted when bundles have covered them for delete_delay.
     """
-    from ..store import upgrade
+    from ..store.operate import upgrade
 
     left = upgrade.Left(0, {}, 0, 0)
     async for left in upgrade.finish(admin.store):

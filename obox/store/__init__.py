@@ -4,7 +4,6 @@
 docs/format.md for the bytes.
 """
 
-from ._env import Env, StoreSettings
 from .api import (
     Appended,
     Copied,
@@ -18,8 +17,9 @@ from .api import (
     Usage,
     User,
 )
-from .mails.recent import RECENT_BYTES_MAX
-from .store import MailStore
+from .backend.store import MailStore
+from .env import Env, StoreSettings
+from .recent import RECENT_BYTES_MAX
 
 __all__ = [
     "RECENT_BYTES_MAX",

@@ -18,7 +18,7 @@ from ..errors import Corrupt, NotFound, OboxError
 from ..mailbox import FlagOp, State, Totals, UidArray
 from ..mailbox.search import Query
 from ..types import Guid, StorageId, Uid
-from .mails.fields import Fields as Fields  # noqa: PLC0414 - part of the contract
+from .fields import Fields as Fields  # noqa: PLC0414 - part of the contract
 
 Unreadable = NotFound | Corrupt
 """Why a mail of the index cannot be read: its object is gone (lost), or does not decode

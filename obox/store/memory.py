@@ -27,11 +27,11 @@ from ..mailbox.names import INBOX, canonical, check_name
 from ..mailbox.search import Query
 from ..types import Guid, Oid, StorageId, Uid
 from . import api
-from ._mailboxes import MAILBOXES_MAX, infos
-from ._search import search
 from .api import Appended, Copied, MailboxInfo, NewMail, Source, Status, Stored, Unreadable, Usage
-from .mails.fields import Fields
+from .fields import Fields
 from .mails.meta import make_fields
+from .user.mailboxes import MAILBOXES_MAX, infos
+from .user.search import search
 
 DEFAULT_MAILBOXES = (("INBOX", ""), ("Drafts", "\\Drafts"), ("Sent", "\\Sent"), ("Trash", "\\Trash"))
 

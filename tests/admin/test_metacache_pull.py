@@ -21,7 +21,7 @@ from ports import free_port
 from test_verbs import ANNA, BEN, Client
 
 from obox.admin import pull
-from obox.store import pull as pulling
+from obox.store.operate import pull as pulling
 
 Start = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from obox import parts as module
 from obox.backend import Backend
 from obox.config import load
-from obox.store import store
+from obox.store.backend import store
 
 MAIL = b"Subject: early\r\n\r\ntext\r\n"
 ANNA = "anna@example.org"

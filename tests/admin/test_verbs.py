@@ -471,7 +471,7 @@ async def test_a_deleted_user_does_not_come_back_after_a_crash(tmp_path: Path, s
         await service.call("flagsAdd", user=ANNA, flag=["\\Seen"], query=["MAILBOX", "INBOX", "ALL"])
         await service.backend.parts.store.journal.sync()
         await service.call("oboxUserDelete", user=ANNA)
-        from obox.store import takeover
+        from obox.store.log import takeover
 
         env = service.backend.parts.store.env
         found = await takeover.take_over(env, None, lambda backend: False)
@@ -482,7 +482,7 @@ async def test_an_interrupted_deletion_is_begun_again(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from obox.errors import Unavailable
-    from obox.store import operate
+    from obox.store.operate import users as operate
 
     async with start() as service:
         await service.deliver(ANNA, [mail(n) for n in range(5)])

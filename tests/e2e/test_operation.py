@@ -27,7 +27,7 @@ from ports import free_port
 from processes import PASSWORD, START_S, USERS, Backend, Proxy, everything, s3_storage
 from servers import S3Bucket
 
-from obox.store._env import ANSWER_S
+from obox.store.env import ANSWER_S
 
 ANNA, BEN = USERS
 

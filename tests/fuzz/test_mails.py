@@ -21,7 +21,8 @@ from hostile import NAMES, Rng, key, mail
 from rounds import rounds
 from turns import turns
 
-from obox.store import NewMail, _search
+from obox.store import NewMail
+from obox.store.user import search as _search
 from obox.types import StorageId
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -11,8 +11,8 @@ from harness import Client, Running, serving_real
 
 from obox.objectstore.keys import mail_key
 from obox.store import NewMail
-from obox.store.mailbox import Mailbox
-from obox.store.mails.recent import Recent
+from obox.store.recent import Recent
+from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId, Uid
 
 ANNA = StorageId("anna")

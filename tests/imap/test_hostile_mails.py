@@ -14,7 +14,7 @@ from turns import turns
 
 from obox.store import NewMail
 from obox.store.api import Fields
-from obox.store.mailbox import Mailbox
+from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
 MARKS = ("\u0301" * 16_384 + "\u0316" * 16_384).encode()

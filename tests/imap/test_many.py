@@ -18,7 +18,7 @@ from tests.turns import turns
 
 MAILS = 61_440
 MIB = 1 << 20
-COPY = "obox.store._copy"
+COPY = "obox.store.user.copy"
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ async def test_a_move_that_stops_says_what_has_moved(running: Running, monkeypat
 
 async def test_an_expunge_in_parts_is_whole(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     client, user, uids = await moved(running)
-    monkeypatch.setattr("obox.store.mailbox.PART_MAILS", 7)
+    monkeypatch.setattr("obox.store.user.mailbox.PART_MAILS", 7)
     box = await user.select("INBOX")
     assert (await box.expunge(uids[1:40])).tolist() == uids[1:40].tolist()
     lines = await client.ok("NOOP")

@@ -25,7 +25,7 @@ from obox.imap.server import ImapServer, starttls
 from obox.imap.session import State
 from obox.imap.settings import ImapSettings
 from obox.store import NewMail
-from obox.store.mailbox import Mailbox
+from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
 MAIL = b"Subject: a mail\r\n\r\nbody\r\n"

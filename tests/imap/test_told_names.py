@@ -19,7 +19,7 @@ from obox.imap.connection import Connection
 from obox.imap.settings import ImapSettings
 from obox.mailbox import uid_array
 from obox.store import NewMail
-from obox.store.mailbox import Mailbox
+from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
 ROOT = Path(__file__).parents[2]

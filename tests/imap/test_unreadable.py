@@ -15,7 +15,7 @@ from obox.imap.settings import FetchFailure, ImapSettings
 from obox.objectstore import Unreachable
 from obox.objectstore.keys import mail_key
 from obox.store import NewMail
-from obox.store.mails.recent import Recent
+from obox.store.recent import Recent
 from obox.types import StorageId, Uid
 
 MODES: list[FetchFailure] = ["disconnect-immediately", "disconnect-after", "no-after"]

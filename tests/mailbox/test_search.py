@@ -40,9 +40,9 @@ from obox.mailbox.search import (
     needs_header,
 )
 from obox.mime import header_end
-from obox.store import _search
-from obox.store._search import HeaderSource
 from obox.store.api import Fields, Unreadable
+from obox.store.user import search as _search
+from obox.store.user.search import HeaderSource
 from obox.types import Guid
 
 DAY = 86_400

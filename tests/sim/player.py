@@ -15,7 +15,8 @@ from obox.errors import Exists, Invalid, Limit, NotFound, OboxError, Unavailable
 from obox.mailbox import CLAIM_PURGED, Delta
 from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundles_prefix, mail_key, owner_of, parse_mail_key, user_prefix
-from obox.store import MailStore, NewMail, repair
+from obox.store import MailStore, NewMail
+from obox.store.operate import repair
 from obox.types import Guid, StorageId, Uid
 
 from .caches import Disk

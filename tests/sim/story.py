@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from obox.errors import OboxError
 from obox.objectstore.faults import Rates
-from obox.store import MailStore, upgrade
-from obox.store.pull import Incoming, Outgoing
+from obox.store import MailStore
+from obox.store.operate import upgrade
+from obox.store.operate.pull import Incoming, Outgoing
 
 from .caches import Disk
 from .loop import simulate

@@ -14,7 +14,7 @@ from obox.errors import OboxError
 from obox.objectstore import Kind
 from obox.objectstore._errors import Unreachable
 from obox.store import MailStore, NewMail
-from obox.store.mails.slots import WAIT_S, YIELD_S
+from obox.store.box.slots import WAIT_S, YIELD_S
 
 from .caches import Disk
 from .loop import simulate

@@ -10,7 +10,8 @@ from machines import SID, Life, Machine
 from patience import PATIENT_S
 
 from obox.errors import Unavailable
-from obox.store import _beginning, store
+from obox.store.backend import beginning as _beginning
+from obox.store.backend import store
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from obox.objectstore import Codec, CorruptObject, ObjectKind
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore.keys import bundles_prefix, journal_prefix, mail_key, owner_of, parse_bundle_key
 from obox.store import Mailbox, NewMail, User
-from obox.store.journal import JournalObject
-from obox.store.pull import Outgoing, Splitter, opened
+from obox.store.log.journal import JournalObject
+from obox.store.operate.pull import Outgoing, Splitter, opened
 from obox.types import Guid, Oid, StorageId, Uid
 
 BEN = StorageId("ben")

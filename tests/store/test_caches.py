@@ -17,8 +17,8 @@ from mails import simple
 from metacache import Change, Cleaner, Weights
 from obox.errors import Unavailable
 from obox.store import Mailbox, NewMail
-from obox.store._nightly import Nightly
-from obox.store.copies import Copies
+from obox.store.backend.copies import Copies
+from obox.store.backend.nightly import Nightly
 
 
 async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> None:

@@ -13,8 +13,9 @@ from mails import simple
 
 from obox.errors import NotFound
 from obox.objectstore.keys import user_prefix
-from obox.store import NewMail, operate
-from obox.store._upkeep import Upkeep
+from obox.store import NewMail
+from obox.store.backend.upkeep import Upkeep
+from obox.store.operate import users as operate
 from obox.types import StorageId
 
 

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from obox.mailbox import Delta
 from obox.store import NewMail
-from obox.store._env import Env
-from obox.store.fence import Ended, boots_of, fence, list_journals, record, replay
-from obox.store.journal import DELETED, JournalObject, Line
+from obox.store.env import Env
+from obox.store.log.fence import Ended, boots_of, fence, list_journals, record, replay
+from obox.store.log.journal import DELETED, JournalObject, Line
 
 USERS = ("anna", "ben", "cleo")
 

@@ -11,8 +11,9 @@ import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
 
 from obox.errors import Corrupt, Elsewhere, InUse
-from obox.store import NewMail, User, handover, operate
-from obox.store._jobs import Failure, Job
+from obox.store import NewMail, User
+from obox.store.backend import handover, upload
+from obox.store.backend.jobs import Failure, Job
 from obox.store.owned import Tag
 from obox.types import StorageId
 
@@ -260,7 +261,7 @@ async def test_a_release_leaves_no_trace(machine: Machine, other: Machine, rows:
         one.life.users.clear()
         store.upkeep.jobs.failing[Job("sweep", "anna")] = Failure(1, "as it may be", 0.0)
         if unloaded:
-            await operate.unload(store, ANNA, upload=False)
+            await upload.unload(store, ANNA, upload=False)
 
         async def to(name: str) -> bool:
             rows.give(name, "anna")

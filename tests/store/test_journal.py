@@ -13,8 +13,8 @@ from objectstore.virtual import VirtualTime
 from obox.errors import Unavailable
 from obox.objectstore import Codec, OpenStore, Settings, Unreachable, open_store
 from obox.objectstore.keys import journal_key, journal_prefix
-from obox.store import journal as journal_module
-from obox.store.journal import LEASE_S, RENEW_S, Journal, JournalObject
+from obox.store.log import journal as journal_module
+from obox.store.log.journal import LEASE_S, RENEW_S, Journal, JournalObject
 from obox.types import Oid
 
 CODEC = Codec({}, None)

@@ -13,7 +13,7 @@ from obox.errors import Limit, OboxError
 from obox.mailbox import UidArray
 from obox.mailbox._delta import KEYWORDS_MAX
 from obox.store import Mailbox, NewMail, User
-from obox.store._flush import KEYWORD_FORGET_S
+from obox.store.user.flush import KEYWORD_FORGET_S
 
 MAIL = b"Subject: a mail\r\n\r\nbody\r\n"
 

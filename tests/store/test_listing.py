@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from obox.objectstore import MemoryDriver
 from obox.objectstore.keys import bundles_prefix, journal_key, mail_prefix, user_prefix
-from obox.store import NewMail, operate
-from obox.store.journal import JournalObject
+from obox.store import NewMail
+from obox.store.log.journal import JournalObject
+from obox.store.operate import users as operate
 from obox.types import Guid, Oid, StorageId
 
 SID = StorageId("anna")

@@ -19,10 +19,10 @@ from obox.objectstore._memory import MemoryDriver
 from obox.objectstore.faults import FaultyDriver
 from obox.objectstore.keys import mail_key, owner_of
 from obox.store import NewMail, User
-from obox.store.mailbox import Mailbox
 from obox.store.mails import read as reading
-from obox.store.mails.recent import Recent
-from obox.store.repair import rebuild, resync
+from obox.store.operate.repair import rebuild, resync
+from obox.store.recent import Recent
+from obox.store.user.mailbox import Mailbox
 from obox.types import Uid
 
 GET, LIST = ("get", "mail"), ("list", "mail")

@@ -22,8 +22,9 @@ from obox.errors import ConfigError, Corrupt, InUse, Unavailable
 from obox.objectstore import Codec, ObjectKind, Unreachable
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore.keys import mail_key, owner_of, user_prefix
-from obox.store import MailStore, NewMail, upgrade
+from obox.store import MailStore, NewMail
 from obox.store.mails.meta import MailMeta
+from obox.store.operate import upgrade
 from obox.types import Guid, StorageId, Uid
 
 HERE = Path(__file__).parent

@@ -17,10 +17,12 @@ from metacache import Change, MetacacheFull
 from obox.errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
 from obox.objectstore import Codec, ObjectKind, load_keys
 from obox.objectstore.keys import ROOT, pull_owner, user_prefix
-from obox.store import NewMail, operate, upload
-from obox.store.pull import BoxMeta, End, Head, Incoming, Outgoing, Splitter, opened
+from obox.store import NewMail
+from obox.store.backend import upload
+from obox.store.log.takeover import take_over
+from obox.store.operate import users as operate
+from obox.store.operate.pull import BoxMeta, End, Head, Incoming, Outgoing, Splitter, opened
 from obox.store.stamp import Stamp
-from obox.store.takeover import take_over
 
 
 async def sent(life: Life, *, everything: bool = False) -> bytes:
@@ -62,7 +64,9 @@ def packed(life: Life, *parts: tuple[ObjectKind, Any, bytes]) -> bytes:
 @pytest.fixture
 def directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each backend knows that the others live."""
-    monkeypatch.setattr("obox.store.store.take_over", lambda env, last, live: take_over(env, last, lambda _: True))
+    monkeypatch.setattr(
+        "obox.store.backend.store.take_over", lambda env, last, live: take_over(env, last, lambda _: True)
+    )
 
 
 @asynccontextmanager
@@ -574,7 +578,7 @@ async def test_a_user_who_was_deleted_elsewhere(machine: Machine, tmp_path: Path
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         await leave(one)
-        await operate.unload(one.store, SID, upload=True)
+        await upload.unload(one.store, SID, upload=True)
         async for _ in operate.delete(other.store, SID):
             pass
         with pytest.raises(NotFound):

@@ -10,7 +10,8 @@ from machines import Machine, Time, uids
 from mails import simple
 
 from obox.objectstore.keys import mail_prefix
-from obox.store import MailStore, NewMail, operate
+from obox.store import MailStore, NewMail
+from obox.store.operate import users as operate
 from obox.types import Guid, StorageId
 
 STORE = {name: path for name, path in files().items() if name.startswith("obox.store")}
@@ -36,7 +37,7 @@ def test_one_file_deletes_mails() -> None:
         f"{name}:{line}"
         for name, path in STORE.items()
         for _, kind, line in calls(path, "delete")
-        if kind not in ("index", "journal") and name not in ("obox.store.mails.purge", "obox.store._env")
+        if kind not in ("index", "journal") and name not in ("obox.store.mails.purge", "obox.store.env")
     }
     assert not deleting, "obox.store.mails.purge deletes mails, and nobody else"
     assert len(calls(STORE["obox.store.mails.purge"], "delete")) == 2

@@ -9,8 +9,9 @@ from mails import simple
 
 from obox.objectstore import Codec, CorruptObject
 from obox.objectstore.codec import ObjectKind
-from obox.store import NewMail, operate
-from obox.store.mails.recent import MAIL_BYTES_MAX, Recent
+from obox.store import NewMail
+from obox.store.operate import users as operate
+from obox.store.recent import MAIL_BYTES_MAX, Recent
 from obox.types import Oid, Owner
 
 OWNER = Owner(b"anna/m/0/1")

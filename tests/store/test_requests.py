@@ -17,7 +17,8 @@ from mails import simple
 from metacache import Change
 from obox.mailbox import Delta, Rows
 from obox.mailbox.search import And, Body, Flag, Header, Larger
-from obox.store import NewMail, operate
+from obox.store import NewMail
+from obox.store.operate import users as operate
 
 MAIL, INDEX, JOURNAL = ("put", "mail"), ("put", "index"), ("put", "journal")
 

@@ -15,8 +15,8 @@ from patience import PATIENT_S
 
 from obox.errors import ConfigError, NotFound
 from obox.store import Mailbox, NewMail
-from obox.store._upkeep import Upkeep
-from obox.store.user import User
+from obox.store.backend.upkeep import Upkeep
+from obox.store.user.user import User
 from obox.types import Guid
 
 

@@ -14,8 +14,8 @@ from metacache import Change
 from obox.mailbox import Changed, Delta, Gone, RootDelta
 from obox.objectstore.keys import ROOT
 from obox.store import NewMail
-from obox.store.journal import JournalObject, Line
-from obox.store.stage import Altered, altered_by
+from obox.store.log.journal import JournalObject, Line
+from obox.store.log.stage import Altered, altered_by
 
 TREE = Path(__file__).parent.parent.parent
 
@@ -33,7 +33,7 @@ def _calls(wanted: Callable[[ast.Call], bool]) -> list[str]:
 
 @pytest.mark.parametrize("verb", ["add", "carry"])
 def test_one_place_hands_changes_to_the_journal(verb: str) -> None:
-    assert _calls(lambda call: ast.unparse(call.func).endswith(f"journal.{verb}")) == ["obox/store/stage.py"]
+    assert _calls(lambda call: ast.unparse(call.func).endswith(f"journal.{verb}")) == ["obox/store/log/stage.py"]
 
 
 def test_one_place_appends_to_local_copies() -> None:
@@ -43,7 +43,7 @@ def test_one_place_appends_to_local_copies() -> None:
         named = {one.arg for one in call.keywords}
         return isinstance(call.func, ast.Attribute) and call.func.attr == "append" and "priority" in named
 
-    assert _calls(appends) == ["obox/store/stage.py"]
+    assert _calls(appends) == ["obox/store/log/stage.py"]
 
 
 def _plain(altered: Altered) -> tuple[Any, ...]:

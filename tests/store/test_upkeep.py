@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 from obox.errors import Corrupt, NotFound, Unavailable
 from obox.mailbox import Totals
 from obox.store import NewMail
-from obox.store._jobs import DELAY_S_MAX, FIRST_DELAY_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
-from obox.store.boxes import UNLOAD_AT_ONCE
-from obox.store.mailbox import Mailbox
-from obox.store.user import User
+from obox.store.backend.jobs import DELAY_S_MAX, FIRST_DELAY_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
+from obox.store.user.boxes import UNLOAD_AT_ONCE
+from obox.store.user.mailbox import Mailbox
+from obox.store.user.user import User
 
 FLUSH = Job("flush", "anna", "inbox")
 

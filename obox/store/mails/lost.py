@@ -23,8 +23,8 @@ from collections.abc import Mapping
 import structlog
 
 from ...mailbox import UidArray, uid_array
-from .._env import GETS_AT_ONCE
-from ..index import Index
+from ..box.index import Index
+from ..env import GETS_AT_ONCE
 
 log = structlog.get_logger()
 

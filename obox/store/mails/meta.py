@@ -17,7 +17,7 @@ from ... import mime
 from ...errors import Corrupt
 from ...mailbox import Delta, Rows
 from ...objectstore.keys import parse_mail_key
-from .fields import Fields
+from ..fields import Fields
 
 log = structlog.get_logger()
 

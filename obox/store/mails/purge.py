@@ -34,8 +34,8 @@ from ...mailbox import CLAIM_PURGED, Delta
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import mail_key, parse_mail_key
 from ...types import Uid
-from .._env import Env
-from ..index import Index
+from ..box.index import Index
+from ..env import Env
 
 
 class Garbage(NamedTuple):

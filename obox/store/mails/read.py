@@ -24,13 +24,13 @@ from ...objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, Stor
 from ...objectstore.codec import OLD_MAJOR, Decoded
 from ...objectstore.keys import mail_key, mail_prefix, owner_of
 from ...types import Uid
-from .._bundles import segment_range
 from ..api import Unreadable
-from ..index import Index
-from .fields import Fields, opened
+from ..box.bundles import segment_range
+from ..box.index import Index
+from ..fields import Fields, opened
+from ..recent import name_of
 from .lost import check_again
 from .meta import MailMeta, check_meta, opaque_fields, ready_fields
-from .recent import name_of
 
 log = structlog.get_logger()
 

@@ -28,13 +28,13 @@ from ...objectstore import StoreError, find_outcome, put_once
 from ...objectstore.codec import ObjectKind
 from ...objectstore.keys import mail_key, owner_of
 from ...types import Oid, Uid
-from .._env import TRY_LATER
-from .._quota import Room
 from ..api import Source
-from ..index import Index
-from .fields import Fields
+from ..box.index import Index
+from ..box.slots import Fate, Slot
+from ..env import TRY_LATER
+from ..fields import Fields
 from .meta import INLINE_MAX, MailMeta, quick_fields, ready_fields
-from .slots import Fate, Slot
+from .quota import Room
 
 log = structlog.get_logger()
 

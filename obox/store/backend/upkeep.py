@@ -1,0 +1,282 @@
+"""What a backend does beside its sessions: upload, unload, delete, and adopt users of
+boots that ended uncleanly.
+
+Each piece of work is a job of its own (`jobs`), so that a mailbox, a user or a journal
+line that cannot be handled delays nobody else. Once a second `tick` starts the jobs
+that are due:
+
+    flush      a mailbox, or a user's list of mailboxes, whose upload is due
+    carry      a mailbox whose few new mails have been in one journal object for long
+    sweep      a user with objects that may be deleted, once an hour
+    unload     a user whose mailboxes, or who, has been idle
+    journal    journal objects that bundles have covered for `delete_delay`
+
+Two more run after a start: `adopt`, every box that a dead boot's journal speaks of, and
+`unflushed`, every local copy with changes that an earlier process did not upload.
+
+Refuses to know: how a box is loaded or flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+
+from metacache import Change
+
+from ...errors import Corrupt, NotFound
+from ...objectstore.keys import ROOT, journal_key
+from ...types import Guid, StorageId
+from ..log.fence import Ended, record
+from ..log.journal import Journal
+from ..log.takeover import Takeover
+from ..stamp import Stamp
+from ..user.user import User
+from .jobs import Job, Jobs
+from .nightly import Nightly
+from .upload import Users, flush_all
+
+log = structlog.get_logger()
+
+TICK_S: Final = 1.0
+"""Interval of `tick`."""
+
+JOBS_AT_ONCE: Final = 8
+"""Jobs that run at the same time. The limit leaves capacity for deliveries while many
+users are flushed."""
+
+SWEEP_S: Final = 3600.0
+"""Interval at which a user in memory is checked for objects that may be deleted."""
+
+CARRY_INTERVALS: Final = 12
+"""How many upload intervals (an hour) a few new mails stay in a journal object before
+they are carried forward."""
+
+AGAIN_S: Final = 5.0
+"""Interval between attempts to adopt what could not be adopted yet."""
+
+T = TypeVar("T")
+
+_Work = tuple[Job, Callable[[], Awaitable[object]]]
+
+
+class Backend(Users, Protocol):
+    """What upkeep needs of the backend."""
+
+    journal: Journal
+    takeover: Takeover
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a task that the backend waits for when it closes."""
+
+    def unload(self, sid: StorageId) -> None:
+        """Unload a user from memory."""
+
+
+class Upkeep:
+    """See the module's text."""
+
+    def __init__(self, store: Backend) -> None:
+        self._store = store
+        self._deleted_below: dict[str, int] = {}
+        self._adopting = False
+        env = store.env
+        self.jobs = Jobs(clock=env.clock, spawn=store.spawn, at_once=JOBS_AT_ONCE)
+        self.nightly = Nightly(env.settings.flush_at, env.now())
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        while True:
+            await self._store.env.sleep(TICK_S)
+            try:
+                self.tick()
+            except Exception as exc:  # a bug in a single turn must not end all uploads
+                log.error("upkeep failed, will try again", error=repr(exc), exc_info=exc)
+
+    def tick(self) -> None:
+        """Start a job for everything that is due."""
+        store, jobs, env = self._store, self.jobs, self._store.env
+        for sid, user in list(store.users.items()):
+            for guid, box in list(user.boxes.items()):
+                if box.is_due():
+                    jobs.start(Job("flush", sid, guid), box.flush)
+            if user.rootbox.is_due():
+                jobs.start(Job("flush", sid, ROOT), user.rootbox.flush)
+        for sid_, box_ in store.journal.overdue(CARRY_INTERVALS * env.settings.upload_interval_s):
+            jobs.start(Job("carry", sid_, box_), partial(self.carry, sid_, box_))
+        now = env.clock()
+        for sid, user in list(store.users.items()):
+            if user.swept_at < now - SWEEP_S:
+                jobs.check(Job("sweep", sid), partial(self._sweep, user))
+            jobs.check(Job("unload", sid), partial(self._unload, sid, user, now - env.settings.idle_s))
+        if self.nightly.due(env.now()):
+            store.spawn(flush_all(store))
+        jobs.start(Job("journal"), self._clear_journal)
+
+    def _sweep(self, user: User) -> None:
+        user.sync_totals()
+        user.sweep()
+
+    def _unload(self, sid: StorageId, user: User, before: float) -> None:
+        user.unload_idle(before)
+        if not user.busy() and user.used_at < before:
+            user.leave()
+            self._store.unload(sid)
+
+    async def carry(self, sid: str, box: str) -> None:
+        """Carry a box forward in the journal, or flush it. A user that does not exist
+        any more is forgotten."""
+        user = await self._user(StorageId(sid))
+        if user is None:
+            self._store.journal.forget(sid)
+        elif box == ROOT:
+            await user.rootbox.flush()
+        elif Guid(box) in user.root.entries:
+            await (await user.box(Guid(box))).carry()
+        else:
+            journal = self._store.journal
+            journal.flushed(sid, box, journal.position(), more=False)
+
+    async def _user(self, sid: StorageId) -> User | None:
+        """Load the user. Returns None if there is no such user any more."""
+        try:
+            return await self._store.load_user(self._store.name_of(sid), sid)
+        except NotFound:
+            return None
+
+    async def _clear_journal(self) -> None:
+        """Delete journal objects that bundles have covered for the delay."""
+        store = self._store
+        env, journal, takeover = store.env, store.journal, store.takeover
+        keys: list[str] = []
+        limit = env.clock() - env.delete_delay_s
+        while journal.covered and journal.covered[0][2] < limit:
+            boot, seq, _ = journal.covered.pop(0)
+            keys += [journal_key(journal.backend, boot, n) for n in range(self._deleted_below.get(boot, 0), seq)]
+            self._deleted_below[boot] = seq
+        if not takeover.boots:
+            old = [(key, at) for key, at in takeover.old if at < env.now() - env.delete_delay_s]
+            if old:
+                keys += [key for key, _ in old]
+                takeover.old = [pair for pair in takeover.old if pair not in old]
+        await env.delete(keys, kind="journal")
+
+    # -- after a start ---------------------------------------------------------------------------------------------
+
+    async def adopt(self) -> None:
+        """Load and flush every box that journals of boots that ended have changes of,
+        and record which users are done.
+
+        Users are independent of each other. While a user cannot be adopted, its boots
+        still name it, and the next start reads only that user.
+        """
+        if self._adopting:
+            return
+        self._adopting = True
+        try:
+            await self._adopt()
+        finally:
+            self._adopting = False
+
+    def settled(self) -> bool:
+        """Whether every dead boot says that this backend's users have been adopted."""
+        return not self._adopting and all(map(self._is_recorded, self._store.takeover.boots))
+
+    async def _adopt(self) -> None:
+        store = self._store
+        takeover = store.takeover
+        while True:
+            left = sorted(takeover.left)  # also users that a session opens meanwhile
+            works: list[_Work] = [(Job("adopt", sid), partial(self._take_over_user, sid)) for sid in left]
+            failed = {job.user for job, _ in await self._attempt_all(works)}
+            takeover.left -= set(left) - failed
+            for ended in list(takeover.boots):
+                if not ended.clean:
+                    job = Job("adopt", mailbox=f"{ended.boot.backend}/{ended.boot.name}")
+                    await self.jobs.attempt(job, partial(self._record, ended))
+            if not takeover.left and all(ended.clean or self._is_recorded(ended) for ended in takeover.boots):
+                break
+            await store.env.sleep(AGAIN_S)
+        takeover.boots = [ended for ended in takeover.boots if not ended.clean]
+        if not takeover.boots:
+            store.journal.forget_deletions()
+
+    def _done_of(self, ended: Ended) -> set[str]:
+        """Return the users of a dead boot that this backend has, and of whom bundles
+        have everything."""
+        takeover, owned = self._store.takeover, self._store.env.owned
+        named = takeover.users[ended.boot.backend, ended.boot.name]
+        return {sid for sid in named if sid not in takeover.left and owned.owns(sid)}
+
+    def _is_recorded(self, ended: Ended) -> bool:
+        """Whether the boot says of all users of this backend that they have been
+        adopted."""
+        return self._done_of(ended) <= ended.adopted
+
+    async def _record(self, ended: Ended) -> None:
+        """Record the users of a boot that have been adopted since the last record."""
+        takeover = self._store.takeover
+        named = takeover.users[ended.boot.backend, ended.boot.name]
+        if not self._is_recorded(ended) or named <= ended.adopted:
+            noted = await record(self._store.env, ended, named, self._done_of(ended), self._store.journal.modseq_floor)
+            takeover.boots[takeover.boots.index(ended)] = noted
+
+    async def _take_over_user(self, sid: str) -> None:
+        store = self._store
+        user = await self._user(StorageId(sid))
+        if user is None:  # deleted, before the crash or since
+            store.takeover.pending.pop(sid, None)
+            return
+        if sid in store.takeover.pending:  # in memory before, and not joined
+            raise Corrupt("the journal says something of the user that does not decode")
+        failed: Exception | None = None
+        for box in list(user.pending):
+            if box not in user.root.entries:
+                log.error("the journal speaks of a mailbox that no list knows", user=sid, mailbox=box)
+                user.pending.pop(box, None)
+                continue
+            try:
+                await user.box(Guid(box))
+            except Exception as exc:
+                log.error("a mailbox cannot be adopted yet", user=sid, mailbox=box, error=str(exc))
+                failed = exc
+        await user.flush()
+        if failed is not None:
+            raise failed
+
+    async def flush_unflushed(self) -> None:
+        """Upload local copies with changes that an earlier process did not upload."""
+        cache = self._store.env.metacache
+        left: list[_Work] = [
+            (Job("unflushed", space.user, box), partial(self._flush_copy, space.user, box))
+            for space in cache.users()
+            for box in self._dirty(space.user)
+        ]
+        while left := await self._attempt_all(left):
+            await self._store.env.sleep(AGAIN_S)
+
+    async def _attempt_all(self, works: list[_Work]) -> list[_Work]:
+        """Try all of them. Returns those that have not succeeded."""
+        done = await asyncio.gather(*(self.jobs.attempt(*work) for work in works))
+        return [work for work, ok in zip(works, done, strict=True) if not ok]
+
+    async def _flush_copy(self, sid: str, box: str) -> None:
+        if self._store.env.metacache.peek(sid, box) is None:
+            return  # deleted meanwhile, with its user
+        user = await self._user(StorageId(sid))
+        if user is not None:
+            await (user.rootbox.flush() if box == ROOT else (await user.box(Guid(box))).flush())
+
+    def _dirty(self, sid: str) -> list[str]:
+        """Return the boxes of a user whose local copy has important changes."""
+        cache = self._store.env.metacache
+        out = []
+        for box in cache.boxes(sid):
+            copy = cache.load(sid, box)
+            if copy is not None and copy.change is Change.IMPORTANT and Stamp.decode(copy.stamp) is not None:
+                out.append(box)
+        return out

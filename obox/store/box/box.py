@@ -1,0 +1,328 @@
+"""A box: what a mailbox and a user's list of mailboxes have in common.
+
+A box is a state that changes only by joins, a local copy of it, its bundles in the
+bucket, and the mark of what the bundles lack. This module loads a box, compares it with
+the bucket, changes, uploads and saves it. Subclasses define the state (`index.Index`,
+`root.RootBox`).
+
+Invariant: the local copy has all that memory has, and the bundles have it once `change`
+is NONE. This module knows no users, no sessions and no contents of deltas. Diagnostics:
+a local copy that does not decode is dropped, with a warning, and the bucket is read. A
+bundle that does not decode is `Corrupt`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import structlog
+from msgspec.structs import replace
+
+from metacache import Change
+
+from ...errors import Corrupt
+from ...mailbox import Changed, Delta, RootDelta
+from ...objectstore import ObjectInfo
+from ...objectstore.keys import Form
+from ...types import StorageId
+from ..env import Env
+from ..log.stage import Edit, ListChanged, Log
+from ..stamp import Assignment, Stamp, Trust, trust
+from .bundles import Bundles
+
+LOCAL_DELTAS_MAX: Final = 64
+"""Deltas after the base of a local copy. With more, a flush joins them into the
+base."""
+
+D = TypeVar("D", Delta, RootDelta)
+
+_log = structlog.get_logger()
+
+
+class Found(Enum):
+    """What other backends have written: nothing new, bundles that continue our history,
+    or another history."""
+
+    NOTHING = "nothing"
+    MORE = "more"
+    HISTORY = "history"
+
+
+class Joinable(Protocol[D]):
+    """The state of a box. It changes only by joins."""
+
+    highestmodseq: int
+
+    def join(self, delta: D) -> object:
+        """Join a delta. A join is commutative, associative and idempotent."""
+
+    def extract(self) -> D:
+        """Return the whole state as a delta."""
+
+
+S = TypeVar("S", bound=Joinable[Any])
+
+
+class Box(ABC, Generic[S, D]):
+    """See the module's text. box: a GUID, or `root`; priority: of its local copy;
+    empty: makes a state; decode: a delta out of bytes, raises ValueError."""
+
+    def __init__(
+        self,
+        env: Env,
+        log: Log,
+        sid: StorageId,
+        box: str,
+        priority: int,
+        *,
+        empty: Callable[[], S],
+        decode: Callable[[bytes], D],
+    ) -> None:
+        self.env = env
+        self.log = log
+        self.sid = sid
+        self.box = box
+        self.priority = priority
+        self.state = empty()
+        self.bundles = Bundles(env, sid, box)
+        self.change = Change.NONE
+        self.changes = 0
+        """Counts changes since the load, so that a flush notices changes that came
+        meanwhile."""
+        self.due_at: float | None = None
+        self.local_deltas = 0
+        self.flushing = asyncio.Lock()
+        self._empty = empty
+        self._decode: Callable[[bytes], D] = decode
+
+    # -- what subclasses say of their state ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def _altered(self, delta: D) -> Changed | ListChanged:
+        """Join a delta. Returns what it altered."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Wake the box's sessions, because the state has changed."""
+
+    @property
+    def uidnext(self) -> int:
+        """Return UIDNEXT of the state; 0 if it has no UIDs."""
+        return 0
+
+    def lacking(self) -> D:
+        """Return a delta that has at least what the bundles lack of the state."""
+        delta: D = self.state.extract()
+        return delta
+
+    def wants_bundle(self, change: Change) -> bool:
+        """Whether a change must be uploaded within the interval."""
+        return True
+
+    async def _before_bundle(self) -> None:
+        """Return when a bundle of the present state may be written. Raises
+        Unavailable."""
+
+    # -- joining -------------------------------------------------------------------------------------------------------
+
+    def decoded(self, data: bytes) -> D:
+        """Return a delta out of bytes. Raises Corrupt."""
+        try:
+            return self._decode(data)
+        except ValueError as exc:
+            raise Corrupt(f"the index of a box does not decode ({self.box}): {exc}") from exc
+
+    def join(self, data: bytes) -> None:
+        """Join data of a bundle, a local copy or the journal of a boot that has ended.
+        Raises Corrupt."""
+        self.state.join(self.decoded(data))
+
+    def join_others(self, data: bytes, *, renew: bool) -> None:
+        """Join a bundle that another backend has written. renew: sessions use the box.
+        Raises Corrupt."""
+        self.join(data)
+
+    def join_unflushed(self, fragments: Iterable[bytes]) -> None:
+        """Join changes that no bundle has, from journals or from a local copy without a
+        base. Raises Corrupt."""
+        for data in fragments:
+            self.join(data)
+            self.change = Change.IMPORTANT
+            self.stamp = replace(self.stamp, need_base=True)
+
+    def join_staged(self, delta: D, change: Change) -> Changed | ListChanged:
+        """See `stage.Target`."""
+        altered = self._altered(delta)
+        self.local_deltas += 1
+        self._behind(change)
+        return altered
+
+    def changed(self, change: Change) -> None:
+        """Note that the bundles in the bucket lack changes, and until when they must be
+        uploaded. Wakes the sessions."""
+        self._behind(change)
+        self.wake()
+
+    def _behind(self, change: Change) -> None:
+        self.changes += 1
+        self.change = max(self.change, change)
+        if self.due_at is None and self.wants_bundle(change):
+            self.due_at = self.env.clock() + self.env.settings.upload_interval_s
+
+    def restate(self) -> None:
+        """Write what the bundles lack to the journal again, because the journal of the
+        boot before may not have it."""
+        edit = Edit(self.sid)
+        edit.add_journal_only(self.box, self.lacking())
+        self.log.stage(edit)
+
+    def whole(self) -> bytes:
+        """Return the whole state as a delta."""
+        data: bytes = self.state.extract().encode()
+        return data
+
+    # -- loading -------------------------------------------------------------------------------------------------------
+
+    @property
+    def stamp(self) -> Stamp:
+        """What is known of the bundles. Once it is saved, the local copy has it too."""
+        return self.bundles.stamp
+
+    @stamp.setter
+    def stamp(self, stamp: Stamp) -> None:
+        self.bundles.stamp = stamp
+
+    @property
+    def assignment(self) -> Assignment:
+        """The assignment under which this backend has the user at present."""
+        return self.env.assignment(self.sid)
+
+    def load_copy(self, *, made_here: bool = False) -> tuple[Trust, list[bytes]]:
+        """Take the state from the local copy. Returns how far the copy can be trusted,
+        and the deltas of a copy without a base: holders that were noted while the box
+        was not in memory."""
+        copy = self.env.metacache.load(self.sid, self.box)
+        stamp = None if copy is None else Stamp.decode(copy.stamp)
+        if copy is not None and stamp is not None:
+            try:
+                for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
+                    self.join(data)
+            except Corrupt as exc:
+                _log.warning("local index copy damaged, dropped", user=self.sid, mailbox=self.box, error=str(exc))
+                self.env.metacache.drop(self.sid, self.box)
+                self.state = self._empty()
+                stamp = None
+            else:
+                self.stamp, self.change, self.local_deltas = stamp, copy.change, len(copy.deltas)
+        fragments = [] if copy is None or stamp is not None else copy.deltas
+        return trust(copy, stamp, self.assignment, made_here=made_here), fragments
+
+    async def catch_up(self, worth: Trust, infos: list[ObjectInfo]) -> Found:
+        """Read new bundles of a LIST, or all of them, after `load_copy` has returned a
+        copy that is not trusted. Raises Unavailable, Corrupt."""
+        if worth is Trust.REBUILD:
+            found = Found.HISTORY if await self.rebuild(infos) else Found.NOTHING
+        else:
+            found = await self.take_bundles(infos)
+            if found is not Found.NOTHING:
+                # Others have written, perhaps mails too.
+                self.stamp = self.stamp.uncompared()
+        self.stamp = replace(self.stamp, checked=self.env.now())
+        return found
+
+    def compared(self, assignment: Assignment, *, listed: float | None = None) -> None:
+        """Note that the state has everything that the bucket has. The local copy is
+        trusted as long as the assignment is valid.
+
+        listed: the time of a LIST of the mails; None if there was none.
+        """
+        stamp = replace(self.stamp, generation=assignment.generation, checked=self.stamp.checked or self.env.now())
+        self.stamp = stamp if listed is None else replace(stamp, listed=listed)
+        self.save()
+
+    async def rebuild(self, infos: list[ObjectInfo]) -> bool:
+        """Join the heads of the bundles in a LIST. Returns True if they are of several
+        histories. Raises Unavailable, Corrupt."""
+        loaded = await self.bundles.load(infos)
+        self.stamp = loaded.stamp
+        for number, payload in enumerate(loaded.payloads):
+            await asyncio.sleep(0)  # Each payload may have all mails.
+            self.join(payload)
+            if number == 0:
+                of_base = {"base_modseq": self.state.highestmodseq, "base_bytes": len(payload)}
+                self.stamp = replace(self.stamp, known_uidnext=self.uidnext, **of_base)
+        self.stamp = replace(self.stamp, flushed_uidnext=max(1, self.uidnext))
+        return loaded.merged
+
+    async def take_bundles(self, infos: list[ObjectInfo], *, renew: bool = False) -> Found:
+        """Join the bundles of a LIST that other backends have written. renew: sessions
+        use the box. Raises Unavailable, Corrupt."""
+        stamp, unflushed = self.stamp, self.change is not Change.NONE
+        if stamp.knows(infos):
+            return Found.NOTHING
+        loaded = await self.bundles.load(infos)
+        for payload in loaded.payloads:
+            self.join_others(payload, renew=renew)
+        self.stamp = replace(
+            loaded.stamp,
+            version=max(loaded.stamp.version, stamp.version),
+            generation=stamp.generation,
+            listed=stamp.listed,
+            flushed_uidnext=stamp.flushed_uidnext,
+            need_base=True,
+        )
+        return Found.HISTORY if unflushed or loaded.merged else Found.MORE
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the local copy as a single base of the whole state, under the present
+        stamp."""
+        data, stamp, sid, box, change = self.whole(), self.stamp.encode(), self.sid, self.box, self.change
+        priority = self.priority
+        self.env.keep(sid, box, lambda cache: cache.replace(sid, box, data, stamp, change=change, priority=priority))
+        self.local_deltas = 0
+
+    async def upload(
+        self, form: Form, payload: bytes, *, clean: bool = False, landed: Callable[[], None] | None = None
+    ) -> None:
+        """PUT a bundle of the present state, and report to the journal what it covers.
+        The caller saves the local copy.
+
+        payload: encoded in this turn of the loop. clean: see `Stamp`. landed: called
+        once the bundle is in the bucket. Raises Unavailable.
+        """
+        journal = self.log.journal
+        position, seen, modseq, uidnext = journal.position(), self.changes, self.state.highestmodseq, self.uidnext
+        await self._before_bundle()
+        await self.bundles.put(form, payload, modseq=modseq, uidnext=uidnext, clean=clean)
+        if landed is not None:
+            landed()
+        self.due_at = None
+        if more := self.changes != seen:
+            self.changed(self.change)
+        else:
+            self.change = Change.NONE
+        journal.flushed(self.sid, self.box, position, more=more)
+
+    def save_stamp(self) -> None:
+        """Write stamp and change mark to the local copy. Join its deltas into the base
+        if there are many."""
+        if self.local_deltas > LOCAL_DELTAS_MAX:
+            self.save()
+        else:
+            sid, box, change, stamp = self.sid, self.box, self.change, self.stamp.encode()
+            self.env.keep(sid, box, lambda cache: cache.mark(sid, box, change, stamp))
+
+    def is_due(self) -> bool:
+        """Whether the time for an upload has come."""
+        return self.due_at is not None and self.env.clock() >= self.due_at
+
+    def due_by(self, latest: float) -> None:
+        """Set the latest time of the upload of changes that wait for it."""
+        if self.due_at is not None:
+            self.due_at = min(self.due_at, latest)

@@ -1,0 +1,70 @@
+"""A user's list of mailboxes as a box: its state, its local copy, its bundles
+(docs/format.md, "Root").
+
+`box.Box` loads and saves it. This module knows no mailboxes, and does not know what an
+entry means.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from metacache import Change
+
+from ...mailbox import Root, RootDelta
+from ...objectstore.keys import ROOT
+from ...types import StorageId
+from ..env import Env
+from ..log.stage import Edit, ListChanged, Log
+from .box import Box
+
+
+class Owner(Protocol):
+    """What the list needs of its user."""
+
+    def require_there(self) -> None:
+        """Raises NotFound if the user is being deleted."""
+
+    def sync_totals(self) -> bool:
+        """Copy the totals of mailboxes in memory to the list. Returns True if any
+        differed."""
+
+
+class RootBox(Box[Root, RootDelta]):
+    """See the module's text."""
+
+    def __init__(self, env: Env, log: Log, sid: StorageId, owner: Owner) -> None:
+        super().__init__(env, log, sid, ROOT, 0, empty=Root, decode=RootDelta.decode)
+        self._owner = owner
+
+    def _altered(self, delta: RootDelta) -> ListChanged:
+        self.state.join(delta)
+        return ListChanged.by(delta)
+
+    def wake(self) -> None:
+        """Do nothing, because no session watches the list."""
+
+    def raise_floor(self, modseq: int) -> None:
+        """Note the MODSEQ floor of all mailboxes, while the list is being loaded."""
+        edit = Edit(self.sid)
+        edit.add_loading(self, RootDelta(modseq_floor=modseq), Change.IMPORTANT)
+        self.log.stage(edit)
+
+    async def flush(self, *, clean: bool = False) -> None:
+        """Upload the list with its totals. clean: whether everything of the user has
+        been flushed before. Raises Unavailable."""
+        async with self.flushing:
+            self._owner.require_there()
+            stale = self._owner.sync_totals()
+            if self.change is Change.NONE and not (clean and (stale or not self.stamp.clean)):
+                return
+            await self.upload("base", self.whole(), clean=clean)
+            await self.bundles.clear()
+            self.save()
+
+    async def begin_changes(self) -> None:
+        """Mark the totals of the list as not exact, before the first bundle after a
+        clean end."""
+        if self.stamp.clean:
+            self.change = max(self.change, Change.UNIMPORTANT)
+            await self.flush()

@@ -1,0 +1,227 @@
+"""What every part of the store shares: the bucket with translated errors, the codec,
+the caches, clocks and randomness.
+
+Only this module translates storage errors to `obox.errors`. Transient errors become
+`Unavailable`, and so do refusals, because a client cannot change a bucket's policy.
+Missing objects become None or `NotFound`, and damaged objects `Corrupt`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import structlog
+
+from fscache import Fscache
+from metacache import Metacache, MetacacheError
+
+from ..errors import Unavailable
+from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
+from ..objectstore.codec import Codec, ObjectKind
+from ..objectstore.keys import owner_of
+from ..types import Oid
+from .once import EveryMinute
+from .owned import Owned
+from .recent import Recent
+from .stamp import Assignment
+
+log = structlog.get_logger()
+
+GETS_AT_ONCE: Final = 16
+"""Requests in flight for a single caller: enough to hide the bucket's latency, and few
+enough to leave capacity for others."""
+
+OPEN_S: Final = 10.0
+"""How long a session waits for its user. Opening takes a few small requests, each of
+which may take the bucket's deadline. The opening continues after that, so a client that
+tries again waits less."""
+
+ANSWER_S: Final = 15.0
+"""How long a session waits for a change: until its mailbox is loaded, its mail has
+landed, and lower UIDs are resolved. Work under way completes after that, but is not
+acknowledged."""
+
+TRY_LATER: Final = "the storage does not answer; try again later"
+
+
+@asynccontextmanager
+async def answer_within(seconds: float) -> AsyncIterator[None]:
+    """Raise Unavailable if the block takes longer. Work that must not be cancelled runs
+    as a shielded task."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Unavailable(TRY_LATER) from None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Settings of the store. Sizes are in bytes, times in seconds."""
+
+    backend: str
+    durability: Literal["local", "bucket"] = "local"
+    journal_interval_s: float = 1.0
+    delete_delay_s: float = 86400.0
+    upload_interval_s: float = 300.0
+    max_rescan_mail_count: int = 10
+    max_mail_size: int = 50 << 20
+    mailbox_mails_max: int = 500_000
+    """Mails of a mailbox: some work of a turn of the loop takes all of them."""
+    mailboxes: tuple[tuple[str, str], ...] = (
+        ("Drafts", "\\Drafts"),
+        ("Sent", "\\Sent"),
+        ("Trash", "\\Trash"),
+        ("Junk", "\\Junk"),
+        ("Archive", "\\Archive"),
+    )
+    idle_s: float = 60.0
+    """A mailbox without sessions is unloaded from memory after this time."""
+    forced_refresh_interval_s: float = 8 * 3600.0
+    refresh_index_once_after: float = 0.0
+    rescan_mails_once_after: float = 0.0
+    flush_at: str = ""
+    """Local time of day, HH:MM."""
+    autofix_storage: bool = False
+    """Default of reads: a lost mail is looked for again, and expunged if it is gone."""
+    lost_mailbox_prefix: str = "recovered-lost-folder-"
+
+
+@dataclass(slots=True)
+class Env:
+    """Shared by all users of a store. now: unix seconds. clock: seconds of a clock that
+    also runs during suspend. random_bytes: source of randomness."""
+
+    bucket: ObjectStore
+    codec: Codec
+    metacache: Metacache
+    fscache: Fscache
+    settings: StoreSettings
+    now: Callable[[], float]
+    clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    random_bytes: Callable[[int], bytes]
+    writer: str = ""
+    owned: Owned = field(default_factory=Owned)
+    local_failures: int = 0
+    recent: Recent = field(default_factory=Recent)
+    trouble: EveryMinute = field(init=False)
+    undecided: EveryMinute = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trouble = EveryMinute(self.clock)
+        self.undecided = EveryMinute(self.clock)
+
+    def keep(self, sid: str, box: str, write: Callable[[Metacache], None]) -> None:
+        """Stage a write of a box's local copy. If it fails, the copy is dropped,
+        because no copy is better than a wrong copy."""
+        try:
+            write(self.metacache)
+        except MetacacheError as exc:
+            self.local_failures += 1
+            log.warning("local copy not written, dropped", storage_id=sid, box=box, error=str(exc))
+            self.metacache.drop(sid, box)
+
+    async def commit_staged(self) -> bool:
+        """Commit what is staged. Returns False if a part cannot be written now; it
+        stays in memory."""
+        try:
+            await self.metacache.commit()
+        except MetacacheError as exc:
+            if self.trouble.due():
+                log.warning("local state cannot be written, the bucket is waited for instead", error=str(exc))
+            return False
+        return True
+
+    @property
+    def delete_delay_s(self) -> float:
+        return self.settings.delete_delay_s
+
+    def assignment(self, sid: str) -> Assignment:
+        """Return the assignment under which this backend has a user; see `owned`."""
+        settings, now = self.settings, self.now()
+        once = settings.refresh_index_once_after
+        forced = settings.forced_refresh_interval_s
+        since = max(once if once <= now else 0.0, now - forced if forced > 0 else 0.0)
+        return Assignment(self.owned.generation_of(sid), since)
+
+    def must_rescan(self, listed: float) -> bool:
+        """Whether a mailbox whose mails were LISTed at `listed` (unix seconds) must be
+        LISTed again."""
+        return listed < self.settings.rescan_mails_once_after <= self.now()
+
+    def now_ms(self) -> int:
+        return int(self.now() * 1000)
+
+    def new_oid(self) -> Oid:
+        return Oid(self.random_bytes(16))
+
+    async def listing(
+        self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None, exact: bool = False
+    ) -> list[ObjectInfo]:
+        """See ObjectStore.list."""
+        try:
+            return await self.bucket.list(prefix, kind=kind, after=after, limit=limit, exact=exact)
+        except StoreError as exc:
+            raise self.unavailable("list", prefix, exc) from exc
+
+    async def names(self, prefix: str, *, kind: Kind) -> list[str]:
+        """See ObjectStore.list_names."""
+        try:
+            return await self.bucket.list_names(prefix, kind=kind)
+        except StoreError as exc:
+            raise self.unavailable("list", prefix, exc) from exc
+
+    async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes | None:
+        """Return the object's bytes, or None if it does not exist."""
+        try:
+            return await self.bucket.get(key, kind=kind, start=start, end=end)
+        except Missing:
+            return None
+        except StoreError as exc:
+            raise self.unavailable("get", key, exc) from exc
+
+    async def get_all(self, keys: Sequence[str], *, kind: Kind, end: int | None = None) -> list[bytes | None]:
+        """GET several objects in parallel. The results are in order."""
+        if len(keys) == 1:
+            return [await self.get(keys[0], kind=kind, end=end)]
+        gate = asyncio.Semaphore(GETS_AT_ONCE)
+
+        async def get_one(key: str) -> bytes | None:
+            async with gate:
+                return await self.get(key, kind=kind, end=end)
+
+        return list(await asyncio.gather(*(get_one(key) for key in keys)))
+
+    async def put_new(self, key: str, kind: ObjectKind, meta: bytes, payload: bytes) -> bool:
+        """Encode and PUT an object under a key that only we use (a bundle). Returns
+        False if it exists already.
+
+        Raises Unavailable; then the object may exist, now or later, and the key must
+        not be used again.
+        """
+        oid, owner = self.new_oid(), owner_of(key)
+        if len(payload) > 64 * 1024:
+            data = await asyncio.to_thread(self.codec.encode, kind, owner, oid, meta, payload)
+        else:
+            data = self.codec.encode(kind, owner, oid, meta, payload)
+        try:
+            return await put_once(self.bucket, key, data, oid, kind="index")
+        except StoreError as exc:
+            raise self.unavailable("put", key, exc) from exc
+
+    async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
+        try:
+            if keys:
+                await self.bucket.delete(keys, kind=kind)
+        except StoreError as exc:
+            raise self.unavailable("delete", keys[0], exc) from exc
+
+    def unavailable(self, op: str, key: str, exc: StoreError) -> Unavailable:
+        if exc.permanent:
+            log.error("the storage refuses", op=op, key=key, error=str(exc))
+        return Unavailable(TRY_LATER)

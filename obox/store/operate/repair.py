@@ -1,0 +1,309 @@
+"""Repairs a user's indexes: by comparing them with the bucket (`resync`), or from mails
+alone (`rebuild`).
+
+`resync` joins all bundles, finds mails that no bundle knows, and mails whose object is
+gone. It loses no existing data. `rebuild` is for indexes that do not decode. It makes
+the list of mailboxes from the bundles that still decode, and a mailbox from the headers
+of its mails. Data that only an index had is lost then, and `UNKNOWN` names it.
+
+Invariant: UIDs stay, UIDNEXT and MODSEQ never fall below what any readable bundle says.
+A damaged bundle is covered by a new bundle, and never deleted before its time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import structlog
+
+from metacache import Change
+
+from ...errors import Corrupt, Limit
+from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
+from ...objectstore import ObjectInfo
+from ...objectstore.keys import ROOT, UID_MAX, mail_key, mail_prefix, parse_bundle_key, parse_mail_key
+from ...types import Guid, StorageId, Uid
+from ..backend import upload
+from ..box.bundles import Bundles, segment_range
+from ..box.index import give_modseq
+from ..env import ANSWER_S
+from ..mails.lost import expunge as expunge_lost
+from ..mails.write import write_claim
+from ..stamp import Stamp, name_of
+from ..user.discover import first_uid, read_listed
+from . import users as operate
+
+if TYPE_CHECKING:
+    from ..backend.store import MailStore
+    from ..user.mailbox import Mailbox
+    from ..user.user import User
+
+log = structlog.get_logger()
+
+UNKNOWN: Final = "flags since delivery, expunges and moves since, keywords"
+SLICE: Final = 2000
+"""Mails that are checked before other tasks run, which takes a few milliseconds."""
+
+
+class Resynced(NamedTuple):
+    """mails: the present number. new: mails that were found by LIST or in bundles of
+    others. lost: mails whose object is gone. dropped: lost mails that were expunged.
+    unknown: objects below UIDNEXT that no index has. uidnext: the present UIDNEXT."""
+
+    mails: int
+    new: int
+    lost: int
+    dropped: int
+    unknown: int
+    uidnext: int
+
+
+async def resync(user: User, guid: Guid, *, keep_lost: bool, skip_uids: int = 0) -> Resynced:
+    """Make the index of a mailbox agree with the bucket.
+
+    skip_uids: how many UIDs are never used. It must be at least the number of UIDs that
+    were used after the backup from which the bucket was restored. Raises Unavailable,
+    Corrupt; Limit if not enough UIDs are left.
+    """
+    box = await user.box(guid)
+    before = len(box.state)
+    await box.recheck(await box.bundles.listing())
+    listed = await _listed(box, guid)
+    lost = await _lost_mails(box, listed)
+    if not keep_lost:
+        await expunge_lost(box, lost)
+    if skip_uids:
+        await _skip(box, skip_uids)
+    await box.flush()
+    unknown = sum(1 for uid, size in listed.items() if size and uid < box.state.uidnext and not _known(box, uid))
+    dropped = 0 if keep_lost else len(lost)
+    new = max(0, len(box.state) + dropped - before)
+    return Resynced(len(box.state), new, len(lost), dropped, unknown, box.state.uidnext)
+
+
+async def _skip(box: Mailbox, count: int) -> None:
+    """Claim UIDs without records, as COPY claims them, so that every writer of this
+    mailbox skips them."""
+    if box.state.uidnext + count > UID_MAX:
+        raise Limit(f"the next UID is {box.state.uidnext}: {count} more are not left of {UID_MAX}")
+    while True:
+        slot, delta = await write_claim(box, None, count, box.env.clock() + ANSWER_S)
+        box.slots.resolve(slot, "landed", delta)
+        if await slot.done:
+            return
+
+
+async def _listed(box: Mailbox, guid: Guid) -> dict[int, int]:
+    """Return the objects under a mailbox's prefix, UID to size."""
+    out: dict[int, int] = {}
+    for info in await box.env.listing(mail_prefix(box.user.storage_id, guid), kind="mail"):
+        try:
+            out[parse_mail_key(info.key).uid] = info.size
+        except ValueError:
+            log.warning("foreign object among the mails, left alone", key=info.key)
+    return out
+
+
+async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
+    """Return UIDs whose object neither LIST nor GET finds, with the key."""
+    state, sid = box.state, box.user.storage_id
+    homes: dict[Guid, dict[int, int]] = {box.guid: listed}
+    out = {}
+    for step, uid in enumerate(state.uids.tolist()):
+        if step % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
+        at = state.position(uid)
+        if at is None:
+            continue  # expunged meanwhile
+        home, home_uid = state.home_of(at)
+        if home not in homes:
+            homes[home] = await _listed(box, home)
+        key = mail_key(sid, home, Uid(home_uid))
+        if not homes[home].get(home_uid) and not await box.env.get(key, kind="mail"):
+            out[uid] = key
+    return out
+
+
+def _known(box: Mailbox, uid: int) -> bool:
+    """Whether the index has the object under a UID."""
+    state = box.state
+    if state.position(uid) is not None or uid in state.gone_uid:
+        return True
+    return any(first <= uid < first + max(1, count) for first, count in state.claims.items())
+
+
+class Rebuilt(NamedTuple):
+    """A mailbox, or the list of mailboxes (name ""). result: what was done. unknown:
+    what could not be known."""
+
+    name: str
+    mails: int
+    result: str
+    unknown: str
+
+
+async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[[str], bool]) -> AsyncIterator[Rebuilt]:
+    """Rebuild boxes that do not decode, mailboxes that are in no list, and mailboxes
+    that `wanted` selects.
+
+    Raises InUse (a session or delivery has the user open), Unavailable.
+    """
+    try:
+        await upload.unload(store, sid, upload=True)
+    except Corrupt as error:
+        log.warning("not uploaded before the rebuild", user=name, error=str(error))
+    if (done := await _root(store, sid)) is not None:
+        yield done
+    user = await store.load_user(name, sid, make=True)
+    store.barred.add(sid)
+    try:
+        found = await operate.mailboxes_in_bucket(store, sid)
+        orphans = [guid for guid, mails in found.items() if mails and guid not in user.root.entries]
+        for guid in orphans:
+            await user.change_root(_entry(user, guid))
+        anew = []
+        for shown, entry in list(user.root.names().items()):
+            guid = Guid(entry.guid)
+            result = ""
+            if guid in orphans:
+                result = "found without a name"
+            elif wanted(shown):
+                result = "rebuilt"
+            else:
+                try:
+                    await user.box(guid)
+                except Corrupt:
+                    result = "did not decode, rebuilt"
+            if result:
+                anew.append(await _mailbox(user, entry))
+                unknown = f"its name, {UNKNOWN}" if guid in orphans else UNKNOWN
+                yield Rebuilt(shown, len(anew[-1].state), result, unknown)
+        await _hold_again(user, {box.guid for box in anew})
+        for box in anew:
+            await box.flush()
+        if anew:
+            await user.rootbox.flush()
+    finally:
+        store.barred.discard(sid)
+
+
+async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
+    """Write the list of mailboxes again from the bundles that decode. Returns None if
+    all of them decode."""
+    env = store.env
+    bundles = Bundles(env, sid, ROOT)
+    infos = [info for info in await bundles.listing() if info.size]
+    try:
+        for payload in (await bundles.load(infos)).payloads:
+            RootDelta.decode(payload)
+        return None  # a damaged bundle does not matter if a good bundle covers it
+    except (Corrupt, ValueError):
+        pass
+    root, version = Root(), 0
+    for info in infos:
+        version = max(version, parse_bundle_key(info.key).version)
+        data = await env.get(info.key, kind="index")
+        try:
+            root.join(RootDelta.decode(bundles.decode(info.key, data or b"")[1]))
+        except (Corrupt, ValueError) as error:
+            log.error("the list of mailboxes is damaged", key=info.key, error=str(error))
+    copy = env.metacache.load(sid, ROOT)
+    for data in ([copy.base] if copy.base is not None else []) + copy.deltas if copy is not None else []:
+        try:
+            root.join(RootDelta.decode(data))
+        except ValueError:
+            continue
+    lost = not root.entries
+    if lost:
+        now = env.now_ms()
+        wanted = [("INBOX", ""), *env.settings.mailboxes]
+        root.join(
+            RootDelta(
+                [
+                    MailboxEntry(env.random_bytes(16).hex(), name, now, now + at, now // 1000 + at, use)
+                    for at, (name, use) in enumerate(wanted)
+                ],
+                {name: now * 2 + 1 for name, _ in wanted},
+                {},
+                now,
+                now // 1000 + len(wanted),
+            )
+        )
+    bundles.stamp = Stamp(version=version, heads=tuple(name_of(info.key) for info in infos))
+    await bundles.put("base", root.extract().encode(), modseq=root.highestmodseq)
+    env.metacache.drop(sid, ROOT)
+    await env.commit_staged()
+    unknown = "names, subscriptions, special uses of all mailboxes" if lost else "what only the damaged bundles had"
+    return Rebuilt("", len(root.names()), "list of mailboxes rebuilt", unknown)
+
+
+def _entry(user: User, guid: Guid) -> RootDelta:
+    root, now = user.root, user.env.now_ms()
+    name = user.env.settings.lost_mailbox_prefix + guid[:8]
+    entry = MailboxEntry(guid, name, root.next_modseq(now), now, root.next_uidvalidity(now // 1000))
+    return RootDelta([entry], highestmodseq=entry.stamp, uidvalidity=entry.uidvalidity)
+
+
+async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
+    """Make a mailbox from its mails, in memory and in the local copy. It is not
+    uploaded yet."""
+    env, sid, guid = user.env, user.storage_id, Guid(entry.guid)
+    box = user.unloaded(entry)
+    infos = [info for info in await box.bundles.listing() if info.size]
+    found = await _listed(box, guid)
+    deltas, uidnext, _ = await read_listed(box, 1, found, {}, {})
+    least = await _floor(box, infos)
+    for delta in sorted(deltas, key=first_uid):
+        give_modseq(delta, max(box.state.next_modseq(env.now_ms()), least.highestmodseq + 1))
+        box.state.join(delta)
+    box.state.join(Delta(uidnext=max(uidnext, least.uidnext), highestmodseq=least.highestmodseq))
+    segments = tuple(name_of(info.key) for info in infos if info.key.endswith(".cache"))
+    box.stamp = Stamp(
+        generation=box.assignment.generation,
+        version=max((parse_bundle_key(one.key).version for one in infos if not one.key.endswith(".cache")), default=0),
+        heads=tuple(name_of(info.key) for info in infos if not info.key.endswith(".cache")),
+        segments=segments,
+        cached_uid=max((segment_range(name)[1] for name in segments), default=0),
+    )
+    env.metacache.drop(sid, guid)
+    box.change = Change.IMPORTANT
+    box.save()
+    user.rebuilt(box)
+    box.changed(Change.IMPORTANT)
+    return box
+
+
+async def _floor(box: Mailbox, infos: list[ObjectInfo]) -> Delta:
+    """Return the highest UIDNEXT and MODSEQ of the bundles that decode, so that values
+    which clients know stay valid."""
+    least = Delta()
+    for info in infos:
+        if info.key.endswith(".cache"):
+            continue
+        try:
+            data = await box.env.get(info.key, kind="index")
+            delta = Delta.decode(box.bundles.decode(info.key, data or b"")[1])
+        except (Corrupt, ValueError):
+            continue
+        least.uidnext = max(least.uidnext, delta.uidnext)
+        least.highestmodseq = max(least.highestmodseq, delta.highestmodseq)
+    return least
+
+
+async def _hold_again(user: User, anew: set[Guid]) -> None:
+    """Add holders to rebuilt mailboxes for records elsewhere that share their objects,
+    and to other mailboxes for copies in rebuilt mailboxes."""
+    for entry in list(user.root.names().values()):
+        box = await user.box(Guid(entry.guid))
+        mask = box.state.foreign()
+        rows: Rows = box.state.rows(mask)
+        if box.guid not in anew:
+            keep = np.array([home >= 0 and rows.homes[home] in anew for home in rows.home.tolist()], dtype=np.bool_)
+            rows = rows.take(keep)
+        if len(rows):
+            edit = user.edit()
+            user.hold(edit, box.guid, rows)
+            user.log.stage(edit)

@@ -1,0 +1,410 @@
+"""A user's boxes: the list of mailboxes, and the mailboxes in memory.
+
+It opens a user, compares it with the bucket, flushes and unloads it. `user.User` has
+what sessions ask of a user. The list is a box as a mailbox is (`root`): it has a local
+copy, deltas in the journal, and a bundle in the bucket.
+
+Invariant: a mailbox is in memory at most once. A mailbox whose bundles lack changes is
+not unloaded. This module knows no protocols and no other users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+
+from metacache import Change
+
+from ...errors import Corrupt, Elsewhere, NotFound, Unavailable
+from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
+from ...objectstore import ObjectInfo
+from ...objectstore.keys import ROOT, bundles_prefix
+from ...types import Guid, StorageId
+from ..box.box import Found
+from ..box.bundles import Bundles, by_box
+from ..box.root import RootBox
+from ..env import Env
+from ..log.journal import Journal
+from ..log.stage import Absent, Edit, Log, Target
+from ..stamp import Trust
+from . import copy as _copy
+from . import mailboxes as _mailboxes
+from . import unclean as _unclean
+from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
+
+log = structlog.get_logger()
+
+UNLOAD_AT_ONCE: Final = 100
+"""Mailboxes of a user that are unloaded in a turn of the loop: some 10 ms."""
+WORKING_S: Final = 0.02
+"""Interval of checks whether tasks have ended, a hundredth of their time limit."""
+
+LISTING_S: Final = 60.0
+"""How long a LIST of bundles may be used; far less than any delay of deletion."""
+
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """What a user needs of the backend. unclean: an earlier owner may have crashed."""
+
+    journal: Journal
+    log: Log
+    unclean: bool
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a task that the backend waits for when it closes."""
+
+
+class Boxes:
+    """See the module's text."""
+
+    def __init__(self, store: Backend, env: Env, name: str, storage_id: StorageId) -> None:
+        self._store = store
+        self.env = env
+        self.name = name
+        self.storage_id = storage_id
+        self.rootbox = RootBox(env, store.log, storage_id, self)
+        self.sessions = 0
+        self.working = 0
+        """Running tasks, some of which outlive their session."""
+        self.deleted = False
+        """Whether the user is being deleted, so that nothing may be written."""
+        self.used_at = env.clock()
+        self.swept_at = env.clock()
+        self.boxes: dict[Guid, Mailbox] = {}
+        self.created_here: set[Guid] = set()
+        """Mailboxes that this process created and has not loaded."""
+        self.pending: dict[str, list[bytes]] = {}
+        self.journaled: set[Guid] = set()
+        """Mailboxes whose changes of an earlier boot are in the journal of this
+        boot."""
+        self._infos: dict[str, list[ObjectInfo]] | None = None
+        """Bundles by box from a LIST at `_infos_at`, for the first load of each box."""
+        self._infos_at = 0.0
+        self._held: dict[Guid, Delta] = {}
+        """Holders noted while their mailbox was not in memory."""
+        self._loading: dict[Guid, asyncio.Task[Mailbox]] = {}
+        self._exact: set[Guid] = set()
+        self._counted = False
+
+    @property
+    def root(self) -> Root:
+        """The list of mailboxes."""
+        return self.rootbox.state
+
+    @property
+    def log(self) -> Log:
+        return self._store.log
+
+    @property
+    def journal(self) -> Journal:
+        return self._store.journal
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a task that may outlive the session. The store waits for it when it
+        closes."""
+        self.working += 1
+        task = self._store.spawn(work)
+        task.add_done_callback(self._worked)
+        return task
+
+    def _worked(self, task: asyncio.Task[Any]) -> None:
+        self.working -= 1
+
+    async def commit(self) -> None:
+        """Return when staged changes are as durable as `durability` says. If the local
+        disk fails, wait for the bucket instead.
+        """
+        if self.env.settings.durability == "bucket":
+            await self.journal.sync()
+            return
+        if not await self.env.commit_staged():
+            await self.journal.sync()
+        self._require_ours()
+        if self.journal.expired():
+            await self.journal.lease()
+
+    def require_there(self) -> None:
+        """Raises NotFound if the user is being deleted."""
+        if self.deleted:
+            raise NotFound("the user has been deleted")
+
+    def _require_ours(self) -> None:
+        """Raises Elsewhere if another backend has the user. Then what was staged is
+        uploaded, but nothing of it is acknowledged."""
+        if self.sessions and not self.env.owned.owns(self.storage_id):
+            raise Elsewhere("another backend serves the user; try again")
+
+    @property
+    def _unclean(self) -> bool:
+        """Whether an owner has crashed, so that clients may know MODSEQs that no object
+        has."""
+        return self._store.unclean or self.env.owned.is_unclean(self.storage_id)
+
+    async def wait_idle(self) -> None:
+        """Return when no UID is undecided, and no upload and no task is under way."""
+        for box in list(self.boxes.values()):
+            await box.slots.all_resolved()
+            async with box.flushing:
+                pass
+        async with self.rootbox.flushing:
+            pass
+        while self.working:
+            await self.env.sleep(WORKING_S)
+
+    def edit(self) -> Edit:
+        """Return an empty edit of this user's boxes."""
+        return Edit(self.storage_id)
+
+    async def change_root(self, delta: RootDelta, edit: Edit | None = None) -> None:
+        """Stage a change of the list and its edit. It is in the bucket on return."""
+        self.journal.check()
+        edit = edit or self.edit()
+        edit.add(self.rootbox, delta, Change.IMPORTANT)
+        self.log.stage(edit)
+        await self.journal.sync()
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    async def open(self, pending: dict[str, list[bytes]], *, make: bool) -> None:
+        """Load or `make` the list. Raises NotFound, Unavailable, Corrupt."""
+        env, box = self.env, self.rootbox
+        self.pending = pending
+        assignment = box.assignment
+        worth, fragments = box.load_copy()
+        exact = worth is Trust.TRUSTED
+        if not exact:
+            current, sure = assignment.covers(box.stamp), not pending and not self._unclean
+            found = await self._catch_up(worth, make=make)
+            exact = found is Found.NOTHING and (current or (box.stamp.clean and sure))
+            if worth is Trust.REBUILD:
+                exact = box.stamp.clean and sure
+            if not current:
+                _unclean.journal_unflushed(self)
+            # The journal before may not have it.
+            if worth is Trust.COMPARE and box.change is not Change.NONE:
+                box.restate()
+                await self.journal.sync()
+        box.join_unflushed([*fragments, *pending.pop(ROOT, [])])
+        if not self.root.entries:
+            raise Corrupt("the list of mailboxes is empty")
+        if not assignment.covers(box.stamp) and (floor := _unclean.modseq_floor(self, unclean=self._unclean)):
+            box.raise_floor(floor)  # It is kept until each mailbox was opened.
+        self._exact = {Guid(guid) for guid in self.root.entries if exact and guid not in pending}
+        self._exact -= {
+            guid
+            for guid, totals in self.root.totals.items()
+            if totals.modseq < self.root.modseq_floor and totals.uidnext > 1
+        }
+        if self._infos is not None:
+            self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
+            self._infos_at = env.clock()
+        box.compared(assignment)
+        if box.change is not Change.NONE:
+            box.changed(box.change)
+        self._counted = exact
+        self.sweep()
+        for entry in self.root.entries.values():
+            if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
+                self.spawn(_mailboxes.clear_deleted(self, entry))
+            elif entry.cleared and (left := (self._infos or {}).get(entry.guid)):
+                # A writer that did not know of the deletion has left them.
+                self.spawn(Bundles(env, self.storage_id, entry.guid).remove(left))
+
+    async def _catch_up(self, worth: Trust, *, make: bool) -> Found:
+        """Read new bundles of the list of mailboxes, or create the user. The LIST has
+        all bundles of the user. Raises NotFound, Unavailable, Corrupt."""
+        self._infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
+        if worth is Trust.REBUILD and ROOT not in self._infos:
+            if not make:
+                raise NotFound("no such user")
+            if await _mailboxes.first(self):
+                return Found.NOTHING
+            self._infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
+        found = await self.rootbox.catch_up(worth, self._infos.get(ROOT, []))
+        if worth is Trust.COMPARE and found is not Found.NOTHING:
+            self.rootbox.changed(Change.IMPORTANT)
+        return found
+
+    async def recheck(self, *, every: bool = False) -> None:
+        """Join what only the bucket has, after a fence. Open mailboxes stay open.
+        every: also mailboxes that were compared since."""
+        while not self.deleted:
+            try:
+                assignment = self.rootbox.assignment
+                infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
+                async with self.rootbox.flushing:
+                    await self._join_bundles(infos.get(ROOT, []))
+                for guid, box in list(self.boxes.items()):
+                    if every or not assignment.covers(box.stamp):
+                        await box.recheck(infos.get(guid, []))
+                self.rootbox.compared(assignment)
+                return
+            except Unavailable:
+                await self.env.sleep(1.0)
+            except Corrupt as exc:
+                log.error("what others wrote does not decode", user=self.name, error=str(exc))
+                await self.env.sleep(60.0)
+
+    async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
+        """Join bundles of the list that others wrote. Returns True if there were
+        some."""
+        if await self.rootbox.take_bundles(infos) is Found.NOTHING:
+            return False
+        for entry in self.root.entries.values():
+            box = self.boxes.get(Guid(entry.guid))
+            if box is not None and entry.deleted:
+                box.deleted = True
+                box.wake()
+        self.rootbox.changed(Change.IMPORTANT)
+        return True
+
+    # -- mailboxes in memory ------------------------------------------------------------------------------------------
+
+    async def box(self, guid: Guid) -> Mailbox:
+        """Return the mailbox, loaded once for all callers. Raises NotFound,
+        Unavailable, Corrupt."""
+        self.require_there()
+        box = self.boxes.get(guid)
+        if box is not None:
+            box.used_at = self.env.clock()
+            return box
+        task = self._loading.get(guid)
+        if task is None:
+            task = self._loading[guid] = self.spawn(self._load(guid))
+            task.add_done_callback(lambda _: self._loading.pop(guid, None))
+        return await asyncio.shield(task)
+
+    async def _load(self, guid: Guid) -> Mailbox:
+        entry = self.root.entries.get(guid)
+        if entry is None:
+            raise NotFound("no such mailbox")
+        box = self.unloaded(entry)
+        infos = None if self._infos is None else self._infos.pop(guid, None)
+        if self.env.clock() - self._infos_at > LISTING_S:
+            infos = None
+        pending = self.pending.get(guid, [])
+        await box.load(infos, pending)
+        self.pending.pop(guid, None)
+        self.boxes[guid] = box
+        self._exact.add(guid)
+        held = self._held.pop(guid, None)
+        if held is not None:
+            # The local copy that was saved does not have them.
+            box.apply(held, Change.IMPORTANT, journal=False)
+        return box
+
+    def unloaded(self, entry: MailboxEntry) -> Mailbox:
+        """Return a mailbox object that is not loaded yet."""
+        first = entry.name == "INBOX" or entry.special_use == "\\Junk"
+        box = Mailbox(self.env, self, Guid(entry.guid), entry.uidvalidity, PRIORITY_INBOX if first else PRIORITY_OTHER)
+        box.deleted = bool(entry.deleted)
+        return box
+
+    def fresh(self, entry: MailboxEntry) -> Mailbox:
+        """Return a new mailbox, which has nothing to load."""
+        box = self.unloaded(entry)
+        box.compared(box.assignment, listed=self.env.now())
+        self.boxes[box.guid] = box
+        self._exact.add(box.guid)
+        return box
+
+    def rebuilt(self, box: Mailbox) -> None:
+        """Use a mailbox that was rebuilt from its mails, without earlier journals."""
+        self.pending.pop(box.guid, None)
+        self.boxes[box.guid] = box
+
+    def forget(self, guid: Guid) -> None:
+        """Drop a cleared mailbox from memory and local copies."""
+        self.boxes.pop(guid, None)
+        self.env.metacache.drop(self.storage_id, guid)
+
+    def hold(self, edit: Edit, guid: Guid, rows: Rows) -> None:
+        """Add holders to an edit for records, found by LIST, that refer to objects of
+        other mailboxes. Add them before the records, so that no reader lacks them.
+        """
+        for home, holders in _copy.held_by(rows, guid).items():
+            edit.add(self._target(home), Delta(holders=holders), Change.IMPORTANT)
+
+    def _target(self, guid: Guid) -> Target[Delta]:
+        """Return a mailbox as a target of the log, whether it is in memory or not."""
+        return self.boxes.get(guid) or Absent(guid, PRIORITY_OTHER, partial(self._remember, guid))
+
+    def _remember(self, guid: Guid, delta: Delta) -> None:
+        """Keep holders for a mailbox until it has been loaded, and load it."""
+        waiting = self._held.setdefault(guid, Delta())
+        if not waiting.holders:
+            self.spawn(self._load_held(guid))
+        waiting.holders.join(delta.holders)
+
+    async def _load_held(self, guid: Guid) -> None:
+        while guid in self._held:
+            try:
+                await self.box(guid)
+            except Unavailable:
+                await self.env.sleep(5.0)
+
+    # -- upkeep -------------------------------------------------------------------------------------------------------
+
+    def sync_totals(self, boxes: Mapping[Guid, Mailbox] | None = None) -> bool:
+        """Copy totals of mailboxes in memory to the root. Returns True if any
+        differed."""
+        fresh = {}
+        for guid, box in (self.boxes if boxes is None else boxes).items():
+            totals = box.totals()
+            if self.root.totals.get(guid) != totals:
+                fresh[guid] = totals
+        if fresh:
+            self.root.join(RootDelta(totals=fresh))
+        return bool(fresh)
+
+    async def flush(self, *, everything: bool = False) -> None:
+        """Upload all that the bucket lacks. Raises Unavailable."""
+        for box in list(self.boxes.values()):
+            await box.flush(everything=everything)
+        await self.rootbox.flush(clean=everything and not self.pending)
+
+    def sweep(self) -> None:
+        """Start deleting objects whose delay is over."""
+        before = (self.env.now() - self.env.delete_delay_s) * 1000
+        self.swept_at = self.env.clock()
+        for guid, totals in self.root.totals.items():
+            if 0 < totals.garbage < before and guid in self.root.entries:
+                self.spawn(self._sweep(guid))
+
+    async def _sweep(self, guid: Guid) -> None:
+        try:
+            await (await self.box(guid)).sweep()
+        except Unavailable:
+            pass  # it is tried again at the next sweep
+
+    def unload_idle(self, before: float) -> None:
+        """Unload some mailboxes that were not used since and are not due for an
+        upload."""
+        boxes = self.boxes.items()
+        idle = (it for it in boxes if not it[1].busy() and it[1].used_at < before and not it[1].is_behind())
+        leaving = dict(islice(idle, UNLOAD_AT_ONCE))
+        self.sync_totals(leaving)
+        for guid, box in leaving.items():
+            box.save_stamp()
+            del self.boxes[guid]
+
+    def opening(self) -> bool:
+        """Whether a mailbox is being loaded, or must be loaded."""
+        return bool(self._loading or self._held)
+
+    def busy(self) -> bool:
+        return bool(
+            self.sessions or self.boxes or self._loading or self.rootbox.change is not Change.NONE or self.pending
+        )
+
+    def leave(self) -> None:
+        """Save derived data before the user is unloaded."""
+        self.sync_totals()
+        self.rootbox.save()

@@ -1,0 +1,327 @@
+"""Opens a mailbox: from the local copy, from the bundles, and by a LIST for mails that
+no bundle has.
+
+A LIST from `uidnext` names every mail and claim that was written since, in UID order.
+If a UID below a listed UID has no object, a suspended writer may still send its PUT. So
+the UID is burnt (an empty object under its key), and a mail can never appear there
+later. A mail inside the range of a lower claim is void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+from msgspec.structs import replace
+
+from metacache import Change
+
+from ...errors import Corrupt, Unavailable
+from ...mailbox import CLAIM_PURGED, Delta, State
+from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, UnknownKey
+from ...objectstore.codec import ObjectKind
+from ...objectstore.keys import mail_key, mail_prefix, owner_of, parse_mail_key
+from ...types import Uid
+from ..box.box import Found
+from ..box.index import Index, give_modseq
+from ..box.slots import Slot
+from ..env import GETS_AT_ONCE
+from ..log.stage import Edit
+from ..mails.meta import MailMeta, check_claim, check_meta
+from ..mails.write import burn
+from ..stamp import Trust
+from ..turn import Turn
+
+log = structlog.get_logger()
+
+PREFIX_BYTES: Final = 4096
+"""Bytes that are read of each new mail: its header and meta, in a single request."""
+
+HOLES_MAX: Final = 10_000
+"""Undecided UIDs that an open may burn. More of them mean another problem, for which
+`oboxadm rebuild` is needed."""
+
+HOLE_PAUSES_S: Final = (0.01, 0.03, 0.06, 0.1, 0.2)
+"""Pauses between LISTs that wait for another writer's PUTs, before free UIDs are burnt.
+A PUT that is under way lands meanwhile, and a writer that is gone is not waited for
+long. The pauses begin again when some of the UIDs have been filled, because the writer
+may PUT many mails as a group."""
+
+HOLES_S: Final = 5.0
+"""Limit of this wait, because our own senders wait, for 15 s at most."""
+
+
+async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
+    """See `Mailbox.load`."""
+    env, user = mailbox.env, mailbox.user
+    assignment = mailbox.assignment
+    worth, fragments = mailbox.load_copy(made_here=mailbox.guid in user.created_here)
+    found = Found.NOTHING
+    if worth is Trust.NEW:
+        user.created_here.discard(mailbox.guid)
+        return mailbox.compared(assignment, listed=env.now())
+    if worth is not Trust.TRUSTED:
+        unflushed = mailbox.change is not Change.NONE
+        found = await mailbox.catch_up(worth, await mailbox.bundles.listing() if infos is None else infos)
+        journaled = mailbox.guid in user.journaled
+        if worth is Trust.COMPARE:
+            user.journaled.discard(mailbox.guid)
+        if unflushed and not journaled and not assignment.covers(mailbox.stamp):
+            # The journal of the boot before may not have it, and ours will have higher
+            # UIDs.
+            mailbox.restate()
+    pending, turn = [*fragments, *pending], Turn(env.clock)
+    for data in pending:
+        if turn.over():
+            await turn.end()
+        mailbox.join_unflushed([data])
+    state, merged = mailbox.state, found is Found.HISTORY
+    if assignment.covers(mailbox.stamp) and not pending and not env.must_rescan(mailbox.stamp.listed):
+        if worth is Trust.COMPARE:
+            mailbox.save_stamp()
+        if mailbox.change is not Change.NONE:
+            mailbox.count_unflushed()
+        return
+    deltas, _, _ = await discover(mailbox, [])
+    floor = user.root.modseq_floor
+    behind = floor > max((high for _, high in state.gaps), default=0)
+    if merged or (behind and (state.uidnext > 1 or deltas)):
+        edit = user.edit()
+        edit.add_loading(mailbox, state.takeover_delta(max(floor, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
+        user.log.stage(edit)
+    for delta in deltas:
+        # The journal will soon have higher UIDs. It gets these too, so that no LIST
+        # begins this low again.
+        edit = _found(mailbox, delta)
+        edit.add_loading(mailbox, delta, Change.UNIMPORTANT)
+        user.log.stage(edit)
+        if turn.over():
+            await turn.end()
+    mailbox.compared(assignment, listed=env.now())
+    if mailbox.change is not Change.NONE:
+        mailbox.count_unflushed()
+
+
+def _found(mailbox: Index, delta: Delta) -> Edit:
+    """Give a delta that LIST has found its MODSEQ. Returns an edit with its effects on
+    other mailboxes, to which the caller adds the delta."""
+    give_modseq(delta, mailbox.state.next_modseq(mailbox.env.now_ms()))
+    edit = mailbox.user.edit()
+    if delta.rows is not None:
+        mailbox.user.hold(edit, mailbox.guid, delta.rows)
+    return edit
+
+
+async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = ()) -> tuple[list[Delta], int, int]:
+    """LIST from `uidnext`. Returns the deltas that were found in UID order, the UIDNEXT
+    that follows, and the highest listed UID.
+
+    It takes what the first LIST showed, and what follows without a free UID. Another
+    active writer always has free UIDs above that, so waiting for it would never end.
+    ours: our own slots in flight, which are left out. pauses: how often and how long
+    another writer gets time to fill its free UIDs, before they are burnt. Raises
+    Unavailable.
+    """
+    env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
+    start = mailbox.state.uidnext
+    skip = {slot.uid: slot.count for slot in ours if slot.fate in ("landed", "void", "orphan")}
+    after = mail_prefix(sid, guid) + f"{start - 1:08x}"
+    waits, waited, left = iter(pauses), 0.0, 0
+    bodies: dict[int, bytes | None] = {}
+    least: int | None = None
+    while True:
+        found: dict[int, int] = {}
+        for info in await env.listing(mail_prefix(sid, guid), kind="mail", after=after):
+            try:
+                found[parse_mail_key(info.key).uid] = info.size
+            except ValueError:
+                log.warning("foreign object among the mails, left alone", key=info.key)
+        seen = max([*found, *skip], default=start - 1)
+        until = least = seen if least is None else least
+        while until + 1 in found or until + 1 in skip:
+            until += skip.get(until + 1, 1)
+        found = {uid: size for uid, size in found.items() if uid <= until}
+        deltas, end, holes = await read_listed(mailbox, start, found, skip, bodies)
+        holes = holes[:HOLES_MAX]
+        if len(holes) < left and waited < HOLES_S:
+            waits = iter(pauses)  # their writer still writes
+        left = len(holes)
+        wait = next(waits, None) if holes else None
+        if wait is not None:
+            waited += wait
+            await env.sleep(wait)
+            continue
+        gate = asyncio.Semaphore(GETS_AT_ONCE)
+
+        async def burn_one(uid: int, gate: asyncio.Semaphore = gate) -> bool:
+            async with gate:
+                return await burn(mailbox, uid)
+
+        burnt = await asyncio.gather(*map(burn_one, holes))
+        deltas += [Delta(claims={uid: 1}, uidnext=uid + 1) for uid in holes]
+        if all(burnt):
+            return sorted(deltas, key=first_uid), end, seen
+
+
+def first_uid(delta: Delta) -> int:
+    return min(delta.claims, default=0) or (int(delta.rows.uid[0]) if delta.rows is not None else 0)
+
+
+async def read_listed(
+    mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int], bodies: dict[int, bytes | None]
+) -> tuple[list[Delta], int, list[int]]:
+    """Read the headers of listed objects. Returns deltas, UIDNEXT, and the UIDs that
+    are undecided.
+
+    bodies: the objects that have been read before, to which it adds those that it
+    reads.
+    """
+    env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
+    wanted = [uid for uid, size in sorted(found.items()) if size and uid not in skip and uid not in bodies]
+    prefixes = await env.get_all([mail_key(sid, guid, Uid(uid)) for uid in wanted], kind="mail", end=PREFIX_BYTES)
+    bodies.update(zip(wanted, prefixes, strict=True))
+    deltas: list[Delta] = []
+    holes: list[int] = []
+    uid = start
+    last = max([*found, *skip], default=start - 1)
+    void_until = 0
+    turn = Turn(env.clock)
+    while uid <= last:
+        if turn.over():
+            await turn.end()
+        if uid in skip and uid >= void_until:
+            void_until = max(void_until, uid + skip[uid])
+        elif uid < void_until:
+            if uid in found:
+                deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
+        elif uid not in found:
+            holes.append(uid)
+        elif not found[uid] or bodies.get(uid) is None:
+            deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
+        else:
+            delta, count = await _read_one(mailbox, uid, bodies[uid] or b"")
+            deltas.append(delta)
+            void_until = uid + count
+        uid += 1
+    return deltas, max(uid, void_until), holes
+
+
+async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int]:
+    """Return the delta of the object under a UID: a mail, or a claim of a range.
+
+    An object that is damaged, or belongs to another user, mailbox or UID, is skipped,
+    logged and never deleted. Raises Corrupt if its key is not configured, or its format
+    is newer.
+    """
+    env = mailbox.env
+    key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
+    owner = owner_of(key)
+    try:
+        try:
+            header = env.codec.decode_header(prefix, owner)
+        except ShortPrefix as short:
+            header = env.codec.decode_header(await env.get(key, kind="mail", end=short.need) or b"", owner)
+        if header.kind == ObjectKind.MAIL:
+            meta = MailMeta.decode(header.meta)
+            check_meta(meta, key)
+            return Delta(rows=meta.row(header.oid, 0), uidnext=uid + 1), 1
+        if header.kind == ObjectKind.CLAIM:
+            body = prefix if len(prefix) == header.object_bytes else await env.get(key, kind="mail") or b""
+            delta = Delta.decode(env.codec.decode(body, owner).payload)
+            check_claim(delta, uid)
+            return delta, max(delta.claims.values(), default=1)
+        raise CorruptObject(f"an object of kind {header.kind} among the mails")
+    except UnknownKey as exc:
+        log.error("mail under an unknown key", user=mailbox.user.name, key=key, next_step="storage.encryption_keys")
+        raise Corrupt("a mail is sealed under a key that is not configured") from exc
+    except NewerFormat as exc:
+        log.error("mail of a newer format", user=mailbox.user.name, key=key, next_step="upgrade this obox")
+        raise Corrupt("a mail was written by a newer obox") from exc
+    except (CorruptObject, Corrupt, ShortPrefix, ValueError) as exc:
+        log.error("mail object does not decode, left alone", user=mailbox.user.name, key=key, error=str(exc))
+        # It is noted as cleared, so that nothing ever deletes it.
+        return Delta(claims={uid: CLAIM_PURGED}, uidnext=uid + 1), 1
+
+
+async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
+    """See `Mailbox.recheck`. If no other backend has written, nothing needs an upload
+    afterwards."""
+    assignment = mailbox.assignment
+    async with mailbox.flushing:
+        found = await mailbox.take_bundles(infos, renew=True)
+    two_histories = found is not Found.NOTHING or not assignment.covers(mailbox.stamp)
+    if two_histories:
+        mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
+    await mailbox.slots.recheck()
+    if two_histories:
+        mailbox.stamp = replace(mailbox.stamp, need_base=True)
+    mailbox.compared(assignment)
+
+
+async def refresh(mailbox: Index) -> None:
+    """Join what another writer wrote, after a UID was lost to it. Then show our own
+    mails, or let them try again."""
+    while True:
+        try:
+            deltas, uidnext, seen = await discover(mailbox, mailbox.slots.in_flight(), HOLE_PAUSES_S)
+            break
+        except Exception as exc:
+            log.warning("refresh after a lost UID", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc))
+            await mailbox.env.sleep(1.0)
+    claimed = [
+        (uid, uid + count)
+        for delta in deltas
+        for uid, count in delta.claims.items()
+        if delta.rows is not None or count > 1  # otherwise it is a burnt UID
+    ]
+    lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
+    lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}
+    if deltas or lost:
+        mailbox.stamp = replace(mailbox.stamp, need_base=True)
+    others = sum(len(delta.rows) for delta in deltas if delta.rows is not None)
+    deltas.reverse()
+
+    def show(until: int) -> None:
+        """Show all that is resolved up to a UID, in a single turn."""
+        while deltas and first_uid(deltas[-1]) <= until:
+            _show(mailbox, deltas.pop())
+        mailbox.slots.show(until, lambda slot: slot.uid in lost)
+
+    for slot in mailbox.slots.in_flight():
+        if slot.fate == "orphan" and slot.uid not in lost:
+            show(slot.uid - 1)
+            edit = mailbox.user.edit()
+            edit.add_journal_only(mailbox.guid, mailbox.taken_back(slot))
+            mailbox.user.log.stage(edit)
+            # Other readers that LIST the object must learn this before a higher UID is
+            # visible.
+            await _journaled(mailbox)
+    show(uidnext)
+    mailbox.slots.refreshed(uidnext, seen, others)
+
+
+def _is_anothers(state: State, slot: Slot) -> bool:
+    """Whether the state has got a UID in flight from another writer's bundle, so that
+    it is not ours."""
+    if slot.uid >= state.uidnext or slot.delta is None or slot.delta.rows is None:
+        return False
+    position = state.position(slot.uid)
+    return position is None or bytes(state.column("oid")[position]) != bytes(slot.delta.rows.oid[0])
+
+
+def _show(mailbox: Index, delta: Delta) -> None:
+    """Make visible what a LIST has found."""
+    edit = _found(mailbox, delta)
+    edit.add(mailbox, delta, Change.UNIMPORTANT)
+    mailbox.user.log.stage(edit)
+
+
+async def _journaled(mailbox: Index) -> None:
+    """Wait, however long, until visible changes are in the bucket."""
+    while True:
+        try:
+            return await mailbox.user.journal.sync()
+        except Unavailable:
+            continue

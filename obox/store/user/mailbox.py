@@ -1,0 +1,174 @@
+"""A user's mailbox over bucket, metacache and fscache, as sessions use it. All sessions
+share it.
+
+The state of the mailbox, and its changes, are in its index (`box.index.Index`). This
+module knows no protocols and no other users.
+
+Diagnostics: a lost mail (its object is gone) is `NotFound`, and is logged with its key.
+A damaged mail is `Corrupt`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Final
+
+import numpy as np
+
+from metacache import Change
+
+from ...errors import Expunged, NotFound
+from ...mailbox import DELETED, Delta, FlagOp, Totals, UidArray
+from ...mailbox.search import Query
+from ...objectstore import ObjectInfo
+from ...objectstore.keys import mail_key
+from ...types import Guid, Uid
+from ..api import Fields, Stored, Unreadable
+from ..box.index import PART_MAILS, Index, Owner, tidy
+from ..env import Env
+from ..mails import lost, read
+from . import discover as _discover
+from . import flush as _flush
+from .search import search
+
+PRIORITY_INBOX: Final = 2
+PRIORITY_OTHER: Final = 3
+
+
+class Mailbox(Index):
+    """A mailbox in memory; see the module's text and `api.Mailbox`."""
+
+    def __init__(self, env: Env, user: Owner, guid: Guid, uidvalidity: int, priority: int) -> None:
+        super().__init__(env, user, guid, uidvalidity, priority, refresh=_discover.refresh)
+
+    async def load(self, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
+        """Take the state from the local copy if it can be trusted, otherwise from the
+        bucket. Then join what is new there.
+
+        infos: this mailbox's part of a LIST of bundles, or None without a LIST.
+        pending: deltas from the journal of a boot that did not flush. Raises
+        Unavailable, Corrupt.
+        """
+        await _discover.load(self, infos, pending)
+
+    async def recheck(self, infos: list[ObjectInfo]) -> None:
+        """Join what other backends have written: their bundles, and mails by LIST.
+        Raises Unavailable, Corrupt."""
+        await _discover.recheck(self, infos)
+
+    async def release(self) -> None:
+        self.sessions -= 1
+        self.used_at = self.env.clock()
+
+    def totals(self) -> Totals:
+        state = self.state
+        recent = self.count_between(state.recent, state.uidnext)
+        deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
+        garbage = state.garbage_since()
+        return Totals(
+            state.highestmodseq, len(state), state.unseen, state.bytes, state.uidnext, recent, deleted, garbage
+        )
+
+    def check_consistency(self) -> None:
+        """Assert the state's invariants."""
+        self.state.check()
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def take_recent(self) -> int:
+        first = self.state.recent
+        if first < self.state.uidnext:
+            self.apply(Delta(recent=self.state.uidnext), Change.UNIMPORTANT, journal=False)
+        return first
+
+    async def store_flags(
+        self, uids: UidArray, op: FlagOp, flags: Iterable[str], unchanged_since: int | None = None
+    ) -> Stored:
+        self.require_live()
+        refused = np.empty(0, dtype=np.uint32)
+        if unchanged_since is not None:
+            where, there = self.state.positions(uids)
+            uids, where = uids[there], where[there]
+            stale = self.state.modseqs[where] > np.uint64(unchanged_since)
+            refused, uids = uids[stale], uids[~stale]
+        delta, changed = self.state.flag_delta(uids, op, flags, self.env.now_ms())
+        if delta is None:
+            return Stored(changed, refused, 0)
+        self.apply(delta, Change.IMPORTANT)
+        await self.user.commit()
+        return Stored(changed, refused, delta.highestmodseq)
+
+    async def expunge(self, uids: UidArray) -> UidArray:
+        self.require_live()
+        gone: list[UidArray] = []
+        for at in range(0, len(uids), PART_MAILS):
+            if gone:
+                await asyncio.sleep(0)
+                if self.deleted:
+                    break
+            part = uids[at : at + PART_MAILS]
+            homes = await self.homes(part)
+            gone.append(self.expunge_now(part, homes))
+            await tidy(homes.values())
+        found = np.concatenate(gone) if gone else uids
+        if len(found):
+            await self.user.commit()
+        return found
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def autofixes(self, autofix: bool | None) -> bool:
+        """Whether a lost mail is looked for again, and expunged."""
+        return self.env.settings.autofix_storage if autofix is None else autofix
+
+    async def fields(
+        self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
+    ) -> list[Fields | Unreadable | None]:
+        return await read.fields(self, uids, autofix=self.autofixes(autofix), bytes_max=bytes_max)
+
+    async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
+        async for _, found in self.mails([uid], autofix=autofix):
+            if isinstance(found, bytes):
+                return found
+            raise Expunged("the mail has been expunged") if found is None else found
+        raise AssertionError("one answer for each")
+
+    def mails(
+        self, uids: Sequence[int], *, autofix: bool | None = None
+    ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
+        return read.mails(self, uids, autofix=self.autofixes(autofix))
+
+    async def part(self, uid: int, start: int, end: int, *, autofix: bool | None = None) -> bytes:
+        try:
+            return await read.part(self, uid, start, end)
+        except NotFound:
+            position = self.state.position(uid)
+            if position is None or not self.autofixes(autofix):
+                raise
+            home, home_uid = self.state.home_of(position)
+            key = mail_key(self.user.storage_id, home, Uid(home_uid))
+        await lost.check_again(self, {uid: key}, end=1)
+        return await read.part(self, uid, start, end)
+
+    async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
+        env = self.env
+        return await search(self, query, uids, now=env.now(), autofix=self.autofixes(autofix), clock=env.clock)
+
+    # -- upkeep --------------------------------------------------------------------------------------------------------
+
+    async def flush(self, *, everything: bool = False) -> bool:
+        """Upload what the bundles in the bucket lack. everything: also unimportant
+        changes and cached fields."""
+        return await _flush.flush(self, everything=everything)
+
+    async def carry(self) -> None:
+        """Write changes that have long been in the journal, but are too few for a
+        bundle, to a newer journal object. Raises Unavailable."""
+        await _flush.carry(self)
+
+    async def sweep(self) -> None:
+        """Delete objects whose delay is over, without waiting for a flush. Raises
+        Unavailable."""
+        await _flush.sweep(self)

@@ -1,0 +1,57 @@
+"""Opens a user after an unclean end: writes changes that only local copies have to the
+journal, and leaves a gap in the MODSEQs.
+
+Invariant: changes that belong together are in a single journal object, even if the
+machine is lost again right after.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from metacache import Change
+
+from ...mailbox import Delta, State
+from ...objectstore.keys import ROOT
+from ...types import Guid
+from ..box.index import Owner
+from ..stamp import Stamp
+
+FLOOR_MARGIN_MS: Final = 60_000
+"""How far a new owner starts above the MODSEQs of an owner that ended uncleanly. Clocks
+differ by less."""
+
+
+def journal_unflushed(user: Owner) -> None:
+    """Write to the journal, in a single edit, the changes that an earlier boot left
+    only in local copies. An expunge and the holder that it releases, or the two
+    mailboxes of a MOVE, must not be known separately."""
+    metacache, sid, edit = user.env.metacache, user.storage_id, user.edit()
+    assignment = user.env.assignment(sid)
+    for space in metacache.box_spaces(sid):
+        copy = None if space.box == ROOT or space.change is Change.NONE else metacache.load(sid, space.box)
+        stamp = None if copy is None else Stamp.decode(copy.stamp)
+        if copy is None or stamp is None or assignment.covers(stamp):
+            continue
+        state = State(Guid(space.box))
+        try:
+            for data in [*([] if copy.base is None else [copy.base]), *copy.deltas]:
+                state.join(Delta.decode(data))
+        except ValueError:
+            continue  # the copy is dropped when it is loaded
+        edit.add_journal_only(space.box, state.extract(0 if stamp.need_base else stamp.base_modseq))
+        user.journaled.add(Guid(space.box))
+    user.log.stage(edit)
+
+
+def modseq_floor(user: Owner, *, unclean: bool) -> int:
+    """Return the MODSEQ floor after an unclean end: the user's next MODSEQ must exceed
+    it. It is 0 if no owner ended uncleanly, or if the root already records it.
+
+    unclean: whether the last owner before this boot may have ended uncleanly.
+    """
+    if unclean:
+        return user.env.now_ms() + FLOOR_MARGIN_MS
+    known = user.journal.modseq_floor
+    young = all(entry.created > known for entry in user.root.entries.values())
+    return 0 if young or user.root.modseq_floor >= known else known

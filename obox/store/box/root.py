@@ -54,17 +54,25 @@ class RootBox(Box[Root, RootDelta]):
         """Upload the list with its totals. clean: whether everything of the user has
         been flushed before. Raises Unavailable."""
         async with self.flushing:
-            self._owner.require_there()
-            stale = self._owner.sync_totals()
-            if self.change is Change.NONE and not (clean and (stale or not self.stamp.clean)):
-                return
-            await self.upload("base", self.whole(), clean=clean)
-            await self.bundles.clear()
-            self.save()
+            await self._flush(clean=clean)
+
+    async def _flush(self, *, clean: bool) -> None:
+        self._owner.require_there()
+        stale = self._owner.sync_totals()
+        if self.change is Change.NONE and not (clean and (stale or not self.stamp.clean)):
+            return
+        await self.upload("base", self.whole(), clean=clean)
+        await self.bundles.clear()
+        self.save()
 
     async def begin_changes(self) -> None:
         """Mark the totals of the list as not exact, before the first bundle after a
-        clean end."""
-        if self.stamp.clean:
-            self.change = max(self.change, Change.UNIMPORTANT)
-            await self.flush()
+        clean end.
+
+        This waits for an upload that has begun, because its bundle may say that the
+        totals are exact.
+        """
+        async with self.flushing:
+            if self.stamp.clean:
+                self.change = max(self.change, Change.UNIMPORTANT)
+                await self._flush(clean=False)

@@ -186,7 +186,8 @@ async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, mon
 async def test_a_list_whose_upload_takes_long_does_not_call_old_totals_exact(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mailbox gets mail and is uploaded while the list, as it was before, is on its way."""
+    """A mailbox gets mail and is uploaded while the list, as it was before, is on its
+    way."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("Sent", [NewMail(simple(1))])
@@ -228,8 +229,8 @@ async def test_a_list_whose_upload_takes_long_does_not_call_old_totals_exact(
 
 
 async def test_a_list_is_not_dropped_before_what_its_mailboxes_lack_is_uploaded(machine: Machine) -> None:
-    """A mailbox that was unloaded with a few new mails has them in its copy; the list in the bucket does not count
-    them."""
+    """A mailbox that was unloaded with a few new mails has them in its copy; the list
+    in the bucket does not count them."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("Sent", [NewMail(simple(1))])

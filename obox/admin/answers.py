@@ -4,7 +4,7 @@ mailbox.
 A piece takes about a millisecond. Others run between two pieces. The pieces together
 are what msgspec makes of the value at once.
 
-Refuses to know: verbs, HTTP.
+This module does not know verbs or HTTP.
 """
 
 from __future__ import annotations

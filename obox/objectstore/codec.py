@@ -46,8 +46,8 @@ a GCM nonce twice. encode refuses that as far as it remembers. `renewed` keeps t
 its bytes depend only on the object that it is given, the owner and the key, and version
 1 has keys of its own.
 
-Refuses to know: the content of meta and payload, where objects lie, where keys come
-from.
+This module does not know the content of meta and payload, where objects lie, or where
+keys come from.
 
 Diagnostics: CorruptObject (damaged, truncated, wrong key, or a key id that is not
 configured: UnknownKey) and NewerFormat are for the caller to log with the object's key.

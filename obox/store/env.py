@@ -138,7 +138,7 @@ class Env:
             write(self.metacache)
         except MetacacheError as exc:
             self.local_failures += 1
-            log.warning("local copy not written, dropped", storage_id=sid, box=box, error=str(exc))
+            log.warning("local copy cannot be written and is dropped", storage_id=sid, box=box, error=str(exc))
             self.metacache.drop(sid, box)
 
     async def commit_staged(self) -> bool:
@@ -148,7 +148,7 @@ class Env:
             await self.metacache.commit()
         except MetacacheError as exc:
             if self.trouble.due():
-                log.warning("local state cannot be written, the bucket is waited for instead", error=str(exc))
+                log.warning("local state cannot be written, changes wait for the bucket", error=str(exc))
             return False
         return True
 
@@ -250,5 +250,5 @@ class Env:
 
     def unavailable(self, op: str, key: str, exc: StoreError) -> Unavailable:
         if exc.permanent:
-            log.error("the storage refuses", op=op, key=key, error=str(exc))
+            log.error("bucket refuses a request", op=op, key=key, error=str(exc))
         return Unavailable(TRY_LATER)

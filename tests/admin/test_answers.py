@@ -1,4 +1,5 @@
-"""Large answers: whole, made in pieces, and no turn of the loop is long because of them."""
+"""Large answers: whole, made in pieces, and no turn of the loop is long because of
+them."""
 
 from __future__ import annotations
 

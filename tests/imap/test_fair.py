@@ -1,4 +1,5 @@
-"""A user with many sessions takes no more turns of the loop than another user: counted, not timed."""
+"""A user with many sessions takes no more turns of the loop than another user: counted,
+not timed."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from tests.imap.harness import Client, serving, serving_real
 
 SESSIONS = 48
 SLICES_MAX = 30
-"""Thousands of lines made for another user's sessions between a command and its answer: the answer takes some six
-rounds of the loop, the client's part included, and a session makes about three in a round."""
+"""Thousands of lines made for another user's sessions between a command and its answer:
+the answer takes some six rounds of the loop, the client's part included, and a session
+makes about three in a round."""
 
 
 async def drain(client: Client, size: int) -> None:

@@ -1,4 +1,5 @@
-"""One budget for what is described of a mail: addresses, parts, bytes of values. What lies beyond is NIL or opaque."""
+"""One budget for what is described of a mail: addresses, parts, bytes of values. What
+lies beyond is NIL or opaque."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def test_addresses_of_one_mail(read: list[int]) -> None:
 
 @pytest.mark.parametrize("element", [b"a,", b"a:;", b"<@,", b"(a)b,", b"a@b,", b"\x80,"])
 def test_every_element_counts(element: bytes, read: list[int]) -> None:
-    """An element that gives no address costs as much as one that does."""
+    """An element that gives no address costs as much as an element with an address."""
     made = summary(b"To: " + element * (60_000 // len(element)) + b"\r\n\r\n")
     assert made.exceeded == ("addresses",)
     assert len(read) <= ADDRESSES_MAX
@@ -67,7 +68,8 @@ def test_a_list_at_the_limit_is_whole() -> None:
 
 
 def test_nested_messages_share_it(read: list[int]) -> None:
-    """60 messages inside each other, each with 30,000 broken addresses: read as many as for one."""
+    """60 messages inside each other, each with 30,000 broken addresses: read as many as
+    for one."""
     made = summary((FIELDS + INNER) * 60)
     assert len(read) <= ADDRESSES_MAX
     assert {"addresses", "values"} <= set(made.exceeded)
@@ -77,7 +79,8 @@ def test_nested_messages_share_it(read: list[int]) -> None:
 
 
 def test_values_of_all_parts() -> None:
-    """Long descriptions of many parts: BODYSTRUCTURE grows no further than the budget."""
+    """Long descriptions of many parts: BODYSTRUCTURE grows no further than the
+    budget."""
     part = b"--b\r\nContent-Description: " + b"x" * 9_000 + b"\r\n\r\n\r\n"
     made = summary(b"Subject: s\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n" + part * 500)
     assert made.exceeded == ("values",)

@@ -1,4 +1,5 @@
-"""The store over its two caches when they are small: parts, room, what is uploaded before it is dropped."""
+"""The store over its two caches when they are small: parts, room, what is uploaded
+before it is dropped."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from obox.store.box.root import RootBox
 
 
 async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> None:
-    """64 KiB at a time, as clients do: each frame is asked of the bucket once, whoever asks and however often."""
+    """64 KiB at a time, as clients do: each frame is asked of the bucket once,
+    whichever reader asks and however often."""
     mail = b"Subject: huge\r\n\r\n" + os.urandom(3 << 20).hex().encode()
     async with machine.run() as life:
         user = await life.user()
@@ -44,7 +46,8 @@ async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> Non
 
 
 async def test_ready_fields_of_mails_that_went_go_with_the_next_flush(machine: Machine, tmp_path: Path) -> None:
-    """A mail that is moved on leaves nothing behind, as long as it may live elsewhere; its copy has all at once."""
+    """A mail that is moved on leaves nothing behind, as long as it may live elsewhere;
+    its copy has all at once."""
 
     def kept(life: Life, box: Mailbox) -> list[int]:
         found = life.store.env.metacache.get_fields("anna", box.guid, range(1, 7))
@@ -146,7 +149,8 @@ async def test_a_mailbox_let_go_of_takes_deliveries_as_before(machine: Machine) 
 
 
 async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for a tenth of what is in use: no operation fails, no mail is missed, the accounts are right."""
+    """Room for a tenth of what is in use: no operation fails, no mail is missed, the
+    accounts are right."""
     machine.settings = replace(machine.settings, idle_s=0.1)
     monkeypatch.setattr("metacache._cleaner.RETRY_S", 0.02)
     async with machine.run() as life:
@@ -182,7 +186,8 @@ async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, mon
 async def test_a_list_whose_upload_takes_long_does_not_call_old_totals_exact(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mailbox gets mail and is uploaded while the list, as it was before, is on its way."""
+    """A mailbox gets mail and is uploaded while the list, as it was before, is on its
+    way."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("Sent", [NewMail(simple(1))])
@@ -224,8 +229,8 @@ async def test_a_list_whose_upload_takes_long_does_not_call_old_totals_exact(
 
 
 async def test_a_list_is_not_dropped_before_what_its_mailboxes_lack_is_uploaded(machine: Machine) -> None:
-    """A mailbox that was unloaded with a few new mails has them in its copy; the list in the bucket does not count
-    them."""
+    """A mailbox that was unloaded with a few new mails has them in its copy; the list
+    in the bucket does not count them."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("Sent", [NewMail(simple(1))])
@@ -293,7 +298,8 @@ async def test_above_the_limit_new_users_wait_and_sessions_go_on(
 async def test_who_waits_for_room_is_let_in_before_who_comes_later(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each looked on its own, so that whoever came at the right moment went first, and others were refused."""
+    """Each looked on its own, so that whichever reader came at the right moment went
+    first, and others were refused."""
     async with machine.run() as life:
         metacache = life.store.env.metacache
         monkeypatch.setattr(metacache, "full", lambda: True)
@@ -345,7 +351,8 @@ async def test_an_open_compares_with_the_bucket_after_the_forced_interval_and_on
 
 
 async def test_a_refresh_finds_what_another_wrote_into_the_bucket(machine: Machine, tmp_path: Path) -> None:
-    """A bucket that was changed behind this backend's back: the next open after the interval sees it."""
+    """A bucket that was changed behind this backend's back: the next open after the
+    interval sees it."""
     async with machine.run() as life:
         await (await life.user()).append("INBOX", [NewMail(simple(k)) for k in range(3)])
     async with machine.renamed("second", tmp_path / "other").run() as life:
@@ -378,7 +385,8 @@ async def test_the_nightly_flush_uploads_everything_once(machine: Machine) -> No
         with life.counting() as requests:
             await life.let_pass(150)
             for _ in range(100):
-                if (box := await user.box(box.guid)).change is Change.NONE:  # it may have left memory meanwhile
+                # It may have left memory meanwhile.
+                if (box := await user.box(box.guid)).change is Change.NONE:
                     break
                 await asyncio.sleep(0.01)
         assert box.change is Change.NONE

@@ -218,7 +218,7 @@ class Box(ABC, Generic[S, D]):
                 for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
                     self.join(data)
             except Corrupt as exc:
-                _log.warning("local index copy damaged, dropped", user=self.sid, mailbox=self.box, error=str(exc))
+                _log.warning("local copy damaged and dropped", user=self.sid, mailbox=self.box, error=str(exc))
                 self.env.metacache.drop(self.sid, self.box)
                 self.state = self._empty()
                 stamp = None

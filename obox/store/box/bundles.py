@@ -67,7 +67,7 @@ def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
         try:
             boxes.setdefault(parse_bundle_key(info.key).box, []).append(info)
         except ValueError:
-            log.warning("foreign object among the indexes, left alone", key=info.key)
+            log.warning("foreign object among the indexes ignored", key=info.key)
     return boxes
 
 

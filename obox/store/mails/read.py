@@ -117,7 +117,9 @@ async def _load_segments(mailbox: Index, uids: list[int]) -> bool:
             try:
                 pairs = msgspec.msgpack.decode(payload, type=list[tuple[int, bytes]])
             except msgspec.MsgspecError as exc:
-                log.warning("cache segment damaged, its fields are made anew", mailbox=mailbox.guid, error=str(exc))
+                log.warning(
+                    "cache segment damaged, its ready fields are made again", mailbox=mailbox.guid, error=str(exc)
+                )
                 continue
             _, there = mailbox.state.positions(np.array([uid for uid, _ in pairs], dtype=np.uint32))
             mailbox.put_fields([pair for pair, live in zip(pairs, there.tolist(), strict=True) if live])
@@ -284,7 +286,7 @@ async def part(mailbox: Index, uid: int, start: int, end: int) -> bytes:
     except (CorruptObject, NewerFormat, ShortPrefix) as exc:
         # The file of the cache is damaged, or the object was rewritten (`storage
         # upgrade`) between two requests.
-        log.warning("mail does not decode, read anew", key=key, user=mailbox.user.name, error=str(exc))
+        log.warning("mail does not decode, it is read again", key=key, user=mailbox.user.name, error=str(exc))
         await env.fscache.drop(key)
     try:
         return await cut()
@@ -341,8 +343,8 @@ async def _decode(mailbox: Index, key: str, oid: bytes, data: bytes) -> bytes:
 
 
 def _checked(mailbox: Index, key: str, oid: bytes, decoded: Decoded | StoreError) -> bytes:
-    """As `_decode`, for an object that has been decoded, or for the error of decoding
-    it."""
+    """Check as `_decode` does, for an object that has been decoded, or for the error of
+    decoding it."""
     if isinstance(decoded, StoreError):
         log.error("mail damaged", key=key, user=mailbox.user.name, error=str(decoded))
         raise Corrupt("the mail is damaged in the storage") from decoded
@@ -357,7 +359,7 @@ def _check_owner(mailbox: Index, key: str, meta: bytes) -> None:
     try:
         check_meta(MailMeta.decode(meta), key)
     except Corrupt as exc:
-        log.error("another mail under this key", key=key, user=mailbox.user.name, error=str(exc))
+        log.error("object of another mail under this key", key=key, user=mailbox.user.name, error=str(exc))
         raise Corrupt("the mail is damaged in the storage") from exc
 
 
@@ -365,5 +367,5 @@ def _check_oid(mailbox: Index, key: str, oid: bytes, found: bytes) -> None:
     """Raises Corrupt if the object under a mail's key is not the object that the index
     names."""
     if found != oid:
-        log.error("another mail under this key", key=key, user=mailbox.user.name)
+        log.error("object of another mail under this key", key=key, user=mailbox.user.name)
         raise Corrupt("the mail is damaged in the storage")

@@ -136,7 +136,7 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
             try:
                 found[parse_mail_key(info.key).uid] = info.size
             except ValueError:
-                log.warning("foreign object among the mails, left alone", key=info.key)
+                log.warning("foreign object among the mails ignored", key=info.key)
         seen = max([*found, *skip], default=start - 1)
         until = least = seen if least is None else least
         while until + 1 in found or until + 1 in skip:
@@ -239,7 +239,7 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
         log.error("mail of a newer format", user=mailbox.user.name, key=key, next_step="upgrade this obox")
         raise Corrupt("a mail was written by a newer obox") from exc
     except (CorruptObject, Corrupt, ShortPrefix, ValueError) as exc:
-        log.error("mail object does not decode, left alone", user=mailbox.user.name, key=key, error=str(exc))
+        log.error("mail object does not decode and is ignored", user=mailbox.user.name, key=key, error=str(exc))
         # It is noted as cleared, so that nothing ever deletes it.
         return Delta(claims={uid: CLAIM_PURGED}, uidnext=uid + 1), 1
 

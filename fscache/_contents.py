@@ -11,7 +11,8 @@ Invariant: `nbytes` is the sum of the index, of `removals`, and of what a round 
 evicting at the moment. A plan never lets it pass `max_size`: each write comes after the
 evictions that make room for it, and a file that is being read is not evicted. Where
 files cannot be removed, nothing is written.
-Refuses to know: the event loop, threads, the format of a file. Pure: no own clock.
+This module does not know the event loop, threads, or the format of a file. It is pure:
+it has no clock of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Failures of the disk: all are counted, a few are logged.
 
 Invariant: there is at most a single log line in LOG_INTERVAL_S.
-Refuses to know: what failed.
+This module does not know what failed.
 """
 
 from __future__ import annotations

@@ -303,7 +303,7 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
             f"{params.bundle}: its key in the bucket is not known; allowed: key, as <hh>/<sid>/m/<guid>/<uid>"
         )
     try:
-        decoded = admin.store.env.codec.decode(data, owner, lenient=True)
+        decoded = await asyncio.to_thread(admin.store.env.codec.decode, data, owner, lenient=True)
     except CorruptObject as error:
         raise Corrupt(f"{params.bundle}: {error}") from error
     yield await asyncio.to_thread(_unpacked, params.bundle, len(data), decoded)

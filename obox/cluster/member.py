@@ -55,6 +55,18 @@ FIRST_CLAIM_S: Final = 2.0
 at the same time know of each other by then, and claim different groups.
 """
 
+LEAVE_S: Final = 0.5
+"""From the beat that says that this backend stops to the first group that it gives
+away. Backends that stop at the same time know of each other by then."""
+
+LEAVE_POLL_S: Final = 0.05
+
+RELEASE_AGAIN_S: Final = 0.2
+"""Before the next attempt to release groups that could not be released."""
+
+HOME_BEATS: Final = 3
+"""Beats of a backend that has started again, before it gets its groups back."""
+
 CONFIRM_S: Final = 1.0
 """How long a login waits for the directory after this process was suspended."""
 
@@ -94,13 +106,13 @@ class Store(Protocol):
 class Myself:
     """What a backend writes to the directory about itself.
 
-    joins_as: the state if the directory does not know it; settle: makes the directory's
-    settings if there are none.
+    joins_as: the state if the directory does not know it. make_settings: makes the
+    directory's settings if there are none.
     """
 
     member: Member
     joins_as: State
-    settle: Callable[[], Awaitable[object]]
+    make_settings: Callable[[], Awaitable[object]]
 
 
 @dataclass(frozen=True)
@@ -157,6 +169,12 @@ class BackendMember:
         self._joined_at = float("-inf")
         self._at_start: dict[str, Assigned] = {}
         self._sweep_at = world.clock() + SWEEP_S
+        self._ending = False
+        """Whether this process is stopping; see `leave`."""
+        self._hasten = asyncio.Event()
+        """Set: the next pass begins at once."""
+        self._beaten: dict[str, tuple[Beat, int]] = {}
+        """By backend: its last beat, and how often it has changed."""
         self._losing: set[asyncio.Task[None]] = set()
         self._boot = ""
         """The boot that the directory has a row of."""
@@ -283,8 +301,8 @@ class BackendMember:
         self._begin()
         async with asyncio.TaskGroup() as tasks:
             # A task of its own, because a step may take long.
-            tasks.create_task(self._again_and_again(self.beat))
-            tasks.create_task(self._again_and_again(self.step))
+            tasks.create_task(self._again_and_again(self.beat, lambda: self._world.sleep(POLL_S)))
+            tasks.create_task(self._again_and_again(self.step, self._pause))
 
     def _may_claim(self, unit: str) -> bool:
         """Whether a group may be claimed already; see FIRST_CLAIM_S."""
@@ -299,7 +317,7 @@ class BackendMember:
         """Read the directory, create it if it is new, and register this backend.
         Returns False if it does not answer."""
         try:
-            await self._myself.settle()
+            await self._myself.make_settings()
             if not await self.view.poll():
                 return False
             if self.me not in self.view.orders:
@@ -311,7 +329,39 @@ class BackendMember:
             return False
         return True
 
-    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def leave(self) -> None:
+        """Give all groups to other backends, because this process stops.
+
+        Returns when none is left, or when there is no backend that takes them. Cancel
+        it if it takes too long: what is left then stays as it is.
+        """
+        self._ending = True
+        try:
+            await self.beat()
+        except Unavailable:
+            return  # no other member would know of it
+        await self._world.sleep(LEAVE_S)
+        while self.view.settings is not None and (self._store.held() or self.units()):
+            if not any(self._picture().weights().values()):
+                log.info("no other backend takes the groups, they stay", groups=len(self._store.held()))
+                return
+            self._hasten.set()
+            await self._world.sleep(LEAVE_POLL_S)
+
+    async def _pause(self) -> None:
+        """Wait for the next pass."""
+        sleeping = asyncio.ensure_future(self._world.sleep(POLL_S))
+        hastened = asyncio.ensure_future(self._hasten.wait())
+        try:
+            await asyncio.wait((sleeping, hastened), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            hastened.cancel()
+            self._hasten.clear()
+
+    async def _again_and_again(
+        self, work: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[object]]
+    ) -> None:
         while True:
             try:
                 await work()
@@ -321,13 +371,13 @@ class BackendMember:
                 raise
             except Exception as exc:
                 log.error("cluster upkeep failed, it tries again", error=repr(exc), exc_info=exc)
-            await self._world.sleep(POLL_S)
+            await pause()
 
     async def beat(self) -> None:
         """Say that this backend lives. Raises Unavailable."""
         self._counter += 1
         boot, site = self._store.boot(), self._myself.member.site
-        beat = Beat(self._counter, boot, site, self._began, dict(self._world.load()))
+        beat = Beat(self._counter, boot, site, self._began, dict(self._world.load()), ending=self._ending)
         await self.view.put(Kind.BEATS, self.me, beat)
         if boot != self._boot:
             await self._begin_boot(boot)
@@ -401,7 +451,10 @@ class BackendMember:
         """See docs/cluster.md, "When a backend counts as dead"."""
         view, watch, clock = self.view, self._watch, self._world.clock
         gone = self._world.gone()
-        suspect = watch.observe(Observation(clock(), view.beats, view.beat_read(self.me), view.owners(), gone))
+        for name, beat in view.beats.items():
+            before, count = self._beaten.get(name, (beat, -1))
+            self._beaten[name] = beat, 0 if beat.ending else count + (before != beat)
+        suspect = watch.observe(Observation(clock(), view.beats, view.beat_read(self.me), view.watched(), gone))
         if suspect is not None:
             answered = await self._world.greets(view.members.get(suspect))
             if watch.greeted(suspect, answered, clock()):
@@ -423,7 +476,15 @@ class BackendMember:
             dead=boots,
             moves=view.moves,
             fenced=frozenset(self._fenced),
+            ending=self._ending_ones(),
+            back=frozenset(name for name, (_, count) in self._beaten.items() if count >= HOME_BEATS),
         )
+
+    def _ending_ones(self) -> frozenset[str]:
+        """Backends that stop or have stopped. The row of our own beat may be of our
+        process before."""
+        others = {name for name, beat in self.view.beats.items() if beat.ending and name != self.me}
+        return frozenset({*others, self.me} if self._ending else others)
 
     # -- acting ----------------------------------------------------------------------------------------------------
 
@@ -433,24 +494,24 @@ class BackendMember:
         self._fence |= todo.fence
         gain = dict(todo.gain)
         if claim := sorted(filter(self._may_claim, todo.claim)):
-            gain |= await self._write(self.me, claim, released=False)
+            gain |= await self._write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
         if gain or self._fence:
             await self._gain(gain)
         if todo.release is not None:
             await self._release(todo.release)
 
-    async def _write(self, to: str, units: Sequence[str], *, released: bool) -> dict[str, Assigned]:
-        """Write a name into rows. Returns the rows that have it a little later. Raises
-        Unavailable."""
+    async def _write(self, to: str, units: Mapping[str, str], *, released: bool) -> dict[str, Assigned]:
+        """Write a name into rows. units: with their homes. Returns the rows that have
+        it a little later. Raises Unavailable."""
         number, token = self.number() + 1, int.from_bytes(self._world.random_bytes(8), "big")
-        row = Assigned(to, number, token, released=released)
-        for unit in units:
+        rows = {unit: Assigned(to, number, token, released=released, home=home) for unit, home in units.items()}
+        for unit, row in rows.items():
             await self.view.put(Kind.GROUPS, unit, row)
         await self._world.sleep(READ_BACK_S)
         if not await self.view.poll():
             raise Unavailable("the directory does not answer")
         lost = {key for kind, key in self.view.behind if kind is Kind.GROUPS}
-        kept = {unit: row for unit in units if self.view.assigned(unit) == row and unit not in lost}
+        kept = {unit: row for unit, row in rows.items() if self.view.assigned(unit) == row and unit not in lost}
         log.info("groups assigned", to=to, groups=len(kept), wanted=len(units), assignment=number)
         return kept
 
@@ -474,7 +535,7 @@ class BackendMember:
 
     async def _release(self, release: Release) -> None:
         async def hand() -> bool:
-            kept = await self._write(release.to, release.units, released=True)
+            kept = await self._write(release.to, dict.fromkeys(release.units, release.home), released=True)
             return len(kept) == len(release.units)
 
         try:
@@ -483,6 +544,7 @@ class BackendMember:
                 log.info("groups released", groups=len(release.units), to=release.to)
         except OboxError as exc:
             log.warning("groups cannot be released yet", groups=len(release.units), to=release.to, error=str(exc))
+            await self._world.sleep(RELEASE_AGAIN_S)
 
     def _lose(self, units: frozenset[str]) -> None:
         self.counts.losses += len(units & self._store.held().keys())

@@ -26,7 +26,8 @@ class Picture:
     me: its name. units: of all groups, by key. rows: the newest assignment that was
     ever seen of each unit. held: what the store serves. orders, members: rows by
     backend. dead: by backend, the boot that is dead. moves: by unit. fenced: (backend,
-    boot) that this backend has fenced.
+    boot) that this backend has fenced. ending: backends that are stopping or have
+    stopped in order, by their last beat. back: backends that were seen to beat lately.
     """
 
     me: str
@@ -38,6 +39,8 @@ class Picture:
     dead: Mapping[str, str] = field(default_factory=dict)
     moves: Mapping[str, Move] = field(default_factory=dict)
     fenced: frozenset[tuple[str, str]] = frozenset()
+    ending: frozenset[str] = frozenset()
+    back: frozenset[str] = frozenset()
 
     @property
     def highest(self) -> int:
@@ -49,16 +52,18 @@ class Picture:
         found = {}
         for name, member in self.members.items():
             orders = self.orders.get(name, Orders())
-            if member.role == "backend" and orders.state is State.ONLINE and name not in self.dead:
+            away = name in self.dead or name in self.ending
+            if member.role == "backend" and orders.state is State.ONLINE and not away:
                 found[name] = 0.0 if orders.evacuate else float(orders.load_factor)
         return found
 
 
 class Release(NamedTuple):
-    """Give units up in order. to: the next backend."""
+    """Give units up in order. to: the next backend. home: see `Assigned`."""
 
     to: str
     units: tuple[str, ...]
+    home: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,13 @@ class Plan:
 
     lose: units that another backend has;
     gain: units whose rows name us; claim: units without an owner, to be written and
-    gained; fence: (backend, boot) that were seen dying, whose units are in `claim` or
-    who have none; release: at most one batch.
+    gained, with their homes; fence: (backend, boot) that were seen dying, whose units
+    are in `claim` or who have none; release: at most one batch.
     """
 
     lose: frozenset[str]
     gain: Mapping[str, Assigned]
-    claim: frozenset[str]
+    claim: Mapping[str, str]
     fence: frozenset[tuple[str, str]]
     release: Release | None
 
@@ -98,30 +103,39 @@ def plan(now: Picture) -> Plan:
     return Plan(
         lose=frozenset(lose),
         gain=gain,
-        claim=frozenset(claim),
+        claim=claim,
         fence=frozenset(fence),
         release=_release(now, weights, lose),
     )
 
 
-def _claims(now: Picture, weights: Mapping[str, float]) -> tuple[set[str], set[tuple[str, str]]]:
-    """Units that nobody serves and that are for us; the boots whose owners they had."""
-    claim: set[str] = set()
+def _claims(now: Picture, weights: Mapping[str, float]) -> tuple[dict[str, str], set[tuple[str, str]]]:
+    """Units that nobody serves and that are for us, with their homes; the boots whose
+    owners they had."""
+    claim: dict[str, str] = {}
     fence: set[tuple[str, str]] = set()
     owners = {row.backend for row in now.rows.values()}
     for unit in now.units | now.rows.keys():
         row = now.rows.get(unit)
         vacant = row is None or row.removed or row.backend in now.dead or _is_gone(now, row.backend)
         if vacant and next(iter(rank(unit, weights)), None) == now.me:
-            claim.add(unit)
+            claim[unit] = "" if row is None else _home(now, row)
             if row is not None and row.backend in now.dead:
                 fence.add((row.backend, now.dead[row.backend]))
     for backend, boot in now.dead.items():
-        if backend in owners or (backend, boot) in now.fenced:
+        if not boot or backend in owners or (backend, boot) in now.fenced:
             continue  # a fence holds for good, and reading all journals is not cheap
         if next(iter(rank(f"boot:{backend}", weights)), None) == now.me:
             fence.add((backend, boot))
     return claim, fence
+
+
+def _home(now: Picture, row: Assigned) -> str:
+    """The home of a unit whose owner ended. A backend that stopped in order, and found
+    nobody for its groups, gets them again; a backend that crashed does not."""
+    if row.backend in now.ending:
+        return row.home or row.backend
+    return row.home if row.home != row.backend else ""
 
 
 def _is_gone(now: Picture, backend: str) -> bool:
@@ -131,16 +145,22 @@ def _is_gone(now: Picture, backend: str) -> bool:
 
 
 def _release(now: Picture, weights: Mapping[str, float], lost: set[str]) -> Release | None:
-    """The next batch of units that leave for one backend."""
-    leaving: dict[str, str] = {}
+    """The next batch of units that leave for one backend with one home."""
+    leaving: dict[str, tuple[str, str]] = {}
     ours = now.orders.get(now.me, Orders())
+    others = {**weights, now.me: 0.0}
     for unit in sorted(now.held.keys() - lost):
-        move = now.moves.get(unit)
+        move, row = now.moves.get(unit), now.rows.get(unit)
+        home = "" if row is None else row.home
         if move is not None and not move.done and move.to != now.me and move.to in weights:
-            leaving[unit] = move.to
-        elif ours.evacuate and (heirs := rank(unit, {**weights, now.me: 0.0})):
-            leaving[unit] = heirs[0]
+            leaving[unit] = move.to, ""
+        elif ours.evacuate and (heirs := rank(unit, others)):
+            leaving[unit] = heirs[0], home if home != now.me else ""
+        elif now.me in now.ending and (heirs := rank(unit, others)):
+            leaving[unit] = heirs[0], home or now.me
+        elif others.get(home, 0.0) > 0 and home in now.back:
+            leaving[unit] = home, ""
     if not leaving:
         return None
-    to = next(iter(leaving.values()))
-    return Release(to, tuple(unit for unit, heir in leaving.items() if heir == to)[:MOVED_AT_ONCE])
+    first = to, home = next(iter(leaving.values()))
+    return Release(to, tuple(unit for unit, where in leaving.items() if where == first)[:MOVED_AT_ONCE], home)

@@ -82,7 +82,8 @@ class Beat(msgspec.Struct, frozen=True):
     """A member lives: `counter` is one more each second.
 
     boot: the journal's boot, "" of a proxy; started: unix seconds; load: by name
-    ("cpu" and "memory" as fractions of 1, "sessions", "users").
+    ("cpu" and "memory" as fractions of 1, "sessions", "users"). ending: the member is
+    stopping, or has stopped, so that nobody gives it groups.
     """
 
     counter: int
@@ -90,6 +91,7 @@ class Beat(msgspec.Struct, frozen=True):
     site: str = ""
     started: float = 0.0
     load: dict[str, float] = {}
+    ending: bool = False
 
 
 class BootRow(msgspec.Struct, frozen=True):
@@ -109,7 +111,8 @@ class Assigned(msgspec.Struct, frozen=True):
 
     number: above every number that the writer has seen of any group; token: random, 64
     bits; released: the backend before has given the group up in order, so that its
-    bundles have everything; removed: of a pin that is no more.
+    bundles have everything; removed: of a pin that is no more; home: the backend that
+    gave the group up only because it stopped, and gets it again when it is back.
     """
 
     backend: str
@@ -117,6 +120,7 @@ class Assigned(msgspec.Struct, frozen=True):
     token: int
     released: bool = False
     removed: bool = False
+    home: str = ""
 
 
 class Move(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """All rows of a directory, decoded: what `check` and the verbs of operators read.
 
-Refuses to know: what is wrong with the rows; who asks.
+This module does not know what is wrong with the rows or who asks.
 """
 
 from __future__ import annotations

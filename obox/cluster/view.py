@@ -38,6 +38,7 @@ from .records import (
     Move,
     Orders,
     Settings,
+    State,
     decode,
     encode,
     group_number,
@@ -163,6 +164,20 @@ class View:
         """All backends that an assignment names, with their sites, "" where unknown."""
         records = [known.record for kind in (Kind.GROUPS, Kind.PINS) for known in self._known[kind].values()]
         return {name: self._site(name) for name in {record.backend for record in records if not record.removed}}
+
+    def watched(self) -> dict[str, str]:
+        """Backends whose beats matter, with their sites: those that an assignment
+        names, and those that may get groups. If one of these were not watched, its
+        share of the groups of a dead backend would be nobody's. A backend that has
+        stopped in order gets none."""
+        orders, beats = self.orders, self.beats
+        online = (
+            name
+            for name, member in self.members.items()
+            if member.role == "backend" and orders.get(name, Orders()).state is State.ONLINE
+            if name not in beats or not beats[name].ending
+        )
+        return {name: self._site(name) for name in {*self.owners(), *online}}
 
     @property
     def merges(self) -> dict[str, Merge]:

@@ -3,7 +3,8 @@
 Invariant: the columns are sorted by UID. Arrays are never changed in place for existing
 positions, so a session may keep an array and see the mailbox as it was.
 
-Refuses to know: how mails come and go (`_state.State`), the bucket, who asks.
+This module does not know how mails come and go (`_state.State`), the bucket, or who
+asks.
 """
 
 from __future__ import annotations

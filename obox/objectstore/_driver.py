@@ -4,7 +4,8 @@ Invariant: `put` is create-only; every call is a single attempt. A batch is at m
 REQUEST_KEYS_MAX keys, a page at most page_keys. The retry layer above loops over them,
 so that the statistics below it count every request that was sent.
 
-Refuses to know: retries, deadlines, statistics, prefixes, the content of objects.
+This module does not know retries, deadlines, statistics, prefixes, or the content of
+objects.
 
 Diagnostics: a driver raises only StoreError kinds (anything else is a bug) and logs
 nothing.

@@ -25,7 +25,7 @@ An attempt that waited for a connection until its time was over was never sent: 
 no effect.
 Cancellation passes at once.
 
-Refuses to know: kinds of drivers, keys, codec.
+This module does not know kinds of drivers, keys, or the codec.
 
 Diagnostics: each retry is logged at debug (`retry`: op, key, attempt, pause, error).
 Giving up is an exception, not a log line. `last_failure` is the error of the latest

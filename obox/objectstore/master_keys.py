@@ -1,6 +1,7 @@
 """Master keys from files, and the ids by which objects name them.
 
-Refuses to know: what is sealed with a key. Diagnostics: ConfigError, in one line.
+This module does not know what is sealed with a key. Diagnostics: ConfigError, in one
+line.
 """
 
 from __future__ import annotations

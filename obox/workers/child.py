@@ -61,7 +61,8 @@ async def run(start: Start) -> int:
         found = load(str(config.file) if config.file else None, os.environ, overrides=start.overrides)
         return of_worker(replace(found, server=replace(found.server, workers=start.workers)), start.number)
 
-    backend = Backend(start.config, read=read)
+    # The supervisor stops all workers, or starts this one again.
+    backend = Backend(start.config, read=read, leaves=False)
     return await backend.run(started=lambda _: _Obeying(backend).begin())
 
 

@@ -146,7 +146,7 @@ class Pool:
             return False
         return True
 
-    async def settled(self, within_s: float) -> None:
+    async def until_started(self, within_s: float) -> None:
         """Return when no worker is being started, or it is late."""
         try:
             async with asyncio.timeout(within_s):
@@ -212,12 +212,12 @@ class Pool:
         wrong = [result for result in results if isinstance(result, BaseException)]
         if wrong:
             for worker in workers:
-                worker.tell(orders.DROP)
+                worker.order(orders.DROP)
             raise wrong[0] if isinstance(wrong[0], ConfigError | OboxError) else ConfigError(str(wrong[0]))
 
         def use() -> Reloaded:
             for worker in workers:
-                worker.tell(orders.USE)
+                worker.order(orders.USE)
             return Reloaded()
 
         return use
@@ -234,7 +234,7 @@ class Pool:
         """Say to all workers which processes have ended and rest."""
         gone = sorted(self._removed | {worker.name for worker in self.workers.values() if worker.gone})
         for worker in self.workers.values():
-            worker.tell(orders.GONE, *gone)
+            worker.order(orders.GONE, *gone)
 
     def _chore(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(_logged(work))

@@ -180,7 +180,7 @@ class Supervisor(Front):
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        await self.pool.settled(START_S)
+        await self.pool.until_started(START_S)
 
     async def before(self, tasks: asyncio.TaskGroup) -> None:
         self._loop = asyncio.get_running_loop()

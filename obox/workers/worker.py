@@ -85,7 +85,7 @@ class Worker:
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
-    def tell(self, *words: str) -> None:
+    def order(self, *words: str) -> None:
         """Give an order; a process that has ended misses it."""
         if self.process is None or self.process.returncode is not None or self.process.stdin is None:
             return
@@ -106,7 +106,7 @@ class Worker:
         if not self.ready.is_set():
             raise Unavailable(f"worker {self.name} is starting; try again")
         self._answer = asyncio.get_running_loop().create_future()
-        self.tell(orders.RELOAD)
+        self.order(orders.RELOAD)
         try:
             async with asyncio.timeout(orders.ANSWER_S):
                 answer = await self._answer
@@ -242,5 +242,5 @@ class Worker:
     def stop(self, *, to_return: bool) -> None:
         """Stop in order. to_return: for a restart on the same disk."""
         self.let_end()
-        self.tell(orders.DROP)
+        self.order(orders.DROP)
         self.signal(signal.SIGUSR1 if to_return else signal.SIGTERM)

@@ -339,7 +339,7 @@ async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backen
     assert set(TABLE) - set(tell.done) - of_a_cluster == {"stop"}, "which comes below"
     assert delivered > 10 * SENDERS, "the load was none"
     errors = [line["event"] for line in backend.events() if line["level"] in ("error", "critical")]
-    assert errors == ["fenced off by another backend; continuing as a new boot"], "when the second one started"
+    assert errors == ["fenced off by another backend, a new boot begins"], "when the second one started"
     async with operator(backend) as tell:
         await tell("stop")
         assert tell.failed == []

@@ -155,7 +155,7 @@ def test_stopped_clean_needs_no_replay(make: Callable[..., Backend], storage: di
     backend.log.write_text("")
     backend.start()
     assert backend.events("journal replayed") == []
-    assert backend.events("fenced") == []
+    assert backend.events("boot fenced") == []
     requests = backend.requests()
     assert requests.get("put journal", 0) == 1, "its own first object; nothing to take over"
     assert look(backend)[0] == before
@@ -188,7 +188,7 @@ def test_stopped_while_clients_are_there(make: Callable[..., Backend]) -> None:
     backend.lose_state()
     backend.log.write_text("")
     backend.start()
-    assert backend.events("fenced") == []
+    assert backend.events("boot fenced") == []
     assert look(backend)[0]["INBOX"][1][b"MESSAGES"] == 1
 
 

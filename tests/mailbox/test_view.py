@@ -108,7 +108,7 @@ def test_flags_of_others_and_own() -> None:
     mine = flag(state, 1, 2)
     view.note_own(mine, np.array([1, 2], dtype=np.uint32))
     flag(state, 2, 3, name="\\Flagged")
-    assert view.untold(state, np.array([1, 2, 3, 4], dtype=np.uint32)).tolist() == [False, True, True, False]
+    assert view.unreported(state, np.array([1, 2, 3, 4], dtype=np.uint32)).tolist() == [False, True, True, False]
     assert told(view.poll(state, expunge=False)) == ([], [], None, [2, 3])
     assert view.poll(state, expunge=True) is None
 

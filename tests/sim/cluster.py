@@ -48,6 +48,7 @@ from .world import Crash, Node, World
 GROUPS = 4
 DEAD_AFTER_S = 10.0
 NAMES = ("a", "b", "c")
+LEAVE_S = 10.0
 SETTLED_S = 90.0
 """After the last accident: by then there is one owner, and it knows what the others
 wrote."""
@@ -266,8 +267,8 @@ class ClusterStory:
     async def _accident(self) -> None:
         rng = self.rng
         kinds: list[Callable[[Node], Awaitable[None]]] = [
-            self._stops, self._dies, self._dies, self._is_evacuated, self._moves, self._is_cut, self._outage,
-            self._restored, self._freezes, self._bucket_is_gone,
+            self._stops, self._stop_all, self._dies, self._dies, self._is_evacuated, self._moves, self._is_cut,
+            self._outage, self._restored, self._freezes, self._bucket_is_gone,
         ]  # fmt: skip
         kind = self._thaws if self.frozen else rng.choice(kinds)
         up = [name for name, node in self.nodes.items() if node.up]
@@ -285,9 +286,27 @@ class ClusterStory:
             await self._answered()
 
     async def _stops(self, node: Node) -> None:
+        await self._leave(node)
         await self._stop(node)
         await asyncio.sleep(self.rng.choice([0, 2, 30]))
         await self._start(node.name, node.disk)
+
+    async def _stop_all(self, node: Node) -> None:
+        """Every backend that is up stops, a little after the one before; then all start
+        again."""
+        up = [one for one in self.nodes.values() if one.up]
+        pause = self.rng.choice([0, 0.01, 0.3, 3])
+
+        async def stop(one: Node, after_s: float) -> None:
+            await asyncio.sleep(after_s)
+            await self._leave(one)
+            await self._stop(one)
+
+        await asyncio.gather(*(stop(one, number * pause) for number, one in enumerate(up)))
+        self.rng.shuffle(up)
+        for one in up:
+            await asyncio.sleep(self.rng.choice([0, 2, 15]))
+            await self._start(one.name, one.disk)
 
     async def _dies(self, node: Node) -> None:
         node.kill()
@@ -341,6 +360,15 @@ class ClusterStory:
         self.world.plan.outage = True
         await asyncio.sleep(self.rng.choice([1, 8, 20]))
         self.world.plan.outage = False
+
+    async def _leave(self, node: Node) -> None:
+        """The first part of an orderly stop: others get the groups. Now and then it is
+        for a restart, and they do not."""
+        if node.ended or self.rng.random() < 0.2:
+            return
+        leaving = node.host.spawn(self.members[node.name].leave())
+        await asyncio.wait([leaving], timeout=LEAVE_S)
+        leaving.cancel()
 
     async def _stop(self, node: Node) -> None:
         for task in list(node.host.tasks):

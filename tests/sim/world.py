@@ -327,7 +327,7 @@ class Node:
             told(task)
             failure = None if task.cancelled() else task.exception()
             if failure is not None and not isinstance(failure, OboxError | MetacacheError | AssertionError):
-                raise AssertionError(f"a task of the store failed: {failure!r}") from failure
+                raise AssertionError(f"task of the store failed: {failure!r}") from failure
 
         store._ended = ended
 

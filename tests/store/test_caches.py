@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machines import Life, Machine, fill, uids, whole
@@ -20,6 +21,7 @@ from obox.errors import Unavailable
 from obox.store import Mailbox, NewMail
 from obox.store.backend.copies import Copies
 from obox.store.backend.nightly import Nightly
+from obox.store.box.root import RootBox
 
 
 async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> None:
@@ -179,6 +181,72 @@ async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, mon
             ]  # fmt: skip
             assert (await user.status("INBOX")).unseen == 12
             await whole(user)
+
+
+async def test_a_list_whose_upload_takes_long_does_not_call_old_totals_exact(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mailbox gets mail and is uploaded while the list, as it was before, is on its
+    way."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("Sent", [NewMail(simple(1))])
+        box = await user.select("Sent")
+        under_way, asked, arrived = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        env_type = type(life.store.env)
+        put_new, begin_changes = env_type.put_new, RootBox.begin_changes
+
+        async def slow(env: Any, key: str, *more: Any) -> bool:
+            if "/root/" in key and not under_way.is_set():
+                under_way.set()
+                await arrived.wait()
+            return await put_new(env, key, *more)
+
+        async def begin(rootbox: RootBox) -> None:
+            if under_way.is_set():
+                asked.set()
+            await begin_changes(rootbox)
+
+        monkeypatch.setattr(env_type, "put_new", slow)
+        monkeypatch.setattr(RootBox, "begin_changes", begin)
+        of_list = asyncio.create_task(user.flush(everything=True))
+        await under_way.wait()
+        await user.append("Sent", [NewMail(simple(2))])
+        of_mailbox = asyncio.create_task(box.flush(everything=True))
+        await asked.wait()
+        arrived.set()
+        await asyncio.gather(of_list, of_mailbox)
+        await box.release()
+        await user.release()
+        life.users.clear()
+        life.time.move(30.0)
+        clean = cleaner(life, room=1)
+        for _ in range(3):
+            await clean.make_room()
+        assert life.store.users == {}
+        life.store.env.metacache.max_space = 64 << 20
+        assert (await (await life.user()).status("Sent")).messages == 2
+
+
+async def test_a_list_is_not_dropped_before_what_its_mailboxes_lack_is_uploaded(machine: Machine) -> None:
+    """A mailbox that was unloaded with a few new mails has them in its copy; the list
+    in the bucket does not count them."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("Sent", [NewMail(simple(1))])
+        await user.flush(everything=True)
+        await user.append("Sent", [NewMail(simple(2))])
+        await user.release()
+        life.users.clear()
+        life.time.move(30.0)
+        user.unload_idle(life.store.env.clock())
+        assert user.boxes == {}
+        copies = Copies(life.store)
+        metacache = life.store.env.metacache
+        assert copies.must_upload("anna", "root", metacache.peek("anna", "root"))
+        await copies.flush("anna", "root")
+        await metacache.commit()
+        assert not copies.must_upload("anna", "root", metacache.peek("anna", "root"))
 
 
 async def test_what_an_earlier_process_did_not_upload_is_uploaded_before_it_goes(machine: Machine) -> None:

@@ -60,7 +60,7 @@ class Member:
 
     async def fenced(self, boot: str) -> None:
         store = self.life.store
-        store.spawn(handover.go_on(store, boot))
+        store.spawn(handover.continue_after_fence(store, boot))
         store.env.owned.lose([unit for unit in store.env.owned.units if unit not in self.units()])
 
     async def kick(self, users: Collection[StorageId]) -> None:
@@ -108,7 +108,7 @@ async def adopted(one: Member) -> None:
     """Everybody whom dead boots name and who is this backend's is in bundles, and the
     bucket says so."""
     async with asyncio.timeout(30):
-        while one.life.store.takeover.left or not one.life.store.upkeep.settled():  # noqa: ASYNC110 - the store has no event for it
+        while one.life.store.takeover.left or not one.life.store.upkeep.adoption_done():  # noqa: ASYNC110 - the store has no event for it
             await asyncio.sleep(0.01)
 
 
@@ -187,7 +187,7 @@ async def test_a_fenced_owner_goes_on_with_the_users_that_are_still_its_own(
         with one.life.counting() as counted:
             await store.journal.announce()
             assert store.journal.boot != boot
-            await handover.go_on(store, boot)
+            await handover.continue_after_fence(store, boot)
         assert counted.count("put", "index") == 0, "bundles"
         assert all(store.env.owned.owns(name) for name in names)
         assert not store.env.owned.owns("anna")
@@ -242,7 +242,7 @@ async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
 
         monkeypatch.setattr(store, "load_user", poisoned)
         await store.journal.announce()
-        await handover.go_on(store, boot)
+        await handover.continue_after_fence(store, boot)
         assert store.takeover.left == {"anna"}, "its lines of the old boot are not noted as adopted"
         assert {sid for sid, _ in store.journal.uncovered()} >= {"ben"}
         await two.gain("anna", "ben")

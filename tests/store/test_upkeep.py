@@ -157,7 +157,7 @@ async def test_a_mailbox_that_cannot_be_flushed_delays_nobody(
         assert bundles(keys, "anna")
         assert bundles(keys, "ben")
         assert "bad" in life.store.users, "what is not in the bucket stays in memory"
-        named = [entry for entry in logs if entry["event"] == "upkeep failed, will try again"]
+        named = [entry for entry in logs if entry["event"] == "upkeep failed, it tries again"]
         assert {(entry["user"], entry["error"]) for entry in named} == {("bad", "poisoned")}
         assert all(len(entry["mailbox"]) == 32 for entry in named)
         assert life.store.metadata()["upkeep_flush_failing"] == 1

@@ -65,7 +65,12 @@ class RootBox(Box[Root, RootDelta]):
 
     async def begin_changes(self) -> None:
         """Mark the totals of the list as not exact, before the first bundle after a
-        clean end."""
-        if self.stamp.clean:
-            self.change = max(self.change, Change.UNIMPORTANT)
-            await self.flush()
+        clean end.
+
+        This waits for an upload that has begun, because its bundle may say that the
+        totals are exact.
+        """
+        async with self.flushing:
+            if self.stamp.clean:
+                self.change = max(self.change, Change.UNIMPORTANT)
+                await self._flush(everything=False)

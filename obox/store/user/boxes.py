@@ -249,7 +249,7 @@ class Boxes:
             except Unavailable:
                 await self.env.sleep(1.0)
             except Corrupt as exc:
-                log.error("what others wrote does not decode", user=self.name, error=str(exc))
+                log.error("index written by another backend does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
     async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:

@@ -154,7 +154,9 @@ class Mailbox(Index):
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
         env = self.env
-        return await search(self, query, uids, now=env.now(), autofix=self.autofixes(autofix), clock=env.clock)
+        return await search(
+            self, query, uids, now=env.now(), autofix=self.autofixes(autofix), turn=env.turn(self.user.storage_id)
+        )
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 

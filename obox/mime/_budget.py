@@ -61,8 +61,8 @@ class Budget:
         return cls(200, 100, 12 * 1024, 4 * 1024)
 
     def content(self, length: int) -> bool:
-        """Whether Content-* values of so many bytes may still be parsed; if so, they are
-        counted.
+        """Whether Content-* values of so many bytes may still be parsed; if so, they
+        are counted.
         """
         if length > self.content_bytes:
             self.exceeded["content"] = None

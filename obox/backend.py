@@ -392,19 +392,6 @@ class Backend:
         """Register what SIGTERM does, in order."""
         store = self.parts.store
 
-        async def leave() -> None:
-            """Serve until other backends have the groups. A stop for a restart keeps
-            them, for the next start."""
-            joining = self.parts.joining
-            if joining is None or not self._leaves or self.lifecycle.returning or not store.started:
-                return
-            try:
-                async with asyncio.timeout(self.parts.config.server.shutdown_timeout / LEAVE_PART):
-                    await joining.membership.member.leave()
-            except TimeoutError:
-                left = len(joining.membership.held())
-                log.warning("groups could not be given to other backends before the stop", groups=left)
-
         async def stop_accepting() -> None:
             """Stop accepting. The probes continue, and report that we drain."""
             self.listeners.stop(keep=https)
@@ -441,7 +428,7 @@ class Backend:
         async def close() -> None:
             await self.parts.close()
 
-        self.lifecycle.on_stop("groups", leave)
+        self.lifecycle.on_stop("groups", self._leave)
         self.lifecycle.on_stop("listeners", stop_accepting)
         self.lifecycle.on_stop("sessions", end_sessions)
         self.lifecycle.on_stop("flush", flush)
@@ -449,6 +436,19 @@ class Backend:
         for name, server in https.items():
             self.lifecycle.on_stop(name, server.close)
         self.lifecycle.on_stop("caches", close)
+
+    async def _leave(self) -> None:
+        """Serve until other backends have the groups. A stop for a restart keeps them,
+        for the next start."""
+        joining = self.parts.joining
+        if joining is None or not self._leaves or self.lifecycle.returning or not self.parts.store.started:
+            return
+        try:
+            async with asyncio.timeout(self.parts.config.server.shutdown_timeout / LEAVE_PART):
+                await joining.membership.member.leave()
+        except TimeoutError:
+            left = len(joining.membership.held())
+            log.warning("groups could not be given to other backends before the stop", groups=left)
 
     async def _renew_certificates(self) -> None:
         """Use the certificates on disk. If they cannot be used, the old certificates

@@ -20,7 +20,7 @@ import structlog
 
 from metacache import Change
 
-from ...errors import Corrupt, Elsewhere, NotFound, Unavailable
+from ...errors import Corrupt, NotFound, Unavailable
 from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import ROOT, bundles_prefix
@@ -123,12 +123,12 @@ class Boxes:
         """
         if self.env.settings.durability == "bucket":
             await self.journal.sync()
-            return
-        if not await self.env.commit_staged():
-            await self.journal.sync()
+        else:
+            if not await self.env.commit_staged():
+                await self.journal.sync()
+            if self.journal.expired():
+                await self.journal.lease()
         self._require_ours()
-        if self.journal.expired():
-            await self.journal.lease()
 
     def require_there(self) -> None:
         """Raises NotFound if the user is being deleted."""
@@ -138,8 +138,8 @@ class Boxes:
     def _require_ours(self) -> None:
         """Raises Elsewhere if another backend has the user. Then what was staged is
         uploaded, but nothing of it is acknowledged."""
-        if self.sessions and not self.env.owned.owns(self.storage_id):
-            raise Elsewhere("another backend serves the user; try again")
+        if self.sessions:
+            self.env.owned.require(self.storage_id)
 
     @property
     def _unclean(self) -> bool:

@@ -57,6 +57,12 @@ class User(Boxes):
             if Guid(entry.guid) not in self._exact:
                 await self.box(Guid(entry.guid))
 
+    async def current(self) -> None:
+        """See `api.User.current`."""
+        if not self.journal.sure():
+            await self.journal.confirm()
+        self._require_ours()
+
     async def release(self) -> None:
         self.sessions -= 1
         self.used_at = self.env.clock()

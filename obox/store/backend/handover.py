@@ -334,6 +334,8 @@ async def _upload(store: MailStore, sid: StorageId) -> bool:
     while True:
         try:
             user = await store.load_user(store.name_of(sid), sid)
+            if await user.is_gone():
+                return await _drop(store, user)
             had = user.rootbox.change is not Change.NONE or any(
                 box.change is not Change.NONE for box in user.boxes.values()
             )
@@ -349,6 +351,18 @@ async def _upload(store: MailStore, sid: StorageId) -> bool:
             await store.env.sleep(AGAIN_S)
         else:
             return had
+
+
+async def _drop(store: MailStore, user: User) -> bool:
+    """Forget a user whom another backend has deleted, so that an upload does not bring
+    the user back."""
+    log.info("a user of another backend was deleted: what was staged is dropped", user=user.storage_id)
+    store.users.pop(user.storage_id, None)
+    user.deleted = True
+    store.forget(user.storage_id)
+    await user.wait_idle()
+    store.env.metacache.drop_user(user.storage_id)
+    return False
 
 
 def _forget(store: MailStore, units: Iterable[str]) -> None:

@@ -335,7 +335,7 @@ class Backend:
         self._bind_http(https)
         if config.imap is None and config.lmtp is None:
             log.warning(
-                "neither [imap] nor [lmtp] is configured: nothing serves mail", next_step="add one of the sections"
+                "no mail is served, neither [imap] nor [lmtp] is configured", next_step="add one of the sections"
             )
         self._on_stop(https)
         reload = Reload(
@@ -458,7 +458,7 @@ class Backend:
         try:
             loaded = await asyncio.to_thread(Certificates.prepare, tls.cert, tls.key)
         except TlsError as error:
-            log.error("the certificates on disk cannot be used, the old certificates stay", error=str(error))
+            log.error("new certificates cannot be used, the old certificates stay", error=str(error))
         else:
             # Otherwise a reload has read newer certificates meanwhile.
             if tls is self.parts.config.tls:

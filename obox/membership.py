@@ -91,7 +91,7 @@ class Membership:
         self._store.env.owned.lose(await self.member.confirm())
 
     async def fenced(self, boot: str) -> None:
-        self._store.spawn(handover.go_on(self._store, boot))
+        self._store.spawn(handover.continue_after_fence(self._store, boot))
         self._store.env.owned.lose(await self.member.reread_rows())
 
     # -- for the member --------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Joining:
         one_host = not cluster.directory.startswith("cassandra:")
         address = cluster.address or ("127.0.0.1" if one_host else socket.gethostname())
         member = Member("backend", cluster.site, address, dict(ports), READS, __version__)
-        settle = partial(
+        make = partial(
             make_settings,
             self.directory,
             GROUPS_LOCAL,
@@ -182,7 +182,7 @@ class Joining:
             random_bytes=os.urandom,
         )
         joins_as = State.ONLINE if one_host else State.STANDBY
-        await self.membership.member.run(Myself(member, joins_as, settle))
+        await self.membership.member.run(Myself(member, joins_as, make))
 
     async def end(self, *, uploaded: bool) -> None:
         """The store was closed: note how its boot ended. uploaded: the close uploaded

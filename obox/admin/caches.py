@@ -52,7 +52,7 @@ async def _flush(admin: Admin, sid: StorageId, name: str, important_only: bool, 
 class MetacacheFlushallParams(Params, kw_only=True):
     important_only: Annotated[bool, Meta(description="Only what exists nowhere else: flags, expunges, moves")] = False
     min_priority: Annotated[int, MIN_PRIORITY] = 0
-    mask: Annotated[str, Meta(description="Only users that fit")] = "*"
+    mask: Annotated[str, Meta(description="Only users that match")] = "*"
 
 
 @verb("metacache flushall", MetacacheFlushallParams, columns=("username", "bundles", "changes"))
@@ -86,7 +86,7 @@ def _fits(name: str, mask: str) -> bool:
 
 
 class MetacacheListParams(Params, kw_only=True):
-    mask: Annotated[str, Meta(description="Only users that fit")] = "*"
+    mask: Annotated[str, Meta(description="Only users that match")] = "*"
     changed: Annotated[bool, Meta(description="Only users with changes that the bucket lacks")] = False
 
 
@@ -158,8 +158,8 @@ async def _clean(admin: Admin, sid: StorageId, min_priority: int, idle_s: float)
 
 
 class MetacacheRemoveParams(Params, kw_only=True):
-    mask: Annotated[str, Meta(description="Users, also those whom the user database no longer knows")]
-    force: Annotated[bool, Meta(description="Also drop changes that are not uploaded, which are lost then")] = False
+    mask: Annotated[str, Meta(description="Users, also users who are no longer in the user database")]
+    force: Annotated[bool, Meta(description="Also drop changes that are not uploaded. They are lost then")] = False
     dry_run: DryRun = False
 
 
@@ -287,8 +287,8 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
         key = params.bundle.lstrip("/")
         if not possible(key):
             raise Invalid(
-                f"{params.bundle[:200]!r} is no key that obox writes; allowed: at most {KEY_BYTES_MAX} printable ASCII "
-                "characters in parts between slashes, none of them empty or with a dot at its beginning"
+                f"{params.bundle[:200]!r} is not a key that obox writes; allowed: at most {KEY_BYTES_MAX} printable "
+                "ASCII characters in parts between slashes, none of them empty or with a dot at its beginning"
             )
         found = await admin.store.env.get(key, kind="index")
         if found is None:
@@ -300,10 +300,10 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
     owner = owner_in(params.key or params.bundle)
     if owner is None:
         raise Invalid(
-            f"{params.bundle}: which key did it have in the bucket? allowed: key, as <hh>/<sid>/m/<guid>/<uid>"
+            f"{params.bundle}: its key in the bucket is not known; allowed: key, as <hh>/<sid>/m/<guid>/<uid>"
         )
     try:
-        decoded = admin.store.env.codec.decode(data, owner, lenient=True)
+        decoded = await asyncio.to_thread(admin.store.env.codec.decode, data, owner, lenient=True)
     except CorruptObject as error:
         raise Corrupt(f"{params.bundle}: {error}") from error
     yield await asyncio.to_thread(_unpacked, params.bundle, len(data), decoded)
@@ -312,7 +312,7 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
 def _file(path: Path) -> bytes:
     try:
         if os.path.getsize(path) > FILE_BYTES_MAX:
-            raise Invalid(f"{path}: too big to be a bundle")
+            raise Invalid(f"{path}: the file is larger than a bundle can be")
         return path.read_bytes()
     except OSError as error:
         raise NotFound(f"{path}: {error.strerror}") from error

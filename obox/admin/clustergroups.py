@@ -69,7 +69,7 @@ def _group(tables: Tables, unit: str) -> dict[str, Any]:
 
 class GroupMoveParams(Params, kw_only=True):
     group: Annotated[str, Meta(description="The number of the group")]
-    backend: Annotated[str, Meta(description="Where it moves to")]
+    backend: Annotated[str, Meta(description="Backend that the group moves to")]
 
 
 @verb("cluster group move", GroupMoveParams, needs=Needs.DIRECTORY, columns=("group", "backend", "to", "result"))
@@ -91,12 +91,12 @@ async def cluster_group_move(admin: Admin, params: GroupMoveParams) -> AsyncIter
         if to != row["backend"] and (to not in fit or orders.evacuate):
             raise Invalid(f"{to} takes no groups (it is {orders.state.value}); allowed: {listed(fit)}")
         if not row["backend"]:
-            raise NotFound(f"nobody has group {unit} yet; a backend acquires it within seconds")
+            raise NotFound(f"no backend has group {unit} yet; a backend acquires it within seconds")
         result = "asked"
         if to == row["backend"]:
-            result = "called off" if row["to"] else "already there"
+            result = "cancelled" if row["to"] else "already there"
         if result != "already there":
-            done = result == "called off"
+            done = result == "cancelled"
             await write(
                 cluster,
                 Kind.MOVES,
@@ -141,7 +141,7 @@ def _unit(tables: Tables, account: Account) -> str:
 
 
 class UserMoveParams(Selection, kw_only=True):
-    backend: Annotated[str, Meta(description="Where the user moves to")]
+    backend: Annotated[str, Meta(description="Backend that the user moves to")]
 
 
 @user_verb("cluster user move", UserMoveParams, needs=Needs.DIRECTORY, columns=("group", "backend", "to"))
@@ -159,7 +159,7 @@ async def cluster_user_move(admin: Admin, account: Account, params: UserMovePara
             yield {"group": unit, "backend": row["backend"], "to": to}
             return
         raise NoPerm(
-            f"backends do not serve single users apart from their group yet; {account.name} is in group {unit} of "
+            f"a single user cannot move apart from its group yet; {account.name} is in group {unit} of "
             f"{row['backend'] or 'nobody'}: oboxadm cluster group move {unit} {to}"
         )
 
@@ -186,7 +186,7 @@ async def cluster_user_kick(admin: Admin, account: Account, params: UserKickPara
             admin.server.kick(sessions, KICK_REASON)
             count = len(sessions)
         elif owner not in tables.members:
-            raise Unavailable(f"nobody serves {account.name} at the moment")
+            raise Unavailable(f"no backend serves {account.name} at the moment")
         else:
             count = await _kick_there(admin, owner, tables.members[owner], account.name)
         if not count:
@@ -200,7 +200,7 @@ async def _kick_there(admin: Admin, owner: str, member: Member, user: str) -> in
     if not admin.own_http.key:
         raise NoPerm(f"{owner} serves the user, and is asked with http.api_key, which this configuration lacks")
     if member.address.startswith("unix:") or not (clear or secure):
-        raise Unavailable(f"{owner} serves the user, and has no [http] that could be asked")
+        raise Unavailable(f"{owner} serves the user, and has no [http] section, so it cannot be asked")
     key = base64.b64encode(admin.own_http.key.encode()).decode()
 
     def ask() -> tuple[int, bytes]:

@@ -217,7 +217,7 @@ class Admin:
         Unavailable."""
         given = (selection.user is not None) + bool(selection.users) + selection.all_users
         if given != 1:
-            raise Invalid("which users? allowed: one of user, users, allUsers")
+            raise Invalid("users must be named in one way; allowed: one of user, users, allUsers")
         if selection.no_userdb_lookup:
             if selection.all_users or masked(selection.user or ""):
                 raise Invalid("noUserdbLookup takes names; allowed: no mask, not allUsers")

@@ -245,7 +245,7 @@ def _parentheses(word: str) -> list[str]:
 def quoted(text: str) -> str:
     """Return an IMAP quoted string. Raises Invalid if it cannot hold the text."""
     if any(char in "\r\n\0" for char in text):
-        raise Invalid("search query: a text has a line end")
+        raise Invalid("search query: a text with a line end is not allowed")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -21,9 +21,7 @@ class ForceResyncParams(Selection, kw_only=True):
     keep_lost: Annotated[bool, Meta(description="Only report lost mails, and do not expunge them")] = False
     skip_uids: Annotated[
         int,
-        Meta(
-            ge=0, le=1_000_000, description="How many UIDs are never used: for a bucket that was restored from a backup"
-        ),
+        Meta(ge=0, le=1_000_000, description="Number of UIDs to skip, for a bucket that was restored from a backup"),
     ] = 0
 
 
@@ -52,9 +50,9 @@ async def force_resync(admin: Admin, account: Account, params: ForceResyncParams
 
 
 class RebuildParams(Selection, kw_only=True):
-    mailbox_mask: Annotated[list[str], Meta(description="Rebuild these as well, although their index decodes")] = (
-        msgspec.field(default_factory=list)
-    )
+    mailbox_mask: Annotated[
+        list[str], Meta(description="Rebuild these mailboxes as well, although their index decodes")
+    ] = msgspec.field(default_factory=list)
     dry_run: DryRun = False
 
 

@@ -351,7 +351,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "backend": "the name of the backend",
         "groups": "how many groups it has left",
         "status": "its status",
-        "result": "asked, evacuated, called off, or goes on",
+        "result": "asked, evacuated, cancelled, or goes on",
     },
     "clusterSiteAdd": _SITE,
     "clusterSiteList": _SITE,
@@ -372,7 +372,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "group": "the number of the group",
         "backend": "the backend that has it",
         "to": "the backend that it moves to",
-        "result": "asked, already there, or called off",
+        "result": "asked, already there, or cancelled",
     },
     "clusterUserStatus": {
         "storage_id": "the name under which the user's mail is stored in the bucket",

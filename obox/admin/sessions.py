@@ -195,7 +195,7 @@ async def _flush_important(admin: Admin) -> int:
     results = await asyncio.gather(*(flush_user(sid) for sid in sids), return_exceptions=True)
     failed = [error for error in results if isinstance(error, BaseException)]
     if failed:
-        raise Temporary(f"{len(failed)} of {len(sids)} users not flushed: {failed[0]}")
+        raise Temporary(f"{len(failed)} of {len(sids)} users are not flushed: {failed[0]}")
     return len(sids)
 
 
@@ -235,8 +235,8 @@ def _unix(timestamp: str) -> float:
 
 
 class AuthTestParams(Params, kw_only=True):
-    user: Annotated[str, Meta(description="As a client would send it")]
-    password: Annotated[str, Meta(description="As a client would send it")]
+    user: Annotated[str, Meta(description="Name, as a client would send it")]
+    password: Annotated[str, Meta(description="Password, as a client would send it")]
 
 
 @verb("auth test", AuthTestParams, needs=Needs.CONFIG, columns=("username", "storage_id", "quota_bytes"))

@@ -106,13 +106,13 @@ class Store(Protocol):
 class Myself:
     """What a backend writes to the directory about itself.
 
-    joins_as: the state if the directory does not know it; settle: makes the directory's
-    settings if there are none.
+    joins_as: the state if the directory does not know it. make_settings: makes the
+    directory's settings if there are none.
     """
 
     member: Member
     joins_as: State
-    settle: Callable[[], Awaitable[object]]
+    make_settings: Callable[[], Awaitable[object]]
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ class BackendMember:
         """Read the directory, create it if it is new, and register this backend.
         Returns False if it does not answer."""
         try:
-            await self._myself.settle()
+            await self._myself.make_settings()
             if not await self.view.poll():
                 return False
             if self.me not in self.view.orders:
@@ -328,7 +328,7 @@ class BackendMember:
             if self.view.members.get(self.me) != self._myself.member:
                 await self.view.put(Kind.MEMBERS, self.me, self._myself.member)
         except Unavailable as exc:
-            log.debug("joining the cluster", error=str(exc))
+            log.debug("cluster cannot be joined yet", error=str(exc))
             return False
         return True
 
@@ -369,11 +369,11 @@ class BackendMember:
             try:
                 await work()
             except Unavailable as exc:
-                log.debug("the cluster's upkeep waits", error=str(exc))
+                log.debug("cluster upkeep waits", error=str(exc))
             except ConfigError:
                 raise
             except Exception as exc:
-                log.error("the cluster's upkeep failed, will try again", error=repr(exc), exc_info=exc)
+                log.error("cluster upkeep failed, it tries again", error=repr(exc), exc_info=exc)
             await pause()
 
     async def beat(self) -> None:
@@ -404,7 +404,7 @@ class BackendMember:
             try:
                 await self._put_boot(self._boot, BootRow(self._boot_began, ended=now, clean=clean))
             except Unavailable as exc:
-                log.info("the directory does not know how this boot ended", error=str(exc))
+                log.info("end of this boot is not in the directory", error=str(exc))
 
     async def _put_boot(self, boot: str, row: BootRow) -> None:
         await self.view.put_boot(f"{self.me}/{boot}", row)
@@ -429,7 +429,7 @@ class BackendMember:
             return
         if not self.units():
             await self.view.put(Kind.ORDERS, self.me, replace(orders, state=State.STANDBY))
-            log.info("all groups are evacuated, this backend stands by")
+            log.info("evacuation done, this backend is standby")
 
     async def _close_boots(self, unclean: Collection[tuple[str, str]]) -> None:
         """Note which boots that are over the bucket has everything of."""
@@ -461,7 +461,7 @@ class BackendMember:
         if suspect is not None:
             answered = await self._world.greets(view.members.get(suspect))
             if watch.greeted(suspect, answered, clock()):
-                log.warning("a backend is dead", backend=suspect)
+                log.warning("backend taken for dead", backend=suspect)
 
     def _picture(self) -> Picture:
         view, settings = self.view, self.view.settings
@@ -514,7 +514,7 @@ class BackendMember:
             raise Unavailable("the directory does not answer")
         lost = {key for kind, key in self.view.behind if kind is Kind.GROUPS}
         kept = {unit: row for unit, row in rows.items() if self.view.assigned(unit) == row and unit not in lost}
-        log.info("groups assigned", to=to, wanted=len(units), kept=len(kept), number=number)
+        log.info("groups assigned", to=to, groups=len(kept), wanted=len(units), assignment=number)
         return kept
 
     async def _gain(self, units: Mapping[str, Assigned]) -> None:

@@ -90,7 +90,7 @@ class _Obeying:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(INPUT)
-            log.warning("the supervisor has ended, stopping")
+            log.warning("supervisor has ended, the worker stops")
             self._decisions.put(orders.DROP)
             self._backend.lifecycle.stop()
             return

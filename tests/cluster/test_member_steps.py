@@ -1,4 +1,5 @@
-"""A member of a cluster, step by step, over a store that only remembers what it was asked."""
+"""A member of a cluster, step by step, over a store that only remembers what it was
+asked."""
 
 from __future__ import annotations
 
@@ -263,7 +264,8 @@ async def test_a_stop_of_one_after_the_other_is_undone_by_their_starts(fleet: Fl
 
 
 async def test_a_share_of_a_backend_that_is_not_there_is_not_nobodys(fleet: Fleet) -> None:
-    """A backend that owns nothing, and never beats, wins no group of a dead backend for long."""
+    """A backend that owns nothing, and never beats, wins no group of a dead backend for
+    long."""
     await fleet.put(Kind.MEMBERS, "x", Member("backend", "default", "127.0.0.1"))
     await fleet.seconds(1)
     fleet.answers = False

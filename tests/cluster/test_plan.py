@@ -154,7 +154,8 @@ def test_groups_go_home_when_their_backend_is_back() -> None:
 
 
 def test_groups_of_a_backend_that_stopped_with_nobody_there_go_home_later() -> None:
-    """It was dead for long enough; a backend that crashed does not get its groups back."""
+    """It was dead for long enough; a backend that crashed does not get its groups
+    back."""
     dead = {"c": "boot7"}
     stopped = plan(picture(rows=all_of("c"), dead=dead, ending=frozenset("c")))
     assert set(stopped.claim.values()) == {"c"}

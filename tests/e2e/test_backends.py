@@ -1,4 +1,5 @@
-"""Two backends on one host and one bucket: a client may connect to either, and neither is needed."""
+"""Two backends on one host and one bucket: a client may connect to either, and neither
+is needed."""
 
 from __future__ import annotations
 
@@ -156,7 +157,8 @@ def answer(backend: Backend, *arguments: str) -> list[dict[str, Any]]:
 
 
 def come_back(source: Backend, other: Backend, user: str) -> None:
-    """The backend that was evacuated gets its share of the groups again, and a kick anywhere finds the user."""
+    """The backend that was evacuated gets its share of the groups again, and a kick
+    anywhere finds the user."""
     assert answer(source, "backend", "update", source.name, "--status", "online")[0]["evacuate"] is False
     moves = answer(source, "balance", "-y")
     assert {row["to"] for row in moves} == {source.name}
@@ -206,7 +208,8 @@ def test_a_backend_is_evacuated_under_clients(pair: tuple[Backend, Backend]) -> 
     rows = {row["backend"]: row for row in answer(source, "backend", "status")}
     assert (rows[source.name]["groups"], rows[other.name]["groups"]) == (0, 64)
     assert source.metric("obox_cluster_groups") == 0
-    for backend in pair:  # a start of two at once may lose some of the groups that it has just acquired
+    # A start of two at once may lose some of the groups that it has just acquired.
+    for backend in pair:
         of = {
             name: backend.metric(f"obox_cluster_{name}") for name in ("gains_total", "releases_total", "losses_total")
         }

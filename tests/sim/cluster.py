@@ -1,7 +1,9 @@
-"""A random life of one user's mail in a cluster: backends that die, leave and return, a directory that lies.
+"""A random life of one user's mail in a cluster: backends that die, leave and return, a
+directory that lies.
 
-Each backend has its store, its member and its way to the directory. The player's clients ask whichever backend says
-that it serves the user; while two say so, they are two groups of clients that do not know of each other.
+Each backend has its store, its member and its way to the directory. The player's
+clients ask whichever backend says that it serves the user; while two say so, they are
+two groups of clients that do not know of each other.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ DEAD_AFTER_S = 10.0
 NAMES = ("a", "b", "c")
 LEAVE_S = 10.0
 SETTLED_S = 90.0
-"""After the last accident: by then there is one owner, and it knows what the others wrote."""
+"""After the last accident: by then there is one owner, and it knows what the others
+wrote."""
 
 
 class SimKeeper:
@@ -201,7 +204,7 @@ class ClusterStory:
         return owners[0]
 
     def _tell_why(self) -> None:
-        """For whoever reads a failure: what each backend believes."""
+        """Print what each backend believes, for the reader of a failure."""
         for name, node in self.nodes.items():
             member = self.members[name]
             self.world.note(
@@ -289,7 +292,8 @@ class ClusterStory:
         await self._start(node.name, node.disk)
 
     async def _stop_all(self, node: Node) -> None:
-        """Every backend that is up stops, a little after the one before; then all start again."""
+        """Every backend that is up stops, a little after the one before; then all start
+        again."""
         up = [one for one in self.nodes.values() if one.up]
         pause = self.rng.choice([0, 0.01, 0.3, 3])
 
@@ -346,7 +350,8 @@ class ClusterStory:
         self._split()
 
     async def _answered(self) -> None:
-        """Commands that were given before an accident have ended. Those of a frozen backend wait until it thaws."""
+        """Commands that were given before an accident have ended. Those of a frozen
+        backend wait until it thaws."""
         waiting, self.waiting = self.waiting, []
         for task in waiting:
             await task
@@ -357,8 +362,8 @@ class ClusterStory:
         self.world.plan.outage = False
 
     async def _leave(self, node: Node) -> None:
-        """The first part of an orderly stop: others get the groups. Now and then it is for a restart, and they do
-        not."""
+        """The first part of an orderly stop: others get the groups. Now and then it is
+        for a restart, and they do not."""
         if node.ended or self.rng.random() < 0.2:
             return
         leaving = node.host.spawn(self.members[node.name].leave())

@@ -1,4 +1,5 @@
-"""A backend that was suspended while another one took over, and sessions that were open at it all the time."""
+"""A backend that was suspended while another one took over, and sessions that were open
+at it all the time."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ async def an_open_session(story: Suspended) -> None:
 
 
 async def a_fence_that_comes_late(story: Suspended) -> None:
-    """The backend resumes just when another one has found it dead, and has not fenced it yet."""
+    """The backend resumes just when another one has found it dead, and has not fenced
+    it yet."""
     first = await story._until_served()
     user, box = await story.session(first)
     first.freeze()
@@ -124,7 +126,8 @@ async def a_fence_that_comes_late(story: Suspended) -> None:
 
 
 async def a_delivery_on_its_way(story: Suspended) -> None:
-    """Its PUT lands after another backend has taken over, and then the first backend resumes."""
+    """Its PUT lands after another backend has taken over, and then the first backend
+    resumes."""
     first = await story._until_served()
     user, _ = await story.session(first)
     usual, story.world.latency_s = story.world.latency_s, (2 * DEAD_AFTER_S + 3, 2 * DEAD_AFTER_S + 4)

@@ -1,4 +1,5 @@
-"""A user is deleted at one backend while an earlier owner still has something of that user."""
+"""A user is deleted at one backend while an earlier owner still has something of that
+user."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ async def names(one: Member) -> set[str]:
 async def test_a_new_user_does_not_get_the_lines_of_the_user_before(
     machine: Machine, other: Machine, rows: Rows, tmp_path: Path
 ) -> None:
-    """They are in the live journal of an earlier owner, which dies later. A third backend takes over from it."""
+    """They are in the live journal of an earlier owner, which dies later. A third
+    backend takes over from it."""
     third = machine.renamed("third", tmp_path / "third")
     async with member(other, rows) as two, member(third, rows) as three:
         async with member(machine, rows, kill=True) as one:
@@ -65,7 +67,7 @@ async def test_a_new_user_does_not_get_the_lines_of_the_user_before(
             boot = one.life.store.journal.boot
             ben = await one.life.user("ben")
             await ben.append("INBOX", [NewMail(simple(1))])
-            await ben.create("Something")  # stays in the journal alone, before all that follows
+            await ben.create("Something")  # in the journal alone
             await one.life.store.journal.sync()
             await old(one.life)
             await hand_over(one, two)
@@ -106,7 +108,8 @@ async def test_a_local_copy_of_an_earlier_owner_brings_nobody_back(
 async def test_what_was_staged_for_a_deleted_user_is_not_uploaded(
     machine: Machine, other: Machine, rows: Rows, bucket: Bucket
 ) -> None:
-    """The backend was cut off while others took over its groups, and a user of them was deleted."""
+    """The backend was cut off while others took over its groups, and a user of them was
+    deleted."""
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna")
         await old(one.life)

@@ -183,7 +183,7 @@ class Boxes:
         if not exact:
             self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
             if worth is Trust.COMPARE and await replaced(env, self.rootbox, self._infos.get(ROOT, [])):
-                log.info("the user was deleted by another backend: local copies are dropped", user=self.storage_id)
+                log.info("local copies of a user whom another backend deleted are dropped", user=self.storage_id)
                 env.metacache.drop_user(self.storage_id)
                 self.rootbox = RootBox(env, self._store.log, self.storage_id, self)
                 worth, fragments = Trust.REBUILD, []
@@ -257,7 +257,7 @@ class Boxes:
             except Unavailable:
                 await self.env.sleep(1.0)
             except Corrupt as exc:
-                log.error("what others wrote does not decode", user=self.name, error=str(exc))
+                log.error("index written by another backend does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
     async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
@@ -376,7 +376,7 @@ class Boxes:
         """Upload all that the bucket lacks. Raises Unavailable."""
         for box in list(self.boxes.values()):
             await box.flush(everything=everything)
-        await self.rootbox.flush(clean=everything and not self.pending)
+        await self.rootbox.flush(everything=everything and not self.pending)
 
     def sweep(self) -> None:
         """Start deleting objects whose delay is over."""

@@ -49,7 +49,8 @@ async def replaced(env: Env, box: RootBox, infos: list[ObjectInfo]) -> bool:
     data = await env.get(newest.key, kind="index")
     try:
         found = Root()
-        found.join(RootDelta.decode(box.bundles.decode(newest.key, data or b"")[1]))
+        _, payload = await box.bundles.decode(newest.key, data or b"")
+        found.join(RootDelta.decode(payload))
     except (Corrupt, ValueError):
         return False  # the load of the bundles says so
     return found.identity not in ("", box.state.identity)

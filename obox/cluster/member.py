@@ -263,7 +263,10 @@ class BackendMember:
         return There(row.backend, found.address, found.ports, row)
 
     async def _arrived(self, unit: str) -> None:
-        """Wait a little for a unit whose row names us to be taken over."""
+        """Wait a little for a unit whose row names us to be taken over. The pass that
+        takes it over begins at once."""
+        if not self._store.holds(unit):
+            self._hasten.set()
         late = self._world.clock() + ARRIVE_S
         while not self._store.holds(unit) and self._world.clock() < late:
             await self._world.sleep(ARRIVE_POLL_S)
@@ -505,8 +508,7 @@ class BackendMember:
         it a little later. Raises Unavailable."""
         number, token = self.number() + 1, int.from_bytes(self._world.random_bytes(8), "big")
         rows = {unit: Assigned(to, number, token, released=released, home=home) for unit, home in units.items()}
-        for unit, row in rows.items():
-            await self.view.put(Kind.GROUPS, unit, row)
+        await asyncio.gather(*(self.view.put(Kind.GROUPS, unit, row) for unit, row in rows.items()))
         await self._world.sleep(READ_BACK_S)
         if not await self.view.poll():
             raise Unavailable("the directory does not answer")
@@ -542,6 +544,7 @@ class BackendMember:
             if await self._store.release(release.units, hand):
                 self.counts.releases += len(release.units)
                 log.info("groups released", groups=len(release.units), to=release.to)
+                self._hasten.set()  # for the next batch
         except OboxError as exc:
             log.warning("groups cannot be released yet", groups=len(release.units), to=release.to, error=str(exc))
             await self._world.sleep(RELEASE_AGAIN_S)

@@ -47,7 +47,7 @@ class RootBox(Box[Root, RootDelta]):
     def raise_floor(self, modseq: int) -> None:
         """Note the MODSEQ floor of all mailboxes, while the list is being loaded."""
         edit = Edit(self.sid)
-        edit.add_loading(self, RootDelta(modseq_floor=modseq), Change.IMPORTANT)
+        edit.add_loading(self, RootDelta(modseq_floor=modseq, identity=self.state.identity), Change.IMPORTANT)
         self.log.stage(edit)
 
     def _require_user(self) -> None:

@@ -113,7 +113,8 @@ def add_to(root: click.Group) -> None:
         cluster_user,
         "clusterUserMove",
         arguments=named,
-        example="oboxadm cluster user move -u anna@example.org mail2",
+        example="oboxadm cluster user move -u anna@example.org mail2\n"
+        "  oboxadm cluster user move -u anna@example.org --unpin",
     )
     command(cluster_user, "clusterUserKick", example="oboxadm cluster user kick -u anna@example.org")
     root.add_command(cluster)

@@ -113,6 +113,14 @@ class Membership:
         """Whether the present boot has ended in order."""
         return any(one.boot == self.boot() and one.ended > 0 for one in boots.listing(self._store.env))
 
+    def split(self, group: str, unit: str) -> None:
+        self._store.env.owned.split(group, unit)
+        self._store.remember_units()
+
+    def renumber(self, unit: str, row: Assigned) -> None:
+        self._store.env.owned.renumber({unit: Tag(row.number, row.token)})
+        self._store.remember_units()
+
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         await self._started()
         tags = {unit: Tag(row.number, row.token) for unit, row in units.items()}

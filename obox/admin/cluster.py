@@ -182,20 +182,19 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
 
 async def _logins(admin: Admin, cluster: ClusterParts, user: str) -> AsyncIterator[Row]:
     """Try a login at each backend. Raises NoUser, ConfigError."""
-    from ..cluster import State, group_key, group_of
+    from ..cluster import State
 
     if cluster.probe is None:
         raise ConfigError("cluster.secret_file: it is needed to log in at other members")
     (account,) = await admin.select(Selection(users=[user]))
     tables = await read(cluster)
-    assert tables.settings is not None
-    unit = group_key(group_of(account.storage_id, tables.settings.groups))
-    if unit not in tables.groups:
+    row = tables.row(tables.unit_of(account.storage_id))
+    if row is None:
         raise Unavailable(f"nobody serves {user} at the moment")
     for name, orders in tables.backends().items():
         if orders.state is State.OFFLINE or name not in tables.members:
             continue
-        works, text = await cluster.probe(name, tables.members[name], account, tables.groups[unit])
+        works, text = await cluster.probe(name, tables.members[name], account, row)
         yield {"result": "ok" if works else "wrong", "check": "login", "where": f"members {name}", "detail": text}
 
 

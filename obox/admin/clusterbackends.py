@@ -29,8 +29,8 @@ POLL_S: Final = 1.0
 
 LIST: Final = ("backend", "site", "address", "status", "load_factor")
 STATUS: Final = (
-    "backend", "site", "status", "load_factor", "groups", "evacuate", "alive", "beat", "started", "version", "cpu",
-    "memory",
+    "backend", "site", "status", "load_factor", "groups", "users", "evacuate", "alive", "beat", "started", "version",
+    "cpu", "memory",
 )  # fmt: skip
 
 
@@ -88,6 +88,7 @@ async def cluster_backend_status(admin: Admin, params: BackendListParams) -> Asy
             load = beat.load if beat is not None else {}
             yield row | {
                 "groups": len(tables.groups_of(name)),
+                "users": len(tables.users_of(name)),
                 "evacuate": orders.evacuate,
                 "alive": not tables.silent(name, now=now, dead_after_s=cluster.dead_after_s),
                 "beat": "" if at is None else max(0, round(now - at)),
@@ -146,10 +147,10 @@ async def cluster_backend_remove(admin: Admin, params: BackendRemoveParams) -> A
     async with admin.cluster() as cluster:
         tables = await read(cluster)
         name, orders = backend_of(cluster, tables, params)
-        if groups := tables.groups_of(name):
-            raise InUse(f"{name} has {counted(groups)}; run oboxadm cluster backend evacuate {name} first")
+        if units := tables.units_of(name):
+            raise InUse(f"{name} has {counted(units)}; run oboxadm cluster backend evacuate {name} first")
         if coming := [unit for unit, move in tables.pending().items() if move.to == name]:
-            raise InUse(f"groups are to move to {name}: {listed(coming)}; move them elsewhere first")
+            raise InUse(f"groups or users are to move to {name}: {listed(coming)}; move them elsewhere first")
         await write(cluster, Kind.ORDERS, name, replace(orders, state=State.REMOVED, evacuate=False))
         alive = not tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)
         yield {"backend": name, "result": "removed; it still runs, and can be stopped" if alive else "removed"}
@@ -210,7 +211,7 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
     async with admin.cluster() as cluster:
         tables = await read(cluster)
         name, orders = backend_of(cluster, tables, params)
-        total = len(tables.groups_of(name))
+        total = len(tables.units_of(name))
         await _order(cluster, tables, name, orders)
         if params.no_wait:
             yield {"backend": name, "groups": total, "status": orders.state.value, "result": "asked"}
@@ -218,8 +219,8 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
         deadline = time.monotonic() + params.timeout if params.timeout else float("inf")
         while True:
             tables = await read(cluster)
-            groups, orders = tables.groups_of(name), backend_named(tables, name)[1]
-            left = len(groups)
+            units, orders = tables.units_of(name), backend_named(tables, name)[1]
+            left = len(units)
             yield Progress(f"evacuating {name}", max(0, total - left), max(total, left))
             row = {"backend": name, "groups": left, "status": orders.state.value}
             if await _done(cluster, tables, name, orders):
@@ -230,7 +231,7 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
                 raise Temporary(f"the evacuation of {name} was called off: its status was changed")
             if time.monotonic() >= deadline:
                 yield row | {"result": "goes on"}
-                raise Temporary(f"{name} has {counted(groups)} after {params.timeout} s; run this again to wait on")
+                raise Temporary(f"{name} has {counted(units)} after {params.timeout} s; run this again to wait on")
             await asyncio.sleep(POLL_S)
 
 
@@ -251,7 +252,7 @@ async def _done(cluster: ClusterParts, tables: Tables, name: str, orders: Orders
     that does not run."""
     from ..cluster import Kind, State
 
-    if tables.groups_of(name):
+    if tables.units_of(name):
         return False
     silent = tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)
     if orders.evacuate and orders.state is State.ONLINE and silent:

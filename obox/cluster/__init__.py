@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .assign import group_of, newer, rank
+from .assign import group_of, home_of, newer, rank
 from .directory import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
 from .records import (
     Assigned,
@@ -26,7 +26,9 @@ from .records import (
     decode,
     encode,
     group_key,
+    place_of,
     user_key,
+    user_of,
 )
 from .route import Here, Router, There
 
@@ -103,6 +105,7 @@ __all__ = [
     "encode",
     "group_key",
     "group_of",
+    "home_of",
     "load",
     "make_settings",
     "newer",
@@ -110,10 +113,12 @@ __all__ = [
     "open_cassandra",
     "open_directory",
     "open_lmdb",
+    "place_of",
     "rank",
     "read_settings",
     "read_tables",
     "user_key",
+    "user_of",
 ]
 
 

@@ -9,12 +9,17 @@ import hashlib
 import math
 from collections.abc import Mapping
 
-from .records import Assigned
+from .records import Assigned, group_key
 
 
 def group_of(sid: str, groups: int) -> int:
     """The group of a storage id. groups: their number, at least 1."""
     return int.from_bytes(hashlib.sha256(sid.encode()).digest()[:8], "big") % groups
+
+
+def home_of(sid: str, groups: int) -> str:
+    """The key of a user's group."""
+    return group_key(group_of(sid, groups))
 
 
 def newer(ours: Assigned, other: Assigned) -> bool:

@@ -84,7 +84,7 @@ def _unfit(tables: Tables, backend: str) -> str:
 def _assignments(tables: Tables) -> Iterator[Finding]:
     for kind, of in ((Kind.GROUPS, tables.groups), (Kind.PINS, tables.pins)):
         for key, assigned in of.items():
-            if not assigned.removed and (reason := _unfit(tables, assigned.backend)):
+            if reason := _unfit(tables, assigned.backend):
                 yield Finding(True, "bad-owner", f"{kind.value} {key}", f"{reason}, and owns it")
 
 
@@ -94,7 +94,7 @@ def _double_owners(tables: Tables, claims: Claims) -> Iterator[Finding]:
         for key, assigned in of.items():
             serving.setdefault(key, {})[backend] = assigned
     for key, of in sorted(serving.items()):
-        row = tables.pins.get(key) or tables.groups.get(key)
+        row = tables.row(key)
         if len(of) > 1:
             text = "served by " + " and ".join(f"{name} (number {one.number})" for name, one in sorted(of.items()))
             yield Finding(True, "double-owner", key, text)

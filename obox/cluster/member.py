@@ -23,12 +23,13 @@ from msgspec.structs import replace
 from obox.errors import ConfigError, OboxError, Unavailable
 from obox.types import StorageId
 
-from .assign import group_of, newer
+from .assign import newer
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
-from .records import Assigned, Beat, BootRow, Member, Merge, Orders, State, group_key
+from .records import Assigned, Beat, BootRow, Member, Merge, Orders, State, group_key, place_of, user_of
 from .route import Here, There
+from .units import Units
 from .view import View
 
 log = structlog.get_logger()
@@ -55,6 +56,9 @@ FIRST_CLAIM_S: Final = 2.0
 at the same time know of each other by then, and claim different groups.
 """
 
+TIES_MAX: Final = 1000
+"""Ties that are remembered, so that each is marked once."""
+
 CONFIRM_S: Final = 1.0
 """How long a login waits for the directory after this process was suspended."""
 
@@ -71,6 +75,12 @@ class Store(Protocol):
 
     def boot(self) -> str:
         """The present boot of the journal."""
+
+    def split(self, group: str, unit: str) -> None:
+        """A user of a group is a unit of its own from now on, without an assignment."""
+
+    def renumber(self, unit: str, row: Assigned) -> None:
+        """A unit that is served has another assignment; its copies stay trusted."""
 
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         """Serve units. Raises Unavailable, Corrupt."""
@@ -143,6 +153,7 @@ class BackendMember:
         self._watch = watch
         self.me = watch.name
         self._world = world
+        self._units = Units(view, store.split)
         self._counter = 0
         self._began = world.now()
         self._fence: set[tuple[str, str]] = set()
@@ -152,6 +163,8 @@ class BackendMember:
         self._merged: dict[str, Merge] = {}
         """Merges whose units were compared. A start compares all: some may have come
         while this backend was away."""
+        self._ties: set[tuple[str, int, int]] = set()
+        """Ties that were marked: unit, and both tokens."""
         self._ready = asyncio.Event()
         self._tried_at = float("-inf")
         self._joined_at = float("-inf")
@@ -166,10 +179,8 @@ class BackendMember:
     # -- what the store asks (store.owned.Cluster) -----------------------------------------------------------------
 
     def unit_of(self, sid: str) -> str:
-        """The unit of a user: its group, as a key."""
-        settings = self.view.settings
-        assert settings is not None, "nobody asks before `ready`"
-        return group_key(group_of(sid, settings.groups))
+        """The unit of a user: its group, as a key, or the user, if it was pinned."""
+        return self._units.of(sid)
 
     async def ready(self) -> None:
         """Return once the directory was read, or once it is known that it does not
@@ -178,11 +189,12 @@ class BackendMember:
 
     def units(self) -> dict[str, tuple[int, int]]:
         """The units whose newest row names this backend."""
-        return {unit: (row.number, row.token) for unit, row in self._rows().items() if row.backend == self.me}
+        rows = self._units.rows()
+        return {unit: (row.number, row.token) for unit, row in rows.items() if row.backend == self.me}
 
     def number(self) -> int:
         """The highest number of an assignment that was seen."""
-        return max((row.number for row in self.view.groups.values()), default=0)
+        return self._units.number()
 
     async def reread_rows(self) -> frozenset[str]:
         """Read the rows, however long the directory does not answer. Returns the units
@@ -218,14 +230,11 @@ class BackendMember:
             self._tried_at = self._world.clock()
 
     def _give_up(self) -> frozenset[str]:
-        rows = self._rows()
+        rows = self._units.rows()
         lost = frozenset(unit for unit in self._store.held() if unit not in rows or rows[unit].backend != self.me)
         if lost:
             self._lose(lost)
         return lost
-
-    def _rows(self) -> dict[str, Assigned]:
-        return {group_key(number): row for number, row in self.view.groups.items()}
 
     # -- what protocols ask (route.Router) -------------------------------------------------------------------------
 
@@ -233,11 +242,12 @@ class BackendMember:
         """See `route.Router`."""
         if self.view.settings is None:
             raise Unavailable("the directory is not known yet; try again")
-        row = self.view.assigned(self.unit_of(sid))
+        unit = self.unit_of(sid)
+        row = self._units.row(unit)
         if row is None:
             raise Unavailable("no backend serves the user yet; try again")
         if row.backend == self.me:
-            await self._arrived(self.unit_of(sid))
+            await self._arrived(unit)
             return Here(row)
         found = self.view.members.get(row.backend)
         if found is None:
@@ -252,15 +262,39 @@ class BackendMember:
 
     def owner(self, sid: StorageId) -> str | None:
         """The backend of a user; None: not known."""
-        row = None if self.view.settings is None else self.view.assigned(self.unit_of(sid))
+        row = self._row(sid)
         return None if row is None else row.backend
+
+    def _row(self, sid: StorageId) -> Assigned | None:
+        return None if self.view.settings is None else self._units.row(self.unit_of(sid))
 
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """See `route.Router.reread`."""
-        row = None if self.view.settings is None else self.view.assigned(self.unit_of(sid))
+        row = self._row(sid)
         if row is None or row == seen or newer(row, seen):
             await self.view.poll()
-        return await self.route(sid)
+        route = await self.route(sid)
+        ours = route.assigned
+        if isinstance(route, Here) and ours.number == seen.number and ours.token != seen.token:
+            await self._tie(self.unit_of(sid), ours, seen)
+        return route
+
+    async def _tie(self, unit: str, ours: Assigned, other: Assigned) -> None:
+        """Two backends have assigned a unit of ours at the same time, so two may have
+        written to its users: it is marked for a merge, once, and compared."""
+        tie = unit, ours.token, other.token
+        if tie in self._ties or not self._store.holds(unit):
+            return
+        if len(self._ties) >= TIES_MAX:
+            self._ties.clear()
+        self._ties.add(tie)
+        log.warning("two backends have assigned the same users", unit=unit, number=ours.number)
+        try:
+            await self._store.doubt([unit])
+            await self.view.put(Kind.MERGES, unit, Merge(other.backend, self._world.now(), 0))
+        except Unavailable as exc:
+            self._ties.discard(tie)  # the next forward says it again
+            log.info("a merge cannot be marked yet", unit=unit, error=str(exc))
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -288,11 +322,12 @@ class BackendMember:
 
     def _may_claim(self, unit: str) -> bool:
         """Whether a group may be claimed already; see FIRST_CLAIM_S."""
-        return self.view.assigned(unit) is not None or self._world.clock() >= self._joined_at + FIRST_CLAIM_S
+        return self._units.row(unit) is not None or self._world.clock() >= self._joined_at + FIRST_CLAIM_S
 
     def _begin(self) -> None:
         if not self._ready.is_set():
-            self._at_start = self._rows()
+            self._units.take()
+            self._at_start = self._units.rows()
             self._ready.set()
 
     async def _join(self) -> bool:
@@ -390,10 +425,13 @@ class BackendMember:
     def figures(self) -> dict[str, float]:
         """Numbers for metrics. The age is infinite before the first answer."""
         age = self.view.age()
+        held = self._store.held()
+        users = sum(user_of(unit) is not None for unit in held)
         counts = {f"{name}_total": float(count) for name, count in asdict(self.counts).items()}
         return {
             "directory_age_seconds": float("inf") if age is None else age,
-            "groups": float(len(self._store.held())),
+            "groups": float(len(held) - users),
+            "single_users": float(users),
             **counts,
         }
 
@@ -416,7 +454,7 @@ class BackendMember:
         return Picture(
             me=self.me,
             units=frozenset(map(group_key, range(settings.groups))),
-            rows=self._rows(),
+            rows=self._units.rows(),
             held={unit: Assigned(self.me, number, token) for unit, (number, token) in self._store.held().items()},
             orders=view.orders,
             members=view.members,
@@ -436,6 +474,10 @@ class BackendMember:
             gain |= await self._write(self.me, claim, released=False)
         if gain or self._fence:
             await self._gain(gain)
+        for unit in sorted(todo.pin):
+            await self._pin(unit)
+        for unit in sorted(todo.arrived):
+            await self._end_move(unit)
         if todo.release is not None:
             await self._release(todo.release)
 
@@ -443,14 +485,14 @@ class BackendMember:
         """Write a name into rows. Returns the rows that have it a little later. Raises
         Unavailable."""
         number, token = self.number() + 1, int.from_bytes(self._world.random_bytes(8), "big")
-        row = Assigned(to, number, token, released=released)
-        for unit in units:
-            await self.view.put(Kind.GROUPS, unit, row)
+        rows = {unit: Assigned(to, number, token, released=released, removed=self._follows(unit, to)) for unit in units}
+        for unit, row in rows.items():
+            await self.view.put(*place_of(unit), row)
         await self._world.sleep(READ_BACK_S)
         if not await self.view.poll():
             raise Unavailable("the directory does not answer")
-        lost = {key for kind, key in self.view.behind if kind is Kind.GROUPS}
-        kept = {unit: row for unit in units if self.view.assigned(unit) == row and unit not in lost}
+        lost = self._units.behind()
+        kept = {unit: row for unit, row in rows.items() if self._units.row(unit) == row and unit not in lost}
         log.info("groups assigned", to=to, wanted=len(units), kept=len(kept), number=number)
         return kept
 
@@ -468,9 +510,27 @@ class BackendMember:
         self.counts.gains += len(fresh)
         self._fence.clear()
         self._fenced |= set(fence)
-        for unit, move in self.view.moves.items():
-            if unit in units and not move.done and move.to == self.me:
-                await self.view.put(Kind.MOVES, unit, replace(move, done=True))
+        for unit in units:
+            await self._end_move(unit)
+
+    def _follows(self, unit: str, to: str) -> bool:
+        """Whether a user whose pin was removed does not get a pin again by a move."""
+        row, move = self._units.row(unit), self.view.moves.get(unit)
+        asked = move is not None and not move.done and move.to == to
+        return row is not None and row.removed and not asked
+
+    async def _pin(self, unit: str) -> None:
+        """Make a user of a group of ours a unit of its own. Nothing of the user
+        changes; a move follows."""
+        kept = await self._write(self.me, [unit], released=False)
+        if unit in kept:
+            self._store.renumber(unit, kept[unit])
+
+    async def _end_move(self, unit: str) -> None:
+        """A unit is here: note it if a move wanted that."""
+        move = self.view.moves.get(unit)
+        if move is not None and not move.done and move.to == self.me:
+            await self.view.put(Kind.MOVES, unit, replace(move, done=True))
 
     async def _release(self, release: Release) -> None:
         async def hand() -> bool:

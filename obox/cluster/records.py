@@ -107,9 +107,10 @@ class Assigned(msgspec.Struct, frozen=True):
 
     See docs/cluster.md, "Which of two assignments holds".
 
-    number: above every number that the writer has seen of any group; token: random, 64
+    number: above every number that the writer has seen of any unit; token: random, 64
     bits; released: the backend before has given the group up in order, so that its
-    bundles have everything; removed: of a pin that is no more.
+    bundles have everything; removed: of a pin that is no more: the user stays a unit of
+    its own, which follows the user's group.
     """
 
     backend: str
@@ -120,7 +121,7 @@ class Assigned(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True):
-    """Somebody wants a group or a pinned user at backend `to`.
+    """Somebody wants a group or a single user at backend `to`.
 
     since: unix seconds; by: who asked, for operators; done: the move is over.
     """
@@ -182,6 +183,20 @@ def group_number(key: str) -> int | None:
     return int(key) if len(key) == GROUP_DIGITS and key.isascii() and key.isdigit() else None
 
 
+USER_PREFIX: Final = "u:"
+
+
 def user_key(sid: str) -> str:
-    """A pinned user's key among the rows of kind `moves`."""
-    return f"u:{sid}"
+    """The unit of a pinned user, and its key among the rows of kind `moves`."""
+    return USER_PREFIX + sid
+
+
+def user_of(unit: str) -> str | None:
+    """The storage id of the user who is a unit, None for a group."""
+    return unit.removeprefix(USER_PREFIX) if unit.startswith(USER_PREFIX) else None
+
+
+def place_of(unit: str) -> tuple[Kind, str]:
+    """Kind and key of the row that assigns a unit."""
+    sid = user_of(unit)
+    return (Kind.GROUPS, unit) if sid is None else (Kind.PINS, sid)

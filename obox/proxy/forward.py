@@ -141,7 +141,7 @@ class Forwarder:
         claim: the assignment that it knows. Raises: Referred, Unavailable.
         """
         route = await self.router.route(sid)
-        if isinstance(route, There) or newer(route.assigned, claim):
+        if isinstance(route, There) or newer(route.assigned, claim) or _is_tie(route.assigned, claim):
             route = await self.router.reread(sid, claim)
         if isinstance(route, There):
             raise Referred(route.assigned.backend, route.assigned.number, route.assigned.token)
@@ -322,6 +322,11 @@ class _Tries:
         """Whether a referral may be followed: one may."""
         first, self._referred = not self._referred, True
         return first
+
+
+def _is_tie(ours: Assigned, claim: Assigned) -> bool:
+    """Whether two members have assigned the user with the same number."""
+    return ours.number == claim.number and ours.token != claim.token
 
 
 def _claim(forward: Forward) -> Assigned:

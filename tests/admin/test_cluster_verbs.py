@@ -15,6 +15,7 @@ import pytest
 
 from obox.accounts import Account
 from obox.admin import rows
+from obox.admin.clustergroups import unpin
 from obox.admin.parts import Admin, ClusterParts
 from obox.admin.run import Outcome
 from obox.auth import Authenticator, PasswdFile
@@ -42,6 +43,7 @@ from obox.cluster import (
     next_timestamp,
     open_lmdb,
     read_tables,
+    user_key,
 )
 from obox.errors import Unavailable
 
@@ -502,21 +504,80 @@ async def test_status_of_a_user(board: Board) -> None:
     owner = "a" if int(unit) < 5 else "b"
     got = await board.row("clusterUserStatus", user=ANNA)
     assert got == {
-        "storage_id": ANNA, "group": unit, "backend": owner, "site": {"a": "north", "b": "south"}[owner],
-        "address": f"{owner}.example.org", "to": "",
+        "storage_id": ANNA, "group": unit, "pinned": False, "backend": owner,
+        "site": {"a": "north", "b": "south"}[owner], "address": f"{owner}.example.org", "to": "",
     }  # fmt: skip
     assert (await board.fails("clusterUserStatus", user="zoe@example.org"))[0] == 67
     assert (await board.row("clusterUserStatus", user="zoe@example.org", noUserdbLookup=True))["group"]
 
 
-async def test_a_single_user_is_not_moved_yet(board: Board) -> None:
-    owner = (await board.row("clusterUserStatus", user=ANNA))["backend"]
+def pinned_at(backend: str, *, removed: bool = False) -> Assigned:
+    return Assigned(backend, 20, 7, removed=removed)
+
+
+async def test_a_single_user_moves(board: Board) -> None:
+    """The owner of the group pins the user, and then gives the user away; the verb asks for it."""
+    got = await board.row("clusterUserStatus", user=ANNA)
+    owner, unit = got["backend"], user_key(ANNA)
     other = "b" if owner == "a" else "a"
-    assert (await board.row("clusterUserMove", user=ANNA, backend=owner))["to"] == owner
-    code, text = await board.fails("clusterUserMove", user=ANNA, backend=other)
-    assert code == 77
-    assert "cluster group move" in text
+    for code, text in (
+        await board.fails("clusterUserMove", user=ANNA),
+        await board.fails("clusterUserMove", user=ANNA, backend=other, unpin=True),
+    ):
+        assert code == 65
+        assert "allowed: the name of a backend, or --unpin" in text
     assert (await board.fails("clusterUserMove", user=ANNA, backend="z"))[0] == 65
+    assert "it is standby" in (await board.fails("clusterUserMove", user=ANNA, backend="c"))[1]
+    assert (await board.row("clusterUserMove", user=ANNA, unpin=True))["result"] == "not pinned"
+    asked = await board.row("clusterUserMove", user=ANNA, backend=other)
+    assert asked == {"group": got["group"], "backend": owner, "to": other, "result": "asked"}
+    assert (await board.row("clusterUserStatus", user=ANNA))["to"] == other
+    tables = await read_tables(board.directory)
+    assert tables.pending()[unit].to == other
+    assert tables.pins == {}, "the owner of the group makes the row"
+    assert (await board.row("clusterUserMove", user=ANNA, unpin=True))["result"] == "called off"
+    assert (await read_tables(board.directory)).pending() == {}
+    assert (await board.row("clusterUserMove", user=ANNA, backend=owner))["result"] == "asked", "pinned in place"
+
+
+async def test_a_pinned_user(board: Board) -> None:
+    group = group_key(group_of(ANNA, GROUPS))
+    leader = (await board.row("clusterUserStatus", user=ANNA))["backend"]
+    at = "b" if leader == "a" else "a"
+    await board.put(Kind.PINS, ANNA, pinned_at(at))
+    got = await board.row("clusterUserStatus", user=ANNA)
+    assert (got["group"], got["backend"], got["pinned"], got["to"]) == (group, at, True, "")
+    assert got["site"] == {"a": "north", "b": "south"}[at]
+    assert (await board.row("clusterBackendStatus", mask=at))["users"] == 1
+    assert (await board.row("clusterUserMove", user=ANNA, backend=at))["result"] == "already there"
+    assert (await board.row("clusterUserMove", user=ANNA, backend=leader))["result"] == "asked"
+    assert (await board.row("clusterUserMove", user=ANNA, backend=at))["result"] == "called off"
+    assert (await read_tables(board.directory)).pending() == {}
+    assert (await board.row("clusterUserMove", user=ANNA, unpin=True)) == {
+        "group": group, "backend": at, "to": leader, "result": "unpinned",
+    }  # fmt: skip
+    assert (await read_tables(board.directory)).pins[ANNA] == pinned_at(at, removed=True), "the assignment stays"
+    assert not (await board.row("clusterUserStatus", user=ANNA))["pinned"]
+    assert (await board.row("clusterUserMove", user=ANNA, unpin=True))["result"] == "not pinned"
+    assert (await board.row("clusterUserMove", user=ANNA, backend=at))["result"] == "pinned"
+    assert (await read_tables(board.directory)).pins[ANNA] == pinned_at(at)
+
+
+async def test_a_backend_with_a_pinned_user_is_not_removed(board: Board) -> None:
+    await board.put(Kind.PINS, ANNA, pinned_at("c", removed=True))
+    code, text = await board.fails("clusterBackendRemove", backend="c")
+    assert code == 75
+    assert "c has 1 single user;" in text
+    await board.put(Kind.PINS, ANNA, pinned_at("a"))
+    assert "5 groups and 1 single user" in (await board.fails("clusterBackendRemove", backend="a"))[1]
+
+
+async def test_who_is_deleted_is_pinned_no_more(board: Board) -> None:
+    account = Account(ANNA, ANNA)
+    assert not await unpin(board.admin, account)
+    await board.put(Kind.PINS, ANNA, pinned_at("a"))
+    assert await unpin(board.admin, account)
+    assert (await read_tables(board.directory)).pins[ANNA].removed, "a state, never a DELETE"
 
 
 async def test_a_kick_needs_the_key_and_the_owner(board: Board) -> None:

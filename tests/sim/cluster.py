@@ -12,8 +12,10 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from obox.cluster import (
+    Assigned,
     BackendMember,
     DeadWatch,
     Faults,
@@ -28,9 +30,12 @@ from obox.cluster import (
     Row,
     State,
     View,
+    decode,
     encode,
+    home_of,
     make_settings,
     next_timestamp,
+    user_key,
 )
 from obox.cluster import World as MemberWorld
 from obox.membership import Membership
@@ -215,7 +220,7 @@ class ClusterStory:
             )
             self.world.note(name, "boots", [one.boot.name for one in node.store.takeover.boots] if node.store else "")
         for (kind, key), row in self.replica.rows().items():
-            if kind in (Kind.GROUPS, Kind.ORDERS, Kind.MOVES):
+            if kind in (Kind.GROUPS, Kind.PINS, Kind.ORDERS, Kind.MOVES):
                 self.world.note(kind, key, msgspec.msgpack.decode(row.value))
 
     # -- what happens ----------------------------------------------------------------------------------------------
@@ -263,8 +268,8 @@ class ClusterStory:
     async def _accident(self) -> None:
         rng = self.rng
         kinds: list[Callable[[Node], Awaitable[None]]] = [
-            self._stops, self._dies, self._dies, self._is_evacuated, self._moves, self._is_cut, self._outage,
-            self._restored, self._freezes, self._bucket_is_gone,
+            self._stops, self._dies, self._dies, self._is_evacuated, self._moves, self._moves_alone, self._is_unpinned,
+            self._is_cut, self._outage, self._restored, self._freezes, self._bucket_is_gone,
         ]  # fmt: skip
         kind = self._thaws if self.frozen else rng.choice(kinds)
         up = [name for name, node in self.nodes.items() if node.up]
@@ -298,8 +303,17 @@ class ClusterStory:
         self._put(Kind.ORDERS, node.name, Orders())
 
     async def _moves(self, node: Node) -> None:
-        unit = self.members[node.name].unit_of(SID)
-        self._put(Kind.MOVES, unit, Move(self.rng.choice(NAMES), self.world.now()))
+        self._put(Kind.MOVES, home_of(SID, GROUPS), Move(self.rng.choice(NAMES), self.world.now()))
+
+    async def _moves_alone(self, node: Node) -> None:
+        """The user becomes a unit, or moves as one."""
+        self._put(Kind.MOVES, user_key(SID), Move(self.rng.choice(NAMES), self.world.now()))
+
+    async def _is_unpinned(self, node: Node) -> None:
+        """As the verb does it: the assignment stays, and the user follows the group from then on."""
+        row = self.replica.rows().get((Kind.PINS, SID))
+        if row is not None:
+            self._put(Kind.PINS, SID, replace(decode(row.value, Assigned), removed=True))
 
     async def _is_cut(self, node: Node) -> None:
         self.ways[node.name].faults.cut = True

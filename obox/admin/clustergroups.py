@@ -58,7 +58,9 @@ def _group(tables: Tables, unit: str) -> dict[str, Any]:
 
     row, move = tables.groups.get(unit), tables.pending().get(unit)
     backend = row.backend if row is not None else ""
-    heirs = rank(unit, {name: weight for name, weight in tables.weights().items() if name != backend})
+    others = {name: weight for name, weight in tables.weights().items() if name != backend}
+    near = {name: weight for name, weight in others.items() if tables.site_of(name) == tables.site_of(backend)}
+    heirs = rank(unit, near if any(near.values()) else others)
     return {
         "group": unit,
         "backend": backend,

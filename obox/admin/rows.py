@@ -49,7 +49,7 @@ _BACKEND: Final = {
     "load_factor": "its share of the load, 0 to 100; with 0 it gets no groups",
 }
 _EVACUATE: Final = "whether it gives its groups up"
-_SITE: Final = {"site": "the name of the site", "status": "online or offline", "comment": "for operators"}
+_SITE: Final = {"site": "the name of the site", "status": "online, standby or offline", "comment": "for operators"}
 _OWNER: Final = "the backend that has the group; empty: nobody yet"
 
 COLUMNS: Final[dict[str, dict[str, str]]] = {
@@ -355,6 +355,14 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "result": "asked, evacuated, called off, or goes on",
     },
     "clusterSiteAdd": _SITE,
+    "clusterSiteUpdate": {**_SITE, "backends": "how many backends it concerns"},
+    "clusterSiteRemove": {"site": "the name of the site", "result": "what was done"},
+    "clusterSiteEvacuate": {
+        "site": "the name of the site",
+        "groups": "how many groups and single users its backends have left",
+        "status": "the status of its backends",
+        "result": "asked, evacuated, called off, or goes on",
+    },
     "clusterSiteList": _SITE,
     "clusterSiteStatus": {
         **_SITE,

@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Site(msgspec.Struct, frozen=True):
-    """state: online, offline or removed."""
+    """state: what the operator has last set for all its backends, or removed."""
 
     state: State = State.ONLINE
     comment: str = ""

@@ -466,8 +466,53 @@ async def test_sites(board: Board) -> None:
     assert added in await board.rows("clusterSiteList")
     got = {row["site"]: (row["backends"], row["alive"], row["groups"]) for row in await board.rows("clusterSiteStatus")}
     assert got == {"north": (1, 1, 5), "south": (2, 1, 3), "west": (0, 0, 0)}
-    await board.put(Kind.SITES, "west", Site(State.REMOVED))
+    assert await board.row("clusterSiteRemove", site="west") == {"site": "west", "result": "removed"}
     assert len(await board.rows("clusterSiteList")) == 2
+    assert (await board.fails("clusterSiteRemove", site="west"))[0] == 65
+    assert (await read_tables(board.directory)).sites["west"].state is State.REMOVED, "a state, never a DELETE"
+    code, text = await board.fails("clusterSiteRemove", site="south")
+    assert code == 75
+    assert "south has backends: b, c;" in text
+    await board.put(Kind.SITES, "south", Site(State.REMOVED))
+    assert len(await board.rows("clusterSiteList")) == 2, "it has members again"
+
+
+async def test_a_site_is_set_offline_and_comes_back(board: Board) -> None:
+    assert (await board.fails("clusterSiteUpdate", site="south"))[0] == 65
+    assert "allowed: north, south" in (await board.fails("clusterSiteUpdate", site="z", status="online"))[1]
+    assert "allowed: online, standby, offline" in (await board.fails("clusterSiteUpdate", site="south", status="x"))[1]
+    got = await board.row("clusterSiteUpdate", site="south", status="offline", comment="Cork")
+    assert got == {"site": "south", "status": "offline", "comment": "Cork", "backends": 2}
+    assert [(await board.orders(name)).state for name in "abc"] == [State.ONLINE, State.OFFLINE, State.OFFLINE]
+    code, text = await board.fails("clusterSiteUpdate", site="north", status="offline")
+    assert code == 75
+    assert "no backend of another site" in text
+    assert (await board.row("clusterSiteUpdate", site="south", status="online"))["comment"] == "Cork"
+    assert (await board.orders("b")) == Orders()
+
+
+async def test_a_site_is_evacuated(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All backends at once, so that none gets the groups of another; groups that are left are counted."""
+    monkeypatch.setattr("obox.admin.clustersites.POLL_S", 0.01)
+    asked = await board.row("clusterSiteEvacuate", site="south", noWait=True)
+    assert asked == {"site": "south", "groups": 3, "status": "online", "result": "asked"}
+    assert [(await board.orders(name)).evacuate for name in "abc"] == [False, True, True]
+    outcome = await board.ask("clusterSiteEvacuate", site="south", timeout=1)
+    assert outcome.code == 75
+    assert outcome.rows == [{"site": "south", "groups": 3, "status": "online", "result": "goes on"}]
+    for number in range(5, GROUPS):
+        await board.put(Kind.GROUPS, group_key(number), Assigned("a", 20 + number, 1))
+    await board.put(Kind.ORDERS, "b", Orders(State.STANDBY, evacuate=True))
+    done = await board.row("clusterSiteEvacuate", site="south")
+    assert done == {"site": "south", "groups": 0, "status": "standby", "result": "evacuated"}
+    assert "no backend of another site" in (await board.fails("clusterSiteEvacuate", site="north"))[1]
+
+
+async def test_the_alternative_of_a_group_is_at_its_site(board: Board) -> None:
+    await board.put(Kind.ORDERS, "c", Orders())
+    got = await board.rows("clusterGroupList")
+    assert {row["alternative"] for row in got if row["backend"] == "b"} == {"c"}
+    assert {row["alternative"] for row in got if row["backend"] == "a"} <= {"b", "c"}
 
 
 # -- groups and users --------------------------------------------------------------------------------------------------

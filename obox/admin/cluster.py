@@ -21,6 +21,7 @@ from .table import Event, Needs, Row, verb
 
 if TYPE_CHECKING:
     from ..cluster import Settings, Tables
+    from ..cluster.balance import Shift
 
 MADE: Final = ("directory", "id", "version", "groups", "made")
 
@@ -286,22 +287,40 @@ class BalanceParams(Params, kw_only=True):
     asks="Move these groups?",
 )
 async def cluster_balance(admin: Admin, params: BalanceParams) -> AsyncIterator[Event]:
-    """Move groups so that each backend has its share by load factor, and say why.
+    """Move groups so that each backend has its share, and say why.
 
-    A backend gives its groups up a few at a time; sessions of their users end, and the
-    clients connect again. Backends that are evacuated, standby, offline or silent get
-    and give nothing. Moves that are pending count as done.
+    A share is by load factor, at each site. If a machine of the site uses half of its
+    CPU or more, and others use 20 percent points less, its share becomes smaller, by a
+    quarter at most. A machine that uses 95 percent of its memory gets nothing. Pinned
+    users stay. A backend gives its groups up a few at a time; sessions of their users
+    end, and the clients connect again. Backends that are evacuated, standby, offline or
+    silent get and give nothing. Moves that are pending count as done.
     """
     from ..cluster import Kind, Move
-    from ..cluster.balance import balance
 
     async with admin.cluster() as cluster:
         tables = await read(cluster)
-        owned, weights = _owned(cluster, tables)
-        for shift in balance(owned, weights):
+        for shift in _shifts(cluster, tables):
             if not params.dry_run:
                 await write(cluster, Kind.MOVES, shift.unit, Move(shift.to, time.time(), by="balance"))
             yield {"group": shift.unit, "backend": shift.source, "to": shift.to, "why": shift.why}
+
+
+def _shifts(cluster: ClusterParts, tables: Tables) -> list[Shift]:
+    """The moves at each site: groups stay at their site."""
+    from ..cluster.balance import Load, balance
+
+    owned, weights = _owned(cluster, tables)
+    loads = {
+        name: Load(beat.load["cpu"], beat.load["memory"])
+        for name, beat in tables.beats.items()
+        if beat.load.keys() >= {"cpu", "memory"}
+    }
+    shifts: list[Shift] = []
+    for site in sorted({tables.site_of(name) for name in weights}):
+        here = {name: weight for name, weight in weights.items() if tables.site_of(name) == site}
+        shifts += balance({name: owned[name] for name in here}, here, loads)
+    return shifts
 
 
 def _owned(cluster: ClusterParts, tables: Tables) -> tuple[dict[str, list[str]], dict[str, float]]:

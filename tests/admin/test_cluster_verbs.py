@@ -296,14 +296,28 @@ async def test_reboots_and_merges(board: Board) -> None:
 
 async def test_balance_says_why_and_moves(board: Board) -> None:
     await board.put(Kind.ORDERS, "a", Orders(load_factor=25))
+    assert await board.rows("clusterBalance", dryRun=True) == [], "they are at two sites"
+    await board.put(Kind.MEMBERS, "b", Member("backend", "north", "b.example.org", {"imap": 143}, READS, "1"))
     got = await board.rows("clusterBalance", dryRun=True)
     assert [(row["backend"], row["to"]) for row in got] == [("a", "b")] * 3
-    assert got[0]["why"] == "a has 5 groups, its share is 1.6; b has 3, its share is 6.4"
+    used = "with 25% CPU and 50% memory in use"
+    assert got[0]["why"] == f"a has 5 groups {used}, its share is 1.6; b has 3 groups {used}, its share is 6.4"
     assert (await read_tables(board.directory)).pending() == {}
     assert await board.rows("clusterBalance") == got
     pending = (await read_tables(board.directory)).pending()
     assert {unit: move.to for unit, move in pending.items()} == {row["group"]: "b" for row in got}
     assert await board.rows("clusterBalance") == [], "pending moves count as done"
+
+
+async def test_balance_looks_at_machines(board: Board) -> None:
+    await board.put(Kind.MEMBERS, "b", Member("backend", "north", "b.example.org", {"imap": 143}, READS, "1"))
+    for number in range(GROUPS):
+        await board.put(Kind.GROUPS, group_key(number), Assigned("a" if number < 4 else "b", number + 1, 1))
+    assert await board.rows("clusterBalance", dryRun=True) == []
+    await board.put(Kind.BEATS, "a", Beat(8, "boot-a", started=900.0, load={"cpu": 0.9, "memory": 0.5}))
+    (shift,) = await board.rows("clusterBalance", dryRun=True)
+    assert (shift["backend"], shift["to"]) == ("a", "b")
+    assert "a has 4 groups with 90% CPU" in shift["why"]
 
 
 async def test_a_directory_that_does_not_answer_is_exit_69(empty: Board) -> None:

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from obox.errors import ConfigError, OboxError, Unavailable
 from obox.types import StorageId
 
-from .assign import newer
+from .assign import digest, newer
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
@@ -155,6 +155,9 @@ class BackendMember:
         self._world = world
         self._units = Units(view, store.split)
         self._counter = 0
+        self._told: tuple[Mapping[str, tuple[int, int]], int] = {}, digest({})
+        """Of the last beat: the units, and their digest, which takes a while for
+        many."""
         self._began = world.now()
         self._fence: set[tuple[str, str]] = set()
         """Boots that were seen dying, until the units that they had are gained."""
@@ -362,7 +365,10 @@ class BackendMember:
         """Say that this backend lives. Raises Unavailable."""
         self._counter += 1
         boot, site = self._store.boot(), self._myself.member.site
-        beat = Beat(self._counter, boot, site, self._began, dict(self._world.load()))
+        held = self._store.held()
+        if held != self._told[0]:
+            self._told = dict(held), digest(held)
+        beat = Beat(self._counter, boot, site, self._began, dict(self._world.load()), len(held), self._told[1])
         await self.view.put(Kind.BEATS, self.me, beat)
         if boot != self._boot:
             await self._begin_boot(boot)

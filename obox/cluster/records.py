@@ -82,7 +82,8 @@ class Beat(msgspec.Struct, frozen=True):
     """A member lives: `counter` is one more each second.
 
     boot: the journal's boot, "" of a proxy; started: unix seconds; load: by name
-    ("cpu" and "memory" as fractions of 1, "sessions", "users").
+    ("cpu" and "memory" as fractions of 1); units: how many units it serves, -1 if it
+    does not say; digest: of their assignments (`assign.digest`).
     """
 
     counter: int
@@ -90,6 +91,8 @@ class Beat(msgspec.Struct, frozen=True):
     site: str = ""
     started: float = 0.0
     load: dict[str, float] = {}
+    units: int = -1
+    digest: int = 0
 
 
 class BootRow(msgspec.Struct, frozen=True):

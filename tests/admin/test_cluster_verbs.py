@@ -45,6 +45,7 @@ from obox.cluster import (
     read_tables,
     user_key,
 )
+from obox.cluster.assign import digest
 from obox.errors import Unavailable
 
 GROUPS = 8
@@ -292,6 +293,34 @@ async def test_reboots_and_merges(board: Board) -> None:
     assert {row["backend"] for row in await board.rows("clusterReboots", mask="b*")} == {"b"}
     await board.put(Kind.MERGES, "00003", Merge("b", 500.0, 2))
     assert await board.rows("clusterMerges") == [{"group": "00003", "backend": "b", "at": 500, "users": 2}]
+
+
+async def test_check_compares_what_other_backends_serve(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats say how much each serves; a move that goes on meanwhile is no fault."""
+    monkeypatch.setattr("obox.admin.cluster.AGAIN_S", 0.05)
+    units = {group_key(number): (number + 1, 1) for number in range(5, GROUPS)}
+
+    async def beats(held: dict[str, tuple[int, int]]) -> None:
+        await board.put(Kind.BEATS, "b", Beat(9, "boot-b", units=len(held), digest=digest(held)))
+
+    async def found() -> list[str]:
+        return [row["detail"] for row in (await board.ask("clusterCheck")).rows if row["check"] == "other-units"]
+
+    await beats(units)
+    assert await found() == []
+    await beats({**units, group_key(0): (30, 1)})
+    assert await found() == ["b serves 4 units, and not the 3 that the directory names it for"]
+    await beats({**units, group_key(5): (30, 1)})
+    assert await found() == ["b serves 3 units, which are not those that the directory names it for"]
+    passing = asyncio.ensure_future(board.ask("clusterCheck"))
+    await asyncio.sleep(0.02)
+    await beats(units)
+    assert "other-units" not in {row["check"] for row in (await passing).rows}
+
+
+async def test_check_of_journals_needs_a_backend(board: Board) -> None:
+    code, text = await board.fails("clusterCheck", journals=True)
+    assert (code, text) == (69, "no backend runs here")
 
 
 async def test_balance_says_why_and_moves(board: Board) -> None:

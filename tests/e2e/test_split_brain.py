@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from mails import simple
 from processes import USERS, Backend, everything
-from test_backends import answer, until
+from test_backends import PATIENCE_S, adm, answer, until
 
 ANNA, BEN = USERS
 ROUNDS = 4
@@ -105,6 +106,12 @@ def write(backend: Backend, told: Told, own: str, flag: str) -> None:
         client.append("Shared", told.mail())
 
 
+def check(backend: Backend, *options: str) -> list[dict[str, Any]]:
+    """What `cluster check` finds; its exit code says that something is wrong."""
+    out, _ = adm(backend, "check", *options).communicate(timeout=PATIENCE_S)
+    return list(json.loads(out))
+
+
 def serving(backend: Backend, groups: int) -> None:
     assert backend.metric("obox_cluster_groups") == groups
 
@@ -118,19 +125,8 @@ def split(source: CutBackend, other: CutBackend) -> None:
     assert source.metric("obox_cluster_groups") == had > 0
 
 
-def test_both_write_and_both_show_the_same(pair: tuple[CutBackend, CutBackend], make: Callable[..., Backend]) -> None:
-    told = Told()
-    until(lambda: pair[0].deliver(told.mail(), ANNA)[0][0] == 250 or pytest.fail("not yet"))
-    for one in pair:
-        until(lambda one=one: look(one))
-    (status,) = answer(pair[0], "user", "status", "-u", ANNA)
-    source, other = pair if status["backend"] == "first" else pair[::-1]
-    with source.login(ANNA) as client:
-        client.create_folder("Shared")
-        for _ in range(6):
-            client.append("INBOX", told.mail())
-    told.saw(look(source))
-    split(source, other)
+def live_apart(source: CutBackend, other: CutBackend, told: Told) -> None:
+    """Both write, and each shows only what it knows."""
     for _ in range(ROUNDS):
         write(source, told, "Mine", "$mine")
         write(other, told, "Theirs", "$theirs")
@@ -147,6 +143,27 @@ def test_both_write_and_both_show_the_same(pair: tuple[CutBackend, CutBackend], 
         told.saw(seen)
     assert "Theirs" not in before[0], "it was a split brain"
     assert "Mine" not in before[1]
+    source.journal_written()
+    other.journal_written()
+    found = {row["check"]: row for row in check(other, "--journals")}
+    assert "two-writers" in found, "the bucket tells it, although the directory looks well"
+    assert ANNA in found["two-writers"]["detail"]
+
+
+def test_both_write_and_both_show_the_same(pair: tuple[CutBackend, CutBackend], make: Callable[..., Backend]) -> None:
+    told = Told()
+    until(lambda: pair[0].deliver(told.mail(), ANNA)[0][0] == 250 or pytest.fail("not yet"))
+    for one in pair:
+        until(lambda one=one: look(one))
+    (status,) = answer(pair[0], "user", "status", "-u", ANNA)
+    source, other = pair if status["backend"] == "first" else pair[::-1]
+    with source.login(ANNA) as client:
+        client.create_folder("Shared")
+        for _ in range(6):
+            client.append("INBOX", told.mail())
+    told.saw(look(source))
+    split(source, other)
+    live_apart(source, other, told)
 
     source.cut.unlink()
     until(lambda: serving(source, 0))

@@ -67,14 +67,26 @@ def _override(context: click.Context, parameter: click.Parameter, given: tuple[s
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.option("-c", "--config", "config_path", metavar="FILE", help="Configuration file; else as for obox serve.")
+@click.option(
+    "-c",
+    "--config",
+    "config_path",
+    metavar="FILE",
+    help="Configuration file. Without it: the file that obox serve finds.",
+)
 @click.option("-o", "--option", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", callback=_override,
-              help="A setting for this command, above file and environment.")  # fmt: skip
-@click.option("-f", "--format", "format_", type=click.Choice(FORMATS), help="Of what goes to stdout; table mostly.")
+              help="A setting for this command. It overrides the file and the environment.")  # fmt: skip
+@click.option(
+    "-f",
+    "--format",
+    "format_",
+    type=click.Choice(FORMATS),
+    help="Format of stdout. Most commands have table as default.",
+)
 @click.option("--url", default="", envvar="OBOXADM_URL", metavar="URL",
-              help="Ask the backend there, over HTTP, instead of the one of this machine.")  # fmt: skip
+              help="Ask the backend at this URL, instead of the backend of this machine.")  # fmt: skip
 @click.option("--key-file", default="", envvar="OBOXADM_KEY_FILE", metavar="FILE",
-              help="The API key for --url; else OBOXADM_API_KEY, else http.api_key of the configuration.")  # fmt: skip
+              help="File with the API key for --url. Without it: OBOXADM_API_KEY, then http.api_key.")  # fmt: skip
 @click.option("-y", "--yes", is_flag=True, help="Answer every question with yes.")
 @click.version_option(__version__, prog_name="oboxadm")
 @click.pass_context
@@ -96,11 +108,11 @@ def cli(
     command failed for some of the users.
     """
     if context.get_parameter_source("key_file") is ParameterSource.COMMANDLINE and not url:
-        raise click.UsageError("--key-file: it is for --url; the backend of this machine needs no key")
+        raise click.UsageError("--key-file: allowed with --url only; the backend of this machine needs no key")
     if context.invoked_subcommand in WITHOUT_BACKEND:
         for option, given in (("-c", config_path), ("-o", overrides), ("-f", format_)):
             if given:
-                raise click.UsageError(f"{option}: oboxadm {context.invoked_subcommand} has no use for it")
+                raise click.UsageError(f"{option}: oboxadm {context.invoked_subcommand} does not use it")
     context.obj = Context(config_path, Output(format_ or ""), overrides=overrides, url=url, key_file=key_file, yes=yes)
 
 

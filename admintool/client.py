@@ -66,7 +66,7 @@ class Remote:
         try:
             connection.connect()
         except PermissionError as error:
-            raise NoPerm(f"{self._where}: only root and the service user may ask") from error
+            raise NoPerm(f"{self._where}: permission denied; allowed: root and the service user") from error
         except OSError:
             return False
         finally:
@@ -87,7 +87,7 @@ class Remote:
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 raise NoBackend(f"no backend listens at {self._where}") from error
             except PermissionError as error:
-                raise NoPerm(f"{self._where}: only root and the service user may ask") from error
+                raise NoPerm(f"{self._where}: permission denied; allowed: root and the service user") from error
             except (OSError, http.client.HTTPException) as error:
                 raise Unavailable(f"{self._where}: {error}") from error
             self._check(answer)
@@ -120,7 +120,7 @@ class Remote:
             case 401:
                 raise NoPerm(f"{self._where}: the key is not accepted; give it by --key-file or OBOXADM_API_KEY")
             case 404:
-                raise NoPerm(f"{self._where}: no API there; it needs http.api_key")
+                raise NoPerm(f"{self._where}: no admin API answers there; it needs http.api_key")
             case _:
                 raise Unavailable(f"{self._where}: HTTP {answer.status} {text}")
 
@@ -176,7 +176,7 @@ def state_is_free(state_dir: Path) -> Iterator[None]:
     answer.
     """
     if is_locked(state_dir):
-        raise Temporary(f"a backend holds {state_dir}, but its socket does not answer: is it starting or stopping?")
+        raise Temporary(f"a backend holds {state_dir}, but its socket does not answer; it may be starting or stopping")
     yield
 
 

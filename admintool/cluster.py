@@ -57,7 +57,7 @@ def dump(obj: Context) -> None:
 
 @cluster.command()
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
-@click.option("--replace", is_flag=True, help="They win against newer rows of the directory.")
+@click.option("--replace", is_flag=True, help="Let the lines replace newer rows of the directory.")
 @click.pass_obj
 def load(obj: Context, file: str, *, replace: bool) -> None:
     """Write the rows of a dump into the directory.

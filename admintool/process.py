@@ -43,7 +43,7 @@ def _until_gone(obj: Context, params: dict[str, Any]) -> None:
 
 @auth.command("test")
 @click.argument("user")
-@click.option("-p", "--password", help="Better left out: other users of the machine see it.")
+@click.option("-p", "--password", help="Password. If it is left out, it is asked for; other users can see arguments.")
 @click.pass_obj
 def auth_test(obj: Context, user: str, password: str | None) -> None:
     """Try a login as IMAP does; exit 77 if it is refused.

@@ -23,8 +23,10 @@ command(user, "userList", arguments=("mask",), example="oboxadm user list '*@exa
 
 @user.command()
 @click.argument("name")
-@click.option("-s", "--scheme", default=DEFAULT_SCHEME, help="Of the hash; oboxadm pw -l lists all.", show_default=True)
-@click.option("-p", "--password", help="Better left out: other users of the machine see it.")
+@click.option(
+    "-s", "--scheme", default=DEFAULT_SCHEME, help="Scheme of the hash; oboxadm pw -l lists all.", show_default=True
+)
+@click.option("-p", "--password", help="Password. If it is left out, it is asked for; other users can see arguments.")
 @click.option("--extra", default="", help="Extra fields, such as quota_rule=*:storage=1G.")
 @click.pass_obj
 def add(obj: Context, name: str, scheme: str, password: str | None, extra: str) -> None:
@@ -49,8 +51,12 @@ def add(obj: Context, name: str, scheme: str, password: str | None, extra: str) 
 
 @user.command()
 @click.argument("name")
-@click.option("-s", "--scheme", default=DEFAULT_SCHEME, help="Of the hash; oboxadm pw -l lists all.", show_default=True)
-@click.option("-p", "--password", "given", help="Better left out: other users of the machine see it.")
+@click.option(
+    "-s", "--scheme", default=DEFAULT_SCHEME, help="Scheme of the hash; oboxadm pw -l lists all.", show_default=True
+)
+@click.option(
+    "-p", "--password", "given", help="Password. If it is left out, it is asked for; other users can see arguments."
+)
 @click.pass_obj
 def password(obj: Context, name: str, scheme: str, given: str | None) -> None:
     """Set a user's password; it comes from -p, a terminal, or a line of stdin.

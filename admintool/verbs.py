@@ -108,7 +108,7 @@ def _parameters(
             options.append(_option(field, letters.pop(field.name, "")))
     options += [_argument(fields[one], joined=one == joined) for one in arguments]
     if verb.asks:
-        options.append(click.Option(["-y", "--yes", "yes"], is_flag=True, help="Do not ask."))
+        options.append(click.Option(["-y", "--yes", "yes"], is_flag=True, help="Do not ask for a confirmation."))
     assert not letters, f"{verb.name}: no such parameters: {letters}"
     return options
 
@@ -232,7 +232,7 @@ def _selected(given: Mapping[str, Any]) -> dict[str, Any]:
     if given["user_file"] is not None:
         names = [line.strip() for line in given["user_file"] if line.strip()]
         if not names:
-            raise Invalid(f"{given['user_file'].name}: no user in it")
+            raise Invalid(f"{given['user_file'].name}: the file names no user")
         return {"users": names, **more}
     return {"user": users[0], **more} if len(users) == 1 else {"users": list(users), **more}
 
@@ -250,7 +250,7 @@ def _user_options() -> list[click.Parameter]:
         click.Option(
             ["--no-userdb-lookup", "no_userdb_lookup"],
             is_flag=True,
-            help="Use names as they are, also names that the user database does not know.",
+            help="Use names as they are, also names that are not in the user database.",
         ),
     ]
 

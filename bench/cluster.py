@@ -196,7 +196,7 @@ class Cluster:
             one.resume()
 
     def kill(self, one: Machine) -> None:
-        """As a machine that loses its power."""
+        """Kill every process at once, as a machine that loses its power does."""
         since = self.witness.now() if one.suspended_at is None else one.suspended_at
         one.kill()
         self.witness.killed(since)
@@ -272,9 +272,9 @@ class Outcome:
         return self.witness.found.lost
 
     def by_action(self) -> dict[str, list[float]]:
-        """By name, for each time that it happened: how long a user was without service
-        who was not served any more between then and the next action.
-        """
+        """Return by the name of each action, for each time that it happened, how long a
+        user was without service who was not served any more between that time and
+        the next action."""
         out: dict[str, list[float]] = {}
         for (began, name), (until, _) in pairwise([*self.actions, (math.inf, "")]):
             after = [took for took, at, _ in self.witness.outages if began - 0.5 <= at - took < until - 0.5]
@@ -427,8 +427,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=Size.seed)
     parser.add_argument("--bucket", choices=("file", "seaweedfs"), default="seaweedfs")
     parser.add_argument("--directory", default="lmdb", help="lmdb, or cassandra://role@host:port/keyspace, made for it")
-    parser.add_argument("--password-file", default="", help="of the role in Cassandra")
-    parser.add_argument("--actions", default="", help=f"in place of chance, with commas: {', '.join(_ACTIONS)}")
+    parser.add_argument("--password-file", default="", help="file with the password of the role in Cassandra")
+    parser.add_argument("--actions", default="", help=f"events in place of chance, with commas: {', '.join(_ACTIONS)}")
     parser.add_argument("--keep", type=Path, help="keep configurations and logs in this new folder")
     return parser.parse_args(argv)
 

@@ -412,7 +412,7 @@ class _Session:
 async def fetch(
     client: Client, uids: str, what: str = "BODY.PEEK[HEADER.FIELDS (X-BENCH)]"
 ) -> dict[int, tuple[str, frozenset[str]]]:
-    """By UID, the id and the flags. Raises what is in FAILURES."""
+    """Return the id and the flags by UID. Raises what is in FAILURES."""
     found = {}
     for line in await client.command(f"UID FETCH {uids} (UID FLAGS {what})"):
         uid, flags, ident = _UID.search(line), _FLAGS.search(line), _IDENT.search(line)

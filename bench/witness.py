@@ -5,7 +5,7 @@ So a place (user, mailbox, UID) that shows another id has been used twice, whate
 servers say of themselves. A change is judged only where its outcome is known: what was
 sent and not answered may have happened or not.
 
-Refuses to know: how the cluster is built, and what disturbs it.
+This module does not know how the cluster is built or what disturbs it.
 """
 
 from __future__ import annotations

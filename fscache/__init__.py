@@ -3,7 +3,7 @@
 Invariant: the files, those being read and the file being written included, never take
 more than `max_size`. What the cache returns has passed its checksum or comes from
 `fetch`.
-Refuses to know: mail, the bucket, what a key means.
+This module does not know mail, the bucket, or what a key means.
 Diagnostics: see `fscache._cache`.
 
 `fscache.disk` is where the objects lie, `fscache.order` what is evicted first.

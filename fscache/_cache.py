@@ -7,7 +7,7 @@ from memory.
 
 Invariant: the files never take more than `max_size`, those being read and the file
 being written included (whole blocks). At most a single fetch for a key runs at a time.
-Refuses to know: what an object is, and how it lies on the disk (`fscache.disk`).
+This module does not know what an object is or how it lies on the disk (`fscache.disk`).
 Objects do not change under their key; a `put` of other data replaces them all the same.
 Diagnostics: no local failure is fatal. If the disk is full, read-only, slow or gone,
 `get` fetches; the errors are counted in `stats` and logged once a minute at most. A
@@ -212,7 +212,7 @@ class Fscache:
             async with asyncio.timeout(CLOSE_TIMEOUTS * self._disk.timeout_s):
                 await self._writer.flush()
         except TimeoutError:
-            log.error("fscache closed with a disk that hangs", path=self._disk.name)
+            log.error("fscache closed while its disk does not answer", path=self._disk.name)
             await self._disk.close(wait=False)
             return
         await self._disk.close(wait=True)

@@ -11,7 +11,8 @@ Invariant: `nbytes` is the sum of the index, of `removals`, and of what a round 
 evicting at the moment. A plan never lets it pass `max_size`: each write comes after the
 evictions that make room for it, and a file that is being read is not evicted. Where
 files cannot be removed, nothing is written.
-Refuses to know: the event loop, threads, the format of a file. Pure: no own clock.
+This module does not know the event loop, threads, or the format of a file. It is pure:
+it has no clock of its own.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Contents:
             self.pending_bytes += len(data)
 
     def forget(self, name: str) -> None:
-        """From now on the key is a miss. A later round removes its file, if any."""
+        """Make the key a miss from now on. A later round removes its file, if any."""
         self._unqueue(name)
         if name in self._in_round:
             self._superseded.add(name)

@@ -1,7 +1,7 @@
 """Failures of the disk: all are counted, a few are logged.
 
 Invariant: there is at most a single log line in LOG_INTERVAL_S.
-Refuses to know: what failed.
+This module does not know what failed.
 """
 
 from __future__ import annotations
@@ -28,4 +28,4 @@ class Failures:
         self.count += 1
         if (now := self._clock()) - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
-            log.warning("fscache: errors, objects are fetched instead", path=self._path, error=error)
+            log.warning("fscache has errors, objects are fetched from the bucket", path=self._path, error=error)

@@ -3,7 +3,7 @@ share.
 
 Invariant: the fetch runs as long as somebody waits for it. The last waiter who leaves
 cancels it.
-Refuses to know: where the data goes.
+This module does not know where the data goes.
 Diagnostics: what the fetch raises is raised to all who wait.
 """
 

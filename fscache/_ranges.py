@@ -6,7 +6,7 @@ once.
 
 Invariant: a piece is the object's bytes [number * PIECE_BYTES, (number + 1) *
 PIECE_BYTES), fewer only at the object's end.
-Refuses to know: what the ranges mean.
+This module does not know what the ranges mean.
 """
 
 from __future__ import annotations

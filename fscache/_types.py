@@ -1,6 +1,6 @@
 """What callers of the cache get back, and what can go wrong.
 
-Invariant: plain values, no behaviour. Refuses to know: how anything is stored.
+Invariant: plain values, no behaviour. This module does not know how anything is stored.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ much as the files themselves (docs/decisions/0006-fscache-looks-at-directories.m
 file that was overwritten in place is noticed when it is read.
 
 Invariant: after a recount the accounts are as the directory was found.
-Refuses to know: what is read meanwhile.
+This module does not know what is read meanwhile.
 """
 
 from __future__ import annotations

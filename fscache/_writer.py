@@ -6,7 +6,7 @@ somebody recounts the directory.
 
 Invariant: at most a single round is under way. No round begins before the scan at the
 start has ended, nor within `at_rest`.
-Refuses to know: what is written and removed (`fscache._contents`), and how.
+This module does not know what is written and removed (`fscache._contents`) or how.
 Diagnostics: errors of the disk go to `failures`. A disk that hangs delays `removed` by
 its timeout; `flush` waits until it answers.
 """

@@ -18,7 +18,7 @@ docs/decisions/0005-three-queues-in-fscache.md has the figures.
 
 Invariant: `nbytes` of each queue is the sum of its entries. Pure: no files, no own
 clock.
-Refuses to know: keys, and what is being read.
+This module does not know keys or what is being read.
 """
 
 from __future__ import annotations

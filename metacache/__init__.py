@@ -2,8 +2,8 @@
 
 Invariant: what was staged before a `commit` that has returned is there after a kill at
 any time. Reads see what is staged.
-Refuses to know: IMAP, the bucket, what a base, a delta, a stamp or a record means. All
-of them are bytes.
+This module does not know IMAP, the bucket, or what a base, a delta, a stamp or a record
+means. All of them are bytes.
 Diagnostics: see `metacache._cache`.
 
 `metacache.layout` is the byte layout, `metacache.operations` what is staged and how

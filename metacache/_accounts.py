@@ -4,7 +4,7 @@ Everything here is as of the last commit, except the last accesses, which are as
 
 Invariant: each batch is a read of its own, so the caller may await between two batches,
 and no snapshot stays open for long.
-Refuses to know: what may be cleaned.
+This module does not know what may be cleaned.
 """
 
 from __future__ import annotations

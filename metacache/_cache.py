@@ -7,7 +7,7 @@ awaits `commit`; everything else reaches the disk within `flush_delay_s`.
 Invariant: `commit` returns only when all that was staged before the call is in a synced
 commit. A read sees every write that was staged before it. Accounted bytes stay within
 `max_space` + `max_grace`.
-Refuses to know: the bucket, users' rights, what is cleaned and when
+This module does not know the bucket, users' rights, or what is cleaned and when
 (`metacache._cleaner`).
 Diagnostics: see `metacache._writer` for commits that fail, and `metacache._env` for an
 environment that is damaged.
@@ -302,7 +302,7 @@ class Metacache:
             wrong += lines
         wrong += await self._writer.run(self._disk.recount_total)
         for line in wrong:
-            log.warning("metacache rescan: an account was wrong and is corrected", path=str(self._path), found=line)
+            log.warning("metacache account was wrong and is corrected", path=str(self._path), account=line)
         return Rescanned(users, before, self.space(), wrong)
 
     # ---- committing --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ loop in which the drop is staged, so nothing can happen in between.
 
 Invariant: a copy in use is never dropped. A copy with changes that the bucket lacks
 is dropped by `remove` only. The loop is never held for longer than a batch of users.
-Refuses to know: what a copy means, sessions, the bucket.
+This module does not know what a copy means, sessions, or the bucket.
 Diagnostics: each drop is a log line. A flush that fails leaves its copy. It is tried
 again a second later, and logged once a minute.
 """
@@ -219,7 +219,7 @@ class Cleaner:
     def _complain(self, **what: object) -> None:
         if (now := self._clock()) - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
-            log.warning("metacache cannot clean, will try again", **what)
+            log.warning("metacache cannot clean, it tries again", **what)
 
     # ---- commands of the operator ------------------------------------------------------------------------------
 

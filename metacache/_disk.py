@@ -5,7 +5,7 @@ lets both run at once.
 
 Invariant: no transaction outlives the call that began it, and nothing returned points
 into the map. `space` and `by_priority` are as of the last commit.
-Refuses to know: staging, the event loop.
+This module does not know staging or the event loop.
 Diagnostics: `MetacacheFull` when a transaction would pass the limit or the map;
 `MetacacheError` for what LMDB reports. Nothing of a failed transaction is kept.
 """

@@ -2,7 +2,7 @@
 
 Invariant: what `open_env` returns can be read and belongs to this process alone. An
 environment that was written without sync is not trusted after the machine went down.
-Refuses to know: what is stored, beyond the layout's version.
+This module does not know what is stored, except the layout's version.
 Diagnostics: an environment that LMDB or the layout refuses is renamed
 `<path>.broken-<n>` with a warning, and an empty environment takes its place. Only the
 newest broken environment is kept, because the bound of the cache holds for the disk as
@@ -88,7 +88,9 @@ def open_env(path: Path, *, map_bytes: int, sync: bool) -> Env:
     except OSError as error:
         raise MetacacheError(f"metacache {path}: cannot open: {error}") from error
     aside = _move_aside(path)
-    log.warning("metacache unreadable, starting an empty one", path=str(path), moved_to=str(aside), reason=reason)
+    log.warning(
+        "metacache cannot be read, an empty metacache is created", path=str(path), moved_to=str(aside), reason=reason
+    )
     try:
         return _open_once(path, map_bytes, sync)
     except (_Damaged, OSError) as error:

@@ -5,8 +5,8 @@ a difference. It is there to prove that, and for an environment that an older or
 faulty version has written.
 
 Invariant: a user is counted within a single transaction, and corrected within a single
-transaction. Others may write between two users.
-Refuses to know: the event loop, limits. Runs in the writer's thread or on a snapshot.
+transaction. Others may write between two users. This module does not know the event
+loop or limits. It runs in the writer's thread or on a snapshot.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The records of boxes and users are read once, changed in memory and stored by `f
 The bytes of blobs and fields are written at once.
 
 Invariant: a record, its bytes and their accounting change in the same transaction.
-Refuses to know: limits, staging, what a commit is.
+This module does not know limits, staging, or what a commit is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What callers of the metacache get back, and what can go wrong.
 
-Invariant: plain values, no behaviour. Refuses to know: how any of it is stored.
+Invariant: plain values, no behaviour. This module does not know how any of it is
+stored.
 """
 
 from __future__ import annotations

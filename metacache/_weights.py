@@ -8,7 +8,7 @@ accesses alone. The size is that of the user's copies of the same priority. Very
 copies cost next to nothing to keep, and very large copies are expensive to load again.
 
 Invariant: pure arithmetic. Without both settings the weight is the last access (LRU).
-Refuses to know: where the bytes lie.
+This module does not know where the bytes lie.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ gather for the next transaction. What nobody waits for is committed within
 
 Invariant: `commit` returns only when all that was staged before the call is in a
 committed transaction. Within a box, operations never change places.
-Refuses to know: what an operation means, beyond that a drop makes room.
+This module does not know what an operation means, except that a drop makes room.
 Diagnostics: full (limit, map or disk): `MetacacheFull` goes to the waiters. The
 operations stay staged and are tried again at the next commit, at the next drop, or
 after RETRY_DELAY_S; this is logged once a minute. Other failures of LMDB are handled in
@@ -156,7 +156,7 @@ class Writer:
                 self._layers.append(Layer())
             await self._write_all()
         if self._layers:
-            log.error("metacache closed with writes that do not fit, they are lost", bytes=self.staged())
+            log.error("metacache closed, changes that did not fit are lost", bytes=self.staged())
         await self.run(self._disk.env.close)
         self._thread.shutdown()
 

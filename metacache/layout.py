@@ -24,7 +24,7 @@ big-endian, so that keys sort by number.
                   next delta 4, stamp length 2, name length 2, stamp, name
 
 Invariant: `cost` is a function of lengths alone, so a recount gives what was accounted.
-Refuses to know: transactions.
+This module does not know transactions.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ snapshot does not show.
 Invariant: the operations of the layers, folded onto the disk's state, oldest first,
 give the state that the disk will have. Within a (user, box) operations never change
 places.
-Refuses to know: LMDB, and how large the cache may grow.
+This module does not know LMDB or how large the cache may grow.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A start first locks and opens the local state. Then it binds the addresses, without
 accepting. Then it accepts connections, and only then it sends a request to the bucket.
 So an unreachable bucket does not prevent a start. Logins and deliveries wait for the
-store for 10 s, and then get `[UNAVAILABLE]` or `451`. A stop has an order too: accept
-no more, finish IMAP commands and LMTP transactions, flush, write the journal's end, and
-close the rooms.
+store for 10 s, and then get `[UNAVAILABLE]` or `451`. A stop has an order too: give the
+groups to other backends of the cluster, accept no more, finish IMAP commands and LMTP
+transactions, flush, write the journal's end, and close the rooms.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ that lives ends these sessions by itself, with its last words.
 """
 
 
+LEAVE_PART: Final = 3
+"""The part of `shutdown_timeout` in which groups are given to other backends."""
+
+
 class ImapCounters:
     """IMAP's counters as metrics."""
 
@@ -101,9 +105,11 @@ class Backend:
         environ: Mapping[str, str] | None = None,
         router: Router | None = None,
         read: Callable[[], Config] | None = None,
+        leaves: bool = True,
     ) -> None:
         """Raises ConfigError for bad keys, certificates or paths. It binds nothing yet.
 
+        leaves: whether a stop gives the groups to other backends of the cluster.
         read: reads the configuration anew; None: from the file that `config` came from.
         router: says who serves whom; None: this backend serves all users.
         """
@@ -125,6 +131,7 @@ class Backend:
         )
         self._read = read or self._read_file
         self.router = router
+        self._leaves = leaves
         self.forwarder: Forwarder | None = None
         self.imap: ImapServer | None = None
         self.lmtp: LmtpServer | None = None
@@ -328,7 +335,7 @@ class Backend:
         self._bind_http(https)
         if config.imap is None and config.lmtp is None:
             log.warning(
-                "neither [imap] nor [lmtp] is configured: nothing serves mail", next_step="add one of the sections"
+                "no mail is served, neither [imap] nor [lmtp] is configured", next_step="add one of the sections"
             )
         self._on_stop(https)
         reload = Reload(
@@ -421,6 +428,7 @@ class Backend:
         async def close() -> None:
             await self.parts.close()
 
+        self.lifecycle.on_stop("groups", self._leave)
         self.lifecycle.on_stop("listeners", stop_accepting)
         self.lifecycle.on_stop("sessions", end_sessions)
         self.lifecycle.on_stop("flush", flush)
@@ -428,6 +436,19 @@ class Backend:
         for name, server in https.items():
             self.lifecycle.on_stop(name, server.close)
         self.lifecycle.on_stop("caches", close)
+
+    async def _leave(self) -> None:
+        """Serve until other backends have the groups. A stop for a restart keeps them,
+        for the next start."""
+        joining = self.parts.joining
+        if joining is None or not self._leaves or self.lifecycle.returning or not self.parts.store.started:
+            return
+        try:
+            async with asyncio.timeout(self.parts.config.server.shutdown_timeout / LEAVE_PART):
+                await joining.membership.member.leave()
+        except TimeoutError:
+            left = len(joining.membership.held())
+            log.warning("groups could not be given to other backends before the stop", groups=left)
 
     async def _renew_certificates(self) -> None:
         """Use the certificates on disk. If they cannot be used, the old certificates
@@ -437,7 +458,7 @@ class Backend:
         try:
             loaded = await asyncio.to_thread(Certificates.prepare, tls.cert, tls.key)
         except TlsError as error:
-            log.error("the certificates on disk cannot be used, the old certificates stay", error=str(error))
+            log.error("new certificates cannot be used, the old certificates stay", error=str(error))
         else:
             # Otherwise a reload has read newer certificates meanwhile.
             if tls is self.parts.config.tls:

@@ -119,7 +119,7 @@ class Front:
         raise_open_files_limit()
         config = self.config
         if unused := self.unused():
-            log.warning("a proxy has no use for these sections", sections=unused)
+            log.warning("sections ignored, a proxy does not use them", sections=unused)
         with _locked(config.state_dir):
             directory = self._directory or await open_directory(
                 config.cluster.directory, config.state_dir, password_file=config.cluster.password_file
@@ -225,7 +225,7 @@ class Front:
             self.lmtp.forwards(LmtpForwarder(self.forwarder, lambda: self.users))
             self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
         if self.imap is None and self.lmtp is None:
-            log.warning("neither [imap] nor [lmtp] is there: nothing serves mail", next_step="give one a `listen`")
+            log.warning("no mail is served, neither [imap] nor [lmtp] is configured", next_step="give one a `listen`")
         if config.socketmap is not None:
             self._bind_socketmap(config)
         self.metrics.source("directory", self._age, "Of the cluster's directory.")
@@ -384,7 +384,7 @@ class Front:
         try:
             loaded = await asyncio.to_thread(Certificates.prepare, tls.cert, tls.key)
         except TlsError as error:
-            log.error("the certificates on disk cannot be used, the old ones stay", error=str(error))
+            log.error("new certificates cannot be used, the old certificates stay", error=str(error))
         else:
             self.certificates.use(loaded)
             log.info("certificates renewed")
@@ -402,10 +402,12 @@ def _locked(path: Path) -> IO[str]:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "lock").open("w")
     except OSError as error:
-        raise ConfigError(f'state_dir = "{path}": {error.strerror}; allowed: a directory we can write') from error
+        raise ConfigError(f'state_dir = "{path}": {error.strerror}; allowed: a writable directory') from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
-        raise ConfigError(f'state_dir = "{path}": another process uses it; allowed: one process each') from error
+        raise ConfigError(
+            f'state_dir = "{path}": another process uses it; allowed: a directory for each process'
+        ) from error
     return lock

@@ -32,7 +32,7 @@ GC_THRESHOLD: Final = (20_000, 20, 50)
 defaults, a delivery would spend a 25th of its time in collections."""
 
 _config_option = click.option(
-    "-c", "--config", "path", metavar="FILE", help="Configuration file; otherwise the usual places (docs/config.md)."
+    "-c", "--config", "path", metavar="FILE", help="Configuration file. Without it: the usual places (docs/config.md)."
 )
 
 
@@ -73,7 +73,7 @@ def _load(path: str | None, overrides: Sequence[tuple[str, object]] = ()) -> Con
 
 @cli.command()
 @_config_option
-@click.option("--workers", type=click.IntRange(1, 1024), help="In place of server.workers.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Number of workers, in place of server.workers.")
 @click.option(
     "--demo",
     type=click.Path(file_okay=False, path_type=Path),

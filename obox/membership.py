@@ -58,7 +58,7 @@ READS: Final = {"envelope": 2, "journal": 1, "wire": 1}
 
 
 class Membership:
-    """`store.owned.Cluster` for the store, and `cluster.member.Store` for the member.
+    """`store.owned.Cluster` for the store, and `cluster.world.Store` for the member.
 
     Make it, then the store with it, then the member with it; `bind` makes the three
     whole.
@@ -94,7 +94,7 @@ class Membership:
         self._store.env.owned.lose(await self.member.confirm())
 
     async def fenced(self, boot: str) -> None:
-        self._store.spawn(handover.go_on(self._store, boot))
+        self._store.spawn(handover.continue_after_fence(self._store, boot))
         self._store.env.owned.lose(await self.member.reread_rows())
 
     # -- for the member --------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class Joining:
         one_host = not cluster.directory.startswith("cassandra:")
         address = cluster.address or ("127.0.0.1" if one_host else socket.gethostname())
         member = Member("backend", cluster.site, address, dict(ports), READS, __version__)
-        settle = partial(
+        make = partial(
             make_settings,
             self.directory,
             GROUPS_LOCAL,
@@ -193,7 +193,7 @@ class Joining:
             random_bytes=os.urandom,
         )
         joins_as = State.ONLINE if one_host else State.STANDBY
-        await self.membership.member.run(Myself(member, joins_as, settle))
+        await self.membership.member.run(Myself(member, joins_as, make))
 
     async def end(self, *, uploaded: bool) -> None:
         """The store was closed: note how its boot ended. uploaded: the close uploaded

@@ -123,7 +123,7 @@ class Parts:
             nonlocal reported
             if reported is None or boottime() - reported >= REPORT_EVERY_S:
                 reported = boottime()
-                log.warning("the bucket does not serve us; serving [UNAVAILABLE] until it does", error=error)
+                log.warning("bucket does not answer, clients get [UNAVAILABLE]", error=error)
 
         while True:
             probing = asyncio.ensure_future(probe(self.bucket))
@@ -165,7 +165,7 @@ class Parts:
                 await require_one_winner(self.bucket, now=time.time())
                 break
             except StoreError as exc:
-                log.warning("whether the bucket lets one of several PUTs succeed is not known yet", error=str(exc))
+                log.warning("check of create-only PUTs failed, it tries again", error=str(exc))
                 await asyncio.sleep(RACE_RETRY_S)
         metacache.put_state(RACED, mark)
         await self.store.env.commit_staged()
@@ -257,7 +257,9 @@ def _locked(path: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise ConfigError(f'state_dir = "{path}": another backend uses it; allowed: one process each') from None
+        raise ConfigError(
+            f'state_dir = "{path}": another backend uses it; allowed: a directory for each process'
+        ) from None
     except OSError as exc:
         lock.close()
         raise _unwritable(path, exc) from exc
@@ -265,7 +267,7 @@ def _locked(path: Path) -> IO[str]:
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f'state_dir = "{path}": {error.strerror}; allowed: a directory we can write')
+    return ConfigError(f'state_dir = "{path}": {error.strerror}; allowed: a writable directory')
 
 
 def warn_of_small_disks(config: Config) -> None:
@@ -278,7 +280,7 @@ def warn_of_small_disks(config: Config) -> None:
     ):
         total = disk_room(path).get("disk_total_bytes", most)
         if most > total:
-            log.warning("the disk is smaller than the cache may grow", setting=key, limit=most, disk=int(total))
+            log.warning("cache limit exceeds the disk", setting=key, limit_bytes=most, disk_bytes=int(total))
 
 
 def disk_room(path: Path) -> dict[str, float]:

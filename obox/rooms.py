@@ -125,7 +125,7 @@ def link_secrets(config: Config) -> tuple[bytes, ...]:
 
     secrets, warnings = read_secrets(path)
     for warning in warnings:
-        log.warning("cluster.secret_file is weak", file=str(path), why=warning)
+        log.warning("cluster.secret_file is weak", path=str(path), reason=warning)
     return secrets
 
 

@@ -63,7 +63,7 @@ class Spool:
         try:
             await asyncio.to_thread(self._write, parts)
         except OSError as error:
-            log.error("spool_failed", directory=str(self._directory or ""), problem=error.strerror)
+            log.error("spool failed", directory=str(self._directory or ""), error=error.strerror)
             await self.reset()
             self.failed = True
 

@@ -7,8 +7,8 @@ language needs more. A name with more is refused (`nfc_name`); text that is sear
 broken up (`stream_safe`).
 
 Invariant: only this module and `obox.mailbox._needles` call `unicodedata.normalize`,
-and only with text that is bounded and stream-safe. Refuses to know: what the text is
-for.
+and only with text that is bounded and stream-safe. This module does not know what the
+text is for.
 """
 
 from __future__ import annotations

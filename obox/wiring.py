@@ -225,9 +225,8 @@ async def _start(parts: Parts) -> None:
 
 @asynccontextmanager
 async def bucket_alone(config: Config) -> AsyncIterator[Admin]:
-    """As `offline`, but without a request to the bucket: for verbs that examine a
-    bucket that fails.
-    """
+    """Open the bucket as `offline` does, but without a request to it, for verbs that
+    examine a bucket that fails."""
     async with _opened(config) as parts:
         yield of_parts(parts)
 

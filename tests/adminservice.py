@@ -1,4 +1,5 @@
-"""A backend in this process with the admin API on its socket, and one way to call it."""
+"""A backend in this process with the admin API on its socket, and one way to call
+it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def mail(number: int, *, sender: str = "alice@example.com", body: str = "text") 
 
 
 class Service:
-    """A running backend. `call`: one command over the socket, its rows; `ask`: the whole answer."""
+    """A running backend. `call`: one command over the socket, its rows; `ask`: the
+    whole answer."""
 
     def __init__(self, backend: Backend, client: httpx.AsyncClient) -> None:
         self.backend = backend

@@ -1,8 +1,9 @@
-"""A real Cassandra for tests, one for the session: jars by Maven, one node on free loopback ports, passwords required.
+"""A real Cassandra for tests, one for the session: jars by Maven, one node on free
+loopback ports, passwords required.
 
-OBOX_TEST_CASSANDRA=host or host:port uses another server, with OBOX_TEST_CASSANDRA_USER and
-OBOX_TEST_CASSANDRA_PASSWORD (its superuser; both are "cassandra" by default). A test that asks for the fixture is
-skipped, by name, where Java or Maven is missing.
+OBOX_TEST_CASSANDRA=host or host:port uses another server, with OBOX_TEST_CASSANDRA_USER
+and OBOX_TEST_CASSANDRA_PASSWORD (its superuser; both are "cassandra" by default). A
+test that asks for the fixture is skipped, by name, where Java or Maven is missing.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ LOGBACK = """\
 
 @dataclass(frozen=True)
 class CassandraServer:
-    """A running server and its superuser. ca: of its certificate, which is for 127.0.0.1; None: not known."""
+    """A running server and its superuser. ca: of its certificate, which is for
+    127.0.0.1; None: not known."""
 
     host: str
     port: int
@@ -186,7 +188,8 @@ def _arguments(jars: Path, home: Path, jmx: int) -> list[str]:
 
 
 def _keystore(home: Path) -> Path:
-    """Make the server's certificate and its key, for Java; returns the certificate, which is its own CA."""
+    """Make the server's certificate and its key, for Java; returns the certificate,
+    which is its own CA."""
     from certificates import certificate
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
@@ -206,7 +209,8 @@ def _keystore(home: Path) -> Path:
 
 @contextmanager
 def run_cassandra() -> Iterator[CassandraServer]:
-    """Start a server in a directory of its own, wait until its superuser can log in, kill it at the end."""
+    """Start a server in a directory of its own, wait until its superuser can log in,
+    kill it at the end."""
     if gone := [program for program in PROGRAMS if shutil.which(program) is None]:
         pytest.skip(f"needs {gone[0]}")
     jars = fetched()
@@ -265,5 +269,6 @@ def cassandra_server() -> Iterator[CassandraServer]:
         yield server
 
 
-if __name__ == "__main__":  # python -m tests.cassandra_server: fetches the jars, so that a test run need not
+# Python -m tests.cassandra_server: fetches the jars, so that a test run need not.
+if __name__ == "__main__":
     sys.stdout.write(f"{fetched()}\n")

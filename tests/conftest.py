@@ -1,7 +1,8 @@
 """What all tests share: real programs are needed by name, and a skip can fail the run.
 
-`@pytest.mark.needs("postfix")` skips where the program is missing and names the package that brings it. With
-OBOX_TEST_NO_SKIP=1 (`make test-all`, CI) any skip fails the run, so that nothing is left out unseen.
+`@pytest.mark.needs("postfix")` skips where the program is missing and names the package
+that brings it. With OBOX_TEST_NO_SKIP=1 (`make test-all`, CI) any skip fails the run,
+so that nothing is left out unseen.
 """
 
 import os
@@ -14,7 +15,8 @@ import hypothesis
 import pytest
 import structlog
 
-# Else `tests/admintool` and its like, as namespace packages, hide the packages that they test.
+# Else `tests/admintool` and its like, as namespace packages, hide the packages that
+# they test.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 # A loaded machine is no fault of an example: no example has a deadline.
@@ -40,7 +42,8 @@ _configure = structlog.configure
 
 
 def _configure_uncached(**values: object) -> None:
-    """A logger that was cached by one test would hide its lines from the next one's `capture_logs`."""
+    """A logger that was cached by one test would hide its lines from the next one's
+    `capture_logs`."""
     _configure(**{**values, "cache_logger_on_first_use": False})
 
 

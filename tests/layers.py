@@ -1,9 +1,11 @@
-"""The imports of the whole tree, as a graph: what `test_layers.py` checks and `docs/flow.md` draws.
+"""The imports of the whole tree, as a graph: what `test_layers.py` checks and
+`docs/flow.md` draws.
 
-    python -m tests.layers           every room and the rooms that it imports, and every circle
-    python -m tests.layers --dot     the same as a graph for Graphviz, a cluster for each room
+    python -m tests.layers        each room, the rooms that it imports, each circle
+    python -m tests.layers --dot  the same as a graph for Graphviz, a cluster each room
 
-An import counts wherever it stands: at the top, inside a function, or under TYPE_CHECKING.
+An import counts wherever it stands: at the top, inside a function, or under
+TYPE_CHECKING.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ TREE = (*PRODUCT, "bench", "tests")
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name. file: dotted name of the importing file; target: dotted, the name included."""
+    """One imported name. file: dotted name of the importing file; target: dotted, the
+    name included."""
 
     file: str
     target: str
@@ -30,7 +33,8 @@ class Import:
 
 
 def dotted(path: Path) -> str:
-    """`obox/store/user/user.py` is `obox.store.user.user`; a package's `__init__.py` is the package."""
+    """`obox/store/user/user.py` is `obox.store.user.user`; a package's `__init__.py` is
+    the package."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -54,7 +58,7 @@ def imports(path: Path) -> Iterator[Import]:
 
 @cache
 def edges(tops: tuple[str, ...] = PRODUCT) -> dict[str, frozenset[str]]:
-    """For each file the files that it imports."""
+    """Return for each file the files that it imports."""
     known = files(tops)
     return {name: frozenset(_files(name, path, known)) for name, path in known.items()}
 
@@ -62,7 +66,8 @@ def edges(tops: tuple[str, ...] = PRODUCT) -> dict[str, frozenset[str]]:
 def _files(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
     for one in imports(path):
         target = _file(one.target, known)
-        if not target and name.startswith("tests."):  # pytest puts the folder of a test and tests/ on the path
+        # Pytest puts the folder of a test and tests/ on the path.
+        if not target and name.startswith("tests."):
             folder = name.rpartition(".")[0]
             target = _file(f"{folder}.{one.target}", known) or _file(f"tests.{one.target}", known)
             target = target if known.get(target, path).name != "__init__.py" else ""
@@ -78,7 +83,8 @@ def _file(target: str, known: dict[str, Path]) -> str:
 
 
 def circles(graph: dict[str, frozenset[str]]) -> list[list[str]]:
-    """Groups of files each of which reaches every other of its group (Tarjan's strongly connected components)."""
+    """Groups of files each of which reaches every other of its group (Tarjan's strongly
+    connected components)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []

@@ -1,7 +1,8 @@
 """Mails of every kind, made by code: what goes in must come out, byte for byte.
 
-Names say what is odd about each. All but those in `NOT_OVER_LMTP` can be sent by SMTP's DATA as they are: whole lines
-that end in CRLF (RFC 5321 §2.3.8); the others come by APPEND alone, whose literal is any bytes.
+Names say what is odd about each. All but those in `NOT_OVER_LMTP` can be sent by SMTP's
+DATA as they are: whole lines that end in CRLF (RFC 5321 §2.3.8); the others come by
+APPEND alone, whose literal is any bytes.
 """
 
 from __future__ import annotations
@@ -115,4 +116,5 @@ NOT_OVER_LMTP = frozenset(
         "random bytes",
     }
 )
-"""A server may change or refuse these when they come by DATA: no lines that end in CRLF."""
+"""A server may change or refuse these when they come by DATA: no lines that end in
+CRLF."""

@@ -1,7 +1,7 @@
 """moto's S3 with one request at a time, as a program: `python motoserver.py PORT`.
 
-moto_server answers in threads, and a create-only PUT looks first and writes later: on a loaded machine two of several
-PUTs of a key then succeed.
+moto_server answers in threads, and a create-only PUT looks first and writes later: on a
+loaded machine two of several PUTs of a key then succeed.
 """
 
 from __future__ import annotations

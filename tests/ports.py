@@ -1,7 +1,9 @@
-"""Free ports for programs that are told where to listen, and that may be stopped and started again.
+"""Free ports for programs whose configuration names the port, and that may be stopped
+and started again.
 
-They are below the range from which the system takes ports for outgoing connections and for port 0: while a program is
-down nobody else gets its port by chance. Each process of a test run begins somewhere else.
+They are below the range from which the system takes ports for outgoing connections and
+for port 0: while a program is down nobody else gets its port by chance. Each process of
+a test run begins somewhere else.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ _given: set[int] = set()
 
 
 def free_port(*, also: int = 0) -> int:
-    """A port on which nobody listens, never the same twice. also: port + also is free too."""
+    """A port on which nobody listens, never the same twice. also: port + also is free
+    too."""
     for _ in range(1000):
         port = _random.randint(FIRST, LAST)
         wanted = {port, port + also}
@@ -32,7 +35,8 @@ def free_port(*, also: int = 0) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what connections left behind is no listener
+        # What connections left behind is no listener.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("127.0.0.1", port))
         except OSError:

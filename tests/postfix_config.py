@@ -1,4 +1,5 @@
-"""A small Postfix without anything of the machine's: what tests write into its two files."""
+"""A small Postfix without anything of the machine's: what tests write into its two
+files."""
 
 MASTER = """\
 127.0.0.1:{port} inet n - n - - smtpd

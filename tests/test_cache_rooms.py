@@ -16,7 +16,8 @@ FILE_LINES_MAX = 400
 
 
 def test_the_private_files_of_a_room_are_its_own() -> None:
-    """For the whole tree: `room._x` is imported within `room` only, and so are names such as `room._x.y`."""
+    """In the whole tree `room._x` is imported within `room` only, and so are names such
+    as `room._x.y`."""
     for name, path in files(TREE).items():
         mine = name if path.name == "__init__.py" else name.rpartition(".")[0]
         for found in imports(path):

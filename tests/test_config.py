@@ -1,4 +1,5 @@
-"""The configuration contract: sources and their order, the words of each kind, one line for each mistake."""
+"""The configuration contract: sources and their order, the words of each kind, one line
+for each mistake."""
 
 import tomllib
 from pathlib import Path
@@ -243,7 +244,8 @@ def test_unknown_keys_say_the_nearest() -> None:
     assert "did you mean imap.listen?" in refusal({"OBOX_IMAP__LISTN": "x"})
     assert "did you mean storage.url?" in refusal({"OBOX_STORGE__URL": "x"})
     assert "known sections: storage, fscache" in refusal({"OBOX_QQQQ__WWWW": "x"})
-    load(None, {**URL, "OBOX_TEST_NO_SKIP": "1", "OBOX_PORT_143_TCP": "x"})  # other programs' names
+    # Other programs' names.
+    load(None, {**URL, "OBOX_TEST_NO_SKIP": "1", "OBOX_PORT_143_TCP": "x"})
 
 
 def test_mistakes_in_a_file(tmp_path: Path) -> None:
@@ -256,7 +258,7 @@ def test_mistakes_in_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "d.toml", "imap = true")
     assert "allowed: [imap]" in refusal(path=path)
     path = write(tmp_path / "e.toml", "[imap\n")
-    assert f"{path}: not TOML: " in refusal(path=path)
+    assert f"{path}: is not TOML: " in refusal(path=path)
     path = write(tmp_path / "f.toml", "[metacache]\nmax_rescan_mail_count = true")
     assert f"max_rescan_mail_count = true ({path}:2): allowed: a whole number" in refusal(path=path)
     path = write(tmp_path / "g.toml", "[imap]\nlisten = [1143]")

@@ -30,7 +30,8 @@ def test_each_setting_is_in_the_manual_with_default_and_reason(row: Setting) -> 
 
 
 def test_the_manual_names_nothing_else() -> None:
-    named = re.findall(r"^\| `(\w+)` \|", MANUAL, flags=re.M)  # those of [remote] have a dot
+    # Those of [remote] have a dot.
+    named = re.findall(r"^\| `(\w+)` \|", MANUAL, flags=re.M)
     assert sorted(named) == sorted(row.name for row in settings())
 
 
@@ -113,7 +114,8 @@ FOLDERS = (*PACKAGES, "docs", "tests", "systemd")
 NO_MODULES = {"obox.toml", "obox.target"}
 """Names of files that look like dotted names."""
 RETIRED: dict[str, str] = {}
-"""Names that a decision tells of and that are gone since, with the reason why the page keeps them."""
+"""Names that a decision mentions and that the code no longer has, with the reason why
+the page keeps them."""
 
 
 def prose(text: str) -> str:

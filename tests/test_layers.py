@@ -1,4 +1,5 @@
-"""Imports point one way: protocols -> store -> (mailbox, mime, metacache, fscache, objectstore); only main sees all."""
+"""Imports point one way: protocols -> store -> (mailbox, mime, metacache, fscache,
+objectstore); only main sees all."""
 
 from pathlib import Path
 
@@ -10,6 +11,7 @@ LEAVES = {
     "obox.addresses",
     "obox.errors",
     "obox.escaping",
+    "obox.lanes",
     "obox.text",
     "obox.types",
     "obox.statelock",
@@ -26,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "obox.errors": set(),
     "obox.types": set(),
     "obox.text": {"obox.errors"},
+    "obox.lanes": set(),
     "obox.statelock": set(),
     "obox.unixsocket": set(),
     "obox.spool": LEAVES,
@@ -134,9 +137,11 @@ def test_arrows(name: str, path: Path) -> None:
 
 
 STORE_ROOMS = ("log", "box", "mails", "user", "backend", "operate")
-"""The rooms inside the store. Each imports itself, those before it, and the files that all of them share."""
+"""The rooms inside the store. Each imports itself, those before it, and the files that
+all of them share."""
 STORE_FACES = {"obox.store", "obox.store.memory", "obox.store.content"}
-"""What others import from the store. No room inside the store imports them; they may import any."""
+"""What others import from the store. No room inside the store imports them; they may
+import any."""
 
 
 def store_room(name: str) -> str:
@@ -166,7 +171,8 @@ def test_no_two_files_import_each_other() -> None:
 
 
 PRIVATE_IN_TESTS_MAX = 35
-"""Imports of private modules by tests, with tests of those very modules; the number can only fall."""
+"""Imports of private modules by tests, with tests of those very modules; the number can
+only fall."""
 
 
 def private_imports(*tops: str) -> list[tuple[str, str]]:
@@ -183,7 +189,8 @@ def private_imports(*tops: str) -> list[tuple[str, str]]:
 
 
 def test_no_file_imports_another_rooms_private_module() -> None:
-    """`_x.py` belongs to its folder; what others need is in the folder's face (`__init__.py`)."""
+    """`_x.py` belongs to its folder; what others need is in the folder's face
+    (`__init__.py`)."""
     assert private_imports(*PRODUCT, "bench") == []
 
 

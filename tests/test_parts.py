@@ -1,4 +1,5 @@
-"""Rooms are opened in order, closed in reverse, and closed again where one of them cannot be opened."""
+"""Rooms are opened in order, closed in reverse, and closed again where one of them
+cannot be opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What rooms are told of the configuration, where that is more than another name for it."""
+"""What rooms get of the configuration, where that is more than another name for
+it."""
 
 import pytest
 

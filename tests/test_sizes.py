@@ -1,6 +1,8 @@
-"""No function above 60 lines, no class above 25 public methods; each exception has its reason.
+"""No function above 60 lines, no class above 25 public methods; each exception has its
+reason.
 
-The lists can only shrink: a name that no longer needs its place must go, and nothing new comes.
+The lists can only shrink: a name that no longer needs its place must go, and nothing
+new comes.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from layers import TREE, files
 
 FUNCTION_LINES_MAX = 60
-"""What fits a screen: longer ones have a second thing to do."""
+"""What fits a screen: a longer function has a second thing to do."""
 PUBLIC_METHODS_MAX = 25
 """A class with more is two."""
 

@@ -1,4 +1,5 @@
-"""What a start costs, as counts: modules that are imported, packages that `make serve` installs."""
+"""What a start costs, as counts: modules that are imported, packages that `make serve`
+installs."""
 
 from __future__ import annotations
 
@@ -16,19 +17,23 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 LIBRARY_MODULES_MAX = 540
-"""Of a start with a directory as bucket; a module costs half a millisecond on average, numpy's 100 among them."""
+"""Of a start with a directory as bucket; a module costs half a millisecond on average,
+numpy's 100 among them."""
 OWN_BYTES_MAX = 1_700_000
-"""Source of our own modules at a start: they cost by their size, however it is cut into files. A tenth of it came with
-units of users that come and go, forwarding, and prose in full sentences."""
+"""Source of our own modules at a start: they cost by their size, however it is cut into
+files. A tenth of it came with units of users that come and go, forwarding, and prose in
+full sentences."""
 PACKAGES_MAX = 50
-"""What `make serve` installs: each costs a third of a second of CPU time, downloads not counted."""
+"""What `make serve` installs: each costs a third of a second of CPU time, downloads not
+counted."""
 OWN = ("obox", "metacache", "fscache")
 
 UNUSED = (
     "aioboto3", "aiobotocore", "aiohttp", "attr", "boto3", "botocore", "cassandra", "cryptography.x509", "hypothesis",
     "pygments", "pytest", "rich", "watchdog",
 )  # fmt: skip
-"""Libraries that a backend with a directory as bucket and without certificates has no use for."""
+"""Libraries that a backend with a directory as bucket and without certificates has no
+use for."""
 
 START = """
 import asyncio, json, sys
@@ -115,7 +120,7 @@ def make(directory: Path, *arguments: str, first: Path | None = None) -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """As far as `make` looks at it, without a .venv."""
+    """Copy the tree as far as `make` looks at it, without a .venv."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path

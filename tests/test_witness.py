@@ -1,4 +1,5 @@
-"""The judge of `python -m bench.cluster` finds each kind of loss, and nothing where there is none."""
+"""The judge of `python -m bench.cluster` finds each kind of loss, and nothing where
+there is none."""
 
 from __future__ import annotations
 

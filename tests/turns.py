@@ -1,18 +1,19 @@
-"""How long one turn of an event loop holds it: what no client may make longer than 50 ms.
+"""How long one turn of an event loop holds it: what no client may make longer than 50
+ms.
 
-A turn is measured in CPU time of the loop's thread, so that waiting for a processor does not lengthen
-it. Two things are taken out that are no fault of the callback: collections of the garbage of a large
-test process, and that a processor which is shared does less in the same time. For the latter a short
-piece of work of known size runs beside the test; `Turns.slowdown` is how much longer than at its best
-it took.
+A turn is measured in CPU time of the loop's thread, so that waiting for a processor
+does not lengthen it. Two things are taken out that are no fault of the callback:
+collections of the garbage of a large test process, and that a processor which is shared
+does less in the same time. For the latter a short piece of work of known size runs
+beside the test; `Turns.slowdown` is how much longer than at its best it took.
 
-A call in another thread that keeps the interpreter's lock stops the loop as well and is no CPU time
-of the loop's thread; `Turns.held_s` counts the CPU time of the whole process between two callbacks,
-which includes it.
+A call in another thread that keeps the interpreter's lock stops the loop as well and is
+no CPU time of the loop's thread; `Turns.held_s` counts the CPU time of the whole
+process between two callbacks, which includes it.
 
-Use `with turns() as found:` round a test that runs its server in the test's own asyncio loop. The three
-longest turns are printed at its end: the callback of each, and where it was when a thread looked every
-few milliseconds.
+Use `with turns() as found:` round a test that runs its server in the test's own asyncio
+loop. The three longest turns are printed at its end: the callback of each, and where it
+was when a thread looked every few milliseconds.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from typing import Any, Final
 TURN_S_MAX = 0.05
 """Nothing that comes from outside may hold the loop for longer."""
 HELD_S_MAX = 0.5
-"""CPU time of all threads between two callbacks: a turn, and what threads may do beside it without the
-interpreter's lock."""
+"""CPU time of all threads between two callbacks: a turn, and what threads may do beside
+it without the interpreter's lock."""
 LONGEST_COUNT: Final = 3
 """Turns that are remembered and named."""
 LOOK_S: Final = 0.006
@@ -46,7 +47,8 @@ _best_s = float("inf")
 
 
 def _sample() -> float:
-    """CPU seconds of a piece of work, some 0.1 ms; the best of the process is remembered."""
+    """CPU seconds of a piece of work, some 0.1 ms; the best of the process is
+    remembered."""
     global _best_s  # noqa: PLW0603 - the best speed is the machine's, whichever test saw it
     begin = time.thread_time()
     for _ in range(20):
@@ -60,7 +62,8 @@ def _sample() -> float:
 @dataclass
 class Turns:
     longest: list[tuple[float, int, str]] = field(default_factory=list)
-    """The LONGEST_COUNT longest: seconds, the number of the turn, the callback. A heap, the shortest first."""
+    """The LONGEST_COUNT longest: seconds, the number of the turn, the callback. A heap,
+    the shortest first."""
     held_s: float = 0.0
     count: int = 0
     samples: list[float] = field(default_factory=list)
@@ -96,7 +99,8 @@ class Turns:
 
     @property
     def slowdown(self) -> float:
-        """What a shared processor makes of a turn: the slow tenth of the samples beside the best there was."""
+        """What a shared processor makes of a turn: the slow tenth of the samples beside
+        the best there was."""
         if not self.samples:
             return 1.0
         return max(1.0, sorted(self.samples)[len(self.samples) * 9 // 10] / _best_s)
@@ -111,7 +115,8 @@ class Turns:
 
 
 def _named(handle: asyncio.Handle) -> str:
-    """The callback, and of a task its coroutine and the innermost frame where it waits now."""
+    """The callback, and of a task its coroutine and the innermost frame where it waits
+    now."""
     task = getattr(handle._callback, "__self__", None)
     if not isinstance(task, asyncio.Task):
         return repr(handle)[:300]
@@ -123,10 +128,11 @@ def _named(handle: asyncio.Handle) -> str:
 
 @contextmanager
 def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
-    """Measure each callback of the running asyncio loop (not uvloop's, which are compiled).
+    """Measure each callback of the running asyncio loop (not uvloop's, which are
+    compiled).
 
-    mine: the caller's own task as well. A test whose task is the client leaves it out, and tasks with the name
-    "client".
+    mine: the caller's own task as well. A test whose task is the client leaves it out,
+    and tasks with the name "client".
     """
     found = Turns()
     loop = asyncio.get_running_loop()

@@ -1,4 +1,5 @@
-"""Objects as the first version of the envelope wrote them, made out of its description alone."""
+"""Objects as the first version of the envelope wrote them, made out of its description
+alone."""
 
 from __future__ import annotations
 

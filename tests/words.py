@@ -1,16 +1,21 @@
-"""Lines of prose in code and in documents: what `test_words.py` measures.
+"""Prose in code and in documents: what `test_words.py` measures.
 
 In code, prose is docstrings and comments, also comments behind code. Rules between
 sections and comments for tools are no prose. In documents, prose is everything except
 headings, tables, blocks of code, quotations and lines that cannot be broken.
+
+Texts are what operators and clients read of the running program: events and keys of the
+log, messages of errors, and descriptions of options, parameters and settings.
 """
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
 from collections.abc import Iterator
+from typing import NamedTuple
 
 FOR_TOOLS = ("# --", "# type:", "# noqa", "# ruff:", "# fmt:")
 
@@ -43,3 +48,70 @@ def first_paragraph(text: str) -> str:
     """The first paragraph of a page, below its title."""
     match = re.match(r"# .+\n\n((?:.+\n)+)", text)
     return " ".join(match[1].split()) if match else ""
+
+
+def docstrings_of_functions(text: str) -> Iterator[tuple[int, str]]:
+    """Line and first paragraph of the docstring of each function."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (docstring := ast.get_docstring(node)):
+            yield node.lineno, " ".join(docstring.partition("\n\n")[0].split())
+
+
+class Text(NamedTuple):
+    """A text of the running program. kind: `event`, `error` or `description`. In text,
+    `{}` stands for each value. keys: those of a line of the log."""
+
+    line: int
+    kind: str
+    text: str
+    keys: tuple[str, ...] = ()
+
+
+_LEVELS = frozenset(("debug", "info", "warning", "error", "exception", "critical"))
+_ERROR = re.compile(
+    r"(?:\w*Error|NotFound|Exists|NoPerm|OverQuota|Expunged|InUse|Limit|MailboxFull|TooBig|Invalid|Unavailable|"
+    r"Elsewhere|Temporary|Corrupt|Refused|Malformed)$"
+)
+_DESCRIBED_AT = {"_set": 2, "_counter": 2, "Gauge": 1, "Counter": 1, "Histogram": 1}
+"""Calls that have a description as an argument without a name, and where."""
+_DESCRIBED_BY = frozenset(("help", "short_help", "description"))
+
+
+def texts_of_code(text: str) -> Iterator[Text]:
+    """The texts that a file gives to the log, to errors and to descriptions."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call):
+            yield from _texts_of_call(node)
+
+
+def _texts_of_call(call: ast.Call) -> Iterator[Text]:
+    function = call.func
+    name = (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
+    if (
+        isinstance(function, ast.Attribute)
+        and name in _LEVELS
+        and ast.unparse(function.value).endswith(("log", "logger"))
+    ):
+        keys = tuple(keyword.arg for keyword in call.keywords if keyword.arg)
+        yield from (Text(call.lineno, "event", found, keys) for found in _strings(call.args[:1]))
+    elif _ERROR.match(name):
+        yield from (Text(call.lineno, "error", found) for found in _strings(call.args))
+    elif name in _DESCRIBED_AT:
+        at = _DESCRIBED_AT[name]
+        yield from (Text(call.lineno, "description", found) for found in _strings(call.args[at : at + 1]))
+    described = [keyword.value for keyword in call.keywords if keyword.arg in _DESCRIBED_BY]
+    yield from (Text(call.lineno, "description", found) for found in _strings(described))
+
+
+def _strings(nodes: list[ast.expr]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.IfExp):
+            yield from _strings([node.body, node.orelse])
+        elif isinstance(node, ast.BinOp):
+            yield from _strings([node.left, node.right])

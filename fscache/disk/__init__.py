@@ -5,7 +5,7 @@ threads. A test passes a disk in memory, or a `FileDisk` over `Files` that fail.
 
 Invariant: this room decides nothing. It does what the cache asks and says how that
 went.
-Refuses to know: limits, the order of eviction, what is counted.
+This module does not know limits, the order of eviction, or what is counted.
 Diagnostics: no operating error is raised. The values say what failed; `DiskSlow` says
 that the disk did not answer in time.
 """

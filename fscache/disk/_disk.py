@@ -6,7 +6,7 @@ by it. Changes run in the order of the calls, never two at a time. Reads run bes
 them.
 
 Invariant: `read` returns data only for the full key and with the right checksum.
-Refuses to know: why a file is written or removed.
+This module does not know why a file is written or removed.
 """
 
 from __future__ import annotations

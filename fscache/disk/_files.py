@@ -18,8 +18,8 @@ more than the fetch that it saves.
 
 Invariant: `read` returns data only for the full key and with the right checksum. It
 removes files that are damaged or foreign.
-Refuses to know: limits, the order of eviction, threads. `read` may be called in several
-threads at once, the other methods in a single one.
+This module does not know limits, the order of eviction, or threads. `read` may be
+called in several threads at once, the other methods in a single one.
 Diagnostics: a missing file is a miss, not an error. Every other `OSError` is returned
 as text.
 """

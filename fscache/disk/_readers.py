@@ -6,7 +6,7 @@ threads, no other read begins.
 
 Invariant: a file is in `open()` from before its read begins until the thread has closed
 it.
-Refuses to know: what is read.
+This module does not know what is read.
 Diagnostics: `DiskSlow` for a read that is late, or that does not begin.
 """
 

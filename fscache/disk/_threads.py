@@ -4,7 +4,7 @@ All changes of the directory run in a single thread, in order. Reads run in the 
 of `Readers`, which also notice a disk that does not answer.
 
 Invariant: nothing here blocks the event loop.
-Refuses to know: the format of a file (`fscache.disk._files`).
+This module does not know the format of a file (`fscache.disk._files`).
 Diagnostics: a slow read raises `DiskSlow`; a change that hangs is reported by `hangs`.
 """
 

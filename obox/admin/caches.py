@@ -14,8 +14,9 @@ from msgspec import Meta
 from ..accounts import Account
 from ..errors import Corrupt, InUse, Invalid, NotFound
 from ..types import StorageId
+from .masks import mask_of, masked
 from .params import DryRun, Nothing, Params, Selection
-from .parts import Admin, masked
+from .parts import Admin
 from .table import Event, Progress, Row, user_verb, verb
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ async def _flush(admin: Admin, sid: StorageId, name: str, important_only: bool, 
 class MetacacheFlushallParams(Params, kw_only=True):
     important_only: Annotated[bool, Meta(description="Only what exists nowhere else: flags, expunges, moves")] = False
     min_priority: Annotated[int, MIN_PRIORITY] = 0
-    mask: Annotated[str, Meta(description="Only users that fit")] = "*"
+    mask: Annotated[str, Meta(description="Only users that match")] = "*"
 
 
 @verb("metacache flushall", MetacacheFlushallParams, columns=("username", "bundles", "changes"))
@@ -70,7 +71,8 @@ async def metacache_flushall(admin: Admin, params: MetacacheFlushallParams) -> A
     names = admin.names()
     sids = await upload.changed_users(admin.store, important_only=params.important_only)
     chosen = [(sid, names.get(sid) or admin.name_of(sid)) for sid in sids]
-    chosen = [(sid, name) for sid, name in chosen if _fits(name, params.mask)]
+    fits = mask_of(params.mask.lower())
+    chosen = [(sid, name) for sid, name in chosen if fits(name)]
     for at, (sid, name) in enumerate(chosen):
         yield Progress("metacache flushall", at, len(chosen))
         try:
@@ -79,25 +81,19 @@ async def metacache_flushall(admin: Admin, params: MetacacheFlushallParams) -> A
             yield Failure(name, of(error), str(error))
 
 
-def _fits(name: str, mask: str) -> bool:
-    import fnmatch
-
-    return fnmatch.fnmatchcase(name, mask.lower())
-
-
 class MetacacheListParams(Params, kw_only=True):
-    mask: Annotated[str, Meta(description="Only users that fit")] = "*"
+    mask: Annotated[str, Meta(description="Only users that match")] = "*"
     changed: Annotated[bool, Meta(description="Only users with changes that the bucket lacks")] = False
 
 
 @verb("metacache list", MetacacheListParams)
 async def metacache_list(admin: Admin, params: MetacacheListParams) -> AsyncIterator[Event]:
     """List users with local copies, those that are cleaned first at the top."""
-    names = admin.names()
+    names, fits = admin.names(), mask_of(params.mask.lower())
     await admin.store.env.commit_staged()
     for info in await admin.cleaner.list_users():
         name = names.get(StorageId(info.user)) or admin.name_of(info.user)
-        if not _fits(name, params.mask) or (params.changed and not info.change):
+        if not fits(name) or (params.changed and not info.change):
             continue
         row: Row = {"username": name}
         for priority in PRIORITIES:
@@ -158,8 +154,8 @@ async def _clean(admin: Admin, sid: StorageId, min_priority: int, idle_s: float)
 
 
 class MetacacheRemoveParams(Params, kw_only=True):
-    mask: Annotated[str, Meta(description="Users, also those whom the user database no longer knows")]
-    force: Annotated[bool, Meta(description="Also drop changes that are not uploaded, which are lost then")] = False
+    mask: Annotated[str, Meta(description="Users, also users who are no longer in the user database")]
+    force: Annotated[bool, Meta(description="Also drop changes that are not uploaded. They are lost then")] = False
     dry_run: DryRun = False
 
 
@@ -175,13 +171,13 @@ async def metacache_remove(admin: Admin, params: MetacacheRemoveParams) -> Async
     It includes users that the user database does not have. Copies that are in use or
     not uploaded stay; then exit 75.
     """
-    names = admin.names()
+    names, fits = admin.names(), mask_of(params.mask.lower())
     found = False
     kept = 0
     for space in list(admin.store.env.metacache.users()):
         sid = StorageId(space.user)
         name = names.get(sid) or admin.name_of(sid)
-        if not _fits(name, params.mask):
+        if not fits(name):
             continue
         found = True
         if params.dry_run:
@@ -287,8 +283,8 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
         key = params.bundle.lstrip("/")
         if not possible(key):
             raise Invalid(
-                f"{params.bundle[:200]!r} is no key that obox writes; allowed: at most {KEY_BYTES_MAX} printable ASCII "
-                "characters in parts between slashes, none of them empty or with a dot at its beginning"
+                f"{params.bundle[:200]!r} is not a key that obox writes; allowed: at most {KEY_BYTES_MAX} printable "
+                "ASCII characters in parts between slashes, none of them empty or with a dot at its beginning"
             )
         found = await admin.store.env.get(key, kind="index")
         if found is None:
@@ -300,10 +296,10 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
     owner = owner_in(params.key or params.bundle)
     if owner is None:
         raise Invalid(
-            f"{params.bundle}: which key did it have in the bucket? allowed: key, as <hh>/<sid>/m/<guid>/<uid>"
+            f"{params.bundle}: its key in the bucket is not known; allowed: key, as <hh>/<sid>/m/<guid>/<uid>"
         )
     try:
-        decoded = admin.store.env.codec.decode(data, owner, lenient=True)
+        decoded = await asyncio.to_thread(admin.store.env.codec.decode, data, owner, lenient=True)
     except CorruptObject as error:
         raise Corrupt(f"{params.bundle}: {error}") from error
     yield await asyncio.to_thread(_unpacked, params.bundle, len(data), decoded)
@@ -312,7 +308,7 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
 def _file(path: Path) -> bytes:
     try:
         if os.path.getsize(path) > FILE_BYTES_MAX:
-            raise Invalid(f"{path}: too big to be a bundle")
+            raise Invalid(f"{path}: the file is larger than a bundle can be")
         return path.read_bytes()
     except OSError as error:
         raise NotFound(f"{path}: {error.strerror}") from error

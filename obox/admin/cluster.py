@@ -50,7 +50,7 @@ async def cluster_init(admin: Admin, params: InitParams) -> AsyncIterator[Event]
         if isinstance(directory, CassandraDirectory):
             await directory.make()
             if params.groups is None and await read_settings(directory) is None:
-                raise Invalid("how many groups? give --groups, about 100 for each backend of the size planned")
+                raise Invalid("the number of groups is missing; allowed: --groups, about 100 for each backend planned")
         made = await make_settings(
             directory,
             params.groups or GROUPS_LOCAL,
@@ -107,7 +107,7 @@ async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]
         version = "{}.{}".format(*(have if text == "raised" else had))
         yield {"what": "directory", "version": version, "reads": _reads(cluster.reads), "result": text}
         if behind:
-            raise InUse(f"members with an older obox: {', '.join(behind)}")
+            raise InUse(f"these members have an older obox: {', '.join(behind)}")
 
 
 def _reads(reads: Mapping[str, int]) -> str:
@@ -242,12 +242,12 @@ async def _logins(admin: Admin, cluster: ClusterParts, user: str) -> AsyncIterat
     from ..cluster import State
 
     if cluster.probe is None:
-        raise ConfigError("cluster.secret_file: it is needed to log in at other members")
+        raise ConfigError("cluster.secret_file: it is not set, and a login at other members needs it")
     (account,) = await admin.select(Selection(users=[user]))
     tables = await read(cluster)
     row = tables.row(tables.unit_of(account.storage_id))
     if row is None:
-        raise Unavailable(f"nobody serves {user} at the moment")
+        raise Unavailable(f"no backend serves {user} at the moment")
     for name, orders in tables.backends().items():
         if orders.state is State.OFFLINE or name not in tables.members:
             continue
@@ -273,7 +273,7 @@ async def cluster_dump(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
 
 class LoadParams(Params, kw_only=True):
     lines: Annotated[list[str], Meta(description="The lines of a dump")]
-    replace: Annotated[bool, Meta(description="They win against newer rows of the directory")] = False
+    replace: Annotated[bool, Meta(description="Let the lines replace newer rows of the directory")] = False
 
 
 @verb("cluster load", LoadParams, needs=Needs.DIRECTORY, columns=("rows",))

@@ -104,7 +104,7 @@ def _percent(share: float | None) -> Any:
 
 
 class BackendAddParams(Params, kw_only=True):
-    backend: Annotated[str, Meta(pattern=NAME, description="The name, as in its cluster.backend")]
+    backend: Annotated[str, Meta(pattern=NAME, description="Name of the backend, as in its cluster.backend")]
     status: Annotated[str, Meta(description="online, standby or offline")] = "standby"
     load_factor: Annotated[int, Meta(ge=0, le=100, description="Share of the load, 0 to 100")] = 100
 
@@ -178,7 +178,7 @@ async def cluster_backend_update(admin: Admin, params: BackendUpdateParams) -> A
         tables = await read(cluster)
         name, orders = backend_of(cluster, tables, params)
         if params.status is None and params.load_factor is None:
-            raise Invalid("what should change? allowed: --status, --load-factor")
+            raise Invalid("no change is given; allowed: --status, --load-factor")
         if params.status is not None:
             orders = replace(orders, state=state_named(params.status, State.ONLINE, State.STANDBY, State.OFFLINE))
             orders = replace(orders, evacuate=orders.evacuate and orders.state is State.STANDBY)
@@ -189,7 +189,7 @@ async def cluster_backend_update(admin: Admin, params: BackendUpdateParams) -> A
 
 
 class BackendEvacuateParams(OfBackend, kw_only=True):
-    no_wait: Annotated[bool, Meta(description="Ask for it, and do not wait until it is done")] = False
+    no_wait: Annotated[bool, Meta(description="Return at once, and do not wait until the evacuation is done")] = False
     timeout: Annotated[int, Meta(ge=0, description="Seconds to wait; 0: no limit")] = 0
 
 
@@ -227,8 +227,8 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
                 yield row | {"status": "standby", "result": "evacuated"}
                 return
             if not orders.evacuate:
-                yield row | {"result": "called off"}
-                raise Temporary(f"the evacuation of {name} was called off: its status was changed")
+                yield row | {"result": "cancelled"}
+                raise Temporary(f"the evacuation of {name} was cancelled: its status was changed")
             if time.monotonic() >= deadline:
                 yield row | {"result": "goes on"}
                 raise Temporary(f"{name} has {counted(units)} after {params.timeout} s; run this again to wait on")

@@ -72,7 +72,7 @@ def _group(tables: Tables, unit: str) -> dict[str, Any]:
 
 class GroupMoveParams(Params, kw_only=True):
     group: Annotated[str, Meta(description="The number of the group")]
-    backend: Annotated[str, Meta(description="Where it moves to")]
+    backend: Annotated[str, Meta(description="Backend that the group moves to")]
 
 
 @verb("cluster group move", GroupMoveParams, needs=Needs.DIRECTORY, columns=("group", "backend", "to", "result"))
@@ -91,12 +91,12 @@ async def cluster_group_move(admin: Admin, params: GroupMoveParams) -> AsyncIter
         row = _group(tables, unit)
         to = _taker(tables, params.backend, row["backend"])
         if not row["backend"]:
-            raise NotFound(f"nobody has group {unit} yet; a backend acquires it within seconds")
+            raise NotFound(f"no backend has group {unit} yet; a backend acquires it within seconds")
         result = "asked"
         if to == row["backend"]:
-            result = "called off" if row["to"] else "already there"
+            result = "cancelled" if row["to"] else "already there"
         if result != "already there":
-            done = result == "called off"
+            done = result == "cancelled"
             await write(
                 cluster,
                 Kind.MOVES,
@@ -165,7 +165,7 @@ def _is_pinned(tables: Tables, account: Account) -> bool:
 
 
 class UserMoveParams(Selection, kw_only=True):
-    backend: Annotated[str, Meta(description="Where the user moves to")] = ""
+    backend: Annotated[str, Meta(description="Backend that the user moves to")] = ""
     unpin: Annotated[bool, Meta(description="Let the user follow the user's group again")] = False
 
 
@@ -177,7 +177,7 @@ async def cluster_user_move(admin: Admin, account: Account, params: UserMovePara
     balanced. If the backend is evacuated or dies, another acquires the user, who stays
     pinned. The owner does it within seconds, as in cluster group move; cluster user
     status shows the rest. A move to the backend that has the user pins the user there,
-    and calls a move off. With --unpin and without a backend the user moves to the
+    and cancels a move. With --unpin and without a backend the user moves to the
     backend of the group, and with it from then on.
     """
     async with admin.cluster() as cluster:
@@ -191,7 +191,7 @@ async def cluster_user_move(admin: Admin, account: Account, params: UserMovePara
             to = leader.backend if leader is not None else ""
             result = await _unpin(cluster, tables, account)
         elif row is None:
-            raise NotFound(f"nobody has group {group} yet; a backend acquires it within seconds")
+            raise NotFound(f"no backend has group {group} yet; a backend acquires it within seconds")
         else:
             to = _taker(tables, params.backend, row.backend)
             result = await _pin(cluster, tables, account, row, to)
@@ -213,7 +213,7 @@ async def _pin(cluster: ClusterParts, tables: Tables, account: Account, row: Ass
         await write(cluster, Kind.MOVES, key, Move(to, time.time(), f"cluster user move at {cluster.backend}", done))
     if not done:
         return "asked"
-    return "pinned" if row.removed else "called off" if asked else "already there"
+    return "pinned" if row.removed else "cancelled" if asked else "already there"
 
 
 async def _unpin(cluster: ClusterParts, tables: Tables, account: Account) -> str:
@@ -225,7 +225,7 @@ async def _unpin(cluster: ClusterParts, tables: Tables, account: Account) -> str
     if key in tables.pending():
         await write(cluster, Kind.MOVES, key, replace(tables.moves[key], done=True))
     if not _is_pinned(tables, account):
-        return "called off" if key in tables.pending() else "not pinned"
+        return "cancelled" if key in tables.pending() else "not pinned"
     await write(cluster, Kind.PINS, sid, replace(tables.pins[sid], removed=True))
     return "unpinned"
 
@@ -261,7 +261,7 @@ async def cluster_user_kick(admin: Admin, account: Account, params: UserKickPara
             admin.server.kick(sessions, KICK_REASON)
             count = len(sessions)
         elif owner not in tables.members:
-            raise Unavailable(f"nobody serves {account.name} at the moment")
+            raise Unavailable(f"no backend serves {account.name} at the moment")
         else:
             count = await _kick_there(admin, owner, tables.members[owner], account.name)
         if not count:
@@ -275,7 +275,7 @@ async def _kick_there(admin: Admin, owner: str, member: Member, user: str) -> in
     if not admin.own_http.key:
         raise NoPerm(f"{owner} serves the user, and is asked with http.api_key, which this configuration lacks")
     if member.address.startswith("unix:") or not (clear or secure):
-        raise Unavailable(f"{owner} serves the user, and has no [http] that could be asked")
+        raise Unavailable(f"{owner} serves the user, and has no [http] section, so it cannot be asked")
     key = base64.b64encode(admin.own_http.key.encode()).decode()
 
     def ask() -> tuple[int, bytes]:

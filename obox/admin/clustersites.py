@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class SiteAddParams(Params, kw_only=True):
-    site: Annotated[str, Meta(pattern=NAME, description="The name, as in the members' cluster.site")]
-    comment: Annotated[str, Meta(max_length=500, description="For operators")] = ""
+    site: Annotated[str, Meta(pattern=NAME, description="Name of the site, as in the members' cluster.site")]
+    comment: Annotated[str, Meta(max_length=500, description="Comment for operators")] = ""
 
 
 class OfSite(Params, kw_only=True):
-    site: Annotated[str, Meta(description="The name of the site")]
+    site: Annotated[str, Meta(description="Name of the site")]
 
 
 SITE: Final = ("site", "status", "comment")
@@ -81,7 +81,7 @@ async def cluster_site_status(admin: Admin, params: SiteListParams) -> AsyncIter
 
 class SiteUpdateParams(OfSite, kw_only=True):
     status: Annotated[str | None, Meta(description="online, standby or offline")] = None
-    comment: Annotated[Annotated[str, Meta(max_length=500)] | None, Meta(description="For operators")] = None
+    comment: Annotated[Annotated[str, Meta(max_length=500)] | None, Meta(description="Comment for operators")] = None
 
 
 @verb("cluster site update", SiteUpdateParams, needs=Needs.DIRECTORY, columns=(*SITE, "backends"))
@@ -157,8 +157,8 @@ async def cluster_site_evacuate(admin: Admin, params: SiteEvacuateParams) -> Asy
                 yield row | {"status": "standby", "result": "evacuated"}
                 return
             if any(not orders.evacuate and orders.state.value == "online" for orders in backends.values()):
-                yield row | {"result": "called off"}
-                raise Temporary(f"the evacuation of {params.site} was called off: a status was changed")
+                yield row | {"result": "cancelled"}
+                raise Temporary(f"the evacuation of {params.site} was cancelled: a status was changed")
             if time.monotonic() >= deadline:
                 yield row | {"result": "goes on"}
                 text = f"{params.site} has {counted(units)} after {params.timeout} s; run this again to wait on"

@@ -61,7 +61,7 @@ async def write(cluster: ClusterParts, kind: Kind, key: str, record: Struct) -> 
 def backend_of(cluster: ClusterParts, tables: Tables, params: OfBackend) -> tuple[str, Orders]:
     """The backend that a request names, and its orders. Raises Invalid, NotFound."""
     if bool(params.backend) == params.self_:
-        raise Invalid("which backend? allowed: its name, or --self")
+        raise Invalid("the backend must be named in one way; allowed: its name, or --self")
     return backend_named(tables, cluster.backend if params.self_ else params.backend)
 
 

@@ -30,6 +30,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from . import source
+from .answers import encoded, is_light
 from .parts import Admin
 from .run import Outcome, guarded, line
 from .table import TABLE, Event
@@ -102,7 +103,9 @@ async def _run(admin: Admin, request: Request, run: Runner) -> Response:
         outcome = Outcome()
         await outcome.take(run(admin, name, params, outcome))
         answers.append(_answer(outcome, name, tag))
-    return Response(msgspec.json.encode(answers), media_type="application/json")
+    if is_light(answers):
+        return Response(msgspec.json.encode(answers), media_type="application/json")
+    return StreamingResponse(encoded(answers), media_type="application/json")
 
 
 def _answer(outcome: Outcome, name: str, tag: str) -> list[Any]:
@@ -125,7 +128,9 @@ def _answer(outcome: Outcome, name: str, tag: str) -> list[Any]:
 async def _lines(admin: Admin, name: str, params: dict[str, Any], run: Runner) -> AsyncIterator[bytes]:
     outcome = Outcome()
     async for event in run(admin, name, params, outcome):
-        yield msgspec.json.encode(line(event)) + b"\n"
+        async for piece in encoded(line(event)):
+            yield piece
+        yield b"\n"
     yield msgspec.json.encode({"end": {"exitCode": outcome.code, "message": outcome.message}}) + b"\n"
 
 

@@ -11,8 +11,9 @@ from msgspec import Meta
 from ..accounts import Account
 from ..errors import Exists, Invalid, NotFound
 from ..mailbox.names import canonical
+from .masks import matching, require_named
 from .params import DryRun, Selection
-from .parts import Admin, matching, require_named
+from .parts import Admin
 from .table import Event, Row, user_verb
 
 STATUS_FIELDS: Final = (
@@ -22,7 +23,7 @@ TOTALS: Final = ("messages", "recent", "unseen", "vsize", "deleted")
 
 
 class MailboxListParams(Selection, kw_only=True):
-    mailbox_mask: Annotated[list[str], Meta(description="Only those that fit one of these masks")] = msgspec.field(
+    mailbox_mask: Annotated[list[str], Meta(description="Only mailboxes that match a mask")] = msgspec.field(
         default_factory=list
     )
     subscriptions: Annotated[bool, Meta(description="Show subscribed names, whether the mailbox exists or not")] = False
@@ -36,7 +37,7 @@ async def mailbox_list(admin: Admin, account: Account, params: MailboxListParams
             names = user.subscriptions()
         else:
             names = [info.name for info in user.mailboxes() if info.guid is not None]
-        for name in matching(names, params.mailbox_mask):
+        for name in await matching(names, params.mailbox_mask):
             yield {"mailbox": name}
 
 
@@ -44,7 +45,7 @@ class MailboxStatusParams(Selection, kw_only=True):
     field: Annotated[list[str], Meta(description="all, or some of " + " ".join(STATUS_FIELDS))] = msgspec.field(
         default_factory=lambda: ["all"]
     )
-    mailbox_mask: Annotated[list[str], Meta(description="Only those that fit one of these masks")] = msgspec.field(
+    mailbox_mask: Annotated[list[str], Meta(description="Only mailboxes that match a mask")] = msgspec.field(
         default_factory=list
     )
     total_sum: Annotated[bool, Meta(description="Show a single row with the sums")] = False
@@ -65,7 +66,7 @@ async def mailbox_status(admin: Admin, account: Account, params: MailboxStatusPa
     sums = dict.fromkeys(fields, 0)
     async with admin.open(account) as user:
         guids = {info.name: info.guid for info in user.mailboxes() if info.guid is not None}
-        for name in matching(list(guids), params.mailbox_mask):
+        for name in await matching(list(guids), params.mailbox_mask):
             status = await user.status(name)
             row = {"vsize": status.size, "guid": guids[name], **status._asdict()}
             if params.total_sum:
@@ -75,11 +76,11 @@ async def mailbox_status(admin: Admin, account: Account, params: MailboxStatusPa
                 yield {"mailbox": name, **{field: row[field] for field in fields}}
     if params.total_sum:
         yield sums
-    require_named(list(guids), params.mailbox_mask)
+    await require_named(list(guids), params.mailbox_mask)
 
 
 class MailboxCreateParams(Selection, kw_only=True):
-    mailbox: Annotated[list[str], Meta(min_length=1, description="Names")]
+    mailbox: Annotated[list[str], Meta(min_length=1, description="Names of mailboxes")]
     subscriptions: Annotated[bool, Meta(description="Subscribe them as well")] = False
 
 
@@ -99,7 +100,7 @@ async def mailbox_create(admin: Admin, account: Account, params: MailboxCreatePa
 
 
 class MailboxDeleteParams(Selection, kw_only=True):
-    mailbox: Annotated[list[str], Meta(min_length=1, description="Names")]
+    mailbox: Annotated[list[str], Meta(min_length=1, description="Names of mailboxes")]
     recursive: Annotated[bool, Meta(description="Delete all mailboxes below them as well")] = False
     require_empty: Annotated[bool, Meta(description="Refuse if a mailbox has mails")] = False
     subscriptions: Annotated[bool, Meta(description="Unsubscribe them as well")] = False
@@ -137,9 +138,9 @@ async def mailbox_delete(admin: Admin, account: Account, params: MailboxDeletePa
 
 
 class MailboxRenameParams(Selection, kw_only=True):
-    mailbox: Annotated[str, Meta(description="The name it has")]
-    new_name: Annotated[str, Meta(description="The name it gets")]
-    subscriptions: Annotated[bool, Meta(description="Subscribe the new name instead of the old")] = False
+    mailbox: Annotated[str, Meta(description="Present name of the mailbox")]
+    new_name: Annotated[str, Meta(description="New name of the mailbox")]
+    subscriptions: Annotated[bool, Meta(description="Subscribe the new name instead of the old name")] = False
 
 
 @user_verb("mailbox rename", MailboxRenameParams)
@@ -158,7 +159,7 @@ async def mailbox_rename(admin: Admin, account: Account, params: MailboxRenamePa
 
 
 class MailboxSubscribeParams(Selection, kw_only=True):
-    mailbox: Annotated[list[str], Meta(min_length=1, description="Names")]
+    mailbox: Annotated[list[str], Meta(min_length=1, description="Names of mailboxes")]
 
 
 @user_verb("mailbox subscribe", MailboxSubscribeParams)
@@ -170,7 +171,7 @@ async def mailbox_subscribe(admin: Admin, account: Account, params: MailboxSubsc
 
 
 class MailboxUnsubscribeParams(Selection, kw_only=True):
-    mailbox: Annotated[list[str], Meta(min_length=1, description="Names")]
+    mailbox: Annotated[list[str], Meta(min_length=1, description="Names of mailboxes")]
 
 
 @user_verb("mailbox unsubscribe", MailboxUnsubscribeParams)

@@ -27,10 +27,10 @@ class Selection(Params):
     users: Annotated[list[str], Meta(description="Several users by name")] = []
     all_users: Annotated[bool, Meta(description="All users of the user database")] = False
     no_userdb_lookup: Annotated[
-        bool, Meta(description="Use the names as they are, also names that the user database does not know")
+        bool, Meta(description="Use the names as they are, also names that are not in the user database")
     ] = False
 
 
-DryRun: TypeAlias = Annotated[bool, Meta(description="Only show what it would do, and do nothing")]
+DryRun: TypeAlias = Annotated[bool, Meta(description="Only show what the command would do, and change nothing")]
 """The parameter of verbs that destroy something. A terminal shows these rows before the
 question."""

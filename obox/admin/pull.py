@@ -47,14 +47,16 @@ TOLD_CHARS_MAX: Final = 300
 
 
 class MetacachePullParams(Selection, kw_only=True):
-    source_backend_host: Annotated[str, Meta(description="Where to copy from: host, host:port, or URL of its [http]")]
+    source_backend_host: Annotated[str, Meta(description="Source of the copies: host, host:port, or URL of its [http]")]
     latest_only: Annotated[
         bool, Meta(description="Refuse users of whom the bucket has newer bundles than the source")
     ] = False
     clean: Annotated[
         bool, Meta(description="The source drops its copies afterwards, except changes that the bucket lacks")
     ] = False
-    api_key: Annotated[str, Meta(description="The source's http.api_key; this backend's own if left out")] = ""
+    api_key: Annotated[
+        str, Meta(description="The source's http.api_key. If it is left out, this backend's own is used")
+    ] = ""
 
 
 async def _reachable(admin: Admin, params: MetacachePullParams) -> None:
@@ -149,7 +151,7 @@ class _Source:
         except ValueError:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.fragment:
-            raise Invalid("the source: allowed: host, host:port, http://host:port, https://host:port")
+            raise Invalid("the source is not an address; allowed: host, host:port, http://host:port, https://host:port")
         if port is None:
             port = own.port if "://" not in text else 443 if parts.scheme == "https" else 80
         self._tls = parts.scheme == "https"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..errors import Invalid
-from ..mailbox.names import fits_mask
+from ..mailbox.names import fitter
 
 _NO_ARGUMENT: Final = frozenset(
     ("ALL", "ANSWERED", "DELETED", "DRAFT", "FLAGGED", "NEW", "OLD", "RECENT", "SEEN", "UNANSWERED", "UNDELETED",
@@ -173,11 +173,12 @@ class _Mailbox:
     def __init__(self, mask: str, guid: bool) -> None:
         self.mask = mask
         self.guid = guid
+        self._fits = fitter(mask)
 
     def fits(self, name: str, guid: str) -> bool:
         if self.guid:
             return guid == self.mask.lower()
-        return fits_mask(name, self.mask)
+        return bool(self._fits(name))
 
 
 class _Node:
@@ -245,7 +246,7 @@ def _parentheses(word: str) -> list[str]:
 def quoted(text: str) -> str:
     """Return an IMAP quoted string. Raises Invalid if it cannot hold the text."""
     if any(char in "\r\n\0" for char in text):
-        raise Invalid("search query: a text has a line end")
+        raise Invalid("search query: a text with a line end is not allowed")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

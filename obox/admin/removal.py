@@ -138,8 +138,8 @@ async def _left(admin: Admin, account: Account, began: float) -> AsyncIterator[R
 
 
 class OboxUserRenameParams(Params, kw_only=True):
-    user: Annotated[str, Meta(description="The name")]
-    new_user: Annotated[str, Meta(description="The name from now on")]
+    user: Annotated[str, Meta(description="Name of the user")]
+    new_user: Annotated[str, Meta(description="New name of the user")]
     kick: Annotated[bool, Meta(description="Disconnect the user")] = False
 
 
@@ -182,7 +182,7 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
 
 
 class OboxUserWaitParams(Selection, kw_only=True):
-    timeout: Annotated[int, Meta(ge=0, description="Seconds to wait at most; 0 checks once")] = 60
+    timeout: Annotated[int, Meta(ge=0, description="Longest wait in seconds; 0: check once")] = 60
 
 
 @user_verb("obox user wait", OboxUserWaitParams, needs=Needs.BACKEND, columns=("sessions",))

@@ -352,7 +352,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "backend": "the name of the backend",
         "groups": "how many groups and single users it has left",
         "status": "its status",
-        "result": "asked, evacuated, called off, or goes on",
+        "result": "asked, evacuated, cancelled, or goes on",
     },
     "clusterSiteAdd": _SITE,
     "clusterSiteUpdate": {**_SITE, "backends": "how many backends it concerns"},
@@ -361,7 +361,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "site": "the name of the site",
         "groups": "how many groups and single users its backends have left",
         "status": "the status of its backends",
-        "result": "asked, evacuated, called off, or goes on",
+        "result": "asked, evacuated, cancelled, or goes on",
     },
     "clusterSiteList": _SITE,
     "clusterSiteStatus": {
@@ -381,7 +381,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "group": "the number of the group",
         "backend": "the backend that has it",
         "to": "the backend that it moves to",
-        "result": "asked, already there, or called off",
+        "result": "asked, already there, or cancelled",
     },
     "clusterUserStatus": {
         "storage_id": "the name under which the user's mail is stored in the bucket",
@@ -396,7 +396,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "group": "the group that the user is in",
         "backend": "the backend that has the user",
         "to": "the backend that the user moves to",
-        "result": "asked, pinned, already there, called off, unpinned, or not pinned",
+        "result": "asked, pinned, already there, cancelled, unpinned, or not pinned",
     },
     "clusterUserKick": {
         "backend": "the backend that has the user",

@@ -7,6 +7,8 @@ ended the verb or if the verb failed for all users, and 2 if it failed for some 
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
@@ -22,6 +24,10 @@ log = structlog.get_logger("obox.admin")
 
 LOGGED_CHARS_MAX: Final = 500
 """Characters that are logged of an error, a name or a command in a request."""
+
+
+TURN_S: Final = 0.005
+"""How long rows are made and sent before others run."""
 
 
 class UnknownVerb(Invalid):
@@ -100,12 +106,16 @@ async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> Asy
 
     Raises nothing but cancellation.
     """
-    partial = False
+    partial, until = False, time.monotonic() + TURN_S
     try:
         verb, params = prepare(name, raw)
         async for event in run(admin, verb, params):
             partial = partial or isinstance(event, Failure)
             yield event
+            if time.monotonic() > until:
+                # A verb may have a hundred thousand rows at hand.
+                await asyncio.sleep(0)
+                until = time.monotonic() + TURN_S
         outcome.code = exits.PARTIAL if partial else 0
     except (OboxError, ConfigError) as error:
         outcome.code, outcome.message = exits.of(error), str(error)

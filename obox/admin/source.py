@@ -67,7 +67,7 @@ async def _answer(request: Request, work: Callable[[], Any]) -> Response:
         answer: Response = await work()
     except OboxError as error:
         code = exits.of(error)
-        log.info("asked by another backend", what=request.method, exit_code=code, error=str(error))
+        log.info("command of another backend refused", command=request.method, exit_code=code, error=str(error))
         return JSONResponse({"exitCode": code, "message": str(error)}, 409)
     return answer
 
@@ -127,7 +127,7 @@ class _Stream(StreamingResponse):
             try:
                 await super().__call__(scope, receive, within)
             except TimeoutError:
-                log.info("a pull was ended: its destination reads nothing", seconds=SILENCE_S)
+                log.info("pull ended, the destination reads nothing", silent_s=SILENCE_S)
 
 
 async def _drop(admin: Admin, request: Request) -> Response:

@@ -91,7 +91,7 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
                 await bucket.delete([prefix + name for name in ("one", "two", *NAMES, *SIBLINGS)], kind="format")
                 await sweep(bucket, prefix, now=store.env.now(), late=late.is_set())
             except StoreError as error:  # the rows have more details
-                log.warning("probes could not be removed", prefix=prefix, error=str(error))
+                log.warning("probe objects cannot be removed", prefix=prefix, error=str(error))
     async for row in _rules(admin):
         yield row
     if wrong:

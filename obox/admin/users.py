@@ -4,7 +4,6 @@ backend.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -13,6 +12,7 @@ from msgspec import Meta
 
 from ..errors import NotFound
 from .exits import NoUser
+from .masks import entries_that_match
 from .params import DryRun, Params
 from .parts import Admin
 from .table import Event, Needs, Row, verb
@@ -25,7 +25,7 @@ COLUMNS: Final = ("user", "login", "delivery", "quota_bytes", "quota_messages")
 
 
 class UserListParams(Params, kw_only=True):
-    mask: Annotated[str, Meta(description="Users that match; * and ?")] = "*"
+    mask: Annotated[str, Meta(description="Users that match this mask of * and ?")] = "*"
 
 
 def _row(entry: UserEntry) -> Row:
@@ -45,7 +45,7 @@ async def user_list(admin: Admin, params: UserListParams) -> AsyncIterator[Event
 
     everyone = list_users(admin.users.path, admin.users.default_domain)
     refused = claimed({entry.user: entry for entry in everyone})
-    found = [entry for entry in everyone if fnmatch.fnmatchcase(entry.user, params.mask.lower())]
+    found = await entries_that_match(everyone, params.mask.lower(), lambda entry: entry.user)
     for entry in found:
         yield _row(entry) | ({"login": False, "delivery": False} if entry.user in refused else {})
     if not found and params.mask != "*":
@@ -53,9 +53,9 @@ async def user_list(admin: Admin, params: UserListParams) -> AsyncIterator[Event
 
 
 class UserAddParams(Params, kw_only=True):
-    user: Annotated[str, Meta(description="The name")]
-    password: Annotated[str, Meta(description="In plain text; it is hashed")]
-    scheme: Annotated[str, Meta(description="Of the hash")] = DEFAULT_SCHEME
+    user: Annotated[str, Meta(description="Name of the user")]
+    password: Annotated[str, Meta(description="Password in plain text; its hash is stored")]
+    scheme: Annotated[str, Meta(description="Scheme of the hash")] = DEFAULT_SCHEME
     extra: Annotated[str, Meta(description="Extra fields, such as quota_rule=*:storage=1G")] = ""
 
 
@@ -76,9 +76,9 @@ async def user_add(admin: Admin, params: UserAddParams) -> AsyncIterator[Event]:
 
 
 class UserPasswordParams(Params, kw_only=True):
-    user: Annotated[str, Meta(description="The name")]
-    password: Annotated[str, Meta(description="In plain text; it is hashed")]
-    scheme: Annotated[str, Meta(description="Of the hash")] = DEFAULT_SCHEME
+    user: Annotated[str, Meta(description="Name of the user")]
+    password: Annotated[str, Meta(description="Password in plain text; its hash is stored")]
+    scheme: Annotated[str, Meta(description="Scheme of the hash")] = DEFAULT_SCHEME
 
 
 @verb("user password", UserPasswordParams, needs=Needs.CONFIG, columns=COLUMNS)
@@ -93,9 +93,9 @@ async def user_password(admin: Admin, params: UserPasswordParams) -> AsyncIterat
 
 
 class UserDisableParams(Params, kw_only=True):
-    user: Annotated[str, Meta(description="The name")]
+    user: Annotated[str, Meta(description="Name of the user")]
     deliver: Annotated[bool, Meta(description="Refuse only logins, and still accept mail")] = False
-    reason: Annotated[str, Meta(pattern=r"^[^\s:]*$", description="A word that is shown to the client")] = ""
+    reason: Annotated[str, Meta(pattern=r"^[^\s:]*$", description="Text that is shown to the client")] = ""
 
 
 @verb("user disable", UserDisableParams, needs=Needs.CONFIG, columns=COLUMNS)
@@ -109,7 +109,7 @@ async def user_disable(admin: Admin, params: UserDisableParams) -> AsyncIterator
 
 
 class UserEnableParams(Params, kw_only=True):
-    user: Annotated[str, Meta(description="The name")]
+    user: Annotated[str, Meta(description="Name of the user")]
 
 
 @verb("user enable", UserEnableParams, needs=Needs.CONFIG, columns=COLUMNS)
@@ -119,7 +119,7 @@ async def user_enable(admin: Admin, params: UserEnableParams) -> AsyncIterator[E
 
 
 class UserRemoveParams(Params, kw_only=True):
-    user: Annotated[str, Meta(description="The name")]
+    user: Annotated[str, Meta(description="Name of the user")]
     dry_run: DryRun = False
 
 

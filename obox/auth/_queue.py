@@ -11,7 +11,7 @@ When that is reached, the youngest login of the address with the most gives its 
 a new login whose address has fewer.
 
 Invariant: a waiting client is granted a place, displaced, or cancelled, exactly once.
-Refuses to know: passwords, and why an address matters.
+This module does not know passwords or why an address matters.
 """
 
 from __future__ import annotations

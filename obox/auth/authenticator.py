@@ -236,16 +236,16 @@ class Authenticator:
             except Refused as refused:
                 if refused.own:
                     self._penalties.failed(remote, digest)
-                log.info("auth_busy", user=name[:200], remote=remote, own=refused.own)
+                log.info("too many logins wait", user=name[:200], remote=remote, own_address=refused.own)
                 raise AuthUnavailable(TOO_MANY) from refused
             fits = fits and entry is not None and usable
         if not fits or entry is None:
             self._penalties.failed(remote, digest)
-            log.info("auth_failed", user=name[:200], remote=remote, known=entry is not None)
+            log.info("login failed", user=name[:200], remote=remote, known=entry is not None)
             raise AuthFailed("Authentication failed")
         self._penalties.succeeded(remote)
         if entry.disabled or entry.nologin:
-            log.info("auth_refused", user=entry.user, remote=remote, disabled=entry.disabled)
+            log.info("login refused", user=entry.user, remote=remote, disabled=entry.disabled)
             raise Disabled(entry.reason or "Login is disabled for this user")
         return entry.account
 
@@ -271,7 +271,7 @@ class Authenticator:
             raise AuthUnavailable("Authentication is temporarily unavailable") from error
         if entry is None or entry.account.storage_id != storage_id:
             log.error(
-                "auth_members_differ",
+                "members have different users",
                 user=user[:200],
                 known=entry is not None,
                 next_step="give all members the same users",
@@ -329,7 +329,7 @@ class Authenticator:
         except SchemeError as error:
             if not secret:
                 return False
-            log.error("auth_scheme", problem=str(error))
+            log.error("stored password cannot be checked", error=str(error))
             raise AuthUnavailable("Authentication is temporarily unavailable") from error
         return fits and bool(secret)
 

@@ -10,7 +10,8 @@ other. docs/cluster.md, "The trusted link", has the three messages:
 
 Invariant: a proof covers the role, both nonces, the binding and, of the sender, the
 forward. So a proof of another exchange, role, certificate or forward does not fit.
-Without I/O; nonces come from the caller. Refuses to know: users, routes, transports.
+Without I/O; nonces come from the caller. This module does not know users, routes, or
+transports.
 """
 
 from __future__ import annotations

@@ -256,13 +256,13 @@ class PasswdFile:
         self._table = _Table(users, claimed(users), problems, _typical_secret(users))
         self._stamp = stamp
         self._complaint = ""
-        log.info("passwd_file_loaded", path=str(self.path), users=len(users), problems=len(problems))
+        log.info("passwd-file loaded", path=str(self.path), users=len(users), bad_lines=len(problems))
         for problem in problems[:PROBLEMS_LOGGED_MAX]:
             log.warning(
-                "passwd_file_bad_line",
+                "passwd-file has a bad line",
                 path=str(self.path),
                 line=problem.line,
-                problem=problem.text,
+                error=problem.text,
                 skipped=problem.skipped,
             )
 
@@ -270,9 +270,9 @@ class PasswdFile:
         if text != self._complaint:
             self._complaint = text
             log.error(
-                "passwd_file_unreadable",
+                "passwd-file cannot be read",
                 path=str(self.path),
-                problem=text,
+                error=text,
                 old_users_kept=self._table is not None,
                 next_step="`oboxadm user add` makes the file; it is used as soon as it can be read",
             )
@@ -403,7 +403,7 @@ def edit_user(
             parsed = parse_line(line, default_domain)
             good = parsed is not None and parsed[0].user == (renamed or name) and not parsed[1]
             if parsed is None or not good or any(char in line for char in "\r\n"):
-                raise Invalid("the line would be no good: " + "; ".join(parsed[1] if parsed else ()))
+                raise Invalid("the line cannot be written: " + "; ".join(parsed[1] if parsed else ()))
             if renamed and parsed[0].storage_id != (users[name].storage_id or name):
                 raise Invalid(f"the name {name} cannot be kept as storage_id=")
             lines[at] = line.encode("utf-8")
@@ -426,7 +426,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise NotFound("passwd-file is not there") from error
+        raise NotFound("passwd-file does not exist") from error
     except OSError as error:
         raise Temporary(f"passwd-file cannot be read: {error.strerror}") from error
 

@@ -177,7 +177,9 @@ def _crypt_verifier(secret: str) -> Callable[[bytes, bytes], bool]:
     if not secret:
         return _verify_plain  # an empty secret fits no password, see verify_secret
     kind = secret.split("$")[1] if secret.startswith("$") and secret.count("$") > 1 else ""
-    raise SchemeError(f"unknown crypt scheme ${kind}$" if kind else "password has no known scheme and is no crypt hash")
+    raise SchemeError(
+        f"unknown crypt scheme ${kind}$" if kind else "password has no known scheme and is not a crypt hash"
+    )
 
 
 def _verify_crypt(secret: bytes, given: bytes) -> bool:
@@ -197,7 +199,7 @@ def _verify_pbkdf2(secret: bytes, given: bytes) -> bool:
     # ValueError if there are not five
     empty, kind, salt, rounds, digest = secret.split(b"$")
     if empty or kind != b"1":
-        raise SchemeError("{PBKDF2} is known as $1$salt$rounds$hex alone")
+        raise SchemeError("{PBKDF2} is supported in the form $1$salt$rounds$hex only")
     found = hashlib.pbkdf2_hmac("sha1", given, salt, int(rounds), _PBKDF2_BYTES)
     return hmac.compare_digest(found, bytes.fromhex(digest.decode("ascii")))
 

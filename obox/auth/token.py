@@ -7,7 +7,8 @@ So no backend has to check the password again, and the owner hears of the client
     prefix  base64url(proof 32 | expiry 8 | nonce 16 | forward)
 
 Invariant: the proof is made with the secret of the link, over everything behind it. A
-token is good for one login until its expiry. Without I/O. Refuses to know: users.
+token is good for one login until its expiry. Without I/O. This module does not know
+users.
 """
 
 from __future__ import annotations

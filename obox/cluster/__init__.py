@@ -40,11 +40,12 @@ if TYPE_CHECKING:
     from .kept import Keeper, Kept, KeptFile
     from .lines import dump, load
     from .lmdb import open_lmdb
-    from .member import BackendMember, Myself, World
+    from .member import BackendMember
     from .memory import Faults, MemoryDirectory, MemoryReplica
     from .open import open_directory
     from .tables import Tables, read_tables
     from .view import Changes, View
+    from .world import Myself, World
 
 _LATER = {
     "cassandra": ("CassandraDirectory", "open_cassandra"),
@@ -54,11 +55,12 @@ _LATER = {
     "kept": ("Keeper", "Kept", "KeptFile"),
     "lines": ("dump", "load"),
     "lmdb": ("open_lmdb",),
-    "member": ("BackendMember", "Myself", "World"),
+    "member": ("BackendMember",),
     "memory": ("Faults", "MemoryDirectory", "MemoryReplica"),
     "open": ("open_directory",),
     "tables": ("Tables", "read_tables"),
     "view": ("Changes", "View"),
+    "world": ("Myself", "World"),
 }
 """By module: the names that it has. A module costs every start that imports it."""
 _MODULES = {name: module for module, names in _LATER.items() for name in names}

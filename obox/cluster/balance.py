@@ -100,6 +100,6 @@ def _is_full(load: Load | None) -> bool:
 
 
 def _state(name: str, count: int, share: float, load: Load | None) -> str:
-    """For people."""
+    """Describe a backend for the reason of a move."""
     machine = "" if load is None else f" with {load.cpu:.0%} CPU and {load.memory:.0%} memory in use"
     return f"{name} has {count} groups{machine}, its share is {share:.1f}"

@@ -222,7 +222,7 @@ class CassandraDirectory:
             if len(self._logged) > 100:
                 self._logged.clear()
             self._logged[reason] = now
-            log.error("the directory does not answer", hosts=",".join(self._place.hosts), reason=reason)
+            log.error("directory does not answer", hosts=",".join(self._place.hosts), error=reason)
         failure = Unavailable("the directory does not answer")
         failure.add_note(reason)
         return failure

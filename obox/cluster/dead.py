@@ -96,8 +96,8 @@ class DeadWatch:
         return True
 
     def boots(self, beats: Mapping[str, Beat]) -> dict[str, str]:
-        """By backend that is dead, the boot that was seen dying, "" where it had no
-        beat.
+        """The boot of each dead backend that was seen dying, "" where the backend had
+        no beat.
 
         beats: the newest. A backend whose beat has changed since the last `observe` is
         left out, so that the boot of a backend that has started again is never named.

@@ -5,7 +5,7 @@ A row is found by its kind and its key. The last write wins, by timestamp. Nothi
 is trusted with a mail: a directory may lose rows, show old rows, or show different rows
 to two readers (docs/cluster.md, "The two rules").
 
-Refuses to know: what a row says (`records`), and who owns what (`assign`).
+This module does not know what a row says (`records`) or who owns what (`assign`).
 """
 
 from __future__ import annotations

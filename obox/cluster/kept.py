@@ -50,7 +50,7 @@ class KeptFile:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("what was kept of the directory cannot be read", path=str(self._path), reason=str(error))
+            log.warning("saved copy of the directory cannot be read", path=str(self._path), error=str(error))
             return None
         return found if found.format == FORMAT else None
 

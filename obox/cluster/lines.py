@@ -69,7 +69,7 @@ def _value(line: _Line) -> bytes:
     if line.kind not in DUMPED:
         raise ValueError(f"{line.kind.value} are not loaded; allowed: {', '.join(DUMPED)}")
     if (line.record is None) == (line.value is None):
-        raise ValueError("a line has a record or a value")
+        raise ValueError("a line has either a record or a value")
     if line.value is not None:
         return base64.b64decode(line.value, validate=True)
     return encode(msgspec.convert(line.record, type=RECORDS[line.kind]))

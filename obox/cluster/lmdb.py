@@ -125,7 +125,7 @@ class LmdbDirectory:
     async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
         row = checked(key, value, timestamp)
         if self._closing.is_set() or len(self._waiting) >= WAITING_MAX:
-            raise Unavailable("the directory takes no more writes at the moment")
+            raise Unavailable("too many writes wait for the directory; try again")
         done: Future[None] = Future()
         self._waiting.append(_Put(_place(kind, key), key, row, time.monotonic() + DEADLINE_S, done))
         self._writes.submit(self._write_waiting)
@@ -140,7 +140,7 @@ class LmdbDirectory:
                 await asyncio.wrap_future(self._writes.submit(lambda: None))
                 await asyncio.wrap_future(self._reads.submit(self._close))
         except TimeoutError:
-            log.warning("the directory's file is still in use, left open", path=str(self._path))
+            log.warning("directory's file is still in use and stays open", path=str(self._path))
         self._reads.shutdown(wait=False)
         self._writes.shutdown(wait=False)
 
@@ -165,7 +165,7 @@ class LmdbDirectory:
         try:
             return call()
         except (lmdb.Error, OSError) as error:
-            raise self._failed("the directory cannot be read", reason=str(error)) from error
+            raise self._failed("the directory cannot be read", error=str(error)) from error
 
     def _failed(self, event: str, **words: object) -> Unavailable:
         """The error for the caller, with the reason as a note, since clients see its
@@ -259,7 +259,7 @@ class LmdbDirectory:
             held = [line.split()[0] for line in self._env.readers().splitlines()[1:]]
             failure = self._failed("the directory is full", bytes_max=self._map_bytes, held_by_processes=held)
         except (lmdb.Error, OSError) as error:
-            failure = self._failed("the directory cannot be written", reason=str(error))
+            failure = self._failed("the directory cannot be written", error=str(error))
         except BaseException as error:
             for put in puts:
                 put.done.set_exception(error)

@@ -13,9 +13,9 @@ not answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import asdict
+from typing import Final
 
 import structlog
 from msgspec.structs import replace
@@ -27,10 +27,11 @@ from .assign import digest, newer
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
-from .records import Assigned, Beat, BootRow, Member, Merge, Orders, State, group_key, place_of, user_of
+from .records import Assigned, Beat, BootRow, Merge, Orders, State, group_key, place_of, user_of
 from .route import Here, There
 from .units import Units
 from .view import View
+from .world import Counts, Myself, Store, World
 
 log = structlog.get_logger()
 
@@ -59,89 +60,20 @@ at the same time know of each other by then, and claim different groups.
 TIES_MAX: Final = 1000
 """Ties that are remembered, so that each is marked once."""
 
+LEAVE_S: Final = 0.5
+"""From the beat that says that this backend stops to the first group that it gives
+away. Backends that stop at the same time know of each other by then."""
+
+LEAVE_POLL_S: Final = 0.05
+
+RELEASE_AGAIN_S: Final = 0.2
+"""Before the next attempt to release groups that could not be released."""
+
+HOME_BEATS: Final = 3
+"""Beats of a backend that has started again, before it gets its groups back."""
+
 CONFIRM_S: Final = 1.0
 """How long a login waits for the directory after this process was suspended."""
-
-
-class Store(Protocol):
-    """What a member asks of the backend's store; the wiring makes it of
-    `obox.store`."""
-
-    def held(self) -> Mapping[str, tuple[int, int]]:
-        """What is served: by unit, number and token of the assignment."""
-
-    def holds(self, unit: str) -> bool:
-        """Whether a unit is served."""
-
-    def boot(self) -> str:
-        """The present boot of the journal."""
-
-    def split(self, group: str, unit: str) -> None:
-        """A user of a group is a unit of its own from now on, without an assignment."""
-
-    def renumber(self, unit: str, row: Assigned) -> None:
-        """A unit that is served has another assignment; its copies stay trusted."""
-
-    async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
-        """Serve units. Raises Unavailable, Corrupt."""
-
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
-        """Give units up; `hand` writes the rows. Raises Unavailable, InUse."""
-
-    async def lose(self, units: Sequence[str]) -> int:
-        """Another backend has the units. Returns of how many users changes were
-        uploaded."""
-
-    async def doubt(self, units: Sequence[str]) -> None:
-        """Another backend has written to the units' users."""
-
-    async def sweep(self) -> Collection[tuple[str, str]]:
-        """Look for boots that are over and name users of this backend. Returns all
-        boots of others, as (backend, boot), that the bucket does not say are clean."""
-
-
-@dataclass(frozen=True)
-class Myself:
-    """What a backend writes to the directory about itself.
-
-    joins_as: the state if the directory does not know it; settle: makes the directory's
-    settings if there are none.
-    """
-
-    member: Member
-    joins_as: State
-    settle: Callable[[], Awaitable[object]]
-
-
-@dataclass(frozen=True)
-class World:
-    """Time, randomness, load, and other backends. now: unix seconds. clock: monotonic
-    seconds. load: see `Beat`. greets: whether a backend, None if it is not registered,
-    answers a connection. gone: backends whose process is known to have ended.
-    """
-
-    now: Callable[[], float]
-    clock: Callable[[], float]
-    sleep: Callable[[float], Awaitable[object]]
-    random_bytes: Callable[[int], bytes]
-    load: Callable[[], Mapping[str, float]]
-    greets: Callable[[Member | None], Awaitable[bool]]
-    gone: Callable[[], Collection[str]] = tuple
-
-
-@dataclass
-class Counts:
-    """What a member has done since it began. fences: boots of others that it fenced;
-    fenced: boots of its own that others fenced; gains, releases, losses: units;
-    merges: units that others had written to as well.
-    """
-
-    fences: int = 0
-    fenced: int = 0
-    gains: int = 0
-    releases: int = 0
-    losses: int = 0
-    merges: int = 0
 
 
 class BackendMember:
@@ -173,6 +105,12 @@ class BackendMember:
         self._joined_at = float("-inf")
         self._at_start: dict[str, Assigned] = {}
         self._sweep_at = world.clock() + SWEEP_S
+        self._ending = False
+        """Whether this process is stopping; see `leave`."""
+        self._hasten = asyncio.Event()
+        """Set: the next pass begins at once."""
+        self._beaten: dict[str, tuple[Beat, int]] = {}
+        """By backend: its last beat, and how often it has changed."""
         self._losing: set[asyncio.Task[None]] = set()
         self._boot = ""
         """The boot that the directory has a row of."""
@@ -291,13 +229,13 @@ class BackendMember:
         if len(self._ties) >= TIES_MAX:
             self._ties.clear()
         self._ties.add(tie)
-        log.warning("two backends have assigned the same users", unit=unit, number=ours.number)
+        log.warning("two backends have assigned the same users", group=unit, assignment=ours.number)
         try:
             await self._store.doubt([unit])
             await self.view.put(Kind.MERGES, unit, Merge(other.backend, self._world.now(), 0))
         except Unavailable as exc:
             self._ties.discard(tie)  # the next forward says it again
-            log.info("a merge cannot be marked yet", unit=unit, error=str(exc))
+            log.info("merge cannot be marked yet", group=unit, error=str(exc))
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -320,8 +258,8 @@ class BackendMember:
         self._begin()
         async with asyncio.TaskGroup() as tasks:
             # A task of its own, because a step may take long.
-            tasks.create_task(self._again_and_again(self.beat))
-            tasks.create_task(self._again_and_again(self.step))
+            tasks.create_task(self._again_and_again(self.beat, lambda: self._world.sleep(POLL_S)))
+            tasks.create_task(self._again_and_again(self.step, self._pause))
 
     def _may_claim(self, unit: str) -> bool:
         """Whether a group may be claimed already; see FIRST_CLAIM_S."""
@@ -337,7 +275,7 @@ class BackendMember:
         """Read the directory, create it if it is new, and register this backend.
         Returns False if it does not answer."""
         try:
-            await self._myself.settle()
+            await self._myself.make_settings()
             if not await self.view.poll():
                 return False
             if self.me not in self.view.orders:
@@ -345,21 +283,53 @@ class BackendMember:
             if self.view.members.get(self.me) != self._myself.member:
                 await self.view.put(Kind.MEMBERS, self.me, self._myself.member)
         except Unavailable as exc:
-            log.debug("joining the cluster", error=str(exc))
+            log.debug("cluster cannot be joined yet", error=str(exc))
             return False
         return True
 
-    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def leave(self) -> None:
+        """Give all groups to other backends, because this process stops.
+
+        Returns when none is left, or when there is no backend that takes them. Cancel
+        it if it takes too long: what is left then stays as it is.
+        """
+        self._ending = True
+        try:
+            await self.beat()
+        except Unavailable:
+            return  # no other member would know of it
+        await self._world.sleep(LEAVE_S)
+        while self.view.settings is not None and (self._store.held() or self.units()):
+            if not any(self._picture().heirs().values()):
+                log.info("no other backend takes the groups, they stay", groups=len(self._store.held()))
+                return
+            self._hasten.set()
+            await self._world.sleep(LEAVE_POLL_S)
+
+    async def _pause(self) -> None:
+        """Wait for the next pass."""
+        sleeping = asyncio.ensure_future(self._world.sleep(POLL_S))
+        hastened = asyncio.ensure_future(self._hasten.wait())
+        try:
+            await asyncio.wait((sleeping, hastened), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            hastened.cancel()
+            self._hasten.clear()
+
+    async def _again_and_again(
+        self, work: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[object]]
+    ) -> None:
         while True:
             try:
                 await work()
             except Unavailable as exc:
-                log.debug("the cluster's upkeep waits", error=str(exc))
+                log.debug("cluster upkeep waits", error=str(exc))
             except ConfigError:
                 raise
             except Exception as exc:
-                log.error("the cluster's upkeep failed, will try again", error=repr(exc), exc_info=exc)
-            await self._world.sleep(POLL_S)
+                log.error("cluster upkeep failed, it tries again", error=repr(exc), exc_info=exc)
+            await pause()
 
     async def beat(self) -> None:
         """Say that this backend lives. Raises Unavailable."""
@@ -368,7 +338,8 @@ class BackendMember:
         held = self._store.held()
         if held != self._told[0]:
             self._told = dict(held), digest(held)
-        beat = Beat(self._counter, boot, site, self._began, dict(self._world.load()), len(held), self._told[1])
+        load = dict(self._world.load())
+        beat = Beat(self._counter, boot, site, self._began, load, self._ending, len(held), self._told[1])
         await self.view.put(Kind.BEATS, self.me, beat)
         if boot != self._boot:
             await self._begin_boot(boot)
@@ -392,7 +363,7 @@ class BackendMember:
             try:
                 await self._put_boot(self._boot, BootRow(self._boot_began, ended=now, clean=clean))
             except Unavailable as exc:
-                log.info("the directory does not know how this boot ended", error=str(exc))
+                log.info("end of this boot is not in the directory", error=str(exc))
 
     async def _put_boot(self, boot: str, row: BootRow) -> None:
         await self.view.put_boot(f"{self.me}/{boot}", row)
@@ -417,7 +388,7 @@ class BackendMember:
             return
         if not self.units():
             await self.view.put(Kind.ORDERS, self.me, replace(orders, state=State.STANDBY))
-            log.info("all groups are evacuated, this backend stands by")
+            log.info("evacuation done, this backend is standby")
 
     async def _close_boots(self, unclean: Collection[tuple[str, str]]) -> None:
         """Note which boots that are over the bucket has everything of."""
@@ -445,11 +416,14 @@ class BackendMember:
         """See docs/cluster.md, "When a backend counts as dead"."""
         view, watch, clock = self.view, self._watch, self._world.clock
         gone = self._world.gone()
-        suspect = watch.observe(Observation(clock(), view.beats, view.beat_read(self.me), view.owners(), gone))
+        for name, beat in view.beats.items():
+            before, count = self._beaten.get(name, (beat, -1))
+            self._beaten[name] = beat, 0 if beat.ending else count + (before != beat)
+        suspect = watch.observe(Observation(clock(), view.beats, view.beat_read(self.me), view.watched(), gone))
         if suspect is not None:
             answered = await self._world.greets(view.members.get(suspect))
             if watch.greeted(suspect, answered, clock()):
-                log.warning("a backend is dead", backend=suspect)
+                log.warning("backend taken for dead", backend=suspect)
 
     def _picture(self) -> Picture:
         view, settings = self.view, self.view.settings
@@ -467,7 +441,15 @@ class BackendMember:
             dead=boots,
             moves=view.moves,
             fenced=frozenset(self._fenced),
+            ending=self._ending_ones(),
+            back=frozenset(name for name, (_, count) in self._beaten.items() if count >= HOME_BEATS),
         )
+
+    def _ending_ones(self) -> frozenset[str]:
+        """Backends that stop or have stopped. The row of our own beat may be of our
+        process before."""
+        others = {name for name, beat in self.view.beats.items() if beat.ending and name != self.me}
+        return frozenset({*others, self.me} if self._ending else others)
 
     # -- acting ----------------------------------------------------------------------------------------------------
 
@@ -477,7 +459,7 @@ class BackendMember:
         self._fence |= todo.fence
         gain = dict(todo.gain)
         if claim := sorted(filter(self._may_claim, todo.claim)):
-            gain |= await self._write(self.me, claim, released=False)
+            gain |= await self._write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
         if gain or self._fence:
             await self._gain(gain)
         for unit in sorted(todo.pin):
@@ -487,11 +469,14 @@ class BackendMember:
         if todo.release is not None:
             await self._release(todo.release)
 
-    async def _write(self, to: str, units: Sequence[str], *, released: bool) -> dict[str, Assigned]:
-        """Write a name into rows. Returns the rows that have it a little later. Raises
-        Unavailable."""
+    async def _write(self, to: str, units: Mapping[str, str], *, released: bool) -> dict[str, Assigned]:
+        """Write a name into rows. units: with their homes. Returns the rows that have
+        it a little later. Raises Unavailable."""
         number, token = self.number() + 1, int.from_bytes(self._world.random_bytes(8), "big")
-        rows = {unit: Assigned(to, number, token, released=released, removed=self._follows(unit, to)) for unit in units}
+        rows = {
+            unit: Assigned(to, number, token, released=released, removed=self._follows(unit, to), home=home)
+            for unit, home in units.items()
+        }
         for unit, row in rows.items():
             await self.view.put(*place_of(unit), row)
         await self._world.sleep(READ_BACK_S)
@@ -499,7 +484,7 @@ class BackendMember:
             raise Unavailable("the directory does not answer")
         lost = self._units.behind()
         kept = {unit: row for unit, row in rows.items() if self._units.row(unit) == row and unit not in lost}
-        log.info("groups assigned", to=to, wanted=len(units), kept=len(kept), number=number)
+        log.info("groups assigned", to=to, groups=len(kept), wanted=len(units), assignment=number)
         return kept
 
     async def _gain(self, units: Mapping[str, Assigned]) -> None:
@@ -528,7 +513,7 @@ class BackendMember:
     async def _pin(self, unit: str) -> None:
         """Make a user of a group of ours a unit of its own. Nothing of the user
         changes; a move follows."""
-        kept = await self._write(self.me, [unit], released=False)
+        kept = await self._write(self.me, {unit: ""}, released=False)
         if unit in kept:
             self._store.renumber(unit, kept[unit])
 
@@ -540,7 +525,7 @@ class BackendMember:
 
     async def _release(self, release: Release) -> None:
         async def hand() -> bool:
-            kept = await self._write(release.to, release.units, released=True)
+            kept = await self._write(release.to, dict.fromkeys(release.units, release.home), released=True)
             return len(kept) == len(release.units)
 
         try:
@@ -549,6 +534,7 @@ class BackendMember:
                 log.info("groups released", groups=len(release.units), to=release.to)
         except OboxError as exc:
             log.warning("groups cannot be released yet", groups=len(release.units), to=release.to, error=str(exc))
+            await self._world.sleep(RELEASE_AGAIN_S)
 
     def _lose(self, units: frozenset[str]) -> None:
         self.counts.losses += len(units & self._store.held().keys())

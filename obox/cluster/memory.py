@@ -83,7 +83,8 @@ class MemoryReplica:
         return found
 
     def restore(self, rows: dict[Place, Row]) -> None:
-        """As from a backup: these rows alone, whatever has been written since."""
+        """Replace all rows by these rows, as a restore from a backup does, whatever has
+        been written since."""
         self._written = {place: [_Write(self._clock(), place, row)] for place, row in rows.items()}
 
     def join(self, other: MemoryReplica, delay_s: float) -> _Join:

@@ -29,7 +29,9 @@ class Picture:
     me: its name. units: of all groups, by key. rows: the newest assignment that was
     ever seen of each unit, also of each pinned user. held: what the store serves.
     orders, members: rows by backend. dead: by backend, the boot that is dead. moves: by
-    unit. fenced: (backend, boot) that this backend has fenced.
+    unit. fenced: (backend, boot) that this backend has fenced. ending: backends that
+    are stopping or have stopped in order, by their last beat. back: backends that were
+    seen to beat lately.
     """
 
     me: str
@@ -41,6 +43,8 @@ class Picture:
     dead: Mapping[str, str] = field(default_factory=dict)
     moves: Mapping[str, Move] = field(default_factory=dict)
     fenced: frozenset[tuple[str, str]] = frozenset()
+    ending: frozenset[str] = frozenset()
+    back: frozenset[str] = frozenset()
 
     @property
     def highest(self) -> int:
@@ -52,7 +56,8 @@ class Picture:
         found = {}
         for name, member in self.members.items():
             orders = self.orders.get(name, Orders())
-            if member.role == "backend" and orders.state is State.ONLINE and name not in self.dead:
+            away = name in self.dead or name in self.ending
+            if member.role == "backend" and orders.state is State.ONLINE and not away:
                 found[name] = 0.0 if orders.evacuate else float(orders.load_factor)
         return found
 
@@ -66,17 +71,24 @@ class Picture:
         others = any(weight > 0 for name, weight in near.items() if name != backend)
         return near if others or not elsewhere else weights
 
-    def home(self, unit: str) -> str | None:
+    def heirs(self) -> dict[str, float]:
+        """Load factors of those who may get what this backend gives up, of itself 0. A
+        stop leaves groups at their site, and an evacuation may not be able to."""
+        evacuated = self.orders.get(self.me, Orders()).evacuate
+        return {**self.weights_at(self.me, elsewhere=evacuated), self.me: 0.0}
+
+    def group(self, unit: str) -> str | None:
         """The group of the user who is a unit; None for a group."""
         sid = user_of(unit)
         return None if sid is None else home_of(sid, len(self.units))
 
 
 class Release(NamedTuple):
-    """Give units up in order. to: the next backend."""
+    """Give units up in order. to: the next backend. home: see `Assigned`."""
 
     to: str
     units: tuple[str, ...]
+    home: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,15 +96,15 @@ class Plan:
     """What to do now.
 
     lose: units that another backend has; gain: units whose rows name us; claim: units
-    without an owner, to be written and gained; fence: (backend, boot) that were seen
-    dying, whose units are in `claim` or who have none; pin: users of groups of ours who
-    are to become units of their own; arrived: units that are where their moves want
-    them; release: at most one batch.
+    without an owner, to be written and gained, with their homes; fence: (backend, boot)
+    that were seen dying, whose units are in `claim` or who have none; pin: users of
+    groups of ours who are to become units of their own; arrived: units that are where
+    their moves want them; release: at most one batch.
     """
 
     lose: frozenset[str]
     gain: Mapping[str, Assigned]
-    claim: frozenset[str]
+    claim: Mapping[str, str]
     fence: frozenset[tuple[str, str]]
     release: Release | None
     pin: frozenset[str] = frozenset()
@@ -119,7 +131,7 @@ def plan(now: Picture) -> Plan:
     return Plan(
         lose=frozenset(lose),
         gain=gain,
-        claim=frozenset(claim),
+        claim=claim,
         fence=frozenset(fence),
         release=_release(now, lose),
         pin=frozenset(_pins(now, moves, lose)),
@@ -127,19 +139,20 @@ def plan(now: Picture) -> Plan:
     )
 
 
-def _claims(now: Picture) -> tuple[set[str], set[tuple[str, str]]]:
-    """Units that nobody serves and that are for us; the boots whose owners they had."""
-    claim: set[str] = set()
+def _claims(now: Picture) -> tuple[dict[str, str], set[tuple[str, str]]]:
+    """Units that nobody serves and that are for us, with their homes; the boots whose
+    owners they had."""
+    claim: dict[str, str] = {}
     fence: set[tuple[str, str]] = set()
     owners = {row.backend for row in now.rows.values()}
     for unit in now.units | now.rows.keys():
         row = now.rows.get(unit)
         if _is_vacant(now, row) and _heir(now, unit) == now.me:
-            claim.add(unit)
+            claim[unit] = "" if row is None else _home(now, row)
             if row is not None and row.backend in now.dead:
                 fence.add((row.backend, now.dead[row.backend]))
     for backend, boot in now.dead.items():
-        if backend in owners or (backend, boot) in now.fenced:
+        if not boot or backend in owners or (backend, boot) in now.fenced:
             continue  # a fence holds for good, and reading all journals is not cheap
         if next(iter(rank(f"boot:{backend}", now.weights_at(backend, elsewhere=False))), None) == now.me:
             fence.add((backend, boot))
@@ -154,11 +167,11 @@ def _heir(now: Picture, unit: str) -> str | None:
     """Who acquires a unit that is vacant. A backend that is seen dying has heirs at its
     own site alone, because no other site takes part in the judgement."""
     row = now.rows.get(unit)
-    if row is not None and row.removed and (home := now.home(unit)) is not None:
-        leader = now.rows.get(home)
+    if row is not None and row.removed and (group := now.group(unit)) is not None:
+        leader = now.rows.get(group)
         if leader is not None and not _is_vacant(now, leader):
             return leader.backend
-        unit, row = home, leader
+        unit, row = group, leader
     weights = now.weights() if row is None else now.weights_at(row.backend, elsewhere=row.backend not in now.dead)
     return next(iter(rank(unit, weights)), None)
 
@@ -167,9 +180,17 @@ def _pins(now: Picture, moves: Mapping[str, Move], lost: set[str]) -> Iterator[s
     """Users who are to move alone and have no row yet: the owner of the group makes
     it."""
     for unit in moves:
-        home = now.home(unit)
-        if home is not None and unit not in now.rows and home in now.held and home not in lost:
+        group = now.group(unit)
+        if group is not None and unit not in now.rows and group in now.held and group not in lost:
             yield unit
+
+
+def _home(now: Picture, row: Assigned) -> str:
+    """The home of a unit whose owner ended. A backend that stopped in order, and found
+    nobody for its groups, gets them again; a backend that crashed does not."""
+    if row.backend in now.ending:
+        return row.home or row.backend
+    return row.home if row.home != row.backend else ""
 
 
 def _is_gone(now: Picture, backend: str) -> bool:
@@ -179,32 +200,47 @@ def _is_gone(now: Picture, backend: str) -> bool:
 
 
 def _release(now: Picture, lost: set[str]) -> Release | None:
-    """The next batch of units that leave for one backend: groups, or single users."""
-    weights = now.weights()
-    heirs = {**now.weights_at(now.me, elsewhere=True), now.me: 0.0}
-    leaving: dict[str, str] = {}
+    """The next batch of units that leave for one backend with one home: groups, or
+    single users."""
+    weights, heirs = now.weights(), now.heirs()
+    leaving: dict[str, tuple[str, str, bool]] = {}
     for unit in sorted(now.held.keys() - lost):
-        if (to := _destination(now, unit, weights, heirs)) is not None:
-            leaving[unit] = to
+        if (found := _destination(now, unit, weights, heirs)) is not None:
+            leaving[unit] = *found, user_of(unit) is not None
     if not leaving:
         return None
-    first, to = next(iter(leaving.items()))
-    alone = user_of(first) is not None
-    batch = [unit for unit, heir in leaving.items() if heir == to and (user_of(unit) is not None) is alone]
-    return Release(to, tuple(batch[: USERS_MOVED_AT_ONCE if alone else MOVED_AT_ONCE]))
+    first = to, home, alone = next(iter(leaving.values()))
+    batch = [unit for unit, where in leaving.items() if where == first]
+    return Release(to, tuple(batch[: USERS_MOVED_AT_ONCE if alone else MOVED_AT_ONCE]), home)
 
 
-def _destination(now: Picture, unit: str, weights: Mapping[str, float], heirs: Mapping[str, float]) -> str | None:
-    """Where a unit of ours goes, None if it stays."""
+def _destination(
+    now: Picture, unit: str, weights: Mapping[str, float], heirs: Mapping[str, float]
+) -> tuple[str, str] | None:
+    """Where a unit of ours goes, and its home there; None if it stays."""
     move, row = now.moves.get(unit), now.rows.get(unit)
+    home = "" if row is None else row.home
     if move is not None and not move.done and move.to != now.me and move.to in weights:
-        return move.to
-    if row is not None and row.removed and (home := now.home(unit)) is not None:
-        leader = now.rows.get(home)
-        if leader is not None and leader.backend == now.me:
-            return None  # it follows when the group has left
-        if leader is not None and not _is_vacant(now, leader):
-            return leader.backend
-    if now.orders.get(now.me, Orders()).evacuate:
-        return next(iter(rank(unit, heirs)), None)
+        return move.to, ""
+    group = now.group(unit) if row is not None and row.removed else None
+    leader = None if group is None else now.rows.get(group)
+    if leader is not None and leader.backend != now.me and _may_be_followed(now, leader):
+        return leader.backend, ""
+    evacuated, ending = now.orders.get(now.me, Orders()).evacuate, now.me in now.ending
+    if evacuated or ending:
+        # A user who follows a group goes where the group goes.
+        heir = next(iter(rank(group or unit, heirs)), None)
+        if heir is None:
+            return None
+        if evacuated:
+            return heir, home if home != now.me else ""
+        return heir, "" if group is not None else home or now.me
+    if home != now.me and weights.get(home, 0.0) > 0 and home in now.back:
+        return home, ""
     return None
+
+
+def _may_be_followed(now: Picture, leader: Assigned) -> bool:
+    """Whether the owner of a group keeps it, so that users who follow may go there."""
+    leaves = leader.backend in now.ending or now.orders.get(leader.backend, Orders()).evacuate
+    return not leaves and not _is_vacant(now, leader)

@@ -82,7 +82,8 @@ class Beat(msgspec.Struct, frozen=True):
     """A member lives: `counter` is one more each second.
 
     boot: the journal's boot, "" of a proxy; started: unix seconds; load: by name
-    ("cpu" and "memory" as fractions of 1); units: how many units it serves, -1 if it
+    ("cpu" and "memory" as fractions of 1); ending: the member is stopping, or has
+    stopped, so that nobody gives it groups; units: how many units it serves, -1 if it
     does not say; digest: of their assignments (`assign.digest`).
     """
 
@@ -91,6 +92,7 @@ class Beat(msgspec.Struct, frozen=True):
     site: str = ""
     started: float = 0.0
     load: dict[str, float] = {}
+    ending: bool = False
     units: int = -1
     digest: int = 0
 
@@ -113,7 +115,8 @@ class Assigned(msgspec.Struct, frozen=True):
     number: above every number that the writer has seen of any unit; token: random, 64
     bits; released: the backend before has given the group up in order, so that its
     bundles have everything; removed: of a pin that is no more: the user stays a unit of
-    its own, which follows the user's group.
+    its own, which follows the user's group; home: the backend that gave the unit up
+    only because it stopped, and gets it again when it is back.
     """
 
     backend: str
@@ -121,6 +124,7 @@ class Assigned(msgspec.Struct, frozen=True):
     token: int
     released: bool = False
     removed: bool = False
+    home: str = ""
 
 
 class Move(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """All rows of a directory, decoded: what `check` and the verbs of operators read.
 
-Refuses to know: what is wrong with the rows; who asks.
+This module does not know what is wrong with the rows or who asks.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ async def read_tables(directory: Directory) -> Tables:
         for key, row in sorted(rows.items()):
             try:
                 if kind is Kind.GROUPS and group_number(key) is None:
-                    raise ValueError("the key is no group")
+                    raise ValueError("the key is not a group")
                 decoded[kind][key] = msgspec.msgpack.decode(row.value, type=RECORDS[kind])
             except ValueError as error:
                 bad[kind, key] = str(error)

@@ -38,6 +38,7 @@ from .records import (
     Move,
     Orders,
     Settings,
+    State,
     decode,
     encode,
     group_number,
@@ -116,17 +117,17 @@ class View:
 
     @property
     def settings(self) -> Settings | None:
-        """Of the directory; None before they have been read once."""
+        """The directory's settings; None before they have been read once."""
         return self._records(Kind.SETTINGS, Settings).get(SETTINGS_KEY)
 
     @property
     def groups(self) -> dict[int, Assigned]:
-        """By group number."""
+        """The assignments by group number."""
         return {int(key): record for key, record in self._records(Kind.GROUPS, Assigned).items()}
 
     @property
     def pins(self) -> dict[str, Assigned]:
-        """By storage id; those that were removed, too."""
+        """The pins by storage id, removed pins included."""
         return self._records(Kind.PINS, Assigned)
 
     @property
@@ -164,9 +165,24 @@ class View:
         records = [known.record for kind in (Kind.GROUPS, Kind.PINS) for known in self._known[kind].values()]
         return {name: self._site(name) for name in {record.backend for record in records}}
 
+    def watched(self) -> dict[str, str]:
+        """Backends whose beats matter, with their sites: those that an assignment
+        names, and those that may get groups. If one of these were not watched, its
+        share of the groups of a dead backend would be nobody's. A backend that has
+        stopped in order gets none."""
+        orders, beats = self.orders, self.beats
+        online = (
+            name
+            for name, member in self.members.items()
+            if member.role == "backend" and orders.get(name, Orders()).state is State.ONLINE
+            if name not in beats or not beats[name].ending
+        )
+        return {name: self._site(name) for name in {*self.owners(), *online}}
+
     @property
     def merges(self) -> dict[str, Merge]:
-        """By unit: who has uploaded changes of users that another backend serves."""
+        """The merges by unit: who has uploaded changes of users that another backend
+        serves."""
         return self._records(Kind.MERGES, Merge)
 
     def age(self) -> float | None:
@@ -243,7 +259,7 @@ class View:
         self._good_at = self._clock()
         if self._logged_at is not None:
             self._logged_at = None
-            log.info("the directory answers again")
+            log.info("directory answers again")
         if any(changed[kind] for kind in rows if kind is not Kind.BEATS):
             self._unsaved = True
         self._tell(changed)
@@ -333,7 +349,7 @@ class View:
     def _decoded(self, kind: Kind, key: str, row: Row) -> msgspec.Struct | None:
         try:
             if kind is Kind.GROUPS and group_number(key) is None:
-                raise ValueError("the key is no group")
+                raise ValueError("the key is not a group")
             return msgspec.msgpack.decode(row.value, type=RECORDS[kind])
         except ValueError as error:
             bad = (kind, key, row.timestamp)
@@ -341,7 +357,9 @@ class View:
                 if len(self._bad) >= _BAD_MAX:
                     self._bad.clear()
                 self._bad.add(bad)
-                log.error("a row of the directory cannot be read, ignored", kind=kind.value, key=key, reason=str(error))
+                log.error(
+                    "row of the directory cannot be read and is ignored", kind=kind.value, key=key, error=str(error)
+                )
             return None
 
     async def _compare(self, kind: Kind, rows: Mapping[str, Row]) -> None:
@@ -380,7 +398,7 @@ class View:
             await self._keeper.save(Kept(self._now(), rows))
         except OSError as error:
             self._unsaved = True
-            log.warning("the directory's answer cannot be kept", reason=str(error))
+            log.warning("copy of the directory cannot be saved", error=str(error))
 
     def _log_outage(self, reason: str) -> None:
         now = self._clock()
@@ -388,8 +406,8 @@ class View:
             self._logged_at = now
             age = self.age()
             log.warning(
-                "the directory does not answer, what is known of it holds",
-                reason=reason,
+                "directory does not answer, its last known rows are used",
+                error=reason,
                 age_s=None if age is None else round(age),
             )
 

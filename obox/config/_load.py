@@ -139,9 +139,9 @@ def _read_file(file: Path, given: dict[str, _Given], present: set[str], remotes:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8: {error.reason} at byte {error.start}") from error
+        raise ConfigError(f"{file}: is not UTF-8: {error.reason} at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not TOML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{file}: is not TOML: {' '.join(str(error).split())}") from error
     lines = text.splitlines()
     for name, value in document.items():
         if name == REMOTE:

@@ -250,7 +250,7 @@ class Imap:
     max_pipelined_commands: int = _set(
         kinds.integer(1, 1000),
         "32",
-        "commands of a session that wait for their answers; beyond, the session reads no more",
+        "commands of a session that wait for their answers; beyond, the session stops reading",
     )
     max_user_sessions: int = _set(
         kinds.integer(0, 100_000), "50", "sessions of one user; a client opens about 5; 0: no limit", remote=True

@@ -2,7 +2,8 @@
 that is seen without side effects.
 
 Invariant: nothing is made, bound or asked, but for the names of hosts.
-Refuses to know: the user that `obox serve` will run as. A doubt is therefore a warning.
+This module does not know the user that `obox serve` will run as. A doubt is therefore a
+warning.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ class Scan:
         """Take the name of a header field; its characters are not checked."""
         name = self.astring("a header field name")
         if len(name) > self.limits.header_name_bytes_max:
-            self.beyond(f"Header field name of {len(name)} bytes: at most {self.limits.header_name_bytes_max}")
+            self.beyond(f"Header field name of {len(name)} bytes; allowed: {self.limits.header_name_bytes_max}")
         return name
 
     def astring(self, what: str) -> bytes:
@@ -342,7 +342,7 @@ class Scan:
 
     def _measured(self, data: bytes, what: str) -> bytes:
         if len(data) > NAME_WIRE_BYTES_MAX:
-            self.beyond(f"{what} of {len(data)} bytes: at most {NAME_WIRE_BYTES_MAX}")
+            self.beyond(f"{what} of {len(data)} bytes; allowed: {NAME_WIRE_BYTES_MAX}")
         return data
 
     def _decoded(self, data: bytes) -> str:
@@ -360,7 +360,7 @@ class Scan:
         if match is None:
             self.expected("a flag")
         if match.end() - self.at > KEYWORD_BYTES_MAX:
-            self.beyond(f"Keyword of {match.end() - self.at} bytes: at most {KEYWORD_BYTES_MAX}")
+            self.beyond(f"Keyword of {match.end() - self.at} bytes; allowed: {KEYWORD_BYTES_MAX}")
         name = match[0].decode()
         if name[0] == "\\":
             found = _SYSTEM_FLAGS.get(name.upper())

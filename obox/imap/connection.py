@@ -20,7 +20,7 @@ from obox.imap.machine import Machine
 from obox.imap.parser import Parser
 from obox.imap.session import Session
 from obox.imap.states import BEFORE_LOGIN
-from obox.imap.updates import tell
+from obox.imap.updates import report
 from obox.net import Connection as Engine
 from obox.net import Flow, Who, Why, speak_for
 
@@ -77,7 +77,7 @@ class Connection(Engine):
         if session.idling:
             # One change of a mailbox wakes all sessions that have it selected.
             await self.pause()
-            await tell(session)
+            await report(session)
         while not self.must_stop:
             event = self.parser.next()
             if event is NEED_DATA:
@@ -134,7 +134,7 @@ class Connection(Engine):
     async def start_tls(self) -> None:
         upgrade = self.context.upgrade
         if upgrade is None:
-            raise ConnectionResetError("no TLS")
+            raise ConnectionResetError("TLS is not available")
         await self.handshake(upgrade)
 
     def speak_for(self, remote: str) -> None:

@@ -28,7 +28,7 @@ from obox.errors import OboxError
 from obox.imap import ast, events, wire
 from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
 from obox.imap.session import NO_UIDS, BadSet, Session, State
-from obox.imap.updates import tell
+from obox.imap.updates import report
 
 Handler = Callable[[Any, Any], Awaitable[Reply | None]]
 """Takes the session and the parsed command."""
@@ -100,7 +100,7 @@ class Machine:
             return
         try:
             uid = bool(getattr(command, "uid", False))
-            await tell(session, expunge=uid or kind not in table.without_expunge, uid=uid)
+            await report(session, expunge=uid or kind not in table.without_expunge, uid=uid)
         except ConnectionError:
             raise
         except Exception:
@@ -173,7 +173,7 @@ async def _bad_line(session: Session, reason: str) -> None:
 
 
 async def _end_idle(session: Session, reply: Reply) -> None:
-    await tell(session)
+    await report(session)
     session.idling = False
     session.out.idle_changed()
     session.finish_command(session.waiting_tag, "IDLE", reply)

@@ -55,7 +55,7 @@ def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
     """
     mailbox, view = session.need_mailbox()
     state = mailbox.state
-    if view.untold_names(state):
+    if view.has_new_names(state):
         write_names(session, besides=view.names)
     return flag_column(state.flag_names, table, where, view.recent_uids())
 
@@ -104,7 +104,7 @@ async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None
         await write_flags(session, updates.changed, uid=uid)
 
 
-async def tell(session: Session, *, expunge: bool = True, uid: bool = False) -> None:
+async def report(session: Session, *, expunge: bool = True, uid: bool = False) -> None:
     """Write what has changed since the last report to the client.
 
     expunge: sequence numbers may change. uid: the command counts in UIDs, so the

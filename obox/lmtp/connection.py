@@ -77,12 +77,12 @@ class Connection(Engine):
         machine.links = self.context.forwarding is not None and self.context.forwarding.linked
         machine.trusted = not self.remote or self.context.trusts(self.remote)
         if not machine.trusted and not machine.links:
-            log.warning("lmtp_untrusted", remote=remote)
+            log.warning("lmtp client refused", remote=remote)
             raise NoPerm("Client is not in a trusted network")
         try:
             super().admit()
         except NoRoom as error:
-            log.warning("lmtp_too_many_connections", remote=remote, limit=error.limit)
+            log.warning("lmtp connection refused", remote=remote, limit=error.limit)
             raise
 
     def opened(self) -> None:
@@ -159,7 +159,7 @@ class Connection(Engine):
         return Who(self.id, "", self.remote, self.tls, machine.state.name.lower(), "", machine.idle, self.since)
 
     def log_bug(self, what: str) -> None:
-        log.exception(f"lmtp_{what.replace(' ', '_')}", session=self.session.id, remote=self.session.remote)
+        log.exception(f"lmtp {what}", session=self.session.id, remote=self.session.remote)
 
     # -- time ------------------------------------------------------------------------------------------------------
 
@@ -174,13 +174,13 @@ class Connection(Engine):
             return self._look_s
         machine, settings = self.machine, self.settings
         if not (machine.trusted or machine.member):
-            log.info("lmtp_untrusted", remote=self.session.remote, link=False)
+            log.info("lmtp client refused", remote=self.session.remote, link=False)
             self.bye(Why.REFUSED, "")
             return None
         left_s = (settings.data_timeout_s if machine.in_body else settings.command_timeout_s) - quiet_s
         if left_s > 0:
             return min(left_s, self._look_s)
-        log.info("lmtp_timeout", session=self.session.id, remote=self.session.remote, in_body=machine.in_body)
+        log.info("lmtp timeout", session=self.session.id, remote=self.session.remote, in_body=machine.in_body)
         self.bye(Why.TIMEOUT, "")
         return None
 
@@ -225,5 +225,5 @@ class Connection(Engine):
         try:
             await self.handshake(starttls(self.settings.tls, TLS_HANDSHAKE_S))
         except OSError as error:
-            log.info("lmtp_tls_failed", session=self.session.id, remote=self.session.remote, problem=str(error))
+            log.info("lmtp TLS failed", session=self.session.id, remote=self.session.remote, error=str(error))
             raise

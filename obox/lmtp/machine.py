@@ -392,7 +392,7 @@ class Machine:
         return self._bad(Reply(500, "5.5.1", "This is LMTP, not SMTP: send LHLO"))
 
     def _auth(self, argument: str) -> Event | None:
-        """Of members alone: docs/cluster.md, "The trusted link"."""
+        """Handle AUTH, which only members use: docs/cluster.md, "The trusted link"."""
         mechanism, _, initial = argument.partition(" ")
         if not self.links:
             return self._bad(Reply(500, "5.5.1", "Unknown command"))

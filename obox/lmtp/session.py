@@ -3,7 +3,7 @@
 A large mail waits in a file (`obox.spool`), and is read back when there is memory for
 it. A recipient is checked at RCPT, and gets the mail after its last byte has arrived.
 
-Diagnostics: a line `lmtp_delivery` is logged for each recipient of each mail. A failure
+Diagnostics: a line `lmtp delivery` is logged for each recipient of each mail. A failure
 that is not one of `obox.errors` is a bug: its traceback is logged, and the client gets
 451 4.3.0. This module knows no transports and no timers.
 """
@@ -75,7 +75,7 @@ class Session:
         except Exception as error:
             reply = self._reply_for(error, asked.address)
             log.info(
-                "lmtp_recipient_refused",
+                "lmtp recipient refused",
                 session=self.id,
                 remote=self.remote,
                 recipient=asked.address,
@@ -158,7 +158,7 @@ class Session:
             try:
                 source = await self._spool.take()
             except OSError as error:
-                log.error("lmtp_spool_failed", session=session, problem=str(error))
+                log.error("lmtp spool failed", session=session, error=str(error))
                 return [_SPOOL_FAILED] * len(recipients)
             return await self._deliver_source(source, mail, recipients, session, copies)
 
@@ -221,14 +221,14 @@ class Session:
 
     def _log(self, recipient: Recipient, envelope: Envelope, reply: Reply, seconds: float, **more: str) -> None:
         log.info(
-            "lmtp_delivery",
+            "lmtp delivery",
             recipient=recipient.address,
             user=recipient.user,
             session=envelope.session_id,
             queue_id=envelope.queue_id,
             message_id=envelope.message_id,
             reverse_path=envelope.reverse_path,
-            size=envelope.size,
+            bytes=envelope.size,
             ms=round(seconds * 1000, 1),
             result=f"{reply.code} {reply.enhanced}",
             text=reply.text,
@@ -239,6 +239,6 @@ class Session:
 
     def _reply_for(self, error: Exception, recipient: str) -> Reply:
         if not isinstance(error, OboxError | TimeoutError):
-            log.error("lmtp_bug", session=self.id, recipient=recipient, exc_info=error)
+            log.error("lmtp delivery failed by a bug", session=self.id, recipient=recipient, exc_info=error)
             return INTERNAL
         return reply_for(error, quota_full_tempfail=self._settings.quota_full_tempfail)

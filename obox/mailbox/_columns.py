@@ -3,7 +3,8 @@
 Invariant: the columns are sorted by UID. Arrays are never changed in place for existing
 positions, so a session may keep an array and see the mailbox as it was.
 
-Refuses to know: how mails come and go (`_state.State`), the bucket, who asks.
+This module does not know how mails come and go (`_state.State`), the bucket, or who
+asks.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Columns:
         return self._columns["modseq"][: self._n]
 
     def positions(self, uids: UidArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-        """For each of `uids` its row (any, if it is missing), and whether it exists."""
+        """Return for each of `uids` its row (any, if it is missing), and whether it
+        exists."""
         mine = self.uids
         count = len(uids)
         if count > RUN_MIN:

@@ -9,7 +9,7 @@ takes no flag from a mail.
 A keyword that no mail has any more keeps its bit and its place in FLAGS until another
 keyword needs the place.
 
-Refuses to know: mails; who asks.
+This module does not know mails or who asks.
 """
 
 from __future__ import annotations

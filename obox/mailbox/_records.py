@@ -6,8 +6,8 @@ and the server should answer (RFC 2180 §4.1). `Retained` keeps such records for
 as a view needs them. `Records` is a table of some mails, live or retained, and is read
 like a state.
 
-Invariant: retained records change only answers about expunged mails. Refuses to know:
-which of the records a view still counts.
+Invariant: retained records change only answers about expunged mails. This module does
+not know which of the records a view still counts.
 """
 
 from __future__ import annotations

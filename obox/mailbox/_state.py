@@ -5,7 +5,7 @@ Its mails are columns that all its sessions share (`_columns.Columns`).
 Invariant: a UID is either a row, or gone, or was never given; nothing that is gone
 comes back. Only `join` changes a state; a command first makes a `Delta` of its change.
 
-Refuses to know: the bucket, the journal, who asks.
+This module does not know the bucket, the journal, or who asks.
 """
 
 from __future__ import annotations

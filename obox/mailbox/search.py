@@ -11,8 +11,8 @@ Text compares as `obox.mailbox._needles` says. The source decodes charsets and M
 knows all strings that TEXT and BODY search for (`Evaluation.needles`), so that it
 decodes a mail once for all of them.
 
-Refuses to know: MIME, IMAP, the origin of text. Sequence numbers and \\Recent belong to
-the session, which resolves both to a `UidSet`.
+This module does not know MIME, IMAP, or the origin of text. Sequence numbers and
+\\Recent belong to the session, which resolves both to a `UidSet`.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ class View:
 
     # -- names of flags --------------------------------------------------------------------------------------------
 
-    def untold_names(self, state: State) -> bool:
+    def has_new_names(self, state: State) -> bool:
         """Whether the mailbox has flags that the client does not know, or
         PERMANENTFLAGS has changed.
         """
@@ -193,7 +193,7 @@ class View:
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
-    def untold(self, state: State, uids: UidArray) -> npt.NDArray[np.bool_]:
+    def unreported(self, state: State, uids: UidArray) -> npt.NDArray[np.bool_]:
         """Which of `uids`, all in the state, have changes of others that the client
         does not know.
         """
@@ -254,7 +254,7 @@ class View:
         self._uidnext = max(self._uidnext, state.uidnext)
         recent_before = self._told_recent
         recent = self.recent_count() if len(fresh) or expunged else recent_before
-        names = self.untold_names(state)
+        names = self.has_new_names(state)
         if not (expunged or len(fresh) or len(changed) or names or recent != recent_before):
             return None
         return Updates(

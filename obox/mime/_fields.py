@@ -3,7 +3,7 @@ out.
 
 Invariant: every pattern is linear in its input. Repeats are possessive, so that no
 input makes them backtrack. A construct that may stay open (quoted string, comment) is
-closed by the end of the value. Refuses to know: parts, IMAP.
+closed by the end of the value. This module does not know parts or IMAP.
 
 A field is `name [WSP] ":" value`. A value continues over lines that start with WSP (RFC
 5322 §2.2.3; §4.5 for the WSP before the colon). A line ends with LF; a CR before the LF

@@ -64,10 +64,8 @@ def value_of(params: Parameters, name: bytes) -> bytes | None:
 
 
 def charset_and_value(params: Parameters, name: bytes) -> tuple[bytes | None, bytes] | None:
-    """As `value_of`, but the extended form first, and with the charset that it names.
-
-    None: there is no such parameter.
-    """
+    """Return the same as `value_of`, but prefer the extended form, and add the charset
+    that it names. None: there is no such parameter."""
     extended = _extended(params, name)
     if extended is not None:
         return extended

@@ -4,7 +4,7 @@ What comes is kept up to `AHEAD_BYTES`; beyond that reading pauses. `take` gives
 has come behind the last line, and the transport, to the protocol that continues.
 
 Diagnostics: every failure of the network is an OSError. The owner sets deadlines. It
-refuses to know what the lines mean.
+does not know what the lines mean.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from obox.net.lanes import Lanes
+from obox.lanes import Lanes
 from obox.net.registry import Registry, Who
 
 CUT_S: Final = 1.0

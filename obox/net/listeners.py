@@ -119,7 +119,7 @@ class Listeners:
         """
         for entry in entries:
             if entry.tls and self._tls is None:
-                raise ListenError(f"{name}.listen {entry}: no certificate")
+                raise ListenError(f"{name}.listen {entry}: there is no certificate; set tls.cert and tls.key")
             if entry.path is not None:
                 self._bind_unix(name, entry, entry.path, factory, self._unix_mode if unix_mode is None else unix_mode)
             else:
@@ -182,7 +182,7 @@ class Listeners:
             self._bound.append(_Bound(name, entry, sock, factory))
             made += 1
         if not made:
-            raise ListenError(f"{name}.listen {entry}: no address of this machine")
+            raise ListenError(f"{name}.listen {entry}: not an address of this machine")
 
     def _bind_unix(self, name: str, entry: Listen, path: Path, factory: Factory, mode: int) -> None:
         sock = self._take(lambda s: s.family == socket.AF_UNIX and s.getsockname() == str(path))
@@ -229,13 +229,15 @@ class Listeners:
                         sock, _ = await loop.sock_accept(bound.sock)
                     except OSError as error:
                         if error.errno in _OUT_OF:
-                            self._log.error("cannot accept", address=str(bound.entry), error=error.strerror)
+                            self._log.error(
+                                "connection cannot be accepted", address=str(bound.entry), error=error.strerror
+                            )
                             await asyncio.sleep(PAUSE_S)
                         continue
                     tasks.create_task(self._greet(bound, sock, pending))
                     if pending.dropped != told and loop.time() - told_at >= DROPPED_LOG_S:
                         self._log.warning(
-                            "silent connections dropped for new clients",
+                            "pending connections dropped for new clients",
                             address=str(bound.entry),
                             count=pending.dropped - told,
                         )
@@ -265,7 +267,7 @@ class Listeners:
                     self._log.info(
                         "connection refused",
                         address=str(entry),
-                        peer=peer or "unix",
+                        remote=peer or "unix",
                         error=str(error) or "no PROXY header in time",
                     )
                     sock.close()
@@ -288,7 +290,7 @@ class Listeners:
     async def _header(self, entry: Listen, sock: socket.socket, peer: str) -> Via:
         """Raises ProxyError, TimeoutError, OSError."""
         if entry.path is None and not self._trusted(peer):
-            raise ProxyError("not from haproxy_trusted_networks")
+            raise ProxyError("the peer is not in haproxy_trusted_networks")
         async with asyncio.timeout(self.proxy_timeout_s):
             return proxy.parse(await _read_header(sock))
 
@@ -379,7 +381,7 @@ def _reason(error: OSError) -> str:
     if error.errno == errno.EACCES:
         return "permission denied: ports below 1024 need CAP_NET_BIND_SERVICE, a unix socket a writable directory"
     if error.errno == errno.EADDRNOTAVAIL:
-        return "no address of this machine"
+        return "not an address of this machine"
     return os.strerror(error.errno) if error.errno and not error.strerror else str(error.strerror or error)
 
 

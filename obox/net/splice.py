@@ -16,8 +16,8 @@ Time. An open splice has no timer: IDLE may last for hours, and the server knows
 client is quiet for too long. The kernel notices a dead peer (`dialogue.watch`). A half
 splice ends after HALF_S of silence, and an ending splice is cut after CLOSE_TIMEOUT_S.
 
-It refuses to know protocols: no last words are said, because they could stand in the
-middle of an answer.
+This module does not know protocols: no last words are said, because they could stand in
+the middle of an answer.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class _Side(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         if not self.splice.stopping or self.other is not self.splice.client:
-            self.other.go_on()
+            self.other.resume()
 
     def hold(self) -> None:
         if not self.held and not self.gone and not self.transport.is_closing():
             self.held = True
             self.transport.pause_reading()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         if self.held and not self.gone and not self.transport.is_closing():
             self.held = False
             self.transport.resume_reading()
@@ -150,7 +150,7 @@ class Splice:
         if given.congested:
             self.owner.hold()
         self.client.held = given.paused
-        self.client.go_on()
+        self.client.resume()
         if ahead:
             self.client.data_received(ahead)
         if leg.ahead:

@@ -122,7 +122,7 @@ class Certificates:
         """Read and check certificates without using them yet. It blocks on the
         files."""
         if not certs or len(certs) != len(keys):
-            raise TlsError("tls.cert: one key for each certificate")
+            raise TlsError("tls.cert and tls.key differ in number; allowed: one key for each certificate")
         return _load(list(zip(certs, keys, strict=True)))
 
     @property

@@ -7,7 +7,7 @@ The rooms above see ObjectStore, the helpers put_once and find_outcome, the layo
 Invariant: an object is written once, and its content is never modified. A `put` that
 has returned is durable.
 
-Refuses to know: mail, indexes, users.
+This module does not know mail, indexes, or users.
 
 Diagnostics: every failure is a StoreError with `permanent`. Retries are logged at
 debug, slow requests at warning. A bad setting is ConfigError. See the modules.

@@ -13,7 +13,7 @@ Invariant: a call is a single HTTP request (obstore's own retries are off), exce
 copy before the store is known to make copies create-only (see Driver). put sends
 `If-None-Match: *`.
 
-Refuses to know: retries, statistics, our prefix.
+This module does not know retries, statistics, or our prefix.
 
 Diagnostics: `translate` turns an answer of the store into a StoreError kind. 401, 403,
 400 and a missing bucket are Refused. 5xx, 429, SlowDown, timeouts and broken
@@ -320,7 +320,7 @@ def boto3_credentials() -> Callable[[], Coroutine[Any, Any, S3Credential]]:
         if not found:
             credentials = session.get_credentials()
             if credentials is None:
-                raise PermissionError("no credentials: none in the settings, boto3's chain finds none")
+                raise PermissionError("there are no credentials, neither in the settings nor in boto3's chain")
             found.append(credentials)
         frozen = found[0].get_frozen_credentials()
         refreshable = hasattr(found[0], "refresh_needed")

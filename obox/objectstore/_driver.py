@@ -4,7 +4,8 @@ Invariant: `put` is create-only; every call is a single attempt. A batch is at m
 REQUEST_KEYS_MAX keys, a page at most page_keys. The retry layer above loops over them,
 so that the statistics below it count every request that was sent.
 
-Refuses to know: retries, deadlines, statistics, prefixes, the content of objects.
+This module does not know retries, deadlines, statistics, prefixes, or the content of
+objects.
 
 Diagnostics: a driver raises only StoreError kinds (anything else is a bug) and logs
 nothing.
@@ -118,7 +119,7 @@ class ObjectStore(Protocol):
         ...
 
     async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
-        """As list, in the store's own order: for code that checks the store."""
+        """LIST in the store's own order, for code that checks the store."""
         ...
 
     async def list_names(self, prefix: str, *, kind: Kind) -> Names:

@@ -4,8 +4,8 @@
 Invariant: a failure answers `permanent?` first. A transient failure has been retried
 already when a caller sees it.
 
-Refuses to know: obox.errors kinds (except that a bad setting is ConfigError, raised
-where a setting is read), wire formats.
+This module does not know obox.errors kinds (except that a bad setting is ConfigError,
+raised where a setting is read) or wire formats.
 
 Diagnostics: nothing is logged here. Messages name the operation, the key and the answer
 of the store. They never contain a secret. They are for the operator's log, not for a

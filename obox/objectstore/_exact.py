@@ -5,7 +5,7 @@ obox never makes such keys; consoles, rclone and mistakes do. obstore drops a fi
 and ends a LIST with an error at the others, so that a single such key would hide all
 keys next to it.
 
-Refuses to know: retries, statistics, the meaning of a key.
+This module does not know retries, statistics, or the meaning of a key.
 
 Diagnostics: only StoreError kinds, as in a driver.
 """

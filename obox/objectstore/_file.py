@@ -18,7 +18,8 @@ TEMP_AGE_S old (another process may be using a younger file). Between link and a
 an object remains that was not acknowledged, as with any store. A delete removes
 directories that become empty; a PUT that finds its directory removed makes it again.
 
-Refuses to know: the content; file systems without link(2) (a PUT there is Refused).
+This module does not know the content. It does not work on file systems without link(2):
+a PUT there is Refused.
 
 Diagnostics: ENOSPC, EDQUOT, EIO, a bucket that is not mounted any more and every other
 error that may pass are Unreachable. EACCES, EPERM, EROFS and a key that is a directory

@@ -1,8 +1,8 @@
 """Frames of an object's payload: compressed, sealed, found by offset. codec.py
 describes the format.
 
-Refuses to know: the place of a header in the bytes; the names of keys. Diagnostics:
-CorruptObject.
+This module does not know the place of a header in the bytes or the names of keys.
+Diagnostics: CorruptObject.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Invariant: the same behaviour as other drivers, so that a test on this driver is
 meaningful: create-only, key order, ranges. Each MemoryDriver is a separate bucket; pass
 the same driver to two stores to let two backends share it.
 
-Refuses to know: durability. The content is gone with the process.
+Nothing is durable: the content is gone with the process.
 
 Diagnostics: AlreadyExists and Missing are its only failures.
 """

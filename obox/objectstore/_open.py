@@ -5,7 +5,7 @@ Invariant: every ObjectStore that obox uses is composed here, in this order. Sta
 see each attempt, faults are below both, and only the last layer knows the prefix of the
 url.
 
-Refuses to know: configuration files; the content of objects.
+This module does not know configuration files or the content of objects.
 
 Diagnostics: a bad setting is ConfigError, in one line. Opening makes no request: an
 unreachable bucket does not stop a start.

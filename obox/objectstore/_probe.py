@@ -10,7 +10,7 @@ the slow one: who waits there for a key looks once a second whether the key is f
 A PUT that was slow has been sent again, and its first attempt may land after our
 DELETE. `sweep` therefore looks again, a few times, after a race that sent PUTs again.
 
-Refuses to know: the content of objects.
+This module does not know the content of objects.
 
 Diagnostics: ConfigError, in one line, for a store that must not be used with these
 settings; StoreError kinds if there is no answer. Probes remove their objects. If they

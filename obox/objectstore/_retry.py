@@ -25,7 +25,7 @@ An attempt that waited for a connection until its time was over was never sent: 
 no effect.
 Cancellation passes at once.
 
-Refuses to know: kinds of drivers, keys, codec.
+This module does not know kinds of drivers, keys, or the codec.
 
 Diagnostics: each retry is logged at debug (`retry`: op, key, attempt, pause, error).
 Giving up is an exception, not a log line. `last_failure` is the error of the latest
@@ -229,7 +229,9 @@ class Retrying:
                 pause = PAUSES_S[min(number, len(PAUSES_S)) - 1] * (1 - _JITTER * self._rng.random())
                 if pause >= left:
                     pause, last = left / 2, True
-                self._log.debug("retry", op=op, key=key, attempt=number, pause=round(pause, 3), error=str(failure))
+                self._log.debug(
+                    "request retried", op=op, key=key, attempt=number, pause_s=round(pause, 3), error=str(failure)
+                )
                 await self._sleep(pause)
                 left = deadline - self._clock()
                 # on a machine under load the pause may have taken all that was left
@@ -273,7 +275,8 @@ class Retrying:
 
 
 def _in_seconds(seconds: float) -> str:
-    """For people: what was left of a deadline may be a few microseconds."""
+    """Format a time for people: what was left of a deadline may be a few
+    microseconds."""
     return f"{max(round(seconds, 1), 0.1):g} s"
 
 

@@ -46,8 +46,8 @@ a GCM nonce twice. encode refuses that as far as it remembers. `renewed` keeps t
 its bytes depend only on the object that it is given, the owner and the key, and version
 1 has keys of its own.
 
-Refuses to know: the content of meta and payload, where objects lie, where keys come
-from.
+This module does not know the content of meta and payload, where objects lie, or where
+keys come from.
 
 Diagnostics: CorruptObject (damaged, truncated, wrong key, or a key id that is not
 configured: UnknownKey) and NewerFormat are for the caller to log with the object's key.
@@ -531,6 +531,12 @@ def oid_of(prefix: bytes) -> Oid:
     if len(prefix) < HEADER_BYTES:
         raise CorruptObject(f"an object of {len(prefix)} bytes has no header")
     return Oid(bytes(prefix[16 : 16 + OID_BYTES]))
+
+
+def payload_bytes_of(prefix: bytes) -> int:
+    """Return the size of the payload that an object claims in its first HEADER_BYTES,
+    unverified; 0 if these are no header."""
+    return _FIXED.unpack_from(prefix)[-1] if len(prefix) >= HEADER_BYTES else 0
 
 
 def new_oid(rng: random.Random) -> Oid:

@@ -18,7 +18,8 @@ It wraps another driver, below statistics and retries
 Invariant: the same seed and the same order of requests give the same faults. A rate of
 0 changes nothing. Without faults it behaves as its inner driver.
 
-Refuses to know: real time. Delays go through `sleep`, late requests through `later`.
+This module does not use real time. Delays go through `sleep`, late requests through
+`later`.
 
 Diagnostics: `history` has every fault that was made, as (op, key, fault). Print it with
 the seed when a test fails.
@@ -272,4 +273,4 @@ class FaultyDriver:
 async def _never() -> NoReturn:
     """Wait until cancelled."""
     await asyncio.get_running_loop().create_future()
-    raise AssertionError("nobody sets that future")
+    raise AssertionError("the future is never set")

@@ -32,7 +32,7 @@ object than its key names, it would still have this owner.
 Invariant: parse_x(x_key(...)) gives the arguments back; a parse function raises
 ValueError on every other string.
 
-Refuses to know: the content of the object under a key.
+This module does not know the content of the object under a key.
 
 Diagnostics: ValueError only. The caller logs a foreign key in the bucket and leaves it
 alone.

@@ -1,6 +1,7 @@
 """Master keys from files, and the ids by which objects name them.
 
-Refuses to know: what is sealed with a key. Diagnostics: ConfigError, in one line.
+This module does not know what is sealed with a key. Diagnostics: ConfigError, in one
+line.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def load_keys(files: Mapping[str, str]) -> dict[str, bytes]:
             raise ConfigError(f"encryption key {key_id!r}: cannot read {name}: {error.strerror}") from None
         key = _parse_key(raw)
         if key is None:
-            raise ConfigError(f"encryption key {key_id!r}: {name} holds no key; allowed: 32 bytes, raw, hex or base64")
+            raise ConfigError(f"encryption key {key_id!r}: {name} has no key; allowed: 32 bytes, raw, hex or base64")
         keys[key_id] = key
     return keys
 

@@ -18,7 +18,8 @@ claim. Both are legal.
 Invariant: after find_outcome has returned, the answer never changes. True and "ours"
 mean durable.
 
-Refuses to know: the content of the object except its oid; which key comes next.
+This module does not know which key comes next, or the content of the object except its
+oid.
 
 Diagnostics: OutcomeUnknown is for `find_outcome`, now or later: the key must stay
 pending. It is also raised if a PUT was refused as existing and the existing object

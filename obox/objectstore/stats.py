@@ -7,8 +7,8 @@ Invariant: a call to a driver counts as one request when it ends, however it end
 numbers only grow. Answers on which callers rely (AlreadyExists, Missing) are no errors;
 everything else that raises is an error, including a cancelled request.
 
-Refuses to know: metrics libraries; retries (they are above: a retried PUT counts as
-two).
+This module does not know metrics libraries or retries (they are above: a retried PUT
+counts as two).
 
 Diagnostics: a request slower than slow_s is logged as a warning, `slow request`, with
 op, kind, key, ms, attempt, ok. Requests of probes are not logged; the prober reports

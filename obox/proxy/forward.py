@@ -136,10 +136,8 @@ class Forwarder:
         return account
 
     async def confirm(self, sid: StorageId, claim: Assigned) -> None:
-        """That we own a user whom another member has forwarded to us.
-
-        claim: the assignment that it knows. Raises: Referred, Unavailable.
-        """
+        """Check that this backend owns a user whom another member has forwarded to it.
+        claim: the assignment that the member knows. Raises: Referred, Unavailable."""
         route = await self.router.route(sid)
         if isinstance(route, There) or newer(route.assigned, claim) or _is_tie(route.assigned, claim):
             route = await self.router.reread(sid, claim)
@@ -148,7 +146,7 @@ class Forwarder:
 
     def forged(self, why: str, *, remote: str, listener: str) -> None:
         """See `obox.imap.context.Forwarding`."""
-        log.warning("link_refused", remote=remote, listener=listener, why=why)
+        log.warning("trusted link refused", remote=remote, listener=listener, reason=why)
         self.authenticator.forged(remote)
         self.counters.forward(listener, "forged")
 
@@ -190,7 +188,7 @@ class Forwarder:
                     continue
                 before, route = route, await self.router.reread(sid, later(route.assigned))
                 if route == before or not tries.renew():
-                    log.warning("backend_silent", backend=before.backend, listener=listener, error=str(error))
+                    log.warning("backend does not answer", backend=before.backend, listener=listener, error=str(error))
                     raise Unavailable(NO_BACKEND) from error
         return None
 
@@ -215,10 +213,10 @@ class Forwarder:
         """Count and log that a backend and we could not prove ourselves."""
         self.counters.forward(listener, "refused")
         log.warning(
-            "link_failed",
+            "trusted link failed",
             backend=there.backend,
             address=there.address,
-            why=str(refused),
+            error=str(refused),
             next_step="give both the same cluster.secret_file, and reload",
         )
 
@@ -285,7 +283,7 @@ class Forwarder:
             self.counters.splices(-1)
             self.counters.spliced(from_client, to_client)
             log.info(
-                "forward_ended",
+                "forwarded session ended",
                 user=account.name,
                 remote=remote,
                 backend=backend,

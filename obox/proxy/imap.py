@@ -74,7 +74,7 @@ async def _until_tagged(dialogue: Dialogue) -> bytes:
 def _tagged(line: bytes) -> tuple[bytes, bytes, str]:
     match = _TAGGED.fullmatch(line)
     if match is None:
-        raise ConnectionRefusedError("the backend's answer is no IMAP")
+        raise ConnectionRefusedError("the backend's answer is not IMAP")
     return match[1].upper(), match[2] or b"", match[3].decode(errors="replace")
 
 

@@ -170,7 +170,7 @@ class LmtpForwarder:
                     if delay_s is not None:
                         await self._forwarder.sleep(delay_s)
                         continue
-                    log.warning("backend_silent", backend=there.backend, listener="lmtp", error=str(error))
+                    log.warning("backend does not answer", backend=there.backend, listener="lmtp", error=str(error))
                     group.moved |= {index: later(group.members[index].there.assigned) for index in group.open}
             else:
                 count("lmtp", "referred" if group.moved else "ok")
@@ -278,7 +278,7 @@ async def _reply(dialogue: Dialogue, within_s: float = ANSWER_S) -> Reply:
             if match[2] == b" ":
                 text = match[4].decode("utf-8", "replace")
                 return Reply(int(match[1]), (match[3] or b"").decode("ascii"), text)
-    raise ConnectionResetError("the backend's answer is no LMTP")
+    raise ConnectionResetError("the backend's answer is not LMTP")
 
 
 def _expect(reply: Reply, code: int) -> Reply:

@@ -55,7 +55,7 @@ class NginxAuth:
         self._now = now
 
     def routes(self) -> list[Any]:
-        """For `obox.server.application`."""
+        """Return the routes for `obox.server.application`."""
         from starlette.requests import Request
         from starlette.responses import PlainTextResponse, Response
         from starlette.routing import Route
@@ -82,7 +82,7 @@ class NginxAuth:
         except NoPerm as error:
             return {**_no(f"[AUTHENTICATIONFAILED] {error}"), "Auth-Wait": WAIT_S}
         except (OboxError, OSError, LinkRefused) as error:
-            log.warning("nginx_unavailable", remote=remote, error=str(error))
+            log.warning("nginx login not answered", remote=remote, error=str(error))
             return _no("[UNAVAILABLE] Temporary failure, try again later")
 
     async def _place(self, user: str, password: str, remote: str, *, tls: bool) -> dict[str, str]:
@@ -95,7 +95,7 @@ class NginxAuth:
         nonce = forwarder.random_bytes(NONCE_BYTES)
         token = make_token(forwarder.secret(), forward, now=self._now(), nonce=nonce)
         if "imap" not in ports:
-            raise OSError(f"{there.backend} has no port in clear for nginx")
+            raise OSError(f"{there.backend} has no port without TLS for nginx")
         return {
             "Auth-Status": "OK",
             "Auth-Server": await _number(address),

@@ -162,8 +162,8 @@ class _Asking(Connection):
 
     def admit(self) -> None:
         if self.remote and not self._server.trusts(self.remote):
-            log.warning("socketmap_untrusted", remote=self.remote)
-            raise NoPerm("not in a trusted network")
+            log.warning("socketmap client refused", remote=self.remote)
+            raise NoPerm("the peer is not in a trusted network")
         super().admit()
 
     def opened(self) -> None:
@@ -182,7 +182,7 @@ class _Asking(Connection):
                 self.write(netstring(await self._server.lookups.answer(request)))
                 await self.flush()
         except BadRequest as error:
-            log.info("socketmap_bad_request", remote=self.remote, problem=str(error))
+            log.info("socketmap request refused", remote=self.remote, error=str(error))
             self.close()
 
     def last_words(self, why: Why, text: str) -> bytes:
@@ -195,7 +195,7 @@ class _Asking(Connection):
         return Who(self.id, "", self.remote, self.tls, "socketmap", "", not self.working, self.since)
 
     def log_bug(self, what: str) -> None:
-        log.exception(f"socketmap_{what.replace(' ', '_')}", remote=self.remote)
+        log.exception(f"socketmap {what}", remote=self.remote)
 
     def timer_due(self, quiet_s: float) -> float | None:
         if quiet_s < QUIET_S:

@@ -150,9 +150,9 @@ class Lifecycle:
                 async with asyncio.timeout(HURRY_S if hurried else left):
                     await self._until_hurried(drain, hurried)
             except TimeoutError:
-                self._log.warning("drain cut short", what=name)
+                self._log.warning("drain cut short", step=name)
             except Exception:
-                self._log.exception("drain failed", what=name)
+                self._log.exception("drain failed", step=name)
         self._log.info("stopped")
 
     async def _until_hurried(self, drain: Drain, hurried: bool) -> None:
@@ -193,13 +193,13 @@ class Lifecycle:
                 uses.append(await asyncio.to_thread(prepare))
             done = [use() for use in uses]
         except Exception as error:
-            self._log.error("reload failed, the old configuration stays", what=name, error=str(error))
+            self._log.error("reload failed, the old configuration stays", step=name, error=str(error))
             raise
         applied = tuple(setting for one in done for setting in one.applied)
         waiting = tuple(setting for one in done for setting in one.waiting)
-        self._log.info("reloaded", settings=list(applied))
+        self._log.info("configuration reloaded", settings=list(applied))
         if waiting:
-            self._log.warning("reloaded; some changes wait for a restart", settings=list(waiting))
+            self._log.warning("configuration reloaded, some changes wait for a restart", settings=list(waiting))
         return Reloaded(applied, waiting)
 
     async def _watchdog(self) -> None:

@@ -105,7 +105,7 @@ class Metrics:
         self.forwards = _counter(
             registry, "obox_forwards", "Clients of other backends' users, here and there.", ["protocol", "result"]
         )
-        self.splices = Gauge("obox_splices", "Clients that are served through us.", registry=registry)
+        self.splices = Gauge("obox_splices", "Clients that are served through this process.", registry=registry)
         self.spliced_bytes = _counter(
             registry, "obox_spliced_bytes", "Bytes of such clients that have left.", ["direction"]
         )

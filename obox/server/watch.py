@@ -62,7 +62,7 @@ class FileWatch:
                     try:
                         await asyncio.to_thread(watching.start)
                     except OSError as error:
-                        self._log.warning("cannot watch for changed files, SIGHUP rereads them", error=str(error))
+                        self._log.warning("changed files cannot be watched, SIGHUP reads them again", error=str(error))
                         return
                     # The comparison below finds changes from before the watch began.
                 else:

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Literal
 
 import structlog
@@ -20,14 +21,16 @@ from fscache import Fscache
 from metacache import Metacache, MetacacheError
 
 from ..errors import Unavailable
+from ..lanes import Lanes
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
-from ..objectstore.codec import Codec, ObjectKind
+from ..objectstore.codec import Codec, Decoded, ObjectKind, payload_bytes_of
 from ..objectstore.keys import owner_of
-from ..types import Oid
+from ..types import Oid, Owner
 from .once import EveryMinute
 from .owned import Owned
 from .recent import Recent
 from .stamp import Assignment
+from .turn import Turn
 
 log = structlog.get_logger()
 
@@ -57,6 +60,16 @@ async def answer_within(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise Unavailable(TRY_LATER) from None
+
+
+INLINE_DECODED_BYTES: Final = 1 << 20
+"""Octets of a payload that is decoded on the loop, which takes about a millisecond."""
+
+
+def is_large(data: bytes) -> bool:
+    """Whether an object is decoded in a thread: 30 MB of a repeated letter are 3 kB
+    when encoded."""
+    return max(len(data), payload_bytes_of(data)) > INLINE_DECODED_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +120,8 @@ class Env:
     random_bytes: Callable[[int], bytes]
     writer: str = ""
     owned: Owned = field(default_factory=Owned)
+    lanes: Lanes = field(default_factory=Lanes)
+    """Whose turn it is among the long tasks of a user."""
     local_failures: int = 0
     recent: Recent = field(default_factory=Recent)
     trouble: EveryMinute = field(init=False)
@@ -123,7 +138,7 @@ class Env:
             write(self.metacache)
         except MetacacheError as exc:
             self.local_failures += 1
-            log.warning("local copy not written, dropped", storage_id=sid, box=box, error=str(exc))
+            log.warning("local copy cannot be written and is dropped", storage_id=sid, box=box, error=str(exc))
             self.metacache.drop(sid, box)
 
     async def commit_staged(self) -> bool:
@@ -133,9 +148,14 @@ class Env:
             await self.metacache.commit()
         except MetacacheError as exc:
             if self.trouble.due():
-                log.warning("local state cannot be written, the bucket is waited for instead", error=str(exc))
+                log.warning("local state cannot be written, changes wait for the bucket", error=str(exc))
             return False
         return True
+
+    def turn(self, sid: str) -> Turn:
+        """Return the turns of long work for a user. Tasks of the same user wait for
+        each other, so that many of them take no more of the loop than one."""
+        return Turn(self.clock, partial(self.lanes.turn, sid))
 
     @property
     def delete_delay_s(self) -> float:
@@ -214,6 +234,13 @@ class Env:
         except StoreError as exc:
             raise self.unavailable("put", key, exc) from exc
 
+    async def decode(self, data: bytes, owner: Owner) -> Decoded:
+        """Decode a whole object, in a thread if it is large. Raises as
+        `Codec.decode`."""
+        if is_large(data):
+            return await asyncio.to_thread(self.codec.decode, data, owner)
+        return self.codec.decode(data, owner)
+
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
         try:
             if keys:
@@ -223,5 +250,5 @@ class Env:
 
     def unavailable(self, op: str, key: str, exc: StoreError) -> Unavailable:
         if exc.permanent:
-            log.error("the storage refuses", op=op, key=key, error=str(exc))
+            log.error("bucket refuses a request", op=op, key=key, error=str(exc))
         return Unavailable(TRY_LATER)

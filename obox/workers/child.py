@@ -61,7 +61,8 @@ async def run(start: Start) -> int:
         found = load(str(config.file) if config.file else None, os.environ, overrides=start.overrides)
         return of_worker(replace(found, server=replace(found.server, workers=start.workers)), start.number)
 
-    backend = Backend(start.config, read=read)
+    # The supervisor stops all workers, or starts this one again.
+    backend = Backend(start.config, read=read, leaves=False)
     return await backend.run(started=lambda _: _Obeying(backend).begin())
 
 
@@ -89,7 +90,7 @@ class _Obeying:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(INPUT)
-            log.warning("the supervisor has ended, stopping")
+            log.warning("supervisor has ended, the worker stops")
             self._decisions.put(orders.DROP)
             self._backend.lifecycle.stop()
             return

@@ -27,7 +27,7 @@ SECRET_BYTES: Final = 32
 
 
 def names(config: Config) -> list[str]:
-    """Of the workers, in order."""
+    """Return the names of the workers, in order."""
     return [f"{config.cluster.backend}-{number}" for number in range(1, config.server.workers + 1)]
 
 

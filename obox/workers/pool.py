@@ -107,7 +107,7 @@ class Pool:
             if heir is not None and heir in names and row is not None and row.backend != heir:
                 await view.put(Kind.MOVES, unit, Move(heir, now, "supervisor"))
                 moved += 1
-        log.info("groups move to workers that have come", names=list(names), groups=moved)
+        log.info("groups move to new workers", workers=list(names), groups=moved)
 
     def _released(self, worker: Worker) -> None:
         self._tell_gone()
@@ -146,7 +146,7 @@ class Pool:
             return False
         return True
 
-    async def settled(self, within_s: float) -> None:
+    async def until_started(self, within_s: float) -> None:
         """Return when no worker is being started, or it is late."""
         try:
             async with asyncio.timeout(within_s):
@@ -195,7 +195,7 @@ class Pool:
             await asyncio.sleep(limit_s / 4)
             for worker in self.workers.values():
                 if worker.silent_s > limit_s and not self.stopping:
-                    log.error("a worker does not answer, it is killed", name=worker.name)
+                    log.error("worker does not answer and is killed", worker=worker.name)
                     worker.signal(signal.SIGABRT)
                     await asyncio.sleep(0)
                     worker.signal(signal.SIGKILL)
@@ -212,12 +212,12 @@ class Pool:
         wrong = [result for result in results if isinstance(result, BaseException)]
         if wrong:
             for worker in workers:
-                worker.tell(orders.DROP)
+                worker.order(orders.DROP)
             raise wrong[0] if isinstance(wrong[0], ConfigError | OboxError) else ConfigError(str(wrong[0]))
 
         def use() -> Reloaded:
             for worker in workers:
-                worker.tell(orders.USE)
+                worker.order(orders.USE)
             return Reloaded()
 
         return use
@@ -234,7 +234,7 @@ class Pool:
         """Say to all workers which processes have ended and rest."""
         gone = sorted(self._removed | {worker.name for worker in self.workers.values() if worker.gone})
         for worker in self.workers.values():
-            worker.tell(orders.GONE, *gone)
+            worker.order(orders.GONE, *gone)
 
     def _chore(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(_logged(work))
@@ -246,4 +246,4 @@ async def _logged(work: Awaitable[None]) -> None:
     try:
         await work
     except (Unavailable, ConfigError) as error:
-        log.warning("the directory of the workers was not told", error=str(error))
+        log.warning("directory of the workers cannot be written", error=str(error))

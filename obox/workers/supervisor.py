@@ -100,7 +100,7 @@ class _WorkerRouter:
             except Unavailable as error:
                 why = error
             except KeyError:
-                why = Unavailable("The worker of this user is no more")
+                why = Unavailable("The worker of this user has ended")
             if loop.time() >= late:
                 raise why
             await asyncio.sleep(POLL_S)
@@ -180,7 +180,7 @@ class Supervisor(Front):
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        await self.pool.settled(START_S)
+        await self.pool.until_started(START_S)
 
     async def before(self, tasks: asyncio.TaskGroup) -> None:
         self._loop = asyncio.get_running_loop()
@@ -189,11 +189,11 @@ class Supervisor(Front):
                 await self.pool.register(self._store)
                 break
             except Unavailable as error:
-                log.warning("the workers wait for their directory", error=str(error))
+                log.warning("workers wait for their directory", error=str(error))
                 await asyncio.sleep(1.0)
         self.pool.start(tasks)
         if not await self.pool.serving(START_S):
-            log.warning("not all workers serve yet, clients of the others are accepted")
+            log.warning("some workers do not serve yet, clients of the others are accepted")
 
     def _on_stop(self) -> None:
         async def stop_workers() -> None:
@@ -209,7 +209,8 @@ class Supervisor(Front):
     # -- HTTP ------------------------------------------------------------------------------------------------------
 
     def _bind_http(self) -> None:
-        """As a backend has it: the API, the probes, and the metrics of all workers."""
+        """Bind the HTTP server as a backend does: the API, the probes, and the metrics
+        of all workers."""
         config = self.config
         exposition = Exposition(
             config.cluster.backend, self.metrics.exposition, lambda: list(self.pool.workers.values())

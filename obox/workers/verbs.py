@@ -17,7 +17,7 @@ import msgspec
 
 from obox.admin import TABLE, Admin, Event, Failure, Needs, Progress, Selection, Verb, exits
 from obox.admin.http import LINES, PATH
-from obox.admin.parts import masked
+from obox.admin.masks import masked
 from obox.admin.run import Outcome, guarded, prepare
 from obox.cluster import Router, There
 from obox.errors import ConfigError, OboxError, Unavailable
@@ -53,7 +53,7 @@ class Relay:
         self._stop_logins = stop_logins
 
     async def run(self, admin: Admin, name: str, raw: object, outcome: Outcome) -> AsyncIterator[Event]:
-        """As `guarded`."""
+        """Run the verb as `guarded` does."""
         verb = TABLE.get(name)
         if verb is None or verb.needs is Needs.CONFIG or name in HERE or _of_directory(verb):
             async for event in guarded(admin, name, raw, outcome):
@@ -69,7 +69,9 @@ class Relay:
 
     async def _pass_on(self, admin: Admin, verb: Verb, params: Any, outcome: Outcome) -> AsyncIterator[Event]:
         if verb.name in NOT_YET:
-            raise Unavailable(f"{verb.words}: not with several workers yet; allowed: with [server] workers = 1")
+            raise Unavailable(
+                f"{verb.words}: this command does not work with several workers yet; allowed: [server] workers = 1"
+            )
         calls = await self._calls(admin, verb, params)
         if verb.name == "logErrors":
             async for event in guarded(admin, verb.name, msgspec.to_builtins(params), Outcome()):
@@ -112,7 +114,7 @@ class Relay:
             assert isinstance(route, There)
             users.setdefault(route.backend, []).append(account.name)
         if gone := set(users) - set(self._pool.workers):
-            raise Unavailable(f"the worker {min(gone)} is no more, its users are being taken over; try again")
+            raise Unavailable(f"the worker {min(gone)} has ended, and its users are being taken over; try again")
         rest = {key: value for key, value in given.items() if key not in ("user", "users", "allUsers")}
         single = len(accounts) == 1 and not params.all_users and not masked(params.user or "")
         return [

@@ -85,7 +85,7 @@ class Worker:
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
-    def tell(self, *words: str) -> None:
+    def order(self, *words: str) -> None:
         """Give an order; a process that has ended misses it."""
         if self.process is None or self.process.returncode is not None or self.process.stdin is None:
             return
@@ -106,7 +106,7 @@ class Worker:
         if not self.ready.is_set():
             raise Unavailable(f"worker {self.name} is starting; try again")
         self._answer = asyncio.get_running_loop().create_future()
-        self.tell(orders.RELOAD)
+        self.order(orders.RELOAD)
         try:
             async with asyncio.timeout(orders.ANSWER_S):
                 answer = await self._answer
@@ -135,11 +135,11 @@ class Worker:
                 if self._stopping.is_set():
                     return
                 if code == EX_CONFIG and not self.served:
-                    raise ConfigError(f"worker {self.name} cannot start; the line before says why")
+                    raise ConfigError(f"worker {self.name} cannot start; the line before this line has the reason")
                 self._ends.append(time.monotonic())
-                log.error("a worker has ended, it is started again", name=self.name, exit_code=code)
+                log.error("worker has ended and is started again", worker=self.name, exit_code=code)
                 if len(self._ends) == CRASHES_MAX and self._ends[-1] - self._ends[0] < CRASHES_S:
-                    log.error("a worker ends again and again, others serve its users", name=self.name)
+                    log.error("worker ends repeatedly, other workers serve its users", worker=self.name)
                     self.resting = self.gone = True
                     released(self)
                     await self._rest(REST_S)
@@ -164,7 +164,7 @@ class Worker:
         told = False
         while is_locked(self.home):
             if not told:
-                log.warning("a worker of an earlier supervisor still runs, waiting for its end", name=self.name)
+                log.warning("worker of an earlier supervisor still runs", worker=self.name)
             told = True
             if not await self._rest(LOCK_POLL_S):
                 return False
@@ -242,5 +242,5 @@ class Worker:
     def stop(self, *, to_return: bool) -> None:
         """Stop in order. to_return: for a restart on the same disk."""
         self.let_end()
-        self.tell(orders.DROP)
+        self.order(orders.DROP)
         self.signal(signal.SIGUSR1 if to_return else signal.SIGTERM)

@@ -1,4 +1,5 @@
-"""What no client of the admin API sends: an answer in words, no traceback, nothing long in the log."""
+"""What no client of the admin API sends: an answer in words, no traceback, nothing long
+in the log."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def usual_depth() -> Iterator[None]:
-    """The interpreter's limit of a process of ours; a property test before may have left a higher one."""
+    """The interpreter's limit of a process of ours; a property test before may have
+    left a higher one."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
     yield
@@ -99,7 +101,8 @@ async def test_a_client_that_leaves(service: Service, sent: bytes) -> None:
 
 @pytest.mark.parametrize("number", [2**63, 2**64, 10**30, -1, 1e300, -(10**30)])
 async def test_numbers_that_fit_nothing(service: Service, number: Any) -> None:
-    """Every number of every command: an error that says so, or an answer; never a traceback."""
+    """Every number of every command: an error that says so, or an answer; never a
+    traceback."""
     asked = 0
     with capture_logs() as logged:
         for name, verb in TABLE.items():

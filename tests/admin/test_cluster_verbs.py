@@ -1,4 +1,5 @@
-"""`oboxadm cluster …` over a directory in memory and in LMDB, each verb with what it refuses."""
+"""`oboxadm cluster …` over a directory in memory and in LMDB, each verb with what it
+refuses."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ class Board:
         await self.directory.put(kind, key, msgspec.msgpack.encode(record), next_timestamp(time.time, row))
 
     async def fill(self) -> None:
-        """Two backends that live, and a third that nobody has heard of for long; a has 5 groups, b has 3."""
+        """Two backends that live, and a third that nobody has heard of for long; a has
+        5 groups, b has 3."""
         await self.put(Kind.SETTINGS, "directory", Settings(GROUPS, "f" * 32, 1000.0))
         for name, site in (("a", "north"), ("b", "south"), ("c", "south")):
             await self.put(
@@ -180,7 +182,7 @@ async def test_init_makes_the_table_in_cassandra(empty: Board) -> None:
     board = Board(directory, empty.admin.users)
     code, text = await board.fails("clusterInit")
     assert code == 65
-    assert "give --groups" in text
+    assert "allowed: --groups" in text
     assert (await board.row("clusterInit", groups=400))["groups"] == 400
     assert (await board.row("clusterInit"))["groups"] == 400
     assert directory.made == 3
@@ -214,7 +216,7 @@ async def test_upgrade_names_members_that_are_behind(board: Board, monkeypatch: 
     await board.put(Kind.MEMBERS, "b", old)
     outcome = await board.ask("clusterUpgrade")
     assert outcome.code == 75
-    assert "members with an older obox: b" in outcome.message
+    assert "these members have an older obox: b" in outcome.message
 
     assert "older envelope" in outcome.rows[1]["result"]
     assert outcome.rows[-1]["version"] == "1.0"
@@ -401,10 +403,10 @@ async def test_what_a_backend_cannot_be(board: Board) -> None:
     assert (await board.fails("clusterBackendUpdate", backend="a", status="removed"))[0] == 65
     code, text = await board.fails("clusterBackendUpdate", backend="z", status="online")
     assert (code, text) == (65, "no backend 'z'; allowed: a, b, c")
-    assert "what should change" in (await board.fails("clusterBackendUpdate", backend="a"))[1]
+    assert "no change is given" in (await board.fails("clusterBackendUpdate", backend="a"))[1]
     assert (await board.fails("clusterBackendUpdate", backend="a", loadFactor=101))[0] == 65
-    assert "which backend" in (await board.fails("clusterBackendUpdate", status="online"))[1]
-    assert "which backend" in (await board.fails("clusterBackendUpdate", backend="b", self=True, status="online"))[1]
+    assert "named in one way" in (await board.fails("clusterBackendUpdate", status="online"))[1]
+    assert "named in one way" in (await board.fails("clusterBackendUpdate", backend="b", self=True, status="online"))[1]
     assert await board.orders("a") == Orders()
 
 
@@ -425,7 +427,8 @@ async def asked(board: Board, name: str) -> None:
 
 
 async def drain(board: Board, name: str, *, standby: bool = True) -> None:
-    """What the members do: groups go one by one, and the backend stands by at the end."""
+    """What the members do: groups go one by one, and the backend stands by at the
+    end."""
     await asked(board, name)
     for unit in (await read_tables(board.directory)).groups_of(name):
         await board.put(Kind.GROUPS, unit, Assigned("b", 100, 1, released=True))
@@ -473,7 +476,7 @@ async def test_an_evacuation_that_is_called_off_ends(board: Board) -> None:
     await board.rows("clusterBackendUpdate", backend="a", status="online")
     outcome = await waiting
     assert outcome.code == 75
-    assert "called off" in outcome.message
+    assert "cancelled" in outcome.message
 
 
 @pytest.mark.usefixtures("quick")
@@ -535,7 +538,8 @@ async def test_a_site_is_set_offline_and_comes_back(board: Board) -> None:
 
 
 async def test_a_site_is_evacuated(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All backends at once, so that none gets the groups of another; groups that are left are counted."""
+    """All its backends are evacuated at once, so that none gets the groups of another.
+    The groups that are left are counted."""
     monkeypatch.setattr("obox.admin.clustersites.POLL_S", 0.01)
     asked = await board.row("clusterSiteEvacuate", site="south", noWait=True)
     assert asked == {"site": "south", "groups": 3, "status": "online", "result": "asked"}
@@ -570,7 +574,7 @@ async def test_groups_are_listed_and_moved(board: Board) -> None:
     moved = await board.row("clusterGroupMove", group="2", backend="b")
     assert moved == {"group": "00002", "backend": "a", "to": "b", "result": "asked"}
     assert (await read_tables(board.directory)).pending()["00002"].to == "b"
-    assert (await board.row("clusterGroupMove", group="00002", backend="a"))["result"] == "called off"
+    assert (await board.row("clusterGroupMove", group="00002", backend="a"))["result"] == "cancelled"
     assert (await read_tables(board.directory)).pending() == {}
     assert (await board.row("clusterGroupMove", group="00002", backend="a"))["result"] == "already there"
 
@@ -604,7 +608,8 @@ def pinned_at(backend: str, *, removed: bool = False) -> Assigned:
 
 
 async def test_a_single_user_moves(board: Board) -> None:
-    """The owner of the group pins the user, and then gives the user away; the verb asks for it."""
+    """The verb asks for it. The owner of the group pins the user, and then releases the
+    user."""
     got = await board.row("clusterUserStatus", user=ANNA)
     owner, unit = got["backend"], user_key(ANNA)
     other = "b" if owner == "a" else "a"
@@ -623,7 +628,7 @@ async def test_a_single_user_moves(board: Board) -> None:
     tables = await read_tables(board.directory)
     assert tables.pending()[unit].to == other
     assert tables.pins == {}, "the owner of the group makes the row"
-    assert (await board.row("clusterUserMove", user=ANNA, unpin=True))["result"] == "called off"
+    assert (await board.row("clusterUserMove", user=ANNA, unpin=True))["result"] == "cancelled"
     assert (await read_tables(board.directory)).pending() == {}
     assert (await board.row("clusterUserMove", user=ANNA, backend=owner))["result"] == "asked", "pinned in place"
 
@@ -639,7 +644,7 @@ async def test_a_pinned_user(board: Board) -> None:
     assert (await board.row("clusterBackendStatus", mask=at))["users"] == 1
     assert (await board.row("clusterUserMove", user=ANNA, backend=at))["result"] == "already there"
     assert (await board.row("clusterUserMove", user=ANNA, backend=leader))["result"] == "asked"
-    assert (await board.row("clusterUserMove", user=ANNA, backend=at))["result"] == "called off"
+    assert (await board.row("clusterUserMove", user=ANNA, backend=at))["result"] == "cancelled"
     assert (await read_tables(board.directory)).pending() == {}
     assert (await board.row("clusterUserMove", user=ANNA, unpin=True)) == {
         "group": group, "backend": at, "to": leader, "result": "unpinned",
@@ -690,7 +695,8 @@ async def test_without_a_cluster(board: Board) -> None:
 
 
 async def test_the_reason_is_for_operators(board: Board) -> None:
-    """The text of the error is what clients see; the tool's user gets the reason as well."""
+    """The text of the error is what clients see; the tool's user gets the reason as
+    well."""
     failure = Unavailable("the directory does not answer")
     failure.add_note("10.0.0.1: refused")
 

@@ -1,4 +1,5 @@
-"""metacache pull between two backends of this process, over HTTP: who may ask, what fails how, what stays where."""
+"""metacache pull between two backends of this process, over HTTP: who may ask, what
+fails how, what stays where."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ async def two(start: Start) -> AsyncIterator[tuple[Service, Service]]:
         start("second", '[cluster]\nbackend = "second"\n') as other,
     ):
         journal = one.backend.parts.store.journal
-        await journal._wait(journal._writes + 1)  # it learns of the fence now, and goes on as a new boot
+        # It learns of the fence now, and goes on as a new boot.
+        await journal._wait(journal._writes + 1)
         yield one, other
 
 
@@ -106,7 +108,8 @@ async def test_clean_leaves_what_is_in_use(start: Start) -> None:
 
 
 async def test_clean_never_drops_what_the_bucket_lacks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something changes at the source after the copies have gone: it stays, or is uploaded before they go."""
+    """Something changes at the source after the copies have gone: it stays, or is
+    uploaded before they go."""
     async with two(start) as (one, other):
         await some_mail(one)
         real = pulling.Incoming.end
@@ -249,7 +252,8 @@ async def test_what_else_may_answer_there(start: Start, data: bytes, code: int) 
     ],
 )
 async def test_what_a_foreign_service_says_is_not_repeated(start: Start, data: bytes) -> None:
-    """Else whoever may ask here reads what only this machine can reach."""
+    """Otherwise every client that may ask here could read what only this machine can
+    reach."""
     async with start("first", '[cluster]\nbackend = "first"\n') as one:
         server, address = await answering(data)
         try:
@@ -302,7 +306,8 @@ async def test_over_tls(start: Start, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_cut_in_the_middle(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source's connection breaks: 75, what had come stays, a rerun brings the rest."""
+    """The source's connection breaks: 75, what had come stays, a rerun brings the
+    rest."""
     async with two(start) as (one, other):
         await some_mail(one)
         real = pulling.Outgoing._objects

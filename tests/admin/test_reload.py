@@ -1,4 +1,5 @@
-"""A reload uses what can change while the backend runs and names the rest; or it changes nothing."""
+"""A reload uses what can change while the backend runs and names the rest; or it
+changes nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Alone:
 
 
 class File:
-    """A configuration that is written anew: `change(imap={"idle_timeout": "1h"})` on top of BASE; None leaves out."""
+    """A configuration that is written anew: `change(imap={"idle_timeout": "1h"})` on
+    top of BASE; None leaves out."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / "obox.toml"
@@ -159,7 +161,8 @@ def store(name: str) -> Callable[[Backend], object]:
 
 
 def found(user: str) -> Callable[[Backend], object]:
-    """Whether a user is known, to those who ask: logins, deliveries, the administrator."""
+    """Whether a user is known, to those who ask: logins, deliveries, the
+    administrator."""
 
     def probe(backend: Backend) -> object:
         asking = backend.parts.authenticator._users, backend.lmtp.deliverer._users, backend.admin.users
@@ -224,7 +227,8 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "log.level": ("error", lambda backend: logging.getLogger("botocore").getEffectiveLevel()),
     "mailboxes.create": (["Notes"], store("mailboxes")),
 }  # fmt: skip
-"""Another value of each setting that needs no restart, and where it shows in a backend that runs."""
+"""Another value of each setting that needs no restart, and where it shows in a backend
+that runs."""
 
 TOGETHER = {"tls": BASE["tls"].keys()}
 """Settings that make sense together only."""
@@ -273,7 +277,8 @@ async def test_new_connections_get_new_limits_old_ones_keep_theirs(service: Serv
     lmtp_line, _ = await Line.open(service, "lmtp")
     assert f"SIZE {1 << 20} " in await lmtp_line.say("LHLO client")
     assert (await login(service)).startswith("t NO [LIMIT]")
-    # What the store takes is the same for all: who was promised more is refused as well.
+    # What the store takes is the same for all: who was promised more is refused as
+    # well.
     body = "x" * (2 << 20)
     answer = await line.ask(f"APPEND INBOX {{{len(body)}+}}\r\n{body}")
     assert answer[-1].startswith("t NO [TOOBIG]"), answer
@@ -400,8 +405,8 @@ async def test_a_mixed_change_is_used_as_far_as_it_can_be(service: Service, file
         {"setting": "imap.idle_timeout", "used": NOW},
         *({"setting": name, "used": LATER} for name in waiting),
     ]
-    later = "reloaded; some changes wait for a restart"
-    assert logged.lines == [("info", "reloaded", ["imap.idle_timeout"]), ("warning", later, waiting)]
+    later = "configuration reloaded, some changes wait for a restart"
+    assert logged.lines == [("info", "configuration reloaded", ["imap.idle_timeout"]), ("warning", later, waiting)]
     assert backend.parts.config.storage.deadline == deadline
     assert backend.imap.context.settings_of("").idle_timeout_s == 3600
     line, _ = await Line.open(service, "lmtp")
@@ -415,7 +420,7 @@ async def test_a_mixed_change_is_used_as_far_as_it_can_be(service: Service, file
     assert (names(await service.call("reload"), LATER)) == waiting
     file.change()
     assert await service.call("reload") == [{"setting": "imap.idle_timeout", "used": NOW}]
-    assert logged.lines[-1] == ("info", "reloaded", ["imap.idle_timeout"])
+    assert logged.lines[-1] == ("info", "configuration reloaded", ["imap.idle_timeout"])
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ async def test_a_later_user_of_the_old_name_gets_nothing_of_it(start: Callable[.
 
 
 async def test_a_line_added_by_hand_opens_nothing(start: Callable[..., Any]) -> None:
-    """By an editor, past `user add`: neither login nor delivery, for now; all others go on."""
+    """An editor adds a line past `user add`: the user can neither log in nor get mail
+    for now, and all others continue."""
     async with start() as service:
         await service.call("oboxUserRename", user=ANNA, newUser=NEW)
         file = service.backend.parts.config.auth.passwd_file

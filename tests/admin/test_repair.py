@@ -1,4 +1,5 @@
-"""force-resync and rebuild, with objects deleted and damaged behind the backend's back; metacache boots."""
+"""force-resync and rebuild, with objects deleted and damaged behind the backend's back;
+metacache boots."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ async def test_lost_mails(start: Start, tmp_path: Path) -> None:
 
 
 async def test_uids_are_skipped_after_a_restore(start: Start, tmp_path: Path) -> None:
-    """A client has seen UIDs that the restored bucket knows nothing of: they never come back as other mails."""
+    """A client has seen UIDs that the restored bucket knows nothing of: they never come
+    back as other mails."""
     async with start() as service:
         await service.deliver(ANNA, [mail(1), mail(2)])
         await service.call("metacacheFlush", user=ANNA)
@@ -72,7 +74,8 @@ async def test_uids_are_skipped_after_a_restore(start: Start, tmp_path: Path) ->
         assert {row["uidnext"] for row in rows} == {1003, 1001}
         await service.deliver(ANNA, [mail(5)])
         assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 2, 1003]
-    async with start("third") as service:  # nothing local, and the claim's object is all that says so until a flush
+    # Nothing local, and the claim's object is all that says so until a flush.
+    async with start("third") as service:
         await service.deliver(ANNA, [mail(6)])
         assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 2, 1003, 1004]
         (row,) = await service.call("forceResync", user=ANNA, mailboxMask=["INBOX"])

@@ -1,4 +1,5 @@
-"""A backend that has just been started: its clients wait for the store and are served."""
+"""A backend that has just been started: its clients wait for the store and are
+served."""
 
 from __future__ import annotations
 
@@ -132,10 +133,10 @@ async def test_a_passwd_file_that_is_not_there_is_told_at_the_start(tmp_path: Pa
             async with asyncio.timeout(PATIENT_S):
                 told = lines[:0]
                 while not told:
-                    told = [line for line in lines if line["event"] == "passwd_file_unreadable"]
+                    told = [line for line in lines if line["event"] == "passwd-file cannot be read"]
                     await asyncio.sleep(0.01)
             assert told[0]["path"] == str(tmp_path / "users")
-            assert told[0]["problem"] == "cannot be read: No such file or directory"
+            assert told[0]["error"] == "cannot be read: No such file or directory"
             assert "oboxadm user add" in told[0]["next_step"]
             (tmp_path / "users").write_text(users)
             assert (await imap.login()).startswith(b"a OK"), "a file that comes later is used"

@@ -1,4 +1,5 @@
-"""A bucket that answers with a reason: `storage check` ends with 65 and the reason, a backend that waits logs it."""
+"""A bucket that answers with a reason: `storage check` ends with 65 and the reason, a
+backend that waits logs it."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def on_s3(home: Path, endpoint: str, *, bucket: str = "mail", key: str = "id", s
 
 
 async def check(config: Path) -> Outcome:
-    """As `oboxadm storage check` where no backend runs."""
+    """Run `oboxadm storage check` where no backend runs."""
     outcome = Outcome()
     async with bucket_alone(load(config, {})) as admin:
         await outcome.gather(admin, "storageCheck", {})
@@ -109,7 +110,8 @@ async def test_a_store_that_does_not_answer_is_69_with_the_cause(tmp_path: Path)
     ("scheme", "spoken", "words"),
     [
         ("http", b"220 mail.example.org ESMTP\r\n", "the answer is not HTTP"),
-        ("http", b"\x15\x03\x01\x00\x02\x02\x46", "the answer is not HTTP"),  # an alert of TLS
+        # An alert of TLS.
+        ("http", b"\x15\x03\x01\x00\x02\x02\x46", "the answer is not HTTP"),
         ("https", b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "the answer is not TLS"),
     ],
 )
@@ -130,7 +132,8 @@ async def test_a_port_that_speaks_another_protocol(
     port = server.sockets[0].getsockname()[1]
     config = on_s3(tmp_path, f"{scheme}://127.0.0.1:{port}")
     config.write_text(config.read_text().replace("[imap]", 'deadline = "60s"\n[imap]'))
-    outcome = await asyncio.wait_for(check(config), 50)  # below the deadline: it was given up
+    # Below the deadline: it was given up.
+    outcome = await asyncio.wait_for(check(config), 50)
     server.close()
     assert outcome.code == 69
     assert outcome.rows[0]["detail"].startswith(words)
@@ -213,7 +216,8 @@ async def test_a_racy_store_fails_the_check(tmp_path: Path, monkeypatch: pytest.
 async def test_puts_of_the_race_that_land_late_are_no_fault_and_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They were sent twice, and the first attempts landed after the DELETE: "1 objects are still listed"."""
+    """They were sent twice, and the first attempts landed after the DELETE: "1 objects
+    are still listed"."""
     monkeypatch.setattr("obox.objectstore._probe.SWEEP_PAUSES_S", (0.01, 0.01, 0.01))
     driver = Late()
     served_by(monkeypatch, driver)

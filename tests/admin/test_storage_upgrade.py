@@ -1,4 +1,5 @@
-"""storage upgrade and storage finish-upgrade, as the API runs them; what they do is in tests/store/test_upgrade.py."""
+"""storage upgrade and storage finish-upgrade, as the API runs them; what they do is in
+tests/store/test_upgrade.py."""
 
 from __future__ import annotations
 

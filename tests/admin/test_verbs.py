@@ -147,7 +147,8 @@ async def test_users(service: Service) -> None:
 
 
 async def test_a_user_added_by_hand_is_known_to_the_next_command(service: Service) -> None:
-    """The tool edits the file itself; the backend looks at it once a second, but for an administrator at once."""
+    """The tool edits the file itself; the backend looks at it once a second, but for an
+    administrator at once."""
     for name in ("zoe", "yan", "xia"):
         await service.call("quotaGet", user=ANNA)
         path = service.backend.parts.config.auth.passwd_file

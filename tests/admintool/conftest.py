@@ -1,4 +1,5 @@
-"""Homes of backends for `oboxadm`: one that is served, one that nobody serves."""
+"""Homes of backends for `oboxadm`: a backend serves the first, and no process serves
+the second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""oboxadm against a real `obox serve`, and against a state directory of which nobody runs one."""
+"""oboxadm against a real `obox serve`, and against a state directory of which nobody
+runs one."""
 
 from __future__ import annotations
 
@@ -149,7 +150,7 @@ def test_a_deep_directory(tmp_path: Path) -> None:
 
 
 def test_reload_says_what_waits(served: Home) -> None:
-    """For people as a table; exit 0, since nothing is wrong."""
+    """The table is for people, and the exit code is 0, since nothing is wrong."""
     text = served.config.read_text()
     try:
         changed = text.replace("[imap]", "[imap]\nidle_timeout = '1h'")
@@ -230,7 +231,8 @@ def test_mails_are_shown_for_reading(served: Home) -> None:
 
 
 def _imap_port(home: Home) -> int:
-    """The port that 0 became, out of the kernel's table: the process's other listener."""
+    """The port that 0 became, out of the kernel's table: the process's other
+    listener."""
     assert home.process is not None
     import psutil
 

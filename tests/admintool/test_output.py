@@ -1,4 +1,5 @@
-"""What a stranger's mail puts into a value reaches no terminal as it is, and a row of `tab` is one line."""
+"""What a stranger's mail puts into a value reaches no terminal as it is, and a row of
+`tab` is one line."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import pytest
 from admintool.output import FORMATS, Output, print_message
 
 NASTY = "a\x1b[2Jb\x9b31mc\x01d\te\r\nf\\t\x7f\u202eg\u2028h\ud800\x85\u200bz"
-"""ESC, the CSI of C1, SOH, tab, CRLF, a backslash, DEL, right-to-left, a line separator, half a surrogate, NEL."""
+"""ESC, the CSI of C1, SOH, tab, CRLF, a backslash, DEL, right-to-left, a line
+separator, half a surrogate, NEL."""
 
 
 @pytest.mark.parametrize("format_", FORMATS)

@@ -43,7 +43,8 @@ class Home:
             program = [sys.executable, "-m", "obox.main", "serve", "-c", str(self.config)]
             self.process = subprocess.Popen(program, stdout=log, stderr=log, cwd=ROOT, env=environ)
         deadline = time.monotonic() + 30
-        while self("who").exit_code or self("mailbox", "list", "-u", BEN).exit_code:  # it listens, and has its bucket
+        # It listens, and has its bucket.
+        while self("who").exit_code or self("mailbox", "list", "-u", BEN).exit_code:
             assert self.process.poll() is None, (self.path / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -1,4 +1,5 @@
-"""Whichever way a user name comes in, it is measured before it is normalised: that takes quadratic time in marks."""
+"""Whichever way a user name comes in, it is measured before it is normalised: that
+takes quadratic time in marks."""
 
 from __future__ import annotations
 

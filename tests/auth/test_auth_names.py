@@ -19,7 +19,8 @@ from obox.errors import Invalid
         ("bob@A.example", "b.example", "bob@a.example"),
         ("BÜCHER@x", "", "bücher@x"),
         ("bu\u0308cher@x", "", "b\u00fccher@x"),  # NFC
-        ("\u0130stanbul", "", "i\u0307stanbul"),  # lower case decomposes, there is no composed form
+        # Lower case decomposes, there is no composed form.
+        ("\u0130stanbul", "", "i\u0307stanbul"),
         ("a b", "", "a b"),
         ("a@b@c", "", "a@b@c"),
         ("x" * 200, "", "x" * 200),
@@ -77,7 +78,8 @@ def test_idempotent_and_safe(name: str, domain: str) -> None:
 
 
 def test_names_are_measured_before_they_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFC takes quadratic time in a run of combining characters: only short runs and short names reach it."""
+    """NFC takes quadratic time in a run of combining characters: only short runs and
+    short names reach it."""
     lengths: list[int] = []
     plain = unicodedata.normalize
 

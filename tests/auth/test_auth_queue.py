@@ -1,4 +1,5 @@
-"""Nobody keeps others from logging in: addresses are hashed for in turn. Counted in hashes, not in seconds."""
+"""Nobody keeps others from logging in: addresses are hashed for in turn. Counted in
+hashes, not in seconds."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ async def test_a_password_that_was_right_lately_is_not_hashed(auth: Authenticato
 async def test_the_share_of_an_address_and_the_penalty_of_what_is_refused(
     auth: Authenticator, hasher: Hasher, penalties: Penalties
 ) -> None:
-    """Addresses of one /64 have one share; a refusal costs nothing and counts as a failure."""
+    """Addresses of one /64 have one share; a refusal costs nothing and counts as a
+    failure."""
     attempts = attack(auth, "2001:db8::1", 60) + attack(auth, "2001:db8::ffff:2", 60)
     await settle()
     refused = [task for task in attempts if task.done()]
@@ -133,7 +135,8 @@ async def test_who_leaves_gives_its_place_back(auth: Authenticator, hasher: Hash
 
 
 async def test_the_queue() -> None:
-    """In turn; the youngest of the longest gives way; whoever has no less than others does not displace them."""
+    """In turn; the youngest of the longest gives way; an address that has no less than
+    others does not displace them."""
     queue = FairQueue(running_max=1, total_max=6, address_max=9)
     order: list[str] = []
     refused: list[tuple[str, bool]] = []

@@ -1,4 +1,5 @@
-"""Password schemes: fixed vectors made by Dovecot 2.3.19, and both ways with the real one where it is."""
+"""Password schemes: fixed vectors made by Dovecot 2.3.19, and both ways with the real
+one where it is."""
 
 import subprocess
 

@@ -1,4 +1,5 @@
-"""Password checks: the cache, the delays, who is told what. The clock is ours, nothing is timed."""
+"""Password checks: the cache, the delays, and which answer each caller gets. The clock
+is the test's, nothing is timed."""
 
 import asyncio
 import threading
@@ -73,7 +74,8 @@ async def test_every_failure_hashes_once(world: World) -> None:
         world.checked.clear()
         await world.fails(user, password, remote="")
         assert len(world.checked) == 1
-        assert world.checked[0][0] == "{PLAIN}x"  # of the commonest scheme where there is none of its own
+        # Of the commonest scheme where there is none of its own.
+        assert world.checked[0][0] == "{PLAIN}x"
 
 
 async def test_an_unknown_user_never_enters_with_another_ones_password(world: World) -> None:
@@ -146,7 +148,8 @@ async def test_the_cache_is_bounded(world: World) -> None:
 
 
 async def test_other_users_times_and_delays(world: World, tmp_path: Path) -> None:
-    """What was remembered under the old time is so no longer than the new one says; failures are not forgotten."""
+    """What was remembered under the old time is so no longer than the new one says;
+    failures are not forgotten."""
     await world.auth.verify("bob", "x", remote="")
     world.now += 20
     world.auth.use(world.users, cache_ttl_s=30.0, delays_s=[0.0, 1.0])
@@ -179,7 +182,8 @@ async def test_delays_grow_by_address(world: World) -> None:
     assert world.slept == [2, 4, 8, 15, 15, 15]
     await world.fails(remote="192.0.2.2")
     assert len(world.slept) == 6
-    await world.auth.verify("bob", "x", remote="192.0.2.1")  # the right one waits too, then all is forgotten
+    # The right one waits too, then all is forgotten.
+    await world.auth.verify("bob", "x", remote="192.0.2.1")
     assert world.slept.pop() == 15
     await world.fails()
     assert len(world.slept) == 6

@@ -84,7 +84,8 @@ def test_a_sender_with_another_secret_learns_nothing_and_is_refused() -> None:
     blind = sender(UNKNOWN)
     blind._nonce = forger._nonce
     with pytest.raises(LinkRefused, match="not ours"):
-        to.step(blind.answer(base64.b64encode(answer)))  # it has guessed even the random bytes
+        # It has guessed even the random bytes.
+        to.step(blind.answer(base64.b64encode(answer)))
 
 
 @pytest.mark.parametrize("at", [0, PROOF_BYTES - 1, PROOF_BYTES, PROOF_BYTES + 20, -1])
@@ -110,7 +111,8 @@ def test_an_answer_of_an_owner_is_no_answer_of_a_sender() -> None:
     coded = msgspec.msgpack.encode(FORWARD)
     with pytest.raises(LinkRefused):
         to.step(base64.b64encode(proved[32:] + coded))
-    with pytest.raises(LinkRefused):  # a sender as an owner: its proof is of another role
+    # A sender as an owner: its proof is of another role.
+    with pytest.raises(LinkRefused):
         sender().answer(base64.b64encode(proved[:32] + b"p" * 32))
 
 

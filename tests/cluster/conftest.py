@@ -17,8 +17,8 @@ from obox.cluster import lmdb as engine
 async def pair(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Directory, Directory]]:
-    """The directory as two members see it. A process opens LMDB once, so there it is one object; other processes are
-    in test_lmdb.py."""
+    """The directory as two members see it. A process opens LMDB once, so there it is
+    one object; other processes are in test_lmdb.py."""
     monkeypatch.setattr(engine, "DEADLINE_S", PATIENT_S)
     one: Directory
     other: Directory

@@ -1,4 +1,5 @@
-"""The directory in a real Cassandra: the conformance suite, the roles of docs/cassandra.md, outages, statements."""
+"""The directory in a real Cassandra: the conformance suite, the roles of
+docs/cassandra.md, outages, statements."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def site(cassandra_server: CassandraServer, tmp_path_factory: pytest.TempPathFac
 
 
 def for_one_node(statement: str) -> str:
-    """The page's statement on the test's server: one replica, the test's names and passwords."""
+    """The page's statement on the test's server: one replica, the test's names and
+    passwords."""
     statement = re.sub(r"\bobox", ROLE, statement)
     one = "{'class': 'SimpleStrategy', 'replication_factor': 1}"
     statement = re.sub(r"\{'class': 'NetworkTopologyStrategy'.*?\}", one, statement)
@@ -199,7 +201,7 @@ async def test_a_wrong_password_is_unavailable_and_the_log_has_the_reason(site: 
             with pytest.raises(Unavailable, match="does not answer"):
                 await directory.all(Kind.GROUPS)
     assert len(logs) == 1, "once a minute"
-    assert "Bad credentials" in logs[0]["reason"] or "incorrect" in logs[0]["reason"]
+    assert "Bad credentials" in logs[0]["error"] or "incorrect" in logs[0]["error"]
     (tmp_path / "password").write_text(f"password of {ROLE}")
     await patiently(directory)
     await directory.close()
@@ -215,7 +217,7 @@ async def test_a_keyspace_without_a_table_names_the_command(site: Site) -> None:
     directory = open_cassandra(f"cassandra://{server.user}:{server.password}@{server.host}:{server.port}/{empty}")
     with structlog.testing.capture_logs() as logs, pytest.raises(Unavailable):
         await directory.all(Kind.GROUPS)
-    assert "oboxadm cluster init" in logs[0]["reason"]
+    assert "oboxadm cluster init" in logs[0]["error"]
     await directory.make()
     assert await directory.all(Kind.GROUPS) == {}
     await directory.close()
@@ -330,7 +332,7 @@ async def test_tls(site: Site, tmp_path: Path) -> None:
             else:
                 with pytest.raises(Unavailable):
                     await directory.all(Kind.GROUPS)
-        assert all(reason in line["reason"] for line in logs)
+        assert all(reason in line["error"] for line in logs)
         assert bool(logs) == bool(reason)
         await directory.close()
     await relay.cut()

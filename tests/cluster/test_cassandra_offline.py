@@ -1,4 +1,5 @@
-"""The Cassandra engine without a server: statements, URLs, files, and servers that do not answer."""
+"""The Cassandra engine without a server: statements, URLs, files, and servers that do
+not answer."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from obox.errors import ConfigError, Unavailable
 
 
 async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadline holds while the driver's thread waits, and nobody waits behind it for longer."""
+    """The deadline holds while the driver's thread waits, and nobody waits behind it
+    for longer."""
     monkeypatch.setattr(engine, "DEADLINE_S", 0.2)
     silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     directory = open_cassandra(f"cassandra://127.0.0.1:{silent.sockets[0].getsockname()[1]}/obox")

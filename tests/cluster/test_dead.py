@@ -18,8 +18,10 @@ END = 80
 class Scene:
     """Seconds 0 to END of an observer "me" at site "x", and what it says.
 
-    beats: until which second each other backend's beat advances; reads: the seconds at which the directory answers;
-    own: until which second our own beat arrives; answers: who greets; sites: where others are, "x" if not said.
+    beats: until which second each other backend's beat advances; reads: the seconds at
+    which the directory answers;
+    own: until which second our own beat arrives; answers: who greets; sites: where
+    others are, "x" if not said.
     """
 
     beats: dict[str, int]

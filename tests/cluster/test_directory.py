@@ -141,7 +141,8 @@ async def test_the_functions_above_an_engine(pair: tuple[Directory, Directory]) 
     assert await view.poll()
     assert view.settings == settings
     assert view.groups == {0: Assigned("a", 1, 2**64 - 1)}
-    await one.put(Kind.GROUPS, group_key(0), encode(Assigned("b", 0, 1)), NOW + 10)  # somebody who knew less
+    # Somebody who knew less.
+    await one.put(Kind.GROUPS, group_key(0), encode(Assigned("b", 0, 1)), NOW + 10)
     assert await view.poll()
     assert await view.write_back("a") == 1
     assert await one.get(Kind.GROUPS, group_key(0)) == Row(encode(Assigned("a", 1, 2**64 - 1)), NOW + 11)

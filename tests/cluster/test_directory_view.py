@@ -1,4 +1,5 @@
-"""What a member knows, while the directory lies, is away, comes back empty, or is newer than the code."""
+"""What a member knows, while the directory lies, is away, comes back empty, or is newer
+than the code."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ NOW = 1_800_000_000_000_000
 
 
 class World:
-    """A directory with one member that writes and one that looks."""
+    """A directory, a member that writes, and a member that reads."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()

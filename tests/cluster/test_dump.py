@@ -104,7 +104,7 @@ GOOD = '{"kind":"orders","key":"a","timestamp":5,"record":{}}'
         ('{"kind":"tables","key":"a","timestamp":5,"record":{}}', "line 3: .*tables"),
         ('{"kind":"beats","key":"a","timestamp":5,"record":{"counter":1}}', "line 3: beats are not loaded; allowed: "),
         ('{"kind":"orders","key":"a","timestamp":5,"record":{"state":"lost"}}', "line 3: .*lost"),
-        ('{"kind":"orders","key":"a","timestamp":5}', "line 3: a line has a record or a value"),
+        ('{"kind":"orders","key":"a","timestamp":5}', "line 3: a line has either a record or a value"),
         ('{"kind":"orders","key":"","timestamp":5,"record":{}}', "line 3: a key of the directory"),
         ('{"kind":"orders","key":"a","timestamp":0,"record":{}}', "line 3: a timestamp"),
         ('{"kind":"orders","key":"a","timestamp":5,"value":"%%"}', "line 3: "),

@@ -1,4 +1,5 @@
-"""The directory of one host, with real processes: killed, stopped, and on the wrong file system."""
+"""The directory of one host, with real processes: killed, stopped, and on the wrong
+file system."""
 
 from __future__ import annotations
 
@@ -142,7 +143,8 @@ async def test_a_writer_that_is_stopped_costs_unavailable_and_never_a_thread(
 
 
 async def open_lmdb_again(path: Path) -> None:
-    """As another process would: this one has the path open, so the lock is asked for in another folder's name."""
+    """Open the directory as another process would. This process has the path open, so
+    the lock is asked for in another folder's name."""
     directory = engine.LmdbDirectory(path, engine.MAP_BYTES)
     try:
         await directory.open()
@@ -168,7 +170,8 @@ async def test_no_transaction_runs_on_the_loop(tmp_path: Path, monkeypatch: pyte
     opened = lmdb.open
 
     class Watched:
-        """An environment that notes who begins a transaction; LMDB's own class cannot be derived from."""
+        """An environment that notes who begins a transaction; LMDB's own class cannot
+        be derived from."""
 
         def __init__(self, *args: Any, **words: Any) -> None:
             self._env = opened(*args, **words)
@@ -209,7 +212,8 @@ async def test_many_writes_at_once_are_few_transactions(tmp_path: Path, monkeypa
 async def test_polls_of_very_many_rows_leave_the_loop_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """100,000 pinned users, of whom one changes. How long a poll may take is a machine's own matter."""
+    """100,000 pinned users, of whom one changes. How long a poll may take is a
+    machine's own matter."""
     monkeypatch.setattr(engine, "DEADLINE_S", 120.0)
     with lmdb.open(str(tmp_path / "cluster"), map_size=engine.MAP_BYTES) as env, env.begin(write=True) as txn:
         txn.put(b"\0format", b"1")
@@ -224,7 +228,8 @@ async def test_polls_of_very_many_rows_leave_the_loop_to_others(
         await directory.put(Kind.PINS, "anna", encode(Assigned("mail-1", number, 1)), NOW + number)
         with turns() as found:
             assert await view.poll()
-        # Threads decode beside the loop: which of them a loaded machine lets run is its own matter.
+        # Threads decode beside the loop: which of them a loaded machine lets run is its
+        # own matter.
         assert found.longest_s / found.slowdown <= TURN_S_MAX, found.report()
     assert len(view.pins) == 100_001
     kept = keeper.load()
@@ -248,7 +253,8 @@ async def test_a_full_map_says_so_and_reads_go_on(tmp_path: Path) -> None:
 
 
 async def test_readers_that_died_are_forgotten_at_the_next_start(tmp_path: Path) -> None:
-    directory = await open_lmdb(tmp_path)  # as long as somebody has it open, LMDB itself forgets nobody
+    # As long as somebody has it open, LMDB itself forgets nobody.
+    directory = await open_lmdb(tmp_path)
 
     def readers() -> set[str]:
         return {line.split()[0] for line in directory._env.readers().splitlines()[1:]}

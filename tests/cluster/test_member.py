@@ -31,7 +31,7 @@ GROUPS = 4
 
 
 class Store:
-    """A `member.Store` that serves all groups and counts."""
+    """A `world.Store` that serves all groups and counts."""
 
     def __init__(self) -> None:
         self.now = [1000.0]
@@ -168,7 +168,8 @@ async def test_groups_without_an_owner_wait_until_members_know_of_each_other() -
 
 
 async def test_a_tie_is_served_and_marked_for_a_merge_once() -> None:
-    """Two backends have given the group to this one with the same number, so both may have written."""
+    """Two backends have given the group to this one with the same number, so both may
+    have written."""
     store = Store()
     member, _, directory = await make(store)
     await member.view.poll()

@@ -1,4 +1,5 @@
-"""A member of a cluster, step by step, over a store that only remembers what it was asked."""
+"""A member of a cluster, step by step, over a store that only remembers what it was
+asked."""
 
 from __future__ import annotations
 
@@ -28,13 +29,14 @@ from obox.cluster import (
     make_settings,
     user_key,
 )
+from obox.cluster.member import HOME_BEATS
 from obox.types import StorageId
 
 GROUPS = 12
 
 
 class FakeStore:
-    """`member.Store`: units come and go at once."""
+    """`world.Store`: units come and go at once."""
 
     def __init__(self) -> None:
         self.units: dict[str, tuple[int, int]] = {}
@@ -91,6 +93,8 @@ class Fleet:
         self.directory = self.way()
         self.stores: dict[str, FakeStore] = {}
         self.members: dict[str, BackendMember] = {}
+        self.answers = True
+        """Whether members greet."""
 
     async def sleep(self, seconds: float) -> None:
         self.time += seconds
@@ -114,7 +118,7 @@ class Fleet:
         return member
 
     async def greets(self, member: Member | None) -> bool:
-        return True
+        return self.answers
 
     async def seconds(self, count: int) -> None:
         for _ in range(count):
@@ -309,3 +313,65 @@ async def test_a_pin_that_was_made_while_this_backend_did_not_hear_of_it_is_a_lo
     assert home_of(SID, GROUPS) in fleet.stores[owner].units
     assert ANNA in fleet.stores[other].units
     assert fleet.members[owner].counts.losses == 1
+
+
+async def leave(fleet: Fleet, *names: str) -> None:
+    """Stop these members in order, as backends that get SIGTERM, at the same time."""
+    leaving = [asyncio.ensure_future(fleet.members[name].leave()) for name in names]
+    for _ in range(1000):
+        if all(one.done() for one in leaving):
+            break
+        for member in fleet.members.values():
+            await member.step()
+    for one in leaving:
+        await one
+    for name in names:
+        del fleet.members[name]
+
+
+async def test_a_stop_gives_the_groups_away_and_a_start_brings_them_back(fleet: Fleet) -> None:
+    before = {name: set(store.units) for name, store in fleet.stores.items()}
+    await leave(fleet, "a")
+    assert fleet.stores["a"].units == {}
+    assert len(fleet.stores["b"].units) == GROUPS
+    await fleet.seconds(60)
+    assert len(fleet.stores["b"].units) == GROUPS, "a backend that has stopped gets none"
+    await fleet.join("a")
+    await fleet.seconds(HOME_BEATS + 5)
+    assert {name: set(store.units) for name, store in fleet.stores.items()} == before
+    assert not any(row.home for row in fleet.members["b"].view.groups.values())
+
+
+async def test_a_stop_of_all_moves_nothing(fleet: Fleet) -> None:
+    before = {name: dict(store.units) for name, store in fleet.stores.items()}
+    await leave(fleet, "a", "b")
+    assert {name: dict(store.units) for name, store in fleet.stores.items()} == before
+
+
+async def test_a_stop_of_one_after_the_other_is_undone_by_their_starts(fleet: Fleet) -> None:
+    """The last backend has everything, and gives it back."""
+    await fleet.join("c")
+    await fleet.seconds(5)
+    before = {name: set(store.units) for name, store in fleet.stores.items()}
+    await leave(fleet, "a")
+    await fleet.seconds(2)
+    await leave(fleet, "b")
+    assert len(fleet.stores["c"].units) == GROUPS
+    await leave(fleet, "c")
+    stopped = fleet.stores["c"]
+    for name in ("c", "b", "a"):
+        await fleet.join(name)
+    fleet.stores["c"].units = stopped.units  # its local state
+    await fleet.seconds(20)
+    assert {name: set(store.units) for name, store in fleet.stores.items()} == before
+
+
+async def test_a_share_of_a_backend_that_is_not_there_is_not_nobodys(fleet: Fleet) -> None:
+    """A backend that owns nothing, and never beats, wins no group of a dead backend for
+    long."""
+    await fleet.put(Kind.MEMBERS, "x", Member("backend", "default", "127.0.0.1"))
+    await fleet.seconds(1)
+    fleet.answers = False
+    del fleet.members["a"]
+    await fleet.seconds(60)
+    assert len(fleet.stores["b"].units) == GROUPS

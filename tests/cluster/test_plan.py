@@ -31,7 +31,7 @@ def test_every_vacant_group_is_claimed_by_exactly_one() -> None:
 
 
 def test_a_backend_that_knows_of_no_other_claims_all() -> None:
-    assert plan(replace(picture(), members={"a": MEMBERS["a"]})).claim == UNITS
+    assert plan(replace(picture(), members={"a": MEMBERS["a"]})).claim.keys() == UNITS
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_who_is_to_get_nothing_claims_nothing(orders: Orders) -> None:
 
 def test_groups_of_a_dead_backend_are_shared_and_its_boot_is_fenced() -> None:
     plans = [plan(picture(me, rows=all_of("c"), dead={"c": "boot7"})) for me in ("a", "b")]
-    assert plans[0].claim | plans[1].claim == UNITS
-    assert not plans[0].claim & plans[1].claim
+    assert plans[0].claim.keys() | plans[1].claim.keys() == UNITS
+    assert not plans[0].claim.keys() & plans[1].claim.keys()
     assert all(one.fence == {("c", "boot7")} for one in plans)
 
 
@@ -82,7 +82,7 @@ def test_a_row_that_names_us_is_gained_once() -> None:
 
 def test_groups_of_a_backend_that_lives_are_left_alone() -> None:
     found = plan(picture(rows=all_of("c")))
-    assert [found.claim, found.gain, found.lose, found.fence, found.release] == [set(), {}, set(), set(), None]
+    assert [found.claim, found.gain, found.lose, found.fence, found.release] == [{}, {}, set(), set(), None]
 
 
 def test_a_move_releases_the_group_to_its_destination() -> None:
@@ -159,14 +159,14 @@ def test_a_user_whose_pin_was_removed_follows_the_group() -> None:
 def test_users_of_a_dead_backend_have_one_heir_each() -> None:
     users = {user_key(f"user{number}"): Assigned("c", 9, 1) for number in range(40)}
     plans = [plan(picture(me, rows=all_of(me) | users, dead={"c": "boot7"})) for me in ("a", "b")]
-    assert plans[0].claim | plans[1].claim == users.keys()
-    assert not plans[0].claim & plans[1].claim
+    assert plans[0].claim.keys() | plans[1].claim.keys() == users.keys()
+    assert not plans[0].claim.keys() & plans[1].claim.keys()
     assert all(one.fence == {("c", "boot7")} for one in plans)
 
 
 def test_a_follower_of_a_dead_backend_goes_where_the_group_is() -> None:
     rows = all_of("b") | with_anna("c", removed=True)
-    assert plan(picture("b", rows=rows, held=all_of("b"), dead={"c": "boot"})).claim == {ANNA}
+    assert plan(picture("b", rows=rows, held=all_of("b"), dead={"c": "boot"})).claim.keys() == {ANNA}
     assert not plan(picture("a", rows=rows, dead={"c": "boot"})).claim
     both = all_of("c") | with_anna("c", removed=True)
     plans = {me: plan(picture(me, rows=both, dead={"c": "boot"})).claim for me in ("a", "b")}
@@ -206,9 +206,10 @@ def at_sites(me: str, **more: Any) -> Picture:
 
 
 def test_groups_of_a_dead_backend_stay_at_its_site() -> None:
-    """Another site takes no part in the judgement: it would leave those groups to nobody."""
+    """A backend of another site does not know that the owner is dead. If it were the
+    heir, no backend would acquire the groups."""
     plans = {me: plan(at_sites(me, rows=all_of("b"), dead={"b": "boot7"})) for me in "ac"}
-    assert plans["a"].claim == UNITS
+    assert plans["a"].claim.keys() == UNITS
     assert plans["a"].fence == {("b", "boot7")}
     empty = plan(at_sites("a", rows=all_of("c"), dead={"b": "boot7"}))
     assert empty.fence == {("b", "boot7")}, "the fence of a backend without groups, too"
@@ -223,7 +224,7 @@ def test_a_site_that_dies_as_a_whole_loses_nothing_by_itself() -> None:
 def test_a_site_that_is_set_offline_is_taken_over_by_the_other() -> None:
     orders = {"a": Orders(State.OFFLINE), "b": Orders(State.OFFLINE)}
     plans = [plan(at_sites(me, rows=all_of("b"), orders=orders)) for me in ("c", "d")]
-    assert plans[0].claim | plans[1].claim == UNITS
+    assert plans[0].claim.keys() | plans[1].claim.keys() == UNITS
     assert not plans[0].fence | plans[1].fence, "nobody was seen dying"
 
 
@@ -236,3 +237,86 @@ def test_an_evacuation_stays_at_the_site_while_it_can() -> None:
     found = plan(at_sites("a", rows=held, held=held, orders=away)).release
     assert found is not None
     assert found.to in ("c", "d")
+
+
+# -- a stop ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_backend_that_stops_gives_its_groups_to_the_others_and_is_their_home() -> None:
+    held = all_of("a")
+    found = plan(picture(rows=held, held=held, ending=frozenset("a"))).release
+    assert found is not None
+    assert found.home == "a"
+    assert all(rank(unit, {"b": 100.0, "c": 100.0})[0] == found.to for unit in found.units)
+
+
+def test_a_backend_that_stops_while_all_others_stop_keeps_its_groups() -> None:
+    held = all_of("a")
+    assert plan(picture(rows=held, held=held, ending=frozenset("abc"))).release is None
+
+
+def test_who_stops_gets_nothing() -> None:
+    assert not plan(picture(ending=frozenset("a"))).claim
+    held = all_of("a")
+    assert plan(picture(rows=held, held=held, moves={ONE: Move("b", 0.0)}, ending=frozenset("b"))).release is None
+
+
+def test_the_first_home_stays_while_one_backend_after_the_other_stops() -> None:
+    held = all_of("b")
+    rows = dict.fromkeys(UNITS, Assigned("b", 1, 7, released=True, home="a"))
+    found = plan(picture("b", rows=rows, held=held, ending=frozenset("ab"))).release
+    assert found is not None
+    assert (found.to, found.home) == ("c", "a")
+
+
+def test_groups_go_home_when_their_backend_is_back() -> None:
+    held = all_of("b")
+    rows = {**held, ONE: Assigned("b", 1, 7, released=True, home="a")}
+    known: dict[str, Any] = {"rows": rows, "held": held}
+    assert plan(picture("b", **known, back=frozenset("a"))).release == Release("a", (ONE,))
+    assert plan(picture("b", **known)).release is None, "it was not heard of since"
+    assert plan(picture("b", **known, back=frozenset("a"), ending=frozenset("a"))).release is None
+    assert plan(picture("b", **known, back=frozenset("a"), dead={"a": "boot"})).release is None
+    no_more = {"a": Orders(State.STANDBY)}
+    assert plan(picture("b", **known, back=frozenset("a"), orders=no_more)).release is None
+
+
+def test_groups_of_a_backend_that_stopped_with_nobody_there_go_home_later() -> None:
+    """It was dead for long enough; a backend that crashed does not get its groups
+    back."""
+    dead = {"c": "boot7"}
+    stopped = plan(picture(rows=all_of("c"), dead=dead, ending=frozenset("c")))
+    assert set(stopped.claim.values()) == {"c"}
+    assert set(plan(picture(rows=all_of("c"), dead=dead)).claim.values()) == {""}
+
+
+def test_an_evacuation_leaves_no_home() -> None:
+    held = all_of("a")
+    found = plan(picture(rows=held, held=held, orders={"a": Orders(evacuate=True)})).release
+    assert found is not None
+    assert found.home == ""
+
+
+def test_who_follows_a_group_stops_with_it_and_does_not_return_before_it() -> None:
+    rows = all_of("a") | with_anna("a", removed=True)
+    stopping = frozenset("a")
+    found = plan(picture("a", rows=rows, held={HOME: rows[HOME]}, ending=stopping)).release
+    assert found is not None
+    heir = found.to
+    follower = plan(picture("a", rows=rows, held={ANNA: rows[ANNA]}, ending=stopping)).release
+    assert follower == Release(heir, (ANNA,))
+    there = all_of("a") | with_anna(heir, removed=True)
+    assert plan(picture(heir, rows=there, held={ANNA: there[ANNA]}, ending=stopping)).release is None
+
+
+def test_a_pinned_user_goes_home_like_a_group() -> None:
+    rows = all_of("b") | {ANNA: Assigned("b", 9, 1, released=True, home="a")}
+    assert plan(picture("b", rows=rows, held=rows, back=frozenset("a"))).release == Release("a", (ANNA,))
+
+
+def test_a_stop_moves_nothing_to_another_site() -> None:
+    held = all_of("a")
+    assert plan(at_sites("a", rows=held, held=held, ending=frozenset("ab"))).release is None
+    found = plan(at_sites("a", rows=held, held=held, ending=frozenset("a"))).release
+    assert found is not None
+    assert (found.to, found.home) == ("b", "a")

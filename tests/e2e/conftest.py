@@ -1,4 +1,5 @@
-"""Backends for end-to-end tests: on a directory, on a real S3 server, and with encryption on."""
+"""Backends for end-to-end tests: on a directory, on a real S3 server, and with
+encryption on."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ __all__ = ["make", "s3_bucket", "seaweedfs"]
 
 @pytest.fixture
 def backend(make: Callable[..., Backend]) -> Backend:
-    """One that runs, on a directory."""
+    """A backend that runs, on a directory as bucket."""
     one = make()
     one.start()
     return one

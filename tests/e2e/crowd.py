@@ -1,8 +1,10 @@
-"""A crowd at a backend: IMAP sessions that come, work and go, and senders at a steady rate, in one loop.
+"""A crowd at a backend: IMAP sessions that come, work and go, and senders at a steady
+rate, in one loop.
 
-Every answer is looked at: what is not OK or 250 is a complaint. One refusal is none: a metacache that is full of users
-in use says so, with a temporary error, to whoever would be another; they come again, as clients do, and must get in.
-What was acknowledged is remembered, so that it can be asked for afterwards.
+Every answer is looked at: what is not OK or 250 is a complaint. One refusal is
+allowed: a metacache that is full of users in use refuses further users with a temporary
+error. These clients come again, and must get in. What was acknowledged is
+remembered, so that it can be asked for afterwards.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ class Imap:
 
 @dataclass
 class Crowd:
-    """See the module's text. users: whom sessions and senders choose from; make: a mail from its number."""
+    """See the module's text. users: whom sessions and senders choose from; make: a mail
+    from its number."""
 
     imap_port: int
     lmtp_port: int

@@ -1,7 +1,9 @@
-"""`obox` whose way to the cluster's directory can be cut: python cut_backend.py FILE serve -c obox.toml
+"""`obox` with a connection to the cluster's directory that a test can cut:
 
-While the file is there, every operation of this process on the directory has no answer, as if a switch between the two
-had failed. All else is the product as it is.
+    python cut_backend.py FILE serve -c obox.toml
+
+While FILE exists, every operation of this process on the directory has no answer, as if
+a switch between the two had failed. All else is the product as it is.
 """
 
 from __future__ import annotations

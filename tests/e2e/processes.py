@@ -1,7 +1,8 @@
-"""A real `obox serve` on free ports with directories of its own: started, killed, stopped, moved to an empty machine.
+"""A real `obox serve` on free ports with directories of its own: started, killed,
+stopped, moved to an empty machine.
 
-`Backend` is one machine; its log is JSON on stderr, kept in `log` for a test that fails. `Proxy` is a cable that can be
-cut between a backend and its bucket.
+`Backend` is one machine; its log is JSON on stderr, kept in `log` for a test that
+fails. `Proxy` is a cable that can be cut between a backend and its bucket.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def toml(value: object) -> str:
 
 @dataclass
 class Backend:
-    """See the module's text. storage: the [storage] settings; sections: more settings, by section."""
+    """See the module's text. storage: the [storage] settings; sections: more settings,
+    by section."""
 
     home: Path
     storage: dict[str, object]
@@ -141,7 +143,7 @@ class Backend:
         assert self.process.poll() is None, f"exit {self.process.returncode}: {self.log.read_text()[-3000:]}"
 
     def kill(self) -> None:
-        """As a machine that loses its power."""
+        """Kill the process as a machine that loses its power does."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(STOP_S)
@@ -178,7 +180,8 @@ class Backend:
         return found[count - 1]
 
     def journal_written(self) -> None:
-        """Return when the bucket has all that was acknowledged: the journal has nothing left to write."""
+        """Return when the bucket has all that was acknowledged: the journal has nothing
+        left to write."""
         deadline = time.monotonic() + START_S
         while self.metric("obox_store_journal_late_seconds") > 0:
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
@@ -247,7 +250,8 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
 
 
 def lmtp(address: str | tuple[str, int], mail: bytes, recipients: list[str]) -> list[tuple[int, bytes]]:
-    """One transaction; smtplib knows LMTP's greeting and dots, not its reply for each recipient (RFC 2033 §4.2)."""
+    """One transaction; smtplib knows LMTP's greeting and dots, not its reply for each
+    recipient (RFC 2033 §4.2)."""
     client = smtplib.LMTP(timeout=PATIENT_S) if isinstance(address, tuple) else smtplib.LMTP(address)
     replies = []
     try:
@@ -266,7 +270,8 @@ def lmtp(address: str | tuple[str, int], mail: bytes, recipients: list[str]) -> 
         code, text = client.docmd("DATA")
         assert code == 354, text
         body = b"".join(b"." + line if line.startswith(b".") else line for line in mail.splitlines(keepends=True))
-        # splitlines splits at more than line ends for str, not for bytes: only \n, \r and \r\n.
+        # splitlines splits at more than line ends for str, not for bytes: only \n, \r
+        # and \r\n.
         client.send(body + b".\r\n")
         return [client.getreply() if code == 250 else (code, text) for code, text in replies]
     finally:
@@ -331,7 +336,8 @@ class Proxy:
 
 
 def everything(client: IMAPClient) -> dict[str, Any]:
-    """All that a client can see: mailboxes, UIDs, flags, dates, bodies, subscriptions; HIGHESTMODSEQ apart."""
+    """All that a client can see: mailboxes, UIDs, flags, dates, bodies, subscriptions;
+    HIGHESTMODSEQ apart."""
     out: dict[str, Any] = {"subscribed": sorted(name for _, _, name in client.list_sub_folders())}
     for flags, _, name in client.list_folders():
         if b"\\Noselect" in flags or b"\\NonExistent" in flags:

@@ -1,10 +1,12 @@
-"""Two backends on one host and one bucket: a client may connect to either, and neither is needed."""
+"""Two backends on one host and one bucket: a client may connect to either, and neither
+is needed."""
 
 from __future__ import annotations
 
 import imaplib
 import json
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -21,12 +23,15 @@ MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nText\r\n"
 
 
 @pytest.fixture
-def pair(make: Callable[..., Backend], tmp_path: Path) -> Iterator[tuple[Backend, Backend]]:
-    """Two members of a cluster that serve."""
+def pair(
+    request: pytest.FixtureRequest, make: Callable[..., Backend], tmp_path: Path
+) -> Iterator[tuple[Backend, Backend]]:
+    """Two members of a cluster that serve. The parameter is `dead_after`."""
     secret = tmp_path / "secret"
     secret.write_text(secrets.token_hex(32) + "\n")
     secret.chmod(0o600)
-    cluster = {"directory": f"lmdb://{tmp_path}/cluster", "secret_file": str(secret), "dead_after": "5s"}
+    cluster = {"directory": f"lmdb://{tmp_path}/cluster", "secret_file": str(secret)}
+    cluster["dead_after"] = getattr(request, "param", "5s")
     first = make(sections={"cluster": cluster, "http": {"api_key": secrets.token_hex(8)}})
     second = first.moved(tmp_path / "second", "second")
     second.spawn()
@@ -84,6 +89,54 @@ def test_a_client_may_connect_to_either_and_a_dead_backend_is_replaced(pair: tup
     assert second.stop() == 0
 
 
+@pytest.mark.parametrize("pair", ["5min"], indirect=True)
+def test_a_stop_gives_the_users_to_the_others_and_a_start_brings_them_back(pair: tuple[Backend, Backend]) -> None:
+    first, second = pair
+    for user in USERS:
+        until(lambda user=user: write(first, user))
+
+    def served() -> dict[str, int]:
+        return {row["backend"]: row["groups"] for row in answer(first, "backend", "status")}
+
+    def shared() -> None:
+        assert sum(served().values()) == 64
+
+    until(shared)
+    if not served()["second"]:  # the first to start has taken all
+        answer(first, "balance", "-y")
+        until(lambda: _has_groups(first, "second"))
+    before = served()
+    at_second = imaplib.IMAP4("127.0.0.1", second.imap)
+    at_second.login(USERS[0], PASSWORD)
+    assert second.stop() == 0
+    over(at_second)
+    stopped = [line["event"] for line in second.events()]
+    assert stopped.index("groups released") < stopped.index("stopped")
+    assert first.metric("obox_cluster_groups") == 64, "at once, and not once it counts as dead"
+    assert first.metric("obox_cluster_fences_total") == 0
+    for user in USERS:
+        has(first, user, 1)
+    second.start()
+    until(lambda: _same(served, before))  # nobody has counted as dead for it
+    second.signal(signal.SIGUSR1)
+    assert second.process is not None
+    assert second.process.wait(PATIENCE_S) == 0
+    second.start()
+    assert served() == before, "a stop for a restart moves nothing"
+    for user in USERS:
+        until(lambda user=user: has(second, user, 1))
+    assert second.stop() == 0
+    assert first.stop() == 0
+
+
+def _has_groups(backend: Backend, name: str) -> None:
+    assert {row["backend"]: row["groups"] for row in answer(backend, "backend", "status")}[name] > 0
+
+
+def _same(found: Callable[[], dict[str, int]], wanted: dict[str, int]) -> None:
+    assert found() == wanted
+
+
 def adm(backend: Backend, *arguments: str) -> subprocess.Popen[str]:
     """`oboxadm` at this backend."""
     program = [Path(sys.executable).parent / "oboxadm", "-c", str(backend.config), "-f", "json", "cluster", *arguments]
@@ -104,7 +157,8 @@ def answer(backend: Backend, *arguments: str) -> list[dict[str, Any]]:
 
 
 def come_back(source: Backend, other: Backend, user: str) -> None:
-    """The backend that was evacuated gets its share of the groups again, and a kick anywhere finds the user."""
+    """The backend that was evacuated gets its share of the groups again, and a kick
+    anywhere finds the user."""
     assert answer(source, "backend", "update", source.name, "--status", "online")[0]["evacuate"] is False
     moves = answer(source, "balance", "-y")
     assert {row["to"] for row in moves} == {source.name}
@@ -154,7 +208,8 @@ def test_a_backend_is_evacuated_under_clients(pair: tuple[Backend, Backend]) -> 
     rows = {row["backend"]: row for row in answer(source, "backend", "status")}
     assert (rows[source.name]["groups"], rows[other.name]["groups"]) == (0, 64)
     assert source.metric("obox_cluster_groups") == 0
-    for backend in pair:  # a start of two at once may lose some of the groups that it has just acquired
+    # A start of two at once may lose some of the groups that it has just acquired.
+    for backend in pair:
         of = {
             name: backend.metric(f"obox_cluster_{name}") for name in ("gains_total", "releases_total", "losses_total")
         }

@@ -1,6 +1,8 @@
-"""A cluster under load loses nothing while its backends are evacuated, stopped, killed and suspended.
+"""A cluster under load loses nothing while its backends are evacuated, stopped, killed
+and suspended.
 
-A short form of `python -m bench.cluster`. Times without service are printed, and not judged.
+A short form of `python -m bench.cluster`. Times without service are printed, and not
+judged.
 """
 
 from __future__ import annotations

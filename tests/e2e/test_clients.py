@@ -1,6 +1,7 @@
 """Programs that people use: curl, mbsync, Postfix, IMAPClient's own live test suite.
 
-The live suite runs beside the other tests of this module: ten of its seconds are one sleep.
+The live suite runs beside the other tests of this module: ten of its seconds are one
+sleep.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def livetest(place: Path) -> Iterator[Callable[[], str]]:
-    """IMAPClient's suite, started now; the call waits for its end and returns what it printed."""
+    """IMAPClient's suite, started now; the call waits for its end and returns what it
+    printed."""
     backend = Backend(place / "livetest", {"url": f"file://{place}/livetest/bucket"})
     backend.start()
     ini = place / "live.ini"

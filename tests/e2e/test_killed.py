@@ -1,4 +1,5 @@
-"""kill -9 in the middle of what an administrator has begun: nothing acknowledged is missing, and a rerun ends it.
+"""kill -9 in the middle of what an administrator has begun: nothing acknowledged is
+missing, and a rerun ends it.
 
 Real processes; the moments of the kills come from a seed.
 """
@@ -42,7 +43,8 @@ class Failed(Exception):
 
 
 def ask(backend: Backend, command: str, **params: Any) -> list[dict[str, Any]]:
-    """The rows of a command. Raises Failed; OSError and the like where the process is gone."""
+    """The rows of a command. Raises Failed; OSError and the like where the process is
+    gone."""
     connection = http.client.HTTPConnection("127.0.0.1", backend.http, timeout=PATIENT_S)
     try:
         headers = {"Authorization": "X-Dovecot-API b2YgdGhlIEFQSQ=="}
@@ -194,7 +196,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]
 
 
 def test_in_the_middle_of_a_pull(storage: dict[str, object], tmp_path: Path) -> None:
-    """Source or destination, with and without --clean; at the end the bucket alone has it all."""
+    """Source or destination, with and without --clean; at the end the bucket alone has
+    it all."""
     chance = random.Random(str(storage["url"])[:4])
     source = Backend(tmp_path / "source", storage, "source", SECTIONS, lines())
     destination = Backend(tmp_path / "destination", storage, "destination", SECTIONS, lines())
@@ -234,7 +237,8 @@ def test_in_the_middle_of_a_pull(storage: dict[str, object], tmp_path: Path) -> 
 
 
 def until_done(work: Callable[[], object]) -> None:
-    """What has just started may not be ready for everybody, or still be at work with somebody."""
+    """What has just started may not be ready for everybody, or still be at work with
+    somebody."""
     deadline = time.monotonic() + 15
     while True:
         try:

@@ -1,4 +1,5 @@
-"""Objects that somebody deletes from the bucket of a real backend: what its clients get, by address, and what stays."""
+"""Objects that somebody deletes from the bucket of a real backend: what its clients
+get, by address, and what stays."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ Make = Callable[..., Backend]
 
 
 def lossy(make: Make, tmp_path: Path, mails: int, *lost: int, **imap: object) -> tuple[Backend, list[Path], int]:
-    """A backend that was away while objects of Anna's INBOX were deleted: itself, their files, its /proxy port."""
+    """A backend that was away while objects of Anna's INBOX were deleted: itself, their
+    files, its /proxy port."""
     proxied = free_port()
     backend = make()
     backend.sections = {
@@ -74,7 +76,8 @@ def bodies(client: IMAPClient, items: str = "BODY.PEEK[TEXT]") -> dict[int, byte
 
 
 def test_by_the_clients_address(make: Make, tmp_path: Path) -> None:
-    """NO for most, an empty mail for a webmail, and who autofixes expunges: for all, and for good."""
+    """NO for most, an empty mail for a webmail, and who autofixes expunges: for all,
+    and for good."""
     backend, files, proxied = lossy(make, tmp_path, 4, 2, 3)
     with backend.login() as client:
         client.select_folder("INBOX")
@@ -120,7 +123,8 @@ def test_by_the_clients_address(make: Make, tmp_path: Path) -> None:
     [("no-after", [1, 3, 4]), ("disconnect-after", [1]), ("disconnect-immediately", [1])],
 )
 def test_what_mbsync_makes_of_it(make: Make, tmp_path: Path, mode: str, came: list[int]) -> None:
-    """Why `no-after` is the default: a client that is disconnected gets nothing behind the bad mail, however often."""
+    """Why `no-after` is the default: a client that is disconnected gets nothing behind
+    the bad mail, however often."""
     backend, _, _ = lossy(make, tmp_path, 4, 2, fetch_failure=mode)
     config = mbsync_config(backend, tmp_path)
     said = False

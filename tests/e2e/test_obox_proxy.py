@@ -1,4 +1,5 @@
-"""`obox proxy` as a process in front of two backends: its clients do not notice that one of them dies."""
+"""`obox proxy` as a process in front of two backends: its clients do not notice that
+one of them dies."""
 
 from __future__ import annotations
 

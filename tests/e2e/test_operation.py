@@ -1,4 +1,5 @@
-"""What an operator sees: configuration, signals, TLS, probes, metrics, a bucket that goes and comes back."""
+"""What an operator sees: configuration, signals, TLS, probes, metrics, a bucket that
+goes and comes back."""
 
 from __future__ import annotations
 
@@ -98,7 +99,8 @@ def test_a_second_process_on_the_same_state_is_refused(backend: Backend) -> None
 
 
 def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
-    """Implicit TLS, STARTTLS; no password in clear from elsewhere; SIGHUP takes a new certificate, no broken file."""
+    """Implicit TLS, STARTTLS; no password in clear from elsewhere; SIGHUP takes a new
+    certificate, no broken file."""
     certificate(tmp_path, "one")
     tls, proxied = free_port(), free_port()
     backend = make()
@@ -133,7 +135,7 @@ def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
     first = serial()
     certificate(tmp_path, "one")
     backend.signal(signal.SIGHUP)
-    backend.wait_event("reloaded")
+    backend.wait_event("configuration reloaded")
     second = serial()
     assert second != first
     certificate(tmp_path, "new")
@@ -143,7 +145,7 @@ def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
     assert serial() not in (first, second)
     second = serial()
     (tmp_path / "one.pem").write_text("broken")
-    backend.wait_event("the certificates on disk cannot be used, the old certificates stay")
+    backend.wait_event("new certificates cannot be used, the old certificates stay")
     assert serial() == second
     backend.signal(signal.SIGHUP)
     backend.wait_event("reload failed, the old configuration stays", 1)
@@ -157,7 +159,8 @@ def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
 
 
 def test_a_reload_uses_what_can_change(make: Callable[..., Backend]) -> None:
-    """SIGHUP: for the next clients, and for a log whose loggers have been in use since the start."""
+    """SIGHUP: for the next clients, and for a log whose loggers have been in use since
+    the start."""
     backend = make()
     backend.start()
     with backend.login() as old:
@@ -173,8 +176,8 @@ def test_a_reload_uses_what_can_change(make: Callable[..., Backend]) -> None:
         assert not backend.events("imap disconnect")
         backend.signal(signal.SIGHUP)
         used = ["auth.passwd_file", "lmtp.max_mail_size", "quota.max_mail_size", "log.level"]
-        assert backend.wait_event("reloaded")["settings"] == used
-        waits = backend.wait_event("reloaded; some changes wait for a restart")
+        assert backend.wait_event("configuration reloaded")["settings"] == used
+        waits = backend.wait_event("configuration reloaded, some changes wait for a restart")
         assert (waits["level"], waits["settings"]) == ("warning", ["server.unix_mode"])
         old.noop()
     with backend.login("zoe@example.org") as new:
@@ -186,7 +189,8 @@ def test_a_reload_uses_what_can_change(make: Callable[..., Backend]) -> None:
 
 
 def from_elsewhere(port: int, commands: bytes) -> list[bytes]:
-    """Answers to a client whom a proxy says to be from another network (RFC 5737 §3)."""
+    """Answers to a client whom a proxy says to be from another network (RFC 5737
+    §3)."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENT_S) as sock:
         sock.sendall(b"PROXY TCP4 192.0.2.1 198.51.100.1 40000 143\r\n" + commands)
         return sock.makefile("rb").read().splitlines()
@@ -214,8 +218,12 @@ def test_a_disk_smaller_than_the_cache_is_said(make: Callable[..., Backend], tmp
     free = shutil.disk_usage(tmp_path)
     backend = make(sections={"fscache": {"max_size": free.total + 1}})
     backend.start()
-    found = backend.wait_event("the disk is smaller than the cache may grow")
-    assert (found["setting"], found["limit"], found["disk"]) == ("fscache.max_size", free.total + 1, free.total)
+    found = backend.wait_event("cache limit exceeds the disk")
+    assert (found["setting"], found["limit_bytes"], found["disk_bytes"]) == (
+        "fscache.max_size",
+        free.total + 1,
+        free.total,
+    )
     for cache in ("fscache", "metacache"):
         assert backend.metric(f"obox_{cache}_disk_total_bytes") == free.total
         assert 0 < backend.metric(f"obox_{cache}_disk_free_bytes") <= free.total
@@ -284,8 +292,8 @@ def idling(backend: Backend) -> Iterator[Callable[[int], list[tuple[object, ...]
 
 
 def test_idle_tells_at_once(backend: Backend) -> None:
-    """Of a delivery, of flags, keywords and an expunge of another session. No timer of ours is shorter than what `told`
-    waits: what comes was pushed."""
+    """IDLE reports a delivery, and flags, keywords and an expunge of another session.
+    Each wait here is shorter than every timer of obox, so what comes was pushed."""
     with idling(backend) as told, backend.login() as other:
         backend.deliver(simple(1))
         assert (1, b"EXISTS") in told(2)
@@ -318,7 +326,8 @@ def behind(make: Callable[..., Backend], bucket: S3Bucket, cable: Proxy) -> Back
 
 
 def test_a_bucket_that_goes_and_comes_back(make: Callable[..., Backend], s3_bucket: S3Bucket, cable: Proxy) -> None:
-    """What is local is served, what needs the bucket is refused as temporary; then all goes on, nothing is lost."""
+    """What is local is served, what needs the bucket is refused as temporary; then all
+    goes on, nothing is lost."""
     cable.join()
     backend = behind(make, s3_bucket, cable)
     backend.start()
@@ -329,15 +338,18 @@ def test_a_bucket_that_goes_and_comes_back(make: Callable[..., Backend], s3_buck
         client.fetch([1, 2, 3], ["BODY.PEEK[]"])
         cable.cut()
         assert len(client.fetch([1, 2, 3], ["ENVELOPE", "BODY.PEEK[]"])) == 3
-        client.add_flags([1], ["\\Seen"])  # in the synced local commit; the journal is not yet late
+        # In the synced local commit; the journal is not yet late.
+        client.add_flags([1], ["\\Seen"])
 
         with ThreadPoolExecutor() as pool:
-            caught = pool.submit(backend.deliver, simple(11))  # a PUT that the outage catches on its way
+            # A PUT that the outage catches on its way.
+            caught = pool.submit(backend.deliver, simple(11))
             deadline = time.monotonic() + START_S
             while backend.metric("obox_store_journal_late_seconds") <= 10:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            # From now on nothing is taken that could be lost, and nobody waits for the answer.
+            # From now on nothing is taken that could be lost, and nobody waits for the
+            # answer.
             begun = time.monotonic()
             for command in (
                 lambda: client.append("INBOX", simple(10)),
@@ -436,7 +448,8 @@ def test_a_stop_without_the_bucket_loses_nothing(
 
 
 def test_deliveries_and_sessions_at_once(backend: Backend) -> None:
-    """Four senders and two readers; every mail once, in order of UIDs, and no error in the log."""
+    """Four senders and two readers; every mail once, in order of UIDs, and no error in
+    the log."""
     count, senders = 25, 4
     errors: list[BaseException] = []
 

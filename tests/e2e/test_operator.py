@@ -1,8 +1,9 @@
-"""Tried as an operator: every verb on a backend under load, while the indexes are ten times what metacache may hold.
+"""Tried as an operator: every verb on a backend under load, while the indexes are ten
+times what metacache may hold.
 
-No client sees an error that does not pass (see `crowd`), the caches' bounds hold at every sample, and afterwards
-everything that was acknowledged is there, for a backend with empty caches. OBOX_TEST_CROWD=N makes users, room and time
-N times more.
+No client sees an error that does not pass (see `crowd`), the caches' bounds hold at
+every sample, and afterwards everything that was acknowledged is there, for a backend
+with empty caches. OBOX_TEST_CROWD=N makes users, room and time N times more.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ NO_ROOM = "no room for another user's index"
 PULLED = 5
 """Users at least whose copies another backend pulls."""
 ANSWER_S = 10 * PATIENT_S
-"""For one verb: some open a hundred users in a metacache that holds a tenth of them, beside the crowd."""
+"""For one verb: some open a hundred users in a metacache that holds a tenth of them,
+beside the crowd."""
 
 CROWD = [f"user{number:05}@example.org" for number in range(USERS)]
 HANDS = {name: f"{name}@example.org" for name in ("kicked", "hands", "deleted", "renamed", "barred")}
@@ -76,12 +78,14 @@ class Operator:
         crowded = [failure["user"] for failure in failures if NO_ROOM in failure["message"]]
         for user in crowded:
             await self._again(verb, {**params, "user": user})
-        if len(crowded) < len(failures) and "no local copies" not in alone["message"]:  # cleaned meanwhile
+        # Cleaned meanwhile.
+        if len(crowded) < len(failures) and "no local copies" not in alone["message"]:
             self.failed.append(f"{verb} {params}: {payload}")
         return payload
 
     async def _again(self, verb: str, params: dict[str, Any]) -> None:
-        """As clients do: for a user for whom there was no room, a little later."""
+        """Ask again a little later for a user for whom there was no room, as clients
+        do."""
         for _ in range(TRIES_MAX):
             await asyncio.sleep(AGAIN_S)
             kind, payload = await self._ask(verb, params)
@@ -102,7 +106,8 @@ class Operator:
         return kind, payload
 
     async def when_idle(self, verb: str, **params: Any) -> None:
-        """As an operator would: what is still in use, or was just now, is refused; try again a little later."""
+        """Try again a little later while a user is in use, or was just in use, as an
+        operator would."""
         for _ in range(60):
             known = len(self.failed)
             await self(verb, **params)
@@ -138,7 +143,8 @@ async def sample(backend: Backend, bounds: list[str], crowd: Crowd) -> None:
 
 
 async def every_verb(tell: Operator, backend: Backend) -> None:
-    """All of the table but `stop` and `metacachePull`, the caches' verbs several times."""
+    """All of the table but `stop` and `metacachePull`, the caches' verbs several
+    times."""
     someone = CROWD[0]
     for turn in range(2):
         await tell("metacacheFlush", user=CROWD[turn])
@@ -228,10 +234,9 @@ async def visit(backend: Backend, user: str) -> None:
 
 
 async def pulls(tell: Operator, source: Backend) -> None:
-    """To a second backend, which takes over the journal of the first when it starts: both merge, nobody notices.
-
-    Without a cluster directory each of the two serves whoever asks; here the crowd stays with the first.
-    """
+    """Pull to a second backend, which takes over the journal of the first when it
+    starts. Both merge, and no client notices. Without a cluster directory each of
+    the two serves every user; here the crowd stays with the first."""
     second = Backend(
         source.home.parent / "second",
         storage=source.storage,
@@ -243,11 +248,13 @@ async def pulls(tell: Operator, source: Backend) -> None:
     pulled = refused = 0
     try:
         async with operator(second) as there:
-            # At least 20 users; more while too few were pulled, for a copy may be in use at every try.
+            # At least 20 users; more while too few were pulled, for a copy may be in
+            # use at every try.
             for number in range(0, len(CROWD) // 2, 5):
                 if number >= 100 and pulled >= PULLED:
                     break
-                await visit(source, CROWD[number])  # so that the source has something to send
+                # So that the source has something to send.
+                await visit(source, CROWD[number])
                 answer = await there(
                     "metacachePull",
                     user=CROWD[number],
@@ -260,7 +267,8 @@ async def pulls(tell: Operator, source: Backend) -> None:
                 pulled, refused = pulled + done, refused + (not done)
             assert pulled >= PULLED, f"{refused} were refused: half of them ask for the latest only, and may be"
             tell.done.update(there.done)
-            # Copies that are in use, or not the latest: that is what the crowd is for, and no failure of the verb.
+            # Copies that are in use, or not the latest: that is what the crowd is for,
+            # and no failure of the verb.
             fine = ("1003", "stay at the source")
             tell.failed += [line for line in there.failed if not any(text in line for text in fine)]
     finally:
@@ -273,7 +281,8 @@ def bucket(backend: Backend) -> Path:
 
 @pytest.fixture
 def loaded(make: Callable[..., Backend]) -> Backend:
-    """A backend with a few mails for each of many users; its indexes were made in a large cache."""
+    """A backend with a few mails for each of many users; its indexes were made in a
+    large cache."""
     users = "".join(f"{user}:{{PLAIN}}{PASSWORD}\n" for user in [*PEOPLE, *CROWD, *HANDS.values()])
     backend = make(
         users=users,
@@ -325,11 +334,12 @@ async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backen
     assert crowd.complaints == []
     assert bounds == []
     assert tell.failed == []
-    of_a_cluster = {name for name, spec in TABLE.items() if spec.needs is Needs.DIRECTORY}  # test_backends.py
+    # test_backends.py.
+    of_a_cluster = {name for name, spec in TABLE.items() if spec.needs is Needs.DIRECTORY}
     assert set(TABLE) - set(tell.done) - of_a_cluster == {"stop"}, "which comes below"
     assert delivered > 10 * SENDERS, "the load was none"
     errors = [line["event"] for line in backend.events() if line["level"] in ("error", "critical")]
-    assert errors == ["fenced off by another backend; continuing as a new boot"], "when the second one started"
+    assert errors == ["fenced off by another backend, a new boot begins"], "when the second one started"
     async with operator(backend) as tell:
         await tell("stop")
         assert tell.failed == []

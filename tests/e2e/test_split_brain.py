@@ -1,4 +1,7 @@
-"""Two backends that write the same mailboxes, because neither knows of the other: the bucket joins what both say."""
+"""Two backends write the same mailboxes while one is cut off from the directory.
+
+When the connection is back, both show the changes of both.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def pair(storage: dict[str, object], tmp_path: Path) -> Iterator[tuple[CutBacken
 
 
 class Told:
-    """What clients were told, at whichever backend."""
+    """Record what clients of both backends have seen."""
 
     def __init__(self) -> None:
         self.uids: dict[tuple[str, int], bytes] = {}
@@ -91,7 +94,8 @@ def look(backend: Backend) -> dict[str, Any]:
 
 
 def write(backend: Backend, told: Told, own: str, flag: str) -> None:
-    """A round of a user's life at one side: mails by both ways, flags, a copy, a move, an expunge, a folder."""
+    """Deliver and append mails, set flags, create a mailbox and copy a mail to it, at
+    one of the backends."""
     assert [code for code, _ in backend.deliver(told.mail(), ANNA)] == [250]
     with backend.login(ANNA) as client:
         mail = told.mail()
@@ -117,7 +121,8 @@ def serving(backend: Backend, groups: int) -> None:
 
 
 def split(source: CutBackend, other: CutBackend) -> None:
-    """Both serve all that `source` had: it does not hear that an operator has set it offline."""
+    """Let both serve all that `source` had: it does not learn that an operator has set
+    it offline."""
     had = source.metric("obox_cluster_groups")
     source.cut.touch()
     answer(other, "backend", "update", source.name, "--status", "offline")

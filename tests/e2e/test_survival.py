@@ -1,4 +1,5 @@
-"""The main promise: whatever becomes of the machine, the bucket alone gives everything back."""
+"""The main promise: whatever becomes of the machine, the bucket alone gives everything
+back."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def test_killed_and_started_again_on_its_disk(backend: Backend) -> None:
 
 @pytest.mark.parametrize("storage", ["seaweedfs", "encrypted"], indirect=True)
 def test_every_mail_comes_back_byte_for_byte(make: Callable[..., Backend], storage: dict[str, object]) -> None:
-    """By APPEND as it is; by LMTP behind the two lines that a delivery adds."""
+    """A mail comes back as it is by APPEND, and by LMTP behind the two lines that a
+    delivery adds."""
     backend = make(storage=storage)
     backend.start()
     kinds = every_kind()
@@ -125,7 +127,8 @@ def test_every_mail_comes_back_byte_for_byte(make: Callable[..., Backend], stora
 
     with backend.login() as client:
         for mail in appended.values():
-            client.multiappend("Archive", [mail])  # `append` of imaplib changes line ends
+            # `append` of imaplib changes line ends.
+            client.multiappend("Archive", [mail])
     check()
     backend.kill()
     backend.lose_state()
@@ -152,14 +155,15 @@ def test_stopped_clean_needs_no_replay(make: Callable[..., Backend], storage: di
     backend.log.write_text("")
     backend.start()
     assert backend.events("journal replayed") == []
-    assert backend.events("fenced") == []
+    assert backend.events("boot fenced") == []
     requests = backend.requests()
     assert requests.get("put journal", 0) == 1, "its own first object; nothing to take over"
     assert look(backend)[0] == before
 
 
 def test_stopped_while_clients_are_there(make: Callable[..., Backend]) -> None:
-    """An idle session, one in the middle of a literal, one delivery that stalls: the flush has its half of the time."""
+    """An idle session, one in the middle of a literal, one delivery that stalls: the
+    flush has its half of the time."""
     backend = make(sections={"server": {"shutdown_timeout": "4s"}})
     backend.start()
     backend.deliver(simple(1))
@@ -184,7 +188,7 @@ def test_stopped_while_clients_are_there(make: Callable[..., Backend]) -> None:
     backend.lose_state()
     backend.log.write_text("")
     backend.start()
-    assert backend.events("fenced") == []
+    assert backend.events("boot fenced") == []
     assert look(backend)[0]["INBOX"][1][b"MESSAGES"] == 1
 
 

@@ -1,4 +1,5 @@
-"""`[server] workers = 2`: one command and one port, and a worker that is killed is not missed."""
+"""`[server] workers = 2`: one command and one port, and a worker that is killed is not
+missed."""
 
 from __future__ import annotations
 
@@ -116,7 +117,7 @@ def test_a_worker_that_is_killed_is_started_again_and_keeps_its_users(unit: Unit
     assert {name: unit.who_serves(name) for name in NAMES} == served
     ends = [row for row in unit.admin("log", "errors") if ENDED in row["text"]]
     assert [row["worker"] for row in ends] == ["", ""]
-    assert len(unit.backend.events("a worker has ended, it is started again")) == 2
+    assert len(unit.backend.events("worker has ended and is started again")) == 2
     assert unit.backend.stop() == 0
     state: Path = unit.backend.state
     assert not list(state.glob("worker-*/*.sock")) or all(path.name == "notify.sock" for path in state.glob("*/*.sock"))
@@ -167,14 +168,16 @@ def test_a_reload_is_all_or_none(unit: Unit, tmp_path: Path) -> None:
     backend.sections["log"] = {"level": "debug"}
     backend.write()
     assert unit.admin("reload") == [{"setting": "log.level", "used": "now"}]
-    until(lambda: _all_have(unit, "reloaded"))
+    until(lambda: _all_have(unit, "configuration reloaded"))
     # A key that a worker cannot read: the supervisor has no use for it.
     backend.sections["log"] = {"level": "warning"}
     backend.sections["storage"] = {"encryption_keys": {"k1": str(tmp_path / "missing")}}
     backend.write()
     unit.admin("reload", code=78)
     backend.wait_event("reload failed, the old configuration stays")
-    assert [line["settings"] for line in backend.events("reloaded") if line["settings"]] == [["log.level"]] * 3
+    assert [line["settings"] for line in backend.events("configuration reloaded") if line["settings"]] == [
+        ["log.level"]
+    ] * 3
     unit.deliver(NAMES[0])
 
 
@@ -196,7 +199,7 @@ def test_users_of_a_worker_that_ends_again_and_again_are_served_by_others(unit: 
     assert unit.backend.stop() == 0
 
 
-ENDED = "a worker has ended, it is started again"
+ENDED = "worker has ended and is started again"
 
 
 def test_the_supervisor_alone_notifies_and_replaces_a_worker_that_hangs(
@@ -215,7 +218,7 @@ def test_the_supervisor_alone_notifies_and_replaces_a_worker_that_hangs(
     unit = Unit(backend)
     pid = unit.pid("first-1")
     os.kill(pid, signal.SIGSTOP)
-    backend.wait_event("a worker does not answer, it is killed")
+    backend.wait_event("worker does not answer and is killed")
     until(lambda: unit.restarted("first-1", pid))
     until(lambda: unit.count(USERS[0]))
     assert backend.stop() == 0
@@ -271,13 +274,13 @@ def test_workers_end_with_a_supervisor_that_is_killed_and_the_next_one_waits_for
     os.kill(before["first-1"], signal.SIGSTOP)  # it cannot end yet
     unit.backend.kill()
     unit.backend.spawn()
-    unit.backend.wait_event("a worker of an earlier supervisor still runs, waiting for its end")
+    unit.backend.wait_event("worker of an earlier supervisor still runs")
     os.kill(before["first-1"], signal.SIGCONT)
     unit.backend.wait_listening()
     for name in NAMES:
         until(lambda name=name: unit.deliver(name))
     assert {name: unit.count(name) for name in NAMES} == dict.fromkeys(NAMES, 2)
-    assert unit.events_of_workers("the supervisor has ended, stopping") == {"first-1", "first-2"}
+    assert unit.events_of_workers("supervisor has ended, the worker stops") == {"first-1", "first-2"}
     assert unit.backend.stop() == 0
 
 

@@ -1,4 +1,5 @@
-"""Disks for tests: a disk in memory that can fail, and files that hang when a test says so."""
+"""Disks for tests: a disk in memory that can fail, and files that hang when a test says
+so."""
 
 from __future__ import annotations
 
@@ -47,10 +48,12 @@ class File:
 
 
 class MemoryDisk:
-    """Implements `fscache.disk.Disk` with a dict. The dict survives: pass it to the next.
+    """Implements `fscache.disk.Disk` with a dict. The dict survives: pass it to the
+    next.
 
-    failing: percent of the operations that fail, chosen by `chance`. `reported` is how many
-    failures were reported to the cache. `most` is the most bytes that the files ever took.
+    failing: percent of the operations that fail, chosen by `chance`. `reported` is how
+    many failures were reported to the cache. `most` is the most bytes that the files
+    ever took.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class MemoryDisk:
             self.files[name] = file
 
     def _fails(self, what: str) -> str:
-        """Decide whether an operation fails; if so, what the cache is told."""
+        """Decide whether an operation fails, and if so, with which error."""
         if self.chance.random() * 100 >= self.failing:
             return ""
         self.reported += 1
@@ -153,7 +156,7 @@ class MemoryDisk:
             if name in self._reading:
                 self.removed_while_read.append(name)
             if error := self._fails("remove"):
-                self.reported -= bool(problem)  # a step tells its last error only
+                self.reported -= bool(problem)  # a step reports its last error only
                 kept.append(name)
                 problem = error
             else:
@@ -188,7 +191,8 @@ class MemoryDisk:
 
 
 class GatedFiles(Files):
-    """Real files. Reads and rounds of changes wait while a test has closed their gate."""
+    """Real files. Reads and rounds of changes wait while a test has closed their
+    gate."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -217,7 +221,8 @@ def file_of(path: Path, key: str) -> Path:
 
 
 def disk_use(path: Path) -> int:
-    """What the files below `path` take, in whole blocks, as long as nobody changes them."""
+    """What the files below `path` take, in whole blocks, as long as nobody changes
+    them."""
     sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
     return sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
 

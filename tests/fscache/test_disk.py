@@ -1,7 +1,7 @@
 """The contract of a disk, for the disk of files and for the disk in memory.
 
-What the tests of the cache find with a disk in memory holds for real files, because both
-pass this suite.
+What the tests of the cache find with a disk in memory holds for real files, because
+both pass this suite.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Case(NamedTuple):
             return
         path = disks.file_of(self.path, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bytes(file_bytes(key, len(data))))  # foreign: of the right length only
+        # Foreign: of the right length only.
+        path.write_bytes(bytes(file_bytes(key, len(data))))
         os.utime(path, (mtime, mtime))
 
     def remove(self, key: str) -> None:
@@ -130,7 +131,8 @@ async def test_steps_run_in_order_and_removing_what_is_missing_is_no_error(case:
 
 
 async def test_other_hands_are_noticed(case: Case) -> None:
-    """Own changes are not disturbance; a comparison says what was added, removed, changed."""
+    """Own changes are not disturbance; a comparison says what was added, removed,
+    changed."""
     await opened(case)
     disk = case.disk
     await disk.change([write(key, DATA) for key in ("a", "b", "c")])

@@ -354,7 +354,8 @@ async def test_drop_and_put_win_over_a_fetch_in_flight(cache: Fscache) -> None:
 
 
 async def test_a_drop_during_a_round_that_has_nothing_to_do(tmp_path: Path) -> None:
-    """What that round was for has been dropped; the next drop must not wait for a later one."""
+    """What that round was for has been dropped; the next drop must not wait for a later
+    one."""
     disk, files = gated(tmp_path / "fc")
     cache = Fscache(disk, max_size=MIB, clock=lambda: 1000.0)
     await cache.put("first", b"x")
@@ -442,7 +443,8 @@ async def test_a_smaller_limit_evicts_at_once_and_a_larger_one_gives_room(cache:
 
 
 async def test_a_smaller_limit_holds_for_what_waits_and_what_is_being_written(tmp_path: Path) -> None:
-    """An object that has become too large evicts nobody; a round that is under way is followed by another."""
+    """An object that has become too large evicts nobody; a round that is under way is
+    followed by another."""
     disk, files = gated(tmp_path / "fc")
     cache = Fscache(disk, max_size=MIB, clock=lambda: 1000.0)
     await cache.put("old", bytes(50_000))

@@ -1,4 +1,5 @@
-"""The fscache under a slow disk, other people's hands, slow readers, and clients that read a huge mail in parts."""
+"""The fscache under a slow disk, other people's hands, slow readers, and clients that
+read a huge mail in parts."""
 
 from __future__ import annotations
 
@@ -174,7 +175,8 @@ async def test_a_change_that_hangs_holds_no_drop_and_no_stop(tmp_path: Path) -> 
 
 
 async def test_hands_are_noticed(cache: Fscache, tmp_path: Path) -> None:
-    """Removed, added, made longer: the accounts follow at the next look, whatever is read meanwhile."""
+    """Removed, added, made longer: the accounts follow at the next look, whatever is
+    read meanwhile."""
     for n in range(30):
         await cache.put(f"k{n}", bytes(5000))
     await cache.flush()
@@ -198,7 +200,8 @@ async def test_hands_are_noticed(cache: Fscache, tmp_path: Path) -> None:
     assert await cache.get("k21", other) == b"fetched"
     (tmp_path / "fc").rename(tmp_path / "away")
     await cache.look()
-    assert (cache.stats().files, cache.stats().bytes) == (1, BLOCK_BYTES)  # what was fetched just now
+    # What was fetched just now.
+    assert (cache.stats().files, cache.stats().bytes) == (1, BLOCK_BYTES)
 
 
 async def test_a_range_of_a_file_that_was_changed_by_hand_is_checked_again(cache: Fscache, tmp_path: Path) -> None:

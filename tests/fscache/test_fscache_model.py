@@ -1,4 +1,5 @@
-"""The fscache against a dict: random operations, files removed and damaged by hand, reopen; the bound after each."""
+"""The fscache against a dict: random operations, files removed and damaged by hand,
+reopen; the bound after each."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ TIMEOUT_S = 60.0  # a machine under load is no disk that hangs
 
 
 class WatchedFiles(Files):
-    """Calls `look` after each write, in the thread that changes files: nothing moves then."""
+    """Calls `look` after each write, in the thread that changes files: nothing moves
+    then."""
 
     def __init__(self, path: Path, look: Callable[[], None]) -> None:
         super().__init__(path)
@@ -40,7 +42,8 @@ class WatchedFiles(Files):
 
 
 class FscacheMachine(RuleBasedStateMachine):
-    """`get` gives the newest data of a key whatever happened to the files; the files never pass the limit."""
+    """`get` gives the newest data of a key whatever happened to the files; the files
+    never pass the limit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +148,8 @@ class FscacheMachine(RuleBasedStateMachine):
 
     @rule(key=KEY, start=st.integers(0, 20000), count=st.integers(0, 20000))
     def read_range(self, key: str, start: int, count: int) -> None:
-        """Of an object that never changes: pieces of it may stay when its own key is put again."""
+        """Read a range of an object that never changes: pieces of it may stay when its
+        own key is put again."""
 
         async def fetch(low: int, high: int) -> bytes:
             await asyncio.sleep(0)
@@ -156,7 +160,8 @@ class FscacheMachine(RuleBasedStateMachine):
 
     @rule(at_once=st.lists(KEY, max_size=4))
     def rescan(self, at_once: list[str]) -> None:
-        """Right at once, with reads and writes beside it; then there is nothing left to find."""
+        """Right at once, with reads and writes beside it; then there is nothing left to
+        find."""
 
         async def beside() -> None:
             tasks = [asyncio.create_task(self.cache.put(key, self.objects[key])) for key in at_once]
@@ -171,18 +176,22 @@ class FscacheMachine(RuleBasedStateMachine):
 
     @rule(key=KEY, size=SIZES)
     def add_by_hand(self, key: str, size: int) -> None:
-        """A foreign file under a name of ours: found, counted, never served. The bound is the cache's alone."""
+        """A foreign file under a name of ours: found, counted, never served. The bound
+        is the cache's alone."""
         self.runner.run(self.cache.flush())
         if self.use() + disk_bytes(size) > self.blocks_max * BLOCK_BYTES:
             return
         path = self.file_of("foreign/" + key)
         there = path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if there:  # what is written in place changes no directory: a rescan finds its size, a read its content
+        # What is written in place changes no directory: a rescan finds its size, a read
+        # its content.
+        if there:
             path.write_bytes(bytes(size))
             self.runner.run(self.cache.rescan())
             return
-        whole = self.dir / "by hand"  # a scan that meets a file while it grows would count a part of it
+        # A scan that meets a file while it grows would count a part of it.
+        whole = self.dir / "by hand"
         whole.write_bytes(bytes(size))
         whole.rename(path)
         self.runner.run(self.cache.look())
@@ -222,7 +231,8 @@ class FscacheMachine(RuleBasedStateMachine):
         self.check_accounts()
         self.blocks_max = blocks
         self.open()
-        self.runner.run(self.cache.put("none", b""))  # wakes the writer, which makes the files fit
+        # Wakes the writer, which makes the files fit.
+        self.runner.run(self.cache.put("none", b""))
         self.runner.run(self.cache.flush())
 
     @rule(blocks=st.sampled_from([4, 8, BLOCKS_MAX]))

@@ -1,4 +1,5 @@
-"""What goes first: scans take the place of scans, what is delivered waits for its reader, what is read again stays."""
+"""What goes first: scans take the place of scans, what is delivered waits for its
+reader, what is read again stays."""
 
 from __future__ import annotations
 

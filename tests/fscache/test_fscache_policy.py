@@ -1,7 +1,7 @@
 """What the cache decides, over a disk in memory: nothing depends on threads or on time.
 
-The disk fails as often as a test says. Whatever fails, a caller gets the right data, the
-files never pass the limit, each failure is counted once, and the accounts add up.
+The disk fails as often as a test says. Whatever fails, a caller gets the right data,
+the files never pass the limit, each failure is counted once, and the accounts add up.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "imap"))  # harness: a server and a client
+# Harness: a server and a client.
+sys.path.insert(0, str(Path(__file__).parent.parent / "imap"))
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
-"""What the fuzzers of the doors share: a seed, an end, and what must hold whatever was sent.
+"""What the fuzzers of the doors share: a seed, an end, and what must hold whatever was
+sent.
 
-`OBOX_FUZZ_SECONDS` says how long each runs, `OBOX_FUZZ_SEED` repeats a run that failed: its seed is printed.
+`OBOX_FUZZ_SECONDS` says how long each runs, `OBOX_FUZZ_SEED` repeats a run that failed:
+its seed is printed.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def no_traceback() -> Iterator[None]:
 
 
 def memory_bytes() -> int:
-    """What this process holds beside files: after a collection, and what malloc keeps free given back."""
+    """What this process holds beside files: after a collection, and what malloc keeps
+    free given back."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
@@ -77,16 +80,19 @@ def memory_bytes() -> int:
 
 
 async def drive(seconds: float, one: Callable[[], Awaitable[object]], at_once: int = 4) -> int:
-    """Run `one` again and again, some at a time, until the time is over; how often it ran.
+    """Run `one` again and again, some at a time, until the time is over; how often it
+    ran.
 
-    The first runs warm caches and code; what is measured comes after: turns of the loop, and what memory has grown by
-    in the last seconds. Over the whole time users rightly keep what they made: mailboxes, names, mails.
+    The first runs warm caches and code; what is measured comes after: turns of the
+    loop, and what memory has grown by in the last seconds. Over the whole time users
+    rightly keep what they made: mailboxes, names, mails.
     """
     for _ in range(20):
         await one()
     count = before = 0
     gc.collect()
-    gc.freeze()  # the test's own modules are no part of a collection that falls into a turn
+    # The test's own modules are no part of a collection that falls into a turn.
+    gc.freeze()
     await asyncio.sleep(0)  # the collection is not in a turn that is measured
     with no_traceback(), turns(mine=False) as found:
         end = time.monotonic() + seconds
@@ -157,7 +163,8 @@ class Wire:
 
 
 def strange_text(rng: random.Random, most: int = 40) -> str:
-    """Text that somebody may take for a name: marks, controls, half surrogates, right-to-left, very long."""
+    """Text that somebody may take for a name: marks, controls, half surrogates,
+    right-to-left, very long."""
     alphabet: Any = rng.choice(
         (
             "abcXYZ09",

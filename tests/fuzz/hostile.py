@@ -58,7 +58,7 @@ BOUNDARIES = (b"b", b"bb", b"b-", b"", b" ", b"x" * 300, b"b--", b"\xff", b'q"')
 
 
 def long(rng: Rng, most: int) -> int:
-    """A number up to `most`; small ones are as likely as large ones."""
+    """A number up to `most`; small numbers are as likely as large numbers."""
     return int(most ** rng.random())
 
 
@@ -137,7 +137,8 @@ def mail(rng: Rng, depth: int = 0) -> bytes:
 
 
 def quoted(text: bytes) -> bytes:
-    """As literal, which takes any bytes but NUL."""
+    """Return the text as a quoted string, or as a literal, which takes any bytes but
+    NUL."""
     text = text.replace(b"\0", b"")[:20_000]
     return b"{%d+}\r\n%b" % (len(text), text)
 

@@ -1,4 +1,5 @@
-"""Random IMAP commands: made by the grammar, then perhaps broken. Each comes from one `random.Random`."""
+"""Random IMAP commands: made by the grammar, then perhaps broken. Each comes from one
+`random.Random`."""
 
 from __future__ import annotations
 

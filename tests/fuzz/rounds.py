@@ -12,8 +12,8 @@ from collections.abc import Iterator
 def rounds(seconds: float) -> Iterator[random.Random]:
     """A source of randomness for each round; at least one round.
 
-    Each seed is printed before its round, so that the last one in a failure's output is the one to repeat:
-    OBOX_FUZZ_SEED=… runs that round alone.
+    Each seed is printed before its round, so that the last one in a failure's output is
+    the one to repeat: OBOX_FUZZ_SEED=… runs that round alone.
     """
     given = os.environ.get("OBOX_FUZZ_SEED")
     seed = int(given) if given else int.from_bytes(os.urandom(4), "big")

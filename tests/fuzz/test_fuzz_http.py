@@ -1,4 +1,5 @@
-"""The admin API: paths, methods, headers, JSON of every shape, parameters of every type, clients that leave."""
+"""The admin API: paths, methods, headers, JSON of every shape, parameters of every
+type, clients that leave."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def call(rng: random.Random) -> list[Any]:
     for field in msgspec.structs.fields(TABLE[name].params):
         if rng.random() < 0.5 and field.encode_name not in ("user", "users", "allUsers"):
             params[field.encode_name] = fitting(rng, str(field.type).split(" Meta", maxsplit=1)[0])
-    if name.startswith("user") or name.startswith("oboxUser"):  # those that others need stay
+    # Those that others need stay.
+    if name.startswith("user") or name.startswith("oboxUser"):
         params |= {"user": f"u{rng.randint(0, 5)}"}
     return [name if rng.random() < 0.95 else strange_text(rng), params, rng.choice(("t", "", strange_text(rng)))]
 
@@ -157,7 +159,8 @@ async def test_http(tmp_path: Path, fuzz_seconds: float) -> None:
                 wire = Wire(rng, *await opening)
                 head = False
                 for _ in range(rng.choice((1, 1, 2, 4))):
-                    made = await asyncio.to_thread(request, rng, key=not local)  # not in a turn that is measured
+                    # Not in a turn that is measured.
+                    made = await asyncio.to_thread(request, rng, key=not local)
                     head = head or made.startswith(b"HEAD")
                     if rng.random() < 0.15:
                         made = made[: rng.randint(0, len(made))]

@@ -1,4 +1,5 @@
-"""LMTP on a socket: lines, bodies, chunks, pipelining, cuts, clients that leave; deliveries that fail in every way."""
+"""LMTP on a socket: lines, bodies, chunks, pipelining, cuts, clients that leave;
+deliveries that fail in every way."""
 
 from __future__ import annotations
 
@@ -102,7 +103,8 @@ async def test_lmtp(tmp_path: Path, fuzz_seconds: float) -> None:
 
         async def one() -> None:
             wire = Wire(rng, *await asyncio.open_unix_connection(path))
-            await wire.send(await asyncio.to_thread(session, rng))  # not in a turn that is measured
+            # Not in a turn that is measured.
+            await wire.send(await asyncio.to_thread(session, rng))
             answers = await wire.end()
             whole = answers[: answers.rfind(b"\n") + 1]
             for line in whole.split(b"\r\n")[:-1]:

@@ -1,4 +1,5 @@
-"""Names of users and mailboxes through all doors: IMAP, LMTP and the admin API agree on what is one, or refuse."""
+"""Names of users and mailboxes through all doors: IMAP, LMTP and the admin API agree on
+what is one, or refuse."""
 
 from __future__ import annotations
 

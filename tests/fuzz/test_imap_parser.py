@@ -1,4 +1,5 @@
-"""Any bytes parse or are refused: no exception, the same events whole or in pieces, memory within the limits."""
+"""Any bytes parse or are refused: no exception, the same events whole or in pieces,
+memory within the limits."""
 
 from __future__ import annotations
 

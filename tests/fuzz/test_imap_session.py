@@ -1,7 +1,9 @@
-"""Random commands for a real server: no traceback, no answer outside the grammar, others are served, memory comes back.
+"""Random commands for a real server: no traceback, no answer outside the grammar,
+others are served, memory comes back.
 
-Each round is a connection of its own: it sends commands, closes its side, and reads until the server has closed too,
-which has to answer all that came before. A seed is printed; OBOX_FUZZ_SEED runs that one again.
+Each round is a connection of its own: it sends commands, closes its side, and reads
+until the server has closed too, which has to answer all that came before. A seed is
+printed; OBOX_FUZZ_SEED runs that one again.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def errors_logged() -> Iterator[list[Any]]:
 
     processors = structlog.get_config()["processors"]
     plain = processors.copy()
-    processors[:] = [structlog.processors.add_log_level, keep]  # in place: loggers that exist have this list
+    # In place: loggers that exist have this list.
+    processors[:] = [structlog.processors.add_log_level, keep]
     try:
         yield found
     finally:
@@ -62,7 +65,8 @@ def errors_logged() -> Iterator[list[Any]]:
 
 
 def anonymous_bytes() -> int:
-    """Memory of the process that is no file's, after what is free has been given back to the system."""
+    """Memory of the process that is no file's, after what is free has been given back
+    to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -72,7 +76,8 @@ def anonymous_bytes() -> int:
 
 
 def check(lines: list[bytes], sent: bytes) -> Counter[str]:
-    """Every line is a response; how many of each kind there are. Raises: Ungrammatical."""
+    """Every line is a response; how many of each kind there are. Raises:
+    Ungrammatical."""
     found: Counter[str] = Counter()
     for line in lines:
         try:
@@ -151,7 +156,8 @@ async def test_random_commands(tmp_path: Path, fuzz_seconds: float) -> None:
             other.strict = False
             served = [0]
             waiting = asyncio.ensure_future(beside(other, served))
-            running.store.env.recent.bytes_max = MIB  # a cache: it has its bound, but fills slowly
+            # A cache: it has its bound, but fills slowly.
+            running.store.env.recent.bytes_max = MIB
             gc.collect()
             gc.freeze()
             before = 0
@@ -161,7 +167,8 @@ async def test_random_commands(tmp_path: Path, fuzz_seconds: float) -> None:
             try:
                 with turns(mine=False) as found:
                     while (spent := time.monotonic() - begin) < fuzz_seconds:
-                        # The last half minute at most: what users keep, such as mailboxes, grows by right.
+                        # The last half minute at most: what users keep, such as
+                        # mailboxes, grows by right.
                         if not before and spent > max(fuzz_seconds / 2, fuzz_seconds - 30):
                             before = await asyncio.to_thread(anonymous_bytes)
                         await one_round(running, commands, answers)

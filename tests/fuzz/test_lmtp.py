@@ -1,4 +1,5 @@
-"""Any bytes on LMTP: no exception, the same answers whole or byte by byte, memory within the limits."""
+"""Any bytes on LMTP: no exception, the same answers whole or byte by byte, memory
+within the limits."""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
-"""Hostile mails over IMAP: FETCH of every section, SEARCH with every key. Nothing but answers, in time.
+"""Hostile mails over IMAP: FETCH of every section, SEARCH with every key. Nothing but
+answers, in time.
 
-A round has its own server, a few mails, and a session that asks all there is to ask. What is checked: no SERVERBUG, no
-BYE, literals as long as they say, ENVELOPE and BODY structures in the grammar, sections that are parts of the mail, a
-SEARCH and its negation that share the mails out, the same answer from memory; no turn of the loop above 50 ms. The
-client is in the same loop, so what it does with long answers it does in a thread.
+A round has its own server, a few mails, and a session that asks all there is to ask.
+What is checked: no SERVERBUG, no BYE, literals as long as they say, ENVELOPE and BODY
+structures in the grammar, sections that are parts of the mail, a SEARCH and its
+negation that share the mails out, the same answer from memory; no turn of the loop
+above 50 ms. The client is in the same loop, so what it does with long answers it does
+in a thread.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ def checked(lines: list[bytes]) -> list[tuple[int, ...]]:
 
 
 async def answer(client: Client, command: bytes) -> list[bytes]:
-    """The untagged lines. A NO or BAD must be one that the client has earned."""
+    """The untagged lines. A NO or BAD must have a cause in what the client sent."""
     lines = await client.cmd(command)
     assert lines[-1].startswith((b"OK ", b"BAD ", b"NO ")), (command[:200], lines[-1][:200])
     assert b"SERVERBUG" not in lines[-1], command[:200]
@@ -92,7 +95,8 @@ async def fetch_everything(client: Client, rng: Rng, sources: list[bytes]) -> No
 
 
 def check_sections(line: bytes, source: bytes, start: int, count: int) -> None:
-    """Look at the sections of one part: SECTIONS, and so many octets of the whole from `start` on."""
+    """Look at the sections of one part: SECTIONS, and so many octets of the whole from
+    `start` on."""
     cut: list[bytes | None] = []
     at = line.index(b"(") + 1
     while line[at : at + 1] != b")":
@@ -150,7 +154,8 @@ async def test_mails(tmp_path: Path, fuzz_seconds: float) -> None:
 
 @pytest.mark.parametrize("part", ["fetch", "search"])
 async def test_memory_comes_back(tmp_path: Path, part: str) -> None:
-    """The same session asks again and again about the same mails: nothing is left behind."""
+    """The same session asks again and again about the same mails: nothing is left
+    behind."""
     rng = next(iter(rounds(0)))
     sources = [mail(rng) for _ in range(4)]
     held: list[int] = []

@@ -1,14 +1,18 @@
-"""A strict parser of what a server may send: RFC 3501 §9 and RFC 9051 §9, with the extensions that obox has.
+"""A strict parser of what a server may send: RFC 3501 §9 and RFC 9051 §9, with the
+extensions that obox has.
 
-`parse` takes one response, its literals included and its last CRLF removed, and returns it as values, or raises
-Ungrammatical, which says where. It accepts less than a client should: every response code, capability, item and
-attribute has to be one that is written down here, with the arguments that its RFC gives it.
+`parse` takes one response, its literals included and its last CRLF removed, and returns
+it as values, or raises Ungrammatical, which says where. It accepts less than a client
+should: every response code, capability, item and attribute has to be
+written down here, with the arguments that its RFC gives it.
 
-One deviation is allowed, since docs/caveats.md names it: NUL inside the literal of a body, for a mail that was
-delivered with it. `utf8`: quoted strings may be UTF-8 (RFC 6855, RFC 9051 §9).
+One deviation is allowed, since docs/caveats.md names it: NUL inside the literal of a
+body, for a mail that was delivered with it. `utf8`: quoted strings may be UTF-8 (RFC
+6855, RFC 9051 §9).
 
-RFC 2971 (ID), 4315 (UIDPLUS), 4731 (ESEARCH), 5161 (ENABLE), 5258 (LIST), 5530 (codes), 6154 (special use), 7162
-(CONDSTORE, QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8514 (SAVEDATE).
+RFC 2971 (ID), 4315 (UIDPLUS), 4731 (ESEARCH), 5161 (ENABLE), 5258 (LIST), 5530 (codes),
+6154 (special use), 7162 (CONDSTORE, QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE),
+8514 (SAVEDATE).
 """
 
 from __future__ import annotations
@@ -52,7 +56,8 @@ EXCLUSIVE = (
 
 
 class Response(NamedTuple):
-    """tag: None for an untagged one, b"+" for a continuation. name: `OK`, `FETCH`, … value: what it says."""
+    """tag: None for an untagged one, b"+" for a continuation. name: `OK`, `FETCH`, …
+    value: what it says."""
 
     tag: bytes | None
     name: str
@@ -123,7 +128,8 @@ class _Reader(Terminals):
     # -- mailboxes -----------------------------------------------------------------------------------------------------
 
     def list_response(self) -> Any:
-        """mailbox-list = "(" [mbx-list-flags] ")" SP (DQUOTE QUOTED-CHAR DQUOTE / nil) SP mailbox [SP extended]"""
+        """mailbox-list = "(" [mbx-list-flags] ")" SP (DQUOTE QUOTED-CHAR DQUOTE / nil)
+        SP mailbox [SP extended]"""
 
         def attribute() -> bytes:
             found = self.match(re.compile(rb"\\[A-Za-z]+"), "an attribute")[0]
@@ -211,7 +217,8 @@ class _Reader(Terminals):
         return found, modseq
 
     def esearch(self) -> Any:
-        """ "ESEARCH" [search-correlator] [SP "UID"] *(SP search-return-data). RFC 4466 §6, RFC 4731 §4."""
+        """ "ESEARCH" [search-correlator] [SP "UID"] *(SP search-return-data). RFC 4466
+        §6, RFC 4731 §4."""
         tag = None
         if self.take(b" (TAG "):
             tag = self.string()
@@ -296,7 +303,8 @@ class _Reader(Terminals):
             self.need(b">")
 
     def envelope(self) -> list[Any]:
-        """date, subject, from, sender, reply-to, to, cc, bcc, in-reply-to, message-id"""
+        """date, subject, from, sender, reply-to, to, cc, bcc, in-reply-to,
+        message-id"""
         self.need(b"(")
         found: list[Any] = []
         for i in range(10):
@@ -310,7 +318,8 @@ class _Reader(Terminals):
         return None if self.nil() else self.items(self.address, empty=False, sep=b"")
 
     def address(self) -> list[bytes | None]:
-        """ "(" addr-name SP addr-adl SP addr-mailbox SP addr-host ")"; a group begins and ends without a host."""
+        """ "(" addr-name SP addr-adl SP addr-mailbox SP addr-host ")"; a group begins
+        and ends without a host."""
         self.need(b"(")
         found = [self.nstring()]
         for _ in range(3):
@@ -348,7 +357,8 @@ class _Reader(Terminals):
         octets = self.number()
         inner = None
         media = kind.upper(), subtype.upper()
-        if media == (b"MESSAGE", b"RFC822"):  # message/global is a basic part: these sessions speak IMAP4rev1
+        # Message/global is a basic part: these sessions speak IMAP4rev1.
+        if media == (b"MESSAGE", b"RFC822"):
             self.need(b" ")
             envelope = self.envelope()
             self.need(b" ")
@@ -376,7 +386,8 @@ class _Reader(Terminals):
         return self.items(one, empty=False)
 
     def body_extension(self) -> None:
-        """[SP body-fld-dsp [SP body-fld-lang [SP body-fld-loc]]]; body-extension is for RFCs to come."""
+        """[SP body-fld-dsp [SP body-fld-lang [SP body-fld-loc]]]; body-extension is for
+        RFCs to come."""
         if not self.take(b" "):
             return
         if not self.nil():
@@ -453,11 +464,13 @@ class _Reader(Terminals):
 
 
 def parse(line: bytes, *, utf8: bool = False) -> Response:
-    """Return a response. line: with its literals, without its last CRLF. Raises: Ungrammatical."""
+    """Return a response. line: with its literals, without its last CRLF. Raises:
+    Ungrammatical."""
     reader = _Reader(line, utf8)
     try:
         return _response(reader, line)
-    except (Invalid, ValueError) as error:  # a name that does not decode, a day that is none
+    # A name that does not decode, a day that is none.
+    except (Invalid, ValueError) as error:
         raise Ungrammatical(f"{error}, before {reader.at}: {line[:200]!r}") from None
 
 

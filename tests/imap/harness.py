@@ -1,9 +1,12 @@
-"""An IMAP server over a store in memory, or over the real one on a bucket in memory, and a client that speaks lines.
+"""An IMAP server over a store in memory, or over the real one on a bucket in memory,
+and a client that speaks lines.
 
-`serving` is for tests of the protocol, `serving_real` for those that ask for the bucket, the caches or the real store's
-own behaviour. One conformance suite holds both stores to the contract (tests/store/test_contract.py).
+`serving` is for tests of the protocol, `serving_real` for those that ask for the
+bucket, the caches or the real store's own behaviour. One conformance suite holds both
+stores to the contract (tests/store/test_contract.py).
 
-Nothing here waits for time: a client reads until the answer it asked for, under one generous deadline.
+Nothing here waits for time: a client reads until the answer it asked for, under one
+generous deadline.
 """
 
 import asyncio
@@ -101,7 +104,8 @@ class Running(Generic[S]):
 class Client:
     """Sends lines, reads lines; literals are read into the line they end.
 
-    It knows flags by the FLAGS lines that it has heard, and takes no FETCH that has another one.
+    It knows flags by the FLAGS lines that it has heard, and takes no FETCH that has
+    another flag.
 
     strict: what is read has to be a response (tests/imap/grammar.py).
     """
@@ -119,7 +123,8 @@ class Client:
         self.writer.write(data if isinstance(data, bytes) else data.encode())
 
     async def line(self) -> bytes:
-        """One response line with its literals, without the CRLF; b"" at the end of the connection."""
+        """One response line with its literals, without the CRLF; b"" at the end of the
+        connection."""
         async with asyncio.timeout(DEADLINE_S):
             out = b""
             while True:
@@ -136,7 +141,8 @@ class Client:
                 out += await self.reader.readexactly(size)
 
     def _check_flags(self, part: bytes, *, first: bool) -> None:
-        """Part of a line, without literals. RFC 3501 §7.2.6: FLAGS lists the flags that apply to the mailbox."""
+        """Part of a line, without literals. RFC 3501 §7.2.6: FLAGS lists the flags that
+        apply to the mailbox."""
         if first and part.startswith(b"* FLAGS ("):
             self.flags = set(part[9:].rstrip(b")\r\n").split())
         if (found := _FETCHED_FLAGS.search(part)) and (not first or _FETCH.match(part)):

@@ -1,4 +1,5 @@
-"""The terminals of what a server may send: a cursor over one response. RFC 3501 §9, RFC 9051 §9."""
+"""The terminals of what a server may send: a cursor over one response. RFC 3501 §9, RFC
+9051 §9."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ NUMBER_MAX = 2**32 - 1
 NUMBER64_MAX = 2**63 - 1
 MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 
-# atom-specials = "(" / ")" / "{" / SP / CTL / list-wildcards / quoted-specials / resp-specials
+# atom-specials = "(" / ")" / "{" / SP / CTL / list-wildcards / quoted-specials /
+# resp-specials
 ATOM = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\\]]+""")
 ASTRING_ATOM = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\]+""")
 TAG = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\+]+""")
@@ -23,7 +25,8 @@ QUOTED = re.compile(rb'"((?:[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x5b\x5d-\x7f]|\\["\
 QUOTED_UTF8 = re.compile(rb'"((?:[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x5b\x5d-\x7f\x80-\xff]|\\["\\])*)"')
 LITERAL = re.compile(rb"\{([0-9]+)\}\r\n")
 NUMBER = re.compile(rb"0|[1-9][0-9]*")
-TEXT = re.compile(rb"[\x20-\x7e]+")  # TEXT-CHAR without the control characters, which we never send
+# TEXT-CHAR without the control characters, which we never send.
+TEXT = re.compile(rb"[\x20-\x7e]+")
 SET = re.compile(rb"[0-9]+(?::[0-9]+)?(?:,[0-9]+(?::[0-9]+)?)*")
 DATE_TIME = re.compile(
     rb'"([ 1-3][0-9])-([A-Z][a-z]{2})-([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) ([+-])([0-9]{2})([0-9]{2})"'
@@ -158,7 +161,8 @@ class Terminals:
         return dt.datetime(int(found[3]), MONTHS.index(found[2]) + 1, day, int(found[4]), int(found[5]), int(found[6]))
 
     def flag(self, also: frozenset[bytes] = frozenset()) -> bytes:
-        """flag = the five of the system / flag-keyword; flag-extension is for what RFCs to come define."""
+        """flag = the five of the system / flag-keyword; flag-extension is for what RFCs
+        to come define."""
         if self.data.startswith(b"\\", self.at):
             found = re.compile(rb"\\(?:\*|[A-Za-z]+)").match(self.data, self.at)
             if found is None or found[0] not in SYSTEM_FLAGS | also:

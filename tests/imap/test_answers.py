@@ -1,4 +1,5 @@
-"""Answers that are larger than what was asked for go out at the client's pace: what is gathered is bounded in bytes."""
+"""Answers that are larger than what was asked for go out at the client's pace: what is
+gathered is bounded in bytes."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -110,7 +111,8 @@ async def test_long_names_of_sections(running: Running, monkeypatch: pytest.Monk
 
 
 async def test_headers_that_are_too_long_to_be_kept(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are read one at a time, in their order, and \\Seen is told where it is new."""
+    """They are read one at a time, in their order, and \\Seen is sent where it is
+    new."""
     client = await running.client(login="anna")
     long = b"Subject: long\r\nX: " + b"y" * 400_000 + b"\r\n\r\n"
     headers = [long if i in (0, 3, 4, 8) else b"Subject: %d\r\n\r\n" % i for i in range(9)]

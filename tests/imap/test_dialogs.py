@@ -1,13 +1,17 @@
-"""Runs tests/dialogs/*.txt: what clients say and what they must hear, over a socket, against the real store.
+"""Runs tests/dialogs/*.txt: what clients say and what they must hear, over a socket,
+against the real store.
 
-    C: a1 SELECT INBOX      client 1 sends a line (C2: client 2, and so on; each connects at its first line)
+    C: a1 SELECT INBOX      client 1 sends a line (C2: client 2, and so on)
     S: * 3 EXISTS           the next line that client 1 hears must match
-    S: ***                  any lines, up to one that the next S: line matches
-    D: anna INBOX (\\Seen) Subject: x\\r\\n\\r\\nbody     a mail comes, straight into the store
+    S: ***                  any lines, until a line matches the next S: line
+    D: anna INBOX (\\Seen) Subject: x\\r\\n\\r\\nbody
+                            a mail comes, straight into the store
     # comment
 
-In S: lines `...` stands for any text, `<name>` for a word: bound at its first use, the same in all later ones, also in
-C: lines. `\\r\\n` is a line end, in literals. A client whose first line is S: begins with its greeting.
+Each client connects at its first line. In S: lines `...` stands for any text, and
+`<name>` for a word, which is bound at its first use and stays the same in all later
+lines, also in C: lines. `\\r\\n` is a line end, in literals. A client whose first line
+is S: begins with its greeting.
 """
 
 import re

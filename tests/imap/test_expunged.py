@@ -1,4 +1,5 @@
-"""Mails that another session has expunged and that this client was not told of. RFC 2180 §4, RFC 5530 §3."""
+"""Mails that another session has expunged and that this client has not heard of. RFC
+2180 §4, RFC 5530 §3."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def mail(number: int) -> bytes:
 
 
 class Pair:
-    """Two sessions in one mailbox of five mails; `one` expunges, `two` is not told."""
+    """Two sessions in one mailbox of five mails; `one` expunges, and `two` does not
+    learn of it."""
 
     def __init__(self, running: Running, box: Mailbox, one: Client, two: Client) -> None:
         self.running, self.box, self.one, self.two = running, box, one, two
@@ -108,7 +110,8 @@ async def test_what_is_left_nowhere_is_refused(pair: Pair) -> None:
         lines = await pair.two.cmd(f"FETCH 1:5 {items}")
         assert [line.split()[1] for line in lines[:-1]] == [b"4"]
         assert lines[-1] == REFUSED
-    lines = await pair.two.ok("UID FETCH 1:5 BODY.PEEK[TEXT]")  # by UID they do not exist: RFC 3501 §6.4.8
+    # By UID they do not exist: RFC 3501 §6.4.8.
+    lines = await pair.two.ok("UID FETCH 1:5 BODY.PEEK[TEXT]")
     assert [line.split()[1:3] for line in lines[:-1]][:1] == [[b"4", b"FETCH"]]
     assert b"* 1 EXPUNGE" in lines
     assert (await pair.two.cmd("FETCH 1 FLAGS"))[-1] == b"OK Fetch completed"
@@ -143,7 +146,8 @@ async def test_copies_are_served_from_where_they_lie(pair: Pair) -> None:
 
 
 async def test_other_commands(pair: Pair) -> None:
-    """STORE changes those that are left (RFC 2180 §4.2.1), COPY copies none (§4.4.1), SEARCH finds none (§4.3)."""
+    """STORE changes those that are left (RFC 2180 §4.2.1), COPY copies none (§4.4.1),
+    SEARCH finds none (§4.3)."""
     await pair.expunge("2")
     lines = await pair.two.ok("STORE 1:3 +FLAGS (\\Answered)")
     assert [line.split()[1] for line in lines if b"FETCH" in line] == [b"1", b"3"]

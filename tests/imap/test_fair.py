@@ -1,4 +1,5 @@
-"""A user with many sessions takes no more turns of the loop than another user: counted, not timed."""
+"""A user with many sessions takes no more turns of the loop than another user: counted,
+not timed."""
 
 from __future__ import annotations
 
@@ -10,18 +11,54 @@ import pytest
 
 from obox.imap import updates
 from obox.imap.settings import ImapSettings
-from tests.imap.harness import Client, serving
+from obox.store.turn import Turn
+from tests.imap.harness import Client, serving, serving_real
 
 SESSIONS = 48
 SLICES_MAX = 30
-"""Thousands of lines made for another user's sessions between a command and its answer: the answer takes some six
-rounds of the loop, the client's part included, and a session makes about three in a round."""
+"""Thousands of lines made for another user's sessions between a command and its answer:
+the answer takes some six rounds of the loop, the client's part included, and a session
+makes about three in a round."""
 
 
 async def drain(client: Client, size: int) -> None:
     """Read without looking, so that the client costs little of the loop."""
     while size > 0:
         size -= len(await client.reader.read(1 << 20))
+
+
+async def test_searches_of_many_sessions_do_not_keep_another_user_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each session searches the texts of its mails; a slice is what one of them does
+    before others run."""
+    slices = 0
+    end = Turn.end
+
+    async def counted(turn: Turn) -> None:
+        nonlocal slices
+        slices += 1
+        await end(turn)
+
+    async with serving_real(tmp_path, ImapSettings(user_sessions_max=0, address_sessions_max=0)) as running:
+        writer, ben = await running.client(login="anna"), await running.client(login="ben")
+        await writer.ok(b"APPEND INBOX" + b" {13+}\r\na: b\r\n\r\nhello" * 300)
+        busy = [await running.client(login="anna") for _ in range(SESSIONS)]
+        for client in busy:
+            await client.ok("SELECT INBOX")
+        monkeypatch.setattr(Turn, "end", counted)
+        # A slice is a mail, on any machine.
+        monkeypatch.setattr(Turn, "over", lambda _: True)
+        for client in busy:
+            client.send(b"x SEARCH BODY nothing\r\n")
+        searching = [asyncio.ensure_future(client.line()) for client in busy]
+        waited: list[int] = []
+        while not all(task.done() for task in searching):
+            before = slices
+            await ben.ok("NOOP")
+            waited.append(slices - before)
+        assert len(waited) >= SESSIONS
+        assert max(waited) <= SLICES_MAX
 
 
 async def test_changes_for_many_sessions_do_not_keep_another_user_waiting(

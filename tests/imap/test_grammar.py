@@ -1,4 +1,5 @@
-"""The strict parser of responses: what the RFCs show is taken, what breaks them is not."""
+"""The strict parser of responses: what the RFCs show is taken, what breaks them is
+not."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""What a stranger or a user sends may hold neither the loop nor the memory: each test is one such client.
+"""What a stranger or a user sends may hold neither the loop nor the memory: each test
+is one such client.
 
 Time is the loop's CPU time for each turn (tests/turns.py); everything else is counted.
 """
@@ -68,7 +69,8 @@ def normalised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def answer(client: Client, tag: bytes) -> bytes:
-    """The tagged line, from an answer that is read in pieces: the client's own work must not hold the loop."""
+    """The tagged line, from an answer that is read in pieces: the client's own work
+    must not hold the loop."""
     tail, size = b"", 0
     while b"\r\n" + tag + b" " not in tail or not tail.endswith(b"\r\n"):
         async with asyncio.timeout(DEADLINE_S):
@@ -356,7 +358,8 @@ async def test_pipelined_commands_let_others_run(running: Running, command: byte
 
 
 def test_nothing_in_the_parser_is_quadratic() -> None:
-    """The parser's longest pieces of work, as calls into Python: none grows faster than the input."""
+    """The parser's longest pieces of work, as calls into Python: none grows faster than
+    the input."""
 
     def calls(data: bytes) -> int:
         count = 0
@@ -397,7 +400,8 @@ def test_nothing_in_the_parser_is_quadratic() -> None:
     ],
 )
 def test_literals_of_no_bytes_let_others_run(data: bytes) -> None:
-    """Before login: as many as fit a command, or a refused one's rest. A line and a literal are two steps."""
+    """Before login: as many as fit a command, or a refused one's rest. A line and a
+    literal are two steps."""
     made = Parser()
     made.allowed = BEFORE_LOGIN
     made.feed(data)
@@ -427,12 +431,14 @@ async def test_a_large_command_is_parsed_in_a_thread(running: Running, monkeypat
         assert len(await client.ok(command)) == 2
     await client.ok("NOOP")
     assert aside == [True, True, True, False]
-    client.send(b"x SEARCH" + b" 1:*" * 5_000 + b"\r\ny NOOP\r\n")  # what follows waits for it
+    # What follows waits for it.
+    client.send(b"x SEARCH" + b" 1:*" * 5_000 + b"\r\ny NOOP\r\n")
     assert [line[:5] for line in await client.until(b"y ")] == [b"x NO ", b"y OK "]
 
 
 async def test_sets_of_a_search_are_not_expanded(running: Running) -> None:
-    """A mailbox with gaps: each of thousands of sets would be as long as the mailbox."""
+    """A mailbox with gaps: each of thousands of sets would be as long as the
+    mailbox."""
     client = await running.client(login="anna")
     await client.ok(b"APPEND INBOX" + b" {5+}\r\na: b\n" * 200)
     await client.ok("SELECT INBOX")

@@ -1,4 +1,5 @@
-"""IMAP over mails that somebody made to hurt: answers in time, memory given back, no mailbox broken."""
+"""IMAP over mails that somebody made to hurt: answers in time, memory given back, no
+mailbox broken."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ async def test_internaldates_at_the_ends_of_time(tmp_path: Path, date: str) -> N
 
 
 async def test_marks_in_subject_and_body(tmp_path: Path) -> None:
-    """28 s at 256 KiB before, under the interpreter's lock; 4 MB of U+FDFA took 580 MB."""
+    """28 s at 256 KiB before, under the interpreter's lock; 4 MB of U+FDFA took 580
+    MB."""
     async with serving_real(tmp_path) as running:
         client = await fill(
             running,
@@ -212,7 +214,8 @@ async def test_a_split_boundary(tmp_path: Path) -> None:
 async def test_ready_fields_of_many_hostile_mails_come_by_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thirty mails whose BODYSTRUCTURE has 900 kB: FETCH and SEARCH hold a few of them, not a chunk of 250 or 500."""
+    """Thirty mails whose BODYSTRUCTURE has 900 kB: FETCH and SEARCH hold a few of them,
+    not a chunk of 250 or 500."""
     held: list[int] = []
     plain = Mailbox.fields
 

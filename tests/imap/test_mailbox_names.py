@@ -23,7 +23,8 @@ async def running(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 async def test_what_is_below_inbox_has_one_name(running: Running) -> None:
-    """RFC 3501 §5.1: a client writes INBOX in any case, also as the first level of a name."""
+    """RFC 3501 §5.1: a client writes INBOX in any case, also as the first level of a
+    name."""
     client = await running.client(login="anna")
     await client.ok("CREATE Inbox/Sub")
     assert b"APPENDUID" in await client.append("iNBOX/Sub", MAIL)

@@ -1,4 +1,5 @@
-"""What concerns all mails of a large mailbox lets other sessions run: it goes in parts, or works on columns."""
+"""What concerns all mails of a large mailbox lets other sessions run: it goes in parts,
+or works on columns."""
 
 import gc
 import sys
@@ -118,7 +119,8 @@ async def test_every_second_mail_is_no_more_work(running: Running) -> None:
 
 
 async def moved(running: Running) -> tuple[Client, User, UidArray]:
-    """A client that has 50 mails selected, of which all but the first wait for a MOVE in parts."""
+    """A client that has 50 mails selected, of which all but the first wait for a MOVE
+    in parts."""
     user = await running.store.open_user("anna", StorageId("anna"))
     await user.append("INBOX", [NewMail(b"Subject: %d\r\n\r\n" % number) for number in range(50)])
     box = await user.select("INBOX")
@@ -195,7 +197,8 @@ async def test_what_is_gone_is_told_in_pieces(running: Running, monkeypatch: pyt
 
 
 async def test_a_copied_mail_costs_little_memory(running: Running) -> None:
-    """Its record, the holder of its object, and what waits for journal and local copy until they are written."""
+    """Its record, the holder of its object, and what waits for journal and local copy
+    until they are written."""
     user = await filled(running)
     box, count = await user.select("INBOX"), 50_000
     await user.create("there")

@@ -1,7 +1,9 @@
-"""What a session held is free as soon as it ends, and what it may hold is bounded. Counted in bytes and references.
+"""What a session held is free as soon as it ends, and what it may hold is bounded.
+Counted in bytes and references.
 
-The collector is off: reference counts alone have to free everything. Bytes are those that Python has allocated
-(tracemalloc), so that neither the allocator nor the bucket in memory count.
+The collector is off: reference counts alone have to free everything. Bytes are those
+that Python has allocated (tracemalloc), so that neither the allocator nor the bucket in
+memory count.
 """
 
 import asyncio
@@ -50,7 +52,8 @@ class Used:
 
 @contextmanager
 def traced() -> Iterator[Used]:
-    """How many bytes more are allocated at the end than at the start, and at the most."""
+    """How many bytes more are allocated at the end than at the start, and at the
+    most."""
     found = Used()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
@@ -88,7 +91,8 @@ async def send(client: Client, data: bytes, size: int = 1 << 40) -> None:
 
 
 async def test_an_append_that_is_cut_gives_its_memory_back(running: Running) -> None:
-    """A mail of 50 MB, then half of one: while it comes in little is held, at the end nothing."""
+    """A mail of 50 MB, then half of one: while it comes in little is held, at the end
+    nothing."""
     with traced() as used:
         for _ in range(2):
             client = await running.client(login="anna")
@@ -148,7 +152,8 @@ WAYS = ["close", "logout", "kick", "abort", "server abort", "eof", "bad commands
 
 
 CUT = ["close", "abort", "server abort", "eof"]
-"""What is possible in the middle of something; the others are commands, or need a user."""
+"""What is possible in the middle of something; the others are commands, or need a user.
+"""
 CASES = [(state, way) for state in ("logged in", "selected") for way in WAYS]
 CASES += [("new", way) for way in WAYS if way != "kick"]
 CASES += [(state, way) for state in STATES if state not in ("new", "logged in", "selected") for way in CUT]
@@ -237,7 +242,8 @@ async def test_a_command_that_fails_holds_nothing(running: Running) -> None:
 
 @pytest.mark.parametrize("begun", [b"a APPEND INBOX {9000000}\r\n", b"a SELECT {900+}\r\nx", b"a SEL"])
 async def test_a_command_that_does_not_end(tmp_path: Path, begun: bytes) -> None:
-    """Whoever stops in the middle of a command is told so long before the autologout, and holds nothing any more."""
+    """A client that stops in the middle of a command is disconnected long before the
+    autologout, and holds nothing any more."""
     async with serving_real(tmp_path, ImapSettings(read_timeout_s=0.2, spool_dir=tmp_path / "spool")) as running:
         quiet = await running.client(login="anna")
         await quiet.ok("SELECT INBOX")
@@ -258,7 +264,8 @@ async def test_a_command_that_does_not_end(tmp_path: Path, begun: bytes) -> None
 
 
 async def test_mails_come_back_from_the_file_as_they_were(running: Running) -> None:
-    """MULTIAPPEND of small and large ones: those beyond the session's memory are read back one after the other."""
+    """MULTIAPPEND of small and large mails: those beyond the session's memory are read
+    back one after the other."""
     client = await running.client(login="anna")
     mails = [bytes([65 + i]) * size for i, size in enumerate([10, MIB + 1, MIB, MIB, 3 * MIB, MIB, MIB, 700_000, 5])]
     assert sum(len(mail) for mail in mails if len(mail) <= MAIL_MEMORY_BYTES) > SESSION_MEMORY_BYTES
@@ -295,7 +302,8 @@ async def test_a_users_and_the_servers_share(tmp_path: Path) -> None:
 
 
 async def test_bytes_beyond_the_budget_are_dropped_and_told(tmp_path: Path) -> None:
-    """Two that were admitted together do not fit together: the later one hears NO [LIMIT]."""
+    """Two that were admitted together do not fit together: the later one hears NO
+    [LIMIT]."""
     settings = ImapSettings(append_spool_max=40 * MIB, spool_dir=tmp_path / "spool")
     async with serving_real(tmp_path, settings) as running:
         first, second = [await running.client(login="anna") for _ in range(2)]
@@ -325,7 +333,8 @@ async def test_a_disk_that_fails(running: Running, tmp_path: Path) -> None:
 async def test_a_mail_that_cannot_be_read_back_leaves_the_mailbox_whole(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of a MULTIAPPEND: nothing of it shows, and the next mail is stored."""
+    """In the middle of a MULTIAPPEND: nothing of it shows, and the next mail is
+    stored."""
     from obox.imap.intake import Incoming
 
     plain = Incoming.read
@@ -370,7 +379,8 @@ async def test_large_mails_wait_for_each_other_and_a_user_has_half() -> None:
 
 @pytest.mark.parametrize(("selects", "bytes_max"), [(False, 1_280), (True, 1_900)])
 async def test_an_idle_session_is_small(tmp_path: Path, selects: bool, bytes_max: int) -> None:
-    """What our own code has allocated for a session in IDLE; the transport and the timer are asyncio's."""
+    """What our own code has allocated for a session in IDLE; the transport and the
+    timer are asyncio's."""
     count = 50
     async with serving_real(tmp_path, ImapSettings(user_sessions_max=0, address_sessions_max=0)) as running:
 

@@ -1,4 +1,5 @@
-"""Lines, literals, limits: what the parser asks for, refuses and throws away, and that the cut of bytes never shows."""
+"""Lines, literals, limits: what the parser asks for, refuses and throws away, and that
+the cut of bytes never shows."""
 
 from __future__ import annotations
 
@@ -177,7 +178,8 @@ def test_long_line() -> None:
     reason = "Line too long: at most 60 bytes"
     assert whole(b"a LOGIN x " + b"y" * 51 + b"\r\nb NOOP\r\n", SMALL) == [BadCommand(b"a", reason), Noop(b"b")]
     assert whole(b"y" * 500, SMALL) == [BadCommand(None, reason)]
-    # The limit is the command's, not each line's; and the literal at the end of a line drained is still one.
+    # The limit is the command's, not each line's; and the literal at the end of a line
+    # drained is still one.
     long = b"a LOGIN {1+}\r\nx {1+}\r\ny%b {4+}\r\nx\r\ny x\r\nb NOOP\r\n" % (b" " * 50)
     assert whole(long, SMALL) == [BadCommand(b"a", reason), Noop(b"b")]
 
@@ -262,7 +264,8 @@ def test_the_session_as_a_whole() -> None:
 
 
 def test_linear() -> None:
-    """Four times the bytes, one by one, cost about four times the CPU; a rescan of what is held would cost sixteen."""
+    """Four times the bytes, one by one, cost about four times the CPU; a rescan of what
+    is held would cost sixteen."""
     small, large = (min(_cost(size) for _ in range(3)) for size in (50_000, 200_000))
     assert large < 9 * small
 

@@ -1,4 +1,5 @@
-"""Sessions over sockets: order, limits, flow, time, failures, TLS; what a dialog cannot say."""
+"""Sessions over sockets: order, limits, flow, time, failures, TLS; what a dialog cannot
+say."""
 
 # ruff: noqa: ASYNC110 - the server is watched from outside: there is no event to wait for
 
@@ -45,7 +46,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def real(tmp_path: Path) -> AsyncIterator[Running]:
-    """For tests that look into the store, or replace a part of it."""
+    """The real store, for tests that look into it, or replace a part of it."""
     async with serving_real(tmp_path) as running:
         yield running
 
@@ -78,7 +79,8 @@ def test_every_command_is_allowed_somewhere() -> None:
 
 
 async def test_a_clients_address_chooses_its_settings(tmp_path: Path) -> None:
-    """From the transport or, behind a proxy, from what the proxy told; limits, times and logins in clear follow it."""
+    """The address comes from the transport or, behind a proxy, from the PROXY header.
+    Limits, times and logins in clear follow it."""
     usual = ImapSettings(user_sessions_max=1)
     webmail = ImapSettings(user_sessions_max=3, idle_timeout_s=7200.0)
 
@@ -133,7 +135,8 @@ async def test_byte_by_byte(running: Running) -> None:
 
 
 async def test_a_pipelining_client_is_not_read_further(tmp_path: Path) -> None:
-    """While one command waits, a few more lines are read; then the client has to wait."""
+    """While one command waits, a few more lines are read; then the client has to
+    wait."""
     async with serving(tmp_path, ImapSettings(pipelined_lines_max=4)) as running:
         client = await running.client(login="anna")
         gate = asyncio.Event()
@@ -276,7 +279,8 @@ async def test_an_idle_session_has_no_task_and_little_memory(running: Running) -
     assert not running.imap.hub.tasks
     assert each < 8192, each
     await fill(running, [MAIL])
-    async with asyncio.timeout(PATIENT_S):  # one of a user's sessions has its turn in each round of the loop
+    # One of a user's sessions has its turn in each round of the loop.
+    async with asyncio.timeout(PATIENT_S):
         while not all(transport.tail.endswith(b"RECENT\r\n") for _, transport in held):
             await asyncio.sleep(0)
     for connection, _ in [*held, (protocol, None)]:
@@ -503,7 +507,8 @@ async def test_starttls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["leaves", "says nothing", "sends rubbish"])
 async def test_a_handshake_that_fails(way: str, tmp_path: Path) -> None:
-    """The session ends with it, its address has its place back, and nobody takes it for a bug of ours."""
+    """The session ends with it, its address has its place back, and nobody takes it for
+    a bug of ours."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
     async with serving(

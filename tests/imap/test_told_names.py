@@ -1,6 +1,8 @@
-"""No keyword reaches a client before a FLAGS line has named it, whenever another session brings it.
+"""No keyword reaches a client before a FLAGS line has named it, whenever another
+session brings it.
 
-The harness's client refuses each FETCH line with a flag that it was not told of; here are the moments.
+The harness's client refuses each FETCH line with a flag that no FLAGS line has named;
+here are the moments.
 """
 
 import asyncio
@@ -95,7 +97,8 @@ Meanwhile = Callable[[], Awaitable[None]]
 
 @pytest.fixture
 def at_each_flush(monkeypatch: pytest.MonkeyPatch) -> Callable[[Meanwhile], None]:
-    """Chunks of one line, and something that happens whenever one of them has been handed over."""
+    """Chunks of one line, and something that happens whenever one of them has been
+    handed over."""
     for module, name in ((updates, "CHUNK_ROWS"), (fetch, "COLUMN_ROWS"), (fetch, "FIELD_ROWS"), (fetch, "MAIL_ROWS")):
         monkeypatch.setattr(module, name, 1)
     monkeypatch.setattr(Connection, "full", True)
@@ -126,10 +129,11 @@ def at_each_flush(monkeypatch: pytest.MonkeyPatch) -> Callable[[Meanwhile], None
 async def test_while_a_command_writes(
     running: Running, at_each_flush: Callable[[Meanwhile], None], command: str
 ) -> None:
-    """Every flush of a line brings a new keyword to all mails, those to come among them."""
+    """Every flush of a line brings a new keyword to all mails, those to come among
+    them."""
     one, two = await selected(running), await selected(running, qresync=True)
     box = await box_of(running)
-    await one.ok("STORE 1:5 +FLAGS (\\Answered)")  # something for NOOP to tell
+    await one.ok("STORE 1:5 +FLAGS (\\Answered)")  # NOOP has something to report
     brought = 0
 
     async def meanwhile() -> None:
@@ -145,7 +149,8 @@ async def test_while_a_command_writes(
 
 
 async def test_between_the_rows_and_the_mails(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists of flags are made, then the mails are read: meanwhile keywords come, and one loses its place."""
+    """Lists of flags are made, then the mails are read: meanwhile keywords come, and
+    one loses its place."""
     one, two = await selected(running), await selected(running)
     box = await box_of(running)
     await one.ok("STORE 5 +FLAGS (old)")
@@ -168,7 +173,8 @@ async def test_between_the_rows_and_the_mails(running: Running, monkeypatch: pyt
 
 
 async def test_a_mail_that_cannot_be_read_comes_between(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its flags are listed anew, while lines of before are still to come: what these name stays told."""
+    """Its flags are listed anew, while lines of before are still to come: what these
+    name stays known."""
     settings = ImapSettings(fetch_failure="no-after")
     monkeypatch.setattr(running.imap.context, "settings_of", lambda remote: settings)
     one, two = await selected(running), await selected(running)
@@ -204,7 +210,8 @@ async def test_room_for_keywords_is_told(running: Running) -> None:
 
 
 def test_one_place_makes_lists_of_flags() -> None:
-    """What makes them, and what may only be used after the names were told, is called in `updates.flags_of` alone."""
+    """What makes them, and what may only be used after the FLAGS line, is called
+    in `updates.flags_of` alone."""
     for path in (ROOT / "obox/imap").rglob("*.py"):
         text = re.sub(r"^(?:from|import) .*$|^def .*$|^class .*$", "", path.read_text(), flags=re.MULTILINE)
         uses = len(re.findall(r"\b(?:flag_column|FlagLists)\(", text))
@@ -213,7 +220,8 @@ def test_one_place_makes_lists_of_flags() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_stress(tmp_path: Path, seed: int) -> None:
-    """Sessions that change, expunge, fetch and listen at random: no keyword untold, no FETCH refused."""
+    """Sessions that change, expunge, fetch and listen at random: no keyword untold, no
+    FETCH refused."""
     async with (serving if seed % 2 else serving_real)(tmp_path) as running:
         setup = await running.client(login="anna")
         await setup.ok("CREATE box")

@@ -1,4 +1,5 @@
-"""FETCH, SEARCH, COPY over mails whose object is gone or does not decode: what each setting lets a client hear."""
+"""FETCH, SEARCH, COPY over mails whose object is gone or does not decode: what each
+setting lets a client hear."""
 
 from __future__ import annotations
 
@@ -146,7 +147,8 @@ async def test_what_the_index_has_is_served_as_ever(office: Open, mode: FetchFai
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_fields_that_would_have_to_be_made_of_a_lost_mail(office: Open, mode: FetchFailure) -> None:
-    """Not in any cache: then nothing is said of it but its flags, were they asked for."""
+    """Not in any cache: then nothing is said of it but its flags, were they asked
+    for."""
     async with office(fetch_failure=mode) as here:
         await here.fill(*(mail(n) for n in range(1, 4)))
         await here.lose(2)
@@ -171,7 +173,8 @@ async def test_a_header_too_long_to_be_cached(office: Open) -> None:
 
 
 async def test_no_line_has_a_part_of_what_was_asked_for(office: Open) -> None:
-    """But for flags, which may come at any time: mbsync gives up on a line with a date and no body."""
+    """Only flags may come alone, since they may come at any time: mbsync gives up on a
+    line with a date and no body."""
     async with office() as here:
         await here.fill(mail(1))
         await here.lose(1)
@@ -183,7 +186,8 @@ async def test_no_line_has_a_part_of_what_was_asked_for(office: Open) -> None:
 
 
 async def test_seen_that_was_set_is_told(office: Open) -> None:
-    """The flag is set before the mail is read; the client must not believe otherwise."""
+    """The flag is set before the mail is read; the client must not believe
+    otherwise."""
     async with office() as here:
         await here.fill(mail(1))
         await here.lose(1)
@@ -200,7 +204,8 @@ async def test_seen_that_was_set_is_told(office: Open) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_large_mail_that_is_lost_is_no_cut_connection(office: Open, mode: FetchFailure) -> None:
-    """Before its length is said it is a mail like any other, wherever in the line it comes."""
+    """Before its length is said it is a mail like any other, wherever in the line it
+    comes."""
     async with office(fetch_failure=mode) as here:
         await here.fill(mail(1), LARGE, mail(3))
         await here.lose(2)
@@ -228,7 +233,8 @@ async def test_parts_of_a_lost_mail(office: Open, size: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_large_mail_that_breaks_in_its_literal_ends_the_connection(office: Open, mode: FetchFailure) -> None:
-    """Never a literal that is cut short and goes on as if it were whole: no setting can save that one."""
+    """Never a literal that is cut short and goes on as if it were whole: no setting can
+    save that connection."""
     async with office(fetch_failure=mode, lost_as_empty=True) as here:
         await here.fill(LARGE)
 
@@ -250,7 +256,8 @@ async def test_a_large_mail_that_breaks_in_its_literal_ends_the_connection(offic
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_lost_mail_as_an_empty_one(office: Open, mode: FetchFailure) -> None:
-    """OK, each section empty or NIL; its size and what is cached of it stay, and a damaged mail is never empty."""
+    """OK, each section empty or NIL; its size and what is cached of it stay, and a
+    damaged mail is never empty."""
     async with office(fetch_failure=mode, lost_as_empty=True) as here:
         await here.fill(*(mail(n) for n in range(1, 4)))
         await here.lose(2)
@@ -305,7 +312,8 @@ async def test_a_large_lost_mail_as_an_empty_one(office: Open) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_mail_that_is_gone_is_told_as_expunged_where_that_is_allowed(office: Open, mode: FetchFailure) -> None:
-    """Not during FETCH by numbers, then with the next command; in the same one by UIDs; at once to who is in IDLE."""
+    """Not during FETCH by numbers, then with the next command; in the same one by UIDs;
+    at once to who is in IDLE."""
     async with office(autofix_storage=True, fetch_failure=mode, lost_as_empty=True) as here:
         await here.fill(*(mail(n) for n in range(1, 6)))
         await here.lose(2, 4)

@@ -345,7 +345,8 @@ def test_a_body_does_not_depend_on_the_cuts(data: bytes, sizes: list[int]) -> No
         pieces.append(wire[at : at + size])
         at += size
     mails, output = bodies([*pieces, wire[at:]])
-    assert mails == [data + b"\r\n"]  # stuffed as a client does it, it comes back byte for byte
+    # Stuffed as a client does it, it comes back byte for byte.
+    assert mails == [data + b"\r\n"]
     assert output == b"250 2.0.0 u@d saved\r\n"
     assert bodies([wire]) == (mails, output)
 

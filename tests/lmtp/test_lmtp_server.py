@@ -177,12 +177,12 @@ async def test_mixed_recipients(tmp_path: Path) -> None:
         assert not any("secret" in reply for reply in replies)
         assert set(world.store.mails) == {"bob+work@d", "eve@d"}
         assert world.store.sizes == [99] * 9
-        lines = [line for line in logs if line["event"] == "lmtp_delivery"]
+        lines = [line for line in logs if line["event"] == "lmtp delivery"]
         assert len(lines) == 6
         assert lines[0]["queue_id"] == "Q1"
         assert lines[0]["message_id"] == "<1@x>"
         assert {line["result"] for line in lines} == {"250 2.0.0", "552 5.2.2", "451 4.3.0"}
-        assert [line["recipient"] for line in logs if line["event"] == "lmtp_bug"] == ["bug@d"]
+        assert [line["recipient"] for line in logs if line["event"] == "lmtp delivery failed by a bug"] == ["bug@d"]
         assert (await client.say("QUIT")).startswith("221")
         assert await client.ended()
 
@@ -259,7 +259,8 @@ async def test_loop(tmp_path: Path) -> None:
 
 
 async def test_a_mail_that_was_fetched_comes_back(tmp_path: Path) -> None:
-    """What was stored goes the same way again, as after a fetch, a resend or a restore: that is no loop."""
+    """What was stored goes the same way again, as after a fetch, a resend or a restore:
+    that is no loop."""
     async with serving(tmp_path) as world:
         client = await world.connect()
         source = MAIL
@@ -552,7 +553,8 @@ async def test_starttls(tmp_path: Path) -> None:
 
 
 async def test_a_command_right_behind_the_handshake(tmp_path: Path) -> None:
-    """In the same packet as the last message of the handshake: it is under TLS, so it is answered."""
+    """In the same packet as the last message of the handshake: it is under TLS, so it
+    is answered."""
     cert, key = certificate(tmp_path)
     server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server_tls.load_cert_chain(cert, key)
@@ -594,7 +596,8 @@ async def test_a_command_right_behind_the_handshake(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["close", "quit", "abort", "in a mail", "stop"])
 async def test_reference_counts_free_a_connection(end: str, tmp_path: Path) -> None:
-    """An idle connection has no task; once it has ended, the collector of cycles has nothing to do."""
+    """An idle connection has no task; once it has ended, the collector of cycles has
+    nothing to do."""
     gc.collect()
     gc.disable()
     try:

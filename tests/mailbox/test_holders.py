@@ -1,4 +1,5 @@
-"""Holders in columns: joined as a dictionary by maximum would be, in a few bytes each, read in both forms."""
+"""Holders in columns: joined as a dictionary by maximum would be, in a few bytes each,
+read in both forms."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def test_a_join_is_by_maximum(parts: Parts, more: Parts) -> None:
 
 
 def test_what_was_written_one_by_one_is_read() -> None:
-    """As every version before wrote all of them, in any order."""
+    """Every earlier version wrote all holders one by one, in any order."""
     rows = [[9 - n % 9, bytes.fromhex(GUIDS[n % 2]), n + 1, n % 3 * 4] for n in range(4 * Holders.COLUMNS_MIN)]
     found = Delta.decode(msgspec.msgpack.encode({"holders": rows})).holders
     assert dict(found.items()) == {(home, Guid(raw.hex()), uid): released for home, raw, uid, released in rows}

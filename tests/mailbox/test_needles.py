@@ -1,4 +1,5 @@
-"""Text that is searched: bounded slices that are the whole, and many strings found in one pass."""
+"""Text that is searched: bounded slices that are the whole, and many strings found in
+one pass."""
 
 from __future__ import annotations
 
@@ -101,7 +102,7 @@ def test_finder(needles: list[str], pieces: list[str]) -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 500])
 def test_finder_across_windows(count: int) -> None:
-    """Strings that lie across the ends of slices and windows, long ones too."""
+    """Strings that lie across the ends of slices and windows, long strings too."""
     rng = random.Random(count)
     value = "".join(rng.choices("abcdefgh \u00e9", k=60_000))
     whole = normalise(value)
@@ -111,7 +112,8 @@ def test_finder_across_windows(count: int) -> None:
 
 
 def test_a_thousand_strings_are_asked_once_each_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text is normalised once, and strings whose trigrams are not there are not looked for at all."""
+    """Text is normalised once, and strings whose trigrams are not there are not looked
+    for at all."""
     looked: list[int] = []
     plain = _needles._Filter.possible
 

@@ -1,4 +1,5 @@
-"""SEARCH: the columns, the three-valued logic, text; and the search over a mailbox that counts what it reads."""
+"""SEARCH: the columns, the three-valued logic, text; and the search over a mailbox that
+counts what it reads."""
 
 from __future__ import annotations
 
@@ -472,7 +473,8 @@ FIRST_DAY = dt.date(1, 1, 1)
     ],
 )
 async def test_every_date_is_searchable_or_absent(date: bytes, day: dt.date | bool) -> None:
-    """RFC 5322 §3.3: a year has four digits or more, a leap second is :60, a zone any four digits."""
+    """RFC 5322 §3.3: a year has four digits or more, a leap second is :60, a zone any
+    four digits."""
     block = b"Date: " + date + b"\r\n\r\n"
     assert HeaderSource(block).sent_day() == day
     box = Box(block, PLAIN)
@@ -515,7 +517,8 @@ async def test_a_thousand_strings_decode_a_mail_once(kind: Any, join: Any, decod
     keys = tuple(Not(kind(f"absent {n} ü")) for n in range(1_000))
     query = And(keys) if join is And else Or((*(kind(f"absent {n} ü") for n in range(1_000)), kind("deep text")))
     assert await box.search(query) == ([1, 2] if join is And else [1])
-    # A header block each for itself and for its mail; of one mail the structure and the header of each part.
+    # A header block each for itself and for its mail; of one mail the structure and the
+    # header of each part.
     assert len(decoded) <= 2 + 2 + 2 + 5
 
 
@@ -541,7 +544,8 @@ async def test_names_are_not_compiled_one_by_one(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_long_queries_and_wide_columns_leave_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Columns are compared in a thread where it is much, on a copy, with the same answer."""
+    """Columns are compared in a thread where it is much, on a copy, with the same
+    answer."""
     monkeypatch.setattr(_search, "INLINE_CELLS", 10)
     monkeypatch.setattr(_search, "INLINE_CHARS", 10)
     box = Box(PLAIN, CODED, EIGHT)

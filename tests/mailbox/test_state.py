@@ -1,4 +1,5 @@
-"""The state of one mailbox: what commands would change, what a client's MODSEQ is worth, what may be deleted."""
+"""The state of one mailbox: what commands would change, what a client's MODSEQ is
+worth, what may be deleted."""
 
 from __future__ import annotations
 
@@ -192,7 +193,8 @@ def test_another_writers_keyword_in_another_case_is_the_same() -> None:
 
 
 def test_a_merge_that_brings_too_many_keywords_takes_none_from_any_mail() -> None:
-    """Whoever brings which first: all are shown, found and changed like others; no new one is taken."""
+    """Whichever state brings a name first: all are shown, found and changed like
+    others; no new one is taken."""
     many = [f"b{i:02}" for i in range(KEYWORDS_MAX)]
     parts = [rows(1, *many), rows(2, "c"), rows(3, "a", "\\Seen")]
     for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
@@ -238,7 +240,8 @@ def test_a_keyword_that_no_mail_has_makes_room() -> None:
     assert (state.full, flags_of(state, 2), "k7" in flags_of(state, 1)) == (True, {"new"}, False)
     with pytest.raises(Limit):
         state.flag_delta(uids(1), "add", ["k7"], 60)
-    state.join(Delta(flags=[("K7", 39 * 2 + 1, uids(1))]))  # a change that is older than its removal
+    # A change that is older than its removal.
+    state.join(Delta(flags=[("K7", 39 * 2 + 1, uids(1))]))
     assert "k7" not in flags_of(state, 1)
     state.join(Delta(gone=Gone.at(70, uids(1))))
     assert state.spell(["k7", *(f"n{i}" for i in range(KEYWORDS_MAX - 2))])
@@ -259,7 +262,8 @@ def test_keywords_of_mails_in_the_making_count() -> None:
 
 
 def test_keywords_that_come_and_go_are_bounded_until_they_are_forgotten() -> None:
-    """What a mail had lately is remembered for the merge with another writer, 8 bytes a mail and keyword."""
+    """What a mail had lately is remembered for the merge with another writer, 8 bytes a
+    mail and keyword."""
     state = state_of(rows(1), rows(2))
     for at in range(KEYWORDS_STAMPED_MAX):
         for op, now in (("add", 100 + at), ("remove", 1000 + at)):

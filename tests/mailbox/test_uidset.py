@@ -1,4 +1,5 @@
-"""Sets of UIDs without numpy's set functions, which import `numpy.ma` in the turn that calls them first."""
+"""Sets of UIDs without numpy's set functions, which import `numpy.ma` in the turn that
+calls them first."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from obox.mailbox import uid_array, united
 
 ROOT = Path(__file__).parent.parent.parent
 IMPORTERS = {"unique", "union1d", "intersect1d", "setdiff1d", "setxor1d", "ediff1d"}
-"""Functions of numpy that import `numpy.ma`: up to 50 ms, in the middle of a command."""
+"""Functions of numpy that import `numpy.ma`: up to 50 ms, in the middle of a command.
+"""
 
 
 @pytest.mark.parametrize(("one", "other"), [([], []), ([1], []), ([], [2]), ([1, 3, 5], [2, 3, 9]), ([7], [7])])
@@ -39,7 +41,8 @@ def test_no_function_of_numpy_that_imports_a_package() -> None:
     for path in [path for room in ("obox", "metacache", "fscache") for path in (ROOT / room).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in IMPORTERS and ast.unparse(node.value) == "np":
-                apart = node.attr in ("setdiff1d", "intersect1d")  # with assume_unique they import nothing
+                # With assume_unique they import nothing.
+                apart = node.attr in ("setdiff1d", "intersect1d")
                 if not apart or "assume_unique=True" not in path.read_text().splitlines()[node.lineno - 1]:
                     found.append(f"{path}:{node.lineno} {node.attr}")
     assert not found

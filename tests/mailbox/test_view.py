@@ -1,4 +1,5 @@
-"""What a client was told against what is true: numbers move only when a poll may expunge."""
+"""What a client knows against what is true: numbers move only when a poll may
+expunge."""
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_flags_of_others_and_own() -> None:
     mine = flag(state, 1, 2)
     view.note_own(mine, np.array([1, 2], dtype=np.uint32))
     flag(state, 2, 3, name="\\Flagged")
-    assert view.untold(state, np.array([1, 2, 3, 4], dtype=np.uint32)).tolist() == [False, True, True, False]
+    assert view.unreported(state, np.array([1, 2, 3, 4], dtype=np.uint32)).tolist() == [False, True, True, False]
     assert told(view.poll(state, expunge=False)) == ([], [], None, [2, 3])
     assert view.poll(state, expunge=True) is None
 
@@ -119,7 +120,8 @@ def test_flags_of_a_mail_that_is_gone_or_new() -> None:
     expunge(state, 2)
     add(state, 1)
     flag(state, 4, name="\\Flagged")
-    assert told(view.poll(state, expunge=False)) == ([], [], 4, [1])  # flags of new mails are for the client to ask
+    # Flags of new mails are for the client to ask.
+    assert told(view.poll(state, expunge=False)) == ([], [], 4, [1])
     assert told(view.poll(state, expunge=True)) == ([2], [2], None, [])
 
 
@@ -133,7 +135,8 @@ def test_new_keywords() -> None:
 
 
 def test_merged_below_stays_unseen() -> None:
-    """What another writer's history brings in below known UIDs would move numbers: unseen until selected again."""
+    """What another writer's history brings in below known UIDs would move numbers:
+    unseen until selected again."""
     state = state_of(0)
     state.join(Delta(rows=rows([1, 2, 5], 2), uidnext=6))
     view = View(state)
@@ -200,7 +203,8 @@ STEPS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_a_client_that_believes_the_server_is_right(steps: list[tuple[str, object]]) -> None:
-    """Whatever happens, a client that applies what it hears has the mailbox after a poll that may expunge."""
+    """Whatever happens, a client that applies what it hears has the mailbox after a
+    poll that may expunge."""
     state = state_of(3)
     view = View(state)
     mails = view.uids.tolist()  # the client's own list, by sequence number
@@ -252,7 +256,8 @@ def bits_of(state: State, uid: int) -> int:
     st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)).map(lambda pair: (min(pair), max(pair))), max_size=30),
 )
 def test_sequence_numbers_as_ranges_of_uids(uids: set[int], ranges: list[tuple[int, int]]) -> None:
-    """As many ranges as were given at most; among the mails of the view they name the same mails."""
+    """There are at most as many ranges as were given, and among the mails of the view
+    they name the same mails."""
     state = State(Guid("0" * 32))
     if uids:
         state.join(Delta(rows=rows(sorted(uids), 5)))

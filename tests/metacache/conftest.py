@@ -1,4 +1,5 @@
-"""The checkout goes first on the path: this directory has the package's name and would hide an editable install."""
+"""The checkout goes first on the path: this directory has the package's name and would
+hide an editable install."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The cleaner over a real cache, with an owner that says what is in use and what is uploaded."""
+"""The cleaner over a real cache, with an owner that says what is in use and what is
+uploaded."""
 
 from __future__ import annotations
 
@@ -154,7 +155,8 @@ async def test_what_is_opened_or_changed_during_its_flush_stays(world: World) ->
 
 
 async def test_it_runs_by_itself_and_writers_go_on(world: World) -> None:
-    """More is written than there is room for, without a pause: the bound holds at every sample."""
+    """More is written than there is room for, without a pause: the bound holds at every
+    sample."""
     running = asyncio.create_task(world.cleaner.run())
     for n in range(120):
         await world.put(f"u{n:03}", "b", change=Change(n % 3))

@@ -21,7 +21,8 @@ def open_cache(path: Path, *, max_space: int = 32 * MIB, sync: bool = True, **mo
 
 
 def transactions(path: Path) -> int:
-    """How many write transactions a closed environment has had, those of its creation included."""
+    """How many write transactions a closed environment has had, those of its creation
+    included."""
     with lmdb.open(str(path / "mc"), readonly=True, lock=False, max_dbs=5) as env:
         return int(env.info()["last_txnid"])
 
@@ -204,7 +205,8 @@ async def test_full_keeps_what_is_staged_until_a_drop_makes_room(tmp_path: Path)
 
 
 async def test_more_at_once_than_there_is_room_for_goes_in_portions(tmp_path: Path) -> None:
-    """Six times the limit is staged before a commit: what fits is written, and dropping it lets the next in."""
+    """Six times the limit is staged before a commit: what fits is written, and dropping
+    it lets the next in."""
     cache = open_cache(tmp_path, max_space=2 * MIB)
     names = [f"b{n:03}" for n in range(120)]
     for name in names:
@@ -256,7 +258,8 @@ async def test_a_limit_that_was_lowered_leaves_room_to_delete(tmp_path: Path) ->
 
 
 async def test_lmdbs_own_limit_is_the_same_failure(tmp_path: Path) -> None:
-    """Values of little more than a page take two: their bytes fit into the map, their pages do not."""
+    """Values of little more than a page take two: their bytes fit into the map, their
+    pages do not."""
     cache = open_cache(tmp_path, max_space=1 * MIB)  # the map has its least size, 8 MiB
     cache.accounts.limit = 1 << 40
     for n in range(1500):

@@ -1,4 +1,5 @@
-"""The metacache against a dict: random operations, commits, background writes, reopen, and kill -9."""
+"""The metacache against a dict: random operations, commits, background writes, reopen,
+and kill -9."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Nobody:
 
 
 class MetacacheMachine(RuleBasedStateMachine):
-    """Every read after every operation gives what the dicts give, whatever has been committed by then."""
+    """Every read after every operation gives what the dicts give, whatever has been
+    committed by then."""
 
     max_space = 64 * MIB
 
@@ -57,7 +59,8 @@ class MetacacheMachine(RuleBasedStateMachine):
         self.dir = Path(tempfile.mkdtemp())
         self.runner = asyncio.Runner()
         self.copies: dict[tuple[str, str], Copy] = {}
-        self.fields: dict[tuple[str, str], dict[int, bytes]] = {}  # a box that has had fields stays, even if empty
+        # A box that has had fields stays, even if empty.
+        self.fields: dict[tuple[str, str], dict[int, bytes]] = {}
         self.state: dict[str, bytes] = {}
         self.priorities: dict[tuple[str, str], int] = {}
         self.open()
@@ -189,11 +192,13 @@ class MetacacheMachine(RuleBasedStateMachine):
 
     @rule(turns=st.integers(1, 40))
     def let_the_writer_run(self, turns: int) -> None:
-        """Stop at any place of a background commit: reads are right while it is under way."""
+        """Stop at any place of a background commit: reads are right while it is under
+        way."""
 
         async def spin() -> None:
             commit = asyncio.create_task(self.cache.commit())
-            commit.add_done_callback(lambda task: task.cancelled() or task.exception())  # full, perhaps
+            # Full, perhaps.
+            commit.add_done_callback(lambda task: task.cancelled() or task.exception())
             for _ in range(turns):
                 await asyncio.sleep(0)
                 self.look()
@@ -224,7 +229,8 @@ class MetacacheMachine(RuleBasedStateMachine):
 
 
 class FullMachine(MetacacheMachine):
-    """The same with room for little: commits may fail, reads stay right, and dropping always helps."""
+    """The same with room for little: commits may fail, reads stay right, and dropping
+    always helps."""
 
     max_space = 2_000_000
 

@@ -1,8 +1,9 @@
-"""Power cuts: copies of the LMDB file at commit boundaries, and such in which unsynced pages are lost.
+"""Power cuts: copies of the LMDB file at commit boundaries, and such in which unsynced
+pages are lost.
 
-With sync a commit writes its pages, syncs, and then writes one of two meta pages. Whatever is lost of the pages before
-the sync, the state of the last commit is served. Without sync pages may be lost in any order: a boot later nothing is
-trusted.
+With sync a commit writes its pages, syncs, and then writes one of two meta pages.
+Whatever is lost of the pages before the sync, the state of the last commit is served.
+Without sync pages may be lost in any order: a boot later nothing is trusted.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def change(cache: Metacache, chance: random.Random) -> None:
 
 
 def cut(before: bytes, after: bytes, chance: random.Random) -> bytes:
-    """The file as a cut during the second commit may leave it: its meta page not written, any of its pages lost."""
+    """The file as a cut during the second commit may leave it: its meta page not
+    written, any of its pages lost."""
     out = bytearray(before)
     for at in range(META_PAGES * PAGE_BYTES, len(after), PAGE_BYTES):
         if chance.random() < 0.5:

@@ -21,7 +21,8 @@ WEIGHTS = Weights(((10, DAY), (10, DAY), (50, HOUR), (100, 0)), SIZES)
     ],
 )  # fmt: skip
 def test_the_published_sizes(nbytes: int, seconds: int) -> None:
-    """Whole seconds; +60 at 500 MB is half way to 1 GB, with units of 1024 the formula gives 58.5."""
+    """Whole seconds; +60 at 500 MB is half way to 1 GB, with units of 1024 the formula
+    gives 58.5."""
     assert SIZES.boost(nbytes) == pytest.approx(seconds, abs=1.6 if nbytes == 500 * MIB else 0.6)
 
 

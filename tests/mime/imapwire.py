@@ -1,4 +1,5 @@
-"""A strict reader of IMAP data for tests: raises on anything that RFC 9051 §9 does not allow in a response."""
+"""A strict reader of IMAP data for tests: raises on anything that RFC 9051 §9 does not
+allow in a response."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ class WireError(AssertionError):
 
 
 def read(data: bytes) -> Any:  # noqa: C901, PLR0912 - one loop over the grammar
-    """The one value that the data is: lists, bytes for strings, None for NIL, int for numbers."""
+    """The one value that the data is: lists, bytes for strings, None for NIL, int for
+    numbers."""
     stack: list[list[Any]] = [[]]
     at = 0
-    before = b"("  # what stands before: an opening, a blank, a value, or a list, behind which a list needs no blank
+    # What stands before: an opening, a blank, a value, or a list, behind which a list
+    # needs no blank.
+    before = b"("
     while at < len(data):
         c = data[at : at + 1]
         if before in {b"v", b")"} and c not in {b" ", b")"} and not (c == b"(" and before == b")"):
@@ -67,7 +71,8 @@ def read(data: bytes) -> Any:  # noqa: C901, PLR0912 - one loop over the grammar
 
 
 def check_body(value: Any, extended: bool) -> None:
-    """Assert the grammar of body: body-type-1part, body-type-mpart with or without extension data. RFC 9051 §9."""
+    """Assert the grammar of body: body-type-1part, body-type-mpart with or without
+    extension data. RFC 9051 §9."""
     assert isinstance(value, list)
     assert value
     if isinstance(value[0], list):
@@ -133,7 +138,9 @@ def check_envelope(value: Any) -> None:
         for address in value[index]:
             assert len(address) == 4
             assert all(item is None or isinstance(item, bytes) for item in address)
-            if address[3] is None:  # RFC 9051 §7.5.2: a group starts with a name in the mailbox field, ends with NIL
+            # RFC 9051 §7.5.2: a group starts with a name in the mailbox field, ends
+            # with NIL.
+            if address[3] is None:
                 assert open_group == (address[2] is None)
                 open_group = not open_group
         assert not open_group

@@ -151,7 +151,8 @@ def test_fields_partition_the_header(header: bytes, names: frozenset[bytes]) -> 
     lines, rest = picked.split(b"\n"), kept.split(b"\n")
     assert picked.endswith(b"\n")
     assert kept.endswith(b"\n")
-    # Every line is on one side, but for the ends of lines and the blank line, of which there are two now.
+    # Every line is on one side, but for the ends of lines and the blank line, of which
+    # there are two now.
     both = sorted(line.rstrip(b"\r") for line in (*lines, *rest) if line.rstrip(b"\r"))
     assert both == sorted(line.rstrip(b"\r") for line in header.split(b"\n") if line.rstrip(b"\r"))
     assert header_fields(picked, names, False) == picked

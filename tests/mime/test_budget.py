@@ -1,4 +1,5 @@
-"""One budget for what is described of a mail: addresses, parts, bytes of values. What lies beyond is NIL or opaque."""
+"""One budget for what is described of a mail: addresses, parts, bytes of values. What
+lies beyond is NIL or opaque."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ import pytest
 
 from obox.mime import (
     ADDRESSES_MAX,
+    CONTENT_BYTES_MAX,
     HEADER_BYTES_MAX,
     PARTS_MAX,
-    VALUES_BYTES_MAX,
     Budget,
     _address,
+    bodystructure,
     header_fields,
     header_values,
+    parse,
     summary,
 )
 
@@ -53,7 +56,7 @@ def test_addresses_of_one_mail(read: list[int]) -> None:
 
 @pytest.mark.parametrize("element", [b"a,", b"a:;", b"<@,", b"(a)b,", b"a@b,", b"\x80,"])
 def test_every_element_counts(element: bytes, read: list[int]) -> None:
-    """An element that gives no address costs as much as one that does."""
+    """An element that gives no address costs as much as an element with an address."""
     made = summary(b"To: " + element * (60_000 // len(element)) + b"\r\n\r\n")
     assert made.exceeded == ("addresses",)
     assert len(read) <= ADDRESSES_MAX
@@ -67,7 +70,8 @@ def test_a_list_at_the_limit_is_whole() -> None:
 
 
 def test_nested_messages_share_it(read: list[int]) -> None:
-    """60 messages inside each other, each with 30,000 broken addresses: read as many as for one."""
+    """60 messages inside each other, each with 30,000 broken addresses: read as many as
+    for one."""
     made = summary((FIELDS + INNER) * 60)
     assert len(read) <= ADDRESSES_MAX
     assert {"addresses", "values"} <= set(made.exceeded)
@@ -77,14 +81,25 @@ def test_nested_messages_share_it(read: list[int]) -> None:
 
 
 def test_values_of_all_parts() -> None:
-    """Long descriptions of many parts: BODYSTRUCTURE grows no further than the budget."""
+    """Long descriptions of many parts: BODYSTRUCTURE grows no further than the
+    budget."""
     part = b"--b\r\nContent-Description: " + b"x" * 9_000 + b"\r\n\r\n\r\n"
     made = summary(b"Subject: s\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n" + part * 500)
-    assert made.exceeded == ("values",)
-    assert VALUES_BYTES_MAX / 2 < len(made.bodystructure) < VALUES_BYTES_MAX + 500 * 100
+    assert made.exceeded == ("content",)
+    assert CONTENT_BYTES_MAX / 2 < len(made.bodystructure) < CONTENT_BYTES_MAX + 500 * 100
     parts = wire(made.bodystructure)
     check_body(parts, True)
     assert len([one for one in parts if isinstance(one, list) and one[0] == b"application"]) > 400
+
+
+def test_a_part_that_bodystructure_names_is_found() -> None:
+    """The ENVELOPE takes nothing from the budget of the parts, so that BODYSTRUCTURE,
+    made with an ENVELOPE, and a FETCH of a part see the same parts."""
+    long = b"".join(b"%b: %b\r\n" % (name, b"x" * 40_000) for name in (b"Subject", b"Date", b"To"))
+    inner = b"Content-Type: multipart/mixed; boundary=bb; x=" + b"y" * 4_000 + b"\r\n\r\n"
+    mail = long + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
+    mail += (b"--b\r\n" + inner + b"--bb\r\n\r\n\r\n" * 2) * 110
+    assert summary(mail).bodystructure == bodystructure(mail, parse(mail))
 
 
 def test_the_body_cannot_use_up_what_the_envelope_needs() -> None:

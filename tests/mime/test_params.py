@@ -1,4 +1,5 @@
-"""RFC 2231: values cut into sections and values with a charset, where the server itself needs them."""
+"""RFC 2231: values cut into sections and values with a charset, where the server itself
+needs them."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def test_a_charset_is_joined() -> None:
 
 
 def test_bodystructure_shows_the_joined_value() -> None:
-    """RFC 2231 §6: IMAP servers SHOULD decode continuations there; the charset stays, as in Dovecot."""
+    """RFC 2231 §6: IMAP servers SHOULD decode continuations there; the charset stays,
+    as in Dovecot."""
     mail = (
         b"Content-Type: application/x; name*0=a; name*1=b\r\n"
         b"Content-Disposition: attachment; filename*0*=utf-8''Gr%C3%BC; filename*1*=%C3%9Fe.pdf\r\n\r\n"

@@ -1,4 +1,5 @@
-"""Long bodies are decoded slice by slice: the same text, no call with more than a slice, no charset from the disk."""
+"""Long bodies are decoded slice by slice: the same text, no call with more than a
+slice, no charset from the disk."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ def test_no_call_decodes_more_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_utf7_takes_each_byte_once() -> None:
-    """An open shift sequence is decoded anew by the incremental decoder each time: 5 MB of one would take minutes."""
+    """An open shift sequence is decoded anew by the incremental decoder each time: 5 MB
+    of one would take minutes."""
     data = b"+" + b"AGEAYgBj" * 100_000
     runs = list(_text._utf7_runs(lambda: _text._cut(data))())
     assert b"".join(runs) == data
@@ -96,7 +98,8 @@ def test_utf7_takes_each_byte_once() -> None:
 
 
 def test_unknown_charsets_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`codecs.lookup` of an unknown name searches the disk and keeps the name for ever: a header has room for 800."""
+    """`codecs.lookup` of an unknown name searches the disk and keeps the name for ever:
+    a header has room for 800."""
     asked: list[str] = []
     plain = codecs.lookup
     monkeypatch.setattr(codecs, "lookup", lambda name: asked.append(name) or plain(name))

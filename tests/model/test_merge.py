@@ -1,7 +1,9 @@
-"""Merge: deltas of several writers join to one state, in any order, any number of times, from either side.
+"""Merge: deltas of several writers join to one state, in any order, any number of
+times, from either side.
 
-Writers change copies of a common state without seeing each other. What each acknowledged is kept in a plain model:
-dictionaries with the rules of docs/format.md, "Merge", one line each.
+Writers change copies of a common state without seeing each other. What each
+acknowledged is kept in a plain model: dictionaries with the rules of docs/format.md,
+"Merge", one line each.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ FLAGS = ["\\Seen", "\\Flagged", "\\Deleted", "$Forwarded", "$forwarded", "work"]
 
 @dataclass
 class Model:
-    """What was acknowledged: stamps by (uid, flag), expunged UIDs, purged ones, holders, claims."""
+    """What was acknowledged: stamps by (uid, flag), expunged UIDs, purged UIDs,
+    holders, claims."""
 
     mails: set[int] = field(default_factory=set)
     stamps: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -82,7 +85,8 @@ class Model:
 
 
 class Writer:
-    """One backend that believes it owns the mailbox. Modseqs of two writers may be equal: their clocks are."""
+    """One backend that believes it owns the mailbox. Modseqs of two writers may be
+    equal: their clocks are."""
 
     def __init__(self, number: int, common: State, log: list[Delta]) -> None:
         self.number = number
@@ -97,7 +101,7 @@ class Writer:
             self.log.append(delta)
 
     def deliver(self, uid: int, flags: tuple[str, ...]) -> None:
-        home = uid % 5  # an object is what it is, whoever finds it
+        home = uid % 5  # an object is the same for every reader
         if uid in self.state.uids or uid in self.state.gone_uid:
             return
         modseq = self.state.next_modseq(self.now)
@@ -169,7 +173,8 @@ _prefix = st.builds(
 
 
 def _act(writer: Writer, action: tuple[object, ...]) -> None:
-    """Do `action`. UIDs above COMMON are the writer's own: the bucket hands them out, two never share a new one."""
+    """Do `action`. UIDs above COMMON are the writer's own: the bucket hands them out,
+    two writers never share a new UID."""
     name, *args = action
     if args and isinstance(args[0], int):
         args[0] = _own(writer.number, args[0])
@@ -201,7 +206,8 @@ def _joined(deltas: Iterable[Delta]) -> State:
 def _histories(
     prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]]
 ) -> list[list[Delta]]:
-    """The common deltas, then those of each of three writers who do not see each other."""
+    """The common deltas, then those of each of three writers who do not see each
+    other."""
     common: list[Delta] = []
     first = Writer(0, State(GUID), common)
     for action in prefix:
@@ -242,7 +248,8 @@ def test_any_order_gives_the_same(
 def test_states_join_from_either_side(
     prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]], data: st.DataObject
 ) -> None:
-    """Bundles carry whole states: joined in either order they are the deltas joined one by one."""
+    """Bundles carry whole states: joined in either order they are the deltas joined one
+    by one."""
     common, a, b, c = _histories(prefix, history)
     left, right, third = (_joined([*common, *log]) for log in (a, b, c))
     want = _joined([*common, *a, *b, *c])
@@ -259,7 +266,8 @@ def test_states_join_from_either_side(
 def test_bundles_rebuild_the_state(
     prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]], data: st.DataObject
 ) -> None:
-    """A base is all but the claims that are settled; a base and a diff, in either order, are the state."""
+    """A base is all but the claims that are settled; a base and a diff, in either
+    order, are the state."""
     common, log, *_ = _histories(prefix, history)
     state = _joined(common)
     base, since = state.extract().encode(), state.highestmodseq

@@ -88,7 +88,8 @@ class Transport(asyncio.Transport):
 class Lines(Connection):
     """Answers each line with the line. Some lines are commands:
 
-    wait: until `gate` is set    big: 1,000 bytes    begin, end: of a transaction    bug: raises
+    wait: until `gate` is set    big: 1,000 bytes
+    begin, end: of a transaction    bug: raises
     """
 
     __slots__ = ("_input", "bugs", "due_s", "finished", "gate", "in_transaction", "log", "settings")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from obox.net.lanes import Lanes
+from obox.lanes import Lanes
 
 
 async def test_a_user_with_many_connections_gets_no_more_turns_than_others() -> None:

@@ -1,4 +1,5 @@
-"""Silent connections: a newcomer is served, the oldest of the greediest gives way."""
+"""Silent connections: a new client is served, and the oldest connection of the address
+with most gives way."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ async def test_silent_connections_keep_nobody_out(entry: str, log: Any, greeter:
             task.cancel()
         for _, writer in silent:
             writer.close()
-    assert any(line[1] == "silent connections dropped for new clients" for line in log.lines)
+    assert any(line[1] == "pending connections dropped for new clients" for line in log.lines)
 
 
 def behind_proxy(at: int, header: bytes) -> Any:

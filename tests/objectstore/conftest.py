@@ -22,7 +22,8 @@ LISTING: dict[str, type[MinioLike] | type[SeaweedLike]] = {"minio-like": MinioLi
 
 SEED = 20260
 READS = Rates(error=5, lost=4, truncate=5)
-WRITES = Rates(error=8)  # a lost PUT is answered AlreadyExists on the retry: that is put_once's business
+# A lost PUT is answered AlreadyExists on the retry: that is put_once's business.
+WRITES = Rates(error=8)
 
 
 def s3_settings(bucket: S3Bucket, prefix: str = "") -> Settings:
@@ -38,10 +39,13 @@ def s3_settings(bucket: S3Bucket, prefix: str = "") -> Settings:
 
 @dataclass
 class Opened:
-    """A store under test, and a way to open the same bucket once more, as a second backend.
+    """A store under test, and a way to open the same bucket once more, as a second
+    backend.
 
-    racers: writers in a race for one key; SeaweedFS makes each loser wait for a second or more.
-    slow: each request takes milliseconds. copies_create_only: the store heeds `If-None-Match` on a copy; moto does not.
+    racers: writers in a race for one key; SeaweedFS makes each loser wait for a second
+    or more.
+    slow: each request takes milliseconds. copies_create_only: the store heeds
+    `If-None-Match` on a copy; moto does not.
     """
 
     store: OpenStore

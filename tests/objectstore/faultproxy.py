@@ -1,6 +1,8 @@
-"""A proxy between a backend and a real S3 server that does what networks and servers do on a bad day.
+"""A proxy between a backend and a real S3 server that does what networks and servers do
+on a bad day.
 
-It forwards HTTP/1.1 requests as they are; `fault` may be changed at any time and holds for requests that begin then.
+It forwards HTTP/1.1 requests as they are; `fault` may be changed at any time and holds
+for requests that begin then.
 
     ""          nothing
     down        the port is closed, open connections are cut
@@ -49,7 +51,8 @@ _SAID: Final = {
 
 
 class FaultProxy:
-    """See the module. share: of the requests that meet the fault, 0 to 1; only PUTs meet a conflict or a 412."""
+    """See the module. share: of the requests that meet the fault, 0 to 1; only PUTs
+    meet a conflict or a 412."""
 
     def __init__(self, endpoint_url: str, rng: random.Random) -> None:
         self._host, self._port = urlsplit(endpoint_url).hostname, urlsplit(endpoint_url).port
@@ -71,7 +74,8 @@ class FaultProxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Close the port and cut what is connected; `open` opens the same port again."""
+        """Close the port and cut what is connected; `open` opens the same port
+        again."""
         if self._server is not None:
             self._server.close()
         for task in list(self._connections):

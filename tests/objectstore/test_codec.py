@@ -85,7 +85,8 @@ def test_golden_bytes() -> None:
         "000102030405060708090a0b0c0d0e0f"  # oid
         "04000000" "01000000" "0f00000000000000"  # meta bytes, frames, payload bytes
         + struct.pack("<I", crc32(data[:48] + OWNER + data[52:64])).hex()
-        + "0f000000" + struct.pack("<I", crc32(b"Subject: hi\r\n\r\n")).hex()  # frame table
+        # Frame table.
+        + "0f000000" + struct.pack("<I", crc32(b"Subject: hi\r\n\r\n")).hex()
         + b"meta".hex()
         + b"Subject: hi\r\n\r\n".hex()
     )  # fmt: skip
@@ -210,7 +211,8 @@ def test_keys_rotate_and_wrong_keys_are_found() -> None:
 
 
 def test_frames_of_a_sealed_object_cannot_change_places() -> None:
-    """Swapped with their rows of the table and a fresh checksum: only the seal can tell."""
+    """Swapped with their rows of the table and a fresh checksum: only the seal can
+    show it."""
     codec = Codec(KEYS, "k1", "none")
     data = codec.encode(ObjectKind.MAIL, OWNER, Oid(b"s" * 16), b"", random.randbytes(2 * FRAME_BYTES))
     start, frame = HEADER_BYTES + 16 + 16, FRAME_BYTES + 16

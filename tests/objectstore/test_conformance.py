@@ -210,7 +210,8 @@ async def test_put_once_and_settle(store: OpenStore) -> None:
 
     ours, other = Oid(b"a" * 16), Oid(b"b" * 16)
     assert await put_once(store, "u/1", encoded(b"a"), ours, "mail")
-    assert await put_once(store, "u/1", encoded(b"a"), ours, "mail")  # as when the first answer was lost
+    # As when the first answer was lost.
+    assert await put_once(store, "u/1", encoded(b"a"), ours, "mail")
     assert not await put_once(store, "u/1", encoded(b"b"), other, "mail")
     assert await find_outcome(store, "u/1", ours, "mail") == "ours"
     assert await find_outcome(store, "u/1", other, "mail") == "other"

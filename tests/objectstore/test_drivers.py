@@ -132,7 +132,8 @@ async def test_the_probe_refuses_a_store_that_overwrites() -> None:
 
 @pytest.mark.parametrize("every", [1, 5])
 async def test_a_store_that_lets_several_win_is_refused(every: int) -> None:
-    """One after the other it refuses every second PUT, so the first probe finds nothing."""
+    """One after the other it refuses every second PUT, so the first probe finds
+    nothing."""
     bucket = Racy()
     store = open_store(Settings("memory://"), driver=bucket)
     await probe(store)
@@ -162,7 +163,8 @@ async def test_probes_that_were_cut_short_are_removed_by_a_later_start() -> None
     store = open_store(Settings("memory://"))
     await store.put("_probe/old/01", b"", kind="format")
     await require_one_winner(store, now=time.time())
-    assert [info.key for info in await store.list("", kind="format")] == ["_probe/old/01"]  # may be another's
+    # May be another's.
+    assert [info.key for info in await store.list("", kind="format")] == ["_probe/old/01"]
     await require_one_winner(store, now=time.time() + 7200)
     assert await store.list("", kind="format") == []
 
@@ -243,7 +245,8 @@ async def test_a_put_is_synced_before_it_returns(
     calls.clear()
     with pytest.raises(AlreadyExists):
         await directory.put("u/m/2", b"x", kind="mail")
-    assert calls[1:] == ["sync bucket/u/m"]  # it may be another process's, not synced yet
+    # It may be another process's, not synced yet.
+    assert calls[1:] == ["sync bucket/u/m"]
     await directory.delete_batch(["u/m/1", "u/m/2"], kind="mail")
     assert not (tmp_path / "bucket/u").exists()
     calls.clear()
@@ -287,7 +290,8 @@ async def test_errors_of_the_disk(
 
 @pytest.mark.parametrize("mount_point", [False, True], ids=["gone", "empty mount point"])
 async def test_a_directory_that_goes_is_unreachable_and_not_empty(tmp_path: Path, mount_point: bool) -> None:
-    """Unmounted under us: nothing is missing, nothing is stored elsewhere; mounted again all goes on."""
+    """Unmounted under us: nothing is missing, nothing is stored elsewhere; mounted
+    again all goes on."""
     bucket, away = tmp_path / "bucket", tmp_path / "away"
     store = open_store(Settings(f"file://{bucket}", deadline_s=PATIENT_S))
     impatient = open_store(Settings(f"file://{bucket}", deadline_s=0.2))
@@ -438,7 +442,8 @@ def test_processes_race_for_a_key(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def answering(answer: bytes | None) -> AsyncIterator[OpenStore]:
-    """A store whose server reads a request, says this and hangs up; None: says nothing."""
+    """A store whose server reads a request, says this and hangs up; None: says
+    nothing."""
     writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -663,7 +668,8 @@ def test_a_custom_endpoint_has_the_bucket_in_its_path(place: str, monkeypatch: p
 async def test_no_more_requests_at_a_time_than_connections(
     s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "of somebody else")  # not to be mixed with the keys of the settings
+    # Not to be mixed with the keys of the settings.
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of somebody else")
     store = open_store(replace(s3_settings(s3_bucket), connections_max=3))
     await store.put("k", b"x", kind="mail")
     slots = store.driver._inner._slots

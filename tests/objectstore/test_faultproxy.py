@@ -1,4 +1,5 @@
-"""A real S3 server behind a proxy with faults: what was acknowledged is there, and nothing is there twice."""
+"""A real S3 server behind a proxy with faults: what was acknowledged is there, and
+nothing is there twice."""
 
 from __future__ import annotations
 
@@ -33,8 +34,9 @@ BURST = 4
 @pytest.mark.needs("weed")
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
-    """Each mail is PUT as a delivery does it, and settled where its outcome is unknown, while half of the requests
-    (or all, where the store is away) meet the fault; it ends after a while."""
+    """Each mail is PUT as a delivery does it, and settled where its outcome is unknown,
+    while half of the requests (or all, where the store is away) meet the fault; it ends
+    after a while."""
     rng = random.Random(7)
     proxy = FaultProxy(s3_bucket.server.endpoint_url, rng)
     await proxy.open()

@@ -149,7 +149,8 @@ def test_a_new_key_and_back() -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_an_object_that_was_copied_is_bound_to_its_new_owner_on_purpose(name: str) -> None:
-    """With the oid that it has, but under another key: the same text under the same nonce is not the same bytes."""
+    """With the oid that it has, but under another key: the same text under the same
+    nonce is not the same bytes."""
     codec, other = CODECS[name], owner_of(mail_key(BEN, GUID, Uid(1)))
     data = codec.encode(ObjectKind.MAIL, OWNER, Oid(os.urandom(16)), b"meta", b"body" * 100)
     new = codec.renewed(data, other, was=OWNER)

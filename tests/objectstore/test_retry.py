@@ -71,7 +71,7 @@ class World:
         )
 
     def pauses(self) -> list[float]:
-        return [fields["pause"] for _, event, fields in self.log.lines if event == "retry"]
+        return [fields["pause_s"] for _, event, fields in self.log.lines if event == "request retried"]
 
     def mail(self) -> tuple[Oid, bytes]:
         oid = new_oid(self.rng)
@@ -79,7 +79,8 @@ class World:
 
 
 async def test_the_schedule() -> None:
-    """A store that is back after an outage is asked within a second; the last attempt begins before the deadline."""
+    """A store that is back after an outage is asked within a second; the last attempt
+    begins before the deadline."""
     world = World()
     world.faults.fail_next("put", times=99)
     began = world.time.now
@@ -172,7 +173,8 @@ async def test_of_a_body_of_unknown_size_a_second_is_asked_after_half_of_the_dea
 
 
 async def test_a_slow_request_has_none_beside_it_while_others_are_answered() -> None:
-    """Until half of the deadline: a store that is slow is not asked twice for everything."""
+    """Until half of the deadline: a store that is slow is not asked twice for
+    everything."""
     world = World()
     await world.bucket.put("k", b"data", kind="mail")
     world.faults.fail_next("put", fault="delay", seconds=4)
@@ -190,7 +192,8 @@ async def test_a_slow_request_has_none_beside_it_while_others_are_answered() -> 
 
 
 async def test_a_put_that_is_answered_late_is_still_waited_for() -> None:
-    """All hang for 8 s and are done then: the first attempt of each is kept, so that nobody hears "unknown"."""
+    """All hang for 8 s and are done then: the first attempt of each is kept, so that
+    nobody hears "unknown"."""
     world = World(plan=Plan(rates={"put": Rates(delay=100)}, delay_s=(8.0, 8.0)))
     oid, data = world.mail()
     began = world.time.now
@@ -202,7 +205,8 @@ async def test_a_put_that_is_answered_late_is_still_waited_for() -> None:
 @pytest.mark.parametrize("fault", ["hang", "outage"])
 @pytest.mark.parametrize("lasts_s", [0.7, 3.3, 7.9, 9.1, 13.4, 20.0, 37.7])
 async def test_after_an_outage_the_first_put_lands_within_two_seconds(fault: str, lasts_s: float) -> None:
-    """As a delivery does it: put_once, then find_outcome again and again, and the next mail."""
+    """The calls are those of a delivery: put_once, then find_outcome again and again,
+    and the next mail."""
     world = World(plan=Plan(every=Rates(hang=100)) if fault == "hang" else Plan(outage=True), jitter=True)
     began = world.time.now
     landed: list[float] = []
@@ -239,13 +243,15 @@ async def test_after_an_outage_the_first_put_lands_within_two_seconds(fault: str
 
 
 async def test_an_attempt_never_begins_past_the_deadline() -> None:
-    """On a machine under load a pause may last longer than asked for: what was known not to be done stays so."""
+    """On a machine under load a pause may last longer than asked for: what was known
+    not to be done stays so."""
     world = World()
     world.faults.fail_next("put", times=3)
     slept = world.time.sleep
 
     async def sleep(seconds: float) -> None:
-        await slept(seconds if seconds < 0.3 else 60.0)  # a minute instead of half a second
+        # A minute instead of half a second.
+        await slept(seconds if seconds < 0.3 else 60.0)
 
     world.store._inner._sleep = sleep
     with pytest.raises(Unreachable) as caught:
@@ -287,7 +293,8 @@ async def test_a_list_that_breaks_begins_anew_and_names_each_key_once(fails: tup
 
 async def test_a_list_that_breaks_at_one_page_for_ever_ends() -> None:
     world = World()
-    bucket = Breaking(range(3, 10_000, 3))  # two pages, then one that fails, again and again
+    # Two pages succeed, then the third fails at each attempt.
+    bucket = Breaking(range(3, 10_000, 3))
     for number in range(95):
         await bucket.put(f"k/{number:02}", b"", kind="mail")
     world.faults.inner = bucket
@@ -561,7 +568,8 @@ async def test_slow_requests_are_logged_with_their_attempt() -> None:
 
 
 async def test_slow_probes_are_not_logged() -> None:
-    """A race of 160 PUTs wrote a line for each that was slow; its row says how long it took."""
+    """A race of 160 PUTs wrote a line for each that was slow; its row says how long it
+    took."""
     world = World(slow_s=0.5)
     world.faults.fail_next("put", fault="delay", seconds=0.75)
     await world.time.run(world.store.put("_probe/00/race/01", b"x", kind="format"))

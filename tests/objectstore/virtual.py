@@ -1,4 +1,5 @@
-"""Time that stands still until everybody waits: tests of deadlines and pauses take no time."""
+"""Time that stands still until everybody waits: tests of deadlines and pauses take no
+time."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _SETTLE_ROUNDS = 50
-"""Rounds of the loop after which all tasks are taken to be waiting: far more than any chain of awaits in the layers."""
+"""Rounds of the loop after which all tasks are taken to be waiting: far more than any
+chain of awaits in the layers."""
 
 
 class VirtualTime:
-    """clock and sleep for the layers; `run` moves the time on. pauses: every sleep asked for, in order."""
+    """clock and sleep for the layers; `run` moves the time on. pauses: every sleep
+    asked for, in order."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -33,7 +36,8 @@ class VirtualTime:
         await future
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run work to its end, moving the time to the next sleeper whenever nothing else moves."""
+        """Run work to its end, moving the time to the next sleeper whenever nothing
+        else moves."""
         task = asyncio.ensure_future(work)
         while True:
             for _ in range(_SETTLE_ROUNDS):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What of the AWS command line the manual uses, over boto3: `s3 sync` and the `s3api` calls that set a bucket up."""
+"""What of the AWS command line the manual uses, over boto3: `s3 sync` and the `s3api`
+calls that set a bucket up."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def listing(at: Place) -> dict[str, int]:
 
 
 def wanted(key: str, filters: list[tuple[str, str]]) -> bool:
-    """All but what is excluded; the last filter that fits counts, and `*` is any text."""
+    """All but what is excluded; the last filter that fits counts, and `*` is any
+    text."""
     out = True
     for option, pattern in filters:
         if fnmatchcase(key, pattern):

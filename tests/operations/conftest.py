@@ -1,4 +1,5 @@
-"""Real backends for the procedures of the manual, with what tests/e2e uses to run them."""
+"""Real backends for the procedures of the manual, with what tests/e2e uses to run
+them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def machine(seaweedfs: S3Server) -> Iterator[Machine]:
 
 @pytest.fixture
 def served(machine: Machine) -> Machine:
-    """One as the manual installs it, with mails of a user, flags, a copy and an expunge."""
+    """One as the manual installs it, with mails of a user, flags, a copy and an
+    expunge."""
     machine.certificate("/etc/obox")
     machine.run(re.sub(r"^obox(adm)? .*(config|check).*\n", "", commands("operations.md", "install"), flags=re.M))
     live(machine)

@@ -1,8 +1,9 @@
 """Blocks of commands out of a page of the manual, and a machine to run them on.
 
-A block is a ```sh fence; the comment above it says `test: NAME` or `not run: WHY`. They run as printed, in bash; what
-stands for the machine's directories and addresses is put in (`PLACES`, `Machine.say`), and the environment, which goes
-above the configuration, names the real bucket and free ports.
+A block is a ```sh fence; the comment above it says `test: NAME` or `not run: WHY`. They
+run as printed, in bash; what stands for the machine's directories and addresses is put
+in (`PLACES`, `Machine.say`), and the environment, which goes above the configuration,
+names the real bucket and free ports.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Block(NamedTuple):
 
 
 def blocks(page: str) -> list[Block]:
-    """Of docs/`page`; a block without a comment has neither name nor reason."""
+    """Return the blocks of docs/`page`. A block without a comment has neither name nor
+    reason."""
     text = (TOP / "docs" / page).read_text()
     found = re.findall(r"^(?:<!-- (test|not run): (.+?) -->\n)?```sh\n(.*?)^```$", text, re.M | re.S)
     return [
@@ -56,7 +58,8 @@ def commands(page: str, test: str) -> str:
 
 
 class Machine:
-    """An empty machine: directories, programs, and the bucket `mail` with nothing in it."""
+    """An empty machine: directories, programs, and the bucket `mail` with nothing in
+    it."""
 
     def __init__(self, root: Path, server: S3Server) -> None:
         self.root = root
@@ -115,7 +118,7 @@ class Machine:
         self.run(f"{new} -keyout {where}/key.pem -out {where}/cert.pem 2>/dev/null")
 
     def listed(self, prefix: str = PREFIX) -> list[str]:
-        """Of the bucket, below the prefix."""
+        """List the keys of the bucket, below the prefix."""
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
         return [one["Key"][len(prefix) + 1 :] for page in pages for one in page.get("Contents", ())]
 
@@ -151,7 +154,7 @@ class Machine:
         return int((self.root / "systemd/obox-backend@mail1.pid").read_text())
 
     def kill(self) -> None:
-        """As a machine that loses its power."""
+        """Kill the process as a machine that loses its power does."""
         with suppress(OSError, ValueError):
             os.kill(self.pid(), 9)
         time.sleep(0.05)

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""What of systemctl the manual uses, for the units of `systemd/`: it runs their commands and sends their signals.
+"""What of systemctl the manual uses, for the units of `systemd/`: it runs their
+commands and sends their signals.
 
-The order in which units start and stop, and which of them hear of what, is read from the units' dependencies: stops go
-to those with StopPropagatedFrom, and a unit stops before those that it is After. Checked once by hand against systemd
-252; a machine is the directory $OBOX_TEST_ROOT.
+The order in which units start and stop, and which of them hear of what, is read from
+the units' dependencies: stops go to those with StopPropagatedFrom, and a unit stops
+before those that it is After. Checked once by hand against systemd 252; a machine is
+the directory $OBOX_TEST_ROOT.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Unit:
         return 0
 
     def pid(self) -> int:
-        """Of the process that runs; 0 if none does."""
+        """Return the id of the process that runs; 0 if none does."""
         try:
             pid = int(self.pid_file.read_text())
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

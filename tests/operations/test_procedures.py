@@ -1,4 +1,5 @@
-"""The procedures of docs/operations.md: their commands as they are printed, and what has become of the mail."""
+"""The procedures of docs/operations.md: their commands as they are printed, and what
+has become of the mail."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def bundles(machine: Machine, prefix: str = "obox") -> set[str]:
 
 
 def flag(machine: Machine, flag: str = "\\Flagged") -> None:
-    """An important change: one that exists nowhere but in local state and journal."""
+    """An important change: it exists only in local state and journal."""
     with machine.login() as client:
         client.select_folder("INBOX")
         client.add_flags([1], [flag])
@@ -54,7 +55,8 @@ def test_each_block_is_run_or_says_why_not(page: str) -> None:
 
 
 def test_every_day(served: Machine, do: Do) -> None:
-    """What changes nothing for users, one after the other on one machine; then a user goes."""
+    """What changes nothing for users, one after the other on one machine; then a user
+    goes."""
     before = served.see()
     trouble_is_seen(served, do)
     certificates_are_renewed(served, do)
@@ -143,7 +145,8 @@ def test_a_stop_flushes_and_a_restart_does_not(served: Machine, do: Do) -> None:
 
 
 def test_the_bucket_is_restored_from_a_copy_made_while_it_was_in_use(served: Machine, do: Do) -> None:
-    """Mails come and go between the two copies: what the first knows is there, what came is found, UIDs go on."""
+    """Mails come and go between the two copies: what the first knows is there, what
+    came is found, UIDs go on."""
     flag(served)
     flush, first, second = commands("operations.md", "backup").splitlines()
     served.run(f"{flush}\n{first}")
@@ -199,7 +202,8 @@ def test_one_user_is_restored_under_another_name(served: Machine, do: Do) -> Non
 
 
 def lost_objects_are_put_back(served: Machine, do: Do) -> None:
-    """Of a user whose mail lies in the backup under the same keys."""
+    """The user's mail lies in the backup under the same keys, and lost objects are put
+    back from there."""
     assert served.deliver(simple(91)) == 250
     before = served.see()
     do("backup")
@@ -241,7 +245,8 @@ def test_keys_are_rotated(machine: Machine) -> None:
 
 
 def key_names(machine: Machine, part: str) -> dict[str, bytes]:
-    """Ids of the keys that objects are sealed under, by the last element of their key."""
+    """Ids of the keys that objects are sealed under, by the last element of their
+    key."""
     names = {}
     for key in machine.listed():
         if part in key:

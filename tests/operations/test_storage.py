@@ -1,4 +1,5 @@
-"""docs/storage.md: its rights are what obox asks for, its rules are good ones, its sum is right."""
+"""docs/storage.md: its rights are what obox asks for, its rules are good, its sum
+is right."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ REQUEST = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (/\S*) HTTP/1.1\r\n(.*?)\r\n\
 
 
 class Recorder(Proxy):
-    """Passes requests to the store on and notes the S3 actions that they need, each with its object's key."""
+    """Passes requests to the store on and notes the S3 actions that they need, each
+    with its object's key."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         super().__init__(target)
@@ -87,7 +89,8 @@ def recorder(seaweedfs: S3Server) -> Iterator[Recorder]:
 
 
 def test_the_policy_is_what_a_backend_asks_for(machine: Machine, recorder: Recorder) -> None:
-    """A life from the first start to the deletion of a user, with rights in this bucket alone."""
+    """A life from the first start to the deletion of a user, with rights in this bucket
+    alone."""
     limited = {"AWS_ACCESS_KEY_ID": LIMITED_KEY_ID, "OBOX_STORAGE__ENDPOINT_URL": f"http://127.0.0.1:{recorder.port}"}
     machine.environ |= {**limited, "OBOX_STORAGE__DELETE_DELAY": "0s"}
     machine.certificate("/etc/obox")

@@ -1,4 +1,5 @@
-"""The script at the end of docs/format.md, as it is printed, on buckets that a real backend wrote."""
+"""The script at the end of docs/format.md, as it is printed, on buckets that a real
+backend wrote."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ Mails = dict[str, dict[int, bytes]]
 
 
 def bodies(client: IMAPClient) -> Mails:
-    """By mailbox and UID, mailboxes without mails left out."""
+    """Return the bodies by mailbox and UID, mailboxes without mails left out."""
     out: Mails = {}
     for flags, _, name in client.list_folders():
         if b"\\Noselect" in flags or b"\\NonExistent" in flags:
@@ -38,7 +39,8 @@ def bodies(client: IMAPClient) -> Mails:
 
 
 def take_out(tmp_path: Path, user: str, *keys: str, code: int = 0) -> tuple[Mails, Mails, str]:
-    """Run the script; what it found: mails, expunged ones, and what it complained of."""
+    """Run the script; what it found: mails, expunged mails, and what it complained
+    of."""
     file, target = tmp_path / "takeout.py", tmp_path / f"out{secrets.token_hex(4)}"
     file.write_text(SCRIPT)
     # -I: nothing of this checkout can be imported by chance.
@@ -54,13 +56,15 @@ def take_out(tmp_path: Path, user: str, *keys: str, code: int = 0) -> tuple[Mail
 
 
 def live(backend: Backend) -> Mails:
-    """Mails of every kind, by every way, in every state; returns what Anna has in the end."""
+    """Mails of every kind, by every way, in every state; returns what Anna has in the
+    end."""
     for mail in (simple(1), simple(2, size=900_000), simple(3)):
         assert [code for code, _ in backend.deliver(mail, ANNA, BEN)] == [250, 250]
     with backend.login() as client:
         client.create_folder("Projects/Grüße & mehr")
         client.create_folder("Gone")
-        for mail in filter(None, every_kind().values()):  # an empty one cannot be appended
+        # An empty one cannot be appended.
+        for mail in filter(None, every_kind().values()):
             client.append("Drafts", mail)
         client.select_folder("INBOX")
         client.copy([1, 2], "Projects/Grüße & mehr")
@@ -129,7 +133,7 @@ def test_a_damaged_object_is_named_and_the_rest_comes_out(make: Callable[..., Ba
 
 @pytest.mark.parametrize("kind", ["plain", "sealed"])
 def test_mails_of_the_first_version_come_out_too(make: Callable[..., Backend], tmp_path: Path, kind: str) -> None:
-    """Of a bucket of version 1, of one with objects of both, and of one that was upgraded."""
+    """The bucket has version 1, or objects of both versions, or it was upgraded."""
     with tarfile.open(ROOT / f"tests/store/version-1-{kind}.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     expected = json.loads((tmp_path / "expected.json").read_text())["anna"]

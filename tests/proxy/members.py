@@ -1,4 +1,5 @@
-"""Backends of a cluster in one process: own stores, real sockets, a router that a test moves."""
+"""Backends of a cluster in one process: own stores, real sockets, a router that a test
+moves."""
 
 from __future__ import annotations
 
@@ -151,7 +152,8 @@ class Member:
             server.close()
 
     async def deliver(self, mail: bytes, *recipients: str, lines: bytes = b"") -> list[str]:
-        """Send a mail over LMTP; the replies to RCPT that are no 250, then those to the mail."""
+        """Send a mail over LMTP; the replies to RCPT that are no 250, then those to the
+        mail."""
         reader, writer = await asyncio.open_connection(ADDRESS, self.lmtp_port)
         got = []
         async with asyncio.timeout(30):

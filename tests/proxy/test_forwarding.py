@@ -253,7 +253,7 @@ async def test_a_forged_forward_is_refused_logged_and_counted(two: tuple[Cluster
         client.send(base64.b64encode(answer) + b"\r\n")
         assert (await client.line()).startswith(b"a NO [AUTHENTICATIONFAILED]")
     assert [(line["event"], line["remote"], line["log_level"]) for line in logs] == [
-        ("link_refused", "127.0.0.9", "warning")
+        ("trusted link refused", "127.0.0.9", "warning")
     ]
     assert b2.counts.results == [("imap", "forged")]
     assert len(b2.penalties) == 1
@@ -266,7 +266,7 @@ async def test_members_without_a_common_secret(two: tuple[Cluster, Member, Membe
     client = await b1.client()
     with capture_logs() as logs:
         assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
-    (line,) = (line for line in logs if line["event"] == "link_failed")
+    (line,) = (line for line in logs if line["event"] == "trusted link failed")
     assert "secret_file" in line["next_step"]
     assert b1.counts.results == [("imap", "refused")]
     b2.forwarder.secrets = (SECRET, *b1.forwarder.secrets)  # the second of a rotation
@@ -284,7 +284,8 @@ async def test_a_member_without_secrets_has_no_link(tmp_path: Path) -> None:
 async def test_somebody_in_the_middle_has_another_certificate(two: tuple[Cluster, Member, Member]) -> None:
     made, b1, b2 = two
     made.rows.places["b2"] = ("localhost", {"imaps": b2.tls_port})
-    b2.forwarder._certificate = lambda: b"x" * 32  # what the owner shows is not what the sender sees
+    # What the owner shows is not what the sender sees.
+    b2.forwarder._certificate = lambda: b"x" * 32
     client = await b1.client()
     assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
     assert b1.counts.results == [("imap", "refused")]
@@ -298,12 +299,13 @@ async def test_a_user_who_is_another_there_is_not_served(two: tuple[Cluster, Mem
     client = await b1.client()
     with capture_logs() as logs:
         assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
-    assert "auth_members_differ" in {line["event"] for line in logs}
+    assert "members have different users" in {line["event"] for line in logs}
     b1.forwarder.forward_of = made  # type: ignore[method-assign]
 
 
 async def test_a_session_leaves_the_address_of_its_proxy(two: tuple[Cluster, Member, Member]) -> None:
-    """Sessions per address are limited at each proxy, not where they all come from one."""
+    """Sessions per address are limited at each proxy, not where they all come from
+    one."""
     _, _, b2 = two
     registry = b2.hub.registry
     client = await b2.client()

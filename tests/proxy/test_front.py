@@ -1,4 +1,5 @@
-"""`obox proxy`: a process without a store, in front of the backends that the directory names."""
+"""`obox proxy`: a process without a store, in front of the backends that the directory
+names."""
 
 from __future__ import annotations
 
@@ -162,7 +163,8 @@ async def test_a_proxy_serves_logins_mails_probes_and_metrics(
 async def test_clients_of_users_who_have_another_backend_are_let_go(
     backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old backend may have died: what it does not close the proxy closes; others stay."""
+    """The old backend may have died: what it does not close the proxy closes; others
+    stay."""
     monkeypatch.setattr(front_module, "MOVED_S", 0.0)
     made, _, directory = backend
     made.rows.own("anna", "b2")

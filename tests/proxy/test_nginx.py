@@ -110,7 +110,9 @@ async def test_the_answer_names_the_owner_and_a_password(proxied: tuple[Cluster,
     with capture_logs() as logs:
         again = await (await b2.client()).cmd(f"LOGIN ben {answer['Auth-Pass']}")
     assert again[-1].startswith(b"NO [AUTHENTICATIONFAILED]")
-    assert [(line["event"], line["why"]) for line in logs] == [("link_refused", "a token that was used before")]
+    assert [(line["event"], line["reason"]) for line in logs] == [
+        ("trusted link refused", "a token that was used before")
+    ]
     assert len(b2.penalties) == 1
 
 

@@ -1,4 +1,5 @@
-"""A mail may be handed to any member: recipients go to their owners, over real sockets."""
+"""A mail may be handed to any member: recipients go to their owners, over real
+sockets."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ async def test_recipients_are_split_by_owner(two: tuple[Cluster, Member, Member]
             assert MAIL in mail  # byte for byte
             assert mail.count(b"Received: from mta.example ([127.0.0.1])") == 1
             assert mail.count(b"Return-Path: <from@example.org>") == 1
-    assert b1.counts.results.count(("lmtp", "ok")) == 1  # ben and carl in one transaction
+    # Ben and carl in one transaction.
+    assert b1.counts.results.count(("lmtp", "ok")) == 1
     assert proxy.counts.results == [("lmtp", "ok"), ("lmtp", "ok")]
 
 
@@ -69,7 +71,7 @@ async def test_each_recipient_has_its_own_reply(two: tuple[Cluster, Member, Memb
     with capture_logs() as logs:
         replies = await b1.deliver(MAIL, "nobody", "anna", "ben", "carl")
     assert [reply[:9] for reply in replies] == ["550 5.1.1", "250 2.0.0", "250 2.0.0", "552 5.2.2"]
-    lines = [line for line in logs if line["event"] == "lmtp_delivery" and line.get("backend")]
+    lines = [line for line in logs if line["event"] == "lmtp delivery" and line.get("backend")]
     assert [(line["user"], line["backend"], line["result"]) for line in lines] == [
         ("ben", "b2", "250 2.0.0"),
         ("carl", "b2", "552 5.2.2"),
@@ -221,7 +223,7 @@ async def test_a_forged_proof_is_refused_logged_and_counted(two: tuple[Cluster, 
     with capture_logs() as logs:
         (answer,) = await talk(reader, writer, base64.b64encode(proof))
     assert answer == b"535 5.7.8 Authentication failed"
-    assert [(line["event"], line["remote"]) for line in logs] == [("link_refused", "127.0.0.9")]
+    assert [(line["event"], line["remote"]) for line in logs] == [("trusted link refused", "127.0.0.9")]
     assert len(b2.penalties) == 1
     _, refused = await talk(reader, writer, b"MAIL FROM:<a@b>", b"RCPT TO:<ben> XOBOX=b2:1:1")
     assert refused.startswith(b"555 5.5.4")  # only members say who owns a recipient

@@ -140,7 +140,8 @@ async def test_strangers_are_not_answered(proxied: tuple[Cluster, Member, Member
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that Postfix' users can reach, unlike a temporary directory of pytest."""
+    """A directory that Postfix' users can reach, unlike a temporary directory of
+    pytest."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)

@@ -92,7 +92,8 @@ async def test_a_client_that_does_not_read_stops_the_owner(proxied: tuple[Member
     writer.write(b"x" * ROOM)
     found = splice(proxy)
     await until(lambda: found.owner.held)
-    assert found.buffered_bytes <= 8 * BUFFER_BYTES  # the mark, and what one read brings
+    # The mark, and what one read brings.
+    assert found.buffered_bytes <= 8 * BUFFER_BYTES
     assert writer.transport.get_write_buffer_size() > 0  # the owner waits as well
     client.reader._limit = 1 << 26  # type: ignore[attr-defined]
     assert len(await client.reader.readexactly(ROOM)) == ROOM
@@ -112,7 +113,8 @@ async def test_an_owner_that_does_not_read_stops_the_client(proxied: tuple[Membe
 
 
 async def test_a_splice_waits_for_hours_without_a_timer(proxied: tuple[Member, Owner]) -> None:
-    """Nobody but the owner says when an IDLE has lasted too long; the kernel looks after the peers."""
+    """Nobody but the owner says when an IDLE has lasted too long; the kernel looks
+    after the peers."""
     proxy, owner = proxied
     await proxy.client(login="ben", strict=False)
     await owner.client()
@@ -221,7 +223,8 @@ async def test_a_client_that_leaves_during_the_login_leaves_nothing(proxied: tup
     client.send(b"a LOGIN ben secret\r\n")
     await until(lambda: len(proxy.hub.tasks) == 1)
     sock = client.writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+    # A reset, not an end.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.writer.transport.abort()
     await until(lambda: not len(proxy.hub.registry))
     gate.set()

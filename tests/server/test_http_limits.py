@@ -1,4 +1,5 @@
-"""[http] and those who send nothing, or leave: others are served, the probes before all, and nothing is an error."""
+"""[http] and those who send nothing, or leave: others are served, the probes before
+all, and nothing is an error."""
 
 from __future__ import annotations
 

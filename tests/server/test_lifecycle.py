@@ -110,7 +110,7 @@ async def test_a_failed_reload_keeps_everything(log: Any) -> None:
     assert log.lines[0] == (
         "error",
         "reload failed, the old configuration stays",
-        {"what": "config", "error": "imap.listen = 7: no"},
+        {"step": "config", "error": "imap.listen = 7: no"},
     )
 
 
@@ -134,8 +134,12 @@ async def test_who_asks_for_a_reload_hears_how_it_went(log: Any) -> None:
     running = asyncio.create_task(life.run(signals=False))
     assert await early == (("log.level",), ("imap.listen", "state_dir"))
     assert log.lines == [
-        ("info", "reloaded", {"settings": ["log.level"]}),
-        ("warning", "reloaded; some changes wait for a restart", {"settings": ["imap.listen", "state_dir"]}),
+        ("info", "configuration reloaded", {"settings": ["log.level"]}),
+        (
+            "warning",
+            "configuration reloaded, some changes wait for a restart",
+            {"settings": ["imap.listen", "state_dir"]},
+        ),
     ]
     with pytest.raises(ValueError, match="no"):
         await life.reloaded()
@@ -170,7 +174,7 @@ async def test_a_drain_that_hangs_is_cut_and_the_next_runs(log: Any, monkeypatch
     life.stop()
     assert await asyncio.wait_for(life.run(signals=False), PATIENT_S) == 0
     assert done == ["flush"]
-    assert [(event, values.get("what")) for _, event, values in log.lines[1:-1]] == [
+    assert [(event, values.get("step")) for _, event, values in log.lines[1:-1]] == [
         ("drain cut short", "hang"),
         ("drain failed", "fail"),
     ]
@@ -198,7 +202,8 @@ async def test_a_second_signal_hurries(log: Any) -> None:
 
 
 async def test_a_stop_for_a_restart_is_told_from_others(log: Any) -> None:
-    """SIGUSR1; after a SIGTERM it only hurries: what was to be flushed is not left out."""
+    """SIGUSR1; after a SIGTERM it only hurries: what was to be flushed is not left
+    out."""
     for signals, returning in (([signal.SIGUSR1], True), ([signal.SIGTERM, signal.SIGUSR1], False)):
         life, seen = make(log, timeout_s=10 * PATIENT_S), []
 
@@ -230,7 +235,7 @@ async def test_the_dog_is_petted_while_it_drains(log: Any, manager: Manager) -> 
     life.on_stop("flush", flush)
     life.stop()
     assert await asyncio.wait_for(life.run(signals=False), PATIENT_S) == 0
-    assert ("warning", "drain cut short", {"what": "flush"}) not in log.lines
+    assert ("warning", "drain cut short", {"step": "flush"}) not in log.lines
 
 
 async def test_watchdog(log: Any, manager: Manager) -> None:

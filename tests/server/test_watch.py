@@ -88,7 +88,8 @@ async def test_two_files_one_after_the_other_are_one_change(tmp_path: Path, log:
 
 
 async def test_a_link_that_points_elsewhere(tmp_path: Path, log: Any) -> None:
-    """As ACME clients do (live/ has links into archive/), twice: the second time the file is in a third directory."""
+    """ACME clients renew in this way (live/ has links into archive/). The second time,
+    the file is in a third directory."""
     for number in (1, 2, 3):
         (tmp_path / f"archive{number}").mkdir()
         (tmp_path / f"archive{number}" / "cert.pem").write_text(f"number {number}")
@@ -109,7 +110,8 @@ async def test_a_link_that_points_elsewhere(tmp_path: Path, log: Any) -> None:
 
 
 async def test_a_directory_behind_a_link(tmp_path: Path, log: Any) -> None:
-    """As secrets are mounted into containers: file -> data/file, data -> one of two directories."""
+    """Secrets are mounted into containers in this way: file -> data/file, data -> one
+    of two directories."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "tls.crt").write_text(f"certificate {name}")

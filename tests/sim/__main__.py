@@ -1,4 +1,5 @@
-"""python -m tests.sim --seeds N --start S: random lives, each from its seed; says which one failed."""
+"""python -m tests.sim --seeds N --start S: random lives, each from its seed; says which
+one failed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The two local caches as plain tables, with what a crash leaves of them.
 
-`Disk` is what has been committed; a `SimMetacache` is one process's view of it. A kill, or a power cut, loses what was
-staged and not committed: with group commit that is always a suffix of the writes. The folding of writes is the real
-one (`metacache.operations`), so that a copy here means what it means there.
+`Disk` is what has been committed; a `SimMetacache` is one process's view of it. A kill,
+or a power cut, loses what was staged and not committed: with group commit that is
+always a suffix of the writes. The folding of writes is the real one
+(`metacache.operations`), so that a copy here means what it means there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""A random life of one user's mail in a cluster: backends that die, leave and return, a directory that lies.
+"""A random life of one user's mail in a cluster: backends that die, leave and return, a
+directory that lies.
 
-Each backend has its store, its member and its way to the directory. The player's clients ask whichever backend says
-that it serves the user; while two say so, they are two groups of clients that do not know of each other.
+Each backend has its store, its member and its way to the directory. The player's
+clients ask whichever backend says that it serves the user; while two say so, they are
+two groups of clients that do not know of each other.
 """
 
 from __future__ import annotations
@@ -52,8 +54,10 @@ from .world import Crash, Node, World
 GROUPS = 4
 DEAD_AFTER_S = 10.0
 NAMES = ("a", "b", "c")
+LEAVE_S = 10.0
 SETTLED_S = 90.0
-"""After the last accident: by then there is one owner, and it knows what the others wrote."""
+"""After the last accident: by then there is one owner, and it knows what the others
+wrote."""
 
 
 class SimKeeper:
@@ -218,7 +222,7 @@ class ClusterStory:
         return owners[0]
 
     def _tell_why(self) -> None:
-        """For whoever reads a failure: what each backend believes."""
+        """Print what each backend believes, for the reader of a failure."""
         for name, node in self.nodes.items():
             member = self.members[name]
             self.world.note(
@@ -281,8 +285,9 @@ class ClusterStory:
     async def _accident(self) -> None:
         rng = self.rng
         kinds: list[Callable[[Node], Awaitable[None]]] = [
-            self._stops, self._dies, self._dies, self._is_evacuated, self._moves, self._moves_alone, self._is_unpinned,
-            self._is_cut, self._outage, self._restored, self._freezes, self._bucket_is_gone, *self._more_accidents(),
+            self._stops, self._stop_all, self._dies, self._dies, self._is_evacuated, self._moves, self._moves_alone,
+            self._is_unpinned, self._is_cut, self._outage, self._restored, self._freezes, self._bucket_is_gone,
+            *self._more_accidents(),
         ]  # fmt: skip
         kind = self._thaws if self.frozen else rng.choice(kinds)
         up = [name for name, node in self.nodes.items() if node.up]
@@ -303,9 +308,27 @@ class ClusterStory:
         return []
 
     async def _stops(self, node: Node) -> None:
+        await self._leave(node)
         await self._stop(node)
         await asyncio.sleep(self.rng.choice([0, 2, 30]))
         await self._start(node.name, node.disk)
+
+    async def _stop_all(self, node: Node) -> None:
+        """Every backend that is up stops, a little after the one before; then all start
+        again."""
+        up = [one for one in self.nodes.values() if one.up]
+        pause = self.rng.choice([0, 0.01, 0.3, 3])
+
+        async def stop(one: Node, after_s: float) -> None:
+            await asyncio.sleep(after_s)
+            await self._leave(one)
+            await self._stop(one)
+
+        await asyncio.gather(*(stop(one, number * pause) for number, one in enumerate(up)))
+        self.rng.shuffle(up)
+        for one in up:
+            await asyncio.sleep(self.rng.choice([0, 2, 15]))
+            await self._start(one.name, one.disk)
 
     async def _dies(self, node: Node) -> None:
         node.kill()
@@ -326,7 +349,8 @@ class ClusterStory:
         self._put(Kind.MOVES, user_key(SID), Move(self.rng.choice([*self.sites]), self.world.now()))
 
     async def _is_unpinned(self, node: Node) -> None:
-        """As the verb does it: the assignment stays, and the user follows the group from then on."""
+        """Remove the pin as the verb does it: the assignment stays, and the user
+        follows the group from then on."""
         row = self.replica.rows().get((Kind.PINS, SID))
         if row is not None:
             self._put(Kind.PINS, SID, replace(decode(row.value, Assigned), removed=True))
@@ -358,7 +382,8 @@ class ClusterStory:
         self._split()
 
     async def _answered(self) -> None:
-        """Commands that were given before an accident have ended. Those of a frozen backend wait until it thaws."""
+        """Commands that were given before an accident have ended. Those of a frozen
+        backend wait until it thaws."""
         waiting, self.waiting = self.waiting, []
         for task in waiting:
             await task
@@ -367,6 +392,15 @@ class ClusterStory:
         self.world.plan.outage = True
         await asyncio.sleep(self.rng.choice([1, 8, 20]))
         self.world.plan.outage = False
+
+    async def _leave(self, node: Node) -> None:
+        """The first part of an orderly stop: others get the groups. Now and then it is
+        for a restart, and they do not."""
+        if node.ended or self.rng.random() < 0.2:
+            return
+        leaving = node.host.spawn(self.members[node.name].leave())
+        await asyncio.wait([leaving], timeout=LEAVE_S)
+        leaving.cancel()
 
     async def _stop(self, node: Node) -> None:
         for task in list(node.host.tasks):
@@ -411,7 +445,7 @@ class ClusterStory:
 
 
 class _Membership(Membership):
-    """Fences are of the backend's own site alone: no site judges the backends of another."""
+    """Check that a backend fences only backends of its own site."""
 
     def __init__(self, story: ClusterStory, name: str) -> None:
         super().__init__()
@@ -425,9 +459,11 @@ class _Membership(Membership):
 
 
 class SitesStory(ClusterStory):
-    """Two sites with a directory each. The directories give each other their writes late, and now and then not at all.
+    """Two sites with a directory each, which exchange their writes late, and sometimes
+    not at all.
 
-    An operator may give a site up that does not answer: then both sites serve, and do not know of each other.
+    An operator may set a site offline that does not answer. Then both sites serve the
+    user, and do not know of each other.
     """
 
     flag = "--sites"
@@ -436,7 +472,8 @@ class SitesStory(ClusterStory):
     async def _found(self) -> None:
         north, south = self.replicas.values()
         self.link = north.join(south, 1.5)
-        # The directories are made before members start: two with different numbers of groups are not one cluster.
+        # The settings are in both directories before members start. Two directories
+        # with different numbers of groups would not be a cluster.
         way = MemoryDirectory(north, sleep=asyncio.sleep)
         chance = random.Random(self.seed)
         await make_settings(way, GROUPS, now=self.world.now, sleep=asyncio.sleep, random_bytes=chance.randbytes)
@@ -444,7 +481,7 @@ class SitesStory(ClusterStory):
         await super()._found()
 
     def _put(self, kind: Kind, key: str, record: Any) -> None:
-        """An operator asks at one of the sites."""
+        """Write a row at one of the sites, as an operator does."""
         self.replica = self.rng.choice([*self.replicas.values()])
         super()._put(kind, key, record)
 
@@ -458,7 +495,8 @@ class SitesStory(ClusterStory):
             self.link.cut = False
 
     async def _site_is_given_up(self, node: Node) -> None:
-        """By an operator at the other site. The site itself hears of it when the link is back."""
+        """Let an operator at the other site set a site offline. The site itself learns
+        it when the link is back."""
         self._split()
         lost = self.sites[node.name]
         (self.replica,) = (replica for site, replica in self.replicas.items() if site != lost)

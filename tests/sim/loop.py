@@ -1,9 +1,11 @@
 """A loop on virtual time: when nobody can run, the clock jumps to the next timer.
 
-Threads do not exist here: `run_in_executor` (and so `asyncio.to_thread`) runs its call at once. Tasks that belong to a
-`Host` (by a context variable that children inherit) stand still while it is frozen, as those of a suspended machine.
+Threads do not exist here: `run_in_executor` (and so `asyncio.to_thread`) runs its call
+at once. Tasks that belong to a `Host` (by a context variable that children inherit)
+stand still while it is frozen, as those of a suspended machine.
 
-Invariant: with the same seed, the same order of everything. A loop on which all wait and no timer runs is an error.
+Invariant: with the same seed, the same order of everything. A loop on which all wait
+and no timer runs is an error.
 """
 
 from __future__ import annotations
@@ -134,7 +136,8 @@ def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, context: Any = None) 
 
 
 def simulate(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run `work` to its end on a virtual clock; whatever failed unseen fails the run."""
+    """Run `work` to its end on a virtual clock; whatever failed unseen fails the
+    run."""
     loop = SimLoop()
     try:
         asyncio.set_event_loop(loop)

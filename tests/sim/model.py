@@ -1,12 +1,14 @@
 """What was acknowledged, and whether it is still true.
 
-Each fact that a client was told (this mail is there, this flag is set, this mailbox has that name) is a `Register`: the
-set of values that may be seen. An acknowledged change leaves one value; a change without an answer leaves both; a crash
-that loses the local state brings back the older value of what was acknowledged but not yet journaled, where the
-contract says so (flags and expunges, `durability = "local"`).
+Each fact that a client has seen (this mail is there, this flag is set, this mailbox has
+that name) is a `Register`: the set of values that may be seen. An acknowledged change
+leaves one value; a change without an answer leaves both; a crash that loses the local
+state brings back the older value of what was acknowledged but not yet journaled, where
+the contract says so (flags and expunges, `durability = "local"`).
 
-A `Client` is an IMAP client with CONDSTORE and QRESYNC: it keeps what it was told, asks for what changed, and must then
-have the truth; it must never be shown a new UID below one that it knows.
+A `Client` is an IMAP client with CONDSTORE and QRESYNC: it keeps what it has seen, asks
+for what changed, and must then have the truth; it must never be shown a new UID below
+a UID that it knows.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ class Model:
         self.boxes: dict[str, Box] = {}
         self.tokens: set[bytes] = set()
         self.contents: dict[tuple[str, int], bytes] = {}
-        """(mailbox, uid) -> token, for ever, whoever saw it."""
+        """(mailbox, uid) -> token, for ever, for every session."""
         self.removable: set[bytes] = set()
         """Tokens that some command may have removed for good."""
         self.delivered: set[bytes] = set()
@@ -112,13 +114,14 @@ class Model:
             register.crash(since)
 
     def kept(self, since: float, until: float) -> None:
-        """A crash kept the local state: what was acknowledged after `since` is only there, until the next life has
-        journaled it, which it does by `until`."""
+        """A crash kept the local state: what was acknowledged after `since` is only
+        there, until the next life has journaled it, which it does by `until`."""
         for register in self.registers():
             register.lately = [(until if at >= since else at, old) for at, old in register.lately]
 
     def box(self, guid: str, name: str) -> Box:
-        if guid not in self.boxes:  # seen, but perhaps not yet acknowledged to whoever makes it
+        # Seen, but perhaps not yet acknowledged to the session that makes it.
+        if guid not in self.boxes:
             self.boxes[guid] = Box(guid, Register({name}), Register({False, name not in ("INBOX", "Trash")}))
         return self.boxes[guid]
 
@@ -136,7 +139,8 @@ class Model:
         return mails[uid]
 
     def check_box(self, guid: str, state: State, tokens: dict[int, bytes], *, adopt: bool = True) -> None:
-        """Hold one mailbox against the facts. tokens: of the mails that are there, read from the bucket."""
+        """Hold one mailbox against the facts. tokens: of the mails that are there, read
+        from the bucket."""
         box = self.boxes[guid]
         for uid, token in tokens.items():
             self.saw(guid, uid, token)
@@ -175,9 +179,11 @@ class Client:
         return other
 
     def resync(self, state: State, who: str, returning: set[int]) -> None:
-        """SELECT (QRESYNC …) or FETCH 1:* (FLAGS) (CHANGEDSINCE … VANISHED): then we have the truth.
+        """SELECT (QRESYNC …) or FETCH 1:* (FLAGS) (CHANGEDSINCE … VANISHED): then we
+        have the truth.
 
-        returning: UIDs that an expunge which was lost with the local state may bring back.
+        returning: UIDs that an expunge which was lost with the local state may bring
+        back.
         """
         truth = flags_of(state)
         require(self.modseq <= state.highestmodseq, who, "HIGHESTMODSEQ fell", self.modseq, state.highestmodseq)

@@ -1,4 +1,5 @@
-"""Sessions of one user: what they ask for, what they are told, and the model that remembers it."""
+"""Sessions of one user: what they ask for, what they get, and the model that
+remembers it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ Op = Callable[["Player", Node, random.Random], Awaitable[None]]
 
 
 class Player:
-    """One user's clients and what they were told."""
+    """One user's clients and what they have seen."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -58,8 +59,9 @@ class Player:
         durable: bool = True,
         holds: Callable[[int], bool] = lambda number: True,
     ) -> Any:
-        """Run one command: the answer, or None for NO and for no answer at all. changes: what OK would mean; holds:
-        whether it means the change of that number, or found nothing there to be changed."""
+        """Run one command: the answer, or None for NO and for no answer at all.
+        changes: what OK would mean; holds: whether it means the change of that number,
+        or found nothing there to be changed."""
         world = self.world
         begun = [(register, value, register.begin(value)) for register, value in changes]
         began, result, ok = world.clock(), None, False
@@ -145,7 +147,8 @@ class Player:
             new = uid not in self.model.boxes[guid].mails
             mail = self.model.mail(guid, uid, token)
             if new and self.split:
-                mail.live.allowed = {False, True}  # of a group that its writer takes back
+                # Of a group that its writer takes back.
+                mail.live.allowed = {False, True}
             found.append(mail)
         return found
 
@@ -202,8 +205,8 @@ class Player:
         what = f"{'move' if move else 'copy'} {name} {uids} to {to}"
         done = await self.ask(node, what, copy, changes)
         if move and self.model.boxes[to_guid].deleted.seen(True):
-            # Into what another writer deletes, and neither knows of the other: MOVE before DELETE. So may be one that
-            # said NO: it may have taken effect.
+            # Into what another writer deletes, and neither knows of the other: MOVE
+            # before DELETE. So may be a DELETE that said NO: it may have taken effect.
             self.model.removable |= {mail.token for mail in mails.values()}
         if done is None:
             return
@@ -218,7 +221,8 @@ class Player:
                 copied.flag(flag).allowed = {False, True} & (before[uid][flag] | mails[uid].flag(flag).allowed)
 
     async def resync(self, node: Node, name: str, guid: str, skip_uids: int) -> None:
-        """As an administrator: no mail is lost here, so none is expunged; it may take long, and be refused."""
+        """Run force-resync, as an administrator does. No mail is lost here, so none is
+        expunged. The command may take long, and be refused."""
 
         async def resync(store: MailStore) -> Any:
             user = await store.load_user(USER, SID)
@@ -265,7 +269,8 @@ class Player:
     # -- looking -----------------------------------------------------------------------------------------------------
 
     async def look(self, node: Node, who: str = "client", *, adopt: bool = True, complete: bool = True) -> None:
-        """A client looks at everything: every fact holds, and after a resync it has the truth."""
+        """A client looks at everything: every fact holds, and after a resync it has the
+        truth."""
         clients = self.clients.setdefault(who, {})
         user = await self._login(node)
         shown = {info.guid: info.name for info in user.mailboxes() if info.guid is not None}
@@ -296,7 +301,8 @@ class Player:
         return await self._again(lambda: node.run(lambda store: self._as_user(store, lambda user: user.select(name))))
 
     async def _again(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """As a client does it: again, while it is told that the trouble is temporary."""
+        """Repeat the work while the answer says that the trouble is temporary, as a
+        client does."""
         for _ in range(6):
             try:
                 return await work()
@@ -314,13 +320,15 @@ class Player:
         return tokens
 
     def lost(self, node: Node) -> None:
-        """The local state of a node that was killed is gone: what it had not yet written may be lost."""
+        """The local state of a node that was killed is gone: what it had not yet
+        written may be lost."""
         self.model.crash(node.journaled_until)
 
     # -- random ------------------------------------------------------------------------------------------------------
 
     async def act(self, node: Node, rng: random.Random, *, gentle: bool = False) -> None:
-        """One random command. gentle: only what commutes with what another writer does at the same time."""
+        """One random command. gentle: only what commutes with what another writer does
+        at the same time."""
         boxes = await self._boxes(node)
         if not boxes:
             return
@@ -371,7 +379,8 @@ class Player:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     async def finish(self, nodes: list[Node]) -> None:
-        """All is well again: everybody stops, the bucket alone has everything, and nothing that nobody needs."""
+        """All is well again: everybody stops, the bucket alone has everything, and
+        nothing that nobody needs."""
         world = self.world
         await world.no_faults()
         await asyncio.sleep(90)
@@ -398,7 +407,8 @@ class Player:
         require(not lost, "acknowledged and gone:", lost)
 
     async def clean_up(self) -> None:
-        """After delays, flushes and restarts, the bucket has what somebody needs, and no more."""
+        """After delays, flushes and restarts, the bucket has what somebody needs, and
+        no more."""
         world = self.world
         prints: list[dict[str, Any]] = []
         for life in range(3):
@@ -429,8 +439,9 @@ class Player:
                 require(earlier[guid] == later[guid], "changed over a clean restart:", earlier[guid], later[guid])
 
     def _residue(self, key: str) -> bool:
-        """What a crash may leave for ever, below UIDNEXT, where no LIST looks: a UID that was burnt, or an object that
-        was never shown to anybody (void, or of a group that failed), and whose note was lost with the local state."""
+        """What a crash may leave for ever, below UIDNEXT, where no LIST looks: a UID
+        that was burnt, or an object that was never shown to anybody (void, or of a
+        group that failed), and whose note was lost with the local state."""
         try:
             found = parse_mail_key(key)
         except ValueError:

@@ -93,7 +93,8 @@ class Story:
                 raise result
 
     async def _pull(self) -> None:
-        """One of two who both write copies the other's caches, while clients go on; perhaps it is cut short."""
+        """One of two who both write copies the other's caches, while clients go on;
+        perhaps it is cut short."""
         rng = self.rng
         nodes = [node for node in (self.owner, *self.zombies) if node.up]
         if len(nodes) < 2:
@@ -128,8 +129,8 @@ class Story:
         await asyncio.gather(pull(), *([self._commands()] if busy else []))
 
     async def _upgrade(self) -> None:
-        """The writers rewrite what is of the first version, while clients go on; perhaps it is given up, or the writer
-        is killed in the middle."""
+        """The writers rewrite what is of the first version, while clients go on;
+        perhaps it is given up, or the writer is killed in the middle."""
         rng = self.rng
         nodes = [node for node in (self.owner, *self.zombies) if node.up]
         patience_s = rng.choice([0.01, 0.1, 1.0, 20.0])
@@ -174,7 +175,7 @@ class Story:
             return
         match kind:
             case "stop":
-                await self.owner.stop(upload=bool(int(self.owner.store.journal.boot, 16) % 2))  # one in two to return
+                await self.owner.stop(upload=bool(int(self.owner.store.journal.boot, 16) % 2))
                 self.old.append(self.owner.disk.snapshot())
                 await self._restart(self.owner.name, self.owner.disk)
             case "kill" | "lose" | "rename" | "restore":
@@ -193,7 +194,8 @@ class Story:
                 await asyncio.sleep(rng.choice([0, 0.5, 30]))
                 await self._restart(name, disk.snapshot())
                 if kind == "kill" and any(zombie.name == name for zombie in self.zombies):
-                    self.player.lost(killed)  # a later boot of our name: as if the disk were from a backup
+                    # A later boot of our name: as if the disk were from a backup.
+                    self.player.lost(killed)
                 elif kind == "kill":
                     self.player.model.kept(killed.journaled_until, world.clock() + 3)
             case "freeze":
@@ -230,7 +232,8 @@ class Story:
         self.owner = await self.world.node(name, disk, **self.settings).start()
 
     async def _heal(self) -> None:
-        """The two writers learn of each other: both stop, one begins again from nothing."""
+        """The two writers learn of each other: both stop, one begins again from
+        nothing."""
         await self.world.no_faults()
         await asyncio.sleep(60)
         for node in (self.owner, *self.zombies):

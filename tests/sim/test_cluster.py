@@ -1,4 +1,5 @@
-"""Random lives of one user's mail in a cluster of three backends: 200 seeds. A failure names its seed."""
+"""Random lives of one user's mail in a cluster of three backends: 200 seeds. A failure
+names its seed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Two backends that both deliver to one mailbox and do not know of each other: neither starves, nobody waits long, few
-UIDs are burnt for it; and one that is alone notices nothing of how that is done."""
+"""Two backends that both deliver to one mailbox and do not know of each other: neither
+starves, nobody waits long, few UIDs are burnt for it; and a writer that is alone
+notices nothing of how that is done."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ RUN_S = 0.7
 """Of virtual time, from then on: some hundred mails."""
 
 FIND_FEET_S = 1.0
-"""The first backend is fenced by the second, and finds that out at its next mail, before anything is counted."""
+"""The first backend is fenced by the second, and finds that out at its next mail,
+before anything is counted."""
 
 CONFLICT_S = 0.002
 """How long a store that answers 409 takes to write an object."""
@@ -38,7 +40,8 @@ FAST, SPREAD = (0.002, 0.004), (0.001, 0.03)
 
 
 SEEDS = [seed for seed in range(1, 100) if World(seed).page_keys == 1000]
-"""Pages of a LIST hold 1,000 keys in their worlds: more than anybody writes while one is read, as with real stores."""
+"""Pages of a LIST hold 1,000 keys in their worlds: more than anybody writes while one
+is read, as with real stores."""
 
 
 async def deliver(store: MailStore, mails: int = 1) -> None:
@@ -47,7 +50,8 @@ async def deliver(store: MailStore, mails: int = 1) -> None:
 
 
 def answer_409(world: World) -> None:
-    """As S3: of PUTs of one key that overlap all but one are told to try again, and only then that it exists."""
+    """Answer as S3 does: of PUTs of one key that overlap, all but one get an error to
+    try again, and only then that it exists."""
     put, busy = world.faults.put, set[str]()
 
     async def conflicting(key: str, data: bytes, *, kind: Kind) -> None:
@@ -90,11 +94,11 @@ def contend(
     ends_s: tuple[float, float] = (MEET_S + RUN_S, MEET_S + RUN_S),
     count_from_s: float = MEET_S,
 ) -> Result:
-    """senders: of either backend, each of which sends one mail after the other until its backend's end; 0: there is no
-    such backend.
+    """senders: of either backend, each of which sends one mail after the other until
+    its backend's end; 0: there is no such backend.
 
-    groups: how many mails each of them sends at a time, as MULTIAPPEND.
-    Times count from when both are ready. What is counted is what began at `count_from_s` or later.
+    groups: how many mails each of them sends at a time, as MULTIAPPEND. Times count
+    from when both are ready. What is counted is what began at `count_from_s` or later.
     """
     result = Result()
 
@@ -153,7 +157,8 @@ def contend(
 @pytest.mark.parametrize("senders", [(1, 1), (3, 3), (10, 10), (10, 1), (3, 10)])
 @pytest.mark.parametrize("seed", SEEDS[:3])
 def test_neither_starves(seed: int, senders: tuple[int, int], latency_s: tuple[float, float]) -> None:
-    """One had 8 mails through and the other 8,450: whoever lost a UID read while the other wrote on."""
+    """One had 8 mails through and the other 8,450: the writer that lost a UID read
+    while the other wrote on."""
     result = contend(seed, latency_s, senders, conflicts=seed == SEEDS[2])
     assert result.least >= 1 / 8, result.done  # a fair share is a half
     assert result.refused == 0
@@ -173,7 +178,8 @@ def test_alone_a_delivery_is_one_put(senders: int) -> None:
 
 @pytest.mark.parametrize(("groups", "latency_s"), [((40, 1), FAST), ((40, 1), SPREAD), ((40, 40), SPREAD)])
 def test_a_group_of_mails_is_not_broken_by_the_other(groups: tuple[int, int], latency_s: tuple[float, float]) -> None:
-    """All its UIDs must be won, or it begins anew, and after some times it fails for good."""
+    """All its UIDs must be won, or it begins anew, and after some times it fails for
+    good."""
     result = contend(SEEDS[0], latency_s, (1, 3), groups=groups)
     assert result.refused == 0
     assert min(result.done.values()) > 0
@@ -186,7 +192,8 @@ def test_a_group_of_mails_is_not_broken_by_the_other(groups: tuple[int, int], la
 def test_who_comes_upon_a_busy_writer_gets_a_mail_through_within_a_second(
     senders: int, latency_s: tuple[float, float]
 ) -> None:
-    """The busy one has lost nothing, and so knows of nobody: nothing but a UID taken ahead stops it."""
+    """The busy one has lost nothing, and so knows of nobody: nothing but a UID taken
+    ahead stops it."""
     result = contend(SEEDS[0], latency_s, (10, senders), begins_s=(0.0, 0.2), count_from_s=0.2, ends_s=(1.2, 1.2))
     assert result.done["x"] >= senders
     assert max(result.waits_s) < 1.0

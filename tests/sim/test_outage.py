@@ -1,4 +1,5 @@
-"""After an outage of 20 s deliveries go on at once, and what was refused meanwhile is stored once at most."""
+"""After an outage of 20 s deliveries go on at once, and what was refused meanwhile is
+stored once at most."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The accidents that the design names, one by one, and a crash at each numbered step of each command.
+"""The accidents that the design names, one by one, and a crash at each numbered step of
+each command.
 
-The random lives (test_sim.py) mix all of these; here each stands alone, so that what breaks has a name.
+The random lives (test_sim.py) mix all of these; here each stands alone, so that what
+breaks has a name.
 """
 
 from __future__ import annotations
@@ -103,7 +105,8 @@ async def mailboxes(player: Player, node: Node, guids: dict[str, str]) -> None:
 
 
 async def upkeep(player: Player, node: Node, guids: dict[str, str]) -> None:
-    """Flush, another one that merges bundles, then the clean-up of what has waited for its delay."""
+    """Flush, a second flush that merges bundles, then the clean-up of what has waited
+    for its delay."""
     await player.copy(node, INBOX, guids[INBOX], [4], TRASH, guids[TRASH], True)
     await player.expunge(node, INBOX, guids[INBOX], [1])
     for _ in range(3):
@@ -194,7 +197,8 @@ def test_a_crash_at_each_step(name: str, keep: bool) -> None:
 
 
 def test_zombie_writer() -> None:
-    """A machine that is suspended, replaced, and comes back with a delivery under way: both histories are one."""
+    """A machine that is suspended, replaced, and comes back with a delivery under way:
+    both histories are one."""
 
     async def work(stage: Stage) -> None:
         player, zombie = stage.player, await stage.begin()
@@ -236,7 +240,8 @@ def test_frozen_machine_acknowledges_nothing_after_its_fence() -> None:
 
 
 def test_restored_disk() -> None:
-    """The disk of last week comes back: nothing that the bucket knows is unknown again."""
+    """The disk of last week comes back: nothing that the bucket knows is unknown
+    again."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
@@ -285,7 +290,8 @@ def test_two_directories(name: str) -> None:
 
 
 def test_two_directories_agree_from_either_side() -> None:
-    """After both have written their bundles, whoever reads them from nothing sees the same."""
+    """After both have written their bundles, a backend that reads them from nothing
+    sees the same."""
 
     async def work(stage: Stage) -> None:
         player, one = stage.player, await stage.begin()
@@ -331,7 +337,8 @@ def test_late_put(seconds: float) -> None:
 
 
 def test_lost_answer() -> None:
-    """A PUT that was done, and whose answer and every later one was lost, is not done twice."""
+    """A PUT that was done, and whose answer and every later one was lost, is not done
+    twice."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
@@ -351,12 +358,14 @@ def test_lost_answer() -> None:
 
 
 def test_hung_put_burns_its_uid() -> None:
-    """It holds up nobody for longer than its deadline, and the mail is delivered under another UID."""
+    """It holds up nobody for longer than its deadline, and the mail is delivered under
+    another UID."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
         inbox = stage.guids[INBOX]
-        stage.fail("put", key_of(inbox, 5), "hang", times=2)  # and the attempt beside it, after half of the deadline
+        # And the attempt beside it, after half of the deadline.
+        stage.fail("put", key_of(inbox, 5), "hang", times=2)
         first = asyncio.ensure_future(player.append(node, INBOX, inbox))
         await asyncio.sleep(0.1)
         began = stage.world.clock()
@@ -383,7 +392,8 @@ def test_a_put_that_hangs_once_is_made_again_under_its_uid() -> None:
 
 
 def test_claim_races_with_deliveries() -> None:
-    """One backend claims a range while another writes mails there: those are void and delivered again."""
+    """One backend claims a range while another writes mails there: those are void and
+    delivered again."""
 
     async def work(stage: Stage) -> None:
         player, one = stage.player, await stage.begin()
@@ -406,7 +416,8 @@ def test_claim_races_with_deliveries() -> None:
 
 
 def test_skipping_uids_races_with_deliveries() -> None:
-    """An administrator's backend skips UIDs that another one, which does not know, gives to mails at that moment."""
+    """An administrator's backend skips UIDs that another backend, which does not know,
+    gives to mails at that moment."""
 
     async def work(stage: Stage) -> None:
         player, one = stage.player, await stage.begin()
@@ -458,8 +469,9 @@ def test_outage_and_return(seconds: float) -> None:
 
 
 def test_a_slow_bucket_is_told_in_time() -> None:
-    """Each request is answered in time, one after the other, and then the mail's own is not: 10 s for the user and
-    15 s for the change, however many requests those are; nothing is lost, and the next try finds all."""
+    """Each request is answered in time, one after the other, and then the mail's own is
+    not: 10 s for the user and 15 s for the change, however many requests those are;
+    nothing is lost, and the next try finds all."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
@@ -515,7 +527,8 @@ def test_another_name_reads_all_and_the_first_comes_back() -> None:
 
 
 def test_flags_are_safe_after_the_interval() -> None:
-    """durability = "local": a second after the OK the bucket has it; "bucket": at the OK."""
+    """durability = "local": a second after the OK the bucket has it; "bucket": at the
+    OK."""
 
     async def work(stage: Stage, durability: str, seconds: float) -> None:
         player, node = stage.player, await stage.begin(durability=durability)
@@ -536,7 +549,8 @@ def test_flags_are_safe_after_the_interval() -> None:
 
 
 def test_a_client_inside_a_gap_gets_everything() -> None:
-    """It was told of changes that are lost with the machine; after a resync it has the truth all the same."""
+    """It saw changes that are lost with the machine; after a resync it has the
+    truth all the same."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()

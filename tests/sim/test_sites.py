@@ -1,4 +1,6 @@
-"""Two sites with a directory each, which give each other their writes late, over one bucket."""
+"""Two sites over one bucket, with a directory each. The directories exchange their
+writes late.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def test_lives(start: int) -> None:
 
 
 class TwoSites(SitesStory):
-    """No weather and no random accidents: the test says what happens."""
+    """Two sites without random faults and accidents: the test does all."""
 
     async def run(self) -> Any:
         raise NotImplementedError
@@ -45,7 +47,8 @@ class TwoSites(SitesStory):
         await node.run(work)
 
     async def keeps_writing(self, sid: StorageId, site: str, numbers: list[int]) -> None:
-        """A client and a sender that go to whichever backend of the site has the user."""
+        """Deliver and select once a second, at the backend of the site that has the
+        user."""
         for number in range(10_000):
             for name, node in self.nodes.items():
                 if self.sites[name] == site and node.up and node.env.owned.owns(sid):
@@ -67,7 +70,8 @@ class TwoSites(SitesStory):
 
 
 def test_both_sides_of_a_cut_serve_and_no_group_changes_sides() -> None:
-    """A backend dies while the link is cut: those of its site take over, and the other site does not."""
+    """A backend dies while the link is cut. The other backend of its site takes over,
+    and the other site does not."""
 
     async def main() -> None:
         story = TwoSites(3)

@@ -1,10 +1,13 @@
-"""Backends over one bucket, on virtual time, from a seed: started, stopped, killed, frozen, restored.
+"""Backends over one bucket, on virtual time, from a seed: started, stopped, killed,
+frozen, restored.
 
-Every request to the bucket and every local commit has a number. `World.at` crashes a backend at one of them: "before"
-(it was not made), "after" (it was made, the answer never came). A request that was sent is done whatever becomes of
-who sent it, as with a real bucket.
+Every request to the bucket and every local commit has a number. `World.at` crashes a
+backend at one of them: "before" (it was not made), "after" (it was made, the answer
+never came). A request that was sent is done whatever becomes of who sent it, as with a
+real bucket.
 
-Diagnostics: a `World` knows its seed; what it raises names it (`python -m tests.sim --start SEED --seeds 1`).
+Diagnostics: a `World` knows its seed; what it raises names it (`python -m tests.sim
+--start SEED --seeds 1`).
 """
 
 from __future__ import annotations
@@ -44,17 +47,20 @@ T = TypeVar("T")
 
 EPOCH = 1_800_000_000.0
 DELETE_DELAY_S = 300.0
-"""Short, so that much can be deleted in a life; two writers who do not know of each other are merged well before."""
+"""Short, so that much can be deleted in a life; two writers who do not know of each
+other are merged well before."""
 UPLOAD_INTERVAL_S = 20.0
 IDLE_S = 15.0
 ANSWER_S = 27.0
-"""A session never waits longer: 10 s for its user, then 15 s for the change; two to spare."""
+"""A session never waits longer: 10 s for its user, then 15 s for the change; two to
+spare."""
 
 CODEC = Codec({}, None, "none")
 
 
 class OldWriter(Codec):
-    """Writes objects of the first version, which was bound to no owner, into a bucket that says so."""
+    """Writes objects of the first version, which was bound to no owner, into a bucket
+    that says so."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if (name, value) != ("major_min", 2):  # as of a bucket that is made now
@@ -84,7 +90,8 @@ class World:
         self.seed = seed
         self.rng = random.Random(seed)
         self.old = seed % 4 == 3
-        """The bucket is one of the first version: nothing is of the second but what an upgrade rewrites."""
+        """The bucket is one of the first version: nothing is of the second but what an
+        upgrade rewrites."""
         self.codec = OldWriter({}, None, "none") if self.old else CODEC
         chance = random.Random(seed + 3)
         kind = chance.choice(["memory", "minio", "seaweed"])
@@ -135,7 +142,8 @@ class World:
         return self.steps
 
     def crash(self, number: int, what: str, when: When) -> bool:
-        """Step `number` begins ("before") or has been done ("after"); True when the crash is here."""
+        """Step `number` begins ("before") or has been done ("after"); True when the
+        crash is here."""
         if self.at is None or self.at[0] != number or self.at[1] != when:
             return False
         _, _, crash = self.at
@@ -234,7 +242,8 @@ class Node:
         self.ended = False
         self.was_frozen = False
         self.journaled_until = -1.0
-        """What was staged before this time is in a journal object of ours in the bucket."""
+        """What was staged before this time is in a journal object of ours in the
+        bucket."""
         self._journal_sent: dict[str, float] = {}
         self.skew_s = 0.0
         driver: Driver = _Wire(world, self)
@@ -281,8 +290,10 @@ class Node:
 
     def sent(self, op: str, key: str) -> None:
         boot = "" if self.store is None else self.store.journal.boot
-        ours = key.startswith(f"_journal/{self.name}/{boot}/")  # and not the end of another boot
-        again = key.endswith("/" + "0" * 16) and self._journal_sent  # after a fence: what was in flight before
+        # And not the end of another boot.
+        ours = key.startswith(f"_journal/{self.name}/{boot}/")
+        # After a fence: what was in flight before.
+        again = key.endswith("/" + "0" * 16) and self._journal_sent
         if op == "put" and ours and not again:
             self._journal_sent.setdefault(key, self.world.clock())
 
@@ -311,11 +322,12 @@ class Node:
         told = store._ended
 
         def ended(task: asyncio.Task[Any]) -> None:
-            """A task of the store that fails otherwise than it may is a bug, and here it is heard."""
+            """A task of the store that fails otherwise than it may is a bug, and here
+            it is heard."""
             told(task)
             failure = None if task.cancelled() else task.exception()
             if failure is not None and not isinstance(failure, OboxError | MetacacheError | AssertionError):
-                raise AssertionError(f"a task of the store failed: {failure!r}") from failure
+                raise AssertionError(f"task of the store failed: {failure!r}") from failure
 
         store._ended = ended
 
@@ -330,7 +342,8 @@ class Node:
         return task.result()
 
     async def run(self, work: Callable[[MailStore], Coroutine[Any, Any, T]]) -> T:
-        """A session's work in this process. Raises Crash when the process ends meanwhile."""
+        """A session's work in this process. Raises Crash when the process ends
+        meanwhile."""
         if self.ended or self.store is None:
             raise Crash(self.name)
         return await self._finished(self.host.spawn(work(self.store)))
@@ -356,7 +369,8 @@ class Node:
         self.host.thaw()
 
     def kill(self) -> None:
-        """As kill -9 or a power cut: nothing more is sent, nothing more is written."""
+        """Kill the backend as kill -9 or a power cut does: nothing more is sent,
+        nothing more is written."""
         if self.ended:
             return
         self.ended = self.cut = True

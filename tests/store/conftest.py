@@ -17,7 +17,8 @@ def plain() -> Codec:
 
 @pytest.fixture
 def bucket() -> Bucket:
-    """In memory: the drivers keep one contract, and tests/objectstore holds them to it."""
+    """In memory: the drivers keep one contract, and tests/objectstore holds them to
+    it."""
     return Bucket("memory://", plain)
 
 

@@ -1,7 +1,9 @@
-"""Backends in this process over one bucket: started, stopped, killed, with their local state kept or lost.
+"""Backends in this process over one bucket: started, stopped, killed, with their local
+state kept or lost.
 
-A `Machine` is one backend's local disk; `run` is one life of a process on it. Ending a life with `kill` leaves the
-disk as a `kill -9` would: nothing is flushed, nothing written any more.
+A `Machine` is one backend's local disk; `run` is one life of a process on it. Ending a
+life with `kill` leaves the disk as a `kill -9` would: nothing is flushed, nothing
+written any more.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ SID = StorageId("anna")
 
 
 class Time:
-    """Time that runs `speed` times as fast and can be moved on by hand: upload intervals and delays pass at once."""
+    """Time that runs `speed` times as fast and can be moved on by hand: upload
+    intervals and delays pass at once."""
 
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
@@ -71,7 +74,8 @@ class Time:
 
 @dataclass
 class Bucket:
-    """Where the mail is: `file://` or `memory://`; every opening of a memory bucket shares one driver."""
+    """Where the mail is: `file://` or `memory://`; every opening of a memory bucket
+    shares one driver."""
 
     url: str
     codec: Callable[[], Codec]
@@ -81,7 +85,8 @@ class Bucket:
     def open(self) -> OpenStore:
         store = open_store(Settings(self.url), driver=self.driver, wall=self.time.now)
         if self.url == "memory://" and self.driver is None:
-            self.driver = store.driver._inner  # the counters are of each opening, the objects of all
+            # The counters are of each opening, the objects of all.
+            self.driver = store.driver._inner
         return store
 
     async def keys(self, prefix: str = "") -> list[str]:
@@ -108,7 +113,8 @@ class Life:
         return user
 
     async def let_pass(self, seconds: float) -> None:
-        """Move the time on in steps, after each of which everything that is due is done."""
+        """Move the time on in steps, after each of which everything that is due is
+        done."""
         while seconds > 0:
             self.time.move(min(5.0, seconds))
             seconds -= 5.0
@@ -135,7 +141,8 @@ class Life:
             out._counters.update(self.bucket.stats.since(before).snapshot())
 
     async def quiet(self) -> None:
-        """Wait until the journal has written what is staged and renewed its lease, so that it is nobody's request."""
+        """Wait until the journal has written what is staged and renewed its lease, so
+        that it is nobody's request."""
         await self.store.journal.sync()
         await self.store.journal.lease()
 
@@ -167,7 +174,8 @@ class Machine:
         start: bool = True,
         cluster: Cluster | None = None,
     ) -> AsyncIterator[Life]:
-        """One life; `kill`: it ends as by `kill -9`, at the end of the block; upload: see MailStore.close.
+        """One life; `kill`: it ends as by `kill -9`, at the end of the block; upload:
+        see MailStore.close.
 
         start: False leaves it to the block to start the store. cluster: see MailStore.
         """
@@ -222,7 +230,8 @@ def uids(*numbers: int) -> UidArray:
 
 
 async def whole(user: User) -> dict[str, Any]:
-    """Everything that a client can see of a user, but HIGHESTMODSEQ, which may only grow."""
+    """Everything that a client can see of a user, but HIGHESTMODSEQ, which may only
+    grow."""
     out: dict[str, Any] = {"subscriptions": user.subscriptions()}
     for info in user.mailboxes():
         if info.guid is None:

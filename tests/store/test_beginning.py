@@ -1,4 +1,5 @@
-"""Whoever opens a user before the store has started waits for it, for a bounded time and in bounded number."""
+"""An open of a user before the store has started waits for it, for a bounded time
+and in bounded number."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Objects copied inside the bucket by somebody who can write to it: found on read, in every kind of object.
+"""Objects copied inside the bucket by somebody who can write to it: found on read, in
+every kind of object.
 
-In an encrypted bucket nobody without the key can do better than to copy; in a plain one a copy is a mistake.
+In an encrypted bucket nobody without the key can do better than to copy; in a plain one
+a copy is a mistake.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def driver(machine: Machine) -> MemoryDriver:
 
 
 async def copy(machine: Machine, source: str, target: str) -> None:
-    """As somebody does who has no key."""
+    """Copy objects as somebody does who has no key."""
     await driver(machine).replace(target, await driver(machine).get(source, kind="mail"), kind="mail")
 
 
@@ -65,7 +67,8 @@ async def seen(box: Mailbox) -> dict[int, object]:
 
 
 Forge = Callable[[Mailbox, Mailbox, Mailbox], str]
-"""Anna's INBOX, her Archive, Ben's INBOX -> the key that is copied to Anna's next UID in INBOX."""
+"""Anna's INBOX, her Archive, Ben's INBOX -> the key that is copied to Anna's next UID
+in INBOX."""
 
 FORGED: dict[str, Forge] = {
     "another user's mail": lambda inbox, archive, bens: key(bens, 1),
@@ -146,7 +149,8 @@ async def test_a_copy_over_a_mail_is_damage(machine: Machine, tmp_path: Path, wa
 
 
 async def test_a_forged_record_of_another_users_oid_finds_nothing_in_memory(machine: Machine) -> None:
-    """A plain claim is taken where encryption is not required; the oid that it names stands in Ben's header."""
+    """A plain claim is taken where encryption is not required; the oid that it names
+    stands in Ben's header."""
     async with machine.run() as life:
         anna, ben = await two_users(life)
         inbox, bens = await anna.select("INBOX"), await ben.select("INBOX")
@@ -217,7 +221,8 @@ async def test_another_users_ready_fields_are_not_used(machine: Machine) -> None
 
 
 async def test_a_journal_object_in_another_ones_place_is_skipped(machine: Machine) -> None:
-    """The changes that it holds are not replayed as of another time, or after a user's deletion."""
+    """The changes that it holds are not replayed as of another time, or after a user's
+    deletion."""
     async with machine.run(kill=True) as life:
         anna = await life.user()
         await fill(anna, "INBOX", [simple(1), simple(2), simple(3)])

@@ -1,4 +1,5 @@
-"""The store over its two caches when they are small: parts, room, what is uploaded before it is dropped."""
+"""The store over its two caches when they are small: parts, room, what is uploaded
+before it is dropped."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machines import Life, Machine, fill, uids, whole
@@ -19,10 +21,12 @@ from obox.errors import Unavailable
 from obox.store import Mailbox, NewMail
 from obox.store.backend.copies import Copies
 from obox.store.backend.nightly import Nightly
+from obox.store.box.root import RootBox
 
 
 async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> None:
-    """64 KiB at a time, as clients do: each frame is asked of the bucket once, whoever asks and however often."""
+    """64 KiB at a time, as clients do: each frame is asked of the bucket once,
+    whichever reader asks and however often."""
     mail = b"Subject: huge\r\n\r\n" + os.urandom(3 << 20).hex().encode()
     async with machine.run() as life:
         user = await life.user()
@@ -42,7 +46,8 @@ async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> Non
 
 
 async def test_ready_fields_of_mails_that_went_go_with_the_next_flush(machine: Machine, tmp_path: Path) -> None:
-    """A mail that is moved on leaves nothing behind, as long as it may live elsewhere; its copy has all at once."""
+    """A mail that is moved on leaves nothing behind, as long as it may live elsewhere;
+    its copy has all at once."""
 
     def kept(life: Life, box: Mailbox) -> list[int]:
         found = life.store.env.metacache.get_fields("anna", box.guid, range(1, 7))
@@ -144,7 +149,8 @@ async def test_a_mailbox_let_go_of_takes_deliveries_as_before(machine: Machine) 
 
 
 async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for a tenth of what is in use: no operation fails, no mail is missed, the accounts are right."""
+    """Room for a tenth of what is in use: no operation fails, no mail is missed, the
+    accounts are right."""
     machine.settings = replace(machine.settings, idle_s=0.1)
     monkeypatch.setattr("metacache._cleaner.RETRY_S", 0.02)
     async with machine.run() as life:
@@ -175,6 +181,72 @@ async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, mon
             ]  # fmt: skip
             assert (await user.status("INBOX")).unseen == 12
             await whole(user)
+
+
+async def test_a_list_whose_upload_takes_long_does_not_call_old_totals_exact(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mailbox gets mail and is uploaded while the list, as it was before, is on its
+    way."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("Sent", [NewMail(simple(1))])
+        box = await user.select("Sent")
+        under_way, asked, arrived = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        env_type = type(life.store.env)
+        put_new, begin_changes = env_type.put_new, RootBox.begin_changes
+
+        async def slow(env: Any, key: str, *more: Any) -> bool:
+            if "/root/" in key and not under_way.is_set():
+                under_way.set()
+                await arrived.wait()
+            return await put_new(env, key, *more)
+
+        async def begin(rootbox: RootBox) -> None:
+            if under_way.is_set():
+                asked.set()
+            await begin_changes(rootbox)
+
+        monkeypatch.setattr(env_type, "put_new", slow)
+        monkeypatch.setattr(RootBox, "begin_changes", begin)
+        of_list = asyncio.create_task(user.flush(everything=True))
+        await under_way.wait()
+        await user.append("Sent", [NewMail(simple(2))])
+        of_mailbox = asyncio.create_task(box.flush(everything=True))
+        await asked.wait()
+        arrived.set()
+        await asyncio.gather(of_list, of_mailbox)
+        await box.release()
+        await user.release()
+        life.users.clear()
+        life.time.move(30.0)
+        clean = cleaner(life, room=1)
+        for _ in range(3):
+            await clean.make_room()
+        assert life.store.users == {}
+        life.store.env.metacache.max_space = 64 << 20
+        assert (await (await life.user()).status("Sent")).messages == 2
+
+
+async def test_a_list_is_not_dropped_before_what_its_mailboxes_lack_is_uploaded(machine: Machine) -> None:
+    """A mailbox that was unloaded with a few new mails has them in its copy; the list
+    in the bucket does not count them."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("Sent", [NewMail(simple(1))])
+        await user.flush(everything=True)
+        await user.append("Sent", [NewMail(simple(2))])
+        await user.release()
+        life.users.clear()
+        life.time.move(30.0)
+        user.unload_idle(life.store.env.clock())
+        assert user.boxes == {}
+        copies = Copies(life.store)
+        metacache = life.store.env.metacache
+        assert copies.must_upload("anna", "root", metacache.peek("anna", "root"))
+        await copies.flush("anna", "root")
+        await metacache.commit()
+        assert not copies.must_upload("anna", "root", metacache.peek("anna", "root"))
 
 
 async def test_what_an_earlier_process_did_not_upload_is_uploaded_before_it_goes(machine: Machine) -> None:
@@ -226,7 +298,8 @@ async def test_above_the_limit_new_users_wait_and_sessions_go_on(
 async def test_who_waits_for_room_is_let_in_before_who_comes_later(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each looked on its own, so that whoever came at the right moment went first, and others were refused."""
+    """Each looked on its own, so that whichever reader came at the right moment went
+    first, and others were refused."""
     async with machine.run() as life:
         metacache = life.store.env.metacache
         monkeypatch.setattr(metacache, "full", lambda: True)
@@ -278,7 +351,8 @@ async def test_an_open_compares_with_the_bucket_after_the_forced_interval_and_on
 
 
 async def test_a_refresh_finds_what_another_wrote_into_the_bucket(machine: Machine, tmp_path: Path) -> None:
-    """A bucket that was changed behind this backend's back: the next open after the interval sees it."""
+    """A bucket that was changed behind this backend's back: the next open after the
+    interval sees it."""
     async with machine.run() as life:
         await (await life.user()).append("INBOX", [NewMail(simple(k)) for k in range(3)])
     async with machine.renamed("second", tmp_path / "other").run() as life:
@@ -311,7 +385,8 @@ async def test_the_nightly_flush_uploads_everything_once(machine: Machine) -> No
         with life.counting() as requests:
             await life.let_pass(150)
             for _ in range(100):
-                if (box := await user.box(box.guid)).change is Change.NONE:  # it may have left memory meanwhile
+                # It may have left memory meanwhile.
+                if (box := await user.box(box.guid)).change is Change.NONE:
                     break
                 await asyncio.sleep(0.01)
         assert box.change is Change.NONE

@@ -16,7 +16,8 @@ from obox.types import Guid
 
 
 async def cleared(machine: Machine, life: Life) -> tuple[User, Guid, str]:
-    """A mailbox made, filled, deleted and cleared; its GUID, and the key of a bundle that it had."""
+    """A mailbox made, filled, deleted and cleared; its GUID, and the key of a bundle
+    that it had."""
     user = await life.user()
     await user.create("Gone")
     await user.append("Gone", [NewMail(simple(1))])
@@ -40,7 +41,8 @@ async def of_box(machine: Machine, guid: Guid) -> list[str]:
 
 
 async def test_late_news_make_no_bundle(machine: Machine) -> None:
-    """A journal fragment that is read once more, as after a crash between clearing and the list's change."""
+    """A journal fragment that is read once more, as after a crash between clearing and
+    the list's change."""
     async with machine.run() as life:
         user, guid, _ = await cleared(machine, life)
         box = await user.box(guid)

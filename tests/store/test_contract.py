@@ -49,7 +49,8 @@ async def filled(user: User, count: int = 5, *, name: str = "INBOX", flags: tupl
 
 
 async def test_ready_fields_come_by_bytes(user: User) -> None:
-    """No more are in memory than `bytes_max` and the last: the others are asked for again."""
+    """No more are in memory than `bytes_max` and the last: the others are asked for
+    again."""
     box = await filled(user, 12)
     asked = box.state.uids.tolist()
     whole = await box.fields(asked)
@@ -371,7 +372,8 @@ async def test_names_are_taken_in_any_spelling_of_inbox(user: User) -> None:
 
 
 class Uncounted:
-    """A session that counts mails, and has not been told that some of them have gone."""
+    """A session that counts mails, and does not know yet that some of them have
+    gone."""
 
 
 async def test_an_expunged_mail_is_read_as_long_as_its_record_is_retained(user: User) -> None:

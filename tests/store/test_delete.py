@@ -53,7 +53,8 @@ async def nothing_is_left(machine: Machine, life: Life) -> None:
 @pytest.mark.parametrize("turns", [0, 1, 3, 10, 20, 40, 60, 80, 120, 200])
 @pytest.mark.parametrize("disk", ["kept", "lost"])
 async def test_while_the_dead_are_taken_over(machine: Machine, disk: str, turns: int) -> None:
-    """Turns of the loop after a start: the takeover is at any step with this user or with another."""
+    """Turns of the loop after a start: the takeover is at any step with this user or
+    with another."""
     async with machine.run(kill=True) as life:
         await fill(life, "aaron", "anna", "ben")
     if disk == "lost":
@@ -166,7 +167,8 @@ async def only_the_new_one(life: Life) -> None:
 
 @pytest.mark.parametrize("disk", ["kept", "lost"])
 async def test_a_later_user_is_not_told_of_the_one_before(machine: Machine, disk: str) -> None:
-    """Another user's changes hold the watermark below what the journal says of the deleted one."""
+    """Another user's changes hold the watermark below what the journal says of the
+    deleted one."""
     async with machine.run(kill=True) as life:
         await fill(life, "ben")
         await old(life)
@@ -183,8 +185,8 @@ async def test_a_later_user_is_not_told_of_the_one_before(machine: Machine, disk
 async def test_nor_of_what_an_older_boot_said(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user was deleted while the journal of the boot before was not done with; both boots are read once more, by
-    another machine."""
+    """The user was deleted while the journal of the boot before was not done with; both
+    boots are read once more, by another machine."""
     async with machine.run(kill=True) as life:
         await fill(life, "ben")
         await old(life)

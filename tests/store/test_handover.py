@@ -1,4 +1,5 @@
-"""Users come to a backend that serves and leave it: what is uploaded, fenced, compared and refused."""
+"""Users come to a backend that serves and leave it: what is uploaded, fenced, compared
+and refused."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ class Member:
 
     async def fenced(self, boot: str) -> None:
         store = self.life.store
-        store.spawn(handover.go_on(store, boot))
+        store.spawn(handover.continue_after_fence(store, boot))
         store.env.owned.lose([unit for unit in store.env.owned.units if unit not in self.units()])
 
     async def kick(self, users: Collection[StorageId]) -> None:
@@ -104,9 +105,10 @@ async def with_flag(life: Life, name: str) -> None:
 
 
 async def adopted(one: Member) -> None:
-    """Everybody whom dead boots name and who is this backend's is in bundles, and the bucket says so."""
+    """Everybody whom dead boots name and who is this backend's is in bundles, and the
+    bucket says so."""
     async with asyncio.timeout(30):
-        while one.life.store.takeover.left or not one.life.store.upkeep.settled():  # noqa: ASYNC110 - the store has no event for it
+        while one.life.store.takeover.left or not one.life.store.upkeep.adoption_done():  # noqa: ASYNC110 - the store has no event for it
             await asyncio.sleep(0.01)
 
 
@@ -138,7 +140,8 @@ async def test_a_successor_has_what_the_dead_owner_journaled(machine: Machine, o
 async def test_each_successor_adopts_its_own_users(
     machine: Machine, other: Machine, rows: Rows, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """The boot stays unclean, with everything that it says, until the last of its users has been adopted."""
+    """The boot stays unclean, with everything that it says, until the last of its users
+    has been adopted."""
     third = machine.renamed("third", tmp_path / "third")
     async with member(other, rows) as two, member(third, rows) as three:
         async with member(machine, rows, kill=True) as one:
@@ -172,7 +175,8 @@ async def test_a_fence_names_the_boot_that_was_seen_dying(machine: Machine, othe
 async def test_a_fenced_owner_goes_on_with_the_users_that_are_still_its_own(
     machine: Machine, other: Machine, rows: Rows
 ) -> None:
-    """No bundle is written for them, no copy is compared, and what was acknowledged before is in the new boot."""
+    """No bundle is written for them, no copy is compared, and what was acknowledged
+    before is in the new boot."""
     names = [f"user{number}" for number in range(20)]
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna", *names)
@@ -183,7 +187,7 @@ async def test_a_fenced_owner_goes_on_with_the_users_that_are_still_its_own(
         with one.life.counting() as counted:
             await store.journal.announce()
             assert store.journal.boot != boot
-            await handover.go_on(store, boot)
+            await handover.continue_after_fence(store, boot)
         assert counted.count("put", "index") == 0, "bundles"
         assert all(store.env.owned.owns(name) for name in names)
         assert not store.env.owned.owns("anna")
@@ -221,7 +225,8 @@ async def test_a_released_user_has_everything_in_bundles(machine: Machine, other
 async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
     machine: Machine, other: Machine, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One user's box does not load after a fence, and is not uploaded after a loss; the others' are."""
+    """One user's box does not load after a fence, and is not uploaded after a loss; the
+    others' are."""
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna", "ben", "cleo")
         store, boot = one.life.store, one.life.store.journal.boot
@@ -237,7 +242,7 @@ async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
 
         monkeypatch.setattr(store, "load_user", poisoned)
         await store.journal.announce()
-        await handover.go_on(store, boot)
+        await handover.continue_after_fence(store, boot)
         assert store.takeover.left == {"anna"}, "its lines of the old boot are not noted as adopted"
         assert {sid for sid, _ in store.journal.uncovered()} >= {"ben"}
         await two.gain("anna", "ben")
@@ -246,7 +251,8 @@ async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
 
 @pytest.mark.parametrize("unloaded", [False, True])
 async def test_a_release_leaves_no_trace(machine: Machine, other: Machine, rows: Rows, unloaded: bool) -> None:
-    """Of another user everything stays; what the next backend changed is seen when the user comes back."""
+    """Everything of another user stays. What the next backend changed is seen when the
+    user comes back."""
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna", "ben")
         store = one.life.store
@@ -355,7 +361,8 @@ async def test_what_a_lost_user_had_is_uploaded_and_reaches_the_owner(
 async def test_a_directory_that_knows_less_than_the_journals_makes_every_copy_compare(
     machine: Machine, other: Machine, rows: Rows
 ) -> None:
-    """Both own the user by the row of yesterday; the first does not show what it has before it has asked."""
+    """Both own the user by the row of yesterday; the first does not show what it has
+    before it has asked."""
     async with member(machine, rows) as one:
         await one.gain("anna")
         await with_flag(one.life, "anna")

@@ -169,7 +169,8 @@ async def test_what_has_no_answer_is_written_again_the_same(desk: Desk, land: bo
 
 async def test_late_changes_are_refused_and_nothing_is_lost(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert journal_module.LATE_S == 10
-    monkeypatch.setattr(journal_module, "LATE_S", 0.1)  # who waits does so by the loop's own clock
+    # Who waits does so by the loop's own clock.
+    monkeypatch.setattr(journal_module, "LATE_S", 0.1)
     break_puts(desk)
     desk.journal.add("user", "box", b"1")
     await desk.time.advance(0.05)
@@ -191,7 +192,8 @@ async def test_late_changes_are_refused_and_nothing_is_lost(desk: Desk, monkeypa
 
 
 async def test_a_fence_starts_a_new_boot_that_says_all_again(desk: Desk) -> None:
-    """Another backend has closed our journal: what was not acknowledged goes into the new one, the rest is theirs."""
+    """Another backend has closed our journal: what was not acknowledged goes into the
+    new backend, the rest is theirs."""
     desk.journal.add("user", "box", b"1")
     await desk.time.run(desk.journal.sync())
     fence = JournalObject("first", "boot1", 1, 0, closed=True)

@@ -1,4 +1,5 @@
-"""Keywords at the limit: what brings more is refused whole, and what no mail has any more makes room."""
+"""Keywords at the limit: what brings more is refused whole, and what no mail has any
+more makes room."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ async def test_multiappend_counts_the_keywords_of_all_its_mails(machine: Machine
 
 
 async def test_parallel_writers_share_the_last_places(machine: Machine) -> None:
-    """Each looks for room before its PUT: two places are taken by two of them, whichever way they come."""
+    """Each looks for room before its PUT: two places are taken by two of them,
+    whichever way they come."""
     async with machine.run() as life:
         user = await life.user()
         box = await filled(user, "INBOX", left=2)
@@ -106,7 +108,7 @@ async def test_a_write_that_was_cut_short_gives_its_places_back(machine: Machine
         await box.slots.all_resolved()
         await asyncio.sleep(0)
         assert box.state.flags.coming == set()
-        box.deleted = True  # and one that fails before its PUT
+        box.deleted = True  # and a flush that fails before its PUT
         with pytest.raises(OboxError):
             await user.append("INBOX", [NewMail(MAIL, ("k01",))])
         box.deleted = False
@@ -115,7 +117,8 @@ async def test_a_write_that_was_cut_short_gives_its_places_back(machine: Machine
 
 @pytest.mark.parametrize("days", [10, 40])
 async def test_a_keyword_is_forgotten_long_after_its_last_use(machine: Machine, days: int) -> None:
-    """By a base, which covers all earlier bundles; never by a diff, beside which the base would bring it back."""
+    """A base forgets it, since a base covers all earlier bundles. A diff never does:
+    the base beside it would bring the keyword back."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(MAIL, ("kept", "gone")), NewMail(MAIL)])

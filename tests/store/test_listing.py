@@ -1,4 +1,5 @@
-"""What LIST of real stores leaves out, names in another order, or names beside ours: nothing is lost by it."""
+"""What LIST of real stores leaves out, names in another order, or names beside ours:
+nothing is lost by it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ OTHERS = {"mail": 1405, "mail-2": 704}
 
 
 async def leave_journals(bucket: Bucket) -> None:
-    """Journal objects that nobody needs any more: bundles cover them, `delete_delay` is not over."""
+    """Journal objects that nobody needs any more: bundles cover them, `delete_delay` is
+    not over."""
     store, codec = bucket.open(), bucket.codec()
     for backend, count in OTHERS.items():
         boot = "0123456789ab0000"
@@ -40,7 +42,8 @@ async def leave_journals(bucket: Bucket) -> None:
 async def test_flags_of_a_backend_survive_the_journals_of_others(
     bucket: Bucket, tmp_path: Path, driver: type[Listing]
 ) -> None:
-    """mail-2 704 objects, mail 1405, mx 4: a LIST over all, page by page with start-after, left mx out on MinIO."""
+    """mail-2 704 objects, mail 1405, mx 4: a LIST over all, page by page with
+    start-after, left mx out on MinIO."""
     bucket.url, bucket.driver = "memory://", driver(wall=bucket.time.now)
     await leave_journals(bucket)
     mx = Machine(bucket, tmp_path / "mx", backend="mx", durability="bucket", journal_interval_s=0.01)
@@ -63,7 +66,8 @@ async def test_flags_of_a_backend_survive_the_journals_of_others(
 
 
 async def test_the_fake_leaves_out_what_minio_left_out() -> None:
-    """Begun anew behind the last key of each page, as it was, a LIST over all journals misses half of them."""
+    """Begun anew behind the last key of each page, as it was, a LIST over all journals
+    misses half of them."""
     bucket = MinioLike()
     for backend, count in {**OTHERS, "mx": 4}.items():
         for seq in range(count):
@@ -82,7 +86,8 @@ async def test_a_start_lists_the_backends_and_each_of_them_once(machine: Machine
     async with machine.run() as life:
         await life.user()
     async with machine.renamed("second", machine.path / "2").run() as life:
-        assert life.bucket.stats.count("list", "journal") == 2  # the names, and the journal of `first`
+        # The names, and the journal of `first`.
+        assert life.bucket.stats.count("list", "journal") == 2
 
 
 FOREIGN = [
@@ -153,7 +158,8 @@ async def test_a_user_goes_with_all_that_lies_below(bucket: Bucket, tmp_path: Pa
 
 
 async def test_what_cannot_be_deleted_is_told_and_ends_the_loop(bucket: Bucket, tmp_path: Path) -> None:
-    """As with a marker whose key a client cannot name: LIST and DELETE in turn went on for ever."""
+    """A marker's key cannot be named by a client: LIST and DELETE in turn went on for
+    ever."""
     stay = [user_prefix(SID), user_prefix(SID) + "m/"]
     bucket.url, bucket.driver = "memory://", Stubborn(stay, wall=bucket.time.now)
     async with Machine(bucket, tmp_path / "first").run() as life:

@@ -1,4 +1,5 @@
-"""Mails whose object is gone from the bucket, or does not decode: what a read says, and what autofix does about it."""
+"""Mails whose object is gone from the bucket, or does not decode: what a read says, and
+what autofix does about it."""
 
 from __future__ import annotations
 
@@ -174,7 +175,8 @@ async def test_a_mail_under_a_key_that_is_not_configured_is_damaged(tmp_path: Pa
 
 @pytest.mark.parametrize("autofix", [False, True])
 async def test_a_search_goes_on_over_lost_and_damaged_mails(shelf: Shelf, autofix: bool) -> None:
-    """They match neither a text nor its opposite; what the index says of them still counts."""
+    """They match neither a text nor its opposite; what the index says of them still
+    counts."""
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [b"Subject: s%d\r\n\r\nneedle\r\n" % n for n in range(4)])
@@ -197,7 +199,8 @@ async def test_a_search_goes_on_over_lost_and_damaged_mails(shelf: Shelf, autofi
 
 @pytest.mark.parametrize("disk", ["kept", "lost"])
 async def test_a_mail_that_is_gone_is_expunged_and_its_key_left_alone(shelf: Shelf, disk: str) -> None:
-    """For good, whatever becomes of the machine; an object that comes back is deleted by nobody."""
+    """The expunge is final, whatever becomes of the machine. Nothing deletes an object
+    that comes back."""
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(n) for n in range(3)])
@@ -280,7 +283,8 @@ async def test_every_way_to_read_mends(tmp_path: Path, how: str, given: bool | N
 
 @pytest.mark.parametrize("how", ["mails", "part"])
 async def test_a_404_in_passing_expunges_nothing(shelf: Shelf, how: str) -> None:
-    """The object is there: the second look finds it, and the mail is served as if nothing had been."""
+    """The object is there: the second look finds it, and the mail is served as if
+    nothing had been."""
     source = simple(0) if how == "mails" else LARGE
     async with shelf.machine.run() as life:
         user = await life.user()
@@ -363,7 +367,8 @@ async def test_who_finds_the_same_mail_waits_for_who_looks(shelf: Shelf) -> None
 
 
 async def test_an_expunged_mail_whose_object_is_purged_is_not_looked_for(tmp_path: Path) -> None:
-    """Expunged and deleted by us while a session still knows the UID: no request, no second expunge."""
+    """Expunged and deleted by us while a session still knows the UID: no request, no
+    second expunge."""
     shelf = Shelf(tmp_path, delete_delay_s=0.0)
     async with shelf.machine.run() as life:
         user = await life.user()
@@ -422,7 +427,8 @@ async def test_a_lost_mail_is_copied_and_moved_without_being_read(shelf: Shelf) 
 
 @pytest.mark.parametrize("home", ["kept", "expunged"])
 async def test_a_lost_copy_lets_go_of_its_home_and_the_home_finds_out_by_itself(shelf: Shelf, home: str) -> None:
-    """The record of the copy goes, and its holder at home; the home's own record when that is read."""
+    """The record of the copy goes, and its holder at home; the home's own record when
+    that is read."""
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(0), simple(1)])

@@ -1,6 +1,8 @@
-"""Buckets that the first version wrote (version-1-*.tar.gz: as a killed backend left them) are served and upgraded.
+"""Buckets that the first version wrote (version-1-*.tar.gz: as a killed backend left
+them) are served and upgraded.
 
-Each archive has the bucket and what a client saw of it in the end. Sealed: under k1, of 32 bytes "1".
+Each archive has the bucket and what a client saw of it in the end. Sealed: under k1, of
+32 bytes "1".
 """
 
 from __future__ import annotations
@@ -59,14 +61,15 @@ class Old:
         return Codec(KEYS, "k1") if self.kind == "sealed" else Codec({}, None)
 
     def majors(self, prefix: str = "") -> set[int]:
-        """Of the objects of users."""
+        """Return the major versions of the users' objects."""
         return {data[4] for key, data in self.objects(prefix).items() if not key.startswith("_") and data}
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
         return {key: data for key, (data, _) in self.memory._objects.items() if key.startswith(prefix)}
 
     async def check(self, life: Life, more: dict[str, bytes] | None = None) -> None:
-        """Everything is as it was; more: mails that came to Anna's INBOX since, by UID."""
+        """Everything is as it was; more: mails that came to Anna's INBOX since, by
+        UID."""
         for name, boxes in self.expected.items():
             user = await life.user(name)
             found = await whole(user)
@@ -222,7 +225,8 @@ async def test_restored_bundles_of_version_1_are_upgraded_where_nobody_can_open_
 
 @pytest.mark.parametrize("step", [*range(1, 12), 15, 19, 22])
 async def test_it_may_be_killed_after_any_step(tmp_path: Path, step: int) -> None:
-    """The bucket dies at the nth request that would write; half of them have their effect."""
+    """The bucket dies at the nth request that would write; half of them have their
+    effect."""
     old = Old("sealed", tmp_path)
     async with old.machine.run(kill=True) as life:
         await old.check(life)
@@ -276,7 +280,8 @@ async def test_nothing_that_was_deleted_comes_back(old: Old) -> None:
 
 
 async def test_what_belongs_elsewhere_stays_as_it_is(old: Old) -> None:
-    """Version 1 says in its meta where it belongs; what does not decode, and foreign keys, are counted."""
+    """Version 1 says in its meta where it belongs; what does not decode, and foreign
+    keys, are counted."""
     async with served(old) as life:
         user = await life.user()
         inbox, archive = await user.select("INBOX"), await user.select("Archive")
@@ -309,7 +314,8 @@ async def test_what_belongs_elsewhere_stays_as_it_is(old: Old) -> None:
 
 
 async def test_a_site_that_begins_to_encrypt(tmp_path: Path) -> None:
-    """Plain objects are read beside sealed ones; the upgrade seals them, and then none other is taken."""
+    """Plain objects are read beside sealed objects. The upgrade seals them, and then no
+    plain object is accepted."""
     old = Old("plain", tmp_path)
     strict = Codec(KEYS, "k1", require_encryption=True)
     old.machine.bucket.codec = lambda: strict

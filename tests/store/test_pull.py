@@ -1,4 +1,5 @@
-"""A user's copies from one backend to another: what an open costs then, what is joined, what never gets lost."""
+"""A user's copies from one backend to another: what an open costs then, what is joined,
+what never gets lost."""
 
 from __future__ import annotations
 
@@ -71,9 +72,11 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def two(machine: Machine, tmp_path: Path) -> AsyncIterator[tuple[Life, Life]]:
-    """Two backends on one bucket. Both live on, but without `directory` the second fences the first when it starts."""
+    """Two backends on one bucket. Both live on, but without `directory` the second
+    fences the first when it starts."""
     async with machine.run() as one, machine.renamed("second", tmp_path / "second").run() as other:
-        await one.store.journal._wait(one.store.journal._writes + 1)  # it learns of the fence now
+        # It learns of the fence now.
+        await one.store.journal._wait(one.store.journal._writes + 1)
         yield one, other
 
 
@@ -138,7 +141,8 @@ async def test_an_open_after_a_pull_reads_no_bundle(machine: Machine, tmp_path: 
 async def test_totals_stay_exact_where_the_source_uploaded_all(
     machine: Machine, tmp_path: Path, directory: None
 ) -> None:
-    """STATUS of everything then costs the one LIST, as after an open from the bucket."""
+    """STATUS of everything then costs the one LIST, as after an open from the
+    bucket."""
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         expected = {name: await one.users[0].status(name) for name in ("INBOX", "Archive", "Sent", "Projects/obox")}
@@ -303,7 +307,8 @@ async def test_an_older_copy_without_changes_is_replaced(machine: Machine, tmp_p
 async def test_changes_on_both_sides_are_joined(
     machine: Machine, tmp_path: Path, open_there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither could upload; clients of either side are served everything: no MODSEQ of theirs is worth anything."""
+    """Neither could upload; clients of either side are served everything: no MODSEQ of
+    theirs is worth anything."""
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         await one.users[0].flush(everything=True)
@@ -323,7 +328,8 @@ async def test_changes_on_both_sides_are_joined(
         with without_upload(monkeypatch):
             await pull(one, other)
         if open_there:
-            await upload.flush(one.users[0], important_only=True)  # what was open did not take the copy
+            # What was open did not take the copy.
+            await upload.flush(one.users[0], important_only=True)
             await operate.refresh(user)
         user = await other.user()
         box = await user.select("INBOX")
@@ -356,7 +362,8 @@ async def test_lists_of_mailboxes_are_joined(machine: Machine, tmp_path: Path, m
 
 
 async def test_holders_noted_before_stay(machine: Machine, tmp_path: Path) -> None:
-    """A mailbox of which the destination has nothing but that a copy elsewhere needs its object."""
+    """A mailbox of which the destination has nothing but that a copy elsewhere needs
+    its object."""
     from obox.mailbox import Delta, Holders
 
     async with two(machine, tmp_path) as (one, other):

@@ -1,4 +1,5 @@
-"""Mails, claims and burnt UIDs are deleted by one function, with the same rules whoever asks."""
+"""Mails, claims and burnt UIDs are deleted by one function, with the same rules
+whichever part asks."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ LATER_S = 3 * 86400.0
 
 
 def calls(path: Path, *names: str) -> list[tuple[str, str, int]]:
-    """Calls of methods or functions by these names: the name, `kind` as it stands there ("" for none), the line."""
+    """Calls of methods or functions by these names: the name, `kind` as it stands there
+    ("" for none), the line."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
@@ -32,7 +34,8 @@ def calls(path: Path, *names: str) -> list[tuple[str, str, int]]:
 
 
 def test_one_file_deletes_mails() -> None:
-    """A DELETE names the kind of its objects; the bucket's own door (`Env.delete`) passes on what it is given."""
+    """A DELETE names the kind of its objects; the bucket's own door (`Env.delete`)
+    passes on what it is given."""
     deleting = {
         f"{name}:{line}"
         for name, path in STORE.items()
@@ -60,7 +63,8 @@ async def objects(machine: Machine, guid: Guid) -> list[int]:
 
 
 async def test_who_was_suspended_deletes_nothing_that_others_have_copied(machine: Machine, tmp_path: Path) -> None:
-    """It believes a mail expunged everywhere; another backend took over before that was in the bucket."""
+    """It believes a mail expunged everywhere; another backend took over before that was
+    in the bucket."""
     clock = Time()
     silent = Machine(machine.bucket, tmp_path / "silent", journal_interval_s=1e9)
     async with silent.run(clock) as life:

@@ -1,4 +1,5 @@
-"""The quota is a bound, however many write at the same time; what fails gives its room back."""
+"""The quota is a bound, however many write at the same time; what fails gives its room
+back."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ async def test_what_fails_gives_its_room_back(machine: Machine, monkeypatch: pyt
 
 
 async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client has gone, the PUT may land: until it has, others do not get its room."""
+    """The client has gone, the PUT may land: until it has, others do not get its
+    room."""
     from obox.store.mails import write
 
     go = asyncio.Event()
@@ -124,7 +126,7 @@ async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_e
             await life.let_pass(61.0)
             with suppress(OboxError):
                 await user.append("INBOX", [NewMail(b"x")])
-        told = [line["more"] for line in logs if line["event"] == "delivery undecided"]
+        told = [line["skipped"] for line in logs if line["event"] == "delivery undecided"]
         assert 1 < before < len(puts)
         assert told == [0, before - 1], "a minute later, with the number of the others"
 

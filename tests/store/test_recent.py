@@ -1,4 +1,5 @@
-"""Mails in memory: bounded, in order of use, gone with their user; and decoding many at once is decoding each."""
+"""Mails in memory: bounded, in order of use, gone with their user; and decoding many at
+once is decoding each."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ async def test_a_deleted_user_leaves_no_mail_in_memory(machine: Machine) -> None
 
 
 def test_decoding_many_is_decoding_each() -> None:
-    """Packed, unpacked, empty, of several frames, sealed and damaged ones side by side."""
+    """Packed, unpacked, empty, sealed and damaged objects, and objects of several
+    frames, side by side."""
     plain, flat = Codec({}, None), Codec({}, None, "none")
     sealed = Codec({"k": b"k" * 32}, "k")
     payloads = [b"", b"x", b"words " * 300, b"\0" * 600_000, simple(1)]
@@ -92,7 +94,8 @@ def test_decoding_many_is_decoding_each() -> None:
 
 
 def test_a_frame_that_lies_about_its_size_spoils_no_other() -> None:
-    """Checksums right, content not what the header says: found by decompressing, then each is decoded by itself."""
+    """Checksums right, content not what the header says: found by decompressing, then
+    each is decoded by itself."""
     codec = Codec({}, None)
     words = [b"words %d " % number * 200 for number in range(3)]
     objects = [codec.encode(ObjectKind.MAIL, OWNER, Oid(bytes([at]) * 16), b"", one) for at, one in enumerate(words)]
@@ -103,6 +106,7 @@ def test_a_frame_that_lies_about_its_size_spoils_no_other() -> None:
 
 
 def _relabelled(data: bytes, size: int) -> bytes:
-    """The object with another payload length in its header and the header's checksum made right."""
+    """The object with another payload length in its header and the header's checksum
+    made right."""
     signed = data[:40] + size.to_bytes(8, "little")
     return signed + crc32(data[52:60], crc32(signed + OWNER)).to_bytes(4, "little") + data[52:]

@@ -1,7 +1,9 @@
-"""What each operation costs in requests: they are the price of a bucket, so they are asserted, not measured.
+"""What each operation costs in requests: they are the price of a bucket, so they are
+asserted, not measured.
 
-The budgets are those of the design: warm reading costs nothing, a delivery one PUT and at most a tenth of an index
-upload, a COPY or MOVE two, a change of the list of mailboxes one.
+The budgets are those of the design: warm reading costs nothing, a delivery one PUT and
+at most a tenth of an index upload, a COPY or MOVE two, a change of the list of
+mailboxes one.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ async def test_multiappend_is_one_put_a_mail(machine: Machine) -> None:
 
 
 async def test_warm_reading_makes_no_request(machine: Machine) -> None:
-    """SELECT, FETCH of flags, envelopes, structures and header fields, SEARCH and STATUS; bodies are in fscache."""
+    """SELECT, FETCH of flags, envelopes, structures and header fields, SEARCH and
+    STATUS; bodies are in fscache."""
     async with machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(number) for number in range(300)])
@@ -88,7 +91,8 @@ async def test_warm_reading_makes_no_request(machine: Machine) -> None:
 
 
 async def test_a_warm_store_costs_a_share_of_one_journal_object_a_second(machine: Machine) -> None:
-    """However many users and commands: one PUT an interval, here 0.2 s, for the whole backend."""
+    """However many users and commands: one PUT an interval, here 0.2 s, for the whole
+    backend."""
     machine.settings = type(machine.settings)(backend="first", journal_interval_s=0.2)
     async with machine.run() as life:
         users = [await life.user(name) for name in ("anna", "ben", "cara")]
@@ -100,7 +104,8 @@ async def test_a_warm_store_costs_a_share_of_one_journal_object_a_second(machine
         begun = asyncio.get_running_loop().time()
         with life.counting() as requests:
             stores = 0
-            while asyncio.get_running_loop().time() - begun < 1.0 or stores <= 10:  # a slow machine needs longer
+            # A slow machine needs longer.
+            while asyncio.get_running_loop().time() - begun < 1.0 or stores <= 10:
                 for box in boxes:
                     op = "add" if stores % 2 else "remove"
                     await box.store_flags(uids(*range(1, 51)), op, ["\\Seen", "$Label"])
@@ -172,7 +177,8 @@ async def test_delete_of_a_mailbox_with_mails_is_one_request(machine: Machine) -
 
 
 async def test_cold_login_and_select_of_ten_thousand_mails(machine: Machine, tmp_path: Path) -> None:
-    """An empty machine after a clean stop: a LIST and the root's bundles, then the mailbox's heads and one LIST."""
+    """An empty machine after a clean stop: a LIST and the root's bundles, then the
+    mailbox's heads and one LIST."""
     async with machine.run() as life:
         user = await life.user()
         box = await user.select("INBOX")
@@ -254,7 +260,8 @@ async def test_idle_backends_cost_nothing(machine: Machine) -> None:
         user = await life.user()
         box = await user.select("INBOX")
         await user.append("INBOX", [NewMail(simple(1))])
-        await life.let_pass(60 * 3600)  # a lone mail is uploaded after a day, its journal deleted after two
+        # A lone mail is uploaded after a day, its journal deleted after two.
+        await life.let_pass(60 * 3600)
         with life.counting() as requests:
             await life.let_pass(6 * 3600)
         assert requests.requests() == {}

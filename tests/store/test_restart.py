@@ -1,6 +1,8 @@
-"""Stop or kill, keep the disk or lose it, come back under this name or another: the same mail is there.
+"""Stop or kill, keep the disk or lose it, come back under this name or another: the
+same mail is there.
 
-Invariants 1 to 3 of the design, in one process: the end-to-end tests do the same to a real one.
+Invariants 1 to 3 of the design, in one process: the end-to-end tests do the same to a
+real one.
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ async def test_everything_is_there_again(machine: Machine, tmp_path: Path, end: 
 
 
 async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine) -> None:
-    """The indexes go up after the next start; what no journal line is about is opened without a request."""
+    """The indexes go up after the next start; what no journal line is about is opened
+    without a request."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
@@ -112,7 +115,8 @@ async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine)
     assert [key for key in await machine.bucket.keys("") if "/x/" in key] == [key for key in bundles if "/x/" in key]
     async with machine.run() as life:
         assert life.store.takeover.trust == "all"
-        async with asyncio.timeout(PATIENT_S):  # what the journal says is taken over beside the sessions
+        # What the journal says is taken over beside the sessions.
+        async with asyncio.timeout(PATIENT_S):
             while life.store.takeover.boots:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
         user = await life.user()
@@ -125,7 +129,8 @@ async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine)
 
 
 async def test_a_restart_that_another_backend_came_between(machine: Machine, tmp_path: Path) -> None:
-    """It took our journal over, uploaded what it says and changed more: our copies are compared with the bucket."""
+    """It took our journal over, uploaded what it says and changed more: our copies are
+    compared with the bucket."""
     async with machine.run(upload=False) as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
@@ -184,7 +189,8 @@ async def test_local_durability_survives_a_kill_with_the_disk_kept(machine: Mach
 async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_comes(
     machine: Machine, tmp_path: Path, lives: int, backend: str
 ) -> None:
-    """A flag that was shown and then lost with its backend; clean lives follow in which nobody opens the user."""
+    """A flag that was shown and then lost with its backend; clean lives follow in which
+    nobody opens the user."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
@@ -223,8 +229,9 @@ async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_come
 async def test_what_belongs_together_is_told_together_after_a_crash(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An expunge of a moved mail, and the holder that it releases at home, are in local copies alone. The next life
-    opens one of the two mailboxes, and loses its disk. A mail that is there again must have its object."""
+    """An expunge of a moved mail, and the holder that it releases at home, are in local
+    copies alone. The next life opens one of the two mailboxes, and loses its disk. A
+    mail that is there again must have its object."""
 
     async def nothing(upkeep: Upkeep) -> None:
         pass
@@ -256,8 +263,9 @@ async def test_what_belongs_together_is_told_together_after_a_crash(
 
 
 async def test_copies_of_a_life_in_which_another_wrote_are_compared(machine: Machine, tmp_path: Path) -> None:
-    """A fenced backend goes on as a new boot and is still there when we end: nothing of it is newer than our own end,
-    and its journal has only what no bundle of its has, here an expunge of the first of two copies."""
+    """A fenced backend goes on as a new boot and is still there when we end: nothing of
+    it is newer than our own end, and its journal has only what no bundle of its has,
+    here an expunge of the first of two copies."""
     other = machine.renamed("second", tmp_path / "second")
     async with other.run(kill=True) as theirs:
         user = await theirs.user()
@@ -357,7 +365,8 @@ async def test_users_do_not_see_each_other(machine: Machine) -> None:
 
 
 async def test_many_lives(machine: Machine) -> None:
-    """Ten kills in a row, the disk lost every other time; a mail and a flag in each life."""
+    """Ten kills in a row, the disk lost every other time; a mail and a flag in each
+    life."""
     for number in range(10):
         async with machine.run(kill=True) as life:
             user = await life.user()
@@ -373,7 +382,8 @@ async def test_many_lives(machine: Machine) -> None:
 
 @pytest.mark.parametrize("used", [False, True], ids=["empty", "used"])
 async def test_another_bucket_behind_the_same_disk(machine: Machine, tmp_path: Path, used: bool) -> None:
-    """Local copies of one bucket say nothing about another; an empty one in its place is refused."""
+    """Local copies of one bucket say nothing about another; an empty one in its place
+    is refused."""
     async with machine.run() as life:
         await live(life)
         before = await whole(life.users[0])

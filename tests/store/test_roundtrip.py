@@ -1,4 +1,5 @@
-"""Mails of every kind come back byte for byte: whole, in parts, warm, cold, encrypted, compressed or not."""
+"""Mails of every kind come back byte for byte: whole, in parts, warm, cold, encrypted,
+compressed or not."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ async def append_all(user: User) -> dict[int, bytes]:
 
 
 async def check(box: Mailbox, mails: dict[int, bytes]) -> None:
-    """Whole mails one by one and read ahead, sizes, ready fields, and ranges around every edge there is."""
+    """Whole mails one by one and read ahead, sizes, ready fields, and ranges around
+    every edge there is."""
     rng = random.Random(7)
     assert box.state.uids.tolist() == list(mails)
     assert box.state.column("size").tolist() == [len(mail) for mail in mails.values()]
@@ -69,7 +71,8 @@ async def test_append_and_read(any_bucket: Bucket, any_codec: Callable[[], Codec
 async def test_deliveries_that_no_bundle_knows(
     any_codec: Callable[[], Codec], bucket: Bucket, machine: Machine
 ) -> None:
-    """Killed at once and the disk lost: LIST finds every mail, of every kind, with its size and dates."""
+    """Killed at once and the disk lost: LIST finds every mail, of every kind, with its
+    size and dates."""
     bucket.codec = any_codec
     async with machine.run(kill=True) as life:
         mails = await append_all(await life.user())

@@ -1,4 +1,5 @@
-"""The one writer: what belongs together is one edit, and listeners hear of it what the journal says of it."""
+"""The one writer: what belongs together is one edit, and listeners hear of it what the
+journal says of it."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def test_one_place_hands_changes_to_the_journal(verb: str) -> None:
 
 
 def test_one_place_appends_to_local_copies() -> None:
-    """By the priority, which is of a local copy alone."""
+    """Calls are found by the argument `priority`, which only local copies have."""
 
     def appends(call: ast.Call) -> bool:
         named = {one.arg for one in call.keywords}
@@ -54,7 +55,7 @@ def _plain(altered: Altered) -> tuple[Any, ...]:
 
 
 class Heard(list[tuple[Any, ...]]):
-    """What a listener was told, an element an edit."""
+    """What a listener got: an element for each edit."""
 
     def __call__(self, altered: tuple[Altered, ...]) -> None:
         self.append(tuple(_plain(one) for one in altered))
@@ -171,7 +172,8 @@ async def test_sessions_wake_when_all_of_an_edit_is_in_memory(machine: Machine) 
 
 
 def test_what_a_line_says() -> None:
-    """Expunged mails are gone, whatever else a delta says of them; burnt UIDs and holders are nobody's concern."""
+    """Expunged mails are gone, whatever else a delta says of them; burnt UIDs and
+    holders are nobody's concern."""
     guid, gone = "ab" * 16, Gone.at(4, uids(2))
     changes = [
         (guid, Delta(claims={5: 1}, uidnext=6).encode()),

@@ -1,4 +1,5 @@
-"""What a local copy remembers of its bundles fits into its stamp, however many there were."""
+"""What a local copy remembers of its bundles fits into its stamp, however many there
+were."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_a_damaged_stamp_is_none(damage: bytes) -> None:
 
 
 async def test_a_base_after_two_diffs_is_read_alone(machine: Machine) -> None:
-    """It names the second diff, which had covered the first: the first is no other history, and makes no gap."""
+    """It names the second diff, which had covered the first: the first is no other
+    history, and makes no gap."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(b"a"), NewMail(b"b")])
@@ -66,7 +68,8 @@ async def test_a_base_after_two_diffs_is_read_alone(machine: Machine) -> None:
 
 
 async def test_what_another_life_has_written_stays_covered(machine: Machine) -> None:
-    """A second life covers the first's bundles, and its own later bases, of which the last is read, say so as well."""
+    """A second life covers the first's bundles, and its own later bases, of which the
+    last is read, say so as well."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(b"a"), NewMail(b"b")])
@@ -95,7 +98,8 @@ async def test_what_another_life_has_written_stays_covered(machine: Machine) -> 
 COPY = Copy(stamp=b"", base=b"", deltas=[], change=Change.NONE)
 FRAGMENTS = Copy(stamp=b"", base=None, deltas=[b""], change=Change.IMPORTANT)
 
-CASES = [  # the table of docs/format.md, "Opening a mailbox": copy, its stamp, made here, verdict
+# The table of docs/format.md, "Opening a mailbox": copy, its stamp, made here, verdict.
+CASES = [
     (None, None, True, Trust.NEW),
     (None, None, False, Trust.REBUILD),
     (FRAGMENTS, None, True, Trust.NEW),

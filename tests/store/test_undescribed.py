@@ -1,4 +1,5 @@
-"""A mail that is costly or impossible to describe is stored once, acknowledged, and readable."""
+"""A mail that is costly or impossible to describe is stored once, acknowledged, and
+readable."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ async def test_an_address_bomb_is_stored_once_and_told_once(machine: Machine, so
         assert isinstance(fields, Fields)
         assert len(fields.packed) < 200_000
         assert len(box.state) == 1
-        warnings = [entry for entry in logs if entry["event"] == "a mail goes beyond what is described of one"]
+        warnings = [entry for entry in logs if entry["event"] == "mail exceeds the limits of its ready fields"]
         assert len(warnings) == (source is not FIELDS and b"a," in source)
         for entry in warnings:
             assert "addresses" in entry["limits"]

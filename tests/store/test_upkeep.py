@@ -1,4 +1,5 @@
-"""Upkeep: what cannot be handled delays nobody else, is named, and is tried again ever more rarely."""
+"""Upkeep: what cannot be handled delays nobody else, is named, and is tried again ever
+more rarely."""
 
 from __future__ import annotations
 
@@ -156,7 +157,7 @@ async def test_a_mailbox_that_cannot_be_flushed_delays_nobody(
         assert bundles(keys, "anna")
         assert bundles(keys, "ben")
         assert "bad" in life.store.users, "what is not in the bucket stays in memory"
-        named = [entry for entry in logs if entry["event"] == "upkeep failed, will try again"]
+        named = [entry for entry in logs if entry["event"] == "upkeep failed, it tries again"]
         assert {(entry["user"], entry["error"]) for entry in named} == {("bad", "poisoned")}
         assert all(len(entry["mailbox"]) == 32 for entry in named)
         assert life.store.metadata()["upkeep_flush_failing"] == 1
@@ -184,7 +185,7 @@ async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(
 
 
 async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And some at a time: a user may have ten thousand."""
+    """Upkeep unloads a few mailboxes at a time, since a user may have ten thousand."""
     calls: list[int] = []
     inside = False
     plain, unload = Mailbox.totals, User.unload_idle

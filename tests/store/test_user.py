@@ -1,4 +1,5 @@
-"""A user's mailboxes and mails: limits, all or none, copies and what keeps an object alive."""
+"""A user's mailboxes and mails: limits, all or none, copies and what keeps an object
+alive."""
 
 from __future__ import annotations
 
@@ -133,7 +134,8 @@ async def test_bad_names_are_refused(machine: Machine, name: str) -> None:
 
 @pytest.mark.parametrize("answer", ["never", "landed"])
 async def test_multiappend_shows_all_or_none(machine: Machine, answer: str) -> None:
-    """One PUT of five has no answer: whatever is tried again, nobody ever sees some of the five, nor after a loss."""
+    """One PUT of five has no answer: whatever is tried again, nobody ever sees some of
+    the five, nor after a loss."""
     async with machine.run(kill=True) as life:
         user = await life.user()
         box = await user.select("INBOX")
@@ -339,7 +341,8 @@ async def test_an_object_goes_after_the_delay_and_no_other_does(bucket: Bucket, 
 async def test_objects_of_a_mailbox_that_nobody_changes_any_more_go_too(
     bucket: Bucket, machine: Machine, restart: bool
 ) -> None:
-    """A Trash that was emptied and never written again: whoever opens it next sets the deletion off."""
+    """A Trash that was emptied and never written again: the next session that opens it
+    sets the deletion off."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("Trash", [NewMail(simple(n)) for n in range(4)])
@@ -355,7 +358,8 @@ async def test_objects_of_a_mailbox_that_nobody_changes_any_more_go_too(
             await user.status("Trash")
             await (await user.select("Trash")).release()
             await life.let_pass(2 * 3600)
-            while user.working:  # the sweep waits for its lease  # noqa: ASYNC110 - the store has no event for it
+            # The sweep waits for its lease.
+            while user.working:  # noqa: ASYNC110 - the store has no event for it
                 await asyncio.sleep(0.0005)
             assert await mails_in(bucket) == 0
     if restart:
@@ -420,7 +424,8 @@ async def test_a_deleted_mailbox_keeps_what_copies_need_and_then_goes_whole(buck
         await life.quiet()
         await flushed(life)
     bucket.time.move(DAY + 3600)
-    async with machine.run() as life:  # a login after the delay clears what nobody needs
+    # A login after the delay clears what nobody needs.
+    async with machine.run() as life:
         user = await life.user()
         await asyncio.sleep(0.05)
         await life.quiet()
@@ -432,7 +437,8 @@ async def test_a_deleted_mailbox_keeps_what_copies_need_and_then_goes_whole(buck
         await life.quiet()
     bucket.time.move(DAY + 3600)
     machine.lose_disk()
-    for _ in range(2):  # the object with the first login, the index with it or with the next
+    # The object with the first login, the index with it or with the next.
+    for _ in range(2):
         async with machine.run() as life:
             user = await life.user()
             await asyncio.sleep(0.1)
@@ -467,7 +473,8 @@ async def test_superseded_bundles_and_journal_objects_go(bucket: Bucket, machine
 
 
 async def test_two_days_old_local_state_and_nothing_new(machine: Machine, bucket: Bucket, tmp_path: Path) -> None:
-    """A backend was away, another did the work and cleaned up; the first comes back with its old disk."""
+    """A backend was away, another did the work and cleaned up; the first comes back
+    with its old disk."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])

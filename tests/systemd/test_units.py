@@ -1,6 +1,8 @@
-"""The units of `systemd/`: systemd accepts them, they are closed enough, and what they run is there.
+"""The units of `systemd/`: systemd accepts them, they are closed enough, and what they
+run is there.
 
-What they do together (a stop flushes, a restart does not) needs a running systemd: tests/operations plays the manager.
+What they do together (a stop flushes, a restart does not) needs a running systemd:
+tests/operations plays the manager.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def values(unit: Path, name: str) -> list[str]:
 
 
 def commands(unit: Path) -> Iterator[list[str]]:
-    """What a unit runs, with its instance filled in; of a shell's `-c` our command in it."""
+    """What a unit runs, with its instance filled in; of a shell's `-c` our command in
+    it."""
     for key, value in directives(unit):
         if key.startswith("Exec"):
             words = shlex.split(value.replace("%i", "mail1"))
@@ -52,7 +55,8 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.needs("systemd-analyze")
 def test_systemd_accepts_them(tmp_path: Path) -> None:
-    """With programs put where they are: `ExecStart=obox` is looked for in systemd's own path."""
+    """With programs put where they are: `ExecStart=obox` is looked for in systemd's own
+    path."""
     for unit in UNITS:
         text = re.sub(r"^(Exec\w+=)(?=obox)", rf"\g<1>{Path(sys.executable).parent}/", unit.read_text(), flags=re.M)
         (tmp_path / unit.name).write_text(text)
@@ -87,7 +91,8 @@ def test_memory_is_bounded(unit: Path) -> None:
 @pytest.mark.needs("systemd-analyze")
 @pytest.mark.parametrize("unit", TIMERS, ids=lambda unit: unit.name)
 def test_timers(unit: Path) -> None:
-    """Once a day at most, at night; each has its service, and stops with its backend."""
+    """Once a day at most, at night; each has its service, and stops with its
+    backend."""
     (calendar,) = values(unit, "OnCalendar")
     out = run("systemd-analyze", "calendar", "--iterations=2", calendar)
     assert out.returncode == 0, out.stderr
@@ -136,7 +141,7 @@ def test_limits_fit_the_program() -> None:
 
 
 def test_the_flush_hears_of_stops_alone() -> None:
-    """PartOf, BindsTo or Requires would tell it of restarts too."""
+    """PartOf, BindsTo or Requires would pass restarts on to it too."""
     for name in ("obox-metacache-flush@.service", "obox-backend-up@.service"):
         unit = ROOT / "systemd" / name
         assert values(unit, "StopPropagatedFrom") == ["obox-backend@%i.service"]

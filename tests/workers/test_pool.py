@@ -1,4 +1,5 @@
-"""Workers as processes: what the directory says of those that end, with a program that stands in for a backend."""
+"""Workers as processes: what the directory says of those that end, with a program that
+stands in for a backend."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ async def test_a_worker_that_ends_again_and_again_loses_its_groups_and_gets_them
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "REST_S", 0.2)
-    monkeypatch.setattr(pools, "CRASHES_S", 0.2)  # how long it must run to get groups again
+    # How long it must run to get groups again.
+    monkeypatch.setattr(pools, "CRASHES_S", 0.2)
     async with unit(tmp_path, monkeypatch) as one, asyncio.TaskGroup() as tasks:
         await one.pool.register(one.directory)
         assert {one.state(number) for number in (1, 2)} == {State.ONLINE}
@@ -114,7 +116,8 @@ async def test_a_worker_that_ends_again_and_again_loses_its_groups_and_gets_them
             await one.view.put(Kind.GROUPS, group_key(number), Assigned("mail-2", 7, 1))
         (first.home / "ends").unlink()
         await until(first.ready.is_set)
-        await until(lambda: one.orders(2)[-1] == "gone")  # so its next boot is not fenced
+        # So its next boot is not fenced.
+        await until(lambda: one.orders(2)[-1] == "gone")
         await until(lambda: one.state(1) is State.ONLINE)
         wanted = {group_key(number) for number in range(64)}
         wanted = {unit for unit in wanted if rank(unit, {"mail-1": 100.0, "mail-2": 100.0})[0] == "mail-1"}
@@ -166,7 +169,8 @@ async def test_a_reload_that_one_refuses_is_dropped_by_all(tmp_path: Path, monke
 
 
 class _Closed:
-    """A pipe as uvloop leaves it when it was closed before the end of the process was noticed."""
+    """A pipe as uvloop leaves it when it was closed before the end of the process was
+    noticed."""
 
     def write(self, data: bytes) -> None:
         raise RuntimeError("the handle is closed")
@@ -175,4 +179,4 @@ class _Closed:
 async def test_an_order_for_a_process_that_is_ending_is_lost_and_nothing_else(tmp_path: Path) -> None:
     worker = workers.Worker(Start(of_worker(config_of(tmp_path), 1), 1, 2), lambda _: None, None)
     worker.process = SimpleNamespace(returncode=None, stdin=_Closed())  # type: ignore[assignment]
-    worker.tell("gone")
+    worker.order("gone")

@@ -13,7 +13,7 @@ from obox.imap.commands.expunge import READ_ONLY
 from obox.imap.replies import Reply, no, of_error
 from obox.imap.session import Session
 from obox.imap.sets import format_set
-from obox.imap.updates import tell
+from obox.imap.updates import report
 from obox.store.api import Copied
 
 
@@ -34,7 +34,7 @@ async def move(session: Session, command: ast.Move) -> Reply:
         return done
     session.write(wire.status(None, "OK", "Moved", _copyuid(done)))
     mailbox, _ = session.need_mailbox()
-    await tell(session, uid=command.uid)
+    await report(session, uid=command.uid)
     if done.failure is not None:  # RFC 6851 §3.3: each mail is in one of the two
         return of_error(done.failure, target=True)
     code = f"HIGHESTMODSEQ {mailbox.state.highestmodseq}" if session.condstore else None

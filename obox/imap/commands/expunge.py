@@ -10,7 +10,7 @@ import numpy as np
 from obox.imap import ast
 from obox.imap.replies import Reply, no
 from obox.imap.session import Session
-from obox.imap.updates import tell
+from obox.imap.updates import report
 from obox.mailbox import DELETED, UidArray
 
 READ_ONLY = no("Mailbox was opened for reading only", "READ-ONLY")
@@ -32,7 +32,7 @@ async def expunge(session: Session, command: ast.Expunge) -> Reply:
     if command.uids is not None:
         uids = uids[np.isin(uids, session.resolve(command.uids, uid=True), assume_unique=True)]
     gone = await mailbox.expunge(uids) if len(uids) else uids
-    await tell(session, uid=command.uids is not None)
+    await report(session, uid=command.uids is not None)
     # RFC 7162 §3.2.7: so that the client can advance its MODSEQ.
     if len(gone) and session.condstore:
         return Reply("Expunge completed", f"HIGHESTMODSEQ {mailbox.state.highestmodseq}")

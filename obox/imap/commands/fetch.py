@@ -282,7 +282,7 @@ class _Fetch:
         except (Unavailable, Temporary) as error:
             # Reading continues while nothing can be changed, because the mail matters
             # more than its flag.
-            self.session.context.log.warning("seen not set", user=self.session.user_name, error=str(error))
+            self.session.context.log.warning("\\Seen not set", user=self.session.user_name, error=str(error))
             return NO_UIDS
         self.view.note_own(stored.modseq, stored.changed)
         return stored.changed
@@ -450,8 +450,8 @@ class _Fetch:
     async def _write_items(
         self, names: list[bytes], values: list[Any], mail: bytes, root: Part | None, *, quick: bool
     ) -> None:
-        """As `_write_row`, but hold at most a single item and PIECE_BYTES of output, at
-        the client's pace."""
+        """Write the row as `_write_row` does, but hold at most a single item and
+        PIECE_BYTES of output, at the client's pace."""
         session, order = self.session, self.plan.order
         cells, tail = values[1 : len(order) + 1], values[len(order) + 1 :]
         lead = b"* %d FETCH (" % values[0]

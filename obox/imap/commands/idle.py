@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from obox.imap import ast, wire
 from obox.imap.session import Session
-from obox.imap.updates import tell
+from obox.imap.updates import report
 
 
 async def idle(session: Session, command: ast.Idle) -> None:
-    await tell(session)
+    await report(session)
     session.write(wire.continuation("idling"))
     session.waiting_tag = command.tag
     session.idling = True

@@ -48,7 +48,7 @@ async def store(session: Session, command: ast.Store) -> Reply:
     # The client derives the result from what was reported to it; the words of `bits`
     # hold all of it but for wide keywords.
     guess = command.silent and op != "replace"
-    known = ~view.untold(state, uids) if guess else np.ones(len(uids), dtype=np.bool_)
+    known = ~view.unreported(state, uids) if guess else np.ones(len(uids), dtype=np.bool_)
     stored = await mailbox.store_flags(uids, op, command.flags, command.unchanged_since)
     state = mailbox.state
     refused = stored.refused

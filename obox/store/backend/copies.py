@@ -72,9 +72,10 @@ class Copies:
             return False
         if copy.change is not Change.NONE:
             return True
-        if box == ROOT:
-            return not stamp.clean
         cache = self._store.env.metacache
+        if box == ROOT:
+            # Its totals are not exact without what the copies of mailboxes have.
+            return not stamp.clean or any(space.change is not Change.NONE for space in cache.box_spaces(user))
         return len(cache.iter_fields(user, box, stamp.cached_uid + 1, 0xFFFFFFFF)) > FIELDS_UNSAVED_MAX
 
     async def flush(self, user: str, box: str) -> None:

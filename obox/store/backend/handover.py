@@ -97,7 +97,7 @@ def _adopt(store: MailStore, user: User) -> None:
     try:
         _join(user, pending)
     except Corrupt as exc:
-        log.error("a user cannot be adopted yet", user=user.storage_id, error=str(exc))
+        log.error("user cannot be adopted yet", user=user.storage_id, error=str(exc))
     else:
         store.takeover.pending.pop(user.storage_id, None)
 
@@ -115,7 +115,7 @@ def _join(user: User, pending: dict[str, list[bytes]]) -> None:
             user.pending.setdefault(guid, []).extend(deltas)
             continue
         for data in deltas:
-            box.join_others(data, renew=True)
+            box.join_others(box.decoded(data), renew=True)
         box.stamp = replace(box.stamp, need_base=True)
         box.changed(Change.IMPORTANT)
         box.save()
@@ -209,7 +209,7 @@ async def sweep(store: MailStore) -> frozenset[tuple[str, str]]:
     return frozenset(found.open_boots)
 
 
-async def go_on(store: MailStore, boot: str) -> None:
+async def continue_after_fence(store: MailStore, boot: str) -> None:
     """Continue after a fence: write what no bundle covers to the journal of the new
     boot, and record in the old boot that its users were adopted.
 
@@ -228,7 +228,7 @@ async def go_on(store: MailStore, boot: str) -> None:
             ended = await _ended(store, boot)
             break
         except OboxError as exc:
-            log.warning("the new boot does not have everything yet", boot=boot, error=str(exc))
+            log.warning("changes cannot be staged in the new boot yet", boot=boot, error=str(exc))
             await store.env.sleep(AGAIN_S)
     if ended is not None:
         store.takeover.boots.append(ended)
@@ -249,7 +249,7 @@ async def _restate(store: MailStore, sid: StorageId, box: str) -> bool:
     except OboxError as exc:
         if not exc.permanent:
             raise
-        log.error("a box cannot be staged in the new boot", user=sid, mailbox=box, error=str(exc))
+        log.error("box cannot be staged in the new boot", user=sid, mailbox=box, error=str(exc))
         return False
     return True
 
@@ -325,9 +325,9 @@ async def _upload(store: MailStore, sid: StorageId) -> bool:
             return False
         except OboxError as exc:
             if exc.permanent:
-                log.error("what was staged for a user of another backend cannot be uploaded", user=sid, error=str(exc))
+                log.error("changes of a user of another backend cannot be uploaded", user=sid, error=str(exc))
                 return False
-            log.warning("what was staged for a user of another backend is not uploaded yet", user=sid, error=str(exc))
+            log.warning("changes of a user of another backend cannot be uploaded yet", user=sid, error=str(exc))
             await store.env.sleep(AGAIN_S)
         else:
             return had

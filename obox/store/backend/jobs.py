@@ -136,7 +136,13 @@ class Jobs:
                 await work()
         except NotFound as exc:  # the user or mailbox was deleted while the job waited
             self.failing.pop(job, None)
-            log.debug("upkeep: nothing left to do", job=job.kind, user=job.user, mailbox=job.mailbox, error=str(exc))
+            log.debug(
+                "upkeep job dropped, its user or mailbox does not exist",
+                job=job.kind,
+                user=job.user,
+                mailbox=job.mailbox,
+                error=str(exc),
+            )
         except Exception as exc:
             self._failed(job, exc)
         else:
@@ -155,7 +161,7 @@ class Jobs:
             return
         more = {"more": self._outage.skipped()} if isinstance(exc, Unavailable) else {}
         log.error(
-            "upkeep failed, will try again",
+            "upkeep failed, it tries again",
             job=job.kind,
             user=job.user,
             mailbox=job.mailbox,

@@ -104,7 +104,7 @@ class MailStore:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None and not isinstance(exc, OboxError):
-            log.error("a task of the store failed", error=repr(exc), exc_info=exc)
+            log.error("task of the store failed", error=repr(exc), exc_info=exc)
 
     def _new_boot(self) -> str:
         return f"{self.env.now_ms():0{BOOT_MS_DIGITS}x}{self.env.random_bytes(2).hex()}"
@@ -142,7 +142,7 @@ class MailStore:
         serve them. The others are given up (`handover.lose`).
         """
         boot = self._new_boot()
-        log.error("fenced off by another backend; continuing as a new boot", old=self.journal.boot, new=boot)
+        log.error("fenced off by another backend, a new boot begins", boot=self.journal.boot, new_boot=boot)
         self.env.writer = boot
         self.journal.modseq_floor = max(self.journal.modseq_floor, self.env.now_ms() + FLOOR_MARGIN_MS)
         if self._cluster is not None:
@@ -189,7 +189,7 @@ class MailStore:
             env.metacache.drop_all()
         behind = self._cluster is not None and self._cluster.number() < self.takeover.assigned
         if behind:
-            log.warning("the directory knows less than the journals: local copies are compared with the bucket")
+            log.warning("directory is older than the journals, local copies are compared with the bucket")
         if self.takeover.trust != "all" or behind:
             self.doubt()
         self.unclean = self.takeover.unclean or (last is not None and not last.clean)
@@ -252,7 +252,7 @@ class MailStore:
         metacache.put_state(_BUCKET, bucket)
         if not served or served == bucket:
             return False
-        log.warning("the local state is of another bucket, dropped")
+        log.warning("local state of another bucket dropped")
         metacache.drop_all()
         return True
 
@@ -318,7 +318,7 @@ class MailStore:
                 await self.journal.close()
         except TimeoutError:
             clean = False
-            log.error("the journal's end could not be written")
+            log.error("end of the journal cannot be written")
         if clean:
             self._note(LastBoot(self.journal.boot, self.journal.position()[1] - 1, clean=True))
             boots.ended(self.env, self.journal.boot)
@@ -344,7 +344,7 @@ class MailStore:
         results = await asyncio.gather(*(load(*key) for key in self.journal.overdue(-1.0)), return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
-                log.warning("not loaded for the last flush; it is in the journal", error=str(result))
+                log.warning("user not loaded for the last flush, the changes are in the journal", error=str(result))
 
     async def _flush_last(self, user: User) -> bool:
         async with self._gate:
@@ -352,7 +352,11 @@ class MailStore:
                 await user.flush(everything=True)
                 user.leave()
             except OboxError as exc:
-                log.error("not flushed at stop: it is in local state and journal", user=user.name, error=str(exc))
+                log.error(
+                    "user not flushed at stop, the changes are in local state and journal",
+                    user=user.name,
+                    error=str(exc),
+                )
                 return False
         return True
 
@@ -363,7 +367,7 @@ class MailStore:
             async with asyncio.timeout(30):
                 await asyncio.gather(*(box.slots.all_resolved() for box in boxes))
         except TimeoutError:
-            log.warning("some deliveries are still undecided; they were not acknowledged")
+            log.warning("deliveries still undecided at stop, they were not acknowledged")
 
     # -- users -----------------------------------------------------------------------------------------------------
 

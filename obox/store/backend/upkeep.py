@@ -14,7 +14,7 @@ that are due:
 Two more run after a start: `adopt`, every box that a dead boot's journal speaks of, and
 `unflushed`, every local copy with changes that an earlier process did not upload.
 
-Refuses to know: how a box is loaded or flushed.
+This module does not know how a box is loaded or flushed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Upkeep:
             try:
                 self.tick()
             except Exception as exc:  # a bug in a single turn must not end all uploads
-                log.error("upkeep failed, will try again", error=repr(exc), exc_info=exc)
+                log.error("upkeep failed, it tries again", error=repr(exc), exc_info=exc)
 
     def tick(self) -> None:
         """Start a job for everything that is due."""
@@ -182,7 +182,7 @@ class Upkeep:
         finally:
             self._adopting = False
 
-    def settled(self) -> bool:
+    def adoption_done(self) -> bool:
         """Whether every dead boot says that this backend's users have been adopted."""
         return not self._adopting and all(map(self._is_recorded, self._store.takeover.boots))
 
@@ -236,13 +236,13 @@ class Upkeep:
         failed: Exception | None = None
         for box in list(user.pending):
             if box not in user.root.entries:
-                log.error("the journal speaks of a mailbox that no list knows", user=sid, mailbox=box)
+                log.error("journal has changes of an unknown mailbox", user=sid, mailbox=box)
                 user.pending.pop(box, None)
                 continue
             try:
                 await user.box(Guid(box))
             except Exception as exc:
-                log.error("a mailbox cannot be adopted yet", user=sid, mailbox=box, error=str(exc))
+                log.error("mailbox cannot be adopted yet", user=sid, mailbox=box, error=str(exc))
                 failed = exc
         await user.flush()
         if failed is not None:

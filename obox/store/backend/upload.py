@@ -98,7 +98,7 @@ async def flush_all(store: Users) -> None:
             await flush(await store.load_user(store.name_of(sid), sid), important_only=False)
         except OboxError as exc:
             failed += 1
-            log.warning("nightly flush: not now", user=sid, error=str(exc))
+            log.warning("user not flushed by the nightly flush", user=sid, error=str(exc))
     log.info("nightly flush", users=len(users), failed=failed)
 
 

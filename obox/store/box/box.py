@@ -29,7 +29,7 @@ from ...mailbox import Changed, Delta, RootDelta
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import Form
 from ...types import StorageId
-from ..env import Env
+from ..env import INLINE_DECODED_BYTES, Env
 from ..log.stage import Edit, ListChanged, Log
 from ..stamp import Assignment, Stamp, Trust, trust
 from .bundles import Bundles
@@ -123,6 +123,28 @@ class Box(ABC, Generic[S, D]):
         """Whether a change must be uploaded within the interval."""
         return True
 
+    @abstractmethod
+    def require_user(self) -> None:
+        """Raises NotFound if the user is being deleted."""
+
+    def ended(self) -> bool:
+        """Whether the box needs no bundle any more, because it was deleted. Then
+        its changes are dropped."""
+        return False
+
+    @abstractmethod
+    def lacks_bundle(self, *, everything: bool) -> bool:
+        """Whether a flush must write a bundle now."""
+
+    @abstractmethod
+    async def write_bundle(self, *, everything: bool) -> None:
+        """Write a bundle of the present state. Raises Unavailable."""
+
+    async def write_derived(self, *, everything: bool) -> bool:
+        """Upload what can be made again from mails, if there is enough of it. Returns
+        True if there was. Raises Unavailable."""
+        return False
+
     async def _before_bundle(self) -> None:
         """Return when a bundle of the present state may be written. Raises
         Unavailable."""
@@ -141,10 +163,16 @@ class Box(ABC, Generic[S, D]):
         Raises Corrupt."""
         self.state.join(self.decoded(data))
 
-    def join_others(self, data: bytes, *, renew: bool) -> None:
-        """Join a bundle that another backend has written. renew: sessions use the box.
-        Raises Corrupt."""
-        self.join(data)
+    async def _read(self, data: bytes) -> D:
+        """Return a delta out of bytes; a thread decodes a large one. Raises Corrupt."""
+        if len(data) > INLINE_DECODED_BYTES:
+            return await asyncio.to_thread(self.decoded, data)
+        return self.decoded(data)
+
+    def join_others(self, delta: D, *, renew: bool) -> None:
+        """Join a bundle that another backend has written. renew: sessions use the
+        box."""
+        self.state.join(delta)
 
     def join_unflushed(self, fragments: Iterable[bytes]) -> None:
         """Join changes that no bundle has, from journals or from a local copy without a
@@ -212,7 +240,7 @@ class Box(ABC, Generic[S, D]):
                 for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
                     self.join(data)
             except Corrupt as exc:
-                _log.warning("local index copy damaged, dropped", user=self.sid, mailbox=self.box, error=str(exc))
+                _log.warning("local copy damaged and dropped", user=self.sid, mailbox=self.box, error=str(exc))
                 self.env.metacache.drop(self.sid, self.box)
                 self.state = self._empty()
                 stamp = None
@@ -251,7 +279,7 @@ class Box(ABC, Generic[S, D]):
         self.stamp = loaded.stamp
         for number, payload in enumerate(loaded.payloads):
             await asyncio.sleep(0)  # Each payload may have all mails.
-            self.join(payload)
+            self.state.join(await self._read(payload))
             if number == 0:
                 of_base = {"base_modseq": self.state.highestmodseq, "base_bytes": len(payload)}
                 self.stamp = replace(self.stamp, known_uidnext=self.uidnext, **of_base)
@@ -265,8 +293,8 @@ class Box(ABC, Generic[S, D]):
         if stamp.knows(infos):
             return Found.NOTHING
         loaded = await self.bundles.load(infos)
-        for payload in loaded.payloads:
-            self.join_others(payload, renew=renew)
+        for delta in [await self._read(payload) for payload in loaded.payloads]:
+            self.join_others(delta, renew=renew)
         self.stamp = replace(
             loaded.stamp,
             version=max(loaded.stamp.version, stamp.version),
@@ -276,6 +304,30 @@ class Box(ABC, Generic[S, D]):
             need_base=True,
         )
         return Found.HISTORY if unflushed or loaded.merged else Found.MORE
+
+    # -- uploading -----------------------------------------------------------------------------------------------------
+
+    async def flush(self, *, everything: bool = False) -> bool:
+        """Upload what the bundles lack, and delete bundles that have been superfluous
+        for `delete_delay`. Returns True if something was written.
+
+        everything: also unimportant changes and derived data. Raises Unavailable;
+        nothing is lost then, and the next flush tries again.
+        """
+        async with self.flushing:
+            return await self._flush(everything=everything)
+
+    async def _flush(self, *, everything: bool) -> bool:
+        """See `flush`. The caller holds `flushing`."""
+        self.require_user()
+        if self.ended():
+            return False
+        if wrote := self.lacks_bundle(everything=everything):
+            await self.write_bundle(everything=everything)
+        wrote |= await self.write_derived(everything=everything)
+        if await self.bundles.clear() or wrote:
+            self.save_stamp()
+        return wrote
 
     # -- saving --------------------------------------------------------------------------------------------------------
 

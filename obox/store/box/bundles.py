@@ -67,7 +67,7 @@ def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
         try:
             boxes.setdefault(parse_bundle_key(info.key).box, []).append(info)
         except ValueError:
-            log.warning("foreign object among the indexes, left alone", key=info.key)
+            log.warning("foreign object among the indexes ignored", key=info.key)
     return boxes
 
 
@@ -113,7 +113,7 @@ class Bundles:
                 # bundle.
                 if body is None:
                     raise Unavailable(TRY_LATER)
-                meta, payload = self.decode(info.key, body)
+                meta, payload = await self.decode(info.key, body)
                 covered.update(meta.covers)
                 heads.append((key, info, payload))
                 base_of[name_of(info.key)] = meta.base
@@ -138,10 +138,10 @@ class Bundles:
         )
         return Loaded(stamp, [payload for _, _, payload in heads], need_base and len(heads) > 1)
 
-    def decode(self, key: str, body: bytes) -> tuple[BundleMeta, bytes]:
+    async def decode(self, key: str, body: bytes) -> tuple[BundleMeta, bytes]:
         """Decode a bundle. Raises Corrupt."""
         try:
-            decoded = self._env.codec.decode(body, self._owner)
+            decoded = await self._env.decode(body, self._owner)
             return msgspec.msgpack.decode(decoded.meta, type=BundleMeta), decoded.payload
         except (CorruptObject, NewerFormat, msgspec.MsgspecError) as exc:
             raise Corrupt(f"index bundle {key} does not decode: {exc}") from exc
@@ -206,7 +206,7 @@ class Bundles:
         out: list[bytes | None] = []
         for body in bodies:
             try:
-                out.append(None if body is None else self._env.codec.decode(body, self._owner).payload)
+                out.append(None if body is None else (await self._env.decode(body, self._owner)).payload)
             except (CorruptObject, NewerFormat):
                 out.append(None)
         return out

@@ -29,7 +29,6 @@ from ...types import Guid, StorageId
 from ..env import Env
 from ..log.journal import Journal
 from ..log.stage import Edit, Log
-from ..turn import Turn
 from .box import Box
 from .root import RootBox
 from .slots import Slot, Slots
@@ -116,7 +115,7 @@ async def tidy(boxes: Iterable[Index]) -> None:
 
 async def drop_fields(mailbox: Index, uids: UidArray) -> None:
     """Drop ready fields of a mailbox; others run meanwhile."""
-    sid, guid, turn = mailbox.user.storage_id, mailbox.guid, Turn(mailbox.env.clock)
+    sid, guid, turn = mailbox.user.storage_id, mailbox.guid, mailbox.env.turn(mailbox.user.storage_id)
     for at in range(0, len(uids), FIELDS_STEP):
         gone = uids[at : at + FIELDS_STEP].tolist()
         mailbox.env.keep(sid, guid, lambda cache, gone=gone: cache.drop_fields(sid, guid, gone))  # type: ignore[misc]
@@ -180,8 +179,8 @@ class Index(Box[State, Delta]):
 
     # -- the state (box.Box) -------------------------------------------------------------------------------------------
 
-    def join_others(self, data: bytes, *, renew: bool) -> None:
-        changed = self.state.join(self.decoded(data))
+    def join_others(self, delta: Delta, *, renew: bool) -> None:
+        changed = self.state.join(delta)
         renewal = self.state.renewal(changed, self.env.now_ms()) if renew else None
         if renewal is not None:
             self.state.join(renewal)

@@ -50,21 +50,27 @@ class RootBox(Box[Root, RootDelta]):
         edit.add_loading(self, RootDelta(modseq_floor=modseq), Change.IMPORTANT)
         self.log.stage(edit)
 
-    async def flush(self, *, clean: bool = False) -> None:
-        """Upload the list with its totals. clean: whether everything of the user has
-        been flushed before. Raises Unavailable."""
-        async with self.flushing:
-            self._owner.require_there()
-            stale = self._owner.sync_totals()
-            if self.change is Change.NONE and not (clean and (stale or not self.stamp.clean)):
-                return
-            await self.upload("base", self.whole(), clean=clean)
-            await self.bundles.clear()
-            self.save()
+    def require_user(self) -> None:
+        self._owner.require_there()
+
+    def lacks_bundle(self, *, everything: bool) -> bool:
+        """everything: whether all mailboxes have been flushed before. Then the list
+        says in the bucket that its totals are exact."""
+        stale = self._owner.sync_totals()
+        return self.change is not Change.NONE or (everything and (stale or not self.stamp.clean))
+
+    async def write_bundle(self, *, everything: bool) -> None:
+        await self.upload("base", self.whole(), clean=everything)
+        self.save()  # The log does not know of the totals.
 
     async def begin_changes(self) -> None:
         """Mark the totals of the list as not exact, before the first bundle after a
-        clean end."""
-        if self.stamp.clean:
-            self.change = max(self.change, Change.UNIMPORTANT)
-            await self.flush()
+        clean end.
+
+        This waits for an upload that has begun, because its bundle may say that the
+        totals are exact.
+        """
+        async with self.flushing:
+            if self.stamp.clean:
+                self.change = max(self.change, Change.UNIMPORTANT)
+                await self._flush(everything=False)

@@ -35,7 +35,7 @@ import structlog
 from ...errors import Corrupt, Unavailable
 from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, put_once
 from ...objectstore.keys import journal_key, journal_prefix, parse_journal_key
-from ..env import TRY_LATER, Env
+from ..env import TRY_LATER, Env, is_large
 from .journal import DELETED, JournalObject
 
 log = structlog.get_logger()
@@ -120,7 +120,7 @@ async def list_journals(env: Env) -> list[ObjectInfo]:
         try:
             prefixes.append(journal_prefix(name))
         except ValueError:
-            log.warning("foreign objects in the journal, left alone", key=f"{journal_prefix()}{name}/")
+            log.warning("foreign objects in the journal ignored", key=f"{journal_prefix()}{name}/")
     found = await asyncio.gather(*(env.listing(prefix, kind="journal") for prefix in prefixes))
     return [info for infos in found for info in infos]
 
@@ -135,7 +135,7 @@ def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
             if _BOOT.fullmatch(key.boot) is None:
                 raise ValueError(key.boot)
         except ValueError:
-            log.warning("foreign object in the journal, left alone", key=info.key)
+            log.warning("foreign object in the journal ignored", key=info.key)
             continue
         found.setdefault((key.backend, key.boot), {})[key.seq] = info.modified
     return [Boot(backend, name, objects) for (backend, name), objects in sorted(found.items())]
@@ -158,7 +158,7 @@ async def fence(env: Env, boot: Boot) -> Ended:
             assigned=end.assigned,
         )
         if await _put(env, closing):
-            log.info("fenced", backend=boot.backend, boot=boot.name, seq=seq)
+            log.info("boot fenced", backend=boot.backend, boot=boot.name, seq=seq)
             end = closing
         else:
             end = await read(env, boot.backend, boot.name, seq)
@@ -264,6 +264,8 @@ async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
     if data is None:  # deleted since the LIST, by another backend that has taken over
         raise Unavailable(TRY_LATER)
     try:
+        if is_large(data):
+            return await asyncio.to_thread(JournalObject.decode, env.codec, data, key)
         return JournalObject.decode(env.codec, data, key)
     except (CorruptObject, NewerFormat, msgspec.MsgspecError, ValueError) as exc:
         raise Corrupt(f"journal object {key}: {exc}") from exc

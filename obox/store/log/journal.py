@@ -379,7 +379,7 @@ class Journal:
             except StoreError as exc:
                 if self._trouble.due():
                     more = self._trouble.skipped()
-                    log.warning("journal late", seconds=round(self.late(), 1), error=str(exc), more=more)
+                    log.warning("journal late", late_s=round(self.late(), 1), error=str(exc), skipped=more)
                 await self._sleep(min(1.0, self.interval_s))
                 continue
             if ours:

@@ -212,7 +212,7 @@ class Log:
             try:
                 listener(altered)
             except Exception as exc:
-                log.error("a listener failed", error=repr(exc), exc_info=exc)
+                log.error("listener failed", error=repr(exc), exc_info=exc)
 
 
 def altered_by(line: Line) -> list[Altered]:

@@ -132,7 +132,7 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
         fenced_by_other = after in known.objects and (await read(env, backend, last.boot, after)).closed
     found.trust = _trust(last, max(own, default=""), known, fenced_by_other)
     if found.trust == "all" and last is not None and env.owned.alone and _others_wrote(found.old, backend, last.boot):
-        log.info("another backend has written since we began: local copies are compared with the bucket")
+        log.info("another backend has written since the start, local copies are compared with the bucket")
         found.trust = "check"
     newest = {parse_journal_key(key).backend: key for key, _ in sorted(found.old)}
     found.old = [(key, at) for key, at in found.old if key not in newest.values()]
@@ -211,7 +211,7 @@ async def _look_all(env: Env, boots: Sequence[Boot]) -> list[Ended]:
         try:
             return await look(env, boot)
         except Corrupt as exc:
-            log.error("a journal cannot be read", backend=boot.backend, boot=boot.name, error=str(exc))
+            log.error("journal cannot be read", backend=boot.backend, boot=boot.name, error=str(exc))
             return None
 
     return [found for found in await asyncio.gather(*map(read_end, boots)) if found is not None]
@@ -230,11 +230,11 @@ def _trust(last: LastBoot | None, newest: str, known: Boot | None, fenced: bool)
     if last is None:
         return "none"
     if newest > last.boot:
-        log.warning("the bucket knows a later boot of ours: local state is from a backup, dropped", boot=newest)
+        log.warning("local state from a backup dropped, the bucket has a later boot of this backend", boot=newest)
         return "none"
     if fenced:
         return "check"
     if known is not None and known.last > last.seq:
-        log.warning("the bucket knows later changes of ours: local state is from a backup, dropped", boot=last.boot)
+        log.warning("local state from a backup dropped, the bucket has later changes of this backend", boot=last.boot)
         return "none"
     return "all" if last.clean else "check"

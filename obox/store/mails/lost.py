@@ -52,7 +52,7 @@ async def check_again(mailbox: Index, lost: Mapping[int, str], *, end: int | Non
         found = dict(zip(keys, await asyncio.gather(*map(look, keys)), strict=True))
         there = {key: data for key, data in found.items() if data is not None}
         for key in there:
-            log.warning("a mail that seemed lost is there", user=mailbox.user.name, key=key)
+            log.warning("mail that seemed lost is there", user=mailbox.user.name, key=key)
         await expunge(mailbox, {uid: key for uid, key in here.items() if key not in there})
         return there
 

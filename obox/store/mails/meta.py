@@ -122,7 +122,7 @@ async def ready_fields(source: bytes, **about: object) -> Fields | None:
         log.error("ready fields could not be made", error=repr(exc), exc_info=exc, **about)
         return None
     if summary.exceeded:
-        log.warning("a mail goes beyond what is described of one", limits=" ".join(summary.exceeded), **about)
+        log.warning("mail exceeds the limits of its ready fields", limits=" ".join(summary.exceeded), **about)
     return _packed(summary)
 
 

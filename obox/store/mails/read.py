@@ -27,6 +27,7 @@ from ...types import Uid
 from ..api import Unreadable
 from ..box.bundles import segment_range
 from ..box.index import Index
+from ..env import INLINE_DECODED_BYTES
 from ..fields import Fields, opened
 from ..recent import name_of
 from .lost import check_again
@@ -44,10 +45,6 @@ AHEAD_BYTES: Final = 4 << 20
 INLINE_BYTES: Final = 32 << 10
 """Octets of encoded mails that are decoded on the loop. It takes 0.2 ms, hardly more
 than a call in a thread."""
-
-INLINE_DECODED_BYTES: Final = 1 << 20
-"""Octets that these may have after decoding: 30 MB of a repeated letter are 3 kB when
-encoded."""
 
 WHOLE_MAX: Final = 1 << 20
 """Octets up to which a part is cut out of the whole mail. Of a larger mail only the
@@ -120,7 +117,9 @@ async def _load_segments(mailbox: Index, uids: list[int]) -> bool:
             try:
                 pairs = msgspec.msgpack.decode(payload, type=list[tuple[int, bytes]])
             except msgspec.MsgspecError as exc:
-                log.warning("cache segment damaged, its fields are made anew", mailbox=mailbox.guid, error=str(exc))
+                log.warning(
+                    "cache segment damaged, its ready fields are made again", mailbox=mailbox.guid, error=str(exc)
+                )
                 continue
             _, there = mailbox.state.positions(np.array([uid for uid, _ in pairs], dtype=np.uint32))
             mailbox.put_fields([pair for pair, live in zip(pairs, there.tolist(), strict=True) if live])
@@ -209,7 +208,7 @@ async def whole(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
 
     data = await mailbox.env.fscache.get(key, fetch)
     try:
-        return _decode(mailbox, key, oid, data)
+        return await _decode(mailbox, key, oid, data)
     except Corrupt:
         await mailbox.env.fscache.drop(key)
         if fetched:
@@ -223,7 +222,7 @@ async def _anew(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
     Unavailable."""
     await mailbox.env.fscache.drop(key)
     data = await get_object(mailbox, key, expunged=expunged)
-    mail = _decode(mailbox, key, oid, data)
+    mail = await _decode(mailbox, key, oid, data)
     await mailbox.env.fscache.put(key, data)
     return mail
 
@@ -287,7 +286,7 @@ async def part(mailbox: Index, uid: int, start: int, end: int) -> bytes:
     except (CorruptObject, NewerFormat, ShortPrefix) as exc:
         # The file of the cache is damaged, or the object was rewritten (`storage
         # upgrade`) between two requests.
-        log.warning("mail does not decode, read anew", key=key, user=mailbox.user.name, error=str(exc))
+        log.warning("mail does not decode, it is read again", key=key, user=mailbox.user.name, error=str(exc))
         await env.fscache.drop(key)
     try:
         return await cut()
@@ -332,15 +331,20 @@ async def get_object(
     return data
 
 
-def _decode(mailbox: Index, key: str, oid: bytes, data: bytes) -> bytes:
+async def _decode(mailbox: Index, key: str, oid: bytes, data: bytes) -> bytes:
     """Return the mail in an object, after checking that it is the right mail. Raises
     Corrupt."""
-    return _checked(mailbox, key, oid, mailbox.env.codec.decode_many([data], [owner_of(key)])[0])
+    decoded: Decoded | StoreError
+    try:
+        decoded = await mailbox.env.decode(data, owner_of(key))
+    except StoreError as error:
+        decoded = error
+    return _checked(mailbox, key, oid, decoded)
 
 
 def _checked(mailbox: Index, key: str, oid: bytes, decoded: Decoded | StoreError) -> bytes:
-    """As `_decode`, for an object that has been decoded, or for the error of decoding
-    it."""
+    """Check as `_decode` does, for an object that has been decoded, or for the error of
+    decoding it."""
     if isinstance(decoded, StoreError):
         log.error("mail damaged", key=key, user=mailbox.user.name, error=str(decoded))
         raise Corrupt("the mail is damaged in the storage") from decoded
@@ -355,7 +359,7 @@ def _check_owner(mailbox: Index, key: str, meta: bytes) -> None:
     try:
         check_meta(MailMeta.decode(meta), key)
     except Corrupt as exc:
-        log.error("another mail under this key", key=key, user=mailbox.user.name, error=str(exc))
+        log.error("object of another mail under this key", key=key, user=mailbox.user.name, error=str(exc))
         raise Corrupt("the mail is damaged in the storage") from exc
 
 
@@ -363,5 +367,5 @@ def _check_oid(mailbox: Index, key: str, oid: bytes, found: bytes) -> None:
     """Raises Corrupt if the object under a mail's key is not the object that the index
     names."""
     if found != oid:
-        log.error("another mail under this key", key=key, user=mailbox.user.name)
+        log.error("object of another mail under this key", key=key, user=mailbox.user.name)
         raise Corrupt("the mail is damaged in the storage")

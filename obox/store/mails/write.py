@@ -159,7 +159,7 @@ async def _put_mail(mailbox: Index, slot: Slot, draft: Draft) -> tuple[Fate, Del
         async with draft.source.open() as source:
             return await _put_source(mailbox, slot, draft, source)
     except Temporary as exc:
-        log.error("a mail cannot be read back", user=mailbox.user.name, uid=slot.uid, error=str(exc))
+        log.error("mail cannot be read back", user=mailbox.user.name, uid=slot.uid, error=str(exc))
         key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
         return await _decided(mailbox, key, mailbox.env.new_oid()), None, None
 
@@ -206,7 +206,7 @@ async def put_slot(mailbox: Index, slot: Slot, data: bytes, oid: Oid) -> Fate:
         return "landed" if await put_once(mailbox.env.bucket, key, data, oid, kind="mail") else "taken"
     except StoreError as exc:
         if (told := mailbox.env.undecided).due():
-            log.warning("delivery undecided", user=mailbox.user.name, key=key, error=str(exc), more=told.skipped())
+            log.warning("delivery undecided", user=mailbox.user.name, key=key, error=str(exc), skipped=told.skipped())
     return await _decided(mailbox, key, oid)
 
 

@@ -47,7 +47,7 @@ async def boot_states(env: Env) -> list[BootState]:
             try:
                 ended: Ended = await look(env, boot)
             except Corrupt as exc:
-                log.error("a journal cannot be read", backend=boot.backend, boot=boot.name, error=str(exc))
+                log.error("journal cannot be read", backend=boot.backend, boot=boot.name, error=str(exc))
                 return None
             if ended.clean:
                 return None

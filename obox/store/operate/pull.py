@@ -185,7 +185,7 @@ class Outgoing:
             try:
                 payload, uids = await asyncio.to_thread(_whole, space.box, copy)
             except ValueError as error:
-                log.warning("a damaged local copy is not sent", user=sid, box=space.box, error=str(error))
+                log.warning("damaged local copy not sent", user=sid, box=space.box, error=str(error))
                 continue
             yield ObjectKind.BASE, BoxMeta(space.box, copy.stamp, copy.change, space.priority), payload
             for at in range(0, len(uids), FIELDS_MAILS):
@@ -230,7 +230,7 @@ class Splitter:
             if self._length < 0:
                 self._need = self._length = _LENGTH.unpack(piece)[0]
                 if not 0 < self._need <= OBJECT_BYTES_MAX:
-                    raise Corrupt("what the source sends is no pull")
+                    raise Corrupt("the source does not send a pull")
             else:
                 self._need, self._length = _LENGTH.size, -1
                 yield piece
@@ -329,12 +329,12 @@ class Incoming:
             raise Temporary("no room for more local copies here")
         if self._head is None:
             if one.kind != ObjectKind.PULL:
-                raise Corrupt("what the source sends is no pull")
+                raise Corrupt("the source does not send a pull")
             self._head = self._accepted(msgspec.msgpack.decode(one.meta, type=Head))
         elif one.kind == ObjectKind.PULL:
             end = msgspec.msgpack.decode(one.meta, type=End)
             if end.failure:
-                raise Temporary(f"the source gave up: {end.failure}")
+                raise Temporary(f"the source has stopped: {end.failure}")
             if end.objects != self._objects:
                 raise Corrupt(f"of {end.objects} objects {self._objects} have come")
             self._ended = True
@@ -368,7 +368,7 @@ class Incoming:
     def _base(self, meta: BoxMeta, payload: bytes) -> None:
         known = Stamp.decode(meta.stamp)
         if known is None or not 0 <= meta.change <= Change.IMPORTANT or not 0 <= meta.priority <= 3:
-            raise Corrupt(f"the copy of {meta.box} from the source makes no sense")
+            raise Corrupt(f"the copy of {meta.box} from the source has fields that cannot be")
         theirs = replace(known.uncompared(), checked=0.0, listed=0.0)
         taken = not self._is_open(meta.box) and self._install(meta, theirs, payload)
         self.seen += 1

@@ -103,7 +103,7 @@ async def _listed(box: Mailbox, guid: Guid) -> dict[int, int]:
         try:
             out[parse_mail_key(info.key).uid] = info.size
         except ValueError:
-            log.warning("foreign object among the mails, left alone", key=info.key)
+            log.warning("foreign object among the mails ignored", key=info.key)
     return out
 
 
@@ -154,7 +154,7 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
     try:
         await upload.unload(store, sid, upload=True)
     except Corrupt as error:
-        log.warning("not uploaded before the rebuild", user=name, error=str(error))
+        log.warning("user not uploaded before the rebuild", user=name, error=str(error))
     if (done := await _root(store, sid)) is not None:
         yield done
     user = await store.load_user(name, sid, make=True)
@@ -207,9 +207,9 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
         version = max(version, parse_bundle_key(info.key).version)
         data = await env.get(info.key, kind="index")
         try:
-            root.join(RootDelta.decode(bundles.decode(info.key, data or b"")[1]))
+            root.join(RootDelta.decode((await bundles.decode(info.key, data or b""))[1]))
         except (Corrupt, ValueError) as error:
-            log.error("the list of mailboxes is damaged", key=info.key, error=str(error))
+            log.error("list of mailboxes is damaged", key=info.key, error=str(error))
     copy = env.metacache.load(sid, ROOT)
     for data in ([copy.base] if copy.base is not None else []) + copy.deltas if copy is not None else []:
         try:
@@ -285,7 +285,7 @@ async def _floor(box: Mailbox, infos: list[ObjectInfo]) -> Delta:
             continue
         try:
             data = await box.env.get(info.key, kind="index")
-            delta = Delta.decode(box.bundles.decode(info.key, data or b"")[1])
+            delta = Delta.decode((await box.bundles.decode(info.key, data or b""))[1])
         except (Corrupt, ValueError):
             continue
         least.uidnext = max(least.uidnext, delta.uidnext)

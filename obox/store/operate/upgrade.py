@@ -206,7 +206,7 @@ async def _one(
     kind = _kind(key)
     if kind is None:
         done.foreign += 1
-        log.warning("foreign object, left alone", key=key)
+        log.warning("foreign object ignored", key=key)
         return
     header_only = copied_from is None and (dry_run or info.size >= HEADER_FIRST)
     data = await env.get(key, kind=kind, end=HEADER_BYTES if header_only else None)
@@ -228,7 +228,7 @@ async def _one(
             new = _renewed(env.codec, key, data, was)
     except (StoreError, Corrupt, ValueError) as error:
         done.damaged += 1
-        log.error("object does not decode, left alone", key=key, error=str(error))
+        log.error("object does not decode and is ignored", key=key, error=str(error))
         return
     await _replace(store, key, new, kind)
     done.upgraded += 1
@@ -328,7 +328,7 @@ async def _look(store: MailStore, keys: list[str], left: Left) -> None:
             )  # otherwise nothing would ever renew it
         except (StoreError, Corrupt, ValueError) as error:
             left.damaged += 1
-            log.error("object does not decode, left alone", key=key, error=str(error))
+            log.error("object does not decode and is ignored", key=key, error=str(error))
             continue
         sid = key.split("/", 2)[1]
         left.users[sid] = left.users.get(sid, 0) + 1
@@ -354,7 +354,7 @@ async def _finish_journal(store: MailStore, left: Left) -> None:
                 left.journal += 1
         except (StoreError, msgspec.MsgspecError, ValueError) as error:
             left.damaged += 1
-            log.error("journal object does not decode, left alone", key=key, error=str(error))
+            log.error("journal object does not decode and is ignored", key=key, error=str(error))
 
 
 def _is_journal(key: str) -> bool:
@@ -383,5 +383,5 @@ async def _finish_format(store: MailStore) -> None:
         new = b""
     if new:
         await _replace(store, FORMAT_KEY, new, "format")
-        log.info("the bucket is upgraded", format=MAJOR)
+        log.info("bucket upgraded", format=MAJOR)
     env.codec.major_min = MAJOR

@@ -240,7 +240,7 @@ async def mailboxes_in_bucket(store: MailStore, sid: StorageId) -> dict[Guid, in
                 below = mail_prefix(sid, Guid(name))
             except ValueError:
                 if name != ROOT:
-                    log.warning("foreign objects of a user, left alone", key=f"{prefix}{name}/")
+                    log.warning("foreign objects of a user ignored", key=f"{prefix}{name}/")
                 continue
             found.setdefault(Guid(name), 0)
             if counted:

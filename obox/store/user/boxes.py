@@ -249,7 +249,7 @@ class Boxes:
             except Unavailable:
                 await self.env.sleep(1.0)
             except Corrupt as exc:
-                log.error("what others wrote does not decode", user=self.name, error=str(exc))
+                log.error("index written by another backend does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
     async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
@@ -368,7 +368,7 @@ class Boxes:
         """Upload all that the bucket lacks. Raises Unavailable."""
         for box in list(self.boxes.values()):
             await box.flush(everything=everything)
-        await self.rootbox.flush(clean=everything and not self.pending)
+        await self.rootbox.flush(everything=everything and not self.pending)
 
     def sweep(self) -> None:
         """Start deleting objects whose delay is over."""

@@ -27,7 +27,6 @@ from ..env import ANSWER_S, Env, answer_within
 from ..log.stage import Edit
 from ..mails.quota import Quota, Room
 from ..mails.write import write_claim
-from ..turn import Turn
 
 COPY_MAX: Final = 250_000
 """Mails of a COPY. They all become visible in a single turn of the loop, which takes 40
@@ -183,7 +182,7 @@ def held_by(rows: Rows, guid: Guid) -> dict[Guid, Holders]:
 async def copy_fields(env: Env, source: Index, target: Index, uids: UidArray, new: UidArray) -> None:
     """Copy the ready fields of the originals, as far as they are local. Other sessions
     run meanwhile."""
-    sid, turn = source.user.storage_id, Turn(env.clock)
+    sid, turn = source.user.storage_id, env.turn(source.user.storage_id)
     for at in range(0, len(uids), FIELDS_STEP):
         if target.deleted:
             return

@@ -32,7 +32,6 @@ from ..log.stage import Edit
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.write import burn
 from ..stamp import Trust
-from ..turn import Turn
 
 log = structlog.get_logger()
 
@@ -72,7 +71,7 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
             # The journal of the boot before may not have it, and ours will have higher
             # UIDs.
             mailbox.restate()
-    pending, turn = [*fragments, *pending], Turn(env.clock)
+    pending, turn = [*fragments, *pending], env.turn(mailbox.user.storage_id)
     for data in pending:
         if turn.over():
             await turn.end()
@@ -137,7 +136,7 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
             try:
                 found[parse_mail_key(info.key).uid] = info.size
             except ValueError:
-                log.warning("foreign object among the mails, left alone", key=info.key)
+                log.warning("foreign object among the mails ignored", key=info.key)
         seen = max([*found, *skip], default=start - 1)
         until = least = seen if least is None else least
         while until + 1 in found or until + 1 in skip:
@@ -187,7 +186,7 @@ async def read_listed(
     uid = start
     last = max([*found, *skip], default=start - 1)
     void_until = 0
-    turn = Turn(env.clock)
+    turn = env.turn(mailbox.user.storage_id)
     while uid <= last:
         if turn.over():
             await turn.end()
@@ -229,7 +228,7 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
             return Delta(rows=meta.row(header.oid, 0), uidnext=uid + 1), 1
         if header.kind == ObjectKind.CLAIM:
             body = prefix if len(prefix) == header.object_bytes else await env.get(key, kind="mail") or b""
-            delta = Delta.decode(env.codec.decode(body, owner).payload)
+            delta = Delta.decode((await env.decode(body, owner)).payload)
             check_claim(delta, uid)
             return delta, max(delta.claims.values(), default=1)
         raise CorruptObject(f"an object of kind {header.kind} among the mails")
@@ -240,7 +239,7 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
         log.error("mail of a newer format", user=mailbox.user.name, key=key, next_step="upgrade this obox")
         raise Corrupt("a mail was written by a newer obox") from exc
     except (CorruptObject, Corrupt, ShortPrefix, ValueError) as exc:
-        log.error("mail object does not decode, left alone", user=mailbox.user.name, key=key, error=str(exc))
+        log.error("mail object does not decode and is ignored", user=mailbox.user.name, key=key, error=str(exc))
         # It is noted as cleared, so that nothing ever deletes it.
         return Delta(claims={uid: CLAIM_PURGED}, uidnext=uid + 1), 1
 

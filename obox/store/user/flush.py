@@ -51,29 +51,9 @@ SEGMENTS_MERGED: Final = 8
 """Number of small segments that are merged into a larger segment."""
 
 
-async def flush(mailbox: Index, *, everything: bool) -> bool:
-    """See `Mailbox.flush`. Raises Unavailable; nothing is lost then, and the next flush
-    tries again."""
-    async with mailbox.flushing:
-        mailbox.user.require_there()
-        if _forgotten(mailbox):
-            return False
-        wrote = False
-        if mailbox.change is Change.IMPORTANT or (
-            mailbox.change is not Change.NONE and (everything or mailbox.is_due())
-        ):
-            await _flush_index(mailbox)
-            wrote = True
-        if everything or _uncached(mailbox) >= SEGMENT_MAILS_MIN:
-            wrote |= await _flush_fields(mailbox)
-        if await mailbox.bundles.clear() or wrote:
-            mailbox.save_stamp()
-        return wrote
-
-
-def _forgotten(mailbox: Index) -> bool:
-    """Whether the mailbox was deleted and cleared. Then changes in a journal are no
-    reason for another bundle."""
+def ended(mailbox: Index) -> bool:
+    """See `Box.ended`: the mailbox was deleted and cleared. Then changes in a journal
+    are no reason for another bundle."""
     if not mailbox.cleared:
         return False
     user, guid = mailbox.user, mailbox.guid
@@ -89,7 +69,7 @@ async def carry(mailbox: Index) -> None:
     async with mailbox.flushing:
         stamp, user = mailbox.stamp, mailbox.user
         user.require_there()
-        if _forgotten(mailbox):
+        if ended(mailbox):
             return
         few = mailbox.unflushed_mails <= mailbox.env.settings.max_rescan_mail_count
         few &= user.journal.carried(user.storage_id, mailbox.guid) < CARRIED_S_MAX
@@ -103,10 +83,11 @@ async def carry(mailbox: Index) -> None:
         if mailbox.change is Change.NONE:
             user.journal.flushed(user.storage_id, mailbox.guid, user.journal.position(), more=False)
         else:
-            await _flush_index(mailbox)
+            await write_bundle(mailbox)
 
 
-async def _flush_index(mailbox: Index) -> None:
+async def write_bundle(mailbox: Index) -> None:
+    """See `Box.write_bundle`."""
     await mailbox.user.rootbox.begin_changes()
     stamp, state, mails = mailbox.stamp, mailbox.state, mailbox.unflushed_mails
     gone = len(mailbox.fields_left)
@@ -139,14 +120,19 @@ async def sweep(mailbox: Index) -> None:
     """See `Mailbox.sweep`."""
     async with mailbox.flushing:
         mailbox.user.require_there()
-        if _forgotten(mailbox):
+        if ended(mailbox):
             return
         if mailbox.change is not Change.NONE:
-            await _flush_index(mailbox)
+            await write_bundle(mailbox)
         else:
             await purge(mailbox, garbage(mailbox))
         if await mailbox.bundles.clear():
             mailbox.save_stamp()
+
+
+async def write_fields(mailbox: Index, *, everything: bool) -> bool:
+    """See `Box.write_derived`: ready fields, as segments."""
+    return (everything or _uncached(mailbox) >= SEGMENT_MAILS_MIN) and await _flush_fields(mailbox)
 
 
 def _uncached(mailbox: Index) -> int:

@@ -154,14 +154,27 @@ class Mailbox(Index):
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
         env = self.env
-        return await search(self, query, uids, now=env.now(), autofix=self.autofixes(autofix), clock=env.clock)
+        return await search(
+            self, query, uids, now=env.now(), autofix=self.autofixes(autofix), turn=env.turn(self.user.storage_id)
+        )
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
-    async def flush(self, *, everything: bool = False) -> bool:
-        """Upload what the bundles in the bucket lack. everything: also unimportant
-        changes and cached fields."""
-        return await _flush.flush(self, everything=everything)
+    def require_user(self) -> None:
+        self.user.require_there()
+
+    def ended(self) -> bool:
+        return _flush.ended(self)
+
+    def lacks_bundle(self, *, everything: bool) -> bool:
+        urgent = everything or self.is_due()
+        return self.change is Change.IMPORTANT or (self.change is not Change.NONE and urgent)
+
+    async def write_bundle(self, *, everything: bool) -> None:
+        await _flush.write_bundle(self)
+
+    async def write_derived(self, *, everything: bool) -> bool:
+        return await _flush.write_fields(self, everything=everything)
 
     async def carry(self) -> None:
         """Write changes that have long been in the journal, but are too few for a

@@ -94,7 +94,7 @@ async def first(user: Lister) -> bool:
     user.root.join(delta)
     user.rootbox.stamp = Stamp(heads=(name_of(key),), need_base=False)
     user.created_here = {Guid(entry.guid) for entry in entries}
-    log.info("user made", user=user.name, storage_id=user.storage_id)
+    log.info("user created", user=user.name, storage_id=user.storage_id)
     return True
 
 
@@ -201,4 +201,4 @@ async def clear_deleted(user: Lister, entry: MailboxEntry) -> None:
     user.forget(box.guid)
     modseq = user.root.next_modseq(user.env.now_ms())
     await user.change_root(RootDelta([msgspec.structs.replace(entry, cleared=1)], highestmodseq=modseq))
-    log.info("deleted mailbox cleared", user=user.name, mailbox=entry.name)
+    log.info("objects of a deleted mailbox removed", user=user.name, mailbox=entry.name)

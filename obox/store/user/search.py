@@ -15,8 +15,7 @@ import datetime as dt
 import enum
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from time import monotonic
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -119,12 +118,12 @@ async def search(
     now: float,
     autofix: bool | None = None,
     memo: Memo | None = None,
-    clock: Callable[[], float] = monotonic,
+    turn: Turn | None = None,
 ) -> UidArray:
     """Return those of the sorted `uids` that match, in order. now: unix seconds, for
     OLDER and YOUNGER. autofix: see `api.Mailbox`. memo: remembered header fields, by
-    default those of the process. clock: see `Turn`. Raises Unavailable if mails have to
-    be read and the bucket does not answer.
+    default those of the process. turn: see `Env.turn`. Raises Unavailable if mails have
+    to be read and the bucket does not answer.
     """
     state = mailbox.state
     where, there = state.positions(uids)
@@ -136,7 +135,8 @@ async def search(
     found = evaluation.yes.copy()
     if rest:
         memo = MEMO if memo is None else memo
-        turn, stride = Turn(clock), max(1, STEPS // keys)
+        turn, stride = turn or Turn(), max(1, STEPS // keys)
+        turn.begin()
         run = _Run(mailbox, uids, evaluation, found, memo=memo, autofix=autofix, turn=turn, stride=stride)
         if needs_header(query):
             rest = await run.by_memo(rest)

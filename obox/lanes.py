@@ -4,7 +4,7 @@ Work that has had its time lets others run. If each connection only gave the loo
 user with fifty busy sessions would get fifty turns for each of another user. So the
 connections of a user wait in a queue, and one of them runs in each round of the loop.
 
-Invariant: nothing is kept of a user for whom nobody waits. It refuses to know what
+Invariant: nothing is kept of a user for whom nobody waits. It does not know what
 users are.
 """
 

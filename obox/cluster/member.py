@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from obox.errors import ConfigError, OboxError, Unavailable
 from obox.types import StorageId
 
-from .assign import group_of, newer
+from .assign import group_of, newer, rank
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
@@ -97,9 +97,10 @@ class Store(Protocol):
     async def doubt(self, units: Sequence[str]) -> None:
         """Another backend has written to the units' users."""
 
-    async def sweep(self) -> Collection[tuple[str, str]]:
+    async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
         """Look for boots that are over and name users of this backend. Returns all
-        boots of others, as (backend, boot), that the bucket does not say are clean."""
+        boots of others, as (backend, boot), that the bucket does not say are clean.
+        clears: whether this backend deletes what a backend has left."""
 
 
 @dataclass(frozen=True)
@@ -420,7 +421,7 @@ class BackendMember:
         await self._take_merges()
         if self._world.clock() >= self._sweep_at:
             self._sweep_at = self._world.clock() + SWEEP_S
-            await self._close_boots(await self._store.sweep())
+            await self._close_boots(await self._store.sweep(self._clears))
 
     async def _stand_by(self) -> None:
         """An evacuation ends when nothing is held any more."""
@@ -430,6 +431,11 @@ class BackendMember:
         if not self.units():
             await self.view.put(Kind.ORDERS, self.me, replace(orders, state=State.STANDBY))
             log.info("evacuation done, this backend is standby")
+
+    def _clears(self, backend: str) -> bool:
+        """Whether this backend deletes what a backend has left in the journal. For each
+        backend it is one of those that are online."""
+        return next(iter(rank(f"journal:{backend}", self._picture().weights())), None) == self.me
 
     async def _close_boots(self, unclean: Collection[tuple[str, str]]) -> None:
         """Note which boots that are over the bucket has everything of."""

@@ -324,7 +324,7 @@ class BackendMember:
             self._hasten.clear()
 
     def _awaits_groups(self) -> bool:
-        """Whether another backend may be about to release groups to this one: it is
+        """Whether another backend may be about to release groups to this backend: it is
         evacuated, stops, or has been asked to move some."""
         view, owners = self.view, self.view.owners()
         if any(move.to == self.me and not move.done for move in view.moves.values()):

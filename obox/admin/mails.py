@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from ..accounts import Account
 from ..errors import Invalid, NotFound, OboxError
-from ..store.turn import Turn
+from ..turn import Turn
 from .params import DryRun, Selection
 from .parts import Admin
 from .query import SearchQuery

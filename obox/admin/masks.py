@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from ..errors import Invalid, NotFound
 from ..mailbox.names import canonical, fitter
-from ..store.turn import Turn
+from ..turn import Turn
 
 MASK_CHARS_MAX: Final = 1000
 """Characters of a mask with wildcards: as many as a name of a mailbox has. To compile

@@ -196,7 +196,10 @@ class BackendMember:
         return There(row.backend, found.address, found.ports, row)
 
     async def _arrived(self, unit: str) -> None:
-        """Wait a little for a unit whose row names us to be taken over."""
+        """Wait a little for a unit whose row names us to be taken over. The pass that
+        takes it over begins at once."""
+        if not self._store.holds(unit):
+            self._hasten.set()
         late = self._world.clock() + ARRIVE_S
         while not self._store.holds(unit) and self._world.clock() < late:
             await self._world.sleep(ARRIVE_POLL_S)
@@ -477,8 +480,7 @@ class BackendMember:
             unit: Assigned(to, number, token, released=released, removed=self._follows(unit, to), home=home)
             for unit, home in units.items()
         }
-        for unit, row in rows.items():
-            await self.view.put(*place_of(unit), row)
+        await asyncio.gather(*(self.view.put(*place_of(unit), row) for unit, row in rows.items()))
         await self._world.sleep(READ_BACK_S)
         if not await self.view.poll():
             raise Unavailable("the directory does not answer")
@@ -532,6 +534,7 @@ class BackendMember:
             if await self._store.release(release.units, hand):
                 self.counts.releases += len(release.units)
                 log.info("groups released", groups=len(release.units), to=release.to)
+                self._hasten.set()  # for the next batch
         except OboxError as exc:
             log.warning("groups cannot be released yet", groups=len(release.units), to=release.to, error=str(exc))
             await self._world.sleep(RELEASE_AGAIN_S)

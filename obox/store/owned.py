@@ -113,6 +113,11 @@ class Owned:
         """Whether this backend serves the user at present."""
         return self.alone or self.unit_of(sid) in self._units
 
+    def require(self, sid: str) -> None:
+        """Raises Elsewhere if another backend serves the user."""
+        if not self.owns(sid):
+            raise Elsewhere("another backend serves the user; try again")
+
     def holds(self, unit: str) -> bool:
         """Whether a unit is here at present."""
         return unit in self._units

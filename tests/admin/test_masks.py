@@ -1,4 +1,4 @@
-"""Masks of the administrator: which names they choose, and what long ones cost."""
+"""Masks of an administrator choose names; long masks and long lists hold nobody up."""
 
 from __future__ import annotations
 

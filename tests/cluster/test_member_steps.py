@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from obox.cluster import (
     BackendMember,
     BootRow,
     DeadWatch,
+    Here,
     Kind,
     Member,
     MemoryDirectory,
@@ -375,3 +377,20 @@ async def test_a_share_of_a_backend_that_is_not_there_is_not_nobodys(fleet: Flee
     del fleet.members["a"]
     await fleet.seconds(60)
     assert len(fleet.stores["b"].units) == GROUPS
+
+
+async def test_a_client_that_comes_before_its_group_has_the_next_pass_begin(fleet: Fleet) -> None:
+    """The row names the backend, which would read it up to a second later."""
+    b = fleet.members["b"]
+    unit = min(fleet.stores["a"].units)
+    row = Assigned("b", 99, 1, released=True)
+    await fleet.put(Kind.GROUPS, unit, row)
+    await b.view.poll()
+    pausing = asyncio.ensure_future(b._pause())
+    real, b._world = b._world, replace(b._world, sleep=lambda _: asyncio.Event().wait())
+    await asyncio.sleep(0)
+    assert not pausing.done()
+    b._world = real
+    sid = next(sid for sid in map(str, range(1000)) if b.unit_of(sid) == unit)
+    fleet.stores["b"].holds = lambda unit: pausing.done()  # type: ignore[attr-defined]
+    assert await b.route(StorageId(sid)) == Here(row)

@@ -127,6 +127,10 @@ class Membership:
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         await self._started()
         tags = {unit: Tag(row.number, row.token) for unit, row in units.items()}
+        # An assignment that journals had at our start may have been gained before, by a
+        # process of this backend that has written since, although the directory showed
+        # older rows then.
+        orderly = orderly and all(tag.number > self._store.takeover.assigned for tag in tags.values())
         await handover.gain(self._store, tags, fence, orderly=orderly)
 
     async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:

@@ -47,9 +47,6 @@ from obox.objectstore._errors import AlreadyExists, Missing, Refused, StoreError
 ELEMENT_BYTES_MAX = 240
 """Longest name of a directory entry; file systems allow 255."""
 
-LAST_CHARACTER = "\U0010ffff"
-"""Sorts behind everything that a key may contain."""
-
 TEMP_AGE_S = 3600.0
 """Age at which a temporary file is a leftover: no PUT takes that long."""
 
@@ -464,7 +461,8 @@ class FileDriver:
                 if len(items) == limit:
                     return Page(items, items[-1].key)
                 try:
-                    found = os.stat(path)
+                    # a symbolic link is foreign: it may lead nowhere, or to itself
+                    found = os.stat(path, follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # deleted in the meantime
                 items.append(ObjectInfo(key, found.st_size, found.st_mtime))
@@ -482,7 +480,8 @@ class FileDriver:
             while (found := next(_walk(directory, prefix, after), None)) is not None:
                 name, slash, _ = found[0][len(prefix) :].partition("/")
                 names += [name] if slash else []
-                after = f"{prefix}{name}/{LAST_CHARACTER}" if slash else found[0]
+                # "0" follows "/": this is behind all of `name/`, whatever is below it
+                after = f"{prefix}{name}0" if slash else found[0]
         except OSError as error:
             raise _failure(f"list {prefix}", error, maybe_done=False) from error
         if not names:

@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from obox.objectstore import (
     Settings,
     StoreError,
     Unreachable,
+    _file,
     needs_race,
     open_store,
     probe,
@@ -195,6 +197,43 @@ async def directory(tmp_path: Path) -> AsyncIterator[FileDriver]:
 
 def left(tmp_path: Path) -> list[str]:
     return sorted(os.listdir(tmp_path / "bucket" / ".tmp"))
+
+
+async def test_names_end_whatever_others_put_below_them(tmp_path: Path) -> None:
+    """A foreign file may have any name, also one that sorts behind all others."""
+    for directory, name in (("a", "\U0010ffff\U0010ffff"), ("a", "1"), ("a0", "x"), ("a1", "\U0010ffffx"), ("b", "0")):
+        (tmp_path / "j" / directory).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "j" / directory / name).touch()
+    (tmp_path / "j" / "b0").touch()
+    driver = FileDriver(str(tmp_path), rng=random.Random(1))
+    walks, walk = Counter[str](), _file._walk
+
+    def counted(*args: str) -> Iterator[tuple[str, str]]:
+        walks["all"] += 1
+        assert walks["all"] < 50, "it does not end"
+        return walk(*args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_file, "_walk", counted)
+        assert await driver.list_names("j/", kind="journal") == ["a", "a0", "a1", "b"]
+    await driver.close()
+
+
+async def test_symbolic_links_of_others_are_listed_and_deleted(tmp_path: Path) -> None:
+    """A link to itself made every LIST fail, so that its user could not be deleted."""
+    (tmp_path / "u").mkdir()
+    keys = [f"u/{name}" for name in ("away", "loop", "nowhere")]
+    for key, target in zip(keys, ("/", "loop", "nothing"), strict=True):
+        (tmp_path / key).symlink_to(target)
+    driver = FileDriver(str(tmp_path), rng=random.Random(1))
+    page = await driver.list_page("u/", kind="mail", after="", limit=10)
+    assert [info.key for info in page.items] == keys
+    for key in keys:
+        with pytest.raises(StoreError):
+            await driver.get(key, kind="mail")
+    await driver.delete_batch(keys, kind="mail")
+    assert not (tmp_path / "u").exists()
+    await driver.close()
 
 
 async def test_temporary_files_are_gone_and_never_listed(directory: FileDriver, tmp_path: Path) -> None:

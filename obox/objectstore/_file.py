@@ -22,9 +22,9 @@ This module does not know the content. It does not work on file systems without 
 a PUT there is Refused.
 
 Diagnostics: ENOSPC, EDQUOT, EIO, a bucket that is not mounted any more and every other
-error that may pass are Unreachable. EACCES, EPERM, EROFS and a key that is a directory
-of other keys are Refused. Removing temporary files fails silently and is tried again at
-the next start. Nothing is logged.
+error that may pass are Unreachable. EACCES, EPERM, EROFS, a bucket that is a file, and a
+key that is a directory of other keys are Refused. Removing temporary files fails
+silently and is tried again at the next start. Nothing is logged.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ _LINK_TRIES = 100
 between.
 """
 
-_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
+_REFUSED = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTDIR}
+)
 
 T = TypeVar("T")
 
@@ -182,6 +184,8 @@ class FileDriver:
             inode = os.stat(self._root).st_ino
         except FileNotFoundError:
             inode = 0
+        except OSError as error:
+            raise _failure(self._root, error, maybe_done=False) from error
         if not known:
             self._inode = self._inode or inode
         elif inode != known:

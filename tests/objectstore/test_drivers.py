@@ -235,6 +235,16 @@ async def test_symbolic_links_of_others_are_listed_and_deleted(tmp_path: Path) -
     await driver.close()
 
 
+async def test_a_bucket_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """Waiting does not help, so it must not look like a store that does not answer."""
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        driver = FileDriver(str(root), rng=random.Random(1))
+        with pytest.raises(Refused, match="Not a directory"):
+            await driver.put("a/b", b"x", kind="mail")
+        await driver.close()
+
+
 async def test_temporary_files_are_gone_and_never_listed(directory: FileDriver, tmp_path: Path) -> None:
     await asyncio.gather(*(directory.put(f"a/{i}", b"x" * 100, kind="mail") for i in range(200)))
     with pytest.raises(AlreadyExists):

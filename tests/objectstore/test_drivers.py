@@ -656,6 +656,59 @@ async def test_the_bucket_is_in_the_host_where_the_settings_say_so() -> None:
         open_store(Settings("memory://", addressing="both"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "addressing"),
+    [
+        ("http://", "auto"),
+        ("http://:9000", "auto"),
+        ("http://[::1", "auto"),
+        ("http://[::1::2]:1", "auto"),
+        ("http://a b", "auto"),
+        ("http://h:99999", "auto"),
+        ("http://h:x", "auto"),
+        ("http://1.2.3.4.5", "auto"),
+        ("http://1.2.3", "auto"),
+        ("http://256.1.1.1", "auto"),
+        ("http://a.0x1", "auto"),
+        ("http://id:secret@h:1", "auto"),
+        ("http://h:1?x=1", "auto"),
+        ("http://h:1#x", "auto"),
+        ("http://%zz", "auto"),
+        ("http://\xe4.example", "auto"),
+        ("http://127.0.0.1:1", "virtual"),
+        ("http://127.0.0.1.:1", "virtual"),
+        ("http://[::1]:1", "virtual"),
+    ],
+)
+def test_an_endpoint_with_which_the_library_panics(
+    endpoint: str, addressing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says what is wrong, wherever the endpoint comes from."""
+    settings = Settings("s3://bucket", access_key_id="id", secret_access_key="key", addressing=addressing)
+    with pytest.raises(ConfigError, match="allowed") as caught:
+        open_store(replace(settings, endpoint_url=endpoint))
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match="allowed" if addressing == "virtual" else "AWS_ENDPOINT_URL = "):
+        open_store(settings)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "addressing"),
+    [
+        ("http://127.0.0.1:9", "path"),
+        ("https://[::1]", "auto"),
+        ("https://s3.example.org/", "virtual"),
+        ("https://h/a/b", "auto"),
+        ("http://h_1:65535", "virtual"),
+    ],
+)
+def test_endpoints_that_are_allowed(endpoint: str, addressing: Any) -> None:
+    settings = Settings("s3://bucket", endpoint_url=endpoint, access_key_id="id", secret_access_key="key")
+    open_store(replace(settings, addressing=addressing))
+
+
 async def test_wrong_credentials_are_refused(s3_bucket: S3Bucket) -> None:
     store = open_store(replace(s3_settings(s3_bucket), secret_access_key="wrong"))
     for call in (store.put("k", b"x", kind="mail"), store.get("k", kind="mail"), store.list("", kind="mail")):

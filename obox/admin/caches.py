@@ -14,8 +14,9 @@ from msgspec import Meta
 from ..accounts import Account
 from ..errors import Corrupt, InUse, Invalid, NotFound
 from ..types import StorageId
+from .masks import mask_of, masked
 from .params import DryRun, Nothing, Params, Selection
-from .parts import Admin, masked
+from .parts import Admin
 from .table import Event, Progress, Row, user_verb, verb
 
 if TYPE_CHECKING:
@@ -70,19 +71,14 @@ async def metacache_flushall(admin: Admin, params: MetacacheFlushallParams) -> A
     names = admin.names()
     sids = await upload.changed_users(admin.store, important_only=params.important_only)
     chosen = [(sid, names.get(sid) or admin.name_of(sid)) for sid in sids]
-    chosen = [(sid, name) for sid, name in chosen if _fits(name, params.mask)]
+    fits = mask_of(params.mask.lower())
+    chosen = [(sid, name) for sid, name in chosen if fits(name)]
     for at, (sid, name) in enumerate(chosen):
         yield Progress("metacache flushall", at, len(chosen))
         try:
             yield {"username": name, **await _flush(admin, sid, name, params.important_only, params.min_priority)}
         except OboxError as error:
             yield Failure(name, of(error), str(error))
-
-
-def _fits(name: str, mask: str) -> bool:
-    import fnmatch
-
-    return fnmatch.fnmatchcase(name, mask.lower())
 
 
 class MetacacheListParams(Params, kw_only=True):
@@ -93,11 +89,11 @@ class MetacacheListParams(Params, kw_only=True):
 @verb("metacache list", MetacacheListParams)
 async def metacache_list(admin: Admin, params: MetacacheListParams) -> AsyncIterator[Event]:
     """List users with local copies, those that are cleaned first at the top."""
-    names = admin.names()
+    names, fits = admin.names(), mask_of(params.mask.lower())
     await admin.store.env.commit_staged()
     for info in await admin.cleaner.list_users():
         name = names.get(StorageId(info.user)) or admin.name_of(info.user)
-        if not _fits(name, params.mask) or (params.changed and not info.change):
+        if not fits(name) or (params.changed and not info.change):
             continue
         row: Row = {"username": name}
         for priority in PRIORITIES:
@@ -175,13 +171,13 @@ async def metacache_remove(admin: Admin, params: MetacacheRemoveParams) -> Async
     It includes users that the user database does not have. Copies that are in use or
     not uploaded stay; then exit 75.
     """
-    names = admin.names()
+    names, fits = admin.names(), mask_of(params.mask.lower())
     found = False
     kept = 0
     for space in list(admin.store.env.metacache.users()):
         sid = StorageId(space.user)
         name = names.get(sid) or admin.name_of(sid)
-        if not _fits(name, params.mask):
+        if not fits(name):
             continue
         found = True
         if params.dry_run:

@@ -11,8 +11,9 @@ from msgspec import Meta
 from ..accounts import Account
 from ..errors import Exists, Invalid, NoPerm, NotFound
 from ..mailbox.names import INBOX, canonical
+from .masks import matching, require_named
 from .params import DryRun, Selection
-from .parts import Admin, matching, require_named
+from .parts import Admin
 from .table import Event, Row, user_verb
 
 STATUS_FIELDS: Final = (
@@ -36,7 +37,7 @@ async def mailbox_list(admin: Admin, account: Account, params: MailboxListParams
             names = user.subscriptions()
         else:
             names = [info.name for info in user.mailboxes() if info.guid is not None]
-        for name in matching(names, params.mailbox_mask):
+        for name in await matching(names, params.mailbox_mask):
             yield {"mailbox": name}
 
 
@@ -65,7 +66,7 @@ async def mailbox_status(admin: Admin, account: Account, params: MailboxStatusPa
     sums = dict.fromkeys(fields, 0)
     async with admin.open(account) as user:
         guids = {info.name: info.guid for info in user.mailboxes() if info.guid is not None}
-        for name in matching(list(guids), params.mailbox_mask):
+        for name in await matching(list(guids), params.mailbox_mask):
             status = await user.status(name)
             row = {"vsize": status.size, "guid": guids[name], **status._asdict()}
             if params.total_sum:
@@ -75,7 +76,7 @@ async def mailbox_status(admin: Admin, account: Account, params: MailboxStatusPa
                 yield {"mailbox": name, **{field: row[field] for field in fields}}
     if params.total_sum:
         yield sums
-    require_named(list(guids), params.mailbox_mask)
+    await require_named(list(guids), params.mailbox_mask)
 
 
 class MailboxCreateParams(Selection, kw_only=True):

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from ..accounts import Account
 from ..errors import Invalid, NotFound, OboxError
+from ..turn import Turn
 from .params import DryRun, Selection
 from .parts import Admin
 from .query import SearchQuery
@@ -47,7 +48,10 @@ class Found(NamedTuple):
 
 async def _search(admin: Admin, user: User, query: SearchQuery) -> AsyncIterator[Found]:
     """Yield the mailboxes in which a query matches, with the mails. Raises Invalid."""
+    turn = Turn()
     for info in user.mailboxes():
+        if turn.over():
+            await turn.end()
         program = query.program(info.name, info.guid) if info.guid is not None else None
         if program is None:
             continue

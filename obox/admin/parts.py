@@ -7,7 +7,6 @@ changes the quota of a session of that user.
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ..accounts import Account, storage_id
 from ..errors import ConfigError, Invalid, NotFound, Unavailable
 from ..escaping import unescape
-from ..mailbox.names import fits_mask
 from ..types import StorageId
 from .exits import NoUser
+from .masks import entries_that_match, masked
 from .params import Selection
 
 if TYPE_CHECKING:
@@ -226,7 +225,7 @@ class Admin:
         await self.users.refresh()
         if selection.all_users or masked(selection.user or ""):
             mask = "*" if selection.all_users else (selection.user or "").lower()
-            found = [e for e in self.users.users() if fnmatch.fnmatchcase(e.user, mask)]
+            found = await entries_that_match(self.users.users(), mask, lambda entry: entry.user)
             if not found:
                 raise NoUser(f"no user matches {selection.user or '*'}")
             return [entry.account for entry in found]
@@ -268,33 +267,6 @@ class Admin:
             await box.release()
 
 
-def masked(text: str) -> bool:
-    """Whether the text has wildcards."""
-    return "*" in text or "?" in text
-
-
-def matching(names: Sequence[str], masks: Sequence[str]) -> list[str]:
-    """Return those `names` of mailboxes that match any of `masks`, or all without
-    masks. INBOX is compared without regard to case."""
-    if not masks:
-        return list(names)
-    out = []
-    for name in names:
-        for mask in masks:
-            if fits_mask(name, mask):
-                out.append(name)
-                break
-    return out
-
-
-def require_named(names: Sequence[str], masks: Sequence[str]) -> None:
-    """Raises NotFound for a mailbox that is named without wildcards and does not
-    exist."""
-    for mask in masks:
-        if not any(sign in mask for sign in "*?[") and not matching(names, [mask]):
-            raise NotFound(f"no mailbox {mask!r}")
-
-
 def _unescaped(sid: str) -> str:
     try:
         return unescape(sid)
@@ -309,7 +281,4 @@ __all__ = [
     "FindCluster",
     "Server",
     "Session",
-    "masked",
-    "matching",
-    "require_named",
 ]

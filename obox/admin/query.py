@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..errors import Invalid
-from ..mailbox.names import fits_mask
+from ..mailbox.names import fitter
 
 _NO_ARGUMENT: Final = frozenset(
     ("ALL", "ANSWERED", "DELETED", "DRAFT", "FLAGGED", "NEW", "OLD", "RECENT", "SEEN", "UNANSWERED", "UNDELETED",
@@ -173,11 +173,12 @@ class _Mailbox:
     def __init__(self, mask: str, guid: bool) -> None:
         self.mask = mask
         self.guid = guid
+        self._fits = fitter(mask)
 
     def fits(self, name: str, guid: str) -> bool:
         if self.guid:
             return guid == self.mask.lower()
-        return fits_mask(name, self.mask)
+        return bool(self._fits(name))
 
 
 class _Node:

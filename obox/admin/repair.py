@@ -9,8 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from ..accounts import Account
+from .masks import Masks, matching, require_named
 from .params import DryRun, Selection
-from .parts import Admin, matching, require_named
+from .parts import Admin
 from .table import Event, user_verb
 
 
@@ -43,10 +44,10 @@ async def force_resync(admin: Admin, account: Account, params: ForceResyncParams
 
     async with admin.open(account) as user:
         guids = {info.name: info.guid for info in user.mailboxes() if info.guid is not None}
-        for name in matching(list(guids), params.mailbox_mask):
+        for name in await matching(list(guids), params.mailbox_mask):
             done = await repair.resync(user, guids[name], keep_lost=params.keep_lost, skip_uids=params.skip_uids)
             yield {"mailbox": name, **done._asdict()}
-    require_named(list(guids), params.mailbox_mask)
+    await require_named(list(guids), params.mailbox_mask)
 
 
 class RebuildParams(Selection, kw_only=True):
@@ -72,14 +73,12 @@ async def rebuild(admin: Admin, account: Account, params: RebuildParams) -> Asyn
     """
     from ..store.operate import repair
 
-    def wanted(name: str) -> bool:
-        return bool(params.mailbox_mask) and bool(matching([name], params.mailbox_mask))
-
     if params.dry_run:
         async for row in _would_rebuild(admin, account, params.mailbox_mask):
             yield row
         return
-    async for done in repair.rebuild(admin.store, account.storage_id, account.name, wanted):
+    masks = await Masks.of(params.mailbox_mask)
+    async for done in repair.rebuild(admin.store, account.storage_id, account.name, masks.choose):
         yield {"mailbox": done.name, "mails": done.mails, "result": done.result, "unknown": done.unknown}
 
 
@@ -91,11 +90,11 @@ async def _would_rebuild(admin: Admin, account: Account, masks: list[str]) -> As
     try:
         async with admin.open(account) as user:
             names = [info.name for info in user.mailboxes() if info.guid is not None]
-        for name in matching(names, masks) if masks else ():
+        chosen = await Masks.of(masks)
+        for name in await chosen.among(names):
             yield {"mailbox": name, "mails": None, "result": "would be rebuilt", "unknown": ""}
-        for mask in masks:
-            if not matching(names, [mask]):
-                yield {"mailbox": mask, "mails": None, "result": "no such mailbox", "unknown": ""}
+        for name in chosen.missing(names):
+            yield {"mailbox": name, "mails": None, "result": "no such mailbox", "unknown": ""}
     except Corrupt:
         yield {"mailbox": "", "mails": None, "result": "the list of mailboxes would be rebuilt", "unknown": ""}
     result = "each index that does not decode would be rebuilt"

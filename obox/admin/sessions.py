@@ -5,7 +5,6 @@ test.
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +14,7 @@ from msgspec import Meta
 
 from ..errors import Invalid, OboxError, Temporary
 from .exits import NoSession
+from .masks import mask_of
 from .params import DryRun, Nothing, Params
 from .parts import Admin, Session
 from .table import Event, Needs, Progress, verb
@@ -37,11 +37,11 @@ def _chosen(admin: Admin, mask: str | None, ip: str | None) -> list[Session]:
         network = ipaddress.ip_network(ip, strict=False) if ip else None
     except ValueError as error:
         raise Invalid(f"ip {ip!r}: allowed: an address or a network") from error
+    fits = mask_of((mask or "*").lower())
     return [
         one
         for one in admin.backend.sessions()
-        if (not mask or (one.user and fnmatch.fnmatchcase(one.user, mask.lower())))
-        and (network is None or _inside(one, network))
+        if (not mask or (one.user and fits(one.user))) and (network is None or _inside(one, network))
     ]
 
 

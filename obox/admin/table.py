@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from . import rows
 from .params import Params, Selection
 
 if TYPE_CHECKING:
@@ -101,11 +100,15 @@ class Verb:
     @property
     def explained(self) -> dict[str, str]:
         """The meaning of each column that a row may have."""
+        from . import rows  # texts, which a start of a backend does not need
+
         return rows.COLUMNS.get(self.name, {})
 
     @property
     def none(self) -> str:
         """The message if the verb has found nothing; "" if no message is needed."""
+        from . import rows  # as above
+
         return rows.NONE.get(self.name, "")
 
     @property

@@ -4,7 +4,6 @@ backend.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -13,6 +12,7 @@ from msgspec import Meta
 
 from ..errors import NotFound
 from .exits import NoUser
+from .masks import entries_that_match
 from .params import DryRun, Params
 from .parts import Admin
 from .table import Event, Needs, Row, verb
@@ -45,7 +45,7 @@ async def user_list(admin: Admin, params: UserListParams) -> AsyncIterator[Event
 
     everyone = list_users(admin.users.path, admin.users.default_domain)
     refused = claimed({entry.user: entry for entry in everyone})
-    found = [entry for entry in everyone if fnmatch.fnmatchcase(entry.user, params.mask.lower())]
+    found = await entries_that_match(everyone, params.mask.lower(), lambda entry: entry.user)
     for entry in found:
         yield _row(entry) | ({"login": False, "delivery": False} if entry.user in refused else {})
     if not found and params.mask != "*":

@@ -4,8 +4,9 @@ Theory of operation. The driver passes a single event at a time. A command is lo
 in the row of the table for the session's state. Its handler writes the untagged lines
 and returns the tagged line. Before the tagged line, lines about changes of other
 sessions in the mailbox are written. EXPUNGE waits while FETCH, STORE or SEARCH run (RFC
-9051 §7.5.1). AUTHENTICATE and IDLE return None, because their tagged line follows the
-client's next line.
+9051 §7.5.1). Each command of a user waits until the store may answer, which matters
+after a pause of the process. AUTHENTICATE and IDLE return None, because their tagged
+line follows the client's next line.
 
 Every exception of a handler becomes a tagged line. `replies.ERRORS` has the line for
 each OboxError. Any other exception is a bug: it is answered SERVERBUG, its traceback is
@@ -70,7 +71,8 @@ class Machine:
         elif isinstance(event, events.SaslResponse):
             await self._sasl(session, event.data)
         elif isinstance(event, events.IdleDone):
-            await _end_idle(session, Reply("Idle completed"))
+            refusal = await _answered(session, "IDLE", session.user.current()) if session.user else None
+            await _end_idle(session, refusal or Reply("Idle completed"))
         elif isinstance(event, events.BadLine):
             await _bad_line(session, event.reason)
         elif isinstance(event, events.TooBig | events.BadCommand):
@@ -84,6 +86,11 @@ class Machine:
             await session.leave(closed="Mailbox was deleted")
             lost = True
         handler = table.rows[session.state].get(kind)
+        if session.user is not None and kind is not ast.Logout:
+            refusal = await _answered(session, command.NAME, session.user.current())
+            if refusal is not None:
+                session.finish_command(command.tag, command.NAME, refusal)
+                return
         if handler is None:
             if lost and kind in table.rows[State.SELECTED]:
                 reply = no("Mailbox was deleted", "NONEXISTENT")

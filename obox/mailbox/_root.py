@@ -4,6 +4,10 @@ Names and subscriptions are last-write-wins registers, stamped with a modseq. A 
 mailbox never comes back. If two mailboxes claim a name, the older mailbox keeps it and
 the other gets a suffix; both backends come to the same result. Totals are derived from
 the state of each mailbox and are never merged: the higher modseq is the later truth.
+
+The identity of a user is the GUID of the INBOX that the user was made with. A root
+ignores fragments of another identity: they are of a user who was deleted, and had the
+same storage id.
 """
 
 from __future__ import annotations
@@ -65,7 +69,8 @@ class RootDelta:
 
     entries by mailbox, subscriptions by name (stamp * 2 + value), totals, highest
     modseq. modseq_floor: an upper bound of every MODSEQ that an owner who ended
-    uncleanly may have shown in any mailbox of the user (the modseq floor).
+    uncleanly may have shown in any mailbox of the user (the modseq floor). identity: of
+    the user; "" in fragments that an earlier version wrote.
     """
 
     entries: list[MailboxEntry] = field(default_factory=list)
@@ -74,6 +79,7 @@ class RootDelta:
     highestmodseq: int = 0
     uidvalidity: int = 0
     modseq_floor: int = 0
+    identity: str = ""
 
     def encode(self) -> bytes:
         """A MessagePack map. Unknown fields belong to newer minor versions."""
@@ -88,6 +94,8 @@ class RootDelta:
         out["uidvalidity"] = self.uidvalidity
         if self.modseq_floor:
             out["ahead"] = self.modseq_floor
+        if self.identity:
+            out["user"] = self.identity
         return msgspec.msgpack.encode(out)
 
     @classmethod
@@ -102,6 +110,7 @@ class RootDelta:
                 highestmodseq=int(raw.get("highestmodseq", 0)),
                 uidvalidity=int(raw.get("uidvalidity", 0)),
                 modseq_floor=int(raw.get("ahead", 0)),
+                identity=msgspec.convert(raw.get("user", ""), str),
             )
         except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as exc:
             raise ValueError(f"not a root delta: {exc}") from exc
@@ -117,10 +126,24 @@ class Root:
         self.highestmodseq = 1
         self.uidvalidity = 0
         self.modseq_floor = 0
+        self._identity = ""
         self._names: dict[str, MailboxEntry] | None = None
+
+    @property
+    def identity(self) -> str:
+        """See the module's text. A root of an earlier version has the GUID of its
+        oldest INBOX."""
+        if self._identity:
+            return self._identity
+        inboxes = [entry for entry in self.entries.values() if entry.name == "INBOX"]
+        return min(inboxes, key=lambda entry: (entry.created, entry.guid)).guid if inboxes else ""
 
     def join(self, delta: RootDelta) -> None:
         """Join `delta`: commutative, associative, idempotent."""
+        if delta.identity:
+            if self.identity not in ("", delta.identity):
+                return
+            self._identity = delta.identity
         for entry in delta.entries:
             guid = Guid(entry.guid)
             known = self.entries.get(guid)
@@ -188,6 +211,7 @@ class Root:
             self.highestmodseq,
             self.uidvalidity,
             self.modseq_floor,
+            self._identity,
         )
 
     def fingerprint(self) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..errors import Invalid
@@ -75,11 +75,14 @@ def is_inbox(name: str) -> bool:
     return name.isascii() and name.upper() == INBOX
 
 
-def fits_mask(name: str, mask: str) -> bool:
-    """Whether a canonical name fits a shell mask of an administrator. INBOX has any
-    case in the mask.
+def fitter(mask: str) -> Callable[[str], object]:
+    """Return a function that says whether a canonical name fits a shell mask of an
+    administrator. INBOX has any case in the mask. Raises Invalid for a mask that is
+    longer than a name.
     """
-    return fnmatch.fnmatchcase(name, canonical(mask))
+    if len(mask) > NAME_BYTES_MAX:
+        raise Invalid(f"a mask has {len(mask)} characters; allowed: {NAME_BYTES_MAX}")
+    return re.compile(fnmatch.translate(canonical(mask))).match
 
 
 def check_name(name: str) -> str:

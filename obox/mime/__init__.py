@@ -8,7 +8,7 @@ for).
 """
 
 from ._address import Address, addresses
-from ._budget import ADDRESSES_MAX, PARTS_MAX, VALUES_BYTES_MAX, Budget
+from ._budget import ADDRESSES_MAX, CONTENT_BYTES_MAX, PARTS_MAX, VALUES_BYTES_MAX, Budget
 from ._date import SentDate, parse_date, sent_date
 from ._fields import HEADER_BYTES_MAX, all_values, bounded, header_end, header_fields, header_values, unfold
 from ._params import Parameters
@@ -20,6 +20,7 @@ from ._wire import body, bodystructure, envelope, nstring, string
 
 __all__ = [
     "ADDRESSES_MAX",
+    "CONTENT_BYTES_MAX",
     "DEPTH_MAX",
     "HEADER_BYTES_MAX",
     "PARTS_MAX",

@@ -19,9 +19,14 @@ PARTS_MAX: Final = 10_000
 """Parts of a mail. After the last of them no delimiter is searched any more. Each takes
 13 us.
 """
-VALUES_BYTES_MAX: Final = 512 * 1024
-"""Bytes of field values in ENVELOPE and BODYSTRUCTURE of a mail, at most 1 us each. A
-part has some 200, an embedded message 500.
+VALUES_BYTES_MAX: Final = 256 * 1024
+"""Bytes of field values in the ENVELOPEs of a mail, at most 1 us each. An embedded
+message has some 300.
+"""
+CONTENT_BYTES_MAX: Final = 256 * 1024
+"""Bytes of Content-* values of the parts of a mail, at most 1 us each. A part has some
+200. They are apart from the ENVELOPEs, because a FETCH of a part must find the parts
+that BODYSTRUCTURE names, and makes no ENVELOPE.
 """
 
 
@@ -31,14 +36,19 @@ class Budget:
     Counts only decrease; `exceeded` names the limits that were exceeded.
     """
 
-    __slots__ = ("addresses", "exceeded", "parts", "values_bytes")
+    __slots__ = ("addresses", "content_bytes", "exceeded", "parts", "values_bytes")
 
     def __init__(
-        self, addresses: int = ADDRESSES_MAX, parts: int = PARTS_MAX, values_bytes: int = VALUES_BYTES_MAX
+        self,
+        addresses: int = ADDRESSES_MAX,
+        parts: int = PARTS_MAX,
+        values_bytes: int = VALUES_BYTES_MAX,
+        content_bytes: int = CONTENT_BYTES_MAX,
     ) -> None:
         self.addresses = addresses
         self.parts = parts
         self.values_bytes = values_bytes
+        self.content_bytes = content_bytes
         self.exceeded: dict[str, None] = {}
 
     @classmethod
@@ -48,7 +58,17 @@ class Budget:
         It is for a caller that may not take longer, and that begins anew elsewhere if
         the budget is too small.
         """
-        return cls(200, 100, 16 * 1024)
+        return cls(200, 100, 12 * 1024, 4 * 1024)
+
+    def content(self, length: int) -> bool:
+        """Whether Content-* values of so many bytes may still be parsed; if so, they
+        are counted.
+        """
+        if length > self.content_bytes:
+            self.exceeded["content"] = None
+            return False
+        self.content_bytes -= length
+        return True
 
     def value(self, length: int) -> bool:
         """Whether a field value of so many bytes may still be parsed; if so, it is

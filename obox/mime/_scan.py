@@ -107,8 +107,8 @@ def parse(mail: bytes, budget: Budget | None = None) -> Part:
 def parse_with_fields(mail: bytes, header_end: int, fields: Fields, budget: Budget) -> Part:
     """`parse` for a caller that already has the root's header end and its fields.
 
-    fields: with `content-` in their names. budget: the caller has used a part of the
-    mail's budget.
+    fields: with `content-` in their names. budget: the caller may have made ENVELOPEs
+    with it, which leaves the tree as it is.
     """
     return _Scanner(mail, budget).part(0, 0, False, True, (header_end, fields))
 
@@ -178,7 +178,7 @@ class _Scanner:
             self.cut = False
         end = self.content_end(header_end, limit)
         part = Part(start, header_end, header_end, end)
-        if fields and not budget.value(sum([len(values[0]) for values in fields.values()])):
+        if fields and not budget.content(sum([len(values[0]) for values in fields.values()])):
             _make_opaque(part)
         elif fields or digest:
             _describe(part, fields, digest)

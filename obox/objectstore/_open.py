@@ -28,7 +28,6 @@ from obstore.exceptions import BaseError
 
 from obox.errors import ConfigError
 from obox.objectstore._driver import Driver, Kind, Names, ObjectInfo, Objects
-from obox.objectstore._endpoint import endpoint_of, with_bucket
 from obox.objectstore._file import FileDriver
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore._retry import Retrying, Sleep
@@ -209,6 +208,7 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
         boto3_region,
         fixed_credentials,
     )
+    from obox.objectstore._endpoint import endpoint_of, with_bucket
     from obox.objectstore._exact import ExactKeys
 
     endpoint = endpoint_of(settings.endpoint_url) if scheme == "s3" else ""

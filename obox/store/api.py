@@ -203,6 +203,14 @@ class User(Protocol):
     name: str
     storage_id: StorageId
 
+    async def current(self) -> None:
+        """Return when this backend may answer for the user. Call it before each
+        command.
+
+        It waits only after a pause of this process, in which another backend may have
+        taken over. Raises Unavailable, Elsewhere.
+        """
+
     def mailboxes(self) -> list[MailboxInfo]:
         """Return every mailbox, and every parent level without a mailbox, sorted by
         name with INBOX first."""

@@ -25,12 +25,12 @@ from ..lanes import Lanes
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
 from ..objectstore.codec import Codec, Decoded, ObjectKind, payload_bytes_of
 from ..objectstore.keys import owner_of
+from ..turn import Turn
 from ..types import Oid, Owner
 from .once import EveryMinute
 from .owned import Owned
 from .recent import Recent
 from .stamp import Assignment
-from .turn import Turn
 
 log = structlog.get_logger()
 

@@ -190,6 +190,9 @@ class MemoryUser:
     def _box(self, name: str) -> MemoryMailbox:
         return self.boxes[Guid(self._entry(name).guid)]
 
+    async def current(self) -> None:
+        """No other backend has this memory."""
+
     def mailboxes(self) -> list[MailboxInfo]:
         return infos(self.root)
 

@@ -17,7 +17,7 @@ import msgspec
 
 from obox.admin import TABLE, Admin, Event, Failure, Needs, Progress, Selection, Verb, exits
 from obox.admin.http import LINES, PATH
-from obox.admin.parts import masked
+from obox.admin.masks import masked
 from obox.admin.run import Outcome, guarded, prepare
 from obox.cluster import Router, There
 from obox.errors import ConfigError, OboxError, Unavailable

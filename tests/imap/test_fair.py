@@ -11,7 +11,7 @@ import pytest
 
 from obox.imap import updates
 from obox.imap.settings import ImapSettings
-from obox.store.turn import Turn
+from obox.turn import Turn
 from tests.imap.harness import Client, serving, serving_real
 
 SESSIONS = 48

@@ -9,13 +9,15 @@ import pytest
 
 from obox.mime import (
     ADDRESSES_MAX,
+    CONTENT_BYTES_MAX,
     HEADER_BYTES_MAX,
     PARTS_MAX,
-    VALUES_BYTES_MAX,
     Budget,
     _address,
+    bodystructure,
     header_fields,
     header_values,
+    parse,
     summary,
 )
 
@@ -83,11 +85,21 @@ def test_values_of_all_parts() -> None:
     budget."""
     part = b"--b\r\nContent-Description: " + b"x" * 9_000 + b"\r\n\r\n\r\n"
     made = summary(b"Subject: s\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n" + part * 500)
-    assert made.exceeded == ("values",)
-    assert VALUES_BYTES_MAX / 2 < len(made.bodystructure) < VALUES_BYTES_MAX + 500 * 100
+    assert made.exceeded == ("content",)
+    assert CONTENT_BYTES_MAX / 2 < len(made.bodystructure) < CONTENT_BYTES_MAX + 500 * 100
     parts = wire(made.bodystructure)
     check_body(parts, True)
     assert len([one for one in parts if isinstance(one, list) and one[0] == b"application"]) > 400
+
+
+def test_a_part_that_bodystructure_names_is_found() -> None:
+    """The ENVELOPE takes nothing from the budget of the parts, so that BODYSTRUCTURE,
+    made with an ENVELOPE, and a FETCH of a part see the same parts."""
+    long = b"".join(b"%b: %b\r\n" % (name, b"x" * 40_000) for name in (b"Subject", b"Date", b"To"))
+    inner = b"Content-Type: multipart/mixed; boundary=bb; x=" + b"y" * 4_000 + b"\r\n\r\n"
+    mail = long + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
+    mail += (b"--b\r\n" + inner + b"--bb\r\n\r\n\r\n" * 2) * 110
+    assert summary(mail).bodystructure == bodystructure(mail, parse(mail))
 
 
 def test_the_body_cannot_use_up_what_the_envelope_needs() -> None:

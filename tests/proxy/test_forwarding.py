@@ -12,6 +12,7 @@ from members import SECRET, Cluster, Member, cluster, until
 from structlog.testing import capture_logs
 
 from obox.auth import Forward, LinkSender
+from obox.cluster import Assigned
 from obox.imap.settings import ImapSettings
 
 MAIL = b"Subject: a mail\r\n\r\nbody\r\n"
@@ -206,6 +207,19 @@ async def test_a_receiver_that_knows_less_reads_the_row(two: tuple[Cluster, Memb
     await client.ok("SELECT INBOX")
     assert [who.user for who in b2.imap.who()] == ["anna"]
     assert len(b2.router.rereads) == 1
+
+
+async def test_a_tie_is_served_and_told_to_the_router(two: tuple[Cluster, Member, Member]) -> None:
+    """The router of a backend marks it for a merge (tests/cluster/test_member.py)."""
+    made, b1, b2 = two
+    await (await b1.client(login="ben")).ok("LOGOUT")
+    assert b2.router.rereads == []
+    ours = b2.router.known["ben"]
+    for token in (ours.token - 1, ours.token + 1):
+        b2.router.known["ben"] = made.rows.owners["ben"] = Assigned("b2", ours.number, token)
+        client = await b1.client(login="ben")
+        await client.ok("SELECT INBOX")
+        assert b2.router.rereads.pop() == ("ben", ours)
 
 
 async def test_members_that_name_each_other_end_it(two: tuple[Cluster, Member, Member]) -> None:

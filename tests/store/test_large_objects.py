@@ -1,4 +1,4 @@
-"""A large object is decoded in a thread, whatever kind it is and whoever reads it."""
+"""A large object of any kind is decoded in a thread."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ answer; call them again. `lose` tries until it has uploaded.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from msgspec.structs import replace
@@ -46,6 +46,9 @@ KICK_S: Final = 1.0
 
 TICK_S: Final = 0.02
 """Interval of checks whether the sessions have ended."""
+
+FLUSHES_AT_ONCE: Final = 8
+"""Users whose mail is uploaded side by side, while others of their unit wait."""
 
 AGAIN_S: Final = 5.0
 """Interval of attempts to upload what was staged for users that another backend has."""
@@ -136,8 +139,7 @@ async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Ca
         try:
             await _end_sessions(store, units, kick)
             await _flush_all(store, units)
-            for sid in _in_memory(store, units):
-                await unload(store, sid, upload=True)
+            await _at_once(unload(store, sid, upload=True) for sid in _in_memory(store, units))
             await store.journal.sync()
             if _in_memory(store, units) or _opening(store, units):
                 raise InUse("a user of the unit has just been opened again")
@@ -293,13 +295,29 @@ async def _flush_all(store: MailStore, units: Collection[str]) -> None:
     owned, env = store.env.owned, store.env
     users = {sid for sid, _ in store.journal.uncovered()} | set(_in_memory(store, units)) | store.takeover.left
     users |= {space.user for space in env.metacache.users() if _is_behind(store, space.user, units)}
-    for sid in sorted(users):
-        if owned.unit_of(sid) in units:
-            try:
-                user = await store.load_user(store.name_of(StorageId(sid)), StorageId(sid))
-            except NotFound:
-                continue
-            await flush(user, important_only=False)
+
+    async def flush_one(sid: StorageId) -> None:
+        try:
+            user = await store.load_user(store.name_of(sid), sid)
+        except NotFound:
+            return
+        await flush(user, important_only=False)
+
+    await _at_once(flush_one(StorageId(sid)) for sid in sorted(users) if owned.unit_of(sid) in units)
+
+
+async def _at_once(works: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Do all, `FLUSHES_AT_ONCE` side by side. If some fail, raise the first failure
+    when all have ended."""
+    gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
+
+    async def one(work: Coroutine[Any, Any, object]) -> None:
+        async with gate:
+            await work
+
+    for result in await asyncio.gather(*map(one, works), return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _is_behind(store: MailStore, sid: str, units: Collection[str]) -> bool:
@@ -316,6 +334,8 @@ async def _upload(store: MailStore, sid: StorageId) -> bool:
     while True:
         try:
             user = await store.load_user(store.name_of(sid), sid)
+            if await user.is_gone():
+                return await _drop(store, user)
             had = user.rootbox.change is not Change.NONE or any(
                 box.change is not Change.NONE for box in user.boxes.values()
             )
@@ -331,6 +351,18 @@ async def _upload(store: MailStore, sid: StorageId) -> bool:
             await store.env.sleep(AGAIN_S)
         else:
             return had
+
+
+async def _drop(store: MailStore, user: User) -> bool:
+    """Forget a user whom another backend has deleted, so that an upload does not bring
+    the user back."""
+    log.info("changes of a user whom another backend deleted are dropped", user=user.storage_id)
+    store.users.pop(user.storage_id, None)
+    user.deleted = True
+    store.forget(user.storage_id)
+    await user.wait_idle()
+    store.env.metacache.drop_user(user.storage_id)
+    return False
 
 
 def _forget(store: MailStore, units: Iterable[str]) -> None:

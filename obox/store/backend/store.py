@@ -28,6 +28,7 @@ from ...objectstore.keys import FORMAT_KEY, ROOT, owner_of
 from ...types import Guid, StorageId
 from ..env import OPEN_S, TRY_LATER, Env, StoreSettings, answer_within
 from ..log import boots
+from ..log.awake import LOOK_S
 from ..log.journal import Journal
 from ..log.stage import Log
 from ..log.takeover import BOOT_MS_DIGITS, LastBoot, Takeover, take_over
@@ -142,7 +143,16 @@ class MailStore:
         serve them. The others are given up (`handover.lose`).
         """
         boot = self._new_boot()
-        log.error("fenced off by another backend, a new boot begins", boot=self.journal.boot, new_boot=boot)
+        before = self.journal.boot
+        if self._cluster is None:
+            log.error("fenced off by another backend, a new boot begins", boot=before, new_boot=boot)
+        else:
+            log.warning(
+                "fenced by another backend, as expected after a pause or a cut network; a new boot begins",
+                boot=before,
+                new_boot=boot,
+                next_step="none: users that others have are given up, the others go on",
+            )
         self.env.writer = boot
         self.journal.modseq_floor = max(self.journal.modseq_floor, self.env.now_ms() + FLOOR_MARGIN_MS)
         if self._cluster is not None:
@@ -204,6 +214,9 @@ class MailStore:
         boots.began(env, self.journal.boot, trust=self.takeover.trust, before=before, users=users)
         self._running = [self.spawn(self.journal.run()), self.spawn(self.upkeep.run())]
         await self._announce()
+        if self._cluster is not None:
+            self.journal.awake.begin()
+            self._running.append(self.spawn(self._stay_sure()))
         self.started = True
         self.beginning.decide()
         log.info(
@@ -212,6 +225,17 @@ class MailStore:
         if self.takeover.pending or self.takeover.boots:
             self.spawn(self.upkeep.adopt())
         self.spawn(self.upkeep.flush_unflushed())
+
+    async def _stay_sure(self) -> None:
+        """Look whether this process stood still, and then learn at once whether another
+        backend has taken over."""
+        journal = self.journal
+        while True:
+            await self.env.sleep(LOOK_S)
+            before = journal.awake.resumed_at
+            if not journal.sure() and journal.awake.resumed_at != before:
+                log.warning("this process stood still, and asks whether it was replaced")
+                self.spawn(journal.confirm())
 
     async def _announce(self) -> None:
         """Write the first journal object before clients see anything. A later backend
@@ -378,6 +402,7 @@ class MailStore:
         async with answer_within(OPEN_S):
             await self.beginning.decided()
             if self._cluster is not None:
+                await self.journal.confirm()
                 await self._cluster.confirm()
             await self.env.owned.admit(storage_id)
             user = await self._user(storage_id, name)

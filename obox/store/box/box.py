@@ -124,23 +124,23 @@ class Box(ABC, Generic[S, D]):
         return True
 
     @abstractmethod
-    def require_user(self) -> None:
+    def _require_user(self) -> None:
         """Raises NotFound if the user is being deleted."""
 
-    def ended(self) -> bool:
+    def _ended(self) -> bool:
         """Whether the box needs no bundle any more, because it was deleted. Then
         its changes are dropped."""
         return False
 
     @abstractmethod
-    def lacks_bundle(self, *, everything: bool) -> bool:
+    def _lacks_bundle(self, *, everything: bool) -> bool:
         """Whether a flush must write a bundle now."""
 
     @abstractmethod
-    async def write_bundle(self, *, everything: bool) -> None:
+    async def _write_bundle(self, *, everything: bool) -> None:
         """Write a bundle of the present state. Raises Unavailable."""
 
-    async def write_derived(self, *, everything: bool) -> bool:
+    async def _write_derived(self, *, everything: bool) -> bool:
         """Upload what can be made again from mails, if there is enough of it. Returns
         True if there was. Raises Unavailable."""
         return False
@@ -319,12 +319,12 @@ class Box(ABC, Generic[S, D]):
 
     async def _flush(self, *, everything: bool) -> bool:
         """See `flush`. The caller holds `flushing`."""
-        self.require_user()
-        if self.ended():
+        self._require_user()
+        if self._ended():
             return False
-        if wrote := self.lacks_bundle(everything=everything):
-            await self.write_bundle(everything=everything)
-        wrote |= await self.write_derived(everything=everything)
+        if wrote := self._lacks_bundle(everything=everything):
+            await self._write_bundle(everything=everything)
+        wrote |= await self._write_derived(everything=everything)
         if await self.bundles.clear() or wrote:
             self.save_stamp()
         return wrote

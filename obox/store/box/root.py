@@ -47,19 +47,19 @@ class RootBox(Box[Root, RootDelta]):
     def raise_floor(self, modseq: int) -> None:
         """Note the MODSEQ floor of all mailboxes, while the list is being loaded."""
         edit = Edit(self.sid)
-        edit.add_loading(self, RootDelta(modseq_floor=modseq), Change.IMPORTANT)
+        edit.add_loading(self, RootDelta(modseq_floor=modseq, identity=self.state.identity), Change.IMPORTANT)
         self.log.stage(edit)
 
-    def require_user(self) -> None:
+    def _require_user(self) -> None:
         self._owner.require_there()
 
-    def lacks_bundle(self, *, everything: bool) -> bool:
+    def _lacks_bundle(self, *, everything: bool) -> bool:
         """everything: whether all mailboxes have been flushed before. Then the list
         says in the bucket that its totals are exact."""
         stale = self._owner.sync_totals()
         return self.change is not Change.NONE or (everything and (stale or not self.stamp.clean))
 
-    async def write_bundle(self, *, everything: bool) -> None:
+    async def _write_bundle(self, *, everything: bool) -> None:
         await self.upload("base", self.whole(), clean=everything)
         self.save()  # The log does not know of the totals.
 

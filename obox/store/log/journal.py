@@ -14,7 +14,8 @@ written to the first object of the new boot.
 
 Lease. Nothing is acknowledged unless a journal PUT that began in the last LEASE_S
 seconds has succeeded. The clock also runs while the machine is suspended, so a machine
-that was suspended first learns whether it has been replaced.
+that was suspended first learns whether it has been replaced. In a cluster a pause of a
+second voids the lease, and nothing is answered before it is renewed (`awake`).
 
 Coverage. For each box (a user's root or mailbox) the journal remembers the first `seq`
 with a change that no bundle covers. The lowest of all is the watermark. Every object
@@ -44,6 +45,7 @@ from ...objectstore.codec import Codec, ObjectKind
 from ...objectstore.keys import journal_key, owner_of
 from ...types import Oid
 from ..once import EveryMinute
+from .awake import Awake
 
 LEASE_S: Final = 30.0
 """An acknowledgement needs a journal PUT that began within this time. A takeover need
@@ -152,6 +154,7 @@ class Journal:
         """Both are written into every object; see `JournalObject`."""
         self._seq = 0
         self._lease_at = -LEASE_S
+        self.awake = Awake(clock)
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -214,7 +217,19 @@ class Journal:
 
     async def lease(self) -> None:
         """Return when an acknowledgement is allowed. Raises Unavailable."""
-        while self.stale():
+        since = self.awake.proof_since()
+        while self._lease_at < since or self._clock() - self._lease_at > RENEW_S:
+            await self._wait(self._writes + 1)
+
+    def sure(self) -> bool:
+        """Whether `confirm` would return at once."""
+        return self._lease_at >= self.awake.proof_since()
+
+    async def confirm(self) -> None:
+        """Return when what memory says is current, after a pause of this process. Then
+        this boot is not fenced, or a new boot has begun. Raises Unavailable."""
+        since = self.awake.proof_since()
+        while self._lease_at < since:
             await self._wait(self._writes + 1)
 
     async def announce(self) -> None:
@@ -250,12 +265,12 @@ class Journal:
 
     def stale(self) -> bool:
         """Whether `lease` would make a request to renew the lease."""
-        return self._clock() - self._lease_at > RENEW_S
+        return not self.sure() or self._clock() - self._lease_at > RENEW_S
 
     def expired(self) -> bool:
         """Whether another backend may have taken over, so that nothing may be
         acknowledged."""
-        return self._clock() - self._lease_at > LEASE_S
+        return not self.sure() or self._clock() - self._lease_at > LEASE_S
 
     def check(self) -> None:
         """Raises Unavailable while the journal is later than LATE_S."""

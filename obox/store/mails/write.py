@@ -102,6 +102,7 @@ async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[U
     if mailbox.unborn:
         await journal.sync()
     await journal.lease()  # again, because the machine may have been suspended since
+    mailbox.env.owned.require(mailbox.user.storage_id)
     return [Uid(slot.uid) for slot in slots]
 
 

@@ -20,7 +20,7 @@ import structlog
 
 from metacache import Change
 
-from ...errors import Corrupt, Elsewhere, NotFound, Unavailable
+from ...errors import Corrupt, NotFound, Unavailable
 from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import ROOT, bundles_prefix
@@ -35,6 +35,7 @@ from ..stamp import Trust
 from . import copy as _copy
 from . import mailboxes as _mailboxes
 from . import unclean as _unclean
+from .identity import replaced
 from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
 
 log = structlog.get_logger()
@@ -123,12 +124,12 @@ class Boxes:
         """
         if self.env.settings.durability == "bucket":
             await self.journal.sync()
-            return
-        if not await self.env.commit_staged():
-            await self.journal.sync()
+        else:
+            if not await self.env.commit_staged():
+                await self.journal.sync()
+            if self.journal.expired():
+                await self.journal.lease()
         self._require_ours()
-        if self.journal.expired():
-            await self.journal.lease()
 
     def require_there(self) -> None:
         """Raises NotFound if the user is being deleted."""
@@ -138,8 +139,8 @@ class Boxes:
     def _require_ours(self) -> None:
         """Raises Elsewhere if another backend has the user. Then what was staged is
         uploaded, but nothing of it is acknowledged."""
-        if self.sessions and not self.env.owned.owns(self.storage_id):
-            raise Elsewhere("another backend serves the user; try again")
+        if self.sessions:
+            self.env.owned.require(self.storage_id)
 
     @property
     def _unclean(self) -> bool:
@@ -166,6 +167,7 @@ class Boxes:
         """Stage a change of the list and its edit. It is in the bucket on return."""
         self.journal.check()
         edit = edit or self.edit()
+        delta.identity = self.root.identity
         edit.add(self.rootbox, delta, Change.IMPORTANT)
         self.log.stage(edit)
         await self.journal.sync()
@@ -174,14 +176,21 @@ class Boxes:
 
     async def open(self, pending: dict[str, list[bytes]], *, make: bool) -> None:
         """Load or `make` the list. Raises NotFound, Unavailable, Corrupt."""
-        env, box = self.env, self.rootbox
+        env = self.env
         self.pending = pending
-        assignment = box.assignment
-        worth, fragments = box.load_copy()
+        worth, fragments = self.rootbox.load_copy()
         exact = worth is Trust.TRUSTED
         if not exact:
+            self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
+            if worth is Trust.COMPARE and await replaced(env, self.rootbox, self._infos.get(ROOT, [])):
+                log.info("local copies of a user whom another backend deleted are dropped", user=self.storage_id)
+                env.metacache.drop_user(self.storage_id)
+                self.rootbox = RootBox(env, self._store.log, self.storage_id, self)
+                worth, fragments = Trust.REBUILD, []
+        box, assignment = self.rootbox, self.rootbox.assignment
+        if not exact:
             current, sure = assignment.covers(box.stamp), not pending and not self._unclean
-            found = await self._catch_up(worth, make=make)
+            found = await self._catch_up(worth, self._infos or {}, make=make)
             exact = found is Found.NOTHING and (current or (box.stamp.clean and sure))
             if worth is Trust.REBUILD:
                 exact = box.stamp.clean and sure
@@ -217,17 +226,16 @@ class Boxes:
                 # A writer that did not know of the deletion has left them.
                 self.spawn(Bundles(env, self.storage_id, entry.guid).remove(left))
 
-    async def _catch_up(self, worth: Trust, *, make: bool) -> Found:
-        """Read new bundles of the list of mailboxes, or create the user. The LIST has
-        all bundles of the user. Raises NotFound, Unavailable, Corrupt."""
-        self._infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
-        if worth is Trust.REBUILD and ROOT not in self._infos:
+    async def _catch_up(self, worth: Trust, infos: dict[str, list[ObjectInfo]], *, make: bool) -> Found:
+        """Read new bundles of the list of mailboxes, or create the user. infos: all
+        bundles of the user. Raises NotFound, Unavailable, Corrupt."""
+        if worth is Trust.REBUILD and ROOT not in infos:
             if not make:
                 raise NotFound("no such user")
             if await _mailboxes.first(self):
                 return Found.NOTHING
-            self._infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
-        found = await self.rootbox.catch_up(worth, self._infos.get(ROOT, []))
+            self._infos = infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
+        found = await self.rootbox.catch_up(worth, infos.get(ROOT, []))
         if worth is Trust.COMPARE and found is not Found.NOTHING:
             self.rootbox.changed(Change.IMPORTANT)
         return found

@@ -140,6 +140,7 @@ async def _copy(
     await user.journal.sync()
     if lease is not None:
         await lease
+    user.env.owned.require(user.storage_id)
     return uids, new
 
 

@@ -52,7 +52,7 @@ SEGMENTS_MERGED: Final = 8
 
 
 def ended(mailbox: Index) -> bool:
-    """See `Box.ended`: the mailbox was deleted and cleared. Then changes in a journal
+    """See `Box._ended`: the mailbox was deleted and cleared. Then changes in a journal
     are no reason for another bundle."""
     if not mailbox.cleared:
         return False
@@ -87,7 +87,7 @@ async def carry(mailbox: Index) -> None:
 
 
 async def write_bundle(mailbox: Index) -> None:
-    """See `Box.write_bundle`."""
+    """See `Box._write_bundle`."""
     await mailbox.user.rootbox.begin_changes()
     stamp, state, mails = mailbox.stamp, mailbox.state, mailbox.unflushed_mails
     gone = len(mailbox.fields_left)
@@ -131,7 +131,7 @@ async def sweep(mailbox: Index) -> None:
 
 
 async def write_fields(mailbox: Index, *, everything: bool) -> bool:
-    """See `Box.write_derived`: ready fields, as segments."""
+    """See `Box._write_derived`: ready fields, as segments."""
     return (everything or _uncached(mailbox) >= SEGMENT_MAILS_MIN) and await _flush_fields(mailbox)
 
 

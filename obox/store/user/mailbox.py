@@ -160,20 +160,20 @@ class Mailbox(Index):
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
-    def require_user(self) -> None:
+    def _require_user(self) -> None:
         self.user.require_there()
 
-    def ended(self) -> bool:
+    def _ended(self) -> bool:
         return _flush.ended(self)
 
-    def lacks_bundle(self, *, everything: bool) -> bool:
+    def _lacks_bundle(self, *, everything: bool) -> bool:
         urgent = everything or self.is_due()
         return self.change is Change.IMPORTANT or (self.change is not Change.NONE and urgent)
 
-    async def write_bundle(self, *, everything: bool) -> None:
+    async def _write_bundle(self, *, everything: bool) -> None:
         await _flush.write_bundle(self)
 
-    async def write_derived(self, *, everything: bool) -> bool:
+    async def _write_derived(self, *, everything: bool) -> bool:
         return await _flush.write_fields(self, everything=everything)
 
     async def carry(self) -> None:

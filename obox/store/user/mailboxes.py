@@ -81,7 +81,7 @@ async def first(user: Lister) -> bool:
         for i, (name, use) in enumerate(wanted)
     ]
     subscriptions = {name: now * 2 + 1 for name, _ in wanted}
-    delta = RootDelta(entries, subscriptions, {}, now, validity + len(wanted))
+    delta = RootDelta(entries, subscriptions, {}, now, validity + len(wanted), identity=entries[0].guid)
     oid = env.new_oid()
     key = first_root_key(user.storage_id)
     meta = msgspec.msgpack.encode(BundleMeta())

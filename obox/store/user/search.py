@@ -45,8 +45,8 @@ from ...mime import (
     parse_date,
     texts_of,
 )
+from ...turn import Turn
 from ..fields import Fields
-from ..turn import Turn
 
 if TYPE_CHECKING:
     from ..api import Unreadable

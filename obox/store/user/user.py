@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ...errors import NotFound, TooBig
 from ...mailbox import MailboxEntry, RootDelta, Totals, UidArray
 from ...mailbox.names import canonical, check_name
+from ...objectstore.keys import ROOT, bundles_prefix
 from ...types import Guid, StorageId
 from .. import api
 from ..api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
@@ -24,6 +25,7 @@ from ..mails.write import PUTS_AT_ONCE, Draft, write_mails
 from . import copy as _copy
 from . import mailboxes as _mailboxes
 from .boxes import Backend, Boxes
+from .identity import replaced
 from .mailbox import Mailbox
 
 
@@ -56,6 +58,17 @@ class User(Boxes):
         for entry in list(self.root.names().values()):
             if Guid(entry.guid) not in self._exact:
                 await self.box(Guid(entry.guid))
+
+    async def current(self) -> None:
+        """See `api.User.current`."""
+        if not self.journal.sure():
+            await self.journal.confirm()
+        self._require_ours()
+
+    async def is_gone(self) -> bool:
+        """Whether another backend has deleted the user. Raises Unavailable."""
+        infos = await self.env.listing(bundles_prefix(self.storage_id, ROOT), kind="index")
+        return await replaced(self.env, self.rootbox, infos)
 
     async def release(self) -> None:
         self.sessions -= 1

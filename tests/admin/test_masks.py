@@ -1,0 +1,61 @@
+"""Masks of an administrator choose names; long masks and long lists hold nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from obox.admin.masks import MASK_CHARS_MAX, MASKS_MAX, Masks, entries_that_match, mask_of, matching, require_named
+from obox.errors import Invalid, NotFound
+from tests.turns import turns
+
+NAMES = ["INBOX", "INBOX/Lists", "Archive", "Archive/2026", "50%", "[x]"]
+
+
+@pytest.mark.parametrize(
+    ("masks", "chosen"),
+    [
+        ([], NAMES),
+        (["inbox"], ["INBOX"]),
+        (["inbox/*"], ["INBOX/Lists"]),
+        (["Archive", "5?%"], ["Archive", "50%"]),
+        (["[AI]*"], ["INBOX", "INBOX/Lists", "Archive", "Archive/2026"]),
+        (["archive"], []),
+    ],
+)
+async def test_matching(masks: list[str], chosen: list[str]) -> None:
+    assert await matching(NAMES, masks) == chosen
+
+
+async def test_a_name_without_wildcards_must_be_there() -> None:
+    await require_named(NAMES, ["inbox", "Archive", "no*"])
+    with pytest.raises(NotFound, match="'Nowhere'"):
+        await require_named(NAMES, ["inbox", "Nowhere"])
+
+
+async def test_limits_of_masks() -> None:
+    for long in ("x*" * MASK_CHARS_MAX, "*" * (MASK_CHARS_MAX + 1)):
+        with pytest.raises(Invalid, match=f"allowed: {MASK_CHARS_MAX}"):
+            mask_of(long)
+        with pytest.raises(Invalid, match=f"allowed: {MASK_CHARS_MAX}"):
+            await Masks.of([long])
+    with pytest.raises(Invalid, match=f"allowed: {MASKS_MAX}"):
+        await Masks.of(["x*"] * (MASKS_MAX + 1))
+
+
+async def test_others_run_while_long_lists_are_compared() -> None:
+    """Ten thousand mailboxes, a hundred masks and a hundred thousand names in a
+    request; then two hundred thousand users."""
+    names = [f"Lists/{n:05}/é" for n in range(10_000)]
+    masks = [f"*{n}*a*b*c*d?" for n in range(MASKS_MAX)] + [f"Nowhere/{n}é" for n in range(100_000)]
+
+    async def compare() -> None:
+        assert await matching(names, masks) == []
+        with pytest.raises(NotFound, match="Nowhere/0"):
+            await require_named(names, masks)
+        assert await entries_that_match([f"u{n}@example.org" for n in range(200_000)], "*x*y*z", str) == []
+
+    with turns(mine=False) as found:
+        await asyncio.create_task(compare())
+    found.check()

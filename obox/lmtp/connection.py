@@ -110,7 +110,7 @@ class Connection(Engine):
             kind = type(event)
             if kind is BodyChunk:
                 await session.take(cast(BodyChunk, event).data)
-                await self.yield_if_due()  # a read of the socket may bring thousands of BDATs
+                await self.yield_if_due()  # a read may bring thousands of BDATs
             elif kind is RecipientAsked:
                 machine.answer_recipient(*await session.ask(cast(RecipientAsked, event)))
                 asked += 1

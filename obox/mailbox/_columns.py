@@ -150,8 +150,8 @@ class Columns:
         """Whether no new keyword is accepted: KEYWORDS_MAX are in use, or
         KEYWORDS_STAMPED_MAX are remembered.
 
-        Of the latter, those that only expunged mails had count until they are forgotten:
-        each poll asks, and must not look at the mails.
+        Of the latter, those that only expunged mails had count until they are
+        forgotten, because each poll asks, and must not look at the mails.
         """
         stamped = len(self._stamps) - sum(name in self._stamps for name in SYSTEM_FLAGS)
         if stamped >= KEYWORDS_STAMPED_MAX:

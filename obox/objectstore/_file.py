@@ -22,8 +22,8 @@ This module does not know the content. It does not work on file systems without 
 a PUT there is Refused.
 
 Diagnostics: ENOSPC, EDQUOT, EIO, a bucket that is not mounted any more and every other
-error that may pass are Unreachable. EACCES, EPERM, EROFS, a bucket that is a file, and a
-key that is a directory of other keys are Refused. Removing temporary files fails
+error that may pass are Unreachable. EACCES, EPERM, EROFS, a bucket that is a file, and
+a key that is a directory of other keys are Refused. Removing temporary files fails
 silently and is tried again at the next start. Nothing is logged.
 """
 

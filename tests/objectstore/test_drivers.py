@@ -199,7 +199,7 @@ def left(tmp_path: Path) -> list[str]:
 
 
 async def test_names_end_whatever_others_put_below_them(tmp_path: Path) -> None:
-    """A foreign file may have any name, also one that sorts behind all others."""
+    """A file of another program may have any name, also the last in the order."""
     for directory, name in (("a", "\U0010ffff\U0010ffff"), ("a", "1"), ("a0", "x"), ("a1", "\U0010ffffx"), ("b", "0")):
         (tmp_path / "j" / directory).mkdir(parents=True, exist_ok=True)
         (tmp_path / "j" / directory / name).touch()

@@ -141,9 +141,9 @@ class Membership:
         await self._started()
         await handover.doubt(self._store, frozenset(units))
 
-    async def sweep(self) -> Collection[tuple[str, str]]:
+    async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
         await self._started()
-        return await handover.sweep(self._store)
+        return await handover.sweep(self._store, clears)
 
     async def _started(self) -> None:
         """Raises Unavailable: the store has not started, or is closing."""

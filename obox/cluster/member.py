@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from obox.errors import ConfigError, OboxError, Unavailable
 from obox.types import StorageId
 
-from .assign import digest, newer
+from .assign import digest, newer, rank
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
@@ -382,7 +382,7 @@ class BackendMember:
         await self._take_merges()
         if self._world.clock() >= self._sweep_at:
             self._sweep_at = self._world.clock() + SWEEP_S
-            await self._close_boots(await self._store.sweep())
+            await self._close_boots(await self._store.sweep(self._clears))
 
     async def _stand_by(self) -> None:
         """An evacuation ends when nothing is held any more."""
@@ -392,6 +392,11 @@ class BackendMember:
         if not self.units():
             await self.view.put(Kind.ORDERS, self.me, replace(orders, state=State.STANDBY))
             log.info("evacuation done, this backend is standby")
+
+    def _clears(self, backend: str) -> bool:
+        """Whether this backend deletes what a backend has left in the journal. For each
+        backend it is one of those that are online."""
+        return next(iter(rank(f"journal:{backend}", self._picture().weights())), None) == self.me
 
     async def _close_boots(self, unclean: Collection[tuple[str, str]]) -> None:
         """Note which boots that are over the bucket has everything of."""

@@ -44,9 +44,10 @@ class Store(Protocol):
     async def doubt(self, units: Sequence[str]) -> None:
         """Another backend has written to the units' users."""
 
-    async def sweep(self) -> Collection[tuple[str, str]]:
+    async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
         """Look for boots that are over and name users of this backend. Returns all
-        boots of others, as (backend, boot), that the bucket does not say are clean."""
+        boots of others, as (backend, boot), that the bucket does not say are clean.
+        clears: whether this backend deletes what a backend has left."""
 
 
 @dataclass(frozen=True)

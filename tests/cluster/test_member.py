@@ -69,7 +69,7 @@ class Store:
     async def doubt(self, units: Sequence[str]) -> None:
         self.doubted.append(units)
 
-    async def sweep(self) -> None:
+    async def sweep(self, clears: Callable[[str], bool]) -> None:
         return
 
 

@@ -82,7 +82,7 @@ class FakeStore:
     async def doubt(self, units: Sequence[str]) -> None:
         pass
 
-    async def sweep(self) -> Collection[tuple[str, str]]:
+    async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
         return self.unclean
 
 

@@ -90,7 +90,7 @@ class Turns:
             if turn == self.count and self.seen[0] != turn and (frame := sys._current_frames().get(thread_id)):
                 try:
                     lines = traceback.extract_stack(frame)[-FRAMES_COUNT:]
-                except AttributeError:  # the frames of a thread that runs may go meanwhile
+                except AttributeError:  # a running thread leaves its frames
                     continue
                 self.seen = turn, " in " + " > ".join(f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in lines)
             turn = self.count

@@ -90,8 +90,8 @@ class Turns:
             if turn == self.count and self.seen[0] != turn and (frame := sys._current_frames().get(thread_id)):
                 try:
                     lines = traceback.extract_stack(frame)[-FRAMES_COUNT:]
-                except AttributeError:  # a running thread leaves its frames
-                    continue
+                except AttributeError:
+                    continue  # The thread runs, and its frames may go meanwhile.
                 self.seen = turn, " in " + " > ".join(f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in lines)
             turn = self.count
 

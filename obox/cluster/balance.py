@@ -78,15 +78,17 @@ def shares(counts: Mapping[str, int], weights: Mapping[str, float], loads: Mappi
     cpus = {name: loads[name].cpu for name in takers if name in loads}
     if len(cpus) < len(takers) or not total or max(cpus.values()) < BUSY:
         return by_factor
-    wanted = {name: float(counts[name]) for name in takers}
-    if max(cpus.values()) - min(cpus.values()) >= APART:
-        mean = sum(cpus.values()) / len(cpus)
-        for name in takers:
-            # A backend that is new is idle because it has few groups.
-            count = counts[name] if cpus[name] > mean else max(counts[name], by_factor[name])
-            # Half of the way: CPU follows groups late and not exactly.
-            wanted[name] = count * (1 + mean / max(cpus[name], 0.01)) / 2
-    # Otherwise what an earlier balance has done for the CPU stays.
+    if max(cpus.values()) - min(cpus.values()) < APART:
+        # What an earlier balance has done for the CPU stays, and only that.
+        near = all(abs(counts[name] - by_factor[name]) <= by_factor[name] * SHIFT_MAX + 1 for name in takers)
+        return by_factor | {name: float(counts[name]) for name in takers} if near else by_factor
+    mean = sum(cpus.values()) / len(cpus)
+    wanted = {}
+    for name in takers:
+        # A backend that is new is idle because it has few groups.
+        count = counts[name] if cpus[name] > mean else max(counts[name], by_factor[name])
+        # Half of the way: CPU follows groups late and not exactly.
+        wanted[name] = count * (1 + mean / max(cpus[name], 0.01)) / 2
     bounded = {
         name: min(max(wanted[name], by_factor[name] * (1 - SHIFT_MAX)), by_factor[name] * (1 + SHIFT_MAX))
         for name in takers

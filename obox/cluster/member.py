@@ -60,6 +60,9 @@ at the same time know of each other by then, and claim different groups.
 TIES_MAX: Final = 1000
 """Ties that are remembered, so that each is marked once."""
 
+QUICK_S: Final = 0.2
+"""Interval of passes while groups may come: their users wait for them."""
+
 LEAVE_S: Final = 0.5
 """From the beat that says that this backend stops to the first group that it gives
 away. Backends that stop at the same time know of each other by then."""
@@ -311,7 +314,7 @@ class BackendMember:
 
     async def _pause(self) -> None:
         """Wait for the next pass."""
-        sleeping = asyncio.ensure_future(self._world.sleep(POLL_S))
+        sleeping = asyncio.ensure_future(self._world.sleep(QUICK_S if self._awaits_groups() else POLL_S))
         hastened = asyncio.ensure_future(self._hasten.wait())
         try:
             await asyncio.wait((sleeping, hastened), return_when=asyncio.FIRST_COMPLETED)
@@ -319,6 +322,15 @@ class BackendMember:
             sleeping.cancel()
             hastened.cancel()
             self._hasten.clear()
+
+    def _awaits_groups(self) -> bool:
+        """Whether another backend may be about to release groups to this backend: it is
+        evacuated, stops, or has been asked to move some."""
+        view, owners = self.view, self.view.owners()
+        if any(move.to == self.me and not move.done for move in view.moves.values()):
+            return True
+        evacuated = {name for name, orders in view.orders.items() if orders.evacuate}
+        return not (evacuated | self._ending_ones()).isdisjoint(owners.keys() - {self.me})
 
     async def _again_and_again(
         self, work: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[object]]

@@ -87,6 +87,10 @@ def test_a_new_backend_gets_its_share_whatever_the_load() -> None:
     assert abs(got["a"] - got["b"]) <= 1
 
 
+def test_a_backend_that_is_back_gets_its_share_by_load_factor_if_all_are_as_busy() -> None:
+    assert after({"a": [], "b": units(0, 64)}, EVEN, busy(a=0.95, b=1.0)) == {"a": 32, "b": 32}
+
+
 def test_a_machine_without_memory_gets_nothing() -> None:
     loads = {"a": Load(0.1, 0.3), "b": Load(0.1, 0.97)}
     assert balance({"a": units(0, 10), "b": []}, EVEN, loads) == []

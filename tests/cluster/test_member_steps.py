@@ -31,7 +31,7 @@ from obox.cluster import (
     make_settings,
     user_key,
 )
-from obox.cluster.member import HOME_BEATS
+from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S
 from obox.types import StorageId
 
 GROUPS = 12
@@ -394,3 +394,26 @@ async def test_a_client_that_comes_before_its_group_has_the_next_pass_begin(flee
     sid = next(sid for sid in map(str, range(1000)) if b.unit_of(sid) == unit)
     fleet.stores["b"].holds = lambda unit: pausing.done()  # type: ignore[attr-defined]
     assert await b.route(StorageId(sid)) == Here(row)
+
+
+async def test_passes_are_quick_while_groups_may_come(fleet: Fleet) -> None:
+    waits: list[float] = []
+    b = fleet.members["b"]
+
+    async def pause() -> float:
+        real = b._world
+
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+
+        b._world = replace(real, sleep=sleep)
+        await b._pause()
+        b._world = real
+        return waits[-1]
+
+    assert await pause() == POLL_S
+    await fleet.put(Kind.ORDERS, "a", Orders(evacuate=True))
+    await b.view.poll()
+    assert await pause() == QUICK_S
+    await fleet.seconds(10)
+    assert await pause() == POLL_S, "it holds nothing any more"

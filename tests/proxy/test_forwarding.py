@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from obox.auth import Forward, LinkSender
 from obox.cluster import Assigned
+from obox.errors import Elsewhere
 from obox.imap.settings import ImapSettings
 
 MAIL = b"Subject: a mail\r\n\r\nbody\r\n"
@@ -236,6 +237,35 @@ async def test_members_that_name_each_other_end_it(two: tuple[Cluster, Member, M
     b1.router.known["ben"] = made.rows.owners["ben"]
     assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
     assert len(b1.counts.results) == 2
+
+
+async def moves_at_login(made: Cluster, member: Member, user: str, to: str) -> None:
+    """The user is handed over while the login at this member waits for the mail."""
+
+    async def moved(account: object) -> object:
+        made.rows.own(user, to)
+        member.router.known[user] = made.rows.owners[user]
+        raise Elsewhere("another backend serves the user; try again")
+
+    member.imap.context.open_user = moved  # type: ignore[assignment]
+
+
+async def test_a_login_that_waited_for_a_hand_over_is_forwarded(two: tuple[Cluster, Member, Member]) -> None:
+    made, b1, b2 = two
+    await moves_at_login(made, b1, "anna", "b2")
+    client = await b1.client(login="anna")
+    await client.ok("SELECT INBOX")
+    assert [who.user for who in b2.imap.who()] == ["anna"]
+
+
+async def test_a_forwarded_login_that_waited_for_a_hand_over_is_referred(two: tuple[Cluster, Member, Member]) -> None:
+    made, b1, b2 = two
+    proxy = await made.member("p1", proxy=True)
+    await moves_at_login(made, b1, "anna", "b2")
+    client = await proxy.client(login="anna")
+    await client.ok("SELECT INBOX")
+    assert [who.user for who in b2.imap.who()] == ["anna"]
+    assert proxy.counts.results == [("imap", "referred"), ("imap", "ok")]
 
 
 # -- the link ----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
 from .net import Certificates, Listeners, TlsError, Via, inherited_sockets
+from .objectstore import open_store
 from .objectstore.stats import BUCKETS_S
 from .server import (
     FileWatch,
@@ -142,9 +143,10 @@ class Backend:
     # -- parts -----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Open the files that the configuration names, beyond the certificates: `obox
-        config`. Raises ConfigError.
+        """Open the files that the configuration names, beyond the certificates, and the
+        bucket, without a request: `obox config`. Raises ConfigError.
         """
+        open_store(rooms.bucket_settings(self._config))
         rooms.codec(self._config)
         rooms.link_secrets(self._config)
 

@@ -79,6 +79,18 @@ def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
         assert "is a directory" in got.stderr
 
 
+def test_config_names_an_endpoint_that_is_none(config: Path) -> None:
+    text = config.read_text()
+    config.write_text(
+        text.replace(
+            "[storage]\n", '[storage]\nendpoint_url = "http://127.0.0.1:9000"\naddressing = "virtual"\n'
+        ).replace('url = "memory://"', 'url = "s3://bucket"')
+    )
+    result = CliRunner().invoke(cli, ["config", "-c", str(config)])
+    assert result.exit_code == EX_CONFIG, result.output
+    assert 'obox: storage.addressing = "virtual": http://127.0.0.1:9000 has no host name' in result.stderr
+
+
 def test_exit_codes(config: Path, tmp_path: Path) -> None:
     for words, code in (
         (["nosuch"], EX_USAGE),

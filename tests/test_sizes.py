@@ -18,7 +18,6 @@ PUBLIC_METHODS_MAX = 25
 """A class with more is two."""
 
 LONG: dict[str, str] = {
-    "obox.objectstore._open._cloud": "one row of options for each kind of bucket, and nothing else",
     "tests.e2e.test_clients.test_mbsync_both_ways_and_then_nothing": "one story of a client, read from top to bottom",
     "tests.objectstore.test_faultproxy.test_what_is_told_is_true": "one story: each fault and what must be told",
     "tests.sim.test_fair.contend": "two backends and their senders, started, run and counted in one place",

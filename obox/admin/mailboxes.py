@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from ..accounts import Account
-from ..errors import Exists, Invalid, NotFound
-from ..mailbox.names import canonical
+from ..errors import Exists, Invalid, NoPerm, NotFound
+from ..mailbox.names import INBOX, canonical
 from .masks import matching, require_named
 from .params import DryRun, Selection
 from .parts import Admin
@@ -111,8 +111,8 @@ class MailboxDeleteParams(Selection, kw_only=True):
 async def mailbox_delete(admin: Admin, account: Account, params: MailboxDeleteParams) -> AsyncIterator[Event]:
     """Delete mailboxes with their mails. Mailboxes below them stay unless recursive.
 
-    Nothing is deleted if a name has no mailbox, or if a mailbox must be empty and is
-    not.
+    Nothing is deleted if a name has no mailbox, if one is INBOX, or if a mailbox must
+    be empty and is not.
     """
     async with admin.open(account) as user:
         names = [info.name for info in user.mailboxes() if info.guid is not None]
@@ -123,6 +123,8 @@ async def mailbox_delete(admin: Admin, account: Account, params: MailboxDeletePa
             if not found:
                 raise NotFound(f"no mailbox {name!r}")
             doomed |= dict.fromkeys(found)
+        if INBOX in doomed:
+            raise NoPerm("INBOX cannot be deleted")
         for one in doomed:
             messages = (await user.status(one)).messages if params.require_empty or params.dry_run else 0
             if params.require_empty and messages:

@@ -110,6 +110,7 @@ class Connection(Engine):
             kind = type(event)
             if kind is BodyChunk:
                 await session.take(cast(BodyChunk, event).data)
+                await self.yield_if_due()  # a read may bring thousands of BDATs
             elif kind is RecipientAsked:
                 machine.answer_recipient(*await session.ask(cast(RecipientAsked, event)))
                 asked += 1
@@ -123,6 +124,7 @@ class Connection(Engine):
                     break
             elif kind is BodyDropped:
                 await session.drop()
+                await self.yield_if_due()
             elif kind is TlsAsked:
                 await self._start_tls()
             elif kind is LinkAsked:

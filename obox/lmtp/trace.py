@@ -22,6 +22,7 @@ from email.utils import formatdate
 from typing import Final
 
 from obox.addresses import literal
+from obox.lmtp.address import ADDRESS_BYTES_MAX
 
 HEADER_BYTES_MAX = 256 << 10
 """The header is looked for in so many bytes at the beginning of a mail."""
@@ -42,7 +43,7 @@ _FIELD = re.compile(
 )
 _QUEUE_ID = re.compile(rb"\sid[ \t\r\n]+([A-Za-z0-9._-]{1,64})(?=[;\s]|\Z)")
 _UNSAFE = re.compile(r"[^\x20-\x7e\x80-\U0010ffff]+")
-_LOG_CHARS_MAX = 200
+_LOG_BYTES_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def inspect(source: bytes) -> Inspected:
         name = match[1].lower()
         if name == b"delivered-to":
             delivered += 1
-            delivered_to[_text(match[2]).strip("<>").lower()] += 1
+            delivered_to[_text(match[2], ADDRESS_BYTES_MAX + 2).strip("<>").lower()] += 1
         elif name == b"message-id":
             message_id = message_id or _text(match[2])
         else:
@@ -123,8 +124,8 @@ def _header_end(source: bytes) -> int:
     return min(ends) if ends else min(len(source), HEADER_BYTES_MAX)
 
 
-def _text(value: bytes) -> str:
-    text = value.strip()[:_LOG_CHARS_MAX].decode("utf-8", "replace")
+def _text(value: bytes, bytes_max: int = _LOG_BYTES_MAX) -> str:
+    text = value.strip()[:bytes_max].decode("utf-8", "replace")
     return text if text.isprintable() else _clean(text)
 
 

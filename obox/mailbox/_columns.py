@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..types import Guid
 from ._delta import (
     KEYWORDS_MAX,
+    KEYWORDS_STAMPED_MAX,
     SYSTEM_FLAGS,
     Rows,
 )
@@ -146,7 +147,15 @@ class Columns:
 
     @property
     def full(self) -> bool:
-        """Whether no new keyword is accepted, because KEYWORDS_MAX are in use."""
+        """Whether no new keyword is accepted: KEYWORDS_MAX are in use, or
+        KEYWORDS_STAMPED_MAX are remembered.
+
+        Of the latter, those that only expunged mails had count until they are
+        forgotten, because each poll asks, and must not look at the mails.
+        """
+        stamped = len(self._stamps) - sum(name in self._stamps for name in SYSTEM_FLAGS)
+        if stamped >= KEYWORDS_STAMPED_MAX:
+            return True
         return len(self.flag_names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self._used()) >= KEYWORDS_MAX
 
     def mask_of(self, flags: Iterable[str]) -> int:

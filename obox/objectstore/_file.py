@@ -22,9 +22,9 @@ This module does not know the content. It does not work on file systems without 
 a PUT there is Refused.
 
 Diagnostics: ENOSPC, EDQUOT, EIO, a bucket that is not mounted any more and every other
-error that may pass are Unreachable. EACCES, EPERM, EROFS and a key that is a directory
-of other keys are Refused. Removing temporary files fails silently and is tried again at
-the next start. Nothing is logged.
+error that may pass are Unreachable. EACCES, EPERM, EROFS, a bucket that is a file, and
+a key that is a directory of other keys are Refused. Removing temporary files fails
+silently and is tried again at the next start. Nothing is logged.
 """
 
 from __future__ import annotations
@@ -47,9 +47,6 @@ from obox.objectstore._errors import AlreadyExists, Missing, Refused, StoreError
 ELEMENT_BYTES_MAX = 240
 """Longest name of a directory entry; file systems allow 255."""
 
-LAST_CHARACTER = "\U0010ffff"
-"""Sorts behind everything that a key may contain."""
-
 TEMP_AGE_S = 3600.0
 """Age at which a temporary file is a leftover: no PUT takes that long."""
 
@@ -67,7 +64,9 @@ _LINK_TRIES = 100
 between.
 """
 
-_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
+_REFUSED = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTDIR}
+)
 
 T = TypeVar("T")
 
@@ -185,6 +184,8 @@ class FileDriver:
             inode = os.stat(self._root).st_ino
         except FileNotFoundError:
             inode = 0
+        except OSError as error:
+            raise _failure(self._root, error, maybe_done=False) from error
         if not known:
             self._inode = self._inode or inode
         elif inode != known:
@@ -464,7 +465,8 @@ class FileDriver:
                 if len(items) == limit:
                     return Page(items, items[-1].key)
                 try:
-                    found = os.stat(path)
+                    # a symbolic link is foreign: it may lead nowhere, or to itself
+                    found = os.stat(path, follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # deleted in the meantime
                 items.append(ObjectInfo(key, found.st_size, found.st_mtime))
@@ -482,7 +484,8 @@ class FileDriver:
             while (found := next(_walk(directory, prefix, after), None)) is not None:
                 name, slash, _ = found[0][len(prefix) :].partition("/")
                 names += [name] if slash else []
-                after = f"{prefix}{name}/{LAST_CHARACTER}" if slash else found[0]
+                # "0" follows "/": this is behind all of `name/`, whatever is below it
+                after = f"{prefix}{name}0" if slash else found[0]
         except OSError as error:
             raise _failure(f"list {prefix}", error, maybe_done=False) from error
         if not names:

@@ -208,16 +208,10 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
         boto3_region,
         fixed_credentials,
     )
+    from obox.objectstore._endpoint import endpoint_of, with_bucket
     from obox.objectstore._exact import ExactKeys
 
-    endpoint = settings.endpoint_url
-    if scheme == "s3" and not endpoint:  # boto3 knows these two, and so do its users
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    endpoint = endpoint.rstrip("/")
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise ConfigError(
-            f'storage.endpoint_url = "{settings.endpoint_url}"; allowed: http://host:port, https://host:port'
-        )
+    endpoint = endpoint_of(settings.endpoint_url) if scheme == "s3" else ""
     if bool(settings.access_key_id) != bool(settings.secret_access_key):
         raise ConfigError("storage.access_key_id and storage.secret_access_key; allowed: both or none")
     options: Any = {
@@ -243,9 +237,8 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
         "conditional_put": "etag",
     }
     if endpoint:
-        scheme, _, host = endpoint.partition("://")
         # obstore does not add the bucket's name to a host
-        config["endpoint"] = f"{scheme}://{bucket}.{host}" if virtual else endpoint
+        config["endpoint"] = with_bucket(endpoint, bucket) if virtual else endpoint
     if settings.access_key_id:
         config["credential_provider"] = fixed_credentials(settings.access_key_id, settings.secret_access_key)
     else:

@@ -58,6 +58,9 @@ WRITE_S: Final = 120.0
 CLOSE_S: Final = 10.0
 """Time limit for sending the last bytes; then the connection is cut."""
 HEADER_BYTES_MAX: Final = 16 * 1024
+READ_BYTES: Final = 4 * 1024
+"""Bytes that are read from a connection in a turn. They may hold 700 chunks of a body,
+which take 5 ms."""
 SILENT_MAX: Final = 256
 """Connections of a server without a request under way. With more, the oldest is
 closed."""
@@ -120,8 +123,9 @@ def application(
     return Starlette(routes=[*own, *routes])
 
 
-class _Protocol(H11Protocol):
-    """uvicorn's protocol, with a time limit for each step of the client.
+class _Protocol(H11Protocol, asyncio.BufferedProtocol):
+    """uvicorn's protocol, with a time limit for each step of the client, and with small
+    reads.
 
     It also knows which user a unix socket's peer is.
     """
@@ -136,6 +140,7 @@ class _Protocol(H11Protocol):
         self._place: Entry | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._read_into = bytearray(READ_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.app_state = {"local": self._unix and _trusted(transport)}
@@ -144,6 +149,12 @@ class _Protocol(H11Protocol):
             self._remote = self.client[0] if self.client and not self._unix else ""
         self._quiet()
         self._within(HEADER_S)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._read_into
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(memoryview(self._read_into)[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

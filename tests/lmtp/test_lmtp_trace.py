@@ -7,6 +7,7 @@ import pytest
 from obox import errors
 from obox.auth import Disabled
 from obox.lmtp import KIND_REPLIES, Reply, reply_for
+from obox.lmtp.address import ADDRESS_BYTES_MAX
 from obox.lmtp.replies import INTERNAL, QUOTA_TEMPFAIL, TIMED_OUT
 from obox.lmtp.trace import inspect, trace_fields
 
@@ -87,6 +88,13 @@ def test_loops_are_counted() -> None:
     for name in (b"Received: from a", b"Delivered-To: list@x.org"):
         assert not inspect((name + b"\r\n") * 100 + b"\r\n").loops("bob@x.org")
         assert inspect((name + b"\r\n") * 101 + b"\r\n").loops("bob@x.org")
+
+
+@pytest.mark.parametrize("address", ["a+" + "x" * (ADDRESS_BYTES_MAX - 6) + "@b.c", "a+" + "\xe4" * 250 + "@b.c"])
+def test_loops_of_the_longest_addresses_are_counted(address: str) -> None:
+    source = f"Delivered-To: <{address}>\r\n".encode() * 11 + b"\r\nbody"
+    assert inspect(source).loops(address)
+    assert not inspect(source).loops(address[:-1])
 
 
 def test_a_header_of_nothing_but_hops_is_not_read_to_its_end() -> None:

@@ -270,6 +270,7 @@ def test_keywords_that_come_and_go_are_bounded_until_they_are_forgotten() -> Non
             delta, _ = state.flag_delta(uids(1), op, [f"k{at}"], now)
             assert delta is not None
             state.join(delta)
+        assert state.full == (at == KEYWORDS_STAMPED_MAX - 1), "PERMANENTFLAGS promises no new keyword then"
     with pytest.raises(Limit, match="remembers"):
         state.spell(["one-more"])
     assert state.spell(["k5"]) == ["k5"]
@@ -285,6 +286,7 @@ def test_keywords_that_come_and_go_are_bounded_until_they_are_forgotten() -> Non
     state.join(delta)  # while the base was on its way
     state.forget(names, last + 1000)
     assert flags_of(state, 2) == {"k5"}
+    assert not state.full
     assert state.spell([f"n{i}" for i in range(KEYWORDS_MAX - 1)])
     state.check()
 

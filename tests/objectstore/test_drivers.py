@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -195,6 +196,53 @@ async def directory(tmp_path: Path) -> AsyncIterator[FileDriver]:
 
 def left(tmp_path: Path) -> list[str]:
     return sorted(os.listdir(tmp_path / "bucket" / ".tmp"))
+
+
+async def test_names_end_whatever_others_put_below_them(tmp_path: Path) -> None:
+    """A file of another program may have any name, also the last in the order."""
+    for directory, name in (("a", "\U0010ffff\U0010ffff"), ("a", "1"), ("a0", "x"), ("a1", "\U0010ffffx"), ("b", "0")):
+        (tmp_path / "j" / directory).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "j" / directory / name).touch()
+    (tmp_path / "j" / "b0").touch()
+    driver = FileDriver(str(tmp_path), rng=random.Random(1))
+    scans, scandir = Counter[str](), os.scandir
+
+    def counted(path: str) -> Any:
+        scans[path] += 1
+        assert scans[path] < 20, "it does not end"
+        return scandir(path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "scandir", counted)
+        assert await driver.list_names("j/", kind="journal") == ["a", "a0", "a1", "b"]
+    await driver.close()
+
+
+async def test_symbolic_links_of_others_are_listed_and_deleted(tmp_path: Path) -> None:
+    """A link to itself made every LIST fail, so that its user could not be deleted."""
+    (tmp_path / "u").mkdir()
+    keys = [f"u/{name}" for name in ("away", "loop", "nowhere")]
+    for key, target in zip(keys, ("/", "loop", "nothing"), strict=True):
+        (tmp_path / key).symlink_to(target)
+    driver = FileDriver(str(tmp_path), rng=random.Random(1))
+    page = await driver.list_page("u/", kind="mail", after="", limit=10)
+    assert [info.key for info in page.items] == keys
+    for key in keys:
+        with pytest.raises(StoreError):
+            await driver.get(key, kind="mail")
+    await driver.delete_batch(keys, kind="mail")
+    assert not (tmp_path / "u").exists()
+    await driver.close()
+
+
+async def test_a_bucket_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """Waiting does not help, so it must not look like a store that does not answer."""
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        driver = FileDriver(str(root), rng=random.Random(1))
+        with pytest.raises(Refused, match="Not a directory"):
+            await driver.put("a/b", b"x", kind="mail")
+        await driver.close()
 
 
 async def test_temporary_files_are_gone_and_never_listed(directory: FileDriver, tmp_path: Path) -> None:
@@ -606,6 +654,59 @@ async def test_the_bucket_is_in_the_host_where_the_settings_say_so() -> None:
     server.close()
     with pytest.raises(ConfigError, match="addressing"):
         open_store(Settings("memory://", addressing="both"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "addressing"),
+    [
+        ("http://", "auto"),
+        ("http://:9000", "auto"),
+        ("http://[::1", "auto"),
+        ("http://[::1::2]:1", "auto"),
+        ("http://a b", "auto"),
+        ("http://h:99999", "auto"),
+        ("http://h:x", "auto"),
+        ("http://1.2.3.4.5", "auto"),
+        ("http://1.2.3", "auto"),
+        ("http://256.1.1.1", "auto"),
+        ("http://a.0x1", "auto"),
+        ("http://id:secret@h:1", "auto"),
+        ("http://h:1?x=1", "auto"),
+        ("http://h:1#x", "auto"),
+        ("http://%zz", "auto"),
+        ("http://\xe4.example", "auto"),
+        ("http://127.0.0.1:1", "virtual"),
+        ("http://127.0.0.1.:1", "virtual"),
+        ("http://[::1]:1", "virtual"),
+    ],
+)
+def test_an_endpoint_with_which_the_library_panics(
+    endpoint: str, addressing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says what is wrong, wherever the endpoint comes from."""
+    settings = Settings("s3://bucket", access_key_id="id", secret_access_key="key", addressing=addressing)
+    with pytest.raises(ConfigError, match="allowed") as caught:
+        open_store(replace(settings, endpoint_url=endpoint))
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match="allowed" if addressing == "virtual" else "AWS_ENDPOINT_URL = "):
+        open_store(settings)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "addressing"),
+    [
+        ("http://127.0.0.1:9", "path"),
+        ("https://[::1]", "auto"),
+        ("https://s3.example.org/", "virtual"),
+        ("https://h/a/b", "auto"),
+        ("http://h_1:65535", "virtual"),
+    ],
+)
+def test_endpoints_that_are_allowed(endpoint: str, addressing: Any) -> None:
+    settings = Settings("s3://bucket", endpoint_url=endpoint, access_key_id="id", secret_access_key="key")
+    open_store(replace(settings, addressing=addressing))
 
 
 async def test_wrong_credentials_are_refused(s3_bucket: S3Bucket) -> None:

@@ -56,7 +56,7 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
     """See `Mailbox.load`."""
     env, user = mailbox.env, mailbox.user
     assignment = mailbox.assignment
-    worth, fragments = mailbox.load_copy(made_here=mailbox.guid in user.created_here)
+    worth, fragments = await mailbox.load_copy(made_here=mailbox.guid in user.created_here)
     found = Found.NOTHING
     if worth is Trust.NEW:
         user.created_here.discard(mailbox.guid)

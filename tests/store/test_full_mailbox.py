@@ -17,7 +17,7 @@ from turns import TURN_S_MAX, Turns, turns
 
 from metacache import Change
 from obox.mailbox import Delta, Rows, UidArray
-from obox.store.user import flush
+from obox.store.user import discover, flush
 from obox.store.user.mailbox import Mailbox
 
 MAILS = 500_000
@@ -153,6 +153,40 @@ async def test_a_mailbox_of_many_keywords(machine: Machine) -> None:
             parts = box.whole()
             await box.upload("base", parts)
         held(found)
+        await box.release()
+
+
+async def test_many_mails_of_another_writer_become_visible_in_turns(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours among them: no session sees a UID before a lower UID."""
+    async with machine.run() as life:
+        user = await life.user()
+        box = await user.select("INBOX")
+        now, oid = box.env.now_ms(), bytes(range(16))
+        ours = await box.slots.take(1, [1] * 3000)
+        about: dict[str, Any] = {"size": 1, "internaldate": 0, "zone": 0, "savedate": now, "modseq": now, "oid": oid}
+
+        def delta(uid: int) -> Delta:
+            return Delta(rows=Rows.one(uid, **about), uidnext=uid + 1)
+
+        async def discover_all(*_: Any) -> tuple[list[Delta], int, int]:
+            return [delta(uid) for uid in range(2, 3000, 2)] + [delta(uid) for uid in range(3001, 4001)], 4001, 4000
+
+        seen: list[int] = []
+        box.watch(lambda: seen.extend(box.state.uids[len(seen) :].tolist()))
+        monkeypatch.setattr(discover, "discover", discover_all)
+        with turns() as found:
+            for slot in ours:
+                box.slots.resolve(
+                    slot, "landed" if slot.uid % 2 else "taken", delta(slot.uid) if slot.uid % 2 else None
+                )
+                if slot.uid % 100 == 0:
+                    await asyncio.sleep(0)
+            await user.wait_idle()
+        held(found)
+        assert seen == [uid for uid in range(1, 4001) if uid != 3000]
+        assert [await slot.done for slot in ours] == [bool(slot.uid % 2) for slot in ours]
         await box.release()
 
 

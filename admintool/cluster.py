@@ -104,6 +104,20 @@ def add_to(root: click.Group) -> None:
         example="oboxadm cluster backend evacuate mail2\n  oboxadm cluster backend evacuate --self -t 600",
     )
     command(site, "clusterSiteAdd", arguments=("site",), example="oboxadm cluster site add north --comment Oslo")
+    command(
+        site,
+        "clusterSiteUpdate",
+        arguments=("site",),
+        example="oboxadm cluster site update north --status offline",
+    )
+    command(site, "clusterSiteRemove", arguments=("site",), example="oboxadm cluster site remove north")
+    command(
+        site,
+        "clusterSiteEvacuate",
+        arguments=("site",),
+        short={"timeout": "t"},
+        example="oboxadm cluster site evacuate north -t 600",
+    )
     command(site, "clusterSiteList", arguments=masks, example="oboxadm cluster site list")
     command(site, "clusterSiteStatus", arguments=masks, example="oboxadm cluster site status")
     command(group, "clusterGroupList", arguments=masks, example="oboxadm cluster group list --backend mail2")
@@ -113,7 +127,8 @@ def add_to(root: click.Group) -> None:
         cluster_user,
         "clusterUserMove",
         arguments=named,
-        example="oboxadm cluster user move -u anna@example.org mail2",
+        example="oboxadm cluster user move -u anna@example.org mail2\n"
+        "  oboxadm cluster user move -u anna@example.org --unpin",
     )
     command(cluster_user, "clusterUserKick", example="oboxadm cluster user kick -u anna@example.org")
     root.add_command(cluster)

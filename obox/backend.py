@@ -28,7 +28,6 @@ from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
 from .net import Certificates, Listeners, TlsError, Via, inherited_sockets
 from .objectstore.stats import BUCKETS_S
-from .reload import Reload
 from .server import (
     FileWatch,
     HttpServer,
@@ -36,6 +35,7 @@ from .server import (
     LoopLag,
     Metrics,
     Notifier,
+    Reloaded,
     application,
     raise_open_files_limit,
 )
@@ -338,6 +338,13 @@ class Backend:
                 "no mail is served, neither [imap] nor [lmtp] is configured", next_step="add one of the sections"
             )
         self._on_stop(https)
+        self.lifecycle.on_reload("configuration", self._prepare_reload)
+
+    def _prepare_reload(self) -> Callable[[], Reloaded]:
+        """See `Reload.prepare`."""
+        from .reload import Reload  # most backends never reload
+
+        assert self.admin is not None
         reload = Reload(
             parts=self.parts,
             read=self._read,
@@ -350,7 +357,7 @@ class Backend:
             lifecycle=self.lifecycle,
             listeners=self.listeners,
         )
-        self.lifecycle.on_reload("configuration", reload.prepare)
+        return reload.prepare()
 
     def _read_file(self) -> Config:
         """Raises ConfigError."""

@@ -47,6 +47,9 @@ from .unixsocket import short_name
 GREETING_S: Final = 1.0
 """A backend that lives greets within this time (docs/cluster.md)."""
 
+LOAD_S: Final = 60
+"""Seconds over which a beat's CPU is averaged."""
+
 UNIX: Final = "unix:"
 """Begins the address of a worker, whose listeners are sockets in a directory."""
 
@@ -55,7 +58,7 @@ READS: Final = {"envelope": 2, "journal": 1, "wire": 1}
 
 
 class Membership:
-    """`store.owned.Cluster` for the store, and `cluster.member.Store` for the member.
+    """`store.owned.Cluster` for the store, and `cluster.world.Store` for the member.
 
     Make it, then the store with it, then the member with it; `bind` makes the three
     whole.
@@ -113,6 +116,14 @@ class Membership:
         """Whether the present boot has ended in order."""
         return any(one.boot == self.boot() and one.ended > 0 for one in boots.listing(self._store.env))
 
+    def split(self, group: str, unit: str) -> None:
+        self._store.env.owned.split(group, unit)
+        self._store.remember_units()
+
+    def renumber(self, unit: str, row: Assigned) -> None:
+        self._store.env.owned.renumber({unit: Tag(row.number, row.token)})
+        self._store.remember_units()
+
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         await self._started()
         tags = {unit: Tag(row.number, row.token) for unit, row in units.items()}
@@ -130,9 +141,9 @@ class Membership:
         await self._started()
         await handover.doubt(self._store, frozenset(units))
 
-    async def sweep(self) -> Collection[tuple[str, str]]:
+    async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
         await self._started()
-        return await handover.sweep(self._store)
+        return await handover.sweep(self._store, clears)
 
     async def _started(self) -> None:
         """Raises Unavailable: the store has not started, or is closing."""
@@ -162,7 +173,7 @@ class Joining:
         cluster = self._config.cluster
         watch = DeadWatch(cluster.backend, cluster.site, cluster.dead_after)
         gone = lambda: self.membership.gone  # noqa: E731
-        world = World(time.time, self._clock, asyncio.sleep, os.urandom, _load, _greets, gone)
+        world = World(time.time, self._clock, asyncio.sleep, os.urandom, _machine_load(), _greets, gone)
         self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))
 
     async def run(self, ports: Mapping[str, int]) -> None:
@@ -218,8 +229,25 @@ def ports_of(listeners: Iterable[str], addresses: Callable[[str], list[str]]) ->
     return found
 
 
-def _load() -> dict[str, float]:
-    return {"cpu": psutil.cpu_percent() / 100, "memory": psutil.virtual_memory().percent / 100}
+class MachineLoad:
+    """The load of this machine for beats: CPU as an average that follows a change
+    within LOAD_S, since a second says little; memory as it is."""
+
+    def __init__(self, cpu: Callable[[], float], memory: Callable[[], float]) -> None:
+        """cpu, memory: now, as fractions of 1."""
+        self._cpu, self._memory = cpu, memory
+        self._mean: float | None = None
+
+    def __call__(self) -> dict[str, float]:
+        """Called once a second."""
+        now = self._cpu()
+        self._mean = now if self._mean is None else self._mean + (now - self._mean) / LOAD_S
+        return {"cpu": round(self._mean, 3), "memory": round(self._memory(), 3)}
+
+
+def _machine_load() -> MachineLoad:
+    psutil.cpu_percent()  # the first answer means nothing
+    return MachineLoad(lambda: psutil.cpu_percent() / 100, lambda: psutil.virtual_memory().percent / 100)
 
 
 async def _connect(member: Member, listener: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

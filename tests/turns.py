@@ -88,7 +88,10 @@ class Turns:
         turn = -1
         while not over.wait(LOOK_S):
             if turn == self.count and self.seen[0] != turn and (frame := sys._current_frames().get(thread_id)):
-                lines = traceback.extract_stack(frame)[-FRAMES_COUNT:]
+                try:
+                    lines = traceback.extract_stack(frame)[-FRAMES_COUNT:]
+                except AttributeError:
+                    continue  # The thread runs, and its frames may go meanwhile.
                 self.seen = turn, " in " + " > ".join(f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in lines)
             turn = self.count
 

@@ -20,7 +20,8 @@ from .parts import Admin, ClusterParts
 from .table import Event, Needs, Row, verb
 
 if TYPE_CHECKING:
-    from ..cluster import Settings, Tables
+    from ..cluster import Finding, Settings, Tables
+    from ..cluster.balance import Shift
 
 MADE: Final = ("directory", "id", "version", "groups", "made")
 
@@ -143,7 +144,15 @@ async def cluster_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
         }
 
 
+AGAIN_S: Final = 2.0
+"""After which a difference that a move makes has passed."""
+
+EXAMPLES_MAX: Final = 3
+"""Users that a finding names."""
+
+
 class CheckParams(Params, kw_only=True):
+    journals: Annotated[bool, Meta(description="Read the journals in the bucket, too; needs a backend")] = False
     login: Annotated[str, Meta(description="A user whose login is tried at each backend, without a password")] = ""
 
 
@@ -153,16 +162,20 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
 
     It finds rows that cannot be read, groups without an owner or with two, owners that
     are gone, moves that are pending, and boots that are not clean. It also compares
-    what the backend that is asked serves. With --login it also tries each backend that
+    what each backend serves.
+
+    With --journals it reads the journals in the bucket, as a takeover does: users of
+    whom two backends wrote at once, boots that are over and not adopted, and a
+    directory that knows less than they do. With --login it also tries each backend that
     is not offline, over the trusted link: it lives, has the same secret, and lets the
     user in or refers to the owner. It changes nothing. Exit 65 if something is wrong.
     """
-    from ..cluster import check
-
     async with admin.cluster() as cluster:
-        claims = {cluster.backend: cluster.serves()} if cluster.serves is not None else None
         wrong = set()
-        for finding in await check(cluster.directory, now=time.time(), claims=claims):
+        findings = await _findings(cluster)
+        if params.journals:
+            findings += await _journals(admin, await read(cluster))
+        for finding in findings:
             if finding.error:
                 wrong.add(finding.what)
             yield {
@@ -180,22 +193,65 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
             raise Incomplete(f"the directory of the cluster has errors: {', '.join(sorted(wrong))}")
 
 
+async def _findings(cluster: ClusterParts) -> list[Finding]:
+    """What is in the directory; what a move explains is looked at twice."""
+    from ..cluster import check
+    from ..cluster.findings import PASSING
+
+    async def look() -> list[Finding]:
+        claims = {cluster.backend: cluster.serves()} if cluster.serves is not None else None
+        return await check(cluster.directory, now=time.time(), claims=claims)
+
+    first = await look()
+    if not any(finding.what in PASSING for finding in first):
+        return first
+    await asyncio.sleep(AGAIN_S)
+    seen = {(finding.what, finding.where) for finding in first}
+    return [finding for finding in await look() if finding.what not in PASSING or (finding.what, finding.where) in seen]
+
+
+async def _journals(admin: Admin, tables: Tables) -> list[Finding]:
+    """What the journals in the bucket say against the directory. Raises Unavailable."""
+    from ..cluster import Finding
+    from ..store.operate.journals import boot_states, writers_at_once
+
+    states = await boot_states(admin.store.env)
+    findings = []
+    for pair, users in writers_at_once(states).items():
+        some = ", ".join(list(users)[:EXAMPLES_MAX])
+        text = f"both wrote at the same time of {len(users)} users, such as {some}; their changes are joined"
+        findings.append(Finding(True, "two-writers", f"journals {' '.join(pair)}", text))
+    for state in states:
+        where = f"journals {state.backend}/{state.boot}"
+        if state.over:
+            text = f"it is over, and names {len(state.users)} users of whom bundles may not have everything yet"
+            findings.append(Finding(False, "not-adopted", where, text))
+        elif (beat := tables.beats.get(state.backend)) is None or beat.boot != state.boot:
+            text = f"nobody has ended it, and no beat names it; it has changes of {len(state.users)} users"
+            findings.append(Finding(False, "not-ended", where, text))
+    highest = max((row.number for row in (*tables.groups.values(), *tables.pins.values())), default=0)
+    known = max((state.assigned for state in states), default=0)
+    if known > highest:
+        text = f"a journal knows of assignment {known}, and the directory only of {highest}; backends write rows back"
+        findings.append(Finding(True, "old-directory", "groups", text))
+    return findings
+
+
 async def _logins(admin: Admin, cluster: ClusterParts, user: str) -> AsyncIterator[Row]:
     """Try a login at each backend. Raises NoUser, ConfigError."""
-    from ..cluster import State, group_key, group_of
+    from ..cluster import State
 
     if cluster.probe is None:
         raise ConfigError("cluster.secret_file: it is not set, and a login at other members needs it")
     (account,) = await admin.select(Selection(users=[user]))
     tables = await read(cluster)
-    assert tables.settings is not None
-    unit = group_key(group_of(account.storage_id, tables.settings.groups))
-    if unit not in tables.groups:
+    row = tables.row(tables.unit_of(account.storage_id))
+    if row is None:
         raise Unavailable(f"no backend serves {user} at the moment")
     for name, orders in tables.backends().items():
         if orders.state is State.OFFLINE or name not in tables.members:
             continue
-        works, text = await cluster.probe(name, tables.members[name], account, tables.groups[unit])
+        works, text = await cluster.probe(name, tables.members[name], account, row)
         yield {"result": "ok" if works else "wrong", "check": "login", "where": f"members {name}", "detail": text}
 
 
@@ -287,22 +343,40 @@ class BalanceParams(Params, kw_only=True):
     asks="Move these groups?",
 )
 async def cluster_balance(admin: Admin, params: BalanceParams) -> AsyncIterator[Event]:
-    """Move groups so that each backend has its share by load factor, and say why.
+    """Move groups so that each backend has its share, and say why.
 
-    A backend gives its groups up a few at a time; sessions of their users end, and the
-    clients connect again. Backends that are evacuated, standby, offline or silent get
-    and give nothing. Moves that are pending count as done.
+    A share is by load factor, at each site. If a machine of the site uses half of its
+    CPU or more, and others use 20 percent points less, its share becomes smaller, by a
+    quarter at most. A machine that uses 95 percent of its memory gets nothing. Pinned
+    users stay. A backend gives its groups up a few at a time; sessions of their users
+    end, and the clients connect again. Backends that are evacuated, standby, offline or
+    silent get and give nothing. Moves that are pending count as done.
     """
     from ..cluster import Kind, Move
-    from ..cluster.balance import balance
 
     async with admin.cluster() as cluster:
         tables = await read(cluster)
-        owned, weights = _owned(cluster, tables)
-        for shift in balance(owned, weights):
+        for shift in _shifts(cluster, tables):
             if not params.dry_run:
                 await write(cluster, Kind.MOVES, shift.unit, Move(shift.to, time.time(), by="balance"))
             yield {"group": shift.unit, "backend": shift.source, "to": shift.to, "why": shift.why}
+
+
+def _shifts(cluster: ClusterParts, tables: Tables) -> list[Shift]:
+    """The moves at each site: groups stay at their site."""
+    from ..cluster.balance import Load, balance
+
+    owned, weights = _owned(cluster, tables)
+    loads = {
+        name: Load(beat.load["cpu"], beat.load["memory"])
+        for name, beat in tables.beats.items()
+        if beat.load.keys() >= {"cpu", "memory"}
+    }
+    shifts: list[Shift] = []
+    for site in sorted({tables.site_of(name) for name in weights}):
+        here = {name: weight for name, weight in weights.items() if tables.site_of(name) == site}
+        shifts += balance({name: owned[name] for name in here}, here, loads)
+    return shifts
 
 
 def _owned(cluster: ClusterParts, tables: Tables) -> tuple[dict[str, list[str]], dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Verbs for the backends and the sites of a cluster: cluster backend, cluster site.
+"""Verbs for the backends of a cluster: cluster backend.
 
 They write what the operator wants, and the backends do it. So a verb that waits can be
 ended and run again from anywhere.
@@ -29,8 +29,8 @@ POLL_S: Final = 1.0
 
 LIST: Final = ("backend", "site", "address", "status", "load_factor")
 STATUS: Final = (
-    "backend", "site", "status", "load_factor", "groups", "evacuate", "alive", "beat", "started", "version", "cpu",
-    "memory",
+    "backend", "site", "status", "load_factor", "groups", "users", "evacuate", "alive", "beat", "started", "version",
+    "cpu", "memory",
 )  # fmt: skip
 
 
@@ -88,6 +88,7 @@ async def cluster_backend_status(admin: Admin, params: BackendListParams) -> Asy
             load = beat.load if beat is not None else {}
             yield row | {
                 "groups": len(tables.groups_of(name)),
+                "users": len(tables.users_of(name)),
                 "evacuate": orders.evacuate,
                 "alive": not tables.silent(name, now=now, dead_after_s=cluster.dead_after_s),
                 "beat": "" if at is None else max(0, round(now - at)),
@@ -146,10 +147,10 @@ async def cluster_backend_remove(admin: Admin, params: BackendRemoveParams) -> A
     async with admin.cluster() as cluster:
         tables = await read(cluster)
         name, orders = backend_of(cluster, tables, params)
-        if groups := tables.groups_of(name):
-            raise InUse(f"{name} has {counted(groups)}; run oboxadm cluster backend evacuate {name} first")
+        if units := tables.units_of(name):
+            raise InUse(f"{name} has {counted(units)}; run oboxadm cluster backend evacuate {name} first")
         if coming := [unit for unit, move in tables.pending().items() if move.to == name]:
-            raise InUse(f"groups are to move to {name}: {listed(coming)}; move them elsewhere first")
+            raise InUse(f"groups or users are to move to {name}: {listed(coming)}; move them elsewhere first")
         await write(cluster, Kind.ORDERS, name, replace(orders, state=State.REMOVED, evacuate=False))
         alive = not tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)
         yield {"backend": name, "result": "removed; it still runs, and can be stopped" if alive else "removed"}
@@ -210,7 +211,7 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
     async with admin.cluster() as cluster:
         tables = await read(cluster)
         name, orders = backend_of(cluster, tables, params)
-        total = len(tables.groups_of(name))
+        total = len(tables.units_of(name))
         await _order(cluster, tables, name, orders)
         if params.no_wait:
             yield {"backend": name, "groups": total, "status": orders.state.value, "result": "asked"}
@@ -218,11 +219,11 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
         deadline = time.monotonic() + params.timeout if params.timeout else float("inf")
         while True:
             tables = await read(cluster)
-            groups, orders = tables.groups_of(name), backend_named(tables, name)[1]
-            left = len(groups)
+            units, orders = tables.units_of(name), backend_named(tables, name)[1]
+            left = len(units)
             yield Progress(f"evacuating {name}", max(0, total - left), max(total, left))
             row = {"backend": name, "groups": left, "status": orders.state.value}
-            if await _done(cluster, tables, name, orders):
+            if await is_evacuated(cluster, tables, name, orders):
                 yield row | {"status": "standby", "result": "evacuated"}
                 return
             if not orders.evacuate:
@@ -230,7 +231,7 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
                 raise Temporary(f"the evacuation of {name} was cancelled: its status was changed")
             if time.monotonic() >= deadline:
                 yield row | {"result": "goes on"}
-                raise Temporary(f"{name} has {counted(groups)} after {params.timeout} s; run this again to wait on")
+                raise Temporary(f"{name} has {counted(units)} after {params.timeout} s; run this again to wait on")
             await asyncio.sleep(POLL_S)
 
 
@@ -246,76 +247,15 @@ async def _order(cluster: ClusterParts, tables: Tables, name: str, orders: Order
         await write(cluster, Kind.ORDERS, name, replace(orders, evacuate=True))
 
 
-async def _done(cluster: ClusterParts, tables: Tables, name: str, orders: Orders) -> bool:
+async def is_evacuated(cluster: ClusterParts, tables: Tables, name: str, orders: Orders) -> bool:
     """Whether a backend has no groups and is standby, which is noted here for a backend
     that does not run."""
     from ..cluster import Kind, State
 
-    if tables.groups_of(name):
+    if tables.units_of(name):
         return False
     silent = tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)
     if orders.evacuate and orders.state is State.ONLINE and silent:
         await write(cluster, Kind.ORDERS, name, replace(orders, state=State.STANDBY))
         return True
     return orders.state is State.STANDBY
-
-
-class SiteAddParams(Params, kw_only=True):
-    site: Annotated[str, Meta(pattern=NAME, description="Name of the site, as in the members' cluster.site")]
-    comment: Annotated[str, Meta(max_length=500, description="Comment for operators")] = ""
-
-
-SITE: Final = ("site", "status", "comment")
-
-
-@verb("cluster site add", SiteAddParams, needs=Needs.DIRECTORY, columns=SITE)
-async def cluster_site_add(admin: Admin, params: SiteAddParams) -> AsyncIterator[Event]:
-    """Add a site to the cluster; exit 73 if it has it already.
-
-    A site also exists as soon as a member of it has started.
-    """
-    from ..cluster import Kind, Site, State
-
-    async with admin.cluster() as cluster:
-        tables = await read(cluster)
-        if params.site in tables.sites and tables.sites[params.site].state is not State.REMOVED:
-            raise Exists(f"the cluster has the site {params.site} already")
-        site = Site(comment=params.comment)
-        await write(cluster, Kind.SITES, params.site, site)
-        yield {"site": params.site, "status": site.state.value, "comment": site.comment}
-
-
-class SiteListParams(Params, kw_only=True):
-    mask: Annotated[str | None, Meta(description="Sites that match this mask")] = None
-
-
-@verb("cluster site list", SiteListParams, needs=Needs.DIRECTORY, columns=SITE)
-async def cluster_site_list(admin: Admin, params: SiteListParams) -> AsyncIterator[Event]:
-    """Show the sites of the cluster."""
-    async with admin.cluster() as cluster:
-        for row in _sites(await read(cluster), params):
-            yield row
-
-
-@verb("cluster site status", SiteListParams, needs=Needs.DIRECTORY, columns=(*SITE, "backends", "alive", "groups"))
-async def cluster_site_status(admin: Admin, params: SiteListParams) -> AsyncIterator[Event]:
-    """Show how many backends of each site live, and how many groups they have."""
-    async with admin.cluster() as cluster:
-        tables = await read(cluster)
-        for row in _sites(tables, params):
-            names = [name for name in tables.backends() if tables.site_of(name) == row["site"]]
-            silent = [name for name in names if tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)]
-            groups = sum(len(tables.groups_of(name)) for name in names)
-            yield row | {"backends": len(names), "alive": len(names) - len(silent), "groups": groups}
-
-
-def _sites(tables: Tables, params: SiteListParams) -> list[Row]:
-    """Sites that have a row, or a member."""
-    from ..cluster import Site, State
-
-    named = {member.site: Site() for name, member in tables.members.items() if name in tables.backends()}
-    return [
-        {"site": name, "status": site.state.value, "comment": site.comment}
-        for name, site in sorted((named | dict(tables.sites)).items())
-        if site.state is not State.REMOVED and fnmatch.fnmatchcase(name, params.mask or "*")
-    ]

@@ -13,18 +13,19 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from ..accounts import Account
 from ..errors import Invalid, NoPerm, NotFound, OboxError, Temporary, Unavailable
 from .directory import backend_named, group_named, listed, read, write
 from .exits import NO_HOST, NoSession
 from .params import Params, Selection
-from .parts import Admin
+from .parts import Admin, ClusterParts
 from .sessions import KICK_REASON, kicked
 from .table import Event, Needs, user_verb, verb
 
 if TYPE_CHECKING:
-    from ..cluster import Member, Tables
+    from ..cluster import Assigned, Member, Move, Tables
 
 ASK_S: Final = 10.0
 """How long the owner of a user has to answer."""
@@ -57,7 +58,9 @@ def _group(tables: Tables, unit: str) -> dict[str, Any]:
 
     row, move = tables.groups.get(unit), tables.pending().get(unit)
     backend = row.backend if row is not None else ""
-    heirs = rank(unit, {name: weight for name, weight in tables.weights().items() if name != backend})
+    others = {name: weight for name, weight in tables.weights().items() if name != backend}
+    near = {name: weight for name, weight in others.items() if tables.site_of(name) == tables.site_of(backend)}
+    heirs = rank(unit, near if any(near.values()) else others)
     return {
         "group": unit,
         "backend": backend,
@@ -80,16 +83,13 @@ async def cluster_group_move(admin: Admin, params: GroupMoveParams) -> AsyncIter
     sessions of the users, who connect again. It does not wait for that; cluster group
     list shows the rest. A move back to the owner calls a move off.
     """
-    from ..cluster import Kind, Move, State
+    from ..cluster import Kind, Move
 
     async with admin.cluster() as cluster:
         tables = await read(cluster)
         unit = group_named(tables, params.group)
-        to, orders = backend_named(tables, params.backend)
         row = _group(tables, unit)
-        fit = [name for name, one in tables.backends().items() if one.state is State.ONLINE and name in tables.members]
-        if to != row["backend"] and (to not in fit or orders.evacuate):
-            raise Invalid(f"{to} takes no groups (it is {orders.state.value}); allowed: {listed(fit)}")
+        to = _taker(tables, params.backend, row["backend"])
         if not row["backend"]:
             raise NotFound(f"no backend has group {unit} yet; a backend acquires it within seconds")
         result = "asked"
@@ -106,6 +106,23 @@ async def cluster_group_move(admin: Admin, params: GroupMoveParams) -> AsyncIter
         yield {"group": unit, "backend": row["backend"], "to": to, "result": result}
 
 
+def _taker(tables: Tables, name: str, owner: str) -> str:
+    """The backend of a name, if it takes groups, or is the owner. Raises NotFound,
+    Invalid."""
+    from ..cluster import State
+
+    to, orders = backend_named(tables, name)
+    fit = [
+        name
+        for name, one in tables.backends().items()
+        if one.state is State.ONLINE and not one.evacuate and name in tables.members
+    ]
+    if to != owner and to not in fit:
+        state = "evacuated" if orders.evacuate else orders.state.value
+        raise Invalid(f"{to} takes no groups (it is {state}); allowed: {listed(fit)}")
+    return to
+
+
 class UserStatusParams(Selection, kw_only=True):
     pass
 
@@ -114,54 +131,112 @@ class UserStatusParams(Selection, kw_only=True):
     "cluster user status",
     UserStatusParams,
     needs=Needs.DIRECTORY,
-    columns=("storage_id", "group", "backend", "site", "address", "to"),
+    columns=("storage_id", "group", "pinned", "backend", "site", "address", "to"),
 )
 async def cluster_user_status(admin: Admin, account: Account, params: UserStatusParams) -> AsyncIterator[Event]:
     """Show which group a user is in, and which backend serves the user."""
     async with admin.cluster() as cluster:
         tables = await read(cluster)
-        unit = _unit(tables, account)
-        row = _group(tables, unit)
-        member = tables.members.get(row["backend"])
+        row, move = _user(tables, account)
+        backend = row.backend if row is not None else ""
+        member = tables.members.get(backend)
         yield {
             "storage_id": account.storage_id,
-            "group": unit,
-            "backend": row["backend"],
-            "site": tables.site_of(row["backend"]),
+            "group": tables.group_of(account.storage_id),
+            "pinned": _is_pinned(tables, account),
+            "backend": backend,
+            "site": tables.site_of(backend),
             "address": member.address if member is not None else "",
-            "to": row["to"],
+            "to": move.to if move is not None else "",
         }
 
 
-def _unit(tables: Tables, account: Account) -> str:
-    from ..cluster import group_key, group_of
+def _user(tables: Tables, account: Account) -> tuple[Assigned | None, Move | None]:
+    """Who serves a user, and where the user is to move."""
+    from ..cluster import user_key
 
-    assert tables.settings is not None
-    return group_key(group_of(account.storage_id, tables.settings.groups))
+    moves, unit = tables.pending(), tables.unit_of(account.storage_id)
+    return tables.row(unit), moves.get(user_key(account.storage_id)) or moves.get(unit)
+
+
+def _is_pinned(tables: Tables, account: Account) -> bool:
+    pin = tables.pins.get(account.storage_id)
+    return pin is not None and not pin.removed
 
 
 class UserMoveParams(Selection, kw_only=True):
-    backend: Annotated[str, Meta(description="Backend that the user moves to")]
+    backend: Annotated[str, Meta(description="Backend that the user moves to")] = ""
+    unpin: Annotated[bool, Meta(description="Let the user follow the user's group again")] = False
 
 
-@user_verb("cluster user move", UserMoveParams, needs=Needs.DIRECTORY, columns=("group", "backend", "to"))
+@user_verb("cluster user move", UserMoveParams, needs=Needs.DIRECTORY, columns=("group", "backend", "to", "result"))
 async def cluster_user_move(admin: Admin, account: Account, params: UserMoveParams) -> AsyncIterator[Event]:
-    """Move a single user to another backend, which no backend can do yet: exit 77.
+    """Move a single user to another backend, and pin the user there.
 
-    The error names the user's group, which can be moved.
+    A pinned user does not move with the group of the user, nor when groups are
+    balanced. If the backend is evacuated or dies, another acquires the user, who stays
+    pinned. The owner does it within seconds, as in cluster group move; cluster user
+    status shows the rest. A move to the backend that has the user pins the user there,
+    and cancels a move. With --unpin and without a backend the user moves to the
+    backend of the group, and with it from then on.
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)
-        to, _ = backend_named(tables, params.backend)
-        unit = _unit(tables, account)
-        row = _group(tables, unit)
-        if row["backend"] == to:
-            yield {"group": unit, "backend": row["backend"], "to": to}
-            return
-        raise NoPerm(
-            f"a single user cannot move apart from its group yet; {account.name} is in group {unit} of "
-            f"{row['backend'] or 'nobody'}: oboxadm cluster group move {unit} {to}"
-        )
+        row, _ = _user(tables, account)
+        group = tables.group_of(account.storage_id)
+        if params.unpin == bool(params.backend):
+            raise Invalid("where to? allowed: the name of a backend, or --unpin")
+        if params.unpin:
+            leader = tables.groups.get(group)
+            to = leader.backend if leader is not None else ""
+            result = await _unpin(cluster, tables, account)
+        elif row is None:
+            raise NotFound(f"no backend has group {group} yet; a backend acquires it within seconds")
+        else:
+            to = _taker(tables, params.backend, row.backend)
+            result = await _pin(cluster, tables, account, row, to)
+        yield {"group": group, "backend": row.backend if row is not None else "", "to": to, "result": result}
+
+
+async def _pin(cluster: ClusterParts, tables: Tables, account: Account, row: Assigned, to: str) -> str:
+    """Ask for what makes a user pinned at a backend; what was done."""
+    from ..cluster import Kind, Move, user_key
+
+    sid = account.storage_id
+    key = user_key(sid)
+    asked = key in tables.pending()
+    done = row.backend == to and sid in tables.pins
+    if done and row.removed:
+        # The assignment stays: its number and its token are those that the owner has.
+        await write(cluster, Kind.PINS, sid, replace(row, removed=False))
+    if not done or asked:
+        await write(cluster, Kind.MOVES, key, Move(to, time.time(), f"cluster user move at {cluster.backend}", done))
+    if not done:
+        return "asked"
+    return "pinned" if row.removed else "cancelled" if asked else "already there"
+
+
+async def _unpin(cluster: ClusterParts, tables: Tables, account: Account) -> str:
+    """Let a user follow the group again; what was done."""
+    from ..cluster import Kind, user_key
+
+    sid = account.storage_id
+    key = user_key(sid)
+    if key in tables.pending():
+        await write(cluster, Kind.MOVES, key, replace(tables.moves[key], done=True))
+    if not _is_pinned(tables, account):
+        return "cancelled" if key in tables.pending() else "not pinned"
+    await write(cluster, Kind.PINS, sid, replace(tables.pins[sid], removed=True))
+    return "unpinned"
+
+
+async def unpin(admin: Admin, account: Account) -> bool:
+    """Let a user who was deleted follow the group. Returns whether the user was pinned.
+    Raises Unavailable, ConfigError, Temporary."""
+    if admin.find_cluster is None:
+        return False
+    async with admin.cluster() as cluster:
+        return await _unpin(cluster, await read(cluster), account) == "unpinned"
 
 
 class UserKickParams(Selection, kw_only=True):
@@ -179,8 +254,8 @@ async def cluster_user_kick(admin: Admin, account: Account, params: UserKickPara
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)
-        row = _group(tables, _unit(tables, account))
-        owner = row["backend"]
+        row, _ = _user(tables, account)
+        owner = row.backend if row is not None else ""
         if owner == cluster.backend and admin.server is not None:
             sessions = kicked(admin.server.sessions(), account.name)
             admin.server.kick(sessions, KICK_REASON)

@@ -99,9 +99,16 @@ def listed(names: Iterable[str]) -> str:
     return (", ".join(found[:NAMED_MAX]) or "none, since there is none") + more
 
 
-def counted(groups: Sequence[str]) -> str:
-    """Their number, with the noun."""
-    return "1 group" if len(groups) == 1 else f"{len(groups)} groups"
+def counted(units: Sequence[str]) -> str:
+    """How many groups and single users these are."""
+    from ..cluster import user_of
+
+    users = sum(user_of(unit) is not None for unit in units)
+    groups = len(units) - users
+    parts = [f"{groups} group{'s' if groups != 1 else ''}"] if groups or not users else []
+    if users:
+        parts.append(f"{users} single user{'s' if users != 1 else ''}")
+    return " and ".join(parts)
 
 
 def unix(seconds: float) -> Any:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 from msgspec import Meta
 
 from ..accounts import Account, storage_id
-from ..errors import Exists, Invalid, NotFound
+from ..errors import ConfigError, Exists, Invalid, NotFound, OboxError
 from ..text import duration
+from .clustergroups import unpin
 from .exits import InUseByClients, NoUser
 from .params import DryRun, Params, Selection
 from .parts import Admin
@@ -74,8 +75,18 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
             yield {"what": what, "objects": objects, "bytes": size, "result": "deleted"}
     for row in left:
         yield row
+    if (pin := await _unpinned(admin, account)) is not None:
+        yield {"what": "pin", "objects": None, "bytes": None, "result": pin}
     async for row in _left(admin, account, began):
         yield row
+
+
+async def _unpinned(admin: Admin, account: Account) -> str | None:
+    """What became of the user's pin in a cluster, None if there was none."""
+    try:
+        return "removed: the user follows the group again" if await unpin(admin, account) else None
+    except (OboxError, ConfigError) as error:
+        return f"not removed ({error}): run oboxadm cluster user move --unpin, if the user was pinned"
 
 
 def _refuse_shared(admin: Admin, account: Account) -> None:

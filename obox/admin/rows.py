@@ -49,7 +49,7 @@ _BACKEND: Final = {
     "load_factor": "its share of the load, 0 to 100; with 0 it gets no groups",
 }
 _EVACUATE: Final = "whether it gives its groups up"
-_SITE: Final = {"site": "the name of the site", "status": "online or offline", "comment": "for operators"}
+_SITE: Final = {"site": "the name of the site", "status": "online, standby or offline", "comment": "for operators"}
 _OWNER: Final = "the backend that has the group; empty: nobody yet"
 
 COLUMNS: Final[dict[str, dict[str, str]]] = {
@@ -321,7 +321,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "clean",
     },
     "clusterMerges": {
-        "group": "the group",
+        "group": "the group, or u: and the storage id of a user who is or was pinned",
         "backend": "the backend that wrote to its users while another had it",
         "at": "when it uploaded what it had, unix time",
         "users": "how many users that concerned",
@@ -330,7 +330,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "group": "the group that moves",
         "backend": "the backend that has it",
         "to": "the backend that gets it",
-        "why": "the numbers of groups and the shares that lead to it",
+        "why": "the numbers of groups, the load of the machines, and the shares that lead to it",
     },
     "clusterBackendList": _BACKEND,
     "clusterBackendAdd": _BACKEND,
@@ -338,6 +338,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     "clusterBackendStatus": {
         **{name: text for name, text in _BACKEND.items() if name != "address"},
         "groups": "how many groups it has",
+        "users": "how many users it has who are or were pinned, apart from its groups",
         "evacuate": _EVACUATE,
         "alive": "whether its beat is younger than cluster.dead_after",
         "beat": "age of its beat in seconds; empty without a beat",
@@ -349,11 +350,19 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     "clusterBackendRemove": {"backend": "the name of the backend", "result": "what was done"},
     "clusterBackendEvacuate": {
         "backend": "the name of the backend",
-        "groups": "how many groups it has left",
+        "groups": "how many groups and single users it has left",
         "status": "its status",
         "result": "asked, evacuated, cancelled, or goes on",
     },
     "clusterSiteAdd": _SITE,
+    "clusterSiteUpdate": {**_SITE, "backends": "how many backends it concerns"},
+    "clusterSiteRemove": {"site": "the name of the site", "result": "what was done"},
+    "clusterSiteEvacuate": {
+        "site": "the name of the site",
+        "groups": "how many groups and single users its backends have left",
+        "status": "the status of its backends",
+        "result": "asked, evacuated, cancelled, or goes on",
+    },
     "clusterSiteList": _SITE,
     "clusterSiteStatus": {
         **_SITE,
@@ -377,18 +386,20 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     "clusterUserStatus": {
         "storage_id": "the name under which the user's mail is stored in the bucket",
         "group": "the group that the user is in",
-        "backend": _OWNER,
+        "pinned": "whether the user stays where cluster user move put the user, whatever the group does",
+        "backend": "the backend that has the user; empty: nobody yet",
         "site": "the site of the backend",
         "address": "the host of the backend",
         "to": "the backend that the group is to move to; empty: none",
     },
     "clusterUserMove": {
         "group": "the group that the user is in",
-        "backend": _OWNER,
+        "backend": "the backend that has the user",
         "to": "the backend that the user moves to",
+        "result": "asked, pinned, already there, cancelled, unpinned, or not pinned",
     },
     "clusterUserKick": {
-        "backend": "the backend that has the user's group",
+        "backend": "the backend that has the user",
         "connections": "how many sessions it ended",
     },
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .assign import group_of, newer, rank
+from .assign import group_of, home_of, newer, rank
 from .directory import KEY_BYTES_MAX, VALUE_BYTES_MAX, Directory, Kind, Row, next_timestamp
 from .records import (
     Assigned,
@@ -26,7 +26,9 @@ from .records import (
     decode,
     encode,
     group_key,
+    place_of,
     user_key,
+    user_of,
 )
 from .route import Here, Router, There
 
@@ -38,11 +40,12 @@ if TYPE_CHECKING:
     from .kept import Keeper, Kept, KeptFile
     from .lines import dump, load
     from .lmdb import open_lmdb
-    from .member import BackendMember, Myself, World
+    from .member import BackendMember
     from .memory import Faults, MemoryDirectory, MemoryReplica
     from .open import open_directory
     from .tables import Tables, read_tables
     from .view import Changes, View
+    from .world import Myself, World
 
 _LATER = {
     "cassandra": ("CassandraDirectory", "open_cassandra"),
@@ -52,11 +55,12 @@ _LATER = {
     "kept": ("Keeper", "Kept", "KeptFile"),
     "lines": ("dump", "load"),
     "lmdb": ("open_lmdb",),
-    "member": ("BackendMember", "Myself", "World"),
+    "member": ("BackendMember",),
     "memory": ("Faults", "MemoryDirectory", "MemoryReplica"),
     "open": ("open_directory",),
     "tables": ("Tables", "read_tables"),
     "view": ("Changes", "View"),
+    "world": ("Myself", "World"),
 }
 """By module: the names that it has. A module costs every start that imports it."""
 _MODULES = {name: module for module, names in _LATER.items() for name in names}
@@ -103,6 +107,7 @@ __all__ = [
     "encode",
     "group_key",
     "group_of",
+    "home_of",
     "load",
     "make_settings",
     "newer",
@@ -110,10 +115,12 @@ __all__ = [
     "open_cassandra",
     "open_directory",
     "open_lmdb",
+    "place_of",
     "rank",
     "read_settings",
     "read_tables",
     "user_key",
+    "user_of",
 ]
 
 

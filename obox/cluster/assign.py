@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Mapping
 
-from .records import Assigned
+from .records import Assigned, group_key
 
 
 def group_of(sid: str, groups: int) -> int:
@@ -17,9 +18,20 @@ def group_of(sid: str, groups: int) -> int:
     return int.from_bytes(hashlib.sha256(sid.encode()).digest()[:8], "big") % groups
 
 
+def home_of(sid: str, groups: int) -> str:
+    """The key of a user's group."""
+    return group_key(group_of(sid, groups))
+
+
 def newer(ours: Assigned, other: Assigned) -> bool:
     """Whether `other` holds against `ours`."""
     return (other.number, other.token) > (ours.number, ours.token)
+
+
+def digest(units: Mapping[str, tuple[int, int]]) -> int:
+    """A number that differs for other units, or for other assignments of them. units:
+    number and token by unit."""
+    return sum(zlib.crc32(f"{unit} {number} {token}".encode()) for unit, (number, token) in units.items()) % 2**32
 
 
 def rank(thing: str, weights: Mapping[str, float]) -> list[str]:

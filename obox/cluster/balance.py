@@ -1,11 +1,28 @@
-"""Which groups should move so that each backend has its share: a pure function."""
+"""Which groups should move so that each backend has its share: a pure function.
+
+A share is by load factor first. If machines are busy and differ much, groups move from
+the busiest to the idlest, so far as the share by load factor allows: load factors stay
+what the operator wants, and a measurement corrects them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .assign import rank
+
+BUSY: Final = 0.5
+"""CPU of the busiest machine, as a fraction, below which only load factors count."""
+
+APART: Final = 0.2
+"""Machines whose CPU differs by less are equally busy."""
+
+SHIFT_MAX: Final = 0.25
+"""How far CPU changes a share by load factor, as a fraction of it."""
+
+MEMORY_MAX: Final = 0.95
+"""A machine that uses more of its memory, as a fraction, gets no groups."""
 
 
 class Shift(NamedTuple):
@@ -17,30 +34,74 @@ class Shift(NamedTuple):
     why: str
 
 
-def balance(owned: Mapping[str, Sequence[str]], weights: Mapping[str, float]) -> list[Shift]:
+class Load(NamedTuple):
+    """Of a backend's machine, as fractions of 1."""
+
+    cpu: float
+    memory: float
+
+
+def balance(
+    owned: Mapping[str, Sequence[str]], weights: Mapping[str, float], loads: Mapping[str, Load] | None = None
+) -> list[Shift]:
     """Moves after which no further move brings two backends closer to their shares.
 
     owned: units by backend, those that are on their way counted at their destination;
-    weights: load factors of the backends that may have units. Backends without a weight
-    keep what they have. A unit goes where its rendezvous order prefers, if it can.
+    weights: load factors of the backends that may have units; loads: of their machines,
+    where they are known. Backends without a weight keep what they have. A unit goes
+    where its rendezvous order prefers, if it can.
     """
-    takers = {name: weight for name, weight in weights.items() if weight > 0}
+    loads = loads or {}
+    takers = {name: weight for name, weight in weights.items() if weight > 0 and not _is_full(loads.get(name))}
     if not takers:
         return []
     has = {name: sorted(owned.get(name, ())) for name in weights}
-    total, whole = sum(map(len, has.values())), sum(takers.values())
-    shares = {name: total * takers.get(name, 0.0) / whole for name in weights}
+    wanted = shares({name: len(units) for name, units in has.items()}, weights, loads)
     shifts: list[Shift] = []
     while True:
-        source = max(has, key=lambda name: (len(has[name]) - shares[name], name))
-        to = min(takers, key=lambda name: (len(has[name]) - shares[name], name))
-        if len(has[source]) - shares[source] - (len(has[to]) - shares[to]) <= 1:
+        source = max(has, key=lambda name: (len(has[name]) - wanted[name], name))
+        to = min(takers, key=lambda name: (len(has[name]) - wanted[name], name))
+        if len(has[source]) - wanted[source] - (len(has[to]) - wanted[to]) <= 1:
             return shifts
         unit = min(has[source], key=lambda unit: (rank(unit, takers).index(to), unit))
-        why = (
-            f"{source} has {len(has[source])} groups, its share is {shares[source]:.1f}; "
-            f"{to} has {len(has[to])}, its share is {shares[to]:.1f}"
-        )
+        why = "; ".join(_state(name, len(has[name]), wanted[name], loads.get(name)) for name in (source, to))
         shifts.append(Shift(unit, source, to, why))
         has[source].remove(unit)
         has[to].append(unit)
+
+
+def shares(counts: Mapping[str, int], weights: Mapping[str, float], loads: Mapping[str, Load]) -> dict[str, float]:
+    """How many units each backend should have. counts: how many it has."""
+    total, whole = sum(counts.values()), sum(weights.values())
+    by_factor = {name: total * weight / whole for name, weight in weights.items()}
+    takers = [name for name, weight in weights.items() if weight > 0]
+    cpus = {name: loads[name].cpu for name in takers if name in loads}
+    if len(cpus) < len(takers) or not total or max(cpus.values()) < BUSY:
+        return by_factor
+    if max(cpus.values()) - min(cpus.values()) < APART:
+        # What an earlier balance has done for the CPU stays, and only that.
+        near = all(abs(counts[name] - by_factor[name]) <= by_factor[name] * SHIFT_MAX + 1 for name in takers)
+        return by_factor | {name: float(counts[name]) for name in takers} if near else by_factor
+    mean = sum(cpus.values()) / len(cpus)
+    wanted = {}
+    for name in takers:
+        # A backend that is new is idle because it has few groups.
+        count = counts[name] if cpus[name] > mean else max(counts[name], by_factor[name])
+        # Half of the way: CPU follows groups late and not exactly.
+        wanted[name] = count * (1 + mean / max(cpus[name], 0.01)) / 2
+    bounded = {
+        name: min(max(wanted[name], by_factor[name] * (1 - SHIFT_MAX)), by_factor[name] * (1 + SHIFT_MAX))
+        for name in takers
+    }
+    scale = sum(by_factor[name] for name in takers) / sum(bounded.values())
+    return by_factor | {name: count * scale for name, count in bounded.items()}
+
+
+def _is_full(load: Load | None) -> bool:
+    return load is not None and load.memory > MEMORY_MAX
+
+
+def _state(name: str, count: int, share: float, load: Load | None) -> str:
+    """Describe a backend for the reason of a move."""
+    machine = "" if load is None else f" with {load.cpu:.0%} CPU and {load.memory:.0%} memory in use"
+    return f"{name} has {count} groups{machine}, its share is {share:.1f}"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from obox.errors import ConfigError
 
+from .assign import digest
 from .directory import Directory, Kind, Row
 from .initial import settings_in
 from .records import SETTINGS_KEY, Assigned, Orders, State, group_key, group_number
 from .tables import Tables, read_tables
+
+OTHER_UNITS: Final = "other-units"
+PASSING: Final = frozenset({OTHER_UNITS, "double-owner", "other-owner"})
+"""What a move that goes on just now looks like for a second or two."""
 
 Claims = Mapping[str, Mapping[str, Assigned]]
 """By backend: the keys that it serves, and the assignment by which it does."""
@@ -39,6 +44,7 @@ async def check(directory: Directory, *, now: float, claims: Claims | None = Non
         *_settings(tables),
         *_assignments(tables),
         *_double_owners(tables, claims or {}),
+        *_beats(tables),
         *_boots(tables),
         *_moves(tables, now),
     ]
@@ -84,7 +90,7 @@ def _unfit(tables: Tables, backend: str) -> str:
 def _assignments(tables: Tables) -> Iterator[Finding]:
     for kind, of in ((Kind.GROUPS, tables.groups), (Kind.PINS, tables.pins)):
         for key, assigned in of.items():
-            if not assigned.removed and (reason := _unfit(tables, assigned.backend)):
+            if reason := _unfit(tables, assigned.backend):
                 yield Finding(True, "bad-owner", f"{kind.value} {key}", f"{reason}, and owns it")
 
 
@@ -94,7 +100,7 @@ def _double_owners(tables: Tables, claims: Claims) -> Iterator[Finding]:
         for key, assigned in of.items():
             serving.setdefault(key, {})[backend] = assigned
     for key, of in sorted(serving.items()):
-        row = tables.pins.get(key) or tables.groups.get(key)
+        row = tables.row(key)
         if len(of) > 1:
             text = "served by " + " and ".join(f"{name} (number {one.number})" for name, one in sorted(of.items()))
             yield Finding(True, "double-owner", key, text)
@@ -111,6 +117,20 @@ def _double_owners(tables: Tables, claims: Claims) -> Iterator[Finding]:
                 text = f"{name} and {other} are both at {member.address} port {port}"
                 yield Finding(True, "same-address", f"{Kind.MEMBERS.value} {name}", text)
                 break
+
+
+def _beats(tables: Tables) -> Iterator[Finding]:
+    """Backends that serve other units than their rows say, as their beats have it."""
+    for name in tables.backends():
+        beat = tables.beats.get(name)
+        if beat is None or beat.units < 0:
+            continue
+        rows = {unit: tables.row(unit) for unit in tables.units_of(name)}
+        named = {unit: (row.number, row.token) for unit, row in rows.items() if row is not None}
+        if beat.digest != digest(named):
+            differ = "which are not those" if beat.units == len(named) else f"and not the {len(named)}"
+            text = f"{name} serves {beat.units} units, {differ} that the directory names it for"
+            yield Finding(True, OTHER_UNITS, f"{Kind.BEATS.value} {name}", text)
 
 
 def _boots(tables: Tables) -> Iterator[Finding]:

@@ -13,9 +13,9 @@ not answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import asdict
+from typing import Final
 
 import structlog
 from msgspec.structs import replace
@@ -23,13 +23,15 @@ from msgspec.structs import replace
 from obox.errors import ConfigError, OboxError, Unavailable
 from obox.types import StorageId
 
-from .assign import group_of, newer
+from .assign import digest, newer, rank
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
-from .records import Assigned, Beat, BootRow, Member, Merge, Orders, State, group_key
+from .records import Assigned, Beat, BootRow, Merge, Orders, State, group_key, place_of, user_of
 from .route import Here, There
+from .units import Units
 from .view import View
+from .world import Counts, Myself, Store, World
 
 log = structlog.get_logger()
 
@@ -55,6 +57,12 @@ FIRST_CLAIM_S: Final = 2.0
 at the same time know of each other by then, and claim different groups.
 """
 
+TIES_MAX: Final = 1000
+"""Ties that are remembered, so that each is marked once."""
+
+QUICK_S: Final = 0.2
+"""Interval of passes while groups may come: their users wait for them."""
+
 LEAVE_S: Final = 0.5
 """From the beat that says that this backend stops to the first group that it gives
 away. Backends that stop at the same time know of each other by then."""
@@ -71,81 +79,6 @@ CONFIRM_S: Final = 1.0
 """How long a login waits for the directory after this process was suspended."""
 
 
-class Store(Protocol):
-    """What a member asks of the backend's store; the wiring makes it of
-    `obox.store`."""
-
-    def held(self) -> Mapping[str, tuple[int, int]]:
-        """What is served: by unit, number and token of the assignment."""
-
-    def holds(self, unit: str) -> bool:
-        """Whether a unit is served."""
-
-    def boot(self) -> str:
-        """The present boot of the journal."""
-
-    async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
-        """Serve units. Raises Unavailable, Corrupt."""
-
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
-        """Give units up; `hand` writes the rows. Raises Unavailable, InUse."""
-
-    async def lose(self, units: Sequence[str]) -> int:
-        """Another backend has the units. Returns of how many users changes were
-        uploaded."""
-
-    async def doubt(self, units: Sequence[str]) -> None:
-        """Another backend has written to the units' users."""
-
-    async def sweep(self) -> Collection[tuple[str, str]]:
-        """Look for boots that are over and name users of this backend. Returns all
-        boots of others, as (backend, boot), that the bucket does not say are clean."""
-
-
-@dataclass(frozen=True)
-class Myself:
-    """What a backend writes to the directory about itself.
-
-    joins_as: the state if the directory does not know it. make_settings: makes the
-    directory's settings if there are none.
-    """
-
-    member: Member
-    joins_as: State
-    make_settings: Callable[[], Awaitable[object]]
-
-
-@dataclass(frozen=True)
-class World:
-    """Time, randomness, load, and other backends. now: unix seconds. clock: monotonic
-    seconds. load: see `Beat`. greets: whether a backend, None if it is not registered,
-    answers a connection. gone: backends whose process is known to have ended.
-    """
-
-    now: Callable[[], float]
-    clock: Callable[[], float]
-    sleep: Callable[[float], Awaitable[object]]
-    random_bytes: Callable[[int], bytes]
-    load: Callable[[], Mapping[str, float]]
-    greets: Callable[[Member | None], Awaitable[bool]]
-    gone: Callable[[], Collection[str]] = tuple
-
-
-@dataclass
-class Counts:
-    """What a member has done since it began. fences: boots of others that it fenced;
-    fenced: boots of its own that others fenced; gains, releases, losses: units;
-    merges: units that others had written to as well.
-    """
-
-    fences: int = 0
-    fenced: int = 0
-    gains: int = 0
-    releases: int = 0
-    losses: int = 0
-    merges: int = 0
-
-
 class BackendMember:
     """See the module's text. `restore` first, then `run`."""
 
@@ -155,7 +88,11 @@ class BackendMember:
         self._watch = watch
         self.me = watch.name
         self._world = world
+        self._units = Units(view, store.split)
         self._counter = 0
+        self._told: tuple[Mapping[str, tuple[int, int]], int] = {}, digest({})
+        """Of the last beat: the units, and their digest, which takes a while for
+        many."""
         self._began = world.now()
         self._fence: set[tuple[str, str]] = set()
         """Boots that were seen dying, until the units that they had are gained."""
@@ -164,6 +101,8 @@ class BackendMember:
         self._merged: dict[str, Merge] = {}
         """Merges whose units were compared. A start compares all: some may have come
         while this backend was away."""
+        self._ties: set[tuple[str, int, int]] = set()
+        """Ties that were marked: unit, and both tokens."""
         self._ready = asyncio.Event()
         self._tried_at = float("-inf")
         self._joined_at = float("-inf")
@@ -184,10 +123,8 @@ class BackendMember:
     # -- what the store asks (store.owned.Cluster) -----------------------------------------------------------------
 
     def unit_of(self, sid: str) -> str:
-        """The unit of a user: its group, as a key."""
-        settings = self.view.settings
-        assert settings is not None, "nobody asks before `ready`"
-        return group_key(group_of(sid, settings.groups))
+        """The unit of a user: its group, as a key, or the user, if it was pinned."""
+        return self._units.of(sid)
 
     async def ready(self) -> None:
         """Return once the directory was read, or once it is known that it does not
@@ -196,11 +133,12 @@ class BackendMember:
 
     def units(self) -> dict[str, tuple[int, int]]:
         """The units whose newest row names this backend."""
-        return {unit: (row.number, row.token) for unit, row in self._rows().items() if row.backend == self.me}
+        rows = self._units.rows()
+        return {unit: (row.number, row.token) for unit, row in rows.items() if row.backend == self.me}
 
     def number(self) -> int:
         """The highest number of an assignment that was seen."""
-        return max((row.number for row in self.view.groups.values()), default=0)
+        return self._units.number()
 
     async def reread_rows(self) -> frozenset[str]:
         """Read the rows, however long the directory does not answer. Returns the units
@@ -236,14 +174,11 @@ class BackendMember:
             self._tried_at = self._world.clock()
 
     def _give_up(self) -> frozenset[str]:
-        rows = self._rows()
+        rows = self._units.rows()
         lost = frozenset(unit for unit in self._store.held() if unit not in rows or rows[unit].backend != self.me)
         if lost:
             self._lose(lost)
         return lost
-
-    def _rows(self) -> dict[str, Assigned]:
-        return {group_key(number): row for number, row in self.view.groups.items()}
 
     # -- what protocols ask (route.Router) -------------------------------------------------------------------------
 
@@ -251,11 +186,12 @@ class BackendMember:
         """See `route.Router`."""
         if self.view.settings is None:
             raise Unavailable("the directory is not known yet; try again")
-        row = self.view.assigned(self.unit_of(sid))
+        unit = self.unit_of(sid)
+        row = self._units.row(unit)
         if row is None:
             raise Unavailable("no backend serves the user yet; try again")
         if row.backend == self.me:
-            await self._arrived(self.unit_of(sid))
+            await self._arrived(unit)
             return Here(row)
         found = self.view.members.get(row.backend)
         if found is None:
@@ -273,15 +209,39 @@ class BackendMember:
 
     def owner(self, sid: StorageId) -> str | None:
         """The backend of a user; None: not known."""
-        row = None if self.view.settings is None else self.view.assigned(self.unit_of(sid))
+        row = self._row(sid)
         return None if row is None else row.backend
+
+    def _row(self, sid: StorageId) -> Assigned | None:
+        return None if self.view.settings is None else self._units.row(self.unit_of(sid))
 
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """See `route.Router.reread`."""
-        row = None if self.view.settings is None else self.view.assigned(self.unit_of(sid))
+        row = self._row(sid)
         if row is None or row == seen or newer(row, seen):
             await self.view.poll()
-        return await self.route(sid)
+        route = await self.route(sid)
+        ours = route.assigned
+        if isinstance(route, Here) and ours.number == seen.number and ours.token != seen.token:
+            await self._tie(self.unit_of(sid), ours, seen)
+        return route
+
+    async def _tie(self, unit: str, ours: Assigned, other: Assigned) -> None:
+        """Two backends have assigned a unit of ours at the same time, so two may have
+        written to its users: it is marked for a merge, once, and compared."""
+        tie = unit, ours.token, other.token
+        if tie in self._ties or not self._store.holds(unit):
+            return
+        if len(self._ties) >= TIES_MAX:
+            self._ties.clear()
+        self._ties.add(tie)
+        log.warning("two backends have assigned the same users", group=unit, assignment=ours.number)
+        try:
+            await self._store.doubt([unit])
+            await self.view.put(Kind.MERGES, unit, Merge(other.backend, self._world.now(), 0))
+        except Unavailable as exc:
+            self._ties.discard(tie)  # the next forward says it again
+            log.info("merge cannot be marked yet", group=unit, error=str(exc))
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -309,11 +269,12 @@ class BackendMember:
 
     def _may_claim(self, unit: str) -> bool:
         """Whether a group may be claimed already; see FIRST_CLAIM_S."""
-        return self.view.assigned(unit) is not None or self._world.clock() >= self._joined_at + FIRST_CLAIM_S
+        return self._units.row(unit) is not None or self._world.clock() >= self._joined_at + FIRST_CLAIM_S
 
     def _begin(self) -> None:
         if not self._ready.is_set():
-            self._at_start = self._rows()
+            self._units.take()
+            self._at_start = self._units.rows()
             self._ready.set()
 
     async def _join(self) -> bool:
@@ -345,7 +306,7 @@ class BackendMember:
             return  # no other member would know of it
         await self._world.sleep(LEAVE_S)
         while self.view.settings is not None and (self._store.held() or self.units()):
-            if not any(self._picture().weights().values()):
+            if not any(self._picture().heirs().values()):
                 log.info("no other backend takes the groups, they stay", groups=len(self._store.held()))
                 return
             self._hasten.set()
@@ -353,7 +314,7 @@ class BackendMember:
 
     async def _pause(self) -> None:
         """Wait for the next pass."""
-        sleeping = asyncio.ensure_future(self._world.sleep(POLL_S))
+        sleeping = asyncio.ensure_future(self._world.sleep(QUICK_S if self._awaits_groups() else POLL_S))
         hastened = asyncio.ensure_future(self._hasten.wait())
         try:
             await asyncio.wait((sleeping, hastened), return_when=asyncio.FIRST_COMPLETED)
@@ -361,6 +322,15 @@ class BackendMember:
             sleeping.cancel()
             hastened.cancel()
             self._hasten.clear()
+
+    def _awaits_groups(self) -> bool:
+        """Whether another backend may be about to release groups to this backend: it is
+        evacuated, stops, or has been asked to move some."""
+        view, owners = self.view, self.view.owners()
+        if any(move.to == self.me and not move.done for move in view.moves.values()):
+            return True
+        evacuated = {name for name, orders in view.orders.items() if orders.evacuate}
+        return not (evacuated | self._ending_ones()).isdisjoint(owners.keys() - {self.me})
 
     async def _again_and_again(
         self, work: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[object]]
@@ -380,7 +350,11 @@ class BackendMember:
         """Say that this backend lives. Raises Unavailable."""
         self._counter += 1
         boot, site = self._store.boot(), self._myself.member.site
-        beat = Beat(self._counter, boot, site, self._began, dict(self._world.load()), ending=self._ending)
+        held = self._store.held()
+        if held != self._told[0]:
+            self._told = dict(held), digest(held)
+        load = dict(self._world.load())
+        beat = Beat(self._counter, boot, site, self._began, load, self._ending, len(held), self._told[1])
         await self.view.put(Kind.BEATS, self.me, beat)
         if boot != self._boot:
             await self._begin_boot(boot)
@@ -420,7 +394,7 @@ class BackendMember:
         await self._take_merges()
         if self._world.clock() >= self._sweep_at:
             self._sweep_at = self._world.clock() + SWEEP_S
-            await self._close_boots(await self._store.sweep())
+            await self._close_boots(await self._store.sweep(self._clears))
 
     async def _stand_by(self) -> None:
         """An evacuation ends when nothing is held any more."""
@@ -430,6 +404,11 @@ class BackendMember:
         if not self.units():
             await self.view.put(Kind.ORDERS, self.me, replace(orders, state=State.STANDBY))
             log.info("evacuation done, this backend is standby")
+
+    def _clears(self, backend: str) -> bool:
+        """Whether this backend deletes what a backend has left in the journal. For each
+        backend it is one of those that are online."""
+        return next(iter(rank(f"journal:{backend}", self._picture().weights())), None) == self.me
 
     async def _close_boots(self, unclean: Collection[tuple[str, str]]) -> None:
         """Note which boots that are over the bucket has everything of."""
@@ -443,10 +422,13 @@ class BackendMember:
     def figures(self) -> dict[str, float]:
         """Numbers for metrics. The age is infinite before the first answer."""
         age = self.view.age()
+        held = self._store.held()
+        users = sum(user_of(unit) is not None for unit in held)
         counts = {f"{name}_total": float(count) for name, count in asdict(self.counts).items()}
         return {
             "directory_age_seconds": float("inf") if age is None else age,
-            "groups": float(len(self._store.held())),
+            "groups": float(len(held) - users),
+            "single_users": float(users),
             **counts,
         }
 
@@ -472,7 +454,7 @@ class BackendMember:
         return Picture(
             me=self.me,
             units=frozenset(map(group_key, range(settings.groups))),
-            rows=self._rows(),
+            rows=self._units.rows(),
             held={unit: Assigned(self.me, number, token) for unit, (number, token) in self._store.held().items()},
             orders=view.orders,
             members=view.members,
@@ -500,6 +482,10 @@ class BackendMember:
             gain |= await self._write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
         if gain or self._fence:
             await self._gain(gain)
+        for unit in sorted(todo.pin):
+            await self._pin(unit)
+        for unit in sorted(todo.arrived):
+            await self._end_move(unit)
         if todo.release is not None:
             await self._release(todo.release)
 
@@ -507,13 +493,16 @@ class BackendMember:
         """Write a name into rows. units: with their homes. Returns the rows that have
         it a little later. Raises Unavailable."""
         number, token = self.number() + 1, int.from_bytes(self._world.random_bytes(8), "big")
-        rows = {unit: Assigned(to, number, token, released=released, home=home) for unit, home in units.items()}
-        await asyncio.gather(*(self.view.put(Kind.GROUPS, unit, row) for unit, row in rows.items()))
+        rows = {
+            unit: Assigned(to, number, token, released=released, removed=self._follows(unit, to), home=home)
+            for unit, home in units.items()
+        }
+        await asyncio.gather(*(self.view.put(*place_of(unit), row) for unit, row in rows.items()))
         await self._world.sleep(READ_BACK_S)
         if not await self.view.poll():
             raise Unavailable("the directory does not answer")
-        lost = {key for kind, key in self.view.behind if kind is Kind.GROUPS}
-        kept = {unit: row for unit, row in rows.items() if self.view.assigned(unit) == row and unit not in lost}
+        lost = self._units.behind()
+        kept = {unit: row for unit, row in rows.items() if self._units.row(unit) == row and unit not in lost}
         log.info("groups assigned", to=to, groups=len(kept), wanted=len(units), assignment=number)
         return kept
 
@@ -531,9 +520,27 @@ class BackendMember:
         self.counts.gains += len(fresh)
         self._fence.clear()
         self._fenced |= set(fence)
-        for unit, move in self.view.moves.items():
-            if unit in units and not move.done and move.to == self.me:
-                await self.view.put(Kind.MOVES, unit, replace(move, done=True))
+        for unit in units:
+            await self._end_move(unit)
+
+    def _follows(self, unit: str, to: str) -> bool:
+        """Whether a user whose pin was removed does not get a pin again by a move."""
+        row, move = self._units.row(unit), self.view.moves.get(unit)
+        asked = move is not None and not move.done and move.to == to
+        return row is not None and row.removed and not asked
+
+    async def _pin(self, unit: str) -> None:
+        """Make a user of a group of ours a unit of its own. Nothing of the user
+        changes; a move follows."""
+        kept = await self._write(self.me, {unit: ""}, released=False)
+        if unit in kept:
+            self._store.renumber(unit, kept[unit])
+
+    async def _end_move(self, unit: str) -> None:
+        """A unit is here: note it if a move wanted that."""
+        move = self.view.moves.get(unit)
+        if move is not None and not move.done and move.to == self.me:
+            await self.view.put(Kind.MOVES, unit, replace(move, done=True))
 
     async def _release(self, release: Release) -> None:
         async def hand() -> bool:

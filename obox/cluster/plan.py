@@ -7,16 +7,19 @@ they differ, the bucket decides, and the next plan follows the newer assignment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .assign import newer, rank
-from .records import Assigned, Member, Move, Orders, State
+from .assign import home_of, newer, rank
+from .records import Assigned, Member, Move, Orders, State, user_of
 
 MOVED_AT_ONCE = 8
 """Groups that are released together: a user waits no longer than for so many
 flushes."""
+
+USERS_MOVED_AT_ONCE = 64
+"""Single users that are released together. A group has more users."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,11 @@ class Picture:
     """What a backend knows.
 
     me: its name. units: of all groups, by key. rows: the newest assignment that was
-    ever seen of each unit. held: what the store serves. orders, members: rows by
-    backend. dead: by backend, the boot that is dead. moves: by unit. fenced: (backend,
-    boot) that this backend has fenced. ending: backends that are stopping or have
-    stopped in order, by their last beat. back: backends that were seen to beat lately.
+    ever seen of each unit, also of each pinned user. held: what the store serves.
+    orders, members: rows by backend. dead: by backend, the boot that is dead. moves: by
+    unit. fenced: (backend, boot) that this backend has fenced. ending: backends that
+    are stopping or have stopped in order, by their last beat. back: backends that were
+    seen to beat lately.
     """
 
     me: str
@@ -57,6 +61,27 @@ class Picture:
                 found[name] = 0.0 if orders.evacuate else float(orders.load_factor)
         return found
 
+    def weights_at(self, backend: str, *, elsewhere: bool) -> dict[str, float]:
+        """Load factors of the backends that may get what a backend has: those of its
+        site. elsewhere: if the site has none, those of other sites."""
+        weights, member = self.weights(), self.members.get(backend)
+        if member is None:
+            return weights
+        near = {name: weight for name, weight in weights.items() if self.members[name].site == member.site}
+        others = any(weight > 0 for name, weight in near.items() if name != backend)
+        return near if others or not elsewhere else weights
+
+    def heirs(self) -> dict[str, float]:
+        """Load factors of those who may get what this backend gives up, of itself 0. A
+        stop leaves groups at their site, and an evacuation may not be able to."""
+        evacuated = self.orders.get(self.me, Orders()).evacuate
+        return {**self.weights_at(self.me, elsewhere=evacuated), self.me: 0.0}
+
+    def group(self, unit: str) -> str | None:
+        """The group of the user who is a unit; None for a group."""
+        sid = user_of(unit)
+        return None if sid is None else home_of(sid, len(self.units))
+
 
 class Release(NamedTuple):
     """Give units up in order. to: the next backend. home: see `Assigned`."""
@@ -70,10 +95,11 @@ class Release(NamedTuple):
 class Plan:
     """What to do now.
 
-    lose: units that another backend has;
-    gain: units whose rows name us; claim: units without an owner, to be written and
-    gained, with their homes; fence: (backend, boot) that were seen dying, whose units
-    are in `claim` or who have none; release: at most one batch.
+    lose: units that another backend has; gain: units whose rows name us; claim: units
+    without an owner, to be written and gained, with their homes; fence: (backend, boot)
+    that were seen dying, whose units are in `claim` or who have none; pin: users of
+    groups of ours who are to become units of their own; arrived: units that are where
+    their moves want them; release: at most one batch.
     """
 
     lose: frozenset[str]
@@ -81,6 +107,8 @@ class Plan:
     claim: Mapping[str, str]
     fence: frozenset[tuple[str, str]]
     release: Release | None
+    pin: frozenset[str] = frozenset()
+    arrived: frozenset[str] = frozenset()
 
 
 def plan(now: Picture) -> Plan:
@@ -98,18 +126,20 @@ def plan(now: Picture) -> Plan:
     for unit, row in now.rows.items():
         if row.backend == now.me and unit not in now.held:
             gain[unit] = row
-    weights = now.weights()
-    claim, fence = _claims(now, weights)
+    claim, fence = _claims(now)
+    moves = {unit: move for unit, move in now.moves.items() if not move.done}
     return Plan(
         lose=frozenset(lose),
         gain=gain,
         claim=claim,
         fence=frozenset(fence),
-        release=_release(now, weights, lose),
+        release=_release(now, lose),
+        pin=frozenset(_pins(now, moves, lose)),
+        arrived=frozenset(unit for unit, move in moves.items() if move.to == now.me and unit in now.held.keys() - lose),
     )
 
 
-def _claims(now: Picture, weights: Mapping[str, float]) -> tuple[dict[str, str], set[tuple[str, str]]]:
+def _claims(now: Picture) -> tuple[dict[str, str], set[tuple[str, str]]]:
     """Units that nobody serves and that are for us, with their homes; the boots whose
     owners they had."""
     claim: dict[str, str] = {}
@@ -117,17 +147,42 @@ def _claims(now: Picture, weights: Mapping[str, float]) -> tuple[dict[str, str],
     owners = {row.backend for row in now.rows.values()}
     for unit in now.units | now.rows.keys():
         row = now.rows.get(unit)
-        vacant = row is None or row.removed or row.backend in now.dead or _is_gone(now, row.backend)
-        if vacant and next(iter(rank(unit, weights)), None) == now.me:
+        if _is_vacant(now, row) and _heir(now, unit) == now.me:
             claim[unit] = "" if row is None else _home(now, row)
             if row is not None and row.backend in now.dead:
                 fence.add((row.backend, now.dead[row.backend]))
     for backend, boot in now.dead.items():
         if not boot or backend in owners or (backend, boot) in now.fenced:
             continue  # a fence holds for good, and reading all journals is not cheap
-        if next(iter(rank(f"boot:{backend}", weights)), None) == now.me:
+        if next(iter(rank(f"boot:{backend}", now.weights_at(backend, elsewhere=False))), None) == now.me:
             fence.add((backend, boot))
     return claim, fence
+
+
+def _is_vacant(now: Picture, row: Assigned | None) -> bool:
+    return row is None or row.backend in now.dead or _is_gone(now, row.backend)
+
+
+def _heir(now: Picture, unit: str) -> str | None:
+    """Who acquires a unit that is vacant. A backend that is seen dying has heirs at its
+    own site alone, because no other site takes part in the judgement."""
+    row = now.rows.get(unit)
+    if row is not None and row.removed and (group := now.group(unit)) is not None:
+        leader = now.rows.get(group)
+        if leader is not None and not _is_vacant(now, leader):
+            return leader.backend
+        unit, row = group, leader
+    weights = now.weights() if row is None else now.weights_at(row.backend, elsewhere=row.backend not in now.dead)
+    return next(iter(rank(unit, weights)), None)
+
+
+def _pins(now: Picture, moves: Mapping[str, Move], lost: set[str]) -> Iterator[str]:
+    """Users who are to move alone and have no row yet: the owner of the group makes
+    it."""
+    for unit in moves:
+        group = now.group(unit)
+        if group is not None and unit not in now.rows and group in now.held and group not in lost:
+            yield unit
 
 
 def _home(now: Picture, row: Assigned) -> str:
@@ -144,23 +199,48 @@ def _is_gone(now: Picture, backend: str) -> bool:
     return orders is not None and orders.state in (State.OFFLINE, State.REMOVED)
 
 
-def _release(now: Picture, weights: Mapping[str, float], lost: set[str]) -> Release | None:
-    """The next batch of units that leave for one backend with one home."""
-    leaving: dict[str, tuple[str, str]] = {}
-    ours = now.orders.get(now.me, Orders())
-    others = {**weights, now.me: 0.0}
+def _release(now: Picture, lost: set[str]) -> Release | None:
+    """The next batch of units that leave for one backend with one home: groups, or
+    single users."""
+    weights, heirs = now.weights(), now.heirs()
+    leaving: dict[str, tuple[str, str, bool]] = {}
     for unit in sorted(now.held.keys() - lost):
-        move, row = now.moves.get(unit), now.rows.get(unit)
-        home = "" if row is None else row.home
-        if move is not None and not move.done and move.to != now.me and move.to in weights:
-            leaving[unit] = move.to, ""
-        elif ours.evacuate and (heirs := rank(unit, others)):
-            leaving[unit] = heirs[0], home if home != now.me else ""
-        elif now.me in now.ending and (heirs := rank(unit, others)):
-            leaving[unit] = heirs[0], home or now.me
-        elif others.get(home, 0.0) > 0 and home in now.back:
-            leaving[unit] = home, ""
+        if (found := _destination(now, unit, weights, heirs)) is not None:
+            leaving[unit] = *found, user_of(unit) is not None
     if not leaving:
         return None
-    first = to, home = next(iter(leaving.values()))
-    return Release(to, tuple(unit for unit, where in leaving.items() if where == first)[:MOVED_AT_ONCE], home)
+    first = to, home, alone = next(iter(leaving.values()))
+    batch = [unit for unit, where in leaving.items() if where == first]
+    return Release(to, tuple(batch[: USERS_MOVED_AT_ONCE if alone else MOVED_AT_ONCE]), home)
+
+
+def _destination(
+    now: Picture, unit: str, weights: Mapping[str, float], heirs: Mapping[str, float]
+) -> tuple[str, str] | None:
+    """Where a unit of ours goes, and its home there; None if it stays."""
+    move, row = now.moves.get(unit), now.rows.get(unit)
+    home = "" if row is None else row.home
+    if move is not None and not move.done and move.to != now.me and move.to in weights:
+        return move.to, ""
+    group = now.group(unit) if row is not None and row.removed else None
+    leader = None if group is None else now.rows.get(group)
+    if leader is not None and leader.backend != now.me and _may_be_followed(now, leader):
+        return leader.backend, ""
+    evacuated, ending = now.orders.get(now.me, Orders()).evacuate, now.me in now.ending
+    if evacuated or ending:
+        # A user who follows a group goes where the group goes.
+        heir = next(iter(rank(group or unit, heirs)), None)
+        if heir is None:
+            return None
+        if evacuated:
+            return heir, home if home != now.me else ""
+        return heir, "" if group is not None else home or now.me
+    if home != now.me and weights.get(home, 0.0) > 0 and home in now.back:
+        return home, ""
+    return None
+
+
+def _may_be_followed(now: Picture, leader: Assigned) -> bool:
+    """Whether the owner of a group keeps it, so that users who follow may go there."""
+    leaves = leader.backend in now.ending or now.orders.get(leader.backend, Orders()).evacuate
+    return not leaves and not _is_vacant(now, leader)

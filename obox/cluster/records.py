@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Site(msgspec.Struct, frozen=True):
-    """state: online, offline or removed."""
+    """state: what the operator has last set for all its backends, or removed."""
 
     state: State = State.ONLINE
     comment: str = ""
@@ -82,8 +82,9 @@ class Beat(msgspec.Struct, frozen=True):
     """A member lives: `counter` is one more each second.
 
     boot: the journal's boot, "" of a proxy; started: unix seconds; load: by name
-    ("cpu" and "memory" as fractions of 1, "sessions", "users"). ending: the member is
-    stopping, or has stopped, so that nobody gives it groups.
+    ("cpu" and "memory" as fractions of 1); ending: the member is stopping, or has
+    stopped, so that nobody gives it groups; units: how many units it serves, -1 if it
+    does not say; digest: of their assignments (`assign.digest`).
     """
 
     counter: int
@@ -92,6 +93,8 @@ class Beat(msgspec.Struct, frozen=True):
     started: float = 0.0
     load: dict[str, float] = {}
     ending: bool = False
+    units: int = -1
+    digest: int = 0
 
 
 class BootRow(msgspec.Struct, frozen=True):
@@ -109,10 +112,11 @@ class Assigned(msgspec.Struct, frozen=True):
 
     See docs/cluster.md, "Which of two assignments holds".
 
-    number: above every number that the writer has seen of any group; token: random, 64
+    number: above every number that the writer has seen of any unit; token: random, 64
     bits; released: the backend before has given the group up in order, so that its
-    bundles have everything; removed: of a pin that is no more; home: the backend that
-    gave the group up only because it stopped, and gets it again when it is back.
+    bundles have everything; removed: of a pin that is no more: the user stays a unit of
+    its own, which follows the user's group; home: the backend that gave the unit up
+    only because it stopped, and gets it again when it is back.
     """
 
     backend: str
@@ -124,7 +128,7 @@ class Assigned(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True):
-    """Somebody wants a group or a pinned user at backend `to`.
+    """Somebody wants a group or a single user at backend `to`.
 
     since: unix seconds; by: who asked, for operators; done: the move is over.
     """
@@ -186,6 +190,20 @@ def group_number(key: str) -> int | None:
     return int(key) if len(key) == GROUP_DIGITS and key.isascii() and key.isdigit() else None
 
 
+USER_PREFIX: Final = "u:"
+
+
 def user_key(sid: str) -> str:
-    """A pinned user's key among the rows of kind `moves`."""
-    return f"u:{sid}"
+    """The unit of a pinned user, and its key among the rows of kind `moves`."""
+    return USER_PREFIX + sid
+
+
+def user_of(unit: str) -> str | None:
+    """The storage id of the user who is a unit, None for a group."""
+    return unit.removeprefix(USER_PREFIX) if unit.startswith(USER_PREFIX) else None
+
+
+def place_of(unit: str) -> tuple[Kind, str]:
+    """Kind and key of the row that assigns a unit."""
+    sid = user_of(unit)
+    return (Kind.GROUPS, unit) if sid is None else (Kind.PINS, sid)

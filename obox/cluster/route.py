@@ -36,5 +36,7 @@ class Router(Protocol):
 
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """The same after another member has said something else: reads the row anew
-        unless what is known here is at least as new as `seen`. Raises Unavailable.
+        unless what is known here is at least as new as `seen`. If both have the same
+        number and differ, a user of this process is marked for a merge. Raises
+        Unavailable.
         """

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from .assign import home_of
 from .directory import Directory, Kind, Row
 from .records import (
     RECORDS,
@@ -27,6 +28,8 @@ from .records import (
     State,
     group_key,
     group_number,
+    user_key,
+    user_of,
 )
 
 
@@ -67,7 +70,30 @@ class Tables:
 
     def groups_of(self, backend: str) -> list[str]:
         """Keys of the groups whose rows name a backend."""
-        return sorted(key for key, row in self.groups.items() if row.backend == backend and not row.removed)
+        return sorted(key for key, row in self.groups.items() if row.backend == backend)
+
+    def users_of(self, backend: str) -> list[str]:
+        """Units of the single users whose rows name a backend."""
+        return sorted(user_key(sid) for sid, row in self.pins.items() if row.backend == backend)
+
+    def units_of(self, backend: str) -> list[str]:
+        """Groups and single users of a backend."""
+        return self.groups_of(backend) + self.users_of(backend)
+
+    def unit_of(self, sid: str) -> str:
+        """The unit of a user: its group, or the user, if it was ever pinned. The
+        directory's settings must be there."""
+        return user_key(sid) if sid in self.pins else self.group_of(sid)
+
+    def group_of(self, sid: str) -> str:
+        """The key of a user's group. The directory's settings must be there."""
+        assert self.settings is not None
+        return home_of(sid, self.settings.groups)
+
+    def row(self, unit: str) -> Assigned | None:
+        """The assignment of a unit."""
+        sid = user_of(unit)
+        return self.groups.get(unit) if sid is None else self.pins.get(sid)
 
     def pending(self) -> dict[str, Move]:
         """Moves that are not done, by unit."""

@@ -163,7 +163,7 @@ class View:
     def owners(self) -> dict[str, str]:
         """All backends that an assignment names, with their sites, "" where unknown."""
         records = [known.record for kind in (Kind.GROUPS, Kind.PINS) for known in self._known[kind].values()]
-        return {name: self._site(name) for name in {record.backend for record in records if not record.removed}}
+        return {name: self._site(name) for name in {record.backend for record in records}}
 
     def watched(self) -> dict[str, str]:
         """Backends whose beats matter, with their sites: those that an assignment
@@ -379,9 +379,9 @@ class View:
         if not any(changed.get(kind) for kind in POLLED[:-1]):
             return
         groups = frozenset(int(key) for key in changed.get(Kind.GROUPS, ()))
-        others = (frozenset(changed.get(kind, ())) for kind in POLLED[1:-1])
+        changes = Changes(groups, *(frozenset(changed.get(kind, ())) for kind in POLLED[1:-1]))
         for listener in list(self._listeners):
-            listener(Changes(groups, *others))
+            listener(changes)
 
     async def _save(self) -> None:
         """A local disk that fails costs the next start, not this life."""

@@ -139,7 +139,7 @@ class Forwarder:
         """Check that this backend owns a user whom another member has forwarded to it.
         claim: the assignment that the member knows. Raises: Referred, Unavailable."""
         route = await self.router.route(sid)
-        if isinstance(route, There) or newer(route.assigned, claim):
+        if isinstance(route, There) or newer(route.assigned, claim) or _is_tie(route.assigned, claim):
             route = await self.router.reread(sid, claim)
         if isinstance(route, There):
             raise Referred(route.assigned.backend, route.assigned.number, route.assigned.token)
@@ -320,6 +320,11 @@ class _Tries:
         """Whether a referral may be followed: one may."""
         first, self._referred = not self._referred, True
         return first
+
+
+def _is_tie(ours: Assigned, claim: Assigned) -> bool:
+    """Whether two members have assigned the user with the same number."""
+    return ours.number == claim.number and ours.token != claim.token
 
 
 def _claim(forward: Forward) -> Assigned:

@@ -55,8 +55,8 @@ class ViewRouter:
 
     def _place(self, sid: StorageId) -> tuple[str, Kind]:
         """The key and kind of the row that says who serves a user."""
-        pin = self._view.assigned(sid, Kind.PINS)
-        if pin is not None and not pin.removed:
+        if self._view.assigned(sid, Kind.PINS) is not None:
+            # Also if the pin was removed: then its row follows the group's.
             return sid, Kind.PINS
         settings = self._view.settings
         if settings is None:

@@ -47,7 +47,8 @@ class Cluster(Protocol):
     """What the store asks of the cluster. `obox.cluster` implements it."""
 
     def unit_of(self, sid: str) -> str:
-        """Return the unit of a user. It stays the same until the user is pinned."""
+        """Return the unit of a user. It stays the same, but for a user who is pinned
+        for the first time: that user is a unit of its own from then on."""
 
     async def ready(self) -> None:
         """Return once the units of this backend are known."""
@@ -167,6 +168,15 @@ class Owned:
         kept = {unit for unit, stay in self._units.items() if units.get(unit) == Tag(stay.number, stay.token)}
         self._units = {unit: stay for unit, stay in self._units.items() if unit in kept}
         return kept
+
+    def split(self, unit: str, alone: str) -> None:
+        """Make a user of a unit a unit of its own, without an assignment. Its copies
+        stay trusted until it is gained."""
+        stay = self._units.get(unit)
+        if stay is not None and alone not in self._units:
+            self._units[alone] = _Stay(0, 0, stay.generation)
+            if unit in self.unclean:
+                self.unclean.add(alone)
 
     def renumber(self, units: Mapping[str, Tag]) -> None:
         """Set another assignment of units that stay here. Their copies stay trusted."""

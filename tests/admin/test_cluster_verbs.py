@@ -16,6 +16,7 @@ import pytest
 
 from obox.accounts import Account
 from obox.admin import rows
+from obox.admin.clustergroups import unpin
 from obox.admin.parts import Admin, ClusterParts
 from obox.admin.run import Outcome
 from obox.auth import Authenticator, PasswdFile
@@ -43,7 +44,9 @@ from obox.cluster import (
     next_timestamp,
     open_lmdb,
     read_tables,
+    user_key,
 )
+from obox.cluster.assign import digest
 from obox.errors import Unavailable
 
 GROUPS = 8
@@ -294,16 +297,58 @@ async def test_reboots_and_merges(board: Board) -> None:
     assert await board.rows("clusterMerges") == [{"group": "00003", "backend": "b", "at": 500, "users": 2}]
 
 
+async def test_check_compares_what_other_backends_serve(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats say how much each serves; a move that goes on meanwhile is no fault."""
+    monkeypatch.setattr("obox.admin.cluster.AGAIN_S", 0.05)
+    units = {group_key(number): (number + 1, 1) for number in range(5, GROUPS)}
+
+    async def beats(held: dict[str, tuple[int, int]]) -> None:
+        await board.put(Kind.BEATS, "b", Beat(9, "boot-b", units=len(held), digest=digest(held)))
+
+    async def found() -> list[str]:
+        return [row["detail"] for row in (await board.ask("clusterCheck")).rows if row["check"] == "other-units"]
+
+    await beats(units)
+    assert await found() == []
+    await beats({**units, group_key(0): (30, 1)})
+    assert await found() == ["b serves 4 units, and not the 3 that the directory names it for"]
+    await beats({**units, group_key(5): (30, 1)})
+    assert await found() == ["b serves 3 units, which are not those that the directory names it for"]
+    passing = asyncio.ensure_future(board.ask("clusterCheck"))
+    await asyncio.sleep(0.02)
+    await beats(units)
+    assert "other-units" not in {row["check"] for row in (await passing).rows}
+
+
+async def test_check_of_journals_needs_a_backend(board: Board) -> None:
+    code, text = await board.fails("clusterCheck", journals=True)
+    assert (code, text) == (69, "no backend runs here")
+
+
 async def test_balance_says_why_and_moves(board: Board) -> None:
     await board.put(Kind.ORDERS, "a", Orders(load_factor=25))
+    assert await board.rows("clusterBalance", dryRun=True) == [], "they are at two sites"
+    await board.put(Kind.MEMBERS, "b", Member("backend", "north", "b.example.org", {"imap": 143}, READS, "1"))
     got = await board.rows("clusterBalance", dryRun=True)
     assert [(row["backend"], row["to"]) for row in got] == [("a", "b")] * 3
-    assert got[0]["why"] == "a has 5 groups, its share is 1.6; b has 3, its share is 6.4"
+    used = "with 25% CPU and 50% memory in use"
+    assert got[0]["why"] == f"a has 5 groups {used}, its share is 1.6; b has 3 groups {used}, its share is 6.4"
     assert (await read_tables(board.directory)).pending() == {}
     assert await board.rows("clusterBalance") == got
     pending = (await read_tables(board.directory)).pending()
     assert {unit: move.to for unit, move in pending.items()} == {row["group"]: "b" for row in got}
     assert await board.rows("clusterBalance") == [], "pending moves count as done"
+
+
+async def test_balance_looks_at_machines(board: Board) -> None:
+    await board.put(Kind.MEMBERS, "b", Member("backend", "north", "b.example.org", {"imap": 143}, READS, "1"))
+    for number in range(GROUPS):
+        await board.put(Kind.GROUPS, group_key(number), Assigned("a" if number < 4 else "b", number + 1, 1))
+    assert await board.rows("clusterBalance", dryRun=True) == []
+    await board.put(Kind.BEATS, "a", Beat(8, "boot-a", started=900.0, load={"cpu": 0.9, "memory": 0.5}))
+    (shift,) = await board.rows("clusterBalance", dryRun=True)
+    assert (shift["backend"], shift["to"]) == ("a", "b")
+    assert "a has 4 groups with 90% CPU" in shift["why"]
 
 
 async def test_a_directory_that_does_not_answer_is_exit_69(empty: Board) -> None:
@@ -467,8 +512,54 @@ async def test_sites(board: Board) -> None:
     assert added in await board.rows("clusterSiteList")
     got = {row["site"]: (row["backends"], row["alive"], row["groups"]) for row in await board.rows("clusterSiteStatus")}
     assert got == {"north": (1, 1, 5), "south": (2, 1, 3), "west": (0, 0, 0)}
-    await board.put(Kind.SITES, "west", Site(State.REMOVED))
+    assert await board.row("clusterSiteRemove", site="west") == {"site": "west", "result": "removed"}
     assert len(await board.rows("clusterSiteList")) == 2
+    assert (await board.fails("clusterSiteRemove", site="west"))[0] == 65
+    assert (await read_tables(board.directory)).sites["west"].state is State.REMOVED, "a state, never a DELETE"
+    code, text = await board.fails("clusterSiteRemove", site="south")
+    assert code == 75
+    assert "south has backends: b, c;" in text
+    await board.put(Kind.SITES, "south", Site(State.REMOVED))
+    assert len(await board.rows("clusterSiteList")) == 2, "it has members again"
+
+
+async def test_a_site_is_set_offline_and_comes_back(board: Board) -> None:
+    assert (await board.fails("clusterSiteUpdate", site="south"))[0] == 65
+    assert "allowed: north, south" in (await board.fails("clusterSiteUpdate", site="z", status="online"))[1]
+    assert "allowed: online, standby, offline" in (await board.fails("clusterSiteUpdate", site="south", status="x"))[1]
+    got = await board.row("clusterSiteUpdate", site="south", status="offline", comment="Cork")
+    assert got == {"site": "south", "status": "offline", "comment": "Cork", "backends": 2}
+    assert [(await board.orders(name)).state for name in "abc"] == [State.ONLINE, State.OFFLINE, State.OFFLINE]
+    code, text = await board.fails("clusterSiteUpdate", site="north", status="offline")
+    assert code == 75
+    assert "no backend of another site" in text
+    assert (await board.row("clusterSiteUpdate", site="south", status="online"))["comment"] == "Cork"
+    assert (await board.orders("b")) == Orders()
+
+
+async def test_a_site_is_evacuated(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its backends are evacuated at once, so that none gets the groups of another.
+    The groups that are left are counted."""
+    monkeypatch.setattr("obox.admin.clustersites.POLL_S", 0.01)
+    asked = await board.row("clusterSiteEvacuate", site="south", noWait=True)
+    assert asked == {"site": "south", "groups": 3, "status": "online", "result": "asked"}
+    assert [(await board.orders(name)).evacuate for name in "abc"] == [False, True, True]
+    outcome = await board.ask("clusterSiteEvacuate", site="south", timeout=1)
+    assert outcome.code == 75
+    assert outcome.rows == [{"site": "south", "groups": 3, "status": "online", "result": "goes on"}]
+    for number in range(5, GROUPS):
+        await board.put(Kind.GROUPS, group_key(number), Assigned("a", 20 + number, 1))
+    await board.put(Kind.ORDERS, "b", Orders(State.STANDBY, evacuate=True))
+    done = await board.row("clusterSiteEvacuate", site="south")
+    assert done == {"site": "south", "groups": 0, "status": "standby", "result": "evacuated"}
+    assert "no backend of another site" in (await board.fails("clusterSiteEvacuate", site="north"))[1]
+
+
+async def test_the_alternative_of_a_group_is_at_its_site(board: Board) -> None:
+    await board.put(Kind.ORDERS, "c", Orders())
+    got = await board.rows("clusterGroupList")
+    assert {row["alternative"] for row in got if row["backend"] == "b"} == {"c"}
+    assert {row["alternative"] for row in got if row["backend"] == "a"} <= {"b", "c"}
 
 
 # -- groups and users --------------------------------------------------------------------------------------------------
@@ -505,21 +596,81 @@ async def test_status_of_a_user(board: Board) -> None:
     owner = "a" if int(unit) < 5 else "b"
     got = await board.row("clusterUserStatus", user=ANNA)
     assert got == {
-        "storage_id": ANNA, "group": unit, "backend": owner, "site": {"a": "north", "b": "south"}[owner],
-        "address": f"{owner}.example.org", "to": "",
+        "storage_id": ANNA, "group": unit, "pinned": False, "backend": owner,
+        "site": {"a": "north", "b": "south"}[owner], "address": f"{owner}.example.org", "to": "",
     }  # fmt: skip
     assert (await board.fails("clusterUserStatus", user="zoe@example.org"))[0] == 67
     assert (await board.row("clusterUserStatus", user="zoe@example.org", noUserdbLookup=True))["group"]
 
 
-async def test_a_single_user_is_not_moved_yet(board: Board) -> None:
-    owner = (await board.row("clusterUserStatus", user=ANNA))["backend"]
+def pinned_at(backend: str, *, removed: bool = False) -> Assigned:
+    return Assigned(backend, 20, 7, removed=removed)
+
+
+async def test_a_single_user_moves(board: Board) -> None:
+    """The verb asks for it. The owner of the group pins the user, and then releases the
+    user."""
+    got = await board.row("clusterUserStatus", user=ANNA)
+    owner, unit = got["backend"], user_key(ANNA)
     other = "b" if owner == "a" else "a"
-    assert (await board.row("clusterUserMove", user=ANNA, backend=owner))["to"] == owner
-    code, text = await board.fails("clusterUserMove", user=ANNA, backend=other)
-    assert code == 77
-    assert "cluster group move" in text
+    for code, text in (
+        await board.fails("clusterUserMove", user=ANNA),
+        await board.fails("clusterUserMove", user=ANNA, backend=other, unpin=True),
+    ):
+        assert code == 65
+        assert "allowed: the name of a backend, or --unpin" in text
     assert (await board.fails("clusterUserMove", user=ANNA, backend="z"))[0] == 65
+    assert "it is standby" in (await board.fails("clusterUserMove", user=ANNA, backend="c"))[1]
+    assert (await board.row("clusterUserMove", user=ANNA, unpin=True))["result"] == "not pinned"
+    asked = await board.row("clusterUserMove", user=ANNA, backend=other)
+    assert asked == {"group": got["group"], "backend": owner, "to": other, "result": "asked"}
+    assert (await board.row("clusterUserStatus", user=ANNA))["to"] == other
+    tables = await read_tables(board.directory)
+    assert tables.pending()[unit].to == other
+    assert tables.pins == {}, "the owner of the group makes the row"
+    assert (await board.row("clusterUserMove", user=ANNA, unpin=True))["result"] == "cancelled"
+    assert (await read_tables(board.directory)).pending() == {}
+    assert (await board.row("clusterUserMove", user=ANNA, backend=owner))["result"] == "asked", "pinned in place"
+
+
+async def test_a_pinned_user(board: Board) -> None:
+    group = group_key(group_of(ANNA, GROUPS))
+    leader = (await board.row("clusterUserStatus", user=ANNA))["backend"]
+    at = "b" if leader == "a" else "a"
+    await board.put(Kind.PINS, ANNA, pinned_at(at))
+    got = await board.row("clusterUserStatus", user=ANNA)
+    assert (got["group"], got["backend"], got["pinned"], got["to"]) == (group, at, True, "")
+    assert got["site"] == {"a": "north", "b": "south"}[at]
+    assert (await board.row("clusterBackendStatus", mask=at))["users"] == 1
+    assert (await board.row("clusterUserMove", user=ANNA, backend=at))["result"] == "already there"
+    assert (await board.row("clusterUserMove", user=ANNA, backend=leader))["result"] == "asked"
+    assert (await board.row("clusterUserMove", user=ANNA, backend=at))["result"] == "cancelled"
+    assert (await read_tables(board.directory)).pending() == {}
+    assert (await board.row("clusterUserMove", user=ANNA, unpin=True)) == {
+        "group": group, "backend": at, "to": leader, "result": "unpinned",
+    }  # fmt: skip
+    assert (await read_tables(board.directory)).pins[ANNA] == pinned_at(at, removed=True), "the assignment stays"
+    assert not (await board.row("clusterUserStatus", user=ANNA))["pinned"]
+    assert (await board.row("clusterUserMove", user=ANNA, unpin=True))["result"] == "not pinned"
+    assert (await board.row("clusterUserMove", user=ANNA, backend=at))["result"] == "pinned"
+    assert (await read_tables(board.directory)).pins[ANNA] == pinned_at(at)
+
+
+async def test_a_backend_with_a_pinned_user_is_not_removed(board: Board) -> None:
+    await board.put(Kind.PINS, ANNA, pinned_at("c", removed=True))
+    code, text = await board.fails("clusterBackendRemove", backend="c")
+    assert code == 75
+    assert "c has 1 single user;" in text
+    await board.put(Kind.PINS, ANNA, pinned_at("a"))
+    assert "5 groups and 1 single user" in (await board.fails("clusterBackendRemove", backend="a"))[1]
+
+
+async def test_who_is_deleted_is_pinned_no_more(board: Board) -> None:
+    account = Account(ANNA, ANNA)
+    assert not await unpin(board.admin, account)
+    await board.put(Kind.PINS, ANNA, pinned_at("a"))
+    assert await unpin(board.admin, account)
+    assert (await read_tables(board.directory)).pins[ANNA].removed, "a state, never a DELETE"
 
 
 async def test_a_kick_needs_the_key_and_the_owner(board: Board) -> None:

@@ -77,7 +77,8 @@ def test_options_that_a_command_does_not_use(alone: Home, option: list[str], com
 
 ALWAYS_ROWS = {
     "authTest", "clusterBackendAdd", "clusterBackendEvacuate", "clusterBackendRemove", "clusterBackendUpdate",
-    "clusterGroupMove", "clusterInit", "clusterLoad", "clusterSiteAdd", "clusterStatus", "clusterUpgrade",
+    "clusterGroupMove", "clusterInit", "clusterLoad", "clusterSiteAdd", "clusterSiteEvacuate", "clusterSiteRemove",
+    "clusterSiteUpdate", "clusterStatus", "clusterUpgrade",
     "clusterUserKick", "clusterUserMove", "clusterUserStatus",
     "fscacheRescan", "fscacheStatus", "kick", "metacacheClean", "metacacheFlush", "metacachePull",
     "metacacheRefresh", "metacacheRescan", "metacacheStatus", "metacacheUnpack", "oboxUserDelete", "oboxUserRename",

@@ -49,7 +49,7 @@ SOUND: dict[tuple[Kind, str], msgspec.Struct] = {
     (Kind.GROUPS, group_key(0)): Assigned("a", 1, 2**63 + 5),
     (Kind.GROUPS, group_key(1)): Assigned("b", 2, 7),
     (Kind.PINS, "anna"): Assigned("b", 1, 1),
-    (Kind.PINS, "gone"): Assigned("c", 1, 1, removed=True),
+    (Kind.PINS, "gone"): Assigned("a", 1, 1, removed=True),
     (Kind.MOVES, user_key("anna")): Move("b", 1.0, "bob", True),
 }
 
@@ -153,13 +153,13 @@ CHANGES: dict[str, tuple[dict[tuple[Kind, str], msgspec.Struct | bytes], list[tu
     ),
     "an owner that is offline": (
         {(Kind.ORDERS, "a"): Orders(State.OFFLINE)},
-        [(True, "bad-owner", GROUP0)],
+        [(True, "bad-owner", GROUP0), (True, "bad-owner", "pins gone")],
     ),
     "an owner on standby still serves": ({(Kind.ORDERS, "a"): Orders(State.STANDBY)}, []),
     "an owner that nobody knows": ({(Kind.GROUPS, group_key(0)): Assigned("c", 2, 1)}, [(True, "bad-owner", GROUP0)]),
     "a proxy as owner": (
         {(Kind.MEMBERS, "a"): Member("proxy", "default", "10.0.0.1")},
-        [(True, "bad-owner", GROUP0)],
+        [(True, "bad-owner", GROUP0), (True, "bad-owner", "pins gone")],
     ),
     "two at one address": (
         {(Kind.MEMBERS, "b"): Member("backend", "default", "10.0.0.1", {"imap": 143})},

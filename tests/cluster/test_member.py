@@ -10,6 +10,7 @@ from obox.cluster import (
     BackendMember,
     Beat,
     DeadWatch,
+    Here,
     Kind,
     Member,
     MemoryDirectory,
@@ -18,17 +19,19 @@ from obox.cluster import (
     Orders,
     View,
     World,
+    decode,
     encode,
     group_key,
     make_settings,
 )
 from obox.cluster.member import FIRST_CLAIM_S
+from obox.types import StorageId
 
 GROUPS = 4
 
 
 class Store:
-    """A `member.Store` that serves all groups and counts."""
+    """A `world.Store` that serves all groups and counts."""
 
     def __init__(self) -> None:
         self.now = [1000.0]
@@ -42,6 +45,15 @@ class Store:
 
     def boot(self) -> str:
         return "boot1"
+
+    def holds(self, unit: str) -> bool:
+        return unit in self.units
+
+    def split(self, group: str, unit: str) -> None:
+        raise AssertionError("nobody is pinned")
+
+    def renumber(self, unit: str, row: Assigned) -> None:
+        raise AssertionError("nobody is pinned")
 
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         assert not units
@@ -57,7 +69,7 @@ class Store:
     async def doubt(self, units: Sequence[str]) -> None:
         self.doubted.append(units)
 
-    async def sweep(self) -> None:
+    async def sweep(self, clears: Callable[[str], bool]) -> None:
         return
 
 
@@ -153,3 +165,37 @@ async def test_groups_without_an_owner_wait_until_members_know_of_each_other() -
     assert member._may_claim(group_key(0)), "it had an owner, who may have died"
     store.now[0] += FIRST_CLAIM_S
     assert member._may_claim("00099")
+
+
+async def test_a_tie_is_served_and_marked_for_a_merge_once() -> None:
+    """Two backends have given the group to this one with the same number, so both may
+    have written."""
+    store = Store()
+    member, _, directory = await make(store)
+    await member.view.poll()
+    member._begin()
+    sid, unit = StorageId("anna"), member.unit_of("anna")
+    for _ in range(3):
+        route = await member.reread(sid, Assigned("b", 1, 99))
+        assert isinstance(route, Here)
+    assert store.doubted == [[unit]]
+    row = await directory.get(Kind.MERGES, unit)
+    assert row is not None
+    assert decode(row.value, Merge).by == "b"
+    await member.reread(sid, Assigned("a", 1, 7))
+    assert isinstance(await member.reread(sid, Assigned("b", 0, 3)), Here), "an older one is no tie"
+    assert store.doubted == [[unit]]
+
+
+async def test_a_tie_is_marked_later_if_the_directory_does_not_answer() -> None:
+    store = Store()
+    member, _, directory = await make(store)
+    await member.view.poll()
+    member._begin()
+    sid, unit = StorageId("anna"), member.unit_of("anna")
+    directory.faults.cut = True
+    assert isinstance(await member.reread(sid, Assigned("b", 1, 5)), Here), "it is served all the same"
+    assert store.doubted == [[unit]], "and compared"
+    directory.faults.cut = False
+    await member.reread(sid, Assigned("b", 1, 5))
+    assert await directory.get(Kind.MERGES, unit) is not None

@@ -20,27 +20,31 @@ from obox.cluster import (
     Member,
     MemoryDirectory,
     MemoryReplica,
+    Move,
     Myself,
     Orders,
     State,
     View,
     World,
     decode,
+    home_of,
     make_settings,
+    user_key,
 )
-from obox.cluster.member import HOME_BEATS
+from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S
 from obox.types import StorageId
 
 GROUPS = 12
 
 
 class FakeStore:
-    """`member.Store`: units come and go at once."""
+    """`world.Store`: units come and go at once."""
 
     def __init__(self) -> None:
         self.units: dict[str, tuple[int, int]] = {}
         self.present = "boot1"
         self.unclean: set[tuple[str, str]] = set()
+        self.gained: list[tuple[set[str], bool]] = []
 
     def held(self) -> Mapping[str, tuple[int, int]]:
         return self.units
@@ -50,6 +54,18 @@ class FakeStore:
 
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         self.units |= {unit: (row.number, row.token) for unit, row in units.items()}
+        self.gained.append((set(units), orderly))
+
+    def split(self, group: str, unit: str) -> None:
+        if group in self.units:
+            self.units[unit] = (0, 0)
+
+    def renumber(self, unit: str, row: Assigned) -> None:
+        if unit in self.units:
+            self.units[unit] = (row.number, row.token)
+
+    def holds(self, unit: str) -> bool:
+        return unit in self.units
 
     async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
         if not await hand():
@@ -66,7 +82,7 @@ class FakeStore:
     async def doubt(self, units: Sequence[str]) -> None:
         pass
 
-    async def sweep(self) -> Collection[tuple[str, str]]:
+    async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
         return self.unclean
 
 
@@ -212,6 +228,95 @@ async def test_figures_count_what_was_done(fleet: Fleet) -> None:
     assert b.figures()["losses_total"] == b.figures()["fences_total"] == b.figures()["merges_total"] == 0
 
 
+# -- single users ------------------------------------------------------------------------------------------------------
+
+SID = StorageId("anna")
+ANNA = user_key(SID)
+
+
+def owner_and_other(fleet: Fleet) -> tuple[str, str]:
+    group = home_of(SID, GROUPS)
+    return ("a", "b") if group in fleet.stores["a"].units else ("b", "a")
+
+
+async def pin(fleet: Fleet) -> Assigned:
+    row = await fleet.directory.get(Kind.PINS, SID)
+    assert row is not None
+    return decode(row.value, Assigned)
+
+
+async def test_a_user_moves_alone(fleet: Fleet) -> None:
+    owner, other = owner_and_other(fleet)
+    groups = [set(fleet.stores[name].units) for name in (owner, other)]
+    await fleet.put(Kind.MOVES, ANNA, Move(other, 0.0))
+    await fleet.seconds(6)
+    assert set(fleet.stores[owner].units) == groups[0]
+    assert set(fleet.stores[other].units) == groups[1] | {ANNA}
+    assert fleet.stores[other].gained[-1] == ({ANNA}, True), "the owner has handed over in order"
+    row = await pin(fleet)
+    assert (row.backend, row.released, row.removed) == (other, True, False)
+    assert all(member.unit_of(SID) == ANNA for member in fleet.members.values())
+    assert all(member.owner(SID) == other for member in fleet.members.values())
+    moves = await fleet.directory.all(Kind.MOVES)
+    assert decode(moves[ANNA].value, Move).done
+    assert fleet.members[owner].counts.losses == fleet.members[other].counts.losses == 0
+
+
+async def test_a_user_is_pinned_in_place_without_a_takeover(fleet: Fleet) -> None:
+    owner, _ = owner_and_other(fleet)
+    gained = len(fleet.stores[owner].gained)
+    await fleet.put(Kind.MOVES, ANNA, Move(owner, 0.0))
+    await fleet.seconds(4)
+    row = await pin(fleet)
+    assert fleet.stores[owner].units[ANNA] == (row.number, row.token)
+    assert len(fleet.stores[owner].gained) == gained
+    assert row.backend == owner
+    assert decode((await fleet.directory.all(Kind.MOVES))[ANNA].value, Move).done
+
+
+async def test_a_pinned_user_stays_when_the_group_moves_and_follows_it_later(fleet: Fleet) -> None:
+    owner, other = owner_and_other(fleet)
+    group = home_of(SID, GROUPS)
+    await fleet.put(Kind.MOVES, ANNA, Move(owner, 0.0))
+    await fleet.seconds(4)
+    await fleet.put(Kind.MOVES, group, Move(other, 0.0))
+    await fleet.seconds(4)
+    assert group in fleet.stores[other].units
+    assert ANNA in fleet.stores[owner].units
+    row = await pin(fleet)
+    await fleet.put(Kind.PINS, SID, Assigned(row.backend, row.number, row.token, row.released, removed=True))
+    await fleet.seconds(4)
+    assert ANNA in fleet.stores[other].units
+    assert ANNA not in fleet.stores[owner].units
+    assert (await pin(fleet)).removed, "it stays a follower"
+    await fleet.put(Kind.MOVES, group, Move(owner, 0.0))
+    await fleet.seconds(6)
+    assert {group, ANNA} <= fleet.stores[owner].units.keys()
+    await fleet.put(Kind.MOVES, ANNA, Move(other, 0.0))
+    await fleet.seconds(4)
+    assert ANNA in fleet.stores[other].units
+    assert not (await pin(fleet)).removed, "a move pins the user again"
+
+
+async def test_a_pin_has_the_highest_number(fleet: Fleet) -> None:
+    owner, other = owner_and_other(fleet)
+    await fleet.put(Kind.MOVES, ANNA, Move(other, 0.0))
+    await fleet.seconds(5)
+    row = await pin(fleet)
+    assert row.number == fleet.members[owner].number() == fleet.members[other].number()
+
+
+async def test_a_pin_that_was_made_while_this_backend_did_not_hear_of_it_is_a_loss(fleet: Fleet) -> None:
+    """The user leaves, and the group stays."""
+    owner, other = owner_and_other(fleet)
+    await fleet.put(Kind.PINS, SID, Assigned(other, 1, 5))
+    await fleet.seconds(3)
+    assert ANNA not in fleet.stores[owner].units
+    assert home_of(SID, GROUPS) in fleet.stores[owner].units
+    assert ANNA in fleet.stores[other].units
+    assert fleet.members[owner].counts.losses == 1
+
+
 async def leave(fleet: Fleet, *names: str) -> None:
     """Stop these members in order, as backends that get SIGTERM, at the same time."""
     leaving = [asyncio.ensure_future(fleet.members[name].leave()) for name in names]
@@ -289,3 +394,26 @@ async def test_a_client_that_comes_before_its_group_has_the_next_pass_begin(flee
     sid = next(sid for sid in map(str, range(1000)) if b.unit_of(sid) == unit)
     fleet.stores["b"].holds = lambda unit: pausing.done()  # type: ignore[attr-defined]
     assert await b.route(StorageId(sid)) == Here(row)
+
+
+async def test_passes_are_quick_while_groups_may_come(fleet: Fleet) -> None:
+    waits: list[float] = []
+    b = fleet.members["b"]
+
+    async def pause() -> float:
+        real = b._world
+
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+
+        b._world = replace(real, sleep=sleep)
+        await b._pause()
+        b._world = real
+        return waits[-1]
+
+    assert await pause() == POLL_S
+    await fleet.put(Kind.ORDERS, "a", Orders(evacuate=True))
+    await b.view.poll()
+    assert await pause() == QUICK_S
+    await fleet.seconds(10)
+    assert await pause() == POLL_S, "it holds nothing any more"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from obox.cluster import Assigned, Member, Move, Orders, State, rank
-from obox.cluster.plan import MOVED_AT_ONCE, Picture, Release, plan
+from obox.cluster import Assigned, Member, Move, Orders, State, home_of, rank, user_key
+from obox.cluster.plan import MOVED_AT_ONCE, USERS_MOVED_AT_ONCE, Picture, Release, plan
 
 UNITS = frozenset(f"{number:05}" for number in range(40))
 MEMBERS = {name: Member("backend", "default", name) for name in ("a", "b", "c")}
@@ -114,6 +114,134 @@ def test_an_evacuation_with_nobody_to_go_to_waits() -> None:
     assert plan(alone).release is None
 
 
+# -- single users ------------------------------------------------------------------------------------------------------
+
+ANNA = user_key("anna")
+HOME = home_of("anna", len(UNITS))
+
+
+def with_anna(backend: str, *, removed: bool = False) -> dict[str, Assigned]:
+    return {ANNA: Assigned(backend, 9, 1, removed=removed)}
+
+
+def test_a_move_of_a_user_without_a_pin_is_for_the_owner_of_the_group() -> None:
+    moves = {ANNA: Move("b", 0.0)}
+    assert plan(picture("a", rows=all_of("a"), held=all_of("a"), moves=moves)).pin == {ANNA}
+    assert not plan(picture("b", rows=all_of("a"), moves=moves)).pin
+    lost = {**all_of("a"), HOME: Assigned("c", 9, 9)}
+    assert not plan(picture("a", rows=lost, held=all_of("a"), moves=moves)).pin, "the group has just been lost"
+    assert not plan(picture("a", rows=all_of("a"), held=all_of("a"), moves={ANNA: Move("b", 0.0, done=True)})).pin
+
+
+def test_a_pinned_user_moves_alone_and_no_user_moves_with_a_group() -> None:
+    held = all_of("a") | with_anna("a")
+    found = plan(picture("a", rows=held, held=held, moves={ANNA: Move("b", 0.0), HOME: Move("b", 0.0)}))
+    assert found.release == Release("b", (HOME,)), "groups first, in their own batch"
+    assert not found.pin
+    found = plan(picture("a", rows=held, held=held, moves={ANNA: Move("b", 0.0)}))
+    assert found.release == Release("b", (ANNA,))
+
+
+def test_a_pinned_user_stays_when_the_group_leaves() -> None:
+    rows = all_of("b") | with_anna("a")
+    assert plan(picture("a", rows=rows, held=with_anna("a"))).release is None
+
+
+def test_a_user_whose_pin_was_removed_follows_the_group() -> None:
+    rows = all_of("b") | with_anna("a", removed=True)
+    assert plan(picture("a", rows=rows, held=with_anna("a"))).release == Release("b", (ANNA,))
+    rows = all_of("a") | with_anna("a", removed=True)
+    assert plan(picture("a", rows=rows, held=rows)).release is None
+    gone = all_of("b") | with_anna("a", removed=True)
+    assert plan(picture("a", rows=gone, held=with_anna("a"), dead={"b": "boot"})).release is None
+
+
+def test_users_of_a_dead_backend_have_one_heir_each() -> None:
+    users = {user_key(f"user{number}"): Assigned("c", 9, 1) for number in range(40)}
+    plans = [plan(picture(me, rows=all_of(me) | users, dead={"c": "boot7"})) for me in ("a", "b")]
+    assert plans[0].claim.keys() | plans[1].claim.keys() == users.keys()
+    assert not plans[0].claim.keys() & plans[1].claim.keys()
+    assert all(one.fence == {("c", "boot7")} for one in plans)
+
+
+def test_a_follower_of_a_dead_backend_goes_where_the_group_is() -> None:
+    rows = all_of("b") | with_anna("c", removed=True)
+    assert plan(picture("b", rows=rows, held=all_of("b"), dead={"c": "boot"})).claim.keys() == {ANNA}
+    assert not plan(picture("a", rows=rows, dead={"c": "boot"})).claim
+    both = all_of("c") | with_anna("c", removed=True)
+    plans = {me: plan(picture(me, rows=both, dead={"c": "boot"})).claim for me in ("a", "b")}
+    (heir,) = [me for me, claim in plans.items() if ANNA in claim]
+    assert HOME in plans[heir]
+
+
+def test_an_evacuation_takes_pinned_users_along() -> None:
+    orders = {"a": Orders(evacuate=True)}
+    found = plan(picture("a", rows=all_of("b") | with_anna("a"), held=with_anna("a"), orders=orders)).release
+    assert found is not None
+    assert found.units == (ANNA,)
+    assert found.to in ("b", "c")
+
+
+def test_many_single_users_go_together() -> None:
+    users = {user_key(f"user{number:03}"): Assigned("a", 9, 1) for number in range(100)}
+    found = plan(picture("a", rows=all_of("b") | users, held=users, orders={"a": Orders(evacuate=True)})).release
+    assert found is not None
+    assert MOVED_AT_ONCE < len(found.units) <= USERS_MOVED_AT_ONCE
+
+
+def test_a_unit_that_is_where_its_move_wants_it_has_arrived() -> None:
+    held = all_of("a")
+    assert plan(picture("a", rows=held, held=held, moves={ONE: Move("a", 0.0)})).arrived == {ONE}
+    assert not plan(picture("a", rows=held, held=held, moves={ONE: Move("a", 0.0, done=True)})).arrived
+    assert not plan(picture("b", rows=held, moves={ONE: Move("b", 0.0)})).arrived
+
+
+# -- sites -------------------------------------------------------------------------------------------------------------
+
+SITES = {name: Member("backend", site, name) for name, site in (("a", "n"), ("b", "n"), ("c", "s"), ("d", "s"))}
+
+
+def at_sites(me: str, **more: Any) -> Picture:
+    return replace(picture(me, **more), members=SITES)
+
+
+def test_groups_of_a_dead_backend_stay_at_its_site() -> None:
+    """A backend of another site does not know that the owner is dead. If it were the
+    heir, no backend would acquire the groups."""
+    plans = {me: plan(at_sites(me, rows=all_of("b"), dead={"b": "boot7"})) for me in "ac"}
+    assert plans["a"].claim.keys() == UNITS
+    assert plans["a"].fence == {("b", "boot7")}
+    empty = plan(at_sites("a", rows=all_of("c"), dead={"b": "boot7"}))
+    assert empty.fence == {("b", "boot7")}, "the fence of a backend without groups, too"
+
+
+def test_a_site_that_dies_as_a_whole_loses_nothing_by_itself() -> None:
+    orders = {"a": Orders(State.STANDBY)}
+    for me in ("c", "d"):
+        assert not plan(at_sites(me, rows=all_of("b"), orders=orders)).claim
+
+
+def test_a_site_that_is_set_offline_is_taken_over_by_the_other() -> None:
+    orders = {"a": Orders(State.OFFLINE), "b": Orders(State.OFFLINE)}
+    plans = [plan(at_sites(me, rows=all_of("b"), orders=orders)) for me in ("c", "d")]
+    assert plans[0].claim.keys() | plans[1].claim.keys() == UNITS
+    assert not plans[0].fence | plans[1].fence, "nobody was seen dying"
+
+
+def test_an_evacuation_stays_at_the_site_while_it_can() -> None:
+    held = all_of("a")
+    found = plan(at_sites("a", rows=held, held=held, orders={"a": Orders(evacuate=True)})).release
+    assert found is not None
+    assert found.to == "b"
+    away = {"a": Orders(evacuate=True), "b": Orders(evacuate=True)}
+    found = plan(at_sites("a", rows=held, held=held, orders=away)).release
+    assert found is not None
+    assert found.to in ("c", "d")
+
+
+# -- a stop ------------------------------------------------------------------------------------------------------------
+
+
 def test_a_backend_that_stops_gives_its_groups_to_the_others_and_is_their_home() -> None:
     held = all_of("a")
     found = plan(picture(rows=held, held=held, ending=frozenset("a"))).release
@@ -167,3 +295,28 @@ def test_an_evacuation_leaves_no_home() -> None:
     found = plan(picture(rows=held, held=held, orders={"a": Orders(evacuate=True)})).release
     assert found is not None
     assert found.home == ""
+
+
+def test_who_follows_a_group_stops_with_it_and_does_not_return_before_it() -> None:
+    rows = all_of("a") | with_anna("a", removed=True)
+    stopping = frozenset("a")
+    found = plan(picture("a", rows=rows, held={HOME: rows[HOME]}, ending=stopping)).release
+    assert found is not None
+    heir = found.to
+    follower = plan(picture("a", rows=rows, held={ANNA: rows[ANNA]}, ending=stopping)).release
+    assert follower == Release(heir, (ANNA,))
+    there = all_of("a") | with_anna(heir, removed=True)
+    assert plan(picture(heir, rows=there, held={ANNA: there[ANNA]}, ending=stopping)).release is None
+
+
+def test_a_pinned_user_goes_home_like_a_group() -> None:
+    rows = all_of("b") | {ANNA: Assigned("b", 9, 1, released=True, home="a")}
+    assert plan(picture("b", rows=rows, held=rows, back=frozenset("a"))).release == Release("a", (ANNA,))
+
+
+def test_a_stop_moves_nothing_to_another_site() -> None:
+    held = all_of("a")
+    assert plan(at_sites("a", rows=held, held=held, ending=frozenset("ab"))).release is None
+    found = plan(at_sites("a", rows=held, held=held, ending=frozenset("a"))).release
+    assert found is not None
+    assert (found.to, found.home) == ("b", "a")

@@ -12,6 +12,8 @@ from members import SECRET, Cluster, Member, cluster, until
 from structlog.testing import capture_logs
 
 from obox.auth import Forward, LinkSender
+from obox.cluster import Assigned
+from obox.errors import Elsewhere
 from obox.imap.settings import ImapSettings
 
 MAIL = b"Subject: a mail\r\n\r\nbody\r\n"
@@ -208,6 +210,19 @@ async def test_a_receiver_that_knows_less_reads_the_row(two: tuple[Cluster, Memb
     assert len(b2.router.rereads) == 1
 
 
+async def test_a_tie_is_served_and_told_to_the_router(two: tuple[Cluster, Member, Member]) -> None:
+    """The router of a backend marks it for a merge (tests/cluster/test_member.py)."""
+    made, b1, b2 = two
+    await (await b1.client(login="ben")).ok("LOGOUT")
+    assert b2.router.rereads == []
+    ours = b2.router.known["ben"]
+    for token in (ours.token - 1, ours.token + 1):
+        b2.router.known["ben"] = made.rows.owners["ben"] = Assigned("b2", ours.number, token)
+        client = await b1.client(login="ben")
+        await client.ok("SELECT INBOX")
+        assert b2.router.rereads.pop() == ("ben", ours)
+
+
 async def test_members_that_name_each_other_end_it(two: tuple[Cluster, Member, Member]) -> None:
     """Two views that never agree: the session is forwarded at most twice."""
     made, b1, b2 = two
@@ -222,6 +237,35 @@ async def test_members_that_name_each_other_end_it(two: tuple[Cluster, Member, M
     b1.router.known["ben"] = made.rows.owners["ben"]
     assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
     assert len(b1.counts.results) == 2
+
+
+async def moves_at_login(made: Cluster, member: Member, user: str, to: str) -> None:
+    """The user is handed over while the login at this member waits for the mail."""
+
+    async def moved(account: object) -> object:
+        made.rows.own(user, to)
+        member.router.known[user] = made.rows.owners[user]
+        raise Elsewhere("another backend serves the user; try again")
+
+    member.imap.context.open_user = moved  # type: ignore[assignment]
+
+
+async def test_a_login_that_waited_for_a_hand_over_is_forwarded(two: tuple[Cluster, Member, Member]) -> None:
+    made, b1, b2 = two
+    await moves_at_login(made, b1, "anna", "b2")
+    client = await b1.client(login="anna")
+    await client.ok("SELECT INBOX")
+    assert [who.user for who in b2.imap.who()] == ["anna"]
+
+
+async def test_a_forwarded_login_that_waited_for_a_hand_over_is_referred(two: tuple[Cluster, Member, Member]) -> None:
+    made, b1, b2 = two
+    proxy = await made.member("p1", proxy=True)
+    await moves_at_login(made, b1, "anna", "b2")
+    client = await proxy.client(login="anna")
+    await client.ok("SELECT INBOX")
+    assert [who.user for who in b2.imap.who()] == ["anna"]
+    assert proxy.counts.results == [("imap", "referred"), ("imap", "ok")]
 
 
 # -- the link ----------------------------------------------------------------------------------------------------------

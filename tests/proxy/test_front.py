@@ -295,6 +295,10 @@ async def test_a_pin_goes_before_the_group() -> None:
     await put(directory, Kind.PINS, "ben", Assigned("b2", 2, 1, removed=True), 2)
     again = await router.reread(BEN, Assigned("", 3, 0))
     assert not isinstance(again, Here)
+    assert again.backend == "b2", "the user stays a unit, which b2 gives to the group's owner"
+    await put(directory, Kind.PINS, "ben", Assigned("b1", 3, 1, removed=True), 3)
+    again = await router.reread(BEN, Assigned("", 4, 0))
+    assert not isinstance(again, Here)
     assert again.backend == "b1"
 
 

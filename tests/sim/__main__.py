@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many lives")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--cluster", action="store_true", help="of a cluster of three backends")
+    parser.add_argument("--sites", action="store_true", help="a cluster of two sites whose link is late, or cut")
     parser.add_argument("--steps", type=int, default=30, help="things that happen in a life")
     parser.add_argument("--keep-going", action="store_true", help="not only until the first failure")
     parser.add_argument("-v", action="store_true", help="show what the store logs")
@@ -26,7 +27,8 @@ def main() -> int:
     began, failed = time.process_time(), []
     for seed in range(args.start, args.start + args.seeds):
         try:
-            (cluster.play if args.cluster else story.play)(seed, steps=args.steps)
+            play = cluster.play_sites if args.sites else cluster.play if args.cluster else story.play
+            play(seed, steps=args.steps)
         except BaseException as exc:
             failed.append(seed)
             if isinstance(exc, KeyboardInterrupt):

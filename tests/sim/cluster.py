@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 import msgspec
+from msgspec.structs import replace
 
 from obox.cluster import (
+    Assigned,
     BackendMember,
     DeadWatch,
     Faults,
@@ -30,9 +32,12 @@ from obox.cluster import (
     Row,
     State,
     View,
+    decode,
     encode,
+    home_of,
     make_settings,
     next_timestamp,
+    user_key,
 )
 from obox.cluster import World as MemberWorld
 from obox.membership import Membership
@@ -42,6 +47,7 @@ from obox.types import StorageId
 
 from .caches import Disk
 from .loop import simulate
+from .model import require
 from .player import SID, Player
 from .world import Crash, Node, World
 
@@ -69,7 +75,10 @@ class SimKeeper:
 
 
 class ClusterStory:
-    """What happens, from a seed."""
+    """What happens, from a seed. sites: by backend."""
+
+    flag = "--cluster"
+    sites: ClassVar[dict[str, str]] = dict.fromkeys(NAMES, "default")
 
     def __init__(self, seed: int, *, steps: int = 30) -> None:
         self.seed, self.steps = seed, steps
@@ -80,7 +89,9 @@ class ClusterStory:
         try:
             await self._run()
         except BaseException as exc:
-            exc.add_note(f"seed {self.seed}: .venv/bin/python -m tests.sim --cluster --start {self.seed} --seeds 1 -v")
+            exc.add_note(
+                f"seed {self.seed}: .venv/bin/python -m tests.sim {self.flag} --start {self.seed} --seeds 1 -v"
+            )
             exc.add_note("\n".join(self.world.trace[-80:]))
             raise
         return self.world
@@ -88,7 +99,8 @@ class ClusterStory:
     async def _run(self) -> None:
         world, rng = self.world, self.rng
         self.player = Player(world)
-        self.replica = MemoryReplica(world.clock)
+        self.replicas = {site: MemoryReplica(world.clock) for site in dict.fromkeys(self.sites.values())}
+        self.replica = next(iter(self.replicas.values()))
         self.old_rows: list[Any] = []
         self.nodes: dict[str, Node] = {}
         self.members: dict[str, BackendMember] = {}
@@ -97,7 +109,7 @@ class ClusterStory:
         self.waiting: list[asyncio.Future[None]] = []
         self.everybody: list[Node] = []
         self.split_until = 0.0
-        await asyncio.gather(*(self._start(name, Disk()) for name in NAMES))
+        await self._found()
         await self._until_served()
         for _ in range(self.steps):
             self._weather()
@@ -111,6 +123,9 @@ class ClusterStory:
                 await self._look()
         await self._finish()
 
+    async def _found(self) -> None:
+        await asyncio.gather(*(self._start(name, Disk()) for name in self.sites))
+
     # -- backends --------------------------------------------------------------------------------------------------
 
     def greets(self, name: str) -> bool:
@@ -118,16 +133,19 @@ class ClusterStory:
         return not node.ended and not node.host.frozen
 
     async def _start(self, name: str, disk: Disk) -> None:
-        world = self.world
+        world, site = self.world, self.sites[name]
         node = world.node(name, disk)
         self.nodes[name] = node
         self.everybody.append(node)
         way = MemoryDirectory(
-            self.replica, sleep=asyncio.sleep, rng=random.Random(world.rng.random()), faults=Faults(latency_s=0.02)
+            self.replicas[site],
+            sleep=asyncio.sleep,
+            rng=random.Random(world.rng.random()),
+            faults=Faults(latency_s=0.02),
         )
         self.ways[name] = way
         chance = random.Random(world.rng.random())
-        membership = Membership()
+        membership = _Membership(self, name)
 
         def make() -> None:
             store = node.store = MailStore(node.env, cluster=membership)
@@ -145,13 +163,13 @@ class ClusterStory:
             member = BackendMember(
                 view,
                 membership,
-                DeadWatch(name, "default", DEAD_AFTER_S),
+                DeadWatch(name, site, DEAD_AFTER_S),
                 MemberWorld(node.env.now, world.clock, asyncio.sleep, chance.randbytes, dict, greets),
             )
             membership.bind(store, member)
             membership.kick = self._kicker(node)
             self.members[name] = member
-            node.host.spawn(member.run(Myself(Member("backend", "default", name), State.ONLINE, settle)))
+            node.host.spawn(member.run(Myself(Member("backend", site, name), State.ONLINE, settle)))
 
         node.host.context.run(make)
         world.note("start", name)
@@ -219,7 +237,7 @@ class ClusterStory:
             )
             self.world.note(name, "boots", [one.boot.name for one in node.store.takeover.boots] if node.store else "")
         for (kind, key), row in self.replica.rows().items():
-            if kind in (Kind.GROUPS, Kind.ORDERS, Kind.MOVES):
+            if kind in (Kind.GROUPS, Kind.PINS, Kind.ORDERS, Kind.MOVES):
                 self.world.note(kind, key, msgspec.msgpack.decode(row.value))
 
     # -- what happens ----------------------------------------------------------------------------------------------
@@ -267,8 +285,9 @@ class ClusterStory:
     async def _accident(self) -> None:
         rng = self.rng
         kinds: list[Callable[[Node], Awaitable[None]]] = [
-            self._stops, self._stop_all, self._dies, self._dies, self._is_evacuated, self._moves, self._is_cut,
-            self._outage, self._restored, self._freezes, self._bucket_is_gone,
+            self._stops, self._stop_all, self._dies, self._dies, self._is_evacuated, self._moves, self._moves_alone,
+            self._is_unpinned, self._is_cut, self._outage, self._restored, self._freezes, self._bucket_is_gone,
+            *self._more_accidents(),
         ]  # fmt: skip
         kind = self._thaws if self.frozen else rng.choice(kinds)
         up = [name for name, node in self.nodes.items() if node.up]
@@ -284,6 +303,9 @@ class ClusterStory:
         self.waiting += busy
         if not self.frozen:
             await self._answered()
+
+    def _more_accidents(self) -> list[Callable[[Node], Awaitable[None]]]:
+        return []
 
     async def _stops(self, node: Node) -> None:
         await self._leave(node)
@@ -320,8 +342,18 @@ class ClusterStory:
         self._put(Kind.ORDERS, node.name, Orders())
 
     async def _moves(self, node: Node) -> None:
-        unit = self.members[node.name].unit_of(SID)
-        self._put(Kind.MOVES, unit, Move(self.rng.choice(NAMES), self.world.now()))
+        self._put(Kind.MOVES, home_of(SID, GROUPS), Move(self.rng.choice([*self.sites]), self.world.now()))
+
+    async def _moves_alone(self, node: Node) -> None:
+        """The user becomes a unit, or moves as one."""
+        self._put(Kind.MOVES, user_key(SID), Move(self.rng.choice([*self.sites]), self.world.now()))
+
+    async def _is_unpinned(self, node: Node) -> None:
+        """Remove the pin as the verb does it: the assignment stays, and the user
+        follows the group from then on."""
+        row = self.replica.rows().get((Kind.PINS, SID))
+        if row is not None:
+            self._put(Kind.PINS, SID, replace(decode(row.value, Assigned), removed=True))
 
     async def _is_cut(self, node: Node) -> None:
         self.ways[node.name].faults.cut = True
@@ -393,6 +425,7 @@ class ClusterStory:
         for node in self.frozen.values():
             node.thaw()
         self.frozen.clear()
+        await self._healed()
         await self._answered()
         await asyncio.sleep(2 * SETTLED_S)
         owner = await self._until_served()
@@ -407,9 +440,92 @@ class ClusterStory:
                 node.kill()
         await self.player.finish([])
 
+    async def _healed(self) -> None:
+        """What else is to be mended."""
+
+
+class _Membership(Membership):
+    """Check that a backend fences only backends of its own site."""
+
+    def __init__(self, story: ClusterStory, name: str) -> None:
+        super().__init__()
+        self._story, self._name = story, name
+
+    async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
+        sites = self._story.sites
+        for backend, _ in fence:
+            require(sites[backend] == sites[self._name], self._name, "fences", backend, "of another site")
+        await super().gain(units, fence, orderly=orderly)
+
+
+class SitesStory(ClusterStory):
+    """Two sites with a directory each, which exchange their writes late, and sometimes
+    not at all.
+
+    An operator may set a site offline that does not answer. Then both sites serve the
+    user, and do not know of each other.
+    """
+
+    flag = "--sites"
+    sites: ClassVar[dict[str, str]] = {"a": "north", "b": "north", "c": "south", "d": "south"}
+
+    async def _found(self) -> None:
+        north, south = self.replicas.values()
+        self.link = north.join(south, 1.5)
+        # The settings are in both directories before members start. Two directories
+        # with different numbers of groups would not be a cluster.
+        way = MemoryDirectory(north, sleep=asyncio.sleep)
+        chance = random.Random(self.seed)
+        await make_settings(way, GROUPS, now=self.world.now, sleep=asyncio.sleep, random_bytes=chance.randbytes)
+        await asyncio.sleep(2.0)
+        await super()._found()
+
+    def _put(self, kind: Kind, key: str, record: Any) -> None:
+        """Write a row at one of the sites, as an operator does."""
+        self.replica = self.rng.choice([*self.replicas.values()])
+        super()._put(kind, key, record)
+
+    def _more_accidents(self) -> list[Callable[[Node], Awaitable[None]]]:
+        return [self._link_is_cut, self._link_is_cut, self._site_is_given_up]
+
+    async def _link_is_cut(self, node: Node) -> None:
+        self.link.cut = True
+        await asyncio.sleep(self.rng.choice([3, 15, 40]))
+        if self.rng.random() < 0.7:
+            self.link.cut = False
+
+    async def _site_is_given_up(self, node: Node) -> None:
+        """Let an operator at the other site set a site offline. The site itself learns
+        it when the link is back."""
+        self._split()
+        lost = self.sites[node.name]
+        (self.replica,) = (replica for site, replica in self.replicas.items() if site != lost)
+        names = [name for name, site in self.sites.items() if site == lost]
+        for name in names:
+            super()._put(Kind.ORDERS, name, Orders(State.OFFLINE))
+        for _ in range(self.rng.choice([1, 3])):
+            await asyncio.sleep(self.rng.choice([1, 8]))
+            await self._commands()
+        if self.rng.random() < 0.7:
+            self.link.cut = False
+            await asyncio.sleep(self.rng.choice([0, 3, 10]))
+        for name in names:
+            super()._put(Kind.ORDERS, name, Orders())
+        self._split()
+
+    async def _healed(self) -> None:
+        self.link.cut = False
+        await asyncio.sleep(5.0)
+        for name in self.sites:
+            super()._put(Kind.ORDERS, name, Orders())
+
 
 def play(seed: int, *, steps: int = 30) -> World:
     return simulate(lambda: ClusterStory(seed, steps=steps).run())
 
 
-__all__ = ["ClusterStory", "play"]
+def play_sites(seed: int, *, steps: int = 30) -> World:
+    return simulate(lambda: SitesStory(seed, steps=steps).run())
+
+
+__all__ = ["ClusterStory", "SitesStory", "play", "play_sites"]

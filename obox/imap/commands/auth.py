@@ -20,10 +20,11 @@ from obox.auth import (
     SaslError,
     SaslServer,
 )
-from obox.errors import NoPerm, OboxError
+from obox.errors import Elsewhere, NoPerm, OboxError
 from obox.imap import ast, wire
 from obox.imap.replies import Reply, bad, no
 from obox.imap.session import Session
+from obox.net.splice import Leg
 
 REFERRAL: Final = "X-OBOX-REFERRAL"
 """Response code with the assignment of a forwarded user that another backend owns."""
@@ -188,15 +189,26 @@ async def _check(session: Session, user: str, password: str) -> Reply:
 
 async def _enter(session: Session, account: Account) -> Reply:
     """Serve a user whose password was right, or forward the session to the owner."""
-    context, out = session.context, session.out
-    leg = None
-    if context.forwarding is not None:
-        leg = await context.forwarding.connect(account, listener="imap", remote=out.remote, tls=out.tls)
+    context = session.context
+    leg = await _leg(session, account)
     if leg is None:
-        return await _login(session, account)
+        try:
+            return await _login(session, account)
+        except Elsewhere:  # handed over while the login waited
+            leg = await _leg(session, account)
+            if leg is None:
+                raise
     session.forward(account, leg)
     context.counters.login("ok")
     return Reply(leg.text, leg.code)
+
+
+async def _leg(session: Session, account: Account) -> Leg | None:
+    """Connect to the owner of a user. None: it is this backend. Raises Unavailable."""
+    forwarding, out = session.context.forwarding, session.out
+    if forwarding is None:
+        return None
+    return await forwarding.connect(account, listener="imap", remote=out.remote, tls=out.tls)
 
 
 async def _login(session: Session, account: Account) -> Reply:
@@ -215,7 +227,11 @@ async def _accept(session: Session, forward: Forward) -> Reply:
     try:
         account = await context.forwarding.accept(forward)
         session.out.speak_for(forward.remote)
-        return await _login(session, account)
+        try:
+            return await _login(session, account)
+        except Elsewhere:  # handed over while the login waited
+            await context.forwarding.accept(forward)
+            raise
     except Referred as referred:
         return no(str(referred), f"{REFERRAL} {referred.backend} {referred.number} {referred.token}")
     except OboxError:

@@ -33,6 +33,7 @@ from ..log.fence import Ended, boots_of, list_journals, look, replay
 from ..log.takeover import survey
 from ..owned import Tag
 from ..user.unclean import FLOOR_MARGIN_MS
+from .journals import Clears, clear
 from .upload import flush, unload
 
 if TYPE_CHECKING:
@@ -190,11 +191,15 @@ async def doubt(store: MailStore, units: Collection[str]) -> None:
     await store.env.commit_staged()
 
 
-async def sweep(store: MailStore) -> frozenset[tuple[str, str]]:
+async def sweep(store: MailStore, clears: Clears = lambda backend: False) -> frozenset[tuple[str, str]]:
     """Look for boots that are over and name users of this backend who were not adopted.
     There are some if the groups of a backend came to several others, or to a backend
     that died before it had adopted them. Returns the boots, except the present boot,
-    that are not clean. Raises Unavailable, Corrupt."""
+    that are not clean.
+
+    clears: whether this backend deletes what another backend has left in the journal.
+    Raises Unavailable, Corrupt.
+    """
     async with store.changing:
         owned, known = store.env.owned, {(one.boot.backend, one.boot.name) for one in store.takeover.boots}
         found = await survey(store.env, store.journal.boot, [], owned.owns, orderly=False, alive=False, known=known)
@@ -208,6 +213,7 @@ async def sweep(store: MailStore) -> frozenset[tuple[str, str]]:
             store.journal.modseq_floor = max(store.journal.modseq_floor, found.modseq_floor)
     if store.takeover.left or store.takeover.boots:
         store.spawn(store.upkeep.adopt())
+    await clear(store, found, clears)
     return frozenset(found.open_boots)
 
 

@@ -212,6 +212,21 @@ async def replay(env: Env, boots: Sequence[Ended], users: Callable[[str], bool] 
     return found
 
 
+async def written(env: Env, one: Ended) -> dict[str, dict[int, tuple[float, float]]]:
+    """Return when a boot wrote of each user who was not adopted, as far as a takeover
+    would read it: first and last, by the bucket's clock, for each number of an
+    assignment that was the highest seen. Raises Unavailable."""
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for journal in await _objects(env, one.boot, range(max(one.watermark, one.boot.first), one.seq - 1)):
+        at = one.boot.objects.get(journal.seq)
+        for line in journal.lines:
+            if line.sid not in one.adopted and at is not None:
+                times = found.setdefault(line.sid, {})
+                first, last = times.get(journal.assigned, (at, at))
+                times[journal.assigned] = min(first, at), max(last, at)
+    return found
+
+
 async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], modseq_floor: int) -> Ended:
     """Record that users of a boot have been adopted. The boot is clean once these are
     all users that it names. Raises Unavailable, Corrupt.

@@ -147,7 +147,9 @@ class Survey:
     boots, also of those that were known. open_boots: the names of all boots that are
     not clean, also of live boots. replayed: the changes of the users in these and in
     live boots. unclean: whether an owner has crashed, so that clients may know MODSEQs
-    that no object has. modseq_floor, assigned: the highest of all journals.
+    that no object has. modseq_floor, assigned: the highest of all journals. clean:
+    boots that are over and of which bundles have everything. newest: the newest journal
+    key of each backend.
     """
 
     boots: list[Ended]
@@ -157,6 +159,8 @@ class Survey:
     unclean: bool
     modseq_floor: int
     assigned: int
+    clean: list[Ended]
+    newest: dict[str, str]
 
 
 async def survey(
@@ -178,7 +182,9 @@ async def survey(
     alive: whether to read also boots that have not ended. known: boots that have been
     read before.
     """
-    present = [boot for boot in boots_of(await list_journals(env)) if boot.name != own]
+    listed = boots_of(await list_journals(env))
+    newest = {boot.backend: journal_key(boot.backend, boot.name, boot.last) for boot in listed}
+    present = [boot for boot in listed if boot.name != own]
     dying = [boot for boot in present if any(boot.backend == name and _until(boot, last) for name, last in dead)]
     fenced = [await fence(env, boot) for boot in dying]
     seen = fenced + await _look_all(env, [boot for boot in present if boot not in dying])
@@ -196,6 +202,8 @@ async def survey(
         any((one.boot.backend, one.boot.name) in names for one in over) or any(not one.closed_before for one in fenced),
         max((one.modseq_floor for one in seen), default=0),
         max((one.assigned for one in seen), default=0),
+        [one for one in seen if one.clean],
+        newest,
     )
 
 

@@ -1,0 +1,94 @@
+"""What a member is given: its store, the world around it, and what it says of itself.
+
+This module does not know what a member does with them (`member`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .records import Assigned, Member, State
+
+
+class Store(Protocol):
+    """What a member asks of the backend's store; the wiring makes it of
+    `obox.store`."""
+
+    def held(self) -> Mapping[str, tuple[int, int]]:
+        """What is served: by unit, number and token of the assignment."""
+
+    def holds(self, unit: str) -> bool:
+        """Whether a unit is served."""
+
+    def boot(self) -> str:
+        """The present boot of the journal."""
+
+    def split(self, group: str, unit: str) -> None:
+        """A user of a group is a unit of its own from now on, without an assignment."""
+
+    def renumber(self, unit: str, row: Assigned) -> None:
+        """A unit that is served has another assignment; its copies stay trusted."""
+
+    async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
+        """Serve units. Raises Unavailable, Corrupt."""
+
+    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
+        """Give units up; `hand` writes the rows. Raises Unavailable, InUse."""
+
+    async def lose(self, units: Sequence[str]) -> int:
+        """Another backend has the units. Returns of how many users changes were
+        uploaded."""
+
+    async def doubt(self, units: Sequence[str]) -> None:
+        """Another backend has written to the units' users."""
+
+    async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
+        """Look for boots that are over and name users of this backend. Returns all
+        boots of others, as (backend, boot), that the bucket does not say are clean.
+        clears: whether this backend deletes what a backend has left."""
+
+
+@dataclass(frozen=True)
+class Myself:
+    """What a backend writes to the directory about itself.
+
+    joins_as: the state if the directory does not know it. make_settings: makes the
+    directory's settings if there are none.
+    """
+
+    member: Member
+    joins_as: State
+    make_settings: Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class World:
+    """Time, randomness, load, and other backends. now: unix seconds. clock: monotonic
+    seconds. load: see `Beat`. greets: whether a backend, None if it is not registered,
+    answers a connection. gone: backends whose process is known to have ended.
+    """
+
+    now: Callable[[], float]
+    clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[object]]
+    random_bytes: Callable[[int], bytes]
+    load: Callable[[], Mapping[str, float]]
+    greets: Callable[[Member | None], Awaitable[bool]]
+    gone: Callable[[], Collection[str]] = tuple
+
+
+@dataclass
+class Counts:
+    """What a member has done since it began. fences: boots of others that it fenced;
+    fenced: boots of its own that others fenced; gains, releases, losses: units;
+    merges: units that others had written to as well.
+    """
+
+    fences: int = 0
+    fenced: int = 0
+    gains: int = 0
+    releases: int = 0
+    losses: int = 0
+    merges: int = 0

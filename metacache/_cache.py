@@ -25,6 +25,7 @@ import structlog
 from metacache._accounts import Accounts
 from metacache._disk import Disk
 from metacache._env import open_env
+from metacache._large import Large
 from metacache._types import BoxSpace, Change, Copy, MetacacheError, Rescanned, Status, UserSpace
 from metacache._weights import PRIORITIES
 from metacache._writer import Writer
@@ -87,6 +88,7 @@ class Metacache:
             full=self._press,
         )
         self.accounts = Accounts(self._disk, self._writer.touched)
+        self.large = Large(self._disk, self._writer, self.load)
 
     # ---- staging -----------------------------------------------------------------------------------------------
 
@@ -99,12 +101,26 @@ class Metacache:
         _check_priority(priority)
         self._writer.stage(Append(user, box, bytes(delta), change, priority), len(delta))
 
-    def replace(self, user: str, box: str, base: bytes, stamp: bytes, *, change: Change, priority: int) -> None:
-        """Stage a new base. The deltas go, the fields stay."""
+    def replace(
+        self,
+        user: str,
+        box: str,
+        base: bytes | Sequence[bytes | memoryview],
+        stamp: bytes,
+        *,
+        change: Change,
+        priority: int,
+    ) -> None:
+        """Stage a new base. The deltas go, the fields stay.
+
+        base: the base, or its parts, which the writer's thread puts together. They must
+        stay as they are until then.
+        """
         _check_names(user, box)
         _check_priority(priority)
         _check_stamp(stamp)
-        self._writer.stage(Replace(user, box, bytes(base), bytes(stamp), change, priority), len(base))
+        op = Replace(user, box, (base,) if isinstance(base, bytes) else tuple(base), bytes(stamp), change, priority)
+        self._writer.stage(op, op.base_bytes)
 
     def mark(self, user: str, box: str, change: Change, stamp: bytes | None = None) -> None:
         """Set the pending change, be it lower or higher, and the stamp if it is given.
@@ -173,7 +189,7 @@ class Metacache:
             ops = self._writer.pending(txn, user, box)
         copy = fold_copy(copy, ops)
         if copy is not None:
-            self._writer.touched[user, box] = self._clock()
+            self._writer.touch(user, box)
         return copy
 
     def peek(self, user: str, box: str) -> Copy | None:
@@ -184,7 +200,7 @@ class Metacache:
         with self._disk.snapshot() as txn:
             copy = self._disk.peek(txn, user, box)
             ops = self._writer.pending(txn, user, box)
-        return fold_copy(copy, ops)
+        return fold_copy(copy, ops, whole=False)
 
     def get_fields(
         self, user: str, box: str, uids: Sequence[int], *, bytes_max: int = sys.maxsize

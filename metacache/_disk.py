@@ -152,6 +152,11 @@ class Disk:
             raise MetacacheError(f"metacache: damaged copy of {box!r}: base has the wrong length; drop it")
         return Copy(record.stamp, whole if record.has_base else None, deltas, record.change)
 
+    def copy_bytes(self, txn: Txn, user: str, box: str) -> int:
+        """Return about how many bytes `load` reads."""
+        raw = txn.get(box_key(user, box), db=self.env.boxes)
+        return 0 if raw is None else BoxRecord.decode(raw).data_bytes
+
     def peek(self, txn: Txn, user: str, box: str) -> Copy | None:
         """Return the box's copy without its bytes."""
         raw = txn.get(box_key(user, box), db=self.env.boxes)

@@ -164,8 +164,8 @@ class Transaction:
         record.data_bytes -= self._wipe(self._env.blobs, key)
         record.has_copy = record.has_base = True
         record.priority, record.change, record.stamp = op.priority, op.change, op.stamp
-        record.base_len, record.next_delta = len(op.base), 0
-        self._put_blob(record, key + BASE, op.base)
+        record.base_len, record.next_delta = op.base_bytes, 0
+        self._put_blob(record, key + BASE, op.whole())
 
     def _put_blob(self, record: BoxRecord, prefix: bytes, blob: bytes) -> None:
         for number, chunk in enumerate(_chunks(blob)):

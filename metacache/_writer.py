@@ -66,6 +66,7 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metacache")
         self._layers: deque[Layer] = deque()  # oldest first; the first is written
         self.touched: dict[BoxKey, float] = {}  # last accesses, not committed
+        self.written_txn_id = 0  # of the last layer that left the queue
         self.failing = False  # the last commit failed
         self.closed = False
         self._task: asyncio.Task[None] | None = None
@@ -106,14 +107,23 @@ class Writer:
         Ask after the snapshot began: a layer gets its transaction's id before the
         commit.
         """
-        seen = txn.id()
+        return self._above(txn.id())
+
+    def _above(self, seen: int) -> list[Layer]:
         return [layer for layer in self._layers if layer.txn_id is None or seen < layer.txn_id]
 
     def pending(self, txn: Txn, user: str, box: str) -> list[BoxOp]:
         """Return the operations on a box that a snapshot does not show, in order."""
-        if not self._layers:
-            return []
-        return [op for layer in self.unseen(txn) for op in layer.ops_of(user, box)]
+        return self.pending_above(txn.id(), user, box) if self._layers else []
+
+    def pending_above(self, seen: int, user: str, box: str) -> list[BoxOp]:
+        """Return the same for a snapshot with the transaction id `seen`. It must not be
+        older than the layers that have left the queue (`written_txn_id`)."""
+        return [op for layer in self._above(seen) for op in layer.ops_of(user, box)]
+
+    def touch(self, user: str, box: str) -> None:
+        """Note an access. The next transaction records it."""
+        self.touched[user, box] = self._clock()
 
     def state(self, key: str) -> bytes | None:
         """Return a staged state record. A committed layer has what the disk has."""
@@ -225,6 +235,7 @@ class Writer:
             layer.txn_id = None  # the next transaction has the same id
             raise failure
         self._layers.popleft()
+        self.written_txn_id = layer.txn_id or 0
         self.failing = False
         _resolve(layer.waiters)
         self._written()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 
 from metacache._types import Change, Copy
 
@@ -40,10 +41,24 @@ class Append:
 class Replace:
     user: str
     box: str
-    base: bytes
+    base: tuple[bytes | memoryview, ...]
     stamp: bytes
     change: Change
     priority: int
+
+    @property
+    def base_bytes(self) -> int:
+        return sum(map(len, self.base))
+
+    def whole(self) -> bytes:
+        """Return the base. It is put together here; nobody else waits meanwhile if a
+        thread does it, for it lets the interpreter go between two parts."""
+        if len(self.base) == 1:
+            return bytes(self.base[0])
+        out = BytesIO()
+        for part in self.base:
+            out.write(part)
+        return out.getvalue()
 
 
 @dataclass(slots=True, frozen=True)
@@ -93,8 +108,8 @@ def size_of(op: Op) -> int:
     match op:
         case Append(delta=delta):
             return OP_BYTES + len(delta)
-        case Replace(base=base, stamp=stamp):
-            return OP_BYTES + len(base) + len(stamp)
+        case Replace(stamp=stamp):
+            return OP_BYTES + op.base_bytes + len(stamp)
         case PutFields(items=items):
             return OP_BYTES + sum(map(len, items.values())) + len(items) * OP_BYTES
         case DropFields(uids=uids):
@@ -177,8 +192,11 @@ class Layer:
         return out
 
 
-def fold_copy(copy: Copy | None, ops: Iterable[BoxOp]) -> Copy | None:
-    """Return a box's copy after `ops`. It may extend `copy.deltas` in place."""
+def fold_copy(copy: Copy | None, ops: Iterable[BoxOp], *, whole: bool = True) -> Copy | None:
+    """Return a box's copy after `ops`. It may extend `copy.deltas` in place.
+
+    whole: whether the caller needs the base.
+    """
     for op in ops:
         match op:
             case Append(delta=delta, change=change):
@@ -187,8 +205,8 @@ def fold_copy(copy: Copy | None, ops: Iterable[BoxOp]) -> Copy | None:
                 else:
                     copy.deltas.append(delta)
                     copy = copy._replace(change=max(copy.change, change))
-            case Replace(base=base, stamp=stamp, change=change):
-                copy = Copy(stamp, base, [], change)
+            case Replace(stamp=stamp, change=change):
+                copy = Copy(stamp, op.whole() if whole else None, [], change)
             case Mark(change=change, stamp=stamp):
                 if copy is not None:
                     copy = copy._replace(change=change, stamp=copy.stamp if stamp is None else stamp)

@@ -6,7 +6,7 @@ that two backends wrote therefore merge to the same state from either side, in a
 order, any number of times (docs/format.md, "Delta").
 """
 
-from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, Changed, Delta, Gone, Rows
+from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, Changed, Delta, Encoded, Gone, Rows, joined
 from ._holders import Holders
 from ._needles import Finder, Needle, normalise
 from ._records import Table, by_home, home_of
@@ -21,6 +21,7 @@ __all__ = [
     "SEEN",
     "Changed",
     "Delta",
+    "Encoded",
     "Finder",
     "FlagOp",
     "Gone",
@@ -37,6 +38,7 @@ __all__ = [
     "by_home",
     "distinct",
     "home_of",
+    "joined",
     "normalise",
     "pack_ranges",
     "uid_array",

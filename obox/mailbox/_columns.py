@@ -1,7 +1,8 @@
 """The mails of a mailbox as columns: what is asked of them by position, UID and flag.
 
-Invariant: the columns are sorted by UID. Arrays are never changed in place for existing
-positions, so a session may keep an array and see the mailbox as it was.
+Invariant: the columns are sorted by UID. Positions that exist are changed in place only
+in the columns of flags and MODSEQs, and not before a column that was lent (`lend`) has
+been copied.
 
 This module does not know how mails come and go (`_state.State`), the bucket, or who
 asks.
@@ -49,6 +50,8 @@ class Columns:
         }
         self._columns["bits"] = np.empty(0, dtype=np.uint64)
         self._stamps: dict[str, npt.NDArray[np.uint64]] = {}
+        self._lent: set[int] = set()
+        """Identities of the columns that were lent."""
 
     def __len__(self) -> int:
         return self._n
@@ -132,6 +135,19 @@ class Columns:
                 grown = np.zeros(shape, dtype=old.dtype)
                 grown[: self._n] = old[: self._n]
                 table[name] = grown
+
+    def lend(self) -> None:
+        """Keep what `rows` has of all mails as it is now, so that a thread may read it
+        later. A column is copied when it is changed for the first time after that."""
+        self._lent = {id(column) for column in (self._columns["modseq"], *self._stamps.values())}
+
+    def _own(self, table: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
+        """Return a column whose positions may be changed in place."""
+        column = table[name]
+        if id(column) in self._lent:
+            self._lent.discard(id(column))
+            column = table[name] = column.copy()
+        return column
 
     # -- flags -------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ after the deltas of another writer, it gives the same state (docs/format.md, "De
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any, Final
 
 import msgspec
@@ -59,6 +61,48 @@ _RECORD_BYTES: Final = 16 + sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
 BYTES_COPIED_MAX: Final = 1000
 """Elements of a column that are encoded as bytes, which is quicker than a view for
 few."""
+
+PARTS_MIN: Final = 10_000
+"""Records of a delta that is encoded in parts: some of the parts are views of its
+columns, so that nothing is copied before a thread puts them together."""
+
+Encoded = Sequence[bytes | memoryview]
+"""The parts of an encoding, in order."""
+
+
+class _RawRows(msgspec.Struct):
+    """The columns as they were read. They are views of the encoding, so that a delta of
+    many mails is not copied while it is decoded."""
+
+    uid: memoryview
+    size: memoryview
+    internaldate: memoryview
+    zone: memoryview
+    savedate: memoryview
+    modseq: memoryview
+    home: memoryview
+    home_uid: memoryview
+    oid: memoryview
+    homes: list[bytes]
+    stamps: dict[str, memoryview]
+
+
+class _Raw(msgspec.Struct):
+    """The fields of a delta as they were read; see `Delta`."""
+
+    rows: _RawRows | None = None
+    flags: Sequence[Any] = ()
+    gone: tuple[Any, Any] | None = None
+    holders: Sequence[Any] = ()
+    claims: Sequence[Any] = ()
+    purged: bytes | None = None
+    gaps: Sequence[Any] = ()
+    uidnext: int = 0
+    highestmodseq: int = 0
+    recent: int = 0
+
+
+_decoder = msgspec.msgpack.Decoder(_Raw)
 
 
 @dataclass(slots=True)
@@ -158,19 +202,19 @@ class Rows:
         return out
 
     @classmethod
-    def unpack(cls, data: dict[str, object]) -> Rows:
+    def unpack(cls, raw: _RawRows) -> Rows:
         """The inverse of `pack`.
 
-        Raises ValueError, KeyError or TypeError on columns that do not fit each other.
+        Raises ValueError or TypeError on columns that do not fit each other.
         """
-        columns = {name: np.frombuffer(data[name], dtype=kind) for name, kind in _COLUMNS}  # type: ignore[call-overload]
+        columns = {name: np.frombuffer(getattr(raw, name), dtype=kind) for name, kind in _COLUMNS}
         count = len(columns["uid"])
-        oid = np.frombuffer(data["oid"], dtype=np.uint8).reshape(-1, 16)  # type: ignore[call-overload]
-        stamps = {flag: np.frombuffer(s, dtype="<u8") for flag, s in data["stamps"].items()}  # type: ignore[attr-defined]
+        oid = np.frombuffer(raw.oid, dtype=np.uint8).reshape(-1, 16)
+        stamps = {flag: np.frombuffer(s, dtype="<u8") for flag, s in raw.stamps.items()}
         lengths = {len(column) for column in (*columns.values(), oid, *stamps.values())}
         if lengths != {count}:
             raise ValueError(f"index columns of different lengths: {sorted(lengths)}")
-        homes = [Guid(guid.hex()) for guid in data["homes"]]  # type: ignore[attr-defined]
+        homes = [Guid(guid.hex()) for guid in raw.homes]
         uid, home = columns["uid"], columns["home"]
         if not bool((uid[1:] > uid[:-1]).all()):
             raise ValueError("index records are not in UID order")
@@ -225,6 +269,16 @@ class Delta:
         """A MessagePack map of the fields that are not empty. Unknown fields belong to
         newer minor versions.
         """
+        return joined(self.parts())
+
+    def parts(self) -> Encoded:
+        """The parts of `encode`. Those of many records are views of their columns."""
+        out = self._packed()
+        if self.rows is None or len(self.rows) < PARTS_MIN:
+            return [msgspec.msgpack.encode(out)]
+        return list(_pieces(out))
+
+    def _packed(self) -> dict[str, object]:
         out: dict[str, object] = {}
         if self.rows is not None and len(self.rows):
             out["rows"] = self.rows.pack()
@@ -245,26 +299,26 @@ class Delta:
         for name in ("uidnext", "highestmodseq", "recent"):
             if getattr(self, name):
                 out[name] = getattr(self, name)
-        return msgspec.msgpack.encode(out)
+        return out
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> Delta:
         """The inverse of `encode`. Raises ValueError on bytes that are no delta."""
         try:
-            raw = msgspec.msgpack.decode(data)
+            raw = _decoder.decode(data)
             return cls(
-                rows=Rows.unpack(raw["rows"]) if "rows" in raw else None,
-                flags=[(flag, int(stamp), unpack_ranges(uids)) for flag, stamp, uids in raw.get("flags", ())],
-                gone=_unpack_gone(*raw["gone"]) if "gone" in raw else None,
-                holders=Holders.unpack(raw.get("holders", ())),
-                claims={int(uid): int(count) for uid, count in raw.get("claims", ())},
-                purged=unpack_ranges(raw["purged"]) if "purged" in raw else None,
-                gaps=[(int(low), int(high)) for low, high in raw.get("gaps", ())],
-                uidnext=int(raw.get("uidnext", 0)),
-                highestmodseq=int(raw.get("highestmodseq", 0)),
-                recent=int(raw.get("recent", 0)),
+                rows=None if raw.rows is None else Rows.unpack(raw.rows),
+                flags=[(flag, int(stamp), unpack_ranges(uids)) for flag, stamp, uids in raw.flags],
+                gone=None if raw.gone is None else _unpack_gone(*raw.gone),
+                holders=Holders.unpack(raw.holders),
+                claims={int(uid): int(count) for uid, count in raw.claims},
+                purged=None if raw.purged is None else unpack_ranges(raw.purged),
+                gaps=[(int(low), int(high)) for low, high in raw.gaps],
+                uidnext=raw.uidnext,
+                highestmodseq=raw.highestmodseq,
+                recent=raw.recent,
             )
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError) as exc:
+        except (msgspec.DecodeError, TypeError, AttributeError, ValueError) as exc:
             raise ValueError(f"not a mailbox delta: {exc}") from exc
 
 
@@ -280,6 +334,32 @@ class Changed:
 
     def __bool__(self) -> bool:
         return bool(len(self.new) or len(self.flags) or len(self.gone))
+
+
+def joined(parts: Encoded) -> bytes:
+    """Put the parts of an encoding together. A thread that does it lets others have the
+    interpreter between two parts."""
+    if len(parts) == 1:
+        return bytes(parts[0])
+    out = BytesIO()
+    for part in parts:
+        out.write(part)
+    return out.getvalue()
+
+
+def _pieces(value: object) -> Iterator[bytes | memoryview]:
+    """Encode a value as MessagePack, without a copy of its views."""
+    if isinstance(value, dict):
+        count = len(value)
+        yield bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
+        for name, item in value.items():
+            yield msgspec.msgpack.encode(name)
+            yield from _pieces(item)
+    elif isinstance(value, memoryview) and len(value) > 0xFFFF:
+        yield b"\xc6" + len(value).to_bytes(4, "big")
+        yield value
+    else:
+        yield msgspec.msgpack.encode(value)
 
 
 def _bytes(column: npt.NDArray[Any]) -> memoryview | bytes:

@@ -243,7 +243,7 @@ class State(Columns):
         flags = _EMPTY
         if old is not None and len(old):
             where, _ = self.positions(old.uid)
-            modseq = self._columns["modseq"]
+            modseq = self._own(self._columns, "modseq")
             modseq[where] = np.maximum(modseq[where], old.modseq)
             altered = np.zeros(len(where), dtype=np.bool_)
             for flag, stamps in old.stamps.items():
@@ -310,7 +310,7 @@ class State(Columns):
                 early[uid] = max(early.get(uid, 0), stamp)
         if len(where) == 0:
             return _EMPTY
-        modseq = self._columns["modseq"]
+        modseq = self._own(self._columns, "modseq")
         modseq[where] = np.maximum(modseq[where], np.uint64(stamp >> 1))
         altered: UidArray = uids[there][self._stamp(flag, where, np.uint64(stamp))]
         return altered
@@ -323,7 +323,7 @@ class State(Columns):
         Returns which rows have the flag now and did not before, or the reverse.
         """
         name = self._stamped_name(flag)
-        column = self._stamps[name]
+        column = self._own(self._stamps, name)
         before = column[where]
         after = column[where] = np.maximum(before, stamps)
         altered: npt.NDArray[np.bool_] = ((before ^ after) & np.uint64(1)).astype(np.bool_)
@@ -409,6 +409,13 @@ class State(Columns):
             highestmodseq=self.highestmodseq,
             recent=self.recent,
         )
+
+    def snapshot(self, since: int = 0, *, without: Iterable[str] = ()) -> Delta:
+        """`extract` for a thread that encodes it: later changes leave it as it is. If
+        it has all mails, nothing of them is copied."""
+        if not since:
+            self.lend()
+        return self.extract(since, without=without)
 
     def fingerprint(self) -> tuple[object, ...]:
         """The parts in which equal states agree for every order of their joins."""

@@ -226,7 +226,10 @@ async def test_rescan_says_whether_it_was_right_and_corrects(world: World) -> No
     assert world.cache.status().users == 28
 
 
-async def test_rescan_goes_on_beside_writers_and_does_not_hold_the_loop(world: World) -> None:
+async def test_rescan_goes_on_beside_writers_and_does_not_hold_the_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metacache._cache.RECOUNT_ENTRIES", 1000)  # it has 20 steps
     for n in range(20):
         world.cache.put_fields(f"u{n}", "b", [(uid, bytes(40)) for uid in range(1, 1000)])
     await world.cache.commit()

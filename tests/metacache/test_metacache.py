@@ -58,6 +58,33 @@ async def test_reads_see_what_is_staged_and_what_is_committed(cache: Metacache) 
     assert cache.boxes("u") == ["INBOX"]
 
 
+async def test_a_large_copy_is_loaded_with_what_is_staged_and_written_meanwhile(
+    cache: Metacache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the same as that of `load`: its base is written, staged, or staged in
+    parts."""
+    monkeypatch.setattr("metacache._large.LOAD_INLINE_BYTES", 1000)
+    base = os.urandom(3 * CHUNK_BYTES)
+    parts = [base[:5], memoryview(base)[5 : CHUNK_BYTES + 7], b"", memoryview(base)[CHUNK_BYTES + 7 :]]
+    cache.replace("u", "b", parts, b"stamp", change=Change.NONE, priority=3)
+    expected = Copy(b"stamp", base, [], Change.NONE)
+    assert await cache.large.load("u", "b") == cache.load("u", "b") == expected
+    assert cache.peek("u", "b") == Copy(b"stamp", None, [], Change.NONE)
+    await cache.commit()
+    assert await cache.large.load("u", "b") == cache.load("u", "b") == expected
+    for number in range(100):
+        loading = asyncio.create_task(cache.large.load("u", "b"))
+        await asyncio.sleep(0)
+        cache.append("u", "b", b"%d" % number, Change.UNIMPORTANT)
+        written = asyncio.create_task(cache.commit())
+        if number % 10 == 9:
+            cache.replace("u", "b", [base, b"%d" % number], b"stamp", change=Change.NONE, priority=3)
+        copy = await loading
+        assert copy == cache.load("u", "b")
+        await written
+    assert await cache.large.load("u", "absent") is None
+
+
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 300_000])
 async def test_sizes_around_the_chunk(cache: Metacache, size: int) -> None:
     blob = os.urandom(size)

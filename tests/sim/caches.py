@@ -70,6 +70,16 @@ class Disk:
         return copy.deepcopy(self)
 
 
+class SimLarge:
+    """See `metacache.Metacache.large`."""
+
+    def __init__(self, load: Callable[[str, str], Copy | None]) -> None:
+        self._load = load
+
+    async def load(self, user: str, box: str) -> Copy | None:
+        return self._load(user, box)
+
+
 class SimMetacache:
     """See `metacache.Metacache`."""
 
@@ -81,6 +91,7 @@ class SimMetacache:
         self._timer: asyncio.TimerHandle | None = None
         self.failing = False
         self.dead = False
+        self.large = SimLarge(self.load)
 
     def _stage(self, op: Op) -> None:
         if self.dead:
@@ -115,8 +126,18 @@ class SimMetacache:
     def append(self, user: str, box: str, delta: bytes, change: Change, *, priority: int = 3) -> None:
         self._stage(Append(user, box, delta, change, priority))
 
-    def replace(self, user: str, box: str, base: bytes, stamp: bytes, *, change: Change, priority: int) -> None:
-        self._stage(Replace(user, box, base, stamp, change, priority))
+    def replace(
+        self,
+        user: str,
+        box: str,
+        base: bytes | Sequence[bytes | memoryview],
+        stamp: bytes,
+        *,
+        change: Change,
+        priority: int,
+    ) -> None:
+        parts = (base,) if isinstance(base, bytes) else tuple(base)
+        self._stage(Replace(user, box, parts, stamp, change, priority))
 
     def mark(self, user: str, box: str, change: Change, stamp: bytes | None = None) -> None:
         self._stage(Mark(user, box, change, stamp))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from metacache import Change
 
 from ...errors import Corrupt
-from ...mailbox import Changed, Delta, RootDelta
+from ...mailbox import Changed, Delta, Encoded, RootDelta, joined
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import Form
 from ...types import StorageId
@@ -163,6 +163,19 @@ class Box(ABC, Generic[S, D]):
         Raises Corrupt."""
         self.state.join(self.decoded(data))
 
+    async def _join_all(self, datas: list[bytes]) -> None:
+        """Join data of a box that nobody uses yet; a thread joins much of it. Raises
+        Corrupt."""
+
+        def join() -> None:
+            for data in datas:
+                self.join(data)
+
+        if sum(map(len, datas)) > INLINE_DECODED_BYTES:
+            await asyncio.to_thread(join)
+        else:
+            join()
+
     async def _read(self, data: bytes) -> D:
         """Return a delta out of bytes; a thread decodes a large one. Raises Corrupt."""
         if len(data) > INLINE_DECODED_BYTES:
@@ -208,10 +221,10 @@ class Box(ABC, Generic[S, D]):
         edit.add_journal_only(self.box, self.lacking())
         self.log.stage(edit)
 
-    def whole(self) -> bytes:
-        """Return the whole state as a delta."""
-        data: bytes = self.state.extract().encode()
-        return data
+    @abstractmethod
+    def whole(self, *, without: Collection[str] = ()) -> Encoded:
+        """Return the whole state as a delta: the parts of its encoding, which later
+        changes leave as they are. without: keywords that it leaves out."""
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
@@ -229,16 +242,18 @@ class Box(ABC, Generic[S, D]):
         """The assignment under which this backend has the user at present."""
         return self.env.assignment(self.sid)
 
-    def load_copy(self, *, made_here: bool = False) -> tuple[Trust, list[bytes]]:
+    async def load_copy(self, *, made_here: bool = False) -> tuple[Trust, list[bytes]]:
         """Take the state from the local copy. Returns how far the copy can be trusted,
         and the deltas of a copy without a base: holders that were noted while the box
-        was not in memory."""
-        copy = self.env.metacache.load(self.sid, self.box)
+        was not in memory.
+
+        Threads read and join a large copy. The box is not in use before it is loaded.
+        """
+        copy = await self.env.metacache.large.load(self.sid, self.box)
         stamp = None if copy is None else Stamp.decode(copy.stamp)
         if copy is not None and stamp is not None:
             try:
-                for data in ([copy.base] if copy.base is not None else []) + copy.deltas:
-                    self.join(data)
+                await self._join_all(([copy.base] if copy.base is not None else []) + copy.deltas)
             except Corrupt as exc:
                 _log.warning("local copy damaged and dropped", user=self.sid, mailbox=self.box, error=str(exc))
                 self.env.metacache.drop(self.sid, self.box)
@@ -278,8 +293,7 @@ class Box(ABC, Generic[S, D]):
         loaded = await self.bundles.load(infos)
         self.stamp = loaded.stamp
         for number, payload in enumerate(loaded.payloads):
-            await asyncio.sleep(0)  # Each payload may have all mails.
-            self.state.join(await self._read(payload))
+            await self._join_all([payload])
             if number == 0:
                 of_base = {"base_modseq": self.state.highestmodseq, "base_bytes": len(payload)}
                 self.stamp = replace(self.stamp, known_uidnext=self.uidnext, **of_base)
@@ -340,16 +354,18 @@ class Box(ABC, Generic[S, D]):
         self.local_deltas = 0
 
     async def upload(
-        self, form: Form, payload: bytes, *, clean: bool = False, landed: Callable[[], None] | None = None
+        self, form: Form, parts: Encoded, *, clean: bool = False, landed: Callable[[], None] | None = None
     ) -> None:
         """PUT a bundle of the present state, and report to the journal what it covers.
         The caller saves the local copy.
 
-        payload: encoded in this turn of the loop. clean: see `Stamp`. landed: called
-        once the bundle is in the bucket. Raises Unavailable.
+        parts: the encoding of the state, made in this turn of the loop; a thread puts
+        the parts together. clean: see `Stamp`. landed: called once the bundle is in the
+        bucket. Raises Unavailable.
         """
         journal = self.log.journal
         position, seen, modseq, uidnext = journal.position(), self.changes, self.state.highestmodseq, self.uidnext
+        payload = joined(parts) if len(parts) == 1 else await asyncio.to_thread(joined, parts)
         await self._before_bundle()
         await self.bundles.put(form, payload, modseq=modseq, uidnext=uidnext, clean=clean)
         if landed is not None:

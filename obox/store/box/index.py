@@ -15,7 +15,7 @@ and flushed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -24,7 +24,7 @@ import numpy as np
 from metacache import Change
 
 from ...errors import MailboxFull, NotFound
-from ...mailbox import Changed, Delta, Gone, Holders, Root, Rows, State, UidArray, by_home, uid_array
+from ...mailbox import Changed, Delta, Encoded, Gone, Holders, Root, Rows, State, UidArray, by_home, uid_array
 from ...types import Guid, StorageId
 from ..env import Env
 from ..log.journal import Journal
@@ -188,6 +188,9 @@ class Index(Box[State, Delta]):
     @property
     def uidnext(self) -> int:
         return self.state.uidnext
+
+    def whole(self, *, without: Collection[str] = ()) -> Encoded:
+        return self.state.snapshot(without=without).parts()
 
     def lacking(self) -> Delta:
         return self.state.extract(0 if self.stamp.need_base else self.stamp.base_modseq)

@@ -7,11 +7,12 @@ entry means.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from metacache import Change
 
-from ...mailbox import Root, RootDelta
+from ...mailbox import Encoded, Root, RootDelta
 from ...objectstore.keys import ROOT
 from ...types import StorageId
 from ..env import Env
@@ -40,6 +41,9 @@ class RootBox(Box[Root, RootDelta]):
     def _altered(self, delta: RootDelta) -> ListChanged:
         self.state.join(delta)
         return ListChanged.by(delta)
+
+    def whole(self, *, without: Collection[str] = ()) -> Encoded:
+        return [self.state.extract().encode()]
 
     def wake(self) -> None:
         """Do nothing, because no session watches the list."""

@@ -263,12 +263,14 @@ class Slots:
             self._taken()
         await self._opened()
 
-    def show(self, until: int, lost: Callable[[Slot], bool]) -> None:
-        """Show our slots up to a UID, after a LIST that joined what others wrote. Slots
-        that `lost` names fail."""
-        while self._queue and self._queue[0].uid <= until:
-            slot = self._queue.popleft()
-            self._finish(slot, not (slot.fate == "taken" or lost(slot)))
+    def show(self, until: int, lost: Callable[[Slot], bool]) -> bool:
+        """Show our first slot if it lies up to a UID, after a LIST that joined what
+        others wrote. A slot that `lost` names fails. Returns False if there is none."""
+        if not self._queue or self._queue[0].uid > until:
+            return False
+        slot = self._queue.popleft()
+        self._finish(slot, not (slot.fate == "taken" or lost(slot)))
+        return True
 
     def refreshed(self, uidnext: int, seen: int, others: int) -> None:
         """Hand out UIDs again after a refresh, or wait for the other writer's turn.

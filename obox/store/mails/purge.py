@@ -23,25 +23,30 @@ This module does not know why a mail was expunged, and knows no bundles and no j
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from metacache import Change
 
-from ...mailbox import CLAIM_PURGED, Delta
+from ...mailbox import CLAIM_PURGED, Delta, UidArray
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import mail_key, parse_mail_key
+from ...turn import Turn
 from ...types import Uid
-from ..box.index import Index
+from ..box.index import PART_MAILS, Index, drop_fields
 from ..env import Env
+
+DELETE_AT_ONCE: Final = 1000
+"""Objects that are deleted by one request, after which others run."""
 
 
 class Garbage(NamedTuple):
     """UIDs of a mailbox whose objects may be deleted."""
 
-    mails: list[int]
+    mails: UidArray
     claims: list[int]
 
 
@@ -53,7 +58,7 @@ def garbage(mailbox: Index) -> Garbage:
     the present state is in the bucket.
     """
     env, stamp, state = mailbox.env, mailbox.stamp, mailbox.state
-    dead = state.dead(int((env.now() - env.delete_delay_s) * 1000)).tolist()
+    dead = state.dead(int((env.now() - env.delete_delay_s) * 1000))
     claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= stamp.known_uidnext]
     if stamp.known_at > env.now() - env.delete_delay_s:
         claims = []  # no bundle with these UIDs has been in the bucket for the delay
@@ -64,19 +69,21 @@ async def purge(mailbox: Index, found: Garbage) -> None:
     """Delete the objects that `garbage` has found, now that bundles have it. The caller
     holds the lock `flushing`.
 
-    If this is not safe at present, a later flush or sweep deletes them. Raises
-    Unavailable.
+    They are deleted in parts, with the same checks before each. If this is not safe at
+    present, a later flush or sweep deletes them. Raises Unavailable.
     """
-    if not any(found) or not await _alone(mailbox):
-        return
-    # Without mails that are held since.
-    free = set(mailbox.state.dead(mailbox.env.now_ms()).tolist())
-    dead = [uid for uid in found.mails if uid in free]
-    await _delete(mailbox, [*dead, *found.claims])
-    # An earlier process that did not flush may have left them.
-    mailbox.env.metacache.drop_fields(mailbox.sid, mailbox.guid, dead)
-    delta = Delta(purged=np.array(dead, dtype=np.uint32), claims=dict.fromkeys(found.claims, CLAIM_PURGED))
-    mailbox.apply(delta, Change.UNIMPORTANT, journal=False)
+    mails, claims = found
+    while len(mails) or claims:
+        if not await _alone(mailbox):
+            return
+        part, mails = mails[:PART_MAILS], mails[PART_MAILS:]
+        some, claims = claims[:PART_MAILS], claims[PART_MAILS:]
+        # Without mails that are held since.
+        dead = np.intersect1d(part, mailbox.state.dead(mailbox.env.now_ms()), assume_unique=True)
+        await _delete(mailbox, [*dead.tolist(), *some])
+        # An earlier process that did not flush may have left them.
+        await drop_fields(mailbox, dead)
+        mailbox.apply(Delta(purged=dead, claims=dict.fromkeys(some, CLAIM_PURGED)), Change.UNIMPORTANT, journal=False)
 
 
 async def purge_last(mailbox: Index) -> bool:
@@ -101,18 +108,24 @@ async def _alone(mailbox: Index) -> bool:
 
 
 async def _delete(mailbox: Index, uids: Sequence[int]) -> None:
-    keys = [mail_key(mailbox.sid, mailbox.guid, Uid(uid)) for uid in sorted({*uids})]
-    await mailbox.env.delete(keys, kind="mail")
+    left, turn = iter(sorted({*uids})), mailbox.env.turn(mailbox.sid)
+    while keys := [mail_key(mailbox.sid, mailbox.guid, Uid(uid)) for uid in islice(left, DELETE_AT_ONCE)]:
+        await mailbox.env.delete(keys, kind="mail")
+        await _drop(mailbox.env, keys, turn)
+
+
+async def _drop(env: Env, keys: Iterable[str], turn: Turn) -> None:
+    """Drop the local copies of mails; others run meanwhile."""
     for key in keys:
-        await mailbox.env.fscache.drop(key)
+        await env.fscache.drop(key)
+        if turn.over():
+            await turn.end()
 
 
 async def purge_all(env: Env, infos: Sequence[ObjectInfo]) -> None:
     """Delete objects of any kind of a user who is being deleted. Raises Unavailable."""
     await env.delete([info.key for info in infos], kind="mail")
-    for info in infos:
-        if is_mail(info.key):
-            await env.fscache.drop(info.key)
+    await _drop(env, (info.key for info in infos if is_mail(info.key)), Turn(env.clock))
 
 
 def is_mail(key: str) -> bool:

@@ -178,7 +178,7 @@ class Boxes:
         """Load or `make` the list. Raises NotFound, Unavailable, Corrupt."""
         env = self.env
         self.pending = pending
-        worth, fragments = self.rootbox.load_copy()
+        worth, fragments = await self.rootbox.load_copy()
         exact = worth is Trust.TRUSTED
         if not exact:
             self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
@@ -195,7 +195,7 @@ class Boxes:
             if worth is Trust.REBUILD:
                 exact = box.stamp.clean and sure
             if not current:
-                _unclean.journal_unflushed(self)
+                await _unclean.journal_unflushed(self)
             # The journal before may not have it.
             if worth is Trust.COMPARE and box.change is not Change.NONE:
                 box.restate()

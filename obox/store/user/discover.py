@@ -56,7 +56,7 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
     """See `Mailbox.load`."""
     env, user = mailbox.env, mailbox.user
     assignment = mailbox.assignment
-    worth, fragments = mailbox.load_copy(made_here=mailbox.guid in user.created_here)
+    worth, fragments = await mailbox.load_copy(made_here=mailbox.guid in user.created_here)
     found = Found.NOTHING
     if worth is Trust.NEW:
         user.created_here.discard(mailbox.guid)
@@ -282,22 +282,31 @@ async def refresh(mailbox: Index) -> None:
     others = sum(len(delta.rows) for delta in deltas if delta.rows is not None)
     deltas.reverse()
 
-    def show(until: int) -> None:
-        """Show all that is resolved up to a UID, in a single turn."""
-        while deltas and first_uid(deltas[-1]) <= until:
+    turn = mailbox.env.turn(mailbox.sid)
+
+    async def show(until: int) -> None:
+        """Show all that is resolved up to a UID, in the order of the UIDs, so that
+        others run meanwhile."""
+        while True:
+            if turn.over():
+                await turn.end()
+            first = min(first_uid(deltas[-1]) if deltas else until + 1, until + 1)
+            if mailbox.slots.show(first - 1, lambda slot: slot.uid in lost):
+                continue
+            if first > until:
+                return
             _show(mailbox, deltas.pop())
-        mailbox.slots.show(until, lambda slot: slot.uid in lost)
 
     for slot in mailbox.slots.in_flight():
         if slot.fate == "orphan" and slot.uid not in lost:
-            show(slot.uid - 1)
+            await show(slot.uid - 1)
             edit = mailbox.user.edit()
             edit.add_journal_only(mailbox.guid, mailbox.taken_back(slot))
             mailbox.user.log.stage(edit)
             # Other readers that LIST the object must learn this before a higher UID is
             # visible.
             await _journaled(mailbox)
-    show(uidnext)
+    await show(uidnext)
     mailbox.slots.refreshed(uidnext, seen, others)
 
 

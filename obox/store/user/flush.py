@@ -2,8 +2,8 @@
 
 Steps; the commit point is 2:
  1. under the mailbox's flush lock, in a single turn of the loop: note the journal's
-   position, encode what has changed since
-    the base (or everything); the journal has all of it before the next step;
+   position, and take what has changed since the base (or everything); a thread puts the
+   encoding together, and the journal has all of it before the next step;
  2. PUT the bundle;
  3. local copy: its stamp names the bundle, and its change mark is cleared if no change
    came meanwhile;
@@ -24,6 +24,7 @@ import numpy as np
 
 from metacache import Change
 
+from ...mailbox import Encoded
 from ..box.bundles import DIFF_FREE_BYTES, DIFF_SHARE, segment_range
 from ..box.index import Index
 from ..mails.purge import garbage, purge
@@ -92,23 +93,24 @@ async def write_bundle(mailbox: Index) -> None:
     stamp, state, mails = mailbox.stamp, mailbox.state, mailbox.unflushed_mails
     gone = len(mailbox.fields_left)
     old = garbage(mailbox)
-    base, payload, diff_max = stamp.base_next, b"", max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE)
+    base, diff_max = stamp.base_next, max(DIFF_FREE_BYTES, stamp.base_bytes // DIFF_SHARE)
+    parts: Encoded = ()
     if not base:
-        diff = state.extract(stamp.base_modseq)
+        diff = state.snapshot(stamp.base_modseq)
         # This is known without encoding all records of the mailbox.
         base = diff.least_bytes > diff_max
-        payload = b"" if base else diff.encode()
+        parts = () if base else diff.parts()
     forgotten: list[str] = []
     long_ago = int((mailbox.env.now() - KEYWORD_FORGET_S) * 1000)
-    if base or len(payload) > diff_max:
+    if base or sum(map(len, parts)) > diff_max:
         base, forgotten = True, state.forgettable(long_ago)
-        payload = state.extract(without=forgotten).encode()
+        parts = mailbox.whole(without=forgotten)
 
     def landed() -> None:
         state.forget(forgotten, long_ago)
         mailbox.unflushed_mails -= mails
 
-    await mailbox.upload("base" if base else "diff", payload, landed=landed)
+    await mailbox.upload("base" if base else "diff", parts, landed=landed)
     await mailbox.drop_fields(gone)
     # Saved now, because a copy that is loaded again must not write under this version
     # again.

@@ -7,14 +7,16 @@ machine is lost again right after.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
-from metacache import Change
+from metacache import Change, Copy
 
 from ...mailbox import Delta, State
 from ...objectstore.keys import ROOT
 from ...types import Guid
 from ..box.index import Owner
+from ..env import INLINE_DECODED_BYTES
 from ..stamp import Stamp
 
 FLOOR_MARGIN_MS: Final = 60_000
@@ -22,26 +24,40 @@ FLOOR_MARGIN_MS: Final = 60_000
 differ by less."""
 
 
-def journal_unflushed(user: Owner) -> None:
+async def journal_unflushed(user: Owner) -> None:
     """Write to the journal, in a single edit, the changes that an earlier boot left
     only in local copies. An expunge and the holder that it releases, or the two
-    mailboxes of a MOVE, must not be known separately."""
+    mailboxes of a MOVE, must not be known separately. The user is not open yet."""
     metacache, sid, edit = user.env.metacache, user.storage_id, user.edit()
-    assignment = user.env.assignment(sid)
+    assignment, turn = user.env.assignment(sid), user.env.turn(sid)
     for space in metacache.box_spaces(sid):
-        copy = None if space.box == ROOT or space.change is Change.NONE else metacache.load(sid, space.box)
+        if space.box == ROOT or space.change is Change.NONE:
+            continue
+        copy = await metacache.large.load(sid, space.box)
         stamp = None if copy is None else Stamp.decode(copy.stamp)
         if copy is None or stamp is None or assignment.covers(stamp):
             continue
-        state = State(Guid(space.box))
+        since = 0 if stamp.need_base else stamp.base_modseq
+        if turn.over():
+            await turn.end()
         try:
-            for data in [*([] if copy.base is None else [copy.base]), *copy.deltas]:
-                state.join(Delta.decode(data))
+            if len(copy.base or b"") > INLINE_DECODED_BYTES:
+                delta = await asyncio.to_thread(_since, Guid(space.box), copy, since)
+            else:
+                delta = _since(Guid(space.box), copy, since)
         except ValueError:
             continue  # the copy is dropped when it is loaded
-        edit.add_journal_only(space.box, state.extract(0 if stamp.need_base else stamp.base_modseq))
+        edit.add_journal_only(space.box, delta)
         user.journaled.add(Guid(space.box))
     user.log.stage(edit)
+
+
+def _since(guid: Guid, copy: Copy, since: int) -> Delta:
+    """Return what a copy has of changes after a MODSEQ. Raises ValueError."""
+    state = State(guid)
+    for data in [*([] if copy.base is None else [copy.base]), *copy.deltas]:
+        state.join(Delta.decode(data))
+    return state.extract(since)
 
 
 def modseq_floor(user: Owner, *, unclean: bool) -> int:

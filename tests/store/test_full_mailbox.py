@@ -1,0 +1,204 @@
+"""A mailbox of as many mails as are allowed: none of its work holds the loop.
+
+The mails have no objects here; what is measured is the index of the mailbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from machines import Life, Machine, uids
+from turns import TURN_S_MAX, Turns, turns
+
+from metacache import Change
+from obox.mailbox import Delta, Rows, UidArray
+from obox.store.user import discover, flush
+from obox.store.user.mailbox import Mailbox
+
+MAILS = 500_000
+"""The default of quota.max_mailbox_mails."""
+FLAGS = ("\\Seen", "\\Answered", "\\Flagged", "$Forwarded", "$Junk", "$NotJunk")
+KEYWORDS = tuple(f"keyword-{number}" for number in range(50))
+STEP = 50_000
+
+
+def rows(first: int, modseq: int, flags: tuple[str, ...]) -> Rows:
+    """STEP mails, all of which have these flags."""
+    uid = np.arange(first, first + STEP, dtype="<u4")
+    oid = np.zeros((STEP, 16), dtype=np.uint8)
+    oid[:, :4] = uid.view(np.uint8).reshape(-1, 4)
+    return Rows(
+        uid=uid,
+        size=np.full(STEP, 3000, dtype="<u4"),
+        internaldate=np.full(STEP, modseq // 1000, dtype="<i8"),
+        zone=np.zeros(STEP, dtype="<i2"),
+        savedate=np.full(STEP, modseq, dtype="<i8"),
+        modseq=np.full(STEP, modseq, dtype="<u8"),
+        home=np.full(STEP, -1, dtype="<i4"),
+        home_uid=uid.copy(),
+        oid=oid,
+        stamps={flag: np.full(STEP, modseq * 2 + 1, dtype="<u8") for flag in flags},
+    )
+
+
+async def fill(box: Mailbox, flags: tuple[str, ...] = FLAGS) -> None:
+    for first in range(1, MAILS, STEP):
+        modseq = box.state.next_modseq(box.env.now_ms())
+        delta = Delta(rows=rows(first, modseq, flags), uidnext=first + STEP, highestmodseq=modseq)
+        box.apply(delta, Change.IMPORTANT, journal=False)
+        await asyncio.sleep(0)
+
+
+def held(found: Turns) -> None:
+    """A turn's bound is checked, and not how much threads do meanwhile."""
+    assert found.longest_s / found.slowdown <= TURN_S_MAX, found.report()
+
+
+@asynccontextmanager
+async def full(machine: Machine, **how: Any) -> AsyncIterator[tuple[Life, Mailbox]]:
+    async with machine.run(**how) as life:
+        user = await life.user()
+        box = await user.select("INBOX")
+        await fill(box)
+        yield life, box
+        await box.release()
+
+
+async def test_a_flush_and_the_flags_that_change_meanwhile(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change during the upload is in no bundle, and is known not to be."""
+    before_bundle = Mailbox._before_bundle
+    meanwhile = asyncio.Event()
+
+    async def changing(box: Mailbox) -> None:
+        if not meanwhile.is_set():
+            meanwhile.set()
+            await box.store_flags(uids(7, 300_000), "remove", ["\\Seen"])
+        await before_bundle(box)
+
+    async with full(machine) as (life, box):
+        monkeypatch.setattr(Mailbox, "_before_bundle", changing)
+        with turns() as found:
+            await box.flush(everything=True)
+        held(found)
+        assert box.change is Change.IMPORTANT
+        (payload,) = (await box.bundles.load(await box.bundles.listing())).payloads
+        bundle = Delta.decode(payload)
+        assert bundle.rows is not None
+        assert len(bundle.rows) == MAILS
+        assert bool((bundle.rows.stamps["\\Seen"] & np.uint64(1)).all()), "as it was when the upload began"
+        with turns() as found:
+            await box.flush(everything=True)
+        held(found)
+        assert box.change is Change.NONE
+        await life.quiet()
+    machine.lose_disk()
+    async with machine.run() as life:
+        user = await life.user()
+        with turns() as found:
+            box = await user.select("INBOX")
+        held(found)
+        assert len(box.state) == MAILS
+        assert box.state.unseen == 2
+        box.check_consistency()
+        await box.release()
+
+
+async def test_a_start_from_the_local_copy(machine: Machine) -> None:
+    async with full(machine) as (_, box):
+        before = box.state.fingerprint()
+        with turns() as found:
+            box.save()
+            await box.env.commit_staged()
+        held(found)
+    async with machine.run() as life:
+        user = await life.user()
+        with turns() as found:
+            box = await user.select("INBOX")
+        held(found)
+        assert box.state.fingerprint() == before
+        box.check_consistency()
+        await box.release()
+
+
+async def test_a_copy_that_is_staged_has_the_changes_that_follow(machine: Machine) -> None:
+    """Its base is encoded later, by the writer's thread, and has not got them; they are
+    its deltas."""
+    async with full(machine) as (_, box):
+        box.save()
+        await box.store_flags(uids(3), "remove", ["$Junk"])
+        box.state.join(Delta(rows=rows(MAILS + 1, box.env.now_ms(), ())))
+        copy = await box.env.metacache.large.load(box.sid, box.box)
+        assert copy is not None
+        assert copy.base is not None
+        base = Delta.decode(copy.base)
+        assert base.rows is not None
+        assert len(base.rows) == MAILS
+        assert int(base.rows.stamps["$Junk"][2]) & 1
+        assert [flag for flag, _, _ in Delta.decode(copy.deltas[-1]).flags] == ["$Junk"]
+        assert copy == box.env.metacache.load(box.sid, box.box)
+
+
+async def test_a_mailbox_of_many_keywords(machine: Machine) -> None:
+    """All mails have 56 flags: an index of 250 MiB."""
+    async with machine.run() as life:
+        user = await life.user()
+        box = await user.select("INBOX")
+        await fill(box, FLAGS + KEYWORDS)
+        with turns() as found:
+            parts = box.whole()
+            await box.upload("base", parts)
+        held(found)
+        await box.release()
+
+
+async def test_many_mails_of_another_writer_become_visible_in_turns(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours among them: no session sees a UID before a lower UID."""
+    async with machine.run() as life:
+        user = await life.user()
+        box = await user.select("INBOX")
+        now, oid = box.env.now_ms(), bytes(range(16))
+        ours = await box.slots.take(1, [1] * 3000)
+        about: dict[str, Any] = {"size": 1, "internaldate": 0, "zone": 0, "savedate": now, "modseq": now, "oid": oid}
+
+        def delta(uid: int) -> Delta:
+            return Delta(rows=Rows.one(uid, **about), uidnext=uid + 1)
+
+        async def discover_all(*_: Any) -> tuple[list[Delta], int, int]:
+            return [delta(uid) for uid in range(2, 3000, 2)] + [delta(uid) for uid in range(3001, 4001)], 4001, 4000
+
+        seen: list[int] = []
+        box.watch(lambda: seen.extend(box.state.uids[len(seen) :].tolist()))
+        monkeypatch.setattr(discover, "discover", discover_all)
+        with turns() as found:
+            for slot in ours:
+                box.slots.resolve(
+                    slot, "landed" if slot.uid % 2 else "taken", delta(slot.uid) if slot.uid % 2 else None
+                )
+                if slot.uid % 100 == 0:
+                    await asyncio.sleep(0)
+            await user.wait_idle()
+        held(found)
+        assert seen == [uid for uid in range(1, 4001) if uid != 3000]
+        assert [await slot.done for slot in ours] == [bool(slot.uid % 2) for slot in ours]
+        await box.release()
+
+
+async def test_objects_of_an_expunge_of_all_are_deleted(machine: Machine) -> None:
+    async with full(machine) as (life, box):
+        await box.flush(everything=True)
+        everything: UidArray = box.state.uids.copy()
+        await box.expunge(everything)
+        life.time.move(2 * life.settings.delete_delay_s)
+        await life.quiet()
+        with turns() as found:
+            await box.flush(everything=True)
+            await flush.sweep(box)
+        held(found)
+        assert bool(box.state.gone_purged.all())

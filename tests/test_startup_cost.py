@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY_MODULES_MAX = 540
 """Of a start with a directory as bucket; a module costs half a millisecond on average,
 numpy's 100 among them."""
-OWN_BYTES_MAX = 1_740_000
+OWN_BYTES_MAX = 1_750_000
 """Source of our own modules at a start: they cost by their size, however it is cut into
 files. A tenth of it came with units of users that come and go, forwarding, and prose in
 full sentences; two hundredths with pinned users, sites, orderly stops and the journals

@@ -87,6 +87,8 @@ def _override(context: click.Context, parameter: click.Parameter, given: tuple[s
               help="Ask the backend at this URL, instead of the backend of this machine.")  # fmt: skip
 @click.option("--key-file", default="", envvar="OBOXADM_KEY_FILE", metavar="FILE",
               help="File with the API key for --url. Without it: OBOXADM_API_KEY, then http.api_key.")  # fmt: skip
+@click.option("--backend", default="", metavar="NAME",
+              help="The backend of the cluster that runs the command. Without it: the user's, or all.")  # fmt: skip
 @click.option("-y", "--yes", is_flag=True, help="Answer every question with yes.")
 @click.version_option(__version__, prog_name="oboxadm")
 @click.pass_context
@@ -98,6 +100,7 @@ def cli(
     format_: str | None,
     url: str,
     key_file: str,
+    backend: str,
     yes: bool,
 ) -> None:
     """Look after a mail backend.
@@ -113,7 +116,15 @@ def cli(
         for option, given in (("-c", config_path), ("-o", overrides), ("-f", format_)):
             if given:
                 raise click.UsageError(f"{option}: oboxadm {context.invoked_subcommand} does not use it")
-    context.obj = Context(config_path, Output(format_ or ""), overrides=overrides, url=url, key_file=key_file, yes=yes)
+    context.obj = Context(
+        config_path,
+        Output(format_ or ""),
+        overrides=overrides,
+        url=url,
+        key_file=key_file,
+        backend=backend,
+        yes=yes,
+    )
 
 
 cli.add_command(pw)

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from obox.errors import ConfigError, NoPerm, OboxError, Temporary, Unavailable
 from obox.statelock import is_locked
@@ -55,9 +55,11 @@ class _OnSocket(http.client.HTTPConnection):
 class Remote:
     """A backend's API, on its unix socket or at a URL with a key."""
 
-    def __init__(self, where: Path | str, key: str = "") -> None:
+    def __init__(self, where: Path | str, key: str = "", backend: str = "") -> None:
+        """backend: of the cluster, which is to run the verbs; "": as each says."""
         self._where = where
         self._key = key
+        self._query = f"?backend={quote(backend, safe='')}" if backend else ""
 
     def listens(self) -> bool:
         """Whether a process accepts connections there. Raises NoPerm if we may not
@@ -81,7 +83,7 @@ class Remote:
             headers["Authorization"] = f"X-Dovecot-API {base64.b64encode(self._key.encode()).decode()}"
         try:
             try:
-                connection.request("POST", self._path(), json.dumps([[name, params, "oboxadm"]]), headers)
+                connection.request("POST", self._path() + self._query, json.dumps([[name, params, "oboxadm"]]), headers)
                 connection.sock.settimeout(None)  # long commands have no time limit
                 answer = connection.getresponse()
             except (FileNotFoundError, ConnectionRefusedError) as error:

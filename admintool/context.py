@@ -37,14 +37,17 @@ class Context:
         overrides: Sequence[tuple[str, object]] = (),
         url: str = "",
         key_file: str = "",
+        backend: str = "",
         yes: bool = False,
     ) -> None:
-        """overrides: settings for this command. They win over file and environment."""
+        """overrides: settings for this command. They win over file and environment.
+        backend: of the cluster, which is to run it."""
         self._config_path = config_path
         self._config: Config | None = None
         self._overrides = tuple(overrides)
         self._url = url
         self._key_file = key_file
+        self._backend = backend
         self.yes = yes
         self.output = output
 
@@ -72,15 +75,18 @@ class Context:
         if self._url:
             key_given = self._key_file or os.environ.get("OBOXADM_API_KEY")
             self._refuse_settings("" if key_given else "http.api_key", where=f"the backend at {self._url}")
-            yield from Remote(self._url, self._key()).call(verb.name, params)
+            yield from Remote(self._url, self._key(), self._backend).call(verb.name, params)
             return
-        if verb.needs in (Needs.DIRECTORY, Needs.BACKEND):
+        if verb.needs is not Needs.CONFIG:
+            # A proxy passes on what it cannot do itself.
             self._config = self._config or self._read(proxy=True)
         config = self.config
         if verb.needs is Needs.CONFIG:
+            if self._backend:
+                raise click.UsageError("--backend: this command uses the configuration alone")
             yield from Local(self._configured).call(verb.name, params)
             return
-        backend = Remote(config.state_dir / SOCKET)
+        backend = Remote(config.state_dir / SOCKET, backend=self._backend)
         if self._given("state_dir") and verb.needs is not Needs.BACKEND and not backend.listens():
             # A backend that starts at this moment is not asked: it has other settings.
             pass
@@ -90,11 +96,12 @@ class Context:
                 yield from backend.call(verb.name, params)
                 return
             except NoBackend:
-                if verb.needs is Needs.BACKEND:
+                if verb.needs is Needs.BACKEND or self._backend:
                     raise
         if verb.needs is Needs.DIRECTORY:
             yield from Local(self._configured).call(verb.name, params)
             return
+        self._config = self._read()
         with state_is_free(config.state_dir):
             alone = self._bucket_alone if verb.needs is Needs.BUCKET else self._offline
             yield from Local(alone).call(verb.name, params)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .membership import Joining
     from .proxy import Forwarder
     from .proxy.socketmap import SocketmapServer
+    from .relay import Relay
 
 log = structlog.get_logger()
 
@@ -217,7 +218,9 @@ class Backend:
         socket."""
         config = self.parts.config
         key = self._api_key
-        api = [*routes(admin, key=key, version=__version__), *self._nginx()]
+        relay = self._relay(admin)
+        own = routes(admin, key=key, version=__version__, **({"run": relay.run} if relay is not None else {}))
+        api = [*own, *self._nginx(), *self._calls(relay)]
         draining = lambda: self.lifecycle.draining  # noqa: E731
         out = {"admin": HttpServer(application(routes=api))}
         if config.http is not None and config.metrics is not None:
@@ -227,6 +230,25 @@ class Backend:
         if config.metrics is not None:
             out["metrics"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining))
         return out
+
+    def _relay(self, admin: Admin) -> Relay | None:
+        """The admin API of the whole cluster. A worker has none: its supervisor asks
+        all."""
+        joining, config = self.parts.joining, self.parts.config
+        if self.forwarder is None or joining is None or config.cluster.address.startswith("unix:"):
+            return None
+        from .relay import Relay
+
+        member = joining.membership.member
+        return Relay(admin, self.forwarder, member.view, member.owner, serves=True)
+
+    def _calls(self, relay: Relay | None) -> list[Any]:
+        """Where other members call the admin API."""
+        if relay is None or self.forwarder is None:
+            return []
+        from .proxy import calls
+
+        return [calls.route(self.forwarder, relay.serve)]
 
     def _socketmap(self) -> SocketmapServer | None:
         """The answers for Postfix as a front end."""

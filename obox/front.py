@@ -48,6 +48,7 @@ from .net import Certificates, Listeners, TlsError, inherited_sockets
 from .proxy import Forwarder, LmtpForwarder, Nowhere, ViewRouter
 from .proxy.nginx import NginxAuth
 from .proxy.socketmap import Lookups, SocketmapServer
+from .relay import Relay
 from .server import (
     FileWatch,
     HttpServer,
@@ -197,6 +198,7 @@ class Front:
         config, certificates = self.config, self.certificates
         self.directory = directory
         router = ViewRouter(self.view, directory)
+        self._owner = router.owner
         self.forwarder = Forwarder(
             self.routed(router, directory),
             rooms.link_secrets(config),
@@ -263,7 +265,8 @@ class Front:
         self.admin.authenticator = lambda: self.authenticator
         self.admin.server = wiring.Running(self.imap, self.listeners, self.lifecycle)
         self.admin.find_cluster = wiring.find_cluster(self.config, directory=self.directory)
-        api = routes(self.admin, key="", version=__version__)
+        relay = Relay(self.admin, self.forwarder, self.view, self._owner, serves=False)
+        api = routes(self.admin, key="", version=__version__, run=relay.run)
         self.http["admin"] = HttpServer(application(routes=api))
         path = wiring.socket_path(self.config.state_dir)
         self.listeners.bind("admin", [Listen(path=path)], self.http["admin"].factory, unix_mode=0o600)

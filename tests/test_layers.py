@@ -74,6 +74,7 @@ WIRING = (
     "obox.demo",
     "obox.front",
     "obox.parts",
+    "obox.relay",
     "obox.reload",
     "obox.rooms",
     "obox.wiring",

@@ -249,8 +249,10 @@ async def cluster_user_kick(admin: Admin, account: Account, params: UserKickPara
     done.
 
     The owner of the user ends the sessions, also those that come through other members.
-    It is asked on its [http] with the http.api_key of this configuration. Exit 68 if
-    the user is not logged in, and 69 if the owner does not answer.
+    It is asked over the trusted link. While no member runs here, or without
+    cluster.secret_file, it is asked on its [http] with the http.api_key of this
+    configuration. Exit 68 if the user is not logged in, and 75 or 69 if the owner does
+    not answer.
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)

@@ -3,6 +3,7 @@
     POST /doveadm/v1               [["kick", {"user": "anna"}, "tag"]]
         returns  [["doveadmResponse", [{...}], "tag"]]
         or       [["error", {"type": "exitCode", "exitCode": 67, ...}, "tag"]]
+    POST /doveadm/v1?backend=mail2 the same at another backend of the cluster
     GET  /doveadm/v1               the commands with their parameters
     GET  /doveadm/v1/openapi.json  the same as an OpenAPI document
 
@@ -21,8 +22,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Any, Final, Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -43,8 +45,12 @@ COMMANDS_MAX: Final = 100
 LINES: Final = "application/x-ndjson"
 
 
-Runner = Callable[[Admin, str, object, Outcome], AsyncIterator[Event]]
-"""Runs a verb, as `guarded` does."""
+class Runner(Protocol):
+    """Runs a verb, as `guarded` does."""
+
+    def __call__(
+        self, admin: Admin, name: str, raw: object, outcome: Outcome, *, backend: str = ""
+    ) -> AsyncIterator[Event]: ...
 
 
 def routes(admin: Admin, *, key: str, version: str, run: Runner = guarded) -> Sequence[BaseRoute]:
@@ -70,7 +76,9 @@ def routes(admin: Admin, *, key: str, version: str, run: Runner = guarded) -> Se
         return refusal(request) or JSONResponse(document(version))
 
     async def post(request: Request) -> Response:
-        return refusal(request) or await _run(admin, request, run)
+        return refusal(request) or await _run(
+            admin, request, partial(run, backend=request.query_params.get("backend", ""))
+        )
 
     return [
         *source.routes(admin, PATH, refusal),

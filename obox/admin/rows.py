@@ -34,6 +34,7 @@ _DROPPED: Final = {
     "kept": "local copies that stay",
     "why": "why they stay",
 }
+_OF_BACKEND: Final = "the backend that the row is of, where a cluster has several"
 _DIRECTORY: Final = {
     "directory": "where the directory is",
     "id": "the random number that the directory got when it was made",
@@ -65,6 +66,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "quota_bytes": _ENTRY["quota_bytes"],
     },
     "who": {
+        "backend": _OF_BACKEND,
         "username": "the user who is logged in; empty for a connection that has not logged in",
         "connections": "how many connections the user has",
         "service": "the protocol",
@@ -77,7 +79,11 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "idle": "whether the client waits in IDLE",
         "since": "when the connection began, unix time",
     },
-    "kick": {"username": "the user who was disconnected", "connections": "how many connections"},
+    "kick": {
+        "backend": _OF_BACKEND,
+        "username": "the user who was disconnected",
+        "connections": "how many connections",
+    },
     "reload": {"setting": "a setting whose value has changed", "used": "now, or after a restart"},
     "stop": {
         "step": "what was done, and whether it was cut short",
@@ -165,6 +171,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     "metacacheFlush": _FLUSHED,
     "metacacheFlushall": {"username": _USER, **_FLUSHED},
     "metacacheList": {
+        "backend": _OF_BACKEND,
         "username": "the user whose copies these are",
         "bytes-used(N)": _BY_PRIORITY,
         "last-access(N)": "when one of these was last used, unix time; empty where there are none",
@@ -175,6 +182,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "metacache.priority_weights and size_weights add",
     },
     "metacacheStatus": {
+        "backend": _OF_BACKEND,
         "users": "users with local copies",
         "mailboxes": "local copies of mailboxes, lists of mailboxes among them",
         "bytes": "their size: what counts against the limits",

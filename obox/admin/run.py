@@ -101,14 +101,18 @@ class Outcome:
                 self.failures.append(event)
 
 
-async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> AsyncIterator[Event]:
+async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome, *, backend: str = "") -> AsyncIterator[Event]:
     """Run a verb by name. Afterwards `outcome` has its result.
+
+    backend: names another backend; only a member of a cluster can ask it.
 
     Raises nothing but cancellation.
     """
     partial, until = False, time.monotonic() + TURN_S
     try:
         verb, params = prepare(name, raw)
+        if backend:
+            raise Invalid(f"backend {backend!r}: this process knows no other backends; allowed: no backend")
         async for event in run(admin, verb, params):
             partial = partial or isinstance(event, Failure)
             yield event

@@ -65,7 +65,8 @@ class Forward(msgspec.Struct, frozen=True):
     user, storage_id: "" in LMTP, where each recipient has an owner. remote, port: of
     the client ("" and 0: a unix socket). listener: where the client came, such as
     "imap". tls: the client's side is encrypted. member: the sender. backend, number,
-    token: the assignment that the sender knows.
+    token: the assignment that the sender knows. digest: of the request, for a call of
+    the admin API; b"" otherwise.
     """
 
     user: str
@@ -78,6 +79,7 @@ class Forward(msgspec.Struct, frozen=True):
     backend: str = ""
     number: int = 0
     token: int = 0
+    digest: bytes = b""
 
 
 def secret_id(secret: bytes) -> bytes:

@@ -3,6 +3,7 @@
 connection.py  Connection: admission, a task while there is work, the end
 stream.py      Stream, its base: flow control, the timer, STARTTLS
 dialogue.py    Dialogue: a conversation with another server, line by line
+httplines.py   what a client reads of our own HTTP server
 splice.py      Splice: a client's connection that goes on at another server
 hub.py         Hub: what the connections of a server share; the drain
 registry.py    Registry: the open connections, and the limits of their number

@@ -29,7 +29,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import h11
 import uvicorn
@@ -42,7 +43,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from obox.config import Listen
-from obox.net import Entry, Pending, Via
+from obox.net import Entry, Pending, Via, is_loopback
 from obox.server.metrics import CONTENT_TYPE
 
 KEEP_ALIVE_S: Final = 30
@@ -91,7 +92,7 @@ def application(
     503 while it returns true. Without these parameters the paths are 404: if there is a
     section [metrics], [http] has none of the three. routes: the admin API;
     `request.state.local` says whether the request came over a unix socket from root or
-    from the user that this process runs as.
+    from the user that this process runs as, and `request.state.peer` is the Peer.
     """
 
     text, credit_s, counted_at = b"", METRICS_BURST_S, time.monotonic()
@@ -123,6 +124,22 @@ def application(
     return Starlette(routes=[*own, *routes])
 
 
+@dataclass
+class Peer:
+    """The other end of a connection, for all its requests.
+
+    remote: its address, "" on a unix socket; local: on this machine; tls: the
+    connection is encrypted up to here; behind: a proxy speaks for it. exchange: what a
+    route keeps from one request for the next.
+    """
+
+    remote: str
+    local: bool
+    tls: bool
+    behind: bool
+    exchange: Any = None
+
+
 class _Protocol(H11Protocol, asyncio.BufferedProtocol):
     """uvicorn's protocol, with a time limit for each step of the client, and with small
     reads.
@@ -131,9 +148,17 @@ class _Protocol(H11Protocol, asyncio.BufferedProtocol):
     """
 
     def __init__(
-        self, config: uvicorn.Config, state: ServerState, *, unix: bool, remote: str | None, silent: Pending
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        *,
+        unix: bool,
+        remote: str | None,
+        behind: bool,
+        silent: Pending,
     ) -> None:
         super().__init__(config, state, {})
+        self._behind = behind
         self._unix = unix
         self._remote = remote
         self._silent = silent
@@ -143,10 +168,12 @@ class _Protocol(H11Protocol, asyncio.BufferedProtocol):
         self._read_into = bytearray(READ_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.app_state = {"local": self._unix and _trusted(transport)}
         super().connection_made(transport)
         if self._remote is None:
             self._remote = self.client[0] if self.client and not self._unix else ""
+        tls = transport.get_extra_info("ssl_object") is not None
+        peer = Peer(self._remote, self._unix or is_loopback(self._remote), tls, self._behind)
+        self.app_state = {"local": self._unix and _trusted(transport), "peer": peer}
         self._quiet()
         self._within(HEADER_S)
 
@@ -316,7 +343,14 @@ class HttpServer:
 
     def factory(self, entry: Listen, via: Via | None) -> asyncio.Protocol:
         remote = via.client[0] if via is not None and via.client is not None else None
-        return _Protocol(self._config, self._state, unix=entry.path is not None, remote=remote, silent=self._silent)
+        return _Protocol(
+            self._config,
+            self._state,
+            unix=entry.path is not None,
+            remote=remote,
+            behind=via is not None,
+            silent=self._silent,
+        )
 
     async def close(self) -> None:
         """Finish the requests under way and close idle connections.

@@ -1,0 +1,204 @@
+"""Which process answers a verb where several serve one mail system, and how their
+answers become one.
+
+The workers of one unit (`obox.workers`) and the backends of a cluster (`obox.relay`)
+use it. The caller says how a process is asked; this module does not know sockets, links
+or HTTP.
+
+Invariant: rows of one process come in its order. A process that did not answer is never
+left out silently: the outcome names it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from . import exits
+from .masks import masked
+from .params import Selection
+from .parts import Admin
+from .run import Outcome, guarded
+from .table import Event, Failure, Needs, Progress, Verb
+
+
+class Goes(enum.Enum):
+    """Which process runs a verb."""
+
+    HERE = enum.auto()
+    """The process that is asked: it is about the process, the configuration, or the
+    directory, which all have."""
+    OWNER = enum.auto()
+    """The process that serves the user."""
+    ALL = enum.auto()
+    """Every process; their rows are joined."""
+    ONE = enum.auto()
+    """Any process: it is about the bucket or a file, and each would say the same."""
+
+
+ONE: Final = frozenset({"storageCheck", "storageFinishUpgrade", "metacacheUnpack"})
+JOINED: Final = frozenset({"who", "kick", "metacacheList", "metacacheStatus"})
+"""What a cluster joins. Other verbs of a server are for the backend that is asked."""
+OWNERS: Final = frozenset({"clusterUserKick"})
+"""About the directory, and done by the owner."""
+OWN_COPIES: Final = frozenset({"metacacheClean", "metacachePull"})
+"""About the copies of users on the disk of one backend, who may have another owner."""
+
+
+def among_workers(verb: Verb) -> Goes:
+    """Where a verb goes in a unit of several workers, which is one server."""
+    if verb.needs is Needs.CONFIG or verb.name == "reload" or _of_directory(verb):
+        return Goes.HERE
+    if verb.name in ONE:
+        return Goes.ONE
+    return Goes.OWNER if verb.per_user else Goes.ALL
+
+
+def among_backends(verb: Verb) -> Goes:
+    """Where a verb goes in a cluster, whose backends are servers of their own."""
+    if verb.name in OWNERS:
+        return Goes.OWNER
+    if verb.needs in (Needs.CONFIG, Needs.DIRECTORY) or verb.name in OWN_COPIES:
+        return Goes.HERE
+    if verb.per_user:
+        return Goes.OWNER
+    return Goes.ALL if verb.name in JOINED else Goes.HERE
+
+
+def _of_directory(verb: Verb) -> bool:
+    """Whether the process, which has the directory open, answers as any other would."""
+    return verb.needs is Needs.DIRECTORY and not verb.per_user
+
+
+@dataclass
+class Call:
+    """A verb for one process.
+
+    users: names, if the verb is for users. code, message: how it ended, and what it
+    counts as until then; silent: it did not answer.
+    """
+
+    to: str
+    params: Mapping[str, Any]
+    users: Sequence[str] = ()
+    code: int = exits.UNAVAILABLE
+    message: str = ""
+    silent: bool = False
+
+
+Ask = Callable[[Call], AsyncIterator[Event]]
+"""Runs a call, and sets its code and message. Raises OSError: no answer, or half of
+one."""
+
+
+def for_users(params: Selection, users: Sequence[str], *, single: bool) -> dict[str, Any]:
+    """The parameters of a verb for some of the selected users. single: one user was
+    named, and is all of them."""
+    given = msgspec.to_builtins(params)
+    rest = {key: value for key, value in given.items() if key not in ("user", "users", "allUsers")}
+    return {**rest, **({"user": users[0]} if single else {"users": list(users)})}
+
+
+def is_single(params: Selection, count: int) -> bool:
+    """Whether a selection names one user, so that rows need no name."""
+    return count == 1 and not params.all_users and not masked(params.user or "")
+
+
+async def joined(
+    calls: Sequence[Call], ask: Ask, verb: Verb, *, many: bool, column: str, always: bool = False
+) -> AsyncIterator[Event]:
+    """Ask all side by side, and make their events one stream.
+
+    many: rows of users begin with the name. column: names the process in rows of a
+    server that have no user, or in all of them (always).
+    """
+    async for call, event in events_of(calls, ask):
+        if isinstance(event, Progress):
+            if len(calls) == 1:
+                yield event
+        elif isinstance(event, Failure):
+            yield event
+        elif verb.per_user:
+            yield {"username": call.users[0], **event} if many and "username" not in event else event
+        elif len(calls) > 1 and (always or "username" not in event):
+            yield {column: call.to, **event}
+        else:
+            yield event
+    for call in calls:
+        if call.code not in (0, exits.PARTIAL) and many and len(calls) > 1 and (call.silent or len(call.users) == 1):
+            for user in call.users:
+                yield Failure(user, call.code, call.message)
+
+
+async def events_of(calls: Sequence[Call], ask: Ask) -> AsyncIterator[tuple[Call, Event]]:
+    """Ask all side by side; their events as they come."""
+    events: asyncio.Queue[tuple[Call, Event] | None] = asyncio.Queue(maxsize=100)
+
+    async def one(call: Call) -> None:
+        try:
+            async for event in ask(call):
+                await events.put((call, event))
+        except OSError as error:
+            call.message, call.silent = f"{call.to}: {_reason(error)}", True
+        await events.put(None)
+
+    tasks = [asyncio.ensure_future(one(call)) for call in calls]
+    try:
+        left = len(tasks)
+        while left:
+            found = await events.get()
+            if found is None:
+                left -= 1
+            else:
+                yield found
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+async def decoded(lines: AsyncIterable[bytes], call: Call) -> AsyncIterator[Event]:
+    """The events of an answer in lines, as `obox.admin.http` writes it. Raises OSError:
+    it was cut short."""
+    ended = False
+    async for line in lines:
+        event = msgspec.json.decode(line)
+        if "row" in event:
+            yield event["row"]
+        elif "progress" in event:
+            yield Progress(**event["progress"])
+        elif "failure" in event:
+            yield Failure(event["failure"]["user"], event["failure"]["exitCode"], event["failure"]["message"])
+        elif "end" in event:
+            ended, call.code, call.message = True, event["end"]["exitCode"], event["end"]["message"]
+    if not ended:
+        raise ConnectionError("the answer was cut short")
+
+
+async def here(admin: Admin, name: str, call: Call) -> AsyncIterator[Event]:
+    """Run a call in this process."""
+    outcome = Outcome()
+    async for event in guarded(admin, name, call.params, outcome):
+        yield event
+    call.code, call.message = outcome.code, outcome.message
+
+
+def judged(calls: Sequence[Call], *, partial: bool) -> tuple[int, str]:
+    """The exit code and message of all answers together. partial: a user failed."""
+    codes = {call.code for call in calls}
+    if len(codes) > 1:
+        codes.discard(exits.NO_HOST)  # one process had nobody to kick, and another had
+    worst = next((call for call in calls if call.code in codes and call.code), None)
+    if worst is None:
+        return (exits.PARTIAL if partial else 0), ""
+    if len(codes) == 1:
+        return worst.code, worst.message
+    return exits.PARTIAL, worst.message

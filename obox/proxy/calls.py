@@ -1,0 +1,223 @@
+"""Calls of the admin API between members, over [http].
+
+Theory of operation. Both ends prove that they know a secret of the cluster, with the
+messages of the trusted link (`obox.auth.link`) as headers of two requests on one
+connection:
+
+    POST PATH, Authorization: X-OBOX-LINK message 1
+        401, WWW-Authenticate: X-OBOX-LINK message 2
+    POST PATH, Authorization: X-OBOX-LINK message 3, and the body
+        200, lines of JSON
+
+Message 3 covers the nonces of both ends, the certificate, and a digest of method, path
+and body. An exchange belongs to its connection and is good for one call, so that a
+message that is sent again fits nowhere.
+
+Diagnostics: what does not fit is refused with 403, logged with the peer's address, and
+counted as a failed login of it. The sender raises OSError where a member does not
+answer, and LinkRefused where it cannot prove itself. This module does not know what is
+called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import structlog
+
+from obox.auth import LINK, Forward, LinkOwner, LinkRefused, SaslError
+from obox.cluster import There
+from obox.errors import OboxError
+from obox.net import is_loopback
+from obox.net.dialogue import watch
+from obox.net.httplines import LINE_BYTES_MAX, head, lines
+from obox.unixsocket import short_name
+
+from .dial import CONNECT_S, Place, context, place_of
+from .forward import Forwarder
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+log = structlog.get_logger("obox.proxy")
+
+PATH: Final = "/cluster/v1/call"
+LISTENER: Final = "admin"
+"""The listener that a forward of a call names; it is none of mail."""
+CALL_BYTES_MAX: Final = 8 << 20
+"""Body of a call: names and assignments of some fifty thousand users."""
+PROVE_S: Final = 5.0
+"""For a member to prove itself, once it is connected."""
+SILENT_S: Final = 300.0
+"""Between two lines of an answer. Long verbs report their progress."""
+
+
+class Peer(Protocol):
+    """The connection of a request, as `obox.server.http` describes it."""
+
+    remote: str
+    local: bool
+    tls: bool
+    behind: bool
+    exchange: Any
+
+
+def digest(method: str, path: str, body: bytes) -> bytes:
+    """What a proof covers of a request. Each part is preceded by its length."""
+    parts = (method.encode(), path.encode(), hashlib.sha256(body).digest())
+    return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
+
+
+# -- the sender's end ------------------------------------------------------------------------------------------------
+
+
+async def call(forwarder: Forwarder, there: There, body: bytes) -> AsyncIterator[bytes]:
+    """Call a member: the lines of its answer. Raises OSError, LinkRefused."""
+    reader, writer = await _connect(place_of(there, "http"))
+    try:
+        async with asyncio.timeout(PROVE_S):
+            await _prove(forwarder, there, body, reader, writer)
+        await writer.drain()
+        async with asyncio.timeout(SILENT_S):
+            status, headers = await head(reader)
+        if status != 200:
+            raise ConnectionRefusedError(f"it refuses the call: HTTP {status}; its log says why")
+        answer = lines(reader, headers)
+        while True:
+            async with asyncio.timeout(SILENT_S):
+                line = await anext(answer, None)
+            if line is None:
+                return
+            yield line
+    finally:
+        writer.transport.abort()
+
+
+async def _connect(place: Place) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async with asyncio.timeout(CONNECT_S):
+        if place.path is not None:
+            with short_name(place.path) as name:
+                return await asyncio.open_unix_connection(name, limit=LINE_BYTES_MAX)
+        tls = context() if place.tls else None
+        # No name is sent, so that the member shows its first certificate.
+        name_sent = "" if tls else None
+        reader, writer = await asyncio.open_connection(
+            place.host, place.port, ssl=tls, limit=LINE_BYTES_MAX, server_hostname=name_sent
+        )
+    watch(writer.transport)
+    return reader, writer
+
+
+def _binding(writer: asyncio.StreamWriter) -> bytes:
+    """See `dial.binding`. Raises ConnectionRefusedError."""
+    tls = writer.get_extra_info("ssl_object")
+    if tls is not None:
+        return hashlib.sha256(tls.getpeercert(binary_form=True) or b"").digest()
+    peer = writer.get_extra_info("peername")
+    if isinstance(peer, tuple) and not is_loopback(str(peer[0])):
+        raise ConnectionRefusedError("it is another machine, and its [http] has no TLS")
+    return b""
+
+
+async def _prove(
+    forwarder: Forwarder, there: There, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Both prove themselves, and the body is sent. Raises OSError, LinkRefused."""
+    assigned = there.assigned
+    forward = Forward(
+        user="",
+        storage_id="",
+        remote="",
+        listener=LISTENER,
+        member=forwarder.member,
+        backend=assigned.backend,
+        digest=digest("POST", PATH, body),
+    )
+    sender = forwarder.sender(forward, _binding(writer))
+    writer.write(_request(sender.first(), b""))
+    status, headers = await head(reader)
+    async for _ in lines(reader, headers):
+        pass
+    scheme, _, challenge = headers.get("www-authenticate", "").partition(" ")
+    if status == 404:
+        raise ConnectionRefusedError("it takes no calls: it has no cluster.secret_file, or is an older version")
+    if status != 401 or scheme != LINK:
+        raise ConnectionRefusedError(f"it refuses the link: HTTP {status}; its log says why")
+    writer.write(_request(sender.answer(challenge.encode()), body))
+
+
+def _request(message: bytes, body: bytes) -> bytes:
+    head = f"POST {PATH} HTTP/1.1\r\nHost: member\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Authorization: {LINK} ".encode() + message + b"\r\n\r\n" + body
+
+
+# -- the other end ---------------------------------------------------------------------------------------------------
+
+Serve = Callable[[bytes, Forward], AsyncIterator[bytes]]
+"""Runs a call: its body, and what the proof says of the sender; yields lines."""
+
+
+def route(forwarder: Forwarder, serve: Serve) -> Route:
+    """The route of [http] that takes calls."""
+    from starlette.responses import StreamingResponse
+    from starlette.routing import Route
+
+    async def take(request: Request) -> Response:
+        found = await _checked(forwarder, request)
+        if not isinstance(found, tuple):
+            return found
+        return StreamingResponse(serve(*found), media_type="application/x-ndjson")
+
+    return Route(PATH, take, methods=["POST"])
+
+
+async def _checked(forwarder: Forwarder, request: Request) -> tuple[bytes, Forward] | Response:
+    """The body and the forward of a call, or what to answer."""
+    from starlette.responses import Response
+
+    peer: Peer = request.state.peer
+    scheme, _, message = request.headers.get("authorization", "").partition(" ")
+    if not forwarder.secrets or scheme != LINK:
+        return Response(status_code=404)
+    if peer.behind:
+        return Response("the trusted link does not go through a proxy\n", 403)
+    owner: LinkOwner | None = peer.exchange
+    peer.exchange = None
+    try:
+        if owner is None:
+            begun = await forwarder.exchange(remote=peer.remote, local=peer.local, tls=peer.tls)
+            challenge = begun.start(LINK, message.encode())
+            peer.exchange = begun
+            header = f"{LINK} {base64.b64encode(challenge.data).decode()}"
+            return Response(status_code=401, headers={"WWW-Authenticate": header})
+        forward = owner.step(message.encode())
+        if not isinstance(forward, Forward) or forward.listener != LISTENER:
+            raise LinkRefused("a forward of something else")
+        body = await _body(request)
+        if digest(request.method, request.url.path, body) != forward.digest:
+            raise LinkRefused("the request is not the one that was signed")
+        if forward.backend != forwarder.member:
+            raise LinkRefused(f"the call is for {forward.backend}")
+    except (LinkRefused, SaslError) as error:
+        forwarder.forged(str(error), remote=peer.remote, listener=LISTENER)
+        return Response(status_code=403)
+    except OboxError as error:
+        return Response(f"{error}\n", 403)
+    forwarder.counters.forward(LISTENER, "accepted")
+    return body, forward
+
+
+async def _body(request: Request) -> bytes:
+    """Raises LinkRefused: too large."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > CALL_BYTES_MAX:
+            raise LinkRefused(f"a call of more than {CALL_BYTES_MAX} bytes")
+    return bytes(body)

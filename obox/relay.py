@@ -1,0 +1,409 @@
+"""The admin API of a member of a cluster: a verb goes to the backend that serves the
+user, or to all backends, wherever it is asked (docs/cluster.md,
+"Commands from anywhere").
+
+Theory of operation. `run` takes a verb of an operator, and asks the backends that it
+is for, itself among them, side by side. `serve` takes a call of another member. It has
+no way to ask others: what was forwarded once ends here. A user whom the other member
+takes for ours, and who is not, is *referred* back with the row that we know, and the
+other member reads its row and tries once more.
+
+Diagnostics: a backend that does not answer ends a verb with exit 75, and is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from .accounts import Account
+from .admin import TABLE, Admin, Event, Failure, Needs, Selection, Server, Session, Verb, exits
+from .admin.answers import encoded
+from .admin.run import Outcome, guarded, line, prepare
+from .admin.spread import (
+    Call,
+    Goes,
+    among_backends,
+    decoded,
+    for_users,
+    here,
+    is_single,
+    joined,
+    judged,
+)
+from .auth import Forward, LinkRefused, Referred
+from .cluster import Assigned, Beat, Here, Member, Orders, State, There, View
+from .errors import ConfigError, Invalid, NoPerm, OboxError, Temporary, Unavailable
+from .proxy import Forwarder, calls
+from .types import StorageId
+
+log = structlog.get_logger()
+
+COLUMN: Final = "backend"
+FORWARDED: Final = "forwarded to "
+"""Begins the state of a session that goes on at another backend, which has it too."""
+
+
+DISAGREE: Final = "the backends do not agree who serves the user; try again"
+
+
+class Claim(msgspec.Struct, array_like=True, frozen=True):
+    """A user whom a member takes for ours, and the assignment that it knows."""
+
+    name: str
+    storage_id: str
+    backend: str
+    number: int
+    token: int
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """The body of a call.
+
+    users: whom it is for; they are not in `parameters`. named: the operator has named
+    the backend, which runs it as if it were asked itself. single: one user was named.
+    """
+
+    command: str
+    parameters: dict[str, Any]
+    users: list[Claim] = []
+    named: bool = False
+    single: bool = False
+
+
+class _OwnSessions:
+    """The process without sessions that go on elsewhere, which are rows there."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.kick, self.reload = server.kick, server.reload
+        self.stop_logins, self.stop = server.stop_logins, server.stop
+
+    def sessions(self) -> Sequence[Session]:
+        return [one for one in self._server.sessions() if not one.state.startswith(FORWARDED)]
+
+
+class Relay:
+    """See the module's text; `run` is what `obox.admin.http.routes` takes."""
+
+    def __init__(
+        self, admin: Admin, forwarder: Forwarder, view: View, owner: Callable[[StorageId], str | None], *, serves: bool
+    ) -> None:
+        """owner: of a user, as far as it is known. serves: this member is a backend."""
+        self._admin = admin
+        self._forwarder = forwarder
+        self._view = view
+        self._owner = owner
+        self._serves = serves
+        self._me = forwarder.member
+
+    # -- for operators ---------------------------------------------------------------------------------------------
+
+    async def run(
+        self, admin: Admin, name: str, raw: object, outcome: Outcome, *, backend: str = ""
+    ) -> AsyncIterator[Event]:
+        """Run the verb as `guarded` does. backend: where it runs; "": where the verb
+        belongs."""
+        verb = TABLE.get(name)
+        place = among_backends(verb) if verb is not None else Goes.HERE
+        if verb is None or backend == self._me or not (backend or self._spreads(place)):
+            async for event in guarded(admin, name, raw, outcome):
+                yield event
+            return
+        try:
+            _, params = prepare(name, raw)
+            if backend:
+                work = self._at(verb, params, backend, outcome)
+            elif place is Goes.ALL:
+                work = self._everywhere(admin, verb, params, outcome)
+            else:
+                work = self._at_owners(admin, verb, params, raw, outcome)
+            async for event in work:
+                yield event
+        except (OboxError, ConfigError) as error:
+            outcome.code, outcome.message = exits.of(error), str(error)
+
+    def _spreads(self, place: Goes) -> bool:
+        """Whether others are asked: with a secret, and where there are others."""
+        return place is not Goes.HERE and bool(self._forwarder.secrets) and bool(self._others())
+
+    def _others(self) -> list[str]:
+        """The backends that are to answer: registered, and neither removed, offline nor
+        stopped."""
+        view = self._view
+        return [name for name, member in sorted(view.members.items()) if name != self._me and _answers(
+            member, view.orders.get(name), view.beats.get(name)
+        )]  # fmt: skip
+
+    async def _at(self, verb: Verb, params: Any, backend: str, outcome: Outcome) -> AsyncIterator[Event]:
+        """One backend runs it, as if it were asked itself."""
+        if verb.needs in (Needs.CONFIG, Needs.DIRECTORY):
+            raise Invalid(f"{verb.words}: every member answers it; allowed: no --backend")
+        there = self._there(backend)
+        call = _call(backend, msgspec.to_builtins(params))
+        asked = Asked(verb.name, dict(call.params), named=True)
+        partial = False
+        async for event in joined([call], lambda call: self._ask(there, call, asked), verb, many=False, column=COLUMN):
+            partial = partial or isinstance(event, Failure)
+            yield event
+        outcome.code, outcome.message = _outcome([call], partial=partial)
+
+    def _there(self, backend: str) -> There:
+        member = self._view.members.get(backend)
+        if member is None or member.role != "backend":
+            raise Invalid(f"no backend {backend!r}; oboxadm cluster backend list names them")
+        return There(backend, member.address, member.ports, Assigned(backend, 0, 0))
+
+    async def _everywhere(self, admin: Admin, verb: Verb, params: Any, outcome: Outcome) -> AsyncIterator[Event]:
+        """All backends, and this member."""
+        given = msgspec.to_builtins(params)
+        mine = [self._me] if self._serves or verb.name in ("who", "kick") else []
+        every = [_call(name, given) for name in (*mine, *self._others())]
+        own = _without_forwarded(admin)
+
+        def ask(call: Call) -> AsyncIterator[Event]:
+            if call.to == self._me:
+                return here(own, verb.name, call)
+            return self._ask(self._there(call.to), call, Asked(verb.name, dict(given)))
+
+        partial = False
+        async for event in joined(every, ask, verb, many=False, column=COLUMN, always=True):
+            partial = partial or isinstance(event, Failure)
+            yield event
+        outcome.code, outcome.message = _outcome(every, partial=partial)
+
+    # -- verbs for users -------------------------------------------------------------------------------------------
+
+    async def _at_owners(
+        self, admin: Admin, verb: Verb, params: Selection, raw: object, outcome: Outcome
+    ) -> AsyncIterator[Event]:
+        accounts = await admin.select(params)
+        if params.all_users and self._serves and verb.needs is not Needs.DIRECTORY:
+            # Each backend looks after its own users (rule 8).
+            accounts = [one for one in accounts if self._owner(one.storage_id) == self._me]
+        failures: list[Failure] = []
+        routes = await self._routes(accounts, failures)
+        if len(accounts) == 1 and failures:
+            raise Temporary(failures[0].message)
+        if routes and not failures and not params.all_users and all(isinstance(at, Here) for _, at in routes):
+            async for event in guarded(admin, verb.name, raw, outcome):
+                yield event
+            return
+        many = len(accounts) > 1 or params.all_users
+        single = is_single(params, len(accounts))
+        for failure in failures:
+            yield failure
+        ended: list[Call] = []
+        again: list[tuple[Account, Referred]] = []
+        async for event in self._round(admin, verb, params, routes, ended, again, many=many, single=single):
+            failures += [event] if isinstance(event, Failure) else []
+            yield event
+        if again:
+            lost: list[Failure] = []
+            seen = {account.name: referred for account, referred in again}
+            routes, again = await self._routes([account for account, _ in again], lost, seen), []
+            async for event in self._round(admin, verb, params, routes, ended, again, many=many, single=single):
+                failures += [event] if isinstance(event, Failure) else []
+                yield event
+            lost += [Failure(account.name, exits.TEMPFAIL, DISAGREE) for account, _ in again]
+            failures += lost
+            for failure in lost:
+                yield failure
+            if len(accounts) == 1 and lost:
+                raise Temporary(lost[0].message)
+        outcome.code, outcome.message = _outcome(ended, partial=bool(failures))
+        if failures and not ended:
+            outcome.code, outcome.message = exits.TEMPFAIL, failures[0].message
+
+    async def _round(
+        self,
+        admin: Admin,
+        verb: Verb,
+        params: Selection,
+        routes: Sequence[tuple[Account, Here | There]],
+        ended: list[Call],
+        again: list[tuple[Account, Referred]],
+        *,
+        many: bool,
+        single: bool,
+    ) -> AsyncIterator[Event]:
+        """Ask each owner for its users. ended: gets the calls; again: users whom an
+        owner refers."""
+        every = self._calls(admin, verb, params, routes, again, single=single)
+        asks = {call.to: ask for call, ask in every}
+        made = [call for call, _ in every]
+        ended += made
+        async for event in joined(made, lambda call: asks[call.to](call), verb, many=many, column=COLUMN):
+            yield event
+
+    async def _routes(
+        self, accounts: Sequence[Account], failures: list[Failure], seen: Mapping[str, Referred] | None = None
+    ) -> list[tuple[Account, Here | There]]:
+        """Who serves each. seen: what others have said of them. Users whom nobody
+        serves become failures."""
+        found: list[tuple[Account, Here | There]] = []
+        router = self._forwarder.router
+        for account in accounts:
+            try:
+                other = (seen or {}).get(account.name)
+                if other is None:
+                    route = await router.route(account.storage_id)
+                else:
+                    route = await router.reread(
+                        account.storage_id, Assigned(other.backend, other.number, other.token)
+                    )  # fmt: skip
+                found.append((account, route))
+            except Unavailable as error:
+                failures.append(Failure(account.name, exits.TEMPFAIL, str(error)))
+        return found
+
+    def _calls(
+        self,
+        admin: Admin,
+        verb: Verb,
+        params: Selection,
+        routes: Sequence[tuple[Account, Here | There]],
+        referred: list[tuple[Account, Referred]],
+        *,
+        single: bool,
+    ) -> list[tuple[Call, Callable[[Call], AsyncIterator[Event]]]]:
+        """A call for each owner. referred: users whom an owner sends back are added."""
+        owners: dict[str, list[tuple[Account, Here | There]]] = {}
+        for account, route in routes:
+            owners.setdefault(route.assigned.backend if isinstance(route, There) else self._me, []).append(
+                (account, route)
+            )
+        made: list[tuple[Call, Callable[[Call], AsyncIterator[Event]]]] = []
+        for name, of in sorted(owners.items()):
+            users = [account.name for account, _ in of]
+            call = _call(name, for_users(params, users, single=single), users)
+            there = of[0][1]
+            if isinstance(there, Here):
+                made.append((call, lambda call: here(admin, verb.name, call)))
+                continue
+            rest = {key: value for key, value in call.params.items() if key not in ("user", "users")}
+            claims = [
+                Claim(one.name, one.storage_id, at.assigned.backend, at.assigned.number, at.assigned.token)
+                for one, at in of
+            ]
+            asked = Asked(verb.name, rest, claims, single=single)
+            made.append((call, self._asker(there, asked, {one.name: one for one, _ in of}, referred)))
+        return made
+
+    def _asker(
+        self, there: There, asked: Asked, accounts: Mapping[str, Account], referred: list[tuple[Account, Referred]]
+    ) -> Callable[[Call], AsyncIterator[Event]]:
+        def back(claim: Claim) -> None:
+            referred.append((accounts[claim.name], Referred(claim.backend, claim.number, claim.token)))
+
+        return lambda call: self._ask(there, call, asked, back)
+
+    async def _ask(
+        self, there: There, call: Call, asked: Asked, back: Callable[[Claim], None] | None = None
+    ) -> AsyncIterator[Event]:
+        """Call another backend. back: takes users whom it refers. Raises OSError."""
+        body = msgspec.json.encode(asked)
+        if len(body) > calls.CALL_BYTES_MAX:
+            raise OSError(f"the call has {len(body)} bytes; allowed: {calls.CALL_BYTES_MAX}, name fewer users")
+
+        async def lines() -> AsyncIterator[bytes]:
+            async for text in calls.call(self._forwarder, there, body):
+                if back is not None and text.startswith(b'{"referred":'):
+                    back(msgspec.json.decode(text, type=_ReferredLine).referred)
+                else:
+                    yield text
+
+        try:
+            async for event in decoded(lines(), call):
+                yield event
+        except LinkRefused as refused:
+            self._forwarder.no_common_secret(there, calls.LISTENER, refused)
+            raise ConnectionRefusedError(str(refused)) from refused
+
+    # -- for members -----------------------------------------------------------------------------------------------
+
+    async def serve(self, body: bytes, forward: Forward) -> AsyncIterator[bytes]:
+        """Run a call of another member. It is never forwarded again."""
+        outcome = Outcome()
+        try:
+            asked = msgspec.json.decode(body, type=Asked)
+            log.info("admin command of a member", member=forward.member, command=asked.command)
+            params, partial = dict(asked.parameters), False
+            if asked.users:
+                names: list[str] = []
+                async for one in self._ours(asked):
+                    if isinstance(one, str):
+                        names.append(one)
+                    elif asked.single and isinstance(one, Failure):
+                        outcome.code, outcome.message = one.code, one.message
+                    else:
+                        partial = partial or isinstance(one, Failure)
+                        told = line(one) if isinstance(one, Failure) else {"referred": one}
+                        yield msgspec.json.encode(told) + b"\n"
+                params |= {"user": names[0]} if asked.single and names else {"users": names}
+            else:
+                names = [""]
+            if names:
+                admin = self._admin if asked.named else _without_forwarded(self._admin)
+                async for event in guarded(admin, asked.command, params, outcome):
+                    async for piece in encoded(line(event)):
+                        yield piece
+                    yield b"\n"
+            if partial and not outcome.code:
+                outcome.code = exits.PARTIAL
+        except (msgspec.DecodeError, RecursionError) as error:
+            outcome.code, outcome.message = exits.DATA, f"a call that cannot be read: {error}"
+        except OboxError as error:
+            outcome.code, outcome.message = exits.of(error), str(error)
+        yield msgspec.json.encode({"end": {"exitCode": outcome.code, "message": outcome.message}}) + b"\n"
+
+    async def _ours(self, asked: Asked) -> AsyncIterator[str | Failure | Claim]:
+        """Names of the users whom this backend serves; failures; and users of others,
+        with the row that is known here."""
+        verb, params = prepare(asked.command, {**asked.parameters, "users": [claim.name for claim in asked.users]})
+        if not verb.per_user:
+            raise Invalid(f"{verb.words}: it is not for users")
+        accounts = await self._admin.select(params)
+        for claim, account in zip(asked.users, accounts, strict=True):
+            try:
+                if account.storage_id != claim.storage_id:
+                    raise NoPerm(f"{claim.name} has another storage_id at {self._me}: give all members the same users")
+                await self._forwarder.confirm(
+                    account.storage_id, Assigned(claim.backend, claim.number, claim.token)
+                )  # fmt: skip
+                yield account.name
+            except Referred as found:
+                yield Claim(claim.name, claim.storage_id, found.backend, found.number, found.token)
+            except OboxError as error:
+                yield Failure(claim.name, exits.of(error), str(error))
+
+
+def _call(to: str, params: Mapping[str, Any], users: Sequence[str] = ()) -> Call:
+    return Call(to, params, users, exits.TEMPFAIL)
+
+
+class _ReferredLine(msgspec.Struct):
+    referred: Claim
+
+
+def _answers(member: Member, orders: Orders | None, beat: Beat | None) -> bool:
+    stopped = beat is not None and beat.ending
+    away = orders is not None and orders.state in (State.REMOVED, State.OFFLINE)
+    return member.role == "backend" and not stopped and not away
+
+
+def _without_forwarded(admin: Admin) -> Admin:
+    return admin if admin.server is None else replace(admin, server=_OwnSessions(admin.server))
+
+
+def _outcome(every: Sequence[Call], *, partial: bool) -> tuple[int, str]:
+    """Return what `judged` does. A backend that did not answer is named, with exit
+    75."""
+    silent = [call for call in every if call.silent]
+    if silent:
+        return exits.TEMPFAIL, "no answer from " + "; ".join(call.message for call in silent)
+    return judged(every, partial=partial)

@@ -1,0 +1,268 @@
+"""Commands from anywhere: which backends are asked, what becomes of their answers, and
+that a call is never forwarded again. The calls go from one relay to another without a
+socket; `test_calls.py` has those."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from members import FakeRouter, Rows
+
+from obox.accounts import Account
+from obox.admin import TABLE, Admin, Event, Failure, Needs, Selection, Verb
+from obox.admin.run import Outcome
+from obox.auth import Authenticator, Forward, PasswdFile, Penalties
+from obox.cluster import Assigned, Beat, Member, Orders, State, There
+from obox.proxy import Forwarder, calls
+from obox.relay import Relay
+
+USERS = ("anna", "ben", "carl")
+Row = dict[str, Any]
+
+
+@dataclass
+class Session:
+    id: int
+    user: str
+    state: str = "selected"
+    remote: str = "192.0.2.1"
+    tls: bool = False
+    mailbox: str = "INBOX"
+    idle: bool = False
+    since: float = 0.0
+
+
+@dataclass(eq=False)
+class Process:
+    """`admin.Server`."""
+
+    all: list[Session] = field(default_factory=list)
+
+    def sessions(self) -> list[Session]:
+        return list(self.all)
+
+    def kick(self, sessions: list[Session], reason: str) -> None:
+        self.all = [one for one in self.all if one not in sessions]
+
+    async def reload(self) -> tuple[list[str], list[str]]:
+        return [], []
+
+    def stop_logins(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Node:
+    """A member: a backend, or a proxy."""
+
+    def __init__(self, cluster: Cluster, name: str, *, proxy: bool = False) -> None:
+        users = PasswdFile(cluster.users, "")
+        authenticator = Authenticator(users, penalties=Penalties((0.0, 0.0)))
+        self.router, self.server = FakeRouter(cluster.rows, name), Process()
+        self.forwarder = Forwarder(self.router, [b"x" * 32], authenticator, member=name)
+        self.admin = Admin(users, lambda: authenticator, lambda program: NotImplemented, server=self.server)
+        self.ran: list[tuple[str, str]] = []
+        self.calls: list[str] = []
+        self.up = True
+
+        def owner(sid: str) -> str | None:
+            return cluster.rows.owners[sid].backend
+
+        view: Any = SimpleNamespace(members=cluster.members, orders=cluster.orders, beats=cluster.beats)
+        self.relay = Relay(self.admin, self.forwarder, view, owner, serves=not proxy)
+
+    async def run(self, name: str, *, backend: str = "", **params: Any) -> tuple[int, list[Row], list[Failure], str]:
+        outcome = Outcome()
+        await outcome.take(self.relay.run(self.admin, name, params, outcome, backend=backend))
+        return outcome.code, outcome.rows, outcome.failures, outcome.message
+
+
+class Cluster:
+    def __init__(self, path: Path) -> None:
+        self.rows, self.users = Rows(), path / "users"
+        self.users.write_text("".join(f"{user}:{{PLAIN}}x::::::\n" for user in USERS))
+        self.members: dict[str, Member] = {}
+        self.orders: dict[str, Orders] = {}
+        self.beats: dict[str, Beat] = {}
+        self.nodes: dict[str, Node] = {}
+
+    def add(self, name: str, *, proxy: bool = False) -> Node:
+        self.members[name] = Member("proxy" if proxy else "backend", "", "127.0.0.1", {"http": 1})
+        self.nodes[name] = Node(self, name, proxy=proxy)
+        return self.nodes[name]
+
+    async def call(self, forwarder: Forwarder, there: There, body: bytes) -> AsyncIterator[bytes]:
+        """`calls.call` without a socket."""
+        node = self.nodes[there.backend]
+        if not node.up:
+            raise ConnectionRefusedError(111, "Connection refused")
+        node.calls.append(forwarder.member)
+        forward = Forward("", "", "", listener="admin", member=forwarder.member, backend=there.backend)
+        text = b"".join([piece async for piece in node.relay.serve(body, forward)])
+        for line in text.splitlines():
+            yield line
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Backends b1 and b2, a proxy p; anna is of b1, ben and carl of b2. `probe` is a
+    verb for users, which says where it ran."""
+    cluster = Cluster(tmp_path)
+    for name in ("b1", "b2"):
+        cluster.add(name)
+    cluster.add("p", proxy=True)
+    for user, owner in (("anna", "b1"), ("ben", "b2"), ("carl", "b2")):
+        cluster.rows.own(user, owner)
+    monkeypatch.setattr(calls, "call", cluster.call)
+
+    async def probe(admin: Admin, account: Account, params: Selection) -> AsyncIterator[Event]:
+        (at,) = (name for name, node in cluster.nodes.items() if node.server in (admin.server, _inner(admin)))
+        yield {"at": at, "user": account.name}
+
+    verb = Verb("probe", Selection, None, probe, Needs.STATE, ("at", "user"), "", "Probe.")
+    monkeypatch.setitem(TABLE, "probe", verb)
+    return cluster
+
+
+def _inner(admin: Admin) -> object:
+    return getattr(admin.server, "_server", None)
+
+
+# -- verbs of users --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["b1", "b2", "p"])
+async def test_a_user_is_looked_after_by_the_owner(made: Cluster, asked: str) -> None:
+    assert await made.nodes[asked].run("probe", user="anna") == (0, [{"at": "b1", "user": "anna"}], [], "")
+    code, rows, failures, _ = await made.nodes[asked].run("probe", users=["anna", "ben"])
+    assert (code, failures) == (0, [])
+    assert sorted((row["username"], row["at"]) for row in rows) == [("anna", "b1"), ("ben", "b2")]
+
+
+async def test_all_users_are_those_of_the_backend_that_is_asked(made: Cluster) -> None:
+    """A nightly job on each backend does nothing twice; a proxy has no users."""
+    for asked, wanted in (("b1", {"anna"}), ("b2", {"ben", "carl"}), ("p", set(USERS))):
+        code, rows, _, _ = await made.nodes[asked].run("probe", allUsers=True)
+        assert (code, {row["username"] for row in rows}) == (0, wanted)
+    assert made.nodes["b1"].calls == made.nodes["b2"].calls == ["p"]
+
+
+async def test_who_has_given_a_user_away_refers_and_the_caller_reads_the_row(made: Cluster) -> None:
+    b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
+    await proxy.run("probe", user="anna")
+    made.rows.own("anna", "b2")
+    b1.router.known["anna"] = b2.router.known["anna"] = made.rows.owners["anna"]
+    b1.calls.clear()
+    assert await proxy.run("probe", user="anna") == (0, [{"at": "b2", "user": "anna"}], [], "")
+    assert (b1.calls, b2.calls) == (["p"], ["p"])
+    assert len(proxy.router.rereads) == 1
+
+
+async def test_who_has_an_old_row_reads_it_anew(made: Cluster) -> None:
+    """The caller's number is the higher one: the owner rereads, and refers nobody."""
+    made.nodes["b2"].router.known["anna"] = made.rows.owners["anna"]
+    made.rows.own("anna", "b2")
+    assert await made.nodes["p"].run("probe", user="anna") == (0, [{"at": "b2", "user": "anna"}], [], "")
+    assert len(made.nodes["b2"].router.rereads) == 1
+    assert made.nodes["p"].router.rereads == []
+
+
+async def test_a_call_is_never_forwarded_again(made: Cluster) -> None:
+    """Two backends that each take the other for the owner, whatever they read."""
+    b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
+    for node, other in ((b1, "b2"), (b2, "b1")):
+        node.router.known["anna"] = Assigned(other, 9, 1)
+    code, rows, failures, message = await proxy.run("probe", user="anna")
+    assert (code, rows) == (75, [])
+    assert "do not agree" in message
+    assert [failure.user for failure in failures] == ["anna"]
+    assert (b1.calls, b2.calls) == (["p", "p"], []), "the one whom the row names, twice, and nobody by a backend"
+
+
+async def test_a_user_who_is_another_there_is_refused(made: Cluster) -> None:
+    other = made.users.with_name("other")
+    other.write_text("anna:{PLAIN}x::::::storage_id=someone\n")
+    made.nodes["b1"].admin.users = PasswdFile(other, "")
+    code, rows, _, message = await made.nodes["p"].run("probe", user="anna")
+    assert (code, rows) == (77, [])
+    assert "storage_id" in message
+    code, rows, failures, _ = await made.nodes["p"].run("probe", users=["anna", "ben"])
+    assert (code, [row["username"] for row in rows]) == (2, ["ben"])
+    assert [(failure.user, failure.code) for failure in failures] == [("anna", 77)]
+
+
+async def test_a_user_whom_nobody_serves(made: Cluster) -> None:
+    made.nodes["p"].router.down = True
+    code, rows, _, message = await made.nodes["p"].run("probe", user="anna")
+    assert (code, rows, message) == (75, [], "the directory does not answer")
+
+
+async def test_an_owner_who_does_not_answer_is_named_and_the_others_are_done(made: Cluster) -> None:
+    made.nodes["b2"].up = False
+    code, rows, failures, message = await made.nodes["p"].run("probe", users=list(USERS))
+    assert (code, [row["username"] for row in rows]) == (75, ["anna"])
+    assert message == "no answer from b2: Connection refused"
+    assert {(failure.user, failure.code) for failure in failures} == {("ben", 75), ("carl", 75)}
+    assert (await made.nodes["p"].run("probe", user="ben"))[0] == 75
+
+
+# -- verbs of servers ------------------------------------------------------------------------------------------------
+
+
+async def test_who_shows_each_session_once(made: Cluster) -> None:
+    b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
+    b1.server.all = [Session(1, "anna"), Session(2, "ben", "forwarded to b2")]
+    b2.server.all = [Session(1, "ben")]
+    proxy.server.all = [Session(5, "anna", "forwarded to b1")]
+    for node in (b1, b2, proxy):
+        code, rows, _, _ = await node.run("who")
+        assert (code, sorted((row["backend"], row["username"]) for row in rows)) == (0, [("b1", "anna"), ("b2", "ben")])
+    code, rows, _, _ = await b2.run("who", backend="b1")
+    assert (code, {row["username"] for row in rows}) == (0, {"anna", "ben"}), "what it sees itself"
+
+
+async def test_kick_ends_sessions_at_their_backends(made: Cluster) -> None:
+    b1, b2 = made.nodes["b1"], made.nodes["b2"]
+    b2.server.all = [Session(1, "ben")]
+    assert await b1.run("kick", user="ben") == (0, [{"backend": "b2", "username": "ben", "connections": 1}], [], "")
+    assert b2.server.all == []
+    assert (await b1.run("kick", user="ben"))[0] == 68
+
+
+async def test_a_backend_that_does_not_answer_is_named(made: Cluster) -> None:
+    made.nodes["b1"].server.all = [Session(1, "anna")]
+    made.nodes["b2"].up = False
+    code, rows, _, message = await made.nodes["b1"].run("who")
+    assert (code, [row["username"] for row in rows]) == (75, ["anna"])
+    assert message == "no answer from b2: Connection refused"
+
+
+@pytest.mark.parametrize("how", ["offline", "removed", "stopped"])
+async def test_who_has_left_is_not_asked(made: Cluster, how: str) -> None:
+    made.nodes["b2"].up = False
+    if how == "stopped":
+        made.beats["b2"] = Beat(1, ending=True)
+    else:
+        made.orders["b2"] = Orders(State(how))
+    assert (await made.nodes["b1"].run("who"))[0] == 0
+
+
+async def test_an_operator_names_a_backend(made: Cluster) -> None:
+    assert await made.nodes["b1"].run("probe", backend="b2", user="anna") == (0, [{"at": "b2", "user": "anna"}], [], "")
+    code, _, _, message = await made.nodes["b1"].run("who", backend="b9")
+    assert (code, "b9" in message) == (65, True)
+    assert (await made.nodes["b1"].run("userList", backend="b2"))[0] == 65
+
+
+async def test_without_a_secret_each_answers_for_itself(made: Cluster) -> None:
+    b1 = made.nodes["b1"]
+    b1.forwarder.secrets = ()
+    b1.server.all = [Session(1, "anna")]
+    assert await b1.run("who") == (0, [{"username": "anna", "connections": 1, "service": "imap", "ips": "192.0.2.1"}],
+                                   [], "")  # fmt: skip
+    assert made.nodes["b2"].calls == []

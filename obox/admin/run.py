@@ -17,6 +17,7 @@ import structlog
 
 from ..errors import ConfigError, Invalid, OboxError
 from . import exits
+from .loading import loaded
 from .parts import Admin
 from .table import TABLE, Event, Failure, Progress, Row, Verb
 
@@ -110,6 +111,7 @@ async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome, *, bac
     """
     partial, until = False, time.monotonic() + TURN_S
     try:
+        await loaded()
         verb, params = prepare(name, raw)
         if backend:
             raise Invalid(f"backend {backend!r}: this process knows no other backends; allowed: no backend")

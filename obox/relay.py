@@ -21,8 +21,9 @@ import msgspec
 import structlog
 
 from .accounts import Account
-from .admin import TABLE, Admin, Event, Failure, Needs, Selection, Server, Session, Verb, exits
+from .admin import Admin, Event, Failure, Needs, Selection, Server, Session, Verb, exits
 from .admin.answers import encoded
+from .admin.loading import loaded
 from .admin.run import Outcome, guarded, line, prepare
 from .admin.spread import (
     Call,
@@ -108,7 +109,7 @@ class Relay:
     ) -> AsyncIterator[Event]:
         """Run the verb as `guarded` does. backend: where it runs; "": where the verb
         belongs."""
-        verb = TABLE.get(name)
+        verb = (await loaded()).get(name)
         place = among_backends(verb) if verb is not None else Goes.HERE
         if verb is None or backend == self._me or not (backend or self._spreads(place)):
             async for event in guarded(admin, name, raw, outcome):
@@ -298,6 +299,7 @@ class Relay:
         self, there: There, asked: Asked, accounts: Mapping[str, Account], referred: list[tuple[Account, Referred]]
     ) -> Callable[[Call], AsyncIterator[Event]]:
         def back(claim: Claim) -> None:
+            self._forwarder.counters.forward(calls.LISTENER, "referred")
             referred.append((accounts[claim.name], Referred(claim.backend, claim.number, claim.token)))
 
         return lambda call: self._ask(there, call, asked, back)
@@ -317,12 +319,17 @@ class Relay:
                 else:
                     yield text
 
+        count = self._forwarder.counters.forward
         try:
             async for event in decoded(lines(), call):
                 yield event
         except LinkRefused as refused:
             self._forwarder.no_common_secret(there, calls.LISTENER, refused)
             raise ConnectionRefusedError(str(refused)) from refused
+        except OSError:
+            count(calls.LISTENER, "unavailable")
+            raise
+        count(calls.LISTENER, "ok")
 
     # -- for members -----------------------------------------------------------------------------------------------
 
@@ -331,6 +338,7 @@ class Relay:
         outcome = Outcome()
         try:
             asked = msgspec.json.decode(body, type=Asked)
+            await loaded()
             log.info("admin command of a member", member=forward.member, command=asked.command)
             params, partial = dict(asked.parameters), False
             if asked.users:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+import structlog
 
 from . import exits
 from .masks import masked
@@ -25,6 +26,8 @@ from .params import Selection
 from .parts import Admin
 from .run import Outcome, guarded
 from .table import Event, Failure, Needs, Progress, Verb
+
+log = structlog.get_logger("obox.admin")
 
 
 class Goes(enum.Enum):
@@ -145,6 +148,9 @@ async def events_of(calls: Sequence[Call], ask: Ask) -> AsyncIterator[tuple[Call
                 await events.put((call, event))
         except OSError as error:
             call.message, call.silent = f"{call.to}: {_reason(error)}", True
+        except Exception as error:
+            log.exception("admin command failed", backend=call.to)
+            call.code, call.message = exits.SOFTWARE, f"{call.to}: {type(error).__name__}; the log has more"
         await events.put(None)
 
     tasks = [asyncio.ensure_future(one(call)) for call in calls]
@@ -162,6 +168,8 @@ async def events_of(calls: Sequence[Call], ask: Ask) -> AsyncIterator[tuple[Call
 
 
 def _reason(error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     return error.strerror or str(error) or type(error).__name__
 
 
@@ -170,7 +178,10 @@ async def decoded(lines: AsyncIterable[bytes], call: Call) -> AsyncIterator[Even
     it was cut short."""
     ended = False
     async for line in lines:
-        event = msgspec.json.decode(line)
+        try:
+            event = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise ConnectionError(f"the answer cannot be read: {error}") from error
         if "row" in event:
             yield event["row"]
         elif "progress" in event:

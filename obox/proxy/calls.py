@@ -83,8 +83,8 @@ async def call(forwarder: Forwarder, there: There, body: bytes) -> AsyncIterator
     try:
         async with asyncio.timeout(PROVE_S):
             await _prove(forwarder, there, body, reader, writer)
-        await writer.drain()
         async with asyncio.timeout(SILENT_S):
+            await writer.drain()
             status, headers = await head(reader)
         if status != 200:
             raise ConnectionRefusedError(f"it refuses the call: HTTP {status}; its log says why")

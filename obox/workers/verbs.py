@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgspec
 
-from obox.admin import TABLE, Admin, Event, Failure, Selection, Verb, exits
+from obox.admin import Admin, Event, Failure, Selection, Verb, exits
 from obox.admin.http import LINES, PATH
+from obox.admin.loading import loaded
 from obox.admin.run import Outcome, guarded, prepare
 from obox.admin.spread import Call, Goes, among_workers, decoded, events_of, for_users, is_single, joined, judged
 from obox.cluster import Router, There
@@ -39,7 +40,7 @@ class Relay:
         self, admin: Admin, name: str, raw: object, outcome: Outcome, *, backend: str = ""
     ) -> AsyncIterator[Event]:
         """Run the verb as `guarded` does."""
-        verb = TABLE.get(name)
+        verb = (await loaded()).get(name)
         if verb is None or backend or among_workers(verb) is Goes.HERE:
             async for event in guarded(admin, name, raw, outcome, backend=backend):
                 yield event

@@ -4,6 +4,7 @@ socket; `test_calls.py` has those."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,6 +241,26 @@ async def test_a_backend_that_does_not_answer_is_named(made: Cluster) -> None:
     code, rows, _, message = await made.nodes["b1"].run("who")
     assert (code, [row["username"] for row in rows]) == (75, ["anna"])
     assert message == "no answer from b2: Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (b"rubbish", 75, "b2: the answer cannot be read"),
+        (b'{"row":{"username":"x"}}', 75, "b2: the answer was cut short"),
+        (b'{"end":{}}', 2, "b2: KeyError"),
+    ],
+)
+async def test_a_broken_answer_ends_the_command(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch, line: bytes, code: int, said: str
+) -> None:
+    async def broken(forwarder: Forwarder, there: There, body: bytes) -> AsyncIterator[bytes]:
+        yield line
+
+    monkeypatch.setattr(calls, "call", broken)
+    async with asyncio.timeout(30):
+        found, _, _, message = await made.nodes["b1"].run("who")
+    assert (found, said in message) == (code, True), message
 
 
 @pytest.mark.parametrize("how", ["offline", "removed", "stopped"])

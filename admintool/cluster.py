@@ -8,7 +8,7 @@ import click
 
 from admintool.context import Context, fail
 from admintool.verbs import command, show
-from obox.admin.table import TABLE
+from obox.admin import TABLE
 
 
 @click.group()

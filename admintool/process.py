@@ -10,7 +10,7 @@ import click
 from admintool.context import Context
 from admintool.pw import ask_password
 from admintool.verbs import command, show
-from obox.admin.table import TABLE
+from obox.admin import TABLE
 from obox.errors import Temporary
 from obox.statelock import is_locked
 

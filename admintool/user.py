@@ -9,7 +9,7 @@ import click
 from admintool.context import Context, fail
 from admintool.pw import ask_password
 from admintool.verbs import command, parameters, show
-from obox.admin.table import TABLE
+from obox.admin import TABLE
 from obox.admin.users import DEFAULT_SCHEME
 
 

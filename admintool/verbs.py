@@ -20,8 +20,8 @@ from admintool import exits
 from admintool.client import Event
 from admintool.context import Context
 from admintool.output import flowing, print_message, printable
+from obox.admin import TABLE, Verb
 from obox.admin.params import Selection
-from obox.admin.table import TABLE, Verb
 from obox.errors import Invalid
 
 _SELECTION = {field.name for field in msgspec.structs.fields(Selection)}

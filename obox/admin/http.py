@@ -31,6 +31,7 @@ from starlette.routing import BaseRoute, Route
 
 from . import source
 from .answers import encoded, is_light
+from .loading import loaded
 from .parts import Admin
 from .run import Outcome, guarded, line
 from .table import TABLE, Event
@@ -62,11 +63,13 @@ def routes(admin: Admin, *, key: str, version: str, run: Runner = guarded) -> Se
     async def listing(request: Request) -> Response:
         from .openapi import commands
 
+        await loaded()
         return refusal(request) or JSONResponse(commands())
 
     async def openapi(request: Request) -> Response:
         from .openapi import document
 
+        await loaded()
         return refusal(request) or JSONResponse(document(version))
 
     async def post(request: Request) -> Response:

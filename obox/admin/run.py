@@ -17,6 +17,7 @@ import structlog
 
 from ..errors import ConfigError, Invalid, OboxError
 from . import exits
+from .loading import loaded
 from .parts import Admin
 from .table import TABLE, Event, Failure, Progress, Row, Verb
 
@@ -108,6 +109,7 @@ async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome) -> Asy
     """
     partial, until = False, time.monotonic() + TURN_S
     try:
+        await loaded()
         verb, params = prepare(name, raw)
         async for event in run(admin, verb, params):
             partial = partial or isinstance(event, Failure)

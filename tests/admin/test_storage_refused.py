@@ -172,12 +172,12 @@ async def test_a_backend_that_waits_says_why_after_a_second(
             starting = asyncio.ensure_future(parts.start())
             for _ in range(500):
                 await asyncio.sleep(0.01)
-                if any("does not serve us" in line["event"] for line in logs) and (len(heads) > 8 or end != "refuses"):
+                if any("bucket does not answer" in line["event"] for line in logs) and (len(heads) > 8 or end != "refuses"):
                     break
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         await parts.close()
-    told = [line for line in logs if "does not serve us" in line["event"]]
+    told = [line for line in logs if "bucket does not answer" in line["event"]]
     assert len(told) == 1
     assert ("InvalidAccessKeyId" if end == "refuses" else "Connection refused") in told[0]["error"]
 

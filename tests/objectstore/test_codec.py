@@ -308,7 +308,7 @@ def test_load_keys(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         assert load_keys({"k": str(tmp_path / name)}) == {"k": key}
     (tmp_path / "bad").write_bytes(b"not a key\n")
-    for name, why in {"bad": "holds no key", "none": "No such file"}.items():
+    for name, why in {"bad": "has no key", "none": "No such file"}.items():
         with pytest.raises(ConfigError, match=why):
             load_keys({"k": str(tmp_path / name)})
     assert codec_module.MAGIC == b"obox"

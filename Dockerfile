@@ -7,7 +7,7 @@ COPY obox ./obox
 COPY metacache ./metacache
 COPY fscache ./fscache
 COPY admintool ./admintool
-RUN pip install --no-cache-dir --prefix=/install .
+RUN pip install --no-cache-dir --prefix=/install '.[cluster]'
 
 FROM python:3.12-slim
 COPY --from=build /install /usr/local

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import measure
 from .mails import make
+from .proxy import proxy
 from .servers import Bucket, dovecot_version, run_dovecot, run_obox, run_seaweedfs, scratch
 from .table import Report, machine
 
@@ -26,7 +27,7 @@ def _arguments() -> argparse.Namespace:
         "--only",
         metavar="NAME",
         default="",
-        help="lmtp, imap, zstd, requests, memory, cold, put, or part of a command's row",
+        help="lmtp, imap, zstd, requests, memory, cold, put, proxy, or part of a command's row",
     )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there too")
     parser.add_argument("--without-dovecot", action="store_true")
@@ -64,7 +65,8 @@ def main() -> None:
             plain = stack.enter_context(run_obox(home / "plain", directory, measure.ALL_USERS, "plain"))
         dovecot = stack.enter_context(run_dovecot(home / "dovecot", measure.ALL_USERS)) if version else None
         bench = measure.Bench(size, mails, report, home, bucket, obox, plain, dovecot)
-        row = "" if only in ("", "lmtp", "imap", "zstd", "requests", "memory", "cold", "put") else only
+        sections = ("", "lmtp", "imap", "zstd", "requests", "memory", "cold", "put", "proxy")
+        row = "" if only in sections else only
         steps: list[tuple[str, Callable[[], object]]] = [
             ("lmtp", lambda: measure.lmtp(bench)),
             ("imap", lambda: measure.imap(bench, lambda name: row in name.lower())),
@@ -72,9 +74,10 @@ def main() -> None:
             ("memory", lambda: measure.memory(bench)),
             ("requests", lambda: measure.requests(bench)),
             ("put", lambda: measure.raw_puts(bench)),
+            ("proxy", lambda: proxy(report, home / "proxy", measure.USERS, mails, size.appends * 4, size.rounds)),
             ("cold", lambda: measure.cold(bench)),
         ]
-        if not wanted("lmtp") and only not in ("put", "memory"):
+        if not wanted("lmtp") and only not in ("put", "memory", "proxy"):
             say("filling the mailbox")
             measure.fill(bench)
         for name, step in steps:

@@ -85,6 +85,10 @@ class LinkCounters:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        # Alerts see the first one only if a 0 was shown before it.
+        for listener in ("imap", "lmtp"):
+            for result in ("ok", "unavailable", "referred", "refused", "accepted", "forged"):
+                metrics.forwards.labels(listener, result)
 
     def forward(self, listener: str, result: str) -> None:
         self._metrics.forwards.labels(listener, result).inc()

@@ -178,7 +178,7 @@ class Front:
         return router
 
     def places(self) -> tuple[Router | None, Callable[[], tuple[str, Mapping[str, int]]]]:
-        """Where Postfix delivers: a router, and where users of ours are served."""
+        """Where front ends connect: a router, and where users of ours are served."""
         return self.forwarder.router, lambda: ("", {})
 
     async def pause(self, seconds: float) -> None:
@@ -271,13 +271,17 @@ class Front:
         path = wiring.socket_path(self.config.state_dir)
         self.listeners.bind("admin", [Listen(path=path)], self.http["admin"].factory, unix_mode=0o600)
         draining = lambda: self.lifecycle.draining  # noqa: E731
-        nginx = NginxAuth(self.forwarder, self._api_key, lambda: ("", {}))
-        app = application(metrics=self.metrics.exposition, draining=draining, routes=nginx.routes())
+        app = application(metrics=self.metrics.exposition, draining=draining, routes=self.nginx())
         for name in ("http", "metrics"):
             section = getattr(self.config, name)
             if section is not None:
                 self.http[name] = HttpServer(app)
                 self.listeners.bind(name, section.listen, self.http[name].factory)
+
+    def nginx(self) -> list[Any]:
+        """The answers for nginx as a front end."""
+        router, here = self.places()
+        return NginxAuth(self.forwarder, self._api_key, here, all_here=router is None).routes()
 
     def _api_key(self) -> str:
         return self.config.http.api_key.reveal() if self.config.http is not None else ""

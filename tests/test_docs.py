@@ -76,28 +76,6 @@ def test_the_example_is_a_valid_start(tmp_path: Path) -> None:
         assert got.lmtp
 
 
-def test_the_compose_file_says_what_the_program_knows() -> None:
-    """No YAML parser here: indentation and `NAME: value` are all that the file uses."""
-    lines = [line for line in (ROOT / "minio-compose.yml").read_text().splitlines() if line.strip()]
-    assert not any("\t" in line for line in lines)
-    assert [line for line in lines if re.match(r"\w", line)] == ["services:", "volumes:"]
-    assert [line.strip() for line in lines if re.match(r"  \w", line)] == ["s3:", "backend:", "bucket:", "state:"]
-    given = {}
-    for line in lines:
-        if match := re.fullmatch(r' {6}(OBOX_\w+): "?([^"]*)"?', line):
-            given[match[1]] = match[2]
-    image = (ROOT / "Dockerfile").read_text()
-    given |= dict(re.findall(r"(OBOX_\w+)=(\S+)", image))
-    got = load(None, given)
-    assert got.imap
-    assert got.lmtp
-    assert got.http
-    ports = [listen.port for section in (got.imap, got.lmtp, got.http) for listen in section.listen]
-    assert [int(port) for port in re.findall(r'127\.0\.0\.1:\d+:(\d+)"', "\n".join(lines))] == ports
-    assert f"EXPOSE {' '.join(map(str, ports))}\n" in image
-    assert re.search(r"image: chrislusf/seaweedfs:\d+\.\d+$", "\n".join(lines), re.M), "pinned"
-
-
 def test_the_licence_is_in_every_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])

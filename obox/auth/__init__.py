@@ -8,7 +8,7 @@ the passwd-file.
 
 from obox.auth.authenticator import Authenticator, AuthFailed, AuthUnavailable, Disabled, Penalties, UserDb
 from obox.auth.link import MECHANISM as LINK
-from obox.auth.link import Forward, LinkOwner, LinkRefused, LinkSender, Referred
+from obox.auth.link import NO_OWNER, Forward, LinkOwner, LinkRefused, LinkSender, Referred
 from obox.auth.names import normalise
 from obox.auth.passwdfile import PasswdFile, Problem, add_user, claimed, edit_user, list_users, rename_user
 from obox.auth.sasl import Challenge, Credentials, SaslCancelled, SaslError, SaslServer, mechanisms
@@ -17,6 +17,7 @@ from obox.auth.users import UserEntry
 
 __all__ = [
     "LINK",
+    "NO_OWNER",
     "SCHEMES",
     "AuthFailed",
     "AuthUnavailable",

@@ -59,6 +59,10 @@ class Referred(Unavailable):
         self.token = token
 
 
+NO_OWNER: Final = 0
+"""The number in a token for a member that forwards the client. No assignment has it."""
+
+
 class Forward(msgspec.Struct, frozen=True):
     """What the sender says of a client.
 

@@ -128,6 +128,14 @@ class Forwarder:
             return None
         return self._tokens.read(self.secrets, token, user=user, now=time.time())
 
+    async def vouched(self, forward: Forward) -> Account:
+        """See `obox.imap.context.Forwarding`."""
+        if forward.backend != self.member:
+            raise LinkRefused("a token for another member")
+        account = await self.authenticator.forwarded(forward.user, forward.storage_id)
+        self.counters.forward(forward.listener, "accepted")
+        return account
+
     async def accept(self, forward: Forward) -> Account:
         """See `obox.imap.context.Forwarding`."""
         account = await self.authenticator.forwarded(forward.user, forward.storage_id)

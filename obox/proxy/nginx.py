@@ -20,10 +20,11 @@ from urllib.parse import unquote
 import structlog
 
 from obox.addresses import parsed
-from obox.auth import LinkRefused
+from obox.auth import NO_OWNER, LinkRefused
 from obox.auth.token import NONCE_BYTES, make_token
-from obox.cluster import There
+from obox.cluster import Assigned, There
 from obox.errors import NoPerm, OboxError
+from obox.types import StorageId
 
 from .forward import Forwarder
 
@@ -39,7 +40,9 @@ HEADERS_BYTES_MAX: Final = 2048
 
 
 class NginxAuth:
-    """See the module's text. here: where our own users are served."""
+    """See the module's text. here: where our own users are served. all_here: users of
+    other backends too, because this member's listener forwards who comes with a token.
+    """
 
     def __init__(
         self,
@@ -47,9 +50,11 @@ class NginxAuth:
         key: Callable[[], str],
         here: Callable[[], tuple[str, Mapping[str, int]]],
         *,
+        all_here: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._forwarder = forwarder
+        self._all_here = all_here
         self._key = key
         self._here = here
         self._now = now
@@ -88,9 +93,8 @@ class NginxAuth:
     async def _place(self, user: str, password: str, remote: str, *, tls: bool) -> dict[str, str]:
         forwarder = self._forwarder
         account = await forwarder.authenticator.verify(user, password, remote=remote)
-        route = await forwarder.router.route(account.storage_id)
-        address, ports = (route.address, route.ports) if isinstance(route, There) else self._here()
-        there = There(route.assigned.backend, address, dict(ports), route.assigned)
+        there = await self._owner(account.storage_id)
+        address, ports = there.address, there.ports
         forward = forwarder.forward_of(there, account, listener="nginx", remote=remote, tls=tls)
         nonce = forwarder.random_bytes(NONCE_BYTES)
         token = make_token(forwarder.secret(), forward, now=self._now(), nonce=nonce)
@@ -103,6 +107,18 @@ class NginxAuth:
             "Auth-User": account.name,
             "Auth-Pass": token,
         }
+
+    async def _owner(self, sid: StorageId) -> There:
+        """Raises: Unavailable."""
+        if self._all_here:
+            me = self._forwarder.member
+            address, ports = self._here()
+            return There(me, address, dict(ports), Assigned(me, NO_OWNER, 0))
+        route = await self._forwarder.router.route(sid)
+        if isinstance(route, There):
+            return route
+        address, ports = self._here()
+        return There(route.assigned.backend, address, dict(ports), route.assigned)
 
 
 def _no(text: str) -> dict[str, str]:

@@ -221,7 +221,7 @@ class Supervisor(Front):
         self.admin.server = _Process(self)
         self.admin.find_cluster = wiring.find_cluster(config, directory=self.directory)
         relay = Relay(self.pool, self._inner, self.admin.server.stop_logins)
-        api = routes(self.admin, key=self._api_key(), version=__version__, run=relay.run)
+        api = [*routes(self.admin, key=self._api_key(), version=__version__, run=relay.run), *self.nginx()]
         draining = lambda: self.lifecycle.draining  # noqa: E731
         probes = application(draining=draining, routes=[exposition.route(), *([] if config.metrics else api)])
         self.http["admin"] = HttpServer(application(routes=api))

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -301,6 +302,30 @@ def test_postfix_hears_where_all_users_are_served(unit: Unit) -> None:
     assert f"lmtp:inet:[127.0.0.1]:{unit.backend.lmtp}".encode() in answer or b"%d" % unit.backend.lmtp in answer, (
         answer
     )
+
+
+def test_nginx_is_answered_with_the_common_address(unit: Unit) -> None:
+    """Its users log in at the port of the unit, with the token, whichever worker they
+    have; nginx-auth of a proxy is in tests/proxy/test_nginx.py."""
+    key, backend = "a key of sixteen or more characters", unit.backend
+    assert backend.stop() == 0
+    backend.sections["http"] = {"api_key": key}
+    backend.write()
+    backend.spawn()
+    backend.wait_listening()
+    for name in NAMES:
+        headers = {"X-Obox-Key": key, "Auth-Method": "plain", "Auth-Protocol": "imap", "Client-IP": "192.0.2.7"}
+        headers |= {"Auth-User": name, "Auth-Pass": PASSWORD}
+        asking = urllib.request.Request(f"http://127.0.0.1:{backend.http}/nginx-auth", headers=headers)
+        with urllib.request.urlopen(asking, timeout=PATIENCE_S) as got:
+            answer = got.headers
+        assert (answer["Auth-Status"], answer["Auth-Port"]) == ("OK", str(backend.imap))
+        with imaplib.IMAP4("127.0.0.1", backend.imap) as client:
+            client.login(answer["Auth-User"], answer["Auth-Pass"])
+            assert client.select("INBOX")[0] == "OK"
+        logins = [line for line in backend.events("imap login") if line["user"] == name]
+        assert [line["remote"] for line in logins] == ["192.0.2.7"]
+    assert {unit.who_serves(name) for name in NAMES} == {"first-1", "first-2"}
 
 
 def test_the_demo_is_a_cluster_whose_workers_may_be_killed(tmp_path: Path) -> None:

@@ -90,8 +90,9 @@ async def proxied(tmp_path: Path) -> AsyncIterator[tuple[Cluster, Member, Member
         yield made, await made.member("p1", proxy=True), await made.member("b2")
 
 
-def auth_of(member: Member) -> NginxAuth:
-    return NginxAuth(member.forwarder, lambda: KEY, lambda: ("", {}))
+def auth_of(member: Member, *, all_here: bool = False) -> NginxAuth:
+    ports = {"imap": member.port} if all_here else {}
+    return NginxAuth(member.forwarder, lambda: KEY, lambda: (ADDRESS, ports), all_here=all_here)
 
 
 def asked(**more: str) -> dict[str, str]:
@@ -140,6 +141,27 @@ async def test_what_nginx_is_answered(
     assert ("Auth-Pass" in answer) == (status == "OK")
 
 
+async def test_a_member_that_serves_all_is_named_itself_and_forwards(proxied: tuple[Cluster, Member, Member]) -> None:
+    """The supervisor of workers is such a member: no front end reaches its workers."""
+    _, proxy, b2 = proxied
+    auth = auth_of(proxy, all_here=True)
+    answer = await auth.answer(asked())
+    assert (answer["Auth-Server"], answer["Auth-Port"]) == (ADDRESS, str(proxy.port))
+    login = f"LOGIN ben {answer['Auth-Pass']}"
+    with capture_logs() as logs:
+        refused = await (await b2.client()).cmd(login)
+    assert refused[-1].startswith(b"NO [AUTHENTICATIONFAILED]")
+    client = await proxy.client()
+    await client.ok(login)
+    await client.ok("SELECT INBOX")
+    assert [(who.user, who.remote) for who in b2.imap.who() if who.user] == [("ben", "192.0.2.7")]
+    with capture_logs() as more:
+        again = await (await proxy.client()).cmd(login)
+    assert again[-1].startswith(b"NO [AUTHENTICATIONFAILED]")
+    reasons = [line["reason"] for line in [*logs, *more] if line["event"] == "trusted link refused"]
+    assert reasons == ["a token for another member", "a token that was used before"]
+
+
 async def test_failures_count_for_the_client_and_not_for_nginx(proxied: tuple[Cluster, Member, Member]) -> None:
     _, proxy, _ = proxied
     await auth_of(proxy).answer(asked(auth_pass="wrong"))
@@ -174,8 +196,8 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def http(member: Member) -> AsyncIterator[int]:
-    server = HttpServer(application(routes=auth_of(member).routes()))
+async def http(member: Member, *, all_here: bool = False) -> AsyncIterator[int]:
+    server = HttpServer(application(routes=auth_of(member, all_here=all_here).routes()))
     entry = Listen(ADDRESS, 0)
     listener = await asyncio.get_running_loop().create_server(lambda: server.factory(entry, None), ADDRESS, 0)
     try:
@@ -218,16 +240,19 @@ async def through(port: int) -> Client:
 
 @pytest.mark.needs("nginx")
 @pytest.mark.skipif(not MODULE.exists(), reason="needs the Debian package libnginx-mod-mail")
-async def test_the_real_nginx_logs_in_at_the_owner(proxied: tuple[Cluster, Member, Member], tmp_path: Path) -> None:
+@pytest.mark.parametrize("all_here", [False, True])
+async def test_the_real_nginx_logs_in_at_the_owner(
+    proxied: tuple[Cluster, Member, Member], tmp_path: Path, all_here: bool
+) -> None:
     _, proxy, b2 = proxied
-    async with http(proxy) as port, nginx(tmp_path / "nginx", port) as front:
+    async with http(proxy, all_here=all_here) as port, nginx(tmp_path / "nginx", port) as front:
         client = await through(front)
         assert (await client.cmd("LOGIN ben wrong"))[-1].startswith(b"NO [AUTHENTICATIONFAILED]")
         await client.ok("LOGIN ben secret")
         await client.append("INBOX", b"Subject: a mail\r\n\r\nbody\r\n")
         assert (await client.ok("SELECT INBOX"))[0:]
         assert [who.user for who in b2.imap.who()] == ["ben"]
-        assert b2.counts.results == [("nginx", "accepted")]
+        assert b2.counts.results == [("imap" if all_here else "nginx", "accepted")]
         await client.ok("LOGOUT")
         await until(lambda: not b2.imap.who())
 

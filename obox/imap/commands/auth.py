@@ -11,6 +11,7 @@ from typing import Final
 from obox.accounts import Account
 from obox.auth import (
     LINK,
+    NO_OWNER,
     AuthFailed,
     Challenge,
     Credentials,
@@ -168,6 +169,8 @@ async def _check(session: Session, user: str, password: str) -> Reply:
     if context.forwarding is not None:
         try:
             forward = context.forwarding.redeem(user, password)
+            if forward is not None and forward.number == NO_OWNER:
+                return await _vouched(session, forward)
         except LinkRefused as refused:
             _forged(session, str(refused))
             raise AuthFailed from None
@@ -181,6 +184,20 @@ async def _check(session: Session, user: str, password: str) -> Reply:
             context.log.info("imap login refused", user=user[:200], remote=session.out.remote, reason=str(error))
         raise
     try:
+        return await _enter(session, account)
+    except OboxError:
+        context.counters.login("unavailable")
+        raise
+
+
+async def _vouched(session: Session, forward: Forward) -> Reply:
+    """Serve or forward a user whose password this member has checked for a front
+    end."""
+    context = session.context
+    assert context.forwarding is not None
+    try:
+        account = await context.forwarding.vouched(forward)
+        session.out.speak_for(forward.remote)
         return await _enter(session, account)
     except OboxError:
         context.counters.login("unavailable")

@@ -71,12 +71,15 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
             # The journal of the boot before may not have it, and ours will have higher
             # UIDs.
             mailbox.restate()
+    before = mailbox.state.highestmodseq
     pending, turn = [*fragments, *pending], env.turn(mailbox.user.storage_id)
     for data in pending:
         if turn.over():
             await turn.end()
         mailbox.join_unflushed([data])
-    state, merged = mailbox.state, found is Found.HISTORY
+    state = mailbox.state
+    # A copy may have changes that the owner of a journal did not know of.
+    merged = found is Found.HISTORY or (worth is Trust.COMPARE and state.highestmodseq > before)
     if assignment.covers(mailbox.stamp) and not pending and not env.must_rescan(mailbox.stamp.listed):
         if worth is Trust.COMPARE:
             mailbox.save_stamp()

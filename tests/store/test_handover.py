@@ -358,6 +358,33 @@ async def test_what_a_lost_user_had_is_uploaded_and_reaches_the_owner(
         assert flags_of(box) == {1: ["\\Seen", "work"]}
 
 
+async def test_a_copy_that_an_owner_did_not_know_of_is_another_history(
+    machine: Machine, other: Machine, rows: Rows
+) -> None:
+    """Two backends write to a mailbox at once. The survivor takes it over with
+    its own copy, and reads the journal of the other. A client of the other has not seen
+    the flag of this copy, and must read all flags again."""
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        user = await one.life.user("anna")
+        await user.append("INBOX", [MAIL])
+        box = await user.select("INBOX")
+        await user.flush(everything=True)
+        async with member(other, rows, kill=True) as two:
+            await two.gain("anna", orderly=True)  # so the directory says
+            theirs = await (await two.life.user("anna")).select("INBOX")
+            await box.store_flags(uids(1), "add", ["ours"])
+            await user.flush(everything=True)
+            await theirs.store_flags(uids(1), "add", ["others"])
+            await two.life.store.journal.sync()
+            shown, boot = theirs.state.highestmodseq, two.life.store.journal.boot
+        await handover.lose(one.life.store, ["anna"], one.kick)
+        await one.gain("anna", dead=(("second", boot),))
+        box = await (await one.life.user("anna")).select("INBOX")
+        assert flags_of(box) == {1: ["others", "ours"]}
+        assert box.state.trusted(shown) == 0
+
+
 async def test_a_directory_that_knows_less_than_the_journals_makes_every_copy_compare(
     machine: Machine, other: Machine, rows: Rows
 ) -> None:

@@ -65,7 +65,10 @@ class RootBox(Box[Root, RootDelta]):
 
     async def _write_bundle(self, *, everything: bool) -> None:
         await self.upload("base", self.whole(), clean=everything)
-        self.save()  # The log does not know of the totals.
+
+    def save_stamp(self) -> None:
+        """Write the whole local copy, because the log does not know of the totals."""
+        self.save()
 
     async def begin_changes(self) -> None:
         """Mark the totals of the list as not exact, before the first bundle after a

@@ -86,7 +86,7 @@ class LinkCounters:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         # Alerts see the first one only if a 0 was shown before it.
-        for listener in ("imap", "lmtp"):
+        for listener in ("imap", "lmtp", "admin"):
             for result in ("ok", "unavailable", "referred", "refused", "accepted", "forged"):
                 metrics.forwards.labels(listener, result)
 

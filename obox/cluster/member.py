@@ -69,6 +69,10 @@ away. Backends that stop at the same time know of each other by then."""
 
 LEAVE_POLL_S: Final = 0.05
 
+WRITES_AT_ONCE: Final = 256
+"""Rows that are written side by side. A directory refuses some thousands, and a dead
+backend may have had more pinned users."""
+
 RELEASE_AGAIN_S: Final = 0.2
 """Before the next attempt to release groups that could not be released."""
 
@@ -497,7 +501,13 @@ class BackendMember:
             unit: Assigned(to, number, token, released=released, removed=self._follows(unit, to), home=home)
             for unit, home in units.items()
         }
-        await asyncio.gather(*(self.view.put(*place_of(unit), row) for unit, row in rows.items()))
+        gate = asyncio.Semaphore(WRITES_AT_ONCE)
+
+        async def put(unit: str, row: Assigned) -> None:
+            async with gate:
+                await self.view.put(*place_of(unit), row)
+
+        await asyncio.gather(*(put(unit, row) for unit, row in rows.items()))
         await self._world.sleep(READ_BACK_S)
         if not await self.view.poll():
             raise Unavailable("the directory does not answer")

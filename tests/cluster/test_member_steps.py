@@ -31,7 +31,7 @@ from obox.cluster import (
     make_settings,
     user_key,
 )
-from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S
+from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S, WRITES_AT_ONCE
 from obox.types import StorageId
 
 GROUPS = 12
@@ -377,6 +377,29 @@ async def test_a_share_of_a_backend_that_is_not_there_is_not_nobodys(fleet: Flee
     del fleet.members["a"]
     await fleet.seconds(60)
     assert len(fleet.stores["b"].units) == GROUPS
+
+
+async def test_rows_of_very_many_units_are_written_a_part_at_a_time(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory refuses too many writes at once. If a backend wrote all rows of a
+    dead backend at once, it would be refused each time, and nobody would take over."""
+    one = await fleet.join("one")
+    waiting = most = 0
+    plain = one.view.put
+
+    async def put(kind: Kind, key: str, record: msgspec.Struct) -> None:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        await asyncio.sleep(0)
+        await plain(kind, key, record)
+        waiting -= 1
+
+    monkeypatch.setattr(one.view, "put", put)
+    rows = await one._write("one", {user_key(f"u{n}"): "" for n in range(3 * WRITES_AT_ONCE)}, released=False)
+    assert len(rows) == 3 * WRITES_AT_ONCE
+    assert 1 < most <= WRITES_AT_ONCE
 
 
 async def test_a_client_that_comes_before_its_group_has_the_next_pass_begin(fleet: Fleet) -> None:

@@ -200,3 +200,11 @@ def test_no_file_imports_another_rooms_private_module() -> None:
 def test_tests_use_public_faces() -> None:
     found = private_imports("tests")
     assert len(found) <= PRIVATE_IN_TESTS_MAX, "a test of a room asks the room's face"
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """A file of tests in a folder that is no package is imported by its file name
+    alone."""
+    paths = [path for path in Path(__file__).parent.rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    names = [path.name for path in paths]
+    assert sorted(names) == sorted(set(names))

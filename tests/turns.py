@@ -9,7 +9,8 @@ beside the test; `Turns.slowdown` is how much longer than at its best it took.
 
 A call in another thread that keeps the interpreter's lock stops the loop as well and is
 no CPU time of the loop's thread; `Turns.held_s` counts the CPU time of the whole
-process between two callbacks, which includes it.
+process between two callbacks, which includes it. So that a collection in such a thread
+does not count the objects of all tests before, these are frozen meanwhile.
 
 Use `with turns() as found:` round a test that runs its server in the test's own asyncio
 loop. The three longest turns are printed at its end: the callback of each, and where it
@@ -173,6 +174,7 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
     timer = loop.call_later(tick_s, tick)
     asyncio.events.Handle._run = run  # type: ignore[method-assign]
     gc.callbacks.append(collection)
+    gc.freeze()
     over = threading.Event()
     looking = threading.Thread(target=found.look, args=(threading.get_ident(), over), daemon=True)
     looking.start()
@@ -181,6 +183,7 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
     finally:
         over.set()
         looking.join()
+        gc.unfreeze()
         gc.callbacks.remove(collection)
         asyncio.events.Handle._run = plain  # type: ignore[method-assign]
         timer.cancel()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 from ..errors import Invalid, NotFound
-from ..mailbox.names import canonical, fitter
+from ..mailbox.names import canonical, fitter, literal
 from ..turn import Turn
 
 MASK_CHARS_MAX: Final = 1000
@@ -63,8 +63,8 @@ class Masks:
         for mask in masks:
             if turn.over():
                 await turn.end()
-            if not any(sign in mask for sign in "*?["):
-                made._names[canonical(mask)] = None
+            if (name := literal(mask)) is not None:
+                made._names[canonical(name)] = None
             elif len(made._wild) == MASKS_MAX:
                 raise Invalid(f"too many masks with wildcards; allowed: {MASKS_MAX}")
             else:

@@ -46,6 +46,10 @@ these.
 """
 
 
+_ESCAPED: Final = re.compile(r"\[([*?[])\]")
+"""A sign of a shell mask that stands for itself, as Python's `glob.escape` writes it."""
+
+
 def canonical(name: str) -> str:
     """The canonical spelling of a name: NFC, no separator at its end, INBOX in
     capitals.
@@ -75,13 +79,22 @@ def is_inbox(name: str) -> bool:
     return name.isascii() and name.upper() == INBOX
 
 
+def literal(mask: str) -> str | None:
+    """Return the one name that a shell mask of an administrator means, or None for a
+    mask with wildcards. `[*]`, `[?]` and `[[]` stand for the sign between the brackets.
+    """
+    if any(sign in _ESCAPED.sub("", mask) for sign in "*?["):
+        return None
+    return _ESCAPED.sub(r"\1", mask)
+
+
 def fitter(mask: str) -> Callable[[str], object]:
     """Return a function that says whether a canonical name fits a shell mask of an
     administrator. INBOX has any case in the mask. Raises Invalid for a mask that is
     longer than a name.
     """
-    if len(mask) > NAME_BYTES_MAX:
-        raise Invalid(f"a mask has {len(mask)} characters; allowed: {NAME_BYTES_MAX}")
+    if (size := len(_ESCAPED.sub("*", mask))) > NAME_BYTES_MAX:
+        raise Invalid(f"a mask has {size} characters; allowed: {NAME_BYTES_MAX}")
     return re.compile(fnmatch.translate(canonical(mask))).match
 
 

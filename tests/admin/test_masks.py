@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 
 import pytest
 
@@ -22,6 +23,9 @@ NAMES = ["INBOX", "INBOX/Lists", "Archive", "Archive/2026", "50%", "[x]"]
         (["Archive", "5?%"], ["Archive", "50%"]),
         (["[AI]*"], ["INBOX", "INBOX/Lists", "Archive", "Archive/2026"]),
         (["archive"], []),
+        (["[[]x]"], ["[x]"]),
+        (["[[]*]"], ["[x]"]),
+        (["5[?]%"], []),
     ],
 )
 async def test_matching(masks: list[str], chosen: list[str]) -> None:
@@ -32,6 +36,16 @@ async def test_a_name_without_wildcards_must_be_there() -> None:
     await require_named(NAMES, ["inbox", "Archive", "no*"])
     with pytest.raises(NotFound, match="'Nowhere'"):
         await require_named(NAMES, ["inbox", "Nowhere"])
+
+
+async def test_a_name_with_the_signs_of_masks_can_be_written() -> None:
+    """Also a longest name that has nothing else."""
+    names = ["*" * 255, "/".join(["[?*" * 83] * 4), "*[\u0301", "a"]
+    for name in names:
+        assert await matching(names, [glob.escape(name)]) == [name]
+        assert await matching(names, [glob.escape(name) + "*"]) == [name]
+    with pytest.raises(NotFound, match="'no[*]'"):
+        await require_named(names, ["no[*]"])
 
 
 async def test_limits_of_masks() -> None:

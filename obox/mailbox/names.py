@@ -47,7 +47,7 @@ these.
 
 
 _ESCAPED: Final = re.compile(r"\[([*?[])\]")
-"""A sign of a shell mask that stands for itself, as Python's `glob.escape` writes it."""
+"""A sign of a shell mask that stands for itself: what Python's `glob.escape` writes."""
 
 
 def canonical(name: str) -> str:

@@ -44,7 +44,7 @@ async def test_a_name_with_the_signs_of_masks_can_be_written() -> None:
     for name in names:
         assert await matching(names, [glob.escape(name)]) == [name]
         assert await matching(names, [glob.escape(name) + "*"]) == [name]
-    with pytest.raises(NotFound, match="'no[*]'"):
+    with pytest.raises(NotFound, match=r"'no\*'"):
         await require_named(names, ["no[*]"])
 
 

@@ -1,8 +1,8 @@
 """A cluster under load loses nothing while its backends are evacuated, stopped, killed
 and suspended.
 
-A short form of `python -m bench.cluster`. Times without service are printed, and not
-judged.
+This is a short form of `python -m bench.cluster`. The test prints the times without
+service, and asserts nothing about them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Backends of a cluster in one process: own stores, real sockets, a router that a test
-moves."""
+"""The backends of a cluster in a single process, with a store for each, real sockets,
+and a router that the test controls."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ SECRET = b"the secret of this test's cluster"
 USERS = ("anna", "ben", "carl")
 ADDRESS = "127.0.0.1"
 PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-"""Where programs are; Debian keeps servers in sbin."""
+"""The folders of programs. Debian installs servers in a folder sbin."""
 
 
 class Rows:
-    """What a directory would say: who owns each user. Tests write it."""
+    """The rows of a directory: which backend owns each user. The test writes them."""
 
     def __init__(self) -> None:
         self.owners: dict[str, Assigned] = {}
         self.places: dict[str, tuple[str, dict[str, int]]] = {}
-        """Address and ports of the backends that run."""
+        """Address and ports of each backend that runs."""
 
     def own(self, user: str, backend: str) -> None:
         before = self.owners.get(user)
@@ -50,7 +50,8 @@ class Rows:
 
 
 class FakeRouter:
-    """A member's view of the rows: what it has read once stays, until it reads anew."""
+    """A member's view of the rows. The member keeps a row that it has read until it
+    reads the row again."""
 
     def __init__(self, rows: Rows, me: str) -> None:
         self.rows, self.me = rows, me
@@ -99,7 +100,7 @@ class Counts:
 
 @dataclass
 class Member:
-    """A backend, or a proxy (store: None)."""
+    """A backend, or a proxy. A proxy has no store."""
 
     name: str
     rows: Rows
@@ -147,13 +148,13 @@ class Member:
         self.rows.places[self.name] = (ADDRESS, {"imap": self.port, "lmtp": self.lmtp_port})
 
     def silent(self) -> None:
-        """Nobody answers at its ports any more."""
+        """Close the ports of this member, so that it does not answer."""
         for server in self.servers:
             server.close()
 
     async def deliver(self, mail: bytes, *recipients: str, lines: bytes = b"") -> list[str]:
-        """Send a mail over LMTP; the replies to RCPT that are no 250, then those to the
-        mail."""
+        """Send a mail over LMTP. Return the replies to RCPT other than 250, and then
+        the replies to the mail."""
         reader, writer = await asyncio.open_connection(ADDRESS, self.lmtp_port)
         got = []
         async with asyncio.timeout(30):
@@ -161,7 +162,8 @@ class Member:
             writer.write(b"LHLO mta.example\r\n" + lines + b"MAIL FROM:<from@example.org>\r\n" + rcpt)
             while not (await reader.readline()).startswith(b"250 "):
                 pass
-            await reader.readline()  # MAIL
+            # This is the reply to MAIL.
+            await reader.readline()
             replies = [await reader.readline() for _ in recipients]
             got += [reply.decode() for reply in replies if not reply.startswith(b"250")]
             accepted = len(recipients) - len(got)
@@ -172,7 +174,7 @@ class Member:
         return got
 
     async def mails(self, user: str) -> list[bytes]:
-        """What is in a user's INBOX here."""
+        """Return the mails in a user's INBOX at this member."""
         assert self.store is not None
         opened = await self.store.open_user(user, StorageId(user))
         client = await self.client(strict=False)
@@ -201,7 +203,7 @@ class Cluster:
         lmtp_settings: LmtpSettings | None = None,
         tls: bool = False,
     ) -> Member:
-        """Start a backend, or a proxy."""
+        """Start a backend or a proxy."""
         store = None if proxy else await self.stack.enter_async_context(mail_store(self.path / name))
         penalties = Penalties((0.0, 0.0))
         authenticator = Authenticator(self.users, penalties=penalties, check=lambda secret, given: given in secret)
@@ -254,7 +256,7 @@ async def cluster(path: Path) -> AsyncIterator[Cluster]:
 
 
 async def until(met: object, within_s: float = 20.0) -> None:
-    """Wait for a condition."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + within_s
     while not met():  # type: ignore[operator]
         assert time.monotonic() < deadline, "not in time"

@@ -39,6 +39,9 @@ CHARSETS: Final = frozenset(
 """Charsets a search may be in. Each is a text codec of the standard library; nothing
 else is looked up by name."""
 
+_ALIASES: Final = {"UTF8": "UTF-8", "ASCII": "US-ASCII"}
+"""Names of charsets that clients send, and the registered names."""
+
 _MODSEQ_TYPES: Final = ("all", "priv", "shared")
 
 _FIXED: Final[dict[str, SearchKey]] = {
@@ -171,7 +174,7 @@ def _program(scan: Scan) -> SearchKey:
     """search-key *(SP search-key), to the end of the command."""
     found = [key(scan)]
     while scan.more():
-        scan.at += 1
+        scan.spaces()
         found.append(key(scan))
     scan.end()
     return found[0] if len(found) == 1 else And(tuple(found))
@@ -179,6 +182,7 @@ def _program(scan: Scan) -> SearchKey:
 
 def _charset(scan: Scan) -> None:
     name = scan.astring("a charset").decode("ascii", "replace").upper()
+    name = _ALIASES.get(name, name)
     if name not in CHARSETS:
         shown = "".join(c if " " < c < "\x7f" else "?" for c in name[:32])
         raise Malformed(f'Unknown charset "{shown}"', "NO", "BADCHARSET (US-ASCII UTF-8)")

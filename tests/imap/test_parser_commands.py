@@ -11,6 +11,7 @@ from obox.imap.ast import FetchAttr, InternalDate, ListReturn, ListSelect, Secti
 from obox.imap.events import NEED_DATA, BadCommand, NeedContinuation, NeedParse, NeedTurn
 from obox.imap.parser import Parser
 from obox.imap.sets import STAR, SequenceSet, parse_set
+from tests.imap.spaces import spaced
 
 
 def parse(data: bytes) -> object:
@@ -49,10 +50,14 @@ GOOD: list[tuple[bytes, object]] = [
     # ID, RFC 2971
     (b"a ID NIL", ast.Id(b"a", None)),
     (b"a ID ()", ast.Id(b"a", ())),
+    (b'a ID ( "name"  "x" )', ast.Id(b"a", (("name", "x"),))),
+    (b"a ID ( )", ast.Id(b"a", ())),
     (b'a ID ("name" "sodr" "version" NIL)', ast.Id(b"a", (("name", "sodr"), ("version", None)))),
     # AUTHENTICATE, RFC 4959
     (b"a AUTHENTICATE plain", ast.Authenticate(b"a", "PLAIN")),
     (b"a AUTHENTICATE PLAIN dGVzdAB0ZXN0AHRlc3Q=", ast.Authenticate(b"a", "PLAIN", b"test\0test\0test")),
+    (b'a AUTHENTICATE "plain"', ast.Authenticate(b"a", "PLAIN")),
+    (b'a  AUTHENTICATE  "PLAIN"  dGVzdAB0ZXN0AHRlc3Q=', ast.Authenticate(b"a", "PLAIN", b"test\0test\0test")),
     (b"a AUTHENTICATE EXTERNAL =", ast.Authenticate(b"a", "EXTERNAL", b"")),
     (b"a AUTHENTICATE SCRAM-SHA-256", ast.Authenticate(b"a", "SCRAM-SHA-256")),
     # LOGIN
@@ -215,6 +220,12 @@ def test_command(data: bytes, event: object) -> None:
     assert parse(data) == event
 
 
+@pytest.mark.parametrize(("data", "event"), GOOD, ids=[repr(data)[2:50] for data, _ in GOOD])
+def test_command_with_more_spaces(data: bytes, event: object) -> None:
+    """Between arguments and inside lists, as some clients send them."""
+    assert parse(spaced(data)) == event
+
+
 SECTIONS: list[tuple[bytes, ast.BodySection]] = [
     (b"BODY[]", section(b"BODY[]")),
     (b"body.peek[]", section(b"BODY[]", peek=True)),
@@ -267,7 +278,7 @@ BAD: list[tuple[bytes, str]] = [
     (b"a GETQUOTA x", 'Unknown command "GETQUOTA"'),
     (b"a LOGIN", "Missing argument: a user name"),
     (b"a LOGIN x", "Missing argument: a password"),
-    (b"a LOGIN  x y", "Expected a user name, found a space"),
+    (b"a LOGIN  ", "Missing argument: a user name"),
     (b'a LOGIN x "y', "Bad password argument: quote it"),
     (b'a LOGIN x "\\y"', "Bad password argument: quote it"),
     (b"a LOGIN x (y", "Bad password argument: quote it"),

@@ -32,6 +32,7 @@ from obox.imap.ast import (
 from obox.imap.events import BadCommand, NeedContinuation, NeedParse, NeedTurn
 from obox.imap.parser import Limits, Parser
 from obox.imap.sets import SAVED, STAR, SequenceSet
+from tests.imap.spaces import spaced
 
 
 def parse(data: bytes, limits: Limits | None = None) -> object:
@@ -104,6 +105,11 @@ KEYS: list[tuple[bytes, SearchKey]] = [
 
 
 @pytest.mark.parametrize(("data", "key"), KEYS, ids=[repr(d)[2:40] for d, _ in KEYS])
+def test_key_with_more_spaces(data: bytes, key: SearchKey) -> None:
+    assert parse(b"a  SEARCH  " + spaced(data)) == Search(b"a", False, key)
+
+
+@pytest.mark.parametrize(("data", "key"), KEYS, ids=[repr(d)[2:40] for d, _ in KEYS])
 def test_key(data: bytes, key: SearchKey) -> None:
     assert parse(b"a SEARCH " + data) == Search(b"a", False, key)
     assert parse(b"a UID SEARCH (" + data + b") ALL") == Search(b"a", True, And((key, All())))
@@ -125,7 +131,12 @@ def test_return_options() -> None:
 
 @pytest.mark.parametrize(
     ("charset", "data", "text"),
-    [(b"UTF-8", "ü".encode(), "ü"), (b"ISO-8859-1", b"\xfc", "ü"), (b'"koi8-r"', "почта".encode("koi8-r"), "почта")],
+    [
+        (b"UTF-8", "ü".encode(), "ü"),
+        (b"utf8", "ü".encode(), "ü"),
+        (b"ISO-8859-1", b"\xfc", "ü"),
+        (b'"koi8-r"', "почта".encode("koi8-r"), "почта"),
+    ],
 )
 def test_charset(charset: bytes, data: bytes, text: str) -> None:
     sent = b"a SEARCH CHARSET %b TEXT {%d}\r\n%b" % (charset, len(data), data)

@@ -22,13 +22,14 @@ from ...errors import Corrupt, Unavailable
 from ...mailbox import CLAIM_PURGED, Delta, State
 from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, UnknownKey
 from ...objectstore.codec import ObjectKind
-from ...objectstore.keys import mail_key, mail_prefix, owner_of, parse_mail_key
+from ...objectstore.keys import mail_key, owner_of
 from ...types import Uid
 from ..box.box import Found
 from ..box.index import Index, give_modseq
 from ..box.slots import Slot
 from ..env import GETS_AT_ONCE
 from ..log.stage import Edit
+from ..mails.listed import listed_uids
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.write import burn
 from ..stamp import Trust
@@ -37,6 +38,9 @@ log = structlog.get_logger()
 
 PREFIX_BYTES: Final = 4096
 """Bytes that are read of each new mail: its header and meta, in a single request."""
+
+READ_AT_ONCE: Final = 1000
+"""New mails whose keys are made in a turn of the loop."""
 
 HOLES_MAX: Final = 10_000
 """Undecided UIDs that an open may burn. More of them mean another problem, for which
@@ -129,17 +133,11 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     start = mailbox.state.uidnext
     skip = {slot.uid: slot.count for slot in ours if slot.fate in ("landed", "void", "orphan")}
-    after = mail_prefix(sid, guid) + f"{start - 1:08x}"
     waits, waited, left = iter(pauses), 0.0, 0
     bodies: dict[int, bytes | None] = {}
     least: int | None = None
     while True:
-        found: dict[int, int] = {}
-        for info in await env.listing(mail_prefix(sid, guid), kind="mail", after=after):
-            try:
-                found[parse_mail_key(info.key).uid] = info.size
-            except ValueError:
-                log.warning("foreign object among the mails ignored", key=info.key)
+        found = await listed_uids(env, sid, guid, after=start - 1)
         seen = max([*found, *skip], default=start - 1)
         until = least = seen if least is None else least
         while until + 1 in found or until + 1 in skip:
@@ -164,7 +162,7 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
         burnt = await asyncio.gather(*map(burn_one, holes))
         deltas += [Delta(claims={uid: 1}, uidnext=uid + 1) for uid in holes]
         if all(burnt):
-            return sorted(deltas, key=first_uid), end, seen
+            return (sorted(deltas, key=first_uid) if holes else deltas), end, seen
 
 
 def first_uid(delta: Delta) -> int:
@@ -174,16 +172,18 @@ def first_uid(delta: Delta) -> int:
 async def read_listed(
     mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int], bodies: dict[int, bytes | None]
 ) -> tuple[list[Delta], int, list[int]]:
-    """Read the headers of listed objects. Returns deltas, UIDNEXT, and the UIDs that
-    are undecided.
+    """Read the headers of listed objects. Returns deltas in UID order, UIDNEXT, and the
+    UIDs that are undecided.
 
     bodies: the objects that have been read before, to which it adds those that it
     reads.
     """
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     wanted = [uid for uid, size in sorted(found.items()) if size and uid not in skip and uid not in bodies]
-    prefixes = await env.get_all([mail_key(sid, guid, Uid(uid)) for uid in wanted], kind="mail", end=PREFIX_BYTES)
-    bodies.update(zip(wanted, prefixes, strict=True))
+    for at in range(0, len(wanted), READ_AT_ONCE):
+        uids = wanted[at : at + READ_AT_ONCE]
+        prefixes = await env.get_all([mail_key(sid, guid, Uid(uid)) for uid in uids], kind="mail", end=PREFIX_BYTES)
+        bodies.update(zip(uids, prefixes, strict=True))
     deltas: list[Delta] = []
     holes: list[int] = []
     uid = start

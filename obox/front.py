@@ -41,6 +41,7 @@ from .cluster import (
 )
 from .config import Config, Listen, by_client, load
 from .errors import ConfigError, Unavailable
+from .forms import OF_PROXIES, reads
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
 from .membership import ports_of
@@ -132,6 +133,7 @@ class Front:
                     now=time.time,
                     sleep=asyncio.sleep,
                     keeper=KeptFile(config.state_dir / KEPT),
+                    forms=OF_PROXIES,
                 )
                 self.view.restore()
                 self._assemble(directory)
@@ -329,7 +331,7 @@ class Front:
                         cluster.site,
                         cluster.address or name,
                         ports_of(("imap", "lmtp", "http"), self.listeners.addresses),
-                        {},
+                        reads(OF_PROXIES),
                         __version__,
                     )
                     await directory.put(Kind.MEMBERS, name, encode(ours), next_timestamp(time.time, row))

@@ -27,6 +27,7 @@ from .assign import digest, newer, rank
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
+from .raising import Raising
 from .records import Assigned, Beat, BootRow, Merge, Orders, State, group_key, place_of, user_of
 from .route import Here, There
 from .units import Units
@@ -50,7 +51,6 @@ SWEEP_S: Final = 300.0
 """Interval of reading the journals of all backends for boots that concern this backend.
 It takes a LIST for each backend that ever existed.
 """
-
 
 FIRST_CLAIM_S: Final = 2.0
 """After joining, before groups that never had an owner are claimed: members that start
@@ -93,6 +93,7 @@ class BackendMember:
         self.me = watch.name
         self._world = world
         self._units = Units(view, store.split)
+        self._raising = Raising(view, store)
         self._counter = 0
         self._told: tuple[Mapping[str, tuple[int, int]], int] = {}, digest({})
         """Of the last beat: the units, and their digest, which takes a while for
@@ -396,6 +397,7 @@ class BackendMember:
         await self._stand_by()
         await self._act(plan(self._picture()))
         await self._take_merges()
+        await self._raising.look()
         if self._world.clock() >= self._sweep_at:
             self._sweep_at = self._world.clock() + SWEEP_S
             await self._close_boots(await self._store.sweep(self._clears))

@@ -25,6 +25,13 @@ class Store(Protocol):
     def boot(self) -> str:
         """The present boot of the journal."""
 
+    def forms(self) -> Mapping[str, int] | None:
+        """The versions that the bucket says that its objects may have (`obox.forms`);
+        None before the start."""
+
+    async def raise_forms(self, wanted: Mapping[str, int]) -> None:
+        """Write so to the bucket, and then write these versions. Raises Unavailable."""
+
     def split(self, group: str, unit: str) -> None:
         """A user of a group is a unit of its own from now on, without an assignment."""
 

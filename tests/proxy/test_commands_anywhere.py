@@ -161,7 +161,7 @@ async def test_who_has_given_a_user_away_refers_and_the_caller_reads_the_row(mad
     b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
     await proxy.run("probe", user="anna")
     made.rows.own("anna", "b2")
-    b1.router.known["anna"] = b2.router.known["anna"] = made.rows.owners["anna"]
+    b1.router.read["anna"] = b2.router.read["anna"] = made.rows.owners["anna"]
     b1.calls.clear()
     assert await proxy.run("probe", user="anna") == (0, [{"at": "b2", "user": "anna"}], [], "")
     assert (b1.calls, b2.calls) == (["p"], ["p"])
@@ -171,7 +171,7 @@ async def test_who_has_given_a_user_away_refers_and_the_caller_reads_the_row(mad
 async def test_who_has_an_old_row_reads_it_anew(made: Cluster) -> None:
     """The number of the caller's assignment is higher than the owner's. The owner reads
     its row again, and sends no referral."""
-    made.nodes["b2"].router.known["anna"] = made.rows.owners["anna"]
+    made.nodes["b2"].router.read["anna"] = made.rows.owners["anna"]
     made.rows.own("anna", "b2")
     assert await made.nodes["p"].run("probe", user="anna") == (0, [{"at": "b2", "user": "anna"}], [], "")
     assert len(made.nodes["b2"].router.rereads) == 1
@@ -183,7 +183,7 @@ async def test_a_call_is_never_forwarded_again(made: Cluster) -> None:
     change that."""
     b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
     for node, other in ((b1, "b2"), (b2, "b1")):
-        node.router.known["anna"] = Assigned(other, 9, 1)
+        node.router.read["anna"] = Assigned(other, 9, 1)
     code, rows, failures, message = await proxy.run("probe", user="anna")
     assert (code, rows) == (75, [])
     assert "do not agree" in message

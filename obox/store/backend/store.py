@@ -362,6 +362,11 @@ class MailStore:
 
     # -- users -----------------------------------------------------------------------------------------------------
 
+    async def admit(self, storage_id: StorageId) -> None:
+        """See `api.Store.admit`."""
+        if self.started:
+            await self.env.owned.admit(storage_id)
+
     async def open_user(
         self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
     ) -> User:

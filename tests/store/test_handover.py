@@ -15,6 +15,8 @@ from obox.errors import Corrupt, Elsewhere, InUse
 from obox.store import NewMail, User
 from obox.store.backend import handover, upload
 from obox.store.backend.jobs import Failure, Job
+from obox.store.log.fence import Replayed
+from obox.store.log.takeover import Survey, one_history
 from obox.store.owned import Tag
 from obox.types import StorageId
 
@@ -383,6 +385,90 @@ async def test_a_copy_that_an_owner_did_not_know_of_is_another_history(
         box = await (await one.life.user("anna")).select("INBOX")
         assert flags_of(box) == {1: ["others", "ours"]}
         assert box.state.trusted(shown) == 0
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_bundle_that_the_owner_of_a_journal_did_not_know_of_is_another_history(
+    machine: Machine, other: Machine, rows: Rows, tmp_path: Path, late: bool
+) -> None:
+    """Two backends write to a mailbox at once, one to a bundle, the other to its
+    journal. A third without a copy takes over. Whichever of them a client has used,
+    it has not seen the flag of the other."""
+    third = machine.renamed("third", tmp_path / "third")
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        user = await one.life.user("anna")
+        await user.append("INBOX", [MAIL])
+        box = await user.select("INBOX")
+        await user.flush(everything=True)
+        async with member(other, rows, kill=True) as two:
+            await two.gain("anna", orderly=True)  # so the directory says
+            theirs = await (await two.life.user("anna")).select("INBOX")
+            if late:
+                await theirs.store_flags(uids(1), "add", ["others"])
+            await box.store_flags(uids(1), "add", ["ours"])
+            await user.flush(everything=True)
+            if not late:
+                await theirs.store_flags(uids(1), "add", ["others"])
+            await two.life.store.journal.sync()
+            shown, boot = {theirs.state.highestmodseq, box.state.highestmodseq}, two.life.store.journal.boot
+        await handover.lose(one.life.store, ["anna"], one.kick)
+        async with member(third, rows) as three:
+            await three.gain("anna", dead=(("second", boot),))
+            box = await (await three.life.user("anna")).select("INBOX")
+            assert flags_of(box) == {1: ["others", "ours"]}
+            assert {box.state.trusted(modseq) for modseq in shown} == {0}
+
+
+async def test_a_journal_that_continues_the_bundles_of_its_own_boot_is_the_same_history(
+    machine: Machine, other: Machine, rows: Rows
+) -> None:
+    """A client of a backend that died need not read all flags again at its heir."""
+    async with member(machine, rows, kill=True) as one:
+        await one.gain("anna")
+        await with_flag(one.life, "anna")
+        box = await one.life.users[0].select("INBOX")
+        shown, boot = box.state.highestmodseq, one.life.store.journal.boot
+    async with member(other, rows) as two:
+        await two.gain("anna", dead=(("first", boot),))
+        box = await (await two.life.user("anna")).select("INBOX")
+        assert flags_of(box) == {1: ["\\Seen"]}
+        assert box.state.trusted(shown) == shown
+
+
+def test_a_backend_has_read_what_was_written_before_it_began() -> None:
+    def boot(at: float) -> str:
+        return f"{int(at * 1000):012x}0000"
+
+    began = 1_700_000_000.0
+    journal = [("a", boot(began))]
+    assert one_history(journal, [])
+    assert one_history(journal, [(boot(began), began + 5), (boot(5), began - 61)])
+    assert not one_history(journal, [(boot(5), began - 59)]), "the clocks may differ by a minute"
+    assert not one_history(journal, [(boot(5), began + 1)])
+    assert one_history([*journal, ("a", boot(began + 9))], [(boot(began), began + 5)]), "a fence begins a new boot"
+    assert not one_history([*journal, ("b", boot(began + 9))], []), "the second may not have known of the first"
+
+
+async def test_what_comes_while_users_are_adopted_is_adopted_too(machine: Machine, other: Machine, rows: Rows) -> None:
+    """A user's changes that a journal shows while upkeep uploads what it showed before
+    are not noted as adopted before they are in bundles."""
+    async with member(machine, rows) as one:
+        takeover = one.life.store.takeover
+        takeover.left.add("anna")
+        takeover.again.clear()
+        takeover.add(_survey({"anna": {"root": [b""]}}))
+        takeover.adopted({"anna", "ben"})
+        assert (takeover.left, takeover.sources) == ({"anna"}, {"anna": {("dead", "boot")}})
+        takeover.again.clear()
+        takeover.pending.clear()
+        takeover.adopted({"anna"})
+        assert (takeover.left, takeover.sources) == (set(), {})
+
+
+def _survey(pending: dict[str, dict[str, list[bytes]]]) -> Survey:
+    replayed = Replayed(pending, {sid: {("dead", "boot")} for sid in pending})
+    return Survey([], set(), set(), replayed, False, 0, 0, [], {})
 
 
 async def test_a_directory_that_knows_less_than_the_journals_makes_every_copy_compare(

@@ -447,6 +447,7 @@ class MailStore:
         self.upkeep.jobs.forget(sid)
         self.takeover.pending.pop(sid, None)
         self.takeover.left.discard(sid)
+        self.takeover.sources.pop(sid, None)
 
     async def record_deletion(self, sid: StorageId) -> None:
         """Record that a user has been deleted, so that no replay uses earlier changes

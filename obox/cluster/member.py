@@ -543,8 +543,7 @@ class BackendMember:
         return row is not None and row.removed and not asked
 
     async def _pin(self, unit: str) -> None:
-        """Make a user of a group of ours a unit of its own. Nothing of the user
-        changes; a move follows."""
+        """Make a user of a group of ours a unit of its own. A move follows."""
         kept = await self._write(self.me, {unit: ""}, released=False)
         if unit in kept:
             self._store.renumber(unit, kept[unit])

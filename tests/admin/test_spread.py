@@ -1,5 +1,5 @@
 """Where each verb runs in a cluster and in a unit of several workers. A verb that is
-not in the table fails the test, so that whoever adds one decides."""
+not in the table fails the test, so that the author of a verb decides."""
 
 from __future__ import annotations
 

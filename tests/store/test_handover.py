@@ -7,12 +7,13 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
 
 from obox.errors import Corrupt, Elsewhere, InUse
-from obox.store import NewMail, User
+from obox.store import Mailbox, NewMail, User
 from obox.store.backend import handover, upload
 from obox.store.backend.jobs import Failure, Job
 from obox.store.owned import Tag
@@ -421,3 +422,37 @@ async def test_a_restart_keeps_its_copies_where_its_rows_are_unchanged(machine: 
         with one.life.counting() as counted:
             await flags(one.life, "anna")
         assert counted.count("list", "index") > 0
+
+
+async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are_not_lost(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search of the journals finds them at that moment."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [MAIL])
+        box = await user.select("INBOX")
+        said = {}
+        for flag in ("first", "then"):
+            delta, _ = box.state.flag_delta(uids(1), "add", [flag], box.env.now_ms())
+            assert delta is not None
+            said[flag] = {box.guid: [delta.encode()]}
+        await box.release()
+    async with machine.run() as life:
+        opened, load = User.open, Mailbox.load
+
+        async def opening(user: User, pending: dict[str, list[bytes]], **how: Any) -> None:
+            await opened(user, pending, **how)
+            life.store.takeover.pending["anna"] = said["first"]
+
+        async def loading(box: Mailbox, infos: Any, pending: list[bytes]) -> None:
+            await load(box, infos, pending)
+            owner: Any = box.user
+            await owner.join_journaled(said["then"])
+
+        monkeypatch.setattr(User, "open", opening)
+        monkeypatch.setattr(Mailbox, "load", loading)
+        user = await life.user()
+        box = await user.select("INBOX")
+        assert set(flags_of(box)[1]) >= {"first", "then"}
+        await box.release()

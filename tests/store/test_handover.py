@@ -13,10 +13,12 @@ import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
 
 from obox.errors import Corrupt, Elsewhere, InUse
-from obox.store import Mailbox, NewMail, User
+from obox.store import NewMail, User
 from obox.store.backend import handover, upload
 from obox.store.backend.jobs import Failure, Job
 from obox.store.owned import Tag
+from obox.store.user.boxes import Boxes
+from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
 ANNA, BEN = StorageId("anna"), StorageId("ben")
@@ -439,9 +441,9 @@ async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are
             said[flag] = {box.guid: [delta.encode()]}
         await box.release()
     async with machine.run() as life:
-        opened, load = User.open, Mailbox.load
+        opened, load = Boxes.open, Mailbox.load
 
-        async def opening(user: User, pending: dict[str, list[bytes]], **how: Any) -> None:
+        async def opening(user: Boxes, pending: dict[str, list[bytes]], **how: Any) -> None:
             await opened(user, pending, **how)
             life.store.takeover.pending["anna"] = said["first"]
 
@@ -450,7 +452,7 @@ async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are
             owner: Any = box.user
             await owner.join_journaled(said["then"])
 
-        monkeypatch.setattr(User, "open", opening)
+        monkeypatch.setattr(Boxes, "open", opening)
         monkeypatch.setattr(Mailbox, "load", loading)
         user = await life.user()
         box = await user.select("INBOX")

@@ -494,12 +494,17 @@ def client(via: Via | None) -> str | None:
     return via.client[0] if via is not None and via.client is not None else None
 
 
+def over_tls(via: Via | None) -> bool:
+    """Whether a PROXY header says that the client speaks TLS with the proxy."""
+    return via is not None and via.tls
+
+
 def imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: imap.connection_factory(tls=entry.tls, remote=client(via))
+    return lambda entry, via: imap.connection_factory(tls=entry.tls or over_tls(via), remote=client(via))
 
 
 def lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: lmtp.protocol(client(via))
+    return lambda entry, via: lmtp.protocol(client(via), tls=over_tls(via))
 
 
 _COUNTERS: Final = frozenset({"hits", "misses", "evictions", "errors", "skipped"})

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
@@ -18,6 +19,8 @@ from obox.store.backend.jobs import Failure, Job
 from obox.store.log.fence import Replayed
 from obox.store.log.takeover import Survey, one_history
 from obox.store.owned import Tag
+from obox.store.user.boxes import Boxes
+from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
 ANNA, BEN = StorageId("anna"), StorageId("ben")
@@ -507,3 +510,37 @@ async def test_a_restart_keeps_its_copies_where_its_rows_are_unchanged(machine: 
         with one.life.counting() as counted:
             await flags(one.life, "anna")
         assert counted.count("list", "index") > 0
+
+
+async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are_not_lost(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search of the journals finds them at that moment."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [MAIL])
+        box = await user.select("INBOX")
+        said = {}
+        for flag in ("first", "then"):
+            delta, _ = box.state.flag_delta(uids(1), "add", [flag], box.env.now_ms())
+            assert delta is not None
+            said[flag] = {box.guid: [delta.encode()]}
+        await box.release()
+    async with machine.run() as life:
+        opened, load = Boxes.open, Mailbox.load
+
+        async def opening(user: Boxes, pending: dict[str, list[bytes]], **how: Any) -> None:
+            await opened(user, pending, **how)
+            life.store.takeover.pending["anna"] = said["first"]
+
+        async def loading(box: Mailbox, infos: Any, pending: list[bytes]) -> None:
+            await load(box, infos, pending)
+            owner: Any = box.user
+            await owner.join_journaled(said["then"])
+
+        monkeypatch.setattr(Boxes, "open", opening)
+        monkeypatch.setattr(Mailbox, "load", loading)
+        user = await life.user()
+        box = await user.select("INBOX")
+        assert set(flags_of(box)[1]) >= {"first", "then"}
+        await box.release()

@@ -505,7 +505,19 @@ class MailStore:
 
     async def _open(self, sid: StorageId, name: str, make: bool) -> User:
         user = User(self, self.env, name, sid)
-        await user.open(dict(self.takeover.pending.get(sid, {})), make=make)
+        taken: dict[str, int] = {}
+
+        def come() -> dict[str, list[bytes]]:
+            """What journals have of the user, and what they had not at the last
+            call."""
+            found = self.takeover.pending.get(sid, {})
+            new = {box: deltas[taken.get(box, 0) :] for box, deltas in found.items()}
+            taken.update((box, len(deltas)) for box, deltas in found.items())
+            return {box: deltas for box, deltas in new.items() if deltas}
+
+        await user.open(come(), make=make)
+        while more := come():
+            await user.join_journaled(more)
         self.takeover.pending.pop(sid, None)
         self.users[sid] = user
         return user

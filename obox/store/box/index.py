@@ -40,6 +40,9 @@ PART_MAILS: Final = 50_000
 """Mails of a MOVE or an EXPUNGE that change in one turn of the loop: 10 ms. More change
 in several edits, between which others run."""
 
+JOIN_MAILS: Final = 20_000
+"""Mails of another backend's bundle that are joined in one turn of the loop."""
+
 TIDY_MIN: Final = 10_000
 """Holders that a change has added before they are merged at once, in a turn of their
 own, and not by the next flush."""
@@ -189,6 +192,22 @@ class Index(Box[State, Delta]):
         renewal = self.state.renewal(changed, self.env.now_ms()) if renew else None
         if renewal is not None:
             self.state.join(renewal)
+
+    async def _take_others(self, delta: Delta, *, renew: bool) -> None:
+        turn = self.env.turn(self.sid)
+        for part in delta.slices(JOIN_MAILS):
+            if turn.over():
+                await turn.end()
+            self.join_others(part, renew=renew)
+
+    async def join_journaled(self, deltas: Iterable[bytes]) -> None:
+        """Join changes of a journal that ended, while sessions use the mailbox. The
+        caller holds `flushing`. Raises Corrupt."""
+        for data in deltas:
+            await self._take_others(await self._read(data), renew=True)
+        self.stamp = replace(self.stamp, need_base=True)
+        self.changed(Change.IMPORTANT)
+        self.save()
 
     @property
     def uidnext(self) -> int:

@@ -49,8 +49,7 @@ ARRIVE_POLL_S: Final = 0.02
 
 SWEEP_S: Final = 300.0
 """Interval of reading the journals of all backends for boots that concern this backend.
-It takes a LIST for each backend that ever existed.
-"""
+It takes a LIST for each backend that ever existed."""
 
 FIRST_CLAIM_S: Final = 2.0
 """After joining, before groups that never had an owner are claimed: members that start
@@ -284,14 +283,15 @@ class BackendMember:
             self._ready.set()
 
     async def _join(self) -> bool:
-        """Read the directory, create it if it is new, and register this backend.
-        Returns False if it does not answer."""
+        """Read the directory, or create it, and register this backend. Returns False if
+        it does not answer."""
         try:
             await self._myself.make_settings()
             if not await self.view.poll():
                 return False
             if self.me not in self.view.orders:
-                await self.view.put(Kind.ORDERS, self.me, Orders(self._myself.joins_as))
+                state = self._myself.state(self.me, self.view.members, self.view.orders)
+                await self.view.put(Kind.ORDERS, self.me, Orders(state))
             if self.view.members.get(self.me) != self._myself.member:
                 await self.view.put(Kind.MEMBERS, self.me, self._myself.member)
         except Unavailable as exc:

@@ -111,6 +111,7 @@ class Fleet:
         self.members: dict[str, BackendMember] = {}
         self.answers = True
         """Whether members greet."""
+        self.joins_as = State.ONLINE
 
     async def sleep(self, seconds: float) -> None:
         self.time += seconds
@@ -129,7 +130,7 @@ class Fleet:
         async def settle() -> None:
             await make_settings(way, GROUPS, now=lambda: self.time, sleep=self.sleep, random_bytes=lambda n: b"r" * n)
 
-        member._myself = Myself(Member("backend", "default", "127.0.0.1"), State.ONLINE, settle)
+        member._myself = Myself(Member("backend", "default", "127.0.0.1"), self.joins_as, settle)
         assert await member._join()
         return member
 
@@ -462,6 +463,47 @@ async def test_passes_are_quick_while_groups_may_come(fleet: Fleet) -> None:
 
 NEW = Form(first=1, reads=2)
 """A form that only tests register."""
+
+
+@pytest.mark.parametrize(
+    ("site", "state", "joins"),
+    [
+        ("default", State.ONLINE, State.STANDBY),
+        ("default", State.STANDBY, State.STANDBY),
+        ("default", State.OFFLINE, State.ONLINE),
+        ("default", State.REMOVED, State.ONLINE),
+        ("other", State.ONLINE, State.ONLINE),
+    ],
+)
+async def test_a_new_backend_joins_as_standby_unless_nobody_else_serves_its_site(
+    site: str, state: State, joins: State
+) -> None:
+    """With Cassandra. A backend that the directory knows keeps its state."""
+    fleet = Fleet()
+    fleet.joins_as = State.STANDBY
+    for name in ("a", "b"):
+        await fleet.put(Kind.MEMBERS, name, Member("backend" if name == "b" else "proxy", site, "host"))
+        await fleet.put(Kind.ORDERS, name, Orders(state))
+    member = await fleet.join("c")
+    assert member.view.orders["c"].state is joins
+    await fleet.put(Kind.ORDERS, "c", Orders(State.OFFLINE))
+    member = await fleet.join("c")
+    assert member.view.orders["c"].state is State.OFFLINE
+
+
+async def test_the_first_backend_of_an_empty_cluster_gets_all_groups() -> None:
+    fleet = Fleet()
+    fleet.joins_as = State.STANDBY
+    await fleet.join("a")
+    await fleet.seconds(4)
+    assert len(fleet.stores["a"].units) == GROUPS
+    await fleet.join("b")
+    await fleet.seconds(4)
+    assert not fleet.stores["b"].units
+    await fleet.put(Kind.ORDERS, "a", Orders(State.STANDBY))
+    await fleet.put(Kind.ORDERS, "b", Orders(State.ONLINE))
+    await fleet.seconds(4)
+    assert len(fleet.stores["a"].units) == GROUPS, "standby serves what it has"
 
 
 async def with_forms(fleet: Fleet, **forms: int) -> None:

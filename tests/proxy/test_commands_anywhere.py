@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,8 @@ from members import FakeRouter, Rows
 
 from obox.accounts import Account
 from obox.admin import TABLE, Admin, Event, Failure, Needs, Selection, Verb
+from obox.admin.loading import loaded
+from obox.admin.removal import OboxUserRenameParams
 from obox.admin.run import Outcome
 from obox.auth import Authenticator, Forward, PasswdFile, Penalties
 from obox.cluster import Assigned, Beat, Member, Orders, State, There
@@ -143,6 +145,30 @@ async def test_a_user_is_looked_after_by_the_owner(made: Cluster, asked: str) ->
     code, rows, failures, _ = await made.nodes[asked].run("probe", users=["anna", "ben"])
     assert (code, failures) == (0, [])
     assert sorted((row["username"], row["at"]) for row in rows) == [("anna", "b1"), ("ben", "b2")]
+
+
+@pytest.mark.parametrize("asked", ["b1", "b2", "p"])
+async def test_a_rename_is_done_by_the_owner(made: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    """It names its user in a parameter of its own. An owner that has given the user
+    away refers the caller, as in verbs for users."""
+    ran: list[tuple[str, str, str]] = []
+
+    async def rename(admin: Admin, params: OboxUserRenameParams) -> AsyncIterator[Event]:
+        (at,) = (name for name, node in made.nodes.items() if node.server in (admin.server, _inner(admin)))
+        ran.append((at, params.user, params.new_user))
+        yield {"user": params.new_user}
+
+    verb = replace((await loaded())["oboxUserRename"], run=rename)
+    monkeypatch.setitem(TABLE, "oboxUserRename", verb)
+    call = made.nodes[asked].run
+    assert await call("oboxUserRename", user="anna", newUser="anne") == (0, [{"user": "anne"}], [], "")
+    made.rows.own("anna", "b2")
+    for name in ("b1", "b2"):
+        made.nodes[name].router.known["anna"] = made.rows.owners["anna"]
+    assert await call("oboxUserRename", user="anna", newUser="anne") == (0, [{"user": "anne"}], [], "")
+    assert ran == [("b1", "anna", "anne"), ("b2", "anna", "anne")]
+    code, _, _, message = await call("oboxUserRename", user="nobody", newUser="anne")
+    assert (code, len(ran)) == (67, 2), message
 
 
 async def test_all_users_are_those_of_the_backend_that_is_asked(made: Cluster) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from obox.imap import ast
 from obox.imap._fetch import fetch
-from obox.imap._scan import Limits, Malformed, Scan
+from obox.imap._scan import NUMBER64_MAX, Limits, Malformed, Scan
 from obox.imap._search import search, sort, thread
 from obox.imap.ast import Command
 
@@ -289,6 +289,32 @@ def _status(scan: Scan, tag: bytes) -> Command:
     return ast.Status(tag, mailbox, items)
 
 
+def _quota_root(scan: Scan) -> str:
+    scan.sp("a quota root")
+    return scan.astring("a quota root").decode(errors="replace")
+
+
+def _getquota(scan: Scan, tag: bytes) -> Command:
+    root = _quota_root(scan)
+    scan.end()
+    return ast.GetQuota(tag, root)
+
+
+def _setquota(scan: Scan, tag: bytes) -> Command:
+    """setquota = "SETQUOTA" SP quota-root-name SP setquota-list. RFC 9208 §7."""
+    root = _quota_root(scan)
+    scan.sp("limits")
+
+    def limit() -> tuple[str, int]:
+        resource = scan.word("a resource")
+        scan.sp("the limit of the resource")
+        return resource, scan.number("limit", most=NUMBER64_MAX)
+
+    limits = tuple(scan.items("limits", limit, empty=True))
+    scan.end()
+    return ast.SetQuota(tag, root, limits)
+
+
 def _append(scan: Scan, tag: bytes) -> Command:
     """append = "APPEND" SP mailbox 1*append-message append-message = [SP flag-list] [SP
     date-time] SP (literal / literal8). RFC 3502 §6.3.11, RFC 9051 §9."""
@@ -427,6 +453,9 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "LSUB": _lsub,
     "NAMESPACE": _bare(ast.Namespace),
     "STATUS": _status,
+    "GETQUOTA": _getquota,
+    "GETQUOTAROOT": _one_mailbox(ast.GetQuotaRoot),
+    "SETQUOTA": _setquota,
     "APPEND": _append,
     "IDLE": _bare(ast.Idle),
     "CHECK": _bare(ast.Check),

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 from obox.imap._scan import Malformed, Scan
-from obox.imap.ast import (
+from obox.imap.ast import Search, SearchReturn, Sort, SortField, Thread
+from obox.imap.searchkeys import (
     All,
     And,
     DateField,
@@ -18,17 +19,13 @@ from obox.imap.ast import (
     InSet,
     ModSeqFrom,
     Not,
+    ObjectId,
     OnDate,
     Or,
     SaveDateSupported,
-    Search,
     SearchKey,
-    SearchReturn,
     Size,
-    Sort,
-    SortField,
     Text,
-    Thread,
     Within,
 )
 
@@ -91,6 +88,16 @@ def _mod_sequence(scan: Scan) -> SearchKey:
     return ModSeqFrom(scan.modseq(), entry, kind)
 
 
+def _object_id(scan: Scan) -> str:
+    """objectid = 1*255(ALPHA / DIGIT / "_" / "-"). RFC 8474 §7."""
+    value = scan.astring("an object ID")
+    if not _OBJECT_ID.fullmatch(value):
+        scan.fail("Bad object ID: 1 to 255 letters, digits, _ and -")
+    return value.decode()
+
+
+_OBJECT_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,255}")
+
 _WITH_ARGUMENT: Final[dict[str, Callable[[Scan], SearchKey]]] = {
     "BODY": lambda scan: Text(scan.text("the search string"), body_only=True),
     "TEXT": lambda scan: Text(scan.text("the search string")),
@@ -104,6 +111,8 @@ _WITH_ARGUMENT: Final[dict[str, Callable[[Scan], SearchKey]]] = {
     "YOUNGER": lambda scan: Within(False, scan.number("interval in seconds", least=1)),
     "UID": lambda scan: InSet(scan.sequence(), uid=True),
     "MODSEQ": _mod_sequence,
+    "EMAILID": lambda scan: ObjectId(_object_id(scan)),
+    "THREADID": lambda scan: ObjectId(_object_id(scan), thread=True),
     **{test.value: _date_key(DateField.INTERNAL, test) for test in DateTest},
     **{"SENT" + test.value: _date_key(DateField.SENT, test) for test in DateTest},
     **{"SAVED" + test.value: _date_key(DateField.SAVED, test) for test in DateTest},

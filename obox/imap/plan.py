@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from obox.imap import wire
 from obox.imap.ast import BodySection, FetchAttr, FetchItem
+from obox.imap.objectid import email_ids
 from obox.imap.rows import FlagsOf, Where
 from obox.mailbox import Table
 from obox.store.api import Fields
@@ -39,6 +40,8 @@ COLUMNS: Final[dict[FetchAttr, tuple[bytes, Callable[[Table, Where], list[Any]]]
     FetchAttr.RFC822_SIZE: (b"RFC822.SIZE %d", lambda table, where: table.column("size")[where].tolist()),
     FetchAttr.INTERNALDATE: (b"INTERNALDATE %b", _dates),
     FetchAttr.SAVEDATE: (b"SAVEDATE %b", _save_dates),
+    FetchAttr.EMAILID: (b"EMAILID (%b)", lambda table, where: list(email_ids(table.column("oid")[where]))),
+    FetchAttr.THREADID: (b"THREADID %b", lambda table, where: [b"NIL"] * len(where)),
     FetchAttr.MODSEQ: (b"MODSEQ (%d)", lambda table, where: table.modseqs[where].tolist()),
 }
 CACHED: Final[dict[FetchAttr, tuple[bytes, Callable[[Fields], bytes]]]] = {

@@ -37,9 +37,10 @@ class Status(NamedTuple):
     uidvalidity: int
     highestmodseq: int
     size: int
+    guid: Guid
 
     @classmethod
-    def of(cls, totals: Totals, uidvalidity: int) -> Status:
+    def of(cls, totals: Totals, uidvalidity: int, guid: Guid) -> Status:
         """Return the status that follows from the totals of a mailbox."""
         return cls(
             messages=totals.messages,
@@ -50,6 +51,7 @@ class Status(NamedTuple):
             uidvalidity=uidvalidity,
             highestmodseq=max(totals.modseq, 1),
             size=totals.bytes,
+            guid=guid,
         )
 
 

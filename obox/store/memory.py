@@ -250,7 +250,7 @@ class MemoryUser:
 
     async def status(self, name: str) -> Status:
         box = self._box(name)
-        return Status.of(box.totals(), box.uidvalidity)
+        return Status.of(box.totals(), box.uidvalidity, box.guid)
 
     async def select(self, name: str) -> MemoryMailbox:
         return self._box(name)

@@ -149,9 +149,14 @@ GOOD: list[tuple[bytes, object]] = [
         ast.Status(b"a", "blurdybloop", (StatusItem.UIDNEXT, StatusItem.MESSAGES)),
     ),
     (
-        b"a STATUS b (messages uidnext uidvalidity unseen recent highestmodseq size deleted appendlimit)",
+        b"a STATUS b (messages uidnext uidvalidity unseen recent highestmodseq size deleted deleted-storage "
+        b"appendlimit mailboxid)",
         ast.Status(b"a", "b", tuple(StatusItem)),
     ),
+    # QUOTA, RFC 9208
+    (b'a GETQUOTA ""', ast.GetQuota(b"a", "")),
+    (b"a GETQUOTAROOT inbox", ast.GetQuotaRoot(b"a", "INBOX")),
+    (b'a SETQUOTA "#user/alice" (storage 510)', ast.SetQuota(b"a", "#user/alice", (("STORAGE", 510),))),
     # APPEND, MULTIAPPEND
     (
         b"a APPEND saved-messages (\\Seen) {4}\r\nmail",
@@ -275,7 +280,7 @@ BAD: list[tuple[bytes, str]] = [
     (b"a FROB x", 'Unknown command "FROB"'),
     (b'a "x"', "Unknown command"),
     (b"a UID NOOP", 'Unknown command "UID NOOP": allowed are FETCH SEARCH SORT THREAD STORE COPY MOVE EXPUNGE'),
-    (b"a GETQUOTA x", 'Unknown command "GETQUOTA"'),
+    (b"a GETACL x", 'Unknown command "GETACL"'),
     (b"a LOGIN", "Missing argument: a user name"),
     (b"a LOGIN x", "Missing argument: a password"),
     (b"a LOGIN  ", "Missing argument: a user name"),

@@ -9,6 +9,7 @@ from typing import Final
 
 from obox.errors import Exists, Invalid, NotFound
 from obox.imap import ast
+from obox.imap.objectid import mailbox_id
 from obox.imap.replies import Reply, no
 from obox.imap.session import Session
 from obox.mailbox import names
@@ -38,12 +39,12 @@ async def create(session: Session, command: ast.Create) -> Reply:
         raise Exists("INBOX exists always")
     user = session.need_user()
     try:
-        await user.create(name, use)
+        guid = await user.create(name, use)
     except Exists:
         if not use or any(info.guid is not None and info.name == name for info in user.mailboxes()):
             raise
         return no(f"There is a mailbox for {use} already", "USEATTR")
-    return Reply("Create completed")
+    return Reply("Create completed", f"MAILBOXID ({mailbox_id(guid)})")
 
 
 async def delete(session: Session, command: ast.Delete) -> Reply:

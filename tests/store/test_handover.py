@@ -1,5 +1,5 @@
-"""Users come to a backend that serves and leave it: what is uploaded, fenced, compared
-and refused."""
+"""Users come to a backend that runs, and leave it: what is uploaded, fenced, compared
+with the bucket, and refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Rows:
 
 
 class Member:
-    """`store.owned.Cluster` of one backend."""
+    """The `store.owned.Cluster` of a backend."""
 
     def __init__(self, rows: Rows, name: str) -> None:
         self.rows, self.name = rows, name
@@ -100,7 +100,7 @@ def other(machine: Machine, tmp_path: Path) -> Machine:
 
 
 async def with_flag(life: Life, name: str) -> None:
-    """A user with a mail of which the journal alone knows that it was seen."""
+    """Make a user with a mail. Only the journal knows that the mail was seen."""
     user = await life.user(name)
     await user.append("INBOX", [MAIL])
     box = await user.select("INBOX")
@@ -110,8 +110,8 @@ async def with_flag(life: Life, name: str) -> None:
 
 
 async def adopted(one: Member) -> None:
-    """Everybody whom dead boots name and who is this backend's is in bundles, and the
-    bucket says so."""
+    """Wait until all users whom this backend has to adopt from dead boots are in
+    bundles, and the bucket records that."""
     async with asyncio.timeout(30):
         while one.life.store.takeover.left or not one.life.store.upkeep.adoption_done():  # noqa: ASYNC110 - the store has no event for it
             await asyncio.sleep(0.01)
@@ -145,8 +145,8 @@ async def test_a_successor_has_what_the_dead_owner_journaled(machine: Machine, o
 async def test_each_successor_adopts_its_own_users(
     machine: Machine, other: Machine, rows: Rows, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """The boot stays unclean, with everything that it says, until the last of its users
-    has been adopted."""
+    """The boot stays unclean, and all its journal objects stay, until the last of its
+    users has been adopted."""
     third = machine.renamed("third", tmp_path / "third")
     async with member(other, rows) as two, member(third, rows) as three:
         async with member(machine, rows, kill=True) as one:
@@ -180,8 +180,8 @@ async def test_a_fence_names_the_boot_that_was_seen_dying(machine: Machine, othe
 async def test_a_fenced_owner_goes_on_with_the_users_that_are_still_its_own(
     machine: Machine, other: Machine, rows: Rows
 ) -> None:
-    """No bundle is written for them, no copy is compared, and what was acknowledged
-    before is in the new boot."""
+    """The backend writes no bundle for these users and compares no copy. The new boot
+    has the changes that were acknowledged before the fence."""
     names = [f"user{number}" for number in range(20)]
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna", *names)
@@ -230,8 +230,8 @@ async def test_a_released_user_has_everything_in_bundles(machine: Machine, other
 async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
     machine: Machine, other: Machine, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One user's box does not load after a fence, and is not uploaded after a loss; the
-    others' are."""
+    """The mailbox of a user does not load after a fence, and is not uploaded after a
+    loss. The mailboxes of the other users are."""
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna", "ben", "cleo")
         store, boot = one.life.store, one.life.store.journal.boot
@@ -256,8 +256,8 @@ async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
 
 @pytest.mark.parametrize("unloaded", [False, True])
 async def test_a_release_leaves_no_trace(machine: Machine, other: Machine, rows: Rows, unloaded: bool) -> None:
-    """Everything of another user stays. What the next backend changed is seen when the
-    user comes back."""
+    """Everything of other users stays. When the user comes back, this backend sees what
+    the next backend changed."""
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna", "ben")
         store = one.life.store
@@ -376,7 +376,8 @@ async def test_a_copy_that_an_owner_did_not_know_of_is_another_history(
         box = await user.select("INBOX")
         await user.flush(everything=True)
         async with member(other, rows, kill=True) as two:
-            await two.gain("anna", orderly=True)  # so the directory says
+            # The directory says that the owner before released the user in order.
+            await two.gain("anna", orderly=True)
             theirs = await (await two.life.user("anna")).select("INBOX")
             await box.store_flags(uids(1), "add", ["ours"])
             await user.flush(everything=True)
@@ -477,8 +478,9 @@ def _survey(pending: dict[str, dict[str, list[bytes]]]) -> Survey:
 async def test_a_directory_that_knows_less_than_the_journals_makes_every_copy_compare(
     machine: Machine, other: Machine, rows: Rows
 ) -> None:
-    """Both own the user by the row of yesterday; the first does not show what it has
-    before it has asked."""
+    """The directory was restored from a backup, so both backends own the user by an old
+    row. The first backend must compare its copy with the bucket before it shows the
+    copy."""
     async with member(machine, rows) as one:
         await one.gain("anna")
         await with_flag(one.life, "anna")
@@ -502,7 +504,8 @@ async def test_a_restart_keeps_its_copies_where_its_rows_are_unchanged(machine: 
         with one.life.counting() as counted:
             assert await flags(one.life, "anna") == {1: ["\\Seen"]}
         assert counted.count() == 0
-    rows.give("first", "anna")  # it was away
+    # The user was at another backend meanwhile.
+    rows.give("first", "anna")
     async with member(machine, rows) as one:
         with pytest.raises(Elsewhere):
             await one.life.user("anna")

@@ -23,6 +23,7 @@ from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundle_key
 from obox.store.box.bundles import BundleMeta
 from obox.store.user import discover, flush
+from obox.store.user.journaled import join_journaled
 from obox.store.user.mailbox import Mailbox
 
 MAILS = 500_000
@@ -191,7 +192,7 @@ async def test_what_another_backend_wrote_of_all_mails_is_joined_while_a_session
                 await asyncio.create_task(box.recheck(await box.bundles.listing()))
             else:
                 user: Any = box.user
-                await asyncio.create_task(user.join_journaled({box.guid: payloads}))
+                await asyncio.create_task(join_journaled(user, {box.guid: payloads}))
         held(found)
         assert seen[-1] == len(box.state) == MAILS + STEP
         assert box.state.unseen == MAILS

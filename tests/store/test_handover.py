@@ -20,6 +20,7 @@ from obox.store.log.fence import Replayed
 from obox.store.log.takeover import Survey, one_history
 from obox.store.owned import Tag
 from obox.store.user.boxes import Boxes
+from obox.store.user.journaled import join_journaled
 from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
@@ -539,7 +540,7 @@ async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are
         async def loading(box: Mailbox, infos: Any, pending: list[bytes]) -> None:
             await load(box, infos, pending)
             owner: Any = box.user
-            await owner.join_journaled(said["then"])
+            await join_journaled(owner, said["then"])
 
         monkeypatch.setattr(Boxes, "open", opening)
         monkeypatch.setattr(Mailbox, "load", loading)

@@ -32,6 +32,7 @@ from ..log.stage import Log
 from ..log.takeover import BOOT_MS_DIGITS, LastBoot, Takeover, take_over
 from ..once import EveryMinute
 from ..owned import Cluster, Owned
+from ..user.journaled import join_journaled
 from ..user.unclean import FLOOR_MARGIN_MS
 from ..user.user import User
 from . import mark
@@ -517,7 +518,7 @@ class MailStore:
 
         await user.open(come(), make=make)
         while more := come():
-            await user.join_journaled(more)
+            await join_journaled(user, more)
         self.takeover.pending.pop(sid, None)
         self.users[sid] = user
         return user

@@ -267,24 +267,6 @@ class Boxes:
                 log.error("index written by another backend does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
-    async def join_journaled(self, pending: dict[str, list[bytes]]) -> None:
-        """Join changes of journals that ended, by box; mailboxes that are not in memory
-        take them when they are loaded. Others run meanwhile. Raises Corrupt."""
-        for data in pending.get(ROOT, []):
-            self.rootbox.join(data)
-            self.rootbox.changed(Change.IMPORTANT)
-        self.rootbox.save()
-        for guid, deltas in pending.items():
-            while guid != ROOT and (box := self.boxes.get(Guid(guid))) is not None:
-                async with box.flushing:
-                    # otherwise it was unloaded meanwhile
-                    if self.boxes.get(Guid(guid)) is box:
-                        await box.join_journaled(deltas)
-                        break
-            else:
-                if guid != ROOT:
-                    self.pending.setdefault(guid, []).extend(deltas)
-
     async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
         """Join bundles of the list that others wrote. Returns True if there were
         some."""

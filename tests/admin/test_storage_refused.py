@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from adminservice import running, write_config
+from certificates import certificate
 from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs
 from stores import Late, Racy, SeaweedLike, Stale, Stubborn
 from structlog.testing import capture_logs
@@ -47,7 +49,7 @@ async def check(config: Path) -> Outcome:
 
 
 @asynccontextmanager
-async def always(status: int, code: str) -> AsyncIterator[tuple[str, list[bytes]]]:
+async def always(status: int, code: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
     """An S3 that says one thing; and the requests that it was sent."""
     heads: list[bytes] = []
     body = f"<Error><Code>{code}</Code><Message>about {code}</Message></Error>".encode()
@@ -58,7 +60,7 @@ async def always(status: int, code: str) -> AsyncIterator[tuple[str, list[bytes]
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
     finally:
@@ -277,3 +279,45 @@ async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
                     break
                 await asyncio.sleep(0.01)
         assert fit.raced == 160, "once for a bucket"
+
+
+UNKNOWN = "an authority has issued it that is not trusted; storage.ca_file names one to trust"
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "then"),
+    [
+        ("unknown", UNKNOWN, ""),
+        ("name", UNKNOWN, "it is for another name than that in storage.endpoint_url"),
+        ("authority", "it is that of an authority; issue one for the server with it", "it is that of an authority"),
+    ],
+)
+async def test_a_certificate_that_is_not_trusted_is_named_with_the_setting(
+    tmp_path: Path, kind: str, first: str, then: str
+) -> None:
+    """then: what is wrong once the setting names the authority."""
+    authority = certificate(tmp_path / "tls", "ca", "ca")
+    name = "localhost" if kind == "unknown" else "elsewhere"
+    cert = authority if kind == "authority" else certificate(tmp_path / "tls", "server", name, by=authority)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*cert)
+    async with always(403, "AccessDenied", tls) as (endpoint, _):
+        config = on_s3(tmp_path, endpoint.replace("http://127.0.0.1", "https://localhost"))
+        outcome = await check(config)
+        assert (outcome.code, outcome.rows[0]["result"]) == (69, "wrong")
+        assert f"the server's certificate is refused: {first}" in outcome.rows[0]["detail"], outcome.rows[0]
+        assert first in outcome.message
+        config.write_text(config.read_text().replace("[storage]\n", f'[storage]\nca_file = "{authority[0]}"\n'))
+        outcome = await check(config)
+        assert outcome.code == (69 if then else 65)
+        assert (then or "403 AccessDenied: about AccessDenied") in outcome.rows[0]["detail"]
+
+
+async def test_a_ca_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    config = on_s3(tmp_path, "https://localhost:9000")
+    text = config.read_text()
+    for name, reason in (("ca.pem", "allowed: a file of PEM certificates"), ("none.pem", "No such file")):
+        config.write_text(text.replace("[storage]\n", f'[storage]\nca_file = "{name}"\n'))
+        with pytest.raises(ConfigError, match=rf"storage\.ca_file = .*{name}.*{reason}"):
+            await check(config)

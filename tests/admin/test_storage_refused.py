@@ -19,11 +19,12 @@ from stores import Late, Racy, SeaweedLike, Stale, Stubborn
 from structlog.testing import capture_logs
 
 from obox import parts as module
+from obox.admin import exits
 from obox.admin.run import Outcome
 from obox.backend import Backend
 from obox.config import load
 from obox.errors import ConfigError
-from obox.objectstore import MemoryDriver, open_store
+from obox.objectstore import MemoryDriver, Refused, open_store
 from obox.wiring import bucket_alone, offline
 
 __all__ = ["moto", "moto_bucket", "s3_bucket", "seaweedfs"]
@@ -154,9 +155,10 @@ async def test_an_unknown_outcome_names_its_request_once(tmp_path: Path) -> None
 async def test_a_command_without_a_backend_ends_with_the_stores_words(tmp_path: Path) -> None:
     """36 s it took to say "the bucket does not answer"."""
     async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
-        with pytest.raises(Exception, match="InvalidAccessKeyId"):
+        with pytest.raises(Exception, match="InvalidAccessKeyId") as refused:
             async with offline(load(on_s3(tmp_path, endpoint), {})):
                 pass
+        assert exits.of(refused.value) == 65
         assert sum(head.startswith(b"PUT") for head in heads) == 1
 
 
@@ -321,3 +323,24 @@ async def test_a_ca_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
         config.write_text(text.replace("[storage]\n", f'[storage]\nca_file = "{name}"\n'))
         with pytest.raises(ConfigError, match=rf"storage\.ca_file = .*{name}.*{reason}"):
             await check(config)
+
+
+async def test_a_verb_of_a_running_backend_ends_with_the_stores_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients are not told what the store says."""
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise Refused("403 InvalidAccessKeyId: no such key (list u/)")
+
+    async with running(write_config(tmp_path)) as service:
+        for name in ("get", "list", "put"):
+            monkeypatch.setattr(service.backend.parts.bucket, name, refuse)
+        code, message = await service.fails("mailboxStatus", user="ben@example.org", mailboxMask=["*"], field=["all"])
+        assert (code, message) == (65, "the storage refuses: 403 InvalidAccessKeyId: no such key (list u/)")
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.imap_port())
+        await reader.readline()
+        writer.write(b"a LOGIN ben@example.org secret\r\n")
+        assert await reader.readline() == b"a NO [UNAVAILABLE] The storage does not answer; try again later\r\n"
+        writer.close()
+        monkeypatch.undo()

@@ -71,6 +71,15 @@ class Unavailable(OboxError):
     permanent = False
 
 
+class StorageRefuses(Unavailable):
+    """The bucket answers with a reason, such as a wrong key. A client can only try
+    later. words: what the store says, for operators alone."""
+
+    def __init__(self, text: str, words: str) -> None:
+        super().__init__(text)
+        self.words = words
+
+
 class Elsewhere(Unavailable):
     """Another backend serves the user. The router of the session reads the assignment
     again."""

@@ -198,8 +198,8 @@ async def offline(config: Config) -> AsyncIterator[Admin]:
     Nothing listens.
 
     Raises ConfigError if a backend runs or the settings are bad. Raises Unavailable if
-    the bucket does not answer or refuses; the text has the bucket's message; and if the
-    state is that of several workers.
+    the bucket does not answer, or StorageRefuses if it refuses; the text has the
+    bucket's message; and if the state is that of several workers.
     """
     if config.server.workers > 1:
         raise Unavailable(f"server.workers = {config.server.workers}: this command needs the running server; start it")

@@ -66,8 +66,8 @@ async def _answer(request: Request, work: Callable[[], Any]) -> Response:
         answer: Response = await work()
     except OboxError as error:
         code = exits.of(error)
-        log.info("command of another backend refused", command=request.method, exit_code=code, error=str(error))
-        return JSONResponse({"exitCode": code, "message": str(error)}, 409)
+        log.info("command of another backend refused", command=request.method, exit_code=code, error=exits.said(error))
+        return JSONResponse({"exitCode": code, "message": exits.said(error)}, 409)
     return answer
 
 

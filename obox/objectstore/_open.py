@@ -16,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -43,6 +45,8 @@ class Settings:
 
     url: str
     endpoint_url: str = ""
+    ca_file: str = ""
+    """PEM certificates of authorities to trust beside those of the system."""
     access_key_id: str = ""
     secret_access_key: str = ""
     region: str = ""
@@ -239,6 +243,8 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
         "timeout": timedelta(seconds=settings.deadline_s),
         "pool_max_idle_per_host": str(settings.connections_max),
     }
+    if settings.ca_file:
+        options["root_certificate"] = _read_ca(settings.ca_file)
     no_retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=settings.deadline_s)}
     common: Any = {"create_only": settings.conditional_put == "on", "connections_max": settings.connections_max}
     if scheme == "gs":
@@ -268,7 +274,18 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
         "region": region,
         "access_key_id": settings.access_key_id,
         "secret_access_key": settings.secret_access_key,
+        "ca_file": settings.ca_file,
     }
     style: Literal["path", "virtual"] = "virtual" if virtual else "path"
     exact = ExactKeys(bucket, lambda: boto3_client(same, addressing=style, deadline_s=settings.deadline_s))
     return CloudDriver(s3, copies_create_only=False, exact=exact, **common)
+
+
+def _read_ca(path: str) -> bytes:
+    """Raises: ConfigError."""
+    try:
+        ssl.create_default_context(cafile=path)
+        return Path(path).read_bytes()
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f'storage.ca_file = "{path}": {reason}; allowed: a file of PEM certificates') from None

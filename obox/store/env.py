@@ -20,7 +20,7 @@ import structlog
 from fscache import Fscache
 from metacache import Metacache, MetacacheError
 
-from ..errors import Unavailable
+from ..errors import StorageRefuses, Unavailable
 from ..forms import Gate
 from ..lanes import Lanes
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
@@ -264,4 +264,5 @@ class Env:
     def unavailable(self, op: str, key: str, exc: StoreError) -> Unavailable:
         if exc.permanent:
             log.error("bucket refuses a request", op=op, key=key, error=str(exc))
+            return StorageRefuses(TRY_LATER, f"the storage refuses: {exc}")
         return Unavailable(TRY_LATER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any
 
 import pytest
 from adminservice import running, write_config
+from certificates import certificate
 from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs
 from structlog.testing import capture_logs
 
 from obox import parts as module
+from obox.admin import exits
 from obox.admin.run import Outcome
 from obox.backend import Backend
 from obox.config import load
 from obox.errors import ConfigError
-from obox.objectstore import MemoryDriver, open_store
+from obox.objectstore import MemoryDriver, Refused, open_store
 from obox.wiring import bucket_alone, offline
 from tests.stores import Late, Racy, SeaweedLike, Stale, Stubborn
 
@@ -47,7 +50,7 @@ async def check(config: Path) -> Outcome:
 
 
 @asynccontextmanager
-async def always(status: int, code: str) -> AsyncIterator[tuple[str, list[bytes]]]:
+async def always(status: int, code: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
     """Start an S3 server that gives the same error to each request. Yield its address
     and the heads of the requests that it gets."""
     heads: list[bytes] = []
@@ -59,7 +62,7 @@ async def always(status: int, code: str) -> AsyncIterator[tuple[str, list[bytes]
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
     finally:
@@ -153,9 +156,10 @@ async def test_an_unknown_outcome_names_its_request_once(tmp_path: Path) -> None
 async def test_a_command_without_a_backend_ends_with_the_stores_words(tmp_path: Path) -> None:
     """The command used to take 36 s, and said only "the bucket does not answer"."""
     async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
-        with pytest.raises(Exception, match="InvalidAccessKeyId"):
+        with pytest.raises(Exception, match="InvalidAccessKeyId") as refused:
             async with offline(load(on_s3(tmp_path, endpoint), {})):
                 pass
+        assert exits.of(refused.value) == 65
         assert sum(head.startswith(b"PUT") for head in heads) == 1
 
 
@@ -279,3 +283,66 @@ async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
                     break
                 await asyncio.sleep(0.01)
         assert fit.raced == 160, "once for a bucket"
+
+
+UNKNOWN = "an authority has issued it that is not trusted; storage.ca_file names one to trust"
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "then"),
+    [
+        ("unknown", UNKNOWN, ""),
+        ("name", UNKNOWN, "it is for another name than that in storage.endpoint_url"),
+        ("authority", "it is that of an authority; issue one for the server with it", "it is that of an authority"),
+    ],
+)
+async def test_a_certificate_that_is_not_trusted_is_named_with_the_setting(
+    tmp_path: Path, kind: str, first: str, then: str
+) -> None:
+    """then: what is wrong once the setting names the authority."""
+    authority = certificate(tmp_path / "tls", "ca", "ca")
+    name = "localhost" if kind == "unknown" else "elsewhere"
+    cert = authority if kind == "authority" else certificate(tmp_path / "tls", "server", name, by=authority)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*cert)
+    async with always(403, "AccessDenied", tls) as (endpoint, _):
+        config = on_s3(tmp_path, endpoint.replace("http://127.0.0.1", "https://localhost"))
+        outcome = await check(config)
+        assert (outcome.code, outcome.rows[0]["result"]) == (69, "wrong")
+        assert f"the server's certificate is refused: {first}" in outcome.rows[0]["detail"], outcome.rows[0]
+        assert first in outcome.message
+        config.write_text(config.read_text().replace("[storage]\n", f'[storage]\nca_file = "{authority[0]}"\n'))
+        outcome = await check(config)
+        assert outcome.code == (69 if then else 65)
+        assert (then or "403 AccessDenied: about AccessDenied") in outcome.rows[0]["detail"]
+
+
+async def test_a_ca_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    config = on_s3(tmp_path, "https://localhost:9000")
+    text = config.read_text()
+    for name, reason in (("ca.pem", "allowed: a file of PEM certificates"), ("none.pem", "No such file")):
+        config.write_text(text.replace("[storage]\n", f'[storage]\nca_file = "{name}"\n'))
+        with pytest.raises(ConfigError, match=rf"storage\.ca_file = .*{name}.*{reason}"):
+            await check(config)
+
+
+async def test_a_verb_of_a_running_backend_ends_with_the_stores_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients are not told what the store says."""
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise Refused("403 InvalidAccessKeyId: no such key (list u/)")
+
+    async with running(write_config(tmp_path)) as service:
+        for name in ("get", "list", "put"):
+            monkeypatch.setattr(service.backend.parts.bucket, name, refuse)
+        code, message = await service.fails("mailboxStatus", user="ben@example.org", mailboxMask=["*"], field=["all"])
+        assert (code, message) == (65, "the storage refuses: 403 InvalidAccessKeyId: no such key (list u/)")
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.imap_port())
+        await reader.readline()
+        writer.write(b"a LOGIN ben@example.org secret\r\n")
+        assert await reader.readline() == b"a NO [UNAVAILABLE] The storage does not answer; try again later\r\n"
+        writer.close()
+        monkeypatch.undo()

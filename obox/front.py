@@ -28,7 +28,6 @@ from .backend import ImapCounters, LinkCounters, client, imap_factory, lmtp_fact
 from .changes import changes
 from .cluster import (
     Beat,
-    Changes,
     Directory,
     KeptFile,
     Kind,
@@ -67,8 +66,6 @@ log = structlog.get_logger()
 
 BEAT_S: Final = 1.0
 """Between two writes of our beat."""
-MOVED_S: Final = 2.0
-"""For a backend that has released users to close their sessions itself."""
 KEPT: Final = "directory"
 """Below state_dir: the last good answer of the directory."""
 USED: Final = frozenset(
@@ -210,7 +207,7 @@ class Front:
             counters=LinkCounters(self.metrics),
             sleep=self.pause,
         )
-        self.view.listen(lambda changed: self._moved(router, changed))
+        self.view.listen(self.forwarder.changed)
         if not self.forwarder.secrets:
             raise ConfigError('cluster.secret_file = "": a proxy needs one; allowed: the file of the backends')
         if config.imap is not None:
@@ -249,11 +246,6 @@ class Front:
         made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
         self.socketmap = made
         self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
-
-    def _moved(self, router: ViewRouter, changed: Changes) -> None:
-        """Users have other backends: their clients come back, and find these."""
-        if changed.groups or changed.pins:
-            asyncio.get_running_loop().call_later(MOVED_S, self.forwarder.drop_moved, router.owner)
 
     def _lmtp_settings(self, config: Config) -> Any:
         certificates = self.certificates

@@ -280,16 +280,17 @@ async def _greets(member: Member | None) -> bool:
     """Whether a listener of a backend answers a connection with a greeting."""
     if member is None:
         return False
-    for listener in ("imap", "lmtp"):
-        if member.address.startswith(UNIX) or member.ports.get(listener):
+    listeners = [name for name in ("imap", "lmtp") if member.address.startswith(UNIX) or member.ports.get(name)]
+    return any(await asyncio.gather(*(_greets_at(member, name) for name in listeners)))
+
+
+async def _greets_at(member: Member, listener: str) -> bool:
+    try:
+        async with asyncio.timeout(GREETING_S):
+            reader, writer = await _connect(member, listener)
             try:
-                async with asyncio.timeout(GREETING_S):
-                    reader, writer = await _connect(member, listener)
-                    try:
-                        if await reader.readline():
-                            return True
-                    finally:
-                        writer.transport.abort()
-            except (OSError, TimeoutError):
-                continue
-    return False
+                return bool(await reader.readline())
+            finally:
+                writer.transport.abort()
+    except OSError:
+        return False

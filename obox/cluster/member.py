@@ -188,19 +188,20 @@ class BackendMember:
 
     async def route(self, sid: StorageId) -> Here | There:
         """See `route.Router`."""
-        if self.view.settings is None:
-            raise Unavailable("the directory is not known yet; try again")
-        unit = self.unit_of(sid)
-        row = self._units.row(unit)
-        if row is None:
-            raise Unavailable("no backend serves the user yet; try again")
-        if row.backend == self.me:
-            await self._arrived(unit)
-            return Here(row)
-        found = self.view.members.get(row.backend)
+        found = self.known(sid)
         if found is None:
-            raise Unavailable("the user's backend is not known; try again")
-        return There(row.backend, found.address, found.ports, row)
+            raise Unavailable("it is not known yet which backend serves the user; try again")
+        if isinstance(found, Here):
+            await self._arrived(self.unit_of(sid))
+        return found
+
+    def known(self, sid: StorageId) -> Here | There | None:
+        """See `route.Router`."""
+        row = self._row(sid)
+        if row is None or row.backend == self.me:
+            return None if row is None else Here(row)
+        found = self.view.members.get(row.backend)
+        return None if found is None else There(row.backend, found.address, found.ports, row)
 
     async def _arrived(self, unit: str) -> None:
         """Wait a little for a unit whose row names us to be taken over. The pass that
@@ -542,8 +543,7 @@ class BackendMember:
         return row is not None and row.removed and not asked
 
     async def _pin(self, unit: str) -> None:
-        """Make a user of a group of ours a unit of its own. Nothing of the user
-        changes; a move follows."""
+        """Make a user of a group of ours a unit of its own. A move follows."""
         kept = await self._write(self.me, {unit: ""}, released=False)
         if unit in kept:
             self._store.renumber(unit, kept[unit])

@@ -1,5 +1,5 @@
-"""`oboxadm cluster …` over a directory in memory and in LMDB, each verb with what it
-refuses."""
+"""The verbs of `oboxadm cluster` over a directory in memory and in LMDB. Each verb is
+tested with what it does and with what it refuses."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Board:
         await self.directory.put(kind, key, msgspec.msgpack.encode(record), next_timestamp(time.time, row))
 
     async def fill(self) -> None:
-        """Two backends that live, and a third that nobody has heard of for long; a has
-        5 groups, b has 3."""
+        """Write two backends that are alive and a third whose beat stopped long ago.
+        Backend a has 5 groups, b has 3."""
         await self.put(Kind.SETTINGS, "directory", Settings(GROUPS, "f" * 32, 1000.0))
         for name, site in (("a", "north"), ("b", "south"), ("c", "south")):
             await self.put(
@@ -160,7 +160,8 @@ async def test_init_makes_the_directory_once(empty: Board) -> None:
 
 
 class WithTable(CassandraDirectory):
-    """Rows in memory; nothing can be read before the table is made."""
+    """A Cassandra directory whose rows are in memory. It asserts that the table is made
+    before a row is read."""
 
     def __init__(self, inner: Directory) -> None:
         self.inner, self.made = inner, 0
@@ -271,7 +272,8 @@ async def test_a_proxy_reads_no_objects(board: Board, newer: dict[str, int], mon
 
 
 async def test_upgrade_and_proxies(board: Board) -> None:
-    """A proxy reads no mails; whether it reads what it says counts while it runs."""
+    """The verb does not ask a proxy for the formats of mails, because a proxy reads
+    none. It counts the formats that a proxy says it reads only while the proxy runs."""
     await board.put(Kind.MEMBERS, "front", Member("proxy", "north", "front.example.org"))
     await board.put(Kind.BEATS, "front", Beat(1))
     await board.put(Kind.MEMBERS, "gone", Member("proxy", "north", "gone.example.org", {}, {"journal": 0}))
@@ -340,7 +342,8 @@ async def test_reboots_and_merges(board: Board) -> None:
 
 
 async def test_check_compares_what_other_backends_serve(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beats say how much each serves; a move that goes on meanwhile is no fault."""
+    """The beat of each backend says how many units it serves. A unit that moves during
+    the check is no fault."""
     monkeypatch.setattr("obox.admin.cluster.AGAIN_S", 0.05)
     units = {group_key(number): (number + 1, 1) for number in range(5, GROUPS)}
 
@@ -469,8 +472,8 @@ async def asked(board: Board, name: str) -> None:
 
 
 async def drain(board: Board, name: str, *, standby: bool = True) -> None:
-    """What the members do: groups go one by one, and the backend stands by at the
-    end."""
+    """Do what the members do when a backend is evacuated: the groups go one after
+    another, and at the end the backend is on standby."""
     await asked(board, name)
     for unit in (await read_tables(board.directory)).groups_of(name):
         await board.put(Kind.GROUPS, unit, Assigned("b", 100, 1, released=True))
@@ -580,8 +583,8 @@ async def test_a_site_is_set_offline_and_comes_back(board: Board) -> None:
 
 
 async def test_a_site_is_evacuated(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All its backends are evacuated at once, so that none gets the groups of another.
-    The groups that are left are counted."""
+    """All backends of the site are evacuated at once, so that none of them gets the
+    groups of another. The verb counts the groups that are left."""
     monkeypatch.setattr("obox.admin.clustersites.POLL_S", 0.01)
     asked = await board.row("clusterSiteEvacuate", site="south", noWait=True)
     assert asked == {"site": "south", "groups": 3, "status": "online", "result": "asked"}
@@ -650,8 +653,8 @@ def pinned_at(backend: str, *, removed: bool = False) -> Assigned:
 
 
 async def test_a_single_user_moves(board: Board) -> None:
-    """The verb asks for it. The owner of the group pins the user, and then releases the
-    user."""
+    """The verb asks for the move with a row. The owner of the group then pins the user,
+    and releases the user after that."""
     got = await board.row("clusterUserStatus", user=ANNA)
     owner, unit = got["backend"], user_key(ANNA)
     other = "b" if owner == "a" else "a"
@@ -737,8 +740,7 @@ async def test_without_a_cluster(board: Board) -> None:
 
 
 async def test_the_reason_is_for_operators(board: Board) -> None:
-    """The text of the error is what clients see; the tool's user gets the reason as
-    well."""
+    """Clients see the text of the error. A user of the tool also sees the reason."""
     failure = Unavailable("the directory does not answer")
     failure.add_note("10.0.0.1: refused")
 

@@ -135,7 +135,8 @@ async def test_clocks_that_are_five_seconds_apart(pair: tuple[Directory, Directo
 
 
 async def test_the_functions_above_an_engine(pair: tuple[Directory, Directory]) -> None:
-    """Settings, view, dump, load and check, once each."""
+    """Call the functions for settings, view, dump, load and check once each, on every
+    engine."""
     one, other = pair
     settings = await make_settings(one, 2, now=lambda: NOW / 1e6, sleep=asyncio.sleep, random_bytes=bytes)
     await one.put(Kind.GROUPS, group_key(0), encode(Assigned("a", 1, 2**64 - 1)), NOW)
@@ -144,7 +145,7 @@ async def test_the_functions_above_an_engine(pair: tuple[Directory, Directory]) 
     assert await view.poll()
     assert view.settings == settings
     assert view.groups == {0: Assigned("a", 1, 2**64 - 1)}
-    # Somebody who knew less.
+    # A member that does not know the newest row writes an older assignment.
     await one.put(Kind.GROUPS, group_key(0), encode(Assigned("b", 0, 1)), NOW + 10)
     assert await view.poll()
     assert await view.write_back("a") == 1

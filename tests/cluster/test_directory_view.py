@@ -1,5 +1,5 @@
-"""What a member knows, while the directory lies, is away, comes back empty, or is newer
-than the code."""
+"""What a member knows of the directory while the directory has old rows, does not
+answer, comes back empty, or has rows of a newer release."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class World:
 
 
 class Memory:
-    """A Keeper in memory."""
+    """A Keeper that keeps the rows in memory."""
 
     def __init__(self) -> None:
         self.kept: Kept | None = None
@@ -123,7 +123,8 @@ def test_listeners_are_told_what_changed_and_nothing_else() -> None:
         await view.poll()
         assert told.pop() == NOTHING._replace(groups=frozenset({1}), members=frozenset({"a"})) == others.pop()
         await world.put(Kind.BEATS, "a", Beat(1))
-        await world.group(1, "a", 1)  # the same again, with a newer timestamp
+        # The row has the same value again, with a newer timestamp.
+        await world.group(1, "a", 1)
         await view.poll()
         assert told == []
         assert view.beats["a"].counter == 1
@@ -271,7 +272,7 @@ def test_a_directory_that_comes_back_empty_is_full_again_after_some_polls() -> N
 
 
 def test_a_row_with_a_lower_number_and_a_later_timestamp_does_not_hold() -> None:
-    """Somebody wrote by an old answer, with a clock that is ahead."""
+    """A member wrote a row from an outdated view, and its clock is ahead."""
 
     async def story(world: World) -> None:
         view = world.view()
@@ -293,7 +294,8 @@ def test_many_who_poll_at_once_share_a_pass_that_begins_after_their_call() -> No
         view = world.view()
         first = asyncio.create_task(view.poll())
         await asyncio.sleep(0.01)
-        await world.group(1, "a", 1)  # may be too late for the first
+        # The first pass may have read the groups before this row was written.
+        await world.group(1, "a", 1)
         assert await asyncio.gather(*(view.poll() for _ in range(100))) == [True] * 100
         assert view.groups == {1: Assigned("a", 1, 7)}
         assert await first

@@ -1,4 +1,4 @@
-"""What a backend as a member asks of its store."""
+"""What a backend, as a member of a cluster, asks of its store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GROUPS = 4
 
 
 class Store:
-    """A `world.Store` that serves all groups and counts."""
+    """A `world.Store` that serves all groups and counts the calls."""
 
     def __init__(self) -> None:
         self.now = [1000.0]
@@ -80,7 +80,7 @@ class Store:
 
 
 async def make(store: Store) -> tuple[BackendMember, DeadWatch, MemoryDirectory]:
-    """Backend c has been found dead."""
+    """Make a backend "a" that serves all groups and has found backend "c" dead."""
     now = store.now
 
     async def sleep(seconds: float) -> None:
@@ -104,7 +104,8 @@ async def make(store: Store) -> tuple[BackendMember, DeadWatch, MemoryDirectory]
 
 
 async def test_a_dead_backend_that_owns_nothing_is_fenced_once() -> None:
-    """A fence reads the journals of all backends."""
+    """A fence reads the journals of all backends, so it must not be repeated at each
+    step."""
     store = Store()
     member, watch, directory = await make(store)
     for _ in range(5):
@@ -113,14 +114,15 @@ async def test_a_dead_backend_that_owns_nothing_is_fenced_once() -> None:
     await directory.put(Kind.BEATS, "c", encode(Beat(1, "boot8")), 2)
     await member.step()
     assert len(store.gained) == 1
-    watch.dead.add("c")  # it has died again
+    # The backend has died again.
+    watch.dead.add("c")
     for _ in range(5):
         await member.step()
     assert store.gained == [[("c", "boot7")], [("c", "boot8")]]
 
 
 async def test_a_login_after_a_suspension_reads_the_rows_first() -> None:
-    """Another backend may have taken the groups over meanwhile."""
+    """Another backend may have taken the groups over during the suspension."""
     store = Store()
     member, _, directory = await make(store)
     await member.step()

@@ -1,4 +1,4 @@
-"""A member of a cluster, step by step, over a store that only remembers what it was
+"""Members of a cluster, step by step, over a store that only records what it is
 asked."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GROUPS = 12
 
 
 class FakeStore:
-    """`world.Store`: units come and go at once."""
+    """A `world.Store` that gains and loses units at once."""
 
     def __init__(self) -> None:
         self.units: dict[str, tuple[int, int]] = {}
@@ -322,7 +322,7 @@ async def test_a_pin_has_the_highest_number(fleet: Fleet) -> None:
 
 
 async def test_a_pin_that_was_made_while_this_backend_did_not_hear_of_it_is_a_loss(fleet: Fleet) -> None:
-    """The user leaves, and the group stays."""
+    """The old backend gives up the pinned user and keeps the group."""
     owner, other = owner_and_other(fleet)
     await fleet.put(Kind.PINS, SID, Assigned(other, 1, 5))
     await fleet.seconds(3)
@@ -366,7 +366,8 @@ async def test_a_stop_of_all_moves_nothing(fleet: Fleet) -> None:
 
 
 async def test_a_stop_of_one_after_the_other_is_undone_by_their_starts(fleet: Fleet) -> None:
-    """The last backend has everything, and gives it back."""
+    """The backend that stops last has all groups. It gives them back when the others
+    start."""
     await fleet.join("c")
     await fleet.seconds(5)
     before = {name: set(store.units) for name, store in fleet.stores.items()}
@@ -378,14 +379,16 @@ async def test_a_stop_of_one_after_the_other_is_undone_by_their_starts(fleet: Fl
     stopped = fleet.stores["c"]
     for name in ("c", "b", "a"):
         await fleet.join(name)
-    fleet.stores["c"].units = stopped.units  # its local state
+    # The new process has the local state of the old process.
+    fleet.stores["c"].units = stopped.units
     await fleet.seconds(20)
     assert {name: set(store.units) for name, store in fleet.stores.items()} == before
 
 
 async def test_a_share_of_a_backend_that_is_not_there_is_not_nobodys(fleet: Fleet) -> None:
-    """A backend that owns nothing, and never beats, wins no group of a dead backend for
-    long."""
+    """A backend that is registered but never beats owns nothing. For a while the plan
+    gives it a share of the groups of a dead backend; then the backend that is alive
+    gets them."""
     await fleet.put(Kind.MEMBERS, "x", Member("backend", "default", "127.0.0.1"))
     await fleet.seconds(1)
     fleet.answers = False
@@ -418,7 +421,8 @@ async def test_rows_of_very_many_units_are_written_a_part_at_a_time(
 
 
 async def test_a_client_that_comes_before_its_group_has_the_next_pass_begin(fleet: Fleet) -> None:
-    """The row names the backend, which would read it up to a second later."""
+    """The row names this backend. Without the client the backend would read the row up
+    to a second later."""
     b = fleet.members["b"]
     unit = min(fleet.stores["a"].units)
     row = Assigned("b", 99, 1, released=True)

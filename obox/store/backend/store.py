@@ -368,6 +368,11 @@ class MailStore:
 
     # -- users -----------------------------------------------------------------------------------------------------
 
+    async def admit(self, storage_id: StorageId) -> None:
+        """See `api.Store.admit`."""
+        if self.started:
+            await self.env.owned.admit(storage_id)
+
     async def open_user(
         self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
     ) -> User:
@@ -448,6 +453,7 @@ class MailStore:
         self.upkeep.jobs.forget(sid)
         self.takeover.pending.pop(sid, None)
         self.takeover.left.discard(sid)
+        self.takeover.sources.pop(sid, None)
 
     async def record_deletion(self, sid: StorageId) -> None:
         """Record that a user has been deleted, so that no replay uses earlier changes
@@ -505,7 +511,19 @@ class MailStore:
 
     async def _open(self, sid: StorageId, name: str, make: bool) -> User:
         user = User(self, self.env, name, sid)
-        await user.open(dict(self.takeover.pending.get(sid, {})), make=make)
+        taken: dict[str, int] = {}
+
+        def come() -> dict[str, list[bytes]]:
+            """What journals have of the user, and what they had not at the last
+            call."""
+            found = self.takeover.pending.get(sid, {})
+            new = {box: deltas[taken.get(box, 0) :] for box, deltas in found.items()}
+            taken.update((box, len(deltas)) for box, deltas in found.items())
+            return {box: deltas for box, deltas in new.items() if deltas}
+
+        await user.open(come(), make=make)
+        while more := come():
+            await user.join_journaled(more)
         self.takeover.pending.pop(sid, None)
         self.users[sid] = user
         return user

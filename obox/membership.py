@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +34,7 @@ from .cluster import (
     open_directory,
 )
 from .cluster.initial import GROUPS_LOCAL
+from .cluster.twin import refuse_twin
 from .config import Config
 from .errors import Unavailable
 from .forms import reads
@@ -173,6 +173,9 @@ class Joining:
         self._clock = clock
         self._view = view
         self.membership = Membership()
+        self._earlier: frozenset[str] = frozenset()
+        self._named = False
+        """Whether no other backend has the name."""
         self.member_runs = False
         """Whether this process is a member, and no tool."""
 
@@ -182,6 +185,7 @@ class Joining:
         watch = DeadWatch(cluster.backend, cluster.site, cluster.dead_after)
         gone = lambda: self.membership.gone  # noqa: E731
         world = World(time.time, self._clock, asyncio.sleep, os.urandom, _machine_load(), _greets, gone)
+        self._earlier = store.earlier_boots()
         self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))
 
     async def run(self, ports: Mapping[str, int]) -> None:
@@ -192,14 +196,20 @@ class Joining:
         one_host = not cluster.directory.startswith("cassandra:")
         address = cluster.address or ("127.0.0.1" if one_host else socket.gethostname())
         member = Member("backend", cluster.site, address, dict(ports), reads(), __version__)
-        make = partial(
-            make_settings,
-            self.directory,
-            GROUPS_LOCAL,
-            now=time.time,
-            sleep=asyncio.sleep,
-            random_bytes=os.urandom,
-        )
+
+        async def make() -> None:
+            await make_settings(
+                self.directory,
+                GROUPS_LOCAL,
+                now=time.time,
+                sleep=asyncio.sleep,
+                random_bytes=os.urandom,
+            )
+            if not self._named:
+                was_ours = self._earlier.__contains__
+                await refuse_twin(self.directory, cluster.backend, member, was_ours=was_ours, sleep=asyncio.sleep)
+                self._named = True
+
         joins_as = State.ONLINE if one_host else State.STANDBY
         await self.membership.member.run(Myself(member, joins_as, make))
 

@@ -380,9 +380,8 @@ class BackendMember:
         """Note that the present boot has ended in order. clean: bundles have
         everything."""
         if self._boot:
-            now = self._world.now()
             try:
-                await self._put_boot(self._boot, BootRow(self._boot_began, ended=now, clean=clean))
+                await self._put_boot(self._boot, BootRow(self._boot_began, ended=self._world.now(), clean=clean))
             except Unavailable as exc:
                 log.info("end of this boot is not in the directory", error=str(exc))
 
@@ -428,8 +427,7 @@ class BackendMember:
 
     def figures(self) -> dict[str, float]:
         """Numbers for metrics. The age is infinite before the first answer."""
-        age = self.view.age()
-        held = self._store.held()
+        age, held = self.view.age(), self._store.held()
         users = sum(user_of(unit) is not None for unit in held)
         counts = {f"{name}_total": float(count) for name, count in asdict(self.counts).items()}
         return {
@@ -483,10 +481,12 @@ class BackendMember:
     async def _act(self, todo: Plan) -> None:
         if todo.lose:
             self._lose(todo.lose)
-        self._fence |= todo.fence
+        before, self._fence = self._fence, self._fence | todo.fence
         gain = dict(todo.gain)
         if claim := sorted(filter(self._may_claim, todo.claim)):
-            gain |= await self._write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
+            kept = await self._write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
+            self._fence -= todo.raced(kept) - before
+            gain |= kept
         if gain or self._fence:
             await self._gain(gain)
         for unit in sorted(todo.pin):

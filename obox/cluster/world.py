@@ -62,7 +62,8 @@ class Myself:
     """What a backend writes to the directory about itself.
 
     joins_as: the state if the directory does not know it, and its site has a backend.
-    make_settings: makes the directory's settings if there are none.
+    make_settings: makes the directory's settings if there are none, and
+    refuses a name that another backend has.
     """
 
     member: Member

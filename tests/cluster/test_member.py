@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import msgspec
+import pytest
+
 from obox.cluster import (
     Assigned,
     BackendMember,
@@ -119,6 +122,27 @@ async def test_a_dead_backend_that_owns_nothing_is_fenced_once() -> None:
     for _ in range(5):
         await member.step()
     assert store.gained == [[("c", "boot7")], [("c", "boot8")]]
+
+
+async def test_a_lost_race_fences_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two backends claim the groups of a dead one. The winner fences it."""
+    store = Store()
+    store.units = {}
+    member, _, directory = await make(store)
+    for number in range(GROUPS):
+        await directory.put(Kind.GROUPS, group_key(number), encode(Assigned("c", 2, 7)), 2)
+    put = member.view.put
+
+    async def raced(kind: Kind, key: str, record: msgspec.Struct) -> None:
+        await put(kind, key, record)
+        if isinstance(record, Assigned):
+            other = Assigned("b", record.number, record.token + 1)
+            await directory.put(kind, key, encode(other), 10**18)
+
+    monkeypatch.setattr(member.view, "put", raced)
+    await member.step()
+    assert member.view.groups[0].backend == "b"
+    assert not store.gained
 
 
 async def test_a_login_after_a_suspension_reads_the_rows_first() -> None:

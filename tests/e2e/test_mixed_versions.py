@@ -117,10 +117,10 @@ def version(tmp_path: Path) -> Iterator[Callable[..., Version]]:
     cluster = {"directory": f"lmdb://{tmp_path}/cluster", "secret_file": str(secret), "dead_after": "5s"}
     made: list[Version] = []
 
-    def make(name: str, code: Path | None = None, mode: str = "") -> Version:
+    def make(name: str, code: Path | None = None, mode: str = "", machine: str = "") -> Version:
         sections: dict[str, dict[str, object]] = {"cluster": dict(cluster), "http": {"api_key": KEY}}
         storage: dict[str, object] = {"url": f"file://{tmp_path}/bucket"}
-        made.append(Version(tmp_path / f"machine-{name}", storage, name, sections, code=code, mode=mode))
+        made.append(Version(tmp_path / f"machine-{machine or name}", storage, name, sections, code=code, mode=mode))
         return made[-1]
 
     yield make
@@ -342,7 +342,8 @@ async def test_newer_forms_are_written_only_after_an_upgrade(
     # It knows no directory, so that the bucket refuses it.
     lone.sections["cluster"] = {"backend": "earlier"}
     lone.write()
-    for one in (late, lone):
+    twin = version("new", mode="newer", machine="twin")
+    for one in (late, lone, twin):
         one.spawn()
     for one, words in (
         (late, "members may write bundle 2"),
@@ -351,6 +352,12 @@ async def test_newer_forms_are_written_only_after_an_upgrade(
         assert one.process is not None
         assert one.process.wait(STOP_S) == 78
         assert re.search(words, one.log.read_text())
+    assert twin.process is not None
+    assert twin.process.wait(STOP_S) == 75
+    text = twin.log.read_text()
+    assert f"another backend is new, at 127.0.0.1 http {new.http} imap {new.imap}" in text
+    assert f"this one is at 127.0.0.1 http {twin.http} imap {twin.imap}" in text
+    assert not new.events("fenced by another backend, as expected after a pause or a cut network; a new boot begins")
     with new.login() as client:
         client.select_folder("INBOX")
         assert len(client.search()) == 2

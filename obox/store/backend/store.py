@@ -135,6 +135,12 @@ class MailStore:
     def _note(self, last: LastBoot) -> None:
         self.env.metacache.put_state(_LAST_BOOT, msgspec.msgpack.encode(last))
 
+    def earlier_boots(self) -> frozenset[str]:
+        """Return the boots of this state directory before the start."""
+        raw = self.env.metacache.get_state(_LAST_BOOT)
+        last = {msgspec.msgpack.decode(raw, type=LastBoot).boot} if raw else set()
+        return frozenset(last | {one.boot for one in boots.listing(self.env)})
+
     async def _fenced(self) -> str:
         """Begin a new boot, because another backend has fenced this boot.
 

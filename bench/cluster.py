@@ -98,6 +98,8 @@ class Cluster:
     actions: list[Event] = field(default_factory=list)
     """What happened."""
     _disturbed: set[str] = field(default_factory=set)
+    _coming: list[str] = field(default_factory=list)
+    """What happens next; by chance, but everything before anything happens again."""
 
     async def start(self) -> None:
         """All members at once; the first that serves acquires all groups, and `spread`
@@ -143,9 +145,9 @@ class Cluster:
     # -- disturbances ------------------------------------------------------------------
 
     @property
-    def _possible(self) -> dict[str, _Action]:
+    def _possible(self) -> list[str]:
         """What may happen: without relays nothing is cut off."""
-        return {name: one for name, one in _ACTIONS.items() if self.relays is not None or name not in _CUTS}
+        return [name for name in _ACTIONS if self.relays is not None or name not in _CUTS]
 
     async def disturb(self, which: int, stopping: asyncio.Event) -> None:
         """One thing after another happens to backends until `stopping`."""
@@ -153,13 +155,15 @@ class Cluster:
         planned = list(self.size.actions)
         while not await _within(stopping, 1.0 + 3 * rng.random()):
             free = [one for one in self.backends if one.name not in self._disturbed]
-            action = planned.pop(0) if planned else rng.choice(list(self._possible))
+            action = planned.pop(0) if planned else self._next(rng)
             if self.size.actions:
                 planned.append(action)
             if action == "kill a proxy":
                 await self._kill_proxy(rng, stopping)
                 continue
             if len(free) < 2:
+                if not self.size.actions:
+                    self._coming.insert(0, action)
                 continue
             victim = rng.choice(free)
             self._disturbed.add(victim.name)
@@ -171,6 +175,14 @@ class Cluster:
                 event.ended = self.witness.now()
             finally:
                 self._disturbed.discard(victim.name)
+
+    def _next(self, rng: random.Random) -> str:
+        if not self._coming:
+            self._coming = self._possible
+            rng.shuffle(self._coming)
+            if not self.actions:  # cuts first, so that a short run has them, too
+                self._coming.sort(key=lambda name: name not in _CUTS)
+        return self._coming.pop(0)
 
     async def _again(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
         """It is away for a while, then starts."""

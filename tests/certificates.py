@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
-def certificate(directory: Path, stem: str = "cert", *names: str) -> tuple[Path, Path]:
-    """Write `stem`.pem and `stem`.key, for loopback and `names`, good for a day; return
-    both."""
+def certificate(directory: Path, stem: str = "cert", *names: str, hours: float = 24) -> tuple[Path, Path]:
+    """Write `stem`.pem and `stem`.key, for loopback and `names`, good for some hours;
+    return both."""
     key = ec.generate_private_key(ec.SECP256R1())
     names = names or ("mail.example.org",)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
@@ -22,7 +22,7 @@ def certificate(directory: Path, stem: str = "cert", *names: str) -> tuple[Path,
     made = (
         x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - hour)
-        .not_valid_after(now + 24 * hour)
+        .not_valid_after(now + hours * hour)
         .add_extension(x509.SubjectAlternativeName([*map(x509.DNSName, names), loopback]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())

@@ -206,6 +206,8 @@ class Backend:
 
         metrics.source("metacache", of_metacache)
         metrics.source("store", of_store)
+        if self.certificates is not None:
+            metrics.source("tls", self.certificates.figures)
         if opened.joining is not None:
             metrics.source("cluster", opened.joining.membership.member.figures)
 

@@ -230,6 +230,8 @@ class Front:
         if config.socketmap is not None:
             self._bind_socketmap(config)
         self.metrics.source("directory", self._age, "Of the cluster's directory.")
+        if self.certificates is not None:
+            self.metrics.source("tls", self.certificates.figures)
         self._bind_http()
         self._on_stop()
         self.lifecycle.on_reload("configuration", self._prepare)

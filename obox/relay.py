@@ -31,6 +31,7 @@ from .admin.spread import (
     Goes,
     among_backends,
     decoded,
+    events_of,
     for_users,
     here,
     is_single,
@@ -52,6 +53,9 @@ FORWARDED: Final = "forwarded to "
 """Begins the state of a session that goes on at another backend, which has it too."""
 
 
+CHECK: Final = "clusterCheck"
+SERVES: Final = "clusterServes"
+"""A call that is no verb: asks a backend which units it serves, for `CHECK`."""
 DISAGREE: Final = "the backends do not agree who serves the user; try again"
 
 
@@ -115,6 +119,8 @@ class Relay:
         verb = (await loaded()).get(name)
         place = among_backends(verb) if verb is not None else Goes.HERE
         if verb is None or backend == self._me or not (backend or self._spreads(place)):
+            if name == CHECK and self._forwarder.secrets:
+                admin = replace(admin, claims=self._claims)
             async for event in guarded(admin, name, raw, outcome):
                 yield event
             return
@@ -181,6 +187,19 @@ class Relay:
             partial = partial or isinstance(event, Failure)
             yield event
         outcome.code, outcome.message = _outcome(every, partial=partial)
+
+    async def _claims(self) -> dict[str, dict[str, Assigned]]:
+        """The units that other backends serve, of those that answer."""
+        every = [_call(name, {}) for name in self._others()]
+        found: dict[str, dict[str, Assigned]] = {call.to: {} for call in every}
+
+        def ask(call: Call) -> AsyncIterator[Event]:
+            return self._ask(self._there(call.to), call, Asked(SERVES, {}))
+
+        async for call, event in events_of(every, ask):
+            if isinstance(event, dict):
+                found[call.to][event["unit"]] = Assigned(call.to, event["number"], event["token"])
+        return {call.to: found[call.to] for call in every if not call.code}
 
     # -- verbs for users -------------------------------------------------------------------------------------------
 
@@ -384,6 +403,10 @@ class Relay:
                         yield msgspec.json.encode(told) + b"\n"
                 if asked.command not in NAMED:
                     params |= {"user": names[0]} if asked.single and names else {"users": names}
+            elif asked.command == SERVES:
+                names = []
+                async for row in self._units():
+                    yield msgspec.json.encode({"row": row}) + b"\n"
             else:
                 names = [""]
             if names:
@@ -396,9 +419,15 @@ class Relay:
                 outcome.code = exits.PARTIAL
         except (msgspec.DecodeError, RecursionError) as error:
             outcome.code, outcome.message = exits.DATA, f"a call that cannot be read: {error}"
-        except OboxError as error:
+        except (OboxError, ConfigError) as error:
             outcome.code, outcome.message = exits.of(error), str(error)
         yield msgspec.json.encode({"end": {"exitCode": outcome.code, "message": outcome.message}}) + b"\n"
+
+    async def _units(self) -> AsyncIterator[dict[str, Any]]:
+        """What this backend serves. Raises ConfigError, Unavailable."""
+        async with self._admin.cluster() as cluster:
+            for unit, assigned in (cluster.serves() if cluster.serves is not None else {}).items():
+                yield {"unit": unit, "number": assigned.number, "token": assigned.token}
 
     async def _ours(self, asked: Asked) -> AsyncIterator[str | Failure | Claim]:
         """Names of the users whom this backend serves; failures; and users of others,

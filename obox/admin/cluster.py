@@ -200,7 +200,8 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
 
     It finds rows that cannot be read, groups without an owner or with two, owners that
     are gone, moves that are pending, and boots that are not clean. It also compares
-    what each backend serves.
+    what each backend serves. Backends are asked which units these are; of a backend
+    that does not answer, or without a common secret, only the number is known.
 
     With --journals it reads the journals in the bucket, as a takeover does: users of
     whom two backends wrote at once, boots that are over and not adopted, and a
@@ -210,7 +211,7 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
     """
     async with admin.cluster() as cluster:
         wrong = set()
-        findings = await _findings(cluster)
+        findings = await _findings(admin, cluster)
         if params.journals:
             findings += await _journals(admin, await read(cluster))
         for finding in findings:
@@ -231,13 +232,15 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
             raise Incomplete(f"the directory of the cluster has errors: {', '.join(sorted(wrong))}")
 
 
-async def _findings(cluster: ClusterParts) -> list[Finding]:
+async def _findings(admin: Admin, cluster: ClusterParts) -> list[Finding]:
     """What is in the directory; what a move explains is looked at twice."""
     from ..cluster import check
     from ..cluster.findings import PASSING
 
     async def look() -> list[Finding]:
-        claims = {cluster.backend: cluster.serves()} if cluster.serves is not None else None
+        claims = {} if admin.claims is None else dict(await admin.claims())
+        if cluster.serves is not None:
+            claims[cluster.backend] = cluster.serves()
         return await check(cluster.directory, now=time.time(), claims=claims)
 
     first = await look()

@@ -359,6 +359,16 @@ async def test_check_compares_what_other_backends_serve(board: Board, monkeypatc
     assert await found() == ["b serves 4 units, and not the 3 that the directory names it for"]
     await beats({**units, group_key(5): (30, 1)})
     assert await found() == ["b serves 3 units, which are not those that the directory names it for"]
+
+    async def claims() -> dict[str, dict[str, Assigned]]:
+        others = {group_key(number): Assigned("b", number + 1, 1) for number in (5, 6)}
+        return {"b": {**others, group_key(5): Assigned("b", 30, 1), group_key(0): Assigned("b", 30, 1)}}
+
+    board.admin.claims = claims
+    (text,) = await found()
+    assert text.endswith("; without a row: 00000; not served: 00007; by another assignment: 00005")
+    assert ("other-owner", "00000") in {(row["check"], row["where"]) for row in (await board.ask("clusterCheck")).rows}
+    board.admin.claims = None
     passing = asyncio.ensure_future(board.ask("clusterCheck"))
     await asyncio.sleep(0.02)
     await beats(units)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from certificates import certificate
 from patience import PATIENT_S
 from ports import free_port
 from processes import Backend
@@ -35,7 +36,9 @@ def shown(make: Callable[..., Backend], tmp_path: Path) -> set[tuple[str, str, s
     secret.write_text(secrets.token_hex(32) + "\n")
     secret.chmod(0o600)
     cluster = {"directory": f"lmdb://{tmp_path}/cluster", "secret_file": str(secret)}
-    member = make(sections={"cluster": cluster})
+    cert, key = certificate(tmp_path, "member", "member.example")
+    tls = {"cert": [str(cert)], "key": [str(key)]}
+    member = make(sections={"cluster": cluster, "tls": tls})
     member.spawn()
     member.wait_listening()
     port, config = free_port(), tmp_path / "proxy.toml"

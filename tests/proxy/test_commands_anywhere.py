@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,6 +266,39 @@ async def test_kick_ends_sessions_at_their_backends(made: Cluster) -> None:
     assert await b1.run("kick", user="ben") == (0, [{"backend": "b2", "username": "ben", "connections": 1}], [], "")
     assert b2.server.all == []
     assert (await b1.run("kick", user="ben"))[0] == 68
+
+
+async def test_check_asks_other_backends_for_their_units(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that does not answer is left out. A member without a secret asks
+    nobody."""
+    two = {"00002": Assigned("b2", 5, 8), "u:ben": Assigned("b2", 6, 9)}
+    units = {"b1": {"00001": Assigned("b1", 4, 7)}, "b2": two}
+
+    def find(name: str) -> Any:
+        @asynccontextmanager
+        async def found(*, make: bool = False) -> AsyncIterator[Any]:
+            yield SimpleNamespace(serves=(lambda: units[name]) if name in units else None)
+
+        return found
+
+    seen: list[Any] = []
+
+    async def check(admin: Admin, params: Any) -> AsyncIterator[Event]:
+        seen.append(None if admin.claims is None else await admin.claims())
+        yield {}
+
+    for name, node in made.nodes.items():
+        node.admin.find_cluster = find(name)
+    verb = replace((await loaded())["clusterCheck"], run=check)
+    monkeypatch.setitem(TABLE, "clusterCheck", verb)
+    for asked in ("p", "b1"):
+        assert (await made.nodes[asked].run("clusterCheck"))[0] == 0
+    made.nodes["b2"].up = False
+    await made.nodes["p"].run("clusterCheck")
+    assert seen == [units, {"b2": two}, {"b1": units["b1"]}]
+    made.nodes["p"].forwarder.secrets = []  # type: ignore[misc]
+    await made.nodes["p"].run("clusterCheck")
+    assert seen[-1] is None
 
 
 async def test_a_backend_that_does_not_answer_is_named(made: Cluster) -> None:

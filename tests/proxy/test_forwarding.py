@@ -92,6 +92,16 @@ async def test_tls_on_both_legs(two: tuple[Cluster, Member, Member]) -> None:
     await until(lambda: not b1.imap.who() and not b2.imap.who())
 
 
+async def test_a_member_on_another_machine_is_asked_for_starttls(
+    two: tuple[Cluster, Member, Member], elsewhere: list[bytes]
+) -> None:
+    """The proof is bound to the certificate, as on a port under TLS."""
+    _, b1, b2 = two
+    client = await b1.client(login="ben")
+    await client.append("INBOX", MAIL)
+    assert elsewhere == [b2.forwarder._certificate()]
+
+
 async def test_a_proxy_has_no_store(two: tuple[Cluster, Member, Member]) -> None:
     made, b1, b2 = two
     proxy = await made.member("p1", proxy=True)

@@ -51,6 +51,15 @@ async def test_recipients_are_split_by_owner(two: tuple[Cluster, Member, Member]
     assert proxy.counts.results == [("lmtp", "ok"), ("lmtp", "ok")]
 
 
+async def test_a_mail_for_another_machine_goes_under_starttls(
+    two: tuple[Cluster, Member, Member], elsewhere: list[bytes]
+) -> None:
+    _, b1, b2 = two
+    assert [reply[:5] for reply in await b1.deliver(MAIL, "anna", "ben")] == ["250 2"] * 2
+    assert elsewhere == [b2.forwarder._certificate()]
+    assert MAIL in (await b2.mails("ben"))[0]
+
+
 async def test_a_large_mail_goes_through_a_file(two: tuple[Cluster, Member, Member]) -> None:
     _, b1, b2 = two
     mail = b"Subject: s\r\n\r\n" + os.urandom(3 << 20)

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 def certificate(directory: Path, stem: str = "cert", *names: str) -> tuple[Path, Path]:
-    """Write `stem`.pem and `stem`.key, for loopback and `names`, good for a day; return
-    both."""
+    """Write `stem`.pem and `stem`.key. The certificate is for loopback and `names`, and
+    is valid for a day. Return both paths."""
     key = ec.generate_private_key(ec.SECP256R1())
     names = names or ("mail.example.org",)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])

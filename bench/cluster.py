@@ -1,8 +1,9 @@
-"""`python -m bench.cluster`: a cluster under load that is disturbed, and what was lost.
+"""`python -m bench.cluster`: a cluster under load that is disturbed, and what it has
+lost.
 
-Backends and proxies run as processes over one bucket. Clients deliver mails and work in
-mailboxes, while in a seeded loop backends are evacuated, stopped, killed, lose their
-disks or are suspended, and proxies are killed. At the end all members are stopped or
+Backends and proxies run as processes over the same bucket. Clients deliver mails and
+work in mailboxes. Meanwhile a seeded loop evacuates, stops, kills and suspends
+backends, deletes their disks, and kills proxies. At the end all members are stopped or
 killed, and a fresh backend over the same bucket is asked for everything. The exit code
 is 1 if something was lost.
 """
@@ -46,12 +47,13 @@ from .table import machine
 from .witness import Witness
 
 JOURNAL_INTERVAL_S: Final = 1.0
-"""The members' setting, which is the default."""
+"""The setting of the members. It is the default."""
 GROUPS: Final = 64
 PROXY_SHARE: Final = 3
-"""A proxy is tried so many times as often as a backend."""
+"""Clients try a proxy so many times as often as a backend."""
 SETTLE_S: Final = 3.0
-"""Between the last answer and the end of the cluster: above `journal_interval`."""
+"""The time between the last answer and the end of the cluster. It exceeds
+`journal_interval`."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,13 @@ class Size:
     sessions: int = 100
     seed: int = 1
     actions: tuple[str, ...] = ()
-    """What happens, one after the other, in place of chance."""
+    """The actions that are done, one after the other. If there are none, they are
+    random."""
 
 
 @dataclass
 class Cluster:
-    """What runs. say: a line about what happens."""
+    """The cluster that runs. say: prints a line about what happens."""
 
     size: Size
     setting: Setting
@@ -81,12 +84,12 @@ class Cluster:
     backends: list[Machine] = field(default_factory=list)
     proxies: list[Machine] = field(default_factory=list)
     actions: list[tuple[float, str]] = field(default_factory=list)
-    """What happened, and when it began."""
+    """The actions that were done, and when each began."""
     _disturbed: set[str] = field(default_factory=set)
 
     async def start(self) -> None:
-        """All members at once; the first that serves acquires all groups, and `spread`
-        follows."""
+        """Start all members at once. The first that serves acquires all groups, so
+        `spread` follows."""
         self.backends += [Machine(f"b{number}", "serve", self.setting) for number in range(1, self.size.backends + 1)]
         self.proxies += [Machine(f"p{number}", "proxy", self.setting) for number in range(1, self.size.proxies + 1)]
         for one in (*self.backends, *self.proxies):
@@ -105,7 +108,7 @@ class Cluster:
                 return
 
     async def spread(self, to: Machine) -> None:
-        """Ask for the groups that are this backend's by rank."""
+        """Ask for the groups that rank gives to this backend."""
         weights = {one.name: 1.0 for one in self.backends}
         for number in range(GROUPS):
             key = group_key(number)
@@ -115,7 +118,7 @@ class Cluster:
     # -- disturbances ------------------------------------------------------------------
 
     async def disturb(self, which: int, stopping: asyncio.Event) -> None:
-        """One thing after another happens to backends until `stopping`."""
+        """Do actions to backends, one after another, until `stopping`."""
         rng = random.Random(f"{self.size.seed} disturbance {which}")
         planned = list(self.size.actions)
         while not await _within(stopping, 1.0 + 3 * rng.random()):
@@ -138,7 +141,7 @@ class Cluster:
                 self._disturbed.discard(victim.name)
 
     async def _again(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
-        """It is away for a while, then starts."""
+        """Wait a while, and then start the backend again."""
         await _within(stopping, 12 * rng.random())
         self.say(f"start {one.name}")
         one.start()
@@ -196,7 +199,7 @@ class Cluster:
             one.resume()
 
     def kill(self, one: Machine) -> None:
-        """Kill every process at once, as a machine that loses its power does."""
+        """Kill all processes at once, as a machine that loses its power does."""
         since = self.witness.now() if one.suspended_at is None else one.suspended_at
         one.kill()
         self.witness.killed(since)
@@ -218,8 +221,8 @@ class Cluster:
     # -- the end -----------------------------------------------------------------------
 
     async def end(self) -> Machine:
-        """Stop the first half of the backends, kill the others; a fresh backend that
-        serves everybody."""
+        """Stop the first half of the backends and kill the others. Return a fresh
+        backend that serves all users."""
         for one in self.proxies:
             one.kill()
         half = len(self.backends) // 2
@@ -249,7 +252,7 @@ _ACTIONS: Final[dict[str, _Action]] = {
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait; whether the event has come."""
+    """Wait for the event. Return whether it has come."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -260,7 +263,7 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
 
 @dataclass
 class Outcome:
-    """Of a run."""
+    """The outcome of a run."""
 
     witness: Witness
     clients: Patient
@@ -272,9 +275,10 @@ class Outcome:
         return self.witness.found.lost
 
     def by_action(self) -> dict[str, list[float]]:
-        """Return by the name of each action, for each time that it happened, how long a
-        user was without service who was not served any more between that time and
-        the next action."""
+        """Return by the name of each action how long each user was without service
+        after it. The list has an element for each time that the action happened, and
+        counts only users who lost their service between that time and the next
+        action."""
         out: dict[str, list[float]] = {}
         for (began, name), (until, _) in pairwise([*self.actions, (math.inf, "")]):
             after = [took for took, at, _ in self.witness.outages if began - 0.5 <= at - took < until - 0.5]
@@ -330,7 +334,7 @@ async def run(
     password_file: str = "",
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """A whole run below `home`, which is empty."""
+    """Do a whole run below `home`, which is empty."""
     users = tuple(f"user{number}@example.org" for number in range(size.users))
     setting = Setting(home, bucket, directory_url, users, password_file)
     setting.write()
@@ -384,7 +388,8 @@ async def _load(size: Size, cluster: Cluster, clients: Patient) -> None:
 
 
 async def _judge(fresh: Machine, clients: Patient) -> None:
-    """Ask the fresh backend alone for all mailboxes of all users."""
+    """Compare what a fresh backend alone has in all mailboxes of all users with the
+    answers."""
     clients.fronts = [fresh.front]
     for user in clients.users:
         deadline = time.monotonic() + 180

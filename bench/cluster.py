@@ -1,18 +1,20 @@
-"""`python -m bench.cluster`: a cluster under load that is disturbed, and what it has
-lost.
+"""`python -m bench.cluster`: a cluster under load that is disturbed, and what was lost.
 
-Backends and proxies run as processes over the same bucket. Clients deliver mails and
-work in mailboxes. Meanwhile a seeded loop evacuates, stops, kills and suspends
-backends, deletes their disks, and kills proxies. At the end all members are stopped or
-killed, and a fresh backend over the same bucket is asked for everything. The exit code
-is 1 if something was lost.
+Backends and proxies run as processes over one bucket. Clients deliver mails and work in
+mailboxes, while in a seeded loop backends are evacuated, stopped, killed, lose their
+disks, are suspended or are cut off from the directory or the bucket, and proxies are
+killed. At the end all members are stopped or killed, and a fresh backend over the same
+bucket is asked for everything.
+
+The exit code is 1 if something was lost. It is also 1 if a user was without service for
+too long, unless the machine was too slow for its event loops, since then that says
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import os
 import random
 import shutil
@@ -20,12 +22,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from obox.cluster import (
+    CassandraDirectory,
     Directory,
     Kind,
     Move,
@@ -40,20 +43,27 @@ from obox.cluster import (
 )
 from obox.errors import Unavailable
 
-from .members import Machine, Setting
+from .members import START_S, Machine, Setting
+from .outcome import Event, Outcome
 from .patient import Client, Patient, everything
-from .servers import Bucket, run_seaweedfs, scratch
+from .relays import Relays
+from .servers import Bucket, NoStart, run_cassandra, run_seaweedfs, scratch
 from .table import machine
 from .witness import Witness
 
 JOURNAL_INTERVAL_S: Final = 1.0
-"""The setting of the members. It is the default."""
+"""The members' setting, which is the default."""
 GROUPS: Final = 64
 PROXY_SHARE: Final = 3
-"""Clients try a proxy so many times as often as a backend."""
+"""A proxy is tried so many times as often as a backend."""
+LAG_EVERY_S: Final = 2.0
+CUT_S: Final = 6.0
+"""At most, from the bucket: users of a backend without one are without service."""
+HEALED_S: Final = 3.0
+"""Until something else happens to a backend that was cut off: it may have to write what
+it has acknowledged."""
 SETTLE_S: Final = 3.0
-"""The time between the last answer and the end of the cluster. It exceeds
-`journal_interval`."""
+"""Between the last answer and the end of the cluster: above `journal_interval`."""
 
 
 @dataclass(frozen=True)
@@ -67,35 +77,50 @@ class Size:
     users: int = 200
     sessions: int = 100
     seed: int = 1
+    dead_after: str = "10s"
     actions: tuple[str, ...] = ()
-    """The actions that are done, one after the other. If there are none, they are
-    random."""
+    """What happens, one after the other, in place of chance."""
 
 
 @dataclass
 class Cluster:
-    """The cluster that runs. say: prints a line about what happens."""
+    """What runs. say: a line about what happens."""
 
     size: Size
     setting: Setting
     directory: Directory
     witness: Witness
     say: Callable[[str], None]
+    relays: Relays | None = None
+    """To the bucket and to the directory, of each backend in turn."""
     backends: list[Machine] = field(default_factory=list)
     proxies: list[Machine] = field(default_factory=list)
-    actions: list[tuple[float, str]] = field(default_factory=list)
-    """The actions that were done, and when each began."""
+    actions: list[Event] = field(default_factory=list)
+    """What happened."""
     _disturbed: set[str] = field(default_factory=set)
 
     async def start(self) -> None:
-        """Start all members at once. The first that serves acquires all groups, so
-        `spread` follows."""
-        self.backends += [Machine(f"b{number}", "serve", self.setting) for number in range(1, self.size.backends + 1)]
+        """All members at once; the first that serves acquires all groups, and `spread`
+        follows."""
+        self.backends += [self._backend(number) for number in range(self.size.backends)]
         self.proxies += [Machine(f"p{number}", "proxy", self.setting) for number in range(1, self.size.proxies + 1)]
         for one in (*self.backends, *self.proxies):
             one.start()
         for one in (*self.backends, *self.proxies):
             await one.listening()
+
+    def _backend(self, number: int) -> Machine:
+        bucket, directory = self.setting.bucket, self.setting.directory
+        if self.relays is not None:
+            to_bucket, to_directory = self.relays.ports[2 * number : 2 * number + 2]
+            bucket = replace(bucket, endpoint_url=f"http://127.0.0.1:{to_bucket}")
+            directory = directory.replace(self.directory_place, f"127.0.0.1:{to_directory}")
+        return Machine(f"b{number + 1}", "serve", self.setting, bucket, directory)
+
+    @property
+    def directory_place(self) -> str:
+        """Host and port of the directory."""
+        return urlsplit(self.setting.directory).netloc.rpartition("@")[2]
 
     async def put(self, kind: Kind, key: str, record: Orders | Move) -> None:
         while True:
@@ -108,7 +133,7 @@ class Cluster:
                 return
 
     async def spread(self, to: Machine) -> None:
-        """Ask for the groups that rank gives to this backend."""
+        """Ask for the groups that are this backend's by rank."""
         weights = {one.name: 1.0 for one in self.backends}
         for number in range(GROUPS):
             key = group_key(number)
@@ -117,13 +142,18 @@ class Cluster:
 
     # -- disturbances ------------------------------------------------------------------
 
+    @property
+    def _possible(self) -> dict[str, _Action]:
+        """What may happen: without relays nothing is cut off."""
+        return {name: one for name, one in _ACTIONS.items() if self.relays is not None or name not in _CUTS}
+
     async def disturb(self, which: int, stopping: asyncio.Event) -> None:
-        """Do actions to backends, one after another, until `stopping`."""
+        """One thing after another happens to backends until `stopping`."""
         rng = random.Random(f"{self.size.seed} disturbance {which}")
         planned = list(self.size.actions)
         while not await _within(stopping, 1.0 + 3 * rng.random()):
             free = [one for one in self.backends if one.name not in self._disturbed]
-            action = planned.pop(0) if planned else rng.choice(list(_ACTIONS))
+            action = planned.pop(0) if planned else rng.choice(list(self._possible))
             if self.size.actions:
                 planned.append(action)
             if action == "kill a proxy":
@@ -134,14 +164,16 @@ class Cluster:
             victim = rng.choice(free)
             self._disturbed.add(victim.name)
             try:
-                self.actions.append((self.witness.now(), action))
+                event = Event(self.witness.now(), action)
+                self.actions.append(event)
                 await _ACTIONS[action](self, victim, rng, stopping)
                 await self.spread(victim)
+                event.ended = self.witness.now()
             finally:
                 self._disturbed.discard(victim.name)
 
     async def _again(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
-        """Wait a while, and then start the backend again."""
+        """It is away for a while, then starts."""
         await _within(stopping, 12 * rng.random())
         self.say(f"start {one.name}")
         one.start()
@@ -198,8 +230,25 @@ class Cluster:
             self.say(f"resume {one.name}")
             one.resume()
 
+    async def _cut_directory(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
+        await self._cut(one, 1, "the directory", 3 + 12 * rng.random(), stopping)
+
+    async def _cut_bucket(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
+        """It reaches the other members, the directory and its clients."""
+        await self._cut(one, 0, "the bucket", CUT_S * rng.random(), stopping)
+
+    async def _cut(self, one: Machine, which: int, what: str, seconds: float, stopping: asyncio.Event) -> None:
+        assert self.relays is not None
+        relay = 2 * self.backends.index(one) + which
+        self.say(f"cut {one.name} off from {what}")
+        self.relays.cut(relay)
+        await _within(stopping, seconds)
+        self.say(f"{one.name} has {what} again")
+        self.relays.heal(relay)
+        await asyncio.sleep(HEALED_S)
+
     def kill(self, one: Machine) -> None:
-        """Kill all processes at once, as a machine that loses its power does."""
+        """Kill every process at once, as a machine that loses its power does."""
         since = self.witness.now() if one.suspended_at is None else one.suspended_at
         one.kill()
         self.witness.killed(since)
@@ -211,18 +260,31 @@ class Cluster:
         one = rng.choice(free)
         self._disturbed.add(one.name)
         self.say(f"kill {one.name}")
-        self.actions.append((self.witness.now(), "kill a proxy"))
+        event = Event(self.witness.now(), "kill a proxy")
+        self.actions.append(event)
         one.kill()
         await _within(stopping, 4 * rng.random())
         one.start()
         await one.listening()
+        event.ended = self.witness.now()
         self._disturbed.discard(one.name)
+
+    # -- the machine -------------------------------------------------------------------
+
+    async def watch_lag(self, ours: list[float]) -> None:
+        """Read the lag of all members again and again, and note that of this
+        process."""
+        while True:
+            due = time.monotonic() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            ours.append(time.monotonic() - due)
+            await asyncio.gather(*(one.note_lag() for one in (*self.backends, *self.proxies)))
 
     # -- the end -----------------------------------------------------------------------
 
     async def end(self) -> Machine:
-        """Stop the first half of the backends and kill the others. Return a fresh
-        backend that serves all users."""
+        """Stop the first half of the backends, kill the others; a fresh backend that
+        serves everybody."""
         for one in self.proxies:
             one.kill()
         half = len(self.backends) // 2
@@ -234,6 +296,7 @@ class Cluster:
             else:
                 self.kill(one)
         fresh = Machine("fresh", "serve", self.setting)
+        await self.put(Kind.ORDERS, fresh.name, Orders())  # it would join as standby
         fresh.start()
         await fresh.listening()
         return fresh
@@ -247,83 +310,22 @@ _ACTIONS: Final[dict[str, _Action]] = {
     "kill": Cluster._kill,
     "lose the disk": Cluster._lose_disk,
     "suspend": Cluster._suspend,
+    "cut off from the directory": Cluster._cut_directory,
+    "cut off from the bucket": Cluster._cut_bucket,
     "kill a proxy": Cluster._kill,
 }
 
+_CUTS: Final = frozenset({"cut off from the directory", "cut off from the bucket"})
+
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for the event. Return whether it has come."""
+    """Wait; whether the event has come."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
     except TimeoutError:
         return False
     return True
-
-
-@dataclass
-class Outcome:
-    """The outcome of a run."""
-
-    witness: Witness
-    clients: Patient
-    actions: list[tuple[float, str]]
-    errors: list[str]
-
-    @property
-    def lost(self) -> list[str]:
-        return self.witness.found.lost
-
-    def by_action(self) -> dict[str, list[float]]:
-        """Return by the name of each action how long each user was without service
-        after it. The list has an element for each time that the action happened, and
-        counts only users who lost their service between that time and the next
-        action."""
-        out: dict[str, list[float]] = {}
-        for (began, name), (until, _) in pairwise([*self.actions, (math.inf, "")]):
-            after = [took for took, at, _ in self.witness.outages if began - 0.5 <= at - took < until - 0.5]
-            out.setdefault(name, []).append(max(after, default=0.0))
-        return out
-
-    def table(self) -> str:
-        witness, found = self.witness, self.witness.found
-        longest, at, user = max(witness.outages, default=(0.0, witness.began, "nobody"))
-        rows: list[tuple[str, object]] = [
-            ("mails acknowledged", sum(map(len, witness.mails.values()))),
-            ("places seen", len(witness.places)),
-            ("acknowledged mails lost", len(found.mails)),
-            ("flags and expunges lost beyond the journal's interval", len(found.flags)),
-            ("flags and expunges lost within it", len(found.flags_within)),
-            ("UIDs moved or used twice", len(found.uids)),
-            ("deliveries shown twice", len(found.twice)),
-            ("mails missing from a SELECT, there later", len(witness.old)),
-            ("longest time without service, s", f"{longest:.1f} ({user} at {at - witness.began:.0f} s)"),
-            ("complaints", len(witness.complaints)),
-            ("errors in logs", len(self.errors)),
-        ]
-        rows += [
-            (f"{name}: {len(outages)} times, longest without service, s", f"{max(outages):.1f}")
-            for name, outages in sorted(self.by_action().items())
-        ]
-        for name, times in sorted(witness.times.items()):
-            ordered = sorted(times)
-            p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-            rows.append((f"{name}: p99 of {len(ordered)}, ms", f"{p99 * 1000:.0f}"))
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
-        for title, details in (
-            ("lost", found.lost),
-            ("lost within the interval", found.flags_within),
-            ("twice", found.twice),
-            ("missing from a SELECT", witness.old),
-            ("complaints", witness.complaints),
-            ("errors", self.errors),
-        ):
-            if details:
-                lines += ["", f"{title}:", *details[:40]]
-        failures = sorted(self.clients.failures.items(), key=lambda item: -item[1])
-        lines += ["", "attempts that failed:", *(f"{count:6} {text}" for text, count in failures[:25])]
-        return "\n".join(lines)
 
 
 async def run(
@@ -334,11 +336,14 @@ async def run(
     password_file: str = "",
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Do a whole run below `home`, which is empty."""
+    """A whole run below `home`. password_file: of the role in Cassandra. With SeaweedFS
+    and Cassandra backends can be cut off from them."""
     users = tuple(f"user{number}@example.org" for number in range(size.users))
-    setting = Setting(home, bucket, directory_url, users, password_file)
+    setting = Setting(home, bucket, directory_url, users, password_file, size.dead_after)
     setting.write()
     directory = await open_directory(directory_url, home, password_file=Path(password_file) if password_file else None)
+    if isinstance(directory, CassandraDirectory):
+        await _made(directory)
     await make_settings(directory, GROUPS, now=time.time, sleep=asyncio.sleep, random_bytes=os.urandom)
     assert await read_settings(directory) is not None
     witness = Witness(time.monotonic, JOURNAL_INTERVAL_S)
@@ -348,7 +353,12 @@ async def run(
 
     cluster = Cluster(size, setting, directory, witness, note)
     fresh: Machine | None = None
+    closing = ExitStack()
+    ours: list[float] = []
     try:
+        if bucket.endpoint_url and isinstance(directory, CassandraDirectory):
+            places = [urlsplit(bucket.endpoint_url).netloc, cluster.directory_place]
+            cluster.relays = closing.enter_context(Relays(places * size.backends))
         await cluster.start()
         for one in cluster.backends:
             await cluster.put(Kind.ORDERS, one.name, Orders())
@@ -359,18 +369,37 @@ async def run(
         await clients.prepare()
         witness.outages.clear()
         note("load")
-        await _load(size, cluster, clients)
+        watching = asyncio.ensure_future(cluster.watch_lag(ours))
+        try:
+            await _load(size, cluster, clients)
+        finally:
+            watching.cancel()
         note("settle")
         await asyncio.sleep(SETTLE_S)
         fresh = await cluster.end()
         note("judge")
         await _judge(fresh, clients)
         errors = [line for one in (*cluster.backends, *cluster.proxies, fresh) for line in one.errors()]
-        return Outcome(witness, clients, cluster.actions, errors)
+        lags = [lag for one in (*cluster.backends, *cluster.proxies) for lag in one.lags.values()]
+        return Outcome(witness, clients, cluster.actions, errors, lags, ours)
     finally:
+        closing.close()
         for one in (*cluster.backends, *cluster.proxies, *([fresh] if fresh else [])):
             one.kill()
         await directory.close()
+
+
+async def _made(directory: CassandraDirectory) -> None:
+    """Make the table, as `oboxadm cluster init` does; a new server takes a while."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            await directory.make()
+            return
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.5)
 
 
 async def _load(size: Size, cluster: Cluster, clients: Patient) -> None:
@@ -388,8 +417,7 @@ async def _load(size: Size, cluster: Cluster, clients: Patient) -> None:
 
 
 async def _judge(fresh: Machine, clients: Patient) -> None:
-    """Compare what a fresh backend alone has in all mailboxes of all users with the
-    answers."""
+    """Ask the fresh backend alone for all mailboxes of all users."""
     clients.fronts = [fresh.front]
     for user in clients.users:
         deadline = time.monotonic() + 180
@@ -431,7 +459,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sessions", type=int, default=Size.sessions)
     parser.add_argument("--seed", type=int, default=Size.seed)
     parser.add_argument("--bucket", choices=("file", "seaweedfs"), default="seaweedfs")
-    parser.add_argument("--directory", default="lmdb", help="lmdb, or cassandra://role@host:port/keyspace, made for it")
+    parser.add_argument(
+        "--directory",
+        default="cassandra",
+        help="cassandra (Maven fetches a server), lmdb, or cassandra://role@host:port/keyspace",
+    )
+    parser.add_argument("--dead-after", default=Size.dead_after)
     parser.add_argument("--password-file", default="", help="file with the password of the role in Cassandra")
     parser.add_argument("--actions", default="", help=f"events in place of chance, with commas: {', '.join(_ACTIONS)}")
     parser.add_argument("--keep", type=Path, help="keep configurations and logs in this new folder")
@@ -444,20 +477,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [action for action in actions if action not in _ACTIONS]:
         sys.exit(f"no such action: {unknown[0]}; allowed: {', '.join(_ACTIONS)}")
     size = Size(
-        asked.minutes * 60, asked.backends, asked.proxies, asked.rate, asked.users, asked.sessions, asked.seed, actions
+        asked.minutes * 60,
+        asked.backends,
+        asked.proxies,
+        asked.rate,
+        asked.users,
+        asked.sessions,
+        asked.seed,
+        asked.dead_after,
+        actions,
     )
     head = machine()
     with ExitStack() as stack:
         home = stack.enter_context(scratch())
         bucket = stack.enter_context(_bucket(asked.bucket, home))
-        url = f"lmdb://{home}/cluster" if asked.directory == "lmdb" else asked.directory
+        url, password_file = asked.directory, asked.password_file
+        if url == "lmdb":
+            url = f"lmdb://{home}/cluster"
+        elif url == "cassandra":
+            try:
+                url = stack.enter_context(run_cassandra(home))
+            except NoStart as error:
+                sys.exit(f"{error}; --directory lmdb does without, and cuts nobody off")
+            password_file = str(home / "cassandra.password")
         outcome = asyncio.run(
-            run(size, home, bucket, url, asked.password_file, say=lambda text: print(text, file=sys.stderr, flush=True))
+            run(size, home, bucket, url, password_file, say=lambda text: print(text, file=sys.stderr, flush=True))
         )
         if asked.keep is not None:
             shutil.copytree(home, asked.keep, ignore=shutil.ignore_patterns("state", "cluster"))
     print(f"{head}; {size}\n\n{outcome.table()}")
-    return 1 if outcome.lost else 0
+    return 1 if outcome.lost or (outcome.judged and outcome.late) else 0
 
 
 if __name__ == "__main__":

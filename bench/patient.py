@@ -26,6 +26,8 @@ FRONT_S: Final = 2.0
 GIVE_UP_S: Final = 120.0
 """A user who is not served for so long after the load has ended is reported."""
 BOXES: Final = ("INBOX", "Archive")
+OPEN_MAX: Final = 100
+"""Deliveries that have not been accepted yet; more are not begun."""
 SLOTS: Final = 8
 """Each session changes only the keyword of its slot. No two sessions of a user change
 the same keyword at the same time."""
@@ -48,11 +50,14 @@ FAILURES: Final = (Failed, OSError, TimeoutError, asyncio.IncompleteReadError, a
 
 @dataclass(frozen=True)
 class Front:
-    """A member that clients may connect to."""
+    """A member that clients may connect to. patience_s: of a client, for an answer. A
+    proxy may have to wait for a takeover; nobody waits for a backend in place of its
+    clients."""
 
     name: str
     imap: int
     lmtp: int
+    patience_s: float
 
 
 def mail(ident: str) -> bytes:
@@ -132,7 +137,6 @@ class Patient:
     users: Sequence[str]
     witness: Witness
     seed: int
-    patience_s: float = 5.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failures: dict[str, int] = field(default_factory=dict)
     """How often an attempt failed, by what the member answered."""
@@ -175,7 +179,7 @@ class Patient:
         for user in self.users:
 
             async def make(front: Front, user: str = user) -> None:
-                client = await Client.open(front.imap, user, self.patience_s)
+                client = await Client.open(front.imap, user, front.patience_s)
                 try:
                     # The mailbox may exist already.
                     with suppress(Failed):
@@ -207,7 +211,7 @@ class Patient:
 
             async def begin(front: Front, opened: list[_Session] = opened) -> None:
                 began = self.witness.now()
-                client = await Client.open(front.imap, user, self.patience_s)
+                client = await Client.open(front.imap, user, front.patience_s)
                 session = _Session(client, user, f"k{slot}", self, rng)
                 try:
                     await session.select(rng.choice(BOXES))
@@ -246,6 +250,8 @@ class Patient:
         while not self.stopping.is_set():
             due = max(due + 1 / per_second, loop.time() - 1.0)
             await asyncio.sleep(max(0.0, due - loop.time()))
+            if len(self._deliveries) >= OPEN_MAX:
+                continue  # the machine is too slow
             count = 1 if rng.random() < 0.8 else rng.randrange(2, 4)
             task = asyncio.ensure_future(self._delivery(rng.sample(list(self.users), min(count, len(self.users)))))
             self._deliveries.add(task)
@@ -276,7 +282,7 @@ class Patient:
         async with asyncio.timeout(FRONT_S):
             reader, writer = await self._connect(front)
         try:
-            async with asyncio.timeout(self.patience_s):
+            async with asyncio.timeout(front.patience_s):
                 rcpt = "".join(f"RCPT TO:<{user}>\r\n" for user in users)
                 writer.write(f"MAIL FROM:<sender@example.net>\r\n{rcpt}".encode())
                 if not (answer := await _reply(reader)).startswith("250"):

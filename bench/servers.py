@@ -306,6 +306,31 @@ def run_seaweedfs() -> Iterator[Bucket | None]:
 
 
 @contextmanager
+def run_cassandra(home: Path) -> Iterator[str]:
+    """A Cassandra with a keyspace and a role for the directory; its URL. The role's
+    password is in `home/cassandra.password`. Raises NoStart: a program is missing."""
+    module = _tests("cassandra_server")
+    if gone := [program for program in module.PROGRAMS if shutil.which(program) is None]:
+        raise NoStart(f"needs {gone[0]}")
+    with module.run_cassandra() as server:
+        yield cassandra_directory(server, home)
+
+
+def cassandra_directory(server: Any, home: Path, keyspace: str = "bench") -> str:
+    """Make a keyspace and a role for a directory in a server of the tests; its URL."""
+    one = "{'class': 'SimpleStrategy', 'replication_factor': 1}"
+    server.run(
+        f"DROP KEYSPACE IF EXISTS {keyspace}",
+        f"CREATE KEYSPACE {keyspace} WITH replication = {one}",
+        f"CREATE ROLE IF NOT EXISTS {keyspace} WITH PASSWORD = '{PASSWORD}' AND LOGIN = true",
+        f"GRANT ALL ON KEYSPACE {keyspace} TO {keyspace}",
+    )
+    (home / "cassandra.password").write_text(PASSWORD + "\n")
+    (home / "cassandra.password").chmod(0o600)
+    return f"cassandra://{keyspace}@{server.host}:{server.port}/{keyspace}"
+
+
+@contextmanager
 def scratch() -> Iterator[Path]:
     """A temporary directory through which other users may pass: Dovecot's processes are
     not ours.

@@ -37,8 +37,9 @@ from .cluster import (
 from .cluster.initial import GROUPS_LOCAL
 from .config import Config
 from .errors import Unavailable
+from .forms import reads
 from .store import MailStore
-from .store.backend import handover
+from .store.backend import handover, mark
 from .store.backend.handover import Kick
 from .store.log import boots
 from .store.owned import Tag
@@ -52,9 +53,6 @@ LOAD_S: Final = 60
 
 UNIX: Final = "unix:"
 """Begins the address of a worker, whose listeners are sockets in a directory."""
-
-READS: Final = {"envelope": 2, "journal": 1, "wire": 1}
-"""What this code can read, by format and major version."""
 
 
 class Membership:
@@ -115,6 +113,12 @@ class Membership:
     def ended(self) -> bool:
         """Whether the present boot has ended in order."""
         return any(one.boot == self.boot() and one.ended > 0 for one in boots.listing(self._store.env))
+
+    def forms(self) -> Mapping[str, int] | None:
+        return self._store.env.forms.raised if self._store.started else None
+
+    async def raise_forms(self, wanted: Mapping[str, int]) -> None:
+        await mark.raise_forms(self._store.env, wanted)
 
     def split(self, group: str, unit: str) -> None:
         self._store.env.owned.split(group, unit)
@@ -187,7 +191,7 @@ class Joining:
         cluster = self._config.cluster
         one_host = not cluster.directory.startswith("cassandra:")
         address = cluster.address or ("127.0.0.1" if one_host else socket.gethostname())
-        member = Member("backend", cluster.site, address, dict(ports), READS, __version__)
+        member = Member("backend", cluster.site, address, dict(ports), reads(), __version__)
         make = partial(
             make_settings,
             self.directory,
@@ -266,16 +270,17 @@ async def _greets(member: Member | None) -> bool:
     """Whether a listener of a backend answers a connection with a greeting."""
     if member is None:
         return False
-    for listener in ("imap", "lmtp"):
-        if member.address.startswith(UNIX) or member.ports.get(listener):
+    listeners = [name for name in ("imap", "lmtp") if member.address.startswith(UNIX) or member.ports.get(name)]
+    return any(await asyncio.gather(*(_greets_at(member, name) for name in listeners)))
+
+
+async def _greets_at(member: Member, listener: str) -> bool:
+    try:
+        async with asyncio.timeout(GREETING_S):
+            reader, writer = await _connect(member, listener)
             try:
-                async with asyncio.timeout(GREETING_S):
-                    reader, writer = await _connect(member, listener)
-                    try:
-                        if await reader.readline():
-                            return True
-                    finally:
-                        writer.transport.abort()
-            except (OSError, TimeoutError):
-                continue
-    return False
+                return bool(await reader.readline())
+            finally:
+                writer.transport.abort()
+    except OSError:
+        return False

@@ -48,6 +48,7 @@ from obox.cluster import (
 )
 from obox.cluster.assign import digest
 from obox.errors import Unavailable
+from obox.forms import FORMS, Form
 
 GROUPS = 8
 READS = {"envelope": 2, "journal": 1}
@@ -61,11 +62,13 @@ class Board:
         self.directory = directory
         self.probe: Any = None
         self.serves: dict[str, Assigned] | None = None
+        self.reads = dict(READS)
+        """What the code of the member that is asked can read."""
 
         @asynccontextmanager
         async def find(*, make: bool = False) -> AsyncIterator[ClusterParts]:
             serves = None if self.serves is None else self._serves
-            yield ClusterParts(directory, "memory", "a", 15.0, READS, serves, self.probe)
+            yield ClusterParts(directory, "memory", "a", 15.0, self.reads, serves, self.probe)
 
         self.admin = Admin(
             users=users, authenticator=lambda: Authenticator(users), parse_search=lambda _: None, find_cluster=find
@@ -219,7 +222,7 @@ async def test_upgrade_names_members_that_are_behind(board: Board, monkeypatch: 
     assert outcome.code == 75
     assert "these members have an older obox: b" in outcome.message
 
-    assert "older envelope" in outcome.rows[1]["result"]
+    assert "does not read envelope 2;" in outcome.rows[1]["result"]
     assert outcome.rows[-1]["version"] == "1.0"
     await board.put(Kind.ORDERS, "b", Orders(State.REMOVED))
     got = await board.rows("clusterUpgrade")
@@ -227,6 +230,45 @@ async def test_upgrade_names_members_that_are_behind(board: Board, monkeypatch: 
     assert got[-1]["version"] == "1.3"
     assert (await board.row("clusterStatus"))["version"] == "1.3"
     assert (await board.rows("clusterUpgrade"))[-1]["result"] == "up to date"
+
+
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A form that only tests register: this code writes its second version."""
+    monkeypatch.setitem(FORMS, "test", Form(first=1, reads=2))
+    return {**READS, "test": 2}
+
+
+async def test_upgrade_lets_backends_write_newer_forms(board: Board, newer: dict[str, int]) -> None:
+    """It is refused while a backend that is not offline or removed cannot read them."""
+    board.reads = newer
+    outcome = await board.ask("clusterUpgrade")
+    assert outcome.code == 75
+    assert "these members have an older obox: a, b, c" in outcome.message
+    assert outcome.rows[0]["result"] == "does not read test 2; upgrade it, or remove it"
+    assert outcome.rows[-1]["result"] == "waits for the members above"
+    for name in ("a", "b"):
+        await board.put(Kind.MEMBERS, name, Member("backend", "north", f"{name}.example.org", {}, newer, "2"))
+    assert "these members have an older obox: c" in (await board.ask("clusterUpgrade")).message, "standby counts"
+    assert (await read_tables(board.directory)).settings.forms == {}
+    await board.put(Kind.ORDERS, "c", Orders(State.OFFLINE))
+    assert (await board.rows("clusterUpgrade"))[-1] == {
+        "what": "directory", "version": "1.0", "reads": "envelope 2 journal 1 test 2", "result": "raised",
+    }  # fmt: skip
+    assert (await read_tables(board.directory)).settings.forms == {"test": 2}
+    assert (await board.rows("clusterUpgrade"))[-1]["result"] == "up to date"
+
+
+async def test_a_proxy_reads_no_objects(board: Board, newer: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    board.reads = newer
+    for name in ("a", "b", "c"):
+        await board.put(Kind.MEMBERS, name, Member("backend", "north", f"{name}.example.org", {}, newer, "2"))
+    await board.put(Kind.MEMBERS, "front", Member("proxy", "north", "front.example.org", {}, {"wire": 1}))
+    await board.put(Kind.BEATS, "front", Beat(1))
+    assert (await board.rows("clusterUpgrade"))[-1]["result"] == "raised"
+    monkeypatch.setitem(FORMS, "wire", Form(first=1, reads=2))
+    board.reads = {**newer, "wire": 2}
+    assert "front" in (await board.ask("clusterUpgrade")).message
 
 
 async def test_upgrade_and_proxies(board: Board) -> None:

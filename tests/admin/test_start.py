@@ -4,13 +4,14 @@ served."""
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from adminservice import write_config
+from adminservice import running, write_config
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 
@@ -166,3 +167,24 @@ async def test_a_stop_ends_a_start_that_is_under_way(tmp_path: Path, monkeypatch
     assert not backend.parts.store.started
     assert [line for line in lines if line["log_level"] == "error"] == []
     assert "store ready" not in [line["event"] for line in lines]
+
+
+@pytest.mark.parametrize("over_tls", [True, False])
+async def test_a_client_whose_tls_ends_at_a_trusted_proxy_is_protected(tmp_path: Path, over_tls: bool) -> None:
+    """The PROXY header says so; HAProxy's send-proxy-v2-ssl."""
+    config = write_config(tmp_path)
+    config.write_text(config.read_text().replace('"127.0.0.1:0"', '"127.0.0.1:0/proxy"', 2))
+    addresses = bytes([192, 0, 2, 7, 198, 51, 100, 1]) + struct.pack("!HH", 4000, 143)
+    body = addresses + (b"\x20\x00\x05\x01\0\0\0\0" if over_tls else b"")
+    header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack("!H", len(body)) + body
+    async with running(config) as service:
+        port = int(service.backend.listeners.addresses("imap")[0].rpartition(":")[2].removesuffix("/proxy"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(header + b"a LOGIN ben@example.org secret\r\n")
+        greeting, answer = await reader.readline(), await reader.readline()
+        assert (b"LOGINDISABLED" in greeting) is not over_tls
+        assert answer.startswith(b"a OK" if over_tls else b"a NO [PRIVACYREQUIRED]"), answer
+        imap = service.backend.imap
+        assert imap is not None
+        assert [member.tls for member in imap.who()] == [over_tls]
+        writer.close()

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from adminservice import running, write_config
 from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs
-from stores import Late, Racy, SeaweedLike, Stale, Stubborn
 from structlog.testing import capture_logs
 
 from obox import parts as module
@@ -23,6 +22,7 @@ from obox.config import load
 from obox.errors import ConfigError
 from obox.objectstore import MemoryDriver, open_store
 from obox.wiring import bucket_alone, offline
+from tests.stores import Late, Racy, SeaweedLike, Stale, Stubborn
 
 __all__ = ["moto", "moto_bucket", "s3_bucket", "seaweedfs"]
 

@@ -36,7 +36,9 @@ from obox.cluster import (
     read_settings,
 )
 from obox.cluster import view as module
+from obox.cluster.view import SETTINGS_POLLS
 from obox.errors import ConfigError
+from obox.forms import FORMS, OF_PROXIES, Form
 
 NOTHING = Changes(*[frozenset()] * 6)
 NOW = 1_800_000_000_000_000
@@ -468,5 +470,32 @@ def test_a_disk_that_is_full_costs_no_poll() -> None:
             assert await view.poll()
             assert await view.poll()
         assert full.saves == 2, "tried again"
+
+    play(story)
+
+
+def test_forms_that_this_code_cannot_read_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend does not start, or it ends. A proxy needs `wire` alone."""
+    monkeypatch.setitem(FORMS, "test", Form(first=1, reads=2))
+
+    async def story(world: World) -> None:
+        await world.put(Kind.SETTINGS, "directory", encode(Settings(4, "0", 1.0, forms={"test": 2})))
+        view = world.view()
+        assert await view.poll()
+        for versions, words in (({"test": 3}, "test 3 .* reads test 2"), ({"more": 1}, "more 1 .* reads more 0")):
+            await world.put(Kind.SETTINGS, "directory", encode(Settings(4, "0", 1.0, forms=versions)))
+            with pytest.raises(ConfigError, match=rf"members may write {words}; install the version of obox"):
+                await world.view().poll()
+            proxy = View(world.writer, clock=lambda: 1.0, now=lambda: 1.0, sleep=asyncio.sleep, forms=OF_PROXIES)
+            assert await proxy.poll()
+        for _ in range(SETTINGS_POLLS - 1):
+            assert await view.poll()
+        with pytest.raises(ConfigError, match="members may write more 1"):
+            await view.poll()
+        memory = Memory()
+        newer = encode(Settings(4, "0", 1.0, forms={"test": 3}))
+        memory.kept = Kept(1.0, {"settings": {"directory": (newer, 1)}})
+        with pytest.raises(ConfigError, match="members may write test 3"):
+            world.view(memory).restore()
 
     play(story)

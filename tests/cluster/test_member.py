@@ -49,6 +49,12 @@ class Store:
     def holds(self, unit: str) -> bool:
         return unit in self.units
 
+    def forms(self) -> None:
+        return None
+
+    async def raise_forms(self, wanted: Mapping[str, int]) -> None:
+        raise AssertionError("nothing is raised")
+
     def split(self, group: str, unit: str) -> None:
         raise AssertionError("nobody is pinned")
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from obox.cluster import (
     Assigned,
@@ -23,6 +24,7 @@ from obox.cluster import (
     Move,
     Myself,
     Orders,
+    Settings,
     State,
     View,
     World,
@@ -32,6 +34,8 @@ from obox.cluster import (
     user_key,
 )
 from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S, WRITES_AT_ONCE
+from obox.cluster.view import SETTINGS_POLLS
+from obox.forms import FORMS, Form
 from obox.types import StorageId
 
 GROUPS = 12
@@ -45,6 +49,8 @@ class FakeStore:
         self.present = "boot1"
         self.unclean: set[tuple[str, str]] = set()
         self.gained: list[tuple[set[str], bool]] = []
+        self.allowed: Mapping[str, int] | None = {}
+        self.raised: list[dict[str, int]] = []
 
     def held(self) -> Mapping[str, tuple[int, int]]:
         return self.units
@@ -55,6 +61,14 @@ class FakeStore:
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         self.units |= {unit: (row.number, row.token) for unit, row in units.items()}
         self.gained.append((set(units), orderly))
+
+    def forms(self) -> Mapping[str, int] | None:
+        return self.allowed
+
+    async def raise_forms(self, wanted: Mapping[str, int]) -> None:
+        assert self.allowed is not None
+        self.raised.append(dict(wanted))
+        self.allowed = {**self.allowed, **wanted}
 
     def split(self, group: str, unit: str) -> None:
         if group in self.units:
@@ -97,6 +111,7 @@ class Fleet:
         self.members: dict[str, BackendMember] = {}
         self.answers = True
         """Whether members greet."""
+        self.joins_as = State.ONLINE
 
     async def sleep(self, seconds: float) -> None:
         self.time += seconds
@@ -115,7 +130,7 @@ class Fleet:
         async def settle() -> None:
             await make_settings(way, GROUPS, now=lambda: self.time, sleep=self.sleep, random_bytes=lambda n: b"r" * n)
 
-        member._myself = Myself(Member("backend", "default", "127.0.0.1"), State.ONLINE, settle)
+        member._myself = Myself(Member("backend", "default", "127.0.0.1"), self.joins_as, settle)
         assert await member._join()
         return member
 
@@ -444,3 +459,105 @@ async def test_passes_are_quick_while_groups_may_come(fleet: Fleet) -> None:
     assert await pause() == QUICK_S
     await fleet.seconds(10)
     assert await pause() == POLL_S, "it holds nothing any more"
+
+
+NEW = Form(first=1, reads=2)
+"""A form that only tests register."""
+
+
+@pytest.mark.parametrize(
+    ("site", "state", "joins"),
+    [
+        ("default", State.ONLINE, State.STANDBY),
+        ("default", State.STANDBY, State.STANDBY),
+        ("default", State.OFFLINE, State.ONLINE),
+        ("default", State.REMOVED, State.ONLINE),
+        ("other", State.ONLINE, State.ONLINE),
+    ],
+)
+async def test_a_new_backend_joins_as_standby_unless_nobody_else_serves_its_site(
+    site: str, state: State, joins: State
+) -> None:
+    """With Cassandra. A backend that the directory knows keeps its state."""
+    fleet = Fleet()
+    fleet.joins_as = State.STANDBY
+    for name in ("a", "b"):
+        await fleet.put(Kind.MEMBERS, name, Member("backend" if name == "b" else "proxy", site, "host"))
+        await fleet.put(Kind.ORDERS, name, Orders(state))
+    member = await fleet.join("c")
+    assert member.view.orders["c"].state is joins
+    await fleet.put(Kind.ORDERS, "c", Orders(State.OFFLINE))
+    member = await fleet.join("c")
+    assert member.view.orders["c"].state is State.OFFLINE
+
+
+async def test_the_first_backend_of_an_empty_cluster_gets_all_groups() -> None:
+    fleet = Fleet()
+    fleet.joins_as = State.STANDBY
+    await fleet.join("a")
+    await fleet.seconds(4)
+    assert len(fleet.stores["a"].units) == GROUPS
+    await fleet.join("b")
+    await fleet.seconds(4)
+    assert not fleet.stores["b"].units
+    await fleet.put(Kind.ORDERS, "a", Orders(State.STANDBY))
+    await fleet.put(Kind.ORDERS, "b", Orders(State.ONLINE))
+    await fleet.seconds(4)
+    assert len(fleet.stores["a"].units) == GROUPS, "standby serves what it has"
+
+
+async def with_forms(fleet: Fleet, **forms: int) -> None:
+    """What `cluster upgrade` writes."""
+    (row,) = (await fleet.directory.all(Kind.SETTINGS)).values()
+    await fleet.put(Kind.SETTINGS, "directory", msgspec.structs.replace(decode(row.value, Settings), forms=forms))
+
+
+async def reading(fleet: Fleet, name: str) -> None:
+    """A member that reads the new form joins."""
+    member = await fleet.join(name)
+    await member.view.put(Kind.MEMBERS, name, msgspec.structs.replace(member._myself.member, reads={"test": 2}))
+
+
+async def test_newer_forms_are_written_after_an_upgrade(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMS, "test", NEW)
+    for name in ("a", "b"):
+        await reading(fleet, name)
+    await fleet.seconds(3)
+    assert not fleet.stores["a"].raised
+    await with_forms(fleet, test=2)
+    await fleet.seconds(SETTINGS_POLLS + 1)
+    assert [fleet.stores[name].raised for name in ("a", "b")] == [[{"test": 2}], [{"test": 2}]], "once"
+
+
+async def test_a_backend_that_comes_in_the_moment_of_an_upgrade_is_waited_for(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cluster upgrade` has not seen it, and it has not seen `cluster upgrade`."""
+    monkeypatch.setitem(FORMS, "test", NEW)
+    for name in ("a", "b"):
+        await reading(fleet, name)
+    await with_forms(fleet, test=2)
+    await fleet.put(Kind.MEMBERS, "old", Member("backend", "default", "127.0.0.1", {}, {"journal": 1}))
+    with capture_logs() as logs:
+        await fleet.seconds(2 * SETTINGS_POLLS)
+    said = [line["backends"] for line in logs if line["event"].startswith("newer forms are not written yet")]
+    assert set(said) == {"old cannot read test 2"}
+    assert len(said) == 2, "each says it once"
+    assert not fleet.stores["a"].raised
+    await fleet.put(Kind.ORDERS, "old", Orders(State.OFFLINE))
+    await fleet.seconds(2)
+    assert fleet.stores["a"].raised == [{"test": 2}]
+
+
+async def test_a_directory_that_was_lost_learns_the_forms_from_the_bucket(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMS, "test", NEW)
+    await reading(fleet, "a")
+    fleet.stores["a"].allowed = None  # before the start it does not know
+    await fleet.seconds(2)
+    fleet.stores["a"].allowed = {"test": 2}
+    await fleet.seconds(2)
+    assert not fleet.stores["a"].raised
+    (row,) = (await fleet.directory.all(Kind.SETTINGS)).values()
+    assert decode(row.value, Settings).forms == {"test": 2}

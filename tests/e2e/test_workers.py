@@ -145,6 +145,10 @@ def test_oboxadm_treats_the_workers_as_one_server(unit: Unit) -> None:
     until(lambda: _gone(unit, NAMES[0]))
     unit.admin("kick", NAMES[0], code=68)
     unit.admin("mailbox", "list", "-u", "nobody@example.org", code=67)
+    (row,) = unit.admin("obox", "user", "rename", NAMES[0], "renamed")
+    assert (row["storage_id"], row["connections"]) == (NAMES[0], 0)
+    unit.deliver("renamed")
+    assert unit.count("renamed") == 2
     assert unit.admin("stop", "-y", "-t", "20")[-1]["step"] == "end"
     assert unit.backend.process is not None
     assert unit.backend.process.wait(20) == 0

@@ -163,6 +163,7 @@ def key(rng: Rng, depth: int = 0) -> bytes:
         lambda: rng.choice((b"OLDER", b"YOUNGER")) + b" %d" % (100_000 + long(rng, 2**31)),
         lambda: b"UID %d:%d" % (long(rng, 20), long(rng, 20)),
         lambda: b"MODSEQ %d" % long(rng, 2**62),
+        lambda: rng.choice((b"EMAILID M", b"THREADID T", b"EMAILID ", b"EMAILID x")) + b"%032x" % rng.getrandbits(128),
         lambda: rng.choice((b"KEYWORD", b"UNKEYWORD")) + b" $Label%d" % rng.randrange(3),
         lambda: rng.choice((b"1:*", b"*", b"$", b"2,1,3:4")),
     ]

@@ -32,9 +32,12 @@ SECTIONS: Final = (
 )
 ITEMS: Final = (
     *b"FLAGS UID ENVELOPE BODY BODYSTRUCTURE INTERNALDATE RFC822.SIZE RFC822 RFC822.HEADER RFC822.TEXT MODSEQ".split(),
-    b"SAVEDATE",
+    *(b"SAVEDATE", b"EMAILID", b"THREADID"),
 )
-STATUS: Final = tuple(b"MESSAGES UIDNEXT UIDVALIDITY UNSEEN RECENT HIGHESTMODSEQ SIZE DELETED APPENDLIMIT NONE".split())
+STATUS: Final = tuple(
+    b"MESSAGES UIDNEXT UIDVALIDITY UNSEEN RECENT HIGHESTMODSEQ SIZE DELETED DELETED-STORAGE APPENDLIMIT MAILBOXID "
+    b"NONE".split()
+)
 TOKENS: Final = (
     *(b"(", b")", b"[", b"]", b"{", b"}", b'"', b"\\", b"*", b"%", b"&", b" ", b"\r\n", b"\n", b"\r", b"\0", b"\xff"),
     *(b"{5}", b"{5+}", b"{0+}\r\n", b"~{3+}\r\nabc", b"{99999999999+}", b"NIL", b"1,", b"OR ", b"NOT ", b"\xcc\x81"),
@@ -208,6 +211,9 @@ class Commands:
     def misc(self) -> bytes:
         return self.pick(
             (
+                b"GETQUOTA " + self.pick((b"user", b'""', b"x" * 300)),
+                b"GETQUOTAROOT " + self.name(),
+                b"SETQUOTA user (STORAGE %d)" % self.chance.getrandbits(65),
                 b"ENABLE QRESYNC",
                 b"ENABLE CONDSTORE X",
                 b'ID ("name" "x" "y" NIL)',

@@ -77,7 +77,7 @@ async def test_the_same_item_is_answered_once(running: Running) -> None:
     await client.append("INBOX", b"Subject: x\r\n\r\nhello")
     await client.ok("SELECT INBOX")
     lines = await client.ok(b"FETCH 1 (%b)" % b" ".join([b"BODY.PEEK[TEXT]<0.9>", b"UID"] * 50))
-    assert lines[0] == b"* 1 FETCH (BODY[TEXT]<0> {5}\r\nhello UID 1)"
+    assert lines[0] == b"* 1 FETCH (UID 1 BODY[TEXT]<0> {5}\r\nhello)"
 
 
 async def test_many_long_keywords(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ async def test_headers_that_are_too_long_to_be_kept(running: Running, monkeypatc
     with gathered(monkeypatch) as found:
         lines = await client.ok("FETCH 1:* (UID BODY[HEADER])")
     assert lines[:-1] == [
-        b"* %d FETCH (UID %d BODY[HEADER] {%d}\r\n%b FLAGS (\\Seen \\Recent))" % (i, i, len(header), header)
+        b"* %d FETCH (UID %d FLAGS (\\Seen \\Recent) BODY[HEADER] {%d}\r\n%b)" % (i, i, len(header), header)
         for i, header in enumerate(headers, 1)
     ]
     assert max(found) <= len(long) + (64 << 10)
@@ -146,7 +146,7 @@ async def test_piece_by_piece_is_the_same_answer(running: Running, monkeypatch: 
     assert b"BODY[4] NIL" in pieces[0]
     await client.ok(b"STORE 2 -FLAGS \\Seen")
     (told, _) = await client.ok("FETCH 2 (BODY[] BODY[TEXT])")
-    assert told.endswith(b" FLAGS (\\Recent \\Seen))") or told.endswith(b" FLAGS (\\Seen \\Recent))")
+    assert told.startswith(b"* 2 FETCH (FLAGS (\\Seen \\Recent) BODY[] {%d}\r\n" % len(PARTS))
 
 
 async def test_a_large_answer_lets_others_run(running: Running) -> None:

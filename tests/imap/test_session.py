@@ -376,6 +376,20 @@ async def test_too_many_bad_commands(tmp_path: Path) -> None:
         assert await client.line() == b""
 
 
+async def test_too_many_failed_logins(tmp_path: Path) -> None:
+    """In both commands, whatever comes in between."""
+    async with serving(tmp_path, ImapSettings(bad_logins_max=3)) as running:
+        client = await running.client()
+        assert (await client.cmd("LOGIN anna wrong"))[-1].startswith(b"NO [AUTHENTICATIONFAILED]")
+        await client.ok("NOOP")
+        assert (await client.cmd("LOGIN gone secret"))[-1].startswith(b"NO [AUTHORIZATIONFAILED]")
+        client.send(b"a AUTHENTICATE PLAIN AGFubmEAeA==\r\n")
+        lines = await client.until(b"* BYE")
+        assert lines[0].startswith(b"a NO [AUTHENTICATIONFAILED]")
+        assert lines[-1] == b"* BYE Too many failed logins"
+        assert await client.line() == b""
+
+
 async def test_literals_beyond_all_limits(tmp_path: Path) -> None:
     async with serving(tmp_path, ImapSettings(mail_bytes_max=1000)) as running:
         client = await running.client(login="anna")
@@ -441,11 +455,11 @@ async def test_byte_for_byte(running: Running, size: int) -> None:
     await client.append("INBOX", mail)
     await client.ok("SELECT INBOX")
     (line, _) = await client.ok("FETCH 1 (UID BODY.PEEK[] RFC822.SIZE)")
-    assert line == b"* 1 FETCH (UID 1 BODY[] {%d}\r\n%b RFC822.SIZE %d)" % (size, mail, size)
+    assert line == b"* 1 FETCH (UID 1 RFC822.SIZE %d BODY[] {%d}\r\n%b)" % (size, size, mail)
     lines = await client.ok("FETCH 1 (BODY[]<10.70000>)")
     part = mail[10:70_010]
-    assert lines[0].startswith(b"* 1 FETCH (BODY[]<10> " + (b"{%d}\r\n%b" % (len(part), part) if part else b'""'))
-    assert lines[0].endswith(b"FLAGS (\\Seen \\Recent))")
+    value = b"{%d}\r\n%b" % (len(part), part) if part else b'""'
+    assert lines[0] == b"* 1 FETCH (FLAGS (\\Seen \\Recent) BODY[]<10> " + value + b")"
 
 
 # -- the server --------------------------------------------------------------------------------------------------------

@@ -268,7 +268,7 @@ async def test_a_lost_mail_as_an_empty_one(office: Open, mode: FetchFailure) -> 
         assert [line.split()[1] for line in lines[:-1]] == [b"1", b"2", b"3"]
         lines = await client.ok("FETCH 2 (RFC822.TEXT BODY.PEEK[1] BODY.PEEK[2] BODY.PEEK[]<3.5> BODY.PEEK[TEXT]<0.9>)")
         assert lines[0] == (
-            b'* 2 FETCH (RFC822.TEXT "" BODY[1] "" BODY[2] NIL BODY[]<3> "" BODY[TEXT]<0> "" FLAGS (\\Seen))'
+            b'* 2 FETCH (FLAGS (\\Seen) RFC822.TEXT "" BODY[1] "" BODY[2] NIL BODY[]<3> "" BODY[TEXT]<0> "")'
         )
         lines = await client.ok("FETCH 2 (ENVELOPE BODY.PEEK[HEADER.FIELDS (Subject)] BODY.PEEK[])")
         assert b'ENVELOPE (NIL "s2" ' in lines[0], "cached when it came"

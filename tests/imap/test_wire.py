@@ -101,7 +101,9 @@ def test_dates_are_read_back(seconds: int, zone: int) -> None:
 
 def test_status_lines() -> None:
     assert wire.status(b"a", "OK", "Done") == b"a OK Done\r\n"
-    assert wire.status(None, "BYE", "ü\r\nx\0") == b"* BYE ???x?\r\n"
+    assert wire.status(None, "BYE", "ü\r\nx\0") == b"* BYE &APw-??x?\r\n"
+    assert wire.status(b"a", "NO", "no mailbox '\u53f0\u5317 & x'") == b"a NO no mailbox '&U,BTFw- &- x'\r\n"
+    assert wire.status(b"a", "NO", "half \ud800") == b"a NO half ?\r\n"
     assert wire.status(b"a", "OK", "x", b"UIDNEXT 5") == b"a OK [UIDNEXT 5] x\r\n"
     assert wire.status(b"a", "NO", "", "A\r\nB") == b"a NO [A??B] -\r\n"
     assert wire.status(b"a", "NO", "[ALERT] x") == b"a NO ([ALERT] x\r\n"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs  # fixtures
-from stores import MinioLike, SeaweedLike
 
 from obox.objectstore import Driver, OpenStore, Settings, open_store
 from obox.objectstore.faults import FaultyDriver, Plan, Rates
+from tests.stores import MinioLike, SeaweedLike
 
 __all__ = ["moto", "moto_bucket", "s3_bucket", "seaweedfs"]
 

@@ -20,7 +20,6 @@ import boto3
 import pytest
 from patience import PATIENT_S
 from servers import S3Bucket, s3_client
-from stores import Racy
 
 from obox.errors import ConfigError
 from obox.objectstore import (
@@ -42,6 +41,7 @@ from obox.objectstore import (
     require_one_winner,
 )
 from obox.objectstore import _cloud as cloud
+from tests.stores import Racy
 
 from .conftest import s3_settings
 

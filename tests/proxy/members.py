@@ -32,6 +32,8 @@ from obox.types import StorageId
 SECRET = b"the secret of this test's cluster"
 USERS = ("anna", "ben", "carl")
 ADDRESS = "127.0.0.1"
+ATTEMPTS = 18
+"""At a backend that refuses connections, until a client has waited for long enough."""
 PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 """The folders of programs. Debian installs servers in a folder sbin."""
 
@@ -55,29 +57,46 @@ class FakeRouter:
 
     def __init__(self, rows: Rows, me: str) -> None:
         self.rows, self.me = rows, me
-        self.known: dict[str, Assigned] = {}
+        self.read: dict[str, Assigned] = {}
         self.rereads: list[tuple[str, Assigned]] = []
         self.down = False
 
     async def route(self, sid: StorageId) -> Here | There:
         if self.down:
             raise Unavailable("the directory does not answer")
-        self.known.setdefault(sid, self.rows.owners[sid])
+        self.read.setdefault(sid, self.rows.owners[sid])
         return self._answer(sid)
+
+    def known(self, sid: StorageId) -> Here | There | None:
+        return self._answer(sid) if sid in self.read else None
 
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         self.rereads.append((sid, seen))
-        known = self.known.get(sid)
-        if known is None or (known.number, known.token) < (seen.number, seen.token):
-            self.known[sid] = self.rows.owners[sid]
+        read = self.read.get(sid)
+        if read is None or (read.number, read.token) < (seen.number, seen.token):
+            self.read[sid] = self.rows.owners[sid]
         return self._answer(sid)
 
     def _answer(self, sid: str) -> Here | There:
-        assigned = self.known[sid]
+        assigned = self.read[sid]
         if assigned.backend == self.me:
             return Here(assigned)
         address, ports = self.rows.places.get(assigned.backend, (ADDRESS, {"imap": 1, "lmtp": 1}))
         return There(assigned.backend, address, dict(ports), assigned)
+
+
+class Pauses:
+    """Time that passes in pauses between attempts alone, and fast."""
+
+    def __init__(self) -> None:
+        self.slept_s = 0.0
+
+    def clock(self) -> float:
+        return self.slept_s
+
+    async def sleep(self, delay_s: float) -> None:
+        self.slept_s += delay_s
+        await asyncio.sleep(delay_s / 50)
 
 
 class Counts:
@@ -212,8 +231,16 @@ class Cluster:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*self.certs)
         digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certs[0].read_text())).digest()
+        pauses = Pauses()
         forwarder = Forwarder(
-            router, secrets, authenticator, member=name, certificate=lambda: digest, counters=counts, sleep=_soon
+            router,
+            secrets,
+            authenticator,
+            member=name,
+            certificate=lambda: digest,
+            counters=counts,
+            sleep=pauses.sleep,
+            clock=pauses.clock,
         )
         imap = ImapServer(store, authenticator, settings or ImapSettings(), upgrade=starttls(lambda: context))
         imap.forwards(forwarder)
@@ -232,10 +259,6 @@ class Cluster:
         return member
 
 
-async def _soon(delay_s: float) -> None:
-    await asyncio.sleep(delay_s / 50)
-
-
 async def _stop(member: Member) -> None:
     member.silent()
     for client in member.clients:
@@ -243,7 +266,8 @@ async def _stop(member: Member) -> None:
     await member.imap.stop(grace_s=5.0)
     await member.lmtp.close(5.0)
     assert member.counts.open == 0
-    assert not member.forwarder._legs
+    assert not member.forwarder.moves, "nothing is watched that has ended"
+    assert member.forwarder.waiting.count == 0
 
 
 @asynccontextmanager

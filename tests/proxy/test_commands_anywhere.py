@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,8 @@ from members import FakeRouter, Rows
 
 from obox.accounts import Account
 from obox.admin import TABLE, Admin, Event, Failure, Needs, Selection, Verb
+from obox.admin.loading import loaded
+from obox.admin.removal import OboxUserRenameParams
 from obox.admin.run import Outcome
 from obox.auth import Authenticator, Forward, PasswdFile, Penalties
 from obox.cluster import Assigned, Beat, Member, Orders, State, There
@@ -148,6 +150,30 @@ async def test_a_user_is_looked_after_by_the_owner(made: Cluster, asked: str) ->
     assert sorted((row["username"], row["at"]) for row in rows) == [("anna", "b1"), ("ben", "b2")]
 
 
+@pytest.mark.parametrize("asked", ["b1", "b2", "p"])
+async def test_a_rename_is_done_by_the_owner(made: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    """It names its user in a parameter of its own. An owner that has given the user
+    away refers the caller, as in verbs for users."""
+    ran: list[tuple[str, str, str]] = []
+
+    async def rename(admin: Admin, params: OboxUserRenameParams) -> AsyncIterator[Event]:
+        (at,) = (name for name, node in made.nodes.items() if node.server in (admin.server, _inner(admin)))
+        ran.append((at, params.user, params.new_user))
+        yield {"user": params.new_user}
+
+    verb = replace((await loaded())["oboxUserRename"], run=rename)
+    monkeypatch.setitem(TABLE, "oboxUserRename", verb)
+    call = made.nodes[asked].run
+    assert await call("oboxUserRename", user="anna", newUser="anne") == (0, [{"user": "anne"}], [], "")
+    made.rows.own("anna", "b2")
+    for name in ("b1", "b2"):
+        made.nodes[name].router.known["anna"] = made.rows.owners["anna"]
+    assert await call("oboxUserRename", user="anna", newUser="anne") == (0, [{"user": "anne"}], [], "")
+    assert ran == [("b1", "anna", "anne"), ("b2", "anna", "anne")]
+    code, _, _, message = await call("oboxUserRename", user="nobody", newUser="anne")
+    assert (code, len(ran)) == (67, 2), message
+
+
 async def test_all_users_are_those_of_the_backend_that_is_asked(made: Cluster) -> None:
     """A backend selects only its own users, so a nightly job on each backend does
     nothing twice. A proxy has no users of its own, and asks all backends."""
@@ -161,7 +187,7 @@ async def test_who_has_given_a_user_away_refers_and_the_caller_reads_the_row(mad
     b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
     await proxy.run("probe", user="anna")
     made.rows.own("anna", "b2")
-    b1.router.known["anna"] = b2.router.known["anna"] = made.rows.owners["anna"]
+    b1.router.read["anna"] = b2.router.read["anna"] = made.rows.owners["anna"]
     b1.calls.clear()
     assert await proxy.run("probe", user="anna") == (0, [{"at": "b2", "user": "anna"}], [], "")
     assert (b1.calls, b2.calls) == (["p"], ["p"])
@@ -171,7 +197,7 @@ async def test_who_has_given_a_user_away_refers_and_the_caller_reads_the_row(mad
 async def test_who_has_an_old_row_reads_it_anew(made: Cluster) -> None:
     """The number of the caller's assignment is higher than the owner's. The owner reads
     its row again, and sends no referral."""
-    made.nodes["b2"].router.known["anna"] = made.rows.owners["anna"]
+    made.nodes["b2"].router.read["anna"] = made.rows.owners["anna"]
     made.rows.own("anna", "b2")
     assert await made.nodes["p"].run("probe", user="anna") == (0, [{"at": "b2", "user": "anna"}], [], "")
     assert len(made.nodes["b2"].router.rereads) == 1
@@ -183,7 +209,7 @@ async def test_a_call_is_never_forwarded_again(made: Cluster) -> None:
     change that."""
     b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
     for node, other in ((b1, "b2"), (b2, "b1")):
-        node.router.known["anna"] = Assigned(other, 9, 1)
+        node.router.read["anna"] = Assigned(other, 9, 1)
     code, rows, failures, message = await proxy.run("probe", user="anna")
     assert (code, rows) == (75, [])
     assert "do not agree" in message

@@ -24,7 +24,6 @@ from members import ADDRESS, SECRET, Cluster, Member, Rows, cluster, until
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 
-from obox import front as front_module
 from obox.cluster import (
     Assigned,
     Beat,
@@ -161,11 +160,10 @@ async def test_a_proxy_serves_logins_mails_probes_and_metrics(
 
 
 async def test_clients_of_users_who_have_another_backend_are_let_go(
-    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path
 ) -> None:
     """The old backend may have died, so it may not close its sessions. The proxy closes
     them. Sessions of other users stay open."""
-    monkeypatch.setattr(front_module, "MOVED_S", 0.0)
     made, _, directory = backend
     made.rows.own("anna", "b2")
     await written(made.rows, directory)
@@ -174,6 +172,7 @@ async def test_clients_of_users_who_have_another_backend_are_let_go(
         ben, anna = await client(front), await client(front)
         await ben.ok("LOGIN ben secret")
         await anna.ok("LOGIN anna secret")
+        await put(directory, Kind.MEMBERS, "b3", MemberRow("backend", "", "192.0.2.3", {"imap": 1}, {}, ""), 2)
         await put(directory, Kind.PINS, "ben", Assigned("b3", 9, 1), 2)
         assert await asyncio.wait_for(ben.reader.read(), PATIENT_S) == b""
         await anna.ok("NOOP")

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from members import ADDRESS, SECRET, Cluster, Member, cluster
+from members import ADDRESS, ATTEMPTS, SECRET, Cluster, Member, cluster
 from structlog.testing import capture_logs
 
 from obox import errors
@@ -99,7 +99,7 @@ async def test_an_owner_that_does_not_answer_is_temporary(two: tuple[Cluster, Me
     b2.silent()
     replies = await b1.deliver(MAIL, "anna", "ben")
     assert [reply[:9] for reply in replies] == ["250 2.0.0", "451 4.3.0"]
-    assert b1.counts.results == [("lmtp", "unavailable")] * 4
+    assert b1.counts.results == [("lmtp", "unavailable")] * ATTEMPTS
     await b2.listen()
 
 
@@ -119,7 +119,7 @@ async def test_a_referral_is_followed_for_its_recipient(two: tuple[Cluster, Memb
     b3 = await made.member("b3")
     await b1.router.route("ben")  # type: ignore[arg-type]
     made.rows.own("ben", "b3")
-    b2.router.known["ben"] = made.rows.owners["ben"]
+    b2.router.read["ben"] = made.rows.owners["ben"]
     assert [reply[:3] for reply in await b1.deliver(MAIL, "ben", "carl")] == ["250", "250"]
     assert len(await b3.mails("ben")) == 1
     assert len(await b2.mails("carl")) == 1
@@ -152,7 +152,7 @@ class Ends:
         writer.close()
 
 
-@pytest.mark.parametrize(("at", "attempts"), [("link", 4), ("body", 4), ("end", 1)])
+@pytest.mark.parametrize(("at", "attempts"), [("link", ATTEMPTS), ("body", ATTEMPTS), ("end", 1)])
 async def test_no_other_is_tried_after_the_end_of_the_mail(tmp_path: Path, at: str, attempts: int) -> None:
     """Before the end of the mail the owner cannot have stored it, so the member tries
     again. After the end the owner may have stored it, so the member does not."""

@@ -15,9 +15,11 @@ import pytest
 from members import ADDRESS, SECRET, Cluster, Member, cluster, until
 
 from obox.auth import LINK, Forward, LinkOwner
+from obox.cluster import Assigned
 from obox.net import splice as splice_module
 from obox.net.dialogue import USER_TIMEOUT_S
 from obox.net.splice import BUFFER_BYTES, Splice
+from obox.proxy import moves as moves_module
 
 ROOM = 64 << 20
 """The number of bytes exceeds the kernel's buffers of two connections."""
@@ -201,16 +203,58 @@ async def test_a_stop_ends_a_splice_whose_owner_never_ends(proxied: tuple[Member
     assert not len(proxy.hub.registry)
 
 
-async def test_the_splices_of_a_dead_backend_are_closed(proxied: tuple[Member, Owner]) -> None:
+async def test_the_splices_of_a_user_who_was_taken_over_are_closed_at_once(proxied: tuple[Member, Owner]) -> None:
+    """The backend is dead or fenced: nobody waits for what it may still say."""
     proxy, owner = proxied
     clients = [await proxy.client(login="ben", strict=False) for _ in range(3)]
     ends = [await owner.client() for _ in clients]
-    assert proxy.forwarder.drop("b1") == 0
-    assert proxy.forwarder.drop("b2") == 3
+    proxy.forwarder.moves.look()
+    await asyncio.sleep(0)
+    assert proxy.counts.open == 3, "nothing has changed"
+    proxy.router.read["ben"] = Assigned("b3", 2, 1)
+    proxy.forwarder.moves.look()
     for client in clients:
         assert await client.reader.read() == b""
     assert len(ends) == 3
     await until(lambda: not len(proxy.hub.registry))
+
+
+async def test_a_backend_at_another_address_is_another_process(proxied: tuple[Member, Owner]) -> None:
+    proxy, owner = proxied
+    client = await proxy.client(login="ben", strict=False)
+    _end = await owner.client()
+    proxy.rows.places["b2"] = ("192.0.2.7", {"imap": owner.port})
+    proxy.forwarder.moves.look()
+    assert await client.reader.read() == b""
+
+
+async def test_a_backend_that_released_a_user_may_say_its_last_words(
+    proxied: tuple[Member, Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moves_module, "MOVED_S", 3600.0)
+    proxy, owner = proxied
+    client = await proxy.client(login="ben", strict=False)
+    _, writer = await owner.client()
+    proxy.router.read["ben"] = Assigned("b3", 2, 1, released=True)
+    for _ in range(2):
+        proxy.forwarder.moves.look()
+        await asyncio.sleep(0.01)
+    writer.write(b"* BYE your mail moves\r\n")
+    writer.close()
+    assert await client.reader.read() == b"* BYE your mail moves\r\n"
+    await until(lambda: not len(proxy.hub.registry))
+
+
+async def test_a_backend_that_released_a_user_and_says_nothing_is_cut(
+    proxied: tuple[Member, Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moves_module, "MOVED_S", 0.01)
+    proxy, owner = proxied
+    client = await proxy.client(login="ben", strict=False)
+    _end = await owner.client()
+    proxy.router.read["ben"] = Assigned("b3", 2, 1, released=True)
+    proxy.forwarder.moves.look()
+    assert await client.reader.read() == b""
 
 
 async def test_a_client_that_leaves_during_the_login_leaves_nothing(proxied: tuple[Member, Owner]) -> None:
@@ -221,7 +265,7 @@ async def test_a_client_that_leaves_during_the_login_leaves_nothing(proxied: tup
         await gate.wait()
         return type(proxy.router)._answer(proxy.router, sid)
 
-    proxy.router.known["ben"] = proxy.rows.owners["ben"]
+    proxy.router.read["ben"] = proxy.rows.owners["ben"]
     proxy.router.route = route  # type: ignore[assignment]
     client = await proxy.client(strict=False)
     client.send(b"a LOGIN ben secret\r\n")

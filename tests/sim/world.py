@@ -19,7 +19,6 @@ from typing import Any, Literal, TypeVar
 from zlib import crc32
 
 import msgspec
-from stores import MinioLike, SeaweedLike
 
 from metacache import MetacacheError
 from obox.errors import OboxError
@@ -39,6 +38,7 @@ from obox.objectstore._errors import Unreachable
 from obox.objectstore.faults import FaultyDriver, Plan
 from obox.store import Env, MailStore, StoreSettings
 from obox.types import Oid, Owner, StorageId
+from tests.stores import MinioLike, SeaweedLike
 
 from .caches import Disk, SimFscache, SimMetacache
 from .loop import HOST, NOBODY, Host

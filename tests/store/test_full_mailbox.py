@@ -11,13 +11,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from machines import Life, Machine, uids
 from turns import TURN_S_MAX, Turns, turns
 
 from metacache import Change
-from obox.mailbox import Delta, Rows, UidArray
+from obox.mailbox import Delta, Rows, UidArray, joined
+from obox.objectstore import ObjectKind
+from obox.objectstore.keys import bundle_key
+from obox.store.box.bundles import BundleMeta
 from obox.store.user import discover, flush
 from obox.store.user.mailbox import Mailbox
 
@@ -157,6 +161,43 @@ async def test_a_mailbox_of_many_keywords(machine: Machine) -> None:
             await box.upload("base", parts)
         held(found)
         await box.release()
+
+
+@pytest.mark.parametrize("source", ["a bundle", "a journal"])
+async def test_what_another_backend_wrote_of_all_mails_is_joined_while_a_session_is_there(
+    machine: Machine, source: str
+) -> None:
+    """It has seen and flagged all of them, and has others that we have not."""
+    async with full(machine) as (_, box):
+        await box.flush(everything=True)
+        other = Delta.decode(joined(box.state.extract().parts()))
+        assert other.rows is not None
+        stamp = np.uint64(box.state.next_modseq(box.env.now_ms()) * 2)
+        other.rows.stamps["\\Seen"] = np.full(MAILS, stamp, dtype="<u8")
+        other.rows.stamps["new"] = np.full(MAILS, stamp + np.uint64(1), dtype="<u8")
+        more = Delta(rows=rows(MAILS + 1, int(stamp) // 2, FLAGS), uidnext=MAILS + STEP + 1)
+        payloads = [other.encode(), more.encode()]
+        # A mailbox never has more than MAILS, so this growth is not measured.
+        box.state.reserve(MAILS + STEP)
+        seen: list[int] = []
+        box.watch(lambda: seen.append(len(box.state)))
+        highest = box.state.highestmodseq
+        with turns() as found:
+            if source == "a bundle":
+                for writer, payload in zip(("second", "third"), payloads, strict=True):
+                    key = bundle_key(box.sid, box.guid, 100, writer, "base")
+                    meta = msgspec.msgpack.encode(BundleMeta([], False, ""))
+                    await box.env.put_new(key, ObjectKind.BASE, meta, payload)
+                await asyncio.create_task(box.recheck(await box.bundles.listing()))
+            else:
+                user: Any = box.user
+                await asyncio.create_task(user.join_journaled({box.guid: payloads}))
+        held(found)
+        assert seen[-1] == len(box.state) == MAILS + STEP
+        assert box.state.unseen == MAILS
+        assert bool(box.state.has_flag("new", slice(0, MAILS)).all())
+        assert bool((box.state.modseqs > np.uint64(highest)).all()), "sessions report all of it"
+        box.check_consistency()
 
 
 async def test_many_mails_of_another_writer_become_visible_in_turns(

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
@@ -15,7 +16,11 @@ from obox.errors import Corrupt, Elsewhere, InUse
 from obox.store import NewMail, User
 from obox.store.backend import handover, upload
 from obox.store.backend.jobs import Failure, Job
+from obox.store.log.fence import Replayed
+from obox.store.log.takeover import Survey, one_history
 from obox.store.owned import Tag
+from obox.store.user.boxes import Boxes
+from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
 ANNA, BEN = StorageId("anna"), StorageId("ben")
@@ -386,6 +391,90 @@ async def test_a_copy_that_an_owner_did_not_know_of_is_another_history(
         assert box.state.trusted(shown) == 0
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_bundle_that_the_owner_of_a_journal_did_not_know_of_is_another_history(
+    machine: Machine, other: Machine, rows: Rows, tmp_path: Path, late: bool
+) -> None:
+    """Two backends write to a mailbox at once, one to a bundle, the other to its
+    journal. A third without a copy takes over. Whichever of them a client has used,
+    it has not seen the flag of the other."""
+    third = machine.renamed("third", tmp_path / "third")
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        user = await one.life.user("anna")
+        await user.append("INBOX", [MAIL])
+        box = await user.select("INBOX")
+        await user.flush(everything=True)
+        async with member(other, rows, kill=True) as two:
+            await two.gain("anna", orderly=True)  # so the directory says
+            theirs = await (await two.life.user("anna")).select("INBOX")
+            if late:
+                await theirs.store_flags(uids(1), "add", ["others"])
+            await box.store_flags(uids(1), "add", ["ours"])
+            await user.flush(everything=True)
+            if not late:
+                await theirs.store_flags(uids(1), "add", ["others"])
+            await two.life.store.journal.sync()
+            shown, boot = {theirs.state.highestmodseq, box.state.highestmodseq}, two.life.store.journal.boot
+        await handover.lose(one.life.store, ["anna"], one.kick)
+        async with member(third, rows) as three:
+            await three.gain("anna", dead=(("second", boot),))
+            box = await (await three.life.user("anna")).select("INBOX")
+            assert flags_of(box) == {1: ["others", "ours"]}
+            assert {box.state.trusted(modseq) for modseq in shown} == {0}
+
+
+async def test_a_journal_that_continues_the_bundles_of_its_own_boot_is_the_same_history(
+    machine: Machine, other: Machine, rows: Rows
+) -> None:
+    """A client of a backend that died need not read all flags again at its heir."""
+    async with member(machine, rows, kill=True) as one:
+        await one.gain("anna")
+        await with_flag(one.life, "anna")
+        box = await one.life.users[0].select("INBOX")
+        shown, boot = box.state.highestmodseq, one.life.store.journal.boot
+    async with member(other, rows) as two:
+        await two.gain("anna", dead=(("first", boot),))
+        box = await (await two.life.user("anna")).select("INBOX")
+        assert flags_of(box) == {1: ["\\Seen"]}
+        assert box.state.trusted(shown) == shown
+
+
+def test_a_backend_has_read_what_was_written_before_it_began() -> None:
+    def boot(at: float) -> str:
+        return f"{int(at * 1000):012x}0000"
+
+    began = 1_700_000_000.0
+    journal = [("a", boot(began))]
+    assert one_history(journal, [])
+    assert one_history(journal, [(boot(began), began + 5), (boot(5), began - 61)])
+    assert not one_history(journal, [(boot(5), began - 59)]), "the clocks may differ by a minute"
+    assert not one_history(journal, [(boot(5), began + 1)])
+    assert one_history([*journal, ("a", boot(began + 9))], [(boot(began), began + 5)]), "a fence begins a new boot"
+    assert not one_history([*journal, ("b", boot(began + 9))], []), "the second may not have known of the first"
+
+
+async def test_what_comes_while_users_are_adopted_is_adopted_too(machine: Machine, other: Machine, rows: Rows) -> None:
+    """A user's changes that a journal shows while upkeep uploads what it showed before
+    are not noted as adopted before they are in bundles."""
+    async with member(machine, rows) as one:
+        takeover = one.life.store.takeover
+        takeover.left.add("anna")
+        takeover.again.clear()
+        takeover.add(_survey({"anna": {"root": [b""]}}))
+        takeover.adopted({"anna", "ben"})
+        assert (takeover.left, takeover.sources) == ({"anna"}, {"anna": {("dead", "boot")}})
+        takeover.again.clear()
+        takeover.pending.clear()
+        takeover.adopted({"anna"})
+        assert (takeover.left, takeover.sources) == (set(), {})
+
+
+def _survey(pending: dict[str, dict[str, list[bytes]]]) -> Survey:
+    replayed = Replayed(pending, {sid: {("dead", "boot")} for sid in pending})
+    return Survey([], set(), set(), replayed, False, 0, 0, [], {})
+
+
 async def test_a_directory_that_knows_less_than_the_journals_makes_every_copy_compare(
     machine: Machine, other: Machine, rows: Rows
 ) -> None:
@@ -424,3 +513,37 @@ async def test_a_restart_keeps_its_copies_where_its_rows_are_unchanged(machine: 
         with one.life.counting() as counted:
             await flags(one.life, "anna")
         assert counted.count("list", "index") > 0
+
+
+async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are_not_lost(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search of the journals finds them at that moment."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [MAIL])
+        box = await user.select("INBOX")
+        said = {}
+        for flag in ("first", "then"):
+            delta, _ = box.state.flag_delta(uids(1), "add", [flag], box.env.now_ms())
+            assert delta is not None
+            said[flag] = {box.guid: [delta.encode()]}
+        await box.release()
+    async with machine.run() as life:
+        opened, load = Boxes.open, Mailbox.load
+
+        async def opening(user: Boxes, pending: dict[str, list[bytes]], **how: Any) -> None:
+            await opened(user, pending, **how)
+            life.store.takeover.pending["anna"] = said["first"]
+
+        async def loading(box: Mailbox, infos: Any, pending: list[bytes]) -> None:
+            await load(box, infos, pending)
+            owner: Any = box.user
+            await owner.join_journaled(said["then"])
+
+        monkeypatch.setattr(Boxes, "open", opening)
+        monkeypatch.setattr(Mailbox, "load", loading)
+        user = await life.user()
+        box = await user.select("INBOX")
+        assert set(flags_of(box)[1]) >= {"first", "then"}
+        await box.release()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from machines import Bucket, Machine, fill, uids, whole
 from mails import simple
-from stores import Listing, MinioLike, SeaweedLike, Stubborn
 from structlog.testing import capture_logs
 
 from obox.objectstore import MemoryDriver
@@ -18,6 +17,7 @@ from obox.store import NewMail
 from obox.store.log.journal import JournalObject
 from obox.store.operate import users as operate
 from obox.types import Guid, Oid, StorageId
+from tests.stores import Listing, MinioLike, SeaweedLike, Stubborn
 
 SID = StorageId("anna")
 OTHERS = {"mail": 1405, "mail-2": 704}

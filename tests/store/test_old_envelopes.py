@@ -7,6 +7,7 @@ the key k1, which is 32 bytes "1".
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import tarfile
@@ -15,16 +16,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import version1
 from machines import SID, Bucket, Life, Machine, uids, whole
 from mails import simple
+from turns import turns
 
 from obox.errors import ConfigError, Corrupt, InUse, Unavailable
 from obox.objectstore import Codec, ObjectKind, Unreachable
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore.keys import mail_key, owner_of, user_prefix
 from obox.store import MailStore, NewMail
+from obox.store.log.journal import JournalObject, Line
 from obox.store.mails.meta import MailMeta
 from obox.store.operate import upgrade
 from obox.types import Guid, StorageId, Uid
@@ -428,3 +432,38 @@ async def test_a_new_bucket_is_of_version_2_and_takes_no_other(machine: Machine)
         assert (await user.append("INBOX", [NewMail(simple(2))])).uids == [3]
         assert inbox.state.uids.tolist() == [1, 3]
         await inbox.release()
+
+
+async def test_large_and_very_many_objects_are_renewed_off_the_loop(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mail and journal objects of many MB, compressed to a few kB, and very many
+    mails."""
+    async with machine.run() as life:
+        user = await life.user()
+        (guid,) = [entry.guid for entry in user.root.entries.values() if entry.name == "INBOX"]
+        large = b"Subject: x\r\n\r\n" + bytes(100 << 20)
+        meta = MailMeta(guid, 1, len(large), 1, 0, 1)
+        key = mail_key(SID, Guid(guid), Uid(1))
+        objects = {key: version1.encode(1, bytes(16), meta.encode(), large, compress=True)}
+        oid = bytes(range(16))
+        said = JournalObject("gone", "000000000001", 0, 0, [Line(SID, [(guid, bytes(40 << 20))])])
+        objects[said.key] = version1.encode(6, oid, b"", msgspec.msgpack.encode(said), compress=True)
+        for uid in range(2, 10_000):
+            objects[mail_key(SID, Guid(guid), Uid(uid))] = b"obox\2" + bytes(60)
+        driver = life.bucket.driver._inner
+        for name, data in objects.items():
+            driver._objects[name] = (data, 1e9)
+        driver._keys[:] = sorted(driver._objects)
+        with turns() as found:
+            left = await asyncio.create_task(finish(life.store))
+        found.check()
+        assert left.users == {SID: 1}
+        assert (left.journal, left.damaged) == (1, 0)
+        with turns() as found:
+            done = await asyncio.create_task(run(life.store, SID))
+        found.check()
+        assert done.upgraded == 1
+        for name in objects:
+            driver._objects.pop(name)
+        driver._keys[:] = sorted(driver._objects)

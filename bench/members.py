@@ -32,8 +32,8 @@ _LAG: Final = re.compile(r'obox_loop_lag_seconds_(?:bucket\{le="(?:0\.1|\+Inf)"\
 
 @dataclass(frozen=True)
 class Setting:
-    """What all members have in common. password_file: of the directory's role, or
-    ""."""
+    """The common setting of all members. password_file: that of the directory's role,
+    or ""."""
 
     home: Path
     bucket: Bucket
@@ -43,7 +43,7 @@ class Setting:
     dead_after: str = "10s"
 
     def write(self) -> None:
-        """The users and the secret, below `home`."""
+        """Write the users and the secret below `home`."""
         (self.home / "users").write_text("".join(f"{user}:{{PLAIN}}{PASSWORD}:::::\n" for user in self.users))
         (self.home / "secret").write_text(os.urandom(32).hex() + "\n")
         for name in ("users", "secret"):
@@ -124,7 +124,8 @@ class Machine:
             )
 
     async def listening(self) -> None:
-        """Return when it greets. Raises RuntimeError: it ended, or takes too long."""
+        """Return when the member greets. Raises RuntimeError if it ended, or takes too
+        long."""
         deadline = time.monotonic() + START_S
         while True:
             try:
@@ -147,8 +148,8 @@ class Machine:
         self.suspended_at = None
 
     async def stop(self) -> int:
-        """SIGTERM; the exit code. Raises TimeoutError: it does not end, and is
-        killed."""
+        """Send SIGTERM, and return the exit code. Raises TimeoutError if the member
+        does not end; it is killed then."""
         assert self.process is not None
         self.process.terminate()
         deadline = time.monotonic() + STOP_S
@@ -190,7 +191,7 @@ class Machine:
         shutil.rmtree(self.state, ignore_errors=True)
 
     def errors(self) -> list[str]:
-        """Lines of the log that say that the program is wrong."""
+        """Return the lines of the log that show a bug."""
         if not self.log.exists():
             return []
         lines = self.log.read_text(errors="replace").splitlines()

@@ -135,7 +135,7 @@ class Bucket:
 
 @contextmanager
 def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox") -> Iterator[Server]:
-    """A backend with empty local state. At the end it flushes, as at SIGTERM."""
+    """Run a backend with empty local state. At the end it flushes, as after SIGTERM."""
     home.mkdir()
     imap, lmtp, http, imaps = free_ports(4)
     cert, key = _tests("certificates").certificate(home)
@@ -176,7 +176,7 @@ def _wait_for_store(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def dovecot_version() -> str:
-    """The version, or "" if Dovecot is not installed."""
+    """Return the version, or "" if Dovecot is not installed."""
     if not os.access(DOVECOT, os.X_OK):
         return ""
     answer = subprocess.run([DOVECOT, "--version"], capture_output=True, text=True, check=False)

@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 def certificate(
     directory: Path, stem: str = "cert", *names: str, by: tuple[Path, Path] | None = None, hours: float = 24
 ) -> tuple[Path, Path]:
-    """Write `stem`.pem and `stem`.key, for loopback and `names`, good for some hours;
-    return both.
+    """Write `stem`.pem and `stem`.key. The certificate is for loopback and `names`, and
+    is valid for some `hours`. Return both paths.
 
-    by: an authority's certificate and key; None: it is an authority itself.
+    by: the certificate and key of an authority. None means that the certificate is an
+    authority itself.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     names = names or ("mail.example.org",)

@@ -1,5 +1,5 @@
-"""Addresses: TCP, unix sockets, TLS and PROXY headers on them; what cannot be had says
-so."""
+"""Addresses of listeners: TCP, Unix sockets, and both with TLS and PROXY headers. An
+address that cannot be used is named in the error."""
 
 import asyncio
 import os
@@ -42,7 +42,8 @@ async def greeting(*where: Any, send: bytes = b"", **how: Any) -> bytes:
     writer.write(send)
     try:
         return await asyncio.wait_for(reader.readline(), PATIENT_S)
-    except ConnectionResetError:  # refused with our bytes unread
+    # The server refused the connection before it read these bytes.
+    except ConnectionResetError:
         return b""
     finally:
         writer.close()

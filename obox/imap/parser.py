@@ -67,7 +67,7 @@ TAG_BYTES_MAX: Final = 256
 # tag = 1*<any ASTRING-CHAR except "+">
 _TAG: Final = re.compile(rb"""([^\x00-\x20\x7f-\xff(){%*"\\+]++)(?: ++|\Z)""")
 _COMMAND: Final = re.compile(rb"[A-Za-z0-9]++(?= |\Z)")
-_SAVES: Final = re.compile(rb"[^ ]+ ++(?:UID ++)?SEARCH ++RETURN ++\([^)]*\bSAVE\b", re.IGNORECASE)
+_SAVES: Final = re.compile(rb"[^ ]+ ++(?:UID ++)?(?:SEARCH|SORT) ++RETURN ++\([^)]*\bSAVE\b", re.IGNORECASE)
 # literal = "{" number64 ["+"] "}" CRLF *CHAR8; literal8 = "~" literal. At the end of a
 # line only.
 _MARK: Final = re.compile(rb"~?\{([0-9]{1,20})(\+?)\}\Z")
@@ -576,7 +576,7 @@ def _resets(word: str, line: bytes) -> Resets:
     line, with all options of RETURN."""
     if word in ("SELECT", "EXAMINE"):
         return Resets.MAILBOX
-    return Resets.SAVED if word in ("SEARCH", "UID") and _SAVES.match(line) else Resets.NOTHING
+    return Resets.SAVED if word in ("SEARCH", "SORT", "UID") and _SAVES.match(line) else Resets.NOTHING
 
 
 def _short(reason: str) -> str:

@@ -156,8 +156,8 @@ def parse_set(data: bytes, *, star: bool = True, saved: bool = True, ranges_max:
 
 
 def format_set(numbers: Iterable[int]) -> bytes:
-    """Return ascending numbers as a compact set: 1, 2, 3, 7 gives `1:3,7`; nothing
-    gives an empty string.
+    """Return numbers as a compact set: 1, 2, 3, 7 gives `1:3,7`; nothing gives an empty
+    string. Numbers of a list are ascending. Those of an array keep their order.
 
     numbers: a list, any iterable, or a one-dimensional integer array, which is
     recognised by its `nonzero` and whose runs are found in its own loop.
@@ -166,7 +166,7 @@ def format_set(numbers: Iterable[int]) -> bytes:
         array: Any = numbers
         if not len(array):
             return b""
-        breaks = (array[1:] - array[:-1] > 1).nonzero()[0]
+        breaks = (array[1:] - array[:-1] != 1).nonzero()[0]
         starts = [int(array[0]), *array[breaks + 1].tolist()]
         ends = [*array[breaks].tolist(), int(array[-1])]
     else:

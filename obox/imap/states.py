@@ -24,13 +24,13 @@ from obox.imap.commands import (
     fetch,
     idle,
     mailboxes,
-    quota,
     search,
     select,
     status,
     store,
 )
 from obox.imap.commands import list as listing
+from obox.imap.later import Later
 from obox.imap.machine import Handler, Table
 from obox.imap.session import State
 
@@ -59,9 +59,9 @@ _AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
     ast.Lsub: listing.lsub,
     ast.Namespace: listing.namespace,
     ast.Status: status.status,
-    ast.GetQuota: quota.getquota,
-    ast.GetQuotaRoot: quota.getquotaroot,
-    ast.SetQuota: quota.setquota,
+    ast.GetQuota: Later(ast.GetQuota),
+    ast.GetQuotaRoot: Later(ast.GetQuotaRoot),
+    ast.SetQuota: Later(ast.SetQuota),
     ast.Append: append.append,
     ast.Idle: idle.idle,
 }
@@ -72,6 +72,7 @@ _SELECTED: Final[dict[type[ast.Command], Handler]] = {
     ast.Unselect: expunge.unselect,
     ast.Expunge: expunge.expunge,
     ast.Search: search.search,
+    ast.Sort: Later(ast.Sort),
     ast.Fetch: fetch.fetch,
     ast.Store: store.store,
     ast.Copy: copy.copy,
@@ -88,10 +89,12 @@ TABLE: Final[dict[State, dict[type[ast.Command], Handler]]] = {
 BEFORE_LOGIN: Final = frozenset(command.NAME for command in _NOT_AUTHENTICATED)
 """Commands whose arguments the parser reads before login."""
 
-EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, ast.Store, ast.Search})
+EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, ast.Store, ast.Search, ast.Sort})
 """No EXPUNGE while these run, unless in their UID form. RFC 9051 §7.5.1."""
 
-CANCELLABLE: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, ast.Search, ast.Login, ast.Authenticate})
+CANCELLABLE: Final[frozenset[type[ast.Command]]] = frozenset(
+    {ast.Fetch, ast.Search, ast.Sort, ast.Login, ast.Authenticate}
+)
 """Commands that are cancelled when the client is gone. Any other command is
 completed."""
 

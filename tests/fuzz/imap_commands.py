@@ -43,6 +43,7 @@ TOKENS: Final = (
     *(b"{5}", b"{5+}", b"{0+}\r\n", b"~{3+}\r\nabc", b"{99999999999+}", b"NIL", b"1,", b"OR ", b"NOT ", b"\xcc\x81"),
 )
 PLAIN: Final = tuple(b"NOOP CHECK CAPABILITY NAMESPACE CLOSE UNSELECT EXPUNGE LOGOUT STARTTLS NONSENSE IDLE".split())
+CRITERIA: Final = tuple(b"ARRIVAL CC DATE FROM SIZE SUBJECT TO DISPLAYFROM DISPLAYTO NONE".split())
 KEYS: Final = tuple(
     b"ALL SEEN UNSEEN NEW OLD RECENT DELETED UNDELETED FLAGGED DRAFT ANSWERED SAVEDATESUPPORTED NONSENSE".split()
 )
@@ -57,7 +58,7 @@ class Commands:
         self._kinds: tuple[Callable[[], bytes], ...] = (
             *(self.fetch, self.fetch, self.fetch, self.search, self.search, self.search, self.store, self.store),
             *(self.append, self.listing, self.listing, self.select, self.select, self.mailbox, self.copy, self.plain),
-            *(self.status, self.misc, self.expunge),
+            *(self.status, self.misc, self.expunge, self.sort),
         )
 
     def pick(self, values: tuple[bytes, ...]) -> bytes:
@@ -163,6 +164,12 @@ class Commands:
         charset = self.pick((b"", b"", b"CHARSET UTF-8 ", b"CHARSET KOI8-R ", b"CHARSET x "))
         return b"%bSEARCH %b%b%b" % (self.maybe_uid(), returns, charset, self.some(self.key, 5))
 
+    def sort(self) -> bytes:
+        returns = self.pick((b"", b"", b"RETURN () ", b"RETURN (MIN MAX COUNT SAVE) ", b"RETURN (SAVE) "))
+        criteria = self.some(lambda: self.pick((b"", b"", b"REVERSE ")) + self.pick(CRITERIA), 5)
+        charset = self.pick((b"UTF-8", b"US-ASCII", b"x"))
+        return b"%bSORT %b(%b) %b %b" % (self.maybe_uid(), returns, criteria, charset, self.some(self.key, 3))
+
     def store(self) -> bytes:
         mode = self.pick((b"FLAGS", b"+FLAGS", b"-FLAGS", b"+FLAGS.SILENT", b"FLAGS.SILENT"))
         since = self.pick((b"", b"", b"(UNCHANGEDSINCE 0) ", b"(UNCHANGEDSINCE 99999999999999) "))
@@ -221,7 +228,6 @@ class Commands:
                 b"LOGIN anna secret",
                 b"AUTHENTICATE PLAIN AGFubmEAc2VjcmV0",
                 b"AUTHENTICATE PLAIN\r\n*",
-                b"SORT (SUBJECT) UTF-8 ALL",
                 b"THREAD REFERENCES UTF-8 ALL",
             )
         )

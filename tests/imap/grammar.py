@@ -8,9 +8,9 @@ here with the arguments that its RFC gives it. docs/caveats.md names a single ex
 which is allowed: NUL inside the literal of a body, for a mail that was delivered with
 it. `utf8`: quoted strings may be UTF-8 (RFC 6855, RFC 9051 §9).
 
-RFC 2971 (ID), 4315 (UIDPLUS), 4731 (ESEARCH), 5161 (ENABLE), 5258 (LIST), 5530 (codes),
-6154 (special use), 7162 (CONDSTORE, QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE),
-8474 (OBJECTID), 8514 (SAVEDATE), 9208 (QUOTA).
+RFC 2971 (ID), 4315 (UIDPLUS), 4731 (ESEARCH), 5161 (ENABLE), 5256 (SORT), 5258 (LIST),
+5530 (codes), 6154 (special use), 7162 (CONDSTORE, QRESYNC), 7889 (APPENDLIMIT), 8438
+(STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDATE), 9208 (QUOTA).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SECTION = re.compile(
 CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
-    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|THREAD=[A-Z]+"
+    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=[A-Z]+"
     rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
@@ -469,7 +469,7 @@ class _Reader(Terminals):
             while self.take(b" "):
                 names.append(self.atom())
             return Response(None, word, names)
-        if word == "SEARCH":
+        if word in ("SEARCH", "SORT"):
             return Response(None, word, self.search_response())
         if word == "ESEARCH":
             return Response(None, word, self.esearch())

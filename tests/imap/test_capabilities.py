@@ -39,7 +39,7 @@ def test_the_page_has_states_of_each_rfc() -> None:
 
 
 def test_what_is_advertised_is_on_the_page() -> None:
-    """With its RFC, which is implemented as a whole."""
+    """With its RFC, which is implemented as far as the words go."""
     told = {word for row in rows() if row.state == "yes" for word in row.words}
     assert advertised() - told == set()
 

@@ -2,6 +2,7 @@
 in parts or on columns."""
 
 import gc
+import random
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from obox.errors import Unavailable
+from obox.imap.commands import sort
 from obox.mailbox import UidArray
+from obox.mime import Envelope
 from obox.store import User
 from obox.store.api import NewMail
 from obox.types import StorageId
@@ -83,6 +86,20 @@ async def test_commands_on_all_mails_let_others_run(running: Running) -> None:
         await done(writer, "RENAME INBOX all")
         await done(writer, "DELETE all")
         await user.flush(everything=True)
+        found.check()
+    await user.release()
+
+
+async def test_sort_of_all_mails_lets_others_run(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each mail has a subject of its own."""
+    chance = random.Random(1)
+    monkeypatch.setattr(sort, "read_envelope", lambda _: Envelope(None, b"%x" % chance.getrandbits(90)))
+    user = await filled(running)
+    client = await running.client(login="anna")
+    await client.ok("SELECT INBOX")
+    with turns(mine=False) as found:
+        await done(client, "UID SORT (SUBJECT REVERSE DATE FROM) UTF-8 ALL")
+        await done(client, "SORT RETURN (ALL) (REVERSE SUBJECT SIZE) UTF-8 ALL")
         found.check()
     await user.release()
 

@@ -35,24 +35,18 @@ async def search(session: Session, command: ast.Search) -> Reply:
     with_modseq = asks_modseq(command.key)
     if with_modseq:
         enable_condstore(session)
-    mailbox, view = session.need_mailbox()
+    _, view = session.need_mailbox()
     saves = command.returns is not None and SearchReturn.SAVE in command.returns
     try:
-        meaning = _Meaning(session)
-        for key in _sets_in(command.key):
-            meaning.note(key)
-            await session.pause()
-        wanted = meaning.of(command.key)
-        await session.pause()  # thousands of keys take some milliseconds
-        found = await mailbox.search(wanted, view.uids, autofix=session.settings.autofix_storage)
+        found = await matching(session, command.key)
     except BaseException:
         if saves:
             session.saved = NO_UIDS  # RFC 5182 §2.1: a SEARCH that fails leaves nothing
         raise
     numbers = found if command.uid else view.seqs(found)
     if command.returns is None:
-        modseq = _modseq(session, found) if with_modseq and len(found) else 0
-        words = [b"SEARCH", *_joined(numbers)]
+        modseq = modseq_of(session, found) if with_modseq and len(found) else 0
+        words = [b"SEARCH", *joined(numbers)]
         if modseq:
             words.append(b"(MODSEQ %d)" % modseq)
         session.write(wire.line(*words))
@@ -61,7 +55,19 @@ async def search(session: Session, command: ast.Search) -> Reply:
     return Reply("Search completed")
 
 
-def _joined(numbers: Numbers) -> list[bytes]:
+async def matching(session: Session, key: SearchKey) -> UidArray:
+    """Return the UIDs of the mails of the view that match, ascending."""
+    mailbox, view = session.need_mailbox()
+    meaning = _Meaning(session)
+    for one in _sets_in(key):
+        meaning.note(one)
+        await session.pause()
+    wanted = meaning.of(key)
+    await session.pause()  # thousands of keys take some milliseconds
+    return await mailbox.search(wanted, view.uids, autofix=session.settings.autofix_storage)
+
+
+def joined(numbers: Numbers) -> list[bytes]:
     return [" ".join(map(str, numbers.tolist())).encode()] if len(numbers) else []
 
 
@@ -97,11 +103,11 @@ def _extended(
     if SearchReturn.COUNT in options:
         words.append(b"COUNT %d" % len(found))
     if with_modseq and len(picked):
-        words.append(b"MODSEQ %d" % _modseq(session, picked))
+        words.append(b"MODSEQ %d" % modseq_of(session, picked))
     session.write(wire.line(*words))
 
 
-def _modseq(session: Session, uids: UidArray) -> int:
+def modseq_of(session: Session, uids: UidArray) -> int:
     """Return the highest MODSEQ among mails."""
     mailbox, _ = session.need_mailbox()
     where, there = mailbox.state.positions(uids)

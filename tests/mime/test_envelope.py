@@ -1,0 +1,32 @@
+"""ENVELOPE read back from its wire form."""
+
+from obox.mime import Envelope, First, envelope, read_envelope
+
+MAIL = (
+    b'Date: Mon, 1 Jan 2024 10:00:00 +0000\r\nSubject: a \\ "b" %b\r\nFrom: "N \\" M" <f@x.org>, g@y.org\r\n'
+    b"To: Team: t@x.org, u@x.org;\r\nCc: c@x.org\r\nIn-Reply-To: <r@x>\r\nMessage-ID: <m@x>\r\n\r\n"
+)
+
+
+def test_values_of_the_header() -> None:
+    """Also where a value is 8-bit, and so a literal."""
+    for odd in (b"", b"caf\xc3\xa9", b"(x) {3}", b"NIL"):
+        found = read_envelope(envelope(MAIL % odd))
+        assert found == Envelope(
+            b"Mon, 1 Jan 2024 10:00:00 +0000",
+            (b'a \\ "b" ' + odd).strip(),
+            First(b'N " M', b"f", b"x.org"),
+            First(None, b"Team", None),
+            First(None, b"c", b"x.org"),
+            b"<r@x>",
+            b"<m@x>",
+        )
+
+
+def test_a_mail_without_a_header() -> None:
+    assert read_envelope(envelope(b"\r\nbody")) == Envelope()
+
+
+def test_what_is_no_envelope() -> None:
+    for wire in (b"", b"NIL", b"()", b"(NIL NIL)", b"(" * 1_000, b'("' * 1_000, b"{9}\r\n", b'("a" {99}\r\nx'):
+        assert read_envelope(wire) == Envelope()

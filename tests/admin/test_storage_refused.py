@@ -328,7 +328,7 @@ async def test_a_ca_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
 async def test_a_verb_of_a_running_backend_ends_with_the_stores_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clients are not told what the store says."""
+    """The answers to clients do not have them."""
 
     async def refuse(*_: Any, **__: Any) -> Any:
         raise Refused("403 InvalidAccessKeyId: no such key (list u/)")

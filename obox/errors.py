@@ -116,3 +116,7 @@ class ConfigError(Exception):
     """A bad configuration: a line that names the key, the value and what is allowed.
     Exit code 78.
     """
+
+
+class NameTaken(ConfigError):
+    """Another backend that lives has the name of this backend. Exit code 75."""

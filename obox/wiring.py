@@ -121,10 +121,10 @@ def find_cluster(
     @asynccontextmanager
     async def find(*, make: bool = False) -> AsyncIterator[ClusterParts]:
         from .cluster.open import file_of, open_directory, plain_url
-        from .membership import READS
+        from .forms import reads
 
         url, settings = config.cluster.directory, config.cluster
-        about = plain_url(url), settings.backend, settings.dead_after, READS
+        about = plain_url(url), settings.backend, settings.dead_after, reads()
         probe = _probe(config)
         if joining is not None:
             serves = joining.membership.serves if joining.member_runs else None

@@ -12,12 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 def certificate(
-    directory: Path, stem: str = "cert", *names: str, by: tuple[Path, Path] | None = None
+    directory: Path, stem: str = "cert", *names: str, by: tuple[Path, Path] | None = None, hours: float = 24
 ) -> tuple[Path, Path]:
-    """Write `stem`.pem and `stem`.key, for loopback and `names`, good for a day; return
-    both.
+    """Write `stem`.pem and `stem`.key. The certificate is for loopback and `names`, and
+    is valid for some `hours`. Return both paths.
 
-    by: an authority's certificate and key; None: it is an authority itself.
+    by: the certificate and key of an authority. None means that the certificate is an
+    authority itself.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     names = names or ("mail.example.org",)
@@ -33,7 +34,7 @@ def certificate(
     made = (
         x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - hour)
-        .not_valid_after(now + 24 * hour)
+        .not_valid_after(now + hours * hour)
         .add_extension(x509.SubjectAlternativeName([*map(x509.DNSName, names), loopback]), critical=False)
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
         .sign(signing, hashes.SHA256())

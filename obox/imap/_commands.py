@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from obox.imap import ast
 from obox.imap._fetch import fetch
-from obox.imap._scan import Limits, Malformed, Scan
+from obox.imap._scan import NUMBER64_MAX, Limits, Malformed, Scan
 from obox.imap._search import search, sort, thread
 from obox.imap.ast import Command
 
@@ -78,10 +78,13 @@ def _id(scan: Scan, tag: bytes) -> Command:
 def _authenticate(scan: Scan, tag: bytes) -> Command:
     """authenticate = "AUTHENTICATE" SP auth-type [SP (base64 / "=")]. RFC 4959 §7."""
     scan.sp("a mechanism")
-    mechanism = scan.word("a mechanism")
+    # aioimaplib and others quote it.
+    quoted = scan.peek() in (b'"', b"{")
+    mechanism = scan.astring("a mechanism").decode("ascii", "replace").upper() if quoted else scan.word("a mechanism")
     initial = None
     if scan.more():
-        coded = scan.line[scan.at + 1 :]
+        scan.spaces()
+        coded = scan.line[scan.at :]
         initial = b"" if coded == b"=" else base64(coded)
         scan.at = len(scan.line)
     scan.end()
@@ -135,7 +138,7 @@ def _select(read_only: bool) -> Callable[[Scan, bytes], Command]:
                 scan.fail(f'Unknown SELECT parameter "{word}": allowed are CONDSTORE QRESYNC')
 
         if scan.more():
-            scan.at += 1
+            scan.spaces()
             scan.items("SELECT parameters", parameter)
         scan.end()
         return ast.Select(tag, mailbox, read_only, condstore, qresync)
@@ -148,18 +151,23 @@ def _qresync(scan: Scan) -> ast.QResync:
     seq-match-data] ")". RFC 7162 §7."""
     scan.sp("the arguments of QRESYNC")
     scan.need(b"(", "before the arguments of QRESYNC")
+    scan.spaces()
     uidvalidity = scan.number("UIDVALIDITY", least=1)
     scan.sp("a mod-sequence")
     modseq = scan.modseq()
     known, match = None, None
-    if scan.take(b" ") and scan.peek() != b"(":
+    scan.spaces()
+    if scan.peek().isdigit():
         known = scan.sequence(star=False, saved=False)
-        scan.take(b" ")
+        scan.spaces()
     if scan.take(b"("):
+        scan.spaces()
         seqs = scan.sequence(star=False, saved=False)
         scan.sp("known UIDs")
         match = (seqs, scan.sequence(star=False, saved=False))
+        scan.spaces()
         scan.need(b")", "after the known numbers and UIDs")
+        scan.spaces()
     scan.need(b")", "at the end of QRESYNC")
     return ast.QResync(uidvalidity, modseq, known, match)
 
@@ -171,8 +179,9 @@ def _create(scan: Scan, tag: bytes) -> Command:
     mailbox = scan.mailbox()
     use: tuple[str, ...] = ()
     if scan.more():
-        scan.at += 1
+        scan.spaces()
         scan.need(b"(", "before CREATE parameters")
+        scan.spaces()
         word = scan.word("a CREATE parameter")
         if word != "USE":
             scan.fail(f'Unknown CREATE parameter "{word}": allowed is USE')
@@ -183,6 +192,7 @@ def _create(scan: Scan, tag: bytes) -> Command:
             return "\\" + scan.atom("a special-use attribute").decode()
 
         use = tuple(scan.items("special-use attributes", attribute, empty=True))
+        scan.spaces()
         scan.need(b")", "after CREATE parameters")
     scan.end()
     return ast.Create(tag, mailbox, use)
@@ -245,7 +255,7 @@ def _list(scan: Scan, tag: bytes) -> Command:
 
     if scan.more():
         extended = True
-        scan.at += 1
+        scan.spaces()
         if scan.word("RETURN") != "RETURN":
             scan.fail("Expected RETURN after the mailbox pattern")
         scan.sp("return options")
@@ -279,6 +289,32 @@ def _status(scan: Scan, tag: bytes) -> Command:
     return ast.Status(tag, mailbox, items)
 
 
+def _quota_root(scan: Scan) -> str:
+    scan.sp("a quota root")
+    return scan.astring("a quota root").decode(errors="replace")
+
+
+def _getquota(scan: Scan, tag: bytes) -> Command:
+    root = _quota_root(scan)
+    scan.end()
+    return ast.GetQuota(tag, root)
+
+
+def _setquota(scan: Scan, tag: bytes) -> Command:
+    """setquota = "SETQUOTA" SP quota-root-name SP setquota-list. RFC 9208 §7."""
+    root = _quota_root(scan)
+    scan.sp("limits")
+
+    def limit() -> tuple[str, int]:
+        resource = scan.word("a resource")
+        scan.sp("the limit of the resource")
+        return resource, scan.number("limit", most=NUMBER64_MAX)
+
+    limits = tuple(scan.items("limits", limit, empty=True))
+    scan.end()
+    return ast.SetQuota(tag, root, limits)
+
+
 def _append(scan: Scan, tag: bytes) -> Command:
     """append = "APPEND" SP mailbox 1*append-message append-message = [SP flag-list] [SP
     date-time] SP (literal / literal8). RFC 3502 §6.3.11, RFC 9051 §9."""
@@ -287,9 +323,6 @@ def _append(scan: Scan, tag: bytes) -> Command:
     messages: list[ast.AppendMessage] = []
     while not messages or scan.more():
         scan.sp("the mail")
-        if messages and scan.peek() == b" ":
-            # IMAPClient 4.1 sends two before a second mail when it uses LITERAL+.
-            scan.sp("the mail")
         flags: tuple[str, ...] = ()
         date = None
         if scan.peek() == b"(":
@@ -350,7 +383,7 @@ def _store(scan: Scan, tag: bytes, uid: bool) -> Command:
     else:
         found = [scan.flag()]
         while scan.more():
-            scan.at += 1
+            scan.spaces()
             found.append(scan.flag())
             if len(found) > scan.limits.flags_max:
                 scan.beyond(f"Too many flags: at most {scan.limits.flags_max}")
@@ -420,6 +453,9 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "LSUB": _lsub,
     "NAMESPACE": _bare(ast.Namespace),
     "STATUS": _status,
+    "GETQUOTA": _getquota,
+    "GETQUOTAROOT": _one_mailbox(ast.GetQuotaRoot),
+    "SETQUOTA": _setquota,
     "APPEND": _append,
     "IDLE": _bare(ast.Idle),
     "CHECK": _bare(ast.Check),

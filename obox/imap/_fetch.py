@@ -40,7 +40,11 @@ def fetch(scan: Scan, tag: bytes, uid: bool) -> Fetch:
         else:
             items = (_item(scan),)
     changed_since, vanished = None, False
-    if scan.peek() == b" " and scan.line[scan.at + 1 : scan.at + 2] == b"(":
+    behind = scan.at
+    scan.spaces()
+    bracket = scan.peek() == b"("
+    scan.at = behind
+    if bracket:
         changed_since, vanished = _modifiers(scan, uid)
     scan.end()
     return Fetch(tag, uid, sequence, items, changed_since, vanished)

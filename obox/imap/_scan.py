@@ -103,6 +103,7 @@ _WORD: Final = re.compile(rb"[A-Za-z0-9.+\-_/=:]++")
 _ATOM: Final = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\\]]++""")
 _FLAG: Final = re.compile(rb"""\\?[^\x00-\x20\x7f-\xff(){%*"\\\]]++""")
 _SET: Final = re.compile(rb"[0-9:,*$]++")
+_SPACES: Final = re.compile(rb" *+")
 _NUMBER: Final = re.compile(rb"[0-9]++")
 _ESCAPE: Final = re.compile(rb'\\(["\\])')
 _SHOW: Final = re.compile(rb"[^ ]?[^ ()\[]*")
@@ -182,13 +183,19 @@ class Scan:
         self.at += 1
 
     def sp(self, before: str) -> None:
-        """Take the single space before an argument. before: the name of the argument,
-        for the reason."""
+        """Take the space before an argument; some clients send more than one. before:
+        the name of the argument, for the reason."""
         if self.line[self.at : self.at + 1] != b" ":
             if self.at >= len(self.line):
                 self.fail(f"Missing argument: {before}")
             self.expected(f"a space before {before}")
         self.at += 1
+        self.spaces()
+
+    def spaces(self) -> None:
+        """Move over spaces that the grammar has no place for."""
+        if self.line[self.at : self.at + 1] == b" ":
+            self.at = _SPACES.match(self.line, self.at).end()  # type: ignore[union-attr]
 
     def more(self) -> bool:
         """Whether another argument follows; the parser has cut spaces at the end, which
@@ -198,7 +205,7 @@ class Scan:
     def end(self) -> None:
         """Assert that the command ends here."""
         if self.at < len(self.line):
-            self.take(b" ")
+            self.spaces()
             self.fail(f"Unexpected argument at the end: {self.shown()}")
 
     # -- words and numbers ---------------------------------------------------------------------------------------------
@@ -428,6 +435,7 @@ class Scan:
         arguments."""
         most = most or self.limits.arguments_max
         self.need(b"(", f"before {what}")
+        self.spaces()
         found: list[T] = []
         if self.take(b")"):
             if not empty:
@@ -437,10 +445,13 @@ class Scan:
             found.append(one())
             if len(found) > most:
                 self.beyond(f"Too many {what}: at most {most}")
+            if not self.take(b" "):
+                if self.take(b")"):
+                    return found
+                self.expected(f'a space or ")" in the list of {what}')
+            self.spaces()
             if self.take(b")"):
                 return found
-            if not self.take(b" "):
-                self.expected(f'a space or ")" in the list of {what}')
 
     def count_key(self) -> None:
         """Count one search key against the limit."""

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 from obox.imap._scan import Malformed, Scan
-from obox.imap.ast import (
+from obox.imap.ast import Search, SearchReturn, Sort, SortField, Thread
+from obox.imap.searchkeys import (
     All,
     And,
     DateField,
@@ -18,17 +19,13 @@ from obox.imap.ast import (
     InSet,
     ModSeqFrom,
     Not,
+    ObjectId,
     OnDate,
     Or,
     SaveDateSupported,
-    Search,
     SearchKey,
-    SearchReturn,
     Size,
-    Sort,
-    SortField,
     Text,
-    Thread,
     Within,
 )
 
@@ -38,6 +35,9 @@ CHARSETS: Final = frozenset(
 )
 """Charsets a search may be in. Each is a text codec of the standard library; nothing
 else is looked up by name."""
+
+_ALIASES: Final = {"UTF8": "UTF-8", "ASCII": "US-ASCII"}
+"""Names of charsets that clients send, and the registered names."""
 
 _MODSEQ_TYPES: Final = ("all", "priv", "shared")
 
@@ -88,6 +88,16 @@ def _mod_sequence(scan: Scan) -> SearchKey:
     return ModSeqFrom(scan.modseq(), entry, kind)
 
 
+def _object_id(scan: Scan) -> str:
+    """objectid = 1*255(ALPHA / DIGIT / "_" / "-"). RFC 8474 §7."""
+    value = scan.astring("an object ID")
+    if not _OBJECT_ID.fullmatch(value):
+        scan.fail("Bad object ID: 1 to 255 letters, digits, _ and -")
+    return value.decode()
+
+
+_OBJECT_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,255}")
+
 _WITH_ARGUMENT: Final[dict[str, Callable[[Scan], SearchKey]]] = {
     "BODY": lambda scan: Text(scan.text("the search string"), body_only=True),
     "TEXT": lambda scan: Text(scan.text("the search string")),
@@ -101,6 +111,8 @@ _WITH_ARGUMENT: Final[dict[str, Callable[[Scan], SearchKey]]] = {
     "YOUNGER": lambda scan: Within(False, scan.number("interval in seconds", least=1)),
     "UID": lambda scan: InSet(scan.sequence(), uid=True),
     "MODSEQ": _mod_sequence,
+    "EMAILID": lambda scan: ObjectId(_object_id(scan)),
+    "THREADID": lambda scan: ObjectId(_object_id(scan), thread=True),
     **{test.value: _date_key(DateField.INTERNAL, test) for test in DateTest},
     **{"SENT" + test.value: _date_key(DateField.SENT, test) for test in DateTest},
     **{"SAVED" + test.value: _date_key(DateField.SAVED, test) for test in DateTest},
@@ -171,7 +183,7 @@ def _program(scan: Scan) -> SearchKey:
     """search-key *(SP search-key), to the end of the command."""
     found = [key(scan)]
     while scan.more():
-        scan.at += 1
+        scan.spaces()
         found.append(key(scan))
     scan.end()
     return found[0] if len(found) == 1 else And(tuple(found))
@@ -179,6 +191,7 @@ def _program(scan: Scan) -> SearchKey:
 
 def _charset(scan: Scan) -> None:
     name = scan.astring("a charset").decode("ascii", "replace").upper()
+    name = _ALIASES.get(name, name)
     if name not in CHARSETS:
         shown = "".join(c if " " < c < "\x7f" else "?" for c in name[:32])
         raise Malformed(f'Unknown charset "{shown}"', "NO", "BADCHARSET (US-ASCII UTF-8)")

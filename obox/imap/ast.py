@@ -9,12 +9,12 @@ charset; message data, passwords and SASL responses are bytes. Secrets do not ap
 
 from __future__ import annotations
 
-import datetime as dt
 import enum
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
+from obox.imap.searchkeys import SearchKey
 from obox.imap.sets import SequenceSet
 from obox.store.api import Source
 
@@ -165,7 +165,9 @@ class StatusItem(enum.Enum):
     HIGHESTMODSEQ = "HIGHESTMODSEQ"
     SIZE = "SIZE"
     DELETED = "DELETED"
+    DELETED_STORAGE = "DELETED-STORAGE"
     APPENDLIMIT = "APPENDLIMIT"
+    MAILBOXID = "MAILBOXID"
 
 
 class ListSelect(enum.Enum):
@@ -216,6 +218,24 @@ class Status(Command, frozen=True):
     NAME: ClassVar[str] = "STATUS"
     mailbox: str
     items: tuple[StatusItem, ...]
+
+
+class GetQuota(Command, frozen=True):
+    NAME: ClassVar[str] = "GETQUOTA"
+    root: str
+
+
+class GetQuotaRoot(Command, frozen=True):
+    NAME: ClassVar[str] = "GETQUOTAROOT"
+    mailbox: str
+
+
+class SetQuota(Command, frozen=True):
+    """limits: (resource in capitals, limit). RFC 9208 §4.1.3."""
+
+    NAME: ClassVar[str] = "SETQUOTA"
+    root: str
+    limits: tuple[tuple[str, int], ...]
 
 
 class InternalDate(msgspec.Struct, frozen=True):
@@ -283,122 +303,6 @@ class Expunge(Command, frozen=True):
     uids: SequenceSet | None = None
 
 
-# Search keys. RFC 9051 §6.4.4.
-
-
-class All(msgspec.Struct, frozen=True):
-    """Every mail."""
-
-
-class InSet(msgspec.Struct, frozen=True):
-    """uid: the set names UIDs (`UID 1:5`), else sequence numbers.
-
-    A saved `$` is a set of either.
-    """
-
-    sequence: SequenceSet
-    uid: bool
-
-
-class HasFlag(msgspec.Struct, frozen=True):
-    """SEEN, UNSEEN, KEYWORD x, …; present=False for the UN- forms.
-
-    RECENT, OLD and NEW use `\\Recent`.
-    """
-
-    flag: str
-    present: bool = True
-
-
-class DateField(enum.Enum):
-    INTERNAL = "INTERNAL"
-    SENT = "SENT"
-    SAVED = "SAVED"
-
-
-class DateTest(enum.Enum):
-    BEFORE = "BEFORE"
-    ON = "ON"
-    SINCE = "SINCE"
-
-
-class OnDate(msgspec.Struct, frozen=True):
-    """BEFORE, SENTON, SAVEDSINCE, …: dates compare without time and zone.
-
-    RFC 8514 for the saved date.
-    """
-
-    field: DateField
-    test: DateTest
-    date: dt.date
-
-
-class SaveDateSupported(msgspec.Struct, frozen=True):
-    """SAVEDATESUPPORTED, RFC 8514 §4.3: all mails or none."""
-
-
-class Size(msgspec.Struct, frozen=True):
-    """LARGER n where `larger`, else SMALLER n; both exclude n."""
-
-    larger: bool
-    size: int
-
-
-class Header(msgspec.Struct, frozen=True):
-    """HEADER name value; BCC, CC, FROM, SUBJECT, TO likewise.
-
-    name: in lower case. An empty value: the field exists.
-    """
-
-    name: str
-    value: str
-
-
-class Text(msgspec.Struct, frozen=True):
-    """TEXT, or BODY where `body_only`."""
-
-    value: str
-    body_only: bool = False
-
-
-class ModSeqFrom(msgspec.Struct, frozen=True):
-    """MODSEQ n: mails of this modseq or above.
-
-    The entry, if any, is kept and may be ignored. RFC 7162 §3.1.5.
-    """
-
-    modseq: int
-    entry: str | None = None
-    entry_type: str | None = None
-
-
-class Within(msgspec.Struct, frozen=True):
-    """OLDER n where `older`, else YOUNGER n, seconds before now. RFC 5032."""
-
-    older: bool
-    seconds: int
-
-
-class Not(msgspec.Struct, frozen=True):
-    key: SearchKey
-
-
-class Or(msgspec.Struct, frozen=True):
-    """At least two keys: `OR a OR b c` is one Or of three, so that a long chain of ORs
-    is not deep."""
-
-    keys: tuple[SearchKey, ...]
-
-
-class And(msgspec.Struct, frozen=True):
-    keys: tuple[SearchKey, ...]
-
-
-SearchKey: TypeAlias = (
-    All | InSet | HasFlag | OnDate | SaveDateSupported | Size | Header | Text | ModSeqFrom | Within | Not | Or | And
-)
-
-
 class SearchReturn(enum.Enum):
     """Result options of SEARCH. RFC 4731, RFC 5182 (SAVE)."""
 
@@ -463,7 +367,7 @@ class Thread(Command, frozen=True):
 class FetchAttr(enum.Enum):
     """FETCH items without arguments; the value is the name in the answer.
 
-    RFC 9051 §6.4.5, RFC 8514 (SAVEDATE).
+    RFC 9051 §6.4.5, RFC 8514 (SAVEDATE), RFC 8474 (EMAILID, THREADID).
     """
 
     ENVELOPE = "ENVELOPE"
@@ -478,6 +382,8 @@ class FetchAttr(enum.Enum):
     UID = "UID"
     MODSEQ = "MODSEQ"
     SAVEDATE = "SAVEDATE"
+    EMAILID = "EMAILID"
+    THREADID = "THREADID"
 
 
 class SectionText(enum.Enum):

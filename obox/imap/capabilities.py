@@ -33,6 +33,11 @@ AFTER_LOGIN: Final = (
     "ESEARCH",  # RFC 4731
     "SEARCHRES",  # RFC 5182
     "WITHIN",  # RFC 5032
+    "SAVEDATE",  # RFC 8514
+    "OBJECTID",  # RFC 8474
+    "QUOTA",  # RFC 9208
+    "QUOTA=RES-STORAGE",  # RFC 9208
+    "QUOTA=RES-MESSAGE",  # RFC 9208
 )
 
 

@@ -65,9 +65,9 @@ TAG_BYTES_MAX: Final = 256
 """A tag is echoed in each answer; clients use up to a dozen bytes."""
 
 # tag = 1*<any ASTRING-CHAR except "+">
-_TAG: Final = re.compile(rb"""([^\x00-\x20\x7f-\xff(){%*"\\+]++)(?: |\Z)""")
+_TAG: Final = re.compile(rb"""([^\x00-\x20\x7f-\xff(){%*"\\+]++)(?: ++|\Z)""")
 _COMMAND: Final = re.compile(rb"[A-Za-z0-9]++(?= |\Z)")
-_SAVES: Final = re.compile(rb"[^ ]+ (?:UID )?SEARCH RETURN \([^)]*\bSAVE\b", re.IGNORECASE)
+_SAVES: Final = re.compile(rb"[^ ]+ ++(?:UID ++)?SEARCH ++RETURN ++\([^)]*\bSAVE\b", re.IGNORECASE)
 # literal = "{" number64 ["+"] "}" CRLF *CHAR8; literal8 = "~" literal. At the end of a
 # line only.
 _MARK: Final = re.compile(rb"~?\{([0-9]{1,20})(\+?)\}\Z")
@@ -380,7 +380,9 @@ class Parser:
         size, waits = int(mark[1]), not mark[2]
         # In APPEND each literal is a mail, except a literal in the place of the mailbox
         # name.
-        is_mail = self._word == "APPEND" and (bool(self._parts) or mark.start() > self._word_end + 1)
+        is_mail = self._word == "APPEND" and (
+            bool(self._parts) or bool(line[self._word_end : mark.start()].strip(b" "))
+        )
         limits = self.limits
         if is_mail:
             size_max = min(limits.append_bytes_max, limits.multiappend_bytes_max - self._mails)

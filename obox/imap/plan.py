@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from obox.imap import wire
 from obox.imap.ast import BodySection, FetchAttr, FetchItem
+from obox.imap.objectid import email_ids
 from obox.imap.rows import FlagsOf, Where
 from obox.mailbox import Table
 from obox.store.api import Fields
@@ -39,6 +40,8 @@ COLUMNS: Final[dict[FetchAttr, tuple[bytes, Callable[[Table, Where], list[Any]]]
     FetchAttr.RFC822_SIZE: (b"RFC822.SIZE %d", lambda table, where: table.column("size")[where].tolist()),
     FetchAttr.INTERNALDATE: (b"INTERNALDATE %b", _dates),
     FetchAttr.SAVEDATE: (b"SAVEDATE %b", _save_dates),
+    FetchAttr.EMAILID: (b"EMAILID (%b)", lambda table, where: list(email_ids(table.column("oid")[where]))),
+    FetchAttr.THREADID: (b"THREADID %b", lambda table, where: [b"NIL"] * len(where)),
     FetchAttr.MODSEQ: (b"MODSEQ (%d)", lambda table, where: table.modseqs[where].tolist()),
 }
 CACHED: Final[dict[FetchAttr, tuple[bytes, Callable[[Fields], bytes]]]] = {
@@ -125,12 +128,20 @@ class Body:
 
 @dataclass(slots=True)
 class Plan:
-    """A compiled FETCH. `order`: items in the client's order."""
+    """A compiled FETCH. `order`: first numbers, dates and flags, then what may have
+    literals, each in the client's order. So a client that reads an answer while it
+    arrives knows the mail before its first literal.
+    """
 
     order: list[FetchAttr | Body] = field(default_factory=list)
     needs_fields: bool = False
     needs_mail: bool = False
     sets_seen: bool = False
+
+    @property
+    def short(self) -> int:
+        """How many items are numbers, dates or flags. They are the first."""
+        return sum(map(_short, self.order))
 
     @property
     def whole_only(self) -> bool:
@@ -182,6 +193,11 @@ class Plan:
         return out
 
 
+def _short(item: FetchAttr | Body) -> bool:
+    """Whether an item has no strings: numbers, a date or flags."""
+    return not isinstance(item, Body) and item not in CACHED
+
+
 _RFC822: Final = {
     FetchAttr.RFC822: (Section(), True),
     FetchAttr.RFC822_HEADER: (Section((), "HEADER"), False),
@@ -213,6 +229,7 @@ def compile_plan(items: Sequence[FetchItem], *, uid: bool, modseq: bool) -> Plan
         else:
             plan.order.append(item)
             plan.needs_fields |= item in CACHED
+    plan.order.sort(key=lambda item: not _short(item))
     bodies = [item for item in plan.order if isinstance(item, Body)]
     plan.needs_mail = any(not body.in_header for body in bodies)
     plan.needs_fields |= any(body.in_header for body in bodies)

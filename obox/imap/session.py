@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 NO_UIDS: Final[UidArray] = np.empty(0, dtype=np.uint32)
 
 
+BAD_LOGIN: Final = ("AUTHENTICATIONFAILED", "AUTHORIZATIONFAILED")
+"""Response codes of a login that counts as failed. RFC 5530 §3."""
+
+
 class State(enum.Enum):
     """RFC 9051 §3."""
 
@@ -105,12 +109,14 @@ class Session:
 
     __slots__ = (
         "_bad_in_row",
+        "_bad_logins",
         "_unwatch",
         "changed",
         "client_id",
         "commands",
         "condstore",
         "context",
+        "emptied",
         "idling",
         "leg",
         "logged_out",
@@ -156,7 +162,10 @@ class Session:
         self.logged_out = False
         self.client_id = ""
         self.commands = 0
-        self._bad_in_row = 0
+        self.emptied: dict[str, None] | None = None
+        """Levels above mailboxes that this session has deleted. See
+        `commands.mailboxes.delete`."""
+        self._bad_in_row = self._bad_logins = 0
         self._unwatch: Any = None
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -227,6 +236,10 @@ class Session:
     def finish_command(self, tag: bytes, name: str, reply: Reply) -> None:
         self.write(wire.status(tag, reply.condition, reply.text, reply.code))
         self.count(name, reply.condition)
+        if reply.code in BAD_LOGIN:
+            self._bad_logins += 1
+            if self._bad_logins >= self.settings.bad_logins_max:
+                self.end_with_bye("Too many failed logins")
 
     def count(self, name: str, condition: str) -> None:
         """Count an answer.
@@ -294,6 +307,8 @@ class Session:
         if uid:
             largest = int(view.uids[-1]) if len(view) else 0
             return view.by_uid(sequence.resolve(largest))
+        if not len(view) and sequence.is_all:
+            return NO_UIDS  # clients ask for all mails of an empty mailbox, too
         if sequence.highest > len(view) or (sequence.has_star and not len(view)):
             raise BadSet(f"No such mail: the mailbox has {len(view)}, the set goes up to {sequence.highest or '*'}")
         return view.by_seq(sequence.resolve(len(view)))

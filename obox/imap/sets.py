@@ -49,6 +49,11 @@ class SequenceSet(msgspec.Struct, frozen=True):
         return any(high == STAR for _, high in self.ranges)
 
     @property
+    def is_all(self) -> bool:
+        """Whether the set is `1:*`."""
+        return self.ranges == ((1, STAR),)
+
+    @property
     def highest(self) -> int:
         """Return the greatest number of the set, without `*`; 0 if there is none. A
         server checks sequence numbers with it.

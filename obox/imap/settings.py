@@ -53,6 +53,9 @@ class ImapSettings:
     bad_commands_max: int = 20
     """Commands answered BAD in a row, after which BYE is sent, because this is not an
     IMAP client."""
+    bad_logins_max: int = 10
+    """Failed logins of a connection, after which BYE is sent. A person who mistypes
+    gets there by hand; a program that guesses has to connect again."""
     login_timeout_s: float = 60.0
     """Time to log in; then BYE is sent."""
     idle_timeout_s: float = 1800.0

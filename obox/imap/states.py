@@ -24,6 +24,7 @@ from obox.imap.commands import (
     fetch,
     idle,
     mailboxes,
+    quota,
     search,
     select,
     status,
@@ -58,6 +59,9 @@ _AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
     ast.Lsub: listing.lsub,
     ast.Namespace: listing.namespace,
     ast.Status: status.status,
+    ast.GetQuota: quota.getquota,
+    ast.GetQuotaRoot: quota.getquotaroot,
+    ast.SetQuota: quota.setquota,
     ast.Append: append.append,
     ast.Idle: idle.idle,
 }

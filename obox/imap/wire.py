@@ -30,6 +30,7 @@ QUOTED_BYTES_MAX: Final = 4096
 _ATOM: Final = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\\]\[]+""")
 _NOT_QUOTABLE: Final = re.compile(rb"[\x00\r\n\x80-\xff]")
 _NOT_QUOTABLE_UTF8: Final = re.compile(rb"[\x00\r\n]")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_TEXT: Final = re.compile(r"[^\x20-\x7e]")
 
 _DAY: Final = 86_400
@@ -119,9 +120,15 @@ def internaldate(seconds: int, zone_minutes: int = 0) -> bytes:
 
 
 def text(reason: str) -> bytes:
-    """Return resp-text: one line of printable ASCII, never empty; what is not becomes
-    `?`. RFC 9051 §9 (text)."""
-    clean = _NOT_TEXT.sub("?", reason)
+    """Return resp-text: one line of printable ASCII, never empty. Other characters come
+    from the names of mailboxes, and are written in modified UTF-7, as the client knows
+    them. RFC 9051 §9 (text)."""
+    clean = _CONTROL.sub("?", reason)
+    if not clean.isascii():
+        try:
+            clean = utf7.encode(clean).decode("ascii")
+        except UnicodeEncodeError:  # half a surrogate pair
+            clean = _NOT_TEXT.sub("?", clean)
     if clean.startswith("["):  # would be read as a response code
         clean = "(" + clean
     return clean.encode("ascii") or b"-"

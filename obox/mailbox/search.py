@@ -155,6 +155,14 @@ class ModSeqFrom:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectOid:
+    """The mail's content is the object of this oid, which all copies of a mail
+    share. RFC 8474 §6.2."""
+
+    oid: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """The mail has a field of this name whose value contains `value`. If `value` is
     empty, the field exists.
@@ -191,6 +199,7 @@ Query: TypeAlias = (
     | Older
     | Younger
     | ModSeqFrom
+    | ObjectOid
     | Header
     | Text
     | Body
@@ -279,13 +288,14 @@ class Table:
         """A copy of the columns that the query needs, for a thread: the state may
         change meanwhile.
         """
-        return _Frozen(self, {key.name for key in leaves(query) if isinstance(key, Flag)})
+        names = (*_COLUMNS, "oid") if any(isinstance(key, ObjectOid) for key in leaves(query)) else _COLUMNS
+        return _Frozen(self, names, {key.name for key in leaves(query) if isinstance(key, Flag)})
 
 
 class _Frozen(Table):
-    def __init__(self, live: Table, flags: set[str]) -> None:
+    def __init__(self, live: Table, names: Sequence[str], flags: set[str]) -> None:
         self.count = live.count
-        self._columns = {name: live.column(name).copy() for name in _COLUMNS}
+        self._columns = {name: live.column(name).copy() for name in names}
         self._flags = {name: live.has_flag(name) for name in flags}
 
     def column(self, name: str) -> npt.NDArray[Any]:
@@ -387,6 +397,8 @@ class _Evaluator:
                 return self.known(self.column("internaldate") >= self.now - seconds)
             case ModSeqFrom(modseq):
                 return self.known(self.column("modseq") >= modseq)
+            case ObjectOid(oid):
+                return self.known((self.table.column("oid") == np.frombuffer(oid, dtype=np.uint8)).all(axis=1))
             case Header(name, value):
                 return self.text(_ask_header(name.lower(), self.needle(value)), 1)
             case Text(value) | Body(value):

@@ -37,9 +37,10 @@ class Status(NamedTuple):
     uidvalidity: int
     highestmodseq: int
     size: int
+    guid: Guid
 
     @classmethod
-    def of(cls, totals: Totals, uidvalidity: int) -> Status:
+    def of(cls, totals: Totals, uidvalidity: int, guid: Guid) -> Status:
         """Return the status that follows from the totals of a mailbox."""
         return cls(
             messages=totals.messages,
@@ -50,6 +51,7 @@ class Status(NamedTuple):
             uidvalidity=uidvalidity,
             highestmodseq=max(totals.modseq, 1),
             size=totals.bytes,
+            guid=guid,
         )
 
 
@@ -265,6 +267,10 @@ class User(Protocol):
 
 class Store(Protocol):
     """All users of this backend."""
+
+    async def admit(self, storage_id: StorageId) -> None:
+        """Return when a user may be opened: not while another backend gets the user,
+        which takes no longer than a second. Raises Elsewhere, Unavailable."""
 
     async def open_user(
         self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None

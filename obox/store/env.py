@@ -21,6 +21,7 @@ from fscache import Fscache
 from metacache import Metacache, MetacacheError
 
 from ..errors import StorageRefuses, Unavailable
+from ..forms import Gate
 from ..lanes import Lanes
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
 from ..objectstore.codec import Codec, Decoded, ObjectKind, payload_bytes_of
@@ -119,6 +120,8 @@ class Env:
     sleep: Callable[[float], Awaitable[None]]
     random_bytes: Callable[[int], bytes]
     writer: str = ""
+    forms: Gate = field(default_factory=Gate)
+    """Which versions may be written: a writer of a newer version asks."""
     owned: Owned = field(default_factory=Owned)
     lanes: Lanes = field(default_factory=Lanes)
     """Whose turn it is among the long tasks of a user."""

@@ -250,7 +250,7 @@ class MemoryUser:
 
     async def status(self, name: str) -> Status:
         box = self._box(name)
-        return Status.of(box.totals(), box.uidvalidity)
+        return Status.of(box.totals(), box.uidvalidity, box.guid)
 
     async def select(self, name: str) -> MemoryMailbox:
         return self._box(name)
@@ -338,6 +338,9 @@ class MemoryStore:
     def now_ms(self) -> int:
         """Unix milliseconds."""
         return int(self.now() * 1000)
+
+    async def admit(self, storage_id: StorageId) -> None:
+        """See `api.Store`: all users are ours."""
 
     async def open_user(
         self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None

@@ -1,4 +1,4 @@
-"""A backend that has just been started: its clients wait for the store and are
+"""A backend that has just been started: its clients wait for the store, and are then
 served."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ANNA = "anna@example.org"
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """The bucket answers the probe once this is set."""
+    """Delay the probe of the bucket until the test sets this event."""
     gate, real = asyncio.Event(), module.probe
 
     async def slow(*given: Any) -> Any:
@@ -39,7 +39,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 @asynccontextmanager
 async def starting(home: Path, config: Path | None = None) -> AsyncIterator[Backend]:
-    """A backend that listens; the store may not have started."""
+    """Start a backend and yield when it listens. Its store may not have started yet."""
     backend = Backend(load(str(config or write_config(home))), environ={})
     listening = asyncio.Event()
     task = asyncio.create_task(backend.run(signals=False, started=lambda _: listening.set()))
@@ -54,7 +54,7 @@ async def starting(home: Path, config: Path | None = None) -> AsyncIterator[Back
 
 
 class Client:
-    """Lines to a listener and back."""
+    """A client that sends lines to a listener and reads the answers."""
 
     def __init__(self, backend: Backend, name: str) -> None:
         host, _, port = backend.listeners.addresses(name)[0].rpartition(":")
@@ -69,7 +69,8 @@ class Client:
         self._writer.close()
 
     async def say(self, text: bytes, *, until: bytes) -> bytes:
-        """Send; the first line of the answer that begins so."""
+        """Send the text, and return the first line of the answer that begins with
+        `until`."""
         self._writer.write(text)
         while True:
             line = await self._reader.readline()
@@ -91,7 +92,7 @@ class Client:
 
 
 async def waiting(backend: Backend, *clients: asyncio.Task[bytes]) -> None:
-    """Until all of them wait for the store, or one of them has its answer."""
+    """Wait until all clients wait for the store, or one of them has its answer."""
     while backend.parts.store.beginning.waiting < len(clients):
         await asyncio.wait(clients, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
         if any(client.done() for client in clients):

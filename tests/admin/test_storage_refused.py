@@ -1,5 +1,5 @@
-"""A bucket that answers with a reason: `storage check` ends with 65 and the reason, a
-backend that waits logs it."""
+"""A bucket that refuses requests and gives a reason. `storage check` then exits with 65
+and shows the reason, and a backend that waits logs the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from adminservice import running, write_config
 from certificates import certificate
 from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs
-from stores import Late, Racy, SeaweedLike, Stale, Stubborn
 from structlog.testing import capture_logs
 
 from obox import parts as module
@@ -26,6 +25,7 @@ from obox.config import load
 from obox.errors import ConfigError
 from obox.objectstore import MemoryDriver, Refused, open_store
 from obox.wiring import bucket_alone, offline
+from tests.stores import Late, Racy, SeaweedLike, Stale, Stubborn
 
 __all__ = ["moto", "moto_bucket", "s3_bucket", "seaweedfs"]
 
@@ -51,7 +51,8 @@ async def check(config: Path) -> Outcome:
 
 @asynccontextmanager
 async def always(status: int, code: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """An S3 that says one thing; and the requests that it was sent."""
+    """Start an S3 server that gives the same error to each request. Yield its address
+    and the heads of the requests that it gets."""
     heads: list[bytes] = []
     body = f"<Error><Code>{code}</Code><Message>about {code}</Message></Error>".encode()
 
@@ -113,7 +114,7 @@ async def test_a_store_that_does_not_answer_is_69_with_the_cause(tmp_path: Path)
     ("scheme", "spoken", "words"),
     [
         ("http", b"220 mail.example.org ESMTP\r\n", "the answer is not HTTP"),
-        # An alert of TLS.
+        # This is an alert of TLS.
         ("http", b"\x15\x03\x01\x00\x02\x02\x46", "the answer is not HTTP"),
         ("https", b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "the answer is not TLS"),
     ],
@@ -121,7 +122,7 @@ async def test_a_store_that_does_not_answer_is_69_with_the_cause(tmp_path: Path)
 async def test_a_port_that_speaks_another_protocol(
     tmp_path: Path, scheme: str, spoken: bytes, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """27 s it took, and without a reason."""
+    """The check used to take 27 s, and its answer had no reason."""
     monkeypatch.setattr("obox.admin.storage.GIVE_UP_S", 0.3)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -135,7 +136,7 @@ async def test_a_port_that_speaks_another_protocol(
     port = server.sockets[0].getsockname()[1]
     config = on_s3(tmp_path, f"{scheme}://127.0.0.1:{port}")
     config.write_text(config.read_text().replace("[imap]", 'deadline = "60s"\n[imap]'))
-    # Below the deadline: it was given up.
+    # The check ends before the deadline of the requests, because it gives up earlier.
     outcome = await asyncio.wait_for(check(config), 50)
     server.close()
     assert outcome.code == 69
@@ -153,7 +154,7 @@ async def test_an_unknown_outcome_names_its_request_once(tmp_path: Path) -> None
 
 
 async def test_a_command_without_a_backend_ends_with_the_stores_words(tmp_path: Path) -> None:
-    """36 s it took to say "the bucket does not answer"."""
+    """The command used to take 36 s, and said only "the bucket does not answer"."""
     async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
         with pytest.raises(Exception, match="InvalidAccessKeyId") as refused:
             async with offline(load(on_s3(tmp_path, endpoint), {})):
@@ -166,7 +167,8 @@ async def test_a_command_without_a_backend_ends_with_the_stores_words(tmp_path: 
 async def test_a_backend_that_waits_says_why_after_a_second(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once, and then once a minute; 17 s it took, and without "connection refused"."""
+    """The backend logs the reason after a second, and then once a minute. The first
+    line used to come after 17 s, and without "connection refused"."""
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     monkeypatch.setattr(module, "REPORT_AFTER_S", 0.05)
     async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
@@ -222,8 +224,8 @@ async def test_a_racy_store_fails_the_check(tmp_path: Path, monkeypatch: pytest.
 async def test_puts_of_the_race_that_land_late_are_no_fault_and_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They were sent twice, and the first attempts landed after the DELETE: "1 objects
-    are still listed"."""
+    """The requests of the race were sent twice, and the first attempts landed after the
+    DELETE. The check then used to report "1 objects are still listed"."""
     monkeypatch.setattr("obox.objectstore._probe.SWEEP_PAUSES_S", (0.01, 0.01, 0.01))
     driver = Late()
     served_by(monkeypatch, driver)

@@ -1,4 +1,4 @@
-"""Mails and search keys that somebody made to hurt, from a source of randomness."""
+"""Mails and search keys that an attacker might make, from a source of randomness."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BOUNDARIES = (b"b", b"bb", b"b-", b"", b" ", b"x" * 300, b"b--", b"\xff", b'q"')
 
 
 def long(rng: Rng, most: int) -> int:
-    """A number up to `most`; small numbers are as likely as large numbers."""
+    """Return a number up to `most`. Small numbers are as likely as large numbers."""
     return int(most ** rng.random())
 
 
@@ -163,6 +163,7 @@ def key(rng: Rng, depth: int = 0) -> bytes:
         lambda: rng.choice((b"OLDER", b"YOUNGER")) + b" %d" % (100_000 + long(rng, 2**31)),
         lambda: b"UID %d:%d" % (long(rng, 20), long(rng, 20)),
         lambda: b"MODSEQ %d" % long(rng, 2**62),
+        lambda: rng.choice((b"EMAILID M", b"THREADID T", b"EMAILID ", b"EMAILID x")) + b"%032x" % rng.getrandbits(128),
         lambda: rng.choice((b"KEYWORD", b"UNKEYWORD")) + b" $Label%d" % rng.randrange(3),
         lambda: rng.choice((b"1:*", b"*", b"$", b"2,1,3:4")),
     ]

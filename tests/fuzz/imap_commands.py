@@ -1,5 +1,5 @@
-"""Random IMAP commands: made by the grammar, then perhaps broken. Each comes from one
-`random.Random`."""
+"""Random IMAP commands. The grammar makes a command, and then it may be broken. Each
+command comes from a single `random.Random`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ SECTIONS: Final = (
 )
 ITEMS: Final = (
     *b"FLAGS UID ENVELOPE BODY BODYSTRUCTURE INTERNALDATE RFC822.SIZE RFC822 RFC822.HEADER RFC822.TEXT MODSEQ".split(),
-    b"SAVEDATE",
+    *(b"SAVEDATE", b"EMAILID", b"THREADID"),
 )
-STATUS: Final = tuple(b"MESSAGES UIDNEXT UIDVALIDITY UNSEEN RECENT HIGHESTMODSEQ SIZE DELETED APPENDLIMIT NONE".split())
+STATUS: Final = tuple(
+    b"MESSAGES UIDNEXT UIDVALIDITY UNSEEN RECENT HIGHESTMODSEQ SIZE DELETED DELETED-STORAGE APPENDLIMIT MAILBOXID "
+    b"NONE".split()
+)
 TOKENS: Final = (
     *(b"(", b")", b"[", b"]", b"{", b"}", b'"', b"\\", b"*", b"%", b"&", b" ", b"\r\n", b"\n", b"\r", b"\0", b"\xff"),
     *(b"{5}", b"{5+}", b"{0+}\r\n", b"~{3+}\r\nabc", b"{99999999999+}", b"NIL", b"1,", b"OR ", b"NOT ", b"\xcc\x81"),
@@ -46,7 +49,7 @@ KEYS: Final = tuple(
 
 
 class Commands:
-    """`make` returns one command with its tag and its CRLF."""
+    """`make` returns a command with its tag and its CRLF."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -71,7 +74,8 @@ class Commands:
         return command + b"\r\n"
 
     def broken(self, command: bytes) -> bytes:
-        """With a few bytes taken out, put in, doubled or repeated very often."""
+        """Return the command with a few bytes removed, inserted, doubled or repeated
+        very often."""
         chance = self.chance
         for _ in range(chance.randint(1, 3)):
             low, high = sorted((chance.randint(0, len(command)), chance.randint(0, len(command))))
@@ -207,6 +211,9 @@ class Commands:
     def misc(self) -> bytes:
         return self.pick(
             (
+                b"GETQUOTA " + self.pick((b"user", b'""', b"x" * 300)),
+                b"GETQUOTAROOT " + self.name(),
+                b"SETQUOTA user (STORAGE %d)" % self.chance.getrandbits(65),
                 b"ENABLE QRESYNC",
                 b"ENABLE CONDSTORE X",
                 b'ID ("name" "x" "y" NIL)',

@@ -1,18 +1,16 @@
-"""A strict parser of what a server may send: RFC 3501 §9 and RFC 9051 §9, with the
-extensions that obox has.
+"""A strict parser of the responses that a server may send: RFC 3501 §9 and RFC 9051 §9,
+with the extensions that obox has.
 
-`parse` takes one response, its literals included and its last CRLF removed, and returns
-it as values, or raises Ungrammatical, which says where. It accepts less than a client
-should: every response code, capability, item and attribute has to be
-written down here, with the arguments that its RFC gives it.
-
-One deviation is allowed, since docs/caveats.md names it: NUL inside the literal of a
-body, for a mail that was delivered with it. `utf8`: quoted strings may be UTF-8 (RFC
-6855, RFC 9051 §9).
+`parse` takes a single response, with its literals and without its last CRLF. It returns
+the response as values, or raises Ungrammatical with the place of the error. It accepts
+less than a client should: each response code, capability, item and attribute is listed
+here with the arguments that its RFC gives it. docs/caveats.md names a single exception,
+which is allowed: NUL inside the literal of a body, for a mail that was delivered with
+it. `utf8`: quoted strings may be UTF-8 (RFC 6855, RFC 9051 §9).
 
 RFC 2971 (ID), 4315 (UIDPLUS), 4731 (ESEARCH), 5161 (ENABLE), 5258 (LIST), 5530 (codes),
 6154 (special use), 7162 (CONDSTORE, QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE),
-8514 (SAVEDATE).
+8474 (OBJECTID), 8514 (SAVEDATE), 9208 (QUOTA).
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
     rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|THREAD=[A-Z]+"
-    rb"|QUOTA|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|UNAUTHENTICATE|COMPRESS=DEFLATE"
+    rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
     r"ALERT|PARSE|READ-ONLY|READ-WRITE|TRYCREATE|CLOSED|UIDNOTSTICKY|NOMODSEQ|UNAVAILABLE|"
@@ -56,8 +54,11 @@ EXCLUSIVE = (
 
 
 class Response(NamedTuple):
-    """tag: None for an untagged one, b"+" for a continuation. name: `OK`, `FETCH`, …
-    value: what it says."""
+    """A response.
+
+    tag: None if it is untagged, b"+" for a continuation. name: `OK`, `FETCH`, … value:
+    the content.
+    """
 
     tag: bytes | None
     name: str
@@ -95,6 +96,8 @@ class _Reader(Terminals):
             return name, self.flags(b"\\*")
         if name in ("UIDNEXT", "UIDVALIDITY", "UNSEEN"):
             return name, self.nz()
+        if name == "MAILBOXID":
+            return name, self.object_id()
         if name == "HIGHESTMODSEQ":
             return name, self.modseq()
         if name == "MODIFIED":
@@ -145,7 +148,7 @@ class _Reader(Terminals):
         if separator is not None and len(separator) != 1:
             self.fail("one character as separator")
         self.need(b" ")
-        # No name is the answer to a pattern that is empty.
+        # The answer to an empty pattern has an empty name.
         name = "" if separator is not None and self.take(b'""') else self.mailbox()
         extended: list[Any] = []
         if self.take(b" "):
@@ -164,7 +167,7 @@ class _Reader(Terminals):
     def status_response(self) -> Any:
         name = self.mailbox()
         self.need(b" ")
-        values: dict[bytes, int | None] = {}
+        values: dict[bytes, int | bytes | None] = {}
 
         def one() -> None:
             word = self.atom()
@@ -175,8 +178,10 @@ class _Reader(Terminals):
                 values[word] = self.number()
             elif word in (b"UIDNEXT", b"UIDVALIDITY"):
                 values[word] = self.nz()
-            elif word in (b"SIZE", b"HIGHESTMODSEQ"):
+            elif word in (b"SIZE", b"HIGHESTMODSEQ", b"DELETED-STORAGE"):
                 values[word] = self.number(0, NUMBER64_MAX)
+            elif word == b"MAILBOXID":
+                values[word] = self.object_id()
             elif word == b"APPENDLIMIT":
                 values[word] = None if self.nil() else self.number()
             else:
@@ -184,6 +189,28 @@ class _Reader(Terminals):
 
         self.items(one)
         return name, values
+
+    def quota(self) -> Any:
+        """quota-root-name SP "(" quota-resource *(SP quota-resource) ")". RFC 9208
+        §7."""
+        root = self.astring()
+        self.need(b" ")
+
+        def one() -> tuple[bytes, int, int]:
+            name = self.atom()
+            self.need(b" ")
+            usage = self.number(0, NUMBER64_MAX)
+            self.need(b" ")
+            return name, usage, self.number(0, NUMBER64_MAX)
+
+        return root, self.items(one, empty=False)
+
+    def quotaroot(self) -> Any:
+        name = self.mailbox()
+        roots = []
+        while self.take(b" "):
+            roots.append(self.astring())
+        return name, roots
 
     def namespace(self) -> Any:
         def one() -> tuple[bytes, bytes | None]:
@@ -199,6 +226,13 @@ class _Reader(Terminals):
             if i:
                 self.need(b" ")
             found.append(None if self.nil() else self.items(one, empty=False, sep=b""))
+        return found
+
+    def object_id(self) -> bytes:
+        """ "(" objectid ")". RFC 8474 §7."""
+        self.need(b"(")
+        found = self.match(re.compile(rb"[A-Za-z0-9_-]{1,255}"), "an object ID")[0]
+        self.need(b")")
         return found
 
     # -- search --------------------------------------------------------------------------------------------------------
@@ -271,6 +305,10 @@ class _Reader(Terminals):
             return word, self.nz()
         if word == b"INTERNALDATE":
             return word, self.date_time()
+        if word == b"EMAILID":
+            return word, self.object_id()
+        if word == b"THREADID":
+            return word, None if self.nil() else self.object_id()
         if word == b"SAVEDATE":
             return word, None if self.nil() else self.date_time()
         if word == b"RFC822.SIZE":
@@ -357,7 +395,7 @@ class _Reader(Terminals):
         octets = self.number()
         inner = None
         media = kind.upper(), subtype.upper()
-        # Message/global is a basic part: these sessions speak IMAP4rev1.
+        # Message/global is a basic part, because these sessions speak IMAP4rev1.
         if media == (b"MESSAGE", b"RFC822"):
             self.need(b" ")
             envelope = self.envelope()
@@ -442,6 +480,10 @@ class _Reader(Terminals):
             return Response(None, word, self.list_response())
         if word == "STATUS":
             return Response(None, word, self.status_response())
+        if word == "QUOTA":
+            return Response(None, word, self.quota())
+        if word == "QUOTAROOT":
+            return Response(None, word, self.quotaroot())
         if word == "NAMESPACE":
             return Response(None, word, self.namespace())
         if word == "ID":
@@ -464,12 +506,12 @@ class _Reader(Terminals):
 
 
 def parse(line: bytes, *, utf8: bool = False) -> Response:
-    """Return a response. line: with its literals, without its last CRLF. Raises:
-    Ungrammatical."""
+    """Return a response. line: the response with its literals, without its last CRLF.
+    Raises: Ungrammatical."""
     reader = _Reader(line, utf8)
     try:
         return _response(reader, line)
-    # A name that does not decode, a day that is none.
+    # A name that does not decode, or a date that does not exist, is ungrammatical too.
     except (Invalid, ValueError) as error:
         raise Ungrammatical(f"{error}, before {reader.at}: {line[:200]!r}") from None
 

@@ -1,5 +1,5 @@
-"""The strict parser of responses: what the RFCs show is taken, what breaks them is
-not."""
+"""The strict parser of responses accepts the examples of the RFCs, and refuses
+responses that break them."""
 
 import pytest
 
@@ -20,7 +20,13 @@ GOOD = [
     b'* LIST (\\HasChildren) "/" "a b" ("CHILDINFO" ("SUBSCRIBED"))',
     b'* LIST (\\Noselect) "/" ""',
     b'* LSUB () "/" &AOk-',
-    b"* STATUS INBOX (MESSAGES 1 UIDNEXT 2 APPENDLIMIT NIL)",
+    b"* STATUS INBOX (MESSAGES 1 UIDNEXT 2 APPENDLIMIT NIL MAILBOXID (F2212ea87-6097-4256-9d51-71338625))",
+    b'* QUOTA "" (STORAGE 10 512 MESSAGE 1 2)',
+    b"* QUOTAROOT INBOX user",
+    b"* QUOTAROOT comp.mail.mime",
+    b"* OK [MAILBOXID (F2212ea87-6097-4256-9d51-71338625)] Ok",
+    b"* 1 FETCH (EMAILID (M6d99ac3275bb4e) THREADID NIL)",
+    b"* 1 FETCH (THREADID (T64b478a75b7ea9))",
     b"* SEARCH",
     b"* SEARCH 2 5 (MODSEQ 9)",
     b'* ESEARCH (TAG "a") UID MIN 1 ALL 1:3,5 COUNT 4',
@@ -77,6 +83,11 @@ BAD = [
     b"* 1 FETCH (UID 1 UID 1)",
     b"* 1 FETCH (UID 0)",
     b"* 1 FETCH (MODSEQ 3)",
+    b"* 1 FETCH (EMAILID M6d99ac3275bb4e)",
+    b"* 1 FETCH (EMAILID NIL)",
+    b"* STATUS INBOX (MAILBOXID ())",
+    b"* QUOTA user ()",
+    b"* QUOTA user (STORAGE 10)",
     b'* 1 FETCH (INTERNALDATE "7-Jul-1996 02:44:25 -0700")',
     b'* 1 FETCH (INTERNALDATE "31-Feb-1996 02:44:25 -0700")',
     b'* 1 FETCH (BODY[TEXT] "a\r\nb")',

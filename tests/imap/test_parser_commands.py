@@ -1,4 +1,4 @@
-"""One table per command: what the RFCs' examples show, and what each error says."""
+"""A table for each command: the examples of the RFCs, and the text of each error."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from obox.imap.ast import FetchAttr, InternalDate, ListReturn, ListSelect, Secti
 from obox.imap.events import NEED_DATA, BadCommand, NeedContinuation, NeedParse, NeedTurn
 from obox.imap.parser import Parser
 from obox.imap.sets import STAR, SequenceSet, parse_set
+from tests.imap.spaces import spaced
 
 
 def parse(data: bytes) -> object:
-    """The one event of one command, continuations aside."""
+    """Return the single event of a single command, without continuations."""
     parser = Parser()
     parser.feed(data + b"\r\n")
     event = parser.next()
@@ -49,10 +50,14 @@ GOOD: list[tuple[bytes, object]] = [
     # ID, RFC 2971
     (b"a ID NIL", ast.Id(b"a", None)),
     (b"a ID ()", ast.Id(b"a", ())),
+    (b'a ID ( "name"  "x" )', ast.Id(b"a", (("name", "x"),))),
+    (b"a ID ( )", ast.Id(b"a", ())),
     (b'a ID ("name" "sodr" "version" NIL)', ast.Id(b"a", (("name", "sodr"), ("version", None)))),
     # AUTHENTICATE, RFC 4959
     (b"a AUTHENTICATE plain", ast.Authenticate(b"a", "PLAIN")),
     (b"a AUTHENTICATE PLAIN dGVzdAB0ZXN0AHRlc3Q=", ast.Authenticate(b"a", "PLAIN", b"test\0test\0test")),
+    (b'a AUTHENTICATE "plain"', ast.Authenticate(b"a", "PLAIN")),
+    (b'a  AUTHENTICATE  "PLAIN"  dGVzdAB0ZXN0AHRlc3Q=', ast.Authenticate(b"a", "PLAIN", b"test\0test\0test")),
     (b"a AUTHENTICATE EXTERNAL =", ast.Authenticate(b"a", "EXTERNAL", b"")),
     (b"a AUTHENTICATE SCRAM-SHA-256", ast.Authenticate(b"a", "SCRAM-SHA-256")),
     # LOGIN
@@ -144,9 +149,14 @@ GOOD: list[tuple[bytes, object]] = [
         ast.Status(b"a", "blurdybloop", (StatusItem.UIDNEXT, StatusItem.MESSAGES)),
     ),
     (
-        b"a STATUS b (messages uidnext uidvalidity unseen recent highestmodseq size deleted appendlimit)",
+        b"a STATUS b (messages uidnext uidvalidity unseen recent highestmodseq size deleted deleted-storage "
+        b"appendlimit mailboxid)",
         ast.Status(b"a", "b", tuple(StatusItem)),
     ),
+    # QUOTA, RFC 9208
+    (b'a GETQUOTA ""', ast.GetQuota(b"a", "")),
+    (b"a GETQUOTAROOT inbox", ast.GetQuotaRoot(b"a", "INBOX")),
+    (b'a SETQUOTA "#user/alice" (storage 510)', ast.SetQuota(b"a", "#user/alice", (("STORAGE", 510),))),
     # APPEND, MULTIAPPEND
     (
         b"a APPEND saved-messages (\\Seen) {4}\r\nmail",
@@ -215,6 +225,12 @@ def test_command(data: bytes, event: object) -> None:
     assert parse(data) == event
 
 
+@pytest.mark.parametrize(("data", "event"), GOOD, ids=[repr(data)[2:50] for data, _ in GOOD])
+def test_command_with_more_spaces(data: bytes, event: object) -> None:
+    """Between arguments and inside lists, as some clients send them."""
+    assert parse(spaced(data)) == event
+
+
 SECTIONS: list[tuple[bytes, ast.BodySection]] = [
     (b"BODY[]", section(b"BODY[]")),
     (b"body.peek[]", section(b"BODY[]", peek=True)),
@@ -264,10 +280,10 @@ BAD: list[tuple[bytes, str]] = [
     (b"a FROB x", 'Unknown command "FROB"'),
     (b'a "x"', "Unknown command"),
     (b"a UID NOOP", 'Unknown command "UID NOOP": allowed are FETCH SEARCH SORT THREAD STORE COPY MOVE EXPUNGE'),
-    (b"a GETQUOTA x", 'Unknown command "GETQUOTA"'),
+    (b"a GETACL x", 'Unknown command "GETACL"'),
     (b"a LOGIN", "Missing argument: a user name"),
     (b"a LOGIN x", "Missing argument: a password"),
-    (b"a LOGIN  x y", "Expected a user name, found a space"),
+    (b"a LOGIN  ", "Missing argument: a user name"),
     (b'a LOGIN x "y', "Bad password argument: quote it"),
     (b'a LOGIN x "\\y"', "Bad password argument: quote it"),
     (b"a LOGIN x (y", "Bad password argument: quote it"),

@@ -6,7 +6,10 @@ import datetime as dt
 
 import pytest
 
-from obox.imap.ast import (
+from obox.imap.ast import Search, SearchReturn, Sort, SortField, Thread
+from obox.imap.events import BadCommand, NeedContinuation, NeedParse, NeedTurn
+from obox.imap.parser import Limits, Parser
+from obox.imap.searchkeys import (
     All,
     And,
     DateField,
@@ -16,22 +19,17 @@ from obox.imap.ast import (
     InSet,
     ModSeqFrom,
     Not,
+    ObjectId,
     OnDate,
     Or,
     SaveDateSupported,
-    Search,
     SearchKey,
-    SearchReturn,
     Size,
-    Sort,
-    SortField,
     Text,
-    Thread,
     Within,
 )
-from obox.imap.events import BadCommand, NeedContinuation, NeedParse, NeedTurn
-from obox.imap.parser import Limits, Parser
 from obox.imap.sets import SAVED, STAR, SequenceSet
+from tests.imap.spaces import spaced
 
 
 def parse(data: bytes, limits: Limits | None = None) -> object:
@@ -45,6 +43,8 @@ def parse(data: bytes, limits: Limits | None = None) -> object:
 
 DAY = dt.date(1994, 2, 1)
 KEYS: list[tuple[bytes, SearchKey]] = [
+    (b"EMAILID M6d99ac3275bb4e", ObjectId("M6d99ac3275bb4e")),
+    (b'threadid "T64b478a75b7ea9"', ObjectId("T64b478a75b7ea9", thread=True)),
     (b"ALL", All()),
     (b"answered", HasFlag("\\Answered")),
     (b"DELETED", HasFlag("\\Deleted")),
@@ -104,6 +104,11 @@ KEYS: list[tuple[bytes, SearchKey]] = [
 
 
 @pytest.mark.parametrize(("data", "key"), KEYS, ids=[repr(d)[2:40] for d, _ in KEYS])
+def test_key_with_more_spaces(data: bytes, key: SearchKey) -> None:
+    assert parse(b"a  SEARCH  " + spaced(data)) == Search(b"a", False, key)
+
+
+@pytest.mark.parametrize(("data", "key"), KEYS, ids=[repr(d)[2:40] for d, _ in KEYS])
 def test_key(data: bytes, key: SearchKey) -> None:
     assert parse(b"a SEARCH " + data) == Search(b"a", False, key)
     assert parse(b"a UID SEARCH (" + data + b") ALL") == Search(b"a", True, And((key, All())))
@@ -125,7 +130,12 @@ def test_return_options() -> None:
 
 @pytest.mark.parametrize(
     ("charset", "data", "text"),
-    [(b"UTF-8", "ü".encode(), "ü"), (b"ISO-8859-1", b"\xfc", "ü"), (b'"koi8-r"', "почта".encode("koi8-r"), "почта")],
+    [
+        (b"UTF-8", "ü".encode(), "ü"),
+        (b"utf8", "ü".encode(), "ü"),
+        (b"ISO-8859-1", b"\xfc", "ü"),
+        (b'"koi8-r"', "почта".encode("koi8-r"), "почта"),
+    ],
 )
 def test_charset(charset: bytes, data: bytes, text: str) -> None:
     sent = b"a SEARCH CHARSET %b TEXT {%d}\r\n%b" % (charset, len(data), data)
@@ -146,6 +156,7 @@ def test_sort_and_thread() -> None:
     ("data", "reason"),
     [
         (b"a SEARCH", "Missing argument: search keys"),
+        (b"a SEARCH EMAILID x.y", "Bad object ID: 1 to 255 letters"),
         (b"a SEARCH FOO", 'Unknown search key "FOO"'),
         (b"a SEARCH ALLSEEN", 'Unknown search key "ALLSEEN"'),
         (b"a SEARCH ALL,", 'Unexpected argument at the end: ","'),

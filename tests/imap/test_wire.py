@@ -1,4 +1,4 @@
-"""The writer's helpers, sequence sets and mailbox names."""
+"""The helpers of the writer, sequence sets, and mailbox names."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_nil_utf8_and_long_strings() -> None:
 
 @given(st.binary(max_size=40))
 def test_what_is_written_is_read_back(data: bytes) -> None:
-    """Through LOGIN's arguments, NULs aside, which no string may hold."""
+    """The string is read back as an argument of LOGIN. NUL is left out, because a
+    string must not have it."""
     data = data.replace(b"\0", b"")
     for written in (wire.astring(data), wire.string(data), wire.literal(data)):
         parser = Parser()
@@ -100,7 +101,9 @@ def test_dates_are_read_back(seconds: int, zone: int) -> None:
 
 def test_status_lines() -> None:
     assert wire.status(b"a", "OK", "Done") == b"a OK Done\r\n"
-    assert wire.status(None, "BYE", "ü\r\nx\0") == b"* BYE ???x?\r\n"
+    assert wire.status(None, "BYE", "ü\r\nx\0") == b"* BYE &APw-??x?\r\n"
+    assert wire.status(b"a", "NO", "no mailbox '\u53f0\u5317 & x'") == b"a NO no mailbox '&U,BTFw- &- x'\r\n"
+    assert wire.status(b"a", "NO", "half \ud800") == b"a NO half ?\r\n"
     assert wire.status(b"a", "OK", "x", b"UIDNEXT 5") == b"a OK [UIDNEXT 5] x\r\n"
     assert wire.status(b"a", "NO", "", "A\r\nB") == b"a NO [A??B] -\r\n"
     assert wire.status(b"a", "NO", "[ALERT] x") == b"a NO ([ALERT] x\r\n"
@@ -180,7 +183,8 @@ def test_a_mailbox_name_comes_back_canonical(name: str) -> None:
     parser = Parser()
     parser.feed(b"a DELETE " + wire.mailbox(name) + b"\r\n")
     event = parser.next()
-    if name == "/":  # nothing is left of it
+    # The canonical form of this name is empty.
+    if name == "/":
         assert isinstance(event, BadCommand)
         return
     assert isinstance(event, Delete)

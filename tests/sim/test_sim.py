@@ -1,7 +1,11 @@
-"""Random lives of one user's mail: 200 seeds. A failure names its seed and how to run
-it again."""
+"""Random lives of a user's mail, with 200 seeds. A failure names its seed and says how
+to run it again."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +24,13 @@ def test_lives(start: int) -> None:
 def test_same_seed_same_life() -> None:
     for seed in (5, 11, 29):
         assert play(seed).trace == play(seed).trace
+
+
+@pytest.mark.parametrize("option", [[], ["--cluster"], ["--sites"]])
+def test_a_seed_can_be_played_by_hand(option: list[str]) -> None:
+    """`python -m tests.sim` starts outside of pytest, whose settings add folders to the
+    path of modules."""
+    command = [sys.executable, "-m", "tests.sim", "--seeds", "1", "--steps", "2", *option]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0 failed" in done.stdout

@@ -20,7 +20,7 @@ failure can only end the connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -154,6 +154,7 @@ class _Fetch:
         self.mailbox, self.view = session.need_mailbox()
         self.names = plan.names()
         self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
+        self.short = plan.short
         self.of_header = [item.of_header() for item in plan.order if isinstance(item, Body) and item.in_header]
         self.needs_structure = plan.needs_structure
         self.uid = uid
@@ -291,19 +292,20 @@ class _Fetch:
         self, rows: _Rows, seen: UidArray, columns: list[Sequence[Any]]
     ) -> tuple[list[bytes], list[Sequence[Any]]]:
         """Add flags (and MODSEQ) for mails that got \\Seen, if the client did not fetch
-        them."""
+        them. They stand behind the other short items."""
         table, where, uids = rows
         new = np.isin(uids, seen, assume_unique=True).tolist()
         names = list(self.names)
+        added: list[Sequence[Any]] = []
         if not self.plan.has(FetchAttr.FLAGS):
             flags = self.flags(table, where)
-            names[-1] += b"%b"
-            columns = [*columns, [b" FLAGS " + f if n else b"" for f, n in zip(flags, new, strict=True)]]
+            added.append([b"FLAGS %b " % f if n else b"" for f, n in zip(flags, new, strict=True)])
         if self.session.condstore and not self.plan.has(FetchAttr.MODSEQ):
             modseqs = table.modseqs[where].tolist()
-            names[-1] += b"%b"
-            columns = [*columns, [b" MODSEQ (%d)" % m if n else b"" for m, n in zip(modseqs, new, strict=True)]]
-        return names, columns
+            added.append([b"MODSEQ (%d) " % m if n else b"" for m, n in zip(modseqs, new, strict=True)])
+        at = self.short
+        names[at] = b"%b" * len(added) + names[at]
+        return names, [*columns[:at], *added, *columns[at:]]
 
     # -- fields and headers ----------------------------------------------------------------------------------------
 
@@ -365,15 +367,15 @@ class _Fetch:
                 at += 1
             wrong: Unreadable | None = None
             if isinstance(mail, bytes):
-                await self._write_row(lead, names, rows[at], mail)
+                await self._write_row(lead, rows[at], mail)
             elif mail is not None:
                 wrong = mail
             elif self._streams(sizes[at]):
-                wrong = await self._stream(uid, sizes[at], names, rows[at])
+                wrong = await self._stream(uid, sizes[at], rows[at])
             else:
                 self.expunged = self.unsent = True
             if wrong is not None and (instead := self._instead(uid, wrong)) is not None:
-                await self._write_row(lead, names, rows[at], instead)
+                await self._write_row(lead, rows[at], instead)
             elif wrong is not None:
                 await self._write_flags(uid, seen)
             if self.session.out.full:
@@ -429,54 +431,65 @@ class _Fetch:
             names, columns = self._with_flags(rows, seen, columns)
         return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
 
-    async def _write_row(self, lead: bytes, names: list[bytes], values: list[Any], mail: bytes) -> None:
+    async def _write_row(self, lead: bytes, values: list[Any], mail: bytes) -> None:
         """Write the line of a mail. If its items may be large together, they are sent
         piece by piece.
         """
         root, quick = await _structure(mail) if self.needs_structure else (None, True)
+        added = len(values) - 1 - len(self.plan.order)
         if len(mail) * len(self.cut) > ANSWER_BYTES:
-            await self._write_items(names, values, mail, root, quick=quick)
+            await self._write_items(values, mail, root, quick=quick)
             return
         if not quick:
             for (at, _), value in zip(self.cut, await asyncio.to_thread(self._of_mail, mail, root), strict=True):
-                values[at] = value
+                values[at + added] = value
             self.session.write(lead % tuple(values))
             return
         for at, item in self.cut:
-            values[at] = item.of_mail(mail, root)
+            values[at + added] = item.of_mail(mail, root)
             await self.session.out.yield_if_due()
         self.session.write(lead % tuple(values))
 
-    async def _write_items(
-        self, names: list[bytes], values: list[Any], mail: bytes, root: Part | None, *, quick: bool
-    ) -> None:
+    async def _write_items(self, values: list[Any], mail: bytes, root: Part | None, *, quick: bool) -> None:
         """Write the row as `_write_row` does, but hold at most a single item and
         PIECE_BYTES of output, at the client's pace."""
-        session, order = self.session, self.plan.order
-        cells, tail = values[1 : len(order) + 1], values[len(order) + 1 :]
+        session = self.session
         lead = b"* %d FETCH (" % values[0]
-        for at, (item, name) in enumerate(zip(order, names, strict=True)):
-            more = tail if at == len(order) - 1 else []
+        for item, name, cell in self._apart(values):
             if isinstance(item, Body) and _of_mail(item):
                 span = item.span_of(mail, root) if quick else await asyncio.to_thread(item.span_of, mail, root)
                 source, start, end = span
                 head = b"NIL" if source is None else b"{%d}\r\n" % (end - start) if end > start else b'""'
-                session.write(lead, item.label, b" ", head)
+                session.write(lead, name, head)
                 while source is not None and start < end:
                     session.write(source[start : min(start + PIECE_BYTES, end)])
                     start += PIECE_BYTES
                     await session.pause()
-                session.write(*more)
             else:
-                session.write(lead + name % (cells[at], *more))
+                session.write(lead, name, cell)
             lead = b" "
             await session.pause()
         session.write(b")\r\n")
 
+    def _apart(self, values: list[Any]) -> Iterator[tuple[FetchAttr | Body, bytes, bytes]]:
+        """Yield each item of a row with its name and value in the answer. The value of
+        an item that is cut from the mail is empty."""
+        order, added = self.plan.order, len(values) - 1 - len(self.plan.order)
+        at = 1 + self.short
+        flags, cells = b"".join(values[at : at + added]), [*values[1:at], *values[at + added :]]
+        for item, name, cell in zip(order, self.names, cells, strict=True):
+            if isinstance(item, Body):
+                label, value = item.label + b" ", cell or b""
+            else:
+                label, value = b"", name % cell
+            if item is order[self.short]:
+                label = flags + label
+            yield item, label, value
+
     def _of_mail(self, mail: bytes, root: Part | None) -> list[bytes]:
         return [item.of_mail(mail, root) for _, item in self.cut]
 
-    async def _stream(self, uid: int, size: int, names: list[bytes], values: list[Any]) -> Unreadable | None:
+    async def _stream(self, uid: int, size: int, values: list[Any]) -> Unreadable | None:
         """Send a large mail piece by piece. Returns why nothing of it was sent, or
         None.
 
@@ -484,7 +497,6 @@ class _Fetch:
         the length has been sent.
         """
         session, order = self.session, self.plan.order
-        seq, cells, tail = values[0], values[1 : len(order) + 1], values[len(order) + 1 :]
         spans = [item.span(size) if isinstance(item, Body) and _of_mail(item) else (0, 0) for item in order]
         first = b""
         if (begun := next((span for span in spans if span[0] < span[1]), None)) is not None:
@@ -496,15 +508,14 @@ class _Fetch:
                 return None
             except (Corrupt, NotFound) as error:
                 return error
-        lead = b"* %d FETCH (" % seq
-        for at, (item, name, span) in enumerate(zip(order, names, spans, strict=True)):
-            more = tail if at == len(order) - 1 else []
+        lead = b"* %d FETCH (" % values[0]
+        for (item, name, cell), span in zip(self._apart(values), spans, strict=True):
             if not (isinstance(item, Body) and _of_mail(item)):
-                session.write(lead + name % (cells[at], *more))
+                session.write(lead, name, cell)
                 lead = b" "
                 continue
             start, end = span
-            session.write(lead, item.label, b" {%d}\r\n" % (end - start) if end > start else b' ""')
+            session.write(lead, name, b"{%d}\r\n" % (end - start) if end > start else b'""')
             lead = b" "
             while start < end:
                 piece = first or await self._piece(uid, start, min(start + PIECE_BYTES, end))
@@ -512,7 +523,6 @@ class _Fetch:
                 session.write(piece)
                 start += len(piece)
                 await session.flush()
-            session.write(*more)
         session.write(b")\r\n")
         return None
 

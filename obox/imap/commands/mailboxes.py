@@ -9,12 +9,16 @@ from typing import Final
 
 from obox.errors import Exists, Invalid, NotFound
 from obox.imap import ast
+from obox.imap.objectid import mailbox_id
 from obox.imap.replies import Reply, no
 from obox.imap.session import Session
 from obox.mailbox import names
 
 SPECIAL_USES: Final = ("\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")
 """RFC 6154 §2; not \\All, which no mailbox of ours is."""
+
+EMPTIED_MAX: Final = 200
+"""Levels that a session remembers as emptied. A name has 1,000 bytes."""
 
 
 async def create(session: Session, command: ast.Create) -> Reply:
@@ -35,19 +39,48 @@ async def create(session: Session, command: ast.Create) -> Reply:
         raise Exists("INBOX exists always")
     user = session.need_user()
     try:
-        await user.create(name, use)
+        guid = await user.create(name, use)
     except Exists:
         if not use or any(info.guid is not None and info.name == name for info in user.mailboxes()):
             raise
         return no(f"There is a mailbox for {use} already", "USEATTR")
-    return Reply("Create completed")
+    return Reply("Create completed", f"MAILBOXID ({mailbox_id(guid)})")
 
 
 async def delete(session: Session, command: ast.Delete) -> Reply:
-    await session.need_user().delete(command.mailbox)
+    """Delete a mailbox. Its children stay, and the name becomes \\Noselect; such a name
+    cannot be deleted. RFC 9051 §6.3.5.
+
+    A level above mailboxes exists as long as the mailboxes do. A client that deletes a
+    whole tree deletes the mailboxes first, and then each level that LIST has shown. So
+    DELETE is OK for levels that have no mailboxes any more after the session's own
+    DELETEs.
+    """
+    user, name = session.need_user(), command.mailbox
+    try:
+        await user.delete(name)
+    except NotFound:
+        if any(info.name == name for info in user.mailboxes()):
+            return no("There are mailboxes below: delete them first", "HASCHILDREN")
+        if session.emptied is None or name not in session.emptied:
+            raise
+        del session.emptied[name]
+        return Reply("Delete completed")
+    _note_emptied(session, name)
     if session.mailbox is not None and session.mailbox.deleted:
         await session.leave(closed="Mailbox was deleted")
     return Reply("Delete completed")
+
+
+def _note_emptied(session: Session, name: str) -> None:
+    """Remember the levels above a deleted mailbox: those that were noted last."""
+    emptied = session.emptied if session.emptied is not None else {}
+    emptied.pop(name, None)
+    while (name := name.rpartition(names.SEPARATOR)[0]) and name not in emptied:
+        emptied[name] = None
+    while len(emptied) > EMPTIED_MAX:
+        del emptied[next(iter(emptied))]
+    session.emptied = emptied or None
 
 
 async def rename(session: Session, command: ast.Rename) -> Reply:
@@ -55,6 +88,7 @@ async def rename(session: Session, command: ast.Rename) -> Reply:
     if names.is_below(target, source) and source != names.INBOX:
         raise Invalid("A mailbox cannot be moved below itself")
     await session.need_user().rename(source, target)
+    session.emptied = None
     return Reply("Rename completed")
 
 

@@ -12,10 +12,12 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from obox.imap import ast, wire
-from obox.imap.ast import SearchKey, SearchReturn
+from obox.imap import ast, searchkeys, wire
+from obox.imap.ast import SearchReturn
 from obox.imap.commands.auth import enable_condstore
+from obox.imap.objectid import oid_of
 from obox.imap.replies import Reply
+from obox.imap.searchkeys import SearchKey
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import SequenceSet, format_set
 from obox.mailbox import UidArray, uid_array
@@ -24,8 +26,8 @@ from obox.mailbox.search import Query
 
 Numbers = npt.NDArray[Any]
 
-_DATE_FIELDS: Final = {field: query.DateField(field.value) for field in ast.DateField}
-_DATE_TESTS: Final = {test: query.DateTest(test.value) for test in ast.DateTest}
+_DATE_FIELDS: Final = {field: query.DateField(field.value) for field in searchkeys.DateField}
+_DATE_TESTS: Final = {test: query.DateTest(test.value) for test in searchkeys.DateTest}
 _ALL_ONLY: Final = frozenset({SearchReturn.ALL})
 
 
@@ -108,11 +110,11 @@ def _modseq(session: Session, uids: UidArray) -> int:
 
 def asks_modseq(key: SearchKey) -> bool:
     """Whether a search has MODSEQ anywhere."""
-    if isinstance(key, ast.Not):
+    if isinstance(key, searchkeys.Not):
         return asks_modseq(key.key)
-    if isinstance(key, ast.And | ast.Or):
+    if isinstance(key, searchkeys.And | searchkeys.Or):
         return any(map(asks_modseq, key.keys))
-    return isinstance(key, ast.ModSeqFrom)
+    return isinstance(key, searchkeys.ModSeqFrom)
 
 
 def to_query(session: Session, key: SearchKey) -> Query:
@@ -120,12 +122,12 @@ def to_query(session: Session, key: SearchKey) -> Query:
     return _Meaning(session).of(key)
 
 
-def _sets_in(key: SearchKey) -> Iterator[ast.InSet]:
-    if isinstance(key, ast.InSet):
+def _sets_in(key: SearchKey) -> Iterator[searchkeys.InSet]:
+    if isinstance(key, searchkeys.InSet):
         yield key
-    elif isinstance(key, ast.Not):
+    elif isinstance(key, searchkeys.Not):
         yield from _sets_in(key.key)
-    elif isinstance(key, ast.And | ast.Or):
+    elif isinstance(key, searchkeys.And | searchkeys.Or):
         for one in key.keys:
             yield from _sets_in(one)
 
@@ -140,37 +142,40 @@ class _Meaning:
         self._saved: Query | None = None
         self._recent: Query | None = None
 
-    def note(self, key: ast.InSet) -> None:
+    def note(self, key: searchkeys.InSet) -> None:
         """Resolve a set before `of` is called, because thousands of sets take 20 ms."""
         self._sets[id(key)] = self._set(key.sequence, uid=key.uid)
 
     def of(self, key: SearchKey) -> Query:
         match key:
-            case ast.InSet(sequence, uid):
+            case searchkeys.InSet(sequence, uid):
                 return self._sets.get(id(key)) or self._set(sequence, uid=uid)
-            case ast.HasFlag("\\Recent", present):
+            case searchkeys.HasFlag("\\Recent", present):
                 return self.recent() if present else query.Not(self.recent())
-            case ast.HasFlag(flag, present):
+            case searchkeys.HasFlag(flag, present):
                 return query.Flag(flag, present)
-            case ast.Header(name, value):
+            case searchkeys.Header(name, value):
                 return query.Header(name, value)
-            case ast.Text(value, body_only):
+            case searchkeys.Text(value, body_only):
                 return query.Body(value) if body_only else query.Text(value)
-            case ast.Not(inner):
+            case searchkeys.Not(inner):
                 return query.Not(self.of(inner))
-            case ast.And(keys):
+            case searchkeys.And(keys):
                 return query.And(tuple(map(self.of, keys)))
-            case ast.Or(keys):
+            case searchkeys.Or(keys):
                 return query.Or(tuple(map(self.of, keys)))
-            case ast.OnDate(field, test, date):
+            case searchkeys.OnDate(field, test, date):
                 return query.OnDate(_DATE_FIELDS[field], _DATE_TESTS[test], date)
-            case ast.Size(larger, size):
+            case searchkeys.Size(larger, size):
                 return query.Larger(size) if larger else query.Smaller(size)
-            case ast.ModSeqFrom():
+            case searchkeys.ModSeqFrom():
                 return query.ModSeqFrom(key.modseq)
-            case ast.Within(older, seconds):
+            case searchkeys.ObjectId(value, thread):
+                oid = None if thread else oid_of(value)
+                return query.Or(()) if oid is None else query.ObjectOid(oid)
+            case searchkeys.Within(older, seconds):
                 return query.Older(seconds) if older else query.Younger(seconds)
-            case ast.All() | ast.SaveDateSupported():
+            case searchkeys.All() | searchkeys.SaveDateSupported():
                 return query.All()
 
     def _set(self, sequence: SequenceSet, *, uid: bool) -> Query:

@@ -12,6 +12,7 @@ import numpy as np
 
 from obox.imap import ast, wire
 from obox.imap.earlier import vanished_earlier, within
+from obox.imap.objectid import mailbox_id
 from obox.imap.replies import Reply, bad
 from obox.imap.session import Session
 from obox.imap.sets import SequenceSet
@@ -57,6 +58,7 @@ def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
         wire.status(None, "OK", "UIDs valid", f"UIDVALIDITY {mailbox.uidvalidity}"),
         wire.status(None, "OK", "Predicted next UID", f"UIDNEXT {state.uidnext}"),
         wire.status(None, "OK", "Highest", f"HIGHESTMODSEQ {state.highestmodseq}"),
+        wire.status(None, "OK", "Mailbox ID", f"MAILBOXID ({mailbox_id(mailbox.guid)})"),
     )
 
 

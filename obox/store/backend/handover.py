@@ -31,6 +31,7 @@ from ...types import Guid, StorageId
 from ..log.fence import Ended, boots_of, list_journals, look, replay
 from ..log.takeover import survey
 from ..owned import Tag
+from ..user.journaled import join_journaled
 from ..user.unclean import FLOOR_MARGIN_MS
 from .journals import Clears, clear
 from .upload import flush, unload
@@ -101,7 +102,7 @@ async def _adopt(store: MailStore, sid: StorageId) -> None:
     if user is None:  # it takes them when it is opened
         return
     try:
-        await user.join_journaled(store.takeover.pending.get(sid, {}))
+        await join_journaled(user, store.takeover.pending.get(sid, {}))
     except Corrupt as exc:
         log.error("user cannot be adopted yet", user=sid, error=str(exc))
     else:

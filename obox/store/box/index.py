@@ -56,7 +56,8 @@ class Owner(Protocol):
     """What a mailbox needs of its user.
 
     created_here: mailboxes that this process created and has not loaded. journaled:
-    mailboxes whose changes of an earlier boot are in the journal of this boot.
+    mailboxes whose changes of an earlier boot are in the journal of this boot. sources:
+    the boots, by backend and name, whose journals have changes that no bundle had.
     """
 
     env: Env
@@ -68,6 +69,9 @@ class Owner(Protocol):
 
     @property
     def root(self) -> Root: ...
+
+    @property
+    def sources(self) -> frozenset[tuple[str, str]]: ...
 
     @property
     def log(self) -> Log: ...
@@ -208,6 +212,13 @@ class Index(Box[State, Delta]):
     @property
     def uidnext(self) -> int:
         return self.state.uidnext
+
+    def join_journal(self, data: bytes) -> bool:
+        """Join changes that no bundle has, from the journal of a boot that is over.
+        Returns whether mails or flags differ. Raises Corrupt."""
+        changed = self.state.join(self.decoded(data))
+        self.change, self.stamp = Change.IMPORTANT, replace(self.stamp, need_base=True)
+        return bool(changed)
 
     def whole(self, *, without: Collection[str] = ()) -> Encoded:
         return self.state.snapshot(without=without).parts()

@@ -37,21 +37,19 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 import structlog
 
-from ...errors import Corrupt, InUse, NotFound
+from ...errors import Corrupt, InUse
 from ...mailbox import Delta
 from ...objectstore import (
     HEADER_BYTES,
     CorruptObject,
     Kind,
-    NewerFormat,
     ObjectInfo,
     ObjectKind,
     StoreError,
     UnknownKey,
 )
-from ...objectstore.codec import MAJOR, OLD_MAJOR, Codec
+from ...objectstore.codec import Codec
 from ...objectstore.keys import (
-    FORMAT_KEY,
     ROOT,
     bundles_prefix,
     journal_prefix,
@@ -64,6 +62,7 @@ from ...objectstore.keys import (
 )
 from ...turn import Turn
 from ...types import Guid, Owner, StorageId
+from ..backend import mark
 from ..env import is_large
 from ..log.journal import JournalObject
 from ..mails.meta import MailMeta, check_claim, check_meta
@@ -326,7 +325,7 @@ async def finish(store: MailStore) -> AsyncIterator[Left]:
             yield left
     await _finish_journal(store, left)
     if not left.users and not left.journal:
-        await _finish_format(store)
+        await mark.finish(store.env)
         left.finished = True
     yield left
 
@@ -392,25 +391,3 @@ def _is_journal(key: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-async def _finish_format(store: MailStore) -> None:
-    env, owner = store.env, owner_of(FORMAT_KEY)
-    data = await env.get(FORMAT_KEY, kind="format")
-    if data is None:
-        raise NotFound(f"{FORMAT_KEY} is not in the bucket")
-    try:
-        found = env.codec.decode(data, owner, lenient=True)
-    except (CorruptObject, NewerFormat) as error:
-        raise Corrupt(f"{FORMAT_KEY} in the bucket does not decode: {error}") from error
-    if found.major == OLD_MAJOR:  # its oid stays, because it identifies the bucket
-        content = msgspec.msgpack.encode({"major": MAJOR, "minor": 0})
-        new = env.codec.encode(ObjectKind.FORMAT, owner, found.oid, b"", content)
-    elif env.codec.outdated(data):
-        new = env.codec.renewed(data, owner)
-    else:
-        new = b""
-    if new:
-        await _replace(store, FORMAT_KEY, new, "format")
-        log.info("bucket upgraded", format=MAJOR)
-    env.codec.major_min = MAJOR

@@ -31,6 +31,7 @@ from ..box.root import RootBox
 from ..env import Env
 from ..log.journal import Journal
 from ..log.stage import Absent, Edit, Log, Target
+from ..log.takeover import Takeover
 from ..stamp import Trust
 from . import copy as _copy
 from . import mailboxes as _mailboxes
@@ -57,6 +58,7 @@ class Backend(Protocol):
     journal: Journal
     log: Log
     unclean: bool
+    takeover: Takeover
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a task that the backend waits for when it closes."""
@@ -174,6 +176,11 @@ class Boxes:
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
+    @property
+    def sources(self) -> frozenset[tuple[str, str]]:
+        """See `index.Owner`."""
+        return frozenset(self._store.takeover.sources.get(self.storage_id, ()))
+
     async def open(self, pending: dict[str, list[bytes]], *, make: bool) -> None:
         """Load or `make` the list. Raises NotFound, Unavailable, Corrupt."""
         env = self.env
@@ -259,24 +266,6 @@ class Boxes:
             except Corrupt as exc:
                 log.error("index written by another backend does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
-
-    async def join_journaled(self, pending: dict[str, list[bytes]]) -> None:
-        """Join changes of journals that ended, by box; mailboxes that are not in memory
-        take them when they are loaded. Others run meanwhile. Raises Corrupt."""
-        for data in pending.get(ROOT, []):
-            self.rootbox.join(data)
-            self.rootbox.changed(Change.IMPORTANT)
-        self.rootbox.save()
-        for guid, deltas in pending.items():
-            while guid != ROOT and (box := self.boxes.get(Guid(guid))) is not None:
-                async with box.flushing:
-                    # otherwise it was unloaded meanwhile
-                    if self.boxes.get(Guid(guid)) is box:
-                        await box.join_journaled(deltas)
-                        break
-            else:
-                if guid != ROOT:
-                    self.pending.setdefault(guid, []).extend(deltas)
 
     async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
         """Join bundles of the list that others wrote. Returns True if there were

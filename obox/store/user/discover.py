@@ -22,17 +22,18 @@ from ...errors import Corrupt, Unavailable
 from ...mailbox import CLAIM_PURGED, Delta, State
 from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, UnknownKey
 from ...objectstore.codec import ObjectKind
-from ...objectstore.keys import mail_key, owner_of
+from ...objectstore.keys import mail_key, owner_of, parse_bundle_key
 from ...types import Uid
 from ..box.box import Found
 from ..box.index import Index, give_modseq
 from ..box.slots import Slot
 from ..env import GETS_AT_ONCE
 from ..log.stage import Edit
+from ..log.takeover import one_history
 from ..mails.listed import listed_uids
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.write import burn
-from ..stamp import Trust
+from ..stamp import Trust, name_of
 
 log = structlog.get_logger()
 
@@ -61,13 +62,14 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
     env, user = mailbox.env, mailbox.user
     assignment = mailbox.assignment
     worth, fragments = await mailbox.load_copy(made_here=mailbox.guid in user.created_here)
-    found = Found.NOTHING
+    found, listed = Found.NOTHING, infos
     if worth is Trust.NEW:
         user.created_here.discard(mailbox.guid)
         return mailbox.compared(assignment, listed=env.now())
     if worth is not Trust.TRUSTED:
         unflushed = mailbox.change is not Change.NONE
-        found = await mailbox.catch_up(worth, await mailbox.bundles.listing() if infos is None else infos)
+        listed = await mailbox.bundles.listing() if infos is None else infos
+        found = await mailbox.catch_up(worth, listed)
         journaled = mailbox.guid in user.journaled
         if worth is Trust.COMPARE:
             user.journaled.discard(mailbox.guid)
@@ -75,15 +77,8 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
             # The journal of the boot before may not have it, and ours will have higher
             # UIDs.
             mailbox.restate()
-    before = mailbox.state.highestmodseq
-    pending, turn = [*fragments, *pending], env.turn(mailbox.user.storage_id)
-    for data in pending:
-        if turn.over():
-            await turn.end()
-        mailbox.join_unflushed([data])
-    state = mailbox.state
-    # A copy may have changes that the owner of a journal did not know of.
-    merged = found is Found.HISTORY or (worth is Trust.COMPARE and state.highestmodseq > before)
+    merged = await _join_journals(mailbox, fragments, pending, worth, listed or []) or found is Found.HISTORY
+    pending, state = [*fragments, *pending], mailbox.state
     if assignment.covers(mailbox.stamp) and not pending and not env.must_rescan(mailbox.stamp.listed):
         if worth is Trust.COMPARE:
             mailbox.save_stamp()
@@ -91,6 +86,7 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
             mailbox.count_unflushed()
         return
     deltas, _, _ = await discover(mailbox, [])
+    turn = env.turn(mailbox.user.storage_id)
     floor = user.root.modseq_floor
     behind = floor > max((high for _, high in state.gaps), default=0)
     if merged or (behind and (state.uidnext > 1 or deltas)):
@@ -108,6 +104,27 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
     mailbox.compared(assignment, listed=env.now())
     if mailbox.change is not Change.NONE:
         mailbox.count_unflushed()
+
+
+async def _join_journals(
+    mailbox: Index, fragments: list[bytes], pending: list[bytes], worth: Trust, infos: list[ObjectInfo]
+) -> bool:
+    """Join what no bundle has. Returns whether the copy or the bundles may have changes
+    that the owner of a journal did not know of. Raises Corrupt."""
+    turn = mailbox.env.turn(mailbox.user.storage_id)
+    mailbox.join_unflushed(fragments)
+    before, altered = mailbox.state.highestmodseq, False
+    for data in pending:
+        if turn.over():
+            await turn.end()
+        altered = mailbox.join_journal(data) or altered
+    if not (altered or mailbox.state.highestmodseq > before):
+        return False
+    if worth is not Trust.REBUILD:
+        return True
+    heads = set(mailbox.stamp.heads)
+    written = [(parse_bundle_key(info.key).writer, info.modified) for info in infos if name_of(info.key) in heads]
+    return not one_history(mailbox.user.sources, written)
 
 
 def _found(mailbox: Index, delta: Delta) -> Edit:

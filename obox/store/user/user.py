@@ -112,7 +112,7 @@ class User(Boxes):
             totals = self.root.totals.get(guid, Totals())
         else:
             totals = (await self.box(guid)).totals()
-        return Status.of(totals, entry.uidvalidity)
+        return Status.of(totals, entry.uidvalidity, guid)
 
     async def select(self, name: str) -> Mailbox:
         box = await self.box(Guid(self.entry(name).guid))

@@ -1,0 +1,64 @@
+"""docs/rfc.md and CAPABILITY say the same."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from obox.imap.capabilities import capabilities
+from tests.imap.grammar import CAPABILITIES
+
+PAGE = (Path(__file__).parent.parent.parent / "docs/rfc.md").read_text()
+
+
+class Row(NamedTuple):
+    rfc: str
+    words: list[str]
+    state: str
+
+
+def rows() -> list[Row]:
+    """The rows of the page. `APPENDLIMIT=` stands for the word with any value."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| ")]
+    return [Row(row[0], re.findall(r"`([^`]+)`", row[2]), row[3]) for row in cells[1:]]
+
+
+def advertised() -> set[str]:
+    """All words that some connection gets to see."""
+    texts = [
+        capabilities(logged_in=logged_in, secure=secure, starttls=True, append_limit=100)
+        for logged_in in (False, True)
+        for secure in (False, True)
+    ]
+    words = " ".join(text.decode() for text in texts).split()
+    return {re.sub(r"^(APPENDLIMIT=).*", r"\1", word) for word in words}
+
+
+def test_the_page_has_states_of_each_rfc() -> None:
+    assert len(rows()) > 30
+    assert {row.state for row in rows()} == {"yes", "partial", "no"}
+
+
+def test_what_is_advertised_is_on_the_page() -> None:
+    """With its RFC, which is implemented as a whole."""
+    told = {word for row in rows() if row.state == "yes" for word in row.words}
+    assert advertised() - told == set()
+
+
+def test_what_the_page_says_is_advertised() -> None:
+    told = {word for row in rows() if row.state == "yes" for word in row.words}
+    assert told - advertised() == set()
+    denied = {word for row in rows() if row.state != "yes" for word in row.words}
+    assert denied & advertised() == set()
+
+
+def test_each_word_is_named_once() -> None:
+    words = [word for row in rows() for word in row.words]
+    assert sorted(words) == sorted(set(words))
+
+
+def test_the_grammar_of_the_tests_knows_each_word() -> None:
+    assert [
+        word
+        for word in advertised()
+        if not CAPABILITIES.fullmatch(re.sub("^APPENDLIMIT=$", "APPENDLIMIT=1", word).encode())
+    ] == []

@@ -1,5 +1,5 @@
 """A LIST of very many objects holds the loop in no turn: also in a bucket that others
-use too, and from a store that has an order of its own."""
+use too, and from a store that has an order of its own. So does a very large object."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import random
 from typing import Any
 
+from obstore.store import MemoryStore
 from turns import turns
 
 from obox.objectstore import Driver, ObjectInfo, Settings, open_store
@@ -39,4 +40,16 @@ async def test_it_is_sorted_and_cut_in_turns() -> None:
         listed = await store.list(PREFIX.removeprefix("site/"), kind="mail")
     assert [int(info.key.rsplit("/", 1)[1], 16) for info in listed] == list(range(1, MAILS + 1))
     assert listed[0].key == PREFIX.removeprefix("site/") + "00000001"
+    found.check()
+
+
+async def test_a_very_large_object_is_copied_in_turns() -> None:
+    body = random.Random(5).randbytes(1 << 20) * 160
+    cloud: Any = open_store(Settings("gs://bucket")).driver
+    driver = type(cloud._inner)(MemoryStore(), create_only=True, copies_create_only=True, connections_max=2)
+    await driver.put("key", body, kind="index")
+    with turns() as found:
+        got = await asyncio.create_task(driver.get("key", kind="index"))
+    assert type(got) is bytes
+    assert got == body
     found.check()

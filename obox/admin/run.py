@@ -19,7 +19,7 @@ from ..errors import ConfigError, Invalid, OboxError
 from . import exits
 from .loading import loaded
 from .parts import Admin
-from .table import TABLE, Event, Failure, Progress, Row, Verb
+from .table import TABLE, Event, Failure, Needs, Progress, Row, Verb
 
 log = structlog.get_logger("obox.admin")
 
@@ -62,6 +62,10 @@ async def run(admin: Admin, verb: Verb, params: Any) -> AsyncIterator[Event]:
         return
     assert verb.run_for is not None
     accounts = await admin.select(params)
+    if params.all_users and verb.needs is not Needs.DIRECTORY and admin.find_store is not None:
+        # In a cluster each backend looks after its own users, also while none runs.
+        owned = admin.find_store.env.owned
+        accounts = [one for one in accounts if owned.owns(one.storage_id)]
     if verb.begin is not None:
         await verb.begin(admin, params)
     many = len(accounts) > 1 or params.all_users

@@ -32,6 +32,26 @@ async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.Monkey
     silent.close()
 
 
+def test_replicas_of_the_own_data_centre_are_asked_and_the_driver_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cassandra import ConsistencyLevel
+    from cassandra.cluster import EXEC_PROFILE_DEFAULT
+    from cassandra.policies import DCAwareRoundRobinPolicy, ExponentialReconnectionPolicy, TokenAwarePolicy
+
+    made: dict[str, Any] = {}
+    monkeypatch.setattr("cassandra.cluster.Cluster", lambda hosts, **settings: made.update(settings, hosts=hosts))
+    open_cassandra("cassandra://c1,c2/obox?datacenter=north")._new_cluster()
+    profile = made["execution_profiles"][EXEC_PROFILE_DEFAULT]
+    assert made["hosts"] == ["c1", "c2"]
+    assert profile.consistency_level == ConsistencyLevel.LOCAL_QUORUM
+    policy = profile.load_balancing_policy
+    assert isinstance(policy, TokenAwarePolicy)
+    assert isinstance(policy._child_policy, DCAwareRoundRobinPolicy)
+    assert policy._child_policy.local_dc == "north"
+    again = made["reconnection_policy"]
+    assert isinstance(again, ExponentialReconnectionPolicy)
+    assert again.max_delay == engine.RECONNECT_MAX_S
+
+
 def test_all_statements_are_three_without_transaction_and_delete() -> None:
     assert len(engine.STATEMENTS) == 3
     source = Path(engine.__file__).read_text()

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
 
+from obox.admin.parts import Admin
+from obox.admin.run import Outcome
+from obox.auth import Authenticator, PasswdFile
 from obox.errors import Corrupt, Elsewhere, InUse
 from obox.store import NewMail, User
 from obox.store.backend import handover, upload
@@ -548,3 +551,26 @@ async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are
         box = await user.select("INBOX")
         assert set(flags_of(box)[1]) >= {"first", "then"}
         await box.release()
+
+
+@pytest.mark.parametrize("everybody", [True, False], ids=["-A", "by name"])
+async def test_a_command_for_all_users_touches_users_of_this_backend(
+    machine: Machine, rows: Rows, tmp_path: Path, everybody: bool
+) -> None:
+    """A command without a running backend, too. A user who is named and served
+    elsewhere is refused."""
+    (tmp_path / "users").write_text("anna:{PLAIN}x\nben:{PLAIN}x\n")
+    users = PasswdFile(tmp_path / "users", "")
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        await one.life.user("anna")
+        admin = Admin(
+            users=users,
+            authenticator=lambda: Authenticator(users),
+            parse_search=lambda _: None,  # type: ignore[arg-type,return-value]
+            find_store=one.life.store,
+        )
+        outcome = Outcome()
+        await outcome.gather(admin, "mailboxList", {"allUsers": True} if everybody else {"users": ["anna", "ben"]})
+        assert {row["username"] for row in outcome.rows} == {"anna"}
+        assert [failure.user for failure in outcome.failures] == ([] if everybody else ["ben"])

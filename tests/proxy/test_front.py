@@ -44,6 +44,7 @@ from obox.config import load
 from obox.errors import ConfigError, Unavailable
 from obox.front import Front, unused_sections
 from obox.proxy import ViewRouter
+from obox.proxy import waiting as waiting_module
 from obox.types import StorageId
 
 BEN = StorageId("ben")
@@ -196,8 +197,9 @@ async def test_a_directory_that_was_once_read_is_kept(
 
 
 async def test_without_any_word_of_the_directory_logins_are_unavailable(
-    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(waiting_module, "PATIENCE_S", 0.0)
     async with running(config_file(tmp_path), directory_of_a_test()) as front:
         assert (await (await client(front)).cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
 

@@ -15,7 +15,7 @@ from members import ADDRESS, ATTEMPTS, Cluster, Member, cluster, until
 from obox.cluster import Assigned
 from obox.cluster import Member as MemberRow
 from obox.errors import Elsewhere, Unavailable
-from obox.lmtp import Envelope, Recipient
+from obox.lmtp import Envelope, Recipient, Settings
 from obox.membership import _greets
 from obox.proxy import moves as moves_module
 from obox.proxy import waiting as waiting_module
@@ -252,6 +252,17 @@ async def test_after_its_end_a_mail_at_a_backend_that_released_the_user_has_its_
     await asyncio.sleep(0.01)
     gate.set()
     assert [reply[:3] for reply in await delivery] == ["250"]
+
+
+async def test_each_backend_has_its_own_deadline(two: tuple[Cluster, Member, Member, Member]) -> None:
+    """A backend that never replies costs its own recipients alone."""
+    made, _, _, b2 = two
+    _, gate = await stuck(b2)
+    proxy = await made.member("p2", proxy=True, lmtp_settings=Settings(delivery_timeout_s=2.0))
+    replies = await proxy.deliver(MAIL, "anna", "ben")
+    assert [reply[:9] for reply in replies] == ["250 2.0.0", "451 4.3.0"]
+    assert proxy.counts.results == [("lmtp", "ok"), ("lmtp", "unavailable")]
+    gate.set()
 
 
 async def hands_over(made: Cluster, member: Member, user: str, to: str) -> None:

@@ -168,7 +168,7 @@ async def test_a_rename_is_done_by_the_owner(made: Cluster, monkeypatch: pytest.
     assert await call("oboxUserRename", user="anna", newUser="anne") == (0, [{"user": "anne"}], [], "")
     made.rows.own("anna", "b2")
     for name in ("b1", "b2"):
-        made.nodes[name].router.known["anna"] = made.rows.owners["anna"]
+        made.nodes[name].router.read["anna"] = made.rows.owners["anna"]
     assert await call("oboxUserRename", user="anna", newUser="anne") == (0, [{"user": "anne"}], [], "")
     assert ran == [("b1", "anna", "anne"), ("b2", "anna", "anne")]
     code, _, _, message = await call("oboxUserRename", user="nobody", newUser="anne")

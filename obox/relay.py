@@ -23,6 +23,7 @@ import structlog
 from .accounts import Account
 from .admin import Admin, Event, Failure, Needs, Selection, Server, Session, Verb, exits
 from .admin.answers import encoded
+from .admin.directory import listed
 from .admin.loading import loaded
 from .admin.run import Outcome, guarded, line, prepare
 from .admin.spread import (
@@ -167,7 +168,8 @@ class Relay:
     def _there(self, backend: str) -> There:
         member = self._view.members.get(backend)
         if member is None or member.role != "backend":
-            raise Invalid(f"no backend {backend!r}; oboxadm cluster backend list names them")
+            found = sorted(name for name, one in self._view.members.items() if one.role == "backend")
+            raise Invalid(f"no backend {backend!r}; allowed: {listed(found)}")
         return There(backend, member.address, member.ports, Assigned(backend, 0, 0))
 
     async def _everywhere(self, admin: Admin, verb: Verb, params: Any, outcome: Outcome) -> AsyncIterator[Event]:

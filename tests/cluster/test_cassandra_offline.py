@@ -8,6 +8,7 @@ import builtins
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,22 @@ async def test_nobody_listens_is_unavailable_in_time() -> None:
     assert time.monotonic() - began < PATIENT_S
     with pytest.raises(Unavailable):
         await directory.all(Kind.GROUPS)
+
+
+async def test_a_server_that_does_not_answer_is_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members ask each second, also while they wait at their start."""
+    now = time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("obox.cluster.cassandra.time", clock)
+    directory = open_cassandra("cassandra://127.0.0.1:1/obox")
+    lines = []
+    for _ in range(3):
+        with structlog.testing.capture_logs() as logs, pytest.raises(Unavailable):
+            await directory.all(Kind.GROUPS)
+        lines.append([line["event"] for line in logs])
+        now += 31
+    await directory.close()
+    assert lines == [["directory does not answer"], [], ["directory does not answer"]]
 
 
 async def test_the_reason_is_a_note_of_the_error() -> None:

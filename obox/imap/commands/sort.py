@@ -172,8 +172,16 @@ def sent_seconds(envelope: Envelope) -> int | None:
     return None if date is None else date.seconds
 
 
+def subject_of(envelope: Envelope) -> tuple[str, bool]:
+    """Return the base subject, as it compares, and whether it is of a reply."""
+    if envelope.subject is None:
+        return "", False
+    base, reply = base_subject(envelope.subject)
+    return collated(base), reply
+
+
 def _subject(envelope: Envelope) -> str:
-    return "" if envelope.subject is None else collated(base_subject(envelope.subject).base)
+    return subject_of(envelope)[0]
 
 
 def _mailbox(first: First | None) -> str:

@@ -10,7 +10,7 @@ for).
 from ._address import Address, addresses
 from ._budget import ADDRESSES_MAX, CONTENT_BYTES_MAX, PARTS_MAX, VALUES_BYTES_MAX, Budget
 from ._date import SentDate, parse_date, sent_date
-from ._envelope import Envelope, First, read_envelope
+from ._envelope import Envelope, First, first_address, read_envelope
 from ._fields import HEADER_BYTES_MAX, all_values, bounded, header_end, header_fields, header_values, unfold
 from ._params import Parameters
 from ._scan import DEPTH_MAX, Part, parse
@@ -49,6 +49,7 @@ __all__ = [
     "envelope",
     "file_names",
     "find_part",
+    "first_address",
     "header_end",
     "header_fields",
     "header_values",

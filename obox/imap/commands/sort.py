@@ -23,7 +23,7 @@ from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.mailbox import Table, UidArray, collated
 from obox.mailbox.sorting import Numbers, Texts, sorted_rows
-from obox.mime import Envelope, First, base_subject, decode_header, parse_date, read_envelope
+from obox.mime import Envelope, base_subject, decode_header, first_address, parse_date, read_envelope
 from obox.store.api import Fields
 
 CHUNK: Final = 500
@@ -184,12 +184,14 @@ def _subject(envelope: Envelope) -> str:
     return subject_of(envelope)[0]
 
 
-def _mailbox(first: First | None) -> str:
+def _mailbox(addresses: bytes) -> str:
+    first = first_address(addresses)
     return "" if first is None or first.mailbox is None else collated(first.mailbox.decode(errors="replace"))
 
 
-def _display(first: First | None) -> str:
-    """Return the name that a client shows for an address. RFC 5957 §3."""
+def _display(addresses: bytes) -> str:
+    """Return the name that a client shows for the first address. RFC 5957 §3."""
+    first = first_address(addresses)
     if first is None:
         return ""
     if first.name and (name := decode_header(first.name).strip()):

@@ -11,7 +11,8 @@ from .crowd import Worker, work
 
 
 class _Session(Worker):
-    """Logs in and takes mails from the common iterator until there are none."""
+    """A session that logs in and takes mails from the common iterator until there are
+    none."""
 
     def __init__(self, user: str, password: str, mails: Iterator[bytes]) -> None:
         super().__init__()
@@ -38,10 +39,8 @@ class _Session(Worker):
 
 
 def append(port: int, users: Sequence[str], password: str, mails: Sequence[bytes]) -> float:
-    """APPEND every mail to the INBOX of one of `users`, in a session for each user.
-
-    Returns seconds. Raises OSError.
-    """
+    """APPEND each mail to the INBOX of one of `users`, in a session for each user.
+    Return the seconds. Raises OSError."""
     import uvloop
 
     async def run() -> float:

@@ -2,16 +2,19 @@
 
 Backends and proxies run as processes over one bucket. Clients deliver mails and work in
 mailboxes, while in a seeded loop backends are evacuated, stopped, killed, lose their
-disks or are suspended, and proxies are killed. At the end all members are stopped or
-killed, and a fresh backend over the same bucket is asked for everything. The exit code
-is 1 if something was lost.
+disks, are suspended or are cut off from the directory or the bucket, and proxies are
+killed. At the end all members are stopped or killed, and a fresh backend over the same
+bucket is asked for everything.
+
+The exit code is 1 if something was lost. It is also 1 if a user was without service for
+too long, unless the machine was too slow for its event loops, since then that says
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import os
 import random
 import shutil
@@ -19,12 +22,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from obox.cluster import (
+    CassandraDirectory,
     Directory,
     Kind,
     Move,
@@ -39,9 +43,11 @@ from obox.cluster import (
 )
 from obox.errors import Unavailable
 
-from .members import Machine, Setting
+from .members import START_S, Machine, Setting
+from .outcome import Event, Outcome
 from .patient import Client, Patient, everything
-from .servers import Bucket, run_seaweedfs, scratch
+from .relays import Relays
+from .servers import Bucket, NoStart, run_cassandra, run_seaweedfs, scratch
 from .table import machine
 from .witness import Witness
 
@@ -50,6 +56,12 @@ JOURNAL_INTERVAL_S: Final = 1.0
 GROUPS: Final = 64
 PROXY_SHARE: Final = 3
 """A proxy is tried so many times as often as a backend."""
+LAG_EVERY_S: Final = 2.0
+CUT_S: Final = 6.0
+"""At most, from the bucket: users of a backend without one are without service."""
+HEALED_S: Final = 3.0
+"""Until something else happens to a backend that was cut off: it may have to write what
+it has acknowledged."""
 SETTLE_S: Final = 3.0
 """Between the last answer and the end of the cluster: above `journal_interval`."""
 
@@ -65,6 +77,7 @@ class Size:
     users: int = 200
     sessions: int = 100
     seed: int = 1
+    dead_after: str = "10s"
     actions: tuple[str, ...] = ()
     """What happens, one after the other, in place of chance."""
 
@@ -78,21 +91,38 @@ class Cluster:
     directory: Directory
     witness: Witness
     say: Callable[[str], None]
+    relays: Relays | None = None
+    """To the bucket and to the directory, of each backend in turn."""
     backends: list[Machine] = field(default_factory=list)
     proxies: list[Machine] = field(default_factory=list)
-    actions: list[tuple[float, str]] = field(default_factory=list)
-    """What happened, and when it began."""
+    actions: list[Event] = field(default_factory=list)
+    """What happened."""
     _disturbed: set[str] = field(default_factory=set)
+    _coming: list[str] = field(default_factory=list)
+    """What happens next; by chance, but everything before anything happens again."""
 
     async def start(self) -> None:
         """All members at once; the first that serves acquires all groups, and `spread`
         follows."""
-        self.backends += [Machine(f"b{number}", "serve", self.setting) for number in range(1, self.size.backends + 1)]
+        self.backends += [self._backend(number) for number in range(self.size.backends)]
         self.proxies += [Machine(f"p{number}", "proxy", self.setting) for number in range(1, self.size.proxies + 1)]
         for one in (*self.backends, *self.proxies):
             one.start()
         for one in (*self.backends, *self.proxies):
             await one.listening()
+
+    def _backend(self, number: int) -> Machine:
+        bucket, directory = self.setting.bucket, self.setting.directory
+        if self.relays is not None:
+            to_bucket, to_directory = self.relays.ports[2 * number : 2 * number + 2]
+            bucket = replace(bucket, endpoint_url=f"http://127.0.0.1:{to_bucket}")
+            directory = directory.replace(self.directory_place, f"127.0.0.1:{to_directory}")
+        return Machine(f"b{number + 1}", "serve", self.setting, bucket, directory)
+
+    @property
+    def directory_place(self) -> str:
+        """Host and port of the directory."""
+        return urlsplit(self.setting.directory).netloc.rpartition("@")[2]
 
     async def put(self, kind: Kind, key: str, record: Orders | Move) -> None:
         while True:
@@ -114,28 +144,45 @@ class Cluster:
 
     # -- disturbances ------------------------------------------------------------------
 
+    @property
+    def _possible(self) -> list[str]:
+        """What may happen: without relays nothing is cut off."""
+        return [name for name in _ACTIONS if self.relays is not None or name not in _CUTS]
+
     async def disturb(self, which: int, stopping: asyncio.Event) -> None:
         """One thing after another happens to backends until `stopping`."""
         rng = random.Random(f"{self.size.seed} disturbance {which}")
         planned = list(self.size.actions)
         while not await _within(stopping, 1.0 + 3 * rng.random()):
             free = [one for one in self.backends if one.name not in self._disturbed]
-            action = planned.pop(0) if planned else rng.choice(list(_ACTIONS))
+            action = planned.pop(0) if planned else self._next(rng)
             if self.size.actions:
                 planned.append(action)
             if action == "kill a proxy":
                 await self._kill_proxy(rng, stopping)
                 continue
             if len(free) < 2:
+                if not self.size.actions:
+                    self._coming.insert(0, action)
                 continue
             victim = rng.choice(free)
             self._disturbed.add(victim.name)
             try:
-                self.actions.append((self.witness.now(), action))
+                event = Event(self.witness.now(), action)
+                self.actions.append(event)
                 await _ACTIONS[action](self, victim, rng, stopping)
                 await self.spread(victim)
+                event.ended = self.witness.now()
             finally:
                 self._disturbed.discard(victim.name)
+
+    def _next(self, rng: random.Random) -> str:
+        if not self._coming:
+            self._coming = self._possible
+            rng.shuffle(self._coming)
+            if not self.actions:  # cuts first, so that a short run has them, too
+                self._coming.sort(key=lambda name: name not in _CUTS)
+        return self._coming.pop(0)
 
     async def _again(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
         """It is away for a while, then starts."""
@@ -195,6 +242,23 @@ class Cluster:
             self.say(f"resume {one.name}")
             one.resume()
 
+    async def _cut_directory(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
+        await self._cut(one, 1, "the directory", 3 + 12 * rng.random(), stopping)
+
+    async def _cut_bucket(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
+        """It reaches the other members, the directory and its clients."""
+        await self._cut(one, 0, "the bucket", CUT_S * rng.random(), stopping)
+
+    async def _cut(self, one: Machine, which: int, what: str, seconds: float, stopping: asyncio.Event) -> None:
+        assert self.relays is not None
+        relay = 2 * self.backends.index(one) + which
+        self.say(f"cut {one.name} off from {what}")
+        self.relays.cut(relay)
+        await _within(stopping, seconds)
+        self.say(f"{one.name} has {what} again")
+        self.relays.heal(relay)
+        await asyncio.sleep(HEALED_S)
+
     def kill(self, one: Machine) -> None:
         """Kill every process at once, as a machine that loses its power does."""
         since = self.witness.now() if one.suspended_at is None else one.suspended_at
@@ -208,12 +272,25 @@ class Cluster:
         one = rng.choice(free)
         self._disturbed.add(one.name)
         self.say(f"kill {one.name}")
-        self.actions.append((self.witness.now(), "kill a proxy"))
+        event = Event(self.witness.now(), "kill a proxy")
+        self.actions.append(event)
         one.kill()
         await _within(stopping, 4 * rng.random())
         one.start()
         await one.listening()
+        event.ended = self.witness.now()
         self._disturbed.discard(one.name)
+
+    # -- the machine -------------------------------------------------------------------
+
+    async def watch_lag(self, ours: list[float]) -> None:
+        """Read the lag of all members again and again, and note that of this
+        process."""
+        while True:
+            due = time.monotonic() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            ours.append(time.monotonic() - due)
+            await asyncio.gather(*(one.note_lag() for one in (*self.backends, *self.proxies)))
 
     # -- the end -----------------------------------------------------------------------
 
@@ -231,6 +308,7 @@ class Cluster:
             else:
                 self.kill(one)
         fresh = Machine("fresh", "serve", self.setting)
+        await self.put(Kind.ORDERS, fresh.name, Orders())  # it would join as standby
         fresh.start()
         await fresh.listening()
         return fresh
@@ -244,8 +322,12 @@ _ACTIONS: Final[dict[str, _Action]] = {
     "kill": Cluster._kill,
     "lose the disk": Cluster._lose_disk,
     "suspend": Cluster._suspend,
+    "cut off from the directory": Cluster._cut_directory,
+    "cut off from the bucket": Cluster._cut_bucket,
     "kill a proxy": Cluster._kill,
 }
+
+_CUTS: Final = frozenset({"cut off from the directory", "cut off from the bucket"})
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:
@@ -258,70 +340,6 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-@dataclass
-class Outcome:
-    """Of a run."""
-
-    witness: Witness
-    clients: Patient
-    actions: list[tuple[float, str]]
-    errors: list[str]
-
-    @property
-    def lost(self) -> list[str]:
-        return self.witness.found.lost
-
-    def by_action(self) -> dict[str, list[float]]:
-        """Return by the name of each action, for each time that it happened, how long a
-        user was without service who was not served any more between that time and
-        the next action."""
-        out: dict[str, list[float]] = {}
-        for (began, name), (until, _) in pairwise([*self.actions, (math.inf, "")]):
-            after = [took for took, at, _ in self.witness.outages if began - 0.5 <= at - took < until - 0.5]
-            out.setdefault(name, []).append(max(after, default=0.0))
-        return out
-
-    def table(self) -> str:
-        witness, found = self.witness, self.witness.found
-        longest, at, user = max(witness.outages, default=(0.0, witness.began, "nobody"))
-        rows: list[tuple[str, object]] = [
-            ("mails acknowledged", sum(map(len, witness.mails.values()))),
-            ("places seen", len(witness.places)),
-            ("acknowledged mails lost", len(found.mails)),
-            ("flags and expunges lost beyond the journal's interval", len(found.flags)),
-            ("flags and expunges lost within it", len(found.flags_within)),
-            ("UIDs moved or used twice", len(found.uids)),
-            ("deliveries shown twice", len(found.twice)),
-            ("mails missing from a SELECT, there later", len(witness.old)),
-            ("longest time without service, s", f"{longest:.1f} ({user} at {at - witness.began:.0f} s)"),
-            ("complaints", len(witness.complaints)),
-            ("errors in logs", len(self.errors)),
-        ]
-        rows += [
-            (f"{name}: {len(outages)} times, longest without service, s", f"{max(outages):.1f}")
-            for name, outages in sorted(self.by_action().items())
-        ]
-        for name, times in sorted(witness.times.items()):
-            ordered = sorted(times)
-            p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-            rows.append((f"{name}: p99 of {len(ordered)}, ms", f"{p99 * 1000:.0f}"))
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
-        for title, details in (
-            ("lost", found.lost),
-            ("lost within the interval", found.flags_within),
-            ("twice", found.twice),
-            ("missing from a SELECT", witness.old),
-            ("complaints", witness.complaints),
-            ("errors", self.errors),
-        ):
-            if details:
-                lines += ["", f"{title}:", *details[:40]]
-        failures = sorted(self.clients.failures.items(), key=lambda item: -item[1])
-        lines += ["", "attempts that failed:", *(f"{count:6} {text}" for text, count in failures[:25])]
-        return "\n".join(lines)
-
-
 async def run(
     size: Size,
     home: Path,
@@ -330,11 +348,14 @@ async def run(
     password_file: str = "",
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """A whole run below `home`, which is empty."""
+    """A whole run below `home`. password_file: of the role in Cassandra. With SeaweedFS
+    and Cassandra backends can be cut off from them."""
     users = tuple(f"user{number}@example.org" for number in range(size.users))
-    setting = Setting(home, bucket, directory_url, users, password_file)
+    setting = Setting(home, bucket, directory_url, users, password_file, size.dead_after)
     setting.write()
     directory = await open_directory(directory_url, home, password_file=Path(password_file) if password_file else None)
+    if isinstance(directory, CassandraDirectory):
+        await _made(directory)
     await make_settings(directory, GROUPS, now=time.time, sleep=asyncio.sleep, random_bytes=os.urandom)
     assert await read_settings(directory) is not None
     witness = Witness(time.monotonic, JOURNAL_INTERVAL_S)
@@ -344,7 +365,12 @@ async def run(
 
     cluster = Cluster(size, setting, directory, witness, note)
     fresh: Machine | None = None
+    closing = ExitStack()
+    ours: list[float] = []
     try:
+        if bucket.endpoint_url and isinstance(directory, CassandraDirectory):
+            places = [urlsplit(bucket.endpoint_url).netloc, cluster.directory_place]
+            cluster.relays = closing.enter_context(Relays(places * size.backends))
         await cluster.start()
         for one in cluster.backends:
             await cluster.put(Kind.ORDERS, one.name, Orders())
@@ -355,18 +381,37 @@ async def run(
         await clients.prepare()
         witness.outages.clear()
         note("load")
-        await _load(size, cluster, clients)
+        watching = asyncio.ensure_future(cluster.watch_lag(ours))
+        try:
+            await _load(size, cluster, clients)
+        finally:
+            watching.cancel()
         note("settle")
         await asyncio.sleep(SETTLE_S)
         fresh = await cluster.end()
         note("judge")
         await _judge(fresh, clients)
         errors = [line for one in (*cluster.backends, *cluster.proxies, fresh) for line in one.errors()]
-        return Outcome(witness, clients, cluster.actions, errors)
+        lags = [lag for one in (*cluster.backends, *cluster.proxies) for lag in one.lags.values()]
+        return Outcome(witness, clients, cluster.actions, errors, lags, ours)
     finally:
+        closing.close()
         for one in (*cluster.backends, *cluster.proxies, *([fresh] if fresh else [])):
             one.kill()
         await directory.close()
+
+
+async def _made(directory: CassandraDirectory) -> None:
+    """Make the table, as `oboxadm cluster init` does; a new server takes a while."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            await directory.make()
+            return
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.5)
 
 
 async def _load(size: Size, cluster: Cluster, clients: Patient) -> None:
@@ -426,7 +471,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sessions", type=int, default=Size.sessions)
     parser.add_argument("--seed", type=int, default=Size.seed)
     parser.add_argument("--bucket", choices=("file", "seaweedfs"), default="seaweedfs")
-    parser.add_argument("--directory", default="lmdb", help="lmdb, or cassandra://role@host:port/keyspace, made for it")
+    parser.add_argument(
+        "--directory",
+        default="cassandra",
+        help="cassandra (Maven fetches a server), lmdb, or cassandra://role@host:port/keyspace",
+    )
+    parser.add_argument("--dead-after", default=Size.dead_after)
     parser.add_argument("--password-file", default="", help="file with the password of the role in Cassandra")
     parser.add_argument("--actions", default="", help=f"events in place of chance, with commas: {', '.join(_ACTIONS)}")
     parser.add_argument("--keep", type=Path, help="keep configurations and logs in this new folder")
@@ -439,20 +489,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [action for action in actions if action not in _ACTIONS]:
         sys.exit(f"no such action: {unknown[0]}; allowed: {', '.join(_ACTIONS)}")
     size = Size(
-        asked.minutes * 60, asked.backends, asked.proxies, asked.rate, asked.users, asked.sessions, asked.seed, actions
+        asked.minutes * 60,
+        asked.backends,
+        asked.proxies,
+        asked.rate,
+        asked.users,
+        asked.sessions,
+        asked.seed,
+        asked.dead_after,
+        actions,
     )
     head = machine()
     with ExitStack() as stack:
         home = stack.enter_context(scratch())
         bucket = stack.enter_context(_bucket(asked.bucket, home))
-        url = f"lmdb://{home}/cluster" if asked.directory == "lmdb" else asked.directory
+        url, password_file = asked.directory, asked.password_file
+        if url == "lmdb":
+            url = f"lmdb://{home}/cluster"
+        elif url == "cassandra":
+            try:
+                url = stack.enter_context(run_cassandra(home))
+            except NoStart as error:
+                sys.exit(f"{error}; --directory lmdb does without, and cuts nobody off")
+            password_file = str(home / "cassandra.password")
         outcome = asyncio.run(
-            run(size, home, bucket, url, asked.password_file, say=lambda text: print(text, file=sys.stderr, flush=True))
+            run(size, home, bucket, url, password_file, say=lambda text: print(text, file=sys.stderr, flush=True))
         )
         if asked.keep is not None:
             shutil.copytree(home, asked.keep, ignore=shutil.ignore_patterns("state", "cluster"))
     print(f"{head}; {size}\n\n{outcome.table()}")
-    return 1 if outcome.lost else 0
+    return 1 if outcome.lost or (outcome.judged and outcome.late) else 0
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ from fscache.order import FRESH, ONCE, Entry, Index
 
 MAIL_BYTES = 8192
 USERS = 2000
-OLD_MAILS = 500  # in each mailbox before the day
+# Mails in each mailbox before the day.
+OLD_MAILS = 500
 SCAN_EVERY = 400  # events
 EVENTS = 40_000
 
 
 def log(seed: int, *, scans: bool) -> Iterator[tuple[float, str, str]]:
-    """(time, "put", "read" or "scan", name)."""
+    """Return the log: (time, "put", "read" or "scan", name)."""
     chance = random.Random(seed)
     mails = [[f"{user}/{n}" for n in range(OLD_MAILS)] for user in range(USERS)]
     later: dict[int, list[str]] = {}
@@ -48,7 +49,7 @@ def log(seed: int, *, scans: bool) -> Iterator[tuple[float, str, str]]:
 
 
 def lru(events: Iterator[tuple[float, str, str]], places: int) -> tuple[int, int]:
-    """(hits, reads), without those of scans."""
+    """Return (hits, reads), without the reads of scans."""
     there: OrderedDict[str, None] = OrderedDict()
     hits = reads = 0
     for _, what, name in events:
@@ -63,7 +64,7 @@ def lru(events: Iterator[tuple[float, str, str]], places: int) -> tuple[int, int
 
 
 def queues(events: Iterator[tuple[float, str, str]], places: int) -> tuple[int, int]:
-    """The same with the index of the cache."""
+    """Return the same with the index of the cache."""
     index = Index()
     hits = reads = 0
     for now, what, name in events:

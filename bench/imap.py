@@ -18,7 +18,7 @@ _TRUSTING.verify_mode = ssl.CERT_NONE
 
 
 class Refused(Exception):
-    """A tagged NO or BAD."""
+    """The server answered NO or BAD."""
 
 
 class Imap:

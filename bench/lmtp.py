@@ -15,11 +15,12 @@ CONNECTIONS = 16
 
 
 class DeliveryFailed(Exception):
-    """A reply that is no 2xx or 354."""
+    """The server gave a reply other than 2xx or 354."""
 
 
 class _Connection(Worker):
-    """Takes (recipient, mail) pairs from the common iterator until there are none."""
+    """A connection that takes (recipient, mail) pairs from the common iterator until
+    there are none."""
 
     def __init__(self, mails: Iterator[tuple[str, bytes]]) -> None:
         super().__init__()

@@ -16,14 +16,13 @@ SIZE: Final = 8 * 1024
 BODIES: Final = 256
 """The number of different bodies; headers differ for each mail."""
 NEEDLE: Final = "quarterly"
-"""Is in the subject of one mail in a hundred, and in one body in sixteen."""
+"""This word is in the subject of one mail in a hundred, and in one body in sixteen."""
 
 _LETTERS: Final = "bacodifeguhajokaleminuorparisateunvowixeyazoanerinst"
 _SYLLABLES: Final = [_LETTERS[at : at + 2] for at in range(0, len(_LETTERS), 2)]
 VOCABULARY: Final = 4000
-"""Words; frequent words are short. The frequency of each follows from its rank (Zipf):
-the text compresses like prose.
-"""
+"""The number of words. Frequent words are short. The frequency of each follows from its
+rank (Zipf), so the text compresses like prose."""
 
 
 class _Words:
@@ -39,7 +38,7 @@ class _Words:
 
 
 def _text(words: _Words, size: int) -> str:
-    """Lines of words, about `size` octets."""
+    """Return lines of words, of about `size` octets."""
     lines: list[str] = []
     length = 0
     while length < size:
@@ -50,7 +49,7 @@ def _text(words: _Words, size: int) -> str:
 
 
 def _body(rng: random.Random, words: _Words, number: int, size: int) -> str:
-    """Content-Type and the body behind it."""
+    """Return the Content-Type and the body behind it."""
     needle = f"{NEEDLE}\r\n" if number % 16 == 0 else ""
     if number % 4 < 2:
         return f"Content-Type: text/plain; charset=utf-8\r\n\r\n{needle}{_text(words, size)}"

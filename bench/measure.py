@@ -206,7 +206,7 @@ def _append(mail: bytes, times: int) -> Measure:
 
 
 def _others(few: int, mails: int) -> Measure:
-    """Bodies that were not read lately: the next `few` in each round."""
+    """Return bodies that were not read lately: the next `few` in each round."""
     starts: dict[int, int] = {}
 
     def run(imap: Imap) -> float:
@@ -218,10 +218,11 @@ def _others(few: int, mails: int) -> Measure:
 
 
 def commands(bench: Bench) -> list[tuple[str, Measure]]:
-    """Name and measurement, in the order in which they run; the mailbox is selected."""
+    """Return names and measurements, in the order in which they run. The mailbox is
+    selected."""
     few = min(500, bench.size.mails)
     flag, loud = "STORE 1:* {}FLAGS.SILENT (\\Flagged)", "STORE 1:* {}FLAGS (\\Flagged)"
-    # else all are in memory soon
+    # ^Otherwise all mails would soon be in memory.
     enough = bench.size.mails * SIZE > 2 * RECENT_BYTES_MAX
     unread = [(f"{few} bodies not read lately", _others(few, bench.size.mails))] if enough else []
     return [
@@ -263,7 +264,7 @@ def imap(bench: Bench, wanted: Callable[[str], bool]) -> None:
 
 
 def _by_turns(rounds: int, clients: dict[str, Imap], measure: Measure) -> Best:
-    """A round that does not count, then as many rounds as requested."""
+    """Run a round that does not count, and then as many rounds as requested."""
     best = Best()
     for turn in range(rounds + 1):
         for name, client in clients.items():
@@ -367,9 +368,8 @@ def memory(bench: Bench) -> None:
 
 
 def _of_idling(server: Server, idling: int, *, tls: bool = False) -> float:
-    """KiB that each of so many connections adds, once users and mailboxes are in
-    memory.
-    """
+    """Return the KiB that each of so many connections adds, once users and mailboxes
+    are in memory."""
     opened: list[Imap] = []
     try:
         opened += [_idle(server, number, tls) for number in range(len(USERS))]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,58 +14,78 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .patient import Front
 from .servers import PASSWORD, Bucket, free_ports
 
 START_S: Final = 60.0
 STOP_S: Final = 60.0
+PROXY_S: Final = 20.0
+BACKEND_S: Final = 5.0
+"""Patience of clients."""
+LAG_S: Final = 0.1
+"""Times without service are judged if the loops' delays are below this at p99. A
+boundary of the metric's buckets."""
+_LAG: Final = re.compile(r'obox_loop_lag_seconds_(?:bucket\{le="(?:0\.1|\+Inf)"\}) ([0-9.e+]+)')
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all members have in common. password_file: of the directory's role, or
-    ""."""
+    """The common setting of all members. password_file: that of the directory's role,
+    or ""."""
 
     home: Path
     bucket: Bucket
     directory: str
     users: tuple[str, ...]
     password_file: str = ""
-    dead_after: str = "5s"
+    dead_after: str = "10s"
 
     def write(self) -> None:
-        """The users and the secret, below `home`."""
+        """Write the users and the secret below `home`."""
         (self.home / "users").write_text("".join(f"{user}:{{PLAIN}}{PASSWORD}:::::\n" for user in self.users))
         (self.home / "secret").write_text(os.urandom(32).hex() + "\n")
         for name in ("users", "secret"):
             (self.home / name).chmod(0o600)
 
 
+class Lag(NamedTuple):
+    """Delays of an event loop's timers: how many there were, and how many below
+    LAG_S."""
+
+    count: int
+    short: int
+
+
 @dataclass
 class Machine:
-    """A member. role: serve or proxy."""
+    """A member. role: serve or proxy. bucket, directory: how it reaches them; None: as
+    all do."""
 
     name: str
     role: str
     setting: Setting
+    bucket: Bucket | None = None
+    directory: str | None = None
     process: subprocess.Popen[bytes] | None = None
     suspended_at: float | None = None
+    lags: dict[int, Lag] = field(default_factory=dict)
+    """By process: of its event loop."""
     _front: Front = field(init=False)
 
     def __post_init__(self) -> None:
         self.home = self.setting.home / self.name
         self.home.mkdir()
         imap, lmtp, self._http = free_ports(3)
-        self._front = Front(self.name, imap, lmtp)
+        self._front = Front(self.name, imap, lmtp, PROXY_S if self.role == "proxy" else BACKEND_S)
         self.log = self.home / "log"
         self.state = self.home / "state"
         common = self.setting
-        storage = {key: value for key, value in vars(common.bucket).items() if value}
+        storage = {key: value for key, value in vars(self.bucket or common.bucket).items() if value}
         cluster = {
             "backend": self.name,
-            "directory": common.directory,
+            "directory": self.directory or common.directory,
             "secret_file": str(common.home / "secret"),
             "dead_after": common.dead_after,
         }
@@ -103,7 +124,8 @@ class Machine:
             )
 
     async def listening(self) -> None:
-        """Return when it greets. Raises RuntimeError: it ended, or takes too long."""
+        """Return when the member greets. Raises RuntimeError if it ended, or takes too
+        long."""
         deadline = time.monotonic() + START_S
         while True:
             try:
@@ -126,8 +148,8 @@ class Machine:
         self.suspended_at = None
 
     async def stop(self) -> int:
-        """SIGTERM; the exit code. Raises TimeoutError: it does not end, and is
-        killed."""
+        """Send SIGTERM, and return the exit code. Raises TimeoutError if the member
+        does not end; it is killed then."""
         assert self.process is not None
         self.process.terminate()
         deadline = time.monotonic() + STOP_S
@@ -148,11 +170,28 @@ class Machine:
         self.process.send_signal(signal.SIGCONT)
         self.suspended_at = None
 
+    async def note_lag(self) -> None:
+        """Read how late the event loop of this process has been so far."""
+        if not self.alive or self.suspended_at is not None:
+            return
+        assert self.process is not None
+        try:
+            async with asyncio.timeout(2):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._http)
+                writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+                text = (await reader.read()).decode()
+                writer.transport.abort()
+        except (OSError, TimeoutError):
+            return
+        found = [int(float(count)) for count in _LAG.findall(text)]
+        if len(found) == 2:
+            self.lags[self.process.pid] = Lag(count=found[1], short=found[0])
+
     def lose_disk(self) -> None:
         shutil.rmtree(self.state, ignore_errors=True)
 
     def errors(self) -> list[str]:
-        """Lines of the log that say that the program is wrong."""
+        """Return the lines of the log that show a bug."""
         if not self.log.exists():
             return []
         lines = self.log.read_text(errors="replace").splitlines()

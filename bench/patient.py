@@ -2,8 +2,8 @@
 cluster.
 
 Each answer goes to a `Witness`. A client that is refused, cut off or not answered waits
-a little and tries another member, until it is served. So the time that it took is the
-time without service for its user.
+a little and tries another member, until it is served. So the time that this takes is
+the time without service for its user.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from .servers import PASSWORD
 from .witness import Place, Shown, Witness
 
 AGAIN_S: Final = 0.2
-"""Before the next attempt."""
+"""The pause before the next attempt."""
 FRONT_S: Final = 2.0
 """A member that does not greet within this time is not tried further."""
 GIVE_UP_S: Final = 120.0
 """A user who is not served for so long after the load has ended is reported."""
 BOXES: Final = ("INBOX", "Archive")
+OPEN_MAX: Final = 100
+"""Deliveries that have not been accepted yet; more are not begun."""
 SLOTS: Final = 8
-"""Each session changes the keyword of its slot; no two at once change one for a
-user."""
+"""Each session changes only the keyword of its slot. No two sessions of a user change
+the same keyword at the same time."""
 TAIL: Final = 30
-"""Mails that a session looks at."""
+"""The number of mails that a session looks at."""
 _LITERAL: Final = re.compile(rb"\{(\d+)\}\r\n$")
 _UID: Final = re.compile(rb"UID (\d+)")
 _FLAGS: Final = re.compile(rb"FLAGS \(([^)]*)\)")
@@ -48,11 +50,14 @@ FAILURES: Final = (Failed, OSError, TimeoutError, asyncio.IncompleteReadError, a
 
 @dataclass(frozen=True)
 class Front:
-    """A member that clients may connect to."""
+    """A member that clients may connect to. patience_s: of a client, for an answer. A
+    proxy may have to wait for a takeover; nobody waits for a backend in place of its
+    clients."""
 
     name: str
     imap: int
     lmtp: int
+    patience_s: float
 
 
 def mail(ident: str) -> bytes:
@@ -63,7 +68,7 @@ def mail(ident: str) -> bytes:
 
 
 class Client:
-    """An IMAP connection; answers are read whole, with their literals."""
+    """An IMAP connection that reads whole answers, with their literals."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience_s: float) -> None:
         self._reader, self._writer = reader, writer
@@ -101,8 +106,8 @@ class Client:
             out += await self._reader.readexactly(int(match[1]))
 
     async def command(self, text: str, literal: bytes | None = None) -> list[bytes]:
-        """All lines of an answer that is OK, the tagged line last. Raises what is in
-        FAILURES."""
+        """Return all lines of an answer that is OK, the tagged line last. Raises what
+        is in FAILURES."""
         self._count += 1
         tag = b"a%d" % self._count
         said = b"" if literal is None else b" {%d+}\r\n%b" % (len(literal), literal)
@@ -125,16 +130,16 @@ class Client:
 
 @dataclass
 class Patient:
-    """See the module's text. fronts: who may be tried, proxies several times."""
+    """The clients (see the text of the module). fronts: the members that may be tried,
+    proxies several times."""
 
     fronts: Sequence[Front]
     users: Sequence[str]
     witness: Witness
     seed: int
-    patience_s: float = 5.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failures: dict[str, int] = field(default_factory=dict)
-    """How often an attempt failed, by what was answered."""
+    """How often an attempt failed, by what the member answered."""
     _number: int = 0
     _busy: set[tuple[str, int]] = field(default_factory=set)
     _deliveries: set[asyncio.Task[None]] = field(default_factory=set)
@@ -148,7 +153,7 @@ class Patient:
         self.failures[text] = self.failures.get(text, 0) + 1
 
     async def _insist(self, user: str, since: float, work: Callable[[Front], Awaitable[None]], what: str) -> None:
-        """Do something for a user until a member does it."""
+        """Repeat work for a user until a member does it."""
         front = random.Random(f"{self.seed} {user} {since}").choice(self.fronts)
         while True:
             try:
@@ -162,20 +167,22 @@ class Patient:
                 await asyncio.sleep(AGAIN_S)
                 front = random.choice([one for one in self.fronts if one != front] or self.fronts)
             else:
-                if what == "session":  # `_delivery` says whom it has served
+                # `_delivery` itself says which users it has served.
+                if what == "session":
                     self.witness.served(user, since, what)
                 return
 
     # -- IMAP --------------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Each user gets the mailboxes."""
+        """Make the mailboxes of each user."""
         for user in self.users:
 
             async def make(front: Front, user: str = user) -> None:
-                client = await Client.open(front.imap, user, self.patience_s)
+                client = await Client.open(front.imap, user, front.patience_s)
                 try:
-                    with suppress(Failed):  # it is there already
+                    # The mailbox may exist already.
+                    with suppress(Failed):
                         await client.command("CREATE Archive")
                     await client.command("STATUS Archive (UIDVALIDITY)")
                 finally:
@@ -184,7 +191,7 @@ class Patient:
             await self._insist(user, self.witness.now(), make, "session")
 
     async def session(self, which: int) -> None:
-        """Visit users until `stopping`; a visit that breaks off is begun again."""
+        """Visit users until `stopping`. A visit that breaks off is begun again."""
         rng, slot = random.Random(f"{self.seed} session {which}"), which % SLOTS
         while not self.stopping.is_set():
             user = rng.choice(self.users)
@@ -204,7 +211,7 @@ class Patient:
 
             async def begin(front: Front, opened: list[_Session] = opened) -> None:
                 began = self.witness.now()
-                client = await Client.open(front.imap, user, self.patience_s)
+                client = await Client.open(front.imap, user, front.patience_s)
                 session = _Session(client, user, f"k{slot}", self, rng)
                 try:
                     await session.select(rng.choice(BOXES))
@@ -235,14 +242,16 @@ class Patient:
     # -- LMTP --------------------------------------------------------------------------
 
     async def deliver(self, per_second: float) -> None:
-        """Deliveries at a steady rate until `stopping`; then wait for those that are
-        open."""
+        """Deliver at a steady rate until `stopping`. Then wait for the deliveries that
+        are open."""
         rng = random.Random(f"{self.seed} deliveries")
         loop = asyncio.get_running_loop()
         due = loop.time()
         while not self.stopping.is_set():
             due = max(due + 1 / per_second, loop.time() - 1.0)
             await asyncio.sleep(max(0.0, due - loop.time()))
+            if len(self._deliveries) >= OPEN_MAX:
+                continue  # the machine is too slow
             count = 1 if rng.random() < 0.8 else rng.randrange(2, 4)
             task = asyncio.ensure_future(self._delivery(rng.sample(list(self.users), min(count, len(self.users)))))
             self._deliveries.add(task)
@@ -267,12 +276,13 @@ class Patient:
         await self._insist(users[0], since, once, "delivery")
 
     async def _transaction(self, front: Front, users: list[str]) -> dict[str, str]:
-        """The reply for each recipient. Raises what is in FAILURES."""
+        """Send a mail. Return the reply for each recipient. Raises what is in
+        FAILURES."""
         ident = self.ident()
         async with asyncio.timeout(FRONT_S):
             reader, writer = await self._connect(front)
         try:
-            async with asyncio.timeout(self.patience_s):
+            async with asyncio.timeout(front.patience_s):
                 rcpt = "".join(f"RCPT TO:<{user}>\r\n" for user in users)
                 writer.write(f"MAIL FROM:<sender@example.net>\r\n{rcpt}".encode())
                 if not (answer := await _reply(reader)).startswith("250"):
@@ -316,7 +326,7 @@ async def _reply(reader: asyncio.StreamReader) -> str:
 
 
 class _Session:
-    """One login, with a mailbox selected. keyword: what this session alone changes."""
+    """A session with a mailbox selected. keyword: only this session changes it."""
 
     def __init__(self, client: Client, user: str, keyword: str, all_: Patient, rng: random.Random) -> None:
         self.client = client
@@ -324,10 +334,10 @@ class _Session:
         self._witness = all_.witness
         self._box = ""
         self._mails: dict[int, str] = {}
-        """By UID, what was seen last."""
+        """What was seen last of each mail, by UID."""
 
     async def select(self, box: str) -> None:
-        """Select a mailbox and look at it: all UIDs, and what the last mails are."""
+        """Select a mailbox and look at it: at all UIDs, and at the last mails."""
         had_to = self._witness.known(self._user, box)
         lines = await self.client.command(f"SELECT {box}")
         self._box, self._mails = box, {}
@@ -346,7 +356,7 @@ class _Session:
             self._witness.seen(Place(self._user, self._box, uid), ident)
 
     async def something(self) -> str:
-        """One thing that a client does; its name."""
+        """Do something that a client does, and return its name."""
         choice = self._rng.choice(("STORE",) * 5 + ("COPY", "MOVE", "EXPUNGE", "APPEND", "FETCH", "look", "SELECT"))
         if choice == "APPEND":
             await self._append()
@@ -378,7 +388,8 @@ class _Session:
         is_set = self._rng.random() < 0.7
         self._witness.flagging(place, self._keyword)
         lines = await self.client.command(f"UID STORE {uid} {'+' if is_set else '-'}FLAGS ({self._keyword})")
-        for line in lines:  # a mail that is gone has no FETCH in the answer
+        # The answer to FETCH leaves out a mail that is gone.
+        for line in lines:
             match, shown = _UID.search(line), _FLAGS.search(line)
             if match and shown and int(match[1]) == uid and (self._keyword.encode() in shown[1].split()) is is_set:
                 self._witness.flagged(place, self._keyword, is_set=is_set)

@@ -58,12 +58,9 @@ def sizes(seed: int) -> list[list[int]]:
 
 
 def log(seed: int) -> list[Access]:
-    """A day.
-
-    Each user has a rhythm: mails arrive all day, clients poll INBOX, a person reads
-    other mailboxes from time to time, and a client that comes back after a long time
-    reads all of them.
-    """
+    """Make the log of a day. Each user has a rhythm: mails arrive all day, clients poll
+    INBOX, a person reads other mailboxes from time to time, and a client that comes
+    back after a long time reads all of them."""
     chance = random.Random(seed)
     out: list[Access] = []
     for user in range(USERS):
@@ -189,9 +186,8 @@ class Simulation:
 
 
 def compare(share: float, *, seed: int = 1) -> tuple[Result, Result]:
-    """Plain LRU and Dovecot's weights, with a max_space of that share of all
-    indexes.
-    """
+    """Compare plain LRU with Dovecot's weights. max_space is that share of all
+    indexes."""
     all_sizes = sizes(seed)
     max_space = int(sum(map(sum, all_sizes)) * share)
     accesses = log(seed)

@@ -1,7 +1,8 @@
 """What a proxy costs: connections and deliveries to a backend of a cluster, at its own
 address and through `obox proxy`, in turn.
 
-One backend owns all users, so that it forwards nothing. CPU time is of both processes.
+A single backend owns all users, so it forwards nothing. The CPU time is that of both
+processes.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from .servers import PASSWORD, Bucket
 from .table import Report, Row
 
 START_S: Final = 60.0
-"""Until the backend owns the users, and the proxy knows it."""
+"""The longest wait until the backend owns the users and the proxy knows that."""
 DIRECT: Final = "to the backend"
 THROUGH: Final = "through obox proxy"
 
 
 def proxy(report: Report, home: Path, users: Sequence[str], mails: Sequence[bytes], count: int, rounds: int) -> None:
-    """Add a row for each figure and way. count: connections, and mails, of a round."""
+    """Add a row for each figure and way. count: the connections, and the mails, of a
+    round."""
     with _members(home, users) as (backend, front):
         places = {DIRECT: backend.front, THROUGH: front.front}
         for place in places.values():
@@ -54,7 +56,7 @@ def proxy(report: Report, home: Path, users: Sequence[str], mails: Sequence[byte
 
 @contextmanager
 def _members(home: Path, users: Sequence[str]) -> Iterator[tuple[Machine, Machine]]:
-    """A backend and a proxy that run, with an empty bucket."""
+    """Run a backend and a proxy with an empty bucket."""
     home.mkdir()
     setting = Setting(home, Bucket((home / "bucket").as_uri()), f"lmdb://{home}/cluster", tuple(users))
     setting.write()
@@ -103,12 +105,12 @@ def _sessions(port: int, users: Sequence[str], count: int) -> float:
 
 
 def _place(one: tuple[tuple[str, str, str], float]) -> tuple[str, str, bool]:
-    """Where a row stands: the two ways one below the other."""
+    """Return the place of a row, so that the two ways are below each other."""
     (name, way, unit), _ = one
     return name, unit, way != DIRECT
 
 
 def _cpu_s(machines: Sequence[Machine]) -> float:
-    """User and system seconds, threads included."""
+    """Return the user and system seconds, with those of threads."""
     spent = [psutil.Process(one.process.pid).cpu_times() for one in machines if one.process is not None]
     return sum(one.user + one.system for one in spent)

@@ -135,7 +135,7 @@ class Bucket:
 
 @contextmanager
 def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox") -> Iterator[Server]:
-    """A backend with empty local state. At the end it flushes, as at SIGTERM."""
+    """Run a backend with empty local state. At the end it flushes, as after SIGTERM."""
     home.mkdir()
     imap, lmtp, http, imaps = free_ports(4)
     cert, key = _tests("certificates").certificate(home)
@@ -176,7 +176,7 @@ def _wait_for_store(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def dovecot_version() -> str:
-    """The version, or "" if Dovecot is not installed."""
+    """Return the version, or "" if Dovecot is not installed."""
     if not os.access(DOVECOT, os.X_OK):
         return ""
     answer = subprocess.run([DOVECOT, "--version"], capture_output=True, text=True, check=False)
@@ -303,6 +303,31 @@ def run_seaweedfs() -> Iterator[Bucket | None]:
     with servers.run_seaweedfs() as server:
         servers.s3_client(server).create_bucket(Bucket="bench")
         yield Bucket("s3://bench", server.endpoint_url, server.access_key_id, server.secret_access_key)
+
+
+@contextmanager
+def run_cassandra(home: Path) -> Iterator[str]:
+    """A Cassandra with a keyspace and a role for the directory; its URL. The role's
+    password is in `home/cassandra.password`. Raises NoStart: a program is missing."""
+    module = _tests("cassandra_server")
+    if gone := [program for program in module.PROGRAMS if shutil.which(program) is None]:
+        raise NoStart(f"needs {gone[0]}")
+    with module.run_cassandra() as server:
+        yield cassandra_directory(server, home)
+
+
+def cassandra_directory(server: Any, home: Path, keyspace: str = "bench") -> str:
+    """Make a keyspace and a role for a directory in a server of the tests; its URL."""
+    one = "{'class': 'SimpleStrategy', 'replication_factor': 1}"
+    server.run(
+        f"DROP KEYSPACE IF EXISTS {keyspace}",
+        f"CREATE KEYSPACE {keyspace} WITH replication = {one}",
+        f"CREATE ROLE IF NOT EXISTS {keyspace} WITH PASSWORD = '{PASSWORD}' AND LOGIN = true",
+        f"GRANT ALL ON KEYSPACE {keyspace} TO {keyspace}",
+    )
+    (home / "cassandra.password").write_text(PASSWORD + "\n")
+    (home / "cassandra.password").chmod(0o600)
+    return f"cassandra://{keyspace}@{server.host}:{server.port}/{keyspace}"
 
 
 @contextmanager

@@ -1,11 +1,10 @@
-"""What servers answered to clients of a cluster, and what is there at the end.
+"""What the servers of a cluster answered to clients, and what is there at the end.
 
-A mail has an id of its own in the header X-Bench, also each new attempt to deliver it.
-So a place (user, mailbox, UID) that shows another id has been used twice, whatever the
-servers say of themselves. A change is judged only where its outcome is known: what was
-sent and not answered may have happened or not.
-
-This module does not know how the cluster is built or what disturbs it.
+Each mail has an id of its own in the header X-Bench, and so has each new attempt to
+deliver it. So a place (user, mailbox, UID) that shows another id has been used twice,
+whatever the servers say. A change is judged only if its outcome is known: a change that
+was sent and not answered may have happened or not. This module does not know how the
+cluster is built or what disturbs it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ time after the answer: the journal's request takes time, too.
 
 
 OUTAGE_S: Final = 0.2
-"""What a user waits for longer is noted."""
+"""A user's wait is recorded if it is longer."""
 
 
 class Place(NamedTuple):
@@ -45,16 +44,17 @@ class _Flag(NamedTuple):
 
 @dataclass
 class Verdict:
-    """Each finding is a line of text for a human."""
+    """The findings. Each is a line of text for a human."""
 
     mails: list[str] = field(default_factory=list)
-    """Acknowledged, not expunged, and not there."""
+    """Mails that were acknowledged, not expunged, and are not there."""
     flags: list[str] = field(default_factory=list)
-    """Flags and expunges that are not there, beyond the journal's interval."""
+    """Flags and expunges that are not there, although they are older than the journal's
+    interval."""
     flags_within: list[str] = field(default_factory=list)
-    """The same, acknowledged just before a backend was killed."""
+    """Such changes that were acknowledged just before a backend was killed."""
     uids: list[str] = field(default_factory=list)
-    """Moved, or used twice."""
+    """UIDs that have moved, or were used twice."""
     twice: list[str] = field(default_factory=list)
     """A mail of one delivery that a mailbox shows under two UIDs."""
 
@@ -64,7 +64,7 @@ class Verdict:
 
 
 class Witness:
-    """Hears each answer from the clients. clock: seconds; interval_s:
+    """A witness of the answers that clients get. clock: seconds; interval_s:
     `journal_interval`."""
 
     def __init__(self, clock: Callable[[], float], interval_s: float) -> None:
@@ -72,21 +72,21 @@ class Witness:
         self._interval_s = interval_s
         self.began = clock()
         self.mails: dict[str, dict[str, float]] = defaultdict(dict)
-        """By user: ids of mails that were acknowledged, and when."""
+        """The ids of mails that were acknowledged, and when, by user."""
         self.places: dict[Place, str] = {}
         self._validities: dict[tuple[str, str], int] = {}
         self._leaving: set[Place] = set()
-        """A move or an expunge was asked for."""
+        """Places for which a client has requested a move or an expunge."""
         self._left: dict[Place, float] = {}
         self._expunged_ids: set[tuple[str, str]] = set()
         self._flags: dict[tuple[Place, str], _Flag] = {}
         self._kills: list[tuple[float, float]] = []
         self.found = Verdict()
-        """What was seen while the cluster ran."""
+        """The findings while the cluster ran."""
         self.old: list[str] = []
-        """A mailbox was shown without mails that had been acknowledged before."""
+        """Mailboxes that were shown without mails that had been acknowledged before."""
         self.outages: list[tuple[float, float, str]] = []
-        """Seconds without service, when they ended, and whose; the longer."""
+        """The longer times without service: seconds, the end, and the user."""
         self._served: dict[tuple[str, str], float] = {}
         self.times: dict[str, list[float]] = defaultdict(list)
         self.complaints: list[str] = []
@@ -101,7 +101,7 @@ class Witness:
         self.mails[user][ident] = self.now()
 
     def seen(self, place: Place, ident: str) -> None:
-        """A client was shown a mail at a place."""
+        """A client saw a mail at a place."""
         before = self.places.setdefault(place, ident)
         if before != ident:
             self.found.uids.append(f"{self.stamp()} {_text(place)} was {before}, is {ident}")
@@ -113,12 +113,12 @@ class Witness:
             self._validities[user, box] = value
 
     def known(self, user: str, box: str) -> frozenset[int]:
-        """UIDs that have to be there."""
+        """Return the UIDs that have to be there."""
         return frozenset(place.uid for place in self.places if place[:2] == (user, box) and place not in self._leaving)
 
     def shown(self, user: str, box: str, had_to: frozenset[int], uids: Iterable[int]) -> None:
-        """A client that asked for all UIDs got these. had_to: `known` before it
-        asked."""
+        """A client requested all UIDs and got these. had_to: the result of `known`
+        before the request."""
         for uid in sorted(had_to - frozenset(uids)):
             place = Place(user, box, uid)
             if place not in self._leaving:
@@ -134,16 +134,16 @@ class Witness:
         self._left[place] = self.now()
 
     def flagging(self, place: Place, keyword: str) -> None:
-        """A client is about to change a keyword; nobody knows until it is answered."""
+        """A client is about to change a keyword. The outcome is unknown until the
+        answer."""
         self._flags.pop((place, keyword), None)
 
     def flagged(self, place: Place, keyword: str, *, is_set: bool) -> None:
         self._flags[place, keyword] = _Flag(is_set, self.now())
 
     def served(self, user: str, since: float, kind: str) -> None:
-        """A user who has tried since then has got what it asked for: a "delivery" or a
-        "session". Another that was served meanwhile shows that there was service.
-        """
+        """A user who has tried since then was served: a "delivery" or a "session".
+        Other users who were served meanwhile show that there was service."""
         now = self.now()
         took = now - max(since, self._served.get((user, kind), since))
         self._served[user, kind] = now
@@ -151,7 +151,7 @@ class Witness:
             self.outages.append((took, now, f"{kind} of {user}"))
 
     def killed(self, since: float) -> None:
-        """A backend was killed that answered nothing since then."""
+        """A backend was killed. It has answered nothing since then."""
         self._kills.append((since - self._interval_s - MARGIN_S, self.now()))
 
     def stamp(self) -> str:

@@ -43,19 +43,13 @@ from .server import (
 from .types import StorageId
 
 if TYPE_CHECKING:
-    from .cluster import Changes, Router
+    from .cluster import Router
     from .membership import Joining
     from .proxy import Forwarder
     from .proxy.socketmap import SocketmapServer
     from .relay import Relay
 
 log = structlog.get_logger()
-
-MOVED_S: Final = 2.0
-"""After which splices to a backend that no longer owns the user are closed. A backend
-that lives ends these sessions by itself, with its last words.
-"""
-
 
 LEAVE_PART: Final = 3
 """The part of `shutdown_timeout` in which groups are given to other backends."""
@@ -212,6 +206,8 @@ class Backend:
 
         metrics.source("metacache", of_metacache)
         metrics.source("store", of_store)
+        if self.certificates is not None:
+            metrics.source("tls", self.certificates.figures)
         if opened.joining is not None:
             metrics.source("cluster", opened.joining.membership.member.figures)
 
@@ -348,8 +344,8 @@ class Backend:
             self.parts.joining.membership.kick = self._kick
             self.router = self.parts.joining.membership.member
         self.forwarder = self._forwarder()
-        if self.parts.joining is not None:
-            self.parts.joining.membership.member.view.listen(self._moved)
+        if self.parts.joining is not None and self.forwarder is not None:
+            self.parts.joining.membership.member.view.listen(self.forwarder.changed)
         if config.imap is not None:
             self.imap = self._imap()
             self.listeners.bind("imap", config.imap.listen, imap_factory(self.imap))
@@ -400,12 +396,6 @@ class Backend:
         from .membership import ports_of
 
         return ports_of(("imap", "lmtp", "http"), self.listeners.addresses)
-
-    def _moved(self, changed: Changes) -> None:
-        """Users have new backends: clients that are forwarded must come back."""
-        if (changed.groups or changed.pins) and self.forwarder is not None and self.parts.joining is not None:
-            owner = self.parts.joining.membership.member.owner
-            asyncio.get_running_loop().call_later(MOVED_S, self.forwarder.drop_moved, owner)
 
     async def _kick(self, users: Collection[StorageId]) -> None:
         """End the sessions of users who move to another backend."""
@@ -506,12 +496,17 @@ def client(via: Via | None) -> str | None:
     return via.client[0] if via is not None and via.client is not None else None
 
 
+def over_tls(via: Via | None) -> bool:
+    """Whether a PROXY header says that the client speaks TLS with the proxy."""
+    return via is not None and via.tls
+
+
 def imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: imap.connection_factory(tls=entry.tls, remote=client(via))
+    return lambda entry, via: imap.connection_factory(tls=entry.tls or over_tls(via), remote=client(via))
 
 
 def lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: lmtp.protocol(client(via))
+    return lambda entry, via: lmtp.protocol(client(via), tls=over_tls(via))
 
 
 _COUNTERS: Final = frozenset({"hits", "misses", "evictions", "errors", "skipped"})

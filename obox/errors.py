@@ -71,6 +71,15 @@ class Unavailable(OboxError):
     permanent = False
 
 
+class StorageRefuses(Unavailable):
+    """The bucket answers with a reason, such as a wrong key. A client can only try
+    later. words: what the store says, for operators alone."""
+
+    def __init__(self, text: str, words: str) -> None:
+        super().__init__(text)
+        self.words = words
+
+
 class Elsewhere(Unavailable):
     """Another backend serves the user. The router of the session reads the assignment
     again."""
@@ -107,3 +116,7 @@ class ConfigError(Exception):
     """A bad configuration: a line that names the key, the value and what is allowed.
     Exit code 78.
     """
+
+
+class NameTaken(ConfigError):
+    """Another backend that lives has the name of this backend. Exit code 75."""

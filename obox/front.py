@@ -28,7 +28,6 @@ from .backend import ImapCounters, LinkCounters, client, imap_factory, lmtp_fact
 from .changes import changes
 from .cluster import (
     Beat,
-    Changes,
     Directory,
     KeptFile,
     Kind,
@@ -41,6 +40,7 @@ from .cluster import (
 )
 from .config import Config, Listen, by_client, load
 from .errors import ConfigError, Unavailable
+from .forms import OF_PROXIES, reads
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
 from .membership import ports_of
@@ -66,8 +66,6 @@ log = structlog.get_logger()
 
 BEAT_S: Final = 1.0
 """Between two writes of our beat."""
-MOVED_S: Final = 2.0
-"""For a backend that has released users to close their sessions itself."""
 KEPT: Final = "directory"
 """Below state_dir: the last good answer of the directory."""
 USED: Final = frozenset(
@@ -132,6 +130,7 @@ class Front:
                     now=time.time,
                     sleep=asyncio.sleep,
                     keeper=KeptFile(config.state_dir / KEPT),
+                    forms=OF_PROXIES,
                 )
                 self.view.restore()
                 self._assemble(directory)
@@ -208,7 +207,7 @@ class Front:
             counters=LinkCounters(self.metrics),
             sleep=self.pause,
         )
-        self.view.listen(lambda changed: self._moved(router, changed))
+        self.view.listen(self.forwarder.changed)
         if not self.forwarder.secrets:
             raise ConfigError('cluster.secret_file = "": a proxy needs one; allowed: the file of the backends')
         if config.imap is not None:
@@ -231,6 +230,8 @@ class Front:
         if config.socketmap is not None:
             self._bind_socketmap(config)
         self.metrics.source("directory", self._age, "Of the cluster's directory.")
+        if self.certificates is not None:
+            self.metrics.source("tls", self.certificates.figures)
         self._bind_http()
         self._on_stop()
         self.lifecycle.on_reload("configuration", self._prepare)
@@ -247,11 +248,6 @@ class Front:
         made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
         self.socketmap = made
         self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
-
-    def _moved(self, router: ViewRouter, changed: Changes) -> None:
-        """Users have other backends: their clients come back, and find these."""
-        if changed.groups or changed.pins:
-            asyncio.get_running_loop().call_later(MOVED_S, self.forwarder.drop_moved, router.owner)
 
     def _lmtp_settings(self, config: Config) -> Any:
         certificates = self.certificates
@@ -329,7 +325,7 @@ class Front:
                         cluster.site,
                         cluster.address or name,
                         ports_of(("imap", "lmtp", "http"), self.listeners.addresses),
-                        {},
+                        reads(OF_PROXIES),
                         __version__,
                     )
                     await directory.put(Kind.MEMBERS, name, encode(ours), next_timestamp(time.time, row))

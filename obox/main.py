@@ -18,7 +18,7 @@ import click
 
 from . import __version__
 from .config import Config, describe, load
-from .errors import ConfigError
+from .errors import ConfigError, NameTaken
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EX_USAGE: Final = 64
 EX_UNAVAILABLE: Final = 69
+EX_TEMPFAIL: Final = 75
 EX_CONFIG: Final = 78
 GC_THRESHOLD: Final = (20_000, 20, 50)
 """Threshold of the garbage collector. Almost no garbage here is cyclic. With Python's
@@ -168,14 +169,19 @@ def _serve(run: Callable[[], object]) -> NoReturn:
     try:
         sys.exit(_run(run))
     except (ConfigError, TlsError) as exc:
-        _fail(str(exc), EX_CONFIG)
+        _fail(str(exc), _code(exc))
     except ListenError as exc:
         _fail(str(exc), EX_UNAVAILABLE)
     except BaseExceptionGroup as group:
         matched, rest = group.split((ConfigError, TlsError))
         if rest is not None or matched is None:
             raise
-        _fail(str(_first(matched)), EX_CONFIG)
+        first = _first(matched)
+        _fail(str(first), _code(first))
+
+
+def _code(error: BaseException) -> int:
+    return EX_TEMPFAIL if isinstance(error, NameTaken) else EX_CONFIG
 
 
 def _first(group: BaseException) -> BaseException:

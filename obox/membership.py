@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,10 +34,12 @@ from .cluster import (
     open_directory,
 )
 from .cluster.initial import GROUPS_LOCAL
+from .cluster.twin import refuse_twin
 from .config import Config
 from .errors import Unavailable
+from .forms import reads
 from .store import MailStore
-from .store.backend import handover
+from .store.backend import handover, mark
 from .store.backend.handover import Kick
 from .store.log import boots
 from .store.owned import Tag
@@ -52,9 +53,6 @@ LOAD_S: Final = 60
 
 UNIX: Final = "unix:"
 """Begins the address of a worker, whose listeners are sockets in a directory."""
-
-READS: Final = {"envelope": 2, "journal": 1, "wire": 1}
-"""What this code can read, by format and major version."""
 
 
 class Membership:
@@ -116,6 +114,12 @@ class Membership:
         """Whether the present boot has ended in order."""
         return any(one.boot == self.boot() and one.ended > 0 for one in boots.listing(self._store.env))
 
+    def forms(self) -> Mapping[str, int] | None:
+        return self._store.env.forms.raised if self._store.started else None
+
+    async def raise_forms(self, wanted: Mapping[str, int]) -> None:
+        await mark.raise_forms(self._store.env, wanted)
+
     def split(self, group: str, unit: str) -> None:
         self._store.env.owned.split(group, unit)
         self._store.remember_units()
@@ -169,6 +173,9 @@ class Joining:
         self._clock = clock
         self._view = view
         self.membership = Membership()
+        self._earlier: frozenset[str] = frozenset()
+        self._named = False
+        """Whether no other backend has the name."""
         self.member_runs = False
         """Whether this process is a member, and no tool."""
 
@@ -178,6 +185,7 @@ class Joining:
         watch = DeadWatch(cluster.backend, cluster.site, cluster.dead_after)
         gone = lambda: self.membership.gone  # noqa: E731
         world = World(time.time, self._clock, asyncio.sleep, os.urandom, _machine_load(), _greets, gone)
+        self._earlier = store.earlier_boots()
         self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))
 
     async def run(self, ports: Mapping[str, int]) -> None:
@@ -187,15 +195,21 @@ class Joining:
         cluster = self._config.cluster
         one_host = not cluster.directory.startswith("cassandra:")
         address = cluster.address or ("127.0.0.1" if one_host else socket.gethostname())
-        member = Member("backend", cluster.site, address, dict(ports), READS, __version__)
-        make = partial(
-            make_settings,
-            self.directory,
-            GROUPS_LOCAL,
-            now=time.time,
-            sleep=asyncio.sleep,
-            random_bytes=os.urandom,
-        )
+        member = Member("backend", cluster.site, address, dict(ports), reads(), __version__)
+
+        async def make() -> None:
+            await make_settings(
+                self.directory,
+                GROUPS_LOCAL,
+                now=time.time,
+                sleep=asyncio.sleep,
+                random_bytes=os.urandom,
+            )
+            if not self._named:
+                was_ours = self._earlier.__contains__
+                await refuse_twin(self.directory, cluster.backend, member, was_ours=was_ours, sleep=asyncio.sleep)
+                self._named = True
+
         joins_as = State.ONLINE if one_host else State.STANDBY
         await self.membership.member.run(Myself(member, joins_as, make))
 
@@ -266,16 +280,17 @@ async def _greets(member: Member | None) -> bool:
     """Whether a listener of a backend answers a connection with a greeting."""
     if member is None:
         return False
-    for listener in ("imap", "lmtp"):
-        if member.address.startswith(UNIX) or member.ports.get(listener):
+    listeners = [name for name in ("imap", "lmtp") if member.address.startswith(UNIX) or member.ports.get(name)]
+    return any(await asyncio.gather(*(_greets_at(member, name) for name in listeners)))
+
+
+async def _greets_at(member: Member, listener: str) -> bool:
+    try:
+        async with asyncio.timeout(GREETING_S):
+            reader, writer = await _connect(member, listener)
             try:
-                async with asyncio.timeout(GREETING_S):
-                    reader, writer = await _connect(member, listener)
-                    try:
-                        if await reader.readline():
-                            return True
-                    finally:
-                        writer.transport.abort()
-            except (OSError, TimeoutError):
-                continue
-    return False
+                return bool(await reader.readline())
+            finally:
+                writer.transport.abort()
+    except OSError:
+        return False

@@ -30,7 +30,7 @@ from metacache import Cleaner, Metacache
 from . import rooms
 from .auth import Authenticator, PasswdFile, Penalties
 from .config import Config
-from .errors import ConfigError, Unavailable
+from .errors import ConfigError, StorageRefuses
 from .objectstore import OpenStore, StoreError, needs_race, open_store, probe, require_one_winner
 from .statelock import LOCK
 from .store import Env, MailStore
@@ -115,7 +115,7 @@ class Parts:
         """Wait until the bucket answers, then start the store.
 
         A bucket that cannot do what we need is a ConfigError. patient: if it is False,
-        a refusal of the store raises Unavailable with the store's message.
+        a refusal of the store raises StorageRefuses with the store's message.
         """
         reported: float | None = None
 
@@ -135,7 +135,8 @@ class Parts:
                 break
             except StoreError as exc:
                 if exc.permanent and not patient:
-                    raise Unavailable(f"the storage refuses: {exc}") from exc
+                    words = f"the storage refuses: {exc}"
+                    raise StorageRefuses(words, words) from exc
                 report(str(exc))
                 await asyncio.sleep(RETRY_S)
             finally:

@@ -26,10 +26,12 @@ from .admin.answers import encoded
 from .admin.loading import loaded
 from .admin.run import Outcome, guarded, line, prepare
 from .admin.spread import (
+    NAMED,
     Call,
     Goes,
     among_backends,
     decoded,
+    events_of,
     for_users,
     here,
     is_single,
@@ -45,10 +47,15 @@ from .types import StorageId
 log = structlog.get_logger()
 
 COLUMN: Final = "backend"
+OF_PROXIES: Final = frozenset({"who", "kick", "logErrors"})
+"""What a proxy that is asked answers too."""
 FORWARDED: Final = "forwarded to "
 """Begins the state of a session that goes on at another backend, which has it too."""
 
 
+CHECK: Final = "clusterCheck"
+SERVES: Final = "clusterServes"
+"""A call that is no verb: asks a backend which units it serves, for `CHECK`."""
 DISAGREE: Final = "the backends do not agree who serves the user; try again"
 
 
@@ -112,6 +119,8 @@ class Relay:
         verb = (await loaded()).get(name)
         place = among_backends(verb) if verb is not None else Goes.HERE
         if verb is None or backend == self._me or not (backend or self._spreads(place)):
+            if name == CHECK and self._forwarder.secrets:
+                admin = replace(admin, claims=self._claims)
             async for event in guarded(admin, name, raw, outcome):
                 yield event
             return
@@ -119,6 +128,8 @@ class Relay:
             _, params = prepare(name, raw)
             if backend:
                 work = self._at(verb, params, backend, outcome)
+            elif verb.name in NAMED:
+                work = self._for_one(admin, verb, params, raw, outcome)
             elif place is Goes.ALL:
                 work = self._everywhere(admin, verb, params, outcome)
             else:
@@ -162,7 +173,7 @@ class Relay:
     async def _everywhere(self, admin: Admin, verb: Verb, params: Any, outcome: Outcome) -> AsyncIterator[Event]:
         """All backends, and this member."""
         given = msgspec.to_builtins(params)
-        mine = [self._me] if self._serves or verb.name in ("who", "kick") else []
+        mine = [self._me] if self._serves or verb.name in OF_PROXIES else []
         every = [_call(name, given) for name in (*mine, *self._others())]
         own = _without_forwarded(admin)
 
@@ -176,6 +187,19 @@ class Relay:
             partial = partial or isinstance(event, Failure)
             yield event
         outcome.code, outcome.message = _outcome(every, partial=partial)
+
+    async def _claims(self) -> dict[str, dict[str, Assigned]]:
+        """The units that other backends serve, of those that answer."""
+        every = [_call(name, {}) for name in self._others()]
+        found: dict[str, dict[str, Assigned]] = {call.to: {} for call in every}
+
+        def ask(call: Call) -> AsyncIterator[Event]:
+            return self._ask(self._there(call.to), call, Asked(SERVES, {}))
+
+        async for call, event in events_of(every, ask):
+            if isinstance(event, dict):
+                found[call.to][event["unit"]] = Assigned(call.to, event["number"], event["token"])
+        return {call.to: found[call.to] for call in every if not call.code}
 
     # -- verbs for users -------------------------------------------------------------------------------------------
 
@@ -219,6 +243,34 @@ class Relay:
         outcome.code, outcome.message = _outcome(ended, partial=bool(failures))
         if failures and not ended:
             outcome.code, outcome.message = exits.TEMPFAIL, failures[0].message
+
+    async def _for_one(
+        self, admin: Admin, verb: Verb, params: Any, raw: object, outcome: Outcome
+    ) -> AsyncIterator[Event]:
+        """A verb that names a user in a parameter of its own."""
+        (account,) = await admin.select(Selection(users=[params.user]))
+        router, given = self._forwarder.router, msgspec.to_builtins(params)
+        route = await router.route(account.storage_id)
+        for _ in range(2):
+            if isinstance(route, Here):
+                async for event in guarded(admin, verb.name, raw, outcome):
+                    yield event
+                return
+            call = _call(route.assigned.backend, given, [account.name])
+            referred: list[tuple[Account, Referred]] = []
+            asked = Asked(verb.name, dict(given), [_claim(account, route)], single=True)
+            ask = self._asker(route, asked, {account.name: account}, referred)
+            async for event in joined([call], ask, verb, many=False, column=COLUMN):
+                yield event
+            if not referred:
+                outcome.code, outcome.message = _outcome([call], partial=False)
+                # A file of users that members share has changed.
+                admin.users.expect_change()
+                admin.forget_names()
+                return
+            other = referred[0][1]
+            route = await router.reread(account.storage_id, Assigned(other.backend, other.number, other.token))
+        raise Temporary(DISAGREE)
 
     async def _round(
         self,
@@ -287,10 +339,7 @@ class Relay:
                 made.append((call, lambda call: here(admin, verb.name, call)))
                 continue
             rest = {key: value for key, value in call.params.items() if key not in ("user", "users")}
-            claims = [
-                Claim(one.name, one.storage_id, at.assigned.backend, at.assigned.number, at.assigned.token)
-                for one, at in of
-            ]
+            claims = [_claim(one, at) for one, at in of]
             asked = Asked(verb.name, rest, claims, single=single)
             made.append((call, self._asker(there, asked, {one.name: one for one, _ in of}, referred)))
         return made
@@ -352,7 +401,12 @@ class Relay:
                         partial = partial or isinstance(one, Failure)
                         told = line(one) if isinstance(one, Failure) else {"referred": one}
                         yield msgspec.json.encode(told) + b"\n"
-                params |= {"user": names[0]} if asked.single and names else {"users": names}
+                if asked.command not in NAMED:
+                    params |= {"user": names[0]} if asked.single and names else {"users": names}
+            elif asked.command == SERVES:
+                names = []
+                async for row in self._units():
+                    yield msgspec.json.encode({"row": row}) + b"\n"
             else:
                 names = [""]
             if names:
@@ -365,16 +419,26 @@ class Relay:
                 outcome.code = exits.PARTIAL
         except (msgspec.DecodeError, RecursionError) as error:
             outcome.code, outcome.message = exits.DATA, f"a call that cannot be read: {error}"
-        except OboxError as error:
+        except (OboxError, ConfigError) as error:
             outcome.code, outcome.message = exits.of(error), str(error)
         yield msgspec.json.encode({"end": {"exitCode": outcome.code, "message": outcome.message}}) + b"\n"
+
+    async def _units(self) -> AsyncIterator[dict[str, Any]]:
+        """What this backend serves. Raises ConfigError, Unavailable."""
+        async with self._admin.cluster() as cluster:
+            for unit, assigned in (cluster.serves() if cluster.serves is not None else {}).items():
+                yield {"unit": unit, "number": assigned.number, "token": assigned.token}
 
     async def _ours(self, asked: Asked) -> AsyncIterator[str | Failure | Claim]:
         """Names of the users whom this backend serves; failures; and users of others,
         with the row that is known here."""
-        verb, params = prepare(asked.command, {**asked.parameters, "users": [claim.name for claim in asked.users]})
-        if not verb.per_user:
-            raise Invalid(f"{verb.words}: it is not for users")
+        names = [claim.name for claim in asked.users]
+        if asked.command in NAMED:
+            params = Selection(users=names)
+        else:
+            verb, params = prepare(asked.command, {**asked.parameters, "users": names})
+            if not verb.per_user:
+                raise Invalid(f"{verb.words}: it is not for users")
         accounts = await self._admin.select(params)
         for claim, account in zip(asked.users, accounts, strict=True):
             try:
@@ -392,6 +456,11 @@ class Relay:
 
 def _call(to: str, params: Mapping[str, Any], users: Sequence[str] = ()) -> Call:
     return Call(to, params, users, exits.TEMPFAIL)
+
+
+def _claim(account: Account, at: Here | There) -> Claim:
+    assigned = at.assigned
+    return Claim(account.name, account.storage_id, assigned.backend, assigned.number, assigned.token)
 
 
 class _ReferredLine(msgspec.Struct):

@@ -52,6 +52,7 @@ def bucket_settings(config: Config) -> BucketSettings:
     return BucketSettings(
         url=storage.url,
         endpoint_url=storage.endpoint_url,
+        ca_file=str(storage.ca_file or ""),
         access_key_id=storage.access_key_id,
         secret_access_key=storage.secret_access_key.reveal(),
         region=storage.region,

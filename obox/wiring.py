@@ -121,10 +121,10 @@ def find_cluster(
     @asynccontextmanager
     async def find(*, make: bool = False) -> AsyncIterator[ClusterParts]:
         from .cluster.open import file_of, open_directory, plain_url
-        from .membership import READS
+        from .forms import reads
 
         url, settings = config.cluster.directory, config.cluster
-        about = plain_url(url), settings.backend, settings.dead_after, READS
+        about = plain_url(url), settings.backend, settings.dead_after, reads()
         probe = _probe(config)
         if joining is not None:
             serves = joining.membership.serves if joining.member_runs else None
@@ -198,8 +198,8 @@ async def offline(config: Config) -> AsyncIterator[Admin]:
     Nothing listens.
 
     Raises ConfigError if a backend runs or the settings are bad. Raises Unavailable if
-    the bucket does not answer or refuses; the text has the bucket's message; and if the
-    state is that of several workers.
+    the bucket does not answer, or StorageRefuses if it refuses; the text has the
+    bucket's message; and if the state is that of several workers.
     """
     if config.server.workers > 1:
         raise Unavailable(f"server.workers = {config.server.workers}: this command needs the running server; start it")

@@ -1,5 +1,5 @@
-"""A backend in this process with the admin API on its socket, and one way to call
-it."""
+"""A backend in the process of the test with the admin API on its socket, and a client
+for the API."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def mail(number: int, *, sender: str = "alice@example.com", body: str = "text") 
 
 
 class Service:
-    """A running backend. `call`: one command over the socket, its rows; `ask`: the
-    whole answer."""
+    """A running backend. `call` sends a command over the socket and returns its rows;
+    `ask` returns the whole answer."""
 
     def __init__(self, backend: Backend, client: httpx.AsyncClient) -> None:
         self.backend = backend
@@ -57,7 +57,7 @@ class Service:
         return list(result)
 
     async def refused(self, command: str, **params: Any) -> dict[str, Any]:
-        """A command that fails; the whole of the answer."""
+        """Send a command that fails. Return the whole answer."""
         kind, result = await self.ask(command, **params)
         assert kind == "error", result
         assert isinstance(result, dict), result
@@ -68,7 +68,8 @@ class Service:
         return result["exitCode"], result.get("message", "")
 
     async def deliver(self, user: str, mails: list[bytes], mailbox: str = "INBOX", *flags: str) -> None:
-        sid = self.backend.parts.store.env  # the sessions' way in: the store itself
+        # The test opens the user as sessions do: in the store itself.
+        sid = self.backend.parts.store.env
         assert sid is not None
         opened = await self.backend.parts.store.open_user(user, storage_id(user))
         try:
@@ -94,7 +95,7 @@ def write_config(home: Path, url: str = "", more: str = "") -> Path:
 
 @asynccontextmanager
 async def running(config: Path, router: Router | None = None) -> AsyncIterator[Service]:
-    """One life of a backend. router: of a member of a cluster."""
+    """Run a life of a backend. router: that of a member of a cluster."""
     backend = Backend(load(str(config)), environ={}, router=router)
     task = asyncio.create_task(backend.run(signals=False))
     socket = config.parent / "state/admin.sock"

@@ -1,9 +1,10 @@
-"""A real Cassandra for tests, one for the session: jars by Maven, one node on free
-loopback ports, passwords required.
+"""A real Cassandra for tests, started once for the session. Maven fetches its jars. It
+is a single node on free loopback ports, and requires passwords.
 
-OBOX_TEST_CASSANDRA=host or host:port uses another server, with OBOX_TEST_CASSANDRA_USER
-and OBOX_TEST_CASSANDRA_PASSWORD (its superuser; both are "cassandra" by default). A
-test that asks for the fixture is skipped, by name, where Java or Maven is missing.
+OBOX_TEST_CASSANDRA=host or host:port names another server, and OBOX_TEST_CASSANDRA_USER
+and OBOX_TEST_CASSANDRA_PASSWORD its superuser (both are "cassandra" by default). A test
+that needs the fixture is skipped if Java or Maven is missing, and the skip names the
+missing program.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from patience import PATIENT_S
 from ports import free_port
 
 START_S = 240.0
-"""A first start takes 10 s on an idle machine, a minute on a loaded one."""
+"""The first start takes 10 s on an idle machine, and a minute on a loaded machine."""
 SUPERUSER = "cassandra"
 """Name and password of a new server's first role."""
 
@@ -106,8 +107,11 @@ LOGBACK = """\
 
 @dataclass(frozen=True)
 class CassandraServer:
-    """A running server and its superuser. ca: of its certificate, which is for
-    127.0.0.1; None: not known."""
+    """A running server and its superuser.
+
+    ca: the CA of the server's certificate, which is for 127.0.0.1; None if it is not
+    known.
+    """
 
     host: str
     port: int
@@ -116,7 +120,8 @@ class CassandraServer:
     ca: Path | None = None
 
     def connect(self, user: str = "", password: str = "") -> Any:
-        """A driver's Cluster; without a user as superuser. The caller shuts it down."""
+        """Return a Cluster of the driver. Without a user it logs in as the superuser.
+        The caller shuts it down."""
         from cassandra.auth import PlainTextAuthProvider
         from cassandra.cluster import Cluster
 
@@ -126,7 +131,7 @@ class CassandraServer:
         )
 
     def run(self, *statements: str) -> None:
-        """Statements as superuser."""
+        """Run statements as the superuser."""
         cluster = self.connect()
         try:
             session = cluster.connect()
@@ -136,7 +141,8 @@ class CassandraServer:
             cluster.shutdown()
 
     def run_patiently(self, statement: str) -> None:
-        """The same until it is taken: a password may be changed every 5 s."""
+        """Run statements until the server accepts them: a password may be changed every
+        5 s."""
         deadline = time.monotonic() + PATIENT_S
         while True:
             try:
@@ -149,7 +155,8 @@ class CassandraServer:
 
 
 def fetched() -> Path:
-    """The folder of jars; Maven is asked once for each version of the pom."""
+    """Return the folder of the jars. Maven is called once for each version of the
+    pom."""
     mark = JARS / "pom.xml"
     if mark.exists() and mark.read_bytes() == POM.read_bytes():
         return JARS
@@ -188,7 +195,7 @@ def _arguments(jars: Path, home: Path, jmx: int) -> list[str]:
 
 
 def _keystore(home: Path) -> Path:
-    """Make the server's certificate and its key, for Java; returns the certificate,
+    """Make the server's certificate and its key, for Java. Return the certificate,
     which is its own CA."""
     from certificates import certificate
     from cryptography import x509
@@ -244,13 +251,15 @@ def run_cassandra() -> Iterator[CassandraServer]:
 
 
 def _wait_ready(process: subprocess.Popen[bytes], server: CassandraServer) -> bool:
-    """True once the superuser can log in: the role is made after the port is open."""
+    """Return True once the superuser can log in: the server makes the role after the
+    port is open."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
             server.run("SELECT key FROM system.local")
             return True
-        except Exception:  # whatever a server says that is not there yet
+        # A server that is starting answers with many kinds of errors.
+        except Exception:
             time.sleep(0.5)
     return False
 
@@ -269,6 +278,7 @@ def cassandra_server() -> Iterator[CassandraServer]:
         yield server
 
 
-# Python -m tests.cassandra_server: fetches the jars, so that a test run need not.
+# `python -m tests.cassandra_server` fetches the jars, so that a test run need not do
+# that.
 if __name__ == "__main__":
     sys.stdout.write(f"{fetched()}\n")

@@ -1,8 +1,9 @@
-"""What all tests share: real programs are needed by name, and a skip can fail the run.
+"""The common part of all tests: a test names the real programs that it needs, and a
+skip can fail the run.
 
-`@pytest.mark.needs("postfix")` skips where the program is missing and names the package
-that brings it. With OBOX_TEST_NO_SKIP=1 (`make test-all`, CI) any skip fails the run,
-so that nothing is left out unseen.
+`@pytest.mark.needs("postfix")` skips a test if the program is missing, and names the
+package that contains it. With OBOX_TEST_NO_SKIP=1 (`make test-all`, CI) any skip fails
+the run, so that no test is left out by mistake.
 """
 
 import os
@@ -15,15 +16,16 @@ import hypothesis
 import pytest
 import structlog
 
-# Else `tests/admintool` and its like, as namespace packages, hide the packages that
-# they test.
+# Otherwise folders such as `tests/admintool`, as namespace packages, hide the packages
+# that they test.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-# A loaded machine is no fault of an example: no example has a deadline.
+# On a loaded machine an example of Hypothesis may be slow, so examples have no
+# deadline.
 hypothesis.settings.register_profile("obox", deadline=None)
 hypothesis.settings.load_profile("obox")
 
-# Debian keeps servers in sbin; wheels put programs beside the interpreter.
+# Debian installs servers in a folder sbin. Wheels put programs beside the interpreter.
 PLACES = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 PACKAGES = {
     "mbsync": "Debian package isync",
@@ -42,8 +44,8 @@ _configure = structlog.configure
 
 
 def _configure_uncached(**values: object) -> None:
-    """A logger that was cached by one test would hide its lines from the next one's
-    `capture_logs`."""
+    """Configure structlog without its cache. A logger that a test has cached would hide
+    its lines from `capture_logs` of the next test."""
     _configure(**{**values, "cache_logger_on_first_use": False})
 
 
@@ -57,7 +59,7 @@ def _log_as_if_fresh() -> Iterator[None]:
 
 
 def missing(program: str) -> str:
-    """Why a test that needs the program cannot run, empty if it can."""
+    """Return why a test that needs the program cannot run, or "" if it can."""
     found = shutil.which(program, path=PLACES)
     return "" if found else f"needs {program}: {PACKAGES.get(program, f'Debian package {program}')}"
 

@@ -24,8 +24,11 @@ TREE = (*PRODUCT, "bench", "tests")
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name. file: dotted name of the importing file; target: dotted, the
-    name included."""
+    """An imported name.
+
+    file: dotted name of the importing file; target: the dotted name with the imported
+    name at its end.
+    """
 
     file: str
     target: str
@@ -33,19 +36,19 @@ class Import:
 
 
 def dotted(path: Path) -> str:
-    """`obox/store/user/user.py` is `obox.store.user.user`; a package's `__init__.py` is
-    the package."""
+    """Return the dotted name of a file: `obox/store/user/user.py` is
+    `obox.store.user.user`, and the `__init__.py` of a package is the package."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 @cache
 def files(tops: tuple[str, ...] = PRODUCT) -> dict[str, Path]:
-    """All Python files below the top folders, by dotted name."""
+    """Return all Python files below the top folders, by dotted name."""
     return {dotted(path): path for top in tops for path in sorted((ROOT / top).rglob("*.py"))}
 
 
 def imports(path: Path) -> Iterator[Import]:
-    """Every name that a file imports."""
+    """Yield each name that a file imports."""
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -76,15 +79,15 @@ def _files(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
 
 
 def _file(target: str, known: dict[str, Path]) -> str:
-    """The file that a dotted name is in; "" for one outside the tree."""
+    """Return the file that has a dotted name, or "" for a name outside the tree."""
     while target and target not in known:
         target = target.rpartition(".")[0]
     return target
 
 
 def circles(graph: dict[str, frozenset[str]]) -> list[list[str]]:
-    """Groups of files each of which reaches every other of its group (Tarjan's strongly
-    connected components)."""
+    """Return the groups of files in which each file reaches each other file (Tarjan's
+    strongly connected components)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -114,13 +117,13 @@ def circles(graph: dict[str, frozenset[str]]) -> list[list[str]]:
 
 
 def room_of(name: str) -> str:
-    """The folder of a file, or the file itself at the top of `obox`."""
+    """Return the folder of a file. A file directly in `obox` is a room of its own."""
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "obox" else parts[0]
 
 
 def dot() -> str:
-    """The graph for Graphviz."""
+    """Return the graph for Graphviz."""
     lines = ["digraph imports {", "  rankdir=LR; node [shape=box, fontsize=9];"]
     rooms: dict[str, list[str]] = {}
     for name in files():
@@ -134,7 +137,7 @@ def dot() -> str:
 
 
 def table() -> str:
-    """Each room and the rooms that it imports."""
+    """Return each room and the rooms that it imports."""
     out: dict[str, set[str]] = {}
     for name, targets in edges().items():
         out.setdefault(room_of(name), set()).update(map(room_of, targets))

@@ -1,4 +1,5 @@
-"""What tests of listening sockets share: both loops, and a log that keeps its lines."""
+"""The common part of tests of listening sockets: both kinds of event loops, and a log
+that keeps its lines."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,11 +10,11 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-"""Sockets and TLS are where they differ."""
+"""The two loops differ in sockets and TLS."""
 
 
 class Log:
-    """Keeps what was logged: level, event, values."""
+    """A log that keeps level, event and values of each line."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, dict[str, object]]] = []

@@ -1,8 +1,8 @@
-"""Mails of every kind, made by code: what goes in must come out, byte for byte.
+"""Mails of each kind, made by code. A mail that is stored must come back byte for byte.
 
-Names say what is odd about each. All but those in `NOT_OVER_LMTP` can be sent by SMTP's
-DATA as they are: whole lines that end in CRLF (RFC 5321 §2.3.8); the others come by
-APPEND alone, whose literal is any bytes.
+The name of a mail says what is unusual about it. All mails except those in
+`NOT_OVER_LMTP` can be sent unchanged with DATA: they are whole lines that end in CRLF
+(RFC 5321 §2.3.8). The others are stored with APPEND, whose literal may be any bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def crlf(text: str | bytes) -> bytes:
 
 
 def simple(number: int, *, size: int = 0, subject: str = "") -> bytes:
-    """A small text mail that differs by number; filled up to about `size` octets."""
+    """Return a small text mail. Mails of different numbers differ. It is filled up to
+    about `size` octets."""
     head = (
         f"From: Anna <anna@example.org>\nTo: Ben <ben@example.org>\nSubject: {subject or f'mail {number}'}\n"
         f"Date: Mon, 01 Jun 2026 {number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02} +0200\n"
@@ -55,7 +56,7 @@ def _attachments() -> EmailMessage:
 
 @cache
 def every_kind() -> dict[str, bytes]:
-    """All of them by name."""
+    """Return all mails by name."""
     rng = random.Random(2)
     text = simple(1)
     return {
@@ -96,7 +97,7 @@ def every_kind() -> dict[str, bytes]:
 
 
 def _sized(size: int) -> bytes:
-    """Exactly `size` octets of lines that do not compress to nothing."""
+    """Return exactly `size` octets of lines that do not compress well."""
     rng = random.Random(size)
     head = b"Subject: %d octets\r\nFrom: a@example.org\r\n\r\n" % size
     line = [rng.randbytes(38).hex().encode() + b"\r\n" for _ in range(1000)]
@@ -116,5 +117,5 @@ NOT_OVER_LMTP = frozenset(
         "random bytes",
     }
 )
-"""A server may change or refuse these when they come by DATA: no lines that end in
-CRLF."""
+"""A server may change or refuse these mails with DATA, because they are not lines that
+end in CRLF."""

@@ -1,7 +1,8 @@
-"""moto's S3 with one request at a time, as a program: `python motoserver.py PORT`.
+"""moto's S3 as a program that handles a single request at a time: `python motoserver.py
+PORT`.
 
-moto_server answers in threads, and a create-only PUT looks first and writes later: on a
-loaded machine two of several PUTs of a key then succeed.
+moto_server answers in threads, and a create-only PUT first looks whether the key exists
+and writes later. On a loaded machine two of several PUTs of a key then succeed.
 """
 
 from __future__ import annotations

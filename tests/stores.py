@@ -1,10 +1,10 @@
-"""Stores in memory that behave as real stores have been seen to: what a backend must
-not rely on.
+"""Stores in memory that behave as real stores have been seen to. A backend must not
+rely on more than they do.
 
-MinioLike and SeaweedLike LIST as those two do (the versions that were tried); Racy lets
-several create-only PUTs of one key succeed that come at the same time, as some small
-servers do; Stubborn lists what a DELETE has removed, Stale once; PUTs of Late land
-after a DELETE.
+MinioLike and SeaweedLike list as the tested versions of these two servers. Racy lets
+several create-only PUTs of the same key succeed that come at the same time, as some
+small servers do. Stubborn lists what a DELETE has removed, and Stale does so once. PUTs
+of Late take effect after a DELETE.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from obox.objectstore import AlreadyExists, MemoryDriver
 from obox.objectstore._driver import Cursor, Kind, ObjectInfo, Page
 
 MINIO_SCAN_KEYS = 1066
-"""Keys that MinIO looks at behind the beginning, in the counts that showed it."""
+"""How many keys MinIO looks at behind the beginning, in the measurements that showed
+its behaviour."""
 
 
 class Listing(MemoryDriver):
-    """Pages of page_keys; continuation tokens that are nobody's key and serve once."""
+    """A store whose LIST has pages of page_keys. A continuation token is not a key, and
+    can be used once."""
 
     def __init__(self, *, page_keys: int = 1000, **words: Any) -> None:
         super().__init__(**words)
@@ -35,8 +37,8 @@ class Listing(MemoryDriver):
         return key
 
     def started(self, prefix: str, after: str) -> tuple[list[str], bool]:
-        """Keys behind `after` in the store's order, and whether the answer may say that
-        there is more."""
+        """Return the keys behind `after` in the store's order, and whether the answer
+        may say that there are more."""
         keys = sorted((key for key in self._keys if key.startswith(prefix)), key=self.order)
         return [key for key in keys if not after or self.order(key) > self.order(after)], True
 
@@ -59,9 +61,10 @@ class Listing(MemoryDriver):
 
 
 class MinioLike(Listing):
-    """Byte order. Start-after inside a directory whose name another one continues with
-    a byte below `/` (`a`, `a-b`): the keys of the other count, few keys are looked at,
-    and the short answer says that it is all."""
+    """A LIST in byte order as MinIO makes it. Two directories may have names such as
+    `a` and `a-b`, where the longer name goes on with a byte below `/`. If start-after
+    lies inside `a`, the keys of `a-b` count as looked at. So the answer has few keys,
+    and says that there are no more."""
 
     def __init__(self, *, scan_keys: int = MINIO_SCAN_KEYS, **words: Any) -> None:
         super().__init__(**words)
@@ -79,22 +82,23 @@ class MinioLike(Listing):
 
 
 class SeaweedLike(Listing):
-    """The order of directories' names, not of bytes: all of `a/` before all of
-    `a-b/`."""
+    """A LIST in the order of directories' names instead of byte order: all of `a/`
+    comes before all of `a-b/`."""
 
     def order(self, key: str) -> Any:
         return key.split("/")
 
 
 class Racy(MemoryDriver):
-    """A PUT looks first and writes later: all that look at the same time succeed."""
+    """A PUT first looks whether the key exists and writes later. All PUTs that look at
+    the same time succeed."""
 
     creates_at_once = False
 
     def __init__(self, **words: Any) -> None:
         super().__init__(**words)
         self.every = 1
-        """Of so many keys one is raced for."""
+        """One key of so many has a race."""
         self._count = 0
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
@@ -110,7 +114,7 @@ class Racy(MemoryDriver):
 
 
 class Stubborn(MemoryDriver):
-    """DELETE of these keys is answered as if it were done."""
+    """A DELETE of these keys is answered as if it were done, but they stay."""
 
     def __init__(self, keys: Sequence[str], **words: Any) -> None:
         super().__init__(**words)
@@ -121,8 +125,8 @@ class Stubborn(MemoryDriver):
 
 
 class Late(MemoryDriver):
-    """The first PUTs of a race are not answered, and land after later DELETEs: one
-    after each."""
+    """The first PUTs of a race are not answered. They take effect after later DELETEs:
+    a single PUT after each DELETE."""
 
     creates_at_once = False
 
@@ -147,7 +151,7 @@ class Late(MemoryDriver):
 
 
 class Stale(MemoryDriver):
-    """A LIST names what was deleted just before."""
+    """A LIST still names what was deleted just before."""
 
     def __init__(self, **words: Any) -> None:
         super().__init__(**words)

@@ -1,4 +1,4 @@
-"""Who a user is, out of a line of the passwd-file."""
+"""The account of a user, from a line of the passwd-file."""
 
 from __future__ import annotations
 

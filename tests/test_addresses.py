@@ -1,4 +1,5 @@
-"""What counts as one client, and how an address is written into a mail."""
+"""Which addresses count as the same client, and how an address is written into a
+mail."""
 
 import pytest
 

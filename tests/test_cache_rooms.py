@@ -1,7 +1,5 @@
-"""How the two caches are built: nothing private is used from outside, and sizes.
-
-`test_words.py` measures their lines of prose.
-"""
+"""How the two caches are built: sizes, and that no other room uses their private files.
+`test_words.py` measures their lines of prose."""
 
 import ast
 
@@ -16,8 +14,8 @@ FILE_LINES_MAX = 400
 
 
 def test_the_private_files_of_a_room_are_its_own() -> None:
-    """In the whole tree `room._x` is imported within `room` only, and so are names such
-    as `room._x.y`."""
+    """In the whole tree only `room` itself imports `room._x`, and names such as
+    `room._x.y`."""
     for name, path in files(TREE).items():
         mine = name if path.name == "__init__.py" else name.rpartition(".")[0]
         for found in imports(path):

@@ -1,4 +1,4 @@
-"""Which of two configurations' differences are used while a backend runs."""
+"""Which differences between two configurations take effect while a backend runs."""
 
 from pathlib import Path
 

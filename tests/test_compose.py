@@ -25,13 +25,13 @@ FILE: dict[str, Any] = yaml.safe_load((ROOT / "minio-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 IMAGE = (ROOT / "Dockerfile").read_text()
 MEMBERS = [name for name, one in SERVICES.items() if one.get("build") == "." and "entrypoint" not in one]
-"""Services that run obox."""
+"""The services that run obox."""
 OF_CLUSTER = [name for name in MEMBERS if "profiles" in SERVICES[name]]
 ONCE = "service_completed_successfully"
 
 
 def settings(name: str) -> dict[str, str]:
-    """The environment of a service: the image's, and its own."""
+    """Return the environment of a service: that of its image, and its own."""
     given = dict(re.findall(r"(OBOX_\w+)=(\S+)", IMAGE))
     return given | {key: str(value) for key, value in SERVICES[name].get("environment", {}).items()}
 
@@ -41,12 +41,13 @@ def configured(name: str) -> Config:
 
 
 def mounts(name: str) -> dict[str, str]:
-    """Path in the container -> volume."""
+    """Return the volume of each path in the container."""
     return {path: volume for volume, path in (text.split(":") for text in SERVICES[name].get("volumes", ()))}
 
 
 def script(name: str) -> str:
-    """What the shell of a service gets; compose makes one dollar of two."""
+    """Return what the shell of a service gets. Compose makes a single dollar sign of
+    two."""
     assert SERVICES[name]["entrypoint"] == ["sh", "-euc"]
     (text,) = SERVICES[name]["command"]
     assert "$" not in text.replace("$$", "")
@@ -54,7 +55,7 @@ def script(name: str) -> str:
 
 
 def run(text: str, environ: dict[str, str]) -> None:
-    """Run a script, with our commands first in the path."""
+    """Run a script, with the commands of this checkout first in the path."""
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     subprocess.run(["sh", "-euc", text], env={"PATH": path} | environ, check=True, capture_output=True, timeout=120)
 

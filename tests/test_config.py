@@ -1,5 +1,5 @@
-"""The configuration contract: sources and their order, the words of each kind, one line
-for each mistake."""
+"""The contract of the configuration: its sources and their order, the words of each
+kind of value, and a line for each mistake."""
 
 import tomllib
 from pathlib import Path
@@ -244,7 +244,7 @@ def test_unknown_keys_say_the_nearest() -> None:
     assert "did you mean imap.listen?" in refusal({"OBOX_IMAP__LISTN": "x"})
     assert "did you mean storage.url?" in refusal({"OBOX_STORGE__URL": "x"})
     assert "known sections: storage, fscache" in refusal({"OBOX_QQQQ__WWWW": "x"})
-    # Other programs' names.
+    # These names belong to other programs.
     load(None, {**URL, "OBOX_TEST_NO_SKIP": "1", "OBOX_PORT_143_TCP": "x"})
 
 

@@ -1,4 +1,4 @@
-"""What the manual says is what the program does."""
+"""The manual says what the program does."""
 
 import functools
 import importlib
@@ -30,7 +30,7 @@ def test_each_setting_is_in_the_manual_with_default_and_reason(row: Setting) -> 
 
 
 def test_the_manual_names_nothing_else() -> None:
-    # Those of [remote] have a dot.
+    # Settings of [remote] have a dot in their names.
     named = re.findall(r"^\| `(\w+)` \|", MANUAL, flags=re.M)
     assert sorted(named) == sorted(row.name for row in settings())
 
@@ -92,18 +92,18 @@ FOLDERS = (*PACKAGES, "docs", "tests", "systemd")
 NO_MODULES = {"obox.toml", "obox.target"}
 """Names of files that look like dotted names."""
 RETIRED: dict[str, str] = {}
-"""Names that a decision mentions and that the code no longer has, with the reason why
-the page keeps them."""
+"""Names that a decision mentions and that the code does not have any longer, with the
+reason why the page keeps them."""
 
 
 def prose(text: str) -> str:
-    """A page without its blocks of code."""
+    """Return a page without its blocks of code."""
     return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
 
 
 @functools.cache
 def headings(page: Path) -> dict[str, str]:
-    """Anchor -> heading of a page, as GitHub makes anchors."""
+    """Return the headings of a page by anchor, as GitHub makes anchors."""
     out: dict[str, str] = {}
     for title in re.findall(r"^#+ (.+)$", prose(page.read_text()), flags=re.M):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "")
@@ -129,7 +129,7 @@ def test_links_go_somewhere(page: Path) -> None:
 
 
 def resolves(name: str) -> bool:
-    """Whether a dotted name is a module, or something in one."""
+    """Return whether a dotted name is a module, or a name in a module."""
     module, names = name, []
     while True:
         try:
@@ -166,7 +166,7 @@ def test_names_of_the_code_are_in_the_code(page: Path) -> None:
 
 
 def test_headings_that_the_code_cites_are_there() -> None:
-    """`docs/format.md, "Pull"` in a docstring or a page."""
+    """Docstrings and pages cite headings in the form `docs/format.md, "Pull"`."""
     wrong = []
     steps = {
         page: re.findall(r"^(?:- |\d+\. |\| )?\*\*([^*]+?)\.?\*\*", page.read_text(), flags=re.M) for page in PAGES

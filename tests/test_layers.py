@@ -1,5 +1,5 @@
-"""Imports point one way: protocols -> store -> (mailbox, mime, metacache, fscache,
-objectstore); only main sees all."""
+"""Imports go in a single direction: protocols -> store -> (mailbox, mime, metacache,
+fscache, objectstore). Only main may import everything."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ LEAVES = {
     "obox.addresses",
     "obox.errors",
     "obox.escaping",
+    "obox.forms",
     "obox.lanes",
     "obox.turn",
     "obox.text",
@@ -18,15 +19,17 @@ LEAVES = {
     "obox.statelock",
     "obox.unixsocket",
 }
-# what a protocol sees
+# What a protocol may import.
 VIEW = {"obox", "obox.auth", "obox.net", "obox.spool", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
 ARROWS: dict[str, set[str]] = {
-    "obox": set(),  # __init__: the version
+    # The room `__init__` has the version.
+    "obox": set(),
     "obox.accounts": {"obox.escaping", "obox.types"},
     "obox.addresses": set(),
     "obox.escaping": set(),
     "obox.errors": set(),
+    "obox.forms": set(),
     "obox.types": set(),
     "obox.text": {"obox.errors"},
     "obox.lanes": set(),
@@ -67,6 +70,7 @@ ARROWS: dict[str, set[str]] = {
     "obox.cluster": LEAVES,
     "admintool": {"obox", "obox.config", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
 }
+# These files may import everything.
 WIRING = (
     "obox.main",
     "obox.membership",
@@ -79,13 +83,14 @@ WIRING = (
     "obox.rooms",
     "obox.wiring",
     "obox.workers",
-)  # see all
+)
 ARROWS |= {name: set() for name in WIRING}
 PURE = (
     "obox.accounts",
     "obox.addresses",
     "obox.config._values",
     "obox.escaping",
+    "obox.forms",
     "obox.mailbox",
     "obox.mime",
     "obox.imap.parser",
@@ -107,14 +112,15 @@ IMPURE = {
     "boto3",
 }
 IMPURE |= {"aioboto3", "lmdb", "anyio", "uvloop", "starlette"}
-CLIENTS = {"obstore", "boto3", "aioboto3", "botocore"}  # of the bucket
+# These are clients of the bucket.
+CLIENTS = {"obstore", "boto3", "aioboto3", "botocore"}
 
 
 MODULES = list(files().items())
 
 
 def room(name: str) -> str:
-    """The longest prefix of a dotted name that is a room."""
+    """Return the longest prefix of a dotted name that is a room."""
     while name and name not in ARROWS:
         name = name.rpartition(".")[0]
     return name
@@ -140,15 +146,16 @@ def test_arrows(name: str, path: Path) -> None:
 
 
 STORE_ROOMS = ("log", "box", "mails", "user", "backend", "operate")
-"""The rooms inside the store. Each imports itself, those before it, and the files that
-all of them share."""
+"""The rooms inside the store. Each may import itself, the rooms before it, and the
+files that all of them share."""
 STORE_FACES = {"obox.store", "obox.store.memory", "obox.store.content"}
-"""What others import from the store. No room inside the store imports them; they may
-import any."""
+"""The modules that other rooms import from the store. A room inside the store must not
+import them, but they may import any."""
 
 
 def store_room(name: str) -> str:
-    """The store's room that a file is in; "" for a file that all of them share."""
+    """Return the store's room that a file is in, or "" for a file that all rooms
+    share."""
     part = name.removeprefix("obox.store").removeprefix(".").partition(".")[0]
     return part if part in STORE_ROOMS else ""
 
@@ -169,17 +176,18 @@ def test_modules_have_one_noun() -> None:
 
 
 def test_no_two_files_import_each_other() -> None:
-    """Neither directly nor by way of others, wherever the import stands."""
+    """The test also finds circles of several files, and imports at any place in a
+    file."""
     assert circles(edges(TREE)) == []
 
 
 PRIVATE_IN_TESTS_MAX = 35
-"""Imports of private modules by tests, with tests of those very modules; the number can
-only fall."""
+"""The number of imports of private modules by tests, with the tests of those modules.
+It may only become smaller."""
 
 
 def private_imports(*tops: str) -> list[tuple[str, str]]:
-    """Imports of another room's `_x.py`: where, and the module."""
+    """Return the imports of another room's `_x.py`: the place and the module."""
     known = files(TREE)
     found = []
     for name, path in files(tops).items():
@@ -192,8 +200,8 @@ def private_imports(*tops: str) -> list[tuple[str, str]]:
 
 
 def test_no_file_imports_another_rooms_private_module() -> None:
-    """`_x.py` belongs to its folder; what others need is in the folder's face
-    (`__init__.py`)."""
+    """`_x.py` belongs to its folder. Other folders import from the `__init__.py` of
+    that folder."""
     assert private_imports(*PRODUCT, "bench") == []
 
 
@@ -203,7 +211,7 @@ def test_tests_use_public_faces() -> None:
 
 
 def test_files_of_tests_have_names_of_their_own() -> None:
-    """A file of tests in a folder that is no package is imported by its file name
+    """If the folder of a test is no package, the test is imported by its file name
     alone."""
     paths = [path for path in Path(__file__).parent.rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
     names = [path.name for path in paths]

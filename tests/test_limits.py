@@ -1,4 +1,4 @@
-"""docs/limits.md says what the code and the configuration say."""
+"""docs/limits.md has the same limits as the code and the configuration."""
 
 import functools
 import importlib
@@ -21,8 +21,8 @@ TIMES = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def number(text: str) -> float:
-    """`30`, `8,192`, `64 KiB`, `10 s`; a word behind a plain number is its unit (`59
-    keywords`)."""
+    """Read `30`, `8,192`, `64 KiB`, `10 s`. A word behind a plain number is its unit
+    (`59 keywords`)."""
     match = re.fullmatch(r"([0-9][0-9,.]*)(?: (\S.*))?", text)
     assert match, f"not a number with a unit: {text!r}"
     unit = match[2] or ""
@@ -30,8 +30,8 @@ def number(text: str) -> float:
 
 
 def constant(path: str) -> Any:
-    """The value behind a dotted path: of a module's constant, or of a class'
-    default."""
+    """Return the value of a dotted path: a constant of a module, or a default of a
+    class."""
     module, names = path, []
     while True:
         try:

@@ -67,7 +67,8 @@ def test_config_tells_what_serve_could_not_use(config: Path, tmp_path: Path, mon
         assert len(lines) == 1, (text, lines)
         assert told in lines[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "obox.toml"], "nothing was made"
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    # root may write anywhere.
+    monkeypatch.setattr(os, "access", lambda *_: False)
     told = doubts(config, f'state_dir = "state"\n{memory}')
     assert told == f"obox: state_dir = {tmp_path}/state: {tmp_path} cannot be written by this user\n"
 

@@ -1,5 +1,5 @@
-"""What rooms get of the configuration, where that is more than another name for
-it."""
+"""The settings that rooms get from the configuration, where they are computed and not
+only renamed."""
 
 import pytest
 

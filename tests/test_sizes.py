@@ -1,8 +1,8 @@
-"""No function above 60 lines, no class above 25 public methods; each exception has its
-reason.
+"""No function has more than 60 lines, and no class more than 25 public methods. Each
+exception has its reason.
 
-The lists can only shrink: a name that no longer needs its place must go, and nothing
-new comes.
+The lists may only become smaller: a name that no longer needs an exception must be
+removed, and no name may be added.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from layers import TREE, files
 
 FUNCTION_LINES_MAX = 60
-"""What fits a screen: a longer function has a second thing to do."""
+"""A function of this size fits a screen. A longer function usually has a second
+task."""
 PUBLIC_METHODS_MAX = 25
-"""A class with more is two."""
+"""A class with more methods is usually two classes."""
 
 LONG: dict[str, str] = {
     "tests.e2e.test_clients.test_mbsync_both_ways_and_then_nothing": "one story of a client, read from top to bottom",

@@ -1,5 +1,5 @@
-"""What a start costs, as counts: modules that are imported, packages that `make serve`
-installs."""
+"""The costs of a start as counts: the modules that are imported, and the packages that
+`make serve` installs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 LIBRARY_MODULES_MAX = 540
-"""Of a start with a directory as bucket; a module costs half a millisecond on average,
-numpy's 100 among them."""
+"""The modules of a start with a directory as the bucket. A module costs half a
+millisecond on average; 100 of them are numpy's."""
 OWN_BYTES_MAX = 1_620_000
-"""Source of our own modules at a start: they cost by their size, however it is cut into
-files. The administrator's verbs are not among them."""
+"""The size of obox's own modules at a start. Their cost follows from their size,
+however many files they are. The verbs of the administrator are not among them."""
 PACKAGES_MAX = 50
-"""What `make serve` installs: each costs a third of a second of CPU time, downloads not
-counted."""
+"""The packages that `make serve` installs. Each costs a third of a second of CPU time,
+without downloads."""
 OWN = ("obox", "metacache", "fscache")
 
 UNUSED = (
     "aioboto3", "aiobotocore", "aiohttp", "attr", "boto3", "botocore", "cassandra", "cryptography.x509", "hypothesis",
     "pygments", "pytest", "rich", "watchdog",
 )  # fmt: skip
-"""Libraries that a backend with a directory as bucket and without certificates has no
-use for."""
+"""Libraries that a backend does not need if its bucket is a directory and it has no
+certificates."""
 
 START = """
 import asyncio, json, sys
@@ -77,10 +77,8 @@ def source_bytes(module: str) -> int:
 
 
 def test_make_serve_installs_few_packages() -> None:
-    """The packages that ours asks for, and those that they ask for, without extras.
-
-    aioboto3, which the project is asked to use, brings 14 of them.
-    """
+    """These are the packages that obox depends on, and their own dependencies, without
+    extras. aioboto3 is a requirement of the project and brings 14 of them."""
     found: set[str] = set()
     asked = ["obox"]
     while asked:
@@ -96,14 +94,15 @@ def test_make_serve_installs_few_packages() -> None:
 
 
 def test_rich_is_still_there_for_tables() -> None:
-    """obox/__init__.py hides it from structlog alone."""
+    """obox/__init__.py hides the package only from structlog."""
     program = "import obox, structlog, rich.table, sys; assert structlog.dev.rich is None, 'a start pays for rich'"
     got = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=ROOT)
     assert got.returncode == 0, got.stderr
 
 
 def make(directory: Path, *arguments: str, first: Path | None = None) -> str:
-    """What `make` would do there. first: where programs are looked for first."""
+    """Return what `make` would do. first: the folder in which programs are looked for
+    first."""
     path = os.environ["PATH"] if first is None else f"{first}:{os.environ['PATH']}"
     got = subprocess.run(
         ["make", "--no-print-directory", "--dry-run", *arguments],
@@ -119,7 +118,7 @@ def make(directory: Path, *arguments: str, first: Path | None = None) -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """Copy the tree as far as `make` looks at it, without a .venv."""
+    """Copy the part of the tree that `make` looks at, without a .venv."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path

@@ -1,4 +1,5 @@
-"""Stream-safe text (UAX #15 §13): what may be normalised, and what a name may be."""
+"""Stream-safe text (UAX #15 §13): which text may be normalised, and which names are
+allowed."""
 
 import sys
 import unicodedata
@@ -15,7 +16,8 @@ some_text = st.text(st.sampled_from(MARKS + "ab\u0439\ufdfa") | st.characters(),
 
 
 def longest_run(text: str) -> int:
-    """Non-starters in a row, each character counted as what it decomposes into."""
+    """Return the longest run of non-starters. Each character counts as the characters
+    to which it decomposes."""
     longest = run = 0
     for char in text:
         decomposed = unicodedata.normalize("NFKD", char)

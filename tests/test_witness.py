@@ -1,5 +1,5 @@
-"""The judge of `python -m bench.cluster` finds each kind of loss, and nothing where
-there is none."""
+"""The judge of `python -m bench.cluster` finds each kind of loss. It finds nothing if
+nothing is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def witness(clock: Clock) -> Witness:
-    """It knows a mail with a flag, and a copy of it."""
+    """A witness that knows a mail with a flag, and a copy of this mail."""
     made = Witness(clock, 1.0)
     made.validity(USER, "INBOX", 5)
     made.accepted(USER, "m1")

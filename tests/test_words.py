@@ -1,7 +1,7 @@
 """Prose that can be read: short lines, and pages that begin with their use.
 
-What a sentence says and how is for a reader to judge (CONTRIBUTING.md, "Words"); what
-can be counted is counted here.
+Whether a sentence is good is for a reader to judge (CONTRIBUTING.md, "Words"). This
+file checks what can be counted.
 """
 
 import re

@@ -1,20 +1,21 @@
-"""How long one turn of an event loop holds it: what no client may make longer than 50
-ms.
+"""How long a single turn of an event loop holds it. A client must not be able to make a
+turn longer than 50 ms.
 
 A turn is measured in CPU time of the loop's thread, so that waiting for a processor
-does not lengthen it. Two things are taken out that are no fault of the callback:
-collections of the garbage of a large test process, and that a processor which is shared
-does less in the same time. For the latter a short piece of work of known size runs
-beside the test; `Turns.slowdown` is how much longer than at its best it took.
+does not lengthen it. Two effects that are no fault of the callback are taken out. The
+garbage of a large test process is not collected during the measurement. And a processor
+that is shared does less in the same time: a short piece of work of known size runs
+beside the test, and `Turns.slowdown` is the ratio of its time to its best time.
 
-A call in another thread that keeps the interpreter's lock stops the loop as well and is
-no CPU time of the loop's thread; `Turns.held_s` counts the CPU time of the whole
-process between two callbacks, which includes it. So that a collection in such a thread
-does not count the objects of all tests before, these are frozen meanwhile.
+A call in another thread that keeps the interpreter's lock stops the loop as well, and
+uses no CPU time of the loop's thread. `Turns.held_s` counts the CPU time of the whole
+process between two callbacks, which includes such a call. The objects of all earlier
+tests are frozen during the measurement, so that a garbage collection in such a thread
+does not count them.
 
 Use `with turns() as found:` round a test that runs its server in the test's own asyncio
-loop. The three longest turns are printed at its end: the callback of each, and where it
-was when a thread looked every few milliseconds.
+loop. At its end the three longest turns are printed: the callback of each, and its
+place in the code when a thread looked every few milliseconds.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from pathlib import Path
 from typing import Any, Final
 
 TURN_S_MAX = 0.05
-"""Nothing that comes from outside may hold the loop for longer."""
+"""Nothing that comes from outside may hold the loop for a longer time."""
 HELD_S_MAX = 0.5
-"""CPU time of all threads between two callbacks: a turn, and what threads may do beside
-it without the interpreter's lock."""
+"""The CPU time of all threads between two callbacks: a turn, and the work of threads
+beside it that does not need the interpreter's lock."""
 LONGEST_COUNT: Final = 3
 """Turns that are remembered and named."""
 LOOK_S: Final = 0.006
@@ -48,8 +49,8 @@ _best_s = float("inf")
 
 
 def _sample() -> float:
-    """CPU seconds of a piece of work, some 0.1 ms; the best of the process is
-    remembered."""
+    """Return the CPU seconds of a piece of work that takes some 0.1 ms. The best time
+    of the process is remembered."""
     global _best_s  # noqa: PLW0603 - the best speed is the machine's, whichever test saw it
     begin = time.thread_time()
     for _ in range(20):
@@ -63,13 +64,14 @@ def _sample() -> float:
 @dataclass
 class Turns:
     longest: list[tuple[float, int, str]] = field(default_factory=list)
-    """The LONGEST_COUNT longest: seconds, the number of the turn, the callback. A heap,
-    the shortest first."""
+    """The LONGEST_COUNT longest turns: seconds, the number of the turn, the callback.
+    It is a heap with the shortest turn first."""
     held_s: float = 0.0
     count: int = 0
     samples: list[float] = field(default_factory=list)
     seen: tuple[int, str] = (-1, "")
-    """Where a turn was that took long, and how many turns came before it."""
+    """The place in the code of a turn that took long, and how many turns came before
+    it."""
 
     @property
     def longest_s(self) -> float:
@@ -85,26 +87,28 @@ class Turns:
             heapq.heapreplace(self.longest, (took, self.count, f"{_named(handle)}{seen}"))
 
     def look(self, thread_id: int, over: threading.Event) -> None:
-        """In a thread: note where a turn is that is not over when we look again."""
+        """Run in a thread. Note the place of a turn that is still running at the next
+        look."""
         turn = -1
         while not over.wait(LOOK_S):
             if turn == self.count and self.seen[0] != turn and (frame := sys._current_frames().get(thread_id)):
                 try:
                     lines = traceback.extract_stack(frame)[-FRAMES_COUNT:]
                 except AttributeError:
-                    continue  # The thread runs, and its frames may go meanwhile.
+                    # The thread runs, and its frames may end meanwhile.
+                    continue
                 self.seen = turn, " in " + " > ".join(f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in lines)
             turn = self.count
 
     def report(self) -> str:
-        """The longest turns, a line each."""
+        """Return the longest turns, a line for each."""
         lines = [f"{took * 1000:.1f} ms, turn {number}: {name}" for took, number, name in sorted(self.longest)[::-1]]
         return f"longest of {self.count} turns (slowdown {self.slowdown:.1f}):\n  " + "\n  ".join(lines)
 
     @property
     def slowdown(self) -> float:
-        """What a shared processor makes of a turn: the slow tenth of the samples beside
-        the best there was."""
+        """How much a shared processor lengthens a turn: the slow tenth of the samples
+        divided by the best time."""
         if not self.samples:
             return 1.0
         return max(1.0, sorted(self.samples)[len(self.samples) * 9 // 10] / _best_s)
@@ -119,8 +123,8 @@ class Turns:
 
 
 def _named(handle: asyncio.Handle) -> str:
-    """The callback, and of a task its coroutine and the innermost frame where it waits
-    now."""
+    """Return the name of the callback. For a task also return its coroutine and the
+    innermost frame where it waits."""
     task = getattr(handle._callback, "__self__", None)
     if not isinstance(task, asyncio.Task):
         return repr(handle)[:300]
@@ -135,8 +139,8 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
     """Measure each callback of the running asyncio loop (not uvloop's, which are
     compiled).
 
-    mine: the caller's own task as well. A test whose task is the client leaves it out,
-    and tasks with the name "client".
+    mine: the caller's own task counts as well. A test whose task is the client sets it
+    to False. The measurement then also leaves out tasks with the name "client".
     """
     found = Turns()
     loop = asyncio.get_running_loop()

@@ -1,5 +1,5 @@
-"""Objects as the first version of the envelope wrote them, made out of its description
-alone."""
+"""Objects in the envelope of the first version, made from the description of that
+envelope."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FRAME = 256 << 10
 def encode(
     kind: int, oid: bytes, meta: bytes, payload: bytes, *, key_id: str = "", key: bytes = b"", compress: bool = False
 ) -> bytes:
-    """key_id "": not encrypted."""
+    """Encode an object. key_id "": the object is not encrypted."""
     frames = [payload[at : at + FRAME] for at in range(0, len(payload), FRAME)]
     if compress:
         frames = [zstandard.compress(frame) for frame in frames]

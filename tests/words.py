@@ -21,7 +21,7 @@ FOR_TOOLS = ("# --", "# type:", "# noqa", "# ruff:", "# fmt:")
 
 
 def prose_of_code(text: str) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that has a docstring or a comment."""
+    """Yield number and text of each line that has a docstring or a comment."""
     lines = text.splitlines()
     found: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -35,7 +35,7 @@ def prose_of_code(text: str) -> Iterator[tuple[int, str]]:
 
 
 def prose_of_page(text: str) -> Iterator[tuple[int, str]]:
-    """Number and text of each line of prose of a Markdown page."""
+    """Yield number and text of each line of prose of a Markdown page."""
     fenced = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("```"):
@@ -45,13 +45,13 @@ def prose_of_page(text: str) -> Iterator[tuple[int, str]]:
 
 
 def first_paragraph(text: str) -> str:
-    """The first paragraph of a page, below its title."""
+    """Return the first paragraph of a page, below its title."""
     match = re.match(r"# .+\n\n((?:.+\n)+)", text)
     return " ".join(match[1].split()) if match else ""
 
 
 def docstrings_of_functions(text: str) -> Iterator[tuple[int, str]]:
-    """Line and first paragraph of the docstring of each function."""
+    """Yield line and first paragraph of the docstring of each function."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (docstring := ast.get_docstring(node)):
             yield node.lineno, " ".join(docstring.partition("\n\n")[0].split())
@@ -73,12 +73,12 @@ _ERROR = re.compile(
     r"Elsewhere|Temporary|Corrupt|Refused|Malformed)$"
 )
 _DESCRIBED_AT = {"_set": 2, "_counter": 2, "Gauge": 1, "Counter": 1, "Histogram": 1}
-"""Calls that have a description as an argument without a name, and where."""
+"""Calls that have a description as a positional argument, and its position."""
 _DESCRIBED_BY = frozenset(("help", "short_help", "description"))
 
 
 def texts_of_code(text: str) -> Iterator[Text]:
-    """The texts that a file gives to the log, to errors and to descriptions."""
+    """Yield the texts that a file gives to the log, to errors and to descriptions."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call):
             yield from _texts_of_call(node)

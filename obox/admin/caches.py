@@ -65,7 +65,7 @@ async def metacache_flushall(admin: Admin, params: MetacacheFlushallParams) -> A
     """
     from ..errors import OboxError
     from ..store.backend import upload
-    from .exits import of
+    from .exits import of, said
     from .table import Failure
 
     names = admin.names()
@@ -78,7 +78,7 @@ async def metacache_flushall(admin: Admin, params: MetacacheFlushallParams) -> A
         try:
             yield {"username": name, **await _flush(admin, sid, name, params.important_only, params.min_priority)}
         except OboxError as error:
-            yield Failure(name, of(error), str(error))
+            yield Failure(name, of(error), said(error))
 
 
 class MetacacheListParams(Params, kw_only=True):

@@ -13,6 +13,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from ..errors import ConfigError, Exists, InUse, Invalid, Unavailable
+from ..forms import OF_PROXIES, above, beyond, highest, reads, spelled
 from .directory import read, unix, write
 from .exits import Incomplete
 from .params import DryRun, Nothing, Params, Selection
@@ -20,7 +21,7 @@ from .parts import Admin, ClusterParts
 from .table import Event, Needs, Row, verb
 
 if TYPE_CHECKING:
-    from ..cluster import Finding, Settings, Tables
+    from ..cluster import Finding, Member, Settings, Tables
     from ..cluster.balance import Shift
 
 MADE: Final = ("directory", "id", "version", "groups", "made")
@@ -75,39 +76,76 @@ def _made(cluster: ClusterParts, settings: Settings) -> Row:
 
 @verb("cluster upgrade", Nothing, needs=Needs.DIRECTORY, columns=("what", "version", "reads", "result"))
 async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Raise the version of the directory to that of this obox.
+    """Let backends write the newest forms that this obox knows, such as a newer
+    envelope of objects.
 
-    All members must be able to read it. It shows what each member can read. Exit 75
-    while a member reads less than this version of obox: upgrade it, or remove it.
-    Proxies that do not run do not count.
+    All members must be able to read them. It shows what each member can read. Exit 75
+    while a member reads less than this version of obox: upgrade it, set it offline, or
+    remove it. Proxies that do not run do not count. Backends write the newer forms a
+    minute later, and an older obox does not start on the bucket any more. A backend
+    without a cluster does so at once; it has to run.
     """
     from ..cluster import Kind
     from ..cluster.records import MAJOR, MINOR, SETTINGS_KEY
 
+    if admin.find_cluster is None:
+        yield await _upgrade_alone(admin)
+        return
     async with admin.cluster() as cluster:
         tables = await read(cluster)
         behind = []
         for name, member in sorted(tables.members.items()):
-            silent = tables.silent(name, now=time.time(), dead_after_s=cluster.dead_after_s)
-            if name not in tables.backends() and (member.role == "backend" or silent):
+            if not _counts(tables, name, member, cluster.dead_after_s):
                 continue
-            # A proxy reads only what it says.
-            wanted = cluster.reads if member.role == "backend" else cluster.reads.keys() & member.reads.keys()
-            less = sorted(what for what in wanted if member.reads.get(what, 0) < cluster.reads[what])
+            less = beyond(_wanted(cluster.reads, member), member.reads)
             if less:
                 behind.append(name)
-            result = f"reads an older {', '.join(less)}; upgrade it, or remove it" if less else "ready"
+            result = f"does not read {spelled(less)}; upgrade it, or remove it" if less else "ready"
             yield {"what": name, "version": member.version, "reads": _reads(member.reads), "result": result}
         settings = tables.settings
         assert settings is not None
-        had, have = (settings.major, settings.minor), (MAJOR, MINOR)
-        text = "up to date" if had >= have else "waits for the members above" if behind else "raised"
+        forms = highest(settings.forms, above(cluster.reads, {}))
+        raised = replace(settings, major=max(settings.major, MAJOR), minor=max(settings.minor, MINOR), forms=forms)
+        text = "up to date" if raised == settings else "waits for the members above" if behind else "raised"
         if text == "raised":
-            await write(cluster, Kind.SETTINGS, SETTINGS_KEY, replace(settings, major=MAJOR, minor=MINOR))
-        version = "{}.{}".format(*(have if text == "raised" else had))
+            await write(cluster, Kind.SETTINGS, SETTINGS_KEY, raised)
+        version = "{0.major}.{0.minor}".format(raised if text == "raised" else settings)
         yield {"what": "directory", "version": version, "reads": _reads(cluster.reads), "result": text}
         if behind:
             raise InUse(f"these members have an older obox: {', '.join(behind)}")
+
+
+def _counts(tables: Tables, name: str, member: Member, dead_after_s: float) -> bool:
+    """Whether a member must be able to read what others write."""
+    if member.role != "backend":
+        return not tables.silent(name, now=time.time(), dead_after_s=dead_after_s)
+    return name in tables.backends() and tables.backends()[name].state != "offline"
+
+
+def _wanted(reads: Mapping[str, int], member: Member) -> dict[str, int]:
+    """What a member has to read. A proxy reads what goes over connections, and what it
+    says."""
+    return {
+        name: version
+        for name, version in reads.items()
+        if member.role == "backend" or name in OF_PROXIES or name in member.reads
+    }
+
+
+async def _upgrade_alone(admin: Admin) -> Row:
+    """Raise the versions in a bucket that a single backend uses. Raises ConfigError,
+    Unavailable."""
+    from ..store.backend import mark
+
+    env, ours = admin.store.env, reads()
+    if text := above(ours, env.forms.raised):
+        await mark.raise_forms(env, ours)
+    return {
+        "what": "bucket",
+        "version": spelled(env.forms.raised),
+        "reads": _reads(ours),
+        "result": "raised" if text else "up to date",
+    }
 
 
 def _reads(reads: Mapping[str, int]) -> str:
@@ -162,7 +200,8 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
 
     It finds rows that cannot be read, groups without an owner or with two, owners that
     are gone, moves that are pending, and boots that are not clean. It also compares
-    what each backend serves.
+    what each backend serves. Backends are asked which units these are; of a backend
+    that does not answer, or without a common secret, only the number is known.
 
     With --journals it reads the journals in the bucket, as a takeover does: users of
     whom two backends wrote at once, boots that are over and not adopted, and a
@@ -172,7 +211,7 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
     """
     async with admin.cluster() as cluster:
         wrong = set()
-        findings = await _findings(cluster)
+        findings = await _findings(admin, cluster)
         if params.journals:
             findings += await _journals(admin, await read(cluster))
         for finding in findings:
@@ -193,13 +232,15 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
             raise Incomplete(f"the directory of the cluster has errors: {', '.join(sorted(wrong))}")
 
 
-async def _findings(cluster: ClusterParts) -> list[Finding]:
+async def _findings(admin: Admin, cluster: ClusterParts) -> list[Finding]:
     """What is in the directory; what a move explains is looked at twice."""
     from ..cluster import check
     from ..cluster.findings import PASSING
 
     async def look() -> list[Finding]:
-        claims = {cluster.backend: cluster.serves()} if cluster.serves is not None else None
+        claims = {} if admin.claims is None else dict(await admin.claims())
+        if cluster.serves is not None:
+            claims[cluster.backend] = cluster.serves()
         return await check(cluster.directory, now=time.time(), claims=claims)
 
     first = await look()

@@ -114,8 +114,8 @@ async def cluster_backend_add(admin: Admin, params: BackendAddParams) -> AsyncIt
     """Add a backend to the cluster before it starts, or after it was removed.
 
     A backend that starts adds itself, too: as online where all backends are on one
-    host, and as standby with Cassandra. Its site and its address are what its own
-    configuration says. Exit 73 if the cluster has it already.
+    host, or if it is the first of its site, and as standby otherwise. Its site and its
+    address are what its own configuration says. Exit 73 if the cluster has it already.
     """
     from ..cluster import Kind, Orders, State
 

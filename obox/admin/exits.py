@@ -20,6 +20,7 @@ from ..errors import (
     NotFound,
     OboxError,
     OverQuota,
+    StorageRefuses,
     Temporary,
     TooBig,
     Unavailable,
@@ -89,6 +90,7 @@ _OWN: Final[dict[type[Exception], int]] = {
     InUseByClients: DATA,
     Incomplete: DATA,
     NoHost: NO_HOST,
+    StorageRefuses: DATA,
     Outdated: OUTDATED,
     ConfigError: CONFIG,
 }
@@ -101,3 +103,8 @@ def of(error: BaseException) -> int:
         if code is not None:
             return code
     return SOFTWARE
+
+
+def said(error: BaseException) -> str:
+    """Return the text of a failure for an operator."""
+    return error.words if isinstance(error, StorageRefuses) else str(error)

@@ -133,7 +133,8 @@ it."""
 @dataclass(slots=True)
 class Admin:
     """The parts. store: None if there is only a configuration. server: None if no
-    backend runs.
+    backend runs. claims: asks other backends which units they serve; None if there is
+    no way to ask.
     """
 
     users: PasswdFile
@@ -146,6 +147,7 @@ class Admin:
     describe_bucket: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     own_http: OwnHttp = OwnHttp()
     find_cluster: FindCluster | None = None
+    claims: Callable[[], Awaitable[Mapping[str, Mapping[str, Assigned]]]] | None = None
     known_names: tuple[float, dict[StorageId, str]] = (float("-inf"), {})
 
     @property

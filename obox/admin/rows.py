@@ -288,10 +288,11 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     },
     "clusterInit": _DIRECTORY,
     "clusterUpgrade": {
-        "what": "a member, or the directory",
-        "version": "of a member: its version of obox; of the directory: the version of its rows",
-        "reads": "formats that it can read, with their versions; of the directory: those of this obox",
-        "result": "ready, or what to do; of the directory: up to date, raised, or that it waits",
+        "what": "a member, the directory, or the bucket of a backend without a cluster",
+        "version": "of a member: its version of obox; of the directory: the version of its rows; of the bucket: the "
+        "forms above the first version",
+        "reads": "forms that it can read, with their versions; of the directory and the bucket: those of this obox",
+        "result": "ready, or what to do; of the directory and the bucket: up to date, raised, or that it waits",
     },
     "clusterStatus": {
         **_DIRECTORY,

@@ -76,7 +76,7 @@ async def run(admin: Admin, verb: Verb, params: Any) -> AsyncIterator[Event]:
             failed.append(error)
             if len(accounts) == 1:
                 raise
-            yield Failure(account.name, exits.of(error), str(error))
+            yield Failure(account.name, exits.of(error), exits.said(error))
     if failed and len(failed) == len(accounts):
         raise failed[0]
 
@@ -124,7 +124,7 @@ async def guarded(admin: Admin, name: str, raw: object, outcome: Outcome, *, bac
                 until = time.monotonic() + TURN_S
         outcome.code = exits.PARTIAL if partial else 0
     except (OboxError, ConfigError) as error:
-        outcome.code, outcome.message = exits.of(error), str(error)
+        outcome.code, outcome.message = exits.of(error), exits.said(error)
     except Exception as error:
         log.exception("admin command failed", command=name[:LOGGED_CHARS_MAX])
         outcome.code, outcome.message = exits.SOFTWARE, f"{type(error).__name__}; the log has more"

@@ -32,7 +32,6 @@ from ..errors import InUse, Invalid, OboxError, Unavailable
 from ..escaping import escape, unescape
 from ..types import StorageId
 from . import exits
-from .caches import cleaned
 from .parts import Admin
 
 log = structlog.get_logger("obox.admin")
@@ -67,8 +66,8 @@ async def _answer(request: Request, work: Callable[[], Any]) -> Response:
         answer: Response = await work()
     except OboxError as error:
         code = exits.of(error)
-        log.info("command of another backend refused", command=request.method, exit_code=code, error=str(error))
-        return JSONResponse({"exitCode": code, "message": str(error)}, 409)
+        log.info("command of another backend refused", command=request.method, exit_code=code, error=exits.said(error))
+        return JSONResponse({"exitCode": code, "message": exits.said(error)}, 409)
     return answer
 
 
@@ -139,4 +138,6 @@ async def _drop(admin: Admin, request: Request) -> Response:
         await upload.unload(store, sid, upload=True)
     except InUse:
         pass  # the row says what was kept
+    from .caches import cleaned  # with the verbs, not at the start
+
     return JSONResponse(await cleaned(admin, sid))

@@ -45,8 +45,12 @@ class Goes(enum.Enum):
 
 
 ONE: Final = frozenset({"storageCheck", "storageFinishUpgrade", "metacacheUnpack"})
-JOINED: Final = frozenset({"who", "kick", "metacacheList", "metacacheStatus"})
+JOINED: Final = frozenset(
+    {"who", "kick", "metacacheList", "metacacheStatus", "metacacheFlushall", "fscacheStatus", "logErrors"}
+)
 """What a cluster joins. Other verbs of a server are for the backend that is asked."""
+NAMED: Final = frozenset({"oboxUserRename"})
+"""About a single user, whom the parameter `user` names. They select no users."""
 OWNERS: Final = frozenset({"clusterUserKick"})
 """About the directory, and done by the owner."""
 OWN_COPIES: Final = frozenset({"metacacheClean", "metacachePull"})
@@ -59,7 +63,7 @@ def among_workers(verb: Verb) -> Goes:
         return Goes.HERE
     if verb.name in ONE:
         return Goes.ONE
-    return Goes.OWNER if verb.per_user else Goes.ALL
+    return Goes.OWNER if verb.per_user or verb.name in NAMED else Goes.ALL
 
 
 def among_backends(verb: Verb) -> Goes:
@@ -68,7 +72,7 @@ def among_backends(verb: Verb) -> Goes:
         return Goes.OWNER
     if verb.needs in (Needs.CONFIG, Needs.DIRECTORY) or verb.name in OWN_COPIES:
         return Goes.HERE
-    if verb.per_user:
+    if verb.per_user or verb.name in NAMED:
         return Goes.OWNER
     return Goes.ALL if verb.name in JOINED else Goes.HERE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -18,6 +18,9 @@ from .tables import Tables, read_tables
 OTHER_UNITS: Final = "other-units"
 PASSING: Final = frozenset({OTHER_UNITS, "double-owner", "other-owner"})
 """What a move that goes on just now looks like for a second or two."""
+
+EXAMPLES_MAX: Final = 8
+"""Units that a finding names."""
 
 Claims = Mapping[str, Mapping[str, Assigned]]
 """By backend: the keys that it serves, and the assignment by which it does."""
@@ -44,7 +47,7 @@ async def check(directory: Directory, *, now: float, claims: Claims | None = Non
         *_settings(tables),
         *_assignments(tables),
         *_double_owners(tables, claims or {}),
-        *_beats(tables),
+        *_beats(tables, claims or {}),
         *_boots(tables),
         *_moves(tables, now),
     ]
@@ -119,8 +122,9 @@ def _double_owners(tables: Tables, claims: Claims) -> Iterator[Finding]:
                 break
 
 
-def _beats(tables: Tables) -> Iterator[Finding]:
-    """Backends that serve other units than their rows say, as their beats have it."""
+def _beats(tables: Tables, claims: Claims) -> Iterator[Finding]:
+    """Backends that serve other units than their rows say, as their beats have it. The
+    units are named where the backend was asked."""
     for name in tables.backends():
         beat = tables.beats.get(name)
         if beat is None or beat.units < 0:
@@ -130,7 +134,18 @@ def _beats(tables: Tables) -> Iterator[Finding]:
         if beat.digest != digest(named):
             differ = "which are not those" if beat.units == len(named) else f"and not the {len(named)}"
             text = f"{name} serves {beat.units} units, {differ} that the directory names it for"
+            if name in claims:
+                served = {unit: (one.number, one.token) for unit, one in claims[name].items()}
+                text += _named("without a row", sorted(served.keys() - named.keys()))
+                text += _named("not served", sorted(named.keys() - served.keys()))
+                both = sorted(served.keys() & named.keys())
+                text += _named("by another assignment", [unit for unit in both if served[unit] != named[unit]])
             yield Finding(True, OTHER_UNITS, f"{Kind.BEATS.value} {name}", text)
+
+
+def _named(what: str, units: Sequence[str]) -> str:
+    more = f" and {len(units) - EXAMPLES_MAX} more" if len(units) > EXAMPLES_MAX else ""
+    return f"; {what}: {', '.join(units[:EXAMPLES_MAX])}{more}" if units else ""
 
 
 def _boots(tables: Tables) -> Iterator[Finding]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from obox.errors import ConfigError
+from obox.forms import beyond, reads, spelled
 
 from .directory import Directory, Kind, Row, next_timestamp
 from .records import GROUP_DIGITS, MAJOR, SETTINGS_KEY, Settings, decode, encode
@@ -37,6 +38,19 @@ def settings_in(row: Row | None) -> Settings | None:
             f"{MAJOR}; install the version of obox that the other members have"
         )
     return found
+
+
+def refuse_newer_forms(settings: Settings | None, names: Collection[str] | None = None) -> None:
+    """Raises ConfigError: the other members may write what this code cannot read.
+    names: of the forms that matter; None: all."""
+    wanted = settings.forms if settings is not None else {}
+    unread = beyond({name: version for name, version in wanted.items() if names is None or name in names}, reads())
+    if unread:
+        ours = {name: reads().get(name, 0) for name in unread}
+        raise ConfigError(
+            f"cluster.directory: members may write {spelled(unread)} since `cluster upgrade`, and this obox reads "
+            f"{spelled(ours)}; install the version of obox that the other members have"
+        )
 
 
 async def read_settings(directory: Directory) -> Settings | None:

@@ -27,6 +27,7 @@ from .assign import digest, newer, rank
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
+from .raising import Raising
 from .records import Assigned, Beat, BootRow, Merge, Orders, State, group_key, place_of, user_of
 from .route import Here, There
 from .units import Units
@@ -48,9 +49,7 @@ ARRIVE_POLL_S: Final = 0.02
 
 SWEEP_S: Final = 300.0
 """Interval of reading the journals of all backends for boots that concern this backend.
-It takes a LIST for each backend that ever existed.
-"""
-
+It takes a LIST for each backend that ever existed."""
 
 FIRST_CLAIM_S: Final = 2.0
 """After joining, before groups that never had an owner are claimed: members that start
@@ -93,6 +92,7 @@ class BackendMember:
         self.me = watch.name
         self._world = world
         self._units = Units(view, store.split)
+        self._raising = Raising(view, store)
         self._counter = 0
         self._told: tuple[Mapping[str, tuple[int, int]], int] = {}, digest({})
         """Of the last beat: the units, and their digest, which takes a while for
@@ -188,19 +188,20 @@ class BackendMember:
 
     async def route(self, sid: StorageId) -> Here | There:
         """See `route.Router`."""
-        if self.view.settings is None:
-            raise Unavailable("the directory is not known yet; try again")
-        unit = self.unit_of(sid)
-        row = self._units.row(unit)
-        if row is None:
-            raise Unavailable("no backend serves the user yet; try again")
-        if row.backend == self.me:
-            await self._arrived(unit)
-            return Here(row)
-        found = self.view.members.get(row.backend)
+        found = self.known(sid)
         if found is None:
-            raise Unavailable("the user's backend is not known; try again")
-        return There(row.backend, found.address, found.ports, row)
+            raise Unavailable("it is not known yet which backend serves the user; try again")
+        if isinstance(found, Here):
+            await self._arrived(self.unit_of(sid))
+        return found
+
+    def known(self, sid: StorageId) -> Here | There | None:
+        """See `route.Router`."""
+        row = self._row(sid)
+        if row is None or row.backend == self.me:
+            return None if row is None else Here(row)
+        found = self.view.members.get(row.backend)
+        return None if found is None else There(row.backend, found.address, found.ports, row)
 
     async def _arrived(self, unit: str) -> None:
         """Wait a little for a unit whose row names us to be taken over. The pass that
@@ -282,14 +283,15 @@ class BackendMember:
             self._ready.set()
 
     async def _join(self) -> bool:
-        """Read the directory, create it if it is new, and register this backend.
-        Returns False if it does not answer."""
+        """Read the directory, or create it, and register this backend. Returns False if
+        it does not answer."""
         try:
             await self._myself.make_settings()
             if not await self.view.poll():
                 return False
             if self.me not in self.view.orders:
-                await self.view.put(Kind.ORDERS, self.me, Orders(self._myself.joins_as))
+                state = self._myself.state(self.me, self.view.members, self.view.orders)
+                await self.view.put(Kind.ORDERS, self.me, Orders(state))
             if self.view.members.get(self.me) != self._myself.member:
                 await self.view.put(Kind.MEMBERS, self.me, self._myself.member)
         except Unavailable as exc:
@@ -378,9 +380,8 @@ class BackendMember:
         """Note that the present boot has ended in order. clean: bundles have
         everything."""
         if self._boot:
-            now = self._world.now()
             try:
-                await self._put_boot(self._boot, BootRow(self._boot_began, ended=now, clean=clean))
+                await self._put_boot(self._boot, BootRow(self._boot_began, ended=self._world.now(), clean=clean))
             except Unavailable as exc:
                 log.info("end of this boot is not in the directory", error=str(exc))
 
@@ -396,6 +397,7 @@ class BackendMember:
         await self._stand_by()
         await self._act(plan(self._picture()))
         await self._take_merges()
+        await self._raising.look()
         if self._world.clock() >= self._sweep_at:
             self._sweep_at = self._world.clock() + SWEEP_S
             await self._close_boots(await self._store.sweep(self._clears))
@@ -425,8 +427,7 @@ class BackendMember:
 
     def figures(self) -> dict[str, float]:
         """Numbers for metrics. The age is infinite before the first answer."""
-        age = self.view.age()
-        held = self._store.held()
+        age, held = self.view.age(), self._store.held()
         users = sum(user_of(unit) is not None for unit in held)
         counts = {f"{name}_total": float(count) for name, count in asdict(self.counts).items()}
         return {
@@ -480,10 +481,12 @@ class BackendMember:
     async def _act(self, todo: Plan) -> None:
         if todo.lose:
             self._lose(todo.lose)
-        self._fence |= todo.fence
+        before, self._fence = self._fence, self._fence | todo.fence
         gain = dict(todo.gain)
         if claim := sorted(filter(self._may_claim, todo.claim)):
-            gain |= await self._write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
+            kept = await self._write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
+            self._fence -= todo.raced(kept) - before
+            gain |= kept
         if gain or self._fence:
             await self._gain(gain)
         for unit in sorted(todo.pin):
@@ -540,8 +543,7 @@ class BackendMember:
         return row is not None and row.removed and not asked
 
     async def _pin(self, unit: str) -> None:
-        """Make a user of a group of ours a unit of its own. Nothing of the user
-        changes; a move follows."""
+        """Make a user of a group of ours a unit of its own. A move follows."""
         kept = await self._write(self.me, {unit: ""}, released=False)
         if unit in kept:
             self._store.renumber(unit, kept[unit])

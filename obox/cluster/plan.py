@@ -7,7 +7,7 @@ they differ, the bucket decides, and the next plan follows the newer assignment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -99,7 +99,8 @@ class Plan:
     without an owner, to be written and gained, with their homes; fence: (backend, boot)
     that were seen dying, whose units are in `claim` or who have none; pin: users of
     groups of ours who are to become units of their own; arrived: units that are where
-    their moves want them; release: at most one batch.
+    their moves want them; release: at most one batch; dying: units of `claim`, with the
+    boots that had them.
     """
 
     lose: frozenset[str]
@@ -109,6 +110,12 @@ class Plan:
     release: Release | None
     pin: frozenset[str] = frozenset()
     arrived: frozenset[str] = frozenset()
+    dying: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def raced(self, kept: Collection[str]) -> set[tuple[str, str]]:
+        """Return the boots of which others have got all units that were to be claimed.
+        A lost race fences nobody. kept: units whose rows were won."""
+        return set(self.dying.values()) - {boot for unit, boot in self.dying.items() if unit in kept}
 
 
 def plan(now: Picture) -> Plan:
@@ -126,23 +133,25 @@ def plan(now: Picture) -> Plan:
     for unit, row in now.rows.items():
         if row.backend == now.me and unit not in now.held:
             gain[unit] = row
-    claim, fence = _claims(now)
+    claim, dying, fence = _claims(now)
     moves = {unit: move for unit, move in now.moves.items() if not move.done}
     return Plan(
         lose=frozenset(lose),
         gain=gain,
         claim=claim,
-        fence=frozenset(fence),
+        fence=frozenset({*fence, *dying.values()}),
+        dying=dying,
         release=_release(now, lose),
         pin=frozenset(_pins(now, moves, lose)),
         arrived=frozenset(unit for unit, move in moves.items() if move.to == now.me and unit in now.held.keys() - lose),
     )
 
 
-def _claims(now: Picture) -> tuple[dict[str, str], set[tuple[str, str]]]:
-    """Units that nobody serves and that are for us, with their homes; the boots whose
-    owners they had."""
+def _claims(now: Picture) -> tuple[dict[str, str], dict[str, tuple[str, str]], set[tuple[str, str]]]:
+    """Units that nobody serves and that are for us, with their homes; the boots that
+    were seen dying with these units; boots of backends without any."""
     claim: dict[str, str] = {}
+    dying: dict[str, tuple[str, str]] = {}
     fence: set[tuple[str, str]] = set()
     owners = {row.backend for row in now.rows.values()}
     for unit in now.units | now.rows.keys():
@@ -150,13 +159,13 @@ def _claims(now: Picture) -> tuple[dict[str, str], set[tuple[str, str]]]:
         if _is_vacant(now, row) and _heir(now, unit) == now.me:
             claim[unit] = "" if row is None else _home(now, row)
             if row is not None and row.backend in now.dead:
-                fence.add((row.backend, now.dead[row.backend]))
+                dying[unit] = row.backend, now.dead[row.backend]
     for backend, boot in now.dead.items():
         if not boot or backend in owners or (backend, boot) in now.fenced:
             continue  # a fence holds for good, and reading all journals is not cheap
         if next(iter(rank(f"boot:{backend}", now.weights_at(backend, elsewhere=False))), None) == now.me:
             fence.add((backend, boot))
-    return claim, fence
+    return claim, dying, fence
 
 
 def _is_vacant(now: Picture, row: Assigned | None) -> bool:

@@ -37,7 +37,8 @@ class State(StrEnum):
 
 class Settings(msgspec.Struct, frozen=True):
     """Of the directory. groups: their number, which never changes; id: random, 32 hex
-    digits; made: unix seconds.
+    digits; made: unix seconds; forms: versions that all members read since `cluster
+    upgrade`, where they are above the first (`obox.forms`).
     """
 
     groups: int
@@ -45,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True):
     made: float
     major: int = MAJOR
     minor: int = MINOR
+    forms: dict[str, int] = {}
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -59,7 +61,7 @@ class Member(msgspec.Struct, frozen=True):
 
     role: "backend" or "proxy"; address: a host, or "unix:/directory"; ports: by
     listener, such as "imap", "imaps", "lmtp", "http"; reads: what its code can read, by
-    name ("envelope", "journal", "wire"); version: of obox.
+    name (`obox.forms`); version: of obox.
     """
 
     role: str

@@ -34,6 +34,9 @@ class Router(Protocol):
     async def route(self, sid: StorageId) -> Here | There:
         """Who serves a user. Raises Unavailable: nobody does at the moment."""
 
+    def known(self, sid: StorageId) -> Here | There | None:
+        """The same without waiting: what was read last. None: not known."""
+
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """The same after another member has said something else: reads the row anew
         unless what is known here is at least as new as `seen`. If both have the same

@@ -15,7 +15,7 @@ newer than this code is ConfigError, the only error that leaves `poll` and `run`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -25,7 +25,7 @@ from obox.errors import Unavailable
 
 from .assign import newer
 from .directory import Directory, Kind, Row, next_timestamp
-from .initial import settings_in
+from .initial import refuse_newer_forms, settings_in
 from .kept import Keeper, Kept
 from .records import (
     RECORDS,
@@ -97,9 +97,11 @@ class View:
         now: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
         keeper: Keeper | None = None,
+        forms: Collection[str] | None = None,
     ) -> None:
+        """forms: those that this member reads; None: all."""
         self._directory, self._clock, self._now, self._sleep = directory, clock, now, sleep
-        self._keeper = keeper
+        self._keeper, self._forms = keeper, forms
         self._known: dict[Kind, dict[str, _Known]] = {kind: {} for kind in (*_KEPT, Kind.BEATS)}
         self._read: dict[Kind, dict[str, Row]] = {}
         self._behind: dict[tuple[Kind, str], int] = {}
@@ -211,7 +213,7 @@ class View:
             for key, row in kept.rows.get(kind.value, {}).items():
                 self._take(kind, key, Row(*row))
         known = self._known[Kind.SETTINGS].get(SETTINGS_KEY)
-        settings_in(known.row if known is not None else None)
+        self._check(known.row if known is not None else None)
         self._good_at = self._clock() - max(0.0, self._now() - kept.at)
         return True
 
@@ -252,7 +254,7 @@ class View:
             self._log_outage(str(error))
             return False
         if Kind.SETTINGS in rows:
-            settings_in(rows[Kind.SETTINGS].get(SETTINGS_KEY))
+            self._check(rows[Kind.SETTINGS].get(SETTINGS_KEY))
         self._polls += 1
         changed = {kind: await self._take_all(kind, of) for kind, of in rows.items()}
         self._read |= rows
@@ -308,6 +310,10 @@ class View:
         return len(due)
 
     # -- inside -----------------------------------------------------------------------
+
+    def _check(self, settings: Row | None) -> None:
+        """Raises ConfigError: this code is too old for the directory."""
+        refuse_newer_forms(settings_in(settings), self._forms)
 
     def _records(self, kind: Kind, of: type[_Record]) -> dict[str, _Record]:
         return {key: known.record for key, known in self._known[kind].items()}

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .records import Assigned, Member, State
+from .records import Assigned, Member, Orders, State
 
 
 class Store(Protocol):
@@ -24,6 +24,13 @@ class Store(Protocol):
 
     def boot(self) -> str:
         """The present boot of the journal."""
+
+    def forms(self) -> Mapping[str, int] | None:
+        """The versions that the bucket says that its objects may have (`obox.forms`);
+        None before the start."""
+
+    async def raise_forms(self, wanted: Mapping[str, int]) -> None:
+        """Write so to the bucket, and then write these versions. Raises Unavailable."""
 
     def split(self, group: str, unit: str) -> None:
         """A user of a group is a unit of its own from now on, without an assignment."""
@@ -54,13 +61,26 @@ class Store(Protocol):
 class Myself:
     """What a backend writes to the directory about itself.
 
-    joins_as: the state if the directory does not know it. make_settings: makes the
-    directory's settings if there are none.
+    joins_as: the state if the directory does not know it, and its site has a backend.
+    make_settings: makes the directory's settings if there are none, and
+    refuses a name that another backend has.
     """
 
     member: Member
     joins_as: State
     make_settings: Callable[[], Awaitable[object]]
+
+    def state(self, me: str, members: Mapping[str, Member], orders: Mapping[str, Orders]) -> State:
+        """Return the state in which a backend joins that the directory does not know.
+        The first backend of a site serves, because nobody else would."""
+        others = (
+            name
+            for name, member in members.items()
+            if name != me and member.role == "backend" and member.site == self.member.site
+        )
+        used = (State.ONLINE, State.STANDBY)
+        served = any(orders.get(name, Orders()).state in used for name in others)
+        return self.joins_as if served else State.ONLINE
 
 
 @dataclass(frozen=True)

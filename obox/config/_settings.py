@@ -56,6 +56,12 @@ class Storage:
         "the S3 server, if it is not AWS",
         restart=True,
     )
+    ca_file: Path = _set(
+        kinds.OPTIONAL_PATH,
+        "",
+        "PEM certificates of authorities that the server's certificate may be of, beside the system's",
+        restart=True,
+    )
     region: str = _set(
         kinds.string(pattern=r"[A-Za-z0-9-]*"), "", "S3 region; empty: from the credential chain", restart=True
     )

@@ -27,14 +27,26 @@ from obox.imap.commands import (
     quota,
     search,
     select,
-    sort,
     status,
     store,
-    thread,
 )
 from obox.imap.commands import list as listing
 from obox.imap.machine import Handler, Table
-from obox.imap.session import State
+from obox.imap.replies import Reply
+from obox.imap.session import Session, State
+
+
+async def _sort(session: Session, command: ast.Sort) -> Reply:
+    from obox.imap.commands import sort  # where clients sort: a start does without
+
+    return await sort.sort(session, command)
+
+
+async def _thread(session: Session, command: ast.Thread) -> Reply:
+    from obox.imap.commands import thread  # the same
+
+    return await thread.thread(session, command)
+
 
 _ANY: Final[dict[type[ast.Command], Handler]] = {
     ast.Capability: auth.capability,
@@ -74,8 +86,8 @@ _SELECTED: Final[dict[type[ast.Command], Handler]] = {
     ast.Unselect: expunge.unselect,
     ast.Expunge: expunge.expunge,
     ast.Search: search.search,
-    ast.Sort: sort.sort,
-    ast.Thread: thread.thread,
+    ast.Sort: _sort,
+    ast.Thread: _thread,
     ast.Fetch: fetch.fetch,
     ast.Store: store.store,
     ast.Copy: copy.copy,

@@ -57,8 +57,8 @@ class Connection(Engine):
 
     outlives_client = True
 
-    def __init__(self, context: Context, remote: str | None = None) -> None:
-        super().__init__(context.hub, remote=remote)
+    def __init__(self, context: Context, remote: str | None = None, *, tls: bool = False) -> None:
+        super().__init__(context.hub, tls=tls, remote=remote)
         self.context = context
         self.settings = context.settings
         self.machine = Machine(context.settings)

@@ -41,6 +41,7 @@ class StoreDeliverer:
             raise NoPerm("the user is disabled")
         if size is not None and size > self._mail_bytes_max:
             raise TooBig(f"a mail of {size} bytes; allowed: {self._mail_bytes_max}")
+        await self._store.admit(account.storage_id)
         if account.quota != UNLIMITED:
             opened = await self._open(account)
             try:

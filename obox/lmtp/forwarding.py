@@ -49,8 +49,9 @@ class Forwarding(Protocol):
         Raises: as `Deliverer.recipient`; Referred, for what a member forwards wrongly.
         """
 
-    async def relay(self, mail: Relayed) -> list[Reply]:
-        """Hand a mail to the owner of its recipients; a reply for each, in order.
+    async def relay(self, mail: Relayed) -> list[Reply | None]:
+        """Hand a mail to the owner of its recipients; a reply for each, in order. None:
+        the recipient is ours by now, and did not get the mail.
 
         Raises nothing but bugs. Once all of the mail has gone to a backend no other is
         tried: what then has no reply is temporary.

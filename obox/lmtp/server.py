@@ -74,13 +74,14 @@ class LmtpServer:
         all are ours."""
         self.context.forwarding = forwarding
 
-    def protocol(self, remote: str | None = None) -> asyncio.Protocol:
+    def protocol(self, remote: str | None = None, *, tls: bool = False) -> asyncio.Protocol:
         """Make the protocol of a new connection.
 
         remote: the client's address, if a PROXY header reported it; None: the
-        transport's peer. Trust depends on this address.
+        transport's peer. Trust depends on this address. tls: whether a proxy does the
+        TLS.
         """
-        return Connection(self.context, remote)
+        return Connection(self.context, remote, tls=tls)
 
     def trusts(self, remote: str) -> bool:
         """Whether this TCP client may deliver to us."""

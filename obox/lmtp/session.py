@@ -18,7 +18,7 @@ from typing import Final, cast
 import structlog
 
 from obox.auth import LinkOwner, Referred
-from obox.errors import OboxError
+from obox.errors import Elsewhere, OboxError
 from obox.lmtp.context import Context
 from obox.lmtp.deliverer import Envelope, Recipient
 from obox.lmtp.events import MailReceived, RecipientAsked
@@ -34,6 +34,7 @@ log = structlog.get_logger("obox.lmtp")
 REFERRAL: Final = "X-OBOX-REFERRAL"
 """Text of a reply to RCPT: the assignment of a recipient whom another backend owns."""
 _RECIPIENT_OK = Reply(250, "2.1.5", "OK")
+_MOVED = Reply(451, "4.3.2", "The recipient moves to another backend, try again later")
 _SPOOL_FAILED = Reply(451, "4.3.0", "Temporary failure, try again later")
 
 
@@ -121,7 +122,11 @@ class Session:
             chosen = tuple(recipients[index] for index in indexes)
             if not owner:
                 return await self._deliver_here(mail, chosen, session)
-            return await self._relay(owner, chosen, envelope)
+            replies = await self._relay(owner, chosen, envelope)
+            return [
+                await self._deliver_moved(mail, recipient, session) if reply is None else reply
+                for recipient, reply in zip(chosen, replies, strict=True)
+            ]
 
         async with asyncio.TaskGroup() as group:
             tasks = {owner: group.create_task(one(owner, indexes)) for owner, indexes in by_owner.items()}
@@ -131,7 +136,19 @@ class Session:
                 replies[index] = reply
         return replies
 
-    async def _relay(self, owner: str, recipients: Sequence[Recipient], envelope: Envelope) -> list[Reply]:
+    async def _deliver_moved(self, mail: MailReceived, recipient: Recipient, session: str) -> Reply:
+        """Deliver to a recipient who has become ours since RCPT."""
+        asked = RecipientAsked(recipient.address, recipient.user, recipient.detail, mail.size)
+        reply, here = await self.ask(asked)
+        if here is None:
+            return reply
+        if here.owner:
+            return _MOVED
+        (reply,) = await self._deliver_here(mail, (here,), session)
+        return reply
+
+    async def _relay(self, owner: str, recipients: Sequence[Recipient], envelope: Envelope) -> list[Reply | None]:
+        """A reply for each recipient; None: it is ours by now."""
         forwarding, loop = self._context.forwarding, asyncio.get_running_loop()
         assert forwarding is not None
         started = loop.time()
@@ -144,7 +161,8 @@ class Session:
             replies = [self._reply_for(error, recipient.address) for recipient in recipients]
         seconds = loop.time() - started
         for recipient, reply in zip(recipients, replies, strict=True):
-            self._log(recipient, envelope, reply, seconds, backend=owner)
+            if reply is not None:
+                self._log(recipient, envelope, reply, seconds, backend=owner)
         return replies
 
     async def _deliver_here(self, mail: MailReceived, recipients: Sequence[Recipient], session: str) -> list[Reply]:
@@ -213,11 +231,29 @@ class Session:
             try:
                 async with asyncio.timeout(self._settings.delivery_timeout_s):
                     await self._context.deliverer.deliver(recipient, envelope, fields + mail.source)
+            except Elsewhere as error:  # handed over since RCPT, without the mail
+                moved = await self._forward_moved(recipient, envelope)
+                if moved is not None:
+                    return moved
+                reply = self._reply_for(error, recipient.address)
             except Exception as error:
                 reply = self._reply_for(error, recipient.address)
         self._log(recipient, envelope, reply, loop.time() - started)
         text = f"<{recipient.address}> {envelope.session_id} {reply.text}"
         return Reply(reply.code, reply.enhanced, text)
+
+    async def _forward_moved(self, recipient: Recipient, envelope: Envelope) -> Reply | None:
+        """Hand a mail to the backend that a recipient has since RCPT. None: there is
+        none. What a member has forwarded is not forwarded again."""
+        if self._context.forwarding is None or self._machine.member:
+            return None
+        _, there = await self.ask(RecipientAsked(recipient.address, recipient.user, recipient.detail, envelope.size))
+        if there is None or not there.owner:
+            return None
+        if not self._spool.in_memory:
+            await self._spool.flush()
+        (reply,) = await self._relay(there.owner, (there,), envelope)
+        return reply
 
     def _log(self, recipient: Recipient, envelope: Envelope, reply: Reply, seconds: float, **more: str) -> None:
         log.info(

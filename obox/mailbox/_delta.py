@@ -8,7 +8,7 @@ after the deltas of another writer, it gives the same state (docs/format.md, "De
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import Any, Final
 
@@ -259,6 +259,17 @@ class Delta:
     uidnext: int = 0
     highestmodseq: int = 0
     recent: int = 0
+
+    def slices(self, mails: int) -> Iterator[Delta]:
+        """Deltas that together are this delta: `mails` of its rows each, in UID order,
+        and then the rest."""
+        rows = self.rows
+        if rows is None or len(rows) <= mails:
+            yield self
+            return
+        for at in range(0, len(rows), mails):
+            yield Delta(rows=rows.take(slice(at, at + mails)))
+        yield replace(self, rows=None)
 
     @property
     def least_bytes(self) -> int:

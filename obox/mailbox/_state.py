@@ -161,7 +161,8 @@ class State(Columns):
         if not changed:
             return None
         modseq = self.next_modseq(now_ms)
-        rows = self.rows(np.isin(self.uids, united(changed.new, changed.flags)))
+        where, there = self.positions(united(changed.new, changed.flags))
+        rows = self.rows(where[there])
         rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
         return Delta(rows=rows, gone=Gone.at(modseq, changed.gone), highestmodseq=modseq)
 

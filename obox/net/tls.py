@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ class _Set:
     first: ssl.SSLContext
     digest: bytes
     """SHA-256 of the first certificate."""
+    expires: float
+    """Unix seconds at which the first of all certificates expires, also of those that
+    have signed another."""
     by_name: dict[str, ssl.SSLContext]
 
     def choose(self, name: str | None) -> ssl.SSLContext:
@@ -56,6 +60,7 @@ def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
     contexts: list[ssl.SSLContext] = []
     digests: list[bytes] = []
     by_name: dict[str, ssl.SSLContext] = {}
+    expires = float("inf")
     for cert, key in pairs:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -65,7 +70,7 @@ def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
             # With an empty pass phrase an encrypted key is refused. Without it the
             # library asks on a terminal.
             context.load_cert_chain(cert, key, password="")
-            leaf = x509.load_pem_x509_certificate(cert.read_bytes())
+            leaf, *signers = x509.load_pem_x509_certificates(cert.read_bytes())
         except ssl.SSLError as error:
             why = (
                 "does not match"
@@ -80,9 +85,10 @@ def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
             raise TlsError(f"tls.cert {cert}: {error}") from error
         contexts.append(context)
         digests.append(hashlib.sha256(leaf.public_bytes(Encoding.DER)).digest())
+        expires = min(expires, *(one.not_valid_after_utc.timestamp() for one in (leaf, *signers)))
         for name in _names(leaf):
             by_name.setdefault(name.lower(), context)
-    return _Set(contexts[0], digests[0], by_name)
+    return _Set(contexts[0], digests[0], expires, by_name)
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
@@ -132,6 +138,10 @@ class Certificates:
         The trusted link is bound to it. RFC 5929 §4 (tls-server-end-point).
         """
         return self._set.digest
+
+    def figures(self) -> dict[str, float]:
+        """Numbers for metrics."""
+        return {"certificate_expiry_seconds": self._set.expires - time.time()}
 
     def use(self, loaded: _Set) -> None:
         """Use what `prepare` has read for every handshake from now on."""

@@ -49,7 +49,14 @@ _CREDENTIALS_FOR = timedelta(minutes=4)
 before they end.
 """
 
-_NOT_SENT = ("error trying to connect", "Connection refused", "ConnectError", "dns error", "SlowDown")
+_NOT_SENT = (
+    "error trying to connect",
+    "Connection refused",
+    "ConnectError",
+    "dns error",
+    "SlowDown",
+    "InvalidCertificate",
+)
 """Texts which show that a request had no effect."""
 
 _PASSING = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")
@@ -71,6 +78,20 @@ _HANDSHAKES = (
     ("TimedOut", "no connection in time: is it the right port, and does it speak https?"),
 )
 """What obstore's debug text has, and what an operator should look at."""
+
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
+_CERTIFICATES = {
+    "UnknownIssuer": "an authority has issued it that is not trusted; storage.ca_file names one to trust",
+    "CaUsedAsEndEntity": "it is that of an authority; issue one for the server with it, and name it in storage.ca_file",
+    "NotValidForName": "it is for another name than that in storage.endpoint_url",
+    "NotValidForNameContext": "it is for another name than that in storage.endpoint_url",
+    "Expired": "it has expired",
+    "ExpiredContext": "it has expired",
+    "NotValidYet": "it is not valid yet: is our clock right?",
+    "NotValidYetContext": "it is not valid yet: is our clock right?",
+    "Revoked": "it is revoked",
+}
+"""What rustls finds wrong with a certificate."""
 
 _STATUS = re.compile(r"status(?: code)?: (\d{3})\b")
 """As in obstore's texts. No key can contain a space, so no key can look like it."""
@@ -121,6 +142,8 @@ def _words(whole: str) -> str:
     text = _TOOK.sub("", " ".join(text.split()))[:500]
     if found := _OS_WORDS.findall(debug):
         return f"{found[-1]}: {text}"
+    if bad := _CERTIFICATE.search(debug):
+        return f"the server's certificate is refused: {_CERTIFICATES.get(bad[1], bad[1])}. {text}"
     if text.endswith("error sending request"):
         for sign, meaning in _HANDSHAKES:
             if sign in debug:
@@ -348,8 +371,8 @@ def boto3_region() -> str | None:
 def boto3_client(config: Mapping[str, Any], *, addressing: Literal["path", "virtual"], deadline_s: float) -> Any:
     """Return a boto3 S3 client.
 
-    config: endpoint_url, region, access_key_id, secret_access_key; an empty value comes
-    from boto3's chain. addressing: where the bucket's name is.
+    config: endpoint_url, region, access_key_id, secret_access_key, ca_file; an empty
+    value comes from boto3's chain. addressing: where the bucket's name is.
     """
     import boto3
     from botocore.config import Config
@@ -357,6 +380,7 @@ def boto3_client(config: Mapping[str, Any], *, addressing: Literal["path", "virt
     return boto3.client(
         "s3",
         endpoint_url=config["endpoint_url"] or None,
+        verify=config["ca_file"] or None,
         region_name=config["region"],
         aws_access_key_id=config["access_key_id"] or None,
         aws_secret_access_key=config["secret_access_key"] or None,

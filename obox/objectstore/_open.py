@@ -16,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -27,11 +29,12 @@ import structlog
 from obstore.exceptions import BaseError
 
 from obox.errors import ConfigError
-from obox.objectstore._driver import Driver, Kind, Names, ObjectInfo, Objects
+from obox.objectstore._driver import REQUEST_KEYS_MAX, Driver, Kind, Names, ObjectInfo, Objects
 from obox.objectstore._file import FileDriver
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore._retry import Retrying, Sleep
 from obox.objectstore.stats import Counted, Stats
+from obox.turn import Turn
 
 _URLS = "memory://, file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix"
 
@@ -42,6 +45,8 @@ class Settings:
 
     url: str
     endpoint_url: str = ""
+    ca_file: str = ""
+    """PEM certificates of authorities to trust beside those of the system."""
     access_key_id: str = ""
     secret_access_key: str = ""
     region: str = ""
@@ -69,12 +74,22 @@ class OpenStore:
     stats: see stats.py. driver: the innermost driver, for tests.
     """
 
-    def __init__(self, inner: Retrying, *, prefix: str, stats: Stats, driver: Driver, settings: Settings) -> None:
+    def __init__(
+        self,
+        inner: Retrying,
+        *,
+        prefix: str,
+        stats: Stats,
+        driver: Driver,
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
         """prefix: "" or ends with `/`."""
         self.stats = stats
         self.driver = driver
         self.settings = settings
         self._inner = inner
+        self._clock = clock
         self._prefix = prefix
         self._cut = len(prefix)
 
@@ -95,19 +110,27 @@ class OpenStore:
     ) -> Objects:
         """See ObjectStore."""
         start = self._prefix + after if after else ""
-        return self._below(
+        return await self._below(
             await self._inner.list(self._prefix + prefix, kind=kind, after=start, limit=limit, exact=exact)
         )
 
     async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
         """See ObjectStore."""
         start = self._prefix + after if after else ""
-        return self._below(await self._inner.list_as_stored(self._prefix + prefix, kind=kind, after=start))
+        return await self._below(await self._inner.list_as_stored(self._prefix + prefix, kind=kind, after=start))
 
-    def _below(self, found: Objects) -> Objects:
-        if not self._cut:
+    async def _below(self, found: Objects) -> Objects:
+        """Take the prefix off the keys; others run meanwhile."""
+        cut = self._cut
+        if not cut:
             return found
-        return [ObjectInfo(info.key[self._cut :], info.size, info.modified) for info in found]
+        turn = Turn(self._clock)
+        for at in range(0, len(found), REQUEST_KEYS_MAX):
+            if turn.over():
+                await turn.end()
+            part = found[at : at + REQUEST_KEYS_MAX]
+            found[at : at + len(part)] = [ObjectInfo(info.key[cut:], info.size, info.modified) for info in part]
+        return found
 
     async def list_names(self, prefix: str, *, kind: Kind) -> Names:
         """See ObjectStore."""
@@ -165,7 +188,7 @@ def open_store(
     stats = Stats()
     counted = Counted(wrap(base) if wrap else base, stats, clock=clock, slow_s=settings.slow_s, log=log)
     retrying = Retrying(counted, deadline_s=settings.deadline_s, clock=clock, sleep=sleep, rng=rng, log=log)
-    return OpenStore(retrying, prefix=prefix, stats=stats, driver=counted, settings=settings)
+    return OpenStore(retrying, prefix=prefix, stats=stats, driver=counted, settings=settings, clock=clock)
 
 
 def _driver(settings: Settings, rng: random.Random, wall: Callable[[], float]) -> tuple[Driver, str]:
@@ -220,6 +243,8 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
         "timeout": timedelta(seconds=settings.deadline_s),
         "pool_max_idle_per_host": str(settings.connections_max),
     }
+    if settings.ca_file:
+        options["root_certificate"] = _read_ca(settings.ca_file)
     no_retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=settings.deadline_s)}
     common: Any = {"create_only": settings.conditional_put == "on", "connections_max": settings.connections_max}
     if scheme == "gs":
@@ -249,7 +274,18 @@ def _cloud(settings: Settings, scheme: str, bucket: str) -> Driver:
         "region": region,
         "access_key_id": settings.access_key_id,
         "secret_access_key": settings.secret_access_key,
+        "ca_file": settings.ca_file,
     }
     style: Literal["path", "virtual"] = "virtual" if virtual else "path"
     exact = ExactKeys(bucket, lambda: boto3_client(same, addressing=style, deadline_s=settings.deadline_s))
     return CloudDriver(s3, copies_create_only=False, exact=exact, **common)
+
+
+def _read_ca(path: str) -> bytes:
+    """Raises: ConfigError."""
+    try:
+        ssl.create_default_context(cafile=path)
+        return Path(path).read_bytes()
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f'storage.ca_file = "{path}": {reason}; allowed: a file of PEM certificates') from None

@@ -37,6 +37,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from heapq import merge
+from itertools import islice
+from operator import lt
 from typing import Any, Generic, Protocol, TypeVar
 
 from obox.objectstore._driver import (
@@ -72,6 +75,9 @@ LIST_EMPTY_PAGES_MAX = 1000
 """Consecutive pages that name no new key: a store that repeats the same pages must not
 keep us for ever.
 """
+
+SORTED_AT_ONCE = 10_000
+"""Objects out of order that are sorted without letting others run."""
 
 _JITTER = 0.25
 
@@ -134,7 +140,7 @@ class Retrying:
         self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None, exact: bool = False
     ) -> Objects:
         found = await self._listed(prefix, kind=kind, after=after, limit=limit, exact=exact)
-        found.sort()
+        await _sort(found)
         return found if limit is None else found[:limit]
 
     async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
@@ -387,6 +393,23 @@ class _Attempt(Generic[T]):
         if not transient:
             self._answer = task
             self._stop()
+
+
+async def _sort(found: Objects) -> None:
+    """Sort objects in place; a thread sorts many, in parts between which others run.
+
+    Nearly every store lists in order, which takes a few milliseconds to see.
+    """
+    if len(found) <= SORTED_AT_ONCE or all(map(lt, found, islice(found, 1, None))):
+        found.sort()
+        return
+
+    def sort() -> Objects:
+        parts = (found[at : at + SORTED_AT_ONCE] for at in range(0, len(found), SORTED_AT_ONCE))
+        # a single call of sort() would keep the interpreter's lock
+        return list(merge(*map(sorted, parts)))
+
+    found[:] = await asyncio.to_thread(sort)
 
 
 class _Listing:

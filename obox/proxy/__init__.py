@@ -1,6 +1,8 @@
 """A member of the cluster that hands its clients over to the backends that own them.
 
-forward.py  Forwarder: who serves a user, the trusted link, retries, referrals
+forward.py  Forwarder: who serves a user, the trusted link, referrals
+waiting.py  Wait: how long a client waits for a backend that does not answer
+moves.py    Moves: what goes on at a backend ends when its user has another
 dial.py     connections to a backend, up to TLS and the link's proof
 imap.py     the login at a backend over IMAP
 lmtp.py     LmtpForwarder: mails for users of other backends

@@ -1,11 +1,13 @@
 """Who serves a user, and how a client gets there.
 
-Theory of operation. `Router` says who owns a user. A backend that does not answer is
-tried again within seconds; then the row is read anew, and its new owner is tried. A
-backend that owns the user no longer answers with a referral, which is followed once.
-What cannot be reached is Unavailable, which is no failed login. The same object is the
-owner's end: it takes forwards of other members, and never forwards them again
-(docs/cluster.md, "Forwarding").
+Theory of operation. `Router` says who owns a user. If a backend does not answer, the
+row is read anew. The same backend is tried again, or another that the directory names
+by then, for as long as a client waits (`waiting`). A backend that owns the user no
+longer answers with a referral, which is followed once. What cannot be reached is
+Unavailable, which is no failed login. An attempt or a splice at a backend that does not
+own the user any more is cut (`moves`). The same object is the owner's end: it takes
+forwards of other members, and never forwards them again (docs/cluster.md,
+"Forwarding").
 
 Diagnostics: warnings in the log name a backend that does not answer or has no common
 secret with us, and a forged forward, with the peer's address. It refuses
@@ -33,7 +35,7 @@ from obox.auth import (
 )
 from obox.auth.link import NONCE_BYTES
 from obox.auth.token import PREFIX, UsedTokens
-from obox.cluster import Assigned, Router, There, newer
+from obox.cluster import Assigned, Changes, Router, There, newer
 from obox.errors import NoPerm, OboxError, Unavailable
 from obox.net.dialogue import Dialogue
 from obox.net.splice import Leg
@@ -41,13 +43,11 @@ from obox.types import StorageId
 
 from . import imap
 from .dial import dial, place_of
+from .moves import Moves
+from .waiting import Wait, Waiting
 
 log = structlog.get_logger("obox.proxy")
 
-RETRIES_S: Final = (0.2, 0.5, 1.0)
-"""Before the next attempt at a backend that does not answer: it may be starting."""
-SAME_BACKEND_S: Final = 10.0
-"""After which a backend that does not answer is not tried again."""
 NO_BACKEND: Final = "The backend of this user does not answer, try again later"
 
 Done = TypeVar("Done")
@@ -91,11 +91,12 @@ class Forwarder:
         counters: Counters | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """secrets: the first signs, all are accepted. member: our name.
 
         certificate: SHA-256 of the certificate that a client without a name is shown;
-        b"": none.
+        b"": none. sleep, clock: for pauses between attempts.
         """
         self.router = router
         self.secrets = tuple(secrets)
@@ -104,9 +105,9 @@ class Forwarder:
         self.counters = counters or NoCounters()
         self._certificate = certificate
         self._tokens = UsedTokens()
-        self._legs: dict[str, dict[asyncio.Transport, StorageId]] = {}
+        self.moves = Moves(router.known)
+        self.waiting = Waiting(router, self.moves, sleep, clock)
         self.random_bytes = random_bytes
-        self.sleep = sleep
 
     # -- the owner's end -------------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class Forwarder:
             dialogue = await dial(place_of(there, listener))
             try:
                 answer = await imap.login(dialogue, lambda binding: self.sender(forward, binding))
-                return self._leg(dialogue, answer, there.backend, account, remote)
+                return self._leg(dialogue, answer, there, account, remote)
             except BaseException:
                 dialogue.abort()
                 raise
@@ -181,30 +182,39 @@ class Forwarder:
         work: raises OSError where the backend does not answer, and is then tried again.
         Raises: what `work` raises; Unavailable.
         """
-        route = await self.router.route(sid)
-        tries = _Tries()
-        while isinstance(route, There):
-            try:
-                return await self._once(route, listener, work)
-            except Referred as found:
-                if not tries.refer():
-                    raise Unavailable(NO_BACKEND) from found
-                route = await self.router.reread(sid, Assigned(found.backend, found.number, found.token))
-            except OSError as error:
-                if (delay_s := tries.delay_s()) is not None:
-                    await self.sleep(delay_s)
-                    continue
-                before, route = route, await self.router.reread(sid, later(route.assigned))
-                if route == before or not tries.renew():
-                    log.warning("backend does not answer", backend=before.backend, listener=listener, error=str(error))
-                    raise Unavailable(NO_BACKEND) from error
+        referred = False
+        with Wait(self.waiting) as wait:
+            route = await wait.route(sid)
+            while isinstance(route, There):
+                try:
+                    return await self._once(route, sid, listener, work)
+                except Referred as found:
+                    if referred:
+                        raise Unavailable(NO_BACKEND) from found
+                    referred = True
+                    route = await self.router.reread(sid, Assigned(found.backend, found.number, found.token))
+                except (OSError, Unavailable) as error:
+                    before, route = route, await wait.after(sid, route)
+                    if route != before:
+                        continue
+                    if isinstance(error, Unavailable):
+                        raise  # the backend answers, and says so
+                    if not await wait.pause(route, (sid,)):
+                        log.warning(
+                            "backend does not answer", backend=before.backend, listener=listener, error=str(error)
+                        )
+                        raise Unavailable(NO_BACKEND) from error
+                    route = await wait.route(sid)
         return None
 
-    async def _once(self, there: There, listener: str, work: Callable[[There], Awaitable[Done]]) -> Done:
-        """One attempt, counted."""
+    async def _once(
+        self, there: There, sid: StorageId, listener: str, work: Callable[[There], Awaitable[Done]]
+    ) -> Done:
+        """One attempt, counted. TimeoutError: the user has another backend."""
         count = self.counters.forward
         try:
-            done = await work(there)
+            async with self.moves.until_moved(there, (sid,)):
+                done = await work(there)
         except LinkRefused as refused:
             self.no_common_secret(there, listener, refused)
             raise Unavailable(NO_BACKEND) from refused
@@ -255,79 +265,31 @@ class Forwarder:
 
     # -- splices ---------------------------------------------------------------------------------------------------
 
-    def drop(self, backend: str) -> int:
-        """Close what goes on at a backend that is dead or fenced; returns how many."""
-        legs = tuple(self._legs.get(backend, ()))
-        for transport in legs:
-            transport.abort()
-        return len(legs)
+    def changed(self, changes: Changes) -> None:
+        """The directory has changed: for `View.listen`."""
+        if changes.groups or changes.pins or changes.members:
+            self.moves.look()
 
-    def drop_moved(self, owner: Callable[[StorageId], str | None]) -> int:
-        """Close splices whose backend owns the user no longer; returns how many.
-
-        A backend that lives closes these sessions itself; it may have died. owner: the
-        backend of a user; None: not known.
-        """
-        moved = [
-            transport
-            for backend, legs in self._legs.items()
-            for transport, sid in legs.items()
-            if owner(sid) not in (None, backend)
-        ]
-        for transport in moved:
-            transport.abort()
-        return len(moved)
-
-    def _leg(self, dialogue: Dialogue, answer: imap.Answer, backend: str, account: Account, remote: str) -> Leg:
+    def _leg(self, dialogue: Dialogue, answer: imap.Answer, there: There, account: Account, remote: str) -> Leg:
         transport, ahead = dialogue.take()
-        legs = self._legs.setdefault(backend, {})
-        legs[transport] = account.storage_id
+        watch = self.moves.watch(there, (account.storage_id,), transport.abort, finishes=True)
         self.counters.splices(+1)
 
         def ended(from_client: int, to_client: int, reason: str) -> None:
-            legs.pop(transport, None)
-            if not legs and self._legs.get(backend) is legs:
-                del self._legs[backend]
+            self.moves.forget(watch)
             self.counters.splices(-1)
             self.counters.spliced(from_client, to_client)
             log.info(
                 "forwarded session ended",
                 user=account.name,
                 remote=remote,
-                backend=backend,
+                backend=there.backend,
                 reason=reason,
                 bytes_in=from_client,
                 bytes_out=to_client,
             )
 
-        return Leg(transport, ahead, answer.text, answer.code, backend, ended)
-
-
-class _Tries:
-    """How often one client has been sent somewhere."""
-
-    def __init__(self) -> None:
-        self._delays = list(RETRIES_S)
-        self._renewed = self._referred = False
-        self._since = asyncio.get_running_loop().time()
-
-    def delay_s(self) -> float | None:
-        """Before the next attempt at the same backend; None: there is none."""
-        if asyncio.get_running_loop().time() - self._since > SAME_BACKEND_S:
-            return None
-        return self._delays.pop(0) if self._delays else None
-
-    def renew(self) -> bool:
-        """There is another backend. Whether it may be tried: one may."""
-        self._delays = list(RETRIES_S)
-        self._since = asyncio.get_running_loop().time()
-        first, self._renewed = not self._renewed, True
-        return first
-
-    def refer(self) -> bool:
-        """Whether a referral may be followed: one may."""
-        first, self._referred = not self._referred, True
-        return first
+        return Leg(transport, ahead, answer.text, answer.code, there.backend, ended)
 
 
 def _is_tie(ours: Assigned, claim: Assigned) -> bool:
@@ -337,8 +299,3 @@ def _is_tie(ours: Assigned, claim: Assigned) -> bool:
 
 def _claim(forward: Forward) -> Assigned:
     return Assigned(forward.backend, forward.number, forward.token)
-
-
-def later(assigned: Assigned) -> Assigned:
-    """An assignment that is newer than one: so `reread` reads the row."""
-    return Assigned("", assigned.number + 1, 0)

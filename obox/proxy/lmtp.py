@@ -2,11 +2,13 @@
 
 Theory of operation. RCPT asks who owns the recipient. After the last byte of the mail,
 the recipients of one owner go to it in one transaction, as BDAT, so that the mail is
-not changed. An owner that does not answer, or refers to another, is tried as in
-`Forwarder.at_owner`; what is left after one more owner is temporary.
+not changed. An owner that does not answer, or refers to another, is waited for as in
+`Forwarder.at_owner`; what is left when a client has waited for long enough is
+temporary. A recipient whom this backend owns by then is delivered here.
 
 Invariant: once the last byte has been handed to a backend, no other is tried for
-recipients that it has accepted. They get its replies, or 451.
+recipients that it has accepted. They get its replies, or 451: at once where the
+directory says that the backend was taken over, since it says nothing more then.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple, Protocol, cast
 
 import structlog
@@ -21,14 +24,16 @@ import structlog
 from obox.accounts import Account
 from obox.auth import LINK, LinkOwner, LinkRefused
 from obox.cluster import Assigned, Here, There
-from obox.errors import NoPerm, NotFound, Unavailable
+from obox.errors import Elsewhere, NoPerm, NotFound, Unavailable
 from obox.lmtp import Deliverer, Envelope, Recipient, Reply
 from obox.lmtp.events import RecipientAsked
 from obox.lmtp.forwarding import Relayed
 from obox.net.dialogue import Dialogue
 
 from .dial import CONNECT_S, binding, context, dial, place_of
-from .forward import RETRIES_S, Forwarder, later
+from .forward import Forwarder
+from .moves import Watch
+from .waiting import Wait
 
 log = structlog.get_logger("obox.proxy")
 
@@ -78,7 +83,9 @@ class _Group:
         self.members = members
         self.replies: dict[int, Reply] = {}
         self.moved: dict[int, Assigned] = {}
-        """Recipients whose owner is another, with an assignment to look for."""
+        """Recipients whose owner is another, with the assignment that it has named."""
+        self.error: OSError | None = None
+        """Why recipients without an answer have none, if they may be tried again."""
         self.sent = False
         """The last byte has been handed over."""
 
@@ -118,73 +125,97 @@ class LmtpForwarder:
             raise NotFound(f"no user {asked.user!r}")
         if account.disabled:
             raise NoPerm("the user is disabled")
-        if asked.claim:
-            match = _CLAIM.fullmatch(asked.claim)
-            claim = Assigned(match[1], int(match[2]), int(match[3])) if match else Assigned("", 0, 0)
-            await self._forwarder.confirm(account.storage_id, claim)
-            self._forwarder.counters.forward("lmtp", "accepted")
-        else:
-            route = await self._forwarder.router.route(account.storage_id)
-            if isinstance(route, There):
-                return Recipient(asked.address, account.name, asked.detail, _Remote(account, route), route.backend)
-        return await deliverer.recipient(asked.address, asked.user, asked.detail, asked.size)
-
-    async def relay(self, mail: Relayed) -> list[Reply]:
-        """See `obox.lmtp.forwarding.Forwarding`."""
-        replies: dict[int, Reply] = {}
-        waiting = {index: cast(_Remote, one.context) for index, one in enumerate(mail.recipients)}
         for last in (False, True):
-            moved: dict[int, Assigned] = {}
-            for group in _grouped(mail, waiting):
-                await self._send(group)
-                replies |= group.replies
-                moved |= group.moved
-            waiting = {} if last else await self._again(waiting, moved)
-        return [replies.get(index, NO_BACKEND) for index in range(len(mail.recipients))]
-
-    async def _again(self, before: Mapping[int, _Remote], moved: Mapping[int, Assigned]) -> dict[int, _Remote]:
-        """The recipients that another backend owns by now."""
-        found = {}
-        for index, seen in moved.items():
-            account, there = before[index]
+            if asked.claim:
+                match = _CLAIM.fullmatch(asked.claim)
+                claim = Assigned(match[1], int(match[2]), int(match[3])) if match else Assigned("", 0, 0)
+                await self._forwarder.confirm(account.storage_id, claim)
+            else:
+                with Wait(self._forwarder.waiting) as wait:
+                    route = await wait.route(account.storage_id)
+                if isinstance(route, There):
+                    return Recipient(asked.address, account.name, asked.detail, _Remote(account, route), route.backend)
             try:
-                route = await self._forwarder.router.reread(account.storage_id, seen)
-            except Unavailable:
-                continue
-            if not isinstance(route, Here) and route != there:
-                found[index] = _Remote(account, route)
+                found = await deliverer.recipient(asked.address, asked.user, asked.detail, asked.size)
+                break
+            except Elsewhere:  # handed over meanwhile
+                if last:
+                    raise
+        if asked.claim:
+            self._forwarder.counters.forward("lmtp", "accepted")
         return found
 
-    async def _send(self, group: _Group) -> None:
-        """Hand the mail to one backend; every recipient has a reply, or has moved."""
-        count, there = self._forwarder.counters.forward, group.there
-        for delay_s in (*RETRIES_S, None):
-            try:
-                async with asyncio.timeout(group.mail.timeout_s):
-                    await self._attempt(group)
-            except LinkRefused as refused:
-                self._forwarder.no_common_secret(there, "lmtp", refused)
-            except OSError as error:
-                count("lmtp", "unavailable")
-                if not group.sent and group.open:
-                    if delay_s is not None:
-                        await self._forwarder.sleep(delay_s)
-                        continue
-                    log.warning("backend does not answer", backend=there.backend, listener="lmtp", error=str(error))
-                    group.moved |= {index: later(group.members[index].there.assigned) for index in group.open}
-            else:
-                count("lmtp", "referred" if group.moved else "ok")
-            group.rest(NO_BACKEND)
-            return
+    async def relay(self, mail: Relayed) -> list[Reply | None]:
+        """See `obox.lmtp.forwarding.Forwarding`."""
+        replies: dict[int, Reply | None] = {}
+        waiting = {index: cast(_Remote, one.context) for index, one in enumerate(mail.recipients)}
+        referred: set[int] = set()
+        with Wait(self._forwarder.waiting) as wait:
+            while waiting:
+                routes: dict[int, Here | There | None] = {}
+                for group in _grouped(mail, waiting):
+                    await self._send(group)
+                    replies |= group.replies
+                    routes |= await self._next(group, wait, referred)
+                replies |= {index: None for index, route in routes.items() if isinstance(route, Here)}
+                waiting = {
+                    index: _Remote(waiting[index].account, route)
+                    for index, route in routes.items()
+                    if isinstance(route, There)
+                }
+        return [replies.get(index, NO_BACKEND) for index in range(len(mail.recipients))]
 
-    async def _attempt(self, group: _Group) -> None:
+    async def _next(self, group: _Group, wait: Wait, referred: set[int]) -> dict[int, Here | There | None]:
+        """Where the recipients of a group are tried next; those that are left out, or
+        have None, are temporary."""
+        found: dict[int, Here | There | None] = {}
+        for index, seen in group.moved.items():
+            if index not in referred:
+                referred.add(index)
+                with suppress(Unavailable):
+                    found[index] = await self._forwarder.router.reread(group.members[index].account.storage_id, seen)
+        if group.error is None or not group.open:
+            return found
+        asked = {index: group.members[index] for index in group.open}
+        users = {index: remote.account.storage_id for index, remote in asked.items()}
+        try:
+            again = {index: await wait.after(users[index], remote.there) for index, remote in asked.items()}
+            if all(again[index] == remote.there for index, remote in asked.items()):
+                if not await wait.pause(group.there, users.values()):
+                    raise Unavailable(str(group.error))
+                again = {index: await wait.route(sid) for index, sid in users.items()}
+        except Unavailable as error:
+            log.warning("backend does not answer", backend=group.there.backend, listener="lmtp", error=str(error))
+            return found
+        return found | again
+
+    async def _send(self, group: _Group) -> None:
+        """Hand the mail to one backend, once: recipients have a reply or have moved, or
+        there is an error after which they are tried again."""
+        count, there = self._forwarder.counters.forward, group.there
+        users = [remote.account.storage_id for remote in group.members.values()]
+        try:
+            async with asyncio.timeout(group.mail.timeout_s), self._forwarder.moves.until_moved(there, users) as watch:
+                await self._attempt(group, watch)
+        except LinkRefused as refused:
+            self._forwarder.no_common_secret(there, "lmtp", refused)
+        except OSError as error:
+            count("lmtp", "unavailable")
+            if not group.sent:
+                group.error = error
+                return
+        else:
+            count("lmtp", "referred" if group.moved else "ok")
+        group.rest(NO_BACKEND)
+
+    async def _attempt(self, group: _Group, watch: Watch) -> None:
         """Raises: OSError, LinkRefused."""
         dialogue = await dial(place_of(group.there, "lmtp"))
         try:
             await self._link(dialogue, group)
             accepted = await _envelope(dialogue, group)
             if accepted:
-                await _mail(dialogue, group, accepted)
+                await _mail(dialogue, group, accepted, watch)
         except BaseException:
             dialogue.abort()
             raise
@@ -254,15 +285,16 @@ async def _envelope(dialogue: Dialogue, group: _Group) -> list[int]:
     return accepted
 
 
-async def _mail(dialogue: Dialogue, group: _Group, accepted: list[int]) -> None:
+async def _mail(dialogue: Dialogue, group: _Group, accepted: list[int], watch: Watch) -> None:
     """BDAT, and a reply for each recipient."""
     size = group.mail.envelope.size
     await dialogue.send(b"BDAT %d LAST\r\n" % size)
     left = size
-    group.sent = not size
+    group.sent = watch.finishes = not size
     async for piece in group.mail.pieces():
         left -= len(piece)
-        group.sent = not left  # before it is sent: an error says not how far it came
+        # Before it is sent, since an error does not say how far it came.
+        group.sent = watch.finishes = not left
         await dialogue.send(piece)
     for index in accepted:
         group.replies[index] = await _reply(dialogue, group.mail.timeout_s)

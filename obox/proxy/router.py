@@ -35,6 +35,14 @@ class ViewRouter:
             raise Unavailable("No backend serves this user yet")
         return self._there(assigned)
 
+    def known(self, sid: StorageId) -> There | None:
+        """See `obox.cluster.Router`."""
+        try:
+            assigned = self._view.assigned(*self._place(sid))
+            return None if assigned is None else self._there(assigned)
+        except Unavailable:
+            return None
+
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """See `obox.cluster.Router`."""
         for kind, key in dict.fromkeys([(Kind.PINS, str(sid)), self._place(sid)[::-1]]):

@@ -268,6 +268,10 @@ class User(Protocol):
 class Store(Protocol):
     """All users of this backend."""
 
+    async def admit(self, storage_id: StorageId) -> None:
+        """Return when a user may be opened: not while another backend gets the user,
+        which takes no longer than a second. Raises Elsewhere, Unavailable."""
+
     async def open_user(
         self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
     ) -> User:

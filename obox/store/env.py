@@ -20,7 +20,8 @@ import structlog
 from fscache import Fscache
 from metacache import Metacache, MetacacheError
 
-from ..errors import Unavailable
+from ..errors import StorageRefuses, Unavailable
+from ..forms import Gate
 from ..lanes import Lanes
 from ..objectstore import Kind, Missing, ObjectInfo, ObjectStore, StoreError, put_once
 from ..objectstore.codec import Codec, Decoded, ObjectKind, payload_bytes_of
@@ -119,6 +120,8 @@ class Env:
     sleep: Callable[[float], Awaitable[None]]
     random_bytes: Callable[[int], bytes]
     writer: str = ""
+    forms: Gate = field(default_factory=Gate)
+    """Which versions may be written: a writer of a newer version asks."""
     owned: Owned = field(default_factory=Owned)
     lanes: Lanes = field(default_factory=Lanes)
     """Whose turn it is among the long tasks of a user."""
@@ -206,16 +209,26 @@ class Env:
             raise self.unavailable("get", key, exc) from exc
 
     async def get_all(self, keys: Sequence[str], *, kind: Kind, end: int | None = None) -> list[bytes | None]:
-        """GET several objects in parallel. The results are in order."""
+        """GET objects, GETS_AT_ONCE of them in parallel. The results are in order."""
         if len(keys) == 1:
             return [await self.get(keys[0], kind=kind, end=end)]
-        gate = asyncio.Semaphore(GETS_AT_ONCE)
+        found: list[bytes | None] = [None] * len(keys)
+        left = iter(enumerate(keys))
 
-        async def get_one(key: str) -> bytes | None:
-            async with gate:
-                return await self.get(key, kind=kind, end=end)
+        async def work() -> None:
+            turn = Turn(self.clock)
+            try:
+                for at, key in left:
+                    found[at] = await self.get(key, kind=kind, end=end)
+                    if turn.over():
+                        await turn.end()
+            except BaseException:
+                for _ in left:  # nobody waits for the others any more
+                    pass
+                raise
 
-        return list(await asyncio.gather(*(get_one(key) for key in keys)))
+        await asyncio.gather(*(work() for _ in range(min(GETS_AT_ONCE, len(keys)))))
+        return found
 
     async def put_new(self, key: str, kind: ObjectKind, meta: bytes, payload: bytes) -> bool:
         """Encode and PUT an object under a key that only we use (a bundle). Returns
@@ -251,4 +264,5 @@ class Env:
     def unavailable(self, op: str, key: str, exc: StoreError) -> Unavailable:
         if exc.permanent:
             log.error("bucket refuses a request", op=op, key=key, error=str(exc))
+            return StorageRefuses(TRY_LATER, f"the storage refuses: {exc}")
         return Unavailable(TRY_LATER)

@@ -339,6 +339,9 @@ class MemoryStore:
         """Unix milliseconds."""
         return int(self.now() * 1000)
 
+    async def admit(self, storage_id: StorageId) -> None:
+        """See `api.Store`: all users are ours."""
+
     async def open_user(
         self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
     ) -> MemoryUser:

@@ -32,7 +32,7 @@ from obox.cluster import (
 )
 from obox.cluster.initial import GROUPS_LOCAL
 from obox.errors import ConfigError, OboxError, Unavailable
-from obox.membership import READS
+from obox.forms import reads
 from obox.server import Reloaded
 
 from . import orders
@@ -77,7 +77,9 @@ class Pool:
             name for name in self.workers if view.orders.get(name, Orders(State.REMOVED)).state is not State.ONLINE
         ]
         for name, worker in self.workers.items():
-            member = Member("backend", worker.start.config.cluster.site, f"unix:{worker.home}", {}, READS, __version__)
+            member = Member(
+                "backend", worker.start.config.cluster.site, f"unix:{worker.home}", {}, reads(), __version__
+            )
             if view.members.get(name) != member:
                 await view.put(Kind.MEMBERS, name, member)
         for name in fresh:

@@ -81,6 +81,10 @@ class _WorkerRouter:
         """See `obox.cluster.Router`."""
         return await self._until_ready(lambda: self._inner.route(sid))
 
+    def known(self, sid: StorageId) -> Here | There | None:
+        """See `obox.cluster.Router`."""
+        return self._inner.known(sid)
+
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """See `obox.cluster.Router`."""
         await self._inner.reread(sid, seen)

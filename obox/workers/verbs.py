@@ -9,7 +9,7 @@ one worker. What concerns the process or the configuration alone is done here.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -17,15 +17,23 @@ from obox.admin import Admin, Event, Failure, Selection, Verb, exits
 from obox.admin.http import LINES, PATH
 from obox.admin.loading import loaded
 from obox.admin.run import Outcome, guarded, prepare
-from obox.admin.spread import Call, Goes, among_workers, decoded, events_of, for_users, is_single, joined, judged
+from obox.admin.spread import (
+    NAMED,
+    Call,
+    Goes,
+    among_workers,
+    decoded,
+    events_of,
+    for_users,
+    is_single,
+    joined,
+    judged,
+)
 from obox.cluster import Router, There
 from obox.errors import ConfigError, OboxError, Unavailable
 
 from . import ask
 from .pool import Pool
-
-NOT_YET: Final = frozenset({"oboxUserRename"})
-"""Two users, who may have two workers."""
 
 
 class Relay:
@@ -54,10 +62,6 @@ class Relay:
             outcome.code, outcome.message = exits.of(error), str(error)
 
     async def _pass_on(self, admin: Admin, verb: Verb, params: Any, outcome: Outcome) -> AsyncIterator[Event]:
-        if verb.name in NOT_YET:
-            raise Unavailable(
-                f"{verb.words}: this command does not work with several workers yet; allowed: [server] workers = 1"
-            )
         calls = await self._calls(admin, verb, params)
         if verb.name == "logErrors":
             async for event in guarded(admin, verb.name, msgspec.to_builtins(params), Outcome()):
@@ -68,6 +72,9 @@ class Relay:
             partial = partial or isinstance(event, Failure)
             yield event
         outcome.code, outcome.message = judged(calls, partial=partial)
+        if verb.name in NAMED:  # the worker has changed the file of users
+            admin.users.expect_change()
+            admin.forget_names()
 
     def _asker(self, name: str) -> Callable[[Call], AsyncIterator[Event]]:
         async def one(call: Call) -> AsyncIterator[Event]:
@@ -88,10 +95,13 @@ class Relay:
             if not ready:
                 raise Unavailable("no worker runs; try again")
             return [Call(ready[0], given)]
-        if not verb.per_user:
+        if verb.name in NAMED:
+            accounts = await admin.select(Selection(users=[params.user]))
+        elif not verb.per_user:
             return [Call(name, given) for name in workers]
-        assert isinstance(params, Selection)
-        accounts = await admin.select(params)
+        else:
+            assert isinstance(params, Selection)
+            accounts = await admin.select(params)
         users: dict[str, list[str]] = {}
         for account in accounts:
             route = await self._router.route(account.storage_id)
@@ -99,6 +109,8 @@ class Relay:
             users.setdefault(route.backend, []).append(account.name)
         if gone := set(users) - set(workers):
             raise Unavailable(f"the worker {min(gone)} has ended, and its users are being taken over; try again")
+        if verb.name in NAMED:
+            return [Call(name, given) for name in users]
         single = is_single(params, len(accounts))
         return [Call(name, for_users(params, of, single=single), of) for name, of in sorted(users.items())]
 

@@ -1,4 +1,4 @@
-"""Backends in this process, with the admin API on their socket."""
+"""Backends in the process of the test. They serve the admin API on their socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Any]:
-    """Start backends on one directory as a bucket, each with its own state."""
+    """Return a function that starts backends. They share a directory as their bucket,
+    and each has a state directory of its own."""
 
     def begin(name: str = "first", more: str = "") -> Any:
         return running(write_config(tmp_path / name, f"file://{tmp_path}/bucket", more))

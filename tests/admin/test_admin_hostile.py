@@ -1,5 +1,5 @@
-"""What no client of the admin API sends: an answer in words, no traceback, nothing long
-in the log."""
+"""Requests that no correct client of the admin API sends. The answer has words and no
+traceback, and the log gets no long line."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def usual_depth() -> Iterator[None]:
-    """The interpreter's limit of a process of ours; a property test before may have
-    left a higher one."""
+    """Set the interpreter's usual recursion limit. A property test that ran before may
+    have raised it."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
     yield
@@ -85,7 +85,8 @@ async def test_the_log_repeats_little_of_what_was_sent(service: Service) -> None
 
 @pytest.mark.parametrize("sent", [b'[["userList", {}', b'[["userList", {}, "t"]]'])
 async def test_a_client_that_leaves(service: Service, sent: bytes) -> None:
-    """In the middle of its request, or before the answer."""
+    """The client closes the connection in the middle of its request, or before the
+    answer."""
     path = str(service.backend.parts.config.state_dir / "admin.sock")
     for how in ("abort", "close"):
         for accept in (b"", b"Accept: application/x-ndjson\r\n"):
@@ -101,7 +102,8 @@ async def test_a_client_that_leaves(service: Service, sent: bytes) -> None:
 
 @pytest.mark.parametrize("number", [2**63, 2**64, 10**30, -1, 1e300, -(10**30)])
 async def test_numbers_that_fit_nothing(service: Service, number: Any) -> None:
-    """Every number of every command: an error that says so, or an answer; never a
+    """Each number of each command gets a value that is out of range. The answer may be
+    an error that says so, or a normal answer, but the command must not fail with a
     traceback."""
     asked = 0
     with capture_logs() as logged:

@@ -1,5 +1,5 @@
-"""Large answers: whole, made in pieces, and no turn of the loop is long because of
-them."""
+"""Large answers: they are complete, the server makes them in pieces, and no turn of the
+loop is long because of them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_piece_is_large_or_small(value: Any) -> None:
 
 
 async def test_the_text_of_a_large_mail_holds_nobody_up(service: Service) -> None:
-    """Each of these characters is six in JSON."""
+    """JSON needs six characters for each character of this mail."""
     text = mail(1, body="\x01" * 9_000_000)
     await service.deliver(BEN, [text])
     call = {"user": BEN, "field": ["text"], "query": ["mailbox", "INBOX"]}

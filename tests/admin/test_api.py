@@ -1,4 +1,5 @@
-"""The HTTP API: who may ask, doveadm's JSON, lists and documents, streaming."""
+"""The HTTP API: authorization, doveadm's JSON, answers as lists and as documents, and
+streamed answers."""
 
 from __future__ import annotations
 

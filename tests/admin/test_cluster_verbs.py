@@ -1,5 +1,5 @@
-"""`oboxadm cluster …` over a directory in memory and in LMDB, each verb with what it
-refuses."""
+"""The verbs of `oboxadm cluster` over a directory in memory and in LMDB. Each verb is
+tested with what it does and with what it refuses."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ from obox.cluster import (
 )
 from obox.cluster.assign import digest
 from obox.errors import Unavailable
+from obox.forms import FORMS, Form
 
 GROUPS = 8
 READS = {"envelope": 2, "journal": 1}
@@ -61,11 +62,13 @@ class Board:
         self.directory = directory
         self.probe: Any = None
         self.serves: dict[str, Assigned] | None = None
+        self.reads = dict(READS)
+        """What the code of the member that is asked can read."""
 
         @asynccontextmanager
         async def find(*, make: bool = False) -> AsyncIterator[ClusterParts]:
             serves = None if self.serves is None else self._serves
-            yield ClusterParts(directory, "memory", "a", 15.0, READS, serves, self.probe)
+            yield ClusterParts(directory, "memory", "a", 15.0, self.reads, serves, self.probe)
 
         self.admin = Admin(
             users=users, authenticator=lambda: Authenticator(users), parse_search=lambda _: None, find_cluster=find
@@ -80,8 +83,8 @@ class Board:
         await self.directory.put(kind, key, msgspec.msgpack.encode(record), next_timestamp(time.time, row))
 
     async def fill(self) -> None:
-        """Two backends that live, and a third that nobody has heard of for long; a has
-        5 groups, b has 3."""
+        """Write two backends that are alive and a third whose beat stopped long ago.
+        Backend a has 5 groups, b has 3."""
         await self.put(Kind.SETTINGS, "directory", Settings(GROUPS, "f" * 32, 1000.0))
         for name, site in (("a", "north"), ("b", "south"), ("c", "south")):
             await self.put(
@@ -157,7 +160,8 @@ async def test_init_makes_the_directory_once(empty: Board) -> None:
 
 
 class WithTable(CassandraDirectory):
-    """Rows in memory; nothing can be read before the table is made."""
+    """A Cassandra directory whose rows are in memory. It asserts that the table is made
+    before a row is read."""
 
     def __init__(self, inner: Directory) -> None:
         self.inner, self.made = inner, 0
@@ -218,7 +222,7 @@ async def test_upgrade_names_members_that_are_behind(board: Board, monkeypatch: 
     assert outcome.code == 75
     assert "these members have an older obox: b" in outcome.message
 
-    assert "older envelope" in outcome.rows[1]["result"]
+    assert "does not read envelope 2;" in outcome.rows[1]["result"]
     assert outcome.rows[-1]["version"] == "1.0"
     await board.put(Kind.ORDERS, "b", Orders(State.REMOVED))
     got = await board.rows("clusterUpgrade")
@@ -228,8 +232,48 @@ async def test_upgrade_names_members_that_are_behind(board: Board, monkeypatch: 
     assert (await board.rows("clusterUpgrade"))[-1]["result"] == "up to date"
 
 
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A form that only tests register: this code writes its second version."""
+    monkeypatch.setitem(FORMS, "test", Form(first=1, reads=2))
+    return {**READS, "test": 2}
+
+
+async def test_upgrade_lets_backends_write_newer_forms(board: Board, newer: dict[str, int]) -> None:
+    """It is refused while a backend that is not offline or removed cannot read them."""
+    board.reads = newer
+    outcome = await board.ask("clusterUpgrade")
+    assert outcome.code == 75
+    assert "these members have an older obox: a, b, c" in outcome.message
+    assert outcome.rows[0]["result"] == "does not read test 2; upgrade it, or remove it"
+    assert outcome.rows[-1]["result"] == "waits for the members above"
+    for name in ("a", "b"):
+        await board.put(Kind.MEMBERS, name, Member("backend", "north", f"{name}.example.org", {}, newer, "2"))
+    assert "these members have an older obox: c" in (await board.ask("clusterUpgrade")).message, "standby counts"
+    assert (await read_tables(board.directory)).settings.forms == {}
+    await board.put(Kind.ORDERS, "c", Orders(State.OFFLINE))
+    assert (await board.rows("clusterUpgrade"))[-1] == {
+        "what": "directory", "version": "1.0", "reads": "envelope 2 journal 1 test 2", "result": "raised",
+    }  # fmt: skip
+    assert (await read_tables(board.directory)).settings.forms == {"test": 2}
+    assert (await board.rows("clusterUpgrade"))[-1]["result"] == "up to date"
+
+
+async def test_a_proxy_reads_no_objects(board: Board, newer: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    board.reads = newer
+    for name in ("a", "b", "c"):
+        await board.put(Kind.MEMBERS, name, Member("backend", "north", f"{name}.example.org", {}, newer, "2"))
+    await board.put(Kind.MEMBERS, "front", Member("proxy", "north", "front.example.org", {}, {"wire": 1}))
+    await board.put(Kind.BEATS, "front", Beat(1))
+    assert (await board.rows("clusterUpgrade"))[-1]["result"] == "raised"
+    monkeypatch.setitem(FORMS, "wire", Form(first=1, reads=2))
+    board.reads = {**newer, "wire": 2}
+    assert "front" in (await board.ask("clusterUpgrade")).message
+
+
 async def test_upgrade_and_proxies(board: Board) -> None:
-    """A proxy reads no mails; whether it reads what it says counts while it runs."""
+    """The verb does not ask a proxy for the formats of mails, because a proxy reads
+    none. It counts the formats that a proxy says it reads only while the proxy runs."""
     await board.put(Kind.MEMBERS, "front", Member("proxy", "north", "front.example.org"))
     await board.put(Kind.BEATS, "front", Beat(1))
     await board.put(Kind.MEMBERS, "gone", Member("proxy", "north", "gone.example.org", {}, {"journal": 0}))
@@ -298,7 +342,8 @@ async def test_reboots_and_merges(board: Board) -> None:
 
 
 async def test_check_compares_what_other_backends_serve(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beats say how much each serves; a move that goes on meanwhile is no fault."""
+    """The beat of each backend says how many units it serves. A unit that moves during
+    the check is no fault."""
     monkeypatch.setattr("obox.admin.cluster.AGAIN_S", 0.05)
     units = {group_key(number): (number + 1, 1) for number in range(5, GROUPS)}
 
@@ -314,6 +359,16 @@ async def test_check_compares_what_other_backends_serve(board: Board, monkeypatc
     assert await found() == ["b serves 4 units, and not the 3 that the directory names it for"]
     await beats({**units, group_key(5): (30, 1)})
     assert await found() == ["b serves 3 units, which are not those that the directory names it for"]
+
+    async def claims() -> dict[str, dict[str, Assigned]]:
+        others = {group_key(number): Assigned("b", number + 1, 1) for number in (5, 6)}
+        return {"b": {**others, group_key(5): Assigned("b", 30, 1), group_key(0): Assigned("b", 30, 1)}}
+
+    board.admin.claims = claims
+    (text,) = await found()
+    assert text.endswith("; without a row: 00000; not served: 00007; by another assignment: 00005")
+    assert ("other-owner", "00000") in {(row["check"], row["where"]) for row in (await board.ask("clusterCheck")).rows}
+    board.admin.claims = None
     passing = asyncio.ensure_future(board.ask("clusterCheck"))
     await asyncio.sleep(0.02)
     await beats(units)
@@ -427,8 +482,8 @@ async def asked(board: Board, name: str) -> None:
 
 
 async def drain(board: Board, name: str, *, standby: bool = True) -> None:
-    """What the members do: groups go one by one, and the backend stands by at the
-    end."""
+    """Do what the members do when a backend is evacuated: the groups go one after
+    another, and at the end the backend is on standby."""
     await asked(board, name)
     for unit in (await read_tables(board.directory)).groups_of(name):
         await board.put(Kind.GROUPS, unit, Assigned("b", 100, 1, released=True))
@@ -538,8 +593,8 @@ async def test_a_site_is_set_offline_and_comes_back(board: Board) -> None:
 
 
 async def test_a_site_is_evacuated(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All its backends are evacuated at once, so that none gets the groups of another.
-    The groups that are left are counted."""
+    """All backends of the site are evacuated at once, so that none of them gets the
+    groups of another. The verb counts the groups that are left."""
     monkeypatch.setattr("obox.admin.clustersites.POLL_S", 0.01)
     asked = await board.row("clusterSiteEvacuate", site="south", noWait=True)
     assert asked == {"site": "south", "groups": 3, "status": "online", "result": "asked"}
@@ -608,8 +663,8 @@ def pinned_at(backend: str, *, removed: bool = False) -> Assigned:
 
 
 async def test_a_single_user_moves(board: Board) -> None:
-    """The verb asks for it. The owner of the group pins the user, and then releases the
-    user."""
+    """The verb asks for the move with a row. The owner of the group then pins the user,
+    and releases the user after that."""
     got = await board.row("clusterUserStatus", user=ANNA)
     owner, unit = got["backend"], user_key(ANNA)
     other = "b" if owner == "a" else "a"
@@ -695,8 +750,7 @@ async def test_without_a_cluster(board: Board) -> None:
 
 
 async def test_the_reason_is_for_operators(board: Board) -> None:
-    """The text of the error is what clients see; the tool's user gets the reason as
-    well."""
+    """Clients see the text of the error. A user of the tool also sees the reason."""
     failure = Unavailable("the directory does not answer")
     failure.add_note("10.0.0.1: refused")
 

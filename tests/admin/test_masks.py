@@ -1,4 +1,5 @@
-"""Masks of an administrator choose names; long masks and long lists hold nobody up."""
+"""Masks of an administrator select names. Long masks and long lists do not delay other
+clients."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ async def test_a_name_without_wildcards_must_be_there() -> None:
 
 
 async def test_a_name_with_the_signs_of_masks_can_be_written() -> None:
-    """Also a longest name that has nothing else."""
+    """A mask that escapes all its signs matches exactly the name, even if the name is
+    as long as possible and consists of such signs."""
     names = ["*" * 255, "/".join(["[?*" * 83] * 4), "*[\u0301", "a"]
     for name in names:
         assert await matching(names, [glob.escape(name)]) == [name]
@@ -59,8 +61,8 @@ async def test_limits_of_masks() -> None:
 
 
 async def test_others_run_while_long_lists_are_compared() -> None:
-    """Ten thousand mailboxes, a hundred masks and a hundred thousand names in a
-    request; then two hundred thousand users."""
+    """The request has a hundred masks and a hundred thousand names; they are compared
+    with ten thousand mailboxes, and then with two hundred thousand users."""
     names = [f"Lists/{n:05}/é" for n in range(10_000)]
     masks = [f"*{n}*a*b*c*d?" for n in range(MASKS_MAX)] + [f"Nowhere/{n}é" for n in range(100_000)]
 

@@ -1,5 +1,5 @@
-"""metacache pull between two backends of this process, over HTTP: who may ask, what
-fails how, what stays where."""
+"""`metacache pull` between two backends of this process, over HTTP: who may ask, how
+each error ends, and which copies remain on which side."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ def http(service: Service) -> str:
 
 @asynccontextmanager
 async def two(start: Start) -> AsyncIterator[tuple[Service, Service]]:
-    """One with mail, and one beside it on the same bucket."""
+    """Start two backends on the same bucket."""
     async with (
         start("first", '[cluster]\nbackend = "first"\n') as one,
         start("second", '[cluster]\nbackend = "second"\n') as other,
     ):
         journal = one.backend.parts.store.journal
-        # It learns of the fence now, and goes on as a new boot.
+        # The start of the second backend fenced the first. The first backend learns of
+        # the fence with its next write, and goes on as a new boot.
         await journal._wait(journal._writes + 1)
         yield one, other
 
@@ -108,8 +109,8 @@ async def test_clean_leaves_what_is_in_use(start: Start) -> None:
 
 
 async def test_clean_never_drops_what_the_bucket_lacks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something changes at the source after the copies have gone: it stays, or is
-    uploaded before they go."""
+    """A user changes mails at the source after the copies were sent. The source keeps
+    its copy of the changed mailbox, or uploads it before it drops the copy."""
     async with two(start) as (one, other):
         await some_mail(one)
         real = pulling.Incoming.end
@@ -207,7 +208,7 @@ async def test_no_key_no_api(start: Start, tmp_path: Path) -> None:
 
 
 async def answering(data: bytes, *, context: ssl.SSLContext | None = None) -> tuple[asyncio.Server, str]:
-    """A server that says the same to everybody."""
+    """Start a server that gives the same answer to each request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -252,8 +253,8 @@ async def test_what_else_may_answer_there(start: Start, data: bytes, code: int) 
     ],
 )
 async def test_what_a_foreign_service_says_is_not_repeated(start: Start, data: bytes) -> None:
-    """Otherwise every client that may ask here could read what only this machine can
-    reach."""
+    """Otherwise each client that may use this verb could read services that only this
+    machine can reach."""
     async with start("first", '[cluster]\nbackend = "first"\n') as one:
         server, address = await answering(data)
         try:
@@ -292,7 +293,8 @@ async def test_a_certificate_nobody_vouches_for(start: Start, tmp_path: Path) ->
 
 
 async def test_over_tls(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's authorities are asked; SSL_CERT_FILE names others."""
+    """The destination checks the certificate with the system's authorities.
+    SSL_CERT_FILE names other authorities."""
     cert, secret = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(cert))
     tls = f'[cluster]\nbackend = "first"\n[tls]\ncert = "{cert}"\nkey = "{secret}"\n'
@@ -306,8 +308,8 @@ async def test_over_tls(start: Start, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_cut_in_the_middle(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source's connection breaks: 75, what had come stays, a rerun brings the
-    rest."""
+    """The connection breaks in the middle, and the verb exits with 75. The copies that
+    had arrived stay, and a second run brings the rest."""
     async with two(start) as (one, other):
         await some_mail(one)
         real = pulling.Outgoing._objects
@@ -360,7 +362,8 @@ async def test_the_sources_side(start: Start) -> None:
 
 
 async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is given up, so that the user can be deleted again."""
+    """The source ends such a connection after a time, so that the user can be deleted
+    again."""
     from obox.admin import source
 
     async def endless(self: Any) -> AsyncIterator[bytes]:
@@ -378,9 +381,9 @@ async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytes
         writer.write(head.encode() + b"\r\n")
         assert b"200" in await reader.read(20)
         async with asyncio.timeout(PATIENT_S):
-            while not store._pulling:  # noqa: ASYNC110 - it has no event
+            while not store._pulling:  # noqa: ASYNC110 - the pull has no event
                 await asyncio.sleep(0.01)
-            while store._pulling:  # noqa: ASYNC110 - nor has this
+            while store._pulling:  # noqa: ASYNC110 - the end has no event either
                 await asyncio.sleep(0.05)
         writer.close()
 

@@ -1,5 +1,5 @@
-"""A reload uses what can change while the backend runs and names the rest; or it
-changes nothing."""
+"""A reload uses the settings that can change while the backend runs, and names those
+that need a restart. If the configuration has an error, the reload changes nothing."""
 
 from __future__ import annotations
 
@@ -46,13 +46,17 @@ class Alone:
     async def route(self, sid: StorageId) -> Here:
         return Here(Assigned("b1", 1, 1))
 
+    def known(self, sid: StorageId) -> Here:
+        return Here(Assigned("b1", 1, 1))
+
     async def reread(self, sid: StorageId, seen: Assigned) -> Here:
         return await self.route(sid)
 
 
 class File:
-    """A configuration that is written anew: `change(imap={"idle_timeout": "1h"})` on
-    top of BASE; None leaves out."""
+    """A configuration that the test writes again with changes:
+    `change(imap={"idle_timeout": "1h"})` sets a value on top of BASE, and None removes
+    a setting."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / "obox.toml"
@@ -88,7 +92,8 @@ async def service(file: File) -> AsyncIterator[Service]:
 
 @pytest.fixture(autouse=True)
 def levels() -> Iterator[None]:
-    """The level of the log is everybody's."""
+    """Restore the levels of the loggers after each test, because all tests of the
+    process share the loggers."""
     loggers = [logging.getLogger(name) for name in ("", "asyncio", "uvicorn", "uvicorn.error", "botocore", "urllib3")]
     before = [logger.level for logger in loggers]
     yield
@@ -97,7 +102,7 @@ def levels() -> Iterator[None]:
 
 
 class Line:
-    """A connection whose answers are read by line."""
+    """A connection from which the test reads the answers line by line."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -112,7 +117,7 @@ class Line:
         return (await asyncio.wait_for(self.reader.readline(), PATIENT_S)).decode().rstrip()
 
     async def ask(self, command: str) -> list[str]:
-        """An IMAP command: all lines of its answer."""
+        """Send an IMAP command and return all lines of its answer."""
         self.writer.write(f"t {command}\r\n".encode())
         lines = [await self.read()]
         while not lines[-1].startswith("t "):
@@ -121,7 +126,7 @@ class Line:
         return lines
 
     async def say(self, command: str) -> str:
-        """An LMTP command: its answer in one text."""
+        """Send an LMTP command and return its answer as one text."""
         self.writer.write(f"{command}\r\n".encode())
         lines = [await self.read()]
         while lines[-1][3:4] == "-":
@@ -130,7 +135,7 @@ class Line:
 
 
 async def login(service: Service, user: str = ANNA) -> str:
-    """How a login ends, on a connection of its own."""
+    """Log in on a new connection and return the last line of the answer."""
     line, greeting = await Line.open(service)
     if not greeting.startswith("* OK"):
         return greeting
@@ -148,7 +153,7 @@ def names(rows: list[dict[str, Any]], used: str) -> list[str]:
 
 
 def imap(name: str) -> Callable[[Backend], object]:
-    """What a client who connects now has."""
+    """Return the value of a setting for an IMAP client that connects at this moment."""
     return lambda backend: getattr(backend.imap.context.settings_of(ELSEWHERE), name)
 
 
@@ -161,8 +166,8 @@ def store(name: str) -> Callable[[Backend], object]:
 
 
 def found(user: str) -> Callable[[Backend], object]:
-    """Whether a user is known, to those who ask: logins, deliveries, the
-    administrator."""
+    """Return whether the user databases for logins, for deliveries and for the
+    administrator know a user."""
 
     def probe(backend: Backend) -> object:
         asking = backend.parts.authenticator._users, backend.lmtp.deliverer._users, backend.admin.users
@@ -172,7 +177,7 @@ def found(user: str) -> Callable[[Backend], object]:
 
 
 def both(*probes: Callable[[Backend], object]) -> Callable[[Backend], object]:
-    """All of them are to change."""
+    """Return the results of all probes. The test expects each of them to change."""
     return lambda backend: [probe(backend) for probe in probes]
 
 
@@ -227,11 +232,11 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "log.level": ("error", lambda backend: logging.getLogger("botocore").getEffectiveLevel()),
     "mailboxes.create": (["Notes"], store("mailboxes")),
 }  # fmt: skip
-"""Another value of each setting that needs no restart, and where it shows in a backend
-that runs."""
+"""For each setting that needs no restart: another value, and a probe that reads the
+value from a running backend."""
 
 TOGETHER = {"tls": BASE["tls"].keys()}
-"""Settings that make sense together only."""
+"""Settings that can only be changed together."""
 
 
 def others(key: str) -> dict[str, dict[str, object]]:
@@ -277,8 +282,8 @@ async def test_new_connections_get_new_limits_old_ones_keep_theirs(service: Serv
     lmtp_line, _ = await Line.open(service, "lmtp")
     assert f"SIZE {1 << 20} " in await lmtp_line.say("LHLO client")
     assert (await login(service)).startswith("t NO [LIMIT]")
-    # What the store takes is the same for all: who was promised more is refused as
-    # well.
+    # The store has a single limit for all sessions. A client to whom an older session
+    # announced more is refused as well.
     body = "x" * (2 << 20)
     answer = await line.ask(f"APPEND INBOX {{{len(body)}+}}\r\n{body}")
     assert answer[-1].startswith("t NO [TOOBIG]"), answer
@@ -369,7 +374,7 @@ async def test_bodies_above_a_smaller_limit_are_evicted(service: Service, file: 
 
 
 class Logged:
-    """What the process said of its reloads."""
+    """Record the lines that the backend logs about its reloads."""
 
     def __init__(self, service: Service) -> None:
         self.lines: list[tuple[str, str, list[str] | str]] = []
@@ -412,7 +417,8 @@ async def test_a_mixed_change_is_used_as_far_as_it_can_be(service: Service, file
     line, _ = await Line.open(service, "lmtp")
     assert (await line.say("LHLO client")).startswith("250")
 
-    # Compared with what is in use, not with what was read last.
+    # A reload compares the file with the settings in use, not with the file that was
+    # read last.
     more["imap"]["idle_timeout"] = "2h"
     file.change(**more)
     rows = await service.call("reload")

@@ -1,4 +1,5 @@
-"""obox user rename: another name for the same mail, and nobody else gets that mail."""
+"""`obox user rename`: the user has the same mail under another name, and no other user
+gets this mail."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ async def keys_of(service: Service) -> set[str]:
 
 
 async def rcpt(service: Service, user: str) -> str:
-    """The code of LMTP's answer to a recipient."""
+    """Return the code of LMTP's answer to RCPT."""
     reader, writer = await asyncio.open_connection(*service.backend.listeners.addresses("lmtp")[0].rsplit(":", 1))
     writer.write(f"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<{user}>\r\nQUIT\r\n".encode())
     replies = [line for line in (await reader.read()).decode().splitlines() if line[3] == " "]
@@ -102,8 +103,8 @@ async def test_a_later_user_of_the_old_name_gets_nothing_of_it(start: Callable[.
 
 
 async def test_a_line_added_by_hand_opens_nothing(start: Callable[..., Any]) -> None:
-    """An editor adds a line past `user add`: the user can neither log in nor get mail
-    for now, and all others continue."""
+    """An editor adds a line with the old name to the file instead of using `user add`.
+    That user can then neither log in nor get mail, and all other users go on."""
     async with start() as service:
         await service.call("oboxUserRename", user=ANNA, newUser=NEW)
         file = service.backend.parts.config.auth.passwd_file

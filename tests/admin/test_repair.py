@@ -1,5 +1,5 @@
-"""force-resync and rebuild, with objects deleted and damaged behind the backend's back;
-metacache boots."""
+"""`force-resync` and `rebuild` after somebody has deleted and damaged objects without
+the backend's knowledge; `metacache boots`."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ async def test_lost_mails(start: Start, tmp_path: Path) -> None:
 
 
 async def test_uids_are_skipped_after_a_restore(start: Start, tmp_path: Path) -> None:
-    """A client has seen UIDs that the restored bucket knows nothing of: they never come
-    back as other mails."""
+    """A client has seen UIDs that a restored bucket does not know. After `--skip-uids`
+    no new mail gets one of these UIDs."""
     async with start() as service:
         await service.deliver(ANNA, [mail(1), mail(2)])
         await service.call("metacacheFlush", user=ANNA)
@@ -74,7 +74,8 @@ async def test_uids_are_skipped_after_a_restore(start: Start, tmp_path: Path) ->
         assert {row["uidnext"] for row in rows} == {1003, 1001}
         await service.deliver(ANNA, [mail(5)])
         assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 2, 1003]
-    # Nothing local, and the claim's object is all that says so until a flush.
+    # The third backend has no local copies. Until a flush only the object of the claim
+    # records that UIDs were skipped.
     async with start("third") as service:
         await service.deliver(ANNA, [mail(6)])
         assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 2, 1003, 1004]
@@ -156,7 +157,8 @@ async def test_rebuild_a_damaged_mailbox(start: Start, tmp_path: Path) -> None:
         assert box.state.active_holders().tolist() == [1, 2], "the copies in Archive still need these objects"
         assert await service.call("rebuild", user=ANNA) == []
         await service.call("expunge", user=ANNA, query=["MAILBOX", "INBOX", "UID", "5"])
-    async with start("third") as service:  # and the bucket alone says so
+    # The bucket alone still has this state.
+    async with start("third") as service:
         assert await uids(service, "MAILBOX", "INBOX", "ALL") == [1, 2, 3, 4]
         (row,) = await service.call("fetch", user=ANNA, field=["body"], query=["MAILBOX", "Archive", "UID", "2"])
         assert row["body"] == "text 2\r\n"

@@ -1,16 +1,17 @@
-"""A backend that has just been started: its clients wait for the store and are
+"""A backend that has just been started: its clients wait for the store, and are then
 served."""
 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from adminservice import write_config
+from adminservice import running, write_config
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 
@@ -25,7 +26,7 @@ ANNA = "anna@example.org"
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """The bucket answers the probe once this is set."""
+    """Delay the probe of the bucket until the test sets this event."""
     gate, real = asyncio.Event(), module.probe
 
     async def slow(*given: Any) -> Any:
@@ -38,7 +39,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 @asynccontextmanager
 async def starting(home: Path, config: Path | None = None) -> AsyncIterator[Backend]:
-    """A backend that listens; the store may not have started."""
+    """Start a backend and yield when it listens. Its store may not have started yet."""
     backend = Backend(load(str(config or write_config(home))), environ={})
     listening = asyncio.Event()
     task = asyncio.create_task(backend.run(signals=False, started=lambda _: listening.set()))
@@ -53,7 +54,7 @@ async def starting(home: Path, config: Path | None = None) -> AsyncIterator[Back
 
 
 class Client:
-    """Lines to a listener and back."""
+    """A client that sends lines to a listener and reads the answers."""
 
     def __init__(self, backend: Backend, name: str) -> None:
         host, _, port = backend.listeners.addresses(name)[0].rpartition(":")
@@ -68,7 +69,8 @@ class Client:
         self._writer.close()
 
     async def say(self, text: bytes, *, until: bytes) -> bytes:
-        """Send; the first line of the answer that begins so."""
+        """Send the text, and return the first line of the answer that begins with
+        `until`."""
         self._writer.write(text)
         while True:
             line = await self._reader.readline()
@@ -90,7 +92,7 @@ class Client:
 
 
 async def waiting(backend: Backend, *clients: asyncio.Task[bytes]) -> None:
-    """Until all of them wait for the store, or one of them has its answer."""
+    """Wait until all clients wait for the store, or one of them has its answer."""
     while backend.parts.store.beginning.waiting < len(clients):
         await asyncio.wait(clients, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
         if any(client.done() for client in clients):
@@ -165,3 +167,24 @@ async def test_a_stop_ends_a_start_that_is_under_way(tmp_path: Path, monkeypatch
     assert not backend.parts.store.started
     assert [line for line in lines if line["log_level"] == "error"] == []
     assert "store ready" not in [line["event"] for line in lines]
+
+
+@pytest.mark.parametrize("over_tls", [True, False])
+async def test_a_client_whose_tls_ends_at_a_trusted_proxy_is_protected(tmp_path: Path, over_tls: bool) -> None:
+    """The PROXY header says so; HAProxy's send-proxy-v2-ssl."""
+    config = write_config(tmp_path)
+    config.write_text(config.read_text().replace('"127.0.0.1:0"', '"127.0.0.1:0/proxy"', 2))
+    addresses = bytes([192, 0, 2, 7, 198, 51, 100, 1]) + struct.pack("!HH", 4000, 143)
+    body = addresses + (b"\x20\x00\x05\x01\0\0\0\0" if over_tls else b"")
+    header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack("!H", len(body)) + body
+    async with running(config) as service:
+        port = int(service.backend.listeners.addresses("imap")[0].rpartition(":")[2].removesuffix("/proxy"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(header + b"a LOGIN ben@example.org secret\r\n")
+        greeting, answer = await reader.readline(), await reader.readline()
+        assert (b"LOGINDISABLED" in greeting) is not over_tls
+        assert answer.startswith(b"a OK" if over_tls else b"a NO [PRIVACYREQUIRED]"), answer
+        imap = service.backend.imap
+        assert imap is not None
+        assert [member.tls for member in imap.who()] == [over_tls]
+        writer.close()

@@ -1,10 +1,11 @@
-"""A bucket that answers with a reason: `storage check` ends with 65 and the reason, a
-backend that waits logs it."""
+"""A bucket that refuses requests and gives a reason. `storage check` then exits with 65
+and shows the reason, and a backend that waits logs the reason."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any
 
 import pytest
 from adminservice import running, write_config
+from certificates import certificate
 from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs
 from structlog.testing import capture_logs
 
 from obox import parts as module
+from obox.admin import exits
 from obox.admin.run import Outcome
 from obox.backend import Backend
 from obox.config import load
 from obox.errors import ConfigError
-from obox.objectstore import MemoryDriver, open_store
+from obox.objectstore import MemoryDriver, Refused, open_store
 from obox.wiring import bucket_alone, offline
 from tests.stores import Late, Racy, SeaweedLike, Stale, Stubborn
 
@@ -47,8 +50,9 @@ async def check(config: Path) -> Outcome:
 
 
 @asynccontextmanager
-async def always(status: int, code: str) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """An S3 that says one thing; and the requests that it was sent."""
+async def always(status: int, code: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Start an S3 server that gives the same error to each request. Yield its address
+    and the heads of the requests that it gets."""
     heads: list[bytes] = []
     body = f"<Error><Code>{code}</Code><Message>about {code}</Message></Error>".encode()
 
@@ -58,7 +62,7 @@ async def always(status: int, code: str) -> AsyncIterator[tuple[str, list[bytes]
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
     finally:
@@ -110,7 +114,7 @@ async def test_a_store_that_does_not_answer_is_69_with_the_cause(tmp_path: Path)
     ("scheme", "spoken", "words"),
     [
         ("http", b"220 mail.example.org ESMTP\r\n", "the answer is not HTTP"),
-        # An alert of TLS.
+        # This is an alert of TLS.
         ("http", b"\x15\x03\x01\x00\x02\x02\x46", "the answer is not HTTP"),
         ("https", b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "the answer is not TLS"),
     ],
@@ -118,7 +122,7 @@ async def test_a_store_that_does_not_answer_is_69_with_the_cause(tmp_path: Path)
 async def test_a_port_that_speaks_another_protocol(
     tmp_path: Path, scheme: str, spoken: bytes, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """27 s it took, and without a reason."""
+    """The check used to take 27 s, and its answer had no reason."""
     monkeypatch.setattr("obox.admin.storage.GIVE_UP_S", 0.3)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -132,7 +136,7 @@ async def test_a_port_that_speaks_another_protocol(
     port = server.sockets[0].getsockname()[1]
     config = on_s3(tmp_path, f"{scheme}://127.0.0.1:{port}")
     config.write_text(config.read_text().replace("[imap]", 'deadline = "60s"\n[imap]'))
-    # Below the deadline: it was given up.
+    # The check ends before the deadline of the requests, because it gives up earlier.
     outcome = await asyncio.wait_for(check(config), 50)
     server.close()
     assert outcome.code == 69
@@ -150,11 +154,12 @@ async def test_an_unknown_outcome_names_its_request_once(tmp_path: Path) -> None
 
 
 async def test_a_command_without_a_backend_ends_with_the_stores_words(tmp_path: Path) -> None:
-    """36 s it took to say "the bucket does not answer"."""
+    """The command used to take 36 s, and said only "the bucket does not answer"."""
     async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
-        with pytest.raises(Exception, match="InvalidAccessKeyId"):
+        with pytest.raises(Exception, match="InvalidAccessKeyId") as refused:
             async with offline(load(on_s3(tmp_path, endpoint), {})):
                 pass
+        assert exits.of(refused.value) == 65
         assert sum(head.startswith(b"PUT") for head in heads) == 1
 
 
@@ -162,7 +167,8 @@ async def test_a_command_without_a_backend_ends_with_the_stores_words(tmp_path: 
 async def test_a_backend_that_waits_says_why_after_a_second(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once, and then once a minute; 17 s it took, and without "connection refused"."""
+    """The backend logs the reason after a second, and then once a minute. The first
+    line used to come after 17 s, and without "connection refused"."""
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     monkeypatch.setattr(module, "REPORT_AFTER_S", 0.05)
     async with always(403, "InvalidAccessKeyId") as (endpoint, heads):
@@ -218,8 +224,8 @@ async def test_a_racy_store_fails_the_check(tmp_path: Path, monkeypatch: pytest.
 async def test_puts_of_the_race_that_land_late_are_no_fault_and_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They were sent twice, and the first attempts landed after the DELETE: "1 objects
-    are still listed"."""
+    """The requests of the race were sent twice, and the first attempts landed after the
+    DELETE. The check then used to report "1 objects are still listed"."""
     monkeypatch.setattr("obox.objectstore._probe.SWEEP_PAUSES_S", (0.01, 0.01, 0.01))
     driver = Late()
     served_by(monkeypatch, driver)
@@ -277,3 +283,66 @@ async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
                     break
                 await asyncio.sleep(0.01)
         assert fit.raced == 160, "once for a bucket"
+
+
+UNKNOWN = "an authority has issued it that is not trusted; storage.ca_file names one to trust"
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "then"),
+    [
+        ("unknown", UNKNOWN, ""),
+        ("name", UNKNOWN, "it is for another name than that in storage.endpoint_url"),
+        ("authority", "it is that of an authority; issue one for the server with it", "it is that of an authority"),
+    ],
+)
+async def test_a_certificate_that_is_not_trusted_is_named_with_the_setting(
+    tmp_path: Path, kind: str, first: str, then: str
+) -> None:
+    """then: what is wrong once the setting names the authority."""
+    authority = certificate(tmp_path / "tls", "ca", "ca")
+    name = "localhost" if kind == "unknown" else "elsewhere"
+    cert = authority if kind == "authority" else certificate(tmp_path / "tls", "server", name, by=authority)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*cert)
+    async with always(403, "AccessDenied", tls) as (endpoint, _):
+        config = on_s3(tmp_path, endpoint.replace("http://127.0.0.1", "https://localhost"))
+        outcome = await check(config)
+        assert (outcome.code, outcome.rows[0]["result"]) == (69, "wrong")
+        assert f"the server's certificate is refused: {first}" in outcome.rows[0]["detail"], outcome.rows[0]
+        assert first in outcome.message
+        config.write_text(config.read_text().replace("[storage]\n", f'[storage]\nca_file = "{authority[0]}"\n'))
+        outcome = await check(config)
+        assert outcome.code == (69 if then else 65)
+        assert (then or "403 AccessDenied: about AccessDenied") in outcome.rows[0]["detail"]
+
+
+async def test_a_ca_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    config = on_s3(tmp_path, "https://localhost:9000")
+    text = config.read_text()
+    for name, reason in (("ca.pem", "allowed: a file of PEM certificates"), ("none.pem", "No such file")):
+        config.write_text(text.replace("[storage]\n", f'[storage]\nca_file = "{name}"\n'))
+        with pytest.raises(ConfigError, match=rf"storage\.ca_file = .*{name}.*{reason}"):
+            await check(config)
+
+
+async def test_a_verb_of_a_running_backend_ends_with_the_stores_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients are not told what the store says."""
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise Refused("403 InvalidAccessKeyId: no such key (list u/)")
+
+    async with running(write_config(tmp_path)) as service:
+        for name in ("get", "list", "put"):
+            monkeypatch.setattr(service.backend.parts.bucket, name, refuse)
+        code, message = await service.fails("mailboxStatus", user="ben@example.org", mailboxMask=["*"], field=["all"])
+        assert (code, message) == (65, "the storage refuses: 403 InvalidAccessKeyId: no such key (list u/)")
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.imap_port())
+        await reader.readline()
+        writer.write(b"a LOGIN ben@example.org secret\r\n")
+        assert await reader.readline() == b"a NO [UNAVAILABLE] The storage does not answer; try again later\r\n"
+        writer.close()
+        monkeypatch.undo()

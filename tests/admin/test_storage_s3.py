@@ -1,5 +1,5 @@
-"""storage check and user deletion on a real S3 server, with its versions and lifecycle
-rules."""
+"""`storage check` and the deletion of users on a real S3 server with versions and
+lifecycle rules."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""storage upgrade and storage finish-upgrade, as the API runs them; what they do is in
-tests/store/test_upgrade.py."""
+"""`storage upgrade` and `storage finish-upgrade` as the API runs them.
+tests/store/test_upgrade.py tests what they do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each verb against a backend of this process."""
+"""Each verb, run against a backend in the process of the test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BEN = "ben@example.org"
 
 
 class Client:
-    """An IMAP session, as far as these tests need one."""
+    """An IMAP session with the few commands that these tests need."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -147,8 +147,8 @@ async def test_users(service: Service) -> None:
 
 
 async def test_a_user_added_by_hand_is_known_to_the_next_command(service: Service) -> None:
-    """The tool edits the file itself; the backend looks at it once a second, but for an
-    administrator at once."""
+    """The tool edits the file itself. The backend looks at the file once a second, but
+    reads it at once for a command of an administrator."""
     for name in ("zoe", "yan", "xia"):
         await service.call("quotaGet", user=ANNA)
         path = service.backend.parts.config.auth.passwd_file
@@ -178,7 +178,8 @@ async def test_mailboxes(service: Service) -> None:
     assert (await service.fails("mailboxRename", user=ANNA, mailbox="Work", newName="x"))[0] == 65
     await service.deliver(ANNA, [mail(1)], "Play/a")
     assert (await service.fails("mailboxDelete", user=ANNA, mailbox=["Play/a"], requireEmpty=True))[0] == 73
-    for asked in ({"dryRun": True}, {}):  # nobody is asked, and nothing is deleted
+    # INBOX is refused before the verb asks for a confirmation or deletes a mailbox.
+    for asked in ({"dryRun": True}, {}):
         refused = await service.fails("mailboxDelete", user=ANNA, mailbox=["Play/a", "inbox"], **asked)
         assert refused == (77, "INBOX cannot be deleted")
     await service.call("mailboxDelete", user=ANNA, mailbox=["Play"], recursive=True, subscriptions=True)
@@ -389,7 +390,8 @@ async def test_unpack(start: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("key", ["e\u0301/m", "a//b", "a/../b", ".hidden", "a\\\x07", "k" * 1025, ""])
 async def test_a_key_that_cannot_be_is_no_fault_of_the_storage(service: Service, key: str) -> None:
-    """The storage was asked, refused, and the log called that an error."""
+    """The command used to send such a key to the storage. The storage refused the key,
+    and the log called that an error of the storage."""
     with capture_logs() as logged:
         code, error = await service.fails("metacacheUnpack", bundle=key)
     assert code == 65
@@ -399,7 +401,8 @@ async def test_a_key_that_cannot_be_is_no_fault_of_the_storage(service: Service,
 
 @pytest.mark.parametrize("command", ["mailboxStatus", "forceResync"])
 async def test_a_mailbox_that_is_named_must_be_there(service: Service, command: str) -> None:
-    """Exit 0 and no row, it was: as if all were well."""
+    """The command used to exit with 0 and without a row, as if the mailbox were
+    there."""
     await service.deliver(ANNA, [mail(1)])
     rows = await service.call(command, user=ANNA, mailboxMask=["INBOX", "Nowhere*"])
     assert [row["mailbox"] for row in rows] == ["INBOX"]
@@ -462,7 +465,8 @@ async def test_delete_a_user(start: Callable[..., Any], tmp_path: Path) -> None:
         assert "mails" not in {row["what"] for row in again}
         assert await service.call("search", user=ANNA, query=["ALL"]) == [], "a new user"
         await service.call("oboxUserDelete", user=ANNA)
-    async with start() as service:  # nothing of it comes back with the journal
+    # The journal must not bring the deleted user back.
+    async with start() as service:
         assert ANNA not in service.backend.parts.store.users
         keys = [info.key for info in await service.backend.parts.store.env.listing("", kind="mail")]
         assert [key for key in keys if "anna" in key] == []

@@ -1,4 +1,4 @@
-"""oboxadm from outside: what it prints, where, and how it ends."""
+"""oboxadm from outside: what it prints on stdout and stderr, and its exit codes."""
 
 import json
 from pathlib import Path

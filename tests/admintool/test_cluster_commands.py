@@ -1,5 +1,5 @@
-"""`oboxadm cluster …` on a directory in LMDB while no backend runs, and on a backend
-that runs."""
+"""`oboxadm cluster …`, on a directory in LMDB while no backend runs, and through a
+backend that runs."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def test_the_configuration_may_be_a_proxys(home: Home, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_evacuation_goes_on(home: Home, tmp_path: Path) -> None:
-    """Two backends that do not run: so nothing moves, and the command waits until it is
-    interrupted."""
+    """Two backends are registered and do not run, so no group moves. The command waits
+    until it is interrupted."""
     home("cluster", "init", "--groups", "4")
     rows = [{"kind": "members", "key": name, "timestamp": 1, "record": MEMBER} for name in ("mail1", "mail2")]
     assigned = {"backend": "mail1", "number": 1, "token": 1}

@@ -1,5 +1,4 @@
-"""oboxadm against a real `obox serve`, and against a state directory of which nobody
-runs one."""
+"""oboxadm with a real `obox serve`, and with a state directory that no process uses."""
 
 from __future__ import annotations
 
@@ -137,7 +136,8 @@ def test_stop_waits_for_the_end(tmp_path: Path) -> None:
 
 
 def test_a_deep_directory(tmp_path: Path) -> None:
-    """The kernel's 108 bytes for a socket's name are no limit of ours."""
+    """The kernel allows 108 bytes for the name of a socket. The tool accepts longer
+    paths."""
     home = Home(tmp_path / ("d" * 100) / ("e" * 60))
     home.start()
     try:
@@ -150,7 +150,7 @@ def test_a_deep_directory(tmp_path: Path) -> None:
 
 
 def test_reload_says_what_waits(served: Home) -> None:
-    """The table is for people, and the exit code is 0, since nothing is wrong."""
+    """The table is for people. The exit code is 0, since nothing is wrong."""
     text = served.config.read_text()
     try:
         changed = text.replace("[imap]", "[imap]\nidle_timeout = '1h'")
@@ -231,8 +231,8 @@ def test_mails_are_shown_for_reading(served: Home) -> None:
 
 
 def _imap_port(home: Home) -> int:
-    """The port that 0 became, out of the kernel's table: the process's other
-    listener."""
+    """Return the port that the system chose for port 0. It is found in the kernel's
+    table, as the other listener of the process."""
     assert home.process is not None
     import psutil
 
@@ -319,7 +319,8 @@ def test_completion(shell: str) -> None:
 
 
 def test_as_a_program(served: Home) -> None:
-    """Once with a shell's eyes: stdout, stderr, exit code, and what completion says."""
+    """The program runs as from a shell: the test looks at stdout, stderr, the exit
+    code, and the completion."""
     program = [str(Path(sys.executable).parent / "oboxadm")]
     environ = {**os.environ, "NO_COLOR": "1", "OBOX_CONFIG": str(served.config)}
     got = subprocess.run(

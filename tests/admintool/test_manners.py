@@ -1,4 +1,4 @@
-"""What an operator tries, and must not be misled by."""
+"""Mistakes of an operator. The tool must not mislead anybody who makes them."""
 
 from __future__ import annotations
 
@@ -201,8 +201,8 @@ def test_columns_are_in_the_help(alone: Home) -> None:
 
 
 def test_columns_of_real_rows(served: Home) -> None:
-    """tests/admin checks the rows of each verb that it calls; here are those of `fetch`
-    and its like."""
+    """tests/admin checks the rows of each verb that it calls. This test checks the rows
+    of `fetch` and of similar verbs."""
     assert rows.names("metacacheList", "bytes-used(2)") == "bytes-used(N)"
     assert rows.names("fetch", "hdr.subject") == "hdr.NAME"
     assert not rows.names("who", "nosuch")

@@ -1,5 +1,5 @@
-"""What a stranger's mail puts into a value reaches no terminal as it is, and a row of
-`tab` is one line."""
+"""A value may come from a mail of a stranger. The tool prints no control characters to
+a terminal, and a row of `tab` is a single line."""
 
 from __future__ import annotations
 

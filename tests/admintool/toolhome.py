@@ -1,4 +1,5 @@
-"""A configuration, perhaps a process that serves it, and `oboxadm` as a call."""
+"""A configuration, perhaps with a process that serves it, and a function that calls
+`oboxadm`."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class Home:
             program = [sys.executable, "-m", "obox.main", "serve", "-c", str(self.config)]
             self.process = subprocess.Popen(program, stdout=log, stderr=log, cwd=ROOT, env=environ)
         deadline = time.monotonic() + 30
-        # It listens, and has its bucket.
+        # The process listens now, and its bucket has answered.
         while self("who").exit_code or self("mailbox", "list", "-u", BEN).exit_code:
             assert self.process.poll() is None, (self.path / "log").read_text()
             assert time.monotonic() < deadline

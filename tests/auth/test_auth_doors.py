@@ -1,5 +1,5 @@
-"""Whichever way a user name comes in, it is measured before it is normalised: that
-takes quadratic time in marks."""
+"""The length of a user name is checked before the name is normalised, whichever way it
+comes in: normalisation takes quadratic time in combining marks."""
 
 from __future__ import annotations
 

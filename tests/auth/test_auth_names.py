@@ -1,4 +1,4 @@
-"""The one normal form of user names."""
+"""The normal form of user names."""
 
 import unicodedata
 
@@ -19,7 +19,7 @@ from obox.errors import Invalid
         ("bob@A.example", "b.example", "bob@a.example"),
         ("BÜCHER@x", "", "bücher@x"),
         ("bu\u0308cher@x", "", "b\u00fccher@x"),  # NFC
-        # Lower case decomposes, there is no composed form.
+        # Lower case decomposes this letter. There is no composed form.
         ("\u0130stanbul", "", "i\u0307stanbul"),
         ("a b", "", "a b"),
         ("a@b@c", "", "a@b@c"),
@@ -78,8 +78,8 @@ def test_idempotent_and_safe(name: str, domain: str) -> None:
 
 
 def test_names_are_measured_before_they_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFC takes quadratic time in a run of combining characters: only short runs and
-    short names reach it."""
+    """NFC takes quadratic time in a run of combining characters. So NFC gets only names
+    with short runs and of bounded length."""
     lengths: list[int] = []
     plain = unicodedata.normalize
 
@@ -93,4 +93,5 @@ def test_names_are_measured_before_they_are_normalised(monkeypatch: pytest.Monke
             with pytest.raises(Invalid, match="user name"):
                 normalise(long)
     assert max(lengths, default=0) <= GIVEN_BYTES_MAX
-    assert normalise("\u1112\u1161\u11ab" * 60) == "\ud55c" * 60  # 540 bytes become 180
+    # 540 bytes become 180 bytes.
+    assert normalise("\u1112\u1161\u11ab" * 60) == "\ud55c" * 60

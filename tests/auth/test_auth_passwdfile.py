@@ -1,4 +1,4 @@
-"""The passwd-file: lines, quota, reload, edits."""
+"""The passwd-file: its lines, quotas, reloads and edits."""
 
 import os
 import threading
@@ -111,7 +111,8 @@ def test_lookup_and_reload(tmp_path: Path) -> None:
     assert users.lookup("eve") is None
     assert users.lookup("a/b") is None
     path.write_text("bob:{PLAIN}x\neve:{PLAIN}y\n")
-    assert users.lookup("eve") is None  # at most one stat a second
+    # The file is looked at once a second at most.
+    assert users.lookup("eve") is None
     clock.now += 1.0
     assert users.lookup("eve") is not None
     assert [entry.user for entry in users.users()] == ["bob@x.org", "eve@x.org"]
@@ -132,7 +133,8 @@ def test_another_file_takes_its_place_only_once_it_is_read(tmp_path: Path) -> No
     new = users.moved(other, "y.org")
     assert [entry.user for entry in new.users()] == ["eve@y.org"]
     assert [entry.user for entry in users.users()] == ["bob@x.org"]
-    again = users.moved(path, "y.org")  # the same file, read anew
+    # The same file is read again.
+    again = users.moved(path, "y.org")
     assert [entry.user for entry in again.users()] == ["bob@y.org"]
 
 

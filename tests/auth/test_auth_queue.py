@@ -1,5 +1,5 @@
-"""Nobody keeps others from logging in: addresses are hashed for in turn. Counted in
-hashes, not in seconds."""
+"""A client must not keep others from logging in: the addresses have turns for the
+hashing of passwords. The tests count hashes and measure no time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ATTACKERS = ("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1")
 
 
 class Hasher:
-    """Hashes nothing, and only once the gate is open; notes what it was asked."""
+    """A hasher that hashes nothing. It waits until the gate is open, and records its
+    calls."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -44,7 +45,8 @@ def auth(tmp_path: Path, hasher: Hasher, penalties: Penalties) -> Iterator[Authe
     path = tmp_path / "users"
     path.write_text("honest:{PLAIN}right\nother:{PLAIN}other\n")
     users = PasswdFile(path)
-    users.lookup("honest")  # read before anybody waits
+    # The file is read before anybody waits.
+    users.lookup("honest")
     made = Authenticator(users, threads=1, penalties=penalties, sleep=no_time, check=hasher)
     yield made
     hasher.gate.set()
@@ -96,8 +98,8 @@ async def test_a_password_that_was_right_lately_is_not_hashed(auth: Authenticato
 async def test_the_share_of_an_address_and_the_penalty_of_what_is_refused(
     auth: Authenticator, hasher: Hasher, penalties: Penalties
 ) -> None:
-    """Addresses of one /64 have one share; a refusal costs nothing and counts as a
-    failure."""
+    """Addresses of the same /64 share their turns. A refused login costs no hash, and
+    counts as a failure."""
     attempts = attack(auth, "2001:db8::1", 60) + attack(auth, "2001:db8::ffff:2", 60)
     await settle()
     refused = [task for task in attempts if task.done()]
@@ -111,7 +113,7 @@ async def test_the_share_of_an_address_and_the_penalty_of_what_is_refused(
 
 
 async def test_this_machines_own_may_use_the_whole_queue(auth: Authenticator, hasher: Hasher) -> None:
-    """A webmail: all its users come from one address."""
+    """A webmail runs on this machine, so all its users come from this address."""
     attempts = attack(auth, "127.0.0.1", 200)
     await settle()
     assert not any(task.done() for task in attempts)
@@ -135,8 +137,8 @@ async def test_who_leaves_gives_its_place_back(auth: Authenticator, hasher: Hash
 
 
 async def test_the_queue() -> None:
-    """In turn; the youngest of the longest gives way; an address that has no less than
-    others does not displace them."""
+    """The addresses have turns. If the queue is full, the youngest entry of the longest
+    queue is dropped. An address with as many entries as others drops none of theirs."""
     queue = FairQueue(running_max=1, total_max=6, address_max=9)
     order: list[str] = []
     refused: list[tuple[str, bool]] = []
@@ -162,16 +164,18 @@ async def test_the_queue() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 async def test_a_place_is_never_lost(steps: int) -> None:
-    """Cancelled before, while and after the turn is granted."""
+    """A login is cancelled before its turn, in the moment of its turn, or during it."""
     queue = FairQueue(running_max=1, total_max=4)
     await queue.enter("a")
     waiting = [asyncio.create_task(queue.enter(address)) for address in ("b", "b", "c")]
     await asyncio.sleep(0)
-    queue.leave("a")  # grants the first of b
+    # This gives the turn to the first login of b.
+    queue.leave("a")
     for task in waiting[:steps]:
         task.cancel()
     await asyncio.wait(waiting[:steps])
-    for task in reversed(waiting[steps:]):  # the turn of c comes before the second of b
+    # The turn of c comes before the second login of b.
+    for task in reversed(waiting[steps:]):
         await asyncio.wait_for(task, 5)
         queue.leave("b" if task is waiting[1] else "c")
     assert len(queue) == 0

@@ -1,5 +1,5 @@
-"""Password schemes: fixed vectors made by Dovecot 2.3.19, and both ways with the real
-one where it is."""
+"""Password schemes: fixed vectors that Dovecot 2.3.19 made, and a comparison in both
+directions with a real Dovecot if it is installed."""
 
 import subprocess
 
@@ -23,7 +23,7 @@ VECTORS = [
     "{CRYPT}$1$khED6qW6$5eHmGenbKO9yVdWuoPl8B.",
     "{MD5-CRYPT}$1$khED6qW6$5eHmGenbKO9yVdWuoPl8B.",
     "{CRYPT}$5$rounds=1000$CsLPSLRrXz/Lo77j$UawY2ueobHg20dmXzwmVgVI1qj6xs3s52QaQYj/MDX4",
-    # No scheme: CRYPT, as in Dovecot's passwd-file.
+    # A hash without a scheme is CRYPT, as in Dovecot's passwd-file.
     "$6$rounds=1000$zRf94djW4J1XltPw$.KljPQ4q/uynQq6o6i43VXyHiSFP2yPxsk3pPSoaEBjfN.xhfKoAZ2dhd4o069g5Jm07rjlBso4xxXOt"
     "UiIVa0",
     "$2b$04$JDhyJk5Qc5YGhPzlQqkNtec87rux91fCxqI3CjDtxtYMrJUjcEo5e",
@@ -77,7 +77,8 @@ def test_plain_with_a_colon_fits_the_file() -> None:
 
 def test_bcrypt_reads_72_bytes() -> None:
     secret = hash_password("BLF-CRYPT", "x" * 72, rounds=4)
-    assert verify_secret(secret, "x" * 72 + "anything")  # as Dovecot does
+    # Dovecot does the same.
+    assert verify_secret(secret, "x" * 72 + "anything")
     with pytest.raises(Invalid, match="72 bytes"):
         hash_password("BLF-CRYPT", "x" * 73)
 

@@ -1,5 +1,5 @@
-"""Password checks: the cache, the delays, and which answer each caller gets. The clock
-is the test's, nothing is timed."""
+"""Password checks: the cache, the delays, and the answer that each caller gets. The
+test controls the clock."""
 
 import asyncio
 import threading
@@ -24,7 +24,8 @@ none:
 
 
 class World:
-    """A clock, a sleep that only notes, a check that counts."""
+    """A clock, a sleep that only records its calls, and a check of passwords that
+    counts."""
 
     def __init__(self, path: Path) -> None:
         path.write_text(FILE)
@@ -74,7 +75,8 @@ async def test_every_failure_hashes_once(world: World) -> None:
         world.checked.clear()
         await world.fails(user, password, remote="")
         assert len(world.checked) == 1
-        # Of the commonest scheme where there is none of its own.
+        # A user without a password hash is checked against a hash of the commonest
+        # scheme.
         assert world.checked[0][0] == "{PLAIN}x"
 
 
@@ -148,8 +150,8 @@ async def test_the_cache_is_bounded(world: World) -> None:
 
 
 async def test_other_users_times_and_delays(world: World, tmp_path: Path) -> None:
-    """What was remembered under the old time is so no longer than the new one says;
-    failures are not forgotten."""
+    """A password that was remembered is kept only as long as the new setting says.
+    Failures are not forgotten."""
     await world.auth.verify("bob", "x", remote="")
     world.now += 20
     world.auth.use(world.users, cache_ttl_s=30.0, delays_s=[0.0, 1.0])
@@ -182,7 +184,7 @@ async def test_delays_grow_by_address(world: World) -> None:
     assert world.slept == [2, 4, 8, 15, 15, 15]
     await world.fails(remote="192.0.2.2")
     assert len(world.slept) == 6
-    # The right one waits too, then all is forgotten.
+    # The right password waits as well. After it all failures are forgotten.
     await world.auth.verify("bob", "x", remote="192.0.2.1")
     assert world.slept.pop() == 15
     await world.fails()
@@ -219,7 +221,8 @@ def test_addresses_that_count_as_one() -> None:
     assert penalties.delay_s("2001:db8:2::1") == 0
     assert penalties.delay_s("192.0.2.1") == 2
     assert penalties.delay_s("10.1.1.1") == 0
-    assert penalties.delay_s("127.0.0.1") == 2  # loopback too, as in Dovecot
+    # A failure from loopback counts too, as in Dovecot.
+    assert penalties.delay_s("127.0.0.1") == 2
     assert len(penalties) == 3
 
 

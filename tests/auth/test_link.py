@@ -1,4 +1,5 @@
-"""X-OBOX-LINK: two members prove a secret to each other, and nobody else can."""
+"""X-OBOX-LINK: two members prove to each other that they know a secret. Nobody else can
+do that."""
 
 import base64
 import itertools
@@ -50,7 +51,7 @@ def talk(by: LinkSender, to: LinkOwner) -> Challenge | Forward:
 
 
 def changed(line: bytes, at: int) -> bytes:
-    """The same message with one bit that differs."""
+    """Return the message with a single bit changed."""
     data = bytearray(base64.b64decode(line))
     data[at] ^= 1
     return base64.b64encode(data)
@@ -77,14 +78,15 @@ def test_all_secrets_are_accepted_and_the_first_signs() -> None:
 
 
 def test_a_sender_with_another_secret_learns_nothing_and_is_refused() -> None:
-    """Even if it takes the owner's answer for good, as a forger does."""
+    """The sender does not know the owner's secret. It is refused even if it accepts the
+    owner's answer, as a forger would do."""
     forger, to = sender(OTHER), owner()
     answer = base64.b64decode(challenge(to, forger))
     assert len(answer) == len(base64.b64decode(challenge(owner(), sender())))
     blind = sender(UNKNOWN)
     blind._nonce = forger._nonce
     with pytest.raises(LinkRefused, match="not ours"):
-        # It has guessed even the random bytes.
+        # Even a forger that has guessed the random bytes is refused.
         to.step(blind.answer(base64.b64encode(answer)))
 
 
@@ -105,13 +107,15 @@ def test_a_replayed_answer_is_refused() -> None:
 
 
 def test_an_answer_of_an_owner_is_no_answer_of_a_sender() -> None:
-    """What an owner has proved is sent back to it, and to another owner."""
+    """The proof of an owner is sent back to this owner, and to another owner. Both
+    refuse it."""
     by, to = sender(), owner()
     proved = base64.b64decode(challenge(to, by))
     coded = msgspec.msgpack.encode(FORWARD)
     with pytest.raises(LinkRefused):
         to.step(base64.b64encode(proved[32:] + coded))
-    # A sender as an owner: its proof is of another role.
+    # The sender poses as an owner. Its proof belongs to the other role, so it is
+    # refused.
     with pytest.raises(LinkRefused):
         sender().answer(base64.b64encode(proved[:32] + b"p" * 32))
 
@@ -128,7 +132,7 @@ def test_a_sender_takes_no_owner_that_cannot_prove_the_secret() -> None:
 
 
 def test_both_sides_have_to_see_one_certificate() -> None:
-    """Somebody in the middle has a certificate of their own."""
+    """An attacker between the two has another certificate."""
     with pytest.raises(LinkRefused, match="certificate"):
         talk(sender(binding=ANOTHER), owner())
     with pytest.raises(LinkRefused):

@@ -1,4 +1,5 @@
-"""The directory's engines for the conformance suite, each empty for each test."""
+"""The engines of the directory for the conformance suite. Each test begins with an
+empty directory."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from obox.cluster import lmdb as engine
 async def pair(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Directory, Directory]]:
-    """The directory as two members see it. A process opens LMDB once, so there it is
-    one object; other processes are in test_lmdb.py."""
+    """Return the directory as two members see it. A process can open an LMDB file only
+    once, so both members share one object there. test_lmdb.py tests LMDB with several
+    processes."""
     monkeypatch.setattr(engine, "DEADLINE_S", PATIENT_S)
     one: Directory
     other: Directory

@@ -1,4 +1,5 @@
-"""Who serves whom: the pure rules of the directory."""
+"""The rules of the directory that say which backend serves which user. They are pure
+functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who should have how many groups."""
+"""The calculation of how many groups each backend should have."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The directory in a real Cassandra: the conformance suite, the roles of
-docs/cassandra.md, outages, statements."""
+docs/cassandra.md, outages, and statements."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ pytestmark = pytest.mark.needs(*PROGRAMS)
 
 NOW = 1_800_000_000_000_000
 KEYSPACE = ROLE = "obox_test"
-"""In place of the page's "obox": the server may be somebody's."""
+"""The test uses another name than "obox" of the page, because a user of the server may
+have a keyspace of that name."""
 PAGE = (Path(__file__).parent.parent.parent / "docs/cassandra.md").read_text()
 
 
@@ -66,8 +67,8 @@ def site(cassandra_server: CassandraServer, tmp_path_factory: pytest.TempPathFac
 
 
 def for_one_node(statement: str) -> str:
-    """The page's statement on the test's server: one replica, the test's names and
-    passwords."""
+    """Adapt a statement of the page to the test's server: one replica, and the names
+    and passwords of the test."""
     statement = re.sub(r"\bobox", ROLE, statement)
     one = "{'class': 'SimpleStrategy', 'replication_factor': 1}"
     statement = re.sub(r"\{'class': 'NetworkTopologyStrategy'.*?\}", one, statement)
@@ -75,14 +76,14 @@ def for_one_node(statement: str) -> str:
 
 
 async def made(site: Site) -> None:
-    """What `oboxadm cluster init` does."""
+    """Do what `oboxadm cluster init` does."""
     directory = site.open(f"{ROLE}_init")
     await patiently(directory, directory.make)
     await directory.close()
 
 
 async def patiently(directory: Directory, work: Callable[[], Awaitable[object]] | None = None) -> None:
-    """Until the directory answers (again)."""
+    """Wait until the directory answers."""
     async with asyncio.timeout(PATIENT_S):
         while True:
             try:
@@ -94,7 +95,7 @@ async def patiently(directory: Directory, work: Callable[[], Awaitable[object]] 
 
 @pytest.fixture(scope="module", autouse=True)
 def patience() -> Iterator[None]:
-    """A loaded machine is given its time."""
+    """Lengthen the deadlines, because the machine may be loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "DEADLINE_S", PATIENT_S)
         patch.setattr(engine, "_REQUEST_S", PATIENT_S - 1)
@@ -104,10 +105,12 @@ def patience() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def members(site: Site) -> Iterator[tuple[CassandraDirectory, CassandraDirectory]]:
-    """Two members, connected once: they belong to no loop."""
+    """Two members that are connected once for all tests of the module, because they
+    belong to no event loop."""
     both = (site.open(), site.open())
     for member in both:
-        asyncio.run(patiently(member))  # a role and its grants are known a moment later
+        # The server may take a moment until it knows a new role and its grants.
+        asyncio.run(patiently(member))
     yield both
     for member in both:
         asyncio.run(member.close())
@@ -127,7 +130,7 @@ async def pair(superuser: Any, members: tuple[CassandraDirectory, CassandraDirec
 
 
 async def refused(site: Site, role: str, statement: str) -> bool:
-    """Whether a role may not do something, by the server's word."""
+    """Return whether the server answers that a role may not run a statement."""
     from cassandra import Unauthorized
 
     def run() -> bool:
@@ -225,7 +228,7 @@ async def test_a_keyspace_without_a_table_names_the_command(site: Site) -> None:
 
 
 class Relay:
-    """A way to the server that can be cut and mended."""
+    """A TCP relay to the server. A test can cut it and start it again."""
 
     def __init__(self, host: str, port: int, *, at: str = "127.0.0.1") -> None:
         self._to, self._at = (host, port), at
@@ -278,7 +281,8 @@ async def test_it_starts_without_cassandra_and_reconnects_after_a_cut(site: Site
 async def test_a_password_that_is_changed_while_it_runs(
     site: Site, superuser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver gives up where a password is refused; we connect anew."""
+    """The driver stops trying when the server refuses a password. The engine must then
+    connect again with the password that the file has by now."""
     monkeypatch.setattr(engine, "RENEW_S", 1.0)
     await asyncio.to_thread(
         site.server.run,
@@ -309,7 +313,7 @@ async def test_a_password_that_is_changed_while_it_runs(
 
 
 async def test_tls(site: Site, tmp_path: Path) -> None:
-    """The certificate is for 127.0.0.1 alone."""
+    """The certificate of the server is valid only for 127.0.0.1."""
     if site.server.ca is None:
         pytest.skip("needs java: the certificate of another server is not known")
     relay = Relay(site.server.host, site.server.port, at="127.0.0.2")
@@ -344,7 +348,8 @@ async def until_it_fails(directory: Directory) -> None:
 
 
 async def test_the_driver_never_runs_on_the_loop(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connecting, preparing and sending may block."""
+    """The calls that connect, prepare and send may block, so they must run in a
+    thread."""
     from cassandra.cluster import Cluster, Session
 
     threads: dict[str, set[int]] = {}

@@ -20,8 +20,8 @@ from obox.errors import ConfigError, Unavailable
 
 
 async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadline holds while the driver's thread waits, and nobody waits behind it
-    for longer."""
+    """A call ends at the deadline although the driver's thread still waits. A call
+    behind it waits no longer than the deadline either."""
     monkeypatch.setattr(engine, "DEADLINE_S", 0.2)
     silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     directory = open_cassandra(f"cassandra://127.0.0.1:{silent.sockets[0].getsockname()[1]}/obox")
@@ -118,7 +118,7 @@ async def test_nobody_listens_is_unavailable_in_time() -> None:
 
 
 async def test_the_reason_is_a_note_of_the_error() -> None:
-    """Clients see the text of an error, and no host."""
+    """Clients see the text of the error, so it must not name a host."""
     directory = open_cassandra("cassandra://127.0.0.1:1/obox")
     try:
         with pytest.raises(Unavailable) as failure:

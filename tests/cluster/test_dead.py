@@ -1,4 +1,5 @@
-"""When a backend counts as dead: a table of what an observer sees, second by second."""
+"""When a backend counts as dead: each case lists what an observer sees, second by
+second."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ END = 80
 
 @dataclass
 class Scene:
-    """Seconds 0 to END of an observer "me" at site "x", and what it says.
+    """What an observer "me" at site "x" sees in the seconds 0 to END, and which
+    backends it finds dead.
 
-    beats: until which second each other backend's beat advances; reads: the seconds at
-    which the directory answers;
-    own: until which second our own beat arrives; answers: who greets; sites: where
-    others are, "x" if not said.
+    beats: the second until which the beat of each other backend advances;
+    reads: the seconds at which the directory answers;
+    own: the second until which the observer's own beat arrived;
+    answers: the backends that answer when they are greeted;
+    sites: the sites of the other backends, "x" if it is not given.
     """
 
     beats: dict[str, int]
@@ -33,7 +36,8 @@ class Scene:
     back: dict[str, int] = field(default_factory=dict)
 
     def play(self) -> dict[str, int]:
-        """The second at which each is found dead."""
+        """Return for each backend that is found dead the second at which that
+        happens."""
         watch = DeadWatch("me", "x", DEAD_AFTER)
         found: dict[str, int] = {}
         for second in self.reads:
@@ -140,7 +144,7 @@ def test_it_depends_on_nothing_but_what_was_observed() -> None:
 
 
 def dead_watch(beats: dict[str, Beat]) -> tuple[DeadWatch, float]:
-    """A watch that has found "a" dead, and when."""
+    """Return a watch that has found "a" dead, and the second at which it found that."""
     watch, second = DeadWatch("me", "x", DEAD_AFTER), 0
     while "a" not in watch.dead:
         if watch.observe(Observation(float(second), beats, second, {"a": "x"})):
@@ -151,7 +155,8 @@ def dead_watch(beats: dict[str, Beat]) -> tuple[DeadWatch, float]:
 
 @pytest.mark.parametrize("pause", [1.0, DEAD_AFTER], ids=["at once", "after a time without reads"])
 def test_a_backend_that_has_started_again_is_not_dead(pause: float) -> None:
-    """An observer that was suspended would fence the new boot, which serves."""
+    """Otherwise an observer that was suspended would fence the new boot, although that
+    boot serves its users."""
     watch, now = dead_watch({"a": Beat(5, "boot1")})
     watch.observe(Observation(now + pause, {"a": Beat(1, "boot2")}, 100, {"a": "x"}))
     assert watch.dead == set()
@@ -166,7 +171,8 @@ def test_a_time_without_reads_makes_no_dead_backend_live() -> None:
 
 
 def test_a_boot_that_has_begun_since_is_not_named() -> None:
-    """The view may have been read again between `observe` and the fence."""
+    """The member may have read the directory again between `observe` and the fence, and
+    seen a new boot."""
     watch, _ = dead_watch({"a": Beat(5, "boot1")})
     assert watch.boots({"a": Beat(1, "boot2")}) == {}
     assert watch.boots({"a": Beat(5, "boot1")}) == {"a": "boot1"}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from obox.cluster import (
     KEY_BYTES_MAX,
@@ -24,6 +26,7 @@ from obox.cluster import (
     make_settings,
     next_timestamp,
 )
+from obox.errors import ConfigError
 
 NOW = 1_800_000_000_000_000
 
@@ -132,7 +135,8 @@ async def test_clocks_that_are_five_seconds_apart(pair: tuple[Directory, Directo
 
 
 async def test_the_functions_above_an_engine(pair: tuple[Directory, Directory]) -> None:
-    """Settings, view, dump, load and check, once each."""
+    """Call the functions for settings, view, dump, load and check once each, on every
+    engine."""
     one, other = pair
     settings = await make_settings(one, 2, now=lambda: NOW / 1e6, sleep=asyncio.sleep, random_bytes=bytes)
     await one.put(Kind.GROUPS, group_key(0), encode(Assigned("a", 1, 2**64 - 1)), NOW)
@@ -141,7 +145,7 @@ async def test_the_functions_above_an_engine(pair: tuple[Directory, Directory]) 
     assert await view.poll()
     assert view.settings == settings
     assert view.groups == {0: Assigned("a", 1, 2**64 - 1)}
-    # Somebody who knew less.
+    # A member that does not know the newest row writes an older assignment.
     await one.put(Kind.GROUPS, group_key(0), encode(Assigned("b", 0, 1)), NOW + 10)
     assert await view.poll()
     assert await view.write_back("a") == 1
@@ -151,3 +155,23 @@ async def test_the_functions_above_an_engine(pair: tuple[Directory, Directory]) 
     assert await load(one, lines, now=lambda: 1.0) == 3
     assert await dump(one) == lines
     assert [finding.what for finding in await check(one, now=1.0)] == ["unassigned", "bad-owner"]
+
+
+async def test_the_settings_have_a_version_and_newer_ones_are_refused(pair: tuple[Directory, Directory]) -> None:
+    """`cluster init` makes them, `cluster upgrade` raises them, and an older obox does
+    not start."""
+    one, other = pair
+    words: dict[str, Any] = {"now": lambda: NOW / 1e6, "sleep": asyncio.sleep, "random_bytes": bytes}
+    made = await make_settings(one, 2, **words)
+    assert (made.major, made.minor, made.forms) == (1, 0, {})
+    assert await make_settings(other, 7, **words) == made, "the number of groups stays"
+    newer = [
+        (structs.replace(made, forms={"later": 1}), "may write later 1"),
+        (structs.replace(made, major=2), "version 2"),
+    ]
+    for number, (settings, text) in enumerate(newer, 1):
+        await one.put(Kind.SETTINGS, "directory", encode(settings), NOW + number)
+        with pytest.raises(ConfigError, match=text):
+            await View(other, clock=lambda: 1.0, now=lambda: 1.0, sleep=asyncio.sleep).poll()
+    with pytest.raises(ConfigError, match="version 2"):
+        await make_settings(other, 2, **words)

@@ -1,4 +1,5 @@
-"""The directory in memory and its faults: a simulation is worth what its faults are."""
+"""The directory in memory and the faults that it simulates. The simulation of the
+cluster relies on these faults."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def way(to: MemoryReplica, seed: int = 0, **faults: Any) -> MemoryDirectory:
 
 
 async def outcomes(directory: Directory, count: int, work: Callable[[int], Coroutine[Any, Any, object]]) -> int:
-    """How many of `count` raised Unavailable."""
+    """Return how many of `count` calls raised Unavailable."""
     failed = 0
     for number in range(count):
         try:

@@ -1,5 +1,5 @@
-"""What a member knows, while the directory lies, is away, comes back empty, or is newer
-than the code."""
+"""What a member knows of the directory while the directory has old rows, does not
+answer, comes back empty, or has rows of a newer release."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ from obox.cluster import (
     read_settings,
 )
 from obox.cluster import view as module
+from obox.cluster.view import SETTINGS_POLLS
 from obox.errors import ConfigError
+from obox.forms import FORMS, OF_PROXIES, Form
 
 NOTHING = Changes(*[frozenset()] * 6)
 NOW = 1_800_000_000_000_000
@@ -72,7 +74,7 @@ class World:
 
 
 class Memory:
-    """A Keeper in memory."""
+    """A Keeper that keeps the rows in memory."""
 
     def __init__(self) -> None:
         self.kept: Kept | None = None
@@ -121,7 +123,8 @@ def test_listeners_are_told_what_changed_and_nothing_else() -> None:
         await view.poll()
         assert told.pop() == NOTHING._replace(groups=frozenset({1}), members=frozenset({"a"})) == others.pop()
         await world.put(Kind.BEATS, "a", Beat(1))
-        await world.group(1, "a", 1)  # the same again, with a newer timestamp
+        # The row has the same value again, with a newer timestamp.
+        await world.group(1, "a", 1)
         await view.poll()
         assert told == []
         assert view.beats["a"].counter == 1
@@ -269,7 +272,7 @@ def test_a_directory_that_comes_back_empty_is_full_again_after_some_polls() -> N
 
 
 def test_a_row_with_a_lower_number_and_a_later_timestamp_does_not_hold() -> None:
-    """Somebody wrote by an old answer, with a clock that is ahead."""
+    """A member wrote a row from an outdated view, and its clock is ahead."""
 
     async def story(world: World) -> None:
         view = world.view()
@@ -291,7 +294,8 @@ def test_many_who_poll_at_once_share_a_pass_that_begins_after_their_call() -> No
         view = world.view()
         first = asyncio.create_task(view.poll())
         await asyncio.sleep(0.01)
-        await world.group(1, "a", 1)  # may be too late for the first
+        # The first pass may have read the groups before this row was written.
+        await world.group(1, "a", 1)
         assert await asyncio.gather(*(view.poll() for _ in range(100))) == [True] * 100
         assert view.groups == {1: Assigned("a", 1, 7)}
         assert await first
@@ -466,5 +470,32 @@ def test_a_disk_that_is_full_costs_no_poll() -> None:
             assert await view.poll()
             assert await view.poll()
         assert full.saves == 2, "tried again"
+
+    play(story)
+
+
+def test_forms_that_this_code_cannot_read_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend does not start, or it ends. A proxy needs `wire` alone."""
+    monkeypatch.setitem(FORMS, "test", Form(first=1, reads=2))
+
+    async def story(world: World) -> None:
+        await world.put(Kind.SETTINGS, "directory", encode(Settings(4, "0", 1.0, forms={"test": 2})))
+        view = world.view()
+        assert await view.poll()
+        for versions, words in (({"test": 3}, "test 3 .* reads test 2"), ({"more": 1}, "more 1 .* reads more 0")):
+            await world.put(Kind.SETTINGS, "directory", encode(Settings(4, "0", 1.0, forms=versions)))
+            with pytest.raises(ConfigError, match=rf"members may write {words}; install the version of obox"):
+                await world.view().poll()
+            proxy = View(world.writer, clock=lambda: 1.0, now=lambda: 1.0, sleep=asyncio.sleep, forms=OF_PROXIES)
+            assert await proxy.poll()
+        for _ in range(SETTINGS_POLLS - 1):
+            assert await view.poll()
+        with pytest.raises(ConfigError, match="members may write more 1"):
+            await view.poll()
+        memory = Memory()
+        newer = encode(Settings(4, "0", 1.0, forms={"test": 3}))
+        memory.kept = Kept(1.0, {"settings": {"directory": (newer, 1)}})
+        with pytest.raises(ConfigError, match="members may write test 3"):
+            world.view(memory).restore()
 
     play(story)

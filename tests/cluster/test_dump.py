@@ -73,7 +73,7 @@ async def test_a_dump_says_everything_but_beats_and_comes_back_the_same() -> Non
         "kind": "settings",
         "key": "directory",
         "timestamp": NOW,
-        "record": {"groups": 2, "id": "0" * 32, "made": 1.5, "major": 1, "minor": 0},
+        "record": {"groups": 2, "id": "0" * 32, "made": 1.5, "major": 1, "minor": 0, "forms": {}},
     }
     empty = filled({})
     assert await load(empty, lines, now=lambda: 1.0) == len(SOUND)

@@ -1,5 +1,5 @@
-"""The directory of one host, with real processes: killed, stopped, and on the wrong
-file system."""
+"""The directory of a single host, with real processes: killed, stopped, and on a file
+system that LMDB does not support."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ with directory._locked(1e18), directory._env.begin(write=True) as txn:
 
 @contextmanager
 def process(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Runs it until it has said "ready", kills it at the end."""
+    """Run a Python program. Yield when it has printed "ready", and kill it at the
+    end."""
     running = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -76,7 +77,7 @@ def process(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 async def changed(directory: Directory, name: str) -> None:
-    """Waits until another process has written."""
+    """Wait until another process has changed the row of a beat."""
     before = await directory.get(Kind.BEATS, name)
     async with asyncio.timeout(PATIENT_S):
         while await directory.get(Kind.BEATS, name) == before:  # noqa: ASYNC110 - another process writes
@@ -131,7 +132,8 @@ async def test_a_writer_that_is_stopped_costs_unavailable_and_never_a_thread(
                     await directory.put(Kind.GROUPS, "00001", b"b", NOW + 1)
                 assert await directory.get(Kind.GROUPS, "00001") == Row(b"a", NOW), "reads go on"
         assert [line["process"] for line in logs] == [str(other.pid)], "once a minute, and which process"
-        with pytest.raises(Unavailable):  # a member that starts meanwhile
+        # A member that starts meanwhile gets the error as well.
+        with pytest.raises(Unavailable):
             await open_lmdb_again(tmp_path)
         os.kill(other.pid, signal.SIGCONT)
         other.kill()
@@ -143,8 +145,9 @@ async def test_a_writer_that_is_stopped_costs_unavailable_and_never_a_thread(
 
 
 async def open_lmdb_again(path: Path) -> None:
-    """Open the directory as another process would. This process has the path open, so
-    the lock is asked for in another folder's name."""
+    """Try to open the directory as another process would. The call asks for the lock
+    first, which a stopped process holds, so LMDB does not open the same file twice
+    here."""
     directory = engine.LmdbDirectory(path, engine.MAP_BYTES)
     try:
         await directory.open()
@@ -170,8 +173,8 @@ async def test_no_transaction_runs_on_the_loop(tmp_path: Path, monkeypatch: pyte
     opened = lmdb.open
 
     class Watched:
-        """An environment that notes who begins a transaction; LMDB's own class cannot
-        be derived from."""
+        """An LMDB environment that records which threads begin a transaction. It is a
+        wrapper because LMDB's class cannot be derived from."""
 
         def __init__(self, *args: Any, **words: Any) -> None:
             self._env = opened(*args, **words)
@@ -212,8 +215,8 @@ async def test_many_writes_at_once_are_few_transactions(tmp_path: Path, monkeypa
 async def test_polls_of_very_many_rows_leave_the_loop_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """100,000 pinned users, of whom one changes. How long a poll may take is a
-    machine's own matter."""
+    """The directory has 100,000 pinned users, and a single row changes between the
+    polls. The test measures the turns of the loop, not how long a poll takes."""
     monkeypatch.setattr(engine, "DEADLINE_S", 120.0)
     with lmdb.open(str(tmp_path / "cluster"), map_size=engine.MAP_BYTES) as env, env.begin(write=True) as txn:
         txn.put(b"\0format", b"1")
@@ -228,8 +231,9 @@ async def test_polls_of_very_many_rows_leave_the_loop_to_others(
         await directory.put(Kind.PINS, "anna", encode(Assigned("mail-1", number, 1)), NOW + number)
         with turns() as found:
             assert await view.poll()
-        # Threads decode beside the loop: which of them a loaded machine lets run is its
-        # own matter.
+        # The test looks at the loop's turns alone: rows are decoded in threads beside
+        # the loop, and the scheduler of a loaded machine decides when these threads
+        # run.
         assert found.longest_s / found.slowdown <= TURN_S_MAX, found.report()
     assert len(view.pins) == 100_001
     kept = keeper.load()
@@ -253,7 +257,8 @@ async def test_a_full_map_says_so_and_reads_go_on(tmp_path: Path) -> None:
 
 
 async def test_readers_that_died_are_forgotten_at_the_next_start(tmp_path: Path) -> None:
-    # As long as somebody has it open, LMDB itself forgets nobody.
+    # LMDB does not remove the entries of dead readers by itself while a process has the
+    # file open.
     directory = await open_lmdb(tmp_path)
 
     def readers() -> set[str]:

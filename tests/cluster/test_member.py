@@ -1,9 +1,12 @@
-"""What a backend as a member asks of its store."""
+"""What a backend, as a member of a cluster, asks of its store."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import msgspec
+import pytest
 
 from obox.cluster import (
     Assigned,
@@ -31,7 +34,7 @@ GROUPS = 4
 
 
 class Store:
-    """A `world.Store` that serves all groups and counts."""
+    """A `world.Store` that serves all groups and counts the calls."""
 
     def __init__(self) -> None:
         self.now = [1000.0]
@@ -48,6 +51,12 @@ class Store:
 
     def holds(self, unit: str) -> bool:
         return unit in self.units
+
+    def forms(self) -> None:
+        return None
+
+    async def raise_forms(self, wanted: Mapping[str, int]) -> None:
+        raise AssertionError("nothing is raised")
 
     def split(self, group: str, unit: str) -> None:
         raise AssertionError("nobody is pinned")
@@ -74,7 +83,7 @@ class Store:
 
 
 async def make(store: Store) -> tuple[BackendMember, DeadWatch, MemoryDirectory]:
-    """Backend c has been found dead."""
+    """Make a backend "a" that serves all groups and has found backend "c" dead."""
     now = store.now
 
     async def sleep(seconds: float) -> None:
@@ -98,7 +107,8 @@ async def make(store: Store) -> tuple[BackendMember, DeadWatch, MemoryDirectory]
 
 
 async def test_a_dead_backend_that_owns_nothing_is_fenced_once() -> None:
-    """A fence reads the journals of all backends."""
+    """A fence reads the journals of all backends, so it must not be repeated at each
+    step."""
     store = Store()
     member, watch, directory = await make(store)
     for _ in range(5):
@@ -107,14 +117,36 @@ async def test_a_dead_backend_that_owns_nothing_is_fenced_once() -> None:
     await directory.put(Kind.BEATS, "c", encode(Beat(1, "boot8")), 2)
     await member.step()
     assert len(store.gained) == 1
-    watch.dead.add("c")  # it has died again
+    # The backend has died again.
+    watch.dead.add("c")
     for _ in range(5):
         await member.step()
     assert store.gained == [[("c", "boot7")], [("c", "boot8")]]
 
 
+async def test_a_lost_race_fences_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two backends claim the groups of a dead one. The winner fences it."""
+    store = Store()
+    store.units = {}
+    member, _, directory = await make(store)
+    for number in range(GROUPS):
+        await directory.put(Kind.GROUPS, group_key(number), encode(Assigned("c", 2, 7)), 2)
+    put = member.view.put
+
+    async def raced(kind: Kind, key: str, record: msgspec.Struct) -> None:
+        await put(kind, key, record)
+        if isinstance(record, Assigned):
+            other = Assigned("b", record.number, record.token + 1)
+            await directory.put(kind, key, encode(other), 10**18)
+
+    monkeypatch.setattr(member.view, "put", raced)
+    await member.step()
+    assert member.view.groups[0].backend == "b"
+    assert not store.gained
+
+
 async def test_a_login_after_a_suspension_reads_the_rows_first() -> None:
-    """Another backend may have taken the groups over meanwhile."""
+    """Another backend may have taken the groups over during the suspension."""
     store = Store()
     member, _, directory = await make(store)
     await member.step()

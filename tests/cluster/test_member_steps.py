@@ -1,4 +1,4 @@
-"""A member of a cluster, step by step, over a store that only remembers what it was
+"""Members of a cluster, step by step, over a store that only records what it is
 asked."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from obox.cluster import (
     Assigned,
@@ -23,6 +24,7 @@ from obox.cluster import (
     Move,
     Myself,
     Orders,
+    Settings,
     State,
     View,
     World,
@@ -32,19 +34,23 @@ from obox.cluster import (
     user_key,
 )
 from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S, WRITES_AT_ONCE
+from obox.cluster.view import SETTINGS_POLLS
+from obox.forms import FORMS, Form
 from obox.types import StorageId
 
 GROUPS = 12
 
 
 class FakeStore:
-    """`world.Store`: units come and go at once."""
+    """A `world.Store` that gains and loses units at once."""
 
     def __init__(self) -> None:
         self.units: dict[str, tuple[int, int]] = {}
         self.present = "boot1"
         self.unclean: set[tuple[str, str]] = set()
         self.gained: list[tuple[set[str], bool]] = []
+        self.allowed: Mapping[str, int] | None = {}
+        self.raised: list[dict[str, int]] = []
 
     def held(self) -> Mapping[str, tuple[int, int]]:
         return self.units
@@ -55,6 +61,14 @@ class FakeStore:
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         self.units |= {unit: (row.number, row.token) for unit, row in units.items()}
         self.gained.append((set(units), orderly))
+
+    def forms(self) -> Mapping[str, int] | None:
+        return self.allowed
+
+    async def raise_forms(self, wanted: Mapping[str, int]) -> None:
+        assert self.allowed is not None
+        self.raised.append(dict(wanted))
+        self.allowed = {**self.allowed, **wanted}
 
     def split(self, group: str, unit: str) -> None:
         if group in self.units:
@@ -97,6 +111,7 @@ class Fleet:
         self.members: dict[str, BackendMember] = {}
         self.answers = True
         """Whether members greet."""
+        self.joins_as = State.ONLINE
 
     async def sleep(self, seconds: float) -> None:
         self.time += seconds
@@ -115,7 +130,7 @@ class Fleet:
         async def settle() -> None:
             await make_settings(way, GROUPS, now=lambda: self.time, sleep=self.sleep, random_bytes=lambda n: b"r" * n)
 
-        member._myself = Myself(Member("backend", "default", "127.0.0.1"), State.ONLINE, settle)
+        member._myself = Myself(Member("backend", "default", "127.0.0.1"), self.joins_as, settle)
         assert await member._join()
         return member
 
@@ -307,7 +322,7 @@ async def test_a_pin_has_the_highest_number(fleet: Fleet) -> None:
 
 
 async def test_a_pin_that_was_made_while_this_backend_did_not_hear_of_it_is_a_loss(fleet: Fleet) -> None:
-    """The user leaves, and the group stays."""
+    """The old backend gives up the pinned user and keeps the group."""
     owner, other = owner_and_other(fleet)
     await fleet.put(Kind.PINS, SID, Assigned(other, 1, 5))
     await fleet.seconds(3)
@@ -351,7 +366,8 @@ async def test_a_stop_of_all_moves_nothing(fleet: Fleet) -> None:
 
 
 async def test_a_stop_of_one_after_the_other_is_undone_by_their_starts(fleet: Fleet) -> None:
-    """The last backend has everything, and gives it back."""
+    """The backend that stops last has all groups. It gives them back when the others
+    start."""
     await fleet.join("c")
     await fleet.seconds(5)
     before = {name: set(store.units) for name, store in fleet.stores.items()}
@@ -363,14 +379,16 @@ async def test_a_stop_of_one_after_the_other_is_undone_by_their_starts(fleet: Fl
     stopped = fleet.stores["c"]
     for name in ("c", "b", "a"):
         await fleet.join(name)
-    fleet.stores["c"].units = stopped.units  # its local state
+    # The new process has the local state of the old process.
+    fleet.stores["c"].units = stopped.units
     await fleet.seconds(20)
     assert {name: set(store.units) for name, store in fleet.stores.items()} == before
 
 
 async def test_a_share_of_a_backend_that_is_not_there_is_not_nobodys(fleet: Fleet) -> None:
-    """A backend that owns nothing, and never beats, wins no group of a dead backend for
-    long."""
+    """A backend that is registered but never beats owns nothing. For a while the plan
+    gives it a share of the groups of a dead backend; then the backend that is alive
+    gets them."""
     await fleet.put(Kind.MEMBERS, "x", Member("backend", "default", "127.0.0.1"))
     await fleet.seconds(1)
     fleet.answers = False
@@ -403,7 +421,8 @@ async def test_rows_of_very_many_units_are_written_a_part_at_a_time(
 
 
 async def test_a_client_that_comes_before_its_group_has_the_next_pass_begin(fleet: Fleet) -> None:
-    """The row names the backend, which would read it up to a second later."""
+    """The row names this backend. Without the client the backend would read the row up
+    to a second later."""
     b = fleet.members["b"]
     unit = min(fleet.stores["a"].units)
     row = Assigned("b", 99, 1, released=True)
@@ -440,3 +459,105 @@ async def test_passes_are_quick_while_groups_may_come(fleet: Fleet) -> None:
     assert await pause() == QUICK_S
     await fleet.seconds(10)
     assert await pause() == POLL_S, "it holds nothing any more"
+
+
+NEW = Form(first=1, reads=2)
+"""A form that only tests register."""
+
+
+@pytest.mark.parametrize(
+    ("site", "state", "joins"),
+    [
+        ("default", State.ONLINE, State.STANDBY),
+        ("default", State.STANDBY, State.STANDBY),
+        ("default", State.OFFLINE, State.ONLINE),
+        ("default", State.REMOVED, State.ONLINE),
+        ("other", State.ONLINE, State.ONLINE),
+    ],
+)
+async def test_a_new_backend_joins_as_standby_unless_nobody_else_serves_its_site(
+    site: str, state: State, joins: State
+) -> None:
+    """With Cassandra. A backend that the directory knows keeps its state."""
+    fleet = Fleet()
+    fleet.joins_as = State.STANDBY
+    for name in ("a", "b"):
+        await fleet.put(Kind.MEMBERS, name, Member("backend" if name == "b" else "proxy", site, "host"))
+        await fleet.put(Kind.ORDERS, name, Orders(state))
+    member = await fleet.join("c")
+    assert member.view.orders["c"].state is joins
+    await fleet.put(Kind.ORDERS, "c", Orders(State.OFFLINE))
+    member = await fleet.join("c")
+    assert member.view.orders["c"].state is State.OFFLINE
+
+
+async def test_the_first_backend_of_an_empty_cluster_gets_all_groups() -> None:
+    fleet = Fleet()
+    fleet.joins_as = State.STANDBY
+    await fleet.join("a")
+    await fleet.seconds(4)
+    assert len(fleet.stores["a"].units) == GROUPS
+    await fleet.join("b")
+    await fleet.seconds(4)
+    assert not fleet.stores["b"].units
+    await fleet.put(Kind.ORDERS, "a", Orders(State.STANDBY))
+    await fleet.put(Kind.ORDERS, "b", Orders(State.ONLINE))
+    await fleet.seconds(4)
+    assert len(fleet.stores["a"].units) == GROUPS, "standby serves what it has"
+
+
+async def with_forms(fleet: Fleet, **forms: int) -> None:
+    """What `cluster upgrade` writes."""
+    (row,) = (await fleet.directory.all(Kind.SETTINGS)).values()
+    await fleet.put(Kind.SETTINGS, "directory", msgspec.structs.replace(decode(row.value, Settings), forms=forms))
+
+
+async def reading(fleet: Fleet, name: str) -> None:
+    """A member that reads the new form joins."""
+    member = await fleet.join(name)
+    await member.view.put(Kind.MEMBERS, name, msgspec.structs.replace(member._myself.member, reads={"test": 2}))
+
+
+async def test_newer_forms_are_written_after_an_upgrade(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMS, "test", NEW)
+    for name in ("a", "b"):
+        await reading(fleet, name)
+    await fleet.seconds(3)
+    assert not fleet.stores["a"].raised
+    await with_forms(fleet, test=2)
+    await fleet.seconds(SETTINGS_POLLS + 1)
+    assert [fleet.stores[name].raised for name in ("a", "b")] == [[{"test": 2}], [{"test": 2}]], "once"
+
+
+async def test_a_backend_that_comes_in_the_moment_of_an_upgrade_is_waited_for(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cluster upgrade` has not seen it, and it has not seen `cluster upgrade`."""
+    monkeypatch.setitem(FORMS, "test", NEW)
+    for name in ("a", "b"):
+        await reading(fleet, name)
+    await with_forms(fleet, test=2)
+    await fleet.put(Kind.MEMBERS, "old", Member("backend", "default", "127.0.0.1", {}, {"journal": 1}))
+    with capture_logs() as logs:
+        await fleet.seconds(2 * SETTINGS_POLLS)
+    said = [line["backends"] for line in logs if line["event"].startswith("newer forms are not written yet")]
+    assert set(said) == {"old cannot read test 2"}
+    assert len(said) == 2, "each says it once"
+    assert not fleet.stores["a"].raised
+    await fleet.put(Kind.ORDERS, "old", Orders(State.OFFLINE))
+    await fleet.seconds(2)
+    assert fleet.stores["a"].raised == [{"test": 2}]
+
+
+async def test_a_directory_that_was_lost_learns_the_forms_from_the_bucket(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMS, "test", NEW)
+    await reading(fleet, "a")
+    fleet.stores["a"].allowed = None  # before the start it does not know
+    await fleet.seconds(2)
+    fleet.stores["a"].allowed = {"test": 2}
+    await fleet.seconds(2)
+    assert not fleet.stores["a"].raised
+    (row,) = (await fleet.directory.all(Kind.SETTINGS)).values()
+    assert decode(row.value, Settings).forms == {"test": 2}

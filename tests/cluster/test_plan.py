@@ -1,4 +1,4 @@
-"""What a backend does next about its groups: cases of the plan."""
+"""What a backend does next about its groups: a table of cases."""
 
 from __future__ import annotations
 
@@ -282,8 +282,8 @@ def test_groups_go_home_when_their_backend_is_back() -> None:
 
 
 def test_groups_of_a_backend_that_stopped_with_nobody_there_go_home_later() -> None:
-    """It was dead for long enough; a backend that crashed does not get its groups
-    back."""
+    """The backend "c" stopped when no other backend was there, and counts as dead. It
+    gets its groups back when it starts. A backend that crashed does not."""
     dead = {"c": "boot7"}
     stopped = plan(picture(rows=all_of("c"), dead=dead, ending=frozenset("c")))
     assert set(stopped.claim.values()) == {"c"}

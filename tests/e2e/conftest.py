@@ -1,5 +1,5 @@
-"""Backends for end-to-end tests: on a directory, on a real S3 server, and with
-encryption on."""
+"""Backends for end-to-end tests. Their bucket is a directory or a real S3 server, and
+objects may be encrypted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["make", "s3_bucket", "seaweedfs"]
 
 @pytest.fixture
 def backend(make: Callable[..., Backend]) -> Backend:
-    """A backend that runs, on a directory as bucket."""
+    """Start a backend whose bucket is a directory."""
     one = make()
     one.start()
     return one
@@ -24,7 +24,7 @@ def backend(make: Callable[..., Backend]) -> Backend:
 
 @pytest.fixture(params=["file", "seaweedfs", "encrypted"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
-    """[storage] settings of every kind."""
+    """Return the [storage] settings of a kind of bucket."""
     if request.param == "seaweedfs":
         return s3_storage(request.getfixturevalue("s3_bucket"))
     settings: dict[str, object] = {"url": f"file://{tmp_path}/bucket"}

@@ -1,10 +1,10 @@
-"""A crowd at a backend: IMAP sessions that come, work and go, and senders at a steady
-rate, in one loop.
+"""A crowd at a backend: IMAP sessions that connect, work and leave, and senders at a
+steady rate, in a single event loop.
 
-Every answer is looked at: what is not OK or 250 is a complaint. One refusal is
-allowed: a metacache that is full of users in use refuses further users with a temporary
-error. These clients come again, and must get in. What was acknowledged is
-remembered, so that it can be asked for afterwards.
+The crowd checks each answer. An answer other than OK or 250 is a complaint. A single
+refusal is allowed: a metacache that is full of users in use refuses further users with
+a temporary error. These clients come again, and must be served then. The crowd
+remembers the mails that were acknowledged, so that a test can look for them afterwards.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ ANSWER_S = 30.0
 TRIES_MAX = 30
 AGAIN_S = 1.0
 REFUSED = re.compile(r"NO \[UNAVAILABLE\] No room for another user's index|451 4\.3\.0 ")
-"""LMTP says to senders that the storage is not available, and no more."""
+"""LMTP says to senders only that the storage is not available."""
 _LITERAL = re.compile(rb"\{(\d+)\}\r\n$")
 
 
 class Gone(Exception):
-    """The server closed the connection; its last words."""
+    """The server closed the connection. The argument is the last line that it sent."""
 
 
 class Imap:
-    """As little of a client as it takes: whole answers, literals included."""
+    """A minimal IMAP client. It reads whole answers, with their literals."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -56,7 +56,8 @@ class Imap:
                 out += await self._reader.readexactly(int(match[1]))
 
     async def command(self, text: str, literal: bytes | None = None) -> tuple[str, list[bytes]]:
-        """(the tagged answer without its tag, untagged lines). Raises Gone."""
+        """Send a command. Return the tagged answer without its tag, and the untagged
+        lines. Raises Gone."""
         self._count += 1
         tag = b"a%d" % self._count
         self._writer.write(tag + b" " + text.encode())
@@ -88,8 +89,11 @@ class Imap:
 
 @dataclass
 class Crowd:
-    """See the module's text. users: whom sessions and senders choose from; make: a mail
-    from its number."""
+    """The crowd (see the text of the module).
+
+    users: the users from whom sessions and senders choose;
+    make: makes the mail of a number.
+    """
 
     imap_port: int
     lmtp_port: int
@@ -99,7 +103,7 @@ class Crowd:
     seed: int = 1
     complaints: list[str] = field(default_factory=list)
     delivered: dict[str, set[int]] = field(default_factory=dict)
-    """By user: numbers of the mails that were answered 250."""
+    """Numbers of the mails that were answered with 250, by user."""
     appended: dict[str, int] = field(default_factory=dict)
     commands: int = 0
     refused: int = 0
@@ -117,7 +121,8 @@ class Crowd:
     # -- readers ---------------------------------------------------------------------------------------------------
 
     async def session(self, which: int, pause_s: float) -> None:
-        """Log in as one after another, a dozen commands each."""
+        """Log in as random users, one after another, and send a dozen commands as each
+        of them."""
         rng = random.Random(f"{self.seed} session {which}")
         while not self.stopping:
             user = rng.choice(self.users)
@@ -192,7 +197,8 @@ class Crowd:
     # -- senders ---------------------------------------------------------------------------------------------------
 
     async def sender(self, which: int, per_second: float) -> None:
-        """Deliver at a steady rate over one LMTP connection after another."""
+        """Deliver mails at a steady rate. Each LMTP connection sends up to a hundred
+        mails."""
         rng = random.Random(f"{self.seed} sender {which}")
         loop = asyncio.get_running_loop()
         due = loop.time()
@@ -253,7 +259,7 @@ class Crowd:
     # -- all -------------------------------------------------------------------------------------------------------
 
     async def stop(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Let everybody finish what they are doing."""
+        """End all sessions and senders after their current command or mail."""
         self.stopping = True
         with suppress(TimeoutError):
             async with asyncio.timeout(60):

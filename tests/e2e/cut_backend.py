@@ -1,9 +1,10 @@
 """`obox` with a connection to the cluster's directory that a test can cut:
 
-    python cut_backend.py FILE serve -c obox.toml
+python cut_backend.py FILE serve -c obox.toml
 
-While FILE exists, every operation of this process on the directory has no answer, as if
-a switch between the two had failed. All else is the product as it is.
+While FILE exists, each operation of this process on the directory fails without an
+answer, as if a switch between the process and the directory had failed. Everything else
+is unchanged.
 """
 
 from __future__ import annotations

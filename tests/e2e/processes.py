@@ -1,8 +1,9 @@
-"""A real `obox serve` on free ports with directories of its own: started, killed,
-stopped, moved to an empty machine.
+"""A real `obox serve` on free ports with directories of its own. A test can start it,
+kill it, stop it, and move it to an empty machine.
 
-`Backend` is one machine; its log is JSON on stderr, kept in `log` for a test that
-fails. `Proxy` is a cable that can be cut between a backend and its bucket.
+A `Backend` stands for a machine. Its log is JSON on stderr, and is kept in `log` for a
+test that fails. A `Proxy` stands for a cable between a backend and its bucket, which a
+test can cut.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ports import free_port
 from servers import S3Bucket
 
 START_S = 30.0
-"""Until a backend answers; about a second on an idle machine."""
+"""The time until a backend answers. It is about a second on an idle machine."""
 
 STOP_S = 20.0
 
@@ -51,7 +52,8 @@ def s3_storage(bucket: S3Bucket, endpoint: str = "") -> dict[str, object]:
 
 
 def toml(value: object) -> str:
-    """A TOML value: what the configurations here need of it."""
+    """Format a value for TOML. The function knows the types that these configurations
+    have."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)
@@ -59,8 +61,10 @@ def toml(value: object) -> str:
 
 @dataclass
 class Backend:
-    """See the module's text. storage: the [storage] settings; sections: more settings,
-    by section."""
+    """A backend (see the text of the module).
+
+    storage: the [storage] settings; sections: more settings, by section.
+    """
 
     home: Path
     storage: dict[str, object]
@@ -162,13 +166,14 @@ class Backend:
         shutil.rmtree(self.state)
 
     def moved(self, home: Path, name: str) -> Backend:
-        """Another machine over the same bucket."""
+        """Return a backend for another machine that uses the same bucket and the same
+        users."""
         return Backend(home, self.storage, name, self.sections, (self.home / "users").read_text())
 
     # -- what it says ----------------------------------------------------------------------------------------------
 
     def events(self, event: str = "") -> list[dict[str, Any]]:
-        """Lines of the log; a line that is no JSON is a bug of ours."""
+        """Return the lines of the log. A line that is not JSON is a bug of obox."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         return [line for line in lines if event in ("", line["event"])]
 
@@ -180,8 +185,8 @@ class Backend:
         return found[count - 1]
 
     def journal_written(self) -> None:
-        """Return when the bucket has all that was acknowledged: the journal has nothing
-        left to write."""
+        """Return when the bucket has all acknowledged changes, and the journal has
+        nothing left to write."""
         deadline = time.monotonic() + START_S
         while self.metric("obox_store_journal_late_seconds") > 0:
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
@@ -197,14 +202,14 @@ class Backend:
             connection.close()
 
     def metric(self, name: str) -> float:
-        """The value of one line of /metrics, its labels included."""
+        """Return the value of a line of /metrics. The name includes the labels."""
         for line in self.get("/metrics")[1].splitlines():
             if line.startswith(name + " "):
                 return float(line.rsplit(" ", 1)[1])
         raise AssertionError(f"no metric {name}")
 
     def requests(self) -> dict[str, float]:
-        """Requests to the bucket by 'op kind'."""
+        """Return the numbers of requests to the bucket, by 'operation kind'."""
         out = {}
         for line in self.get("/metrics")[1].splitlines():
             if line.startswith("obox_objectstore_requests_total{"):
@@ -228,13 +233,14 @@ class Backend:
             raise
 
     def deliver(self, mail: bytes, *users: str, unix: bool = False) -> list[tuple[int, bytes]]:
-        """Send a mail by LMTP; the reply for each recipient."""
+        """Deliver a mail by LMTP. Return the reply for each recipient."""
         return lmtp(str(self.unix) if unix else ("127.0.0.1", self.lmtp), mail, list(users or USERS[:1]))
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
-    """Make backends; what still runs at the end of the test is killed."""
+    """Return a function that makes backends. A backend that still runs at the end of
+    the test is killed."""
     made: list[Backend] = []
 
     def backend(**more: object) -> Backend:
@@ -250,8 +256,9 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
 
 
 def lmtp(address: str | tuple[str, int], mail: bytes, recipients: list[str]) -> list[tuple[int, bytes]]:
-    """One transaction; smtplib knows LMTP's greeting and dots, not its reply for each
-    recipient (RFC 2033 §4.2)."""
+    """Send a mail in a single LMTP transaction, and return a reply for each recipient.
+    smtplib knows the greeting of LMTP and the dots, but it does not read a reply for
+    each recipient (RFC 2033 §4.2)."""
     client = smtplib.LMTP(timeout=PATIENT_S) if isinstance(address, tuple) else smtplib.LMTP(address)
     replies = []
     try:
@@ -270,8 +277,8 @@ def lmtp(address: str | tuple[str, int], mail: bytes, recipients: list[str]) -> 
         code, text = client.docmd("DATA")
         assert code == 354, text
         body = b"".join(b"." + line if line.startswith(b".") else line for line in mail.splitlines(keepends=True))
-        # splitlines splits at more than line ends for str, not for bytes: only \n, \r
-        # and \r\n.
+        # bytes.splitlines splits only at \n, \r and \r\n. str.splitlines splits at
+        # further characters.
         client.send(body + b".\r\n")
         return [client.getreply() if code == 250 else (code, text) for code, text in replies]
     finally:
@@ -279,7 +286,8 @@ def lmtp(address: str | tuple[str, int], mail: bytes, recipients: list[str]) -> 
 
 
 class Proxy:
-    """TCP from a free port to `target` in threads, until it is cut."""
+    """Forward TCP connections from a free port to `target` in threads, until the test
+    cuts them."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
@@ -289,13 +297,13 @@ class Proxy:
         self._lock = threading.Lock()
 
     def join(self) -> None:
-        """Listen and pass on."""
+        """Listen, and forward connections."""
         listener = socket.create_server(("127.0.0.1", self.port), backlog=100)
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def cut(self) -> None:
-        """Refuse new connections and break those there are."""
+        """Refuse new connections, and break the connections that are open."""
         listener, self._listener = self._listener, None
         if listener is not None:
             with suppress(OSError):
@@ -336,8 +344,8 @@ class Proxy:
 
 
 def everything(client: IMAPClient) -> dict[str, Any]:
-    """All that a client can see: mailboxes, UIDs, flags, dates, bodies, subscriptions;
-    HIGHESTMODSEQ apart."""
+    """Return all that a client can see: mailboxes, UIDs, flags, dates, bodies and
+    subscriptions. HIGHESTMODSEQ is left out."""
     out: dict[str, Any] = {"subscribed": sorted(name for _, _, name in client.list_sub_folders())}
     for flags, _, name in client.list_folders():
         if b"\\Noselect" in flags or b"\\NonExistent" in flags:

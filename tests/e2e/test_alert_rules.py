@@ -1,5 +1,5 @@
-"""The alert rules: a backend of a cluster or a proxy shows each metric that they name,
-and each alert says what to do and where that is described."""
+"""The alert rules: a backend of a cluster or a proxy shows each metric that the rules
+name. Each alert says what to do, and names the page that describes it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from certificates import certificate
 from patience import PATIENT_S
 from ports import free_port
 from processes import Backend
@@ -29,13 +30,15 @@ SELECTOR = r'\b(obox_\w+)(?:\{(\w+)=(~?)"([^"]+)"\})?'
 
 @pytest.fixture
 def shown(make: Callable[..., Backend], tmp_path: Path) -> set[tuple[str, str, str]]:
-    """Name, label and value of each sample that a member and a proxy show; ("name", "",
-    "") for the name alone."""
+    """Return name, label and value of each sample that a member and a proxy show. The
+    tuple ("name", "", "") says that there is a metric of this name."""
     secret = tmp_path / "secret"
     secret.write_text(secrets.token_hex(32) + "\n")
     secret.chmod(0o600)
     cluster = {"directory": f"lmdb://{tmp_path}/cluster", "secret_file": str(secret)}
-    member = make(sections={"cluster": cluster})
+    cert, key = certificate(tmp_path, "member", "member.example")
+    tls = {"cert": [str(cert)], "key": [str(key)]}
+    member = make(sections={"cluster": cluster, "tls": tls})
     member.spawn()
     member.wait_listening()
     port, config = free_port(), tmp_path / "proxy.toml"
@@ -74,7 +77,8 @@ def test_each_metric_of_the_rules_is_shown(shown: set[tuple[str, str, str]]) -> 
     assert len(named) > len(RULES)
     wanted = set()
     for name, label, pattern, value in named:
-        # A counter that is shown only once it has counted does not grow for Prometheus.
+        # A counter must be shown before its first increment. Otherwise Prometheus does
+        # not see the first increment as growth.
         wanted |= {(name, label, one) for one in (value.split("|") if pattern else [value])}
     assert wanted - shown == set()
 

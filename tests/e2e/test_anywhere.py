@@ -1,4 +1,5 @@
-"""`oboxadm` at any member of a cluster does what it does at the backend of the user."""
+"""`oboxadm` has the same effect at each member of a cluster as at the backend of the
+user."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ PATIENCE_S = 60.0
 
 
 def admin(config: Path, *arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Exit code, rows, and what is on stderr."""
+    """Run `oboxadm`. Return the exit code, the rows, and the text on stderr."""
     program = [Path(sys.executable).parent / "oboxadm", "-y", "-c", str(config), "-f", "json", *arguments]
     ended = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S, check=False)
     return ended.returncode, list(json.loads(ended.stdout or "[]")), ended.stderr
@@ -41,7 +42,7 @@ def test_oboxadm_works_for_the_whole_cluster_from_anywhere(pair: tuple[Backend, 
     until(lambda: _served_by(first, other_user, other.name))
     until(lambda: has(other, other_user, 2))
 
-    # verbs of a user, at the wrong backend and at the proxy
+    # The wrong backend and the proxy run verbs for the user.
     for where in (other.config, config):
         code, rows, err = admin(where, "mailbox", "status", "-u", user, "messages", "INBOX")
         assert (code, [row["messages"] for row in rows]) == (0, [2]), err
@@ -51,7 +52,7 @@ def test_oboxadm_works_for_the_whole_cluster_from_anywhere(pair: tuple[Backend, 
         "proxy"
     ] * 2
 
-    # sessions: each once, also those that go on at another backend
+    # Each session is listed once, also a session that is forwarded to another backend.
     clients = {name: imaplib.IMAP4("127.0.0.1", first.imap) for name in (user, other_user)}
     for name, client in clients.items():
         client.login(name, PASSWORD)
@@ -67,7 +68,7 @@ def test_oboxadm_works_for_the_whole_cluster_from_anywhere(pair: tuple[Backend, 
     assert clients[other_user].noop()[0] == "OK"
     assert admin(other.config, "kick", user)[0] == 68
 
-    # local copies, and the end of a user
+    # Verbs for local copies, and the deletion of a user.
     for where in (other.config, config):
         code, rows, err = admin(where, "metacache", "list", "*")
         assert code == 0, err
@@ -79,7 +80,7 @@ def test_oboxadm_works_for_the_whole_cluster_from_anywhere(pair: tuple[Backend, 
     assert "mails" in {row["what"] for row in rows}
     assert admin(owner.config, "mailbox", "status", "-u", user, "messages", "INBOX")[1][0]["messages"] == 0
 
-    # a backend that does not answer is named
+    # The answer names a backend that does not answer.
     owner.kill()
     code, rows, err = admin(other.config, "who")
     assert (code, {row["backend"] for row in rows}) == (75, {other.name})

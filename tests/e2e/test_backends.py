@@ -1,5 +1,5 @@
-"""Two backends on one host and one bucket: a client may connect to either, and neither
-is needed."""
+"""Two backends on the same host and the same bucket: a client may connect to either of
+them, and users are served while either of them is away."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nText\r\n"
 def pair(
     request: pytest.FixtureRequest, make: Callable[..., Backend], tmp_path: Path
 ) -> Iterator[tuple[Backend, Backend]]:
-    """Two members of a cluster that serve. The parameter is `dead_after`."""
+    """Start two members of a cluster that serve users. The parameter is
+    `dead_after`."""
     secret = tmp_path / "secret"
     secret.write_text(secrets.token_hex(32) + "\n")
     secret.chmod(0o600)
@@ -42,7 +43,7 @@ def pair(
 
 
 def until(work: Callable[[], object], patience_s: float = PATIENCE_S) -> float:
-    """Try until it succeeds; how many seconds that took."""
+    """Repeat a call until it succeeds. Return how many seconds that took."""
     began = time.monotonic()
     while True:
         try:
@@ -56,7 +57,8 @@ def until(work: Callable[[], object], patience_s: float = PATIENCE_S) -> float:
 
 
 def has(backend: Backend, user: str, count: int) -> None:
-    """A client at this backend sees so many mails, all of them flagged."""
+    """Assert that a client at this backend sees `count` mails, and that all of them are
+    flagged."""
     with imaplib.IMAP4("127.0.0.1", backend.imap) as client:
         client.login(user, PASSWORD)
         assert client.select("INBOX")[1] == [b"%d" % count]
@@ -102,7 +104,8 @@ def test_a_stop_gives_the_users_to_the_others_and_a_start_brings_them_back(pair:
         assert sum(served().values()) == 64
 
     until(shared)
-    if not served()["second"]:  # the first to start has taken all
+    # The backend that started first may have acquired all groups.
+    if not served()["second"]:
         answer(first, "balance", "-y")
         until(lambda: _has_groups(first, "second"))
     before = served()
@@ -112,12 +115,14 @@ def test_a_stop_gives_the_users_to_the_others_and_a_start_brings_them_back(pair:
     over(at_second)
     stopped = [line["event"] for line in second.events()]
     assert stopped.index("groups released") < stopped.index("stopped")
-    until(lambda: _serves_all(first))  # long before `second` counts as dead
+    # This happens long before `second` would count as dead.
+    until(lambda: _serves_all(first))
     assert first.metric("obox_cluster_fences_total") == 0
     for user in USERS:
         has(first, user, 1)
     second.start()
-    until(lambda: _same(served, before))  # nobody has counted as dead for it
+    # No backend had to count as dead for this.
+    until(lambda: _same(served, before))
     second.signal(signal.SIGUSR1)
     assert second.process is not None
     assert second.process.wait(PATIENCE_S) == 0
@@ -142,13 +147,13 @@ def _same(found: Callable[[], dict[str, int]], wanted: dict[str, int]) -> None:
 
 
 def adm(backend: Backend, *arguments: str) -> subprocess.Popen[str]:
-    """`oboxadm` at this backend."""
+    """Start `oboxadm` for this backend."""
     program = [Path(sys.executable).parent / "oboxadm", "-c", str(backend.config), "-f", "json", "cluster", *arguments]
     return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def over(client: imaplib.IMAP4) -> None:
-    """The backend has ended this session."""
+    """Assert that the backend has ended this session."""
     with pytest.raises((imaplib.IMAP4.abort, OSError)):
         client.noop()
 
@@ -161,8 +166,8 @@ def answer(backend: Backend, *arguments: str) -> list[dict[str, Any]]:
 
 
 def come_back(source: Backend, other: Backend, user: str) -> None:
-    """The backend that was evacuated gets its share of the groups again, and a kick
-    anywhere finds the user."""
+    """Give the evacuated backend its share of the groups again. Then kick the user
+    through a backend that does not serve the user."""
     assert answer(source, "backend", "update", source.name, "--status", "online")[0]["evacuate"] is False
     moves = answer(source, "balance", "-y")
     assert {row["to"] for row in moves} == {source.name}
@@ -200,11 +205,13 @@ def test_a_backend_is_evacuated_under_clients(pair: tuple[Backend, Backend]) -> 
         f"members {other.name}": f"answers, and says that {source.name} serves {user}",
     }
     evacuation = adm(other, "backend", "evacuate", source.name)
-    until(lambda: write(other, user))  # as the evacuation goes on
+    # The user can write while the evacuation goes on.
+    until(lambda: write(other, user))
     out, err = evacuation.communicate(timeout=PATIENCE_S)
     assert evacuation.returncode == 0, err
     assert json.loads(out)[0] == {"backend": source.name, "groups": 0, "status": "standby", "result": "evacuated"}
-    for client in (at_source, at_other):  # both sessions were ended, and say so
+    # Both sessions were ended with a BYE.
+    for client in (at_source, at_other):
         until(lambda client=client: over(client))
     for backend in pair:
         until(lambda backend=backend: has(backend, user, 2))
@@ -212,7 +219,8 @@ def test_a_backend_is_evacuated_under_clients(pair: tuple[Backend, Backend]) -> 
     rows = {row["backend"]: row for row in answer(source, "backend", "status")}
     assert (rows[source.name]["groups"], rows[other.name]["groups"]) == (0, 64)
     assert source.metric("obox_cluster_groups") == 0
-    # A start of two at once may lose some of the groups that it has just acquired.
+    # When two backends start at the same time, each may lose some groups that it has
+    # just acquired.
     for backend in pair:
         of = {
             name: backend.metric(f"obox_cluster_{name}") for name in ("gains_total", "releases_total", "losses_total")

@@ -1,7 +1,8 @@
-"""Programs that people use: curl, mbsync, Postfix, IMAPClient's own live test suite.
+"""Programs that people use: curl, mbsync, Postfix, and IMAPClient's own live test
+suite.
 
-The live suite runs beside the other tests of this module: ten of its seconds are one
-sleep.
+The live suite runs beside the other tests of this module, because it sleeps for ten
+seconds.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def run(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """A directory that other users may enter, as pytest's own is not."""
+    """Make a directory that other users of the system may enter. They cannot enter a
+    temporary directory of pytest."""
     path = Path(tempfile.mkdtemp(prefix="obox-e2e-"))
     path.chmod(0o755)
     yield path
@@ -58,8 +60,8 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def livetest(place: Path) -> Iterator[Callable[[], str]]:
-    """IMAPClient's suite, started now; the call waits for its end and returns what it
-    printed."""
+    """Start IMAPClient's live suite. The returned function waits for its end, and
+    returns what it printed."""
     backend = Backend(place / "livetest", {"url": f"file://{place}/livetest/bucket"})
     backend.start()
     ini = place / "live.ini"
@@ -128,7 +130,8 @@ def mbsync_config(backend: Backend, path: Path) -> Path:
 
 
 def local(path: Path) -> dict[str, dict[str, str]]:
-    """Mails of every Maildir by their unique name, with their flags and content."""
+    """Return the mails of each Maildir by their unique names, with their flags and
+    content."""
     out = {}
     for name in [p.parent for p in path.rglob("cur")]:
         box = mailbox.Maildir(name, create=False)
@@ -154,7 +157,7 @@ CHANGES = (
 
 
 def changes(backend: Backend) -> float:
-    """Commands that change something, so far."""
+    """Return how many commands that change something the backend has run so far."""
     total = 0.0
     for line in backend.get("/metrics")[1].splitlines():
         match = re.match(r'obox_imap_commands_total\{command="([^"]+)",result="[^"]+"\} (.+)', line)
@@ -224,7 +227,8 @@ def test_mbsync_both_ways_and_then_nothing(backend: Backend, tmp_path: Path) -> 
     here = {one["Subject"]: one.get_flags() for one in mailbox.Maildir(mail / "INBOX", create=False)}
     assert here == {"mail 0": "FS", "mail 2": "RS", "mail 4": "", "mail 20": ""}
 
-    # The machine is lost; what mbsync remembers of UIDs and UIDVALIDITY still holds.
+    # The machine is lost. The UIDs and UIDVALIDITY values that mbsync remembers must
+    # still hold.
     backend.journal_written()
     backend.kill()
     backend.lose_state()
@@ -240,7 +244,7 @@ def test_mbsync_both_ways_and_then_nothing(backend: Backend, tmp_path: Path) -> 
 
 @pytest.fixture
 def postfix(place: Path, make: Callable[..., Backend]) -> Iterator[Callable[[str], int]]:
-    """Start Postfix with a next hop for example.org; returns the port to send to."""
+    """Start Postfix with a next hop for example.org. Return the port for mails."""
     if os.geteuid() != 0:
         pytest.skip("needs root: Postfix runs as several users")
     running: list[tuple[Path, subprocess.Popen[bytes]]] = []
@@ -281,7 +285,7 @@ def send(port: int, sender: str, mail: bytes, *recipients: str) -> None:
 
 
 def wait_for(backend: Backend, user: str, count: int) -> list[bytes]:
-    """Mails in a user's INBOX, once there are so many."""
+    """Return the mails of a user's INBOX as soon as there are `count` of them."""
     deadline = time.monotonic() + START_S
     while True:
         with backend.login(user) as client:
@@ -319,7 +323,8 @@ def test_postfix_delivers_by_lmtp(
         if way == "inet":
             return
 
-        # What cannot be delivered comes back at once, and names the reason.
+        # Mails that cannot be delivered bounce at once, and the bounce names the
+        # reason.
         for number, (user, code) in enumerate(
             (("nobody@example.org", b"5.1.1"), ("full@example.org", b"5.2.2"), ("closed@example.org", b"5.2.1")), 2
         ):
@@ -329,7 +334,7 @@ def test_postfix_delivers_by_lmtp(
             assert b"Status: " + code in bounce, bounce
             assert user.encode() in bounce
 
-        # A backend that is away costs time only.
+        # While the backend is away, Postfix keeps the mail and delivers it later.
         backend.kill()
         send(port, "someone@example.net", simple(9), ANNA)
         time.sleep(0.5)
@@ -351,7 +356,7 @@ NOT_OURS = {
     "test_fetch (": "compares Envelope, a dataclass, with assertSequenceEqual; the test below does",
     "test_move (": "without UIDs it calls imaplib's `move`, which does not exist",
 }
-"""Tests of the live suite that fail by no fault of the server."""
+"""Tests of the live suite that fail for a reason that is not a fault of the server."""
 
 
 def test_imapclients_live_suite(livetest: Callable[[], str]) -> None:

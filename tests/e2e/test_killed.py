@@ -1,7 +1,7 @@
-"""kill -9 in the middle of what an administrator has begun: nothing acknowledged is
-missing, and a rerun ends it.
+"""kill -9 in the middle of a verb that an administrator has started. No acknowledged
+change is missing afterwards, and a second run of the verb finishes its work.
 
-Real processes; the moments of the kills come from a seed.
+The processes are real. The moments of the kills come from a seed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECTIONS: dict[str, dict[str, object]] = {
     "metacache": {"close_delay": "0", "upload_interval": "1h"},
 }
 KILL_S = 0.08
-"""The latest moment of a kill: what is cut short takes about as long."""
+"""The latest moment of a kill. The verbs take about as long."""
 
 State = list[tuple[str, str, int, tuple[str, ...], int]]
 
@@ -43,8 +43,8 @@ class Failed(Exception):
 
 
 def ask(backend: Backend, command: str, **params: Any) -> list[dict[str, Any]]:
-    """The rows of a command. Raises Failed; OSError and the like where the process is
-    gone."""
+    """Run a command and return its rows. Raises Failed; OSError and HTTPException if
+    the process is gone."""
     connection = http.client.HTTPConnection("127.0.0.1", backend.http, timeout=PATIENT_S)
     try:
         headers = {"Authorization": "X-Dovecot-API b2YgdGhlIEFQSQ=="}
@@ -61,7 +61,7 @@ def ask(backend: Backend, command: str, **params: Any) -> list[dict[str, Any]]:
 
 
 def state(backend: Backend) -> State:
-    """All that the users have: name, mailbox, UID, flags, size."""
+    """Return all mails of all users: user, mailbox, UID, flags, size."""
     rows = ask(backend, "fetch", allUsers=True, field=["mailbox", "uid", "flags", "size.physical"], query=["ALL"])
     return sorted(
         (row["username"], row["mailbox"], row["uid"], tuple(sorted(row["flags"].split())), row["size.physical"])
@@ -70,14 +70,16 @@ def state(backend: Backend) -> State:
 
 
 def flagged(backend: Backend, word: str) -> None:
-    """A change for all users, acknowledged and in no bundle."""
+    """Change flags of all users. The change is acknowledged, and no bundle has it
+    yet."""
     ask(backend, "flagsAdd", allUsers=True, flag=[word], query=["MAILBOX", "INBOX", "ALL"])
 
 
 def killed_within(
     backend: Backend, chance: random.Random, work: Callable[[], object], within_s: float = KILL_S
 ) -> bool:
-    """Kill a process while `work` asks it; True if that was cut short."""
+    """Kill the backend while `work` waits for it. Return True if the kill cut `work`
+    short."""
     cut = []
 
     def run() -> None:
@@ -95,7 +97,7 @@ def killed_within(
 
 
 def started(backend: Backend) -> None:
-    """Start again, and wait until it serves users."""
+    """Start the backend again, and wait until it serves users."""
     backend.spawn()
     backend.wait_listening()
     deadline = time.monotonic() + PATIENT_S
@@ -115,7 +117,7 @@ def nothing_drifts(backend: Backend) -> None:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """A backend on a directory, with a few mails for everybody."""
+    """A backend whose bucket is a directory, with a few mails for each user."""
     home = tmp_path_factory.mktemp("killed")
     backend = Backend(home / "first", {"url": f"file://{home}/bucket"}, "first", SECTIONS, lines())
     started(backend)
@@ -163,7 +165,7 @@ def test_in_the_middle_of(filled: Backend, what: str) -> None:
 
 
 def below(bucket: Path, user: str) -> list[Path]:
-    """What the bucket still has of a user."""
+    """Return the files of a user that the bucket still has."""
     return [path for path in (bucket / user_prefix(StorageId(user))).rglob("*") if path.is_file()]
 
 
@@ -178,7 +180,9 @@ def test_in_the_middle_of_deleting_users(filled: Backend) -> None:
         cuts += killed_within(filled, chance, lambda gone=gone: ask(filled, "oboxUserDelete", users=gone), 0.03)
         started(filled)
         ask(filled, "oboxUserDelete", users=gone, noUserdbLookup=True)
-        time.sleep(0.3)  # what the start still had to do must not bring anybody back
+        # The start goes on with work of the process before it. This work must not
+        # restore a deleted user.
+        time.sleep(0.3)
         assert [path for user in gone for path in below(bucket, user)] == []
         assert not {row["username"] for row in ask(filled, "metacacheList")} & set(gone)
         rest = [row for row in state(filled) if row[0] not in gone]
@@ -196,8 +200,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]
 
 
 def test_in_the_middle_of_a_pull(storage: dict[str, object], tmp_path: Path) -> None:
-    """Source or destination, with and without --clean; at the end the bucket alone has
-    it all."""
+    """Kill the source or the destination, with and without --clean. At the end a third
+    backend finds everything in the bucket."""
     chance = random.Random(str(storage["url"])[:4])
     source = Backend(tmp_path / "source", storage, "source", SECTIONS, lines())
     destination = Backend(tmp_path / "destination", storage, "destination", SECTIONS, lines())
@@ -237,8 +241,8 @@ def test_in_the_middle_of_a_pull(storage: dict[str, object], tmp_path: Path) -> 
 
 
 def until_done(work: Callable[[], object]) -> None:
-    """What has just started may not be ready for everybody, or still be at work with
-    somebody."""
+    """Repeat the work for a while if it fails. A backend that has just started may not
+    be ready for all users yet, or a user may be in use."""
     deadline = time.monotonic() + 15
     while True:
         try:

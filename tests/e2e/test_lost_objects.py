@@ -1,5 +1,5 @@
-"""Objects that somebody deletes from the bucket of a real backend: what its clients
-get, by address, and what stays."""
+"""Somebody deletes objects of mails from the bucket of a real backend. What a client
+gets depends on its address."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ Make = Callable[..., Backend]
 
 
 def lossy(make: Make, tmp_path: Path, mails: int, *lost: int, **imap: object) -> tuple[Backend, list[Path], int]:
-    """A backend that was away while objects of Anna's INBOX were deleted: itself, their
-    files, its /proxy port."""
+    """Make a backend with mails, and move objects of Anna's INBOX away while the
+    backend is stopped. Return the backend, the paths of these objects, and the port for
+    connections with a PROXY header."""
     proxied = free_port()
     backend = make()
     backend.sections = {
@@ -51,7 +52,7 @@ def lossy(make: Make, tmp_path: Path, mails: int, *lost: int, **imap: object) ->
 
 
 class Proxied(IMAPClient):
-    """A client that a proxy says comes from `address`."""
+    """A client behind a proxy whose PROXY header names `address`."""
 
     def __init__(self, port: int, address: str) -> None:
         self.address = address
@@ -76,8 +77,9 @@ def bodies(client: IMAPClient, items: str = "BODY.PEEK[TEXT]") -> dict[int, byte
 
 
 def test_by_the_clients_address(make: Make, tmp_path: Path) -> None:
-    """NO for most, an empty mail for a webmail, and who autofixes expunges: for all,
-    and for good."""
+    """Most clients get NO, and a webmail client gets an empty mail. For a client with
+    autofix_storage obox expunges the lost mails. They are then gone for all clients,
+    also after a restart."""
     backend, files, proxied = lossy(make, tmp_path, 4, 2, 3)
     with backend.login() as client:
         client.select_folder("INBOX")
@@ -123,8 +125,8 @@ def test_by_the_clients_address(make: Make, tmp_path: Path) -> None:
     [("no-after", [1, 3, 4]), ("disconnect-after", [1]), ("disconnect-immediately", [1])],
 )
 def test_what_mbsync_makes_of_it(make: Make, tmp_path: Path, mode: str, came: list[int]) -> None:
-    """Why `no-after` is the default: a client that is disconnected gets nothing behind
-    the bad mail, however often."""
+    """The reason why `no-after` is the default: a client that is disconnected never
+    gets the mails behind the lost mail, even if it connects again."""
     backend, _, _ = lossy(make, tmp_path, 4, 2, fetch_failure=mode)
     config = mbsync_config(backend, tmp_path)
     said = False

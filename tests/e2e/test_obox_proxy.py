@@ -1,5 +1,5 @@
-"""`obox proxy` as a process in front of two backends: its clients do not notice that
-one of them dies."""
+"""`obox proxy` as a process in front of two backends. Its clients do not notice that a
+backend dies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["pair"]
 
 @dataclass
 class Proxy:
-    """A process; ports."""
+    """The process of a proxy, and its ports."""
 
     process: subprocess.Popen[bytes]
     imap: int

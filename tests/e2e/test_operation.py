@@ -1,5 +1,5 @@
-"""What an operator sees: configuration, signals, TLS, probes, metrics, a bucket that
-goes and comes back."""
+"""What an operator sees: configuration, signals, TLS, probes, metrics, and a bucket
+that does not answer for a while."""
 
 from __future__ import annotations
 
@@ -99,8 +99,9 @@ def test_a_second_process_on_the_same_state_is_refused(backend: Backend) -> None
 
 
 def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
-    """Implicit TLS, STARTTLS; no password in clear from elsewhere; SIGHUP takes a new
-    certificate, no broken file."""
+    """Clients can use implicit TLS and STARTTLS. A client from another network cannot
+    send a password without TLS. SIGHUP loads a new certificate, and keeps the old
+    certificate if the new file is broken."""
     certificate(tmp_path, "one")
     tls, proxied = free_port(), free_port()
     backend = make()
@@ -159,8 +160,8 @@ def test_tls_and_reload(make: Callable[..., Backend], tmp_path: Path) -> None:
 
 
 def test_a_reload_uses_what_can_change(make: Callable[..., Backend]) -> None:
-    """SIGHUP: for the next clients, and for a log whose loggers have been in use since
-    the start."""
+    """After SIGHUP the next clients get the new settings. The log gets its new level
+    too, although its loggers have been in use since the start."""
     backend = make()
     backend.start()
     with backend.login() as old:
@@ -189,8 +190,8 @@ def test_a_reload_uses_what_can_change(make: Callable[..., Backend]) -> None:
 
 
 def from_elsewhere(port: int, commands: bytes) -> list[bytes]:
-    """Answers to a client whom a proxy says to be from another network (RFC 5737
-    §3)."""
+    """Send commands as a client of another network, by the word of a proxy, and return
+    the answers. The addresses are those of RFC 5737 §3."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENT_S) as sock:
         sock.sendall(b"PROXY TCP4 192.0.2.1 198.51.100.1 40000 143\r\n" + commands)
         return sock.makefile("rb").read().splitlines()
@@ -257,7 +258,8 @@ def test_probes_metrics_and_log(make: Callable[..., Backend]) -> None:
     assert backend.metric('obox_logins_total{result="failed"}') == 1
     assert all(line["timestamp"].endswith("Z") for line in backend.events())
     assert PASSWORD not in backend.log.read_text()
-    # Draining: a client that stalls keeps the process, the probe says so meanwhile.
+    # The backend drains: a client that stalls keeps the process alive, and the probe
+    # answers 503 meanwhile.
     with socket.create_connection(("127.0.0.1", backend.lmtp)) as stalls:
         stalls.sendall(b"LHLO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<anna@example.org>\r\nDATA\r\n")
         time.sleep(0.2)
@@ -293,7 +295,8 @@ def idling(backend: Backend) -> Iterator[Callable[[int], list[tuple[object, ...]
 
 def test_idle_tells_at_once(backend: Backend) -> None:
     """IDLE reports a delivery, and flags, keywords and an expunge of another session.
-    Each wait here is shorter than every timer of obox, so what comes was pushed."""
+    Each wait here is shorter than every timer of obox, so the backend must have sent
+    the changes at once."""
     with idling(backend) as told, backend.login() as other:
         backend.deliver(simple(1))
         assert (1, b"EXISTS") in told(2)
@@ -326,8 +329,9 @@ def behind(make: Callable[..., Backend], bucket: S3Bucket, cable: Proxy) -> Back
 
 
 def test_a_bucket_that_goes_and_comes_back(make: Callable[..., Backend], s3_bucket: S3Bucket, cable: Proxy) -> None:
-    """What is local is served, what needs the bucket is refused as temporary; then all
-    goes on, nothing is lost."""
+    """During the outage the backend serves what it has locally, and refuses what needs
+    the bucket with a temporary error. Afterwards it serves everything again, and
+    nothing is lost."""
     cable.join()
     backend = behind(make, s3_bucket, cable)
     backend.start()
@@ -338,18 +342,18 @@ def test_a_bucket_that_goes_and_comes_back(make: Callable[..., Backend], s3_buck
         client.fetch([1, 2, 3], ["BODY.PEEK[]"])
         cable.cut()
         assert len(client.fetch([1, 2, 3], ["ENVELOPE", "BODY.PEEK[]"])) == 3
-        # In the synced local commit; the journal is not yet late.
+        # The synced local commit has this change, and the journal is not late yet.
         client.add_flags([1], ["\\Seen"])
 
         with ThreadPoolExecutor() as pool:
-            # A PUT that the outage catches on its way.
+            # The outage begins while the PUT of this delivery is on its way.
             caught = pool.submit(backend.deliver, simple(11))
             deadline = time.monotonic() + START_S
             while backend.metric("obox_store_journal_late_seconds") <= 10:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            # From now on nothing is taken that could be lost, and nobody waits for the
-            # answer.
+            # From now on the backend refuses every change that could be lost. It
+            # answers at once.
             begun = time.monotonic()
             for command in (
                 lambda: client.append("INBOX", simple(10)),
@@ -424,7 +428,8 @@ def test_an_address_that_is_taken_exits_69(make: Callable[..., Backend], backend
 def test_a_stop_without_the_bucket_loses_nothing(
     make: Callable[..., Backend], s3_bucket: S3Bucket, cable: Proxy
 ) -> None:
-    """It ends within its limit; the local state has what could not be flushed."""
+    """The stop ends within its time limit. The local state keeps the changes that could
+    not be flushed."""
     cable.join()
     backend = behind(make, s3_bucket, cable)
     backend.sections = {"server": {"shutdown_timeout": "4s"}}
@@ -448,8 +453,8 @@ def test_a_stop_without_the_bucket_loses_nothing(
 
 
 def test_deliveries_and_sessions_at_once(backend: Backend) -> None:
-    """Four senders and two readers; every mail once, in order of UIDs, and no error in
-    the log."""
+    """There are four senders and two readers. Each mail is stored once, UIDs are in
+    order, and the log has no error."""
     count, senders = 25, 4
     errors: list[BaseException] = []
 

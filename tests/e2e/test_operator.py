@@ -1,9 +1,9 @@
-"""Tried as an operator: every verb on a backend under load, while the indexes are ten
-times what metacache may hold.
+"""The work of an operator: each verb runs on a backend under load, while the indexes
+are ten times as large as metacache may be.
 
-No client sees an error that does not pass (see `crowd`), the caches' bounds hold at
-every sample, and afterwards everything that was acknowledged is there, for a backend
-with empty caches. OBOX_TEST_CROWD=N makes users, room and time N times more.
+Clients see only errors that pass (see `crowd`). The caches are within their bounds at
+each sample. Afterwards a backend with empty caches finds everything that was
+acknowledged. OBOX_TEST_CROWD=N multiplies users, room and time by N.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ MAX_SIZE = (4 << 20) * SCALE
 KEY = "operator's key"
 NO_ROOM = "no room for another user's index"
 PULLED = 5
-"""Users at least whose copies another backend pulls."""
+"""The smallest number of users whose copies another backend must pull."""
 ANSWER_S = 10 * PATIENT_S
-"""For one verb: some open a hundred users in a metacache that holds a tenth of them,
-beside the crowd."""
+"""The time limit for a verb. Some verbs open a hundred users in a metacache that holds
+a tenth of them, beside the crowd."""
 
 CROWD = [f"user{number:05}@example.org" for number in range(USERS)]
 HANDS = {name: f"{name}@example.org" for name in ("kicked", "hands", "deleted", "renamed", "barred")}
-"""Users that the operator works on; nobody else does."""
+"""Users that only the operator works on."""
 
 
 def mail(number: int) -> bytes:
-    """A mail whose index is large: headers that do not compress. Number 0: small."""
+    """Make a mail with a large index: its headers do not compress. Mail 0 is small."""
     rng = random.Random(number)
     filler = b"".join(b"X-Filler-%d: %b\r\n" % (row, rng.randbytes(36).hex().encode()) for row in range(40))
     return (
@@ -60,7 +60,8 @@ def mail(number: int) -> bytes:
 
 
 class Operator:
-    """The HTTP API, one verb at a time; what failed, by verb."""
+    """A client of the HTTP API that runs verbs one after another, and records the verbs
+    that failed."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -72,20 +73,21 @@ class Operator:
         self.done[verb] = self.done.get(verb, 0) + 1
         if kind == "doveadmResponse":
             return payload
-        # A failure of some users has no message of its own: theirs are in `users`.
+        # If a verb fails for some users only, the answer itself has no message: the
+        # messages of these users are in `users`.
         alone = {"user": params.get("user"), "message": payload.get("message", "")}
         failures = payload.get("users") or [alone]
         crowded = [failure["user"] for failure in failures if NO_ROOM in failure["message"]]
         for user in crowded:
             await self._again(verb, {**params, "user": user})
-        # Cleaned meanwhile.
+        # "no local copies" is no failure: the cleaner has dropped the copies meanwhile.
         if len(crowded) < len(failures) and "no local copies" not in alone["message"]:
             self.failed.append(f"{verb} {params}: {payload}")
         return payload
 
     async def _again(self, verb: str, params: dict[str, Any]) -> None:
-        """Ask again a little later for a user for whom there was no room, as clients
-        do."""
+        """Repeat the verb a little later for a user for whom there was no room, as
+        clients do."""
         for _ in range(TRIES_MAX):
             await asyncio.sleep(AGAIN_S)
             kind, payload = await self._ask(verb, params)
@@ -106,8 +108,8 @@ class Operator:
         return kind, payload
 
     async def when_idle(self, verb: str, **params: Any) -> None:
-        """Try again a little later while a user is in use, or was just in use, as an
-        operator would."""
+        """Repeat the verb a little later while a user is in use or was in use just now,
+        as an operator would."""
         for _ in range(60):
             known = len(self.failed)
             await self(verb, **params)
@@ -128,7 +130,7 @@ async def operator(backend: Backend) -> AsyncIterator[Operator]:
 
 
 async def sample(backend: Backend, bounds: list[str], crowd: Crowd) -> None:
-    """Look at the bounds ten times a second."""
+    """Compare the caches with their bounds ten times a second."""
     grace = MAX_SPACE // 10
     async with httpx.AsyncClient(timeout=PATIENT_S) as client:
         while not crowd.stopping:
@@ -143,8 +145,8 @@ async def sample(backend: Backend, bounds: list[str], crowd: Crowd) -> None:
 
 
 async def every_verb(tell: Operator, backend: Backend) -> None:
-    """All of the table but `stop` and `metacachePull`, the caches' verbs several
-    times."""
+    """Run all verbs of the table except `stop` and `metacachePull`, and the verbs of
+    the caches several times."""
     someone = CROWD[0]
     for turn in range(2):
         await tell("metacacheFlush", user=CROWD[turn])
@@ -180,7 +182,7 @@ async def every_verb(tell: Operator, backend: Backend) -> None:
 
 
 async def hands(tell: Operator) -> None:
-    """Changes to the mail of users that belong to the operator."""
+    """Change the mail of users that only the operator works on."""
     mine = {"user": HANDS["hands"]}
     every = ["mailbox", "INBOX", "all"]
     await tell("mailboxCreate", **mine, mailbox=["Work", "Work/Old"])
@@ -202,7 +204,7 @@ async def hands(tell: Operator) -> None:
 
 
 async def removals(tell: Operator) -> None:
-    """The life of users: made, changed, renamed, deleted."""
+    """Add, change, rename and delete users."""
     await tell("userAdd", user="fresh@example.org", password="fresh")
     await tell("userPassword", user="fresh@example.org", password="fresher")
     await tell("userDisable", user=HANDS["barred"])
@@ -215,7 +217,7 @@ async def removals(tell: Operator) -> None:
 
 
 async def login(client: Imap, user: str) -> None:
-    """Where there is no room for another user, again a little later."""
+    """Log in. If there is no room for another user, try again a little later."""
     for _ in range(TRIES_MAX):
         answer, _ = await client.command(f"LOGIN {user} {PASSWORD}")
         if not REFUSED.match(answer):
@@ -225,7 +227,7 @@ async def login(client: Imap, user: str) -> None:
 
 
 async def visit(backend: Backend, user: str) -> None:
-    """Log in, look, and go."""
+    """Log in, select INBOX, and log out."""
     client = await Imap.connect(backend.imap)
     await login(client, user)
     for text in ("SELECT INBOX", "LOGOUT"):
@@ -248,12 +250,13 @@ async def pulls(tell: Operator, source: Backend) -> None:
     pulled = refused = 0
     try:
         async with operator(second) as there:
-            # At least 20 users; more while too few were pulled, for a copy may be in
-            # use at every try.
+            # Pull at least 20 users, and more while too few were pulled, because a copy
+            # may be in use at each try.
             for number in range(0, len(CROWD) // 2, 5):
                 if number >= 100 and pulled >= PULLED:
                     break
-                # So that the source has something to send.
+                # A visit changes nothing, but it makes the source load the user's
+                # copies, so that it has something to send.
                 await visit(source, CROWD[number])
                 answer = await there(
                     "metacachePull",
@@ -267,8 +270,8 @@ async def pulls(tell: Operator, source: Backend) -> None:
                 pulled, refused = pulled + done, refused + (not done)
             assert pulled >= PULLED, f"{refused} were refused: half of them ask for the latest only, and may be"
             tell.done.update(there.done)
-            # Copies that are in use, or not the latest: that is what the crowd is for,
-            # and no failure of the verb.
+            # The source refuses to send copies that are in use or not the latest. The
+            # crowd makes that happen, so it is no failure of the verb.
             fine = ("1003", "stay at the source")
             tell.failed += [line for line in there.failed if not any(text in line for text in fine)]
     finally:
@@ -281,8 +284,8 @@ def bucket(backend: Backend) -> Path:
 
 @pytest.fixture
 def loaded(make: Callable[..., Backend]) -> Backend:
-    """A backend with a few mails for each of many users; its indexes were made in a
-    large cache."""
+    """Make a backend with a few mails for each of many users. The indexes are written
+    while the cache is large."""
     users = "".join(f"{user}:{{PLAIN}}{PASSWORD}\n" for user in [*PEOPLE, *CROWD, *HANDS.values()])
     backend = make(
         users=users,
@@ -334,7 +337,7 @@ async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backen
     assert crowd.complaints == []
     assert bounds == []
     assert tell.failed == []
-    # test_backends.py.
+    # test_backends.py tests these verbs.
     of_a_cluster = {name for name, spec in TABLE.items() if spec.needs is Needs.DIRECTORY}
     assert set(TABLE) - set(tell.done) - of_a_cluster == {"stop"}, "which comes below"
     assert delivered > 10 * SENDERS, "the load was none"

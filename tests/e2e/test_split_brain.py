@@ -1,7 +1,5 @@
-"""Two backends write the same mailboxes while one is cut off from the directory.
-
-When the connection is back, both show the changes of both.
-"""
+"""Two backends write the same mailboxes while the connection between one of them and
+the directory is cut. When the connection is back, both show the changes of both."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ ROUNDS = 4
 
 @dataclass
 class CutBackend(Backend):
-    """A backend whose way to the directory is cut while `cut` exists."""
+    """A backend that cannot reach the directory while the file `cut` exists."""
 
     @property
     def cut(self) -> Path:
@@ -48,7 +46,7 @@ class CutBackend(Backend):
 
 @pytest.fixture
 def pair(storage: dict[str, object], tmp_path: Path) -> Iterator[tuple[CutBackend, CutBackend]]:
-    """Two members of a cluster that serve."""
+    """Start two members of a cluster that serve users."""
     secret = tmp_path / "secret"
     secret.write_text(secrets.token_hex(32) + "\n")
     secret.chmod(0o600)
@@ -68,7 +66,7 @@ class Told:
 
     def __init__(self) -> None:
         self.uids: dict[tuple[str, int], bytes] = {}
-        """The body under a UID. A UID that is used twice has two."""
+        """The body of the mail that has a UID. A UID with two bodies was used twice."""
         self.number = 0
 
     def mail(self) -> bytes:
@@ -94,8 +92,8 @@ def look(backend: Backend) -> dict[str, Any]:
 
 
 def write(backend: Backend, told: Told, own: str, flag: str) -> None:
-    """Deliver and append mails, set flags, create a mailbox and copy a mail to it, at
-    one of the backends."""
+    """At the given backend: deliver and append mails, set flags, create a mailbox and
+    copy a mail to it."""
     assert [code for code, _ in backend.deliver(told.mail(), ANNA)] == [250]
     with backend.login(ANNA) as client:
         mail = told.mail()
@@ -111,7 +109,8 @@ def write(backend: Backend, told: Told, own: str, flag: str) -> None:
 
 
 def check(backend: Backend, *options: str) -> list[dict[str, Any]]:
-    """What `cluster check` finds; its exit code says that something is wrong."""
+    """Return the findings of `cluster check`. Its exit code is not checked, because
+    there may be findings."""
     out, _ = adm(backend, "check", *options).communicate(timeout=PATIENCE_S)
     return list(json.loads(out))
 
@@ -121,8 +120,8 @@ def serving(backend: Backend, groups: int) -> None:
 
 
 def split(source: CutBackend, other: CutBackend) -> None:
-    """Let both serve all that `source` had: it does not learn that an operator has set
-    it offline."""
+    """Make both backends serve the users of `source`. An operator sets `source`
+    offline, but `source` does not see that, because it cannot reach the directory."""
     had = source.metric("obox_cluster_groups")
     source.cut.touch()
     answer(other, "backend", "update", source.name, "--status", "offline")
@@ -131,7 +130,7 @@ def split(source: CutBackend, other: CutBackend) -> None:
 
 
 def live_apart(source: CutBackend, other: CutBackend, told: Told) -> None:
-    """Both write, and each shows only what it knows."""
+    """Write at both backends. Each backend shows only its own changes."""
     for _ in range(ROUNDS):
         write(source, told, "Mine", "$mine")
         write(other, told, "Theirs", "$theirs")

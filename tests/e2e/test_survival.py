@@ -1,5 +1,5 @@
-"""The main promise: whatever becomes of the machine, the bucket alone gives everything
-back."""
+"""The main promise: the bucket alone is enough to restore everything, whatever happens
+to the machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ ANNA, BEN = USERS
 
 
 def live(backend: Backend) -> None:
-    """Mail in by both ways, then a little of everything that a client does."""
+    """Bring mail in by LMTP and by APPEND, and then use each kind of command that
+    changes something."""
     for number in range(8):
         assert backend.deliver(simple(number), ANNA, unix=number % 2 == 0)[0][0] == 250
     replies = backend.deliver(simple(50), ANNA, "nobody@example.org", BEN, "anna+detail@example.org")
@@ -58,7 +59,8 @@ def look(backend: Backend) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def test_killed_and_the_machine_lost(make: Callable[..., Backend], storage: dict[str, object]) -> None:
-    """Twice: a new machine of the same name, then one of another."""
+    """The machine is lost twice. The first new machine has the same name as the lost
+    machine, and the second has another name."""
     backend = make(storage=storage)
     backend.start()
     live(backend)
@@ -85,7 +87,8 @@ def test_killed_and_the_machine_lost(make: Callable[..., Backend], storage: dict
 
 
 def test_killed_and_started_again_on_its_disk(backend: Backend) -> None:
-    """No second is waited for: a synced local commit is as good."""
+    """The test does not wait until the journal is written: the synced local commit
+    keeps the changes as well."""
     live(backend)
     before, _ = look(backend)
     backend.kill()
@@ -95,14 +98,13 @@ def test_killed_and_started_again_on_its_disk(backend: Backend) -> None:
 
 @pytest.mark.parametrize("storage", ["seaweedfs", "encrypted"], indirect=True)
 def test_every_mail_comes_back_byte_for_byte(make: Callable[..., Backend], storage: dict[str, object]) -> None:
-    """A mail comes back as it is by APPEND, and by LMTP behind the two lines that a
-    delivery adds."""
+    """APPEND returns a mail unchanged. LMTP returns it unchanged behind the two lines
+    that a delivery adds."""
     backend = make(storage=storage)
     backend.start()
     kinds = every_kind()
-    appended = {
-        name: mail for name, mail in kinds.items() if mail
-    }  # an empty literal cancels APPEND (RFC 3502 §6.3.11)
+    # An empty literal cancels APPEND (RFC 3502 §6.3.11).
+    appended = {name: mail for name, mail in kinds.items() if mail}
     over_lmtp = [name for name in kinds if name not in NOT_OVER_LMTP]
     for name in over_lmtp:
         assert backend.deliver(kinds[name])[0][0] == 250, name
@@ -137,7 +139,8 @@ def test_every_mail_comes_back_byte_for_byte(make: Callable[..., Backend], stora
 
 
 def fetch(client: IMAPClient, uid: int, what: str) -> bytes:
-    """The one body that was asked for, whatever the answer calls it."""
+    """Fetch a single body part. The key of the answer may differ from the item that was
+    requested."""
     (answer,) = client.fetch([uid], [what]).values()
     (body,) = (value for key, value in answer.items() if key.startswith(b"BODY["))
     return body or b""
@@ -162,8 +165,9 @@ def test_stopped_clean_needs_no_replay(make: Callable[..., Backend], storage: di
 
 
 def test_stopped_while_clients_are_there(make: Callable[..., Backend]) -> None:
-    """An idle session, one in the middle of a literal, one delivery that stalls: the
-    flush has its half of the time."""
+    """When the backend stops, a session is idle, another is in the middle of a literal,
+    and a delivery stalls. The clients get half of the time limit, and the flush gets
+    the other half."""
     backend = make(sections={"server": {"shutdown_timeout": "4s"}})
     backend.start()
     backend.deliver(simple(1))

@@ -1,5 +1,5 @@
-"""`[server] workers = 2`: one command and one port, and a worker that is killed is not
-missed."""
+"""`[server] workers = 2`: the unit has a single command and a single port. Users are
+served at once when a worker is killed."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from test_backends import PATIENCE_S, until
 MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nText\r\n"
 OBOXADM = Path(sys.executable).with_name("oboxadm")
 NAMES = [f"user{number}@example.org" for number in range(8)]
-"""Enough that each worker has some: their groups are a hash of the name."""
+"""The number of users is large enough that each worker serves some of them: the hash of
+a name decides."""
 
 
 class Unit:
-    """A supervisor with its workers, on `backend`'s ports."""
+    """A supervisor with its workers, on the ports of `backend`."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
     def who_serves(self, user: str) -> str:
-        """The worker that a user's login went to."""
+        """Return the worker that has logged the last login of a user."""
         found = [line for line in self.backend.events("imap login") if line["user"] == user]
         return str(found[-1]["worker"])
 
     def pid(self, worker: str) -> int:
-        """The process of a worker, found by its arguments."""
+        """Return the process id of a worker, found by the arguments of the process."""
         assert self.backend.process is not None
         listed = subprocess.run(
             ["ps", "-o", "pid=,args=", "--ppid", str(self.backend.process.pid)],
@@ -53,7 +54,7 @@ class Unit:
         return int(found.split()[0])
 
     def restarted(self, worker: str, before: int) -> None:
-        """Fails while the process of a worker is still the same, or there is none."""
+        """Assert that the worker has a new process."""
         try:
             assert self.pid(worker) != before
         except ValueError as error:
@@ -111,7 +112,8 @@ def test_a_worker_that_is_killed_is_started_again_and_keeps_its_users(unit: Unit
     assert set(served.values()) == {"first-1", "first-2"}, "both have users"
     for worker in ("first-1", "first-2"):
         os.kill(unit.pid(worker), signal.SIGKILL)
-        for name in NAMES:  # at the first attempt, by the one protocol or the other
+        # The first attempt must succeed, with IMAP as well as with LMTP.
+        for name in NAMES:
             assert worker == "first-1" or unit.count(name) == 2
             unit.deliver(name)
     assert {name: unit.count(name) for name in NAMES} == dict.fromkeys(NAMES, 3)
@@ -143,6 +145,10 @@ def test_oboxadm_treats_the_workers_as_one_server(unit: Unit) -> None:
     until(lambda: _gone(unit, NAMES[0]))
     unit.admin("kick", NAMES[0], code=68)
     unit.admin("mailbox", "list", "-u", "nobody@example.org", code=67)
+    (row,) = unit.admin("obox", "user", "rename", NAMES[0], "renamed")
+    assert (row["storage_id"], row["connections"]) == (NAMES[0], 0)
+    unit.deliver("renamed")
+    assert unit.count("renamed") == 2
     assert unit.admin("stop", "-y", "-t", "20")[-1]["step"] == "end"
     assert unit.backend.process is not None
     assert unit.backend.process.wait(20) == 0
@@ -170,7 +176,7 @@ def test_a_reload_is_all_or_none(unit: Unit, tmp_path: Path) -> None:
     backend.write()
     assert unit.admin("reload") == [{"setting": "log.level", "used": "now"}]
     until(lambda: _all_have(unit, "configuration reloaded"))
-    # A key that a worker cannot read: the supervisor has no use for it.
+    # A worker cannot read this key, and the supervisor does not use it.
     backend.sections["log"] = {"level": "warning"}
     backend.sections["storage"] = {"encryption_keys": {"k1": str(tmp_path / "missing")}}
     backend.write()
@@ -272,7 +278,8 @@ def test_workers_end_with_a_supervisor_that_is_killed_and_the_next_one_waits_for
     for name in NAMES:
         unit.deliver(name)
     before = {name: unit.pid(name) for name in ("first-1", "first-2")}
-    os.kill(before["first-1"], signal.SIGSTOP)  # it cannot end yet
+    # A stopped process cannot end yet.
+    os.kill(before["first-1"], signal.SIGSTOP)
     unit.backend.kill()
     unit.backend.spawn()
     unit.backend.wait_event("worker of an earlier supervisor still runs")
@@ -305,8 +312,8 @@ def test_postfix_hears_where_all_users_are_served(unit: Unit) -> None:
 
 
 def test_nginx_is_answered_with_the_common_address(unit: Unit) -> None:
-    """Its users log in at the port of the unit, with the token, whichever worker they
-    have; nginx-auth of a proxy is in tests/proxy/test_nginx.py."""
+    """All users log in at the port of the unit, with the token, whichever worker serves
+    them. tests/proxy/test_nginx.py tests the nginx-auth of a proxy."""
     key, backend = "a key of sixteen or more characters", unit.backend
     assert backend.stop() == 0
     backend.sections["http"] = {"api_key": key}
@@ -329,7 +336,7 @@ def test_nginx_is_answered_with_the_common_address(unit: Unit) -> None:
 
 
 def test_the_demo_is_a_cluster_whose_workers_may_be_killed(tmp_path: Path) -> None:
-    """The commands of README.md."""
+    """The test runs the commands of README.md."""
     imap = free_port()
     environ = {key: value for key, value in os.environ.items() if not key.startswith("OBOX_")}
     environ |= {"OBOX_IMAP__LISTEN": f"127.0.0.1:{imap}", "OBOX_LMTP__LISTEN": f"127.0.0.1:{free_port()}"}
@@ -346,7 +353,8 @@ def test_the_demo_is_a_cluster_whose_workers_may_be_killed(tmp_path: Path) -> No
             assert len(found) == 3
             for pid in map(int, found):
                 os.kill(pid, signal.SIGKILL)
-                with imaplib.IMAP4("127.0.0.1", imap) as client:  # at once
+                # A login must succeed at once.
+                with imaplib.IMAP4("127.0.0.1", imap) as client:
                     client.login("demo@example.org", "demo")
                     assert client.select("INBOX")[1] == [b"3"]
             serving.terminate()
@@ -356,7 +364,7 @@ def test_the_demo_is_a_cluster_whose_workers_may_be_killed(tmp_path: Path) -> No
 
 
 def _until_ready(lines: Iterable[str]) -> Iterator[str]:
-    """What the demo prints, up to its last line."""
+    """Yield the lines that the demo prints, up to the line that ends its start."""
     for line in lines:
         yield line
         if line.startswith("Stop with Ctrl-C"):

@@ -1,5 +1,5 @@
-"""The checkout goes first on the path: this directory has the package's name and would
-hide an editable install."""
+"""Puts the checkout first on the path. Otherwise this directory, which has the name of
+the package, would hide an editable install."""
 
 import sys
 from pathlib import Path

@@ -32,7 +32,8 @@ from fscache.disk import (
 )
 
 T = TypeVar("T")
-HANG_S = 20.0  # a gate that no test opens gives up then
+# A gate that no test opens lets its callers go after this time.
+HANG_S = 20.0
 
 
 @dataclass
@@ -48,12 +49,11 @@ class File:
 
 
 class MemoryDisk:
-    """Implements `fscache.disk.Disk` with a dict. The dict survives: pass it to the
-    next.
+    """A disk in a dict that implements `fscache.disk.Disk`.
 
-    failing: percent of the operations that fail, chosen by `chance`. `reported` is how
-    many failures were reported to the cache. `most` is the most bytes that the files
-    ever took.
+    The dict survives: pass it to the next disk. failing: percent of the operations that
+    fail, chosen by `chance`. `reported` is how many failures were reported to the
+    cache. `most` is the largest number of bytes that the files ever took.
     """
 
     def __init__(
@@ -66,8 +66,10 @@ class MemoryDisk:
         self.failing = failing
         self.reported = 0
         self.most = 0
-        self.hops = 0  # reads and changes
-        self.removed_while_read: list[str] = []  # which the cache must never do
+        # The numbers of reads and of changes.
+        self.hops = 0
+        # The cache must never remove a file while it is read.
+        self.removed_while_read: list[str] = []
         self._reading: list[str] = []
         self._changed: set[str] = set()
         self._read_ended: Callable[[], None] = lambda: None
@@ -76,7 +78,7 @@ class MemoryDisk:
         return sum(disk_bytes(file.length) for file in self.files.values())
 
     def by_hand(self, name: str, file: File | None) -> None:
-        """Somebody else puts a file, or removes it."""
+        """Write or remove a file as another program does."""
         self._changed.add(name[:2])
         if file is None:
             self.files.pop(name, None)
@@ -156,7 +158,8 @@ class MemoryDisk:
             if name in self._reading:
                 self.removed_while_read.append(name)
             if error := self._fails("remove"):
-                self.reported -= bool(problem)  # a step reports its last error only
+                # A step reports its last error only.
+                self.reported -= bool(problem)
                 kept.append(name)
                 problem = error
             else:
@@ -191,16 +194,17 @@ class MemoryDisk:
 
 
 class GatedFiles(Files):
-    """Real files. Reads and rounds of changes wait while a test has closed their
-    gate."""
+    """Real files. Reads and rounds of changes wait while a test has closed the gate."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.reads, self.rounds = threading.Event(), threading.Event()
         self.reads.set()
         self.rounds.set()
-        self.began = threading.Event()  # a round is under way, or was
-        self.sizes: list[int] = []  # steps of each round
+        # A round is running or has run.
+        self.began = threading.Event()
+        # The number of steps of each round.
+        self.sizes: list[int] = []
 
     def read(self, want: Want) -> Got:
         assert self.reads.wait(HANG_S)
@@ -215,19 +219,20 @@ class GatedFiles(Files):
 
 
 def file_of(path: Path, key: str) -> Path:
-    """Where `FileDisk(path)` keeps the key's object."""
+    """Return the path at which `FileDisk(path)` keeps the object of a key."""
     name = name_of(key)
     return path / name[:2] / name
 
 
 def disk_use(path: Path) -> int:
-    """What the files below `path` take, in whole blocks, as long as nobody changes
-    them."""
+    """Return how many bytes the files below `path` take, in whole blocks. Nothing may
+    change the files meanwhile."""
     sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
     return sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
 
 
 def gated(path: Path, *, timeout_s: float = 60.0) -> tuple[FileDisk, GatedFiles]:
-    """Return a disk of files with gates. A machine under load is no disk that hangs."""
+    """Return a disk of files with gates. Its time limit is long, because a slow machine
+    must not count as a disk that hangs."""
     files = GatedFiles(path)
     return FileDisk(files, timeout_s=timeout_s), files

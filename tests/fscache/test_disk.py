@@ -1,7 +1,8 @@
-"""The contract of a disk, for the disk of files and for the disk in memory.
+"""The contract of a disk. It is tested for the disk of files and for the disk in
+memory.
 
-What the tests of the cache find with a disk in memory holds for real files, because
-both pass this suite.
+Both pass this suite, so what the tests of the cache find with a disk in memory holds
+for real files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DATA = bytes(range(256)) * 40
 
 
 class Case(NamedTuple):
-    """A disk, and another pair of hands on its files."""
+    """A disk, and methods that change its files as another program does."""
 
     disk: Disk
     path: Path
@@ -33,7 +34,7 @@ class Case(NamedTuple):
             return
         path = disks.file_of(self.path, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Foreign: of the right length only.
+        # A foreign file has the right length only.
         path.write_bytes(bytes(file_bytes(key, len(data))))
         os.utime(path, (mtime, mtime))
 
@@ -131,8 +132,8 @@ async def test_steps_run_in_order_and_removing_what_is_missing_is_no_error(case:
 
 
 async def test_other_hands_are_noticed(case: Case) -> None:
-    """Own changes are not disturbance; a comparison says what was added, removed,
-    changed."""
+    """The disk's own changes are no disturbance. A comparison reports files that were
+    added, removed or changed."""
     await opened(case)
     disk = case.disk
     await disk.change([write(key, DATA) for key in ("a", "b", "c")])

@@ -1,4 +1,4 @@
-"""What a caller of the fscache relies on, one thing a test."""
+"""What a caller of the fscache relies on. Each test shows a single property."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 class Source:
-    """Objects and how often each was fetched."""
+    """Objects, and how often each was fetched."""
 
     def __init__(self) -> None:
         self.fetched: list[str] = []
@@ -150,7 +150,8 @@ async def test_a_failed_fetch_fails_all_who_wait_and_nobody_later(cache: Fscache
 
 
 async def test_get_many_leaves_a_place_for_what_is_absent(cache: Fscache) -> None:
-    """Each is fetched once, and nothing is kept of what is not there."""
+    """Each object is fetched once. Nothing is kept for an object that does not
+    exist."""
     asked: list[str] = []
 
     async def fetch(key: str) -> bytes:
@@ -234,7 +235,8 @@ async def test_least_recently_used_goes_first_and_the_bound_holds(tmp_path: Path
         await cache.put(f"k{n}", b"x")
         await cache.flush()
     await cache.get("k0", source.of("k0"))
-    await cache.put("new", bytes(BLOCK_BYTES))  # two blocks with its header
+    # The object and its header take two blocks.
+    await cache.put("new", bytes(BLOCK_BYTES))
     await cache.flush()
     assert disk_use(tmp_path) == cache.stats().bytes == 10 * BLOCK_BYTES
     assert cache.stats().evictions == 2
@@ -244,7 +246,8 @@ async def test_least_recently_used_goes_first_and_the_bound_holds(tmp_path: Path
     assert not cache.peek("huge")
     assert cache.stats().skipped == 1
     await cache.close()
-    cache = open_cache(tmp_path, 4 * BLOCK_BYTES)  # the limit was lowered
+    # The limit was lowered meanwhile.
+    cache = open_cache(tmp_path, 4 * BLOCK_BYTES)
     cache.stats()
     await cache.get("any", source.of("any"))
     await cache.flush()
@@ -262,7 +265,8 @@ async def test_reopen_knows_the_files_and_their_order(tmp_path: Path, source: So
     now += 1000
     assert await cache.get("k0", source.of("k0")) == b"x"
     await cache.close()
-    (tmp_path / "fc" / "new").write_bytes(bytes(100_000))  # killed while writing
+    # The process was killed while it wrote this file.
+    (tmp_path / "fc" / "new").write_bytes(bytes(100_000))
     cache = Fscache(tmp_path / "fc", max_size=10 * BLOCK_BYTES, clock=lambda: now)
     assert await cache.get("k5", source.of("k5")) == b"x"
     await cache.put("new", b"x")
@@ -354,8 +358,8 @@ async def test_drop_and_put_win_over_a_fetch_in_flight(cache: Fscache) -> None:
 
 
 async def test_a_drop_during_a_round_that_has_nothing_to_do(tmp_path: Path) -> None:
-    """What that round was for has been dropped; the next drop must not wait for a later
-    one."""
+    """The object of a round was dropped, so the round has nothing to do. The next drop
+    must not wait for a later round."""
     disk, files = gated(tmp_path / "fc")
     cache = Fscache(disk, max_size=MIB, clock=lambda: 1000.0)
     await cache.put("first", b"x")
@@ -365,7 +369,8 @@ async def test_a_drop_during_a_round_that_has_nothing_to_do(tmp_path: Path) -> N
     files.rounds.clear()
     files.began.clear()
     await cache.put("second", b"x")
-    await asyncio.sleep(0)  # the writer waits for more
+    # The writer then waits for more work.
+    await asyncio.sleep(0)
     await cache.drop("second")
     assert await asyncio.to_thread(files.began.wait, 10)
     assert files.sizes[-1] == 0
@@ -443,8 +448,8 @@ async def test_a_smaller_limit_evicts_at_once_and_a_larger_one_gives_room(cache:
 
 
 async def test_a_smaller_limit_holds_for_what_waits_and_what_is_being_written(tmp_path: Path) -> None:
-    """An object that has become too large evicts nobody; a round that is under way is
-    followed by another."""
+    """An object that is larger than the new limit is not kept, and evicts no other
+    object. After the round that is running another round applies the new limit."""
     disk, files = gated(tmp_path / "fc")
     cache = Fscache(disk, max_size=MIB, clock=lambda: 1000.0)
     await cache.put("old", bytes(50_000))

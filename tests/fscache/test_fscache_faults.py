@@ -1,5 +1,5 @@
-"""The fscache under a slow disk, other people's hands, slow readers, and clients that
-read a huge mail in parts."""
+"""The fscache with a slow disk, with programs that change its files, with slow readers,
+and with clients that read a huge mail in parts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def other() -> bytes:
 
 
 class Large:
-    """An object in a bucket, read by range."""
+    """An object in a bucket that is read by ranges."""
 
     def __init__(self, size: int) -> None:
         self.data = os.urandom(size)
@@ -59,7 +59,8 @@ async def test_a_huge_object_read_in_parts_is_fetched_once(cache: Fscache) -> No
     large = Large(5 * MIB + 1234)
     for low in range(0, len(large.data), 64 << 10):
         assert await cache.read_range("big", low, low + (64 << 10), large) == large.data[low : low + (64 << 10)]
-    assert len(large.asked) == 81  # one for each piece
+    # Each piece is requested once.
+    assert len(large.asked) == 81
     assert sum(high - low for low, high in large.asked) < len(large.data) + PIECE_BYTES
     large.asked.clear()
     assert await cache.read_range("big", MIB - 5, 4 * MIB, large) == large.data[MIB - 5 : 4 * MIB]
@@ -149,7 +150,8 @@ async def test_a_disk_that_hangs_is_not_waited_for_and_comes_back(tmp_path: Path
     await cache.flush()
     while (stats := cache.stats()) and await cache.get("k0", other) != b"again":
         assert cache.stats().errors > stats.errors, "a miss without a reason"
-        await cache.put("k0", b"again")  # the machine was too slow for this timeout
+        # The machine was too slow for this timeout.
+        await cache.put("k0", b"again")
         await cache.flush()
     await cache.close()
 
@@ -175,8 +177,8 @@ async def test_a_change_that_hangs_holds_no_drop_and_no_stop(tmp_path: Path) -> 
 
 
 async def test_hands_are_noticed(cache: Fscache, tmp_path: Path) -> None:
-    """Removed, added, made longer: the accounts follow at the next look, whatever is
-    read meanwhile."""
+    """Another program removes, adds and lengthens files. The next look corrects the
+    counts, whatever is read meanwhile."""
     for n in range(30):
         await cache.put(f"k{n}", bytes(5000))
     await cache.flush()
@@ -200,7 +202,7 @@ async def test_hands_are_noticed(cache: Fscache, tmp_path: Path) -> None:
     assert await cache.get("k21", other) == b"fetched"
     (tmp_path / "fc").rename(tmp_path / "away")
     await cache.look()
-    # What was fetched just now.
+    # These objects were fetched just now.
     assert (cache.stats().files, cache.stats().bytes) == (1, BLOCK_BYTES)
 
 

@@ -1,5 +1,5 @@
-"""The fscache against a dict: random operations, files removed and damaged by hand,
-reopen; the bound after each."""
+"""The fscache compared with a dict: random operations, files that are removed and
+damaged by hand, and reopening. The bound is checked after each operation."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ KEY = st.sampled_from(KEYS)
 SIZES = st.sampled_from([0, 10, 4000, 5000, 8000, 16000])
 BLOCKS_MAX = 16
 LARGE = bytes(range(256)) * 3000
-TIMEOUT_S = 60.0  # a machine under load is no disk that hangs
+# A slow machine must not count as a disk that hangs.
+TIMEOUT_S = 60.0
 
 
 class WatchedFiles(Files):
-    """Calls `look` after each write, in the thread that changes files: nothing moves
-    then."""
+    """A disk that calls `look` after each write, in the thread that changes files, so
+    that no file changes meanwhile."""
 
     def __init__(self, path: Path, look: Callable[[], None]) -> None:
         super().__init__(path)
@@ -42,20 +43,24 @@ class WatchedFiles(Files):
 
 
 class FscacheMachine(RuleBasedStateMachine):
-    """`get` gives the newest data of a key whatever happened to the files; the files
-    never pass the limit."""
+    """`get` returns the newest data of a key, whatever happened to the files. The files
+    never exceed the limit."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dir = Path(tempfile.mkdtemp())
         self.runner = asyncio.Runner()
-        self.objects = {key: key.encode() * 10 for key in KEYS}  # what the source has
-        self.dropped: set[str] = set()  # keys that must not be found without a fetch
+        # What the source has.
+        self.objects = {key: key.encode() * 10 for key in KEYS}
+        # Keys that must not be found without a fetch.
+        self.dropped: set[str] = set()
         self.fetched: list[str] = []
-        self.running: set[str] = set()  # fetches under way, one per key at most
+        # Fetches that are running, at most one for each key.
+        self.running: set[str] = set()
         self.now = 1000.0
         self.blocks_max = BLOCKS_MAX
-        self.passed: list[int] = []  # what the files took when it was too much
+        # The bytes that the files took when they exceeded the limit.
+        self.passed: list[int] = []
         self.open()
 
     def open(self) -> None:
@@ -98,11 +103,13 @@ class FscacheMachine(RuleBasedStateMachine):
                 try:
                     blocks += -(-os.stat(os.path.join(root, name)).st_size // BLOCK_BYTES)
                 except FileNotFoundError:
-                    pass  # removed by a reader, or by hand
+                    # A reader, or the test, has removed the file.
+                    pass
         return blocks * BLOCK_BYTES
 
     def check_accounts(self) -> None:
-        """With nothing under way: never fewer bytes counted than there are."""
+        """While no operation runs, the cache never counts fewer bytes than there
+        are."""
         stats = self.cache.stats()
         assert self.use() <= stats.bytes <= self.blocks_max * BLOCK_BYTES
         assert self.cache.check() == []
@@ -148,8 +155,8 @@ class FscacheMachine(RuleBasedStateMachine):
 
     @rule(key=KEY, start=st.integers(0, 20000), count=st.integers(0, 20000))
     def read_range(self, key: str, start: int, count: int) -> None:
-        """Read a range of an object that never changes: pieces of it may stay when its
-        own key is put again."""
+        """Read a range of an object that never changes. Pieces of the object may stay
+        when its own key is put again."""
 
         async def fetch(low: int, high: int) -> bytes:
             await asyncio.sleep(0)
@@ -160,8 +167,8 @@ class FscacheMachine(RuleBasedStateMachine):
 
     @rule(at_once=st.lists(KEY, max_size=4))
     def rescan(self, at_once: list[str]) -> None:
-        """Right at once, with reads and writes beside it; then there is nothing left to
-        find."""
+        """Rescan beside reads and writes. The counts are right at once, and a second
+        rescan finds no difference."""
 
         async def beside() -> None:
             tasks = [asyncio.create_task(self.cache.put(key, self.objects[key])) for key in at_once]
@@ -176,21 +183,21 @@ class FscacheMachine(RuleBasedStateMachine):
 
     @rule(key=KEY, size=SIZES)
     def add_by_hand(self, key: str, size: int) -> None:
-        """A foreign file under a name of ours: found, counted, never served. The bound
-        is the cache's alone."""
+        """Add a foreign file under a name of the cache. The cache finds and counts it,
+        and never serves it. The bound holds only for files of the cache."""
         self.runner.run(self.cache.flush())
         if self.use() + disk_bytes(size) > self.blocks_max * BLOCK_BYTES:
             return
         path = self.file_of("foreign/" + key)
         there = path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        # What is written in place changes no directory: a rescan finds its size, a read
-        # its content.
+        # Writing into a file does not change its directory. A rescan finds the new
+        # size, and a read finds the new content.
         if there:
             path.write_bytes(bytes(size))
             self.runner.run(self.cache.rescan())
             return
-        # A scan that meets a file while it grows would count a part of it.
+        # A scan that finds a file while it grows would count a part of it.
         whole = self.dir / "by hand"
         whole.write_bytes(bytes(size))
         whole.rename(path)
@@ -211,7 +218,8 @@ class FscacheMachine(RuleBasedStateMachine):
 
     @rule(key=KEY, at=st.integers(0, 10000))
     def damage(self, key: str, at: int) -> None:
-        self.runner.run(self.cache.look())  # the scan at the start is over
+        # The scan at the start has ended.
+        self.runner.run(self.cache.look())
         self.runner.run(self.cache.flush())
         if not self.file_of(key).exists():
             return
@@ -231,7 +239,7 @@ class FscacheMachine(RuleBasedStateMachine):
         self.check_accounts()
         self.blocks_max = blocks
         self.open()
-        # Wakes the writer, which makes the files fit.
+        # This wakes the writer, which makes the files fit.
         self.runner.run(self.cache.put("none", b""))
         self.runner.run(self.cache.flush())
 

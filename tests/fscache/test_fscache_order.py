@@ -1,5 +1,5 @@
-"""What goes first: scans take the place of scans, what is delivered waits for its
-reader, what is read again stays."""
+"""The order of eviction: scans replace scans, a delivered mail stays until its reader
+comes, and what is read again stays."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def test_parts_of_one_mail_count_once_and_a_ghost_is_kept() -> None:
 
 
 def test_on_a_made_log_scans_cost_less_than_with_lru() -> None:
-    """Figures in docs/decisions: here only that the order is worth its lines."""
+    """docs/decisions has the figures. The test shows only that the order is better than
+    LRU."""
     events = list(log(1, scans=True))
     old, reads = lru(iter(events), 1000)
     new, _ = queues(iter(events), 1000)

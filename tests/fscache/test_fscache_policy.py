@@ -1,7 +1,8 @@
-"""What the cache decides, over a disk in memory: nothing depends on threads or on time.
+"""The decisions of the cache, over a disk in memory, so that nothing depends on threads
+or on time.
 
 The disk fails as often as a test says. Whatever fails, a caller gets the right data,
-the files never pass the limit, each failure is counted once, and the accounts add up.
+the files never exceed the limit, each failure is counted once, and the counts add up.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def open_cache(disk: Disk, blocks: int = BLOCKS) -> Fscache:
 
 
 async def work(cache: Fscache, disk: MemoryDisk, chance: random.Random) -> None:
-    """Do something of all that callers do, at random."""
+    """Call each method of the cache that callers use, at random."""
     key = chance.choice(KEYS)
     match chance.randrange(10):
         case 0 | 1 | 2:
@@ -100,7 +101,8 @@ async def test_objects_that_wait_are_written_in_a_single_hop() -> None:
 
 
 async def test_a_file_that_cannot_be_removed_does_not_keep_the_others() -> None:
-    """Its name is tried again last, and what it takes stays counted."""
+    """The cache tries to remove this file again after all others, and counts its bytes
+    until it is removed."""
 
     class Stubborn(MemoryDisk):
         def _fails(self, what: str) -> str:

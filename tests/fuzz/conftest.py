@@ -1,4 +1,5 @@
-"""How long a fuzzer runs: OBOX_FUZZ_SECONDS, 5 by default; CI gives each a minute."""
+"""How long a fuzzer runs: OBOX_FUZZ_SECONDS, which is 5 by default. CI gives each
+fuzzer a minute."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-# Harness: a server and a client.
+# The harness is a server and a client.
 sys.path.insert(0, str(Path(__file__).parent.parent / "imap"))
 
 
 @pytest.fixture
 def fuzz_seconds() -> float:
-    """Seconds of one fuzzer."""
+    """Return how many seconds a fuzzer runs."""
     return float(os.environ.get("OBOX_FUZZ_SECONDS", "5"))

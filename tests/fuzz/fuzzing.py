@@ -1,8 +1,7 @@
-"""What the fuzzers of the doors share: a seed, an end, and what must hold whatever was
-sent.
+"""The common part of the fuzzers: a seed, an end, and what must hold whatever was sent.
 
-`OBOX_FUZZ_SECONDS` says how long each runs, `OBOX_FUZZ_SEED` repeats a run that failed:
-its seed is printed.
+`OBOX_FUZZ_SECONDS` says how long each fuzzer runs. `OBOX_FUZZ_SEED` repeats a run that
+failed, whose seed is printed.
 """
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ from structlog.testing import capture_logs
 from turns import turns
 
 MEMORY_BYTES_MAX = 10 << 20
-"""What memory may grow by in the last LAST_S of a run, once all is closed."""
+"""The memory may grow by so many bytes in the last LAST_S of a run, after all
+connections are closed."""
 LAST_S = 8.0
 
 
 @contextmanager
 def seeded() -> Iterator[random.Random]:
-    """A generator whose seed is printed if the block fails."""
+    """Return a random generator. Its seed is printed if the block fails."""
     seed = int(os.environ.get("OBOX_FUZZ_SEED") or secrets.randbits(32))
     try:
         yield random.Random(seed)
@@ -51,7 +51,8 @@ class _Records(logging.Handler):
 
 @contextmanager
 def no_traceback() -> Iterator[None]:
-    """Neither our log, nor uvicorn's, nor the loop's exception handler has an error."""
+    """Assert that neither obox's log, nor uvicorn's, nor the loop's exception handler
+    has an error."""
     handler, failures = _Records(), []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: failures.append(context))
@@ -69,8 +70,8 @@ def no_traceback() -> Iterator[None]:
 
 
 def memory_bytes() -> int:
-    """What this process holds beside files: after a collection, and what malloc keeps
-    free given back."""
+    """Return the memory of this process without files. Garbage is collected first, and
+    malloc gives its free memory back."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
@@ -80,20 +81,22 @@ def memory_bytes() -> int:
 
 
 async def drive(seconds: float, one: Callable[[], Awaitable[object]], at_once: int = 4) -> int:
-    """Run `one` again and again, some at a time, until the time is over; how often it
-    ran.
+    """Run `one` again and again, several at a time, until the time is over. Return how
+    often it ran.
 
-    The first runs warm caches and code; what is measured comes after: turns of the
-    loop, and what memory has grown by in the last seconds. Over the whole time users
-    rightly keep what they made: mailboxes, names, mails.
+    The first runs fill caches and load code. After them the turns of the loop are
+    measured, and in the last seconds the growth of the memory. What users make during
+    the whole run may stay: mailboxes, names and mails.
     """
     for _ in range(20):
         await one()
     count = before = 0
     gc.collect()
-    # The test's own modules are no part of a collection that falls into a turn.
+    # Garbage of the test's own modules must not be collected in a turn that is
+    # measured.
     gc.freeze()
-    await asyncio.sleep(0)  # the collection is not in a turn that is measured
+    # The collection must not run in a turn that is measured.
+    await asyncio.sleep(0)
     with no_traceback(), turns(mine=False) as found:
         end = time.monotonic() + seconds
 
@@ -108,7 +111,8 @@ async def drive(seconds: float, one: Callable[[], Awaitable[object]], at_once: i
         async with asyncio.TaskGroup() as tasks:
             for _ in range(at_once):
                 tasks.create_task(again(), name="client")
-        await asyncio.sleep(0.1)  # connections that were cut end
+        # Connections that were cut end in this time.
+        await asyncio.sleep(0.1)
     gc.unfreeze()
     grown = memory_bytes() - before
     assert grown <= MEMORY_BYTES_MAX, f"{grown} bytes more after {count} runs"
@@ -117,7 +121,7 @@ async def drive(seconds: float, one: Callable[[], Awaitable[object]], at_once: i
 
 
 class Wire:
-    """A connection that is written to in pieces, and read to its end meanwhile."""
+    """A connection that is written in pieces and read to its end at the same time."""
 
     def __init__(self, rng: random.Random, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._rng = rng
@@ -131,10 +135,11 @@ class Wire:
             while data := await self.reader.read(65536):
                 self.got += data
         except OSError:
-            pass  # reset: as good as an end
+            # A reset counts as an end.
+            pass
 
     async def send(self, data: bytes) -> None:
-        """Cut anywhere, or nowhere."""
+        """Send the bytes, cut at any places or not at all."""
         at = 0
         while at < len(data) and not self._reading.done():
             size = len(data) if self._rng.random() < 0.5 else self._rng.randint(1, 1 + len(data) // 2)
@@ -148,7 +153,7 @@ class Wire:
                 await asyncio.sleep(0)
 
     async def end(self) -> bytes:
-        """Leave in one of the ways that there are; everything that was answered."""
+        """End the connection in a random way. Return everything that was answered."""
         how = self._rng.choice(("eof", "eof", "close", "abort"))
         try:
             if how == "eof" and self.writer.can_write_eof():
@@ -163,8 +168,8 @@ class Wire:
 
 
 def strange_text(rng: random.Random, most: int = 40) -> str:
-    """Text that somebody may take for a name: marks, controls, half surrogates,
-    right-to-left, very long."""
+    """Return text that might be used as a name: with combining marks, control
+    characters, half surrogates or right-to-left characters, or very long."""
     alphabet: Any = rng.choice(
         (
             "abcXYZ09",

@@ -1,4 +1,4 @@
-"""Mails and search keys that somebody made to hurt, from a source of randomness."""
+"""Mails and search keys that an attacker might make, from a source of randomness."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BOUNDARIES = (b"b", b"bb", b"b-", b"", b" ", b"x" * 300, b"b--", b"\xff", b'q"')
 
 
 def long(rng: Rng, most: int) -> int:
-    """A number up to `most`; small numbers are as likely as large numbers."""
+    """Return a number up to `most`. Small numbers are as likely as large numbers."""
     return int(most ** rng.random())
 
 

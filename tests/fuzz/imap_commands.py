@@ -1,5 +1,5 @@
-"""Random IMAP commands: made by the grammar, then perhaps broken. Each comes from one
-`random.Random`."""
+"""Random IMAP commands. The grammar makes a command, and then it may be broken. Each
+command comes from a single `random.Random`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ KEYS: Final = tuple(
 
 
 class Commands:
-    """`make` returns one command with its tag and its CRLF."""
+    """`make` returns a command with its tag and its CRLF."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -75,7 +75,8 @@ class Commands:
         return command + b"\r\n"
 
     def broken(self, command: bytes) -> bytes:
-        """With a few bytes taken out, put in, doubled or repeated very often."""
+        """Return the command with a few bytes removed, inserted, doubled or repeated
+        very often."""
         chance = self.chance
         for _ in range(chance.randint(1, 3)):
             low, high = sorted((chance.randint(0, len(command)), chance.randint(0, len(command))))

@@ -10,16 +10,17 @@ from collections.abc import Iterator
 
 
 def rounds(seconds: float) -> Iterator[random.Random]:
-    """A source of randomness for each round; at least one round.
+    """Yield a source of randomness for each round, and at least one.
 
-    Each seed is printed before its round, so that the last one in a failure's output is
-    the one to repeat: OBOX_FUZZ_SEED=… runs that round alone.
+    Each seed is printed before its round. The last seed in the output of a failure
+    belongs to the round that failed: OBOX_FUZZ_SEED=… runs that round alone.
     """
     given = os.environ.get("OBOX_FUZZ_SEED")
     seed = int(given) if given else int.from_bytes(os.urandom(4), "big")
     end = time.monotonic() + seconds
     gc.collect()
-    gc.freeze()  # what other tests left is not looked through in a turn of ours
+    # A turn of this test must not collect the garbage of other tests.
+    gc.freeze()
     try:
         while True:
             print(f"OBOX_FUZZ_SEED={seed}")

@@ -19,7 +19,7 @@ from obox.admin import TABLE
 
 ANSWER = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [ -~]*\r\n(?:[!-~]+: [ -~]*\r\n)*\r\n")
 NOT_HERE = {"stop", "metacachePull"}
-"""What ends the backend, and what asks other hosts."""
+"""These verbs end the backend, or send requests to other hosts."""
 PATHS = ("/doveadm/v1", "/doveadm/v1/openapi.json", "/doveadm/v1/metacache", "/healthz", "/readyz", "/metrics", "/")
 
 
@@ -28,7 +28,7 @@ def number(rng: random.Random) -> Any:
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
-    """Anything that JSON can say."""
+    """Return any value that JSON can have."""
     kind = rng.randint(0, 9)
     if kind < 2 and depth < 4:
         return [value(rng, depth + 1) for _ in range(rng.randint(0, 4))]
@@ -44,7 +44,7 @@ def value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def fitting(rng: random.Random, kind: str) -> Any:
-    """Mostly of the right type."""
+    """Return a value that mostly has the right type."""
     if rng.random() < 0.2:
         return value(rng)
     if "list" in kind or "Sequence" in kind or "tuple" in kind:
@@ -72,7 +72,7 @@ def call(rng: random.Random) -> list[Any]:
     for field in msgspec.structs.fields(TABLE[name].params):
         if rng.random() < 0.5 and field.encode_name not in ("user", "users", "allUsers"):
             params[field.encode_name] = fitting(rng, str(field.type).split(" Meta", maxsplit=1)[0])
-    # Those that others need stay.
+    # These verbs change users of their own, because other calls need anna.
     if name.startswith("user") or name.startswith("oboxUser"):
         params |= {"user": f"u{rng.randint(0, 5)}"}
     return [name if rng.random() < 0.95 else strange_text(rng), params, rng.choice(("t", "", strange_text(rng)))]
@@ -126,7 +126,8 @@ def request(rng: random.Random, key: bool) -> bytes:
 
 
 def check(answers: bytes) -> int:
-    """Every answer whose head has come is one. Returns how many."""
+    """Check that each answer whose head has arrived is a valid answer. Return how many
+    there are."""
     count, at = 0, 0
     while at < len(answers) and b"\r\n\r\n" in answers[at:]:
         head = ANSWER.match(answers, at)
@@ -159,7 +160,7 @@ async def test_http(tmp_path: Path, fuzz_seconds: float) -> None:
                 wire = Wire(rng, *await opening)
                 head = False
                 for _ in range(rng.choice((1, 1, 2, 4))):
-                    # Not in a turn that is measured.
+                    # The collection must not run in a turn that is measured.
                     made = await asyncio.to_thread(request, rng, key=not local)
                     head = head or made.startswith(b"HEAD")
                     if rng.random() < 0.15:

@@ -15,7 +15,7 @@ from obox import errors
 from obox.lmtp import Envelope, LmtpServer, Recipient, Settings
 
 REPLY = re.compile(rb"[2-5][0-9]{2}(?:-[ -~]*| (?:[245]\.[0-9]{1,3}\.[0-9]{1,3} )?[^\x00-\x1f\x7f]*)\r\n")
-"""RFC 5321 §4.2, RFC 2034 §4; a text may be UTF-8 after SMTPUTF8."""
+"""RFC 5321 §4.2, RFC 2034 §4. A text may be UTF-8 after SMTPUTF8."""
 LIMITS = Settings(
     hostname="mx",
     trusted_networks=("192.0.2.0/24",),
@@ -29,7 +29,7 @@ LIMITS = Settings(
 
 
 class Deliverer:
-    """Keeps nothing; fails as its generator says."""
+    """A deliverer that keeps nothing, and fails when its random generator says so."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -66,7 +66,8 @@ def body(rng: random.Random) -> bytes:
 
 
 def session(rng: random.Random) -> bytes:
-    """Mostly in order, so that mails come through, with anything between."""
+    """Send commands that are mostly in order, so that mails get through, with anything
+    between them."""
     out = [b"LHLO client\r\n"] if rng.random() < 0.9 else []
     for _ in range(rng.randint(1, 6)):
         if rng.random() < 0.2:
@@ -103,7 +104,7 @@ async def test_lmtp(tmp_path: Path, fuzz_seconds: float) -> None:
 
         async def one() -> None:
             wire = Wire(rng, *await asyncio.open_unix_connection(path))
-            # Not in a turn that is measured.
+            # The collection must not run in a turn that is measured.
             await wire.send(await asyncio.to_thread(session, rng))
             answers = await wire.end()
             whole = answers[: answers.rfind(b"\n") + 1]

@@ -1,5 +1,5 @@
-"""Names of users and mailboxes through all doors: IMAP, LMTP and the admin API agree on
-what is one, or refuse."""
+"""Names of users and mailboxes over IMAP, LMTP and the admin API. All three agree on
+which names are the same, or refuse a name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adminservice import Service, running, write_config
 from fuzzing import Wire, drive, seeded, strange_text
 
 ANSWER = re.compile(rb"(?:\* |\+ |[a-z][0-9]+ (?:OK|NO|BAD) )[^\r\n]*\r\n")
-"""A line of an answer; literals are looked at before. RFC 9051 §9."""
+"""A line of an answer, whose literals were checked before. RFC 9051 §9."""
 LITERAL = re.compile(rb"\{([0-9]+)\}\r\n")
 
 
@@ -68,7 +68,7 @@ def well_formed(got: bytes) -> None:
 
 
 async def admin(service: Service, rng: random.Random, user: str, mailbox: str, other: str) -> None:
-    """One or two calls; every answer is one."""
+    """Send one or two calls. Each answer must be valid."""
     calls = [
         ["mailboxCreate", {"user": "anna@example.org", "mailbox": [mailbox]}, "t"],
         ["mailboxStatus", {"user": "anna@example.org", "field": ["messages"], "mailboxMask": [mailbox, other]}, "t"],
@@ -82,7 +82,7 @@ async def admin(service: Service, rng: random.Random, user: str, mailbox: str, o
         ["quotaGet", {"user": user}, "t"],
     ]
     chosen = rng.sample(calls, 2)
-    # Half a surrogate pair is no JSON: the request is refused as a whole.
+    # Half a surrogate pair is not valid JSON, so the whole request is refused.
     got = await service.client.post("/doveadm/v1", json=chosen)
     assert got.status_code in (200, 400)
     if got.status_code == 200:

@@ -1,5 +1,5 @@
-"""Any bytes parse or are refused: no exception, the same events whole or in pieces,
-memory within the limits."""
+"""Any bytes are parsed or refused: there is no exception, the events do not depend on
+how the bytes are cut, and the memory is within the limits."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def test_any_bytes(data: bytes, step: int) -> None:
 @settings(max_examples=100)
 @given(noise)
 def test_a_fresh_line_is_heard_again(data: bytes) -> None:
-    """Noise without literals, ended, does not swallow the command behind it."""
+    """After noise without literals and the end of its line, the parser reads the next
+    command."""
     data = data.replace(b"}", b")")
     events = drive([data + b"\r\nz NOOP\r\n"])
     last = events[-1]

@@ -1,9 +1,9 @@
-"""Random commands for a real server: no traceback, no answer outside the grammar,
-others are served, memory comes back.
+"""Random commands for a real server. The log has no traceback, each answer follows the
+grammar, others are served, and the memory is given back.
 
-Each round is a connection of its own: it sends commands, closes its side, and reads
-until the server has closed too, which has to answer all that came before. A seed is
-printed; OBOX_FUZZ_SEED runs that one again.
+Each round is a connection of its own. It sends commands, closes its side, and reads
+until the server has closed too. The server has to answer all commands before the close.
+The seed is printed; OBOX_FUZZ_SEED runs that round again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ MAILS = (
 
 @contextmanager
 def errors_logged() -> Iterator[list[Any]]:
-    """What is logged as an error or with a traceback; anything else is dropped."""
+    """Collect the log lines that are errors or have a traceback. Other lines are
+    dropped."""
     found: list[Any] = []
 
     def keep(logger: Any, method: str, entry: Any) -> Any:
@@ -56,7 +57,7 @@ def errors_logged() -> Iterator[list[Any]]:
 
     processors = structlog.get_config()["processors"]
     plain = processors.copy()
-    # In place: loggers that exist have this list.
+    # The list is changed in place, because existing loggers refer to it.
     processors[:] = [structlog.processors.add_log_level, keep]
     try:
         yield found
@@ -65,8 +66,8 @@ def errors_logged() -> Iterator[list[Any]]:
 
 
 def anonymous_bytes() -> int:
-    """Memory of the process that is no file's, after what is free has been given back
-    to the system."""
+    """Return the memory of the process without files, after free memory has been given
+    back to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -76,8 +77,8 @@ def anonymous_bytes() -> int:
 
 
 def check(lines: list[bytes], sent: bytes) -> Counter[str]:
-    """Every line is a response; how many of each kind there are. Raises:
-    Ungrammatical."""
+    """Check that each line is a response. Return how many there are of each kind.
+    Raises: Ungrammatical."""
     found: Counter[str] = Counter()
     for line in lines:
         try:
@@ -108,7 +109,8 @@ async def one_round(running: Running, commands: Commands, answers: Counter[str])
         else:
             client.writer.transport.abort()
     except (ConnectionError, OSError, RuntimeError):
-        pass  # the server was first
+        # The server closed the connection first.
+        pass
     async with asyncio.timeout(DEADLINE_S * 3):
         lines = await reading
     answers.update(await asyncio.to_thread(check, lines, sent))
@@ -123,7 +125,8 @@ async def _lines(client: Client) -> list[bytes]:
             while line.endswith(b"}\r\n") and (begin := line.rfind(b"{")) >= 0 and line[begin + 1 : -3].isdigit():
                 line += await client.reader.readexactly(int(line[begin + 1 : -3]))
                 line += await client.reader.readline()
-            if line.endswith(b"\r\n"):  # else the connection was cut
+            # Otherwise the connection was cut.
+            if line.endswith(b"\r\n"):
                 lines.append(line[:-2])
     except (ConnectionError, asyncio.IncompleteReadError):
         pass
@@ -131,7 +134,7 @@ async def _lines(client: Client) -> list[bytes]:
 
 
 async def beside(other: Client, served: list[int]) -> None:
-    """A client that wants to be served all the time."""
+    """Run a client that has to be served all the time."""
     while True:
         await other.ok("NOOP")
         served[0] += 1
@@ -156,7 +159,7 @@ async def test_random_commands(tmp_path: Path, fuzz_seconds: float) -> None:
             other.strict = False
             served = [0]
             waiting = asyncio.ensure_future(beside(other, served))
-            # A cache: it has its bound, but fills slowly.
+            # This cache has a bound, but fills slowly.
             running.store.env.recent.bytes_max = MIB
             gc.collect()
             gc.freeze()
@@ -167,12 +170,13 @@ async def test_random_commands(tmp_path: Path, fuzz_seconds: float) -> None:
             try:
                 with turns(mine=False) as found:
                     while (spent := time.monotonic() - begin) < fuzz_seconds:
-                        # The last half minute at most: what users keep, such as
-                        # mailboxes, grows by right.
+                        # Only the last half minute counts at most: what users keep,
+                        # such as mailboxes, may grow before.
                         if not before and spent > max(fuzz_seconds / 2, fuzz_seconds - 30):
                             before = await asyncio.to_thread(anonymous_bytes)
                         await one_round(running, commands, answers)
-                        if rounds % 20 == 0:  # what was expunged
+                        # New mails take the place of those that were expunged.
+                        if rounds % 20 == 0:
                             for mail in MAILS[:4] + MAILS[5:]:
                                 await first.cmd(b"APPEND INBOX {%d+}\r\n%b" % (len(mail), mail))
                         rounds += 1

@@ -1,5 +1,5 @@
-"""Any bytes on LMTP: no exception, the same answers whole or byte by byte, memory
-within the limits."""
+"""Any bytes over LMTP: there is no exception, the answers do not depend on how the
+bytes are cut, and the memory is within the limits."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Hostile mails over IMAP: FETCH of every section, SEARCH with every key. Nothing but
-answers, in time.
+"""Hostile mails over IMAP: FETCH of each section, and SEARCH with each key. All answers
+are correct and come in time.
 
-A round has its own server, a few mails, and a session that asks all there is to ask.
-What is checked: no SERVERBUG, no BYE, literals as long as they say, ENVELOPE and BODY
-structures in the grammar, sections that are parts of the mail, a SEARCH and its
-negation that share the mails out, the same answer from memory; no turn of the loop
-above 50 ms. The client is in the same loop, so what it does with long answers it does
-in a thread.
+A round has its own server, a few mails, and a session that requests everything. The
+checks are: no SERVERBUG; no BYE; literals have the length that they announce; ENVELOPE
+and BODY structures follow the grammar; sections are parts of the mail; each mail
+matches either a SEARCH or its negation; the answer from memory is the same; no turn of
+the loop takes more than 50 ms. The client is in the same loop, so it handles long
+answers in a thread.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ async def fill(running: Running, sources: list[bytes]) -> None:
 
 
 def paths(value: Any, prefix: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
-    """The part numbers of a BODYSTRUCTURE."""
+    """Return the part numbers of a BODYSTRUCTURE."""
     if isinstance(value[0], list):
         parts = value[: next(at for at, one in enumerate(value) if not isinstance(one, list))]
         found = [path for at, part in enumerate(parts, 1) for path in paths(part, (*prefix, at))]
@@ -58,7 +58,7 @@ def paths(value: Any, prefix: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
 
 
 def checked(lines: list[bytes]) -> list[tuple[int, ...]]:
-    """The part numbers of a mail, after a look at the grammar of STRUCTURES."""
+    """Check the grammar of STRUCTURES. Return the part numbers of the mail."""
     envelope, body, bodystructure = (
         read(line[line.index(b"(") + len(item) + 2 : -1]) for line, item in zip(lines, STRUCTURES, strict=True)
     )
@@ -69,7 +69,8 @@ def checked(lines: list[bytes]) -> list[tuple[int, ...]]:
 
 
 async def answer(client: Client, command: bytes) -> list[bytes]:
-    """The untagged lines. A NO or BAD must have a cause in what the client sent."""
+    """Return the untagged lines. A NO or BAD must have a cause in what the client
+    sent."""
     lines = await client.cmd(command)
     assert lines[-1].startswith((b"OK ", b"BAD ", b"NO ")), (command[:200], lines[-1][:200])
     assert b"SERVERBUG" not in lines[-1], command[:200]
@@ -95,7 +96,7 @@ async def fetch_everything(client: Client, rng: Rng, sources: list[bytes]) -> No
 
 
 def check_sections(line: bytes, source: bytes, start: int, count: int) -> None:
-    """Look at the sections of one part: SECTIONS, and so many octets of the whole from
+    """Check the sections of a part: SECTIONS, and `count` octets of the whole from
     `start` on."""
     cut: list[bytes | None] = []
     at = line.index(b"(") + 1
@@ -127,7 +128,8 @@ async def search_everything(client: Client, rng: Rng, count: int) -> None:
         one = b" ".join([key(rng) for _ in range(rng.randint(1, 4))])
         lines = await answer(client, b"SEARCH " + one)
         if not lines:
-            continue  # a name that no field can have, or beyond a limit
+            # No field can have this name, or the command exceeds a limit.
+            continue
         found = lines[-1].split()[2:]
         if rng.random() < 0.3:
             _search.MEMO.__init__()  # type: ignore[misc]  # as if nobody had searched before
@@ -154,8 +156,8 @@ async def test_mails(tmp_path: Path, fuzz_seconds: float) -> None:
 
 @pytest.mark.parametrize("part", ["fetch", "search"])
 async def test_memory_comes_back(tmp_path: Path, part: str) -> None:
-    """The same session asks again and again about the same mails: nothing is left
-    behind."""
+    """The same session sends the same requests about the same mails again and again.
+    The memory must not grow."""
     rng = next(iter(rounds(0)))
     sources = [mail(rng) for _ in range(4)]
     held: list[int] = []

@@ -1,14 +1,12 @@
-"""A strict parser of what a server may send: RFC 3501 §9 and RFC 9051 §9, with the
-extensions that obox has.
+"""A strict parser of the responses that a server may send: RFC 3501 §9 and RFC 9051 §9,
+with the extensions that obox has.
 
-`parse` takes one response, its literals included and its last CRLF removed, and returns
-it as values, or raises Ungrammatical, which says where. It accepts less than a client
-should: every response code, capability, item and attribute has to be
-written down here, with the arguments that its RFC gives it.
-
-One deviation is allowed, since docs/caveats.md names it: NUL inside the literal of a
-body, for a mail that was delivered with it. `utf8`: quoted strings may be UTF-8 (RFC
-6855, RFC 9051 §9).
+`parse` takes a single response, with its literals and without its last CRLF. It returns
+the response as values, or raises Ungrammatical with the place of the error. It accepts
+less than a client should: each response code, capability, item and attribute is listed
+here with the arguments that its RFC gives it. docs/caveats.md names a single exception,
+which is allowed: NUL inside the literal of a body, for a mail that was delivered with
+it. `utf8`: quoted strings may be UTF-8 (RFC 6855, RFC 9051 §9).
 
 RFC 2971 (ID), 4315 (UIDPLUS), 4731 (ESEARCH), 5161 (ENABLE), 5256 (SORT), 5258 (LIST),
 5530 (codes), 6154 (special use), 7162 (CONDSTORE, QRESYNC), 7889 (APPENDLIMIT), 8438
@@ -56,8 +54,11 @@ EXCLUSIVE = (
 
 
 class Response(NamedTuple):
-    """tag: None for an untagged one, b"+" for a continuation. name: `OK`, `FETCH`, …
-    value: what it says."""
+    """A response.
+
+    tag: None if it is untagged, b"+" for a continuation. name: `OK`, `FETCH`, … value:
+    the content.
+    """
 
     tag: bytes | None
     name: str
@@ -147,7 +148,7 @@ class _Reader(Terminals):
         if separator is not None and len(separator) != 1:
             self.fail("one character as separator")
         self.need(b" ")
-        # No name is the answer to a pattern that is empty.
+        # The answer to an empty pattern has an empty name.
         name = "" if separator is not None and self.take(b'""') else self.mailbox()
         extended: list[Any] = []
         if self.take(b" "):
@@ -420,7 +421,7 @@ class _Reader(Terminals):
         octets = self.number()
         inner = None
         media = kind.upper(), subtype.upper()
-        # Message/global is a basic part: these sessions speak IMAP4rev1.
+        # Message/global is a basic part, because these sessions speak IMAP4rev1.
         if media == (b"MESSAGE", b"RFC822"):
             self.need(b" ")
             envelope = self.envelope()
@@ -533,12 +534,12 @@ class _Reader(Terminals):
 
 
 def parse(line: bytes, *, utf8: bool = False) -> Response:
-    """Return a response. line: with its literals, without its last CRLF. Raises:
-    Ungrammatical."""
+    """Return a response. line: the response with its literals, without its last CRLF.
+    Raises: Ungrammatical."""
     reader = _Reader(line, utf8)
     try:
         return _response(reader, line)
-    # A name that does not decode, a day that is none.
+    # A name that does not decode, or a date that does not exist, is ungrammatical too.
     except (Invalid, ValueError) as error:
         raise Ungrammatical(f"{error}, before {reader.at}: {line[:200]!r}") from None
 

@@ -1,12 +1,12 @@
-"""An IMAP server over a store in memory, or over the real one on a bucket in memory,
-and a client that speaks lines.
+"""An IMAP server over a store in memory, or over the real store on a bucket in memory,
+and a client that sends and reads lines.
 
-`serving` is for tests of the protocol, `serving_real` for those that ask for the
-bucket, the caches or the real store's own behaviour. One conformance suite holds both
-stores to the contract (tests/store/test_contract.py).
+`serving` is for tests of the protocol. `serving_real` is for tests of the bucket, the
+caches or the real store. A conformance suite shows that both stores keep the contract
+(tests/store/test_contract.py).
 
-Nothing here waits for time: a client reads until the answer it asked for, under one
-generous deadline.
+No test waits for a fixed time: a client reads until it has the answer, with a single
+long deadline.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ PASSWORDS = {"anna": "secret", "ben": "secret", "gone": "secret"}
 
 
 class Passwords:
-    """An authenticator of a few users, who all have simple words."""
+    """An authenticator of a few users with simple passwords."""
 
     def __init__(self, passwords: Mapping[str, str] = PASSWORDS) -> None:
         self.passwords = passwords
@@ -53,7 +53,8 @@ class Passwords:
 
 @asynccontextmanager
 async def mail_store(path: Path, bucket: str = "memory://") -> AsyncIterator[MailStore]:
-    """The real store: bucket in memory, or at the URL `bucket`; caches below `path`."""
+    """The real store. Its bucket is in memory or at the URL `bucket`, and its caches
+    are below `path`."""
     metacache = Metacache(path / "metacache", max_space=256 << 20, max_grace=32 << 20, clock=time.monotonic, sync=False)
     fscache = Fscache(path / "fscache", max_size=64 << 20, clock=time.monotonic)
     env = Env(
@@ -90,7 +91,7 @@ class Running(Generic[S]):
     clients: list["Client"] = field(default_factory=list)
 
     async def client(self, *, greet: bool = True, login: str = "", address: str = "127.0.0.1") -> "Client":
-        """address: the client's, in 127.0.0.0/8."""
+        """Connect a client. address: the client's address, in 127.0.0.0/8."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 26, local_addr=(address, 0))
         client = Client(reader, writer)
         self.clients.append(client)
@@ -102,12 +103,10 @@ class Running(Generic[S]):
 
 
 class Client:
-    """Sends lines, reads lines; literals are read into the line they end.
+    """A client that sends and reads lines. It adds literals to the line that they end.
 
-    It knows flags by the FLAGS lines that it has heard, and takes no FETCH that has
-    another flag.
-
-    strict: what is read has to be a response (tests/imap/grammar.py).
+    The client knows the flags of the FLAGS lines that it has read, and refuses a FETCH
+    with another flag. strict: each line must be a response by tests/imap/grammar.py.
     """
 
     strict = True
@@ -116,15 +115,15 @@ class Client:
         self.reader, self.writer = reader, writer
         self.flags: set[bytes] = set()
         self.fetched: list[bytes] = []
-        """Every flag list of a FETCH, in order."""
+        """The flag lists of all FETCH lines, in order."""
         self._tag = 0
 
     def send(self, data: bytes | str) -> None:
         self.writer.write(data if isinstance(data, bytes) else data.encode())
 
     async def line(self) -> bytes:
-        """One response line with its literals, without the CRLF; b"" at the end of the
-        connection."""
+        """Read a response line with its literals, without the CRLF. Return b"" at the
+        end of the connection."""
         async with asyncio.timeout(DEADLINE_S):
             out = b""
             while True:
@@ -141,8 +140,8 @@ class Client:
                 out += await self.reader.readexactly(size)
 
     def _check_flags(self, part: bytes, *, first: bool) -> None:
-        """Part of a line, without literals. RFC 3501 §7.2.6: FLAGS lists the flags that
-        apply to the mailbox."""
+        """Check the flags in a part of a line. RFC 3501 §7.2.6: FLAGS lists the flags
+        that apply to the mailbox."""
         if first and part.startswith(b"* FLAGS ("):
             self.flags = set(part[9:].rstrip(b")\r\n").split())
         if (found := _FETCHED_FLAGS.search(part)) and (not first or _FETCH.match(part)):
@@ -150,7 +149,7 @@ class Client:
             assert set(found[1].split()) - {b"\\Recent"} <= self.flags, (part, self.flags)
 
     async def until(self, start: bytes) -> list[bytes]:
-        """Lines up to the first that begins with `start`."""
+        """Read lines up to the first line that begins with `start`."""
         out = []
         while True:
             line = await self.line()
@@ -159,7 +158,7 @@ class Client:
                 return out
 
     async def cmd(self, command: str | bytes) -> list[bytes]:
-        """Send one command, return all lines up to its tagged one."""
+        """Send a command. Return all lines up to its tagged line."""
         self._tag += 1
         tag = b"t%d" % self._tag
         self.send(tag + b" " + (command.encode() if isinstance(command, str) else command) + b"\r\n")
@@ -186,7 +185,7 @@ class Client:
 async def serving(
     path: Path, settings: ImapSettings | None = None, **more: object
 ) -> AsyncIterator[Running[MemoryStore]]:
-    """A server and its store, for the length of a test."""
+    """Run a server and its store during a test."""
     mailboxes = (("INBOX", ""), *StoreSettings(backend="test").mailboxes)
     async with _listening(MemoryStore(mailboxes=mailboxes), settings, more) as running:
         yield running
@@ -196,13 +195,13 @@ async def serving(
 async def serving_real(
     path: Path, settings: ImapSettings | None = None, *, bucket: str = "memory://", **more: object
 ) -> AsyncIterator[Running[MailStore]]:
-    """The same over the real store; see `mail_store`."""
+    """Run a server over the real store; see `mail_store`."""
     async with mail_store(path, bucket) as store, _listening(store, settings, more) as running:
         yield running
 
 
 STORES = {"memory": serving, "real": serving_real}
-"""For tests that hold on both."""
+"""The tests that hold for both stores use this table."""
 
 
 @asynccontextmanager

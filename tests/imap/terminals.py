@@ -1,5 +1,5 @@
-"""The terminals of what a server may send: a cursor over one response. RFC 3501 §9, RFC
-9051 §9."""
+"""The terminals of the grammar of responses: a cursor over a single response. RFC 3501
+§9, RFC 9051 §9."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUOTED = re.compile(rb'"((?:[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x5b\x5d-\x7f]|\\["\
 QUOTED_UTF8 = re.compile(rb'"((?:[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x5b\x5d-\x7f\x80-\xff]|\\["\\])*)"')
 LITERAL = re.compile(rb"\{([0-9]+)\}\r\n")
 NUMBER = re.compile(rb"0|[1-9][0-9]*")
-# TEXT-CHAR without the control characters, which we never send.
+# TEXT-CHAR without the control characters, which obox never sends.
 TEXT = re.compile(rb"[\x20-\x7e]+")
 SET = re.compile(rb"[0-9]+(?::[0-9]+)?(?:,[0-9]+(?::[0-9]+)?)*")
 DATE_TIME = re.compile(
@@ -37,7 +37,7 @@ SYSTEM_FLAGS = frozenset((b"\\Answered", b"\\Flagged", b"\\Deleted", b"\\Seen", 
 
 
 class Ungrammatical(AssertionError):
-    """What was sent is no response. at: where."""
+    """The bytes are no response. at: the place of the error."""
 
 
 class Terminals:
@@ -91,7 +91,7 @@ class Terminals:
         return self.match(ATOM, "an atom")[0]
 
     def sequence(self) -> list[tuple[int, int]]:
-        """sequence-set without `*`, which no server sends."""
+        """sequence-set without `*`, which a server never sends."""
         ranges = []
         for piece in self.match(SET, "a set")[0].split(b","):
             low, _, high = piece.partition(b":")
@@ -135,7 +135,8 @@ class Terminals:
         data = self.astring()
         if self.utf8:
             return data.decode()
-        name = utf7.decode(data)  # one spelling only
+        # A name has a single spelling.
+        name = utf7.decode(data)
         if not data.isascii() or (name.isascii() and name.upper() == "INBOX" != name):
             self.fail("a mailbox name in modified UTF-7, INBOX in capitals")
         return name
@@ -161,8 +162,8 @@ class Terminals:
         return dt.datetime(int(found[3]), MONTHS.index(found[2]) + 1, day, int(found[4]), int(found[5]), int(found[6]))
 
     def flag(self, also: frozenset[bytes] = frozenset()) -> bytes:
-        """flag = the five of the system / flag-keyword; flag-extension is for what RFCs
-        to come define."""
+        """flag = one of the five system flags / flag-keyword. flag-extension is for
+        future RFCs."""
         if self.data.startswith(b"\\", self.at):
             found = re.compile(rb"\\(?:\*|[A-Za-z]+)").match(self.data, self.at)
             if found is None or found[0] not in SYSTEM_FLAGS | also:

@@ -1,5 +1,5 @@
-"""Answers that are larger than what was asked for go out at the client's pace: what is
-gathered is bounded in bytes."""
+"""Answers that are larger than the client expects. The server sends them as fast as the
+client reads, and holds a bounded number of bytes."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -35,7 +35,8 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 @contextmanager
 def gathered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The bytes that a connection had gathered each time that it handed them over."""
+    """Return how many bytes a connection had gathered at each moment when it handed
+    them over."""
     found = [0]
     plain = Connection.write
 
@@ -49,7 +50,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 async def received(client: Client, command: bytes) -> int:
-    """How many bytes a command's answer has."""
+    """Return the number of bytes of a command's answer."""
     client.send(b"zz " + command + b"\r\n")
     size, tail = 0, b""
     while b"\r\nzz OK" not in tail or not tail.endswith(b"\r\n"):
@@ -111,8 +112,8 @@ async def test_long_names_of_sections(running: Running, monkeypatch: pytest.Monk
 
 
 async def test_headers_that_are_too_long_to_be_kept(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are read one at a time, in their order, and \\Seen is sent where it is
-    new."""
+    r"""The server reads such headers one mail at a time, in their order, and sends
+    \Seen where it is new."""
     client = await running.client(login="anna")
     long = b"Subject: long\r\nX: " + b"y" * 400_000 + b"\r\n\r\n"
     headers = [long if i in (0, 3, 4, 8) else b"Subject: %d\r\n\r\n" % i for i in range(9)]

@@ -29,7 +29,7 @@ _HOLE = re.compile(r"\\\.\\\.\\\.|<([a-z]\w*)>")
 
 
 class Dialog:
-    """One script under way."""
+    """A script that is being run."""
 
     def __init__(self, running: Running, path: Path) -> None:
         self.running = running

@@ -1,4 +1,4 @@
-"""VANISHED (EARLIER), held against plain sets."""
+"""VANISHED (EARLIER), compared with plain sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBERS = st.sets(st.integers(1, TOP))
 
 
 def mailbox(uids: list[int]) -> State:
-    """Mails of these UIDs, all with modseq 5."""
+    """Make a mailbox of mails with these UIDs. All have the modseq 5."""
     state = State(Guid("a" * 32))
     for uid in uids:
         row = Rows.one(uid, size=1, internaldate=0, zone=0, savedate=0, modseq=5, oid=uid.to_bytes(16, "big"))

@@ -1,5 +1,5 @@
-"""Mails that another session has expunged and that this client has not heard of. RFC
-2180 §4, RFC 5530 §3."""
+"""Another session has expunged mails, and this client has not learned that. RFC 2180
+§4, RFC 5530 §3."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mail(number: int) -> bytes:
 
 
 class Pair:
-    """Two sessions in one mailbox of five mails; `one` expunges, and `two` does not
+    """Two sessions in a mailbox of five mails. `one` expunges mails, and `two` does not
     learn of it."""
 
     def __init__(self, running: Running, box: Mailbox, one: Client, two: Client) -> None:
@@ -39,7 +39,8 @@ class Pair:
         await self.one.ok("EXPUNGE")
 
     async def forget(self, *uids: int, bucket: bool) -> None:
-        """Drop all that is cached of mails, and their objects too."""
+        """Drop everything from the caches about these mails, and with `bucket` also
+        their objects."""
         keys = [mail_key(ANNA, self.box.guid, Uid(uid)) for uid in uids]
         self.box.env.metacache.drop_fields(ANNA, self.box.guid, list(uids))
         self.box.env.recent = Recent()
@@ -110,7 +111,7 @@ async def test_what_is_left_nowhere_is_refused(pair: Pair) -> None:
         lines = await pair.two.cmd(f"FETCH 1:5 {items}")
         assert [line.split()[1] for line in lines[:-1]] == [b"4"]
         assert lines[-1] == REFUSED
-    # By UID they do not exist: RFC 3501 §6.4.8.
+    # A command by UID treats the mails as if they did not exist: RFC 3501 §6.4.8.
     lines = await pair.two.ok("UID FETCH 1:5 BODY.PEEK[TEXT]")
     assert [line.split()[1:3] for line in lines[:-1]][:1] == [[b"4", b"FETCH"]]
     assert b"* 1 EXPUNGE" in lines
@@ -118,7 +119,8 @@ async def test_what_is_left_nowhere_is_refused(pair: Pair) -> None:
 
 
 async def test_mails_that_go_while_a_fetch_runs(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the lookup of the rows and the reading of the mails."""
+    """The mails are expunged after FETCH has looked the rows up and before it reads the
+    mails."""
     plain = Mailbox.mails
     gone = False
 
@@ -146,8 +148,8 @@ async def test_copies_are_served_from_where_they_lie(pair: Pair) -> None:
 
 
 async def test_other_commands(pair: Pair) -> None:
-    """STORE changes those that are left (RFC 2180 §4.2.1), COPY copies none (§4.4.1),
-    SEARCH finds none (§4.3)."""
+    """STORE changes the mails that are left (RFC 2180 §4.2.1), COPY copies no mail
+    (§4.4.1), and SEARCH finds none of the expunged mails (§4.3)."""
     await pair.expunge("2")
     lines = await pair.two.ok("STORE 1:3 +FLAGS (\\Answered)")
     assert [line.split()[1] for line in lines if b"FETCH" in line] == [b"1", b"3"]
@@ -191,7 +193,8 @@ async def test_no_request_for_what_is_ready(pair: Pair) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_session_that_expunges_and_one_that_fetches(pair: Pair, seed: int) -> None:
-    """Every FETCH is answered, with a line for each mail that the client counts."""
+    """A session expunges mails while another fetches. Each FETCH is answered with a
+    line for each mail that the client counts."""
     rng = random.Random(seed)
     for number in range(40):
         await pair.one.append("INBOX", mail(number))

@@ -1,5 +1,5 @@
-"""What a command takes from the session by failing: the selected mailbox, the saved
-search."""
+"""What a session loses when a command fails: the selected mailbox, and the saved search
+result."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -40,8 +40,8 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
     ],
 )
 async def test_a_select_that_is_answered_no_leaves_no_mailbox(client: Client, command: str) -> None:
-    """RFC 3501 §6.3.1, whether the parser refuses the name or the store does not know
-    it."""
+    """RFC 3501 §6.3.1 applies both when the parser refuses the name and when the store
+    does not know it."""
     lines = await client.cmd(command)
     assert lines[-1].startswith(b"NO "), lines
     assert lines[0] == b"* OK [CLOSED] Previous mailbox was closed"
@@ -71,8 +71,8 @@ async def test_a_select_that_is_no_command_changes_nothing(client: Client, comma
     ],
 )
 async def test_what_a_failed_search_leaves_of_the_saved_one(client: Client, command: str, left: int) -> None:
-    """RFC 5182 §2.1: NO with SAVE empties `$`; BAD, and NO without SAVE, leave it as it
-    was."""
+    """RFC 5182 §2.1: a SEARCH with SAVE that is answered NO empties `$`. BAD, and NO
+    without SAVE, do not change it."""
     await client.ok("SEARCH RETURN (SAVE) ALL")
     assert (await client.cmd(command))[-1].startswith(b"BAD " if _is_bad(command) else b"NO ")
     lines = await client.ok("FETCH $ UID")

@@ -1,5 +1,5 @@
-"""A user with many sessions takes no more turns of the loop than another user: counted,
-not timed."""
+"""A user with many sessions gets no more turns of the loop than another user. The tests
+count turns and measure no time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tests.imap.harness import Client, serving, serving_real
 
 SESSIONS = 48
 SLICES_MAX = 30
-"""Thousands of lines made for another user's sessions between a command and its answer:
-the answer takes some six rounds of the loop, the client's part included, and a session
-makes about three in a round."""
+"""The largest number of slices of another user's sessions between a command and its
+answer. The answer takes about six rounds of the loop, with the client's part, and a
+session of the busy user runs about three slices in a round."""
 
 
 async def drain(client: Client, size: int) -> None:
-    """Read without looking, so that the client costs little of the loop."""
+    """Read the bytes without parsing them, so that the client needs little time of the
+    loop."""
     while size > 0:
         size -= len(await client.reader.read(1 << 20))
 
@@ -30,8 +31,8 @@ async def drain(client: Client, size: int) -> None:
 async def test_searches_of_many_sessions_do_not_keep_another_user_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each session searches the texts of its mails; a slice is what one of them does
-    before others run."""
+    """Each session searches the texts of its mails. A slice is the work that a session
+    does before others may run."""
     slices = 0
     end = Turn.end
 
@@ -47,7 +48,8 @@ async def test_searches_of_many_sessions_do_not_keep_another_user_waiting(
         for client in busy:
             await client.ok("SELECT INBOX")
         monkeypatch.setattr(Turn, "end", counted)
-        # A slice is a mail, on any machine.
+        # A slice is a single mail here, so that the speed of the machine does not
+        # matter.
         monkeypatch.setattr(Turn, "over", lambda _: True)
         for client in busy:
             client.send(b"x SEARCH BODY nothing\r\n")

@@ -1,5 +1,5 @@
-"""The strict parser of responses: what the RFCs show is taken, what breaks them is
-not."""
+"""The strict parser of responses accepts the examples of the RFCs, and refuses
+responses that break them."""
 
 import pytest
 

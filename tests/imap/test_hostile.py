@@ -1,7 +1,8 @@
-"""What a stranger or a user sends may hold neither the loop nor the memory: each test
-is one such client.
+"""Input of a stranger or a user must not hold the loop or use much memory. Each test is
+such a client.
 
-Time is the loop's CPU time for each turn (tests/turns.py); everything else is counted.
+Time is the CPU time of each turn of the loop (tests/turns.py). Everything else is
+counted.
 """
 
 import asyncio
@@ -41,7 +42,8 @@ LIMITS = Limits()
 
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
-    """The collector passes over what was there before, as in a backend (obox.main)."""
+    """Exclude the objects that existed before the test from garbage collection, as a
+    backend does (obox.main)."""
     gc.collect()
     gc.freeze()
     yield
@@ -56,7 +58,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 @pytest.fixture
 def normalised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The length of each text that is given to `unicodedata.normalize`."""
+    """Record the length of each text that is passed to `unicodedata.normalize`."""
     lengths: list[int] = []
     plain = unicodedata.normalize
 
@@ -69,8 +71,8 @@ def normalised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def answer(client: Client, tag: bytes) -> bytes:
-    """The tagged line, from an answer that is read in pieces: the client's own work
-    must not hold the loop."""
+    """Return the tagged line of an answer. The answer is read in pieces, so that the
+    client does not hold the loop."""
     tail, size = b"", 0
     while b"\r\n" + tag + b" " not in tail or not tail.endswith(b"\r\n"):
         async with asyncio.timeout(DEADLINE_S):
@@ -83,7 +85,7 @@ async def answer(client: Client, tag: bytes) -> bytes:
 
 
 async def served_beside(client: Client, other: Client, tag: bytes) -> tuple[bytes, int]:
-    """The tagged line, and how often another client was answered meanwhile."""
+    """Return the tagged line, and how often another client was answered meanwhile."""
     done = asyncio.ensure_future(answer(client, tag))
     served = 0
     while not done.done():
@@ -138,7 +140,7 @@ def test_a_literal_of_a_refused_command_is_refused_or_thrown_away() -> None:
 
 
 async def test_after_login_all_is_allowed(running: Running) -> None:
-    """LOGIN and what follows may come in one piece."""
+    """LOGIN and the commands behind it may arrive in the same packet."""
     client = await running.client()
     client.send("a LOGIN anna secret\r\nb SELECT INBOX\r\n")
     assert (await client.until(b"b "))[-1].startswith(b"b OK")
@@ -187,7 +189,8 @@ async def test_names_are_measured_before_they_are_normalised(
 
 
 def test_a_name_that_is_decomposed_may_be_longer() -> None:
-    hangul = "\u1112\u1161\u11ab" * 80  # NFC: 80 syllables, 240 bytes
+    # NFC makes 80 syllables of it, 240 bytes.
+    hangul = "\u1112\u1161\u11ab" * 80
     assert names.check_name(hangul) == "\ud55c" * 80
     select = events(b"a SELECT {%d+}\r\n%b\r\n" % (len(hangul.encode()), hangul.encode()))[0]
     assert select.mailbox == "\ud55c" * 80  # type: ignore[union-attr]
@@ -266,7 +269,8 @@ async def test_list_is_bounded_in_words(running: Running, command: bytes) -> Non
 
 
 def test_a_pattern_is_matched_in_bounded_time() -> None:
-    """The states of a pattern are bits of one number: its size is what a step costs."""
+    """The matcher keeps the states of a pattern as the bits of a number. The size of
+    this number is the cost of a step."""
     pattern = names.Pattern("a%*" * 999 + "b")
     assert pattern._final.bit_length() <= 1_001
     assert not pattern.matches("a" * 1_000)
@@ -342,7 +346,8 @@ async def test_a_keyword_that_is_too_long_is_refused_by_the_store_too(running: R
 
 @pytest.mark.parametrize("command", [b"SEARCH 1:* UNSEEN", b"NOOP", b"FETCH 1:* FLAGS", b"nonsense", b'LIST "" *'])
 async def test_pipelined_commands_let_others_run(running: Running, command: bytes) -> None:
-    """However many come at once, others are served within YIELD_S of work."""
+    """A client sends very many commands at once. Other clients are served after YIELD_S
+    of work."""
     client, other = await running.client(login="anna"), await running.client(login="ben")
     for i in range(20):
         await client.append("INBOX", b"Subject: %d\r\n\r\nhello" % i)
@@ -358,8 +363,8 @@ async def test_pipelined_commands_let_others_run(running: Running, command: byte
 
 
 def test_nothing_in_the_parser_is_quadratic() -> None:
-    """The parser's longest pieces of work, as calls into Python: none grows faster than
-    the input."""
+    """The largest pieces of work of the parser are measured as calls of Python
+    functions. Their number must not grow faster than the input."""
 
     def calls(data: bytes) -> int:
         count = 0
@@ -400,8 +405,8 @@ def test_nothing_in_the_parser_is_quadratic() -> None:
     ],
 )
 def test_literals_of_no_bytes_let_others_run(data: bytes) -> None:
-    """Before login: as many as fit a command, or a refused one's rest. A line and a
-    literal are two steps."""
+    """Before login, as many literals arrive as a command may have, or as follow a
+    refused command. The line and the literal are two steps of the parser."""
     made = Parser()
     made.allowed = BEFORE_LOGIN
     made.feed(data)
@@ -431,14 +436,14 @@ async def test_a_large_command_is_parsed_in_a_thread(running: Running, monkeypat
         assert len(await client.ok(command)) == 2
     await client.ok("NOOP")
     assert aside == [True, True, True, False]
-    # What follows waits for it.
+    # The next command waits for the large command.
     client.send(b"x SEARCH" + b" 1:*" * 5_000 + b"\r\ny NOOP\r\n")
     assert [line[:5] for line in await client.until(b"y ")] == [b"x NO ", b"y OK "]
 
 
 async def test_sets_of_a_search_are_not_expanded(running: Running) -> None:
-    """A mailbox with gaps: each of thousands of sets would be as long as the
-    mailbox."""
+    """The mailbox has gaps. If the sets were expanded, each of thousands of sets would
+    be as long as the mailbox."""
     client = await running.client(login="anna")
     await client.ok(b"APPEND INBOX" + b" {5+}\r\na: b\n" * 200)
     await client.ok("SELECT INBOX")
@@ -456,7 +461,8 @@ async def test_sets_of_a_search_are_not_expanded(running: Running) -> None:
 
 
 async def test_many_new_mails_become_visible_in_several_turns(running: Running) -> None:
-    """A MULTIAPPEND of 350 mails: in order, at most 100 in a turn of the loop."""
+    """A MULTIAPPEND stores 350 mails. They become visible in order, at most 100 in a
+    turn of the loop."""
     user = await running.store.open_user("anna", StorageId("anna"))
     mailbox = await user.select("INBOX")
     turn = 0

@@ -1,5 +1,5 @@
-"""IMAP over mails that somebody made to hurt: answers in time, memory given back, no
-mailbox broken."""
+"""IMAP over mails that an attacker made. Answers come in time, memory is given back,
+and no mailbox breaks."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ async def test_internaldates_at_the_ends_of_time(tmp_path: Path, date: str) -> N
 
 
 async def test_marks_in_subject_and_body(tmp_path: Path) -> None:
-    """28 s at 256 KiB before, under the interpreter's lock; 4 MB of U+FDFA took 580
-    MB."""
+    """Before the limit, 256 KiB took 28 s under the interpreter's lock, and 4 MB of
+    U+FDFA took 580 MB of memory."""
     async with serving_real(tmp_path) as running:
         client = await fill(
             running,
@@ -110,7 +110,8 @@ async def test_marks_in_subject_and_body(tmp_path: Path) -> None:
 
 
 async def test_sections_of_a_large_mail(tmp_path: Path) -> None:
-    """A mail of 30 MB is parsed in a thread, once for all sections of a FETCH."""
+    """A mail of 30 MB is parsed in a thread, and only once for all sections of a
+    FETCH."""
     large = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
     large += b"Content-Type: message/rfc822\r\n\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n"
     large += b"--c\r\nX-Inner: 1\r\n\r\n" + b"some text\r\n" * 2_700_000 + b"--c\r\n\r\nlast\r\n--c--\r\n--b--\r\n"
@@ -148,7 +149,8 @@ async def test_long_names_of_header_fields(tmp_path: Path, item: str, monkeypatc
 
 
 async def test_headers_too_long_to_be_kept(tmp_path: Path) -> None:
-    """Each is in memory by itself, and looked through in a thread."""
+    """The server holds one such header in memory at a time, and searches it in a
+    thread."""
     block = b"Subject: s%d\r\n" + b"a:\r\n" * 60_000 + b"X: z\r\n" + b"\r\n"
     async with serving_real(tmp_path) as running:
         client = await fill(running, *(block % n + b"x\r\n" for n in range(8)), b"Subject: short\r\n\r\nx\r\n")
@@ -214,8 +216,8 @@ async def test_a_split_boundary(tmp_path: Path) -> None:
 async def test_ready_fields_of_many_hostile_mails_come_by_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thirty mails whose BODYSTRUCTURE has 900 kB: FETCH and SEARCH hold a few of them,
-    not a chunk of 250 or 500."""
+    """Thirty mails have a BODYSTRUCTURE of 900 kB each. FETCH and SEARCH hold a few of
+    them at a time, instead of a chunk of 250 or 500."""
     held: list[int] = []
     plain = Mailbox.fields
 

@@ -1,4 +1,4 @@
-"""One spelling of a mailbox's name, whichever command says it."""
+"""All commands use the same spelling of a mailbox's name."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from obox.types import StorageId
 
 MAIL = b"Subject: a mail\r\n\r\nbody\r\n"
 DOTLESS = utf7.encode("\u0131nbox").decode()
-"""`str.upper` makes INBOX of it; IMAP does not."""
+"""`str.upper` turns this name into INBOX. IMAP does not."""
 
 
 @pytest.fixture(params=STORES)
@@ -23,7 +23,7 @@ async def running(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 async def test_what_is_below_inbox_has_one_name(running: Running) -> None:
-    """RFC 3501 §5.1: a client writes INBOX in any case, also as the first level of a
+    """RFC 3501 §5.1: a client may write INBOX in any case, also as the first level of a
     name."""
     client = await running.client(login="anna")
     await client.ok("CREATE Inbox/Sub")
@@ -43,7 +43,7 @@ async def test_what_is_below_inbox_has_one_name(running: Running) -> None:
 
 
 async def test_the_store_takes_any_spelling(running: Running) -> None:
-    """LMTP and the admin API say names as their users do."""
+    """LMTP and the admin API pass names on as their users write them."""
     user = await running.store.open_user("anna", StorageId("anna"))
     guid = await user.create("Inbox/Sub")
     appended = await user.append("inbox/Sub", [NewMail(MAIL)])

@@ -1,5 +1,5 @@
-"""What concerns all mails of a large mailbox lets other sessions run: it goes in parts,
-or works on columns."""
+"""Commands that concern all mails of a large mailbox let other sessions run. They work
+in parts or on columns."""
 
 import gc
 import random
@@ -13,7 +13,7 @@ import pytest
 from obox.errors import Unavailable
 from obox.imap.commands import sort, thread
 from obox.mailbox import UidArray
-from obox.mime import Envelope
+from obox.mime.readback import Envelope
 from obox.store import User
 from obox.store.api import NewMail
 from obox.types import StorageId
@@ -32,7 +32,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 
 async def filled(running: Running) -> User:
-    """60 mails, copied onto themselves until there are MAILS."""
+    """Store 60 mails, and copy them within the mailbox until there are MAILS."""
     user = await running.store.open_user("anna", StorageId("anna"))
     for _ in range(3):
         await user.append("INBOX", [NewMail(b"Subject: x\r\n\r\nhello")] * 20)
@@ -44,7 +44,7 @@ async def filled(running: Running) -> User:
 
 
 async def done(client: Client, command: str, condition: bytes = b"OK") -> bytes:
-    """Send a command and read its answer unparsed; returns the tagged line."""
+    """Send a command and read its answer without parsing it. Return the tagged line."""
     client.send(f"zz {command}\r\n")
     answer, line = bytearray(), b""
     while not line.startswith(b"zz "):
@@ -108,7 +108,8 @@ async def test_sort_and_thread_of_all_mails_let_others_run(running: Running, mon
 
 
 async def test_every_second_mail_is_no_more_work(running: Running) -> None:
-    """Sets of neighbours have short cuts; these have none."""
+    """Sets of neighbouring UIDs have a shorter way through the code. This set does
+    not."""
     user = await filled(running)
     writer, reader = await running.client(login="anna"), await running.client(login="anna")
     quick = await running.client(login="anna")
@@ -139,7 +140,7 @@ async def test_every_second_mail_is_no_more_work(running: Running) -> None:
 
 
 async def moved(running: Running) -> tuple[Client, User, UidArray]:
-    """A client that has 50 mails selected, of which all but the first wait for a MOVE
+    """Return a client that has selected a mailbox of 50 mails, for a MOVE that happens
     in parts."""
     user = await running.store.open_user("anna", StorageId("anna"))
     await user.append("INBOX", [NewMail(b"Subject: %d\r\n\r\n" % number) for number in range(50)])
@@ -217,8 +218,8 @@ async def test_what_is_gone_is_told_in_pieces(running: Running, monkeypatch: pyt
 
 
 async def test_a_copied_mail_costs_little_memory(running: Running) -> None:
-    """Its record, the holder of its object, and what waits for journal and local copy
-    until they are written."""
+    """The memory is that of its record, of the holder of its object, and of the changes
+    that wait for the journal and the local copy."""
     user = await filled(running)
     box, count = await user.select("INBOX"), 50_000
     await user.create("there")

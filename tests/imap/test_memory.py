@@ -1,9 +1,8 @@
-"""What a session held is free as soon as it ends, and what it may hold is bounded.
-Counted in bytes and references.
+"""What a session held is freed as soon as it ends, and what it may hold is bounded.
 
-The collector is off: reference counts alone have to free everything. Bytes are those
-that Python has allocated (tracemalloc), so that neither the allocator nor the bucket in
-memory count.
+The tests count bytes and references. The collector is off, so reference counts alone
+have to free everything. Bytes are those that Python has allocated (tracemalloc), so
+that neither the allocator nor the bucket in memory count.
 """
 
 import asyncio
@@ -52,8 +51,8 @@ class Used:
 
 @contextmanager
 def traced() -> Iterator[Used]:
-    """How many bytes more are allocated at the end than at the start, and at the
-    most."""
+    """Measure how many bytes more are allocated at the end than at the start, and at
+    the most."""
     found = Used()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
@@ -76,9 +75,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def gone(running: Running) -> None:
-    """Wait until the server has noticed that its clients left."""
+    """Wait until the server has noticed that its clients have disconnected."""
     await until(lambda: not len(running.imap.context.registry) and not running.imap.hub.tasks)
-    await asyncio.sleep(0.02)  # callbacks of the transport
+    # The transport calls its callbacks in later turns.
+    await asyncio.sleep(0.02)
 
 
 async def send(client: Client, data: bytes, size: int = 1 << 40) -> None:
@@ -91,8 +91,8 @@ async def send(client: Client, data: bytes, size: int = 1 << 40) -> None:
 
 
 async def test_an_append_that_is_cut_gives_its_memory_back(running: Running) -> None:
-    """A mail of 50 MB, then half of one: while it comes in little is held, at the end
-    nothing."""
+    """A mail of 50 MB arrives, and then half of another. The session holds little while
+    they arrive, and nothing at the end."""
     with traced() as used:
         for _ in range(2):
             client = await running.client(login="anna")
@@ -152,8 +152,8 @@ WAYS = ["close", "logout", "kick", "abort", "server abort", "eof", "bad commands
 
 
 CUT = ["close", "abort", "server abort", "eof"]
-"""What is possible in the middle of something; the others are commands, or need a user.
-"""
+"""The ways to end a session in the middle of a command. The other ways are commands, or
+need a user."""
 CASES = [(state, way) for state in ("logged in", "selected") for way in WAYS]
 CASES += [("new", way) for way in WAYS if way != "kick"]
 CASES += [(state, way) for state in STATES if state not in ("new", "logged in", "selected") for way in CUT]
@@ -243,7 +243,7 @@ async def test_a_command_that_fails_holds_nothing(running: Running) -> None:
 @pytest.mark.parametrize("begun", [b"a APPEND INBOX {9000000}\r\n", b"a SELECT {900+}\r\nx", b"a SEL"])
 async def test_a_command_that_does_not_end(tmp_path: Path, begun: bytes) -> None:
     """A client that stops in the middle of a command is disconnected long before the
-    autologout, and holds nothing any more."""
+    autologout. Its session then holds nothing."""
     async with serving_real(tmp_path, ImapSettings(read_timeout_s=0.2, spool_dir=tmp_path / "spool")) as running:
         quiet = await running.client(login="anna")
         await quiet.ok("SELECT INBOX")
@@ -264,8 +264,8 @@ async def test_a_command_that_does_not_end(tmp_path: Path, begun: bytes) -> None
 
 
 async def test_mails_come_back_from_the_file_as_they_were(running: Running) -> None:
-    """MULTIAPPEND of small and large mails: those beyond the session's memory are read
-    back one after the other."""
+    """MULTIAPPEND of small and large mails. The mails beyond the session's memory are
+    read back from a file, one after the other."""
     client = await running.client(login="anna")
     mails = [bytes([65 + i]) * size for i, size in enumerate([10, MIB + 1, MIB, MIB, 3 * MIB, MIB, MIB, 700_000, 5])]
     assert sum(len(mail) for mail in mails if len(mail) <= MAIL_MEMORY_BYTES) > SESSION_MEMORY_BYTES
@@ -280,7 +280,8 @@ async def test_mails_come_back_from_the_file_as_they_were(running: Running) -> N
 
 
 async def test_a_users_and_the_servers_share(tmp_path: Path) -> None:
-    """In memory, then in files, then not at all; another user still has room."""
+    """The user's mails use memory, then files, and then are refused. Another user still
+    has room."""
     settings = ImapSettings(append_memory_max=8 * MIB, append_spool_max=40 * MIB, spool_dir=tmp_path / "spool")
     async with serving_real(tmp_path, settings) as running:
         intake = running.imap.context.intake
@@ -302,8 +303,8 @@ async def test_a_users_and_the_servers_share(tmp_path: Path) -> None:
 
 
 async def test_bytes_beyond_the_budget_are_dropped_and_told(tmp_path: Path) -> None:
-    """Two that were admitted together do not fit together: the later one hears NO
-    [LIMIT]."""
+    """Two mails were admitted at the same time and do not fit together. The later mail
+    is answered NO [LIMIT]."""
     settings = ImapSettings(append_spool_max=40 * MIB, spool_dir=tmp_path / "spool")
     async with serving_real(tmp_path, settings) as running:
         first, second = [await running.client(login="anna") for _ in range(2)]
@@ -333,8 +334,8 @@ async def test_a_disk_that_fails(running: Running, tmp_path: Path) -> None:
 async def test_a_mail_that_cannot_be_read_back_leaves_the_mailbox_whole(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of a MULTIAPPEND: nothing of it shows, and the next mail is
-    stored."""
+    """A mail in the middle of a MULTIAPPEND cannot be read back. No mail of it is
+    stored, and the next APPEND works."""
     from obox.imap.intake import Incoming
 
     plain = Incoming.read
@@ -362,7 +363,8 @@ async def test_large_mails_wait_for_each_other_and_a_user_has_half() -> None:
     go = asyncio.Event()
 
     async def one(user: str) -> None:
-        async with intake.reading(user, 20):  # 40 with the copy
+        # The mail uses 40 octets with its copy.
+        async with intake.reading(user, 20):
             order.append(user)
             await go.wait()
 
@@ -379,8 +381,8 @@ async def test_large_mails_wait_for_each_other_and_a_user_has_half() -> None:
 
 @pytest.mark.parametrize(("selects", "bytes_max"), [(False, 1_280), (True, 1_900)])
 async def test_an_idle_session_is_small(tmp_path: Path, selects: bool, bytes_max: int) -> None:
-    """What our own code has allocated for a session in IDLE; the transport and the
-    timer are asyncio's."""
+    """The test counts what obox's own code allocates for a session in IDLE. It leaves
+    out the transport and the timer, which are asyncio's."""
     count = 50
     async with serving_real(tmp_path, ImapSettings(user_sessions_max=0, address_sessions_max=0)) as running:
 

@@ -1,4 +1,4 @@
-"""One table per command: what the RFCs' examples show, and what each error says."""
+"""A table for each command: the examples of the RFCs, and the text of each error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.imap.spaces import spaced
 
 
 def parse(data: bytes) -> object:
-    """The one event of one command, continuations aside."""
+    """Return the single event of a single command, without continuations."""
     parser = Parser()
     parser.feed(data + b"\r\n")
     event = parser.next()

@@ -1,5 +1,5 @@
-"""Lines, literals, limits: what the parser asks for, refuses and throws away, and that
-the cut of bytes never shows."""
+"""Lines, literals and limits: what the parser requests, refuses and drops. The result
+does not depend on how the bytes are cut."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ SMALL = Limits(
 
 
 def drive(pieces: list[bytes], limits: Limits | None = None) -> list[Event]:
-    """What a server sees that answers IDLE and AUTHENTICATE with a continuation."""
+    """Return the events that a server gets which answers IDLE and AUTHENTICATE with a
+    continuation."""
     parser = Parser(limits)
     events: list[Event] = []
     for piece in pieces:
@@ -59,7 +60,7 @@ def drive(pieces: list[bytes], limits: Limits | None = None) -> list[Event]:
 
 
 def whole(data: bytes, limits: Limits | None = None) -> list[Event]:
-    """The events of `data`, which are the same byte by byte."""
+    """Return the events of `data`, and assert that they are the same byte by byte."""
     events = drive([data], limits)
     assert drive([data[i : i + 1] for i in range(len(data))], limits) == events
     return events
@@ -178,8 +179,8 @@ def test_long_line() -> None:
     reason = "Line too long: at most 60 bytes"
     assert whole(b"a LOGIN x " + b"y" * 51 + b"\r\nb NOOP\r\n", SMALL) == [BadCommand(b"a", reason), Noop(b"b")]
     assert whole(b"y" * 500, SMALL) == [BadCommand(None, reason)]
-    # The limit is the command's, not each line's; and the literal at the end of a line
-    # drained is still one.
+    # The limit counts the whole command and not each line. A literal at the end of a
+    # line that is dropped is still a literal.
     long = b"a LOGIN {1+}\r\nx {1+}\r\ny%b {4+}\r\nx\r\ny x\r\nb NOOP\r\n" % (b" " * 50)
     assert whole(long, SMALL) == [BadCommand(b"a", reason), Noop(b"b")]
 
@@ -264,14 +265,16 @@ def test_the_session_as_a_whole() -> None:
 
 
 def test_linear() -> None:
-    """Four times the bytes, one by one, cost about four times the CPU; a rescan of what
-    is held would cost sixteen."""
+    """Four times the bytes, fed one by one, cost about four times the CPU time. If the
+    parser searched the bytes that it holds again, they would cost sixteen times as
+    much."""
     small, large = (min(_cost(size) for _ in range(3)) for size in (50_000, 200_000))
     assert large < 9 * small
 
 
 def _cost(size: int) -> float:
-    """CPU seconds to take so many bytes byte by byte, then commands in pieces."""
+    """Return the CPU seconds that the parser needs for so many bytes, byte by byte and
+    then as commands in pieces."""
     start = time.thread_time()
     parser = Parser()
     parser.feed(b"a APPEND x {%d+}\r\n" % size)

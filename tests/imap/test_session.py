@@ -1,5 +1,5 @@
-"""Sessions over sockets: order, limits, flow, time, failures, TLS; what a dialog cannot
-say."""
+"""Sessions over sockets: order, limits, flow control, time, failures and TLS, as far as
+a dialog (tests/dialogs) cannot test them."""
 
 # ruff: noqa: ASYNC110 - the server is watched from outside: there is no event to wait for
 
@@ -46,7 +46,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def real(tmp_path: Path) -> AsyncIterator[Running]:
-    """The real store, for tests that look into it, or replace a part of it."""
+    """The real store, for tests that inspect it or replace a part of it."""
     async with serving_real(tmp_path) as running:
         yield running
 
@@ -80,7 +80,7 @@ def test_every_command_is_allowed_somewhere() -> None:
 
 async def test_a_clients_address_chooses_its_settings(tmp_path: Path) -> None:
     """The address comes from the transport or, behind a proxy, from the PROXY header.
-    Limits, times and logins in clear follow it."""
+    It decides about limits, times, and logins without TLS."""
     usual = ImapSettings(user_sessions_max=1)
     webmail = ImapSettings(user_sessions_max=3, idle_timeout_s=7200.0)
 
@@ -135,8 +135,8 @@ async def test_byte_by_byte(running: Running) -> None:
 
 
 async def test_a_pipelining_client_is_not_read_further(tmp_path: Path) -> None:
-    """While one command waits, a few more lines are read; then the client has to
-    wait."""
+    """While a command waits, the server reads a few more lines. After that it stops
+    reading."""
     async with serving(tmp_path, ImapSettings(pipelined_lines_max=4)) as running:
         client = await running.client(login="anna")
         gate = asyncio.Event()
@@ -236,7 +236,7 @@ async def test_an_idle_session_has_no_task_and_little_memory(running: Running) -
     await fill(running, [MAIL] * 100)
 
     class Transport(asyncio.Transport):
-        """A bare transport: what the sockets cost is the loop's."""
+        """A bare transport, so that the costs of sockets are not counted."""
 
         def __init__(self) -> None:
             super().__init__({"peername": ("127.0.0.1", 1)})
@@ -274,12 +274,13 @@ async def test_an_idle_session_has_no_task_and_little_memory(running: Running) -
         each = (tracemalloc.get_traced_memory()[0] - start) / count
     finally:
         tracemalloc.stop()
-    for _ in range(100):  # a task's end is noted some turns of the loop after it
+    # The end of a task is noticed some turns of the loop later.
+    for _ in range(100):
         await asyncio.sleep(0)
     assert not running.imap.hub.tasks
     assert each < 8192, each
     await fill(running, [MAIL])
-    # One of a user's sessions has its turn in each round of the loop.
+    # In each round of the loop a single session of a user has its turn.
     async with asyncio.timeout(PATIENT_S):
         while not all(transport.tail.endswith(b"RECENT\r\n") for _, transport in held):
             await asyncio.sleep(0)
@@ -445,7 +446,8 @@ async def test_mail_can_be_read_while_nothing_can_be_changed(real: Running, monk
 
 @pytest.mark.parametrize("size", [1, 65_536, 1_048_576, 5_000_001])
 async def test_byte_for_byte(running: Running, size: int) -> None:
-    """NUL, 8-bit, bare CR and LF, and a mail that is streamed."""
+    """The mails have NUL, 8-bit characters, bare CR and bare LF, and one mail is
+    streamed."""
     odd = bytes(range(256)) + b"\r\r\n\n"
     mail = (odd * (size // len(odd) + 1))[:size]
     client = await running.client(login="anna")
@@ -497,7 +499,7 @@ async def test_stop_waits_for_the_command_in_progress(running: Running) -> None:
 
 
 async def test_starttls(tmp_path: Path) -> None:
-    """What comes in clear behind STARTTLS counts for nothing. RFC 9051 §11.1."""
+    """Bytes that arrive without TLS behind STARTTLS are dropped. RFC 9051 §11.1."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -521,8 +523,8 @@ async def test_starttls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["leaves", "says nothing", "sends rubbish"])
 async def test_a_handshake_that_fails(way: str, tmp_path: Path) -> None:
-    """The session ends with it, its address has its place back, and nobody takes it for
-    a bug of ours."""
+    """The session ends, its address may open another session, and the log does not call
+    it a bug of obox."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
     async with serving(

@@ -1,8 +1,8 @@
-"""No keyword reaches a client before a FLAGS line has named it, whenever another
+"""A keyword must not reach a client before a FLAGS line has named it, whenever another
 session brings it.
 
-The harness's client refuses each FETCH line with a flag that no FLAGS line has named;
-here are the moments.
+The harness's client refuses each FETCH line with a flag that no FLAGS line has named.
+The tests here choose the moments.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ async def box_of(running: Running) -> Mailbox:
 )
 @pytest.mark.parametrize("qresync", [False, True])
 async def test_a_keyword_of_another_session(running: Running, command: str, qresync: bool) -> None:
-    """The issue's case: brought between two commands."""
+    """Another session brings the keyword between two commands."""
     one, two = await selected(running), await selected(running, qresync=qresync)
     await one.ok(f"STORE 1 +FLAGS ({KEYWORD.decode()})")
     lines = await two.ok(command)
@@ -97,7 +97,7 @@ Meanwhile = Callable[[], Awaitable[None]]
 
 @pytest.fixture
 def at_each_flush(monkeypatch: pytest.MonkeyPatch) -> Callable[[Meanwhile], None]:
-    """Chunks of one line, and something that happens whenever one of them has been
+    """Make each chunk a single line, and run `meanwhile` whenever a chunk has been
     handed over."""
     for module, name in ((updates, "CHUNK_ROWS"), (fetch, "COLUMN_ROWS"), (fetch, "FIELD_ROWS"), (fetch, "MAIL_ROWS")):
         monkeypatch.setattr(module, name, 1)
@@ -129,11 +129,12 @@ def at_each_flush(monkeypatch: pytest.MonkeyPatch) -> Callable[[Meanwhile], None
 async def test_while_a_command_writes(
     running: Running, at_each_flush: Callable[[Meanwhile], None], command: str
 ) -> None:
-    """Every flush of a line brings a new keyword to all mails, those to come among
-    them."""
+    """After each line of the answer all mails get a new keyword, also the mails of
+    later lines."""
     one, two = await selected(running), await selected(running, qresync=True)
     box = await box_of(running)
-    await one.ok("STORE 1:5 +FLAGS (\\Answered)")  # NOOP has something to report
+    # NOOP then has something to report.
+    await one.ok("STORE 1:5 +FLAGS (\\Answered)")
     brought = 0
 
     async def meanwhile() -> None:
@@ -149,8 +150,8 @@ async def test_while_a_command_writes(
 
 
 async def test_between_the_rows_and_the_mails(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists of flags are made, then the mails are read: meanwhile keywords come, and
-    one loses its place."""
+    """The lists of flags are made, and then the mails are read. Meanwhile a keyword
+    comes, and another loses its place."""
     one, two = await selected(running), await selected(running)
     box = await box_of(running)
     await one.ok("STORE 5 +FLAGS (old)")
@@ -173,8 +174,8 @@ async def test_between_the_rows_and_the_mails(running: Running, monkeypatch: pyt
 
 
 async def test_a_mail_that_cannot_be_read_comes_between(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its flags are listed anew, while lines of before are still to come: what these
-    name stays known."""
+    """A mail cannot be read, so its list of flags is made again. Lines that were made
+    before are still to be sent, and the keywords that they name must stay known."""
     settings = ImapSettings(fetch_failure="no-after")
     monkeypatch.setattr(running.imap.context, "settings_of", lambda remote: settings)
     one, two = await selected(running), await selected(running)
@@ -196,7 +197,8 @@ async def test_a_mail_that_cannot_be_read_comes_between(running: Running, monkey
 
 
 async def test_room_for_keywords_is_told(running: Running) -> None:
-    """`\\*` says that new keywords may be brought. RFC 3501 §7.1 (PERMANENTFLAGS)."""
+    r"""`\*` says that a client may bring new keywords. RFC 3501 §7.1
+    (PERMANENTFLAGS)."""
     one, two = await selected(running), await selected(running)
     lines = await one.ok(f"STORE 1 +FLAGS.SILENT ({' '.join(f'k{at}' for at in range(59))})")
     assert not any(b"\\*" in line for line in lines)
@@ -210,8 +212,8 @@ async def test_room_for_keywords_is_told(running: Running) -> None:
 
 
 def test_one_place_makes_lists_of_flags() -> None:
-    """What makes them, and what may only be used after the FLAGS line, is called
-    in `updates.flags_of` alone."""
+    """Only `updates.flags_of` calls the function that makes lists of flags, because
+    they may be sent only after the FLAGS line."""
     for path in (ROOT / "obox/imap").rglob("*.py"):
         text = re.sub(r"^(?:from|import) .*$|^def .*$|^class .*$", "", path.read_text(), flags=re.MULTILINE)
         uses = len(re.findall(r"\b(?:flag_column|FlagLists)\(", text))
@@ -220,8 +222,8 @@ def test_one_place_makes_lists_of_flags() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_stress(tmp_path: Path, seed: int) -> None:
-    """Sessions that change, expunge, fetch and listen at random: no keyword untold, no
-    FETCH refused."""
+    """Sessions change, expunge, fetch and listen at random. FLAGS names each keyword in
+    time, and no FETCH is refused."""
     async with (serving if seed % 2 else serving_real)(tmp_path) as running:
         setup = await running.client(login="anna")
         await setup.ok("CREATE box")

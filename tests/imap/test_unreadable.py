@@ -1,5 +1,5 @@
-"""FETCH, SEARCH, COPY over mails whose object is gone or does not decode: what each
-setting lets a client hear."""
+"""FETCH, SEARCH and COPY of mails whose object is missing or does not decode: what a
+client gets with each setting."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def mail(number: int) -> bytes:
 
 
 class Office(Running):
-    """A server with anna's INBOX, and somebody who moves objects behind its back."""
+    """A server with Anna's INBOX, and methods that move objects without the server's
+    knowledge."""
 
     guid: Any = None
 
@@ -40,7 +41,8 @@ class Office(Running):
         await user.append("INBOX", [NewMail(source) for source in mails])
         box = await user.select("INBOX")
         self.guid = box.guid
-        box.take_recent()  # somebody has seen them: no test here is about \Recent
+        # The mails are not recent, because no test here is about \Recent.
+        box.take_recent()
         await box.release()
         await user.release()
 
@@ -48,7 +50,7 @@ class Office(Running):
         return mail_key(ANNA, self.guid, Uid(uid))
 
     async def forget(self, *numbers: int) -> None:
-        """The local caches know nothing of these mails' objects."""
+        """Drop the objects of these mails from the local caches."""
         for uid in numbers:
             await self.store.env.fscache.drop(self.key(uid))
         self.store.env.recent = Recent()
@@ -85,7 +87,8 @@ Open = Callable[..., AbstractAsyncContextManager[Office]]
 def office(tmp_path: Path) -> Open:
     @asynccontextmanager
     async def opened(*, remotes: dict[str, ImapSettings] | None = None, **settings: Any) -> AsyncIterator[Office]:
-        """settings: of all clients; remotes: of those of an address."""
+        """Start a server. settings: those of all clients; remotes: those of the clients
+        of an address."""
         usual = ImapSettings(**settings)
         find = (remotes or {}).get
         async with serving_real(tmp_path, usual, settings_of=lambda remote: find(remote, usual)) as running:
@@ -95,7 +98,7 @@ def office(tmp_path: Path) -> Open:
 
 
 async def ended(client: Client) -> bool:
-    """Is the connection at its end, with nothing left to read?"""
+    """Return whether the connection has ended, with nothing left to read."""
     return await client.line() == b"" and client.reader.at_eof()
 
 
@@ -147,8 +150,7 @@ async def test_what_the_index_has_is_served_as_ever(office: Open, mode: FetchFai
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_fields_that_would_have_to_be_made_of_a_lost_mail(office: Open, mode: FetchFailure) -> None:
-    """Not in any cache: then nothing is said of it but its flags, were they asked
-    for."""
+    """No cache has these fields, so the answer has no line for the lost mail."""
     async with office(fetch_failure=mode) as here:
         await here.fill(*(mail(n) for n in range(1, 4)))
         await here.lose(2)
@@ -173,8 +175,8 @@ async def test_a_header_too_long_to_be_cached(office: Open) -> None:
 
 
 async def test_no_line_has_a_part_of_what_was_asked_for(office: Open) -> None:
-    """Only flags may come alone, since they may come at any time: mbsync gives up on a
-    line with a date and no body."""
+    """Only flags may be sent without the rest, because the server may send them at any
+    time. mbsync fails on a line with a date and without a body."""
     async with office() as here:
         await here.fill(mail(1))
         await here.lose(1)
@@ -186,8 +188,7 @@ async def test_no_line_has_a_part_of_what_was_asked_for(office: Open) -> None:
 
 
 async def test_seen_that_was_set_is_told(office: Open) -> None:
-    """The flag is set before the mail is read; the client must not believe
-    otherwise."""
+    """The flag is set before the mail is read, so the client must learn of it."""
     async with office() as here:
         await here.fill(mail(1))
         await here.lose(1)
@@ -204,8 +205,8 @@ async def test_seen_that_was_set_is_told(office: Open) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_large_mail_that_is_lost_is_no_cut_connection(office: Open, mode: FetchFailure) -> None:
-    """Before its length is said it is a mail like any other, wherever in the line it
-    comes."""
+    """Until the length of its literal has been sent, a large lost mail is handled as
+    any other mail, whatever its place in the line."""
     async with office(fetch_failure=mode) as here:
         await here.fill(mail(1), LARGE, mail(3))
         await here.lose(2)
@@ -233,8 +234,8 @@ async def test_parts_of_a_lost_mail(office: Open, size: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_large_mail_that_breaks_in_its_literal_ends_the_connection(office: Open, mode: FetchFailure) -> None:
-    """Never a literal that is cut short and goes on as if it were whole: no setting can
-    save that connection."""
+    """The literal cannot be completed. The server must not go on as if it were
+    complete, so the connection ends with each setting."""
     async with office(fetch_failure=mode, lost_as_empty=True) as here:
         await here.fill(LARGE)
 
@@ -256,8 +257,8 @@ async def test_a_large_mail_that_breaks_in_its_literal_ends_the_connection(offic
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_lost_mail_as_an_empty_one(office: Open, mode: FetchFailure) -> None:
-    """OK, each section empty or NIL; its size and what is cached of it stay, and a
-    damaged mail is never empty."""
+    """The answer is OK, and each section is empty or NIL. The size and the cached
+    fields stay. A damaged mail is never shown as empty."""
     async with office(fetch_failure=mode, lost_as_empty=True) as here:
         await here.fill(*(mail(n) for n in range(1, 4)))
         await here.lose(2)
@@ -279,7 +280,8 @@ async def test_a_lost_mail_as_an_empty_one(office: Open, mode: FetchFailure) -> 
 
 
 async def test_an_empty_mail_has_the_fields_of_an_empty_mail(office: Open) -> None:
-    """Where no cache has them; and they are not kept: the mail may come back."""
+    """The fields are those of an empty mail if no cache has them. They are not cached,
+    because the mail may come back."""
     async with office(lost_as_empty=True) as here:
         await here.fill(mail(1), b"Subject: x\r\nX-Long: " + b"y" * 10_000 + b"\r\n\r\nbody\r\n")
         data = await here.store.env.bucket.get(here.key(1), kind="mail")
@@ -312,8 +314,8 @@ async def test_a_large_lost_mail_as_an_empty_one(office: Open) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_mail_that_is_gone_is_told_as_expunged_where_that_is_allowed(office: Open, mode: FetchFailure) -> None:
-    """Not during FETCH by numbers, then with the next command; in the same one by UIDs;
-    at once to who is in IDLE."""
+    """A FETCH by sequence numbers must not send EXPUNGE, so the next command sends it.
+    A UID FETCH sends it in its own answer, and a session in IDLE gets it at once."""
     async with office(autofix_storage=True, fetch_failure=mode, lost_as_empty=True) as here:
         await here.fill(*(mail(n) for n in range(1, 6)))
         await here.lose(2, 4)

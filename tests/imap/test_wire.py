@@ -1,4 +1,4 @@
-"""The writer's helpers, sequence sets and mailbox names."""
+"""The helpers of the writer, sequence sets, and mailbox names."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_nil_utf8_and_long_strings() -> None:
 
 @given(st.binary(max_size=40))
 def test_what_is_written_is_read_back(data: bytes) -> None:
-    """Through LOGIN's arguments, NULs aside, which no string may hold."""
+    """The string is read back as an argument of LOGIN. NUL is left out, because a
+    string must not have it."""
     data = data.replace(b"\0", b"")
     for written in (wire.astring(data), wire.string(data), wire.literal(data)):
         parser = Parser()
@@ -182,7 +183,8 @@ def test_a_mailbox_name_comes_back_canonical(name: str) -> None:
     parser = Parser()
     parser.feed(b"a DELETE " + wire.mailbox(name) + b"\r\n")
     event = parser.next()
-    if name == "/":  # nothing is left of it
+    # The canonical form of this name is empty.
+    if name == "/":
         assert isinstance(event, BadCommand)
         return
     assert isinstance(event, Delete)

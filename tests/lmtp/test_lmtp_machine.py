@@ -1,4 +1,5 @@
-"""The LMTP machine without I/O: dialogues as text, bodies, cuts."""
+"""The LMTP machine without I/O: dialogues as text, bodies, and input that is cut at any
+place."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ SMALL = Settings(hostname="mx", mail_bytes_max=200, recipients_max=3, line_bytes
 
 
 class Driver:
-    """Answers recipients by name and every mail by "saved"; keeps the mails."""
+    """A driver that answers each recipient by its name and each mail with "saved". It
+    keeps the mails."""
 
     def __init__(self, settings: Settings = SMALL) -> None:
         self.machine = Machine(settings)
@@ -68,7 +70,7 @@ class Driver:
         self.output += self.machine.take_output()
 
     def send(self, *lines: str) -> list[str]:
-        """Lines in, new reply lines out."""
+        """Pass lines to the machine. Return the new reply lines."""
         before = len(self.output)
         self.feed("".join(line + "\r\n" for line in lines).encode())
         return self.output[before:].decode().splitlines()
@@ -81,7 +83,7 @@ def started(settings: Settings = SMALL, *lines: str) -> Driver:
 
 
 def bodies(data: Iterable[bytes], settings: Settings = SMALL) -> tuple[list[bytes], bytes]:
-    """The mails that come of DATA and these bytes, and the replies."""
+    """Return the mails that result from DATA and these bytes, and the replies."""
     driver = started(replace(settings, mail_bytes_max=100_000), "MAIL FROM:<a@b>", "RCPT TO:<u@d>", "DATA")
     start = len(driver.output)
     for piece in data:
@@ -98,7 +100,7 @@ DIALOGUES = [
     "lhlo x => 250 | mail from:<> => 250 | rcpt to:<u@d> => 250 | rset => 250 | data => 503",
     "LHLO x => 250 | MAIL FROM:<> => 250 | MAIL FROM:<> => 503 | LHLO y => 250 | MAIL FROM:<> => 250",
     "LHLO x => 250 | XCLIENT ADDR=1 => 500 | EXPN u => 500 | AUTH PLAIN => 500 | STARTTLS => 502 | NOOP x y => 250",
-    # RFC 2033 §4.2: nobody accepted
+    # RFC 2033 §4.2: no recipient was accepted
     "LHLO x => 250 | MAIL FROM:<> => 250 | RCPT TO:<no@d> => 550 | DATA => 503 | RCPT TO:<u@d> => 250 | DATA => 354",
     "LHLO x => 250 | MAIL FROM:<> => 250 | RCPT TO:<u@d> => 250 | DATA => 354 | .=> 250 | DATA => 503",
     "LHLO x => 250 | MAIL FROM:<> => 250 | RCPT TO:<u@d> => 250 | RCPT TO:<no@d> => 550 | RCPT TO:<v@d> => 250"
@@ -124,7 +126,7 @@ DIALOGUES = [
     "LHLO x => 250 | MAIL FROM:<> => 250 | RCPT TO:<u@d> => 250 | BDAT 0 last => 250",
     "LHLO x => 250 | MAIL FROM:<> => 250 | RCPT TO:<u@d> => 250 | BDAT 0 => 250 | DATA => 503 | RCPT TO:<v@d> => 503"
     " | MAIL FROM:<> => 503 | NOOP => 250 | BDAT 0 LAST => 250",
-    # bytes of a BDAT out of place are no commands
+    # The bytes of a BDAT that is out of order are no commands.
     "LHLO x => 250 | BDAT 6 LAST => | QUIT => 503 | MAIL FROM:<> => 250 | BDAT 6 => | QUIT => 503"
     " | RCPT TO:<no@d> => 550 | BDAT 6 LAST => | QUIT => 503 | RCPT TO:<u@d> => 250 | BDAT 6 LAST => | QUIT => 250",
     "BDAT 6 LAST => | QUIT => 503 | LHLO x => 250",
@@ -132,7 +134,8 @@ DIALOGUES = [
     " | RSET => 250 | BDAT 6 => | QUIT => 503",
     "LHLO x => 250 | MAIL FROM:<> => 250 | RCPT TO:<u@d> => 250 | BDAT x => 501 | NOOP => ",
     "LHLO x => 250 | MAIL FROM:<> => 250 | RCPT TO:<u@d> => 250 | BDAT -1 LAST => 501 | NOOP => ",
-    # too big, in chunks: one reply a chunk, at the end one a recipient
+    # A mail that is too big comes in chunks. Each chunk has a reply, and the last has a
+    # reply for each recipient.
     "LHLO x => 250 | MAIL FROM:<> => 250 | RCPT TO:<u@d> => 250 | RCPT TO:<v@d> => 250 | BDAT 302 => | "
     + "x" * 300
     + " => 552"
@@ -345,7 +348,7 @@ def test_a_body_does_not_depend_on_the_cuts(data: bytes, sizes: list[int]) -> No
         pieces.append(wire[at : at + size])
         at += size
     mails, output = bodies([*pieces, wire[at:]])
-    # Stuffed as a client does it, it comes back byte for byte.
+    # The mail is dot-stuffed as a client does it, and comes back byte for byte.
     assert mails == [data + b"\r\n"]
     assert output == b"250 2.0.0 u@d saved\r\n"
     assert bodies([wire]) == (mails, output)

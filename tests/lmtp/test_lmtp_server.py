@@ -28,7 +28,7 @@ MAIL = b"Received: from a by b with ESMTP id Q1; x\r\nMessage-ID: <1@x>\r\nSubje
 
 
 class Store:
-    """Users by name; what happens to a mail depends on the name."""
+    """Users by name. What happens to a mail depends on the name."""
 
     def __init__(self) -> None:
         self.mails: dict[str, list[bytes]] = {}
@@ -72,7 +72,7 @@ class Store:
 
 
 class Client:
-    """Raw lines, with a patience of its own."""
+    """A client that sends and reads raw lines, with a deadline of its own."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -111,7 +111,7 @@ class World:
         self.clients: list[Client] = []
 
     async def connect(self) -> Client:
-        """Over TCP, greeted."""
+        """Connect over TCP, and read the greeting."""
         client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
         self.clients.append(client)
         assert (await client.reply()).startswith("220 mx LMTP")
@@ -191,7 +191,7 @@ async def test_mixed_recipients(tmp_path: Path) -> None:
     "command", ["NOOP", "LHLO x", "MAIL FROM:<a@b>\r\nRSET", "RCPT TO:<no@d>", "BDAT 0", "BDAT 3\r\nx"]
 )
 async def test_pipelined_commands_let_others_run(command: str, tmp_path: Path) -> None:
-    """However many come at once."""
+    """A client sends very many commands at once."""
     async with serving(tmp_path) as world:
         client = await world.connect()
         client.write(b"MAIL FROM:<a@b>\r\nRCPT TO:<bob@d>\r\n")
@@ -205,7 +205,7 @@ async def test_pipelined_commands_let_others_run(command: str, tmp_path: Path) -
 
 
 async def test_pipelined_replies_that_nobody_reads(tmp_path: Path) -> None:
-    """The commands behind them wait, and go on when they are read."""
+    """The next commands wait, and go on when the client reads the replies."""
     async with serving(tmp_path) as world:
         client = await world.connect()
         (connection,) = world.server.connections
@@ -261,8 +261,8 @@ async def test_loop(tmp_path: Path) -> None:
 
 
 async def test_a_mail_that_was_fetched_comes_back(tmp_path: Path) -> None:
-    """What was stored goes the same way again, as after a fetch, a resend or a restore:
-    that is no loop."""
+    """A mail that was stored is delivered again, as after a fetch, a resend or a
+    restore. That is not a loop."""
     async with serving(tmp_path) as world:
         client = await world.connect()
         source = MAIL
@@ -349,7 +349,8 @@ async def test_recipients_are_delivered_side_by_side(tmp_path: Path) -> None:
         client.write(
             b"MAIL FROM:<>\r\n" + b"".join(b"RCPT TO:<u%d@d>\r\n" % n for n in range(8)) + b"BDAT 2 LAST\r\n\r\n"
         )
-        await client.replies(9)  # on the wire before the deliveries end
+        # The replies are sent before the deliveries end.
+        await client.replies(9)
         world.store.gate.set()
         replies = await client.replies(8)
         assert world.store.most == 3
@@ -409,7 +410,7 @@ async def test_untrusted(tmp_path: Path) -> None:
 
 
 async def test_too_many_connections(tmp_path: Path) -> None:
-    """None of them is idle."""
+    """None of the connections is idle, so a further connection is refused."""
     async with serving(tmp_path, connections_max=1) as world:
         busy = await world.connect()
         assert (await busy.say("MAIL FROM:<>")).startswith("250")
@@ -443,7 +444,8 @@ async def test_a_delivery_that_hangs(tmp_path: Path) -> None:
 
 async def test_a_client_that_goes_away(tmp_path: Path) -> None:
     async with serving(tmp_path) as world:
-        # In the middle of a mail: nothing is stored. After its end: all of it is.
+        # If the connection ends in the middle of a mail, nothing is stored. After the
+        # end of the mail all of it is stored.
         for end in (b"", b".\r\n"):
             client = await world.connect()
             client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nDATA\r\n")
@@ -495,7 +497,8 @@ async def test_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
         client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 2 LAST\r\n\r\n")
         await client.replies(2)
         await world.server.close(grace_s=0.02)
-        assert await client.ended()  # without a reply: the sender keeps the mail
+        # There is no reply, so the sender keeps the mail.
+        assert await client.ended()
         assert world.store.mails == {}
 
 
@@ -545,7 +548,7 @@ async def test_starttls(tmp_path: Path) -> None:
 
         await asyncio.to_thread(send)
         assert b"with LMTPS\r\n" in world.store.mails["bob@d"][0]
-        # Not a handshake: the session ends, the server goes on.
+        # The client sends no TLS handshake. Its session ends, and the server goes on.
         client = await world.connect()
         assert (await client.say("STARTTLS")).startswith("220")
         client.write(b"MAIL FROM:<>\r\n" * 10)
@@ -555,8 +558,8 @@ async def test_starttls(tmp_path: Path) -> None:
 
 
 async def test_a_command_right_behind_the_handshake(tmp_path: Path) -> None:
-    """In the same packet as the last message of the handshake: it is under TLS, so it
-    is answered."""
+    """The command arrives in the same packet as the last message of the handshake. It
+    is protected by TLS, so it is answered."""
     cert, key = certificate(tmp_path)
     server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server_tls.load_cert_chain(cert, key)
@@ -598,8 +601,8 @@ async def test_a_command_right_behind_the_handshake(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["close", "quit", "abort", "in a mail", "stop"])
 async def test_reference_counts_free_a_connection(end: str, tmp_path: Path) -> None:
-    """An idle connection has no task; once it has ended, the collector of cycles has
-    nothing to do."""
+    """An idle connection has no task. After its end the garbage collector finds nothing
+    of it."""
     gc.collect()
     gc.disable()
     try:
@@ -637,7 +640,9 @@ async def test_byte_budget() -> None:
     gates = [asyncio.Event() for _ in range(4)]
     tasks = [asyncio.create_task(user(f"{n}", size, gates[n])) for n, size in enumerate([6, 100, 3, 4])]
     await asyncio.sleep(0)
-    assert order == ["0"]  # 1 counts as all; 2 would fit but does not overtake
+    # Task 1 counts as if it used the whole budget. Task 2 would fit, but has to wait
+    # behind task 1.
+    assert order == ["0"]
     tasks[1].cancel()
     await asyncio.sleep(0)
     await asyncio.sleep(0)

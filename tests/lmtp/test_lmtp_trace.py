@@ -1,4 +1,5 @@
-"""Header fields in front of a mail; the table of replies; addresses of odd shape."""
+"""Header fields that are added in front of a mail, the table of replies, and addresses
+of unusual form."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def test_every_kind_has_a_reply() -> None:
 def test_reply_for() -> None:
     assert reply_for(errors.NotFound()) == KIND_REPLIES[errors.NotFound]
     assert reply_for(errors.NotFound("gone fishing")) == Reply(550, "5.1.1", "gone fishing")
-    # A kind's child.
+    # An error that is derived from an error of the table.
     assert reply_for(Disabled("moved")) == Reply(550, "5.2.1", "moved")
     assert reply_for(errors.OverQuota(), quota_full_tempfail=True) == QUOTA_TEMPFAIL
     assert reply_for(errors.MailboxFull()).code == 552
@@ -79,8 +80,8 @@ def test_inspect_finds_nothing(source: bytes) -> None:
 
 
 def test_loops_are_counted() -> None:
-    """RFC 5321 §6.3: 100 Received fields at least; a few deliveries to the same
-    recipient are none."""
+    """RFC 5321 §6.3: at least 100 Received fields are allowed. A few deliveries to the
+    same recipient are no loop."""
     for count, loops in ((1, False), (10, False), (11, True)):
         found = inspect(b"Delivered-To: bob@x.org\r\nReceived: from a\r\n" * count + b"\r\n")
         assert found.loops("Bob@x.org") is loops, count

@@ -1,5 +1,5 @@
-"""Holders in columns: joined as a dictionary by maximum would be, in a few bytes each,
-read in both forms."""
+"""Holders in columns: a join gives the same as a join of dictionaries by maximum. A
+holder takes a few bytes, and both encoded forms are read."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_join_is_by_maximum(parts: Parts, more: Parts) -> None:
 
 
 def test_what_was_written_one_by_one_is_read() -> None:
-    """Every earlier version wrote all holders one by one, in any order."""
+    """Earlier versions wrote each holder by itself, in any order."""
     rows = [[9 - n % 9, bytes.fromhex(GUIDS[n % 2]), n + 1, n % 3 * 4] for n in range(4 * Holders.COLUMNS_MIN)]
     found = Delta.decode(msgspec.msgpack.encode({"holders": rows})).holders
     assert dict(found.items()) == {(home, Guid(raw.hex()), uid): released for home, raw, uid, released in rows}
@@ -104,7 +104,7 @@ def test_damaged_columns_are_refused(row: list[object]) -> None:
 
 
 def test_a_copied_mail_costs_few_bytes() -> None:
-    """100,000 mails of one COPY: holders as they are held, and as they are encoded."""
+    """The holders of 100,000 mails of a single COPY, in memory and encoded."""
     count = 100_000
     numbers = np.arange(1, count + 1, dtype=np.uint32)
     gc.collect()
@@ -133,7 +133,8 @@ def test_a_copied_mail_costs_few_bytes() -> None:
 
 
 def test_a_few_more_do_not_copy_all() -> None:
-    """A COPY of one mail beside 100,000 holders; what waits to be merged is bounded."""
+    """A mail is copied beside 100,000 holders. The number of holders that wait to be
+    merged is bounded."""
     numbers = np.arange(1, 100_001, dtype=np.uint32)
     found = Holders()
     found.add(GUIDS[0], numbers, numbers, 0)

@@ -1,4 +1,4 @@
-"""Mailbox names and LIST patterns, the patterns held against a naive matcher."""
+"""Mailbox names and LIST patterns. The patterns are compared with a simple matcher."""
 
 from __future__ import annotations
 

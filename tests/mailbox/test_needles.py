@@ -1,5 +1,5 @@
-"""Text that is searched: bounded slices that are the whole, and many strings found in
-one pass."""
+"""Text that is searched: slices of bounded size give the same result as the whole text,
+and many strings are found in a single pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ text = st.text(st.sampled_from(ODD), max_size=200)
 
 
 def simply(value: str) -> str:
-    """The definition, for a short text."""
+    """Prepare a short text as the definition says."""
     safe = stream_safe(value)
     out = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", safe).casefold())
     words = " ".join(out.split())
@@ -50,7 +50,7 @@ def test_slices_are_the_whole(value: str, cuts: list[int]) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is given to `unicodedata.normalize`."""
+    """Record the texts that are passed to `unicodedata.normalize`."""
     seen: list[str] = []
     plain = unicodedata.normalize
 
@@ -80,7 +80,8 @@ def test_runs_of_marks_are_never_normalised_whole(value: str, calls: list[str]) 
 
 
 def test_memory_is_that_of_a_slice() -> None:
-    """4 MB of a character that becomes 18: what is looked through is not held."""
+    """A character that becomes 18 characters is repeated for 4 MB. The search does not
+    hold the whole converted text."""
     value = "\ufdfa" * 1_300_000
     finder = Finder(["nothing of the kind"])
     tracemalloc.start()
@@ -102,7 +103,7 @@ def test_finder(needles: list[str], pieces: list[str]) -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 500])
 def test_finder_across_windows(count: int) -> None:
-    """Strings that lie across the ends of slices and windows, long strings too."""
+    """The strings lie across the ends of slices and windows. Some of them are long."""
     rng = random.Random(count)
     value = "".join(rng.choices("abcdefgh \u00e9", k=60_000))
     whole = normalise(value)
@@ -112,8 +113,8 @@ def test_finder_across_windows(count: int) -> None:
 
 
 def test_a_thousand_strings_are_asked_once_each_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text is normalised once, and strings whose trigrams are not there are not looked
-    for at all."""
+    """The text is normalised once. Strings whose trigrams do not occur are not searched
+    for."""
     looked: list[int] = []
     plain = _needles._Filter.possible
 

@@ -1,5 +1,5 @@
-"""SEARCH: the columns, the three-valued logic, text; and the search over a mailbox that
-counts what it reads."""
+"""SEARCH: the columns, the logic with three values, the texts, and how much of a
+mailbox a search reads."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def columns(query: Query, *mails: Mail) -> list[int]:
 
 
 class Nothing:
-    """A source that knows nothing."""
+    """A source that knows no answer."""
 
     def header(self, name: str, needle: Needle) -> bool | None:
         return None
@@ -194,7 +194,7 @@ def test_normalise_is_idempotent(text: str) -> None:
 
 
 class Answers:
-    """A source that answers HEADER by the field's name: y, n, or not known."""
+    """A source that answers HEADER by the name of the field: yes, no, or unknown."""
 
     def __init__(self, known: dict[str, bool]) -> None:
         self.known = known
@@ -285,7 +285,7 @@ EIGHT = "Subject: Grüße\r\n\r\nbody ÄÖ\r\n".encode()
 
 
 class Box:
-    """A mailbox that counts the fields and mails that it was asked for."""
+    """A mailbox that counts the fields and mails that are requested from it."""
 
     def __init__(self, *sources: bytes | None, header_max: int = 8192) -> None:
         self.state = state_of(*(Mail(uid) for uid in range(1, len(sources) + 1)))
@@ -497,7 +497,7 @@ async def test_no_name_of_a_field_meets_the_sent_day(name: str) -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often header blocks and bodies are decoded or parsed: lengths of what."""
+    """Record the lengths of header blocks and bodies at each decoding or parsing."""
     calls: list[int] = []
     for name in ("decode_header", "parse", "all_values", "header_values"):
         plain = getattr(_search, name)
@@ -517,8 +517,8 @@ async def test_a_thousand_strings_decode_a_mail_once(kind: Any, join: Any, decod
     keys = tuple(Not(kind(f"absent {n} ü")) for n in range(1_000))
     query = And(keys) if join is And else Or((*(kind(f"absent {n} ü") for n in range(1_000)), kind("deep text")))
     assert await box.search(query) == ([1, 2] if join is And else [1])
-    # A header block each for itself and for its mail; of one mail the structure and the
-    # header of each part.
+    # A search decodes a header block once for the block itself and once for its mail.
+    # Of a mail it parses the structure once, and the header of each part once.
     assert len(decoded) <= 2 + 2 + 2 + 5
 
 
@@ -544,8 +544,8 @@ async def test_names_are_not_compiled_one_by_one(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_long_queries_and_wide_columns_leave_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Columns are compared in a thread where it is much, on a copy, with the same
-    answer."""
+    """A large comparison of columns runs in a thread, on a copy, and gives the same
+    result."""
     monkeypatch.setattr(_search, "INLINE_CELLS", 10)
     monkeypatch.setattr(_search, "INLINE_CHARS", 10)
     box = Box(PLAIN, CODED, EIGHT)
@@ -557,7 +557,7 @@ async def test_long_queries_and_wide_columns_leave_the_loop(monkeypatch: pytest.
 
 
 async def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hostile mails, and keys by the thousand: no turn of the loop is long."""
+    """Mails are hostile and keys come by the thousand. No turn of the loop is long."""
     marks = "\u0301" * 16_384 + "\u0316" * 16_384
     mails = [
         *[PLAIN, CODED, EIGHT] * 100,

@@ -1,5 +1,5 @@
-"""The state of one mailbox: what commands would change, what a client's MODSEQ is
-worth, what may be deleted."""
+"""The state of a mailbox: what commands change, whether a client's MODSEQ is trusted,
+and what may be deleted."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_keyword_limit() -> None:
     with pytest.raises(Limit):
         state.flag_delta(uids(1), "add", ["y"], 50)
     assert state.flag_delta(uids(1), "remove", ["y"], 50)[0] is None
-    # Bit 63 is a bit like the others.
+    # Bit 63 is handled as the other bits.
     assert "x" in flags_of(state, 1)
     assert state.mask_of(["X"]) == 1 << 63
 
@@ -193,8 +193,8 @@ def test_another_writers_keyword_in_another_case_is_the_same() -> None:
 
 
 def test_a_merge_that_brings_too_many_keywords_takes_none_from_any_mail() -> None:
-    """Whichever state brings a name first: all are shown, found and changed like
-    others; no new one is taken."""
+    """A join may bring more keywords than are allowed, whichever state comes first. All
+    of them are shown, found and changed as usual, but no new keyword is accepted."""
     many = [f"b{i:02}" for i in range(KEYWORDS_MAX)]
     parts = [rows(1, *many), rows(2, "c"), rows(3, "a", "\\Seen")]
     for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
@@ -222,7 +222,8 @@ def test_a_merge_that_brings_too_many_keywords_takes_none_from_any_mail() -> Non
 
 
 def test_a_keyword_that_no_mail_has_makes_room() -> None:
-    """RFC 3501 §2.3.2 knows no way to delete a keyword: it goes when no mail has it."""
+    """RFC 3501 §2.3.2 has no way to delete a keyword. It is forgotten when no mail has
+    it."""
     state = state_of(rows(1, *(f"k{i}" for i in range(KEYWORDS_MAX))), rows(2))
     assert state.full
     version = state.flags.version
@@ -240,7 +241,7 @@ def test_a_keyword_that_no_mail_has_makes_room() -> None:
     assert (state.full, flags_of(state, 2), "k7" in flags_of(state, 1)) == (True, {"new"}, False)
     with pytest.raises(Limit):
         state.flag_delta(uids(1), "add", ["k7"], 60)
-    # A change that is older than its removal.
+    # This change is older than the removal of the keyword.
     state.join(Delta(flags=[("K7", 39 * 2 + 1, uids(1))]))
     assert "k7" not in flags_of(state, 1)
     state.join(Delta(gone=Gone.at(70, uids(1))))
@@ -262,8 +263,8 @@ def test_keywords_of_mails_in_the_making_count() -> None:
 
 
 def test_keywords_that_come_and_go_are_bounded_until_they_are_forgotten() -> None:
-    """What a mail had lately is remembered for the merge with another writer, 8 bytes a
-    mail and keyword."""
+    """The state remembers which keywords a mail had lately, for a join with another
+    writer. That takes 8 bytes for each mail and keyword."""
     state = state_of(rows(1), rows(2))
     for at in range(KEYWORDS_STAMPED_MAX):
         for op, now in (("add", 100 + at), ("remove", 1000 + at)):
@@ -283,7 +284,8 @@ def test_keywords_that_come_and_go_are_bounded_until_they_are_forgotten() -> Non
     assert not base.rows.stamps
     delta, _ = state.flag_delta(uids(2), "add", ["k5"], last + 10)
     assert delta is not None
-    state.join(delta)  # while the base was on its way
+    # This delta came while the base was being uploaded.
+    state.join(delta)
     state.forget(names, last + 1000)
     assert flags_of(state, 2) == {"k5"}
     assert not state.full
@@ -318,7 +320,8 @@ def test_records_of_expunged_mails_are_kept_for_who_counts_them() -> None:
     delta, _ = state.expunge_delta(uids(1), 90)
     assert delta is not None
     state.join(delta)
-    del one  # a session that ended in an unforeseen way
+    # This session ended without the usual steps.
+    del one
     gc.collect()
     state.join(Delta(gone=Gone.at(95, uids(3))))
     View(state).close()
@@ -357,7 +360,8 @@ def test_what_is_retained_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flags_before_their_mail() -> None:
     state = State(Guid("a" * 32))
     assert not state.join(Delta(flags=[("\\Seen", 41, uids(3, 4))]))
-    assert state.uidnext == 1  # a LIST from there still finds the mail
+    # A LIST from this UID on still finds the mail.
+    assert state.uidnext == 1
     again = State(Guid("a" * 32))
     again.join(Delta.decode(state.extract(30).encode()))
     for one in (state, again):
@@ -448,7 +452,8 @@ def test_dead() -> None:
     state.join(Delta.decode(delta.encode()))
     assert state.active_holders().tolist() == [2]
     assert state.dead(1000).tolist() == []
-    assert state.dead(1001).tolist() == [1]  # 2 is held, the object of 4 lies elsewhere
+    # UID 2 has a holder, and the object of UID 4 lies in another mailbox.
+    assert state.dead(1001).tolist() == [1]
     state.join(Delta(holders=Holders.of({held: 2000})))
     state.join(Delta(holders=Holders.of({held: 0})))
     assert state.active_holders().tolist() == []

@@ -1,5 +1,5 @@
-"""Sets of UIDs without numpy's set functions, which import `numpy.ma` in the turn that
-calls them first."""
+"""Sets of UIDs. They do not use numpy's functions for sets, which import `numpy.ma` in
+the turn that calls them first."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_no_function_of_numpy_that_imports_a_package() -> None:
     for path in [path for room in ("obox", "metacache", "fscache") for path in (ROOT / room).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in IMPORTERS and ast.unparse(node.value) == "np":
-                # With assume_unique they import nothing.
+                # These functions import nothing if assume_unique is given.
                 apart = node.attr in ("setdiff1d", "intersect1d")
                 if not apart or "assume_unique=True" not in path.read_text().splitlines()[node.lineno - 1]:
                     found.append(f"{path}:{node.lineno} {node.attr}")

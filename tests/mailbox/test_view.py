@@ -1,5 +1,5 @@
-"""What a client knows against what is true: numbers move only when a poll may
-expunge."""
+"""What a client knows of a mailbox, compared with the truth. Sequence numbers change
+only when a poll may expunge."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,8 @@ def told(updates: Updates | None) -> tuple[object, ...]:
 def test_nothing_new() -> None:
     state = state_of(3)
     view = View(state)
-    assert view.uids.base is state.uids.base  # shared, not copied
+    # The array is shared and not copied.
+    assert view.uids.base is state.uids.base
     assert view.poll(state, expunge=True) is None
     assert not view.pending(state)
 
@@ -93,7 +94,7 @@ def test_expunges_wait() -> None:
 
 
 def test_new_and_gone_at_once() -> None:
-    """A mail that came and went between two polls is never heard of."""
+    """A mail comes and goes between two polls. The client never learns of it."""
     state = state_of(1)
     view = View(state)
     add(state, 2)
@@ -120,7 +121,7 @@ def test_flags_of_a_mail_that_is_gone_or_new() -> None:
     expunge(state, 2)
     add(state, 1)
     flag(state, 4, name="\\Flagged")
-    # Flags of new mails are for the client to ask.
+    # The client has to fetch the flags of new mails itself.
     assert told(view.poll(state, expunge=False)) == ([], [], 4, [1])
     assert told(view.poll(state, expunge=True)) == ([2], [2], None, [])
 
@@ -135,8 +136,9 @@ def test_new_keywords() -> None:
 
 
 def test_merged_below_stays_unseen() -> None:
-    """What another writer's history brings in below known UIDs would move numbers:
-    unseen until selected again."""
+    """A join with another writer may bring mails below known UIDs. They would change
+    sequence numbers, so the session does not see them until it selects the mailbox
+    again."""
     state = state_of(0)
     state.join(Delta(rows=rows([1, 2, 5], 2), uidnext=6))
     view = View(state)
@@ -203,11 +205,12 @@ STEPS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_a_client_that_believes_the_server_is_right(steps: list[tuple[str, object]]) -> None:
-    """Whatever happens, a client that applies what it hears has the mailbox after a
-    poll that may expunge."""
+    """A client applies all answers. After a poll that may expunge, its list is the
+    mailbox, whatever has happened."""
     state = state_of(3)
     view = View(state)
-    mails = view.uids.tolist()  # the client's own list, by sequence number
+    # This is the client's own list, by sequence number.
+    mails = view.uids.tolist()
     bits = {uid: 0 for uid in mails}
     for number, (what, argument) in enumerate([*steps, ("poll", True)]):
         if what == "add":
@@ -239,7 +242,8 @@ def test_a_client_that_believes_the_server_is_right(steps: list[tuple[str, objec
             if delta is None:
                 continue
             state.join(delta)
-            if what == "own":  # answered with the flags, as a STORE is
+            # The answer has the flags, as the answer to a STORE.
+            if what == "own":
                 view.note_own(delta.highestmodseq, changed)
                 bits.update({uid: bits_of(state, uid) for uid in changed.tolist()})
     assert mails == state.uids.tolist()
@@ -256,8 +260,8 @@ def bits_of(state: State, uid: int) -> int:
     st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)).map(lambda pair: (min(pair), max(pair))), max_size=30),
 )
 def test_sequence_numbers_as_ranges_of_uids(uids: set[int], ranges: list[tuple[int, int]]) -> None:
-    """There are at most as many ranges as were given, and among the mails of the view
-    they name the same mails."""
+    """The result has at most as many ranges as were given. Among the mails of the view
+    both name the same mails."""
     state = State(Guid("0" * 32))
     if uids:
         state.join(Delta(rows=rows(sorted(uids), 5)))

@@ -1,5 +1,5 @@
-"""The cleaner over a real cache, with an owner that says what is in use and what is
-uploaded."""
+"""The cleaner over a real cache, with an owner that says which copies are in use and
+which are uploaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ BASE = 100_000
 
 
 class Owner:
-    """Uploads by marking; keeps what was asked."""
+    """An owner that "uploads" by changing the mark of the copy. It records the
+    calls."""
 
     def __init__(self, cache: Metacache) -> None:
         self.cache = cache
@@ -155,8 +156,8 @@ async def test_what_is_opened_or_changed_during_its_flush_stays(world: World) ->
 
 
 async def test_it_runs_by_itself_and_writers_go_on(world: World) -> None:
-    """More is written than there is room for, without a pause: the bound holds at every
-    sample."""
+    """The test writes more than there is room for, without a pause. The bound holds at
+    each sample."""
     running = asyncio.create_task(world.cleaner.run())
     for n in range(120):
         await world.put(f"u{n:03}", "b", change=Change(n % 3))
@@ -193,12 +194,13 @@ async def test_clean_refuses_and_names(world: World) -> None:
 
 
 def damage(path: Path) -> None:
-    """Lose a user's record, a field that is accounted, and a part of a base."""
+    """Delete a user's record, a counted field, and a part of a base."""
     with lmdb.open(str(path), max_dbs=5) as env:
         users, fields, blobs, state = (env.open_db(name) for name in (b"users", b"fields", b"blobs", b"state"))
         with env.begin(write=True) as txn:
             gone = next(key for key, _ in txn.cursor(users))
-            txn.delete(gone, db=users)  # the user's boxes are nobody's
+            # The boxes of this user then belong to nobody.
+            txn.delete(gone, db=users)
             for db in (fields, blobs):
                 with txn.cursor(db) as cursor:
                     cursor.last()

@@ -1,4 +1,4 @@
-"""What a caller of the metacache relies on, one thing a test."""
+"""What a caller of the metacache relies on. Each test shows a single property."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def open_cache(path: Path, *, max_space: int = 32 * MIB, sync: bool = True, **mo
 
 
 def transactions(path: Path) -> int:
-    """How many write transactions a closed environment has had, those of its creation
-    included."""
+    """Return how many write transactions a closed environment has had, with those of
+    its creation."""
     with lmdb.open(str(path / "mc"), readonly=True, lock=False, max_dbs=5) as env:
         return int(env.info()["last_txnid"])
 
@@ -61,8 +61,8 @@ async def test_reads_see_what_is_staged_and_what_is_committed(cache: Metacache) 
 async def test_a_large_copy_is_loaded_with_what_is_staged_and_written_meanwhile(
     cache: Metacache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is the same as that of `load`: its base is written, staged, or staged in
-    parts."""
+    """The result is the same as that of `load`, while the base is written, staged, or
+    staged in parts."""
     monkeypatch.setattr("metacache._large.LOAD_INLINE_BYTES", 1000)
     base = os.urandom(3 * CHUNK_BYTES)
     parts = [base[:5], memoryview(base)[5 : CHUNK_BYTES + 7], b"", memoryview(base)[CHUNK_BYTES + 7 :]]
@@ -232,8 +232,8 @@ async def test_full_keeps_what_is_staged_until_a_drop_makes_room(tmp_path: Path)
 
 
 async def test_more_at_once_than_there_is_room_for_goes_in_portions(tmp_path: Path) -> None:
-    """Six times the limit is staged before a commit: what fits is written, and dropping
-    it lets the next in."""
+    """Six times the limit is staged before a commit. The commit writes what fits. After
+    copies are dropped it writes more."""
     cache = open_cache(tmp_path, max_space=2 * MIB)
     names = [f"b{n:03}" for n in range(120)]
     for name in names:
@@ -285,9 +285,10 @@ async def test_a_limit_that_was_lowered_leaves_room_to_delete(tmp_path: Path) ->
 
 
 async def test_lmdbs_own_limit_is_the_same_failure(tmp_path: Path) -> None:
-    """Values of little more than a page take two: their bytes fit into the map, their
-    pages do not."""
-    cache = open_cache(tmp_path, max_space=1 * MIB)  # the map has its least size, 8 MiB
+    """Values that are a little larger than a page take two pages. Their bytes fit into
+    the map, but their pages do not."""
+    # The map has its smallest size, 8 MiB.
+    cache = open_cache(tmp_path, max_space=1 * MIB)
     cache.accounts.limit = 1 << 40
     for n in range(1500):
         cache.replace("u", f"b{n}", bytes(PAGE_BYTES), b"", change=Change.NONE, priority=3)
@@ -329,7 +330,8 @@ async def test_reopen_keeps_everything(tmp_path: Path) -> None:
     cache.put_state("boot", b"3")
     space = None
     for _ in range(2):
-        await cache.close()  # writes what is staged
+        # The close writes what is staged.
+        await cache.close()
         cache = open_cache(tmp_path)
         assert space is None or cache.space() == space
         space = cache.space()

@@ -1,5 +1,5 @@
-"""The metacache against a dict: random operations, commits, background writes, reopen,
-and kill -9."""
+"""The metacache compared with a dict: random operations, commits, background writes,
+reopening, and kill -9."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UIDS = st.integers(1, 30) | st.just(0xFFFFFFFF)
 
 
 class Nobody:
-    """An owner who has nothing in use and uploads nothing."""
+    """An owner that uses no copy and uploads nothing."""
 
     def in_use(self, user: str, box: str) -> bool:
         return False
@@ -49,7 +49,7 @@ class Nobody:
 
 
 class MetacacheMachine(RuleBasedStateMachine):
-    """Every read after every operation gives what the dicts give, whatever has been
+    """After each operation all reads return what the dicts have, whatever has been
     committed by then."""
 
     max_space = 64 * MIB
@@ -59,7 +59,7 @@ class MetacacheMachine(RuleBasedStateMachine):
         self.dir = Path(tempfile.mkdtemp())
         self.runner = asyncio.Runner()
         self.copies: dict[tuple[str, str], Copy] = {}
-        # A box that has had fields stays, even if empty.
+        # A box that has had fields stays known, even when it has none.
         self.fields: dict[tuple[str, str], dict[int, bytes]] = {}
         self.state: dict[str, bytes] = {}
         self.priorities: dict[tuple[str, str], int] = {}
@@ -146,7 +146,8 @@ class MetacacheMachine(RuleBasedStateMachine):
         assert found == sorted(item for item in want.items() if low <= item[0] <= high)
 
     def commit_now(self) -> None:
-        """All is on disk afterwards. The machine with little room overrides this."""
+        """Commit. Everything is on disk afterwards. The machine with little room
+        overrides this method."""
         self.runner.run(self.cache.commit())
         assert self.cache.staged() == 0
 
@@ -174,12 +175,12 @@ class MetacacheMachine(RuleBasedStateMachine):
 
     @rule()
     def rescan(self) -> None:
-        """Right at any time, whatever is staged."""
+        """The counts are right at any time, whatever is staged."""
         assert self.runner.run(self.cache.rescan()).right
 
     @rule(mask=st.sampled_from(["*", "b?", "anna", "none"]))
     def clean(self, mask: str) -> None:
-        """What has no pending change goes, the rest is named."""
+        """Copies without a pending change are dropped. The result names the others."""
         self.commit_now()
         cleaner = Cleaner(self.cache, Nobody(), weights=Weights(), clock=lambda: 1.0)
         done = self.runner.run(cleaner.clean(mask))
@@ -192,12 +193,12 @@ class MetacacheMachine(RuleBasedStateMachine):
 
     @rule(turns=st.integers(1, 40))
     def let_the_writer_run(self, turns: int) -> None:
-        """Stop at any place of a background commit: reads are right while it is under
-        way."""
+        """Stop at any place of a background commit. Reads are right while the commit
+        runs."""
 
         async def spin() -> None:
             commit = asyncio.create_task(self.cache.commit())
-            # Full, perhaps.
+            # The cache may be full.
             commit.add_done_callback(lambda task: task.cancelled() or task.exception())
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -229,8 +230,8 @@ class MetacacheMachine(RuleBasedStateMachine):
 
 
 class FullMachine(MetacacheMachine):
-    """The same with room for little: commits may fail, reads stay right, and dropping
-    always helps."""
+    """The same machine with room for little. Commits may fail, reads stay right, and
+    dropping copies always makes room."""
 
     max_space = 2_000_000
 

@@ -1,9 +1,10 @@
-"""Power cuts: copies of the LMDB file at commit boundaries, and such in which unsynced
-pages are lost.
+"""Power cuts: copies of the LMDB file at the boundaries of commits, and copies in which
+unsynced pages are lost.
 
-With sync a commit writes its pages, syncs, and then writes one of two meta pages.
-Whatever is lost of the pages before the sync, the state of the last commit is served.
-Without sync pages may be lost in any order: a boot later nothing is trusted.
+With sync, a commit writes its pages, syncs, and then writes one of two meta pages.
+Whatever pages are lost before the sync, the cache serves the state of the last commit.
+Without sync, pages may be lost in any order, so after a new boot of the machine nothing
+is trusted.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def state_of(cache: Metacache) -> State:
 
 
 def change(cache: Metacache, chance: random.Random) -> None:
-    """Something of all that is done to a cache, from one delta to hundreds of pages."""
+    """Make a random change to the cache, from a single delta to hundreds of pages."""
     for _ in range(chance.randint(1, 12)):
         user, box = chance.choice(USERS), chance.choice(BOXES)
         blob = chance.randbytes(chance.choice((20, 300, 5000, 70_000)))
@@ -53,8 +54,8 @@ def change(cache: Metacache, chance: random.Random) -> None:
 
 
 def cut(before: bytes, after: bytes, chance: random.Random) -> bytes:
-    """The file as a cut during the second commit may leave it: its meta page not
-    written, any of its pages lost."""
+    """Return the file as a cut during the second commit may leave it: its meta page is
+    not written, and any of its pages may be lost."""
     out = bytearray(before)
     for at in range(META_PAGES * PAGE_BYTES, len(after), PAGE_BYTES):
         if chance.random() < 0.5:
@@ -111,7 +112,8 @@ async def test_without_sync_a_cut_leaves_an_empty_cache_and_the_old_one_aside(tm
         put_file(tmp_path / "after", cut(images[at - 1], images[at], chance)[: PAGE_BYTES * chance.randint(2, 400)])
         mark = tmp_path / "after" / "mc" / "unsynced"
         mark.write_text("an earlier boot")
-        for sync in (True, False):  # whatever the setting is by now
+        # The setting may have changed since the file was written.
+        for sync in (True, False):
             again = open_cache(tmp_path / "after", sync=sync)
             assert list(again.users()) == []
             again.append("u0", "INBOX", b"goes on", Change.IMPORTANT)

@@ -1,4 +1,4 @@
-"""The weights against Dovecot's published values."""
+"""The weights of boxes, compared with the values that Dovecot publishes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ WEIGHTS = Weights(((10, DAY), (10, DAY), (50, HOUR), (100, 0)), SIZES)
     ],
 )  # fmt: skip
 def test_the_published_sizes(nbytes: int, seconds: int) -> None:
-    """Whole seconds; +60 at 500 MB is half way to 1 GB, with units of 1024 the formula
-    gives 58.5."""
+    """The ages are whole seconds. +60 at 500 MB is half of the way to 1 GB; with units
+    of 1024 the formula gives 58.5."""
     assert SIZES.boost(nbytes) == pytest.approx(seconds, abs=1.6 if nbytes == 500 * MIB else 0.6)
 
 
@@ -49,7 +49,7 @@ def test_odd_limits_do_not_divide_by_zero() -> None:
 
 
 def test_on_one_log_weights_cost_fewer_requests_than_lru(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figures are in docs/benchmarks.md; here a tenth of the users."""
+    """docs/benchmarks.md has the figures. The test uses a tenth of the users."""
     monkeypatch.setattr(priorities, "USERS", 150)
     plain, weighed = priorities.compare(0.1)
     assert weighed.gets < 0.9 * plain.gets

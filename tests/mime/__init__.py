@@ -1,1 +1,2 @@
-"""Tests of obox.mime: tables, the standard library as witness, any bytes."""
+"""Tests of obox.mime: tables, comparison with the standard library, and random
+bytes."""

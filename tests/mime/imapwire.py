@@ -1,5 +1,5 @@
-"""A strict reader of IMAP data for tests: raises on anything that RFC 9051 §9 does not
-allow in a response."""
+"""A strict reader of IMAP data for tests. It raises an error for everything that RFC
+9051 §9 does not allow in a response."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _QUOTED = re.compile(rb'"((?:[^\x00\r\n"\\\x80-\xff]|\\["\\])*)"')
 
 
 class WireError(AssertionError):
-    """Not IMAP."""
+    """The data is not IMAP."""
 
 
 def read(data: bytes) -> Any:  # noqa: C901, PLR0912 - one loop over the grammar
-    """The one value that the data is: lists, bytes for strings, None for NIL, int for
-    numbers."""
+    """Return the single value of the data: lists, bytes for strings, None for NIL, int
+    for numbers."""
     stack: list[list[Any]] = [[]]
     at = 0
-    # What stands before: an opening, a blank, a value, or a list, behind which a list
-    # needs no blank.
+    # A value must follow an opening parenthesis, a blank, or the start. A list may also
+    # follow another list without a blank.
     before = b"("
     while at < len(data):
         c = data[at : at + 1]

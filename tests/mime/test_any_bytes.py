@@ -1,4 +1,5 @@
-"""Any bytes are a mail: no exception, offsets in order, answers that parse as IMAP."""
+"""Any bytes are accepted as a mail: there is no exception, offsets are in order, and
+the answers are valid IMAP."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from obox.mime import (
 from .imapwire import check_body, check_envelope, read
 from .trees import check_tree
 
-# Fragments that mean something to the scanner, so that random mails reach its corners.
+# The scanner reacts to these fragments, so that random mails reach its special cases.
 _FRAGMENTS = [
     *(
         b"\r\n",
@@ -151,8 +152,8 @@ def test_fields_partition_the_header(header: bytes, names: frozenset[bytes]) -> 
     lines, rest = picked.split(b"\n"), kept.split(b"\n")
     assert picked.endswith(b"\n")
     assert kept.endswith(b"\n")
-    # Every line is on one side, but for the ends of lines and the blank line, of which
-    # there are two now.
+    # Each line is on one side. Only the ends of lines, and the blank line, of which
+    # there are two now, may differ.
     both = sorted(line.rstrip(b"\r") for line in (*lines, *rest) if line.rstrip(b"\r"))
     assert both == sorted(line.rstrip(b"\r") for line in header.split(b"\n") if line.rstrip(b"\r"))
     assert header_fields(picked, names, False) == picked

@@ -1,5 +1,5 @@
-"""One budget for what is described of a mail: addresses, parts, bytes of values. What
-lies beyond is NIL or opaque."""
+"""The description of a mail has a single budget for addresses, parts, and bytes of
+values. What exceeds the budget becomes NIL or an opaque part."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INNER = b"Content-Type: message/rfc822\r\n\r\n"
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many addresses were read the slow way, one entry each."""
+    """Record how many addresses the slow parser has read, with an entry for each."""
     made: list[int] = []
     plain = _address._Reader.__init__
 
@@ -70,8 +70,8 @@ def test_a_list_at_the_limit_is_whole() -> None:
 
 
 def test_nested_messages_share_it(read: list[int]) -> None:
-    """60 messages inside each other, each with 30,000 broken addresses: read as many as
-    for one."""
+    """60 messages are nested in each other, and each has 30,000 broken addresses. The
+    parser reads as many addresses as in a single message."""
     made = summary((FIELDS + INNER) * 60)
     assert len(read) <= ADDRESSES_MAX
     assert {"addresses", "values"} <= set(made.exceeded)
@@ -81,7 +81,7 @@ def test_nested_messages_share_it(read: list[int]) -> None:
 
 
 def test_values_of_all_parts() -> None:
-    """Long descriptions of many parts: BODYSTRUCTURE grows no further than the
+    """Many parts have long descriptions. BODYSTRUCTURE does not become larger than the
     budget."""
     part = b"--b\r\nContent-Description: " + b"x" * 9_000 + b"\r\n\r\n\r\n"
     made = summary(b"Subject: s\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n" + part * 500)
@@ -93,8 +93,8 @@ def test_values_of_all_parts() -> None:
 
 
 def test_a_part_that_bodystructure_names_is_found() -> None:
-    """The ENVELOPE takes nothing from the budget of the parts, so that BODYSTRUCTURE,
-    made with an ENVELOPE, and a FETCH of a part see the same parts."""
+    """The ENVELOPE uses no budget of the parts. So BODYSTRUCTURE, which is made
+    together with an ENVELOPE, and a FETCH of a part see the same parts."""
     long = b"".join(b"%b: %b\r\n" % (name, b"x" * 40_000) for name in (b"Subject", b"Date", b"To"))
     inner = b"Content-Type: multipart/mixed; boundary=bb; x=" + b"y" * 4_000 + b"\r\n\r\n"
     mail = long + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
@@ -117,7 +117,8 @@ def test_parts_are_counted_and_named() -> None:
 
 
 def test_quick_says_that_it_does_not_suffice() -> None:
-    """What the loop may do itself; nearly all mails are within it."""
+    """The quick function has a smaller budget, because it runs on the loop. Nearly all
+    mails need less."""
     mail = (
         b"From: a@b\r\nTo: "
         + b"c@d," * 100
@@ -130,7 +131,8 @@ def test_quick_says_that_it_does_not_suffice() -> None:
 
 
 def test_fields_behind_a_long_header() -> None:
-    """A header of megabytes: fields are looked for where those of real mails are."""
+    """The header is megabytes long. Fields are looked for only in the part of it where
+    real mails have them."""
     block = b"Subject: s\r\n" + b"X: " + b"y" * 70 + b"\r\n"
     block += b"X-Filler: " + b"z" * 100 + b"\r\n"
     header = block + b"X-Filler: zzzz\r\n" * (2 * HEADER_BYTES_MAX // 16) + b"Subject: late\r\n\r\n"

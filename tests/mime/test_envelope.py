@@ -1,6 +1,7 @@
 """ENVELOPE read back from its wire form."""
 
-from obox.mime import Envelope, First, envelope, first_address, read_envelope
+from obox.mime import envelope
+from obox.mime.readback import Envelope, First, first_address, read_envelope
 
 MAIL = (
     b'Date: Mon, 1 Jan 2024 10:00:00 +0000\r\nSubject: a \\ "b" %b\r\nFrom: "N \\" M" <f@x.org>, g@y.org\r\n'

@@ -1,5 +1,5 @@
-"""RFC 2231: values cut into sections and values with a charset, where the server itself
-needs them."""
+"""RFC 2231: values in sections and values with a charset, where the server itself needs
+the value."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_a_charset_is_joined() -> None:
 
 
 def test_bodystructure_shows_the_joined_value() -> None:
-    """RFC 2231 §6: IMAP servers SHOULD decode continuations there; the charset stays,
-    as in Dovecot."""
+    """RFC 2231 §6: IMAP servers SHOULD decode continuations there. The charset stays
+    encoded, as in Dovecot."""
     mail = (
         b"Content-Type: application/x; name*0=a; name*1=b\r\n"
         b"Content-Disposition: attachment; filename*0*=utf-8''Gr%C3%BC; filename*1*=%C3%9Fe.pdf\r\n\r\n"

@@ -15,8 +15,8 @@ MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
 
 
 def shape(mail: bytes, part: Part) -> object:
-    """A part as its body, a multipart as (subtype, parts), a message part as
-    ("message", its shape)."""
+    """Return the shape of a part: its body, (subtype, parts) for a multipart,
+    ("message", its shape) for a message."""
     if part.children:
         return (part.subtype, *[shape(mail, child) for child in part.children])
     if part.message is not None:
@@ -312,8 +312,8 @@ class Searched(bytes):
     ],
 )
 def test_each_byte_is_searched_a_bounded_number_of_times(block: bytes) -> None:
-    """Linear work, counted rather than timed: no block makes the scanner search the
-    rest of the mail again."""
+    """The test counts the work and measures no time. No block makes the scanner search
+    the rest of the mail again."""
     mail = Searched(MIXED + block * 5000)
     Searched.total = 0
     parse(mail)

@@ -1,5 +1,5 @@
-"""Long bodies are decoded slice by slice: the same text, no call with more than a
-slice, no charset from the disk."""
+"""Long bodies are decoded in slices. The text is the same, no call gets more than a
+slice, and no charset is loaded from the disk."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_no_call_decodes_more_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_utf7_takes_each_byte_once() -> None:
-    """An open shift sequence is decoded anew by the incremental decoder each time: 5 MB
-    of one would take minutes."""
+    """The incremental decoder decodes an open shift sequence again at each call. 5 MB
+    of such a sequence would take minutes."""
     data = b"+" + b"AGEAYgBj" * 100_000
     runs = list(_text._utf7_runs(lambda: _text._cut(data))())
     assert b"".join(runs) == data
@@ -98,8 +98,8 @@ def test_utf7_takes_each_byte_once() -> None:
 
 
 def test_unknown_charsets_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`codecs.lookup` of an unknown name searches the disk and keeps the name for ever:
-    a header has room for 800."""
+    """`codecs.lookup` of an unknown name searches the disk and keeps the name for ever.
+    A header may have 800 such names."""
     asked: list[str] = []
     plain = codecs.lookup
     monkeypatch.setattr(codecs, "lookup", lambda name: asked.append(name) or plain(name))
@@ -112,7 +112,8 @@ def test_unknown_charsets_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_long_searches_are_sliced() -> None:
-    """find, count, blank line: the same answers across slices."""
+    """The functions find and count, and the search for a blank line, give the same
+    results across slices."""
     size = SLICE_BYTES
     for at in (0, size - 3, size - 2, size - 1, size, size + 1, 2 * size - 1, 3 * size):
         data = bytearray(b"x" * (3 * size + 10))

@@ -1,4 +1,5 @@
-"""The standard library as witness: mails that it writes are read as it reads them."""
+"""Comparison with the standard library: obox reads the mails that it writes in the same
+way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every tree of parts."""
+"""Properties of each tree of parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from obox.mime import DEPTH_MAX, Part
 
 
 def check_tree(part: Part, start: int, end: int, paths: list[tuple[int, ...]], path: tuple[int, ...]) -> None:
-    """Assert that offsets are ordered and inside the parent, and depth in its bound;
-    collect the paths of parts."""
+    """Assert that offsets are ordered and inside the parent, and that the depth is
+    bounded. Return the paths of all parts."""
     assert start <= part.header_start <= part.header_end == part.body_start <= part.body_end <= end
     assert len(path) <= DEPTH_MAX
     assert not (part.children and part.message)

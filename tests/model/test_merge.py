@@ -1,9 +1,8 @@
-"""Merge: deltas of several writers join to one state, in any order, any number of
-times, from either side.
+"""The merge: deltas of several writers are joined to a single state, in any order, any
+number of times, from either side.
 
-Writers change copies of a common state without seeing each other. What each
-acknowledged is kept in a plain model: dictionaries with the rules of docs/format.md,
-"Merge", one line each.
+Writers change copies of a common state without seeing each other. A plain model keeps
+what each of them acknowledged: dictionaries with the rules of docs/format.md, "Merge".
 """
 
 from __future__ import annotations
@@ -85,8 +84,8 @@ class Model:
 
 
 class Writer:
-    """One backend that believes it owns the mailbox. Modseqs of two writers may be
-    equal: their clocks are."""
+    """A backend that believes it owns the mailbox. The MODSEQ values of two writers may
+    be equal, because their clocks may be."""
 
     def __init__(self, number: int, common: State, log: list[Delta]) -> None:
         self.number = number
@@ -101,7 +100,8 @@ class Writer:
             self.log.append(delta)
 
     def deliver(self, uid: int, flags: tuple[str, ...]) -> None:
-        home = uid % 5  # an object is the same for every reader
+        # An object is the same for each reader.
+        home = uid % 5
         if uid in self.state.uids or uid in self.state.gone_uid:
             return
         modseq = self.state.next_modseq(self.now)
@@ -173,8 +173,8 @@ _prefix = st.builds(
 
 
 def _act(writer: Writer, action: tuple[object, ...]) -> None:
-    """Do `action`. UIDs above COMMON are the writer's own: the bucket hands them out,
-    two writers never share a new UID."""
+    """Do `action`. UIDs above COMMON belong to this writer alone: the bucket hands them
+    out, so two writers never have the same new UID."""
     name, *args = action
     if args and isinstance(args[0], int):
         args[0] = _own(writer.number, args[0])
@@ -206,7 +206,7 @@ def _joined(deltas: Iterable[Delta]) -> State:
 def _histories(
     prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]]
 ) -> list[list[Delta]]:
-    """The common deltas, then those of each of three writers who do not see each
+    """Return the common deltas, and those of each of three writers who do not see each
     other."""
     common: list[Delta] = []
     first = Writer(0, State(GUID), common)
@@ -248,8 +248,8 @@ def test_any_order_gives_the_same(
 def test_states_join_from_either_side(
     prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]], data: st.DataObject
 ) -> None:
-    """Bundles carry whole states: joined in either order they are the deltas joined one
-    by one."""
+    """Bundles carry whole states. A join of these states in either order gives the same
+    state as the deltas joined one after another."""
     common, a, b, c = _histories(prefix, history)
     left, right, third = (_joined([*common, *log]) for log in (a, b, c))
     want = _joined([*common, *a, *b, *c])
@@ -266,8 +266,8 @@ def test_states_join_from_either_side(
 def test_bundles_rebuild_the_state(
     prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]], data: st.DataObject
 ) -> None:
-    """A base is all but the claims that are settled; a base and a diff, in either
-    order, are the state."""
+    """A base has everything except the claims that are resolved. A base and a diff give
+    the state in either order."""
     common, log, *_ = _histories(prefix, history)
     state = _joined(common)
     base, since = state.extract().encode(), state.highestmodseq
@@ -286,7 +286,8 @@ def test_bundles_rebuild_the_state(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 79), max_size=30), min_size=2, max_size=6), st.randoms(use_true_random=False))
 def test_too_many_keywords_together(groups: list[set[int]], rng: random.Random) -> None:
-    """More keywords than bits: all are shown from either side, none is forgotten."""
+    """There are more keywords than bits. All keywords are shown from either side, and
+    none is forgotten."""
     deltas = [
         Delta(
             rows=Rows.one(
@@ -323,7 +324,7 @@ def test_too_many_keywords_together(groups: list[set[int]], rng: random.Random) 
 def test_a_view_keeps_what_it_saw(
     prefix: list[tuple[object, ...]], history: list[tuple[int, int, tuple[object, ...]]], known: int
 ) -> None:
-    """The UID array of a session stays as it was, whatever is joined."""
+    """The UID array of a session does not change, whatever is joined to the state."""
     common, log, *_ = _histories(prefix, history)
     state = _joined(common)
     uids = state.uids

@@ -27,7 +27,7 @@ def make_cert(tmp_path: Path) -> Make:
 
 
 class Greeter(asyncio.Protocol):
-    """Greets with what it knows of the client, then echoes."""
+    """A driver that greets with what it knows of the client, and then echoes."""
 
     def __init__(self, entry: Listen, via: Via | None) -> None:
         self.via = via

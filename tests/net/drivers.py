@@ -1,5 +1,5 @@
-"""A transport without a socket, and a driver of a protocol of lines, for tests of the
-engine."""
+"""A transport without a socket, and a driver of a protocol of lines, for the tests of
+the engine."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,10 +8,8 @@ from obox.net import Connection, Flow, Hub, Who, Why
 
 
 class Transport(asyncio.Transport):
-    """Keeps what is written.
-
-    The client reads nothing while `slow`: `read` takes what waits.
-    """
+    """A transport that keeps what is written. While `slow` is set the client reads
+    nothing; `read` takes what waits."""
 
     def __init__(self, remote: str = "192.0.2.1") -> None:
         super().__init__({"peername": (remote, 4000)} if remote else {})
@@ -34,7 +32,7 @@ class Transport(asyncio.Transport):
         self.protocol.data_received(data)
 
     def client_reads(self) -> None:
-        """All that waits."""
+        """Read all that waits."""
         assert self.protocol is not None
         self.waiting = 0
         if self.congested:
@@ -103,7 +101,7 @@ class Lines(Connection):
         self.log: list[str] = []
         self.bugs: list[str] = []
         self.due_s: list[float | None] = []
-        """What the timer answers, in order."""
+        """The results of the timer's calls, in order."""
         self.finished = 0
 
     def configure(self) -> Flow:
@@ -166,7 +164,7 @@ class Lines(Connection):
 
 
 async def turns(count: int = 10) -> None:
-    """Let the loop run what is ready."""
+    """Run everything on the loop that is ready."""
     for _ in range(count):
         await asyncio.sleep(0)
 

@@ -1,5 +1,5 @@
-"""The connection engine under a transport without a socket: flow, timer, end, limits,
-drain."""
+"""The connection engine over a transport without a socket: flow control, timers, the
+end of input, limits, and the drain."""
 
 import asyncio
 import gc
@@ -148,7 +148,7 @@ async def test_a_pipelining_client_is_not_read_further(ahead: bytes) -> None:
 
 
 async def test_others_run_during_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that says that much time has passed: each flush gives the loop away."""
+    """The clock says that much time has passed, so each flush lets other tasks run."""
     time = iter(range(1_000_000))
     hub = Hub(clock=lambda: float(next(time)))
     _, transport = opened(hub, Flow(chunk_bytes=1))
@@ -234,7 +234,8 @@ async def test_a_driver_may_outlive_its_client(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Lines, "outlives_client", True)
     lines, transport = opened()
     transport.client_sends(b"a\nb\n")
-    transport.client_leaves()  # before the task has run
+    # The client leaves before the task has run.
+    transport.client_leaves()
     await turns(20)
     assert lines.log == ["a", "b"]
     assert lines.finished == 1
@@ -255,7 +256,8 @@ async def test_a_bug_ends_a_connection_and_no_other() -> None:
 
 
 async def test_cut() -> None:
-    """Work is cancelled; who does not work gets the last words."""
+    """A connection that works has its work cancelled. A connection that is idle gets
+    the last words."""
     hub = Hub()
     working, one = opened(hub)
     idle, two = opened(hub)
@@ -367,10 +369,8 @@ async def test_the_longest_idle_gives_way() -> None:
 
 
 class Spliced(Lines):
-    """What comes goes to the peer.
-
-    There is no task, and each side's pace is the other's.
-    """
+    """A connection that passes its input to its peer. There is no task: each side reads
+    as fast as the other side writes."""
 
     __slots__ = ("peer",)
     peer: "Spliced | None"
@@ -419,7 +419,7 @@ async def test_a_driver_can_splice_two_connections() -> None:
 
 
 class Secured(Lines):
-    """`tls` begins TLS."""
+    """A driver whose command `tls` begins TLS."""
 
     __slots__ = ("upgrade",)
     upgrade: Any
@@ -432,8 +432,8 @@ class Secured(Lines):
 
 @pytest.mark.parametrize("way", ["shakes hands", "leaves", "stays silent", "sends rubbish"])
 async def test_starttls(way: str, tmp_path: Path) -> None:
-    """What comes in clear behind the command is thrown away, and a handshake that fails
-    ends the connection."""
+    """Input without TLS behind the command is dropped. A handshake that fails ends the
+    connection."""
     served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     served.load_cert_chain(*certificate(tmp_path))
     hub, made = Hub(), []

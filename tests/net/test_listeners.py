@@ -1,5 +1,5 @@
-"""Addresses: TCP, unix sockets, TLS and PROXY headers on them; what cannot be had says
-so."""
+"""Addresses of listeners: TCP, Unix sockets, and both with TLS and PROXY headers. An
+address that cannot be used is named in the error."""
 
 import asyncio
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import certificate
 from patience import PATIENT_S
 
 from obox.config import Listen
@@ -41,7 +42,8 @@ async def greeting(*where: Any, send: bytes = b"", **how: Any) -> bytes:
     writer.write(send)
     try:
         return await asyncio.wait_for(reader.readline(), PATIENT_S)
-    except ConnectionResetError:  # refused with our bytes unread
+    # The server refused the connection before it read these bytes.
+    except ConnectionResetError:
         return b""
     finally:
         writer.close()
@@ -190,6 +192,25 @@ async def test_broken_certificates(make_cert: Any, tmp_path: Path) -> None:
     for pair in ((cert, tmp_path / "rubbish"), (tmp_path / "rubbish", key)):
         with pytest.raises(TlsError, match="rubbish"):
             Certificates([pair[0]], [pair[1]])
+
+
+async def test_the_first_certificate_that_expires_counts(tmp_path: Path) -> None:
+    """A certificate that signed another counts too, for clients check the chain."""
+    first, signer = certificate(tmp_path, "a", hours=100), certificate(tmp_path, "signer", hours=50)
+    second = certificate(tmp_path, "b", hours=75)
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(first[0].read_bytes() + signer[0].read_bytes())
+    certificates = Certificates([second[0], chain], [second[1], first[1]])
+
+    def left_hours() -> float:
+        return certificates.figures()["certificate_expiry_seconds"] / 3600
+
+    assert 49 < left_hours() <= 50
+    certificates.use(certificates.prepare([second[0]], [second[1]]))
+    assert 74 < left_hours() <= 75, "a certificate that was replaced counts no more"
+    gone = certificate(tmp_path, "gone", hours=-0.5)
+    certificates.use(certificates.prepare([gone[0]], [gone[1]]))
+    assert -1 < left_hours() <= -0.5
 
 
 async def test_inherited_sockets(log: Any, greeter: Any) -> None:

@@ -1,5 +1,5 @@
 """Silent connections: a new client is served, and the oldest connection of the address
-with most gives way."""
+with the most connections is closed for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def test_who_gives_way() -> None:
 
     honest = enter("198.51.100.1", "honest")
     for number in range(4):
-        enter(f"2001:db8::{number}", f"v6 {number}")  # one network
+        # All these addresses count as the same network.
+        enter(f"2001:db8::{number}", f"v6 {number}")
     assert dropped == ["v6 0"], "its own share"
     enter("192.0.2.1", "a")
     assert not dropped[1:]
@@ -100,7 +101,8 @@ async def test_a_handshake_has_little_time(send: bytes, log: Any, greeter: Any, 
             try:
                 assert await asyncio.wait_for(reader.read(), 10) == b""
             except ConnectionResetError:
-                pass  # cut with our bytes unread
+                # The server cut the connection before it read these bytes.
+                pass
             writer.close()
 
 

@@ -1,5 +1,5 @@
-"""PROXY headers: every split reads the same, nothing behind the header is taken,
-rubbish is refused."""
+"""PROXY headers: the result does not depend on how the bytes are split, no byte behind
+the header is used up, and a header with errors is refused."""
 
 import ipaddress
 import struct

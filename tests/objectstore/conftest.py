@@ -22,7 +22,8 @@ LISTING: dict[str, type[MinioLike] | type[SeaweedLike]] = {"minio-like": MinioLi
 
 SEED = 20260
 READS = Rates(error=5, lost=4, truncate=5)
-# A lost PUT is answered AlreadyExists on the retry: that is put_once's business.
+# A retry of a PUT whose answer was lost is answered AlreadyExists. put_once handles
+# that case.
 WRITES = Rates(error=8)
 
 
@@ -39,13 +40,12 @@ def s3_settings(bucket: S3Bucket, prefix: str = "") -> Settings:
 
 @dataclass
 class Opened:
-    """A store under test, and a way to open the same bucket once more, as a second
-    backend.
+    """A store under test, and a function that opens the same bucket once more, as a
+    second backend does.
 
-    racers: writers in a race for one key; SeaweedFS makes each loser wait for a second
-    or more.
-    slow: each request takes milliseconds. copies_create_only: the store heeds
-    `If-None-Match` on a copy; moto does not.
+    racers: the number of writers in a race for a key; SeaweedFS makes each loser wait
+    for a second or more. slow: each request takes milliseconds. copies_create_only: the
+    store heeds `If-None-Match` on a copy, which moto does not.
     """
 
     store: OpenStore

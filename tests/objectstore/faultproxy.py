@@ -51,8 +51,11 @@ _SAID: Final = {
 
 
 class FaultProxy:
-    """See the module. share: of the requests that meet the fault, 0 to 1; only PUTs
-    meet a conflict or a 412."""
+    """The proxy (see the text of the module).
+
+    share: the part of the requests that meet the fault, 0 to 1. Only PUTs meet a
+    conflict or a 412.
+    """
 
     def __init__(self, endpoint_url: str, rng: random.Random) -> None:
         self._host, self._port = urlsplit(endpoint_url).hostname, urlsplit(endpoint_url).port
@@ -74,7 +77,7 @@ class FaultProxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Close the port and cut what is connected; `open` opens the same port
+        """Close the port and cut the open connections. `open` opens the same port
         again."""
         if self._server is not None:
             self._server.close()
@@ -96,7 +99,7 @@ class FaultProxy:
             writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Serve one request; False: close the connection."""
+        """Serve a request. Return False if the connection must be closed."""
         head = await reader.readuntil(b"\r\n\r\n")
         body = await _body(reader, head)
         fault = self.fault if self._rng.random() < self.share else ""
@@ -127,7 +130,7 @@ class FaultProxy:
         return fault != "" or b"connection: close" not in answer.lower()
 
     async def _forward(self, head: bytes, body: bytes) -> bytes:
-        """The real server's answer, over a connection of its own."""
+        """Forward a request over a new connection. Return the real server's answer."""
         reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
             writer.write(head + body)
@@ -148,7 +151,7 @@ def _say(writer: asyncio.StreamWriter, status: int, code: str) -> None:
 
 
 async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
-    """The body that belongs to a head, as it is on the wire."""
+    """Read the body that belongs to a head, in the form in which it was sent."""
     if found := re.search(rb"\r\ncontent-length: *(\d+)", head, re.I):
         return await reader.readexactly(int(found[1]))
     if not re.search(rb"\r\ntransfer-encoding: *chunked", head, re.I):

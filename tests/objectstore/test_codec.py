@@ -76,7 +76,8 @@ def test_decode_gives_back_what_encode_was_given(
 
 
 def test_golden_bytes() -> None:
-    """Byte for byte: a change here is a change of the format."""
+    """The object is compared byte for byte. A change of this test is a change of the
+    format."""
     data = CODECS["plain"].encode(ObjectKind.MAIL, OWNER, OID, b"meta", b"Subject: hi\r\n\r\n")
     assert data.hex() == (
         "6f626f78"  # magic
@@ -104,7 +105,8 @@ def test_golden_sealed_object() -> None:
     assert b"meta" not in data
     assert b"payload" not in data
 
-    # The description in the module's docstring, with nothing of the module.
+    # The test follows the description in the module's docstring, and uses no code of
+    # the module.
     aead = AESGCM(HKDF(SHA256(), 32, salt=OID, info=b"obox 2 object" + OWNER).derive(KEYS["k1"]))
     meta = aead.decrypt(b"\xff" * 4 + bytes(8), data[60:80], data[:48] + OWNER + b"\xff" * 4 + b"\0")
     frame = aead.decrypt(bytes(12), data[80:], data[:48] + OWNER + bytes(4) + b"\1")
@@ -170,14 +172,16 @@ def test_a_range_reads_only_its_frames(codec: Codec) -> None:
     assert header.decode_range(part, FRAME_BYTES - 3, FRAME_BYTES + 3) == payload[FRAME_BYTES - 3 : FRAME_BYTES + 3]
     with pytest.raises(CorruptObject):
         header.decode_range(part[:-1], FRAME_BYTES - 3, FRAME_BYTES + 3)
-    with pytest.raises(CorruptObject):  # the right length, another frame
+    # This frame has the right length, but is another frame.
+    with pytest.raises(CorruptObject):
         header.decode_range(bytes(len(part)), FRAME_BYTES - 3, FRAME_BYTES + 3)
 
 
 def test_versions() -> None:
     codec = CODECS["plain"]
     data = bytearray(codec.encode(ObjectKind.MAIL, OWNER, OID, b"meta", b"body"))
-    data[5] = 9  # a newer minor, with its checksum
+    # A newer minor version, with its checksum.
+    data[5] = 9
     data[48:52] = struct.pack("<I", crc32(bytes(data[52 : 52 + 8 + 4]), crc32(bytes(data[:48]) + OWNER)))
     assert codec.decode(bytes(data), OWNER).payload == b"body"
     assert codec.decode_header(bytes(data), OWNER).minor == 9
@@ -211,8 +215,8 @@ def test_keys_rotate_and_wrong_keys_are_found() -> None:
 
 
 def test_frames_of_a_sealed_object_cannot_change_places() -> None:
-    """Swapped with their rows of the table and a fresh checksum: only the seal can
-    show it."""
+    """Two frames are swapped together with their rows in the table, and the checksum is
+    made again. Only the authentication of the sealed frames can show that."""
     codec = Codec(KEYS, "k1", "none")
     data = codec.encode(ObjectKind.MAIL, OWNER, Oid(b"s" * 16), b"", random.randbytes(2 * FRAME_BYTES))
     start, frame = HEADER_BYTES + 16 + 16, FRAME_BYTES + 16

@@ -1,4 +1,4 @@
-"""What every store must do, whatever is behind it."""
+"""What each store must do, whatever bucket is behind it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ async def test_an_empty_object_is_an_object(store: OpenStore) -> None:
 
 
 async def test_a_big_object(store: OpenStore) -> None:
-    data = bytes(range(256)) * 4096 * 7  # 7 MiB: above what clients send in parts
+    # 7 MiB is more than clients send in a single part.
+    data = bytes(range(256)) * 4096 * 7
     await store.put("a/big", data, kind="mail")
     assert await store.get("a/big", kind="mail") == data
     assert await store.get("a/big", kind="mail", start=5_000_001, end=5_000_300) == data[5_000_001:5_000_300]
@@ -120,7 +121,8 @@ async def test_list_after_and_limit(store: OpenStore) -> None:
 
 @pytest.mark.parametrize("names", [("a", "a-b"), ("a", "a.b", "a+b"), ("mail", "mail-2", "mx")])
 async def test_list_names_each_key_once_whatever_lies_beside(opened: Opened, names: tuple[str, ...]) -> None:
-    """Directories whose names begin alike, and pages that end inside one of them."""
+    """There are directories whose names begin alike, and pages that end inside such a
+    directory."""
     count = 60 if opened.slow else 1200
     keys = [f"j/{name}/{at:016x}" for name in names for at in range(count)]
     for at in range(0, len(keys), 100):
@@ -210,7 +212,7 @@ async def test_put_once_and_settle(store: OpenStore) -> None:
 
     ours, other = Oid(b"a" * 16), Oid(b"b" * 16)
     assert await put_once(store, "u/1", encoded(b"a"), ours, "mail")
-    # As when the first answer was lost.
+    # The client repeats the PUT as if the first answer had been lost.
     assert await put_once(store, "u/1", encoded(b"a"), ours, "mail")
     assert not await put_once(store, "u/1", encoded(b"b"), other, "mail")
     assert await find_outcome(store, "u/1", ours, "mail") == "ours"
@@ -244,7 +246,8 @@ async def test_counters_by_operation_and_kind(opened: Opened) -> None:
 
 
 async def test_replace(opened: Opened) -> None:
-    """Whole, also while others read; of what is there alone the bytes change."""
+    """The object is replaced as a whole, also while others read it. Only its bytes
+    change."""
     store, other = opened.store, opened.again()
     await store.put("a/b", b"first" * 50_000, kind="mail")
     await store.put("a/c", b"c", kind="mail")

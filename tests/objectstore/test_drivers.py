@@ -1,4 +1,4 @@
-"""What is particular to one driver, to opening a store, and to the probe."""
+"""Properties of a single driver, the opening of a store, and the probe."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ async def test_the_probe_refuses_a_store_that_overwrites() -> None:
 
 @pytest.mark.parametrize("every", [1, 5])
 async def test_a_store_that_lets_several_win_is_refused(every: int) -> None:
-    """One after the other it refuses every second PUT, so the first probe finds
-    nothing."""
+    """The store refuses every second PUT that comes after another, so the probe without
+    a race finds nothing wrong."""
     bucket = Racy()
     store = open_store(Settings("memory://"), driver=bucket)
     await probe(store)
@@ -164,7 +164,7 @@ async def test_probes_that_were_cut_short_are_removed_by_a_later_start() -> None
     store = open_store(Settings("memory://"))
     await store.put("_probe/old/01", b"", kind="format")
     await require_one_winner(store, now=time.time())
-    # May be another's.
+    # The object may belong to another writer.
     assert [info.key for info in await store.list("", kind="format")] == ["_probe/old/01"]
     await require_one_winner(store, now=time.time() + 7200)
     assert await store.list("", kind="format") == []
@@ -199,7 +199,8 @@ def left(tmp_path: Path) -> list[str]:
 
 
 async def test_names_end_whatever_others_put_below_them(tmp_path: Path) -> None:
-    """A file of another program may have any name, also the last in the order."""
+    """A file of another program may have any name, also a name that is last in the
+    order."""
     for directory, name in (("a", "\U0010ffff\U0010ffff"), ("a", "1"), ("a0", "x"), ("a1", "\U0010ffffx"), ("b", "0")):
         (tmp_path / "j" / directory).mkdir(parents=True, exist_ok=True)
         (tmp_path / "j" / directory / name).touch()
@@ -219,7 +220,8 @@ async def test_names_end_whatever_others_put_below_them(tmp_path: Path) -> None:
 
 
 async def test_symbolic_links_of_others_are_listed_and_deleted(tmp_path: Path) -> None:
-    """A link to itself made every LIST fail, so that its user could not be deleted."""
+    """A link to itself used to make each LIST fail, so that its user could not be
+    deleted."""
     (tmp_path / "u").mkdir()
     keys = [f"u/{name}" for name in ("away", "loop", "nowhere")]
     for key, target in zip(keys, ("/", "loop", "nothing"), strict=True):
@@ -236,7 +238,8 @@ async def test_symbolic_links_of_others_are_listed_and_deleted(tmp_path: Path) -
 
 
 async def test_a_bucket_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    """Waiting does not help, so it must not look like a store that does not answer."""
+    """Waiting does not help here, so the error must differ from that of a store that
+    does not answer."""
     (tmp_path / "file").touch()
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         driver = FileDriver(str(root), rng=random.Random(1))
@@ -270,7 +273,7 @@ async def test_leftovers_of_a_crash_are_swept_when_old(tmp_path: Path) -> None:
 async def test_a_put_is_synced_before_it_returns(
     directory: FileDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of the system calls: data, name, directory, and parents once."""
+    """The order of the system calls is: data, name, directory, and its parents once."""
     calls: list[str] = []
     real_fsync, real_link = os.fsync, os.link
 
@@ -293,7 +296,7 @@ async def test_a_put_is_synced_before_it_returns(
     calls.clear()
     with pytest.raises(AlreadyExists):
         await directory.put("u/m/2", b"x", kind="mail")
-    # It may be another process's, not synced yet.
+    # Another process may have made this directory, and may not have synced it yet.
     assert calls[1:] == ["sync bucket/u/m"]
     await directory.delete_batch(["u/m/1", "u/m/2"], kind="mail")
     assert not (tmp_path / "bucket/u").exists()
@@ -338,15 +341,17 @@ async def test_errors_of_the_disk(
 
 @pytest.mark.parametrize("mount_point", [False, True], ids=["gone", "empty mount point"])
 async def test_a_directory_that_goes_is_unreachable_and_not_empty(tmp_path: Path, mount_point: bool) -> None:
-    """Unmounted under us: nothing is missing, nothing is stored elsewhere; mounted
-    again all goes on."""
+    """The directory is unmounted while the store uses it. Then no object counts as
+    missing, and nothing is written elsewhere. When it is mounted again, everything
+    works."""
     bucket, away = tmp_path / "bucket", tmp_path / "away"
     store = open_store(Settings(f"file://{bucket}", deadline_s=PATIENT_S))
     impatient = open_store(Settings(f"file://{bucket}", deadline_s=0.2))
     assert await store.list("", kind="mail") == []
     await store.put("a/1", b"1", kind="mail")
     with pytest.raises(Missing):
-        await impatient.get("a/0", kind="mail")  # it has seen the bucket
+        # The store has seen the bucket now.
+        await impatient.get("a/0", kind="mail")
     bucket.rename(away)
     if mount_point:
         bucket.mkdir()
@@ -427,13 +432,15 @@ async def test_list_does_not_walk_what_lies_before(directory: FileDriver, monkey
     monkeypatch.setattr(os, "scandir", lambda path: (scanned.append(path), real(path))[1])
     page = await directory.list_page("", kind="mail", after="12/u/m/1", limit=2)
     assert [info.key for info in page.items] == ["12/u/m/2", "13/u/m/0"]
-    assert len(scanned) == 1 + 3 + 3  # the root, and two users
+    # The scan visits the root, and two users.
+    assert len(scanned) == 1 + 3 + 3
 
 
 async def test_a_new_bucket_is_made_by_another_thread_meanwhile(
     directory: FileDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between this thread's look at the missing root and what it makes of that."""
+    """Another thread makes the bucket after this thread has found the root missing, and
+    before this thread makes it."""
     real = os.stat
     looks = 0
 
@@ -453,7 +460,8 @@ async def test_a_new_bucket_is_made_by_another_thread_meanwhile(
 
 
 async def test_deleting_beside_putting_loses_nothing(directory: FileDriver) -> None:
-    """rmdir of a directory that empties races with a link into it."""
+    """The directory of a deleted object is empty and is removed, while another thread
+    links a file into it."""
 
     async def churn(name: str) -> None:
         for _ in range(60):
@@ -490,8 +498,8 @@ def test_processes_race_for_a_key(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def answering(answer: bytes | None) -> AsyncIterator[OpenStore]:
-    """A store whose server reads a request, says this and hangs up; None: says
-    nothing."""
+    """Start a server that reads a request, sends this answer and closes the connection.
+    With None it sends nothing."""
     writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -601,7 +609,8 @@ async def test_markers_of_directories_go_on_seaweedfs(s3_bucket: S3Bucket) -> No
     await store.put("9d/u1/m/g/00000001", b"x", kind="mail")
     for key in ("9d/u0/", "9d/u0/m/"):
         client.put_object(Bucket=s3_bucket.name, Key=key, Body=b"")
-    for _ in range(2):  # what was inside goes first; an empty directory is no key there
+    # What was inside is deleted first, and there an empty directory is no key.
+    for _ in range(2):
         found = [info.key for info in await store.list("9d/u0/", kind="mail", exact=True)]
         await store.delete(sorted(found, reverse=True), kind="mail")
     assert await store.list("9d/u0/", kind="mail", exact=True) == []
@@ -618,7 +627,8 @@ async def test_what_the_system_said_is_in_the_error() -> None:
 
 
 async def test_the_bucket_is_in_the_host_where_the_settings_say_so() -> None:
-    """With an endpoint_url, whose host the bucket's name comes before."""
+    """With an endpoint_url, the name of the bucket comes before the host of that
+    URL."""
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -645,7 +655,8 @@ async def test_the_bucket_is_in_the_host_where_the_settings_say_so() -> None:
         heads.clear()
         with pytest.raises(StoreError) as caught:
             await store.get("k", kind="mail", end=9)
-        if not heads:  # no resolver here knows names below localhost
+        # The resolver here does not know names below localhost.
+        if not heads:
             assert addressing == "virtual"
             assert f"http://mail.localhost:{port}/k" in str(caught.value)
             continue
@@ -683,7 +694,8 @@ async def test_the_bucket_is_in_the_host_where_the_settings_say_so() -> None:
 def test_an_endpoint_with_which_the_library_panics(
     endpoint: str, addressing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line says what is wrong, wherever the endpoint comes from."""
+    """The error is a single line that says what is wrong, wherever the endpoint was
+    set."""
     settings = Settings("s3://bucket", access_key_id="id", secret_access_key="key", addressing=addressing)
     with pytest.raises(ConfigError, match="allowed") as caught:
         open_store(replace(settings, endpoint_url=endpoint))
@@ -769,7 +781,7 @@ def test_a_custom_endpoint_has_the_bucket_in_its_path(place: str, monkeypatch: p
 async def test_no_more_requests_at_a_time_than_connections(
     s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Not to be mixed with the keys of the settings.
+    # These must not be mixed with the keys of the settings.
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of somebody else")
     store = open_store(replace(s3_settings(s3_bucket), connections_max=3))
     await store.put("k", b"x", kind="mail")
@@ -784,7 +796,8 @@ async def test_no_more_requests_at_a_time_than_connections(
 
 @pytest.mark.parametrize("then", ["is held", "is sent"])
 async def test_a_put_that_never_got_a_connection_is_not_done(then: str) -> None:
-    """It was answered "perhaps done", so that its UID was burnt with one more PUT."""
+    """Such a PUT used to be answered "perhaps done", so that its UID was burnt with
+    another PUT."""
     settings = Settings("s3://bucket", access_key_id="i", secret_access_key="s", endpoint_url="http://127.0.0.1:9")
     store = open_store(replace(settings, connections_max=1, deadline_s=0.2))
     slots = store.driver._inner._slots

@@ -1,5 +1,5 @@
-"""A real S3 server behind a proxy with faults: what was acknowledged is there, and
-nothing is there twice."""
+"""A real S3 server behind a proxy with faults. What was acknowledged is in the bucket,
+and nothing is stored twice."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from .faultproxy import FAULTS, FaultProxy
 
 SENDERS = 3
 BURST = 4
-"""Mails of each sender while the fault lasts."""
+"""The number of mails of each sender while the fault lasts."""
 
 
 @pytest.mark.needs("weed")
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
-    """Each mail is PUT as a delivery does it, and settled where its outcome is unknown,
-    while half of the requests (or all, where the store is away) meet the fault; it ends
-    after a while."""
+    """The test stores mails as a delivery does. It PUTs each mail, and finds the
+    outcome of a PUT whose outcome is unknown. Half of the requests meet the fault, or
+    all if the store is away. The fault ends after a while."""
     rng = random.Random(7)
     proxy = FaultProxy(s3_bucket.server.endpoint_url, rng)
     await proxy.open()

@@ -1,4 +1,5 @@
-"""An object is bound to its owner; version 1, which was not, is read and renewed."""
+"""An object is bound to its owner. Objects of version 1, which were not bound, are read
+and renewed."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def test_other_users_mailboxes_uids_bundles_and_journals_are_other_owners(codec:
 
 
 def test_owners_byte_for_byte() -> None:
-    """What stands in docs/format.md: a change here is a change of the format."""
+    """The owners are compared byte for byte with docs/format.md. A change of this test
+    is a change of the format."""
     assert owner_of(mail_key(ANNA, GUID, Uid(258))) == b"anna/m/abababababababababababababababab/00000102"
     assert owner_of(bundle_key(ANNA, "root", 3, "w", "base")) == b"anna/x/root"
     for form in ("base", "diff", "cache"):
@@ -120,7 +122,8 @@ def test_renewed(old: bytes, target: str) -> None:
     keys = KEYS if "sealed" in target or any(old[8:16]) else {}
     codec = Codec(keys, {"sealed": "k1", "zstd-sealed": "k2"}.get(target), "zstd:9")
     if "sealed" not in target and any(old[8:16]):
-        codec = Codec(KEYS, None)  # nothing is unsealed
+        # Nothing can be unsealed without a key.
+        codec = Codec(KEYS, None)
     assert codec.outdated(old[:52])
     new = codec.renewed(old, OWNER)
     assert not codec.outdated(new[:52])
@@ -149,8 +152,8 @@ def test_a_new_key_and_back() -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_an_object_that_was_copied_is_bound_to_its_new_owner_on_purpose(name: str) -> None:
-    """With the oid that it has, but under another key: the same text under the same
-    nonce is not the same bytes."""
+    """The copy keeps its OID and belongs to another key. The nonce is the same, so the
+    same plain text must not give the same bytes."""
     codec, other = CODECS[name], owner_of(mail_key(BEN, GUID, Uid(1)))
     data = codec.encode(ObjectKind.MAIL, OWNER, Oid(os.urandom(16)), b"meta", b"body" * 100)
     new = codec.renewed(data, other, was=OWNER)

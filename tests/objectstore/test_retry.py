@@ -52,7 +52,8 @@ class Log:
 
 
 class World:
-    """A memory bucket with scripted faults under retries, in virtual time."""
+    """A memory bucket with faults that the test chooses, under retries, in virtual
+    time."""
 
     def __init__(self, *, seed: int = 1, jitter: bool = False, plan: Plan | None = None, **settings: Any) -> None:
         self.time = VirtualTime()
@@ -79,8 +80,8 @@ class World:
 
 
 async def test_the_schedule() -> None:
-    """A store that is back after an outage is asked within a second; the last attempt
-    begins before the deadline."""
+    """A store that answers again after an outage is asked within a second. The last
+    attempt begins before the deadline."""
     world = World()
     world.faults.fail_next("put", times=99)
     began = world.time.now
@@ -173,8 +174,8 @@ async def test_of_a_body_of_unknown_size_a_second_is_asked_after_half_of_the_dea
 
 
 async def test_a_slow_request_has_none_beside_it_while_others_are_answered() -> None:
-    """Until half of the deadline: a store that is slow is not asked twice for
-    everything."""
+    """Until half of the deadline the request has no second attempt. Otherwise a slow
+    store would get each request twice."""
     world = World()
     await world.bucket.put("k", b"data", kind="mail")
     world.faults.fail_next("put", fault="delay", seconds=4)
@@ -192,8 +193,8 @@ async def test_a_slow_request_has_none_beside_it_while_others_are_answered() -> 
 
 
 async def test_a_put_that_is_answered_late_is_still_waited_for() -> None:
-    """All hang for 8 s and are done then: the first attempt of each is kept, so that
-    nobody hears "unknown"."""
+    """All PUTs hang for 8 s and then take effect. The first attempt of each is kept, so
+    that no caller gets "unknown"."""
     world = World(plan=Plan(rates={"put": Rates(delay=100)}, delay_s=(8.0, 8.0)))
     oid, data = world.mail()
     began = world.time.now
@@ -205,8 +206,8 @@ async def test_a_put_that_is_answered_late_is_still_waited_for() -> None:
 @pytest.mark.parametrize("fault", ["hang", "outage"])
 @pytest.mark.parametrize("lasts_s", [0.7, 3.3, 7.9, 9.1, 13.4, 20.0, 37.7])
 async def test_after_an_outage_the_first_put_lands_within_two_seconds(fault: str, lasts_s: float) -> None:
-    """The calls are those of a delivery: put_once, then find_outcome again and again,
-    and the next mail."""
+    """The test makes the calls of a delivery: put_once, then find_outcome again and
+    again, and then the next mail."""
     world = World(plan=Plan(every=Rates(hang=100)) if fault == "hang" else Plan(outage=True), jitter=True)
     began = world.time.now
     landed: list[float] = []
@@ -243,14 +244,14 @@ async def test_after_an_outage_the_first_put_lands_within_two_seconds(fault: str
 
 
 async def test_an_attempt_never_begins_past_the_deadline() -> None:
-    """On a machine under load a pause may last longer than asked for: what was known
-    not to be done stays so."""
+    """On a loaded machine a pause may last longer than its length. A PUT that is known
+    not to be done must stay known as not done."""
     world = World()
     world.faults.fail_next("put", times=3)
     slept = world.time.sleep
 
     async def sleep(seconds: float) -> None:
-        # A minute instead of half a second.
+        # The pause lasts a minute instead of half a second.
         await slept(seconds if seconds < 0.3 else 60.0)
 
     world.store._inner._sleep = sleep
@@ -263,7 +264,7 @@ async def test_an_attempt_never_begins_past_the_deadline() -> None:
 
 
 class Breaking(MemoryDriver):
-    """LIST in pages of 10; the pages of these numbers fail."""
+    """A LIST in pages of 10 keys. The pages with these numbers fail."""
 
     page_keys = 10
 
@@ -293,7 +294,7 @@ async def test_a_list_that_breaks_begins_anew_and_names_each_key_once(fails: tup
 
 async def test_a_list_that_breaks_at_one_page_for_ever_ends() -> None:
     world = World()
-    # Two pages succeed, then the third fails at each attempt.
+    # Two pages succeed. The third fails at each attempt.
     bucket = Breaking(range(3, 10_000, 3))
     for number in range(95):
         await bucket.put(f"k/{number:02}", b"", kind="mail")
@@ -474,7 +475,8 @@ async def test_damaged_and_newer_headers_are_other() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 async def test_many_writers_under_faults_agree(seed: int) -> None:
-    """Whatever goes wrong: one owner per key, who knows it; burnt keys stay burnt."""
+    """Whatever fails, each key has a single owner, which knows that it owns the key.
+    Burnt keys stay burnt."""
     rates = Rates(error=10, lost=10, delay=10, late=8, late_hang=4, truncate=5, hang=3)
     world = World(seed=seed, jitter=True, plan=Plan(every=rates))
     verdicts: dict[str, list[tuple[str, Oid]]] = {f"k{i}": [] for i in range(6)}
@@ -568,8 +570,8 @@ async def test_slow_requests_are_logged_with_their_attempt() -> None:
 
 
 async def test_slow_probes_are_not_logged() -> None:
-    """A race of 160 PUTs wrote a line for each that was slow; its row says how long it
-    took."""
+    """A race of 160 PUTs used to log a line for each slow PUT. The row of the check
+    says how long the PUTs took."""
     world = World(slow_s=0.5)
     world.faults.fail_next("put", fault="delay", seconds=0.75)
     await world.time.run(world.store.put("_probe/00/race/01", b"x", kind="format"))

@@ -1,5 +1,5 @@
-"""Time that stands still until everybody waits: tests of deadlines and pauses take no
-time."""
+"""A virtual clock that moves only when all tasks wait. Tests of deadlines and pauses
+take no time with it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _SETTLE_ROUNDS = 50
-"""Rounds of the loop after which all tasks are taken to be waiting: far more than any
-chain of awaits in the layers."""
+"""After so many rounds of the loop all tasks count as waiting. No chain of awaits in
+the layers is nearly as long."""
 
 
 class VirtualTime:
-    """clock and sleep for the layers; `run` moves the time on. pauses: every sleep
-    asked for, in order."""
+    """The clock and the sleep for the layers; `run` moves the time on. pauses: the
+    length of each sleep, in order."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -36,8 +36,8 @@ class VirtualTime:
         await future
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run work to its end, moving the time to the next sleeper whenever nothing
-        else moves."""
+        """Run the work to its end. Move the time to the next sleeper whenever no other
+        task can run."""
         task = asyncio.ensure_future(work)
         while True:
             for _ in range(_SETTLE_ROUNDS):
@@ -47,7 +47,7 @@ class VirtualTime:
             self._wake_next()
 
     async def advance(self, seconds: float) -> None:
-        """Let that much time pass."""
+        """Let so much time pass."""
         await self.run(self.sleep(seconds))
 
     def _wake_next(self) -> None:

@@ -17,7 +17,7 @@ from botocore.config import Config
 
 S3: Any = boto3.client("s3", config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 2}))
 Place = tuple[str, str]
-"""Bucket and prefix; no bucket: a directory."""
+"""The bucket and the prefix. Without a bucket the prefix is a directory."""
 
 
 def place(text: str) -> Place:
@@ -26,7 +26,7 @@ def place(text: str) -> Place:
 
 
 def listing(at: Place) -> dict[str, int]:
-    """Sizes by key below the prefix."""
+    """Return the sizes of the objects below the prefix, by key."""
     bucket, prefix = at
     if not bucket:
         top = Path(prefix)
@@ -36,8 +36,8 @@ def listing(at: Place) -> dict[str, int]:
 
 
 def wanted(key: str, filters: list[tuple[str, str]]) -> bool:
-    """All but what is excluded; the last filter that fits counts, and `*` is any
-    text."""
+    """Return whether no filter excludes the key. The last filter that matches counts,
+    and `*` is any text."""
     out = True
     for option, pattern in filters:
         if fnmatchcase(key, pattern):

@@ -1,5 +1,5 @@
-"""Real backends for the procedures of the manual, with what tests/e2e uses to run
-them."""
+"""Real backends for the procedures of the manual. They are run with the helpers of
+tests/e2e."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["make", "s3_bucket", "seaweedfs"]
 
 @pytest.fixture
 def machine(seaweedfs: S3Server) -> Iterator[Machine]:
-    """An empty one, with an empty bucket."""
+    """A machine without anything, with an empty bucket."""
     with new_machine(seaweedfs) as made:
         yield made
 
 
 @pytest.fixture
 def served(machine: Machine) -> Machine:
-    """One as the manual installs it, with mails of a user, flags, a copy and an
+    """A machine as the manual installs it, with mails of a user, flags, a copy and an
     expunge."""
     machine.certificate("/etc/obox")
     machine.run(re.sub(r"^obox(adm)? .*(config|check).*\n", "", commands("operations.md", "install"), flags=re.M))

@@ -58,8 +58,7 @@ def commands(page: str, test: str) -> str:
 
 
 class Machine:
-    """An empty machine: directories, programs, and the bucket `mail` with nothing in
-    it."""
+    """An empty machine: directories, programs, and an empty bucket `mail`."""
 
     def __init__(self, root: Path, server: S3Server) -> None:
         self.root = root
@@ -88,13 +87,14 @@ class Machine:
         }
 
     def say(self, text: str) -> str:
-        """Commands with this machine's places in them."""
+        """Return the commands with the places of this machine."""
         for place in PLACES:
             text = re.sub(rf"(?<![\w/]){place}\b", f"{self.root}{place}", text)
         return text.replace("127.0.0.1:9143", f"127.0.0.1:{self.metrics}")
 
     def run(self, text: str, code: int = 0) -> str:
-        """Run commands; what they print. The first that fails ends them."""
+        """Run commands, and return what they print. The first command that fails ends
+        them."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", self.say(text)],
             capture_output=True,
@@ -129,7 +129,7 @@ class Machine:
             yield client
 
     def see(self, user: str = USER) -> dict[str, Any]:
-        """All that a client can see, once the backend serves."""
+        """Return all that a client can see, as soon as the backend serves."""
         deadline = time.monotonic() + PATIENT_S
         while True:
             try:
@@ -141,7 +141,8 @@ class Machine:
                 time.sleep(0.1)
 
     def wait_serving(self) -> None:
-        """Until the bucket has answered: a start does not wait for it."""
+        """Wait until the bucket has answered, because a start does not wait for
+        that."""
         deadline = time.monotonic() + PATIENT_S
         while refuses(self):
             assert time.monotonic() < deadline, (self.root / "log").read_text()[-3000:]
@@ -169,7 +170,7 @@ def refuses(machine: Machine) -> bool:
 
 
 def live(machine: Machine) -> None:
-    """Mails of a user, with flags, a copy, a move and an expunge."""
+    """Make mails of a user, with flags, a copy, a move and an expunge."""
     machine.wait_serving()
     for number in range(4):
         assert machine.deliver(simple(number)) == 250
@@ -185,7 +186,8 @@ def live(machine: Machine) -> None:
 
 @contextmanager
 def machine(server: S3Server) -> Iterator[Machine]:
-    root = Path(tempfile.mkdtemp(prefix="obox-"))  # short: sockets lie below it
+    # The path must be short, because sockets lie below it.
+    root = Path(tempfile.mkdtemp(prefix="obox-"))
     made = Machine(root, server)
     with suppress(made.s3.exceptions.BucketAlreadyOwnedByYou, made.s3.exceptions.BucketAlreadyExists):
         made.s3.create_bucket(Bucket=BUCKET)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What of systemctl the manual uses, for the units of `systemd/`: it runs their
-commands and sends their signals.
+"""The part of systemctl that the manual uses, for the units of `systemd/`: it runs
+their commands and sends their signals.
 
-The order in which units start and stop, and which of them hear of what, is read from
-the units' dependencies: stops go to those with StopPropagatedFrom, and a unit stops
-before those that it is After. Checked once by hand against systemd 252; a machine is
-the directory $OBOX_TEST_ROOT.
+The order in which units start and stop is read from their dependencies. A stop is
+passed on to the units with StopPropagatedFrom, and a unit stops before those that it is
+After. The behaviour was compared once by hand with systemd 252. A machine is the
+directory $OBOX_TEST_ROOT.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLEAN = (0, 69)
 
 
 class Unit:
-    """One instance: its directives, and as state on disk whether it is active."""
+    """An instance of a unit: its directives. A file says whether it is active."""
 
     def __init__(self, name: str) -> None:
         self.name = name.removesuffix(".service")
@@ -109,7 +109,7 @@ class Unit:
         sys.exit(f"{self.name} did not start: exit {process.poll()}")
 
     def end(self) -> None:
-        """Its own part of a stop."""
+        """Run the unit's own part of a stop."""
         if not self.active():
             return
         code = self.run("ExecStop")
@@ -128,7 +128,8 @@ class Unit:
             sys.exit(f"{self.name}: ExecStop failed with {code}")
 
     def stop(self) -> None:
-        """With all that hear of it, those first that were started last."""
+        """Stop the unit and all units to which the stop is passed on. The units that
+        started last stop first."""
         units = [self]
         for path in UNITS.glob("*@.service"):
             other = Unit(path.name.replace("@", f"@{self.instance}"))

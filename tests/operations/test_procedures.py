@@ -1,5 +1,5 @@
-"""The procedures of docs/operations.md: their commands as they are printed, and what
-has become of the mail."""
+"""The procedures of docs/operations.md: their commands as they are printed, and the
+mail after them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def bundles(machine: Machine, prefix: str = "obox") -> set[str]:
 
 
 def flag(machine: Machine, flag: str = "\\Flagged") -> None:
-    """An important change: it exists only in local state and journal."""
+    """Change a flag. This is an important change: only the local state and the journal
+    have it."""
     with machine.login() as client:
         client.select_folder("INBOX")
         client.add_flags([1], [flag])
@@ -55,8 +56,8 @@ def test_each_block_is_run_or_says_why_not(page: str) -> None:
 
 
 def test_every_day(served: Machine, do: Do) -> None:
-    """What changes nothing for users, one after the other on one machine; then a user
-    goes."""
+    """Procedures that change nothing for users run one after another on the same
+    machine. Then a user is deleted."""
     before = served.see()
     trouble_is_seen(served, do)
     certificates_are_renewed(served, do)
@@ -104,7 +105,8 @@ def upgraded(served: Machine, do: Do) -> None:
 def replaced(served: Machine, do: Do) -> None:
     flag(served, "$Later")
     before = served.see()
-    time.sleep(1.2)  # the journal has it
+    # The journal has the change after this time.
+    time.sleep(1.2)
     served.kill()
     assert "none" in do("lost machine").splitlines()[-1]
     assert served.see() == before
@@ -116,7 +118,8 @@ def deleted(served: Machine, do: Do) -> None:
     ben = served.see("ben@example.org")
     with served.login() as client:
         do("delete a user")
-        with pytest.raises((IMAPClientError, OSError)):  # kicked: a BYE, then the end
+        # The session is kicked: it gets a BYE, and then the connection ends.
+        with pytest.raises((IMAPClientError, OSError)):
             [client.noop() for _ in range(2)]
     assert not [key for key in served.listed() if USER in key]
     with pytest.raises(IMAPClientError):
@@ -136,7 +139,8 @@ def test_a_stop_flushes_and_a_restart_does_not(served: Machine, do: Do) -> None:
     before, known = served.see(), bundles(served)
     do("maintenance")
     assert bundles(served) - known, "the flush"
-    served.run("rm -rf /var/lib/obox/mail1")  # no local state is needed now
+    # The local state is not needed here.
+    served.run("rm -rf /var/lib/obox/mail1")
     out = do("maintenance, afterwards")
     assert "Archive" in out
     assert served.see() == before
@@ -145,8 +149,8 @@ def test_a_stop_flushes_and_a_restart_does_not(served: Machine, do: Do) -> None:
 
 
 def test_the_bucket_is_restored_from_a_copy_made_while_it_was_in_use(served: Machine, do: Do) -> None:
-    """Mails come and go between the two copies: what the first knows is there, what
-    came is found, UIDs go on."""
+    """Mails come and go between the two copies. What the first copy knows is there,
+    mails that came later are found, and UIDs go on."""
     flag(served)
     flush, first, second = commands("operations.md", "backup").splitlines()
     served.run(f"{flush}\n{first}")
@@ -185,7 +189,8 @@ def test_one_user_is_restored_under_another_name(served: Machine, do: Do) -> Non
     flag(served)
     before = served.see()
     do("backup")
-    with served.login() as client:  # the accident
+    # Here the accident happens.
+    with served.login() as client:
         client.select_folder("INBOX")
         client.delete_messages([1, 2])
         client.expunge()
@@ -245,8 +250,8 @@ def test_keys_are_rotated(machine: Machine) -> None:
 
 
 def key_names(machine: Machine, part: str) -> dict[str, bytes]:
-    """Ids of the keys that objects are sealed under, by the last element of their
-    key."""
+    """Return the ids of the keys with which objects are sealed, by the last element of
+    the object's key."""
     names = {}
     for key in machine.listed():
         if part in key:

@@ -1,5 +1,5 @@
-"""docs/storage.md: its rights are what obox asks for, its rules are good, its sum
-is right."""
+"""docs/storage.md: obox needs exactly the rights of its policy, its rules work, and its
+calculation of costs is right."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ REQUEST = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (/\S*) HTTP/1.1\r\n(.*?)\r\n\
 
 
 class Recorder(Proxy):
-    """Passes requests to the store on and notes the S3 actions that they need, each
-    with its object's key."""
+    """A store that passes requests on. It records the S3 action and the key of the
+    object of each."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         super().__init__(target)
@@ -89,8 +89,8 @@ def recorder(seaweedfs: S3Server) -> Iterator[Recorder]:
 
 
 def test_the_policy_is_what_a_backend_asks_for(machine: Machine, recorder: Recorder) -> None:
-    """A life from the first start to the deletion of a user, with rights in this bucket
-    alone."""
+    """A backend lives from its first start to the deletion of a user, with rights in
+    this bucket only."""
     limited = {"AWS_ACCESS_KEY_ID": LIMITED_KEY_ID, "OBOX_STORAGE__ENDPOINT_URL": f"http://127.0.0.1:{recorder.port}"}
     machine.environ |= {**limited, "OBOX_STORAGE__DELETE_DELAY": "0s"}
     machine.certificate("/etc/obox")

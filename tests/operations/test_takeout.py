@@ -1,4 +1,4 @@
-"""The script at the end of docs/format.md, as it is printed, on buckets that a real
+"""The script at the end of docs/format.md runs as it is printed, on buckets that a real
 backend wrote."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Mails = dict[str, dict[int, bytes]]
 
 
 def bodies(client: IMAPClient) -> Mails:
-    """Return the bodies by mailbox and UID, mailboxes without mails left out."""
+    """Return the bodies by mailbox and UID. Mailboxes without mails are left out."""
     out: Mails = {}
     for flags, _, name in client.list_folders():
         if b"\\Noselect" in flags or b"\\NonExistent" in flags:
@@ -39,11 +39,11 @@ def bodies(client: IMAPClient) -> Mails:
 
 
 def take_out(tmp_path: Path, user: str, *keys: str, code: int = 0) -> tuple[Mails, Mails, str]:
-    """Run the script; what it found: mails, expunged mails, and what it complained
-    of."""
+    """Run the script. Return how many mails and expunged mails it found, and its
+    complaints."""
     file, target = tmp_path / "takeout.py", tmp_path / f"out{secrets.token_hex(4)}"
     file.write_text(SCRIPT)
-    # -I: nothing of this checkout can be imported by chance.
+    # With -I no module of this checkout can be imported by mistake.
     program = [sys.executable, "-I", str(file), str(tmp_path / "bucket"), user, str(target), *keys]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
     assert done.returncode == code, done.stderr
@@ -56,14 +56,14 @@ def take_out(tmp_path: Path, user: str, *keys: str, code: int = 0) -> tuple[Mail
 
 
 def live(backend: Backend) -> Mails:
-    """Mails of every kind, by every way, in every state; returns what Anna has in the
+    """Store mails of each kind, by each way, in each state. Return what Anna has at the
     end."""
     for mail in (simple(1), simple(2, size=900_000), simple(3)):
         assert [code for code, _ in backend.deliver(mail, ANNA, BEN)] == [250, 250]
     with backend.login() as client:
         client.create_folder("Projects/Grüße & mehr")
         client.create_folder("Gone")
-        # An empty one cannot be appended.
+        # An empty mail cannot be appended.
         for mail in filter(None, every_kind().values()):
             client.append("Drafts", mail)
         client.select_folder("INBOX")
@@ -78,7 +78,8 @@ def live(backend: Backend) -> Mails:
         client.expunge()
         client.delete_folder("Gone")
         client.rename_folder("Projects", "Work")
-        time.sleep(1.2)  # the journal has it
+        # The journal has everything after this time.
+        time.sleep(1.2)
         return bodies(client)
 
 
@@ -96,7 +97,8 @@ def test_every_mail_comes_out(make: Callable[..., Backend], tmp_path: Path, kind
     backend = make(storage=storage)
     backend.start()
     expected = live(backend)
-    if kind == "encrypted":  # a second key: some objects under each
+    # With a second key some objects are sealed under each of the two.
+    if kind == "encrypted":
         assert backend.stop() == 0
         storage["encryption_keys"] = {"new": str(tmp_path / "new"), "old": str(tmp_path / "old")}
         backend.write()
@@ -158,7 +160,8 @@ def test_mails_of_the_first_version_come_out_too(make: Callable[..., Backend], t
 
     check()
     backend = make(storage=storage)
-    backend.start()  # takes the killed backend's journal over, and writes bundles
+    # The backend takes the journal of the killed backend over, and writes bundles.
+    backend.start()
     backend.stop()
     majors = {path.read_bytes()[4] for path in tmp_path.glob("bucket/*/anna/*/*/*") if path.stat().st_size}
     assert majors == {1, 2}

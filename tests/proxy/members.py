@@ -1,5 +1,5 @@
-"""Backends of a cluster in one process: own stores, real sockets, a router that a test
-moves."""
+"""The backends of a cluster in a single process, with a store for each, real sockets,
+and a router that the test controls."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ from obox.types import StorageId
 SECRET = b"the secret of this test's cluster"
 USERS = ("anna", "ben", "carl")
 ADDRESS = "127.0.0.1"
+ATTEMPTS = 18
+"""At a backend that refuses connections, until a client has waited for long enough."""
 PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-"""Where programs are; Debian keeps servers in sbin."""
+"""The folders of programs. Debian installs servers in a folder sbin."""
 
 
 class Rows:
-    """What a directory would say: who owns each user. Tests write it."""
+    """The rows of a directory: which backend owns each user. The test writes them."""
 
     def __init__(self) -> None:
         self.owners: dict[str, Assigned] = {}
         self.places: dict[str, tuple[str, dict[str, int]]] = {}
-        """Address and ports of the backends that run."""
+        """Address and ports of each backend that runs."""
 
     def own(self, user: str, backend: str) -> None:
         before = self.owners.get(user)
@@ -50,33 +52,51 @@ class Rows:
 
 
 class FakeRouter:
-    """A member's view of the rows: what it has read once stays, until it reads anew."""
+    """A member's view of the rows. The member keeps a row that it has read until it
+    reads the row again."""
 
     def __init__(self, rows: Rows, me: str) -> None:
         self.rows, self.me = rows, me
-        self.known: dict[str, Assigned] = {}
+        self.read: dict[str, Assigned] = {}
         self.rereads: list[tuple[str, Assigned]] = []
         self.down = False
 
     async def route(self, sid: StorageId) -> Here | There:
         if self.down:
             raise Unavailable("the directory does not answer")
-        self.known.setdefault(sid, self.rows.owners[sid])
+        self.read.setdefault(sid, self.rows.owners[sid])
         return self._answer(sid)
+
+    def known(self, sid: StorageId) -> Here | There | None:
+        return self._answer(sid) if sid in self.read else None
 
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         self.rereads.append((sid, seen))
-        known = self.known.get(sid)
-        if known is None or (known.number, known.token) < (seen.number, seen.token):
-            self.known[sid] = self.rows.owners[sid]
+        read = self.read.get(sid)
+        if read is None or (read.number, read.token) < (seen.number, seen.token):
+            self.read[sid] = self.rows.owners[sid]
         return self._answer(sid)
 
     def _answer(self, sid: str) -> Here | There:
-        assigned = self.known[sid]
+        assigned = self.read[sid]
         if assigned.backend == self.me:
             return Here(assigned)
         address, ports = self.rows.places.get(assigned.backend, (ADDRESS, {"imap": 1, "lmtp": 1}))
         return There(assigned.backend, address, dict(ports), assigned)
+
+
+class Pauses:
+    """Time that passes in pauses between attempts alone, and fast."""
+
+    def __init__(self) -> None:
+        self.slept_s = 0.0
+
+    def clock(self) -> float:
+        return self.slept_s
+
+    async def sleep(self, delay_s: float) -> None:
+        self.slept_s += delay_s
+        await asyncio.sleep(delay_s / 50)
 
 
 class Counts:
@@ -99,7 +119,7 @@ class Counts:
 
 @dataclass
 class Member:
-    """A backend, or a proxy (store: None)."""
+    """A backend, or a proxy. A proxy has no store."""
 
     name: str
     rows: Rows
@@ -147,13 +167,13 @@ class Member:
         self.rows.places[self.name] = (ADDRESS, {"imap": self.port, "lmtp": self.lmtp_port})
 
     def silent(self) -> None:
-        """Nobody answers at its ports any more."""
+        """Close the ports of this member, so that it does not answer."""
         for server in self.servers:
             server.close()
 
     async def deliver(self, mail: bytes, *recipients: str, lines: bytes = b"") -> list[str]:
-        """Send a mail over LMTP; the replies to RCPT that are no 250, then those to the
-        mail."""
+        """Send a mail over LMTP. Return the replies to RCPT other than 250, and then
+        the replies to the mail."""
         reader, writer = await asyncio.open_connection(ADDRESS, self.lmtp_port)
         got = []
         async with asyncio.timeout(30):
@@ -161,7 +181,8 @@ class Member:
             writer.write(b"LHLO mta.example\r\n" + lines + b"MAIL FROM:<from@example.org>\r\n" + rcpt)
             while not (await reader.readline()).startswith(b"250 "):
                 pass
-            await reader.readline()  # MAIL
+            # This is the reply to MAIL.
+            await reader.readline()
             replies = [await reader.readline() for _ in recipients]
             got += [reply.decode() for reply in replies if not reply.startswith(b"250")]
             accepted = len(recipients) - len(got)
@@ -172,7 +193,7 @@ class Member:
         return got
 
     async def mails(self, user: str) -> list[bytes]:
-        """What is in a user's INBOX here."""
+        """Return the mails in a user's INBOX at this member."""
         assert self.store is not None
         opened = await self.store.open_user(user, StorageId(user))
         client = await self.client(strict=False)
@@ -201,7 +222,7 @@ class Cluster:
         lmtp_settings: LmtpSettings | None = None,
         tls: bool = False,
     ) -> Member:
-        """Start a backend, or a proxy."""
+        """Start a backend or a proxy."""
         store = None if proxy else await self.stack.enter_async_context(mail_store(self.path / name))
         penalties = Penalties((0.0, 0.0))
         authenticator = Authenticator(self.users, penalties=penalties, check=lambda secret, given: given in secret)
@@ -210,8 +231,16 @@ class Cluster:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*self.certs)
         digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certs[0].read_text())).digest()
+        pauses = Pauses()
         forwarder = Forwarder(
-            router, secrets, authenticator, member=name, certificate=lambda: digest, counters=counts, sleep=_soon
+            router,
+            secrets,
+            authenticator,
+            member=name,
+            certificate=lambda: digest,
+            counters=counts,
+            sleep=pauses.sleep,
+            clock=pauses.clock,
         )
         imap = ImapServer(store, authenticator, settings or ImapSettings(), upgrade=starttls(lambda: context))
         imap.forwards(forwarder)
@@ -230,10 +259,6 @@ class Cluster:
         return member
 
 
-async def _soon(delay_s: float) -> None:
-    await asyncio.sleep(delay_s / 50)
-
-
 async def _stop(member: Member) -> None:
     member.silent()
     for client in member.clients:
@@ -241,7 +266,8 @@ async def _stop(member: Member) -> None:
     await member.imap.stop(grace_s=5.0)
     await member.lmtp.close(5.0)
     assert member.counts.open == 0
-    assert not member.forwarder._legs
+    assert not member.forwarder.moves, "nothing is watched that has ended"
+    assert member.forwarder.waiting.count == 0
 
 
 @asynccontextmanager
@@ -254,7 +280,7 @@ async def cluster(path: Path) -> AsyncIterator[Cluster]:
 
 
 async def until(met: object, within_s: float = 20.0) -> None:
-    """Wait for a condition."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + within_s
     while not met():  # type: ignore[operator]
         assert time.monotonic() < deadline, "not in time"

@@ -1,4 +1,5 @@
-"""Calls of the admin API between members: who is believed, and what is refused."""
+"""Calls of the admin API between members: which callers are trusted, and which calls
+are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ BODY = b'{"command":"who"}'
 
 
 class Place:
-    """A member with [http]: what it has run, and its ports."""
+    """A member with [http]. It records the calls that it has run, and has a port
+    without and a port with TLS."""
 
     def __init__(self, stack: AsyncExitStack, path: Path, certs: tuple[Path, Path]) -> None:
         self.ran: list[tuple[bytes, str]] = []
@@ -91,7 +93,7 @@ async def test_another_secret_is_refused_on_both_sides(place: Place) -> None:
 
 
 async def test_a_call_for_another_backend_is_refused(place: Place) -> None:
-    """An address that another backend has taken over."""
+    """The call is for a backend whose address another backend has by now."""
     with pytest.raises(ConnectionRefusedError, match="403"):
         await lines(place, place.member("b1"), place.there("b3", http=place.port))
     assert place.ran == []
@@ -104,7 +106,8 @@ async def test_nothing_is_there_without_a_secret(place: Place) -> None:
 
 
 async def test_a_proxy_in_front_is_no_member(tmp_path: Path) -> None:
-    """Its address says nothing of who is behind it."""
+    """The caller is behind an HTTP proxy. The address of that proxy does not show that
+    the caller is a member."""
     (tmp_path / "users").write_text("")
     async with AsyncExitStack() as stack:
         place = Place(stack, tmp_path, certificate(tmp_path / "tls"))
@@ -118,7 +121,7 @@ async def test_a_proxy_in_front_is_no_member(tmp_path: Path) -> None:
 
 
 class Attacker:
-    """Sends requests by hand on one connection."""
+    """An attacker who writes requests by hand on a single connection."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -137,7 +140,8 @@ class Attacker:
         return status, headers
 
     async def proved(self, body: bytes, *, secret: bytes = SECRET, listener: str = "admin") -> bytes:
-        """The last message of an exchange, for a body."""
+        """Run an exchange up to its last message, which proves the body. Return that
+        message."""
         forward = Forward("", "", "", listener=listener, member="b1", backend="b2",
                           digest=calls.digest("POST", calls.PATH, body))  # fmt: skip
         sender = LinkSender(secret, forward, nonce=bytes(32), binding=b"")
@@ -147,14 +151,15 @@ class Attacker:
 
 
 async def _replayed(attacker: Attacker) -> int:
-    """The messages of a good call once more, on the same connection."""
+    """Send the messages of a correct call again, on the same connection."""
     last = await attacker.proved(BODY)
     assert (await attacker.send(last, BODY))[0] == 200
     return (await attacker.send(last, BODY))[0]
 
 
 async def _replayed_elsewhere(attacker: Attacker) -> int:
-    """The last message of a good call behind the first message of another."""
+    """Send the last message of a correct call after the first message of another
+    call."""
     last = await attacker.proved(BODY)
     assert (await attacker.send(last, BODY))[0] == 200
     await attacker.open()
@@ -163,17 +168,17 @@ async def _replayed_elsewhere(attacker: Attacker) -> int:
 
 
 async def _changed(attacker: Attacker) -> int:
-    """Another body behind a good proof."""
+    """Send another body after a correct proof."""
     return (await attacker.send(await attacker.proved(BODY), b'{"command":"stop"}'))[0]
 
 
 async def _of_mail(attacker: Attacker) -> int:
-    """A proof that was made for a mail session."""
+    """Send a proof that was made for a mail session."""
     return (await attacker.send(await attacker.proved(BODY, listener="imap"), BODY))[0]
 
 
 async def _forged(attacker: Attacker) -> int:
-    """A proof without the secret."""
+    """Send a proof that was made without the secret."""
     forward = b"x" * 40
     await attacker.proved(BODY)
     return (await attacker.send(base64.b64encode(bytes(32) + forward), BODY))[0]

@@ -1,12 +1,16 @@
-"""Commands from anywhere: which backends are asked, what becomes of their answers, and
-that a call is never forwarded again. The calls go from one relay to another without a
-socket; `test_calls.py` has those."""
+"""Commands at any member: which backends the member asks, how it joins their answers,
+and that a backend never forwards a call again.
+
+The calls go from relay to relay without a socket. `test_calls.py` tests them with
+sockets.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +20,8 @@ from members import FakeRouter, Rows
 
 from obox.accounts import Account
 from obox.admin import TABLE, Admin, Event, Failure, Needs, Selection, Verb
+from obox.admin.loading import loaded
+from obox.admin.removal import OboxUserRenameParams
 from obox.admin.run import Outcome
 from obox.auth import Authenticator, Forward, PasswdFile, Penalties
 from obox.cluster import Assigned, Beat, Member, Orders, State, There
@@ -40,7 +46,7 @@ class Session:
 
 @dataclass(eq=False)
 class Process:
-    """`admin.Server`."""
+    """A fake `admin.Server`."""
 
     all: list[Session] = field(default_factory=list)
 
@@ -59,7 +65,7 @@ class Process:
 
 
 class Node:
-    """A member: a backend, or a proxy."""
+    """A member of the cluster: a backend, or a proxy."""
 
     def __init__(self, cluster: Cluster, name: str, *, proxy: bool = False) -> None:
         users = PasswdFile(cluster.users, "")
@@ -98,7 +104,7 @@ class Cluster:
         return self.nodes[name]
 
     async def call(self, forwarder: Forwarder, there: There, body: bytes) -> AsyncIterator[bytes]:
-        """`calls.call` without a socket."""
+        """Do what `calls.call` does, without a socket."""
         node = self.nodes[there.backend]
         if not node.up:
             raise ConnectionRefusedError(111, "Connection refused")
@@ -111,8 +117,8 @@ class Cluster:
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """Backends b1 and b2, a proxy p; anna is of b1, ben and carl of b2. `probe` is a
-    verb for users, which says where it ran."""
+    """Make backends b1 and b2 and a proxy p. b1 serves anna; b2 serves ben and carl.
+    The verb `probe` for users says where it ran."""
     cluster = Cluster(tmp_path)
     for name in ("b1", "b2"):
         cluster.add(name)
@@ -145,8 +151,33 @@ async def test_a_user_is_looked_after_by_the_owner(made: Cluster, asked: str) ->
     assert sorted((row["username"], row["at"]) for row in rows) == [("anna", "b1"), ("ben", "b2")]
 
 
+@pytest.mark.parametrize("asked", ["b1", "b2", "p"])
+async def test_a_rename_is_done_by_the_owner(made: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    """It names its user in a parameter of its own. An owner that has given the user
+    away refers the caller, as in verbs for users."""
+    ran: list[tuple[str, str, str]] = []
+
+    async def rename(admin: Admin, params: OboxUserRenameParams) -> AsyncIterator[Event]:
+        (at,) = (name for name, node in made.nodes.items() if node.server in (admin.server, _inner(admin)))
+        ran.append((at, params.user, params.new_user))
+        yield {"user": params.new_user}
+
+    verb = replace((await loaded())["oboxUserRename"], run=rename)
+    monkeypatch.setitem(TABLE, "oboxUserRename", verb)
+    call = made.nodes[asked].run
+    assert await call("oboxUserRename", user="anna", newUser="anne") == (0, [{"user": "anne"}], [], "")
+    made.rows.own("anna", "b2")
+    for name in ("b1", "b2"):
+        made.nodes[name].router.known["anna"] = made.rows.owners["anna"]
+    assert await call("oboxUserRename", user="anna", newUser="anne") == (0, [{"user": "anne"}], [], "")
+    assert ran == [("b1", "anna", "anne"), ("b2", "anna", "anne")]
+    code, _, _, message = await call("oboxUserRename", user="nobody", newUser="anne")
+    assert (code, len(ran)) == (67, 2), message
+
+
 async def test_all_users_are_those_of_the_backend_that_is_asked(made: Cluster) -> None:
-    """A nightly job on each backend does nothing twice; a proxy has no users."""
+    """A backend selects only its own users, so a nightly job on each backend does
+    nothing twice. A proxy has no users of its own, and asks all backends."""
     for asked, wanted in (("b1", {"anna"}), ("b2", {"ben", "carl"}), ("p", set(USERS))):
         code, rows, _, _ = await made.nodes[asked].run("probe", allUsers=True)
         assert (code, {row["username"] for row in rows}) == (0, wanted)
@@ -157,7 +188,7 @@ async def test_who_has_given_a_user_away_refers_and_the_caller_reads_the_row(mad
     b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
     await proxy.run("probe", user="anna")
     made.rows.own("anna", "b2")
-    b1.router.known["anna"] = b2.router.known["anna"] = made.rows.owners["anna"]
+    b1.router.read["anna"] = b2.router.read["anna"] = made.rows.owners["anna"]
     b1.calls.clear()
     assert await proxy.run("probe", user="anna") == (0, [{"at": "b2", "user": "anna"}], [], "")
     assert (b1.calls, b2.calls) == (["p"], ["p"])
@@ -165,8 +196,9 @@ async def test_who_has_given_a_user_away_refers_and_the_caller_reads_the_row(mad
 
 
 async def test_who_has_an_old_row_reads_it_anew(made: Cluster) -> None:
-    """The caller's number is the higher one: the owner rereads, and refers nobody."""
-    made.nodes["b2"].router.known["anna"] = made.rows.owners["anna"]
+    """The number of the caller's assignment is higher than the owner's. The owner reads
+    its row again, and sends no referral."""
+    made.nodes["b2"].router.read["anna"] = made.rows.owners["anna"]
     made.rows.own("anna", "b2")
     assert await made.nodes["p"].run("probe", user="anna") == (0, [{"at": "b2", "user": "anna"}], [], "")
     assert len(made.nodes["b2"].router.rereads) == 1
@@ -174,10 +206,11 @@ async def test_who_has_an_old_row_reads_it_anew(made: Cluster) -> None:
 
 
 async def test_a_call_is_never_forwarded_again(made: Cluster) -> None:
-    """Two backends that each take the other for the owner, whatever they read."""
+    """Two backends each take the other for the owner, and what they read does not
+    change that."""
     b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
     for node, other in ((b1, "b2"), (b2, "b1")):
-        node.router.known["anna"] = Assigned(other, 9, 1)
+        node.router.read["anna"] = Assigned(other, 9, 1)
     code, rows, failures, message = await proxy.run("probe", user="anna")
     assert (code, rows) == (75, [])
     assert "do not agree" in message
@@ -233,6 +266,39 @@ async def test_kick_ends_sessions_at_their_backends(made: Cluster) -> None:
     assert await b1.run("kick", user="ben") == (0, [{"backend": "b2", "username": "ben", "connections": 1}], [], "")
     assert b2.server.all == []
     assert (await b1.run("kick", user="ben"))[0] == 68
+
+
+async def test_check_asks_other_backends_for_their_units(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that does not answer is left out. A member without a secret asks
+    nobody."""
+    two = {"00002": Assigned("b2", 5, 8), "u:ben": Assigned("b2", 6, 9)}
+    units = {"b1": {"00001": Assigned("b1", 4, 7)}, "b2": two}
+
+    def find(name: str) -> Any:
+        @asynccontextmanager
+        async def found(*, make: bool = False) -> AsyncIterator[Any]:
+            yield SimpleNamespace(serves=(lambda: units[name]) if name in units else None)
+
+        return found
+
+    seen: list[Any] = []
+
+    async def check(admin: Admin, params: Any) -> AsyncIterator[Event]:
+        seen.append(None if admin.claims is None else await admin.claims())
+        yield {}
+
+    for name, node in made.nodes.items():
+        node.admin.find_cluster = find(name)
+    verb = replace((await loaded())["clusterCheck"], run=check)
+    monkeypatch.setitem(TABLE, "clusterCheck", verb)
+    for asked in ("p", "b1"):
+        assert (await made.nodes[asked].run("clusterCheck"))[0] == 0
+    made.nodes["b2"].up = False
+    await made.nodes["p"].run("clusterCheck")
+    assert seen == [units, {"b2": two}, {"b1": units["b1"]}]
+    made.nodes["p"].forwarder.secrets = []  # type: ignore[misc]
+    await made.nodes["p"].run("clusterCheck")
+    assert seen[-1] is None
 
 
 async def test_a_backend_that_does_not_answer_is_named(made: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""A client may connect anywhere: two backends and a proxy, over real sockets."""
+"""A client may connect to any member: two backends and a proxy, over real sockets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from members import SECRET, Cluster, Member, cluster, until
+from members import ATTEMPTS, SECRET, Cluster, Member, cluster, until
 from structlog.testing import capture_logs
 
 from obox.auth import Forward, LinkSender
@@ -21,7 +21,7 @@ MAIL = b"Subject: a mail\r\n\r\nbody\r\n"
 
 @pytest.fixture
 async def two(tmp_path: Path) -> AsyncIterator[tuple[Cluster, Member, Member]]:
-    """Backends b1 and b2; anna is of b1, ben of b2."""
+    """Backends b1 and b2. b1 serves anna; b2 serves ben."""
     async with cluster(tmp_path) as made:
         made.rows.own("anna", "b1")
         made.rows.own("ben", "b2")
@@ -81,7 +81,8 @@ async def test_authenticate_is_forwarded_like_login(two: tuple[Cluster, Member, 
 
 
 async def test_tls_on_both_legs(two: tuple[Cluster, Member, Member]) -> None:
-    """The client under TLS; the owner's port under TLS as of another machine."""
+    """The client uses TLS. The member uses TLS to the owner as well, because the
+    owner's address is not a local address."""
     made, b1, b2 = two
     made.rows.places["b2"] = ("localhost", {"imaps": b2.tls_port})
     client = await b1.client(tls=True, login="ben")
@@ -89,6 +90,16 @@ async def test_tls_on_both_legs(two: tuple[Cluster, Member, Member]) -> None:
     assert b1.imap.who()[0].tls
     await client.ok("LOGOUT")
     await until(lambda: not b1.imap.who() and not b2.imap.who())
+
+
+async def test_a_member_on_another_machine_is_asked_for_starttls(
+    two: tuple[Cluster, Member, Member], elsewhere: list[bytes]
+) -> None:
+    """The proof is bound to the certificate, as on a port under TLS."""
+    _, b1, b2 = two
+    client = await b1.client(login="ben")
+    await client.append("INBOX", MAIL)
+    assert elsewhere == [b2.forwarder._certificate()]
 
 
 async def test_a_proxy_has_no_store(two: tuple[Cluster, Member, Member]) -> None:
@@ -135,7 +146,7 @@ async def test_an_owner_that_does_not_answer_is_no_failed_login(two: tuple[Clust
     assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
     assert len(b1.router.rereads) == 1
     assert len(b1.penalties) == 0
-    assert b1.counts.results == [("imap", "unavailable")] * 4
+    assert b1.counts.results == [("imap", "unavailable")] * ATTEMPTS
     await b2.listen()
     await client.ok("LOGIN ben secret")
 
@@ -144,14 +155,14 @@ async def test_an_owner_that_comes_back_within_seconds_is_waited_for(two: tuple[
     _, b1, b2 = two
     b2.silent()
     asked = asyncio.Event()
-    b1.forwarder.sleep = lambda _: asked.wait()  # type: ignore[assignment]
+    b1.forwarder.waiting.sleep = lambda _: asked.wait()  # type: ignore[assignment]
     client = await b1.client()
     client.send(b"a LOGIN ben secret\r\n")
     await until(lambda: b1.counts.results == [("imap", "unavailable")])
     await b2.listen()
     asked.set()
     assert (await client.line()).startswith(b"a OK")
-    assert b1.router.rereads == []
+    assert len(b1.router.rereads) == 1
 
 
 async def test_the_replacement_of_a_dead_owner_is_found(two: tuple[Cluster, Member, Member]) -> None:
@@ -190,9 +201,10 @@ async def test_a_directory_that_does_not_answer_is_unavailable(two: tuple[Cluste
 async def test_a_referral_is_followed_once(two: tuple[Cluster, Member, Member]) -> None:
     made, b1, b2 = two
     b3 = await made.member("b3")
-    await (await b1.client(login="ben")).ok("LOGOUT")  # b1 has read: b2
+    # b1 has read now that b2 owns ben.
+    await (await b1.client(login="ben")).ok("LOGOUT")
     made.rows.own("ben", "b3")
-    b2.router.known["ben"] = made.rows.owners["ben"]
+    b2.router.read["ben"] = made.rows.owners["ben"]
     client = await b1.client(login="ben")
     assert [who.user for who in b3.imap.who()] == ["ben"]
     assert b1.router.rereads == [("ben", made.rows.owners["ben"])]
@@ -211,20 +223,22 @@ async def test_a_receiver_that_knows_less_reads_the_row(two: tuple[Cluster, Memb
 
 
 async def test_a_tie_is_served_and_told_to_the_router(two: tuple[Cluster, Member, Member]) -> None:
-    """The router of a backend marks it for a merge (tests/cluster/test_member.py)."""
+    """The router of a backend marks the user for a merge
+    (tests/cluster/test_member.py)."""
     made, b1, b2 = two
     await (await b1.client(login="ben")).ok("LOGOUT")
     assert b2.router.rereads == []
-    ours = b2.router.known["ben"]
+    ours = b2.router.read["ben"]
     for token in (ours.token - 1, ours.token + 1):
-        b2.router.known["ben"] = made.rows.owners["ben"] = Assigned("b2", ours.number, token)
+        b2.router.read["ben"] = made.rows.owners["ben"] = Assigned("b2", ours.number, token)
         client = await b1.client(login="ben")
         await client.ok("SELECT INBOX")
         assert b2.router.rereads.pop() == ("ben", ours)
 
 
 async def test_members_that_name_each_other_end_it(two: tuple[Cluster, Member, Member]) -> None:
-    """Two views that never agree: the session is forwarded at most twice."""
+    """The views of two members never agree. The session is then forwarded at most
+    twice."""
     made, b1, b2 = two
     b3 = await made.member("b3")
     for member, other in ((b2, "b3"), (b3, "b2")):
@@ -234,17 +248,18 @@ async def test_members_that_name_each_other_end_it(two: tuple[Cluster, Member, M
             member.router.rows.own("ben", other)
     client = await b1.client()
     made.rows.own("ben", "b3")
-    b1.router.known["ben"] = made.rows.owners["ben"]
+    b1.router.read["ben"] = made.rows.owners["ben"]
     assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
     assert len(b1.counts.results) == 2
 
 
 async def moves_at_login(made: Cluster, member: Member, user: str, to: str) -> None:
-    """The user is handed over while the login at this member waits for the mail."""
+    """Make the login at this member wait, and hand the user over to another backend
+    meanwhile."""
 
     async def moved(account: object) -> object:
         made.rows.own(user, to)
-        member.router.known[user] = made.rows.owners[user]
+        member.router.read[user] = made.rows.owners[user]
         raise Elsewhere("another backend serves the user; try again")
 
     member.imap.context.open_user = moved  # type: ignore[assignment]
@@ -287,7 +302,8 @@ async def test_a_forged_forward_is_refused_logged_and_counted(two: tuple[Cluster
     ]
     assert b2.counts.results == [("imap", "forged")]
     assert len(b2.penalties) == 1
-    await client.ok("LOGIN ben secret")  # the session goes on
+    # The session goes on after the refusal.
+    await client.ok("LOGIN ben secret")
 
 
 async def test_members_without_a_common_secret(two: tuple[Cluster, Member, Member]) -> None:
@@ -299,7 +315,8 @@ async def test_members_without_a_common_secret(two: tuple[Cluster, Member, Membe
     (line,) = (line for line in logs if line["event"] == "trusted link failed")
     assert "secret_file" in line["next_step"]
     assert b1.counts.results == [("imap", "refused")]
-    b2.forwarder.secrets = (SECRET, *b1.forwarder.secrets)  # the second of a rotation
+    # The owner knows two secrets during a rotation. The second is the sender's.
+    b2.forwarder.secrets = (SECRET, *b1.forwarder.secrets)
     await client.ok("LOGIN ben secret")
 
 
@@ -314,7 +331,7 @@ async def test_a_member_without_secrets_has_no_link(tmp_path: Path) -> None:
 async def test_somebody_in_the_middle_has_another_certificate(two: tuple[Cluster, Member, Member]) -> None:
     made, b1, b2 = two
     made.rows.places["b2"] = ("localhost", {"imaps": b2.tls_port})
-    # What the owner shows is not what the sender sees.
+    # The owner takes another certificate for its own than the sender sees.
     b2.forwarder._certificate = lambda: b"x" * 32
     client = await b1.client()
     assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
@@ -322,7 +339,8 @@ async def test_somebody_in_the_middle_has_another_certificate(two: tuple[Cluster
 
 
 async def test_a_user_who_is_another_there_is_not_served(two: tuple[Cluster, Member, Member]) -> None:
-    """Members with different user databases: nobody gets a mailbox of another."""
+    """The members have different user databases. No user may get the mailbox of another
+    user."""
     _, b1, _ = two
     made = b1.forwarder.forward_of
     b1.forwarder.forward_of = lambda *a, **k: Forward("ben", "anna", "")  # type: ignore[method-assign]
@@ -334,8 +352,8 @@ async def test_a_user_who_is_another_there_is_not_served(two: tuple[Cluster, Mem
 
 
 async def test_a_session_leaves_the_address_of_its_proxy(two: tuple[Cluster, Member, Member]) -> None:
-    """Sessions per address are limited at each proxy, not where they all come from
-    one."""
+    """Each proxy limits the sessions of an address. The owner does not, because all
+    forwarded sessions come from the address of a proxy."""
     _, _, b2 = two
     registry = b2.hub.registry
     client = await b2.client()

@@ -24,7 +24,6 @@ from members import ADDRESS, SECRET, Cluster, Member, Rows, cluster, until
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 
-from obox import front as front_module
 from obox.cluster import (
     Assigned,
     Beat,
@@ -59,7 +58,7 @@ async def put(directory: MemoryDirectory, kind: Kind, key: str, record: object, 
 
 
 async def written(rows: Rows, directory: MemoryDirectory) -> None:
-    """The directory says what the rows of a test say, in one group."""
+    """Write the rows of a test to the directory. All users are in the same group."""
     await put(directory, Kind.SETTINGS, SETTINGS_KEY, Settings(1, "0" * 32, 1.0))
     for name, (address, ports) in rows.places.items():
         await put(directory, Kind.MEMBERS, name, MemberRow("backend", "default", address, ports))
@@ -161,11 +160,10 @@ async def test_a_proxy_serves_logins_mails_probes_and_metrics(
 
 
 async def test_clients_of_users_who_have_another_backend_are_let_go(
-    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path
 ) -> None:
-    """The old backend may have died: what it does not close the proxy closes; others
-    stay."""
-    monkeypatch.setattr(front_module, "MOVED_S", 0.0)
+    """The old backend may have died, so it may not close its sessions. The proxy closes
+    them. Sessions of other users stay open."""
     made, _, directory = backend
     made.rows.own("anna", "b2")
     await written(made.rows, directory)
@@ -174,6 +172,7 @@ async def test_clients_of_users_who_have_another_backend_are_let_go(
         ben, anna = await client(front), await client(front)
         await ben.ok("LOGIN ben secret")
         await anna.ok("LOGIN anna secret")
+        await put(directory, Kind.MEMBERS, "b3", MemberRow("backend", "", "192.0.2.3", {"imap": 1}, {}, ""), 2)
         await put(directory, Kind.PINS, "ben", Assigned("b3", 9, 1), 2)
         assert await asyncio.wait_for(ben.reader.read(), PATIENT_S) == b""
         await anna.ok("NOOP")
@@ -237,7 +236,8 @@ async def test_a_proxy_without_a_secret_does_not_start(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    """A process of its own, with an LMDB directory, from start to SIGTERM."""
+    """`obox proxy` runs as a process of its own, with an LMDB directory, from its start
+    to SIGTERM."""
     file = config_file(tmp_path)
     (tmp_path / "users").write_text("ben:{PLAIN}secret::::::\n")
     with socket.socket() as free:
@@ -288,7 +288,8 @@ async def test_a_pin_goes_before_the_group() -> None:
     route = await router.route(BEN)
     assert route == There("b1", "192.0.2.1", {"imap": 1}, Assigned("b1", 1, 1))
     await put(directory, Kind.PINS, "ben", Assigned("b2", 1, 1))
-    assert await router.route(BEN) == route  # not read yet
+    # The proxy has not read the new row yet.
+    assert await router.route(BEN) == route
     again = await router.reread(BEN, Assigned("b2", 2, 0))
     assert not isinstance(again, Here)
     assert again.backend == "b2"
@@ -352,7 +353,8 @@ async def test_a_proxy_answers_for_the_cluster_and_its_sessions(
             assert [row["backend"] for row in await ask("clusterBackendList")] == ["b2"]
             assert (await ask("clusterStatus"))[0]["groups"] == front.view.settings.groups
             assert [row["username"] for row in await ask("who", me)] == ["ben"]
-            for name in ("who", "mailboxList"):  # b2 has no [http]
+            # The backend b2 has no [http].
+            for name in ("who", "mailboxList"):
                 failed = await ask(name, **({"user": "ben"} if name != "who" else {}))
                 assert (failed["exitCode"], "b2" in failed["message"]) == (75, True)
             assert (await ask("kick", me, user="ben"))[0]["connections"] == 1

@@ -55,8 +55,8 @@ async def haproxy(path: Path, behind: int) -> AsyncIterator[int]:
 
 @pytest.mark.needs("haproxy")
 async def test_the_address_of_a_client_comes_through_haproxy_and_the_proxy(tmp_path: Path) -> None:
-    """HAProxy, then `obox proxy`, then the backend, whose log has the client's own
-    address."""
+    """The connection goes through HAProxy, `obox proxy` and the backend. The log of the
+    backend has the client's own address."""
     async with cluster(tmp_path) as made:
         made.rows.own("ben", "b2")
         b2 = await made.member("b2")

@@ -1,4 +1,4 @@
-"""nginx in front: tokens, the answers of `auth_http`, and the real nginx."""
+"""nginx as a front end: tokens, the answers to `auth_http`, and the real nginx."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def read(text: str, *, user: str = "ben", now: float = NOW, secret: bytes = SECR
 def test_a_token_says_who_logs_in_from_where() -> None:
     assert read(token()) == FORWARD
     assert read(token(), now=NOW + TOKEN_S) == FORWARD
-    assert read(token(), now=NOW - TOKEN_S) == FORWARD  # clocks differ
+    # The clocks of members may differ.
+    assert read(token(), now=NOW - TOKEN_S) == FORWARD
 
 
 def test_a_token_is_good_once() -> None:
@@ -49,7 +50,8 @@ def test_a_token_is_good_once() -> None:
         used.read((SECRET,), token(), user="ben", now=NOW + 1)
     used.read((SECRET,), token(nonce=b"m" * 16), user="ben", now=NOW + 1)
     used.read((SECRET,), token(nonce=b"k" * 16, now=NOW + 90), user="ben", now=NOW + 90)
-    assert len(used) == 1  # what has expired is forgotten
+    # Expired tokens are forgotten.
+    assert len(used) == 1
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,14 +137,16 @@ async def test_what_nginx_is_answered(
 ) -> None:
     made, proxy, _ = proxied
     made.rows.own("carl", "b9")
-    made.rows.places["b9"] = (ADDRESS, {"imaps": 1})  # no port in clear
+    # The backend has no port without TLS.
+    made.rows.places["b9"] = (ADDRESS, {"imaps": 1})
     answer = await auth_of(proxy).answer(asked(**more))
     assert answer["Auth-Status"].startswith(status)
     assert ("Auth-Pass" in answer) == (status == "OK")
 
 
 async def test_a_member_that_serves_all_is_named_itself_and_forwards(proxied: tuple[Cluster, Member, Member]) -> None:
-    """The supervisor of workers is such a member: no front end reaches its workers."""
+    """The supervisor of workers is such a member, because a front end cannot reach the
+    workers."""
     _, proxy, b2 = proxied
     auth = auth_of(proxy, all_here=True)
     answer = await auth.answer(asked())
@@ -210,7 +214,7 @@ async def http(member: Member, *, all_here: bool = False) -> AsyncIterator[int]:
 @asynccontextmanager
 async def nginx(home: Path, port_of_http: int, key: str = KEY) -> AsyncIterator[int]:
     port = free_port()
-    home.mkdir()  # noqa: ASYNC240 - a test waits for nobody else
+    home.mkdir()  # noqa: ASYNC240 - nothing else runs on this loop
     config = home / "nginx.conf"
     config.write_text(CONFIG.format(home=home, module=MODULE, http=port_of_http, port=port, key=key))
     program = shutil.which("nginx", path=PLACES)

@@ -1,4 +1,4 @@
-"""A mail may be handed to any member: recipients go to their owners, over real
+"""A sender may hand a mail to any member. The recipients go to their owners, over real
 sockets."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from members import ADDRESS, SECRET, Cluster, Member, cluster
+from members import ADDRESS, ATTEMPTS, SECRET, Cluster, Member, cluster
 from structlog.testing import capture_logs
 
 from obox import errors
@@ -23,7 +23,7 @@ MAIL = b"Message-ID: <1@x>\r\nSubject: s\r\n\r\n.\r\n..\r\nbare\nlf\r\n"
 
 @pytest.fixture
 async def two(tmp_path: Path) -> AsyncIterator[tuple[Cluster, Member, Member]]:
-    """Backends b1 and b2; anna is of b1, ben and carl of b2."""
+    """Backends b1 and b2. b1 serves anna; b2 serves ben and carl."""
     async with cluster(tmp_path) as made:
         made.rows.own("anna", "b1")
         made.rows.own("ben", "b2")
@@ -42,12 +42,22 @@ async def test_recipients_are_split_by_owner(two: tuple[Cluster, Member, Member]
         mails = await member.mails(user)
         assert len(mails) == 3
         for mail in mails:
-            assert MAIL in mail  # byte for byte
+            # The mail is stored byte for byte.
+            assert MAIL in mail
             assert mail.count(b"Received: from mta.example ([127.0.0.1])") == 1
             assert mail.count(b"Return-Path: <from@example.org>") == 1
-    # Ben and carl in one transaction.
+    # Ben and Carl are recipients of the same transaction.
     assert b1.counts.results.count(("lmtp", "ok")) == 1
     assert proxy.counts.results == [("lmtp", "ok"), ("lmtp", "ok")]
+
+
+async def test_a_mail_for_another_machine_goes_under_starttls(
+    two: tuple[Cluster, Member, Member], elsewhere: list[bytes]
+) -> None:
+    _, b1, b2 = two
+    assert [reply[:5] for reply in await b1.deliver(MAIL, "anna", "ben")] == ["250 2"] * 2
+    assert elsewhere == [b2.forwarder._certificate()]
+    assert MAIL in (await b2.mails("ben"))[0]
 
 
 async def test_a_large_mail_goes_through_a_file(two: tuple[Cluster, Member, Member]) -> None:
@@ -98,7 +108,7 @@ async def test_an_owner_that_does_not_answer_is_temporary(two: tuple[Cluster, Me
     b2.silent()
     replies = await b1.deliver(MAIL, "anna", "ben")
     assert [reply[:9] for reply in replies] == ["250 2.0.0", "451 4.3.0"]
-    assert b1.counts.results == [("lmtp", "unavailable")] * 4
+    assert b1.counts.results == [("lmtp", "unavailable")] * ATTEMPTS
     await b2.listen()
 
 
@@ -118,14 +128,14 @@ async def test_a_referral_is_followed_for_its_recipient(two: tuple[Cluster, Memb
     b3 = await made.member("b3")
     await b1.router.route("ben")  # type: ignore[arg-type]
     made.rows.own("ben", "b3")
-    b2.router.known["ben"] = made.rows.owners["ben"]
+    b2.router.read["ben"] = made.rows.owners["ben"]
     assert [reply[:3] for reply in await b1.deliver(MAIL, "ben", "carl")] == ["250", "250"]
     assert len(await b3.mails("ben")) == 1
     assert len(await b2.mails("carl")) == 1
 
 
 class Ends:
-    """A backend that goes away at a certain point, each time."""
+    """A backend that closes each connection at the same point of the exchange."""
 
     def __init__(self, at: str) -> None:
         self.at = at
@@ -151,9 +161,10 @@ class Ends:
         writer.close()
 
 
-@pytest.mark.parametrize(("at", "attempts"), [("link", 4), ("body", 4), ("end", 1)])
+@pytest.mark.parametrize(("at", "attempts"), [("link", ATTEMPTS), ("body", ATTEMPTS), ("end", 1)])
 async def test_no_other_is_tried_after_the_end_of_the_mail(tmp_path: Path, at: str, attempts: int) -> None:
-    """Before it the mail cannot have been taken, after it it may have been."""
+    """Before the end of the mail the owner cannot have stored it, so the member tries
+    again. After the end the owner may have stored it, so the member does not."""
     async with cluster(tmp_path) as made:
         made.rows.own("ben", "b2")
         b1 = await made.member("b1")
@@ -161,7 +172,8 @@ async def test_no_other_is_tried_after_the_end_of_the_mail(tmp_path: Path, at: s
         server = await asyncio.start_server(ends.serve, ADDRESS, 0)
         made.stack.callback(server.close)
         made.rows.places["b2"] = (ADDRESS, {"lmtp": server.sockets[0].getsockname()[1]})
-        mail = b"Subject: s\r\n\r\n" + b"x" * (8 << 20)  # more than the kernel holds
+        # The mail is larger than the kernel's buffers.
+        mail = b"Subject: s\r\n\r\n" + b"x" * (8 << 20)
         assert [reply[:9] for reply in await b1.deliver(mail, "ben")] == ["451 4.3.0"]
         assert ends.transactions == attempts
         assert len(b1.router.rereads) == (at != "end")
@@ -171,7 +183,7 @@ async def test_no_other_is_tried_after_the_end_of_the_mail(tmp_path: Path, at: s
 
 
 async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *lines: bytes) -> list[bytes]:
-    """Send lines; the last line of each answer."""
+    """Send lines. Return the last line of the answer to each."""
     got = []
     for line in lines:
         writer.write(line + b"\r\n")
@@ -184,7 +196,8 @@ async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *line
 
 
 async def test_a_member_is_trusted_wherever_it_is(tmp_path: Path) -> None:
-    """Its network is in no `trusted_networks`; others from there may do nothing."""
+    """The network of a member is not in `trusted_networks`, and it may deliver all the
+    same. Other clients of that network are refused."""
     async with cluster(tmp_path) as made:
         made.rows.own("ben", "b2")
         b2 = await made.member("b2", lmtp_settings=Settings(trusted_networks=("192.0.2.0/24",)))
@@ -226,7 +239,8 @@ async def test_a_forged_proof_is_refused_logged_and_counted(two: tuple[Cluster, 
     assert [(line["event"], line["remote"]) for line in logs] == [("trusted link refused", "127.0.0.9")]
     assert len(b2.penalties) == 1
     _, refused = await talk(reader, writer, b"MAIL FROM:<a@b>", b"RCPT TO:<ben> XOBOX=b2:1:1")
-    assert refused.startswith(b"555 5.5.4")  # only members say who owns a recipient
+    # Only a member may name the owner of a recipient.
+    assert refused.startswith(b"555 5.5.4")
 
 
 async def test_auth_has_its_place(two: tuple[Cluster, Member, Member]) -> None:

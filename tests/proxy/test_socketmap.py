@@ -1,4 +1,4 @@
-"""Postfix in front: netstrings, the maps, and the real Postfix."""
+"""Postfix as a front end: netstrings, the maps, and the real Postfix."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ async def test_strangers_are_not_answered(proxied: tuple[Cluster, Member, Member
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that Postfix' users can reach, unlike a temporary directory of
-    pytest."""
+    """Make a directory that Postfix' users can reach. They cannot reach a temporary
+    directory of pytest."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -149,7 +149,8 @@ def place() -> Iterator[Path]:
 
 @asynccontextmanager
 async def postfix(home: Path, maps: int) -> AsyncIterator[int]:
-    """Postfix whose users and next hops are in the maps at a port; the port of SMTP."""
+    """Start Postfix. It looks users and next hops up in the maps at the port `maps`.
+    Yield the port of SMTP."""
     for name in ("queue", "data"):
         (home / name).mkdir(parents=True)
     shutil.chown(home / "data", pwd.getpwnam("postfix").pw_uid)
@@ -207,4 +208,5 @@ async def test_the_real_postfix_asks_where_a_mail_goes(proxied: tuple[Cluster, M
             await asyncio.sleep(0.1)
         await client.ok("SELECT INBOX")
         assert b"by Postfix" in b"".join(await client.cmd("FETCH 1 BODY.PEEK[]"))
-        assert proxy.counts.results == []  # it went to the owner itself
+        # Postfix has connected to the owner, so no member forwarded the mail.
+        assert proxy.counts.results == []

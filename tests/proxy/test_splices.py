@@ -1,4 +1,5 @@
-"""What goes over a splice: all of it, in order, bounded, and to its end."""
+"""The bytes that pass a splice: all of them arrive in order, the memory for them is
+bounded, and an end of the stream arrives too."""
 
 from __future__ import annotations
 
@@ -14,22 +15,25 @@ import pytest
 from members import ADDRESS, SECRET, Cluster, Member, cluster, until
 
 from obox.auth import LINK, Forward, LinkOwner
+from obox.cluster import Assigned
 from obox.net import splice as splice_module
 from obox.net.dialogue import USER_TIMEOUT_S
 from obox.net.splice import BUFFER_BYTES, Splice
+from obox.proxy import moves as moves_module
 
 ROOM = 64 << 20
-"""More than the kernel's buffers of two connections hold."""
+"""The number of bytes exceeds the kernel's buffers of two connections."""
 
 
 @dataclass
 class Owner:
-    """A backend that does the link, and then what the test says."""
+    """A backend that accepts the trusted link, and then sends and reads what the test
+    says."""
 
     arrived: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter, Forward]]
     port: int
     behind: bytes = b""
-    """Sent with the tagged OK."""
+    """These bytes follow directly after the tagged OK."""
 
     async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer, _ = await asyncio.wait_for(self.arrived.get(), 20)
@@ -92,9 +96,10 @@ async def test_a_client_that_does_not_read_stops_the_owner(proxied: tuple[Member
     writer.write(b"x" * ROOM)
     found = splice(proxy)
     await until(lambda: found.owner.held)
-    # The mark, and what one read brings.
+    # The limit is the high-water mark and the bytes of a single read.
     assert found.buffered_bytes <= 8 * BUFFER_BYTES
-    assert writer.transport.get_write_buffer_size() > 0  # the owner waits as well
+    # The owner has to wait as well.
+    assert writer.transport.get_write_buffer_size() > 0
     client.reader._limit = 1 << 26  # type: ignore[attr-defined]
     assert len(await client.reader.readexactly(ROOM)) == ROOM
     assert not found.owner.held
@@ -113,8 +118,8 @@ async def test_an_owner_that_does_not_read_stops_the_client(proxied: tuple[Membe
 
 
 async def test_a_splice_waits_for_hours_without_a_timer(proxied: tuple[Member, Owner]) -> None:
-    """Nobody but the owner says when an IDLE has lasted too long; the kernel looks
-    after the peers."""
+    """Only the owner limits the time of an IDLE, so the proxy needs no timer. The
+    kernel notices a peer that is gone."""
     proxy, owner = proxied
     await proxy.client(login="ben", strict=False)
     await owner.client()
@@ -169,7 +174,8 @@ async def test_a_client_that_is_gone_ends_its_session_at_the_owner(proxied: tupl
     reader, writer = await owner.client()
     client.writer.transport.abort()
     assert await reader.read() == b""
-    writer.close()  # as a backend does that has nothing to answer
+    # A backend that has nothing to answer closes the connection.
+    writer.close()
     await until(lambda: not len(proxy.hub.registry))
     assert proxy.counts.open == 0
 
@@ -197,16 +203,58 @@ async def test_a_stop_ends_a_splice_whose_owner_never_ends(proxied: tuple[Member
     assert not len(proxy.hub.registry)
 
 
-async def test_the_splices_of_a_dead_backend_are_closed(proxied: tuple[Member, Owner]) -> None:
+async def test_the_splices_of_a_user_who_was_taken_over_are_closed_at_once(proxied: tuple[Member, Owner]) -> None:
+    """The backend is dead or fenced: nobody waits for what it may still say."""
     proxy, owner = proxied
     clients = [await proxy.client(login="ben", strict=False) for _ in range(3)]
     ends = [await owner.client() for _ in clients]
-    assert proxy.forwarder.drop("b1") == 0
-    assert proxy.forwarder.drop("b2") == 3
+    proxy.forwarder.moves.look()
+    await asyncio.sleep(0)
+    assert proxy.counts.open == 3, "nothing has changed"
+    proxy.router.read["ben"] = Assigned("b3", 2, 1)
+    proxy.forwarder.moves.look()
     for client in clients:
         assert await client.reader.read() == b""
     assert len(ends) == 3
     await until(lambda: not len(proxy.hub.registry))
+
+
+async def test_a_backend_at_another_address_is_another_process(proxied: tuple[Member, Owner]) -> None:
+    proxy, owner = proxied
+    client = await proxy.client(login="ben", strict=False)
+    _end = await owner.client()
+    proxy.rows.places["b2"] = ("192.0.2.7", {"imap": owner.port})
+    proxy.forwarder.moves.look()
+    assert await client.reader.read() == b""
+
+
+async def test_a_backend_that_released_a_user_may_say_its_last_words(
+    proxied: tuple[Member, Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moves_module, "MOVED_S", 3600.0)
+    proxy, owner = proxied
+    client = await proxy.client(login="ben", strict=False)
+    _, writer = await owner.client()
+    proxy.router.read["ben"] = Assigned("b3", 2, 1, released=True)
+    for _ in range(2):
+        proxy.forwarder.moves.look()
+        await asyncio.sleep(0.01)
+    writer.write(b"* BYE your mail moves\r\n")
+    writer.close()
+    assert await client.reader.read() == b"* BYE your mail moves\r\n"
+    await until(lambda: not len(proxy.hub.registry))
+
+
+async def test_a_backend_that_released_a_user_and_says_nothing_is_cut(
+    proxied: tuple[Member, Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moves_module, "MOVED_S", 0.01)
+    proxy, owner = proxied
+    client = await proxy.client(login="ben", strict=False)
+    _end = await owner.client()
+    proxy.router.read["ben"] = Assigned("b3", 2, 1, released=True)
+    proxy.forwarder.moves.look()
+    assert await client.reader.read() == b""
 
 
 async def test_a_client_that_leaves_during_the_login_leaves_nothing(proxied: tuple[Member, Owner]) -> None:
@@ -217,13 +265,13 @@ async def test_a_client_that_leaves_during_the_login_leaves_nothing(proxied: tup
         await gate.wait()
         return type(proxy.router)._answer(proxy.router, sid)
 
-    proxy.router.known["ben"] = proxy.rows.owners["ben"]
+    proxy.router.read["ben"] = proxy.rows.owners["ben"]
     proxy.router.route = route  # type: ignore[assignment]
     client = await proxy.client(strict=False)
     client.send(b"a LOGIN ben secret\r\n")
     await until(lambda: len(proxy.hub.tasks) == 1)
     sock = client.writer.get_extra_info("socket")
-    # A reset, not an end.
+    # The client resets the connection instead of closing it.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.writer.transport.abort()
     await until(lambda: not len(proxy.hub.registry))
@@ -255,7 +303,8 @@ async def test_an_owner_that_speaks_no_imap_or_too_much(tmp_path: Path) -> None:
 async def test_a_half_splice_ends_after_a_while_of_silence(
     proxied: tuple[Member, Owner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that sends no more, at a backend that neither answers nor closes."""
+    """The client has ended its side of the connection, and the backend neither answers
+    nor closes."""
     monkeypatch.setattr(splice_module, "HALF_S", 0.1)
     proxy, owner = proxied
     client = await proxy.client(login="ben", strict=False)

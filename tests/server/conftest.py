@@ -1,4 +1,4 @@
-"""Both loops, and a log."""
+"""Both kinds of event loops, and a log."""
 
 import asyncio
 from collections.abc import Callable

@@ -95,7 +95,8 @@ def test_names_are_api() -> None:
     ):
         assert line in text.splitlines(), line
     assert "process_resident_memory_bytes" in text
-    Metrics("0.1")  # a second backend in the same process
+    # This stands for a second backend in the same process.
+    Metrics("0.1")
 
 
 async def test_a_request_at_hand_is_finished(log: Any) -> None:

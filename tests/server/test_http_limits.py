@@ -1,5 +1,5 @@
-"""[http] and those who send nothing, or leave: others are served, the probes before
-all, and nothing is an error."""
+"""[http] with clients that send nothing or disconnect. Other clients are served, probes
+first, and the log has no error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TCP = Listen("127.0.0.1", 0)
 
 
 class Slow:
-    """An application whose requests wait until they may go on."""
+    """An application whose requests wait until the test lets them go on."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -68,7 +68,7 @@ def slow() -> Slow:
 
 @pytest.fixture(autouse=True)
 def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No traceback: neither of uvicorn, nor of the loop."""
+    """Assert that neither uvicorn nor the loop has logged a traceback."""
     caplog.set_level(logging.INFO)
     yield
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
@@ -110,7 +110,8 @@ async def test_a_header_has_little_time(send: bytes, log: Any, slow: Slow, monke
         reader, writer = await opened(client)
         writer.write(send)
         assert await ended(reader) == b""
-        reader, writer = await opened(client)  # the second request of a connection
+        # This is the second request of its connection.
+        reader, writer = await opened(client)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200")
         writer.write(send or b"G")
@@ -142,7 +143,8 @@ async def test_a_body_that_stops(log: Any, slow: Slow, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("path", ["/body", "/nothing"])
 async def test_a_body_in_the_smallest_chunks(path: str, log: Any, slow: Slow) -> None:
-    """Nobody needs a key to send one: a read of the socket may bring 40,000 chunks."""
+    """A client can send such a body without a key. A single read of the socket may
+    bring 40,000 chunks."""
     async with served(slow.app(), TCP, log) as client:
         reader, writer = await opened(client)
         with turns(mine=False) as found:
@@ -263,7 +265,7 @@ async def test_a_client_that_leaves(send: bytes, how: str, log: Any, slow: Slow)
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
 @pytest.mark.parametrize("path", [b"/wait", b"/stream", b"/body"])
 async def test_a_body_that_is_no_http(path: bytes, method: bytes, log: Any, slow: Slow) -> None:
-    """Before and behind the beginning of the response."""
+    """The broken body arrives before the beginning of the response, or after it."""
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
     async with served(slow.app(), TCP, log) as client:

@@ -1,4 +1,4 @@
-"""Signals, drain, reload, and what the service manager hears."""
+"""Signals, the drain, the reload, and the messages to the service manager."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from obox.server import lifecycle as module
 
 
 class Manager:
-    """The service manager's end of the socket."""
+    """The socket of the service manager."""
 
     def __init__(self, address: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -28,7 +28,8 @@ class Manager:
         self.environ = {"NOTIFY_SOCKET": address}
 
     def petted(self, count: int) -> Callable[[], bool]:
-        """A condition: the dog has been petted so many times from now on."""
+        """Return a condition: the watchdog has been notified so many times from now
+        on."""
         seen: list[list[str]] = []
         return lambda: seen.extend(self.messages()) or seen.count(["WATCHDOG=1"]) >= count
 
@@ -202,8 +203,8 @@ async def test_a_second_signal_hurries(log: Any) -> None:
 
 
 async def test_a_stop_for_a_restart_is_told_from_others(log: Any) -> None:
-    """SIGUSR1; after a SIGTERM it only hurries: what was to be flushed is not left
-    out."""
+    """SIGUSR1 stops the backend for a restart. After a SIGTERM it only shortens the
+    stop: the flush is still done."""
     for signals, returning in (([signal.SIGUSR1], True), ([signal.SIGTERM, signal.SIGUSR1], False)):
         life, seen = make(log, timeout_s=10 * PATIENT_S), []
 
@@ -224,7 +225,7 @@ async def test_a_stop_for_a_restart_is_told_from_others(log: Any) -> None:
 
 
 async def test_the_dog_is_petted_while_it_drains(log: Any, manager: Manager) -> None:
-    """A flush of many users may take longer than the dog waits."""
+    """A flush of many users may take longer than the watchdog waits."""
     notifier = Notifier({**manager.environ, "WATCHDOG_USEC": "20000"})
     life = Lifecycle(log=log, notifier=notifier, drain_timeout_s=10 * PATIENT_S)
 

@@ -1,4 +1,4 @@
-"""One event, one line; UTC; no secrets; no repetition."""
+"""Log lines: a line for each event, times in UTC, no secrets, no repetition."""
 
 import io
 import json
@@ -78,7 +78,8 @@ def test_logfmt_exception_is_one_line() -> None:
 def test_another_level_holds_for_loggers_in_use(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also for those that keep what they are made of, as the process's do."""
+    """The new level also holds for loggers that keep their settings from their
+    creation, as the loggers of the process do."""
     monkeypatch.setattr(structlog, "configure", structlog._config.configure)
     set_up_logging("info", "json")
     log, botocore = structlog.get_logger(), logging.getLogger("botocore")

@@ -1,4 +1,4 @@
-"""Files replaced in each of the ways that programs do it."""
+"""Files that are replaced in each of the ways that programs use."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ async def test_two_files_one_after_the_other_are_one_change(tmp_path: Path, log:
 
 
 async def test_a_link_that_points_elsewhere(tmp_path: Path, log: Any) -> None:
-    """ACME clients renew in this way (live/ has links into archive/). The second time,
-    the file is in a third directory."""
+    """ACME clients renew certificates in this way: live/ has links into archive/. The
+    second time, the new file is in a third directory."""
     for number in (1, 2, 3):
         (tmp_path / f"archive{number}").mkdir()
         (tmp_path / f"archive{number}" / "cert.pem").write_text(f"number {number}")
@@ -110,8 +110,8 @@ async def test_a_link_that_points_elsewhere(tmp_path: Path, log: Any) -> None:
 
 
 async def test_a_directory_behind_a_link(tmp_path: Path, log: Any) -> None:
-    """Secrets are mounted into containers in this way: file -> data/file, data -> one
-    of two directories."""
+    """Secrets are mounted into containers in this way: the file is a link to data/file,
+    and data is a link to one of two directories."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "tls.crt").write_text(f"certificate {name}")

@@ -1,5 +1,5 @@
-"""python -m tests.sim --seeds N --start S: random lives, each from its seed; says which
-one failed."""
+"""Random lives, each from its own seed: python -m tests.sim --seeds N --start S. The
+program prints the seeds that failed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The two local caches as plain tables, with what a crash leaves of them.
+"""The two local caches as plain tables, and what a crash leaves of them.
 
-`Disk` is what has been committed; a `SimMetacache` is one process's view of it. A kill,
-or a power cut, loses what was staged and not committed: with group commit that is
-always a suffix of the writes. The folding of writes is the real one
-(`metacache.operations`), so that a copy here means what it means there.
+`Disk` has what was committed; a `SimMetacache` is what a process sees of it. A kill or
+a power cut loses what was staged and not committed. With group commit that is always a
+suffix of the writes. Writes are joined by the real code (`metacache.operations`), so
+that a local copy means the same here as there.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Tables:
 
 @dataclass
 class Disk:
-    """One backend's local state; survives the process."""
+    """The local state of a backend. It survives the process."""
 
     tables: Tables = field(default_factory=Tables)
     files: dict[str, bytes] = field(default_factory=dict)

@@ -1,9 +1,9 @@
-"""A random life of one user's mail in a cluster: backends that die, leave and return, a
-directory that lies.
+"""A random life of a user's mail in a cluster. Backends die, leave and return, and the
+directory returns outdated rows.
 
-Each backend has its store, its member and its way to the directory. The player's
-clients ask whichever backend says that it serves the user; while two say so, they are
-two groups of clients that do not know of each other.
+Each backend has its own store, member and connection to the directory. The player's
+clients ask a backend that says that it serves the user. While two backends say so,
+there are two groups of clients, which do not see each other's changes.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ DEAD_AFTER_S = 10.0
 NAMES = ("a", "b", "c")
 LEAVE_S = 10.0
 SETTLED_S = 90.0
-"""After the last accident: by then there is one owner, and it knows what the others
-wrote."""
+"""The time after the last accident. By then there is a single owner, and it knows what
+the others wrote."""
 
 
 class SimKeeper:
-    """What a member keeps, on the simulated disk."""
+    """What a member keeps on the simulated disk."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -75,7 +75,7 @@ class SimKeeper:
 
 
 class ClusterStory:
-    """What happens, from a seed. sites: by backend."""
+    """The events of a life, from a seed. sites: the site of each backend."""
 
     flag = "--cluster"
     sites: ClassVar[dict[str, str]] = dict.fromkeys(NAMES, "default")
@@ -194,7 +194,7 @@ class ClusterStory:
         return kick
 
     def owners(self) -> list[Node]:
-        """Who says that the user is theirs."""
+        """Return the backends that say that they own the user."""
         found = []
         for node in self.nodes.values():
             if node.up and node.store is not None and node.env.owned.owns(SID):
@@ -209,7 +209,8 @@ class ClusterStory:
 
     @property
     def in_doubt(self) -> bool:
-        """Two may write, or have written lately and do not know of it."""
+        """Return whether two backends may write, or have written lately without knowing
+        of each other."""
         return bool(self.frozen) or self.world.clock() < self.split_until
 
     async def _until_served(self, patience_s: float = 120.0) -> Node:
@@ -279,7 +280,8 @@ class ClusterStory:
             pass
         except Exception:
             if self.owners() != owners:
-                return  # it moved meanwhile
+                # The user has moved meanwhile.
+                return
             raise
 
     async def _accident(self) -> None:
@@ -314,8 +316,8 @@ class ClusterStory:
         await self._start(node.name, node.disk)
 
     async def _stop_all(self, node: Node) -> None:
-        """Every backend that is up stops, a little after the one before; then all start
-        again."""
+        """Stop all backends that are up, one shortly after another. Then start all of
+        them again."""
         up = [one for one in self.nodes.values() if one.up]
         pause = self.rng.choice([0, 0.01, 0.3, 3])
 
@@ -345,7 +347,7 @@ class ClusterStory:
         self._put(Kind.MOVES, home_of(SID, GROUPS), Move(self.rng.choice([*self.sites]), self.world.now()))
 
     async def _moves_alone(self, node: Node) -> None:
-        """The user becomes a unit, or moves as one."""
+        """Pin the user, who is then a unit, or move the pinned user."""
         self._put(Kind.MOVES, user_key(SID), Move(self.rng.choice([*self.sites]), self.world.now()))
 
     async def _is_unpinned(self, node: Node) -> None:
@@ -382,8 +384,8 @@ class ClusterStory:
         self._split()
 
     async def _answered(self) -> None:
-        """Commands that were given before an accident have ended. Those of a frozen
-        backend wait until it thaws."""
+        """Wait until the commands that were given before an accident have ended.
+        Commands of a frozen backend wait until the backend resumes."""
         waiting, self.waiting = self.waiting, []
         for task in waiting:
             await task
@@ -394,8 +396,8 @@ class ClusterStory:
         self.world.plan.outage = False
 
     async def _leave(self, node: Node) -> None:
-        """The first part of an orderly stop: others get the groups. Now and then it is
-        for a restart, and they do not."""
+        """Run the first part of an orderly stop, in which other backends get the
+        groups. Sometimes the stop is for a restart, and they do not."""
         if node.ended or self.rng.random() < 0.2:
             return
         leaving = node.host.spawn(self.members[node.name].leave())
@@ -436,12 +438,13 @@ class ClusterStory:
             if node.up:
                 world.note("last stop", name)
                 await self._stop(node)
-            elif not node.ended:  # it never came up
+            # This backend never started.
+            elif not node.ended:
                 node.kill()
         await self.player.finish([])
 
     async def _healed(self) -> None:
-        """What else is to be mended."""
+        """Mend what else an accident has broken."""
 
 
 class _Membership(Membership):

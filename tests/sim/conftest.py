@@ -1,4 +1,5 @@
-"""The store logs much while everything fails; the traces say more."""
+"""Less logging for the simulation. The store logs much while everything fails, and the
+traces show more."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""A loop on virtual time: when nobody can run, the clock jumps to the next timer.
+"""An event loop on virtual time: when no task can run, the clock jumps to the next
+timer.
 
-Threads do not exist here: `run_in_executor` (and so `asyncio.to_thread`) runs its call
-at once. Tasks that belong to a `Host` (by a context variable that children inherit)
-stand still while it is frozen, as those of a suspended machine.
+There are no threads here: `run_in_executor` (and so `asyncio.to_thread`) runs its call
+at once. A context variable, which child tasks inherit, says to which `Host` a task
+belongs. The tasks of a frozen host stand still, as those of a suspended machine do.
 
-Invariant: with the same seed, the same order of everything. A loop on which all wait
-and no timer runs is an error.
+Invariant: with the same seed everything happens in the same order. A loop on which all
+tasks wait and no timer runs is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NOBODY = contextvars.Context()
 
 
 class Stuck(AssertionError):
-    """Everybody waits and nothing will ever happen."""
+    """All tasks wait, and nothing can ever wake them."""
 
 
 class Host:
@@ -33,7 +34,8 @@ class Host:
         self.frozen = False
         self.held: list[_Gate] = []
         self.tasks: dict[asyncio.Task[Any], None] = {}
-        """In order: a set's order would be that of addresses."""
+        """A dict keeps the order of insertion. The order of a set would depend on
+        addresses."""
         self.context = contextvars.Context()
         self.context.run(HOST.set, self)
 
@@ -49,7 +51,7 @@ class Host:
                 loop.call_soon(gate.callback, *gate.args, context=gate.context)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task of this machine."""
+        """Start a task that belongs to this machine."""
         return asyncio.get_running_loop().create_task(work, context=self.context.copy())
 
 
@@ -73,7 +75,7 @@ class _Gate:
 
 
 class _Selector(selectors.SelectSelector):
-    """No I/O: waiting is the clock's jump."""
+    """A selector without I/O. Instead of waiting it moves the clock."""
 
     loop: SimLoop
 
@@ -136,8 +138,8 @@ def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, context: Any = None) 
 
 
 def simulate(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run `work` to its end on a virtual clock; whatever failed unseen fails the
-    run."""
+    """Run `work` to its end on a virtual clock. An error of a background task fails the
+    run too."""
     loop = SimLoop()
     try:
         asyncio.set_event_loop(loop)

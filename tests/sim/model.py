@@ -1,14 +1,15 @@
 """What was acknowledged, and whether it is still true.
 
-Each fact that a client has seen (this mail is there, this flag is set, this mailbox has
-that name) is a `Register`: the set of values that may be seen. An acknowledged change
-leaves one value; a change without an answer leaves both; a crash that loses the local
-state brings back the older value of what was acknowledged but not yet journaled, where
-the contract says so (flags and expunges, `durability = "local"`).
+Each fact that a client has seen is a `Register`: for example that a mail is there, that
+a flag is set, or the name of a mailbox. It holds the set of values that a client may
+see. An acknowledged change leaves a single value. A change without an answer leaves
+both. A crash that loses the local state may bring the older value back, if the change
+was acknowledged but not yet in the journal, and the contract allows that (flags and
+expunges with `durability = "local"`).
 
-A `Client` is an IMAP client with CONDSTORE and QRESYNC: it keeps what it has seen, asks
-for what changed, and must then have the truth; it must never be shown a new UID below
-a UID that it knows.
+A `Client` is an IMAP client with CONDSTORE and QRESYNC. It keeps what it has seen, asks
+for what changed, and must then have the truth. It must never see a new UID below a UID
+that it knows.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from obox.mailbox import State
 class Register:
     allowed: set[Hashable]
     lately: list[tuple[float, set[Hashable]]] = field(default_factory=list)
-    """(when acknowledged, what was allowed before): not yet known to be durable."""
+    """Changes that may not be durable yet: the time of their acknowledgement, and the
+    values that were allowed before."""
     serial: int = 0
     in_flight: int = 0
 
     def begin(self, value: Hashable) -> int:
-        """A change is asked for: from now on it may have happened."""
+        """A client asks for a change. From now on the change may have happened."""
         self.allowed = self.allowed | {value}
         self.lately = [(at, old | {value}) for at, old in self.lately]
         self.serial += 1
@@ -50,7 +52,7 @@ class Register:
         self.allowed = {value}
 
     def crash(self, since: float) -> None:
-        """What was acknowledged after `since` may be lost."""
+        """Allow for the loss of what was acknowledged after `since`."""
         for at, old in self.lately:
             if at >= since:
                 self.allowed = self.allowed | old
@@ -81,7 +83,7 @@ class Box:
 
 
 class Broken(AssertionError):
-    """Something acknowledged is not so."""
+    """Something that was acknowledged is not true."""
 
 
 def require(condition: object, *words: object) -> None:
@@ -90,15 +92,15 @@ def require(condition: object, *words: object) -> None:
 
 
 class Model:
-    """All facts of one user."""
+    """The model of all facts about a user."""
 
     def __init__(self) -> None:
         self.boxes: dict[str, Box] = {}
         self.tokens: set[bytes] = set()
         self.contents: dict[tuple[str, int], bytes] = {}
-        """(mailbox, uid) -> token, for ever, for every session."""
+        """The token of each (mailbox, UID). It never changes, for no session."""
         self.removable: set[bytes] = set()
-        """Tokens that some command may have removed for good."""
+        """Tokens of mails that a command may have removed for good."""
         self.delivered: set[bytes] = set()
 
     def registers(self) -> list[Register]:
@@ -114,13 +116,14 @@ class Model:
             register.crash(since)
 
     def kept(self, since: float, until: float) -> None:
-        """A crash kept the local state: what was acknowledged after `since` is only
-        there, until the next life has journaled it, which it does by `until`."""
+        """A crash kept the local state. The changes that were acknowledged after
+        `since` are only in that state until the next life has written them to the
+        journal, which it does by `until`."""
         for register in self.registers():
             register.lately = [(until if at >= since else at, old) for at, old in register.lately]
 
     def box(self, guid: str, name: str) -> Box:
-        # Seen, but perhaps not yet acknowledged to the session that makes it.
+        # The session that makes the change may not have its answer yet.
         if guid not in self.boxes:
             self.boxes[guid] = Box(guid, Register({name}), Register({False, name not in ("INBOX", "Trash")}))
         return self.boxes[guid]
@@ -131,7 +134,8 @@ class Model:
         require(before == token, "UID used twice", guid, uid, before, token)
 
     def mail(self, guid: str, uid: int, token: bytes) -> Mail:
-        """A mail that a client saw is there for good, until a client removes it."""
+        """Note that a client saw a mail. The mail must then stay until a client removes
+        it."""
         self.saw(guid, uid, token)
         mails = self.boxes[guid].mails
         if uid not in mails:
@@ -139,8 +143,8 @@ class Model:
         return mails[uid]
 
     def check_box(self, guid: str, state: State, tokens: dict[int, bytes], *, adopt: bool = True) -> None:
-        """Hold one mailbox against the facts. tokens: of the mails that are there, read
-        from the bucket."""
+        """Compare a mailbox with the facts. tokens: those of the mails that are there,
+        read from the bucket."""
         box = self.boxes[guid]
         for uid, token in tokens.items():
             self.saw(guid, uid, token)
@@ -166,7 +170,7 @@ def flags_of(state: State) -> dict[int, frozenset[str]]:
 
 
 class Client:
-    """A client's memory of one mailbox."""
+    """What a client remembers of a mailbox."""
 
     def __init__(self) -> None:
         self.modseq = 0
@@ -179,12 +183,9 @@ class Client:
         return other
 
     def resync(self, state: State, who: str, returning: set[int]) -> None:
-        """SELECT (QRESYNC …) or FETCH 1:* (FLAGS) (CHANGEDSINCE … VANISHED): then we
-        have the truth.
-
-        returning: UIDs that an expunge which was lost with the local state may bring
-        back.
-        """
+        """Do SELECT (QRESYNC …) or FETCH 1:* (FLAGS) (CHANGEDSINCE … VANISHED). The
+        client must then have the truth. returning: UIDs whose expunge was lost with the
+        local state, and that may therefore come back."""
         truth = flags_of(state)
         require(self.modseq <= state.highestmodseq, who, "HIGHESTMODSEQ fell", self.modseq, state.highestmodseq)
         known = np.array(sorted(self.mails), dtype=np.uint32)

@@ -1,5 +1,5 @@
-"""Sessions of one user: what they ask for, what they get, and the model that
-remembers it."""
+"""The sessions of a user: their commands and answers, and the model that remembers
+them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Op = Callable[["Player", Node, random.Random], Awaitable[None]]
 
 
 class Player:
-    """One user's clients and what they have seen."""
+    """The clients of a user, and what they have seen."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -43,7 +43,7 @@ class Player:
         self.residue = 0
         self.home_of: dict[tuple[str, int], tuple[str, int]] = {}
         self.split = False
-        """Two writers work, and do not know yet what the other one does."""
+        """Two writers work, and neither knows the changes of the other."""
         self.unanswered = 0
         self.acknowledged = 0
 
@@ -59,9 +59,9 @@ class Player:
         durable: bool = True,
         holds: Callable[[int], bool] = lambda number: True,
     ) -> Any:
-        """Run one command: the answer, or None for NO and for no answer at all.
-        changes: what OK would mean; holds: whether it means the change of that number,
-        or found nothing there to be changed."""
+        """Run a command. Return its answer, or None if the answer is NO or missing.
+        changes: the facts that OK confirms; holds: whether the answer confirms the
+        change of that number, or says that there was nothing to change."""
         world = self.world
         begun = [(register, value, register.begin(value)) for register, value in changes]
         began, result, ok = world.clock(), None, False
@@ -91,7 +91,7 @@ class Player:
         return token
 
     async def _boxes(self, node: Node) -> list[tuple[str, str]]:
-        """(name, guid) of the mailboxes that this node shows."""
+        """Return the names and GUIDs of the mailboxes that this node shows."""
         try:
             user = await node.user(USER)
         except (Crash, OboxError):
@@ -125,7 +125,9 @@ class Player:
         for uid, token in zip(done.uids, tokens, strict=True):
             self.model.delivered.add(token)
             if self.model.boxes[guid].deleted.seen(True):
-                self.model.removable.add(token)  # at the same time as DELETE: before it
+                # Two commands run at the same time, so the removal may come before the
+                # DELETE.
+                self.model.removable.add(token)
             mail = self.model.mail(guid, uid, token)
             if not mail.live.serial:
                 mail.live.allowed = {True}
@@ -147,13 +149,13 @@ class Player:
             new = uid not in self.model.boxes[guid].mails
             mail = self.model.mail(guid, uid, token)
             if new and self.split:
-                # Of a group that its writer takes back.
+                # This mail belongs to a group that its writer takes back.
                 mail.live.allowed = {False, True}
             found.append(mail)
         return found
 
     def read(self, home: str, home_uid: int) -> bytes | None:
-        """What the bucket really has for a record."""
+        """Return what the bucket has for a record."""
         key = mail_key(SID, Guid(home), Uid(home_uid))
         stored = self.world.memory._objects.get(key)
         if stored is None or not stored[0]:
@@ -205,8 +207,9 @@ class Player:
         what = f"{'move' if move else 'copy'} {name} {uids} to {to}"
         done = await self.ask(node, what, copy, changes)
         if move and self.model.boxes[to_guid].deleted.seen(True):
-            # Into what another writer deletes, and neither knows of the other: MOVE
-            # before DELETE. So may be a DELETE that said NO: it may have taken effect.
+            # Another writer deletes the mailbox at the same time, and neither knows of
+            # the other, so the MOVE may count as earlier than the DELETE. The same
+            # holds for a DELETE that was answered NO, because it may have taken effect.
             self.model.removable |= {mail.token for mail in mails.values()}
         if done is None:
             return
@@ -215,7 +218,8 @@ class Player:
         for uid, new in zip(done.source.tolist(), done.target.tolist(), strict=True):
             copied = self.model.mail(to_guid, new, mails[uid].token)
             for flag in FLAGS:
-                if self.split:  # the flags that this writer knows of
+                # Only the flags that this writer knows can be compared.
+                if self.split:
                     copied.flag(flag).allowed = {False, True}
                     continue
                 copied.flag(flag).allowed = {False, True} & (before[uid][flag] | mails[uid].flag(flag).allowed)
@@ -269,8 +273,8 @@ class Player:
     # -- looking -----------------------------------------------------------------------------------------------------
 
     async def look(self, node: Node, who: str = "client", *, adopt: bool = True, complete: bool = True) -> None:
-        """A client looks at everything: every fact holds, and after a resync it has the
-        truth."""
+        """Look at everything as a client. Each fact must hold, and after a resync the
+        client must have the truth."""
         clients = self.clients.setdefault(who, {})
         user = await self._login(node)
         shown = {info.guid: info.name for info in user.mailboxes() if info.guid is not None}
@@ -301,8 +305,7 @@ class Player:
         return await self._again(lambda: node.run(lambda store: self._as_user(store, lambda user: user.select(name))))
 
     async def _again(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """Repeat the work while the answer says that the trouble is temporary, as a
-        client does."""
+        """Repeat the work as a client does, while the answer is a temporary error."""
         for _ in range(6):
             try:
                 return await work()
@@ -320,15 +323,15 @@ class Player:
         return tokens
 
     def lost(self, node: Node) -> None:
-        """The local state of a node that was killed is gone: what it had not yet
-        written may be lost."""
+        """The local state of a killed node is gone. What it had not written to the
+        bucket may be lost."""
         self.model.crash(node.journaled_until)
 
     # -- random ------------------------------------------------------------------------------------------------------
 
     async def act(self, node: Node, rng: random.Random, *, gentle: bool = False) -> None:
-        """One random command. gentle: only what commutes with what another writer does
-        at the same time."""
+        """Run a random command. gentle: only commands that commute with the commands of
+        another writer at the same time."""
         boxes = await self._boxes(node)
         if not boxes:
             return
@@ -379,8 +382,8 @@ class Player:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     async def finish(self, nodes: list[Node]) -> None:
-        """All is well again: everybody stops, the bucket alone has everything, and
-        nothing that nobody needs."""
+        """End the life: no more faults, and everybody stops. The bucket alone must have
+        everything, and nothing that is no longer needed."""
         world = self.world
         await world.no_faults()
         await asyncio.sleep(90)
@@ -395,7 +398,8 @@ class Player:
         await self.clean_up()
 
     async def nothing_lost(self, node: Node) -> None:
-        """Every acknowledged content that no command may have removed is somewhere."""
+        """Assert that each acknowledged content is somewhere, unless a command may have
+        removed it."""
         user = await node.user(USER)
         there: set[bytes] = set()
         for info in user.mailboxes():
@@ -407,8 +411,8 @@ class Player:
         require(not lost, "acknowledged and gone:", lost)
 
     async def clean_up(self) -> None:
-        """After delays, flushes and restarts, the bucket has what somebody needs, and
-        no more."""
+        """After delays, flushes and restarts the bucket must have what is needed, and
+        nothing else."""
         world = self.world
         prints: list[dict[str, Any]] = []
         for life in range(3):
@@ -439,9 +443,10 @@ class Player:
                 require(earlier[guid] == later[guid], "changed over a clean restart:", earlier[guid], later[guid])
 
     def _residue(self, key: str) -> bool:
-        """What a crash may leave for ever, below UIDNEXT, where no LIST looks: a UID
-        that was burnt, or an object that was never shown to anybody (void, or of a
-        group that failed), and whose note was lost with the local state."""
+        """Return the objects that a crash may leave for ever below UIDNEXT, where no
+        LIST looks. They are burnt UIDs, and objects that no client ever saw: void
+        objects, and objects of a group that failed. The note to delete them was lost
+        with the local state."""
         try:
             found = parse_mail_key(key)
         except ValueError:

@@ -1,4 +1,4 @@
-"""A random life of one user's mail, from a seed."""
+"""A random life of a user's mail, from a seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from .world import DELETE_DELAY_S, Crash, Node, World
 
 
 class Story:
-    """What happens: commands, pauses, and accidents to backends and bucket."""
+    """The events of a life: commands, pauses, and accidents of backends and of the
+    bucket."""
 
     def __init__(self, seed: int, *, steps: int = 30) -> None:
         self.seed = seed
@@ -93,8 +94,8 @@ class Story:
                 raise result
 
     async def _pull(self) -> None:
-        """One of two who both write copies the other's caches, while clients go on;
-        perhaps it is cut short."""
+        """Two backends write. Pull the local copies of the first to the other while
+        clients go on. The pull may be cut short."""
         rng = self.rng
         nodes = [node for node in (self.owner, *self.zombies) if node.up]
         if len(nodes) < 2:
@@ -129,8 +130,8 @@ class Story:
         await asyncio.gather(pull(), *([self._commands()] if busy else []))
 
     async def _upgrade(self) -> None:
-        """The writers rewrite what is of the first version, while clients go on;
-        perhaps it is given up, or the writer is killed in the middle."""
+        """Upgrade what is of the first version while clients go on. The upgrade may be
+        ended early, or its backend may be killed in the middle."""
         rng = self.rng
         nodes = [node for node in (self.owner, *self.zombies) if node.up]
         patience_s = rng.choice([0.01, 0.1, 1.0, 20.0])
@@ -194,7 +195,7 @@ class Story:
                 await asyncio.sleep(rng.choice([0, 0.5, 30]))
                 await self._restart(name, disk.snapshot())
                 if kind == "kill" and any(zombie.name == name for zombie in self.zombies):
-                    # A later boot of our name: as if the disk were from a backup.
+                    # The bucket has a later boot, as if the disk came from a backup.
                     self.player.lost(killed)
                 elif kind == "kill":
                     self.player.model.kept(killed.journaled_until, world.clock() + 3)
@@ -232,8 +233,8 @@ class Story:
         self.owner = await self.world.node(name, disk, **self.settings).start()
 
     async def _heal(self) -> None:
-        """The two writers learn of each other: both stop, one begins again from
-        nothing."""
+        """Let the two writers learn of each other: both stop, and a backend starts
+        again with an empty disk."""
         await self.world.no_faults()
         await asyncio.sleep(60)
         for node in (self.owner, *self.zombies):

@@ -22,6 +22,7 @@ def test_same_seed_same_life() -> None:
 
 
 def test_an_old_assignment_that_comes_back_after_a_start_is_not_taken_for_a_release() -> None:
-    """The directory was restored, so the row that this backend had before it died came
-    back only after its start. Its own last boot has to be read all the same."""
+    """The directory was restored, so the row that this backend had before it died
+    arrived only after its start. The backend must read the journal of its own last boot
+    all the same."""
     play(918)

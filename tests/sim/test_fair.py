@@ -1,6 +1,6 @@
-"""Two backends that both deliver to one mailbox and do not know of each other: neither
-starves, nobody waits long, few UIDs are burnt for it; and a writer that is alone
-notices nothing of how that is done."""
+"""Two backends deliver to the same mailbox and do not know of each other. Both make
+progress, no sender waits long, and few UIDs are burnt. A backend that is the only
+writer pays nothing for that."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from .player import SID, USER
 from .world import Node, World
 
 MEET_S = 0.8
-"""After so long both have lost a UID, and know of each other."""
+"""By this time both backends have lost a UID, and so know of each other."""
 
 RUN_S = 0.7
-"""Of virtual time, from then on: some hundred mails."""
+"""The virtual time of the run after that. It is enough for some hundred mails."""
 
 FIND_FEET_S = 1.0
-"""The first backend is fenced by the second, and finds that out at its next mail,
-before anything is counted."""
+"""The second backend fences the first. The first finds that out with its next mail,
+before the test counts."""
 
 CONFLICT_S = 0.002
-"""How long a store that answers 409 takes to write an object."""
+"""The time that a store which answers 409 takes to write an object."""
 
 FAST, SPREAD = (0.002, 0.004), (0.001, 0.03)
-"""Seconds that a request takes."""
+"""The seconds that a request takes."""
 
 
 SEEDS = [seed for seed in range(1, 100) if World(seed).page_keys == 1000]
-"""Pages of a LIST hold 1,000 keys in their worlds: more than anybody writes while one
-is read, as with real stores."""
+"""In the worlds of these seeds a page of LIST has 1,000 keys, as in real stores. Nobody
+writes so many mails while a page is read."""
 
 
 async def deliver(store: MailStore, mails: int = 1) -> None:
@@ -50,8 +50,8 @@ async def deliver(store: MailStore, mails: int = 1) -> None:
 
 
 def answer_409(world: World) -> None:
-    """Answer as S3 does: of PUTs of one key that overlap, all but one get an error to
-    try again, and only then that it exists."""
+    """Answer as S3 does when PUTs of the same key overlap: all but one of them get an
+    error that asks for another try, and the next try is answered "exists"."""
     put, busy = world.faults.put, set[str]()
 
     async def conflicting(key: str, data: bytes, *, kind: Kind) -> None:
@@ -75,11 +75,11 @@ class Result:
     keys: int = 0
     burnt: int = 0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Of mails: (backend, verb)."""
+    """Requests for mails, by backend and verb."""
 
     @property
     def least(self) -> float:
-        """The smaller part of all that was delivered."""
+        """Return the smaller of the two backends' shares of the delivered mails."""
         return min(self.done.values()) / sum(self.done.values())
 
 
@@ -94,11 +94,12 @@ def contend(
     ends_s: tuple[float, float] = (MEET_S + RUN_S, MEET_S + RUN_S),
     count_from_s: float = MEET_S,
 ) -> Result:
-    """senders: of either backend, each of which sends one mail after the other until
-    its backend's end; 0: there is no such backend.
+    """Let senders of two backends deliver to the same mailbox.
 
-    groups: how many mails each of them sends at a time, as MULTIAPPEND. Times count
-    from when both are ready. What is counted is what began at `count_from_s` or later.
+    senders: how many senders each backend has, each of which sends mail after mail
+    until its backend's end; 0: there is no such backend. groups: how many mails a
+    sender sends at a time, as with MULTIAPPEND. Times count from the moment when both
+    backends are ready. Only what began at `count_from_s` or later is counted.
     """
     result = Result()
 
@@ -157,10 +158,11 @@ def contend(
 @pytest.mark.parametrize("senders", [(1, 1), (3, 3), (10, 10), (10, 1), (3, 10)])
 @pytest.mark.parametrize("seed", SEEDS[:3])
 def test_neither_starves(seed: int, senders: tuple[int, int], latency_s: tuple[float, float]) -> None:
-    """One had 8 mails through and the other 8,450: the writer that lost a UID read
-    while the other wrote on."""
+    """Before the rule, 8 mails of a backend and 8,450 of the other were delivered: the
+    writer that had lost a UID read the mailbox while the other wrote on."""
     result = contend(seed, latency_s, senders, conflicts=seed == SEEDS[2])
-    assert result.least >= 1 / 8, result.done  # a fair share is a half
+    # A fair share is a half.
+    assert result.least >= 1 / 8, result.done
     assert result.refused == 0
     assert max(result.waits_s) < WAIT_S
     assert result.keys - result.burnt >= sum(result.done.values())
@@ -169,7 +171,7 @@ def test_neither_starves(seed: int, senders: tuple[int, int], latency_s: tuple[f
 
 @pytest.mark.parametrize("senders", [1, 10])
 def test_alone_a_delivery_is_one_put(senders: int) -> None:
-    """Nobody yields, nothing is looked for: as if there were no turns."""
+    """A writer that is alone does not wait for a turn and looks for no other writer."""
     result = contend(SEEDS[0], SPREAD, (senders, 0), count_from_s=0.0, ends_s=(1.0, 1.0))
     assert result.requests == {("a", "put"): result.done["a"]}
     assert max(result.waits_s) <= SPREAD[1]
@@ -178,8 +180,8 @@ def test_alone_a_delivery_is_one_put(senders: int) -> None:
 
 @pytest.mark.parametrize(("groups", "latency_s"), [((40, 1), FAST), ((40, 1), SPREAD), ((40, 40), SPREAD)])
 def test_a_group_of_mails_is_not_broken_by_the_other(groups: tuple[int, int], latency_s: tuple[float, float]) -> None:
-    """All its UIDs must be won, or it begins anew, and after some times it fails for
-    good."""
+    """A group must win all its UIDs, or it begins again. After some attempts it fails
+    for good."""
     result = contend(SEEDS[0], latency_s, (1, 3), groups=groups)
     assert result.refused == 0
     assert min(result.done.values()) > 0
@@ -192,8 +194,8 @@ def test_a_group_of_mails_is_not_broken_by_the_other(groups: tuple[int, int], la
 def test_who_comes_upon_a_busy_writer_gets_a_mail_through_within_a_second(
     senders: int, latency_s: tuple[float, float]
 ) -> None:
-    """The busy one has lost nothing, and so knows of nobody: nothing but a UID taken
-    ahead stops it."""
+    """The busy writer has not lost a UID, so it does not know of another writer. It
+    stops only when another writer takes a UID ahead of it."""
     result = contend(SEEDS[0], latency_s, (10, senders), begins_s=(0.0, 0.2), count_from_s=0.2, ends_s=(1.2, 1.2))
     assert result.done["x"] >= senders
     assert max(result.waits_s) < 1.0

@@ -1,5 +1,5 @@
-"""A backend dies and never returns. Its journal goes once nobody needs it, whatever
-happens to the backend that deletes it."""
+"""A backend dies and never returns. Its journal is deleted when it is no longer needed,
+whatever happens to the backend that deletes it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SEEDS = (1, 2)
 
 
 class Left(Suspended):
-    """crash: the step of a deletion at which the deleting backend dies."""
+    """A story with a dead backend. crash: the step of a deletion at which the deleting
+    backend dies."""
 
     def __init__(self, seed: int, crash: tuple[int, When] | None = None) -> None:
         super().__init__(seed, scene=Left.scene)

@@ -1,5 +1,5 @@
-"""After an outage of 20 s deliveries go on at once, and what was refused meanwhile is
-stored once at most."""
+"""After an outage of 20 s deliveries work again at once. A mail that was refused during
+the outage is stored at most once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ OUTAGE_S = 20.0
 @pytest.mark.parametrize("kind", ["hang", "gone"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_first_acknowledgement_comes_within_two_seconds(seed: int, kind: str) -> None:
-    """8 s it took after a hang: a PUT that hung kept its whole deadline."""
+    """It used to take 8 s after a hang, because a PUT that hung kept its whole
+    deadline."""
 
     async def main() -> None:
         world = World(seed)

@@ -1,8 +1,8 @@
 """The accidents that the design names, one by one, and a crash at each numbered step of
 each command.
 
-The random lives (test_sim.py) mix all of these; here each stands alone, so that what
-breaks has a name.
+The random lives (test_sim.py) mix all of these. Here each accident stands alone, so
+that a failure has a name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INBOX, TRASH = "INBOX", "Trash"
 
 
 class Stage:
-    """A world with one backend up and a few mails."""
+    """A world with a backend that is up, and a few mails."""
 
     def __init__(self) -> None:
         self.world = World(1)
@@ -105,7 +105,7 @@ async def mailboxes(player: Player, node: Node, guids: dict[str, str]) -> None:
 
 
 async def upkeep(player: Player, node: Node, guids: dict[str, str]) -> None:
-    """Flush, a second flush that merges bundles, then the clean-up of what has waited
+    """Flush, flush again so that bundles are merged, and then delete what has waited
     for its delay."""
     await player.copy(node, INBOX, guids[INBOX], [4], TRASH, guids[TRASH], True)
     await player.expunge(node, INBOX, guids[INBOX], [1])
@@ -197,8 +197,8 @@ def test_a_crash_at_each_step(name: str, keep: bool) -> None:
 
 
 def test_zombie_writer() -> None:
-    """A machine that is suspended, replaced, and comes back with a delivery under way:
-    both histories are one."""
+    """A machine is suspended and replaced, and then resumes in the middle of a
+    delivery. Both histories are joined."""
 
     async def work(stage: Stage) -> None:
         player, zombie = stage.player, await stage.begin()
@@ -240,8 +240,8 @@ def test_frozen_machine_acknowledges_nothing_after_its_fence() -> None:
 
 
 def test_restored_disk() -> None:
-    """The disk of last week comes back: nothing that the bucket knows is unknown
-    again."""
+    """The disk is restored from a backup of last week. The backend must know everything
+    that the bucket knows."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
@@ -265,7 +265,8 @@ def test_restored_disk() -> None:
 
 @pytest.mark.parametrize("name", ["a", "x"])
 def test_two_directories(name: str) -> None:
-    """Two backends, of one name or of two, each believe that the user is theirs."""
+    """Two backends, of the same name or of two names, each believe that they own the
+    user."""
 
     async def work(stage: Stage) -> None:
         player, one = stage.player, await stage.begin()
@@ -290,8 +291,8 @@ def test_two_directories(name: str) -> None:
 
 
 def test_two_directories_agree_from_either_side() -> None:
-    """After both have written their bundles, a backend that reads them from nothing
-    sees the same."""
+    """After both have written their bundles, a backend with an empty disk sees the same
+    state."""
 
     async def work(stage: Stage) -> None:
         player, one = stage.player, await stage.begin()
@@ -319,7 +320,8 @@ def test_two_directories_agree_from_either_side() -> None:
 
 @pytest.mark.parametrize("seconds", [12.0, 70.0])
 def test_late_put(seconds: float) -> None:
-    """The PUT lands after its deadline: its key is burnt by then, or it counts."""
+    """A PUT takes effect after its deadline. By then its UID is burnt, or the mail
+    counts."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
@@ -337,8 +339,8 @@ def test_late_put(seconds: float) -> None:
 
 
 def test_lost_answer() -> None:
-    """A PUT that was done, and whose answer and every later one was lost, is not done
-    twice."""
+    """A PUT took effect, and its answer and all later answers were lost. The PUT must
+    not be done twice."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
@@ -358,13 +360,13 @@ def test_lost_answer() -> None:
 
 
 def test_hung_put_burns_its_uid() -> None:
-    """It holds up nobody for longer than its deadline, and the mail is delivered under
-    another UID."""
+    """A PUT that hangs delays others at most until its deadline. The mail is then
+    delivered under another UID."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
         inbox = stage.guids[INBOX]
-        # And the attempt beside it, after half of the deadline.
+        # The second attempt, which starts after half of the deadline, hangs as well.
         stage.fail("put", key_of(inbox, 5), "hang", times=2)
         first = asyncio.ensure_future(player.append(node, INBOX, inbox))
         await asyncio.sleep(0.1)
@@ -392,8 +394,8 @@ def test_a_put_that_hangs_once_is_made_again_under_its_uid() -> None:
 
 
 def test_claim_races_with_deliveries() -> None:
-    """One backend claims a range while another writes mails there: those are void and
-    delivered again."""
+    """A backend claims a range of UIDs while another writes mails there. These mails
+    are void, and are delivered again under other UIDs."""
 
     async def work(stage: Stage) -> None:
         player, one = stage.player, await stage.begin()
@@ -416,8 +418,8 @@ def test_claim_races_with_deliveries() -> None:
 
 
 def test_skipping_uids_races_with_deliveries() -> None:
-    """An administrator's backend skips UIDs that another backend, which does not know,
-    gives to mails at that moment."""
+    """An administrator skips UIDs at a backend. Another backend, which does not know of
+    it, gives these UIDs to mails at the same moment."""
 
     async def work(stage: Stage) -> None:
         player, one = stage.player, await stage.begin()
@@ -440,7 +442,8 @@ def test_skipping_uids_races_with_deliveries() -> None:
 
 @pytest.mark.parametrize("seconds", [5, 60, 600])
 def test_outage_and_return(seconds: float) -> None:
-    """Clients hear that it is temporary; then all is there, without a restart."""
+    """During the outage clients get a temporary error. Afterwards everything is served
+    without a restart."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
@@ -469,9 +472,10 @@ def test_outage_and_return(seconds: float) -> None:
 
 
 def test_a_slow_bucket_is_told_in_time() -> None:
-    """Each request is answered in time, one after the other, and then the mail's own is
-    not: 10 s for the user and 15 s for the change, however many requests those are;
-    nothing is lost, and the next try finds all."""
+    """Requests are answered slowly, one after another, and the PUT of the mail is not
+    answered at all. A client waits at most 10 s for the user and 15 s for the change,
+    however many requests those take. Nothing is lost, and the next try finds
+    everything."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()
@@ -527,8 +531,8 @@ def test_another_name_reads_all_and_the_first_comes_back() -> None:
 
 
 def test_flags_are_safe_after_the_interval() -> None:
-    """durability = "local": a second after the OK the bucket has it; "bucket": at the
-    OK."""
+    """With durability = "local" the bucket has the flag a second after the OK. With
+    "bucket" it has the flag at the OK."""
 
     async def work(stage: Stage, durability: str, seconds: float) -> None:
         player, node = stage.player, await stage.begin(durability=durability)
@@ -549,8 +553,8 @@ def test_flags_are_safe_after_the_interval() -> None:
 
 
 def test_a_client_inside_a_gap_gets_everything() -> None:
-    """It saw changes that are lost with the machine; after a resync it has the
-    truth all the same."""
+    """The client saw changes that were lost with the machine. After a resync it must
+    have the truth all the same."""
 
     async def work(stage: Stage) -> None:
         player, node = stage.player, await stage.begin()

@@ -1,5 +1,5 @@
-"""Random lives of one user's mail: 200 seeds. A failure names its seed and how to run
-it again."""
+"""Random lives of a user's mail, with 200 seeds. A failure names its seed and says how
+to run it again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Two sites over one bucket, with a directory each. The directories exchange their
-writes late.
-"""
+"""Two sites over the same bucket, with a directory each. The directories exchange their
+writes late."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ def test_lives(start: int) -> None:
 
 
 class TwoSites(SitesStory):
-    """Two sites without random faults and accidents: the test does all."""
+    """A story with two sites and without random events. The test makes all events."""
 
     async def run(self) -> Any:
         raise NotImplementedError
@@ -47,8 +46,8 @@ class TwoSites(SitesStory):
         await node.run(work)
 
     async def keeps_writing(self, sid: StorageId, site: str, numbers: list[int]) -> None:
-        """Deliver and select once a second, at the backend of the site that has the
-        user."""
+        """Deliver a mail and select the mailbox once a second, at the backend of the
+        site that serves the user."""
         for number in range(10_000):
             for name, node in self.nodes.items():
                 if self.sites[name] == site and node.up and node.env.owned.owns(sid):

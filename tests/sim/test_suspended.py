@@ -1,5 +1,5 @@
-"""A backend that was suspended while another one took over, and sessions that were open
-at it all the time."""
+"""A backend was suspended while another backend took over. Sessions were open at it all
+the time."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ Scene = Callable[["Suspended"], Awaitable[None]]
 
 
 class Suspended(ClusterStory):
-    """One scene in place of a random life."""
+    """A story with a single scene instead of random events."""
 
     def __init__(self, seed: int, scene: Scene) -> None:
         super().__init__(seed, steps=0)
         self._scene = scene
 
     def _weather(self) -> None:
-        """All answers come."""
+        """All requests of this story are answered."""
 
     async def _look(self) -> None:
         pass
 
     def _kicker(self, node: Node) -> Any:
         async def kick(users: object) -> None:
-            """Sessions and deliveries end by themselves, after their command."""
+            """Sessions and deliveries are not ended: they end by themselves after their
+            command."""
 
         return kick
 
@@ -50,7 +51,8 @@ class Suspended(ClusterStory):
             node.kill()
 
     async def other_than(self, first: Node) -> Node:
-        """Who serves the user, except for a backend that is frozen."""
+        """Return the backend that serves the user, leaving out a backend that is
+        frozen."""
         for _ in range(1000):
             for node in self.owners():
                 if node is not first:
@@ -71,7 +73,7 @@ async def deliver(node: Node, number: int) -> int:
 
 
 async def shown(node: Node, user: Any, box: Any) -> set[int] | None:
-    """What an open session is shown, None: it is refused."""
+    """Return what an open session sees, or None if it is refused."""
 
     async def look(store: Any) -> set[int]:
         await user.current()
@@ -100,8 +102,8 @@ async def an_open_session(story: Suspended) -> None:
 
 
 async def a_fence_that_comes_late(story: Suspended) -> None:
-    """The backend resumes just when another one has found it dead, and has not fenced
-    it yet."""
+    """The backend resumes when another backend has found it dead, and has not fenced it
+    yet."""
     first = await story._until_served()
     user, box = await story.session(first)
     first.freeze()
@@ -126,8 +128,8 @@ async def a_fence_that_comes_late(story: Suspended) -> None:
 
 
 async def a_delivery_on_its_way(story: Suspended) -> None:
-    """Its PUT lands after another backend has taken over, and then the first backend
-    resumes."""
+    """A PUT of the suspended backend takes effect after another backend has taken over.
+    Then the first backend resumes."""
     first = await story._until_served()
     user, _ = await story.session(first)
     usual, story.world.latency_s = story.world.latency_s, (2 * DEAD_AFTER_S + 3, 2 * DEAD_AFTER_S + 4)

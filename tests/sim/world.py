@@ -1,13 +1,13 @@
-"""Backends over one bucket, on virtual time, from a seed: started, stopped, killed,
-frozen, restored.
+"""Backends over the same bucket, on virtual time, from a seed. A test can start, stop,
+kill, freeze and restore them.
 
-Every request to the bucket and every local commit has a number. `World.at` crashes a
-backend at one of them: "before" (it was not made), "after" (it was made, the answer
-never came). A request that was sent is done whatever becomes of who sent it, as with a
-real bucket.
+Each request to the bucket and each local commit has a number. `World.at` crashes a
+backend at such a step: "before" (the request was not made) or "after" (it was made, and
+the answer never came). A request that was sent takes effect whatever becomes of its
+sender, as with a real bucket.
 
-Diagnostics: a `World` knows its seed; what it raises names it (`python -m tests.sim
---start SEED --seeds 1`).
+Diagnostics: a `World` knows its seed, and its errors name the seed (`python -m
+tests.sim --start SEED --seeds 1`).
 """
 
 from __future__ import annotations
@@ -47,23 +47,24 @@ T = TypeVar("T")
 
 EPOCH = 1_800_000_000.0
 DELETE_DELAY_S = 300.0
-"""Short, so that much can be deleted in a life; two writers who do not know of each
-other are merged well before."""
+"""The delay is short, so that much can be deleted in a life. Two writers that do not
+know of each other are merged long before it ends."""
 UPLOAD_INTERVAL_S = 20.0
 IDLE_S = 15.0
 ANSWER_S = 27.0
-"""A session never waits longer: 10 s for its user, then 15 s for the change; two to
-spare."""
+"""A session never waits longer: 10 s for its user, then 15 s for the change, and 2 s as
+a reserve."""
 
 CODEC = Codec({}, None, "none")
 
 
 class OldWriter(Codec):
-    """Writes objects of the first version, which was bound to no owner, into a bucket
-    that says so."""
+    """A writer of objects of the first version, which were not bound to an owner, into
+    a bucket whose format object says so."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if (name, value) != ("major_min", 2):  # as of a bucket that is made now
+        # A bucket that is made today has this minimum.
+        if (name, value) != ("major_min", 2):
             super().__setattr__(name, value)
 
     def encode(self, kind: ObjectKind, owner: Owner, oid: Oid, meta: bytes, payload: bytes) -> bytes:
@@ -84,14 +85,14 @@ class Crash(Exception):
 
 
 class World:
-    """One bucket, its backends, time and chance."""
+    """A bucket, its backends, the time, and the random choices."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.old = seed % 4 == 3
-        """The bucket is one of the first version: nothing is of the second but what an
-        upgrade rewrites."""
+        """The bucket is of the first version. Only an upgrade rewrites objects in the
+        second version."""
         self.codec = OldWriter({}, None, "none") if self.old else CODEC
         chance = random.Random(seed + 3)
         kind = chance.choice(["memory", "minio", "seaweed"])
@@ -123,7 +124,7 @@ class World:
         self.trace.append(f"{self.clock() - 1000:9.3f} " + " ".join(map(str, words)))
 
     def background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task of nobody's machine: a request on its way."""
+        """Start a task that belongs to no machine: a request on its way."""
         task = asyncio.get_running_loop().create_task(work, context=NOBODY.copy())
         self._background[task] = None
         task.add_done_callback(lambda task: self._background.pop(task, None), context=NOBODY)
@@ -142,8 +143,8 @@ class World:
         return self.steps
 
     def crash(self, number: int, what: str, when: When) -> bool:
-        """Step `number` begins ("before") or has been done ("after"); True when the
-        crash is here."""
+        """Crash the backend if its crash is due at this step: "before" it or "after"
+        it. Return True if the crash is here."""
         if self.at is None or self.at[0] != number or self.at[1] != when:
             return False
         _, _, crash = self.at
@@ -166,7 +167,8 @@ class World:
 
 
 class _Wire:
-    """The bucket as one backend reaches it: a request once sent goes its way."""
+    """The bucket as a backend reaches it. A request that was sent takes its course even
+    if the backend dies."""
 
     def __init__(self, world: World, node: Node) -> None:
         self._world, self._node = world, node
@@ -233,7 +235,7 @@ class _Wire:
 
 
 class Node:
-    """One life of one backend's process: `start`, then `stop`, `kill`, or neither."""
+    """A life of a backend's process: `start`, then `stop`, `kill`, or neither."""
 
     def __init__(self, world: World, name: str, disk: Disk, **settings: Any) -> None:
         self.world, self.name, self.disk = world, name, disk
@@ -242,8 +244,8 @@ class Node:
         self.ended = False
         self.was_frozen = False
         self.journaled_until = -1.0
-        """What was staged before this time is in a journal object of ours in the
-        bucket."""
+        """A journal object in the bucket has all changes that were staged before this
+        time."""
         self._journal_sent: dict[str, float] = {}
         self.skew_s = 0.0
         driver: Driver = _Wire(world, self)
@@ -290,9 +292,9 @@ class Node:
 
     def sent(self, op: str, key: str) -> None:
         boot = "" if self.store is None else self.store.journal.boot
-        # And not the end of another boot.
+        # The end of another boot does not count.
         ours = key.startswith(f"_journal/{self.name}/{boot}/")
-        # After a fence: what was in flight before.
+        # After a fence the writes in flight belong to the boot before.
         again = key.endswith("/" + "0" * 16) and self._journal_sent
         if op == "put" and ours and not again:
             self._journal_sent.setdefault(key, self.world.clock())
@@ -306,7 +308,7 @@ class Node:
             await asyncio.Event().wait()
 
     async def start(self) -> Node:
-        """Raises AssertionError when it does not come up."""
+        """Start the process. Raises AssertionError if the store does not start."""
         self.world.note("start", self.name)
         self.host.context.run(self._make)
         assert self.store is not None
@@ -318,12 +320,12 @@ class Node:
         self.hear(self.store)
 
     def hear(self, store: MailStore) -> None:
-        """Make failures of the store's tasks failures of the simulation."""
+        """Turn failures of the store's tasks into failures of the simulation."""
         told = store._ended
 
         def ended(task: asyncio.Task[Any]) -> None:
-            """A task of the store that fails otherwise than it may is a bug, and here
-            it is heard."""
+            """A task of the store may end with few kinds of errors. Any other error is
+            a bug, and fails the simulation."""
             told(task)
             failure = None if task.cancelled() else task.exception()
             if failure is not None and not isinstance(failure, OboxError | MetacacheError | AssertionError):
@@ -342,7 +344,7 @@ class Node:
         return task.result()
 
     async def run(self, work: Callable[[MailStore], Coroutine[Any, Any, T]]) -> T:
-        """A session's work in this process. Raises Crash when the process ends
+        """Run the work of a session in this process. Raises Crash if the process ends
         meanwhile."""
         if self.ended or self.store is None:
             raise Crash(self.name)
@@ -352,7 +354,7 @@ class Node:
         return await self.run(lambda store: store.open_user(name, StorageId(name)))
 
     async def stop(self, *, upload: bool = True) -> None:
-        """An orderly end; without `upload` one for a restart."""
+        """Stop the process in order. With upload=False it stops for a restart."""
         self.world.note("stop" if upload else "stop to return", self.name)
         assert self.store is not None
         await self.run(lambda store: store.close(upload=upload))
@@ -369,15 +371,16 @@ class Node:
         self.host.thaw()
 
     def kill(self) -> None:
-        """Kill the backend as kill -9 or a power cut does: nothing more is sent,
-        nothing more is written."""
+        """Kill the process as kill -9 or a power cut does: it sends nothing and writes
+        nothing after that."""
         if self.ended:
             return
         self.ended = self.cut = True
         self.metacache.kill()
         for task in list(self.host.tasks):
             task.cancel()
-        self.host.thaw()  # only to end: what it sends or writes goes nowhere
+        # The tasks run again only to end. What they send or write has no effect.
+        self.host.thaw()
 
 
 class _Silent:

@@ -17,8 +17,8 @@ def plain() -> Codec:
 
 @pytest.fixture
 def bucket() -> Bucket:
-    """In memory: the drivers keep one contract, and tests/objectstore holds them to
-    it."""
+    """The bucket is in memory. tests/objectstore shows that all drivers keep the same
+    contract."""
     return Bucket("memory://", plain)
 
 

@@ -1,9 +1,9 @@
-"""Backends in this process over one bucket: started, stopped, killed, with their local
-state kept or lost.
+"""Backends in the process of the test, over a single bucket. A test starts, stops and
+kills them, and keeps or loses their local state.
 
-A `Machine` is one backend's local disk; `run` is one life of a process on it. Ending a
-life with `kill` leaves the disk as a `kill -9` would: nothing is flushed, nothing
-written any more.
+A `Machine` is the local disk of a backend, and `run` is the life of a process on this
+disk. A life that ends with `kill` leaves the disk as `kill -9` does: the process
+flushes nothing and writes nothing more.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SID = StorageId("anna")
 
 
 class Time:
-    """Time that runs `speed` times as fast and can be moved on by hand: upload
-    intervals and delays pass at once."""
+    """A clock that runs `speed` times as fast as real time. A test can also move it
+    forward, so that upload intervals and delays pass at once."""
 
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
@@ -50,7 +50,7 @@ class Time:
         return self._wall + self.clock()
 
     def move(self, seconds: float) -> None:
-        """Let so much time have passed; sleepers look at the clock again."""
+        """Move the time forward. Sleepers then look at the clock again."""
         self._moved += seconds
         for event in self._sleepers:
             event.set()
@@ -74,8 +74,8 @@ class Time:
 
 @dataclass
 class Bucket:
-    """Where the mail is: `file://` or `memory://`; every opening of a memory bucket
-    shares one driver."""
+    """The bucket with the mail: `file://` or `memory://`. All openings of a memory
+    bucket share the same driver."""
 
     url: str
     codec: Callable[[], Codec]
@@ -85,7 +85,7 @@ class Bucket:
     def open(self) -> OpenStore:
         store = open_store(Settings(self.url), driver=self.driver, wall=self.time.now)
         if self.url == "memory://" and self.driver is None:
-            # The counters are of each opening, the objects of all.
+            # Each opening counts its own requests. All openings share the objects.
             self.driver = store.driver._inner
         return store
 
@@ -113,7 +113,7 @@ class Life:
         return user
 
     async def let_pass(self, seconds: float) -> None:
-        """Move the time on in steps, after each of which everything that is due is
+        """Move the time forward in steps. After each step everything that is due is
         done."""
         while seconds > 0:
             self.time.move(min(5.0, seconds))
@@ -126,13 +126,15 @@ class Life:
         if self.store.journal.late() > self.settings.journal_interval_s:
             return True
         users = list(self.store.users.values())
-        late = self.time.clock() - 1.0  # the upkeep looks once a second
+        # The upkeep looks for work once a second.
+        late = self.time.clock() - 1.0
         boxes = [box for user in users for box in (user.rootbox, *user.boxes.values())]
         return any(box.due_at is not None and box.due_at < late for box in boxes)
 
     @contextmanager
     def counting(self) -> Iterator[Stats]:
-        """Requests made inside the block: the stats are filled at its end."""
+        """Count the requests that are made inside the block. The counts are complete at
+        the end of the block."""
         before = self.bucket.stats.snapshot()
         out = Stats()
         try:
@@ -141,14 +143,14 @@ class Life:
             out._counters.update(self.bucket.stats.since(before).snapshot())
 
     async def quiet(self) -> None:
-        """Wait until the journal has written what is staged and renewed its lease, so
-        that it is nobody's request."""
+        """Wait until the journal has written what is staged and has renewed its lease.
+        Its requests are then not counted in the block that follows."""
         await self.store.journal.sync()
         await self.store.journal.lease()
 
 
 class Machine:
-    """One backend's name and local disk."""
+    """The name and the local disk of a backend."""
 
     def __init__(self, bucket: Bucket, path: Path, **settings: Any) -> None:
         self.bucket = bucket
@@ -159,7 +161,7 @@ class Machine:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def renamed(self, backend: str, path: Path) -> Machine:
-        """Another machine, with an empty disk, for the same bucket."""
+        """Return another machine for the same bucket, with an empty disk."""
         other = Machine(self.bucket, path)
         other.settings = replace(self.settings, backend=backend)
         return other
@@ -174,10 +176,12 @@ class Machine:
         start: bool = True,
         cluster: Cluster | None = None,
     ) -> AsyncIterator[Life]:
-        """One life; `kill`: it ends as by `kill -9`, at the end of the block; upload:
-        see MailStore.close.
+        """Run a life of the backend.
 
-        start: False leaves it to the block to start the store. cluster: see MailStore.
+        kill: the life ends at the end of the block as with `kill -9`;
+        upload: see MailStore.close;
+        start: if it is False, the block starts the store;
+        cluster: see MailStore.
         """
         clock = clock or self.bucket.time
         self.path.mkdir(parents=True, exist_ok=True)
@@ -212,7 +216,8 @@ class Machine:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if kill:  # what is staged is lost: closing would commit it
+            # What is staged is lost. A close would commit it.
+            if kill:
                 self._keep_as_it_is()
             await fscache.close()
             await metacache.close()
@@ -230,8 +235,8 @@ def uids(*numbers: int) -> UidArray:
 
 
 async def whole(user: User) -> dict[str, Any]:
-    """Everything that a client can see of a user, but HIGHESTMODSEQ, which may only
-    grow."""
+    """Return everything of a user that a client can see, without HIGHESTMODSEQ, which
+    may grow."""
     out: dict[str, Any] = {"subscriptions": user.subscriptions()}
     for info in user.mailboxes():
         if info.guid is None:

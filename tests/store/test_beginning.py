@@ -1,5 +1,5 @@
-"""An open of a user before the store has started waits for it, for a bounded time
-and in bounded number."""
+"""A client opens a user before the store has started. The open waits for the start, for
+a bounded time, and only a bounded number of opens may wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from obox.store.backend import store
 
 @pytest.fixture
 def takeover(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """A takeover that lasts until this event is set."""
+    """Delay the takeover until this event is set."""
     gate, real = asyncio.Event(), store.take_over
 
     async def slow(*given: Any) -> Any:
@@ -29,7 +29,7 @@ def takeover(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 
 async def turns() -> None:
-    """Let everybody run who can."""
+    """Let all tasks run that can run."""
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -73,7 +73,8 @@ async def test_few_enough_wait(machine: Machine, takeover: asyncio.Event, monkey
         await turns()
         with pytest.raises(Unavailable):
             await life.user()
-        waiting.pop().cancel()  # a client that has gone makes room for another
+        # A client that has gone makes room for another client.
+        waiting.pop().cancel()
         await turns()
         waiting.append(asyncio.ensure_future(life.user()))
         await turns()
@@ -95,7 +96,7 @@ async def test_a_stop_ends_the_waiting(
 
 
 async def refused(opening: asyncio.Future[Any], life: Life) -> None:
-    """This one and the next are refused without waiting."""
+    """Assert that this open and the next open are refused without waiting."""
     async with asyncio.timeout(PATIENT_S):
         with pytest.raises(Unavailable):
             await opening

@@ -1,8 +1,8 @@
-"""Objects copied inside the bucket by somebody who can write to it: found on read, in
-every kind of object.
+"""Somebody who can write to the bucket copies objects inside it. A read finds that, for
+each kind of object.
 
-In an encrypted bucket nobody without the key can do better than to copy; in a plain one
-a copy is a mistake.
+In an encrypted bucket an attacker without the key can only copy objects. In a plain
+bucket a copy is a mistake of an operator.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def driver(machine: Machine) -> MemoryDriver:
 
 
 async def copy(machine: Machine, source: str, target: str) -> None:
-    """Copy objects as somebody does who has no key."""
+    """Copy an object as an attacker does who has no key."""
     await driver(machine).replace(target, await driver(machine).get(source, kind="mail"), kind="mail")
 
 
@@ -49,7 +49,7 @@ def key(box: Mailbox, uid: int) -> str:
 
 
 async def two_users(life: Life) -> tuple[User, User]:
-    """Ben has a claim under UID 3 of his INBOX as well."""
+    """Make Anna and Ben. Ben also has a claim, under UID 3 of his INBOX."""
     anna, ben = await life.user("anna"), await life.user("ben")
     await fill(anna, "INBOX", [simple(1), simple(2)])
     await fill(ben, "INBOX", [b"Subject: secret\r\n\r\nof Ben\r\n", simple(3)])
@@ -67,8 +67,8 @@ async def seen(box: Mailbox) -> dict[int, object]:
 
 
 Forge = Callable[[Mailbox, Mailbox, Mailbox], str]
-"""Anna's INBOX, her Archive, Ben's INBOX -> the key that is copied to Anna's next UID
-in INBOX."""
+"""A function of Anna's INBOX, her Archive and Ben's INBOX. It returns the key of the
+object that is copied to Anna's next UID in INBOX."""
 
 FORGED: dict[str, Forge] = {
     "another user's mail": lambda inbox, archive, bens: key(bens, 1),
@@ -149,8 +149,9 @@ async def test_a_copy_over_a_mail_is_damage(machine: Machine, tmp_path: Path, wa
 
 
 async def test_a_forged_record_of_another_users_oid_finds_nothing_in_memory(machine: Machine) -> None:
-    """A plain claim is taken where encryption is not required; the oid that it names
-    stands in Ben's header."""
+    """Without encryption the store accepts a forged claim that is not sealed. The
+    attacker reads the OID of Ben's mail in its header, and names the OID in the
+    claim."""
     async with machine.run() as life:
         anna, ben = await two_users(life)
         inbox, bens = await anna.select("INBOX"), await ben.select("INBOX")
@@ -221,8 +222,8 @@ async def test_another_users_ready_fields_are_not_used(machine: Machine) -> None
 
 
 async def test_a_journal_object_in_another_ones_place_is_skipped(machine: Machine) -> None:
-    """The changes that it holds are not replayed as of another time, or after a user's
-    deletion."""
+    """The changes in the copied journal object are not replayed, neither at another
+    place of the history nor after a deletion of the user."""
     async with machine.run(kill=True) as life:
         anna = await life.user()
         await fill(anna, "INBOX", [simple(1), simple(2), simple(3)])

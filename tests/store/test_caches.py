@@ -1,5 +1,5 @@
-"""The store over its two caches when they are small: parts, room, what is uploaded
-before it is dropped."""
+"""The store over its two caches when they are small: reads in parts, room for users,
+and uploads before a local copy is dropped."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from obox.store.box.root import RootBox
 
 
 async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> None:
-    """64 KiB at a time, as clients do: each frame is asked of the bucket once,
-    whichever reader asks and however often."""
+    """A client reads the mail in parts of 64 KiB. The store requests each frame from
+    the bucket once, although several readers ask for it several times."""
     mail = b"Subject: huge\r\n\r\n" + os.urandom(3 << 20).hex().encode()
     async with machine.run() as life:
         user = await life.user()
@@ -46,8 +46,9 @@ async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> Non
 
 
 async def test_ready_fields_of_mails_that_went_go_with_the_next_flush(machine: Machine, tmp_path: Path) -> None:
-    """A mail that is moved on leaves nothing behind, as long as it may live elsewhere;
-    its copy has all at once."""
+    """The ready fields of a moved mail are dropped from its old mailbox, but not before
+    its session may have learned of the move. The copy in the new mailbox has its ready
+    fields at once."""
 
     def kept(life: Life, box: Mailbox) -> list[int]:
         found = life.store.env.metacache.get_fields("anna", box.guid, range(1, 7))
@@ -73,7 +74,7 @@ async def test_ready_fields_of_mails_that_went_go_with_the_next_flush(machine: M
 
 
 def cleaner(life: Life, *, room: int, close_delay_s: float = 2.0) -> Cleaner:
-    """A cleaner over this life, as if `max_space` were so small."""
+    """A cleaner for this life. It works as if `max_space` were very small."""
     env = life.store.env
     env.metacache.max_space = room
     copies = Copies(life.store, close_delay_s=close_delay_s)
@@ -103,7 +104,8 @@ async def test_with_no_room_everything_idle_is_uploaded_and_dropped_and_nothing_
         await clean.make_room()
         assert len(life.store.users) == 8, "all used just now"
         life.time.move(30.0)
-        for _ in range(3):  # what one pass opens to upload it, the next may drop
+        # A pass opens some boxes to upload them, and the next pass may drop them.
+        for _ in range(3):
             await clean.make_room()
         metacache = life.store.env.metacache
         left = {space.user for space in metacache.users()}
@@ -149,8 +151,8 @@ async def test_a_mailbox_let_go_of_takes_deliveries_as_before(machine: Machine) 
 
 
 async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for a tenth of what is in use: no operation fails, no mail is missed, the
-    accounts are right."""
+    """The metacache has room for a tenth of the users in use. No operation fails, no
+    mail is missing, and the counts of the cache are right."""
     machine.settings = replace(machine.settings, idle_s=0.1)
     monkeypatch.setattr("metacache._cleaner.RETRY_S", 0.02)
     async with machine.run() as life:
@@ -186,8 +188,8 @@ async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, mon
 async def test_a_list_whose_upload_takes_long_does_not_call_old_totals_exact(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mailbox gets mail and is uploaded while the list, as it was before, is on its
-    way."""
+    """The root is uploaded with the old totals of a mailbox. The mailbox gets mail
+    during this upload, and is uploaded itself."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("Sent", [NewMail(simple(1))])
@@ -229,8 +231,8 @@ async def test_a_list_whose_upload_takes_long_does_not_call_old_totals_exact(
 
 
 async def test_a_list_is_not_dropped_before_what_its_mailboxes_lack_is_uploaded(machine: Machine) -> None:
-    """A mailbox that was unloaded with a few new mails has them in its copy; the list
-    in the bucket does not count them."""
+    """A mailbox left memory with a few new mails that only its local copy has. The root
+    in the bucket does not count these mails."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("Sent", [NewMail(simple(1))])
@@ -298,8 +300,8 @@ async def test_above_the_limit_new_users_wait_and_sessions_go_on(
 async def test_who_waits_for_room_is_let_in_before_who_comes_later(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each looked on its own, so that whichever reader came at the right moment went
-    first, and others were refused."""
+    """Each open used to look for room by itself. The open that looked at the right
+    moment came first, and others were refused."""
     async with machine.run() as life:
         metacache = life.store.env.metacache
         monkeypatch.setattr(metacache, "full", lambda: True)
@@ -351,8 +353,8 @@ async def test_an_open_compares_with_the_bucket_after_the_forced_interval_and_on
 
 
 async def test_a_refresh_finds_what_another_wrote_into_the_bucket(machine: Machine, tmp_path: Path) -> None:
-    """A bucket that was changed behind this backend's back: the next open after the
-    interval sees it."""
+    """Another writer changed the bucket without the knowledge of this backend. The next
+    open after the interval sees the changes."""
     async with machine.run() as life:
         await (await life.user()).append("INBOX", [NewMail(simple(k)) for k in range(3)])
     async with machine.renamed("second", tmp_path / "other").run() as life:
@@ -385,7 +387,7 @@ async def test_the_nightly_flush_uploads_everything_once(machine: Machine) -> No
         with life.counting() as requests:
             await life.let_pass(150)
             for _ in range(100):
-                # It may have left memory meanwhile.
+                # The mailbox may have left memory meanwhile.
                 if (box := await user.box(box.guid)).change is Change.NONE:
                     break
                 await asyncio.sleep(0.01)
@@ -442,7 +444,8 @@ def test_the_hour_comes_once_a_day() -> None:
 
 @pytest.mark.parametrize("turns", [5, 40, 150])
 async def test_killed_while_it_cleans_nothing_is_lost(machine: Machine, turns: int) -> None:
-    """At any place between an upload and the commit of its drop."""
+    """The process is killed at each place between an upload and the commit that drops
+    the copy."""
     async with machine.run(kill=True) as life:
         await fill_users(life, 5)
         before = {user.name: await whole(user) for user in life.users}

@@ -1,4 +1,5 @@
-"""A deleted mailbox that was cleared leaves nothing, whatever is still said of it."""
+"""A deleted mailbox that was cleared leaves no objects, even if a delta for it arrives
+later."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from obox.types import Guid
 
 
 async def cleared(machine: Machine, life: Life) -> tuple[User, Guid, str]:
-    """A mailbox made, filled, deleted and cleared; its GUID, and the key of a bundle
-    that it had."""
+    """Make a mailbox, fill it, delete it, and wait until it is cleared. Return its
+    user, its GUID, and the key of a bundle that it had."""
     user = await life.user()
     await user.create("Gone")
     await user.append("Gone", [NewMail(simple(1))])
@@ -28,7 +29,8 @@ async def cleared(machine: Machine, life: Life) -> tuple[User, Guid, str]:
     for _ in range(4):
         await life.let_pass(machine.settings.delete_delay_s + 60)
         await user.release()
-        await life.let_pass(3600)  # leaves memory: the next open clears
+        # The user leaves memory. The next open clears the mailbox.
+        await life.let_pass(3600)
         user = life.users[-1] = await life.store.open_user("anna", SID)
         await asyncio.sleep(0.05)
     assert user.root.entries[guid].cleared
@@ -41,8 +43,8 @@ async def of_box(machine: Machine, guid: Guid) -> list[str]:
 
 
 async def test_late_news_make_no_bundle(machine: Machine) -> None:
-    """A journal fragment that is read once more, as after a crash between clearing and
-    the list's change."""
+    """A journal line for the mailbox is replayed once more, as after a crash between
+    the clearing and the change of the root."""
     async with machine.run() as life:
         user, guid, _ = await cleared(machine, life)
         box = await user.box(guid)

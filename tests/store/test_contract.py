@@ -1,7 +1,6 @@
-"""The contract of `obox.store.api`, held by both of its implementations.
-
-What only one of them has (durability, requests, merging) is tested beside this file.
-"""
+"""The contract of `obox.store.api`, which both implementations keep. Properties of a
+single implementation (durability, requests, merging) are tested in other files of this
+folder."""
 
 from __future__ import annotations
 
@@ -49,8 +48,8 @@ async def filled(user: User, count: int = 5, *, name: str = "INBOX", flags: tupl
 
 
 async def test_ready_fields_come_by_bytes(user: User) -> None:
-    """No more are in memory than `bytes_max` and the last: the others are asked for
-    again."""
+    """The memory holds ready fields of at most `bytes_max` and the last mail. The
+    fields of further mails are requested again."""
     box = await filled(user, 12)
     asked = box.state.uids.tolist()
     whole = await box.fields(asked)
@@ -372,8 +371,8 @@ async def test_names_are_taken_in_any_spelling_of_inbox(user: User) -> None:
 
 
 class Uncounted:
-    """A session that counts mails, and does not know yet that some of them have
-    gone."""
+    """A session that counts mails, and has not learned yet that some of them are
+    expunged."""
 
 
 async def test_an_expunged_mail_is_read_as_long_as_its_record_is_retained(user: User) -> None:

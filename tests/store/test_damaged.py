@@ -1,4 +1,4 @@
-"""A mail that does not decode when LIST finds it: skipped, and never deleted."""
+"""LIST finds a mail that does not decode. The store skips it, and never deletes it."""
 
 from __future__ import annotations
 

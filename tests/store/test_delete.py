@@ -1,4 +1,5 @@
-"""A user is deleted while the store has work with it: what is gone stays gone."""
+"""A user is deleted while the store has work for the user. Nothing of the user may come
+back."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from obox.types import StorageId
 
 
 async def fill(life: Life, *names: str) -> None:
-    """Some mails and flags in two mailboxes, of which no bundle knows."""
+    """Make users with some mails and flags in two mailboxes. No bundle has these
+    changes."""
     for name in names:
         user = await life.user(name)
         await user.append("INBOX", [NewMail(simple(n)) for n in range(4)])
@@ -36,7 +38,7 @@ async def delete(life: Life, sid: StorageId = SID) -> None:
 
 
 async def fill_and_delete(life: Life) -> None:
-    """A user with mails, logged out and deleted."""
+    """Make a user with mails, close the user's sessions, and delete the user."""
     await fill(life, "anna")
     user = life.users.pop()
     (await user.box(user.entry("INBOX").guid)).sessions = 0
@@ -53,8 +55,8 @@ async def nothing_is_left(machine: Machine, life: Life) -> None:
 @pytest.mark.parametrize("turns", [0, 1, 3, 10, 20, 40, 60, 80, 120, 200])
 @pytest.mark.parametrize("disk", ["kept", "lost"])
 async def test_while_the_dead_are_taken_over(machine: Machine, disk: str, turns: int) -> None:
-    """Turns of the loop after a start: the takeover is at any step with this user or
-    with another."""
+    """The deletion comes after a number of turns of the loop after a start. At that
+    moment the takeover may work on this user or on another user."""
     async with machine.run(kill=True) as life:
         await fill(life, "aaron", "anna", "ben")
     if disk == "lost":
@@ -63,7 +65,8 @@ async def test_while_the_dead_are_taken_over(machine: Machine, disk: str, turns:
         for _ in range(turns):
             await asyncio.sleep(0)
         await delete(life)
-        await life.let_pass(20)  # the takeover tries again after 5 s
+        # The takeover tries again after 5 s.
+        await life.let_pass(20)
         await asyncio.sleep(0.05)
         await nothing_is_left(machine, life)
         for name in ("aaron", "ben"):
@@ -108,7 +111,8 @@ async def test_a_session_that_comes_while_upkeep_looks_is_let_in(machine: Machin
 
 
 async def test_who_holds_a_deleted_user_writes_nothing(machine: Machine) -> None:
-    """A task that has the user in hand since before: each way to write is closed."""
+    """A task has held the user since before the deletion. The test tries each way to
+    write."""
     async with machine.run() as life:
         await fill(life, "anna")
         user = life.users.pop()
@@ -167,8 +171,8 @@ async def only_the_new_one(life: Life) -> None:
 
 @pytest.mark.parametrize("disk", ["kept", "lost"])
 async def test_a_later_user_is_not_told_of_the_one_before(machine: Machine, disk: str) -> None:
-    """Another user's changes hold the watermark below what the journal says of the
-    deleted one."""
+    """The changes of another user hold the watermark below the journal lines of the
+    deleted user, so that these lines are read again."""
     async with machine.run(kill=True) as life:
         await fill(life, "ben")
         await old(life)
@@ -185,8 +189,8 @@ async def test_a_later_user_is_not_told_of_the_one_before(machine: Machine, disk
 async def test_nor_of_what_an_older_boot_said(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user was deleted while the journal of the boot before was not done with; both
-    boots are read once more, by another machine."""
+    """The user was deleted while the journal of an earlier boot was still needed.
+    Another machine reads the journals of both boots once more."""
     async with machine.run(kill=True) as life:
         await fill(life, "ben")
         await old(life)
@@ -200,7 +204,8 @@ async def test_nor_of_what_an_older_boot_said(
         async with machine.run(kill=True) as life:
             await delete(life)
             life.time.move(5)
-            for n in range(5):  # the watermark would pass the deletion
+            # These writes would move the watermark past the deletion.
+            for n in range(5):
                 carl = await life.user("carl")
                 await carl.append("INBOX", [NewMail(simple(n))])
                 await life.quiet()
@@ -214,7 +219,8 @@ async def test_nor_of_what_an_older_boot_said(
 
 
 async def test_the_grave_is_no_burden(machine: Machine) -> None:
-    """An end in order is a clean one, and the journal's watermark goes on."""
+    """An orderly stop after a deletion is clean, and the watermark of the journal
+    advances."""
     async with machine.run() as life:
         await fill_and_delete(life)
         assert life.store.journal.watermark() == life.store.journal.position()[1]

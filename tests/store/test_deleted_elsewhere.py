@@ -1,4 +1,4 @@
-"""A user is deleted at one backend while an earlier owner still has something of that
+"""A user is deleted at a backend while an earlier owner still has changes of that
 user."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def other(machine: Machine, tmp_path: Path) -> Machine:
 
 
 async def old(life: Life) -> None:
-    """A user with a mailbox, a mail and a flag that bundles do not have."""
+    """Make a user with a mailbox, a mail and a flag that no bundle has."""
     user = await life.user()
     await user.append("INBOX", [NewMail(simple(1))])
     await user.flush(everything=True)
@@ -58,8 +58,8 @@ async def names(one: Member) -> set[str]:
 async def test_a_new_user_does_not_get_the_lines_of_the_user_before(
     machine: Machine, other: Machine, rows: Rows, tmp_path: Path
 ) -> None:
-    """They are in the live journal of an earlier owner, which dies later. A third
-    backend takes over from it."""
+    """The lines of the deleted user are in the journal of an earlier owner, which dies
+    later. A third backend takes over from that owner."""
     third = machine.renamed("third", tmp_path / "third")
     async with member(other, rows) as two, member(third, rows) as three:
         async with member(machine, rows, kill=True) as one:
@@ -67,7 +67,8 @@ async def test_a_new_user_does_not_get_the_lines_of_the_user_before(
             boot = one.life.store.journal.boot
             ben = await one.life.user("ben")
             await ben.append("INBOX", [NewMail(simple(1))])
-            await ben.create("Something")  # in the journal alone
+            # Only the journal has this change.
+            await ben.create("Something")
             await one.life.store.journal.sync()
             await old(one.life)
             await hand_over(one, two)
@@ -108,8 +109,8 @@ async def test_a_local_copy_of_an_earlier_owner_brings_nobody_back(
 async def test_what_was_staged_for_a_deleted_user_is_not_uploaded(
     machine: Machine, other: Machine, rows: Rows, bucket: Bucket
 ) -> None:
-    """The backend was cut off while others took over its groups, and a user of them was
-    deleted."""
+    """The backend did not reach the directory while others took its groups over. One of
+    them deleted a user meanwhile."""
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna")
         await old(one.life)

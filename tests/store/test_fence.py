@@ -1,5 +1,5 @@
-"""A boot that is over: its end, what it says of whom, and who has been taken over; by
-several backends at once."""
+"""A boot that has ended: its fence, the lines of its journal by user, and the record of
+the users that were adopted, by several backends at the same time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def until(reached: Callable[[], bool]) -> None:
 
 
 async def with_flag(life: Life, name: str) -> None:
-    """A user with a mail of which the journal alone knows that it was seen."""
+    """Make a user with a mail. Only the journal knows that the mail was seen."""
     user = await life.user(name)
     await user.append("INBOX", [NewMail(b"a: b\r\n\r\n1")])
     box = await user.select("INBOX")
@@ -44,8 +44,8 @@ async def died(machine: Machine, names: tuple[str, ...] = USERS) -> None:
 
 @asynccontextmanager
 async def beside(machine: Machine, path: Path, name: str) -> AsyncIterator[Env]:
-    """Another backend's view of the bucket; it has not started, and takes nothing over
-    by itself."""
+    """Return the environment of another backend. Its store is not started, so it takes
+    nothing over by itself."""
     async with machine.renamed(name, path / name).run(start=False) as life:
         yield life.store.env
 
@@ -74,8 +74,8 @@ async def test_a_fence_stands_however_often_it_is_made(machine: Machine, bucket:
 
 
 async def test_successors_share_a_boot(machine: Machine, bucket: Bucket, tmp_path: Path) -> None:
-    """Each replays and records its own users; the boot is clean when all have been
-    recorded, and not before."""
+    """Each successor replays its own users and records them. The boot becomes clean
+    when all users have been recorded, and not before."""
     await died(machine)
     async with beside(machine, tmp_path, "second") as second, beside(machine, tmp_path, "third") as third:
         (ours,), (theirs,) = await dead(second), await dead(third)
@@ -87,7 +87,8 @@ async def test_successors_share_a_boot(machine: Machine, bucket: Bucket, tmp_pat
         ours = await record(second, ours, named, {"anna"}, 0)
         assert (ours.clean, ours.adopted) == (False, {"anna"})
         assert set((await replay(third, await dead(third))).pending) == {"ben", "cleo"}
-        # Under a seq that the other has taken meanwhile.
+        # The other backend has taken this number of the journal meanwhile, so `record`
+        # must take the next number.
         theirs = await record(third, theirs, named, {"ben"}, 0)
         assert (theirs.clean, theirs.adopted) == (False, {"anna", "ben"})
         theirs = await record(third, theirs, named, {"cleo"}, 0)
@@ -147,8 +148,8 @@ async def test_one_backend_writes_one_object_behind_the_fence(machine: Machine, 
 async def test_what_was_said_before_a_deletion_stays_void_once_the_deletion_is_adopted(
     bucket: Bucket, machine: Machine, tmp_path: Path
 ) -> None:
-    """An earlier boot speaks of a user; a later one says that it was deleted, and is
-    recorded first."""
+    """An earlier boot has changes of a user, and a later boot has the deletion of this
+    user. The deletion is recorded as adopted first."""
     early, late = "0" * 15 + "1", "0" * 15 + "2"
     async with beside(machine, tmp_path, "second") as env:
         for boot, box, delta in ((early, "ab" * 16, Delta(uidnext=2).encode()), (late, DELETED, b"")):

@@ -1,6 +1,7 @@
-"""A mailbox of as many mails as are allowed: none of its work holds the loop.
+"""A mailbox with as many mails as are allowed. None of its operations holds the loop
+for long.
 
-The mails have no objects here; what is measured is the index of the mailbox.
+The mails have no objects here, because the test measures the index of the mailbox.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from machines import Life, Machine, uids
 from turns import TURN_S_MAX, Turns, turns
 
 from metacache import Change
-from obox.mailbox import Delta, Rows, UidArray
+from obox.mailbox import Delta, Rows, UidArray, joined
+from obox.objectstore import ObjectKind
+from obox.objectstore.keys import bundle_key
+from obox.store.box.bundles import BundleMeta
 from obox.store.user import discover, flush
+from obox.store.user.journaled import join_journaled
 from obox.store.user.mailbox import Mailbox
 
 MAILS = 500_000
@@ -28,7 +34,7 @@ STEP = 50_000
 
 
 def rows(first: int, modseq: int, flags: tuple[str, ...]) -> Rows:
-    """STEP mails, all of which have these flags."""
+    """Return the index records of STEP mails that all have these flags."""
     uid = np.arange(first, first + STEP, dtype="<u4")
     oid = np.zeros((STEP, 16), dtype=np.uint8)
     oid[:, :4] = uid.view(np.uint8).reshape(-1, 4)
@@ -55,7 +61,8 @@ async def fill(box: Mailbox, flags: tuple[str, ...] = FLAGS) -> None:
 
 
 def held(found: Turns) -> None:
-    """A turn's bound is checked, and not how much threads do meanwhile."""
+    """Check the bound of a turn. How much CPU time threads use meanwhile is not
+    checked."""
     assert found.longest_s / found.slowdown <= TURN_S_MAX, found.report()
 
 
@@ -70,7 +77,8 @@ async def full(machine: Machine, **how: Any) -> AsyncIterator[tuple[Life, Mailbo
 
 
 async def test_a_flush_and_the_flags_that_change_meanwhile(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The change during the upload is in no bundle, and is known not to be."""
+    """A flag is changed during the upload. The bundle does not have this change, and
+    the mailbox still counts as changed."""
     before_bundle = Mailbox._before_bundle
     meanwhile = asyncio.Event()
 
@@ -126,8 +134,8 @@ async def test_a_start_from_the_local_copy(machine: Machine) -> None:
 
 
 async def test_a_copy_that_is_staged_has_the_changes_that_follow(machine: Machine) -> None:
-    """Its base is encoded later, by the writer's thread, and has not got them; they are
-    its deltas."""
+    """The thread of the writer encodes the base of the local copy later. The base does
+    not have the later changes; the copy has them as deltas."""
     async with full(machine) as (_, box):
         box.save()
         await box.store_flags(uids(3), "remove", ["$Junk"])
@@ -156,10 +164,48 @@ async def test_a_mailbox_of_many_keywords(machine: Machine) -> None:
         await box.release()
 
 
+@pytest.mark.parametrize("source", ["a bundle", "a journal"])
+async def test_what_another_backend_wrote_of_all_mails_is_joined_while_a_session_is_there(
+    machine: Machine, source: str
+) -> None:
+    """It has seen and flagged all of them, and has others that we have not."""
+    async with full(machine) as (_, box):
+        await box.flush(everything=True)
+        other = Delta.decode(joined(box.state.extract().parts()))
+        assert other.rows is not None
+        stamp = np.uint64(box.state.next_modseq(box.env.now_ms()) * 2)
+        other.rows.stamps["\\Seen"] = np.full(MAILS, stamp, dtype="<u8")
+        other.rows.stamps["new"] = np.full(MAILS, stamp + np.uint64(1), dtype="<u8")
+        more = Delta(rows=rows(MAILS + 1, int(stamp) // 2, FLAGS), uidnext=MAILS + STEP + 1)
+        payloads = [other.encode(), more.encode()]
+        # A mailbox never has more than MAILS, so this growth is not measured.
+        box.state.reserve(MAILS + STEP)
+        seen: list[int] = []
+        box.watch(lambda: seen.append(len(box.state)))
+        highest = box.state.highestmodseq
+        with turns() as found:
+            if source == "a bundle":
+                for writer, payload in zip(("second", "third"), payloads, strict=True):
+                    key = bundle_key(box.sid, box.guid, 100, writer, "base")
+                    meta = msgspec.msgpack.encode(BundleMeta([], False, ""))
+                    await box.env.put_new(key, ObjectKind.BASE, meta, payload)
+                await asyncio.create_task(box.recheck(await box.bundles.listing()))
+            else:
+                user: Any = box.user
+                await asyncio.create_task(join_journaled(user, {box.guid: payloads}))
+        held(found)
+        assert seen[-1] == len(box.state) == MAILS + STEP
+        assert box.state.unseen == MAILS
+        assert bool(box.state.has_flag("new", slice(0, MAILS)).all())
+        assert bool((box.state.modseqs > np.uint64(highest)).all()), "sessions report all of it"
+        box.check_consistency()
+
+
 async def test_many_mails_of_another_writer_become_visible_in_turns(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ours among them: no session sees a UID before a lower UID."""
+    """Mails of this backend are among them. No session may see a UID before a lower
+    UID."""
     async with machine.run() as life:
         user = await life.user()
         box = await user.select("INBOX")

@@ -1,5 +1,5 @@
-"""Users come to a backend that serves and leave it: what is uploaded, fenced, compared
-and refused."""
+"""Users come to a backend that runs, and leave it: what is uploaded, fenced, compared
+with the bucket, and refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machines import Bucket, Life, Machine, flags_of, uids
@@ -15,7 +16,12 @@ from obox.errors import Corrupt, Elsewhere, InUse
 from obox.store import NewMail, User
 from obox.store.backend import handover, upload
 from obox.store.backend.jobs import Failure, Job
+from obox.store.log.fence import Replayed
+from obox.store.log.takeover import Survey, one_history
 from obox.store.owned import Tag
+from obox.store.user.boxes import Boxes
+from obox.store.user.journaled import join_journaled
+from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
 ANNA, BEN = StorageId("anna"), StorageId("ben")
@@ -37,7 +43,7 @@ class Rows:
 
 
 class Member:
-    """`store.owned.Cluster` of one backend."""
+    """The `store.owned.Cluster` of a backend."""
 
     def __init__(self, rows: Rows, name: str) -> None:
         self.rows, self.name = rows, name
@@ -95,7 +101,7 @@ def other(machine: Machine, tmp_path: Path) -> Machine:
 
 
 async def with_flag(life: Life, name: str) -> None:
-    """A user with a mail of which the journal alone knows that it was seen."""
+    """Make a user with a mail. Only the journal knows that the mail was seen."""
     user = await life.user(name)
     await user.append("INBOX", [MAIL])
     box = await user.select("INBOX")
@@ -105,8 +111,8 @@ async def with_flag(life: Life, name: str) -> None:
 
 
 async def adopted(one: Member) -> None:
-    """Everybody whom dead boots name and who is this backend's is in bundles, and the
-    bucket says so."""
+    """Wait until all users whom this backend has to adopt from dead boots are in
+    bundles, and the bucket records that."""
     async with asyncio.timeout(30):
         while one.life.store.takeover.left or not one.life.store.upkeep.adoption_done():  # noqa: ASYNC110 - the store has no event for it
             await asyncio.sleep(0.01)
@@ -140,8 +146,8 @@ async def test_a_successor_has_what_the_dead_owner_journaled(machine: Machine, o
 async def test_each_successor_adopts_its_own_users(
     machine: Machine, other: Machine, rows: Rows, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """The boot stays unclean, with everything that it says, until the last of its users
-    has been adopted."""
+    """The boot stays unclean, and all its journal objects stay, until the last of its
+    users has been adopted."""
     third = machine.renamed("third", tmp_path / "third")
     async with member(other, rows) as two, member(third, rows) as three:
         async with member(machine, rows, kill=True) as one:
@@ -175,8 +181,8 @@ async def test_a_fence_names_the_boot_that_was_seen_dying(machine: Machine, othe
 async def test_a_fenced_owner_goes_on_with_the_users_that_are_still_its_own(
     machine: Machine, other: Machine, rows: Rows
 ) -> None:
-    """No bundle is written for them, no copy is compared, and what was acknowledged
-    before is in the new boot."""
+    """The backend writes no bundle for these users and compares no copy. The new boot
+    has the changes that were acknowledged before the fence."""
     names = [f"user{number}" for number in range(20)]
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna", *names)
@@ -225,8 +231,8 @@ async def test_a_released_user_has_everything_in_bundles(machine: Machine, other
 async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
     machine: Machine, other: Machine, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One user's box does not load after a fence, and is not uploaded after a loss; the
-    others' are."""
+    """The mailbox of a user does not load after a fence, and is not uploaded after a
+    loss. The mailboxes of the other users are."""
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna", "ben", "cleo")
         store, boot = one.life.store, one.life.store.journal.boot
@@ -251,8 +257,8 @@ async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
 
 @pytest.mark.parametrize("unloaded", [False, True])
 async def test_a_release_leaves_no_trace(machine: Machine, other: Machine, rows: Rows, unloaded: bool) -> None:
-    """Everything of another user stays. What the next backend changed is seen when the
-    user comes back."""
+    """Everything of other users stays. When the user comes back, this backend sees what
+    the next backend changed."""
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna", "ben")
         store = one.life.store
@@ -371,7 +377,8 @@ async def test_a_copy_that_an_owner_did_not_know_of_is_another_history(
         box = await user.select("INBOX")
         await user.flush(everything=True)
         async with member(other, rows, kill=True) as two:
-            await two.gain("anna", orderly=True)  # so the directory says
+            # The directory says that the owner before released the user in order.
+            await two.gain("anna", orderly=True)
             theirs = await (await two.life.user("anna")).select("INBOX")
             await box.store_flags(uids(1), "add", ["ours"])
             await user.flush(everything=True)
@@ -385,11 +392,96 @@ async def test_a_copy_that_an_owner_did_not_know_of_is_another_history(
         assert box.state.trusted(shown) == 0
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_bundle_that_the_owner_of_a_journal_did_not_know_of_is_another_history(
+    machine: Machine, other: Machine, rows: Rows, tmp_path: Path, late: bool
+) -> None:
+    """Two backends write to a mailbox at once, one to a bundle, the other to its
+    journal. A third without a copy takes over. Whichever of them a client has used,
+    it has not seen the flag of the other."""
+    third = machine.renamed("third", tmp_path / "third")
+    async with member(machine, rows) as one:
+        await one.gain("anna")
+        user = await one.life.user("anna")
+        await user.append("INBOX", [MAIL])
+        box = await user.select("INBOX")
+        await user.flush(everything=True)
+        async with member(other, rows, kill=True) as two:
+            await two.gain("anna", orderly=True)  # so the directory says
+            theirs = await (await two.life.user("anna")).select("INBOX")
+            if late:
+                await theirs.store_flags(uids(1), "add", ["others"])
+            await box.store_flags(uids(1), "add", ["ours"])
+            await user.flush(everything=True)
+            if not late:
+                await theirs.store_flags(uids(1), "add", ["others"])
+            await two.life.store.journal.sync()
+            shown, boot = {theirs.state.highestmodseq, box.state.highestmodseq}, two.life.store.journal.boot
+        await handover.lose(one.life.store, ["anna"], one.kick)
+        async with member(third, rows) as three:
+            await three.gain("anna", dead=(("second", boot),))
+            box = await (await three.life.user("anna")).select("INBOX")
+            assert flags_of(box) == {1: ["others", "ours"]}
+            assert {box.state.trusted(modseq) for modseq in shown} == {0}
+
+
+async def test_a_journal_that_continues_the_bundles_of_its_own_boot_is_the_same_history(
+    machine: Machine, other: Machine, rows: Rows
+) -> None:
+    """A client of a backend that died need not read all flags again at its heir."""
+    async with member(machine, rows, kill=True) as one:
+        await one.gain("anna")
+        await with_flag(one.life, "anna")
+        box = await one.life.users[0].select("INBOX")
+        shown, boot = box.state.highestmodseq, one.life.store.journal.boot
+    async with member(other, rows) as two:
+        await two.gain("anna", dead=(("first", boot),))
+        box = await (await two.life.user("anna")).select("INBOX")
+        assert flags_of(box) == {1: ["\\Seen"]}
+        assert box.state.trusted(shown) == shown
+
+
+def test_a_backend_has_read_what_was_written_before_it_began() -> None:
+    def boot(at: float) -> str:
+        return f"{int(at * 1000):012x}0000"
+
+    began = 1_700_000_000.0
+    journal = [("a", boot(began))]
+    assert one_history(journal, [])
+    assert one_history(journal, [(boot(began), began + 5), (boot(5), began - 61)])
+    assert not one_history(journal, [(boot(5), began - 59)]), "the clocks may differ by a minute"
+    assert not one_history(journal, [(boot(5), began + 1)])
+    assert one_history([*journal, ("a", boot(began + 9))], [(boot(began), began + 5)]), "a fence begins a new boot"
+    assert not one_history([*journal, ("b", boot(began + 9))], []), "the second may not have known of the first"
+
+
+async def test_what_comes_while_users_are_adopted_is_adopted_too(machine: Machine, other: Machine, rows: Rows) -> None:
+    """A user's changes that a journal shows while upkeep uploads what it showed before
+    are not noted as adopted before they are in bundles."""
+    async with member(machine, rows) as one:
+        takeover = one.life.store.takeover
+        takeover.left.add("anna")
+        takeover.again.clear()
+        takeover.add(_survey({"anna": {"root": [b""]}}))
+        takeover.adopted({"anna", "ben"})
+        assert (takeover.left, takeover.sources) == ({"anna"}, {"anna": {("dead", "boot")}})
+        takeover.again.clear()
+        takeover.pending.clear()
+        takeover.adopted({"anna"})
+        assert (takeover.left, takeover.sources) == (set(), {})
+
+
+def _survey(pending: dict[str, dict[str, list[bytes]]]) -> Survey:
+    replayed = Replayed(pending, {sid: {("dead", "boot")} for sid in pending})
+    return Survey([], set(), set(), replayed, False, 0, 0, [], {})
+
+
 async def test_a_directory_that_knows_less_than_the_journals_makes_every_copy_compare(
     machine: Machine, other: Machine, rows: Rows
 ) -> None:
-    """Both own the user by the row of yesterday; the first does not show what it has
-    before it has asked."""
+    """The directory was restored from a backup, so both backends own the user by an old
+    row. The first backend must compare its copy with the bucket before it shows the
+    copy."""
     async with member(machine, rows) as one:
         await one.gain("anna")
         await with_flag(one.life, "anna")
@@ -413,7 +505,8 @@ async def test_a_restart_keeps_its_copies_where_its_rows_are_unchanged(machine: 
         with one.life.counting() as counted:
             assert await flags(one.life, "anna") == {1: ["\\Seen"]}
         assert counted.count() == 0
-    rows.give("first", "anna")  # it was away
+    # The user was at another backend meanwhile.
+    rows.give("first", "anna")
     async with member(machine, rows) as one:
         with pytest.raises(Elsewhere):
             await one.life.user("anna")
@@ -421,3 +514,37 @@ async def test_a_restart_keeps_its_copies_where_its_rows_are_unchanged(machine: 
         with one.life.counting() as counted:
             await flags(one.life, "anna")
         assert counted.count("list", "index") > 0
+
+
+async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are_not_lost(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search of the journals finds them at that moment."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("INBOX", [MAIL])
+        box = await user.select("INBOX")
+        said = {}
+        for flag in ("first", "then"):
+            delta, _ = box.state.flag_delta(uids(1), "add", [flag], box.env.now_ms())
+            assert delta is not None
+            said[flag] = {box.guid: [delta.encode()]}
+        await box.release()
+    async with machine.run() as life:
+        opened, load = Boxes.open, Mailbox.load
+
+        async def opening(user: Boxes, pending: dict[str, list[bytes]], **how: Any) -> None:
+            await opened(user, pending, **how)
+            life.store.takeover.pending["anna"] = said["first"]
+
+        async def loading(box: Mailbox, infos: Any, pending: list[bytes]) -> None:
+            await load(box, infos, pending)
+            owner: Any = box.user
+            await join_journaled(owner, said["then"])
+
+        monkeypatch.setattr(Boxes, "open", opening)
+        monkeypatch.setattr(Mailbox, "load", loading)
+        user = await life.user()
+        box = await user.select("INBOX")
+        assert set(flags_of(box)[1]) >= {"first", "then"}
+        await box.release()

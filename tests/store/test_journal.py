@@ -1,4 +1,5 @@
-"""The journal's writer alone, under a time that stands still until everybody waits."""
+"""The writer of the journal alone, on a virtual clock that moves when all tasks
+wait."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ CODEC = Codec({}, None)
 
 @dataclass
 class Desk:
-    """A journal, its bucket, and what it asked of its owner."""
+    """A journal, its bucket, and the calls that the journal made to its owner."""
 
     time: VirtualTime
     bucket: OpenStore
@@ -74,7 +75,7 @@ async def desk() -> AsyncIterator[Desk]:
 
 
 def break_puts(desk: Desk, *, land: bool = False) -> None:
-    """Every PUT fails, or lands without an answer, until `mend`."""
+    """Make each PUT fail, or take effect without an answer, until `mend` is called."""
     put = desk.bucket.put
 
     async def broken(key: str, data: bytes, *, kind: str) -> None:
@@ -169,7 +170,7 @@ async def test_what_has_no_answer_is_written_again_the_same(desk: Desk, land: bo
 
 async def test_late_changes_are_refused_and_nothing_is_lost(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert journal_module.LATE_S == 10
-    # Who waits does so by the loop's own clock.
+    # The waiters use the clock of the loop.
     monkeypatch.setattr(journal_module, "LATE_S", 0.1)
     break_puts(desk)
     desk.journal.add("user", "box", b"1")
@@ -192,8 +193,8 @@ async def test_late_changes_are_refused_and_nothing_is_lost(desk: Desk, monkeypa
 
 
 async def test_a_fence_starts_a_new_boot_that_says_all_again(desk: Desk) -> None:
-    """Another backend has closed our journal: what was not acknowledged goes into the
-    new backend, the rest is theirs."""
+    """Another backend has fenced the journal. The changes that were not acknowledged go
+    into a journal of a new boot. The other backend replays the rest."""
     desk.journal.add("user", "box", b"1")
     await desk.time.run(desk.journal.sync())
     fence = JournalObject("first", "boot1", 1, 0, closed=True)

@@ -1,4 +1,4 @@
-"""What journals say of two backends that wrote at the same time."""
+"""The journals of two backends that wrote at the same time."""
 
 from __future__ import annotations
 

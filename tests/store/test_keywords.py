@@ -1,5 +1,5 @@
-"""Keywords at the limit: what brings more is refused whole, and what no mail has any
-more makes room."""
+"""A mailbox with as many keywords as are allowed. A change with too many keywords is
+refused as a whole, and a keyword that no mail has any more makes room."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def flags_of(box: Mailbox) -> dict[int, set[str]]:
 
 
 async def filled(user: User, name: str, *, left: int) -> Mailbox:
-    """A mailbox with one mail, whose keywords leave room for so many more."""
+    """Make a mailbox with a mail that has all keywords but `left`."""
     keywords = tuple(f"k{at:02}" for at in range(KEYWORDS_MAX - left))
     await user.append(name, [NewMail(MAIL, keywords)])
     return await user.box(user.entry(name).guid)
@@ -77,8 +77,8 @@ async def test_multiappend_counts_the_keywords_of_all_its_mails(machine: Machine
 
 
 async def test_parallel_writers_share_the_last_places(machine: Machine) -> None:
-    """Each looks for room before its PUT: two places are taken by two of them,
-    whichever way they come."""
+    """Each writer looks for room before its PUT. Two places are left, and exactly two
+    writers get them, whatever command they use."""
     async with machine.run() as life:
         user = await life.user()
         box = await filled(user, "INBOX", left=2)
@@ -108,7 +108,8 @@ async def test_a_write_that_was_cut_short_gives_its_places_back(machine: Machine
         await box.slots.all_resolved()
         await asyncio.sleep(0)
         assert box.state.flags.coming == set()
-        box.deleted = True  # and a flush that fails before its PUT
+        # A write that fails before its PUT gives its place back as well.
+        box.deleted = True
         with pytest.raises(OboxError):
             await user.append("INBOX", [NewMail(MAIL, ("k01",))])
         box.deleted = False
@@ -117,8 +118,8 @@ async def test_a_write_that_was_cut_short_gives_its_places_back(machine: Machine
 
 @pytest.mark.parametrize("days", [10, 40])
 async def test_a_keyword_is_forgotten_long_after_its_last_use(machine: Machine, days: int) -> None:
-    """A base forgets it, since a base covers all earlier bundles. A diff never does:
-    the base beside it would bring the keyword back."""
+    """A base forgets the keyword, because a base covers all earlier bundles. A diff
+    never forgets it, because the base beside the diff would bring the keyword back."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(MAIL, ("kept", "gone")), NewMail(MAIL)])

@@ -15,12 +15,12 @@ from obox.objectstore.codec import Codec, Decoded
 from obox.store import NewMail
 
 LARGE = 100
-"""Octets of a payload that count as large here."""
+"""A payload of more octets counts as large here."""
 
 
 @pytest.fixture
 def on_the_loop(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was decoded on the loop although it is large."""
+    """Return the owners of large objects that were decoded on the loop."""
     found: list[str] = []
     decode, decode_many, decode_delta = Codec.decode, Codec.decode_many, Delta.decode
 

@@ -1,5 +1,5 @@
-"""What LIST of real stores leaves out, names in another order, or names beside ours:
-nothing is lost by it."""
+"""LIST of some real stores leaves keys out, returns keys in another order, or returns
+foreign keys. obox must not lose mail because of that."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from tests.stores import Listing, MinioLike, SeaweedLike, Stubborn
 
 SID = StorageId("anna")
 OTHERS = {"mail": 1405, "mail-2": 704}
-"""Backends that are over, with so many journal objects of one clean boot left."""
+"""Backends that have ended, and how many journal objects of a clean boot each has
+left."""
 
 
 async def leave_journals(bucket: Bucket) -> None:
-    """Journal objects that nobody needs any more: bundles cover them, `delete_delay` is
-    not over."""
+    """Write journal objects that are no longer needed: bundles cover them, and only
+    `delete_delay` is not over yet."""
     store, codec = bucket.open(), bucket.codec()
     for backend, count in OTHERS.items():
         boot = "0123456789ab0000"
@@ -42,8 +43,8 @@ async def leave_journals(bucket: Bucket) -> None:
 async def test_flags_of_a_backend_survive_the_journals_of_others(
     bucket: Bucket, tmp_path: Path, driver: type[Listing]
 ) -> None:
-    """mail-2 704 objects, mail 1405, mx 4: a LIST over all, page by page with
-    start-after, left mx out on MinIO."""
+    """mail-2 has 704 objects, mail has 1405, and mx has 4. On MinIO a LIST over all
+    journals, page by page with start-after, left mx out."""
     bucket.url, bucket.driver = "memory://", driver(wall=bucket.time.now)
     await leave_journals(bucket)
     mx = Machine(bucket, tmp_path / "mx", backend="mx", durability="bucket", journal_interval_s=0.01)
@@ -61,13 +62,13 @@ async def test_flags_of_a_backend_survive_the_journals_of_others(
             user = await life.user()
             assert await whole(user) == before
             assert await operate.journal_objects(life.store)
-        # The names, two pages of `mail`, and mail-2, mx, third.
+        # The requests list the names, two pages of `mail`, and mail-2, mx and third.
         assert requests.count("list", "journal") == 6
 
 
 async def test_the_fake_leaves_out_what_minio_left_out() -> None:
-    """Begun anew behind the last key of each page, as it was, a LIST over all journals
-    misses half of them."""
+    """obox used to start each page behind the last key of the page before. On this fake
+    a LIST over all journals then misses half of them."""
     bucket = MinioLike()
     for backend, count in {**OTHERS, "mx": 4}.items():
         for seq in range(count):
@@ -86,7 +87,7 @@ async def test_a_start_lists_the_backends_and_each_of_them_once(machine: Machine
     async with machine.run() as life:
         await life.user()
     async with machine.renamed("second", machine.path / "2").run() as life:
-        # The names, and the journal of `first`.
+        # The requests list the names, and the journal of `first`.
         assert life.bucket.stats.count("list", "journal") == 2
 
 
@@ -103,7 +104,7 @@ FOREIGN = [
     user_prefix(SID) + ".DS_Store",
     user_prefix(SID) + "a//b",
 ]
-"""Keys that consoles, rclone and mistakes make."""
+"""Keys that consoles, rclone and mistakes of operators leave."""
 
 
 async def foreign_in(bucket: Bucket, guid: Guid) -> list[str]:
@@ -158,8 +159,8 @@ async def test_a_user_goes_with_all_that_lies_below(bucket: Bucket, tmp_path: Pa
 
 
 async def test_what_cannot_be_deleted_is_told_and_ends_the_loop(bucket: Bucket, tmp_path: Path) -> None:
-    """A marker's key cannot be named by a client: LIST and DELETE in turn went on for
-    ever."""
+    """A client cannot name the key of such a marker in a DELETE. The loop of LIST and
+    DELETE used to run for ever."""
     stay = [user_prefix(SID), user_prefix(SID) + "m/"]
     bucket.url, bucket.driver = "memory://", Stubborn(stay, wall=bucket.time.now)
     async with Machine(bucket, tmp_path / "first").run() as life:

@@ -1,5 +1,5 @@
-"""Mails whose object is gone from the bucket, or does not decode: what a read says, and
-what autofix does about it."""
+"""Mails whose object is missing in the bucket or does not decode: what a read returns,
+and what autofix_storage does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def plain() -> Codec:
 
 
 class Shelf:
-    """A bucket in memory in which somebody else moves things, and a machine over it."""
+    """A bucket in memory, a machine over it, and ways to remove and restore objects
+    without the knowledge of the backend."""
 
     def __init__(self, path: Path, **settings: Any) -> None:
         self.driver = MemoryDriver()
@@ -45,7 +46,7 @@ class Shelf:
         self.machine = Machine(self.bucket, path / "disk", **settings)
 
     async def take(self, life: Life, *keys: str) -> dict[str, bytes]:
-        """Remove objects behind the backend's back, from its own caches too."""
+        """Remove objects from the bucket and from the local caches."""
         taken = {key: await self.driver.get(key, kind="mail") for key in keys}
         await self.driver.delete_batch(keys, kind="mail")
         await self.forget(life, *keys)
@@ -56,7 +57,7 @@ class Shelf:
         await self.driver.put(key, data, kind="mail")
 
     async def forget(self, life: Life, *keys: str) -> None:
-        """Let the local caches know nothing of these objects."""
+        """Drop these objects from the local caches."""
         for key in keys:
             await life.store.env.fscache.drop(key)
         life.store.env.recent = Recent()
@@ -78,7 +79,7 @@ def key_of(box: Mailbox, uid: int) -> str:
 
 
 async def read(box: Mailbox, numbers: Sequence[int], *, autofix: bool | None = None) -> dict[int, object]:
-    """UID to the mail, or to the kind of what is wrong."""
+    """Return for each UID its mail or the kind of its error."""
     found = {uid: mail async for uid, mail in box.mails(numbers, autofix=autofix)}
     return {uid: mail if isinstance(mail, bytes) else type(mail) for uid, mail in found.items()}
 
@@ -90,7 +91,7 @@ GONE = type(None)
 
 
 async def test_a_lost_mail_is_told_and_hides_no_other(shelf: Shelf) -> None:
-    """One GET for each, and the index stays as it is."""
+    """The read makes a single GET for each mail, and the index does not change."""
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(n) for n in range(5)])
@@ -126,7 +127,8 @@ async def test_what_the_cache_still_has_is_served_and_nobody_notices(shelf: Shel
 @pytest.mark.parametrize("size", [len(simple(0)), len(LARGE)], ids=["small", "large"])
 @pytest.mark.parametrize("damage", ["garbage", "cut", "empty", "a bit", "another mail", "a newer format"])
 async def test_a_damaged_mail_is_no_lost_one(shelf: Shelf, size: int, damage: str) -> None:
-    """It is Corrupt, whole and in part, and autofix leaves it alone."""
+    """A read in whole and in part raises Corrupt, and autofix_storage does not expunge
+    the mail."""
     source = simple(0) if size < len(LARGE) else LARGE
     async with shelf.machine.run() as life:
         user = await life.user()
@@ -175,8 +177,8 @@ async def test_a_mail_under_a_key_that_is_not_configured_is_damaged(tmp_path: Pa
 
 @pytest.mark.parametrize("autofix", [False, True])
 async def test_a_search_goes_on_over_lost_and_damaged_mails(shelf: Shelf, autofix: bool) -> None:
-    """They match neither a text nor its opposite; what the index says of them still
-    counts."""
+    """A lost mail matches neither a text nor NOT of this text. Conditions on its index
+    record still apply."""
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [b"Subject: s%d\r\n\r\nneedle\r\n" % n for n in range(4)])
@@ -199,8 +201,8 @@ async def test_a_search_goes_on_over_lost_and_damaged_mails(shelf: Shelf, autofi
 
 @pytest.mark.parametrize("disk", ["kept", "lost"])
 async def test_a_mail_that_is_gone_is_expunged_and_its_key_left_alone(shelf: Shelf, disk: str) -> None:
-    """The expunge is final, whatever becomes of the machine. Nothing deletes an object
-    that comes back."""
+    """The expunge is final, even if the machine is lost. Nothing deletes the object if
+    it comes back."""
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(n) for n in range(3)])
@@ -283,8 +285,8 @@ async def test_every_way_to_read_mends(tmp_path: Path, how: str, given: bool | N
 
 @pytest.mark.parametrize("how", ["mails", "part"])
 async def test_a_404_in_passing_expunges_nothing(shelf: Shelf, how: str) -> None:
-    """The object is there: the second look finds it, and the mail is served as if
-    nothing had been."""
+    """The object is there. A second request finds it, and the mail is served as
+    usual."""
     source = simple(0) if how == "mails" else LARGE
     async with shelf.machine.run() as life:
         user = await life.user()
@@ -352,7 +354,8 @@ async def test_while_nothing_can_be_changed_nothing_is_expunged(shelf: Shelf, mo
 
 
 async def test_who_finds_the_same_mail_waits_for_who_looks(shelf: Shelf) -> None:
-    """Sessions at once: one LIST, one expunge."""
+    """Several sessions find the lost mail at the same time. There is a single LIST and
+    a single expunge."""
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(n) for n in range(3)])
@@ -367,8 +370,8 @@ async def test_who_finds_the_same_mail_waits_for_who_looks(shelf: Shelf) -> None
 
 
 async def test_an_expunged_mail_whose_object_is_purged_is_not_looked_for(tmp_path: Path) -> None:
-    """Expunged and deleted by us while a session still knows the UID: no request, no
-    second expunge."""
+    """This backend has expunged the mail and deleted its object, and a session still
+    knows the UID. The session makes no request and no second expunge."""
     shelf = Shelf(tmp_path, delete_delay_s=0.0)
     async with shelf.machine.run() as life:
         user = await life.user()
@@ -427,8 +430,8 @@ async def test_a_lost_mail_is_copied_and_moved_without_being_read(shelf: Shelf) 
 
 @pytest.mark.parametrize("home", ["kept", "expunged"])
 async def test_a_lost_copy_lets_go_of_its_home_and_the_home_finds_out_by_itself(shelf: Shelf, home: str) -> None:
-    """The record of the copy goes, and its holder at home; the home's own record when
-    that is read."""
+    """autofix_storage removes the record of the copy and its holder in the home
+    mailbox. The record in the home mailbox is removed when the mail is read there."""
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(0), simple(1)])
@@ -457,7 +460,7 @@ async def test_a_lost_copy_lets_go_of_its_home_and_the_home_finds_out_by_itself(
 
 
 async def test_a_copy_within_its_mailbox_is_lost_with_its_mail(shelf: Shelf) -> None:
-    """Two records of one object: it is looked for once."""
+    """Two records refer to the same object. The store looks for the object once."""
     async with shelf.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(0)])

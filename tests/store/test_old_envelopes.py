@@ -1,12 +1,13 @@
-"""Buckets that the first version wrote (version-1-*.tar.gz: as a killed backend left
-them) are served and upgraded.
+"""Buckets that the first version of obox wrote are served and upgraded. The archives
+version-1-*.tar.gz are what a killed backend left.
 
-Each archive has the bucket and what a client saw of it in the end. Sealed: under k1, of
-32 bytes "1".
+Each archive has the bucket, and what a client saw of it at the end. Sealed objects use
+the key k1, which is 32 bytes "1".
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import tarfile
@@ -15,16 +16,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import version1
 from machines import SID, Bucket, Life, Machine, uids, whole
 from mails import simple
+from turns import turns
 
 from obox.errors import ConfigError, Corrupt, InUse, Unavailable
 from obox.objectstore import Codec, ObjectKind, Unreachable
 from obox.objectstore._memory import MemoryDriver
 from obox.objectstore.keys import mail_key, owner_of, user_prefix
 from obox.store import MailStore, NewMail
+from obox.store.log.journal import JournalObject, Line
 from obox.store.mails.meta import MailMeta
 from obox.store.operate import upgrade
 from obox.types import Guid, StorageId, Uid
@@ -68,8 +72,8 @@ class Old:
         return {key: data for key, (data, _) in self.memory._objects.items() if key.startswith(prefix)}
 
     async def check(self, life: Life, more: dict[str, bytes] | None = None) -> None:
-        """Everything is as it was; more: mails that came to Anna's INBOX since, by
-        UID."""
+        """Assert that everything is as it was. more: the mails that came to Anna's
+        INBOX since, by UID."""
         for name, boxes in self.expected.items():
             user = await life.user(name)
             found = await whole(user)
@@ -130,7 +134,8 @@ async def test_upgrade(old: Old) -> None:
         planned = await run(life.store, dry_run=True)
         assert before.items() <= old.objects().items(), "the takeover may add to it"
         assert planned.upgraded == 0 < planned.outdated
-        user = await life.user()  # somebody is logged in
+        # A client is logged in during the upgrade.
+        user = await life.user()
         inbox = await user.select("INBOX")
         done = await run(life.store)
         assert (done.upgraded, done.damaged, done.foreign) == (planned.outdated, 0, 0)
@@ -140,7 +145,8 @@ async def test_upgrade(old: Old) -> None:
         await inbox.store_flags(uids(1), "add", ["\\Flagged"])
         await inbox.store_flags(uids(1), "remove", ["\\Flagged"])
         await inbox.release()
-        await old.check(life)  # out of fscache: as version 1 still
+        # The mails come from fscache, which has them in version 1.
+        await old.check(life)
         left = await finish(life.store)
         assert not left.finished
         assert left.users == {}
@@ -151,14 +157,16 @@ async def test_upgrade(old: Old) -> None:
 
 
 async def finished(old: Old) -> None:
-    """Upgraded, and the journal of version 1 gone as it goes with time."""
+    """Upgrade the bucket, and let the journal of version 1 be deleted after its
+    delay."""
     async with served(old) as life:
         await old.check(life)
         await run(life.store)
     for key in [key for key, data in old.objects("_journal/").items() if data[4] == 1]:
         await old.memory.delete_batch([key], kind="journal")
     async with served(old) as life:
-        await old.check(life)  # and fscache has everything
+        # The mails come from fscache here too.
+        await old.check(life)
         left = await finish(life.store)
         assert left.finished
         assert (left.users, left.journal, left.damaged) == ({}, 0, 0)
@@ -177,7 +185,8 @@ async def test_a_finished_bucket_has_version_2_alone(old: Old) -> None:
         assert (await finish(life.store)).finished
     old.machine.lose_disk()
     new = old.objects()[stray]
-    await old.memory.replace(stray, data, kind="mail")  # an object that somebody kept
+    # This is an object that somebody had kept.
+    await old.memory.replace(stray, data, kind="mail")
     async with served(old) as life:
         left = await finish(life.store)
         assert not left.finished
@@ -225,8 +234,8 @@ async def test_restored_bundles_of_version_1_are_upgraded_where_nobody_can_open_
 
 @pytest.mark.parametrize("step", [*range(1, 12), 15, 19, 22])
 async def test_it_may_be_killed_after_any_step(tmp_path: Path, step: int) -> None:
-    """The bucket dies at the nth request that would write; half of them have their
-    effect."""
+    """The bucket stops working at the nth request that writes. Half of these requests
+    take effect, and the others do not."""
     old = Old("sealed", tmp_path)
     async with old.machine.run(kill=True) as life:
         await old.check(life)
@@ -257,13 +266,15 @@ async def test_it_may_be_killed_after_any_step(tmp_path: Path, step: int) -> Non
 
 
 async def test_nothing_that_was_deleted_comes_back(old: Old) -> None:
-    """A mail goes between the LIST and its turn."""
+    """A mail is deleted after the upgrade has listed it, and before the upgrade
+    rewrites it."""
     async with served(old) as life:
         user = await life.user()
         inbox = await user.select("INBOX")
         key = mail_key(SID, inbox.guid, Uid(4))
         upgrading = upgrade.upgrade(life.store, SID, SID)
-        await anext(upgrading)  # LISTed are the bundles
+        # The bundles have been listed now.
+        await anext(upgrading)
         listing = life.bucket.list
 
         async def late(prefix: str, **options: Any) -> Any:
@@ -280,8 +291,9 @@ async def test_nothing_that_was_deleted_comes_back(old: Old) -> None:
 
 
 async def test_what_belongs_elsewhere_stays_as_it_is(old: Old) -> None:
-    """Version 1 says in its meta where it belongs; what does not decode, and foreign
-    keys, are counted."""
+    """Objects of version 1 say in their meta data to whom they belong. The upgrade
+    counts objects that do not decode and foreign objects, and leaves them as they
+    are."""
     async with served(old) as life:
         user = await life.user()
         inbox, archive = await user.select("INBOX"), await user.select("Archive")
@@ -314,8 +326,8 @@ async def test_what_belongs_elsewhere_stays_as_it_is(old: Old) -> None:
 
 
 async def test_a_site_that_begins_to_encrypt(tmp_path: Path) -> None:
-    """Plain objects are read beside sealed objects. The upgrade seals them, and then no
-    plain object is accepted."""
+    """A site switches encryption on. Plain objects are read beside sealed objects. The
+    upgrade seals the plain objects, and from then on no plain object is accepted."""
     old = Old("plain", tmp_path)
     strict = Codec(KEYS, "k1", require_encryption=True)
     old.machine.bucket.codec = lambda: strict
@@ -344,7 +356,7 @@ async def test_a_site_that_begins_to_encrypt(tmp_path: Path) -> None:
 
 
 async def test_an_old_format_that_is_put_back_is_refused(tmp_path: Path) -> None:
-    """With it a bucket would take objects of version 1 again."""
+    """With the old format object the bucket would accept objects of version 1 again."""
     old = Old("sealed", tmp_path)
     kept = old.objects()["_format"]
     await finished(old)
@@ -373,7 +385,8 @@ async def test_a_new_key_is_used_for_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("upgraded", [False, True])
 async def test_a_copied_user_becomes_another_one(old: Old, upgraded: bool) -> None:
-    """Anna's objects under another storage id, as restored from a backup beside her."""
+    """Anna's objects were copied to another storage id, as when an operator restores a
+    backup beside her mail."""
     if upgraded:
         await finished(old)
     carla = StorageId("carla")
@@ -388,7 +401,8 @@ async def test_a_copied_user_becomes_another_one(old: Old, upgraded: bool) -> No
         take_over = upgrade.take_over_copy
         planned = [done async for done in take_over(life.store, carla, SID, dry_run=True)][-1]
         first = take_over(life.store, carla, SID)
-        await anext(first)  # cut short
+        # The first run is cut short here.
+        await anext(first)
         await first.aclose()
         *_, done = [done async for done in take_over(life.store, carla, SID)]
         assert (done.damaged, done.foreign) == (0, 0)
@@ -418,3 +432,38 @@ async def test_a_new_bucket_is_of_version_2_and_takes_no_other(machine: Machine)
         assert (await user.append("INBOX", [NewMail(simple(2))])).uids == [3]
         assert inbox.state.uids.tolist() == [1, 3]
         await inbox.release()
+
+
+async def test_large_and_very_many_objects_are_renewed_off_the_loop(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mail and journal objects of many MB, compressed to a few kB, and very many
+    mails."""
+    async with machine.run() as life:
+        user = await life.user()
+        (guid,) = [entry.guid for entry in user.root.entries.values() if entry.name == "INBOX"]
+        large = b"Subject: x\r\n\r\n" + bytes(100 << 20)
+        meta = MailMeta(guid, 1, len(large), 1, 0, 1)
+        key = mail_key(SID, Guid(guid), Uid(1))
+        objects = {key: version1.encode(1, bytes(16), meta.encode(), large, compress=True)}
+        oid = bytes(range(16))
+        said = JournalObject("gone", "000000000001", 0, 0, [Line(SID, [(guid, bytes(40 << 20))])])
+        objects[said.key] = version1.encode(6, oid, b"", msgspec.msgpack.encode(said), compress=True)
+        for uid in range(2, 10_000):
+            objects[mail_key(SID, Guid(guid), Uid(uid))] = b"obox\2" + bytes(60)
+        driver = life.bucket.driver._inner
+        for name, data in objects.items():
+            driver._objects[name] = (data, 1e9)
+        driver._keys[:] = sorted(driver._objects)
+        with turns() as found:
+            left = await asyncio.create_task(finish(life.store))
+        found.check()
+        assert left.users == {SID: 1}
+        assert (left.journal, left.damaged) == (1, 0)
+        with turns() as found:
+            done = await asyncio.create_task(run(life.store, SID))
+        found.check()
+        assert done.upgraded == 1
+        for name in objects:
+            driver._objects.pop(name)
+        driver._keys[:] = sorted(driver._objects)

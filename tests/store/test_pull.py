@@ -1,5 +1,5 @@
-"""A user's copies from one backend to another: what an open costs then, what is joined,
-what never gets lost."""
+"""The local copies of a user are sent from a backend to another: what the next open
+costs, which changes are joined, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from obox.store.stamp import Stamp
 
 
 async def sent(life: Life, *, everything: bool = False) -> bytes:
-    """All that a source sends."""
+    """Return all that a source sends."""
     with life.store.pulling(SID):
         outgoing = Outgoing(life.store, SID)
         await outgoing.prepare("anna", everything=everything)
@@ -53,7 +53,7 @@ def objects(life: Life, data: bytes) -> list[Any]:
 
 
 def packed(life: Life, *parts: tuple[ObjectKind, Any, bytes]) -> bytes:
-    """A stream made by hand."""
+    """Make a stream by hand."""
     out = b""
     for kind, meta, payload in parts:
         env, packed_meta = life.store.env, msgspec.msgpack.encode(meta)
@@ -64,7 +64,7 @@ def packed(life: Life, *parts: tuple[ObjectKind, Any, bytes]) -> bytes:
 
 @pytest.fixture
 def directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each backend knows that the others live."""
+    """Make each backend know that the others are alive."""
     monkeypatch.setattr(
         "obox.store.backend.store.take_over", lambda env, last, live: take_over(env, last, lambda _: True)
     )
@@ -72,10 +72,10 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def two(machine: Machine, tmp_path: Path) -> AsyncIterator[tuple[Life, Life]]:
-    """Two backends on one bucket. Both live on, but without `directory` the second
-    fences the first when it starts."""
+    """Start two backends on the same bucket. Without `directory` the second fences the
+    first when it starts, but both go on."""
     async with machine.run() as one, machine.renamed("second", tmp_path / "second").run() as other:
-        # It learns of the fence now.
+        # The first backend learns of the fence at this write.
         await one.store.journal._wait(one.store.journal._writes + 1)
         yield one, other
 
@@ -95,7 +95,7 @@ async def some_mail(life: Life) -> None:
 
 @contextmanager
 def without_upload(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A source that cannot upload what the bucket lacks before it sends."""
+    """Make a source that cannot upload before it sends."""
 
     async def nothing(*_: Any, **__: Any) -> None:
         return None
@@ -106,14 +106,14 @@ def without_upload(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def leave(life: Life) -> None:
-    """Sessions end."""
+    """End all sessions."""
     for user in life.users:
         await user.release()
     life.users.clear()
 
 
 async def cold(machine: Machine, tmp_path: Path, name: str = "cold") -> dict[str, Any]:
-    """What the bucket alone says."""
+    """Return what a backend with an empty disk finds in the bucket."""
     async with machine.renamed(name, tmp_path / name).run() as life:
         return await whole(await life.user())
 
@@ -141,7 +141,7 @@ async def test_an_open_after_a_pull_reads_no_bundle(machine: Machine, tmp_path: 
 async def test_totals_stay_exact_where_the_source_uploaded_all(
     machine: Machine, tmp_path: Path, directory: None
 ) -> None:
-    """STATUS of everything then costs the one LIST, as after an open from the
+    """STATUS of all mailboxes then costs a single LIST, as after an open from the
     bucket."""
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
@@ -194,7 +194,8 @@ async def test_the_same_mail(machine: Machine, tmp_path: Path, everything: bool)
 async def test_what_the_bucket_lacks_is_marked_and_uploaded_by_the_destination(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The source could not upload, and never will: its machine burns after the pull."""
+    """The source could not upload its changes, and its machine is lost after the pull.
+    The destination must upload the changes."""
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         user = one.users[0]
@@ -260,7 +261,8 @@ async def test_a_copy_that_is_as_new_is_kept(machine: Machine, tmp_path: Path, d
 
 
 async def test_a_rerun_changes_nothing(machine: Machine, tmp_path: Path, directory: None) -> None:
-    """Also of what the bucket lacks: new mails, a few, are worth no bundle yet."""
+    """The destination keeps its copy as it is, and also the change mark of a few new
+    mails that are not worth a bundle yet."""
     async with two(machine, tmp_path) as (one, other):
         user = await one.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
@@ -307,8 +309,8 @@ async def test_an_older_copy_without_changes_is_replaced(machine: Machine, tmp_p
 async def test_changes_on_both_sides_are_joined(
     machine: Machine, tmp_path: Path, open_there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither could upload; clients of either side are served everything: no MODSEQ of
-    theirs is worth anything."""
+    """Neither backend could upload its changes. The MODSEQ values of clients of both
+    backends are not trusted, so these clients get everything again."""
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         await one.users[0].flush(everything=True)
@@ -328,7 +330,7 @@ async def test_changes_on_both_sides_are_joined(
         with without_upload(monkeypatch):
             await pull(one, other)
         if open_there:
-            # What was open did not take the copy.
+            # A mailbox that was open during the pull did not take the copy.
             await upload.flush(one.users[0], important_only=True)
             await operate.refresh(user)
         user = await other.user()
@@ -362,8 +364,8 @@ async def test_lists_of_mailboxes_are_joined(machine: Machine, tmp_path: Path, m
 
 
 async def test_holders_noted_before_stay(machine: Machine, tmp_path: Path) -> None:
-    """A mailbox of which the destination has nothing but that a copy elsewhere needs
-    its object."""
+    """The destination knows nothing of a mailbox but a holder: a copy in another
+    mailbox needs an object of it."""
     from obox.mailbox import Delta, Holders
 
     async with two(machine, tmp_path) as (one, other):
@@ -400,7 +402,8 @@ async def test_sessions_here_see_what_happened_there(machine: Machine, tmp_path:
 
 
 async def test_a_source_that_goes_on_writing(machine: Machine, tmp_path: Path) -> None:
-    """It is another writer, no more: nothing of either is lost."""
+    """The source goes on writing after the pull, as any other writer. No change of
+    either backend is lost."""
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         source = one.users[0]
@@ -434,7 +437,8 @@ async def test_a_source_that_goes_on_writing(machine: Machine, tmp_path: Path) -
 
 
 async def test_cut_short_anywhere(machine: Machine, tmp_path: Path) -> None:
-    """After each cut an open is right; a rerun brings the rest."""
+    """The pull is cut at each place. After each cut an open gives the right result, and
+    a second pull brings the rest."""
     chance = random.Random(5)
     async with machine.run() as one:
         await some_mail(one)
@@ -555,7 +559,7 @@ async def test_no_room(machine: Machine, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_a_source_whose_disk_is_full(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It sends what it has, staged or not."""
+    """The source sends what it has, even what it could not write to its disk."""
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         await one.store.env.metacache.commit()
@@ -581,7 +585,8 @@ async def test_a_user_whom_the_source_has_not(machine: Machine, tmp_path: Path) 
 
 
 async def test_a_user_who_was_deleted_elsewhere(machine: Machine, tmp_path: Path) -> None:
-    """The source still has copies of what is gone."""
+    """The user was deleted at another backend, and the source still has local
+    copies."""
     async with two(machine, tmp_path) as (one, other):
         await some_mail(one)
         await leave(one)

@@ -1,5 +1,5 @@
-"""Mails, claims and burnt UIDs are deleted by one function, with the same rules
-whichever part asks."""
+"""A single function deletes mails, claims and burnt UIDs, with the same rules for all
+callers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LATER_S = 3 * 86400.0
 
 
 def calls(path: Path, *names: str) -> list[tuple[str, str, int]]:
-    """Calls of methods or functions by these names: the name, `kind` as it stands there
-    ("" for none), the line."""
+    """Return the calls of functions with these names: the name, the argument `kind` as
+    written ("" if there is none), and the line."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
@@ -34,8 +34,8 @@ def calls(path: Path, *names: str) -> list[tuple[str, str, int]]:
 
 
 def test_one_file_deletes_mails() -> None:
-    """A DELETE names the kind of its objects; the bucket's own door (`Env.delete`)
-    passes on what it is given."""
+    """A DELETE names the kind of its objects. Only `Env.delete` passes on the kind that
+    it is given."""
     deleting = {
         f"{name}:{line}"
         for name, path in STORE.items()
@@ -57,14 +57,14 @@ def test_one_file_writes_mails() -> None:
 
 
 async def objects(machine: Machine, guid: Guid) -> list[int]:
-    """The UIDs under which a mailbox has objects."""
+    """Return the UIDs for which a mailbox has objects."""
     prefix = mail_prefix(StorageId("anna"), guid)
     return [int(key.rpartition("/")[2], 16) for key in await machine.bucket.keys(prefix)]
 
 
 async def test_who_was_suspended_deletes_nothing_that_others_have_copied(machine: Machine, tmp_path: Path) -> None:
-    """It believes a mail expunged everywhere; another backend took over before that was
-    in the bucket."""
+    """The suspended backend has expunged a mail in all mailboxes, in its local copy.
+    Another backend took over before the bucket had the expunge, and copied the mail."""
     clock = Time()
     silent = Machine(machine.bucket, tmp_path / "silent", journal_interval_s=1e9)
     async with silent.run(clock) as life:
@@ -72,13 +72,15 @@ async def test_who_was_suspended_deletes_nothing_that_others_have_copied(machine
         await user.append("INBOX", [NewMail(simple(n)) for n in (1, 2)])
         inbox = await user.select("INBOX")
         await user.flush(everything=True)
-        await inbox.expunge(uids(1))  # in its local copy only
+        # Only the local copy of the first backend has this expunge.
+        await inbox.expunge(uids(1))
         async with machine.renamed("second", tmp_path / "second").run() as other:
             theirs = await other.user()
             source = await theirs.select("INBOX")
             await theirs.copy(source, uids(1), "Archive")
             await theirs.flush()
-            clock.move(LATER_S)  # the first goes on where it was
+            # The first backend resumes.
+            clock.move(LATER_S)
             await inbox.sweep()
             assert await objects(machine, inbox.guid) == [1, 2]
             archive = await theirs.select("Archive")

@@ -1,5 +1,5 @@
-"""The quota is a bound, however many write at the same time; what fails gives its room
-back."""
+"""The quota is a bound even for writers that write at the same time. A write that fails
+gives its room back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from obox.store import NewMail, User
 
 
 async def outcomes(*work: Any) -> list[str]:
-    """The name of each one's error, or ""."""
+    """Return for each call the name of its error, or ""."""
     got = await asyncio.gather(*work, return_exceptions=True)
     assert all(not isinstance(one, BaseException) or isinstance(one, OboxError) for one in got), got
     return [type(one).__name__ if isinstance(one, OboxError) else "" for one in got]
@@ -73,8 +73,8 @@ async def test_what_fails_gives_its_room_back(machine: Machine, monkeypatch: pyt
 
 
 async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client has gone, the PUT may land: until it has, others do not get its
-    room."""
+    """The client has gone, and its PUT may still take effect. Until that is decided,
+    other writers do not get its room."""
     from obox.store.mails import write
 
     go = asyncio.Event()
@@ -132,7 +132,7 @@ async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_e
 
 
 async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of a group counts when one of it fails for good."""
+    """If a mail of a group fails for good, no mail of the group counts."""
     from obox.store.mails import write
 
     async def refused(*args: Any, **kwargs: Any) -> Any:

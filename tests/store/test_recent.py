@@ -1,5 +1,6 @@
-"""Mails in memory: bounded, in order of use, gone with their user; and decoding many at
-once is decoding each."""
+"""Mails in memory: the memory is bounded, holds the mails used last, and drops the
+mails of a user who leaves. Decoding many mails at once gives the same result as
+decoding each."""
 
 from __future__ import annotations
 
@@ -72,8 +73,8 @@ async def test_a_deleted_user_leaves_no_mail_in_memory(machine: Machine) -> None
 
 
 def test_decoding_many_is_decoding_each() -> None:
-    """Packed, unpacked, empty, sealed and damaged objects, and objects of several
-    frames, side by side."""
+    """The objects are packed, unpacked, empty, sealed and damaged, and some have
+    several frames."""
     plain, flat = Codec({}, None), Codec({}, None, "none")
     sealed = Codec({"k": b"k" * 32}, "k")
     payloads = [b"", b"x", b"words " * 300, b"\0" * 600_000, simple(1)]
@@ -94,8 +95,8 @@ def test_decoding_many_is_decoding_each() -> None:
 
 
 def test_a_frame_that_lies_about_its_size_spoils_no_other() -> None:
-    """Checksums right, content not what the header says: found by decompressing, then
-    each is decoded by itself."""
+    """The checksums are right, but the content has another size than the header says.
+    Decompression finds that, and then each object is decoded by itself."""
     codec = Codec({}, None)
     words = [b"words %d " % number * 200 for number in range(3)]
     objects = [codec.encode(ObjectKind.MAIL, OWNER, Oid(bytes([at]) * 16), b"", one) for at, one in enumerate(words)]
@@ -106,7 +107,7 @@ def test_a_frame_that_lies_about_its_size_spoils_no_other() -> None:
 
 
 def _relabelled(data: bytes, size: int) -> bytes:
-    """The object with another payload length in its header and the header's checksum
-    made right."""
+    """Return the object with another payload length in its header, and with the
+    checksum of this header."""
     signed = data[:40] + size.to_bytes(8, "little")
     return signed + crc32(data[52:60], crc32(signed + OWNER)).to_bytes(4, "little") + data[52:]

@@ -1,9 +1,9 @@
-"""What each operation costs in requests: they are the price of a bucket, so they are
-asserted, not measured.
+"""What each operation costs in requests. Requests are what a bucket costs, so the tests
+assert their numbers.
 
-The budgets are those of the design: warm reading costs nothing, a delivery one PUT and
-at most a tenth of an index upload, a COPY or MOVE two, a change of the list of
-mailboxes one.
+The budgets are those of the design: warm reading costs nothing. A delivery costs a PUT
+and at most a tenth of an index upload. A COPY or MOVE costs two requests, and a change
+of the list of mailboxes costs one.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ async def test_delivery_is_one_put(machine: Machine) -> None:
 
 @pytest.mark.parametrize("pause_s", [0.0, 1.0, 60.0, 600.0], ids=["burst", "a second", "a minute", "ten minutes"])
 async def test_a_hundred_deliveries_cost_ten_uploads_at_most(machine: Machine, pause_s: float) -> None:
-    """All that follows from them, uploads and upkeep for two hours more, is counted.
-
-    The index is LISTed anew after each forced_refresh_interval, 8 hours.
-    """
+    """The test counts all requests that follow from the deliveries: uploads, and the
+    upkeep of two more hours. After each forced_refresh_interval of 8 hours the index is
+    listed again."""
     async with machine.run() as life:
         user = await life.user()
         await life.quiet()
@@ -91,8 +90,8 @@ async def test_warm_reading_makes_no_request(machine: Machine) -> None:
 
 
 async def test_a_warm_store_costs_a_share_of_one_journal_object_a_second(machine: Machine) -> None:
-    """However many users and commands: one PUT an interval, here 0.2 s, for the whole
-    backend."""
+    """The number of users and commands does not matter: the backend makes a single PUT
+    in each interval, which is 0.2 s here."""
     machine.settings = type(machine.settings)(backend="first", journal_interval_s=0.2)
     async with machine.run() as life:
         users = [await life.user(name) for name in ("anna", "ben", "cara")]
@@ -104,7 +103,7 @@ async def test_a_warm_store_costs_a_share_of_one_journal_object_a_second(machine
         begun = asyncio.get_running_loop().time()
         with life.counting() as requests:
             stores = 0
-            # A slow machine needs longer.
+            # A slow machine may need more intervals.
             while asyncio.get_running_loop().time() - begun < 1.0 or stores <= 10:
                 for box in boxes:
                     op = "add" if stores % 2 else "remove"
@@ -177,8 +176,8 @@ async def test_delete_of_a_mailbox_with_mails_is_one_request(machine: Machine) -
 
 
 async def test_cold_login_and_select_of_ten_thousand_mails(machine: Machine, tmp_path: Path) -> None:
-    """An empty machine after a clean stop: a LIST and the root's bundles, then the
-    mailbox's heads and one LIST."""
+    """The machine is empty after a clean stop. The login lists and reads the bundles of
+    the root. SELECT reads the heads of the mailbox and makes a LIST."""
     async with machine.run() as life:
         user = await life.user()
         box = await user.select("INBOX")
@@ -231,7 +230,7 @@ async def test_a_partial_read_of_a_large_mail_gets_its_frames_alone(machine: Mac
 
 
 async def test_the_first_login_of_a_user(machine: Machine) -> None:
-    """LIST finds nothing, the first root is PUT under its fixed name."""
+    """LIST finds nothing. The first root is PUT under its fixed name."""
     async with machine.run() as life:
         with life.counting() as requests:
             await life.user("new")
@@ -260,7 +259,8 @@ async def test_idle_backends_cost_nothing(machine: Machine) -> None:
         user = await life.user()
         box = await user.select("INBOX")
         await user.append("INBOX", [NewMail(simple(1))])
-        # A lone mail is uploaded after a day, its journal deleted after two.
+        # A single mail is uploaded after a day, and its journal is deleted after two
+        # days.
         await life.let_pass(60 * 3600)
         with life.counting() as requests:
             await life.let_pass(6 * 3600)
@@ -269,7 +269,8 @@ async def test_idle_backends_cost_nothing(machine: Machine) -> None:
 
 
 async def fill_columns(box: object, count: int) -> None:
-    """Rows without objects: the index alone is what is read."""
+    """Fill the index with records without objects, because the test reads only the
+    index."""
     numbers = np.arange(1, count + 1)
     rows = Rows(
         uid=numbers.astype(np.uint32),

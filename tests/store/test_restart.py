@@ -1,8 +1,8 @@
-"""Stop or kill, keep the disk or lose it, come back under this name or another: the
-same mail is there.
+"""A backend is stopped or killed, keeps or loses its disk, and starts under the same or
+another name. The same mail must be there.
 
-Invariants 1 to 3 of the design, in one process: the end-to-end tests do the same to a
-real one.
+These are invariants 1 to 3 of the design, in the process of the test. The end-to-end
+tests show the same with real processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from obox.types import Guid
 
 
 async def live(life: Life) -> None:
-    """A little of everything that a client can do."""
+    """Use a little of everything that a client can do."""
     user = await life.user()
     await user.append("INBOX", [NewMail(simple(n), ("\\Flagged",) if n % 3 == 0 else ()) for n in range(20)])
     await user.append("INBOX", [NewMail(simple(77), ("\\Seen", "$Work"), 1_600_000_000, 120)])
@@ -84,7 +84,8 @@ async def test_everything_is_there_again(machine: Machine, tmp_path: Path, end: 
         await inbox.release()
         await life.quiet()
     machine.lose_disk()
-    async with machine.run() as life:  # and once more
+    # The second restart must be the same.
+    async with machine.run() as life:
         user = await life.user()
         assert await whole(user) == changed
         after = await modseqs(user)
@@ -92,8 +93,8 @@ async def test_everything_is_there_again(machine: Machine, tmp_path: Path, end: 
 
 
 async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine) -> None:
-    """The indexes go up after the next start; what no journal line is about is opened
-    without a request."""
+    """The restart does not upload the indexes; they are uploaded after the next start.
+    A box that no journal line is about opens without a request."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
@@ -115,7 +116,7 @@ async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine)
     assert [key for key in await machine.bucket.keys("") if "/x/" in key] == [key for key in bundles if "/x/" in key]
     async with machine.run() as life:
         assert life.store.takeover.trust == "all"
-        # What the journal says is taken over beside the sessions.
+        # The lines of the journal are adopted while sessions run.
         async with asyncio.timeout(PATIENT_S):
             while life.store.takeover.boots:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
@@ -129,8 +130,8 @@ async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine)
 
 
 async def test_a_restart_that_another_backend_came_between(machine: Machine, tmp_path: Path) -> None:
-    """It took our journal over, uploaded what it says and changed more: our copies are
-    compared with the bucket."""
+    """Another backend took the journal over, uploaded its changes, and wrote more. The
+    local copies are then compared with the bucket."""
     async with machine.run(upload=False) as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
@@ -172,7 +173,8 @@ async def test_bucket_durability_needs_no_second(machine: Machine) -> None:
 
 
 async def test_local_durability_survives_a_kill_with_the_disk_kept(machine: Machine) -> None:
-    """The journal's second has not passed: the synced local commit has it."""
+    """The interval of the journal has not passed, so only the synced local commit has
+    the change."""
     async with machine.run(kill=True) as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(1)), NewMail(simple(2))])
@@ -189,8 +191,8 @@ async def test_local_durability_survives_a_kill_with_the_disk_kept(machine: Mach
 async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_comes(
     machine: Machine, tmp_path: Path, lives: int, backend: str
 ) -> None:
-    """A flag that was shown and then lost with its backend; clean lives follow in which
-    nobody opens the user."""
+    """A client saw a flag that was then lost with its backend. In the next lives, which
+    end cleanly, nobody opens the user."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
@@ -214,7 +216,8 @@ async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_come
         assert inbox.state.trusted(shown) == 0
         assert inbox.state.trusted(before) == before
         assert inbox.state.highestmodseq > shown
-    async with machine.run() as life:  # once is enough
+    # The next restart must not add a second gap.
+    async with machine.run() as life:
         inbox = await (await life.user()).select("INBOX")
         told = inbox.state.highestmodseq
     machine.lose_disk()
@@ -229,9 +232,9 @@ async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_come
 async def test_what_belongs_together_is_told_together_after_a_crash(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An expunge of a moved mail, and the holder that it releases at home, are in local
-    copies alone. The next life opens one of the two mailboxes, and loses its disk. A
-    mail that is there again must have its object."""
+    """A mail was moved and expunged, and its holder in the home mailbox was released.
+    Only local copies have both changes. The next life opens one of the two mailboxes
+    and loses its disk. If a mail is there again, its object must be there as well."""
 
     async def nothing(upkeep: Upkeep) -> None:
         pass
@@ -263,9 +266,9 @@ async def test_what_belongs_together_is_told_together_after_a_crash(
 
 
 async def test_copies_of_a_life_in_which_another_wrote_are_compared(machine: Machine, tmp_path: Path) -> None:
-    """A fenced backend goes on as a new boot and is still there when we end: nothing of
-    it is newer than our own end, and its journal has only what no bundle of its has,
-    here an expunge of the first of two copies."""
+    """A fenced backend goes on as a new boot and is still alive when this backend ends.
+    None of its bundles is newer than this end. Only its journal has a change that none
+    of its bundles has: the expunge of the first of two copies."""
     other = machine.renamed("second", tmp_path / "second")
     async with other.run(kill=True) as theirs:
         user = await theirs.user()
@@ -277,7 +280,8 @@ async def test_copies_of_a_life_in_which_another_wrote_are_compared(machine: Mac
             await mine.flush(everything=True)
             inbox = await user.select("INBOX")
             await inbox.store_flags(uids(3), "add", ["\\Seen"])
-            await theirs.quiet()  # finds the fence
+            # At this write the backend finds the fence.
+            await theirs.quiet()
             copied = await user.copy(inbox, uids(1, 2), "INBOX")
             await inbox.flush(everything=True)
             await theirs.quiet()
@@ -294,7 +298,8 @@ async def test_copies_of_a_life_in_which_another_wrote_are_compared(machine: Mac
 async def test_a_mailbox_is_deleted_while_mail_is_copied_into_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one home of its mails is read, a mail of another home comes."""
+    """While an object from one home mailbox is read, a mail of another home mailbox
+    arrives."""
     async with machine.run() as life:
         user = await life.user()
         for name in ("Gone", "Home"):
@@ -365,8 +370,8 @@ async def test_users_do_not_see_each_other(machine: Machine) -> None:
 
 
 async def test_many_lives(machine: Machine) -> None:
-    """Ten kills in a row, the disk lost every other time; a mail and a flag in each
-    life."""
+    """The backend is killed ten times, and loses its disk every other time. Each life
+    adds a mail and a flag."""
     for number in range(10):
         async with machine.run(kill=True) as life:
             user = await life.user()
@@ -382,8 +387,8 @@ async def test_many_lives(machine: Machine) -> None:
 
 @pytest.mark.parametrize("used", [False, True], ids=["empty", "used"])
 async def test_another_bucket_behind_the_same_disk(machine: Machine, tmp_path: Path, used: bool) -> None:
-    """Local copies of one bucket say nothing about another; an empty one in its place
-    is refused."""
+    """The local copies of a bucket must not be used for another bucket. An empty bucket
+    in place of the known bucket is refused."""
     async with machine.run() as life:
         await live(life)
         before = await whole(life.users[0])

@@ -1,5 +1,5 @@
-"""Mails of every kind come back byte for byte: whole, in parts, warm, cold, encrypted,
-compressed or not."""
+"""Mails of every kind come back byte for byte: whole and in parts, from caches and from
+the bucket, encrypted or not, compressed or not."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ async def append_all(user: User) -> dict[int, bytes]:
 
 
 async def check(box: Mailbox, mails: dict[int, bytes]) -> None:
-    """Whole mails one by one and read ahead, sizes, ready fields, and ranges around
-    every edge there is."""
+    """Check single mails and mails that are read ahead, sizes, ready fields, and ranges
+    around each boundary."""
     rng = random.Random(7)
     assert box.state.uids.tolist() == list(mails)
     assert box.state.column("size").tolist() == [len(mail) for mail in mails.values()]
@@ -71,8 +71,8 @@ async def test_append_and_read(any_bucket: Bucket, any_codec: Callable[[], Codec
 async def test_deliveries_that_no_bundle_knows(
     any_codec: Callable[[], Codec], bucket: Bucket, machine: Machine
 ) -> None:
-    """Killed at once and the disk lost: LIST finds every mail, of every kind, with its
-    size and dates."""
+    """The backend is killed at once, and the disk is lost. LIST finds each mail with
+    its size and dates."""
     bucket.codec = any_codec
     async with machine.run(kill=True) as life:
         mails = await append_all(await life.user())
@@ -121,7 +121,8 @@ async def test_a_damaged_object_is_an_error_and_never_another_mail(bucket: Bucke
     first, second, third = sorted(key for key in await bucket.keys() if "/m/" in key)
     body = await store.get(second, kind="mail")
     await store.delete([first, second, third], kind="mail")
-    await store.put(first, body, kind="mail")  # a valid object, but another's
+    # The object is valid, but belongs to another mail.
+    await store.put(first, body, kind="mail")
     await store.put(second, body[:-1] + bytes([body[-1] ^ 1]), kind="mail")
     async with machine.run() as life:
         box = await (await life.user()).select("INBOX")

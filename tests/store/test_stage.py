@@ -1,5 +1,5 @@
-"""The one writer: what belongs together is one edit, and listeners hear of it what the
-journal says of it."""
+"""The log is the only writer of changes. Changes that belong together are a single
+edit, and listeners get the same changes as the journal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ TREE = Path(__file__).parent.parent.parent
 
 
 def _calls(wanted: Callable[[ast.Call], bool]) -> list[str]:
-    """Files of the product with such a call, a name for each call."""
+    """Return the files of the product that contain such a call. There is an element for
+    each call."""
     return [
         path.relative_to(TREE).as_posix()
         for top in ("obox", "metacache", "fscache", "admintool")
@@ -38,7 +39,8 @@ def test_one_place_hands_changes_to_the_journal(verb: str) -> None:
 
 
 def test_one_place_appends_to_local_copies() -> None:
-    """Calls are found by the argument `priority`, which only local copies have."""
+    """The test finds the calls by their argument `priority`, which only local copies
+    have."""
 
     def appends(call: ast.Call) -> bool:
         named = {one.arg for one in call.keywords}
@@ -55,7 +57,7 @@ def _plain(altered: Altered) -> tuple[Any, ...]:
 
 
 class Heard(list[tuple[Any, ...]]):
-    """What a listener got: an element for each edit."""
+    """A listener that records its calls, an element for each edit."""
 
     def __call__(self, altered: tuple[Altered, ...]) -> None:
         self.append(tuple(_plain(one) for one in altered))
@@ -67,7 +69,7 @@ class Heard(list[tuple[Any, ...]]):
 
 
 async def _lines(life: Life) -> list[Line]:
-    """All lines of the journal in the bucket, in order."""
+    """Return all lines of the journal in the bucket, in their order."""
     await life.store.journal.sync()
     lines = []
     for info in sorted(await life.bucket.list("_journal/", kind="journal")):
@@ -172,8 +174,8 @@ async def test_sessions_wake_when_all_of_an_edit_is_in_memory(machine: Machine) 
 
 
 def test_what_a_line_says() -> None:
-    """Expunged mails are gone, whatever else a delta says of them; burnt UIDs and
-    holders are nobody's concern."""
+    """A mail that a line expunges is gone, whatever else the delta says of this mail.
+    Listeners get neither burnt UIDs nor holders."""
     guid, gone = "ab" * 16, Gone.at(4, uids(2))
     changes = [
         (guid, Delta(claims={5: 1}, uidnext=6).encode()),

@@ -1,5 +1,5 @@
-"""What a local copy remembers of its bundles fits into its stamp, however many there
-were."""
+"""The stamp of a local copy names bundles. It keeps to its size limit, however many
+bundles there were."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def names(count: int, form: str, writer: str = "01a318707fc4e123") -> list[str]:
 
 @pytest.mark.parametrize("count", [0, 10, 288, 1440, 86_400])
 def test_superseded_bundles_fit_the_newest_first(count: int) -> None:
-    """Uploads of a day: none, a few, one in five minutes, each minute, each second."""
+    """The uploads of a day: none, a few, one in five minutes, one a minute, one a
+    second."""
     old = [(name, 1.8e9 + 299.7 * at) for at, name in enumerate(names(count, "diff"))]
     known = Stamp(heads=tuple(names(2, "base")), superseded=tuple(old))
     stamp = known.encode()
@@ -45,8 +46,8 @@ def test_a_damaged_stamp_is_none(damage: bytes) -> None:
 
 
 async def test_a_base_after_two_diffs_is_read_alone(machine: Machine) -> None:
-    """It names the second diff, which had covered the first: the first is no other
-    history, and makes no gap."""
+    """The base names the second diff, which covered the first diff. The first diff is
+    therefore no other history, and makes no gap."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(b"a"), NewMail(b"b")])
@@ -68,8 +69,8 @@ async def test_a_base_after_two_diffs_is_read_alone(machine: Machine) -> None:
 
 
 async def test_what_another_life_has_written_stays_covered(machine: Machine) -> None:
-    """A second life covers the first's bundles, and its own later bases, of which the
-    last is read, say so as well."""
+    """A second life covers the bundles of the first life. The later bases of the second
+    life cover them too, and only the last base is read."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(b"a"), NewMail(b"b")])
@@ -98,7 +99,8 @@ async def test_what_another_life_has_written_stays_covered(machine: Machine) -> 
 COPY = Copy(stamp=b"", base=b"", deltas=[], change=Change.NONE)
 FRAGMENTS = Copy(stamp=b"", base=None, deltas=[b""], change=Change.IMPORTANT)
 
-# The table of docs/format.md, "Opening a mailbox": copy, its stamp, made here, verdict.
+# The table of docs/format.md, "Opening a mailbox". The columns are: copy, its stamp,
+# whether this backend made the mailbox, and the verdict.
 CASES = [
     (None, None, True, Trust.NEW),
     (None, None, False, Trust.REBUILD),
@@ -119,7 +121,8 @@ def test_what_a_local_copy_is_worth(copy: Copy | None, stamp: Stamp | None, made
 
 
 def test_a_stamp_of_an_earlier_version_that_no_backend_vouched_for() -> None:
-    """It had -1 or 0 for "of no generation", and all other fields as today."""
+    """An earlier version wrote -1 or 0 for "of no generation". All other fields are as
+    today."""
     for generation in (-1, 0):
         data = msgspec.msgpack.encode(
             {"generation": generation, "version": 3, "heads": ["a"], "superseded": [["b", 1.5]]}
@@ -128,7 +131,8 @@ def test_a_stamp_of_an_earlier_version_that_no_backend_vouched_for() -> None:
 
 
 def test_an_earlier_version_reads_a_stamp_that_no_backend_vouched_for() -> None:
-    """It takes a field that is left out for 0, which no generation has."""
+    """An earlier version takes a field that is left out for 0, and no generation is
+    0."""
     raw = msgspec.msgpack.decode(Stamp(version=3).encode())
     assert "generation" not in raw
     assert msgspec.msgpack.decode(Stamp(generation=1).encode()) == {"generation": 1}

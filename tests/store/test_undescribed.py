@@ -1,5 +1,5 @@
-"""A mail that is costly or impossible to describe is stored once, acknowledged, and
-readable."""
+"""Ready fields of a mail are expensive or impossible to compute. The mail is stored
+once, acknowledged, and readable."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ async def test_a_bug_in_parsing_costs_the_description_alone(
 async def test_a_mail_in_the_bucket_does_not_wait_for_its_description(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its sender would hear 451 of what is stored, and send it again."""
+    """Otherwise the sender would get 451 for a mail that is stored, and send it
+    again."""
     monkeypatch.setattr(write, "FIELDS_S", 0.01)
     go = threading.Event()
     plain = mime.summary

@@ -1,5 +1,5 @@
-"""Upkeep: what cannot be handled delays nobody else, is named, and is tried again ever
-more rarely."""
+"""Upkeep: a job that fails does not delay other jobs. Its log line names it, and it is
+tried again after ever longer pauses."""
 
 from __future__ import annotations
 
@@ -185,7 +185,8 @@ async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(
 
 
 async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Upkeep unloads a few mailboxes at a time, since a user may have ten thousand."""
+    """A user may have ten thousand mailboxes, and upkeep unloads a few of them at a
+    time."""
     calls: list[int] = []
     inside = False
     plain, unload = Mailbox.totals, User.unload_idle

@@ -1,5 +1,5 @@
-"""A user's mailboxes and mails: limits, all or none, copies and what keeps an object
-alive."""
+"""The mailboxes and mails of a user: limits, changes that are made as a whole, copies,
+and how long an object is kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAY = 86_400.0
 
 
 async def mails_in(bucket: Bucket) -> int:
-    """Objects of mails in the bucket; claims are some hundred octets too."""
+    """Return how many objects of mails the bucket has. Claims are counted as well."""
     return len([key for key in await bucket.keys() if "/m/" in key])
 
 
@@ -134,8 +134,8 @@ async def test_bad_names_are_refused(machine: Machine, name: str) -> None:
 
 @pytest.mark.parametrize("answer", ["never", "landed"])
 async def test_multiappend_shows_all_or_none(machine: Machine, answer: str) -> None:
-    """One PUT of five has no answer: whatever is tried again, nobody ever sees some of
-    the five, nor after a loss."""
+    """A PUT of five has no answer. Whatever is tried again, no client ever sees only
+    some of the five mails, also after a loss of the disk."""
     async with machine.run(kill=True) as life:
         user = await life.user()
         box = await user.select("INBOX")
@@ -300,12 +300,12 @@ async def test_inbox_is_inbox_in_any_case_at_the_store_too(machine: Machine) -> 
 
 
 async def flushed(life: Life) -> None:
-    """Let the uploads come that are due, and what they delete."""
+    """Let all uploads and deletions happen that are due."""
     await life.let_pass(400)
 
 
 async def after_the_delay(life: Life, user: User, *mailboxes: str) -> None:
-    """Let the delay pass; objects go with the next upload of their mailbox."""
+    """Let the delay pass. The next upload of a mailbox deletes the objects."""
     await life.quiet()
     life.time.move(DAY + 60)
     for name in mailboxes:
@@ -341,8 +341,8 @@ async def test_an_object_goes_after_the_delay_and_no_other_does(bucket: Bucket, 
 async def test_objects_of_a_mailbox_that_nobody_changes_any_more_go_too(
     bucket: Bucket, machine: Machine, restart: bool
 ) -> None:
-    """A Trash that was emptied and never written again: the next session that opens it
-    sets the deletion off."""
+    """A Trash was emptied and never written again. The next session that opens it
+    starts the deletion."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("Trash", [NewMail(simple(n)) for n in range(4)])
@@ -424,7 +424,7 @@ async def test_a_deleted_mailbox_keeps_what_copies_need_and_then_goes_whole(buck
         await life.quiet()
         await flushed(life)
     bucket.time.move(DAY + 3600)
-    # A login after the delay clears what nobody needs.
+    # A login after the delay deletes the objects that are no longer needed.
     async with machine.run() as life:
         user = await life.user()
         await asyncio.sleep(0.05)
@@ -437,7 +437,8 @@ async def test_a_deleted_mailbox_keeps_what_copies_need_and_then_goes_whole(buck
         await life.quiet()
     bucket.time.move(DAY + 3600)
     machine.lose_disk()
-    # The object with the first login, the index with it or with the next.
+    # The first login deletes the object. The index goes with the same login or the
+    # next.
     for _ in range(2):
         async with machine.run() as life:
             user = await life.user()
@@ -448,7 +449,8 @@ async def test_a_deleted_mailbox_keeps_what_copies_need_and_then_goes_whole(buck
 
 
 async def test_superseded_bundles_and_journal_objects_go(bucket: Bucket, machine: Machine) -> None:
-    """A week of changes leaves a handful of objects, not a week of them."""
+    """A week of changes leaves a handful of objects in the bucket, instead of all
+    objects of the week."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(10)])
@@ -473,8 +475,8 @@ async def test_superseded_bundles_and_journal_objects_go(bucket: Bucket, machine
 
 
 async def test_two_days_old_local_state_and_nothing_new(machine: Machine, bucket: Bucket, tmp_path: Path) -> None:
-    """A backend was away, another did the work and cleaned up; the first comes back
-    with its old disk."""
+    """A backend was away for two days. Another backend served the user and deleted old
+    objects. The first backend comes back with its old disk."""
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])

@@ -1,8 +1,8 @@
-"""The units of `systemd/`: systemd accepts them, they are closed enough, and what they
-run is there.
+"""The units of `systemd/`: systemd accepts them, they are closed enough, and the
+programs that they run exist.
 
-What they do together (a stop flushes, a restart does not) needs a running systemd:
-tests/operations plays the manager.
+How they work together (a stop flushes, a restart does not) needs a running systemd.
+tests/operations simulates it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.suffix != "
 SERVICES = [path for path in UNITS if path.suffix == ".service"]
 TIMERS = [path for path in UNITS if path.suffix == ".timer"]
 EXPOSURE_MAX = 25
-"""Tenths of what systemd-analyze counts: 100 is no sandbox at all."""
+"""The exposure that systemd-analyze computes, in tenths. 100 means no sandbox at
+all."""
 
 
 def directives(unit: Path) -> list[tuple[str, str]]:
@@ -39,8 +40,8 @@ def values(unit: Path, name: str) -> list[str]:
 
 
 def commands(unit: Path) -> Iterator[list[str]]:
-    """What a unit runs, with its instance filled in; of a shell's `-c` our command in
-    it."""
+    """Return the commands that a unit runs, with its instance filled in. Of a shell's
+    `-c` it returns the command of obox."""
     for key, value in directives(unit):
         if key.startswith("Exec"):
             words = shlex.split(value.replace("%i", "mail1"))
@@ -55,8 +56,8 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.needs("systemd-analyze")
 def test_systemd_accepts_them(tmp_path: Path) -> None:
-    """With programs put where they are: `ExecStart=obox` is looked for in systemd's own
-    path."""
+    """The paths of the programs are filled in, because systemd looks for
+    `ExecStart=obox` only in its own path."""
     for unit in UNITS:
         text = re.sub(r"^(Exec\w+=)(?=obox)", rf"\g<1>{Path(sys.executable).parent}/", unit.read_text(), flags=re.M)
         (tmp_path / unit.name).write_text(text)
@@ -79,7 +80,8 @@ def test_sandbox(unit: Path) -> None:
 
 @pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name)
 def test_memory_is_bounded(unit: Path) -> None:
-    """Whatever a client sends, the machine and its other services go on."""
+    """Whatever a client sends, the machine and its other services keep enough
+    memory."""
     (most,) = values(unit, "MemoryMax")
     assert re.fullmatch(r"[1-9][0-9]*[MG%]", most)
     if unit.name == "obox-backend@.service":
@@ -91,8 +93,8 @@ def test_memory_is_bounded(unit: Path) -> None:
 @pytest.mark.needs("systemd-analyze")
 @pytest.mark.parametrize("unit", TIMERS, ids=lambda unit: unit.name)
 def test_timers(unit: Path) -> None:
-    """Once a day at most, at night; each has its service, and stops with its
-    backend."""
+    """Each timer runs once a day at most, at night. It has a service, and stops with
+    its backend."""
     (calendar,) = values(unit, "OnCalendar")
     out = run("systemd-analyze", "calendar", "--iterations=2", calendar)
     assert out.returncode == 0, out.stderr
@@ -105,7 +107,7 @@ def test_timers(unit: Path) -> None:
 
 @pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name)
 def test_what_they_run_is_a_command_of_ours(unit: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Parsed by the very commands, as far as running them."""
+    """The commands of obox parse these lines, and do not run them."""
     found = list(commands(unit))
     assert found
     for words in found:
@@ -141,7 +143,7 @@ def test_limits_fit_the_program() -> None:
 
 
 def test_the_flush_hears_of_stops_alone() -> None:
-    """PartOf, BindsTo or Requires would pass restarts on to it too."""
+    """PartOf, BindsTo or Requires would also pass restarts on to the flush."""
     for name in ("obox-metacache-flush@.service", "obox-backend-up@.service"):
         unit = ROOT / "systemd" / name
         assert values(unit, "StopPropagatedFrom") == ["obox-backend@%i.service"]
@@ -154,7 +156,7 @@ def test_the_flush_hears_of_stops_alone() -> None:
 
 
 def test_the_state_is_where_they_allow_it(tmp_path: Path) -> None:
-    """The defaults, and what the units' text advises."""
+    """The paths are the defaults, and those that the text of the units advises."""
     unit = ROOT / "systemd/obox-backend@.service"
     writable = [f"/var/lib/{name}" for name in values(unit, "StateDirectory")[0].split()]
     assert str(load(None, {"OBOX_STORAGE__URL": "memory://", "HOME": str(tmp_path)}).state_dir) in writable

@@ -1,4 +1,4 @@
-"""What each worker runs with."""
+"""The configuration with which each worker runs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Workers as processes: what the directory says of those that end, with a program that
-stands in for a backend."""
+"""Workers as processes: the rows of the directory for workers that end. A small program
+stands in for the backend."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Unit:
     home: Path
 
     def orders(self, number: int) -> list[str]:
-        """What a worker was given on its standard input."""
+        """Return what a worker got on its standard input."""
         path = self.home / f"worker-{number}/orders"
         return path.read_text().splitlines() if path.exists() else []
 
@@ -79,7 +79,7 @@ async def until(true: Callable[[], object]) -> None:
 
 @asynccontextmanager
 async def unit(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Unit]:
-    """Two workers that stand in, and their directory."""
+    """A unit of two workers that are stand-ins, and its directory."""
     (path / "program.py").write_text(PROGRAM)
     monkeypatch.setattr(workers, "PROGRAM", (sys.executable, str(path / "program.py")))
     config = config_of(path, SERVER__WORKERS="2")
@@ -94,7 +94,7 @@ async def test_a_worker_that_ends_again_and_again_loses_its_groups_and_gets_them
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "REST_S", 0.2)
-    # How long it must run to get groups again.
+    # A worker gets its groups again only after it has run so long.
     monkeypatch.setattr(pools, "CRASHES_S", 0.2)
     async with unit(tmp_path, monkeypatch) as one, asyncio.TaskGroup() as tasks:
         await one.pool.register(one.directory)
@@ -111,12 +111,12 @@ async def test_a_worker_that_ends_again_and_again_loses_its_groups_and_gets_them
         assert one.pool.answers(), "a worker that rests keeps nobody from being answered"
         await until(lambda: one.state(1) is State.OFFLINE)
         await until(lambda: "gone mail-1" in one.orders(2))
-        # The others have acquired its groups meanwhile.
+        # The other workers have acquired its groups meanwhile.
         for number in range(64):
             await one.view.put(Kind.GROUPS, group_key(number), Assigned("mail-2", 7, 1))
         (first.home / "ends").unlink()
         await until(first.ready.is_set)
-        # So its next boot is not fenced.
+        # Therefore the next boot of this worker is not fenced.
         await until(lambda: one.orders(2)[-1] == "gone")
         await until(lambda: one.state(1) is State.ONLINE)
         wanted = {group_key(number) for number in range(64)}
@@ -131,7 +131,7 @@ async def test_workers_that_are_no_more_are_removed_and_new_ones_get_their_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with unit(tmp_path, monkeypatch) as one, asyncio.TaskGroup() as tasks:
-        # An earlier start had the workers 1 and 3.
+        # An earlier start had workers 1 and 3.
         for number in (1, 3):
             await one.view.put(Kind.MEMBERS, f"mail-{number}", Member("backend", "default", "unix:/nowhere"))
             await one.view.put(Kind.ORDERS, f"mail-{number}", Orders())
@@ -169,8 +169,8 @@ async def test_a_reload_that_one_refuses_is_dropped_by_all(tmp_path: Path, monke
 
 
 class _Closed:
-    """A pipe as uvloop leaves it when it was closed before the end of the process was
-    noticed."""
+    """A pipe as uvloop leaves it after the pipe was closed and before the end of the
+    process was noticed."""
 
     def write(self, data: bytes) -> None:
         raise RuntimeError("the handle is closed")

@@ -23,7 +23,9 @@ from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.mailbox import Table, UidArray, collated
 from obox.mailbox.sorting import Numbers, Texts, sorted_rows
-from obox.mime import Envelope, base_subject, decode_header, first_address, parse_date, read_envelope
+from obox.mime import decode_header, parse_date
+from obox.mime.readback import Envelope, first_address, read_envelope
+from obox.mime.subjects import base_subject
 from obox.store.api import Fields
 
 CHUNK: Final = 500

@@ -22,7 +22,8 @@ from obox.imap.session import Session
 from obox.mailbox import UidArray
 from obox.mailbox.sorting import Numbers, Texts
 from obox.mailbox.threads import References, by_subject
-from obox.mime import Envelope, header_end, header_values, read_envelope
+from obox.mime import header_end, header_values
+from obox.mime.readback import Envelope, read_envelope
 from obox.store.api import Fields
 
 REFERENCES_OF_MAIL: Final = 100

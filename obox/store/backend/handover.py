@@ -22,7 +22,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from msgspec.structs import replace
 
 from metacache import Change
 
@@ -32,6 +31,7 @@ from ...types import Guid, StorageId
 from ..log.fence import Ended, boots_of, list_journals, look, replay
 from ..log.takeover import survey
 from ..owned import Tag
+from ..user.journaled import join_journaled
 from ..user.unclean import FLOOR_MARGIN_MS
 from .journals import Clears, clear
 from .upload import flush, unload
@@ -82,10 +82,11 @@ async def gain(
                 await unload(store, sid, upload=True)
         here = [user for sid, user in store.users.items() if owned.unit_of(sid) in units]
         store.takeover.add(found)
+        for user in here:
+            await _adopt(store, user.storage_id)
         owned.gain(units, unclean=found.unclean)
         store.remember_units()
         for user in here:
-            _adopt(store, user)
             store.spawn(user.recheck(every=True))
         await env.commit_staged()
         log.info("units gained", units=len(units), users=len(found.replayed.pending), unclean=found.unclean)
@@ -93,36 +94,20 @@ async def gain(
             store.spawn(store.upkeep.adopt())
 
 
-def _adopt(store: MailStore, user: User) -> None:
+async def _adopt(store: MailStore, sid: StorageId) -> None:
     """Join the changes that journals have of a user in memory. A change that does not
     decode stays pending, so that no boot is noted as adopted; others are not
     delayed."""
-    pending = store.takeover.pending.get(user.storage_id, {})
+    user = store.users.get(sid)
+    if user is None:  # it takes them when it is opened
+        return
     try:
-        _join(user, pending)
+        await join_journaled(user, store.takeover.pending.get(sid, {}))
     except Corrupt as exc:
-        log.error("user cannot be adopted yet", user=user.storage_id, error=str(exc))
+        log.error("user cannot be adopted yet", user=sid, error=str(exc))
     else:
-        store.takeover.pending.pop(user.storage_id, None)
-
-
-def _join(user: User, pending: dict[str, list[bytes]]) -> None:
-    for data in pending.get(ROOT, []):
-        user.rootbox.join(data)
-        user.rootbox.changed(Change.IMPORTANT)
-    user.rootbox.save()
-    for guid, deltas in pending.items():
-        if guid == ROOT:
-            continue
-        box = user.boxes.get(Guid(guid))
-        if box is None:
-            user.pending.setdefault(guid, []).extend(deltas)
-            continue
-        for data in deltas:
-            box.join_others(box.decoded(data), renew=True)
-        box.stamp = replace(box.stamp, need_base=True)
-        box.changed(Change.IMPORTANT)
-        box.save()
+        if store.users.get(sid) is user:
+            store.takeover.pending.pop(sid, None)
 
 
 async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Callable[[], Awaitable[bool]]) -> bool:
@@ -206,10 +191,9 @@ async def sweep(store: MailStore, clears: Clears = lambda backend: False) -> fro
         boots = store.takeover.boots
         store.takeover.boots = [one for one in boots if (one.boot.backend, one.boot.name) in found.unclean_boots]
         if found.boots:
-            here = [store.users[StorageId(sid)] for sid in found.replayed.pending if sid in store.users]
             store.takeover.add(found)
-            for user in here:
-                _adopt(store, user)
+            for sid in found.replayed.pending:
+                await _adopt(store, StorageId(sid))
             store.journal.modseq_floor = max(store.journal.modseq_floor, found.modseq_floor)
     if store.takeover.left or store.takeover.boots:
         store.spawn(store.upkeep.adopt())

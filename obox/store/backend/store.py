@@ -21,10 +21,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from ...errors import ConfigError, Elsewhere, InUse, NotFound, OboxError, Unavailable
-from ...objectstore import CorruptObject, NewerFormat, StoreError, put_once
-from ...objectstore.codec import MAJOR, OLD_MAJOR, ObjectKind
-from ...objectstore.keys import FORMAT_KEY, ROOT, owner_of
+from ...errors import Elsewhere, InUse, NotFound, OboxError, Unavailable
+from ...objectstore.keys import ROOT
 from ...types import Guid, StorageId
 from ..env import OPEN_S, TRY_LATER, Env, StoreSettings, answer_within
 from ..log import boots
@@ -34,8 +32,10 @@ from ..log.stage import Log
 from ..log.takeover import BOOT_MS_DIGITS, LastBoot, Takeover, take_over
 from ..once import EveryMinute
 from ..owned import Cluster, Owned
+from ..user.journaled import join_journaled
 from ..user.unclean import FLOOR_MARGIN_MS
 from ..user.user import User
+from . import mark
 from .beginning import Beginning
 from .nightly import Nightly
 from .upkeep import Upkeep
@@ -135,6 +135,12 @@ class MailStore:
     def _note(self, last: LastBoot) -> None:
         self.env.metacache.put_state(_LAST_BOOT, msgspec.msgpack.encode(last))
 
+    def earlier_boots(self) -> frozenset[str]:
+        """Return the boots of this state directory before the start."""
+        raw = self.env.metacache.get_state(_LAST_BOOT)
+        last = {msgspec.msgpack.decode(raw, type=LastBoot).boot} if raw else set()
+        return frozenset(last | {one.boot for one in boots.listing(self.env)})
+
     async def _fenced(self) -> str:
         """Begin a new boot, because another backend has fenced this boot.
 
@@ -187,7 +193,8 @@ class MailStore:
         last = msgspec.msgpack.decode(raw, type=LastBoot) if raw else None
         while True:
             try:
-                if self._is_another(await self._check_format()):
+                known = bool(env.metacache.get_state(_BUCKET))
+                if self._is_another(await mark.open_bucket(env, alone=self._cluster is None, known=known)):
                     last = None
                 self.takeover = await take_over(env, last, lambda backend: self._cluster is not None)
                 break
@@ -280,39 +287,6 @@ class MailStore:
         metacache.drop_all()
         return True
 
-    async def _check_format(self) -> bytes:
-        """Write `_format` to a new bucket, or read it. Returns its oid, which
-        identifies the bucket."""
-        env = self.env
-        data = await env.get(FORMAT_KEY, kind="format")
-        if data is None and env.metacache.get_state(_BUCKET):
-            raise ConfigError(
-                f"storage.url: {FORMAT_KEY} is not in the bucket, but the state_dir has served one; allowed: "
-                "that bucket (a directory that is not mounted?), or an empty state_dir"
-            )
-        if data is None:
-            oid = env.new_oid()
-            content = msgspec.msgpack.encode({"major": MAJOR, "minor": 0})
-            data = env.codec.encode(ObjectKind.FORMAT, owner_of(FORMAT_KEY), oid, b"", content)
-            try:
-                if not await put_once(env.bucket, FORMAT_KEY, data, oid, kind="format"):
-                    return await self._check_format()
-            except StoreError as exc:
-                raise env.unavailable("put", FORMAT_KEY, exc) from exc
-            env.codec.major_min = MAJOR
-            return oid
-        try:
-            decoded = env.codec.decode(data, owner_of(FORMAT_KEY))
-            major = msgspec.msgpack.decode(decoded.payload)["major"]
-        except NewerFormat as exc:
-            raise ConfigError(f"storage.url: the bucket was written by a newer obox: {exc}") from exc
-        except (CorruptObject, msgspec.MsgspecError, KeyError, TypeError) as exc:
-            raise ConfigError(f"storage.url: {FORMAT_KEY} in the bucket does not decode: {exc}") from exc
-        if not OLD_MAJOR <= major <= MAJOR:
-            raise ConfigError(f"storage.url: the bucket has format {major}; allowed: {OLD_MAJOR}, {MAJOR}")
-        env.codec.major_min = max(env.codec.major_min, major)
-        return bytes(decoded.oid)
-
     async def close(self, *, upload: bool = True) -> None:
         """Flush everything and write the journal's end. What the bucket refuses now
         stays in the local copies.
@@ -395,6 +369,11 @@ class MailStore:
 
     # -- users -----------------------------------------------------------------------------------------------------
 
+    async def admit(self, storage_id: StorageId) -> None:
+        """See `api.Store.admit`."""
+        if self.started:
+            await self.env.owned.admit(storage_id)
+
     async def open_user(
         self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
     ) -> User:
@@ -475,6 +454,7 @@ class MailStore:
         self.upkeep.jobs.forget(sid)
         self.takeover.pending.pop(sid, None)
         self.takeover.left.discard(sid)
+        self.takeover.sources.pop(sid, None)
 
     async def record_deletion(self, sid: StorageId) -> None:
         """Record that a user has been deleted, so that no replay uses earlier changes
@@ -532,7 +512,19 @@ class MailStore:
 
     async def _open(self, sid: StorageId, name: str, make: bool) -> User:
         user = User(self, self.env, name, sid)
-        await user.open(dict(self.takeover.pending.get(sid, {})), make=make)
+        taken: dict[str, int] = {}
+
+        def come() -> dict[str, list[bytes]]:
+            """What journals have of the user, and what they had not at the last
+            call."""
+            found = self.takeover.pending.get(sid, {})
+            new = {box: deltas[taken.get(box, 0) :] for box, deltas in found.items()}
+            taken.update((box, len(deltas)) for box, deltas in found.items())
+            return {box: deltas for box, deltas in new.items() if deltas}
+
+        await user.open(come(), make=make)
+        while more := come():
+            await join_journaled(user, more)
         self.takeover.pending.pop(sid, None)
         self.users[sid] = user
         return user

@@ -191,9 +191,10 @@ class Upkeep:
         takeover = store.takeover
         while True:
             left = sorted(takeover.left)  # also users that a session opens meanwhile
+            takeover.again.clear()
             works: list[_Work] = [(Job("adopt", sid), partial(self._take_over_user, sid)) for sid in left]
             failed = {job.user for job, _ in await self._attempt_all(works)}
-            takeover.left -= set(left) - failed
+            takeover.adopted(set(left) - failed)
             for ended in list(takeover.boots):
                 if not ended.clean:
                     job = Job("adopt", mailbox=f"{ended.boot.backend}/{ended.boot.name}")

@@ -187,6 +187,10 @@ class Box(ABC, Generic[S, D]):
         box."""
         self.state.join(delta)
 
+    async def _take_others(self, delta: D, *, renew: bool) -> None:
+        """`join_others` of any size: others run meanwhile."""
+        self.join_others(delta, renew=renew)
+
     def join_unflushed(self, fragments: Iterable[bytes]) -> None:
         """Join changes that no bundle has, from journals or from a local copy without a
         base. Raises Corrupt."""
@@ -308,7 +312,7 @@ class Box(ABC, Generic[S, D]):
             return Found.NOTHING
         loaded = await self.bundles.load(infos)
         for delta in [await self._read(payload) for payload in loaded.payloads]:
-            self.join_others(delta, renew=renew)
+            await self._take_others(delta, renew=renew)
         self.stamp = replace(
             loaded.stamp,
             version=max(loaded.stamp.version, stamp.version),

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
+from msgspec.structs import replace
 
 from metacache import Change
 
@@ -39,6 +40,9 @@ PART_MAILS: Final = 50_000
 """Mails of a MOVE or an EXPUNGE that change in one turn of the loop: 10 ms. More change
 in several edits, between which others run."""
 
+JOIN_MAILS: Final = 20_000
+"""Mails of another backend's bundle that are joined in one turn of the loop."""
+
 TIDY_MIN: Final = 10_000
 """Holders that a change has added before they are merged at once, in a turn of their
 own, and not by the next flush."""
@@ -52,7 +56,8 @@ class Owner(Protocol):
     """What a mailbox needs of its user.
 
     created_here: mailboxes that this process created and has not loaded. journaled:
-    mailboxes whose changes of an earlier boot are in the journal of this boot.
+    mailboxes whose changes of an earlier boot are in the journal of this boot. sources:
+    the boots, by backend and name, whose journals have changes that no bundle had.
     """
 
     env: Env
@@ -64,6 +69,9 @@ class Owner(Protocol):
 
     @property
     def root(self) -> Root: ...
+
+    @property
+    def sources(self) -> frozenset[tuple[str, str]]: ...
 
     @property
     def log(self) -> Log: ...
@@ -185,9 +193,32 @@ class Index(Box[State, Delta]):
         if renewal is not None:
             self.state.join(renewal)
 
+    async def _take_others(self, delta: Delta, *, renew: bool) -> None:
+        turn = self.env.turn(self.sid)
+        for part in delta.slices(JOIN_MAILS):
+            if turn.over():
+                await turn.end()
+            self.join_others(part, renew=renew)
+
+    async def join_journaled(self, deltas: Iterable[bytes]) -> None:
+        """Join changes of a journal that ended, while sessions use the mailbox. The
+        caller holds `flushing`. Raises Corrupt."""
+        for data in deltas:
+            await self._take_others(await self._read(data), renew=True)
+        self.stamp = replace(self.stamp, need_base=True)
+        self.changed(Change.IMPORTANT)
+        self.save()
+
     @property
     def uidnext(self) -> int:
         return self.state.uidnext
+
+    def join_journal(self, data: bytes) -> bool:
+        """Join changes that no bundle has, from the journal of a boot that is over.
+        Returns whether mails or flags differ. Raises Corrupt."""
+        changed = self.state.join(self.decoded(data))
+        self.change, self.stamp = Change.IMPORTANT, replace(self.stamp, need_base=True)
+        return bool(changed)
 
     def whole(self, *, without: Collection[str] = ()) -> Encoded:
         return self.state.snapshot(without=without).parts()

@@ -89,10 +89,12 @@ class Ended:
 
 @dataclass
 class Replayed:
-    """The changes of boots. pending: deltas by storage id and box. users: the users
-    that each boot names, by (backend, boot)."""
+    """The changes of boots. pending: deltas by storage id and box. sources: the boots
+    that these are from, by storage id. users: the users that each boot names, by
+    (backend, boot)."""
 
     pending: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
+    sources: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
     users: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
 
@@ -208,7 +210,11 @@ async def replay(env: Env, boots: Sequence[Ended], users: Callable[[str], bool] 
                     adopted = line.sid in one.adopted
                     changes = said.setdefault(line.sid, [])
                     changes += (_Said(box, delta, name, journal.seq, at, adopted) for box, delta in line.changes)
-    found.pending = _without_deleted(said)
+    for sid, changes in _without_deleted(said).items():
+        found.sources[sid] = {change.boot for change in changes}
+        boxes = found.pending[sid] = {}
+        for change in changes:
+            boxes.setdefault(change.box, []).append(change.delta)
     return found
 
 
@@ -300,13 +306,13 @@ async def _read_or_skip(env: Env, boot: Boot, seq: int) -> JournalObject | None:
         return None
 
 
-def _without_deleted(said: dict[str, list[_Said]]) -> dict[str, dict[str, list[bytes]]]:
-    """Return deltas by storage id and box, without changes from before a user's
-    deletion, and without adopted changes."""
-    pending: dict[str, dict[str, list[bytes]]] = {}
+def _without_deleted(said: dict[str, list[_Said]]) -> dict[str, list[_Said]]:
+    """Return changes by storage id, without changes from before a user's deletion, and
+    without adopted changes."""
+    left: dict[str, list[_Said]] = {}
     for sid, changes in said.items():
         deletions = [one for one in changes if one.box == DELETED]
         for one in changes:
             if one.box != DELETED and not one.adopted and not any(one.void(deletion) for deletion in deletions):
-                pending.setdefault(sid, {}).setdefault(one.box, []).append(one.delta)
-    return pending
+                left.setdefault(sid, []).append(one)
+    return left

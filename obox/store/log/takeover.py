@@ -24,7 +24,7 @@ Diagnostics: see `fence`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -56,15 +56,17 @@ class LastBoot(msgspec.Struct):
 
 @dataclass
 class Takeover:
-    """What a start has found. pending: deltas by storage id and box. boots: boots that
-    have ended and are not clean. users: the users that each of them names, by (backend,
-    boot). old: journal keys with the time when they were written, to be deleted after
-    the delay. The newest key of each backend is not in it, because it records the
-    backend for ever."""
+    """What a start has found. pending: deltas by storage id and box. sources: the boots
+    that have changes in pending, by storage id. boots: boots that have ended and are
+    not clean. users: the users that each of them names, by (backend, boot). old:
+    journal keys with the time when they were written, to be deleted after the delay.
+    The newest key of each backend is not in it, because it records the backend for
+    ever."""
 
     pending: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
     boots: list[Ended] = field(default_factory=list)
     users: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    sources: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
     old: list[tuple[str, float]] = field(default_factory=list)
     unclean: bool = False
     modseq_floor: int = 0
@@ -75,6 +77,15 @@ class Takeover:
     """"all", "check" (LIST each mailbox once) or "none"."""
     left: set[str] = field(default_factory=set)
     """Users that the boots name, and of whom bundles do not have everything yet."""
+    again: set[str] = field(default_factory=set)
+    """Users that were added since upkeep has begun to upload what is left."""
+
+    def adopted(self, users: set[str]) -> None:
+        """Note that bundles have everything of users, but for what was added since."""
+        done = users - self.again
+        self.left -= done
+        for sid in done:
+            self.sources.pop(sid, None)
 
     def add(self, survey: Survey) -> None:
         """Add what was found when a running backend gained units."""
@@ -83,6 +94,9 @@ class Takeover:
             for box, deltas in boxes.items():
                 waiting.setdefault(box, []).extend(deltas)
             self.left.add(sid)
+            self.again.add(sid)
+        for sid, boots in survey.replayed.sources.items():
+            self.sources[sid] = self.sources.get(sid, set()) | boots
         known = {(one.boot.backend, one.boot.name): at for at, one in enumerate(self.boots)}
         for one in survey.boots:
             name = one.boot.backend, one.boot.name
@@ -92,6 +106,20 @@ class Takeover:
                 self.boots[known[name]] = one
             elif named:
                 self.boots.append(one)
+
+
+def one_history(boots: Collection[tuple[str, str]], heads: Iterable[tuple[str, float]]) -> bool:
+    """Whether the owner of a journal has certainly known the bundles of a box.
+
+    boots: (backend, boot) of the journals with changes of the user. heads: writer and
+    time (by the bucket's clock) of bundles. A backend that began after a bundle was
+    written has read it, and its own boots know of each other.
+    """
+    if len({backend for backend, _ in boots}) > 1:
+        return False
+    names = {boot for _, boot in boots}
+    began = min((int(name[:BOOT_MS_DIGITS], 16) / 1000 for name in names), default=float("inf"))
+    return all(writer in names or at < began - CLOCKS_S for writer, at in heads)
 
 
 async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]) -> Takeover:
@@ -125,6 +153,7 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
         )
     replayed = await replay(env, found.boots, env.owned.owns)
     found.pending, found.users, found.left = replayed.pending, replayed.users, set(replayed.pending)
+    found.sources = replayed.sources
     own = {boot.name: boot for boot in boots if boot.backend == backend}
     known = None if last is None else own.get(last.boot)
     if last is not None and known is not None and known.last > last.seq and not fenced_by_other:

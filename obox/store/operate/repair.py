@@ -24,16 +24,17 @@ from metacache import Change
 from ...errors import Corrupt, Limit
 from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ...objectstore import ObjectInfo
-from ...objectstore.keys import ROOT, UID_MAX, mail_key, mail_prefix, parse_bundle_key, parse_mail_key
+from ...objectstore.keys import ROOT, UID_MAX, mail_key, parse_bundle_key
 from ...types import Guid, StorageId, Uid
 from ..backend import upload
 from ..box.bundles import Bundles, segment_range
 from ..box.index import give_modseq
 from ..env import ANSWER_S
+from ..mails.listed import listed_uids
 from ..mails.lost import expunge as expunge_lost
 from ..mails.write import write_claim
 from ..stamp import Stamp, name_of
-from ..user.discover import first_uid, read_listed
+from ..user.discover import read_listed
 from . import users as operate
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ async def resync(user: User, guid: Guid, *, keep_lost: bool, skip_uids: int = 0)
     box = await user.box(guid)
     before = len(box.state)
     await box.recheck(await box.bundles.listing())
-    listed = await _listed(box, guid)
+    listed = await listed_uids(box.env, box.sid, guid)
     lost = await _lost_mails(box, listed)
     if not keep_lost:
         await expunge_lost(box, lost)
@@ -96,17 +97,6 @@ async def _skip(box: Mailbox, count: int) -> None:
             return
 
 
-async def _listed(box: Mailbox, guid: Guid) -> dict[int, int]:
-    """Return the objects under a mailbox's prefix, UID to size."""
-    out: dict[int, int] = {}
-    for info in await box.env.listing(mail_prefix(box.user.storage_id, guid), kind="mail"):
-        try:
-            out[parse_mail_key(info.key).uid] = info.size
-        except ValueError:
-            log.warning("foreign object among the mails ignored", key=info.key)
-    return out
-
-
 async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
     """Return UIDs whose object neither LIST nor GET finds, with the key."""
     state, sid = box.state, box.user.storage_id
@@ -120,7 +110,7 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
             continue  # expunged meanwhile
         home, home_uid = state.home_of(at)
         if home not in homes:
-            homes[home] = await _listed(box, home)
+            homes[home] = await listed_uids(box.env, sid, home)
         key = mail_key(sid, home, Uid(home_uid))
         if not homes[home].get(home_uid) and not await box.env.get(key, kind="mail"):
             out[uid] = key
@@ -253,10 +243,13 @@ async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
     env, sid, guid = user.env, user.storage_id, Guid(entry.guid)
     box = user.unloaded(entry)
     infos = [info for info in await box.bundles.listing() if info.size]
-    found = await _listed(box, guid)
+    found = await listed_uids(box.env, box.sid, guid)
     deltas, uidnext, _ = await read_listed(box, 1, found, {}, {})
     least = await _floor(box, infos)
-    for delta in sorted(deltas, key=first_uid):
+    turn = env.turn(sid)
+    for delta in deltas:
+        if turn.over():
+            await turn.end()
         give_modseq(delta, max(box.state.next_modseq(env.now_ms()), least.highestmodseq + 1))
         box.state.join(delta)
     box.state.join(Delta(uidnext=max(uidnext, least.uidnext), highestmodseq=least.highestmodseq))

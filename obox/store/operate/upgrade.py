@@ -27,30 +27,29 @@ and logged.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 import structlog
 
-from ...errors import Corrupt, InUse, NotFound
+from ...errors import Corrupt, InUse
 from ...mailbox import Delta
 from ...objectstore import (
     HEADER_BYTES,
     CorruptObject,
     Kind,
-    NewerFormat,
     ObjectInfo,
     ObjectKind,
     StoreError,
     UnknownKey,
 )
-from ...objectstore.codec import MAJOR, OLD_MAJOR, Codec
+from ...objectstore.codec import Codec
 from ...objectstore.keys import (
-    FORMAT_KEY,
     ROOT,
     bundles_prefix,
     journal_prefix,
@@ -61,7 +60,10 @@ from ...objectstore.keys import (
     parse_mail_key,
     user_prefix,
 )
+from ...turn import Turn
 from ...types import Guid, Owner, StorageId
+from ..backend import mark
+from ..env import is_large
 from ..log.journal import JournalObject
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.purge import is_mail
@@ -87,6 +89,8 @@ INLINE_BYTES: Final = 32 << 10
 
 LOOKED_AT: Final = 1000
 """Headers that are read between two reports of `finish`."""
+
+T = TypeVar("T")
 
 _KINDS: Final = {"base": ObjectKind.BASE, "diff": ObjectKind.DIFF, "cache": ObjectKind.CACHE}
 
@@ -119,14 +123,14 @@ async def upgrade(
         # opened, so nothing is deleted meanwhile.
         if dry_run:
             raise
-        for batch in _batches(await store.env.listing(bundles_prefix(sid), kind="index")):
+        for batch in await _batches(await store.env.listing(bundles_prefix(sid), kind="index")):
             await _batch(store, batch, Upgraded(), dry_run=False)
         user = await store.load_user(name, sid)
     user.sessions += 1  # keeps the user in memory, and with it the locks
     try:
         for part in ("x/", "m/"):
             listed = await store.env.listing(user_prefix(sid) + part, kind="mail")
-            for batch in _batches(listed):
+            for batch in await _batches(listed):
                 async with await _lock(user, batch[0].key):
                     user.require_there()
                     await _batch(store, batch, done, dry_run=dry_run)
@@ -156,7 +160,7 @@ async def take_over_copy(
         roots = [info for info in indexes if info.key.startswith(bundles_prefix(sid, ROOT))]
         others = [info for info in indexes if not info.key.startswith(bundles_prefix(sid, ROOT))]
         for listed in (await store.env.listing(mails_prefix(sid), kind="mail"), others, roots):
-            for batch in _batches(listed):
+            for batch in await _batches(listed):
                 await _batch(store, batch, done, dry_run=dry_run, copied_from=copied_from)
                 yield done
                 if rate:
@@ -177,8 +181,15 @@ async def _lock(user: User, key: str) -> AbstractAsyncContextManager[None]:
     return (await user.box(Guid(box))).flushing
 
 
-def _batches(listed: list[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
-    """Yield objects in batches, each of a single box, without burnt UIDs."""
+async def _batches(listed: list[ObjectInfo]) -> list[list[ObjectInfo]]:
+    """Return objects in batches, each of a single box, without burnt UIDs. A thread
+    sorts those of a large mailbox."""
+    if len(listed) > LOOKED_AT:
+        return await asyncio.to_thread(lambda: list(_parted(listed)))
+    return list(_parted(listed))
+
+
+def _parted(listed: list[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
     for _, infos in groupby(sorted(listed), lambda info: info.key.split("/")[:4]):
         batch: list[ObjectInfo] = []
         size = 0
@@ -222,16 +233,21 @@ async def _one(
             return
         if header_only and (data := await env.get(key, kind=kind)) is None:
             return
-        if len(data) > INLINE_BYTES:
-            new = await asyncio.to_thread(_renewed, env.codec, key, data, was)
-        else:
-            new = _renewed(env.codec, key, data, was)
+        new = await _worked_on(data, partial(_renewed, env.codec, key, data, was))
     except (StoreError, Corrupt, ValueError) as error:
         done.damaged += 1
         log.error("object does not decode and is ignored", key=key, error=str(error))
         return
     await _replace(store, key, new, kind)
     done.upgraded += 1
+
+
+async def _worked_on(data: bytes, work: Callable[[], T]) -> T:
+    """Return the result of work on the bytes of an object; a thread does it for a large
+    one, which may be small before it is decompressed."""
+    if len(data) > INLINE_BYTES or is_large(data):
+        return await asyncio.to_thread(work)
+    return work()
 
 
 def _bound_to(codec: Codec, key: str, data: bytes, copied_from: StorageId) -> Owner:
@@ -309,23 +325,25 @@ async def finish(store: MailStore) -> AsyncIterator[Left]:
             yield left
     await _finish_journal(store, left)
     if not left.users and not left.journal:
-        await _finish_format(store)
+        await mark.finish(store.env)
         left.finished = True
     yield left
 
 
 async def _look(store: MailStore, keys: list[str], left: Left) -> None:
-    codec = store.env.codec
+    codec, turn = store.env.codec, Turn(store.env.clock)
     for key, prefix in zip(keys, await store.env.get_all(keys, kind="mail", end=HEADER_BYTES), strict=True):
+        if turn.over():
+            await turn.end()
         if prefix is None:
             continue
         left.objects += 1
         try:
             if not codec.outdated(prefix):
                 continue
-            _renewed(
-                codec, key, await store.env.get(key, kind="mail") or b"", owner_of(key)
-            )  # otherwise nothing would ever renew it
+            # Only to see that it decodes: otherwise nothing would ever renew it.
+            data = await store.env.get(key, kind="mail") or b""
+            await _worked_on(data, partial(_renewed, codec, key, data, owner_of(key)))
         except (StoreError, Corrupt, ValueError) as error:
             left.damaged += 1
             log.error("object does not decode and is ignored", key=key, error=str(error))
@@ -338,8 +356,17 @@ async def _finish_journal(store: MailStore, left: Left) -> None:
     """Replace journal objects without changes that say that a boot is over. Count other
     outdated journal objects."""
     env = store.env
-    keys = sorted(info.key for info in await env.listing(journal_prefix(), kind="journal") if _is_journal(info.key))
+    turn = Turn(env.clock)
+    keys = []
+    for info in await env.listing(journal_prefix(), kind="journal"):
+        if _is_journal(info.key):
+            keys.append(info.key)
+        if turn.over():
+            await turn.end()
+    keys.sort()
     for key, prefix in zip(keys, await env.get_all(keys, kind="journal", end=HEADER_BYTES), strict=True):
+        if turn.over():
+            await turn.end()
         if prefix is None:
             continue
         left.objects += 1
@@ -347,9 +374,10 @@ async def _finish_journal(store: MailStore, left: Left) -> None:
             if not env.codec.outdated(prefix):
                 continue
             data = await env.get(key, kind="journal") or b""
-            said = JournalObject.decode(env.codec, data, key, lenient=True)
+            said = await _worked_on(data, partial(JournalObject.decode, env.codec, data, key, lenient=True))
             if said.closed and said.clean and not said.lines:
-                await _replace(store, key, env.codec.renewed(data, owner_of(key)), "journal")
+                new = await _worked_on(data, partial(env.codec.renewed, data, owner_of(key)))
+                await _replace(store, key, new, "journal")
             else:
                 left.journal += 1
         except (StoreError, msgspec.MsgspecError, ValueError) as error:
@@ -363,25 +391,3 @@ def _is_journal(key: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-async def _finish_format(store: MailStore) -> None:
-    env, owner = store.env, owner_of(FORMAT_KEY)
-    data = await env.get(FORMAT_KEY, kind="format")
-    if data is None:
-        raise NotFound(f"{FORMAT_KEY} is not in the bucket")
-    try:
-        found = env.codec.decode(data, owner, lenient=True)
-    except (CorruptObject, NewerFormat) as error:
-        raise Corrupt(f"{FORMAT_KEY} in the bucket does not decode: {error}") from error
-    if found.major == OLD_MAJOR:  # its oid stays, because it identifies the bucket
-        content = msgspec.msgpack.encode({"major": MAJOR, "minor": 0})
-        new = env.codec.encode(ObjectKind.FORMAT, owner, found.oid, b"", content)
-    elif env.codec.outdated(data):
-        new = env.codec.renewed(data, owner)
-    else:
-        new = b""
-    if new:
-        await _replace(store, FORMAT_KEY, new, "format")
-        log.info("bucket upgraded", format=MAJOR)
-    env.codec.major_min = MAJOR

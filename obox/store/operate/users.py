@@ -234,6 +234,7 @@ async def mailboxes_in_bucket(store: MailStore, sid: StorageId) -> dict[Guid, in
     single mailbox is in memory at a time.
     """
     found: dict[Guid, int] = {}
+    turn = store.env.turn(sid)
     for prefix, counted in ((bundles_prefix(sid), False), (mails_prefix(sid), True)):
         for name in await store.env.names(prefix, kind="mail"):
             try:
@@ -244,8 +245,10 @@ async def mailboxes_in_bucket(store: MailStore, sid: StorageId) -> dict[Guid, in
                 continue
             found.setdefault(Guid(name), 0)
             if counted:
-                infos = await store.env.listing(below, kind="mail")
-                found[Guid(name)] = sum(_kind(info.key) == "mails" for info in infos)
+                for info in await store.env.listing(below, kind="mail"):
+                    found[Guid(name)] += _kind(info.key) == "mails"
+                    if turn.over():
+                        await turn.end()
     return found
 
 

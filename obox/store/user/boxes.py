@@ -31,6 +31,7 @@ from ..box.root import RootBox
 from ..env import Env
 from ..log.journal import Journal
 from ..log.stage import Absent, Edit, Log, Target
+from ..log.takeover import Takeover
 from ..stamp import Trust
 from . import copy as _copy
 from . import mailboxes as _mailboxes
@@ -57,6 +58,7 @@ class Backend(Protocol):
     journal: Journal
     log: Log
     unclean: bool
+    takeover: Takeover
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a task that the backend waits for when it closes."""
@@ -173,6 +175,11 @@ class Boxes:
         await self.journal.sync()
 
     # -- opening ------------------------------------------------------------------------------------------------------
+
+    @property
+    def sources(self) -> frozenset[tuple[str, str]]:
+        """See `index.Owner`."""
+        return frozenset(self._store.takeover.sources.get(self.storage_id, ()))
 
     async def open(self, pending: dict[str, list[bytes]], *, make: bool) -> None:
         """Load or `make` the list. Raises NotFound, Unavailable, Corrupt."""
@@ -297,10 +304,13 @@ class Boxes:
         infos = None if self._infos is None else self._infos.pop(guid, None)
         if self.env.clock() - self._infos_at > LISTING_S:
             infos = None
-        pending = self.pending.get(guid, [])
+        pending = list(self.pending.get(guid, []))
         await box.load(infos, pending)
-        self.pending.pop(guid, None)
+        came = self.pending.pop(guid, [])[len(pending) :]
         self.boxes[guid] = box
+        if came:
+            async with box.flushing:
+                await box.join_journaled(came)
         self._exact.add(guid)
         held = self._held.pop(guid, None)
         if held is not None:

@@ -22,21 +22,26 @@ from ...errors import Corrupt, Unavailable
 from ...mailbox import CLAIM_PURGED, Delta, State
 from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, UnknownKey
 from ...objectstore.codec import ObjectKind
-from ...objectstore.keys import mail_key, mail_prefix, owner_of, parse_mail_key
+from ...objectstore.keys import mail_key, owner_of, parse_bundle_key
 from ...types import Uid
 from ..box.box import Found
 from ..box.index import Index, give_modseq
 from ..box.slots import Slot
 from ..env import GETS_AT_ONCE
 from ..log.stage import Edit
+from ..log.takeover import one_history
+from ..mails.listed import listed_uids
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.write import burn
-from ..stamp import Trust
+from ..stamp import Trust, name_of
 
 log = structlog.get_logger()
 
 PREFIX_BYTES: Final = 4096
 """Bytes that are read of each new mail: its header and meta, in a single request."""
+
+READ_AT_ONCE: Final = 1000
+"""New mails whose keys are made in a turn of the loop."""
 
 HOLES_MAX: Final = 10_000
 """Undecided UIDs that an open may burn. More of them mean another problem, for which
@@ -57,13 +62,14 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
     env, user = mailbox.env, mailbox.user
     assignment = mailbox.assignment
     worth, fragments = await mailbox.load_copy(made_here=mailbox.guid in user.created_here)
-    found = Found.NOTHING
+    found, listed = Found.NOTHING, infos
     if worth is Trust.NEW:
         user.created_here.discard(mailbox.guid)
         return mailbox.compared(assignment, listed=env.now())
     if worth is not Trust.TRUSTED:
         unflushed = mailbox.change is not Change.NONE
-        found = await mailbox.catch_up(worth, await mailbox.bundles.listing() if infos is None else infos)
+        listed = await mailbox.bundles.listing() if infos is None else infos
+        found = await mailbox.catch_up(worth, listed)
         journaled = mailbox.guid in user.journaled
         if worth is Trust.COMPARE:
             user.journaled.discard(mailbox.guid)
@@ -71,15 +77,8 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
             # The journal of the boot before may not have it, and ours will have higher
             # UIDs.
             mailbox.restate()
-    before = mailbox.state.highestmodseq
-    pending, turn = [*fragments, *pending], env.turn(mailbox.user.storage_id)
-    for data in pending:
-        if turn.over():
-            await turn.end()
-        mailbox.join_unflushed([data])
-    state = mailbox.state
-    # A copy may have changes that the owner of a journal did not know of.
-    merged = found is Found.HISTORY or (worth is Trust.COMPARE and state.highestmodseq > before)
+    merged = await _join_journals(mailbox, fragments, pending, worth, listed or []) or found is Found.HISTORY
+    pending, state = [*fragments, *pending], mailbox.state
     if assignment.covers(mailbox.stamp) and not pending and not env.must_rescan(mailbox.stamp.listed):
         if worth is Trust.COMPARE:
             mailbox.save_stamp()
@@ -87,6 +86,7 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
             mailbox.count_unflushed()
         return
     deltas, _, _ = await discover(mailbox, [])
+    turn = env.turn(mailbox.user.storage_id)
     floor = user.root.modseq_floor
     behind = floor > max((high for _, high in state.gaps), default=0)
     if merged or (behind and (state.uidnext > 1 or deltas)):
@@ -104,6 +104,27 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
     mailbox.compared(assignment, listed=env.now())
     if mailbox.change is not Change.NONE:
         mailbox.count_unflushed()
+
+
+async def _join_journals(
+    mailbox: Index, fragments: list[bytes], pending: list[bytes], worth: Trust, infos: list[ObjectInfo]
+) -> bool:
+    """Join what no bundle has. Returns whether the copy or the bundles may have changes
+    that the owner of a journal did not know of. Raises Corrupt."""
+    turn = mailbox.env.turn(mailbox.user.storage_id)
+    mailbox.join_unflushed(fragments)
+    before, altered = mailbox.state.highestmodseq, False
+    for data in pending:
+        if turn.over():
+            await turn.end()
+        altered = mailbox.join_journal(data) or altered
+    if not (altered or mailbox.state.highestmodseq > before):
+        return False
+    if worth is not Trust.REBUILD:
+        return True
+    heads = set(mailbox.stamp.heads)
+    written = [(parse_bundle_key(info.key).writer, info.modified) for info in infos if name_of(info.key) in heads]
+    return not one_history(mailbox.user.sources, written)
 
 
 def _found(mailbox: Index, delta: Delta) -> Edit:
@@ -129,17 +150,11 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     start = mailbox.state.uidnext
     skip = {slot.uid: slot.count for slot in ours if slot.fate in ("landed", "void", "orphan")}
-    after = mail_prefix(sid, guid) + f"{start - 1:08x}"
     waits, waited, left = iter(pauses), 0.0, 0
     bodies: dict[int, bytes | None] = {}
     least: int | None = None
     while True:
-        found: dict[int, int] = {}
-        for info in await env.listing(mail_prefix(sid, guid), kind="mail", after=after):
-            try:
-                found[parse_mail_key(info.key).uid] = info.size
-            except ValueError:
-                log.warning("foreign object among the mails ignored", key=info.key)
+        found = await listed_uids(env, sid, guid, after=start - 1)
         seen = max([*found, *skip], default=start - 1)
         until = least = seen if least is None else least
         while until + 1 in found or until + 1 in skip:
@@ -164,7 +179,7 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
         burnt = await asyncio.gather(*map(burn_one, holes))
         deltas += [Delta(claims={uid: 1}, uidnext=uid + 1) for uid in holes]
         if all(burnt):
-            return sorted(deltas, key=first_uid), end, seen
+            return (sorted(deltas, key=first_uid) if holes else deltas), end, seen
 
 
 def first_uid(delta: Delta) -> int:
@@ -174,16 +189,18 @@ def first_uid(delta: Delta) -> int:
 async def read_listed(
     mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int], bodies: dict[int, bytes | None]
 ) -> tuple[list[Delta], int, list[int]]:
-    """Read the headers of listed objects. Returns deltas, UIDNEXT, and the UIDs that
-    are undecided.
+    """Read the headers of listed objects. Returns deltas in UID order, UIDNEXT, and the
+    UIDs that are undecided.
 
     bodies: the objects that have been read before, to which it adds those that it
     reads.
     """
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     wanted = [uid for uid, size in sorted(found.items()) if size and uid not in skip and uid not in bodies]
-    prefixes = await env.get_all([mail_key(sid, guid, Uid(uid)) for uid in wanted], kind="mail", end=PREFIX_BYTES)
-    bodies.update(zip(wanted, prefixes, strict=True))
+    for at in range(0, len(wanted), READ_AT_ONCE):
+        uids = wanted[at : at + READ_AT_ONCE]
+        prefixes = await env.get_all([mail_key(sid, guid, Uid(uid)) for uid in uids], kind="mail", end=PREFIX_BYTES)
+        bodies.update(zip(uids, prefixes, strict=True))
     deltas: list[Delta] = []
     holes: list[int] = []
     uid = start

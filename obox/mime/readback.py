@@ -37,8 +37,8 @@ class First(NamedTuple):
 
 
 class Envelope(NamedTuple):
-    """Values as the header has them: encoded words are not decoded. sender, to, cc: lists
-    of addresses in wire form, without literals (`first_address`)."""
+    """Values as the header has them: encoded words are not decoded. sender, to, cc:
+    lists of addresses in wire form, without literals (`first_address`)."""
 
     date: bytes | None = None
     subject: bytes | None = None

@@ -1,0 +1,135 @@
+"""What a run of `python -m bench.cluster` has shown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from .members import LAG_S, Lag
+from .patient import Patient
+from .witness import Witness
+
+OUTAGE_MAX_S: Final = 15.0
+"""For a user to be without service."""
+EVACUATION_MAX_S: Final = 1.0
+"""The same while backends are evacuated, and nothing else happens."""
+AFTER_S: Final = 5.0
+"""After the end of something else that happened: it may still have an effect."""
+_EVACUATIONS: Final = frozenset({"evacuate", "evacuate and stop"})
+
+
+@dataclass
+class Event:
+    """Something that happened: when it began and ended, as the witness counts."""
+
+    began: float
+    name: str
+    ended: float = math.inf
+
+
+@dataclass
+class Outcome:
+    """The figures of a run. lags: of all processes; ours: delays of the timers of this
+    process."""
+
+    witness: Witness
+    clients: Patient
+    actions: list[Event]
+    errors: list[str]
+    lags: list[Lag] = field(default_factory=list)
+    ours: list[float] = field(default_factory=list)
+
+    @property
+    def lost(self) -> list[str]:
+        return self.witness.found.lost
+
+    @property
+    def in_time(self) -> float:
+        """The smaller part of timers that were less than LAG_S late: of the members, or
+        of this process."""
+        count, short = sum(lag.count for lag in self.lags), sum(lag.short for lag in self.lags)
+        part = sum(late < LAG_S for late in self.ours) / max(1, len(self.ours))
+        return min(part, short / max(1, count))
+
+    @property
+    def judged(self) -> bool:
+        """Whether the machine was quick enough to judge times."""
+        return self.in_time >= 0.99
+
+    @property
+    def late(self) -> list[str]:
+        """Users who were without service for too long."""
+        out = [(took, at, who) for took, at, who in self.witness.outages if took > OUTAGE_MAX_S]
+        out += [one for one in self.evacuations() if OUTAGE_MAX_S >= one[0] > EVACUATION_MAX_S]
+        began = self.witness.began
+        return [f"{at - began:7.2f} {who} was without service for {took:.1f} s" for took, at, who in out]
+
+    def evacuations(self) -> list[tuple[float, float, str]]:
+        """What users waited for while backends were evacuated and nothing else
+        happened."""
+        others = [one for one in self.actions if one.name not in _EVACUATIONS]
+        ours = [one for one in self.actions if one.name == "evacuate"]
+        return [
+            (took, at, who)
+            for took, at, who in self.witness.outages
+            if any(one.began <= at - took and at <= one.ended for one in ours)
+            and not any(one.began <= at and at - took <= one.ended + AFTER_S for one in others)
+        ]
+
+    def by_action(self) -> dict[str, list[float]]:
+        """Return by the name of each action, for each time that it happened, how long a
+        user was without service who was not served any more between that time and
+        the next action."""
+        out: dict[str, list[float]] = {}
+        ends = [*(one.began for one in self.actions[1:]), math.inf]
+        for one, until in zip(self.actions, ends, strict=True):
+            after = [took for took, at, _ in self.witness.outages if one.began - 0.5 <= at - took < until - 0.5]
+            out.setdefault(one.name, []).append(max(after, default=0.0))
+        return out
+
+    def table(self) -> str:
+        witness, found = self.witness, self.witness.found
+        longest, at, user = max(witness.outages, default=(0.0, witness.began, "nobody"))
+        rows: list[tuple[str, object]] = [
+            ("mails acknowledged", sum(map(len, witness.mails.values()))),
+            ("places seen", len(witness.places)),
+            ("acknowledged mails lost", len(found.mails)),
+            ("flags and expunges lost beyond the journal's interval", len(found.flags)),
+            ("flags and expunges lost within it", len(found.flags_within)),
+            ("UIDs moved or used twice", len(found.uids)),
+            ("deliveries shown twice", len(found.twice)),
+            ("mails missing from a SELECT, there later", len(witness.old)),
+            ("longest time without service, s", f"{longest:.1f} ({user} at {at - witness.began:.0f} s)"),
+            ("longest while a backend was evacuated, s", f"{max(self.evacuations(), default=(0.0,))[0]:.1f}"),
+            (
+                f"timers less than {LAG_S * 1000:.0f} ms late",
+                f"{self.in_time:.2%}; times are {'' if self.judged else 'not '}judged",
+            ),
+            ("complaints", len(witness.complaints)),
+            ("errors in logs", len(self.errors)),
+        ]
+        rows += [
+            (f"{name}: {len(outages)} times, longest without service, s", f"{max(outages):.1f}")
+            for name, outages in sorted(self.by_action().items())
+        ]
+        for name, times in sorted(witness.times.items()):
+            ordered = sorted(times)
+            p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+            rows.append((f"{name}: p99 of {len(ordered)}, ms", f"{p99 * 1000:.0f}"))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
+        for title, details in (
+            ("lost", found.lost),
+            ("without service for too long", self.late if self.judged else []),
+            ("lost within the interval", found.flags_within),
+            ("twice", found.twice),
+            ("missing from a SELECT", witness.old),
+            ("complaints", witness.complaints),
+            ("errors", self.errors),
+        ):
+            if details:
+                lines += ["", f"{title}:", *details[:40]]
+        failures = sorted(self.clients.failures.items(), key=lambda item: -item[1])
+        lines += ["", "attempts that failed:", *(f"{count:6} {text}" for text, count in failures[:25])]
+        return "\n".join(lines)

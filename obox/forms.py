@@ -1,0 +1,91 @@
+"""The forms of what obox writes for other processes, with their versions; and the gate
+that every writer of a newer version asks.
+
+A form's name stands for bytes that another backend reads: of an object of the bucket,
+or on a connection between members. `FORMS` is the only list of them. A backend
+registers in the directory what it reads. `_format` in the bucket says which versions
+its objects may have. It is raised by `oboxadm cluster upgrade`, after everybody can
+read them (docs/cluster.md, "Mixed versions").
+
+A writer that has a newer version asks first:
+
+    if env.forms.writes("bundle") >= 2: ...
+
+This module does not know what the bytes are, and who reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final, NamedTuple
+
+
+class Form(NamedTuple):
+    """first: the version that is written without asking anybody. 0: the form is new,
+    and nothing is written of it. reads: the highest version that this code can read
+    and write."""
+
+    first: int
+    reads: int
+
+
+FORMS: Final[dict[str, Form]] = {
+    "envelope": Form(2, 2),
+    "bundle": Form(1, 1),
+    "journal": Form(1, 1),
+    "wire": Form(1, 1),
+}
+"""envelope: header, frames and seal of every object (objectstore/codec.py). bundle:
+meta and payload of base, diff and cache. journal: the payload of a journal object.
+wire: what members say to each other, which are the trusted link, calls, and pulls."""
+
+OF_PROXIES: Final = frozenset({"wire"})
+"""A proxy reads no objects."""
+
+
+def reads(names: Collection[str] | None = None) -> dict[str, int]:
+    """What this code can read, for the directory. names: of these forms; None: all."""
+    return {name: form.reads for name, form in FORMS.items() if names is None or name in names}
+
+
+def first(name: str) -> int:
+    """The version that everybody can read who says nothing of a form."""
+    return FORMS[name].first if name in FORMS else 0
+
+
+def beyond(wanted: Mapping[str, int], said: Mapping[str, int]) -> dict[str, int]:
+    """Which of the wanted versions a reader cannot read. said: what it says that it can
+    read; an obox from before a form had a name does not mention it."""
+    return {name: version for name, version in wanted.items() if said.get(name, first(name)) < version}
+
+
+def above(versions: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
+    """The versions that are higher than in `others`, or than what everybody reads."""
+    return {name: version for name, version in versions.items() if version > max(first(name), others.get(name, 0))}
+
+
+def highest(*many: Mapping[str, int]) -> dict[str, int]:
+    """The highest version of each form, in the order of their names."""
+    return {name: max(one.get(name, 0) for one in many) for name in sorted({name for one in many for name in one})}
+
+
+def spelled(versions: Mapping[str, int]) -> str:
+    """Versions for people."""
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+class Gate:
+    """Which versions this process may write. Versions only rise."""
+
+    def __init__(self) -> None:
+        self.raised: Mapping[str, int] = {}
+        """What `_format` says, or the directory to a member without a bucket."""
+
+    def rise(self, versions: Mapping[str, int]) -> None:
+        """Everybody reads these versions."""
+        self.raised = highest(self.raised, versions)
+
+    def writes(self, name: str) -> int:
+        """The version to write of a form."""
+        form = FORMS[name]
+        return max(form.first, min(form.reads, self.raised.get(name, 0)))

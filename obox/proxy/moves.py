@@ -1,0 +1,144 @@
+"""What goes on at a backend for users, and ends when they have another backend.
+
+Theory of operation. A splice, an attempt to reach a backend, and the pause before the
+next attempt are each watched from their beginning to their end. After each pass over
+the directory that has changed who serves whom, `look` compares all of them with what is
+known by then. What goes on at a backend that does not serve its user any more is cut:
+nothing that comes from there counts, and the client finds the new backend.
+
+A backend that gave a user up in order has ended its sessions before it wrote the row.
+What it has answered may still be under way. So it has MOVED_S before its splices are
+cut. A row that another backend wrote says that the backend was dead, or is fenced: then
+there is nothing to wait for.
+
+This module does not know protocols, sockets, or how the directory is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from obox.cluster import Here, There
+from obox.types import StorageId
+
+MOVED_S: Final = 2.0
+"""For a backend that has released users to close their sessions itself."""
+PART: Final = 200
+"""What is compared in one turn of the loop."""
+
+Known = Callable[[StorageId], Here | There | None]
+"""Who serves a user, from memory; None: not known."""
+
+
+class Watch:
+    """What goes on at a backend. finishes: a backend that released the users in order
+    has finished it, so that its answer may be under way."""
+
+    __slots__ = ("_cut", "_timer", "finishes", "there", "users")
+
+    def __init__(self, there: There, users: Collection[StorageId], cut: Callable[[], None], finishes: bool) -> None:
+        self.there, self.users, self.finishes = there, users, finishes
+        self._cut: Callable[[], None] | None = cut
+        self._timer: asyncio.TimerHandle | None = None
+
+    def cut(self) -> None:
+        """End it, unless it has ended."""
+        cut = self._cut
+        self.end()
+        if cut is not None:
+            cut()
+
+    def cut_later(self) -> None:
+        """End it if it has not ended after MOVED_S."""
+        if self._timer is None and self._cut is not None:
+            self._timer = asyncio.get_running_loop().call_later(MOVED_S, self.cut)
+
+    def end(self) -> None:
+        """It has ended."""
+        self._cut = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Moves:
+    """See the module's text."""
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+        self._watched: set[Watch] = set()
+        self._left: list[Watch] = []
+        """To be compared by the present look."""
+        self._again = False
+        """Something has changed since the present look began."""
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def watch(
+        self, there: There, users: Collection[StorageId], cut: Callable[[], None], *, finishes: bool = False
+    ) -> Watch:
+        """Call `cut` once when one of the users has another backend; `forget` it when
+        it has ended. If the directory has said so already, that is soon."""
+        made = Watch(there, users, cut, finishes)
+        self._watched.add(made)
+        if self._other(made):
+            self.look()
+        return made
+
+    def forget(self, watch: Watch) -> None:
+        watch.end()
+        self._watched.discard(watch)
+
+    @asynccontextmanager
+    async def until_moved(self, there: There, users: Collection[StorageId]) -> AsyncIterator[Watch]:
+        """Ends the block with TimeoutError when one of the users has another
+        backend."""
+        async with asyncio.timeout(None) as scope:
+            watch = self.watch(there, users, lambda: scope.reschedule(-math.inf))
+            try:
+                yield watch
+            finally:
+                self.forget(watch)
+
+    def look(self) -> None:
+        """Somebody may have another backend by now."""
+        if self._left:
+            self._again = True
+        elif self._watched:
+            self._left = list(self._watched)
+            asyncio.get_running_loop().call_soon(self._part)
+
+    def _part(self) -> None:
+        part, self._left = self._left[:PART], self._left[PART:]
+        for watch in part:
+            self._compare(watch)
+        if self._left:
+            asyncio.get_running_loop().call_soon(self._part)
+        elif self._again:
+            self._again = False
+            self.look()
+
+    def _compare(self, watch: Watch) -> None:
+        if watch not in self._watched or not (others := self._other(watch)):
+            return
+        if watch.finishes and all(other.assigned.released for other in others):
+            watch.cut_later()
+        else:
+            self._watched.discard(watch)
+            watch.cut()
+
+    def _other(self, watch: Watch) -> Sequence[Here | There]:
+        """Who serves its users in place of its backend; the same backend at another
+        address is another process."""
+        before = watch.there
+        found = [one for one in map(self._known, watch.users) if one is not None]
+        return [
+            one
+            for one in found
+            if isinstance(one, Here) or (one.backend, one.address) != (before.backend, before.address)
+        ]

@@ -25,11 +25,12 @@ class Later:
 
 
 def _handlers() -> dict[type[ast.Command], Handler]:
-    from obox.imap.commands import quota, sort
+    from obox.imap.commands import quota, sort, thread
 
     return {
         ast.GetQuota: quota.getquota,
         ast.GetQuotaRoot: quota.getquotaroot,
         ast.SetQuota: quota.setquota,
         ast.Sort: sort.sort,
+        ast.Thread: thread.thread,
     }

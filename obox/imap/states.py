@@ -73,6 +73,7 @@ _SELECTED: Final[dict[type[ast.Command], Handler]] = {
     ast.Expunge: expunge.expunge,
     ast.Search: search.search,
     ast.Sort: Later(ast.Sort),
+    ast.Thread: Later(ast.Thread),
     ast.Fetch: fetch.fetch,
     ast.Store: store.store,
     ast.Copy: copy.copy,
@@ -89,11 +90,13 @@ TABLE: Final[dict[State, dict[type[ast.Command], Handler]]] = {
 BEFORE_LOGIN: Final = frozenset(command.NAME for command in _NOT_AUTHENTICATED)
 """Commands whose arguments the parser reads before login."""
 
-EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset({ast.Fetch, ast.Store, ast.Search, ast.Sort})
+EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset(
+    {ast.Fetch, ast.Store, ast.Search, ast.Sort, ast.Thread}
+)
 """No EXPUNGE while these run, unless in their UID form. RFC 9051 §7.5.1."""
 
 CANCELLABLE: Final[frozenset[type[ast.Command]]] = frozenset(
-    {ast.Fetch, ast.Search, ast.Sort, ast.Login, ast.Authenticate}
+    {ast.Fetch, ast.Search, ast.Sort, ast.Thread, ast.Login, ast.Authenticate}
 )
 """Commands that are cancelled when the client is gone. Any other command is
 completed."""

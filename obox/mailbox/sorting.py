@@ -41,6 +41,11 @@ class Texts:
             if self._chars > CHARS_MAX:
                 raise Limit("the texts to be sorted are too long")
 
+    @property
+    def has_empty(self) -> bool:
+        """Whether a mail has the empty text, whose rank is 0."""
+        return "" in self._numbers
+
     def ranks(self) -> Generator[None, None, Numbers]:
         """Return for each mail the rank of its text. Equal texts have equal ranks."""
         order = yield from in_order(list(self._numbers))

@@ -10,12 +10,10 @@ for).
 from ._address import Address, addresses
 from ._budget import ADDRESSES_MAX, CONTENT_BYTES_MAX, PARTS_MAX, VALUES_BYTES_MAX, Budget
 from ._date import SentDate, parse_date, sent_date
-from ._envelope import Envelope, First, read_envelope
 from ._fields import HEADER_BYTES_MAX, all_values, bounded, header_end, header_fields, header_values, unfold
 from ._params import Parameters
 from ._scan import DEPTH_MAX, Part, parse
 from ._section import Section, find_part, section
-from ._subject import SUBJECT_BYTES_MAX, Subject, base_subject
 from ._summary import Summary, summary
 from ._text import decode_header, decoded, file_names, part_text, text_of, texts_of, to_text
 from ._wire import body, bodystructure, envelope, nstring, string
@@ -26,21 +24,16 @@ __all__ = [
     "DEPTH_MAX",
     "HEADER_BYTES_MAX",
     "PARTS_MAX",
-    "SUBJECT_BYTES_MAX",
     "VALUES_BYTES_MAX",
     "Address",
     "Budget",
-    "Envelope",
-    "First",
     "Parameters",
     "Part",
     "Section",
     "SentDate",
-    "Subject",
     "Summary",
     "addresses",
     "all_values",
-    "base_subject",
     "body",
     "bodystructure",
     "bounded",
@@ -56,7 +49,6 @@ __all__ = [
     "parse",
     "parse_date",
     "part_text",
-    "read_envelope",
     "section",
     "sent_date",
     "string",

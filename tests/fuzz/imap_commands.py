@@ -228,6 +228,8 @@ class Commands:
                 b"LOGIN anna secret",
                 b"AUTHENTICATE PLAIN AGFubmEAc2VjcmV0",
                 b"AUTHENTICATE PLAIN\r\n*",
-                b"THREAD REFERENCES UTF-8 ALL",
+                b"UID THREAD REFERENCES UTF-8 " + self.some(self.key, 2),
+                b"THREAD ORDEREDSUBJECT UTF-8 ALL",
+                b"THREAD NONE UTF-8 ALL",
             )
         )

@@ -32,7 +32,7 @@ SECTION = re.compile(
 CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
-    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=[A-Z]+"
+    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
     rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
@@ -249,6 +249,32 @@ class _Reader(Terminals):
         if len(set(found)) != len(found) or (modseq is not None and not found):
             self.fail("numbers without repetition")
         return found, modseq
+
+    def threads(self) -> list[Any]:
+        """*thread-list, read without recursion. RFC 5256 §5."""
+        found: list[Any] = []
+        seen: set[int] = set()
+        above = [found]
+        while self.at < len(self.data):
+            if self.take(b"("):
+                above[-1].append([])
+                above.append(above[-1][-1])
+            elif self.take(b")"):
+                lists = [one for one in above[-1] if isinstance(one, list)]
+                if not above[-1] or len(lists) == 1 or len(above) == 1:
+                    self.fail("members, or at least two lists")
+                above.pop()
+            else:
+                number = self.nz()
+                if len(above) == 1 or number in seen or any(isinstance(one, list) for one in above[-1]):
+                    self.fail("numbers once, before lists")
+                seen.add(number)
+                above[-1].append(number)
+                if self.take(b" ") and self.data[self.at : self.at + 1] == b")":
+                    self.fail("a number or a list")
+        if len(above) > 1:
+            self.fail("closed lists")
+        return found
 
     def esearch(self) -> Any:
         """ "ESEARCH" [search-correlator] [SP "UID"] *(SP search-return-data). RFC 4466
@@ -473,6 +499,8 @@ class _Reader(Terminals):
             return Response(None, word, self.search_response())
         if word == "ESEARCH":
             return Response(None, word, self.esearch())
+        if word == "THREAD":
+            return Response(None, word, self.threads() if self.take(b" ") else [])
         self.need(b" ")
         if word == "FLAGS":
             return Response(None, word, self.flags())

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from obox.errors import Unavailable
-from obox.imap.commands import sort
+from obox.imap.commands import sort, thread
 from obox.mailbox import UidArray
-from obox.mime import Envelope
+from obox.mime.readback import Envelope
 from obox.store import User
 from obox.store.api import NewMail
 from obox.types import StorageId
@@ -90,16 +90,19 @@ async def test_commands_on_all_mails_let_others_run(running: Running) -> None:
     await user.release()
 
 
-async def test_sort_of_all_mails_lets_others_run(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sort_and_thread_of_all_mails_let_others_run(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each mail has a subject of its own."""
     chance = random.Random(1)
-    monkeypatch.setattr(sort, "read_envelope", lambda _: Envelope(None, b"%x" % chance.getrandbits(90)))
+    for command in (sort, thread):
+        monkeypatch.setattr(command, "read_envelope", lambda _: Envelope(None, b"%x" % chance.getrandbits(90)))
     user = await filled(running)
     client = await running.client(login="anna")
     await client.ok("SELECT INBOX")
     with turns(mine=False) as found:
         await done(client, "UID SORT (SUBJECT REVERSE DATE FROM) UTF-8 ALL")
         await done(client, "SORT RETURN (ALL) (REVERSE SUBJECT SIZE) UTF-8 ALL")
+        await done(client, "THREAD REFERENCES UTF-8 ALL")
+        await done(client, "UID THREAD ORDEREDSUBJECT UTF-8 ALL")
         found.check()
     await user.release()
 

@@ -1,6 +1,7 @@
 """ENVELOPE read back from its wire form."""
 
-from obox.mime import Envelope, First, envelope, read_envelope
+from obox.mime import envelope
+from obox.mime.readback import Envelope, First, first_address, read_envelope
 
 MAIL = (
     b'Date: Mon, 1 Jan 2024 10:00:00 +0000\r\nSubject: a \\ "b" %b\r\nFrom: "N \\" M" <f@x.org>, g@y.org\r\n'
@@ -15,12 +16,23 @@ def test_values_of_the_header() -> None:
         assert found == Envelope(
             b"Mon, 1 Jan 2024 10:00:00 +0000",
             (b'a \\ "b" ' + odd).strip(),
-            First(b'N " M', b"f", b"x.org"),
-            First(None, b"Team", None),
-            First(None, b"c", b"x.org"),
+            found.sender,
+            found.to,
+            found.cc,
             b"<r@x>",
             b"<m@x>",
         )
+        assert first_address(found.sender) == First(b'N " M', b"f", b"x.org")
+        assert first_address(found.to) == First(None, b"Team", None)
+        assert first_address(found.cc) == First(None, b"c", b"x.org")
+
+
+def test_addresses_with_literals() -> None:
+    mail = b'From: "caf\xc3\xa9 \\\\ \\"x\\"" <f@x.org>, g@y.org\r\nTo: <t@x.org>\r\n\r\n'
+    found = read_envelope(envelope(mail))
+    assert first_address(found.sender) == First(b'caf\xc3\xa9 \\ "x"', b"f", b"x.org")
+    assert first_address(found.to) == First(None, b"t", b"x.org")
+    assert first_address(found.cc) is None
 
 
 def test_a_mail_without_a_header() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from obox.mime import base_subject
+from obox.mime.subjects import base_subject
 
 CASES = [
     (b"", "", False),

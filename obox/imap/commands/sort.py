@@ -23,7 +23,9 @@ from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.mailbox import Table, UidArray, collated
 from obox.mailbox.sorting import Numbers, Texts, sorted_rows
-from obox.mime import Envelope, First, base_subject, decode_header, parse_date, read_envelope
+from obox.mime import decode_header, parse_date
+from obox.mime.readback import Envelope, first_address, read_envelope
+from obox.mime.subjects import base_subject
 from obox.store.api import Fields
 
 CHUNK: Final = 500
@@ -172,16 +174,26 @@ def sent_seconds(envelope: Envelope) -> int | None:
     return None if date is None else date.seconds
 
 
+def subject_of(envelope: Envelope) -> tuple[str, bool]:
+    """Return the base subject, as it compares, and whether it is of a reply."""
+    if envelope.subject is None:
+        return "", False
+    base, reply = base_subject(envelope.subject)
+    return collated(base), reply
+
+
 def _subject(envelope: Envelope) -> str:
-    return "" if envelope.subject is None else collated(base_subject(envelope.subject).base)
+    return subject_of(envelope)[0]
 
 
-def _mailbox(first: First | None) -> str:
+def _mailbox(addresses: bytes) -> str:
+    first = first_address(addresses)
     return "" if first is None or first.mailbox is None else collated(first.mailbox.decode(errors="replace"))
 
 
-def _display(first: First | None) -> str:
-    """Return the name that a client shows for an address. RFC 5957 §3."""
+def _display(addresses: bytes) -> str:
+    """Return the name that a client shows for the first address. RFC 5957 §3."""
+    first = first_address(addresses)
     if first is None:
         return ""
     if first.name and (name := decode_header(first.name).strip()):

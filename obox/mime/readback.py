@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _NSTRING = rb"(?:NIL|" + _STRING + rb")"
 _ADDRESS = rb"\(" + rb" ".join([_NSTRING] * 4) + rb"\)"
 _LIST = rb"(NIL|\((?:" + _ADDRESS + rb")++\))"
@@ -37,13 +37,14 @@ class First(NamedTuple):
 
 
 class Envelope(NamedTuple):
-    """Values as the header has them: encoded words are not decoded."""
+    """Values as the header has them: encoded words are not decoded. sender, to, cc:
+    lists of addresses in wire form, without literals (`first_address`)."""
 
     date: bytes | None = None
     subject: bytes | None = None
-    sender: First | None = None
-    to: First | None = None
-    cc: First | None = None
+    sender: bytes = b"NIL"
+    to: bytes = b"NIL"
+    cc: bytes = b"NIL"
     in_reply_to: bytes | None = None
     message_id: bytes | None = None
 
@@ -54,7 +55,7 @@ def read_envelope(wire: bytes) -> Envelope:
     if found is None:
         return _with_literals(wire)
     date, subject, sender, _, _, to, cc, _, reply, own = found.groups()
-    return Envelope(_value(date), _value(subject), _first(sender), _first(to), _first(cc), _value(reply), _value(own))
+    return Envelope(_value(date), _value(subject), sender, to, cc, _value(reply), _value(own))
 
 
 def _value(text: bytes) -> bytes | None:
@@ -64,7 +65,8 @@ def _value(text: bytes) -> bytes | None:
     return _ESCAPE.sub(rb"\1", inner) if b"\\" in inner else inner
 
 
-def _first(text: bytes) -> First | None:
+def first_address(text: bytes) -> First | None:
+    """Return the first address of a list in wire form."""
     found = _FIRST.match(text)
     return None if found is None else First(*map(_value, found.groups()))
 
@@ -100,6 +102,10 @@ def _with_literals(wire: bytes) -> Envelope:
             at += 1
     if len(fields) != _FIELDS:
         return Envelope()
-    lists = [First(one[0], one[2], one[3]) if isinstance(one, list) and len(one) == 4 else None for one in fields]
+    lists = [b"((" + b" ".join(map(_quoted, one)) + b"))" if isinstance(one, list) else b"NIL" for one in fields]
     plain = [one if isinstance(one, bytes) else None for one in fields]
     return Envelope(plain[0], plain[1], lists[2], lists[5], lists[6], plain[8], plain[9])
+
+
+def _quoted(value: bytes | None) -> bytes:
+    return b"NIL" if value is None else b'"' + re.sub(rb'(["\\])', rb"\\\1", value) + b'"'

@@ -1,0 +1,101 @@
+"""THREAD and UID THREAD: ORDEREDSUBJECT and REFERENCES. RFC 5256 §3.
+
+The values come from ready fields, as for SORT. References come from the cached header;
+a header that is too long to be cached is read from the mail.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from obox.errors import Corrupt, Expunged, NotFound
+from obox.imap import ast, wire
+from obox.imap.commands.auth import enable_condstore
+from obox.imap.commands.search import asks_modseq, matching
+from obox.imap.commands.sort import in_turns, ready_fields, sent_seconds, subject_of
+from obox.imap.replies import Reply, bad
+from obox.imap.session import Session
+from obox.mailbox import UidArray
+from obox.mailbox.sorting import Numbers, Texts
+from obox.mailbox.threads import References, by_subject
+from obox.mime import header_end, header_values
+from obox.mime.readback import Envelope, read_envelope
+from obox.store.api import Fields
+
+REFERENCES_OF_MAIL: Final = 100
+"""References of a mail that are used: the first, and the others from the end."""
+_MESSAGE_ID: Final = re.compile(rb"<[^<>\s]{1,998}>")
+_ALGORITHMS: Final = ("ORDEREDSUBJECT", "REFERENCES")
+
+
+async def thread(session: Session, command: ast.Thread) -> Reply:
+    if command.algorithm not in _ALGORITHMS:
+        return bad(f"Unknown algorithm: allowed are {' '.join(_ALGORITHMS)}")
+    if asks_modseq(command.key):
+        enable_condstore(session)
+    mailbox, view = session.need_mailbox()
+    table, where, uids = mailbox.state.records(await matching(session, command.key))
+    dates = table.column("internaldate")[where].astype(np.int64)
+    links = References(len(uids)) if command.algorithm == "REFERENCES" else None
+    subjects, replies = await _read(session, uids, dates, links)
+    ranks = (await in_turns(session, subjects.ranks())) + 1
+    if links is None:
+        forest = by_subject(ranks, dates)
+    else:
+        by_date = np.empty(len(uids), dtype=np.int64)
+        by_date[np.argsort(dates, kind="stable")] = np.arange(len(uids))
+        ranks -= int(subjects.has_empty)
+        forest = await in_turns(session, links.forest(by_date, ranks.tolist(), replies))
+    numbers = uids if command.uid else view.seqs(uids)
+    lists = await in_turns(session, forest.written(numbers.tolist()))
+    session.write(wire.line(*([b"THREAD", lists] if lists else [b"THREAD"])))
+    return Reply("Thread completed")
+
+
+async def _read(session: Session, uids: UidArray, dates: Numbers, links: References | None) -> tuple[Texts, list[bool]]:
+    """Return base subjects and whether they are of replies. Sent dates are put into
+    `dates`, and references into `links`."""
+    subjects, replies = Texts(), []
+    at = 0
+    async for fields in ready_fields(session, uids):
+        envelope = Envelope() if fields is None else read_envelope(fields.envelope)
+        subject, reply = subject_of(envelope)
+        subjects.add(subject)
+        replies.append(reply)
+        if (sent := sent_seconds(envelope)) is not None:
+            dates[at] = sent
+        if links is not None:
+            header = None if fields is None else await _header(session, int(uids[at]), fields)
+            links.add(*_references(envelope, header or b""))
+        at += 1
+    return subjects, replies
+
+
+async def _header(session: Session, uid: int, fields: Fields) -> bytes:
+    header = fields.header
+    if header is None:
+        mailbox, _ = session.need_mailbox()
+        try:
+            mail = await mailbox.mail(uid, autofix=session.settings.autofix_storage)
+        except (Expunged, Corrupt, NotFound):
+            return b""
+        header = mail[: header_end(mail)]
+    return header
+
+
+def _references(envelope: Envelope, header: bytes) -> tuple[bytes, Sequence[bytes]]:
+    """Return the Message-ID of a mail, and the Message-IDs that it refers to: those of
+    References, or else the first of In-Reply-To."""
+    own = _MESSAGE_ID.search(envelope.message_id or b"")
+    found: list[bytes] = []
+    for value in header_values(header, b"references")[:1]:
+        found = _MESSAGE_ID.findall(value)
+    if len(found) > REFERENCES_OF_MAIL:
+        found = [found[0], *found[1 - REFERENCES_OF_MAIL :]]
+    if not found and (one := _MESSAGE_ID.search(envelope.in_reply_to or b"")) is not None:
+        found = [one[0]]
+    return own[0] if own else b"", found

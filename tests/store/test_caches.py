@@ -230,6 +230,43 @@ async def test_a_list_whose_upload_takes_long_does_not_call_old_totals_exact(
         assert (await (await life.user()).status("Sent")).messages == 2
 
 
+async def test_a_list_stays_while_a_user_who_left_memory_has_changes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cleaner uploads the root, whose bundle says that its totals are exact. The
+    upload takes so long that meanwhile the user gets a mail and leaves memory. Then
+    only the local copy of the mailbox has this mail."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("Sent", [NewMail(simple(1))])
+        env_type = type(life.store.env)
+        put_new, came = env_type.put_new, False
+
+        async def slow(env: Any, key: str, *more: Any) -> bool:
+            nonlocal came
+            put = await put_new(env, key, *more)
+            if "/root/" in key and not came:
+                came = True
+                await user.append("Sent", [NewMail(simple(2))])
+                await user.release()
+                user.leave()
+                life.users.clear()
+                del life.store.users[user.storage_id]
+                life.time.move(30.0)
+            return put
+
+        monkeypatch.setattr(env_type, "put_new", slow)
+        copies = Copies(life.store)
+        await copies.flush("anna", "root")
+        assert came
+        assert not copies.unload("anna", "root")
+        await life.store.env.metacache.commit()
+        assert not copies.unload("anna", "root")
+        await cleaner(life, room=1).make_room()
+        life.store.env.metacache.max_space = 64 << 20
+        assert (await (await life.user()).status("Sent")).messages == 2
+
+
 async def test_a_list_is_not_dropped_before_what_its_mailboxes_lack_is_uploaded(machine: Machine) -> None:
     """A mailbox left memory with a few new mails that only its local copy has. The root
     in the bucket does not count these mails."""

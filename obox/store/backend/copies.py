@@ -75,7 +75,7 @@ class Copies:
         cache = self._store.env.metacache
         if box == ROOT:
             # Its totals are not exact without what the copies of mailboxes have.
-            return not stamp.clean or any(space.change is not Change.NONE for space in cache.box_spaces(user))
+            return not stamp.clean or cache.changed(user)
         return len(cache.iter_fields(user, box, stamp.cached_uid + 1, 0xFFFFFFFF)) > FIELDS_UNSAVED_MAX
 
     async def flush(self, user: str, box: str) -> None:
@@ -109,6 +109,9 @@ class Copies:
 
     def unload(self, user: str, box: str) -> bool:
         if self.in_use(user, box):
+            return False
+        if box == ROOT and self._store.env.metacache.changed(user):
+            # The bucket's root has old totals, and may call them exact.
             return False
         sid = StorageId(user)
         found = self._store.users.get(sid)

@@ -73,7 +73,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "ips": "the addresses of the clients",
         "id": "the number of the session, as in the log",
         "ip": "the address of the client",
-        "tls": "whether the connection is encrypted",
+        "tls": "whether the client uses TLS",
         "state": "the state of the session: not authenticated, authenticated, selected, logout",
         "mailbox": "the mailbox that is selected",
         "idle": "whether the client waits in IDLE",

@@ -22,7 +22,7 @@ from obox.imap.session import Session
 from obox.imap.states import BEFORE_LOGIN
 from obox.imap.updates import report
 from obox.net import Connection as Engine
-from obox.net import Flow, Who, Why, speak_for
+from obox.net import Flow, Who, Why, client_tls, speak_for
 
 if TYPE_CHECKING:
     from obox.net.splice import Leg
@@ -116,7 +116,7 @@ class Connection(Engine):
     def who(self) -> Who:
         session = self.session
         state, mailbox = session.state.value, session.mailbox_name
-        return Who(self.id, session.user_name, self.remote, self.tls, state, mailbox, session.idling, self.since)
+        return Who(self.id, session.user_name, self.remote, self.client_tls, state, mailbox, session.idling, self.since)
 
     def log_bug(self, what: str) -> None:
         self.context.log.exception(f"imap {what}", session=self.id, user=self.session.user_name)
@@ -137,8 +137,12 @@ class Connection(Engine):
             raise ConnectionResetError("TLS is not available")
         await self.handshake(upgrade)
 
-    def speak_for(self, remote: str) -> None:
-        speak_for(self, remote)
+    @property
+    def client_tls(self) -> bool:
+        return client_tls(self)
+
+    def speak_for(self, remote: str, *, tls: bool) -> None:
+        speak_for(self, remote, tls=tls)
         self.flow = self.configure()
 
     def logged_in(self) -> None:

@@ -54,7 +54,8 @@ class Channel(Protocol):
     """What a session and its handlers may use of the connection.
 
     ended: why the connection ends, for the log. full: whether enough output is gathered
-    that it should be flushed.
+    that it should be flushed. tls, client_tls: whether this connection uses TLS, and
+    whether the client does; they differ when a member forwards the client.
     """
 
     id: int
@@ -72,9 +73,12 @@ class Channel(Protocol):
     @property
     def is_local(self) -> bool: ...
 
-    def speak_for(self, remote: str) -> None:
-        """Note that the peer is a member of the cluster, and that its client is at
-        `remote`."""
+    @property
+    def client_tls(self) -> bool: ...
+
+    def speak_for(self, remote: str, *, tls: bool) -> None:
+        """Note that the peer is a member of the cluster, that its client is at
+        `remote`, and whether the client uses TLS."""
 
     def write(self, data: bytes) -> None:
         """Gather output. It goes out in order, at the latest when the command ends."""
@@ -343,7 +347,7 @@ class Session:
         self.out.logged_in()
         self.out.parser.intake = self._incoming
         self.context.log.info(
-            "imap login", user=account.name, remote=self.out.remote, session=self.out.id, tls=self.out.tls
+            "imap login", user=account.name, remote=self.out.remote, session=self.out.id, tls=self.out.client_tls
         )
 
     def _incoming(self) -> Incoming:
@@ -359,7 +363,7 @@ class Session:
             user=account.name,
             remote=self.out.remote,
             session=self.out.id,
-            tls=self.out.tls,
+            tls=self.out.client_tls,
             backend=leg.backend,
         )
 

@@ -36,7 +36,7 @@ from obox.lmtp.machine import COMMANDS_TURN, Machine
 from obox.lmtp.replies import Reply
 from obox.lmtp.session import Session
 from obox.net import Connection as Engine
-from obox.net import Flow, NoRoom, Who, Why, speak_for, starttls
+from obox.net import Flow, NoRoom, Who, Why, client_tls, speak_for, starttls
 
 log = structlog.get_logger("obox.lmtp")
 
@@ -68,7 +68,7 @@ class Connection(Engine):
 
     def configure(self) -> Flow:
         self.machine.secure = self.tls
-        self.session.remote = self.remote or "unix"
+        self.session.remote, self.session.tls = self.remote or "unix", self.tls
         return self.settings.flow
 
     def admit(self) -> None:
@@ -97,6 +97,7 @@ class Connection(Engine):
 
     def discard_input(self) -> None:
         self.machine.tls_started()
+        self.session.tls = True
 
     @property
     def may_stop(self) -> bool:
@@ -158,7 +159,7 @@ class Connection(Engine):
 
     def who(self) -> Who:
         machine = self.machine
-        return Who(self.id, "", self.remote, self.tls, machine.state.name.lower(), "", machine.idle, self.since)
+        return Who(self.id, "", self.remote, client_tls(self), machine.state.name.lower(), "", machine.idle, self.since)
 
     def log_bug(self, what: str) -> None:
         log.exception(f"lmtp {what}", session=self.session.id, remote=self.session.remote)
@@ -216,8 +217,8 @@ class Connection(Engine):
                 machine.answer_link(None, step.wire)
                 return
             machine.member = True
-            speak_for(self, step.remote)
-            session.remote = step.remote or "unix"
+            speak_for(self, step.remote, tls=step.tls)
+            session.remote, session.tls = step.remote or "unix", step.tls
             machine.answer_link(Reply(235, "2.7.0", "Welcome"))
         session.link = None
 

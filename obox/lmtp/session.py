@@ -39,13 +39,15 @@ _SPOOL_FAILED = Reply(451, "4.3.0", "Temporary failure, try again later")
 
 
 class Session:
-    """See the module's text. remote: the client's address, or "unix"."""
+    """See the module's text. remote: the client's address, or "unix". tls: whether the
+    client uses TLS."""
 
-    __slots__ = ("_context", "_machine", "_settings", "_spool", "_transactions", "id", "link", "remote")
+    __slots__ = ("_context", "_machine", "_settings", "_spool", "_transactions", "id", "link", "remote", "tls")
 
     def __init__(self, context: Context, settings: Settings, machine: Machine) -> None:
         self.id = secrets.token_hex(6)
         self.remote = "unix"
+        self.tls = False
         self.link: LinkOwner | None = None
         """The exchange with a member that is under way."""
         self._context = context
@@ -152,9 +154,7 @@ class Session:
         forwarding, loop = self._context.forwarding, asyncio.get_running_loop()
         assert forwarding is not None
         started = loop.time()
-        mail = Relayed(
-            recipients, envelope, self._spool.pieces, self._machine.secure, self._settings.delivery_timeout_s
-        )
+        mail = Relayed(recipients, envelope, self._spool.pieces, self.tls, self._settings.delivery_timeout_s)
         try:
             replies = await forwarding.relay(mail)
         except Exception as error:
@@ -217,7 +217,7 @@ class Session:
         if mail.loops(recipient.address):
             reply = LOOP
         else:
-            protocol = ("UTF8LMTP" if envelope.smtputf8 else "LMTP") + ("S" if self._machine.secure else "")
+            protocol = ("UTF8LMTP" if envelope.smtputf8 else "LMTP") + ("S" if self.tls else "")
             fields = trace_fields(
                 reverse_path=envelope.reverse_path,
                 recipient=recipient.address,

@@ -62,6 +62,7 @@ class Connection(Stream):
     __slots__ = (
         "_ahead_bytes",
         "_ahead_lines",
+        "_client_tls",
         "_counted",
         "_entered",
         "_eof",
@@ -87,6 +88,8 @@ class Connection(Stream):
         self.since = 0.0
         """Unix seconds at which the client connected."""
         self._remote_given = remote is not None
+        self._client_tls: bool | None = None
+        """What a member of the cluster says of its client."""
         self._counted = ""
         self.is_local = False
         """Whether the peer is on this machine, and no proxy has named another."""
@@ -367,10 +370,18 @@ def hand_over(connection: Connection, successor: Member) -> Given:
     return given
 
 
-def speak_for(connection: Connection, remote: str) -> None:
+def speak_for(connection: Connection, remote: str, *, tls: bool) -> None:
     """The peer is a member of the cluster: its connections are those of its clients,
     each of which it counts itself.
+
+    remote, tls: of the client.
     """
     connection.hub.registry.uncount(connection._counted)
     connection._counted = ""
-    connection.remote = remote
+    connection.remote, connection._client_tls = remote, tls
+
+
+def client_tls(connection: Connection) -> bool:
+    """Whether the client uses TLS, also where a member of the cluster speaks for it.
+    `Connection.tls` is about the connection with the peer."""
+    return connection.tls if connection._client_tls is None else connection._client_tls

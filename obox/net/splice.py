@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from obox.net.connection import Connection, hand_over
+from obox.net.connection import Connection, client_tls, hand_over
 from obox.net.dialogue import watch
 from obox.net.registry import Who
 from obox.net.stream import CLOSE_TIMEOUT_S
@@ -137,7 +137,7 @@ class Splice:
         self.reason = ""
         """Why it ends, for the log."""
         self.quiet_since = connection.quiet_since
-        self._user, self._remote, self._tls = user, connection.remote, connection.tls
+        self._user, self._remote, self._tls = user, connection.remote, client_tls(connection)
         self._leg = leg
         self._timer: asyncio.TimerHandle | None = None
         given = hand_over(connection, self)

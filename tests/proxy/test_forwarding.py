@@ -102,6 +102,21 @@ async def test_a_member_on_another_machine_is_asked_for_starttls(
     assert elsewhere == [b2.forwarder._certificate()]
 
 
+@pytest.mark.parametrize(("client_tls", "link_tls"), [(False, True), (True, False)])
+async def test_the_owner_says_whether_the_client_uses_tls(
+    two: tuple[Cluster, Member, Member], client_tls: bool, link_tls: bool
+) -> None:
+    """The link's TLS is another question."""
+    made, b1, b2 = two
+    if link_tls:
+        made.rows.places["b2"] = ("localhost", {"imaps": b2.tls_port})
+    with capture_logs() as logs:
+        client = await b1.client(tls=client_tls, login="ben")
+    assert [line["tls"] for line in logs if line["event"] in ("imap login", "imap forwarded")] == [client_tls] * 2
+    assert [who.tls for member in (b1, b2) for who in member.imap.who()] == [client_tls] * 2
+    await client.ok("LOGOUT")
+
+
 async def test_a_proxy_has_no_store(two: tuple[Cluster, Member, Member]) -> None:
     made, b1, b2 = two
     proxy = await made.member("p1", proxy=True)

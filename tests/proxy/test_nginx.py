@@ -119,6 +119,19 @@ async def test_the_answer_names_the_owner_and_a_password(proxied: tuple[Cluster,
     assert len(b2.penalties) == 1
 
 
+@pytest.mark.parametrize("auth_ssl", ["on", ""])
+async def test_the_owner_hears_whether_the_client_of_nginx_used_tls(
+    proxied: tuple[Cluster, Member, Member], auth_ssl: str
+) -> None:
+    """nginx connects to this backend, which forwards the client to the owner."""
+    made, _, b2 = proxied
+    b1 = await made.member("b1")
+    answer = await auth_of(b1, all_here=True).answer(asked(auth_ssl=auth_ssl))
+    client = await b1.client()
+    await client.ok(f"LOGIN ben {answer['Auth-Pass']}")
+    assert [who.tls for member in (b1, b2) for who in member.imap.who()] == [bool(auth_ssl)] * 2
+
+
 @pytest.mark.parametrize(
     ("more", "status"),
     [

@@ -60,6 +60,26 @@ async def test_a_mail_for_another_machine_goes_under_starttls(
     assert MAIL in (await b2.mails("ben"))[0]
 
 
+async def test_the_trace_says_that_the_client_used_no_tls(
+    two: tuple[Cluster, Member, Member], elsewhere: list[bytes]
+) -> None:
+    """The link has TLS, but the client had none."""
+    _, b1, b2 = two
+    await b1.deliver(MAIL, "ben")
+    assert len(elsewhere) == 1
+    assert b" with LMTP\r\n" in (await b2.mails("ben"))[0]
+
+
+async def test_the_trace_says_that_the_client_used_tls(two: tuple[Cluster, Member, Member]) -> None:
+    """The link has none, since it does not leave the machine."""
+    made, b1, b2 = two
+    server = await asyncio.get_running_loop().create_server(lambda: b1.lmtp.protocol(tls=True), ADDRESS, 0)
+    made.stack.callback(server.close)
+    b1.lmtp_port = server.sockets[0].getsockname()[1]
+    await b1.deliver(MAIL, "ben")
+    assert b" with LMTPS\r\n" in (await b2.mails("ben"))[0]
+
+
 async def test_a_large_mail_goes_through_a_file(two: tuple[Cluster, Member, Member]) -> None:
     _, b1, b2 = two
     mail = b"Subject: s\r\n\r\n" + os.urandom(3 << 20)

@@ -197,7 +197,7 @@ async def _vouched(session: Session, forward: Forward) -> Reply:
     assert context.forwarding is not None
     try:
         account = await context.forwarding.vouched(forward)
-        session.out.speak_for(forward.remote)
+        session.out.speak_for(forward.remote, tls=forward.tls)
         return await _enter(session, account)
     except OboxError:
         context.counters.login("unavailable")
@@ -225,7 +225,7 @@ async def _leg(session: Session, account: Account) -> Leg | None:
     forwarding, out = session.context.forwarding, session.out
     if forwarding is None:
         return None
-    return await forwarding.connect(account, listener="imap", remote=out.remote, tls=out.tls)
+    return await forwarding.connect(account, listener="imap", remote=out.remote, tls=out.client_tls)
 
 
 async def _login(session: Session, account: Account) -> Reply:
@@ -243,7 +243,7 @@ async def _accept(session: Session, forward: Forward) -> Reply:
     assert context.forwarding is not None
     try:
         account = await context.forwarding.accept(forward)
-        session.out.speak_for(forward.remote)
+        session.out.speak_for(forward.remote, tls=forward.tls)
         try:
             return await _login(session, account)
         except Elsewhere:  # handed over while the login waited

@@ -102,4 +102,9 @@ def duration(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length and seconds % length == 0:
             return f"{seconds / length:g} {unit}"
-    return f"{seconds:g} s" if seconds >= 1 or not seconds else f"{seconds * 1000:.3g} ms"
+    return f"{_decimal(seconds)} s" if seconds >= 1 or not seconds else f"{_decimal(seconds * 1000)} ms"
+
+
+def _decimal(number: float) -> str:
+    """A number without an exponent, and with as few of three decimals as it needs."""
+    return f"{number:.3f}".rstrip("0").rstrip(".")

@@ -142,6 +142,17 @@ def test_durations(text: str, seconds: float) -> None:
     assert env(STORAGE__DELETE_DELAY=text).storage.delete_delay == seconds
 
 
+@pytest.mark.parametrize("text", ["2s", "500ms", "90min", "36h", "1234567s", "12345678ms", "1000001s", "33.3ms", "0s"])
+def test_durations_are_shown_as_they_are_written(text: str, tmp_path: Path) -> None:
+    """A time above a million seconds used to be shown with an exponent, and could not
+    be read again."""
+    first = env(STORAGE__DELETE_DELAY=text)
+    shown = describe(first, changed_only=True)
+    assert f'delete_delay = "{text}"' in shown
+    again = load(write(tmp_path / "again.toml", shown), {})
+    assert again.storage.delete_delay == first.storage.delete_delay
+
+
 def test_lists_percents_flags_mailboxes() -> None:
     got = env(
         METACACHE__MAX_GRACE="64M", METACACHE__SYNC="no", MAILBOXES__CREATE="Sent Items \\Sent, Notes",

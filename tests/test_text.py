@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obox.errors import Invalid
-from obox.text import NONSTARTERS_MAX, is_stream_safe, nfc_name, stream_safe
+from obox.text import NONSTARTERS_MAX, duration, is_stream_safe, nfc_name, stream_safe
 
 MARKS = "\u0301\u0316\u0f73\uff9e\u3099"
 some_text = st.text(st.sampled_from(MARKS + "ab\u0439\ufdfa") | st.characters(), max_size=200)
@@ -50,3 +50,22 @@ def test_a_name_is_measured_before_it_is_normalised() -> None:
     with pytest.raises(Invalid, match="more than 30 combining characters in a row"):
         nfc_name("a" + "\u0301" * 31, 1000, "x")
     assert nfc_name("a" + "\u0301" * 30, 1000, "x")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 s"),
+        (0.25, "250 ms"),
+        (0.0005, "0.5 ms"),
+        (2, "2 s"),
+        (90.5, "90.5 s"),
+        (5_400, "90 min"),
+        (129_600, "36 h"),
+        (604_800, "7 d"),
+        (1_234_567, "1234567 s"),
+        (12_345.678, "12345.678 s"),
+    ],
+)
+def test_times_have_the_unit_and_the_digits_that_people_use(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

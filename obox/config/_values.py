@@ -172,11 +172,16 @@ def read_duration(raw: object) -> float:
     return float(match[1]) * _DURATION_UNITS[match[2].lower()]
 
 
+def _decimal(number: float) -> str:
+    """A number without an exponent, and with as few of three decimals as it needs."""
+    return f"{number:.3f}".rstrip("0").rstrip(".")
+
+
 def show_duration(seconds: float) -> str:
     for unit, length in (("w", 604800), ("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= length and seconds % length == 0 and unit != "w":
-            return f"{seconds / length:g}{unit}"
-    return f"{seconds * 1000:g}ms" if seconds else "0s"
+            return f"{_decimal(seconds / length)}{unit}"
+    return f"{_decimal(seconds * 1000)}ms" if seconds else "0s"
 
 
 def read_listen(raw: object, base: Path) -> Listen:

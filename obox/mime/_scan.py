@@ -83,7 +83,8 @@ class Part:
     message: Part | None = None
     """Of message/rfc822 and message/global: the message inside. IMAP4rev1 does not know
     message/global (RFC 3501 §9, media-message) and gets it described like any other
-    body (`body_forms`); IMAP4rev2 gets it like message/rfc822.
+    body (`body_forms`). No session speaks IMAP4rev2, which describes it like
+    message/rfc822.
     """
 
     def param(self, name: bytes) -> bytes | None:

@@ -113,7 +113,7 @@ async def test_lmtp(tmp_path: Path, fuzz_seconds: float) -> None:
                 assert REPLY.fullmatch(line + b"\r\n"), line
 
         try:
-            count = await drive(fuzz_seconds, one)
+            count = await drive(fuzz_seconds, one, whole=True)
             assert deliverer.delivered, "some mail came through"
         finally:
             listening.close()

@@ -9,7 +9,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.14 python3.13 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 # Of the suite, at the same time; a file's tests run in one of them. WORKERS=0: in this process, one after the other.
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := .venv/bin
 CORE := .venv/.installed
 TEST := .venv/.test

@@ -113,13 +113,19 @@ class Turns:
             return 1.0
         return max(1.0, sorted(self.samples)[len(self.samples) * 9 // 10] / _best_s)
 
-    def check(self) -> None:
-        """Fail if a turn was too long; the message names the callback."""
+    def check(self, *, held: bool = True) -> None:
+        """Fail if a turn was too long; the message names the callback.
+
+        held: also if the loop got no turn while threads worked. Leave it out where
+        threads work without the interpreter's lock: on a loaded machine they may have
+        the processor while the loop waits for it.
+        """
         assert self.count, "nothing ran on this loop"
         self.samples += [_sample() for _ in range(20)]
-        longest, held = self.longest_s / self.slowdown, self.held_s / self.slowdown
+        longest, waited = self.longest_s / self.slowdown, self.held_s / self.slowdown
         assert longest <= TURN_S_MAX, f"a turn of {longest:.3f} s of CPU; {self.report()}"
-        assert held <= HELD_S_MAX, f"the loop got no turn during {held:.3f} s of CPU ({self.slowdown:.1f})"
+        if held:
+            assert waited <= HELD_S_MAX, f"the loop got no turn during {waited:.3f} s of CPU ({self.slowdown:.1f})"
 
 
 def _named(handle: asyncio.Handle) -> str:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENT_S
 from ports import free_port
 from processes import PASSWORD, USERS, Backend, lmtp
 from prometheus_client.parser import text_string_to_metric_families
@@ -63,6 +65,13 @@ class Unit:
     def workers_listen(self) -> bool:
         return all((self.backend.state / f"worker-{number}/imap.sock").exists() for number in (1, 2))
 
+    def serves(self) -> bool:
+        """Whether the workers together have all groups."""
+        with suppress(AssertionError):
+            groups = self.admin("cluster", "status")[0]["groups"]
+            return sum(row["groups"] for row in self.admin("cluster", "backend", "status")) == groups
+        return False
+
     def deliver(self, user: str) -> None:
         assert lmtp(("127.0.0.1", self.backend.lmtp), MAIL, [user])[0][0] == 250
 
@@ -91,6 +100,10 @@ def unit(make: Callable[..., Backend]) -> Iterator[Unit]:
     backend = make(sections={"server": {"workers": 2}}, users=users)
     backend.spawn()
     backend.wait_listening()
+    deadline = time.monotonic() + PATIENT_S
+    while not Unit(backend).serves():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     yield Unit(backend)
     assert backend.process is not None
     workers = []

@@ -346,7 +346,7 @@ async def test_a_directory_that_goes_is_unreachable_and_not_empty(tmp_path: Path
     works."""
     bucket, away = tmp_path / "bucket", tmp_path / "away"
     store = open_store(Settings(f"file://{bucket}", deadline_s=PATIENT_S))
-    impatient = Hurried().open(Settings(f"file://{bucket}"))
+    impatient = open_store(Settings(f"file://{bucket}", deadline_s=0.2))
     assert await store.list("", kind="mail") == []
     await store.put("a/1", b"1", kind="mail")
     with pytest.raises(Missing):
@@ -496,24 +496,6 @@ def test_processes_race_for_a_key(tmp_path: Path) -> None:
 # s3://
 
 
-class Hurried:
-    """Pauses that retries make count as time, and take none. So a deadline is over
-    after some attempts, and each attempt has enough time on a loaded machine."""
-
-    def __init__(self) -> None:
-        self._slept = 0.0
-
-    def clock(self) -> float:
-        return time.monotonic() + self._slept
-
-    async def sleep(self, seconds: float) -> None:
-        self._slept += seconds
-        await asyncio.sleep(0)
-
-    def open(self, settings: Settings) -> OpenStore:
-        return open_store(replace(settings, deadline_s=PATIENT_S), clock=self.clock, sleep=self.sleep)
-
-
 @asynccontextmanager
 async def answering(answer: bytes | None) -> AsyncIterator[OpenStore]:
     """Start a server that reads a request, sends this answer and closes the connection.
@@ -537,9 +519,9 @@ async def answering(answer: bytes | None) -> AsyncIterator[OpenStore]:
         access_key_id="id",
         secret_access_key="secret",
         region="us-east-1",
-        deadline_s=0.5,
+        deadline_s=0.15,
     )
-    yield open_store(settings) if answer is None else Hurried().open(settings)
+    yield open_store(settings)
     server.close()
     for writer in writers:
         writer.close()
@@ -590,9 +572,11 @@ async def test_a_body_that_ends_early_is_never_returned() -> None:
 
 
 async def test_no_server_is_unreachable_and_known_to_have_done_nothing() -> None:
-    settings = Settings("s3://b", endpoint_url="http://127.0.0.1:1", access_key_id="i", secret_access_key="s")
+    settings = Settings(
+        "s3://b", endpoint_url="http://127.0.0.1:1", access_key_id="i", secret_access_key="s", deadline_s=0.15
+    )
     with pytest.raises(Unreachable):
-        await Hurried().open(settings).put("k", b"x", kind="mail")
+        await open_store(settings).put("k", b"x", kind="mail")
 
 
 ODD = ["u/", "u/m/", "u/m/g/", "u//x", "u/./y", "u/../z", "u/a\x01b", "u/m/g//"]
@@ -634,8 +618,8 @@ async def test_markers_of_directories_go_on_seaweedfs(s3_bucket: S3Bucket) -> No
 
 
 async def test_what_the_system_said_is_in_the_error() -> None:
-    store = Hurried().open(
-        Settings("s3://b", endpoint_url="http://127.0.0.1:1", access_key_id="i", secret_access_key="s")
+    store = open_store(
+        Settings("s3://b", endpoint_url="http://127.0.0.1:1", access_key_id="i", secret_access_key="s", deadline_s=0.1)
     )
     with pytest.raises(Unreachable, match="Connection refused"):
         await store.put("k", b"x", kind="mail")

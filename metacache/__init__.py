@@ -10,7 +10,7 @@ Diagnostics: see `metacache._cache`.
 reads fold it in.
 """
 
-from metacache._cache import Metacache
+from metacache._cache import Metacache, changed
 from metacache._cleaner import CLEAN_TO, Cleaned, Cleaner, Owner, Refused
 from metacache._types import (
     BoxSpace,
@@ -47,4 +47,5 @@ __all__ = [
     "UserInfo",
     "UserSpace",
     "Weights",
+    "changed",
 ]

@@ -256,19 +256,6 @@ class Metacache:
         """Return what each of the user's boxes takes, as of the last commit."""
         return self.accounts.boxes(user)
 
-    def changed(self, user: str) -> bool:
-        """Whether any of the user's copies has changes that the bucket lacks.
-
-        Includes staged writes.
-        """
-        with self._disk.snapshot() as txn:
-            changes = {space.box: space.change for space in self._disk.boxes(txn, user)}
-            staged = {box for layer in self._writer.unseen(txn) for owner, box in layer.by_box if owner == user}
-        for box in staged:
-            copy = self.peek(user, box)
-            changes[box] = Change.NONE if copy is None else copy.change
-        return any(change is not Change.NONE for change in changes.values())
-
     def users(self) -> Iterator[UserSpace]:
         """Yield what each user takes, as of the last commit. Callers may be slow."""
         return self.accounts.users()
@@ -375,3 +362,17 @@ def _check_stamp(stamp: bytes) -> None:
 def _check_uid(uid: int) -> None:
     if not 0 < uid <= UID_MAX:
         raise ValueError(f"uid {uid}, allowed 1 to {UID_MAX}")
+
+
+def changed(cache: Metacache, user: str) -> bool:
+    """Whether any of the user's copies has changes that the bucket lacks.
+
+    Includes staged writes.
+    """
+    with cache._disk.snapshot() as txn:
+        changes = {space.box: space.change for space in cache._disk.boxes(txn, user)}
+        staged = {box for layer in cache._writer.unseen(txn) for owner, box in layer.by_box if owner == user}
+    for box in staged:
+        copy = cache.peek(user, box)
+        changes[box] = Change.NONE if copy is None else copy.change
+    return any(change is not Change.NONE for change in changes.values())

@@ -267,6 +267,41 @@ async def test_a_list_stays_while_a_user_who_left_memory_has_changes(
         assert (await (await life.user()).status("Sent")).messages == 2
 
 
+async def test_a_user_stays_in_memory_while_the_list_is_uploaded(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the upload would save an old list over the local copy of a user who was
+    opened again meanwhile."""
+    async with machine.run() as life:
+        user = await life.user()
+        await user.append("Sent", [NewMail(simple(1))])
+        await user.flush(everything=True)
+        await user.append("Sent", [NewMail(simple(2))])
+        await user.release()
+        life.users.clear()
+        life.time.move(30.0)
+        under_way, arrived = asyncio.Event(), asyncio.Event()
+        env_type = type(life.store.env)
+        put_new = env_type.put_new
+
+        async def slow(env: Any, key: str, *more: Any) -> bool:
+            under_way.set()
+            await arrived.wait()
+            return await put_new(env, key, *more)
+
+        monkeypatch.setattr(env_type, "put_new", slow)
+        uploading = asyncio.create_task(user.rootbox.flush(everything=True))
+        await under_way.wait()
+        user.unload_idle(life.store.env.clock())
+        busy, in_use = user.busy(), Copies(life.store).in_use("anna", "root")
+        arrived.set()
+        await uploading
+        assert not user.boxes
+        assert busy
+        assert in_use
+        assert not user.busy()
+
+
 async def test_a_list_is_not_dropped_before_what_its_mailboxes_lack_is_uploaded(machine: Machine) -> None:
     """A mailbox left memory with a few new mails that only its local copy has. The root
     in the bucket does not count these mails."""

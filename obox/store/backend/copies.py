@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from metacache import Change, Copy
+from metacache import Change, Copy, changed
 
 from ...objectstore.keys import ROOT
 from ...types import Guid, StorageId
@@ -43,7 +43,8 @@ class Copies:
         if found is None:
             return False
         if box == ROOT:
-            return not self._quiet(found) or any(self._holds(found, guid) for guid in found.boxes)
+            uploading = found.rootbox.flushing.locked()
+            return uploading or not self._quiet(found) or any(self._holds(found, guid) for guid in found.boxes)
         return self._holds(found, Guid(box))
 
     def _quiet(self, user: User) -> bool:
@@ -75,7 +76,7 @@ class Copies:
         cache = self._store.env.metacache
         if box == ROOT:
             # Its totals are not exact without what the copies of mailboxes have.
-            return not stamp.clean or cache.changed(user)
+            return not stamp.clean or changed(cache, user)
         return len(cache.iter_fields(user, box, stamp.cached_uid + 1, 0xFFFFFFFF)) > FIELDS_UNSAVED_MAX
 
     async def flush(self, user: str, box: str) -> None:
@@ -110,7 +111,7 @@ class Copies:
     def unload(self, user: str, box: str) -> bool:
         if self.in_use(user, box):
             return False
-        if box == ROOT and self._store.env.metacache.changed(user):
+        if box == ROOT and changed(self._store.env.metacache, user):
             # The bucket's root has old totals, and may call them exact.
             return False
         sid = StorageId(user)

@@ -112,7 +112,8 @@ async def unload(store: Unloads, sid: StorageId, *, upload: bool) -> None:
         raise InUse(f"{user.sessions} sessions or deliveries have the user's mail open")
     if upload:
         await user.flush(everything=True)
-    if user.sessions or user.opening() or any(box.busy() for box in user.boxes.values()):
+    uploading = user.rootbox.flushing.locked()
+    if user.sessions or uploading or user.opening() or any(box.busy() for box in user.boxes.values()):
         raise InUse("the user's mail is in use")
     if upload and pending(user) is not Change.NONE:
         raise InUse("the user's mail has just changed")

@@ -418,9 +418,10 @@ class Boxes:
         return bool(self._loading or self._held)
 
     def busy(self) -> bool:
-        return bool(
-            self.sessions or self.boxes or self._loading or self.rootbox.change is not Change.NONE or self.pending
-        )
+        """Whether the user must stay in memory: also while the list is uploaded, since
+        the upload saves the local copy when it is over."""
+        changing = self.rootbox.change is not Change.NONE or self.rootbox.flushing.locked()
+        return bool(self.sessions or self.boxes or self._loading or changing or self.pending)
 
     def leave(self) -> None:
         """Save derived data before the user is unloaded."""

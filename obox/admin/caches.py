@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -12,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from ..accounts import Account
-from ..errors import Corrupt, InUse, Invalid, NotFound
+from ..errors import Corrupt, InUse, Invalid, NotFound, Unavailable
 from ..types import StorageId
 from .masks import mask_of, masked
 from .params import DryRun, Nothing, Params, Selection
@@ -242,10 +243,14 @@ async def metacache_boots(admin: Admin, params: Nothing) -> AsyncIterator[Event]
     copies: kept, asked again (each mailbox is compared once when it is opened),
     dropped, or none (there were none). users: how many users the journal of a boot that
     ended uncleanly has changes of. ended: empty for the running boot and for a boot
-    that was killed.
+    that was killed. Right after a start it waits until the start has decided this.
     """
+    from ..store.env import OPEN_S, answer_within
     from ..store.log import boots
 
+    with suppress(Unavailable):  # the earlier boots are known without the bucket
+        async with answer_within(OPEN_S):
+            await admin.store.beginning.decided()
     for one in boots.listing(admin.store.env):
         yield {
             "boot": one.boot,

@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from adminservice import running, write_config
+from adminservice import Service, running, write_config
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 
@@ -91,7 +92,7 @@ class Client:
         return await self.say(MAIL + b".\r\n", until=b"")
 
 
-async def waiting(backend: Backend, *clients: asyncio.Task[bytes]) -> None:
+async def waiting(backend: Backend, *clients: asyncio.Task[Any]) -> None:
     """Wait until all clients wait for the store, or one of them has its answer."""
     while backend.parts.store.beginning.waiting < len(clients):
         await asyncio.wait(clients, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
@@ -115,6 +116,20 @@ async def test_a_bucket_that_does_not_come_is_told(
     async with starting(tmp_path) as backend, Client(backend, "imap") as imap, Client(backend, "lmtp") as lmtp:
         assert (await imap.login()).startswith(b"a NO [UNAVAILABLE]")
         assert (await lmtp.deliver()).startswith(b"451 4.3.0")
+
+
+async def test_the_list_of_boots_has_the_present_boot_right_after_a_start(
+    tmp_path: Path, answers: asyncio.Event
+) -> None:
+    """Otherwise an operator who has just restarted a backend would see the boot
+    before."""
+    async with starting(tmp_path) as backend:
+        transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "state/admin.sock"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://obox", timeout=PATIENT_S) as client:
+            asked = asyncio.create_task(Service(backend, client).call("metacacheBoots"))
+            await waiting(backend, asked)
+            answers.set()
+            assert [row["boot"] for row in await asked] == [backend.parts.store.journal.boot]
 
 
 async def test_a_stop_does_not_wait_for_those_who_wait(tmp_path: Path, answers: asyncio.Event) -> None:

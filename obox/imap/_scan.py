@@ -194,8 +194,8 @@ class Scan:
 
     def spaces(self) -> None:
         """Move over spaces that the grammar has no place for."""
-        if self.line[self.at : self.at + 1] == b" ":
-            self.at = _SPACES.match(self.line, self.at).end()  # type: ignore[union-attr]
+        if self.line[self.at : self.at + 1] == b" " and (found := _SPACES.match(self.line, self.at)):
+            self.at = found.end()
 
     def more(self) -> bool:
         """Whether another argument follows; the parser has cut spaces at the end, which

@@ -79,7 +79,8 @@ def _extended(
     *,
     with_modseq: bool,
 ) -> None:
-    """ESEARCH. RFC 4731 §3.1, §3.2 (MODSEQ of MIN or MAX alone is that mail's)."""
+    """Save the result or write ESEARCH. RFC 4731 §3.1, §3.2 (MODSEQ of MIN or MAX alone
+    is that mail's)."""
     options = (command.returns or frozenset()) - {SearchReturn.SAVE}
     picked = found
     if not options & {SearchReturn.ALL, SearchReturn.COUNT} and options:
@@ -90,10 +91,25 @@ def _extended(
         session.saved = picked
         if not options:
             return
+    write_esearch(session, command, options, numbers, picked if with_modseq else None)
+
+
+def write_esearch(
+    session: Session,
+    command: ast.Search | ast.Sort,
+    options: frozenset[SearchReturn],
+    numbers: Numbers,
+    of_modseq: UidArray | None,
+) -> None:
+    """Write the line ESEARCH. MIN and MAX are the first and the last of the numbers, and
+    ALL has their order. RFC 4731 §3.1, RFC 5267 §3.
+
+    of_modseq: the UIDs whose highest MODSEQ is told, or None for no MODSEQ.
+    """
     words = [b"ESEARCH", b"(TAG " + wire.quoted(command.tag) + b")"]
     if command.uid:
         words.append(b"UID")
-    if len(found):
+    if len(numbers):
         if SearchReturn.MIN in options:
             words.append(b"MIN %d" % int(numbers[0]))
         if SearchReturn.MAX in options:
@@ -101,9 +117,9 @@ def _extended(
         if SearchReturn.ALL in options:
             words.append(b"ALL " + format_set(numbers))
     if SearchReturn.COUNT in options:
-        words.append(b"COUNT %d" % len(found))
-    if with_modseq and len(picked):
-        words.append(b"MODSEQ %d" % modseq_of(session, picked))
+        words.append(b"COUNT %d" % len(numbers))
+    if of_modseq is not None and len(of_modseq):
+        words.append(b"MODSEQ %d" % modseq_of(session, of_modseq))
     session.write(wire.line(*words))
 
 

@@ -17,10 +17,9 @@ import numpy.typing as npt
 from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn, SortField
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.search import asks_modseq, joined, matching, modseq_of
+from obox.imap.commands.search import asks_modseq, joined, matching, modseq_of, write_esearch
 from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
-from obox.imap.sets import format_set
 from obox.mailbox import Table, UidArray, collated
 from obox.mailbox.sorting import Numbers, Texts, sorted_rows
 from obox.mime import decode_header, parse_date
@@ -66,7 +65,7 @@ async def sort(session: Session, command: ast.Sort) -> Reply:
             words.append(b"(MODSEQ %d)" % modseq_of(session, uids))
         session.write(wire.line(*words))
     else:
-        _extended(session, command, uids, found, numbers, with_modseq=with_modseq)
+        _extended(session, command, uids, numbers, with_modseq=with_modseq)
     return Reply("Sort completed")
 
 
@@ -74,33 +73,17 @@ def _extended(
     session: Session,
     command: ast.Sort,
     uids: UidArray,
-    found: UidArray,
     numbers: npt.NDArray[Any],
     *,
     with_modseq: bool,
 ) -> None:
-    """Write ESEARCH for a SORT. MIN and MAX are the first and the last in order, and
-    ALL is in order. RFC 5267 §3."""
+    """Save the result or write ESEARCH. RFC 5267 §3."""
     options = (command.returns or frozenset()) - {SearchReturn.SAVE}
     if SearchReturn.SAVE in (command.returns or ()):
         session.saved = uids
         if not options:
             return
-    words = [b"ESEARCH", b"(TAG " + wire.quoted(command.tag) + b")"]
-    if command.uid:
-        words.append(b"UID")
-    if len(found):
-        if SearchReturn.MIN in options:
-            words.append(b"MIN %d" % int(numbers[0]))
-        if SearchReturn.MAX in options:
-            words.append(b"MAX %d" % int(numbers[-1]))
-        if SearchReturn.ALL in options:
-            words.append(b"ALL " + format_set(numbers))
-    if SearchReturn.COUNT in options:
-        words.append(b"COUNT %d" % len(found))
-    if with_modseq and len(found):
-        words.append(b"MODSEQ %d" % modseq_of(session, uids))
-    session.write(wire.line(*words))
+    write_esearch(session, command, options, numbers, uids if with_modseq else None)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

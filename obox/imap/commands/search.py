@@ -101,10 +101,10 @@ def write_esearch(
     numbers: Numbers,
     of_modseq: UidArray | None,
 ) -> None:
-    """Write the line ESEARCH. MIN and MAX are the first and the last of the numbers, and
-    ALL has their order. RFC 4731 §3.1, RFC 5267 §3.
+    """Write the line ESEARCH. MIN and MAX are the first and the last of the numbers,
+    and ALL has their order. RFC 4731 §3.1, RFC 5267 §3.
 
-    of_modseq: the UIDs whose highest MODSEQ is told, or None for no MODSEQ.
+    of_modseq: the UIDs whose highest MODSEQ is returned, or None for no MODSEQ.
     """
     words = [b"ESEARCH", b"(TAG " + wire.quoted(command.tag) + b")"]
     if command.uid:

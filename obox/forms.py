@@ -44,33 +44,35 @@ OF_PROXIES: Final = frozenset({"wire"})
 
 
 def reads(names: Collection[str] | None = None) -> dict[str, int]:
-    """What this code can read, for the directory. names: of these forms; None: all."""
+    """Return what this code can read, for the directory. names: the forms; None means
+    all."""
     return {name: form.reads for name, form in FORMS.items() if names is None or name in names}
 
 
 def first(name: str) -> int:
-    """The version that everybody can read who says nothing of a form."""
+    """Return the version that a reader can read if it does not mention the form."""
     return FORMS[name].first if name in FORMS else 0
 
 
 def beyond(wanted: Mapping[str, int], said: Mapping[str, int]) -> dict[str, int]:
-    """Which of the wanted versions a reader cannot read. said: what it says that it can
-    read; an obox from before a form had a name does not mention it."""
+    """Return the wanted versions that a reader cannot read. said: what the reader has
+    registered. An obox from before a form had a name does not mention the form."""
     return {name: version for name, version in wanted.items() if said.get(name, first(name)) < version}
 
 
 def above(versions: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
-    """The versions that are higher than in `others`, or than what everybody reads."""
+    """Return the versions that are higher than in `others`, and higher than what every
+    obox reads."""
     return {name: version for name, version in versions.items() if version > max(first(name), others.get(name, 0))}
 
 
 def highest(*many: Mapping[str, int]) -> dict[str, int]:
-    """The highest version of each form, in the order of their names."""
+    """Return the highest version of each form, in the order of their names."""
     return {name: max(one.get(name, 0) for one in many) for name in sorted({name for one in many for name in one})}
 
 
 def spelled(versions: Mapping[str, int]) -> str:
-    """Versions for people."""
+    """Return versions as a text for people."""
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
@@ -82,10 +84,10 @@ class Gate:
         """What `_format` says, or the directory to a member without a bucket."""
 
     def rise(self, versions: Mapping[str, int]) -> None:
-        """Everybody reads these versions."""
+        """Allow these versions, because all readers can read them."""
         self.raised = highest(self.raised, versions)
 
     def writes(self, name: str) -> int:
-        """The version to write of a form."""
+        """Return the version of a form that may be written."""
         form = FORMS[name]
         return max(form.first, min(form.reads, self.raised.get(name, 0)))

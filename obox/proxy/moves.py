@@ -1,10 +1,10 @@
-"""What goes on at a backend for users, and ends when they have another backend.
+"""Ends splices, attempts and pauses at a backend when their user gets another backend.
 
 Theory of operation. A splice, an attempt to reach a backend, and the pause before the
 next attempt are each watched from their beginning to their end. After each pass over
 the directory that has changed who serves whom, `look` compares all of them with what is
-known by then. What goes on at a backend that does not serve its user any more is cut:
-nothing that comes from there counts, and the client finds the new backend.
+known by then. What belongs to a backend that does not serve its user any more is cut:
+no answer of that backend counts, and the client finds the new backend.
 
 A backend that gave a user up in order has ended its sessions before it wrote the row.
 What it has answered may still be under way. So it has MOVED_S before its splices are
@@ -35,8 +35,9 @@ Known = Callable[[StorageId], Here | There | None]
 
 
 class Watch:
-    """What goes on at a backend. finishes: a backend that released the users in order
-    has finished it, so that its answer may be under way."""
+    """A splice, an attempt or a pause that is watched. finishes: if the backend
+    releases the users in order, it finishes this first, so that its answer may be under
+    way."""
 
     __slots__ = ("_cut", "_timer", "finishes", "there", "users")
 
@@ -106,7 +107,7 @@ class Moves:
                 self.forget(watch)
 
     def look(self) -> None:
-        """Somebody may have another backend by now."""
+        """Compare all that is watched with what is known now, in parts."""
         if self._left:
             self._again = True
         elif self._watched:
@@ -133,8 +134,8 @@ class Moves:
             watch.cut()
 
     def _other(self, watch: Watch) -> Sequence[Here | There]:
-        """Who serves its users in place of its backend; the same backend at another
-        address is another process."""
+        """Return who serves its users in place of its backend. The same backend at
+        another address is another process."""
         before = watch.there
         found = [one for one in map(self._known, watch.users) if one is not None]
         return [

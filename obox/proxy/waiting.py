@@ -35,7 +35,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Waiting:
-    """What all clients that wait have in common."""
+    """What the waits of all clients share: the router, the clock, and their number."""
 
     def __init__(self, router: Router, moves: Moves, sleep: Sleep, clock: Callable[[], float] | None = None) -> None:
         """clock: seconds; None: the loop's."""
@@ -46,7 +46,7 @@ class Waiting:
 
 
 class Wait:
-    """Of one client, from its first attempt to its last: `with Wait(waiting) as wait`.
+    """The wait of one client, from its first attempt to its last: `with Wait(waiting)`.
 
     Its methods raise Unavailable if the client has waited for long enough.
     """
@@ -66,7 +66,7 @@ class Wait:
             self._all.count -= 1
 
     async def route(self, sid: StorageId) -> Here | There:
-        """Who serves a user, as soon as that is known."""
+        """Return who serves a user, as soon as that is known."""
         while True:
             try:
                 return await self._all.router.route(sid)
@@ -76,7 +76,7 @@ class Wait:
                 await self._all.sleep(delay_s)
 
     async def after(self, sid: StorageId, there: There) -> Here | There:
-        """Who serves a user whose backend has just not answered.
+        """Return who serves a user whose backend has just not answered.
 
         The row is read anew once. Afterwards what the passes over the directory bring
         will do.
@@ -90,8 +90,8 @@ class Wait:
         return await self.route(sid)
 
     async def pause(self, there: There, users: Collection[StorageId]) -> bool:
-        """Before the next attempt: returns early if one of the users has another
-        backend. False: there is no next attempt."""
+        """Wait before the next attempt, or until one of the users has another backend.
+        Return False if there is no next attempt."""
         if (delay_s := self._delay_s()) is None:
             return False
         try:
@@ -115,5 +115,6 @@ class Wait:
 
 
 def later(assigned: Assigned) -> Assigned:
-    """An assignment that is newer than one: so `reread` reads the row."""
+    """Return an assignment that is newer than the given, so that `reread` reads the
+    row."""
     return Assigned("", assigned.number + 1, 0)

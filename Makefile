@@ -16,7 +16,7 @@ TEST := .venv/.test
 # Wheels where there are some; nothing outside the checkout. Modules are compiled as they are imported: to compile all of
 # them is half of the installation's CPU time, and a backend imports a third.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-cache-dir --prefer-binary --no-compile
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST = -m 'not needs' $(SLOW:%=--ignore=tests/%)
 # The newest Python beside the one of .venv that can make an environment; empty where there is none.
 NEWEST ?= $(firstword $(filter-out $(PYTHON),$(shell for p in python3.14 python3.13 python3.12; do \
@@ -65,7 +65,7 @@ else
 	@$(NEWEST) -m venv .venv/newest
 	@.venv/newest/bin/python -m pip install --disable-pip-version-check --no-cache-dir --prefer-binary --no-compile \
 		--quiet --editable '.[test]'
-	.venv/newest/bin/python -m pytest -n $(WORKERS) --dist loadfile $(FAST)
+	.venv/newest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(FAST)
 endif
 
 # RUNLEVEL=1: install the programs without starting their services.

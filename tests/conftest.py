@@ -40,6 +40,20 @@ PACKAGES = {
 }
 
 
+LONG_FIRST = (
+    "e2e/test_operator.py", "sim/test_cluster.py", "e2e/test_chaos.py", "imap/test_memory.py", "sim/test_sites.py",
+    "cluster/test_cassandra.py", "sim/test_scenarios.py", "operations/test_procedures.py", "sim/test_sim.py",
+    "imap/test_hostile.py", "e2e/test_workers.py", "e2e/test_operation.py", "operations/test_storage.py",
+)  # fmt: skip
+"""Files that take a minute or more. They begin first, so that at the end no worker is
+left alone with one of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG_FIRST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 _configure = structlog.configure
 
 

@@ -85,7 +85,7 @@ def flag_column(names: Sequence[str], table: Table, where: Where, recent: UidArr
     if len(recent):
         new = np.isin(table.uids[where], recent, assume_unique=True).tolist()
         return [made[b | made.recent if r else b] for b, r in zip(bits, new, strict=True)]
-    return [made[b] for b in bits]
+    return list(map(made.__getitem__, bits))
 
 
 def lines(names: Sequence[bytes], seqs: Sequence[int], columns: Sequence[Sequence[Any]]) -> bytes:

@@ -105,6 +105,7 @@ class Connection(Engine):
 
     async def work(self) -> None:
         machine, session = self.machine, self.session
+        self.rested()  # the client's data came in a turn of the loop
         asked = 0
         while True:
             event = machine.next_event()

@@ -193,6 +193,10 @@ class Stream(asyncio.Protocol, ABC):
     async def pause(self) -> None:
         """Let other tasks run."""
         await self._wait_turn()
+        self.rested()
+
+    def rested(self) -> None:
+        """Note that other tasks have just run: the time of this task begins anew."""
         self._last_yield = self._clock()
 
     async def _wait_turn(self) -> None:

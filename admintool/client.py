@@ -62,8 +62,8 @@ class Remote:
         self._query = f"?backend={quote(backend, safe='')}" if backend else ""
 
     def listens(self) -> bool:
-        """Whether a process accepts connections there. Raises NoPerm if we may not
-        connect."""
+        """Return whether a process accepts connections there. Raises NoPerm if we may
+        not connect."""
         connection = self._connection()
         try:
             connection.connect()

@@ -63,7 +63,7 @@ class Context:
 
     @property
     def remote(self) -> bool:
-        """Whether the command asks a backend by URL."""
+        """Return whether the command asks a backend by URL."""
         return bool(self._url)
 
     def call(self, verb: Verb, params: Mapping[str, Any]) -> Iterator[Event]:

@@ -275,7 +275,7 @@ class Front:
                 self.listeners.bind(name, section.listen, self.http[name].factory)
 
     def nginx(self) -> list[Any]:
-        """The answers for nginx as a front end."""
+        """Return the answers for nginx as a front end."""
         router, here = self.places()
         return NginxAuth(self.forwarder, self._api_key, here, all_here=router is None).routes()
 
@@ -400,7 +400,7 @@ def unused_sections(config: Config) -> list[str]:
 
 
 def _locked(path: Path) -> IO[str]:
-    """The lock of the state directory: one process each. Raises ConfigError."""
+    """Return the lock of the state directory: one process each. Raises ConfigError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "lock").open("w")

@@ -101,7 +101,7 @@ class Membership:
         return self._store.env.owned.units
 
     def serves(self) -> dict[str, Assigned]:
-        """The units that are served, by which assignment."""
+        """Return the units that are served, by which assignment."""
         return {unit: Assigned(self.member.me, number, token) for unit, (number, token) in self.held().items()}
 
     def holds(self, unit: str) -> bool:
@@ -111,7 +111,7 @@ class Membership:
         return self._store.journal.boot
 
     def ended(self) -> bool:
-        """Whether the present boot has ended in order."""
+        """Return whether the present boot has ended in order."""
         return any(one.boot == self.boot() and one.ended > 0 for one in boots.listing(self._store.env))
 
     def forms(self) -> Mapping[str, int] | None:
@@ -234,7 +234,7 @@ async def open_membership(config: Config, closing: AsyncExitStack, clock: Callab
 
 
 def ports_of(listeners: Iterable[str], addresses: Callable[[str], list[str]]) -> dict[str, int]:
-    """The ports of TCP listeners by name, with an "s" where TLS begins at once.
+    """Return the ports of TCP listeners by name, with an "s" where TLS begins at once.
 
     addresses: of a listener, as bound: a host name may have several.
     """
@@ -277,7 +277,7 @@ async def _connect(member: Member, listener: str) -> tuple[asyncio.StreamReader,
 
 
 async def _greets(member: Member | None) -> bool:
-    """Whether a listener of a backend answers a connection with a greeting."""
+    """Return whether a listener of a backend answers a connection with a greeting."""
     if member is None:
         return False
     listeners = [name for name in ("imap", "lmtp") if member.address.startswith(UNIX) or member.ports.get(name)]

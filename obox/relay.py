@@ -141,12 +141,13 @@ class Relay:
             outcome.code, outcome.message = exits.of(error), str(error)
 
     def _spreads(self, place: Goes) -> bool:
-        """Whether others are asked: with a secret, and where there are others."""
+        """Return whether others are asked: with a secret, and where there are
+        others."""
         return place is not Goes.HERE and bool(self._forwarder.secrets) and bool(self._others())
 
     def _others(self) -> list[str]:
-        """The backends that are to answer: registered, and neither removed, offline nor
-        stopped."""
+        """Return the backends that are to answer: registered, and neither removed,
+        offline nor stopped."""
         view = self._view
         return [name for name, member in sorted(view.members.items()) if name != self._me and _answers(
             member, view.orders.get(name), view.beats.get(name)
@@ -191,7 +192,7 @@ class Relay:
         outcome.code, outcome.message = _outcome(every, partial=partial)
 
     async def _claims(self) -> dict[str, dict[str, Assigned]]:
-        """The units that other backends serve, of those that answer."""
+        """Return the units that other backends serve, of those that answer."""
         every = [_call(name, {}) for name in self._others()]
         found: dict[str, dict[str, Assigned]] = {call.to: {} for call in every}
 

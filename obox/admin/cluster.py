@@ -116,7 +116,7 @@ async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]
 
 
 def _counts(tables: Tables, name: str, member: Member, dead_after_s: float) -> bool:
-    """Whether a member must be able to read what others write."""
+    """Return whether a member must be able to read what others write."""
     if member.role != "backend":
         return not tables.silent(name, now=time.time(), dead_after_s=dead_after_s)
     return name in tables.backends() and tables.backends()[name].state != "offline"
@@ -404,7 +404,7 @@ async def cluster_balance(admin: Admin, params: BalanceParams) -> AsyncIterator[
 
 
 def _shifts(cluster: ClusterParts, tables: Tables) -> list[Shift]:
-    """The moves at each site: groups stay at their site."""
+    """Return the moves at each site: groups stay at their site."""
     from ..cluster.balance import Load, balance
 
     owned, weights = _owned(cluster, tables)
@@ -421,8 +421,8 @@ def _shifts(cluster: ClusterParts, tables: Tables) -> list[Shift]:
 
 
 def _owned(cluster: ClusterParts, tables: Tables) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Groups by the backend that has or will have them, and weights, of backends that
-    take part."""
+    """Return groups by the backend that has or will have them, and weights, of backends
+    that take part."""
     now = time.time()
     weights = {
         name: weight

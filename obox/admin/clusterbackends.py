@@ -248,8 +248,8 @@ async def _order(cluster: ClusterParts, tables: Tables, name: str, orders: Order
 
 
 async def is_evacuated(cluster: ClusterParts, tables: Tables, name: str, orders: Orders) -> bool:
-    """Whether a backend has no groups and is standby, which is noted here for a backend
-    that does not run."""
+    """Return whether a backend has no groups and is standby, which is noted here for a
+    backend that does not run."""
     from ..cluster import Kind, State
 
     if tables.units_of(name):

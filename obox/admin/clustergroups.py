@@ -107,8 +107,8 @@ async def cluster_group_move(admin: Admin, params: GroupMoveParams) -> AsyncIter
 
 
 def _taker(tables: Tables, name: str, owner: str) -> str:
-    """The backend of a name, if it takes groups, or is the owner. Raises NotFound,
-    Invalid."""
+    """Return the backend of a name, if it takes groups, or is the owner. Raises
+    NotFound, Invalid."""
     from ..cluster import State
 
     to, orders = backend_named(tables, name)

@@ -222,7 +222,7 @@ def _refuse_last(tables: Tables, site: str) -> None:
 
 
 def _sites(tables: Tables, params: SiteListParams) -> list[Row]:
-    """Sites that have a row, or a member."""
+    """Return sites that have a row, or a member."""
     from ..cluster import Site, State
 
     named = {member.site: Site() for name, member in tables.members.items() if name in tables.backends()}
@@ -234,8 +234,8 @@ def _sites(tables: Tables, params: SiteListParams) -> list[Row]:
 
 
 def _unless_removed(named: dict[str, Site], tables: Tables) -> dict[str, Site]:
-    """Sites of members, with their rows. A site that was removed exists again once it
-    has a member."""
+    """Return sites of members, with their rows. A site that was removed exists again
+    once it has a member."""
     from ..cluster import Site, State
 
     found = {name: tables.sites.get(name, site) for name, site in named.items()}

@@ -37,7 +37,7 @@ class OfBackend(Params, kw_only=True):
 
 
 async def read(cluster: ClusterParts) -> Tables:
-    """All rows of the directory. Raises ConfigError, Unavailable."""
+    """Return all rows of the directory. Raises ConfigError, Unavailable."""
     from ..cluster import read_settings, read_tables
 
     if await read_settings(cluster.directory) is None:
@@ -59,14 +59,16 @@ async def write(cluster: ClusterParts, kind: Kind, key: str, record: Struct) -> 
 
 
 def backend_of(cluster: ClusterParts, tables: Tables, params: OfBackend) -> tuple[str, Orders]:
-    """The backend that a request names, and its orders. Raises Invalid, NotFound."""
+    """Return the backend that a request names, and its orders. Raises Invalid,
+    NotFound."""
     if bool(params.backend) == params.self_:
         raise Invalid("the backend must be named in one way; allowed: its name, or --self")
     return backend_named(tables, cluster.backend if params.self_ else params.backend)
 
 
 def backend_named(tables: Tables, name: str) -> tuple[str, Orders]:
-    """A backend and its orders. Raises NotFound, which names the backends there are."""
+    """Return a backend and its orders. Raises NotFound, which names the backends there
+    are."""
     found = tables.backends()
     if name not in found:
         raise NotFound(f"no backend {name!r}; allowed: {listed(found)}")
@@ -82,7 +84,7 @@ def state_named(text: str, *states: State) -> State:
 
 
 def group_named(tables: Tables, text: str) -> str:
-    """The key of a group. Raises NotFound."""
+    """Return the key of a group. Raises NotFound."""
     from ..cluster import group_key
 
     keys = tables.group_keys()
@@ -93,14 +95,14 @@ def group_named(tables: Tables, text: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for an error, a limited number of them."""
+    """Return names for an error, a limited number of them."""
     found = list(names)
     more = f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else ""
     return (", ".join(found[:NAMED_MAX]) or "none, since there is none") + more
 
 
 def counted(units: Sequence[str]) -> str:
-    """How many groups and single users these are."""
+    """Return how many groups and single users these are."""
     from ..cluster import user_of
 
     users = sum(user_of(unit) is not None for unit in units)

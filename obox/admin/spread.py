@@ -78,7 +78,8 @@ def among_backends(verb: Verb) -> Goes:
 
 
 def _of_directory(verb: Verb) -> bool:
-    """Whether the process, which has the directory open, answers as any other would."""
+    """Return whether the process, which has the directory open, answers as any other
+    would."""
     return verb.needs is Needs.DIRECTORY and not verb.per_user
 
 
@@ -104,15 +105,15 @@ one."""
 
 
 def for_users(params: Selection, users: Sequence[str], *, single: bool) -> dict[str, Any]:
-    """The parameters of a verb for some of the selected users. single: one user was
-    named, and is all of them."""
+    """Return the parameters of a verb for some of the selected users. single: one user
+    was named, and is all of them."""
     given = msgspec.to_builtins(params)
     rest = {key: value for key, value in given.items() if key not in ("user", "users", "allUsers")}
     return {**rest, **({"user": users[0]} if single else {"users": list(users)})}
 
 
 def is_single(params: Selection, count: int) -> bool:
-    """Whether a selection names one user, so that rows need no name."""
+    """Return whether a selection names one user, so that rows need no name."""
     return count == 1 and not params.all_users and not masked(params.user or "")
 
 
@@ -207,7 +208,8 @@ async def here(admin: Admin, name: str, call: Call) -> AsyncIterator[Event]:
 
 
 def judged(calls: Sequence[Call], *, partial: bool) -> tuple[int, str]:
-    """The exit code and message of all answers together. partial: a user failed."""
+    """Return the exit code and message of all answers together. partial: a user
+    failed."""
     codes = {call.code for call in calls}
     if len(codes) > 1:
         codes.discard(exits.NO_HOST)  # one process had nobody to kick, and another had

@@ -20,7 +20,7 @@ SECRETS_MAX: Final = 16
 
 
 def read_secrets(path: Path) -> tuple[tuple[bytes, ...], list[str]]:
-    """The secrets of a file, and what an operator should hear of them.
+    """Return the secrets of a file, and what an operator should hear of them.
 
     Raises ConfigError, with a line that names the file.
     """

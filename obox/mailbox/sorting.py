@@ -43,7 +43,7 @@ class Texts:
 
     @property
     def has_empty(self) -> bool:
-        """Whether a mail has the empty text, whose rank is 0."""
+        """Return whether a mail has the empty text, whose rank is 0."""
         return "" in self._numbers
 
     def ranks(self) -> Generator[None, None, Numbers]:

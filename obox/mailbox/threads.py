@@ -133,7 +133,7 @@ class References:
         return node
 
     def _is_above(self, node: int, other: int) -> bool:
-        """Whether a node is `other`, or above it."""
+        """Return whether a node is `other`, or above it."""
         if node == other:
             return True
         if not self._children.get(node):

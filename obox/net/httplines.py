@@ -17,7 +17,8 @@ HEAD_LINES_MAX: Final = 64
 
 
 async def head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    """The status and the headers of an answer, names in lower case. Raises OSError."""
+    """Return the status and the headers of an answer, names in lower case. Raises
+    OSError."""
     try:
         status = (await reader.readline()).decode("latin-1").split(" ", 2)
         if len(status) < 2 or not status[0].startswith("HTTP/1.") or not status[1].isdigit():

@@ -128,8 +128,8 @@ def translate(op: str, key: str, error: Exception) -> StoreError:
 
 
 def _words(whole: str) -> str:
-    """The store's own words first: `403 SignatureDoesNotMatch: …`; without an answer,
-    the reason for it.
+    """Return the store's own words first: `403 SignatureDoesNotMatch: …`; without an
+    answer, the reason for it.
     """
     text, _, debug = whole.partition("\n\nDebug source")
     if answer := _ANSWER.search(text):

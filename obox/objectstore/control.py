@@ -72,7 +72,7 @@ async def _ask(client: Any, bucket: str, facts: dict[str, Any]) -> None:
 
 
 def _expires(rule: dict[str, Any]) -> bool:
-    """Whether a rule has days or a date, and not only a delete marker."""
+    """Return whether a rule has days or a date, and not only a delete marker."""
     return bool({"Days", "Date"} & set(rule["Expiration"]))
 
 

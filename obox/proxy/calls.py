@@ -164,7 +164,7 @@ Serve = Callable[[bytes, Forward], AsyncIterator[bytes]]
 
 
 def route(forwarder: Forwarder, serve: Serve) -> Route:
-    """The route of [http] that takes calls."""
+    """Return the route of [http] that takes calls."""
     from starlette.responses import StreamingResponse
     from starlette.routing import Route
 
@@ -178,7 +178,7 @@ def route(forwarder: Forwarder, serve: Serve) -> Route:
 
 
 async def _checked(forwarder: Forwarder, request: Request) -> tuple[bytes, Forward] | Response:
-    """The body and the forward of a call, or what to answer."""
+    """Return the body and the forward of a call, or what to answer."""
     from starlette.responses import Response
 
     peer: Peer = request.state.peer

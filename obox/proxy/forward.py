@@ -239,7 +239,7 @@ class Forwarder:
         )
 
     def secret(self) -> bytes:
-        """The secret that signs. Raises: LinkRefused, we have none."""
+        """Return the secret that signs. Raises: LinkRefused, we have none."""
         if not self.secrets:
             raise LinkRefused("there is no cluster.secret_file")
         return self.secrets[0]
@@ -293,7 +293,7 @@ class Forwarder:
 
 
 def _is_tie(ours: Assigned, claim: Assigned) -> bool:
-    """Whether two members have assigned the user with the same number."""
+    """Return whether two members have assigned the user with the same number."""
     return ours.number == claim.number and ours.token != claim.token
 
 

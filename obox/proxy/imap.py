@@ -62,7 +62,7 @@ async def login(dialogue: Dialogue, make: Callable[[bytes], LinkSender]) -> Answ
 
 
 async def _until_tagged(dialogue: Dialogue) -> bytes:
-    """The next line that is no untagged one."""
+    """Return the next line that is no untagged one."""
     while True:
         line = await dialogue.line()
         if line.startswith(b"* BYE"):

@@ -51,7 +51,7 @@ class Users(Protocol):
     """The user database."""
 
     async def account(self, user: str) -> Account | None:
-        """The account of a user; None where there is none.
+        """Return the account of a user; None where there is none.
 
         Raises: Unavailable, Invalid.
         """

@@ -74,7 +74,8 @@ class NginxAuth:
         return [Route(PATH, ask)]
 
     async def answer(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """The headers of an answer. headers: of the question, names in lower case."""
+        """Return the headers of an answer. headers: of the question, names in lower
+        case."""
         method, protocol = headers.get("auth-method", ""), headers.get("auth-protocol", "")
         if (method, protocol) != ("plain", "imap"):
             return _no("Only IMAP with a password is served")

@@ -54,7 +54,7 @@ class ViewRouter:
         return await self.route(sid)
 
     def owner(self, sid: StorageId) -> str | None:
-        """The backend of a user; None: not known."""
+        """Return the backend of a user; None: not known."""
         try:
             assigned = self._view.assigned(*self._place(sid))
         except Unavailable:
@@ -62,7 +62,7 @@ class ViewRouter:
         return assigned.backend if assigned is not None else None
 
     def _place(self, sid: StorageId) -> tuple[str, Kind]:
-        """The key and kind of the row that says who serves a user."""
+        """Return the key and kind of the row that says who serves a user."""
         if self._view.assigned(sid, Kind.PINS) is not None:
             # Also if the pin was removed: then its row follows the group's.
             return sid, Kind.PINS

@@ -42,7 +42,7 @@ class Users(Protocol):
     """The user database."""
 
     async def account(self, user: str) -> Account | None:
-        """The account of a user; None where there is none.
+        """Return the account of a user; None where there is none.
 
         Raises: Unavailable, Invalid.
         """
@@ -140,7 +140,7 @@ class SocketmapServer:
         self.trusts = trusts
 
     def protocol(self, remote: str | None = None) -> _Asking:
-        """A new connection's protocol. remote: as a PROXY header gave it."""
+        """Return a new connection's protocol. remote: as a PROXY header gave it."""
         return _Asking(self, remote)
 
     async def close(self, grace_s: float) -> None:

@@ -19,7 +19,7 @@ class Place(Protocol):
 
 
 async def get(path: Path, target: str) -> bytes:
-    """The body of an answer. Raises OSError."""
+    """Return the body of an answer. Raises OSError."""
     return b"\n".join([line async for line in request(path, f"GET {target}", b"", "")])
 
 

@@ -32,7 +32,7 @@ def names(config: Config) -> list[str]:
 
 
 def home(config: Config, number: int) -> Path:
-    """The directory of a worker: state, and sockets."""
+    """Return the directory of a worker: state, and sockets."""
     return config.state_dir / f"worker-{number}"
 
 
@@ -94,7 +94,7 @@ def _secret_file(config: Config) -> Path:
 
 
 def _place(config: Config, path: Path | None, name: str, number: int) -> Path:
-    """The directory of a worker's cache: in its state, or below the setting."""
+    """Return the directory of a worker's cache: in its state, or below the setting."""
     if path is None or path == config.state_dir / name:
         return home(config, number) / name
     return path / f"worker-{number}"

@@ -159,7 +159,7 @@ class Pool:
             pass
 
     def answers(self) -> bool:
-        """Whether all loops answer. A worker that rests is no loop."""
+        """Return whether all loops answer. A worker that rests is no loop."""
         return all(worker.resting or worker.ready.is_set() for worker in self.workers.values())
 
     def let_end(self) -> None:

@@ -311,7 +311,8 @@ async def _at_once(works: Iterable[Coroutine[Any, Any, object]]) -> None:
 
 
 def _is_behind(store: MailStore, sid: str, units: Collection[str]) -> bool:
-    """Whether local copies of a user of the units have changes that no bundle has."""
+    """Return whether local copies of a user of the units have changes that no bundle
+    has."""
     env = store.env
     return env.owned.unit_of(sid) in units and any(
         space.change is Change.IMPORTANT for space in env.metacache.box_spaces(sid)

@@ -74,7 +74,7 @@ def writers_at_once(states: Sequence[BootState]) -> dict[tuple[str, str], Collec
 
 
 def _unaware(ours: Mapping[int, tuple[float, float]], others: Mapping[int, tuple[float, float]]) -> bool:
-    """Whether we wrote later than the other, and knew less."""
+    """Return whether we wrote later than the other, and knew less."""
     return any(
         number < known and last > begin for number, (_, last) in ours.items() for known, (begin, _) in others.items()
     )

@@ -213,7 +213,7 @@ def _kind(key: str) -> str:
 
 
 async def is_in_bucket(store: MailStore, sid: StorageId) -> bool:
-    """Whether the bucket has objects of obox under this storage id. Raises
+    """Return whether the bucket has objects of obox under this storage id. Raises
     Unavailable."""
     found = await store.env.listing(user_prefix(sid), kind="index", limit=FOREIGN_MAX)
     return len(found) >= FOREIGN_MAX or any(_kind(info.key) != "other" for info in found)

@@ -1,4 +1,4 @@
-"""HTTP requests to a worker over its unix sockets. What fails is an OSError."""
+"""HTTP requests to a worker over its unix sockets. A failure is an OSError."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def get(path: Path, target: str) -> bytes:
 
 
 async def request(path: Path, what: str, body: bytes, accept: str) -> AsyncIterator[bytes]:
-    """The lines of an answer, as they arrive. Raises OSError."""
+    """Yield the lines of an answer as they arrive. Raises OSError."""
     with short_name(path) as name:
         reader, writer = await asyncio.open_unix_connection(name, limit=LINE_BYTES_MAX)
     try:

@@ -52,13 +52,14 @@ JOINED: Final = frozenset(
 NAMED: Final = frozenset({"oboxUserRename"})
 """About a single user, whom the parameter `user` names. They select no users."""
 OWNERS: Final = frozenset({"clusterUserKick"})
-"""About the directory, and done by the owner."""
+"""These verbs are about the directory, and the owner of the user runs them."""
 OWN_COPIES: Final = frozenset({"metacacheClean", "metacachePull"})
-"""About the copies of users on the disk of one backend, who may have another owner."""
+"""These verbs are about copies on the disk of one backend. Their users may have another
+owner."""
 
 
 def among_workers(verb: Verb) -> Goes:
-    """Where a verb goes in a unit of several workers, which is one server."""
+    """Return where a verb goes in a unit of several workers, which is one server."""
     if verb.needs is Needs.CONFIG or verb.name == "reload" or _of_directory(verb):
         return Goes.HERE
     if verb.name in ONE:
@@ -67,7 +68,8 @@ def among_workers(verb: Verb) -> Goes:
 
 
 def among_backends(verb: Verb) -> Goes:
-    """Where a verb goes in a cluster, whose backends are servers of their own."""
+    """Return where a verb goes in a cluster, whose backends are servers of their
+    own."""
     if verb.name in OWNERS:
         return Goes.OWNER
     if verb.needs in (Needs.CONFIG, Needs.DIRECTORY) or verb.name in OWN_COPIES:
@@ -78,8 +80,8 @@ def among_backends(verb: Verb) -> Goes:
 
 
 def _of_directory(verb: Verb) -> bool:
-    """Return whether the process, which has the directory open, answers as any other
-    would."""
+    """Return whether a verb needs the directory alone. Each process has it open, so
+    each gives the same answer."""
     return verb.needs is Needs.DIRECTORY and not verb.per_user
 
 
@@ -87,8 +89,8 @@ def _of_directory(verb: Verb) -> bool:
 class Call:
     """A verb for one process.
 
-    users: names, if the verb is for users. code, message: how it ended, and what it
-    counts as until then; silent: it did not answer.
+    users: names, if the verb is for users. code, message: the result, and until there
+    is a result the failure that counts; silent: the process did not answer.
     """
 
     to: str
@@ -100,20 +102,20 @@ class Call:
 
 
 Ask = Callable[[Call], AsyncIterator[Event]]
-"""Runs a call, and sets its code and message. Raises OSError: no answer, or half of
-one."""
+"""A function that runs a call, and sets its code and message. Raises OSError: there is
+no answer, or only a part of it."""
 
 
 def for_users(params: Selection, users: Sequence[str], *, single: bool) -> dict[str, Any]:
-    """Return the parameters of a verb for some of the selected users. single: one user
-    was named, and is all of them."""
+    """Return the parameters of a verb for some of the selected users. single: the
+    selection names a single user."""
     given = msgspec.to_builtins(params)
     rest = {key: value for key, value in given.items() if key not in ("user", "users", "allUsers")}
     return {**rest, **({"user": users[0]} if single else {"users": list(users)})}
 
 
 def is_single(params: Selection, count: int) -> bool:
-    """Return whether a selection names one user, so that rows need no name."""
+    """Return whether a selection names a single user, so that rows need no name."""
     return count == 1 and not params.all_users and not masked(params.user or "")
 
 

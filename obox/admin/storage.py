@@ -217,8 +217,8 @@ async def _clock(bucket: ObjectStore, prefix: str, now: Callable[[], float]) -> 
 
 
 async def _delete(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
-    """An object that is listed after its DELETE is a fault if it cannot be read, or if
-    it stays: else a late PUT has made it again.
+    """Check that a deleted object is not listed. If it can be read, a late PUT has made
+    it again, and it is deleted once more.
     """
     from ..objectstore import Missing
 

@@ -274,7 +274,7 @@ class CloudDriver:
         except exceptions.InvalidPathError as error:
             if exact_keys is None:
                 raise translate("list", prefix, error) from error
-            # a key that obstore cannot name: begin anew with `exact`
+            # a key that obstore cannot name: begin again with `exact`
             async with self._slots:
                 return await exact_keys.page(prefix, after, REQUEST_KEYS_MAX, Token(""))
         except (exceptions.BaseError, OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """The bucket's own settings: versioning and lifecycle rules, by aioboto3; S3 only.
 
-This module does not know objects. Diagnostics: settings that may not be read are named
-among the problems; nothing is raised.
+This module does not know objects. Diagnostics: settings that obox may not read are
+named among the problems, and no error is raised.
 """
 
 from __future__ import annotations

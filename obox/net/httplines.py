@@ -13,7 +13,7 @@ from typing import Final
 LINE_BYTES_MAX: Final = 64 << 20
 """A row of a verb, such as a mail that `fetch` shows."""
 HEAD_LINES_MAX: Final = 64
-"""Header lines of an answer; ours has five."""
+"""An answer has so many header lines at most. obox sends five."""
 
 
 async def head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
@@ -69,4 +69,4 @@ async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
     while size := int((await reader.readuntil(b"\n")).split(b";")[0], 16):
         yield (await reader.readexactly(size + 2))[:-2]
     while (await reader.readuntil(b"\n")).strip():
-        pass  # trailers; ours has none
+        pass  # trailers, which obox does not send

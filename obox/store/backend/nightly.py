@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 
 
 class Nightly:
-    """at: "HH:MM" in local time, "" for never. now: unix seconds."""
+    """The time of the flush. at: "HH:MM" in local time, "" for never. now: unix
+    seconds."""
 
     def __init__(self, at: str, now: float) -> None:
         self._at = at

@@ -45,8 +45,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 ROOM_S: Final = 9.0
-"""How long an open waits for the cleaner when metacache is full, before clients hear
-[UNAVAILABLE]; within OPEN_S, so that they hear the reason."""
+"""An open waits so long for the cleaner when the metacache is full, and then raises
+Unavailable. It is below OPEN_S, so that clients get the reason."""
 
 ROOM_TICK_S: Final = 0.05
 

@@ -134,12 +134,12 @@ class Registry:
         _less(self._users, user)
 
     def uncount(self, remote: str) -> None:
-        """A connection from an address counts there no more; it leaves with ""."""
+        """Stop counting a connection by its address. It leaves with ""."""
         if address := counted(remote):
             _less(self._addresses, address)
 
     def replace(self, member: Member, successor: Member) -> None:
-        """Another takes a connection's place, and leaves in its stead."""
+        """Give a connection's place to a successor, which leaves in its stead."""
         self._members.discard(member)
         self._members.add(successor)
 

@@ -1,6 +1,6 @@
 """The admin API of a member of a cluster. Each member takes a verb, and forwards it to
-the backend that serves the user, or to all backends (docs/cluster.md, "Commands from
-anywhere").
+the backend that serves the user, or to all backends
+(docs/cluster.md, "Commands from anywhere").
 
 Theory of operation. `run` takes a verb of an operator, and calls the backends that the
 verb is for at the same time. This member may be one of them. `serve` takes a call of

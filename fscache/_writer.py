@@ -80,7 +80,7 @@ class Writer:
         self._task = loop.create_task(self._run())
 
     def _read_ended(self) -> None:
-        """A file that was being read may be removed now."""
+        """Note that a file that was being read may be removed now."""
         if self._contents.over():
             self.wake()
 

@@ -40,11 +40,12 @@ class Owner(Protocol):
     """Who knows what a copy means. That is the store."""
 
     def in_use(self, user: str, box: str) -> bool:
-        """Whether a session or a task works with this copy, or did so just now."""
+        """Return whether a session or a task works with this copy, or did so just
+        now."""
         ...
 
     def must_upload(self, user: str, box: str, copy: Copy | None) -> bool:
-        """Whether a drop of the copy would lose changes that the bucket lacks.
+        """Return whether a drop of the copy would lose changes that the bucket lacks.
 
         An obsolete copy has none: the bucket has newer bundles, or nobody can read it.
         """

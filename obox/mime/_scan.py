@@ -202,7 +202,7 @@ class _Scanner:
         return part
 
     def may_nest(self, depth: int) -> bool:
-        """Whether a container at that depth may have parts."""
+        """Return whether a container at that depth may have parts."""
         if depth >= DEPTH_MAX or self.budget.parts <= 0:
             self.budget.exceeded["depth" if depth >= DEPTH_MAX else "parts"] = None
             return False

@@ -383,6 +383,6 @@ def speak_for(connection: Connection, remote: str, *, tls: bool) -> None:
 
 
 def client_tls(connection: Connection) -> bool:
-    """Whether the client uses TLS, also where a member of the cluster speaks for it.
-    `Connection.tls` is about the connection with the peer."""
+    """Return whether the client uses TLS, also where a member of the cluster speaks for
+    it. `Connection.tls` is about the connection with the peer."""
     return connection.tls if connection._client_tls is None else connection._client_tls

@@ -21,7 +21,7 @@ TOO_MANY: Final = "Too many connections, try again later"
 
 
 def is_loopback(remote: str) -> bool:
-    """Whether this is an address of this machine. "" is a unix socket, which is
+    """Return whether this is an address of this machine. "" is a unix socket, which is
     local."""
     address = parsed(remote)
     return not remote or (address is not None and address.is_loopback)

@@ -256,11 +256,11 @@ class Retrying:
         return min(SILENCE_S, self._deadline_s / 2) + size / UPLOAD_BYTES_PER_S
 
     def note_answer(self) -> None:
-        """The store has answered some request."""
+        """Note that the store has answered."""
         self._answered_at = self._clock()
 
     def unanswered_since(self, at: float) -> bool:
-        """Whether no request has got an answer since then."""
+        """Return whether no request has got an answer since then."""
         return self._answered_at <= at
 
     def now(self) -> float:

@@ -25,7 +25,7 @@ class Nightly:
         return (moment if moment > today else moment + timedelta(days=1)).timestamp()
 
     def due(self, now: float) -> bool:
-        """Whether the time has come. It returns True once a day."""
+        """Return whether the time has come. It returns True once a day."""
         if now < self._next:
             return False
         self._next = self._after(now)

@@ -110,7 +110,7 @@ class _Said(NamedTuple):
     adopted: bool
 
     def void(self, deletion: _Said) -> bool:
-        """Whether the change is from before the user was deleted."""
+        """Return whether the change is from before the user was deleted."""
         return self.seq <= deletion.seq if self.boot == deletion.boot else self.at <= deletion.at
 
 

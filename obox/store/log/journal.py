@@ -222,7 +222,7 @@ class Journal:
             await self._wait(self._writes + 1)
 
     def sure(self) -> bool:
-        """Whether `confirm` would return at once."""
+        """Return whether `confirm` would return at once."""
         return self._lease_at >= self.awake.proof_since()
 
     async def confirm(self) -> None:
@@ -264,11 +264,11 @@ class Journal:
                 del table[key]
 
     def stale(self) -> bool:
-        """Whether `lease` would make a request to renew the lease."""
+        """Return whether `lease` would make a request to renew the lease."""
         return not self.sure() or self._clock() - self._lease_at > RENEW_S
 
     def expired(self) -> bool:
-        """Whether another backend may have taken over, so that nothing may be
+        """Return whether another backend may have taken over, so that nothing may be
         acknowledged."""
         return not self.sure() or self._clock() - self._lease_at > LEASE_S
 

@@ -58,7 +58,8 @@ async def check_again(mailbox: Index, lost: Mapping[int, str], *, end: int | Non
 
 
 async def _listed(mailbox: Index, key: str) -> bool:
-    """Whether a LIST that starts just before the key names it. Raises Unavailable."""
+    """Return whether a LIST that starts just before the key names it. Raises
+    Unavailable."""
     prefix, _, uid = key.rpartition("/")
     before = f"{prefix}/{int(uid, 16) - 1:08x}"
     infos = await mailbox.env.listing(f"{prefix}/", kind="mail", after=before, limit=1)

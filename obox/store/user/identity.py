@@ -28,7 +28,7 @@ CLOCKS_MS: Final = 60_000.0
 
 
 async def replaced(env: Env, box: RootBox, infos: list[ObjectInfo]) -> bool:
-    """Whether the user of this list, which was loaded from a local copy or is in
+    """Return whether the user of this list, which was loaded from a local copy or is in
     memory, does not exist any more.
 
     infos: the bundles of the list in the bucket. A bundle that is known says that it is

@@ -423,7 +423,8 @@ class HeaderSource:
         return True if self.in_header(needle) else None
 
     def in_header(self, needle: Needle) -> bool:
-        """Whether the header, names of fields included, has the needle anywhere."""
+        """Return whether the header, names of fields included, has the needle
+        anywhere."""
         if self._found is None or needle.text not in self._needles.by_text:
             self._needles = self._needles.with_(needle)
             self._found = self._look()
@@ -437,8 +438,8 @@ class HeaderSource:
 
 
 def _spells_otherwise(lower: bytes) -> bool:
-    """Whether bytes in lower case have a sign that ASCII letters are encoded in other
-    bytes."""
+    """Return whether bytes in lower case have a sign that ASCII letters are encoded in
+    other bytes."""
     return any(map(lower.__contains__, _ASCII_OTHERWISE))
 
 

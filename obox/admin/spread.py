@@ -34,21 +34,23 @@ class Goes(enum.Enum):
     """Which process runs a verb."""
 
     HERE = enum.auto()
-    """The process that is asked: it is about the process, the configuration, or the
-    directory, which all have."""
+    """The process that is asked. The verb is about this process, the configuration, or
+    the directory, which all processes have."""
     OWNER = enum.auto()
     """The process that serves the user."""
     ALL = enum.auto()
-    """Every process; their rows are joined."""
+    """Every process. The rows of all are joined."""
     ONE = enum.auto()
-    """Any process: it is about the bucket or a file, and each would say the same."""
+    """Any process. The verb is about the bucket or a file, and each process would give
+    the same answer."""
 
 
 ONE: Final = frozenset({"storageCheck", "storageFinishUpgrade", "metacacheUnpack"})
 JOINED: Final = frozenset(
     {"who", "kick", "metacacheList", "metacacheStatus", "metacacheFlushall", "fscacheStatus", "logErrors"}
 )
-"""What a cluster joins. Other verbs of a server are for the backend that is asked."""
+"""A cluster joins the rows of these verbs. Other verbs of a server run at the backend
+that is asked."""
 NAMED: Final = frozenset({"oboxUserRename"})
 """About a single user, whom the parameter `user` names. They select no users."""
 OWNERS: Final = frozenset({"clusterUserKick"})
@@ -122,7 +124,7 @@ def is_single(params: Selection, count: int) -> bool:
 async def joined(
     calls: Sequence[Call], ask: Ask, verb: Verb, *, many: bool, column: str, always: bool = False
 ) -> AsyncIterator[Event]:
-    """Ask all side by side, and make their events one stream.
+    """Ask all at the same time, and join their events into one stream.
 
     many: rows of users begin with the name. column: names the process in rows of a
     server that have no user, or in all of them (always).
@@ -146,7 +148,7 @@ async def joined(
 
 
 async def events_of(calls: Sequence[Call], ask: Ask) -> AsyncIterator[tuple[Call, Event]]:
-    """Ask all side by side; their events as they come."""
+    """Ask all at the same time, and yield their events as they come."""
     events: asyncio.Queue[tuple[Call, Event] | None] = asyncio.Queue(maxsize=100)
 
     async def one(call: Call) -> None:
@@ -181,8 +183,8 @@ def _reason(error: OSError) -> str:
 
 
 async def decoded(lines: AsyncIterable[bytes], call: Call) -> AsyncIterator[Event]:
-    """The events of an answer in lines, as `obox.admin.http` writes it. Raises OSError:
-    it was cut short."""
+    """Yield the events of an answer in lines, as `obox.admin.http` writes it. Raises
+    OSError: it was cut short."""
     ended = False
     async for line in lines:
         try:

@@ -1,7 +1,7 @@
-"""The client's side of HTTP/1.1 as our own server (`obox.server.http`) speaks it:
-answers have a length, or come in chunks.
+"""The client's side of HTTP/1.1, for answers of `obox.server.http`: they have a length,
+or come in chunks.
 
-What fails is an OSError. It does not know addresses, TLS, or what is asked.
+A failure is an OSError. This module does not know addresses, TLS, or what is requested.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class Peer:
     """The other end of a connection, for all its requests.
 
     remote: its address, "" on a unix socket; local: on this machine; tls: the
-    connection is encrypted up to here; behind: a proxy speaks for it. exchange: what a
+    connection is encrypted up to here; behind: a proxy is in front. exchange: what a
     route keeps from one request for the next.
     """
 

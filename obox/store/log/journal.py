@@ -162,14 +162,14 @@ class Journal:
         self._busy = False
         self._stopping = False
         self._first: dict[tuple[str, str], tuple[int, float]] = {}
-        """By (user, box): the `seq` of the first change that no bundle covers, and when
-        it was staged."""
+        """The `seq` of the first change that no bundle covers, and when it was staged,
+        by (user, box)."""
         self._carried: dict[tuple[str, str], float] = {}
-        """By (user, box): when the oldest change that was carried forward was
-        staged."""
+        """When the oldest change that was carried forward was staged, by (user,
+        box)."""
         self._deletions: dict[str, int] = {}
-        """By user: the `seq` that records the user's deletion, while boots before ours
-        may still be read."""
+        """The `seq` that records a user's deletion, while earlier boots may still be
+        read."""
         self.covered: list[tuple[str, int, float]] = []
         """(boot, `seq` below which all is covered, time by `clock`): what may be
         deleted after the delay."""

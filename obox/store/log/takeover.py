@@ -39,10 +39,10 @@ from .fence import Boot, Ended, Replayed, boots_of, fence, list_journals, look, 
 log = structlog.get_logger()
 
 BOOT_MS_DIGITS: Final = 12
-"""Of a boot's name: when it began, unix milliseconds."""
+"""These digits of a boot's name say when it began, in unix milliseconds."""
 
 CLOCKS_S: Final = 60.0
-"""How much the bucket's clock and ours may differ."""
+"""The bucket's clock and this machine's may differ by so much."""
 
 
 class LastBoot(msgspec.Struct):

@@ -24,7 +24,7 @@ from ..env import Env
 from ..stamp import name_of
 
 CLOCKS_MS: Final = 60_000.0
-"""How much the bucket's clock and ours may differ."""
+"""The bucket's clock and this machine's may differ by so much."""
 
 
 async def replaced(env: Env, box: RootBox, infos: list[ObjectInfo]) -> bool:

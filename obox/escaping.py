@@ -1,8 +1,8 @@
 """A name as one element of a key in the bucket, and the name back out of the element.
 
 Invariant: `unescape(escape(name)) == name`, and no two names have one element. An
-element is safe lower-case ASCII without a `/` (docs/format.md, "Keys"). Refuses to
-know: whose name it is. A leaf: imports nothing of obox.
+element is safe lower-case ASCII without a `/` (docs/format.md, "Keys"). This leaf does
+not know whose name it is, and imports nothing of obox.
 
 Diagnostics: ValueError only.
 """

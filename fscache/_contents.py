@@ -278,7 +278,7 @@ class Contents:
         return progress
 
     def end_round(self) -> None:
-        """No round is under way any more."""
+        """Note that no round is under way any more."""
         self._in_round.clear()
         self._superseded.clear()
 
@@ -299,8 +299,8 @@ class Contents:
     def apply(self, found: Found, known: Mapping[str, Entry], now: float) -> Differences:
         """Make the accounts agree with a recount.
 
-        known: the entries that the recount was compared with. An entry that is another
-        by now is left alone, and so are files in `removals`, which are still counted.
+        known: the entries that the recount was compared with. An entry that has changed
+        since stays, and so do files in `removals`, which are still counted.
         """
         difference = added = removed = changed = 0
         for name in found.gone:

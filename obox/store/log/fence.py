@@ -129,7 +129,7 @@ async def list_journals(env: Env) -> list[ObjectInfo]:
 
 def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
     """Return the boots in a LIST of journals, by backend and time. Foreign objects are
-    logged and left alone."""
+    logged and stay."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for info in infos:
         try:

@@ -1,9 +1,10 @@
 """A directory in memory with the faults of real directories, for tests and simulations.
 
 `MemoryReplica` has the rows of one site. Each member reaches it through a
-`MemoryDirectory` of its own, with faults of its own: unavailable, lost writes, old
-reads. Replicas that are joined give each other their writes late. Clock, sleep and
-chance are parameters, so that a run under a virtual clock is repeatable.
+`MemoryDirectory` of its own, which has faults of its own: it does not answer, loses
+writes, or answers with old rows. Replicas that are joined send each other their writes
+late. Clock, sleep and chance are parameters, so that a run under a virtual clock can be
+repeated.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ Place = tuple[Kind, str]
 
 @dataclass
 class Faults:
-    """What goes wrong for one member. Fractions are of 1.
+    """The faults of one member's directory. Fractions are of 1.
 
     cut: nothing is answered. lost: writes that are answered and never arrive.
     unanswered: writes that raise Unavailable, half of which arrive. failed: reads that
     raise Unavailable. old: reads that are answered with the rows as they were at most
-    old_s ago. latency_s: of each operation, at most.
+    old_s ago. latency_s: the longest time that an operation takes.
     """
 
     cut: bool = False
@@ -46,11 +47,11 @@ class _Write(NamedTuple):
 
 
 HISTORY_MAX: Final = 128
-"""Rows that are kept of a key: those of the last minute at least."""
+"""So many rows of a key are kept. They last for a minute at least."""
 
 
 class MemoryReplica:
-    """The rows of one site, with what each key had before."""
+    """The rows of one site, and the earlier rows of each key."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -63,7 +64,7 @@ class MemoryReplica:
             join.send(self._clock(), place, row)
 
     def arrive(self, place: Place, row: Row) -> None:
-        """A write, without passing it on."""
+        """Take a write, and do not pass it on."""
         writes = self._written[place[0]].setdefault(place[1], [])
         if row.beats(writes[-1].row if writes else None):
             writes.append(_Write(self._clock(), place, row))
@@ -71,11 +72,11 @@ class MemoryReplica:
             del writes[: HISTORY_MAX // 2]
 
     def rows(self, *, age_s: float = 0.0) -> dict[Place, Row]:
-        """All rows as they were age_s ago."""
+        """Return all rows as they were age_s ago."""
         return {(kind, key): row for kind in Kind for key, row in self.rows_of(kind, age_s=age_s).items()}
 
     def rows_of(self, kind: Kind, *, age_s: float = 0.0) -> dict[str, Row]:
-        """The rows of a kind as they were age_s ago."""
+        """Return the rows of a kind as they were age_s ago."""
         for join in self._joined:
             join.deliver(self._clock())
         until = self._clock() - age_s
@@ -88,15 +89,16 @@ class MemoryReplica:
         return found
 
     def restore(self, rows: dict[Place, Row]) -> None:
-        """Replace all rows by these rows, as a restore from a backup does, whatever has
-        been written since."""
+        """Replace all rows by these rows, as a restore from a backup does. Later rows
+        are lost."""
         self._written = {kind: {} for kind in Kind}
         for (kind, key), row in rows.items():
             self._written[kind][key] = [_Write(self._clock(), (kind, key), row)]
 
     def join(self, other: MemoryReplica, delay_s: float) -> _Join:
-        """Give each other all later writes, delay_s late. Returns the link, which can
-        be cut: it keeps what it was given, and delivers when it has healed.
+        """Pass all later writes to the other replica and back, delay_s late. Returns
+        the link, which can be cut. It then keeps the writes, and delivers them when it
+        is healed.
         """
         link = _Join(self, other, delay_s)
         self._joined.append(link)

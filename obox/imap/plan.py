@@ -177,7 +177,7 @@ class Plan:
     def columns(
         self, table: Table, where: Where, flags: FlagsOf, fields: Sequence[Fields], headers: Sequence[Sequence[bytes]]
     ) -> list[Sequence[Any]]:
-        """Values for the gaps, for the rows at `where`. Not for a plan that needs
+        """Return values for the gaps, for the rows at `where`. The plan must not need
         mails.
 
         headers: for each row what is cut from its header, for each item that asks for
@@ -199,7 +199,7 @@ class Plan:
 
 
 def _short(item: FetchAttr | Body) -> bool:
-    """Whether an item has no strings: numbers, a date or flags."""
+    """Return whether an item has no strings: numbers, a date or flags."""
     return not isinstance(item, Body) and item not in CACHED
 
 

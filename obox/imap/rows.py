@@ -20,11 +20,11 @@ from obox.mailbox import State, Table, UidArray
 from obox.mailbox.view import View
 
 ANSWER_BYTES: Final = 1 << 20
-"""Bytes of lines that are made at a time. A slow client may leave as many in the
+"""So many bytes of lines are made at a time. A slow client may leave as many in the
 transport."""
 LINE_BYTES: Final = 128
-"""Of a line beside its flags, strings and the names of its sections: numbers and
-dates."""
+"""The numbers and dates of a line take so many bytes. Flags, strings and names of
+sections come beside them."""
 
 Where = npt.NDArray[np.intp]
 FlagsOf = Callable[[Table, Where], list[bytes]]

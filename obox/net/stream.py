@@ -304,7 +304,7 @@ class Stream(asyncio.Protocol, ABC):
             self.arm(again_s)
 
     def _gone(self) -> None:
-        """The transport has ended: stop the timer, drop output, and wake the writer."""
+        """Stop the timer, drop output, and wake the writer: the transport has ended."""
         self._lost = self._closing = True
         self._disarm()
         self._out = ()

@@ -430,7 +430,8 @@ class HeaderSource:
         return True if self.in_header(needle) else None
 
     def in_header(self, needle: Needle) -> bool:
-        """Whether the header, names of fields included, has the needle anywhere."""
+        """Return whether the header, names of fields included, has the needle
+        anywhere."""
         if self._found is None or needle.text not in self._needles.by_text:
             self._needles = self._needles.with_(needle)
             self._found = self._look()

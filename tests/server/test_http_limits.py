@@ -4,8 +4,11 @@ first, and the log has no error."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
+import tracemalloc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -260,6 +263,60 @@ async def test_a_client_that_leaves(send: bytes, how: str, log: Any, slow: Slow)
         await asyncio.sleep(0.05)
         slow.go.set()
         assert (await client.get("/healthz")).text == "ok\n"
+
+
+LARGE = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 4_000_000
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        b"",
+        b"GET /hea",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        LARGE,
+        LARGE.replace(b"/body", b"/nothing"),
+    ],
+    ids=lambda send: send[:16].decode(),
+)
+async def test_reference_counts_free_a_connection(
+    send: bytes, log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client leaves. The garbage collector finds nothing of its connection, and the
+    body that it has sent so far is released."""
+    made: list[weakref.ref[object]] = []
+    plain = http._Protocol.connection_made
+
+    def connection_made(protocol: Any, transport: Any) -> None:
+        made.append(weakref.ref(protocol))
+        plain(protocol, transport)
+
+    async with served(slow.app(), TCP, log) as client:
+        assert (await client.get("/healthz")).status_code == 200
+        monkeypatch.setattr(http._Protocol, "connection_made", connection_made)
+        gc.collect()
+        gc.disable()
+        try:
+            tracemalloc.start(1)
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(3):
+                reader, writer = await opened(client)
+                writer.write(send)
+                await asyncio.sleep(0.05)
+                writer.transport.abort()
+                del reader, writer
+            slow.go.set()
+            async with asyncio.timeout(PATIENT_S):
+                while any(one() for one in made):  # noqa: ASYNC110 - nothing says so
+                    await asyncio.sleep(0.01)
+            assert len(made) == 3
+            assert tracemalloc.get_traced_memory()[0] - before < 1 << 20
+        finally:
+            tracemalloc.stop()
+            gc.enable()
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])

@@ -303,8 +303,8 @@ async def test_a_users_and_the_servers_share(tmp_path: Path) -> None:
 
 
 async def test_all_users_share_the_servers_budget(tmp_path: Path) -> None:
-    """Each of four users has a quarter. A fifth user has nothing left, neither in memory
-    nor in files, until one of the four has ended."""
+    """Each of four users has a quarter. A fifth user has nothing left, neither in
+    memory nor in files, until one of the four has ended."""
     settings = ImapSettings(append_memory_max=4 * MIB, append_spool_max=4 * MIB, spool_dir=tmp_path / "spool")
     async with serving_real(tmp_path, settings) as running:
         intake = running.imap.context.intake

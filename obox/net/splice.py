@@ -8,7 +8,8 @@ protocol of its own, which writes its bytes to the other side's transport.
     open --a side sends no more--> half: the other side learns it, its bytes still come
     open, half --a side is gone, `stop`--> ending: what was read goes out, and no more
         is read
-    open, half, ending --both sides are gone--> the registry forgets the splice
+    open, half, ending --both sides are gone--> the registry forgets the splice, and
+        nothing refers to its sides any more
 
 Flow. When the transport of a side holds more than BUFFER_BYTES, the other side is not
 read until it has sent them. So a splice holds at most that, and one read, each way.
@@ -77,6 +78,11 @@ class _Side(asyncio.Protocol):
         if not self.held and not self.gone and not self.transport.is_closing():
             self.held = True
             self.transport.pause_reading()
+
+    def release(self) -> None:
+        """Drop every reference, so that no cycle is left: the buffers of a connection
+        under TLS are large, and the garbage collector runs too seldom."""
+        del self.splice, self.other, self.transport
 
     def resume(self) -> None:
         if self.held and not self.gone and not self.transport.is_closing():
@@ -237,6 +243,8 @@ class Splice:
         registry.leave(self, remote, user)
         self.hub.count(-1)
         self._leg.ended(self.client.bytes_in, self.owner.bytes_in, self.reason)
+        for one in (self.client, self.owner):
+            one.release()
 
     def end(self, reason: str) -> None:
         """Close both sides, once what was read has gone out."""

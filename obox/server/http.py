@@ -27,6 +27,7 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -235,6 +236,10 @@ class _Protocol(H11Protocol, asyncio.BufferedProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Send 400, or end the connection if a response has already begun."""
+        if (error := sys.exc_info()[1]) is not None:
+            # h11 raises it in a frame that refers to it. That cycle would hold this
+            # connection until the garbage collector runs.
+            error.__traceback__ = None
         if self._busy:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

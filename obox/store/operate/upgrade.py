@@ -52,7 +52,6 @@ from ...objectstore.codec import Codec
 from ...objectstore.keys import (
     ROOT,
     bundles_prefix,
-    journal_prefix,
     mails_prefix,
     owner_of,
     parse_bundle_key,
@@ -64,6 +63,7 @@ from ...turn import Turn
 from ...types import Guid, Owner, StorageId
 from ..backend import mark
 from ..env import is_large
+from ..log.fence import list_journals
 from ..log.journal import JournalObject
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.purge import is_mail
@@ -358,7 +358,7 @@ async def _finish_journal(store: MailStore, left: Left) -> None:
     env = store.env
     turn = Turn(env.clock)
     keys = []
-    for info in await env.listing(journal_prefix(), kind="journal"):
+    for info in await list_journals(env):
         if _is_journal(info.key):
             keys.append(info.key)
         if turn.over():

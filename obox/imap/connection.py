@@ -22,7 +22,7 @@ from obox.imap.session import Session
 from obox.imap.states import BEFORE_LOGIN
 from obox.imap.updates import report
 from obox.net import Connection as Engine
-from obox.net import Flow, Who, Why, client_tls, speak_for
+from obox.net import Flow, Who, Why, client_tls, speak_for, spoken_for
 
 if TYPE_CHECKING:
     from obox.net.splice import Leg
@@ -108,7 +108,7 @@ class Connection(Engine):
         if session.idling:
             self.context.counters.idle(-1)
         try:
-            await session.finish(self.hub.now() - self.since)
+            await session.finish()
         finally:
             self.parser.close()
             session.break_cycles()
@@ -141,6 +141,14 @@ class Connection(Engine):
     def client_tls(self) -> bool:
         return client_tls(self)
 
+    @property
+    def duration_s(self) -> float:
+        return self.hub.now() - self.since
+
+    @property
+    def spoken_for(self) -> bool:
+        return spoken_for(self)
+
     def speak_for(self, remote: str, *, tls: bool) -> None:
         speak_for(self, remote, tls=tls)
         self.flow = self.configure()
@@ -149,6 +157,12 @@ class Connection(Engine):
         self.parser.limits = self.settings.limits
         self.parser.allowed = None
         self.arm(self._look_s)
+
+    def user_left(self) -> None:
+        self.parser.limits = self.settings.anonymous_limits
+        self.parser.allowed = BEFORE_LOGIN
+        self.parser.intake = None
+        self.arm(self.settings.login_timeout_s)
 
     def idle_changed(self) -> None:
         settings, idling = self.settings, self.session.idling

@@ -381,6 +381,11 @@ def speak_for(connection: Connection, remote: str, *, tls: bool) -> None:
     connection.remote, connection._client_tls = remote, tls
 
 
+def spoken_for(connection: Connection) -> bool:
+    """Whether a member of the cluster speaks for the client."""
+    return connection._client_tls is not None
+
+
 def client_tls(connection: Connection) -> bool:
     """Whether the client uses TLS, also where a member of the cluster speaks for it.
     `Connection.tls` is about the connection with the peer."""

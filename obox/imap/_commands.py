@@ -110,6 +110,13 @@ def _login(scan: Scan, tag: bytes) -> Command:
 # -- mailboxes ---------------------------------------------------------------------------------------------------------
 
 
+def _compress(scan: Scan, tag: bytes) -> Command:
+    scan.sp("a mechanism")
+    mechanism = scan.word("a mechanism")
+    scan.end()
+    return ast.Compress(tag, mechanism)
+
+
 def _enable(scan: Scan, tag: bytes) -> Command:
     found: list[str] = []
     while not found or scan.more():
@@ -487,6 +494,7 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "AUTHENTICATE": _authenticate,
     "LOGIN": _login,
     "UNAUTHENTICATE": _bare(ast.Unauthenticate),
+    "COMPRESS": _compress,
     "ENABLE": _enable,
     "SELECT": _select(False),
     "EXAMINE": _select(True),

@@ -95,6 +95,13 @@ class Unauthenticate(Command, frozen=True):
     NAME: ClassVar[str] = "UNAUTHENTICATE"
 
 
+class Compress(Command, frozen=True):
+    """mechanism: in capitals. RFC 4978."""
+
+    NAME: ClassVar[str] = "COMPRESS"
+    mechanism: str
+
+
 class Enable(Command, frozen=True):
     """RFC 5161.
 

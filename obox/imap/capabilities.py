@@ -53,15 +53,26 @@ AFTER_LOGIN: Final = (
 
 
 @lru_cache(maxsize=16)
-def capabilities(*, logged_in: bool, secure: bool, starttls: bool, append_limit: int, forwarded: bool = False) -> bytes:
+def capabilities(
+    *,
+    logged_in: bool,
+    secure: bool,
+    starttls: bool,
+    append_limit: int,
+    forwarded: bool = False,
+    compressed: bool = False,
+) -> bytes:
     """Return the list without the word CAPABILITY. secure: whether passwords are
     accepted on this connection. starttls: whether TLS can begin. forwarded: whether
-    another server has checked the user's password.
+    another server has checked the user's password. compressed: whether the connection
+    is compressed, which it stays.
     """
     words = list(ALWAYS)
     if logged_in:
         words += AFTER_LOGIN
-        if not forwarded:
+        if not compressed:
+            words.append("COMPRESS=DEFLATE")  # RFC 4978
+        if not (forwarded or compressed):
             words.append("UNAUTHENTICATE")  # RFC 8437
         words.append(f"APPENDLIMIT={append_limit}")  # RFC 7889
     else:

@@ -25,9 +25,10 @@ class Later:
 
 
 def _handlers() -> dict[type[ast.Command], Handler]:
-    from obox.imap.commands import quota, replace, sort, thread, unauthenticate
+    from obox.imap.commands import compress, quota, replace, sort, thread, unauthenticate
 
     return {
+        ast.Compress: compress.compress,
         ast.Unauthenticate: unauthenticate.unauthenticate,
         ast.GetQuota: quota.getquota,
         ast.GetQuotaRoot: quota.getquotaroot,

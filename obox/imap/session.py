@@ -56,7 +56,8 @@ class Channel(Protocol):
     ended: why the connection ends, for the log. full: whether enough output is gathered
     that it should be flushed. tls, client_tls: whether this connection uses TLS, and
     whether the client does; they differ when a member forwards the client. spoken_for:
-    whether a member does. duration_s: seconds since the client connected.
+    whether a member does. compressed: whether COMPRESS is active. duration_s: seconds
+    since the client connected.
     """
 
     id: int
@@ -81,6 +82,9 @@ class Channel(Protocol):
     def spoken_for(self) -> bool: ...
 
     @property
+    def compressed(self) -> bool: ...
+
+    @property
     def duration_s(self) -> float: ...
 
     def speak_for(self, remote: str, *, tls: bool) -> None:
@@ -101,6 +105,12 @@ class Channel(Protocol):
 
     async def start_tls(self) -> None:
         """Continue under TLS."""
+
+    def start_compression(self) -> None:
+        """Compress what is written from now on, and inflate what the client sends.
+
+        `obox.net.deflate` is imported already.
+        """
 
     def close(self) -> None:
         """Send what is gathered and close."""
@@ -213,6 +223,7 @@ class Session:
             starttls=self.context.upgrade is not None and not self.out.tls,
             append_limit=self.settings.mail_bytes_max,
             forwarded=self.out.spoken_for,
+            compressed=self.out.compressed,
         )
 
     def greeting(self) -> bytes:

@@ -50,6 +50,7 @@ _NOT_AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
 _AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
     **_ANY,
     ast.Unauthenticate: Later(ast.Unauthenticate),
+    ast.Compress: Later(ast.Compress),
     ast.Enable: auth.enable,
     ast.Select: select.select,
     ast.Create: mailboxes.create,

@@ -16,9 +16,10 @@ async def unauthenticate(session: Session, command: ast.Unauthenticate) -> Reply
     ends the connection. RFC 8437 §3.
 
     Where another server speaks for the client, the next login would have to be checked
-    there, so such a session cannot go back.
+    there, so such a session cannot go back. A compressed connection cannot either: the
+    end of its compressed input would not be known (RFC 8437 §4.1).
     """
-    if session.out.spoken_for:
+    if session.out.spoken_for or session.out.compressed:
         return bad("UNAUTHENTICATE is not offered here")
     name = session.user_name
     try:

@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import STORES, Client, Running
 
 from obox.imap import intake
+from obox.imap.commands import catenate
 from obox.imap.settings import ImapSettings
 
 HEAD = b"Subject: first\r\nFrom: a@b\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
@@ -120,6 +122,23 @@ async def test_the_size_of_the_mail_is_limited(running: Running, client: Client)
     assert lines[-1].startswith(b"NO [TOOBIG] ")
     lines = await client.cmd(b"APPEND Sent CATENATE (%b)" % text(b""))
     assert lines[-1].startswith(b"NO ")
+
+
+async def test_what_is_too_big_is_not_gathered(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fields of a header, which are in memory, are not taken 500 times."""
+    await client.append("INBOX", b"X: " + b"y" * 1_000_000 + b"\r\n\r\n")
+    taken: list[int] = []
+    plain = catenate.section
+
+    def section(mail: bytes, *given: Any) -> Any:
+        taken.append(len(mail))
+        return plain(mail, *given)
+
+    monkeypatch.setattr(catenate, "section", section)
+    pieces = b" ".join([url(b"/INBOX/;UID=2/;SECTION=HEADER.FIELDS%20(X)")] * 500)
+    lines = await client.cmd(b"APPEND Sent CATENATE (%b)" % pieces)
+    assert lines[-1].startswith(b"NO [TOOBIG] ")
+    assert len(taken) < 30
 
 
 async def test_several_mails_and_large_literals(running: Running, client: Client) -> None:

@@ -78,10 +78,16 @@ async def assembled(session: Session, command: ast.Append) -> ast.Append | Reply
                 messages.append(message)
                 continue
             try:
-                pieces = [await urls.find(one.url) if isinstance(one, ast.Url) else one for one in message.pieces]
-                size = sum(map(len, pieces))
-                if not 0 < size <= session.settings.mail_bytes_max:
-                    return no(f"The mail would have {size} bytes", "TOOBIG" if size else None)
+                pieces: list[_Piece] = []
+                size = 0
+                for one in message.pieces:
+                    pieces.append(await urls.find(one.url) if isinstance(one, ast.Url) else one)
+                    size += len(pieces[-1])
+                    # Now, because pieces of headers are in memory.
+                    if size > session.settings.mail_bytes_max:
+                        return no("The mail would be too big", "TOOBIG")
+                if not size:
+                    return no("An empty mail cannot be stored")
                 messages.append(replace(message, data=await _joined(incoming, pieces, size), pieces=()))
             except _BadUrl as bad:
                 return no("There is no such mail or part", b"BADURL " + bad.url if bad.url else None)

@@ -297,7 +297,8 @@ class Connection(Stream):
                     await self.flush()
                 if self._eof:
                     self.close()
-                if not (self._fed or self.pending):
+                # It may have been stopped while the output was handed over.
+                if not (self._fed or self.pending or (self._stop_reason and self.may_stop)):
                     break
         except OSError as error:  # also ConnectionError, TimeoutError, ssl.SSLError
             self.ended = self.ended or str(error)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from obox.store.content import Part, Section, header_fields, section
+from obox.store.content import Part, Section, fields_cutter, section
 
 
 def literal(data: bytes) -> bytes:
@@ -47,6 +47,11 @@ class Body:
         return not self.spec.path and not self.spec.what
 
     @property
+    def entire(self) -> bool:
+        """Whether it is the whole mail, and not only a range of its octets."""
+        return self.whole and self.start is None
+
+    @property
     def number(self) -> bool:
         """Whether the value is a number."""
         return False
@@ -79,10 +84,10 @@ class Body:
         partial = self.partial
         if what == "HEADER":
             return literal if self.start is None else lambda header: literal(partial(header))
-        names, invert = frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT"
+        cut = fields_cutter(frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT")
         if self.start is None:
-            return lambda header: literal(header_fields(header, names, invert))
-        return lambda header: literal(partial(header_fields(header, names, invert)))
+            return lambda header: literal(cut(header))
+        return lambda header: literal(partial(cut(header)))
 
     def of_mail(self, mail: bytes, root: Part | None) -> bytes:
         """Return the answer's value from the mail and its structure."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final
 
 from obox.imap import wire
@@ -43,9 +44,9 @@ COLUMNS: Final[dict[FetchAttr, tuple[bytes, Callable[[Table, Where], list[Any]]]
     FetchAttr.PREVIEW_LAZY: (b"PREVIEW %b", lambda table, where: [b"NIL"] * len(where)),
 }
 CACHED: Final[dict[FetchAttr, tuple[bytes, Callable[[Fields], bytes]]]] = {
-    FetchAttr.ENVELOPE: (b"ENVELOPE %b", lambda fields: fields.envelope),
-    FetchAttr.BODY: (b"BODY %b", lambda fields: fields.body),
-    FetchAttr.BODYSTRUCTURE: (b"BODYSTRUCTURE %b", lambda fields: fields.bodystructure),
+    FetchAttr.ENVELOPE: (b"ENVELOPE %b", attrgetter("envelope")),
+    FetchAttr.BODY: (b"BODY %b", attrgetter("body")),
+    FetchAttr.BODYSTRUCTURE: (b"BODYSTRUCTURE %b", attrgetter("bodystructure")),
 }
 
 
@@ -94,7 +95,7 @@ class Plan:
     def columns(
         self, table: Table, where: Where, flags: FlagsOf, fields: Sequence[Fields], headers: Sequence[Sequence[bytes]]
     ) -> list[Sequence[Any]]:
-        """Values for the gaps, for the rows at `where`. Not for a plan that needs
+        """Return values for the gaps, for the rows at `where`. The plan must not need
         mails.
 
         headers: for each row what is cut from its header, for each item that asks for
@@ -111,13 +112,12 @@ class Plan:
             elif item in COLUMNS:
                 out.append(COLUMNS[item][1](table, where))
             else:
-                get = CACHED[item][1]
-                out.append([get(one) for one in fields])
+                out.append(list(map(CACHED[item][1], fields)))
         return out
 
 
 def _short(item: FetchAttr | Body) -> bool:
-    """Whether an item has no strings: numbers, a date or flags."""
+    """Return whether an item has no strings: numbers, a date or flags."""
     return not isinstance(item, Body) and item not in CACHED
 
 

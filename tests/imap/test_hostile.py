@@ -222,6 +222,8 @@ async def test_list_of_many_mailboxes_and_patterns_lets_others_run(running: Runn
             b'LIST "" (%b)' % patterns,
             b'LIST (SUBSCRIBED RECURSIVEMATCH) "" ("*zz" "Projects" "Projects/%")',
             b'LSUB "" "*s*t*%"',
+            b'LIST "" "*"',
+            b'LSUB "" "*"',
         ):
             client.send(b"a " + command + b"\r\n")
             line, served = await served_beside(client, other, b"a")

@@ -38,12 +38,12 @@ T = TypeVar("T")
 PATH: Final = "/doveadm/v1"
 CONNECT_S: Final = 10.0
 SILENCE_S: Final = 120.0
-"""Time without a byte from the source. The source may upload a user's mailboxes before
-it sends."""
+"""The longest time without a byte from the source. The source may upload a user's
+mailboxes before it sends."""
 READ_BYTES: Final = 256 * 1024
 ANSWER_BYTES_MAX: Final = 64 * 1024
 TOLD_CHARS_MAX: Final = 300
-"""Characters of the source's message that we repeat."""
+"""The source's message is repeated up to so many characters."""
 
 
 class MetacachePullParams(Selection, kw_only=True):
@@ -85,10 +85,10 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
     Then mailboxes open here without reading bundles.
 
     The source uploads important changes before. kept: mailboxes whose copy here is as
-    new, or is open; an open mailbox is compared with the bucket. If it is cut short,
-    run it again. Exit 68 or 69 if the source does not answer, 77 if the source refuses
-    the key, 1003 (a shell sees 235) if the source is outdated, and 75 if copies stay
-    there in spite of --clean.
+    new, or is open; an open mailbox is compared with the bucket. If the command is
+    interrupted, run it again. Exit 68 or 69 if the source does not answer, 77 if the
+    source refuses the key, 1003 (a shell sees 235) if the source is outdated, and 75 if
+    copies stay there in spite of --clean.
     """
     from ..store.operate.pull import Incoming
 
@@ -262,7 +262,7 @@ class _Source:
 
 
 def _why(error: Exception) -> str:
-    """Describe a network error in our own words, because an exception of http.client
+    """Describe a network error in words of obox, because an exception of http.client
     quotes the answer.
     """
     if isinstance(error, TimeoutError):

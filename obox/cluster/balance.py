@@ -1,8 +1,8 @@
 """Which groups should move so that each backend has its share: a pure function.
 
-A share is by load factor first. If machines are busy and differ much, groups move from
-the busiest to the idlest, so far as the share by load factor allows: load factors stay
-what the operator wants, and a measurement corrects them.
+The share of a backend follows from its load factor. If machines are busy and differ
+much, groups move from the busiest machine to the idlest. The CPU changes a share by at
+most SHIFT_MAX, because the operator has set the load factors.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from typing import Final, NamedTuple
 from .assign import rank
 
 BUSY: Final = 0.5
-"""CPU of the busiest machine, as a fraction, below which only load factors count."""
+"""Only load factors count while the CPU of the busiest machine is below this
+fraction."""
 
 APART: Final = 0.2
 """Machines whose CPU differs by less are equally busy."""
 
 SHIFT_MAX: Final = 0.25
-"""How far CPU changes a share by load factor, as a fraction of it."""
+"""The CPU changes a share by at most this fraction of it."""
 
 MEMORY_MAX: Final = 0.95
 """A machine that uses more of its memory, as a fraction, gets no groups."""
 
 
 class Shift(NamedTuple):
-    """A move that is proposed. why: for people."""
+    """A move that is proposed. why: the reason, as a text for people."""
 
     unit: str
     source: str
@@ -35,7 +36,7 @@ class Shift(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Of a backend's machine, as fractions of 1."""
+    """The load of a backend's machine, as fractions of 1."""
 
     cpu: float
     memory: float
@@ -44,12 +45,13 @@ class Load(NamedTuple):
 def balance(
     owned: Mapping[str, Sequence[str]], weights: Mapping[str, float], loads: Mapping[str, Load] | None = None
 ) -> list[Shift]:
-    """Moves after which no further move brings two backends closer to their shares.
+    """Return moves after which no further move brings two backends closer to their
+    shares.
 
-    owned: units by backend, those that are on their way counted at their destination;
-    weights: load factors of the backends that may have units; loads: of their machines,
-    where they are known. Backends without a weight keep what they have. A unit goes
-    where its rendezvous order prefers, if it can.
+    owned: units by backend, where a unit that is moving counts at its destination;
+    weights: load factors of the backends that may have units; loads: the loads of their
+    machines, as far as they are known. Backends without a weight keep what they have.
+    The units that move to a backend are those that prefer it by rendezvous order.
     """
     loads = loads or {}
     takers = {name: weight for name, weight in weights.items() if weight > 0 and not _is_full(loads.get(name))}
@@ -71,7 +73,7 @@ def balance(
 
 
 def shares(counts: Mapping[str, int], weights: Mapping[str, float], loads: Mapping[str, Load]) -> dict[str, float]:
-    """How many units each backend should have. counts: how many it has."""
+    """Return how many units each backend should have. counts: how many it has."""
     total, whole = sum(counts.values()), sum(weights.values())
     by_factor = {name: total * weight / whole for name, weight in weights.items()}
     takers = [name for name, weight in weights.items() if weight > 0]
@@ -79,7 +81,7 @@ def shares(counts: Mapping[str, int], weights: Mapping[str, float], loads: Mappi
     if len(cpus) < len(takers) or not total or max(cpus.values()) < BUSY:
         return by_factor
     if max(cpus.values()) - min(cpus.values()) < APART:
-        # What an earlier balance has done for the CPU stays, and only that.
+        # A difference that an earlier balance has made because of the CPU stays.
         near = all(abs(counts[name] - by_factor[name]) <= by_factor[name] * SHIFT_MAX + 1 for name in takers)
         return by_factor | {name: float(counts[name]) for name in takers} if near else by_factor
     mean = sum(cpus.values()) / len(cpus)
@@ -87,7 +89,7 @@ def shares(counts: Mapping[str, int], weights: Mapping[str, float], loads: Mappi
     for name in takers:
         # A backend that is new is idle because it has few groups.
         count = counts[name] if cpus[name] > mean else max(counts[name], by_factor[name])
-        # Half of the way: CPU follows groups late and not exactly.
+        # Shares go half of the way, since CPU follows groups late and not exactly.
         wanted[name] = count * (1 + mean / max(cpus[name], 0.01)) / 2
     bounded = {
         name: min(max(wanted[name], by_factor[name] * (1 - SHIFT_MAX)), by_factor[name] * (1 + SHIFT_MAX))

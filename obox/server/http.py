@@ -130,7 +130,7 @@ class Peer:
     """The other end of a connection, for all its requests.
 
     remote: its address, "" on a unix socket; local: on this machine; tls: the
-    connection is encrypted up to here; behind: a proxy speaks for it. exchange: what a
+    connection is encrypted up to here; behind: a proxy is in front. exchange: what a
     route keeps from one request for the next.
     """
 
@@ -316,7 +316,8 @@ class _Places:
 
 
 def _trusted(transport: asyncio.BaseTransport) -> bool:
-    """Whether the peer is root or our own user. SO_PEERCRED, unix(7): pid, uid, gid."""
+    """Return whether the peer is root or our own user. SO_PEERCRED, unix(7): pid, uid,
+    gid."""
     sock = transport.get_extra_info("socket")
     # The loop's socket object lacks methods that are needed here.
     with socket.socket(fileno=os.dup(sock.fileno())) as own:

@@ -40,6 +40,7 @@ HELD_S_MAX = 0.5
 beside it that does not need the interpreter's lock."""
 LONGEST_COUNT: Final = 3
 """Turns that are remembered and named."""
+SAMPLES_MAX: Final = 20_000
 LOOK_S: Final = 0.006
 FRAMES_COUNT: Final = 7
 """Frames of the stack that are named, the innermost last."""
@@ -69,6 +70,9 @@ class Turns:
     held_s: float = 0.0
     count: int = 0
     samples: list[float] = field(default_factory=list)
+    """Seconds of the work of known size; in a long measurement, of each n-th."""
+    _ticks: int = 0
+    _stride: int = 1
     seen: tuple[int, str] = (-1, "")
     """The place in the code of a turn that took long, and how many turns came before
     it."""
@@ -85,6 +89,17 @@ class Turns:
             heapq.heappush(self.longest, (took, self.count, f"{_named(handle)}{seen}"))
         elif took > self.longest[0][0]:
             heapq.heapreplace(self.longest, (took, self.count, f"{_named(handle)}{seen}"))
+
+    def sample(self) -> None:
+        """Measure the work of known size. Of a long measurement a part is kept, so that
+        it takes no memory."""
+        self._ticks += 1
+        if self._ticks % self._stride:
+            return
+        self.samples.append(_sample())
+        if len(self.samples) >= SAMPLES_MAX:
+            del self.samples[::2]
+            self._stride *= 2
 
     def look(self, thread_id: int, over: threading.Event) -> None:
         """Run in a thread. Note the place of a turn that is still running at the next
@@ -178,7 +193,7 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
         nonlocal last, timer
         now = time.process_time()
         found.held_s, last = max(found.held_s, now - last), now
-        found.samples.append(_sample())
+        found.sample()
         timer = loop.call_later(tick_s, tick)
 
     timer = loop.call_later(tick_s, tick)

@@ -19,13 +19,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from structlog.testing import capture_logs
+import structlog
 from turns import turns
 
+from obox.errors import InUse
+from obox.store import MailStore
+from obox.store.backend.upload import unload
+from obox.store.user import search
+
 MEMORY_BYTES_MAX = 10 << 20
-"""The memory may grow by so many bytes in the measured part of a run, after all
-connections are closed."""
-LAST_S = 8.0
+"""The memory after a scenario may be larger by so many bytes than after the first
+scenario, which loads code and fills caches."""
+MALLOC_BYTES = 128 << 10
+"""malloc returns free memory above this size to the system. By itself it raises the
+limit up to 64 MiB, for the arena of each thread, whenever a large block is freed. So
+the memory of the process would show how large the arenas once were, and not what the
+server holds."""
+_LIBC = ctypes.CDLL(None)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+SCENARIO_S = 20.0
+"""The longest time of a scenario."""
+SCENARIOS_MIN = 3
+REST_S = 30.0
 
 
 @contextmanager
@@ -52,18 +67,27 @@ class _Records(logging.Handler):
 @contextmanager
 def no_traceback() -> Iterator[None]:
     """Assert that neither obox's log, nor uvicorn's, nor the loop's exception handler
-    has an error."""
-    handler, failures = _Records(), []
+    has an error. Other lines are dropped, so that the log takes no memory."""
+    handler, failures, bad = _Records(), [], []
+
+    def keep(logger: Any, method: str, entry: Any) -> Any:
+        if method in ("error", "critical", "exception") or entry.get("exc_info"):
+            bad.append(entry)
+        raise structlog.DropEvent
+
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: failures.append(context))
     logging.getLogger().addHandler(handler)
+    processors = structlog.get_config()["processors"]
+    plain = processors.copy()
+    # The list is changed in place, because existing loggers refer to it.
+    processors[:] = [structlog.processors.add_log_level, keep]
     try:
-        with capture_logs() as logged:
-            yield
+        yield
     finally:
+        processors[:] = plain
         logging.getLogger().removeHandler(handler)
         loop.set_exception_handler(None)
-    bad = [line for line in logged if line.get("exc_info") or line["log_level"] in ("error", "critical")]
     assert not bad, bad[0]
     assert not handler.found, handler.found[0]
     assert not failures, repr(failures[0])
@@ -72,40 +96,67 @@ def no_traceback() -> Iterator[None]:
 def memory_bytes() -> int:
     """Return the memory of this process without files. Garbage is collected first, and
     malloc gives its free memory back."""
+    for limit in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        _LIBC.mallopt(limit, MALLOC_BYTES)
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    _LIBC.malloc_trim(0)
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) << 10
     raise AssertionError("no Anonymous line")
 
 
-async def drive(seconds: float, one: Callable[[], Awaitable[object]], at_once: int = 4, *, whole: bool = False) -> int:
+async def at_rest(store: MailStore) -> None:
+    """Unload all users, as an idle backend does, and empty the caches whose size has a
+    limit of its own. No session may be left."""
+    async with asyncio.timeout(REST_S):
+        while store.users:
+            for sid in list(store.users):
+                try:
+                    await unload(store, sid, upload=True)
+                except InUse:
+                    # A connection that was cut has not ended yet.
+                    await asyncio.sleep(0.01)
+    store.env.recent.clear()
+    search.MEMO.__init__()  # type: ignore[misc]
+
+
+class Held:
+    """The memory after each scenario, which must come back to that after the first.
+
+    first: how many scenarios are the first, which load code and fill caches.
+    """
+
+    def __init__(self, first: int = 1) -> None:
+        self.bytes: list[int] = []
+        self._first = first
+
+    def check(self) -> None:
+        """Measure the memory after a scenario."""
+        self.bytes.append(memory_bytes())
+        grown = self.bytes[-1] - max(self.bytes[: self._first])
+        assert grown <= MEMORY_BYTES_MAX, f"{grown} bytes more after {len(self.bytes)} scenarios: {self}"
+
+    def __str__(self) -> str:
+        return " ".join(f"{size / (1 << 20):.1f}" for size in self.bytes[-20:]) + " MiB"
+
+
+async def drive(
+    seconds: float, one: Callable[[], Awaitable[object]], at_once: int = 4, *, rest: Callable[[], Awaitable[None]]
+) -> int:
     """Run `one` again and again, several at a time, until the time is over. Return how
     often it ran.
 
-    The first runs fill caches and load code. After them the turns of the loop are
-    measured, and in the last seconds the growth of the memory. What users make before
-    may stay: mailboxes, names and mails. whole: the server keeps nothing, so the growth
-    of the memory is measured in the whole run.
+    The time is divided into scenarios. After each of them all connections are closed,
+    and `rest` waits until the server holds nothing of users. Then the memory must be
+    that after the first scenario. The turns of the loop are measured in all scenarios.
     """
-    for _ in range(20):
-        await one()
-    count = before = 0
-    gc.collect()
-    # Garbage of the test's own modules must not be collected in a turn that is
-    # measured.
-    gc.freeze()
-    # The collection must not run in a turn that is measured.
-    await asyncio.sleep(0)
-    with no_traceback(), turns(mine=False) as found:
-        end = time.monotonic() + seconds
+    count = 0
 
+    async def scenario(end: float) -> None:
         async def again() -> None:
-            nonlocal count, before
-            while (now := time.monotonic()) < end or not count:
-                if not before and now >= end - (seconds if whole else min(LAST_S, seconds / 2)):
-                    before = memory_bytes()
+            nonlocal count
+            while time.monotonic() < end:
                 await one()
                 count += 1
 
@@ -114,9 +165,24 @@ async def drive(seconds: float, one: Callable[[], Awaitable[object]], at_once: i
                 tasks.create_task(again(), name="client")
         # Connections that were cut end in this time.
         await asyncio.sleep(0.1)
+        await rest()
+
+    for _ in range(20):
+        await one()
+    gc.collect()
+    # Garbage of the test's own modules must not be collected in a turn that is
+    # measured.
+    gc.freeze()
+    # The collection must not run in a turn that is measured.
+    await asyncio.sleep(0)
+    held = Held()
+    with no_traceback(), turns(mine=False) as found:
+        end = time.monotonic() + seconds
+        while (now := time.monotonic()) < end or len(held.bytes) < 2:
+            await scenario(now + min(SCENARIO_S, seconds / SCENARIOS_MIN))
+            held.check()
     gc.unfreeze()
-    grown = memory_bytes() - before
-    assert grown <= MEMORY_BYTES_MAX, f"{grown} bytes more after {count} runs"
+    print(f"memory after each scenario: {held}")
     found.check()
     return count
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 from adminservice import KEY, mail, running, write_config
-from fuzzing import Wire, drive, seeded, strange_text
+from fuzzing import Wire, at_rest, drive, seeded, strange_text
 
 from obox.admin import TABLE
 
@@ -169,7 +169,7 @@ async def test_http(tmp_path: Path, fuzz_seconds: float) -> None:
                 got = await wire.end()
                 answered += got.count(b"HTTP/1.1 ") if head else await asyncio.to_thread(check, got)
 
-            await drive(fuzz_seconds, one)
+            await drive(fuzz_seconds, one, rest=lambda: at_rest(service.backend.parts.store))
             assert answered
             assert (await service.client.get("/doveadm/v1")).status_code == 200
     print(f"{answered} answers")

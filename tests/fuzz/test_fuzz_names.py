@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import Path
 
 from adminservice import Service, running, write_config
-from fuzzing import Wire, drive, seeded, strange_text
+from fuzzing import Wire, at_rest, drive, seeded, strange_text
 
 ANSWER = re.compile(rb"(?:\* |\+ |[a-z][0-9]+ (?:OK|NO|BAD) )[^\r\n]*\r\n")
 """A line of an answer, whose literals were checked before. RFC 9051 §9."""
@@ -113,7 +113,7 @@ async def test_names(tmp_path: Path, fuzz_seconds: float) -> None:
                     line.decode()
                 await admin(service, rng, user, mailbox, other)
 
-            print(await drive(fuzz_seconds, one), "rounds")
+            print(await drive(fuzz_seconds, one, rest=lambda: at_rest(service.backend.parts.store)), "rounds")
             names = [row["mailbox"] for row in await service.call("mailboxList", user="anna@example.org")]
             assert len(names) == len(set(names))
             assert "INBOX" in names

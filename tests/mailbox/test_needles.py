@@ -92,7 +92,7 @@ def test_runs_of_marks_are_never_normalised_whole(value: str, calls: list[str]) 
     normalise(value)
     assert calls
     assert max(map(longest_run, calls)) <= 60, "30, each of which may be two"
-    assert max(map(len, calls)) <= 18 * (_needles.SLICE_CHARS + 32)
+    assert max(map(len, calls)) <= 18 * (8 * 1024 + 32)
     assert sum(map(len, calls)) <= 6 * len(value)
 
 

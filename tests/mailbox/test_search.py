@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -528,7 +529,7 @@ async def test_a_thousand_fields_are_read_once(decoded: list[int]) -> None:
     query = Or((*(Header(name, "x") for name in names), Header("subject", "brown")))
     assert await box.search(query) == [1]
     assert len(decoded) <= 2 * (3 + 1 + 4)
-    assert len(box.memo._columns) <= _search._MEMO_COLUMNS_MAX
+    assert len(box.memo._columns) <= 32
 
 
 async def test_names_are_not_compiled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -545,7 +546,16 @@ async def test_names_are_not_compiled_one_by_one(monkeypatch: pytest.MonkeyPatch
 
 async def test_long_queries_and_wide_columns_leave_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large comparison of columns runs in a thread, on a copy, and gives the same
-    result."""
+    result. So does the preparation of long search strings."""
+    aside: dict[str, bool] = {}
+    for name in ("evaluate", "Needle"):
+        plain = getattr(_search, name)
+
+        def noted(*given: Any, plain: Any = plain, name: str = name) -> Any:
+            aside[name] = threading.current_thread() is not threading.main_thread()
+            return plain(*given)
+
+        monkeypatch.setattr(_search, name, noted)
     monkeypatch.setattr(_search, "INLINE_CELLS", 10)
     monkeypatch.setattr(_search, "INLINE_CHARS", 10)
     box = Box(PLAIN, CODED, EIGHT)
@@ -553,7 +563,13 @@ async def test_long_queries_and_wide_columns_leave_the_loop(monkeypatch: pytest.
         (Or((Flag("\\Seen"), Smaller(1_000), UidSet(((2, 3),)))), Not(Larger(7_000)), Text("grüße aus wien" * 0))
     )
     assert await box.search(query) == [1, 2, 3]
+    assert aside == {"evaluate": True}
+    assert await box.search(And((UidSet(((2, 3),)), Text("grüße aus"), Not(Text("nothing here"))))) == [2]
+    assert aside == {"evaluate": True, "Needle": True}
+    monkeypatch.setattr(_search, "INLINE_CELLS", 1 << 40)
+    monkeypatch.setattr(_search, "INLINE_CHARS", 1 << 40)
     assert await box.search(And((UidSet(((2, 3),)), Text("grüße")))) == [2, 3]
+    assert not aside["evaluate"]
 
 
 async def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:

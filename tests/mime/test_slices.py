@@ -84,7 +84,7 @@ def test_no_call_decodes_more_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(_text, "_decode", lambda data, codec: seen.append(len(data)) or data.decode(codec, "replace"))
     for charset in (b"utf-8", b"utf-7", b"windows-1252", b"gb18030", None):
         to_text(b"+" + b"A" * 300_000 + b"\xff", charset)
-    assert max(seen) <= _text.SLICE_BYTES
+    assert max(seen) <= 32 * 1024
     assert sum(seen) <= 7 * 300_002, "each byte once, or twice where it has to be seen whether it is UTF-8"
 
 
@@ -94,7 +94,7 @@ def test_utf7_takes_each_byte_once() -> None:
     data = b"+" + b"AGEAYgBj" * 100_000
     runs = list(_text._utf7_runs(lambda: _text._cut(data))())
     assert b"".join(runs) == data
-    assert max(map(len, runs)) <= _text.SLICE_BYTES
+    assert max(map(len, runs)) <= 32 * 1024
 
 
 def test_unknown_charsets_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:

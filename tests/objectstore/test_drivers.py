@@ -147,6 +147,24 @@ async def test_a_store_that_lets_several_win_is_refused(every: int) -> None:
     assert not needs_race(open_store(Settings("memory://", conditional_put="off"), driver=bucket))
 
 
+async def test_a_store_that_keeps_what_it_refuses_is_refused() -> None:
+    """One PUT succeeds, and the others are refused. But the object is that of a PUT
+    that was refused."""
+
+    class Keeps(MemoryDriver):
+        creates_at_once = False
+
+        async def put(self, key: str, data: bytes, *, kind: Any) -> None:
+            if key in self._objects:
+                await self.replace(key, data, kind=kind)
+                raise AlreadyExists(key)
+            await super().put(key, data, kind=kind)
+
+    raced = await race(open_store(Settings("memory://"), driver=Keeps()), "_probe/")
+    assert (raced.one_winner, raced.most, raced.replaced, raced.fit) == (20, 1, 20, False)
+    assert str(raced).endswith("in 20 the object was replaced")
+
+
 async def test_the_race_says_how_many_rounds_had_one_winner() -> None:
     class Locked(Racy):
         async def put(self, key: str, data: bytes, *, kind: Any) -> None:

@@ -35,7 +35,12 @@ async def filled(user: User, name: str, *, left: int) -> Mailbox:
     return await user.box(user.entry(name).guid)
 
 
-async def test_copy_and_move_of_too_many_keywords_do_nothing(machine: Machine) -> None:
+@pytest.mark.parametrize("part", [1, 1_000])
+async def test_copy_and_move_of_too_many_keywords_do_nothing(
+    machine: Machine, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """part: of how many mails a MOVE is made at a time."""
+    monkeypatch.setattr("obox.store.user.copy.PART_MAILS", part)
     async with machine.run() as life:
         user = await life.user()
         target = await filled(user, "Sent", left=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from obox.accounts import Account
 from obox.admin import rows
@@ -387,7 +388,10 @@ async def test_balance_says_why_and_moves(board: Board) -> None:
     got = await board.rows("clusterBalance", dryRun=True)
     assert [(row["backend"], row["to"]) for row in got] == [("a", "b")] * 3
     used = "with 25% CPU and 50% memory in use"
-    assert got[0]["why"] == f"a has 5 groups {used}, its share is 1.6; b has 3 groups {used}, its share is 6.4"
+    assert got[0]["why"] == (
+        f"a has 0 users in 5 groups {used}, 55.6% of all, its share is 20.0%; "
+        f"b has 1 user in 3 groups {used}, 44.4% of all, its share is 80.0%"
+    )
     assert (await read_tables(board.directory)).pending() == {}
     assert await board.rows("clusterBalance") == got
     pending = (await read_tables(board.directory)).pending()
@@ -403,7 +407,33 @@ async def test_balance_looks_at_machines(board: Board) -> None:
     await board.put(Kind.BEATS, "a", Beat(8, "boot-a", started=900.0, load={"cpu": 0.9, "memory": 0.5}))
     (shift,) = await board.rows("clusterBalance", dryRun=True)
     assert (shift["backend"], shift["to"]) == ("a", "b")
-    assert "a has 4 groups with 90% CPU" in shift["why"]
+    assert "a has 0 users in 4 groups with 90% CPU" in shift["why"]
+
+
+async def test_balance_counts_users(board: Board, tmp_path: Path) -> None:
+    """All users are in the groups of a. A second name of a mail and disabled users do
+    not count, and pinned users count for the backend that has them."""
+    await board.put(Kind.MEMBERS, "b", Member("backend", "north", "b.example.org", {"imap": 143}, READS, "1"))
+    for number in range(GROUPS):
+        await board.put(Kind.GROUPS, group_key(number), Assigned("a" if number < 4 else "b", number + 1, 1))
+    names = [name for name in (f"user{n}" for n in range(400)) if group_of(name, GROUPS) < 4][:42]
+    lines = [f"{name}:{{PLAIN}}x::::::storage_id={name}" for name in names]
+    lines += [f"other:{{PLAIN}}x::::::storage_id={names[0]}", *(f"off{n}:{{PLAIN}}x::::::disabled" for n in range(9))]
+    (tmp_path / "many").write_text("\n".join(lines) + "\n")
+    board.admin.users = PasswdFile(tmp_path / "many", "")
+    for name in names[:2]:
+        await board.put(Kind.PINS, name, pinned_at("b"))
+    got = await board.rows("clusterBalance", dryRun=True)
+    assert got
+    assert {(row["backend"], row["to"]) for row in got} == {("a", "b")}
+    assert got[0]["why"].startswith("a has 40 users in 4 groups with 25% CPU")
+    assert "b has 2 users in 4 groups with 25% CPU" in got[0]["why"]
+
+    # Users that cannot be listed do not count, and the log says so.
+    board.admin.users = PasswdFile(tmp_path / "nothing", "")
+    with capture_logs() as logs:
+        assert await board.rows("clusterBalance", dryRun=True) == []
+    assert "users cannot be listed, groups are balanced by their number" in [line["event"] for line in logs]
 
 
 async def test_a_directory_that_does_not_answer_is_exit_69(empty: Board) -> None:

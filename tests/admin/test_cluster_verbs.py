@@ -62,6 +62,7 @@ class Board:
     def __init__(self, directory: Directory, users: PasswdFile) -> None:
         self.directory = directory
         self.probe: Any = None
+        self.kick: Any = None
         self.serves: dict[str, Assigned] | None = None
         self.reads = dict(READS)
         """What the code of the member that is asked can read."""
@@ -69,7 +70,7 @@ class Board:
         @asynccontextmanager
         async def find(*, make: bool = False) -> AsyncIterator[ClusterParts]:
             serves = None if self.serves is None else self._serves
-            yield ClusterParts(directory, "memory", "a", 15.0, self.reads, serves, self.probe)
+            yield ClusterParts(directory, "memory", "a", 15.0, self.reads, serves, self.probe, self.kick)
 
         self.admin = Admin(
             users=users, authenticator=lambda: Authenticator(users), parse_search=lambda _: None, find_cluster=find
@@ -761,7 +762,8 @@ async def test_who_is_deleted_is_pinned_no_more(board: Board) -> None:
 async def test_a_kick_needs_the_key_and_the_owner(board: Board) -> None:
     code, text = await board.fails("clusterUserKick", user=ANNA)
     assert code == 77
-    assert "http.api_key" in text
+    assert "cluster.secret_file" in text
+    assert "http.api_key" in text, "both ways are named"
     await board.put(Kind.MEMBERS, "b", Member("backend", "south", "127.0.0.1"))
     await board.put(Kind.MEMBERS, "a", Member("backend", "south", "127.0.0.1"))
     from obox.admin.parts import OwnHttp
@@ -770,6 +772,22 @@ async def test_a_kick_needs_the_key_and_the_owner(board: Board) -> None:
     code, text = await board.fails("clusterUserKick", user=ANNA)
     assert code == 69
     assert "[http]" in text
+
+
+async def test_a_kick_goes_over_the_link_where_there_is_a_secret(board: Board) -> None:
+    """No key is asked for, also while no member runs here."""
+    asked: list[tuple[str, str, str]] = []
+
+    async def kick(backend: str, member: Member, account: Account, assigned: Assigned) -> int:
+        asked.append((backend, member.address, account.name))
+        return 2 - len(asked)
+
+    board.kick = kick
+    row = await board.row("clusterUserKick", user=ANNA)
+    owner = row["backend"]
+    assert row == {"backend": owner, "connections": 1}
+    assert asked == [(owner, f"{owner}.example.org", ANNA)]
+    assert (await board.fails("clusterUserKick", user=ANNA))[0] == 68, "nobody was logged in"
 
 
 async def test_without_a_cluster(board: Board) -> None:
